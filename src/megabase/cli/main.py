@@ -1,0 +1,96 @@
+"""Entry point of the ``megabase`` command.
+
+``megabase VERB ...`` imports only the module of that verb, and that module imports torch and
+transformers only when it runs, so every ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from megabase import __version__
+from megabase.errors import MegabaseError
+
+__all__ = ["VERBS", "main"]
+
+VERBS: dict[str, tuple[str, str]] = {
+    "genome": ("megabase.cli.genome", "build, describe and verify genome stores"),
+    "pretrain": ("megabase.cli.pretrain", "pretrain a language model on a genome"),
+    "evaluate": ("megabase.cli.evaluate", "perplexity of a model beside its floors"),
+    "report": ("megabase.cli.report", "a self-contained HTML page about a run"),
+    "convert": ("megabase.cli.convert", "turn a published checkpoint into a model folder"),
+    "info": ("megabase.cli.info", "what a model is, its size, its limits; the presets"),
+    "bench": ("megabase.cli.bench", "speed and memory, measured on this machine"),
+}
+
+
+def _usage() -> str:
+    width = max(len(name) for name in VERBS)
+    rows = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in VERBS.items())
+    return (
+        "usage: megabase [-h] [--version] VERB ...\n\n"
+        "Long-range DNA language models at single-nucleotide resolution.\n\n"
+        f"verbs:\n{rows}\n\n"
+        "`megabase VERB --help` describes a verb. A bad input ends with one line on standard error\n"
+        "and exit status 2."
+    )
+
+
+def _load(verb: str) -> ModuleType:
+    return importlib.import_module(VERBS[verb][0])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv
+        Arguments without the program name; ``sys.argv[1:]`` when None.
+
+    Returns
+    -------
+    int
+        Exit status: 0 on success, 2 for input the user has to mend, 130 after an interrupt.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"megabase {__version__}")
+        return 0
+    verb = arguments[0]
+    if verb not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        print(f"megabase: error: there is no verb {verb!r}{hint} (megabase --help lists them)",
+              file=sys.stderr)  # fmt: skip
+        return 2
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    # The attribute docstrings of the configuration dataclasses are the help texts.
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    module = _load(verb)
+    parser = ArgumentParser(prog=f"megabase {verb}", description=module.__doc__)
+    try:
+        module.add_arguments(parser)
+        status = module.run(parser.parse_args(arguments[1:]))
+    except MegabaseError as error:
+        print(f"megabase {verb}: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        print(f"megabase {verb}: interrupted", file=sys.stderr)
+        return 130
+    return 0 if status is None else int(status)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,34 @@
+"""The root of every error that is the user's to mend.
+
+Each package derives its own named errors from :class:`MegabaseError`. A message says what was
+expected, what was found, where (file, line, contig, position), and what to do. The command line
+prints such an error as one line and exits with status 2.
+"""
+
+__all__ = ["MegabaseError", "MissingDependencyError"]
+
+
+class MegabaseError(ValueError):
+    """Something the user gave is not usable; the message says what, where and what to do."""
+
+
+class MissingDependencyError(MegabaseError):
+    """An optional dependency is not installed.
+
+    Parameters
+    ----------
+    package
+        Name of the package that could not be imported.
+    extra
+        Name of the extra of megabase that brings it.
+    purpose
+        What needs it, for the message.
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        self.package = package
+        self.extra = extra
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed; "
+            f"install it with: pip install 'megabase[{extra}]'"
+        )
