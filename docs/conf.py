@@ -1,0 +1,17 @@
+"""Sphinx configuration."""
+
+from megabase import __version__
+
+project = "megabase"
+author = "The megabase developers"
+copyright = "The megabase developers"
+release = version = __version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+autosummary_generate = True
+autodoc_typehints = "none"
+napoleon_google_docstring = False
+html_theme = "furo"
+html_title = "megabase"
+exclude_patterns = ["_build"]
