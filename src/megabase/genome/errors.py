@@ -1,0 +1,41 @@
+"""Named errors and warnings of the genome package."""
+
+from megabase.errors import MegabaseError
+
+__all__ = [
+    "AlphabetError",
+    "ContigAliasWarning",
+    "CoordinateError",
+    "FastaError",
+    "StoreError",
+    "TableError",
+    "UnknownContigError",
+]
+
+
+class AlphabetError(MegabaseError):
+    """A letter or a code that stands for no base."""
+
+
+class CoordinateError(MegabaseError):
+    """Coordinates that describe no interval, or reach past the end of a contig."""
+
+
+class FastaError(MegabaseError):
+    """A FASTA file that cannot be read; the message names file, line and contig."""
+
+
+class StoreError(MegabaseError):
+    """A store file that cannot be written, or is no intact store."""
+
+
+class UnknownContigError(MegabaseError):
+    """A contig name that the genome does not have, under no alias either."""
+
+
+class TableError(MegabaseError):
+    """A BED, GFF or VCF file with a row that cannot be used; the message names file and line."""
+
+
+class ContigAliasWarning(UserWarning):
+    """A contig was found under another spelling of its name: ``chr1`` / ``1``, ``chrM`` / ``MT``."""

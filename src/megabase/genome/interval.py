@@ -1,0 +1,277 @@
+"""Places in a genome: strands, intervals and variants.
+
+Coordinates are 0-based and half-open everywhere in megabase: ``Interval("chr1", 1000, 2000)`` holds
+the 1,000 bases with indices 1000 to 1999. Text for people is 1-based and closed: the same interval
+is shown as ``chr1:1,001-2,000``. :func:`zero_based` and :func:`one_based` are the only place where
+one becomes the other.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Self, TypeVar
+
+from megabase.genome.alphabet import BASES
+from megabase.genome.errors import CoordinateError
+
+__all__ = ["Interval", "Strand", "Variant", "one_based", "zero_based"]
+
+_Number = TypeVar("_Number", bound=Any)
+
+_NUMBER = r"-?\d[\d,]*"
+_INTERVAL = re.compile(
+    rf"(?P<contig>\S+):(?P<start>{_NUMBER})(?:-(?P<end>{_NUMBER}))?(?:\((?P<strand>[-+.])\))?"
+)
+_VARIANT = re.compile(
+    r"(?P<contig>\S+)[:-](?P<position>\d[\d,]*)[:\s-](?P<ref>[A-Za-z]+)[->:](?P<alt>[A-Za-z]+)"
+)
+
+
+def zero_based(position: _Number) -> _Number:
+    """0-based index of a 1-based position.
+
+    The start of a closed 1-based interval (VCF, GFF, ``chr1:1,001-2,000``) converts this way; its
+    end is the same number in half-open 0-based coordinates and needs no conversion. Works on
+    integers, arrays and polars expressions.
+    """
+    return position - 1
+
+
+def one_based(index: _Number) -> _Number:
+    """1-based position of a 0-based index: the inverse of :func:`zero_based`."""
+    return index + 1
+
+
+class Strand(StrEnum):
+    """Strand of a feature, written as in BED and GFF."""
+
+    FORWARD = "+"
+    REVERSE = "-"
+    UNSTRANDED = "."
+
+
+def _index(value: object, what: str) -> int:
+    try:
+        return operator.index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        raise CoordinateError(
+            f"{what} must be a whole number, found {value!r} ({type(value).__name__})"
+        ) from None
+
+
+def _contig_name(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise CoordinateError(f"a contig name must be a non-empty string, found {value!r}")
+    return value
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Interval:
+    """A stretch of a contig, 0-based and half-open.
+
+    Parameters
+    ----------
+    contig
+        Name of the contig.
+    start
+        0-based index of the first base. May be negative: a window that begins before its contig.
+    end
+        0-based index after the last base; greater than ``start``.
+    strand
+        Strand; fetching a ``Strand.REVERSE`` interval gives its reverse complement.
+
+    Raises
+    ------
+    CoordinateError
+        When ``start >= end``, or a coordinate is no whole number.
+
+    Examples
+    --------
+    >>> interval = Interval("chr1", 1000, 2000)
+    >>> str(interval), interval.length
+    ('chr1:1,001-2,000', 1000)
+    >>> Interval.parse("chr1:1,001-2,000") == interval
+    True
+    """
+
+    contig: str
+    start: int
+    end: int
+    strand: Strand = Strand.UNSTRANDED
+
+    def __post_init__(self) -> None:
+        _contig_name(self.contig)
+        object.__setattr__(self, "start", _index(self.start, "start"))
+        object.__setattr__(self, "end", _index(self.end, "end"))
+        try:
+            object.__setattr__(self, "strand", Strand(self.strand))
+        except ValueError:
+            raise CoordinateError(f"a strand is '+', '-' or '.', found {self.strand!r}") from None
+        if self.start >= self.end:
+            raise CoordinateError(
+                f"an interval needs start < end, found start {self.start:,} and end {self.end:,} "
+                f"(0-based, half-open) on contig {self.contig!r}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``chr1:1,001-2,000``: 1-based, both ends included, commas optional.
+
+        A single position (``chr1:1,001``) is an interval of one base. A strand may follow in
+        brackets: ``chr1:1,001-2,000(-)``.
+
+        Raises
+        ------
+        CoordinateError
+            When the text has another form, or describes no base.
+        """
+        match = _INTERVAL.fullmatch(text.strip())
+        if match is None:
+            raise CoordinateError(
+                f"cannot read {text!r} as an interval; expected CONTIG:START-END, 1-based with "
+                "both ends included, such as chr1:1,001-2,000 or chr1:1001-2000(-)"
+            )
+        first = int(match["start"].replace(",", ""))
+        last = int(match["end"].replace(",", "")) if match["end"] else first
+        if first > last:
+            raise CoordinateError(
+                f"interval {text!r} ends before it starts; expected START <= END (1-based, both "
+                "included)"
+            )
+        return cls(match["contig"], zero_based(first), last, Strand(match["strand"] or "."))
+
+    @property
+    def length(self) -> int:
+        """Number of bases."""
+        return self.end - self.start
+
+    @property
+    def center(self) -> int:
+        """0-based index of the middle base; of the right one of two when the length is even."""
+        return (self.start + self.end) // 2
+
+    def resize(self, length: int) -> Self:
+        """Interval of another length around the same centre.
+
+        The base at :attr:`center` comes to stand at index ``length // 2`` of the new interval
+        (counted on the forward strand), so a window of 1,024 around one base has it at index 512.
+        The result may reach past the ends of the contig; :meth:`GenomeStore.fetch` can pad it.
+        """
+        length = _index(length, "length")
+        if length < 1:
+            raise CoordinateError(f"an interval needs a length of 1 or more, found {length}")
+        start = self.center - length // 2
+        return replace(self, start=start, end=start + length)
+
+    def shift(self, offset: int) -> Self:
+        """Interval moved by ``offset`` bases towards the end of the contig (negative: start)."""
+        offset = _index(offset, "offset")
+        return replace(self, start=self.start + offset, end=self.end + offset)
+
+    def overlaps(self, other: Interval) -> bool:
+        """Whether the two share at least one base; strands are not looked at."""
+        return self.contig == other.contig and self.start < other.end and other.start < self.end
+
+    def contains(self, other: Interval) -> bool:
+        """Whether every base of ``other`` lies in this interval; strands are not looked at."""
+        return self.contig == other.contig and self.start <= other.start and other.end <= self.end
+
+    def __str__(self) -> str:
+        strand = "" if self.strand is Strand.UNSTRANDED else f"({self.strand})"
+        return f"{self.contig}:{one_based(self.start):,}-{self.end:,}{strand}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Variant:
+    """A replacement of reference bases by others, on the forward strand.
+
+    Parameters
+    ----------
+    contig
+        Name of the contig.
+    position
+        0-based index of the first reference base (the VCF column POS minus one).
+    ref
+        Reference bases, one or more of A, C, G, T, N; stored in upper case.
+    alt
+        Bases in their place, one or more; stored in upper case.
+
+    Raises
+    ------
+    CoordinateError
+        When the position is negative or an allele is not made of A, C, G, T, N (symbolic alleles
+        such as ``<DEL>`` are not sequences).
+
+    Examples
+    --------
+    >>> variant = Variant.parse("chr1:1,001:A>G")
+    >>> variant.position, str(variant), variant.is_snv
+    (1000, 'chr1:1,001:A>G', True)
+    """
+
+    contig: str
+    position: int
+    ref: str
+    alt: str
+
+    def __post_init__(self) -> None:
+        _contig_name(self.contig)
+        object.__setattr__(self, "position", _index(self.position, "position"))
+        if self.position < 0:
+            raise CoordinateError(
+                f"a variant needs a 0-based position of 0 or more, found {self.position} on "
+                f"contig {self.contig!r}"
+            )
+        for what in ("ref", "alt"):
+            allele = getattr(self, what)
+            upper = allele.upper() if isinstance(allele, str) else ""
+            if not upper or set(upper) - {*BASES, "N"}:
+                raise CoordinateError(
+                    f"the {what} allele of a variant must be made of A, C, G, T, N; found "
+                    f"{allele!r} at {self.contig}:{one_based(self.position):,}"
+                )
+            object.__setattr__(self, what, upper)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``chr1:1,001:A>G`` or ``chr1-1001-A-G``; the position is 1-based, as in VCF.
+
+        Raises
+        ------
+        CoordinateError
+            When the text has another form.
+        """
+        match = _VARIANT.fullmatch(text.strip())
+        if match is None or int(match["position"].replace(",", "")) < 1:
+            raise CoordinateError(
+                f"cannot read {text!r} as a variant; expected CONTIG:POSITION:REF>ALT with a "
+                "1-based position, such as chr1:1,001:A>G (or chr1-1001-A-G)"
+            )
+        position = zero_based(int(match["position"].replace(",", "")))
+        return cls(match["contig"], position, match["ref"], match["alt"])
+
+    @property
+    def end(self) -> int:
+        """0-based index after the last reference base."""
+        return self.position + len(self.ref)
+
+    @property
+    def interval(self) -> Interval:
+        """The reference bases that the variant replaces."""
+        return Interval(self.contig, self.position, self.end)
+
+    @property
+    def is_snv(self) -> bool:
+        """Whether one base is replaced by one other."""
+        return len(self.ref) == len(self.alt) == 1 and self.ref != self.alt
+
+    @property
+    def is_indel(self) -> bool:
+        """Whether the two alleles differ in length."""
+        return len(self.ref) != len(self.alt)
+
+    def __str__(self) -> str:
+        return f"{self.contig}:{one_based(self.position):,}:{self.ref}>{self.alt}"

@@ -1,0 +1,408 @@
+"""GenomeStore: a genome as one memory-mapped file of base codes.
+
+Opening a store reads its contig table and maps the file; the operating system loads the pages that
+are fetched and shares them between all processes. A store holds no open handle that a fork could
+share by accident, and pickles as its path, so workers of any start method use it as it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from megabase.genome.alphabet import PAD, N, reverse_complement
+from megabase.genome.errors import (
+    ContigAliasWarning,
+    CoordinateError,
+    StoreError,
+    UnknownContigError,
+)
+from megabase.genome.format import Contig, Layout
+from megabase.genome.interval import Interval, Strand
+
+__all__ = ["Contig", "GenomeStore", "PadMode", "contig_aliases"]
+
+PadMode = Literal["error", "pad", "n"]
+_FILL: dict[str, int] = {"pad": PAD, "n": N}
+_MITOCHONDRIAL = ("chrM", "MT", "M", "chrMT")
+
+
+def contig_aliases(name: str) -> tuple[str, ...]:
+    """Return other spellings under which a contig is looked for, in order.
+
+    The rule: ``chr1`` and ``1`` are the same contig, and so are ``chrM``, ``MT``, ``M`` and
+    ``chrMT``. An exact name always wins over an alias.
+
+    Examples
+    --------
+    >>> contig_aliases("chr20"), contig_aliases("MT")
+    (('20',), ('chrM', 'M', 'chrMT'))
+    """
+    if name in _MITOCHONDRIAL:
+        return tuple(other for other in _MITOCHONDRIAL if other != name)
+    if name.startswith("chr"):
+        return (name[3:],) if len(name) > 3 else ()
+    return (f"chr{name}",)
+
+
+class GenomeStore:
+    """A genome in a store file, ready to be fetched from.
+
+    Use :meth:`open` or :meth:`build`; the constructor is the same as :meth:`open`.
+
+    Parameters
+    ----------
+    path
+        The store file.
+
+    Raises
+    ------
+    StoreError
+        When the file is missing, no store, of a newer format, cut short or damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path: Path = Path(path).absolute()
+        self._layout, self.metadata = Layout.read(self.path)
+        mapped = np.memmap(
+            self.path,
+            dtype=np.uint8,
+            mode="r",
+            offset=self._layout.codes_offset,
+            shape=(self._layout.codes_length,),
+        )
+        # A plain view: slicing np.memmap itself costs several microseconds for its subclass.
+        self._codes: NDArray[np.uint8] = mapped.view(np.ndarray)
+        self.contigs: tuple[Contig, ...] = self.metadata.contigs
+        self.lengths: NDArray[np.int64] = np.array([c.length for c in self.contigs], np.int64)
+        self._offsets: NDArray[np.int64] = np.array([c.offset for c in self.contigs], np.int64)
+        self._index = {contig.name: i for i, contig in enumerate(self.contigs)}
+        self._aliases: dict[str, int] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> GenomeStore:
+        """Open a store file.
+
+        Raises
+        ------
+        StoreError
+            When the file is missing, no store, of a newer format, cut short or damaged.
+        """
+        return cls(path)
+
+    @classmethod
+    def build(
+        cls,
+        sources: str | Path | Sequence[str | Path],
+        path: str | Path,
+        *,
+        name: str | None = None,
+        overwrite: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> GenomeStore:
+        """Stream FASTA files into a store file and open it.
+
+        Parameters
+        ----------
+        sources
+            One FASTA file or several: plain, gzip or bgzip, told apart by their content.
+        path
+            The store file to write. It appears, complete, at the end; nothing is left behind when
+            the build fails.
+        name
+            Name of the genome; the name of the only source without its suffixes when None, or
+            that of ``path`` when there are several.
+        overwrite
+            Replace a file that exists already.
+        progress
+            Called now and then with the number of bytes read so far and the number of all sources
+            together (0 when unknown).
+
+        Raises
+        ------
+        FastaError
+            When a source is missing, empty, cut short, or holds anything but FASTA of DNA letters;
+            the message names file, line and contig.
+        StoreError
+            When ``path`` exists and ``overwrite`` is off, or cannot be written.
+        """
+        from megabase.genome.build import build_store
+
+        build_store(sources, path, name=name, overwrite=overwrite, progress=progress)
+        return cls(path)
+
+    @property
+    def name(self) -> str:
+        """Name of the genome."""
+        return self.metadata.name
+
+    @property
+    def checksum(self) -> str:
+        """sha256 over the contigs: names the sequence, whatever the file is called."""
+        return self.metadata.checksum
+
+    @property
+    def total_length(self) -> int:
+        """Number of bases of all contigs."""
+        return self._layout.codes_length
+
+    def __repr__(self) -> str:
+        return (
+            f"GenomeStore({self.name!r}, {len(self.contigs):,} contigs, {self.total_length:,} "
+            f"bases, sha256 {self.checksum[:12]}, {str(self.path)!r})"
+        )
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return _reopen, (str(self.path), self.checksum)
+
+    # -- contigs ----------------------------------------------------------------------------------
+
+    def contig_index(self, name: str) -> int:
+        """Index of a contig in :attr:`contigs`, found by name or by alias.
+
+        Raises
+        ------
+        UnknownContigError
+            When there is no such contig; the message names the nearest ones.
+
+        Warns
+        -----
+        ContigAliasWarning
+            Once for each alias used (see :func:`contig_aliases`).
+        """
+        index = self._index.get(name)
+        if index is None:
+            index = self._aliases.get(name)
+        if index is None:
+            index = self._aliases[name] = self._find_alias(name)
+        return index
+
+    def _find_alias(self, name: str) -> int:
+        for alias in contig_aliases(name):
+            if alias in self._index:
+                warnings.warn(
+                    f"contig {name!r} is taken to be {alias!r} of genome {self.name!r} (chr1 and 1 "
+                    "are the same contig, and chrM and MT)",
+                    ContigAliasWarning,
+                    stacklevel=4,
+                )
+                return self._index[alias]
+        raise UnknownContigError(
+            f"genome {self.name!r} ({self.path.name}) has no contig {name!r}; {self._near(name)}"
+        )
+
+    def _near(self, name: str) -> str:
+        names = [contig.name for contig in self.contigs[:10_000]]
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        if near:
+            return "the nearest names are " + ", ".join(map(repr, near))
+        more = f", ... ({len(self.contigs):,} in all)" if len(self.contigs) > 3 else ""
+        return "its contigs are " + ", ".join(map(repr, names[:3])) + more
+
+    def contig(self, name: str) -> Contig:
+        """Contig of this name or alias; errors and warnings as :meth:`contig_index`."""
+        return self.contigs[self.contig_index(name)]
+
+    def region(self, text: str) -> Interval:
+        """Interval that a person names: ``chr1``, ``chr1:1,001-2,000`` or ``chr1:1001-2000(-)``.
+
+        The result carries the contig name of this genome and lies within the contig.
+
+        Raises
+        ------
+        CoordinateError, UnknownContigError
+            When the text cannot be read, or the place is not in this genome.
+        """
+        if text in self._index or ":" not in text:
+            contig = self.contig(text)
+            return Interval(contig.name, 0, contig.length)
+        interval = Interval.parse(text)
+        contig = self.contig(interval.contig)
+        self._require_within(interval, contig)
+        return Interval(contig.name, interval.start, interval.end, interval.strand)
+
+    @staticmethod
+    def _require_within(interval: Interval, contig: Contig) -> None:
+        if interval.start < 0 or interval.end > contig.length:
+            side = "starts before" if interval.start < 0 else "reaches past the end of"
+            raise CoordinateError(
+                f"interval {interval} {side} contig {contig.name!r}, which has {contig.length:,} "
+                "bases; move or shorten it, or ask for padding (pad='pad' or 'n')"
+            )
+
+    # -- bases ------------------------------------------------------------------------------------
+
+    def view(self, contig: str | int) -> NDArray[np.uint8]:
+        """Codes of a whole contig (by name or index), read-only and without a copy."""
+        index = contig if isinstance(contig, int) else self.contig_index(contig)
+        offset = int(self._offsets[index])
+        return self._codes[offset : offset + int(self.lengths[index])]
+
+    def fetch(self, interval: Interval | str, pad: PadMode = "error") -> NDArray[np.uint8]:
+        """Codes of an interval.
+
+        Parameters
+        ----------
+        interval
+            0-based half-open :class:`Interval`, or text such as ``"chr1:1,001-2,000"`` (1-based,
+            both ends included).
+        pad
+            What to do with positions outside the contig: ``"error"`` refuses them, ``"pad"``
+            gives padding codes (5), ``"n"`` gives N (4).
+
+        Returns
+        -------
+        NDArray[np.uint8]
+            A new array of shape (interval.length,), soft-mask bits included; the reverse
+            complement for an interval on the reverse strand.
+
+        Raises
+        ------
+        CoordinateError
+            When the interval reaches outside its contig and ``pad`` is ``"error"``.
+        UnknownContigError
+            When there is no such contig.
+        """
+        if isinstance(interval, str):
+            interval = Interval.parse(interval)
+        index = self.contig_index(interval.contig)
+        contig = self.contigs[index]
+        start, end = interval.start, interval.end
+        if start >= 0 and end <= contig.length:
+            found = self._codes[contig.offset + start : contig.offset + end]
+            if interval.strand is Strand.REVERSE:
+                return reverse_complement(found)
+            return found.copy()
+        if pad not in _FILL:
+            if pad != "error":
+                raise CoordinateError(f"pad must be 'error', 'pad' or 'n', found {pad!r}")
+            self._require_within(interval, contig)
+        out = np.full(end - start, _FILL[pad], dtype=np.uint8)
+        self._copy_inside(out, contig.offset, contig.length, start)
+        return reverse_complement(out) if interval.strand is Strand.REVERSE else out
+
+    def _copy_inside(
+        self, out: NDArray[np.uint8], offset: int, contig_length: int, start: int
+    ) -> None:
+        """Copy the part of the window at ``start`` that lies on the contig to its place."""
+        first, last = max(start, 0), min(start + len(out), contig_length)
+        if first < last:
+            out[first - start : last - start] = self._codes[offset + first : offset + last]
+
+    def fetch_many(
+        self,
+        contig_index: ArrayLike,
+        start: ArrayLike,
+        length: int,
+        out: NDArray[np.uint8] | None = None,
+    ) -> NDArray[np.uint8]:
+        """Codes of many windows of one length, on the forward strand.
+
+        Parameters
+        ----------
+        contig_index
+            Index into :attr:`contigs` for each window; shape (n,), integers.
+        start
+            0-based first base of each window; shape (n,), integers. A window may reach outside
+            its contig on either side, or lie outside altogether.
+        length
+            Number of bases of every window.
+        out
+            Array to write to: uint8 of shape (n, length); a new one when None.
+
+        Returns
+        -------
+        NDArray[np.uint8]
+            Shape (n, length), soft-mask bits included, padding code 5 outside the contig.
+
+        Raises
+        ------
+        CoordinateError
+            When shapes, types or contig indices do not fit.
+        """
+        index, first = _integers(contig_index, "contig_index"), _integers(start, "start")
+        if index.ndim != 1 or index.shape != first.shape:
+            raise CoordinateError(
+                "contig_index and start must have one shape (n,); found "
+                f"{index.shape} and {first.shape}"
+            )
+        if length < 1:
+            raise CoordinateError(f"a window needs a length of 1 or more, found {length}")
+        if index.size and not 0 <= int(index.min()) <= int(index.max()) < len(self.contigs):
+            raise CoordinateError(
+                f"contig indices must lie in 0..{len(self.contigs) - 1}, found "
+                f"{int(index.min())}..{int(index.max())}"
+            )
+        shape = (index.size, length)
+        if out is None:
+            out = np.empty(shape, dtype=np.uint8)
+        elif out.shape != shape or out.dtype != np.uint8:
+            raise CoordinateError(
+                f"out must be uint8 of shape {shape}, found {out.dtype} of shape {out.shape}"
+            )
+        limit, offset = self.lengths[index], self._offsets[index]
+        codes = self._codes
+        # One slice copy for each row runs at memory speed; a gather through an index array of
+        # (n, length) integers would touch eight times as many bytes.
+        inside = (first >= 0) & (first <= limit - length)
+        place = (offset + first).tolist()
+        if bool(inside.all()):
+            for row, begin in zip(out, place, strict=True):
+                row[:] = codes[begin : begin + length]
+            return out
+        for i, is_inside in enumerate(inside.tolist()):
+            if is_inside:
+                out[i] = codes[place[i] : place[i] + length]
+            else:
+                out[i] = PAD
+                self._copy_inside(out[i], int(offset[i]), int(limit[i]), int(first[i]))
+        return out
+
+    # -- integrity --------------------------------------------------------------------------------
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Read every base and compare it with the recorded digests and counts.
+
+        Parameters
+        ----------
+        progress
+            Called after each part with the number of bases read and the number in all.
+
+        Raises
+        ------
+        StoreError
+            When a contig does not have its recorded sha256 or counts, naming all such contigs.
+        """
+        from megabase.genome.build import check_store
+
+        damaged = check_store(self, progress)
+        if damaged:
+            names = ", ".join(map(repr, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+            raise StoreError(
+                f"genome store {self.path} is damaged: {len(damaged):,} of {len(self.contigs):,} "
+                f"contigs differ from their recorded sha256 or counts ({names}); copy it again or "
+                "build it again"
+            )
+
+
+def _integers(values: ArrayLike, what: str) -> NDArray[np.int64]:
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu" and array.size:
+        raise CoordinateError(f"{what} must hold integers, found {array.dtype}")
+    return array.astype(np.int64, copy=False)
+
+
+def _reopen(path: str, checksum: str) -> GenomeStore:
+    store = GenomeStore(path)
+    if store.checksum != checksum:
+        raise StoreError(
+            f"genome store {path} was replaced by another genome (sha256 {store.checksum[:12]}, "
+            f"expected {checksum[:12]}) while a process was using it; start again"
+        )
+    return store
