@@ -38,4 +38,4 @@ class TableError(MegabaseError):
 
 
 class ContigAliasWarning(UserWarning):
-    """A contig was found under another spelling of its name: ``chr1`` / ``1``, ``chrM`` / ``MT``."""
+    """A contig was found under another spelling: ``chr1`` for ``1``, ``chrM`` for ``MT``."""

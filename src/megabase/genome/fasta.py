@@ -1,0 +1,322 @@
+"""Reading FASTA as a stream of headers and base codes.
+
+A file is read in parts of a few megabytes and never held as a whole. The bases of a part are turned
+into codes by one pass over its bytes (:meth:`bytes.translate` maps letters and drops line ends at
+once), so no Python code runs for a line, whatever the line length.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+from megabase.genome.alphabet import AMBIGUITY_LETTERS, CODE_OF_LETTER, SOFT_MASK, N
+from megabase.genome.errors import FastaError
+
+__all__ = ["Bases", "Header", "read_fasta"]
+
+CHUNK_BYTES = 1 << 22
+_LONGEST_HEADER = 1 << 20
+_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+_WHITESPACE = b"\n\r \t"
+_INVALID = 0xFF
+_OTHER_FORMATS = {
+    b"BZh": "bzip2: decompress it first (bunzip2)",
+    b"\xfd7zXZ\x00": "xz: decompress it first (unxz)",
+    b"\x28\xb5\x2f\xfd": "zstd: decompress it first (unzstd)",
+    b"PK\x03\x04": "a zip archive: unpack it first",
+    b"\x43\x27\x41\x1a": "2bit: turn it into FASTA first (twoBitToFa)",
+    b"\x1a\x41\x27\x43": "2bit: turn it into FASTA first (twoBitToFa)",
+    b"\x89MBG": "a genome store already",
+    b"CRAM": "CRAM: expected FASTA",
+    b"@": "FASTQ or SAM: expected FASTA",
+    b"LOCUS ": "GenBank: turn it into FASTA first",
+}
+
+# While a file is read, an IUPAC letter is a mark of its own, so that it can be counted.
+_MARK = 6
+
+
+def _marking_table() -> bytes:
+    table = bytearray(CODE_OF_LETTER)
+    for letter in AMBIGUITY_LETTERS:
+        table[ord(letter)] = _MARK
+        table[ord(letter.lower())] = _MARK | SOFT_MASK
+    return bytes(table)
+
+
+_MARKED = _marking_table()
+_UNMARK = bytes.maketrans(bytes([_MARK, _MARK | SOFT_MASK]), bytes([N, N | SOFT_MASK]))
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A header line of a FASTA file.
+
+    Parameters
+    ----------
+    name
+        First word after ``>``.
+    description
+        The rest of the line.
+    line
+        Its 1-based line number.
+    """
+
+    name: str
+    description: str
+    line: int
+
+
+class Bases(NamedTuple):
+    """Some consecutive bases of the contig whose header came last.
+
+    ``codes`` holds one byte for each base; ``ambiguous`` counts the IUPAC letters, by letter, that
+    were turned into N among them.
+    """
+
+    codes: bytes
+    ambiguous: dict[str, int]
+
+
+class _Source:
+    """An opened FASTA file: decompressed bytes out, raw position for the progress bar."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            # A pipe (process substitution) is read like a file; only its size is unknown.
+            self._raw = path.open("rb")
+        except FileNotFoundError:
+            raise FastaError(f"there is no FASTA file {path}") from None
+        except OSError as error:
+            raise FastaError(f"cannot read {path}: {error.strerror}") from error
+        try:
+            start = self._raw.peek(32)[:32]
+            for magic, what in _OTHER_FORMATS.items():
+                if start.startswith(magic):
+                    raise FastaError(f"{path} is not FASTA but looks like {what}")
+            self._gzip = start[:2] == b"\x1f\x8b"
+            if self._gzip and start[3:4] == b"\x04" and start[12:14] == b"BC":
+                self._require_bgzf_end(path)
+        except OSError as error:
+            self._raw.close()
+            raise FastaError(f"cannot read {path}: {error.strerror}") from error
+        except FastaError:
+            self._raw.close()
+            raise
+        self._stream = cast(BinaryIO, gzip.GzipFile(fileobj=self._raw)) if self._gzip else self._raw
+
+    def _require_bgzf_end(self, path: Path) -> None:
+        # A bgzip file cut between two blocks decompresses without complaint; its missing last
+        # block is the only sign.
+        if not self._raw.seekable():
+            return
+        self._raw.seek(-min(len(_BGZF_END), path.stat().st_size), os.SEEK_END)
+        end = self._raw.read()
+        self._raw.seek(0)
+        if end != _BGZF_END:
+            raise FastaError(
+                f"{path} is cut short: it is a bgzip file without the empty block that ends every "
+                "bgzip file; copy or download it again"
+            )
+
+    @property
+    def position(self) -> int:
+        return self._raw.tell() if self._raw.seekable() else 0
+
+    def read(self, size: int) -> bytes:
+        return self._stream.read(size)
+
+    def close(self) -> None:
+        self._stream.close()
+        self._raw.close()
+
+
+def read_fasta(
+    path: str | Path,
+    chunk_bytes: int = CHUNK_BYTES,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Header | Bases]:
+    r"""Stream a FASTA file.
+
+    Plain, gzip and bgzip files are told apart by their content. Windows line ends, blank lines,
+    blanks and tabs inside lines, and a last line without a line end are all fine.
+
+    Parameters
+    ----------
+    path
+        The file.
+    chunk_bytes
+        How many bytes to read at a time.
+    progress
+        Called after each part with the number of bytes of the file read so far.
+
+    Yields
+    ------
+    Header or Bases
+        For each contig its header, then its bases in parts of at most ``chunk_bytes``.
+
+    Raises
+    ------
+    FastaError
+        When the file is missing, unreadable, empty, cut short, has no header line, a contig
+        without a name or without bases, or a character that is no IUPAC letter; the message names
+        the file, the line and the contig.
+    """
+    source = _Source(Path(path))
+    try:
+        yield from _Parser(Path(path)).parse(source, chunk_bytes, progress)
+    finally:
+        source.close()
+
+
+class _Parser:
+    """State between two parts of a file: where we are and what is still open."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.line = 1  # of the next byte
+        self.contig: Header | None = None
+        self.contig_has_bases = False
+        self.open_header: bytes | None = None  # beginning of a header cut by the end of a part
+        self.at_line_start = True
+
+    def fail(self, problem: str, line: int | None = None) -> FastaError:
+        where = f"{self.path}, line {self.line if line is None else line:,}"
+        if self.contig is not None:
+            where += f", contig {self.contig.name!r}"
+        return FastaError(f"{where}: {problem}")
+
+    def parse(
+        self, source: _Source, chunk_bytes: int, progress: Callable[[int], None] | None
+    ) -> Iterator[Header | Bases]:
+        first = True
+        while True:
+            try:
+                block = source.read(chunk_bytes)
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise self.fail(
+                    f"the gzip file is cut short or damaged ({error}); copy or download it again"
+                ) from None
+            except OSError as error:
+                raise self.fail(f"cannot read on: {error.strerror}") from error
+            if not block:
+                break
+            if first:
+                block = block.removeprefix(b"\xef\xbb\xbf")  # byte order mark of Windows editors
+                first = False
+            yield from self.parse_block(block)
+            if progress is not None:
+                progress(source.position)
+        if self.open_header is not None:
+            yield self.finish_header(b"")
+        if self.contig is None:
+            raise FastaError(
+                f"{self.path} is empty: expected FASTA, a line '>NAME' and lines of bases"
+            )
+        self.close_contig()
+
+    def parse_block(self, block: bytes) -> Iterator[Header | Bases]:
+        position, size = 0, len(block)
+        while position < size:
+            if self.open_header is not None or (
+                self.at_line_start and block[position : position + 1] == b">"
+            ):
+                end = block.find(b"\n", position)
+                if end < 0:
+                    self.open_header = (self.open_header or b"") + block[position:]
+                    if len(self.open_header) > _LONGEST_HEADER:
+                        raise self.fail(
+                            "a header line of more than 1 MB; are the line ends those of a text "
+                            "file (LF or CR LF)?"
+                        )
+                    return
+                yield self.finish_header(block[position:end])
+                position = end + 1
+                continue
+            end = block.find(b">", position)
+            while end >= 0 and block[end - 1 : end] != b"\n":
+                # A ">" inside a line is left in the bases, where it is refused with its place.
+                end = block.find(b">", end + 1)
+            end = size if end < 0 else end
+            # A part that holds everything is not copied again.
+            segment = block if end - position == size else block[position:end]
+            bases = self.parse_bases(segment)
+            if bases is not None:
+                yield bases
+            position = end
+
+    def finish_header(self, rest: bytes) -> Header:
+        raw = (self.open_header or b"") + rest
+        self.open_header = None
+        self.close_contig()
+        self.contig = None  # what is wrong with this line is no matter of the contig before
+        text = raw[1:].decode("utf-8", errors="replace").rstrip()
+        if "\r" in text:
+            raise self.fail(
+                "the line ends are those of old Macintosh files (CR alone); convert the file with: "
+                "tr '\\r' '\\n'"
+            )
+        name, _, description = text.replace("\t", " ").partition(" ")
+        if not name:
+            raise self.fail(f"a header without a name: expected '>NAME', found {'>' + text!r}")
+        self.contig = Header(name, description.strip(), self.line)
+        self.contig_has_bases = False
+        self.line += 1
+        self.at_line_start = True
+        return self.contig
+
+    def close_contig(self) -> None:
+        if self.contig is not None and not self.contig_has_bases:
+            raise self.fail(
+                "the contig has no bases; remove its header, or is the file cut short?",
+                line=self.contig.line,
+            )
+
+    def parse_bases(self, segment: bytes) -> Bases | None:
+        codes = segment.translate(_MARKED, _WHITESPACE)
+        if codes and self.contig is None:
+            text = segment.strip()
+            self.line += segment[: segment.index(text[:1])].count(b"\n")
+            raise self.fail(
+                "expected a header line '>NAME' before the first bases, found "
+                f"{text[:20].decode('latin-1')!r}"
+            )
+        if codes.find(_INVALID) >= 0:
+            raise self.bad_character(segment)
+        self.line += segment.count(b"\n")
+        self.at_line_start = segment.endswith(b"\n")
+        if not codes:
+            return None
+        self.contig_has_bases = True
+        ambiguous: dict[str, int] = {}
+        if codes.find(_MARK) >= 0 or codes.find(_MARK | SOFT_MASK) >= 0:
+            for letter in AMBIGUITY_LETTERS:
+                count = segment.count(letter.encode()) + segment.count(letter.lower().encode())
+                if count:
+                    ambiguous[letter] = count
+            codes = codes.translate(_UNMARK)
+        return Bases(codes, ambiguous)
+
+    def bad_character(self, segment: bytes) -> FastaError:
+        keep = bytearray(_MARKED)
+        for blank in _WHITESPACE:
+            keep[blank] = 0
+        wrong = segment.translate(bytes(keep)).find(_INVALID)
+        found = chr(segment[wrong])
+        hint = {
+            "*": " ('*' is a stop in a protein; is this file protein sequence?)",
+            "-": " ('-' is a gap of an alignment; take gaps out first)",
+            ".": " ('.' is a gap of an alignment; take gaps out first)",
+            ">": " (a header begins its own line)",
+        }.get(found, "")
+        return self.fail(
+            f"character {found!r} is no DNA letter{hint}; expected A, C, G, T, N or an IUPAC "
+            f"letter ({AMBIGUITY_LETTERS}), in either case",
+            line=self.line + segment[:wrong].count(b"\n"),
+        )
