@@ -1,0 +1,1 @@
+"""From a genome store to batches: regions, windows, datasets, prefetching, augmentation."""

@@ -1,0 +1,142 @@
+"""Work on batches of base codes, on whatever device they are.
+
+Codes stay one byte a base until the last moment: strand and shift are taken on the device, and only
+then are they looked up as token ids (eight bytes a base). The tables are those of
+:mod:`megabase.genome.alphabet`, kept once on each device.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megabase.errors import MegabaseError
+from megabase.genome import alphabet
+
+__all__ = [
+    "codes_to_ids",
+    "is_base",
+    "is_soft_masked",
+    "reverse_complement_codes",
+    "shift_codes",
+]
+
+
+@cache
+def _token_table(device: torch.device) -> Tensor:
+    return torch.from_numpy(alphabet.TOKEN_ID_OF_CODE.astype(np.int64)).to(device)
+
+
+@cache
+def _complement_table(device: torch.device) -> Tensor:
+    codes = np.arange(256, dtype=np.uint8)
+    # The reverse complement of all codes in order is the complement table, read backwards.
+    return torch.from_numpy(alphabet.reverse_complement(codes)[::-1].copy()).to(device)
+
+
+def _look_up(table: Tensor, codes: Tensor) -> Tensor:
+    # As an index, uint8 would mean a mask.
+    return table.index_select(0, codes.reshape(-1).int()).view(codes.shape)
+
+
+def codes_to_ids(codes: Tensor) -> Tensor:
+    """Look base codes up as token ids; the soft-mask bit makes no difference.
+
+    Parameters
+    ----------
+    codes
+        uint8 of any shape, as :mod:`megabase.genome.alphabet` defines them.
+
+    Returns
+    -------
+    torch.Tensor
+        int64 of the same shape: A 7, C 8, G 9, T 10, N 11, padding 4.
+    """
+    return _look_up(_token_table(codes.device), codes)
+
+
+def reverse_complement_codes(codes: Tensor, reverse: Tensor) -> Tensor:
+    """Take the reverse complement of the marked rows.
+
+    Padding is reversed with the rest, so it moves to the other end. The soft-mask bit stays with
+    its base.
+
+    Parameters
+    ----------
+    codes
+        uint8 (n, length).
+    reverse
+        bool (n,).
+
+    Returns
+    -------
+    torch.Tensor
+        uint8 (n, length).
+    """
+    flipped = _look_up(_complement_table(codes.device), codes.flip(-1))
+    return torch.where(reverse[:, None], flipped, codes)
+
+
+def shift_codes(codes: Tensor, offset: Tensor, length: int) -> Tensor:
+    """Cut a window of `length` bases out of each row, at the row's own offset.
+
+    Parameters
+    ----------
+    codes
+        uint8 (n, width): rows read with a margin.
+    offset
+        int64 (n,): first base of the window, in [0, width - length].
+    length
+        Bases to keep.
+
+    Returns
+    -------
+    torch.Tensor
+        uint8 (n, length).
+
+    Raises
+    ------
+    MegabaseError
+        When the rows are shorter than `length`.
+    """
+    if codes.shape[-1] < length:
+        raise MegabaseError(
+            f"cannot cut windows of {length:,} bases out of rows of {codes.shape[-1]:,}"
+        )
+    place = offset[:, None] + torch.arange(length, device=codes.device)
+    return codes.gather(1, place)
+
+
+def is_base(codes: Tensor) -> Tensor:
+    """Tell which codes are A, C, G or T (not N, not padding).
+
+    Parameters
+    ----------
+    codes
+        uint8 of any shape.
+
+    Returns
+    -------
+    torch.Tensor
+        bool of the same shape.
+    """
+    return (codes & alphabet.BASE_BITS) <= alphabet.T
+
+
+def is_soft_masked(codes: Tensor) -> Tensor:
+    """Tell which bases were written in lower case.
+
+    Parameters
+    ----------
+    codes
+        uint8 of any shape.
+
+    Returns
+    -------
+    torch.Tensor
+        bool of the same shape.
+    """
+    return (codes & alphabet.SOFT_MASK) != 0
