@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -17,6 +15,7 @@ from megabase import __version__
 from megabase.genome.alphabet import BASE_BITS, SOFT_MASK, N
 from megabase.genome.errors import FastaError, StoreError
 from megabase.genome.fasta import Header, read_fasta
+from megabase.genome.files import atomic_file
 from megabase.genome.format import CODES_OFFSET, Contig, Layout, Metadata, genome_checksum
 
 if TYPE_CHECKING:
@@ -146,7 +145,7 @@ def build_store(
     if progress is not None:
         total = sum(sizes) if all(sizes) else 0
         report = _offset_progress(progress, total)
-    with _atomic_file(target, overwrite) as file:
+    with atomic_file(target, overwrite, StoreError) as file:
         writer = _Writer(file)
         done = 0
         for source, size in zip(files, sizes, strict=True):
@@ -174,39 +173,6 @@ def _genome_name(sources: Sequence[Path], target: Path) -> str:
     while Path(name).suffix.lower() in _SUFFIXES:
         name = Path(name).stem
     return name if len(sources) == 1 else Path(name).stem
-
-
-@contextlib.contextmanager
-def _atomic_file(target: Path, overwrite: bool) -> Iterator[BinaryIO]:
-    """Open a file beside ``target`` that takes its place when the block ends well."""
-    if not target.parent.is_dir():
-        raise StoreError(
-            f"cannot write {target}: there is no folder {target.parent}; make it first"
-        )
-    if target.is_dir():
-        raise StoreError(f"cannot write {target}: it is a folder; give a file name")
-
-    def refuse_existing() -> None:
-        if target.exists() and not overwrite:
-            raise StoreError(
-                f"{target} exists already and is not replaced unless asked; choose another name or "
-                "use --overwrite (overwrite=True)"
-            )
-
-    refuse_existing()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        refuse_existing()
-        os.replace(temporary, target)
-    except OSError as error:
-        why = error.strerror or str(error)
-        if error.errno == errno.ENOSPC:
-            why += "; a store needs one byte for each base"
-        raise StoreError(f"cannot write {target}: {why}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_store(store: GenomeStore, progress: Callable[[int, int], None] | None) -> list[str]:

@@ -7,7 +7,6 @@ share by accident, and pickles as its path, so workers of any start method use i
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from megabase.genome.alphabet import PAD, N, reverse_complement
+from megabase.genome.contigs import contig_aliases, nearest_contigs
 from megabase.genome.errors import (
     ContigAliasWarning,
     CoordinateError,
@@ -26,29 +26,10 @@ from megabase.genome.errors import (
 from megabase.genome.format import Contig, Layout
 from megabase.genome.interval import Interval, Strand
 
-__all__ = ["Contig", "GenomeStore", "PadMode", "contig_aliases"]
+__all__ = ["Contig", "GenomeStore", "PadMode"]
 
 PadMode = Literal["error", "pad", "n"]
 _FILL: dict[str, int] = {"pad": PAD, "n": N}
-_MITOCHONDRIAL = ("chrM", "MT", "M", "chrMT")
-
-
-def contig_aliases(name: str) -> tuple[str, ...]:
-    """Return other spellings under which a contig is looked for, in order.
-
-    The rule: ``chr1`` and ``1`` are the same contig, and so are ``chrM``, ``MT``, ``M`` and
-    ``chrMT``. An exact name always wins over an alias.
-
-    Examples
-    --------
-    >>> contig_aliases("chr20"), contig_aliases("MT")
-    (('20',), ('chrM', 'M', 'chrMT'))
-    """
-    if name in _MITOCHONDRIAL:
-        return tuple(other for other in _MITOCHONDRIAL if other != name)
-    if name.startswith("chr"):
-        return (name[3:],) if len(name) > 3 else ()
-    return (f"chr{name}",)
 
 
 class GenomeStore:
@@ -174,7 +155,7 @@ class GenomeStore:
         Warns
         -----
         ContigAliasWarning
-            Once for each alias used (see :func:`contig_aliases`).
+            Once for each alias used (:func:`megabase.genome.contigs.contig_aliases`).
         """
         index = self._index.get(name)
         if index is None:
@@ -194,16 +175,9 @@ class GenomeStore:
                 )
                 return self._index[alias]
         raise UnknownContigError(
-            f"genome {self.name!r} ({self.path.name}) has no contig {name!r}; {self._near(name)}"
+            f"genome {self.name!r} ({self.path.name}) has no contig {name!r}; "
+            + nearest_contigs(name, self._index)
         )
-
-    def _near(self, name: str) -> str:
-        names = [contig.name for contig in self.contigs[:10_000]]
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        if near:
-            return "the nearest names are " + ", ".join(map(repr, near))
-        more = f", ... ({len(self.contigs):,} in all)" if len(self.contigs) > 3 else ""
-        return "its contigs are " + ", ".join(map(repr, names[:3])) + more
 
     def contig(self, name: str) -> Contig:
         """Contig of this name or alias; errors and warnings as :meth:`contig_index`."""

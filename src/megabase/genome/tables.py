@@ -1,0 +1,365 @@
+"""BED, GFF and VCF files as polars frames with validated, 0-based half-open coordinates.
+
+Every frame has the columns ``contig`` (String), ``start`` and ``end`` (Int64, 0-based half-open),
+in the order of the file. GFF and VCF count from 1; they are converted here by
+:func:`megabase.genome.interval.zero_based`, and nowhere else. Given a store, a reader also checks
+every row against the genome and gives contigs the names that the store uses.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from megabase.genome.alphabet import AMBIGUITY_LETTERS
+from megabase.genome.errors import TableError
+from megabase.genome.files import atomic_file, numbered_lines
+from megabase.genome.interval import Interval, Strand, zero_based
+from megabase.genome.rows import NULL, RowSource
+from megabase.genome.store import GenomeStore
+
+__all__ = ["read_bed", "read_gff", "read_vcf", "to_intervals", "write_bed"]
+
+BedKind = Literal["auto", "bed", "narrowPeak", "broadPeak"]
+
+_BED6 = ("contig", "start", "end", "name", "score", "strand")
+_THICK = ("thick_start", "thick_end", "item_rgb", "block_count", "block_sizes", "block_starts")
+_PEAK = ("signal_value", "p_value", "q_value")
+_BED_NAMES = {
+    "bed": _BED6,
+    "bed12": (*_BED6, *_THICK),
+    "narrowPeak": (*_BED6, *_PEAK, "summit"),
+    "broadPeak": (*_BED6, *_PEAK),
+}
+_BED_DIRECTIVES = ("track", "browser")
+_BED_HEADERS = ("start", "chromstart", "chrom_start", "begin")
+_GFF = ("contig", "source", "type", "start", "end", "score", "strand", "phase", "attributes")
+_VCF = ("contig", "start", "id", "ref", "alt", "qual", "filter", "info")
+
+
+def read_bed(
+    path: str | Path,
+    store: GenomeStore | None = None,
+    *,
+    kind: BedKind = "auto",
+    columns: int | None = None,
+) -> pl.DataFrame:
+    """Read a BED file: BED3 to BED12 with any further columns, narrowPeak or broadPeak.
+
+    Comments (``#``), ``track`` and ``browser`` lines, a header row and blank lines are passed over;
+    the file may be gzip or bgzip. A file without tabs is split at blanks.
+
+    Parameters
+    ----------
+    path
+        The file.
+    store
+        Genome to check against: unknown contigs and rows past the end of a contig are errors.
+    kind
+        What the columns after the sixth mean; ``"auto"`` goes by the file name
+        (``.narrowPeak``, ``.broadPeak``, anything else is BED).
+    columns
+        Read the first so many columns only (3 or more), for files whose later columns are not
+        those of BED.
+
+    Returns
+    -------
+    polars.DataFrame
+        contig, start, end (0-based half-open) and, as far as the file has them, name (String),
+        score (Float64, null for ``.``), strand (``+``, ``-`` or ``.``) and the columns after; peak
+        files have signal_value, p_value, q_value and summit (offset from start, -1 when unknown).
+        Columns after those are called column_7, column_8, ... and hold text.
+
+    Raises
+    ------
+    TableError, UnknownContigError
+        Naming file and line of the first row that cannot be used.
+
+    Notes
+    -----
+    Columns as in the UCSC description of BED and the ENCODE peak formats.
+    """
+    if columns is not None and columns < 3:
+        raise TableError(f"a BED file has 3 columns or more, asked for {columns}")
+    source = RowSource(Path(path))
+    numbers, texts = [], []
+    tabs = None
+    for number, text in numbered_lines(source.path):
+        if not text.strip() or text.startswith("#") or text.split(None, 1)[0] in _BED_DIRECTIVES:
+            continue
+        tabs = "\t" in text if tabs is None else tabs
+        fields = text.split("\t") if tabs else text.split()
+        if not numbers and len(fields) > 1 and fields[1].lower() in _BED_HEADERS:
+            continue
+        numbers.append(number)
+        texts.append("\t".join(fields[:columns]))
+    width = texts[0].count("\t") + 1 if texts else 3
+    if width < 3:
+        raise TableError(
+            f"{path}, line {numbers[0]:,}: expected 3 columns or more (contig, start, end), found "
+            f"{width}: {texts[0][:60]!r}"
+        )
+    names = _bed_names(source.path, kind, width)
+    frame = source.cast_numbers(source.split(numbers, texts, names))
+    if "strand" in names:
+        source.check_strand(frame)
+    source.check_order(frame)
+    if store is not None:
+        frame = source.check_against(frame, store)
+    return frame.drop("line")
+
+
+def _bed_names(path: Path, kind: BedKind, width: int) -> list[str]:
+    if kind == "auto":
+        suffixes = {suffix.lower() for suffix in path.suffixes}
+        # Between 7 and 11 columns a BED is "BED6 and something": BED12 names would be a guess.
+        found = "bed12" if width == 12 else "bed"
+        found = "narrowPeak" if ".narrowpeak" in suffixes else found
+        found = "broadPeak" if ".broadpeak" in suffixes else found
+    else:
+        found = "bed12" if kind == "bed" and width == 12 else kind
+    if found not in _BED_NAMES:
+        raise TableError(f"kind must be auto, bed, narrowPeak or broadPeak, found {kind!r}")
+    known = _BED_NAMES[found]
+    return [known[i] if i < len(known) else f"column_{i + 1}" for i in range(width)]
+
+
+def read_gff(
+    path: str | Path,
+    store: GenomeStore | None = None,
+    *,
+    attributes: Sequence[str] = (),
+    types: Sequence[str] | None = None,
+) -> pl.DataFrame:
+    """Read a GFF3 or GTF file; the two differ in their ninth column only.
+
+    Parameters
+    ----------
+    path
+        The file, plain or gzip. A sequence section (``##FASTA``) is passed over.
+    store
+        Genome to check against.
+    attributes
+        Keys of the ninth column to take out, each into a String column of its name (null where a
+        row does not have it), such as ``("ID", "Name")`` or ``("gene_id", "gene_name")``.
+    types
+        Keep rows of these types only (``("exon", "CDS")``).
+
+    Returns
+    -------
+    polars.DataFrame
+        contig, start, end (0-based half-open), source, type, score (Float64), strand, phase
+        (Int64), attributes (the ninth column as it is), and the columns asked for.
+
+    Raises
+    ------
+    TableError, UnknownContigError
+        Naming file and line of the first row that cannot be used.
+    """
+    source = RowSource(Path(path))
+    numbers, texts = [], []
+    for number, text in numbered_lines(source.path):
+        if text.startswith(("##FASTA", ">")):
+            break
+        if text.strip() and not text.startswith("#"):
+            numbers.append(number)
+            texts.append(text)
+    frame = source.cast_numbers(source.split(numbers, texts, _GFF))
+    if types is not None:
+        frame = frame.filter(pl.col("type").is_in(list(types)))
+    frame = frame.with_columns(pl.col("strand").replace("?", NULL))
+    source.check_strand(frame)
+    source.check_order(frame, one_based_closed=True)
+    frame = frame.with_columns(zero_based(pl.col("start")))
+    if store is not None:
+        frame = source.check_against(frame, store)
+    return frame.with_columns(_attribute(frame, key) for key in attributes).select(
+        "contig", "start", "end", pl.exclude("line", "contig", "start", "end")
+    )
+
+
+def _attribute(frame: pl.DataFrame, key: str) -> pl.Series:
+    """Value of ``key=value`` (GFF3) or ``key "value"`` (GTF) in the ninth column."""
+    pattern = rf'(?:^|;)\s*{re.escape(key)}(?:\s*=\s*|\s+)(?:"([^"]*)"|([^;"]*))'
+    text = frame["attributes"].str
+    value = text.extract(pattern, 1)
+    value = value.zip_with(value.is_not_null(), text.extract(pattern, 2)).str.strip_chars()
+    if value.str.contains("%", literal=True).any():  # GFF3 writes reserved characters that way
+        decoded = [None if one is None else urllib.parse.unquote(one) for one in value]
+        value = pl.Series(decoded, dtype=pl.String)
+    return value.alias(key)
+
+
+def read_vcf(
+    path: str | Path, store: GenomeStore | None = None, *, info: Sequence[str] = ()
+) -> pl.DataFrame:
+    """Read the sites of a VCF or BCF file, one row for each alternative allele, in file order.
+
+    Genotype columns are not read.
+
+    Parameters
+    ----------
+    path
+        The file: plain, gzip or bgzip VCF, or BCF.
+    store
+        Genome to check against; a reference allele that differs from the genome is an error too
+        (where either has N, nothing is compared).
+    info
+        Keys of the INFO column to take out, each into a String column of its name: null where a
+        record does not have it, empty for a flag.
+
+    Returns
+    -------
+    polars.DataFrame
+        contig, start, end (of the reference allele, 0-based half-open), ref and alt (upper case;
+        alt null for a record without one; symbolic alleles such as ``<DEL>`` as they are), id,
+        qual (Float64), filter, record (0-based number of the record in the file), allele (0-based
+        number of the alternative within its record), and the columns asked for.
+
+    Raises
+    ------
+    TableError, UnknownContigError
+        Naming file and line (of a BCF: record) of the first one that cannot be used.
+    """
+    source = RowSource(Path(path))
+    if _is_bcf(source.path):
+        source = RowSource(source.path, unit="record")
+        numbers, texts = _bcf_rows(source.path)
+    else:
+        numbers, texts = _vcf_rows(source.path)
+    frame = source.cast_numbers(source.split(numbers, texts, _VCF))
+    frame = frame.with_columns(pl.col("ref").str.to_uppercase())
+    source.refuse(
+        frame,
+        ~pl.col("ref").str.contains(f"^[ACGTN{AMBIGUITY_LETTERS}]+$"),
+        lambda row: f"REF must be one base or more, found {row['ref']!r}",
+    )
+    source.refuse(
+        frame, pl.col("start") < 1, lambda row: f"POS must be 1 or more, found {row['start']}"
+    )
+    frame = frame.with_columns(zero_based(pl.col("start"))).with_columns(
+        end=pl.col("start") + pl.col("ref").str.len_bytes().cast(pl.Int64)
+    )
+    if store is not None:
+        frame = source.check_against(frame, store)
+        source.check_reference(frame, store)
+    return _one_row_for_each_allele(frame.with_columns(_info(key) for key in info)).select(
+        *("contig", "start", "end", "ref", "alt", "id", "qual", "filter", "record", "allele"), *info
+    )
+
+
+def _one_row_for_each_allele(frame: pl.DataFrame) -> pl.DataFrame:
+    frame = frame.with_columns(
+        pl.int_range(pl.len(), dtype=pl.Int64).alias("record"), pl.col("alt").str.split(",")
+    )
+    frame = frame.with_columns(allele=pl.int_ranges(pl.col("alt").list.len())).explode(
+        "alt", "allele"
+    )
+    bases = pl.col("alt").str.contains("^[A-Za-z]+$")
+    return frame.with_columns(
+        pl.when(bases).then(pl.col("alt").str.to_uppercase()).otherwise("alt")
+    ).with_columns(
+        pl.when(pl.col(name) != NULL).then(name).alias(name) for name in ("alt", "id", "filter")
+    )
+
+
+def _vcf_rows(path: Path) -> tuple[list[int], list[str]]:
+    """First eight columns of all records, and their line numbers; genotypes are dropped at once."""
+    numbers, texts, has_header = [], [], False
+    for number, text in numbered_lines(path):
+        if text.startswith("#"):
+            has_header = has_header or text.startswith(("##fileformat=VCF", "#CHROM\t"))
+        elif text.strip():
+            if not has_header:
+                break
+            numbers.append(number)
+            texts.append("\t".join(text.split("\t", 8)[:8]))
+    if not has_header:
+        raise TableError(
+            f"{path} is not VCF: expected a header ('##fileformat=VCF...' and '#CHROM...') before "
+            "the first record"
+        )
+    return numbers, texts
+
+
+def _is_bcf(path: Path) -> bool:
+    try:
+        with path.open("rb") as raw:
+            packed = raw.peek(2)[:2] == b"\x1f\x8b"
+            return packed and gzip.GzipFile(fileobj=raw).read(3) == b"BCF"
+    except (OSError, EOFError):
+        return False  # the reader of lines says what is wrong
+
+
+def _bcf_rows(path: Path) -> tuple[list[int], list[str]]:
+    import pysam
+
+    try:
+        with pysam.VariantFile(str(path)) as file:
+            texts = ["\t".join(str(record).rstrip("\n").split("\t", 8)[:8]) for record in file]
+    except (OSError, ValueError) as error:
+        raise TableError(f"{path} is cut short or damaged ({error}); copy it again") from None
+    return list(range(1, len(texts) + 1)), texts
+
+
+def _info(key: str) -> pl.Expr:
+    pattern = rf"(?:^|;){re.escape(key)}(?:=([^;]*))?(?:;|$)"
+    found = pl.col("info").str.contains(pattern)
+    value = pl.col("info").str.extract(pattern, 1).fill_null("")
+    return pl.when(found).then(value).alias(key)
+
+
+def to_intervals(frame: pl.DataFrame) -> list[Interval]:
+    """Intervals of the rows of a frame, with the strand where there is such a column."""
+    strands = frame["strand"] if "strand" in frame.columns else [Strand.UNSTRANDED] * frame.height
+    rows = zip(frame["contig"], frame["start"], frame["end"], strands, strict=True)
+    return [Interval(contig, start, end, Strand(strand)) for contig, start, end, strand in rows]
+
+
+def write_bed(frame: pl.DataFrame, path: str | Path, overwrite: bool = False) -> None:
+    """Write a frame as BED3 to BED6; bgzip when the name ends in ``.gz``.
+
+    Parameters
+    ----------
+    frame
+        Columns contig, start, end (0-based half-open) and, if there, name, score and strand; a
+        column that a later one needs before it is filled (name ``.``, score 0). Other columns are
+        not written.
+    path
+        The file; complete or not there at all.
+    overwrite
+        Replace a file that exists.
+
+    Raises
+    ------
+    TableError
+        When a column is missing, or the file exists or cannot be written.
+    """
+    missing = [name for name in _BED6[:3] if name not in frame.columns]
+    if missing:
+        raise TableError(f"a frame needs the columns contig, start, end; found {frame.columns}")
+    width = max(i for i, name in enumerate(_BED6, start=1) if name in frame.columns)
+    fillers = {"name": pl.lit(NULL), "score": pl.lit(0), "strand": pl.lit(NULL)}
+    rows = frame.select(
+        pl.col(name).fill_null(fillers[name])
+        if name in frame.columns and name in fillers
+        else fillers[name].alias(name)
+        if name in fillers
+        else pl.col(name)
+        for name in _BED6[:width]
+    )
+    text = rows.write_csv(include_header=False, separator="\t", quote_style="never").encode()
+    with atomic_file(Path(path), overwrite, TableError) as file:
+        if Path(path).suffix != ".gz":
+            file.write(text)
+            return
+        import pysam
+
+        with pysam.BGZFile(file.name, "wb", None) as packed:  # writes the same, still unnamed, file
+            packed.write(text)
