@@ -11,20 +11,33 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from megabase.data.regions import Regions
 from megabase.errors import MegabaseError
 from megabase.genome.store import GenomeStore
 
-__all__ = ["RegionError", "Split", "regions_of", "split_genome"]
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["Intervals", "RegionError", "Split", "read_intervals", "regions_of", "split_genome"]
 
 _BED = (".bed", ".bed.gz", ".narrowpeak", ".narrowpeak.gz", ".broadpeak", ".broadpeak.gz")
 
 
 class RegionError(MegabaseError):
     """Regions that cannot be used as given."""
+
+
+class Intervals(NamedTuple):
+    """Rows of a table of intervals: contig indices, and 0-based half-open coordinates."""
+
+    contig: npt.NDArray[np.int32]
+    start: npt.NDArray[np.int64]
+    end: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -78,9 +91,49 @@ def regions_of(store: GenomeStore, places: Iterable[str | os.PathLike[str]]) -> 
 def _read_bed(store: GenomeStore, path: Path) -> Regions:
     from megabase.genome.tables import read_bed
 
-    table = read_bed(path, store=store)
-    contig = [store.contig_index(name) for name in table["contig"].to_list()]
-    return Regions.of(contig, table["start"].to_numpy(), table["end"].to_numpy())
+    return Regions.of(*_columns(store, read_bed(path, store, columns=3)))
+
+
+def _columns(store: GenomeStore, table: pl.DataFrame) -> Intervals:
+    number = {contig.name: index for index, contig in enumerate(store.contigs)}
+    contig = [number[name] for name in table["contig"].to_list()]
+    return Intervals(
+        np.array(contig, dtype=np.int32), table["start"].to_numpy(), table["end"].to_numpy()
+    )
+
+
+def read_intervals(store: GenomeStore, path: str | os.PathLike[str], split: str) -> Intervals:
+    """Read the rows of one split from a BED file whose fourth column names the split.
+
+    Parameters
+    ----------
+    store
+        The genome.
+    path
+        The table; the published ones have ``train``, ``valid`` and ``test``.
+    split
+        Which rows to read.
+
+    Returns
+    -------
+    Intervals
+        In the order of the file, for :class:`megabase.data.intervals.IntervalWindows`.
+
+    Raises
+    ------
+    MegabaseError
+        When the file is missing or broken, a row does not lie on the genome, or no row is of this
+        split.
+    """
+    from megabase.genome.tables import read_bed
+
+    table = read_bed(Path(path), store, columns=4)
+    names = table["name"].to_list() if "name" in table.columns else []
+    rows = table.filter([name == split for name in names]) if names else table.clear()
+    if rows.is_empty():
+        found = ", ".join(sorted({str(name) for name in names})) or "none: no fourth column"
+        raise RegionError(f"{path} has no interval of split {split!r}; its splits are {found}")
+    return _columns(store, rows)
 
 
 def split_genome(
@@ -115,8 +168,7 @@ def split_genome(
         When validation and test overlap, or nothing is left for training.
     """
     included, excluded = list(include), regions_of(store, exclude)
-    lengths = np.array([contig.length for contig in store.contigs], dtype=np.int64)
-    allowed = regions_of(store, included) if included else Regions.whole(lengths)
+    allowed = regions_of(store, included) if included else Regions.whole(store.lengths)
     held_out = regions_of(store, validation), regions_of(store, test)
     shared = held_out[0].intersect(held_out[1])
     if len(shared):
