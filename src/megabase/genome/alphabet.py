@@ -179,12 +179,10 @@ def reverse_complement(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     >>> decode(reverse_complement(encode("AACgtN")), soft_mask=True)
     'NacGTT'
     """
-    backwards = codes[..., ::-1]
     # A C G T are 0..3, so complement is XOR 3; N and PAD have bit 4 set and stay as they are.
-    # Arithmetic on bytes is several times faster than indexing a 256-entry table.
-    flip = backwards >> np.uint8(2)
-    flip &= np.uint8(1)
-    flip -= np.uint8(1)
-    flip &= np.uint8(3)
-    flip ^= backwards
-    return flip
+    # Arithmetic on bytes is several times faster than a 256-entry table, and complementing before
+    # turning round keeps it on contiguous memory.
+    flip = ((codes & np.uint8(4)) == 0).view(np.uint8)
+    flip *= np.uint8(3)
+    flip ^= codes
+    return flip[..., ::-1].copy()

@@ -176,23 +176,29 @@ def _genome_name(sources: Sequence[Path], target: Path) -> str:
 
 
 def check_store(store: GenomeStore, progress: Callable[[int, int], None] | None) -> list[str]:
-    """Names of the contigs whose codes differ from the recorded digest or counts."""
+    """Names of the contigs whose codes differ from the recorded digest or counts.
+
+    The file is read rather than mapped, so memory stays small and a failing disk is an error
+    instead of a signal.
+    """
     damaged: list[str] = []
     done = 0
-    for index, contig in enumerate(store.contigs):
-        codes = store.view(index)
-        tally = _Tally()
-        for start in range(0, contig.length, _CHECK_BYTES):
-            tally.add(codes[start : start + _CHECK_BYTES])
-            if progress is not None:
-                progress(done + min(start + _CHECK_BYTES, contig.length), store.total_length)
-        done += contig.length
-        if (tally.sha256, tally.n_count, tally.soft_masked_count) != (
-            contig.sha256,
-            contig.n_count,
-            contig.soft_masked_count,
-        ):
-            damaged.append(contig.name)
-    if genome_checksum(store.contigs) != store.checksum:
-        damaged.append("the genome's checksum")
+    try:
+        with store.path.open("rb") as file:
+            file.seek(CODES_OFFSET)
+            for contig in store.contigs:
+                tally = _Tally()
+                while tally.length < contig.length:
+                    part = file.read(min(_CHECK_BYTES, contig.length - tally.length))
+                    if not part:
+                        break  # cut short since it was opened: the digest differs
+                    tally.add(np.frombuffer(part, dtype=np.uint8))
+                    if progress is not None:
+                        progress(done + tally.length, store.total_length)
+                done += contig.length
+                found = (tally.sha256, tally.n_count, tally.soft_masked_count)
+                if found != (contig.sha256, contig.n_count, contig.soft_masked_count):
+                    damaged.append(contig.name)
+    except OSError as error:
+        raise StoreError(f"cannot read genome store {store.path}: {error.strerror}") from error
     return damaged

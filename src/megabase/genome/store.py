@@ -30,6 +30,8 @@ __all__ = ["Contig", "GenomeStore", "PadMode"]
 
 PadMode = Literal["error", "pad", "n"]
 _FILL: dict[str, int] = {"pad": PAD, "n": N}
+_LONG_WINDOW = 1 << 14
+_GATHER_BYTES = 1 << 18
 
 
 class GenomeStore:
@@ -321,22 +323,27 @@ class GenomeStore:
                 f"out must be uint8 of shape {shape}, found {out.dtype} of shape {out.shape}"
             )
         limit, offset = self.lengths[index], self._offsets[index]
-        codes = self._codes
-        # One slice copy for each row runs at memory speed; a gather through an index array of
-        # (n, length) integers would touch eight times as many bytes.
         inside = (first >= 0) & (first <= limit - length)
-        place = (offset + first).tolist()
-        if bool(inside.all()):
-            for row, begin in zip(out, place, strict=True):
-                row[:] = codes[begin : begin + length]
-            return out
-        for i, is_inside in enumerate(inside.tolist()):
-            if is_inside:
-                out[i] = codes[place[i] : place[i] + length]
-            else:
-                out[i] = PAD
-                self._copy_inside(out[i], int(offset[i]), int(limit[i]), int(first[i]))
+        if bool(inside.any()):
+            last = self._codes.size - length
+            self._gather(np.clip(offset + first, 0, last), out)
+        for i in np.flatnonzero(~inside).tolist():
+            out[i] = PAD
+            self._copy_inside(out[i], int(offset[i]), int(limit[i]), int(first[i]))
         return out
+
+    def _gather(self, place: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Copy the windows that begin at ``place`` among all codes into the rows of ``out``."""
+        codes, length = self._codes, out.shape[1]
+        if length > _LONG_WINDOW:
+            for row, begin in zip(out, place.tolist(), strict=True):
+                row[:] = codes[begin : begin + length]
+            return
+        # Row i of this view is the window at i, without a copy: both axes step by one byte.
+        windows = np.ndarray((codes.size - length + 1, length), np.uint8, codes, 0, (1, 1))
+        block = max(1, _GATHER_BYTES // length)  # what is gathered is still in cache when copied
+        for i in range(0, len(place), block):
+            out[i : i + block] = windows[place[i : i + block]]
 
     # -- integrity --------------------------------------------------------------------------------
 

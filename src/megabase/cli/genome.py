@@ -1,0 +1,218 @@
+"""Build, describe and verify genome stores: one memory-mapped file for each genome."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+    from rich.console import Console
+
+    from megabase.genome.store import GenomeStore
+
+__all__ = ["add_arguments", "run"]
+
+_SHOWN_CONTIGS = 50
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the actions build, info and verify to the parser of ``megabase genome``."""
+    from jsonargparse import ArgumentParser
+
+    actions = parser.add_subcommands(required=True, dest="action")
+
+    build = ArgumentParser(description="Stream FASTA files into one genome store.")
+    build.add_argument(
+        "sources", nargs="+", metavar="FASTA",
+        help="FASTA files: plain, gzip or bgzip, told apart by their content",
+    )  # fmt: skip
+    build.add_argument("-o", "--output", required=True, help="the store file to write")
+    build.add_argument(
+        "--name", default=None, type=str,
+        help="name of the genome, written into every output (default: from the file name)",
+    )  # fmt: skip
+    build.add_argument(
+        "--overwrite", action="store_true", help="replace the output if it exists already"
+    )
+    actions.add_subcommand("build", build, help="FASTA files into one store")
+
+    info = ArgumentParser(description="Say what a genome store holds.")
+    info.add_argument("store", help="the store file")
+    info.add_argument("--json", action="store_true", help="print everything as JSON")
+    info.add_argument(
+        "--all", action="store_true", help=f"list every contig, not the first {_SHOWN_CONTIGS}"
+    )
+    actions.add_subcommand("info", info, help="what a store holds")
+
+    verify = ArgumentParser(
+        description="Read every base of a genome store and compare it with the recorded sha256."
+    )
+    verify.add_argument("store", help="the store file")
+    actions.add_subcommand("verify", verify, help="compare a store with its checksums")
+
+
+def run(args: Namespace) -> int:
+    """Run one action; errors are raised as MegabaseError."""
+    from rich.console import Console
+
+    # Away from a terminal rich would wrap at 80 columns and cut names; give tables their width.
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    action: Callable[[Namespace, Console], None] = {
+        "build": _build,
+        "info": _info,
+        "verify": _verify,
+    }[args.action]
+    action(args[args.action], console)
+    return 0
+
+
+def _build(args: Namespace, console: Console) -> None:
+    from megabase.genome.store import GenomeStore
+
+    begin = time.perf_counter()
+    with _terminable(), _progress("reading FASTA") as progress:
+        store = GenomeStore.build(
+            args.sources, args.output, name=args.name, overwrite=args.overwrite, progress=progress
+        )
+    seconds = time.perf_counter() - begin
+    console.print(f"wrote {args.output}", markup=False)
+    _print_summary(store, console)
+    console.print(
+        f"built in {seconds:.1f} s ({store.total_length / max(seconds, 1e-9) / 1e6:,.0f} million "
+        "bases/s)"
+    )
+
+
+def _info(args: Namespace, console: Console) -> None:
+    from megabase.genome.store import GenomeStore
+
+    store = GenomeStore.open(args.store)
+    if args.json:
+        import json
+        from dataclasses import asdict
+
+        record = {"path": str(store.path), "total_length": store.total_length}
+        print(json.dumps(record | asdict(store.metadata), indent=2))
+        return
+    _print_summary(store, console)
+    _print_contigs(store, console, None if args.all else _SHOWN_CONTIGS)
+
+
+def _verify(args: Namespace, console: Console) -> None:
+    from megabase.genome.store import GenomeStore
+
+    store = GenomeStore.open(args.store)
+    with _progress("reading the store") as progress:
+        store.verify(progress)
+    console.print(
+        f"{args.store}: all {len(store.contigs):,} contigs ({store.total_length:,} bases) have "
+        f"their recorded sha256 and counts",
+        markup=False,
+    )
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} ({part / whole:.2%})" if part else "0"
+
+
+def _print_summary(store: GenomeStore, console: Console) -> None:
+    from rich.table import Table
+
+    contigs, total = store.contigs, store.total_length
+    letters = store.metadata.iupac_letters
+    iupac = _share(sum(letters.values()), total)
+    if letters:
+        iupac += ": " + ", ".join(f"{letter} {count:,}" for letter, count in letters.items())
+    if "U" in letters:
+        iupac += "; U is RNA: write T for U in the FASTA to keep those bases"
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in {
+        "genome": store.name,
+        "sources": ", ".join(store.metadata.sources),
+        "contigs": f"{len(contigs):,}",
+        "bases": f"{total:,}",
+        "N": _share(sum(contig.n_count for contig in contigs), total),
+        "IUPAC letters turned into N": iupac,
+        "soft-masked (lower case)": _share(sum(c.soft_masked_count for c in contigs), total),
+        "sha256 of the genome": store.checksum,
+        "written by": store.metadata.created_by,
+    }.items():
+        table.add_row(key, _plain(value))
+    console.print(table)
+
+
+def _print_contigs(store: GenomeStore, console: Console, limit: int | None) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("contig", no_wrap=True)
+    for heading in ("length", "N", "IUPAC to N", "soft-masked"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("sha256", no_wrap=True)
+    table.add_column("description")
+    for contig in store.contigs[:limit]:
+        table.add_row(
+            _plain(contig.name),
+            f"{contig.length:,}",
+            f"{contig.n_count:,}",
+            f"{contig.iupac_count:,}",
+            f"{contig.soft_masked_count:,}",
+            contig.sha256[:12],
+            _plain(_shortened(contig.description, 40)),
+        )
+    console.print()
+    console.print(table)
+    if limit is not None and len(store.contigs) > limit:
+        console.print(f"... and {len(store.contigs) - limit:,} more (--all lists them)")
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _plain(text: str) -> Any:
+    """Text as it is: brackets of a name or a description are no markup."""
+    from rich.text import Text
+
+    return Text(text)
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a progress bar on standard error; give None when that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Turn SIGTERM into an exit that cleans up, so that no half-written file is left behind."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: the caller owns the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
