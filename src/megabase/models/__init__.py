@@ -1,0 +1,1 @@
+"""Model families, their tokenizer, and the reader of published checkpoints."""

@@ -1,0 +1,134 @@
+"""Rows of token ids: special tokens, truncation and padding in numpy.
+
+The rules are those of transformers; the arrays are ours, so that a megabase never becomes a list.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers.tokenization_utils_base import TruncationStrategy
+from transformers.utils.generic import PaddingStrategy
+
+from megabase.models.vocabulary import VOCABULARY
+
+__all__ = ["Ids", "Row", "join_parts", "pad_row", "padded_width", "parts_of", "truncate"]
+
+Ids = NDArray[np.int64]
+_CLS, _SEP = VOCABULARY["[CLS]"], VOCABULARY["[SEP]"]
+
+
+class Row(NamedTuple):
+    """One encoded input; all three arrays have its length."""
+
+    ids: Ids
+    types: Ids
+    """0 for the first text, 1 for the second."""
+    special: Ids
+    """1 for an added special token."""
+
+
+def parts_of(text: Any, text_pair: Any) -> list[tuple[Any, ...]] | None:
+    """Give the list of one- or two-part inputs of a call, or None when a part is no text."""
+    if not isinstance(text, (list, tuple)):
+        inputs = [(text,) if text_pair is None else (text, text_pair)]
+    elif text_pair is None:
+        inputs = [tuple(item) if isinstance(item, (list, tuple)) else (item,) for item in text]
+    elif isinstance(text_pair, (list, tuple)) and len(text_pair) == len(text):
+        inputs = list(zip(text, text_pair, strict=True))
+    else:
+        return None
+    plain = all(
+        len(parts) in (1, 2) and all(isinstance(part, (str, bytes)) for part in parts)
+        for parts in inputs
+    )
+    return inputs if plain else None
+
+
+def join_parts(parts: list[Ids], habit: str) -> Row:
+    """Join one or two texts with special tokens.
+
+    Parameters
+    ----------
+    parts
+        Token ids of the texts.
+    habit
+        ``"none"``, ``"eos"`` (SEP after each text) or ``"cls_sep"`` (CLS before the first, too).
+
+    Returns
+    -------
+    Row
+        Ids, text numbers and special-token mask.
+    """
+    ids: list[Any] = []
+    types: list[Any] = []
+    special: list[Any] = []
+    for number, part in enumerate(parts):
+        before = [_CLS] if habit == "cls_sep" and number == 0 else []
+        after = [] if habit == "none" else [_SEP]
+        ids += [before, part, after]
+        types.append(np.full(len(before) + len(part) + len(after), number))
+        special += [[1] * len(before), np.zeros(len(part)), [1] * len(after)]
+    return Row(*(np.concatenate(pieces).astype(np.int64) for pieces in (ids, types, special)))
+
+
+def truncate(parts: list[Ids], excess: int, strategy: TruncationStrategy, side: str) -> list[Ids]:
+    """Cut `excess` tokens off one or two texts.
+
+    Parameters
+    ----------
+    parts
+        Token ids of the texts.
+    excess
+        Number of tokens too many; nothing is cut when it is 0 or less.
+    strategy
+        Which text loses them; of two, the longer one first.
+    side
+        ``"right"`` or ``"left"``: the end that is cut.
+
+    Returns
+    -------
+    list[Ids]
+        The shortened texts.
+    """
+    if excess <= 0:
+        return parts
+    keep = [len(part) for part in parts]
+    if len(parts) == 1 or strategy == TruncationStrategy.ONLY_FIRST:
+        keep[0] -= excess
+    elif strategy == TruncationStrategy.ONLY_SECOND:
+        keep[1] -= excess
+    else:
+        total = sum(keep) - excess
+        keep[0] = min(keep[0], max(-(-total // 2), total - keep[1]))
+        keep[1] = total - keep[0]
+    lengths = [max(0, length) for length in keep]
+    if side == "right":
+        return [part[:length] for part, length in zip(parts, lengths, strict=True)]
+    return [part[len(part) - length :] for part, length in zip(parts, lengths, strict=True)]
+
+
+def padded_width(
+    lengths: list[int],
+    strategy: PaddingStrategy,
+    max_length: int | None,
+    multiple: int | None,
+    batched: bool,
+) -> int | None:
+    """Give the width every row is padded to, or None for rows as they are.
+
+    A single empty text is left empty, as transformers does.
+    """
+    if strategy == PaddingStrategy.DO_NOT_PAD or not lengths or (not batched and not lengths[0]):
+        return None
+    width = max_length if strategy == PaddingStrategy.MAX_LENGTH else max(lengths)
+    width = max(lengths) if width is None else width
+    return -(-width // multiple) * multiple if multiple else width
+
+
+def pad_row(values: Ids, width: int, fill: int, left: bool) -> Ids:
+    """Pad a row to `width` on one side; a longer row stays as it is."""
+    missing = max(0, width - len(values))
+    return np.pad(values, (missing, 0) if left else (0, missing), constant_values=fill)

@@ -1,0 +1,263 @@
+"""A reader of torch checkpoints that cannot run code.
+
+A pickle is a program, and ``torch.load`` without ``weights_only`` runs whatever it says. This
+module interprets the pickle's instructions itself: nothing is imported and nothing is called
+except the builders of :mod:`megabase.models.pickle_objects`, which make tensors, plain containers
+and inert records. Both containers of ``torch.save`` are read: the zip archive, and the older
+stream that begins with a magic number.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from megabase.models.pickle_objects import (
+    STORAGE_TYPES,
+    CheckpointError,
+    Global,
+    Inert,
+    Storage,
+    UnsafeCheckpointError,
+    call,
+    extend,
+    resolve,
+    set_items,
+    set_state,
+)
+
+__all__ = ["CheckpointError", "Global", "Inert", "UnsafeCheckpointError", "read_pickle"]
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+_MARK = object()
+_LITERALS = frozenset(
+    ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+     "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+     "BYTEARRAY8", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
+)  # fmt: skip
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set,
+}  # fmt: skip
+
+
+def _interpret(stream: BinaryIO, persistent: Callable[[Any], Any], where: str) -> Any:
+    """Follow one pickle to its STOP and give the object it describes."""
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+
+    def to_mark() -> list[Any]:
+        start = len(stack) - 1 - next(i for i, v in enumerate(reversed(stack)) if v is _MARK)
+        values = stack[start + 1 :]
+        del stack[start:]
+        return values
+
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(stream):
+        name = opcode.name
+        if name in _LITERALS:
+            stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name]())
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[int(argument)] = stack[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[int(argument)])
+        elif name == "MARK":
+            stack.append(_MARK)
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            count = int(name[-1])
+            stack[-count:] = [tuple(stack[-count:])]
+        elif name == "TUPLE":
+            stack.append(tuple(to_mark()))
+        elif name == "LIST":
+            stack.append(to_mark())
+        elif name == "FROZENSET":
+            stack.append(frozenset(to_mark()))
+        elif name == "DICT":
+            values = to_mark()
+            stack.append(dict(zip(values[::2], values[1::2], strict=True)))
+        elif name == "APPEND":
+            value = stack.pop()
+            extend(stack[-1], [value], where)
+        elif name in ("APPENDS", "ADDITEMS"):
+            values = to_mark()
+            extend(stack[-1], values, where)
+        elif name == "SETITEM":
+            pair = [stack.pop(-2), stack.pop()]
+            set_items(stack[-1], pair, where)
+        elif name == "SETITEMS":
+            values = to_mark()
+            set_items(stack[-1], values, where)
+        elif name == "GLOBAL":
+            stack.append(resolve(*str(argument).split(" ", 1), where=where))
+        elif name == "STACK_GLOBAL":
+            attribute, module = stack.pop(), stack.pop()
+            stack.append(resolve(module, attribute, where))
+        elif name in ("REDUCE", "NEWOBJ"):
+            arguments, function = stack.pop(), stack.pop()
+            stack.append(call(function, arguments, where))
+        elif name == "NEWOBJ_EX":
+            _keywords, arguments, function = stack.pop(), stack.pop(), stack.pop()
+            stack.append(call(function, arguments, where))
+        elif name == "OBJ":
+            values = to_mark()
+            stack.append(call(values[0], tuple(values[1:]), where))
+        elif name == "INST":
+            function = resolve(*str(argument).split(" ", 1), where=where)
+            stack.append(call(function, tuple(to_mark()), where))
+        elif name == "BUILD":
+            state = stack.pop()
+            stack[-1] = set_state(stack[-1], state, where)
+        elif name == "BINPERSID":
+            stack.append(persistent(stack.pop()))
+        elif name == "PERSID":
+            stack.append(persistent(argument))
+        elif name == "POP":
+            stack.pop()
+        elif name == "POP_MARK":
+            to_mark()
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif name == "STOP":
+            return stack.pop()
+        elif name not in ("PROTO", "FRAME"):
+            raise UnsafeCheckpointError(f"{where}: the pickle instruction {name} is not allowed")
+    raise CheckpointError(f"{where}: the pickle ends without saying so; the file is cut short")
+
+
+def _storage_key(identity: Any, where: str) -> tuple[str, torch.dtype, int]:
+    """Read a storage's (key, element type, number of elements) from its persistent id."""
+    match identity:
+        case ("storage", Global(name=name), str(key), _, int(count), *rest) if (
+            name in STORAGE_TYPES and count >= 0 and all(view is None for view in rest)
+        ):
+            return key, STORAGE_TYPES[name], count
+    raise CheckpointError(f"{where}: {identity!r} is no description of a tensor storage")
+
+
+def _read_archive(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+        roots = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
+        if any(name.endswith("constants.pkl") for name in names):
+            raise CheckpointError(f"{path}: is a TorchScript program; give a checkpoint of weights")
+        if len(roots) != 1:
+            raise CheckpointError(f"{path}: the archive has no data.pkl; it is no torch checkpoint")
+        prefix = roots[0].removesuffix("data.pkl")
+        order = f"{prefix}byteorder"
+        if order in names and archive.read(order).strip() != b"little":
+            raise CheckpointError(f"{path}: was written on a big-endian machine")
+        storages: dict[str, torch.Tensor] = {}
+
+        def persistent(identity: Any) -> Storage:
+            key, dtype, count = _storage_key(identity, str(path))
+            if key not in storages:
+                member = f"{prefix}data/{key}"
+                if member not in names:
+                    raise CheckpointError(f"{path}: storage {key} is missing from the archive")
+                entry = archive.getinfo(member)
+                size = count * dtype.itemsize
+                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < size:
+                    raise CheckpointError(
+                        f"{path}: storage {key} should hold {size:,} bytes, "
+                        f"but the archive has {entry.file_size:,}"
+                    )
+                raw = bytearray(entry.file_size)
+                with archive.open(entry) as stored:
+                    position = 0
+                    while piece := stored.read(1 << 24):
+                        raw[position : position + len(piece)] = piece
+                        position += len(piece)
+                storages[key] = _from_bytes(raw)
+            return Storage(storages[key], dtype)
+
+        return _interpret(io.BytesIO(archive.read(roots[0])), persistent, str(path))
+
+
+def _from_bytes(raw: bytearray) -> torch.Tensor:
+    return torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+
+
+def _read_stream(path: Path) -> Any:
+    """Read the stream format of torch before 1.6, or a pickle without tensors."""
+    size = path.stat().st_size
+    storages: dict[str, bytearray] = {}
+    tensors: dict[str, torch.Tensor] = {}
+
+    def persistent(identity: Any) -> Storage:
+        key, dtype, count = _storage_key(identity, str(path))
+        if key not in storages:
+            if count * dtype.itemsize + sum(map(len, storages.values())) > size:
+                raise CheckpointError(f"{path}: storage {key} claims more bytes than the file has")
+            storages[key] = bytearray(count * dtype.itemsize)
+            tensors[key] = _from_bytes(storages[key])
+        return Storage(tensors[key], dtype)
+
+    def refuse(identity: Any) -> Any:
+        raise CheckpointError(f"{path}: unexpected {identity!r} before the weights")
+
+    with path.open("rb") as stream:
+        head = _interpret(stream, refuse, str(path))
+        if head != _LEGACY_MAGIC:
+            return head
+        if _interpret(stream, refuse, str(path)) != _LEGACY_PROTOCOL:
+            raise CheckpointError(f"{path}: unknown version of the old torch format")
+        system = _interpret(stream, refuse, str(path))
+        if isinstance(system, dict) and not system.get("little_endian", True):
+            raise CheckpointError(f"{path}: was written on a big-endian machine")
+        result = _interpret(stream, persistent, str(path))
+        for key in _interpret(stream, refuse, str(path)):
+            _count = stream.read(8)  # number of elements, known from the pickle already
+            if stream.readinto(storages[key]) != len(storages[key]):
+                raise CheckpointError(f"{path}: storage {key} is cut short")
+    return result
+
+
+# What zipfile, pickletools and the builders raise on bytes that are not what they claim to be.
+_DAMAGE = (ValueError, TypeError, LookupError, AttributeError, StopIteration, EOFError,
+           RuntimeError, ArithmeticError, OSError, zipfile.BadZipFile)  # fmt: skip
+
+
+def read_pickle(path: str | Path) -> Any:
+    """Read a ``torch.save`` file (``.ckpt``, ``.pt``, ``.bin``) without executing anything.
+
+    Parameters
+    ----------
+    path
+        The file; zip archives and the older stream format.
+
+    Returns
+    -------
+    Any
+        Containers, numbers, texts and CPU tensors (tied tensors share memory), with
+        :class:`Inert` records and :class:`Global` names where the file has objects and classes of
+        training libraries.
+
+    Raises
+    ------
+    UnsafeCheckpointError
+        The file names a class or function outside the known ones, or asks to call something.
+    CheckpointError
+        The file is missing, damaged, or of another format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    try:
+        return _read_archive(path) if zipfile.is_zipfile(path) else _read_stream(path)
+    except CheckpointError:
+        raise
+    except _DAMAGE as error:
+        raise CheckpointError(
+            f"{path}: is damaged or no torch checkpoint ({type(error).__name__}: {error})"
+        ) from error
