@@ -1,0 +1,1 @@
+"""Layers that the model families are built from; plain torch modules over the operators."""

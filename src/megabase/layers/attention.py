@@ -1,0 +1,82 @@
+"""Multi-head attention under the names of the published Transformer baseline.
+
+Shape suffixes: B batch, L positions, D model width, N heads, H width of a head, Q query, K key.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from megabase.errors import MegabaseError
+from megabase.layers.linear import ResidualLinear
+
+__all__ = ["SelfAttention"]
+
+
+class SelfAttention(nn.Module):
+    """Self-attention through torch's fused operator.
+
+    Parameters
+    ----------
+    d_model
+        Width; the first, second and last third of ``Wqkv`` give queries, keys and values of all
+        heads.
+    num_heads
+        Number of heads; must divide `d_model`.
+    causal
+        Whether a position sees only itself and earlier ones.
+    dropout
+        Probability of dropping attention weights while training.
+    """
+
+    def __init__(
+        self, d_model: int, num_heads: int, causal: bool = True, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or d_model % num_heads:
+            raise MegabaseError(
+                f"expected a number of heads that divides the width {d_model}, got {num_heads}"
+            )
+        self.num_heads = num_heads
+        self.causal = causal
+        self.dropout = dropout
+        self.Wqkv = nn.Linear(d_model, 3 * d_model)
+        self.out_proj = ResidualLinear(d_model, d_model)
+
+    def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+        """Mix positions.
+
+        Parameters
+        ----------
+        x_BLD
+            Input, shape (batch, length, width).
+        mask_BL
+            True at real positions; padded ones are not attended to.
+
+        Returns
+        -------
+        Tensor
+            Shape of `x_BLD`.
+        """
+        qkv = self.Wqkv(x_BLD).unflatten(-1, (3, self.num_heads, -1))
+        q_BNLH, k_BNLH, v_BNLH = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        y_BNLH = F.scaled_dot_product_attention(
+            q_BNLH,
+            k_BNLH,
+            v_BNLH,
+            attn_mask=None if mask_BL is None else self._allowed(mask_BL),
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=self.causal and mask_BL is None,
+        )
+        return self.out_proj(y_BNLH.transpose(1, 2).flatten(2))
+
+    def _allowed(self, mask_BL: Tensor) -> Tensor:
+        length = mask_BL.shape[1]
+        allowed_B1QK = mask_BL.bool()[:, None, None, :].expand(-1, 1, length, -1)
+        itself_QK = torch.eye(length, dtype=torch.bool, device=mask_BL.device)
+        if self.causal:
+            allowed_B1QK = allowed_B1QK & torch.ones_like(itself_QK).tril()
+        # A padded query may see itself: a row without any key has no softmax.
+        return allowed_B1QK | itself_QK

@@ -1,0 +1,189 @@
+"""The pre-norm shell shared by HyenaDNA and the Transformer baseline.
+
+Embeddings, blocks of mixer and MLP that each read a LayerNorm of the running sum, and a final
+LayerNorm. The names are those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from megabase.layers.mlp import Mlp
+
+__all__ = ["Backbone", "Block", "Embeddings"]
+
+
+def _drop(x: Tensor, probability: float, training: bool) -> Tensor:
+    return F.dropout(x, probability) if probability > 0 and training else x
+
+
+def _normed(norm: nn.LayerNorm, residual: Tensor) -> Tensor:
+    # The running sum may be wider (float32) than the weights; the block works in their dtype.
+    return norm(residual.to(norm.weight.dtype))
+
+
+class Embeddings(nn.Module):
+    """Token embeddings, plus learned position embeddings when `positions` is above 0.
+
+    Parameters
+    ----------
+    rows
+        Rows of the token table (the padded vocabulary).
+    d_model
+        Width.
+    positions
+        Rows of the position table; 0 for none. Positions count from the left end of the input.
+    """
+
+    def __init__(self, rows: int, d_model: int, positions: int = 0) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(rows, d_model)
+        self.position_embeddings = nn.Embedding(positions, d_model) if positions > 0 else None
+
+    def forward(self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
+        """Embed ids of shape (batch, length), or add positions to given embeddings."""
+        hidden = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if self.position_embeddings is not None:
+            hidden = hidden + self.position_embeddings.weight[: hidden.shape[1]]
+        return hidden
+
+
+class Block(nn.Module):
+    """``x + mixer(norm1(x))``, then ``x + mlp(norm2(x))``, in add-before-norm form.
+
+    Parameters
+    ----------
+    mixer
+        Module called as ``mixer(x, mask)``.
+    d_model, d_inner
+        Widths of the block and its MLP.
+    norm_eps
+        Epsilon of both LayerNorms.
+    dropout_in, dropout
+        Dropout of the block's input and of the mixer's output before they join the running sum.
+    residual_in_fp32
+        Whether the running sum is kept in float32 at least.
+    """
+
+    def __init__(
+        self,
+        mixer: nn.Module,
+        d_model: int,
+        d_inner: int,
+        norm_eps: float = 1e-5,
+        dropout_in: float = 0.0,
+        dropout: float = 0.0,
+        residual_in_fp32: bool = True,
+    ) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.norm1 = nn.LayerNorm(d_model, eps=norm_eps)
+        self.mlp = Mlp(d_model, d_inner)
+        self.norm2 = nn.LayerNorm(d_model, eps=norm_eps)
+        self.dropout_in = dropout_in
+        self.dropout = dropout
+        self.residual_in_fp32 = residual_in_fp32
+
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Give (output of the MLP, running sum before it), each (batch, length, width)."""
+        residual = self._add(_drop(hidden, self.dropout_in, self.training), residual)
+        hidden = self.mixer(_normed(self.norm1, residual), mask)
+        residual = self._add(_drop(hidden, self.dropout, self.training), residual)
+        return self.mlp(_normed(self.norm2, residual)), residual
+
+    def _add(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
+        total = hidden if residual is None else hidden + residual
+        if self.residual_in_fp32:
+            total = total.to(torch.promote_types(total.dtype, torch.float32))
+        return total
+
+
+class Backbone(nn.Module):
+    """Embeddings, blocks and the final LayerNorm.
+
+    Parameters
+    ----------
+    embeddings
+        The embedding module.
+    layers
+        The blocks.
+    d_model
+        Width.
+    norm_eps
+        Epsilon of the final LayerNorm.
+    dropout
+        Dropout of the last block's output.
+    """
+
+    def __init__(
+        self,
+        embeddings: Embeddings,
+        layers: Sequence[Block],
+        d_model: int,
+        norm_eps: float = 1e-5,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.layers = nn.ModuleList(layers)
+        self.ln_f = nn.LayerNorm(d_model, eps=norm_eps)
+        self.dropout = dropout
+        # transformers switches these two through gradient_checkpointing_enable(); parameter names
+        # stay as they are, because nothing is wrapped.
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable[..., Any] = partial(
+            checkpoint, use_reentrant=False
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        mask: Tensor | None = None,
+        collect: bool = False,
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """Run the shell.
+
+        Parameters
+        ----------
+        input_ids
+            Token ids, shape (batch, length); or give `inputs_embeds`.
+        inputs_embeds
+            Token embeddings, shape (batch, length, width).
+        mask
+            True at real positions, shape (batch, length), for the mixers; None for no masking.
+        collect
+            Whether to return what enters every block as well.
+
+        Returns
+        -------
+        hidden : Tensor
+            Output of the final LayerNorm, shape (batch, length, width).
+        states : tuple of Tensor or None
+            The input of every block and `hidden`, when `collect`.
+        """
+        hidden = self.embeddings(input_ids, inputs_embeds)
+        residual: Tensor | None = None
+        states: list[Tensor] = []
+        for layer in self.layers:
+            if collect:
+                states.append(hidden if residual is None else hidden + residual)
+            if self.gradient_checkpointing and self.training:
+                hidden, residual = self._gradient_checkpointing_func(
+                    layer.__call__, hidden, residual, mask
+                )
+            else:
+                hidden, residual = layer(hidden, residual, mask)
+        hidden = _drop(hidden, self.dropout, self.training)
+        total = hidden if residual is None else hidden + residual
+        out = _normed(self.ln_f, total)
+        return out, (*states, out) if collect else None

@@ -1,0 +1,200 @@
+"""The Hyena operator: gates around long convolutions.
+
+Shape suffixes: B batch, L positions, D model width, P projected channels ((order + 1) D), M lags,
+O long convolutions (order - 1).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from megabase.errors import MegabaseError
+from megabase.layers.hyena_filter import HyenaFilter
+from megabase.layers.linear import ResidualLinear, from_channel_major, to_channel_major
+from megabase.ops.long_conv import long_conv
+from megabase.ops.short_conv import short_conv
+
+__all__ = ["ACTIVATIONS", "Bidirectional", "FilterLayout", "HyenaOperator", "published_two_sided"]
+
+FilterLayout = Literal["training", "standalone"]
+"""How filter channels are numbered for order > 2: ``"training"`` channel = v (order - 1) + o (the
+public training repository), ``"standalone"`` channel = o D + v (the standalone file)."""
+
+Bidirectional = Literal["none", "published", "two_sided"]
+"""``"none"`` causal; ``"published"`` the published arithmetic, which reaches only positions about
+half a sequence away; ``"two_sided"`` a convolution with positive and negative lags."""
+
+ACTIVATIONS = {
+    "id": lambda x: x,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": F.tanh,
+    "sigmoid": F.sigmoid,
+}
+"""Functions that may stand between the last gate and the output projection."""
+
+
+def published_two_sided(k_DL: Tensor) -> Tensor:
+    """Arrange one-sided taps as the published bidirectional mode applies them.
+
+    The published code pads the input by half its length on both sides, convolves on a circle of
+    2L, and keeps the first L samples instead of the central ones. Tap j is thus applied at lag
+    j + L // 2 (about), or at j + L // 2 - 2L around the circle; nearby positions are not reached.
+
+    Parameters
+    ----------
+    k_DL
+        Taps of lags 0 to L - 1, shape (channels, L).
+
+    Returns
+    -------
+    Tensor
+        Taps of lags -(L - 1) to L - 1, shape (channels, 2L - 1).
+    """
+    length = k_DL.shape[1]
+    padded = length + 2 * (length // 2)
+    before = padded // 2 - length // 2
+    # Lag g >= before: tap g - before. Lag g < before - L: tap g - before + 2L, around the circle.
+    later = k_DL[:, : length - before]
+    earlier = k_DL[:, length + 1 - before :]
+    gap = 2 * length - 1 - earlier.shape[1] - later.shape[1]
+    middle = k_DL.new_zeros(k_DL.shape[0], gap)
+    return torch.cat([earlier, middle, later], dim=1)
+
+
+class HyenaOperator(nn.Module):
+    """Hyena mixer of any order (HyenaDNA paper, arXiv 2306.15794, equation 3).
+
+    For order 2, with ``x0, x1, v`` the three blocks of the projected, short-convolved input:
+    ``y = x0 * (h conv (x1 * v) + bias * (x1 * v))``.
+
+    Parameters
+    ----------
+    d_model
+        Width.
+    l_max
+        Longest input.
+    order
+        Number of gates, at least 2.
+    short_filter_order
+        Taps of the short convolution.
+    filter_layout
+        Numbering of filter channels for order > 2.
+    bidirectional
+        Which positions the convolutions reach. ``"two_sided"`` also centres the short convolution.
+    output_activation
+        Name in :data:`ACTIVATIONS`.
+    dropout
+        Probability of dropping gated values before a long convolution.
+    filter_options
+        Further arguments of :class:`~megabase.layers.hyena_filter.HyenaFilter`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        l_max: int,
+        order: int = 2,
+        short_filter_order: int = 3,
+        filter_layout: FilterLayout = "training",
+        bidirectional: Bidirectional = "none",
+        output_activation: str = "id",
+        dropout: float = 0.0,
+        filter_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if order < 2:
+            raise MegabaseError(f"expected a Hyena order of at least 2, got {order}")
+        self.d_model = d_model
+        self.l_max = l_max
+        self.order = order
+        self.filter_layout = filter_layout
+        self.bidirectional = bidirectional
+        self.output_activation = output_activation
+        self.dropout = dropout
+        projected = d_model * (order + 1)
+        self.in_proj = nn.Linear(d_model, projected)
+        self.out_proj = ResidualLinear(d_model, d_model)
+        # Holds the weights under their published names; the operator does the work.
+        self.short_filter = nn.Conv1d(
+            projected,
+            projected,
+            short_filter_order,
+            groups=projected,
+            padding=short_filter_order - 1,
+        )
+        self.filter_fn = HyenaFilter(d_model * (order - 1), l_max, **(filter_options or {}))
+
+    def _per_convolution(self, x_C: Tensor) -> list[Tensor]:
+        """Split filter channels (axis 0) into one tensor per long convolution."""
+        if self.order == 2:
+            return [x_C]
+        convolutions = self.order - 1
+        if self.filter_layout == "training":
+            grouped = x_C.unflatten(0, (self.d_model, convolutions)).transpose(0, 1)
+        else:
+            grouped = x_C.unflatten(0, (convolutions, self.d_model))
+        return list(grouped.unbind(0))
+
+    def taps(self, length: int) -> list[Tensor]:
+        """Compute the filters of every long convolution for an input of `length` positions."""
+        k_CM = self.filter_fn(length, "both" if self.bidirectional == "two_sided" else "one")
+        if self.bidirectional == "published":
+            k_CM = published_two_sided(k_CM)
+        return self._per_convolution(k_CM)
+
+    def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+        """Mix positions.
+
+        Parameters
+        ----------
+        x_BLD
+            Input, shape (batch, length, width).
+        mask_BL
+            True at real positions. Padded ones are emptied before every convolution, so that real
+            positions do not see them. A causal operator on right-padded input needs none.
+
+        Returns
+        -------
+        Tensor
+            Shape of `x_BLD`.
+
+        Raises
+        ------
+        SequenceTooLongError
+            When the input is longer than ``l_max``.
+        """
+        k_ODM = self.taps(x_BLD.shape[1])
+        p_BPL = to_channel_major(self.in_proj, x_BLD)
+        mask_B1L = None if mask_BL is None else mask_BL[:, None].to(p_BPL.dtype)
+        y_BDL = self.mix(p_BPL, k_ODM, mask_B1L)
+        if self.output_activation != "id":
+            y_BDL = ACTIVATIONS[self.output_activation](y_BDL)
+        return from_channel_major(self.out_proj, y_BDL)
+
+    def mix(self, p_BPL: Tensor, k_ODM: list[Tensor], mask_B1L: Tensor | None) -> Tensor:
+        """Apply short convolution, gates and long convolutions to projected channels."""
+        if mask_B1L is not None:
+            p_BPL = p_BPL * mask_B1L
+        p_BPL = short_conv(
+            p_BPL,
+            self.short_filter.weight[:, 0],
+            self.short_filter.bias,
+            centred=self.bidirectional == "two_sided",
+        )
+        first, *gates, v_BDL = p_BPL.split(self.d_model, dim=1)
+        skip_C = self.filter_fn.skip()
+        skips = [None] * len(k_ODM) if skip_C is None else self._per_convolution(skip_C)
+        for gate, k_DM, skip_D in zip(reversed(gates), k_ODM, skips, strict=True):
+            v_BDL = v_BDL * gate
+            if self.dropout > 0 and self.training:
+                v_BDL = F.dropout(v_BDL, self.dropout)
+            if mask_B1L is not None:
+                v_BDL = v_BDL * mask_B1L
+            v_BDL = long_conv(v_BDL, k_DM, skip_D, two_sided=self.bidirectional != "none")
+        return v_BDL * first

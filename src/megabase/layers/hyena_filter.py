@@ -1,0 +1,263 @@
+"""The implicit filter of the Hyena operator: a small network of the lag, times a decaying window.
+
+Shape suffixes: L lags from 0, M lags of both signs, E positional features, W width of the network,
+C filter channels (model width times order - 1).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from megabase.errors import MegabaseError
+
+__all__ = ["ExponentialWindow", "HyenaFilter", "PositionalFeatures", "SequenceTooLongError", "Sine"]
+
+
+class SequenceTooLongError(MegabaseError):
+    """An input is longer than the model can take.
+
+    Parameters
+    ----------
+    length
+        Positions of the input.
+    longest
+        Longest input of the model.
+    setting
+        Name of the setting that limits it.
+    """
+
+    def __init__(self, length: int, longest: int, setting: str) -> None:
+        self.length = length
+        self.longest = longest
+        super().__init__(
+            f"the input has {length:,} positions, but the model takes at most {longest:,} "
+            f"({setting}); cut the input into windows of at most {longest:,}, or use a model "
+            f"with a larger {setting} (it is part of the weights: it cannot be raised afterwards)"
+        )
+
+
+class Sine(nn.Module):
+    """``sin(freq * x)`` with one frequency per channel.
+
+    Parameters
+    ----------
+    width
+        Number of channels.
+    frequency
+        Initial value of every frequency.
+    trainable
+        Whether the frequencies learn.
+    """
+
+    def __init__(self, width: int, frequency: float, trainable: bool = True) -> None:
+        super().__init__()
+        self.frequency = frequency
+        self.freq = nn.Parameter(torch.full((1, width), float(frequency)), requires_grad=trainable)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to a tensor whose last axis is the channels."""
+        return torch.sin(self.freq.to(x.dtype) * x)
+
+
+class PositionalFeatures(nn.Module):
+    """Table of positional features ``z`` and normalised times ``t`` for every lag.
+
+    Parameters
+    ----------
+    features
+        Number of features per lag, odd and at least 3: time, cosines, negative sines.
+    l_max
+        Number of lags. The table depends on it, so it is part of the model.
+    trainable
+        Whether ``z`` is a parameter instead of a buffer.
+    """
+
+    z: Tensor
+    t: Tensor
+
+    def __init__(self, features: int, l_max: int, trainable: bool = False) -> None:
+        super().__init__()
+        if features < 3 or features % 2 == 0:
+            raise MegabaseError(f"expected an odd number of features of at least 3, got {features}")
+        self.features = features
+        self.l_max = l_max
+        z, t = self.tables()
+        if trainable:
+            self.z = nn.Parameter(z)
+        else:
+            self.register_buffer("z", z)
+        self.register_buffer("t", t)
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Compute ``z`` (1, l_max, features) and ``t`` (1, l_max, 1) from their formula."""
+        bands = (self.features - 1) // 2
+        t_L1 = torch.linspace(0, 1, self.l_max)[:, None]
+        angle_L1 = 2 * math.pi * torch.linspace(0, self.l_max - 1, self.l_max)[:, None] / self.l_max
+        phase_LF = torch.linspace(1e-4, bands - 1, bands)[None] * angle_L1
+        z_LE = torch.cat([t_L1, phase_LF.cos(), -phase_LF.sin()], dim=-1)
+        return z_LE[None], t_L1[None]
+
+
+class ExponentialWindow(nn.Module):
+    """The window ``exp(-t |delta|) + shift``, one decay rate per channel.
+
+    Parameters
+    ----------
+    channels
+        Number of filter channels; their rates are spread evenly, channel 0 the slowest.
+    fast_decay, slow_decay
+        Share of the longest input after which the fastest and slowest channel fall to `target`.
+    target
+        Level that defines the decay.
+    shift
+        Constant added to the window. The published training code has 0.0, the published loaders
+        0.05; a state dict does not tell.
+    """
+
+    deltas: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        fast_decay: float = 0.3,
+        slow_decay: float = 1.5,
+        target: float = 1e-2,
+        shift: float = 0.05,
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.rates = (math.log(target) / slow_decay, math.log(target) / fast_decay)
+        self.shift = shift
+        self.register_buffer("deltas", self.table())
+
+    def table(self) -> Tensor:
+        """Compute ``deltas`` (1, 1, channels) from their formula."""
+        return torch.linspace(*self.rates, self.channels)[None, None]
+
+    def forward(self, t_L: Tensor) -> Tensor:
+        """Give the window, shape (channels, lags), of the normalised times `t_L`."""
+        rate_C = self.deltas.reshape(-1).abs().to(t_L.dtype)
+        return torch.exp(-rate_C[:, None] * t_L) + self.shift
+
+
+class HyenaFilter(nn.Module):
+    """Filter taps as a function of the lag (HyenaDNA paper, arXiv 2306.15794, section 3.1).
+
+    Parameters
+    ----------
+    channels
+        Number of filters: model width times (order - 1).
+    l_max
+        Number of lags the positional table holds; the longest input.
+    emb_dim
+        Positional features per lag, odd.
+    width
+        Width of the network.
+    num_inner_mlps
+        Number of hidden layers after the first.
+    sine_freq
+        Initial frequency of the sine activations.
+    train_freq
+        Whether the frequencies learn. All sines of a filter share one parameter.
+    modulate
+        Whether taps are multiplied by the decaying window.
+    window
+        Arguments of :class:`ExponentialWindow`.
+    normalized
+        Whether the taps of each lag are divided by their L1 norm over channels.
+    use_bias
+        Whether the skip term acts. Without it the parameter stays, frozen, under its name.
+    train_positions
+        Whether the positional table learns.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        l_max: int,
+        emb_dim: int = 5,
+        width: int = 64,
+        num_inner_mlps: int = 2,
+        sine_freq: float = 10.0,
+        train_freq: bool = True,
+        modulate: bool = True,
+        window: dict[str, float] | None = None,
+        normalized: bool = False,
+        use_bias: bool = True,
+        train_positions: bool = False,
+    ) -> None:
+        super().__init__()
+        self.l_max = l_max
+        self.modulate = modulate
+        self.normalized = normalized
+        self.use_bias = use_bias
+        self.bias = nn.Parameter(torch.randn(channels), requires_grad=use_bias)
+        self.pos_emb = PositionalFeatures(emb_dim, l_max, train_positions)
+        # One module at every place: one parameter, one gradient, listed under each of its names.
+        sine = Sine(width, sine_freq, train_freq)
+        network: list[nn.Module] = [nn.Linear(emb_dim, width), sine]
+        for _ in range(num_inner_mlps):
+            network += [nn.Linear(width, width), sine]
+        network.append(nn.Linear(width, channels, bias=False))
+        self.implicit_filter = nn.Sequential(*network)
+        self.modulation = ExponentialWindow(channels, **(window or {}))
+
+    def skip(self) -> Tensor | None:
+        """Give the weight of the unconvolved input, shape (channels,), or None when it is off."""
+        return self.bias if self.use_bias else None
+
+    def forward(self, length: int, sides: Literal["one", "both"] = "one") -> Tensor:
+        """Compute the taps for an input of `length` positions.
+
+        Parameters
+        ----------
+        length
+            Number of positions, at most ``l_max``. The first rows of the table are used; taps are
+            never resampled.
+        sides
+            ``"one"``: lags 0 to length - 1. ``"both"``: lags -(length - 1) to length - 1; negative
+            lags are the same network and window at negative time, where the time and the sine
+            features change sign and the cosines do not.
+
+        Returns
+        -------
+        Tensor
+            Shape (channels, lags), float32 at least, whatever the autocast.
+
+        Raises
+        ------
+        SequenceTooLongError
+            When `length` is over ``l_max``.
+        """
+        if length > self.l_max:
+            raise SequenceTooLongError(length, self.l_max, "max_seq_len")
+        with torch.autocast(device_type=self.bias.device.type, enabled=False):
+            return self._taps(length, sides)
+
+    def _taps(self, length: int, sides: Literal["one", "both"]) -> Tensor:
+        dtype = torch.promote_types(self.bias.dtype, torch.float32)
+        h_ME = self.pos_emb.z[0, :length].to(dtype)
+        t_M = self.pos_emb.t[0, :length, 0].to(dtype)
+        if sides == "both":
+            bands = (h_ME.shape[1] - 1) // 2
+            sign_E = h_ME.new_tensor([-1.0] + [1.0] * bands + [-1.0] * bands)
+            h_ME = torch.cat([(h_ME[1:] * sign_E).flip(0), h_ME])
+            t_M = torch.cat([t_M[1:].flip(0), t_M])
+        *hidden, last = self.implicit_filter
+        for module in hidden:
+            if isinstance(module, nn.Linear):
+                h_ME = F.linear(h_ME, module.weight.to(dtype), module.bias.to(dtype))
+            else:
+                h_ME = module(h_ME)
+        assert isinstance(last, nn.Linear)
+        k_CM = last.weight.to(dtype) @ h_ME.t()
+        if self.modulate:
+            k_CM = k_CM * self.modulation(t_M)
+        if self.normalized:
+            k_CM = k_CM / k_CM.abs().sum(dim=0, keepdim=True)
+        return k_CM

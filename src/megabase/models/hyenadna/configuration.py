@@ -1,0 +1,231 @@
+"""Settings of a HyenaDNA model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from megabase.models.validation import Problems
+
+__all__ = ["HyenaDNAConfig"]
+
+_FILTER_LAYOUTS = ("training", "standalone")
+_DIRECTIONS = ("none", "published", "two_sided")
+_ACTIVATIONS = ("id", "gelu", "relu", "silu", "tanh", "sigmoid")
+_POOLINGS = ("mean", "last", "first", "max", "sum", "published_mean", "hf")
+
+
+class HyenaDNAConfig(PreTrainedConfig):
+    """Settings of a HyenaDNA model (HyenaDNA paper, arXiv 2306.15794).
+
+    Names are those of the published ``LongSafari/hyenadna-*-hf`` folders, so that such a folder
+    loads as it is. Defaults are the shape of the published tiny-1k model. All settings are checked
+    together: one error lists every problem.
+
+    Attributes
+    ----------
+    vocab_size : int
+        Tokens of the vocabulary (12: seven specials, A, C, G, T, N).
+    pad_vocab_size_multiple : int
+        Rows of the embedding and of the logits are rounded up to a multiple of this.
+    d_model, n_layer : int
+        Width and number of blocks.
+    d_inner : int or None
+        Width inside the MLP; four times the width when None.
+    max_seq_len : int
+        Longest input in tokens (``l_max``, published as length + 2). The filter depends on it.
+    hyena_order : int
+        Number of gates, at least 2.
+    emb_dim : int
+        Positional features of the filter, odd.
+    filter_order : int
+        Width of the filter network.
+    num_inner_mlps : int
+        Hidden layers of the filter network after the first.
+    activation_freq : float
+        Initial frequency of the filter's sines.
+    train_freq : bool
+        Whether the frequencies learn.
+    short_filter_order : int
+        Taps of the short convolution.
+    use_bias : bool
+        Whether the filter's skip term acts (the published Hugging Face port ignores the flag).
+    modulate : bool
+        Whether the filter is multiplied by the decaying window.
+    window_shift : float
+        Constant added to the window: 0.05 in the published loaders, 0.0 in the published training
+        code. No published file records it.
+    fast_decay_pct, slow_decay_pct, decay_target : float
+        Decay rates of the window.
+    normalized_filter : bool
+        Whether filter taps are divided by their L1 norm over channels.
+    filter_layout : str
+        Numbering of filter channels for orders above 2: ``training`` or ``standalone``.
+    bidirectional : str
+        ``none`` (causal), ``published`` (the published arithmetic) or ``two_sided``.
+    output_activation : str
+        Function between the last gate and the output projection.
+    lr_pos_emb : float
+        Learning rate of the positional table; 0 makes it a constant.
+    attention_layers : list of int
+        Blocks that mix by causal attention instead of Hyena.
+    attention_heads : int
+        Heads of those blocks.
+    attention_dropout : float
+        Dropout of attention weights.
+    max_position_embeddings : int
+        Rows of a learned position table added to the embeddings; 0 for none.
+    embed_dropout, resid_dropout, hyena_dropout : float
+        Dropout of the embeddings, of block outputs, and of gated values inside the operator.
+    hyena_filter_dropout : float
+        Accepted and never applied, as in the published code.
+    layer_norm_epsilon, initializer_range : float
+        Epsilon of every LayerNorm; standard deviation of initial weights.
+    residual_in_fp32 : bool
+        Whether the running sum is kept in float32 at least.
+    mask_padding : bool
+        Whether padded positions are emptied where real ones could see them. False is the published
+        behaviour.
+    pooling : str
+        How a sequence classifier pools positions (:data:`megabase.layers.pooling.POOLINGS`).
+    head_bias : bool
+        Whether a classifier's head has a bias.
+    pad_token_id, bos_token_id, eos_token_id : int or None
+        Special tokens.
+    tie_word_embeddings : bool
+        Whether the next-token head is the embedding matrix.
+    """
+
+    model_type = "hyenadna"
+    attribute_map = {  # noqa: RUF012 (the library's own form)
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layer",
+        "intermediate_size": "d_inner",
+        "num_attention_heads": "attention_heads",
+    }
+    keys_to_ignore_at_inference = ["hidden_states"]  # noqa: RUF012
+
+    vocab_size: int = 12
+    pad_vocab_size_multiple: int = 8
+    d_model: int = 128
+    n_layer: int = 2
+    d_inner: int | None = None
+    max_seq_len: int = 1026
+    hyena_order: int = 2
+    emb_dim: int = 5
+    filter_order: int = 64
+    num_inner_mlps: int = 2
+    activation_freq: float = 10
+    train_freq: bool = True
+    short_filter_order: int = 3
+    use_bias: bool = True
+    modulate: bool = True
+    window_shift: float = 0.05
+    fast_decay_pct: float = 0.3
+    slow_decay_pct: float = 1.5
+    decay_target: float = 0.01
+    normalized_filter: bool = False
+    filter_layout: str = "training"
+    bidirectional: str = "none"
+    output_activation: str = "id"
+    lr_pos_emb: float = 0.0
+    attention_layers: list[int] | None = None
+    attention_heads: int = 8
+    attention_dropout: float = 0.0
+    max_position_embeddings: int = 0
+    embed_dropout: float = 0.1
+    resid_dropout: float = 0.0
+    hyena_dropout: float = 0.0
+    hyena_filter_dropout: float = 0.0
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    residual_in_fp32: bool = True
+    mask_padding: bool = True
+    pooling: str = "mean"
+    head_bias: bool = True
+    pad_token_id: int | None = 4
+    bos_token_id: int | None = 2
+    eos_token_id: int | None = 1
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # Folders of other projects name code of their own here; ours needs none, and a folder saved
+        # again must not send readers to theirs.
+        kwargs.pop("auto_map", None)
+        kwargs.pop("use_cache", None)
+        if self.d_inner is None and isinstance(self.d_model, int):
+            self.d_inner = 4 * self.d_model
+        self.attention_layers = sorted(self.attention_layers or [])
+        super().__post_init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        problems = Problems("HyenaDNA configuration", self)
+        problems.whole(
+            "vocab_size",
+            "pad_vocab_size_multiple",
+            "d_model",
+            "n_layer",
+            "d_inner",
+            "max_seq_len",
+            "filter_order",
+            "short_filter_order",
+            "attention_heads",
+        )
+        problems.whole("hyena_order", at_least=2)
+        problems.whole("emb_dim", at_least=3)
+        problems.whole("num_inner_mlps", "max_position_embeddings", at_least=0)
+        problems.number(
+            "embed_dropout", "resid_dropout", "hyena_dropout", "attention_dropout", high=1.0
+        )
+        problems.number("window_shift", "lr_pos_emb", "initializer_range", "layer_norm_epsilon")
+        problems.number("fast_decay_pct", "slow_decay_pct", low=1e-12)
+        problems.number("decay_target", low=1e-300, high=1.0)
+        problems.one_of("filter_layout", _FILTER_LAYOUTS)
+        problems.one_of("bidirectional", _DIRECTIONS)
+        problems.one_of("output_activation", _ACTIVATIONS)
+        problems.one_of("pooling", _POOLINGS)
+        if isinstance(self.emb_dim, int):
+            problems.demand(self.emb_dim % 2 == 1, f"emb_dim must be odd, found {self.emb_dim}")
+        layers = self.attention_layers or []
+        if isinstance(self.n_layer, int):
+            problems.demand(
+                all(isinstance(i, int) and 0 <= i < self.n_layer for i in layers),
+                f"attention_layers must be block numbers from 0 to {self.n_layer - 1}, "
+                f"found {layers}",
+            )
+        if layers and isinstance(self.d_model, int) and isinstance(self.attention_heads, int):
+            problems.demand(
+                self.attention_heads > 0 and self.d_model % self.attention_heads == 0,
+                f"attention_heads must divide d_model {self.d_model}, found {self.attention_heads}",
+            )
+        problems.report()
+
+    def _get_generation_parameters(self) -> dict[str, Any]:
+        # The library takes every attribute of this name for a misplaced setting of generation.
+        found = super()._get_generation_parameters()
+        found.pop("max_length", None)
+        return found
+
+    @property
+    def vocab_rows(self) -> int:
+        """Rows of the embedding matrix and of the logits."""
+        return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
+
+    @property
+    def max_length(self) -> int:
+        """Longest input in tokens."""
+        if self.max_position_embeddings > 0:
+            return min(self.max_seq_len, self.max_position_embeddings)
+        return self.max_seq_len
+
+    @property
+    def length_setting(self) -> str:
+        """Name of the setting that limits the length."""
+        return "max_seq_len" if self.max_length == self.max_seq_len else "max_position_embeddings"
+
+    @property
+    def is_causal_model(self) -> bool:
+        """Whether no position sees a later one."""
+        return self.bidirectional == "none"

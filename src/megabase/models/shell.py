@@ -1,0 +1,473 @@
+"""What the HyenaDNA and GPT families share as transformers models.
+
+Both are one shell (:mod:`megabase.layers.backbone`) with different mixers. This module holds the
+initialisation, the optimizer groups, the tying of names, and the forward passes of the base model
+and its heads; a family adds its configuration and its mixers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    CausalLMOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+
+from megabase.layers.backbone import Backbone
+from megabase.layers.hyena_filter import (
+    ExponentialWindow,
+    HyenaFilter,
+    PositionalFeatures,
+    SequenceTooLongError,
+    Sine,
+)
+from megabase.layers.linear import ResidualLinear
+from megabase.layers.pooling import pool
+from megabase.models.validation import ModelConfigError
+
+__all__ = [
+    "IGNORE_INDEX",
+    "ShellForCausalLM",
+    "ShellForSequenceClassification",
+    "ShellForTokenClassification",
+    "ShellModel",
+    "ShellPreTrainedModel",
+]
+
+IGNORE_INDEX = -100
+"""Label that takes no part in a loss."""
+
+_SINE_COPY = re.compile(r"^(.*implicit_filter\.)(\d+)\.freq$")
+
+
+class ShellPreTrainedModel(PreTrainedModel):
+    """Initialisation, optimizer groups and tied names of the shell families."""
+
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # noqa: RUF012 (the library's own form)
+    _supports_sdpa = True
+    # The library reads the keys when it saves, to know which copies of a tensor may be left out;
+    # get_expanded_tied_weights_keys below gives the full names.
+    _tied_weights_keys = {  # noqa: RUF012
+        r"implicit_filter\.(?!1\.)\d+\.freq$": "implicit_filter.1.freq",
+        r"^lm_head\.weight$": "word_embeddings.weight",
+    }
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw the published initial values.
+
+        Linear and embedding weights N(0, range^2), biases 0; the maps that write into the running
+        sum (``out_proj``, ``fc2``) with range / sqrt(2 n_layer) instead; the short convolution
+        U(-1/sqrt(k), 1/sqrt(k)); the skip term N(0, 1). Computed tables are filled here too,
+        because the library builds models without memory first.
+        """
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            if isinstance(module, ResidualLinear):
+                std /= math.sqrt(2 * self.config.n_layer)
+            init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv1d):
+            bound = 1 / math.sqrt(module.kernel_size[0])
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, Sine):
+            init.constant_(module.freq, module.frequency)
+        elif isinstance(module, PositionalFeatures):
+            z, t = module.tables()
+            init.copy_(module.z, z)
+            init.copy_(module.t, t)
+        elif isinstance(module, ExponentialWindow):
+            init.copy_(module.deltas, module.table())
+        elif isinstance(module, HyenaFilter):
+            init.normal_(module.bias)
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """Name every copy of a shared tensor, and the name it is a copy of.
+
+        The sines of a filter share one frequency in every model; the head shares the embedding
+        when ``config.tie_word_embeddings``. A checkpoint may hold any one of the copies.
+        """
+        names = [name for name, _ in self.named_parameters(remove_duplicate=False)]
+        tied: dict[str, str] = {}
+        for name in names:
+            found = _SINE_COPY.match(name)
+            if found and found.group(2) != "1":
+                tied[name] = f"{found.group(1)}1.freq"
+        if self.config.tie_word_embeddings and "lm_head.weight" in names:
+            prefix = self.base_model_prefix
+            tied["lm_head.weight"] = f"{prefix}.backbone.embeddings.word_embeddings.weight"
+        return tied
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Recompute block activations in the backward pass; parameter names stay as they are."""
+        super().gradient_checkpointing_enable(
+            {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        )
+
+    def parameter_groups(
+        self,
+        lr: float,
+        weight_decay: float,
+        filter_weight_decay: float = 0.0,
+        decay: Literal["published", "standard"] = "published",
+    ) -> list[dict[str, Any]]:
+        """Group the parameters for an optimizer.
+
+        Parameters
+        ----------
+        lr
+            Learning rate of everything but a learned positional table, which has
+            ``config.lr_pos_emb``.
+        weight_decay
+            Weight decay of ordinary parameters.
+        filter_weight_decay
+            Weight decay of the filter networks and their sine frequencies (published: 0).
+        decay
+            ``"published"``: every other parameter decays, biases, norms and embeddings too, as in
+            the public training code. ``"standard"``: biases, norms, embeddings and the skip term
+            do not decay.
+
+        Returns
+        -------
+        list of dict
+            Each with ``name``, ``params``, ``lr`` and ``weight_decay``; empty groups are left out.
+
+        Raises
+        ------
+        ModelConfigError
+            When `decay` is unknown.
+        """
+        if decay not in ("published", "standard"):
+            raise ModelConfigError(f"decay must be published or standard, found {decay!r}")
+        members: dict[str, list[nn.Parameter]] = {
+            "decayed": [],
+            "not_decayed": [],
+            "filter": [],
+            "positions": [],
+        }
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if ".pos_emb." in name:
+                group = "positions"
+            elif ".implicit_filter." in name:
+                group = "filter"
+            elif decay == "standard" and (parameter.dim() < 2 or "embeddings." in name):
+                group = "not_decayed"
+            else:
+                group = "decayed"
+            members[group].append(parameter)
+        settings = {
+            "decayed": (lr, weight_decay),
+            "not_decayed": (lr, 0.0),
+            "filter": (lr, filter_weight_decay),
+            "positions": (getattr(self.config, "lr_pos_emb", 0.0), 0.0),
+        }
+        return [
+            {"name": name, "params": members[name], "lr": rate, "weight_decay": wd}
+            for name, (rate, wd) in settings.items()
+            if members[name]
+        ]
+
+    def _mixer_mask(self, attention_mask: Tensor | None) -> Tensor | None:
+        """Give the mask the mixers need, or None when padding cannot reach a real position."""
+        if attention_mask is None or not self.config.mask_padding:
+            return None
+        mask = attention_mask.bool()
+        # Right padding lies after every real token: a causal model never sees it. The test reads a
+        # value back, so on an accelerator it would stall the queue; there the mask is applied.
+        if (
+            self.config.is_causal_model
+            and mask.device.type == "cpu"
+            and bool((mask[:, :-1] | ~mask[:, 1:]).all())
+        ):
+            return None
+        return mask
+
+
+class ShellModel(ShellPreTrainedModel):
+    """Embeddings, blocks and final norm; gives one vector per position."""
+
+    backbone: Backbone
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Give the token embedding."""
+        return self.backbone.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding."""
+        self.backbone.embeddings.word_embeddings = cast("nn.Embedding", value)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> BaseModelOutput | tuple[Any, ...]:
+        """Encode token ids.
+
+        Parameters
+        ----------
+        input_ids
+            Shape (batch, length); or give `inputs_embeds`.
+        attention_mask
+            1 at real tokens, shape (batch, length). A causal model on right-padded input gives the
+            same vectors at real positions with and without it. With left padding, or in a model
+            that also looks ahead, padded positions are emptied before every convolution unless
+            ``config.mask_padding`` is False (the published models ignore the mask).
+        inputs_embeds
+            Embeddings instead of ids, shape (batch, length, width).
+        output_hidden_states
+            Whether to return the input of every block and the final output as well.
+        return_dict
+            Whether to return an object instead of a tuple.
+
+        Returns
+        -------
+        BaseModelOutput
+            ``last_hidden_state`` has shape (batch, length, width).
+
+        Raises
+        ------
+        SequenceTooLongError
+            When the input is longer than ``config.max_length``.
+        ModelConfigError
+            When not exactly one of `input_ids` and `inputs_embeds` is given.
+        """
+        given = input_ids if input_ids is not None else inputs_embeds
+        if given is None or (input_ids is not None and inputs_embeds is not None):
+            raise ModelConfigError("give exactly one of input_ids and inputs_embeds")
+        if given.shape[1] > self.config.max_length:
+            raise SequenceTooLongError(
+                given.shape[1], self.config.max_length, self.config.length_setting
+            )
+        collect = bool(
+            self.config.output_hidden_states
+            if output_hidden_states is None
+            else output_hidden_states
+        )
+        hidden, states = self.backbone(
+            input_ids, inputs_embeds, self._mixer_mask(attention_mask), collect
+        )
+        output = BaseModelOutput(last_hidden_state=hidden, hidden_states=states)
+        return output if _wants_dict(self, return_dict) else output.to_tuple()
+
+
+def _wants_dict(model: PreTrainedModel, return_dict: bool | None) -> bool:
+    return bool(model.config.return_dict if return_dict is None else return_dict)
+
+
+def _finish(
+    model: PreTrainedModel,
+    output: CausalLMOutput | SequenceClassifierOutput | TokenClassifierOutput,
+    return_dict: bool | None,
+) -> Any:
+    return output if _wants_dict(model, return_dict) else output.to_tuple()
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(wide.flatten(0, -2), labels.flatten(), ignore_index=IGNORE_INDEX)
+
+
+class _ShellHead(ShellPreTrainedModel):
+    """A base model with something on top."""
+
+    def _encode(
+        self, input_ids: Tensor | None, attention_mask: Tensor | None, arguments: dict[str, Any]
+    ) -> BaseModelOutput:
+        arguments = {**arguments, "return_dict": True}
+        return self.base_model(input_ids=input_ids, attention_mask=attention_mask, **arguments)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Give the token embedding."""
+        return self.base_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding."""
+        self.base_model.set_input_embeddings(value)
+
+
+class ShellForCausalLM(_ShellHead):
+    """The base model with a next-token head."""
+
+    lm_head: nn.Linear
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Give the next-token head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the next-token head."""
+        self.lm_head = cast("nn.Linear", new_embeddings)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> CausalLMOutput:
+        """Predict the next token at every position.
+
+        Parameters
+        ----------
+        input_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict
+            As for the base model.
+        labels
+            Token ids to predict, shape (batch, length), aligned with `input_ids`: they are shifted
+            by one inside, the library's habit. The value -100 takes no part; pad tokens do unless
+            they are set to it.
+
+        Returns
+        -------
+        CausalLMOutput
+            ``logits`` of shape (batch, length, config.vocab_rows), rows past the vocabulary
+            included; ``loss``, the mean cross entropy, when `labels` are given.
+        """
+        encoded = self._encode(
+            input_ids,
+            attention_mask,
+            {"inputs_embeds": inputs_embeds, "output_hidden_states": output_hidden_states},
+        )
+        logits = self.lm_head(encoded.last_hidden_state)
+        loss = None if labels is None else _cross_entropy(logits[:, :-1], labels[:, 1:])
+        output = CausalLMOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+        return _finish(self, output, return_dict)
+
+
+class ShellForSequenceClassification(_ShellHead):
+    """The base model, pooled over positions, with a linear head."""
+
+    score: nn.Linear
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> SequenceClassifierOutput:
+        """Classify sequences.
+
+        Parameters
+        ----------
+        input_ids, inputs_embeds, output_hidden_states, return_dict
+            As for the base model.
+        attention_mask
+            1 at real tokens. When it is missing, tokens other than ``config.pad_token_id`` are
+            real. Pooling ``hf`` looks at pad tokens only, never at the mask.
+        labels
+            Class numbers (batch,), floats (batch,) or (batch, 1) for regression, or 0/1 vectors
+            (batch, num_labels), by ``config.problem_type`` or else by their number and type.
+
+        Returns
+        -------
+        SequenceClassifierOutput
+            ``logits`` of shape (batch, num_labels); ``loss`` when `labels` are given.
+        """
+        encoded = self._encode(
+            input_ids,
+            attention_mask,
+            {"inputs_embeds": inputs_embeds, "output_hidden_states": output_hidden_states},
+        )
+        mask = attention_mask
+        pad = self.config.pad_token_id
+        if input_ids is not None and pad is not None:
+            if self.config.pooling == "hf":
+                mask = input_ids != pad
+            elif mask is None:
+                mask = input_ids != pad
+        pooled = pool(cast("Tensor", encoded.last_hidden_state), self.config.pooling, mask)
+        logits = self.score(pooled)
+        loss = None if labels is None else self._loss(logits, labels)
+        output = SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=encoded.hidden_states
+        )
+        return _finish(self, output, return_dict)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        problem = self.config.problem_type
+        if problem is None:
+            if self.config.num_labels == 1:
+                problem = "regression"
+            elif labels.is_floating_point():
+                problem = "multi_label_classification"
+            else:
+                problem = "single_label_classification"
+        if problem == "regression":
+            return F.mse_loss(logits, labels.to(logits.dtype).reshape(logits.shape))
+        if problem == "multi_label_classification":
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        return _cross_entropy(logits, labels)
+
+
+class ShellForTokenClassification(_ShellHead):
+    """The base model with a linear head at every position."""
+
+    score: nn.Linear
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> TokenClassifierOutput:
+        """Classify every nucleotide.
+
+        Parameters
+        ----------
+        input_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict
+            As for the base model.
+        labels
+            Class numbers, shape (batch, length); -100 takes no part.
+
+        Returns
+        -------
+        TokenClassifierOutput
+            ``logits`` of shape (batch, length, num_labels); ``loss`` when `labels` are given.
+        """
+        encoded = self._encode(
+            input_ids,
+            attention_mask,
+            {"inputs_embeds": inputs_embeds, "output_hidden_states": output_hidden_states},
+        )
+        logits = self.score(encoded.last_hidden_state)
+        loss = None if labels is None else _cross_entropy(logits, labels)
+        output = TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=encoded.hidden_states
+        )
+        return _finish(self, output, return_dict)

@@ -1,0 +1,67 @@
+"""The long convolution: every position with every other, by FFT."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from megabase.errors import MegabaseError
+from megabase.ops import backend
+from megabase.ops.long_conv.fft import long_conv_fft
+from megabase.ops.long_conv.lengths import fft_length
+from megabase.ops.long_conv.reference import long_conv_reference
+
+__all__ = ["LongConvShapeError", "fft_length", "long_conv", "long_conv_fft", "long_conv_reference"]
+
+
+class LongConvShapeError(MegabaseError):
+    """Input, filter and skip term of a long convolution do not fit together."""
+
+
+def long_conv(
+    u_BDL: Tensor, k_DM: Tensor, skip_D: Tensor | None = None, *, two_sided: bool = False
+) -> Tensor:
+    """Convolve each channel of `u_BDL` with its own filter along the last axis.
+
+    One-sided (causal): ``y[t] = sum_{j=0..t} k[j] u[t-j] + skip u[t]``. Two-sided:
+    ``y[t] = sum_s k[t-s+L-1] u[s] + skip u[t]``, the filter holding lags -(L-1) to L-1.
+
+    Parameters
+    ----------
+    u_BDL
+        Input, shape (batch, channels, length).
+    k_DM
+        Filter, shape (channels, length), or (channels, 2 * length - 1) when `two_sided`.
+    skip_D
+        Weight of the unconvolved input, shape (channels,); left out when None.
+    two_sided
+        Whether the filter also has negative lags, which reach later positions.
+
+    Returns
+    -------
+    Tensor
+        Shape and dtype of `u_BDL`. Sums are formed in float32 at least.
+
+    Raises
+    ------
+    LongConvShapeError
+        When the shapes do not fit.
+
+    Notes
+    -----
+    Equation (4) of the HyenaDNA paper (arXiv 2306.15794). The fast path saves only its inputs for
+    the backward pass, and has no second derivative.
+    """
+    length = u_BDL.shape[-1] if u_BDL.dim() else 0
+    lags = 2 * length - 1 if two_sided else length
+    if u_BDL.dim() != 3 or length < 1 or tuple(k_DM.shape) != (u_BDL.shape[1], lags):
+        raise LongConvShapeError(
+            "expected u of shape (batch, channels, length >= 1) and k of shape (channels, "
+            f"{'2 * length - 1' if two_sided else 'length'}), found u {tuple(u_BDL.shape)} and "
+            f"k {tuple(k_DM.shape)}"
+        )
+    if skip_D is not None and skip_D.shape != k_DM.shape[:1]:
+        raise LongConvShapeError(
+            f"expected skip of shape ({k_DM.shape[0]},), found {tuple(skip_D.shape)}"
+        )
+    run = long_conv_reference if backend.active() == "reference" else long_conv_fft
+    return run(u_BDL, k_DM, skip_D, two_sided=two_sided)
