@@ -4,8 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from megabase.genome.store import GenomeStore
+
+# A busy machine is no failure: examples are limited in number, not in time.
+settings.register_profile("megabase", deadline=None)
+settings.load_profile("megabase")
 
 LENGTHS = {"chr1": 5_000, "chr2": 3_000, "chr3": 40}
 
@@ -13,9 +18,7 @@ LENGTHS = {"chr1": 5_000, "chr2": 3_000, "chr3": 40}
 def make_genome() -> dict[str, str]:
     """Random letters in both cases, with a long run of N on chr2."""
     rng = np.random.default_rng(20)
-    genome = {
-        name: "".join(rng.choice(list("ACGTacgt"), size)) for name, size in LENGTHS.items()
-    }
+    genome = {name: "".join(rng.choice(list("ACGTacgt"), size)) for name, size in LENGTHS.items()}
     chr2 = genome["chr2"]
     genome["chr2"] = chr2[:1_000] + "N" * 500 + chr2[1_500:]
     return genome

@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megabase.data.regions import Regions
-from megabase.data.windows import RandomWindows, TiledWindows, WindowBatch, WindowError, WindowSource
+from megabase.data.windows import (
+    RandomWindows,
+    TiledWindows,
+    WindowBatch,
+    WindowError,
+    WindowSource,
+)
 
 REGIONS = Regions.of([0, 0, 1, 2], [0, 700, 50, 0], [400, 1000, 1050, 30])
 
@@ -82,9 +88,7 @@ def test_windows_are_the_same_in_every_process_and_forever() -> None:
 def test_sources_survive_pickling() -> None:
     for source in sources():
         again = pickle.loads(pickle.dumps(source))
-        assert rows(again.draw(1, np.arange(9), 32, 1)) == rows(
-            source.draw(1, np.arange(9), 32, 1)
-        )
+        assert rows(again.draw(1, np.arange(9), 32, 1)) == rows(source.draw(1, np.arange(9), 32, 1))
 
 
 intervals = st.lists(
@@ -214,7 +218,10 @@ def test_dropping_the_rest_leaves_full_tiles_only() -> None:
         (lambda: RandomWindows(REGIONS, seed=0, max_n_fraction=0.1), "count_n"),
         (lambda: RandomWindows(REGIONS, seed=0, reverse_complement=1.5), "between 0 and 1"),
         (lambda: TiledWindows(REGIONS, last="keep"), '"short" or "drop"'),  # pyright: ignore
-        (lambda: RandomWindows(REGIONS, seed=0).draw(0, np.arange(2), 1000, 1), "longest has 1,000"),
+        (
+            lambda: RandomWindows(REGIONS, seed=0).draw(0, np.arange(2), 1000, 1),
+            "longest has 1,000",
+        ),
         (lambda: TiledWindows(REGIONS, last="drop").draw(0, np.arange(2), 1001), "longest has"),
         (lambda: RandomWindows(REGIONS, seed=0).draw(0, np.array([-1]), 10), ">= 0"),
         (lambda: RandomWindows(REGIONS, seed=0).draw(0, np.arange(2), 0), "at least 1"),

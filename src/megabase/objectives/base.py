@@ -116,7 +116,7 @@ def code_weights(
 
 
 def score_targets(logits: Tensor, targets: Tensor, weights: Tensor) -> ObjectiveOutput:
-    """Compare logits with targets; softmax and sums are float32 whatever the model computes in.
+    """Compare logits with targets; softmax and sums are float32 even when the model is in less.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def score_targets(logits: Tensor, targets: Tensor, weights: Tensor) -> Objective
             f"the model gave logits of shape {tuple(logits.shape)} for targets of shape "
             f"{tuple(targets.shape)}; they must agree in all but the last axis"
         )
-    scores = logits.float()
+    scores = logits if logits.dtype == torch.float64 else logits.float()
     counted = weights > 0
     nll = F.cross_entropy(
         scores.flatten(0, -2),

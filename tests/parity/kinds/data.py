@@ -153,7 +153,7 @@ def caduceus(case: Case) -> None:
 def downstream(case: Case) -> None:
     files, output = case.path / "files", case.output_json
     texts: dict[str, str] = case.input_json["genomic_benchmark_sequences"]
-    folder = files / "genomic_benchmark" / "toy"
+    (folder,) = (files / "genomic_benchmark").iterdir()
     for split in sorted(path.name for path in folder.iterdir()):
         classes, items = published_tasks.read_folder(folder, split)
         assert classes == tuple(sorted(classes))
@@ -211,11 +211,12 @@ def check_in_context(texts: dict[str, str], rows: list[dict[str, Any]], length: 
             continue
         ids, letters = row["result"]["ids"], row["label_to_token"]
         token = {letter: published.text_to_ids(letter).tolist() for letter in letters.values()}
-        known = {}
-        for path, label in zip(row["paths_in_order"], row["labels_in_order"], strict=True):
-            text = texts["train/" + path.removesuffix(".txt")]
-            block = published.padded_item(text, length, padding="left")[0]
-            known[tuple(block.tolist())] = (text, letters[str(label)])
+        last = tuple(ids[-length - 1 : -1])
+        known = next(
+            blocks
+            for split in sorted({name.split("/")[0] for name in texts})
+            if last in (blocks := known_blocks(texts, split, row, length))
+        )
         step = length + 3
         count = len(ids) // step
         assert count == row["shots"] * len(letters)
@@ -228,25 +229,45 @@ def check_in_context(texts: dict[str, str], rows: list[dict[str, Any]], length: 
         assert len({query, *(text for text, _ in chosen)}) == count + 1
 
 
+def known_blocks(
+    texts: dict[str, str], split: str, row: dict[str, Any], length: int
+) -> dict[tuple[int, ...], tuple[str, str]]:
+    """Ids of each example of a split, to its text and label letter."""
+    known = {}
+    for path, label in zip(row["paths_in_order"], row["labels_in_order"], strict=True):
+        text = texts.get(f"{split}/{path.removesuffix('.txt')}")
+        if text is not None:
+            block = published.padded_item(text, length, padding="left")[0]
+            known[tuple(block.tolist())] = (text, row["label_to_token"][str(label)])
+    return known
+
+
 def check_species(folder: Path, output: dict[str, Any]) -> None:
     weights = output["weighted_by_bp"]
     for species, splits in output["splits"].items():
         for split, names in splits.items():
             same(list(published_tasks.SPECIES_SPLITS[species][split]), names, (species, split))
     names = list(weights["chromosome"])
-    split = "valid"
+    present = {path.stem.removeprefix("chr") for path in (folder / names[0]).iterdir()}
+    split = next(
+        split
+        for split, chromosomes in published_tasks.SPECIES_SPLITS[names[0]].items()
+        if set(chromosomes) <= present
+    )
     genomes = {
         name: {
-            chromosome: next(iter(read_fasta(folder / name / f"chr{chromosome}.fna").values()))
+            chromosome: next(iter(read_fasta(next(where.glob(f"chr{chromosome}.f*a"))).values()))
             for chromosome in published_tasks.SPECIES_SPLITS[name][split]
         }
         for name in names
+        if (where := folder / name)
     }
+    cutoff = 0.1 if split == "train" else 0.2
     for item in output["items"]:
         sampler = published_tasks.SpeciesSampler(
             genomes,
             len(item["data"]),
-            cutoff=0.2 if item["remove_tail_ends"] else None,
+            cutoff=cutoff if item["remove_tail_ends"] else None,
             published_end=True,
         )
         label, text = sampler.sample(random.Random(item["python_random_seed"]))
