@@ -1,0 +1,1 @@
+"""Jobs from data to a measured model; one file per family. Nothing is imported here."""

@@ -1,0 +1,386 @@
+"""Pretraining: model, genome, windows and objective put together and given to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from megabase.data.datasets import CountN, GenomeWindows
+from megabase.data.intervals import IntervalWindows
+from megabase.data.regions import Regions
+from megabase.data.split import Split, read_intervals, split_genome
+from megabase.data.windows import RandomWindows, TiledWindows, WindowSource
+from megabase.genome.store import GenomeStore
+from megabase.objectives.causal_lm import CausalLM
+from megabase.objectives.masked_lm import MaskedLM
+from megabase.tasks.language_model import build_language_model, save_language_model
+from megabase.tasks.pretrain_config import DataConfig, ObjectiveConfig, PretrainConfig, to_yaml
+from megabase.training import memory
+from megabase.training.config import ConfigError
+from megabase.training.devices import build_fabric, planned_world
+from megabase.training.engine import EvalSet, FitResult, fit
+from megabase.training.provenance import environment, write_json
+from megabase.training.run_folder import check_run, start_run
+from megabase.training.schedule import LengthSchedule
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from rich.console import Console
+    from transformers import PreTrainedModel
+
+__all__ = ["Plan", "build_model", "build_objective", "plan_run", "pretrain"]
+
+# Validation windows are the same in every run over the same places.
+_EVAL_SEED = 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do and need, worked out before its first step."""
+
+    model: PreTrainedModel
+    """The model with its initial weights."""
+    store: GenomeStore
+    """The genome."""
+    split: Split
+    """Positions of each part."""
+    windows: GenomeWindows
+    """Training windows."""
+    validation: EvalSet | None
+    """Validation windows."""
+    schedule: LengthSchedule
+    """Stages in steps."""
+    memory: memory.Estimate
+    """Estimated memory of one process."""
+    available: int
+    """Bytes a process may use."""
+    text: str
+    """All of it for people."""
+
+
+def pretrain(
+    config: PretrainConfig, *, dry_run: bool = False, console: Console | None = None
+) -> FitResult | None:
+    """Train a language model on a genome.
+
+    Parameters
+    ----------
+    config
+        Settings of the run.
+    dry_run
+        Stop after the plan: nothing is written.
+    console
+        Where to show the plan and the progress; None shows nothing.
+
+    Returns
+    -------
+    FitResult or None
+        None after a dry run.
+
+    Raises
+    ------
+    MegabaseError
+        For settings, data or a folder that cannot be used, too many non-finite steps, or a
+        checkpoint that cannot be written.
+    """
+    resolved = to_yaml(config)
+    changes = check_run(config, resolved)
+    fabric = build_fabric(config.devices, config.precision)
+    if not dry_run:
+        fabric.launch()
+    plan = plan_run(config, fabric)
+    show = console if fabric.global_rank == 0 else None
+    if show is not None:
+        show.print(plan.text, markup=False, highlight=False, soft_wrap=True)
+        for change in changes:
+            show.print(f"resumed with another setting: {change}", markup=False, highlight=False)
+    if plan.memory.total > plan.available and not config.force:
+        raise ConfigError(
+            f"the run needs about {plan.memory.total / 1e9:.1f} GB in each process and "
+            f"{plan.available / 1e9:.1f} GB are available; lower stages micro_batch, set "
+            "activation_checkpointing, or start it all the same with --force"
+        )
+    if dry_run:
+        return None
+    run = Path(config.output)
+    fabric.barrier()  # every process has checked the folder before the first one fills it
+    if fabric.global_rank == 0:
+        start_run(config, resolved)
+        write_json(run / "environment.json", environment())
+        write_json(run / "data.json", _describe_data(config.data, plan))
+    fabric.barrier()
+    return fit(
+        plan.model,
+        build_objective(config.objective),
+        plan.windows,
+        config,
+        run=run,
+        schedule=plan.schedule,
+        fabric=fabric,
+        save_model=model_writer(plan.model),
+        validation=plan.validation,
+        console=show,
+    )
+
+
+def plan_run(config: PretrainConfig, fabric: Fabric) -> Plan:
+    """Build everything a run needs and describe it; writes nothing."""
+    torch.manual_seed(config.seed)
+    model = build_model(config)
+    store = GenomeStore.open(config.data.genome)
+    split, source = _build_source(config.data, store, config.seed)
+    objective = build_objective(config.objective)
+    windows = GenomeWindows(store, source, extra=objective.extra_bases)
+    world = max(fabric.world_size, planned_world(fabric, config.devices))
+    schedule = LengthSchedule(config, world, windows.epoch_size)
+    _try_windows(windows, schedule)
+    validation = _build_validation(config, store, split)
+    need = _largest(model, config, schedule, fabric)
+    available = memory.available_bytes(fabric.device)
+    if fabric.device.type == "cpu":
+        available //= max(1, world // config.devices.nodes)
+    return Plan(
+        model=model,
+        store=store,
+        split=split,
+        windows=windows,
+        validation=validation,
+        schedule=schedule,
+        memory=need,
+        available=available,
+        text=_describe(config, model, store, split, schedule, validation, need, available),
+    )
+
+
+def build_model(config: PretrainConfig) -> PreTrainedModel:
+    """Build the model with fresh weights (from torch's current seed), or load ``init_from``.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown family, preset or field, or a stage longer than the model.
+    """
+    model = build_language_model(config.model, config.longest)
+    limit = getattr(model.config, "max_length", None)
+    lengths = {f"stages[{i}].length": stage.length for i, stage in enumerate(config.stages)}
+    if config.data.eval_length is not None:
+        lengths["data.eval_length"] = config.data.eval_length
+    for name, length in lengths.items():
+        if limit is not None and length > limit:
+            raise ConfigError(
+                f"{name} is {length:,}, above the longest input of the model, {limit:,}; "
+                "shorten it or set model.max_length"
+            )
+    if config.activation_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+def model_writer(model: PreTrainedModel) -> Callable[[Path, Mapping[str, torch.Tensor]], None]:
+    """Give a function that writes the model and its tokenizer as a Hugging Face folder."""
+
+    def write(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
+        save_language_model(model, folder, state)
+
+    return write
+
+
+def build_objective(spec: ObjectiveConfig) -> CausalLM | MaskedLM:
+    """Build the objective.
+
+    Raises
+    ------
+    ConfigError
+        For an option that the objective does not have.
+    """
+    options: dict[str, Any] = {"soft_mask_weight": spec.soft_mask_weight, **spec.options}
+    try:
+        if spec.name == "masked_lm":
+            return MaskedLM(**options)
+        both = spec.count_n_and_padding
+        defaults = {"include_n": both, "include_padding": both}
+        return CausalLM(special_tokens=spec.special_tokens, **{**defaults, **options})
+    except TypeError as error:
+        raise ConfigError(f"objective.options of {spec.name}: {error}") from error
+
+
+def _build_source(data: DataConfig, store: GenomeStore, seed: int) -> tuple[Split, WindowSource]:
+    """Give the split of the genome and the training windows."""
+    split = split_genome(
+        store,
+        include=data.include,
+        exclude=data.exclude,
+        validation=data.validation,
+        test=data.test,
+    )
+    if data.windows == "random":
+        return split, RandomWindows(
+            split.train,
+            seed=seed,
+            reverse_complement=data.reverse_complement,
+            max_n_fraction=data.max_n_fraction,
+            count_n=CountN(store),
+        )
+    if data.windows == "tiled":
+        return split, TiledWindows(
+            split.train, seed=seed, reverse_complement=data.reverse_complement
+        )
+    return _build_intervals(data, store, split, seed)
+
+
+def _build_intervals(
+    data: DataConfig, store: GenomeStore, split: Split, seed: int
+) -> tuple[Split, WindowSource]:
+    path = data.intervals or ""
+    rows = read_intervals(store, path, "train")
+    if not len(split.validation):
+        split = replace(split, validation=Regions.of(*read_intervals(store, path, "valid")))
+    return split, IntervalWindows(
+        *rows,
+        contig_lengths=np.array([c.length for c in store.contigs], dtype=np.int64),
+        seed=seed,
+        shift=data.shift,
+        reverse_complement=data.reverse_complement,
+        padding=data.padding,
+    )
+
+
+def _try_windows(windows: GenomeWindows, schedule: LengthSchedule) -> None:
+    """Read one window of every stage, so that a length without windows fails before step 1."""
+    for point, _ in schedule.stages():
+        windows.batch(point.stage, np.zeros(1, dtype=np.int64), point.length)
+
+
+def _build_validation(config: PretrainConfig, store: GenomeStore, split: Split) -> EvalSet | None:
+    if config.eval_every is None or len(split.validation) == 0:
+        return None
+    objective = (
+        CausalLM() if config.objective.name == "causal_lm" else build_objective(config.objective)
+    )
+    source = TiledWindows(split.validation, seed=_EVAL_SEED, shuffle=True, last="drop")
+    data = GenomeWindows(store, source, extra=objective.extra_bases)
+    length = config.data.eval_length or config.longest
+    windows = data.epoch_size(length) or 0
+    if windows == 0:
+        raise ConfigError(
+            f"the validation places hold no window of {length:,} positions; the longest has "
+            f"{split.validation.longest:,} bases: set data.eval_length or hold out more"
+        )
+    if config.data.eval_windows is not None:
+        windows = min(windows, config.data.eval_windows)
+    return EvalSet(data=data, windows=windows, length=length, objective=objective)
+
+
+def _largest(
+    model: PreTrainedModel, config: PretrainConfig, schedule: LengthSchedule, fabric: Fabric
+) -> memory.Estimate:
+    """Estimate the memory of the stage that needs most."""
+    shape: Any = model.config
+    estimates = [
+        memory.estimate(
+            parameters=_parameters(model),
+            layers=shape.num_hidden_layers,
+            width=shape.hidden_size,
+            columns=model.get_output_embeddings().out_features,
+            micro_batch=point.micro_batch,
+            length=point.length,
+            half=config.precision != "fp32",
+            checkpointing=config.activation_checkpointing,
+            shards=schedule.world if config.devices.strategy == "fsdp" else 1,
+            on_cpu=fabric.device.type == "cpu",
+        )
+        for point, _ in schedule.stages()
+    ]
+    return max(estimates, key=lambda estimate: estimate.total)
+
+
+def _parameters(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _describe(
+    config: PretrainConfig,
+    model: PreTrainedModel,
+    store: GenomeStore,
+    split: Split,
+    schedule: LengthSchedule,
+    validation: EvalSet | None,
+    need: memory.Estimate,
+    available: int,
+) -> str:
+    shape: Any = model.config
+    held = f"{split.validation.total:,} for validation, {split.test.total:,} for test"
+    lines = [
+        f"model       {shape.model_type}, {shape.num_hidden_layers} layers, width "
+        f"{shape.hidden_size}, {_parameters(model):,} parameters, "
+        f"longest input {getattr(shape, 'max_length', config.longest):,}",
+        f"genome      {store.name} (sha256 {store.checksum[:12]}): {split.train.total:,} bases to "
+        f"train on, {held}; windows {config.data.windows}",
+    ]
+    for point, steps in schedule.stages():
+        share = point.global_batch // schedule.world
+        lines.append(
+            f"stage {point.stage}     {steps:,} steps of {point.global_batch} x {point.length:,} = "
+            f"{point.global_batch * point.length:,} tokens "
+            f"({schedule.world} x {-(-share // point.micro_batch)} micro-batches of "
+            f"{min(point.micro_batch, share)})"
+        )
+    lines += [
+        f"budget      {schedule.total_steps:,} steps, {schedule.total_tokens:,} tokens",
+        f"optimizer   AdamW, lr {config.optim.lr:g} ({config.optim.schedule}), "
+        f"weight decay {config.optim.weight_decay:g}, precision {config.precision}",
+        "validation  "
+        + (
+            f"{validation.windows} windows of {validation.length:,} every {config.eval_every} steps"
+            if validation
+            else "none"
+        ),
+        f"memory      about {need.total / 1e9:.2f} GB in each process "
+        f"(activations {need.activations / 1e9:.2f}, convolution {need.workspace / 1e9:.2f}, "
+        f"weights, gradients and optimizer "
+        f"{(need.parameters + need.gradients + need.optimizer) / 1e9:.2f}); "
+        f"{available / 1e9:.1f} GB available",
+        f"output      {config.output}",
+    ]
+    return "\n".join(lines)
+
+
+def _describe_data(data: DataConfig, plan: Plan) -> dict[str, Any]:
+    store = plan.store
+    return {
+        "genome": {"name": store.name, "path": str(store.path), "sha256": store.checksum},
+        "contigs": {contig.name: contig.length for contig in store.contigs},
+        "windows": data.windows,
+        "splits": {
+            part: {
+                "bases": regions.total,
+                "regions": [
+                    f"{store.contigs[contig].name}:{start + 1:,}-{end:,}"
+                    for contig, start, end in list(
+                        zip(
+                            regions.contig.tolist(),
+                            regions.start.tolist(),
+                            regions.end.tolist(),
+                            strict=True,
+                        )
+                    )[:1000]
+                ],
+                "number_of_regions": len(regions),
+            }
+            for part, regions in (
+                ("train", plan.split.train),
+                ("validation", plan.split.validation),
+                ("test", plan.split.test),
+            )
+        },
+        "validation": (
+            {"windows": plan.validation.windows, "length": plan.validation.length}
+            if plan.validation
+            else None
+        ),
+    }

@@ -1,0 +1,56 @@
+"""Keep freed memory in the process: page faults otherwise cost as much as the arithmetic.
+
+By default glibc asks the system for every large block and hands it back when it is freed. A
+training step frees and asks for the same activations again, and each time the system maps and
+clears every page anew. With these settings freed blocks stay on the heap.
+
+The environment variable ``GLIBC_TUNABLES`` does the same from outside and wins where it is set;
+with another C library (macOS, musl) nothing happens and nothing is needed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+__all__ = ["keep_freed_memory"]
+
+# mallopt's numbers, from glibc's malloc.h.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
+_LARGEST = 2**31 - 1  # mallopt takes a C int
+_NEVER = -1  # read as the largest size: the heap is never trimmed
+_GROWTH = 64 << 20
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc's allocator to keep freed blocks; call it once, before the first large tensor.
+
+    Returns
+    -------
+    bool
+        Whether the settings are in force: False where the C library is not glibc or the user has
+        set the allocator through ``GLIBC_TUNABLES``.
+
+    Notes
+    -----
+    The threshold alone ends at blocks of 2 GB (and in some versions of glibc at 32 MB), so mapped
+    blocks are switched off altogether; when the heap cannot grow, glibc still maps.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
+    settings = (
+        (_MMAP_THRESHOLD, _LARGEST),
+        (_MMAP_MAX, 0),
+        (_TRIM_THRESHOLD, _NEVER),
+        (_TOP_PAD, _GROWTH),
+    )
+    taken = [mallopt(name, value) == 1 for name, value in settings]
+    return all(taken)

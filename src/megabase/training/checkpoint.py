@@ -1,0 +1,343 @@
+"""Checkpoints that are either whole or absent, and a run that continues from them exactly.
+
+A checkpoint is a folder ``checkpoints/step-00000100``: the model in its own format (written by the
+caller's ``save_model``, a Hugging Face folder for our models) and ``training_state/`` with weights,
+optimizer state and counters. It is written under a temporary name beside its place, flushed to the
+disk and renamed, so a folder with a final name is complete. ``last`` and ``best`` are symbolic
+links in the run folder, replaced in one step each.
+
+Nothing is pickled: tensors are safetensors, the rest is JSON. Names are those of the module, so one
+process, DDP and FSDP write and read the same files.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from megabase.errors import MegabaseError
+
+__all__ = [
+    "CheckpointError",
+    "Progress",
+    "SaveModel",
+    "clean_partial",
+    "finished_checkpoints",
+    "gather_state",
+    "load_checkpoint",
+    "prune",
+    "read_progress",
+    "save_checkpoint",
+    "truncate_metrics",
+]
+
+SaveModel = Callable[[Path, Mapping[str, torch.Tensor]], None]
+"""Writes the model into a folder, given its full state dict on the CPU."""
+
+_STEP = re.compile(r"step-(\d{8,})$")
+_PARTIAL = ".partial-"
+_SEPARATOR = "/"  # between a parameter's name and the name of its optimizer value
+
+
+class CheckpointError(MegabaseError):
+    """A checkpoint cannot be written or read; the message names the folder and what to do."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: everything the loop carries from step to step besides tensors."""
+
+    step: int = 0
+    """Optimizer steps done, skipped ones included."""
+    tokens: int = 0
+    """Input positions seen."""
+    non_finite: int = 0
+    """Steps skipped for a loss or gradient that was not finite."""
+    best_loss: float | None = None
+    """Lowest validation loss so far, in nats per token."""
+    best_step: int | None = None
+    """Step of ``best_loss``."""
+    seconds: float = 0.0
+    """Time spent training, over all sessions of the run."""
+
+
+def checkpoints_folder(run: Path) -> Path:
+    """Give the folder of a run that holds its checkpoints."""
+    return run / "checkpoints"
+
+
+def finished_checkpoints(run: Path) -> list[Path]:
+    """Give the complete checkpoints of a run, oldest first."""
+    folder = checkpoints_folder(run)
+    found = [path for path in folder.iterdir() if _STEP.match(path.name)] if folder.is_dir() else []
+    return sorted(found, key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    match = _STEP.match(path.name)
+    return int(match.group(1)) if match else -1
+
+
+def gather_state(
+    module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Collect the full model and optimizer state on the CPU of the first process.
+
+    A collective: every process calls it. With FSDP the others get empty dictionaries.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return (
+        get_model_state_dict(module, options=options),
+        get_optimizer_state_dict(module, optimizer, options=options),
+    )
+
+
+def save_checkpoint(
+    run: Path,
+    progress: Progress,
+    state: tuple[dict[str, Any], dict[str, Any]],
+    save_model: SaveModel,
+) -> Path:
+    """Write the checkpoint of ``progress.step`` and point ``last`` at it.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    progress
+        Counters to keep; ``best`` is pointed here when ``best_step`` is this step.
+    state
+        Result of :func:`gather_state`.
+    save_model
+        Writes the model in its own format into the given folder.
+
+    Returns
+    -------
+    pathlib.Path
+        The checkpoint.
+
+    Raises
+    ------
+    CheckpointError
+        When the disk is full or cannot be written. Earlier checkpoints are untouched, and the
+        partial folder is removed.
+    """
+    folder = checkpoints_folder(run)
+    final = folder / f"step-{progress.step:08d}"
+    partial = folder / f"{_PARTIAL}{final.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        (partial / "training_state").mkdir(parents=True)
+        save_model(partial, state[0])
+        _write_state(partial / "training_state", progress, state)
+        _flush_tree(partial)
+        if final.exists():
+            # Only after a resume that repeats this step; the numbers are the same.
+            shutil.rmtree(final)
+        partial.rename(final)
+        _flush(folder)
+        _point(run, "last", final)
+        if progress.best_step == progress.step:
+            _point(run, "best", final)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(_describe(error, final)) from error
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        # safetensors reports a full disk as an error of its own with the message of the system.
+        if "os error 28" in str(error) or "No space left" in str(error):
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise CheckpointError(_describe(full, final)) from error
+        raise
+    return final
+
+
+def _describe(error: OSError, final: Path) -> str:
+    earlier = [path.name for path in finished_checkpoints(final.parents[1]) if path != final]
+    kept = f"the checkpoint {earlier[-1]} is whole" if earlier else "there is no earlier checkpoint"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        try:
+            free = f"{shutil.disk_usage(final.parent).free / 1e6:,.1f} MB free"
+        except OSError:
+            free = "no space left"
+        return (
+            f"cannot write checkpoint {final}: the disk is full ({free}); {kept}; make room or "
+            "lower keep, then continue with --resume"
+        )
+    return f"cannot write checkpoint {final}: {error.strerror or error}; {kept}"
+
+
+def _write_state(
+    folder: Path, progress: Progress, state: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    model, optimizer = state
+    shared: dict[int, str] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in model.items():
+        # safetensors holds no tensor twice: tied weights are written once, with their other names.
+        first = shared.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
+        if first != name and tensors[first].shape == tensor.shape:
+            aliases[name] = first
+        else:
+            tensors[name] = tensor.contiguous()
+    save_file(tensors, folder / "model.safetensors")
+    values: dict[str, torch.Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for name, entries in optimizer["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                values[f"{name}{_SEPARATOR}{key}"] = value.contiguous()
+            else:
+                plain.setdefault(name, {})[key] = value
+    save_file(values, folder / "optimizer.safetensors")
+    record = {
+        "format": 1,
+        "progress": asdict(progress),
+        "aliases": aliases,
+        "optimizer": {"param_groups": optimizer["param_groups"], "plain": plain},
+    }
+    (folder / "state.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """Read the counters of a checkpoint."""
+    return Progress(**_record(checkpoint)["progress"])
+
+
+def _record(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / "training_state" / "state.json"
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; is this a run folder?") from error
+    if record.get("format") != 1:
+        raise CheckpointError(
+            f"{path} has format {record.get('format')!r}; this version reads format 1: "
+            "use the megabase that wrote it"
+        )
+    return record
+
+
+def load_checkpoint(
+    checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> Progress:
+    """Put a checkpoint's weights and optimizer state into place; give its counters.
+
+    A collective with DDP and FSDP. Every process reads the files.
+
+    Raises
+    ------
+    CheckpointError
+        When files are missing or do not belong to this model.
+    """
+    record = _record(checkpoint)
+    folder = checkpoint / "training_state"
+    try:
+        tensors = load_file(folder / "model.safetensors")
+        values = load_file(folder / "optimizer.safetensors")
+    except Exception as error:
+        raise CheckpointError(f"cannot read {folder}: {error}") from error
+    for name, first in record["aliases"].items():
+        tensors[name] = tensors[first]
+    entries: dict[str, dict[str, Any]] = {}
+    for path, value in values.items():
+        name, key = path.rsplit(_SEPARATOR, 1)
+        entries.setdefault(name, {})[key] = value
+    for name, plain in record["optimizer"]["plain"].items():
+        entries.setdefault(name, {}).update(plain)
+    groups = record["optimizer"]["param_groups"]
+    for group in groups:
+        group["betas"] = tuple(group["betas"])
+    options = StateDictOptions(full_state_dict=True)
+    try:
+        set_model_state_dict(module, tensors, options=options)
+        set_optimizer_state_dict(
+            module, optimizer, {"state": entries, "param_groups": groups}, options=options
+        )
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{checkpoint} does not fit this model: {reason}; resume with the settings of the run"
+        ) from error
+    return Progress(**record["progress"])
+
+
+def prune(run: Path, keep: int, best_step: int | None) -> None:
+    """Delete all but the newest ``keep`` checkpoints and the best one."""
+    for path in finished_checkpoints(run)[:-keep]:
+        if _step_of(path) != best_step:
+            # Renamed first: a deletion cut short leaves no half checkpoint under a final name.
+            doomed = path.with_name(f"{_PARTIAL}{path.name}-{uuid.uuid4().hex[:8]}")
+            path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def clean_partial(run: Path) -> None:
+    """Delete what a killed process left half written."""
+    folder = checkpoints_folder(run)
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name.startswith(_PARTIAL):
+                shutil.rmtree(path, ignore_errors=True)
+    for path in run.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Cut ``metrics.jsonl`` back to the records of steps up to ``step``."""
+    if not path.exists():
+        return
+    kept: list[str] = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break  # the line a killed process was writing
+        if record.get("step", 0) > step:
+            break
+        kept.append(line + "\n")
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
+
+
+def _point(run: Path, name: str, target: Path) -> None:
+    """Point the symbolic link ``run/name`` at a checkpoint, in one step."""
+    temporary = run / f".{name}.tmp"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.relative_to(run), target_is_directory=True)
+    os.replace(temporary, run / name)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _flush_tree(folder: Path) -> None:
+    for root, _, files in os.walk(folder):
+        for name in files:
+            _flush(Path(root) / name)
+        _flush(Path(root))

@@ -1,0 +1,434 @@
+"""The training loop, to be read from top to bottom.
+
+One optimizer step reads the windows ``first_index .. first_index + global_batch`` of its stage.
+Each of the W processes takes an equal share in order, in micro-batches, so which windows a step
+sees depends on neither. The gradient is that of the sum of the losses over all processes and
+micro-batches, divided by the global sum of the target weights (the number of valid tokens): 1 x 8
+and 8 x 1 sequences, or 1 and 2 processes, take the same step.
+
+Data order, sequence length, learning rate and dropout masks are pure functions of the step. The
+only state is weights, optimizer state and a few counters, so a resumed run is the same run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
+from rich.console import Console
+from torch import Tensor, nn
+
+from megabase.data.loader import Prefetcher
+from megabase.errors import MegabaseError
+from megabase.training import checkpoint as checkpoints
+from megabase.training.config import TrainConfig
+from megabase.training.logging import RunLog, perplexity, ratios
+from megabase.training.memory import resident_mb
+from megabase.training.optim import build_optimizer, scale_gradients, set_lr
+from megabase.training.schedule import LengthSchedule, StagePoint
+from megabase.training.signals import StopSignal
+
+__all__ = ["Batches", "EvalSet", "FitResult", "NonFiniteError", "Objective", "fit", "step_seed"]
+
+Batch = Mapping[str, Tensor]
+
+
+class Batches(Protocol):
+    """Windows by number: a pure function of its arguments."""
+
+    def batch(self, stream: int, indices: np.ndarray, length: int) -> Batch:
+        """Give the windows ``indices`` (int64) of stage ``stream`` with ``length`` positions."""
+        ...
+
+
+class Loss(Protocol):
+    """Result of an objective: sums, never means."""
+
+    @property
+    def loss_sum(self) -> Tensor:
+        """Sum of weighted losses in nats, float32 without dimensions."""
+        ...
+
+    @property
+    def count(self) -> Tensor:
+        """Sum of the weights of the targets."""
+        ...
+
+    @property
+    def metrics(self) -> Mapping[str, Tensor]:
+        """Further sums over the targets."""
+        ...
+
+
+Objective = Callable[[nn.Module, Batch], Loss]
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """The fixed windows that validation runs over."""
+
+    data: Batches
+    """Gives window i as ``batch(0, [i], length)``."""
+    windows: int
+    """Number of windows."""
+    length: int
+    """Input positions per window."""
+    objective: Objective
+    """Loss to report, without augmentation or weights."""
+
+
+class NonFiniteError(MegabaseError):
+    """Too many steps had a loss or a gradient that was not finite."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a call of :func:`fit` ended."""
+
+    progress: checkpoints.Progress
+    """Counters at the end."""
+    signal: int | None = None
+    """Number of the signal that stopped the run early; None when it reached its end."""
+
+
+class StepSums(NamedTuple):
+    """Global sums of one optimizer step."""
+
+    loss: float
+    count: float
+    stop: bool
+    metrics: dict[str, float]
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Mix seed, step and process number into a seed of 63 bits (splitmix64 finaliser)."""
+    mask = (1 << 64) - 1
+    value = (
+        seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB
+    ) & mask
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        value = ((value ^ (value >> shift)) * factor) & mask
+    return (value ^ (value >> 31)) >> 1
+
+
+def fit(
+    module: nn.Module,
+    objective: Objective,
+    data: Batches,
+    config: TrainConfig,
+    *,
+    run: Path,
+    schedule: LengthSchedule,
+    fabric: Fabric,
+    save_model: checkpoints.SaveModel,
+    validation: EvalSet | None = None,
+    console: Console | None = None,
+) -> FitResult:
+    """Train a module until the end of the schedule, a signal, or too many bad steps.
+
+    Parameters
+    ----------
+    module
+        Any module the objective can call. ``parameter_groups(lr, weight_decay)`` is honoured.
+    objective
+        ``(module, batch) -> (loss_sum, count, metrics)``.
+    data
+        Training windows.
+    config
+        Settings of the run.
+    run
+        Existing folder of the run; metrics and checkpoints go there.
+    schedule
+        Stages in steps, made for ``fabric.world_size`` devices.
+    fabric
+        Launched Lightning Fabric.
+    save_model
+        Writes the model in its own format; called in the first process only.
+    validation
+        Windows to validate on every ``config.eval_every`` steps and at the end.
+    console
+        Where to show progress; used in the first process only.
+
+    Returns
+    -------
+    FitResult
+        Counters, and the signal that stopped the run, if any.
+
+    Raises
+    ------
+    NonFiniteError
+        When ``config.max_non_finite`` steps have been skipped.
+    CheckpointError
+        When a checkpoint cannot be written or read.
+    """
+    main = fabric.global_rank == 0
+    model, optimizer = _set_up(module, config, fabric)
+    progress = _restore(run, model, optimizer, config, fabric)
+    first, total = progress.step, schedule.total_steps
+    requests = _requests(schedule, first, fabric)
+    signal: int | None = None
+    fabric.barrier()
+
+    log_file = run / "metrics.jsonl" if main else None
+    with (
+        StopSignal() as stop,
+        Prefetcher(lambda request: dict(data.batch(*request)), requests) as batches,
+        RunLog(log_file, total, first, console if main else None) as log,
+    ):
+        if first >= total:
+            log.note(f"nothing left to do: {first} of {total} steps are done")
+        model.train()
+        lap, lap_tokens, clock = time.perf_counter(), 0, time.perf_counter()
+        for step in range(first, total):
+            # 1. One step over the global batch.
+            point = schedule.at(step)
+            torch.manual_seed(step_seed(config.seed, step, fabric.global_rank))
+            sums = _backward(model, objective, batches, point, fabric, stop.received is not None)
+            grad_norm = _clip(model, optimizer, config, fabric)
+            lr = set_lr(optimizer, step, config.optim, total)
+            loss = sums.loss / sums.count if sums.count else 0.0
+            usable = math.isfinite(loss) and math.isfinite(grad_norm)
+            if usable and sums.count:
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            # 2. Count it.
+            progress.step = done = step + 1
+            tokens = point.global_batch * point.length
+            progress.tokens += tokens
+            lap_tokens += tokens
+            now = time.perf_counter()
+            progress.seconds += now - clock
+            clock = now
+
+            # 3. Say it.
+            if not usable:
+                progress.non_finite += 1
+                log.write("skipped", done, loss=loss, grad_norm=grad_norm, lr=lr)
+                log.note(_skip_text(done, loss, grad_norm, progress.non_finite, config))
+                if progress.non_finite >= max(1, config.max_non_finite):
+                    raise NonFiniteError(_stop_text(progress, config, lr))
+            elif done % config.log_every == 0 or done == total:
+                log.train(
+                    done, stage=point.stage, length=point.length, loss=loss,
+                    perplexity=perplexity(loss), lr=lr, grad_norm=grad_norm,
+                    tokens=progress.tokens, count=sums.count, seconds=round(progress.seconds, 3),
+                    tokens_per_second=lap_tokens / (now - lap),
+                    memory_mb=resident_mb(fabric.device),
+                    **ratios(sums.metrics),
+                )  # fmt: skip
+                lap, lap_tokens = now, 0
+
+            # 4. Validate, keep, stop.
+            improved = False
+            if validation is not None and _due(done, total, config.eval_every):
+                improved = _validate(model, validation, config, fabric, progress, log)
+                lap, clock = time.perf_counter(), time.perf_counter()
+            signal = (stop.received or 15) if sums.stop else None
+            regular = _due(done, total, config.checkpoint_every) or done == total
+            if regular or improved or signal is not None:
+                _keep(run, model, optimizer, progress, config, fabric, save_model, log)
+                lap, clock = time.perf_counter(), time.perf_counter()
+            if signal is not None:
+                log.note(f"stopped by signal {signal} after step {done}; continue with --resume")
+                break
+    fabric.barrier()
+    return FitResult(progress, signal)
+
+
+def _due(done: int, total: int, every: int | None) -> bool:
+    return every is not None and (done % every == 0 or done == total)
+
+
+def _set_up(
+    module: nn.Module, config: TrainConfig, fabric: Fabric
+) -> tuple[_FabricModule, _FabricOptimizer]:
+    """Put the module on its devices and build the optimizer over the placed parameters."""
+    inner: Any = torch.compile(module) if config.compile else module
+    model = fabric.setup_module(inner)
+    optimizer = fabric.setup_optimizers(build_optimizer(module, config.optim))
+    return model, optimizer
+
+
+def _restore(
+    run: Path,
+    model: _FabricModule,
+    optimizer: _FabricOptimizer,
+    config: TrainConfig,
+    fabric: Fabric,
+) -> checkpoints.Progress:
+    """Give the counters to start from, with weights and optimizer state in place."""
+    finished = checkpoints.finished_checkpoints(run) if config.resume else []
+    # The newest complete folder, not the link: a kill may fall between the two.
+    progress = (
+        checkpoints.load_checkpoint(finished[-1], _bare(model), optimizer.optimizer)
+        if finished
+        else checkpoints.Progress()
+    )
+    if fabric.global_rank == 0:
+        checkpoints.clean_partial(run)
+        checkpoints.truncate_metrics(run / "metrics.jsonl", progress.step)
+    return progress
+
+
+def _bare(model: _FabricModule) -> nn.Module:
+    """Give the module as the strategy wrapped it, without Fabric's and the compiler's shells."""
+    inner: Any = model._forward_module
+    return getattr(inner, "_orig_mod", inner)
+
+
+def _requests(
+    schedule: LengthSchedule, first: int, fabric: Fabric
+) -> Iterator[tuple[int, np.ndarray, int]]:
+    """Yield (stage, window numbers, length) of every micro-batch of this process, in order."""
+    for step in range(first, schedule.total_steps):
+        point = schedule.at(step)
+        for indices in _shares(point, fabric.global_rank, fabric.world_size):
+            yield point.stage, indices, point.length
+
+
+def _shares(point: StagePoint, rank: int, world: int) -> list[np.ndarray]:
+    """Give the window numbers of one process at a step, one array per micro-batch."""
+    share = point.global_batch // world
+    start = point.first_index + rank * share
+    edges = [*range(0, share, point.micro_batch), share]
+    return [np.arange(start + low, start + high, dtype=np.int64) for low, high in pairwise(edges)]
+
+
+def _backward(
+    model: _FabricModule,
+    objective: Objective,
+    batches: Iterator[Batch],
+    point: StagePoint,
+    fabric: Fabric,
+    stopping: bool,
+) -> StepSums:
+    """Accumulate the gradient of the mean loss over the global batch; give the global sums."""
+    world = fabric.world_size
+    number = len(_shares(point, 0, world))
+    # A known size for the backward pass; the true count is divided by at the end.
+    nominal = point.global_batch * point.length
+    loss_sum = count = torch.zeros((), device=fabric.device)
+    metrics: dict[str, Tensor] = {}
+    for k in range(number):
+        batch = fabric.to_device(next(batches))
+        with fabric.no_backward_sync(model, enabled=k < number - 1):
+            loss = objective(model, batch)
+            fabric.backward(loss.loss_sum / nominal)
+        loss_sum = loss_sum + loss.loss_sum.detach()
+        count = count + loss.count.detach()
+        for name, value in loss.metrics.items():
+            metrics[name] = metrics[name] + value.detach() if name in metrics else value.detach()
+    flag = torch.full((), float(stopping), device=fabric.device)
+    sums = torch.stack([loss_sum, count, flag, *metrics.values()]).float()
+    sums = torch.as_tensor(fabric.all_reduce(sums, reduce_op="sum"))
+    # DDP and FSDP give the mean of the processes' gradients: world turns it into their sum.
+    scale_gradients(model, world * nominal / sums[1].clamp(min=1e-12))
+    # The step's one wait for the device: whether to step is decided on the host.
+    values: Sequence[float] = sums.tolist()
+    return StepSums(
+        loss=values[0],
+        count=values[1],
+        stop=values[2] > 0,
+        metrics=dict(zip(metrics, values[3:], strict=True)),
+    )
+
+
+def _clip(
+    model: _FabricModule, optimizer: _FabricOptimizer, config: TrainConfig, fabric: Fabric
+) -> float:
+    """Clip the gradient to ``optim.clip``; give its norm before that."""
+    limit = math.inf if config.optim.clip is None else config.optim.clip
+    norm = fabric.clip_gradients(model, optimizer, max_norm=limit, error_if_nonfinite=False)
+    return float(norm) if norm is not None else 0.0
+
+
+@torch.no_grad()
+def _validate(
+    model: _FabricModule,
+    validation: EvalSet,
+    config: TrainConfig,
+    fabric: Fabric,
+    progress: checkpoints.Progress,
+    log: RunLog,
+) -> bool:
+    """Take the mean loss over the fixed windows; say whether it is the lowest so far."""
+    size = config.eval_batch or config.stages[-1].micro_batch or 8
+    world, rank = fabric.world_size, fabric.global_rank
+    totals: dict[str, Tensor] = {}
+    model.eval()
+    for low in range(0, validation.windows, size * world):
+        mine = np.arange(low + rank * size, low + (rank + 1) * size, dtype=np.int64)
+        mine = mine[mine < validation.windows]
+        # FSDP needs every process in every forward pass: one without windows repeats the first.
+        weight = 1.0 if len(mine) else 0.0
+        indices = mine if len(mine) else np.zeros(1, dtype=np.int64)
+        batch = fabric.to_device(dict(validation.data.batch(0, indices, validation.length)))
+        loss = validation.objective(model, batch)
+        for name, value in {"loss": loss.loss_sum, "count": loss.count, **loss.metrics}.items():
+            totals[name] = totals.get(name, torch.zeros((), device=fabric.device)) + weight * value
+    model.train()
+    stacked = fabric.all_reduce(torch.stack(list(totals.values())).float(), reduce_op="sum")
+    sums = dict(zip(totals, torch.as_tensor(stacked).tolist(), strict=True))
+    loss_mean = sums["loss"] / sums["count"] if sums["count"] else math.nan
+    best = loss_mean < (math.inf if progress.best_loss is None else progress.best_loss)
+    if best:
+        progress.best_loss, progress.best_step = loss_mean, progress.step
+    log.validation(
+        progress.step,
+        loss=loss_mean,
+        perplexity=perplexity(loss_mean),
+        count=sums["count"],
+        **ratios(sums),
+        tokens=progress.tokens,
+        seconds=round(progress.seconds, 3),
+        best=best,
+    )
+    return best
+
+
+def _keep(
+    run: Path,
+    model: _FabricModule,
+    optimizer: _FabricOptimizer,
+    progress: checkpoints.Progress,
+    config: TrainConfig,
+    fabric: Fabric,
+    save_model: checkpoints.SaveModel,
+    log: RunLog,
+) -> None:
+    """Write a checkpoint and delete those no longer kept. A collective."""
+    state = checkpoints.gather_state(_bare(model), optimizer.optimizer)
+    if fabric.global_rank == 0:
+        log.flush()
+        folder = checkpoints.save_checkpoint(run, progress, state, save_model)
+        checkpoints.prune(run, config.keep, progress.best_step)
+        log.write("checkpoint", progress.step, folder=folder.name)
+    fabric.barrier()
+
+
+def _skip_text(step: int, loss: float, grad_norm: float, skipped: int, config: TrainConfig) -> str:
+    what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {grad_norm}"
+    return f"step {step} skipped: {what} ({skipped} of {max(1, config.max_non_finite)} allowed)"
+
+
+def _stop_text(progress: checkpoints.Progress, config: TrainConfig, lr: float) -> str:
+    tips = [f"a lower optim.lr (it is {config.optim.lr:g}, {lr:.3g} at this step)"]
+    if config.optim.clip is None:
+        tips.append("optim.clip 1.0")
+    if config.precision != "fp32":
+        tips.append("precision fp32")
+    tips.append("a longer warm-up (optim.warmup_steps)")
+    return (
+        f"stopped at step {progress.step}: {progress.non_finite} steps had a loss or gradient that "
+        f"was not finite; try {', '.join(tips)}; the last checkpoint is whole"
+    )

@@ -1,0 +1,151 @@
+"""What a run says: metrics.jsonl, and a progress bar or plain lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+__all__ = ["RunLog", "perplexity", "ratios"]
+
+
+def perplexity(loss: float) -> float:
+    """Exponential of a loss in nats per token; infinite where a float cannot hold it."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def ratios(sums: Mapping[str, float]) -> dict[str, float]:
+    """Turn an objective's sums into figures per target.
+
+    ``PREFIX_nll`` over ``PREFIX_targets`` gives ``PREFIX_perplexity`` (none for the plain ``nll``,
+    which is the loss unless targets are weighted), and ``correct`` over ``targets`` ``accuracy``.
+    """
+    figures: dict[str, float] = {}
+    for name, value in sums.items():
+        prefix = name.removesuffix("nll")
+        targets = sums.get(f"{prefix}targets", 0.0)
+        if name.endswith("_nll") and targets:
+            figures[f"{prefix}perplexity"] = perplexity(value / targets)
+    if sums.get("targets") and "correct" in sums:
+        figures["accuracy"] = sums["correct"] / sums["targets"]
+    return figures
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class RunLog:
+    """Writes the records of a run and shows how it goes.
+
+    Parameters
+    ----------
+    path
+        ``metrics.jsonl``, appended to; None writes no file.
+    total
+        Steps of the run.
+    first
+        Step the run starts or resumes at.
+    console
+        Where to show; None shows nothing (processes other than the first).
+
+    Notes
+    -----
+    One JSON object a line, with ``kind`` ``train``, ``validation``, ``skipped`` or ``checkpoint``
+    and ``step``, the number of steps done. Losses are in nats per token.
+    """
+
+    def __init__(self, path: Path | None, total: int, first: int, console: Console | None) -> None:
+        self._file = path.open("a") if path is not None else None
+        self._total = total
+        self._console = console
+        self._bar: Progress | None = None
+        self._started = (time.monotonic(), first)
+        if console is not None and console.is_terminal:
+            self._bar = Progress(
+                TextColumn("stage {task.fields[stage]}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}"),
+                console=console,
+            )
+            self._task = self._bar.add_task("starting", total=total, completed=first, stage="-")
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if self._file is not None:
+            self._file.close()
+
+    def flush(self) -> None:
+        """Bring the records to the disk, before a checkpoint that presumes them."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Append a record; numbers that are not finite become null."""
+        if self._file is not None:
+            clean = {
+                key: None if isinstance(value, float) and not math.isfinite(value) else value
+                for key, value in values.items()
+            }
+            self._file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
+            self._file.flush()
+
+    def train(self, step: int, **values: Any) -> None:
+        """Record and show a training step."""
+        self.write("train", step, **values)
+        if self._console is None:
+            return
+        start, first = self._started
+        pace = (time.monotonic() - start) / max(1, step - first)
+        text = (
+            f"length {values['length']:,}  loss {values['loss']:.4f}  "
+            f"ppl {values['perplexity']:.3f}  lr {values['lr']:.2e}  "
+            f"{values['tokens_per_second']:,.0f} tok/s  "
+            f"ETA {_duration(pace * (self._total - step))}  "
+            f"{values['memory_mb']:,.0f} MB"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=text, stage=values["stage"])
+        else:
+            self._say(f"step {step}/{self._total}  stage {values['stage']}  {text}")
+
+    def validation(self, step: int, **values: Any) -> None:
+        """Record and show a validation."""
+        self.write("validation", step, **values)
+        acgt = f" (ACGT {values['acgt_perplexity']:.4f})" if "acgt_perplexity" in values else ""
+        best = "  (best so far)" if values.get("best") else ""
+        self._say(
+            f"step {step}/{self._total}  validation loss {values['loss']:.4f}  "
+            f"ppl {values['perplexity']:.4f}{acgt}  over {values['count']:,.0f} tokens{best}"
+        )
+
+    def note(self, text: str) -> None:
+        """Show a line."""
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        if self._console is not None:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,88 @@
+"""Where a run came from: versions, machine, state of the source."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megabase import __version__
+
+__all__ = ["environment", "write_json"]
+
+_PACKAGES = ("torch", "lightning-fabric", "transformers", "numpy", "safetensors", "polars", "pysam")
+
+
+def environment() -> dict[str, Any]:
+    """Collect versions, machine facts, devices and, in a git checkout, the commit.
+
+    Returns
+    -------
+    dict
+        Plain values, ready for JSON. Nothing personal: no user, no environment variables.
+    """
+    return {
+        "megabase": __version__,
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "git": _git(Path(__file__).parent),
+        "command": sys.argv,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    """Give commit and whether files differ from it; None outside a checkout of the project."""
+
+    def ask(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True, text=True, check=True, timeout=10,
+        ).stdout.strip()  # fmt: skip
+
+    try:
+        # An installed package may lie inside another project's checkout: that commit is not ours.
+        if not (Path(ask("rev-parse", "--show-toplevel")) / "src" / "megabase").is_dir():
+            return None
+        return {
+            "commit": ask("rev-parse", "HEAD"),
+            "changed": bool(ask("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(temporary, path)

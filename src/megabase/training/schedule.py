@@ -1,0 +1,316 @@
+"""Schedules as pure functions of the step: learning rate, sequence length, position in the data.
+
+Nothing here holds state, so there is nothing to save and a run resumes by naming its step.
+
+The published rules are those of the HyenaDNA repository (HazyResearch/hyena-dna,
+``src/callbacks/seqlen_warmup_reload.py``, ``train.py`` and the timm cosine schedule);
+sequence-length warm-up is described in the HyenaDNA paper (arXiv 2306.15794), section 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from megabase.training.config import ConfigError, OptimConfig, TrainConfig
+
+__all__ = [
+    "LengthSchedule",
+    "PublishedStages",
+    "StagePoint",
+    "lr_at",
+    "published_schedule_steps",
+]
+
+
+def lr_at(step: int, config: OptimConfig, total: int, base_lr: float | None = None) -> float:
+    """Learning rate of optimizer step ``step``.
+
+    Parameters
+    ----------
+    step
+        Number of the step, from 0.
+    config
+        Optimizer settings.
+    total
+        Steps of the run; ``config.schedule_steps`` takes its place when given.
+    base_lr
+        Highest rate of the parameter group; ``config.lr`` when None. The published schedule ends
+        every group at the same absolute rate, ``min_lr_ratio * config.lr``.
+
+    Returns
+    -------
+    float
+        Learning rate. Past the end of the schedule it stays at its final value.
+    """
+    peak = config.lr if base_lr is None else base_lr
+    span = int(config.schedule_steps or total)
+    warmup = config.warmup_steps
+    if warmup is None:
+        warmup = (
+            config.warmup_fraction * span
+            if config.schedule == "published"
+            else round(config.warmup_fraction * span)
+        )
+    if config.schedule == "published":
+        low = config.min_lr_ratio * config.lr
+        if step < warmup:
+            return config.warmup_lr + step * (peak - config.warmup_lr) / warmup
+        if step >= span:
+            return low
+        # Not counted from the end of the warm-up: the rate drops a little as the cosine starts.
+        return low + 0.5 * (peak - low) * (1 + math.cos(math.pi * step / span))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if config.schedule == "constant":
+        return peak
+    low = config.min_lr_ratio * peak
+    progress = min(1.0, (step - warmup) / max(1, span - warmup))
+    return low + 0.5 * (peak - low) * (1 + math.cos(math.pi * progress))
+
+
+def published_schedule_steps(length: int, global_batch: int, epochs: int) -> int:
+    """Length of the published run's learning-rate schedule in steps.
+
+    The repository takes ``ceil(1e9 / length)`` for the size of an epoch instead of its 34,021
+    intervals, so its cosine has hardly begun when the run ends.
+
+    Examples
+    --------
+    >>> published_schedule_steps(length=1024, global_batch=256, epochs=100)
+    381500
+    """
+    return math.ceil(math.ceil(1_000_000_000 / length) / global_batch) * epochs
+
+
+@dataclass(frozen=True)
+class StagePoint:
+    """Where a step stands in the run."""
+
+    stage: int
+    """Number of the stage, from 0."""
+    length: int
+    """Input positions per sequence."""
+    micro_batch: int
+    """Sequences per device and forward pass."""
+    global_batch: int
+    """Sequences of the step over all devices."""
+    first_index: int
+    """Running number, inside the stage, of the step's first sequence."""
+    tokens_before: int
+    """Input positions seen before this step."""
+
+
+class LengthSchedule:
+    """The stages of a run laid out in optimizer steps.
+
+    Parameters
+    ----------
+    config
+        The run.
+    world
+        Number of devices over all nodes.
+    epoch_size
+        Number of windows in one pass at a length, or None when there is no such number (random
+        windows). Only called for stages given in epochs.
+
+    Raises
+    ------
+    ConfigError
+        When a stage cannot be laid out: epochs of a source without epochs, or a global batch that
+        does not divide by the number of devices.
+
+    Notes
+    -----
+    With ``length_rule="constant"`` the global batch of a step depends on neither the number of
+    devices nor the micro-batch. With ``"published"`` it is
+    ``world * micro_batch * (global_batch // micro_batch)``.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        world: int = 1,
+        epoch_size: Callable[[int], int | None] | None = None,
+    ) -> None:
+        self._lengths: list[int] = []
+        self._micro: list[int] = []
+        self._batch: list[int] = []
+        self._start: list[int] = [0]
+        self._tokens: list[int] = [0]
+        for number, stage in enumerate(config.stages):
+            batch, micro = _batch_of(config, number, world)
+            steps = _steps_of(config, number, batch, world, epoch_size)
+            if config.steps is not None:
+                left = int(config.steps) - self._start[-1]
+                steps = left if steps is None else min(steps, left)
+            elif config.tokens is not None:
+                left = math.ceil((int(config.tokens) - self._tokens[-1]) / (batch * stage.length))
+                steps = left if steps is None else min(steps, left)
+            if steps is None:
+                raise ConfigError("the run has no end: give steps or tokens")
+            if steps <= 0:
+                break
+            self._lengths.append(stage.length)
+            self._micro.append(micro)
+            self._batch.append(batch)
+            self._start.append(self._start[-1] + steps)
+            self._tokens.append(self._tokens[-1] + steps * batch * stage.length)
+        self.world = world
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self._start[-1]
+
+    @property
+    def total_tokens(self) -> int:
+        """Input positions of the run."""
+        return self._tokens[-1]
+
+    def stages(self) -> list[tuple[StagePoint, int]]:
+        """Give the first point and the number of steps of every stage."""
+        spans = zip(self._start, self._start[1:], strict=False)
+        return [(self.at(first), last - first) for first, last in spans]
+
+    def at(self, step: int) -> StagePoint:
+        """Give the point of a step; a step past the end continues the last stage."""
+        stage = min(bisect_right(self._start, step) - 1, len(self._lengths) - 1)
+        inside = step - self._start[stage]
+        batch, length = self._batch[stage], self._lengths[stage]
+        return StagePoint(
+            stage=stage,
+            length=length,
+            micro_batch=self._micro[stage],
+            global_batch=batch,
+            first_index=inside * batch,
+            tokens_before=self._tokens[stage] + inside * batch * length,
+        )
+
+
+def _batch_of(config: TrainConfig, number: int, world: int) -> tuple[int, int]:
+    """Give (global batch, micro-batch) of a stage, in sequences."""
+    stage = config.stages[number]
+    if config.length_rule == "published":
+        micro, batch = int(stage.micro_batch or 0), int(config.global_batch or 0)
+        accumulate = batch // micro
+        if accumulate < 1:
+            raise ConfigError(
+                f"stages[{number}].micro_batch {micro} is above global_batch {batch}: the "
+                "published rule then accumulates 0 batches and never steps; lower micro_batch"
+            )
+        return world * micro * accumulate, micro
+    if config.global_batch_tokens is not None:
+        batch = max(1, int(config.global_batch_tokens) // stage.length)
+    else:
+        batch = int(config.global_batch or 1)
+    if batch % world:
+        raise ConfigError(
+            f"stages[{number}]: {batch} sequences per step do not divide among {world} devices; "
+            f"take a multiple of {world} for global_batch"
+        )
+    share = batch // world
+    return batch, min(stage.micro_batch or share, share)
+
+
+def _steps_of(
+    config: TrainConfig,
+    number: int,
+    batch: int,
+    world: int,
+    epoch_size: Callable[[int], int | None] | None,
+) -> int | None:
+    """Give the steps of a stage; None when it runs to the end of the budget."""
+    stage = config.stages[number]
+    if stage.steps is not None:
+        return stage.steps
+    if stage.tokens is not None:
+        return math.ceil(stage.tokens / (batch * stage.length))
+    if stage.epochs is None:
+        return None
+    size = epoch_size(stage.length) if epoch_size is not None else None
+    if size is None:
+        raise ConfigError(
+            f"stages[{number}] is given in epochs, but this kind of windows has no epochs; "
+            "give steps or tokens"
+        )
+    if config.length_rule == "published":
+        # A partial last accumulation still makes a step, in every epoch.
+        micro = int(stage.micro_batch or 1)
+        per_epoch = math.ceil(math.ceil(size / (world * micro)) / (batch // (world * micro)))
+        return per_epoch * max(1, math.ceil(stage.epochs))
+    return max(1, math.ceil(stage.epochs * size / batch))
+
+
+@dataclass(frozen=True)
+class PublishedStages:
+    """The epoch-based stage rule of the HyenaDNA repository, its oddities included.
+
+    A stage moves on by at most one at the end of an epoch, so a stage of 0 epochs runs one; the
+    last stage goes on for ever; a run resumed after the end of the last stage fails.
+
+    Parameters
+    ----------
+    epochs
+        Duration of every stage in epochs.
+    batch_sizes
+        Sequences per device of every stage, or None where the stage has none.
+    global_batch
+        Sequences per step that the accumulation aims at, ignoring the number of devices.
+    """
+
+    epochs: Sequence[int]
+    batch_sizes: Sequence[int | None]
+    global_batch: int
+
+    @property
+    def cumulative(self) -> list[int]:
+        """Epoch at which every stage ends."""
+        ends: list[int] = []
+        for count in self.epochs:
+            ends.append((ends[-1] if ends else 0) + count)
+        return ends
+
+    @property
+    def accumulation(self) -> dict[int, int] | None:
+        """First epoch of a stage -> micro-batches per step; None when a stage has no batch size.
+
+        A batch above the global batch gives 0. Stages that begin in the same epoch share a key,
+        and the later one wins.
+        """
+        table: dict[int, int] = {}
+        for first, size in zip([0, *self.cumulative], self.batch_sizes, strict=False):
+            if size is None:
+                return None
+            table[first] = self.global_batch // size
+        return table
+
+    def next_stage(self, stage: int, next_epoch: int) -> int:
+        """Give the stage of epoch ``next_epoch`` when the epoch before it ran in ``stage``."""
+        over = next_epoch >= self.cumulative[stage]
+        return stage + 1 if over and stage + 1 < len(self.epochs) else stage
+
+    def at(self, epoch: int) -> int:
+        """Give the stage of an epoch of a run that started at epoch 0."""
+        stage = 0
+        for following in range(1, epoch + 1):
+            stage = self.next_stage(stage, following)
+        return stage
+
+    def on_resume(self, epoch: int) -> int:
+        """Give the stage that a run resumed at ``epoch`` starts in.
+
+        Raises
+        ------
+        ConfigError
+            When the last stage is over; the repository fails there with an IndexError.
+        """
+        stage = bisect_left([end - 1 for end in self.cumulative], epoch)
+        if stage >= len(self.epochs):
+            raise ConfigError(
+                f"epoch {epoch} is past the last stage, which ends at epoch {self.cumulative[-1]}; "
+                "there is nothing left to resume"
+            )
+        return stage
