@@ -1,0 +1,1 @@
+"""Using a trained model: functions over a model that give small frozen results."""

@@ -1,0 +1,137 @@
+"""Target blocks: which bases are scored, and the windows of DNA around them.
+
+A block is a stretch of one contig whose bases are targets together. Blocks tile regions, or
+are spread evenly over them; a model and its floors are scored on the same blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from megabase.data.regions import Regions
+from megabase.genome.store import GenomeStore
+
+__all__ = ["Blocks", "Rows", "read_rows", "tile_blocks"]
+
+_Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Stretches of target bases, in the order of the genome.
+
+    Parameters
+    ----------
+    contig
+        int32 (n,): index of the contig in the genome store.
+    start, end
+        int64 (n,): 0-based half-open.
+    """
+
+    contig: npt.NDArray[np.int32]
+    start: _Ints
+    end: _Ints
+
+    def __len__(self) -> int:
+        return int(self.start.size)
+
+
+class Rows(NamedTuple):
+    """Some blocks with the DNA around them.
+
+    Parameters
+    ----------
+    number
+        int64 (n,): number of each block.
+    codes
+        uint8 (n, length): base codes, padding outside the contig.
+    lead
+        Position of the first target in every row.
+    wanted
+        bool (n, targets): columns ``lead ..`` that belong to the block.
+    """
+
+    number: _Ints
+    codes: npt.NDArray[np.uint8]
+    lead: int
+    wanted: npt.NDArray[np.bool_]
+
+
+def tile_blocks(
+    regions: Regions, size: int, *, before: int = 0, whole: bool = False, limit: int | None = None
+) -> Blocks:
+    """Cut regions into blocks side by side.
+
+    Parameters
+    ----------
+    regions
+        Where the targets lie.
+    size
+        Bases of a block; the last one of a region may be shorter.
+    before
+        Bases that must lie in front of a block on its contig (in the region or not).
+    whole
+        Leave out the blocks that are shorter.
+    limit
+        Keep at most so many blocks, evenly spread over all of them.
+
+    Returns
+    -------
+    Blocks
+    """
+    first = np.maximum(regions.start, before)
+    bases = np.maximum(regions.end - first, 0)
+    until = np.cumsum(bases // size if whole else -(-bases // size))
+    total = int(until[-1]) if until.size else 0
+    if limit is None or limit >= total:
+        chosen = np.arange(total)
+    else:
+        # Never the whole list: a genome has hundreds of millions of small blocks.
+        chosen = (2 * np.arange(limit) + 1) * total // (2 * limit)
+    region = np.searchsorted(until, chosen, side="right")
+    passed = np.concatenate(([0], until))[region]
+    start = first[region] + (chosen - passed) * size
+    return Blocks(regions.contig[region], start, np.minimum(start + size, regions.end[region]))
+
+
+def read_rows(
+    store: GenomeStore,
+    blocks: Blocks,
+    *,
+    targets: int,
+    before: int,
+    after: int = 0,
+    bases: int = 1 << 16,
+) -> Iterator[Rows]:
+    """Read blocks with DNA before and after them, many at a time.
+
+    Parameters
+    ----------
+    store
+        The genome.
+    blocks
+        What to read.
+    targets
+        Width of the widest block.
+    before, after
+        Bases in front of and behind it. Where the contig begins sooner there are fewer in front;
+        behind the end of the contig there is padding.
+    bases
+        About how many bases to give at once.
+    """
+    lead = np.minimum(blocks.start, before)
+    for width in np.unique(lead).tolist():
+        chosen = np.flatnonzero(lead == width)
+        length = width + targets + after
+        step = max(1, bases // length)
+        for low in range(0, chosen.size, step):
+            index = chosen[low : low + step]
+            start = blocks.start[index]
+            codes = store.fetch_many(blocks.contig[index], start - width, length)
+            size = (blocks.end[index] - start)[:, None]
+            yield Rows(index, codes, width, np.arange(targets) < size)
