@@ -297,8 +297,6 @@ def test_training_mode_is_restored(store: GenomeStore) -> None:
 def test_lengths_that_do_not_fit_are_refused(
     store: GenomeStore, options: dict[str, Any], message: str
 ) -> None:
-    store: GenomeStore, options: dict[str, Any], message: str
-) -> None:
     with pytest.raises(EvaluationError, match=message):
         evaluate(Toy(uniform, 64), store, on(store, "mixed"), **options)
 

@@ -1,0 +1,1 @@
+"""Results as plots and as a self-contained page; takes records, never models."""
