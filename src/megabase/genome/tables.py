@@ -291,8 +291,9 @@ def _vcf_rows(path: Path) -> tuple[list[int], list[str]]:
 def _is_bcf(path: Path) -> bool:
     try:
         with path.open("rb") as raw:
-            packed = raw.peek(2)[:2] == b"\x1f\x8b"
-            return packed and gzip.GzipFile(fileobj=raw).read(3) == b"BCF"
+            if raw.peek(3)[:2] != b"\x1f\x8b":
+                return raw.read(3) == b"BCF"
+            return gzip.GzipFile(fileobj=raw).read(3) == b"BCF"
     except (OSError, EOFError):
         return False  # the reader of lines says what is wrong
 
