@@ -65,6 +65,7 @@ class GenomeStore:
         self.contigs: tuple[Contig, ...] = self.metadata.contigs
         self.lengths: NDArray[np.int64] = np.array([c.length for c in self.contigs], np.int64)
         self._offsets: NDArray[np.int64] = np.array([c.offset for c in self.contigs], np.int64)
+        self.lengths.flags.writeable = False
         self._index = {contig.name: i for i, contig in enumerate(self.contigs)}
         self._aliases: dict[str, int] = {}
 
@@ -245,6 +246,8 @@ class GenomeStore:
         UnknownContigError
             When there is no such contig.
         """
+        if pad not in ("error", "pad", "n"):
+            raise CoordinateError(f"pad must be 'error', 'pad' or 'n', found {pad!r}")
         if isinstance(interval, str):
             interval = Interval.parse(interval)
         index = self.contig_index(interval.contig)
@@ -255,9 +258,7 @@ class GenomeStore:
             if interval.strand is Strand.REVERSE:
                 return reverse_complement(found)
             return found.copy()
-        if pad not in _FILL:
-            if pad != "error":
-                raise CoordinateError(f"pad must be 'error', 'pad' or 'n', found {pad!r}")
+        if pad == "error":
             self._require_within(interval, contig)
         out = np.full(end - start, _FILL[pad], dtype=np.uint8)
         self._copy_inside(out, contig.offset, contig.length, start)
