@@ -1,0 +1,1 @@
+"""BigBird: BERT with block-sparse attention, over byte pairs of DNA."""

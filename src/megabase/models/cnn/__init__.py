@@ -1,0 +1,1 @@
+"""The convolutional classifier of GenomicBenchmarks, and the Caduceus paper's variant of it."""

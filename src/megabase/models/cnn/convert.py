@@ -1,0 +1,103 @@
+"""Weights of the published GenomicBenchmarks and Caduceus CNNs, which are plain state dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from megabase.models.cnn.configuration import CHANNELS, SHORTEST, GenomicCNNConfig, flatten_size
+from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
+from megabase.models.validation import ModelConfigError
+
+__all__ = ["config_from_state_dict", "from_state_dict"]
+
+
+def _lengths_of(flatten: int) -> range:
+    """Give every input length that leads to a flattened width."""
+    lengths = [n for n in range(SHORTEST, flatten * 2 + 128) if flatten_size(n) == flatten]
+    return range(lengths[0], lengths[-1] + 1) if lengths else range(0)
+
+
+def config_from_state_dict(
+    state_dict: Mapping[str, Tensor], max_length: int, **settings: Any
+) -> GenomicCNNConfig:
+    """Read the shape of a published CNN from its weights.
+
+    Parameters
+    ----------
+    state_dict
+        Published names; a leading ``model.`` is allowed.
+    max_length
+        Tokens the model was built for. The weights tell it only up to 7 tokens.
+    **settings
+        Passed on to :class:`GenomicCNNConfig`; ``variant`` and ``num_labels`` follow the last
+        layer when left out (one output: the original with two classes).
+
+    Returns
+    -------
+    GenomicCNNConfig
+
+    Raises
+    ------
+    ModelConfigError
+        When the weights are of another model or another input length.
+    """
+    weights = _published_names(state_dict)
+    flatten = weights["dense_model.0.weight"].shape[1]
+    if flatten != flatten_size(max_length):
+        known = _lengths_of(flatten)
+        fits = f"of {known.start} to {known.stop - 1} tokens" if known else "of no length"
+        raise ModelConfigError(
+            f"the weights are of a CNN for inputs {fits}, not {max_length:,}; pass the max_length "
+            "it was trained with"
+        )
+    outputs = weights["dense_model.1.weight"].shape[0]
+    settings.setdefault("variant", "genomic-benchmarks" if outputs != 2 else "caduceus")
+    settings.setdefault("num_labels", 2 if outputs == 1 else outputs)
+    vocab_size, embedding_dim = weights["embeddings.weight"].shape
+    settings.setdefault("pad_token_id", 4 if vocab_size >= 12 else vocab_size - 1)
+    return GenomicCNNConfig(
+        max_length=max_length, vocab_size=vocab_size, embedding_dim=embedding_dim, **settings
+    )
+
+
+def from_state_dict(
+    state_dict: Mapping[str, Tensor], max_length: int, **settings: Any
+) -> GenomicCNNForSequenceClassification:
+    """Build a model from published weights.
+
+    Parameters
+    ----------
+    state_dict, max_length, **settings
+        As in :func:`config_from_state_dict`.
+
+    Returns
+    -------
+    GenomicCNNForSequenceClassification
+        In evaluation mode.
+
+    Raises
+    ------
+    ModelConfigError
+        When the weights are of another model or another input length.
+    """
+    config = config_from_state_dict(state_dict, max_length, **settings)
+    model = GenomicCNNForSequenceClassification(config)
+    model.load_state_dict(_published_names(state_dict))
+    return model.eval()
+
+
+def _published_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    weights = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
+    expected = {"embeddings.weight", "cnn_model.0.weight", "dense_model.0.weight"}
+    shape = weights["cnn_model.7.weight"].shape[0] if "cnn_model.7.weight" in weights else None
+    if not expected <= set(weights) or shape != CHANNELS[-1]:
+        found = ", ".join(sorted(state_dict)[:3]) or "nothing"
+        raise ModelConfigError(
+            "expected the weights of a GenomicBenchmarks CNN (embeddings.weight, "
+            f"cnn_model.0.weight, ..., dense_model.1.bias), found {found}, ...; this is a "
+            "checkpoint of another family"
+        )
+    return weights

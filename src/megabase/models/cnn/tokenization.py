@@ -1,0 +1,138 @@
+"""The letter vocabulary of GenomicBenchmarks, numbered in the order of first appearance.
+
+Each sequence is wrapped in ``<bos>`` and ``<eos>``. Id 0 is ``<unk>``, then come the tokens in the
+order the training set first shows them, and ``<pad>`` last when sequences differ in length. The
+published CNN reads these ids; a new model may as well read those of the character tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizer
+
+from megabase.errors import MegabaseError
+
+__all__ = ["LetterTokenizer", "LetterVocabularyError", "letter_tokens", "letter_vocabulary"]
+
+_BOS, _EOS, _UNK, _PAD = "<bos>", "<eos>", "<unk>", "<pad>"
+
+
+class LetterVocabularyError(MegabaseError):
+    """A letter vocabulary cannot be used."""
+
+
+def letter_tokens(text: str) -> list[str]:
+    """Cut a text into letters, line ends left out, between ``<bos>`` and ``<eos>``.
+
+    Examples
+    --------
+    >>> letter_tokens("AC")
+    ['<bos>', 'A', 'C', '<eos>']
+    """
+    return [_BOS, *text.replace("\n", ""), _EOS]
+
+
+def letter_vocabulary(sequences: Iterable[str], padding: bool) -> list[str]:
+    """List the tokens of a training set by id.
+
+    Parameters
+    ----------
+    sequences
+        Training sequences, in their order.
+    padding
+        Whether ``<pad>`` is needed: the sequences differ in length.
+
+    Returns
+    -------
+    list[str]
+        Tokens by id.
+
+    Examples
+    --------
+    >>> letter_vocabulary(["GA", "TN"], padding=True)
+    ['<unk>', '<bos>', 'G', 'A', '<eos>', 'T', 'N', '<pad>']
+    """
+    seen = dict.fromkeys(token for text in sequences for token in letter_tokens(text))
+    return [_UNK, *seen, *([_PAD] if padding else [])]
+
+
+class LetterTokenizer(PreTrainedTokenizer):
+    """One token a letter, with the ids of a training set.
+
+    Parameters
+    ----------
+    tokens
+        Tokens by id, from :func:`letter_vocabulary`.
+    upper_case
+        Upper-case the input first; the published tokenizer did not.
+    **kwargs
+        Passed on to transformers.
+
+    Raises
+    ------
+    LetterVocabularyError
+        When ``<unk>``, ``<bos>`` or ``<eos>`` is missing, or a token comes twice.
+
+    Examples
+    --------
+    >>> tokenizer = LetterTokenizer(letter_vocabulary(["GA"], padding=False))
+    >>> tokenizer("AGT")["input_ids"]
+    [1, 3, 2, 0, 4]
+    """
+
+    vocab_files_names = {}  # noqa: RUF012 (the library\'s own form)
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 (the library\'s own form)
+    padding_side: str = "right"
+
+    def __init__(self, tokens: Sequence[str], upper_case: bool = True, **kwargs: Any) -> None:
+        self._tokens = list(tokens)
+        self._ids = {token: index for index, token in enumerate(self._tokens)}
+        missing = {_UNK, _BOS, _EOS} - set(self._ids)
+        if missing or len(self._ids) != len(self._tokens):
+            raise LetterVocabularyError(
+                f"expected distinct tokens with {_UNK}, {_BOS} and {_EOS} (see letter_vocabulary), "
+                f"found {self._tokens}"
+            )
+        self.upper_case = upper_case
+        kwargs.pop("special_tokens_pattern", None)
+        for name, token in {"unk": _UNK, "bos": _BOS, "eos": _EOS, "pad": _PAD}.items():
+            if token in self._ids:
+                kwargs.setdefault(f"{name}_token", token)
+        super().__init__(
+            tokens=self._tokens,
+            upper_case=upper_case,
+            special_tokens_pattern="bos_eos",
+            **kwargs,
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return len(self._tokens)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Give token -> id, tokens added by the user included."""
+        return {**self._ids, **self._added_tokens_encoder}
+
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        return letter_tokens(text.upper() if self.upper_case else text)[1:-1]
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self._ids.get(token, self._ids[_UNK])
+
+    def _convert_id_to_token(self, index: int) -> str:
+        if not 0 <= index < len(self._tokens):
+            raise LetterVocabularyError(f"token id {index} is outside 0-{len(self._tokens) - 1}")
+        return self._tokens[index]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Join tokens without spaces."""
+        return "".join(tokens)
+
+    def save_vocabulary(
+        self, save_directory: str, filename_prefix: str | None = None
+    ) -> tuple[str, ...]:
+        """Save nothing: the tokens are in the tokenizer's configuration."""
+        return ()

@@ -1,0 +1,1 @@
+"""DeepSEA: the convolutional network of chromatin profiles."""

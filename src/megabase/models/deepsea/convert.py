@@ -1,0 +1,119 @@
+"""Names of the DeepSEA weights released through Kipoi.
+
+The stand-alone file numbers its layers (``0.weight``, ``4.*``, ``8.*``, ``12.1.*``, ``14.1.*``);
+in the prediction model they sit under ``2.``, in the variant-effect model under ``1.``. Its
+convolutions are two-dimensional with a height of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from megabase.models.deepsea.configuration import DeepSEAConfig, flatten_length
+from megabase.models.deepsea.modeling import DeepSEAForSequenceClassification
+from megabase.models.validation import ModelConfigError
+
+__all__ = ["KIPOI_NAMES", "from_kipoi", "from_state_dict", "to_kipoi"]
+
+KIPOI_NAMES = {"0": "conv1", "4": "conv2", "8": "conv3", "12.1": "hidden", "14.1": "output"}
+"""Layer of the stand-alone file -> layer here."""
+_PREFIXES = ("", "2.", "1.", "model.", "module.")
+
+
+def from_kipoi(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of a Kipoi DeepSEA model.
+
+    Parameters
+    ----------
+    state_dict
+        With or without the prefix of the prediction (``2.``) or variant-effect model (``1.``).
+
+    Returns
+    -------
+    dict[str, Tensor]
+        For :class:`DeepSEAForSequenceClassification`.
+
+    Raises
+    ------
+    ModelConfigError
+        When the weights are of another model.
+    """
+    for prefix in _PREFIXES:
+        names = {
+            f"{prefix}{theirs}.{kind}": f"{ours}.{kind}"
+            for theirs, ours in KIPOI_NAMES.items()
+            for kind in ("weight", "bias")
+        }
+        if set(names) == set(state_dict):
+            found = {ours: state_dict[theirs] for theirs, ours in names.items()}
+            return {
+                name: tensor.squeeze(2) if tensor.ndim == 4 and tensor.shape[2] == 1 else tensor
+                for name, tensor in found.items()
+            }
+    shown = ", ".join(sorted(state_dict)[:4]) or "nothing"
+    raise ModelConfigError(
+        "expected the weights of a Kipoi DeepSEA model (0.weight, 0.bias, 4.*, 8.*, 12.1.*, "
+        f"14.1.*, all under '2.' or '1.' or nothing), found {shown}, ...; this is a checkpoint "
+        "of another family"
+    )
+
+
+def to_kipoi(model: DeepSEAForSequenceClassification, prefix: str = "") -> dict[str, Tensor]:
+    """Give a model's weights under the names of the Kipoi files, convolutions two-dimensional."""
+    theirs = {ours: name for name, ours in KIPOI_NAMES.items()}
+    result = {}
+    for name, tensor in model.state_dict().items():
+        layer, kind = name.split(".")
+        result[f"{prefix}{theirs[layer]}.{kind}"] = (
+            tensor.unsqueeze(2) if tensor.ndim == 3 else tensor
+        )
+    return result
+
+
+def from_state_dict(
+    state_dict: Mapping[str, Tensor], max_length: int = 1000, **settings: Any
+) -> DeepSEAForSequenceClassification:
+    """Build a model from Kipoi weights; the shape is read from them.
+
+    Parameters
+    ----------
+    state_dict
+        See :func:`from_kipoi`.
+    max_length
+        Bases the model was built for.
+    **settings
+        Passed on to :class:`DeepSEAConfig`.
+
+    Returns
+    -------
+    DeepSEAForSequenceClassification
+        In evaluation mode.
+
+    Raises
+    ------
+    ModelConfigError
+        When the weights are of another model or another input length.
+    """
+    weights = from_kipoi(state_dict)
+    first, second, third = (weights[f"conv{index}.weight"] for index in (1, 2, 3))
+    kernel, pool = first.shape[-1], settings.get("pool", 4)
+    flat = weights["hidden.weight"].shape[1]
+    if flat != third.shape[0] * flatten_length(max_length, kernel, pool):
+        raise ModelConfigError(
+            f"the weights have {flat:,} inputs to the dense layer, which is not what "
+            f"{max_length:,} bases leave; pass the max_length the model was trained with"
+        )
+    config = DeepSEAConfig(
+        channels=[first.shape[0], second.shape[0], third.shape[0]],
+        kernel=kernel,
+        hidden=weights["hidden.weight"].shape[0],
+        max_length=max_length,
+        **{"num_labels": weights["output.weight"].shape[0], **settings},
+    )
+    model = DeepSEAForSequenceClassification(config)
+    # The table of channels is not part of a file.
+    model.load_state_dict(weights)
+    return model.eval()

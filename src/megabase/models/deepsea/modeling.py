@@ -1,0 +1,231 @@
+"""DeepSEA (Zhou and Troyanskaya 2015) as a transformers model, on token ids.
+
+Three convolutions over one-hot bases with a floored rectifier, two poolings, two dense layers. The
+channel order inside is A, G, C, T; reversing it complements. The layers are those of the weights
+released through Kipoi; ``convert.py`` reads their names.
+
+Shape suffixes: B sequences, L bases, C channels (A, G, C, T).
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from megabase.genome import alphabet
+from megabase.models.deepsea.configuration import DeepSEAConfig, flatten_length
+from megabase.models.supervised import (
+    fit_length,
+    grouped_parameters,
+    sequence_loss,
+    torch_default_init,
+)
+
+__all__ = ["CHANNEL_ORDER", "DeepSEAForSequenceClassification", "average_logits"]
+
+CHANNEL_ORDER = "AGCT"
+
+
+def _channel_table(unknown_value: float, vocab_size: int) -> Tensor:
+    """One row for each token id: its value in the channels A, G, C, T."""
+    table = torch.zeros(max(vocab_size, 12), 4)
+    for letter, token in zip(alphabet.BASES, alphabet.BASE_TOKEN_IDS, strict=True):
+        table[token, CHANNEL_ORDER.index(letter)] = 1.0
+    table[int(alphabet.TOKEN_ID_OF_CODE[alphabet.N])] = unknown_value
+    return table
+
+
+def average_logits(first: Tensor, second: Tensor, problem_type: str | None) -> Tensor:
+    """Give the logits of the mean of two predictions.
+
+    Parameters
+    ----------
+    first, second
+        (batch, labels).
+    problem_type
+        Several labels: logits of the mean probability of each. One class: logarithms of the mean
+        probabilities of the classes. Regression: the mean.
+
+    Returns
+    -------
+    Tensor
+        (batch, labels).
+    """
+    if problem_type == "regression":
+        return (first + second) / 2
+    if problem_type == "single_label_classification":
+        return torch.logaddexp(first.log_softmax(-1), second.log_softmax(-1)) - torch.log(
+            first.new_tensor(2.0)
+        )
+    # logit of (s(a) + s(b)) / 2, where 1 - s(a) = s(-a); in logarithms nothing saturates.
+    yes = torch.logaddexp(F.logsigmoid(first), F.logsigmoid(second))
+    no = torch.logaddexp(F.logsigmoid(-first), F.logsigmoid(-second))
+    return yes - no
+
+
+class DeepSEAForSequenceClassification(PreTrainedModel):
+    """Chromatin features, or any labels, of sequences.
+
+    Parameters
+    ----------
+    config
+        Shape; the defaults are the published one.
+    """
+
+    config_class = DeepSEAConfig
+    config: DeepSEAConfig
+    main_input_name = "input_ids"
+    base_model_prefix = ""
+
+    def __init__(self, config: DeepSEAConfig) -> None:
+        super().__init__(config)
+        first, second, third = config.channels
+        self.conv1 = nn.Conv1d(4, first, config.kernel)
+        self.conv2 = nn.Conv1d(first, second, config.kernel)
+        self.conv3 = nn.Conv1d(second, third, config.kernel)
+        flat = third * flatten_length(config.max_length, config.kernel, config.pool)
+        self.hidden = nn.Linear(flat, config.hidden)
+        self.output = nn.Linear(config.hidden, int(config.num_labels or 1))
+        self.register_buffer(
+            "channels_of_id",
+            _channel_table(config.unknown_value, config.vocab_size),
+            persistent=False,
+        )
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self:
+            # Built without storage when loading; this is where transformers has it filled.
+            table = _channel_table(self.config.unknown_value, self.config.vocab_size)
+            init.copy_(cast("Tensor", self.channels_of_id), table)
+        else:
+            torch_default_init(module)
+
+    def one_hot(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Turn token ids into the network's input.
+
+        Parameters
+        ----------
+        input_ids
+            int64 (batch, length), the published ids (A 7, C 8, G 9, T 10, N 11).
+        attention_mask
+            (batch, length), 1 for real tokens.
+
+        Returns
+        -------
+        Tensor
+            (batch, 4, ``config.max_length``) with channels A, G, C, T.
+
+        Raises
+        ------
+        InputLengthError
+            For more bases than ``config.max_length``, unless they are to be trimmed.
+        """
+        ids = fit_length(
+            input_ids,
+            attention_mask,
+            self.config.max_length,
+            pad_id=self.config.pad_token_id or 0,
+            side="right",
+            too_long=cast("Any", self.config.too_long),
+            model="this DeepSEA network",
+        )
+        return F.embedding(ids, cast("Tensor", self.channels_of_id)).transpose(1, 2)
+
+    def _opposite(self, bases_BCL: Tensor, input_ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Reverse and complement the real positions; padding stays on the right."""
+        length = bases_BCL.shape[-1]
+        complement_BCL = bases_BCL.flip(1)  # A, G, C, T backwards is T, C, G, A
+        if mask is None and input_ids.shape[1] >= length:
+            return complement_BCL.flip(2)
+        real = torch.ones_like(input_ids) if mask is None else mask
+        count_B1 = real.bool().sum(dim=1, keepdim=True).clamp(max=length)
+        place_L = torch.arange(length, device=input_ids.device)
+        place_BL = torch.where(place_L < count_B1, count_B1 - 1 - place_L, place_L)
+        return complement_BCL.gather(2, place_BL[:, None].expand_as(complement_BCL))
+
+    def _rectify(self, x: Tensor) -> Tensor:
+        return F.threshold(x, 0.0, self.config.floor)
+
+    def scores(self, bases_BCL: Tensor) -> Tensor:
+        """Run the network on one strand.
+
+        Parameters
+        ----------
+        bases_BCL
+            (batch, 4, ``config.max_length``) with channels A, G, C, T.
+
+        Returns
+        -------
+        Tensor
+            (batch, labels): logits.
+        """
+        config, training = self.config, self.training
+        x = F.max_pool1d(self._rectify(self.conv1(bases_BCL)), config.pool)
+        x = F.dropout(x, config.dropout[0], training)
+        x = F.max_pool1d(self._rectify(self.conv2(x)), config.pool)
+        x = F.dropout(x, config.dropout[1], training)
+        x = F.dropout(self._rectify(self.conv3(x)), config.dropout[2], training)
+        return self.output(self._rectify(self.hidden(x.flatten(1))))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        strand_average: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
+        """Predict labels.
+
+        Parameters
+        ----------
+        input_ids
+            int64 (batch, length); see :meth:`one_hot`.
+        attention_mask
+            (batch, length), 1 for real tokens; only tells padding from bases.
+        labels
+            Numbers (batch, labels) or class numbers (batch,); see ``config.problem_type``.
+        strand_average
+            Average over both strands; None: in evaluation mode, where ``config.strand_average``.
+        return_dict
+            False gives a tuple.
+        **kwargs
+            Ignored, so that every model takes the same batches.
+
+        Returns
+        -------
+        SequenceClassifierOutput
+            ``loss`` with labels, ``logits`` (batch, labels), those of the mean probability where
+            strands are averaged.
+
+        Raises
+        ------
+        InputLengthError
+            For more bases than ``config.max_length``, unless they are to be trimmed.
+        """
+        bases = self.one_hot(input_ids, attention_mask)
+        logits = self.scores(bases)
+        if strand_average is None:
+            strand_average = self.config.strand_average and not self.training
+        if strand_average:
+            opposite = self.scores(self._opposite(bases, input_ids, attention_mask))
+            logits = average_logits(logits, opposite, self.config.problem_type)
+        loss = None if labels is None else sequence_loss(logits, labels, self.config)
+        if return_dict is False:
+            return (logits,) if loss is None else (loss, logits)
+        return SequenceClassifierOutput(
+            loss=cast("Any", loss), logits=cast("torch.FloatTensor", logits)
+        )
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Give parameters for the optimizer; biases do not decay."""
+        return grouped_parameters(self, lr, weight_decay)

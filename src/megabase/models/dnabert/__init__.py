@@ -1,0 +1,1 @@
+"""DNABERT: BERT over overlapping k-mers."""

@@ -1,0 +1,86 @@
+"""Configuration of DNABERT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import BertConfig
+
+from megabase.models.supervised import refuse_other_family
+from megabase.models.validation import Problems
+
+__all__ = ["DNABERTConfig"]
+
+_UNUSED = ("num_rnn_layer", "rnn", "rnn_dropout", "rnn_hidden", "split", "auto_map")
+
+
+class DNABERTConfig(BertConfig):
+    """BERT-base over k-mers; the defaults are the published 6-mer model.
+
+    Names are those of ``zhihan1996/DNA_bert_{3,4,5,6}``, whose folders load as they are. Their
+    settings for a recurrent classifier (``rnn``, ``num_rnn_layer``, ``rnn_hidden``, ``split``),
+    which the released weights do not hold, are left out.
+
+    Parameters
+    ----------
+    k
+        Bases in a k-mer; follows from `vocab_size` (4**k + 5) when None, and decides it when given.
+    long_inputs
+        ``"error"`` refuses inputs of more than ``max_position_embeddings`` tokens. ``"pieces"``:
+        the classifier reads them as pieces of that many tokens, the form
+        ``DNABERTTokenizer(long_inputs="pieces")`` gives them, and averages the pooled vectors of
+        the pieces. (The published long-input model ran a recurrent network over them instead; its
+        weights were not released.)
+    **kwargs
+        Everything that :class:`transformers.BertConfig` takes.
+
+    Raises
+    ------
+    ModelConfigError
+        When `vocab_size` is not that of a k-mer vocabulary, or `long_inputs` is unknown.
+    """
+
+    model_type = "dnabert"
+
+    vocab_size: int = 4101
+    k: int | None = None
+    long_inputs: str = "error"
+    max_length: int | None = None
+    """Longest input in tokens: always ``max_position_embeddings``. Published folders hold a 20
+    here, an old default of text generation."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for key in _UNUSED:
+            kwargs.pop(key, None)
+        super().__post_init__(**kwargs)
+        self.max_length = self.max_position_embeddings
+        problems = Problems("DNABERT configuration", self)
+        if self.k is None:
+            self.k = next((k for k in range(1, 9) if 4**k + 5 == self.vocab_size), None)
+            problems.demand(
+                self.k is not None,
+                f"vocab_size must be 4**k + 5 (69, 261, 1029 or 4101 for k = 3 to 6), found "
+                f"{self.vocab_size}: this is a BERT of another vocabulary",
+            )
+        else:
+            problems.whole("k")
+            self.vocab_size = 4**self.k + 5
+        problems.one_of("long_inputs", ("error", "pieces"))
+        problems.report()
+
+    @classmethod
+    def get_config_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read ``config.json``; a folder of another family is refused."""
+        config, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        accepted = ("bert", cls.model_type)
+        return (
+            refuse_other_family(config, accepted, "DNABERT", pretrained_model_name_or_path),
+            rest,
+        )
+
+    @property
+    def max_bases(self) -> int:
+        """Longest sequence in bases: two tokens are special, the k-mers overlap."""
+        return self.max_position_embeddings + int(self.k or 0) - 3
