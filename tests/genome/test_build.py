@@ -56,7 +56,7 @@ def fasta_files(draw: DrawFn) -> tuple[dict[str, str], str]:
     return contigs, text if draw(st.booleans()) else text.rstrip()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=120)
 @given(fasta_files(), st.integers(4, 70), st.booleans())
 def test_every_layout_gives_the_same_bases(
     case: tuple[dict[str, str], str], chunk_bytes: int, packed: bool
