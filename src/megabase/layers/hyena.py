@@ -6,7 +6,7 @@ O long convolutions (order - 1).
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from megabase.errors import MegabaseError
 from megabase.layers.hyena_filter import HyenaFilter
 from megabase.layers.linear import ResidualLinear, from_channel_major, to_channel_major
+from megabase.ops.gated_conv import gated_conv
 from megabase.ops.long_conv import long_conv
 from megabase.ops.short_conv import short_conv
 
@@ -179,6 +180,17 @@ class HyenaOperator(nn.Module):
 
     def mix(self, p_BPL: Tensor, k_ODM: list[Tensor], mask_B1L: Tensor | None) -> Tensor:
         """Apply short convolution, gates and long convolutions to projected channels."""
+        dropping = self.dropout > 0 and self.training
+        if self.order == 2 and mask_B1L is None and not dropping:
+            return gated_conv(
+                p_BPL,
+                self.short_filter.weight[:, 0],
+                cast("Tensor", self.short_filter.bias),
+                k_ODM[0],
+                self.filter_fn.skip(),
+                centred=self.bidirectional == "two_sided",
+                two_sided=self.bidirectional != "none",
+            )
         if mask_B1L is not None:
             p_BPL = p_BPL * mask_B1L
         p_BPL = short_conv(
@@ -192,7 +204,7 @@ class HyenaOperator(nn.Module):
         skips = [None] * len(k_ODM) if skip_C is None else self._per_convolution(skip_C)
         for gate, k_DM, skip_D in zip(reversed(gates), k_ODM, skips, strict=True):
             v_BDL = v_BDL * gate
-            if self.dropout > 0 and self.training:
+            if dropping:
                 v_BDL = F.dropout(v_BDL, self.dropout)
             if mask_B1L is not None:
                 v_BDL = v_BDL * mask_B1L

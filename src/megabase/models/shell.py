@@ -403,9 +403,8 @@ class ShellForSequenceClassification(_ShellHead):
         mask = attention_mask
         pad = self.config.pad_token_id
         if input_ids is not None and pad is not None:
-            if self.config.pooling == "hf":
-                mask = input_ids != pad
-            elif mask is None:
+            # Pooling "hf" is defined by the pad tokens, whatever the mask says.
+            if self.config.pooling == "hf" or mask is None:
                 mask = input_ids != pad
         pooled = pool(cast("Tensor", encoded.last_hidden_state), self.config.pooling, mask)
         logits = self.score(pooled)

@@ -3,15 +3,16 @@
 Shape suffixes: B batch, D channels, L positions, M lags, N transform length, F frequencies;
 b and c are blocks of B and D.
 
-Work goes block by block of channels, so that one block's spectra stay in the cache and nothing of
-size 2L lives longer than its block. The backward pass transforms `u`, `k` and the incoming
-gradient anew: that is cheaper than reading saved spectra back from memory, and keeps memory at the
-size of the inputs.
+Work goes block by block, so that one block's spectra stay in the cache and nothing of size 2L
+lives longer than its block. The backward pass transforms `u`, `k` and the incoming gradient anew:
+that is cheaper than reading saved spectra back from memory, and keeps memory at the size of the
+inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from megabase.ops.long_conv.lengths import fft_length
 
-__all__ = ["block_slices", "circular_kernel", "long_conv_fft"]
+__all__ = ["FilterSpectra", "blocks", "long_conv_fft", "wide_dtype"]
 
 BLOCK_SAMPLES = 1 << 20
 """Samples per transform call: large enough to fill all cores, small enough for the cache."""
@@ -29,52 +30,93 @@ MIN_ROWS = 16
 """Rows per transform call at least, because the library parallelises over rows."""
 
 
-def block_slices(batch: int, channels: int, n_fft: int) -> tuple[list[slice], list[slice]]:
-    """Cut batch and channels into blocks of about `BLOCK_SAMPLES` samples."""
+def wide_dtype(*tensors: Tensor) -> torch.dtype:
+    """Give the dtype sums are formed in: float32 at least."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def blocks(batch: int, channels: int, n_fft: int) -> tuple[list[slice], list[slice]]:
+    """Cut batch and channels into blocks of about `BLOCK_SAMPLES` samples, channels first."""
     rows = max(MIN_ROWS, BLOCK_SAMPLES // n_fft)
-    per_batch = min(batch, rows)
-    per_channel = max(1, rows // max(1, per_batch))
+    per_channel = max(1, min(channels, rows))
+    per_batch = max(1, rows // per_channel)
     return (
-        [slice(i, min(i + per_batch, batch)) for i in range(0, batch, max(1, per_batch))],
+        [slice(i, min(i + per_batch, batch)) for i in range(0, batch, per_batch)],
         [slice(i, min(i + per_channel, channels)) for i in range(0, channels, per_channel)],
     )
 
 
-def circular_kernel(k_DM: Tensor, length: int, n_fft: int, two_sided: bool) -> Tensor:
-    """Lay lags out on a circle of `n_fft`: lag j at j, lag -j at n_fft - j."""
-    if not two_sided:
-        return torch.nn.functional.pad(k_DM, (0, n_fft - length))
-    k_DN = k_DM.new_zeros(k_DM.shape[0], n_fft)
-    k_DN[:, :length] = k_DM[:, length - 1 :]
-    if length > 1:
-        k_DN[:, 1 - length :] = k_DM[:, : length - 1]
-    return k_DN
+@dataclass
+class FilterSpectra:
+    """Transforms of a filter with its skip term, and the way back for their gradients.
 
+    Attributes
+    ----------
+    k_DM, skip_D
+        Taps and skip term.
+    length
+        Positions of the input.
+    two_sided
+        Whether the taps have negative lags.
+    dtype
+        Dtype of the samples.
+    """
 
-def _lags_of_circle(k_DN: Tensor, length: int, two_sided: bool) -> Tensor:
-    """Undo :func:`circular_kernel`."""
-    if not two_sided:
-        return k_DN[:, :length]
-    if length == 1:
-        return k_DN[:, :1]
-    return torch.cat([k_DN[:, 1 - length :], k_DN[:, :length]], dim=1)
+    k_DM: Tensor
+    skip_D: Tensor | None
+    length: int
+    two_sided: bool
+    dtype: torch.dtype
 
+    def __post_init__(self) -> None:
+        self.n_fft = fft_length(2 * self.length - 1)
 
-def _spectra(
-    k_DM: Tensor,
-    skip_D: Tensor | None,
-    blocks: list[slice],
-    length: int,
-    n_fft: int,
-    two_sided: bool,
-    dtype: torch.dtype,
-) -> Iterator[tuple[slice, Tensor]]:
-    for c in blocks:
-        K_cF = torch.fft.rfft(circular_kernel(k_DM[c].to(dtype), length, n_fft, two_sided))
-        if skip_D is not None:
+    def transform(self, c: slice) -> Tensor:
+        """Transform the taps of channels `c`, laid on a circle: lag j at j, lag -j at N - j."""
+        k_cM, length = self.k_DM[c].to(self.dtype), self.length
+        if self.two_sided:
+            k_cN = k_cM.new_zeros(k_cM.shape[0], self.n_fft)
+            k_cN[:, :length] = k_cM[:, length - 1 :]
+            k_cN[:, self.n_fft - length + 1 :] = k_cM[:, : length - 1]
+            K_cF = torch.fft.rfft(k_cN)
+        else:
+            K_cF = torch.fft.rfft(k_cM, n=self.n_fft)
+        if self.skip_D is not None:
             # The skip term is a tap at lag 0, whose spectrum is flat.
-            K_cF = K_cF + skip_D[c, None].to(dtype)
-        yield c, K_cF
+            K_cF += self.skip_D[c, None].to(self.dtype)
+        return K_cF
+
+    def gradient(self, dK_cF: Tensor, c: slice, dk_DM: Tensor, dskip_D: Tensor | None) -> None:
+        """Write the gradients of channels `c` from the gradient of their spectrum."""
+        dk_cN, length = torch.fft.irfft(dK_cF, n=self.n_fft), self.length
+        if self.two_sided:
+            dk_DM[c, length - 1 :] = dk_cN[:, :length].to(dk_DM.dtype)
+            dk_DM[c, : length - 1] = dk_cN[:, self.n_fft - length + 1 :].to(dk_DM.dtype)
+        else:
+            dk_DM[c] = dk_cN[:, :length].to(dk_DM.dtype)
+        if dskip_D is not None:
+            dskip_D[c] = dk_cN[:, 0].to(dskip_D.dtype)
+
+
+def _padded_blocks(
+    x_BDL: Tensor, rows: list[slice], c: slice, work_bcN: Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """Transform blocks of rows of channels `c`, through one zero-padded buffer."""
+    length = x_BDL.shape[-1]
+    for b in rows:
+        x_bcL = x_BDL[b, c]
+        padded_bcN = work_bcN[: x_bcL.shape[0], : x_bcL.shape[1]]
+        padded_bcN[..., :length] = x_bcL
+        yield b, torch.fft.rfft(padded_bcN)
+
+
+def _work(rows: list[slice], columns: list[slice], n_fft: int, like: Tensor, dtype: torch.dtype):
+    batch = max((b.stop - b.start for b in rows), default=0)
+    channels = max((c.stop - c.start for c in columns), default=0)
+    return torch.zeros(batch, channels, n_fft, dtype=dtype, device=like.device)
 
 
 class _LongConv(torch.autograd.Function):
@@ -87,14 +129,15 @@ class _LongConv(torch.autograd.Function):
         ctx.save_for_backward(u_BDL, k_DM, skip_D)
         ctx.two_sided = two_sided
         batch, channels, length = u_BDL.shape
-        dtype = torch.promote_types(torch.promote_types(u_BDL.dtype, k_DM.dtype), torch.float32)
-        n_fft = fft_length(2 * length - 1)
-        rows, columns = block_slices(batch, channels, n_fft)
+        dtype = wide_dtype(u_BDL, k_DM)
+        spectra = FilterSpectra(k_DM, skip_D, length, two_sided, dtype)
+        rows, columns = blocks(batch, channels, spectra.n_fft)
+        work_bcN = _work(rows, columns, spectra.n_fft, u_BDL, dtype)
         y_BDL = torch.empty(u_BDL.shape, dtype=u_BDL.dtype, device=u_BDL.device)
-        for c, K_cF in _spectra(k_DM, skip_D, columns, length, n_fft, two_sided, dtype):
-            for b in rows:
-                U_bcF = torch.fft.rfft(u_BDL[b, c].to(dtype), n=n_fft)
-                y_BDL[b, c] = torch.fft.irfft(U_bcF.mul_(K_cF), n=n_fft)[..., :length]
+        for c in columns:
+            K_cF = spectra.transform(c)
+            for b, U_bcF in _padded_blocks(u_BDL, rows, c, work_bcN):
+                y_BDL[b, c] = torch.fft.irfft(U_bcF.mul_(K_cF), n=spectra.n_fft)[..., :length]
         return y_BDL
 
     @staticmethod
@@ -104,32 +147,30 @@ class _LongConv(torch.autograd.Function):
         u_BDL, k_DM, skip_D = ctx.saved_tensors
         needs_u, needs_k, needs_skip, _ = ctx.needs_input_grad
         batch, channels, length = u_BDL.shape
-        dtype = torch.promote_types(torch.promote_types(u_BDL.dtype, k_DM.dtype), torch.float32)
-        n_fft = fft_length(2 * length - 1)
-        rows, columns = block_slices(batch, channels, n_fft)
+        dtype = wide_dtype(u_BDL, k_DM)
+        spectra = FilterSpectra(k_DM, skip_D, length, ctx.two_sided, dtype)
+        rows, columns = blocks(batch, channels, spectra.n_fft)
+        work_bcN = _work(rows, columns, spectra.n_fft, u_BDL, dtype)
         du_BDL = torch.empty(u_BDL.shape, dtype=u_BDL.dtype, device=u_BDL.device)
         dk_DM = torch.empty(k_DM.shape, dtype=k_DM.dtype, device=k_DM.device)
-        dskip_D = None if skip_D is None else torch.empty_like(skip_D)
-        needs_filter = needs_k or needs_skip
-        for c, K_cF in _spectra(k_DM, skip_D, columns, length, n_fft, ctx.two_sided, dtype):
-            K_cF = K_cF.conj_physical_()  # correlation, not convolution, in the backward pass
-            dK_cF = torch.zeros_like(K_cF) if needs_filter else None
-            for b in rows:
-                G_bcF = torch.fft.rfft(dy_BDL[b, c].to(dtype), n=n_fft)
-                if dK_cF is not None:
-                    U_bcF = torch.fft.rfft(u_BDL[b, c].to(dtype), n=n_fft)
+        dskip_D = torch.empty_like(skip_D) if needs_skip else None
+        for c in columns:
+            # A correlation is a product with the conjugate.
+            K_cF = spectra.transform(c).conj_physical_()
+            dK_cF = torch.zeros_like(K_cF)
+            for b, G_bcF in _padded_blocks(dy_BDL, rows, c, work_bcN):
+                if needs_k or needs_skip:
+                    _, U_bcF = next(_padded_blocks(u_BDL, [b], c, work_bcN))
                     dK_cF += U_bcF.conj_physical_().mul_(G_bcF).sum(dim=0)
                 if needs_u:
-                    du_BDL[b, c] = torch.fft.irfft(G_bcF.mul_(K_cF), n=n_fft)[..., :length]
-            if dK_cF is not None:
-                dk_cN = torch.fft.irfft(dK_cF, n=n_fft)
-                dk_DM[c] = _lags_of_circle(dk_cN, length, ctx.two_sided).to(dk_DM.dtype)
-                if dskip_D is not None:
-                    dskip_D[c] = dk_cN[:, 0].to(dskip_D.dtype)
+                    du_bcN = torch.fft.irfft(G_bcF.mul_(K_cF), n=spectra.n_fft)
+                    du_BDL[b, c] = du_bcN[..., :length].to(du_BDL.dtype)
+            if needs_k or needs_skip:
+                spectra.gradient(dK_cF, c, dk_DM, dskip_D)
         return (
             du_BDL if needs_u else None,
             dk_DM if needs_k else None,
-            dskip_D if needs_skip else None,
+            dskip_D,
             None,
         )
 
@@ -138,7 +179,7 @@ class _LongConv(torch.autograd.Function):
 def long_conv_fft(
     u_BDL: Tensor, k_DM: Tensor, skip_D: Tensor | None = None, *, two_sided: bool = False
 ) -> Tensor:
-    """Convolve along the last axis by blocked FFTs; see :func:`megabase.ops.long_conv.long_conv`."""
+    """Convolve by blocked FFTs; see :func:`megabase.ops.long_conv.long_conv`."""
     # FFTs run in at least float32 whatever autocast says; the casts above are explicit.
     with torch.autocast(device_type=u_BDL.device.type, enabled=False):
         return _LongConv.apply(u_BDL, k_DM, skip_D, two_sided)  # pyright: ignore[reportReturnType]

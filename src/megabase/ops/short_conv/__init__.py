@@ -48,7 +48,7 @@ def short_conv(
     fits = x_BCL.dim() == 3 and w_CK.dim() == 2 and w_CK.shape[0] == x_BCL.shape[1]
     if not fits or w_CK.shape[1] < 1 or (b_C is not None and b_C.shape != w_CK.shape[:1]):
         raise ShortConvShapeError(
-            "expected x (batch, channels, length), w (channels, taps >= 1) and b (channels,), found "
+            "expected x (batch, channels, length), w (channels, taps >= 1), b (channels,); found "
             f"x {tuple(x_BCL.shape)}, w {tuple(w_CK.shape)}, "
             f"b {None if b_C is None else tuple(b_C.shape)}"
         )

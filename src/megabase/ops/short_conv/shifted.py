@@ -14,17 +14,54 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["short_conv_shifted"]
+__all__ = ["apply_taps", "correlate_taps", "short_conv_shifted", "transpose_taps"]
 
 BLOCK_SAMPLES = 1 << 19
 """Samples per block, so that a block stays in the cache over its taps."""
 
 
-def _overlap(shift: int, length: int) -> tuple[slice, slice]:
-    """Slices (output, input) with input position = output position - shift."""
-    if shift >= 0:
-        return slice(shift, length), slice(0, max(0, length - shift))
-    return slice(0, max(0, length + shift)), slice(-shift, length)
+def _shifts(taps: int, after: int, length: int) -> list[tuple[int, int, slice, slice]]:
+    """List (tap, shift, output slice, input slice), the tap without shift first."""
+    found = []
+    for tap in range(taps):
+        shift = taps - 1 - after - tap
+        if abs(shift) < length:
+            to = slice(max(0, shift), length + min(0, shift))
+            at = slice(max(0, -shift), length - max(0, shift))
+            found.append((tap, shift, to, at))
+    return sorted(found, key=lambda row: row[1] != 0)
+
+
+def apply_taps(x_BCL: Tensor, w_CK: Tensor, b_C: Tensor | None, after: int, out: Tensor) -> Tensor:
+    """Write the convolution of `x_BCL` into `out`; `after` taps lie behind the position."""
+    for tap, shift, to, at in _shifts(w_CK.shape[-1], after, x_BCL.shape[-1]):
+        if shift == 0:
+            torch.mul(x_BCL, w_CK[:, tap, None], out=out)
+            if b_C is not None:
+                out.add_(b_C[:, None])
+        else:
+            out[..., to].addcmul_(x_BCL[..., at], w_CK[:, tap, None])
+    return out
+
+
+def transpose_taps(dy_BCL: Tensor, w_CK: Tensor, after: int, out: Tensor) -> Tensor:
+    """Write the gradient of the convolution's input into `out`."""
+    for tap, shift, to, at in _shifts(w_CK.shape[-1], after, dy_BCL.shape[-1]):
+        if shift == 0:
+            torch.mul(dy_BCL, w_CK[:, tap, None], out=out)
+        else:
+            out[..., at].addcmul_(dy_BCL[..., to], w_CK[:, tap, None])
+    return out
+
+
+def correlate_taps(
+    x_BCL: Tensor, dy_BCL: Tensor, after: int, dw_CK: Tensor, db_C: Tensor | None
+) -> None:
+    """Add the gradients of the taps and the bias to `dw_CK` and `db_C`."""
+    for tap, _, to, at in _shifts(dw_CK.shape[-1], after, x_BCL.shape[-1]):
+        dw_CK[:, tap] += (dy_BCL[..., to] * x_BCL[..., at]).sum(dim=(0, 2), dtype=dw_CK.dtype)
+    if db_C is not None:
+        db_C += dy_BCL.sum(dim=(0, 2), dtype=db_C.dtype)
 
 
 def _rows(x_BCL: Tensor) -> list[slice]:
@@ -33,59 +70,40 @@ def _rows(x_BCL: Tensor) -> list[slice]:
 
 
 class _ShortConv(torch.autograd.Function):
+    """The convolution, saving x and w only."""
+
     @staticmethod
     def forward(ctx: Any, x_BCL: Tensor, w_CK: Tensor, b_C: Tensor | None, after: int) -> Tensor:
-        ctx.save_for_backward(x_BCL, w_CK)
+        ctx.save_for_backward(x_BCL, w_CK, b_C)
         ctx.after = after
-        ctx.bias_dtype = None if b_C is None else b_C.dtype
-        length, taps = x_BCL.shape[-1], w_CK.shape[-1]
-        w_CK = w_CK.to(x_BCL.dtype)
         y_BCL = torch.empty(x_BCL.shape, dtype=x_BCL.dtype, device=x_BCL.device)
+        w_CK = w_CK.to(x_BCL.dtype)
+        b_C = None if b_C is None else b_C.to(x_BCL.dtype)
         for rows in _rows(x_BCL):
-            x, y = x_BCL[rows], y_BCL[rows]
-            torch.mul(x, w_CK[:, taps - 1 - after, None], out=y)
-            if b_C is not None:
-                y.add_(b_C.to(y.dtype)[:, None])
-            for tap in range(taps):
-                shift = taps - 1 - after - tap
-                if shift != 0 and abs(shift) < length:
-                    to, at = _overlap(shift, length)
-                    y[..., to].addcmul_(x[..., at], w_CK[:, tap, None])
+            apply_taps(x_BCL[rows], w_CK, b_C, after, y_BCL[rows])
         return y_BCL
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy_BCL,) = grads
-        x_BCL, w_CK = ctx.saved_tensors
+        x_BCL, w_CK, b_C = ctx.saved_tensors
         needs_x, needs_w, needs_b, _ = ctx.needs_input_grad
-        length, taps = x_BCL.shape[-1], w_CK.shape[-1]
         # Sums over batch and length are kept in float32 at least.
-        dtype = torch.promote_types(w_CK.dtype, torch.float32)
+        wide = torch.promote_types(w_CK.dtype, torch.float32)
         dx_BCL = torch.empty_like(x_BCL) if needs_x else None
-        dw_CK = torch.zeros(w_CK.shape, dtype=dtype, device=w_CK.device)
-        db_C = torch.zeros(w_CK.shape[:1], dtype=dtype, device=w_CK.device)
+        dw_CK = torch.zeros(w_CK.shape, dtype=wide, device=w_CK.device)
+        db_C = torch.zeros(w_CK.shape[:1], dtype=wide, device=w_CK.device) if needs_b else None
         w_x_CK = w_CK.to(x_BCL.dtype)
         for rows in _rows(x_BCL):
-            x, dy = x_BCL[rows], dy_BCL[rows]
             if dx_BCL is not None:
-                dx = dx_BCL[rows]
-                torch.mul(dy, w_x_CK[:, taps - 1 - ctx.after, None], out=dx)
-            for tap in range(taps):
-                shift = taps - 1 - ctx.after - tap
-                if abs(shift) >= length:
-                    continue
-                to, at = _overlap(shift, length)
-                if needs_w:
-                    dw_CK[:, tap] += (dy[..., to] * x[..., at]).sum(dim=(0, 2), dtype=dtype)
-                if dx_BCL is not None and shift != 0:
-                    dx[..., at].addcmul_(dy[..., to], w_x_CK[:, tap, None])
-            if needs_b:
-                db_C += dy.sum(dim=(0, 2), dtype=dtype)
+                transpose_taps(dy_BCL[rows], w_x_CK, ctx.after, dx_BCL[rows])
+            if needs_w or needs_b:
+                correlate_taps(x_BCL[rows], dy_BCL[rows], ctx.after, dw_CK, db_C)
         return (
             dx_BCL,
             dw_CK.to(w_CK.dtype) if needs_w else None,
-            db_C.to(ctx.bias_dtype) if needs_b and ctx.bias_dtype is not None else None,
+            None if db_C is None else db_C.to(b_C.dtype),
             None,
         )
 
