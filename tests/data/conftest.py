@@ -4,13 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
 
 from megabase.genome.store import GenomeStore
 
-# A busy machine is no failure: examples are limited in number, not in time.
-settings.register_profile("megabase", deadline=None)
-settings.load_profile("megabase")
 
 LENGTHS = {"chr1": 5_000, "chr2": 3_000, "chr3": 40}
 

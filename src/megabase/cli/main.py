@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 from megabase import __version__
 from megabase.errors import MegabaseError
@@ -41,6 +43,11 @@ def _usage() -> str:
 
 def _load(verb: str) -> ModuleType:
     return importlib.import_module(VERBS[verb][0])
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning as one line for people, without the source line Python would add."""
+    print(f"megabase: warning: {message}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # The attribute docstrings of the configuration dataclasses are the help texts.
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    warnings.showwarning = _show_warning
     module = _load(verb)
     parser = ArgumentParser(prog=f"megabase {verb}", description=module.__doc__)
     try:
