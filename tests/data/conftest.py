@@ -7,7 +7,6 @@ import pytest
 
 from megabase.genome.store import GenomeStore
 
-
 LENGTHS = {"chr1": 5_000, "chr2": 3_000, "chr3": 40}
 
 

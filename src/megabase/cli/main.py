@@ -36,8 +36,8 @@ def _usage() -> str:
         "usage: megabase [-h] [--version] VERB ...\n\n"
         "Long-range DNA language models at single-nucleotide resolution.\n\n"
         f"verbs:\n{rows}\n\n"
-        "`megabase VERB --help` describes a verb. A bad input ends with one line on standard error\n"
-        "and exit status 2."
+        "`megabase VERB --help` describes a verb. A bad input ends with one line on standard\n"
+        "error and exit status 2."
     )
 
 
