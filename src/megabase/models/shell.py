@@ -33,6 +33,7 @@ from megabase.layers.hyena_filter import (
 )
 from megabase.layers.linear import ResidualLinear
 from megabase.layers.pooling import pool
+from megabase.models.supervised import sequence_loss
 from megabase.models.validation import ModelConfigError
 
 __all__ = [
@@ -288,9 +289,13 @@ def _finish(
     return output if _wants_dict(model, return_dict) else output.to_tuple()
 
 
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(wide.flatten(0, -2), labels.flatten(), ignore_index=IGNORE_INDEX)
+    wide = _wide(logits).flatten(0, -2)
+    return F.cross_entropy(wide, labels.flatten(), ignore_index=IGNORE_INDEX)
 
 
 class _ShellHead(ShellPreTrainedModel):
@@ -402,32 +407,16 @@ class ShellForSequenceClassification(_ShellHead):
         )
         mask = attention_mask
         pad = self.config.pad_token_id
-        if input_ids is not None and pad is not None:
-            # Pooling "hf" is defined by the pad tokens, whatever the mask says.
-            if self.config.pooling == "hf" or mask is None:
-                mask = input_ids != pad
+        by_tokens = mask is None or self.config.pooling == "hf"
+        if by_tokens and input_ids is not None and pad is not None:
+            mask = input_ids != pad
         pooled = pool(cast("Tensor", encoded.last_hidden_state), self.config.pooling, mask)
         logits = self.score(pooled)
-        loss = None if labels is None else self._loss(logits, labels)
+        loss = None if labels is None else sequence_loss(_wide(logits), labels, self.config)
         output = SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states
         )
         return _finish(self, output, return_dict)
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        problem = self.config.problem_type
-        if problem is None:
-            if self.config.num_labels == 1:
-                problem = "regression"
-            elif labels.is_floating_point():
-                problem = "multi_label_classification"
-            else:
-                problem = "single_label_classification"
-        if problem == "regression":
-            return F.mse_loss(logits, labels.to(logits.dtype).reshape(logits.shape))
-        if problem == "multi_label_classification":
-            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        return _cross_entropy(logits, labels)
 
 
 class ShellForTokenClassification(_ShellHead):

@@ -55,8 +55,8 @@ class FilterSpectra:
 
     Attributes
     ----------
-    k_DM, skip_D
-        Taps and skip term.
+    taps, skip
+        Taps (channels, lags) and skip term (channels,).
     length
         Positions of the input.
     two_sided
@@ -65,8 +65,8 @@ class FilterSpectra:
         Dtype of the samples.
     """
 
-    k_DM: Tensor
-    skip_D: Tensor | None
+    taps: Tensor
+    skip: Tensor | None
     length: int
     two_sided: bool
     dtype: torch.dtype
@@ -76,7 +76,7 @@ class FilterSpectra:
 
     def transform(self, c: slice) -> Tensor:
         """Transform the taps of channels `c`, laid on a circle: lag j at j, lag -j at N - j."""
-        k_cM, length = self.k_DM[c].to(self.dtype), self.length
+        k_cM, length = self.taps[c].to(self.dtype), self.length
         if self.two_sided:
             k_cN = k_cM.new_zeros(k_cM.shape[0], self.n_fft)
             k_cN[:, :length] = k_cM[:, length - 1 :]
@@ -84,9 +84,9 @@ class FilterSpectra:
             K_cF = torch.fft.rfft(k_cN)
         else:
             K_cF = torch.fft.rfft(k_cM, n=self.n_fft)
-        if self.skip_D is not None:
+        if self.skip is not None:
             # The skip term is a tap at lag 0, whose spectrum is flat.
-            K_cF += self.skip_D[c, None].to(self.dtype)
+            K_cF += self.skip[c, None].to(self.dtype)
         return K_cF
 
     def gradient(self, dK_cF: Tensor, c: slice, dk_DM: Tensor, dskip_D: Tensor | None) -> None:
@@ -113,7 +113,9 @@ def _padded_blocks(
         yield b, torch.fft.rfft(padded_bcN)
 
 
-def _work(rows: list[slice], columns: list[slice], n_fft: int, like: Tensor, dtype: torch.dtype):
+def _work(
+    rows: list[slice], columns: list[slice], n_fft: int, like: Tensor, dtype: torch.dtype
+) -> Tensor:
     batch = max((b.stop - b.start for b in rows), default=0)
     channels = max((c.stop - c.start for c in columns), default=0)
     return torch.zeros(batch, channels, n_fft, dtype=dtype, device=like.device)
