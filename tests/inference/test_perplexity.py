@@ -215,6 +215,7 @@ def test_markov_floors_see_the_same_targets(store: GenomeStore) -> None:
                      "Markov order 2, fitted"]  # fmt: skip
     assert {floor.measure.targets for floor in result.floors} == {result.overall.targets}
     assert result.floor_bases == 1_000
+    assert result.train_overlap == 0
     assert result.floors[1].measure.perplexity_acgt == pytest.approx(4, abs=0.01)
     assert result.floors[2].measure.perplexity_acgt == pytest.approx(1, abs=0.05)
 
@@ -273,7 +274,7 @@ def _tiny_result() -> EvaluationResult:
     from megabase.inference.results import Measure
 
     part = Measure(1, None, 1.0, None, None)
-    return EvaluationResult("m", "causal", "g", "c", (), 0, 0, 1, 1, 1, 0, part, {}, {}, (), (),
+    return EvaluationResult("m", "causal", "g", "c", (), 0, 0, 1, 1, 1, None, 0, part, {}, {}, (), (),
                             0, 0.0, "0")  # fmt: skip
 
 

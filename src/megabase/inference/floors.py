@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.data.regions import Regions
+from megabase.genome.alphabet import BASE_BITS, T
 from megabase.genome.store import GenomeStore
 from megabase.inference.blocks import Blocks, read_rows
 from megabase.inference.markov import DEFAULT_RATE, MarkovModel, train_markov
@@ -79,7 +80,7 @@ def _score(store: GenomeStore, blocks: Blocks, markov: MarkovModel | None) -> li
     targets = np.zeros(len(blocks), np.int64)
     widest = int((blocks.end - blocks.start).max(initial=1))
     for rows in read_rows(store, blocks, targets=widest, before=order, bases=1 << 18):
-        known = rows.wanted & ((rows.codes[:, rows.lead :] & 7) < 4)
+        known = rows.wanted & ((rows.codes[:, rows.lead :] & BASE_BITS) <= T)
         targets[rows.number] = known.sum(1)
         sums[0, rows.number] = math.log(4) * known.sum(1)
         if markov is not None:

@@ -98,6 +98,7 @@ def evaluate(
     context_targets: int = 16,
     context_blocks: int | None = None,
     train_regions: Regions | None = None,
+    floors: bool = True,
     max_order: int = 12,
     batch_tokens: int = 1 << 16,
     progress: Progress | None = None,
@@ -133,7 +134,10 @@ def evaluate(
         Number of these blocks; when None 2,048, or fewer for contexts above 2,048 bases (about
         4 million positions at the longest context, and at least 32 blocks).
     train_regions
-        Where the Markov models are trained; without them the uniform model is the only floor.
+        Where the model was trained, and so the Markov models are; without them the uniform model
+        is the only floor.
+    floors
+        Whether Markov models are trained.
     max_order
         Highest order of the Markov models.
     batch_tokens
@@ -167,7 +171,11 @@ def evaluate(
     blocks = tile_blocks(regions, stride, before=scorer.first, limit=max_windows)
     scores = job.score("perplexity", blocks, window, stride)
     curve_blocks, curve = _curve(job, lengths, context_targets, context_blocks)
-    floors, floor_bases = score_floors(store, blocks, curve_blocks, train_regions, max_order)
+    if progress is not None:
+        progress("floors", 0, 1)
+    found, floor_bases = score_floors(
+        store, blocks, curve_blocks, train_regions if floors else None, max_order
+    )
     covered = int((blocks.end - blocks.start).sum())
     return EvaluationResult(
         model=name,
@@ -180,6 +188,7 @@ def evaluate(
         window=window,
         stride=stride,
         windows=len(blocks),
+        train_overlap=None if train_regions is None else train_regions.intersect(regions).total,
         skipped=covered - int(scores.targets.sum()),
         overall=scores.measure(),
         by_contig=_by_contig(store, blocks, scores),
@@ -189,7 +198,7 @@ def evaluate(
             if scores.targets[:, case].any()
         },
         context=curve,
-        floors=floors,
+        floors=found,
         floor_bases=floor_bases,
         seconds=round(time.perf_counter() - begin, 3),
         version=__version__,

@@ -141,6 +141,8 @@ class EvaluationResult:
         sees between ``window - stride + 1`` and ``window`` bases of context.
     windows
         Number of windows scored.
+    train_overlap
+        Bases of the regions that lie in the training regions; None when those are not known.
     skipped
         Bases of these windows passed over because they are not A, C, G or T.
     overall
@@ -171,6 +173,7 @@ class EvaluationResult:
     window: int
     stride: int
     windows: int
+    train_overlap: int | None
     skipped: int
     overall: Measure
     by_contig: dict[str, Measure]

@@ -1,0 +1,339 @@
+"""Measure the perplexity of a language model on held-out DNA, beside its floors.
+
+Regions are contigs (chr20), stretches (chr20:50,000,001-55,000,000: 1-based, both ends included) or
+BED files. For a model inside a run folder, genome and training regions are those of the run, and
+the regions evaluated are its test regions unless others are named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megabase.errors import MegabaseError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+    from rich.console import Console
+
+    from megabase.data.regions import Regions
+    from megabase.genome.store import GenomeStore
+    from megabase.inference.results import EvaluationResult, Measure
+    from megabase.inference.run_data import RunData
+
+__all__ = ["add_arguments", "run"]
+
+_SHOWN_CONTIGS = 10
+
+
+class RequestError(MegabaseError):
+    """What is asked for is not complete, or would overwrite a file."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``megabase evaluate``."""
+    parser.add_argument(
+        "model", nargs="?", default=None, type=str,
+        help="model folder, run folder, preset or Hub name (default: the model in the package)",
+    )  # fmt: skip
+    parser.add_argument("--genome", type=str, default=None, help="genome store")
+    parser.add_argument("--regions", nargs="+", default=[], metavar="PLACE", help="what to score")
+    parser.add_argument(
+        "--train-regions", nargs="+", default=[], metavar="PLACE",
+        help="where the Markov floors are trained (default: those of the run)",
+    )  # fmt: skip
+    parser.add_argument("--no-floors", action="store_true", help="score the model alone")
+    parser.add_argument(
+        "--max-order", type=int, default=12, help="highest order of the Markov floors"
+    )
+    parser.add_argument(
+        "--window", type=int, default=None,
+        help="input positions of a forward pass (default: the longest input of the model)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--stride", type=int, default=None,
+        help="scored bases of a window, its last ones (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-windows", type=int, default=None, help="score so many windows, evenly spread"
+    )
+    parser.add_argument(
+        "--context-lengths", nargs="+", type=int, default=None, metavar="BASES",
+        help="contexts of the curve (default: 64, 128, ... up to the longest input)",
+    )  # fmt: skip
+    parser.add_argument("--no-context", action="store_true", help="leave the context curve out")
+    parser.add_argument(
+        "--context-targets", type=int, default=16,
+        help="bases of a target block of the curve; 1 gives each exactly the stated context",
+    )  # fmt: skip
+    parser.add_argument(
+        "--context-blocks", type=int, default=None,
+        help="target blocks of the curve (default: 2048, fewer for contexts above 2,048 bases)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-tokens", type=int, default=65_536,
+        help="positions of a batch: time and memory, not the result",
+    )  # fmt: skip
+    parser.add_argument("--device", type=str, default=None, help="cpu, cuda, cuda:1 or mps")
+    parser.add_argument("--json", type=str, default=None, metavar="FILE", help="write the result")
+    parser.add_argument(
+        "-o", "--output", type=str, default=None, metavar="FOLDER",
+        help="write evaluation.json and the plots there (default for a run folder: the run folder)",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation")
+
+
+def run(args: Namespace) -> int:
+    """Run the verb; errors are raised as MegabaseError."""
+    from megabase.inference.run_data import find_run
+
+    model_run = None if args.model is None else find_run(args.model)
+    files = _files(args, model_run)
+    store = _store(args, model_run)
+    regions, train = _regions(args, store, model_run)
+
+    import torch
+    from rich.console import Console
+
+    from megabase.inference.perplexity import evaluate
+    from megabase.inference.scorers import CausalScorer, MaskedScorer
+    from megabase.models.auto import load_config, load_model, resolve_model
+
+    folder = resolve_model(args.model)
+    masked = any(str(n).endswith("ForMaskedLM") for n in load_config(folder).architectures or [])
+    model = load_model(
+        folder, kind="masked-lm" if masked else "causal-lm", device=_device(args.device, torch)
+    )
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    with _progress() as progress:
+        result = evaluate(
+            model,
+            store,
+            regions,
+            name=args.model or f"packaged default ({folder.name})",
+            scorer=MaskedScorer() if masked else CausalScorer(),
+            window=args.window,
+            stride=args.stride,
+            max_windows=args.max_windows,
+            context_lengths=[] if args.no_context else args.context_lengths,
+            context_targets=args.context_targets,
+            context_blocks=args.context_blocks,
+            train_regions=train,
+            floors=not args.no_floors,
+            max_order=args.max_order,
+            batch_tokens=args.batch_tokens,
+            progress=progress,
+        )
+    _print(result, console, parameters=sum(p.numel() for p in model.parameters()))
+    _write(result, files, console)
+    return 0
+
+
+def _device(name: str | None, torch: Any) -> Any:
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise RequestError(f"--device {name}: {str(error).splitlines()[0]}") from error
+
+
+def _files(args: Namespace, model_run: RunData | None) -> tuple[Path | None, Path | None]:
+    """Give the JSON file and the folder of the plots, checked before any work is done."""
+    folder: Path | None = None
+    if args.output is not None:
+        folder = Path(args.output)
+    elif args.json is None and model_run is not None:
+        folder = model_run.folder
+    file = Path(args.json) if args.json is not None else folder and folder / "evaluation.json"
+    if file is not None and file.exists() and not args.overwrite:
+        raise RequestError(f"{file} exists; give another name (--json), or --overwrite it")
+    return file, folder
+
+
+def _store(args: Namespace, model_run: RunData | None) -> GenomeStore:
+    from megabase.genome.store import GenomeStore
+
+    if args.genome is not None:
+        return GenomeStore.open(args.genome)
+    if model_run is None:
+        raise RequestError("--genome is missing: name a store made by `megabase genome build`")
+    return GenomeStore.open(model_run.genome_path)
+
+
+def _regions(
+    args: Namespace, store: GenomeStore, model_run: RunData | None
+) -> tuple[Regions, Regions | None]:
+    """Give the regions to score, and the training regions if they are known."""
+    from megabase.data.split import regions_of
+
+    own = model_run
+    if own is not None and args.genome is not None and store.checksum != own.genome_checksum:
+        own = None  # another genome on purpose: the split of the run says nothing about it
+    if args.regions:
+        regions = regions_of(store, args.regions)
+    elif own is not None:
+        regions = own.regions(store, "test")
+        if not len(regions):
+            raise RequestError(f"the run {own.folder} held nothing out for test; give --regions")
+    else:
+        raise RequestError("--regions is missing: name contigs, stretches or BED files")
+    if args.train_regions:
+        return regions, regions_of(store, args.train_regions)
+    return regions, None if own is None else own.regions(store, "train")
+
+
+def _write(
+    result: EvaluationResult, files: tuple[Path | None, Path | None], console: Console
+) -> None:
+    file, folder = files
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    if file is not None:
+        result.save(file)
+        console.print(f"wrote {file}", markup=False)
+    if folder is not None:
+        from megabase.errors import MissingDependencyError
+        from megabase.report.plots import save_plots
+
+        try:
+            for path in save_plots(result.to_dict(), folder):
+                console.print(f"wrote {path}", markup=False)
+        except MissingDependencyError as error:
+            # The numbers are written; only the pictures are missing, and why is said.
+            console.print(f"no plots: {error}", markup=False)
+
+
+def _print(result: EvaluationResult, console: Console, parameters: int) -> None:
+    shown = ", ".join(result.regions[:3])
+    if result.region_count > 3:
+        shown += f" and {result.region_count - 3:,} more"
+    least = result.window - result.stride + 1
+    for name, text in (
+        ("model", f"{result.model} ({parameters:,} parameters)"),
+        ("genome", f"{result.genome} (sha256 {result.genome_checksum[:12]})"),
+        ("regions", f"{shown}: {result.region_bases:,} bases"),
+        ("scored", f"{result.overall.targets:,} bases in {result.windows:,} windows, each base "
+                   f"with {least:,} to {result.window:,} bases of context; {result.skipped:,} "
+                   "others (not A, C, G, T) passed over"),
+        ("time", f"{result.seconds:,.1f} s"),
+    ):  # fmt: skip
+        console.print(f"{name:<9}{text}", markup=False, soft_wrap=True)
+    if result.objective == "masked":
+        console.print("pseudo-perplexity: each base from both sides, itself hidden")
+    if result.train_overlap:
+        console.print(
+            f"NOT HELD OUT: {result.train_overlap:,} of {result.region_bases:,} bases lie in the "
+            "training regions",
+            style="bold",
+        )
+    _print_floors(result, console)
+    _print_groups(result, console)
+    _print_context(result, console)
+
+
+def _table(console: Console, head: list[str], rows: list[tuple[list[str], bool]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for cells, strong in rows:
+        table.add_row(*(Text(cell) for cell in cells), style="bold" if strong else None)
+    console.print()
+    console.print(table)
+
+
+def _cells(name: str, measure: Measure) -> list[str]:
+    def error(value: float | None) -> str:
+        return "" if value is None else f" +- {value:.3f}"
+
+    whole = measure.perplexity
+    return [
+        name,
+        f"{measure.targets:,}",
+        f"{measure.perplexity_acgt:.3f}{error(measure.perplexity_acgt_se)}",
+        "" if whole is None else f"{whole:.3f}{error(measure.perplexity_se)}",
+    ]
+
+
+def _print_floors(result: EvaluationResult, console: Console) -> None:
+    rows = [(_cells(floor.name, floor.measure), False) for floor in result.floors]
+    rows.append((_cells("model", result.overall), True))
+    _table(console, ["", "bases", "perplexity A,C,G,T", "all tokens"], rows)
+    if result.floor_bases:
+        rates = result.floors[-1].rates if result.floors[-1].fitted else ()
+        fixed = next(floor for floor in result.floors if floor.order is not None).rates[0]
+        console.print(
+            f"Markov models counted {result.floor_bases:,} bases of the training regions. Weight "
+            f"of the next shorter context: {fixed:g} counts"
+            + (f"; fitted: {', '.join(f'{rate:.3g}' for rate in rates)}" if rates else ""),
+            style="dim",
+        )
+    elif len(result.floors) == 1:
+        console.print(
+            "no Markov floors: the training regions are not known (--train-regions)", style="dim"
+        )
+
+
+def _print_groups(result: EvaluationResult, console: Console) -> None:
+    groups = list(result.by_soft_mask.items()) if len(result.by_soft_mask) > 1 else []
+    contigs = list(result.by_contig.items()) if len(result.by_contig) > 1 else []
+    rows = [(_cells(name, part), False) for name, part in groups + contigs[:_SHOWN_CONTIGS]]
+    if rows:
+        _table(console, ["part", "bases", "perplexity A,C,G,T", "all tokens"], rows)
+    if len(contigs) > _SHOWN_CONTIGS:
+        console.print(f"... and {len(contigs) - _SHOWN_CONTIGS:,} more contigs (in the JSON)")
+
+
+def _print_context(result: EvaluationResult, console: Console) -> None:
+    if not result.context:
+        return
+    rows = [
+        (
+            [
+                f"{point.context_min:,}-{point.context:,}"
+                if point.context_min < point.context
+                else f"{point.context:,}",
+                *_cells("", point.measure)[1:],
+                f"{point.saved_nats:.4f}"
+                + ("" if point.saved_nats_se is None else f" +- {point.saved_nats_se:.4f}"),
+            ],
+            False,
+        )
+        for point in result.context
+    ]
+    head = ["bases of context", "bases", "perplexity A,C,G,T", "all tokens", "nats saved"]
+    _table(console, head, rows)
+    best = min(
+        (floor for floor in result.floors if floor.context_measure is not None),
+        key=lambda floor: floor.context_measure.nats_acgt if floor.context_measure else 0.0,
+        default=None,
+    )
+    if best is not None and best.context_measure is not None:
+        console.print(
+            f"best floor on these bases: {best.name}, {best.context_measure.perplexity_acgt:.3f}",
+            style="dim",
+        )
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
+    """Show a progress bar on standard error; give None when that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("model", total=None)
+        yield lambda what, done, total: bar.update(
+            task, description=what, completed=done, total=total
+        )

@@ -1,0 +1,214 @@
+"""A self-contained HTML page: pictures inside, no script, no request to any host."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from megabase.report.run_record import ReportError
+from megabase.report.theme import DARK, LIGHT, NARROW, WIDE, Size, Theme
+
+__all__ = ["definitions", "document", "figure", "section", "statistics", "table", "write_page"]
+
+Draw = Callable[[Theme, Size], str]
+
+_BREAK = 640  # pixels: below it the narrow pictures are shown
+
+_CSS = f"""
+:root {{
+  color-scheme: light dark;
+  --ink: {LIGHT.ink}; --muted: {LIGHT.muted}; --faint: {LIGHT.faint};
+  --model: {LIGHT.model}; --floor: {LIGHT.floor}; --paper: {LIGHT.background};
+}}
+@media (prefers-color-scheme: dark) {{
+  :root {{
+    --ink: {DARK.ink}; --muted: {DARK.muted}; --faint: {DARK.faint};
+    --model: {DARK.model}; --floor: {DARK.floor}; --paper: {DARK.background};
+  }}
+}}
+* {{ box-sizing: border-box; }}
+html {{ -webkit-text-size-adjust: 100%; }}
+body {{
+  margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 47.5rem;
+  background: var(--paper); color: var(--ink);
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  font-variant-numeric: tabular-nums;
+}}
+.kicker {{ margin: 0; color: var(--muted); font-size: .875rem; }}
+h1 {{ margin: .25rem 0 .75rem; font-size: 1.875rem; line-height: 1.2; letter-spacing: -.015em;
+  overflow-wrap: anywhere; text-wrap: balance; }}
+h2 {{ margin: 3rem 0 .5rem; font-size: 1.25rem; line-height: 1.3; letter-spacing: -.01em; }}
+h3 {{ margin: 1.75rem 0 .25rem; font-size: 1rem; }}
+p {{ margin: .5rem 0; max-width: 42rem; }}
+.lead {{ font-size: 1.125rem; }}
+.note {{ color: var(--muted); font-size: .875rem; }}
+.stats {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr));
+  gap: 1rem 1.5rem; margin: 1.75rem 0 0; padding: 1.25rem 0;
+  border-block: 1px solid var(--faint); }}
+.stats div {{ display: flex; flex-direction: column-reverse; justify-content: flex-end; }}
+.stats dt {{ color: var(--muted); font-size: .875rem; line-height: 1.35; }}
+.stats dd {{ margin: 0; font-size: 1.625rem; font-weight: 600; line-height: 1.25;
+  letter-spacing: -.015em; }}
+.stats small {{ font-size: .875rem; font-weight: 400; color: var(--muted); letter-spacing: 0; }}
+.model {{ color: var(--model); }}
+.floor {{ color: var(--floor); }}
+figure {{ margin: 1rem 0 0; }}
+figure img {{ display: block; width: 100%; max-width: {WIDE.width}px; height: auto; }}
+figcaption {{ margin-top: .5rem; color: var(--muted); font-size: .875rem; max-width: 42rem; }}
+.scroll {{ overflow-x: auto; margin: .75rem 0; }}
+table {{ border-collapse: collapse; font-size: .9375rem; }}
+th, td {{ padding: .3rem 1.5rem .3rem 0; text-align: right; white-space: nowrap; }}
+th:first-child, td:first-child {{ text-align: left; }}
+th {{ color: var(--muted); font-weight: 400; font-size: .875rem; vertical-align: bottom; }}
+th:last-child, td:last-child {{ padding-right: 0; }}
+tbody tr {{ border-top: 1px solid var(--faint); }}
+tr.model td {{ font-weight: 600; }}
+.facts {{ display: grid; grid-template-columns: minmax(8rem, 11rem) 1fr; gap: .35rem 1.25rem;
+  margin: .75rem 0; font-size: .9375rem; }}
+.facts dt {{ color: var(--muted); }}
+.facts dd {{ margin: 0; overflow-wrap: anywhere; }}
+footer {{ margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--faint);
+  color: var(--muted); font-size: .875rem; }}
+code {{ font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .9em; }}
+@media (max-width: {_BREAK}px) {{
+  body {{ padding-top: 1.5rem; }}
+  h1 {{ font-size: 1.5rem; }}
+  .stats {{ grid-template-columns: 1fr 1fr; }}
+  .facts {{ grid-template-columns: 1fr; gap: 0; }}
+  .facts dd {{ margin-bottom: .6rem; }}
+  table {{ font-size: .875rem; }}
+  th, td {{ padding-right: .75rem; }}
+}}
+@media print {{ body {{ max-width: none; }} figure, tr {{ break-inside: avoid; }} }}
+"""
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """Put parts of HTML together as a page.
+
+    Parameters
+    ----------
+    title
+        Plain text for the window.
+    parts
+        HTML.
+    """
+    body = "\n".join(part for part in parts if part)
+    # The policy makes the promise binding: even by mistake nothing could be fetched.
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{escape(title)}</title>
+<style>{_CSS}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def section(heading: str, parts: Iterable[str]) -> str:
+    """Give a section with a heading (plain text) over parts of HTML."""
+    body = "\n".join(part for part in parts if part)
+    return f"<section>\n<h2>{escape(heading)}</h2>\n{body}\n</section>"
+
+
+def statistics(items: Sequence[tuple[str, str, str]]) -> str:
+    """Give a row of large numbers.
+
+    Parameters
+    ----------
+    items
+        (number, what stands small beside it, what it is), plain text.
+    """
+    cells: list[str] = []
+    for number, beside, what in items:
+        small = f" <small>{escape(beside)}</small>" if beside else ""
+        cells.append(f"<div><dt>{escape(what)}</dt><dd>{escape(number)}{small}</dd></div>")
+    return f'<dl class="stats">{"".join(cells)}</dl>'
+
+
+def definitions(items: Iterable[tuple[str, str]]) -> str:
+    """Give a list of facts: name and value, plain text; items without a value are left out."""
+    rows = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in items if value
+    )
+    return f'<dl class="facts">{rows}</dl>'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], marked: Iterable[int] = ()) -> str:
+    """Give a table of plain text; the rows with a marked number are set bold."""
+    chosen = set(marked)
+    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body: list[str] = []
+    for number, row in enumerate(rows):
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        body.append(f'<tr class="model">{cells}</tr>' if number in chosen else f"<tr>{cells}</tr>")
+    return (
+        f'<div class="scroll"><table><thead><tr>{top}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def figure(draw: Draw, alternative: str, caption: str) -> str:
+    """Give a picture in four versions (light and dark, wide and narrow); the browser picks one.
+
+    Parameters
+    ----------
+    draw
+        Gives the SVG for a theme and a size.
+    alternative
+        What the picture shows, for those who do not see it; plain text.
+    caption
+        Plain text below it.
+    """
+    dark, narrow = "(prefers-color-scheme: dark)", f"(max-width: {_BREAK}px)"
+    sources = "".join(
+        f'<source media="{media}" srcset="{_uri(draw(theme, size))}"'
+        f' width="{size.width}" height="{size.height}">'
+        for media, theme, size in (
+            (f"{narrow} and {dark}", DARK, NARROW),
+            (narrow, LIGHT, NARROW),
+            (dark, DARK, WIDE),
+        )
+    )
+    image = (
+        f'<img src="{_uri(draw(LIGHT, WIDE))}" width="{WIDE.width}" height="{WIDE.height}"'
+        f' alt="{escape(alternative, quote=True)}">'
+    )
+    return (
+        f"<figure><picture>{sources}{image}</picture>"
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def write_page(path: Path, text: str, *, overwrite: bool) -> None:
+    """Write a page; it appears complete or not at all.
+
+    Raises
+    ------
+    ReportError
+        When the file exists and `overwrite` is off, or cannot be written.
+    """
+    if path.exists() and not overwrite:
+        raise ReportError(f"{path} exists; give another name, or --overwrite to replace it")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ReportError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _uri(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

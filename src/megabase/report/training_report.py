@@ -1,0 +1,361 @@
+"""The page of a training run: what was learnt, how well, beside which floors, from what."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from megabase.report.page import (
+    document,
+    figure,
+    section,
+    statistics,
+    table,
+    write_page,
+)
+from megabase.report.plots import (
+    best_floor,
+    draw_context_curve,
+    draw_floors,
+    draw_learning_curve,
+    require_matplotlib,
+)
+from megabase.report.run_facts import (
+    data_section,
+    duration,
+    family_name,
+    settings_section,
+    short_number,
+)
+from megabase.report.run_record import ReportError, RunRecord, read_evaluation, read_run
+
+__all__ = ["build_training_report", "write_training_report"]
+
+Record = dict[str, Any]
+
+
+def write_training_report(
+    run: str | Path,
+    output: str | Path | None = None,
+    evaluation: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Write the page of a run.
+
+    Parameters
+    ----------
+    run
+        Run folder of ``megabase pretrain``.
+    output
+        The page; ``report.html`` in the run folder when None.
+    evaluation
+        JSON of ``megabase evaluate``; ``evaluation.json`` in the run folder when None, if it is
+        there.
+    overwrite
+        Replace a page that exists.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    ReportError
+        When something cannot be read or written, or the page exists.
+    MissingDependencyError
+        When matplotlib is not installed.
+    """
+    require_matplotlib()
+    target = Path(output) if output is not None else Path(run) / "report.html"
+    if target.exists() and not overwrite:
+        raise ReportError(f"{target} exists; give another name, or --overwrite to replace it")
+    record = read_run(run)
+    found = Path(evaluation) if evaluation is not None else record.folder / "evaluation.json"
+    measured = read_evaluation(found) if evaluation is not None or found.is_file() else None
+    write_page(target, build_training_report(record, measured), overwrite=overwrite)
+    return target
+
+
+def build_training_report(run: RunRecord, evaluation: Record | None) -> str:
+    """Make the page of a run.
+
+    Parameters
+    ----------
+    run
+        What the run folder tells.
+    evaluation
+        JSON record of an evaluation; None leaves its parts out and says so.
+
+    Returns
+    -------
+    str
+        HTML without any reference to other files or hosts.
+    """
+    title = f"{family_name(run)} on {run.data['genome']['name']}"
+    return document(
+        f"{title} - megabase",
+        [
+            f'<header><p class="kicker">megabase training run</p><h1>{escape(title)}</h1>',
+            f'<p class="lead">{escape(_verdict(run, evaluation))}</p></header>',
+            statistics(_headline(run, evaluation)),
+            _learning(run),
+            _context(evaluation),
+            _floors(evaluation),
+            _breakdown(run, evaluation),
+            data_section(run),
+            settings_section(run),
+            _footer(run, evaluation),
+        ],
+    )
+
+
+def _verdict(run: RunRecord, evaluation: Record | None) -> str:
+    if evaluation is None:
+        return (
+            "This run has not been evaluated on held-out DNA yet; megabase evaluate does that. "
+            "What follows is what training itself recorded."
+        )
+    model, floor = evaluation["overall"], best_floor(evaluation)
+    which = "" if _held_out(run, evaluation) else " (not all of them held out: see below)"
+    text = (
+        f"On {model['targets']:,} bases{which} the model is as uncertain as if it had to choose "
+        f"among {model['perplexity_acgt']:.3f} equally likely bases."
+    )
+    if floor is None or floor["order"] is None:
+        return text + " No Markov model was trained beside it."
+    gap = floor["measure"]["perplexity_acgt"] - model["perplexity_acgt"]
+    name = floor["name"].replace("Markov", "a Markov model of", 1)
+    reference = f"the best floor, {name} ({floor['measure']['perplexity_acgt']:.3f})"
+    if abs(gap) <= (model["perplexity_acgt_se"] or 0.0):
+        return f"{text} That is level with {reference}."
+    if gap > 0:
+        return f"{text} That is better than {reference}."
+    return (
+        f"{text} That is worse than {reference}: counting words in the training data predicts "
+        "this DNA better than the model does."
+    )
+
+
+def _held_out(run: RunRecord, evaluation: Record) -> bool:
+    """Whether the page may call the evaluated bases held out."""
+    same_genome = evaluation["genome_checksum"] == run.data["genome"]["sha256"]
+    return evaluation["train_overlap"] == 0 if same_genome else True
+
+
+def _plus_minus(measure: Record) -> str:
+    error = measure["perplexity_acgt_se"]
+    return "" if error is None else f"\u00b1 {error:.3f}"
+
+
+def _with_error(measure: Record, digits: int = 3) -> str:
+    return f"{measure['perplexity_acgt']:.{digits}f} {_plus_minus(measure)}".strip()
+
+
+def _headline(run: RunRecord, evaluation: Record | None) -> list[tuple[str, str, str]]:
+    last = run.of_kind("train")[-1]
+    items: list[tuple[str, str, str]] = []
+    if evaluation is not None:
+        model, floor = evaluation["overall"], best_floor(evaluation)
+        items.append(
+            (f"{model['perplexity_acgt']:.3f}", _plus_minus(model),
+             "perplexity over A,\u00a0C,\u00a0G,\u00a0T")
+        )  # fmt: skip
+        if floor is not None:
+            items.append(
+                (f"{floor['measure']['perplexity_acgt']:.3f}", "", f"best floor: {floor['name']}")
+            )
+    items += [
+        (short_number(run.parameters), "", "parameters"),
+        (short_number(last["tokens"]), "", f"tokens seen in {duration(last['seconds'])}"),
+    ]
+    return items
+
+
+def _learning(run: RunRecord) -> str:
+    train, validation = run.of_kind("train"), run.of_kind("validation")
+    caption = (
+        "Perplexity is exp of the mean loss over all columns of the vocabulary. The grey line is "
+        "the loss of single training steps"
+    )
+    caption += (
+        "; the blue one the mean over the fixed validation windows, which training never reads. "
+        if validation
+        else "; this run had no validation. "
+    )
+    lengths = list(dict.fromkeys(record["length"] for record in train))
+    if len(lengths) > 1:
+        caption += (
+            "Bands are the stages of the length warm-up: short sequences have less context, so the "
+            "training line is not comparable across bands; the validation line is. "
+        )
+    skipped = len(run.of_kind("skipped"))
+    if skipped:
+        caption += f"{skipped} steps with a loss that was not finite were skipped. "
+    ends = f"from {math.exp(train[0]['loss']):.2f} to {math.exp(train[-1]['loss']):.3f}"
+    parts = [
+        figure(
+            lambda theme, size: draw_learning_curve(run.metrics, theme, size),
+            f"Training perplexity against tokens seen falls {ends}.",
+            caption.strip(),
+        )
+    ]
+    if validation and len(lengths) > 1:
+        parts.append(_stage_table(train, validation))
+    return section("Learning curve", parts)
+
+
+def _stage_table(train: list[Record], validation: list[Record]) -> str:
+    rows: list[list[str]] = []
+    before = {"tokens": 0, "seconds": 0.0, "step": 0}
+    for stage in dict.fromkeys(record["stage"] for record in train):
+        last = [record for record in train if record["stage"] == stage][-1]
+        checks = [v for v in validation if before["step"] < v["step"] <= last["step"]]
+        rows.append([
+            f"{stage + 1}", f"{last['length']:,}", short_number(last["tokens"] - before["tokens"]),
+            duration(last["seconds"] - before["seconds"]),
+            f"{math.exp(checks[-1]['loss']):.3f}" if checks else "-",
+        ])  # fmt: skip
+        before = last
+    head = ["stage", "length", "tokens", "time", "validation after"]
+    return table(head, rows)
+
+
+def _context(evaluation: Record | None) -> str:
+    if evaluation is None or not evaluation["context"]:
+        return ""
+    points = evaluation["context"]
+    first, last = points[0], points[-1]
+    width = first["context"] - first["context_min"] + 1
+    exact = (
+        f"The {width} bases of a block see from {width - 1} bases less up to the context stated. "
+        if width > 1
+        else ""
+    )
+    saved, error = last["saved_nats"], last["saved_nats_se"] or 0.0
+    if abs(saved) > 2 * error:
+        meaning = (
+            f"Going from {first['context']:,} to {last['context']:,} bases of context "
+            f"{'saves' if saved > 0 else 'costs'} {abs(saved) / math.log(2):.4f} \u00b1 "
+            f"{error / math.log(2):.4f} bits a base (paired)."
+        )
+    else:
+        meaning = (
+            f"Beyond {first['context']:,} bases more context makes no measurable difference here "
+            f"({saved / math.log(2):.4f} \u00b1 {error / math.log(2):.4f} bits a base saved, paired)."
+        )
+    rows = [
+        [f"{p['context']:,}", _with_error(p["measure"]), f"{p['saved_nats'] / math.log(2):.4f}"]
+        for p in points
+    ]
+    return section(
+        "Perplexity against context",
+        [
+            f"<p>{escape(meaning)}</p>",
+            figure(
+                lambda theme, size: draw_context_curve(evaluation, theme, size),
+                f"Perplexity goes from {first['measure']['perplexity_acgt']:.3f} at "
+                f"{first['context']} bases of context to {last['measure']['perplexity_acgt']:.3f} "
+                f"at {last['context']}.",
+                f"The same {last['measure']['targets']:,} target bases at every context length, in "
+                f"blocks spread evenly over the held-out regions. {exact}Bars are standard errors "
+                "of the level; the points share their targets, so differences between them are "
+                "known better than the bars suggest. Dashed: the best floor on these targets.",
+            ),
+            table(["context", "perplexity", "bits saved a base"], rows),
+        ],
+    )
+
+
+def _floors(evaluation: Record | None) -> str:
+    if evaluation is None or len(evaluation["floors"]) < 2:
+        return ""
+    model = evaluation["overall"]
+    rows = [
+        (floor["measure"]["perplexity_acgt"], floor["name"], floor["measure"])
+        for floor in evaluation["floors"]
+    ]
+    rows.append((model["perplexity_acgt"], "model", model))
+    rows.sort(key=lambda row: -row[0])
+    marked = [number for number, row in enumerate(rows) if row[1] == "model"]
+    cells = [[name, _with_error(part), f"{math.log2(value):.3f}"] for value, name, part in rows]
+    rate = next(f["rates"][0] for f in evaluation["floors"] if f["order"] is not None)
+    return section(
+        "Floors",
+        [
+            "<p>What a model must beat to have learnt more than the frequencies of short words. "
+            "Markov models of order k predict a base from the k bases before it, by counts in the "
+            f"training regions ({evaluation['floor_bases']:,} bases), on the same targets.</p>",
+            figure(
+                lambda theme, size: draw_floors(evaluation, theme, size),
+                f"Perplexity of Markov models by order, against {model['perplexity_acgt']:.3f} of "
+                "the model.",
+                "Each order is interpolated with the one below: a context seen n times has weight "
+                f"n / (n + {rate:g}) on the line; the diamond has rates fitted to a held-back part "
+                "of the training regions, which is the stronger floor.",
+            ),
+            table(["", "perplexity", "bits a base"], cells, marked),
+        ],
+    )
+
+
+def _breakdown(run: RunRecord, evaluation: Record | None) -> str:
+    if evaluation is None:
+        return ""
+    contigs = list(evaluation["by_contig"].items())
+    groups = list(evaluation["by_soft_mask"].items()) + (contigs[:20] if len(contigs) > 1 else [])
+    model = evaluation["overall"]
+    rows = [
+        [name, f"{part['targets']:,}", _with_error(part), f"{part['perplexity']:.3f}"]
+        for name, part in [*groups, ("all", model)]
+    ]
+    places = ", ".join(evaluation["regions"][:5])
+    if evaluation["region_count"] > 5:
+        places += f" and {evaluation['region_count'] - 5:,} more"
+    seen = evaluation["window"] - evaluation["stride"] + 1
+    return section(
+        "Where it was measured",
+        [
+            table(
+                ["", "bases", "perplexity", "over all tokens"],
+                rows,
+                [len(rows) - 1],
+            ),
+            f'<p class="note">Regions: {escape(places)}. Windows of '
+            f"{evaluation['window']:,} positions; a base sees {seen:,} to "
+            f"{evaluation['window']:,} bases of context. {evaluation['skipped']:,} bases that are "
+            "not A, C, G or T were passed over. Perplexity is over A, C, G, T, and for comparison "
+            "over all columns of the vocabulary. Soft-masked bases are those in lower case in the "
+            "FASTA, mostly repeats. Standard errors by block bootstrap.</p>",
+            _overlap_note(run, evaluation),
+        ],
+    )
+
+
+def _overlap_note(run: RunRecord, evaluation: Record) -> str:
+    if evaluation["genome_checksum"] != run.data["genome"]["sha256"]:
+        text = (
+            f"The genome evaluated, {evaluation['genome']}, is not the one trained on. Whether "
+            "it holds stretches of the training data is not known."
+        )
+    elif evaluation["train_overlap"] is None:
+        text = "Whether these regions overlap the training regions was not looked at."
+    elif evaluation["train_overlap"]:
+        text = (
+            f"{evaluation['train_overlap']:,} of {evaluation['region_bases']:,} bases lie in the "
+            "training regions: this is no held-out perplexity."
+        )
+    else:
+        text = "No base of these regions lies in the training regions."
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def _footer(run: RunRecord, evaluation: Record | None) -> str:
+    version = (evaluation or {}).get("version") or run.environment.get("megabase", "")
+    return (
+        f"<footer>Made by megabase {escape(str(version))} from the run folder "
+        f"<code>{escape(run.folder.name)}</code>. This page asks no other host.</footer>"
+    )
