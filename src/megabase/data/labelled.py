@@ -1,0 +1,308 @@
+"""Labelled sequences: base codes in one buffer, labels as numbers that mean the same everywhere.
+
+Class names are sorted (as numbers when all of them are whole numbers) and taken from the training
+rows; every other split is numbered with the same names, whatever the order of files on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from megabase.data.labelled_files import LabelledDataError, LabelledText
+from megabase.genome import alphabet
+
+__all__ = ["Kind", "LabelledSequences", "label_splits", "published_split", "split_rows"]
+
+Kind = Literal["classes", "multi_label", "regression"]
+"""One class out of several, several yes-or-no labels, or numbers."""
+
+_SEPARATORS = str.maketrans("", "", " ,;[]\t")
+
+
+@dataclass(frozen=True)
+class LabelledSequences:
+    """Sequences with their labels.
+
+    Sequence i is ``codes[offsets[i]:offsets[i + 1]]``.
+    """
+
+    codes: npt.NDArray[np.uint8]
+    """Base codes of all sequences, one after the other."""
+    offsets: npt.NDArray[np.int64]
+    """Where each sequence starts, and the end: (n + 1,)."""
+    labels: npt.NDArray[Any]
+    """int64 (n,) class numbers, or float32 (n, K); NaN is a label that is not known."""
+    kind: Kind
+    """What the labels are."""
+    classes: tuple[str, ...]
+    """Names of the classes, of the labels, or of the numbers."""
+    text: LabelledText
+    """Where the rows come from."""
+    rows: npt.NDArray[np.int64]
+    """Number of each sequence in `text`, from 0."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Bases of each sequence, (n,)."""
+        return np.diff(self.offsets)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers a model gives for each sequence."""
+        return len(self.classes)
+
+    def sequence(self, index: int) -> npt.NDArray[np.uint8]:
+        """Give the codes of a sequence."""
+        return self.codes[self.offsets[index] : self.offsets[index + 1]]
+
+    def where(self, index: int) -> str:
+        """Name the file and row of a sequence."""
+        return self.text.where(int(self.rows[index]))
+
+    def take(self, indices: npt.NDArray[np.int64]) -> LabelledSequences:
+        """Give some of the sequences, in the given order."""
+        lengths = self.lengths[indices]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        pieces = [self.sequence(int(i)) for i in indices]
+        codes = np.concatenate(pieces) if pieces else self.codes[:0]
+        return replace(
+            self, codes=codes, offsets=offsets, labels=self.labels[indices], rows=self.rows[indices]
+        )
+
+    def class_counts(self) -> dict[str, int]:
+        """Count sequences by class (for several labels: those that have it); empty for numbers."""
+        if self.kind == "regression":
+            return {}
+        if self.kind == "classes":
+            counts = np.bincount(self.labels, minlength=len(self.classes))
+        else:
+            counts = (self.labels == 1).sum(axis=0)
+        return dict(zip(self.classes, counts.tolist(), strict=True))
+
+
+def label_splits(
+    texts: Mapping[str, LabelledText], kind: Kind | Literal["auto"] = "auto"
+) -> dict[str, LabelledSequences]:
+    """Turn letters into codes and labels into numbers, the same way for every split.
+
+    Parameters
+    ----------
+    texts
+        Split name to rows; ``train`` must be there.
+    kind
+        What the labels are. ``auto``: several columns, or cells of several 0s and 1s divided by
+        blanks, commas or semicolons, are yes-or-no labels; numbers with a fraction are numbers;
+        everything else are class names.
+
+    Returns
+    -------
+    dict
+        Split name to sequences.
+
+    Raises
+    ------
+    LabelledDataError
+        With file and row: for letters that are no DNA, a label that no training row has, a label of
+        the wrong form, training rows of fewer than two classes, or splits with other columns.
+    """
+    train = texts["train"]
+    found = _guess(train) if kind == "auto" else kind
+    classes = _class_names(train, found)
+    return {name: _number(text, found, classes, train) for name, text in texts.items()}
+
+
+def _guess(text: LabelledText) -> Kind:
+    cells = {cell for row in text.labels for cell in row}
+    if len(text.columns) > 1:
+        return "multi_label" if all(_is_flag(cell) for cell in cells) else "regression"
+    if all(_is_flags(cell) for cell in cells):
+        return "multi_label"
+    numbers = [_number_of(cell) for cell in cells]
+    if all(n is not None for n in numbers) and any(n is not None and n % 1 for n in numbers):
+        return "regression"
+    return "classes"
+
+
+def _is_flag(cell: str) -> bool:
+    return _number_of(cell) in (0.0, 1.0)
+
+
+def _is_flags(cell: str) -> bool:
+    digits = cell.translate(_SEPARATORS)
+    return digits != cell and len(digits) > 1 and set(digits) <= {"0", "1"}
+
+
+def _number_of(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        lowered = cell.lower()
+        return {"true": 1.0, "false": 0.0}.get(lowered)
+
+
+def _class_names(train: LabelledText, kind: Kind) -> tuple[str, ...]:
+    if kind == "regression":
+        return train.columns
+    if kind == "multi_label":
+        if len(train.columns) > 1:
+            return train.columns
+        width = len(train.labels[0][0].translate(_SEPARATORS))
+        return tuple(f"{train.columns[0]}_{i}" for i in range(width))
+    if len(train.columns) > 1:
+        raise LabelledDataError(
+            f"{train.source}: classes come from one column, found {', '.join(train.columns)}; "
+            "several columns are for kind multi_label or regression"
+        )
+    names = {row[0] for row in train.labels}
+    if len(names) < 2:
+        raise LabelledDataError(
+            f"{train.source} has only the class {next(iter(names))!r}; training needs two or more"
+        )
+    if all(name.lstrip("-").isdecimal() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def _number(
+    text: LabelledText, kind: Kind, classes: tuple[str, ...], train: LabelledText
+) -> LabelledSequences:
+    if text.columns != train.columns:
+        raise LabelledDataError(
+            f"{text.source} has the labels {', '.join(text.columns)}, the training rows "
+            f"{', '.join(train.columns)}"
+        )
+    labels = _class_numbers(text, classes) if kind == "classes" else _floats(text, kind, classes)
+    codes, offsets = _encode(text)
+    return LabelledSequences(
+        codes, offsets, labels, kind, classes, text, np.arange(len(labels), dtype=np.int64)
+    )
+
+
+def _class_numbers(text: LabelledText, classes: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    number = {name: i for i, name in enumerate(classes)}
+    labels = np.array([number.get(row[0], -1) for row in text.labels], dtype=np.int64)
+    unseen = np.flatnonzero(labels < 0)
+    if len(unseen):
+        row = int(unseen[0])
+        shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+        raise LabelledDataError(
+            f"{text.where(row)}: the label {text.labels[row][0]!r} occurs in no training row "
+            f"(there are {shown}); {len(unseen):,} rows have such a label"
+        )
+    return labels
+
+
+def _floats(text: LabelledText, kind: Kind, classes: tuple[str, ...]) -> npt.NDArray[np.float32]:
+    joined = kind == "multi_label" and len(text.columns) == 1
+    values = np.empty((len(text.labels), len(classes)), dtype=np.float32)
+    for row, cells in enumerate(text.labels):
+        if joined:
+            cells = tuple(cells[0].translate(_SEPARATORS))
+            if len(cells) != len(classes):
+                raise LabelledDataError(
+                    f"{text.where(row)}: {len(cells)} labels, where the first training row has "
+                    f"{len(classes)}"
+                )
+        for column, cell in enumerate(cells):
+            value = _number_of(cell)
+            if value is None or (kind == "multi_label" and value not in (0.0, 1.0)):
+                expected = "0 or 1" if kind == "multi_label" else "a number"
+                if value is None or not np.isnan(value):
+                    raise LabelledDataError(
+                        f"{text.where(row)}: the label {classes[column]} is {cell!r}; "
+                        f"expected {expected} (nan where it is not known)"
+                    )
+            values[row, column] = value
+    return values
+
+
+def _encode(text: LabelledText) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    lengths = [len(letters) for letters in text.sequences]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    try:
+        return alphabet.encode("".join(text.sequences)), offsets
+    except alphabet.AlphabetError:
+        for row, letters in enumerate(text.sequences):
+            try:
+                alphabet.encode(letters)
+            except alphabet.AlphabetError as error:
+                raise LabelledDataError(f"{text.where(row)}: {error}") from error
+        raise
+
+
+def split_rows(
+    labels: npt.NDArray[Any], fraction: float, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Cut a share of the rows off at random, class by class when labels are class numbers.
+
+    Parameters
+    ----------
+    labels
+        (n,) integers or (n, K) floats.
+    fraction
+        Share to cut off, above 0 and below 1.
+    seed
+        The same seed gives the same rows.
+
+    Returns
+    -------
+    kept, cut : numpy.ndarray
+        int64 row numbers, each in increasing order; both hold at least one row.
+
+    Raises
+    ------
+    LabelledDataError
+        For a share outside (0, 1), or too few rows.
+    """
+    if not 0 < fraction < 1:
+        raise LabelledDataError(f"the share to split off is {fraction}; expected one in (0, 1)")
+    if len(labels) < 2:
+        raise LabelledDataError(f"cannot split {len(labels)} rows in two")
+    order = np.random.default_rng(seed).permutation(len(labels))
+    groups = [order]
+    if labels.ndim == 1:
+        groups = [order[labels[order] == value] for value in np.unique(labels)]
+    cut = np.concatenate([group[: round(fraction * len(group))] for group in groups])
+    if not 0 < len(cut) < len(labels):
+        cut = order[: min(max(1, round(fraction * len(labels))), len(labels) - 1)]
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[cut] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def published_split(
+    rows: int, seed: int, shares: Sequence[float] = (0.1, 0.9)
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Split training rows into validation and training as the Caduceus paper does.
+
+    ``torch.utils.data.random_split`` with these shares and a generator of this seed: the first part
+    is validation, and rows left over by rounding go to the parts in turn.
+
+    Parameters
+    ----------
+    rows
+        Number of training rows.
+    seed
+        1 to 5 in the paper (arXiv 2403.03234).
+    shares
+        Validation and training.
+
+    Returns
+    -------
+    validation, training : numpy.ndarray
+        int64 row numbers in the order of the draw.
+    """
+    sizes = [int(rows * share) for share in shares]
+    for i in range(rows - sum(sizes)):
+        sizes[i % len(sizes)] += 1
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).numpy()
+    return order[: sizes[0]], order[sizes[0] :]

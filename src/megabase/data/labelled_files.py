@@ -1,0 +1,248 @@
+"""Files of sequences with labels, read as text: tables, FASTA, folders of text files.
+
+Nothing is interpreted here; :mod:`megabase.data.labelled` turns letters into codes and labels into
+numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from megabase.errors import MegabaseError
+from megabase.genome.files import numbered_lines
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["FastaLabel", "LabelledDataError", "LabelledText", "find_splits", "read_text"]
+
+FastaLabel = Literal["last_word", "last_character"]
+"""Where the header of a FASTA record keeps the label: its last word (words end at blanks and at
+``|``; ``label=`` and ``class=`` before it are dropped), or its last character (the Nucleotide
+Transformer files)."""
+
+_SEQUENCE_NAMES = ("sequence", "seq")
+_LABEL_NAMES = ("label",)
+_COMMA, _TAB, _PARQUET = (".csv",), (".tsv", ".tab"), (".parquet", ".pq")
+_FASTA = (".fa", ".fasta", ".fna")
+_KINDS = (*_COMMA, *_TAB, *_PARQUET, *_FASTA)
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "valid": ("valid", "validation", "val", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+class LabelledDataError(MegabaseError):
+    """A file of labelled sequences cannot be used; the message names file and row."""
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """Rows as they stand in the file."""
+
+    source: str
+    """File or folder."""
+    sequences: list[str]
+    """Letters of each row."""
+    labels: list[tuple[str, ...]]
+    """Label cells of each row, one for each of `columns`."""
+    columns: tuple[str, ...]
+    """Names of the label columns."""
+    names: list[str] | None = None
+    """Where each row is, when "row N" would not say it (records, files)."""
+
+    def where(self, row: int) -> str:
+        """Name the place of a row (0-based here, 1-based in the text) for people."""
+        return self.names[row] if self.names is not None else f"{self.source}, row {row + 1:,}"
+
+
+def find_splits(folder: str | Path) -> dict[str, Path]:
+    """Find train, valid and test in a folder, as files or as subfolders.
+
+    Accepted names are train, valid (also val, dev, validation) and test, with any suffix that
+    :func:`read_text` reads.
+
+    Returns
+    -------
+    dict
+        Split name to path; empty when the folder holds none.
+
+    Raises
+    ------
+    LabelledDataError
+        When a split is there more than once.
+    """
+    found: dict[str, Path] = {}
+    paths = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
+    for path in paths:
+        stem = path.name.split(".")[0].lower()
+        for split, names in _SPLIT_NAMES.items():
+            if stem not in names or not (path.is_dir() or _suffix(path) in _KINDS):
+                continue
+            if split in found:
+                raise LabelledDataError(
+                    f"{folder} holds two {split} splits, {found[split].name} and {path.name}; "
+                    "name the files one by one"
+                )
+            found[split] = path
+    return found
+
+
+def read_text(
+    path: str | Path,
+    *,
+    sequence: str | None = None,
+    label: str | Sequence[str] | None = None,
+    fasta_label: FastaLabel = "last_word",
+) -> LabelledText:
+    """Read a file or folder of labelled sequences.
+
+    Parameters
+    ----------
+    path
+        CSV or TSV (plain or gzip) with a header, Parquet, FASTA (plain or gzip) with the label in
+        the header, or a folder ``CLASS/NAME.txt`` with one sequence in each file.
+    sequence
+        Column of the sequences; None takes ``sequence`` or ``seq``.
+    label
+        Column or columns of the labels; None takes ``label``.
+    fasta_label
+        Where a FASTA header keeps the label.
+
+    Returns
+    -------
+    LabelledText
+        Rows in the order of the file; of a folder, sorted by class and name.
+
+    Raises
+    ------
+    LabelledDataError
+        For a file that is missing, empty, of an unknown kind or without the columns, a class folder
+        without files, or an empty sequence or label.
+    """
+    path = Path(path)
+    if path.is_dir():
+        text = _read_folder(path)
+    elif not path.exists():
+        raise LabelledDataError(f"there is no file {path}")
+    else:
+        suffix = _suffix(path)
+        if suffix not in _KINDS:
+            raise LabelledDataError(
+                f"{path} is of no known kind; expected a name ending in {', '.join(_KINDS)} "
+                "(.gz too), or a folder CLASS/NAME.txt"
+            )
+        if suffix in _FASTA:
+            text = _read_fasta(path, fasta_label)
+        else:
+            text = _read_table(path, _frame(path, suffix), sequence, label)
+    if not text.sequences:
+        raise LabelledDataError(f"{path} holds no sequence; expected one in each row")
+    for row, (letters, labels) in enumerate(zip(text.sequences, text.labels, strict=True)):
+        if not letters:
+            raise LabelledDataError(f"{text.where(row)}: the sequence is empty")
+        if not all(labels):
+            column = text.columns[labels.index("")]
+            raise LabelledDataError(f"{text.where(row)}: the label ({column}) is empty")
+    return text
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _frame(path: Path, suffix: str) -> pl.DataFrame:
+    import polars as pl
+
+    try:
+        if suffix in _PARQUET:
+            return pl.read_parquet(path)
+        # As text: whether "01" is a number is for the labels to say, not for the reader.
+        separator = "," if suffix in _COMMA else "\t"
+        return pl.read_csv(path, separator=separator, infer_schema=False)
+    except pl.exceptions.NoDataError:
+        raise LabelledDataError(f"{path} is empty; expected a header and rows") from None
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise LabelledDataError(f"cannot read {path}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _read_table(
+    path: Path, frame: pl.DataFrame, sequence: str | None, label: str | Sequence[str] | None
+) -> LabelledText:
+    import polars as pl
+
+    columns = frame.columns
+    wanted = _LABEL_NAMES if label is None else (label,) if isinstance(label, str) else tuple(label)
+    letters = _column(path, columns, (sequence,) if sequence else _SEQUENCE_NAMES, "sequence")
+    for name in wanted:
+        _column(path, columns, (name,), "label")
+    texts = frame.select(pl.col(letters, *wanted).cast(pl.String).fill_null("").str.strip_chars())
+    labels = list(texts.select(wanted).iter_rows())
+    return LabelledText(str(path), texts[letters].to_list(), labels, wanted)
+
+
+def _column(path: Path, columns: Sequence[str], names: Sequence[str], what: str) -> str:
+    for name in names:
+        if name in columns:
+            return name
+    raise LabelledDataError(
+        f"{path} has no column {' or '.join(map(repr, names))} for the {what}; it has "
+        f"{', '.join(columns)}: name the right one (table.{what})"
+    )
+
+
+def _read_fasta(path: Path, rule: FastaLabel) -> LabelledText:
+    names: list[str] = []
+    labels: list[tuple[str, ...]] = []
+    pieces: list[list[str]] = []
+    for number, line in numbered_lines(path):
+        if line.startswith(">"):
+            header = line[1:].strip()
+            names.append(f"{path}, line {number:,}")
+            labels.append((_label_of(header, rule, names[-1]),))
+            pieces.append([])
+        elif line.strip() and not pieces:
+            raise LabelledDataError(f"{path}, line {number:,}: expected a header (>NAME LABEL)")
+        elif pieces:
+            pieces[-1].append(line.strip())
+    return LabelledText(str(path), ["".join(p) for p in pieces], labels, ("label",), names)
+
+
+def _label_of(header: str, rule: FastaLabel, where: str) -> str:
+    if rule == "last_character":
+        return header[-1:]
+    words = [word for word in re.split(r"[\s|]+", header) if word]
+    if len(words) < 2:
+        raise LabelledDataError(
+            f"{where}: the header {header!r} has no label; expected >NAME LABEL or >NAME|LABEL"
+        )
+    return re.sub(r"^(label|class)[=:]", "", words[-1], flags=re.IGNORECASE)
+
+
+def _read_folder(path: Path) -> LabelledText:
+    classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not classes:
+        raise LabelledDataError(f"{path} has no class folders; expected {path}/CLASS/NAME.txt")
+    sequences: list[str] = []
+    labels: list[tuple[str, ...]] = []
+    names: list[str] = []
+    for folder in classes:
+        files = sorted(folder.glob("*.txt"))
+        if not files:
+            raise LabelledDataError(
+                f"the class folder {folder} holds no NAME.txt; fill it or remove it"
+            )
+        for file in files:
+            sequences.append("".join(file.read_text(encoding="latin-1").split()))
+            labels.append((folder.name,))
+            names.append(str(file))
+    return LabelledText(str(path), sequences, labels, ("label",), names)
