@@ -1,0 +1,160 @@
+"""Losses of labelled sequences: classes, several labels, numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megabase.objectives.base import ObjectiveError
+
+__all__ = ["LabelledOutput", "SequenceLabels"]
+
+
+class LabelledOutput(NamedTuple):
+    """Sums over a batch, and what the model said."""
+
+    loss_sum: Tensor
+    """0-d float32: weighted sum of the losses; carries the gradient."""
+    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
+    """0-d float32: sum of the weights of the targets."""
+    metrics: dict[str, Tensor]
+    """0-d sums: ``targets`` (known labels) and, except for numbers, ``correct``."""
+    outputs: Tensor
+    """float32 (n, K) logits or numbers, averaged over the strands, without gradient."""
+
+
+class SequenceLabels:
+    """Compare a model's output for whole sequences with their labels.
+
+    Parameters
+    ----------
+    kind
+        ``"classes"``: cross entropy. ``"multi_label"``: binary cross entropy of every label.
+        ``"regression"``: squared error.
+    class_weights
+        For classes: weight of each. For several labels: weight of the positive answer of each.
+    label_smoothing
+        Share of the target spread over all classes (over both answers of a label).
+    double_sigmoid
+        The published two-class loss of the GenomicBenchmarks CNN: binary cross entropy for logits,
+        applied to the output of a sigmoid.
+
+    Notes
+    -----
+    Called with a model and a batch of ``input_ids``, ``labels`` and maybe ``attention_mask``. When
+    there are twice as many sequences as labels, the second half are the reverse complements of the
+    first, and the two logits are averaged (post-hoc conjoining, Caduceus paper, arXiv 2403.03234).
+    Labels that are NaN count nowhere. With class weights the mean loss is that of
+    :func:`torch.nn.functional.cross_entropy` over the whole global batch.
+    """
+
+    extra_bases = 0
+    unit = "sequences"
+
+    def __init__(
+        self,
+        kind: Literal["classes", "multi_label", "regression"],
+        *,
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        double_sigmoid: bool = False,
+    ) -> None:
+        if kind not in ("classes", "multi_label", "regression"):
+            raise ObjectiveError(f"kind is {kind!r}; expected classes, multi_label or regression")
+        if not 0 <= label_smoothing < 1:
+            raise ObjectiveError(f"label_smoothing is {label_smoothing}; expected 0 to below 1")
+        plain = class_weights is None and not label_smoothing
+        if not plain and (kind == "regression" or double_sigmoid):
+            raise ObjectiveError(
+                "class weights and label smoothing are for classes and several labels, not for "
+                "regression or the double sigmoid"
+            )
+        if double_sigmoid and kind != "classes":
+            raise ObjectiveError("the double sigmoid is a loss of two classes")
+        self.kind = kind
+        self.class_weights = None if class_weights is None else torch.tensor(list(class_weights))
+        self.label_smoothing = label_smoothing
+        self.double_sigmoid = double_sigmoid
+
+    def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> LabelledOutput:
+        """Run the model on the batch.
+
+        Raises
+        ------
+        ObjectiveError
+            When the model gives another number of outputs than there are labels or weights.
+        """
+        inputs: dict[str, Any] = {"input_ids": batch["input_ids"]}
+        if "attention_mask" in batch:
+            inputs["attention_mask"] = batch["attention_mask"]
+        labels = batch["labels"]
+        logits: Tensor = model(**inputs).logits
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if logits.shape[0] == 2 * labels.shape[0]:
+            logits = logits.unflatten(0, (2, -1)).mean(dim=0)
+        return self.compare(logits, labels)
+
+    def compare(self, logits: Tensor, labels: Tensor) -> LabelledOutput:
+        """Take the loss of logits (n, K) against labels (n,) or (n, K)."""
+        fits = labels.shape == (logits.shape if labels.ndim == 2 else logits.shape[:1])
+        if logits.ndim != 2 or not fits:
+            raise ObjectiveError(
+                f"the model gave outputs of shape {tuple(logits.shape)} for labels of shape "
+                f"{tuple(labels.shape)}"
+            )
+        weights = self.class_weights
+        if weights is not None:
+            if len(weights) != logits.shape[1]:
+                raise ObjectiveError(
+                    f"{len(weights)} class weights for a model with {logits.shape[1]} outputs"
+                )
+            weights = self.class_weights = weights.to(logits)
+        losses, counts, correct = (
+            self._classes(logits, labels, weights)
+            if self.kind == "classes"
+            else self._numbers(logits, labels, weights)
+        )
+        known = torch.isfinite(labels) if labels.is_floating_point() else torch.ones_like(labels)
+        metrics = {"targets": known.float().sum()}
+        if correct is not None:
+            metrics["correct"] = correct.float().sum()
+        return LabelledOutput(losses.sum(), counts.sum(), metrics, logits.detach())
+
+    def _classes(
+        self, logits: Tensor, labels: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        correct = logits.detach().argmax(dim=1) == labels
+        ones = torch.ones_like(logits[:, 0])
+        if self.double_sigmoid:
+            if logits.shape[1] != 2:
+                raise ObjectiveError(
+                    f"the double sigmoid is a loss of two classes, not of {logits.shape[1]}"
+                )
+            answer = torch.sigmoid(logits[:, 1] - logits[:, 0])
+            target = labels.to(answer.dtype)
+            losses = F.binary_cross_entropy_with_logits(answer, target, reduction="none")
+            return losses, ones, correct
+        losses = F.cross_entropy(
+            logits, labels, weight=weights, label_smoothing=self.label_smoothing, reduction="none"
+        )
+        return losses, ones if weights is None else weights[labels], correct
+
+    def _numbers(
+        self, outputs: Tensor, labels: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        targets = labels.to(outputs.dtype)
+        known = torch.isfinite(targets)
+        targets = torch.where(known, targets, 0.0)
+        if self.kind == "regression":
+            losses, correct = (outputs - targets).square(), None
+        else:
+            soft = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
+            losses = F.binary_cross_entropy_with_logits(
+                outputs, soft, pos_weight=weights, reduction="none"
+            )
+            correct = ((outputs.detach() > 0) == (targets > 0.5)) & known
+        return torch.where(known, losses, 0.0), known.to(outputs.dtype), correct

@@ -1,0 +1,255 @@
+"""Metrics of labelled sequences, always over a whole data set and never a mean of batch means.
+
+A metric takes the outputs of a model for every sequence, float (n, K), and the labels, int64 (n,)
+class numbers or float (n, K) with NaN where a label is not known. Class metrics read the largest
+logit; with several labels an answer is yes above a logit of 0, each label is measured by itself,
+and the figure is the mean over labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from megabase.errors import MegabaseError
+
+__all__ = [
+    "METRICS",
+    "MetricError",
+    "check",
+    "confusion",
+    "default_metrics",
+    "higher_is_better",
+    "measure",
+]
+
+_Outputs = npt.NDArray[np.floating[Any]]
+_Labels = npt.NDArray[Any]
+
+
+class MetricError(MegabaseError):
+    """A metric is not known, or is not for this kind of labels."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure by name."""
+
+    kinds: tuple[str, ...]
+    """Kinds of labels it is for."""
+    one: Callable[[_Outputs, _Labels], float]
+    """Takes logits (n, C) and class numbers (n,), or one column of outputs and labels (n,)."""
+    higher: bool = True
+    """Whether more is better."""
+
+
+def confusion(outputs: _Outputs, labels: _Labels) -> npt.NDArray[np.int64]:
+    """Count (true class, predicted class) pairs: (C, C).
+
+    Parameters
+    ----------
+    outputs
+        Logits (n, C); the largest is the prediction.
+    labels
+        Class numbers (n,).
+    """
+    classes = outputs.shape[1]
+    pairs = labels * classes + outputs.argmax(axis=1)
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def _two_columns(outputs: _Outputs, labels: _Labels) -> tuple[_Outputs, _Labels]:
+    """Turn a column of yes-or-no logits into two classes."""
+    if outputs.ndim == 1:
+        return np.stack([np.zeros_like(outputs), outputs], axis=1), labels.astype(np.int64)
+    return outputs, labels
+
+
+def _accuracy(outputs: _Outputs, labels: _Labels) -> float:
+    table = confusion(*_two_columns(outputs, labels))
+    return float(np.trace(table) / table.sum())
+
+
+def _mcc(outputs: _Outputs, labels: _Labels) -> float:
+    table = confusion(*_two_columns(outputs, labels)).astype(np.float64)
+    total, right = table.sum(), np.trace(table)
+    true, said = table.sum(axis=1), table.sum(axis=0)
+    below = math.sqrt((total**2 - (said**2).sum()) * (total**2 - (true**2).sum()))
+    # One class only, in truth or in predictions: no correlation, by convention.
+    return float((right * total - (true * said).sum()) / below) if below else 0.0
+
+
+def _f1(outputs: _Outputs, labels: _Labels) -> float:
+    """Mean over classes of 2 TP / (2 TP + FP + FN); classes nowhere seen are left out."""
+    table = confusion(*_two_columns(outputs, labels)).astype(np.float64)
+    hits, both = np.diag(table), table.sum(axis=0) + table.sum(axis=1)
+    seen = both > 0
+    return float((2 * hits[seen] / both[seen]).mean())
+
+
+def _f1_yes(outputs: _Outputs, labels: _Labels) -> float:
+    """F1 of the answer yes (of the second class of two)."""
+    table = confusion(*_two_columns(outputs, labels)).astype(np.float64)
+    if table.shape != (2, 2):
+        raise MetricError("f1_positive is for two classes; take f1, the mean over classes")
+    below = 2 * table[1, 1] + table[0, 1] + table[1, 0]
+    return float(2 * table[1, 1] / below) if below else 0.0
+
+
+def _by_class(kind: str) -> Callable[[_Outputs, _Labels], float]:
+    """Rank metrics: one score for two classes, the mean of one against the rest for more."""
+
+    def compute(outputs: _Outputs, labels: _Labels) -> float:
+        from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+
+        function: Any = binary_auroc if kind == "auroc" else binary_average_precision
+        outputs = outputs.astype(np.float64)
+        if outputs.ndim == 1:
+            scores, truths = outputs[:, None], labels[:, None] > 0.5
+        elif outputs.shape[1] == 2:
+            scores, truths = (outputs[:, 1] - outputs[:, 0])[:, None], labels[:, None] == 1
+        else:
+            shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+            scores = shifted / shifted.sum(axis=1, keepdims=True)
+            truths = labels[:, None] == np.arange(outputs.shape[1])
+        figures = [
+            float(function(torch.from_numpy(_ranks(s)), torch.from_numpy(t.astype(np.int64))))
+            for s, t in zip(scores.T, truths.T, strict=True)
+            if t.any() and not t.all()
+        ]
+        return float(np.mean(figures)) if figures else math.nan
+
+    return compute
+
+
+def _ranks(values: _Outputs) -> _Outputs:
+    """Give each value its place among the distinct values, scaled into [0, 1].
+
+    Rank metrics are the same for it, and logits are not squashed to equal probabilities.
+    """
+    distinct, place = np.unique(values, return_inverse=True)
+    return place.reshape(-1).astype(np.float64) / max(1, len(distinct) - 1)
+
+
+def _pearson(outputs: _Outputs, labels: _Labels) -> float:
+    pair = [x.astype(np.float64) - np.mean(x, dtype=np.float64) for x in (outputs, labels)]
+    below = math.sqrt((pair[0] ** 2).sum() * (pair[1] ** 2).sum())
+    return float((pair[0] * pair[1]).sum() / below) if below else math.nan
+
+
+def _spearman(outputs: _Outputs, labels: _Labels) -> float:
+    return _pearson(_mean_ranks(outputs), _mean_ranks(labels))
+
+
+def _mean_ranks(values: _Outputs) -> _Outputs:
+    """Give each value its place in the order; equal values share the mean of their places."""
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[group.reshape(-1)]
+
+
+def _squares(outputs: _Outputs, labels: _Labels) -> float:
+    return float(np.square(outputs.astype(np.float64) - labels).mean())
+
+
+_ANSWERS, _NUMBERS = ("classes", "multi_label"), ("regression",)
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(_ANSWERS, _accuracy),
+    "mcc": Metric(_ANSWERS, _mcc),
+    "f1": Metric(_ANSWERS, _f1),
+    "f1_positive": Metric(_ANSWERS, _f1_yes),
+    "auroc": Metric(_ANSWERS, _by_class("auroc")),
+    "auprc": Metric(_ANSWERS, _by_class("auprc")),
+    "pearson": Metric(_NUMBERS, _pearson),
+    "spearman": Metric(_NUMBERS, _spearman),
+    "mse": Metric(_NUMBERS, _squares, higher=False),
+}
+"""Figures by name. ``f1`` is the mean over classes (macro), ``f1_positive`` that of the second of
+two classes; ``auroc`` and ``auprc`` of more than two classes are means of one against the rest,
+and ``auprc`` is average precision."""
+
+
+def default_metrics(kind: str) -> tuple[str, ...]:
+    """Name the metrics shown for a kind of labels when none are asked for."""
+    if kind == "regression":
+        return ("pearson", "spearman", "mse")
+    return ("accuracy", "mcc", "f1", "auroc", "auprc") if kind == "classes" else ("auroc", "auprc")
+
+
+def higher_is_better(name: str) -> bool:
+    """Tell whether more is better; the loss is known too.
+
+    Raises
+    ------
+    MetricError
+        For an unknown name.
+    """
+    return name != "loss" and _find(name).higher
+
+
+def _find(name: str) -> Metric:
+    if name not in METRICS:
+        raise MetricError(f"there is no metric {name!r}; there are {', '.join(METRICS)}")
+    return METRICS[name]
+
+
+def check(names: Iterable[str], kind: str) -> None:
+    """Check that metrics exist and are for a kind of labels.
+
+    Raises
+    ------
+    MetricError
+        Naming the first that is not.
+    """
+    for name in names:
+        if kind not in _find(name).kinds:
+            fitting = ", ".join(n for n, metric in METRICS.items() if kind in metric.kinds)
+            raise MetricError(f"{name} is not a metric of {kind}; take one of {fitting}")
+
+
+def measure(
+    names: Iterable[str], kind: str, outputs: _Outputs, labels: _Labels
+) -> dict[str, float]:
+    """Compute metrics over a whole data set.
+
+    Parameters
+    ----------
+    names
+        Keys of :data:`METRICS`.
+    kind
+        ``classes``, ``multi_label`` or ``regression``.
+    outputs
+        float (n, K): logits or numbers.
+    labels
+        int64 (n,), or float (n, K).
+
+    Returns
+    -------
+    dict
+        Name to figure; NaN where it is not defined (AUROC of one class only).
+
+    Raises
+    ------
+    MetricError
+        For a metric that is unknown or not for this kind.
+    """
+    names = tuple(names)
+    check(names, kind)
+    if kind == "classes":
+        return {name: METRICS[name].one(outputs, labels) for name in names}
+    columns = []
+    for said, true in zip(outputs.T, labels.T, strict=True):
+        known = np.isfinite(true)
+        columns.append((said[known], true[known]))
+    return {name: _mean([METRICS[name].one(*c) for c in columns if len(c[1])]) for name in names}
+
+
+def _mean(figures: list[float]) -> float:
+    known = [figure for figure in figures if not math.isnan(figure)]
+    return float(np.mean(known)) if known else math.nan
