@@ -73,9 +73,13 @@ class Progress:
     non_finite: int = 0
     """Steps skipped for a loss or gradient that was not finite."""
     best_loss: float | None = None
-    """Lowest validation loss so far, in nats per token."""
+    """Loss of the best validation so far, in nats per target."""
     best_step: int | None = None
     """Step of ``best_loss``."""
+    best_score: float | None = None
+    """Monitored figure of the best validation (the loss, unless the task names another)."""
+    stale: int = 0
+    """Validations since the best one."""
     seconds: float = 0.0
     """Time spent training, over all sessions of the run."""
 
@@ -252,7 +256,7 @@ def load_checkpoint(
     record = _record(checkpoint)
     folder = checkpoint / "training_state"
     try:
-        tensors = load_file(folder / "model.safetensors")
+        tensors: dict[str, Any] = dict(load_file(folder / "model.safetensors"))
         values = load_file(folder / "optimizer.safetensors")
     except Exception as error:
         raise CheckpointError(f"cannot read {folder}: {error}") from error
@@ -268,11 +272,11 @@ def load_checkpoint(
     for group in groups:
         group["betas"] = tuple(group["betas"])
     options = StateDictOptions(full_state_dict=True)
+    state: Any = {"state": entries, "param_groups": groups}
     try:
+        # The optimizer first: torch makes a step of rate 0 to create its state.
+        set_optimizer_state_dict(module, optimizer, state, options=options)
         set_model_state_dict(module, tensors, options=options)
-        set_optimizer_state_dict(
-            module, optimizer, {"state": entries, "param_groups": groups}, options=options
-        )
     except (RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(

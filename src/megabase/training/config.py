@@ -233,6 +233,9 @@ class TrainConfig:
     keep: int = 2
     """Checkpoints kept besides the best one; older ones are deleted."""
 
+    patience: int | None = None
+    """The run ends early after so many validations in a row without a new best one; null never."""
+
     log_every: int = 10
     """Steps between lines of metrics.jsonl and of the console."""
 
@@ -264,9 +267,10 @@ class TrainConfig:
         elif self.global_batch is None:
             problems.append("global_batch and global_batch_tokens are both null; give one")
         for name in ("global_batch", "global_batch_tokens", "steps", "tokens", "eval_every",
-                     "eval_batch", "checkpoint_every", "keep", "log_every"):  # fmt: skip
+                     "eval_batch", "checkpoint_every", "keep", "patience",
+                     "log_every"):  # fmt: skip
             _at_least(problems, name, getattr(self, name), 1)
-        _at_least(problems, "max_non_finite", self.max_non_finite, 0)
+        _at_least(problems, "max_non_finite", self.max_non_finite, 1)
         if self.steps is not None and self.tokens is not None:
             problems.append("steps and tokens are both given; the budget is one of them")
         if self.resume and self.overwrite:

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from megabase.data.loader import Prefetcher
 from megabase.errors import MegabaseError
 from megabase.training import checkpoint as checkpoints
 from megabase.training.config import TrainConfig
+from megabase.training.evaluation import Batch, Batches, EvalSet, Objective, evaluate
 from megabase.training.logging import RunLog, perplexity, ratios
 from megabase.training.memory import resident_mb
 from megabase.training.optim import build_optimizer, scale_gradients, set_lr
@@ -38,52 +39,6 @@ from megabase.training.schedule import LengthSchedule, StagePoint
 from megabase.training.signals import StopSignal
 
 __all__ = ["Batches", "EvalSet", "FitResult", "NonFiniteError", "Objective", "fit", "step_seed"]
-
-Batch = Mapping[str, Tensor]
-
-
-class Batches(Protocol):
-    """Windows by number: a pure function of its arguments."""
-
-    def batch(self, stream: int, indices: np.ndarray, length: int) -> Batch:
-        """Give the windows ``indices`` (int64) of stage ``stream`` with ``length`` positions."""
-        ...
-
-
-class Loss(Protocol):
-    """Result of an objective: sums, never means."""
-
-    @property
-    def loss_sum(self) -> Tensor:
-        """Sum of weighted losses in nats, float32 without dimensions."""
-        ...
-
-    @property
-    def count(self) -> Tensor:
-        """Sum of the weights of the targets."""
-        ...
-
-    @property
-    def metrics(self) -> Mapping[str, Tensor]:
-        """Further sums over the targets."""
-        ...
-
-
-Objective = Callable[[nn.Module, Batch], Loss]
-
-
-@dataclass(frozen=True)
-class EvalSet:
-    """The fixed windows that validation runs over."""
-
-    data: Batches
-    """Gives window i as ``batch(0, [i], length)``."""
-    windows: int
-    """Number of windows."""
-    length: int
-    """Input positions per window."""
-    objective: Objective
-    """Loss to report, without augmentation or weights."""
 
 
 class NonFiniteError(MegabaseError):
@@ -100,7 +55,8 @@ class FitResult:
     """Number of the signal that stopped the run early; None when it reached its end."""
 
 
-class StepSums(NamedTuple):
+@dataclass(frozen=True)
+class StepSums:
     """Global sums of one optimizer step."""
 
     loss: float
@@ -179,13 +135,15 @@ def fit(
     fabric.barrier()
 
     log_file = run / "metrics.jsonl" if main else None
+    unit = getattr(objective, "unit", "tokens")
     with (
         StopSignal() as stop,
-        Prefetcher(lambda request: dict(data.batch(*request)), requests) as batches,
-        RunLog(log_file, total, first, console if main else None) as log,
+        Prefetcher(lambda request: data.batch(*request), requests) as batches,
+        RunLog(log_file, total, first, console if main else None, unit) as log,
     ):
-        if first >= total:
+        if first >= total or _out_of_patience(progress, config):
             log.note(f"nothing left to do: {first} of {total} steps are done")
+            total = first
         model.train()
         lap, lap_tokens, clock = time.perf_counter(), 0, time.perf_counter()
         for step in range(first, total):
@@ -194,7 +152,7 @@ def fit(
             torch.manual_seed(step_seed(config.seed, step, fabric.global_rank))
             sums = _backward(model, objective, batches, point, fabric, stop.received is not None)
             grad_norm = _clip(model, optimizer, config, fabric)
-            lr = set_lr(optimizer, step, config.optim, total)
+            lr = set_lr(optimizer.optimizer, step, config.optim, total)
             loss = sums.loss / sums.count if sums.count else 0.0
             usable = math.isfinite(loss) and math.isfinite(grad_norm)
             if usable and sums.count:
@@ -215,8 +173,8 @@ def fit(
                 progress.non_finite += 1
                 log.write("skipped", done, loss=loss, grad_norm=grad_norm, lr=lr)
                 log.note(_skip_text(done, loss, grad_norm, progress.non_finite, config))
-                if progress.non_finite >= max(1, config.max_non_finite):
-                    raise NonFiniteError(_stop_text(progress, config, lr))
+                if progress.non_finite >= config.max_non_finite:
+                    raise NonFiniteError(_stop_text(run, progress, config, lr))
             elif done % config.log_every == 0 or done == total:
                 log.train(
                     done, stage=point.stage, length=point.length, loss=loss,
@@ -234,15 +192,23 @@ def fit(
                 improved = _validate(model, validation, config, fabric, progress, log)
                 lap, clock = time.perf_counter(), time.perf_counter()
             signal = (stop.received or 15) if sums.stop else None
-            regular = _due(done, total, config.checkpoint_every) or done == total
+            enough = _out_of_patience(progress, config)
+            regular = _due(done, total, config.checkpoint_every) or done == total or enough
             if regular or improved or signal is not None:
                 _keep(run, model, optimizer, progress, config, fabric, save_model, log)
                 lap, clock = time.perf_counter(), time.perf_counter()
             if signal is not None:
                 log.note(f"stopped by signal {signal} after step {done}; continue with --resume")
                 break
+            if enough:
+                log.note(f"stopped after step {done}: {progress.stale} validations without a best")
+                break
     fabric.barrier()
     return FitResult(progress, signal)
+
+
+def _out_of_patience(progress: checkpoints.Progress, config: TrainConfig) -> bool:
+    return config.patience is not None and progress.stale >= config.patience
 
 
 def _due(done: int, total: int, every: int | None) -> bool:
@@ -255,7 +221,7 @@ def _set_up(
     """Put the module on its devices and build the optimizer over the placed parameters."""
     inner: Any = torch.compile(module) if config.compile else module
     model = fabric.setup_module(inner)
-    optimizer = fabric.setup_optimizers(build_optimizer(module, config.optim))
+    optimizer: Any = fabric.setup_optimizers(build_optimizer(module, config.optim))
     return model, optimizer
 
 
@@ -352,7 +318,6 @@ def _clip(
     return float(norm) if norm is not None else 0.0
 
 
-@torch.no_grad()
 def _validate(
     model: _FabricModule,
     validation: EvalSet,
@@ -361,34 +326,24 @@ def _validate(
     progress: checkpoints.Progress,
     log: RunLog,
 ) -> bool:
-    """Take the mean loss over the fixed windows; say whether it is the lowest so far."""
+    """Run over the fixed windows; say whether the monitored figure is the best so far."""
     size = config.eval_batch or config.stages[-1].micro_batch or 8
-    world, rank = fabric.world_size, fabric.global_rank
-    totals: dict[str, Tensor] = {}
-    model.eval()
-    for low in range(0, validation.windows, size * world):
-        mine = np.arange(low + rank * size, low + (rank + 1) * size, dtype=np.int64)
-        mine = mine[mine < validation.windows]
-        # FSDP needs every process in every forward pass: one without windows repeats the first.
-        weight = 1.0 if len(mine) else 0.0
-        indices = mine if len(mine) else np.zeros(1, dtype=np.int64)
-        batch = fabric.to_device(dict(validation.data.batch(0, indices, validation.length)))
-        loss = validation.objective(model, batch)
-        for name, value in {"loss": loss.loss_sum, "count": loss.count, **loss.metrics}.items():
-            totals[name] = totals.get(name, torch.zeros((), device=fabric.device)) + weight * value
-    model.train()
-    stacked = fabric.all_reduce(torch.stack(list(totals.values())).float(), reduce_op="sum")
-    sums = dict(zip(totals, torch.as_tensor(stacked).tolist(), strict=True))
-    loss_mean = sums["loss"] / sums["count"] if sums["count"] else math.nan
-    best = loss_mean < (math.inf if progress.best_loss is None else progress.best_loss)
+    result = evaluate(model, validation, size, fabric)
+    value = result.value(validation.monitor)
+    earlier = progress.best_loss if validation.monitor == "loss" else progress.best_score
+    best = math.isfinite(value) and (
+        earlier is None or (value > earlier if validation.higher else value < earlier)
+    )
+    progress.stale += 1
     if best:
-        progress.best_loss, progress.best_step = loss_mean, progress.step
+        progress.best_loss, progress.best_score = result.loss, value
+        progress.best_step, progress.stale = progress.step, 0
     log.validation(
         progress.step,
-        loss=loss_mean,
-        perplexity=perplexity(loss_mean),
-        count=sums["count"],
-        **ratios(sums),
+        loss=result.loss,
+        perplexity=perplexity(result.loss),
+        count=result.sums["count"],
+        **{**ratios(result.sums), **result.figures},
         tokens=progress.tokens,
         seconds=round(progress.seconds, 3),
         best=best,
@@ -408,27 +363,36 @@ def _keep(
 ) -> None:
     """Write a checkpoint and delete those no longer kept. A collective."""
     state = checkpoints.gather_state(_bare(model), optimizer.optimizer)
+    failure: Exception | None = None
     if fabric.global_rank == 0:
         log.flush()
-        folder = checkpoints.save_checkpoint(run, progress, state, save_model)
-        checkpoints.prune(run, config.keep, progress.best_step)
-        log.write("checkpoint", progress.step, folder=folder.name)
-    fabric.barrier()
+        try:
+            folder = checkpoints.save_checkpoint(run, progress, state, save_model)
+            checkpoints.prune(run, config.keep, progress.best_step)
+            log.write("checkpoint", progress.step, folder=folder.name)
+        except Exception as error:  # noqa: BLE001 (raised below, in all processes)
+            failure = error
+    # All processes end together; one that waited for a dead first process would hang.
+    failed = torch.tensor(float(failure is not None), device=fabric.device)
+    if torch.as_tensor(fabric.all_reduce(failed, reduce_op="sum")) > 0:
+        raise failure or checkpoints.CheckpointError("the first process could not save; see there")
 
 
 def _skip_text(step: int, loss: float, grad_norm: float, skipped: int, config: TrainConfig) -> str:
     what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {grad_norm}"
-    return f"step {step} skipped: {what} ({skipped} of {max(1, config.max_non_finite)} allowed)"
+    return f"step {step} skipped: {what} ({skipped} of {config.max_non_finite} allowed)"
 
 
-def _stop_text(progress: checkpoints.Progress, config: TrainConfig, lr: float) -> str:
+def _stop_text(run: Path, progress: checkpoints.Progress, config: TrainConfig, lr: float) -> str:
     tips = [f"a lower optim.lr (it is {config.optim.lr:g}, {lr:.3g} at this step)"]
     if config.optim.clip is None:
         tips.append("optim.clip 1.0")
     if config.precision != "fp32":
         tips.append("precision fp32")
     tips.append("a longer warm-up (optim.warmup_steps)")
+    saved = checkpoints.finished_checkpoints(run)
+    last = f"the last checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
     return (
         f"stopped at step {progress.step}: {progress.non_finite} steps had a loss or gradient that "
-        f"was not finite; try {', '.join(tips)}; the last checkpoint is whole"
+        f"was not finite; try {', '.join(tips)}; {last}"
     )

@@ -17,6 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 __all__ = ["RunLog", "perplexity", "ratios"]
 
 
+# Values of a record that are shown in their own way, or not at all.
+_NOT_FIGURES = {
+    "loss", "perplexity", "count", "tokens", "seconds", "best", "stage", "length", "lr",
+    "grad_norm", "tokens_per_second", "memory_mb",
+}  # fmt: skip
+
+
 def perplexity(loss: float) -> float:
     """Exponential of a loss in nats per token; infinite where a float cannot hold it."""
     return math.exp(loss) if loss < 700 else math.inf
@@ -58,6 +65,9 @@ class RunLog:
         Step the run starts or resumes at.
     console
         Where to show; None shows nothing (processes other than the first).
+    unit
+        What the objective counts. Losses of ``tokens`` are shown with their perplexity, those of
+        ``sequences`` with the accuracy and other figures.
 
     Notes
     -----
@@ -65,10 +75,18 @@ class RunLog:
     and ``step``, the number of steps done. Losses are in nats per token.
     """
 
-    def __init__(self, path: Path | None, total: int, first: int, console: Console | None) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        total: int,
+        first: int,
+        console: Console | None,
+        unit: str = "tokens",
+    ) -> None:
         self._file = path.open("a") if path is not None else None
         self._total = total
         self._console = console
+        self._unit = unit
         self._bar: Progress | None = None
         self._started = (time.monotonic(), first)
         if console is not None and console.is_terminal:
@@ -122,7 +140,7 @@ class RunLog:
         pace = (time.monotonic() - start) / max(1, step - first)
         text = (
             f"length {values['length']:,}  loss {values['loss']:.4f}  "
-            f"ppl {values['perplexity']:.3f}  lr {values['lr']:.2e}  "
+            f"{self._figures(values, 'ppl {:.3f}')}lr {values['lr']:.2e}  "
             f"{values['tokens_per_second']:,.0f} tok/s  "
             f"ETA {_duration(pace * (self._total - step))}  "
             f"{values['memory_mb']:,.0f} MB"
@@ -135,12 +153,19 @@ class RunLog:
     def validation(self, step: int, **values: Any) -> None:
         """Record and show a validation."""
         self.write("validation", step, **values)
-        acgt = f" (ACGT {values['acgt_perplexity']:.4f})" if "acgt_perplexity" in values else ""
+        acgt = f"(ACGT {values['acgt_perplexity']:.4f})  " if "acgt_perplexity" in values else ""
         best = "  (best so far)" if values.get("best") else ""
         self._say(
             f"step {step}/{self._total}  validation loss {values['loss']:.4f}  "
-            f"ppl {values['perplexity']:.4f}{acgt}  over {values['count']:,.0f} tokens{best}"
+            f"{self._figures(values, 'ppl {:.4f}')}{acgt}over {values['count']:,.0f} "
+            f"{self._unit}{best}"
         )
+
+    def _figures(self, values: Mapping[str, Any], perplexity_form: str) -> str:
+        if self._unit == "tokens":
+            return perplexity_form.format(values["perplexity"]) + "  "
+        figures = {name: values[name] for name in values if name not in _NOT_FIGURES}
+        return "".join(f"{name} {value:.4f}  " for name, value in figures.items())
 
     def note(self, text: str) -> None:
         """Show a line."""

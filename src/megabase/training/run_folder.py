@@ -17,13 +17,15 @@ from megabase.training.config import ConfigError, TrainConfig
 
 __all__ = ["RunFolderError", "changed_settings", "check_run", "start_run"]
 
-_FILES = ("config.yaml", "environment.json", "data.json", "metrics.jsonl", "best", "last")
+_FILES = (
+    "config.yaml", "environment.json", "data.json", "metrics.jsonl", "result.json", "best", "last",
+)  # fmt: skip
 _FOLDERS = ("checkpoints",)
 
 # Free to change on resume: they alter neither the data nor the arithmetic of a step.
 _FREE = {
     "output", "devices", "eval_every", "eval_batch", "checkpoint_every", "keep", "log_every",
-    "max_non_finite", "activation_checkpointing",
+    "max_non_finite", "patience", "activation_checkpointing",
 }  # fmt: skip
 # May be changed knowingly: a longer budget moves the learning rate of the steps to come.
 _ANNOUNCED = {"steps", "tokens", "stages", "optim", "precision", "compile"}

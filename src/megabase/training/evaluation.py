@@ -1,0 +1,134 @@
+"""Loss and figures over a fixed set, each window seen once by one of the processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+__all__ = ["Batch", "Batches", "EvalSet", "Evaluation", "Loss", "Objective", "evaluate"]
+
+Batch = dict[str, Tensor]
+
+
+class Batches(Protocol):
+    """Windows by number: a pure function of its arguments."""
+
+    def batch(self, stream: int, indices: np.ndarray, length: int) -> Batch:
+        """Give the windows ``indices`` (int64) of stage ``stream`` with ``length`` positions."""
+        ...
+
+
+class Loss(Protocol):
+    """Result of an objective: sums, never means."""
+
+    @property
+    def loss_sum(self) -> Tensor:
+        """Sum of weighted losses in nats, float32 without dimensions."""
+        ...
+
+    @property
+    def count(self) -> Tensor:
+        """Sum of the weights of the targets."""
+        ...
+
+    @property
+    def metrics(self) -> Mapping[str, Tensor]:
+        """Further sums over the targets."""
+        ...
+
+
+Objective = Callable[[Any, Batch], Loss]
+"""``(module, batch) -> sums``."""
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """The fixed windows that validation runs over."""
+
+    data: Batches
+    """Gives window i as ``batch(0, [i], length)``."""
+    windows: int
+    """Number of windows."""
+    length: int
+    """Input positions per window."""
+    objective: Objective
+    """Loss to report, without augmentation or weights."""
+    figures: Callable[[np.ndarray], Mapping[str, float]] | None = None
+    """Figures that are no sums over windows, such as AUROC: from the ``outputs`` (windows, K) that
+    the objective gave for all windows, in their order."""
+    monitor: str = "loss"
+    """What decides which checkpoint is the best: the loss, or one of `figures`."""
+    higher: bool = False
+    """Whether more of `monitor` is better."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out."""
+
+    loss: float
+    """Mean loss in nats; NaN without targets."""
+    sums: dict[str, float]
+    """Sums over all windows: ``loss``, ``count`` and the objective's metrics."""
+    figures: dict[str, float]
+    """Result of ``EvalSet.figures``."""
+    outputs: np.ndarray | None = None
+    """float32 (windows, K), when there are figures to take from them."""
+
+    def value(self, monitor: str) -> float:
+        """Give the loss, or a figure by name."""
+        return self.loss if monitor == "loss" else self.figures.get(monitor, math.nan)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, windows: EvalSet, size: int, fabric: Fabric) -> Evaluation:
+    """Run a model over a fixed set. A collective: every process gets the same result.
+
+    Parameters
+    ----------
+    model
+        As set up by `fabric`, or any module on its device. Left in the mode it was in.
+    windows
+        The set.
+    size
+        Windows per forward pass and process.
+    fabric
+        Launched Lightning Fabric.
+    """
+    world, rank = fabric.world_size, fabric.global_rank
+    totals: dict[str, Tensor] = {}
+    kept: Tensor | None = None
+    mode = model.training
+    model.eval()
+    for low in range(0, windows.windows, size * world):
+        mine = np.arange(low + rank * size, low + (rank + 1) * size, dtype=np.int64)
+        mine = mine[mine < windows.windows]
+        # FSDP needs every process in every forward pass: one without windows repeats the first.
+        weight = 1.0 if len(mine) else 0.0
+        indices = mine if len(mine) else np.zeros(1, dtype=np.int64)
+        batch = fabric.to_device(windows.data.batch(0, indices, windows.length))
+        loss = windows.objective(model, batch)
+        for name, value in {"loss": loss.loss_sum, "count": loss.count, **loss.metrics}.items():
+            totals[name] = totals.get(name, torch.zeros((), device=fabric.device)) + weight * value
+        if windows.figures is not None:
+            outputs: Any = loss.outputs  # pyright: ignore[reportAttributeAccessIssue]
+            if kept is None:
+                kept = torch.zeros(windows.windows, outputs.shape[1], device=fabric.device)
+            if len(mine):
+                kept[mine[0] : mine[-1] + 1] = outputs.float()
+    model.train(mode)
+    stacked = fabric.all_reduce(torch.stack(list(totals.values())).float(), reduce_op="sum")
+    sums = dict(zip(totals, torch.as_tensor(stacked).tolist(), strict=True))
+    mean = sums["loss"] / sums["count"] if sums["count"] else math.nan
+    if kept is None or windows.figures is None:
+        return Evaluation(mean, sums, {})
+    # Each row was filled by one process and is zero in the others.
+    rows = torch.as_tensor(fabric.all_reduce(kept, reduce_op="sum")).cpu().numpy()
+    return Evaluation(mean, sums, dict(windows.figures(rows)), rows)
