@@ -21,6 +21,7 @@ __all__ = ["VERBS", "main"]
 VERBS: dict[str, tuple[str, str]] = {
     "genome": ("megabase.cli.genome", "build, describe and verify genome stores"),
     "pretrain": ("megabase.cli.pretrain", "pretrain a language model on a genome"),
+    "finetune": ("megabase.cli.finetune", "train a model on labelled sequences and measure it"),
     "evaluate": ("megabase.cli.evaluate", "perplexity of a model beside its floors"),
     "report": ("megabase.cli.report", "a self-contained HTML page about a run"),
     "convert": ("megabase.cli.convert", "turn a published checkpoint into a model folder"),

@@ -11,7 +11,14 @@ from typing import Any, Literal
 
 from megabase.training.config import TrainConfig, raise_problems
 
-__all__ = ["DataConfig", "ModelConfig", "ObjectiveConfig", "PretrainConfig", "to_yaml"]
+__all__ = [
+    "DataConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "PretrainConfig",
+    "plain_values",
+    "to_yaml",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +182,10 @@ def to_yaml(config: TrainConfig) -> str:
     """
     import yaml
 
-    values = _plain(asdict(config))
+    values = plain_values(asdict(config))
     for name in ("resume", "overwrite", "force"):
         values.pop(name, None)
+    values["output"] = str(Path(values["output"]).absolute())
     data = values.get("data")
     if data is not None:
         for name in ("genome", "intervals"):
@@ -191,9 +199,10 @@ def to_yaml(config: TrainConfig) -> str:
     return yaml.safe_dump(values, sort_keys=False)
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
+    """Turn tuples into lists, all the way down, as YAML has only lists."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain_values(item) for item in value]
     return value

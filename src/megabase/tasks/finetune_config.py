@@ -1,0 +1,231 @@
+"""Settings of ``megabase finetune``: a model, labelled sequences and how one learns the other.
+
+Free of torch, so that ``megabase finetune --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from megabase.tasks.pretrain_config import plain_values
+from megabase.training.config import Stage, TrainConfig, raise_problems
+
+__all__ = ["FinetuneConfig", "HeadConfig", "TableConfig", "to_yaml"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """How to read files of labelled sequences."""
+
+    sequence: str | None = None
+    """Column of the sequences; null takes sequence or seq."""
+
+    label: str | list[str] | None = None
+    """Column or columns of the labels; null takes label."""
+
+    fasta_label: Literal["last_word", "last_character"] = "last_word"
+    """Where a FASTA header keeps the label: its last word, or its last character."""
+
+    kind: Literal["auto", "classes", "multi_label", "regression"] = "auto"
+    """What the labels are. auto: several columns of 0 and 1 are multi_label, numbers with a
+    fraction are regression, everything else are names of classes."""
+
+    max_length: int | None = None
+    """Longest sequence in bases; null takes the longest input of the model."""
+
+    truncate: bool = False
+    """Cut longer sequences to their beginning, and say how many, instead of stopping."""
+
+    validation_fraction: float = 0.1
+    """Share of the training rows held out for validation when there is no valid file; 0: none."""
+
+    validation_split: Literal["by_class", "published"] = "by_class"
+    """by_class: the share is taken from every class. published: random_split of the Caduceus
+    paper's five-fold protocol, with the seed of the run."""
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        if not 0 <= self.validation_fraction < 1:
+            problems.append(
+                f"table.validation_fraction is {self.validation_fraction}; it must lie in 0 to 1, "
+                "1 excluded"
+            )
+        if self.max_length is not None and self.max_length < 1:
+            problems.append(f"table.max_length is {self.max_length}; it must be at least 1")
+        raise_problems(problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """From a model to labels."""
+
+    pooling: str | None = None
+    """How positions become one vector: mean, last, first, max or sum over real tokens,
+    published_mean over padding too; null keeps the model's own way."""
+
+    special_tokens: Literal["auto", "yes", "no"] = "auto"
+    """Whether the tokenizer adds its special tokens; auto: in dnabert and bigbird."""
+
+    padding: Literal["right", "left"] = "right"
+    """Side that shorter sequences of a batch are padded on (left, as published)."""
+
+    pad_to_longest: bool = False
+    """Pad every batch to the longest sequence of all, as published, instead of its own longest."""
+
+    freeze: bool = False
+    """Train only the head; the weights below it stay as they are."""
+
+    class_weights: Literal["balanced"] | list[float] | None = None
+    """Loss weights of the classes (of the positive answers, for several labels): balanced is
+    inverse to their number; or one number for each, in the order of the sorted names."""
+
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+
+    reverse_complement: float = 0.0
+    """Probability that a training sequence is read as its reverse complement."""
+
+    strand_average: bool = False
+    """Validate and test on the mean of the outputs for both strands."""
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        if not 0 <= self.label_smoothing < 1:
+            problems.append(
+                f"head.label_smoothing is {self.label_smoothing}; it must lie in 0 to 1, 1 excluded"
+            )
+        if not 0 <= self.reverse_complement <= 1:
+            problems.append(
+                f"head.reverse_complement is {self.reverse_complement}; it must lie in 0 to 1"
+            )
+        raise_problems(problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainConfig):
+    """Training on labelled sequences, from a trained model or from fresh weights."""
+
+    train: str
+    """Labelled sequences: CSV, TSV, Parquet or FASTA (.gz too), a folder CLASS/NAME.txt, or a
+    folder that holds all splits under the names train, valid (dev, val) and test."""
+
+    valid: str | None = None
+    """Sequences that choose the best checkpoint; null cuts them off the training rows."""
+
+    test: str | None = None
+    """Sequences measured once, at the end; null measures none."""
+
+    model: str | None = None
+    """Model to start from: a model folder, a run folder, a Hub name, or default."""
+
+    from_scratch: bool = False
+    """Take the shape of the model and fresh weights."""
+
+    family: str | None = None
+    """Family of a new model with fresh weights: hyenadna, gpt, mamba, caduceus, cnn, deepsea,
+    dnabert or bigbird."""
+
+    preset: str | None = None
+    """Shape of a new model with fresh weights: that of a published checkpoint (``megabase info
+    --presets`` lists them)."""
+
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model's configuration, by name; they win over the preset, and over the settings
+    of a model that is loaded."""
+
+    tokenizer: str | None = None
+    """null: the tokenizer of the model or family. char, 2mer to 8mer (k-mers side by side),
+    bpe:4096 (byte pairs learnt from the training sequences), or a folder that holds one."""
+
+    table: TableConfig = field(default_factory=TableConfig)
+    """How to read the files."""
+
+    head: HeadConfig = field(default_factory=HeadConfig)
+    """Head, strands and loss."""
+
+    stages: tuple[Stage, ...] = ()
+    """Sequence-length warm-up, in tokens: sequences lose their end in the shorter stages. Empty:
+    one stage at the length of the longest sequence, for epochs or steps."""
+
+    epochs: float = 10
+    """Passes over the training rows, unless steps, tokens or stages say otherwise."""
+
+    micro_batch: int | None = None
+    """Sequences that one device takes through the model at a time (null: all of its share)."""
+
+    monitor: str | None = None
+    """What chooses the best checkpoint on validation: loss, or a metric; null takes accuracy,
+    AUROC (several labels) or Pearson correlation (numbers)."""
+
+    metrics: list[str] = field(default_factory=list)
+    """Metrics to report, by name; empty takes those usual for the kind of labels."""
+
+    eval_every: int | None = None
+    """Steps between validations; null validates after every epoch."""
+
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; null writes the best one and the last."""
+
+    keep: int = 1
+    """Checkpoints kept besides the best one."""
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        if not self.train:
+            problems.append("train is empty; name a file of labelled sequences")
+        starts = [
+            name
+            for name, value in (
+                ("model", self.model),
+                ("family", self.family),
+                ("preset", self.preset),
+            )
+            if value is not None
+        ]
+        if not starts:
+            problems.append(
+                "there is no model: name one to start from (a folder, a run, a Hub name, default), "
+                "or give family or preset for fresh weights"
+            )
+        elif len(starts) > 1:
+            problems.append(f"{' and '.join(starts)} are given; choose one")
+        if self.from_scratch and self.model is None:
+            problems.append(
+                "from_scratch takes the shape of a model; with family or preset the weights are "
+                "fresh anyway"
+            )
+        if not self.epochs > 0:
+            problems.append(f"epochs is {self.epochs}; it must be above 0")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            problems.append(f"micro_batch is {self.micro_batch}; it must be at least 1")
+        given = tuple(self.stages)
+        if not given:
+            # The loop's own checks need a duration; the length is known once the files are read.
+            open_ended = self.steps is not None or self.tokens is not None
+            stage = Stage(length=1, epochs=None if open_ended else self.epochs)
+            object.__setattr__(self, "stages", (stage,))
+        raise_problems(problems)
+        super().__post_init__()
+        if not given:
+            object.__setattr__(self, "stages", ())
+
+
+def to_yaml(config: FinetuneConfig) -> str:
+    """Write a configuration as YAML that re-creates the run from its beginning.
+
+    What belongs to one call and not to the run (resume, overwrite, force) is left out; paths become
+    absolute.
+    """
+    import yaml
+
+    values = plain_values(asdict(config))
+    for name in ("resume", "overwrite", "force"):
+        values.pop(name, None)
+    for name in ("train", "valid", "test", "model"):
+        if values[name] is not None and Path(values[name]).exists():
+            values[name] = str(Path(values[name]).absolute())
+    if not values["stages"]:
+        values.pop("stages")
+    return yaml.safe_dump(values, sort_keys=False)

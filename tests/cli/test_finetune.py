@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megabase.cli.main import main
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    rows = [f"{''.join(rng.choice(list('ACGT'), size=16))},{i % 2}" for i in range(20)]
+    path = tmp_path / "x.csv"
+    path.write_text("seq,label\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def small(table: Path, *more: str) -> list[str]:
+    shape = '{"d_model": 8, "n_layer": 1, "filter_order": 4}'
+    return [
+        "finetune", "--train", str(table), "--test", str(table), "--family", "hyenadna",
+        "--overrides", shape, "--steps", "2", "--global_batch", "4",
+        "--devices.accelerator", "cpu", "--output", str(table.parent / "run"), *more,
+    ]  # fmt: skip
+
+
+def test_one_command(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(small(table)) == 0
+    shown = capsys.readouterr()
+    assert "test accuracy" in " ".join(shown.out.split())
+    assert "chooses the best" in shown.err
+    run = table.parent / "run"
+    result = json.loads((run / "result.json").read_text())
+    assert result["steps"] == 2
+    # The saved recipe re-creates the run, and the run is a model to start from.
+    recipe = str(run / "config.yaml")
+    assert main(["finetune", "--config", recipe, "--output", str(table.parent / "2")]) == 0
+    again = json.loads((table.parent / "2" / "result.json").read_text())
+    assert again["test"] == result["test"]
+    command = ["finetune", str(run), "--train", str(table), "--steps", "1"]
+    assert main([*command, "--output", str(table.parent / "3")]) == 0
+
+
+def test_seeds(table: Path) -> None:
+    assert main(small(table, "--seeds", "[1, 2]")) == 0
+    summary = json.loads((table.parent / "run" / "result.json").read_text())
+    assert summary["seeds"] == [1, 2]
+    assert (table.parent / "run" / "seed-2" / "result.json").exists()
+
+
+def test_dry_run_writes_nothing(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(small(table, "--dry-run")) == 0
+    assert "2 steps of 4 sequences" in capsys.readouterr().err
+    assert not (table.parent / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--table.label", "class"], "has no column 'class'"),
+        (["--valid", "/nowhere.csv"], "there is no file /nowhere.csv"),
+        (["--epoch", "3"], "did you mean 'epochs'"),
+        (["--head.poling", "max"], "did you mean 'head.pooling'"),
+    ],
+)
+def test_bad_input_is_one_line(
+    table: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(small(table, *more)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; from megabase.cli.main import main\n"
+        "try: main(['finetune', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'polars'} & set(sys.modules), 'slow'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--head.reverse_complement" in done.stdout
