@@ -1,1 +1,60 @@
-"""Model families, their tokenizer, and the reader of published checkpoints."""
+"""Model families, their tokenizer, and the reader of published checkpoints.
+
+Importing this package registers every family with the ``Auto`` classes of transformers::
+
+    import megabase.models
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)  # our class, no code from the folder
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from megabase.models.families import register
+
+if TYPE_CHECKING:
+    from megabase.models.auto import load_config, load_model, load_tokenizer, resolve_model
+    from megabase.models.checkpoints import CheckpointError, LoadReport, read_weights
+    from megabase.models.presets import PRESETS, Preset, find_preset
+    from megabase.models.tokenization import DNATokenizer
+
+_HOME = {
+    "CheckpointError": "checkpoints",
+    "DNATokenizer": "tokenization",
+    "LoadReport": "checkpoints",
+    "PRESETS": "presets",
+    "Preset": "presets",
+    "find_preset": "presets",
+    "load_config": "auto",
+    "load_model": "auto",
+    "load_tokenizer": "auto",
+    "read_weights": "checkpoints",
+    "resolve_model": "auto",
+}
+
+__all__ = [
+    "PRESETS",
+    "CheckpointError",
+    "DNATokenizer",
+    "LoadReport",
+    "Preset",
+    "find_preset",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "read_weights",
+    "register",
+    "resolve_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+register()

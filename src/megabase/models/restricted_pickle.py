@@ -10,11 +10,12 @@ stream that begins with a magic number.
 from __future__ import annotations
 
 import io
+import mmap
 import pickletools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -48,7 +49,7 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
-def _interpret(stream: BinaryIO, persistent: Callable[[Any], Any], where: str) -> Any:
+def _interpret(stream: Any, persistent: Callable[[Any], Any], where: str) -> Any:
     """Follow one pickle to its STOP and give the object it describes."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
@@ -206,7 +207,8 @@ def _read_stream(path: Path) -> Any:
     def refuse(identity: Any) -> Any:
         raise CheckpointError(f"{path}: unexpected {identity!r} before the weights")
 
-    with path.open("rb") as stream:
+    # Mapped, because reading from a map never reserves more than the file has left.
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
         head = _interpret(stream, refuse, str(path))
         if head != _LEGACY_MAGIC:
             return head
@@ -218,14 +220,28 @@ def _read_stream(path: Path) -> Any:
         result = _interpret(stream, persistent, str(path))
         for key in _interpret(stream, refuse, str(path)):
             _count = stream.read(8)  # number of elements, known from the pickle already
-            if stream.readinto(storages[key]) != len(storages[key]):
+            stored = stream.read(len(storages[key]))
+            if len(stored) != len(storages[key]):
                 raise CheckpointError(f"{path}: storage {key} is cut short")
+            storages[key][:] = stored
     return result
 
 
 # What zipfile, pickletools and the builders raise on bytes that are not what they claim to be.
-_DAMAGE = (ValueError, TypeError, LookupError, AttributeError, StopIteration, EOFError,
-           RuntimeError, ArithmeticError, OSError, zipfile.BadZipFile)  # fmt: skip
+_DAMAGE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    StopIteration,
+    EOFError,
+    RuntimeError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    OSError,
+    zipfile.BadZipFile,
+)
 
 
 def read_pickle(path: str | Path) -> Any:

@@ -160,6 +160,18 @@ class HyenaDNAConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self._check()
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read settings from a ``config.json``.
+
+        A classifier written by the published port says nothing about its head, which reads the
+        last token and has no bias; our own files always say.
+        """
+        heads = config_dict.get("architectures") or []
+        if "pooling" not in config_dict and any("SequenceClassification" in str(h) for h in heads):
+            config_dict = {**config_dict, "pooling": "hf", "head_bias": False}
+        return super().from_dict(config_dict, **kwargs)
+
     def _check(self) -> None:
         problems = Problems("HyenaDNA configuration", self)
         problems.whole(

@@ -1,0 +1,355 @@
+"""From a name to a model: folders, training runs, Hub repositories and the packaged default.
+
+:func:`load_model` is strict where transformers is lenient: a missing tensor is an error that names
+it, never a freshly drawn number.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from megabase.errors import MegabaseError
+from megabase.models.checkpoints import CheckpointError, LoadReport
+from megabase.models.families import FAMILIES, KINDS, Family, family_of
+from megabase.models.presets import PRESETS
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "ModelKindError",
+    "ModelNotFoundError",
+    "find_checkpoint",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "resolve_model",
+]
+
+DEFAULT_MODEL = Path(__file__).parent / "default"
+"""Folder of the model inside the package."""
+
+_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+_HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")
+_CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.ckpt", "*.bin")
+_CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+
+
+class ModelNotFoundError(MegabaseError):
+    """A name is no model folder, no training run and no Hub repository."""
+
+
+class ModelKindError(MegabaseError):
+    """A model is not of the family, or has not the head, that is asked for."""
+
+
+def resolve_model(spec: str | Path | None = None) -> Path:
+    """Find the folder of a model.
+
+    Parameters
+    ----------
+    spec
+        None for the model inside the package; a model folder; a run folder (its best checkpoint,
+        else its last); a preset's name; or a Hub repository (``owner/name``), which is fetched
+        unless it is in the local cache.
+
+    Returns
+    -------
+    pathlib.Path
+        A folder with a ``config.json``.
+
+    Raises
+    ------
+    ModelNotFoundError
+        When there is no such model; the message says what was found instead.
+    """
+    if spec is None:
+        if not (DEFAULT_MODEL / "config.json").is_file():
+            raise ModelNotFoundError(
+                "this installation has no packaged default model; name a model folder, "
+                "a run folder or a Hub repository"
+            )
+        return DEFAULT_MODEL
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _folder(path)
+    if path.is_file():
+        hint = ""
+        if path.suffix in _CHECKPOINT_SUFFIXES:
+            hint = f"; make one of it with: megabase convert {path} FOLDER"
+        raise ModelNotFoundError(f"{path}: is a file; expected a model folder{hint}")
+    name = str(spec)
+    preset = PRESETS.get(name)
+    if preset is not None and preset.hub:
+        return _folder(_fetch(preset.hub))
+    if isinstance(spec, str) and _HUB_NAME.match(name) and not Path(name.split("/")[0]).is_dir():
+        return _folder(_fetch(name))
+    raise ModelNotFoundError(
+        f"{name}: there is no such folder, and it is no preset (megabase info --presets) "
+        "and no Hub repository (owner/name)"
+    )
+
+
+def _folder(path: Path) -> Path:
+    if (path / "config.json").is_file():
+        return path
+    for link in ("best", "last"):
+        if (path / link / "config.json").is_file():
+            return (path / link).resolve()
+    if (path / "checkpoints").is_dir():
+        raise ModelNotFoundError(
+            f"{path}: is a training run without a finished checkpoint; "
+            "continue it with: megabase pretrain --resume"
+        )
+    weights = sorted(file.name for file in path.iterdir() if file.suffix in _CHECKPOINT_SUFFIXES)
+    hint = f"; make one of {weights[0]} with: megabase convert {path} FOLDER" if weights else ""
+    raise ModelNotFoundError(f"{path}: has no config.json, so it is no model folder{hint}")
+
+
+def _fetch(repository: str, patterns: Sequence[str] = _HUB_FILES) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelNotFoundError(
+            f"{repository}: is no local folder, and cannot be fetched from the Hub ({reason})"
+        ) from error
+    return folder
+
+
+def find_checkpoint(spec: str | Path) -> Path:
+    """Find a checkpoint to convert: a file or folder as it is, else a Hub repository.
+
+    Parameters
+    ----------
+    spec
+        A path, a preset's name (its original checkpoint) or ``owner/name``.
+
+    Returns
+    -------
+    pathlib.Path
+        An existing file or folder.
+
+    Raises
+    ------
+    ModelNotFoundError
+        When there is none.
+    """
+    path = Path(spec).expanduser()
+    if path.exists():
+        return path
+    preset = PRESETS.get(str(spec))
+    name = preset.checkpoint if preset is not None else str(spec)
+    if name and _HUB_NAME.match(name) and not Path(name.split("/")[0]).is_dir():
+        return _fetch(name, _CHECKPOINT_FILES)
+    raise ModelNotFoundError(f"{spec}: there is no such file, folder, preset or Hub repository")
+
+
+def load_config(spec: str | Path | None = None) -> PreTrainedConfig:
+    """Read the configuration of a model.
+
+    Parameters
+    ----------
+    spec
+        As for :func:`resolve_model`.
+
+    Returns
+    -------
+    PreTrainedConfig
+        Of one of our families.
+
+    Raises
+    ------
+    ModelNotFoundError
+        When there is no such model.
+    ModelKindError
+        When it is of a family that megabase does not have, or its configuration is damaged.
+    """
+    return _config(resolve_model(spec))[1]
+
+
+def _config(path: Path) -> tuple[Family, PreTrainedConfig]:
+    file = path / "config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        model_type = content.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelKindError(f"{file}: is no model configuration ({error})") from error
+    family = family_of(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        known = (f.config_class().model_type for f in FAMILIES if f.available and f.classes())
+        hint = ""
+        if model_type is None and "d_model" in content:
+            hint = "; a published checkpoint becomes a model folder with: megabase convert"
+        raise ModelKindError(
+            f"{file}: model_type is {model_type!r}; expected one of {', '.join(known)}{hint}"
+        )
+    config = family.config_class().from_dict(content)
+    config.name_or_path = str(path)
+    return family, config
+
+
+def _class_for(
+    family: Family, config: PreTrainedConfig, kind: str | None, path: Path
+) -> tuple[str, type[PreTrainedModel]]:
+    classes = family.classes()
+    if kind is None:
+        names = config.architectures or []
+        by_name = {model_class.__name__: kind for kind, model_class in classes.items()}
+        kind = next((by_name[name] for name in names if name in by_name), next(iter(classes)))
+    if kind not in KINDS:
+        raise ModelKindError(f"kind is one of {', '.join(KINDS)}, not {kind!r}")
+    if kind not in classes:
+        raise ModelKindError(
+            f"{path}: is a {config.model_type} model, which cannot be loaded as {kind}; "
+            f"it has {', '.join(classes)}"
+        )
+    return kind, classes[kind]
+
+
+def load_model(
+    spec: str | Path | None = None,
+    kind: str | None = None,
+    *,
+    new_head: bool = False,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    **overrides: Any,
+) -> PreTrainedModel:
+    """Load a model with its weights.
+
+    Parameters
+    ----------
+    spec
+        As for :func:`resolve_model`.
+    kind
+        One of :data:`~megabase.models.families.KINDS`; by default what the folder was saved as.
+    new_head
+        Allow a head that the folder has no weights for: it is drawn anew, for training. Weights of
+        the old head are left out.
+    device
+        Where the model goes; the CPU by default.
+    dtype
+        Type of the weights; float32 by default.
+    **overrides
+        Fields of the configuration that are changed, such as ``num_labels``.
+
+    Returns
+    -------
+    PreTrainedModel
+        In evaluation mode.
+
+    Raises
+    ------
+    ModelNotFoundError
+        When there is no such model.
+    ModelKindError
+        When it is of another family, or has no such head.
+    CheckpointError
+        Naming every missing, unexpected and mis-shaped tensor.
+    """
+    path = resolve_model(spec)
+    family, config = _config(path)
+    kind, model_class = _class_for(family, config, kind, path)
+    for name, value in overrides.items():
+        setattr(config, name, value)
+    with _quiet():
+        try:
+            loaded: Any = model_class.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype or torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                local_files_only=True,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            if isinstance(error, MegabaseError):
+                raise
+            raise CheckpointError(f"{path}: cannot be loaded ({error})") from error
+    model: PreTrainedModel
+    model, info = loaded
+    _check(model, kind, info, path, new_head)
+    torch.nn.Module.to(model, torch.device(device or "cpu"))
+    return model.eval()
+
+
+def _check(model: PreTrainedModel, kind: str, info: Any, path: Path, new_head: bool) -> None:
+    prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
+
+    def is_head(name: str) -> bool:
+        return kind != "base" and not name.startswith(prefix) if prefix else False
+
+    missing = sorted(info["missing_keys"])
+    unexpected = sorted(info["unexpected_keys"])
+    mismatched = sorted(tuple(row) for row in info["mismatched_keys"])
+    body = LoadReport(
+        missing=tuple(name for name in missing if not is_head(name)),
+        # What lies outside the base model is another head, which this kind does not use.
+        unexpected=tuple(name for name in unexpected if prefix and name.startswith(prefix)),
+        mismatched=tuple(
+            (name, tuple(want), tuple(found))
+            for name, found, want in mismatched
+            if not (new_head and is_head(name))
+        ),
+    )
+    body.demand(path, type(model).__name__)
+    head = [name for name in missing if is_head(name)]
+    if head and not new_head:
+        others = [name for name in unexpected if not name.startswith(prefix)]
+        raise ModelKindError(
+            f"{path}: has no {kind} head (missing: {', '.join(head)}"
+            + (f"; it has {', '.join(others)}" if others else "")
+            + "); load it as another kind, or give it a new head to train (new_head=True)"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the progress bar and the load report of transformers; ours replaces them."""
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_tokenizer(spec: str | Path | None = None) -> Any:
+    """Load the tokenizer of a model; the family's own when the folder has none.
+
+    Parameters
+    ----------
+    spec
+        As for :func:`resolve_model`.
+
+    Returns
+    -------
+    PreTrainedTokenizer
+        One of ours.
+
+    Raises
+    ------
+    ModelNotFoundError
+        When there is no such model.
+    ModelKindError
+        When it is of a family that megabase does not have.
+    """
+    path = resolve_model(spec)
+    _, config = _config(path)
+    limit = getattr(config, "max_length", None)
+    extra = {} if (path / "tokenizer_config.json").is_file() else {"model_max_length": limit}
+    return AutoTokenizer.from_pretrained(path, config=config, local_files_only=True, **extra)

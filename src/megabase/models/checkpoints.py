@@ -1,0 +1,281 @@
+"""Weights from files of every published form, and strict reports of how they fit a model.
+
+Read are safetensors, Lightning checkpoints (``.ckpt``), ``torch.save`` files (``.pt``, ``.bin``)
+and folders that hold one of them. Pickles go through
+:mod:`megabase.models.restricted_pickle`, which runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megabase.models.restricted_pickle import (
+    CheckpointError,
+    Global,
+    Inert,
+    UnsafeCheckpointError,
+    read_pickle,
+)
+
+__all__ = [
+    "CheckpointError",
+    "LoadReport",
+    "UnsafeCheckpointError",
+    "Weights",
+    "compare_shapes",
+    "plain",
+    "read_pickle",
+    "read_weights",
+]
+
+_SAFETENSORS, _SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
+_FOLDER_FILES = (_SAFETENSORS, _SAFETENSORS_INDEX, "pytorch_model.bin",
+                 "pytorch_model.bin.index.json", "weights.ckpt")  # fmt: skip
+_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors of a checkpoint, and what the files say beside them."""
+
+    path: Path
+    """File or folder that was read."""
+    tensors: dict[str, Tensor]
+    """By the names in the file."""
+    config: dict[str, Any] | None = None
+    """``config.json`` beside the weights."""
+    hyper_parameters: dict[str, Any] = field(default_factory=dict)
+    """What a Lightning checkpoint says about its run; empty otherwise."""
+    files: tuple[Path, ...] = ()
+    """Files the tensors come from."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """How the tensors of a checkpoint fit a model; empty where they fit exactly."""
+
+    missing: tuple[str, ...] = ()
+    """Names of the model that the checkpoint does not have."""
+    unexpected: tuple[str, ...] = ()
+    """Names of the checkpoint that the model does not have."""
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+    """Names with the shape of the model and the shape of the checkpoint."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether every name and shape agrees."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.missing:
+            parts.append(f"missing: {', '.join(self.missing)}")
+        if self.unexpected:
+            parts.append(f"unexpected: {', '.join(self.unexpected)}")
+        if self.mismatched:
+            rows = (f"{name} is {found}, the model has {want}"
+                    for name, want, found in self.mismatched)  # fmt: skip
+            parts.append(f"of another shape: {', '.join(rows)}")
+        return "; ".join(parts) or "fits"
+
+    def demand(self, source: object, model: str) -> None:
+        """Raise an error with the whole report unless everything fits.
+
+        Parameters
+        ----------
+        source
+            Where the weights come from, for the message.
+        model
+            What they should fit, for the message.
+
+        Raises
+        ------
+        CheckpointError
+            Naming every missing, unexpected and mis-shaped tensor.
+        """
+        if not self.fits:
+            raise CheckpointError(f"{source}: the weights do not fit {model}; {self}")
+
+
+def compare_shapes(model: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> LoadReport:
+    """Compare the names and shapes of two sets of tensors.
+
+    Parameters
+    ----------
+    model
+        What the model has (its state dict; may be on the meta device).
+    found
+        What the checkpoint has.
+
+    Returns
+    -------
+    LoadReport
+        Every difference.
+    """
+    return LoadReport(
+        missing=tuple(name for name in model if name not in found),
+        unexpected=tuple(name for name in found if name not in model),
+        mismatched=tuple(
+            (name, tuple(tensor.shape), tuple(found[name].shape))
+            for name, tensor in model.items()
+            if name in found and found[name].shape != tensor.shape
+        ),
+    )
+
+
+def plain(value: Any) -> Any:
+    """Turn omegaconf records of a checkpoint into plain dictionaries, lists and values.
+
+    Parameters
+    ----------
+    value
+        Part of what :func:`read_pickle` gave. Other records become their class name as text.
+
+    Returns
+    -------
+    Any
+        JSON-like data. Interpolations such as ``${optimizer.lr}`` stay text.
+    """
+    if isinstance(value, Inert) and value.origin.module.startswith("omegaconf"):
+        state = value.state if isinstance(value.state, dict) else {}
+        return plain(state.get("_content", state.get("_val")))
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str) else str(key): plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if isinstance(value, Inert):
+        return str(value.origin)
+    return str(value) if isinstance(value, (Global, torch.dtype)) else value
+
+
+def read_weights(path: str | Path, config: str | Path | None = None) -> Weights:
+    """Read the tensors of a checkpoint.
+
+    Parameters
+    ----------
+    path
+        A ``.safetensors``, ``.ckpt``, ``.pt``, ``.pth`` or ``.bin`` file, or a folder with one.
+    config
+        A ``config.json``; by default the one beside the weights, if there is one.
+
+    Returns
+    -------
+    Weights
+        Tensors on the CPU under the names of the file.
+
+    Raises
+    ------
+    UnsafeCheckpointError
+        When a pickle names anything but data.
+    CheckpointError
+        When there is no such file, or it is damaged or holds no weights.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such file or folder")
+    files = _files_of(path)
+    tensors: dict[str, Tensor] = {}
+    hyper_parameters: dict[str, Any] = {}
+    for file in files:
+        if file.suffix == ".safetensors":
+            found = _read_safetensors(file)
+        else:
+            found, hyper_parameters = _read_state(file)
+        tensors.update(found)
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensors")
+    return Weights(path, tensors, _read_config(files[0], config), hyper_parameters, tuple(files))
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_file():
+        return _shards(path) if path.name.endswith(".index.json") else [path]
+    for name in _FOLDER_FILES:
+        if (path / name).is_file():
+            return _files_of(path / name)
+    candidates = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+    if len(candidates) != 1:
+        found = f"found {', '.join(file.name for file in candidates)}" if candidates else "none"
+        raise CheckpointError(
+            f"{path}: expected weights ({', '.join(_FOLDER_FILES)}, or one file of type "
+            f"{', '.join(_SUFFIXES)}), {found}; name the file itself"
+        )
+    return candidates
+
+
+def _shards(index: Path) -> list[Path]:
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{index}: has no weight_map")
+    files = [index.parent / str(name) for name in sorted(set(names.values()))]
+    for file in files:
+        if file.resolve().parent != index.parent.resolve() or not file.is_file():
+            raise CheckpointError(f"{index}: names {file.name}, which is not beside it")
+    return files
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    return data
+
+
+def _read_config(weights: Path, config: str | Path | None) -> dict[str, Any] | None:
+    if config is not None:
+        file = Path(config)
+        return _read_json(file / "config.json" if file.is_dir() else file)
+    beside = weights.parent / "config.json"
+    return _read_json(beside) if beside.is_file() else None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from error
+
+
+def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a pickle and find the state dict in it: (tensors, hyper-parameters)."""
+    content = read_pickle(path)
+    state = content
+    for key in _STATE_KEYS:
+        if isinstance(content, dict) and _is_state(content.get(key)):
+            state = content[key]
+            break
+    if not _is_state(state):
+        raise CheckpointError(
+            f"{path}: holds no state dict; expected names with tensors, or such a table under "
+            f"{', '.join(_STATE_KEYS)}, found {_describe(content)}"
+        )
+    hyper = plain(content.get("hyper_parameters") or {}) if state is not content else {}
+    return (
+        {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)},
+        hyper if isinstance(hyper, dict) else {},
+    )
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())
+
+
+def _describe(value: Any, limit: int = 6) -> str:
+    if not isinstance(value, dict):
+        return type(value).__name__
+    keys: Iterable[str] = [str(key) for key in list(value)[:limit]]
+    return f"the keys {', '.join(keys)}{', ...' if len(value) > limit else ''}"

@@ -1,0 +1,308 @@
+"""Published HyenaDNA checkpoints into models.
+
+Shapes come from the weights; what weights cannot tell (dropout, window shift, labels) comes from
+the ``config.json`` beside them, from the run settings inside a Lightning checkpoint, or from the
+published defaults. Everything that was decided is said in the notes of the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from megabase.models.checkpoints import CheckpointError, Weights, compare_shapes
+from megabase.models.hyenadna.configuration import HyenaDNAConfig
+from megabase.models.hyenadna.modeling import (
+    HyenaDNAForCausalLM,
+    HyenaDNAForSequenceClassification,
+    HyenaDNAForTokenClassification,
+    HyenaDNAModel,
+)
+from megabase.models.hyenadna.naming import recognises, to_ours
+
+__all__ = ["Converted", "convert", "infer_settings", "recognises"]
+
+_EMBEDDING = "hyena.backbone.embeddings.word_embeddings.weight"
+_POSITIONS = "hyena.backbone.embeddings.position_embeddings.weight"
+_LAYER = re.compile(r"^hyena\.backbone\.layers\.(\d+)\.(.*)$")
+_TABLE = re.compile(r"\.filter_fn\.(pos_emb\.[zt]|modulation\.deltas)$")
+_LABEL_KEYS = ("id2label", "label2id", "num_labels", "problem_type")
+_VOCABULARY, _ROWS = 12, 16
+
+# Names of the original config.json and of the training repository's settings -> ours.
+_MODEL_KEYS = {name: name for name in (
+    "d_model", "n_layer", "d_inner", "vocab_size", "pad_vocab_size_multiple", "resid_dropout",
+    "embed_dropout", "residual_in_fp32", "layer_norm_epsilon", "max_position_embeddings",
+)} | {"attn_layer_idx": "attention_layers"}  # fmt: skip
+_LAYER_KEYS = {name: name for name in (
+    "emb_dim", "filter_order", "num_inner_mlps", "short_filter_order", "modulate",
+    "fast_decay_pct", "slow_decay_pct", "lr_pos_emb",
+)} | {
+    "l_max": "max_seq_len", "order": "hyena_order", "w": "activation_freq",
+    "normalized": "normalized_filter", "bias": "use_bias", "shift": "window_shift",
+    "target": "decay_target", "dropout": "hyena_dropout", "activation": "output_activation",
+    "filter_dropout": "hyena_filter_dropout", "bidirectional": "bidirectional",
+}  # fmt: skip
+_ATTENTION_KEYS = {"num_heads": "attention_heads", "dropout": "attention_dropout"}
+
+
+class Converted(NamedTuple):
+    """A model made of published weights."""
+
+    model: PreTrainedModel
+    """In evaluation mode, float32."""
+    notes: tuple[str, ...]
+    """What was decided that the files do not say, or say differently."""
+    dropped: tuple[str, ...]
+    """Names of the file that are no part of the model."""
+
+
+def _known(table: Mapping[str, str], values: Any) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        return {}
+    unset = (None, "")
+    return {
+        ours: values[theirs]
+        for theirs, ours in table.items()
+        if values.get(theirs) not in unset and "${" not in str(values[theirs])
+    }
+
+
+def _from_original(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate the settings of the training repository (``config.json`` beside weights.ckpt)."""
+    settings = _known(_MODEL_KEYS, config)
+    settings.update(_known(_LAYER_KEYS, config.get("layer")))
+    settings.update(_known(_ATTENTION_KEYS, config.get("attn_cfg")))
+    if "bidirectional" in settings:
+        settings["bidirectional"] = "published" if settings["bidirectional"] is True else "none"
+    return settings
+
+
+def _from_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {field.name for field in dataclasses.fields(HyenaDNAConfig)} | set(_LABEL_KEYS)
+    settings = {name: value for name, value in config.items() if name in fields}
+    settings.pop("tie_word_embeddings", None)  # the weights tell
+    if "pooling" not in config:  # written by the published port, not by us
+        settings["pooling"] = "hf"
+        settings.setdefault("window_shift", 0.05)
+    return settings
+
+
+def _published_settings(weights: Weights) -> dict[str, Any]:
+    settings = _from_original(weights.hyper_parameters.get("model") or {})
+    config = weights.config or {}
+    model_type = config.get("model_type")
+    if model_type == HyenaDNAConfig.model_type:
+        settings.update(_from_transformers(config))
+    elif isinstance(model_type, str):
+        raise CheckpointError(
+            f"{weights.path}: the weights are of a HyenaDNA model, "
+            f"but the configuration says {model_type!r}"
+        )
+    else:
+        settings.update(_from_original(config))
+    return settings
+
+
+def _shapes(tensors: Mapping[str, Tensor], path: object) -> dict[str, Any]:
+    """Read from the weights every setting that they decide."""
+    layers: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if match := _LAYER.match(name):
+            layers.setdefault(int(match.group(1)), {})[match.group(2)] = tensor
+    hyena = {i: part for i, part in layers.items() if "mixer.filter_fn.bias" in part}
+    if not hyena or _EMBEDDING not in tensors:
+        raise CheckpointError(
+            f"{path}: expected a HyenaDNA model ({_EMBEDDING}, layers with mixer.filter_fn.bias), "
+            f"found {', '.join(list(tensors)[:4])}, ..."
+        )
+    rows, width = tensors[_EMBEDDING].shape
+    padded = rows == _ROWS
+    part = next(iter(hyena.values()))
+
+    def size(name: str, dimension: int) -> int:
+        if name not in part or part[name].dim() <= dimension:
+            raise CheckpointError(f"{path}: the layers have no usable {name}")
+        return part[name].shape[dimension]
+
+    network = [name for name in part if re.fullmatch(
+        r"mixer\.filter_fn\.implicit_filter\.\d+\.weight", name)]  # fmt: skip
+    settings: dict[str, Any] = {
+        "vocab_size": _VOCABULARY if padded else rows,
+        "pad_vocab_size_multiple": 8 if padded else 1,
+        "d_model": width,
+        "n_layer": max(layers) + 1,
+        "d_inner": size("mlp.fc1.weight", 0),
+        "hyena_order": size("mixer.in_proj.weight", 0) // width - 1,
+        "short_filter_order": size("mixer.short_filter.weight", 2),
+        "emb_dim": size("mixer.filter_fn.implicit_filter.0.weight", 1),
+        "filter_order": size("mixer.filter_fn.implicit_filter.0.weight", 0),
+        "num_inner_mlps": len(network) - 2,
+        "attention_layers": sorted(set(layers) - set(hyena)),
+    }
+    if _POSITIONS in tensors:
+        settings["max_position_embeddings"] = tensors[_POSITIONS].shape[0]
+    if "mixer.filter_fn.pos_emb.z" in part:
+        settings["max_seq_len"] = size("mixer.filter_fn.pos_emb.z", 1)
+    settings.update(_decay(part.get("mixer.filter_fn.modulation.deltas")))
+    return settings
+
+
+def _decay(deltas: Tensor | None) -> dict[str, float]:
+    """Give the decay rates of a stored window when they are not the published ones."""
+    defaults = HyenaDNAConfig()
+    if deltas is None or deltas.numel() < 2:
+        return {}
+    level = math.log(defaults.decay_target)
+    slow, fast = (level / float(deltas.flatten()[i]) for i in (0, -1))
+    if math.isclose(slow, defaults.slow_decay_pct, rel_tol=1e-4) and math.isclose(
+        fast, defaults.fast_decay_pct, rel_tol=1e-4
+    ):
+        return {}
+    return {"slow_decay_pct": slow, "fast_decay_pct": fast}
+
+
+def infer_settings(
+    weights: Weights, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Infer the configuration of published weights.
+
+    Parameters
+    ----------
+    weights
+        As read, for the settings beside the tensors.
+    tensors
+        The tensors under our names.
+
+    Returns
+    -------
+    settings : dict
+        Arguments of :class:`HyenaDNAConfig`.
+    notes : tuple of str
+        Where the files contradict the weights, and what they leave open.
+
+    Raises
+    ------
+    CheckpointError
+        When the weights are of another family, or nothing tells the longest input.
+    """
+    settings = _published_settings(weights)
+    shapes = _shapes(tensors, weights.path)
+    notes = [
+        f"the configuration says {name} {settings[name]!r}, the weights {value!r}; "
+        "the weights are taken"
+        for name, value in shapes.items()
+        if name in settings and settings[name] != value and not isinstance(value, float)
+    ]
+    settings.update(shapes)
+    if "max_seq_len" not in settings:
+        raise CheckpointError(
+            f"{weights.path}: the weights have no positional table, and no configuration says the "
+            "longest input (max_seq_len, or l_max under layer); give one with --config"
+        )
+    if "window_shift" not in settings:
+        settings["window_shift"] = HyenaDNAConfig.window_shift
+        notes.append(
+            f"no file says the window shift; {settings['window_shift']} is taken, as all published "
+            "loaders do (the training code has 0.0)"
+        )
+    if settings["hyena_order"] > 2 and "filter_layout" not in settings:
+        notes.append(
+            "the order is above 2 and no file says the filter layout; that of the training code "
+            "is taken"
+        )
+    head = tensors.get("lm_head.weight")
+    settings["tie_word_embeddings"] = head is None or torch.equal(head, tensors[_EMBEDDING])
+    if "score.weight" in tensors:
+        settings.update(_head_settings(settings, tensors, notes))
+    return settings, tuple(notes)
+
+
+def _head_settings(
+    settings: Mapping[str, Any], tensors: Mapping[str, Tensor], notes: list[str]
+) -> dict[str, Any]:
+    labels = tensors["score.weight"].shape[0]
+    names = settings.get("id2label")
+    head: dict[str, Any] = {"head_bias": "score.bias" in tensors, "num_labels": labels}
+    if isinstance(names, Mapping) and len(names) == labels:
+        head["id2label"] = {int(index): name for index, name in names.items()}
+    elif names is not None:
+        head |= {"id2label": None, "label2id": None}
+    if "pooling" not in settings:
+        head["pooling"] = "mean"
+        notes.append(
+            "no file says how the head pools; the mean over real tokens is taken (the training "
+            "code averages padding too: pooling published_mean)"
+        )
+    return head
+
+
+def _model_class(weights: Weights, tensors: Mapping[str, Tensor]) -> type[PreTrainedModel]:
+    if "score.weight" in tensors:
+        architectures = (weights.config or {}).get("architectures") or []
+        if any("TokenClassification" in str(name) for name in architectures):
+            return HyenaDNAForTokenClassification
+        return HyenaDNAForSequenceClassification
+    return HyenaDNAForCausalLM if "lm_head.weight" in tensors else HyenaDNAModel
+
+
+def _fill_in(
+    model: PreTrainedModel, tensors: dict[str, Tensor], notes: list[str]
+) -> dict[str, Tensor]:
+    """Give the model's whole state: copies of shared tensors, and tables that were not stored."""
+    state = model.state_dict()
+    prefix = "hyena." if any(name.startswith("hyena.") for name in state) else ""
+    found = {name.removeprefix("hyena.") if not prefix else name: t for name, t in tensors.items()}
+    for copy, name in model.get_expanded_tied_weights_keys(all_submodels=True).items():
+        if name in found and copy in state:
+            found.setdefault(copy, found[name])
+    computed = [name for name in state if name not in found and _TABLE.search(name)]
+    for name in computed:
+        found[name] = state[name]
+    if computed:
+        notes.append(f"{len(computed)} tables are not stored and were computed by their formulas")
+    return found
+
+
+def convert(weights: Weights, **overrides: Any) -> Converted:
+    """Build a model from published weights.
+
+    Parameters
+    ----------
+    weights
+        As :func:`~megabase.models.checkpoints.read_weights` gives them.
+    **overrides
+        Fields of :class:`HyenaDNAConfig` that win over what is inferred, such as
+        ``window_shift=0.0`` or ``filter_layout="standalone"``.
+
+    Returns
+    -------
+    Converted
+        A causal language model, a classifier, or the bare model, by the heads the weights have.
+
+    Raises
+    ------
+    CheckpointError
+        Naming every missing, unexpected and mis-shaped tensor.
+    """
+    tensors, dropped = to_ours(weights.tensors)
+    settings, inferred = infer_settings(weights, tensors)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    notes = [note for note in inferred if not ("window shift" in note and "window_shift" in given)]
+    config = HyenaDNAConfig(**{**settings, **given})
+    model = _model_class(weights, tensors)(config)
+    state = _fill_in(model, tensors, notes)
+    expected = model.state_dict()
+    compare_shapes(expected, state).demand(weights.path, type(model).__name__)
+    # Filters and tables need float32; a checkpoint in half precision is widened.
+    model.load_state_dict(
+        {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}, strict=True
+    )
+    return Converted(model.eval(), tuple(notes), dropped)

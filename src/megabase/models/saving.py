@@ -1,0 +1,123 @@
+"""Model folders that are either whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from megabase.errors import MegabaseError
+
+__all__ = ["OutputError", "check_output", "save_model_folder"]
+
+
+class OutputError(MegabaseError):
+    """A model folder cannot be written."""
+
+
+def save_model_folder(
+    folder: str | Path,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    records: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a folder that transformers loads.
+
+    Everything is written beside its place and renamed at the end, so a folder of that name is
+    complete.
+
+    Parameters
+    ----------
+    folder
+        Folder to make; its parent must exist.
+    model, tokenizer
+        What to save.
+    records
+        JSON files to put beside them, by name.
+    overwrite
+        Replace an earlier model folder. A folder that holds anything else is never replaced.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    OutputError
+        When the folder exists or cannot be written; nothing is left half written.
+    """
+    folder = Path(folder).expanduser()
+    check_output(folder, overwrite)
+    token = uuid.uuid4().hex[:8]
+    partial = folder.parent / f".{folder.name}.partial-{token}"
+    replaced = folder.parent / f".{folder.name}.replaced-{token}"
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        partial.mkdir()
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        for name, record in (records or {}).items():
+            (partial / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        _open_up(partial)
+        if folder.exists():
+            folder.rename(replaced)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        raise OutputError(f"{folder}: cannot be written ({error})") from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    shutil.rmtree(replaced, ignore_errors=True)
+    return folder
+
+
+def _open_up(folder: Path) -> None:
+    """Give files the mode a plain open would: safetensors makes them private to the user."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~mask)
+
+
+def check_output(folder: Path, overwrite: bool) -> None:
+    """Refuse an output folder that must not be written, before any work is done.
+
+    Parameters
+    ----------
+    folder
+        Folder to make.
+    overwrite
+        Whether an earlier model folder may be replaced.
+
+    Raises
+    ------
+    OutputError
+        Saying what stands in the way.
+    """
+    if not folder.parent.is_dir():
+        raise OutputError(f"{folder.parent}: there is no such folder to write {folder.name} into")
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise OutputError(f"{folder}: exists already; choose another name or pass --overwrite")
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: is a file, not a model folder; it is not replaced")
+    if any(folder.iterdir()) and not (folder / "config.json").is_file():
+        raise OutputError(f"{folder}: holds something else than a model; it is not replaced")

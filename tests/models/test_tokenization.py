@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from megabase.models.tokenization import (
+    CaduceusTokenizer,
+    DNATokenizer,
+    HyenaDNATokenizer,
+    TokenError,
+)
+from megabase.models.vocabulary import COMPLEMENT_TOKEN_IDS, LOGIT_COLUMNS, VOCABULARY
+
+
+def test_letters_have_the_published_ids() -> None:
+    tokenizer = DNATokenizer()
+    assert tokenizer("ACGTN", add_special_tokens=False)["input_ids"] == [7, 8, 9, 10, 11]
+    assert tokenizer.get_vocab() == VOCABULARY
+    assert (tokenizer.vocab_size, len(tokenizer)) == (12, 12)
+
+
+@pytest.mark.parametrize(
+    ("habit", "one", "two"),
+    [
+        ("hyenadna", [7, 8, 1], [7, 8, 1, 9, 1]),
+        ("standalone", [0, 7, 8, 1], [0, 7, 8, 1, 9, 1]),
+        ("none", [7, 8], [7, 8, 9]),
+    ],
+)
+def test_special_token_habits(habit: str, one: list[int], two: list[int]) -> None:
+    tokenizer = DNATokenizer(special_tokens=habit)
+    assert tokenizer("AC")["input_ids"] == one
+    assert tokenizer("AC", "G")["input_ids"] == two
+    assert tokenizer.num_special_tokens_to_add() == len(one) - 2
+    assert tokenizer("AC", add_special_tokens=False)["input_ids"] == [7, 8]
+
+
+def test_lower_case_is_a_base_unless_asked_otherwise() -> None:
+    assert DNATokenizer().encode_array("acgtn").tolist() == [7, 8, 9, 10, 11]
+    published = DNATokenizer(case_sensitive=True)
+    assert published.encode_array("acgtnACGTN").tolist() == [6] * 5 + [7, 8, 9, 10, 11]
+
+
+def test_iupac_letters_become_n_or_unknown() -> None:
+    letters = "RYSWKMBDHVUryswkmbdhvu"
+    assert set(DNATokenizer().encode_array(letters).tolist()) == {11}
+    assert set(DNATokenizer(iupac="unk").encode_array(letters).tolist()) == {6}
+    assert DNATokenizer().encode_array(".-*X \n").tolist() == [6] * 6
+
+
+def test_one_token_for_each_character_whatever_it_is() -> None:
+    assert DNATokenizer().encode_array("AéΩ🧬C").tolist() == [7, 6, 6, 6, 8]
+    assert DNATokenizer().encode_array(b"ACGT").tolist() == [7, 8, 9, 10]
+
+
+def test_special_tokens_in_the_text() -> None:
+    tokenizer = DNATokenizer(special_tokens="none")
+    assert tokenizer("AC[MASK]G")["input_ids"] == [7, 8, 3, 9]
+    assert tokenizer("A[SEP", split_special_tokens=True)["input_ids"][0] == 7
+    split = tokenizer("[MASK]", split_special_tokens=True)["input_ids"]
+    assert len(split) == 6
+    assert 3 not in split
+    tokenizer.add_tokens(["[EXTRA]"])
+    assert tokenizer("A[EXTRA]")["input_ids"] == [7, 12]
+    assert tokenizer.decode([7, 12]) == "A[EXTRA]"
+
+
+def test_decoding_never_raises_for_ids_of_the_model() -> None:
+    tokenizer = DNATokenizer()
+    text = tokenizer.decode(range(LOGIT_COLUMNS))
+    assert text.startswith("[CLS][SEP][BOS][MASK][PAD][RESERVED][UNK]ACGTN[RESERVED_12]")
+    assert text.endswith("[RESERVED_15]")
+    assert tokenizer.decode(range(LOGIT_COLUMNS), skip_special_tokens=True) == "[RESERVED]ACGTN"
+    assert tokenizer.decode(torch.tensor([[7, 8], [9, 15]])) == ["AC", "G[RESERVED_15]"]
+    assert tokenizer.batch_decode([[7], [8, 9]]) == ["A", "CG"]
+    assert tokenizer.decode(10) == "T"
+    assert tokenizer.decode([]) == ""
+    assert tokenizer.convert_ids_to_tokens([7, 14]) == ["A", "[RESERVED_14]"]
+    with pytest.raises(TokenError, match="16"):
+        tokenizer.decode([7, 16])
+
+
+def test_padding_sides_and_masks() -> None:
+    right = DNATokenizer()(["ACG", "A"], padding=True, return_tensors="pt")
+    assert right["input_ids"].tolist() == [[7, 8, 9, 1], [7, 1, 4, 4]]
+    assert right["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    left = DNATokenizer(padding_side="left")(["ACG", "A"], padding="max_length", max_length=5)
+    assert left["input_ids"] == [[4, 7, 8, 9, 1], [4, 4, 4, 7, 1]]
+    wide = DNATokenizer()(["ACG"], padding=True, pad_to_multiple_of=8, return_tensors="np")
+    assert wide["input_ids"].shape == (1, 8)
+    assert DNATokenizer()("AC", padding_side="left", padding="max_length", max_length=4)[
+        "input_ids"
+    ] == [4, 7, 8, 1]
+
+
+def test_truncation() -> None:
+    tokenizer = DNATokenizer(model_max_length=4)
+    assert tokenizer("ACGTACGT", truncation=True)["input_ids"] == [7, 8, 9, 1]
+    pair = tokenizer("ACGT", "GG", truncation=True, max_length=6)["input_ids"]
+    assert pair == [7, 8, 1, 9, 9, 1]
+    left = DNATokenizer(truncation_side="left", special_tokens="none")
+    assert left("ACGT", truncation=True, max_length=2)["input_ids"] == [9, 10]
+
+
+def test_ragged_texts_say_what_to_do() -> None:
+    with pytest.raises(TokenError, match="padding=True"):
+        DNATokenizer()(["A", "AC"], return_tensors="pt")
+
+
+def test_other_inputs_take_the_general_way() -> None:
+    tokenizer = DNATokenizer()
+    assert tokenizer([7, 8])["input_ids"] == [7, 8, 1]
+    assert tokenizer(["AC", "GT"], is_split_into_words=True)["input_ids"] == [7, 8, 9, 10, 1]
+    assert tokenizer.tokenize("acR[MASK]") == ["A", "C", "N", "[MASK]"]
+    long = tokenizer("ACGT", truncation=True, max_length=3, return_overflowing_tokens=True)
+    assert long["overflowing_tokens"] == [9, 10]
+
+
+def test_complement_map_is_an_involution() -> None:
+    tokenizer = DNATokenizer()
+    assert tokenizer.complement_map == {i: COMPLEMENT_TOKEN_IDS[i] for i in range(12)}
+    assert all(COMPLEMENT_TOKEN_IDS[COMPLEMENT_TOKEN_IDS[i]] == i for i in range(16))
+    assert "".join(tokenizer.decode(COMPLEMENT_TOKEN_IDS[7 + i]) for i in range(5)) == "TGCAN"
+
+
+def test_saving_keeps_every_option(tmp_path: Path) -> None:
+    tokenizer = DNATokenizer(
+        special_tokens="standalone", case_sensitive=True, iupac="unk", padding_side="left",
+        model_max_length=99,
+    )  # fmt: skip
+    tokenizer.save_pretrained(tmp_path)
+    again = DNATokenizer.from_pretrained(tmp_path)
+    for name in ("special_tokens", "case_sensitive", "iupac", "padding_side", "model_max_length"):
+        assert getattr(again, name) == getattr(tokenizer, name), name
+    assert again("aRC[MASK]")["input_ids"] == tokenizer("aRC[MASK]")["input_ids"]
+
+
+def published_folder(path: Path, name: str, module: str, **extra: object) -> Path:
+    """Make the tokenizer part of a published folder, whose code must never run."""
+    special = {"0": "[CLS]", "1": "[SEP]", "2": "[BOS]", "3": "[MASK]", "4": "[PAD]", "6": "[UNK]"}
+    entry = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False,
+             "special": True}  # fmt: skip
+    config = {
+        "added_tokens_decoder": {key: {"content": text, **entry} for key, text in special.items()},
+        "auto_map": {"AutoTokenizer": [f"{module}.{name}", None]},
+        "clean_up_tokenization_spaces": True,
+        "model_max_length": 1024,
+        "tokenizer_class": name,
+        **{f"{key}_token": f"[{key.upper()}]" for key in ("bos", "cls", "mask", "pad", "sep")},
+        "eos_token": "[SEP]",
+        "unk_token": "[UNK]",
+        **extra,
+    }
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    (path / f"{module}.py").write_text(
+        f"from pathlib import Path\nPath({str(path / 'ran')!r}).touch()\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "ours", "model_type"),
+    [
+        ("HyenaDNATokenizer", "tokenization_hyena", HyenaDNATokenizer, "hyenadna"),
+        ("CaduceusTokenizer", "tokenization_caduceus", CaduceusTokenizer, "caduceus"),
+    ],
+)
+def test_published_folders_load_without_their_code(
+    tmp_path: Path, name: str, module: str, ours: type, model_type: str
+) -> None:
+    from megabase.models.families import family_of
+
+    extra = {"characters": list("ACGTN"), "complement_map": {"7": 10}, "add_special_tokens": False}
+    published_folder(tmp_path, name, module, **extra)
+    direct = ours.from_pretrained(tmp_path)
+    assert (direct.padding_side, direct.model_max_length) == ("left", 1024)
+    assert direct("ACgt")["input_ids"] == [7, 8, 9, 10, 1]
+    if family_of(model_type) is not None:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        auto = AutoTokenizer.from_pretrained(tmp_path)
+        assert type(auto) is ours
+        assert auto("ACgt")["input_ids"] == [7, 8, 9, 10, 1]
+        auto.save_pretrained(tmp_path / "again")
+        assert type(AutoTokenizer.from_pretrained(tmp_path / "again")) in (ours, DNATokenizer)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_another_character_order_is_refused() -> None:
+    with pytest.raises(TokenError, match="other token ids"):
+        DNATokenizer(characters=list("ACTGN"))
+    with pytest.raises(TokenError, match="special_tokens"):
+        DNATokenizer(special_tokens="bert")
+    with pytest.raises(TokenError, match="iupac"):
+        DNATokenizer(iupac="x")
+
+
+def test_a_megabase_is_encoded_without_a_list() -> None:
+    sequence = np.random.default_rng(0).choice(list(b"ACGTacgtN"), 1_000_000).astype(np.uint8)
+    text = sequence.tobytes().decode()
+    tokenizer = DNATokenizer(model_max_length=2_000_000)
+    start = time.process_time()
+    encoded = tokenizer(text, return_tensors="pt")["input_ids"]
+    array = tokenizer.encode_array(text)
+    # A list of a million one-letter strings alone takes longer than this on any machine at hand.
+    assert time.process_time() - start < 0.5
+    assert encoded.shape == (1, 1_000_001)
+    assert encoded[0, :-1].numpy().tobytes() == array.tobytes()
+    assert tokenizer.decode(array) == text.upper()
