@@ -1,5 +1,7 @@
 """Sphinx configuration."""
 
+from typing import Any
+
 from megabase import __version__
 
 project = "megabase"
@@ -21,6 +23,21 @@ autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False
 napoleon_use_ivar = True  # an attribute in a docstring and in the code is described once
+# Two packages have a CheckpointError; a page may mean either, and names its own in the text.
+suppress_warnings = ["ref.python"]
 html_theme = "furo"
 html_title = "megabase"
 exclude_patterns = ["_build", "_templates"]
+
+
+def _keep_attribute_whole(
+    app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]
+) -> None:
+    """Keep napoleon from reading "auto: one process" as the type and text of an attribute."""
+    if what in ("attribute", "data", "property"):
+        lines.insert(0, "")
+
+
+def setup(app: Any) -> None:
+    """Connect before napoleon, whose priority is 500."""
+    app.connect("autodoc-process-docstring", _keep_attribute_whole, priority=400)
