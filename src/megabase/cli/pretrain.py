@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megabase.cli.config_errors import explain_errors
 from megabase.tasks.pretrain_config import PretrainConfig
@@ -56,9 +56,8 @@ def config_of(args: Namespace) -> PretrainConfig:
     for name in list(vars(values)):
         if name not in names:
             values.pop(name)
-    built = parser.instantiate_classes(values)
-    switches = {name: bool(args[name]) for name in _SWITCHES}
-    return PretrainConfig(**vars(built), **switches)
+    built: dict[str, Any] = vars(parser.instantiate(values))
+    return PretrainConfig(**built, **{name: bool(args[name]) for name in _SWITCHES})
 
 
 def run(args: Namespace) -> int:

@@ -84,15 +84,9 @@ def _family(name: str) -> tuple[type, type]:
 
 
 def _preset(name: str) -> tuple[str, dict[str, Any]]:
-    import difflib
+    from megabase.models.presets import find_preset
 
-    from megabase.models.presets import PRESETS
-
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(PRESETS)}"
-        raise ConfigError(f"model.preset {name!r} is not known{hint}")
-    preset = PRESETS[name]
+    preset = find_preset(name)
     return preset.family, dict(preset.config)
 
 

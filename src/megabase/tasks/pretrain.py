@@ -24,7 +24,7 @@ from megabase.training import memory
 from megabase.training.config import ConfigError
 from megabase.training.devices import build_fabric, planned_world
 from megabase.training.engine import EvalSet, FitResult, fit
-from megabase.training.provenance import environment, write_json
+from megabase.training.provenance import record_environment, write_json
 from megabase.training.run_folder import check_run, start_run
 from megabase.training.schedule import LengthSchedule
 
@@ -111,7 +111,7 @@ def pretrain(
     fabric.barrier()  # every process has checked the folder before the first one fills it
     if fabric.global_rank == 0:
         start_run(config, resolved)
-        write_json(run / "environment.json", environment())
+        record_environment(run / "environment.json", resumed=config.resume)
         write_json(run / "data.json", _describe_data(config.data, plan))
     fabric.barrier()
     return fit(
@@ -286,7 +286,7 @@ def _largest(
             parameters=_parameters(model),
             layers=shape.num_hidden_layers,
             width=shape.hidden_size,
-            columns=model.get_output_embeddings().out_features,
+            columns=getattr(shape, "vocab_rows", shape.vocab_size),
             micro_batch=point.micro_batch,
             length=point.length,
             half=config.precision != "fp32",

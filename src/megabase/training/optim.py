@@ -63,4 +63,4 @@ def scale_gradients(module: nn.Module, factor: torch.Tensor) -> None:
     """Multiply every gradient in place by ``factor``, a tensor without dimensions."""
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     if gradients:
-        torch._foreach_mul_(gradients, factor)
+        torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]

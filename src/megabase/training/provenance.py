@@ -16,7 +16,7 @@ import torch
 
 from megabase import __version__
 
-__all__ = ["environment", "write_json"]
+__all__ = ["environment", "record_environment", "write_json"]
 
 _PACKAGES = ("torch", "lightning-fabric", "transformers", "numpy", "safetensors", "polars", "pysam")
 
@@ -41,6 +41,16 @@ def environment() -> dict[str, Any]:
         "git": _git(Path(__file__).parent),
         "command": sys.argv,
     }
+
+
+def record_environment(path: Path, resumed: bool) -> None:
+    """Write ``environment.json``; a resumed run adds its environment to the list ``resumed``."""
+    if resumed and path.exists():
+        first = json.loads(path.read_text())
+        first.setdefault("resumed", []).append(environment())
+        write_json(path, first)
+    else:
+        write_json(path, environment())
 
 
 def _version(package: str) -> str | None:

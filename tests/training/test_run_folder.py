@@ -1,0 +1,70 @@
+"""The folder of a run is never overwritten by mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megabase.training.config import TrainConfig
+from megabase.training.run_folder import RunFolderError, changed_settings, check_run, start_run
+
+
+def config(path: Path, **fields: bool) -> TrainConfig:
+    return TrainConfig(output=str(path), steps=1, **fields)
+
+
+def test_a_new_folder_is_made(tmp_path: Path) -> None:
+    run = tmp_path / "a" / "b"
+    assert check_run(config(run), "x: 1\n") == []
+    assert not run.exists()
+    start_run(config(run), "x: 1\n")
+    assert (run / "config.yaml").read_text() == "x: 1\n"
+
+
+def test_a_taken_folder_is_refused(tmp_path: Path) -> None:
+    start_run(config(tmp_path), "x: 1\n")
+    with pytest.raises(RunFolderError, match=r"exists and is not empty.*--resume.*--overwrite"):
+        check_run(config(tmp_path), "x: 1\n")
+
+
+def test_overwrite_deletes_a_run_and_nothing_else(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    start_run(config(run), "x: 1\n")
+    (run / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (run / "last").symlink_to("checkpoints/step-00000001")
+    (run / "metrics.jsonl").write_text("old")
+    check_run(config(run, overwrite=True), "x: 2\n")
+    start_run(config(run, overwrite=True), "x: 2\n")
+    assert [path.name for path in run.iterdir()] == ["config.yaml"]
+    (run / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunFolderError, match=r"thesis\.tex"):
+        check_run(config(run, overwrite=True), "x: 2\n")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "metrics.jsonl").write_text("")
+    with pytest.raises(RunFolderError, match=r"no config\.yaml"):
+        check_run(config(other, overwrite=True), "x: 2\n")
+
+
+def test_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="is a file"):
+        check_run(config(tmp_path / "file"), "")
+
+
+def test_resume_needs_a_run_of_the_same_settings(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="no run to resume"):
+        check_run(config(tmp_path, resume=True), "seed: 1\n")
+    start_run(config(tmp_path), "seed: 1\nsteps: 5\nkeep: 2\ndata: {genome: a}\n")
+    same = "seed: 1\nsteps: 9\nkeep: 3\ndata: {genome: a}\n"
+    assert check_run(config(tmp_path, resume=True), same) == ["steps 5 -> 9"]
+    with pytest.raises(RunFolderError, match=r"data\.genome 'a' -> 'b'.*seed 1 -> 2"):
+        check_run(config(tmp_path, resume=True), "seed: 2\nsteps: 5\ndata: {genome: b}\n")
+
+
+def test_changes_name_the_field() -> None:
+    assert changed_settings("a: {b: 1}\n", "a: {b: 2, c: 3}\n") == {
+        "a.b": "a.b 1 -> 2",
+        "a.c": "a.c None -> 3",
+    }
