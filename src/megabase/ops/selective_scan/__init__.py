@@ -1,0 +1,177 @@
+"""The selective scan: a linear recurrence whose step and gates depend on the input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from megabase.errors import MegabaseError
+from megabase.ops import backend
+from megabase.ops.selective_scan.blocked import selective_scan_blocked
+from megabase.ops.selective_scan.reference import selective_scan_reference
+
+__all__ = [
+    "SelectiveScanShapeError",
+    "selective_scan",
+    "selective_scan_blocked",
+    "selective_scan_reference",
+    "selective_step",
+]
+
+
+class SelectiveScanShapeError(MegabaseError):
+    """Inputs of a selective scan do not fit together."""
+
+
+def _check(expected: dict[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+    problems = [
+        f"{name} must have shape {shape}, found {tuple(tensor.shape)}"
+        for name, (tensor, shape) in expected.items()
+        if tensor is not None and tuple(tensor.shape) != shape
+    ]
+    if problems:
+        raise SelectiveScanShapeError("selective scan: " + "; ".join(problems))
+
+
+def selective_scan(
+    u_BLE: Tensor,
+    delta_BLE: Tensor,
+    A_EN: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    *,
+    D_E: Tensor | None = None,
+    z_BLE: Tensor | None = None,
+    delta_bias_E: Tensor | None = None,
+    delta_softplus: bool = True,
+    initial_state_BEN: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run the selective state-space recurrence along a sequence.
+
+    With ``d_t = softplus(delta_t + delta_bias)``, for every channel and state::
+
+        s_t = exp(d_t A) s_{t-1} + d_t B_t u_t
+        y_t = (sum over states of C_t s_t + D u_t) * silu(z_t)
+
+    Parameters
+    ----------
+    u_BLE
+        Input, shape (batch, length, channels).
+    delta_BLE
+        Step sizes before bias and softplus, shape of `u_BLE`.
+    A_EN
+        Decay rates, shape (channels, states). Negative in every published model.
+    B_BLN, C_BLN
+        What enters and what leaves the states, shape (batch, length, states).
+    D_E
+        Weight of the input that skips the states, shape (channels,); left out when None.
+    z_BLE
+        Gate, shape of `u_BLE`; left out when None.
+    delta_bias_E
+        Bias of the step sizes, shape (channels,); left out when None.
+    delta_softplus
+        Whether the step sizes go through softplus.
+    initial_state_BEN
+        States before the first position, shape (batch, channels, states); zeros when None.
+
+    Returns
+    -------
+    y_BLE : Tensor
+        Shape and dtype of `u_BLE`. Everything inside is float32 at least, under autocast too.
+    state_BEN : Tensor
+        States after the last position, shape (batch, channels, states), float32 at least.
+
+    Raises
+    ------
+    SelectiveScanShapeError
+        When the shapes do not fit; the message lists every one.
+
+    Notes
+    -----
+    Mamba (arXiv 2312.00752), algorithm 2, with the discretisation of its public code: the input
+    matrix enters as ``d_t B_t`` (Euler), not as the zero-order hold of the paper's equation 4. The
+    fast path saves its inputs and some states for the backward pass, and has no second derivative.
+    """
+    if u_BLE.dim() != 3 or u_BLE.shape[1] < 1 or A_EN.dim() != 2:
+        raise SelectiveScanShapeError(
+            "selective scan: expected u of shape (batch, length >= 1, channels) and A of shape "
+            f"(channels, states), found u {tuple(u_BLE.shape)} and A {tuple(A_EN.shape)}"
+        )
+    batch, length, channels = u_BLE.shape
+    states = A_EN.shape[1]
+    _check(
+        {
+            "delta": (delta_BLE, (batch, length, channels)),
+            "A": (A_EN, (channels, states)),
+            "B": (B_BLN, (batch, length, states)),
+            "C": (C_BLN, (batch, length, states)),
+            "D": (D_E, (channels,)),
+            "z": (z_BLE, (batch, length, channels)),
+            "delta_bias": (delta_bias_E, (channels,)),
+            "initial_state": (initial_state_BEN, (batch, channels, states)),
+        }
+    )
+    options: dict[str, Any] = {
+        "D_E": D_E,
+        "z_BLE": z_BLE,
+        "delta_bias_E": delta_bias_E,
+        "delta_softplus": delta_softplus,
+        "initial_state_BEN": initial_state_BEN,
+    }
+    run = selective_scan_reference if backend.active() == "reference" else selective_scan_blocked
+    with torch.autocast(device_type=u_BLE.device.type, enabled=False):
+        return run(u_BLE, delta_BLE, A_EN, B_BLN, C_BLN, **options)
+
+
+def selective_step(
+    state_BEN: Tensor,
+    u_BE: Tensor,
+    delta_BE: Tensor,
+    A_EN: Tensor,
+    B_BN: Tensor,
+    C_BN: Tensor,
+    *,
+    D_E: Tensor | None = None,
+    z_BE: Tensor | None = None,
+    delta_bias_E: Tensor | None = None,
+    delta_softplus: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Advance the recurrence of :func:`selective_scan` by one position.
+
+    Parameters
+    ----------
+    state_BEN
+        States before the position, shape (batch, channels, states).
+    u_BE, delta_BE, z_BE
+        Input, step size and gate of the position, shape (batch, channels).
+    B_BN, C_BN
+        Shape (batch, states).
+    A_EN, D_E, delta_bias_E, delta_softplus
+        As for :func:`selective_scan`.
+
+    Returns
+    -------
+    y_BE : Tensor
+        Output of the position, shape and dtype of `u_BE`.
+    state_BEN : Tensor
+        States after it; the given ones are not changed.
+    """
+    _check({"state": (state_BEN, (*u_BE.shape, A_EN.shape[-1]))})
+    with torch.autocast(device_type=u_BE.device.type, enabled=False):
+        dtype = torch.promote_types(u_BE.dtype, torch.float32)
+        u, delta, B, C = (x.to(dtype) for x in (u_BE, delta_BE, B_BN, C_BN))
+        if delta_bias_E is not None:
+            delta = delta + delta_bias_E
+        if delta_softplus:
+            delta = F.softplus(delta)
+        decay_BEN = torch.exp(delta[..., None] * A_EN)
+        state_BEN = decay_BEN * state_BEN + (delta * u)[..., None] * B[:, None]
+        y_BE = (state_BEN * C[:, None]).sum(dim=-1)
+        if D_E is not None:
+            y_BE = y_BE + D_E * u
+        if z_BE is not None:
+            y_BE = y_BE * F.silu(z_BE.to(dtype))
+        return y_BE.to(u_BE.dtype), state_BEN

@@ -1,0 +1,386 @@
+"""The selective scan, blocked over length, with a backward pass that recomputes the states.
+
+The sequence is cut into blocks of T positions. Everything but the recurrence is computed for a
+whole block at once, and the recurrence itself is one multiply-add per position. Where one sequence
+is too little work for a call, K neighbouring blocks advance together: first from a zero state, to
+find what each hands to the next, then from the right one. That is exact, and no quotient of decays
+is ever formed, so nothing underflows into a division.
+
+Only the state at the start of each block is kept for the backward pass, which computes the others
+again. With T = 2 N they take half the memory of one input, whatever the number of states.
+
+Shape suffixes: B batch, L positions, E channels, N states per channel; inside a block T steps,
+G sequences, K blocks, M lanes (a lane is one block of one sequence, M = G K), X any.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+__all__ = ["selective_scan_blocked"]
+
+STEP_ELEMENTS = {"cpu": 1 << 15, "other": 1 << 20}
+"""States that advance in one call, by kind of device: enough to pay for the call, few enough to
+stay in the cache over a block."""
+
+STEPS_PER_STATE = 2
+"""Block length over states per channel; sets the memory kept for the backward pass."""
+
+LEAST_STEPS = 16
+"""Shortest block, where there are few states."""
+
+
+class _Segment(NamedTuple):
+    """Blocks that advance together: some sequences, a run of positions, cut into `blocks`."""
+
+    rows: slice
+    positions: slice
+    blocks: int
+    steps: int
+
+    def of(self, x_BLX: Tensor, dtype: torch.dtype) -> Tensor:
+        """Give this part of a tensor, (G, positions, X)."""
+        return x_BLX[self.rows, self.positions].to(dtype)
+
+    def entering(self, kept_KBNE: Tensor) -> Tensor:
+        """Give the part of the kept states that belongs to these blocks, (K, G, N, E)."""
+        first = self.positions.start // self.steps
+        return kept_KBNE[first : first + self.blocks, self.rows]
+
+    def cut(self, x_GPX: Tensor) -> Tensor:
+        """Bring (G, positions, X) into (T, M, X), zeros after the last position."""
+        missing = self.blocks * self.steps - x_GPX.shape[1]
+        if missing:
+            x_GPX = F.pad(x_GPX, (0, 0, 0, missing))
+        return x_GPX.unflatten(1, (self.blocks, self.steps)).permute(2, 0, 1, 3).flatten(1, 2)
+
+    def join(self, x_TMX: Tensor) -> Tensor:
+        """Bring (T, M, X) back into (G, positions, X)."""
+        x_GKTX = x_TMX.unflatten(1, (-1, self.blocks)).permute(1, 2, 0, 3)
+        return x_GKTX.flatten(1, 2)[:, : self.positions.stop - self.positions.start]
+
+
+class _Plan:
+    """Cuts a (batch, length) input into segments, and holds the memory they are worked in."""
+
+    def __init__(self, u_BLE: Tensor, states: int, dtype: torch.dtype, buffers: int) -> None:
+        self.batch, self.length, self.channels = u_BLE.shape
+        self.states = states
+        kind = u_BLE.device.type if u_BLE.device.type in STEP_ELEMENTS else "other"
+        lanes = max(1, STEP_ELEMENTS[kind] // max(1, states * self.channels))
+        count = math.ceil(self.length / max(LEAST_STEPS, STEPS_PER_STATE * states))
+        self.steps = math.ceil(self.length / count)
+        self.all_blocks = math.ceil(self.length / self.steps)
+        self.group = max(1, min(self.batch, lanes))
+        self.blocks = max(1, min(lanes // self.group, self.all_blocks))
+        size = self.steps * self.group * self.blocks * states * self.channels
+        self.buffers = [u_BLE.new_empty(size, dtype=dtype) for _ in range(buffers)]
+
+    def groups(self) -> Iterator[tuple[slice, list[_Segment]]]:
+        """Give sequences that are worked together, with their segments in order."""
+        span = self.steps * self.blocks
+        for first in range(0, self.batch, self.group):
+            rows = slice(first, min(first + self.group, self.batch))
+            segments = []
+            for start in range(0, self.length, span):
+                positions = slice(start, min(start + span, self.length))
+                blocks = math.ceil((positions.stop - start) / self.steps)
+                segments.append(_Segment(rows, positions, blocks, self.steps))
+            yield rows, segments
+
+    def work(self, segment: _Segment) -> list[Tensor]:
+        """Give the buffers, each shaped (T, M, N, E) for the segment; what they hold is old."""
+        lanes = (segment.rows.stop - segment.rows.start) * segment.blocks
+        shape = (self.steps, lanes, self.states, self.channels)
+        return [buffer[: math.prod(shape)].view(shape) for buffer in self.buffers]
+
+
+class _Inputs(NamedTuple):
+    """The arguments of the operator, in the order of the autograd function."""
+
+    u_BLE: Tensor
+    delta_BLE: Tensor
+    A_EN: Tensor
+    B_BLN: Tensor
+    C_BLN: Tensor
+    D_E: Tensor | None
+    z_BLE: Tensor | None
+    bias_E: Tensor | None
+    initial_BEN: Tensor | None
+    softplus: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.promote_types(self.u_BLE.dtype, torch.float32)
+
+    def rates(self) -> tuple[Tensor, Tensor]:
+        """Give A as (N, E), and the same for powers of two."""
+        A_NE = self.A_EN.t().to(self.dtype).contiguous()
+        return A_NE, A_NE * math.log2(math.e)
+
+    def carry(self, rows: slice, state_BEN: Tensor | None) -> Tensor:
+        """Give a state, or zeros, as (G, N, E)."""
+        if state_BEN is None:
+            shape = (rows.stop - rows.start, *self.A_EN.t().shape)
+            return self.u_BLE.new_zeros(shape, dtype=self.dtype)
+        return state_BEN[rows].transpose(1, 2).to(self.dtype).contiguous()
+
+
+class _Part:
+    """The inputs of one segment."""
+
+    def __init__(self, x: _Inputs, segment: _Segment) -> None:
+        dtype = x.dtype
+        self.segment = segment
+        self.raw = segment.of(x.delta_BLE, dtype)
+        if x.bias_E is not None:
+            self.raw = self.raw + x.bias_E.to(dtype)
+        self.step = F.softplus(self.raw) if x.softplus else self.raw
+        self.u = segment.of(x.u_BLE, dtype)
+        self.D_E = None if x.D_E is None else x.D_E.to(dtype)
+        self.step_TME = segment.cut(self.step)
+        self.v_TME = segment.cut(self.step * self.u)
+        self.B_TMN = segment.cut(segment.of(x.B_BLN, dtype))
+        self.C_TMN = segment.cut(segment.of(x.C_BLN, dtype))
+
+    def fill(self, log2_NE: Tensor, decay_TMNE: Tensor, value_TMNE: Tensor) -> None:
+        """Write the decays, and what enters the states at each position."""
+        _decays(self.step_TME, log2_NE, decay_TMNE)
+        torch.mul(self.v_TME.unsqueeze(-2), self.B_TMN.unsqueeze(-1), out=value_TMNE)
+
+    def chain(
+        self, end_MNE: Tensor, log2_NE: Tensor, carry_GNE: Tensor, reverse: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Chain blocks that were scanned from zero: what enters each, what leaves the last."""
+        blocks = self.segment.blocks
+        over_MNE = _decays(self.step_TME.sum(dim=0), log2_NE)
+        end, over = (x.unflatten(0, (-1, blocks)) for x in (end_MNE, over_MNE))
+        enters = torch.empty_like(end)
+        for k in reversed(range(blocks)) if reverse else range(blocks):
+            enters[:, k] = carry_GNE
+            carry_GNE = torch.addcmul(end[:, k], over[:, k], carry_GNE)
+        return enters.flatten(0, 1), carry_GNE
+
+    def output(self, state_TMNE: Tensor) -> Tensor:
+        """Give the output before the gate, (G, positions, E)."""
+        y = self.segment.join(_contract_states(self.C_TMN, state_TMNE))
+        return y if self.D_E is None else torch.addcmul(y, self.u, self.D_E)
+
+
+def _decays(step_XE: Tensor, log2_NE: Tensor, out: Tensor | None = None) -> Tensor:
+    # Base 2, because torch has a faster kernel for it on CPUs; the factor is inside log2_NE.
+    return torch.mul(step_XE.unsqueeze(-2), log2_NE, out=out).exp2_()
+
+
+def _scan(decay: Sequence[Tensor], value: Sequence[Tensor], state_MNE: Tensor) -> Tensor:
+    """``value[t] += decay[t] * value[t - 1]`` in place, from `state_MNE`; gives the last one."""
+    for decay_MNE, value_MNE in zip(decay, value, strict=True):
+        state_MNE = torch.addcmul(value_MNE, decay_MNE, state_MNE, out=value_MNE)
+    return state_MNE
+
+
+def _last(decay: Sequence[Tensor], value: Sequence[Tensor]) -> Tensor:
+    """Give the last of :func:`_scan` from a zero state, and leave `value` as it is."""
+    state_MNE = value[0].clone()
+    for decay_MNE, value_MNE in zip(decay[1:], value[1:], strict=True):
+        torch.addcmul(value_MNE, decay_MNE, state_MNE, out=state_MNE)
+    return state_MNE
+
+
+def _contract_states(weight_TMN: Tensor, state_TMNE: Tensor) -> Tensor:
+    """Sum states with weights: (T, M, E)."""
+    flat = torch.bmm(weight_TMN.flatten(0, 1).unsqueeze(1), state_TMNE.flatten(0, 1))
+    return flat.view(*weight_TMN.shape[:2], -1)
+
+
+def _contract_channels(weight_TME: Tensor, state_TMNE: Tensor) -> Tensor:
+    """Sum channels with weights: (T, M, N)."""
+    # A row times a transposed matrix: torch's path for a matrix times a column is far slower.
+    state = state_TMNE.flatten(0, 1).transpose(1, 2)
+    return torch.bmm(weight_TME.flatten(0, 1).unsqueeze(1), state).view(*weight_TME.shape[:2], -1)
+
+
+def _forward(x: _Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Give the output, the final state, and with `keep` the state that enters each block."""
+    states = x.A_EN.shape[1]
+    plan = _Plan(x.u_BLE, states, x.dtype, buffers=2)
+    _, log2_NE = x.rates()
+    y_BLE = torch.empty(x.u_BLE.shape, dtype=x.u_BLE.dtype, device=x.u_BLE.device)
+    final_BEN = y_BLE.new_empty(plan.batch, plan.channels, states, dtype=x.dtype)
+    kept = None
+    if keep:
+        kept = y_BLE.new_empty(plan.all_blocks, plan.batch, states, plan.channels, dtype=x.dtype)
+    for rows, segments in plan.groups():
+        carry_GNE = x.carry(rows, x.initial_BEN)
+        for segment in segments:
+            part = _Part(x, segment)
+            decay_TMNE, state_TMNE = plan.work(segment)
+            part.fill(log2_NE, decay_TMNE, state_TMNE)
+            decay, state = decay_TMNE.unbind(), state_TMNE.unbind()
+            enters_MNE = carry_GNE
+            if segment.blocks > 1:
+                enters_MNE, carry_GNE = part.chain(_last(decay, state), log2_NE, carry_GNE)
+            if kept is not None:
+                enters = enters_MNE.unflatten(0, (-1, segment.blocks))
+                segment.entering(kept).copy_(enters.transpose(0, 1))
+            last_MNE = _scan(decay, state, enters_MNE)
+            if segment.blocks == 1:
+                carry_GNE = last_MNE.clone()
+            y = part.output(state_TMNE)
+            if x.z_BLE is not None:
+                y = y * F.silu(segment.of(x.z_BLE, x.dtype))
+            y_BLE[segment.rows, segment.positions] = y
+        final_BEN[rows] = carry_GNE.transpose(1, 2)
+    return y_BLE, final_BEN, kept
+
+
+class _Backward:
+    """Gradients of every input, filled segment by segment from the last to the first."""
+
+    def __init__(self, x: _Inputs, kept: Tensor, dy_BLE: Tensor) -> None:
+        self.x, self.kept, self.dy_BLE = x, kept, dy_BLE
+        self.A_NE, self.log2_NE = x.rates()
+        self.plan = _Plan(x.u_BLE, x.A_EN.shape[1], x.dtype, buffers=3)
+        self.grads = _Inputs(*(self._grad(given) for given in x[:-1]), softplus=x.softplus)  # pyright: ignore[reportArgumentType]
+        self.dA_NE = torch.zeros_like(self.A_NE)
+
+    def _grad(self, given: Tensor | None) -> Tensor | None:
+        if given is None:
+            return None
+        if given.dim() == 3:
+            return torch.empty(given.shape, dtype=given.dtype, device=given.device)
+        return torch.zeros_like(given, dtype=self.x.dtype)  # a sum over positions
+
+    def run(self, dfinal_BEN: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Give the gradients in the order of the inputs, each in its input's dtype."""
+        for rows, segments in self.plan.groups():
+            carry_GNE = self.x.carry(rows, dfinal_BEN)
+            for segment in reversed(segments):
+                carry_GNE = self.segment(_Part(self.x, segment), carry_GNE)
+            if self.grads.initial_BEN is not None:
+                self.grads.initial_BEN[rows] = carry_GNE.transpose(1, 2)
+        self.grads.A_EN.copy_(self.dA_NE.t())
+        return tuple(
+            None if grad is None or given is None else grad.to(given.dtype)
+            for grad, given in zip(self.grads[:-1], self.x[:-1], strict=True)
+        )
+
+    def segment(self, part: _Part, carry_GNE: Tensor) -> Tensor:
+        """Fill the gradients of one segment; give what reaches the states before it."""
+        segment, grads = part.segment, self.grads
+        at = (segment.rows, segment.positions)
+
+        # The states again, from the one that enters each block.
+        decay_TMNE, state_TMNE, dstate_TMNE = self.plan.work(segment)
+        part.fill(self.log2_NE, decay_TMNE, state_TMNE)
+        enters_MNE = segment.entering(self.kept).transpose(0, 1).flatten(0, 1)
+        decay = decay_TMNE.unbind()
+        _scan(decay, state_TMNE.unbind(), enters_MNE)
+
+        dy = self._through_gate(part, state_TMNE)
+        if grads.D_E is not None:
+            grads.D_E.add_((dy * part.u).sum(dim=(0, 1)))
+        dy_TME = segment.cut(dy)
+        grads.C_BLN[at] = segment.join(_contract_channels(dy_TME, state_TMNE))
+
+        # The recurrence backwards: dstate[t] = C[t] dy[t] + decay[t + 1] dstate[t + 1].
+        torch.mul(dy_TME.unsqueeze(-2), part.C_TMN.unsqueeze(-1), out=dstate_TMNE)
+        dstate, shifted = dstate_TMNE.unbind()[::-1], (decay[0], *decay[:0:-1])
+        enters_back_MNE = carry_GNE
+        if segment.blocks > 1:
+            end_MNE = _last(shifted, dstate).mul_(decay[0])
+            enters_back_MNE, carry_GNE = part.chain(end_MNE, self.log2_NE, carry_GNE, reverse=True)
+        dstate[0].add_(enters_back_MNE)
+        first_MNE = _scan(shifted[1:], dstate[1:], dstate[0])
+        if segment.blocks == 1:
+            carry_GNE = decay[0] * first_MNE
+
+        dv = segment.join(_contract_states(part.B_TMN, dstate_TMNE))
+        grads.B_BLN[at] = segment.join(_contract_channels(part.v_TME, dstate_TMNE))
+
+        # Through the decays: d(step A) = dstate[t] decay[t] state[t - 1].
+        dlog_TMNE = decay_TMNE.mul_(dstate_TMNE)
+        dlog_TMNE[0].mul_(enters_MNE)
+        dlog_TMNE[1:].mul_(state_TMNE[:-1])
+        spent_TMNE = torch.mul(dlog_TMNE, part.step_TME.unsqueeze(-2), out=dstate_TMNE)
+        self.dA_NE.add_(spent_TMNE.sum(dim=(0, 1)))
+        dstep = segment.join(dlog_TMNE.mul_(self.A_NE).sum(dim=-2))
+
+        du = dv * part.step
+        if part.D_E is not None:
+            du.addcmul_(dy, part.D_E)
+        grads.u_BLE[at] = du
+        draw = torch.addcmul(dstep, dv, part.u)
+        if self.x.softplus:
+            draw.mul_(torch.sigmoid(part.raw))
+        grads.delta_BLE[at] = draw
+        if grads.bias_E is not None:
+            grads.bias_E.add_(draw.sum(dim=(0, 1)))
+        return carry_GNE
+
+    def _through_gate(self, part: _Part, state_TMNE: Tensor) -> Tensor:
+        """Fill the gradient of the gate; give that of the output before it."""
+        dy = part.segment.of(self.dy_BLE, self.x.dtype)
+        if self.x.z_BLE is None or self.grads.z_BLE is None:
+            return dy
+        z = part.segment.of(self.x.z_BLE, self.x.dtype)
+        sigmoid = torch.sigmoid(z)
+        gate = z * sigmoid
+        slope = torch.addcmul(sigmoid, gate, 1 - sigmoid)
+        at = (part.segment.rows, part.segment.positions)
+        self.grads.z_BLE[at] = slope.mul_(dy).mul_(part.output(state_TMNE))
+        return gate.mul_(dy)
+
+
+class _SelectiveScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        x = _Inputs(*arguments)
+        y_BLE, final_BEN, kept = _forward(x, keep=True)
+        ctx.save_for_backward(*x[:-1], kept)
+        ctx.softplus = x.softplus
+        ctx.set_materialize_grads(False)
+        return y_BLE, final_BEN
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        dy_BLE, dfinal_BEN = grads
+        *saved, kept = ctx.saved_tensors
+        x = _Inputs(*saved, softplus=ctx.softplus)
+        if dy_BLE is None:
+            dy_BLE = x.u_BLE.new_zeros(()).expand(x.u_BLE.shape)
+        with torch.autocast(device_type=x.u_BLE.device.type, enabled=False):
+            return (*_Backward(x, kept, dy_BLE).run(dfinal_BEN), None)
+
+
+@torch.compiler.disable
+def selective_scan_blocked(
+    u_BLE: Tensor,
+    delta_BLE: Tensor,
+    A_EN: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    *,
+    D_E: Tensor | None = None,
+    z_BLE: Tensor | None = None,
+    delta_bias_E: Tensor | None = None,
+    delta_softplus: bool = True,
+    initial_state_BEN: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Scan block by block; see :func:`megabase.ops.selective_scan.selective_scan`."""
+    x = _Inputs(
+        u_BLE, delta_BLE, A_EN, B_BLN, C_BLN,
+        D_E, z_BLE, delta_bias_E, initial_state_BEN, delta_softplus,
+    )  # fmt: skip
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in x[:-1]):
+        return _SelectiveScan.apply(*x)  # pyright: ignore[reportReturnType]
+    y_BLE, final_BEN, _ = _forward(x, keep=False)
+    return y_BLE, final_BEN
