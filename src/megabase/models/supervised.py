@@ -6,18 +6,19 @@ Shape suffixes: B sequences, L tokens.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from megabase.errors import MegabaseError
 from megabase.models.validation import ModelConfigError
 
 __all__ = [
+    "ConvertedModel",
     "InputLengthError",
     "check_length",
     "fit_length",
@@ -26,6 +27,17 @@ __all__ = [
     "sequence_loss",
     "torch_default_init",
 ]
+
+
+class ConvertedModel(NamedTuple):
+    """A model made of published weights."""
+
+    model: PreTrainedModel
+    """In evaluation mode, float32."""
+    notes: tuple[str, ...]
+    """What was decided that the files do not say."""
+    dropped: tuple[str, ...]
+    """Names of the file that are no part of the model."""
 
 
 class InputLengthError(MegabaseError):

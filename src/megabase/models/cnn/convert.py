@@ -1,17 +1,21 @@
-"""Weights of the published GenomicBenchmarks and Caduceus CNNs, which are plain state dicts."""
+"""Weights of the GenomicBenchmarks and Caduceus CNNs, which are plain state dicts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
+from megabase.models.checkpoints import Weights
 from megabase.models.cnn.configuration import CHANNELS, SHORTEST, GenomicCNNConfig, flatten_size
 from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
+from megabase.models.supervised import ConvertedModel
 from megabase.models.validation import ModelConfigError
 
-__all__ = ["config_from_state_dict", "from_state_dict"]
+__all__ = ["config_from_state_dict", "convert", "from_state_dict", "recognises"]
+
+_TELLING = frozenset({"embeddings.weight", "cnn_model.0.weight", "dense_model.0.weight"})
 
 
 def _lengths_of(flatten: int) -> range:
@@ -91,9 +95,8 @@ def from_state_dict(
 
 def _published_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     weights = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
-    expected = {"embeddings.weight", "cnn_model.0.weight", "dense_model.0.weight"}
     shape = weights["cnn_model.7.weight"].shape[0] if "cnn_model.7.weight" in weights else None
-    if not expected <= set(weights) or shape != CHANNELS[-1]:
+    if not set(weights) >= _TELLING or shape != CHANNELS[-1]:
         found = ", ".join(sorted(state_dict)[:3]) or "nothing"
         raise ModelConfigError(
             "expected the weights of a GenomicBenchmarks CNN (embeddings.weight, "
@@ -101,3 +104,43 @@ def _published_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             "checkpoint of another family"
         )
     return weights
+
+
+def recognises(names: Iterable[str]) -> bool:
+    """Tell whether tensor names are those of a GenomicBenchmarks CNN."""
+    return {name.removeprefix("model.") for name in names} >= _TELLING
+
+
+def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
+    """Build a model from published weights, for ``megabase convert``.
+
+    Parameters
+    ----------
+    weights
+        As :func:`~megabase.models.checkpoints.read_weights` gives them.
+    **overrides
+        Fields of :class:`GenomicCNNConfig` that win over what is inferred. ``max_length`` is
+        needed unless the ``config.json`` beside the weights has it: the weights tell the input
+        length only up to 7 tokens.
+
+    Returns
+    -------
+    ConvertedModel
+
+    Raises
+    ------
+    ModelConfigError
+        When the weights are of another model, or nothing tells the input length.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    beside = weights.config or {}
+    length = given.pop("max_length", beside.get("max_length", beside.get("input_len")))
+    if length is None:
+        known = _lengths_of(_published_names(weights.tensors)["dense_model.0.weight"].shape[1])
+        raise ModelConfigError(
+            f"{weights.path}: nothing tells the input length of this CNN; pass max_length, which "
+            f"lies between {known.start} and {known.stop - 1} tokens"
+        )
+    model = from_state_dict(weights.tensors, int(length), **given)
+    note = f"read as the variant {model.config.variant!r}, by the width of its last layer"
+    return ConvertedModel(model, () if "variant" in given else (note,), ())

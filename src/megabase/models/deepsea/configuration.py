@@ -115,3 +115,8 @@ class DeepSEAConfig(PreTrainedConfig):
             refuse_other_family(config, accepted, "DeepSEA network", pretrained_model_name_or_path),
             rest,
         )
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Give what is saved; labels always, since transformers leaves out two of them as usual."""
+        labels = {"id2label": self.id2label, "label2id": self.label2id}
+        return {**super().to_diff_dict(), **labels}

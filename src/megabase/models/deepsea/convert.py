@@ -7,20 +7,36 @@ convolutions are two-dimensional with a height of one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
+from megabase.models.checkpoints import Weights
 from megabase.models.deepsea.configuration import DeepSEAConfig, flatten_length
 from megabase.models.deepsea.modeling import DeepSEAForSequenceClassification
+from megabase.models.supervised import ConvertedModel
 from megabase.models.validation import ModelConfigError
 
-__all__ = ["KIPOI_NAMES", "from_kipoi", "from_state_dict", "to_kipoi"]
+__all__ = ["KIPOI_NAMES", "convert", "from_kipoi", "from_state_dict", "recognises", "to_kipoi"]
 
 KIPOI_NAMES = {"0": "conv1", "4": "conv2", "8": "conv3", "12.1": "hidden", "14.1": "output"}
 """Layer of the stand-alone file -> layer here."""
 _PREFIXES = ("", "2.", "1.", "model.", "module.")
+
+
+def _names(found: Iterable[str]) -> dict[str, str] | None:
+    """Give their name -> our name, or None when the names are of another model."""
+    present = set(found)
+    for prefix in _PREFIXES:
+        names = {
+            f"{prefix}{theirs}.{kind}": f"{ours}.{kind}"
+            for theirs, ours in KIPOI_NAMES.items()
+            for kind in ("weight", "bias")
+        }
+        if set(names) == present:
+            return names
+    return None
 
 
 def from_kipoi(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -41,18 +57,13 @@ def from_kipoi(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ModelConfigError
         When the weights are of another model.
     """
-    for prefix in _PREFIXES:
-        names = {
-            f"{prefix}{theirs}.{kind}": f"{ours}.{kind}"
-            for theirs, ours in KIPOI_NAMES.items()
-            for kind in ("weight", "bias")
+    names = _names(state_dict)
+    if names is not None:
+        found = {ours: state_dict[theirs] for theirs, ours in names.items()}
+        return {
+            name: tensor.squeeze(2) if tensor.ndim == 4 and tensor.shape[2] == 1 else tensor
+            for name, tensor in found.items()
         }
-        if set(names) == set(state_dict):
-            found = {ours: state_dict[theirs] for theirs, ours in names.items()}
-            return {
-                name: tensor.squeeze(2) if tensor.ndim == 4 and tensor.shape[2] == 1 else tensor
-                for name, tensor in found.items()
-            }
     shown = ", ".join(sorted(state_dict)[:4]) or "nothing"
     raise ModelConfigError(
         "expected the weights of a Kipoi DeepSEA model (0.weight, 0.bias, 4.*, 8.*, 12.1.*, "
@@ -117,3 +128,39 @@ def from_state_dict(
     # The table of channels is not part of a file.
     model.load_state_dict(weights)
     return model.eval()
+
+
+def recognises(names: Iterable[str]) -> bool:
+    """Tell whether tensor names are those of a Kipoi DeepSEA model."""
+    return _names(names) is not None
+
+
+def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
+    """Build a model from Kipoi weights, for ``megabase convert``.
+
+    Parameters
+    ----------
+    weights
+        As :func:`~megabase.models.checkpoints.read_weights` gives them.
+    **overrides
+        Fields of :class:`DeepSEAConfig`, such as ``max_length`` and ``strand_average``.
+
+    Returns
+    -------
+    ConvertedModel
+
+    Raises
+    ------
+    ModelConfigError
+        When the weights are of another model or another input length.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    model = from_state_dict(weights.tensors, **given)
+    variant = any(name.startswith("1.") for name in weights.tensors)
+    if not variant or "strand_average" in given:
+        return ConvertedModel(model, (), ())
+    # The published variant model reads the forward strand alone.
+    model.config.strand_average = False
+    return ConvertedModel(
+        model, ("this is the variant-effect model: strands are not averaged, as published",), ()
+    )

@@ -1,16 +1,32 @@
-"""Recognising published DNABERT folders, whose ``config.json`` says only ``"bert"``."""
+"""Published DNABERT folders and weights, which call themselves just ``"bert"``."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
+from megabase.models.checkpoints import Weights, compare_shapes
+from megabase.models.dnabert.configuration import DNABERTConfig
+from megabase.models.dnabert.modeling import (
+    DNABERTForMaskedLM,
+    DNABERTForSequenceClassification,
+    DNABERTModel,
+)
 from megabase.models.dnabert.tokenization import DNABERTTokenizer, read_dnabert_vocabulary
 from megabase.models.kmer import KmerError
+from megabase.models.supervised import ConvertedModel
 from megabase.models.validation import ModelConfigError
 
-__all__ = ["is_dnabert_folder", "load_tokenizer"]
+__all__ = ["convert", "is_dnabert_folder", "load_tokenizer", "recognises"]
+
+_EMBEDDING = "embeddings.word_embeddings.weight"
+_QUERY = "encoder.layer.0.attention.self.query.weight"
+_HEAD_SIZE = 64
+"""Width of an attention head in every BERT of the published sizes."""
 
 
 def is_dnabert_folder(folder: str | Path) -> bool:
@@ -87,3 +103,73 @@ def load_tokenizer(folder: str | Path, **settings: Any) -> DNABERTTokenizer:
             f"{tokenizer.vocab_size} ({tokenizer.k}-mers); the two files are of different models"
         )
     return tokenizer
+
+
+def recognises(names: Iterable[str]) -> bool:
+    """Tell whether tensor names are those of a BERT (BigBird's differ in the pooler)."""
+    found = {name.removeprefix("bert.") for name in names}
+    return {_EMBEDDING, _QUERY} <= found and "pooler.weight" not in found
+
+
+def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
+    """Build a model from published weights, for ``megabase convert``.
+
+    Parameters
+    ----------
+    weights
+        As :func:`~megabase.models.checkpoints.read_weights` gives them.
+    **overrides
+        Fields of :class:`DNABERTConfig`.
+
+    Returns
+    -------
+    ConvertedModel
+        A masked language model, a classifier or the bare model, by the heads the weights have.
+
+    Raises
+    ------
+    ModelConfigError
+        When the vocabulary is not one of k-mers.
+    CheckpointError
+        Naming every missing and mis-shaped tensor.
+    """
+    tensors = dict(weights.tensors)
+    prefix = "bert." if f"bert.{_EMBEDDING}" in tensors else ""
+    rows, width = tensors[f"{prefix}{_EMBEDDING}"].shape
+    layer = f"{prefix}encoder.layer."
+    numbers = {int(name[len(layer) :].split(".")[0]) for name in tensors if name.startswith(layer)}
+    settings: dict[str, Any] = {"num_attention_heads": max(width // _HEAD_SIZE, 1)}
+    settings |= weights.config or {}
+    settings |= {
+        "vocab_size": rows,
+        "hidden_size": width,
+        "num_hidden_layers": max(numbers) + 1,
+        "intermediate_size": tensors[f"{layer}0.intermediate.dense.weight"].shape[0],
+        "max_position_embeddings": tensors[f"{prefix}embeddings.position_embeddings.weight"].shape[
+            0
+        ],
+    }
+    settings.pop("model_type", None)
+    settings |= {name: value for name, value in overrides.items() if value is not None}
+    notes: list[str] = []
+    model_class: type[PreTrainedModel] = DNABERTModel
+    if "classifier.weight" in tensors:
+        model_class = DNABERTForSequenceClassification
+        settings.setdefault("num_labels", tensors["classifier.weight"].shape[0])
+    elif any(name.startswith("cls.predictions.") for name in tensors):
+        model_class = DNABERTForMaskedLM
+        if f"{prefix}pooler.dense.weight" in tensors:
+            notes.append(
+                "the pooler is left out: masked prediction never trained it; a classifier made of "
+                "this model starts with a new one"
+            )
+    model = model_class(DNABERTConfig(**settings))
+    expected = model.state_dict()
+    for copy, name in model.get_expanded_tied_weights_keys(all_submodels=True).items():
+        if name in tensors and copy in expected:
+            tensors.setdefault(copy, tensors[name])
+    dropped = tuple(name for name in tensors if name not in expected)
+    kept = {name: tensor for name, tensor in tensors.items() if name in expected}
+    compare_shapes(expected, kept).demand(weights.path, model_class.__name__)
+    model.load_state_dict({name: kept[name].to(expected[name].dtype) for name in expected})
+    return ConvertedModel(model.eval(), tuple(notes), dropped)

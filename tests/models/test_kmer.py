@@ -1,0 +1,241 @@
+"""k-mer tokenizers: ids, limits, bad input, and codes against text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megabase.errors import MegabaseError
+from megabase.genome.alphabet import PAD, encode
+from megabase.models.bpe_tokenization import BPETokenizer, genome_pieces, train_bpe
+from megabase.models.dnabert.convert import is_dnabert_folder, load_tokenizer
+from megabase.models.dnabert.masking import SPAN_OFFSETS, extend_spans, mask_kmer_spans
+from megabase.models.dnabert.tokenization import DNABERTTokenizer, read_dnabert_vocabulary
+from megabase.models.hyenadna.kmer import kmer_hyenadna
+from megabase.models.kmer import all_kmers, kmer_count, split_kmers
+from megabase.models.kmer_tokenization import KmerTokenizer
+
+
+def _codes(*texts: str) -> torch.Tensor:
+    return torch.from_numpy(np.stack([encode(text) for text in texts]))
+
+
+def _dna(length: int, letters: str = "ACGT", seed: int = 0) -> str:
+    return "".join(np.random.default_rng(seed).choice(list(letters), length))
+
+
+@pytest.mark.parametrize("k", [3, 4, 5, 6])
+def test_dnabert_ids_follow_the_order_a_t_c_g(k: int) -> None:
+    tokenizer = DNABERTTokenizer(k=k)
+    assert len(tokenizer) == 4**k + 5
+    assert tokenizer.convert_tokens_to_ids(["A" * k, "A" * (k - 1) + "T", "G" * k]) == [
+        5,
+        6,
+        4**k + 4,
+    ]
+    assert all_kmers(k, "ATCG")[:2] == ["A" * k, "A" * (k - 1) + "T"]
+
+
+@pytest.mark.parametrize("text", [_dna(40), _dna(41, "ACGTN"), _dna(40).lower(), "ACGTRYACGTAC"])
+@pytest.mark.parametrize(
+    "tokenizer", [DNABERTTokenizer(k=3), DNABERTTokenizer(k=6, drop_last=True), KmerTokenizer(),
+                  KmerTokenizer(4), KmerTokenizer(3, stride=1)],
+    ids=["dnabert3", "dnabert6-drop", "kmer6", "kmer4", "kmer3-overlapping"],
+)  # fmt: skip
+def test_codes_and_text_give_the_same_ids(
+    tokenizer: DNABERTTokenizer | KmerTokenizer, text: str
+) -> None:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.ids_from_codes(_codes(text)).tolist() == [ids]
+    assert tokenizer.token_count(len(text), add_special_tokens=False) == len(ids)
+    assert tokenizer.token_count(len(text)) == len(tokenizer(text)["input_ids"])
+
+
+@pytest.mark.parametrize("tokenizer", [DNABERTTokenizer(k=4), KmerTokenizer(),
+                                       KmerTokenizer(5, stride=1)])  # fmt: skip
+def test_decoding_gives_the_sequence_back(tokenizer: DNABERTTokenizer | KmerTokenizer) -> None:
+    text = _dna(53)
+    assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+
+
+def test_padding_codes_become_padding_tokens() -> None:
+    codes = _codes("ACGTACGTACGT")
+    codes[:, 6:] = PAD
+    assert KmerTokenizer(3).ids_from_codes(codes)[0, 2:].tolist() == [4, 4]
+    dnabert = DNABERTTokenizer(k=3).ids_from_codes(codes)[0].tolist()
+    assert dnabert[4:6] == [1, 1]
+    assert dnabert[6:] == [0] * 4
+
+
+def test_side_by_side_kmers_keep_every_base() -> None:
+    tokenizer = KmerTokenizer()
+    text = _dna(6 * 7 + 5)
+    ids = torch.tensor(tokenizer(text)["input_ids"])
+    assert len(ids) == 7 + 5 + 1
+    assert int(tokenizer.bases_of_ids(ids).sum()) == len(text)
+    # The characters left over have the ids of the character tokenizer.
+    assert set(ids[7:-1].tolist()) <= {7, 8, 9, 10}
+
+
+@pytest.mark.parametrize("make", [lambda: DNABERTTokenizer(k=4), lambda: KmerTokenizer(3, 1)])
+def test_a_tokenizer_survives_saving(make: object, tmp_path: Path) -> None:
+    tokenizer = make()  # type: ignore[operator]
+    tokenizer.save_pretrained(tmp_path)
+    again = type(tokenizer).from_pretrained(tmp_path)
+    text = _dna(30)
+    assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert again.k == tokenizer.k
+
+
+@pytest.mark.parametrize("tokenizer", [DNABERTTokenizer(), KmerTokenizer()])
+def test_another_alphabet_is_refused_with_its_position(
+    tokenizer: DNABERTTokenizer | KmerTokenizer,
+) -> None:
+    with pytest.raises(MegabaseError, match=r"'E' at position 6 .*expected A, C, G, T"):
+        tokenizer("ACGTACEFILPQ")
+
+
+def test_misuse_is_refused_with_advice() -> None:
+    tokenizer = DNABERTTokenizer(k=6)
+    with pytest.raises(MegabaseError, match="give 6 bases or more"):
+        tokenizer("ACG")
+    with pytest.raises(MegabaseError, match="6-mers separated by spaces"):
+        tokenizer("ACG CGT")
+    with pytest.raises(MegabaseError, match=r"595 6-mers \(600 bases\).*515 bases"):
+        tokenizer("A" * 600)
+    assert len(tokenizer("A" * 600, truncation=True, max_length=512)["input_ids"]) == 512
+    with pytest.raises(MegabaseError, match="without spaces"):
+        KmerTokenizer()("ACGTAC GTACGT")
+    with pytest.raises(MegabaseError, match="stride is 1"):
+        KmerTokenizer(6, stride=2)
+    with pytest.raises(MegabaseError, match="hold no 6-mer"):
+        tokenizer.ids_from_codes(_codes("ACG"))
+
+
+def test_long_inputs_in_pieces() -> None:
+    published = DNABERTTokenizer(k=3, long_inputs="published-pieces")
+    ours = DNABERTTokenizer(k=3, long_inputs="pieces")
+    text = "A" * (510 + 2)  # 510 3-mers fill one piece
+    assert len(ours(text)["input_ids"]) == 512
+    assert len(published(text)["input_ids"]) == 514  # and an empty piece
+    assert ours("A" * 513)["input_ids"].count(2) == 2
+    assert ours.token_count(513) == len(ours("A" * 513)["input_ids"])
+
+
+def test_a_published_folder_is_recognised_whatever_its_settings_say(tmp_path: Path) -> None:
+    DNABERTTokenizer(k=3).save_vocabulary(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 69}))
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true, "max_len": 512}')
+    assert is_dnabert_folder(tmp_path)
+    assert load_tokenizer(tmp_path)("ACGT")["input_ids"] == [2, 16, 50, 3]
+
+
+def test_a_vocabulary_of_another_model_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "vocab.txt"
+    file.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *all_kmers(3)]))
+    with pytest.raises(MegabaseError, match=r"line 7: expected 'AAT'.*found 'AAC'"):
+        read_dnabert_vocabulary(file)
+    file.write_text("a\nb\n")
+    with pytest.raises(MegabaseError, match="holds 2 tokens"):
+        read_dnabert_vocabulary(file)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 30522}))
+    with pytest.raises(MegabaseError, match="holds no DNABERT"):
+        load_tokenizer(tmp_path)
+    DNABERTTokenizer(k=3).save_vocabulary(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 4101}))
+    with pytest.raises(MegabaseError, match=r"4101 tokens, its vocab\.txt has 69"):
+        load_tokenizer(tmp_path)
+
+
+def test_splitting_counts() -> None:
+    for length in range(12):
+        for k, stride in ((3, 1), (3, 3), (6, 1), (6, 6)):
+            assert len(split_kmers("A" * length, k, stride)) == kmer_count(length, k, stride)
+
+
+@pytest.mark.parametrize("k", [3, 4, 5, 6])
+def test_spans_cover_the_neighbours_and_stay_inside(k: int) -> None:
+    allowed = torch.ones(2, 20, dtype=torch.bool)
+    allowed[:, 0] = allowed[:, 15:] = False
+    centres = torch.zeros_like(allowed)
+    centres[0, 8] = centres[1, 1] = centres[1, 14] = True
+    spans = extend_spans(centres, allowed, k)
+    assert spans[0].nonzero().flatten().tolist() == sorted({8, *(8 + o for o in SPAN_OFFSETS[k])})
+    inside = {place + o for place in (1, 14) for o in (0, *SPAN_OFFSETS[k])}
+    assert set(spans[1].nonzero().flatten().tolist()) == {p for p in inside if 1 <= p <= 14}
+
+
+def test_masking_is_a_pure_function_of_ids_and_seed() -> None:
+    ids = torch.randint(5, 69, (4, 60), generator=torch.Generator().manual_seed(0))
+    special = torch.zeros_like(ids, dtype=torch.bool)
+    seeds = torch.tensor([3, 1, 4, 1])
+    state = torch.get_rng_state()
+    whole = mask_kmer_spans(ids, special, k=3, seed=seeds, probability=0.1)
+    assert torch.equal(state, torch.get_rng_state())
+    part = mask_kmer_spans(ids[2:], special[2:], k=3, seed=seeds[2:], probability=0.1)
+    assert torch.equal(whole.input_ids[2:], part.input_ids)
+    assert torch.equal(whole.labels[2:], part.labels)
+    picked = whole.labels != -100
+    assert torch.equal(whole.labels[picked], ids[picked])
+    assert torch.equal(whole.input_ids[~picked], ids[~picked])
+    with pytest.raises(MegabaseError, match="one seed for each of 4"):
+        mask_kmer_spans(ids, special, k=3, seed=seeds[:2])
+    with pytest.raises(MegabaseError, match="not k=8"):
+        mask_kmer_spans(ids, special, k=8, seed=0)
+
+
+def test_the_six_mer_hyenadna_reads_what_its_tokenizer_gives() -> None:
+    config, tokenizer = kmer_hyenadna(bases=100, d_model=16, n_layer=1)
+    ids = tokenizer(_dna(100))["input_ids"]
+    assert len(ids) <= config.max_length == tokenizer.model_max_length
+    assert max(ids) < config.vocab_rows
+
+
+class _Contig:
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+
+class _Genome:
+    """Two contigs: random bases, and one with N and a short end."""
+
+    def __init__(self) -> None:
+        self.codes = [encode(_dna(20_000)), encode(_dna(700) + "N" * 600 + _dna(50, seed=1))]
+        self.contigs = [_Contig(len(codes)) for codes in self.codes]
+
+    def fetch_many(self, contig_index: object, start: object, length: int) -> np.ndarray:
+        rows = []
+        for contig, first in zip(contig_index, start, strict=True):  # type: ignore[call-overload]
+            part = self.codes[contig][first : first + length]
+            rows.append(np.pad(part, (0, length - len(part)), constant_values=PAD))
+        return np.stack(rows)
+
+
+def test_byte_pairs_are_learnt_saved_and_checked(tmp_path: Path) -> None:
+    pieces = list(genome_pieces(_Genome(), piece=500))
+    assert sum(map(len, pieces)) == 20_000 + 1_350
+    fewer = list(genome_pieces(_Genome(), piece=500, max_bases=5_000))
+    assert len(fewer) == 10
+    assert fewer == list(genome_pieces(_Genome(), piece=500, max_bases=5_000))
+    tokenizer = train_bpe(pieces, vocab_size=300)
+    assert len(tokenizer) == 300
+    assert [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.mask_token_id] == [0, 1, 4]
+    text = _dna(1_000, seed=2)
+    ids = tokenizer(text)["input_ids"]
+    assert (ids[0], ids[-1]) == (2, 3)
+    assert len(ids) < 400
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert tokenizer(text.lower())["input_ids"] == ids
+    assert tokenizer("ACGTR")["input_ids"] == tokenizer("ACGTN")["input_ids"]
+    with pytest.raises(MegabaseError, match="'E' at position 4"):
+        tokenizer(["ACGT", "ACGTE"])
+    tokenizer.save_pretrained(tmp_path)
+    assert BPETokenizer.from_pretrained(tmp_path)(text)["input_ids"] == ids
+    with pytest.raises(MegabaseError, match="at least 10"):
+        train_bpe(pieces, vocab_size=5)
+    with pytest.raises(MegabaseError, match="no sequences"):
+        train_bpe([], vocab_size=50)
