@@ -26,7 +26,7 @@ def _operator(order: int = 2, **options: object) -> HyenaOperator:
 
 def _plain(operator: HyenaOperator, x: Tensor) -> Tensor:
     """Equation 3 of the HyenaDNA paper, position by position."""
-    batch, length, width = x.shape
+    _, length, width = x.shape
     p = operator.in_proj(x).transpose(1, 2)
     short = operator.short_filter
     p = F.conv1d(p, short.weight, short.bias, padding=short.padding, groups=p.shape[1])

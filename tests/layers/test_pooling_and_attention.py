@@ -44,7 +44,7 @@ def test_pooling_of_nothing_is_zero() -> None:
 
 
 def test_unknown_pooling_is_refused() -> None:
-    with pytest.raises(MegabaseError, match="mean, last.*'median'"):
+    with pytest.raises(MegabaseError, match=r"mean, last.*'median'"):
         pool(HIDDEN, "median")  # pyright: ignore[reportArgumentType]
 
 

@@ -19,7 +19,7 @@ def test_fast_unless_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(backend.ENVIRONMENT_VARIABLE, "triton")
-    with pytest.raises(backend.BackendError, match="MEGABASE_BACKEND.*fast, reference.*'triton'"):
+    with pytest.raises(backend.BackendError, match=r"MEGABASE_BACKEND.*fast, reference.*'triton'"):
         backend.active()
     with (
         pytest.raises(backend.BackendError, match="expected one of"),

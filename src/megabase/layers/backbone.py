@@ -6,8 +6,7 @@ LayerNorm. The names are those of the published checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -137,12 +136,24 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.ln_f = nn.LayerNorm(d_model, eps=norm_eps)
         self.dropout = dropout
-        # transformers switches these two through gradient_checkpointing_enable(); parameter names
-        # stay as they are, because nothing is wrapped.
+        # The flag transformers looks for; nothing is wrapped, so parameter names stay as they are.
         self.gradient_checkpointing = False
-        self._gradient_checkpointing_func: Callable[..., Any] = partial(
-            checkpoint, use_reentrant=False
-        )
+        self._recompute_every = 1
+        self._recompute_arguments: dict[str, Any] = {}
+
+    def recompute(self, every: int = 1, arguments: dict[str, Any] | None = None) -> None:
+        """Choose the blocks whose activations are computed again in the backward pass.
+
+        Parameters
+        ----------
+        every
+            Distance between such blocks; 0 for none.
+        arguments
+            Arguments of :func:`torch.utils.checkpoint.checkpoint`.
+        """
+        self.gradient_checkpointing = every > 0
+        self._recompute_every = max(1, every)
+        self._recompute_arguments = {"use_reentrant": False, **(arguments or {})}
 
     def forward(
         self,
@@ -174,12 +185,13 @@ class Backbone(nn.Module):
         hidden = self.embeddings(input_ids, inputs_embeds)
         residual: Tensor | None = None
         states: list[Tensor] = []
-        for layer in self.layers:
+        recomputing = self.gradient_checkpointing and self.training
+        for i, layer in enumerate(self.layers):
             if collect:
                 states.append(hidden if residual is None else hidden + residual)
-            if self.gradient_checkpointing and self.training:
-                hidden, residual = self._gradient_checkpointing_func(
-                    layer.__call__, hidden, residual, mask
+            if recomputing and i % self._recompute_every == 0:
+                hidden, residual = checkpoint(  # pyright: ignore[reportGeneralTypeIssues]
+                    layer, hidden, residual, mask, **self._recompute_arguments
                 )
             else:
                 hidden, residual = layer(hidden, residual, mask)

@@ -118,12 +118,42 @@ class ShellPreTrainedModel(PreTrainedModel):
         return tied
 
     def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+        self,
+        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
     ) -> None:
-        """Recompute block activations in the backward pass; parameter names stay as they are."""
-        super().gradient_checkpointing_enable(
-            {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        )
+        """Compute block activations again in the backward pass instead of keeping them.
+
+        Parameter names stay as they are. The library's ``activation_checkpointing_enable`` and
+        the setting ``gradient_checkpointing`` of a configuration come here too.
+
+        Parameters
+        ----------
+        gradient_checkpointing_kwargs
+            Arguments of :func:`torch.utils.checkpoint.checkpoint`.
+        every_n_layers
+            Distance between the blocks that are computed again.
+        offload
+            Must be False.
+
+        Raises
+        ------
+        ModelConfigError
+            When offloading is asked for.
+        """
+        if offload:
+            raise ModelConfigError("activation checkpointing cannot offload; leave offload False")
+        arguments = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        for module in self.modules():
+            if isinstance(module, Backbone):
+                module.recompute(every_n_layers, arguments)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations again."""
+        for module in self.modules():
+            if isinstance(module, Backbone):
+                module.recompute(0)
 
     def parameter_groups(
         self,

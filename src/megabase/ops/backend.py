@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 from megabase.errors import MegabaseError
 
@@ -22,7 +21,8 @@ BACKENDS = ("fast", "reference")
 ENVIRONMENT_VARIABLE = "MEGABASE_BACKEND"
 """Environment variable read when no :func:`override` is in force."""
 
-_override: ContextVar[str | None] = ContextVar("megabase_backend", default=None)
+# A plain list, because compilers can read one; the last entry is in force.
+_overrides: list[str] = []
 
 
 class BackendError(MegabaseError):
@@ -51,9 +51,8 @@ def active() -> str:
     BackendError
         When ``MEGABASE_BACKEND`` holds an unknown name.
     """
-    chosen = _override.get()
-    if chosen is not None:
-        return chosen
+    if _overrides:
+        return _overrides[-1]
     return _checked(os.environ.get(ENVIRONMENT_VARIABLE) or "fast", ENVIRONMENT_VARIABLE)
 
 
@@ -71,8 +70,8 @@ def override(name: str) -> Iterator[None]:
     BackendError
         When the name is unknown.
     """
-    token = _override.set(_checked(name, "backend.override"))
+    _overrides.append(_checked(name, "backend.override"))
     try:
         yield
     finally:
-        _override.reset(token)
+        _overrides.pop()

@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from megabase.ops.long_conv.fft import FilterSpectra, blocks, wide_dtype
+from megabase.ops.long_conv.fft import FilterSpectra, blocks, wide_dtype, without_autocast
 from megabase.ops.short_conv.shifted import apply_taps, correlate_taps, transpose_taps
 
 __all__ = ["gated_conv_blocked"]
@@ -52,31 +51,30 @@ def _parts(c: slice, d_model: int) -> list[slice]:
     return [slice(c.start + i * d_model, c.stop + i * d_model) for i in range(3)]
 
 
-class _GatedConv(torch.autograd.Function):
-    """The gated convolution, saving p, w, b, k and skip only."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        p_BPL: Tensor,
-        w_PK: Tensor,
-        b_P: Tensor,
-        k_DM: Tensor,
-        skip_D: Tensor | None,
-        after: int,
-        two_sided: bool,
-    ) -> Tensor:
-        ctx.save_for_backward(p_BPL, w_PK, b_P, k_DM, skip_D)
-        ctx.after = after
-        ctx.two_sided = two_sided
-        batch, _, length = p_BPL.shape
-        d_model = k_DM.shape[0]
-        dtype = wide_dtype(p_BPL, k_DM)
-        w_PK, b_P = w_PK.to(dtype), b_P.to(dtype)
-        spectra = FilterSpectra(k_DM, skip_D, length, two_sided, dtype)
-        rows, columns = blocks(batch, d_model, spectra.n_fft)
+@torch.library.custom_op(
+    "megabase::gated_conv",
+    mutates_args=(),
+    schema="(Tensor p, Tensor w, Tensor b, Tensor k, Tensor? skip, int after, bool two_sided) "
+    "-> Tensor",
+)
+def _forward(
+    p_BPL: Tensor,
+    w_PK: Tensor,
+    b_P: Tensor,
+    k_DM: Tensor,
+    skip_D: Tensor | None,
+    after: int,
+    two_sided: bool,
+) -> Tensor:
+    batch, _, length = p_BPL.shape
+    d_model = k_DM.shape[0]
+    dtype = wide_dtype(p_BPL, k_DM)
+    w_PK, b_P = w_PK.to(dtype), b_P.to(dtype)
+    spectra = FilterSpectra(k_DM, skip_D, length, two_sided, dtype)
+    rows, columns = blocks(batch, d_model, spectra.n_fft)
+    y_BDL = torch.empty(batch, d_model, length, dtype=p_BPL.dtype, device=p_BPL.device)
+    with without_autocast(p_BPL):
         work = _Work.of(rows, columns, length, spectra.n_fft, b_P)
-        y_BDL = torch.empty(batch, d_model, length, dtype=p_BPL.dtype, device=p_BPL.device)
         for c in columns:
             K_cF = spectra.transform(c)
             for b in rows:
@@ -87,26 +85,38 @@ class _GatedConv(torch.autograd.Function):
                 U_bcF = torch.fft.rfft(padded).mul_(K_cF)
                 y_bcN = torch.fft.irfft(U_bcF, n=spectra.n_fft)
                 y_BDL[b, c] = first.mul_(y_bcN[..., :length])
-        return y_BDL
+    return y_BDL
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (dy_BDL,) = grads
-        p_BPL, w_PK, b_P, k_DM, skip_D = ctx.saved_tensors
-        needs_skip = ctx.needs_input_grad[4]
-        batch, _, length = p_BPL.shape
-        d_model = k_DM.shape[0]
-        dtype = wide_dtype(p_BPL, k_DM)
-        wide_w_PK, wide_b_P = w_PK.to(dtype), b_P.to(dtype)
-        spectra = FilterSpectra(k_DM, skip_D, length, ctx.two_sided, dtype)
-        n_fft = spectra.n_fft
-        rows, columns = blocks(batch, d_model, n_fft)
-        work = _Work.of(rows, columns, length, n_fft, wide_b_P)
-        dp_BPL = torch.empty(p_BPL.shape, dtype=p_BPL.dtype, device=p_BPL.device)
-        dw_PK, db_P = torch.zeros_like(wide_w_PK), torch.zeros_like(wide_b_P)
-        dk_DM = torch.empty(k_DM.shape, dtype=k_DM.dtype, device=k_DM.device)
-        dskip_D = torch.empty_like(skip_D) if needs_skip else None
+
+@torch.library.custom_op(
+    "megabase::gated_conv_backward",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor p, Tensor w, Tensor b, Tensor k, Tensor? skip, int after, "
+    "bool two_sided) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _backward(
+    dy_BDL: Tensor,
+    p_BPL: Tensor,
+    w_PK: Tensor,
+    b_P: Tensor,
+    k_DM: Tensor,
+    skip_D: Tensor | None,
+    after: int,
+    two_sided: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, _, length = p_BPL.shape
+    d_model = k_DM.shape[0]
+    dtype = wide_dtype(p_BPL, k_DM)
+    w_PK, b_P = w_PK.to(dtype), b_P.to(dtype)
+    spectra = FilterSpectra(k_DM, skip_D, length, two_sided, dtype)
+    n_fft = spectra.n_fft
+    rows, columns = blocks(batch, d_model, n_fft)
+    grads = _backward_shapes(p_BPL, w_PK, b_P, k_DM, skip_D)
+    dp_BPL, dw_PK, db_P, dk_DM, dskip_D = grads
+    dw_PK.zero_()
+    db_P.zero_()
+    with without_autocast(p_BPL):
+        work = _Work.of(rows, columns, length, n_fft, b_P)
         for c in columns:
             K_cF = spectra.transform(c)
             conj_K_cF = K_cF.conj().resolve_conj()
@@ -116,7 +126,7 @@ class _GatedConv(torch.autograd.Function):
                 parts = _parts(c, d_model)
                 p_parts = [p_BPL[b, part].to(dtype) for part in parts]
                 for p, part, out in zip(p_parts, parts, (first, gate, v), strict=True):
-                    apply_taps(p, wide_w_PK[part], wide_b_P[part], ctx.after, out)
+                    apply_taps(p, w_PK[part], b_P[part], after, out)
                 dy_bcL = dy_BDL[b, c].to(dtype)
                 torch.mul(v, gate, out=padded[..., :length])
                 U_bcF = torch.fft.rfft(padded)
@@ -131,16 +141,74 @@ class _GatedConv(torch.autograd.Function):
                 dv_bcL = torch.mul(du_bcL, gate, out=padded[..., :length])
                 torch.mul(du_bcL, v, out=gate)
                 for p, part, ds in zip(p_parts, parts, (first, gate, dv_bcL), strict=True):
-                    correlate_taps(p, ds, ctx.after, dw_PK[part], db_P[part])
+                    correlate_taps(p, ds, after, dw_PK[part], db_P[part])
                     if dp_BPL.dtype == dtype:
-                        transpose_taps(ds, wide_w_PK[part], ctx.after, dp_BPL[b, part])
+                        transpose_taps(ds, w_PK[part], after, dp_BPL[b, part])
                     else:
-                        dp_BPL[b, part] = transpose_taps(ds, wide_w_PK[part], ctx.after, v)
-            spectra.gradient(dK_cF, c, dk_DM, dskip_D)
-        return dp_BPL, dw_PK.to(w_PK.dtype), db_P.to(b_P.dtype), dk_DM, dskip_D, None, None
+                        dp_BPL[b, part] = transpose_taps(ds, w_PK[part], after, v)
+            spectra.gradient(dK_cF, c, dk_DM, None if skip_D is None else dskip_D)
+    return grads
 
 
-@torch.compiler.disable
+def _backward_shapes(
+    p_BPL: Tensor, w_PK: Tensor, b_P: Tensor, k_DM: Tensor, skip_D: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Make room for the gradients; those of the taps in the dtype of the sums."""
+    dtype = wide_dtype(p_BPL, k_DM)
+    return (
+        p_BPL.new_empty(p_BPL.shape),
+        w_PK.new_empty(w_PK.shape, dtype=dtype),
+        b_P.new_empty(b_P.shape, dtype=dtype),
+        k_DM.new_empty(k_DM.shape),
+        k_DM.new_empty((0,)) if skip_D is None else skip_D.new_empty(skip_D.shape),
+    )
+
+
+@_forward.register_fake
+def _(
+    p_BPL: Tensor,
+    w_PK: Tensor,
+    b_P: Tensor,
+    k_DM: Tensor,
+    skip_D: Tensor | None,
+    after: int,
+    two_sided: bool,
+) -> Tensor:
+    return p_BPL.new_empty((p_BPL.shape[0], k_DM.shape[0], p_BPL.shape[2]))
+
+
+@_backward.register_fake
+def _(
+    dy_BDL: Tensor,
+    p_BPL: Tensor,
+    w_PK: Tensor,
+    b_P: Tensor,
+    k_DM: Tensor,
+    skip_D: Tensor | None,
+    after: int,
+    two_sided: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _backward_shapes(p_BPL, w_PK, b_P, k_DM, skip_D)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.after, ctx.two_sided = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx: Any, dy_BDL: Tensor) -> tuple[Tensor | None, ...]:
+    p_BPL, w_PK, b_P, k_DM, skip_D = ctx.saved_tensors
+    dp_BPL, dw_PK, db_P, dk_DM, dskip_D = _backward(
+        dy_BDL, p_BPL, w_PK, b_P, k_DM, skip_D, ctx.after, ctx.two_sided
+    )
+    grads = (dp_BPL, dw_PK.to(w_PK.dtype), db_P.to(b_P.dtype), dk_DM, dskip_D, None, None)
+    needs = ctx.needs_input_grad
+    return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
+
+
 def gated_conv_blocked(
     p_BPL: Tensor,
     w_PK: Tensor,
@@ -153,6 +221,4 @@ def gated_conv_blocked(
 ) -> Tensor:
     """Convolve and gate block by block; see :func:`megabase.ops.gated_conv.gated_conv`."""
     after = (w_PK.shape[-1] - 1) // 2 if centred else 0
-    with torch.autocast(device_type=p_BPL.device.type, enabled=False):
-        y_BDL = _GatedConv.apply(p_BPL, w_PK, b_P, k_DM, skip_D, after, two_sided)
-    return y_BDL  # pyright: ignore[reportReturnType]
+    return _forward(p_BPL, w_PK, b_P, k_DM, skip_D, after, two_sided)

@@ -7,21 +7,23 @@ Work goes block by block, so that one block's spectra stay in the cache and noth
 lives longer than its block. The backward pass transforms `u`, `k` and the incoming gradient anew:
 that is cheaper than reading saved spectra back from memory, and keeps memory at the size of the
 inputs.
+
+The two passes are registered as operators of torch, so that compilers take them as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from megabase.ops.long_conv.lengths import fft_length
 
-__all__ = ["FilterSpectra", "blocks", "long_conv_fft", "wide_dtype"]
+__all__ = ["FilterSpectra", "blocks", "long_conv_fft", "wide_dtype", "without_autocast"]
 
 BLOCK_SAMPLES = 1 << 20
 """Samples per transform call: large enough to fill all cores, small enough for the cache."""
@@ -36,6 +38,11 @@ def wide_dtype(*tensors: Tensor) -> torch.dtype:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[object]:
+    """Switch autocast off: dtypes are chosen here, and transforms are in float32 at least."""
+    return torch.autocast(device_type=like.device.type, enabled=False)
 
 
 def blocks(batch: int, channels: int, n_fft: int) -> tuple[list[slice], list[slice]]:
@@ -121,67 +128,119 @@ def _work(
     return torch.zeros(batch, channels, n_fft, dtype=dtype, device=like.device)
 
 
-class _LongConv(torch.autograd.Function):
-    """y = k * u + skip u, saving u, k and skip only."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, u_BDL: Tensor, k_DM: Tensor, skip_D: Tensor | None, two_sided: bool
-    ) -> Tensor:
-        ctx.save_for_backward(u_BDL, k_DM, skip_D)
-        ctx.two_sided = two_sided
-        batch, channels, length = u_BDL.shape
-        dtype = wide_dtype(u_BDL, k_DM)
-        spectra = FilterSpectra(k_DM, skip_D, length, two_sided, dtype)
-        rows, columns = blocks(batch, channels, spectra.n_fft)
+@torch.library.custom_op(
+    "megabase::long_conv",
+    mutates_args=(),
+    schema="(Tensor u, Tensor k, Tensor? skip, bool two_sided) -> Tensor",
+)
+def _forward(u_BDL: Tensor, k_DM: Tensor, skip_D: Tensor | None, two_sided: bool) -> Tensor:
+    batch, channels, length = u_BDL.shape
+    dtype = wide_dtype(u_BDL, k_DM)
+    spectra = FilterSpectra(k_DM, skip_D, length, two_sided, dtype)
+    rows, columns = blocks(batch, channels, spectra.n_fft)
+    y_BDL = torch.empty(u_BDL.shape, dtype=u_BDL.dtype, device=u_BDL.device)
+    with without_autocast(u_BDL):
         work_bcN = _work(rows, columns, spectra.n_fft, u_BDL, dtype)
-        y_BDL = torch.empty(u_BDL.shape, dtype=u_BDL.dtype, device=u_BDL.device)
         for c in columns:
             K_cF = spectra.transform(c)
             for b, U_bcF in _padded_blocks(u_BDL, rows, c, work_bcN):
                 y_BDL[b, c] = torch.fft.irfft(U_bcF.mul_(K_cF), n=spectra.n_fft)[..., :length]
-        return y_BDL
+    return y_BDL
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (dy_BDL,) = grads
-        u_BDL, k_DM, skip_D = ctx.saved_tensors
-        needs_u, needs_k, needs_skip, _ = ctx.needs_input_grad
-        batch, channels, length = u_BDL.shape
-        dtype = wide_dtype(u_BDL, k_DM)
-        spectra = FilterSpectra(k_DM, skip_D, length, ctx.two_sided, dtype)
-        rows, columns = blocks(batch, channels, spectra.n_fft)
+
+@torch.library.custom_op(
+    "megabase::long_conv_backward",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor u, Tensor k, Tensor? skip, bool two_sided, bool needs_u, "
+    "bool needs_filter) -> (Tensor, Tensor, Tensor)",
+)
+def _backward(
+    dy_BDL: Tensor,
+    u_BDL: Tensor,
+    k_DM: Tensor,
+    skip_D: Tensor | None,
+    two_sided: bool,
+    needs_u: bool,
+    needs_filter: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, channels, length = u_BDL.shape
+    dtype = wide_dtype(u_BDL, k_DM)
+    spectra = FilterSpectra(k_DM, skip_D, length, two_sided, dtype)
+    rows, columns = blocks(batch, channels, spectra.n_fft)
+    du_BDL, dk_DM, dskip_D = _backward_shapes(u_BDL, k_DM, skip_D, needs_u, needs_filter)
+    with without_autocast(u_BDL):
         work_bcN = _work(rows, columns, spectra.n_fft, u_BDL, dtype)
-        du_BDL = torch.empty(u_BDL.shape, dtype=u_BDL.dtype, device=u_BDL.device)
-        dk_DM = torch.empty(k_DM.shape, dtype=k_DM.dtype, device=k_DM.device)
-        dskip_D = torch.empty_like(skip_D) if needs_skip else None
         for c in columns:
             # A correlation is a product with the conjugate.
             K_cF = spectra.transform(c).conj_physical_()
             dK_cF = torch.zeros_like(K_cF)
             for b, G_bcF in _padded_blocks(dy_BDL, rows, c, work_bcN):
-                if needs_k or needs_skip:
+                if needs_filter:
                     _, U_bcF = next(_padded_blocks(u_BDL, [b], c, work_bcN))
                     dK_cF += U_bcF.conj_physical_().mul_(G_bcF).sum(dim=0)
                 if needs_u:
                     du_bcN = torch.fft.irfft(G_bcF.mul_(K_cF), n=spectra.n_fft)
                     du_BDL[b, c] = du_bcN[..., :length].to(du_BDL.dtype)
-            if needs_k or needs_skip:
-                spectra.gradient(dK_cF, c, dk_DM, dskip_D)
-        return (
-            du_BDL if needs_u else None,
-            dk_DM if needs_k else None,
-            dskip_D,
-            None,
-        )
+            if needs_filter:
+                spectra.gradient(dK_cF, c, dk_DM, None if skip_D is None else dskip_D)
+    return du_BDL, dk_DM, dskip_D
 
 
-@torch.compiler.disable
+def _backward_shapes(
+    u_BDL: Tensor, k_DM: Tensor, skip_D: Tensor | None, needs_u: bool, needs_filter: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Make room for the gradients; one that is not wanted has no elements."""
+    return (
+        u_BDL.new_empty(u_BDL.shape if needs_u else (0,)),
+        k_DM.new_empty(k_DM.shape if needs_filter else (0,)),
+        k_DM.new_empty((0,))
+        if skip_D is None or not needs_filter
+        else skip_D.new_empty(skip_D.shape),
+    )
+
+
+@_forward.register_fake
+def _(u_BDL: Tensor, k_DM: Tensor, skip_D: Tensor | None, two_sided: bool) -> Tensor:
+    return u_BDL.new_empty(u_BDL.shape)
+
+
+@_backward.register_fake
+def _(
+    dy_BDL: Tensor,
+    u_BDL: Tensor,
+    k_DM: Tensor,
+    skip_D: Tensor | None,
+    two_sided: bool,
+    needs_u: bool,
+    needs_filter: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _backward_shapes(u_BDL, k_DM, skip_D, needs_u, needs_filter)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.two_sided = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx: Any, dy_BDL: Tensor) -> tuple[Tensor | None, ...]:
+    u_BDL, k_DM, skip_D = ctx.saved_tensors
+    needs_u, needs_k, needs_skip, _ = ctx.needs_input_grad
+    du_BDL, dk_DM, dskip_D = _backward(
+        dy_BDL, u_BDL, k_DM, skip_D, ctx.two_sided, needs_u, needs_k or needs_skip
+    )
+    return (
+        du_BDL if needs_u else None,
+        dk_DM if needs_k else None,
+        dskip_D if needs_skip else None,
+        None,
+    )
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
+
+
 def long_conv_fft(
     u_BDL: Tensor, k_DM: Tensor, skip_D: Tensor | None = None, *, two_sided: bool = False
 ) -> Tensor:
     """Convolve by blocked FFTs; see :func:`megabase.ops.long_conv.long_conv`."""
-    # FFTs run in at least float32 whatever autocast says; the casts above are explicit.
-    with torch.autocast(device_type=u_BDL.device.type, enabled=False):
-        return _LongConv.apply(u_BDL, k_DM, skip_D, two_sided)  # pyright: ignore[reportReturnType]
+    return _forward(u_BDL, k_DM, skip_D, two_sided)

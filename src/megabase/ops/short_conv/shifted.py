@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 __all__ = ["apply_taps", "correlate_taps", "short_conv_shifted", "transpose_taps"]
 
@@ -69,50 +68,86 @@ def _rows(x_BCL: Tensor) -> list[slice]:
     return [slice(i, i + step) for i in range(0, x_BCL.shape[0], step)]
 
 
-class _ShortConv(torch.autograd.Function):
-    """The convolution, saving x and w only."""
-
-    @staticmethod
-    def forward(ctx: Any, x_BCL: Tensor, w_CK: Tensor, b_C: Tensor | None, after: int) -> Tensor:
-        ctx.save_for_backward(x_BCL, w_CK, b_C)
-        ctx.after = after
-        y_BCL = torch.empty(x_BCL.shape, dtype=x_BCL.dtype, device=x_BCL.device)
-        w_CK = w_CK.to(x_BCL.dtype)
-        b_C = None if b_C is None else b_C.to(x_BCL.dtype)
-        for rows in _rows(x_BCL):
-            apply_taps(x_BCL[rows], w_CK, b_C, after, y_BCL[rows])
-        return y_BCL
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (dy_BCL,) = grads
-        x_BCL, w_CK, b_C = ctx.saved_tensors
-        needs_x, needs_w, needs_b, _ = ctx.needs_input_grad
-        # Sums over batch and length are kept in float32 at least.
-        wide = torch.promote_types(w_CK.dtype, torch.float32)
-        dx_BCL = torch.empty_like(x_BCL) if needs_x else None
-        dw_CK = torch.zeros(w_CK.shape, dtype=wide, device=w_CK.device)
-        db_C = torch.zeros(w_CK.shape[:1], dtype=wide, device=w_CK.device) if needs_b else None
-        w_x_CK = w_CK.to(x_BCL.dtype)
-        for rows in _rows(x_BCL):
-            if dx_BCL is not None:
-                transpose_taps(dy_BCL[rows], w_x_CK, ctx.after, dx_BCL[rows])
-            if needs_w or needs_b:
-                correlate_taps(x_BCL[rows], dy_BCL[rows], ctx.after, dw_CK, db_C)
-        return (
-            dx_BCL,
-            dw_CK.to(w_CK.dtype) if needs_w else None,
-            None if db_C is None else db_C.to(b_C.dtype),
-            None,
-        )
+@torch.library.custom_op(
+    "megabase::short_conv",
+    mutates_args=(),
+    schema="(Tensor x, Tensor w, Tensor? b, int after) -> Tensor",
+)
+def _forward(x_BCL: Tensor, w_CK: Tensor, b_C: Tensor | None, after: int) -> Tensor:
+    y_BCL = torch.empty(x_BCL.shape, dtype=x_BCL.dtype, device=x_BCL.device)
+    w_CK = w_CK.to(x_BCL.dtype)
+    b_C = None if b_C is None else b_C.to(x_BCL.dtype)
+    for rows in _rows(x_BCL):
+        apply_taps(x_BCL[rows], w_CK, b_C, after, y_BCL[rows])
+    return y_BCL
 
 
-@torch.compiler.disable
+@torch.library.custom_op(
+    "megabase::short_conv_backward",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor x, Tensor w, int after, bool needs_x, bool needs_taps) "
+    "-> (Tensor, Tensor, Tensor)",
+)
+def _backward(
+    dy_BCL: Tensor, x_BCL: Tensor, w_CK: Tensor, after: int, needs_x: bool, needs_taps: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx_BCL, dw_CK, db_C = _backward_shapes(x_BCL, w_CK, needs_x)
+    dw_CK.zero_()
+    db_C.zero_()
+    w_CK = w_CK.to(x_BCL.dtype)
+    for rows in _rows(x_BCL):
+        if needs_x:
+            transpose_taps(dy_BCL[rows], w_CK, after, dx_BCL[rows])
+        if needs_taps:
+            correlate_taps(x_BCL[rows], dy_BCL[rows], after, dw_CK, db_C)
+    return dx_BCL, dw_CK, db_C
+
+
+def _backward_shapes(x_BCL: Tensor, w_CK: Tensor, needs_x: bool) -> tuple[Tensor, Tensor, Tensor]:
+    # Sums over batch and length are kept in float32 at least.
+    wide = torch.promote_types(w_CK.dtype, torch.float32)
+    return (
+        x_BCL.new_empty(x_BCL.shape if needs_x else (0,)),
+        w_CK.new_empty(w_CK.shape, dtype=wide),
+        w_CK.new_empty(w_CK.shape[:1], dtype=wide),
+    )
+
+
+@_forward.register_fake
+def _(x_BCL: Tensor, w_CK: Tensor, b_C: Tensor | None, after: int) -> Tensor:
+    return x_BCL.new_empty(x_BCL.shape)
+
+
+@_backward.register_fake
+def _(
+    dy_BCL: Tensor, x_BCL: Tensor, w_CK: Tensor, after: int, needs_x: bool, needs_taps: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _backward_shapes(x_BCL, w_CK, needs_x)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x_BCL, w_CK, b_C, ctx.after = inputs
+    ctx.save_for_backward(x_BCL, w_CK)
+    ctx.bias_dtype = None if b_C is None else b_C.dtype
+
+
+def _gradients(ctx: Any, dy_BCL: Tensor) -> tuple[Tensor | None, ...]:
+    x_BCL, w_CK = ctx.saved_tensors
+    needs_x, needs_w, needs_b, _ = ctx.needs_input_grad
+    dx_BCL, dw_CK, db_C = _backward(dy_BCL, x_BCL, w_CK, ctx.after, needs_x, needs_w or needs_b)
+    return (
+        dx_BCL if needs_x else None,
+        dw_CK.to(w_CK.dtype) if needs_w else None,
+        db_C.to(ctx.bias_dtype) if needs_b else None,
+        None,
+    )
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
+
+
 def short_conv_shifted(
     x_BCL: Tensor, w_CK: Tensor, b_C: Tensor | None = None, *, centred: bool = False
 ) -> Tensor:
     """Convolve by shifted adds; see :func:`megabase.ops.short_conv.short_conv`."""
-    after = (w_CK.shape[-1] - 1) // 2 if centred else 0
-    with torch.autocast(device_type=x_BCL.device.type, enabled=False):
-        return _ShortConv.apply(x_BCL, w_CK, b_C, after)  # pyright: ignore[reportReturnType]
+    return _forward(x_BCL, w_CK, b_C, (w_CK.shape[-1] - 1) // 2 if centred else 0)
