@@ -211,11 +211,14 @@ def test_markov_floors_see_the_same_targets(store: GenomeStore) -> None:
     train = on(store, "ramp", 0, 1_000)
     result = evaluate(Toy(next_letter, 64), store, regions, train_regions=train, max_order=2)
     names = [floor.name for floor in result.floors]
-    assert names == ["uniform", "Markov order 0", "Markov order 1", "Markov order 2",
-                     "Markov order 2, fitted"]  # fmt: skip
+    markov = [f"Markov order {order}" for order in range(3)]
+    assert names == ["uniform", *markov, *(f"{name}, fitted" for name in markov)]
     assert {floor.measure.targets for floor in result.floors} == {result.overall.targets}
     assert result.floor_bases == 1_000
     assert result.train_overlap == 0
+    for floor in result.floors:
+        margin = floor.measure.nats_acgt - result.overall.nats_acgt
+        assert floor.margin_nats == pytest.approx(margin)
     assert result.floors[1].measure.perplexity_acgt == pytest.approx(4, abs=0.01)
     assert result.floors[2].measure.perplexity_acgt == pytest.approx(1, abs=0.05)
 
@@ -274,8 +277,8 @@ def _tiny_result() -> EvaluationResult:
     from megabase.inference.results import Measure
 
     part = Measure(1, None, 1.0, None, None)
-    return EvaluationResult("m", "causal", "g", "c", (), 0, 0, 1, 1, 1, None, 0, part, {}, {}, (), (),
-                            0, 0.0, "0")  # fmt: skip
+    facts = ("m", "causal", "g", "c", (), 0, 0, 1, 1, 1, None, 0)
+    return EvaluationResult(*facts, part, {}, {}, (), (), 0, 0.0, "0")
 
 
 def test_training_mode_is_restored(store: GenomeStore) -> None:

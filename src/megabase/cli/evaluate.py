@@ -8,6 +8,7 @@ the regions evaluated are its test regions unless others are named.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 _SHOWN_CONTIGS = 10
+LN_2 = math.log(2)
 
 
 class RequestError(MegabaseError):
@@ -248,36 +250,54 @@ def _table(console: Console, head: list[str], rows: list[tuple[list[str], bool]]
     console.print(table)
 
 
-def _cells(name: str, measure: Measure) -> list[str]:
-    def error(value: float | None) -> str:
-        return "" if value is None else f" +- {value:.3f}"
+def _with_error(value: float | None, error: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" + ("" if error is None else f" +- {error:.3f}")
 
-    whole = measure.perplexity
+
+def _bits(nats: float, error: float | None) -> str:
+    return f"{nats / LN_2:.4f}" + ("" if error is None else f" +- {error / LN_2:.4f}")
+
+
+def _acgt(measure: Measure) -> str:
+    return _with_error(measure.perplexity_acgt, measure.perplexity_acgt_se)
+
+
+def _cells(name: str, measure: Measure) -> list[str]:
     return [
         name,
         f"{measure.targets:,}",
-        f"{measure.perplexity_acgt:.3f}{error(measure.perplexity_acgt_se)}",
-        "" if whole is None else f"{whole:.3f}{error(measure.perplexity_se)}",
+        _acgt(measure),
+        _with_error(measure.perplexity, measure.perplexity_se),
     ]
 
 
 def _print_floors(result: EvaluationResult, console: Console) -> None:
-    rows = [(_cells(floor.name, floor.measure), False) for floor in result.floors]
-    rows.append((_cells("model", result.overall), True))
-    _table(console, ["", "bases", "perplexity A,C,G,T", "all tokens"], rows)
-    if result.floor_bases:
-        rates = result.floors[-1].rates if result.floors[-1].fitted else ()
-        fixed = next(floor for floor in result.floors if floor.order is not None).rates[0]
-        console.print(
-            f"Markov models counted {result.floor_bases:,} bases of the training regions. Weight "
-            f"of the next shorter context: {fixed:g} counts"
-            + (f"; fitted: {', '.join(f'{rate:.3g}' for rate in rates)}" if rates else ""),
-            style="dim",
-        )
-    elif len(result.floors) == 1:
-        console.print(
-            "no Markov floors: the training regions are not known (--train-regions)", style="dim"
-        )
+    fitted = {floor.order: _acgt(floor.measure) for floor in result.floors if floor.fitted}
+    rows = [
+        ([floor.name, _acgt(floor.measure), fitted.get(floor.order, ""), ""], False)
+        for floor in result.floors
+        if not floor.fitted
+    ]
+    model = result.overall
+    all_tokens = _with_error(model.perplexity, model.perplexity_se)
+    rows.append((["model", _acgt(model), "", all_tokens], True))
+    _table(console, ["", "perplexity A,C,G,T", "rates fitted", "all tokens"], rows)
+    if len(result.floors) == 1:
+        console.print("no Markov floors (they need --train-regions)", style="dim")
+        return
+    best = min(result.floors, key=lambda floor: floor.measure.nats_acgt)
+    word = "saves" if best.margin_nats > 0 else "costs"
+    console.print(
+        f"best floor: {best.name}; against it the model {word} "
+        f"{_bits(abs(best.margin_nats), best.margin_nats_se)} bits a base (paired)"
+    )
+    console.print(
+        f"the Markov models counted {result.floor_bases:,} bases of the training regions; the next "
+        f"shorter context weighs {result.floors[1].rates[0]:g} counts, or as fitted by order",
+        style="dim",
+    )
 
 
 def _print_groups(result: EvaluationResult, console: Console) -> None:
@@ -300,14 +320,13 @@ def _print_context(result: EvaluationResult, console: Console) -> None:
                 if point.context_min < point.context
                 else f"{point.context:,}",
                 *_cells("", point.measure)[1:],
-                f"{point.saved_nats:.4f}"
-                + ("" if point.saved_nats_se is None else f" +- {point.saved_nats_se:.4f}"),
+                _bits(point.saved_nats, point.saved_nats_se),
             ],
             False,
         )
         for point in result.context
     ]
-    head = ["bases of context", "bases", "perplexity A,C,G,T", "all tokens", "nats saved"]
+    head = ["bases of context", "bases", "perplexity A,C,G,T", "all tokens", "bits saved"]
     _table(console, head, rows)
     best = min(
         (floor for floor in result.floors if floor.context_measure is not None),

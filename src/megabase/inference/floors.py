@@ -12,7 +12,7 @@ from megabase.genome.alphabet import BASE_BITS, T
 from megabase.genome.store import GenomeStore
 from megabase.inference.blocks import Blocks, read_rows
 from megabase.inference.markov import DEFAULT_RATE, MarkovModel, train_markov
-from megabase.inference.results import Floor, Measure, measure
+from megabase.inference.results import Floor, Measure, measure, paired_saving
 
 __all__ = ["score_floors"]
 
@@ -20,8 +20,9 @@ __all__ = ["score_floors"]
 def score_floors(
     store: GenomeStore,
     blocks: Blocks,
-    curve_blocks: Blocks | None,
-    train_regions: Regions | None,
+    model_nll: npt.NDArray[np.float64],
+    curve_blocks: Blocks | None = None,
+    train_regions: Regions | None = None,
     max_order: int = 12,
 ) -> tuple[tuple[Floor, ...], int]:
     """Score the uniform model and Markov models on the targets of an evaluation.
@@ -32,6 +33,8 @@ def score_floors(
         The genome.
     blocks
         Targets of the evaluation.
+    model_nll
+        float64 (blocks,): the model's sums of -ln p over A, C, G, T on these targets.
     curve_blocks
         Targets of the context curve; None without one.
     train_regions
@@ -42,7 +45,8 @@ def score_floors(
     Returns
     -------
     floors : tuple of Floor
-        Uniform; orders 0 to `max_order` with one fixed rate; the highest order with fitted rates.
+        Uniform; orders 0 to `max_order` with one fixed rate; the same with fitted rates (left out
+        where the training regions are too short to hold a part back).
     bases : int
         Bases that the Markov models counted.
 
@@ -52,48 +56,53 @@ def score_floors(
         When the training regions hold no base.
     """
     markov = None if train_regions is None else train_markov(store, train_regions, max_order)
-    here = _score(store, blocks, markov)
-    curve = [None] * len(here) if curve_blocks is None else _score(store, curve_blocks, markov)
-    names = [("uniform", None, (), False)]
-    if markov is not None:
+    names: list[tuple[str, int | None, tuple[float, ...], bool]] = [("uniform", None, (), False)]
+    for fitted, rates in enumerate(_rates(markov)):
         names += [
-            (f"Markov order {order}", order, (DEFAULT_RATE,) * (order + 1), False)
-            for order in range(max_order + 1)
+            (f"Markov order {order}{', fitted' * fitted}", order, rates[: order + 1], fitted == 1)
+            for order in range(len(rates))
         ]
-        if markov.fitted_rates is not None:
-            names.append(
-                (f"Markov order {max_order}, fitted", max_order, markov.fitted_rates, True)
-            )
-    floors = tuple(
-        Floor(*facts, measure=here[row], context_measure=curve[row])
-        for row, facts in enumerate(names)
-    )
-    return floors, 0 if markov is None else markov.bases
+    sums, targets = _score(store, blocks, markov)
+    curve: list[Measure | None] = [None] * len(names)
+    if curve_blocks is not None:
+        curve_sums, curve_targets = _score(store, curve_blocks, markov)
+        curve = [measure(line, curve_targets) for line in curve_sums]
+    floors: list[Floor] = []
+    for line, facts in enumerate(names):
+        here = measure(sums[line], targets)
+        floors.append(
+            Floor(*facts, here, curve[line], *paired_saving(sums[line], model_nll, targets))
+        )
+    return tuple(floors), 0 if markov is None else markov.bases
 
 
-def _score(store: GenomeStore, blocks: Blocks, markov: MarkovModel | None) -> list[Measure]:
-    """Measure the uniform model, every order, and the fitted rates, in this order."""
-    order = 0 if markov is None else markov.max_order
-    fitted = markov is not None and markov.fitted_rates is not None
-    lines = 1 if markov is None else 1 + (order + 1) + fitted
-    sums = np.zeros((lines, len(blocks)))
+def _rates(markov: MarkovModel | None) -> list[tuple[float, ...]]:
+    """Give the rates of all orders: the fixed ones, and the fitted ones if there are."""
+    if markov is None:
+        return []
+    fixed = (DEFAULT_RATE,) * (markov.max_order + 1)
+    return [fixed] if markov.fitted_rates is None else [fixed, markov.fitted_rates]
+
+
+def _score(
+    store: GenomeStore, blocks: Blocks, markov: MarkovModel | None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Sum -ln p over the targets of each block: (floors, blocks), and the number of targets."""
+    choices = _rates(markov)
+    sums = np.zeros((1 + sum(map(len, choices)), len(blocks)))
     targets = np.zeros(len(blocks), np.int64)
     widest = int((blocks.end - blocks.start).max(initial=1))
-    for rows in read_rows(store, blocks, targets=widest, before=order, bases=1 << 18):
+    before = 0 if markov is None else markov.max_order
+    for rows in read_rows(store, blocks, targets=widest, before=before, bases=1 << 18):
         known = rows.wanted & ((rows.codes[:, rows.lead :] & BASE_BITS) <= T)
         targets[rows.number] = known.sum(1)
         sums[0, rows.number] = math.log(4) * known.sum(1)
-        if markov is not None:
-            found = [markov.log_probabilities(rows.codes, rows.lead)]
-            if markov.fitted_rates is not None:
-                found.append(
-                    markov.log_probabilities(rows.codes, rows.lead, markov.fitted_rates)[-1:]
-                )
-            sums[1:, rows.number] = _row_sums(np.concatenate(found), known)
-    return [measure(line, targets) for line in sums]
-
-
-def _row_sums(
-    log_probability: npt.NDArray[np.float64], known: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.float64]:
-    return -np.where(known, log_probability, 0.0).sum(-1)
+        line = 1
+        if markov is None:
+            continue
+        for rates in choices:
+            found = markov.log_probabilities(rows.codes, rows.lead, rates)
+            part = slice(line, line + len(rates))
+            sums[part, rows.number] = -np.where(known, found, 0.0).sum(-1)
+            line += len(rates)
+    return sums, targets

@@ -12,7 +12,9 @@ one, so every base has a probability. Counts are those of the forward strand.
 
 Two rules for the rate: one fixed number for all orders (:data:`DEFAULT_RATE`), and rates fitted
 order by order on a part of the training regions that is held back from the counts until they are
-chosen (:func:`train_markov`). The second is the stronger floor.
+chosen (:func:`train_markov`). The second is the stronger floor where the DNA to predict is as much
+like the counted DNA as the held-back part is; on DNA without the repeats or relatives that training
+has, it trusts long contexts too much.
 """
 
 from __future__ import annotations

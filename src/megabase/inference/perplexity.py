@@ -174,7 +174,12 @@ def evaluate(
     if progress is not None:
         progress("floors", 0, 1)
     found, floor_bases = score_floors(
-        store, blocks, curve_blocks, train_regions if floors else None, max_order
+        store,
+        blocks,
+        scores.nll_acgt.sum(1),
+        curve_blocks,
+        train_regions if floors else None,
+        max_order,
     )
     covered = int((blocks.end - blocks.start).sum())
     return EvaluationResult(

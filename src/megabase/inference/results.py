@@ -110,6 +110,9 @@ class Floor:
         Perplexity on the targets of the evaluation.
     context_measure
         Perplexity on the targets of the context curve; None without a curve.
+    margin_nats, margin_nats_se
+        How much lower the model's mean of -ln p over A, C, G, T is on the same targets (negative
+        when the floor is better), and the standard error of this paired difference.
     """
 
     name: str
@@ -118,6 +121,8 @@ class Floor:
     fitted: bool
     measure: Measure
     context_measure: Measure | None
+    margin_nats: float
+    margin_nats_se: float | None
 
 
 @dataclass(frozen=True)

@@ -338,32 +338,36 @@ def _model_label(value: float, size: Size) -> str:
 
 
 def _floors(figure: Figure, evaluation: Record, theme: Theme, size: Size) -> None:
-    fixed = [f for f in evaluation["floors"] if f["order"] is not None and not f["fitted"]]
-    fitted = [f for f in evaluation["floors"] if f["fitted"]]
-    model = evaluation["overall"]
-    orders = [f["order"] for f in fixed]
-    values = [f["measure"]["perplexity_acgt"] for f in fixed]
-    axes = _axes(figure, size, 120 if size is WIDE else 76, "perplexity over A, C, G, T")
+    model = evaluation["overall"]["perplexity_acgt"]
+    axes = _axes(figure, size, 140 if size is WIDE else 84, "perplexity over A, C, G, T")
     axes.axhline(4.0, color=theme.muted, linewidth=1.0, linestyle=(0, (1, 3)))
-    axes.plot(orders, values, color=theme.floor, marker="o", markersize=4.5)
+    axes.axhline(model, color=theme.model)
     labels: list[Label] = [
         (4.0, "uniform 4", theme.muted),
-        (values[-1], "Markov", theme.floor),
-        (model["perplexity_acgt"], _model_label(model["perplexity_acgt"], size), theme.model),
+        (model, _model_label(model, size), theme.model),
     ]
-    for floor in fitted:
-        value = floor["measure"]["perplexity_acgt"]
-        axes.plot(
-            [floor["order"]], [value], color=theme.floor, marker="D", markersize=6.5,
-            markerfacecolor="none", markeredgewidth=1.6, linestyle="none",
-        )  # fmt: skip
-        labels.append((value, "Markov, fitted" if size is WIDE else "fitted", theme.floor))
-        values = [*values, value]
-    axes.axhline(model["perplexity_acgt"], color=theme.model)
-    # A high order that overfits may go far up; what is to be compared stays readable.
-    best = min(*values, model["perplexity_acgt"])
-    top = max(4.0, model["perplexity_acgt"], min(max(values), 4.0 + 0.6 * (4.0 - best)))
-    low, high = _limits([best, top])
+    shown = [4.0, model]
+    orders: list[int] = []
+    for fitted in (False, True):
+        floors = [
+            f for f in evaluation["floors"] if f["order"] is not None and f["fitted"] is fitted
+        ]
+        if not floors:
+            continue
+        orders = [floor["order"] for floor in floors]
+        values = [floor["measure"]["perplexity_acgt"] for floor in floors]
+        style: dict[str, Any] = (
+            {"marker": "D", "markerfacecolor": theme.background, "linewidth": 1.2}
+            if fitted
+            else {"marker": "o"}
+        )
+        axes.plot(orders, values, color=theme.floor, markersize=4.5, **style)
+        kind = "fitted rates" if fitted else "fixed rate"
+        labels.append((values[-1], f"Markov, {kind}" if size is WIDE else kind, theme.floor))
+        shown += [min(values), max(values)]
+    # High orders that overfit may go far up; what is to be compared stays readable.
+    best, highest = min(shown), max(4.0, model)
+    low, high = _limits([best, min(max(shown), highest + 0.3 * (highest - best))])
     axes.set_ylim(low, high)
     labels = [(min(height, high), text, colour) for height, text, colour in labels]
     axes.set_xticks([order for order in orders if order % 2 == 0])

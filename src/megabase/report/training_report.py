@@ -127,12 +127,13 @@ def _verdict(run: RunRecord, evaluation: Record | None) -> str:
     )
     if floor is None or floor["order"] is None:
         return text + " No Markov model was trained beside it."
-    gap = floor["measure"]["perplexity_acgt"] - model["perplexity_acgt"]
-    name = floor["name"].replace("Markov", "a Markov model of", 1)
+    name = floor["name"].replace("Markov order", "a Markov model of order", 1)
+    name = name.replace(", fitted", " with fitted rates")
     reference = f"the best floor, {name} ({floor['measure']['perplexity_acgt']:.3f})"
-    if abs(gap) <= (model["perplexity_acgt_se"] or 0.0):
+    margin, error = floor["margin_nats"], floor["margin_nats_se"] or 0.0
+    if abs(margin) <= 2 * error:
         return f"{text} That is level with {reference}."
-    if gap > 0:
+    if margin > 0:
         return f"{text} That is better than {reference}."
     return (
         f"{text} That is worse than {reference}: counting words in the training data predicts "
@@ -245,7 +246,7 @@ def _context(evaluation: Record | None) -> str:
     else:
         meaning = (
             f"Beyond {first['context']:,} bases more context makes no measurable difference here "
-            f"({saved / math.log(2):.4f} \u00b1 {error / math.log(2):.4f} bits a base saved, paired)."
+            f"({saved / math.log(2):.4f} \u00b1 {error / math.log(2):.4f} bits a base saved)."
         )
     rows = [
         [f"{p['context']:,}", _with_error(p["measure"]), f"{p['saved_nats'] / math.log(2):.4f}"]
@@ -274,30 +275,39 @@ def _floors(evaluation: Record | None) -> str:
     if evaluation is None or len(evaluation["floors"]) < 2:
         return ""
     model = evaluation["overall"]
-    rows = [
-        (floor["measure"]["perplexity_acgt"], floor["name"], floor["measure"])
-        for floor in evaluation["floors"]
+    markov = [floor for floor in evaluation["floors"] if floor["order"] is not None]
+    fixed = [floor for floor in markov if not floor["fitted"]]
+    fitted = {floor["order"]: _with_error(floor["measure"]) for floor in markov if floor["fitted"]}
+    cells = [["uniform", "4.000", ""]] + [
+        [f"order {floor['order']}", _with_error(floor["measure"]), fitted.get(floor["order"], "")]
+        for floor in fixed
     ]
-    rows.append((model["perplexity_acgt"], "model", model))
-    rows.sort(key=lambda row: -row[0])
-    marked = [number for number, row in enumerate(rows) if row[1] == "model"]
-    cells = [[name, _with_error(part), f"{math.log2(value):.3f}"] for value, name, part in rows]
-    rate = next(f["rates"][0] for f in evaluation["floors"] if f["order"] is not None)
+    cells.append(["model", _with_error(model), ""])
+    best = best_floor(evaluation) or markov[0]
+    margin, error = best["margin_nats"] / math.log(2), (best["margin_nats_se"] or 0) / math.log(2)
+    summary = (
+        f"The best of them is {best['name'].replace('Markov ', '')} with "
+        f"{best['measure']['perplexity_acgt']:.3f}. The model {'saves' if margin > 0 else 'costs'} "
+        f"{abs(margin):.4f} \u00b1 {error:.4f} bits a base against it (paired)."
+    )
+    rate = fixed[0]["rates"][0]
     return section(
         "Floors",
         [
             "<p>What a model must beat to have learnt more than the frequencies of short words. "
             "Markov models of order k predict a base from the k bases before it, by counts in the "
-            f"training regions ({evaluation['floor_bases']:,} bases), on the same targets.</p>",
+            f"training regions ({evaluation['floor_bases']:,} bases), on the same targets. "
+            f"{escape(summary)}</p>",
             figure(
                 lambda theme, size: draw_floors(evaluation, theme, size),
                 f"Perplexity of Markov models by order, against {model['perplexity_acgt']:.3f} of "
                 "the model.",
                 "Each order is interpolated with the one below: a context seen n times has weight "
-                f"n / (n + {rate:g}) on the line; the diamond has rates fitted to a held-back part "
-                "of the training regions, which is the stronger floor.",
+                f"n / (n + r), with r = {rate:g} on one line and fitted for each order to a "
+                "held-back part of the training regions on the other. Long contexts that training "
+                "has seen too rarely make a model worse.",
             ),
-            table(["", "perplexity", "bits a base"], cells, marked),
+            table(["", "fixed rate", "fitted rates"], cells, [len(cells) - 1]),
         ],
     )
 

@@ -1,0 +1,152 @@
+"""megabase evaluate and megabase report: a real run measured, and one-line errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megabase.cli.main import main
+from megabase.genome.store import GenomeStore
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of eight channels after six steps on a genome of 6,000 bases."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    letters = np.random.default_rng(4).choice(list("ACGTacgt"), size=6_000)
+    (folder / "toy.fa").write_text(f">chr1\n{''.join(letters)}\n>chr2\n{'ACGGT' * 300}\n")
+    store = GenomeStore.build(folder / "toy.fa", folder / "toy.mb", name="toy")
+    recipe = f"""
+data: {{genome: {store.path}, validation: ["chr2:1-500"], test: ["chr2:501-1,500"]}}
+model: {{d_model: 8, n_layer: 1, overrides: {{filter_order: 8}}}}
+stages: [{{length: 32, steps: 3}}, {{length: 64}}]
+global_batch: 4
+steps: 6
+eval_every: 2
+log_every: 1
+devices: {{accelerator: cpu, devices: 1, threads: 1}}
+output: {folder / "run"}
+"""
+    (folder / "recipe.yaml").write_text(recipe)
+    assert main(["pretrain", "--config", str(folder / "recipe.yaml")]) == 0
+    return folder / "run"
+
+
+def test_run_is_measured_on_its_test_regions_with_its_floors(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["evaluate", str(run), "-o", str(out), "--max-order", "3"]) == 0
+    shown = capsys.readouterr().out
+    for text in ("chr2:501-1,500", "Markov order 3", "rates fitted", "model", "best floor:",
+                 "bases of context", "toy (sha256"):  # fmt: skip
+        assert text in shown
+    assert "NOT HELD OUT" not in shown
+    assert sorted(p.name for p in out.iterdir()) == [
+        "evaluation-context.svg", "evaluation-floors.svg", "evaluation.json",
+    ]  # fmt: skip
+    record = json.loads((out / "evaluation.json").read_text())
+    assert record["overall"]["targets"] == 1_000
+    assert record["train_overlap"] == 0
+    assert record["floor_bases"] == 6_000
+    assert len(record["floors"]) == 1 + 2 * 4
+    assert [point["context"] for point in record["context"]] == [64]
+
+
+def test_result_goes_to_the_run_and_is_not_overwritten_unasked(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    brief = ["evaluate", str(run), "--no-floors", "--no-context", "--max-windows", "3"]
+    assert main(brief) == 0
+    assert (run / "evaluation.json").is_file()
+    capsys.readouterr()
+    assert main(brief) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "evaluation.json exists" in error
+    assert main([*brief, "--overwrite"]) == 0
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "HyenaDNA on toy" in page
+    assert main(["report", str(run)]) == 2
+
+
+def test_training_regions_are_pointed_out(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ["--regions", "chr1:1-200", "chr2:501-600", "--json", str(tmp_path / "x.json")]
+    assert main(["evaluate", str(run / "best"), *place, "--no-context", "--max-order", "1"]) == 0
+    assert "NOT HELD OUT: 200 of 300 bases" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_checkpoint_outside_a_run_needs_genome_and_regions(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(run / "best", model)
+    genome = str(run.parent / "toy.mb")
+    assert main(["evaluate", str(model)]) == 2
+    assert "--genome is missing" in capsys.readouterr().err
+    assert main(["evaluate", str(model), "--genome", genome]) == 2
+    assert "--regions is missing" in capsys.readouterr().err
+    request = ["evaluate", str(model), "--genome", genome, "--regions", "chr2", "--no-context"]
+    assert main(request) == 0
+    assert "no Markov floors" in capsys.readouterr().out
+    assert main([*request, "--train-regions", "chr1", "--max-order", "2"]) == 0
+    assert "Markov order 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--regions", "chr9"], "no contig 'chr9'"),
+        (["--regions", "chr2:900-100"], "ends before it starts"),
+        (["--regions", "chr2:1-9,000"], "past the end of contig"),
+        (["--window", "100"], "does not fit the model, whose longest input is 66"),
+        (["--context-lengths", "8"], "shorter than a target block"),
+        (["--genome", "missing.mb"], "missing.mb"),
+        (["--max-order", "20"], "between 0 and 14"),
+        (["--device", "abacus"], "--device abacus"),
+    ],
+)
+def test_bad_requests_end_with_one_line(
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    out = tmp_path / "x.json"
+    assert main(["evaluate", str(run), "--json", str(out), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "report"])
+def test_help_imports_nothing_heavy(verb: str) -> None:
+    code = (
+        "import sys; from megabase.cli.main import main\n"
+        f"try: main([{verb!r}, '--help'])\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert "usage: megabase" in shown
+    assert shown.splitlines()[-1] == "[]"
+
+
+def test_report_of_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is no run folder" in capsys.readouterr().err
