@@ -238,7 +238,7 @@ def _short(number: float) -> str:
 
 
 def _learning_curve(figure: Figure, metrics: Sequence[Record], theme: Theme, size: Size) -> None:
-    from matplotlib.ticker import LogLocator
+    from matplotlib.ticker import LogLocator, NullLocator
 
     train = [r for r in metrics if r["kind"] == "train" and r["loss"] is not None]
     validation = [r for r in metrics if r["kind"] == "validation" and r["loss"] is not None]
@@ -265,6 +265,7 @@ def _learning_curve(figure: Figure, metrics: Sequence[Record], theme: Theme, siz
     _bands(axes, train, theme, size)
     axes.set_xlabel("tokens seen")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if size is WIDE else (1, 3)))
+    axes.xaxis.set_minor_locator(NullLocator())  # labels of minor ticks would run into each other
     axes.xaxis.set_major_formatter(lambda value, _: _short(value))
     _beside(axes, labels, size)
 
