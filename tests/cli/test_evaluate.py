@@ -75,6 +75,10 @@ def test_result_goes_to_the_run_and_is_not_overwritten_unasked(
     assert page.startswith("<!doctype html>")
     assert "HyenaDNA on toy" in page
     assert main(["report", str(run)]) == 2
+    again = ["pretrain", "--config", str(run.parent / "recipe.yaml"), "--overwrite"]
+    assert main(again) == 0
+    assert not (run / "report.html").exists()
+    assert not (run / "evaluation.json").exists()
 
 
 def test_training_regions_are_pointed_out(

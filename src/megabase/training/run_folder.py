@@ -19,6 +19,7 @@ __all__ = ["RunFolderError", "changed_settings", "check_run", "start_run"]
 
 _FILES = (
     "config.yaml", "environment.json", "data.json", "metrics.jsonl", "result.json", "best", "last",
+    "evaluation.json", "evaluation-context.svg", "evaluation-floors.svg", "report.html",
 )  # fmt: skip
 _FOLDERS = ("checkpoints",)
 
