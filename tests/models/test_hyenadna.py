@@ -21,7 +21,7 @@ from megabase.models.hyenadna import (
     HyenaDNAForTokenClassification,
     HyenaDNAModel,
 )
-from megabase.models.shell import IGNORE_INDEX
+from megabase.models.shell_heads import IGNORE_INDEX
 from megabase.models.validation import ModelConfigError
 
 

@@ -13,11 +13,11 @@ from torch import nn
 from megabase.layers.attention import SelfAttention
 from megabase.layers.backbone import Backbone, Block, Embeddings
 from megabase.models.gpt.configuration import GPTConfig
-from megabase.models.shell import (
+from megabase.models.shell import ShellModel
+from megabase.models.shell_heads import (
     ShellForCausalLM,
     ShellForSequenceClassification,
     ShellForTokenClassification,
-    ShellModel,
 )
 
 __all__ = [

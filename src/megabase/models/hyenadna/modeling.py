@@ -16,11 +16,11 @@ from megabase.layers.attention import SelfAttention
 from megabase.layers.backbone import Backbone, Block, Embeddings
 from megabase.layers.hyena import Bidirectional, FilterLayout, HyenaOperator
 from megabase.models.hyenadna.configuration import HyenaDNAConfig
-from megabase.models.shell import (
+from megabase.models.shell import ShellModel
+from megabase.models.shell_heads import (
     ShellForCausalLM,
     ShellForSequenceClassification,
     ShellForTokenClassification,
-    ShellModel,
 )
 
 __all__ = [

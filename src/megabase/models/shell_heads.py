@@ -1,0 +1,214 @@
+"""The heads of the shell families: next token, sequence labels, nucleotide labels."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    CausalLMOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+
+from megabase.layers.pooling import pool
+from megabase.models.shell import ShellModel, ShellPreTrainedModel, wants_dict
+from megabase.models.supervised import sequence_loss
+
+__all__ = [
+    "IGNORE_INDEX",
+    "ShellForCausalLM",
+    "ShellForSequenceClassification",
+    "ShellForTokenClassification",
+]
+
+IGNORE_INDEX = -100
+"""Label that takes no part in a loss."""
+
+
+def _finish(
+    model: PreTrainedModel,
+    output: CausalLMOutput | SequenceClassifierOutput | TokenClassifierOutput,
+    return_dict: bool | None,
+) -> Any:
+    return output if wants_dict(model, return_dict) else output.to_tuple()
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    wide = _wide(logits).flatten(0, -2)
+    return F.cross_entropy(wide, labels.flatten(), ignore_index=IGNORE_INDEX)
+
+
+class _ShellHead(ShellPreTrainedModel):
+    """A base model with something on top."""
+
+    def _encode(
+        self, input_ids: Tensor | None, attention_mask: Tensor | None, arguments: dict[str, Any]
+    ) -> BaseModelOutput:
+        arguments = {**arguments, "return_dict": True}
+        return self._base(input_ids=input_ids, attention_mask=attention_mask, **arguments)
+
+    @property
+    def _base(self) -> ShellModel:
+        return cast("ShellModel", self.base_model)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Give the token embedding."""
+        return self._base.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding."""
+        self._base.set_input_embeddings(value)
+
+
+class ShellForCausalLM(_ShellHead):
+    """The base model with a next-token head."""
+
+    lm_head: nn.Linear
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Give the next-token head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the next-token head."""
+        self.lm_head = cast("nn.Linear", new_embeddings)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> CausalLMOutput:
+        """Predict the next token at every position.
+
+        Parameters
+        ----------
+        input_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict
+            As for the base model.
+        labels
+            Token ids to predict, shape (batch, length), aligned with `input_ids`: they are shifted
+            by one inside, the library's habit. The value -100 takes no part; pad tokens do unless
+            they are set to it.
+
+        Returns
+        -------
+        CausalLMOutput
+            ``logits`` of shape (batch, length, config.vocab_rows), rows past the vocabulary
+            included; ``loss``, the mean cross entropy, when `labels` are given.
+        """
+        encoded = self._encode(
+            input_ids,
+            attention_mask,
+            {"inputs_embeds": inputs_embeds, "output_hidden_states": output_hidden_states},
+        )
+        logits = self.lm_head(encoded.last_hidden_state)
+        loss = None if labels is None else _cross_entropy(logits[:, :-1], labels[:, 1:])
+        output = CausalLMOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+        return _finish(self, output, return_dict)
+
+
+class ShellForSequenceClassification(_ShellHead):
+    """The base model, pooled over positions, with a linear head."""
+
+    score: nn.Linear
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> SequenceClassifierOutput:
+        """Classify sequences.
+
+        Parameters
+        ----------
+        input_ids, inputs_embeds, output_hidden_states, return_dict
+            As for the base model.
+        attention_mask
+            1 at real tokens. When it is missing, tokens other than ``config.pad_token_id`` are
+            real. Pooling ``hf`` looks at pad tokens only, never at the mask.
+        labels
+            Class numbers (batch,), floats (batch,) or (batch, 1) for regression, or 0/1 vectors
+            (batch, num_labels), by ``config.problem_type`` or else by their number and type.
+
+        Returns
+        -------
+        SequenceClassifierOutput
+            ``logits`` of shape (batch, num_labels); ``loss`` when `labels` are given.
+        """
+        encoded = self._encode(
+            input_ids,
+            attention_mask,
+            {"inputs_embeds": inputs_embeds, "output_hidden_states": output_hidden_states},
+        )
+        mask = attention_mask
+        pad = self.config.pad_token_id
+        by_tokens = mask is None or self.config.pooling == "hf"
+        if by_tokens and input_ids is not None and pad is not None:
+            mask = input_ids != pad
+        pooled = pool(cast("Tensor", encoded.last_hidden_state), self.config.pooling, mask)
+        logits = self.score(pooled)
+        loss = None if labels is None else sequence_loss(_wide(logits), labels, self.config)
+        output = SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=encoded.hidden_states
+        )
+        return _finish(self, output, return_dict)
+
+
+class ShellForTokenClassification(_ShellHead):
+    """The base model with a linear head at every position."""
+
+    score: nn.Linear
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> TokenClassifierOutput:
+        """Classify every nucleotide.
+
+        Parameters
+        ----------
+        input_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict
+            As for the base model.
+        labels
+            Class numbers, shape (batch, length); -100 takes no part.
+
+        Returns
+        -------
+        TokenClassifierOutput
+            ``logits`` of shape (batch, length, num_labels); ``loss`` when `labels` are given.
+        """
+        encoded = self._encode(
+            input_ids,
+            attention_mask,
+            {"inputs_embeds": inputs_embeds, "output_hidden_states": output_hidden_states},
+        )
+        logits = self.score(encoded.last_hidden_state)
+        loss = None if labels is None else _cross_entropy(logits, labels)
+        output = TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=encoded.hidden_states
+        )
+        return _finish(self, output, return_dict)
