@@ -115,6 +115,12 @@ def test_published_weights_are_converted(tmp_path: Path) -> None:
         convert(Weights(tmp_path, state, config))
 
 
+def test_the_tokenizer_of_a_configuration() -> None:
+    tokenizer = DNABERTTokenizer.for_config(_config(k=4, long_inputs="pieces"))
+    assert (tokenizer.k, tokenizer.model_max_length) == (4, 16)
+    assert tokenizer.long_inputs == "pieces"
+
+
 def test_another_family_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "caduceus"}')
     with pytest.raises(MegabaseError, match="'caduceus', not a DNABERT"):

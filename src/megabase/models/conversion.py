@@ -141,4 +141,7 @@ def _tokenizer(source: Path, made: Conversion) -> Any:
             return DNATokenizer.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise MegabaseError(f"{folder}/tokenizer_config.json: {error}") from error
+    for_config = getattr(tokenizer_class, "for_config", None)
+    if for_config is not None:  # its vocabulary depends on the model
+        return for_config(made.model.config)
     return tokenizer_class(model_max_length=limit)

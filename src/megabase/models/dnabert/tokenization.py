@@ -157,6 +157,15 @@ class DNABERTTokenizer(BaseKmerTokenizer):
             **kwargs,
         )
 
+    @classmethod
+    def for_config(cls, config: Any) -> DNABERTTokenizer:
+        """Make the tokenizer of a model from its configuration (k, length, long inputs)."""
+        return cls(
+            k=config.k,
+            model_max_length=config.max_position_embeddings,
+            long_inputs=config.long_inputs,
+        )
+
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         text = self._clean(text)
         if not text:
