@@ -1,0 +1,1 @@
+"""Speed and memory of the models, measured on the machine at hand."""

@@ -1,0 +1,320 @@
+"""Time and memory of forward and backward against length, one fresh process a point."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from megabase.bench.config import MODELS, BenchError, RuntimeConfig
+from megabase.bench.fit import PowerLaw, compare, fit_power_law
+
+__all__ = ["Point", "prepare_output", "run_runtime", "summarise", "write_runtime"]
+
+_LOADING_LIMIT = 600.0
+"""Seconds for a process to import torch and build a model; a busy machine takes a while."""
+_POLL = 0.05
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model at one length."""
+
+    model: str
+    checkpointing: bool
+    length: int
+    status: str
+    """"measured", "time limit", "memory limit", "not run", "unsupported" or "failed"."""
+    reason: str | None = None
+    """Why there is no measurement."""
+    result: dict[str, Any] | None = None
+    """What the process measured, see :func:`megabase.bench.point.measure`."""
+    load_before: float | None = None
+    """Processes that were running or waiting on the machine when the point began."""
+
+
+def free_memory() -> int | None:
+    """Give the bytes of memory that are free, or None where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def _resident(pid: int) -> int:
+    """Give the bytes of memory a process has now; 0 where the system does not say."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+def run_point(spec: dict[str, Any], memory_limit: int | None) -> Point:
+    """Measure one point in a process of its own, within its time and memory.
+
+    Parameters
+    ----------
+    spec
+        As for :func:`megabase.bench.point.measure`.
+    memory_limit
+        Bytes of resident memory at which the process is ended; None for no limit.
+
+    Returns
+    -------
+    Point
+    """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+    def point(status: str, reason: str | None = None, result: Any = None) -> Point:
+        return Point(
+            spec["model"], spec["checkpointing"], spec["length"], status, reason, result, load
+        )
+
+    with tempfile.TemporaryDirectory(prefix="megabase-bench-") as folder:
+        files = [Path(folder) / name for name in ("spec.json", "result.json", "ready")]
+        files[0].write_text(json.dumps(spec))
+        command = [sys.executable, "-m", "megabase.bench.point", *map(str, files)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            status = _watch(process, files[2], spec["budget"], memory_limit)
+            errors = process.stderr.read() if process.stderr else b""
+        finally:
+            if process.poll() is None:
+                _stop(process)
+            if process.stderr:
+                process.stderr.close()
+        if status is not None:
+            return point(*status)
+        if not files[1].exists():
+            # The kernel ends a process that takes the last memory with signal 9.
+            if process.returncode == -9:
+                return point("memory limit", "the system ended the process, for want of memory")
+            lines = errors.decode(errors="replace").strip().splitlines() or ["no message"]
+            return point("failed", f"exit status {process.returncode}: {lines[-1]}")
+        result = json.loads(files[1].read_text())
+    if "error" in result:
+        kinds = {"memory": "memory limit", "unsupported": "unsupported"}
+        return point(kinds.get(result["kind"], "failed"), result["error"])
+    return point("measured", None, result)
+
+
+def _watch(
+    process: subprocess.Popen[bytes], ready: Path, budget: float, memory_limit: int | None
+) -> tuple[str, str] | None:
+    """Wait for a process; end it at a limit and say at which."""
+    started = time.monotonic()
+    clock: float | None = None
+    while process.poll() is None:
+        now = time.monotonic()
+        if clock is None and ready.exists():
+            clock = now
+        if clock is None and now - started > _LOADING_LIMIT:
+            _stop(process)
+            return "failed", f"nothing was loaded after {_LOADING_LIMIT:g} s"
+        if clock is not None and now - clock > budget + 1.0:
+            _stop(process)
+            return "time limit", f"one pass takes more than {budget:.0f} s"
+        if memory_limit is not None and (taken := _resident(process.pid)) > memory_limit:
+            _stop(process)
+            return (
+                "memory limit",
+                f"over {memory_limit / _GIB:.1f} GiB (at {taken / _GIB:.1f} GiB when ended)",
+            )
+        time.sleep(_POLL)
+    return None
+
+
+def run_runtime(
+    config: RuntimeConfig,
+    *,
+    measured: Callable[[Point], None] = lambda point: None,
+    measure_point: Callable[[dict[str, Any], int | None], Point] = run_point,
+) -> list[Point]:
+    """Measure every model at every length, until a limit is met.
+
+    Parameters
+    ----------
+    config
+        What to measure.
+    measured
+        Called after each point, so that an interrupted measurement leaves what it has.
+    measure_point
+        Measures one point; :func:`run_point`.
+
+    Returns
+    -------
+    list[Point]
+        Every model, kind of checkpointing and length; those over a limit are marked as such.
+    """
+    limit = int(config.memory_limit * _GIB) or None
+    if limit is None and (free := free_memory()) is not None:
+        limit = free * 9 // 10
+    points: list[Point] = []
+    for model in config.models:
+        for checkpointing in config.checkpointing_kinds:
+            for point in _series(config, model, checkpointing, limit, measure_point):
+                points.append(point)
+                measured(point)
+    return points
+
+
+def _series(
+    config: RuntimeConfig,
+    model: str,
+    checkpointing: bool,
+    memory_limit: int | None,
+    measure_point: Callable[[dict[str, Any], int | None], Point],
+) -> Any:
+    seconds: dict[int, float] = {}
+    used = 0.0
+    stopped: str | None = None
+    for length in config.lengths:
+        if stopped is None:
+            stopped = _too_long(config, seconds, used, length)
+        if stopped is not None:
+            yield Point(model, checkpointing, length, "not run", stopped)
+            continue
+        spec = {
+            "model": model,
+            "checkpointing": checkpointing,
+            "length": length,
+            "budget": min(config.time_limit, config.model_time_limit - used),
+        } | {
+            name: getattr(config, name)
+            for name in (
+                "width", "layers", "batch", "dtype", "device", "threads", "repeats", "seed"
+            )
+        }  # fmt: skip
+        begin = time.monotonic()
+        point = measure_point(spec, memory_limit)
+        used += time.monotonic() - begin
+        yield point
+        if point.result is not None:
+            seconds[length] = point.result["seconds"]
+        else:
+            stopped = f"{point.status} at {point.length:,} tokens"
+
+
+def _too_long(
+    config: RuntimeConfig, seconds: dict[int, float], used: float, length: int
+) -> str | None:
+    """Say why a length is not worth starting: one pass would not fit."""
+    law = fit_power_law(seconds)
+    expected = 0.0 if law is None else law.at(length)
+    if expected > config.time_limit:
+        return f"one pass would take about {expected:.0f} s, over {config.time_limit:g} s"
+    if used + expected > config.model_time_limit:
+        return f"the {config.model_time_limit:g} s for this model are used up"
+    return None
+
+
+def summarise(config: RuntimeConfig, points: list[Point]) -> dict[str, Any]:
+    """Put points, fits and comparisons together, ready for JSON.
+
+    Parameters
+    ----------
+    config
+        What was measured.
+    points
+        As :func:`run_runtime` gives them; may be incomplete.
+
+    Returns
+    -------
+    dict
+        ``config``, ``environment``, ``when``, ``points``, and for each kind of checkpointing
+        ``series``: by model the measured seconds, the power law through the longest of them and
+        what it says of lengths that were not run (marked as extrapolated), and the comparison with
+        the first model.
+    """
+    from megabase.training.provenance import environment
+
+    reference = next(name for name in MODELS if name in config.models)
+    series = []
+    for checkpointing in config.checkpointing_kinds:
+        rows = [point for point in points if point.checkpointing == checkpointing]
+        seconds = {
+            model: {p.length: p.result["seconds"] for p in rows if p.model == model and p.result}
+            for model in config.models
+        }
+        models = {}
+        for model, found in seconds.items():
+            law = fit_power_law(found)
+            models[model] = {
+                "seconds": found,
+                "fit": None if law is None else asdict(law),
+                "extrapolated_seconds": _extrapolated(law, found, config),
+            }
+        series.append(
+            {
+                "checkpointing": checkpointing,
+                "reference": reference,
+                "models": models,
+                "comparisons": {
+                    model: compare(seconds[reference], found)
+                    for model, found in seconds.items()
+                    if model != reference
+                },
+            }
+        )
+    return {
+        "kind": "runtime",
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": asdict(config),
+        "environment": environment(),
+        "points": [asdict(point) for point in points],
+        "series": series,
+    }
+
+
+def _extrapolated(
+    law: PowerLaw | None, found: dict[int, float], config: RuntimeConfig
+) -> dict[int, float]:
+    """Read longer lengths than any measured one off the fit: never a measurement."""
+    if law is None:
+        return {}
+    return {length: law.at(length) for length in config.lengths if length > max(found)}
+
+
+def prepare_output(folder: Path, overwrite: bool) -> Path:
+    """Make the output folder and give the path of its JSON.
+
+    Raises
+    ------
+    BenchError
+        When it holds an earlier measurement that may not be replaced, or cannot be made.
+    """
+    path = folder / "runtime.json"
+    if path.exists() and not overwrite:
+        raise BenchError(
+            f"{path} exists already; name another folder, or replace it with --overwrite"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BenchError(f"{folder}: cannot be made ({error})") from error
+    return path
+
+
+def write_runtime(path: Path, summary: dict[str, Any]) -> None:
+    """Write a summary as JSON, whole or not at all."""
+    from megabase.training.provenance import write_json
+
+    write_json(path, summary)
