@@ -57,7 +57,8 @@ def config_of(args: Namespace) -> PretrainConfig:
         if name not in names:
             values.pop(name)
     built: dict[str, Any] = vars(parser.instantiate(values))
-    return PretrainConfig(**built, **{name: bool(args[name]) for name in _SWITCHES})
+    built.update({name: bool(args[name]) for name in _SWITCHES})
+    return PretrainConfig(**built)
 
 
 def run(args: Namespace) -> int:
