@@ -32,7 +32,9 @@ def small(table: Path, *more: str) -> list[str]:
 def test_one_command(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(small(table)) == 0
     shown = capsys.readouterr()
-    assert "test accuracy" in " ".join(shown.out.split())
+    assert "test (20)" in shown.out
+    assert "accuracy" in shown.out
+    assert "training tokens/s" in shown.out
     assert "chooses the best" in shown.err
     run = table.parent / "run"
     result = json.loads((run / "result.json").read_text())

@@ -62,7 +62,7 @@ def config_of(args: Namespace) -> FinetuneConfig:
     """
     from jsonargparse import ArgumentParser
 
-    skipped = {"model", *_SWITCHES}
+    skipped: set[str | int] = {"model", *_SWITCHES}
     names = {field.name for field in dataclasses.fields(FinetuneConfig)} - skipped
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(FinetuneConfig, skip=skipped)
@@ -71,8 +71,9 @@ def config_of(args: Namespace) -> FinetuneConfig:
         if name not in names:
             values.pop(name)
     built: dict[str, Any] = vars(parser.instantiate(values))
-    switches = {name: bool(args[name]) for name in _SHOWN_SWITCHES}
-    return FinetuneConfig(**built, model=args.model, **switches)
+    built["model"] = args.model
+    built.update({name: bool(args[name]) for name in _SHOWN_SWITCHES})
+    return FinetuneConfig(**built)
 
 
 def run(args: Namespace) -> int:
@@ -101,27 +102,30 @@ def run(args: Namespace) -> int:
 
 
 def _show(results: list[FinetuneResult], console: Console) -> None:
-    """Print one row for each run, and mean and standard deviation of several."""
+    """Print the figures of one run, or mean and standard deviation of several."""
     from rich.table import Table
 
     from megabase.tasks.seeds import spread
 
     first = results[0]
-    table = Table(title=f"{first.family}, {first.parameters:,} parameters")
-    table.add_column("run")
-    columns = [("valid", name) for name in first.valid] + [("test", name) for name in first.test]
-    for split, name in columns:
-        table.add_column(f"{split} {name}", justify="right")
-    table.add_column("tokens/s", justify="right")
-    table.add_column("seconds", justify="right")
-    for result in results:
-        figures = [f"{getattr(result, split)[name]:.4f}" for split, name in columns]
+    splits = [split for split in ("valid", "test") if getattr(first, split)]
+    table = Table(title=f"{first.family}, {first.parameters:,} parameters, {len(results)} run(s)")
+    table.add_column("metric")
+    for split in splits:
+        table.add_column(f"{split} ({first.rows[split]:,})", justify="right")
+    for name in getattr(first, splits[0]) if splits else ():
         table.add_row(
-            result.run, *figures, f"{result.tokens_per_second:,.0f}", f"{result.seconds:,.0f}"
+            name, *(_cell(spread([getattr(r, split)[name] for r in results])) for split in splits)
         )
-    if len(results) > 1:
-        both = [spread([getattr(r, split)[name] for r in results]) for split, name in columns]
-        table.add_row("mean (sd)", *(f"{mean:.4f} ({sd:.4f})" for mean, sd in both), "", "")
-    console.print(table)
-    for note in first.notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+    if splits:
+        console.print(table)
+    speed = sum(result.tokens_per_second for result in results) / len(results)
+    seconds = sum(result.seconds for result in results)
+    text = f"{speed:,.0f} training tokens/s, {seconds:,.0f} s in all; result.json beside each run"
+    for line in (text, *(f"note: {note}" for note in first.notes)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _cell(figures: tuple[float, float | None]) -> str:
+    mean, deviation = figures
+    return f"{mean:.4f}" if deviation is None else f"{mean:.4f} (sd {deviation:.4f})"

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     warnings.showwarning = _show_warning
     module = _load(verb)
-    parser = ArgumentParser(prog=f"megabase {verb}", description=module.__doc__)
+    parser = ArgumentParser(prog=f"megabase {verb}", description=module.__doc__, allow_abbrev=False)
     try:
         module.add_arguments(parser)
         status = module.run(parser.parse_args(arguments[1:]))

@@ -150,14 +150,15 @@ def _number_of(cell: str) -> float | None:
 
 
 def _class_names(train: LabelledText, kind: Kind) -> tuple[str, ...]:
+    several = len(train.columns) > 1
     if kind == "regression":
         return train.columns
     if kind == "multi_label":
-        if len(train.columns) > 1:
+        if several:
             return train.columns
         width = len(train.labels[0][0].translate(_SEPARATORS))
         return tuple(f"{train.columns[0]}_{i}" for i in range(width))
-    if len(train.columns) > 1:
+    if several:
         raise LabelledDataError(
             f"{train.source}: classes come from one column, found {', '.join(train.columns)}; "
             "several columns are for kind multi_label or regression"

@@ -45,6 +45,7 @@ KINDS: tuple[str, ...] = tuple(_AUTO_CLASSES)
 """What a model is for: the names of the heads, and ``base`` for none."""
 
 _CHARACTERS = "megabase.models.tokenization:DNATokenizer"
+_KMERS = "megabase.models.kmer_tokenization:KmerTokenizer"
 
 
 @dataclass(frozen=True)
@@ -97,14 +98,14 @@ class Family:
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("hyenadna", (_CHARACTERS, "megabase.models.tokenization:HyenaDNATokenizer")),
-    Family("gpt"),
+    Family("hyenadna", (_CHARACTERS, "megabase.models.tokenization:HyenaDNATokenizer", _KMERS)),
+    Family("gpt", (_CHARACTERS, _KMERS)),
     Family("mamba"),
     Family("caduceus", (_CHARACTERS, "megabase.models.tokenization:CaduceusTokenizer")),
     Family("cnn", (_CHARACTERS, "megabase.models.cnn.tokenization:LetterTokenizer")),
     Family("deepsea"),
     Family("dnabert", ("megabase.models.dnabert.tokenization:DNABERTTokenizer",)),
-    Family("bigbird"),
+    Family("bigbird", (_CHARACTERS, "megabase.models.bpe_tokenization:BPETokenizer")),
 )
 
 

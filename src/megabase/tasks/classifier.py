@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Labels", "Tokens", "build_classifier", "build_tokens", "save_classifier"]
 
-# Field that holds the longest input of a family, and positions to add to the longest sequence.
+# Field that holds the longest input of a family, positions to add to the longest sequence, and the
+# least that can be built (shorter sequences are padded).
 _LENGTH_FIELDS = {
-    "hyenadna": ("max_seq_len", 2),
-    "gpt": ("max_position_embeddings", 0),
-    "cnn": ("max_length", 0),
-    "deepsea": ("max_length", 0),
+    "hyenadna": ("max_seq_len", 2, 0),
+    "gpt": ("max_position_embeddings", 0, 1024),
+    "cnn": ("max_length", 0, 57),
+    "deepsea": ("max_length", 0, 163),
 }
 # Families that read a sequence between special tokens.
 _WITH_SPECIALS = ("dnabert", "bigbird")
@@ -39,6 +40,8 @@ _PROBLEMS = {
     "multi_label": "multi_label_classification",
     "regression": "regression",
 }
+_BYTE_PAIRS = 4096
+"""Tokens of a byte-pair vocabulary when nothing else is said."""
 _PROBE = "ACGTACGTTGCATGCA"
 
 
@@ -209,9 +212,9 @@ def _tokenizer(config: FinetuneConfig, family: str, training: Callable[[], Itera
     if wanted is None and family == "dnabert":
         from megabase.models.dnabert.tokenization import DNABERTTokenizer
 
-        return DNABERTTokenizer(k=int(config.overrides.get("k", 6)))
+        return DNABERTTokenizer(k=int(_asked(config).get("k", 6)))
     if wanted is None and family == "bigbird":
-        wanted = f"bpe:{config.overrides.get('vocab_size', 4096)}"
+        wanted = f"bpe:{_asked(config).get('vocab_size', _BYTE_PAIRS)}"
     if wanted in (None, "char"):
         from megabase.models.tokenization import DNATokenizer
 
@@ -233,6 +236,16 @@ def _tokenizer(config: FinetuneConfig, family: str, training: Callable[[], Itera
     raise ConfigError(
         f"tokenizer is {wanted!r}; expected char, 2mer to 8mer, bpe:SIZE or a folder that holds one"
     )
+
+
+def _asked(config: FinetuneConfig) -> dict[str, Any]:
+    """Give the fields of a new model that preset and overrides name."""
+    fields: dict[str, Any] = {}
+    if config.preset is not None:
+        from megabase.models.presets import find_preset
+
+        fields.update(find_preset(config.preset).config)
+    return {**fields, **config.overrides}
 
 
 def _spec(model: str) -> str | None:
@@ -320,23 +333,20 @@ def _new_model(
     known = _fields_of(family)
     shape: dict[str, Any] = {}
     if family in _LENGTH_FIELDS:
-        name, extra = _LENGTH_FIELDS[family]
-        # A table of positions may be longer than needed; a filter or a dense layer may not.
-        default = getattr(config_class(), name) if family == "gpt" else 0
-        shape[name] = max(longest + extra, default)
-    if config.preset is not None:
-        from megabase.models.presets import find_preset
-
-        shape.update(find_preset(config.preset).config)
+        name, extra, least = _LENGTH_FIELDS[family]
+        shape[name] = max(longest + extra, least)
     if config.model is not None:
         from megabase.models.auto import load_config
 
         loaded = load_config(_spec(config.model))
         for name in known - {"architectures", "id2label", "label2id", "problem_type"}:
             shape[name] = getattr(loaded, name)
-    if not _is_char(tokens.tokenizer):
+    shape.update({**_asked(config), **fields})
+    # A vocabulary that is learnt or counted decides the rows of the embedding; so does one that a
+    # published shape is too small for.
+    if not _is_char(tokens.tokenizer) or shape.get("vocab_size", tokens.size) < tokens.size:
         shape.update(vocab_size=tokens.size, pad_token_id=tokens.pad_id)
-    return model_class(config_class(**{**shape, **fields}))
+    return model_class(config_class(**shape))
 
 
 def _freeze(model: PreTrainedModel) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megabase.tasks.finetune import FinetuneResult, finetune
+from megabase.tasks.finetune import FinetuneResult, finetune, without_nan
 from megabase.tasks.finetune_config import FinetuneConfig, to_yaml
 from megabase.training.provenance import write_json
 from megabase.training.run_folder import changed_settings
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["finetune_seeds", "spread"]
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Give mean and sample standard deviation (0 for a single value)."""
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Give mean and sample standard deviation (None for a single value)."""
     mean = sum(values) / len(values)
     if len(values) < 2:
-        return mean, 0.0
+        return mean, None
     return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
@@ -71,7 +71,7 @@ def finetune_seeds(
         if result.signal is not None:
             return results
     if results:
-        write_json(Path(config.output) / "result.json", _summary(results, seeds))
+        write_json(Path(config.output) / "result.json", without_nan(_summary(results, seeds)))
     return results
 
 
@@ -82,11 +82,14 @@ def _finished(config: FinetuneConfig, folder: Path) -> FinetuneResult | None:
         return None
     if changed_settings((folder / "config.yaml").read_text(), to_yaml(config)):
         return None
-    return FinetuneResult(**json.loads(file.read_text()))
+    values = json.loads(file.read_text())
+    for split in ("valid", "test"):
+        values[split] = {k: math.nan if v is None else v for k, v in values[split].items()}
+    return FinetuneResult(**values)
 
 
 def _summary(results: Sequence[FinetuneResult], seeds: Sequence[int]) -> dict[str, Any]:
-    figures: dict[str, dict[str, dict[str, float]]] = {}
+    figures: dict[str, dict[str, dict[str, float | None]]] = {}
     for split in ("valid", "test"):
         for name in getattr(results[0], split):
             mean, sd = spread([getattr(result, split)[name] for result in results])
