@@ -1,5 +1,7 @@
 """Sphinx configuration."""
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 from megabase import __version__
@@ -38,6 +40,18 @@ def _keep_attribute_whole(
         lines.insert(0, "")
 
 
+def _remove_stale_pages(app: Any) -> None:
+    """Delete generated pages of modules that are gone; autosummary leaves them."""
+    for page in (Path(__file__).parent / "api" / "generated").glob("*.rst"):
+        try:
+            known = importlib.util.find_spec(page.stem) is not None
+        except ModuleNotFoundError:
+            known = False
+        if not known:
+            page.unlink()
+
+
 def setup(app: Any) -> None:
-    """Connect before napoleon, whose priority is 500."""
+    """Connect before autosummary (500) writes its pages and napoleon (500) reads docstrings."""
+    app.connect("builder-inited", _remove_stale_pages, priority=400)
     app.connect("autodoc-process-docstring", _keep_attribute_whole, priority=400)
