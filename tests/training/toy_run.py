@@ -170,7 +170,7 @@ def main() -> int:
     print("ready", flush=True)
     result, model = run(config(**fields), loss=slow, model=ToyModel(dropout=dropout))
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        total = sum(float(p.double().sum()) for p in model.parameters())
+        total = sum(float(p.detach().double().sum()) for p in model.parameters())
         print(json.dumps({"step": result.progress.step, "sum": total}), flush=True)
     return 128 + result.signal if result.signal is not None else 0
 

@@ -20,6 +20,9 @@ __all__ = ["build_language_model", "save_language_model"]
 # Special positions beside the bases in the published models (l_max = length + 2).
 _SPECIAL_POSITIONS = 2
 
+# The setting of each family that limits the length.
+_LENGTH_FIELD = {"hyenadna": "max_seq_len", "gpt": "max_position_embeddings"}
+
 
 def build_language_model(spec: ModelConfig, longest: int) -> PreTrainedModel:
     """Build a causal language model with fresh weights, or load ``init_from``.
@@ -48,13 +51,13 @@ def build_language_model(spec: ModelConfig, longest: int) -> PreTrainedModel:
     if spec.preset is not None:
         family, fields = _preset(spec.preset)
         if spec.max_length is not None:
-            fields["max_seq_len"] = spec.max_length
+            fields[_LENGTH_FIELD[family]] = spec.max_length
     else:
         family = spec.family
         fields = {
             "d_model": spec.d_model,
             "n_layer": spec.n_layer,
-            "max_seq_len": spec.max_length or longest + _SPECIAL_POSITIONS,
+            _LENGTH_FIELD.get(family, ""): spec.max_length or longest + _SPECIAL_POSITIONS,
         }
     config_class, model_class = _family(family)
     fields.update(spec.overrides)

@@ -20,6 +20,7 @@ from megabase.objectives.causal_lm import CausalLM
 from megabase.objectives.masked_lm import MaskedLM
 from megabase.tasks.language_model import build_language_model, save_language_model
 from megabase.tasks.pretrain_config import DataConfig, ObjectiveConfig, PretrainConfig, to_yaml
+from megabase.tasks.pretrain_text import count_parameters, data_facts, plan_text
 from megabase.training import memory
 from megabase.training.config import ConfigError
 from megabase.training.devices import build_fabric, planned_world
@@ -112,7 +113,9 @@ def pretrain(
     if fabric.global_rank == 0:
         start_run(config, resolved)
         record_environment(run / "environment.json", resumed=config.resume)
-        write_json(run / "data.json", _describe_data(config.data, plan))
+        write_json(
+            run / "data.json", data_facts(config.data, plan.store, plan.split, plan.validation)
+        )
     fabric.barrier()
     return fit(
         plan.model,
@@ -153,7 +156,17 @@ def plan_run(config: PretrainConfig, fabric: Fabric) -> Plan:
         schedule=schedule,
         memory=need,
         available=available,
-        text=_describe(config, model, store, split, schedule, validation, need, available),
+        text=plan_text(
+            config,
+            model,
+            store,
+            split,
+            schedule,
+            validation,
+            need,
+            available,
+            _notes(windows, schedule, split),
+        ),
     )
 
 
@@ -238,6 +251,7 @@ def _build_intervals(
 ) -> tuple[Split, WindowSource]:
     path = data.intervals or ""
     rows = read_intervals(store, path, "train")
+    split = replace(split, train=Regions.of(*rows))
     if not len(split.validation):
         split = replace(split, validation=Regions.of(*read_intervals(store, path, "valid")))
     return split, IntervalWindows(
@@ -254,6 +268,21 @@ def _try_windows(windows: GenomeWindows, schedule: LengthSchedule) -> None:
     """Read one window of every stage, so that a length without windows fails before step 1."""
     for point, _ in schedule.stages():
         windows.batch(point.stage, np.zeros(1, dtype=np.int64), point.length)
+
+
+def _notes(windows: GenomeWindows, schedule: LengthSchedule, split: Split) -> list[str]:
+    """Say what the published way of cutting windows does not prevent."""
+    source, notes = windows.source, []
+    if isinstance(source, IntervalWindows):
+        held_out = split.validation.union(split.test)
+        for point, _ in schedule.stages():
+            found = source.touching(held_out, point.length, windows.extra)
+            if found:
+                notes.append(
+                    f"{found:,} of {windows.epoch_size(point.length):,} training windows of length "
+                    f"{point.length:,} reach into held-out positions, as lengthened intervals may"
+                )
+    return notes
 
 
 def _build_validation(config: PretrainConfig, store: GenomeStore, split: Split) -> EvalSet | None:
@@ -283,7 +312,7 @@ def _largest(
     shape: Any = model.config
     estimates = [
         memory.estimate(
-            parameters=_parameters(model),
+            parameters=count_parameters(model),
             layers=shape.num_hidden_layers,
             width=shape.hidden_size,
             columns=getattr(shape, "vocab_rows", shape.vocab_size),
@@ -297,90 +326,3 @@ def _largest(
         for point, _ in schedule.stages()
     ]
     return max(estimates, key=lambda estimate: estimate.total)
-
-
-def _parameters(model: PreTrainedModel) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _describe(
-    config: PretrainConfig,
-    model: PreTrainedModel,
-    store: GenomeStore,
-    split: Split,
-    schedule: LengthSchedule,
-    validation: EvalSet | None,
-    need: memory.Estimate,
-    available: int,
-) -> str:
-    shape: Any = model.config
-    held = f"{split.validation.total:,} for validation, {split.test.total:,} for test"
-    lines = [
-        f"model       {shape.model_type}, {shape.num_hidden_layers} layers, width "
-        f"{shape.hidden_size}, {_parameters(model):,} parameters, "
-        f"longest input {getattr(shape, 'max_length', config.longest):,}",
-        f"genome      {store.name} (sha256 {store.checksum[:12]}): {split.train.total:,} bases to "
-        f"train on, {held}; windows {config.data.windows}",
-    ]
-    for point, steps in schedule.stages():
-        share = point.global_batch // schedule.world
-        lines.append(
-            f"stage {point.stage}     {steps:,} steps of {point.global_batch} x {point.length:,} = "
-            f"{point.global_batch * point.length:,} tokens "
-            f"({schedule.world} x {-(-share // point.micro_batch)} micro-batches of "
-            f"{min(point.micro_batch, share)})"
-        )
-    lines += [
-        f"budget      {schedule.total_steps:,} steps, {schedule.total_tokens:,} tokens",
-        f"optimizer   AdamW, lr {config.optim.lr:g} ({config.optim.schedule}), "
-        f"weight decay {config.optim.weight_decay:g}, precision {config.precision}",
-        "validation  "
-        + (
-            f"{validation.windows} windows of {validation.length:,} every {config.eval_every} steps"
-            if validation
-            else "none"
-        ),
-        f"memory      about {need.total / 1e9:.2f} GB in each process "
-        f"(activations {need.activations / 1e9:.2f}, convolution {need.workspace / 1e9:.2f}, "
-        f"weights, gradients and optimizer "
-        f"{(need.parameters + need.gradients + need.optimizer) / 1e9:.2f}); "
-        f"{available / 1e9:.1f} GB available",
-        f"output      {config.output}",
-    ]
-    return "\n".join(lines)
-
-
-def _describe_data(data: DataConfig, plan: Plan) -> dict[str, Any]:
-    store = plan.store
-    return {
-        "genome": {"name": store.name, "path": str(store.path), "sha256": store.checksum},
-        "contigs": {contig.name: contig.length for contig in store.contigs},
-        "windows": data.windows,
-        "splits": {
-            part: {
-                "bases": regions.total,
-                "regions": [
-                    f"{store.contigs[contig].name}:{start + 1:,}-{end:,}"
-                    for contig, start, end in list(
-                        zip(
-                            regions.contig.tolist(),
-                            regions.start.tolist(),
-                            regions.end.tolist(),
-                            strict=True,
-                        )
-                    )[:1000]
-                ],
-                "number_of_regions": len(regions),
-            }
-            for part, regions in (
-                ("train", plan.split.train),
-                ("validation", plan.split.validation),
-                ("test", plan.split.test),
-            )
-        },
-        "validation": (
-            {"windows": plan.validation.windows, "length": plan.validation.length}
-            if plan.validation
-            else None
-        ),
-    }
