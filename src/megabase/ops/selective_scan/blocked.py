@@ -103,33 +103,36 @@ class _Plan:
 
 
 class _Inputs(NamedTuple):
-    """The arguments of the operator, in the order of the autograd function."""
+    """The arguments of the operator, in the order of the autograd function.
 
-    u_BLE: Tensor
-    delta_BLE: Tensor
-    A_EN: Tensor
-    B_BLN: Tensor
-    C_BLN: Tensor
-    D_E: Tensor | None
-    z_BLE: Tensor | None
-    bias_E: Tensor | None
-    initial_BEN: Tensor | None
+    Shapes: u, delta, z (B, L, E); A (E, N); B, C (B, L, N); D, bias (E,); initial (B, E, N).
+    """
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    bias: Tensor | None
+    initial: Tensor | None
     softplus: bool
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.promote_types(self.u_BLE.dtype, torch.float32)
+        return torch.promote_types(self.u.dtype, torch.float32)
 
     def rates(self) -> tuple[Tensor, Tensor]:
         """Give A as (N, E), and the same for powers of two."""
-        A_NE = self.A_EN.t().to(self.dtype).contiguous()
+        A_NE = self.A.t().to(self.dtype).contiguous()
         return A_NE, A_NE * math.log2(math.e)
 
     def carry(self, rows: slice, state_BEN: Tensor | None) -> Tensor:
         """Give a state, or zeros, as (G, N, E)."""
         if state_BEN is None:
-            shape = (rows.stop - rows.start, *self.A_EN.t().shape)
-            return self.u_BLE.new_zeros(shape, dtype=self.dtype)
+            shape = (rows.stop - rows.start, *self.A.t().shape)
+            return self.u.new_zeros(shape, dtype=self.dtype)
         return state_BEN[rows].transpose(1, 2).to(self.dtype).contiguous()
 
 
@@ -139,16 +142,16 @@ class _Part:
     def __init__(self, x: _Inputs, segment: _Segment) -> None:
         dtype = x.dtype
         self.segment = segment
-        self.raw = segment.of(x.delta_BLE, dtype)
-        if x.bias_E is not None:
-            self.raw = self.raw + x.bias_E.to(dtype)
+        self.raw = segment.of(x.delta, dtype)
+        if x.bias is not None:
+            self.raw = self.raw + x.bias.to(dtype)
         self.step = F.softplus(self.raw) if x.softplus else self.raw
-        self.u = segment.of(x.u_BLE, dtype)
-        self.D_E = None if x.D_E is None else x.D_E.to(dtype)
+        self.u = segment.of(x.u, dtype)
+        self.D_E = None if x.D is None else x.D.to(dtype)
         self.step_TME = segment.cut(self.step)
         self.v_TME = segment.cut(self.step * self.u)
-        self.B_TMN = segment.cut(segment.of(x.B_BLN, dtype))
-        self.C_TMN = segment.cut(segment.of(x.C_BLN, dtype))
+        self.B_TMN = segment.cut(segment.of(x.B, dtype))
+        self.C_TMN = segment.cut(segment.of(x.C, dtype))
 
     def fill(self, log2_NE: Tensor, decay_TMNE: Tensor, value_TMNE: Tensor) -> None:
         """Write the decays, and what enters the states at each position."""
@@ -209,16 +212,16 @@ def _contract_channels(weight_TME: Tensor, state_TMNE: Tensor) -> Tensor:
 
 def _forward(x: _Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Give the output, the final state, and with `keep` the state that enters each block."""
-    states = x.A_EN.shape[1]
-    plan = _Plan(x.u_BLE, states, x.dtype, buffers=2)
+    states = x.A.shape[1]
+    plan = _Plan(x.u, states, x.dtype, buffers=2)
     _, log2_NE = x.rates()
-    y_BLE = torch.empty(x.u_BLE.shape, dtype=x.u_BLE.dtype, device=x.u_BLE.device)
+    y_BLE = torch.empty(x.u.shape, dtype=x.u.dtype, device=x.u.device)
     final_BEN = y_BLE.new_empty(plan.batch, plan.channels, states, dtype=x.dtype)
     kept = None
     if keep:
         kept = y_BLE.new_empty(plan.all_blocks, plan.batch, states, plan.channels, dtype=x.dtype)
     for rows, segments in plan.groups():
-        carry_GNE = x.carry(rows, x.initial_BEN)
+        carry_GNE = x.carry(rows, x.initial)
         for segment in segments:
             part = _Part(x, segment)
             decay_TMNE, state_TMNE = plan.work(segment)
@@ -234,8 +237,8 @@ def _forward(x: _Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
             if segment.blocks == 1:
                 carry_GNE = last_MNE.clone()
             y = part.output(state_TMNE)
-            if x.z_BLE is not None:
-                y = y * F.silu(segment.of(x.z_BLE, x.dtype))
+            if x.z is not None:
+                y = y * F.silu(segment.of(x.z, x.dtype))
             y_BLE[segment.rows, segment.positions] = y
         final_BEN[rows] = carry_GNE.transpose(1, 2)
     return y_BLE, final_BEN, kept
@@ -247,7 +250,7 @@ class _Backward:
     def __init__(self, x: _Inputs, kept: Tensor, dy_BLE: Tensor) -> None:
         self.x, self.kept, self.dy_BLE = x, kept, dy_BLE
         self.A_NE, self.log2_NE = x.rates()
-        self.plan = _Plan(x.u_BLE, x.A_EN.shape[1], x.dtype, buffers=3)
+        self.plan = _Plan(x.u, x.A.shape[1], x.dtype, buffers=3)
         self.grads = _Inputs(*(self._grad(given) for given in x[:-1]), softplus=x.softplus)  # pyright: ignore[reportArgumentType]
         self.dA_NE = torch.zeros_like(self.A_NE)
 
@@ -264,9 +267,9 @@ class _Backward:
             carry_GNE = self.x.carry(rows, dfinal_BEN)
             for segment in reversed(segments):
                 carry_GNE = self.segment(_Part(self.x, segment), carry_GNE)
-            if self.grads.initial_BEN is not None:
-                self.grads.initial_BEN[rows] = carry_GNE.transpose(1, 2)
-        self.grads.A_EN.copy_(self.dA_NE.t())
+            if self.grads.initial is not None:
+                self.grads.initial[rows] = carry_GNE.transpose(1, 2)
+        self.grads.A.copy_(self.dA_NE.t())
         return tuple(
             None if grad is None or given is None else grad.to(given.dtype)
             for grad, given in zip(self.grads[:-1], self.x[:-1], strict=True)
@@ -285,10 +288,10 @@ class _Backward:
         _scan(decay, state_TMNE.unbind(), enters_MNE)
 
         dy = self._through_gate(part, state_TMNE)
-        if grads.D_E is not None:
-            grads.D_E.add_((dy * part.u).sum(dim=(0, 1)))
+        if grads.D is not None:
+            grads.D.add_((dy * part.u).sum(dim=(0, 1)))
         dy_TME = segment.cut(dy)
-        grads.C_BLN[at] = segment.join(_contract_channels(dy_TME, state_TMNE))
+        grads.C[at] = segment.join(_contract_channels(dy_TME, state_TMNE))
 
         # The recurrence backwards: dstate[t] = C[t] dy[t] + decay[t + 1] dstate[t + 1].
         torch.mul(dy_TME.unsqueeze(-2), part.C_TMN.unsqueeze(-1), out=dstate_TMNE)
@@ -303,7 +306,7 @@ class _Backward:
             carry_GNE = decay[0] * first_MNE
 
         dv = segment.join(_contract_states(part.B_TMN, dstate_TMNE))
-        grads.B_BLN[at] = segment.join(_contract_channels(part.v_TME, dstate_TMNE))
+        grads.B[at] = segment.join(_contract_channels(part.v_TME, dstate_TMNE))
 
         # Through the decays: d(step A) = dstate[t] decay[t] state[t - 1].
         dlog_TMNE = decay_TMNE.mul_(dstate_TMNE)
@@ -316,26 +319,26 @@ class _Backward:
         du = dv * part.step
         if part.D_E is not None:
             du.addcmul_(dy, part.D_E)
-        grads.u_BLE[at] = du
+        grads.u[at] = du
         draw = torch.addcmul(dstep, dv, part.u)
         if self.x.softplus:
             draw.mul_(torch.sigmoid(part.raw))
-        grads.delta_BLE[at] = draw
-        if grads.bias_E is not None:
-            grads.bias_E.add_(draw.sum(dim=(0, 1)))
+        grads.delta[at] = draw
+        if grads.bias is not None:
+            grads.bias.add_(draw.sum(dim=(0, 1)))
         return carry_GNE
 
     def _through_gate(self, part: _Part, state_TMNE: Tensor) -> Tensor:
         """Fill the gradient of the gate; give that of the output before it."""
         dy = part.segment.of(self.dy_BLE, self.x.dtype)
-        if self.x.z_BLE is None or self.grads.z_BLE is None:
+        if self.x.z is None or self.grads.z is None:
             return dy
-        z = part.segment.of(self.x.z_BLE, self.x.dtype)
+        z = part.segment.of(self.x.z, self.x.dtype)
         sigmoid = torch.sigmoid(z)
         gate = z * sigmoid
         slope = torch.addcmul(sigmoid, gate, 1 - sigmoid)
         at = (part.segment.rows, part.segment.positions)
-        self.grads.z_BLE[at] = slope.mul_(dy).mul_(part.output(state_TMNE))
+        self.grads.z[at] = slope.mul_(dy).mul_(part.output(state_TMNE))
         return gate.mul_(dy)
 
 
@@ -356,8 +359,8 @@ class _SelectiveScan(torch.autograd.Function):
         *saved, kept = ctx.saved_tensors
         x = _Inputs(*saved, softplus=ctx.softplus)
         if dy_BLE is None:
-            dy_BLE = x.u_BLE.new_zeros(()).expand(x.u_BLE.shape)
-        with torch.autocast(device_type=x.u_BLE.device.type, enabled=False):
+            dy_BLE = x.u.new_zeros(()).expand(x.u.shape)
+        with torch.autocast(device_type=x.u.device.type, enabled=False):
             return (*_Backward(x, kept, dy_BLE).run(dfinal_BEN), None)
 
 

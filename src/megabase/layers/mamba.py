@@ -1,0 +1,245 @@
+"""The Mamba mixer: a short convolution and a selective scan between two projections.
+
+Mamba (arXiv 2312.00752), section 3.4. Parameter names are those of the public state-spaces/mamba
+code.
+
+Shape suffixes: B batch, L positions, D channels of the model, E inner channels, F two times E,
+N states per channel, K taps of the convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from megabase.layers.norms import add_norm, make_norm
+from megabase.ops.selective_scan import selective_scan, selective_step
+
+__all__ = ["MambaBlock", "MambaMixer", "MambaState"]
+
+
+@dataclass(frozen=True)
+class MambaState:
+    """What one mixer remembers of the positions before.
+
+    Attributes
+    ----------
+    conv : Tensor
+        The last K - 1 inputs of the convolution, shape (batch, K - 1, inner channels).
+    ssm : Tensor
+        States of the recurrence, shape (batch, inner channels, states), float32 at least.
+    """
+
+    conv: Tensor
+    ssm: Tensor
+
+
+class MambaMixer(nn.Module):
+    """Mix positions causally by a selective state-space model.
+
+    Parameters
+    ----------
+    d_model
+        Width.
+    d_state
+        States per inner channel.
+    d_conv
+        Taps of the short convolution.
+    expand
+        Inner channels over `d_model`.
+    dt_rank
+        Rank of the step sizes; ``"auto"`` is ``ceil(d_model / 16)``.
+    conv_bias
+        Whether the convolution has a bias.
+    bias
+        Whether the input and output projections have biases.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: float = 2,
+        dt_rank: int | str = "auto",
+        conv_bias: bool = True,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.d_inner = int(expand * d_model)
+        self.d_state = d_state
+        self.d_conv = d_conv
+        self.dt_rank = math.ceil(d_model / 16) if isinstance(dt_rank, str) else dt_rank
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias)
+        self.conv1d = nn.Conv1d(
+            self.d_inner, self.d_inner, d_conv, groups=self.d_inner, bias=conv_bias
+        )
+        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
+        self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state))
+        self.D = nn.Parameter(torch.empty(self.d_inner))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
+
+    def forward(
+        self, hidden_BLD: Tensor, mask_BL: Tensor | None = None, state: MambaState | None = None
+    ) -> tuple[Tensor, MambaState]:
+        """Mix positions.
+
+        Parameters
+        ----------
+        hidden_BLD
+            Shape (batch, length, width).
+        mask_BL
+            True at real positions, shape (batch, length): others neither enter the convolution
+            nor the states. All are real when None.
+        state
+            What came before; nothing when None.
+
+        Returns
+        -------
+        out : Tensor
+            Shape of `hidden_BLD`.
+        state : MambaState
+            What the next position needs.
+        """
+        if state is not None and hidden_BLD.shape[1] == 1 and not torch.is_grad_enabled():
+            return self.step(hidden_BLD, state, mask_BL)
+        y_BLE, after = self.scan(self.in_proj(hidden_BLD), mask_BL, state)
+        return self.out_proj(y_BLE), after
+
+    def scan(
+        self, xz_BLF: Tensor, mask_BL: Tensor | None = None, state: MambaState | None = None
+    ) -> tuple[Tensor, MambaState]:
+        """Do what lies between the projections: convolution, recurrence, gate.
+
+        Parameters
+        ----------
+        xz_BLF
+            Output of ``in_proj``, shape (batch, length, 2 * inner channels).
+        mask_BL, state
+            As for :meth:`forward`.
+
+        Returns
+        -------
+        y : Tensor
+            Input of ``out_proj``, shape (batch, length, inner channels).
+        state : MambaState
+            What the next position needs.
+        """
+        x_BLE, z_BLE = xz_BLF.chunk(2, dim=-1)
+        x_BLE = _only_real(x_BLE, mask_BL)
+        before, length = self.d_conv - 1, x_BLE.shape[1]
+        if state is None:
+            past_BKE = x_BLE.new_zeros(len(x_BLE), before, self.d_inner)
+        else:
+            past_BKE = state.conv.to(x_BLE.dtype)
+        x_BLE = torch.cat([past_BKE, x_BLE], dim=1)
+        tail_BKE = x_BLE[:, length:].clone()  # not a view that keeps the whole input
+        x_BLE = _only_real(F.silu(self._convolve(x_BLE, length)), mask_BL)
+        delta_BLE, B_BLN, C_BLN = self._steps(x_BLE)
+        y_BLE, ssm_BEN = selective_scan(
+            x_BLE,
+            delta_BLE,
+            self._rates(),
+            B_BLN,
+            C_BLN,
+            D_E=self.D,
+            z_BLE=z_BLE,
+            delta_bias_E=self.dt_proj.bias,
+            initial_state_BEN=None if state is None else state.ssm,
+        )
+        return y_BLE, MambaState(tail_BKE, ssm_BEN)
+
+    def step(
+        self, hidden_B1D: Tensor, state: MambaState, mask_B1: Tensor | None = None
+    ) -> tuple[Tensor, MambaState]:
+        """Mix one position with what came before it; see :meth:`forward`."""
+        x_BE, z_BE = self.in_proj(hidden_B1D[:, 0]).chunk(2, dim=-1)
+        mask_B = None if mask_B1 is None else mask_B1[:, 0]
+        x_BE = _only_real(x_BE, mask_B)
+        window_BKE = torch.cat([state.conv.to(x_BE.dtype), x_BE[:, None]], dim=1)
+        x_BE = _only_real(F.silu(self._convolve(window_BKE, 1)[:, 0]), mask_B)
+        delta_BE, B_BN, C_BN = self._steps(x_BE)
+        y_BE, ssm_BEN = selective_step(
+            state.ssm,
+            x_BE,
+            delta_BE,
+            self._rates(),
+            B_BN,
+            C_BN,
+            D_E=self.D,
+            z_BE=z_BE,
+            delta_bias_E=self.dt_proj.bias,
+        )
+        return self.out_proj(y_BE)[:, None], MambaState(window_BKE[:, 1:], ssm_BEN)
+
+    def _convolve(self, x_BLE: Tensor, length: int) -> Tensor:
+        """Convolve each channel with its taps; the last `length` positions have all their past."""
+        # Sums of shifted inputs: channels stay last, where the library's convolution would turn
+        # the layout around twice.
+        taps_EK = self.conv1d.weight[:, 0].to(x_BLE.dtype)
+        y_BLE = x_BLE[:, :length] * taps_EK[:, 0]
+        for tap in range(1, self.d_conv):
+            y_BLE = torch.addcmul(y_BLE, x_BLE[:, tap : tap + length], taps_EK[:, tap])
+        bias = self.conv1d.bias
+        return y_BLE if bias is None else y_BLE + bias.to(y_BLE.dtype)
+
+    def _steps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Give step sizes without their bias, and what enters and leaves the states."""
+        dt, b, c = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        return F.linear(dt, self.dt_proj.weight), b, c
+
+    def _rates(self) -> Tensor:
+        wide = torch.promote_types(self.A_log.dtype, torch.float32)
+        return -torch.exp(self.A_log.to(wide))
+
+
+def _only_real(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask[..., None].to(x.dtype)
+
+
+class MambaBlock(nn.Module):
+    """Add to the running sum, normalise, mix.
+
+    Parameters
+    ----------
+    d_model
+        Width.
+    mixer
+        The mixer.
+    rms_norm
+        Whether the norm is RMSNorm; LayerNorm otherwise.
+    norm_eps
+        Its epsilon.
+    residual_in_fp32
+        Whether the running sum is kept in float32 at least.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        mixer: MambaMixer,
+        rms_norm: bool = True,
+        norm_eps: float = 1e-5,
+        residual_in_fp32: bool = False,
+    ) -> None:
+        super().__init__()
+        self.norm = make_norm(d_model, rms_norm, norm_eps)
+        self.mixer = mixer
+        self.residual_in_fp32 = residual_in_fp32
+
+    def forward(
+        self,
+        hidden: Tensor,
+        residual: Tensor | None = None,
+        mask: Tensor | None = None,
+        state: MambaState | None = None,
+    ) -> tuple[Tensor, Tensor, MambaState]:
+        """Give (output of the mixer, running sum before it, what the next position needs)."""
+        hidden, residual = add_norm(self.norm, hidden, residual, self.residual_in_fp32)
+        hidden, state = self.mixer(hidden, mask, state)
+        return hidden, residual, state

@@ -1,0 +1,99 @@
+"""Norms of the running sum in the Mamba family.
+
+Shape suffixes: B batch, L positions, D channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["RMSNorm", "add_norm", "make_norm", "normed"]
+
+
+class RMSNorm(nn.Module):
+    """``x / sqrt(mean(x^2) + eps) * weight``, over the last axis.
+
+    Parameters
+    ----------
+    d_model
+        Size of the last axis.
+    eps
+        Added to the mean square.
+    """
+
+    def __init__(self, d_model: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(d_model))
+        self.register_parameter("bias", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis, in the dtype of `x`."""
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def make_norm(d_model: int, rms: bool, eps: float = 1e-5) -> RMSNorm | nn.LayerNorm:
+    """Build the norm of a block: :class:`RMSNorm`, or LayerNorm."""
+    return RMSNorm(d_model, eps) if rms else nn.LayerNorm(d_model, eps=eps)
+
+
+def normed(norm: RMSNorm | nn.LayerNorm, residual_BLD: Tensor, strands: int = 1) -> Tensor:
+    """Normalise a running sum in float32 at least; give the dtype of the norm's weights.
+
+    With two strands the channels are two halves, each normalised by itself; the second one is in
+    reverse order, and so are the weights it is multiplied by.
+    """
+    wide = residual_BLD.to(torch.promote_types(residual_BLD.dtype, torch.float32))
+    weight, bias = norm.weight.to(wide.dtype), norm.bias
+    bias = None if bias is None else bias.to(wide.dtype)
+    if strands == 2:
+        wide = wide.unflatten(-1, (2, -1))
+    if isinstance(norm, RMSNorm):
+        y = F.rms_norm(wide, weight.shape, None if strands == 2 else weight, norm.eps)
+    elif strands == 2:
+        y = F.layer_norm(wide, weight.shape, None, None, norm.eps)
+    else:
+        y = F.layer_norm(wide, weight.shape, weight, bias, norm.eps)
+    if strands == 2:
+        y = y * torch.stack([weight, weight.flip(0)])
+        if bias is not None:
+            y = y + torch.stack([bias, bias.flip(0)])
+        y = y.flatten(-2)
+    return y.to(norm.weight.dtype)
+
+
+def add_norm(
+    norm: RMSNorm | nn.LayerNorm,
+    hidden_BLD: Tensor,
+    residual_BLD: Tensor | None,
+    residual_in_fp32: bool = False,
+    strands: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Add to the running sum and normalise it.
+
+    Parameters
+    ----------
+    norm
+        The norm.
+    hidden_BLD
+        What the last block gave.
+    residual_BLD
+        The running sum before it; None at the first block.
+    residual_in_fp32
+        Whether the running sum is kept in float32 at least.
+    strands
+        2 when the channels are those of two strands, the second in reverse order.
+
+    Returns
+    -------
+    normed : Tensor
+        Input of the next mixer.
+    residual : Tensor
+        The new running sum.
+    """
+    total = hidden_BLD if residual_BLD is None else hidden_BLD + residual_BLD
+    if residual_in_fp32:
+        total = total.to(torch.promote_types(total.dtype, torch.float32))
+    return normed(norm, total, strands), total

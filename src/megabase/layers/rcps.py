@@ -1,0 +1,218 @@
+"""Reverse-complement equivariance by construction, as in Caduceus-PS (arXiv 2403.03234, section 4).
+
+A hidden vector has twice the width: its first half belongs to the strand as given, its second half
+to the other strand, at the same position and with channels in reverse order. So the reverse
+complement of the input turns the output around in length and channels, exactly.
+
+Shape suffixes: B batch, L positions, D channels of one strand, W = 2 D channels of both, V rows of
+the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from megabase.layers.norms import RMSNorm, add_norm
+
+__all__ = [
+    "RCPSAddNorm",
+    "RCPSBlock",
+    "RCPSEmbedding",
+    "RCPSHead",
+    "RCPSWrapper",
+    "join_strands",
+    "split_strands",
+    "strand_add_norm",
+    "swap_halves",
+]
+
+
+def split_strands(hidden_BLW: Tensor) -> tuple[Tensor, Tensor]:
+    """Give both strands, each (batch, length, D), each read in its own direction."""
+    given_BLD, other_BLD = hidden_BLW.chunk(2, dim=-1)
+    return given_BLD, other_BLD.flip((1, 2))
+
+
+def join_strands(given_BLD: Tensor, other_BLD: Tensor) -> Tensor:
+    """Undo :func:`split_strands`."""
+    return torch.cat([given_BLD, other_BLD.flip((1, 2))], dim=-1)
+
+
+def swap_halves(hidden_BLW: Tensor) -> Tensor:
+    """Exchange the two halves of the channels, as published models do before every mixer."""
+    return hidden_BLW.roll(hidden_BLW.shape[-1] // 2, dims=-1)
+
+
+def _table(complement: Sequence[int]) -> Tensor:
+    return torch.tensor(list(complement), dtype=torch.long)
+
+
+class RCPSEmbedding(nn.Module):
+    """Embed tokens and, beside them, their complements.
+
+    Parameters
+    ----------
+    rows
+        Rows of the embedding, one for each entry of `complement`.
+    d_model
+        Width of one strand.
+    complement
+        Token id of the complement of every token id.
+    """
+
+    def __init__(self, rows: int, d_model: int, complement: Sequence[int]) -> None:
+        super().__init__()
+        self.complement = tuple(complement)
+        self.embedding = nn.Embedding(rows, d_model)
+        self.complement_map: Tensor
+        self.register_buffer("complement_map", self.table())
+
+    def table(self) -> Tensor:
+        """Give the values of the buffer ``complement_map``."""
+        return _table(self.complement)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The embedding matrix, shape (rows, D)."""
+        return self.embedding.weight
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Embed ids of shape (batch, length) as (batch, length, 2 D)."""
+        given_BLD = self.embedding(input_ids)
+        # Turning the sequence around and back again cancels.
+        other_BLD = self.embedding(self.complement_map[input_ids])
+        return torch.cat([given_BLD, other_BLD.flip(-1)], dim=-1)
+
+
+class RCPSWrapper(nn.Module):
+    """Apply one module to both strands, each read in its own direction.
+
+    Parameters
+    ----------
+    submodule
+        Called as ``submodule(hidden, mask)``, with both strands side by side in the batch.
+    """
+
+    def __init__(self, submodule: nn.Module) -> None:
+        super().__init__()
+        self.submodule = submodule
+
+    def forward(self, hidden_BLW: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+        """Map (batch, length, 2 D) to the same shape."""
+        both = torch.cat(split_strands(hidden_BLW))
+        if mask_BL is not None:
+            mask_BL = torch.cat([mask_BL, mask_BL.flip(1)])
+        return join_strands(*self.submodule(both, mask_BL).chunk(2))
+
+
+class RCPSAddNorm(nn.Module):
+    """Add to the running sum and normalise each strand by the same norm.
+
+    Parameters
+    ----------
+    submodule
+        Norm over the channels of one strand.
+    """
+
+    def __init__(self, submodule: RMSNorm | nn.LayerNorm) -> None:
+        super().__init__()
+        self.submodule = submodule
+
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None = None, residual_in_fp32: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Give (normalised, running sum), each (batch, length, 2 D)."""
+        return add_norm(self.submodule, hidden, residual, residual_in_fp32, strands=2)
+
+
+class RCPSBlock(nn.Module):
+    """Add to the running sum, normalise and mix, each strand alike.
+
+    Parameters
+    ----------
+    norm
+        Norm over the channels of one strand.
+    mixer
+        Mixer of one strand, called as ``mixer(hidden, mask)``.
+    fused
+        Whether the two halves change places first, in hidden vectors and running sum. The fused
+        kernel of the public code does so, and all published models were trained with it; its norm
+        also goes by another name (``norm.weight``, not ``norm.submodule.weight``). Either way the
+        block is equivariant.
+    residual_in_fp32
+        Whether the running sum is kept in float32 at least.
+    """
+
+    def __init__(
+        self,
+        norm: RMSNorm | nn.LayerNorm,
+        mixer: nn.Module,
+        fused: bool = True,
+        residual_in_fp32: bool = False,
+    ) -> None:
+        super().__init__()
+        self.fused = fused
+        self.norm = norm if fused else RCPSAddNorm(norm)
+        self.mixer = RCPSWrapper(mixer)
+        self.residual_in_fp32 = residual_in_fp32
+
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Give (output of the mixer, running sum before it), each (batch, length, 2 D)."""
+        if self.fused:
+            hidden = swap_halves(hidden)
+            residual = None if residual is None else swap_halves(residual)
+        hidden, residual = strand_add_norm(self.norm, hidden, residual, self.residual_in_fp32)
+        return self.mixer(hidden, mask), residual
+
+
+def strand_add_norm(
+    norm: nn.Module, hidden: Tensor, residual: Tensor | None, residual_in_fp32: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Add and normalise both strands by an :class:`RCPSAddNorm`, or by the norm inside of one."""
+    if isinstance(norm, RCPSAddNorm):
+        return norm(hidden, residual, residual_in_fp32)
+    if not isinstance(norm, RMSNorm | nn.LayerNorm):
+        raise TypeError(f"expected a norm, found {type(norm).__name__}")
+    return add_norm(norm, hidden, residual, residual_in_fp32, strands=2)
+
+
+class RCPSHead(nn.Module):
+    """Token scores that turn around with the strand: ``W a + W[complement] flip(b)``.
+
+    Parameters
+    ----------
+    d_model
+        Width of one strand.
+    rows
+        Rows of the vocabulary.
+    complement
+        Token id of the complement of every token id.
+    """
+
+    def __init__(self, d_model: int, rows: int, complement: Sequence[int]) -> None:
+        super().__init__()
+        self.complement = tuple(complement)
+        self.lm_head = nn.Linear(d_model, rows, bias=False)
+        self.complement_map: Tensor
+        self.register_buffer("complement_map", self.table())
+
+    def table(self) -> Tensor:
+        """Give the values of the buffer ``complement_map``."""
+        return _table(self.complement)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The matrix W, shape (rows, D)."""
+        return self.lm_head.weight
+
+    def forward(self, hidden_BLW: Tensor) -> Tensor:
+        """Score (batch, length, 2 D) as (batch, length, rows)."""
+        given_BLD, other_BLD = hidden_BLW.chunk(2, dim=-1)
+        other_VD = self.weight[self.complement_map]
+        return self.lm_head(given_BLD) + F.linear(other_BLD.flip(-1), other_VD)

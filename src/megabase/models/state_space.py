@@ -1,0 +1,305 @@
+"""What the Mamba and Caduceus families share as transformers models.
+
+Initial weights, optimizer groups, tied tensors, and the parts of forward passes that are alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+
+from megabase.layers.mamba import MambaMixer
+from megabase.layers.norms import RMSNorm
+from megabase.layers.rcps import RCPSEmbedding, RCPSHead
+from megabase.models.checkpoints import CheckpointError
+from megabase.models.state_space_settings import MixerSettings, StateSpaceConfig
+from megabase.models.validation import ModelConfigError
+
+__all__ = [
+    "IGNORE_INDEX",
+    "LayerStack",
+    "StateSpacePreTrainedModel",
+    "finish",
+    "given_once",
+    "real_tokens",
+    "token_cross_entropy",
+]
+
+IGNORE_INDEX = -100
+"""Label that takes no part in a loss."""
+
+_Output = TypeVar("_Output", bound=ModelOutput)
+
+
+class LayerStack:
+    """Mixed into a module with blocks whose activations may be computed again.
+
+    transformers switches this through ``gradient_checkpointing_enable()``; parameter names stay as
+    they are, because nothing is wrapped.
+    """
+
+    training: bool
+    gradient_checkpointing: bool = False
+    _gradient_checkpointing_func: Callable[..., Any] = staticmethod(
+        partial(checkpoint, use_reentrant=False)
+    )
+
+    def run_block(self, block: nn.Module, *arguments: Any) -> Any:
+        """Call a block, keeping its activations or not."""
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(block.__call__, *arguments)
+        return block(*arguments)
+
+
+class StateSpacePreTrainedModel(PreTrainedModel):
+    """Initialisation, optimizer groups and tied tensors of both families."""
+
+    config: StateSpaceConfig
+    supports_gradient_checkpointing = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw the published initial values.
+
+        Embeddings and classifiers N(0, range^2); other linear maps and convolutions as torch does,
+        with biases of linear maps 0, and ``out_proj`` divided by the root of the number of blocks;
+        ``A = -(1, 2, ..., N)``, ``D = 1``; initial step sizes log-uniform from ``dt_min`` to
+        ``dt_max``.
+        """
+        if isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.Linear | nn.Conv1d):
+            if module is getattr(self, "score", None):
+                init.normal_(module.weight, std=self.config.initializer_range)
+            else:
+                init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                if isinstance(module, nn.Conv1d):
+                    bound = 1 / math.sqrt(module.kernel_size[0])
+                    init.uniform_(module.bias, -bound, bound)
+                else:
+                    init.zeros_(module.bias)
+        elif isinstance(module, RMSNorm | nn.LayerNorm):
+            init.ones_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, MambaMixer):
+            _init_mixer(module, self.config.mixer, self.config.residual_scale)
+        elif isinstance(module, RCPSEmbedding | RCPSHead):
+            # The library builds models without memory first, so computed tables are filled here.
+            init.copy_(module.complement_map, module.table())
+
+    def tied_names(self) -> dict[str, str]:
+        """Name the copies of shared tensors that the configuration asks for, and their origins."""
+        return {}
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """Name every copy of a shared tensor, and the name it is a copy of.
+
+        A checkpoint may hold either, or both.
+        """
+        names = {name for name, _ in self.named_parameters(remove_duplicate=False)}
+        return {copy: first for copy, first in self.tied_names().items() if copy in names}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a model folder; as in transformers, but strict about tied tensors.
+
+        Raises
+        ------
+        CheckpointError
+            When neither copy of a tied tensor is in the file, or both are with different values.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        check_ties(model, info["missing_keys"], pretrained_model_name_or_path)
+        return (model, info) if wants_info else model
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Recompute block activations in the backward pass; parameter names stay as they are."""
+        super().gradient_checkpointing_enable(
+            {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        )
+
+    def parameter_groups(
+        self, lr: float, weight_decay: float, decay_rms_norm: bool = True
+    ) -> list[dict[str, Any]]:
+        """Group the parameters for an optimizer.
+
+        Parameters
+        ----------
+        lr
+            Learning rate of all of them.
+        weight_decay
+            Weight decay of ordinary parameters. Biases, embeddings (and a head tied to them),
+            LayerNorms, ``A_log`` and ``D`` do not decay.
+        decay_rms_norm
+            Whether the weights of RMSNorms decay, as in the public training code, whose list of
+            exceptions does not know that norm.
+
+        Returns
+        -------
+        list of dict
+            Each with ``name``, ``params``, ``lr`` and ``weight_decay``; empty groups are left out.
+        """
+        spared: set[int] = set()
+        for module in self.modules():
+            if isinstance(module, nn.Embedding | nn.LayerNorm) or (
+                isinstance(module, RMSNorm) and not decay_rms_norm
+            ):
+                spared.update(id(parameter) for parameter in module.parameters(recurse=False))
+        decayed: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            last = name.rsplit(".", 1)[-1]
+            keeps = id(parameter) in spared or last in ("A_log", "D", "bias")
+            (others if keeps else decayed).append(parameter)
+        groups = [
+            {"name": "decayed", "params": decayed, "lr": lr, "weight_decay": weight_decay},
+            {"name": "not_decayed", "params": others, "lr": lr, "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def mixer_mask(self, attention_mask: Tensor | None) -> Tensor | None:
+        """Give the mask the mixers need, or None when nothing is to be kept out."""
+        if attention_mask is None or not self.config.mask_padding:
+            return None
+        mask = attention_mask.bool()
+        # On an accelerator reading a value back would stall the queue; there the mask is applied.
+        return None if mask.device.type == "cpu" and bool(mask.all()) else mask
+
+
+def _init_mixer(mixer: MambaMixer, settings: MixerSettings, residual_scale: float) -> None:
+    init.kaiming_uniform_(mixer.out_proj.weight, a=math.sqrt(5))
+    if not getattr(mixer.out_proj.weight, "_is_hf_initialized", False):
+        init.copy_(mixer.out_proj.weight, mixer.out_proj.weight * residual_scale)
+    bound = settings.dt_scale * mixer.dt_rank**-0.5
+    if settings.dt_init == "constant":
+        init.constant_(mixer.dt_proj.weight, bound)
+    else:
+        init.uniform_(mixer.dt_proj.weight, -bound, bound)
+    low, high = math.log(settings.dt_min), math.log(settings.dt_max)
+    steps = torch.exp(torch.rand_like(mixer.dt_proj.bias) * (high - low) + low)
+    steps = steps.clamp(min=settings.dt_init_floor)
+    # The inverse of softplus, so that the first step sizes are `steps`.
+    init.copy_(mixer.dt_proj.bias, steps + torch.log(-torch.expm1(-steps)))
+    rates = torch.arange(1, mixer.d_state + 1, dtype=mixer.A_log.dtype, device=mixer.A_log.device)
+    init.copy_(mixer.A_log, torch.log(rates).expand_as(mixer.A_log))
+    init.ones_(mixer.D)
+
+
+def check_ties(model: StateSpacePreTrainedModel, missing: Any, source: object) -> None:
+    """Demand that tied tensors of a loaded model were in its file, and were one.
+
+    Parameters
+    ----------
+    model
+        The model, loaded.
+    missing
+        Names of the model that the file did not have.
+    source
+        The file or folder, for the message.
+
+    Raises
+    ------
+    CheckpointError
+        Naming both copies.
+    """
+    ties = model.get_expanded_tied_weights_keys()
+    absent = [f"{copy} = {first}" for copy, first in ties.items() if {copy, first} <= set(missing)]
+    if absent:
+        raise CheckpointError(
+            f"{source}: tied tensors of {type(model).__name__} are missing under both names "
+            f"({'; '.join(absent)}); one of the two would do. The file is incomplete: save it "
+            "again, or convert the original checkpoint"
+        )
+    parted = [
+        f"{copy} and {first}"
+        for copy, first in ties.items()
+        if model.get_parameter(copy) is not model.get_parameter(first)
+    ]
+    if parted:
+        raise CheckpointError(
+            f"{source}: the configuration ties tensors that have different values in the file "
+            f"({'; '.join(parted)}); load it with tie_word_embeddings=False (the head) or "
+            "bidirectional_weight_tie=False (the two directions)"
+        )
+
+
+def given_once(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """Give the one that is there.
+
+    Raises
+    ------
+    ModelConfigError
+        When not exactly one is.
+    """
+    given = input_ids if input_ids is not None else inputs_embeds
+    if given is None or (input_ids is not None and inputs_embeds is not None):
+        raise ModelConfigError("give exactly one of input_ids and inputs_embeds")
+    return given
+
+
+def real_tokens(
+    input_ids: Tensor | None, attention_mask: Tensor | None, pad_token_id: int | None
+) -> Tensor | None:
+    """Give the mask of real tokens for pooling: the one given, or else all but padding."""
+    if attention_mask is not None or input_ids is None or pad_token_id is None:
+        return attention_mask
+    return input_ids != pad_token_id
+
+
+def token_cross_entropy(
+    logits: Tensor, labels: Tensor, loss_weights: Tensor | None = None, pad_id: int | None = None
+) -> Tensor:
+    """Mean cross entropy of tokens, in float32 at least.
+
+    Parameters
+    ----------
+    logits
+        Shape (batch, length, rows).
+    labels
+        Token ids, shape (batch, length). The value -100 and `pad_id` take no part.
+    loss_weights
+        Weights of the mean, shape (batch, length); all one when None.
+    pad_id
+        Second value that takes no part.
+
+    Returns
+    -------
+    Tensor
+        0-d; not a number when no label takes part.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
+    labels = labels.to(logits.device).flatten()
+    if pad_id is not None:
+        labels = torch.where(labels == pad_id, IGNORE_INDEX, labels)
+    if loss_weights is None:
+        return F.cross_entropy(wide, labels, ignore_index=IGNORE_INDEX)
+    losses = F.cross_entropy(wide, labels, ignore_index=IGNORE_INDEX, reduction="none")
+    weights = loss_weights.to(losses).flatten() * (labels != IGNORE_INDEX)
+    return (losses * (weights / weights.sum())).sum()
+
+
+def finish(
+    model: PreTrainedModel, output: _Output, return_dict: bool | None
+) -> _Output | tuple[Any, ...]:
+    """Give an output as an object or, where the caller or the configuration asks, as a tuple."""
+    wanted = model.config.return_dict if return_dict is None else return_dict
+    return output if wanted else output.to_tuple()
