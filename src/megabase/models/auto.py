@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from megabase.errors import MegabaseError
 from megabase.models.checkpoints import CheckpointError, LoadReport
-from megabase.models.families import FAMILIES, KINDS, Family, family_of
+from megabase.models.families import FAMILIES, KINDS, family_of
 from megabase.models.presets import PRESETS
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ModelKindError",
     "ModelNotFoundError",
     "find_checkpoint",
+    "find_kind",
     "load_config",
     "load_model",
     "load_tokenizer",
@@ -175,10 +177,10 @@ def load_config(spec: str | Path | None = None) -> PreTrainedConfig:
     ModelKindError
         When it is of a family that megabase does not have, or its configuration is damaged.
     """
-    return _config(resolve_model(spec))[1]
+    return _config(resolve_model(spec))
 
 
-def _config(path: Path) -> tuple[Family, PreTrainedConfig]:
+def _config(path: Path) -> PreTrainedConfig:
     file = path / "config.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -196,17 +198,41 @@ def _config(path: Path) -> tuple[Family, PreTrainedConfig]:
         )
     config = family.config_class().from_dict(content)
     config.name_or_path = str(path)
-    return family, config
+    return config
 
 
-def _class_for(
-    family: Family, config: PreTrainedConfig, kind: str | None, path: Path
+def find_kind(
+    path: Path, config: PreTrainedConfig, kind: str | None = None
 ) -> tuple[str, type[PreTrainedModel]]:
-    classes = family.classes()
+    """Find the class that loads a model.
+
+    Parameters
+    ----------
+    path
+        Folder of the model, for the message.
+    config
+        Its configuration, of one of our families.
+    kind
+        What it is wanted for; by default what it was saved as.
+
+    Returns
+    -------
+    kind : str
+        One of :data:`~megabase.models.families.KINDS`.
+    model_class : type
+        The class.
+
+    Raises
+    ------
+    ModelKindError
+        When the family has no such class.
+    """
+    family = family_of(config.model_type)
+    classes = family.classes() if family is not None else {}
     if kind is None:
-        names = config.architectures or []
         by_name = {model_class.__name__: kind for kind, model_class in classes.items()}
-        kind = next((by_name[name] for name in names if name in by_name), next(iter(classes)))
+        known = (by_name[name] for name in config.architectures or [] if name in by_name)
+        kind = next(known, next(iter(classes), "base"))
     if kind not in KINDS:
         raise ModelKindError(f"kind is one of {', '.join(KINDS)}, not {kind!r}")
     if kind not in classes:
@@ -259,8 +285,8 @@ def load_model(
         Naming every missing, unexpected and mis-shaped tensor.
     """
     path = resolve_model(spec)
-    family, config = _config(path)
-    kind, model_class = _class_for(family, config, kind, path)
+    config = _config(path)
+    kind, model_class = find_kind(path, config, kind)
     for name, value in overrides.items():
         setattr(config, name, value)
     with _quiet():
@@ -273,7 +299,7 @@ def load_model(
                 ignore_mismatched_sizes=True,
                 local_files_only=True,
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             if isinstance(error, MegabaseError):
                 raise
             raise CheckpointError(f"{path}: cannot be loaded ({error})") from error
@@ -349,7 +375,7 @@ def load_tokenizer(spec: str | Path | None = None) -> Any:
         When it is of a family that megabase does not have.
     """
     path = resolve_model(spec)
-    _, config = _config(path)
+    config = _config(path)
     limit = getattr(config, "max_length", None)
     extra = {} if (path / "tokenizer_config.json").is_file() else {"model_max_length": limit}
     return AutoTokenizer.from_pretrained(path, config=config, local_files_only=True, **extra)

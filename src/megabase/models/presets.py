@@ -35,7 +35,8 @@ class Preset:
     config: Mapping[str, Any] = field(hash=False)
     """Arguments of the family's configuration class."""
     parameters: int
-    """Trainable numbers of the pretraining model; tied and shared tensors count once."""
+    """Trainable numbers; tied and shared tensors count once. A language model counts with its
+    head, an encoder without."""
     length: int
     """Bases of its training sequences."""
     hub: str | None = None

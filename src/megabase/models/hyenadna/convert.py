@@ -170,7 +170,7 @@ def _decay(deltas: Tensor | None) -> dict[str, float]:
 
 
 def infer_settings(
-    weights: Weights, tensors: Mapping[str, Tensor]
+    weights: Weights, tensors: Mapping[str, Tensor], given: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Infer the configuration of published weights.
 
@@ -180,6 +180,8 @@ def infer_settings(
         As read, for the settings beside the tensors.
     tensors
         The tensors under our names.
+    given
+        Settings that win over everything else.
 
     Returns
     -------
@@ -202,6 +204,7 @@ def infer_settings(
         if name in settings and settings[name] != value and not isinstance(value, float)
     ]
     settings.update(shapes)
+    settings.update(given or {})
     if "max_seq_len" not in settings:
         raise CheckpointError(
             f"{weights.path}: the weights have no positional table, and no configuration says the "
@@ -219,7 +222,9 @@ def infer_settings(
             "is taken"
         )
     head = tensors.get("lm_head.weight")
-    settings["tie_word_embeddings"] = head is None or torch.equal(head, tensors[_EMBEDDING])
+    settings.setdefault(
+        "tie_word_embeddings", head is None or torch.equal(head, tensors[_EMBEDDING])
+    )
     if "score.weight" in tensors:
         settings.update(_head_settings(settings, tensors, notes))
     return settings, tuple(notes)
@@ -293,10 +298,9 @@ def convert(weights: Weights, **overrides: Any) -> Converted:
         Naming every missing, unexpected and mis-shaped tensor.
     """
     tensors, dropped = to_ours(weights.tensors)
-    settings, inferred = infer_settings(weights, tensors)
-    given = {name: value for name, value in overrides.items() if value is not None}
-    notes = [note for note in inferred if not ("window shift" in note and "window_shift" in given)]
-    config = HyenaDNAConfig(**{**settings, **given})
+    settings, inferred = infer_settings(weights, tensors, overrides)
+    notes = list(inferred)
+    config = HyenaDNAConfig(**settings)
     model = _model_class(weights, tensors)(config)
     state = _fill_in(model, tensors, notes)
     expected = model.state_dict()
