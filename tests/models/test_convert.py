@@ -28,11 +28,11 @@ needs_data = pytest.mark.skipif(
 REMAG = ("remag_0.3.3_base", "remag_0.3.3_20251024", "remag_0.6.1_4k")
 
 
-def recorded() -> tuple[torch.Tensor, torch.Tensor, float]:
+def recorded(case: Path) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Inputs, recorded logits, and their tolerance."""
-    meta = json.loads((NAMING / "meta.json").read_text())
-    ids = torch.from_numpy(np.load(NAMING / "input_ids.npy")).long()
-    logits = load_file(NAMING / "output.safetensors")["logits"]
+    meta = json.loads((case / "meta.json").read_text())
+    ids = torch.from_numpy(np.load(case / "input_ids.npy")).long()
+    logits = load_file(case / "output.safetensors")["logits"]
     return ids, logits, meta["tolerance"]["logits"]["suggested_atol"]
 
 
@@ -48,16 +48,22 @@ def recorded() -> tuple[torch.Tensor, torch.Tensor, float]:
 def test_every_published_naming_gives_the_recorded_logits(
     tmp_path: Path, weights: str, config: str | None
 ) -> None:
-    ids, logits, atol = recorded()
+    golden = os.environ.get("MEGABASE_GOLDEN")
+    case = Path(golden) / NAMING.name if golden else NAMING
+    said = json.loads((case / "config.json").read_text())
+    ids, logits, atol = recorded(case)
     made = convert_checkpoint(
-        NAMING / weights, tmp_path / "model", config=config and NAMING / config, window_shift=0.05
+        case / weights,
+        tmp_path / "model",
+        config=config and case / config,
+        window_shift=said["modulation_shift"],
     )
     assert made.family == "hyenadna"
     again = load_model(tmp_path / "model", kind="causal-lm")
     for model in (made.model, again):
         torch.testing.assert_close(model(ids).logits, logits, atol=atol, rtol=1e-5)
     assert again.config.tie_word_embeddings
-    assert again.config.max_seq_len == 66
+    assert again.config.max_seq_len == said["l_max"]
 
 
 def test_what_the_files_do_not_say_is_noted() -> None:
@@ -67,6 +73,30 @@ def test_what_the_files_do_not_say_is_noted() -> None:
     given = model_from_weights(read_weights(NAMING / "lightning.ckpt"), window_shift=0.0)
     assert given.model.config.window_shift == 0.0
     assert not any("window shift" in note for note in given.notes)
+
+
+def test_published_folders_convert(tmp_path: Path) -> None:
+    source = tmp_path / "hf"
+    source.mkdir()
+    settings = json.loads((NAMING / "hf_config.json").read_text())
+    settings["auto_map"] = {"AutoConfig": "configuration_hyena.HyenaConfig"}
+    state = load_file(NAMING / "hf.safetensors")
+    save_file(state, source / "model.safetensors")
+    (source / "config.json").write_text(json.dumps(settings))
+    made = convert_checkpoint(source, tmp_path / "lm")
+    assert made.notes == ()
+    assert "auto_map" not in (tmp_path / "lm" / "config.json").read_text()
+
+    del state["lm_head.weight"]
+    state["score.weight"] = torch.randn(3, 16)
+    settings |= {"architectures": ["HyenaDNAForSequenceClassification"],
+                 "id2label": {"0": "enhancer", "1": "junk", "2": "promoter"}}  # fmt: skip
+    save_file(state, source / "model.safetensors")
+    (source / "config.json").write_text(json.dumps(settings))
+    convert_checkpoint(source, tmp_path / "classifier")
+    config = load_model(tmp_path / "classifier").config
+    assert (config.pooling, config.head_bias, config.num_labels) == ("hf", False, 3)
+    assert config.id2label == {0: "enhancer", 1: "junk", 2: "promoter"}
 
 
 def test_the_weights_win_over_a_wrong_configuration(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import time
 from pathlib import Path
 
@@ -136,9 +137,26 @@ def test_saving_keeps_every_option(tmp_path: Path) -> None:
     )  # fmt: skip
     tokenizer.save_pretrained(tmp_path)
     again = DNATokenizer.from_pretrained(tmp_path)
+    assert pickle.loads(pickle.dumps(tokenizer))("AC")["input_ids"] == [0, 7, 8, 1]
     for name in ("special_tokens", "case_sensitive", "iupac", "padding_side", "model_max_length"):
         assert getattr(again, name) == getattr(tokenizer, name), name
     assert again("aRC[MASK]")["input_ids"] == tokenizer("aRC[MASK]")["input_ids"]
+
+
+def test_a_side_set_later_is_saved(tmp_path: Path) -> None:
+    tokenizer = DNATokenizer()
+    tokenizer.padding_side = "left"
+    tokenizer.save_pretrained(tmp_path)
+    assert DNATokenizer.from_pretrained(tmp_path).padding_side == "left"
+
+
+def test_empty_batches_and_collators() -> None:
+    tokenizer = DNATokenizer()
+    assert tokenizer([])["input_ids"] == []
+    assert tokenizer([], return_tensors="pt")["input_ids"].numel() == 0
+    rows = [tokenizer("ACG"), tokenizer("A")]
+    padded = tokenizer.pad(rows, return_tensors="pt")
+    assert padded["input_ids"].tolist() == [[7, 8, 9, 1], [7, 1, 4, 4]]
 
 
 def published_folder(path: Path, name: str, module: str, **extra: object) -> Path:

@@ -122,6 +122,8 @@ class DNATokenizer(PreTrainedTokenizer):
         for key in _PUBLISHED_KEYS:
             kwargs.pop(key, None)
         kwargs.pop("special_tokens_pattern", None)
+        # Named, so that a side set later is saved too.
+        kwargs.setdefault("padding_side", self.padding_side)
         self.special_tokens = special_tokens
         self.case_sensitive = bool(case_sensitive)
         self.iupac = iupac
@@ -286,7 +288,8 @@ class DNATokenizer(PreTrainedTokenizer):
                 f"texts of {lengths[0]:,} to {lengths[-1]:,} tokens do not fit one tensor; "
                 "pass padding=True (or padding='max_length', truncation=True)"
             )
-        arrays = {key: np.stack(values) for key, values in result.items()}
+        nothing = np.empty((0, 0), dtype=np.int64)  # of an empty batch
+        arrays = {key: np.stack(values) if values else nothing for key, values in result.items()}
         if TensorType(tensor_type) == TensorType.NUMPY:
             return BatchEncoding(arrays)
         import torch

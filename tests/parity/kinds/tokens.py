@@ -49,6 +49,12 @@ def check_calls(cases: list[dict[str, Any]], **options: Any) -> None:
                 assert array[key].tolist() == (want if batched else [want]), (kind, key, row)
 
 
+def texts_of_pair(ids: list[int]) -> list[str]:
+    """Read the two texts of a recorded pair, each of which ends with SEP."""
+    letters = "".join("|" if index == 1 else "ACGTN"[index - 7] for index in ids if index)
+    return letters.removesuffix("|").split("|")
+
+
 @covers("char_tokenizer")
 def char_tokenizer(case: Case) -> None:
     record = case.output_json
@@ -67,9 +73,11 @@ def char_tokenizer(case: Case) -> None:
         assert tokenizer.decode(12) == "[RESERVED_12]"
         letters = [chr(code) for code in info["config"]["char_ords"]]
         assert letters == case.config["characters"]
-        mask = tokenizer("AC", return_special_tokens_mask=True)["special_tokens_mask"]
-        assert mask == info["special_tokens_mask"]
-        assert tokenizer("AC", "G")["input_ids"] == info["pair"]
+        first, second = texts_of_pair(info["pair"])
+        assert tokenizer(first, second)["input_ids"] == info["pair"]
+        letters = "A" * info["special_tokens_mask"].count(0)
+        got = tokenizer(letters, return_special_tokens_mask=True)
+        assert got["special_tokens_mask"] == info["special_tokens_mask"]
     check_calls(record["cases"], model_input_names=ALL_OUTPUTS)
 
 
