@@ -213,7 +213,27 @@ def test_other_windows_and_objectives_run(recipe: Path, tmp_path: Path) -> None:
         *("--stages", "[{length: 31, epochs: 2, micro_batch: 2}]"),
     ]
     assert main([*common, *published]) == 0
-    assert main([*common, "--data.windows", "tiled", "--model.family", "gpt"]) == 0
+    plain = ["--model.overrides", "{}"]
+    gpt = ["--model.family", "gpt", "--model.overrides", "{num_heads: 2}"]
+    assert main([*common, "--data.windows", "tiled", *gpt]) == 0
+    for family, objective in (("mamba", "causal_lm"), ("caduceus", "masked_lm")):
+        extra = ["--model.family", family, "--objective.name", objective]
+        assert main([*common, *extra, *plain]) == 0
+
+
+def test_a_model_and_an_objective_that_do_not_fit(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["pretrain", "--config", str(recipe), "--dry-run"]
+    assert main([*common, "--objective.name", "masked_lm"]) == 2
+    assert "reads one side only" in capsys.readouterr().err
+    both = ["--model.family", "caduceus", "--model.overrides", "{}"]
+    assert main([*common, *both]) == 2
+    assert "set objective.name to masked_lm" in capsys.readouterr().err
+
+
+def test_other_precision_and_checkpointing_run(recipe: Path) -> None:
+    common = ["pretrain", "--config", str(recipe), "--steps", "2", "--overwrite"]
     assert main([*common, "--precision", "bf16-mixed", "--activation_checkpointing", "true"]) == 0
 
 

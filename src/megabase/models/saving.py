@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from megabase.errors import MegabaseError
 
-__all__ = ["OutputError", "check_output", "save_model_folder"]
+__all__ = ["OutputError", "check_output", "open_up", "save_model_folder"]
 
 
 class OutputError(MegabaseError):
@@ -69,7 +69,7 @@ def save_model_folder(
         tokenizer.save_pretrained(partial)
         for name, record in (records or {}).items():
             (partial / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        _open_up(partial)
+        open_up(partial)
         if folder.exists():
             folder.rename(replaced)
         partial.rename(folder)
@@ -88,7 +88,7 @@ def save_model_folder(
     return folder
 
 
-def _open_up(folder: Path) -> None:
+def open_up(folder: Path) -> None:
     """Give files the mode a plain open would: safetensors makes them private to the user."""
     mask = os.umask(0)
     os.umask(mask)

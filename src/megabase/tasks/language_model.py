@@ -15,7 +15,7 @@ from megabase.training.config import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["build_language_model", "save_language_model"]
+__all__ = ["PRETRAINED_FAMILIES", "build_language_model", "save_language_model"]
 
 # Special positions beside the bases in the published models (l_max = length + 2).
 _SPECIAL_POSITIONS = 2
@@ -23,9 +23,14 @@ _SPECIAL_POSITIONS = 2
 # The setting of each family that limits the length.
 _LENGTH_FIELD = {"hyenadna": "max_seq_len", "gpt": "max_position_embeddings"}
 
+PRETRAINED_FAMILIES = ("hyenadna", "gpt", "mamba", "caduceus")
+"""Families that read one token a base, so that the pretraining data fits them."""
 
-def build_language_model(spec: ModelConfig, longest: int) -> PreTrainedModel:
-    """Build a causal language model with fresh weights, or load ``init_from``.
+
+def build_language_model(
+    spec: ModelConfig, longest: int, objective: str = "causal_lm"
+) -> PreTrainedModel:
+    """Build a language model with fresh weights, or load ``init_from``.
 
     Weights are drawn from torch's current seed.
 
@@ -36,30 +41,33 @@ def build_language_model(spec: ModelConfig, longest: int) -> PreTrainedModel:
     longest
         Longest input the run will give, in positions; decides the length of the model when neither
         preset nor ``max_length`` does.
+    objective
+        ``causal_lm``, or ``masked_lm`` for a model that reads both sides of a base.
 
     Raises
     ------
     ConfigError
-        For an unknown family, preset or field.
+        For an unknown family, preset or field, or a model that cannot learn the objective.
     """
     if spec.init_from is not None:
-        from megabase.models.auto import load_model
+        from megabase.models.auto import load_config, load_model, resolve_model
 
-        model = load_model(spec.init_from, kind="causal-lm")
+        source = resolve_model(spec.init_from)
+        masked = any("ForMaskedLM" in name for name in load_config(source).architectures or ())
+        model = load_model(source, kind="masked-lm" if masked else "causal-lm")
+        _check_objective(model, objective)
         return model.train()
     fields: dict[str, Any]
     if spec.preset is not None:
-        family, fields = _preset(spec.preset)
-        if spec.max_length is not None:
-            fields[_LENGTH_FIELD[family]] = spec.max_length
+        name, fields = _preset(spec.preset)
+        length = spec.max_length
     else:
-        family = spec.family
-        fields = {
-            "d_model": spec.d_model,
-            "n_layer": spec.n_layer,
-            _LENGTH_FIELD.get(family, ""): spec.max_length or longest + _SPECIAL_POSITIONS,
-        }
-    config_class, model_class = _family(family)
+        name, length = spec.family, spec.max_length or longest + _SPECIAL_POSITIONS
+        fields = {"d_model": spec.d_model, "n_layer": spec.n_layer}
+    if length is not None and name in _LENGTH_FIELD:
+        fields[_LENGTH_FIELD[name]] = length
+    model_class = _model_class(name, objective)
+    config_class: Any = model_class.config_class
     fields.update(spec.overrides)
     unknown = set(fields) - _known_fields(config_class)
     if unknown:
@@ -67,23 +75,48 @@ def build_language_model(spec: ModelConfig, longest: int) -> PreTrainedModel:
             f"model.overrides has {', '.join(sorted(unknown))}, which {config_class.__name__} "
             "does not have; its fields are listed in its documentation"
         )
-    return model_class(config_class(**fields))
+    model = model_class(config_class(**fields))
+    _check_objective(model, objective)
+    return model
 
 
 def _known_fields(config_class: type) -> set[str]:
     return {field.name for field in dataclasses.fields(config_class)}
 
 
-def _family(name: str) -> tuple[type, type]:
-    if name == "hyenadna":
-        from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
+def _model_class(name: str, objective: str) -> type[PreTrainedModel]:
+    from megabase.models.families import FAMILIES
 
-        return HyenaDNAConfig, HyenaDNAForCausalLM
-    if name == "gpt":
-        from megabase.models.gpt import GPTConfig, GPTForCausalLM
+    families = {family.name: family for family in FAMILIES if family.name in PRETRAINED_FAMILIES}
+    if name not in families:
+        raise ConfigError(f"model.family is {name!r}; pretraining knows {', '.join(families)}")
+    classes = families[name].classes()
+    # A family without a masked class, such as HyenaDNA, learns the masked objective with the same
+    # head, when it reads both sides.
+    kinds = ("masked-lm", "causal-lm") if objective == "masked_lm" else ("causal-lm",)
+    for kind in kinds:
+        if kind in classes:
+            return classes[kind]
+    raise ConfigError(
+        f"model.family {name} reads both sides of a base, so the next one is no secret to it; "
+        "set objective.name to masked_lm"
+    )
 
-        return GPTConfig, GPTForCausalLM
-    raise ConfigError(f"model.family is {name!r}; pretraining knows hyenadna and gpt")
+
+def _check_objective(model: PreTrainedModel, objective: str) -> None:
+    """Refuse a pair of model and objective that learns nothing, or learns to copy."""
+    both_sides = getattr(model.config, "bidirectional", "none") not in ("none", False)
+    if both_sides and objective == "causal_lm":
+        raise ConfigError(
+            "the model reads both sides of a base, so the next one is no secret to it; set "
+            "objective.name to masked_lm, or a model.overrides.bidirectional that is causal"
+        )
+    if not both_sides and objective == "masked_lm":
+        raise ConfigError(
+            "objective.name is masked_lm, and the model reads one side only; use a model of both "
+            "sides (model.family caduceus, or hyenadna with model.overrides.bidirectional "
+            "two_sided), or causal_lm"
+        )
 
 
 def _preset(name: str) -> tuple[str, dict[str, Any]]:
@@ -109,7 +142,8 @@ def save_language_model(
     """
     from transformers.utils import logging
 
-    from megabase.models.tokenization import HyenaDNATokenizer
+    from megabase.models.saving import open_up
+    from megabase.models.tokenization import DNATokenizer
 
     # The library's bar over the files it writes would cut through the run's own.
     bars = logging.is_progress_bar_enabled()
@@ -119,5 +153,8 @@ def save_language_model(
     finally:
         if bars:
             logging.enable_progress_bar()
-    limit = int(getattr(model.config, "max_length", 0)) or None
-    HyenaDNATokenizer(model_max_length=limit).save_pretrained(folder)
+    limit = getattr(model.config, "max_length", None)
+    # As it was trained: bases only, padded on the right.
+    tokenizer = DNATokenizer(model_max_length=limit, special_tokens="none", padding_side="right")
+    tokenizer.save_pretrained(folder)
+    open_up(folder)

@@ -178,7 +178,7 @@ def build_model(config: PretrainConfig) -> PreTrainedModel:
     ConfigError
         For an unknown family, preset or field, or a stage longer than the model.
     """
-    model = build_language_model(config.model, config.longest)
+    model = build_language_model(config.model, config.longest, config.objective.name)
     limit = getattr(model.config, "max_length", None)
     lengths = {f"stages[{i}].length": stage.length for i, stage in enumerate(config.stages)}
     if config.data.eval_length is not None:

@@ -40,11 +40,12 @@ def plan_text(
 ) -> str:
     """Describe a run for people: model, data, stages, budget, memory."""
     shape: Any = model.config
+    limit = getattr(shape, "max_length", config.longest)
     held = f"{split.validation.total:,} for validation, {split.test.total:,} for test"
     lines = [
         f"model       {shape.model_type}, {shape.num_hidden_layers} layers, width "
         f"{shape.hidden_size}, {count_parameters(model):,} parameters, "
-        f"longest input {getattr(shape, 'max_length', config.longest):,}",
+        + (f"longest input {limit:,}" if limit is not None else "no limit of the input's length"),
         f"genome      {store.name} (sha256 {store.checksum[:12]}): {split.train.total:,} bases to "
         f"train on, {held}; windows {config.data.windows}",
     ]
