@@ -34,7 +34,7 @@ def _fake(spec: dict[str, Any], memory_limit: int | None) -> Point:
     seconds = _times(spec)
     result = {
         "seconds": seconds, "forward": seconds / 3, "backward": 2 * seconds / 3,
-        "passes": [seconds] * spec["repeats"], "warmed_up": True, "peak_bytes": 10**8,
+        "passes": [seconds] * spec["repeats"], "warmed_up": True, "elapsed": 6 * seconds, "peak_bytes": 10**8,
         "loaded_bytes": 10**7, "parameters": 1, "threads": 1,
     }  # fmt: skip
     return Point(
@@ -71,6 +71,14 @@ def test_a_length_that_would_take_too_long_is_not_run() -> None:
     assert all(p.status == "measured" for p in points if p.model == "hyenadna")
 
 
+def test_the_time_of_a_model_is_shared_by_its_points() -> None:
+    config = replace(_CONFIG, models=("gpt",), model_time_limit=20.0, time_limit=1000.0)
+    points = run_runtime(config, measure_point=_fake)
+    # 6 passes of 0.5 s and less up to 512 tokens, 12.6 s at 1024; then too little is left.
+    assert [p.status for p in points] == ["measured"] * 5 + ["not run"] * 2
+    assert "20 s for this model are used up" in str(points[5].reason)
+
+
 def test_after_a_limit_nothing_longer_is_started() -> None:
     started = []
 
@@ -96,6 +104,9 @@ def test_the_summary_keeps_measured_and_extrapolated_apart(tmp_path: Path) -> No
     assert gpt["fit"]["exponent"] == pytest.approx(2.0)
     assert gpt["extrapolated_seconds"] == {4096: pytest.approx(2e-6 * 4096**2)}
     assert series["models"]["hyenadna"]["extrapolated_seconds"] == {}
+    assert summary["disturbed_points"] == 0
+    busy = summarise(_CONFIG, [replace(points[0], load_before=9.0), *points[1:]])
+    assert busy["disturbed_points"] == 1
     compared = series["comparisons"]["gpt"]
     assert compared["longest_common"] == 2048
     assert compared["ratio_at_longest_common"] == pytest.approx(2e-2 * 2048)

@@ -48,6 +48,13 @@ def test_one_command(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--output", str(table.parent / "3")]) == 0
 
 
+def test_several_label_columns(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = table.read_text().replace("seq,label", "seq,x").replace("\n", ",1\n")
+    table.write_text(text.replace("x,1", "x,y", 1))
+    assert main(small(table, "--dry-run", "--table.label", "[x, y]")) == 0
+    assert "multi_label: 2 (x 10, y 20)" in capsys.readouterr().err
+
+
 def test_seeds(table: Path) -> None:
     assert main(small(table, "--seeds", "[1, 2]")) == 0
     summary = json.loads((table.parent / "run" / "result.json").read_text())

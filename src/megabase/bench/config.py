@@ -49,7 +49,8 @@ class RuntimeConfig:
     time_limit: float = 120.0
     """Seconds that one point may take, loading not counted."""
     model_time_limit: float = 600.0
-    """Seconds that all points of one model with one kind of checkpointing may take together."""
+    """Seconds that all points of one model with one kind of checkpointing may take together,
+    loading not counted."""
     memory_limit: float = 0.0
     """GiB of memory that one point may take; 0: nine tenths of what is free at the start."""
     seed: int = 0

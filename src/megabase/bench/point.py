@@ -120,8 +120,9 @@ def measure(spec: dict[str, Any], ready: Callable[[], None] = lambda: None) -> d
     -------
     dict
         ``seconds`` (median of forward and backward together), ``forward``, ``backward``,
-        ``passes`` (seconds of each counted pass), ``warmed_up``, ``peak_bytes``, ``loaded_bytes``
-        (peak before the first pass), ``parameters``.
+        ``passes`` (seconds of each counted pass), ``warmed_up``, ``elapsed`` (seconds from the
+        first pass to the last), ``peak_bytes``, ``loaded_bytes`` (peak before the first pass),
+        ``parameters``, ``threads``.
 
     Raises
     ------
@@ -162,6 +163,7 @@ def measure(spec: dict[str, Any], ready: Callable[[], None] = lambda: None) -> d
         "backward": statistics.median(row[1] for row in passes),
         "passes": [sum(row) for row in passes],
         "warmed_up": warmed_up,
+        "elapsed": time.perf_counter() - begin,
         "peak_bytes": peak_memory(device),
         "loaded_bytes": loaded,
         "parameters": sum(p.numel() for p in model.parameters()),

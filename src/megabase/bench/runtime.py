@@ -22,6 +22,8 @@ __all__ = ["Point", "prepare_output", "run_runtime", "summarise", "write_runtime
 _LOADING_LIMIT = 600.0
 """Seconds for a process to import torch and build a model; a busy machine takes a while."""
 _POLL = 0.05
+_QUIET = 1.5
+"""Load up to which a machine counts as quiet: the measurement itself keeps one process running."""
 _GIB = 1 << 30
 
 
@@ -40,6 +42,11 @@ class Point:
     """What the process measured, see :func:`megabase.bench.point.measure`."""
     load_before: float | None = None
     """Processes that were running or waiting on the machine when the point began."""
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the machine had other work when the point began."""
+        return self.load_before is not None and self.load_before > _QUIET
 
 
 def free_memory() -> int | None:
@@ -203,12 +210,11 @@ def _series(
                 "width", "layers", "batch", "dtype", "device", "threads", "repeats", "seed"
             )
         }  # fmt: skip
-        begin = time.monotonic()
         point = measure_point(spec, memory_limit)
-        used += time.monotonic() - begin
         yield point
         if point.result is not None:
             seconds[length] = point.result["seconds"]
+            used += point.result["elapsed"]
         else:
             stopped = f"{point.status} at {point.length:,} tokens"
 
@@ -239,7 +245,8 @@ def summarise(config: RuntimeConfig, points: list[Point]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``config``, ``environment``, ``when``, ``points``, and for each kind of checkpointing
+        ``config``, ``environment``, ``when``, ``points``, ``disturbed_points`` (measured while
+        the machine had other work), and for each kind of checkpointing
         ``series``: by model the measured seconds, the power law through the longest of them and
         what it says of lengths that were not run (marked as extrapolated), and the comparison with
         the first model.
@@ -280,6 +287,7 @@ def summarise(config: RuntimeConfig, points: list[Point]) -> dict[str, Any]:
         "config": asdict(config),
         "environment": environment(),
         "points": [asdict(point) for point in points],
+        "disturbed_points": sum(point.disturbed for point in points),
         "series": series,
     }
 

@@ -83,18 +83,24 @@ def _runtime(args: Namespace, console: Console) -> None:
 def _line(point: Point) -> str:
     kind = "checkpointed" if point.checkpointing else "plain"
     head = f"{point.model:<9} {kind:<12} {point.length:>9,} tokens  "
+    busy = f"  [busy machine, load {point.load_before:.1f}]" if point.disturbed else ""
     if point.result is None:
-        return f"{head}{point.status}: {point.reason}"
+        return f"{head}{point.status}: {point.reason}{busy}"
     found = point.result
     return (
         f"{head}{found['seconds']:10.4f} s  (forward {found['forward']:.4f}, backward "
         f"{found['backward']:.4f}; {len(found['passes'])} passes)  "
-        f"peak {found['peak_bytes'] / _MIB:,.0f} MiB"
+        f"peak {found['peak_bytes'] / _MIB:,.0f} MiB{busy}"
     )
 
 
 def _conclusions(summary: dict[str, Any]) -> list[str]:
     lines = []
+    if summary["disturbed_points"]:
+        lines.append(
+            f"the machine had other work during {summary['disturbed_points']} points; their times "
+            "are too long, measure again on a quiet machine"
+        )
     for series in summary["series"]:
         kind = "with" if series["checkpointing"] else "without"
         for model, row in series["comparisons"].items():

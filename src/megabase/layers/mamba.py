@@ -241,5 +241,5 @@ class MambaBlock(nn.Module):
     ) -> tuple[Tensor, Tensor, MambaState]:
         """Give (output of the mixer, running sum before it, what the next position needs)."""
         hidden, residual = add_norm(self.norm, hidden, residual, self.residual_in_fp32)
-        hidden, state = self.mixer(hidden, mask, state)
-        return hidden, residual, state
+        hidden, after = self.mixer(hidden, mask, state)
+        return hidden, residual, after

@@ -27,7 +27,6 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(d_model))
-        self.register_parameter("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis, in the dtype of `x`."""
@@ -46,22 +45,25 @@ def normed(norm: RMSNorm | nn.LayerNorm, residual_BLD: Tensor, strands: int = 1)
     reverse order, and so are the weights it is multiplied by.
     """
     wide = residual_BLD.to(torch.promote_types(residual_BLD.dtype, torch.float32))
-    weight, bias = norm.weight.to(wide.dtype), norm.bias
-    bias = None if bias is None else bias.to(wide.dtype)
-    if strands == 2:
-        wide = wide.unflatten(-1, (2, -1))
-    if isinstance(norm, RMSNorm):
-        y = F.rms_norm(wide, weight.shape, None if strands == 2 else weight, norm.eps)
-    elif strands == 2:
-        y = F.layer_norm(wide, weight.shape, None, None, norm.eps)
+    weight = norm.weight.to(wide.dtype)
+    bias = norm.bias.to(wide.dtype) if isinstance(norm, nn.LayerNorm) else None
+    if strands == 1:
+        y = _normalise(norm, wide, weight, bias)
     else:
-        y = F.layer_norm(wide, weight.shape, weight, bias, norm.eps)
-    if strands == 2:
+        y = _normalise(norm, wide.unflatten(-1, (2, -1)), None, None)
         y = y * torch.stack([weight, weight.flip(0)])
         if bias is not None:
             y = y + torch.stack([bias, bias.flip(0)])
         y = y.flatten(-2)
     return y.to(norm.weight.dtype)
+
+
+def _normalise(
+    norm: RMSNorm | nn.LayerNorm, x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    if isinstance(norm, RMSNorm):
+        return F.rms_norm(x, norm.weight.shape, weight, norm.eps)
+    return F.layer_norm(x, norm.weight.shape, weight, bias, norm.eps)
 
 
 def add_norm(

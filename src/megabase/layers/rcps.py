@@ -76,7 +76,7 @@ class RCPSEmbedding(nn.Module):
         return _table(self.complement)
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         """The embedding matrix, shape (rows, D)."""
         return self.embedding.weight
 
@@ -207,7 +207,7 @@ class RCPSHead(nn.Module):
         return _table(self.complement)
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         """The matrix W, shape (rows, D)."""
         return self.lm_head.weight
 

@@ -93,7 +93,8 @@ def open_up(folder: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     for file in folder.iterdir():
-        file.chmod(0o666 & ~mask)
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
 
 
 def check_output(folder: Path, overwrite: bool) -> None:

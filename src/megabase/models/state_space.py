@@ -6,9 +6,9 @@ Initial weights, optimizer groups, tied tensors, and the parts of forward passes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from megabase.layers.mamba import MambaMixer
 from megabase.layers.norms import RMSNorm
@@ -41,23 +41,33 @@ IGNORE_INDEX = -100
 _Output = TypeVar("_Output", bound=ModelOutput)
 
 
-class LayerStack:
-    """Mixed into a module with blocks whose activations may be computed again.
+class LayerStack(nn.Module):
+    """A module with blocks whose activations may be computed again; nothing is wrapped."""
 
-    transformers switches this through ``gradient_checkpointing_enable()``; parameter names stay as
-    they are, because nothing is wrapped.
-    """
-
-    training: bool
+    # The flag transformers looks for.
     gradient_checkpointing: bool = False
-    _gradient_checkpointing_func: Callable[..., Any] = staticmethod(
-        partial(checkpoint, use_reentrant=False)
-    )
+    _recompute_every: int = 1
+    _recompute_arguments: Mapping[str, Any] = MappingProxyType({"use_reentrant": False})
 
-    def run_block(self, block: nn.Module, *arguments: Any) -> Any:
+    def recompute(self, every: int = 1, arguments: dict[str, Any] | None = None) -> None:
+        """Choose the blocks whose activations are computed again in the backward pass.
+
+        Parameters
+        ----------
+        every
+            Distance between such blocks; 0 for none.
+        arguments
+            Arguments of :func:`torch.utils.checkpoint.checkpoint`.
+        """
+        self.gradient_checkpointing = every > 0
+        self._recompute_every = max(1, every)
+        self._recompute_arguments = {"use_reentrant": False, **(arguments or {})}
+
+    def run_block(self, index: int, block: nn.Module, *arguments: Any) -> Any:
         """Call a block, keeping its activations or not."""
-        if self.gradient_checkpointing and self.training:
-            return self._gradient_checkpointing_func(block.__call__, *arguments)
+        again = self.gradient_checkpointing and index % self._recompute_every == 0
+        if again and self.training:
+            return checkpoint(block, *arguments, **self._recompute_arguments)
         return block(*arguments)
 
 
@@ -91,7 +101,7 @@ class StateSpacePreTrainedModel(PreTrainedModel):
                     init.zeros_(module.bias)
         elif isinstance(module, RMSNorm | nn.LayerNorm):
             init.ones_(module.weight)
-            if module.bias is not None:
+            if isinstance(module, nn.LayerNorm):
                 init.zeros_(module.bias)
         elif isinstance(module, MambaMixer):
             _init_mixer(module, self.config.mixer, self.config.residual_scale)
@@ -121,19 +131,50 @@ class StateSpacePreTrainedModel(PreTrainedModel):
             When neither copy of a tied tensor is in the file, or both are with different values.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
+        loaded = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
+        model, info = cast("tuple[StateSpacePreTrainedModel, dict[str, Any]]", loaded)
         check_ties(model, info["missing_keys"], pretrained_model_name_or_path)
         return (model, info) if wants_info else model
 
     def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+        self,
+        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+        **_: Any,
     ) -> None:
-        """Recompute block activations in the backward pass; parameter names stay as they are."""
-        super().gradient_checkpointing_enable(
-            {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        )
+        """Compute block activations again in the backward pass instead of keeping them.
+
+        Parameter names stay as they are. The library's ``activation_checkpointing_enable`` and
+        the setting ``gradient_checkpointing`` of a configuration come here too.
+
+        Parameters
+        ----------
+        gradient_checkpointing_kwargs
+            Arguments of :func:`torch.utils.checkpoint.checkpoint`.
+        every_n_layers
+            Distance between the blocks that are computed again.
+        offload
+            Must be False.
+
+        Raises
+        ------
+        ModelConfigError
+            When offloading is asked for.
+        """
+        if offload:
+            raise ModelConfigError("activation checkpointing cannot offload; leave offload False")
+        for module in self.modules():
+            if isinstance(module, LayerStack):
+                module.recompute(every_n_layers, gradient_checkpointing_kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations again."""
+        for module in self.modules():
+            if isinstance(module, LayerStack):
+                module.recompute(0)
 
     def parameter_groups(
         self, lr: float, weight_decay: float, decay_rms_norm: bool = True

@@ -190,9 +190,10 @@ def build(
             raise CheckpointError(
                 f"{source}: {copy} and {first} are one tensor of the model, but differ in the file"
             )
-        if copy in state or first in state:
-            state.setdefault(copy, state.get(first, state.get(copy)))
-            state.setdefault(first, state[copy])
+        if first in state:
+            state.setdefault(copy, state[first])
+        elif copy in state:
+            state[first] = state[copy]
     expected = model.state_dict()
     for name in expected:
         if name.endswith("complement_map"):  # computed from the configuration

@@ -71,6 +71,8 @@ def draw_runtime(
             f"{machine['processor'] or 'unknown processor'}, {machine['threads']} threads; "
             f"torch {machine['packages']['torch']}; {summary['when'][:10]}"
         )
+        if summary["disturbed_points"]:
+            facts += f"; machine busy during {summary['disturbed_points']} points"
         figure.supxlabel(facts, fontsize=size.text - 3, color=theme.muted)
     return figure
 

@@ -64,6 +64,8 @@ class FinetuneResult:
     """Time of the whole call: reading, training, validation, test."""
     tokens_per_second: float
     """Real input tokens (no padding) by training second."""
+    bases_per_second: float
+    """The same in bases, of sequences of average length: comparable between tokenizers."""
     valid: dict[str, float] = field(default_factory=dict)
     """Loss and metrics of the validation rows."""
     test: dict[str, float] = field(default_factory=dict)
@@ -177,6 +179,7 @@ def _result(
         seen += plan.batches.token_count(point.stage, 0, count, point.length)
         sequences += count
         done += steps
+    bases = sequences * float(plan.splits["train"].lengths.mean())
     measured = "valid" in plan.evaluations
     valid = plan.evaluations.get("valid")
     return FinetuneResult(
@@ -194,6 +197,7 @@ def _result(
         training_seconds=progress.seconds,
         seconds=seconds,
         tokens_per_second=seen / progress.seconds if progress.seconds else 0.0,
+        bases_per_second=bases / progress.seconds if progress.seconds else 0.0,
         valid=figures.get("valid", {}),
         test=figures.get("test", {}),
         notes=plan.notes,

@@ -22,7 +22,7 @@ class TableConfig:
     sequence: str | None = None
     """Column of the sequences; null takes sequence or seq."""
 
-    label: str | list[str] | None = None
+    label: list[str] | str | None = None
     """Column or columns of the labels; null takes label."""
 
     fasta_label: Literal["last_word", "last_character"] = "last_word"

@@ -56,7 +56,7 @@ def _block(config: CaduceusConfig) -> nn.Module:
     return BidirectionalBlock(norm, mixer, config.residual_in_fp32)
 
 
-class _Backbone(LayerStack, nn.Module):
+class _Backbone(LayerStack):
     """Embeddings, blocks and final norm."""
 
     def __init__(self, config: CaduceusConfig) -> None:
@@ -73,10 +73,10 @@ class _Backbone(LayerStack, nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         residual: Tensor | None = None
         seen: list[Tensor] = []
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             if collect:
                 seen.append(hidden if residual is None else hidden + residual)
-            hidden, residual = self.run_block(layer, hidden, residual, mask)
+            hidden, residual = self.run_block(i, layer, hidden, residual, mask)
         # The final norm leaves the strands in their places, in fused models too.
         last = strand_add_norm if self.rcps else add_norm
         hidden, _ = last(cast("Any", self.norm_f), hidden, residual, self.residual_in_fp32)
@@ -87,7 +87,7 @@ class CaduceusPreTrainedModel(StateSpacePreTrainedModel):
     """What the Caduceus models have in common."""
 
     config_class = CaduceusConfig
-    config: CaduceusConfig
+    config: CaduceusConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     base_model_prefix = "caduceus"
     _no_split_modules = ["BidirectionalBlock", "RCPSBlock"]  # noqa: RUF012 (the library's own form)
     # The library reads the keys when it saves, to know which copies of a tensor may be left out;

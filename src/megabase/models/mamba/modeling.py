@@ -11,11 +11,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import (
-    ModelOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
-)
+from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
+from transformers.utils.generic import ModelOutput
 
 from megabase.layers.mamba import MambaBlock, MambaMixer, MambaState
 from megabase.layers.norms import add_norm, make_norm
@@ -157,7 +154,7 @@ class MambaModel(LayerStack, _MambaPreTrainedModel):
             When not exactly one of `input_ids` and `inputs_embeds` is given.
         """
         given_once(input_ids, inputs_embeds)
-        hidden = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        hidden: Tensor = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
         collect = bool(
             self.config.output_hidden_states
             if output_hidden_states is None
@@ -171,10 +168,10 @@ class MambaModel(LayerStack, _MambaPreTrainedModel):
             if collect:
                 seen.append(hidden if residual is None else hidden + residual)
             before = None if cache is None else cache[i]
-            hidden, residual, state = self.run_block(layer, hidden, residual, mask, before)
+            hidden, residual, state = self.run_block(i, layer, hidden, residual, mask, before)
             if use_cache:
                 states.append(state)
-        hidden, _ = add_norm(self.norm_f, hidden, residual, self.config.residual_in_fp32)
+        hidden = add_norm(self.norm_f, hidden, residual, self.config.residual_in_fp32)[0]
         output = MambaOutput(
             last_hidden_state=hidden,
             cache=tuple(states) if use_cache else None,

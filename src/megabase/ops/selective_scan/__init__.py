@@ -123,7 +123,7 @@ def selective_scan(
     }
     run = selective_scan_reference if backend.active() == "reference" else selective_scan_blocked
     with torch.autocast(device_type=u_BLE.device.type, enabled=False):
-        return run(u_BLE, delta_BLE, A_EN, B_BLN, C_BLN, **options)
+        return run(u_BLE, delta_BLE, A_EN, B_BLN, C_BLN, **options)  # pyright: ignore[reportCallIssue]
 
 
 def selective_step(

@@ -354,7 +354,9 @@ class _SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Any
+    ) -> tuple[Tensor | None, ...]:
         dy_BLE, dfinal_BEN = grads
         *saved, kept = ctx.saved_tensors
         x = _Inputs(*saved, softplus=ctx.softplus)
