@@ -52,7 +52,7 @@ def test_several_label_columns(table: Path, capsys: pytest.CaptureFixture[str]) 
     text = table.read_text().replace("seq,label", "seq,x").replace("\n", ",1\n")
     table.write_text(text.replace("x,1", "x,y", 1))
     assert main(small(table, "--dry-run", "--table.label", "[x, y]")) == 0
-    assert "multi_label: 2 (x 10, y 20)" in capsys.readouterr().err
+    assert "multi_label: 2 (x 9, y 18)" in capsys.readouterr().err
 
 
 def test_seeds(table: Path) -> None:

@@ -109,7 +109,8 @@ def _show(results: list[FinetuneResult], console: Console) -> None:
 
     first = results[0]
     splits = [split for split in ("valid", "test") if getattr(first, split)]
-    table = Table(title=f"{first.family}, {first.parameters:,} parameters, {len(results)} run(s)")
+    runs = f", mean of {len(results)} runs" if len(results) > 1 else ""
+    table = Table(title=f"{first.family}, {first.parameters:,} parameters{runs}")
     table.add_column("metric")
     for split in splits:
         table.add_column(f"{split} ({first.rows[split]:,})", justify="right")
