@@ -107,7 +107,9 @@ def hold_out(part: str, genes: tuple[str, str], annotations: list[Path]) -> None
 def reload_through_transformers(store: Path) -> None:
     """Save the model as a Hugging Face folder, load it with AutoModel, compare every logit."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     trained, folder = load_model(OUTPUT / "run"), OUTPUT / "model"
     trained.save_pretrained(folder)
     load_tokenizer(OUTPUT / "run").save_pretrained(folder)

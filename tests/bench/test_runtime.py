@@ -35,7 +35,8 @@ def _fake(spec: dict[str, Any], memory_limit: int | None) -> Point:
     result = {
         "seconds": seconds, "forward": seconds / 3, "backward": 2 * seconds / 3,
         "passes": [seconds] * spec["repeats"], "warmed_up": True,
-        "elapsed": 6 * seconds, "peak_bytes": 10**8, "loaded_bytes": 10**7, "parameters": 1, "threads": 1,
+        "elapsed": 6 * seconds, "peak_bytes": 10**8, "loaded_bytes": 10**7,
+        "parameters": 1, "threads": 1,
     }  # fmt: skip
     return Point(
         spec["model"], spec["checkpointing"], spec["length"], "measured", None, result, 0.1

@@ -368,10 +368,11 @@ def test_optimizer_groups_are_the_published_ones() -> None:
         g["name"]: {names[id(p)] for p in g["params"]} for g in model.parameter_groups(1, 0.1)
     }
     spared = {name.split("mamba_")[-1] for name in groups["not_decayed"]}
+    ends = ("A_log", "D", "conv1d.bias", "dt_proj.bias")
     assert spared == {
         "caduceus.backbone.embeddings.word_embeddings.embedding.weight",
-        *(f"{way}.{n}" for way in ("fwd", "rev") for n in ("A_log", "D", "conv1d.bias", "dt_proj.bias")),
-    }  # fmt: skip
+        *(f"{way}.{end}" for way in ("fwd", "rev") for end in ends),
+    }
     assert "caduceus.backbone.norm_f.weight" in groups["decayed"]
     assert not groups["decayed"] & groups["not_decayed"]
     layer_norms = build(rms_norm=False).parameter_groups(1, 0.1)[0]["params"]

@@ -297,6 +297,7 @@ def _print_floors(result: EvaluationResult, console: Console) -> None:
         f"the Markov models counted {result.floor_bases:,} bases of the training regions; the next "
         f"shorter context weighs {result.floors[1].rates[0]:g} counts, or as fitted by order",
         style="dim",
+        soft_wrap=True,
     )
 
 
@@ -313,6 +314,7 @@ def _print_groups(result: EvaluationResult, console: Console) -> None:
 def _print_context(result: EvaluationResult, console: Console) -> None:
     if not result.context:
         return
+    first = result.context[0]
     rows = [
         (
             [
@@ -320,7 +322,7 @@ def _print_context(result: EvaluationResult, console: Console) -> None:
                 if point.context_min < point.context
                 else f"{point.context:,}",
                 *_cells("", point.measure)[1:],
-                _bits(point.saved_nats, point.saved_nats_se),
+                _bits(point.saved_nats, point.saved_nats_se) if point is not first else "",
             ],
             False,
         )
