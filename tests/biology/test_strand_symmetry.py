@@ -87,7 +87,7 @@ def fused(request: pytest.FixtureRequest) -> bool:
     return request.param
 
 
-@pytest.fixture(params=[0, 8], ids=["fresh", "trained"])
+@pytest.fixture(params=[0, 5], ids=["fresh", "trained"])
 def steps(request: pytest.FixtureRequest) -> int:
     return request.param
 
@@ -111,18 +111,12 @@ def test_hidden_vectors_and_logits_turn_around(dtype: torch.dtype, fused: bool, 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("pooling", ["mean", "max", "first", "last", "sum"])
-def test_classifiers_do_not_see_the_strand(dtype: torch.dtype, fused: bool, pooling: str) -> None:
-    for steps in (0, 8):
-        with torch.enable_grad():
-            model = build(
-                CaduceusForSequenceClassification,
-                sequence_loss,
-                dtype,
-                steps,
-                fused_add_norm=fused,
-                pooling=pooling,
-            )
+def test_classifiers_do_not_see_the_strand(dtype: torch.dtype, fused: bool, steps: int) -> None:
+    with torch.enable_grad():
+        kind = CaduceusForSequenceClassification
+        model = build(kind, sequence_loss, dtype, steps, fused_add_norm=fused)
+    for pooling in ("mean", "max", "first", "last", "sum"):
+        model.config.pooling = pooling
         for length in (1, 30, 31):
             ids = ids_of(length).clamp(min=7)
             check(model(reverse_complement(ids)).logits, model(ids).logits)
@@ -195,9 +189,11 @@ def test_conjoined_predictions_do_not_see_the_strand(dtype: torch.dtype, steps: 
     check(tokens(other).logits.flip(1), tokens(ids).logits)
 
 
+@torch.no_grad()
 def test_without_equivariance_the_strand_matters() -> None:
     """The checks above can fail."""
-    model = build(CaduceusForMaskedLM, masked_loss, torch.float64, 2, rcps=False)
+    with torch.enable_grad():
+        model = build(CaduceusForMaskedLM, masked_loss, torch.float64, 2, rcps=False)
     ids = ids_of(30)
     one, other = model(ids).logits, model(reverse_complement(ids)).logits
     assert float((other.flip(1)[..., COMPLEMENT] - one).abs().max()) > 1e-3
