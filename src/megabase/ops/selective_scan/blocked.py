@@ -7,7 +7,7 @@ find what each hands to the next, then from the right one. That is exact, and no
 is ever formed, so nothing underflows into a division.
 
 Only the state at the start of each block is kept for the backward pass, which computes the others
-again. With T = 2 N they take half the memory of one input, whatever the number of states.
+again. With T = 4 N they take a quarter of the memory of one input, whatever the number of states.
 
 Shape suffixes: B batch, L positions, E channels, N states per channel; inside a block T steps,
 G sequences, K blocks, M lanes (a lane is one block of one sequence, M = G K), X any.
@@ -30,7 +30,7 @@ STEP_ELEMENTS = {"cpu": 1 << 15, "other": 1 << 20}
 """States that advance in one call, by kind of device: enough to pay for the call, few enough to
 stay in the cache over a block."""
 
-STEPS_PER_STATE = 2
+STEPS_PER_STATE = 4
 """Block length over states per channel; sets the memory kept for the backward pass."""
 
 LEAST_STEPS = 16
