@@ -3,11 +3,11 @@
     python benchmarks/kill_resume.py --runs 20
 
 A tiny HyenaDNA is pretrained on a made-up genome with length warm-up, dropout, random windows and
-reverse complements, once undisturbed and N times with a SIGKILL at a moment drawn from the whole
-length of the run; checkpoints are frequent, so that a good share of the kills falls into one being
-written. After each kill every checkpoint with a final name is read; then the run is resumed to its
-end. Weights, optimizer state and recorded losses must equal the undisturbed run's bit for bit.
-Exit status 1 if any does not.
+reverse complements, once undisturbed and N times with a SIGKILL at a random moment: after a step
+drawn from the whole run and a delay of up to two steps. Checkpoints are frequent, so that a good
+share of the kills falls into one being written. After each kill every checkpoint with a final name
+is read; then the run is resumed to its end. Weights, optimizer state and recorded losses must equal
+the undisturbed run's bit for bit. Exit status 1 if any does not.
 """
 
 from __future__ import annotations
@@ -95,10 +95,25 @@ def wait_until_it_trains(run: Path, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.005)
 
 
-def one_kill(path: Path, run: Path, whole: Path, delay: float) -> dict[str, object]:
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> float:
+    """Wait until so many steps are recorded; give the seconds per step."""
+    began, path = time.monotonic(), run / "metrics.jsonl"
+    while (done := path.read_text().count('"kind": "train"')) < step and process.poll() is None:
+        time.sleep(0.005)
+    return (time.monotonic() - began) / max(1, done)
+
+
+def one_kill(
+    path: Path, run: Path, whole: Path, step: int, fraction: float
+) -> dict[str, object] | None:
+    """Kill and resume a run; None when it had ended before the kill."""
     process = start(path, run)
     wait_until_it_trains(run, process)
-    time.sleep(delay)
+    pace = wait_for_step(run, step, process)
+    time.sleep(2 * fraction * pace)
+    if process.poll() is not None:
+        finish(process)
+        return None
     process.send_signal(signal.SIGKILL)
     process.communicate()
     checkpoints = finished_checkpoints(run)
@@ -114,7 +129,7 @@ def one_kill(path: Path, run: Path, whole: Path, delay: float) -> dict[str, obje
         (run / "last" / name).read_bytes() == (whole / "last" / name).read_bytes() for name in FILES
     )
     return {
-        "killed_after_s": round(delay, 3),
+        "killed_after_step": step,
         "resumed_from_step": resumed_from,
         "checkpoints": len(checkpoints),
         "half_written": partial,
@@ -138,15 +153,14 @@ def main() -> int:
         whole = folder / "whole"
         process = start(path, whole)
         wait_until_it_trains(whole, process)
-        began = time.monotonic()
         finish(process)
-        length = time.monotonic() - began
-        print(f"undisturbed: {options.steps} steps in {length:.1f} s")
-        for number in range(options.runs):
-            run = folder / f"run{number}"
-            row = one_kill(path, run, whole, draw.uniform(0, 0.9 * length))
-            rows.append(row)
-            print(f"{number + 1:>3}  " + "  ".join(f"{key} {value}" for key, value in row.items()))
+        while len(rows) < options.runs:
+            run = folder / "killed"
+            row = one_kill(path, run, whole, draw.randrange(options.steps), draw.random())
+            if row is not None:
+                rows.append(row)
+                texts = [f"{key} {value}" for key, value in row.items()]
+                print(f"{len(rows):>3}  {'  '.join(texts)}", flush=True)
             shutil.rmtree(run)
     good = sum(bool(row["weights_and_optimizer_equal"] and row["losses_equal"]) for row in rows)
     print(f"{good} of {len(rows)} resumed runs equal the undisturbed one bit for bit")
