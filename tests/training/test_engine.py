@@ -261,7 +261,7 @@ def test_an_error_in_the_data_ends_the_run(toy: ModuleType, tmp_path: Path) -> N
         toy.run(toy.config(tmp_path), data=Broken())
 
 
-def test_bfloat16_and_compile_share_the_checkpoint(toy: ModuleType, tmp_path: Path) -> None:
+def test_bfloat16_shares_the_checkpoint(toy: ModuleType, tmp_path: Path) -> None:
     """Settings of speed never change names: a bf16 checkpoint continues in float32."""
     toy.run(toy.config(tmp_path, steps=8, precision="bf16-mixed"))
     result, model = toy.run(toy.config(tmp_path, steps=12, resume=True))

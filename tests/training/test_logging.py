@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from megabase.training.logging import RunLog, perplexity, ratios
+from megabase.training.logging import RunLog, RunLogError, perplexity, ratios
 
 STEP = {
     "stage": 1, "length": 1024, "loss": 1.25, "perplexity": perplexity(1.25), "lr": 6e-4,
@@ -46,6 +46,15 @@ def test_what_is_shown(terminal: bool) -> None:
                  "best so far", "a [note]"):  # fmt: skip
         assert part in shown
     assert ("\x1b[" in shown) == terminal
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_full_disk_is_named() -> None:
+    with (
+        pytest.raises(RunLogError, match=r"/dev/full: No space left.*--resume"),
+        RunLog(Path("/dev/full"), 10, 0, None) as log,
+    ):
+        log.write("train", 1, loss=1.0)
 
 
 def test_figures_of_an_objective() -> None:

@@ -6,18 +6,26 @@ an extra (``plots``); it draws without a display and its global state is left al
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from megabase.errors import MissingDependencyError
-from megabase.report.theme import LIGHT, WIDE, Size, Theme, settings
+from megabase.report.drawing import (
+    Label,
+    add_axes,
+    as_svg,
+    label_right,
+    padded,
+    require_matplotlib,
+    short,
+)
+from megabase.report.theme import LIGHT, WIDE, Size, Theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,23 +41,7 @@ __all__ = [
 ]
 
 Record = dict[str, Any]
-Label = tuple[float, str, str]  # height in data, text, colour
-
-_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-
-
-def require_matplotlib() -> None:
-    """Raise a clear error when matplotlib is not installed.
-
-    Raises
-    ------
-    MissingDependencyError
-        Naming the extra that brings it.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise MissingDependencyError("matplotlib", "plots", "drawing plots") from None
+Values = npt.NDArray[np.float64]
 
 
 def draw_learning_curve(metrics: Sequence[Record], theme: Theme = LIGHT, size: Size = WIDE) -> str:
@@ -67,7 +59,7 @@ def draw_learning_curve(metrics: Sequence[Record], theme: Theme = LIGHT, size: S
     str
         SVG.
     """
-    return _svg(lambda figure: _learning_curve(figure, metrics, theme, size), theme, size)
+    return as_svg(lambda figure: _learning_curve(figure, metrics, theme, size), theme, size)
 
 
 def draw_context_curve(evaluation: Record, theme: Theme = LIGHT, size: Size = WIDE) -> str:
@@ -85,7 +77,7 @@ def draw_context_curve(evaluation: Record, theme: Theme = LIGHT, size: Size = WI
     str
         SVG.
     """
-    return _svg(lambda figure: _context_curve(figure, evaluation, theme, size), theme, size)
+    return as_svg(lambda figure: _context_curve(figure, evaluation, theme, size), theme, size)
 
 
 def draw_floors(evaluation: Record, theme: Theme = LIGHT, size: Size = WIDE) -> str:
@@ -103,7 +95,7 @@ def draw_floors(evaluation: Record, theme: Theme = LIGHT, size: Size = WIDE) -> 
     str
         SVG.
     """
-    return _svg(lambda figure: _floors(figure, evaluation, theme, size), theme, size)
+    return as_svg(lambda figure: _floors(figure, evaluation, theme, size), theme, size)
 
 
 def save_plots(evaluation: Record, folder: Path, stem: str = "evaluation") -> list[Path]:
@@ -158,85 +150,6 @@ def best_floor(evaluation: Record, key: str = "measure") -> Record | None:
     return min(floors, key=lambda floor: floor[key]["nats_acgt"], default=None)
 
 
-def _svg(draw: Callable[[Figure], None], theme: Theme, size: Size) -> str:
-    require_matplotlib()
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    chosen: Any = settings(theme, size)
-    with mpl.rc_context(chosen):
-        # 72 dots per inch: one point of text and of size is one CSS pixel.
-        figure = Figure(figsize=(size.width / 72, size.height / 72), dpi=72)
-        draw(figure)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    text = out.getvalue().replace("'DejaVu Sans'", _FONTS).replace("DejaVu Sans", _FONTS)
-    # The prologue names a DTD on another host, which a page that asks nobody must not do.
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    return re.sub(r'(width|height)="([\d.]+)pt"', r'\1="\2"', text, count=2)
-
-
-def _axes(figure: Figure, size: Size, right: float, y_label: str, top: float = 26) -> Axes:
-    """Give axes with fixed margins in pixels, a light grid, and the y label lying on top."""
-    left, bottom = 3.6 * size.text, 3.8 * size.text
-    axes = figure.add_axes(
-        (
-            left / size.width,
-            bottom / size.height,
-            1 - (left + right) / size.width,
-            1 - (bottom + top) / size.height,
-        )
-    )
-    axes.grid(axis="y")
-    across, along = size.width - left - right, size.height - bottom - top
-    axes.text(
-        0.005 - left / across,
-        1 + (top - 16) / along,
-        y_label,
-        transform=axes.transAxes,
-        va="bottom",
-        ha="left",
-        color=axes.xaxis.label.get_color(),
-    )
-    return axes
-
-
-def _limits(values: Sequence[float], least: float = 0.02) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    room = max(0.12 * (high - low), least)
-    return low - room, high + room
-
-
-def _beside(axes: Axes, labels: Sequence[Label], size: Size) -> None:
-    """Write labels to the right of the axes at their heights, moved apart where they would meet."""
-    low, high = axes.get_ylim()
-    pixels = size.height * axes.get_position().height
-    gap = 1.35 * size.text
-    wanted = sorted(
-        (pixels * (height - low) / (high - low), text, colour) for height, text, colour in labels
-    )
-    placed: list[float] = []
-    below = -math.inf
-    for place, text, _ in wanted:
-        half = 0.5 * gap * (text.count("\n") + 1)
-        placed.append(max(place, below + half))
-        below = placed[-1] + half
-    excess = max(0.0, below - pixels - gap) if placed else 0.0
-    placed = [place - excess for place in placed]
-    for place, (_, text, colour) in zip(placed, wanted, strict=True):
-        axes.annotate(
-            text, (1.0, place / pixels), xycoords="axes fraction", xytext=(8, 0),
-            textcoords="offset points", va="center", ha="left", color=colour, linespacing=1.2,
-        )  # fmt: skip
-
-
-def _short(number: float) -> str:
-    for scale, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= scale:
-            return f"{number / scale:g}{letter}"
-    return f"{number:g}"
-
-
 def _learning_curve(figure: Figure, metrics: Sequence[Record], theme: Theme, size: Size) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -244,30 +157,46 @@ def _learning_curve(figure: Figure, metrics: Sequence[Record], theme: Theme, siz
     validation = [r for r in metrics if r["kind"] == "validation" and r["loss"] is not None]
     tokens = np.array([r["tokens"] for r in train], float)
     steps = np.array([r["step"] for r in train], float)
-    losses = np.exp([r["loss"] for r in train])
-    axes = _axes(figure, size, 92 if size is WIDE else 80, "perplexity", top=48)
+    losses: Values = np.exp([r["loss"] for r in train])
+    axes = add_axes(figure, size, 92 if size is WIDE else 80, "perplexity", top=48)
     axes.set_xscale("log")
-    axes.plot(tokens, losses, color=theme.muted, linewidth=1.2, alpha=0.75)
-    labels: list[Label] = [(float(losses[-1]), "training", theme.muted)]
-    shown = [float(np.median(losses[-max(1, len(losses) // 10) :]))]
+    smooth = _smoothed(losses, [r["stage"] for r in train])
+    axes.plot(tokens, losses, color=theme.muted, linewidth=0.8, alpha=0.45)
+    axes.plot(tokens, smooth, color=theme.muted, linewidth=1.6)
+    labels: list[Label] = [(float(smooth[-1]), "training", theme.muted)]
+    shown = [float(smooth[-1])]
     if validation:
         at = np.interp([r["step"] for r in validation], steps, tokens)
         held_out = np.exp([r["loss"] for r in validation])
         axes.plot(at, held_out, color=theme.model, marker="o", markersize=4.5)
         labels.append((float(held_out[-1]), "validation", theme.model))
         shown += held_out.tolist()
-    low = min(*shown, float(losses.min()))
-    high = max(min(float(losses.max()), 4.6), max(shown) + 0.1, low + 0.3)
-    axes.set_ylim(low - 0.08, high)
-    # The first steps fall from far above; the axis begins where the curve comes into sight.
+    # The fall of the first steps, and a rare spike, would flatten all that matters.
+    usual = float(np.quantile(losses, 0.9))
+    low = min(*shown, float(np.quantile(losses, 0.02)))
+    high = max(*shown, min(usual, 4.6), low + 0.05)
+    low, high = low - 0.08 * (high - low), high + 0.12 * (high - low)
+    axes.set_ylim(low, high)
+    # The axis begins where the curve comes into sight.
     visible = tokens[losses < high]
     axes.set_xlim((visible[0] if visible.size else tokens[0]) * 0.9, tokens[-1] * 1.02)
     _bands(axes, train, theme, size)
     axes.set_xlabel("tokens seen")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if size is WIDE else (1, 3)))
     axes.xaxis.set_minor_locator(NullLocator())  # labels of minor ticks would run into each other
-    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
-    _beside(axes, labels, size)
+    axes.xaxis.set_major_formatter(lambda value, _: short(value))
+    label_right(axes, labels, size)
+
+
+def _smoothed(values: Values, stages: Sequence[int]) -> Values:
+    """Take the running median of about a tenth of the points, within each stage."""
+    half = max(2, len(values) // 20)
+    place = np.asarray(stages)
+    out = np.empty_like(values)
+    for i in range(len(values)):
+        near = slice(max(0, i - half), i + half + 1)
+        out[i] = np.median(values[near][place[near] == place[i]])
+    return out
 
 
 def _bands(axes: Axes, train: Sequence[Record], theme: Theme, size: Size) -> None:
@@ -303,7 +232,7 @@ def _context_curve(figure: Figure, evaluation: Record, theme: Theme, size: Size)
     context = [point["context"] for point in points]
     found = [point["measure"]["perplexity_acgt"] for point in points]
     errors = [point["measure"]["perplexity_acgt_se"] or 0.0 for point in points]
-    axes = _axes(figure, size, 140 if size is WIDE else 84, "perplexity over A, C, G, T")
+    axes = add_axes(figure, size, 140 if size is WIDE else 84, "perplexity over A, C, G, T")
     axes.set_xscale("log", base=2)
     axes.errorbar(
         context, found, yerr=errors, color=theme.model, marker="o", markersize=5, capsize=0,
@@ -318,13 +247,13 @@ def _context_curve(figure: Figure, evaluation: Record, theme: Theme, size: Size)
         axes.axhline(value, color=theme.floor, linewidth=1.4, linestyle=(0, (4, 3)))
         labels.append((value, _floor_label(floor["name"], value, size), theme.floor))
         heights.append(value)
-    axes.set_ylim(*_limits(heights))
+    axes.set_ylim(*padded(heights))
     axes.set_xlim(context[0] / 1.15, context[-1] * 1.15)
     step = 1 if len(context) <= (10 if size is WIDE else 5) else 2
     axes.set_xticks(context[::-step][::-1])
     axes.xaxis.set_major_formatter(lambda value, _: f"{int(value):,}")
     axes.set_xlabel("context before the base (bases)")
-    _beside(axes, labels, size)
+    label_right(axes, labels, size)
 
 
 def _floor_label(name: str, value: float, size: Size) -> str:
@@ -340,7 +269,7 @@ def _model_label(value: float, size: Size) -> str:
 
 def _floors(figure: Figure, evaluation: Record, theme: Theme, size: Size) -> None:
     model = evaluation["overall"]["perplexity_acgt"]
-    axes = _axes(figure, size, 140 if size is WIDE else 84, "perplexity over A, C, G, T")
+    axes = add_axes(figure, size, 140 if size is WIDE else 84, "perplexity over A, C, G, T")
     axes.axhline(4.0, color=theme.muted, linewidth=1.0, linestyle=(0, (1, 3)))
     axes.axhline(model, color=theme.model)
     labels: list[Label] = [
@@ -349,6 +278,7 @@ def _floors(figure: Figure, evaluation: Record, theme: Theme, size: Size) -> Non
     ]
     shown = [4.0, model]
     orders: list[int] = []
+    lines: list[tuple[str, list[float]]] = []
     for fitted in (False, True):
         floors = [
             f for f in evaluation["floors"] if f["order"] is not None and f["fitted"] is fitted
@@ -364,13 +294,24 @@ def _floors(figure: Figure, evaluation: Record, theme: Theme, size: Size) -> Non
         )
         axes.plot(orders, values, color=theme.floor, markersize=4.5, **style)
         kind = "fitted rates" if fitted else "fixed rate"
-        labels.append((values[-1], f"Markov, {kind}" if size is WIDE else kind, theme.floor))
+        lines.append((f"Markov, {kind}" if size is WIDE else kind, values))
         shown += [min(values), max(values)]
     # High orders that overfit may go far up; what is to be compared stays readable.
     best, highest = min(shown), max(4.0, model)
-    low, high = _limits([best, min(max(shown), highest + 0.3 * (highest - best))])
+    low, high = padded([best, min(max(shown), highest + 0.3 * (highest - best))])
     axes.set_ylim(low, high)
-    labels = [(min(height, high), text, colour) for height, text, colour in labels]
+    for text, values in lines:
+        out = next((i for i, value in enumerate(values) if value > high), None)
+        if out is None or out == 0:
+            labels.append((min(values[-1], high), text, theme.floor))
+        else:  # named where it leaves the picture
+            rise = (high - values[out - 1]) / (values[out] - values[out - 1])
+            right = "fitted" in text
+            axes.annotate(
+                text.removeprefix("Markov, "), (orders[out - 1] + rise, high),
+                xytext=(6 if right else -6, -3), textcoords="offset points", va="top",
+                ha="left" if right else "right", color=theme.floor,
+            )  # fmt: skip
     axes.set_xticks([order for order in orders if order % 2 == 0])
     axes.set_xlabel("order of the Markov model (bases of context)")
-    _beside(axes, labels, size)
+    label_right(axes, labels, size)

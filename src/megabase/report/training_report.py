@@ -120,9 +120,9 @@ def _verdict(run: RunRecord, evaluation: Record | None) -> str:
             "What follows is what training itself recorded."
         )
     model, floor = evaluation["overall"], best_floor(evaluation)
-    which = "" if _held_out(run, evaluation) else " (not all of them held out: see below)"
+    kind = "held-out bases" if _held_out(run, evaluation) else "bases, not all of them held out,"
     text = (
-        f"On {model['targets']:,} bases{which} the model is as uncertain as if it had to choose "
+        f"On {model['targets']:,} {kind} the model is as uncertain as if it had to choose "
         f"among {model['perplexity_acgt']:.3f} equally likely bases."
     )
     if floor is None or floor["order"] is None:
@@ -142,9 +142,9 @@ def _verdict(run: RunRecord, evaluation: Record | None) -> str:
 
 
 def _held_out(run: RunRecord, evaluation: Record) -> bool:
-    """Whether the page may call the evaluated bases held out."""
+    """Whether the page may call the evaluated bases held out: known to be, or another genome."""
     same_genome = evaluation["genome_checksum"] == run.data["genome"]["sha256"]
-    return evaluation["train_overlap"] == 0 if same_genome else True
+    return evaluation["train_overlap"] == 0 or not same_genome
 
 
 def _plus_minus(measure: Record) -> str:
@@ -179,11 +179,11 @@ def _headline(run: RunRecord, evaluation: Record | None) -> list[tuple[str, str,
 def _learning(run: RunRecord) -> str:
     train, validation = run.of_kind("train"), run.of_kind("validation")
     caption = (
-        "Perplexity is exp of the mean loss over all columns of the vocabulary. The grey line is "
-        "the loss of single training steps"
+        "Perplexity is exp of the mean loss over all columns of the vocabulary. Grey is training: "
+        "single steps thin, their running median thick"
     )
     caption += (
-        "; the blue one the mean over the fixed validation windows, which training never reads. "
+        "; blue is the mean over the fixed validation windows, which training never reads. "
         if validation
         else "; this run had no validation. "
     )
@@ -319,7 +319,7 @@ def _breakdown(run: RunRecord, evaluation: Record | None) -> str:
     groups = list(evaluation["by_soft_mask"].items()) + (contigs[:20] if len(contigs) > 1 else [])
     model = evaluation["overall"]
     rows = [
-        [name, f"{part['targets']:,}", _with_error(part), f"{part['perplexity']:.3f}"]
+        [name, f"{part['targets']:,}", _with_error(part)]
         for name, part in [*groups, ("all", model)]
     ]
     places = ", ".join(evaluation["regions"][:5])
@@ -330,16 +330,17 @@ def _breakdown(run: RunRecord, evaluation: Record | None) -> str:
         "Where it was measured",
         [
             table(
-                ["", "bases", "perplexity", "over all tokens"],
+                ["", "bases", "perplexity"],
                 rows,
                 [len(rows) - 1],
             ),
             f'<p class="note">Regions: {escape(places)}. Windows of '
             f"{evaluation['window']:,} positions; a base sees {seen:,} to "
             f"{evaluation['window']:,} bases of context. {evaluation['skipped']:,} bases that are "
-            "not A, C, G or T were passed over. Perplexity is over A, C, G, T, and for comparison "
-            "over all columns of the vocabulary. Soft-masked bases are those in lower case in the "
-            "FASTA, mostly repeats. Standard errors by block bootstrap.</p>",
+            "not A, C, G or T were passed over. Perplexity is over A, C, G, T; over all columns "
+            f"of the vocabulary that of all bases is {model['perplexity']:.3f}. Soft-masked bases "
+            "are those in lower case in the FASTA, mostly repeats. Standard errors by block "
+            "bootstrap.</p>",
             _overlap_note(run, evaluation),
         ],
     )

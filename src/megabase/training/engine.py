@@ -219,7 +219,11 @@ def _set_up(
     module: nn.Module, config: TrainConfig, fabric: Fabric
 ) -> tuple[_FabricModule, _FabricOptimizer]:
     """Put the module on its devices and build the optimizer over the placed parameters."""
-    inner: Any = torch.compile(module) if config.compile else module
+    inner: Any = module
+    if config.compile:
+        # One kernel per length, whatever came before: a resumed run compiles the same ones.
+        torch._dynamo.config.recompile_limit = 64  # pyright: ignore[reportAttributeAccessIssue]
+        inner = torch.compile(module, dynamic=False)
     model = fabric.setup_module(inner)
     optimizer: Any = fabric.setup_optimizers(build_optimizer(module, config.optim))
     return model, optimizer

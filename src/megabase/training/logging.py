@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +15,13 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-__all__ = ["RunLog", "perplexity", "ratios"]
+from megabase.errors import MegabaseError
+
+__all__ = ["RunLog", "RunLogError", "perplexity", "ratios"]
+
+
+class RunLogError(MegabaseError):
+    """The records of a run cannot be written."""
 
 
 # Values of a record that are shown in their own way, or not at all.
@@ -113,7 +120,8 @@ class RunLog:
         if self._bar is not None:
             self._bar.stop()
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError) if error is not None else nullcontext():
+                self._file.close()
 
     def flush(self) -> None:
         """Bring the records to the disk, before a checkpoint that presumes them."""
@@ -128,8 +136,14 @@ class RunLog:
                 key: None if isinstance(value, float) and not math.isfinite(value) else value
                 for key, value in values.items()
             }
-            self._file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
+                self._file.flush()
+            except OSError as failure:
+                raise RunLogError(
+                    f"cannot write {self._file.name}: {failure.strerror or failure}; checkpoints "
+                    "are whole: make room and continue with --resume"
+                ) from failure
 
     def train(self, step: int, **values: Any) -> None:
         """Record and show a training step."""

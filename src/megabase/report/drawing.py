@@ -1,0 +1,119 @@
+"""Helpers of the plots: a figure as SVG text, axes, labels that keep apart."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from megabase.errors import MissingDependencyError
+from megabase.report.theme import Size, Theme, settings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Label", "add_axes", "as_svg", "label_right", "padded", "require_matplotlib", "short"]
+
+Label = tuple[float, str, str]
+"""Height in data, text, colour."""
+
+_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+def require_matplotlib() -> None:
+    """Raise a clear error when matplotlib is not installed.
+
+    Raises
+    ------
+    MissingDependencyError
+        Naming the extra that brings it.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise MissingDependencyError("matplotlib", "plots", "drawing plots") from None
+
+
+def as_svg(draw: Callable[[Figure], None], theme: Theme, size: Size) -> str:
+    """Give what a function draws on a figure, as SVG text that refers to nothing outside it."""
+    require_matplotlib()
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    chosen: Any = settings(theme, size)
+    with mpl.rc_context(chosen):
+        # 72 dots per inch: one point of text and of size is one CSS pixel.
+        figure = Figure(figsize=(size.width / 72, size.height / 72), dpi=72)
+        draw(figure)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    text = out.getvalue().replace("'DejaVu Sans'", _FONTS).replace("DejaVu Sans", _FONTS)
+    # The prologue names a DTD on another host, which a page that asks nobody must not do.
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    return re.sub(r'(width|height)="([\d.]+)pt"', r'\1="\2"', text, count=2)
+
+
+def add_axes(figure: Figure, size: Size, right: float, y_label: str, top: float = 26) -> Axes:
+    """Give axes with fixed margins in pixels, a light grid, and the y label lying on top."""
+    left, bottom = 3.6 * size.text, 3.8 * size.text
+    axes = figure.add_axes(
+        (
+            left / size.width,
+            bottom / size.height,
+            1 - (left + right) / size.width,
+            1 - (bottom + top) / size.height,
+        )
+    )
+    axes.grid(axis="y")
+    across, along = size.width - left - right, size.height - bottom - top
+    axes.text(
+        0.005 - left / across,
+        1 + (top - 16) / along,
+        y_label,
+        transform=axes.transAxes,
+        va="bottom",
+        ha="left",
+        color=axes.xaxis.label.get_color(),
+    )
+    return axes
+
+
+def padded(values: Sequence[float], least: float = 0.02) -> tuple[float, float]:
+    """Give the limits of an axis that leaves some room around values."""
+    low, high = min(values), max(values)
+    room = max(0.12 * (high - low), least)
+    return low - room, high + room
+
+
+def label_right(axes: Axes, labels: Sequence[Label], size: Size) -> None:
+    """Write labels to the right of the axes at their heights, moved apart where they would meet."""
+    low, high = axes.get_ylim()
+    pixels = size.height * axes.get_position().height
+    gap = 1.35 * size.text
+    wanted = sorted(
+        (pixels * (height - low) / (high - low), text, colour) for height, text, colour in labels
+    )
+    # Upwards every label leaves room for the one below it; downwards none leaves the picture.
+    half = [0.5 * gap * (text.count("\n") + 1) for _, text, _ in wanted]
+    placed = [place for place, _, _ in wanted]
+    for i in range(1, len(placed)):
+        placed[i] = max(placed[i], placed[i - 1] + half[i - 1] + half[i])
+    above = pixels + gap
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], above - half[i])
+        above = placed[i] - half[i]
+    for place, (_, text, colour) in zip(placed, wanted, strict=True):
+        axes.annotate(
+            text, (1.0, place / pixels), xycoords="axes fraction", xytext=(8, 0),
+            textcoords="offset points", va="center", ha="left", color=colour, linespacing=1.2,
+        )  # fmt: skip
+
+
+def short(number: float) -> str:
+    """Write 1500000 as 1.5M."""
+    for scale, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= scale:
+            return f"{number / scale:g}{letter}"
+    return f"{number:g}"
