@@ -24,7 +24,8 @@ $(VENV)/.demo: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.installed requirements-test.txt
-	$(PIP) install --constraint constraints.txt --requirement requirements-test.txt
+	$(PIP) install --constraint constraints.txt --requirement requirements-test.txt \
+	  --editable '.[plots,bpe,lora,suites,tracks,anndata,attribute]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed requirements-docs.txt
