@@ -1,0 +1,72 @@
+"""What the verbs that run a model over an input have in common: options and the progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+__all__ = ["add_model_option", "add_run_options", "progress_bar", "run_options"]
+
+
+def add_model_option(parser: ArgumentParser) -> None:
+    """Add ``--model``."""
+    parser.add_argument(
+        "--model", type=str, default=None,
+        help="model folder, run folder, preset or Hub name (default: the model in the package)",
+    )  # fmt: skip
+
+
+def add_run_options(parser: ArgumentParser) -> None:
+    """Add what decides how the work is done, not what comes out."""
+    group = parser.add_argument_group("how the work is done (the result does not depend on it)")
+    group.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    group.add_argument(
+        "--resume", action="store_true",
+        help="go on with an interrupted run (its parts are in OUTPUT.partial)",
+    )  # fmt: skip
+    group.add_argument(
+        "--devices", type=int, default=None,
+        help="processes that share the work (default: one for each GPU, else for each core)",
+    )  # fmt: skip
+    group.add_argument("--device", type=str, default=None, help="cpu, cuda, cuda:1 or mps")
+    group.add_argument("--threads", type=int, default=1, help="threads of each process on the CPU")
+    group.add_argument(
+        "--batch-tokens", type=int, default=65_536, help="positions of a batch: time and memory"
+    )
+
+
+def run_options(args: Namespace) -> dict[str, Any]:
+    """Give the options of :func:`add_run_options` as arguments of ``run_job``."""
+    return {
+        "workers": args.devices,
+        "device": args.device,
+        "threads": args.threads,
+        "resume": args.resume,
+        "overwrite": args.overwrite,
+    }
+
+
+@contextlib.contextmanager
+def progress_bar(unit: str) -> Iterator[Callable[[str, int, int | None], None] | None]:
+    """Show a progress bar on standard error; give None when that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,} " + unit),
+        TimeElapsedColumn(), Remaining(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("model", total=None)
+        yield lambda what, done, total: bar.update(
+            task, description=what, completed=done, total=total
+        )

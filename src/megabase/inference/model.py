@@ -1,0 +1,199 @@
+"""A model ready to be asked: loaded by name or taken as it is, with its name and hash.
+
+Scores need a model with a language-model head and one token for each base; that is checked here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from megabase.inference.errors import InferenceError
+
+__all__ = ["LanguageModel", "choose_device", "inference_mode", "load_language_model",
+           "model_digest", "require_length", "threads"]  # fmt: skip
+
+ModelSpec = str | Path | nn.Module | None
+"""A folder, run, preset or Hub name; None for the packaged model; or a model as it is."""
+
+_CHARACTER_VOCABULARY = range(12, 17)  # the published character vocabulary, with reserved rows
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A language model over bases.
+
+    Parameters
+    ----------
+    model
+        The module; ``model(input_ids=ids).logits`` has one row for each position.
+    name
+        Its name, for outputs.
+    digest
+        sha256 over configuration and weights.
+    masked
+        Whether it predicts hidden bases from both sides (otherwise the next base).
+    longest
+        Longest input in positions; None when there is no limit.
+    """
+
+    model: nn.Module
+    name: str
+    digest: str
+    masked: bool
+    longest: int | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def inference_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluate without gradients; the model's training mode is restored afterwards."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Use so many threads for tensor operations; restored afterwards. None changes nothing."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """Give the device of this name; when None a GPU if there is one, else the CPU.
+
+    Raises
+    ------
+    InferenceError
+        When torch does not know the device or cannot use it.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InferenceError(f"device {name!r}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def model_digest(model: nn.Module) -> str:
+    """Give the sha256 over a model's configuration and weights.
+
+    The same for a model in memory, in a folder, and on any device; names of files do not matter.
+    """
+    digest = hashlib.sha256()
+    config = getattr(model, "config", None)
+    if config is not None:
+        values = config.to_dict()
+        for name in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
+            values.pop(name, None)
+        digest.update(json.dumps(values, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def load_language_model(
+    spec: ModelSpec = None, device: str | torch.device | None = None
+) -> LanguageModel:
+    """Load a model that gives probabilities to bases.
+
+    Parameters
+    ----------
+    spec
+        A folder, run, preset or Hub name, None for the packaged model; or a module, which stays
+        on its device and in its mode.
+    device
+        Where a loaded model goes; the CPU when None.
+
+    Returns
+    -------
+    LanguageModel
+
+    Raises
+    ------
+    ModelNotFoundError, ModelKindError, CheckpointError
+        When there is no such model, or it has no language-model head.
+    InferenceError
+        When its tokens are not single bases.
+    """
+    if isinstance(spec, nn.Module):
+        config: Any = getattr(spec, "config", None)
+        name = type(spec).__name__
+        masked = name.endswith("ForMaskedLM")
+        model: nn.Module = spec
+        kind = getattr(config, "model_type", None)
+        if kind is not None and not name.endswith(("ForCausalLM", "ForMaskedLM")):
+            raise InferenceError(
+                f"{name} has no language-model head; scores need a causal or masked language model"
+            )
+    else:
+        from megabase.models.auto import find_kind, load_config, load_model, resolve_model
+
+        folder = resolve_model(spec)
+        config = load_config(folder)
+        kind, _ = find_kind(folder, config)
+        if kind not in ("causal-lm", "masked-lm"):
+            what = (config.architectures or [config.model_type])[0]
+            raise InferenceError(
+                f"{folder}: is a {what} ({kind}), which gives no probabilities to bases; scores "
+                "need a model with a language-model head (causal-lm or masked-lm)"
+            )
+        masked = kind == "masked-lm"
+        model = load_model(folder, kind=kind, device=device)
+        name = _shown_name(spec, folder)
+    vocabulary = getattr(config, "vocab_size", None)
+    if vocabulary is not None and vocabulary not in _CHARACTER_VOCABULARY:
+        raise InferenceError(
+            f"{name}: has a vocabulary of {vocabulary:,} tokens; scores need a model with one "
+            "token for each base (the published character vocabulary, 12 or 16 tokens)"
+        )
+    longest = getattr(config, "max_length", None)
+    return LanguageModel(model, name, model_digest(model), masked, longest)
+
+
+def _shown_name(spec: str | Path | None, folder: Path) -> str:
+    if spec is None:
+        return "megabase default"
+    return folder.name if Path(spec).expanduser().exists() else str(spec)
+
+
+def require_length(model: LanguageModel, length: int, what: str) -> None:
+    """Refuse inputs that the model cannot take.
+
+    Raises
+    ------
+    InferenceError
+        When `length` positions are too many.
+    """
+    if model.longest is not None and length > model.longest:
+        raise InferenceError(
+            f"{what} of {length:,} does not fit the model {model.name}, whose longest input is "
+            f"{model.longest:,} positions"
+        )

@@ -1,0 +1,149 @@
+"""Input as streams: sequences of a FASTA file, intervals of a genome; and genomes by any name."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megabase.genome.errors import StoreError
+from megabase.genome.fasta import Header, read_fasta
+from megabase.genome.interval import Interval, Strand
+from megabase.genome.store import GenomeStore
+from megabase.inference.errors import InputFileError
+
+__all__ = ["Sequence", "chunked", "genome_store", "read_intervals", "read_sequences"]
+
+_Item = TypeVar("_Item")
+_STORE_MAGIC = b"\x89MBG"
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """DNA to be read by a model.
+
+    Parameters
+    ----------
+    name
+        Name of the sequence or interval.
+    codes
+        Base codes, uint8 (context + length,), in reading direction.
+    context
+        How many codes at the start are context: read, but not asked about.
+    interval
+        Where it comes from (without the context); None for a sequence of a FASTA file.
+    """
+
+    name: str
+    codes: NDArray[np.uint8]
+    context: int = 0
+    interval: Interval | None = None
+
+    @property
+    def length(self) -> int:
+        """Bases asked about."""
+        return len(self.codes) - self.context
+
+
+def read_sequences(path: str | Path) -> Iterator[Sequence]:
+    """Stream the sequences of a FASTA file: plain, gzip or bgzip.
+
+    Raises
+    ------
+    FastaError
+        When the file cannot be read; the message names file, line and sequence.
+    """
+    name: str | None = None
+    parts: list[bytes] = []
+    for item in read_fasta(path):
+        if isinstance(item, Header):
+            if name is not None:
+                yield Sequence(name, np.frombuffer(b"".join(parts), dtype=np.uint8))
+            name, parts = item.name, []
+        else:
+            parts.append(item.codes)
+    if name is not None:
+        yield Sequence(name, np.frombuffer(b"".join(parts), dtype=np.uint8))
+
+
+def read_intervals(path: str | Path, store: GenomeStore, *, context: int = 0) -> Iterator[Sequence]:
+    """Read the intervals of a BED file from a genome, in file order.
+
+    An interval on the reverse strand is read as its reverse complement. The table is checked as a
+    whole before the first interval is given; DNA is read when its turn comes.
+
+    Parameters
+    ----------
+    path
+        The BED file.
+    store
+        The genome.
+    context
+        Bases before the interval, in reading direction, that are read as well; fewer where the
+        contig begins (on the reverse strand: ends) sooner.
+
+    Raises
+    ------
+    TableError, UnknownContigError
+        Naming file and line of the first row that cannot be used.
+    """
+    from megabase.genome.tables import read_bed
+
+    frame = read_bed(path, store)
+    strands = frame["strand"] if "strand" in frame.columns else ["."] * frame.height
+    names = frame["name"] if "name" in frame.columns else [None] * frame.height
+    rows = zip(frame["contig"], frame["start"], frame["end"], strands, names, strict=True)
+    for contig, start, end, strand, name in rows:
+        interval = Interval(contig, start, end, Strand(strand))
+        if interval.strand is Strand.REVERSE:
+            lead = min(context, store.contig(contig).length - end)
+            read = Interval(contig, start, end + lead, Strand.REVERSE)
+        else:
+            lead = min(context, start)
+            read = Interval(contig, start - lead, end, interval.strand)
+        shown = name if name not in (None, ".", "") else str(interval)
+        yield Sequence(shown, store.fetch(read), lead, interval)
+
+
+def chunked(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    """Cut a stream into lists of `size` items; the last may be shorter."""
+    chunk: list[_Item] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+@contextmanager
+def genome_store(path: str | Path) -> Iterator[GenomeStore]:
+    """Open a genome: a store, or a FASTA file, which is turned into a store for the time being.
+
+    Raises
+    ------
+    InputFileError
+        When there is no such file.
+    StoreError, FastaError
+        When it is neither an intact store nor FASTA.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputFileError(f"there is no genome {path}; expected a genome store or a FASTA file")
+    try:
+        with path.open("rb") as file:
+            is_store = file.read(len(_STORE_MAGIC)) == _STORE_MAGIC
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+    if is_store:
+        yield GenomeStore.open(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="megabase-") as folder:
+        yield GenomeStore.build(path, Path(folder) / "genome.mb")

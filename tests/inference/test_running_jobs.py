@@ -1,0 +1,169 @@
+"""Chunks of work become parts, parts become one output; interrupted runs go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from megabase.genome.alphabet import PAD, decode, encode
+from megabase.inference.batching import run_batched
+from megabase.inference.errors import InferenceError, InputFileError, OutputError
+from megabase.inference.model import load_language_model
+from megabase.inference.provenance import Provenance
+from megabase.inference.sharding import run_job
+from megabase.inference.sources import chunked, genome_store, read_intervals, read_sequences
+from megabase.inference.tables import merge_tables, write_table_part
+
+
+@dataclass
+class Squares:
+    """Squares the numbers below `stop`, three to a chunk; may break off before a chunk."""
+
+    stop: int = 10
+    power: int = 2
+    fail_at: int | None = None
+    error: type[BaseException] = KeyboardInterrupt
+    computed: list[int] = field(default_factory=list)
+    suffix: str = ".parquet"
+
+    def provenance(self) -> Provenance:
+        return Provenance("squares", "none", "0", options={"power": self.power})
+
+    def chunks(self) -> Iterator[list[int]]:
+        return chunked(iter(range(self.stop)), 3)
+
+    def items(self, chunk: list[int]) -> int:
+        return len(chunk)
+
+    def open(self, device: str | None) -> Callable[[list[int]], pl.DataFrame]:
+        def compute(chunk: list[int]) -> pl.DataFrame:
+            if chunk[0] == self.fail_at:
+                raise self.error("stopped")
+            self.computed.append(chunk[0])
+            values = [[float(n), float("nan")] for n in chunk]
+            return pl.DataFrame({"n": chunk, "p": [n**self.power for n in chunk], "list": values})
+
+        return compute
+
+    def write_part(self, result: pl.DataFrame, path: Path) -> None:
+        write_table_part(result, path)
+
+    def merge(self, parts: list[Path], target: Path) -> None:
+        merge_tables(parts, target, self.provenance())
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.tsv"])
+def test_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, name: str) -> None:
+    whole = run_job(Squares(), tmp_path / f"whole-{name}", workers=1).read_bytes()
+    target = tmp_path / name
+    with pytest.raises(KeyboardInterrupt):
+        run_job(Squares(fail_at=6), target, workers=1)
+    assert not target.exists()
+    with pytest.raises(OutputError, match=r"holds 2 finished parts .* --resume"):
+        run_job(Squares(), target, workers=1)
+    with pytest.raises(OutputError, match=r"other options \(options.power: 2 then, 3 now\)"):
+        run_job(Squares(power=3), target, workers=1, resume=True)
+    again = Squares()
+    run_job(again, target, workers=1, resume=True)
+    assert again.computed == [6, 9]
+    assert target.read_bytes() == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"whole-{name}", name])
+    with pytest.raises(OutputError, match="exists already"):
+        run_job(Squares(), target, workers=1)
+
+
+def test_tables_carry_their_provenance(tmp_path: Path) -> None:
+    parquet = run_job(Squares(), tmp_path / "out.parquet", workers=1)
+    assert pl.read_parquet(parquet)["p"].to_list() == [n * n for n in range(10)]
+    assert pl.read_parquet_metadata(parquet)["megabase"] == Squares().provenance().to_json()
+    first, head, row, *_ = run_job(Squares(), tmp_path / "o.tsv", workers=1).read_text().split("\n")
+    assert first == "#megabase: " + Squares().provenance().to_json()
+    assert (head, row) == ("n\tp\tlist", "0\t0\t0.0,NaN")
+
+
+def test_bad_input_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(InferenceError):
+        run_job(Squares(fail_at=3, error=InferenceError), tmp_path / "out.tsv", workers=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ranks_of_torchrun_share_the_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    first, second = Squares(), Squares()
+    # Rank 0 waits for the part of rank 1, which waits for rank 0 to begin.
+    monkeypatch.setenv("RANK", "0")
+    thread = threading.Thread(target=run_job, args=(first, tmp_path / "out.tsv"))
+    thread.start()
+    while not list(tmp_path.glob("out.tsv.partial/started-*")):
+        pass
+    monkeypatch.setenv("RANK", "1")
+    run_job(second, tmp_path / "out.tsv")
+    thread.join()
+    assert (first.computed, second.computed) == ([0, 6], [3, 9])
+    monkeypatch.delenv("WORLD_SIZE")
+    alone = run_job(Squares(), tmp_path / "alone.tsv", workers=1)
+    assert (tmp_path / "out.tsv").read_bytes() == alone.read_bytes()
+
+
+@pytest.mark.parametrize("pad", [True, False])
+def test_batches_give_results_in_input_order(pad: bool) -> None:
+    rng = np.random.default_rng(0)
+    items = [encode("".join(rng.choice(list("ACGT"), n))) for n in rng.integers(1, 60, 40)]
+    widths = []
+
+    def text(codes: np.ndarray, rows: np.ndarray) -> list[str]:
+        widths.append(codes.shape)
+        assert pad or PAD not in codes
+        return [decode(row).rstrip(".") for row in codes]
+
+    assert run_batched(items, text, batch_tokens=100, pad=pad) == [decode(item) for item in items]
+    assert all(rows * width <= 100 for rows, width in widths)
+    assert any(rows > 1 for rows, _ in widths)
+
+
+def test_sequences_and_intervals_are_streamed(tmp_path: Path) -> None:
+    (tmp_path / "g.fa").write_text(">one first\nACGT\nacgN\n>two\n>three\nRY\n")
+    with pytest.raises(ValueError, match="two"):
+        list(read_sequences(tmp_path / "g.fa"))
+    (tmp_path / "g.fa").write_text(">one first\nACGT\nacgN\n>three\nRY\n")
+    found = [(s.name, decode(s.codes)) for s in read_sequences(tmp_path / "g.fa")]
+    assert found == [("one", "ACGTACGN"), ("three", "NN")]
+    bed = "one\t1\t3\tx\t0\t+\none\t1\t3\t.\t0\t-\none\t5\t8\ty\t0\t-\n"
+    (tmp_path / "g.bed").write_text(bed)
+    with genome_store(tmp_path / "g.fa") as store:
+        rows = list(read_intervals(tmp_path / "g.bed", store, context=2))
+    # Context is in reading direction: bases 3 and 4 stand before bases 1 and 2 on the other strand.
+    assert [(row.name, decode(row.codes), row.context) for row in rows] == [
+        ("x", "ACG", 1), ("one:2-3(-)", "TACG", 2), ("y", "NCG", 0),
+    ]  # fmt: skip
+    assert not store.path.exists()
+    with pytest.raises(InputFileError, match="no genome"), genome_store(tmp_path / "none"):
+        pass
+
+
+def test_model_has_a_hash_of_its_weights_and_must_score_bases() -> None:
+    import torch
+
+    from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
+    from megabase.models.hyenadna.modeling import HyenaDNAForSequenceClassification
+
+    torch.manual_seed(0)
+    config = HyenaDNAConfig(d_model=8, n_layer=1, filter_order=8, max_seq_len=34)
+    model = HyenaDNAForCausalLM(config)
+    one = load_language_model(model)
+    assert (one.longest, one.masked, one.name) == (config.max_length, False, "HyenaDNAForCausalLM")
+    assert one.digest == load_language_model(model).digest
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    assert one.digest != load_language_model(model).digest
+    with pytest.raises(InferenceError, match="no language-model head"):
+        load_language_model(HyenaDNAForSequenceClassification(config))
