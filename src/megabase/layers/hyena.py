@@ -131,7 +131,7 @@ class HyenaOperator(nn.Module):
         )
         self.filter_fn = HyenaFilter(d_model * (order - 1), l_max, **(filter_options or {}))
 
-    def _per_convolution(self, x_C: Tensor) -> list[Tensor]:
+    def per_convolution(self, x_C: Tensor) -> list[Tensor]:
         """Split filter channels (axis 0) into one tensor per long convolution."""
         if self.order == 2:
             return [x_C]
@@ -147,7 +147,7 @@ class HyenaOperator(nn.Module):
         k_CM = self.filter_fn(length, "both" if self.bidirectional == "two_sided" else "one")
         if self.bidirectional == "published":
             k_CM = published_two_sided(k_CM)
-        return self._per_convolution(k_CM)
+        return self.per_convolution(k_CM)
 
     def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
         """Mix positions.
@@ -201,7 +201,7 @@ class HyenaOperator(nn.Module):
         )
         first, *gates, v_BDL = p_BPL.split(self.d_model, dim=1)
         skip_C = self.filter_fn.skip()
-        skips = [None] * len(k_ODM) if skip_C is None else self._per_convolution(skip_C)
+        skips = [None] * len(k_ODM) if skip_C is None else self.per_convolution(skip_C)
         for gate, k_DM, skip_D in zip(reversed(gates), k_ODM, skips, strict=True):
             v_BDL = v_BDL * gate
             if dropping:

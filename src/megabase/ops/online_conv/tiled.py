@@ -1,0 +1,166 @@
+"""The online convolution in tiles: O(L log^2 L) for L positions, exact.
+
+Shape suffixes: B batch, D channels, L positions, M lags, T positions of a block, U positions of a
+tile, N transform length, F frequencies; d is a block of D.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from megabase.ops.long_conv.fft import BLOCK_SAMPLES, long_conv_fft
+from megabase.ops.long_conv.lengths import fft_length
+
+__all__ = ["OnlineConvTiled"]
+
+BLOCK = 64
+"""Positions within which inputs are added to outputs one by one."""
+
+_FEW = 16
+"""A tile that reaches no more outputs than this is summed without a transform."""
+
+_CACHED_USES = 4
+"""Spectra of a tile size are kept when so many tiles of it lie ahead."""
+
+
+class OnlineConvTiled:
+    """Inputs and pending outputs in one buffer; see :func:`megabase.ops.online_conv`.
+
+    Parameters
+    ----------
+    k_DM
+        Filter, shape (channels, length): its lags are the positions there will be at most.
+    skip_D
+        Skip term, shape (channels,), or None.
+    batch
+        Sequences.
+    """
+
+    def __init__(self, k_DM: Tensor, skip_D: Tensor | None, batch: int) -> None:
+        self.k_DM, self.skip_D = k_DM, skip_D
+        channels, self.length = k_DM.shape
+        self.block = min(BLOCK, self.length)
+        shape_T = (self.block, batch, channels)
+        near_TD = k_DM[:, : self.block].t().clone()
+        if skip_D is not None:
+            near_TD[0] += skip_D  # a tap at lag 0
+        near_T1D = near_TD[:, None].contiguous()
+        # Views for every place in a block are made once: each would cost as much as the product.
+        self._inputs_TBD = k_DM.new_zeros(shape_T)
+        self._pending_TBD = k_DM.new_zeros(shape_T)
+        self._slots = list(self._inputs_TBD.unbind(0))
+        self._outputs = list(self._pending_TBD.unbind(0))
+        self._reached = [self._pending_TBD[j:] for j in range(self.block)]
+        self._taps = [near_T1D[: self.block - j] for j in range(self.block)]
+        self._buffer_LBD = k_DM.new_empty(0, batch, channels)
+        self._spectra: dict[int, Tensor] = {}
+        self._start = 0  # position at which the tiles begin: the length of the prompt
+        self._place = 0  # within the block
+        self._done = 0  # inputs since the start in whole blocks
+
+    @property
+    def slot(self) -> Tensor:
+        """Where the next input, (batch, channels), may be written before :meth:`advance`."""
+        return self._slots[self._place]
+
+    def advance(self) -> Tensor:
+        """Take the input from :attr:`slot`; give the output at its position, a view.
+
+        The view holds until the next call.
+        """
+        place = self._place
+        if place == 0 and self._done == 0 and len(self._buffer_LBD) == 0:
+            self._begin(None)
+        self._reached[place].addcmul_(self._taps[place], self._slots[place])
+        output_BD = self._outputs[place]
+        place += 1
+        if place == self.block:
+            # What the view shows is about to be written over.
+            output_BD = output_BD.clone()
+            self._finish_block()
+            place = 0
+        self._place = place
+        return output_BD
+
+    def step(self, u_BD: Tensor) -> Tensor:
+        """Read one input, shape (batch, channels), and give the output at its position."""
+        self.slot.copy_(u_BD)
+        return self.advance().to(u_BD.dtype, copy=True)
+
+    def prefill(self, u_BDL: Tensor) -> Tensor:
+        """Read the inputs (batch, channels, length) of a prompt; give the outputs there."""
+        length = u_BDL.shape[-1]
+        if length == 0:
+            return u_BDL.clone()
+        self._begin(u_BDL)
+        return long_conv_fft(u_BDL, self.k_DM[:, :length].contiguous(), self.skip_D)
+
+    def _begin(self, prompt_BDL: Tensor | None) -> None:
+        """Make room for all later positions, holding what the prompt adds to them."""
+        self._start = 0 if prompt_BDL is None else prompt_BDL.shape[-1]
+        _, batch, channels = self._buffer_LBD.shape
+        later = max(1, self.length - self._start)
+        self._buffer_LBD = self.k_DM.new_zeros(later, batch, channels)
+        if prompt_BDL is not None and self._start < self.length:
+            # What wraps around the circle falls on positions of the prompt.
+            n_fft = fft_length(self.length)
+            width = max(1, BLOCK_SAMPLES // n_fft // batch)
+            for d in range(0, channels, width):
+                part = slice(d, d + width)
+                U_BdF = torch.fft.rfft(prompt_BDL[:, part].to(self.k_DM.dtype), n=n_fft)
+                U_BdF.mul_(torch.fft.rfft(self.k_DM[part], n=n_fft))
+                y_BdN = torch.fft.irfft(U_BdF, n=n_fft)
+                self._buffer_LBD[:, :, part] = y_BdN[..., self._start : self.length].permute(2, 0, 1)
+        self._load_block()
+
+    def _load_block(self) -> None:
+        """Bring the pending outputs of the next block near."""
+        part_TBD = self._buffer_LBD[self._done : self._done + self.block]
+        self._pending_TBD[: len(part_TBD)] = part_TBD
+
+    def _finish_block(self) -> None:
+        begin, self._done = self._done, self._done + self.block
+        ahead = len(self._buffer_LBD) - self._done
+        if ahead <= 0:
+            return
+        self._buffer_LBD[begin : self._done] = self._inputs_TBD
+        blocks = self._done // self.block
+        size = self.block * (blocks & -blocks)
+        u_UBD = self._buffer_LBD[self._done - size : self._done]
+        y_UBD = self._buffer_LBD[self._done : self._done + size]
+        if len(y_UBD) <= _FEW:
+            self._add_directly(u_UBD, y_UBD)
+        else:
+            self._add_by_fft(u_UBD, y_UBD, size)
+        self._load_block()
+
+    def _add_directly(self, u_UBD: Tensor, y_UBD: Tensor) -> None:
+        size = len(u_UBD)
+        u_DBU = u_UBD.permute(2, 1, 0)
+        for place in range(len(y_UBD)):
+            taps_DU = self.k_DM[:, place + 1 : place + 1 + size].flip(-1)
+            y_UBD[place] += torch.einsum("dbu,du->bd", u_DBU, taps_DU)
+
+    def _add_by_fft(self, u_UBD: Tensor, y_UBD: Tensor, size: int) -> None:
+        # Lags 1 to 2U - 1 on a circle of 2U: what wraps around falls on places 0 to U - 2, and the
+        # outputs wanted are places U to 2U - 1.
+        n_fft, (_, batch, channels) = 2 * size, u_UBD.shape
+        u_BDU = u_UBD.permute(1, 2, 0)
+        kept = self._spectrum(size)
+        width = max(16, BLOCK_SAMPLES // n_fft // batch)
+        for d in range(0, channels, width):
+            part = slice(d, d + width)
+            U_BdF = torch.fft.rfft(u_BDU[:, part], n=n_fft)
+            U_BdF.mul_(self._transform(part, n_fft) if kept is None else kept[part])
+            y_BdN = torch.fft.irfft(U_BdF, n=n_fft)
+            y_UBD[..., part] += y_BdN[..., size : size + len(y_UBD)].permute(2, 0, 1)
+
+    def _transform(self, part: slice, n_fft: int) -> Tensor:
+        return torch.fft.rfft(self.k_DM[part, :n_fft], n=n_fft)
+
+    def _spectrum(self, size: int) -> Tensor | None:
+        """Give the kept spectra of a tile size, or None when it is used too seldom to keep them."""
+        if size not in self._spectra and len(self._buffer_LBD) >= 2 * _CACHED_USES * size:
+            self._spectra[size] = self._transform(slice(None), 2 * size)
+        return self._spectra.get(size)
