@@ -111,7 +111,9 @@ class Decoder(ABC):
         if self.length is not None and self.position > self.length:
             asked, self.position = self.position, self.position - count
             raise SequenceTooLongError(
-                asked, self.length, getattr(self.model.config, "length_setting", "its length")  # pyright: ignore[reportAttributeAccessIssue,reportArgumentType]
+                asked,
+                self.length,
+                getattr(self.model.config, "length_setting", "its length"),  # pyright: ignore[reportAttributeAccessIssue,reportArgumentType]
             )
 
     @property

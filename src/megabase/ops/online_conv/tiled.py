@@ -111,7 +111,9 @@ class OnlineConvTiled:
                 U_BdF = torch.fft.rfft(prompt_BDL[:, part].to(self.k_DM.dtype), n=n_fft)
                 U_BdF.mul_(torch.fft.rfft(self.k_DM[part], n=n_fft))
                 y_BdN = torch.fft.irfft(U_BdF, n=n_fft)
-                self._buffer_LBD[:, :, part] = y_BdN[..., self._start : self.length].permute(2, 0, 1)
+                self._buffer_LBD[:, :, part] = y_BdN[..., self._start : self.length].permute(
+                    2, 0, 1
+                )
         self._load_block()
 
     def _load_block(self) -> None:
