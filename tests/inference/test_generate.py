@@ -1,0 +1,137 @@
+"""Written sequences are what one would write by hand with full forward passes."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from megabase.inference.decoding import GenerationError
+from megabase.inference.generate import Prompt, generate, generate_stream
+from megabase.inference.log_probs import token_log_probs
+from megabase.inference.sampling import SamplingOptions
+from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
+from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
+
+ID = {"A": 7, "C": 8, "G": 9, "T": 10}
+
+
+@pytest.fixture(scope="module")
+def model() -> HyenaDNAForCausalLM:
+    torch.manual_seed(0)
+    config = HyenaDNAConfig(d_model=8, n_layer=2, max_seq_len=200, filter_order=8)
+    made = HyenaDNAForCausalLM(config).double()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(6)
+    return made
+
+
+def by_hand(
+    model: HyenaDNAForCausalLM, prompt: str, length: int, temperature: float, seed: int, number: int
+) -> str:
+    """One full forward pass for every base."""
+    stream = np.random.default_rng([seed, number])
+    text = prompt
+    model.eval()
+    for _ in range(length):
+        weights = np.full(4, 0.25)
+        if text:
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([[ID[x] for x in text]])).logits
+            weights = (logits[0, -1, 7:11] / temperature).softmax(-1).numpy()
+        u = stream.random()
+        text += "ACGT"[int((weights.cumsum() <= u).sum())]
+    return text[len(prompt) :]
+
+
+def test_every_base_is_drawn_from_the_full_pass(model: HyenaDNAForCausalLM) -> None:
+    prompts = ["", "ACGTTGCA", "A", "TTTT", "ACGTTGCC"]
+    options = SamplingOptions(temperature=0.8, seed=4)
+    found = generate(model, prompts, length=60, samples=2, options=options)
+    assert [one.number for one in found] == list(range(10))
+    for one in found:
+        assert one.prompt == prompts[one.number // 2]
+        assert one.sequence == by_hand(model, one.prompt, 60, 0.8, 4, one.number)
+        assert one.stopped == "length"
+    assert len({one.sequence for one in found}) == 10
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_batch_makes_no_difference(model: HyenaDNAForCausalLM, batch_size: int) -> None:
+    prompts = ["AC", "GT", "A", "TT", "GG"]
+    wanted = generate(model, prompts, length=90)
+    found = generate(model, prompts, length=90, batch_size=batch_size)
+    assert [one.sequence for one in found] == [one.sequence for one in wanted]
+
+
+def test_the_log_probability_is_that_of_the_written_bases(model: HyenaDNAForCausalLM) -> None:
+    options = SamplingOptions(temperature=2.0, top_k=3)
+    for one in generate(model, ["ACCA", ""], length=30, options=options):
+        ids = torch.tensor([[ID[x] for x in one.prompt + one.sequence]])
+        wanted = token_log_probs(model, ids)[0, len(one.prompt) :].sum()
+        assert one.log_prob == pytest.approx(float(wanted), abs=1e-9)
+
+
+def test_a_motif_ends_a_sequence_and_no_other(model: HyenaDNAForCausalLM) -> None:
+    free = generate(model, ["AC"] * 6, length=60)
+    found = generate(model, ["AC"] * 6, length=60, stop=["TNAC", "GGCA"], batch_size=4)
+    kinds = set()
+    for one, whole in zip(found, free, strict=True):
+        hits = [
+            (match.end(1), motif)
+            for motif in ("TNAC", "GGCA")
+            for match in re.finditer(f"(?=({motif.replace('N', '.')}))", whole.sequence)
+        ]
+        end, why = min(hits, default=(60, "length"))
+        assert (one.sequence, one.stopped) == (whole.sequence[:end], why)
+        ids = torch.tensor([[ID[x] for x in "AC" + one.sequence]])
+        wanted = token_log_probs(model, ids)[0, 2:].sum()
+        assert one.log_prob == pytest.approx(float(wanted), abs=1e-9)
+        kinds.add(why)
+    assert len(kinds) > 1
+
+
+def test_allowed_letters(model: HyenaDNAForCausalLM) -> None:
+    options = SamplingOptions(letters="GN", seed=2)
+    (one,) = generate(model, ["ACGT"], length=60, options=options)
+    assert set(one.sequence) == {"G", "N"}
+
+
+def test_results_come_as_prompts_are_read(model: HyenaDNAForCausalLM) -> None:
+    read = []
+
+    def prompts() -> "object":
+        for i in range(100):
+            read.append(i)
+            yield Prompt.of("ACGT"[: i % 3], name=str(i))
+
+    stream = generate_stream(model, prompts(), length=2, batch_size=2)  # pyright: ignore
+    assert next(stream).name == "0"
+    assert len(read) == 16
+    assert [one.name for one in stream] == [str(i) for i in range(1, 100)]
+
+
+def test_progress_counts_every_base(model: HyenaDNAForCausalLM) -> None:
+    counted: list[int] = []
+    generate(model, ["A", "AC", "C"], length=70, progress=counted.append)
+    assert sum(counted) == 210
+
+
+def test_the_mode_of_the_model_is_restored(model: HyenaDNAForCausalLM) -> None:
+    model.train()
+    generate(model, length=3)
+    assert model.training
+    model.eval()
+
+
+def test_what_does_not_fit_is_refused(model: HyenaDNAForCausalLM) -> None:
+    with pytest.raises(GenerationError, match="prompt 'x' has 101 bases and 100 are to be"):
+        generate(model, [Prompt.of("A" * 101, "x")], length=100)
+    with pytest.raises(GenerationError, match="1 or more"):
+        generate(model, length=0)
+    with pytest.raises(GenerationError, match="IUPAC"):
+        generate(model, stop=["AX"])
+    masked = CaduceusForMaskedLM(CaduceusConfig(d_model=16, n_layer=1))
+    with pytest.raises(GenerationError, match="fills masked bases"):
+        generate(masked, length=3)
