@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import shutil
 import signal
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,22 @@ def test_best_and_last_are_kept(toy: ModuleType, tmp_path: Path) -> None:
     losses = {r["step"]: r["loss"] for r in records(tmp_path, "validation")}
     assert set(losses) == {6, 12, 18, 20}
     assert min(losses, key=losses.__getitem__) == best
+
+
+def test_tokens_per_second_leave_validation_out(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every look at this clock is a second later: a step takes one, and so each is its tokens."""
+    ticks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
+    monkeypatch.setattr("megabase.training.engine.time", clock)
+    stages = [{"length": 8}]
+    toy.run(toy.config(tmp_path, stages=stages, steps=20, log_every=5, eval_every=3))
+    lines = records(tmp_path, "train")
+    assert len(lines) == 4
+    assert len({line["tokens_per_second"] for line in lines}) == 1
+    assert lines[0]["tokens_per_second"] == lines[0]["tokens"] / 5
+    assert [line["seconds"] for line in lines] == [5, 10, 15, 20]
 
 
 def test_validation_counts_every_token_once(toy: ModuleType, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def fit(
             log.note(f"nothing left to do: {first} of {total} steps are done")
             total = first
         model.train()
-        lap, lap_tokens, clock = time.perf_counter(), 0, time.perf_counter()
+        lap, lap_tokens, clock = progress.seconds, 0, time.perf_counter()
         for step in range(first, total):
             # 1. One step over the global batch.
             point = schedule.at(step)
@@ -180,23 +180,23 @@ def fit(
                     done, stage=point.stage, length=point.length, loss=loss,
                     perplexity=perplexity(loss), lr=lr, grad_norm=grad_norm,
                     tokens=progress.tokens, count=sums.count, seconds=round(progress.seconds, 3),
-                    tokens_per_second=lap_tokens / (now - lap),
+                    tokens_per_second=lap_tokens / (progress.seconds - lap),
                     memory_mb=resident_mb(fabric.device),
                     **ratios(sums.metrics),
                 )  # fmt: skip
-                lap, lap_tokens = now, 0
+                lap, lap_tokens = progress.seconds, 0
 
             # 4. Validate, keep, stop.
             improved = False
             if validation is not None and _due(done, total, config.eval_every):
                 improved = _validate(model, validation, config, fabric, progress, log)
-                lap, clock = time.perf_counter(), time.perf_counter()
+                clock = time.perf_counter()
             signal = (stop.received or 15) if sums.stop else None
             enough = _out_of_patience(progress, config)
             regular = _due(done, total, config.checkpoint_every) or done == total or enough
             if regular or improved or signal is not None:
                 _keep(run, model, optimizer, progress, config, fabric, save_model, log)
-                lap, clock = time.perf_counter(), time.perf_counter()
+                clock = time.perf_counter()
             if signal is not None:
                 log.note(f"stopped by signal {signal} after step {done}; continue with --resume")
                 break
