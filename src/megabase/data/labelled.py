@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from megabase.data.base_labels import IGNORED, base_class_names, number_bases, sorted_names
 from megabase.data.labelled_files import LabelledDataError, LabelledText
 from megabase.genome import alphabet
 
 __all__ = ["Kind", "LabelledSequences", "label_splits", "published_split", "split_rows"]
 
-Kind = Literal["classes", "multi_label", "regression"]
-"""One class out of several, several yes-or-no labels, or numbers."""
+Kind = Literal["classes", "multi_label", "regression", "nucleotides"]
+"""One class out of several, several yes-or-no labels, numbers, or a class for every nucleotide."""
 
 _SEPARATORS = str.maketrans("", "", " ,;[]\t")
 
@@ -37,7 +38,8 @@ class LabelledSequences:
     offsets: npt.NDArray[np.int64]
     """Where each sequence starts, and the end: (n + 1,)."""
     labels: npt.NDArray[Any]
-    """int64 (n,) class numbers, or float32 (n, K); NaN is a label that is not known."""
+    """int64 (n,) class numbers, or float32 (n, K), where NaN is a label that is not known; for
+    nucleotides int16, a class number for each of `codes`, where -100 is a base without label."""
     kind: Kind
     """What the labels are."""
     classes: tuple[str, ...]
@@ -74,16 +76,25 @@ class LabelledSequences:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         pieces = [self.sequence(int(i)) for i in indices]
         codes = np.concatenate(pieces) if pieces else self.codes[:0]
-        return replace(
-            self, codes=codes, offsets=offsets, labels=self.labels[indices], rows=self.rows[indices]
-        )
+        if self.kind == "nucleotides":
+            parts = [self.labels[self.offsets[i] : self.offsets[i + 1]] for i in indices]
+            labels = np.concatenate(parts) if parts else self.labels[:0]
+        else:
+            labels = self.labels[indices]
+        return replace(self, codes=codes, offsets=offsets, labels=labels, rows=self.rows[indices])
 
     def class_counts(self) -> dict[str, int]:
-        """Count sequences by class (for several labels: those that have it); empty for numbers."""
+        """Count sequences by class (for several labels: those that have it); empty for numbers.
+
+        For labels of nucleotides the bases of each class are counted.
+        """
         if self.kind == "regression":
             return {}
         if self.kind == "classes":
             counts = np.bincount(self.labels, minlength=len(self.classes))
+        elif self.kind == "nucleotides":
+            known = self.labels[self.labels != IGNORED]
+            counts = np.bincount(known, minlength=len(self.classes))
         else:
             counts = (self.labels == 1).sum(axis=0)
         return dict(zip(self.classes, counts.tolist(), strict=True))
@@ -101,7 +112,7 @@ def label_splits(
     kind
         What the labels are. ``auto``: several columns, or cells of several 0s and 1s divided by
         blanks, commas or semicolons, are yes-or-no labels; numbers with a fraction are numbers;
-        everything else are class names.
+        everything else are class names. Labels of nucleotides are never guessed.
 
     Returns
     -------
@@ -153,6 +164,8 @@ def _class_names(train: LabelledText, kind: Kind) -> tuple[str, ...]:
     several = len(train.columns) > 1
     if kind == "regression":
         return train.columns
+    if kind == "nucleotides":
+        return base_class_names(train)
     if kind == "multi_label":
         if several:
             return train.columns
@@ -168,9 +181,7 @@ def _class_names(train: LabelledText, kind: Kind) -> tuple[str, ...]:
         raise LabelledDataError(
             f"{train.source} has only the class {next(iter(names))!r}; training needs two or more"
         )
-    if all(name.lstrip("-").isdecimal() for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names))
+    return sorted_names(names)
 
 
 def _number(
@@ -181,11 +192,15 @@ def _number(
             f"{text.source} has the labels {', '.join(text.columns)}, the training rows "
             f"{', '.join(train.columns)}"
         )
-    labels = _class_numbers(text, classes) if kind == "classes" else _floats(text, kind, classes)
+    if kind == "nucleotides":
+        labels: npt.NDArray[Any] = number_bases(text, classes)
+    elif kind == "classes":
+        labels = _class_numbers(text, classes)
+    else:
+        labels = _floats(text, kind, classes)
     codes, offsets = _encode(text)
-    return LabelledSequences(
-        codes, offsets, labels, kind, classes, text, np.arange(len(labels), dtype=np.int64)
-    )
+    rows = np.arange(len(text.labels), dtype=np.int64)
+    return LabelledSequences(codes, offsets, labels, kind, classes, text, rows)
 
 
 def _class_numbers(text: LabelledText, classes: tuple[str, ...]) -> npt.NDArray[np.int64]:

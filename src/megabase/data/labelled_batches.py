@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from megabase.data.base_labels import IGNORED
 from megabase.data.hashing import derive_key, draw_bits, unit_float
 from megabase.data.labelled import LabelledSequences
 from megabase.data.labelled_files import LabelledDataError
 from megabase.genome import alphabet
 
-__all__ = ["Encode", "LabelledBatches", "TokenRows", "TruncationWarning", "tokenise"]
+__all__ = [
+    "BaseLabels",
+    "Encode",
+    "LabelledBatches",
+    "TokenRows",
+    "TruncationWarning",
+    "tokenise",
+]
 
 Encode = Callable[[npt.NDArray[np.uint8]], npt.NDArray[Any]]
 """From the base codes of a sequence to its token ids."""
@@ -43,6 +51,13 @@ class TokenRows(NamedTuple):
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each row."""
         return np.diff(self.offsets)
+
+
+class BaseLabels(NamedTuple):
+    """Classes of all bases; those of row i are ``values[offsets[i]:offsets[i + 1]]``."""
+
+    values: npt.NDArray[np.int16]
+    offsets: npt.NDArray[np.int64]
 
 
 def tokenise(
@@ -133,7 +148,7 @@ class LabelledBatches:
     rows
         Tokens of the forward strand.
     labels
-        int64 (n,) or float32 (n, K).
+        int64 (n,) or float32 (n, K); or the classes of all bases, where every token is one base.
     pad_id
         Token that fills shorter rows.
     seed
@@ -163,7 +178,7 @@ class LabelledBatches:
     def __init__(
         self,
         rows: TokenRows,
-        labels: npt.NDArray[Any],
+        labels: npt.NDArray[Any] | BaseLabels,
         *,
         pad_id: int,
         seed: int = 0,
@@ -184,7 +199,7 @@ class LabelledBatches:
         self._order: tuple[tuple[int, int], npt.NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self._rows.offsets) - 1
 
     @property
     def longest(self) -> int:
@@ -235,7 +250,8 @@ class LabelledBatches:
         -------
         dict
             ``input_ids`` int64 (n, width), or (2 n, width) with both strands; ``labels`` (n,) or
-            (n, K); ``attention_mask`` int64 like the ids, only when a row is padded.
+            (n, K), or for bases int64 (n, width) in the direction of the row, -100 at padding;
+            ``attention_mask`` int64 like the ids, only when a row is padded.
         """
         rows = self.rows_of(stream, indices)
         reverse = np.zeros(len(rows), dtype=bool)
@@ -256,13 +272,34 @@ class LabelledBatches:
         for row, values in enumerate(ids):
             start = width - len(values) if self._left else 0
             tokens[row, start : start + len(values)] = values
-        labels = self._labels[rows[: len(indices)]]
+        one = len(indices)  # with both strands, labels are those of the forward one
+        if isinstance(self._labels, BaseLabels):
+            labels = self._base_labels(rows[:one], reverse[:one], lengths[:one], width)
+        else:
+            labels = self._labels[rows[:one]]
         batch = {"input_ids": torch.from_numpy(tokens), "labels": torch.from_numpy(labels)}
         if (lengths < width).any():
             place = np.arange(width) - (width - lengths[:, None] if self._left else 0)
             real = (place >= 0) & (place < lengths[:, None])
             batch["attention_mask"] = torch.from_numpy(real.astype(np.int64))
         return batch
+
+    def _base_labels(
+        self,
+        rows: npt.NDArray[np.int64],
+        reverse: npt.NDArray[np.bool_],
+        lengths: npt.NDArray[np.int64],
+        width: int,
+    ) -> npt.NDArray[np.int64]:
+        """Lay the classes of the bases beside the tokens of the same rows."""
+        values, offsets = cast("BaseLabels", self._labels)
+        placed = np.full((len(rows), width), IGNORED, dtype=np.int64)
+        whole = self._rows.lengths
+        for place, (row, turned, length) in enumerate(zip(rows, reverse, lengths, strict=True)):
+            found = values[offsets[row] : offsets[row] + whole[row]]
+            start = width - length if self._left else 0
+            placed[place, start : start + length] = (found[::-1] if turned else found)[:length]
+        return placed
 
     def _epoch_order(self, stream: int, epoch: int) -> npt.NDArray[np.int64]:
         kept = self._order

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from megabase.errors import MegabaseError
 from megabase.genome.files import numbered_lines
+from megabase.genome.interval import Interval
 
 if TYPE_CHECKING:
     import polars as pl
@@ -55,9 +56,13 @@ class LabelledText:
     """Names of the label columns."""
     names: list[str] | None = None
     """Where each row is, when "row N" would not say it (records, files)."""
+    intervals: tuple[Interval, ...] | None = None
+    """Where each row lies in a genome, when it was cut out of one."""
 
     def where(self, row: int) -> str:
         """Name the place of a row (0-based here, 1-based in the text) for people."""
+        if self.names is None and self.intervals is not None:
+            return f"{self.source}, {self.intervals[row]}"
         return self.names[row] if self.names is not None else f"{self.source}, row {row + 1:,}"
 
 

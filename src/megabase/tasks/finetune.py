@@ -10,13 +10,14 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megabase.tasks.classifier import save_classifier
+from megabase.tasks.base_predictions import BasePredictions
+from megabase.tasks.classifier import Labels, save_classifier
 from megabase.tasks.finetune_config import FinetuneConfig, to_yaml
 from megabase.tasks.finetune_plan import Plan, plan_run
 from megabase.training.devices import build_fabric
@@ -160,10 +161,18 @@ def _measure(plan: Plan, run: Path, fabric: Fabric) -> dict[str, dict[str, float
 
     best = run / "best"
     folder = best if "valid" in plan.evaluations and best.is_dir() else run / "last"
-    model = load_model(folder, "sequence-classification", device=fabric.device)
+    train = plan.splits["train"]
+    task = Labels(train.kind, train.classes).task
+    model = load_model(folder, task, device=fabric.device)
     found: dict[str, dict[str, float]] = {}
     for name, windows in plan.evaluations.items():
+        wanted = plan.config.predictions and name == "test"
+        left = plan.config.head.padding == "left"
+        said = BasePredictions(plan.splits[name], left=left) if wanted else None
+        windows = replace(windows, on_batch=said)
         scored = evaluate(model, windows, plan.config.eval_batch or 1, fabric)
+        if said is not None:
+            said.write(run / "predictions.parquet")
         found[name] = {"loss": scored.loss, **scored.figures}
     return found
 

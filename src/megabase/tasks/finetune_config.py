@@ -12,7 +12,7 @@ from typing import Any, Literal
 from megabase.tasks.pretrain_config import plain_values
 from megabase.training.config import Stage, TrainConfig, raise_problems
 
-__all__ = ["FinetuneConfig", "HeadConfig", "TableConfig", "to_yaml"]
+__all__ = ["FinetuneConfig", "GenomeConfig", "HeadConfig", "TableConfig", "to_yaml"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,10 @@ class TableConfig:
     fasta_label: Literal["last_word", "last_character"] = "last_word"
     """Where a FASTA header keeps the label: its last word, or its last character."""
 
-    kind: Literal["auto", "classes", "multi_label", "regression"] = "auto"
+    kind: Literal["auto", "classes", "multi_label", "regression", "nucleotides"] = "auto"
     """What the labels are. auto: several columns of 0 and 1 are multi_label, numbers with a
-    fraction are regression, everything else are names of classes."""
+    fraction are regression, everything else are names of classes. nucleotides: one character for
+    each base (or names divided by blanks), a dot where a base has no label."""
 
     max_length: int | None = None
     """Longest sequence in bases; null takes the longest input of the model."""
@@ -54,6 +55,57 @@ class TableConfig:
             )
         if self.max_length is not None and self.max_length < 1:
             problems.append(f"table.max_length is {self.max_length}; it must be at least 1")
+        raise_problems(problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenomeConfig:
+    """Labels of nucleotides from features of a genome; train is then a genome store (.mb).
+
+    A place is a contig (chr20), a stretch as people write it (chr20:45,000,001-50,000,000: 1-based,
+    both ends included) or a BED file.
+    """
+
+    features: list[str] = field(default_factory=list)
+    """BED, GFF or GTF files (.gz too) whose features give the bases their classes."""
+
+    types: list[str] = field(default_factory=list)
+    """Which features count: types of a GFF (CDS), names of a BED. Each is a class, or of the class
+    that is named after it: CDS=coding. Where features overlap, the type named first wins. Empty,
+    for BED: all rows are one class."""
+
+    background: str = "background"
+    """Class of the bases without a feature: the first class, so of two the feature is the positive
+    one."""
+
+    strand: Literal["either", "forward", "reverse"] = "either"
+    """Which features count: those on either strand, or those on one only."""
+
+    length: int = 1024
+    """Labelled bases of a window; windows lie side by side."""
+
+    flank: int = 0
+    """Bases that are read on either side of a window besides, without labels."""
+
+    train: list[str] = field(default_factory=list)
+    """Places to train on; empty takes all that is neither valid nor test."""
+
+    valid: list[str] = field(default_factory=list)
+    """Places that choose the best checkpoint; empty cuts the last part off every training region
+    (table.validation_fraction)."""
+
+    test: list[str] = field(default_factory=list)
+    """Places that are measured once, at the end."""
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        for name, least in (("length", 1), ("flank", 0)):
+            if getattr(self, name) < least:
+                problems.append(
+                    f"genome.{name} is {getattr(self, name)}; it must be at least {least}"
+                )
+        if not self.background:
+            problems.append("genome.background is empty; name the class of all other bases")
         raise_problems(problems)
 
 
@@ -108,8 +160,9 @@ class FinetuneConfig(TrainConfig):
     """Training on labelled sequences, from a trained model or from fresh weights."""
 
     train: str
-    """Labelled sequences: CSV, TSV, Parquet or FASTA (.gz too), a folder CLASS/NAME.txt, or a
-    folder that holds all splits under the names train, valid (dev, val) and test."""
+    """Labelled sequences: CSV, TSV, Parquet or FASTA (.gz too), a folder CLASS/NAME.txt, a folder
+    that holds all splits under the names train, valid (dev, val) and test, or a genome store (.mb)
+    with features (see genome)."""
 
     valid: str | None = None
     """Sequences that choose the best checkpoint; null cuts them off the training rows."""
@@ -142,6 +195,9 @@ class FinetuneConfig(TrainConfig):
     table: TableConfig = field(default_factory=TableConfig)
     """How to read the files."""
 
+    genome: GenomeConfig = field(default_factory=GenomeConfig)
+    """Labels of nucleotides from a genome and its features."""
+
     head: HeadConfig = field(default_factory=HeadConfig)
     """Head, strands and loss."""
 
@@ -157,10 +213,14 @@ class FinetuneConfig(TrainConfig):
 
     monitor: str | None = None
     """What chooses the best checkpoint on validation: loss, or a metric; null takes accuracy,
-    AUROC (several labels) or Pearson correlation (numbers)."""
+    AUROC (several labels, nucleotides) or Pearson correlation (numbers)."""
 
     metrics: list[str] = field(default_factory=list)
     """Metrics to report, by name; empty takes those usual for the kind of labels."""
+
+    predictions: bool = False
+    """Write what the model says of the test bases to predictions.parquet (labels of nucleotides
+    from a genome)."""
 
     eval_every: int | None = None
     """Steps between validations; null validates after every epoch."""
@@ -226,6 +286,11 @@ def to_yaml(config: FinetuneConfig) -> str:
     for name in ("train", "valid", "test", "model"):
         if values[name] is not None and Path(values[name]).exists():
             values[name] = str(Path(values[name]).absolute())
+    for name in ("features", "train", "valid", "test"):  # contigs stay names
+        values["genome"][name] = [
+            str(Path(place).absolute()) if Path(place).is_file() else place
+            for place in values["genome"][name]
+        ]
     if not values["stages"]:
         values.pop("stages")
     return yaml.safe_dump(values, sort_keys=False)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from megabase.data.labelled import LabelledSequences, label_splits, published_split, split_rows
-from megabase.data.labelled_batches import LabelledBatches, TokenRows, tokenise
-from megabase.data.labelled_files import LabelledText, find_splits, read_text
+from megabase.data.labelled import LabelledSequences
+from megabase.data.labelled_batches import BaseLabels, LabelledBatches, TokenRows, tokenise
+from megabase.data.labelled_files import LabelledText
 from megabase.genome import alphabet
 from megabase.objectives.classification import SequenceLabels
+from megabase.objectives.nucleotides import NucleotideLabels
 from megabase.tasks import metrics
+from megabase.tasks.base_metrics import measure_table
 from megabase.tasks.classifier import (
     Labels,
     Tokens,
@@ -24,6 +25,7 @@ from megabase.tasks.classifier import (
     family_of_start,
 )
 from megabase.tasks.finetune_config import FinetuneConfig
+from megabase.tasks.finetune_data import read_splits
 from megabase.training.config import ConfigError, Stage
 from megabase.training.devices import planned_world
 from megabase.training.evaluation import EvalSet
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "plan_run", "read_splits"]
 
-_MONITORS = {"classes": "accuracy", "multi_label": "auroc", "regression": "pearson"}
+_MONITORS = {
+    "classes": "accuracy", "multi_label": "auroc", "regression": "pearson", "nucleotides": "auroc"
+}  # fmt: skip
 _EVAL_BATCH = 64
 
 
@@ -55,7 +59,7 @@ class Plan:
     """Labelled sequences: train, and valid and test where there are any."""
     batches: LabelledBatches
     """Training batches."""
-    objective: SequenceLabels
+    objective: SequenceLabels | NucleotideLabels
     """Training loss."""
     evaluations: Mapping[str, EvalSet]
     """Valid and test."""
@@ -67,99 +71,52 @@ class Plan:
     """All of it for people."""
 
 
-def read_splits(config: FinetuneConfig) -> dict[str, LabelledSequences]:
-    """Read train, valid and test, with the same classes everywhere.
-
-    A folder given as ``train`` may hold all of them. Validation rows are cut off the training rows
-    when there is no file for them.
-
-    Raises
-    ------
-    LabelledDataError
-        Naming file and row.
-    """
-    paths: dict[str, str | Path | None] = {
-        "train": config.train, "valid": config.valid, "test": config.test
-    }  # fmt: skip
-    inside = find_splits(config.train) if Path(config.train).is_dir() else {}
-    if "train" in inside:
-        paths = {
-            "train": inside["train"],
-            "valid": config.valid or inside.get("valid"),
-            "test": config.test or inside.get("test"),
-        }
-    table = config.table
-    texts: dict[str, LabelledText] = {
-        name: read_text(
-            path, sequence=table.sequence, label=table.label, fasta_label=table.fasta_label
-        )
-        for name, path in paths.items()
-        if path is not None
-    }
-    splits = label_splits(texts, table.kind)
-    fraction, rows = table.validation_fraction, splits["train"]
-    if "valid" not in splits and fraction:
-        if table.validation_split == "published":
-            valid, train = published_split(len(rows), config.seed, (fraction, 1 - fraction))
-        else:
-            train, valid = split_rows(rows.labels, fraction, config.seed)
-        splits.update(train=rows.take(train), valid=rows.take(valid))
-    return splits
-
-
 def plan_run(config: FinetuneConfig, fabric: Fabric) -> Plan:
     """Build everything a run needs and describe it; writes nothing."""
     splits = read_splits(config)
     train = splits["train"]
     names, monitor = _metrics_of(config, train.kind)
-    family = family_of_start(config)
-    tokens = build_tokens(config, family, lambda: _letters(train))
+    labels = Labels(train.kind, train.classes)
+    family = family_of_start(config, labels.task)
+    tokens = build_tokens(config, family, lambda: _letters(train), per_base=labels.per_base)
     rows = _tokenise(config, splits, tokens, None)
     longest = max(int(r.lengths.max(initial=1)) for r in rows.values())
     torch.manual_seed(config.seed)
-    model = build_classifier(config, family, Labels(train.kind, train.classes), tokens, longest)
+    model = build_classifier(config, family, labels, tokens, longest)
     limit = getattr(model.config, "max_length", None)
     if limit is not None and longest > limit:
         rows = _tokenise(config, splits, tokens, limit)
         longest = max(int(r.lengths.max(initial=1)) for r in rows.values())
     sets = _batches(config, splits, rows, tokens)
     config = _resolve(config, len(train), longest)
-    double = bool(getattr(model.config, "double_sigmoid", False))
-    weights = config.head.class_weights
-    if weights == "balanced":
-        weights = balanced_weights(list(train.class_counts().values()))
-    objective = SequenceLabels(
-        train.kind,
-        class_weights=weights,
-        label_smoothing=config.head.label_smoothing,
-        double_sigmoid=double,
-    )
-    if weights is not None and len(weights) != train.outputs:
-        raise ConfigError(
-            f"head.class_weights has {len(weights)} numbers, but there are {train.outputs} "
-            f"classes: {', '.join(train.classes)}"
-        )
     evaluations = {
-        name: EvalSet(
-            data=sets[name],
-            windows=len(splits[name]),
-            length=longest,
-            objective=SequenceLabels(train.kind, double_sigmoid=double),
-            figures=_figures(names, splits[name]),
-            monitor=monitor,
-            higher=metrics.higher_is_better(monitor),
-        )
+        name: _evaluation(config, model, splits[name], sets[name], longest, names, monitor)
         for name in splits
         if name != "train"
     }
     world = max(fabric.world_size, planned_world(fabric, config.devices))
+    if config.predictions:
+        _check_predictions(splits, world)
     schedule = LengthSchedule(config, world, sets["train"].epoch_size)
     notes = _notes(config, splits)
     plan = Plan(
-        config, family, model, tokens, splits, sets["train"], objective, evaluations, schedule,
-        notes, "",
+        config, family, model, tokens, splits, sets["train"], _objective(config, model, train),
+        evaluations, schedule, notes, "",
     )  # fmt: skip
     return replace(plan, text=_describe(plan, monitor, longest))
+
+
+def _check_predictions(splits: Mapping[str, LabelledSequences], world: int) -> None:
+    text = splits["test"].text if "test" in splits else None
+    if splits["train"].kind != "nucleotides" or text is None or text.intervals is None:
+        raise ConfigError(
+            "predictions are written for labels of nucleotides on a genome with test places "
+            "(genome.test); leave predictions out"
+        )
+    if world > 1:
+        raise ConfigError(
+            f"predictions are written by one process, and this run has {world}; leave them out"
+        )
 
 
 def _letters(sequences: LabelledSequences) -> Iterable[str]:
@@ -176,8 +133,57 @@ def _metrics_of(config: FinetuneConfig, kind: str) -> tuple[tuple[str, ...], str
     return tuple(names), monitor
 
 
-def _figures(names: Iterable[str], split: LabelledSequences) -> Any:
-    return lambda outputs: metrics.measure(names, split.kind, outputs, split.labels)
+def _objective(
+    config: FinetuneConfig, model: PreTrainedModel, train: LabelledSequences
+) -> SequenceLabels | NucleotideLabels:
+    """Give the training loss."""
+    weights = config.head.class_weights
+    if weights == "balanced":
+        weights = balanced_weights(train.class_counts())
+    if weights is not None and len(weights) != train.outputs:
+        raise ConfigError(
+            f"head.class_weights has {len(weights)} numbers, but there are {train.outputs} "
+            f"classes: {', '.join(train.classes)}"
+        )
+    smoothing = config.head.label_smoothing
+    if train.kind == "nucleotides":
+        return NucleotideLabels(class_weights=weights, label_smoothing=smoothing)
+    return SequenceLabels(
+        train.kind,
+        class_weights=weights,
+        label_smoothing=smoothing,
+        double_sigmoid=bool(getattr(model.config, "double_sigmoid", False)),
+    )
+
+
+def _evaluation(
+    config: FinetuneConfig,
+    model: PreTrainedModel,
+    split: LabelledSequences,
+    data: LabelledBatches,
+    longest: int,
+    names: tuple[str, ...],
+    monitor: str,
+) -> EvalSet:
+    """Give what measures a split: plain loss, and metrics over the whole of it."""
+    nucleotides = split.kind == "nucleotides"
+    double = bool(getattr(model.config, "double_sigmoid", False))
+    return EvalSet(
+        data=data,
+        windows=len(split),
+        length=longest,
+        objective=NucleotideLabels(tabulate=True)
+        if split.kind == "nucleotides"
+        else SequenceLabels(split.kind, double_sigmoid=double),
+        figures=None
+        if nucleotides
+        else lambda outputs: metrics.measure(names, split.kind, outputs, split.labels),
+        table_figures=(lambda table: measure_table(names, split.outputs, table))
+        if nucleotides
+        else None,
+        monitor=monitor,
+        higher=metrics.higher_is_better(monitor),
+    )
 
 
 def _strands(config: FinetuneConfig, split: str) -> bool:
@@ -223,7 +229,9 @@ def _batches(
     return {
         name: LabelledBatches(
             rows[name, False],
-            split.labels,
+            BaseLabels(split.labels, split.offsets)
+            if split.kind == "nucleotides"
+            else split.labels,
             pad_id=tokens.pad_id,
             seed=config.seed,
             shuffle=name == "train",
@@ -263,12 +271,17 @@ def _notes(config: FinetuneConfig, splits: Mapping[str, LabelledSequences]) -> l
     notes: list[str] = []
     if "valid" not in splits:
         notes.append("no validation rows: the last checkpoint is measured")
-    elif "test" in splits and splits["valid"].text.source == splits["test"].text.source:
+    elif "test" in splits and _same_rows(splits["valid"].text, splits["test"].text):
         notes.append(
             "validation and test are the same file: the checkpoint is chosen on the test rows, so "
             "the test figures are too good"
         )
     return notes
+
+
+def _same_rows(one: LabelledText, other: LabelledText) -> bool:
+    """Tell whether two splits were read from the same file (of a genome: from the same windows)."""
+    return one.source == other.source and one.intervals == other.intervals
 
 
 def _describe(plan: Plan, monitor: str, longest: int) -> str:
@@ -284,7 +297,8 @@ def _describe(plan: Plan, monitor: str, longest: int) -> str:
         + (f", {trained:,} of them trained" if trained < parameters else "")
         + f", from {start}; tokenizer {type(plan.tokens.tokenizer).__name__}",
         f"labels      {train.kind}: {train.outputs} "
-        + (f"({classes}{', ...' if len(counts) > 10 else ''})" if counts else "numbers"),
+        + (f"({classes}{', ...' if len(counts) > 10 else ''})" if counts else "numbers")
+        + (", in bases" if train.kind == "nucleotides" else ""),
     ]
     lines += [
         f"{name:<11} {len(split):,} sequences of {split.text.source}"

@@ -17,9 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from megabase.data.base_labels import IGNORED
 from megabase.errors import MegabaseError
 
 __all__ = [
+    "COUNTED",
     "METRICS",
     "MetricError",
     "check",
@@ -71,13 +73,19 @@ def _two_columns(outputs: _Outputs, labels: _Labels) -> tuple[_Outputs, _Labels]
     return outputs, labels
 
 
-def _accuracy(outputs: _Outputs, labels: _Labels) -> float:
-    table = confusion(*_two_columns(outputs, labels))
+def _counted(
+    figure: Callable[[npt.NDArray[Any]], float],
+) -> Callable[[_Outputs, _Labels], float]:
+    """Turn a figure of a confusion matrix into one of outputs and labels."""
+    return lambda outputs, labels: figure(confusion(*_two_columns(outputs, labels)))
+
+
+def _accuracy(table: npt.NDArray[Any]) -> float:
     return float(np.trace(table) / table.sum())
 
 
-def _mcc(outputs: _Outputs, labels: _Labels) -> float:
-    table = confusion(*_two_columns(outputs, labels)).astype(np.float64)
+def _mcc(table: npt.NDArray[Any]) -> float:
+    table = table.astype(np.float64)
     total, right = table.sum(), np.trace(table)
     true, said = table.sum(axis=1), table.sum(axis=0)
     below = math.sqrt((total**2 - (said**2).sum()) * (total**2 - (true**2).sum()))
@@ -85,17 +93,16 @@ def _mcc(outputs: _Outputs, labels: _Labels) -> float:
     return float((right * total - (true * said).sum()) / below) if below else 0.0
 
 
-def _f1(outputs: _Outputs, labels: _Labels) -> float:
+def _f1(table: npt.NDArray[Any]) -> float:
     """Mean over classes of 2 TP / (2 TP + FP + FN); classes nowhere seen are left out."""
-    table = confusion(*_two_columns(outputs, labels)).astype(np.float64)
+    table = table.astype(np.float64)
     hits, both = np.diag(table), table.sum(axis=0) + table.sum(axis=1)
     seen = both > 0
     return float((2 * hits[seen] / both[seen]).mean())
 
 
-def _f1_yes(outputs: _Outputs, labels: _Labels) -> float:
+def _f1_yes(table: npt.NDArray[Any]) -> float:
     """F1 of the answer yes (of the second class of two)."""
-    table = confusion(*_two_columns(outputs, labels)).astype(np.float64)
     if table.shape != (2, 2):
         raise MetricError("f1_positive is for two classes; take f1, the mean over classes")
     below = 2 * table[1, 1] + table[0, 1] + table[1, 0]
@@ -158,12 +165,16 @@ def _squares(outputs: _Outputs, labels: _Labels) -> float:
     return float(np.square(outputs.astype(np.float64) - labels).mean())
 
 
-_ANSWERS, _NUMBERS = ("classes", "multi_label"), ("regression",)
+_ANSWERS, _NUMBERS = ("classes", "multi_label", "nucleotides"), ("regression",)
+COUNTED: dict[str, Callable[[npt.NDArray[Any]], float]] = {
+    "accuracy": _accuracy,
+    "mcc": _mcc,
+    "f1": _f1,
+    "f1_positive": _f1_yes,
+}
+"""Figures that depend on the confusion matrix (true, said) only."""
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(_ANSWERS, _accuracy),
-    "mcc": Metric(_ANSWERS, _mcc),
-    "f1": Metric(_ANSWERS, _f1),
-    "f1_positive": Metric(_ANSWERS, _f1_yes),
+    **{name: Metric(_ANSWERS, _counted(figure)) for name, figure in COUNTED.items()},
     "auroc": Metric(_ANSWERS, _by_class("auroc")),
     "auprc": Metric(_ANSWERS, _by_class("auprc")),
     "pearson": Metric(_NUMBERS, _pearson),
@@ -175,11 +186,14 @@ two classes; ``auroc`` and ``auprc`` of more than two classes are means of one a
 and ``auprc`` is average precision."""
 
 
+_CLASS_METRICS = ("accuracy", "mcc", "f1", "auroc", "auprc")
+
+
 def default_metrics(kind: str) -> tuple[str, ...]:
     """Name the metrics shown for a kind of labels when none are asked for."""
     if kind == "regression":
         return ("pearson", "spearman", "mse")
-    return ("accuracy", "mcc", "f1", "auroc", "auprc") if kind == "classes" else ("auroc", "auprc")
+    return ("auroc", "auprc") if kind == "multi_label" else _CLASS_METRICS
 
 
 def higher_is_better(name: str) -> bool:
@@ -223,11 +237,11 @@ def measure(
     names
         Keys of :data:`METRICS`.
     kind
-        ``classes``, ``multi_label`` or ``regression``.
+        ``classes``, ``multi_label``, ``regression`` or ``nucleotides``.
     outputs
-        float (n, K): logits or numbers.
+        float (n, K): logits or numbers; of nucleotides the rows are bases.
     labels
-        int64 (n,), or float (n, K).
+        int64 (n,), or float (n, K); bases of the class -100 count nowhere.
 
     Returns
     -------
@@ -241,7 +255,10 @@ def measure(
     """
     names = tuple(names)
     check(names, kind)
-    if kind == "classes":
+    if kind == "nucleotides":
+        known = labels != IGNORED
+        outputs, labels = outputs[known], labels[known].astype(np.int64)
+    if kind in ("classes", "nucleotides"):
         return {name: METRICS[name].one(outputs, labels) for name in names}
     columns = []
     for said, true in zip(outputs.T, labels.T, strict=True):

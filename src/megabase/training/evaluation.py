@@ -63,10 +63,16 @@ class EvalSet:
     figures: Callable[[np.ndarray], Mapping[str, float]] | None = None
     """Figures that are no sums over windows, such as AUROC: from the ``outputs`` (windows, K) that
     the objective gave for all windows, in their order."""
+    table_figures: Callable[[np.ndarray], Mapping[str, float]] | None = None
+    """The same from the ``table`` of the objective, int64 counts that are summed over all windows:
+    for so many outputs (one for every base) that they are not kept."""
     monitor: str = "loss"
     """What decides which checkpoint is the best: the loss, or one of `figures`."""
     higher: bool = False
     """Whether more of `monitor` is better."""
+    on_batch: Callable[[np.ndarray, Any], None] | None = None
+    """Called with the numbers of the windows of a batch and what the objective gave for them, in
+    the process that ran them; for predictions that are written and not kept."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class Evaluation:
     sums: dict[str, float]
     """Sums over all windows: ``loss``, ``count`` and the objective's metrics."""
     figures: dict[str, float]
-    """Result of ``EvalSet.figures``."""
+    """Result of ``EvalSet.figures`` and ``EvalSet.table_figures``."""
     outputs: np.ndarray | None = None
     """float32 (windows, K), when there are figures to take from them."""
 
@@ -105,6 +111,7 @@ def evaluate(model: nn.Module, windows: EvalSet, size: int, fabric: Fabric) -> E
     world, rank = fabric.world_size, fabric.global_rank
     totals: dict[str, Tensor] = {}
     kept: Tensor | None = None
+    table: Tensor | None = None
     mode = model.training
     model.eval()
     for low in range(0, windows.windows, size * world):
@@ -123,10 +130,19 @@ def evaluate(model: nn.Module, windows: EvalSet, size: int, fabric: Fabric) -> E
                 kept = torch.zeros(windows.windows, outputs.shape[1], device=fabric.device)
             if len(mine):
                 kept[mine[0] : mine[-1] + 1] = outputs.float()
+        if windows.table_figures is not None:
+            counts: Any = loss.table  # pyright: ignore[reportAttributeAccessIssue]
+            counts = counts if len(mine) else torch.zeros_like(counts)
+            table = counts if table is None else table.add_(counts)
+        if windows.on_batch is not None and len(mine):
+            windows.on_batch(mine, loss)
     model.train(mode)
     stacked = fabric.all_reduce(torch.stack(list(totals.values())).float(), reduce_op="sum")
     sums = dict(zip(totals, torch.as_tensor(stacked).tolist(), strict=True))
     mean = sums["loss"] / sums["count"] if sums["count"] else math.nan
+    if table is not None and windows.table_figures is not None:
+        table = torch.as_tensor(fabric.all_reduce(table, reduce_op="sum"))
+        return Evaluation(mean, sums, dict(windows.table_figures(table.cpu().numpy())))
     if kept is None or windows.figures is None:
         return Evaluation(mean, sums, {})
     # Each row was filled by one process and is zero in the others.

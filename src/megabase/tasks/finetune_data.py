@@ -1,0 +1,125 @@
+"""The labelled sequences of a fine-tuning run: files, or windows of a genome."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from megabase.data.genome_labels import cut_tail, label_windows, read_features
+from megabase.data.labelled import LabelledSequences, label_splits, published_split, split_rows
+from megabase.data.labelled_files import (
+    LabelledDataError,
+    LabelledText,
+    find_splits,
+    read_text,
+)
+from megabase.data.regions import Regions
+from megabase.data.split import regions_of, split_genome
+from megabase.genome.store import GenomeStore
+from megabase.tasks.finetune_config import FinetuneConfig
+from megabase.training.config import ConfigError
+
+__all__ = ["read_splits"]
+
+_STORE = ".mb"
+
+
+def read_splits(config: FinetuneConfig) -> dict[str, LabelledSequences]:
+    """Read train, valid and test, with the same classes everywhere.
+
+    A folder given as ``train`` may hold all of them. Validation rows are cut off the training rows
+    when there is no file for them.
+
+    Raises
+    ------
+    LabelledDataError
+        Naming file and row.
+    """
+    if config.train.endswith(_STORE) and not Path(config.train).is_dir():
+        return _genome_splits(config)
+    paths: dict[str, str | Path | None] = {
+        "train": config.train, "valid": config.valid, "test": config.test
+    }  # fmt: skip
+    inside = find_splits(config.train) if Path(config.train).is_dir() else {}
+    if "train" in inside:
+        paths = {
+            "train": inside["train"],
+            "valid": config.valid or inside.get("valid"),
+            "test": config.test or inside.get("test"),
+        }
+    table = config.table
+    texts: dict[str, LabelledText] = {
+        name: read_text(
+            path, sequence=table.sequence, label=table.label, fasta_label=table.fasta_label
+        )
+        for name, path in paths.items()
+        if path is not None
+    }
+    splits = label_splits(texts, table.kind)
+    fraction, rows = table.validation_fraction, splits["train"]
+    if "valid" not in splits and fraction:
+        if table.validation_split == "published":
+            valid, train = published_split(len(rows), config.seed, (fraction, 1 - fraction))
+        else:
+            # A row with a class for every base has no class of its own.
+            one_each = rows.kind != "nucleotides"
+            labels = rows.labels if one_each else np.zeros((len(rows), 1))
+            train, valid = split_rows(labels, fraction, config.seed)
+        splits.update(train=rows.take(train), valid=rows.take(valid))
+    return splits
+
+
+def _genome_splits(config: FinetuneConfig) -> dict[str, LabelledSequences]:
+    """Cut windows with a class for every base out of one genome, or one for each split."""
+    table, genome = config.table, config.genome
+    if table.kind not in ("auto", "nucleotides"):
+        raise ConfigError(
+            f"table.kind is {table.kind}, but features of a genome store give labels of nucleotides"
+        )
+    if genome.strand != "either" and (config.head.reverse_complement or config.head.strand_average):
+        raise ConfigError(
+            f"genome.strand is {genome.strand}: such labels belong to one strand, so neither "
+            "head.reverse_complement nor head.strand_average can be used"
+        )
+    store = GenomeStore.open(config.train)
+    places = {"valid": genome.valid, "test": genome.test}
+    others = {"valid": config.valid, "test": config.test}
+    own = {name: places[name] for name in places if others[name] is None}
+    split = split_genome(
+        store,
+        include=genome.train,
+        validation=own.get("valid", ()),
+        test=own.get("test", ()),
+    )
+    regions = {"train": split.train}
+    if own.get("valid"):
+        regions["valid"] = split.validation
+    elif "valid" in own and table.validation_fraction:
+        regions["train"], regions["valid"] = cut_tail(
+            split.train, table.validation_fraction, genome.length
+        )
+    if own.get("test"):
+        regions["test"] = split.test
+    found = {name: _windows(config, store, part) for name, part in regions.items()}
+    for name, path in others.items():
+        if path is not None:
+            other = GenomeStore.open(path)
+            chosen = places[name]
+            part = regions_of(other, chosen) if chosen else Regions.whole(other.lengths)
+            found[name] = _windows(config, other, part)
+    empty = [name for name, count in found["train"].class_counts().items() if not count]
+    if empty:
+        raise LabelledDataError(
+            f"no training base of {store.path} is of the class {empty[0]!r}; the features of this "
+            "class lie in other regions, or under features of a type named before"
+        )
+    return {name: found[name] for name in ("train", "valid", "test") if name in found}
+
+
+def _windows(config: FinetuneConfig, store: GenomeStore, regions: Regions) -> LabelledSequences:
+    genome = config.genome
+    features = read_features(
+        store, genome.features, genome.types, background=genome.background, strand=genome.strand
+    )
+    return label_windows(store, regions, features, length=genome.length, flank=genome.flank)
