@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "pretrain": ("megabase.cli.pretrain", "pretrain a language model on a genome"),
     "finetune": ("megabase.cli.finetune", "train a model on labelled sequences and measure it"),
     "evaluate": ("megabase.cli.evaluate", "perplexity of a model beside its floors"),
+    "generate": ("megabase.cli.generate", "write DNA with a causal language model"),
     "report": ("megabase.cli.report", "a self-contained HTML page about a run"),
     "convert": ("megabase.cli.convert", "turn a published checkpoint into a model folder"),
     "info": ("megabase.cli.info", "what a model is, its size, its limits; the presets"),
