@@ -1,1 +1,32 @@
 """Using a trained model: functions over a model that give small frozen results."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megabase.inference.attribution import Attribution, attribute
+    from megabase.inference.embedding import Embeddings, embed
+    from megabase.inference.prediction import Predictions, predict
+
+__all__ = ["Attribution", "Embeddings", "Predictions", "attribute", "embed", "predict"]
+
+_HOME = {
+    "Attribution": "attribution",
+    "Embeddings": "embedding",
+    "Predictions": "prediction",
+    "attribute": "attribution",
+    "embed": "embedding",
+    "predict": "prediction",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use, so that a command's help never imports torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

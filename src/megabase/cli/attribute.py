@@ -1,0 +1,94 @@
+"""What each base does to an output of a model: gradients, or integrated gradients.
+
+The output is a class of a fine-tuned model (--target), or the log-likelihood of the sequence for a
+causal language model. .parquet and .npz hold a number for each base and four by letter; .bw is a
+track of the places of a BED file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megabase.cli.embed import add_source_options
+from megabase.cli.inference_options import (
+    add_model_option,
+    add_run_options,
+    progress_bar,
+    run_options,
+)
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``megabase attribute``."""
+    add_source_options(parser)
+    parser.add_argument("-o", "--output", type=str, required=True, metavar="FILE",
+                        help=".parquet, .npz, or .bw for places of a BED file")  # fmt: skip
+    add_model_option(parser)
+    parser.add_argument("--target", type=str, default=None, help="class, by name or number")
+    parser.add_argument(
+        "--method", type=str, default="integrated_gradients",
+        help="integrated_gradients, gradient_input or gradient",
+    )  # fmt: skip
+    parser.add_argument("--baseline", type=str, default="uniform",
+                        help="where integrated gradients begin: uniform or n")  # fmt: skip
+    parser.add_argument("--steps", type=int, default=64, help="points of integrated gradients")
+    parser.add_argument("--logo", type=str, default=None, metavar="FILE",
+                        help="draw one sequence as a logo (.svg, .png or .pdf)")  # fmt: skip
+    parser.add_argument("--logo-of", type=str, default=None, metavar="NAME",
+                        help="which sequence (default: the first)")  # fmt: skip
+    parser.add_argument("--logo-from", type=int, default=1, help="first base of the logo, 1-based")
+    parser.add_argument("--logo-bases", type=int, default=120, help="bases of the logo")
+    add_run_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Run the verb; errors are raised as MegabaseError."""
+    from megabase.inference.attribute_job import AttributeOptions, attribute_file
+    from megabase.inference.errors import OutputError
+    from megabase.inference.input_stream import SequenceInput
+
+    if args.logo is not None:
+        if not str(args.output).endswith(".parquet"):
+            raise OutputError("for a logo write .parquet, which has the numbers by letter")
+        if Path(args.logo).exists() and not args.overwrite:
+            raise OutputError(f"{args.logo} exists already; choose another name or --overwrite")
+    source = SequenceInput(args.input, args.genome, args.kind, args.window)
+    options = AttributeOptions(args.target, args.method, args.baseline, args.steps)
+    with progress_bar("sequences") as progress:
+        target = attribute_file(
+            source, args.output, args.model, options, batch_tokens=args.batch_tokens,
+            progress=progress, **run_options(args),
+        )  # fmt: skip
+    print(f"wrote {target}")
+    if args.logo is not None:
+        _logo(args, target)
+    return 0
+
+
+def _logo(args: Namespace, table: Path) -> None:
+    import numpy as np
+    import polars as pl
+
+    from megabase.inference.errors import InferenceError
+    from megabase.report.logo_plot import save_logo
+
+    frame = pl.scan_parquet(table)
+    if args.logo_of is not None:
+        frame = frame.filter(pl.col("name") == args.logo_of)
+    row = frame.head(1).collect()
+    if not row.height:
+        raise InferenceError(f"{table}: has no sequence named {args.logo_of!r}")
+    letters = np.array(row["letters"][0].to_list(), dtype=np.float32).reshape(-1, 4)
+    low = max(args.logo_from - 1, 0)
+    path = Path(args.logo)
+    save_logo(
+        path, letters[low : low + args.logo_bases], title=str(row["name"][0]),
+        ylabel=args.method.replace("_", " "), first=low + 1, overwrite=args.overwrite,
+    )  # fmt: skip
+    print(f"wrote {path}")

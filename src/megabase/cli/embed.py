@@ -1,0 +1,142 @@
+"""Turn sequences into vectors: hidden states of any layer, pooled or for each base.
+
+The input is FASTA, or BED or VCF with a genome (each allele of a variant is a sequence). The ending
+of the output says its format: .parquet, .npy, .npz, .zarr or .h5ad (AnnData).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megabase.cli.inference_options import (
+    add_model_option,
+    add_run_options,
+    progress_bar,
+    run_options,
+)
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+__all__ = ["add_arguments", "add_source_options", "run"]
+
+
+def add_source_options(parser: ArgumentParser) -> None:
+    """Add the input of the verbs that read sequences."""
+    parser.add_argument("input", type=str, help="FASTA, BED or VCF, plain or gzip")
+    parser.add_argument("--genome", type=str, default=None, help="store or FASTA, for BED and VCF")
+    parser.add_argument(
+        "--kind", type=str, default="auto", choices=["auto", "fasta", "bed", "vcf"],
+        help="what the input is (default: by its ending)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--window", type=int, default=1024, help="bases around a variant (VCF), for each allele"
+    )
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``megabase embed``."""
+    add_source_options(parser)
+    parser.add_argument("-o", "--output", type=str, required=True, metavar="FILE",
+                        help=".parquet, .npy, .npz, .zarr or .h5ad")  # fmt: skip
+    add_model_option(parser)
+    parser.add_argument(
+        "--layer", type=int, default=-1,
+        help="0 for the token embedding, k for block k, negative from the last (default: the last)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pooling", type=str, default="mean", help="mean, max, sum, first, last; none: every base"
+    )
+    parser.add_argument(
+        "--long", type=str, default="error",
+        help="sequences longer than the model reads: error, chunks (pooled over all positions of "
+             "all pieces) or published (plain mean of the pieces)",
+    )  # fmt: skip
+    parser.add_argument("--both-strands", action="store_true", help="average with the other strand")
+    parser.add_argument(
+        "--plot", type=str, default=None, metavar="FILE",
+        help="map of the sequences with their nearest neighbours (.svg, .png or .pdf)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--map", type=str, default="auto",
+        help="umap, tsne or pca (default: the first of these that is installed)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--labels", type=str, default=None, metavar="TSV",
+        help="name and label of the sequences, two columns, for the colours of the map",
+    )  # fmt: skip
+    add_run_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Run the verb; errors are raised as MegabaseError."""
+    from megabase.inference.embed_job import EmbedOptions, embed_file
+    from megabase.inference.errors import OutputError
+    from megabase.inference.input_stream import SequenceInput
+
+    if args.plot is not None:
+        from megabase.report.drawing import require_matplotlib
+
+        require_matplotlib()
+        if args.pooling == "none":
+            raise OutputError("a map is of sequences, not of bases; leave --plot or --pooling none")
+        if Path(args.output).suffix not in (".parquet", ".npz"):
+            raise OutputError("for a map write .parquet or .npz, which have the names")
+        if Path(args.plot).exists() and not args.overwrite:
+            raise OutputError(f"{args.plot} exists already; choose another name or --overwrite")
+    source = SequenceInput(args.input, args.genome, args.kind, args.window)
+    options = EmbedOptions(args.layer, args.pooling, args.long, args.both_strands)
+    with progress_bar("sequences") as progress:
+        target = embed_file(
+            source, args.output, args.model, options, batch_tokens=args.batch_tokens,
+            progress=progress, **run_options(args),
+        )  # fmt: skip
+    print(f"wrote {target}")
+    if args.plot is not None:
+        _plot(args, target)
+    return 0
+
+
+def _plot(args: Namespace, target: Path) -> None:
+    import numpy as np
+
+    from megabase.report.embedding_plot import save_embedding_plot
+
+    if target.suffix == ".parquet":
+        import polars as pl
+
+        frame = pl.read_parquet(target)
+        names, vectors = frame["name"].to_list(), frame["embedding"].to_numpy()
+    else:
+        with np.load(target) as found:
+            names, vectors = found["name"].tolist(), found["embedding"]
+    labels = None if args.labels is None else _labels(Path(args.labels), names)
+    path = Path(args.plot)
+    kept = save_embedding_plot(
+        path, vectors, labels, title=f"{len(names):,} sequences, {args.pooling} of layer "
+        f"{args.layer}", how=args.map, overwrite=args.overwrite,
+    )  # fmt: skip
+    print(f"wrote {path}")
+    if kept is not None:
+        print(f"the nearest neighbour has the same label for {kept:.1%} of the sequences")
+
+
+def _labels(path: Path, names: list[str]) -> list[str]:
+    from megabase.genome.files import numbered_lines
+    from megabase.inference.errors import InputFileError
+
+    found: dict[str, str] = {}
+    for number, line in numbered_lines(path):
+        if not line.strip() or line.startswith("#"):
+            continue
+        cells = line.split("\t")
+        if len(cells) < 2:
+            raise InputFileError(
+                f"{path}, line {number}: expected a name, a tab and a label; found {line[:60]!r}"
+            )
+        found[cells[0]] = cells[1]
+    missing = [name for name in names if name not in found]
+    if len(missing) == len(names):
+        raise InputFileError(f"{path}: names none of the sequences (such as {names[0]!r})")
+    return [found.get(name, "no label") for name in names]

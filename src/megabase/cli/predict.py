@@ -1,0 +1,102 @@
+"""Labels and probabilities from a fine-tuned model.
+
+With a file of sequences (FASTA, or BED or VCF with a genome) the output is a table, .parquet or
+.tsv: a row for each sequence. With a genome alone the output is a track along it or along
+--regions: .bw, or .bed with the stretches above --threshold.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from megabase.cli.inference_options import add_run_options, progress_bar, run_options
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``megabase predict``."""
+    parser.add_argument("model", type=str, help="folder of `megabase finetune`, or model folder")
+    parser.add_argument("input", nargs="?", type=str, default=None,
+                        help="FASTA, BED or VCF, plain or gzip; none for a track")  # fmt: skip
+    parser.add_argument("-o", "--output", type=str, required=True, metavar="FILE",
+                        help=".parquet or .tsv; .bw or .bed for a track")  # fmt: skip
+    parser.add_argument("--genome", type=str, default=None,
+                        help="store or FASTA, for BED, VCF and tracks")  # fmt: skip
+    parser.add_argument("--kind", type=str, default="auto", choices=["auto", "fasta", "bed", "vcf"],
+                        help="what the input is (default: by its ending)")  # fmt: skip
+    parser.add_argument("--both-strands", action="store_true", help="average both strands")
+    parser.add_argument(
+        "--window", type=int, default=None,
+        help="bases that the model reads at once along a genome (default: as many as it can), or "
+             "around a variant (default: 1024)",
+    )  # fmt: skip
+    group = parser.add_argument_group("tracks")
+    group.add_argument("--regions", nargs="+", default=[], metavar="PLACE",
+                       help="contigs, stretches or BED files (default: the genome)")  # fmt: skip
+    group.add_argument("--class", dest="output_class", type=str, default=None, metavar="NAME",
+                       help="whose probability (default: the second of two)")  # fmt: skip
+    group.add_argument("--overlap", type=int, default=None,
+                       help="bases that windows share (default: half of them)")  # fmt: skip
+    group.add_argument(
+        "--stitch", type=str, default="centre", choices=["centre", "before", "average"],
+        help="which window answers for a base: the one that has it nearest to its centre, the one "
+             "with most DNA before it, or the average of all",
+    )  # fmt: skip
+    group.add_argument("--calls", type=str, default=None, metavar="BED",
+                       help="also write the stretches above the threshold")  # fmt: skip
+    group.add_argument("--threshold", type=float, default=0.5, help="smallest probability called")
+    group.add_argument("--min-length", type=int, default=1, help="shortest stretch called")
+    group.add_argument("--join", type=int, default=0,
+                       help="join stretches with at most so many bases between")  # fmt: skip
+    add_run_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Run the verb; errors are raised as MegabaseError."""
+    from megabase.inference.errors import InferenceError
+    from megabase.inference.input_stream import SequenceInput
+    from megabase.inference.predict_job import (
+        TRACK_SUFFIXES,
+        TrackOptions,
+        predict_file,
+        predict_track,
+    )
+
+    track = str(args.output).lower().endswith(TRACK_SUFFIXES)
+    common = {"batch_tokens": args.batch_tokens, **run_options(args)}
+    if track and args.input is not None:
+        raise InferenceError(
+            f"{args.output} is a track along a genome: name places with --regions instead of the "
+            f"input {args.input}, or write .parquet or .tsv"
+        )
+    if track:
+        if args.genome is None:
+            raise InferenceError("a track needs --genome: a genome store or a FASTA file")
+        options = TrackOptions(
+            output=args.output_class, window=args.window, overlap=args.overlap, stitch=args.stitch,
+            both_strands=args.both_strands, threshold=args.threshold, shortest=args.min_length,
+            join=args.join,
+        )  # fmt: skip
+        with progress_bar("bases") as progress:
+            target = predict_track(
+                args.genome, args.output, args.model, regions=args.regions, options=options,
+                calls=args.calls, progress=progress, **common,
+            )  # fmt: skip
+        print(f"wrote {target}" + (f" and {args.calls}" if args.calls else ""))
+        return 0
+    if args.input is None:
+        raise InferenceError(
+            "name a file of sequences (FASTA, BED or VCF), or a track as output (.bw or .bed)"
+        )
+    source = SequenceInput(args.input, args.genome, args.kind, args.window or 1024)
+    with progress_bar("sequences") as progress:
+        target = predict_file(
+            source, args.output, args.model, both_strands=args.both_strands, progress=progress,
+            **common,
+        )  # fmt: skip
+    print(f"wrote {target}")
+    return 0

@@ -1,0 +1,339 @@
+"""Attribution: what each base of a sequence does to an output of a model.
+
+Tokens are numbers without a slope, so the gradient is taken where bases become numbers: a sequence
+is a one-hot matrix X of shape (length, 4), the embedding of a position is X @ E with the rows of E
+for A, C, G, T, and the output f is a function of X.
+
+``gradient``
+    df/dX: (length, 4).
+``gradient_input``
+    df/dX at the base that stands there: what the gradient says it contributes.
+``integrated_gradients``
+    (X - X') times the mean gradient on the straight way from a baseline X' to X (Sundararajan,
+    Taly and Yan, arXiv 1703.01365), computed by captum. It is complete: the sum over all positions
+    and letters is f(X) - f(X'), and how far the sum misses it is given beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from megabase.errors import MissingDependencyError
+from megabase.genome import alphabet
+from megabase.inference.errors import InferenceError
+from megabase.inference.loading import find_class, load_any
+from megabase.inference.model import ModelSpec
+
+__all__ = ["BASELINES", "METHODS", "Attribution", "Attributor", "attribute"]
+
+Method = Literal["gradient", "gradient_input", "integrated_gradients"]
+METHODS: tuple[str, ...] = get_args(Method)
+"""Ways of attribution."""
+
+Baseline = Literal["uniform", "n"]
+BASELINES: tuple[str, ...] = get_args(Baseline)
+"""Where integrated gradients begin. ``uniform``: a quarter of every base. ``n``: the letter N at
+every position. (An embedding of zeros is no baseline: the norm layers are steep around it.)"""
+
+Codes = NDArray[np.uint8]
+_LOG_LIKELIHOOD = "log-likelihood"
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What each base of one sequence does to an output.
+
+    Parameters
+    ----------
+    values
+        float32 (length,): contribution of each position; its sum over A, C, G, T (and N).
+    letters
+        float32 (length, 4): by letter. The gradient for the gradient methods, the shares of
+        integrated gradients otherwise.
+    output
+        f of the sequence: a logit, or a log-likelihood in nats.
+    baseline_output
+        f of the baseline; NaN for the gradient methods.
+    gap
+        Sum of the attributions minus (output - baseline_output); NaN for the gradient methods.
+    """
+
+    values: NDArray[np.float32]
+    letters: NDArray[np.float32]
+    output: float
+    baseline_output: float
+    gap: float
+
+
+class Attributor:
+    """A model and an output of it, ready to attribute.
+
+    Parameters
+    ----------
+    spec
+        Model folder, run folder, preset or Hub name; None for the packaged model; or a
+        transformers model of ours.
+    target
+        A class, by name or number: its logit, or the mean of its logit over all positions for a
+        model that labels every base. None: the log-likelihood of the sequence for a causal
+        language model, and the only output of a model with one.
+    method
+        One of :data:`METHODS`.
+    baseline
+        One of :data:`BASELINES`.
+    steps
+        Points on the way from the baseline (Gauss-Legendre).
+    batch_tokens
+        About how many positions a pass takes.
+    device
+        Where a model that is loaded goes; the CPU when None.
+
+    Raises
+    ------
+    MegabaseError
+        For a model that cannot be loaded or attributed, or an option that does not fit it.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec = None,
+        *,
+        target: str | int | None = None,
+        method: Method = "integrated_gradients",
+        baseline: Baseline = "uniform",
+        steps: int = 64,
+        batch_tokens: int = 1 << 15,
+        device: str | torch.device | None = None,
+    ) -> None:
+        for name, value, known in (
+            ("method", method, METHODS),
+            ("baseline", baseline, BASELINES),
+        ):
+            if value not in known:
+                raise InferenceError(f"{name} is one of {', '.join(known)}; found {value!r}")
+        if steps < 1:
+            raise InferenceError(f"steps must be 1 or more, found {steps}")
+        if method == "integrated_gradients":
+            _require_captum()
+        loaded = load_any(spec, device=device)
+        self.model, self.kind, self.name = loaded.model, loaded.kind, loaded.name
+        self.encoder, self.longest, self.digest = loaded.encoder, loaded.longest, loaded.digest
+        self.device, self._names = loaded.device, loaded.class_names()
+        if not self.encoder.per_base:
+            raise InferenceError(
+                f"{self.name} reads tokens of several bases; attribution to single bases needs one "
+                "token for each base"
+            )
+        self.method, self.baseline, self.steps = method, baseline, steps
+        self.batch_tokens = batch_tokens
+        self.target = self._find_target(target)
+        self.rows = self._base_rows()
+
+    @property
+    def target_name(self) -> str:
+        """What is attributed, in words."""
+        if isinstance(self.target, str):
+            return self.target
+        return self._names[self.target]
+
+    def _find_target(self, target: str | int | None) -> int | str:
+        if self.kind == "causal-lm":
+            if target not in (None, _LOG_LIKELIHOOD):
+                raise InferenceError(
+                    f"{self.name} is a language model without classes; its target is the "
+                    f"{_LOG_LIKELIHOOD} of the sequence, found {target!r}"
+                )
+            return _LOG_LIKELIHOOD
+        if self.kind not in ("sequence-classification", "token-classification"):
+            raise InferenceError(
+                f"{self.name} is a {self.kind} model; attribution needs a classifier or a causal "
+                "language model"
+            )
+        if target is None and len(self._names) == 1:
+            return 0
+        if target is None:
+            raise InferenceError(
+                f"{self.name} has {len(self._names)} outputs; name one as the target: "
+                f"{', '.join(self._names[:20])}"
+            )
+        return find_class(self._names, target, self.name)
+
+    def _base_rows(self) -> Tensor:
+        """Token ids of A, C, G, T and N."""
+        codes = np.arange(5, dtype=np.uint8)
+        return torch.from_numpy(self.encoder.row(codes)[self.encoder.before :][:5]).to(self.device)
+
+    def __call__(self, codes: Codes) -> Attribution:
+        """Attribute one sequence.
+
+        Parameters
+        ----------
+        codes
+            Base codes, uint8 (length,).
+
+        Raises
+        ------
+        InferenceError
+            When the sequence is empty, or longer than the model reads.
+        """
+        if not len(codes):
+            raise InferenceError("the sequence has no base; leave it out")
+        if self.longest is not None and len(codes) + self.encoder.extra > self.longest:
+            raise InferenceError(
+                f"the sequence has {len(codes):,} bases, more than {self.name} reads "
+                f"({self.longest:,} positions); attribute a shorter part"
+            )
+        with _attributable(self.model):
+            return self._attribute((codes & alphabet.BASE_BITS).astype(np.uint8))
+
+    def _attribute(self, codes: Codes) -> Attribution:
+        batch = self.encoder.batch(codes[None], self.device)
+        place = int(batch.bases[0].int().argmax())
+        observed = torch.from_numpy(codes.astype(np.int64)).to(self.device)
+        dtype = next(self.model.parameters()).dtype
+        x = nn.functional.one_hot(observed, 5).to(dtype)[None]  # (1, L, 5): A, C, G, T, N
+
+        def forward(one_hot: Tensor) -> Tensor:
+            return self._output(one_hot, batch.ids, place, observed)
+
+        if self.method == "integrated_gradients":
+            return self._integrated(forward, x)
+        x.requires_grad_()
+        value = forward(x)
+        (slope,) = torch.autograd.grad(value.sum(), x)
+        letters = slope[0, :, :4]
+        given = (slope * x)[0].sum(-1) if self.method == "gradient_input" else slope[0].norm(dim=-1)
+        nan = float("nan")
+        return Attribution(_numbers(given), _numbers(letters), float(value.detach()[0]), nan, nan)
+
+    def _integrated(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Attribution:
+        from captum.attr import IntegratedGradients
+
+        start = torch.zeros_like(x)
+        if self.baseline == "uniform":
+            start[..., :4] = 0.25
+        elif self.baseline == "n":
+            start[..., 4] = 1.0
+        shares = IntegratedGradients(forward).attribute(
+            x,
+            baselines=start,
+            n_steps=self.steps,
+            method="gausslegendre",
+            internal_batch_size=max(1, self.batch_tokens // x.shape[1]),
+        )
+        shares = cast("Tensor", shares).detach()[0]
+        with torch.no_grad():
+            output, base = float(forward(x)[0]), float(forward(start)[0])
+        total = float(shares.double().sum())
+        return Attribution(
+            _numbers(shares.sum(-1)), _numbers(shares[:, :4]), output, base, total - (output - base)
+        )
+
+    def _output(self, one_hot: Tensor, ids: Tensor, place: int, observed: Tensor) -> Tensor:
+        """Give f for one-hot rows (rows, length, 5); tokens other than bases stay as they are."""
+        rows, length = one_hot.shape[:2]
+        with _embedded(self.model, one_hot, self.rows, place):
+            output: Any = self.model(input_ids=ids.expand(rows, -1))
+        logits: Tensor = output.logits
+        if isinstance(self.target, int):
+            if logits.dim() == 2:
+                return logits[:, self.target]
+            return logits[:, place : place + length, self.target].mean(1)
+        scores = logits[:, place : place + length - 1, self.rows[:4]].float().log_softmax(-1)
+        wanted, known = observed[1:].clamp(max=3), observed[1:] < 4
+        own = scores.gather(-1, wanted.expand(rows, -1)[..., None])[..., 0]
+        return torch.where(known, own, 0.0).sum(1)
+
+
+def _numbers(values: Tensor) -> NDArray[np.float32]:
+    return values.detach().float().cpu().numpy()
+
+
+@contextmanager
+def _embedded(model: Any, one_hot: Tensor, rows: Tensor, place: int) -> Iterator[None]:
+    """Let the embedding of the model answer with that of one-hot rows, from token `place` on."""
+    try:
+        layer = model.get_input_embeddings()
+    except NotImplementedError:
+        raise InferenceError(
+            f"{type(model).__name__} reads bases without an embedding, so it cannot be attributed"
+        ) from None
+    seen: list[bool] = []
+
+    def replace(module: nn.Module, given: Any, output: Tensor) -> Tensor:
+        length = one_hot.shape[1]
+        if output.dim() != 3 or output.shape[1] < place + length:
+            raise InferenceError(
+                f"{type(model).__name__} embeds {tuple(output.shape)} for {length:,} bases, so its "
+                "bases cannot be told apart; it cannot be attributed"
+            )
+        seen.append(True)
+        weight = cast("Tensor", module.weight)
+        mixed = one_hot.to(weight.dtype) @ weight[rows]
+        return torch.cat([output[:, :place], mixed, output[:, place + length :]], dim=1)
+
+    handle = layer.register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if not seen:
+        raise InferenceError(
+            f"{type(model).__name__} does not call its embedding, so it cannot be attributed"
+        )
+
+
+@contextmanager
+def _attributable(model: nn.Module) -> Iterator[None]:
+    """Switch to evaluation without gradients to the weights; both are restored afterwards."""
+    training = {module: module.training for module in model.modules()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        for module, flag in training.items():
+            module.training = flag
+
+
+def _require_captum() -> None:
+    try:
+        import captum.attr  # noqa: F401
+    except ImportError:
+        raise MissingDependencyError("captum", "attribute", "integrated gradients") from None
+
+
+def attribute(
+    model: ModelSpec | Attributor, sequences: Iterable[str | Codes], **options: Any
+) -> Sequence[Attribution]:
+    """Attribute an output of a model to the bases of sequences.
+
+    Parameters
+    ----------
+    model
+        As for :class:`Attributor`, or one that is ready.
+    sequences
+        Letters, or base codes.
+    **options
+        Those of :class:`Attributor`.
+
+    Returns
+    -------
+    list of Attribution
+        One for each sequence.
+    """
+    ready = model if isinstance(model, Attributor) else Attributor(model, **options)
+    return [ready(alphabet.encode(one) if isinstance(one, str) else one) for one in sequences]

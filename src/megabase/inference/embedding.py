@@ -1,0 +1,340 @@
+"""Embeddings: hidden states of a model, one vector for each sequence or for each base.
+
+Hidden states are those of :meth:`transformers` models with ``output_hidden_states``: layer 0 is the
+token embedding, layer k the output of block k, and the last one comes after the final norm. Only
+tokens that stand for bases are pooled, never padding or special tokens, and every sequence gets the
+vector that it would get alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from megabase.genome.alphabet import encode, reverse_complement
+from megabase.inference.batching import run_batched
+from megabase.inference.errors import InferenceError
+from megabase.inference.loading import load_any
+from megabase.inference.model import ModelSpec, inference_mode
+from megabase.inference.stitching import Stitch, plan_windows
+
+__all__ = ["LONG", "POOLINGS", "Embedder", "Embeddings", "as_codes", "embed"]
+
+Pool = Literal["mean", "max", "sum", "first", "last"]
+POOLINGS: tuple[str, ...] = get_args(Pool)
+"""Ways from the vectors of all bases to one."""
+
+Long = Literal["error", "chunks", "published"]
+LONG: tuple[str, ...] = get_args(Long)
+"""What to do with a sequence longer than the model reads. ``error``: refuse it. ``chunks``: cut it
+into pieces side by side and pool over the positions of all pieces, so that a mean weighs every base
+alike. ``published``: the plain mean of the vectors of the pieces, however short the last one."""
+
+Codes = NDArray[np.uint8]
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Vectors of sequences.
+
+    Parameters
+    ----------
+    vectors
+        float32 (sequences, width).
+    lengths
+        int64 (sequences,): bases.
+    chunks
+        int64 (sequences,): pieces that a sequence was read in; 1 unless it is longer than the
+        model reads.
+    layer, pooling
+        What the vectors are.
+    model, model_sha256
+        Name of the model, and the sha256 over its configuration and weights.
+    """
+
+    vectors: Vectors
+    lengths: NDArray[np.int64]
+    chunks: NDArray[np.int64]
+    layer: int
+    pooling: str
+    model: str
+    model_sha256: str
+
+
+class Embedder:
+    """A model ready to embed sequences.
+
+    Parameters
+    ----------
+    spec
+        Model folder, run folder, preset or Hub name; None for the packaged model; or a
+        transformers model of ours, used where and as it is.
+    layer
+        0 for the token embedding, k for the output of block k; negative numbers count from the
+        last.
+    pooling
+        One of :data:`POOLINGS`.
+    long
+        One of :data:`LONG`.
+    both_strands
+        Average with the reverse complement: pooled vectors, or the vectors of each base on both
+        strands.
+    batch_tokens
+        About how many positions a forward pass takes: time and memory, not the result.
+    device
+        Where a model that is loaded goes; the CPU when None.
+
+    Raises
+    ------
+    MegabaseError
+        For a model that cannot be loaded or has no hidden states, or an unknown option.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec = None,
+        *,
+        layer: int = -1,
+        pooling: Pool = "mean",
+        long: Long = "error",
+        both_strands: bool = False,
+        batch_tokens: int = 1 << 16,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if pooling not in POOLINGS:
+            raise InferenceError(f"pooling is one of {', '.join(POOLINGS)}; found {pooling!r}")
+        if long not in LONG:
+            raise InferenceError(f"long is one of {', '.join(LONG)}; found {long!r}")
+        self._loaded = loaded = load_any(spec, base=True, device=device)
+        self.model, self.name, self.digest = loaded.model, loaded.name, loaded.digest
+        self.encoder, self.longest, self._pad = loaded.encoder, loaded.longest, loaded.padded
+        self.pooling, self.long, self.both_strands = pooling, long, both_strands
+        self.batch_tokens = batch_tokens
+        # One base tells how many layers there are, and how wide they are.
+        states = self._states(encode("ACGTACGTACGTACGT")[None], None)[0]
+        if not -len(states) <= layer < len(states):
+            raise InferenceError(
+                f"{self.name} has layers 0 to {len(states) - 1} (0 is the token embedding); found "
+                f"{layer}"
+            )
+        self.layer = layer % len(states)
+        self.width = int(states[self.layer].shape[-1])
+
+    def pooled(
+        self, sequences: Sequence[Codes], names: Sequence[str] | None = None
+    ) -> tuple[Vectors, NDArray[np.int64]]:
+        """Embed sequences.
+
+        Parameters
+        ----------
+        sequences
+            Base codes, uint8 (length,) each.
+        names
+            Their names, for messages.
+
+        Returns
+        -------
+        vectors : ndarray
+            float32 (sequences, width).
+        chunks : ndarray
+            int64 (sequences,): pieces of each.
+
+        Raises
+        ------
+        InferenceError
+            For a sequence without a base, or one that is too long when that is an error.
+        """
+        pieces, owner = self._pieces(sequences, names)
+        found = self._pool_pieces(pieces)
+        if self.both_strands:
+            turned = self._pool_pieces([reverse_complement(piece) for piece in pieces])
+            found = (0.5 * (found + turned)).astype(np.float32)
+        count = np.bincount(owner, minlength=len(sequences))
+        if len(pieces) == len(sequences):
+            return found, count
+        sizes = np.array([len(piece) for piece in pieces], dtype=np.float64)
+        out = np.zeros((len(sequences), self.width), dtype=np.float32)
+        for number in range(len(sequences)):
+            mine = owner == number
+            out[number] = self._join(found[mine], sizes[mine])
+        return out, count
+
+    def _join(self, vectors: Vectors, sizes: NDArray[np.float64]) -> Vectors:
+        if self.long == "published":
+            return vectors.mean(axis=0)
+        if self.pooling == "mean":
+            return np.average(vectors, axis=0, weights=sizes).astype(np.float32)
+        if self.pooling == "sum":
+            return vectors.sum(axis=0)
+        if self.pooling == "max":
+            return vectors.max(axis=0)
+        return vectors[0 if self.pooling == "first" else -1]
+
+    def _pieces(
+        self, sequences: Sequence[Codes], names: Sequence[str] | None = None
+    ) -> tuple[list[Codes], NDArray[np.int64]]:
+        pieces: list[Codes] = []
+        owner: list[int] = []
+        fits = self.encoder.room(self.longest)
+        for number, codes in enumerate(sequences):
+            if not len(codes):
+                what = f"sequence {names[number] if names else number + 1}"
+                raise InferenceError(f"{what} has no base; leave it out")
+            if self.longest is None or fits(codes):
+                pieces.append(codes)
+                owner.append(number)
+                continue
+            if self.long == "error":
+                what = f"sequence {names[number] if names else number + 1}"
+                raise InferenceError(
+                    f"{what} has {len(codes):,} bases, more than {self.name} reads "
+                    f"({self.longest:,} positions); cut it into chunks (long='chunks', --long "
+                    "chunks), or take a model with a longer input"
+                )
+            size = self.encoder.bases_for(self.longest)
+            for start in range(0, len(codes), size):
+                pieces.append(codes[start : start + size])
+                owner.append(number)
+        return pieces, np.array(owner, dtype=np.int64)
+
+    def _pool_pieces(self, pieces: Sequence[Codes]) -> Vectors:
+        def vectors(codes: Codes, _: NDArray[np.int64]) -> list[Vectors]:
+            states, mask = self._states(codes, self.layer)
+            return list(_pool(states[0], mask, self.pooling).cpu().numpy())
+
+        found = run_batched(pieces, vectors, batch_tokens=self.batch_tokens, pad=self._pad)
+        return np.stack(found) if found else np.zeros((0, self.width), dtype=np.float32)
+
+    def per_base(
+        self, sequences: Iterable[Codes], *, overlap: int | None = None, stitch: Stitch = "before"
+    ) -> Iterator[Vectors]:
+        """Give the hidden states of every base, sequence by sequence.
+
+        Parameters
+        ----------
+        sequences
+            Base codes, uint8 (length,) each.
+        overlap
+            Bases that windows share over a sequence longer than the model reads; half of the
+            longest input when None.
+        stitch
+            Which window answers for a base (:data:`megabase.inference.stitching.Stitch`).
+
+        Yields
+        ------
+        ndarray
+            float32 (length, width).
+
+        Raises
+        ------
+        InferenceError
+            For a model whose tokens are not single bases, or a sequence that is too long when that
+            is an error.
+        """
+        if not self.encoder.per_base:
+            raise InferenceError(
+                f"{self.name} reads tokens of several bases, so it has no vector for each base; "
+                "take pooled vectors"
+            )
+        for codes in sequences:
+            found = self._along(codes, overlap, stitch)
+            if self.both_strands:
+                turned = self._along(reverse_complement(codes), overlap, stitch)
+                found = (0.5 * (found + turned[::-1])).astype(np.float32)
+            yield found
+
+    def _along(self, codes: Codes, overlap: int | None, stitch: Stitch) -> Vectors:
+        self._pieces([codes] if self.long == "error" else [codes[:1]])
+        window = len(codes) if self.longest is None else self.longest - self.encoder.extra
+        shared = window // 2 if overlap is None else overlap
+        spans = plan_windows(len(codes), max(window, 1), min(shared, window - 1), stitch)
+        out = np.zeros((len(codes), self.width), dtype=np.float32)
+        count = np.zeros((len(codes), 1), dtype=np.float32)
+        width = spans[0].end - spans[0].start
+        step = max(1, self.batch_tokens // max(width, 1))
+        for low in range(0, len(spans), step):
+            group = spans[low : low + step]
+            rows = np.stack([codes[s.start : s.end] for s in group])
+            states, mask = self._states(rows, self.layer)
+            found = states[0][mask].view(len(group), width, -1).float().cpu().numpy()
+            for span, row in zip(group, found, strict=True):
+                out[span.first : span.last] += row[span.first - span.start : span.last - span.start]
+                count[span.first : span.last] += 1
+        return out / count
+
+    def _states(self, codes: Codes, layer: int | None) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Give the states of one layer (or of all), and which tokens are bases."""
+        batch = self.encoder.batch(codes, self._loaded.device)
+        with inference_mode(self.model):
+            output: Any = self.model(**batch.inputs(), output_hidden_states=True)
+            states = getattr(output, "hidden_states", None)
+            if states is None:
+                raise InferenceError(
+                    f"{self.name} gives no hidden states, so it has no embeddings; take a language "
+                    "model"
+                )
+            chosen = tuple(states) if layer is None else (states[layer],)
+        return chosen, batch.bases
+
+
+def _pool(states: Tensor, mask: Tensor, mode: str) -> Tensor:
+    from megabase.layers.pooling import pool
+
+    return pool(states.float(), mode, mask)  # pyright: ignore[reportArgumentType]
+
+
+def as_codes(sequence: str | bytes | Codes) -> Codes:
+    """Give the base codes of letters; codes are taken as they are."""
+    return encode(sequence) if isinstance(sequence, (str, bytes)) else sequence
+
+
+def embed(
+    model: ModelSpec | Embedder,
+    sequences: Iterable[str | Codes],
+    **options: Any,
+) -> Embeddings:
+    """Embed sequences, one vector for each.
+
+    Parameters
+    ----------
+    model
+        As for :class:`Embedder`, or one that is ready.
+    sequences
+        Letters, or base codes.
+    **options
+        Those of :class:`Embedder`.
+
+    Returns
+    -------
+    Embeddings
+
+    Raises
+    ------
+    MegabaseError
+        For a model or sequences that cannot be used.
+
+    Examples
+    --------
+    >>> found = embed(None, ["ACGTACGT", "TTGACA"], pooling="mean")
+    >>> found.vectors.shape
+    (2, 128)
+    """
+    embedder = model if isinstance(model, Embedder) else Embedder(model, **options)
+    codes = [as_codes(sequence) for sequence in sequences]
+    vectors, chunks = embedder.pooled(codes)
+    return Embeddings(
+        vectors=vectors,
+        lengths=np.array([len(c) for c in codes], dtype=np.int64),
+        chunks=chunks,
+        layer=embedder.layer,
+        pooling=embedder.pooling,
+        model=embedder.name,
+        model_sha256=embedder.digest,
+    )

@@ -1,0 +1,147 @@
+"""One stream of sequences from FASTA, BED or VCF, for every verb that reads sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megabase.genome.interval import Interval
+from megabase.genome.store import GenomeStore
+from megabase.inference.errors import InputFileError
+from megabase.inference.provenance import Provenance, file_digest
+from megabase.inference.sources import Sequence, genome_store, read_intervals, read_sequences
+
+__all__ = ["InputKind", "SequenceInput"]
+
+InputKind = Literal["auto", "fasta", "bed", "vcf"]
+
+_ENDINGS = {
+    ".bed": "bed", ".narrowpeak": "bed", ".broadpeak": "bed",
+    ".vcf": "vcf", ".bcf": "vcf",
+    ".fa": "fasta", ".fasta": "fasta", ".fna": "fasta", ".ffn": "fasta", ".mfa": "fasta",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SequenceInput:
+    """A file of sequences, intervals or variants.
+
+    Parameters
+    ----------
+    path
+        The file, plain or gzip.
+    genome
+        Genome store or FASTA that intervals and variants lie in.
+    kind
+        What the file is; ``auto`` goes by its ending.
+    window
+        Bases around a variant, for VCF: each allele is read with the same number of bases.
+
+    Raises
+    ------
+    InputFileError
+        When the kind is not clear, or a genome is missing.
+    """
+
+    path: str
+    genome: str | None = None
+    kind: InputKind = "auto"
+    window: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(InputKind):
+            raise InputFileError(f"kind is {', '.join(get_args(InputKind))}; found {self.kind!r}")
+        if not Path(self.path).is_file():
+            raise InputFileError(f"there is no file {self.path}")
+        if self.found_kind != "fasta" and self.genome is None:
+            raise InputFileError(
+                f"{self.path}: places and variants need a genome; name a store or a FASTA file "
+                "(--genome)"
+            )
+        if self.window < 2:
+            raise InputFileError(f"a window needs 2 bases or more, found {self.window}")
+
+    @property
+    def found_kind(self) -> str:
+        """What the file is."""
+        if self.kind != "auto":
+            return self.kind
+        suffixes = [s.lower() for s in Path(self.path).suffixes if s.lower() not in (".gz", ".bgz")]
+        found = _ENDINGS.get(suffixes[-1]) if suffixes else None
+        if found is None:
+            raise InputFileError(
+                f"{self.path}: the ending does not tell FASTA, BED and VCF apart; say what it is "
+                "(--kind fasta, bed or vcf)"
+            )
+        return found
+
+    def read(self) -> Iterator[Sequence]:
+        """Stream the sequences, in file order."""
+        if self.found_kind == "fasta":
+            yield from read_sequences(self.path)
+            return
+        with genome_store(str(self.genome)) as store:
+            if self.found_kind == "bed":
+                yield from read_intervals(self.path, store)
+            else:
+                yield from _read_alleles(Path(self.path), store, self.window)
+
+    def chunks(self, bases: int, most: int) -> Iterator[list[Sequence]]:
+        """Cut the stream into lists of about so many bases, and at most so many sequences."""
+        chunk: list[Sequence] = []
+        size = 0
+        for item in self.read():
+            if chunk and (size + len(item.codes) > bases or len(chunk) >= most):
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(item)
+            size += len(item.codes)
+        if chunk:
+            yield chunk
+
+    def provenance(self, verb: str, model: str, digest: str, **options: object) -> Provenance:
+        """Give what an output is made from."""
+        name: str | None = None
+        checksum: str | None = None
+        if self.genome is not None:
+            with genome_store(self.genome) as store:
+                name, checksum = store.name, store.checksum
+        if self.found_kind == "vcf":
+            options = {**options, "window": self.window}
+        return Provenance(
+            verb, model, digest, name, checksum,
+            {Path(self.path).name: file_digest(self.path)}, options,
+        )  # fmt: skip
+
+
+def _read_alleles(path: Path, store: GenomeStore, window: int) -> Iterator[Sequence]:
+    """Give the window of the reference and of each alternative allele, one after the other.
+
+    The allele begins at index ``window // 2`` of its window, and what follows is as long as the
+    window leaves room for, so both have the same number of bases; nearer to the end of a contig
+    there is less on that side.
+    """
+    from megabase.genome.alphabet import encode
+    from megabase.genome.tables import read_vcf
+
+    def stretch(contig: str, start: int, end: int) -> NDArray[np.uint8]:
+        return store.fetch(Interval(contig, start, end)) if start < end else encode("")
+
+    for row in read_vcf(path, store).iter_rows(named=True):
+        contig, start, end, ref, alt = (row[k] for k in ("contig", "start", "end", "ref", "alt"))
+        if alt is None or not set(alt.upper()) <= set("ACGTN"):
+            raise InputFileError(
+                f"{path.name}: {contig}:{start + 1:,} has the alternative allele {alt!r}, which is "
+                "no sequence; leave such records out"
+            )
+        before = stretch(contig, max(0, start - window // 2), start)
+        after = stretch(contig, end, min(store.contig(contig).length, end + window))
+        for which, letters in (("ref", ref), ("alt", alt)):
+            codes = np.concatenate([before, encode(letters), after])[:window]
+            name = f"{contig}:{start + 1}:{ref}>{alt}:{which}"
+            yield Sequence(name, codes, 0, Interval(contig, start, end))

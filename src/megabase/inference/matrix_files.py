@@ -1,0 +1,183 @@
+"""Rows with vectors in files: Parquet, npy, npz, zarr or AnnData, merged from parts on disk.
+
+A part is Parquet: columns that say what a row is, and ``embedding``, a fixed-size list of float32.
+Merging never holds more than one part, whatever the size of the whole.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from megabase.errors import MissingDependencyError
+from megabase.inference.provenance import Provenance
+from megabase.inference.tables import merge_tables, require_table_suffix
+
+__all__ = ["MATRIX_SUFFIXES", "VECTOR", "check_matrix_target", "matrix_frame", "merge_matrix"]
+
+MATRIX_SUFFIXES = (".parquet", ".npy", ".npz", ".zarr", ".h5ad")
+VECTOR = "embedding"
+
+
+def check_matrix_target(target: Path) -> str:
+    """Give the ending of an output, after checking that its format can be written here.
+
+    Raises
+    ------
+    OutputError
+        When the ending is none of :data:`MATRIX_SUFFIXES`.
+    MissingDependencyError
+        When the package for the format is not installed.
+    """
+    suffix = require_table_suffix(target, MATRIX_SUFFIXES)
+    package = {".zarr": "zarr", ".h5ad": "anndata"}.get(suffix)
+    if package is not None:
+        try:
+            __import__(package)
+        except ImportError:
+            raise MissingDependencyError(package, "anndata", f"writing {suffix}") from None
+    return suffix
+
+
+def matrix_frame(columns: dict[str, Any], vectors: NDArray[np.float32]) -> pl.DataFrame:
+    """Put what rows are and their vectors, float32 (rows, width), into one frame."""
+    array = pl.Series(VECTOR, vectors, dtype=pl.Array(pl.Float32, vectors.shape[1]))
+    return pl.DataFrame(columns).with_columns(array)
+
+
+def merge_matrix(parts: Sequence[Path], target: Path, provenance: Provenance) -> None:
+    """Merge parts, in order, in the format of the ending of `target`.
+
+    ``.parquet``: the columns of the parts. ``.npy``: the matrix alone. ``.npz``: arrays
+    ``embedding`` and one for each column, and ``megabase`` (JSON). ``.zarr``: the same in a group,
+    with the JSON as attribute ``megabase``. ``.h5ad``: AnnData with the matrix as X, the columns
+    as obs, and the JSON as ``uns["megabase"]``.
+    """
+    suffix = require_table_suffix(target, MATRIX_SUFFIXES)
+    if suffix == ".parquet":
+        merge_tables(parts, target, provenance)
+        return
+    frame = pl.scan_parquet(list(parts), glob=False)
+    rows = int(frame.select(pl.len()).collect().item())
+    dtype: Any = frame.collect_schema()[VECTOR]
+    shape = (rows, int(dtype.size))
+    if suffix == ".npy":
+        _write_npy(target, shape, parts)
+        return
+    columns = frame.drop(VECTOR).collect()
+    if suffix == ".npz":
+        _write_npz(target, shape, parts, columns, provenance)
+    elif suffix == ".zarr":
+        _write_zarr(target, shape, parts, columns, provenance)
+    else:
+        _write_h5ad(target, shape, parts, columns, provenance)
+
+
+def _blocks(parts: Sequence[Path]) -> Iterator[NDArray[np.float32]]:
+    for part in parts:
+        vectors = pl.read_parquet(part, columns=[VECTOR], glob=False)[VECTOR]
+        yield np.ascontiguousarray(vectors.to_numpy(), dtype=np.float32)
+
+
+def _header(shape: tuple[int, int]) -> dict[str, Any]:
+    return {"descr": "<f4", "fortran_order": False, "shape": shape}
+
+
+def _write_npy(target: Path, shape: tuple[int, int], parts: Sequence[Path]) -> None:
+    with target.open("wb") as file:
+        np.lib.format.write_array_header_2_0(file, _header(shape))
+        for block in _blocks(parts):
+            file.write(block.tobytes())
+
+
+def _plain(column: pl.Series) -> NDArray[Any]:
+    """Give a column as an array without Python objects."""
+    if column.dtype == pl.String:
+        return np.array(column.fill_null("").to_list(), dtype=np.str_)
+    return column.to_numpy()
+
+
+def _write_npz(
+    target: Path,
+    shape: tuple[int, int],
+    parts: Sequence[Path],
+    columns: pl.DataFrame,
+    provenance: Provenance,
+) -> None:
+    with zipfile.ZipFile(target, "w") as archive:
+        with archive.open(f"{VECTOR}.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_2_0(file, _header(shape))
+            for block in _blocks(parts):
+                file.write(block.tobytes())
+        small = {name: _plain(columns[name]) for name in columns.columns}
+        small["megabase"] = np.array(provenance.to_json())
+        for name, values in small.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, values, allow_pickle=False)
+
+
+def _write_zarr(
+    target: Path,
+    shape: tuple[int, int],
+    parts: Sequence[Path],
+    columns: pl.DataFrame,
+    provenance: Provenance,
+) -> None:
+    import zarr
+
+    group: Any = zarr.open_group(str(target), mode="w", zarr_format=2)
+    rows = max(1, min(shape[0], (1 << 22) // (4 * shape[1])))
+    matrix = group.create_array(VECTOR, shape=shape, dtype="f4", chunks=(rows, shape[1]))
+    first = 0
+    for block in _blocks(parts):
+        matrix[first : first + len(block)] = block
+        first += len(block)
+    for name in columns.columns:
+        values = _plain(columns[name])
+        group.create_array(name, shape=values.shape, dtype=values.dtype)[:] = values
+    group.attrs["megabase"] = json.loads(provenance.to_json())
+
+
+def _write_h5ad(
+    target: Path,
+    shape: tuple[int, int],
+    parts: Sequence[Path],
+    columns: pl.DataFrame,
+    provenance: Provenance,
+) -> None:
+    import anndata
+    import pandas as pd
+
+    # Beside the target, which lies in the folder of parts: the matrix stays on disk.
+    plain = target.with_name("matrix.f32")
+    matrix = np.memmap(plain, dtype=np.float32, mode="w+", shape=shape)
+    first = 0
+    for block in _blocks(parts):
+        matrix[first : first + len(block)] = block
+        first += len(block)
+
+    def index(names: list[str]) -> Any:
+        return pd.Index(names, dtype=object)
+
+    rows = index([str(i) for i in range(shape[0])])
+    # Plain objects: anndata cannot write the strings that pandas would choose by itself.
+    obs = pd.DataFrame(index=rows)
+    for name in columns.columns:
+        values: Any = columns[name].to_list() if columns[name].dtype == pl.String else None
+        values = _plain(columns[name]) if values is None else values
+        kind: Any = object if columns[name].dtype == pl.String else None
+        obs[name] = pd.Series(values, index=rows, dtype=kind)
+    var = pd.DataFrame(index=index([f"h{i}" for i in range(shape[1])]))
+    data = anndata.AnnData(
+        X=matrix.view(np.ndarray), obs=obs, var=var, uns={"megabase": provenance.to_json()}
+    )
+    data.write_h5ad(target)
+    del data, matrix
+    plain.unlink()

@@ -1,0 +1,334 @@
+"""Predictions of fine-tuned models: a probability for each class, by sequence or by base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from megabase.genome.alphabet import encode, reverse_complement
+from megabase.inference.batching import run_batched
+from megabase.inference.errors import InferenceError
+from megabase.inference.loading import load_any
+from megabase.inference.model import ModelSpec, inference_mode
+from megabase.inference.stitching import Span, Stitch, plan_windows
+
+__all__ = ["Predictions", "Predictor", "predict"]
+
+Codes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says about sequences.
+
+    Parameters
+    ----------
+    values
+        float32 (sequences, classes): probabilities, or numbers for a regression.
+    classes
+        Names of the columns.
+    problem
+        ``single_label_classification``, ``multi_label_classification`` or ``regression``.
+    model, model_sha256
+        Name of the model, and the sha256 over its configuration and weights.
+    """
+
+    values: Floats
+    classes: tuple[str, ...]
+    problem: str
+    model: str
+    model_sha256: str
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label of each sequence: the most likely class.
+
+        When several may hold, those above one half, joined by commas; empty for a regression.
+        """
+        return labels_of(self.values, self.classes, self.problem)
+
+
+def labels_of(values: Floats, classes: Sequence[str], problem: str) -> tuple[str, ...]:
+    """Name the class of each row of probabilities, as :attr:`Predictions.labels`."""
+    if problem == "regression":
+        return ("",) * len(values)
+    if problem == "multi_label_classification":
+        return tuple(
+            ",".join(name for name, value in zip(classes, row, strict=True) if value >= 0.5)
+            for row in values
+        )
+    return tuple(classes[int(number)] for number in values.argmax(axis=1))
+
+
+class Predictor:
+    """A model with a head for labels, ready to predict.
+
+    Parameters
+    ----------
+    spec
+        Folder of ``megabase finetune`` or of one of its checkpoints, or a transformers model of
+        ours with a head for sequences or for bases.
+    both_strands
+        Average the probabilities over both strands.
+    batch_tokens
+        About how many positions a forward pass takes: time and memory, not the result.
+    device
+        Where a model that is loaded goes; the CPU when None.
+
+    Raises
+    ------
+    MegabaseError
+        For a model that cannot be loaded or has no such head.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        both_strands: bool = False,
+        batch_tokens: int = 1 << 16,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self._loaded = loaded = load_any(spec, device=device)
+        if loaded.kind not in ("sequence-classification", "token-classification"):
+            raise InferenceError(
+                f"{loaded.name} is a {loaded.kind} model, which predicts no labels; fine-tune it "
+                "first (megabase finetune)"
+            )
+        self.by_base = loaded.kind == "token-classification"
+        self.name, self.digest = loaded.name, loaded.digest
+        self.classes = loaded.class_names()
+        problem = getattr(loaded.model.config, "problem_type", None)
+        one = "regression" if len(self.classes) == 1 else "single_label_classification"
+        self.problem: str = problem or one
+        self.both_strands, self.batch_tokens = both_strands, batch_tokens
+
+    @property
+    def longest(self) -> int | None:
+        """Longest sequence in bases that fits for certain; None when there is no limit."""
+        longest = self._loaded.longest
+        return None if longest is None else self._loaded.encoder.bases_for(longest)
+
+    def sequences(self, items: Sequence[Codes], names: Sequence[str] | None = None) -> Floats:
+        """Predict the labels of sequences.
+
+        Parameters
+        ----------
+        items
+            Base codes, uint8 (length,) each.
+        names
+            Their names, for messages.
+
+        Returns
+        -------
+        ndarray
+            float32 (sequences, classes). A model that labels every base gives the mean over the
+            bases of each sequence.
+
+        Raises
+        ------
+        InferenceError
+            For a sequence without a base, or longer than the model reads.
+        """
+        fits = self._loaded.encoder.room(self._loaded.longest)
+        for number, codes in enumerate(items):
+            what = f"sequence {names[number] if names else number + 1}"
+            if not len(codes):
+                raise InferenceError(f"{what} has no base; leave it out")
+            if not fits(codes):
+                raise InferenceError(
+                    f"{what} has {len(codes):,} bases, more than {self.name} reads "
+                    f"({self._loaded.longest:,} positions); cut it, or predict along it with "
+                    "windows (a track)"
+                )
+        found = self._run(items)
+        if self.both_strands:
+            turned = self._run([reverse_complement(codes) for codes in items])
+            found = (0.5 * (found + turned)).astype(np.float32)
+        return found
+
+    def _run(self, items: Sequence[Codes]) -> Floats:
+        def probabilities(codes: Codes, _: NDArray[np.int64]) -> list[Floats]:
+            values, mask = self._probabilities(codes)
+            if self.by_base:
+                weights = mask[..., None].to(values.dtype)
+                values = (values * weights).sum(1) / weights.sum(1)
+            return list(values.cpu().numpy())
+
+        # The mean over real positions, and so every prediction, leaves padding out; a model that
+        # looks ahead could still see it, so its batches hold sequences of one length.
+        found = run_batched(
+            items, probabilities, batch_tokens=self.batch_tokens, pad=self._loaded.padded
+        )
+        return np.stack(found) if found else np.zeros((0, len(self.classes)), dtype=np.float32)
+
+    def _probabilities(self, codes: Codes) -> tuple[Tensor, Tensor]:
+        batch = self._loaded.encoder.batch(codes, self._loaded.device)
+        with inference_mode(self._loaded.model):
+            output: Any = self._loaded.model(**batch.inputs())
+            logits = output.logits.float()
+            if self.problem == "single_label_classification":
+                logits = logits.softmax(-1)
+            elif self.problem == "multi_label_classification":
+                logits = logits.sigmoid()
+        return logits, batch.bases
+
+    # -- along a sequence -----------------------------------------------------------------------
+
+    def along(
+        self,
+        codes: Codes,
+        *,
+        window: int | None = None,
+        overlap: int | None = None,
+        stitch: Stitch = "centre",
+    ) -> Floats:
+        """Predict along a sequence of any length.
+
+        A model that labels every base answers for each of them. A model that labels sequences is
+        asked about windows; the answer of a window is given to the part of it that counts, so
+        that with an overlap of ``window - s`` there is a new answer every s bases.
+
+        Parameters
+        ----------
+        codes
+            Base codes, uint8 (length,).
+        window
+            Bases that the model reads at once; the longest it can when None.
+        overlap
+            Bases that neighbouring windows share; half of the window when None.
+        stitch
+            Which window answers for a base (:data:`megabase.inference.stitching.Stitch`).
+
+        Returns
+        -------
+        ndarray
+            float32 (length, classes).
+
+        Raises
+        ------
+        InferenceError
+            For lengths that do not fit.
+        """
+        spans = self.plan(len(codes), window, overlap, stitch)
+        found = self.spans(codes, 0, spans, (0, len(codes)))
+        if self.both_strands:
+            turned = self.spans(codes, 0, spans, (0, len(codes)), reverse=True)
+            found = (0.5 * (found + turned)).astype(np.float32)
+        return found
+
+    def plan(
+        self,
+        length: int,
+        window: int | None,
+        overlap: int | None,
+        stitch: Stitch,
+        part: tuple[int, int] | None = None,
+    ) -> list[Span]:
+        """Lay windows over a sequence of so many bases.
+
+        Arguments as for :meth:`along`, and the part to answer for
+        (:func:`megabase.inference.stitching.plan_windows`).
+        """
+        most = self.longest
+        if not self._loaded.encoder.per_base and self.by_base:
+            raise InferenceError(
+                f"{self.name} labels tokens of several bases, not bases; predict whole sequences"
+            )
+        if window is None:
+            window = length if most is None else min(most, length)
+        if window < 1:
+            raise InferenceError(f"a window needs 1 base or more, found {window}")
+        if most is not None and window > most:
+            raise InferenceError(
+                f"a window of {window:,} bases does not fit {self.name}, which reads {most:,}"
+            )
+        shared = window // 2 if overlap is None else overlap
+        return plan_windows(length, window, shared, stitch, part)
+
+    def spans(
+        self,
+        codes: Codes,
+        offset: int,
+        spans: Sequence[Span],
+        part: tuple[int, int],
+        *,
+        reverse: bool = False,
+    ) -> Floats:
+        """Predict the bases of a part with the windows of a plan.
+
+        Parameters
+        ----------
+        codes
+            The bases from `offset` on; they hold every window.
+        offset
+            Position of the first code in the whole sequence.
+        spans
+            Windows that answer for all bases of the part, all of one length.
+        part
+            First base and base after the last one, in the whole sequence.
+        reverse
+            Read every window as its reverse complement, and turn the answers of bases back.
+
+        Returns
+        -------
+        ndarray
+            float32 (bases of the part, classes).
+        """
+        low, high = part
+        total = np.zeros((high - low, len(self.classes)), dtype=np.float32)
+        count = np.zeros((high - low, 1), dtype=np.float32)
+        width = spans[0].end - spans[0].start
+        step = max(1, self.batch_tokens // width)
+        for begin in range(0, len(spans), step):
+            group = spans[begin : begin + step]
+            rows = np.stack([codes[s.start - offset : s.end - offset] for s in group])
+            values, _ = self._probabilities(reverse_complement(rows) if reverse else rows)
+            if self.by_base:
+                before = self._loaded.encoder.before
+                values = values[:, before : before + width]
+                values = values.flip(1) if reverse else values
+            found = values.cpu().numpy()
+            for span, value in zip(group, found, strict=True):
+                first, last = max(span.first, low), min(span.last, high)
+                if first >= last:
+                    continue
+                own = value[first - span.start : last - span.start] if self.by_base else value
+                total[first - low : last - low] += own
+                count[first - low : last - low] += 1
+        return total / count
+
+
+def predict(
+    model: ModelSpec | Predictor, sequences: Iterable[str | Codes], **options: Any
+) -> Predictions:
+    """Predict the labels of sequences.
+
+    Parameters
+    ----------
+    model
+        As for :class:`Predictor`, or one that is ready.
+    sequences
+        Letters, or base codes.
+    **options
+        Those of :class:`Predictor`.
+
+    Returns
+    -------
+    Predictions
+
+    Raises
+    ------
+    MegabaseError
+        For a model or sequences that cannot be used.
+    """
+    ready = model if isinstance(model, Predictor) else Predictor(model, **options)
+    values = ready.sequences([encode(s) if isinstance(s, str) else s for s in sequences])
+    return Predictions(values, ready.classes, ready.problem, ready.name, ready.digest)

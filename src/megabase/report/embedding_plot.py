@@ -1,0 +1,194 @@
+"""A picture of embeddings: a map of the sequences, joined to their nearest neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megabase.report.drawing import require_matplotlib
+from megabase.report.run_record import ReportError
+from megabase.report.theme import LIGHT, WIDE, settings
+
+__all__ = ["MAPS", "nearest", "project", "save_embedding_plot"]
+
+MAPS = ("auto", "umap", "tsne", "pca")
+_SUFFIXES = (".svg", ".png", ".pdf")
+_COLOURS = (
+    "#1a56c4", "#d9820b", "#2f9e44", "#c92a2a", "#7048a8", "#0f8b8d", "#b5588e", "#7a6a00",
+    "#5a6b7b", "#9c4a1a",
+)  # fmt: skip
+_MOST = 5_000
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+def project(vectors: Floats, how: str = "auto", seed: int = 0) -> tuple[Floats, str]:
+    """Lay vectors out in the plane.
+
+    Parameters
+    ----------
+    vectors
+        float (n, width).
+    how
+        ``umap``, ``tsne``, ``pca``, or ``auto``: UMAP when umap-learn is installed, else t-SNE
+        when scikit-learn is, else the first two principal components. Few points (fewer than 8)
+        are always laid out by principal components.
+    seed
+        Decides the layout of UMAP and t-SNE.
+
+    Returns
+    -------
+    places : ndarray
+        float (n, 2).
+    name : str
+        What was done, for the axis.
+
+    Raises
+    ------
+    ReportError
+        When the method is unknown or its package missing.
+    """
+    if how not in MAPS:
+        raise ReportError(f"a map is one of {', '.join(MAPS)}; found {how!r}")
+    centred = np.asarray(vectors, dtype=np.float64) - np.mean(vectors, axis=0)
+    _, scale, axes = np.linalg.svd(centred, full_matrices=False)
+    components = centred @ axes[:2].T
+    if components.shape[1] < 2:
+        components = np.pad(components, ((0, 0), (0, 2 - components.shape[1])))
+    share = float((scale[:2] ** 2).sum() / max((scale**2).sum(), 1e-30))
+    pca = (components, f"principal components 1 and 2 ({share:.0%} of the variance)")
+    if how == "pca" or len(vectors) < 8:
+        return pca
+    if how in ("auto", "umap"):
+        try:
+            import umap  # pyright: ignore[reportMissingImports]
+
+            found = umap.UMAP(random_state=seed, n_neighbors=min(15, len(vectors) - 1))
+            return found.fit_transform(vectors), "UMAP"
+        except ImportError as error:
+            if how == "umap":
+                raise ReportError("UMAP needs umap-learn: pip install umap-learn") from error
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        if how == "tsne":
+            raise ReportError("t-SNE needs scikit-learn: pip install 'megabase[suites]'") from error
+        return pca
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    start: Any = (components / max(float(components[:, 0].std()), 1e-12) * 1e-4).astype(np.float32)
+    layout = TSNE(perplexity=perplexity, init=start, random_state=seed)
+    return layout.fit_transform(np.asarray(vectors, dtype=np.float32)), "t-SNE"
+
+
+def nearest(vectors: Floats, block: int = 1024) -> npt.NDArray[np.int64]:
+    """Give the nearest other vector of each by cosine distance, int64 (n,)."""
+    unit = np.asarray(vectors, dtype=np.float32)
+    unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    found = np.zeros(len(unit), dtype=np.int64)
+    for low in range(0, len(unit), block):
+        likeness = unit[low : low + block] @ unit.T
+        likeness[np.arange(len(likeness)), np.arange(low, low + len(likeness))] = -np.inf
+        found[low : low + block] = likeness.argmax(axis=1)
+    return found
+
+
+def save_embedding_plot(
+    path: Path,
+    vectors: Floats,
+    labels: Sequence[str] | None = None,
+    *,
+    title: str,
+    how: str = "auto",
+    seed: int = 0,
+    overwrite: bool = False,
+) -> float | None:
+    """Draw the map of embeddings; a thin line joins each point to its nearest neighbour.
+
+    Neighbours are those of the full vectors, not of the map, so the lines show what it tears apart.
+
+    Parameters
+    ----------
+    path
+        ``.svg``, ``.png`` or ``.pdf``.
+    vectors
+        float (n, width); more than 5,000 are thinned evenly.
+    labels
+        One for each vector, for colours: the nine most frequent and the rest.
+    title
+        Plain text.
+    how, seed
+        As for :func:`project`.
+    overwrite
+        Replace a file that exists.
+
+    Returns
+    -------
+    float or None
+        With labels, the share of points whose nearest neighbour has the same label.
+
+    Raises
+    ------
+    ReportError
+        For another ending, fewer than two vectors, or a file that exists.
+    MissingDependencyError
+        When matplotlib is not installed.
+    """
+    require_matplotlib()
+    if path.suffix not in _SUFFIXES:
+        raise ReportError(f"{path}: the map is drawn as {', '.join(_SUFFIXES)}")
+    if path.exists() and not overwrite:
+        raise ReportError(f"{path} exists; give another name, or --overwrite to replace it")
+    if len(vectors) < 2:
+        raise ReportError("a map needs two sequences or more")
+    if len(vectors) > _MOST:
+        chosen = np.linspace(0, len(vectors) - 1, _MOST).astype(int)
+        labels = None if labels is None else [str(labels[int(i)]) for i in chosen]
+        vectors = np.asarray(vectors[chosen])
+    places, name = project(vectors, how, seed)
+    near = nearest(vectors)
+    groups = _groups(labels, len(vectors))
+    import matplotlib as mpl
+    from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
+
+    style: Any = {**settings(LIGHT, WIDE), "figure.facecolor": LIGHT.background}
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(7.2, 5.4), dpi=144, layout="constrained")
+        axes = figure.add_subplot()
+        lines: Any = np.stack([places, places[near]], axis=1)
+        axes.add_collection(LineCollection(lines, colors=LIGHT.muted, linewidths=0.4, alpha=0.35))
+        size = float(np.clip(4_000 / len(vectors), 6, 40))
+        for number, (label, members) in enumerate(groups):
+            colour = LIGHT.muted if label == "other" else _COLOURS[number % len(_COLOURS)]
+            axes.scatter(
+                places[members, 0], places[members, 1], s=size, color=colour, linewidths=0.4,
+                edgecolors=LIGHT.background, label=f"{label} ({len(members):,})",
+            )  # fmt: skip
+        axes.set_title(title, loc="left")
+        axes.set_xlabel(name)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        if labels is not None:
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        figure.savefig(path, facecolor=LIGHT.background)
+    if labels is None:
+        return None
+    return float(np.mean([labels[i] == labels[int(j)] for i, j in enumerate(near)]))
+
+
+def _groups(labels: Sequence[str] | None, count: int) -> list[tuple[str, npt.NDArray[np.int64]]]:
+    if labels is None:
+        return [("all", np.arange(count))]
+    names, numbers = np.unique(np.asarray(labels, dtype=str), return_counts=True)
+    order = names[np.argsort(-numbers, kind="stable")]
+    shown = order if len(order) <= len(_COLOURS) else order[: len(_COLOURS) - 1]
+    array = np.asarray(labels, dtype=str)
+    groups = [(str(name), np.flatnonzero(array == name)) for name in shown]
+    rest = np.flatnonzero(~np.isin(array, shown))
+    return [*groups, ("other", rest)] if len(rest) else groups

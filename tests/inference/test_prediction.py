@@ -1,0 +1,266 @@
+"""Predictions: by sequence, along a genome with stitched windows, as table, bigWig and BED."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pybigtools
+import pyBigWig
+import pytest
+import torch
+
+from megabase.genome import encode, reverse_complement
+from megabase.inference.errors import InferenceError, OutputError
+from megabase.inference.input_stream import SequenceInput
+from megabase.inference.predict_job import TrackOptions, predict_file, predict_track
+from megabase.inference.prediction import Predictor, predict
+from megabase.inference.stitching import plan_windows
+from megabase.inference.tracks import Call, Run, call_stretches, write_bigwig
+from megabase.models.hyenadna import (
+    HyenaDNAConfig,
+    HyenaDNAForCausalLM,
+    HyenaDNAForSequenceClassification,
+    HyenaDNAForTokenClassification,
+)
+from megabase.models.tokenization import DNATokenizer
+
+LONGEST = 66
+
+
+def _model(by_base: bool = False, **settings: Any) -> Any:
+    torch.manual_seed(2)
+    config = HyenaDNAConfig(
+        d_model=16, n_layer=1, max_seq_len=LONGEST, initializer_range=0.5,
+        **{"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}, **settings},
+    )  # fmt: skip
+    head = HyenaDNAForTokenClassification if by_base else HyenaDNAForSequenceClassification
+    return head(config).eval()
+
+
+def _text(length: int, seed: int = 0) -> str:
+    return "".join(np.random.default_rng(seed).choice(list("ACGT"), length))
+
+
+def _slow(model: Any, text: str) -> np.ndarray:
+    """Probabilities of one sequence, by a plain forward pass."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([["ACGTN".index(c) + 7 for c in text]])).logits[0]
+    return logits.softmax(-1).numpy()
+
+
+@pytest.mark.parametrize("mode", ["none", "two_sided"])
+def test_a_prediction_is_that_of_the_sequence_alone(mode: str) -> None:
+    model = _model(bidirectional=mode)
+    texts = [_text(n, n) for n in (60, 3, 47, 60)]
+    found = predict(model, texts, batch_tokens=150)
+    np.testing.assert_allclose(found.values, [_slow(model, t) for t in texts], atol=1e-6)
+    assert found.labels == tuple(("no", "yes")[int(v.argmax())] for v in found.values)
+    assert found.classes == ("no", "yes")
+
+
+def test_both_strands_are_averaged() -> None:
+    model = _model()
+    codes = encode(_text(50))
+    single = Predictor(model).sequences([codes, reverse_complement(codes)])
+    both = Predictor(model, both_strands=True).sequences([codes])
+    np.testing.assert_allclose(both[0], single.mean(0), atol=1e-6)
+
+
+def test_several_labels_and_numbers() -> None:
+    several = _model(problem_type="multi_label_classification")
+    found = predict(several, [_text(40)])
+    assert not np.isclose(found.values.sum(), 1.0)
+    named = [n for n, v in zip(found.classes, found.values[0], strict=True) if v >= 0.5]
+    assert found.labels == (",".join(named),)
+    number = _model(problem_type="regression", id2label={0: "y"}, label2id={"y": 0})
+    assert predict(number, [_text(40)]).labels == ("",)
+
+
+def test_a_language_model_predicts_no_labels() -> None:
+    model = HyenaDNAForCausalLM(HyenaDNAConfig(d_model=16, n_layer=1, max_seq_len=LONGEST))
+    with pytest.raises(InferenceError, match="predicts no labels"):
+        Predictor(model)
+
+
+# -- windows --------------------------------------------------------------------------------------
+
+
+def test_windows_tile_every_length() -> None:
+    for length, window, overlap in itertools.product(range(1, 30), range(1, 9), range(8)):
+        if overlap >= window:
+            continue
+        for rule in ("centre", "before"):
+            spans = plan_windows(length, window, overlap, rule)
+            assert [s.first for s in spans] == [0] + [s.last for s in spans[:-1]]
+            assert spans[-1].last == length
+            assert all(s.start <= s.first < s.last <= s.end for s in spans)
+            assert {s.end - s.start for s in spans} == {min(window, length)}
+            part = (length // 3, length // 3 + 1)
+            wanted = [s for s in spans if s.first < part[1] and s.last > part[0]]
+            assert plan_windows(length, window, overlap, rule, part) == wanted
+
+
+@pytest.mark.parametrize("rule", ["centre", "before", "average"])
+@pytest.mark.parametrize("both", [False, True])
+def test_bases_of_a_long_sequence_come_from_the_window_of_the_rule(rule: Any, both: bool) -> None:
+    model = _model(by_base=True)
+    text = _text(130)
+    ready = Predictor(model, both_strands=both, batch_tokens=100)
+    found = ready.along(encode(text), window=50, overlap=20, stitch=rule)
+    starts = [0, 30, 60, 80]
+    values = np.zeros((4, 130, 2))
+    seen = np.zeros((4, 130, 1))
+    flip = str.maketrans("ACGT", "TGCA")
+    for i, start in enumerate(starts):
+        window = text[start : start + 50]
+        rows = _slow(model, window)
+        if both:
+            rows = (rows + _slow(model, window.translate(flip)[::-1])[::-1]) / 2
+        values[i, start : start + 50], seen[i, start : start + 50] = rows, 1
+    for place in range(130):
+        covering = [i for i in range(4) if seen[i, place]]
+        if rule == "average":
+            expected = values[covering, place].mean(0)
+        elif rule == "before":
+            expected = values[covering[0], place]
+        else:  # farthest from both ends; a window at an end of the sequence counts as open there
+
+            def depth(i: int, place: int = place) -> int:
+                left = place - starts[i] if i else 1000
+                right = starts[i] + 49 - place if i < 3 else 1000
+                return min(left, right)
+
+            best = max(depth(i) for i in covering)
+            choices = [values[i, place] for i in covering if depth(i) == best]
+            assert any(np.allclose(found[place], choice, atol=1e-6) for choice in choices)
+            continue
+        np.testing.assert_allclose(found[place], expected, atol=1e-6)
+
+
+def test_a_model_of_sequences_answers_for_the_centres_of_its_windows() -> None:
+    model = _model()
+    text = _text(100)
+    found = Predictor(model).along(encode(text), window=40, overlap=30)
+    for place in range(20, 80):
+        start = round((place - 20) / 10) * 10  # windows begin every 10 bases
+        near = [s for s in (start - 10, start, start + 10) if 0 <= s <= 60]
+        answers = [_slow(model, text[s : s + 40]) for s in near]
+        assert any(np.allclose(found[place], answer, atol=1e-6) for answer in answers)
+    np.testing.assert_allclose(found[52], _slow(model, text[30:70]), atol=1e-6)
+
+
+# -- tracks ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, by_base in (("bases", True), ("whole", False)):
+        _model(by_base).save_pretrained(tmp_path / name)
+        DNATokenizer(model_max_length=LONGEST).save_pretrained(tmp_path / name)
+    first = _text(400, 1)
+    (tmp_path / "genome.fa").write_text(
+        f">chr1\n{first[:200]}NNNNN{first[205:]}\n>chr2\n{_text(40, 2)}\n"
+    )
+    return tmp_path
+
+
+def test_a_track_is_the_same_by_region_and_for_any_number_of_workers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = TrackOptions(window=50, overlap=20, both_strands=True)
+    common: dict[str, Any] = {"options": options, "workers": 1}
+    genome, model = folder / "genome.fa", str(folder / "bases")
+    whole = predict_track(genome, folder / "whole.bw", model, **common)
+    monkeypatch.setattr("megabase.inference.predict_job._BLOCK", 37)
+    again = predict_track(genome, folder / "again.bw", model, batch_tokens=120, **common)
+    part = predict_track(genome, folder / "part.bw", model, regions=["chr1:101-230"], **common)
+    first = pyBigWig.open(str(whole))
+    values = np.float32(first.values("chr1", 0, 400))
+    np.testing.assert_allclose(pyBigWig.open(str(again)).values("chr1", 0, 400), values, atol=1e-6)
+    inside = pyBigWig.open(str(part)).values("chr1", 0, 400)
+    np.testing.assert_allclose(inside[100:230], values[100:230], atol=1e-6)
+    assert np.isnan(inside[:100] + inside[230:]).all()
+    assert np.flatnonzero(np.isnan(values)).tolist() == [200, 201, 202, 203, 204]
+    opened = pybigtools.open(str(whole))
+    assert dict(opened.chroms()) == {"chr1": 400, "chr2": 40}
+    np.testing.assert_array_equal(np.float32(opened.values("chr1", 0, 400, fillna=None)), values)
+
+
+def test_calls_are_the_stretches_above_the_threshold(folder: Path) -> None:
+    options = TrackOptions(window=50, overlap=20, threshold=0.6, shortest=2, output="yes")
+    track = predict_track(
+        folder / "genome.fa", folder / "a.bw", str(folder / "bases"),
+        options=options, calls=folder / "a.bed", workers=1,
+    )  # fmt: skip
+    alone = predict_track(
+        folder / "genome.fa", folder / "b.bed", str(folder / "bases"), options=options, workers=1
+    )
+    lines = [x.split("\t") for x in alone.read_text().splitlines() if not x.startswith("#")]
+    assert (folder / "a.bed").read_text() == alone.read_text()
+    values = np.nan_to_num(np.float32(pyBigWig.open(str(track)).values("chr1", 0, 400)))
+    called = np.zeros(400, dtype=bool)
+    for contig, start, end, name, score, _ in lines:
+        assert name == "yes"
+        if contig == "chr1":
+            called[int(start) : int(end)] = True
+            mean = values[int(start) : int(end)].mean()
+            assert int(score) == pytest.approx(1000 * mean, abs=1)
+            assert int(end) - int(start) >= 2
+    assert called.any()
+    above = values >= np.float32(0.6)
+    assert not called[~above].any()
+
+
+def test_a_table_of_sequences(folder: Path) -> None:
+    (folder / "in.fa").write_text(f">a\n{_text(50)}\n>b\n{_text(20)}\n")
+    source = SequenceInput(str(folder / "in.fa"))
+    target = predict_file(source, folder / "out.parquet", str(folder / "whole"), workers=1)
+    frame = pl.read_parquet(target)
+    assert frame.columns == ["name", "length", "label", "p_no", "p_yes"]
+    np.testing.assert_allclose(frame["p_no"] + frame["p_yes"], 1, atol=1e-6)
+    tsv = predict_file(source, folder / "out.tsv", str(folder / "whole"), workers=1)
+    lines = tsv.read_text().splitlines()
+    assert lines[0].startswith("#megabase: {")
+    assert lines[1].split("\t") == frame.columns
+
+
+def test_what_cannot_be_predicted_is_refused(folder: Path) -> None:
+    with pytest.raises(InferenceError, match="no output 'maybe'"):
+        predict_track(folder / "genome.fa", folder / "x.bw", str(folder / "bases"),
+                      options=TrackOptions(output="maybe"), workers=1)  # fmt: skip
+    with pytest.raises(InferenceError, match="67 bases does not fit"):
+        predict_track(folder / "genome.fa", folder / "x.bw", str(folder / "bases"),
+                      options=TrackOptions(window=67), workers=1)  # fmt: skip
+    (folder / "long.fa").write_text(f">a\n{_text(80)}\n")
+    with pytest.raises(InferenceError, match="sequence a has 80 bases"):
+        predict_file(SequenceInput(str(folder / "long.fa")), folder / "x.tsv",
+                     str(folder / "whole"), workers=1)  # fmt: skip
+    assert not list(folder.glob("x.*"))
+
+
+def test_bigwig_refuses_numbers_out_of_order(tmp_path: Path) -> None:
+    ones = np.ones(5, dtype=np.float32)
+    for runs, message in (
+        ([Run("a", 98, ones)], "past the end"),
+        ([Run("a", 10, ones), Run("a", 3, ones)], "after a later place"),
+        ([Run("a", 0, ones), Run("b", 0, ones), Run("a", 20, ones)], "after a later place"),
+        ([Run("a", 0, ones * np.nan)], "no number"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            write_bigwig(tmp_path / "x.bw", {"a": 100, "b": 100}, runs)
+
+
+def test_stretches_are_joined_over_borders() -> None:
+    runs = [
+        Run("a", 0, np.array([0.1, 0.9, 0.8], dtype=np.float32)),
+        Run("a", 3, np.array([0.7, 0.2, 0.9, 0.1], dtype=np.float32)),
+        Run("b", 0, np.array([0.9], dtype=np.float32)),
+    ]
+    means = [(c.contig, c.start, c.end, round(c.mean, 4)) for c in call_stretches(runs, 0.5)]
+    assert means == [("a", 1, 4, 0.8), ("a", 5, 6, 0.9), ("b", 0, 1, 0.9)]
+    joined = list(call_stretches(runs, 0.5, join=1, shortest=2))
+    assert joined == [Call("a", 1, 6, pytest.approx(0.825))]
