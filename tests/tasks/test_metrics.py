@@ -7,10 +7,12 @@ import pytest
 
 from megabase.tasks.metrics import (
     MetricError,
+    by_label,
     confusion,
     default_metrics,
     higher_is_better,
     measure,
+    median_by_group,
 )
 
 # Truth 0 0 0 1 1; said 0 0 1 1 0: TP 1, FN 1, FP 1, TN 2.
@@ -93,3 +95,19 @@ def test_names() -> None:
         measure(["acc"], "classes", LOGITS, LABELS)
     with pytest.raises(MetricError, match="pearson is not a metric of classes"):
         measure(["pearson"], "classes", LOGITS, LABELS)
+
+
+def test_weighted_f1_by_hand() -> None:
+    said, true = np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2])
+    # F1 of the classes: 1, 2/3, 2/3; they have 1, 2 and 1 rows.
+    assert one("f1_weighted", np.eye(3)[said], true) == pytest.approx((1 + 2 * 2 / 3 + 2 / 3) / 4)
+
+
+def test_median_by_group_by_hand() -> None:
+    labels = np.array([[1.0, 0, 1, 1], [0, 1, 0, 1], [0, 0, math.nan, 1]])
+    outputs = np.array([[3.0, 2, 1, 0], [2, 1, 2, 0], [1, 3, 9, 0]])
+    # By label: 1 (first), 0 (second), 0 (third, two rows known), none (fourth: all yes).
+    assert by_label("auroc", outputs, labels)[:3] == [1.0, 0.0, 0.0]
+    found = median_by_group("auroc", outputs, labels, {"A": (0, 2), "B": (2, 4), "C": (3, 4)})
+    assert (found["A"], found["B"]) == (0.5, 0.0)
+    assert math.isnan(found["C"])

@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "genome": ("megabase.cli.genome", "build, describe and verify genome stores"),
     "pretrain": ("megabase.cli.pretrain", "pretrain a language model on a genome"),
     "finetune": ("megabase.cli.finetune", "train a model on labelled sequences and measure it"),
+    "benchmark": ("megabase.cli.benchmark", "models on benchmark suites: leaks, seeds, one table"),
     "evaluate": ("megabase.cli.evaluate", "perplexity of a model beside its floors"),
     "embed": ("megabase.cli.embed", "vectors of sequences: hidden states of any layer"),
     "predict": ("megabase.cli.predict", "labels and probabilities, by sequence or along a genome"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from rich.console import Console
 
-__all__ = ["FinetuneResult", "finetune", "without_nan"]
+__all__ = ["FinetuneResult", "finetune", "without_nan", "write_arrays"]
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ def _measure(plan: Plan, run: Path, fabric: Fabric) -> dict[str, dict[str, float
     task = Labels(train.kind, train.classes).task
     model = load_model(folder, task, device=fabric.device)
     found: dict[str, dict[str, float]] = {}
+    kept: dict[str, np.ndarray] = {}
     for name, windows in plan.evaluations.items():
         wanted = plan.config.predictions and name == "test"
         left = plan.config.head.padding == "left"
@@ -174,7 +176,19 @@ def _measure(plan: Plan, run: Path, fabric: Fabric) -> dict[str, dict[str, float
         if said is not None:
             said.write(run / "predictions.parquet")
         found[name] = {"loss": scored.loss, **scored.figures}
+        if scored.outputs is not None and train.kind != "nucleotides":
+            kept |= {name: scored.outputs, f"{name}_labels": plan.splits[name].labels}
+    if fabric.global_rank == 0 and kept:
+        write_arrays(run / "outputs.npz", kept)
     return found
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+    os.replace(temporary, path)
 
 
 def _result(

@@ -9,7 +9,7 @@ and the figure is the mean over labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +24,13 @@ __all__ = [
     "COUNTED",
     "METRICS",
     "MetricError",
+    "by_label",
     "check",
     "confusion",
     "default_metrics",
     "higher_is_better",
     "measure",
+    "median_by_group",
 ]
 
 _Outputs = npt.NDArray[np.floating[Any]]
@@ -101,6 +103,13 @@ def _f1(table: npt.NDArray[Any]) -> float:
     return float((2 * hits[seen] / both[seen]).mean())
 
 
+def _f1_weighted(table: npt.NDArray[Any]) -> float:
+    """Mean over classes of their F1, each weighing as many rows as truly belong to it."""
+    both, true = table.sum(axis=0) + table.sum(axis=1), table.sum(axis=1)
+    f1 = np.divide(2 * np.diag(table), both, out=np.zeros(len(both)), where=both > 0)
+    return float((f1 * true).sum() / true.sum())
+
+
 def _f1_yes(table: npt.NDArray[Any]) -> float:
     """F1 of the answer yes (of the second class of two)."""
     if table.shape != (2, 2):
@@ -171,6 +180,7 @@ COUNTED: dict[str, Callable[[npt.NDArray[Any]], float]] = {
     "mcc": _mcc,
     "f1": _f1,
     "f1_positive": _f1_yes,
+    "f1_weighted": _f1_weighted,
 }
 """Figures that depend on the confusion matrix (true, said) only."""
 METRICS: dict[str, Metric] = {
@@ -181,9 +191,9 @@ METRICS: dict[str, Metric] = {
     "spearman": Metric(_NUMBERS, _spearman),
     "mse": Metric(_NUMBERS, _squares, higher=False),
 }
-"""Figures by name. ``f1`` is the mean over classes (macro), ``f1_positive`` that of the second of
-two classes; ``auroc`` and ``auprc`` of more than two classes are means of one against the rest,
-and ``auprc`` is average precision."""
+"""Figures by name. ``f1`` is the mean over classes (macro), ``f1_weighted`` that weighted by the
+rows of each, ``f1_positive`` that of the second of two classes; ``auroc`` and ``auprc`` of more
+than two classes are means of one against the rest, and ``auprc`` is average precision."""
 
 
 _CLASS_METRICS = ("accuracy", "mcc", "f1", "auroc", "auprc")
@@ -260,11 +270,58 @@ def measure(
         outputs, labels = outputs[known], labels[known].astype(np.int64)
     if kind in ("classes", "nucleotides"):
         return {name: METRICS[name].one(outputs, labels) for name in names}
-    columns = []
+    return {name: _mean(by_label(name, outputs, labels)) for name in names}
+
+
+def by_label(name: str, outputs: _Outputs, labels: _Labels) -> list[float]:
+    """Compute a metric for every label by itself.
+
+    Parameters
+    ----------
+    name
+        Key of :data:`METRICS`.
+    outputs
+        float (n, K).
+    labels
+        float (n, K); NaN is not counted.
+
+    Returns
+    -------
+    list of float
+        K figures; NaN where it is not defined (a label of one kind only).
+    """
+    figures: list[float] = []
     for said, true in zip(outputs.T, labels.T, strict=True):
         known = np.isfinite(true)
-        columns.append((said[known], true[known]))
-    return {name: _mean([METRICS[name].one(*c) for c in columns if len(c[1])]) for name in names}
+        figures.append(_find(name).one(said[known], true[known]) if known.any() else math.nan)
+    return figures
+
+
+def median_by_group(
+    name: str, outputs: _Outputs, labels: _Labels, groups: Mapping[str, tuple[int, int]]
+) -> dict[str, float]:
+    """Give the median over the labels of each group, as chromatin profiles are reported.
+
+    Parameters
+    ----------
+    name
+        Key of :data:`METRICS`, usually auroc.
+    outputs, labels
+        (n, K).
+    groups
+        Group name -> its first column and the one after its last.
+
+    Returns
+    -------
+    dict
+        Group -> median over the labels that have both answers among the rows; NaN without any.
+    """
+    figures = np.array(by_label(name, outputs, labels))
+    found: dict[str, float] = {}
+    for group, (first, last) in groups.items():
+        known = figures[first:last][~np.isnan(figures[first:last])]
+        found[group] = float(np.median(known)) if len(known) else math.nan
+    return found
 
 
 def _mean(figures: list[float]) -> float:

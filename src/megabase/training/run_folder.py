@@ -18,8 +18,9 @@ from megabase.training.config import ConfigError, TrainConfig
 __all__ = ["RunFolderError", "changed_settings", "check_run", "start_run"]
 
 _FILES = (
-    "config.yaml", "environment.json", "data.json", "metrics.jsonl", "result.json", "best", "last",
-    "evaluation.json", "evaluation-context.svg", "evaluation-floors.svg", "report.html",
+    "config.yaml", "environment.json", "data.json", "metrics.jsonl", "result.json", "outputs.npz",
+    "best", "last", "evaluation.json", "evaluation-context.svg", "evaluation-floors.svg",
+    "report.html",
 )  # fmt: skip
 _FOLDERS = ("checkpoints",)
 

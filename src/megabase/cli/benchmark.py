@@ -1,0 +1,107 @@
+"""Measure models on benchmark suites: several models, seeds and tasks, one protocol, one table.
+
+SUITE is genomic-benchmarks, nucleotide-transformer, gue, chromatin, species, biotype or table (any
+labelled files). Before training, rows that occur in several splits are counted. The output folder
+gets results.md, results.parquet, summary.parquet, results.html and the run folders. --resume true
+goes on with an interrupted sweep, and adds models, tasks and seeds to a finished one. Exit status:
+0 at the end, 2 for an input to mend, 143 or 130 when SIGTERM or SIGINT stopped it after a
+checkpoint was saved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megabase.cli.config_errors import explain_errors
+from megabase.tasks.benchmark_config import BenchmarkConfig
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+    from rich.console import Console
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the suite, the recipe and every field of :class:`BenchmarkConfig`."""
+    parser.add_argument("suite", help="name of the suite")
+    parser.add_argument("--config", action="config", help="recipe: a YAML file of the fields below")
+    parser.add_argument("--no-page", action="store_true", help="write no results.html")
+    parser.add_class_arguments(BenchmarkConfig, skip={"suite"})
+    explain_errors(parser, BenchmarkConfig)
+
+
+def config_of(args: Namespace) -> BenchmarkConfig:
+    """Build the configuration from parsed arguments."""
+    from jsonargparse import ArgumentParser
+
+    skipped: set[str | int] = {"suite"}
+    names = {field.name for field in dataclasses.fields(BenchmarkConfig)} - skipped
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(BenchmarkConfig, skip=skipped)
+    values = args.clone()
+    for name in list(vars(values)):
+        if name not in names:
+            values.pop(name)
+    built: dict[str, Any] = vars(parser.instantiate(values))
+    if built["protocol"] == "cv5" and built["seeds"] == [1, 2, 3]:
+        built["seeds"] = [1, 2, 3, 4, 5]  # the published ones; [1, 2, 3] is only the default
+    return BenchmarkConfig(suite=args.suite, **built)
+
+
+def run(args: Namespace) -> int:
+    """Run the verb; give the exit status."""
+    config = config_of(args)
+    from megabase.training.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    from rich.console import Console
+
+    from megabase.tasks.benchmark import Stopped, run_benchmark
+
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    output = Path(config.output)
+    order = [entry.name for entry in config.entries]
+    try:
+        run_benchmark(config, console=console, done=lambda: _write(config, output, order))
+    except Stopped as stop:
+        console.print(
+            f"stopped by signal {stop.signal}; the same command with --resume true goes on",
+            markup=False,
+        )
+        return 128 + stop.signal
+    _finish(config, output, order, console, page=not args.no_page)
+    return 0
+
+
+def _write(config: BenchmarkConfig, output: Path, order: list[str]) -> None:
+    """Bring the tables up to date; intervals wait for the end."""
+    from megabase.tasks.benchmark_table import lines, read_records, write_tables
+
+    records = read_records(output)
+    write_tables(output, lines(records, order, resamples=0), records)
+
+
+def _finish(
+    config: BenchmarkConfig, output: Path, order: list[str], console: Console, page: bool
+) -> None:
+    from megabase.errors import MissingDependencyError
+    from megabase.tasks.benchmark_table import lines, read_records, table_of, write_tables
+
+    records = read_records(output)
+    found = lines(records, order, config.bootstrap)
+    for path in write_tables(output, found, records):
+        console.print(f"wrote {path}", markup=False)
+    if page:
+        from megabase.report.benchmark_page import write_benchmark_page
+
+        try:
+            path = write_benchmark_page(output, table_of(found, records, output))
+        except MissingDependencyError as error:
+            console.print(f"no page: {error}", markup=False)
+        else:
+            console.print(f"wrote {path}", markup=False)
+    print((output / "results.md").read_text())

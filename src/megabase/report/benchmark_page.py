@@ -1,0 +1,156 @@
+"""The page of a benchmark: tables and plots in one self-contained HTML file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megabase.report import benchmark_plots as plots
+from megabase.report.drawing import require_matplotlib
+from megabase.report.page import document, figure, section, table, write_page
+from megabase.report.run_record import ReportError
+
+__all__ = ["benchmark_page", "write_benchmark_page"]
+
+Record = Mapping[str, Any]
+Describe = Callable[[str, str], tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]]
+"""From (suite, task) to head, rows and notes of its table."""
+_MOST_CLASSES = 12
+
+
+def write_benchmark_page(output: Path, describe: Describe | None = None) -> Path:
+    """Write ``results.html`` of a sweep from the files beside it; replaces an earlier one.
+
+    Parameters
+    ----------
+    output
+        Folder of the sweep.
+    describe
+        Gives head, rows and notes of the table of (suite, task); None leaves tables out.
+
+    Returns
+    -------
+    pathlib.Path
+        The page.
+
+    Raises
+    ------
+    ReportError
+        When there is no finished run.
+    MissingDependencyError
+        Without matplotlib.
+    """
+    require_matplotlib()
+    path = output / "results.html"
+    write_page(path, benchmark_page(output, describe), overwrite=True)
+    return path
+
+
+def benchmark_page(output: Path, describe: Describe | None = None) -> str:
+    """Give the page as text."""
+    import polars as pl
+
+    file = output / "summary.parquet"
+    lines: Sequence[Record] = pl.read_parquet(file).to_dicts() if file.is_file() else []
+    if not lines:
+        raise ReportError(f"{output} holds no finished run of a benchmark")
+    protocols = ", ".join(dict.fromkeys(str(line["protocol"]) for line in lines))
+    parts = [
+        '<p class="kicker">megabase benchmark</p>',
+        f"<h1>{', '.join(dict.fromkeys(str(line['suite']) for line in lines))}</h1>",
+        f"<p class='note'>Protocol {protocols}. Bars are means over runs, lines across them the "
+        "spread (standard deviation; half the range for cv5); diamonds are published figures.</p>",
+    ]
+    parts += _by_length(lines)
+    for suite, task in dict.fromkeys((line["suite"], line["task"]) for line in lines):
+        mine = [line for line in lines if (line["suite"], line["task"]) == (suite, task)]
+        parts.append(section(f"{suite}: {task}", _task_parts(output, mine, describe)))
+    return document("megabase benchmark", parts)
+
+
+def _task_parts(output: Path, lines: Sequence[Record], describe: Describe | None) -> list[str]:
+    from html import escape
+
+    parts = [
+        figure(
+            lambda theme, size: plots.draw_bars(lines, theme, size),
+            "; ".join(f"{line['model']} {line['mean']:.3f}" for line in lines),
+            f"{lines[0]['metric']} of every model on the test rows.",
+        )
+    ]
+    if describe is not None:
+        head, rows, notes = describe(str(lines[0]["suite"]), str(lines[0]["task"]))
+        parts.append(table(head, rows))
+        parts += [f'<p class="note">{escape(note)}</p>' for note in notes]
+    held = [(line, _outputs(output / line["folders"][0])) for line in lines]
+    known = [(line, *found) for line, found in held if found is not None]
+    two = [
+        (str(line["model"]), outputs[:, 1] - outputs[:, 0], labels)
+        for line, outputs, labels, classes in known
+        if len(classes) == 2 and labels.ndim == 1
+    ]
+    if two:
+        parts.append(
+            figure(
+                lambda theme, size: plots.draw_curves(two, theme, size),
+                "ROC and precision-recall curves",
+                "ROC and precision-recall curves on the test rows, first run of each model.",
+            )
+        )
+    best = max(known, key=lambda item: item[0]["mean"], default=None)
+    if best is not None and best[2].ndim == 1 and 2 <= len(best[3]) <= _MOST_CLASSES:
+        from megabase.report.benchmark_plots import draw_confusion
+
+        line, outputs, labels, classes = best
+        count = len(classes)
+        pairs = labels * count + outputs.argmax(axis=1)
+        counts = np.bincount(pairs, minlength=count * count).reshape(count, count)
+        parts.append(
+            figure(
+                lambda theme, size: draw_confusion(counts, classes, theme, size),
+                f"Confusion matrix of {line['model']}",
+                f"Confusion matrix of {line['model']}, first run: truth down, answer across.",
+            )
+        )
+    picture = output / "pictures" / f"{lines[0]['suite']}.{lines[0]['task']}.json"
+    if picture.is_file():
+        parts += _pictures(json.loads(picture.read_text()))
+    return parts
+
+
+def _by_length(lines: Sequence[Record]) -> list[str]:
+    """Draw figures against length, where tasks differ by it."""
+    series = [line for line in lines if line["length"] is not None]
+    if len({line["length"] for line in series}) < 2:
+        return []
+    picture = figure(
+        lambda theme, size: plots.draw_lengths(series, theme, size),
+        "; ".join(f"{i['model']} at {i['length']:,}: {i['mean']:.3f}" for i in series),
+        "The figure against the length of the sequences; lines across points are the spread.",
+    )
+    return [section("Against length", [picture])]
+
+
+def _outputs(folder: Path) -> tuple[Any, Any, list[str]] | None:
+    file, record = folder / "outputs.npz", folder / "record.json"
+    if not file.is_file() or not record.is_file():
+        return None
+    with np.load(file) as kept:
+        outputs, labels = kept["test"], kept["test_labels"]
+    return outputs, labels, list(json.loads(record.read_text())["classes"])
+
+
+def _pictures(record: Record) -> list[str]:
+    return [
+        figure(
+            lambda theme, size, item=item: plots.draw_points(item, theme, size),
+            f"Picture of the embedding of {item['model']}",
+            f"Embedding of {item['model']} in two dimensions ({record['method']}), one point a "
+            "test sequence, coloured by class.",
+        )
+        for item in record["items"]
+    ]

@@ -1,0 +1,307 @@
+"""Plots of a benchmark: bars with error, curves, confusion matrices, accuracy against length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megabase.report.drawing import add_axes, as_svg, padded, short
+from megabase.report.theme import LIGHT, WIDE, Size, Theme
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "binary_curves",
+    "draw_bars",
+    "draw_confusion",
+    "draw_curves",
+    "draw_lengths",
+    "draw_points",
+]
+
+Record = Mapping[str, Any]
+_Values = npt.NDArray[np.floating[Any]]
+
+
+def draw_bars(lines: Sequence[Record], theme: Theme = LIGHT, size: Size = WIDE) -> str:
+    """Draw the mean of every model of a task, its spread, and the published figure as a mark.
+
+    Parameters
+    ----------
+    lines
+        Rows of ``summary.parquet`` of one task.
+    theme, size
+        For which page.
+
+    Returns
+    -------
+    str
+        SVG.
+    """
+    return as_svg(lambda figure: _bars(figure, lines, theme, size), theme, size)
+
+
+def _bars(figure: Figure, lines: Sequence[Record], theme: Theme, size: Size) -> None:
+    shown = [line for line in lines if not math.isnan(line["mean"])][::-1]
+    widest = max((len(line["model"]) for line in shown), default=1)
+    left = min(0.62 * size.text * widest + 10, 0.45 * size.width)
+    bottom, top = 3.6 * size.text, 8.0
+    axes = figure.add_axes(
+        (
+            left / size.width,
+            bottom / size.height,
+            1 - (left + 4.5 * size.text) / size.width,
+            1 - (bottom + top) / size.height,
+        )
+    )
+    for place, line in enumerate(shown):
+        colour = theme.floor if str(line["model"]).startswith("kmer") else theme.model
+        axes.barh(place, line["mean"], height=0.6, color=colour, alpha=0.85)
+        reach = line["mean"]
+        if line["spread"] is not None:
+            axes.errorbar(
+                line["mean"], place, xerr=line["spread"], color=theme.ink, capsize=3, linewidth=1.2
+            )
+            reach += line["spread"]
+        if line["published"] is not None:
+            axes.plot(line["published"], place, marker="D", color=theme.ink, markersize=5,
+                      fillstyle="none")  # fmt: skip
+            reach = max(reach, line["published"])
+        axes.annotate(
+            f"{line['mean']:.3f}", (reach, place), xytext=(7, 0), textcoords="offset points",
+            va="center", color=theme.ink,
+        )  # fmt: skip
+    axes.set_yticks(range(len(shown)), [str(line["model"]) for line in shown])
+    values = [line["mean"] for line in shown]
+    values += [line["published"] for line in shown if line["published"] is not None]
+    low, _ = padded(values, 0.1) if values else (0.0, 1.0)
+    # Bars start at zero unless all of them are far above it.
+    axes.set_xlim(max(0.0, math.floor(low * 10 - 1) / 10) if low > 0.5 else min(0.0, low), None)
+    axes.grid(axis="x")
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(str(lines[0]["metric"]))
+
+
+def binary_curves(scores: _Values, labels: npt.NDArray[Any]) -> dict[str, tuple[_Values, _Values]]:
+    """Give the points of the ROC and the precision-recall curve.
+
+    Parameters
+    ----------
+    scores
+        (n,): more is more likely positive.
+    labels
+        (n,): 1 for positive.
+
+    Returns
+    -------
+    dict
+        roc -> (false positive rate, true positive rate); pr -> (recall, precision). One point for
+        each distinct score.
+    """
+    order = np.argsort(-scores, kind="stable")
+    positive = (labels[order] == 1).astype(np.float64)
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    true = np.cumsum(positive)[last]
+    false = last + 1 - true
+    total = positive.sum()
+    recall = true / max(total, 1.0)
+    return {
+        "roc": (
+            np.append(0.0, false / max(len(labels) - total, 1.0)),
+            np.append(0.0, recall),
+        ),
+        "pr": (recall, true / (true + false)),
+    }
+
+
+def draw_curves(
+    series: Sequence[tuple[str, _Values, npt.NDArray[Any]]],
+    theme: Theme = LIGHT,
+    size: Size = WIDE,
+) -> str:
+    """Draw ROC and precision-recall curves of several models on the same rows, side by side.
+
+    Parameters
+    ----------
+    series
+        (model, scores (n,), labels (n,)).
+    theme, size
+        For which page.
+
+    Returns
+    -------
+    str
+        SVG.
+    """
+    return as_svg(lambda figure: _curves(figure, series, theme, size), theme, size)
+
+
+def _curves(
+    figure: Figure,
+    series: Sequence[tuple[str, _Values, npt.NDArray[Any]]],
+    theme: Theme,
+    size: Size,
+) -> None:
+    side_by_side = size.width > size.height * 1.5
+    grid = figure.subplots(1, 2) if side_by_side else figure.subplots(2, 1)
+    figure.subplots_adjust(
+        left=0.09 if side_by_side else 0.16,
+        right=0.97,
+        bottom=0.16,
+        top=0.95,
+        wspace=0.25,
+        hspace=0.6,
+    )
+    styles = ["-", "--", "-.", ":"]
+    names = {"roc": ("false positive rate", "true positive rate"), "pr": ("recall", "precision")}
+    for axes, kind in zip(np.ravel(grid), ("roc", "pr"), strict=True):
+        for number, (model, scores, labels) in enumerate(series):
+            x, y = binary_curves(scores, labels)[kind]
+            colour = theme.floor if model.startswith("kmer") else theme.model
+            axes.plot(
+                x, y, styles[number % 4], label=model, color=colour, linewidth=1.5,
+                alpha=1.0 - 0.12 * (number % 5),
+            )  # fmt: skip
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.02)
+        axes.grid()
+        axes.set_xlabel(names[kind][0])
+        axes.set_ylabel(names[kind][1])
+    np.ravel(grid)[0].legend(frameon=False, loc="lower right", fontsize=size.text - 3)
+
+
+def draw_confusion(
+    table: npt.NDArray[np.int64], classes: Sequence[str], theme: Theme = LIGHT, size: Size = WIDE
+) -> str:
+    """Draw a confusion matrix: shares of each true class, with the counts written in.
+
+    Parameters
+    ----------
+    table
+        (C, C) counts: true class down, answer across.
+    classes
+        Names.
+    theme, size
+        For which page.
+
+    Returns
+    -------
+    str
+        SVG.
+    """
+    return as_svg(lambda figure: _confusion(figure, table, classes, theme, size), theme, size)
+
+
+def _confusion(
+    figure: Figure,
+    table: npt.NDArray[np.int64],
+    classes: Sequence[str],
+    theme: Theme,
+    size: Size,
+) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    names = [name if len(name) <= 14 else f"{name[:13]}." for name in classes]
+    left = 0.62 * size.text * max(map(len, names)) + 2.2 * size.text
+    side = min(size.width - left - 10, size.height - 4.2 * size.text)
+    axes = figure.add_axes(
+        (
+            left / size.width,
+            3.6 * size.text / size.height,
+            side / size.width,
+            side / size.height,
+        )
+    )
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    colours = LinearSegmentedColormap.from_list("share", [theme.faint, theme.model])
+    axes.imshow(shares, cmap=colours, vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(table):
+        ink = theme.background if shares[row, column] > 0.5 else theme.ink
+        axes.text(column, row, f"{count:,}", ha="center", va="center", color=ink,
+                  fontsize=size.text - (1 if len(names) < 6 else 4))  # fmt: skip
+    axes.set_xticks(range(len(names)), names, rotation=0 if len(names) < 4 else 30, ha="center")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("answer")
+    axes.set_ylabel("truth")
+
+
+def draw_lengths(lines: Sequence[Record], theme: Theme = LIGHT, size: Size = WIDE) -> str:
+    """Draw the figure of every model against the length of the sequences.
+
+    Parameters
+    ----------
+    lines
+        Rows of ``summary.parquet`` of a series of tasks with a ``length``.
+    theme, size
+        For which page.
+
+    Returns
+    -------
+    str
+        SVG.
+    """
+    return as_svg(lambda figure: _lengths(figure, lines, theme, size), theme, size)
+
+
+def _lengths(figure: Figure, lines: Sequence[Record], theme: Theme, size: Size) -> None:
+    axes = add_axes(figure, size, right=10, y_label=str(lines[0]["metric"]))
+    styles = ["-", "--", "-.", ":"]
+    for number, model in enumerate(dict.fromkeys(line["model"] for line in lines)):
+        mine = sorted((i for i in lines if i["model"] == model), key=lambda i: i["length"])
+        colour = theme.floor if str(model).startswith("kmer") else theme.model
+        axes.errorbar(
+            [line["length"] for line in mine],
+            [line["mean"] for line in mine],
+            yerr=[line["spread"] or 0.0 for line in mine],
+            fmt=f"o{styles[number % 4]}",
+            color=colour,
+            capsize=3,
+            markersize=5,
+            label=model,
+        )
+    axes.set_xscale("log", base=2)
+    axes.minorticks_off()
+    lengths = sorted({line["length"] for line in lines})
+    axes.set_xticks(lengths, [short(length) for length in lengths])
+    axes.set_xlabel("bases of a sequence")
+    axes.legend(frameon=False, loc="best", fontsize=size.text - 2)
+
+
+def draw_points(picture: Record, theme: Theme = LIGHT, size: Size = WIDE) -> str:
+    """Draw an embedding in two dimensions, one colour for each class.
+
+    Parameters
+    ----------
+    picture
+        ``points`` (n, 2), ``labels`` (n,) class numbers, ``classes`` names.
+    theme, size
+        For which page.
+
+    Returns
+    -------
+    str
+        SVG.
+    """
+    return as_svg(lambda figure: _points(figure, picture, theme, size), theme, size)
+
+
+def _points(figure: Figure, picture: Record, theme: Theme, size: Size) -> None:
+    from matplotlib import colormaps
+
+    points, labels = np.array(picture["points"]), np.array(picture["labels"])
+    axes = figure.add_axes((0.02, 0.03, 0.66, 0.94))
+    colours = colormaps["tab10" if len(picture["classes"]) <= 10 else "tab20"]
+    for number, name in enumerate(picture["classes"]):
+        mine = points[labels == number]
+        axes.scatter(mine[:, 0], mine[:, 1], s=9, color=colours(number % colours.N), label=name)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.legend(
+        frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=size.text - 2,
+        markerscale=1.8, labelcolor=theme.ink,
+    )  # fmt: skip

@@ -1,0 +1,485 @@
+"""The runner: a suite, models, a protocol and seeds become runs, and runs become one table.
+
+Every run has a folder of its own under ``OUTPUT/runs``, named by a hash of all that decides its
+figures, with a ``record.json`` once it is finished. A sweep that was stopped finds the finished
+records, continues the run it was in, and goes on; the table is made from the records alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from megabase.data.labelled import LabelledSequences
+from megabase.data.leaks import genome_overlap, leaking_rows, leaks
+from megabase.tasks import metrics
+from megabase.tasks.baselines import fit_kmers
+from megabase.tasks.benchmark_config import BenchmarkConfig, ModelEntry
+from megabase.tasks.benchmark_models import (
+    combinations,
+    finetune_settings,
+    kmer_words,
+    resolve_entry,
+)
+from megabase.tasks.finetune import finetune, without_nan, write_arrays
+from megabase.tasks.protocol import Unit, split_task, units
+from megabase.tasks.recipes import recipe_settings
+from megabase.tasks.suites import suite_module
+from megabase.tasks.suites.base import Task
+from megabase.training.provenance import environment, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Stopped", "run_benchmark"]
+
+_FORMAT = 1
+
+
+class Stopped(Exception):  # noqa: N818 (not an error: a signal asked for it)
+    """A signal ended a run after its checkpoint was saved.
+
+    Parameters
+    ----------
+    signal
+        Its number.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One run: what decides its figures."""
+
+    task: Task
+    entry: ModelEntry
+    unit: Unit
+    splits: Mapping[str, LabelledSequences]
+    digest: str
+
+
+def run_benchmark(
+    config: BenchmarkConfig,
+    *,
+    console: Console | None = None,
+    done: Callable[[], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Run a sweep.
+
+    Parameters
+    ----------
+    config
+        Settings.
+    console
+        Where to show what is done; None shows nothing.
+    done
+        Called after every finished run, to bring the table up to date.
+
+    Returns
+    -------
+    list of dict
+        The records of this sweep, in order.
+
+    Raises
+    ------
+    MegabaseError
+        For data, models or settings that cannot be used; before the first run where possible.
+    Stopped
+        When a signal ended it early; the same call with ``resume`` goes on.
+    """
+    output = Path(config.output)
+    _prepare(config, output)
+    module = suite_module(config.suite)
+    names = module.names(config)
+    for entry in config.entries:
+        if kmer_words(entry.start) is None:
+            resolve_entry(entry)
+    if hasattr(module, "run"):
+        return module.run(config, names, output, console, done)
+    records: list[dict[str, Any]] = []
+    for name in names:
+        task = _with_metric(module.load(config, name), config)
+        task = _checked_for_leaks(config, task, output, console)
+        for entry in config.entries:
+            for record in _run_entry(config, task, entry, output, console):
+                records.append(record)
+                if done is not None:
+                    done()
+    return records
+
+
+def _prepare(config: BenchmarkConfig, output: Path) -> None:
+    from megabase.training.run_folder import RunFolderError
+
+    if output.exists() and not output.is_dir():
+        raise RunFolderError(f"output {output} is a file; name a folder")
+    taken = output.is_dir() and any(output.iterdir())
+    ours = (output / "benchmark.json").is_file()
+    if taken and not (config.resume or config.overwrite):
+        raise RunFolderError(
+            f"output folder {output} exists and is not empty; go on with --resume true, replace it "
+            "with --overwrite true, or name another folder"
+        )
+    if taken and not ours:
+        raise RunFolderError(f"output folder {output} holds no sweep; name another folder")
+    if taken and config.overwrite:
+        for name in ("runs", "data", "leaks"):
+            shutil.rmtree(output / name, ignore_errors=True)
+    output.mkdir(parents=True, exist_ok=True)
+    values = {"format": _FORMAT, "config": asdict(config), "environment": environment()}
+    write_json(output / "benchmark.json", without_nan(json.loads(json.dumps(values, default=str))))
+
+
+def _with_metric(task: Task, config: BenchmarkConfig) -> Task:
+    if config.metric is None or config.metric == task.metric:
+        return task
+    metrics.check([config.metric], task.kind)
+    others = tuple(name for name in (task.metric, *task.metrics) if name != config.metric)
+    return replace(task, metric=config.metric, metrics=others)
+
+
+def _checked_for_leaks(
+    config: BenchmarkConfig, task: Task, output: Path, console: Console | None
+) -> Task:
+    """Count leaks, keep the counts with the task, and drop rows if that is asked for."""
+    key = _hash(
+        {
+            "rows": {name: _digest(rows) for name, rows in task.splits.items()},
+            "threshold": config.leak_threshold,
+            "drop": config.drop_leaks,
+            "genomes": _genomes(config),
+        }
+    )
+    file = output / "leaks" / f"{task.suite}.{task.name}-{key}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    splits = dict(task.splits)
+    if config.drop_leaks and "test" in splits:
+        for name in ("train", "valid"):
+            if name in splits:
+                bad = leaking_rows(splits[name], splits["test"], config.leak_threshold)
+                splits[name] = splits[name].take(np.flatnonzero(~bad))
+    if not file.is_file():
+        found = leaks(task.splits, config.leak_threshold)
+        found = replace(
+            found,
+            dropped={n: len(task.splits[n]) - len(splits[n]) for n in splits}
+            if config.drop_leaks
+            else {},
+            pretraining=_pretraining(config, task),
+        )
+        write_json(file, found.to_dict())
+    if console is not None:
+        console.print(f"{task.suite} {task.name}: {describe_leaks(json.loads(file.read_text()))}",
+                      markup=False, highlight=False)  # fmt: skip
+    return replace(task, splits=splits, notes=(*task.notes, f"leaks:{file.name}"))
+
+
+def describe_leaks(found: Mapping[str, Any]) -> str:
+    """Say the counts of a leak check in a sentence."""
+    parts: list[str] = []
+    for pair, counts in found["across"].items():
+        first, second = pair.split("-")
+        total = counts["exact"] + counts["reverse_complement"] + counts["near"]
+        text = (
+            f"{total:,} of {found['rows'][second]:,} {second} rows are in {first} "
+            f"({counts['exact']:,} equal, {counts['reverse_complement']:,} as reverse complement, "
+            f"{counts['near']:,} near"
+        )
+        if counts["other_label"]:
+            text += f"; {counts['other_label']:,} with another label"
+        parts.append(text + ")")
+    repeats = ", ".join(f"{count:,} in {name}" for name, count in found["within"].items())
+    parts.append(f"rows that repeat an earlier one: {repeats}")
+    if found["dropped"]:
+        gone = ", ".join(f"{n:,} of {name}" for name, n in found["dropped"].items() if n)
+        parts.append(f"dropped: {gone or 'none'}")
+    for overlap in found["pretraining"]:
+        rows = ", ".join(f"{count:,} of {name}" for name, count in overlap["rows"].items())
+        parts.append(f"rows in the pretraining regions of {overlap['genome']}: {rows}")
+    near = f"near: at least {found['threshold']:.0%} of a row's 16-mers in one other row"
+    if found["sampled"] > 1:
+        near += f", of one in {found['sampled']} 16-mers"
+    return "; ".join([*parts, near])
+
+
+def _genomes(config: BenchmarkConfig) -> list[tuple[str, list[str]]]:
+    """List the genomes whose training regions are looked through: (store, regions)."""
+    if config.pretrain_genome is not None:
+        return [(config.pretrain_genome, list(config.pretrain_regions))]
+    from megabase.inference.run_data import find_run
+
+    found: list[tuple[str, list[str]]] = []
+    for entry in config.entries:
+        folder = Path(entry.start).expanduser()
+        run = find_run(folder) if folder.is_dir() else None
+        if run is not None and run.genome_path.is_file():
+            found.append((str(run.genome_path), [f"run:{run.folder}"]))
+    return list({path: (path, regions) for path, regions in found}.values())
+
+
+def _pretraining(config: BenchmarkConfig, task: Task) -> list[Any]:
+    from megabase.data.regions import Regions
+    from megabase.data.split import regions_of
+    from megabase.genome.store import GenomeStore
+    from megabase.inference.run_data import find_run
+
+    found = []
+    for path, places in _genomes(config):
+        store = GenomeStore.open(path)
+        if places and places[0].startswith("run:"):
+            run = find_run(places[0].removeprefix("run:"))
+            regions = run.regions(store, "train") if run is not None else Regions.of([], [], [])
+        else:
+            regions = regions_of(store, places) if places else Regions.whole(store.lengths)
+        found.append(genome_overlap(task.splits, store, regions))
+    return found
+
+
+def _run_entry(
+    config: BenchmarkConfig, task: Task, entry: ModelEntry, output: Path, console: Console | None
+) -> list[dict[str, Any]]:
+    """Run one model on one task with every seed."""
+    records: list[dict[str, Any]] = []
+    chosen: dict[str, Any] = {}
+    seen: set[str] = set()
+    tuning = 0.0
+    for number, unit in enumerate(units(config.protocol, config.seed_numbers, config.folds)):
+        splits = split_task(task, config.protocol, unit, config.folds)
+        digest = _hash({name: _digest(rows) for name, rows in splits.items()})
+        if kmer_words(entry.start) is not None and digest in seen:
+            continue  # it has no seed of its own: the same rows give the same figures
+        seen.add(digest)
+        job = _Job(task, entry, unit, splits, digest)
+        if number == 0 and entry.tune:
+            chosen, tuning = _tune(config, job, output, console)
+        record = _run_unit(config, job, chosen, tuning, output, console)
+        records.append(record)
+        if console is not None:
+            value = record["test"].get(task.metric)
+            shown = "not defined" if value is None else f"{value:.4f}"
+            console.print(
+                f"{task.name}  {entry.name}  {unit.name}: {task.metric} {shown}  "
+                f"({record['seconds'] / 60:.1f} min)", markup=False, highlight=False,
+            )  # fmt: skip
+    return records
+
+
+def _settings_key(config: BenchmarkConfig, job: _Job, settings: Any) -> str:
+    return _hash(
+        {
+            "protocol": config.protocol,
+            "folds": config.folds if config.protocol == "kfold" else None,
+            "data": job.digest,
+            "settings": settings,
+            "metric": job.task.metric,
+        }
+    )
+
+
+def _folder(output: Path, config: BenchmarkConfig, job: _Job, key: str) -> Path:
+    slug = "".join(c if c.isalnum() or c in "-._" else "-" for c in Path(job.entry.name).name)
+    place = f"{job.task.suite}.{job.task.name}"
+    return output / "runs" / place / f"{slug}-{config.protocol}-{job.unit.name}-{key}"
+
+
+def _run_unit(
+    config: BenchmarkConfig,
+    job: _Job,
+    chosen: Mapping[str, Any],
+    tuning: float,
+    output: Path,
+    console: Console | None,
+) -> dict[str, Any]:
+    """Run one seed of one model, or give the record of an earlier one."""
+    words = kmer_words(job.entry.start)
+    recipe = recipe_settings(config.recipe, job.task)
+    if words is not None:
+        settings: Any = {"kmer": words}
+        run = None
+    else:
+        run = finetune_settings(config, job.task, job.entry, recipe=recipe, chosen=chosen)
+        settings = json.loads(json.dumps(asdict(run), default=str))
+    key = _settings_key(config, job, settings)
+    folder = _folder(output, config, job, key)
+    file = folder / "record.json"
+    if file.is_file():
+        return json.loads(file.read_text())
+    names = [job.task.metric, *job.task.metrics]
+    if run is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        metric = job.task.metric if job.task.kind != "multi_label" else "auroc"
+        floor = fit_kmers(job.splits, words or (), metric, names)
+        _keep_outputs(folder, floor.outputs, job.splits)
+        result: dict[str, Any] = {
+            "family": "kmer", "parameters": floor.parameters,
+            "trained_parameters": floor.parameters, "seconds": floor.seconds,
+            "training_seconds": floor.seconds, "valid": floor.figures["valid"],
+            "test": floor.figures["test"], "chosen": floor.chosen, "epochs": None, "steps": None,
+            "notes": [],
+        }  # fmt: skip
+    else:
+        files = _write_splits(output, job)
+        result = _finetune(replace(run, **files, seed=job.unit.seed, output=str(folder)), console)
+        result["chosen"] = dict(chosen)
+    record = {
+        "format": _FORMAT,
+        "suite": job.task.suite,
+        "task": job.task.name,
+        "model": job.entry.name,
+        "start": job.entry.start,
+        "compare": job.entry.compare,
+        "overrides": settings.get("overrides", {}),
+        "key": _hash({"model": settings, "protocol": config.protocol, "drop": config.drop_leaks}),
+        "protocol": config.protocol,
+        "recipe": config.recipe,
+        "seed": job.unit.seed,
+        "fold": job.unit.fold,
+        "metric": job.task.metric,
+        "metrics": names,
+        "kind": job.task.kind,
+        "classes": list(job.splits["train"].classes),
+        "groups": dict(job.task.groups),
+        "official": job.task.official,
+        "length": job.task.length,
+        "published": [asdict(item) for item in job.task.published],
+        "rows": {name: len(rows) for name, rows in job.splits.items()},
+        "test_rows": _digest(job.splits["test"]),
+        "settings": settings,
+        "tuning_seconds": tuning,
+        "folder": folder.name,
+        **result,
+        "notes": [*job.task.notes, *result["notes"]],
+    }
+    record["test"] |= _group_figures(folder, job.task)
+    record = without_nan(record)
+    write_json(file, record)
+    return record
+
+
+def _finetune(config: Any, console: Console | None) -> dict[str, Any]:
+    """Run a fine-tuning, from its last checkpoint if it was interrupted."""
+    started = (Path(config.output) / "config.yaml").is_file()
+    before = _earlier_seconds(Path(config.output)) if started else 0.0
+    result = finetune(replace(config, resume=started), console=None)
+    if result is None or result.signal is not None:
+        raise Stopped(15 if result is None or result.signal is None else result.signal)
+    values = {
+        name: getattr(result, name)
+        for name in (
+            "family", "parameters", "trained_parameters", "training_seconds", "valid", "test",
+            "epochs", "steps", "best_step", "monitor", "tokens_per_second", "notes",
+        )
+    }  # fmt: skip
+    return {**values, "seconds": result.seconds + before}
+
+
+def _earlier_seconds(folder: Path) -> float:
+    """Give the training time of a run before it was interrupted, from its log."""
+    seconds = 0.0
+    file = folder / "metrics.jsonl"
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        try:
+            seconds = max(seconds, float(json.loads(line).get("seconds", 0.0)))
+        except (ValueError, TypeError):
+            continue
+    return seconds
+
+
+def _tune(
+    config: BenchmarkConfig, job: _Job, output: Path, console: Console | None
+) -> tuple[dict[str, Any], float]:
+    """Train every combination of a grid without the test rows; keep the best on validation."""
+    best: tuple[float, dict[str, Any]] | None = None
+    seconds = 0.0
+    recipe = recipe_settings(config.recipe, job.task)
+    files = _write_splits(output, job)
+    for chosen in combinations(job.entry.tune):
+        run = finetune_settings(config, job.task, job.entry, recipe=recipe, chosen=chosen)
+        settings = json.loads(json.dumps(asdict(run), default=str))
+        key = _settings_key(config, job, {**settings, "tuning": True})
+        folder = _folder(output, config, job, key).parent / f"tuning-{key}"
+        file = folder / "tuned.json"
+        if not file.is_file():
+            given = {**files, "test": None}
+            result = _finetune(
+                replace(run, **given, seed=job.unit.seed, output=str(folder)), console
+            )
+            write_json(file, without_nan({"chosen": chosen, **result}))
+        found = json.loads(file.read_text())
+        seconds += found["seconds"]
+        value = found["valid"].get(found["monitor"])
+        value = -math.inf if value is None else value
+        value = value if metrics.higher_is_better(found["monitor"]) else -value
+        if console is not None:
+            console.print(f"{job.task.name}  {job.entry.name}  tuning {chosen}: validation "
+                          f"{found['monitor']} {abs(value):.4f}",
+                          markup=False, highlight=False)  # fmt: skip
+        if best is None or value > best[0]:
+            best = (value, chosen)
+    return ({} if best is None else best[1]), seconds
+
+
+def _write_splits(output: Path, job: _Job) -> dict[str, str]:
+    """Write the rows of a run as Parquet, once for all models; give their paths."""
+    import polars as pl
+
+    folder = output / "data" / f"{job.task.suite}.{job.task.name}-{job.digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: dict[str, str] = {}
+    for name, rows in job.splits.items():
+        path = folder / f"{name}.parquet"
+        paths[name] = str(path)
+        if path.is_file():
+            continue
+        text = rows.text
+        columns: dict[str, Any] = {
+            "sequence": [text.sequences[row] for row in rows.rows.tolist()],
+        }
+        for number, column in enumerate(text.columns):
+            columns[column] = [text.labels[row][number] for row in rows.rows.tolist()]
+        temporary = folder / f".{name}.{os.getpid()}.tmp"
+        pl.DataFrame(columns).write_parquet(temporary)
+        os.replace(temporary, path)
+    return paths
+
+
+def _keep_outputs(
+    folder: Path, outputs: Mapping[str, np.ndarray], splits: Mapping[str, LabelledSequences]
+) -> None:
+    kept: dict[str, np.ndarray] = {}
+    for name, values in outputs.items():
+        kept |= {name: values, f"{name}_labels": splits[name].labels}
+    write_arrays(folder / "outputs.npz", kept)
+
+
+def _group_figures(folder: Path, task: Task) -> dict[str, float]:
+    if not task.groups:
+        return {}
+    with np.load(folder / "outputs.npz") as kept:
+        found = metrics.median_by_group("auroc", kept["test"], kept["test_labels"], task.groups)
+    return {f"median_auroc_{group}": value for group, value in found.items()}
+
+
+def _digest(rows: LabelledSequences) -> str:
+    digest = hashlib.sha256()
+    for array in (rows.codes, rows.offsets, np.ascontiguousarray(rows.labels)):
+        digest.update(array.tobytes())
+    digest.update("\0".join(rows.classes).encode())
+    return digest.hexdigest()[:16]
+
+
+def _hash(values: Any) -> str:
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -1,0 +1,165 @@
+"""From an entry of a sweep to the settings of a fine-tuning run."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import re
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megabase.tasks.benchmark_config import BenchmarkConfig, ModelEntry, flatten
+from megabase.tasks.finetune_config import FinetuneConfig
+from megabase.tasks.suites.base import SuiteError, Task
+from megabase.training.config import Stage
+
+__all__ = ["combinations", "finetune_settings", "kmer_words", "resolve_entry", "with_settings"]
+
+DEFAULTS: dict[str, Any] = {"epochs": 10, "global_batch": 64, "log_every": 50}
+"""What every model takes when nothing else is said, beside the defaults of fine-tuning."""
+KMER_WORDS = (4, 5, 6)
+_NOT_SET = ("train", "valid", "test", "output", "seed", "resume", "overwrite", "force")
+
+
+def kmer_words(start: str) -> tuple[int, ...] | None:
+    """Give the word lengths of a baseline entry (kmer, kmer:5), or None for other models.
+
+    Raises
+    ------
+    SuiteError
+        For a length outside 1 to 8.
+    """
+    if start == "kmer":
+        return KMER_WORDS
+    found = re.fullmatch(r"kmer:(\d+)", start)
+    if not found:
+        return None
+    if not 1 <= int(found.group(1)) <= 8:
+        raise SuiteError(f"{start}: words have 1 to 8 bases")
+    return (int(found.group(1)),)
+
+
+def resolve_entry(entry: ModelEntry) -> dict[str, Any]:
+    """Give the fields of the fine-tuning settings that say what the model is.
+
+    Raises
+    ------
+    SuiteError
+        When `start` names nothing that is there.
+    """
+    from megabase.models.families import FAMILIES
+    from megabase.models.presets import PRESETS
+
+    start = entry.start
+    if start == "scratch":
+        return {"model": "default", "from_scratch": True}
+    if start.endswith(":scratch"):
+        return {"model": start.removesuffix(":scratch"), "from_scratch": True}
+    if start == "default":
+        return {"model": "default"}
+    families = [family.name for family in FAMILIES]
+    if start in families:
+        return {"family": start}
+    if Path(start).expanduser().is_dir():
+        return {"model": str(Path(start).expanduser().absolute())}
+    presets = list(PRESETS)
+    if start in presets:
+        return {"preset": start}
+    if start.count("/") == 1 and not start.startswith((".", "/", "~")):
+        return {"model": start}
+    near = difflib.get_close_matches(start, [*families, *presets, "default", "scratch", "kmer"])
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise SuiteError(
+        f"model {start!r} is no folder, family or preset, nor default, scratch, kmer{hint}"
+    )
+
+
+def with_settings(config: FinetuneConfig, settings: Mapping[str, Any]) -> FinetuneConfig:
+    """Set fields by dotted name.
+
+    Raises
+    ------
+    SuiteError
+        For a name that fine-tuning does not have.
+    """
+    return _set(config, flatten(settings), "")
+
+
+def _set(config: Any, settings: Mapping[str, Any], prefix: str) -> Any:
+    fields = {field.name for field in dataclasses.fields(config)} - set(_NOT_SET)
+    changes: dict[str, Any] = {}
+    below: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        head, _, rest = name.partition(".")
+        if head not in fields:
+            near = difflib.get_close_matches(head, fields, n=1)
+            hint = f"; did you mean {prefix + near[0]!r}?" if near else ""
+            raise SuiteError(f"there is no setting {prefix + name!r} in fine-tuning{hint}")
+        if rest:
+            below.setdefault(head, {})[rest] = value
+        elif head == "stages":
+            changes[head] = tuple(s if isinstance(s, Stage) else Stage(**s) for s in value)
+        else:
+            changes[head] = _number(config, head, value)
+    for head, inner in below.items():
+        current = getattr(config, head)
+        if isinstance(current, dict):
+            changes[head] = {**current, **inner}
+        elif dataclasses.is_dataclass(current):
+            changes[head] = _set(current, inner, f"{prefix}{head}.")
+        else:
+            raise SuiteError(f"{prefix}{head} has nothing below it")
+    return dataclasses.replace(config, **changes)
+
+
+def _number(config: Any, name: str, value: Any) -> Any:
+    """Read 1e-3, which YAML takes for text, as the number it is."""
+    hint = typing.get_type_hints(type(config))[name]
+    if isinstance(value, str) and float in (hint, *typing.get_args(hint)):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def finetune_settings(
+    config: BenchmarkConfig,
+    task: Task,
+    entry: ModelEntry,
+    *,
+    recipe: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+) -> FinetuneConfig:
+    """Build the settings of one run; files, folder and seed are filled in by the runner.
+
+    What is said later wins: defaults, the data's needs, the recipe, the sweep, the entry, what
+    tuning chose.
+    """
+    start = resolve_entry(entry)
+    metric = task.metric if task.kind != "multi_label" else "auroc"
+    base = FinetuneConfig(train="train", output="output", **start)
+    settings: dict[str, Any] = {**DEFAULTS, "monitor": metric, "table.kind": task.kind}
+    settings["metrics"] = [metric, *(name for name in task.metrics if name != metric)]
+    for more in (task.settings, recipe, config.settings, entry.settings, chosen):
+        settings.update(flatten(more))
+    # The runner writes the rows of every split itself, under these names.
+    columns = task.splits["train"].text.columns
+    settings["table.sequence"] = "sequence"
+    settings["table.label"] = None if columns == ("label",) else list(columns)
+    return with_settings(base, settings)
+
+
+def combinations(tune: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """List every combination of the values of a grid, in order.
+
+    Examples
+    --------
+    >>> combinations({"optim.lr": [1e-3, 2e-3], "epochs": [5]})
+    [{'optim.lr': 0.001, 'epochs': 5}, {'optim.lr': 0.002, 'epochs': 5}]
+    """
+    names = list(tune)
+    return [dict(zip(names, values, strict=True)) for values in itertools.product(*tune.values())]

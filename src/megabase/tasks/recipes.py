@@ -1,0 +1,43 @@
+"""Recipes of the published tables: settings of fine-tuning by data set and by source.
+
+One YAML file for each data set in ``megabase/recipes/benchmarks/SUITE/TASK.yaml``; its top-level
+keys are variants (tested, hyenadna, caduceus, ...), each with settings by nested or dotted name and
+a line ``source`` that says where they come from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megabase.tasks.suites.base import SuiteError, Task
+
+__all__ = ["RECIPES", "read_recipe", "recipe_settings"]
+
+RECIPES = Path(__file__).parents[1] / "recipes" / "benchmarks"
+"""Folder of the recipes."""
+
+
+def read_recipe(suite: str, task: str) -> dict[str, dict[str, Any]]:
+    """Read the variants of a data set; empty when it has no recipe."""
+    import yaml
+
+    file = RECIPES / suite / f"{task}.yaml"
+    return yaml.safe_load(file.read_text()) if file.is_file() else {}
+
+
+def recipe_settings(name: str | None, task: Task) -> dict[str, Any]:
+    """Give the settings of a variant for a task.
+
+    Raises
+    ------
+    SuiteError
+        When the task has no such variant.
+    """
+    if name is None:
+        return {}
+    variants = read_recipe(task.suite, task.name)
+    if name not in variants:
+        held = ", ".join(variants) or "none"
+        raise SuiteError(f"{task.suite} {task.name} has no recipe {name!r}; it has {held}")
+    return {key: value for key, value in variants[name].items() if key != "source"}

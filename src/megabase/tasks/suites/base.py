@@ -1,0 +1,209 @@
+"""What a suite gives to the runner: tasks with rows, a metric, published figures and notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megabase.data.labelled import Kind, LabelledSequences, label_splits, split_rows
+from megabase.data.labelled_files import FastaLabel, find_splits, read_text
+from megabase.errors import MegabaseError
+
+__all__ = [
+    "Published",
+    "SuiteError",
+    "Task",
+    "choose_tasks",
+    "figures",
+    "need_folder",
+    "read_task",
+    "resplit_test",
+]
+
+
+class SuiteError(MegabaseError):
+    """The data of a suite cannot be used as given; the message says what is expected where."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure of a paper."""
+
+    model: str
+    """Name of the model, such as HyenaDNA."""
+    value: float
+    """Figure in [0, 1]."""
+    source: str
+    """Paper and table."""
+    metric: str
+    """Name of the metric."""
+    protocol: str
+    """How it was measured: published (best epoch on the test rows), cv5 or holdout."""
+    spread: float | None = None
+    """What stands after the plus-minus sign."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set of a suite."""
+
+    suite: str
+    """Name of the suite."""
+    name: str
+    """Name of the task."""
+    splits: Mapping[str, LabelledSequences]
+    """train, and valid and test where the data have them."""
+    metric: str
+    """The figure of the table."""
+    metrics: tuple[str, ...] = ()
+    """Further ones."""
+    published: tuple[Published, ...] = ()
+    """What papers report."""
+    official: bool = True
+    """Whether the test rows are those of the papers."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the figures has to know."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the fine-tuning that the data ask for, by dotted name."""
+    groups: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """For several labels: group name -> first column and the one after its last."""
+    length: int | None = None
+    """Bases of a sequence, where it is what a series of tasks varies."""
+
+    @property
+    def kind(self) -> Kind:
+        """What the labels are."""
+        return self.splits["train"].kind
+
+
+def figures(
+    source: str,
+    metric: str,
+    protocol: str,
+    models: Sequence[str],
+    values: Iterable[float | tuple[float, float] | None],
+) -> tuple[Published, ...]:
+    """Turn a row of a published table into figures; None leaves a cell out."""
+    found: list[Published] = []
+    for model, cell in zip(models, values, strict=True):
+        if cell is None:
+            continue
+        value, spread = cell if isinstance(cell, tuple) else (cell, None)
+        found.append(Published(model, value, source, metric, protocol, spread))
+    return tuple(found)
+
+
+def need_folder(data: str | None, suite: str, instructions: str) -> Path:
+    """Give the folder of the data.
+
+    Raises
+    ------
+    SuiteError
+        With instructions when none is named or it is not there.
+    """
+    if data is None:
+        raise SuiteError(f"{suite} needs --data. {instructions}")
+    folder = Path(data).expanduser()
+    if not folder.exists():
+        raise SuiteError(f"there is no folder {folder}. {instructions}")
+    return folder
+
+
+def choose_tasks(found: Sequence[str], wanted: Sequence[str], where: str) -> list[str]:
+    """Choose tasks by name; the end of a name (``core_tata``) is enough when only one has it.
+
+    Raises
+    ------
+    SuiteError
+        For a name that no task has, or several.
+    """
+    if not wanted:
+        return list(found)
+    chosen: list[str] = []
+    for name in wanted:
+        plain = name.strip().lower().replace("-", "_").replace("/", "_")
+        known = {task.lower().replace("-", "_"): task for task in found}
+        fits = [task for key, task in known.items() if key == plain]
+        fits = fits or [task for key, task in known.items() if key.endswith(f"_{plain}")]
+        if len(fits) != 1:
+            what = "no task" if not fits else f"{len(fits)} tasks ({', '.join(fits)})"
+            raise SuiteError(
+                f"{where} holds {what} named {name!r}; it has {', '.join(found) or 'none'}"
+            )
+        if fits[0] not in chosen:
+            chosen.append(fits[0])
+    return chosen
+
+
+def read_task(
+    folder: Path,
+    *,
+    sequence: str | None = None,
+    label: Sequence[str] | str | None = None,
+    fasta_label: FastaLabel = "last_word",
+    kind: Any = "auto",
+    resplit: float | None = None,
+    resplit_seed: int = 0,
+) -> tuple[dict[str, LabelledSequences], bool, tuple[str, ...]]:
+    """Read the splits of a folder, with the same classes everywhere.
+
+    Parameters
+    ----------
+    folder
+        Holds train, valid (or dev, val) and test, as files or folders; or is one labelled file.
+    sequence, label, fasta_label, kind
+        How to read them.
+    resplit
+        Only the test rows are used, and this share of them is the test split here.
+    resplit_seed
+        Decides which.
+
+    Returns
+    -------
+    splits : dict
+        By name.
+    official : bool
+        Whether the test rows are as they come.
+    notes : tuple of str
+        What was done to them.
+
+    Raises
+    ------
+    SuiteError
+        Without training rows.
+    """
+    paths = find_splits(folder) if folder.is_dir() else {"train": folder}
+    if resplit is not None:
+        source = paths.get("test") or paths.get("train")
+        if source is None:
+            raise SuiteError(f"{folder} holds no test file to split again")
+        paths = {"train": source}
+    if "train" not in paths:
+        held = ", ".join(sorted(paths)) or "none of train, valid, test"
+        raise SuiteError(
+            f"{folder} has no training rows (it has {held}); expected a file or folder named "
+            "train, or --resplit 0.25 to split its test rows again"
+        )
+    texts = {
+        name: read_text(path, sequence=sequence, label=label, fasta_label=fasta_label)
+        for name, path in paths.items()
+    }
+    splits = label_splits(texts, kind)
+    if resplit is None:
+        return splits, True, ()
+    return resplit_test(splits["train"], resplit, resplit_seed)
+
+
+def resplit_test(
+    rows: LabelledSequences, share: float, seed: int
+) -> tuple[dict[str, LabelledSequences], bool, tuple[str, ...]]:
+    """Split one set of rows into train and test, class by class."""
+    train, test = split_rows(rows.labels, share, seed)
+    note = (
+        f"train and test are {1 - share:.0%} and {share:.0%} of {Path(rows.text.source).name}, "
+        f"split class by class with seed {seed}: figures compare with each other, not with "
+        "published ones"
+    )
+    return {"train": rows.take(train), "test": rows.take(test)}, False, (note,)

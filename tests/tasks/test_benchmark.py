@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from megabase.errors import MegabaseError
+from megabase.report.benchmark_page import write_benchmark_page
+from megabase.tasks.benchmark import Stopped, run_benchmark
+from megabase.tasks.benchmark_config import BenchmarkConfig, ModelEntry
+from megabase.tasks.benchmark_table import lines, read_records, table_of, write_tables
+from megabase.tasks.suites.base import SuiteError
+from megabase.training import engine
+
+TINY = {
+    "overrides": {"d_model": 16, "n_layer": 1, "filter_order": 8, "embed_dropout": 0.0},
+    "epochs": 2,
+    "global_batch": 16,
+    "optim.lr": 1e-2,
+    "devices": {"accelerator": "cpu", "devices": 1},
+}
+
+
+def write_rows(path: Path, rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    lines = ["sequence,label"]
+    for i in range(rows):
+        weights = [0.1, 0.2, 0.5, 0.2] if i % 2 else [0.5, 0.2, 0.1, 0.2]
+        lines.append("".join(rng.choice(list("ACGT"), 32, p=weights)) + (",g" if i % 2 else ",a"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for name, rows in (("train", 64), ("dev", 24), ("test", 40)):
+        write_rows(tmp_path / "gue" / "mouse" / "0" / f"{name}.csv", rows, rows)
+    return tmp_path / "gue"
+
+
+def settings(tmp_path: Path, data: Path, **options: Any) -> BenchmarkConfig:
+    given: dict[str, Any] = {
+        "suite": "gue",
+        "data": str(data),
+        "output": str(tmp_path / "sweep"),
+        "models": [ModelEntry(name="tiny", start="hyenadna", settings=TINY), "kmer:3"],
+        "seeds": [1, 2],
+        "bootstrap": 20,
+    }
+    return BenchmarkConfig(**{**given, **options})
+
+
+def table(output: Path, order: list[str] | None = None) -> str:
+    records = read_records(output)
+    found = lines(records, order or [], 20)
+    write_tables(output, found, records)
+    return (output / "results.md").read_text()
+
+
+def without_minutes(text: str) -> str:
+    """Leave the two columns of minutes out, which no two runs share."""
+    return re.sub(r"\| \d+\.\d \| \d+\.\d \|", "| |", text)
+
+
+def test_one_table_and_the_same_again_after_a_kill(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_benchmark(settings(tmp_path, data))
+    assert [(r["model"], r["seed"]) for r in whole] == [("tiny", 1), ("tiny", 2), ("kmer:3", 1)]
+    first = table(tmp_path / "sweep", ["tiny", "kmer:3"])
+    assert "## gue: mouse_0" in first
+    assert "DNABERT-2 0.568" in first
+    assert "Protocol **holdout**" in first
+    assert "0 of 40 test rows are in train (0 equal, 0 as reverse complement, 0 near)" in first
+
+    # A second sweep is stopped in its second run, and goes on.
+    second = settings(tmp_path, data, output=str(tmp_path / "second"))
+    real, calls = engine.evaluate, []
+
+    def terminated(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:  # the first validation of the second run
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(engine, "evaluate", terminated)
+    with pytest.raises(Stopped):
+        run_benchmark(second)
+    assert len(read_records(tmp_path / "second")) == 1
+    monkeypatch.setattr(engine, "evaluate", real)
+    with pytest.raises(MegabaseError, match="--resume"):
+        run_benchmark(second)
+    run_benchmark(replace(second, resume=True))
+    again = table(tmp_path / "second", ["tiny", "kmer:3"])
+    assert without_minutes(again) == without_minutes(first)
+
+    page = write_benchmark_page(
+        tmp_path / "sweep",
+        table_of(lines(whole := read_records(tmp_path / "sweep"), ["tiny"], 20), whole,
+                 tmp_path / "sweep"),
+    )  # fmt: skip
+    text = page.read_text()
+    assert "<script" not in text
+    assert "http" not in re.sub(r'src(set)?="[^"]*"', "", text).replace("http-equiv", "")
+
+    tidy = pl.read_parquet(tmp_path / "sweep" / "results.parquet")
+    mcc = tidy.filter((pl.col("split") == "test") & (pl.col("metric") == "mcc"))
+    assert mcc.height == 3
+    assert set(mcc["rows"]) == {40}
+
+
+def test_task_names_by_their_end_and_errors(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(SuiteError, match="named 'mouse_1'"):
+        run_benchmark(settings(tmp_path, data, tasks="mouse_1"))
+    with pytest.raises(SuiteError, match="did you mean 'hyenadna'"):
+        run_benchmark(settings(tmp_path / "b", data, models="hyenadn"))
+    with pytest.raises(SuiteError, match="no setting 'optm"):
+        run_benchmark(settings(tmp_path / "c", data, models="hyenadna", settings={"optm.lr": 1}))
+    with pytest.raises(MegabaseError, match="several models"):
+        settings(tmp_path, data, models="kmer,kmer")
+
+
+def test_tuning_never_reads_the_test_rows(tmp_path: Path, data: Path) -> None:
+    entry = ModelEntry(
+        name="tuned", start="hyenadna", settings=TINY, tune={"optim.lr": [1e-9, 1e-2]}
+    )
+    records = run_benchmark(settings(tmp_path, data, models=[entry], seeds=[1]))
+    assert records[0]["chosen"] == {"optim.lr": 1e-2}
+    tuned = sorted((tmp_path / "sweep" / "runs").glob("*/tuning-*/result.json"))
+    assert len(tuned) == 2
+    assert all(json.loads(file.read_text())["test"] == {} for file in tuned)
+    assert records[0]["tuning_seconds"] > 0
+
+
+def test_kfold_and_published(tmp_path: Path, data: Path) -> None:
+    folds = run_benchmark(
+        settings(tmp_path, data, models="kmer:2", protocol="kfold", folds=4, seeds=[3])
+    )
+    assert [r["fold"] for r in folds] == [0, 1, 2, 3]
+    assert sum(r["rows"]["test"] for r in folds) == 128
+    config = settings(
+        tmp_path, data, models="kmer:2", protocol="published", output=str(tmp_path / "p")
+    )
+    (record,) = run_benchmark(config)
+    assert record["rows"] == {"train": 88, "valid": 40, "test": 40}
+    assert record["valid"] == record["test"]
+    assert "ON THE TEST ROWS" in table(tmp_path / "p")
