@@ -8,6 +8,14 @@ not repeated, so an interrupted comparison goes on where it stopped::
     python benchmarks/compare_systems.py --resplit nontata/test.csv.gz --epochs 3 --output runs/cmp
     python benchmarks/compare_systems.py --train gue/tf_0 --seconds-per-system 60 --output runs/tf
 
+    python benchmarks/compare_systems.py --resplit nontata/test.csv.gz --output runs/cmp \
+      --full-steps 10 --throughput 3
+
+``--full-steps`` also trains the three systems of 50 million parameters and more at their published
+width, for so many steps only. ``--throughput`` times a few steps of every system in turns, so many
+rounds, and puts the medians into the table: the runs themselves are too far apart in time for their
+speeds to be compared on a machine that others use.
+
 A file that is split here again (``--resplit``, 75 to 25, class by class) is no published test set:
 its scores compare with each other and with nothing else.
 """
@@ -17,7 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,8 +58,10 @@ class System:
     lr: float
     note: str = ""
     full: dict[str, Any] | None = None
-    """Instead of `start` with --full-size."""
+    """Fields of the published width, for --full-steps."""
     head: HeadConfig = field(default_factory=HeadConfig)
+    steps: int | None = None
+    """Steps of this system alone."""
 
 
 _BOTH_STRANDS = HeadConfig(reverse_complement=0.5, strand_average=True)
@@ -111,16 +121,24 @@ def resplit(file: str, seed: int, folder: Path) -> tuple[str, str]:
     return str(folder / "train.csv"), str(folder / "test.csv")
 
 
+def full_size(system: System, steps: int) -> System:
+    """Give the system at its published width, for so many steps."""
+    assert system.full is not None
+    return replace(
+        system, name=f"{system.name}, published width", start=system.full, full=None,
+        note=f"{steps} steps only", steps=steps,
+    )  # fmt: skip
+
+
 def settings(system: System, options: argparse.Namespace) -> FinetuneConfig:
-    start = system.full if options.full_size and system.full is not None else system.start
     return FinetuneConfig(
-        **start,
+        **system.start,
         train=options.train,
         valid=options.valid,
         test=options.test,
-        output=str(Path(options.output) / system.name.lower().replace(" ", "-").replace("/", "")),
+        output=str(Path(options.output) / folder_name(system)),
         epochs=options.epochs,
-        steps=options.steps,
+        steps=system.steps or options.steps,
         global_batch=options.batch,
         optim=OptimConfig(lr=options.lr or system.lr, warmup_fraction=0.1),
         head=system.head,
@@ -131,17 +149,38 @@ def settings(system: System, options: argparse.Namespace) -> FinetuneConfig:
     )
 
 
-def steps_for(config: FinetuneConfig, seconds: float) -> int:
-    """Time a few steps, and give how many fit into so many seconds of training."""
-    folder = f"{config.output}-probe-{time.time_ns()}"
-    probe = replace(
-        config, steps=_PROBE_STEPS, output=folder, valid=None, test=None, resume=False,
-        table=replace(config.table, validation_fraction=0.0),
-    )  # fmt: skip
-    result = finetune(probe)
+def folder_name(system: System) -> str:
+    return system.name.lower().replace(" ", "-").replace("/", "").replace(",", "")
+
+
+def probe(config: FinetuneConfig, steps: int = _PROBE_STEPS) -> FinetuneResult:
+    """Train a few steps in a folder of its own, which is removed."""
+    with tempfile.TemporaryDirectory(dir=Path(config.output).parent) as folder:
+        result = finetune(replace(
+            config, steps=steps, output=f"{folder}/run", valid=None, test=None, resume=False,
+            table=replace(config.table, validation_fraction=0.0),
+        ))  # fmt: skip
     if result is None or result.signal is not None:
         raise KeyboardInterrupt
+    return result
+
+
+def steps_for(config: FinetuneConfig, seconds: float) -> int:
+    """Time a few steps, and give how many fit into so many seconds of training."""
+    result = probe(config)
     return max(1, round(seconds / result.training_seconds * result.steps))
+
+
+def throughput(systems: Sequence[System], options: argparse.Namespace) -> dict[str, list[float]]:
+    """Time all systems in turns; give the median tokens and bases in a second of each."""
+    found: dict[str, list[list[float]]] = {system.name: [] for system in systems}
+    for _ in range(options.throughput):
+        for system in systems:
+            steps = 1 if system.steps else _PROBE_STEPS
+            result = probe(settings(system, options), steps)
+            found[system.name].append([result.tokens_per_second, result.bases_per_second])
+    medians = {name: np.median(values, axis=0).tolist() for name, values in found.items()}
+    return {name: list(map(float, pair)) for name, pair in medians.items()}
 
 
 def run(system: System, options: argparse.Namespace, console: Console) -> list[FinetuneResult]:
@@ -185,7 +224,7 @@ def summarise(
     first = results[0]
     return {
         "name": system.name,
-        "note": system.note if not (options.full_size and system.full) else "published width",
+        "note": system.note,
         "lr": options.lr or system.lr,
         "parameters": first.parameters,
         "steps": first.steps,
@@ -215,7 +254,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int)
     parser.add_argument("--only", nargs="+", help="words of the names of the systems to run")
-    parser.add_argument("--full-size", action="store_true", help="no narrow shapes")
+    parser.add_argument("--full-steps", type=int, help="steps of the published widths; none else")
+    parser.add_argument("--throughput", type=int, help="rounds of timing all systems in turns")
     options = parser.parse_args()
     if (options.train is None) == (options.resplit is None):
         parser.error("give --train or --resplit")
@@ -233,6 +273,14 @@ def main() -> int:
         for s in SYSTEMS
         if not options.only or any(word.lower() in s.name.lower() for word in options.only)
     ]
+    if options.full_steps:
+        wanted += [full_size(s, options.full_steps) for s in wanted if s.full is not None]
+    speeds: dict[str, list[float]] = {}
+    if (saved := output / "throughput.json").is_file():
+        speeds = json.loads(saved.read_text())
+    if options.throughput:
+        speeds = {**speeds, **throughput(wanted, options)}
+        write_json(output / "throughput.json", speeds)
     for system in wanted:
         console.rule(system.name)
         try:
@@ -245,11 +293,17 @@ def main() -> int:
                 return 130
             names = names or [name for name in results[0].test if name != "loss"]
             rows.append(summarise(system, results, options))
+            if system.name in speeds:
+                both = zip(
+                    ("tokens_per_second", "bases_per_second"), speeds[system.name], strict=True
+                )
+                rows[-1].update(both)
         head = (
             f"Data: `{Path(source).name}`"
             + (f", split 75 to 25 by seed {options.resplit_seed}" if options.resplit else "")
             + f". From fresh weights, seeds {options.seeds}, batch {options.batch}, "
             f"{torch.get_num_threads()} threads; mean (standard deviation)."
+            + (" Speeds are medians of steps timed in turns." if speeds else "")
         )
         output.mkdir(parents=True, exist_ok=True)
         text = markdown(rows, names, head)
