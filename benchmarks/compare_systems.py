@@ -155,7 +155,7 @@ def folder_name(system: System) -> str:
 
 def probe(config: FinetuneConfig, steps: int = _PROBE_STEPS) -> FinetuneResult:
     """Train a few steps in a folder of its own, which is removed."""
-    with tempfile.TemporaryDirectory(dir=Path(config.output).parent) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         result = finetune(replace(
             config, steps=steps, output=f"{folder}/run", valid=None, test=None, resume=False,
             table=replace(config.table, validation_fraction=0.0),
@@ -280,6 +280,7 @@ def main() -> int:
         speeds = json.loads(saved.read_text())
     if options.throughput:
         speeds = {**speeds, **throughput(wanted, options)}
+        output.mkdir(parents=True, exist_ok=True)
         write_json(output / "throughput.json", speeds)
     for system in wanted:
         console.rule(system.name)
