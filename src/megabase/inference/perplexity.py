@@ -207,6 +207,7 @@ def evaluate(
         floor_bases=floor_bases,
         seconds=round(time.perf_counter() - begin, 3),
         version=__version__,
+        parameters=sum(parameter.numel() for parameter in model.parameters()) or None,
     )
 
 

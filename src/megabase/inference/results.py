@@ -166,6 +166,8 @@ class EvaluationResult:
         Time of the whole evaluation.
     version
         Version of megabase.
+    parameters
+        Trainable numbers of the model, tied ones once; None in older files.
     """
 
     model: str
@@ -188,6 +190,7 @@ class EvaluationResult:
     floor_bases: int
     seconds: float
     version: str
+    parameters: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Turn into plain values for JSON, with the perplexities spelled out."""

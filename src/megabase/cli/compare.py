@@ -1,0 +1,55 @@
+"""Put evaluations of several models on the same bases into one table.
+
+Reads what `megabase evaluate` wrote. Causal models have a perplexity, masked ones a
+pseudo-perplexity; the table says which figure is which and what each model saw of a base's
+neighbours.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megabase.errors import MegabaseError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``megabase compare``."""
+    parser.add_argument(
+        "evaluations", nargs="+", type=str, metavar="EVALUATION",
+        help="run folders with an evaluation.json, or such files",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", type=str, default=None, metavar="FILE", help="write the table (Markdown)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+
+
+def run(args: Namespace) -> int:
+    """Run the verb; errors are raised as MegabaseError."""
+    from megabase.genome.files import atomic_file
+    from megabase.inference.comparison import compare
+    from megabase.inference.results import EvaluationResult
+
+    output = None if args.output is None else Path(args.output)
+    text = compare([EvaluationResult.load(_file(name)) for name in args.evaluations]).markdown()
+    print(text, end="")
+    if output is not None:
+        with atomic_file(output, args.overwrite, MegabaseError) as file:
+            file.write(text.encode())
+        print(f"wrote {output}")
+    return 0
+
+
+def _file(name: str) -> Path:
+    path = Path(name)
+    if path.is_dir():
+        path = path / "evaluation.json"
+    if not path.is_file():
+        raise MegabaseError(f"{path} is not there; make it with: megabase evaluate {name}")
+    return path
