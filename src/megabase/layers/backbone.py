@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from megabase.layers.hyena import HyenaOperator
+from megabase.layers.linear import bare
 from megabase.layers.mlp import Mlp
 
 __all__ = ["Backbone", "Block", "Embeddings"]
@@ -95,8 +97,13 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Give (output of the MLP, running sum before it), each (batch, length, width)."""
         residual = self._add(_drop(hidden, self.dropout_in, self.training), residual)
-        hidden = self.mixer(_normed(self.norm1, residual), mask)
+        if isinstance(self.mixer, HyenaOperator) and bare(self.norm1) and self.mixer.fuses(mask):
+            hidden = self.mixer.fused(residual, self.norm1)
+        else:
+            hidden = self.mixer(_normed(self.norm1, residual), mask)
         residual = self._add(_drop(hidden, self.dropout, self.training), residual)
+        if bare(self.norm2) and self.mlp.fuses():
+            return self.mlp.fused(residual, self.norm2), residual
         return self.mlp(_normed(self.norm2, residual)), residual
 
     def _add(self, hidden: Tensor, residual: Tensor | None) -> Tensor:

@@ -14,8 +14,16 @@ from torch.nn import functional as F
 
 from megabase.errors import MegabaseError
 from megabase.layers.hyena_filter import HyenaFilter
-from megabase.layers.linear import ResidualLinear, from_channel_major, to_channel_major
+from megabase.layers.linear import (
+    ResidualLinear,
+    bare,
+    from_channel_major,
+    product_dtype,
+    to_channel_major,
+)
+from megabase.ops import backend
 from megabase.ops.gated_conv import gated_conv
+from megabase.ops.hyena_mixer import hyena_mixer
 from megabase.ops.long_conv import long_conv
 from megabase.ops.short_conv import short_conv
 
@@ -177,6 +185,29 @@ class HyenaOperator(nn.Module):
         if self.output_activation != "id":
             y_BDL = ACTIVATIONS[self.output_activation](y_BDL)
         return from_channel_major(self.out_proj, y_BDL)
+
+    def fuses(self, mask_BL: Tensor | None) -> bool:
+        """Whether :meth:`fused` gives what the separate modules would."""
+        hooked = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks
+        return (
+            self.order == 2
+            and mask_BL is None
+            and not (self.dropout > 0 and self.training)
+            and self.output_activation == "id"
+            and not hooked
+            and bare(self.in_proj, self.short_filter, self.out_proj)
+            and backend.active() != "reference"
+        )
+
+    def fused(self, x_BLD: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Mix the LayerNorm of `x_BLD`, keeping only it and the filter for the backward pass."""
+        return hyena_mixer(
+            x_BLD, norm.weight, norm.bias, norm.eps, self.in_proj.weight, self.in_proj.bias,
+            self.short_filter.weight[:, 0], cast("Tensor", self.short_filter.bias),
+            self.taps(x_BLD.shape[1])[0], self.filter_fn.skip(), self.out_proj.weight,
+            self.out_proj.bias, centred=self.bidirectional == "two_sided",
+            two_sided=self.bidirectional != "none", product=product_dtype(x_BLD),
+        )  # fmt: skip
 
     def mix(self, p_BPL: Tensor, k_ODM: list[Tensor], mask_B1L: Tensor | None) -> Tensor:
         """Apply short convolution, gates and long convolutions to projected channels."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from megabase.layers.linear import ResidualLinear
+from megabase.layers.linear import ResidualLinear, bare, product_dtype
+from megabase.ops import backend
+from megabase.ops.norm_mlp import norm_mlp
 
 __all__ = ["Mlp"]
 
@@ -25,6 +27,19 @@ class Mlp(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(d_model, d_inner)
         self.fc2 = ResidualLinear(d_inner, d_model)
+
+    def fuses(self) -> bool:
+        """Whether :meth:`fused` gives what the separate modules would."""
+        hooked = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks
+        linear = bare(self.fc1, self.fc2) and self.fc1.bias is not None
+        return linear and not hooked and backend.active() != "reference"
+
+    def fused(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Apply to the LayerNorm of `x`, keeping only `x` for the backward pass."""
+        return norm_mlp(
+            x, norm.weight, norm.bias, norm.eps, self.fc1.weight, self.fc1.bias, self.fc2.weight,
+            self.fc2.bias, product_dtype(x),
+        )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to a tensor of shape (..., d_model)."""

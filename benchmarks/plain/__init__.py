@@ -1,0 +1,1 @@
+"""The published way of computing HyenaDNA, written plainly, to measure against."""

@@ -1,0 +1,103 @@
+"""LayerNorm and the whole Hyena mixer of order 2, in one pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from megabase.errors import MegabaseError
+from megabase.ops import backend
+from megabase.ops.hyena_mixer.blocked import hyena_mixer_blocked
+from megabase.ops.hyena_mixer.reference import hyena_mixer_reference
+
+__all__ = [
+    "HyenaMixerShapeError",
+    "hyena_mixer",
+    "hyena_mixer_blocked",
+    "hyena_mixer_reference",
+]
+
+
+class HyenaMixerShapeError(MegabaseError):
+    """Inputs of a Hyena mixer do not fit together."""
+
+
+def hyena_mixer(
+    x: Tensor,
+    norm_w: Tensor | None,
+    norm_b: Tensor | None,
+    eps: float,
+    w_in: Tensor,
+    b_in: Tensor,
+    w: Tensor,
+    b: Tensor,
+    k: Tensor,
+    skip: Tensor | None,
+    w_out: Tensor,
+    b_out: Tensor,
+    *,
+    centred: bool = False,
+    two_sided: bool = False,
+    product: torch.dtype | None = None,
+) -> Tensor:
+    """Normalise, project, convolve shortly, gate, convolve over the whole length, gate, project.
+
+    Parameters
+    ----------
+    x
+        Input, shape (batch, length, width).
+    norm_w, norm_b, eps
+        LayerNorm of the input, shapes (width,); without a weight nothing is normalised.
+    w_in, b_in
+        Projection to output gate, input gate and value, shapes (3 width, width) and (3 width,).
+    w, b
+        Taps and bias of the short convolution, shapes (3 width, taps) and (3 width,).
+    k
+        Filter, shape (width, length), or (width, 2 length - 1) when `two_sided`.
+    skip
+        Skip term, shape (width,), or None.
+    w_out, b_out
+        Output projection, shapes (width, width) and (width,).
+    centred, two_sided
+        As for :func:`~megabase.ops.gated_conv.gated_conv`.
+    product
+        Dtype of the matrix products; that of the weights when None. Short convolution, gates and
+        transforms are in float32 at least.
+
+    Returns
+    -------
+    Tensor
+        Shape of `x`, in the dtype of the products.
+
+    Raises
+    ------
+    HyenaMixerShapeError
+        When the shapes do not fit.
+
+    Notes
+    -----
+    Equals a LayerNorm, a linear map, :func:`~megabase.ops.gated_conv.gated_conv` and a linear map.
+    The fast path keeps only its inputs for the backward pass, and has no second derivative.
+    """
+    _, length, width = x.shape
+    wanted = {
+        "norm_w": (norm_w, (width,)),
+        "w_in": (w_in, (3 * width, width)),
+        "b_in": (b_in, (3 * width,)),
+        "w": (w, (3 * width, w.shape[-1])),
+        "b": (b, (3 * width,)),
+        "k": (k, (width, 2 * length - 1 if two_sided else length)),
+        "skip": (skip, (width,)),
+        "w_out": (w_out, (width, width)),
+        "b_out": (b_out, (width,)),
+    }
+    for name, (tensor, shape) in wanted.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise HyenaMixerShapeError(
+                f"expected {name} of shape {shape}, found {tuple(tensor.shape)}"
+            )
+    run = hyena_mixer_reference if backend.active() == "reference" else hyena_mixer_blocked
+    return run(
+        x, norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out,
+        centred=centred, two_sided=two_sided, product=product,
+    )  # fmt: skip

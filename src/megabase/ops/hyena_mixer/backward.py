@@ -1,0 +1,220 @@
+"""The backward pass of the Hyena mixer.
+
+Shape suffixes: B batch, L positions, D width, K taps, N transform length, F frequencies; b, c and t
+are a group of sequences, a group of channels and the positions of a piece, q the 3 c projected
+channels of a group.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megabase.ops.hyena_mixer.forward import buffers
+from megabase.ops.hyena_mixer.plan import Mixer, product, transform_blocks
+from megabase.ops.products import add_product
+from megabase.ops.short_conv.shifted import correlate_taps, transpose_taps
+
+__all__ = ["Backward", "backward_shapes"]
+
+
+class Backward:
+    """The backward pass: its outputs, and the buffers of one group."""
+
+    def __init__(
+        self, m: Mixer, dy_BLD: Tensor, needs_x: bool, needs_weights: bool, needs_filter: bool
+    ) -> None:
+        self.m, self.dy_BLD = m, dy_BLD
+        self.needs_x, self.needs_weights, self.needs_filter = needs_x, needs_weights, needs_filter
+        self.grads = backward_shapes(
+            m.x, m.w_in, m.w, m.k, m.skip, m.wide, needs_x, needs_weights,
+            needs_filter,
+        )  # fmt: skip
+        (
+            self.dx_BLD, self.dnorm_w, self.dnorm_b, self.dw_in_PD, self.db_in_P, self.dw_PK,
+            self.db_P, self.dk_DM, self.dskip_D, self.dw_out_DD, self.db_out_D,
+        ) = self.grads  # fmt: skip
+        self.columns, self.rows = m.groups()
+        self.padded, self.x0 = buffers(m, self.columns, self.rows)
+        self.dgate = torch.empty_like(self.x0)
+        shape = (self.x0.shape[0], 3 * self.x0.shape[1], m.length)
+        self.p = torch.empty(shape, dtype=m.dtype, device=self.x0.device)
+        # Gradients of the normalised input add up over groups of channels, wide.
+        needs_h = needs_x or (needs_weights and m.norm.weight is not None)
+        self.needs_h, self.single = needs_h, len(self.columns) == 1
+        self.dh_BLD: Tensor | None = None
+        if needs_h and not self.single:
+            own = needs_x and self.dx_BLD.dtype == m.wide
+            self.dh_BLD = self.dx_BLD if own else m.b.new_empty(m.x.shape)
+
+    def run(self) -> tuple[Tensor, ...]:
+        """Compute the gradients of all inputs, in their order."""
+        m = self.m
+        if self.needs_weights:
+            for total in (
+                self.dnorm_w, self.dnorm_b, self.dw_in_PD, self.db_in_P, self.dw_PK, self.db_P,
+                self.dw_out_DD, self.db_out_D,
+            ):  # fmt: skip
+                total.zero_()
+            self.db_out_D += self.dy_BLD.sum((0, 1), dtype=m.wide)
+        for c in self.columns:
+            weights = m.part(c)
+            K_cF = m.spectra.transform(c)
+            dK_cF = torch.zeros_like(K_cF) if self.needs_filter else None
+            for b in self.rows:
+                self._open(b, c, weights)
+                self._transform(b, c, K_cF, dK_cF)
+                self._close(b, c, weights)
+            if dK_cF is not None:
+                dskip = None if m.skip is None else self.dskip_D
+                m.spectra.gradient(dK_cF, c, self.dk_DM, dskip)
+        if self.dh_BLD is not None:
+            for piece in m.pieces(slice(0, m.batch)):
+                self._norm(piece.b, piece.at, self.dh_BLD[piece.b, piece.at])
+        return self.grads
+
+    def _cut(self, b: slice, c: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rows, count = b.stop - b.start, c.stop - c.start
+        return (
+            self.padded[:rows, :count], self.x0[:rows, :count], self.dgate[:rows, :count],
+            self.p[:rows, : 3 * count],
+        )  # fmt: skip
+
+    def _open(self, b: slice, c: slice, weights: tuple[Tensor, ...]) -> None:
+        """Compute the gated input, the output gate and the gradient of the gated output."""
+        m, count = self.m, c.stop - c.start
+        w_qD, b_q1, w_qK, b_q = weights
+        u, x0_bcL, dg_bcL, p_bqL = self._cut(b, c)
+        w_out_cD = m.w_out[:, c].t()
+        for piece in m.pieces(b, m.before, m.after):
+            r = slice(piece.b.start - b.start, piece.b.stop - b.start)
+            p_bqt = m.project(piece, w_qD, b_q1)
+            p_bqL[r, :, piece.at] = p_bqt[..., piece.inner]
+            x0, gate, v = m.short(p_bqt, w_qK, b_q)[..., piece.inner].split(count, dim=1)
+            torch.mul(v, gate, out=u[r, :, piece.at])
+            x0_bcL[r, :, piece.at] = x0
+            dy_btD = self.dy_BLD[piece.b, piece.at].to(m.dtype)
+            dg_bcL[r, :, piece.at] = product(w_out_cD, dy_btD.transpose(1, 2))
+
+    def _transform(self, b: slice, c: slice, K_cF: Tensor, dK_cF: Tensor | None) -> None:
+        """Turn u, x0 and dg into du, the gated output and the gradient of the output gate."""
+        m = self.m
+        u_bcN, x0_bcL, dg_bcL, _ = self._cut(b, c)
+        for i, j in transform_blocks(u_bcN.shape[0], u_bcN.shape[1], m.n_fft):
+            work, x0, dg, K = u_bcN[i, j], x0_bcL[i, j], dg_bcL[i, j], K_cF[j]
+            U = torch.fft.rfft(work)
+            torch.mul(dg, x0, out=work[..., : m.length])
+            G = torch.fft.rfft(work)
+            y = torch.fft.irfft(U * K, n=m.n_fft)[..., : m.length]
+            x0.mul_(y)
+            dg.mul_(y)
+            # A correlation is a product with the conjugate.
+            if dK_cF is not None:
+                products = U.conj_physical_().mul_(G)
+                dK_cF[j] += products[0] if products.shape[0] == 1 else products.sum(0)
+            G.mul_(K.conj())
+            work[..., : m.length] = torch.fft.irfft(G, n=m.n_fft)[..., : m.length]
+
+    def _close(self, b: slice, c: slice, weights: tuple[Tensor, ...]) -> None:
+        """Take the gradients through gates, short convolution and projection."""
+        m, count = self.m, c.stop - c.start
+        w_qD, _, w_qK, b_q = weights
+        du_bcN, g_bcL, dx0_bcL, p_bqL = self._cut(b, c)
+        at = [slice(c.start + i * m.width, c.stop + i * m.width) for i in range(3)]
+        # Of the input's gradient a piece needs the output's gradient around it, which needs the
+        # projected channels around that.
+        span = m.before + m.after
+        for piece in m.pieces(b, span, span):
+            r = slice(piece.b.start - b.start, piece.b.stop - b.start)
+            p_bqt = p_bqL[r, :, piece.wide].to(m.wide)
+            gate, v = m.short(
+                p_bqt[:, count:], w_qK[count:], b_q[count:]
+            ).split(count, dim=1)  # fmt: skip
+            ds_bqt = torch.empty_like(p_bqt)
+            ds_bqt[:, :count] = dx0_bcL[r, :, piece.wide]
+            du_bct = du_bcN[r, :, piece.wide]
+            torch.mul(du_bct, v, out=ds_bqt[:, count : 2 * count])
+            torch.mul(du_bct, gate, out=ds_bqt[:, 2 * count :])
+            self._project(piece, r, at, w_qD, w_qK, p_bqt, ds_bqt)
+            if self.needs_weights:
+                dy_btD = self.dy_BLD[piece.b, piece.at].to(m.dtype)
+                g_bct = g_bcL[r, :, piece.at].to(m.dtype)
+                add_product(self.dw_out_DD[:, c], dy_btD.transpose(1, 2), g_bct.transpose(1, 2))
+
+    def _project(
+        self,
+        piece: Any,
+        r: slice,
+        at: list[slice],
+        w_qD: Tensor,
+        w_qK: Tensor,
+        p_bqt: Tensor,
+        ds_bqt: Tensor,
+    ) -> None:
+        m, count = self.m, w_qD.shape[0] // 3
+        dp_bqt = transpose_taps(ds_bqt, w_qK, m.after, torch.empty_like(ds_bqt))
+        dp_bqt = dp_bqt[..., piece.inner].to(m.dtype)
+        x_btD = m.x[piece.b, piece.at]
+        if self.needs_weights:
+            # Each position's gradient counts once, in the piece it belongs to.
+            ds_bqt[..., : piece.inner.start] = 0
+            ds_bqt[..., piece.inner.stop :] = 0
+            dw_qK, db_q = torch.zeros_like(w_qK), w_qK.new_zeros(w_qK.shape[0])
+            correlate_taps(p_bqt, ds_bqt, m.after, dw_qK, db_q)
+            h_btD = m.norm.apply(x_btD, m.dtype)
+            db_in_q = dp_bqt.sum((0, 2), dtype=m.wide)
+            for i, s in enumerate(at):
+                own = slice(i * count, (i + 1) * count)
+                self.dw_PK[s] += dw_qK[own]
+                self.db_P[s] += db_q[own]
+                self.db_in_P[s] += db_in_q[own]
+            if self.single:
+                add_product(self.dw_in_PD, dp_bqt, h_btD)
+            else:
+                for i, s in enumerate(at):
+                    own = slice(i * count, (i + 1) * count)
+                    add_product(self.dw_in_PD[s], dp_bqt[:, own], h_btD)
+        if self.needs_h:
+            dh_btD = product(dp_bqt.transpose(1, 2), w_qD).to(m.wide)
+            if self.dh_BLD is None:
+                self._norm(piece.b, piece.at, dh_btD)
+            elif at[0].start == 0:
+                self.dh_BLD[piece.b, piece.at] = dh_btD
+            else:
+                self.dh_BLD[piece.b, piece.at] += dh_btD
+
+    def _norm(self, b: slice, at: slice, dh_btD: Tensor) -> None:
+        """Take the gradient of the normalised input through the LayerNorm."""
+        sums = (self.dnorm_w, self.dnorm_b) if self.needs_weights else None
+        dx_btD = self.m.norm.backward(dh_btD, self.m.x[b, at], sums)
+        if self.needs_x:
+            self.dx_BLD[b, at] = dx_btD
+
+
+def backward_shapes(
+    x: Tensor,
+    w_in: Tensor,
+    w: Tensor,
+    k: Tensor,
+    skip: Tensor | None,
+    wide: torch.dtype,
+    needs_x: bool,
+    needs_weights: bool,
+    needs_filter: bool,
+) -> tuple[Tensor, ...]:
+    """Make room for the gradients; sums over positions are kept in float32 at least."""
+    projected, width = w_in.shape
+
+    def room(*shape: int) -> Tensor:
+        return w_in.new_empty(shape if needs_weights else (0,), dtype=wide)
+
+    return (
+        x.new_empty(x.shape if needs_x else (0,)),
+        room(width), room(width), room(projected, width), room(projected), room(*w.shape),
+        room(projected),
+        k.new_empty(k.shape if needs_filter else (0,)),
+        k.new_empty((0,)) if skip is None or not needs_filter else skip.new_empty(skip.shape),
+        room(width, width), room(width),
+    )  # fmt: skip

@@ -1,0 +1,200 @@
+"""The Hyena mixer by pieces and groups, with a backward pass that keeps only its inputs.
+
+Shape suffixes: B batch, L positions, D width, K taps, N transform length, F frequencies; b, c and t
+are a group of sequences, a group of channels and the positions of a piece, q the 3 c projected
+channels of a group.
+
+One group of channels (and sequences) is worked on at a time. Within it, pieces of positions go
+through LayerNorm, projection, short convolution and gate while they are in a core's cache, then
+blocks of channels through the transforms, then pieces again through gate and output projection.
+Nothing of width 3 D is ever as long as the sequence. The backward pass does the same once more and
+keeps what it needs of one group.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megabase.ops.hyena_mixer.backward import Backward, backward_shapes
+from megabase.ops.hyena_mixer.forward import run_forward
+from megabase.ops.hyena_mixer.plan import Mixer
+from megabase.ops.long_conv.fft import without_autocast
+from megabase.ops.pieces import Norm
+
+__all__ = ["hyena_mixer_blocked"]
+
+_SIGNATURE = (
+    "Tensor x, Tensor? norm_w, Tensor? norm_b, float eps, Tensor w_in, Tensor b_in, Tensor w, "
+    "Tensor b, Tensor k, Tensor? skip, Tensor w_out, Tensor b_out, int after, bool two_sided, "
+    "ScalarType? product"
+)
+
+
+def _mixer(
+    x: Tensor, norm_w: Tensor | None, norm_b: Tensor | None, eps: float, *rest: Any
+) -> Mixer:
+    return Mixer(x, Norm(norm_w, norm_b, eps), *rest)
+
+
+@torch.library.custom_op(
+    "megabase::hyena_mixer", mutates_args=(), schema=f"({_SIGNATURE}) -> Tensor"
+)
+def _forward(
+    x: Tensor,
+    norm_w: Tensor | None,
+    norm_b: Tensor | None,
+    eps: float,
+    w_in: Tensor,
+    b_in: Tensor,
+    w: Tensor,
+    b: Tensor,
+    k: Tensor,
+    skip: Tensor | None,
+    w_out: Tensor,
+    b_out: Tensor,
+    after: int,
+    two_sided: bool,
+    product: torch.dtype | None,
+) -> Tensor:
+    with without_autocast(x):
+        return run_forward(
+            _mixer(
+                x, norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out, after,
+                two_sided, product,
+            )
+        )  # fmt: skip
+
+
+@torch.library.custom_op(
+    "megabase::hyena_mixer_backward",
+    mutates_args=(),
+    schema=f"(Tensor dy, {_SIGNATURE}, bool needs_x, bool needs_weights, bool needs_filter) -> "
+    f"({', '.join(['Tensor'] * 11)})",
+)
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    norm_w: Tensor | None,
+    norm_b: Tensor | None,
+    eps: float,
+    w_in: Tensor,
+    b_in: Tensor,
+    w: Tensor,
+    b: Tensor,
+    k: Tensor,
+    skip: Tensor | None,
+    w_out: Tensor,
+    b_out: Tensor,
+    after: int,
+    two_sided: bool,
+    product: torch.dtype | None,
+    needs_x: bool,
+    needs_weights: bool,
+    needs_filter: bool,
+) -> tuple[Tensor, ...]:
+    with without_autocast(x):
+        m = _mixer(
+            x, norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out, after, two_sided,
+            product,
+        )  # fmt: skip
+        return Backward(m, dy, needs_x, needs_weights, needs_filter).run()
+
+
+@_forward.register_fake
+def _(
+    x: Tensor,
+    norm_w: Tensor | None,
+    norm_b: Tensor | None,
+    eps: float,
+    w_in: Tensor,
+    b_in: Tensor,
+    w: Tensor,
+    b: Tensor,
+    k: Tensor,
+    skip: Tensor | None,
+    w_out: Tensor,
+    b_out: Tensor,
+    after: int,
+    two_sided: bool,
+    product: torch.dtype | None,
+) -> Tensor:
+    return x.new_empty(x.shape, dtype=w_in.dtype if product is None else product)
+
+
+@_backward.register_fake
+def _(
+    dy: Tensor,
+    x: Tensor,
+    norm_w: Tensor | None,
+    norm_b: Tensor | None,
+    eps: float,
+    w_in: Tensor,
+    b_in: Tensor,
+    w: Tensor,
+    b: Tensor,
+    k: Tensor,
+    skip: Tensor | None,
+    w_out: Tensor,
+    b_out: Tensor,
+    after: int,
+    two_sided: bool,
+    product: torch.dtype | None,
+    needs_x: bool,
+    needs_weights: bool,
+    needs_filter: bool,
+) -> tuple[Tensor, ...]:
+    wide = torch.promote_types(w_in.dtype if product is None else product, torch.float32)
+    return backward_shapes(x, w_in, w, k, skip, wide, needs_x, needs_weights, needs_filter)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3], *inputs[4:12])
+    ctx.eps, ctx.options = inputs[3], inputs[12:]
+
+
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    owners = [*saved[:3], None, *saved[3:]]
+    needs = list(ctx.needs_input_grad[:12])
+    needs_filter = needs[8] or needs[9]
+    needs_weights = any(needs[i] for i in (1, 2, 4, 5, 6, 7, 10, 11))
+    dx, dnorm_w, dnorm_b, *grads = _backward(
+        dy, *saved[:3], ctx.eps, *saved[3:], *ctx.options, needs[0], needs_weights, needs_filter
+    )
+    grads = [dx, dnorm_w, dnorm_b, None, *grads]
+    found = [
+        grad.to(owner.dtype) if need and owner is not None and grad is not None else None
+        for grad, owner, need in zip(grads, owners, needs, strict=True)
+    ]
+    return (*found, None, None, None)
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
+
+
+def hyena_mixer_blocked(
+    x: Tensor,
+    norm_w: Tensor | None,
+    norm_b: Tensor | None,
+    eps: float,
+    w_in: Tensor,
+    b_in: Tensor,
+    w: Tensor,
+    b: Tensor,
+    k: Tensor,
+    skip: Tensor | None,
+    w_out: Tensor,
+    b_out: Tensor,
+    *,
+    centred: bool = False,
+    two_sided: bool = False,
+    product: torch.dtype | None = None,
+) -> Tensor:
+    """Mix by pieces and groups; see :func:`megabase.ops.hyena_mixer.hyena_mixer`."""
+    after = (w.shape[-1] - 1) // 2 if centred else 0
+    return _forward(
+        x, norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out, after, two_sided, product
+    )

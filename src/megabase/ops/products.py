@@ -1,0 +1,111 @@
+"""Matrix products by the quickest library at hand.
+
+On x86 torch multiplies float32 matrices with MKL, which on some processors leaves half of the
+vector width unused; oneDNN, which torch brings too and uses for bfloat16, does not. Where that
+library is there it computes float32 products on the CPU; all others, and small ones, are torch's.
+Values differ by rounding only.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+from torch import Tensor
+
+__all__ = ["add_product", "matmul", "uses_onednn"]
+
+_SMALL = 1 << 18
+"""Multiplications below which starting the other library costs more than it saves."""
+
+
+def _find_onednn() -> bool:
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    if not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        torch.ops.mkldnn._linear_pointwise(torch.ones(2, 2), torch.ones(2, 2), None, "none", [], "")
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
+_ONEDNN: list[bool] = []
+
+
+def uses_onednn() -> bool:
+    """Say whether float32 products on this CPU go through oneDNN."""
+    if not _ONEDNN:
+        _ONEDNN.append(_find_onednn())
+    return _ONEDNN[0] and bool(torch.backends.mkldnn.enabled)
+
+
+def _linear(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, w, bias, "none", [], "")
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Copy a matrix without gaps between rows or columns, unless it has none."""
+    if x.is_contiguous() or x.t().is_contiguous():
+        return x
+    return x.contiguous() if x.stride(1) == 1 else x.t().contiguous().t()
+
+
+def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply two matrices.
+
+    Parameters
+    ----------
+    a, b
+        Shapes (m, k) and (k, n), of one dtype, row-major or column-major.
+    bias
+        Added to every row, shape (n,), or to every column, shape (m, 1).
+
+    Returns
+    -------
+    Tensor
+        Shape (m, n); row-major or column-major, whichever is quicker to compute.
+    """
+    if (
+        a.dtype != torch.float32
+        or a.device.type != "cpu"
+        or a.shape[0] * a.shape[1] * b.shape[1] < _SMALL
+        or not uses_onednn()
+    ):
+        return a @ b if bias is None else torch.addmm(bias, a, b)
+    # The library has a slow general way for matrices with gaps between their rows.
+    a, b = _dense(a), _dense(b)
+    own = bias if bias is not None and bias.dim() == 1 else None
+    if a.is_contiguous():
+        out = _linear(a, b.t(), own)
+    elif a.numel() <= b.numel():
+        out = _linear(a.contiguous(), b.t(), own)
+    else:
+        # The left matrix must be row-major; of the two transposed ones the smaller is copied.
+        out = _linear(b.t().contiguous(), a, None).t()
+        if own is not None:
+            out += own
+    if bias is not None and own is None:
+        out += bias
+    return out
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add ``a @ b`` to `total`, which may be wider than the factors.
+
+    Parameters
+    ----------
+    total
+        Shape (m, n).
+    a, b
+        Shapes (m, k) and (k, n); or (b, m, k) and (b, k, n), whose products are summed.
+    """
+    if a.dim() == 3:
+        if a.shape[0] > 1 and a.shape[2] < 128:
+            total += torch.bmm(a, b).sum(0, dtype=total.dtype)
+            return
+        for one, other in zip(a, b, strict=True):
+            add_product(total, one, other)
+        return
+    total += matmul(a, b)

@@ -1,0 +1,144 @@
+"""The mixer by pieces and groups equals the composition of the references."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from megabase.ops import pieces
+from megabase.ops.hyena_mixer import (
+    HyenaMixerShapeError,
+    hyena_mixer,
+    hyena_mixer_blocked,
+    hyena_mixer_reference,
+    plan,
+)
+
+NAMES = (
+    "dx", "dnorm_w", "dnorm_b", "dw_in", "db_in", "dw", "db", "dk", "dskip", "dw_out", "db_out",
+)  # fmt: skip
+
+
+def _inputs(
+    length: int, two_sided: bool = False, batch: int = 3, width: int = 6, taps: int = 3
+) -> list[Any]:
+    torch.manual_seed(length)
+    lags = 2 * length - 1 if two_sided else length
+    shapes = (
+        (batch, length, width), (width,), (width,), None, (3 * width, width), (3 * width,),
+        (3 * width, taps), (3 * width,), (width, lags), (width,), (width, width), (width,),
+    )  # fmt: skip
+    return [
+        1e-5 if shape is None else torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for shape in shapes
+    ]
+
+
+def _tensors(inputs: list[Any]) -> list[Tensor]:
+    return [value for value in inputs if isinstance(value, Tensor)]
+
+
+def _compare(inputs: list[Any], **options: Any) -> None:
+    want = hyena_mixer_reference(*inputs, **options)
+    got = hyena_mixer_blocked(*inputs, **options)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    weight = torch.randn_like(want)
+    ours = torch.autograd.grad(got, _tensors(inputs), weight)
+    theirs = torch.autograd.grad(want, _tensors(inputs), weight)
+    for name, a, b in zip(NAMES, ours, theirs, strict=False):
+        atol = 1e-10 * b.abs().max().item()
+        torch.testing.assert_close(a, b, atol=atol, rtol=1e-8, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("centred", "two_sided"),
+    [(False, False), (False, True), (True, True)],
+    ids=["causal", "published", "two-sided"],
+)
+@pytest.mark.parametrize("length", [1, 2, 63, 300])
+def test_equals_the_reference(length: int, centred: bool, two_sided: bool) -> None:
+    _compare(_inputs(length, two_sided), centred=centred, two_sided=two_sided)
+
+
+@pytest.mark.parametrize("positions", [1, 3, 7, 64])
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("centred", [False, True])
+def test_pieces_and_groups_do_not_change_values(
+    positions: int, channels: int, centred: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "PIECE_POSITIONS", positions)
+    monkeypatch.setattr(plan, "MIN_GROUP", channels)
+    monkeypatch.setattr(plan, "GROUP_SAMPLES", 100)
+    monkeypatch.setattr(plan, "TRANSFORM_SAMPLES", 100)
+    monkeypatch.setattr(plan, "MIN_ROWS", 1)
+    _compare(_inputs(29, centred, taps=4), centred=centred, two_sided=centred)
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_gradcheck(length: int) -> None:
+    inputs = _inputs(length, batch=2, width=2)
+    assert torch.autograd.gradcheck(hyena_mixer_blocked, inputs)
+
+
+def test_without_norm_and_skip() -> None:
+    inputs = _inputs(40)
+    inputs[1] = inputs[2] = inputs[9] = None
+    want, got = hyena_mixer_reference(*inputs), hyena_mixer_blocked(*inputs)
+    torch.testing.assert_close(got, want)
+    weight = torch.randn_like(want)
+    for a, b in zip(
+        torch.autograd.grad(got, _tensors(inputs), weight),
+        torch.autograd.grad(want, _tensors(inputs), weight),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_frozen_weights_leave_the_input_gradient() -> None:
+    inputs = _inputs(50)
+    weight = torch.randn_like(inputs[0])
+    (want,) = torch.autograd.grad(hyena_mixer_blocked(*inputs), inputs[:1], weight)
+    frozen = [inputs[0], *(v.detach() if isinstance(v, Tensor) else v for v in inputs[1:])]
+    got = torch.autograd.grad(hyena_mixer_blocked(*frozen), frozen[:1], weight)[0]
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("length", [700, 2048])
+def test_float32_and_half_products(length: int) -> None:
+    inputs = _inputs(length, batch=2, width=16)
+    with torch.no_grad():
+        for i in (4, 5, 10):
+            inputs[i] *= 0.1
+        want = hyena_mixer_reference(*inputs)
+        single = [v.float() if isinstance(v, Tensor) else v for v in inputs]
+        got = hyena_mixer_blocked(*single)
+        half = hyena_mixer_blocked(*single, product=torch.bfloat16)
+    scale = want.abs().max().item()
+    assert (got.double() - want).abs().max().item() < 1e-5 * scale
+    assert half.dtype == torch.bfloat16
+    assert (half.double() - want).abs().max().item() < 3e-2 * scale
+
+
+def test_shapes_are_checked() -> None:
+    inputs = _inputs(9)
+    inputs[8] = inputs[8][:, :8]
+    with pytest.raises(HyenaMixerShapeError, match="expected k of shape"):
+        hyena_mixer(*inputs)
+    inputs = _inputs(9)
+    torch.testing.assert_close(hyena_mixer(*inputs), hyena_mixer_reference(*inputs))
+
+
+def test_compiles() -> None:
+    inputs = _inputs(33)
+    compiled = torch.compile(lambda *a: hyena_mixer_blocked(*a) * 2, backend="aot_eager")
+    got, want = compiled(*inputs), hyena_mixer_blocked(*inputs) * 2
+    torch.testing.assert_close(got, want)
+    for a, b in zip(
+        torch.autograd.grad(got.sum(), _tensors(inputs)),
+        torch.autograd.grad(want.sum(), _tensors(inputs)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
