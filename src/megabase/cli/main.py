@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "pretrain": ("megabase.cli.pretrain", "pretrain a language model on a genome"),
     "finetune": ("megabase.cli.finetune", "train a model on labelled sequences and measure it"),
     "benchmark": ("megabase.cli.benchmark", "models on benchmark suites: leaks, seeds, one table"),
+    "prompt": ("megabase.cli.prompt", "learn a soft prompt for a model that stays as it is"),
     "evaluate": ("megabase.cli.evaluate", "perplexity of a model beside its floors"),
     "embed": ("megabase.cli.embed", "vectors of sequences: hidden states of any layer"),
     "predict": ("megabase.cli.predict", "labels and probabilities, by sequence or along a genome"),

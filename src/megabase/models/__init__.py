@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from megabase.models.auto import load_config, load_model, load_tokenizer, resolve_model
     from megabase.models.checkpoints import CheckpointError, LoadReport, read_weights
     from megabase.models.presets import PRESETS, Preset, find_preset
+    from megabase.models.prompt_files import load_prompt, save_prompt
+    from megabase.models.prompting import PromptedModel, PromptSpec
     from megabase.models.tokenization import DNATokenizer
 
 _HOME = {
@@ -27,12 +29,16 @@ _HOME = {
     "LoadReport": "checkpoints",
     "PRESETS": "presets",
     "Preset": "presets",
+    "PromptSpec": "prompting",
+    "PromptedModel": "prompting",
     "find_preset": "presets",
     "load_config": "auto",
     "load_model": "auto",
+    "load_prompt": "prompt_files",
     "load_tokenizer": "auto",
     "read_weights": "checkpoints",
     "resolve_model": "auto",
+    "save_prompt": "prompt_files",
 }
 
 __all__ = [
@@ -41,13 +47,17 @@ __all__ = [
     "DNATokenizer",
     "LoadReport",
     "Preset",
+    "PromptSpec",
+    "PromptedModel",
     "find_preset",
     "load_config",
     "load_model",
+    "load_prompt",
     "load_tokenizer",
     "read_weights",
     "register",
     "resolve_model",
+    "save_prompt",
 ]
 
 

@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +23,25 @@ from megabase.tasks.finetune_config import FinetuneConfig, to_yaml
 from megabase.tasks.finetune_plan import Plan, plan_run
 from megabase.training.devices import build_fabric
 from megabase.training.engine import FitResult, fit
-from megabase.training.evaluation import evaluate
+from megabase.training.evaluation import EvalSet, evaluate
 from megabase.training.provenance import environment, write_json
 from megabase.training.run_folder import check_run, start_run
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from rich.console import Console
+    from torch import nn
 
-__all__ = ["FinetuneResult", "finetune", "without_nan", "write_arrays"]
+    from megabase.data.labelled import LabelledSequences
+
+__all__ = [
+    "FinetuneResult",
+    "describe_data",
+    "finetune",
+    "measure_splits",
+    "without_nan",
+    "write_arrays",
+]
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,7 @@ def finetune(
     if fabric.global_rank == 0:
         start_run(config, resolved)
         write_json(run / "environment.json", environment())
-        write_json(run / "data.json", _describe_data(plan))
+        write_json(run / "data.json", describe_data(plan.splits))
     fabric.barrier()
     outcome = fit(
         plan.model,
@@ -138,7 +148,8 @@ def finetune(
         validation=plan.evaluations.get("valid"),
         console=show,
     )
-    figures = _measure(plan, run, fabric) if outcome.signal is None else {}
+    measured = outcome.signal is None and plan.evaluations
+    figures = _measure(plan, run, fabric) if measured else {}
     result = _result(plan, outcome, figures, time.perf_counter() - started)
     if fabric.global_rank == 0 and outcome.signal is None:
         write_json(run / "result.json", without_nan(vars(result)))
@@ -156,8 +167,6 @@ def without_nan(values: Any) -> Any:
 
 def _measure(plan: Plan, run: Path, fabric: Fabric) -> dict[str, dict[str, float]]:
     """Score valid and test with the chosen checkpoint, read back from its folder."""
-    if not plan.evaluations:
-        return {}
     from megabase.models.auto import load_model
 
     best = run / "best"
@@ -165,19 +174,41 @@ def _measure(plan: Plan, run: Path, fabric: Fabric) -> dict[str, dict[str, float
     train = plan.splits["train"]
     task = Labels(train.kind, train.classes).task
     model = load_model(folder, task, device=fabric.device)
+    return measure_splits(model, plan.evaluations, plan.splits, plan.config, run, fabric)
+
+
+def measure_splits(
+    model: nn.Module,
+    evaluations: Mapping[str, EvalSet],
+    splits: Mapping[str, LabelledSequences],
+    config: FinetuneConfig,
+    run: Path,
+    fabric: Fabric,
+    columns: Sequence[int] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Give loss and metrics of each split, and write what the model said.
+
+    Parameters
+    ----------
+    model, evaluations, splits, config, run, fabric
+        Of the run.
+    columns
+        Columns of the outputs that stand for the classes; None when all do, in order.
+    """
     found: dict[str, dict[str, float]] = {}
     kept: dict[str, np.ndarray] = {}
-    for name, windows in plan.evaluations.items():
-        wanted = plan.config.predictions and name == "test"
-        left = plan.config.head.padding == "left"
-        said = BasePredictions(plan.splits[name], left=left) if wanted else None
+    for name, windows in evaluations.items():
+        wanted = config.predictions and name == "test"
+        left = config.head.padding == "left"
+        said = BasePredictions(splits[name], left=left) if wanted else None
         windows = replace(windows, on_batch=said)
-        scored = evaluate(model, windows, plan.config.eval_batch or 1, fabric)
+        scored = evaluate(model, windows, config.eval_batch or 1, fabric)
         if said is not None:
             said.write(run / "predictions.parquet")
         found[name] = {"loss": scored.loss, **scored.figures}
-        if scored.outputs is not None and train.kind != "nucleotides":
-            kept |= {name: scored.outputs, f"{name}_labels": plan.splits[name].labels}
+        if scored.outputs is not None and splits[name].kind != "nucleotides":
+            outputs = scored.outputs if columns is None else scored.outputs[:, columns]
+            kept |= {name: outputs, f"{name}_labels": splits[name].labels}
     if fabric.global_rank == 0 and kept:
         write_arrays(run / "outputs.npz", kept)
     return found
@@ -228,11 +259,11 @@ def _result(
     )
 
 
-def _describe_data(plan: Plan) -> dict[str, Any]:
+def describe_data(splits: Mapping[str, LabelledSequences]) -> dict[str, Any]:
     """Give what identifies the data: where from, how many, and a checksum of rows and labels."""
-    described: dict[str, Any] = {"kind": plan.splits["train"].kind}
-    described["classes"] = list(plan.splits["train"].classes)
-    for name, split in plan.splits.items():
+    described: dict[str, Any] = {"kind": splits["train"].kind}
+    described["classes"] = list(splits["train"].classes)
+    for name, split in splits.items():
         digest = hashlib.sha256()
         for array in (split.codes, split.offsets, np.ascontiguousarray(split.labels)):
             digest.update(array.tobytes())

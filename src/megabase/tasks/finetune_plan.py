@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -35,12 +35,25 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from transformers import PreTrainedModel
 
-__all__ = ["Plan", "plan_run", "read_splits"]
+__all__ = [
+    "Plan",
+    "batches_of",
+    "check_predictions",
+    "evaluation_of",
+    "letters_of",
+    "metrics_of",
+    "notes_of",
+    "objective_of",
+    "plan_run",
+    "resolve",
+    "tokenise_splits",
+]
 
 _MONITORS = {
     "classes": "accuracy", "multi_label": "auroc", "regression": "pearson", "nucleotides": "auroc"
 }  # fmt: skip
 _EVAL_BATCH = 64
+_Config = TypeVar("_Config", bound=FinetuneConfig)
 
 
 @dataclass(frozen=True)
@@ -75,38 +88,39 @@ def plan_run(config: FinetuneConfig, fabric: Fabric) -> Plan:
     """Build everything a run needs and describe it; writes nothing."""
     splits = read_splits(config)
     train = splits["train"]
-    names, monitor = _metrics_of(config, train.kind)
+    names, monitor = metrics_of(config, train.kind)
     labels = Labels(train.kind, train.classes)
     family = family_of_start(config, labels.task)
-    tokens = build_tokens(config, family, lambda: _letters(train), per_base=labels.per_base)
-    rows = _tokenise(config, splits, tokens, None)
+    tokens = build_tokens(config, family, lambda: letters_of(train), per_base=labels.per_base)
+    rows = tokenise_splits(config, splits, tokens, None)
     longest = max(int(r.lengths.max(initial=1)) for r in rows.values())
     torch.manual_seed(config.seed)
     model = build_classifier(config, family, labels, tokens, longest)
     limit = getattr(model.config, "max_length", None)
     if limit is not None and longest > limit:
-        rows = _tokenise(config, splits, tokens, limit)
+        rows = tokenise_splits(config, splits, tokens, limit)
         longest = max(int(r.lengths.max(initial=1)) for r in rows.values())
-    sets = _batches(config, splits, rows, tokens)
-    config = _resolve(config, len(train), longest)
+    sets = batches_of(config, splits, rows, tokens)
+    config = resolve(config, len(train), longest)
     evaluations = {
-        name: _evaluation(config, model, splits[name], sets[name], longest, names, monitor)
+        name: evaluation_of(config, model, splits[name], sets[name], longest, names, monitor)
         for name in splits
         if name != "train"
     }
     world = max(fabric.world_size, planned_world(fabric, config.devices))
     if config.predictions:
-        _check_predictions(splits, world)
+        check_predictions(splits, world)
     schedule = LengthSchedule(config, world, sets["train"].epoch_size)
-    notes = _notes(config, splits)
+    notes = notes_of(config, splits)
     plan = Plan(
-        config, family, model, tokens, splits, sets["train"], _objective(config, model, train),
+        config, family, model, tokens, splits, sets["train"], objective_of(config, model, train),
         evaluations, schedule, notes, "",
     )  # fmt: skip
     return replace(plan, text=_describe(plan, monitor, longest))
 
 
-def _check_predictions(splits: Mapping[str, LabelledSequences], world: int) -> None:
+def check_predictions(splits: Mapping[str, LabelledSequences], world: int) -> None:
+    """Check that predictions can be written, when they are asked for."""
     text = splits["test"].text if "test" in splits else None
     if splits["train"].kind != "nucleotides" or text is None or text.intervals is None:
         raise ConfigError(
@@ -119,11 +133,12 @@ def _check_predictions(splits: Mapping[str, LabelledSequences], world: int) -> N
         )
 
 
-def _letters(sequences: LabelledSequences) -> Iterable[str]:
+def letters_of(sequences: LabelledSequences) -> Iterable[str]:
+    """Give every sequence as text."""
     return (alphabet.decode(sequences.sequence(i)) for i in range(len(sequences)))
 
 
-def _metrics_of(config: FinetuneConfig, kind: str) -> tuple[tuple[str, ...], str]:
+def metrics_of(config: FinetuneConfig, kind: str) -> tuple[tuple[str, ...], str]:
     """Give the metrics to report and the one that chooses; both are checked."""
     names = list(config.metrics or metrics.default_metrics(kind))
     monitor = config.monitor or _MONITORS[kind]
@@ -133,8 +148,8 @@ def _metrics_of(config: FinetuneConfig, kind: str) -> tuple[tuple[str, ...], str
     return tuple(names), monitor
 
 
-def _objective(
-    config: FinetuneConfig, model: PreTrainedModel, train: LabelledSequences
+def objective_of(
+    config: FinetuneConfig, model: Any, train: LabelledSequences
 ) -> SequenceLabels | NucleotideLabels:
     """Give the training loss."""
     weights = config.head.class_weights
@@ -156,9 +171,9 @@ def _objective(
     )
 
 
-def _evaluation(
+def evaluation_of(
     config: FinetuneConfig,
-    model: PreTrainedModel,
+    model: Any,
     split: LabelledSequences,
     data: LabelledBatches,
     longest: int,
@@ -192,7 +207,7 @@ def _strands(config: FinetuneConfig, split: str) -> bool:
     return head.reverse_complement > 0 if split == "train" else head.strand_average
 
 
-def _tokenise(
+def tokenise_splits(
     config: FinetuneConfig,
     splits: Mapping[str, LabelledSequences],
     tokens: Tokens,
@@ -219,12 +234,13 @@ def _tokenise(
     }
 
 
-def _batches(
+def batches_of(
     config: FinetuneConfig,
     splits: Mapping[str, LabelledSequences],
     rows: Mapping[tuple[str, bool], TokenRows],
     tokens: Tokens,
 ) -> dict[str, LabelledBatches]:
+    """Give the batches of every split."""
     head = config.head
     return {
         name: LabelledBatches(
@@ -246,7 +262,7 @@ def _batches(
     }
 
 
-def _resolve(config: FinetuneConfig, rows: int, longest: int) -> FinetuneConfig:
+def resolve(config: _Config, rows: int, longest: int) -> _Config:
     """Fill in what depends on the data: the length of the one stage, the steps of an epoch."""
     stages = config.stages
     if not stages:
@@ -267,7 +283,8 @@ def _resolve(config: FinetuneConfig, rows: int, longest: int) -> FinetuneConfig:
     )
 
 
-def _notes(config: FinetuneConfig, splits: Mapping[str, LabelledSequences]) -> list[str]:
+def notes_of(config: FinetuneConfig, splits: Mapping[str, LabelledSequences]) -> list[str]:
+    """Say what a reader of the numbers has to know."""
     notes: list[str] = []
     if "valid" not in splits:
         notes.append("no validation rows: the last checkpoint is measured")

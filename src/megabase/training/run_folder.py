@@ -22,7 +22,7 @@ _FILES = (
     "best", "last", "evaluation.json", "evaluation-context.svg", "evaluation-floors.svg",
     "report.html",
 )  # fmt: skip
-_FOLDERS = ("checkpoints",)
+_FOLDERS = ("checkpoints", "prompt")
 
 # Free to change on resume: they alter neither the data nor the arithmetic of a step.
 _FREE = {

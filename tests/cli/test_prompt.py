@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megabase.cli.main import main
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    rows = [f"{''.join(rng.choice(list('ACGT'), size=16))},{i % 2}" for i in range(20)]
+    path = tmp_path / "x.csv"
+    path.write_text("seq,label\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def small(table: Path, *more: str) -> list[str]:
+    return [
+        "prompt", "default", "--train", str(table), "--test", str(table), "--steps", "2",
+        "--devices.accelerator", "cpu", "--output", str(table.parent / "run"), *more,
+    ]  # fmt: skip
+
+
+def test_a_sweep_of_lengths(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(small(table, "--lengths", "0", "2")) == 0
+    shown = capsys.readouterr()
+    assert "nothing to train" in shown.err
+    assert "all frozen, from default" in shown.err
+    assert "strict_accuracy" in shown.out
+    run = table.parent / "run"
+    runs = json.loads((run / "result.json").read_text())["runs"]
+    assert [one["length"] for one in runs] == [0, 2]
+    assert [one["trained_parameters"] for one in runs] == [0, 256]
+    assert (run / "length-2" / "prompt" / "prompt.safetensors").is_file()
+    assert main(small(table, "--lengths", "0", "2", "--resume")) == 0
+    assert json.loads((run / "result.json").read_text())["runs"] == runs
+
+
+def test_a_recipe_of_a_run(table: Path) -> None:
+    assert main(small(table, "--prompt.answer", "head", "--prompt.length", "1")) == 0
+    recipe = str(table.parent / "run" / "config.yaml")
+    again = str(table.parent / "2")
+    assert main(["prompt", "default", "--config", recipe, "--output", again]) == 0
+    first, second = (
+        json.loads((table.parent / name / "result.json").read_text()) for name in ("run", "2")
+    )
+    assert first["test"] == second["test"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--prompt.position", "middle"], "prompt.position"),
+        (["--prompt.lenght", "3"], "did you mean 'prompt.length'"),
+        (["--prompt.length", "2000"], "leaves no room for a sequence"),
+        (["--lengths", "-1"], "must be at least 0"),
+    ],
+)
+def test_bad_input_is_one_line(
+    table: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(small(table, *more)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (table.parent / "run").exists()
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; from megabase.cli.main import main\n"
+        "try: main(['prompt', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'polars'} & set(sys.modules), 'slow'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--prompt.length" in done.stdout
