@@ -46,6 +46,12 @@ def test_one_command(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert again["test"] == result["test"]
     command = ["finetune", str(run), "--train", str(table), "--steps", "1"]
     assert main([*command, "--output", str(table.parent / "3")]) == 0
+    # A recipe names its model; one on the command line wins, wherever it stands.
+    third = str(table.parent / "3" / "config.yaml")
+    for words in (["--config", third], [str(run), "--config", third]):
+        assert main(["finetune", *words, "--dry-run", "--output", str(table.parent / "4")]) == 0
+    other = ["finetune", "nowhere", "--config", third, "--output", str(table.parent / "4")]
+    assert main(other) == 2
 
 
 def test_several_label_columns(table: Path, capsys: pytest.CaptureFixture[str]) -> None:

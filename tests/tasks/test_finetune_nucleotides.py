@@ -177,3 +177,28 @@ def test_refusals(
     with pytest.raises(MegabaseError, match=message):
         finetune(settings(tmp_path / "run", store, **given), dry_run=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_intervals_of_one_file_are_divided_by_places(
+    tmp_path: Path, genome: tuple[Path, Path]
+) -> None:
+    store, gff = genome
+    rows = []
+    for line in gff.read_text().splitlines():
+        contig, _, _, start, end, *_ = line.split("\t")
+        rows.append(f"{contig}\t{int(start) - 1}\t{end}\tcoding")
+        rows.append(f"{contig}\t{int(start) - 41}\t{int(end) - 40}\tother")
+    bed = tmp_path / "x.bed"
+    bed.write_text("\n".join(rows) + "\n")
+    places = GenomeConfig(store=str(store), length=30, test=["b"], valid=["a:1-320"])
+    result = finetune(settings(tmp_path / "run", bed, genome=places))
+    assert result is not None
+    assert result.kind == "classes"
+    assert result.rows == {"train": 32, "valid": 8, "test": 40}
+    assert result.classes == ["coding", "other"]
+    assert result.test["accuracy"] > 0.9
+    again = read_splits(
+        settings(tmp_path, bed, test=str(bed), genome=GenomeConfig(store=str(store)))
+    )
+    assert len(again["test"]) == 80
+    assert again["test"].lengths.tolist() == [40] * 80

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megabase.cli.config_errors import explain_errors
+from megabase.cli.config_errors import RecipeError, explain_errors
 from megabase.tasks.finetune_config import FinetuneConfig
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ _SHOWN_SWITCHES = ("resume", "overwrite")
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the model, the recipe, every field of :class:`FinetuneConfig` and the switches."""
     parser.add_argument(
-        "model", nargs="?", help="model folder, run folder, Hub name or `default`; none: see "
-        "--family and --preset",
+        "start", nargs="?", metavar="MODEL", help="model folder, run folder, Hub name or "
+        "`default` (the same as --model); none: see --family and --preset",
     )  # fmt: skip
     parser.add_argument("--config", action="config", help="recipe: a YAML file of the fields below")
     parser.add_argument(
@@ -46,9 +47,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--seeds", type=list[int], default=[], help="several runs, one for each seed, in "
         "OUTPUT/seed-N; mean and spread in OUTPUT/result.json",
     )  # fmt: skip
+    parser.add_argument(
+        "--picture", metavar="PLACE", default=None, help="draw the predictions of this place (a "
+        "contig or chr1:1,001-2,000) over the truth to OUTPUT/picture.png; needs --predictions",
+    )  # fmt: skip
     for name in _SHOWN_SWITCHES:
         parser.add_argument(f"--{name}", action="store_true", help=_SWITCHES[name])
-    parser.add_class_arguments(FinetuneConfig, skip={"model", *_SWITCHES})
+    parser.add_class_arguments(FinetuneConfig, skip=set(_SWITCHES))
     explain_errors(parser, FinetuneConfig)
 
 
@@ -62,7 +67,7 @@ def config_of(args: Namespace) -> FinetuneConfig:
     """
     from jsonargparse import ArgumentParser
 
-    skipped: set[str | int] = {"model", *_SWITCHES}
+    skipped: set[str | int] = set(_SWITCHES)
     names = {field.name for field in dataclasses.fields(FinetuneConfig)} - skipped
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(FinetuneConfig, skip=skipped)
@@ -71,7 +76,7 @@ def config_of(args: Namespace) -> FinetuneConfig:
         if name not in names:
             values.pop(name)
     built: dict[str, Any] = vars(parser.instantiate(values))
-    built["model"] = args.model
+    built["model"] = args.start or args.model
     built.update({name: bool(args[name]) for name in _SHOWN_SWITCHES})
     return FinetuneConfig(**built)
 
@@ -79,6 +84,8 @@ def config_of(args: Namespace) -> FinetuneConfig:
 def run(args: Namespace) -> int:
     """Run the verb; give the exit status."""
     config = config_of(args)
+    if args.picture and (not config.predictions or args.seeds):
+        raise RecipeError("--picture needs --predictions true, and one run (no --seeds)")
     from megabase.training.allocator import keep_freed_memory
 
     keep_freed_memory()
@@ -98,6 +105,13 @@ def run(args: Namespace) -> int:
         return 128 + stopped[0]
     if results:
         _show(results, Console())
+    if results and args.picture:
+        from megabase.report.nucleotide_plot import save_nucleotide_plot
+
+        run = Path(config.output)
+        picture = run / "picture.png"
+        save_nucleotide_plot(run / "predictions.parquet", args.picture, picture, overwrite=True)
+        print(f"wrote {picture}")
     return 0
 
 

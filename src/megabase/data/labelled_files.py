@@ -19,7 +19,14 @@ from megabase.genome.interval import Interval
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["FastaLabel", "LabelledDataError", "LabelledText", "find_splits", "read_text"]
+__all__ = [
+    "FastaLabel",
+    "LabelledDataError",
+    "LabelledText",
+    "check_rows",
+    "find_splits",
+    "read_text",
+]
 
 FastaLabel = Literal["last_word", "last_character"]
 """Where the header of a FASTA record keeps the label: its last word (words end at blanks and at
@@ -140,14 +147,25 @@ def read_text(
         if suffix not in _KINDS:
             raise LabelledDataError(
                 f"{path} is of no known kind; expected a name ending in {', '.join(_KINDS)} "
-                "(.gz too), or a folder CLASS/NAME.txt"
+                "(.gz too), or a folder CLASS/NAME.txt (intervals need genome.store)"
             )
         if suffix in _FASTA:
             text = _read_fasta(path, fasta_label)
         else:
             text = _read_table(path, _frame(path, suffix), sequence, label)
+    return check_rows(text)
+
+
+def check_rows(text: LabelledText) -> LabelledText:
+    """Give rows back that all have a sequence and labels.
+
+    Raises
+    ------
+    LabelledDataError
+        Naming the first that has not, or the file when it has no row.
+    """
     if not text.sequences:
-        raise LabelledDataError(f"{path} holds no sequence; expected one in each row")
+        raise LabelledDataError(f"{text.source} holds no sequence; expected one in each row")
     for row, (letters, labels) in enumerate(zip(text.sequences, text.labels, strict=True)):
         if not letters:
             raise LabelledDataError(f"{text.where(row)}: the sequence is empty")

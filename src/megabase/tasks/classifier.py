@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from megabase.tasks.finetune_config import FinetuneConfig
+from megabase.tasks.finetune_config import FinetuneConfig, HeadConfig
 from megabase.tasks.input_tokens import (
     Tokens,
     asked_fields,
@@ -155,8 +156,12 @@ def build_classifier(
         model = load_model(model_spec(config.model), labels.task, new_head=True, **fields).train()
     else:
         model = _new_model(config, family, labels.task, fields, tokens, longest)
-    if config.head.freeze:
-        _freeze(model)
+    if config.head.freeze or config.head.freeze_blocks or config.head.freeze_embeddings:
+        _freeze(model, config.head)
+    if config.lora.rank:
+        from megabase.tasks.lora import add_adapters
+
+        add_adapters(model, model.base_model, config.lora)
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable()
     return model
@@ -224,19 +229,48 @@ def _new_model(
     return model_class(config_class(**shape))
 
 
-def _freeze(model: PreTrainedModel) -> None:
+def _freeze(model: PreTrainedModel, head: HeadConfig) -> None:
+    """Keep everything below the head, or the embedding and the first blocks, as it is."""
     base = model.base_model
     if base is model:
+        setting = "freeze" if head.freeze else "freeze_blocks"
         raise ConfigError(
-            f"head.freeze is set, but {type(model).__name__} has no part below its head"
+            f"head.{setting} is set, but {type(model).__name__} has no part below its head"
         )
-    base.requires_grad_(False)
+    if head.freeze:
+        base.requires_grad_(False)
+        return
+    if head.freeze_embeddings or head.freeze_blocks:
+        model.get_input_embeddings().requires_grad_(False)
+    blocks = _blocks(base)
+    if head.freeze_blocks > len(blocks):
+        raise ConfigError(
+            f"head.freeze_blocks is {head.freeze_blocks}, but {type(model).__name__} has "
+            f"{len(blocks)} blocks"
+        )
+    for block in blocks[: head.freeze_blocks]:
+        block.requires_grad_(False)
+
+
+def _blocks(base: nn.Module) -> list[nn.Module]:
+    """Give the blocks of a model: the members of its first list of modules that holds any."""
+    for module in base.modules():
+        if isinstance(module, nn.ModuleList) and len(module):
+            return list(module)
+    return []
 
 
 def save_classifier(
-    model: PreTrainedModel, tokenizer: Any, folder: Path, state: Mapping[str, torch.Tensor]
+    model: PreTrainedModel,
+    tokenizer: Any,
+    folder: Path,
+    state: Mapping[str, torch.Tensor],
+    config: FinetuneConfig | None = None,
 ) -> None:
     """Write a Hugging Face folder: weights, configuration with class names, tokenizer.
+
+    Adapters are folded into the weights; where the settings ask for it, they are written beside
+    them too, with the head.
 
     Parameters
     ----------
@@ -248,6 +282,8 @@ def save_classifier(
         Existing folder.
     state
         Full state dict, which may differ from the model's own when it is sharded.
+    config
+        Settings of the run.
     """
     from transformers.utils import logging
 
@@ -255,11 +291,40 @@ def save_classifier(
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model.save_pretrained(folder, state_dict=dict(state))
+        whole = dict(state)
+        if config is not None and config.lora.rank:
+            from megabase.tasks.lora import merged_state
+
+            whole = merged_state(model, state)
+            if config.lora.save == "adapter":
+                _save_adapter(model, folder, state, config)
+        model.save_pretrained(folder, state_dict=whole)
         tokenizer.save_pretrained(folder)
     finally:
         if bars:
             logging.enable_progress_bar()
+
+
+def _save_adapter(
+    model: PreTrainedModel,
+    folder: Path,
+    state: Mapping[str, torch.Tensor],
+    config: FinetuneConfig,
+) -> None:
+    from megabase.models.families import family_of
+    from megabase.tasks.lora import ADAPTER_FOLDER, save_adapter
+
+    settings: Any = model.config
+    family = family_of(settings.model_type)
+    kinds = family.classes().items() if family is not None else ()
+    kind = next(kind for kind, member in kinds if member is type(model))
+    fields = {
+        name: getattr(settings, name)
+        for name in ("id2label", "label2id", "problem_type", *_POOLING_FIELDS, *config.overrides)
+        if hasattr(settings, name)
+    }
+    start = model_spec(config.model or "default")
+    save_adapter(model, folder / ADAPTER_FOLDER, state, config.lora, start, kind, fields)
 
 
 def balanced_weights(counts: Mapping[str, int]) -> list[float]:

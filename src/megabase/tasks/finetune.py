@@ -143,7 +143,7 @@ def finetune(
         schedule=plan.schedule,
         fabric=fabric,
         save_model=lambda folder, state: save_classifier(
-            plan.model, plan.tokens.tokenizer, folder, state
+            plan.model, plan.tokens.tokenizer, folder, state, plan.config
         ),
         validation=plan.evaluations.get("valid"),
         console=show,

@@ -12,7 +12,14 @@ from typing import Any, Literal
 from megabase.tasks.pretrain_config import plain_values
 from megabase.training.config import Stage, TrainConfig, raise_problems
 
-__all__ = ["FinetuneConfig", "GenomeConfig", "HeadConfig", "TableConfig", "to_yaml"]
+__all__ = [
+    "FinetuneConfig",
+    "GenomeConfig",
+    "HeadConfig",
+    "LoraConfig",
+    "TableConfig",
+    "to_yaml",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +67,12 @@ class TableConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GenomeConfig:
-    """Labels of nucleotides from features of a genome; train is then a genome store (.mb).
+    """Labels that lie on a genome.
 
-    A place is a contig (chr20), a stretch as people write it (chr20:45,000,001-50,000,000: 1-based,
-    both ends included) or a BED file.
+    Of nucleotides, from features: train is then a genome store (.mb). Of intervals: store is set,
+    and train, valid and test are BED, narrowPeak, broadPeak, GFF or VCF files. A place is a contig
+    (chr20), a stretch as people write it (chr20:45,000,001-50,000,000: 1-based, both ends included)
+    or a BED file.
     """
 
     features: list[str] = field(default_factory=list)
@@ -81,11 +90,23 @@ class GenomeConfig:
     strand: Literal["either", "forward", "reverse"] = "either"
     """Which features count: those on either strand, or those on one only."""
 
-    length: int = 1024
-    """Labelled bases of a window; windows lie side by side."""
+    length: int | None = None
+    """Labelled bases of a window, of those that lie side by side (null: 1,024); of intervals the
+    bases that are read around the middle of each (null: the interval as it is)."""
 
     flank: int = 0
-    """Bases that are read on either side of a window besides, without labels."""
+    """Bases that are read besides on either side of a window (without labels) or interval."""
+
+    store: str | None = None
+    """Genome store that the intervals of train, valid and test are read from; table.label names
+    their label: columns of a BED (null: name; the columns after those of BED are column_7, ...),
+    type or attributes of a GFF (null: type), keys of INFO of a VCF."""
+
+    center: Literal["middle", "summit"] = "middle"
+    """Where length is laid around: the middle of an interval, or the summit of a narrowPeak."""
+
+    orient: bool = False
+    """Read intervals of the reverse strand as their reverse complement."""
 
     train: list[str] = field(default_factory=list)
     """Places to train on; empty takes all that is neither valid nor test."""
@@ -99,11 +120,11 @@ class GenomeConfig:
 
     def __post_init__(self) -> None:
         problems: list[str] = []
-        for name, least in (("length", 1), ("flank", 0)):
-            if getattr(self, name) < least:
-                problems.append(
-                    f"genome.{name} is {getattr(self, name)}; it must be at least {least}"
-                )
+        for name, value, least in (("length", self.length, 1), ("flank", self.flank, 0)):
+            if value is not None and value < least:
+                problems.append(f"genome.{name} is {value}; it must be at least {least}")
+        if self.center == "summit" and self.length is None:
+            problems.append("genome.center is summit, which needs genome.length")
         if not self.background:
             problems.append("genome.background is empty; name the class of all other bases")
         raise_problems(problems)
@@ -129,6 +150,12 @@ class HeadConfig:
     freeze: bool = False
     """Train only the head; the weights below it stay as they are."""
 
+    freeze_blocks: int = 0
+    """Keep the first so many blocks as they are, and the embedding below them."""
+
+    freeze_embeddings: bool = False
+    """Keep the token embedding as it is."""
+
     class_weights: Literal["balanced"] | list[float] | None = None
     """Loss weights of the classes (of the positive answers, for several labels): balanced is
     inverse to their number; or one number for each, in the order of the sorted names."""
@@ -144,6 +171,8 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         problems: list[str] = []
+        if self.freeze_blocks < 0:
+            problems.append(f"head.freeze_blocks is {self.freeze_blocks}; it must be at least 0")
         if not 0 <= self.label_smoothing < 1:
             problems.append(
                 f"head.label_smoothing is {self.label_smoothing}; it must lie in 0 to 1, 1 excluded"
@@ -156,13 +185,40 @@ class HeadConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters beside frozen weights, through peft (the extra lora)."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 has none. The weights below the head are frozen, the head learns."""
+
+    alpha: float | None = None
+    """The adapter counts alpha / rank times; null takes twice the rank."""
+
+    targets: list[str] = field(default_factory=list)
+    """Linear layers that get one, by the last part of their names; empty takes all below the head
+    but those that compute filters."""
+
+    save: Literal["merged", "adapter"] = "merged"
+    """merged: checkpoints hold the whole model with the adapters folded in. adapter: beside it, in
+    the folder adapter, adapters and head alone."""
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        if self.rank < 0:
+            problems.append(f"lora.rank is {self.rank}; it must be at least 0")
+        if self.alpha is not None and not self.alpha > 0:
+            problems.append(f"lora.alpha is {self.alpha}; it must be above 0")
+        raise_problems(problems)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
     """Training on labelled sequences, from a trained model or from fresh weights."""
 
     train: str
     """Labelled sequences: CSV, TSV, Parquet or FASTA (.gz too), a folder CLASS/NAME.txt, a folder
-    that holds all splits under the names train, valid (dev, val) and test, or a genome store (.mb)
-    with features (see genome)."""
+    that holds all splits under the names train, valid (dev, val) and test, a genome store (.mb)
+    with features, or intervals over a genome store (see genome)."""
 
     valid: str | None = None
     """Sequences that choose the best checkpoint; null cuts them off the training rows."""
@@ -196,10 +252,13 @@ class FinetuneConfig(TrainConfig):
     """How to read the files."""
 
     genome: GenomeConfig = field(default_factory=GenomeConfig)
-    """Labels of nucleotides from a genome and its features."""
+    """Labels that lie on a genome: features, or intervals."""
 
     head: HeadConfig = field(default_factory=HeadConfig)
     """Head, strands and loss."""
+
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Low-rank adapters."""
 
     stages: tuple[Stage, ...] = ()
     """Sequence-length warm-up, in tokens: sequences lose their end in the shorter stages. Empty:
@@ -256,6 +315,13 @@ class FinetuneConfig(TrainConfig):
                 "from_scratch takes the shape of a model; with family or preset the weights are "
                 "fresh anyway"
             )
+        if self.lora.rank and (self.head.freeze or self.head.freeze_blocks):
+            problems.append(
+                "lora.rank freezes everything below the head by itself; leave head.freeze and "
+                "head.freeze_blocks out"
+            )
+        if self.lora.rank and (self.model is None or self.from_scratch):
+            problems.append("lora.rank needs a trained model to start from, not fresh weights")
         if not self.epochs > 0:
             problems.append(f"epochs is {self.epochs}; it must be above 0")
         if self.micro_batch is not None and self.micro_batch < 1:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from megabase.data.genome_labels import cut_tail, label_windows, read_features
+from megabase.data.interval_sequences import divide_rows, read_interval_text
 from megabase.data.labelled import LabelledSequences, label_splits, published_split, split_rows
 from megabase.data.labelled_files import (
     LabelledDataError,
@@ -23,6 +24,7 @@ from megabase.training.config import ConfigError
 __all__ = ["read_splits"]
 
 _STORE = ".mb"
+_WINDOW = 1024
 
 
 def read_splits(config: FinetuneConfig) -> dict[str, LabelledSequences]:
@@ -38,6 +40,8 @@ def read_splits(config: FinetuneConfig) -> dict[str, LabelledSequences]:
     """
     if config.train.endswith(_STORE) and not Path(config.train).is_dir():
         return _genome_splits(config)
+    if config.genome.store is not None:
+        return _with_validation(config, label_splits(_interval_texts(config), config.table.kind))
     paths: dict[str, str | Path | None] = {
         "train": config.train, "valid": config.valid, "test": config.test
     }  # fmt: skip
@@ -56,7 +60,14 @@ def read_splits(config: FinetuneConfig) -> dict[str, LabelledSequences]:
         for name, path in paths.items()
         if path is not None
     }
-    splits = label_splits(texts, table.kind)
+    return _with_validation(config, label_splits(texts, table.kind))
+
+
+def _with_validation(
+    config: FinetuneConfig, splits: dict[str, LabelledSequences]
+) -> dict[str, LabelledSequences]:
+    """Cut validation rows off the training rows when there are none."""
+    table = config.table
     fraction, rows = table.validation_fraction, splits["train"]
     if "valid" not in splits and fraction:
         if table.validation_split == "published":
@@ -70,12 +81,55 @@ def read_splits(config: FinetuneConfig) -> dict[str, LabelledSequences]:
     return splits
 
 
+def _interval_texts(config: FinetuneConfig) -> dict[str, LabelledText]:
+    """Read intervals, from one file for each split, or from one that places divide."""
+    genome = config.genome
+    store = GenomeStore.open(genome.store or "")
+
+    def read(path: str) -> LabelledText:
+        return read_interval_text(
+            path,
+            store,
+            label=config.table.label,
+            length=genome.length,
+            flank=genome.flank,
+            center=genome.center,
+            orient=genome.orient,
+        )
+
+    files = {"valid": config.valid, "test": config.test}
+    named = {name: read(path) for name, path in files.items() if path is not None}
+    twice = [name for name in named if getattr(genome, name)]
+    if twice:
+        raise ConfigError(
+            f"{twice[0]} and genome.{twice[0]} are both given; name a file of intervals, or places "
+            "whose rows are taken from train"
+        )
+    parts = divide_rows(
+        read(config.train),
+        store,
+        regions_of(store, genome.train) if genome.train else None,
+        regions_of(store, genome.valid),
+        regions_of(store, genome.test),
+    )
+    empty = [name for name in ("valid", "test") if getattr(genome, name) and name not in parts]
+    if empty:
+        raise LabelledDataError(
+            f"no interval of {config.train} touches the places of genome.{empty[0]}"
+        )
+    return {**parts, **named}
+
+
 def _genome_splits(config: FinetuneConfig) -> dict[str, LabelledSequences]:
     """Cut windows with a class for every base out of one genome, or one for each split."""
     table, genome = config.table, config.genome
     if table.kind not in ("auto", "nucleotides"):
         raise ConfigError(
             f"table.kind is {table.kind}, but features of a genome store give labels of nucleotides"
+        )
+    if genome.store is not None:
+        raise ConfigError(
+            f"genome.store is for intervals, but train is a genome store itself: {config.train}"
         )
     if genome.strand != "either" and (config.head.reverse_complement or config.head.strand_average):
         raise ConfigError(
@@ -97,7 +151,7 @@ def _genome_splits(config: FinetuneConfig) -> dict[str, LabelledSequences]:
         regions["valid"] = split.validation
     elif "valid" in own and table.validation_fraction:
         regions["train"], regions["valid"] = cut_tail(
-            split.train, table.validation_fraction, genome.length
+            split.train, table.validation_fraction, genome.length or _WINDOW
         )
     if own.get("test"):
         regions["test"] = split.test
@@ -122,4 +176,6 @@ def _windows(config: FinetuneConfig, store: GenomeStore, regions: Regions) -> La
     features = read_features(
         store, genome.features, genome.types, background=genome.background, strand=genome.strand
     )
-    return label_windows(store, regions, features, length=genome.length, flank=genome.flank)
+    return label_windows(
+        store, regions, features, length=genome.length or _WINDOW, flank=genome.flank
+    )

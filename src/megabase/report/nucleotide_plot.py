@@ -1,0 +1,193 @@
+"""Probabilities along a stretch of a genome, with the true classes under them.
+
+Takes ``predictions.parquet`` of a fine-tuning run: columns contig, position (0-based), label and
+one ``p_CLASS`` for each class, the background first.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from megabase.errors import MegabaseError
+from megabase.genome.files import atomic_file
+from megabase.genome.interval import Interval
+from megabase.report.drawing import require_matplotlib
+from megabase.report.theme import LIGHT, Size, Theme, settings
+
+if TYPE_CHECKING:
+    import polars as pl
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["PictureError", "draw_nucleotides", "read_predictions", "save_nucleotide_plot"]
+
+_SIZE = Size("region", 960, 300, 12.0)
+_COLOURS = ("#1a56c4", "#b4530a", "#2f7d4f", "#8a3ea8", "#8a6d00", "#5c6773")
+_MOST_POINTS = 4000
+_BAR = 0.09
+_PREFIX = "p_"
+
+
+class PictureError(MegabaseError):
+    """There is nothing to draw, or the picture cannot be written."""
+
+
+def read_predictions(path: str | Path, place: str) -> pl.DataFrame:
+    """Read the predicted bases of a place.
+
+    Parameters
+    ----------
+    path
+        ``predictions.parquet``.
+    place
+        A contig, or a stretch as people write it (``chr1:1,001-2,000``).
+
+    Returns
+    -------
+    polars.DataFrame
+        Rows in the order of positions.
+
+    Raises
+    ------
+    PictureError
+        When the file is missing, or has no base there.
+    """
+    import polars as pl
+
+    path = Path(path)
+    if not path.is_file():
+        raise PictureError(f"there is no file {path}; a run writes it with --predictions true")
+    table = pl.scan_parquet(path)
+    if ":" in place:
+        where = Interval.parse(place)
+        inside = pl.col("position").is_between(where.start, where.end, closed="left")
+        chosen = table.filter((pl.col("contig") == where.contig) & inside).collect()
+    else:
+        chosen = table.filter(pl.col("contig") == place).collect()
+    if chosen.is_empty():
+        contigs = table.select("contig").unique().collect()["contig"].to_list()
+        raise PictureError(
+            f"{path} has no base of {place}; it has bases of {', '.join(sorted(contigs)[:5])}"
+        )
+    return chosen.sort("position")
+
+
+def draw_nucleotides(
+    table: pl.DataFrame, theme: Theme = LIGHT, size: Size = _SIZE, title: str | None = None
+) -> Figure:
+    """Draw probabilities as lines, and the true classes as bars under them.
+
+    Parameters
+    ----------
+    table
+        Result of :func:`read_predictions`. Of more bases than the picture has room for, means of
+        equally many neighbours are drawn.
+    theme, size
+        Colours and size.
+    title
+        Text above; None names the place.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    MissingDependencyError
+        When matplotlib is not installed.
+    """
+    require_matplotlib()
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    chosen: Any = {**settings(theme, size), "lines.linewidth": 1.2}
+    # The first class is the background: what is left when the others are drawn.
+    classes = [name[len(_PREFIX) :] for name in table.columns if name.startswith(_PREFIX)]
+    shown = list(enumerate(classes))[1:]
+    place = table["position"].to_numpy()
+    label = table["label"].to_numpy()
+    with mpl.rc_context(chosen):
+        figure = Figure(figsize=(size.width / 72, size.height / 72), dpi=72, layout="constrained")
+        axes = figure.subplots()
+        for number, name in shown:
+            colour = _COLOURS[(number - 1) % len(_COLOURS)]
+            values = table[f"{_PREFIX}{name}"].to_numpy()
+            _line(axes, place, values, colour, f"probability of {name}")
+            low = -_BAR * (1.4 * number)
+            _bars(axes, place, label == name, low, colour, f"{name}: annotated")
+        axes.set_ylim(-_BAR * (1.4 * len(shown) + 0.4), 1.02)
+        axes.set_yticks([0, 0.5, 1])
+        axes.axhline(0.5, color=theme.faint, linewidth=1, zorder=0)
+        axes.axhline(0, color=theme.muted, linewidth=0.6, zorder=0)
+        first, last = int(place[0]), int(place[-1]) + 1
+        axes.set_xlim(first, last)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value + 1:,.0f}")
+        contig = table["contig"][0]
+        axes.set_xlabel(f"position on {contig}")
+        axes.set_title(title or str(Interval(contig, first, last)), loc="left")
+        axes.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _line(axes: Axes, place: np.ndarray, values: np.ndarray, colour: str, name: str) -> None:
+    """Draw a line that breaks where positions are missing, of means where there are too many."""
+    step = -(-len(place) // _MOST_POINTS)
+    gaps = np.flatnonzero(np.diff(place) > 1) + 1
+    for i, part in enumerate(np.split(np.arange(len(place)), gaps)):
+        edges = np.arange(0, len(part), step)
+        counts = np.diff(np.append(edges, len(part)))
+        height = np.add.reduceat(values[part].astype(np.float64), edges) / counts
+        axes.plot(place[part][edges], height, color=colour, label=name if i == 0 else None)
+
+
+def _bars(
+    axes: Axes, place: np.ndarray, there: np.ndarray, low: float, colour: str, name: str
+) -> None:
+    """Draw a bar over every run of neighbouring bases of a class."""
+    at = place[there]
+    breaks = np.flatnonzero(np.diff(at) > 1) + 1
+    runs = [(int(run[0]), len(run)) for run in np.split(at, breaks) if len(run)]
+    axes.broken_barh(runs, (low, _BAR), facecolors=colour, alpha=0.55, label=name, linewidth=0)
+
+
+def save_nucleotide_plot(
+    predictions: str | Path, place: str, output: str | Path, *, overwrite: bool = False
+) -> Path:
+    """Draw a place and write the picture.
+
+    Parameters
+    ----------
+    predictions
+        ``predictions.parquet`` of a run.
+    place
+        What to draw.
+    output
+        File ending in ``.png`` or ``.svg``.
+    overwrite
+        Replace a file that exists.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+
+    Raises
+    ------
+    PictureError
+        When there is nothing to draw, or the file cannot be written.
+    """
+    output = Path(output)
+    kind = output.suffix.lower().lstrip(".")
+    if kind not in ("png", "svg"):
+        raise PictureError(f"cannot write {output}: expected a name ending in .png or .svg")
+    figure = draw_nucleotides(read_predictions(predictions, place))
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else None
+    figure.savefig(buffer, format=kind, dpi=144, facecolor=LIGHT.background, metadata=metadata)
+    with atomic_file(output, overwrite, PictureError) as file:
+        file.write(buffer.getvalue())
+    return output
