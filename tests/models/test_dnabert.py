@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertForMaskedLM
+from safetensors.torch import load_file
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from megabase.errors import MegabaseError
+from megabase.models.auto import load_model, load_tokenizer
 from megabase.models.checkpoints import Weights
 from megabase.models.dnabert.configuration import DNABERTConfig
 from megabase.models.dnabert.convert import convert, recognises
@@ -135,3 +137,51 @@ def test_norms_and_biases_do_not_decay() -> None:
     assert spared == {
         name for name, _ in model.named_parameters() if "LayerNorm" in name or "bias" in name
     }
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A folder as published: transformers' BERT with a pooler, k-mers, and the misleading flag."""
+    torch.manual_seed(1)
+    shape = {name: value for name, value in _SHAPE.items() if name != "k"}
+    bert = BertForPreTraining(BertConfig(vocab_size=69, **shape))
+    folder = tmp_path / "DNA_bert_3"
+    bert.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["BertForMaskedLM"]
+    (folder / "config.json").write_text(json.dumps(config))
+    tokens = list(DNABERTTokenizer(k=3).get_vocab())
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    return folder
+
+
+def test_a_published_folder_loads_as_it_is(published: Path) -> None:
+    model, tokenizer = load_model(published), load_tokenizer(published)
+    assert isinstance(model, DNABERTForMaskedLM)
+    assert isinstance(tokenizer, DNABERTTokenizer)
+    batch = tokenizer("acgTTGCAAC", return_tensors="pt")
+    assert int(batch["input_ids"].min()) >= 2
+    assert 1 not in batch["input_ids"]  # no k-mer is unknown, whatever do_lower_case says
+    theirs = BertForMaskedLM.from_pretrained(published).eval()
+    torch.testing.assert_close(model(**batch).logits, theirs(**batch).logits)
+    encoder = load_model(published, "base")
+    assert isinstance(encoder, DNABERTModel)
+
+
+def test_a_classifier_starts_from_a_masked_language_model(published: Path, tmp_path: Path) -> None:
+    with pytest.raises(MegabaseError, match="new_head=True"):
+        load_model(published, "sequence-classification")
+    model = load_model(published, "sequence-classification", new_head=True, num_labels=3)
+    want = load_file(published / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
+    assert torch.equal(model.bert.embeddings.word_embeddings.weight, want)
+    # A folder without the pooler, as megabase writes a masked language model, is no obstacle.
+    load_model(published).save_pretrained(tmp_path / "ours")
+    again = load_model(tmp_path / "ours", "sequence-classification", new_head=True, num_labels=2)
+    assert again.config.num_labels == 2
+
+
+def test_another_bert_is_named(published: Path) -> None:
+    (published / "vocab.txt").write_text("\n".join(["[PAD]", "the", "a"]) + "\n")
+    with pytest.raises(MegabaseError, match="model_type is 'bert'"):
+        load_model(published)

@@ -20,6 +20,8 @@ from transformers.utils import logging
 
 from megabase.errors import MegabaseError
 from megabase.models.checkpoints import CheckpointError, LoadReport
+from megabase.models.dnabert.convert import is_dnabert_folder
+from megabase.models.dnabert.convert import load_tokenizer as load_dnabert_tokenizer
 from megabase.models.families import FAMILIES, KINDS, family_of
 from megabase.models.presets import PRESETS
 
@@ -187,6 +189,11 @@ def _config(path: Path) -> PreTrainedConfig:
         model_type = content.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise ModelKindError(f"{file}: is no model configuration ({error})") from error
+    if model_type == "bert" and is_dnabert_folder(path):
+        # The published folders call themselves just "bert"; the vocabulary tells.
+        content["model_type"] = model_type = "dnabert"
+        names = content.get("architectures") or []
+        content["architectures"] = [name.replace("Bert", "DNABERT", 1) for name in names]
     family = family_of(model_type) if isinstance(model_type, str) else None
     if family is None:
         known = (f.config_class().model_type for f in FAMILIES if f.available and f.classes())
@@ -313,8 +320,13 @@ def load_model(
 def _check(model: PreTrainedModel, kind: str, info: Any, path: Path, new_head: bool) -> None:
     prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
 
+    # The pooler of a BERT serves classifiers alone: masked prediction neither trains nor needs it.
+    pooler = f"{prefix}pooler."
+
     def is_head(name: str) -> bool:
-        return kind != "base" and not name.startswith(prefix) if prefix else False
+        if kind == "base" or not prefix:
+            return False
+        return not name.startswith(prefix) or name.startswith(pooler)
 
     missing = sorted(info["missing_keys"])
     unexpected = sorted(info["unexpected_keys"])
@@ -322,7 +334,9 @@ def _check(model: PreTrainedModel, kind: str, info: Any, path: Path, new_head: b
     body = LoadReport(
         missing=tuple(name for name in missing if not is_head(name)),
         # What lies outside the base model is another head, which this kind does not use.
-        unexpected=tuple(name for name in unexpected if prefix and name.startswith(prefix)),
+        unexpected=tuple(
+            name for name in unexpected if prefix and name.startswith(prefix) and not is_head(name)
+        ),
         mismatched=tuple(
             (name, tuple(want), tuple(found))
             for name, found, want in mismatched
@@ -376,6 +390,8 @@ def load_tokenizer(spec: str | Path | None = None) -> Any:
     """
     path = resolve_model(spec)
     config = _config(path)
+    if config.model_type == "dnabert":
+        return load_dnabert_tokenizer(path)
     limit = getattr(config, "max_length", None)
     extra = {} if (path / "tokenizer_config.json").is_file() else {"model_max_length": limit}
     return AutoTokenizer.from_pretrained(path, config=config, local_files_only=True, **extra)
