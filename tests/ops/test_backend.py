@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import pytest
 
-from megabase.ops import backend
+from megabase.ops import backend, kernels
 
 
-def test_fast_unless_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_there_is_unless_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(backend.ENVIRONMENT_VARIABLE, raising=False)
-    assert backend.active() == "fast"
+    assert backend.active() == ("fast" if kernels.package() is None else "kernels")
     monkeypatch.setenv(backend.ENVIRONMENT_VARIABLE, "reference")
     assert backend.active() == "reference"
     with backend.override("fast"):
@@ -19,10 +22,39 @@ def test_fast_unless_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(backend.ENVIRONMENT_VARIABLE, "triton")
-    with pytest.raises(backend.BackendError, match=r"MEGABASE_BACKEND.*fast, reference.*'triton'"):
+    with pytest.raises(
+        backend.BackendError, match=r"MEGABASE_BACKEND.*kernels, fast, reference.*'triton'"
+    ):
         backend.active()
     with (
         pytest.raises(backend.BackendError, match="expected one of"),
         backend.override("cuda"),
     ):
         pass
+
+
+def test_missing_kernels_are_said_when_asked_for_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_package", None)
+    monkeypatch.setattr(kernels, "_why", "megabase-kernels is not installed (how to)")
+    monkeypatch.delenv(backend.ENVIRONMENT_VARIABLE, raising=False)
+    assert backend.active() == "fast"
+    with pytest.raises(backend.BackendError, match="not installed"), backend.override("kernels"):
+        pass
+    monkeypatch.setenv(backend.ENVIRONMENT_VARIABLE, "kernels")
+    with pytest.raises(backend.BackendError, match=r"MEGABASE_BACKEND: .*not installed"):
+        backend.active()
+
+
+def test_kernels_of_another_interface_are_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = types.ModuleType("megabase_kernels")
+    other.INTERFACE = kernels.INTERFACE + 1  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "megabase_kernels", other)
+    found, why = kernels._find()
+    assert found is None
+    assert why is not None
+    assert f"needs {kernels.INTERFACE}" in why
+
+
+def test_without_the_distribution_the_reason_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "megabase_kernels", None)
+    assert kernels._find()[0] is None

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from megabase.bench.config import RuntimeConfig
+from megabase.cli.bench_generate import make_parser, run_generate
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -35,6 +36,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     runtime.add_argument("--no-plot", action="store_true", help="write no plot")
     runtime.add_class_arguments(RuntimeConfig)
     actions.add_subcommand("runtime", runtime, help="runtime against length, model by model")
+    actions.add_subcommand("generate", make_parser(), help="writing tokens one by one")
 
 
 def run(args: Namespace) -> int:
@@ -42,7 +44,8 @@ def run(args: Namespace) -> int:
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    _runtime(args[args.action], console)
+    actions = {"runtime": _runtime, "generate": run_generate}
+    actions[args.action](args[args.action], console)
     return 0
 
 

@@ -1,8 +1,10 @@
 """Which implementation of the operators runs, and how to ask for another.
 
-Every operator has a plain reference and a fast path with the same signature and the same values.
-The fast path runs unless the environment variable ``MEGABASE_BACKEND`` or :func:`override` says
-``reference``. Nothing switches silently: an unknown name is an error.
+Every operator has a plain reference and a fast path in torch with the same signature and the same
+values. Some have a third one in C++, where the optional distribution ``megabase-kernels`` is
+installed; it takes CPU tensors, and where an operator has none the fast path runs. The best that is
+there runs unless the environment variable ``MEGABASE_BACKEND`` or :func:`override` names one.
+Nothing switches silently: an unknown name, or kernels that are asked for and missing, are errors.
 """
 
 from __future__ import annotations
@@ -11,11 +13,22 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from megabase.errors import MegabaseError
+from megabase.ops import kernels
 
-__all__ = ["BACKENDS", "ENVIRONMENT_VARIABLE", "BackendError", "active", "override"]
+__all__ = [
+    "BACKENDS",
+    "ENVIRONMENT_VARIABLE",
+    "BackendError",
+    "active",
+    "override",
+    "use_kernels",
+    "use_reference",
+]
 
-BACKENDS = ("fast", "reference")
+BACKENDS = ("kernels", "fast", "reference")
 """Names that can be asked for."""
 
 ENVIRONMENT_VARIABLE = "MEGABASE_BACKEND"
@@ -26,15 +39,17 @@ _overrides: list[str] = []
 
 
 class BackendError(MegabaseError):
-    """An operator implementation was asked for by a name that does not exist."""
+    """An operator implementation was asked for that does not exist, or is not installed."""
 
 
 def _checked(name: str, where: str) -> str:
     if name not in BACKENDS:
         raise BackendError(
             f"{where}: expected one of {', '.join(BACKENDS)}, found {name!r}; "
-            "choose one of them, or leave it out for the fast path"
+            "choose one of them, or leave it out for the best that is there"
         )
+    if name == "kernels" and (why := kernels.why_missing()) is not None:
+        raise BackendError(f"{where}: kernels were asked for, but {why}")
     return name
 
 
@@ -44,16 +59,27 @@ def active() -> str:
     Returns
     -------
     str
-        ``"fast"`` or ``"reference"``.
+        ``"kernels"``, ``"fast"`` or ``"reference"``.
 
     Raises
     ------
     BackendError
-        When ``MEGABASE_BACKEND`` holds an unknown name.
+        When ``MEGABASE_BACKEND`` holds an unknown name, or asks for kernels that are missing.
     """
     if _overrides:
         return _overrides[-1]
-    return _checked(os.environ.get(ENVIRONMENT_VARIABLE) or "fast", ENVIRONMENT_VARIABLE)
+    best = "fast" if kernels.package() is None else "kernels"
+    return _checked(os.environ.get(ENVIRONMENT_VARIABLE) or best, ENVIRONMENT_VARIABLE)
+
+
+def use_reference() -> bool:
+    """Whether operators run their definitions."""
+    return active() == "reference"
+
+
+def use_kernels(*tensors: torch.Tensor | None) -> bool:
+    """Whether an operator that has a kernel runs it for these inputs: only on CPUs."""
+    return active() == "kernels" and all(t is None or t.device.type == "cpu" for t in tensors)
 
 
 @contextmanager
@@ -63,12 +89,12 @@ def override(name: str) -> Iterator[None]:
     Parameters
     ----------
     name
-        ``"fast"`` or ``"reference"``.
+        ``"kernels"``, ``"fast"`` or ``"reference"``.
 
     Raises
     ------
     BackendError
-        When the name is unknown.
+        When the name is unknown, or asks for kernels that are missing.
     """
     _overrides.append(_checked(name, "backend.override"))
     try:

@@ -11,12 +11,14 @@ from torch.nn import functional as F
 from megabase.errors import MegabaseError
 from megabase.ops import backend
 from megabase.ops.selective_scan.blocked import selective_scan_blocked
+from megabase.ops.selective_scan.kernel import selective_scan_kernel
 from megabase.ops.selective_scan.reference import selective_scan_reference
 
 __all__ = [
     "SelectiveScanShapeError",
     "selective_scan",
     "selective_scan_blocked",
+    "selective_scan_kernel",
     "selective_scan_reference",
     "selective_step",
 ]
@@ -48,6 +50,7 @@ def selective_scan(
     delta_bias_E: Tensor | None = None,
     delta_softplus: bool = True,
     initial_state_BEN: Tensor | None = None,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Run the selective state-space recurrence along a sequence.
 
@@ -76,13 +79,16 @@ def selective_scan(
         Whether the step sizes go through softplus.
     initial_state_BEN
         States before the first position, shape (batch, channels, states); zeros when None.
+    reverse
+        Whether to read from the last position to the first: every sequence is turned around, and
+        the output back again. The initial state is then the one after the last position.
 
     Returns
     -------
     y_BLE : Tensor
         Shape and dtype of `u_BLE`. Everything inside is float32 at least, under autocast too.
     state_BEN : Tensor
-        States after the last position, shape (batch, channels, states), float32 at least.
+        States after the last position read, shape (batch, channels, states), float32 at least.
 
     Raises
     ------
@@ -93,7 +99,8 @@ def selective_scan(
     -----
     Mamba (arXiv 2312.00752), algorithm 2, with the discretisation of its public code: the input
     matrix enters as ``d_t B_t`` (Euler), not as the zero-order hold of the paper's equation 4. The
-    fast path saves its inputs and some states for the backward pass, and has no second derivative.
+    fast paths save their inputs and some states for the backward pass, and have no second
+    derivative.
     """
     if u_BLE.dim() != 3 or u_BLE.shape[1] < 1 or A_EN.dim() != 2:
         raise SelectiveScanShapeError(
@@ -121,9 +128,18 @@ def selective_scan(
         "delta_softplus": delta_softplus,
         "initial_state_BEN": initial_state_BEN,
     }
-    run = selective_scan_reference if backend.active() == "reference" else selective_scan_blocked
+    along = (u_BLE, delta_BLE, B_BLN, C_BLN)
     with torch.autocast(device_type=u_BLE.device.type, enabled=False):
-        return run(u_BLE, delta_BLE, A_EN, B_BLN, C_BLN, **options)  # pyright: ignore[reportCallIssue]
+        if backend.use_kernels(*along, A_EN):
+            u, delta, B, C = along
+            return selective_scan_kernel(u, delta, A_EN, B, C, **options, reverse=reverse)
+        if reverse:
+            along = tuple(x.flip(1) for x in along)
+            options["z_BLE"] = None if z_BLE is None else z_BLE.flip(1)
+        u, delta, B, C = along
+        run = selective_scan_reference if backend.use_reference() else selective_scan_blocked
+        y_BLE, state_BEN = run(u, delta, A_EN, B, C, **options)  # pyright: ignore[reportCallIssue]
+        return (y_BLE.flip(1) if reverse else y_BLE), state_BEN
 
 
 def selective_step(

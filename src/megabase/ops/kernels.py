@@ -1,0 +1,67 @@
+"""The optional distribution ``megabase-kernels``: whether it is there, and fits.
+
+Nothing else imports it. Where it is missing, or was built for another version, the torch paths run.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+__all__ = ["INTERFACE", "address", "beside", "package", "rows", "why_missing"]
+
+_Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
+
+INTERFACE = 1
+"""Interface of ``megabase-kernels`` that this version calls."""
+
+
+def _find() -> tuple[ModuleType | None, str | None]:
+    try:
+        found = importlib.import_module("megabase_kernels")
+    except ImportError as error:
+        if error.name == "megabase_kernels":
+            return None, "megabase-kernels is not installed (pip install ./kernels)"
+        return None, f"megabase-kernels cannot be loaded ({error}); build it again"
+    has = getattr(found, "INTERFACE", None)
+    if has != INTERFACE:
+        return None, (
+            f"megabase-kernels has interface {has}, this version needs {INTERFACE}; "
+            "install the kernels that come with it (pip install ./kernels)"
+        )
+    return found, None
+
+
+_package, _why = _find()
+
+
+def package() -> Any:
+    """Give the module ``megabase_kernels``, or None when there is none that fits."""
+    return _package
+
+
+def why_missing() -> str | None:
+    """Say why there are no kernels; None when there are."""
+    return _why
+
+
+def rows(tensor: Tensor | None) -> tuple[int, int, int] | None:
+    """Give address and strides of a (batch, length, channels) tensor with channels side by side."""
+    if tensor is None:
+        return None
+    return tensor.data_ptr(), tensor.stride(0), tensor.stride(1)
+
+
+def beside(tensor: _Maybe) -> _Maybe:
+    """Give a tensor whose last axis lies side by side: the same one where it does already."""
+    if tensor is None or tensor.stride(-1) == 1 or tensor.shape[-1] == 1:
+        return tensor
+    return tensor.contiguous()
+
+
+def address(tensor: Tensor | None) -> int:
+    """Give the address of a contiguous tensor; 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()

@@ -1,0 +1,213 @@
+"""The selective scan by ``megabase-kernels``, as torch operators.
+
+``megabase::selective_scan`` and its gradient ``megabase::selective_scan_backward`` are ordinary
+operators to autograd, to activation checkpointing and to torch.compile. CPU tensors of float32 or
+float64 only.
+
+Shape suffixes: B batch, L positions, E channels, N states per channel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megabase.ops import kernels
+
+__all__ = ["STEPS", "selective_scan_kernel"]
+
+STEPS = 32
+"""Positions between the states that are kept for the backward pass. At 16 states these take half
+of the memory of one input."""
+
+_SINGLE_THREAD = 1 << 16
+"""Products of batch, length, channels and states below which threads do not pay."""
+
+_ARGUMENTS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, "
+    "Tensor? initial, bool softplus, bool reverse"
+)
+
+
+def _sizes(u: Tensor, A: Tensor, softplus: bool, reverse: bool) -> tuple[Any, ...]:
+    return (*u.shape, A.shape[1], STEPS, softplus, reverse)
+
+
+def _threads(u: Tensor, A: Tensor) -> int:
+    return 1 if u.numel() * A.shape[1] < _SINGLE_THREAD else torch.get_num_threads()
+
+
+def _kept_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
+    return (u.shape[0], -(-u.shape[1] // STEPS), A.shape[1], u.shape[2])
+
+
+class _Inputs:
+    """Inputs as the kernels read them; holds what had to be copied for that."""
+
+    def __init__(self, *given: Tensor | None) -> None:
+        u, delta, A, B, C, D, z, bias, initial = given
+        along = [kernels.beside(t) for t in (u, delta, B, C, z)]
+        others = [None if t is None else t.contiguous() for t in (A, D, bias, initial)]
+        self.held = (along, others)
+        views = [kernels.rows(t) for t in along]
+        A_, D_, bias_, initial_ = (kernels.address(t) for t in others)
+        self.arguments = (views[0], views[1], A_, views[2], views[3], D_, views[4], bias_, initial_)
+
+
+@torch.library.custom_op(
+    "megabase::selective_scan",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"({_ARGUMENTS}, bool keep) -> (Tensor, Tensor, Tensor)",
+)
+def _scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    softplus: bool,
+    reverse: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    outputs = _scan_outputs(u, A, keep)
+    y, final, kept = outputs
+    inputs = _Inputs(u, delta, A, B, C, D, z, bias, initial)
+    kernels.package().native.scan_forward(
+        u.dtype == torch.float64, _sizes(u, A, softplus, reverse), *inputs.arguments,
+        kernels.rows(y), final.data_ptr(), kept.data_ptr() if keep else 0, _threads(u, A),
+    )  # fmt: skip
+    return outputs
+
+
+def _scan_outputs(u: Tensor, A: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    options: Any = {"dtype": u.dtype, "device": u.device}
+    return (
+        torch.empty(u.shape, **options),
+        torch.empty((u.shape[0], *A.shape), **options),
+        torch.empty(_kept_shape(u, A) if keep else (0,), **options),
+    )
+
+
+@_scan.register_fake
+def _(u: Tensor, delta: Tensor, A: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _scan_outputs(u, A, arguments[-1])
+
+
+@torch.library.custom_op(
+    "megabase::selective_scan_backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor dy, Tensor? dfinal, Tensor kept, {_ARGUMENTS}) -> Tensor[]",
+)
+def _scan_backward(
+    dy: Tensor,
+    dfinal: Tensor | None,
+    kept: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    bias: Tensor | None,
+    initial: Tensor | None,
+    softplus: bool,
+    reverse: bool,
+) -> list[Tensor]:
+    native = kernels.package().native
+    double, threads = u.dtype == torch.float64, _threads(u, A)
+    batch, length, channels = u.shape
+    states = A.shape[1]
+    groups = native.scan_groups(double, batch, channels, threads)
+    inputs = _Inputs(u, delta, A, B, C, D, z, bias, initial)
+    dy, dfinal = kernels.beside(dy), None if dfinal is None else dfinal.contiguous()
+    options: Any = {"dtype": u.dtype, "device": u.device}
+    du, ddelta = torch.empty(u.shape, **options), torch.empty(u.shape, **options)
+    dz = None if z is None else torch.empty(u.shape, **options)
+    dinitial = None if initial is None else torch.empty(initial.shape, **options)
+    # Sums over positions, one for each sequence; sums over channels, one for each group of them.
+    dA = torch.empty((batch, channels, states), **options)
+    dD, dbias = (torch.empty((batch, channels), **options) for _ in range(2))
+    dB, dC = (torch.empty((groups, batch, length, states), **options) for _ in range(2))
+    native.scan_backward(
+        double, _sizes(u, A, softplus, reverse), *inputs.arguments,
+        kernels.rows(dy), kernels.address(dfinal), kept.data_ptr(),
+        kernels.rows(du), kernels.rows(ddelta), dA.data_ptr(), dB.data_ptr(), dC.data_ptr(),
+        dD.data_ptr(), kernels.rows(dz), dbias.data_ptr(), kernels.address(dinitial), threads,
+    )  # fmt: skip
+    if reverse:
+        # The kernels count positions along the direction they read in.
+        dB, dC = dB.flip(2), dC.flip(2)
+    none = torch.empty((0,), **options)
+    return [
+        du, ddelta, dA.sum(0), dB.sum(0), dC.sum(0),
+        none if D is None else dD.sum(0), none.clone() if dz is None else dz,
+        none.clone() if bias is None else dbias.sum(0),
+        none.clone() if dinitial is None else dinitial,
+    ]  # fmt: skip
+
+
+@_scan_backward.register_fake
+def _(dy: Tensor, dfinal: Tensor | None, kept: Tensor, *arguments: Any) -> list[Tensor]:
+    return [
+        torch.empty((0,) if t is None else t.shape, dtype=dy.dtype, device=dy.device)
+        for t in arguments[:9]
+    ]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.softplus, ctx.reverse, _ = inputs
+    ctx.given = [t is not None for t in tensors]
+    ctx.save_for_backward(*tensors, output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    dy, dfinal, _ = grads
+    *tensors, kept = ctx.saved_tensors
+    if dy is None:
+        dy = torch.zeros_like(tensors[0])
+    found = _scan_backward(dy, dfinal, kept, *tensors, ctx.softplus, ctx.reverse)
+    return (
+        *(grad if given else None for grad, given in zip(found, ctx.given, strict=True)),
+        None, None, None,
+    )  # fmt: skip
+
+
+torch.library.register_autograd("megabase::selective_scan", _backward, setup_context=_setup_context)
+
+
+def selective_scan_kernel(
+    u_BLE: Tensor,
+    delta_BLE: Tensor,
+    A_EN: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    *,
+    D_E: Tensor | None = None,
+    z_BLE: Tensor | None = None,
+    delta_bias_E: Tensor | None = None,
+    delta_softplus: bool = True,
+    initial_state_BEN: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Scan in C++; see :func:`megabase.ops.selective_scan.selective_scan`.
+
+    ``reverse`` reads from the last position to the first.
+    """
+    dtype = torch.promote_types(u_BLE.dtype, torch.float32)
+    given = (
+        u_BLE, delta_BLE, A_EN, B_BLN, C_BLN, D_E, z_BLE, delta_bias_E, initial_state_BEN
+    )  # fmt: skip
+    tensors = [None if t is None else t.to(dtype) for t in given]
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+    y_BLE, state_BEN, _ = _scan(*tensors, delta_softplus, reverse, keep)
+    return y_BLE.to(u_BLE.dtype), state_BEN

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megabase.cli.main import main
+from megabase.genome.store import GenomeStore
+from megabase.inference.generate import generate
+from megabase.inference.model import model_digest
+from megabase.inference.sampling import SamplingOptions
+from megabase.models.auto import load_model
+from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
+from megabase.models.hyenadna import (
+    HyenaDNAConfig,
+    HyenaDNAForCausalLM,
+    HyenaDNAForSequenceClassification,
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    shape = {"d_model": 8, "n_layer": 1, "max_seq_len": 120, "filter_order": 8}
+    HyenaDNAForCausalLM(HyenaDNAConfig(**shape)).save_pretrained(folder / "causal")
+    two_sided = HyenaDNAConfig(**shape, bidirectional="two_sided")
+    HyenaDNAForCausalLM(two_sided).save_pretrained(folder / "two_sided")
+    labels = HyenaDNAConfig(**shape, num_labels=2)
+    HyenaDNAForSequenceClassification(labels).save_pretrained(folder / "labels")
+    masked = CaduceusForMaskedLM(CaduceusConfig(d_model=16, n_layer=1))
+    masked.save_pretrained(folder / "masked")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def genome(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("genome")
+    letters = "".join(np.random.default_rng(0).choice(list("ACGT"), 3_000))
+    (folder / "g.fa").write_text(f">one\n{letters}\n")
+    GenomeStore.build(folder / "g.fa", folder / "g.mb")
+    return folder / "g.mb"
+
+
+def records(text: str) -> list[tuple[str, str]]:
+    parts = [part.split("\n", 1) for part in text.split(">")[1:]]
+    return [(head, body.replace("\n", "")) for head, body in parts]
+
+
+def test_fasta_with_what_decides_it(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.fa").write_text(">a first\nACGTN\n>b\nGG\n")
+    out = tmp_path / "o.fa"
+    call = ["generate", str(models / "causal"), "-o", str(out), "--length", "100", "--seed", "3"]
+    call += ["--prompts", str(tmp_path / "p.fa"), "--samples", "2", "--top-k", "3"]
+    assert main(call) == 0
+    model = load_model(models / "causal")
+    options = SamplingOptions(seed=3, top_k=3)
+    wanted = generate(model, ["ACGTN", "GG"], length=100, samples=2, options=options)
+    found = records(out.read_text())
+    assert [body for _, body in found] == [one.sequence for one in wanted]
+    head = found[2][0]
+    facts = "generated_2 |seed=3|number=2|top_k=3|prompt=b|written=100|stopped=length"
+    for fact in (*facts.split("|"), f"model_sha256={model_digest(model)[:16]}"):
+        assert fact in head
+    assert max(len(line) for line in out.read_text().splitlines() if line[0] != ">") == 80
+    assert main(call) == 2
+    assert main([*call, "--overwrite", "--with-prompt"]) == 0
+    assert records(out.read_text())[0][1] == "ACGTN" + wanted[0].sequence
+
+
+def test_prompts_from_a_bed_file_and_the_check(
+    models: Path, genome: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.bed").write_text(
+        "one\t10\t30\tx\t0\t-\none\t5\t9\n".replace("5\t9", "5\t9\t.\t0\t+")
+    )
+    call = ["generate", str(models / "causal"), "--prompts", str(tmp_path / "p.bed")]
+    call += ["--genome", str(genome), "--length", "60", "--with-prompt"]
+    call += ["--check", str(genome), "--kmer", "2", "--json", str(tmp_path / "c.json")]
+    assert main(call) == 0
+    said = capsys.readouterr()
+    store = GenomeStore.open(genome)
+    (_, first), (_, second) = records(said.out)
+    assert first[:20] == _text(store, "one:11-30(-)")
+    assert second[:4] == _text(store, "one:6-9")
+    assert "longest exact copy" in said.err
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert found["bases"] == 120
+    assert found["genome_sha256"] == store.checksum
+    assert found["options"]["length"] == 60
+    assert found["model_sha256"] == model_digest(load_model(models / "causal"))
+    assert 0 < found["kmer_distance"] < 1
+    assert found["longest_copy"] == max(row["copy"]["length"] for row in found["sequences"])
+
+
+def _text(store: GenomeStore, place: str) -> str:
+    from megabase.genome.alphabet import decode
+
+    return decode(store.fetch(place))
+
+
+def test_stop_and_letters(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["generate", str(models / "causal"), "--length", "100", "--letters", "at"]
+    assert main([*call, "--stop", "tta", "AAA"]) == 0
+    ((head, body),) = records(capsys.readouterr().out)
+    assert body.endswith(("TTA", "AAA"))
+    assert set(body) == {"A", "T"}
+    assert f"stopped={body[-3:]}" in head
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "problem"),
+    [
+        ("causal", ["--length", "121"], "takes at most 120 positions"),
+        ("causal", ["--length", "100", "--prompt", "A" * 21], "takes at most 120 positions"),
+        ("causal", ["--length", "0"], "must be 1 or more"),
+        ("causal", ["--prompt", "ACX"], "character 'X'"),
+        ("causal", ["--prompts", "none.fa"], "there is no FASTA file none.fa"),
+        ("causal", ["--prompt", "A", "--prompts", "p.fa"], "not both"),
+        ("causal", ["--genome", "g.mb"], "--prompts is missing"),
+        ("causal", ["--json", "c.json"], "--check GENOME, which is missing"),
+        ("causal", ["--check", "g.mb", "--kmer", "11"], "between 1 and 10"),
+        ("causal", ["--check", "none.mb"], "there is no genome none.mb"),
+        ("causal", ["--top-p", "0", "--letters", "ACU"], "top_p must lie.*letters must be"),
+        ("two_sided", [], "bidirectional"),
+        ("masked", [], "fills masked bases"),
+        ("labels", [], "language-model head"),
+        ("nothing", [], "no such folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    more: list[str],
+    problem: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = [] if "--length" in more else ["--length", "5"]
+    assert main(["generate", str(models / model), "-o", "o.fa", *short, *more]) == 2
+    said = capsys.readouterr()
+    assert re.search(problem, said.err)
+    assert said.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,65 @@
+"""Distances and shares that can be worked out by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megabase.genome.alphabet import encode
+from megabase.genome.store import GenomeStore
+from megabase.inference.decoding import GenerationError
+from megabase.inference.generate import Generated
+from megabase.inference.generated_check import check_generated, kmer_counts, kmer_distance
+
+
+def written(*texts: str) -> list[Generated]:
+    return [Generated(i, "", "", t, -len(t) * np.log(2), "length") for i, t in enumerate(texts)]
+
+
+def test_words_are_counted_in_every_place_and_not_across_n(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "ACGTNacGGTACA"
+    for part in (1 << 22, 2, 3):
+        monkeypatch.setattr("megabase.inference.generated_check._PART", part)
+        counts = kmer_counts(encode(text), 2)
+        for i, word in enumerate(a + b for a in "ACGT" for b in "ACGT"):
+            wanted = sum(text.upper()[j : j + 2] == word for j in range(len(text)))
+            assert counts[i] == wanted, word
+    assert kmer_counts(encode("A"), 3).sum() == 0
+
+
+def test_distance_of_tables() -> None:
+    a, b = np.array([2, 0, 2, 0]), np.array([0, 5, 0, 5])
+    assert kmer_distance(a, a * 7) == 0
+    assert kmer_distance(a, b) == pytest.approx(1)
+    half = kmer_distance(np.array([1, 0]), np.array([1, 1]))
+    assert half == pytest.approx((np.log2(4 / 3) + 0.5 * np.log2(2 / 3) + 0.5) / 2)
+    assert np.isnan(kmer_distance(a, a * 0))
+
+
+def test_a_copy_of_the_genome_is_found_out(tmp_path: Path) -> None:
+    letters = "".join(np.random.default_rng(1).choice(list("ACGT"), 5_000))
+    (tmp_path / "g.fa").write_text(f">c\n{letters}\n")
+    store = GenomeStore.build(tmp_path / "g.fa", tmp_path / "g.mb")
+    check = check_generated(written(letters[700:900], "GC" * 50), store, kmer=3)
+    assert (check.bases, check.letters["N"]) == (300, 0)
+    assert check.longest_copy == 200
+    assert check.longest_copy_uniform < 20  # pyright: ignore
+    first, second = check.sequences
+    assert (first.copy.start, first.copy.end) == (700, 900)  # pyright: ignore
+    assert (second.gc, second.bits_per_base) == (1.0, 1.0)
+    assert check.kmer_distance > check.kmer_distance_genome  # pyright: ignore
+    check.save(tmp_path / "c.json", more=1)
+    assert '"more": 1' in (tmp_path / "c.json").read_text()
+
+
+def test_without_a_genome_and_longer_than_its_contigs(tmp_path: Path) -> None:
+    check = check_generated(written("ACGG"))
+    assert check.gc == 0.75
+    assert check.kmer_distance is None
+    (tmp_path / "g.fa").write_text(">c\nACGTACGTTG\n")
+    store = GenomeStore.build(tmp_path / "g.fa", tmp_path / "g.mb")
+    found = check_generated(written("ACGTACGTTGACGT", ""), store, kmer=2)
+    assert found.longest_copy == 10
+    assert found.to_dict()["sequences"][1]["gc"] is None
+    with pytest.raises(GenerationError, match="kmer"):
+        check_generated(written("A"), kmer=11)
