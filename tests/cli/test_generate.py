@@ -10,7 +10,7 @@ import torch
 
 from megabase.cli.main import main
 from megabase.genome.store import GenomeStore
-from megabase.inference.generate import generate
+from megabase.inference.generation import generate
 from megabase.inference.model import model_digest
 from megabase.inference.sampling import SamplingOptions
 from megabase.models.auto import load_model

@@ -8,8 +8,8 @@ import pytest
 from megabase.genome.alphabet import encode
 from megabase.genome.store import GenomeStore
 from megabase.inference.decoding import GenerationError
-from megabase.inference.generate import Generated
 from megabase.inference.generated_check import check_generated, kmer_counts, kmer_distance
+from megabase.inference.generation import Generated
 
 
 def written(*texts: str) -> list[Generated]:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from megabase.bench.config import BenchError
 from megabase.bench.generate_config import GenerateConfig
 from megabase.bench.point import build_model
-from megabase.inference.decoding import Decoder, decoder
+from megabase.inference.decoding import Decoder, decoder, step_threads
+from megabase.inference.model import threads
 from megabase.inference.sampling import Sampler, SamplingOptions
 
 __all__ = ["run_generation"]
@@ -86,7 +87,8 @@ def run_generation(
         forgetful = 0.0
         for number in range(config.repeats):
             reader.reset()
-            written = _write(reader, config, config.tokens, _places(config, config.tokens))
+            with threads(step_threads(model, config.batch)):  # as generate() does
+                written = _write(reader, config, config.tokens, _places(config, config.tokens))
             worst = max(worst, _difference(model, written, config))
             if number == 0:
                 forgetful = _forgetful(model, written, config)
@@ -113,6 +115,7 @@ def run_generation(
         "growth_last_to_first_thousand": statistics.median(run["growth"] for run in runs),
         "slowest_token_seconds": statistics.median(run["slowest"] for run in runs),
         "decoder_seconds": built,
+        "step_threads": step_threads(model, config.batch) or torch.get_num_threads(),
         "compared_at": {
             "length": config.compare_at,
             "full_pass_seconds": full,
@@ -138,7 +141,7 @@ def _places(config: GenerateConfig, tokens: int) -> set[int]:
 
 
 def _write(reader: Decoder, config: GenerateConfig, tokens: int, places: set[int]) -> _Written:
-    """Write as :func:`megabase.inference.generate.generate` does, and read the last token too."""
+    """Write as :func:`megabase.inference.generation.generate` does, and read the last token too."""
     device = torch.device(config.device)
     sampler = Sampler(SamplingOptions(seed=config.seed), range(config.batch))
     ids = np.empty((tokens, config.batch), np.int64)

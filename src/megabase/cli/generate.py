@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from megabase.genome.store import GenomeStore
-    from megabase.inference.generate import Generated, Prompt
+    from megabase.inference.generation import Generated, Prompt
     from megabase.inference.model import LanguageModel
     from megabase.inference.sampling import SamplingOptions
 
@@ -102,7 +102,7 @@ def run(args: Namespace) -> int:
     if len({file.absolute() for file in files}) < len(files):
         raise OutputError(f"--output and --json are one file, {files[0]}")
 
-    from megabase.inference.generate import generate_stream
+    from megabase.inference.generation import generate_stream
     from megabase.inference.model import choose_device, load_language_model
     from megabase.inference.sampling import SamplingOptions
     from megabase.inference.sources import genome_store
@@ -154,7 +154,7 @@ def _output(name: str | None, overwrite: bool) -> Iterator[BinaryIO]:
 
 
 def _prompts(args: Namespace, stack: contextlib.ExitStack) -> Iterator[str | Prompt]:
-    from megabase.inference.generate import Prompt
+    from megabase.inference.generation import Prompt
     from megabase.inference.sources import genome_store, read_intervals, read_sequences
 
     if args.prompts is None:

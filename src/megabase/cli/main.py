@@ -30,7 +30,6 @@ VERBS: dict[str, tuple[str, str]] = {
     "predict": ("megabase.cli.predict", "labels and probabilities, by sequence or along a genome"),
     "attribute": ("megabase.cli.attribute", "what each base does to an output of a model"),
     "compare": ("megabase.cli.compare", "evaluations of several models in one table"),
-    "generate": ("megabase.cli.generate", "write DNA with a causal language model"),
     "report": ("megabase.cli.report", "a self-contained HTML page about a run"),
     "convert": ("megabase.cli.convert", "turn a published checkpoint into a model folder"),
     "info": ("megabase.cli.info", "what a model is, its size, its limits; the presets"),

@@ -5,16 +5,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from megabase.inference.attribution import Attribution, attribute
     from megabase.inference.embedding import Embeddings, embed
+    from megabase.inference.generation import Generated, generate
     from megabase.inference.prediction import Predictions, predict
 
-__all__ = ["Attribution", "Embeddings", "Predictions", "attribute", "embed", "predict"]
+__all__ = [
+    "Attribution",
+    "Embeddings",
+    "Generated",
+    "Predictions",
+    "attribute",
+    "embed",
+    "generate",
+    "predict",
+]
 
 _HOME = {
     "Attribution": "attribution",
     "Embeddings": "embedding",
+    "Generated": "generation",
     "Predictions": "prediction",
     "attribute": "attribution",
     "embed": "embedding",
+    "generate": "generation",
     "predict": "prediction",
 }
 

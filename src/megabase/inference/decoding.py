@@ -20,7 +20,10 @@ from megabase.layers.backbone import Backbone
 from megabase.layers.hyena_filter import SequenceTooLongError
 from megabase.layers.stepping import BackboneSteps
 
-__all__ = ["Decoder", "GenerationError", "decoder"]
+__all__ = ["Decoder", "GenerationError", "decoder", "step_threads"]
+
+_SMALL_STEP = 1 << 23
+"""Products of a step below which one thread is used."""
 
 
 class GenerationError(MegabaseError):
@@ -220,3 +223,13 @@ def decoder(model: nn.Module, batch: int = 1, length: int | None = None) -> Deco
         f"{name} cannot be read token by token here; the families that can are HyenaDNA, GPT and "
         "Mamba"
     )
+
+
+def step_threads(model: nn.Module, batch: int) -> int | None:
+    """Give the CPU threads that single steps of a model should use; None for torch's own number.
+
+    A step of a small model takes tens of microseconds. Split between threads it is hardly faster,
+    and on a busy machine it waits for whichever thread the system has put aside.
+    """
+    products = batch * sum(parameter.numel() for parameter in model.parameters())
+    return 1 if products < _SMALL_STEP else None

@@ -17,7 +17,7 @@ from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
 from megabase.inference.copies import Copy, longest_copies
 from megabase.inference.decoding import GenerationError
-from megabase.inference.generate import Generated
+from megabase.inference.generation import Generated
 
 __all__ = ["GenerationCheck", "SequenceCheck", "check_generated", "kmer_counts", "kmer_distance"]
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from megabase.data.augment import codes_to_ids
 from megabase.genome.alphabet import decode, encode
-from megabase.inference.decoding import Decoder, GenerationError, decoder
+from megabase.inference.decoding import Decoder, GenerationError, decoder, step_threads
 from megabase.inference.log_probs import evaluating
-from megabase.inference.model import ModelSpec, load_language_model
+from megabase.inference.model import ModelSpec, load_language_model, threads
 from megabase.inference.sampling import Sampler, SamplingOptions
 
 __all__ = ["Generated", "Prompt", "generate", "generate_stream"]
@@ -252,9 +252,14 @@ class _Writer:
     def _write(self, tasks: list[_Task]) -> list[Generated]:
         batch, size = len(tasks), len(tasks[0].prompt.codes)
         reader = self._reader(batch, size + self.length)
-        sampler = Sampler(self.options, [task.number for task in tasks])
         prompts = np.stack([task.prompt.codes for task in tasks]).reshape(batch, size)
         scores = reader.prefill(codes_to_ids(torch.from_numpy(prompts)).to(self.device))
+        with threads(step_threads(self.model, batch)):
+            return self._steps(tasks, reader, scores)
+
+    def _steps(self, tasks: list[_Task], reader: Decoder, scores: Tensor) -> list[Generated]:
+        batch = len(tasks)
+        sampler = Sampler(self.options, [task.number for task in tasks])
         codes = np.empty((batch, self.length), np.uint8)
         log_probs = np.zeros(batch)
         ends: list[tuple[int, str] | None] = [None] * batch

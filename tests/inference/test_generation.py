@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megabase.inference.decoding import GenerationError
-from megabase.inference.generate import Prompt, generate, generate_stream
+from megabase.inference.generation import Prompt, generate, generate_stream
 from megabase.inference.log_probs import token_log_probs
 from megabase.inference.sampling import SamplingOptions
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
@@ -135,3 +135,9 @@ def test_what_does_not_fit_is_refused(model: HyenaDNAForCausalLM) -> None:
     masked = CaduceusForMaskedLM(CaduceusConfig(d_model=16, n_layer=1))
     with pytest.raises(GenerationError, match="fills masked bases"):
         generate(masked, length=3)
+
+
+def test_the_library_door() -> None:
+    import megabase.inference
+
+    assert megabase.inference.generate is generate
