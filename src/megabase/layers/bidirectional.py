@@ -66,10 +66,9 @@ class BidirectionalMamba(nn.Module):
         y_BLE, _ = fwd.scan(along, mask_BL)
         if rev is None:
             return fwd.out_proj(y_BLE)
-        # Projections act on each position alone, so they may be applied before turning around.
+        # Projections act on each position alone: nothing needs to be turned around for them.
         against = along if _same(fwd.in_proj, rev.in_proj) else rev.in_proj(hidden_BLD)
-        mask_BL = None if mask_BL is None else mask_BL.flip(1)
-        y_rev_BLE = rev.scan(against.flip(1), mask_BL)[0].flip(1)
+        y_rev_BLE, _ = rev.scan(against, mask_BL, reverse=True)
         if self.strategy == "add" and _same(fwd.out_proj, rev.out_proj):
             out_BLD = fwd.out_proj(y_BLE + y_rev_BLE)
             return out_BLD if fwd.out_proj.bias is None else out_BLD + fwd.out_proj.bias

@@ -4,7 +4,7 @@ Mamba (arXiv 2312.00752), section 3.4. Parameter names are those of the public s
 code.
 
 Shape suffixes: B batch, L positions, D channels of the model, E inner channels, F two times E,
-N states per channel, K taps of the convolution.
+N states per channel, K taps of the convolution, P = K - 1.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megabase.layers.norms import add_norm, make_norm
+from megabase.ops.causal_conv import causal_conv
 from megabase.ops.selective_scan import selective_scan, selective_step
 
 __all__ = ["MambaBlock", "MambaMixer", "MambaState"]
@@ -112,7 +113,11 @@ class MambaMixer(nn.Module):
         return self.out_proj(y_BLE), after
 
     def scan(
-        self, xz_BLF: Tensor, mask_BL: Tensor | None = None, state: MambaState | None = None
+        self,
+        xz_BLF: Tensor,
+        mask_BL: Tensor | None = None,
+        state: MambaState | None = None,
+        reverse: bool = False,
     ) -> tuple[Tensor, MambaState]:
         """Do what lies between the projections: convolution, recurrence, gate.
 
@@ -122,6 +127,8 @@ class MambaMixer(nn.Module):
             Output of ``in_proj``, shape (batch, length, 2 * inner channels).
         mask_BL, state
             As for :meth:`forward`.
+        reverse
+            Whether to read from the last position to the first.
 
         Returns
         -------
@@ -132,14 +139,11 @@ class MambaMixer(nn.Module):
         """
         x_BLE, z_BLE = xz_BLF.chunk(2, dim=-1)
         x_BLE = _only_real(x_BLE, mask_BL)
-        before, length = self.d_conv - 1, x_BLE.shape[1]
-        if state is None:
-            past_BKE = x_BLE.new_zeros(len(x_BLE), before, self.d_inner)
-        else:
-            past_BKE = state.conv.to(x_BLE.dtype)
-        x_BLE = torch.cat([past_BKE, x_BLE], dim=1)
-        tail_BKE = x_BLE[:, length:].clone()  # not a view that keeps the whole input
-        x_BLE = _only_real(F.silu(self._convolve(x_BLE, length)), mask_BL)
+        past_BPE = None if state is None else state.conv
+        last_BPE = x_BLE[:, : self.d_conv - 1].flip(1) if reverse else x_BLE
+        tail_BPE = self._tail(last_BPE, past_BPE)
+        x_BLE = causal_conv(x_BLE, self.conv1d.weight[:, 0], self.conv1d.bias, past_BPE, reverse)
+        x_BLE = _only_real(x_BLE, mask_BL)
         delta_BLE, B_BLN, C_BLN = self._steps(x_BLE)
         y_BLE, ssm_BEN = selective_scan(
             x_BLE,
@@ -151,8 +155,9 @@ class MambaMixer(nn.Module):
             z_BLE=z_BLE,
             delta_bias_E=self.dt_proj.bias,
             initial_state_BEN=None if state is None else state.ssm,
+            reverse=reverse,
         )
-        return y_BLE, MambaState(tail_BKE, ssm_BEN)
+        return y_BLE, MambaState(tail_BPE, ssm_BEN)
 
     def step(
         self, hidden_B1D: Tensor, state: MambaState, mask_B1: Tensor | None = None
@@ -161,8 +166,12 @@ class MambaMixer(nn.Module):
         x_BE, z_BE = self.in_proj(hidden_B1D[:, 0]).chunk(2, dim=-1)
         mask_B = None if mask_B1 is None else mask_B1[:, 0]
         x_BE = _only_real(x_BE, mask_B)
-        window_BKE = torch.cat([state.conv.to(x_BE.dtype), x_BE[:, None]], dim=1)
-        x_BE = _only_real(F.silu(self._convolve(window_BKE, 1)[:, 0]), mask_B)
+        past_BPE = state.conv.to(x_BE.dtype)
+        taps_EK, bias_E = self.conv1d.weight[:, 0].to(x_BE.dtype), self.conv1d.bias
+        window_BKE = torch.cat([past_BPE, x_BE[:, None]], dim=1)
+        y_BE = (window_BKE * taps_EK.t()).sum(dim=1)
+        x_BE = F.silu(y_BE if bias_E is None else y_BE + bias_E.to(x_BE.dtype))
+        x_BE = _only_real(x_BE, mask_B)
         delta_BE, B_BN, C_BN = self._steps(x_BE)
         y_BE, ssm_BEN = selective_step(
             state.ssm,
@@ -177,16 +186,17 @@ class MambaMixer(nn.Module):
         )
         return self.out_proj(y_BE)[:, None], MambaState(window_BKE[:, 1:], ssm_BEN)
 
-    def _convolve(self, x_BLE: Tensor, length: int) -> Tensor:
-        """Convolve each channel with its taps; the last `length` positions have all their past."""
-        # Sums of shifted inputs: channels stay last, where the library's convolution would turn
-        # the layout around twice.
-        taps_EK = self.conv1d.weight[:, 0].to(x_BLE.dtype)
-        y_BLE = x_BLE[:, :length] * taps_EK[:, 0]
-        for tap in range(1, self.d_conv):
-            y_BLE = torch.addcmul(y_BLE, x_BLE[:, tap : tap + length], taps_EK[:, tap])
-        bias = self.conv1d.bias
-        return y_BLE if bias is None else y_BLE + bias.to(y_BLE.dtype)
+    def _tail(self, x_BLE: Tensor, past_BPE: Tensor | None) -> Tensor:
+        """Give the last inputs of the convolution, as many as its next position needs."""
+        before = self.d_conv - 1
+        missing = max(0, before - x_BLE.shape[1])
+        # A copy: not a view that keeps the whole input.
+        tail_BPE = x_BLE[:, x_BLE.shape[1] - before + missing :].clone()
+        if not missing:
+            return tail_BPE
+        if past_BPE is None:
+            past_BPE = x_BLE.new_zeros(len(x_BLE), before, self.d_inner)
+        return torch.cat([past_BPE[:, before - missing :].to(x_BLE.dtype), tail_BPE], dim=1)
 
     def _steps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Give step sizes without their bias, and what enters and leaves the states."""
