@@ -50,43 +50,66 @@ MB_INLINE Vec<T> step_size(const Scan<T>& p, Vec<T> raw, Vec<T>& slope) {
     return raw;
 }
 
+// What a tile needs of every position before the recurrence. A loop of its own: inside the
+// recurrence its long chain of dependent operations would hold up everything else.
+template <class T>
+struct Steps {
+    Vec<T> *step, *slope, *entering, *y;  // (T,) each; slope only for the backward pass
+};
+
+template <class T, bool BACKWARD>
+MB_INLINE void prepare(
+    const Scan<T>& p, const Steps<T>& w, int64_t b, int64_t begin, int64_t count,
+    const Block<T>& block
+) {
+    const Vec<T> bias = block.option(p.bias), skip = block.option(p.D);
+    for (int64_t k = 0; k < count; ++k) {
+        Vec<T> slope;
+        const Vec<T> raw = block.load(p.delta.at(b, begin + k)) + bias;
+        const Vec<T> step = step_size<T>(p, raw, slope), u = block.load(p.u.at(b, begin + k));
+        w.step[k] = step, w.entering[k] = step * u, w.y[k] = skip * u;
+        if (BACKWARD) w.slope[k] = slope;
+    }
+}
+
 // NS states; 0 when they are only known at run time.
 template <class T, int NS>
 MB_INLINE void forward_tile(
-    const Scan<T>& p, int64_t b, int64_t begin, int64_t end, const Block<T>& block,
-    const Vec<T>* rate, Vec<T>* state, Vec<T> bias, Vec<T> skip
+    const Scan<T>& p, const Steps<T>& w, int64_t b, int64_t begin, int64_t count,
+    const Block<T>& block, const Vec<T>* rate, Vec<T>* state
 ) {
     const int64_t states = NS ? NS : p.states;
+    prepare<T, false>(p, w, b, begin, count, block);
     Vec<T> held[NS ? NS : 1];
     Vec<T>* s = NS ? held : state;
     if constexpr (NS > 0)
         for (int n = 0; n < NS; ++n) held[n] = state[n];
-    for (int64_t t = begin; t < end; ++t) {
-        Vec<T> slope;
-        const Vec<T> step = step_size<T>(p, block.load(p.delta.at(b, t)) + bias, slope);
-        const Vec<T> u = block.load(p.u.at(b, t));
-        const Vec<T> entering = step * u;
-        const T *B = p.B.at(b, t), *C = p.C.at(b, t);
-        Vec<T> y = skip * u, odd{};
+    for (int64_t k = 0; k < count; ++k) {
+        const Vec<T> step = w.step[k], entering = w.entering[k];
+        const T *B = p.B.at(b, begin + k), *C = p.C.at(b, begin + k);
+        Vec<T> y = w.y[k], odd{};
 #pragma GCC unroll 16
         for (int64_t n = 0; n < states; ++n) {
             s[n] = power_of_two<T>(step * rate[n]) * s[n] + entering * B[n];
             (n % 2 ? odd : y) += s[n] * C[n];
         }
-        y += odd;
-        if (p.z) {
-            const Vec<T> z = block.load(p.z.at(b, t));
-            y *= z * sigmoid<T>(z);
-        }
-        block.store(p.y.at(b, t), y);
+        w.y[k] = y + odd;
     }
     if constexpr (NS > 0)
         for (int n = 0; n < NS; ++n) state[n] = held[n];
+    for (int64_t k = 0; k < count; ++k) {
+        Vec<T> y = w.y[k];
+        if (p.z) {
+            const Vec<T> z = block.load(p.z.at(b, begin + k));
+            y *= z * sigmoid<T>(z);
+        }
+        block.store(p.y.at(b, begin + k), y);
+    }
 }
 
 template <class T>
 int64_t scan_forward_workspace(const Scan<T>& p, int64_t blocks) {
-    return 2 * blocks * p.states * lanes<T>;
+    return (2 * blocks * p.states + 3 * p.steps) * lanes<T>;
 }
 
 template <class T, int NS>
@@ -94,6 +117,8 @@ void scan_forward_states(const Scan<T>& p, int64_t b, int64_t first, int64_t las
     const int64_t N = p.states, tiles = (p.length + p.steps - 1) / p.steps;
     Vec<T>* rates = reinterpret_cast<Vec<T>*>(work);
     Vec<T>* states = rates + (last - first) * N;
+    Vec<T>* rest = states + (last - first) * N;
+    const Steps<T> w = {rest, nullptr, rest + p.steps, rest + 2 * p.steps};
     for (int64_t i = first; i < last; ++i) {
         const Block<T> block(p, i);
         gather_states<T>(block, p.A, N, log2_e<T>, rates + (i - first) * N);
@@ -105,7 +130,7 @@ void scan_forward_states(const Scan<T>& p, int64_t b, int64_t first, int64_t las
     }
     for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t begin = tile * p.steps;
-        const int64_t end = begin + p.steps < p.length ? begin + p.steps : p.length;
+        const int64_t count = begin + p.steps < p.length ? p.steps : p.length - begin;
         for (int64_t i = first; i < last; ++i) {
             const Block<T> block(p, i);
             Vec<T>* state = states + (i - first) * N;
@@ -114,8 +139,7 @@ void scan_forward_states(const Scan<T>& p, int64_t b, int64_t first, int64_t las
                 for (int64_t n = 0; n < N; ++n) block.store(kept + n * p.channels, state[n]);
             }
             forward_tile<T, NS>(
-                p, b, begin, end, block, rates + (i - first) * N, state,
-                block.option(p.bias), block.option(p.D)
+                p, w, b, begin, count, block, rates + (i - first) * N, state
             );
         }
     }
@@ -139,13 +163,14 @@ struct Work {
     // For each block of channels: (N,), (N,), (N,), and sums over positions.
     Vec<T> *rate, *carry, *dA, *dD, *dbias;
     // For one block and tile: (T, N), (T + 1, N) with the entering state first, and (T,) each.
-    Vec<T> *decay, *state, *step, *slope, *entering, *dy, *dentering, *dlog;
+    Steps<T> steps;
+    Vec<T> *decay, *state, *dy, *dentering, *dlog;
     // Sums over the blocks, (T, N), lane by lane.
     Vec<T> *sum_B, *sum_C;
 
     static int64_t size(const Scan<T>& p, int64_t blocks) {
         const int64_t N = p.states;
-        return blocks * (3 * N + 2) + p.steps * (4 * N + 6) + N;
+        return blocks * (3 * N + 2) + p.steps * (4 * N + 7) + N;
     }
     Work(const Scan<T>& p, int64_t blocks, T* memory) {
         const int64_t N = p.states;
@@ -155,7 +180,8 @@ struct Work {
         dD = take(blocks), dbias = take(blocks);
         decay = take(p.steps * N), state = take((p.steps + 1) * N);
         sum_B = take(p.steps * N), sum_C = take(p.steps * N);
-        step = take(p.steps), slope = take(p.steps), entering = take(p.steps);
+        steps.step = take(p.steps), steps.slope = take(p.steps);
+        steps.entering = take(p.steps), steps.y = take(p.steps);
         dy = take(p.steps), dentering = take(p.steps), dlog = take(p.steps);
     }
 };
@@ -172,16 +198,13 @@ MB_INLINE void again(
     const Block<T>& block, const Vec<T>* rate, Vec<T>& dD
 ) {
     const int64_t states = NS ? NS : p.states;
-    const Vec<T> bias = block.option(p.bias), skip = block.option(p.D);
+    prepare<T, true>(p, w.steps, b, begin, count, block);
     for (int64_t k = 0; k < count; ++k) {
-        const int64_t t = begin + k;
-        const Vec<T> step = step_size<T>(p, block.load(p.delta.at(b, t)) + bias, w.slope[k]);
-        const Vec<T> u = block.load(p.u.at(b, t));
-        const Vec<T> entering = step * u;
-        const T *B = p.B.at(b, t), *C = p.C.at(b, t);
+        const Vec<T> step = w.steps.step[k], entering = w.steps.entering[k];
+        const T *B = p.B.at(b, begin + k), *C = p.C.at(b, begin + k);
         const Vec<T>* before = w.state + k * states;
         Vec<T> *s = w.state + (k + 1) * states, *decay = w.decay + k * states;
-        Vec<T> y = skip * u, odd{};
+        Vec<T> y = w.steps.y[k], odd{};
 #pragma GCC unroll 16
         for (int64_t n = 0; n < states; ++n) {
             const Vec<T> a = power_of_two<T>(step * rate[n]);
@@ -190,17 +213,20 @@ MB_INLINE void again(
             decay[n] = a;
             s[n] = now;
         }
-        y += odd;
+        w.steps.y[k] = y + odd;
+    }
+    for (int64_t k = 0; k < count; ++k) {
+        const int64_t t = begin + k;
         Vec<T> dy = block.load(p.dy.at(b, t));
         if (p.z) {
             const Vec<T> z = block.load(p.z.at(b, t));
             const Vec<T> part = sigmoid<T>(z);
             const Vec<T> gate = z * part;
-            block.store(p.dz.at(b, t), dy * y * (part + gate * (T(1) - part)));
+            block.store(p.dz.at(b, t), dy * w.steps.y[k] * (part + gate * (T(1) - part)));
             dy *= gate;
         }
-        dD += dy * u;
-        w.step[k] = step, w.entering[k] = entering, w.dy[k] = dy;
+        dD += dy * block.load(p.u.at(b, t));
+        w.dy[k] = dy, w.dentering[k] = w.dlog[k] = Vec<T>{};
     }
 }
 
@@ -220,7 +246,7 @@ MB_INLINE void against(
         const Vec<T>*before = w.state + k * states + from, *s = before + states;
         const Vec<T>* decay = w.decay + k * states + from;
         Vec<T>*sum_B = w.sum_B + k * states + from, *sum_C = w.sum_C + k * states + from;
-        const Vec<T> dy = w.dy[k], entering = w.entering[k], step = w.step[k];
+        const Vec<T> dy = w.dy[k], entering = w.steps.entering[k], step = w.steps.step[k];
         Vec<T> dentering = w.dentering[k], dlog = w.dlog[k];
 #pragma GCC unroll 16
         for (int n = 0; n < CH; ++n) {
@@ -263,7 +289,6 @@ void scan_backward_states(
             const T* kept = p.kept + (b * tiles + tile) * N * E;
             for (int64_t n = 0; n < N; ++n) w.state[n] = block.load(kept + n * E);
             again<T, NS>(p, w, b, begin, count, block, w.rate + at, w.dD[i - first]);
-            for (int64_t k = 0; k < count; ++k) w.dentering[k] = w.dlog[k] = Vec<T>{};
             int64_t n = 0;
             for (; n + 8 <= N; n += 8)
                 against<T, 8>(p, w, b, begin, count, n, w.rate + at, w.carry + at, w.dA + at);
@@ -274,9 +299,9 @@ void scan_backward_states(
             for (int64_t k = 0; k < count; ++k) {
                 const int64_t t = begin + k;
                 const Vec<T> u = block.load(p.u.at(b, t));
-                block.store(p.du.at(b, t), w.dentering[k] * w.step[k] + w.dy[k] * skip);
+                block.store(p.du.at(b, t), w.dentering[k] * w.steps.step[k] + w.dy[k] * skip);
                 // The rates were those of powers of two.
-                const Vec<T> draw = (w.dlog[k] * ln_2<T> + w.dentering[k] * u) * w.slope[k];
+                const Vec<T> draw = (w.dlog[k] * ln_2<T> + w.dentering[k] * u) * w.steps.slope[k];
                 block.store(p.ddelta.at(b, t), draw);
                 dbias += draw;
             }
