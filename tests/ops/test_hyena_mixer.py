@@ -72,6 +72,7 @@ def test_pieces_and_groups_do_not_change_values(
     monkeypatch.setattr(pieces, "PIECE_POSITIONS", positions)
     monkeypatch.setattr(plan, "MIN_GROUP", channels)
     monkeypatch.setattr(plan, "GROUP_SAMPLES", 100)
+    monkeypatch.setattr(plan, "CHANNEL_SAMPLES", 100)
     monkeypatch.setattr(plan, "TRANSFORM_SAMPLES", 100)
     monkeypatch.setattr(plan, "MIN_ROWS", 1)
     _compare(_inputs(29, centred, taps=4), centred=centred, two_sided=centred)

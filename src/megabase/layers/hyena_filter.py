@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megabase.errors import MegabaseError
+from megabase.layers.linear import bare
+from megabase.ops.implicit_filter import implicit_filter
 
 __all__ = ["ExponentialWindow", "HyenaFilter", "PositionalFeatures", "SequenceTooLongError", "Sine"]
 
@@ -239,6 +241,15 @@ class HyenaFilter(nn.Module):
         with torch.autocast(device_type=self.bias.device.type, enabled=False):
             return self._taps(length, sides)
 
+    def _is_plain(self) -> bool:
+        """Whether the operator computes the same as the modules of the network."""
+        sine = self.implicit_filter[1]
+        return (
+            not self.normalized
+            and isinstance(sine, Sine)
+            and all(m is sine if isinstance(m, Sine) else bare(m) for m in self.implicit_filter)
+        )
+
     def _taps(self, length: int, sides: Literal["one", "both"]) -> Tensor:
         dtype = torch.promote_types(self.bias.dtype, torch.float32)
         h_ME = self.pos_emb.z[0, :length].to(dtype)
@@ -249,6 +260,17 @@ class HyenaFilter(nn.Module):
             h_ME = torch.cat([(h_ME[1:] * sign_E).flip(0), h_ME])
             t_M = torch.cat([t_M[1:].flip(0), t_M])
         *hidden, last = self.implicit_filter
+        if self._is_plain():
+            linears = [module for module in hidden if isinstance(module, nn.Linear)]
+            sine, out = self.implicit_filter[1], self.implicit_filter[-1]
+            assert isinstance(sine, Sine)
+            assert isinstance(out, nn.Linear)
+            rate_C = self.modulation.deltas.reshape(-1).abs().to(dtype) if self.modulate else None
+            return implicit_filter(
+                h_ME, t_M, sine.freq.to(dtype), [m.weight.to(dtype) for m in linears],
+                [m.bias.to(dtype) for m in linears], out.weight.to(dtype), rate_C,
+                self.modulation.shift,
+            )  # fmt: skip
         for module in hidden:
             if isinstance(module, nn.Linear):
                 h_ME = F.linear(h_ME, module.weight.to(dtype), module.bias.to(dtype))

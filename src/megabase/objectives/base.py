@@ -54,9 +54,9 @@ class ObjectiveOutput(NamedTuple):
     metrics
         0-d float32 sums without gradient, to be added over batches. Token objectives give
         ``targets`` (targets with a weight above 0), ``nll`` (their unweighted negative log
-        likelihood over all logit columns), ``correct`` (largest logit is the target's), and
-        ``acgt_targets``, ``acgt_nll``: the same over targets A, C, G, T with the probabilities
-        renormalised over these four.
+        likelihood over all logit columns), ``correct`` (every other logit is below the
+        target's), and ``acgt_targets``, ``acgt_nll``: the same over targets A, C, G, T with the
+        probabilities renormalised over these four.
     """
 
     loss_sum: Tensor
@@ -156,13 +156,15 @@ def score_targets(logits: Tensor, targets: Tensor, weights: Tensor) -> Objective
 
 def _metrics(scores: Tensor, targets: Tensor, counted: Tensor, nll: Tensor) -> dict[str, Tensor]:
     acgt = counted & (targets >= _FIRST_BASE) & (targets <= _LAST_BASE)
-    # -log p(t | ACGT) = -log p(t) + log p(ACGT): the target's own logit cancels.
-    share = scores[..., _FIRST_BASE : _LAST_BASE + 1].logsumexp(-1) - scores.logsumexp(-1)
-    correct = (scores.argmax(-1) == targets) & counted
+    own = scores.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    # -log p(t | ACGT) = log sum exp over A, C, G, T - the target's own logit. A sum over all
+    # columns and the position of the largest would cost many times more.
+    acgt_nll = scores[..., _FIRST_BASE : _LAST_BASE + 1].logsumexp(-1) - own
+    correct = ((scores >= own[..., None]).sum(-1) == 1) & counted
     return {
         "targets": counted.float().sum(),
         "nll": nll.sum(),
         "correct": correct.float().sum(),
         "acgt_targets": acgt.float().sum(),
-        "acgt_nll": torch.where(acgt, nll + share, 0.0).sum(),
+        "acgt_nll": torch.where(acgt, acgt_nll, 0.0).sum(),
     }

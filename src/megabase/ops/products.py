@@ -19,6 +19,10 @@ _SMALL = 1 << 18
 """Multiplications below which starting the other library costs more than it saves."""
 
 
+_FEW = 256
+"""Summands up to which a column-major left matrix is taken as it is."""
+
+
 def _find_onednn() -> bool:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
@@ -77,12 +81,12 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     # The library has a slow general way for matrices with gaps between their rows.
     a, b = _dense(a), _dense(b)
     own = bias if bias is not None and bias.dim() == 1 else None
-    if a.is_contiguous():
+    if a.is_contiguous() or (a.shape[1] <= _FEW and a.shape[0] > b.shape[1]):
         out = _linear(a, b.t(), own)
     elif a.numel() <= b.numel():
         out = _linear(a.contiguous(), b.t(), own)
     else:
-        # The left matrix must be row-major; of the two transposed ones the smaller is copied.
+        # The left matrix should be row-major; of the two transposed ones the smaller is copied.
         out = _linear(b.t().contiguous(), a, None).t()
         if own is not None:
             out += own

@@ -7,13 +7,12 @@ channels of a group.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from megabase.ops.hyena_mixer.forward import buffers
 from megabase.ops.hyena_mixer.plan import Mixer, product, transform_blocks
+from megabase.ops.pieces import Piece
 from megabase.ops.products import add_product
 from megabase.ops.short_conv.shifted import correlate_taps, transpose_taps
 
@@ -54,8 +53,7 @@ class Backward:
         m = self.m
         if self.needs_weights:
             for total in (
-                self.dnorm_w, self.dnorm_b, self.dw_in_PD, self.db_in_P, self.dw_PK, self.db_P,
-                self.dw_out_DD, self.db_out_D,
+                self.dnorm_w, self.dnorm_b, self.dw_out_DD, self.db_out_D,
             ):  # fmt: skip
                 total.zero_()
             self.db_out_D += self.dy_BLD.sum((0, 1), dtype=m.wide)
@@ -63,10 +61,19 @@ class Backward:
             weights = m.part(c)
             K_cF = m.spectra.transform(c)
             dK_cF = torch.zeros_like(K_cF) if self.needs_filter else None
+            w_qD, _, w_qK, _ = weights
+            self.sums = (
+                w_qD.new_zeros(w_qD.shape, dtype=m.wide), w_qK.new_zeros(w_qD.shape[0]),
+                torch.zeros_like(w_qK), w_qK.new_zeros(w_qD.shape[0]),
+            )  # fmt: skip
             for b in self.rows:
                 self._open(b, c, weights)
                 self._transform(b, c, K_cF, dK_cF)
                 self._close(b, c, weights)
+            if self.needs_weights:
+                totals = (self.dw_in_PD, self.db_in_P, self.dw_PK, self.db_P)
+                for total, group in zip(totals, self.sums, strict=True):
+                    total.unflatten(0, (3, m.width))[:, c] = group.unflatten(0, (3, -1))
             if dK_cF is not None:
                 dskip = None if m.skip is None else self.dskip_D
                 m.spectra.gradient(dK_cF, c, self.dk_DM, dskip)
@@ -122,22 +129,22 @@ class Backward:
         m, count = self.m, c.stop - c.start
         w_qD, _, w_qK, b_q = weights
         du_bcN, g_bcL, dx0_bcL, p_bqL = self._cut(b, c)
-        at = [slice(c.start + i * m.width, c.stop + i * m.width) for i in range(3)]
         # Of the input's gradient a piece needs the output's gradient around it, which needs the
         # projected channels around that.
         span = m.before + m.after
         for piece in m.pieces(b, span, span):
             r = slice(piece.b.start - b.start, piece.b.stop - b.start)
-            p_bqt = p_bqL[r, :, piece.wide].to(m.wide)
+            # Copied, because rows far apart fall on the same places of a cache.
+            p_bqt = p_bqL[r, :, piece.wide].contiguous().to(m.wide)
             gate, v = m.short(
                 p_bqt[:, count:], w_qK[count:], b_q[count:]
             ).split(count, dim=1)  # fmt: skip
             ds_bqt = torch.empty_like(p_bqt)
             ds_bqt[:, :count] = dx0_bcL[r, :, piece.wide]
-            du_bct = du_bcN[r, :, piece.wide]
+            du_bct = du_bcN[r, :, piece.wide].contiguous()
             torch.mul(du_bct, v, out=ds_bqt[:, count : 2 * count])
             torch.mul(du_bct, gate, out=ds_bqt[:, 2 * count :])
-            self._project(piece, r, at, w_qD, w_qK, p_bqt, ds_bqt)
+            self._project(piece, c, w_qD, w_qK, p_bqt, ds_bqt)
             if self.needs_weights:
                 dy_btD = self.dy_BLD[piece.b, piece.at].to(m.dtype)
                 g_bct = g_bcL[r, :, piece.at].to(m.dtype)
@@ -145,42 +152,30 @@ class Backward:
 
     def _project(
         self,
-        piece: Any,
-        r: slice,
-        at: list[slice],
+        piece: Piece,
+        c: slice,
         w_qD: Tensor,
         w_qK: Tensor,
         p_bqt: Tensor,
         ds_bqt: Tensor,
     ) -> None:
-        m, count = self.m, w_qD.shape[0] // 3
+        m = self.m
         dp_bqt = transpose_taps(ds_bqt, w_qK, m.after, torch.empty_like(ds_bqt))
-        dp_bqt = dp_bqt[..., piece.inner].to(m.dtype)
+        dp_bqt = dp_bqt[..., piece.inner].to(m.dtype).contiguous()
         x_btD = m.x[piece.b, piece.at]
         if self.needs_weights:
             # Each position's gradient counts once, in the piece it belongs to.
             ds_bqt[..., : piece.inner.start] = 0
             ds_bqt[..., piece.inner.stop :] = 0
-            dw_qK, db_q = torch.zeros_like(w_qK), w_qK.new_zeros(w_qK.shape[0])
+            dw_in_qD, db_in_q, dw_qK, db_q = self.sums
             correlate_taps(p_bqt, ds_bqt, m.after, dw_qK, db_q)
-            h_btD = m.norm.apply(x_btD, m.dtype)
-            db_in_q = dp_bqt.sum((0, 2), dtype=m.wide)
-            for i, s in enumerate(at):
-                own = slice(i * count, (i + 1) * count)
-                self.dw_PK[s] += dw_qK[own]
-                self.db_P[s] += db_q[own]
-                self.db_in_P[s] += db_in_q[own]
-            if self.single:
-                add_product(self.dw_in_PD, dp_bqt, h_btD)
-            else:
-                for i, s in enumerate(at):
-                    own = slice(i * count, (i + 1) * count)
-                    add_product(self.dw_in_PD[s], dp_bqt[:, own], h_btD)
+            db_in_q += dp_bqt.sum((0, 2), dtype=m.wide)
+            add_product(dw_in_qD, dp_bqt, m.norm.apply(x_btD, m.dtype))
         if self.needs_h:
             dh_btD = product(dp_bqt.transpose(1, 2), w_qD).to(m.wide)
             if self.dh_BLD is None:
                 self._norm(piece.b, piece.at, dh_btD)
-            elif at[0].start == 0:
+            elif c.start == 0:
                 self.dh_BLD[piece.b, piece.at] = dh_btD
             else:
                 self.dh_BLD[piece.b, piece.at] += dh_btD

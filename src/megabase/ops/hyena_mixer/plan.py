@@ -22,6 +22,9 @@ __all__ = ["GROUP_SAMPLES", "Mixer", "product", "transform_blocks"]
 GROUP_SAMPLES = 1 << 22
 """Padded samples of a group of channels and sequences; several arrays of that size are alive."""
 
+CHANNEL_SAMPLES = 1 << 24
+"""Padded samples of one sequence in a group: more channels make quicker products."""
+
 MIN_GROUP = 32
 """Channels of a group at least: products with fewer rows are slower."""
 
@@ -103,10 +106,9 @@ class Mixer:
 
     def groups(self) -> tuple[list[slice], list[slice]]:
         """Cut channels and sequences into groups of about `GROUP_SAMPLES` padded samples."""
-        rows = max(1, GROUP_SAMPLES // self.n_fft)
-        channels = min(self.width, max(MIN_GROUP, rows))
+        channels = min(self.width, max(MIN_GROUP, CHANNEL_SAMPLES // self.n_fft))
         channels = -(-self.width // -(-self.width // channels))
-        together = max(1, min(self.batch, rows // channels))
+        together = max(1, min(self.batch, GROUP_SAMPLES // self.n_fft // channels))
         return (
             [slice(i, min(i + channels, self.width)) for i in range(0, self.width, channels)],
             [slice(i, min(i + together, self.batch)) for i in range(0, self.batch, together)],

@@ -39,15 +39,13 @@ def gelu(a: Tensor, square: Tensor, out: Tensor) -> Tensor:
 
 
 def gelu_with_derivative(a: Tensor, square: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Write GELU of `a` into `value` and its derivative into `a`; `square` is overwritten."""
+    """Write GELU of `a` into `value` and its derivative into `square`."""
     _logistic(a, square, value)
     square.mul_(3 * _D).add_(_C).mul_(a)
     # s' (c + 3 d a^2) a + s, and a s.
     torch.ops.aten.sigmoid_backward.grad_input(square, value, grad_input=square)
     square.add_(value)
-    value.mul_(a)
-    a.copy_(square)
-    return value, a
+    return value.mul_(a), square
 
 
 def _product_dtype(weight: Tensor, product: torch.dtype | None) -> torch.dtype:
@@ -118,6 +116,7 @@ def _backward(
     for total in sums:
         total.zero_()
     dnorm_w, dnorm_b, dw1_ED, db1_E, dw2_DE, db2_D = sums
+    dw1_DE = torch.zeros_like(dw2_DE)
     dnorm = (dnorm_w, dnorm_b) if needs_weights else None
     w1_ED, b1_E, w2_DE = (t.to(dtype) for t in (w1_ED, b1_E, w2_DE))
     with without_autocast(x):
@@ -136,11 +135,13 @@ def _backward(
                 db1_E += da_nE.sum(0)
             da_nE = da_nE.to(dtype)
             if needs_weights:
-                add_product(dw1_ED, da_nE.t(), h_nD)
+                add_product(dw1_DE, h_nD.t(), da_nE)
             if needs_x or needs_weights:
                 dx_nD = norm.backward(matmul(da_nE, w1_ED).to(wide), x_nD, dnorm)
                 if needs_x:
                     dx_1ND[0, piece.at] = dx_nD
+    if needs_weights:
+        dw1_ED.copy_(dw1_DE.t())
     return grads
 
 

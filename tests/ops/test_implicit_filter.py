@@ -1,0 +1,81 @@
+"""The filter by pieces of lags equals the plain network."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from megabase.layers.hyena_filter import HyenaFilter
+from megabase.ops import backend, pieces
+from megabase.ops.implicit_filter import implicit_filter_blocked, implicit_filter_reference
+
+
+def _inputs(lags: int, hidden: int = 3) -> list[Any]:
+    torch.manual_seed(lags)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+    widths = [5, *([4] * hidden)]
+    return [
+        draw(lags, 5), torch.linspace(0, 1, lags, dtype=torch.float64), draw(1, 4),
+        [draw(b, a) for a, b in pairwise(widths)],
+        [draw(b) for b in widths[1:]], draw(6, 4), torch.rand(6, dtype=torch.float64), 0.05,
+    ]  # fmt: skip
+
+
+def _leaves(inputs: list[Any]) -> list[Tensor]:
+    return [inputs[0], inputs[2], *inputs[3], *inputs[4], inputs[5]]
+
+
+@pytest.mark.parametrize("positions", [1, 7, 1024])
+@pytest.mark.parametrize("windowed", [True, False])
+@pytest.mark.parametrize("lags", [1, 40])
+def test_equals_the_reference(
+    lags: int, windowed: bool, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "PIECE_POSITIONS", positions)
+    inputs = _inputs(lags)
+    if not windowed:
+        inputs[6] = None
+    want, got = implicit_filter_reference(*inputs), implicit_filter_blocked(*inputs)
+    torch.testing.assert_close(got, want)
+    weight = torch.randn_like(want)
+    for a, b in zip(
+        torch.autograd.grad(got, _leaves(inputs), weight),
+        torch.autograd.grad(want, _leaves(inputs), weight),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_gradcheck() -> None:
+    inputs = _inputs(6, hidden=2)
+
+    def run(*leaves: Tensor) -> Tensor:
+        z, freq, w1, w2, b1, b2, last = leaves
+        return implicit_filter_blocked(
+            z, inputs[1], freq, [w1, w2], [b1, b2], last, inputs[6], inputs[7]
+        )
+
+    assert torch.autograd.gradcheck(run, _leaves(inputs))
+
+
+@pytest.mark.parametrize("sides", ["one", "both"])
+def test_the_module_gives_the_same_on_both_paths(sides: Any) -> None:
+    torch.manual_seed(0)
+    module = HyenaFilter(6, 50, train_positions=True)
+    fast = module(37, sides)
+    ours = torch.autograd.grad(fast.square().sum(), list(module.parameters()), allow_unused=True)
+    with backend.override("reference"):
+        plain = module(37, sides)
+    torch.testing.assert_close(fast, plain)
+    theirs = torch.autograd.grad(plain.square().sum(), list(module.parameters()), allow_unused=True)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6 * b.abs().max().item())
