@@ -1,12 +1,16 @@
-"""Write a self-contained HTML page about a training run.
+"""Write a self-contained HTML page, in one file that asks no other host.
 
-Learning curve, perplexity against context, floors, data, settings, in one file without any request
-to another host. The numbers on held-out DNA come from `megabase evaluate RUN`.
+`megabase report RUN` is about a training run: learning curve, perplexity against context, floors,
+data, settings; the numbers on held-out DNA come from `megabase evaluate RUN`. With --region or
+--vcf it is a genome browser: the sequence, genes, what a model expects at every base, tracks, and
+a table of variants.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from megabase.errors import MegabaseError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -14,24 +18,65 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 
+class RequestError(MegabaseError):
+    """What is asked for is not complete."""
+
+
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of ``megabase report``."""
-    parser.add_argument("run", type=str, help="run folder of `megabase pretrain`")
+    parser.add_argument(
+        "run", nargs="?", type=str, default=None,
+        help="run folder of `megabase pretrain`; for a genome page any language model (default: "
+             "the model in the package)",
+    )  # fmt: skip
     parser.add_argument(
         "-o", "--output", type=str, default=None, metavar="FILE",
-        help="the page (default: report.html in the run folder)",
+        help="the page (default: report.html in the run folder, or genome.html)",
     )  # fmt: skip
     parser.add_argument(
         "--evaluation", type=str, default=None, metavar="JSON",
         help="result of `megabase evaluate` (default: evaluation.json in the run folder, if there)",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace a page that exists")
+    group = parser.add_argument_group("genome page")
+    group.add_argument("--region", type=str, default=None, metavar="PLACE",
+                       help="what to show: a contig, or chr1:1,001-2,000")  # fmt: skip
+    group.add_argument("--vcf", type=str, default=None, metavar="FILE",
+                       help="variants to show (without --region: what is around them)")  # fmt: skip
+    group.add_argument("--genome", type=str, default=None, help="genome store or FASTA")
+    group.add_argument("--genes", type=str, default=None, metavar="GFF", help="GFF3 or GTF")
+    group.add_argument(
+        "--track", nargs="+", default=[], metavar="NAME=FILE",
+        help="more tracks: bigWig or BED, such as those of `megabase predict`",
+    )  # fmt: skip
+    group.add_argument(
+        "--info", nargs="+", default=[], metavar="KEY",
+        help="INFO fields of the VCF for the table (default: all with one number an allele)",
+    )  # fmt: skip
+    group.add_argument("--flank", type=int, default=250, help="bases shown beside each variant")
+    group.add_argument("--window", type=int, default=None,
+                       help="bases the model reads at once (default: up to 1,024)")  # fmt: skip
+    group.add_argument("--no-model", action="store_true", help="show no model")
+    group.add_argument("--device", type=str, default=None, help="cpu, cuda, cuda:1 or mps")
+    group.add_argument("--batch-tokens", type=int, default=65_536,
+                       help="positions of a batch: time and memory")  # fmt: skip
 
 
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
-    from megabase.report.training_report import write_training_report
+    if args.region is not None or args.vcf is not None:
+        from megabase.cli.genome_report import write_genome_page
 
-    page = write_training_report(args.run, args.output, args.evaluation, overwrite=args.overwrite)
+        page = write_genome_page(args)
+    elif args.run is None:
+        raise RequestError(
+            "name a run folder, or for a genome page --genome with --region or --vcf"
+        )
+    else:
+        from megabase.report.training_report import write_training_report
+
+        page = write_training_report(
+            args.run, args.output, args.evaluation, overwrite=args.overwrite
+        )
     print(f"wrote {page}")
     return 0

@@ -1,8 +1,9 @@
-"""A self-contained HTML page: pictures inside, no script, no request to any host."""
+"""A self-contained HTML page: pictures and scripts inside, no request to any host."""
 
 from __future__ import annotations
 
 import base64
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
@@ -11,7 +12,16 @@ from pathlib import Path
 from megabase.report.run_record import ReportError
 from megabase.report.theme import DARK, LIGHT, NARROW, WIDE, Size, Theme
 
-__all__ = ["definitions", "document", "figure", "section", "statistics", "table", "write_page"]
+__all__ = [
+    "definitions",
+    "document",
+    "figure",
+    "json_island",
+    "section",
+    "statistics",
+    "table",
+    "write_page",
+]
 
 Draw = Callable[[Theme, Size], str]
 
@@ -86,7 +96,9 @@ code {{ font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-s
 """
 
 
-def document(title: str, parts: Iterable[str]) -> str:
+def document(
+    title: str, parts: Iterable[str], *, styles: str = "", scripts: Sequence[str] = ()
+) -> str:
     """Put parts of HTML together as a page.
 
     Parameters
@@ -95,24 +107,48 @@ def document(title: str, parts: Iterable[str]) -> str:
         Plain text for the window.
     parts
         HTML.
+    styles
+        CSS after that of all pages.
+    scripts
+        JavaScript, run in this order at the end of the page.
     """
     body = "\n".join(part for part in parts if part)
     # The policy makes the promise binding: even by mistake nothing could be fetched.
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    if scripts:
+        policy += "; script-src 'unsafe-inline'"
+    code = "\n".join(f"<script>{_inside_script(script)}</script>" for script in scripts)
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+ content="{policy}">
 <title>{escape(title)}</title>
-<style>{_CSS}</style>
+<style>{_CSS}{styles}</style>
 </head>
 <body>
 {body}
+{code}
 </body>
 </html>
 """
+
+
+def json_island(identifier: str, value: object) -> str:
+    """Give data for the scripts of a page, as JSON inside a script element of this id."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    # Inside a script element "<" could end it or begin a comment; JSON can write it otherwise.
+    safe = text.replace("<", "\\u003c")
+    return f'<script type="application/json" id="{escape(identifier, quote=True)}">{safe}</script>'
+
+
+def _inside_script(code: str) -> str:
+    """Refuse code that would end its own element."""
+    if "</script" in code.lower():
+        raise ReportError("a script of the page holds '</script', which would end it")
+    return code
 
 
 def section(heading: str, parts: Iterable[str]) -> str:

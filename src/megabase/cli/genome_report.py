@@ -1,0 +1,344 @@
+"""The genome page of ``megabase report``: what a model makes of a region, or of variants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megabase.errors import MegabaseError
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+    from megabase.genome.interval import Interval
+    from megabase.genome.store import GenomeStore
+    from megabase.inference.model import LanguageModel
+    from megabase.report.genome_parts import FeatureTrack, Logo, SignalTrack, VariantTable
+
+__all__ = ["write_genome_page"]
+
+_MOST_BASES = 500_000  # of model tracks; a page of more is slow to draw
+_AROUND = 24  # bases on either side of a variant that its own logo shows
+
+
+class RequestError(MegabaseError):
+    """What is asked for is not complete, or too much for a page."""
+
+
+@dataclass
+class _Shown:
+    """What a page is made of, before it is put together."""
+
+    store: GenomeStore
+    places: list[Interval]
+    tracks: list[FeatureTrack | SignalTrack]
+    logos: list[Logo]
+    numbers: list[tuple[str, str, str]]
+    facts: list[tuple[str, str]]
+
+
+def write_genome_page(args: Namespace) -> Path:
+    """Make the page that the arguments of ``megabase report`` ask for.
+
+    Raises
+    ------
+    MegabaseError
+        For input, a model or an output that cannot be used.
+    """
+    from megabase.inference.model import load_language_model
+    from megabase.inference.sources import genome_store
+    from megabase.report.page import write_page
+    from megabase.report.run_record import ReportError
+
+    if args.genome is None:
+        raise RequestError("--genome is missing: a page of a region or of variants needs a genome")
+    target = Path(args.output or "genome.html")
+    if target.exists() and not args.overwrite:
+        raise ReportError(f"{target} exists; give another name, or --overwrite to replace it")
+    with genome_store(args.genome) as store:
+        variants = None if args.vcf is None else _read_variants(args, store)
+        places = _places(args, store, variants)
+        shown = _Shown(store, places, [], [], [], [])
+        model = None if args.no_model else load_language_model(args.run, args.device)
+        write_page(target, _compose(args, shown, variants, model), overwrite=args.overwrite)
+    return target
+
+
+def _places(args: Namespace, store: GenomeStore, variants: Any) -> list[Interval]:
+    """Give the stretches that the page carries."""
+    from megabase.genome.interval import Interval
+
+    if args.region is not None:
+        places = [store.region(args.region)]
+    else:
+        ends: list[Interval] = []
+        for contig, start, end in sorted(variants.select("contig", "start", "end").rows()):
+            low = max(0, start - args.flank)
+            high = min(store.contig(contig).length, end + args.flank)
+            if ends and ends[-1].contig == contig and low <= ends[-1].end:
+                ends[-1] = Interval(contig, ends[-1].start, max(high, ends[-1].end))
+            else:
+                ends.append(Interval(contig, low, high))
+        places = ends
+    total = sum(place.length for place in places)
+    if total > _MOST_BASES:
+        raise RequestError(
+            f"the page would carry {total:,} bases, more than {_MOST_BASES:,}; take a smaller "
+            "--region, fewer variants, or a smaller --flank"
+        )
+    return places
+
+
+def _read_variants(args: Namespace, store: GenomeStore) -> Any:
+    """Read the variants with their numeric INFO fields, those inside the region if there is one."""
+    import polars as pl
+    import pysam
+
+    from megabase.genome.tables import read_vcf
+
+    keys: list[str] = list(args.info)
+    if not keys:
+        try:
+            with pysam.VariantFile(args.vcf) as file:
+                info = file.header.info
+                keys = [k for k in info if info[k].type == "Float" and info[k].number in (1, "A")]
+        except (OSError, ValueError) as error:
+            raise RequestError(f"cannot read the header of {args.vcf}: {error}") from None
+    frame = read_vcf(args.vcf, store, info=keys)
+    for key in keys:
+        values = pl.col(key).str.split(",")
+        one = pl.when(values.list.len() > 1).then(
+            values.list.get(pl.col("allele"), null_on_oob=True)
+        )
+        frame = frame.with_columns(
+            one.otherwise(values.list.first()).cast(pl.Float64, strict=False).alias(key)
+        )
+    if args.region is not None:
+        place = store.region(args.region)
+        frame = frame.filter(
+            (pl.col("contig") == place.contig)
+            & (pl.col("start") >= place.start)
+            & (pl.col("end") <= place.end)
+        )
+    if not frame.height:
+        raise RequestError(f"{args.vcf}: has no variant" + (" in the region" * bool(args.region)))
+    return frame.select("contig", "start", "end", "ref", "alt", "id", *keys)
+
+
+def _compose(args: Namespace, shown: _Shown, variants: Any, model: LanguageModel | None) -> str:
+    from megabase.genome.alphabet import decode
+    from megabase.genome.interval import Interval
+    from megabase.inference.provenance import file_digest
+    from megabase.report.genome_features import bed_track, genes_track
+    from megabase.report.genome_page import GenomePage, build_genome_page
+    from megabase.report.genome_parts import Stretch
+
+    store, places = shown.store, shown.places
+    total = sum(place.length for place in places)
+    shown.numbers.append((f"{total:,}", "", "bases shown"))
+    shown.facts += [("genome", store.name), ("genome sha256", store.checksum)]
+    genes = None if args.genes is None else genes_track(args.genes, store, places)
+    if genes is not None:
+        shown.tracks.append(genes)
+        shown.facts.append(("genes", Path(str(args.genes)).name))
+    table = None
+    if variants is not None:
+        table = _variant_parts(shown, variants, genes)
+        shown.facts.append(
+            ("variants", f"{Path(str(args.vcf)).name}, sha256 {file_digest(str(args.vcf))}")
+        )
+    if model is not None:
+        _model_parts(args, shown, variants, model)
+    for text in args.track:
+        name, _, path = text.rpartition("=")
+        path = path or text
+        label = name or Path(path).stem
+        if path.lower().endswith((".bw", ".bigwig")):
+            shown.tracks.append(_bigwig_track(path, label, places))
+        else:
+            shown.tracks.append(bed_track(path, store, places, label))
+        shown.facts.append((f"track {label}", f"{Path(path).name}, sha256 {file_digest(path)}"))
+    stretches = [
+        Stretch(
+            place.contig,
+            place.start,
+            decode(store.fetch(Interval(place.contig, place.start, place.end))),
+            store.contig(place.contig).length,
+        )
+        for place in places
+    ]
+    first = places[0]
+    where = str(first)
+    if args.region is None and variants is not None:
+        where = f"{len(variants):,} variants"
+    return build_genome_page(
+        GenomePage(
+            title=f"{where} of {store.name}",
+            lead=_lead(model, variants),
+            genome=store.name,
+            stretches=stretches,
+            locus=str(Interval(first.contig, first.start, first.end)),
+            tracks=shown.tracks,
+            logos=shown.logos,
+            table=table,
+            numbers=shown.numbers,
+            facts=shown.facts,
+        )
+    )
+
+
+def _lead(model: LanguageModel | None, variants: Any) -> str:
+    parts: list[str] = []
+    if model is not None:
+        view = "both sides of" if model.masked else "what stands before"
+        parts.append(
+            f"What the model {model.name} expects at every base, from {view} it. Zoom in for "
+            "letters: they follow the view."
+        )
+    if variants is not None:
+        parts.append("A click on a row of the table shows the variant.")
+    return " ".join(parts) or "The genome, and tracks along it."
+
+
+def _variant_parts(shown: _Shown, variants: Any, genes: FeatureTrack | None) -> VariantTable:
+    """Add the track of variants and give their table."""
+    from megabase.genome.interval import one_based
+    from megabase.report.genome_features import genes_at
+    from megabase.report.genome_parts import Column, Feature, FeatureTrack, TableRow, VariantTable
+
+    keys = variants.columns[6:]
+    named = genes is not None
+    columns = [
+        Column("contig"),
+        Column("position", "place"),
+        Column("ref"),
+        Column("alt"),
+        Column("id", minor=True),
+        *([Column("gene", minor=True)] if named else []),
+        *(Column(key, "number") for key in keys),
+    ]
+    rows: list[TableRow] = []
+    features: list[Feature] = []
+    for contig, start, end, ref, alt, name, *scores in variants.iter_rows():
+        gene = [genes_at(genes, contig, start, end)] if genes is not None else []
+        cells = (contig, one_based(start), ref, alt or "", name or "", *gene, *scores)
+        rows.append(TableRow(contig, start, end, cells))
+        features.append(Feature(contig, start, end, f"{ref}>{alt}"))
+    shown.tracks.append(FeatureTrack("variants", tuple(features), color="#b4530a", height=50))
+    shown.numbers.append((f"{len(rows):,}", "", "variants"))
+    return VariantTable(tuple(columns), tuple(rows))
+
+
+def _model_parts(args: Namespace, shown: _Shown, variants: Any, model: LanguageModel) -> None:
+    """Add what the model expects, and how a variant changes that."""
+    import numpy as np
+
+    from megabase.inference.landscape import base_probabilities, log_likelihood
+    from megabase.report.genome_parts import Logo, Segment, SignalTrack
+
+    seen: list[Segment] = []
+    for place in shown.places:
+        found = base_probabilities(
+            model, shown.store, place, window=args.window, batch_tokens=args.batch_tokens
+        )
+        own = log_likelihood(found, shown.store.fetch(place))
+        seen.append(Segment(place.contig, place.start, own))
+        shown.logos.append(
+            Logo(
+                "What the model expects",
+                "Letters as high as their information in bits.",
+                place.contig,
+                place.start,
+                found,
+                "probability",
+            )
+        )
+    # Against knowing nothing (1/4 for every base), so that the line at zero means something.
+    above = tuple(Segment(s.contig, s.start, s.values + np.log(4)) for s in seen)
+    shown.tracks.append(
+        SignalTrack("log-likelihood above uniform (nats)", above, below="#b4530a", height=80)
+    )
+    every = np.concatenate([segment.values for segment in seen])
+    perplexity = float(np.exp(-np.nanmean(every))) if np.isfinite(every).any() else float("nan")
+    shown.numbers.append((f"{perplexity:.3f}", "of 4", "perplexity of the model here"))
+    shown.facts += [("model", model.name), ("model sha256", model.digest)]
+    if variants is not None:
+        shown.logos += _alternatives(args, shown.store, variants, model)
+
+
+def _alternatives(
+    args: Namespace, store: GenomeStore, variants: Any, model: LanguageModel
+) -> list[Logo]:
+    """Give what the model expects around each variant when the alternative stands there."""
+    import numpy as np
+
+    from megabase.genome.alphabet import encode
+    from megabase.genome.interval import Interval
+    from megabase.inference.landscape import sequence_probabilities
+    from megabase.report.genome_parts import Logo
+
+    window = args.window or min(1024, model.longest or 1024)
+    rows: list[Any] = []
+    kept: list[tuple[int, str, int, int, str, str]] = []
+    for number, (contig, start, end, ref, alt) in enumerate(
+        variants.select("contig", "start", "end", "ref", "alt").rows()
+    ):
+        if alt is None or not set(alt) <= set("ACGTN") or len(alt) > window // 4:
+            continue
+        length = store.contig(contig).length
+        after = min(length, end + _AROUND)
+        lead = window - len(alt) - (after - end)
+        begin = max(0, start - (window // 2 if model.masked else lead))
+        parts = [encode(alt)]
+        if begin < start:
+            parts.insert(0, store.fetch(Interval(contig, begin, start)))
+        if end < after:
+            parts.append(store.fetch(Interval(contig, end, after)))
+        rows.append(np.concatenate(parts))
+        kept.append((number, contig, start, start - begin, ref, alt))
+    found = sequence_probabilities(model, rows, batch_tokens=args.batch_tokens)
+    logos: list[Logo] = []
+    for (number, contig, start, lead, ref, alt), values in zip(kept, found, strict=True):
+        low = max(0, lead - _AROUND)
+        shift = "" if len(ref) == len(alt) else " Places after it are those of the alternative."
+        note = f"The same with {alt[:20]} in place of {ref[:20]}.{shift}"
+        logos.append(
+            Logo(
+                "With the variant",
+                note,
+                contig,
+                start - (lead - low),
+                values[low:],
+                "probability",
+                number,
+            )
+        )
+    return logos
+
+
+def _bigwig_track(path: str, name: str, places: list[Interval]) -> SignalTrack:
+    import numpy as np
+
+    from megabase.inference.tracks import require_bigwig
+    from megabase.report.genome_parts import Segment, SignalTrack
+
+    require_bigwig()
+    import pybigtools
+
+    if not Path(path).is_file():
+        raise RequestError(f"there is no track {path}")
+    try:
+        opened: Any = pybigtools.open(path)
+        lengths = dict(opened.chroms())
+    except Exception as error:  # noqa: BLE001 (whatever the reader raises, the file is no bigWig)
+        raise RequestError(f"{path}: cannot be read as bigWig ({error})") from None
+    segments: list[Segment] = []
+    for place in places:
+        if place.contig not in lengths:
+            continue
+        values = opened.values(place.contig, place.start, place.end, fillna=None)
+        segments.append(Segment(place.contig, place.start, np.asarray(values, dtype=np.float32)))
+    if not segments:
+        raise RequestError(f"{path}: has none of the contigs shown ({places[0].contig})")
+    return SignalTrack(name, tuple(segments), color="#2f7d4f", below="#b4530a")

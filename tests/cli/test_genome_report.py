@@ -1,0 +1,109 @@
+"""``megabase report`` with a region or variants, from the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from megabase.cli.main import main
+from megabase.genome import Interval, encode
+from megabase.inference.landscape import base_probabilities, log_likelihood
+from megabase.inference.model import load_language_model
+from megabase.inference.sources import genome_store
+from megabase.inference.tracks import Run, write_bigwig
+from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
+
+SITES = (100, 300, 305)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    config = HyenaDNAConfig(d_model=16, n_layer=1, max_seq_len=66, initializer_range=0.5)
+    HyenaDNAForCausalLM(config).save_pretrained("lm")
+    text = "".join(np.random.default_rng(0).choice(list("ACGT"), 1000))
+    Path("g.fa").write_text(f">chr1\n{text}\n")
+    lines = ["##fileformat=VCFv4.2", "##contig=<ID=chr1>",
+             '##INFO=<ID=LLR,Number=A,Type=Float,Description="x">',
+             '##INFO=<ID=DP,Number=1,Type=Integer,Description="x">',
+             "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"]  # fmt: skip
+    for site in SITES:
+        ref = text[site]
+        others = [base for base in "ACGT" if base != ref][:2]
+        lines.append(f"chr1\t{site + 1}\t.\t{ref}\t{','.join(others)}\t.\t.\tLLR=-1.5,2.5;DP=3")
+    Path("v.vcf").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def _data(path: str) -> dict[str, Any]:
+    found = re.search(r'id="page-data">(.*?)</script>', Path(path).read_text())
+    assert found
+    return json.loads(found.group(1))
+
+
+def test_probabilities_are_those_of_a_plain_forward_pass(folder: Path) -> None:
+    model = load_language_model("lm")
+    with genome_store("g.fa") as store:
+        found = base_probabilities(model, store, Interval("chr1", 200, 260), window=40)
+        start = base_probabilities(model, store, Interval("chr1", 0, 30))
+        codes = store.fetch(Interval("chr1", 160, 260))
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+    assert start[0].tolist() == [0.25] * 4
+    # The base at 215 is answered for by a window of 40 that begins at 180 (or 20 later, 200).
+    ids = torch.tensor(codes[20:60].astype(np.int64) + 7)[None]
+    with torch.no_grad():
+        slow = model.model(input_ids=ids).logits[0, 34, 7:11].softmax(-1)
+    np.testing.assert_allclose(found[15], slow.numpy(), atol=1e-5)
+    own = log_likelihood(found, codes[40:])
+    assert own[15] == pytest.approx(float(np.log(found[15, codes[55] & 7])), abs=1e-5)
+    assert np.isnan(log_likelihood(np.full((1, 4), 0.25, np.float32), encode("N"))[0])
+
+
+def test_a_region_and_its_variants(folder: Path) -> None:
+    write_bigwig(Path("t.bw"), {"chr1": 1000}, [Run("chr1", 250, np.ones(9, np.float32))])
+    Path("c.bed").write_text("chr1\t270\t290\tcalled\n")
+    arguments = ["report", "lm", "--genome", "g.fa", "--region", "chr1:201-400", "--vcf", "v.vcf"]
+    assert main([*arguments, "--track", "mine=t.bw", "c.bed", "-o", "p.html"]) == 0
+    data = _data("p.html")
+    assert data["locus"] == "chr1:201-400"
+    names = [track["name"] for track in data["tracks"]]
+    assert names == ["variants", "log-likelihood above uniform (nats)", "mine", "c"]
+    cells = [row["cells"] for row in data["table"]["rows"]]
+    assert [cell[1] for cell in cells] == [301, 301, 306, 306]
+    assert [cell[-1] for cell in cells] == [-1.5, 2.5, -1.5, 2.5]
+    assert [column["name"] for column in data["table"]["columns"]][-1] == "LLR"
+    assert [logo["row"] for logo in data["variant_logos"]] == [0, 1, 2, 3]
+
+
+def test_variants_alone_carry_what_is_around_them(folder: Path) -> None:
+    arguments = ["report", "--genome", "g.fa", "--vcf", "v.vcf", "--flank", "20", "--no-model"]
+    assert main([*arguments, "-o", "p.html", "--info", "DP"]) == 0
+    data = _data("p.html")
+    assert len(data["table"]["rows"]) == 6
+    assert {row["cells"][-1] for row in data["table"]["rows"]} == {3.0}
+    assert data["logos"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--region", "chr1:1-10"], "--genome is missing"),
+        (["--genome", "g.fa", "--region", "chr9:1-10"], "no contig 'chr9'"),
+        (["--genome", "g.fa", "--vcf", "v.vcf", "--region", "chr1:1-50"], "no variant"),
+        (["--genome", "g.fa", "--region", "chr1:1-50", "--track", "v.bw"], "no track v.bw"),
+        ([], "name a run folder"),
+    ],
+)
+def test_what_cannot_be_shown(
+    folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", *arguments, "-o", "p.html"]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("p.html").exists()

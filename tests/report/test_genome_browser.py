@@ -1,0 +1,210 @@
+"""The genome page in headless Chromium: no complaint, no request, logos and table that work.
+
+Skipped where Chromium is missing (apt-get install chromium).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megabase.report.genome_page import GenomePage, build_genome_page
+from megabase.report.genome_parts import (
+    Column,
+    Feature,
+    FeatureTrack,
+    Logo,
+    Segment,
+    SignalTrack,
+    Stretch,
+    TableRow,
+    VariantTable,
+)
+
+PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--remote-debugging-pipe",
+)  # fmt: skip
+_PATIENCE = 120.0
+
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="chromium is not installed")
+
+
+class Page:
+    """A page in a window of a given size."""
+
+    def __init__(self, read: int, write: int, width: int) -> None:
+        self._read, self._write, self._rest, self._number = read, write, b"", 0
+        self.events: list[dict[str, Any]] = []
+        self._session: str | None = None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        found = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = found["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900,
+                  deviceScaleFactor=1, mobile=width < 500)  # fmt: skip
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._number += 1
+        message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self._rest:
+                part = os.read(self._read, 1 << 16)
+                if not part:
+                    raise RuntimeError("chromium ended")
+                self._rest += part
+            text, self._rest = self._rest.split(b"\0", 1)
+            answer = json.loads(text)
+            if answer.get("id") == self._number:
+                if "error" in answer:
+                    raise RuntimeError(answer["error"]["message"])
+                return answer["result"]
+            self.events.append(answer)
+
+    def run(self, script: str) -> Any:
+        found = self.call("Runtime.evaluate", expression=script, awaitPromise=True,
+                          returnByValue=True)  # fmt: skip
+        if "exceptionDetails" in found:
+            raise RuntimeError(str(found["exceptionDetails"]))
+        return found["result"].get("value")
+
+    def wait(self, script: str) -> Any:
+        end = time.monotonic() + _PATIENCE
+        while not (found := self.run(script)):
+            if time.monotonic() > end:
+                raise TimeoutError(script)
+            time.sleep(0.05)
+        return found
+
+    def complaints(self) -> list[str]:
+        """Errors and warnings of the console, exceptions, and requests that leave the page."""
+        found: list[str] = []
+        for event in self.events:
+            parameters = event.get("params", {})
+            match event.get("method"):
+                case "Runtime.consoleAPICalled" if parameters["type"] in ("error", "warning"):
+                    found.append(str(parameters["args"]))
+                case "Log.entryAdded":
+                    found.append(parameters["entry"]["text"])
+                case "Runtime.exceptionThrown":
+                    found.append(str(parameters["exceptionDetails"]))
+                case "Network.requestWillBeSent":
+                    url = parameters["request"]["url"]
+                    if not url.startswith(("file:", "data:", "blob:", "about:")):
+                        found.append(url[:200])
+                case _:
+                    pass
+        return found
+
+
+@contextlib.contextmanager
+def opened(page: Path, width: int, profile: Path) -> Iterator[Page]:
+    """Open a file in a new browser with an empty profile."""
+    assert PROGRAM is not None
+    to_browser, from_browser = os.pipe(), os.pipe()
+
+    for end in (to_browser[0], from_browser[1]):
+        os.set_inheritable(end, True)
+    # The browser reads commands from descriptor 3 and answers on 4.
+    script = f'exec "$@" 3<&{to_browser[0]} 4>&{from_browser[1]}'
+    process = subprocess.Popen(
+        ["bash", "-c", script, "bash", PROGRAM, *_FLAGS, f"--user-data-dir={profile}"],
+        pass_fds=(to_browser[0], from_browser[1]),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        shown = Page(from_browser[0], to_browser[1], width)
+        shown.call("Page.navigate", url=page.absolute().as_uri())
+        yield shown
+    finally:
+        process.kill()
+        process.wait()
+        for end in (*to_browser, *from_browser):
+            os.close(end)
+
+
+def _write_page(folder: Path) -> Path:
+    """A region of 4,000 bases with 1,000 variants."""
+    rng = np.random.default_rng(0)
+    length, start = 4_000, 50_000
+    letters = "".join(rng.choice(list("ACGT"), length))
+    chances = rng.dirichlet([0.4] * 4, length)
+    effects = -rng.gamma(0.5, 1.0, (length, 4))
+    effects[np.arange(length), ["ACGT".index(base) for base in letters]] = np.nan
+    rows, features, logos = [], [], []
+    for i, offset in enumerate(rng.integers(40, length - 40, 1_000).tolist()):
+        place, ref = start + offset, letters[offset]
+        alt = "ACGT"["ACGT".index(ref) - 1]
+        cells = ("chr1", place + 1, ref, alt, f"v{i}", float(i - 500))
+        rows.append(TableRow("chr1", place, place + 1, cells))
+        features.append(Feature("chr1", place, place + 1, f"{ref}>{alt}"))
+        logos.append(Logo("With the variant", "", "chr1", place - 20,
+                          rng.dirichlet([0.4] * 4, 40), "probability", i))  # fmt: skip
+    columns = (Column("contig"), Column("position", "place"), Column("ref"), Column("alt"),
+               Column("id", minor=True), Column("LLR", "number", digits=1))  # fmt: skip
+    page = GenomePage(
+        title="chr1:50,001-54,000 of toy", lead="A page for a test.", genome="toy",
+        stretches=[Stretch("chr1", start, letters, 90_000)], locus="chr1:50,001-54,000",
+        tracks=[
+            FeatureTrack("genes", (Feature("chr1", 50_100, 52_000, "ABC1", "+"),)),
+            FeatureTrack("variants", tuple(features)),
+            SignalTrack("signal", (Segment("chr1", start, rng.normal(size=length)),)),
+        ],
+        logos=[
+            Logo("What the model expects", "", "chr1", start, chances, "probability"),
+            Logo("What a substitution does", "", "chr1", start, effects, "effects"), *logos,
+        ],
+        table=VariantTable(columns, tuple(rows)),
+    )  # fmt: skip
+    path = folder / "page.html"
+    path.write_text(build_genome_page(page))
+    return path
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_works_without_a_complaint(tmp_path: Path, width: int) -> None:
+    with opened(_write_page(tmp_path), width, tmp_path / "profile") as page:
+        assert page.wait("document.body && document.body.dataset.ready") == "true"
+        assert page.run("document.documentElement.scrollWidth") <= width
+        assert page.wait("document.querySelectorAll('#logos svg').length") == 2
+        count = "document.getElementById('count').textContent"
+        rows = "document.querySelectorAll('#rows tbody tr')"
+        assert page.run(count) == "1,000 of 1,000"
+        assert page.run(f"{rows}.length") == 60  # more are drawn when one scrolls there
+        first = f"{rows}[0].cells[5].textContent"
+        page.run("document.querySelectorAll('#rows th button')[5].click()")
+        assert page.run(first) == "499.0"
+        page.run("document.querySelectorAll('#rows th button')[5].click()")
+        assert page.run(first) == "-500.0"
+        page.run("const s = document.getElementById('search'); s.value = 'v12';"
+                 "s.dispatchEvent(new Event('input'))")  # fmt: skip
+        assert page.run(count) == "11 of 1,000"  # v12 and v120 to v129
+        page.run("const l = document.getElementById('least'); l.value = '375';"
+                 "l.dispatchEvent(new Event('input'))")  # fmt: skip
+        assert page.run(count) == "7 of 1,000"  # |LLR| of v120 to v125, and v12
+        page.run(f"{rows}[0].click()")
+        page.wait("document.querySelectorAll('#logos svg').length === 3")
+        names = page.run("[...document.querySelectorAll('#logos h3')].map(e => e.textContent)")
+        assert names == ["What the model expects", "What a substitution does", "With the variant"]
+        assert page.run("document.querySelectorAll('#logos path').length") > 40
+        place = int(page.run(f"{rows}[0].cells[1].textContent").replace(",", ""))
+        shown = page.run("document.querySelector('#logos p').textContent")
+        low, high = (int(n) for n in shown.split(":")[1].split(".")[0].replace(",", "").split("-"))
+        assert low < place < high
+        assert page.complaints() == []
