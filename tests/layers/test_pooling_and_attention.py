@@ -37,6 +37,21 @@ def test_pooling_ignores_what_padding_holds() -> None:
         assert torch.equal(pool(spoilt, mode, MASK), pool(HIDDEN, mode, MASK))
 
 
+def test_the_largest_of_negative_numbers_is_no_zero() -> None:
+    # Rows hold -1, -3, -5, -7, -9 in their first channel.
+    assert pool(-HIDDEN, "max", MASK)[:, 0].tolist() == [-1.0, -5.0, -1.0]
+    assert pool(-HIDDEN, "sum", MASK)[:, 0].tolist() == [-9.0, -21.0, -25.0]
+
+
+def test_pooling_with_gaps_in_the_mask() -> None:
+    # Real tokens 1, 7 of the first channel: mean 4, last 7, first 1, and 9 is never seen.
+    gaps = torch.tensor([[1, 0, 0, 1, 0]])
+    values = {mode: pool(HIDDEN[:1], mode, gaps)[0, 0].item() for mode in ("mean", "sum", "max")}
+    assert values == {"mean": 4.0, "sum": 8.0, "max": 7.0}
+    assert pool(HIDDEN[:1], "last", gaps)[0, 0].item() == 7.0
+    assert pool(HIDDEN[:1], "first", gaps)[0, 0].item() == 1.0
+
+
 def test_pooling_of_nothing_is_zero() -> None:
     nothing = torch.zeros(3, 5)
     for mode in ("mean", "max", "sum"):

@@ -14,9 +14,10 @@ from megabase.data.labelled_files import LabelledDataError
 from megabase.errors import MegabaseError
 from megabase.tasks.finetune import finetune
 from megabase.tasks.finetune_config import FinetuneConfig, HeadConfig, TableConfig, to_yaml
-from megabase.tasks.finetune_plan import read_splits
+from megabase.tasks.finetune_plan import plan_run, read_splits
 from megabase.tasks.seeds import finetune_seeds, spread
 from megabase.training.config import ConfigError, DeviceConfig, OptimConfig, Stage
+from megabase.training.devices import build_fabric
 
 TINY: dict[str, Any] = {"d_model": 16, "n_layer": 1, "filter_order": 8, "embed_dropout": 0.0}
 
@@ -69,6 +70,7 @@ def test_learns_and_writes_a_whole_run(tmp_path: Path, data: Path) -> None:
     assert result.best_step == best["step"]
     config = json.loads((run / "best" / "config.json").read_text())
     assert config["id2label"] == {"0": "a", "1": "g"}
+    assert (config["label_kind"], config["strand_average"]) == ("classes", False)
     assert config["architectures"] == ["HyenaDNAForSequenceClassification"]
     described = json.loads((run / "data.json").read_text())
     assert described["train"]["classes"] == {"a": 32, "g": 32}
@@ -211,6 +213,45 @@ def test_length_warm_up(tmp_path: Path, data: Path) -> None:
     result = finetune(settings(tmp_path, data, stages=stages))
     assert result is not None
     assert result.steps == 4
+
+
+def test_long_sequences_warm_up_stage_by_stage(tmp_path: Path) -> None:
+    """As for species: every row is long, and each stage reads its own length of either strand."""
+    path = write_table(tmp_path / "train.csv", 24, 5, length=(3000, 3001))
+    stages = (
+        Stage(length=256, epochs=1),
+        Stage(length=1024, epochs=1),
+        Stage(length=3000, steps=2),
+    )
+    config = settings(
+        tmp_path, path, stages=stages, global_batch=None, global_batch_tokens=6000,
+        head=HeadConfig(reverse_complement=0.5, pooling="last"),
+    )  # fmt: skip
+    plan = plan_run(config, build_fabric(config.devices, config.precision))
+    rows = len(plan.batches)
+    points = [(point.length, point.global_batch, steps) for point, steps in plan.schedule.stages()]
+    assert rows == 22
+    assert points == [(256, 23, 1), (1024, 5, 5), (3000, 2, 2)]
+    assert plan.model.config.max_length >= 3000
+    assert plan.notes == []
+    forward = {tuple(plan.splits["train"].sequence(i)[:256]) for i in range(rows)}
+    seen = set()
+    for point, _ in plan.schedule.stages():
+        batch = plan.batches.batch(point.stage, np.arange(8), point.length)
+        assert batch["input_ids"].shape == (8, point.length)
+        codes = batch["input_ids"].numpy()[:, :256] - 7
+        seen |= {tuple(row) in forward for row in codes}
+    assert seen == {True, False}  # both strands, each from its own beginning
+    result = finetune(config)
+    assert result is not None
+    assert result.steps == 8
+    short = replace(config, stages=stages[:2], output=str(tmp_path / "short"))
+    cut = finetune(short)
+    assert cut is not None
+    assert cut.notes == [
+        "22 of 22 training sequences have more tokens than the longest stage, 1,024: training "
+        "never reads their ends"
+    ]
 
 
 def test_seeds(tmp_path: Path, data: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from megabase.tasks.metrics import (
+    METRICS,
     MetricError,
     by_label,
     confusion,
@@ -34,6 +35,47 @@ def test_two_classes_by_hand() -> None:
     assert one("auroc") == pytest.approx(4 / 6)
     # By falling score: 3 (no), 1 (yes, 1 of 2), -0.2 (yes, 2 of 3).
     assert one("auprc") == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+BY_HAND = {
+    # The mean of two labels. Scores 1, -1, 2, -2 for yes, no, no, yes: TP 1, TN 1, FP 1, FN 1; one
+    # of four pairs in order; by falling score no, yes (1 of 2), no, yes (2 of 4). And 5, -5, 3 for
+    # no, yes, yes, one unknown: TP 1, FP 1, FN 1; no pair in order; no, yes (1 of 2), yes (2 of 3).
+    "accuracy": (1 / 2 + 1 / 3) / 2,
+    "mcc": (0 - 1 / 2) / 2,
+    "f1": (1 / 2 + 1 / 4) / 2,
+    "f1_weighted": (1 / 2 + (2 / 3 * 1 / 2 + 1 / 3 * 0)) / 2,
+    "f1_positive": (1 / 2 + 1 / 2) / 2,
+    "auroc": (1 / 4 + 0) / 2,
+    "auprc": ((1 / 2 + 2 / 4) / 2 + (1 / 2 + 2 / 3) / 2) / 2,
+    # Outputs 1, 3, 2 and 0, 0, 6 against 1, 2, 3 and 0, 3, 3: squares 0, 1, 1 and 0, 9, 9.
+    "mse": (2 / 3 + 18 / 3) / 2,
+    # Deviations -1, 1, 0 and -1, 0, 1: 1 / 2. And -2, -2, 4 and -2, 1, 1: 6 / sqrt(24 * 6).
+    "pearson": (1 / 2 + 1 / 2) / 2,
+    # Places 1, 3, 2 and 1, 2, 3: 1 / 2. And 1.5, 1.5, 3 and 1, 2.5, 2.5: 0.75 / 1.5.
+    "spearman": (1 / 2 + 1 / 2) / 2,
+}
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_every_metric_of_several_labels_by_hand(name: str) -> None:
+    if "regression" in METRICS[name].kinds:
+        kind = "regression"
+        outputs = np.array([[1.0, 0.0], [3.0, 0.0], [2.0, 6.0]])
+        labels = np.array([[1.0, 0.0], [2.0, 3.0], [3.0, 3.0]])
+    else:
+        kind = "multi_label"
+        outputs = np.array([[1.0, 5.0], [-1.0, -5.0], [2.0, 1.0], [-2.0, 3.0]])
+        labels = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, np.nan], [1.0, 1.0]])
+    assert measure([name], kind, outputs, labels)[name] == pytest.approx(BY_HAND[name])
+
+
+def test_ranks_of_three_classes_by_hand() -> None:
+    shares = [[0.55, 0.35, 0.1], [0.2, 0.5, 0.3], [0.5, 0.3, 0.2], [0.1, 0.2, 0.7]]
+    logits, true = np.log(shares), np.array([0, 1, 1, 2])
+    # Classes 0 and 2 are in order. Class 1: yes 0.5 and 0.3, no 0.35 and 0.2.
+    assert one("auroc", logits, true) == pytest.approx((1 + 3 / 4 + 1) / 3)
+    assert one("auprc", logits, true) == pytest.approx((1 + (1 + 2 / 3) / 2 + 1) / 3)
 
 
 def test_three_classes_by_hand() -> None:

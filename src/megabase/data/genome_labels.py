@@ -54,7 +54,7 @@ class Features:
     """Stretches of a genome with a class."""
 
     contig: npt.NDArray[np.int64]
-    """Index of the contig, (n,)."""
+    """Index of the contig, (n,), in increasing order."""
     start: npt.NDArray[np.int64]
     """First base, (n,)."""
     end: npt.NDArray[np.int64]
@@ -69,10 +69,11 @@ class Features:
     def paint(self, contig: int, length: int) -> npt.NDArray[np.int16]:
         """Give the class of every base of a contig, (length,)."""
         painted = np.zeros(length, dtype=np.int16)
-        here = self.contig == contig
+        first, last = np.searchsorted(self.contig, [contig, contig + 1])
+        starts, ends, labels = (x[first:last] for x in (self.start, self.end, self.label))
         for number in reversed(self.priority):
-            chosen = here & (self.label == number)
-            for start, end in zip(self.start[chosen], self.end[chosen], strict=True):
+            chosen = labels == number
+            for start, end in zip(starts[chosen], ends[chosen], strict=True):
                 painted[start:end] = number
         return painted
 
@@ -154,6 +155,8 @@ def read_features(
             f"({', '.join(c.name for c in store.contigs[:5])}, ...)"
         )
     priority = tuple(dict.fromkeys(number[name] for name in names.values()))
+    order = np.argsort(contig, kind="stable")
+    contig, start, end, label = (column[order] for column in (contig, start, end, label))
     return Features(contig, start, end, label.astype(np.int16), classes, priority)
 
 

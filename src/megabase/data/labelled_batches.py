@@ -108,7 +108,8 @@ def tokenise(
             raise LabelledDataError(f"{sequences.where(index)}: the tokenizer gives no token")
         too_long = max_tokens is not None and len(tokens) > max_tokens
         cut += too_long or len(codes) < sequences.lengths[index]
-        rows.append(tokens[:max_tokens] if too_long and truncate else tokens)
+        kept = tokens[:max_tokens] if too_long and truncate else tokens
+        rows.append(kept.astype(np.min_scalar_type(int(kept.max()))))
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     if max_tokens is not None and int(lengths.max(initial=0)) > max_tokens:
         _refuse(sequences, lengths, max_tokens, "tokens", "the longest input of the model")
@@ -119,9 +120,8 @@ def tokenise(
             TruncationWarning,
             stacklevel=2,
         )
-    ids = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
-    smallest = np.min_scalar_type(int(ids.max(initial=0)))
-    return TokenRows(ids.astype(smallest), np.concatenate([[0], np.cumsum(lengths)]))
+    ids = np.concatenate(rows) if rows else np.zeros(0, dtype=np.uint8)
+    return TokenRows(ids, np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def _refuse(

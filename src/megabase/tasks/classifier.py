@@ -156,6 +156,9 @@ def build_classifier(
         model = load_model(model_spec(config.model), labels.task, new_head=True, **fields).train()
     else:
         model = _new_model(config, family, labels.task, fields, tokens, longest)
+    # For whoever loads the folder: what is answered, and how the run's figures were taken.
+    model.config.label_kind = labels.kind
+    model.config.strand_average = config.head.strand_average
     if config.head.freeze or config.head.freeze_blocks or config.head.freeze_embeddings:
         _freeze(model, config.head)
     if config.lora.rank:

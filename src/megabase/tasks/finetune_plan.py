@@ -111,7 +111,7 @@ def plan_run(config: FinetuneConfig, fabric: Fabric) -> Plan:
     if config.predictions:
         check_predictions(splits, world)
     schedule = LengthSchedule(config, world, sets["train"].epoch_size)
-    notes = notes_of(config, splits)
+    notes = [*notes_of(config, splits), *_cut_by_stages(config, rows["train", False])]
     plan = Plan(
         config, family, model, tokens, splits, sets["train"], objective_of(config, model, train),
         evaluations, schedule, notes, "",
@@ -281,6 +281,17 @@ def resolve(config: _Config, rows: int, longest: int) -> _Config:
         eval_every=config.eval_every or -(-rows // batch),
         eval_batch=config.eval_batch or config.micro_batch or min(batch, _EVAL_BATCH),
     )
+
+
+def _cut_by_stages(config: FinetuneConfig, train: TokenRows) -> list[str]:
+    """Count the sequences whose ends no stage of the length warm-up reads."""
+    beyond = int((train.lengths > config.longest).sum())
+    if not beyond:
+        return []
+    return [
+        f"{beyond:,} of {len(train.lengths):,} training sequences have more tokens than the "
+        f"longest stage, {config.longest:,}: training never reads their ends"
+    ]
 
 
 def notes_of(config: FinetuneConfig, splits: Mapping[str, LabelledSequences]) -> list[str]:
