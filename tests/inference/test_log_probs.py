@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from megabase.inference.log_probs import LogProbsError, language_model_kind, token_log_probs
+from megabase.layers.streaming import stream_backbone
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import (
@@ -69,6 +70,29 @@ def test_the_blocks_of_the_head_make_no_difference(monkeypatch: pytest.MonkeyPat
     for positions in (7, 90):
         monkeypatch.setattr("megabase.inference.log_probs._HEAD_POSITIONS", positions)
         assert torch.allclose(token_log_probs(model, ids), whole, atol=1e-13)
+
+
+def test_long_sequences_are_streamed_with_the_same_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, ids = hyena(), torch.randint(7, 11, (2, 40))
+    mask = torch.ones_like(ids)
+    mask[1, 30:] = 0
+    whole = token_log_probs(model, ids, mask)
+    streamed = []
+    stream = stream_backbone
+    monkeypatch.setattr("megabase.inference.log_probs._STREAMED", 20)
+    monkeypatch.setattr(
+        "megabase.inference.log_probs.stream_backbone",
+        lambda *given: (streamed.append(1), stream(*given))[1],
+    )
+    found = token_log_probs(model, ids, mask)
+    assert torch.allclose(found, whole, atol=1e-12, equal_nan=True)
+    assert len(streamed) == 2
+    # Padding on the left needs the mask inside the model.
+    left = token_log_probs(model, ids, mask.flip(1))
+    assert torch.allclose(left[1, 10:], token_log_probs(model, ids[1:, 10:])[0])
+    assert len(streamed) == 3
 
 
 def test_padding_n_and_the_first_base_have_no_value() -> None:

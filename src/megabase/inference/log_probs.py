@@ -4,6 +4,9 @@ A causal model reads a sequence once and gives each base from the bases before i
 gives each base from both sides, itself hidden: one reading for each base; the sum is a
 pseudo-log-likelihood, comparable only with others of its kind.
 
+Long sequences are read by causal HyenaDNA models in about two copies of their hidden vectors
+(:mod:`megabase.layers.streaming`); nothing of their context is cut.
+
 Shape suffixes: B batch, L positions, V columns of the logits.
 """
 
@@ -20,6 +23,8 @@ from torch import Tensor, nn
 from megabase.data.vocabulary import MASK_ID
 from megabase.errors import MegabaseError
 from megabase.genome.alphabet import BASE_TOKEN_IDS
+from megabase.layers.backbone import Backbone
+from megabase.layers.streaming import can_stream, stream_backbone
 from megabase.models.vocabulary import LOGIT_COLUMNS
 
 __all__ = ["LogProbsError", "evaluating", "language_model_kind", "token_log_probs"]
@@ -27,6 +32,8 @@ __all__ = ["LogProbsError", "evaluating", "language_model_kind", "token_log_prob
 _FIRST, _LAST = BASE_TOKEN_IDS[0], BASE_TOKEN_IDS[-1]
 _HEAD_POSITIONS = 1 << 15
 """Positions whose logits exist at a time."""
+_STREAMED = 1 << 15
+"""Length from which causal HyenaDNA models read sequences one by one, with little memory."""
 
 
 class LogProbsError(MegabaseError):
@@ -206,6 +213,13 @@ def _next_logits(
     if mask_BL is not None:
         arguments["attention_mask"] = mask_BL
     base, head = getattr(model, "base_model", model), getattr(model, "lm_head", None)
+    backbone = getattr(base, "backbone", None)
+    if length >= _STREAMED and isinstance(head, nn.Linear) and isinstance(backbone, Backbone):
+        limit = model.config.max_length  # pyright: ignore[reportAttributeAccessIssue]
+        before = mask_BL is not None and not bool((mask_BL[:, :-1] >= mask_BL[:, 1:]).all())
+        if length <= limit and not before and can_stream(backbone):  # pyright: ignore[reportOperatorIssue]
+            yield from _streamed(backbone, head, ids_BL)
+            return
     if base is model or not isinstance(head, nn.Linear):
         logits: Tensor = model(**arguments).logits
         if tuple(logits.shape[:2]) != (batch, length) or logits.shape[-1] <= _LAST:
@@ -222,6 +236,18 @@ def _next_logits(
         for start in range(0, length - 1, _HEAD_POSITIONS):
             part = slice(start, min(start + _HEAD_POSITIONS, length - 1))
             yield b, part, head(hidden[b, part])
+
+
+def _streamed(
+    backbone: Backbone, head: nn.Linear, ids_BL: Tensor
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Give the logits of all positions but the last, holding little of any sequence."""
+    for row in range(len(ids_BL)):
+        b = slice(row, row + 1)
+        for at, hidden in stream_backbone(backbone, ids_BL[b]):
+            end = min(at.stop, ids_BL.shape[1] - 1)
+            if at.start < end:
+                yield b, slice(at.start, end), head(hidden[:, : end - at.start])
 
 
 def _look_up(logits_BLV: Tensor, ids_BL: Tensor, over: str) -> Tensor:
