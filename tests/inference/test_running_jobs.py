@@ -13,6 +13,7 @@ import pytest
 from megabase.genome.alphabet import PAD, decode, encode
 from megabase.inference.batching import run_batched
 from megabase.inference.errors import InferenceError, InputFileError, OutputError
+from megabase.inference.log_probs import LogProbsError
 from megabase.inference.model import load_language_model
 from megabase.inference.provenance import Provenance
 from megabase.inference.sharding import run_job
@@ -165,5 +166,5 @@ def test_model_has_a_hash_of_its_weights_and_must_score_bases() -> None:
     with torch.no_grad():
         next(model.parameters()).add_(1)
     assert one.digest != load_language_model(model).digest
-    with pytest.raises(InferenceError, match="no language-model head"):
+    with pytest.raises(LogProbsError, match="no language-model head"):
         load_language_model(HyenaDNAForSequenceClassification(config))

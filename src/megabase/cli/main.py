@@ -31,10 +31,14 @@ VERBS: dict[str, tuple[str, str]] = {
     "attribute": ("megabase.cli.attribute", "what each base does to an output of a model"),
     "compare": ("megabase.cli.compare", "evaluations of several models in one table"),
     "report": ("megabase.cli.report", "a self-contained HTML page about a run"),
+    "score": ("megabase.cli.score", "log-likelihood and perplexity of sequences or intervals"),
     "convert": ("megabase.cli.convert", "turn a published checkpoint into a model folder"),
     "info": ("megabase.cli.info", "what a model is, its size, its limits; the presets"),
     "bench": ("megabase.cli.bench", "speed and memory, measured on this machine"),
 }
+
+
+_SHOWN_WARNINGS: set[str] = set()
 
 
 def _usage() -> str:
@@ -54,7 +58,10 @@ def _load(verb: str) -> ModuleType:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Print a warning as one line for people, without the source line Python would add."""
+    """Print a warning as one line for people, once, without the source line Python would add."""
+    if str(message) in _SHOWN_WARNINGS:
+        return
+    _SHOWN_WARNINGS.add(str(message))
     print(f"megabase: warning: {message}", file=sys.stderr)
 
 
@@ -92,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The attribute docstrings of the configuration dataclasses are the help texts.
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     warnings.showwarning = _show_warning
+    _SHOWN_WARNINGS.clear()
     module = _load(verb)
     parser = ArgumentParser(prog=f"megabase {verb}", description=module.__doc__, allow_abbrev=False)
     try:

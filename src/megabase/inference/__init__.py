@@ -7,16 +7,19 @@ if TYPE_CHECKING:
     from megabase.inference.embedding import Embeddings, embed
     from megabase.inference.generation import Generated, generate
     from megabase.inference.prediction import Predictions, predict
+    from megabase.inference.score import SequenceScores, score_sequences
 
 __all__ = [
     "Attribution",
     "Embeddings",
     "Generated",
     "Predictions",
+    "SequenceScores",
     "attribute",
     "embed",
     "generate",
     "predict",
+    "score_sequences",
 ]
 
 _HOME = {
@@ -24,10 +27,12 @@ _HOME = {
     "Embeddings": "embedding",
     "Generated": "generation",
     "Predictions": "prediction",
+    "SequenceScores": "score",
     "attribute": "attribution",
     "embed": "embedding",
     "generate": "generation",
     "predict": "prediction",
+    "score_sequences": "score",
 }
 
 

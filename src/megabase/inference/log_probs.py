@@ -42,14 +42,15 @@ class LogProbsError(MegabaseError):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout and gradients off inside a ``with`` block; restore the training mode."""
-    training = model.training
+    """Switch dropout and gradients off inside a ``with`` block; restore every module's mode."""
+    training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(training)
+        for module, flag in training.items():
+            module.training = flag
 
 
 def language_model_kind(model: nn.Module) -> Literal["causal", "masked"]:

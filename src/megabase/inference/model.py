@@ -11,20 +11,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from megabase.inference.errors import InferenceError
+from megabase.inference.log_probs import language_model_kind
 
-__all__ = ["LanguageModel", "choose_device", "inference_mode", "load_language_model",
-           "model_digest", "require_length", "threads"]  # fmt: skip
+__all__ = [
+    "LanguageModel",
+    "ModelSpec",
+    "choose_device",
+    "load_language_model",
+    "model_digest",
+    "require_length",
+    "threads",
+]
 
 ModelSpec = str | Path | nn.Module | None
 """A folder, run, preset or Hub name; None for the packaged model; or a model as it is."""
-
-_CHARACTER_VOCABULARY = range(12, 17)  # the published character vocabulary, with reserved rows
 
 
 @dataclass(frozen=True)
@@ -55,19 +60,6 @@ class LanguageModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
-
-
-@contextmanager
-def inference_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluate without gradients; the model's training mode is restored afterwards."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, flag in training.items():
-            module.training = flag
 
 
 @contextmanager
@@ -140,19 +132,11 @@ def load_language_model(
     ------
     ModelNotFoundError, ModelKindError, CheckpointError
         When there is no such model, or it has no language-model head.
-    InferenceError
-        When its tokens are not single bases.
+    LogProbsError
+        When a module is none, or its tokens are not single bases.
     """
     if isinstance(spec, nn.Module):
-        config: Any = getattr(spec, "config", None)
-        name = type(spec).__name__
-        masked = name.endswith("ForMaskedLM")
-        model: nn.Module = spec
-        kind = getattr(config, "model_type", None)
-        if kind is not None and not name.endswith(("ForCausalLM", "ForMaskedLM")):
-            raise InferenceError(
-                f"{name} has no language-model head; scores need a causal or masked language model"
-            )
+        model, name = spec, type(spec).__name__
     else:
         from megabase.models.auto import find_kind, load_config, load_model, resolve_model
 
@@ -165,16 +149,9 @@ def load_language_model(
                 f"{folder}: is a {what} ({kind}), which gives no probabilities to bases; scores "
                 "need a model with a language-model head (causal-lm or masked-lm)"
             )
-        masked = kind == "masked-lm"
-        model = load_model(folder, kind=kind, device=device)
-        name = _shown_name(spec, folder)
-    vocabulary = getattr(config, "vocab_size", None)
-    if vocabulary is not None and vocabulary not in _CHARACTER_VOCABULARY:
-        raise InferenceError(
-            f"{name}: has a vocabulary of {vocabulary:,} tokens; scores need a model with one "
-            "token for each base (the published character vocabulary, 12 or 16 tokens)"
-        )
-    longest = getattr(config, "max_length", None)
+        model, name = load_model(folder, kind=kind, device=device), _shown_name(spec, folder)
+    masked = language_model_kind(model) == "masked"
+    longest = getattr(getattr(model, "config", None), "max_length", None)
     return LanguageModel(model, name, model_digest(model), masked, longest)
 
 

@@ -13,11 +13,13 @@ import multiprocessing
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from megabase.errors import MegabaseError
+from megabase.genome.errors import ContigAliasWarning
 from megabase.inference.errors import InferenceError
 from megabase.inference.parts import PartFolder
 from megabase.inference.provenance import Provenance
@@ -186,6 +188,8 @@ def _child(
     job: Job, target: Path, rank: int, world: int, device: str | None, thread_count: int
 ) -> None:
     folder = PartFolder.join(target, job.suffix)
+    # The parent reads the same input and says it once.
+    warnings.simplefilter("ignore", ContigAliasWarning)
     try:
         _work(job, folder, rank, world, _worker_device(device, rank), thread_count)
     except MegabaseError as error:

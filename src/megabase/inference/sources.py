@@ -33,9 +33,9 @@ class Sequence:
     name
         Name of the sequence or interval.
     codes
-        Base codes, uint8 (context + length,), in reading direction.
-    context
-        How many codes at the start are context: read, but not asked about.
+        Base codes, uint8 (context + length + after,), in reading direction.
+    context, after
+        How many codes at the start and at the end are context: read, but not asked about.
     interval
         Where it comes from (without the context); None for a sequence of a FASTA file.
     """
@@ -43,12 +43,13 @@ class Sequence:
     name: str
     codes: NDArray[np.uint8]
     context: int = 0
+    after: int = 0
     interval: Interval | None = None
 
     @property
     def length(self) -> int:
         """Bases asked about."""
-        return len(self.codes) - self.context
+        return len(self.codes) - self.context - self.after
 
 
 def read_sequences(path: str | Path) -> Iterator[Sequence]:
@@ -72,7 +73,9 @@ def read_sequences(path: str | Path) -> Iterator[Sequence]:
         yield Sequence(name, np.frombuffer(b"".join(parts), dtype=np.uint8))
 
 
-def read_intervals(path: str | Path, store: GenomeStore, *, context: int = 0) -> Iterator[Sequence]:
+def read_intervals(
+    path: str | Path, store: GenomeStore, *, context: int = 0, after: int = 0
+) -> Iterator[Sequence]:
     """Read the intervals of a BED file from a genome, in file order.
 
     An interval on the reverse strand is read as its reverse complement. The table is checked as a
@@ -84,9 +87,9 @@ def read_intervals(path: str | Path, store: GenomeStore, *, context: int = 0) ->
         The BED file.
     store
         The genome.
-    context
-        Bases before the interval, in reading direction, that are read as well; fewer where the
-        contig begins (on the reverse strand: ends) sooner.
+    context, after
+        Bases before and after the interval, in reading direction, that are read as well; fewer
+        where the contig ends sooner.
 
     Raises
     ------
@@ -101,14 +104,13 @@ def read_intervals(path: str | Path, store: GenomeStore, *, context: int = 0) ->
     rows = zip(frame["contig"], frame["start"], frame["end"], strands, names, strict=True)
     for contig, start, end, strand, name in rows:
         interval = Interval(contig, start, end, Strand(strand))
-        if interval.strand is Strand.REVERSE:
-            lead = min(context, store.contig(contig).length - end)
-            read = Interval(contig, start, end + lead, Strand.REVERSE)
-        else:
-            lead = min(context, start)
-            read = Interval(contig, start - lead, end, interval.strand)
+        reverse = interval.strand is Strand.REVERSE
+        left, right = (after, context) if reverse else (context, after)
+        left, right = min(left, start), min(right, store.contig(contig).length - end)
+        read = Interval(contig, start - left, end + right, interval.strand)
+        before, behind = (right, left) if reverse else (left, right)
         shown = name if name not in (None, ".", "") else str(interval)
-        yield Sequence(shown, store.fetch(read), lead, interval)
+        yield Sequence(shown, store.fetch(read), before, behind, interval)
 
 
 def chunked(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:

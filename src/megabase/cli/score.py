@@ -1,0 +1,92 @@
+"""Log-likelihood and perplexity of sequences (FASTA) or of intervals of a genome (BED).
+
+Writes one row for each sequence, to Parquet or TSV by the ending of the output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING
+
+from megabase.cli.inference_options import (
+    add_model_option,
+    add_run_options,
+    progress_bar,
+    run_options,
+)
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``megabase score``."""
+    parser.add_argument(
+        "input", metavar="FILE", type=str, help="FASTA file; with --genome a BED file"
+    )
+    parser.add_argument(
+        "-o", "--output", required=True, type=str, help="the table: FILE.parquet or FILE.tsv"
+    )
+    add_model_option(parser)
+    parser.add_argument(
+        "--genome", type=str, default=None,
+        help="genome store (or FASTA file) that the intervals of a BED file lie on",
+    )  # fmt: skip
+    parser.add_argument(
+        "--strands", choices=["forward", "reverse", "both"], default="forward",
+        help="read as given, as reverse complement, or both and take the mean",
+    )  # fmt: skip
+    parser.add_argument(
+        "--context", type=int, default=0,
+        help="bases before an interval that are read but not scored (BED only)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--window", type=int, default=None,
+        help="positions of a forward pass, for longer sequences (default: longest of the model)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--stride", type=int, default=None,
+        help="by how much windows move (default: half a window)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--per-base", action="store_true", help="keep the log-probability of every base"
+    )
+    add_run_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Run the verb; errors are raised as MegabaseError."""
+    from pathlib import Path
+
+    from megabase.inference.errors import InferenceError
+    from megabase.inference.parts import refuse_existing
+    from megabase.inference.score import ScoreOptions
+    from megabase.inference.score_job import ScoreJob
+    from megabase.inference.sharding import run_job
+    from megabase.inference.sources import genome_store
+    from megabase.inference.tables import require_table_suffix
+
+    target = Path(args.output)
+    require_table_suffix(target)
+    refuse_existing(target, args.overwrite)
+    if args.context < 0:
+        raise InferenceError(f"--context must be 0 or more, found {args.context}")
+    if args.context and args.genome is None:
+        raise InferenceError("--context needs --genome: a FASTA sequence has no DNA before it")
+    with contextlib.ExitStack() as stack:
+        genome = stack.enter_context(genome_store(args.genome)).path if args.genome else None
+        job = ScoreJob(
+            Path(args.input),
+            args.model,
+            genome,
+            ScoreOptions(args.strands, args.window, args.stride, args.per_base),
+            args.context,
+            args.batch_tokens,
+        )
+        progress = stack.enter_context(progress_bar("sequences"))
+        run_job(job, target, progress=progress, **run_options(args))
+    print(f"wrote {target}", file=sys.stderr)
+    return 0
