@@ -16,12 +16,14 @@ import torch
 from torch import nn
 
 from megabase.inference.errors import InferenceError
+from megabase.inference.log_probs import evaluating as inference_mode
 from megabase.inference.log_probs import language_model_kind
 
 __all__ = [
     "LanguageModel",
     "ModelSpec",
     "choose_device",
+    "inference_mode",
     "load_language_model",
     "model_digest",
     "require_length",

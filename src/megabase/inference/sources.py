@@ -43,8 +43,8 @@ class Sequence:
     name: str
     codes: NDArray[np.uint8]
     context: int = 0
-    after: int = 0
     interval: Interval | None = None
+    after: int = 0
 
     @property
     def length(self) -> int:
@@ -110,7 +110,7 @@ def read_intervals(
         read = Interval(contig, start - left, end + right, interval.strand)
         before, behind = (right, left) if reverse else (left, right)
         shown = name if name not in (None, ".", "") else str(interval)
-        yield Sequence(shown, store.fetch(read), before, behind, interval)
+        yield Sequence(shown, store.fetch(read), before, interval, behind)
 
 
 def chunked(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
