@@ -39,6 +39,7 @@ def test_fasta_becomes_a_table_that_others_read(genome: Path, tmp_path: Path) ->
     assert "megabase default" in pl.read_parquet_metadata(out)["megabase"]
 
 
+@pytest.mark.filterwarnings("default")
 def test_workers_and_order_do_not_change_the_table(genome: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     starts = rng.integers(0, 2_000, 5_000)

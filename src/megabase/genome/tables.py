@@ -8,7 +8,6 @@ every row against the genome and gives contigs the names that the store uses.
 
 from __future__ import annotations
 
-import gzip
 import re
 import urllib.parse
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from megabase.genome.files import atomic_file, numbered_lines
 from megabase.genome.interval import Interval, Strand, zero_based
 from megabase.genome.rows import NULL, RowSource
 from megabase.genome.store import GenomeStore
+from megabase.genome.vcf import is_bcf
 
 __all__ = ["read_bed", "read_gff", "read_vcf", "to_intervals", "write_bed"]
 
@@ -228,7 +228,7 @@ def read_vcf(
         Naming file and line (of a BCF: record) of the first one that cannot be used.
     """
     source = RowSource(Path(path))
-    if _is_bcf(source.path):
+    if is_bcf(source.path):
         source = RowSource(source.path, unit="record")
         numbers, texts = _bcf_rows(source.path)
     else:
@@ -286,16 +286,6 @@ def _vcf_rows(path: Path) -> tuple[list[int], list[str]]:
             "the first record"
         )
     return numbers, texts
-
-
-def _is_bcf(path: Path) -> bool:
-    try:
-        with path.open("rb") as raw:
-            if raw.peek(3)[:2] != b"\x1f\x8b":
-                return raw.read(3) == b"BCF"
-            return gzip.GzipFile(fileobj=raw).read(3) == b"BCF"
-    except (OSError, EOFError):
-        return False  # the reader of lines says what is wrong
 
 
 def _bcf_rows(path: Path) -> tuple[list[int], list[str]]:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from megabase.inference.generation import Generated, generate
     from megabase.inference.prediction import Predictions, predict
     from megabase.inference.score import SequenceScores, score_sequences
+    from megabase.inference.variants import VariantScores, score_variants
 
 __all__ = [
     "Attribution",
@@ -15,11 +16,13 @@ __all__ = [
     "Generated",
     "Predictions",
     "SequenceScores",
+    "VariantScores",
     "attribute",
     "embed",
     "generate",
     "predict",
     "score_sequences",
+    "score_variants",
 ]
 
 _HOME = {
@@ -28,11 +31,13 @@ _HOME = {
     "Generated": "generation",
     "Predictions": "prediction",
     "SequenceScores": "score",
+    "VariantScores": "variants",
     "attribute": "attribution",
     "embed": "embedding",
     "generate": "generation",
     "predict": "prediction",
     "score_sequences": "score",
+    "score_variants": "variants",
 }
 
 

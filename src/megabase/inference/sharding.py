@@ -35,8 +35,10 @@ _POLL_SECONDS = 0.1
 class Job(Protocol):
     """Work that is done chunk by chunk. Must be picklable, without a loaded model."""
 
-    suffix: str
-    """Ending of part files."""
+    @property
+    def suffix(self) -> str:
+        """Ending of part files."""
+        ...
 
     def provenance(self) -> Provenance:
         """Give what is computed; two jobs with the same give the same output."""

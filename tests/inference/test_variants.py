@@ -1,0 +1,288 @@
+"""Scores of variants against string surgery, one sequence at a time; reasons; independence."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megabase.genome.interval import Variant
+from megabase.genome.store import GenomeStore
+from megabase.inference import score_variants
+from megabase.inference.errors import InferenceError
+from megabase.inference.shared_prefix import SharedPrefixReader
+from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
+from megabase.models.gpt import GPTConfig, GPTForCausalLM
+from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
+
+IDS = {"A": 7, "C": 8, "G": 9, "T": 10, "N": 11}
+PAIRS = str.maketrans("ACGTN", "TGCAN")
+WINDOW = 32
+
+
+def reverse(text: str) -> str:
+    return text.translate(PAIRS)[::-1]
+
+
+@pytest.fixture(scope="module")
+def contigs() -> dict[str, str]:
+    rng = np.random.default_rng(7)
+    one = "".join(rng.choice(list("ACGTacgt"), 200))
+    return {"chr1": one[:100] + "NNNN" + one[104:], "short": "ACGTTGCAACGGTAC"}
+
+
+@pytest.fixture(scope="module")
+def store(contigs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> GenomeStore:
+    folder = tmp_path_factory.mktemp("genome")
+    text = "".join(f">{name}\n{bases}\n" for name, bases in contigs.items())
+    (folder / "toy.fa").write_text(text)
+    return GenomeStore.build(folder / "toy.fa", folder / "toy.mb")
+
+
+def hyena(**options: object) -> torch.nn.Module:
+    torch.manual_seed(2)
+    config = HyenaDNAConfig(d_model=16, n_layer=3, filter_order=8, max_seq_len=130, **options)
+    model = HyenaDNAForCausalLM(config).eval()
+    with torch.no_grad():  # the first weights are small: make every base count
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    return hyena()
+
+
+def vcf_records(contigs: dict[str, str]) -> list[tuple[str, int, str, str]]:
+    """Every kind of record: (contig, POS, REF, ALT), 1-based as in VCF."""
+    genome = contigs["chr1"].upper()
+
+    def ref(position: int, length: int) -> str:
+        return genome[position - 1 : position - 1 + length]
+
+    def other(position: int) -> str:
+        return "ACGT"[("ACGT".index(ref(position, 1)) + 1) % 4]
+
+    two_more = [b for b in "ACGT" if b != ref(50, 1)]
+    return [
+        ("chr1", 40, ref(40, 1), other(40)),
+        ("chr1", 41, ref(41, 1).lower(), other(41).lower()),
+        ("chr1", 1, ref(1, 1), other(1)),
+        ("chr1", 2, ref(2, 1), other(2)),
+        ("chr1", 200, ref(200, 1), other(200)),
+        ("chr1", 199, ref(199, 2), other(199) + other(200)),
+        ("chr1", 50, ref(50, 1), ",".join(two_more)),
+        ("chr1", 60, ref(60, 1), ref(60, 1) + "GATTACA"),
+        ("chr1", 61, ref(61, 5), ref(61, 1)),
+        ("chr1", 70, ref(70, 3), other(70) + ref(71, 1) + other(72)),
+        ("chr1", 75, ref(75, 3), other(75)),
+        ("chr1", 75, ref(75, 1), other(75) + "ACGT"),
+        ("chr1", 95, ref(95, 1), other(95)),
+        ("chr1", 110, ref(110, 2), ref(110, 1)),
+        ("chr1", 185, ref(185, 5), ref(185, 1)),
+        ("chr1", 80, ref(80, 10), other(80) + ref(81, 1) + other(82) + ref(83, 6) + other(89)),
+        ("chr1", 120, ref(120, 2), f"{ref(120, 1)},{other(120)}{ref(121, 1)},{ref(120, 2)}TT"),
+    ]
+
+
+def place(genome: str, index: int, ref: str, alt: str) -> tuple[str, str, int, str, str]:
+    """Windows of both alleles by cutting strings; index is 0-based."""
+    while ref and alt and ref[0] == alt[0]:
+        ref, alt, index = ref[1:], alt[1:], index + 1
+    while ref and alt and ref[-1] == alt[-1]:
+        ref, alt = ref[:-1], alt[:-1]
+    changed = genome[:index] + alt + genome[index + len(ref) :]
+    start = index - WINDOW // 2
+    while start + WINDOW > min(len(genome), len(changed)):
+        start -= 1
+    start = max(start, 0)
+    return genome[start : start + WINDOW], changed[start : start + WINDOW], index - start, ref, alt
+
+
+def log_probs(model: torch.nn.Module, text: str) -> list[float]:
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[IDS[b] for b in text]])).logits[0].double()
+    values = [math.nan]
+    for i in range(1, len(text)):
+        row = logits[i - 1, 7:11].log_softmax(-1)
+        values.append(float(row["ACGT".index(text[i])]) if text[i] in "ACGT" else math.nan)
+    return values
+
+
+def slow(model: torch.nn.Module, genome: str, index: int, ref: str, alt: str) -> dict[str, float]:
+    one, two, offset, ref, alt = place(genome, index, ref, alt)
+    a, b = log_probs(model, one), log_probs(model, two)
+    count = WINDOW - offset - max(len(ref), len(alt))
+    site = sum(b[offset : offset + len(alt)]) - sum(a[offset : offset + len(ref)])
+    with torch.no_grad():
+        pooled = [
+            model(input_ids=torch.tensor([[IDS[c] for c in text]]), output_hidden_states=True)
+            .hidden_states[-1][0].double().mean(0).numpy()
+            for text in (one, two)
+        ]  # fmt: skip
+    cosine = pooled[0] @ pooled[1] / math.sqrt((pooled[0] @ pooled[0]) * (pooled[1] @ pooled[1]))
+    return {
+        "llr_window": np.nansum(b) - np.nansum(a),
+        "llr_after": np.nansum(b[offset + len(alt) :][:count])
+        - np.nansum(a[offset + len(ref) :][:count]),
+        "llr_site": site,
+        "cosine": 1 - cosine,
+        "l2": float(np.linalg.norm(pooled[0] - pooled[1])),
+    }
+
+
+def write_vcf(path: Path, rows: list[tuple[str, int, str, str]]) -> Path:
+    lines = ["##fileformat=VCFv4.2", "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"]
+    lines += [f"{c}\t{p}\t.\t{r}\t{a}\t.\t.\t." for c, p, r, a in rows]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+METHODS = ("llr_window", "llr_after", "llr_site", "cosine", "l2")
+
+
+@pytest.mark.parametrize("methods", [METHODS, METHODS[:3]])
+@pytest.mark.parametrize("kind", ["fast", "no bias", "plain"])
+def test_every_kind_of_record_equals_string_surgery(
+    contigs: dict[str, str], store: GenomeStore, tmp_path: Path, methods: tuple[str, ...], kind: str
+) -> None:
+    torch.manual_seed(1)
+    if kind == "plain":
+        model: torch.nn.Module = GPTForCausalLM(GPTConfig(d_model=16, n_layer=1)).eval()
+    else:
+        model = hyena(use_bias=kind == "fast")
+    rows = vcf_records(contigs)
+    file = write_vcf(tmp_path / "v.vcf", rows)
+    genome = contigs["chr1"].upper()
+    expected = []
+    for _, position, ref, alts in rows:
+        for alt in alts.upper().split(","):
+            index = position - 1
+            there = slow(model, genome, index, ref.upper(), alt)
+            mirrored = len(genome) - index - len(ref)
+            back = slow(model, reverse(genome), mirrored, reverse(ref.upper()), reverse(alt))
+            expected.append((there, back))
+    for strands, pick in (("forward", 0), ("reverse", 1), ("both", None)):
+        table = score_variants(
+            file, store, model, window=WINDOW, methods=methods, strands=strands
+        ).table
+        assert table["reason"].to_list() == [None] * len(expected)
+        for name in methods:
+            wanted = [
+                (pair[0][name] + pair[1][name]) / 2 if pick is None else pair[pick][name]
+                for pair in expected
+            ]
+            found = [math.nan if value is None else value for value in table[name]]
+            np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=1e-5, err_msg=name)
+
+
+def test_the_fast_reader_is_used_where_it_can_be(model: torch.nn.Module) -> None:
+    assert SharedPrefixReader.supports(model)
+    assert not SharedPrefixReader.supports(GPTForCausalLM(GPTConfig(d_model=16, n_layer=1)))
+    assert not SharedPrefixReader.supports(hyena(hyena_order=3))
+
+
+def test_batches_and_order_do_not_change_scores(
+    contigs: dict[str, str], store: GenomeStore, model: torch.nn.Module
+) -> None:
+    rng = np.random.default_rng(3)
+    genome = contigs["chr1"].upper()
+    variants = [
+        Variant("chr1", int(i), genome[i], "ACGT"[("ACGT".index(genome[i]) + 1 + k) % 4])
+        for i in rng.integers(0, 99, 60)
+        for k in (0, 1)
+    ]
+    model.train()
+    usual = score_variants(variants, store, model, window=WINDOW).table
+    assert model.training
+    model.eval()
+    tiny = score_variants(variants, store, model, window=WINDOW, batch_tokens=40).table
+    turned = score_variants(variants[::-1], store, model, window=WINDOW).table.reverse()
+    for name in ("llr_window", "llr_after", "llr_site"):
+        for other in (tiny, turned):
+            left = usual[name].fill_null(0).to_numpy()
+            np.testing.assert_allclose(other[name].fill_null(0), left, atol=1e-5)
+
+
+def test_mirrored_variant_has_the_scores_of_the_other_strand(
+    contigs: dict[str, str], store: GenomeStore, model: torch.nn.Module, tmp_path: Path
+) -> None:
+    genome = contigs["chr1"].upper()
+    (tmp_path / "back.fa").write_text(f">chr1\n{reverse(genome)}\n")
+    ref = genome[59:62]
+    variant = Variant("chr1", 59, ref, ref[0])
+    mirrored = Variant("chr1", len(genome) - 62, reverse(ref), reverse(ref[0]))
+    there = score_variants([variant], store, model, window=WINDOW).table
+    back = score_variants([mirrored], tmp_path / "back.fa", model, window=WINDOW).table
+    assert there["llr_window"][0] == pytest.approx(back["llr_window"][0], abs=1e-5)
+
+
+def test_what_cannot_be_scored_says_why(
+    contigs: dict[str, str], store: GenomeStore, model: torch.nn.Module, tmp_path: Path
+) -> None:
+    genome = contigs["chr1"].upper()
+    wrong = "ACGT"[("ACGT".index(genome[9]) + 1) % 4]
+    rows = [
+        ("chr9", 5, "A", "C"), ("chr1", 10, wrong, "A"), ("chr1", 10, genome[9], "."),
+        ("chr1", 10, genome[9], "<DEL>,*"), ("chr1", 10, genome[9], "N"), ("chr1", 101, "N", "A"),
+        ("chr1", 101, "A", "C"), ("chr1", 201, "A", "C"), ("chr1", 200, genome[199] + "A", "A"),
+        ("chr1", 10, genome[9], genome[9]), ("short", 3, "G", "T"),
+        ("chr1", 60, genome[59], genome[59] + "A" * 40),
+        ("chr1", 10, genome[9], f"{wrong},<INS>"), ("chr1", 10, genome[9], f"{genome[9]}[chr1:5["),
+        ("chr1", 0, "N", "A"), ("chr1", 190, genome[189:197], genome[189]),
+    ]  # fmt: skip
+    table = score_variants(write_vcf(tmp_path / "v.vcf", rows), store, model, window=WINDOW).table
+    assert table["reason"].to_list() == [
+        "UNKNOWN_CONTIG", "REF_MISMATCH", "NO_ALT", "SYMBOLIC_ALT", "SYMBOLIC_ALT",
+        "ALT_NOT_BASES", "REF_NOT_BASES", "REF_NOT_BASES", "OUTSIDE_CONTIG", "OUTSIDE_CONTIG",
+        "ALT_IS_REF", "CONTIG_TOO_SHORT", "ALLELE_TOO_LONG", None, "SYMBOLIC_ALT", "SYMBOLIC_ALT",
+        "OUTSIDE_CONTIG", "TOO_NEAR_END",
+    ]  # fmt: skip
+    assert table["llr_window"].is_null().to_list() == [reason is not None for reason in
+                                                       table["reason"]]  # fmt: skip
+
+
+def test_masked_model_hides_the_allele(contigs: dict[str, str], store: GenomeStore) -> None:
+    torch.manual_seed(0)
+    masked = CaduceusForMaskedLM(CaduceusConfig(d_model=8, n_layer=1)).eval()
+    genome = contigs["chr1"].upper()
+    alt = "".join("ACGT"[("ACGT".index(b) + 1) % 4] for b in genome[59:61])
+    variants = [
+        Variant("chr1", 59, genome[59:61], alt),
+        Variant("chr1", 59, genome[59], genome[59] + "T"),
+    ]
+    table = score_variants(variants, store, masked, window=WINDOW, strands="forward").table
+    one, two, offset, *_ = place(genome, 59, genome[59:61], alt)
+    ids = torch.tensor([[IDS[b] for b in one]])
+    ids[0, offset : offset + 2] = 3
+    with torch.no_grad():
+        rows = masked(input_ids=ids).logits[0, :, 7:11].double().log_softmax(-1)
+    sums = [
+        sum(float(rows[i, "ACGT".index(window[i])]) for i in (offset, offset + 1))
+        for window in (one, two)
+    ]
+    assert table["masked"][0] == pytest.approx(sums[1] - sums[0], abs=1e-5)
+    assert table["masked"][1] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 4_000}, "longest input is"),
+        ({"window": 1}, "2 bases or more"),
+        ({"methods": ["guess"]}, "no method 'guess'"),
+        ({"methods": ["masked"]}, "needs a model that predicts hidden bases"),
+        ({"methods": ["l2", "l2"]}, "different names"),
+        ({"strands": "up"}, "strands is one of"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    store: GenomeStore, model: torch.nn.Module, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InferenceError, match=message):
+        score_variants(["chr1:40:A>C"], store, model, **options)  # pyright: ignore[reportArgumentType]
