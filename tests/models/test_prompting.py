@@ -11,7 +11,8 @@ from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.mamba import MambaConfig, MambaForCausalLM
 from megabase.models.prompt_files import load_prompt, prompt_bytes, save_prompt, weights_hash
-from megabase.models.prompting import PromptedModel, PromptError, PromptSpec, label_letters
+from megabase.models.prompt_spec import PromptError, PromptSpec, label_letters
+from megabase.models.prompting import PromptedModel
 
 IDS = torch.tensor([[7, 8, 9, 10, 7, 7], [10, 9, 8, 7, 11, 8]])
 SEP = 1

@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "finetune": ("megabase.cli.finetune", "train a model on labelled sequences and measure it"),
     "benchmark": ("megabase.cli.benchmark", "models on benchmark suites: leaks, seeds, one table"),
     "prompt": ("megabase.cli.prompt", "learn a soft prompt for a model that stays as it is"),
+    "icl": ("megabase.cli.icl", "ask a model questions behind solved examples"),
     "evaluate": ("megabase.cli.evaluate", "perplexity of a model beside its floors"),
     "generate": ("megabase.cli.generate", "write DNA with a causal language model"),
     "embed": ("megabase.cli.embed", "vectors of sequences: hidden states of any layer"),

@@ -62,7 +62,7 @@ class InContextBatches:
     questions
         Sequences to classify.
     examples
-        Sequences that examples are drawn from. When it is `questions` itself, a question is never
+        Sequences that examples are drawn from. When they are of the same file, a question is never
         its own example.
     letters
         Letter of each class.
@@ -96,12 +96,13 @@ class InContextBatches:
         reverse_probability: float = 0.0,
     ) -> None:
         self._questions, self._examples = questions, examples
-        self._letters, self._length, self._shots = letters, length, shots
+        self._letters, self.length, self._shots = letters, length, shots
         self._seed, self._shuffle, self._probability = seed, shuffle, reverse_probability
         self._members = [
             np.flatnonzero(examples.labels == number) for number in range(len(letters))
         ]
-        spare = int(questions is examples)
+        self._same = questions.text is examples.text
+        spare = int(self._same)
         for name, members in zip(examples.classes, self._members, strict=True):
             if len(members) < shots + spare:
                 raise LabelledDataError(
@@ -116,7 +117,7 @@ class InContextBatches:
     @property
     def longest(self) -> int:
         """Tokens of a question with its examples."""
-        return prompt_tokens(self._length, self._shots * len(self._letters))
+        return prompt_tokens(self.length, self._shots * len(self._letters))
 
     def epoch_size(self, length: int) -> int:
         """Give the number of questions."""
@@ -147,12 +148,15 @@ class InContextBatches:
         index
             Running number, which the draw depends on.
         row
-            Row of the question, never drawn from its own split.
+            Row of the question.
         """
         rng = np.random.default_rng([self._seed, index])
         chosen: list[int] = []
         for members in self._members:
-            pool = members[members != row] if self._questions is self._examples else members
+            pool = members
+            if self._same:
+                own = self._questions.rows[row]
+                pool = members[self._examples.rows[members] != own]
             chosen += rng.choice(pool, size=self._shots, replace=False).tolist()
         return rng.permutation(np.array(chosen, dtype=np.int64))
 
@@ -176,9 +180,9 @@ class InContextBatches:
             classes = [int(self._examples.labels[i]) for i in chosen]
             solved = [(text, self._letters[c]) for text, c in zip(texts, classes, strict=True)]
             question = _text(self._questions, row, turned[-1])
-            ids.append(in_context_item(question, solved, self._length))
+            ids.append(in_context_item(question, solved, self.length))
             answers.append([*classes, int(self._questions.labels[row])])
-        places = answer_places(self._length, len(answers[0]) - 1)
+        places = answer_places(self.length, len(answers[0]) - 1)
         found = np.array(answers, dtype=np.int64)
         return {
             "input_ids": torch.from_numpy(np.stack(ids)),

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from megabase.models.checkpoints import CheckpointError, LoadReport, read_weights
     from megabase.models.presets import PRESETS, Preset, find_preset
     from megabase.models.prompt_files import load_prompt, save_prompt
-    from megabase.models.prompting import PromptedModel, PromptSpec
+    from megabase.models.prompt_spec import PromptSpec
+    from megabase.models.prompting import PromptedModel
     from megabase.models.tokenization import DNATokenizer
 
 _HOME = {
@@ -29,7 +30,7 @@ _HOME = {
     "LoadReport": "checkpoints",
     "PRESETS": "presets",
     "Preset": "presets",
-    "PromptSpec": "prompting",
+    "PromptSpec": "prompt_spec",
     "PromptedModel": "prompting",
     "find_preset": "presets",
     "load_config": "auto",

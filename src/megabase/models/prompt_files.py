@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from megabase import __version__
 from megabase.models.auto import load_model
-from megabase.models.prompting import PromptedModel, PromptError, PromptSpec
+from megabase.models.prompt_spec import PromptError, PromptSpec
+from megabase.models.prompting import PromptedModel
 
 __all__ = [
     "PROMPT_FILES",
@@ -88,6 +89,7 @@ def save_prompt(
     model: str,
     state: Mapping[str, Tensor] | None = None,
     facts: Mapping[str, Any] | None = None,
+    spec: PromptSpec | None = None,
 ) -> None:
     """Write a prompt; the model itself is named, not copied.
 
@@ -103,10 +105,12 @@ def save_prompt(
         State dict in place of the prompt's own.
     facts
         Further facts, plain values.
+    spec
+        What is saved in place of the prompt's own (with solved examples added).
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    spec = prompted.spec
+    spec = spec or prompted.spec
     record = {
         "format": _FORMAT,
         "megabase": __version__,

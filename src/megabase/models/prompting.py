@@ -12,129 +12,21 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from megabase.errors import MegabaseError
-from megabase.layers.pooling import POOLINGS, pool
+from megabase.layers.pooling import pool
 from megabase.models.families import family_of
+from megabase.models.prompt_spec import PROMPTED_FAMILIES, PromptError, PromptSpec
 
-__all__ = [
-    "PROMPTED_FAMILIES",
-    "PromptError",
-    "PromptSpec",
-    "PromptedModel",
-    "PromptedOutput",
-    "label_letters",
-]
+__all__ = ["PromptedModel", "PromptedOutput"]
 
-Position = Literal["before", "after", "both"]
-Answer = Literal["label_tokens", "head"]
-Over = Literal["sequence", "prompt", "all"]
-
-PROMPTED_FAMILIES = ("hyenadna", "gpt", "mamba")
-"""Families that read embeddings in place of tokens and predict the next token."""
-
-_LETTERS = {2: "AN", 3: "AGN", 4: "ACGN", 5: "ACGTN"}
 _PAD, _PROMPT, _TOKEN, _END = 0, 1, 2, 3
 _NOISE = 0.02
-
-
-class PromptError(MegabaseError):
-    """A prompt cannot be made, read, or used with this model or input."""
-
-
-def label_letters(classes: int) -> str:
-    """Give the letter that stands for each class.
-
-    Two classes are A and N, three A, G and N, as published; four and five go on in the same way.
-
-    Raises
-    ------
-    PromptError
-        For a number of classes that there are no letters for.
-
-    Examples
-    --------
-    >>> label_letters(3)
-    'AGN'
-    """
-    if classes not in _LETTERS:
-        raise PromptError(
-            f"label tokens are letters of the alphabet A, C, G, T, N: there are letters for 2 to "
-            f"5 classes, found {classes}; answer with the head instead"
-        )
-    return _LETTERS[classes]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptSpec:
-    """What a prompt is, apart from its numbers."""
-
-    length: int
-    """Learnable vectors; 0 for none."""
-    classes: tuple[str, ...]
-    """Names of the answers, in the order of the outputs."""
-    kind: str = "classes"
-    """classes, multi_label, regression, or nucleotides: a class for each of them."""
-    position: Position = "before"
-    """Where the vectors are. ``both``: the first half, rounded up, before and the rest after."""
-    answer: Answer = "label_tokens"
-    """Next token after a separator, or a linear head."""
-    letters: str = ""
-    """Label tokens: the letter of each class."""
-    label_ids: tuple[int, ...] = ()
-    """Label tokens: the token id of each class."""
-    end_id: int | None = None
-    """Label tokens: the separator after which the model is asked."""
-    restricted: bool = False
-    """Label tokens: compare the letters of the classes only, not all logits."""
-    pooling: str = "mean"
-    """Head for sequences: how positions become one vector."""
-    over: Over = "sequence"
-    """Head for sequences: which positions; the prompt's own, the sequence's, or all."""
-
-    def __post_init__(self) -> None:
-        problems: list[str] = []
-        if self.length < 0:
-            problems.append(f"a prompt has 0 vectors or more, found {self.length}")
-        choices = (("position", Position), ("answer", Answer), ("over", Over))
-        for name, kind in choices:
-            if getattr(self, name) not in get_args(kind):
-                problems.append(f"{name} is {getattr(self, name)!r}; expected one of "
-                                f"{', '.join(get_args(kind))}")  # fmt: skip
-        if self.pooling not in POOLINGS or self.pooling == "hf":
-            known = ", ".join(name for name in POOLINGS if name != "hf")
-            problems.append(f"pooling is {self.pooling!r}; expected one of {known}")
-        if self.answer == "label_tokens":
-            if self.kind != "classes":
-                problems.append(
-                    "label tokens answer one class for a whole sequence; several labels, numbers "
-                    "and labels of nucleotides need the head"
-                )
-            elif not len(self.label_ids) == len(self.classes) == len(set(self.label_ids)):
-                problems.append(f"{len(self.classes)} classes need as many different label tokens")
-            elif self.end_id is None:
-                problems.append("label tokens need the separator after which the model is asked")
-        elif self.over == "prompt" and not self.length:
-            problems.append("the head reads the prompt's own positions, but there are none")
-        if problems:
-            raise PromptError("; ".join(problems))
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Vectors before and after the sequence."""
-        before = {"before": self.length, "after": 0, "both": -(-self.length // 2)}[self.position]
-        return before, self.length - before
-
-    @property
-    def extra(self) -> int:
-        """Positions of the model that the sequence cannot have."""
-        return self.length + (self.answer == "label_tokens")
 
 
 @dataclass
@@ -145,7 +37,8 @@ class PromptedOutput:
     """(n, K), or (n, length, K) for nucleotides. With label tokens these are the log-probabilities
     of the letters among all tokens, or with ``restricted`` their bare logits."""
     token_logits: Tensor | None = None
-    """Label tokens: all logits (n, vocabulary) after the separator."""
+    """Label tokens: all logits (n, vocabulary) after the separator, or (n, m, vocabulary) after
+    each of the places asked for."""
 
 
 class PromptedModel(nn.Module):
@@ -213,6 +106,8 @@ class PromptedModel(nn.Module):
     def max_length(self) -> int | None:
         """Most tokens of a sequence: the model's longest input without the prompt's positions."""
         longest = getattr(self.model.config, "max_length", None)
+        if self.spec.examples:
+            return self.spec.block
         return None if longest is None else int(longest) - self.spec.extra
 
     @property
@@ -250,7 +145,11 @@ class PromptedModel(nn.Module):
         return super()._apply(fn, recurse)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        places: Tensor | None = None,
+        **_: Any,
     ) -> PromptedOutput:
         """Answer for sequences.
 
@@ -262,6 +161,9 @@ class PromptedModel(nn.Module):
             1 at real tokens, (n, length); padding may lie on either side. Padding after the
             sequence is moved behind the prompt and the separator; padding before it stays between
             prompt and sequence, as published.
+        places
+            Label tokens only, int64 (n, m): positions in `input_ids` whose next token is asked for.
+            The ids then bring solved examples and separators of their own.
 
         Returns
         -------
@@ -272,6 +174,10 @@ class PromptedModel(nn.Module):
         PromptError
             When prompt and sequence are longer than the model's input.
         """
+        if places is not None:
+            return self._at(input_ids, places)
+        if self.spec.examples:
+            input_ids, attention_mask = self._behind_examples(input_ids, attention_mask), None
         hidden, kinds = self._encode(input_ids, attention_mask)
         if self.spec.answer == "label_tokens":
             place = (kinds == _END).int().argmax(dim=1)
@@ -283,35 +189,40 @@ class PromptedModel(nn.Module):
             return PromptedOutput(head(hidden[:, first : first + input_ids.shape[1]]))
         return PromptedOutput(head(self._pooled(hidden, kinds)))
 
-    def answer_at(self, input_ids: Tensor, places: Tensor) -> Tensor:
-        """Give the next-token logits at some positions of an input that holds its own separators.
-
-        Parameters
-        ----------
-        input_ids
-            int64 (n, length): solved examples and a question, read behind the prompt.
-        places
-            int64 (n, m) positions in `input_ids`.
-
-        Returns
-        -------
-        Tensor
-            (n, m, vocabulary).
-        """
+    def _at(self, input_ids: Tensor, places: Tensor) -> PromptedOutput:
         before, after = self.spec.sides
-        if after:
+        if after or self.spec.answer == "head":
             raise PromptError(
-                "with solved examples the prompt stands before them (position before)"
+                "solved examples are answered by label tokens, behind a prompt that stands before "
+                "them"
             )
         hidden, _ = self._encode(input_ids, None, closed=False)
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-        return self._token_logits(hidden[rows, places + before])
+        return self._letters(self._token_logits(hidden[rows, places + before]))
+
+    def _behind_examples(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Put the solved examples before sequences that are padded on the left to their length."""
+        spec, (rows, length) = self.spec, input_ids.shape
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        longest = int(real.sum(dim=1).max())
+        if longest > spec.block:
+            raise PromptError(
+                f"a sequence has {longest:,} tokens, but the prompt's solved examples have "
+                f"{spec.block:,}; cut it"
+            )
+        order = real.bool().long().argsort(dim=1, stable=True)  # padding first
+        padded = torch.where(real.bool(), input_ids, spec.pad_id).gather(1, order)
+        block = padded.new_full((rows, spec.block), spec.pad_id)
+        kept = min(length, spec.block)
+        block[:, spec.block - kept :] = padded[:, length - kept :]
+        examples = padded.new_tensor(spec.examples).expand(rows, -1)
+        return torch.cat([examples, block], dim=1)
 
     def _letters(self, token_logits: Tensor) -> PromptedOutput:
         ids = list(self.spec.label_ids)
         wide = token_logits.to(torch.promote_types(token_logits.dtype, torch.float32))
         scores = wide if self.spec.restricted else F.log_softmax(wide, dim=-1)
-        return PromptedOutput(scores[:, ids], wide)
+        return PromptedOutput(scores[..., ids], wide)
 
     def _token_logits(self, hidden: Tensor) -> Tensor:
         return cast("nn.Module", self.model.get_output_embeddings())(hidden)

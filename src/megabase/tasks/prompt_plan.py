@@ -39,7 +39,8 @@ from megabase.training.schedule import LengthSchedule
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from megabase.models.prompting import PromptedModel, PromptSpec
+    from megabase.models.prompt_spec import PromptSpec
+    from megabase.models.prompting import PromptedModel
 
 __all__ = ["PromptPlan", "plan_prompt", "prompted_model"]
 
@@ -125,7 +126,8 @@ def prompted_model(
 ) -> PromptedModel:
     """Load the model and put a new prompt beside it, from torch's current seed."""
     from megabase.models.auto import load_model
-    from megabase.models.prompting import PROMPTED_FAMILIES, PromptedModel, PromptError
+    from megabase.models.prompt_spec import PROMPTED_FAMILIES, PromptError
+    from megabase.models.prompting import PromptedModel
 
     if family not in PROMPTED_FAMILIES:
         raise PromptError(
@@ -147,7 +149,7 @@ def prompted_model(
 
 
 def _spec(config: PromptConfig, tokens: Tokens, train: LabelledSequences) -> PromptSpec:
-    from megabase.models.prompting import PromptSpec, label_letters
+    from megabase.models.prompt_spec import PromptSpec, label_letters
 
     settings = config.prompt
     spec: dict[str, Any] = {
@@ -252,9 +254,10 @@ def _describe(plan: PromptPlan, monitor: str, longest: int) -> str:
     else:
         pairs = zip(train.classes, spec.letters, strict=True)
         answer = "label tokens " + ", ".join(f"{name} = {letter}" for name, letter in pairs)
+    where = f" {'on both sides of' if spec.position == 'both' else spec.position} the sequence"
     lines = [
         f"model       {plan.family}, {frozen:,} parameters, all frozen, from {config.model}",
-        f"prompt      {spec.length:,} vectors {spec.position} the sequence; answer by {answer}; "
+        f"prompt      {spec.length:,} vectors{where if spec.length else ''}; answer by {answer}; "
         f"{plan.model.trained_parameters:,} parameters trained",
         f"labels      {train.kind}: {train.outputs} "
         + (f"({classes}{', ...' if len(counts) > 10 else ''})" if counts else "numbers"),

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megabase.cli.main import main
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    rows = [f"{''.join(rng.choice(list('ACGT'), size=8))},{i % 2}" for i in range(8)]
+    path = tmp_path / "x.csv"
+    path.write_text("seq,label\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def small(table: Path, *more: str) -> list[str]:
+    return [
+        "icl", "default", "--train", str(table), "--test", str(table),
+        "--devices.accelerator", "cpu", "--output", str(table.parent / "run"), *more,
+    ]  # fmt: skip
+
+
+def test_several_numbers_of_shots(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(small(table, "--shots_list", "0", "2")) == 0
+    shown = capsys.readouterr()
+    assert "nothing is trained" in shown.err
+    assert "strict_accuracy" in shown.out
+    runs = json.loads((table.parent / "run" / "result.json").read_text())["runs"]
+    assert [one["shots"] for one in runs] == [0, 2]
+    recipe = str(table.parent / "run" / "shots-2" / "config.yaml")
+    again = str(table.parent / "2")
+    assert main(["icl", "default", "--config", recipe, "--output", again]) == 0
+    found = json.loads((table.parent / "2" / "result.json").read_text())
+    assert found["test"] == runs[1]["test"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--shots", "99"], "take shots of at most"),
+        (["--tune", "some"], "tune"),
+        (["--shot", "3"], "did you mean 'shots'"),
+        (["--samples_list", "2", "4"], "for --tune prompt or all"),
+    ],
+)
+def test_bad_input_is_one_line(
+    table: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(small(table, *more)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (table.parent / "run").exists()
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; from megabase.cli.main import main\n"
+        "try: main(['icl', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'polars'} & set(sys.modules), 'slow'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--shots_list" in done.stdout
