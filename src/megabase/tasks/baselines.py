@@ -26,7 +26,7 @@ from megabase.tasks import metrics
 
 __all__ = ["BaselineResult", "fit_kmers", "kmer_counts", "kmer_names"]
 
-PENALTIES = tuple(float(c) for c in 10.0 ** np.arange(-5, 4))
+PENALTIES = tuple(float(f"1e{power}") for power in range(-5, 4))
 """Values of C (inverse penalty) that are tried; of alpha = 1 / C for numbers."""
 _ITERATIONS = 400
 

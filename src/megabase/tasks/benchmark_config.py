@@ -26,7 +26,9 @@ class ModelEntry:
     run or model folder, a Hub name; or the baseline kmer (kmer:5 counts words of up to 5)."""
 
     settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of the fine-tuning by dotted name, such as optim.lr or head.reverse_complement."""
+    """Settings of the fine-tuning by dotted name, such as optim.lr or head.reverse_complement; and
+    warmup, a list of lengths that are trained before the full one, for half of the epochs in all
+    (those shorter than the task's length)."""
 
     tune: dict[str, list[Any]] = field(default_factory=dict)
     """Settings with several values: all combinations are trained with the first seed, the best on
@@ -44,10 +46,11 @@ class SpeciesConfig:
     """Species name -> FASTA (plain or gzip) or folder of them, one for each chromosome. Empty: the
     records of --data (one FASTA for all species, named by the record or by SPECIES.fa[.gz])."""
 
-    split: Literal["chromosome", "stretch", "block"] = "chromosome"
+    split: Literal["chromosome", "stretch", "block", "record"] = "chromosome"
     """chromosome: the published chromosomes (train others, valid 1, 3, 12, 13, test 5, 7, 9, 10,
     11). stretch: every record is cut along its length (70, 10, 20 %) into blocks of its own part.
-    block: records named block=N are dealt out by N, the same N to the same split in all species."""
+    block: records named block=N are dealt out by N, the same N to the same split in all species.
+    record: whole records are dealt out by their name."""
 
     lengths: list[int] = field(default_factory=lambda: [1024])
     """Bases of a sample; one task for each."""
@@ -61,10 +64,6 @@ class SpeciesConfig:
     pool_records: bool = False
     """Join the records of a split end to end before samples are drawn (for short blocks); joints
     are marked by one N."""
-
-    warmup: list[int] = field(default_factory=list)
-    """Lengths of a warm-up before a task's own length, for tasks longer than these; the budget is
-    shared out equally by steps."""
 
 
 @dataclass(frozen=True, kw_only=True)

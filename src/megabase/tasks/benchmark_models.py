@@ -146,11 +146,25 @@ def finetune_settings(
     settings["metrics"] = [metric, *(name for name in task.metrics if name != metric)]
     for more in (task.settings, recipe, config.settings, entry.settings, chosen):
         settings.update(flatten(more))
+    _warm_up(settings, int(task.splits["train"].lengths.max()))
     # The runner writes the rows of every split itself, under these names.
     columns = task.splits["train"].text.columns
     settings["table.sequence"] = "sequence"
     settings["table.label"] = None if columns == ("label",) else list(columns)
     return with_settings(base, settings)
+
+
+def _warm_up(settings: dict[str, Any], length: int) -> None:
+    """Turn a list of warm-up lengths into stages: half of the epochs for all of them together."""
+    wanted = settings.pop("warmup", None) or []
+    shorter = sorted({int(w) for w in wanted if int(w) < length})
+    if not shorter or "stages" in settings:
+        return
+    epochs, positions = float(settings["epochs"]), 65_536
+    each = epochs / 2 / len(shorter)
+    settings["stages"] = [
+        {"length": w, "epochs": each, "micro_batch": max(1, positions // w)} for w in shorter
+    ] + [{"length": length, "epochs": epochs / 2, "micro_batch": max(1, positions // length)}]
 
 
 def combinations(tune: Mapping[str, list[Any]]) -> list[dict[str, Any]]:

@@ -335,7 +335,9 @@ def task_notes(records: Sequence[Mapping[str, Any]], leak_folder: Path) -> list[
             text += ": compare with care"
         notes.append(text + ".")
         shown = "; ".join(
-            f"{p['model']} {p['value']:.3f}"
+            f"{p['model']} "
+            + ("" if p["metric"] == first["metric"] else f"{p['metric']} ")
+            + f"{p['value']:.3f}"
             + ("" if p["spread"] is None else f" +- {p['spread']:.3f}")
             + f" ({p['source']})"
             for p in first["published"]

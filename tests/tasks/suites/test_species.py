@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megabase.genome import alphabet
+from megabase.tasks.benchmark_config import BenchmarkConfig, ModelEntry, SpeciesConfig
+from megabase.tasks.benchmark_models import finetune_settings
+from megabase.tasks.suites import species
+from megabase.tasks.suites.base import SuiteError
+
+RNG = np.random.default_rng(0)
+
+
+def letters(n: int) -> str:
+    return "".join(RNG.choice(list("ACGT"), n))
+
+
+def config(**options: Any) -> BenchmarkConfig:
+    chosen = {"train_bases": 4000.0, "eval_samples": 8, "lengths": [64]}
+    given = SpeciesConfig(**{**chosen, **options.pop("species", {})})
+    return BenchmarkConfig(suite="species", output="out", species=given, **options)
+
+
+def fasta(path: Path, records: dict[str, str]) -> Path:
+    path.write_text("".join(f">{name}\n{text}\n" for name, text in records.items()))
+    return path
+
+
+def test_stretches_come_from_their_own_end(tmp_path: Path) -> None:
+    text = {"a": letters(3000), "b": letters(2000)}
+    path = fasta(
+        tmp_path / "all.fa",
+        {"x1 Drosophila alpha chromosome 4": text["a"], "x2 Drosophila beta": text["b"]},
+    )
+    asked = config(data=str(path), species={"split": "stretch"})
+    assert species.names(asked) == ["species-64"]
+    task = species.load(asked, "species-64")
+    assert task.splits["train"].classes == ("Drosophila alpha", "Drosophila beta")
+    assert {n: len(s) for n, s in task.splits.items()} == {"train": 62, "valid": 8, "test": 8}
+    bounds = {"train": (0.0, 0.7), "valid": (0.7, 0.8), "test": (0.8, 1.0)}
+    for part, rows in task.splits.items():
+        for i in range(len(rows)):
+            whole = text["ab"[int(rows.labels[i])]]
+            place = whole.index(alphabet.decode(rows.sequence(i)))
+            low, high = (round(share * len(whole)) for share in bounds[part])
+            assert low <= place <= place + 64 <= high
+    again = species.load(asked, "species-64")
+    assert np.array_equal(again.splits["test"].codes, task.splits["test"].codes)
+
+
+def test_orthologous_blocks_share_their_split(tmp_path: Path) -> None:
+    for name in ("human", "chimp"):
+        fasta(tmp_path / f"{name}.fa", {f"{name}.{i} block={i}": letters(90) for i in range(60)})
+    genomes = species.read_genomes(config(data=str(tmp_path)))
+    parts = species.split_records(genomes, SpeciesConfig(split="block"))
+    sizes = {name: [len(parts[name][p]) for p in parts[name]] for name in parts}
+    assert sizes["human"] == sizes["chimp"]
+    assert sum(sizes["human"]) == 60
+    task = species.load(
+        config(data=str(tmp_path), species={"split": "block", "pool_records": True,
+                                            "lengths": [200]}), "species-200",
+    )  # fmt: skip
+    assert all("N" in alphabet.decode(task.splits["test"].sequence(i)) for i in range(8))
+    with pytest.raises(SuiteError, match="no stretch of 200 bases fits; the longest part has 90"):
+        species.load(
+            config(data=str(tmp_path), species={"split": "block", "lengths": [200]}), "species-200"
+        )
+
+
+def test_published_chromosomes(tmp_path: Path) -> None:
+    for name in ("human", "mouse"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for chromosome in ("chr1", "chr2", "chr5", "chrX"):
+            fasta(folder / f"{chromosome}.fa", {f"NC_{chromosome}": letters(300)})
+    genomes = species.read_genomes(config(data=str(tmp_path)))
+    parts = species.split_records(genomes, SpeciesConfig())
+    assert {p: len(x) for p, x in parts["mouse"].items()} == {"train": 2, "valid": 1, "test": 1}
+    (tmp_path / "mouse" / "chr5.fa").unlink()
+    with pytest.raises(SuiteError, match="mouse has no record for test"):
+        species.split_records(species.read_genomes(config(data=str(tmp_path))), SpeciesConfig())
+
+
+def test_warm_up_becomes_stages(tmp_path: Path) -> None:
+    path = fasta(tmp_path / "all.fa", {"a": letters(3000), "b": letters(3000)})
+    asked = config(data=str(path), species={"split": "stretch", "lengths": [256]})
+    entry = ModelEntry(name="w", start="hyenadna", settings={"warmup": [64, 128, 512], "epochs": 8})
+    task = species.load(asked, "species-256")
+    run = finetune_settings(asked, task, entry, recipe={}, chosen={})
+    assert [(s.length, s.epochs) for s in run.stages] == [(64, 2.0), (128, 2.0), (256, 4.0)]
+
+
+def test_too_few_species(tmp_path: Path) -> None:
+    path = fasta(tmp_path / "one.fa", {"a": letters(100)})
+    with pytest.raises(SuiteError, match="found 1 species"):
+        species.read_genomes(config(data=str(path)))
+    with pytest.raises(SuiteError, match="NCBI"):
+        species.read_genomes(config())
