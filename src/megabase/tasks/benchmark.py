@@ -7,7 +7,6 @@ records, continues the run it was in, and goes on; the table is made from the re
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -20,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megabase.data.labelled import LabelledSequences
-from megabase.data.leaks import genome_overlap, leaking_rows, leaks
 from megabase.tasks import metrics
 from megabase.tasks.baselines import fit_kmers
 from megabase.tasks.benchmark_config import BenchmarkConfig, ModelEntry
+from megabase.tasks.benchmark_leaks import checked_for_leaks, digest, hash_of
 from megabase.tasks.benchmark_models import (
+    check_entry,
     combinations,
     finetune_settings,
     kmer_words,
-    resolve_entry,
 )
 from megabase.tasks.finetune import finetune, without_nan, write_arrays
 from megabase.tasks.protocol import Unit, split_task, units
@@ -67,7 +66,7 @@ class _Job:
     entry: ModelEntry
     unit: Unit
     splits: Mapping[str, LabelledSequences]
-    digest: str
+    rows_digest: str
 
 
 def run_benchmark(
@@ -100,18 +99,19 @@ def run_benchmark(
         When a signal ended it early; the same call with ``resume`` goes on.
     """
     output = Path(config.output)
-    _prepare(config, output)
+    _check_output(config, output)
     module = suite_module(config.suite)
     names = module.names(config)
     for entry in config.entries:
         if kmer_words(entry.start) is None:
-            resolve_entry(entry)
+            check_entry(config, entry)
+    _start(config, output)
     if hasattr(module, "run"):
         return module.run(config, names, output, console, done)
     records: list[dict[str, Any]] = []
     for name in names:
         task = _with_metric(module.load(config, name), config)
-        task = _checked_for_leaks(config, task, output, console)
+        task = checked_for_leaks(config, task, output, console)
         for entry in config.entries:
             for record in _run_entry(config, task, entry, output, console):
                 records.append(record)
@@ -120,7 +120,7 @@ def run_benchmark(
     return records
 
 
-def _prepare(config: BenchmarkConfig, output: Path) -> None:
+def _check_output(config: BenchmarkConfig, output: Path) -> None:
     from megabase.training.run_folder import RunFolderError
 
     if output.exists() and not output.is_dir():
@@ -134,8 +134,11 @@ def _prepare(config: BenchmarkConfig, output: Path) -> None:
         )
     if taken and not ours:
         raise RunFolderError(f"output folder {output} holds no sweep; name another folder")
-    if taken and config.overwrite:
-        for name in ("runs", "data", "leaks"):
+
+
+def _start(config: BenchmarkConfig, output: Path) -> None:
+    if config.overwrite:
+        for name in ("runs", "data", "leaks", "embeddings", "pictures"):
             shutil.rmtree(output / name, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
     values = {"format": _FORMAT, "config": asdict(config), "environment": environment()}
@@ -150,103 +153,6 @@ def _with_metric(task: Task, config: BenchmarkConfig) -> Task:
     return replace(task, metric=config.metric, metrics=others)
 
 
-def _checked_for_leaks(
-    config: BenchmarkConfig, task: Task, output: Path, console: Console | None
-) -> Task:
-    """Count leaks, keep the counts with the task, and drop rows if that is asked for."""
-    key = _hash(
-        {
-            "rows": {name: _digest(rows) for name, rows in task.splits.items()},
-            "threshold": config.leak_threshold,
-            "drop": config.drop_leaks,
-            "genomes": _genomes(config),
-        }
-    )
-    file = output / "leaks" / f"{task.suite}.{task.name}-{key}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    splits = dict(task.splits)
-    if config.drop_leaks and "test" in splits:
-        for name in ("train", "valid"):
-            if name in splits:
-                bad = leaking_rows(splits[name], splits["test"], config.leak_threshold)
-                splits[name] = splits[name].take(np.flatnonzero(~bad))
-    if not file.is_file():
-        found = leaks(task.splits, config.leak_threshold)
-        found = replace(
-            found,
-            dropped={n: len(task.splits[n]) - len(splits[n]) for n in splits}
-            if config.drop_leaks
-            else {},
-            pretraining=_pretraining(config, task),
-        )
-        write_json(file, found.to_dict())
-    if console is not None:
-        console.print(f"{task.suite} {task.name}: {describe_leaks(json.loads(file.read_text()))}",
-                      markup=False, highlight=False)  # fmt: skip
-    return replace(task, splits=splits, notes=(*task.notes, f"leaks:{file.name}"))
-
-
-def describe_leaks(found: Mapping[str, Any]) -> str:
-    """Say the counts of a leak check in a sentence."""
-    parts: list[str] = []
-    for pair, counts in found["across"].items():
-        first, second = pair.split("-")
-        total = counts["exact"] + counts["reverse_complement"] + counts["near"]
-        text = (
-            f"{total:,} of {found['rows'][second]:,} {second} rows are in {first} "
-            f"({counts['exact']:,} equal, {counts['reverse_complement']:,} as reverse complement, "
-            f"{counts['near']:,} near"
-        )
-        if counts["other_label"]:
-            text += f"; {counts['other_label']:,} with another label"
-        parts.append(text + ")")
-    repeats = ", ".join(f"{count:,} in {name}" for name, count in found["within"].items())
-    parts.append(f"rows that repeat an earlier one: {repeats}")
-    if found["dropped"]:
-        gone = ", ".join(f"{n:,} of {name}" for name, n in found["dropped"].items() if n)
-        parts.append(f"dropped: {gone or 'none'}")
-    for overlap in found["pretraining"]:
-        rows = ", ".join(f"{count:,} of {name}" for name, count in overlap["rows"].items())
-        parts.append(f"rows in the pretraining regions of {overlap['genome']}: {rows}")
-    near = f"near: at least {found['threshold']:.0%} of a row's 16-mers in one other row"
-    if found["sampled"] > 1:
-        near += f", of one in {found['sampled']} 16-mers"
-    return "; ".join([*parts, near])
-
-
-def _genomes(config: BenchmarkConfig) -> list[tuple[str, list[str]]]:
-    """List the genomes whose training regions are looked through: (store, regions)."""
-    if config.pretrain_genome is not None:
-        return [(config.pretrain_genome, list(config.pretrain_regions))]
-    from megabase.inference.run_data import find_run
-
-    found: list[tuple[str, list[str]]] = []
-    for entry in config.entries:
-        folder = Path(entry.start).expanduser()
-        run = find_run(folder) if folder.is_dir() else None
-        if run is not None and run.genome_path.is_file():
-            found.append((str(run.genome_path), [f"run:{run.folder}"]))
-    return list({path: (path, regions) for path, regions in found}.values())
-
-
-def _pretraining(config: BenchmarkConfig, task: Task) -> list[Any]:
-    from megabase.data.regions import Regions
-    from megabase.data.split import regions_of
-    from megabase.genome.store import GenomeStore
-    from megabase.inference.run_data import find_run
-
-    found = []
-    for path, places in _genomes(config):
-        store = GenomeStore.open(path)
-        if places and places[0].startswith("run:"):
-            run = find_run(places[0].removeprefix("run:"))
-            regions = run.regions(store, "train") if run is not None else Regions.of([], [], [])
-        else:
-            regions = regions_of(store, places) if places else Regions.whole(store.lengths)
-        found.append(genome_overlap(task.splits, store, regions))
-    return found
-
-
 def _run_entry(
     config: BenchmarkConfig, task: Task, entry: ModelEntry, output: Path, console: Console | None
 ) -> list[dict[str, Any]]:
@@ -257,11 +163,11 @@ def _run_entry(
     tuning = 0.0
     for number, unit in enumerate(units(config.protocol, config.seed_numbers, config.folds)):
         splits = split_task(task, config.protocol, unit, config.folds)
-        digest = _hash({name: _digest(rows) for name, rows in splits.items()})
-        if kmer_words(entry.start) is not None and digest in seen:
+        key = hash_of({name: digest(rows) for name, rows in splits.items()})
+        if kmer_words(entry.start) is not None and key in seen:
             continue  # it has no seed of its own: the same rows give the same figures
-        seen.add(digest)
-        job = _Job(task, entry, unit, splits, digest)
+        seen.add(key)
+        job = _Job(task, entry, unit, splits, key)
         if number == 0 and entry.tune:
             chosen, tuning = _tune(config, job, output, console)
         record = _run_unit(config, job, chosen, tuning, output, console)
@@ -277,11 +183,11 @@ def _run_entry(
 
 
 def _settings_key(config: BenchmarkConfig, job: _Job, settings: Any) -> str:
-    return _hash(
+    return hash_of(
         {
             "protocol": config.protocol,
             "folds": config.folds if config.protocol == "kfold" else None,
-            "data": job.digest,
+            "data": job.rows_digest,
             "settings": settings,
             "metric": job.task.metric,
         }
@@ -341,7 +247,7 @@ def _run_unit(
         "start": job.entry.start,
         "compare": job.entry.compare,
         "overrides": settings.get("overrides", {}),
-        "key": _hash({"model": settings, "protocol": config.protocol, "drop": config.drop_leaks}),
+        "key": hash_of({"model": settings, "protocol": config.protocol, "drop": config.drop_leaks}),
         "protocol": config.protocol,
         "recipe": config.recipe,
         "seed": job.unit.seed,
@@ -355,7 +261,7 @@ def _run_unit(
         "length": job.task.length,
         "published": [asdict(item) for item in job.task.published],
         "rows": {name: len(rows) for name, rows in job.splits.items()},
-        "test_rows": _digest(job.splits["test"]),
+        "test_rows": digest(job.splits["test"]),
         "settings": settings,
         "tuning_seconds": tuning,
         "folder": folder.name,
@@ -435,7 +341,7 @@ def _write_splits(output: Path, job: _Job) -> dict[str, str]:
     """Write the rows of a run as Parquet, once for all models; give their paths."""
     import polars as pl
 
-    folder = output / "data" / f"{job.task.suite}.{job.task.name}-{job.digest}"
+    folder = output / "data" / f"{job.task.suite}.{job.task.name}-{job.rows_digest}"
     folder.mkdir(parents=True, exist_ok=True)
     paths: dict[str, str] = {}
     for name, rows in job.splits.items():
@@ -470,16 +376,3 @@ def _group_figures(folder: Path, task: Task) -> dict[str, float]:
     with np.load(folder / "outputs.npz") as kept:
         found = metrics.median_by_group("auroc", kept["test"], kept["test_labels"], task.groups)
     return {f"median_auroc_{group}": value for group, value in found.items()}
-
-
-def _digest(rows: LabelledSequences) -> str:
-    digest = hashlib.sha256()
-    for array in (rows.codes, rows.offsets, np.ascontiguousarray(rows.labels)):
-        digest.update(array.tobytes())
-    digest.update("\0".join(rows.classes).encode())
-    return digest.hexdigest()[:16]
-
-
-def _hash(values: Any) -> str:
-    text = json.dumps(values, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -164,8 +164,8 @@ class BenchmarkConfig:
     """Settings of the fine-tuning for every model, by dotted name; a model's own win."""
 
     recipe: str | None = None
-    """Named settings of the recipes of the suite's tasks: tested, hyenadna or caduceus; everything
-    given here wins over them."""
+    """Variant of the recipes of the suite's tasks, such as default, hyenadna or caduceus_ph;
+    settings given here win over it."""
 
     metric: str | None = None
     """Figure of the table; null takes the suite's."""

@@ -16,7 +16,14 @@ from megabase.tasks.finetune_config import FinetuneConfig
 from megabase.tasks.suites.base import SuiteError, Task
 from megabase.training.config import Stage
 
-__all__ = ["combinations", "finetune_settings", "kmer_words", "resolve_entry", "with_settings"]
+__all__ = [
+    "check_entry",
+    "combinations",
+    "finetune_settings",
+    "kmer_words",
+    "resolve_entry",
+    "with_settings",
+]
 
 DEFAULTS: dict[str, Any] = {"epochs": 10, "global_batch": 64, "log_every": 50}
 """What every model takes when nothing else is said, beside the defaults of fine-tuning."""
@@ -75,6 +82,21 @@ def resolve_entry(entry: ModelEntry) -> dict[str, Any]:
     raise SuiteError(
         f"model {start!r} is no folder, family or preset, nor default, scratch, kmer{hint}"
     )
+
+
+def check_entry(config: BenchmarkConfig, entry: ModelEntry) -> None:
+    """Check a model and its settings before anything is read or written.
+
+    Raises
+    ------
+    MegabaseError
+        For a model that is not there, or a setting that fine-tuning does not have.
+    """
+    base = FinetuneConfig(train="train", output="output", **resolve_entry(entry))
+    first = {name: values[0] for name, values in entry.tune.items() if values}
+    settings = {**flatten(config.settings), **flatten(entry.settings), **first}
+    settings.pop("warmup", None)
+    with_settings(base, settings)
 
 
 def with_settings(config: FinetuneConfig, settings: Mapping[str, Any]) -> FinetuneConfig:

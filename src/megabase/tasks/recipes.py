@@ -1,8 +1,8 @@
 """Recipes of the published tables: settings of fine-tuning by data set and by source.
 
-One YAML file for each data set in ``megabase/recipes/benchmarks/SUITE/TASK.yaml``; its top-level
-keys are variants (tested, hyenadna, caduceus, ...), each with settings by nested or dotted name and
-a line ``source`` that says where they come from.
+One YAML file for each data set in ``megabase/recipes/benchmarks/SUITE/TASK.yaml``. Its top-level
+keys are variants (default, hyenadna, caduceus_ph, ...); each holds settings by nested or dotted
+name, a line ``source`` (where they come from) and a line ``for`` (which models they are for).
 """
 
 from __future__ import annotations
@@ -40,4 +40,4 @@ def recipe_settings(name: str | None, task: Task) -> dict[str, Any]:
     if name not in variants:
         held = ", ".join(variants) or "none"
         raise SuiteError(f"{task.suite} {task.name} has no recipe {name!r}; it has {held}")
-    return {key: value for key, value in variants[name].items() if key != "source"}
+    return {key: value for key, value in variants[name].items() if key not in ("source", "for")}

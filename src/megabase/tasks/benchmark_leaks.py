@@ -1,0 +1,135 @@
+"""The leak check of a sweep: counts kept beside its runs, rows dropped if that is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from megabase.data.labelled import LabelledSequences
+from megabase.data.leaks import genome_overlap, leaking_rows, leaks
+from megabase.tasks.benchmark_config import BenchmarkConfig
+from megabase.tasks.suites.base import Task
+from megabase.training.provenance import write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["checked_for_leaks", "describe_leaks", "digest", "hash_of"]
+
+
+def checked_for_leaks(
+    config: BenchmarkConfig, task: Task, output: Path, console: Console | None
+) -> Task:
+    """Count leaks, keep the counts with the task, and drop rows if that is asked for."""
+    key = hash_of(
+        {
+            "rows": {name: digest(rows) for name, rows in task.splits.items()},
+            "threshold": config.leak_threshold,
+            "drop": config.drop_leaks,
+            "genomes": _genomes(config),
+        }
+    )
+    file = output / "leaks" / f"{task.suite}.{task.name}-{key}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    splits = dict(task.splits)
+    if config.drop_leaks and "test" in splits:
+        for name in ("train", "valid"):
+            if name in splits:
+                bad = leaking_rows(splits[name], splits["test"], config.leak_threshold)
+                splits[name] = splits[name].take(np.flatnonzero(~bad))
+    if not file.is_file():
+        found = leaks(task.splits, config.leak_threshold)
+        found = replace(
+            found,
+            dropped={n: len(task.splits[n]) - len(splits[n]) for n in splits}
+            if config.drop_leaks
+            else {},
+            pretraining=_pretraining(config, task),
+        )
+        write_json(file, found.to_dict())
+    if console is not None:
+        console.print(f"{task.suite} {task.name}: {describe_leaks(json.loads(file.read_text()))}",
+                      markup=False, highlight=False)  # fmt: skip
+    return replace(task, splits=splits, notes=(*task.notes, f"leaks:{file.name}"))
+
+
+def describe_leaks(found: Mapping[str, Any]) -> str:
+    """Say the counts of a leak check in a sentence."""
+    parts: list[str] = []
+    for pair, counts in found["across"].items():
+        first, second = pair.split("-")
+        total = counts["exact"] + counts["reverse_complement"] + counts["near"]
+        text = (
+            f"{total:,} of {found['rows'][second]:,} {second} rows are in {first} "
+            f"({counts['exact']:,} equal, {counts['reverse_complement']:,} as reverse complement, "
+            f"{counts['near']:,} near"
+        )
+        if counts["other_label"]:
+            text += f"; {counts['other_label']:,} with another label"
+        parts.append(text + ")")
+    repeats = ", ".join(f"{count:,} in {name}" for name, count in found["within"].items())
+    parts.append(f"rows that repeat an earlier one: {repeats}")
+    if found["dropped"]:
+        gone = ", ".join(f"{n:,} of {name}" for name, n in found["dropped"].items() if n)
+        parts.append(f"dropped: {gone or 'none'}")
+    for overlap in found["pretraining"]:
+        rows = ", ".join(f"{count:,} of {name}" for name, count in overlap["rows"].items())
+        parts.append(f"rows in the pretraining regions of {overlap['genome']}: {rows}")
+    near = f"near: at least {found['threshold']:.0%} of a row's 16-mers in one other row"
+    if found["sampled"] > 1:
+        near += f", of one in {found['sampled']} 16-mers"
+    return "; ".join([*parts, near])
+
+
+def _genomes(config: BenchmarkConfig) -> list[tuple[str, list[str]]]:
+    """List the genomes whose training regions are looked through: (store, regions)."""
+    if config.pretrain_genome is not None:
+        return [(config.pretrain_genome, list(config.pretrain_regions))]
+    from megabase.inference.run_data import find_run
+
+    found: list[tuple[str, list[str]]] = []
+    for entry in config.entries:
+        folder = Path(entry.start).expanduser()
+        run = find_run(folder) if folder.is_dir() else None
+        if run is not None and run.genome_path.is_file():
+            found.append((str(run.genome_path), [f"run:{run.folder}"]))
+    return list({path: (path, regions) for path, regions in found}.values())
+
+
+def _pretraining(config: BenchmarkConfig, task: Task) -> list[Any]:
+    from megabase.data.regions import Regions
+    from megabase.data.split import regions_of
+    from megabase.genome.store import GenomeStore
+    from megabase.inference.run_data import find_run
+
+    found = []
+    for path, places in _genomes(config):
+        store = GenomeStore.open(path)
+        if places and places[0].startswith("run:"):
+            run = find_run(places[0].removeprefix("run:"))
+            regions = run.regions(store, "train") if run is not None else Regions.of([], [], [])
+        else:
+            regions = regions_of(store, places) if places else Regions.whole(store.lengths)
+        found.append(genome_overlap(task.splits, store, regions))
+    return found
+
+
+def digest(rows: LabelledSequences) -> str:
+    """Give a hash of sequences, labels and class names."""
+    found = hashlib.sha256()
+    for array in (rows.codes, rows.offsets, np.ascontiguousarray(rows.labels)):
+        found.update(array.tobytes())
+    found.update("\0".join(rows.classes).encode())
+    return found.hexdigest()[:16]
+
+
+def hash_of(values: Any) -> str:
+    """Give a short hash of plain values."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

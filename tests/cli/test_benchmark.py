@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megabase.cli.main import main
+
+
+def table(folder: Path) -> Path:
+    folder.mkdir()
+    for name, rows in (("train", 40), ("test", 20)):
+        lines = ["sequence,label"]
+        lines += [("GGCAGG" * 4 + "ACGT"[i % 4] * 3 + ",g") if i % 2 else
+                  ("AATCAA" * 4 + "ACGT"[i % 4] * 3 + ",a") for i in range(rows)]  # fmt: skip
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_a_table_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, output = table(tmp_path / "mine"), tmp_path / "out"
+    words = ["benchmark", "table", "--data", str(data), "--models", "kmer:2", "--seeds", "1,2"]
+    words += ["--output", str(output), "--bootstrap", "10"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "| kmer:2 | holdout | 1.000 |" in said
+    assert "20 of 20 test rows are in train (20 equal" in said
+    assert {p.name for p in output.iterdir()} >= {
+        "benchmark.json", "results.md", "results.html", "results.parquet", "summary.parquet", "runs",
+    }  # fmt: skip
+    assert main(words) == 2
+    assert "--resume true" in capsys.readouterr().err
+    assert main([*words, "--resume", "true", "--no-page"]) == 0
+
+
+def test_recipe_with_models_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = table(tmp_path / "mine")
+    recipe = tmp_path / "sweep.yaml"
+    recipe.write_text(
+        f"data: {data}\nseeds: [3]\nprotocol: kfold\nfolds: 2\nbootstrap: 0\n"
+        "models:\n  - kmer:1\n  - {name: words, start: 'kmer:2'}\n"
+    )
+    words = ["benchmark", "table", "--config", str(recipe), "--output", str(tmp_path / "out")]
+    assert main([*words, "--no-page"]) == 0
+    said = capsys.readouterr().out
+    assert "| words | kfold |" in said
+    assert "disjoint folds" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["gou"], "there is no suite 'gou'"),
+        (["gue"], "gue needs --data. Expected DATA/TASK"),
+        (["gue", "--data", "nowhere"], "there is no folder nowhere"),
+        (["table", "--data", ".", "--protocol", "best"], "best"),
+        (["table", "--data", ".", "--sead", "1"], "seeds"),
+    ],
+)
+def test_bad_requests(
+    words: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert main(["benchmark", *words, "--output", str(output)]) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+    assert not output.exists()

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megabase.report.benchmark_page import write_benchmark_page
+from megabase.tasks.benchmark import run_benchmark
+from megabase.tasks.benchmark_config import BenchmarkConfig, BiotypeConfig, ModelEntry
+from megabase.tasks.benchmark_table import lines, read_records, write_tables
+from megabase.tasks.suites import biotype
+from megabase.tasks.suites.base import SuiteError
+
+pytest.importorskip("xgboost")
+
+
+def genes(path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    weights = {"rich": [0.1, 0.4, 0.4, 0.1], "poor": [0.4, 0.1, 0.1, 0.4], "even": [0.25] * 4}
+    records = []
+    for i in range(61):
+        name = ["rich", "poor", "even"][i % 3] if i < 60 else "rare"
+        text = "".join(rng.choice(list("ACGT"), 40 + 10 * (i % 5), p=weights.get(name)))
+        records.append(f">T{i} cdna chromosome:1 gene_biotype:{name} gene:G{i}\n{text}\n")
+    path.write_text("".join(records))
+    return path
+
+
+def config(tmp_path: Path, **options: Any) -> BenchmarkConfig:
+    tiny = {"overrides": {"d_model": 16, "n_layer": 1, "max_seq_len": 32}}
+    given: dict[str, Any] = {
+        "models": [ModelEntry(name="tiny", start="hyenadna", settings=tiny), "kmer:2"],
+        "biotype": BiotypeConfig(top=3, trees=20),
+        "seeds": [1, 2],
+    }
+    return BenchmarkConfig(
+        suite="biotype", data=str(genes(tmp_path / "cdna.fa")), output=str(tmp_path / "out"),
+        bootstrap=10, **{**given, **options},
+    )  # fmt: skip
+
+
+def test_trees_on_frozen_embeddings_and_the_picture(tmp_path: Path) -> None:
+    records = run_benchmark(config(tmp_path))
+    assert [(r["model"], r["seed"]) for r in records] == [
+        ("tiny", 1), ("tiny", 2), ("kmer:2", 1), ("kmer:2", 2),
+    ]  # fmt: skip
+    assert records[0]["classes"] == ["even", "poor", "rich"]
+    assert records[0]["rows"] == {"train": 48, "test": 12}
+    assert all(r["test"]["f1_weighted"] > 0.5 for r in records[2:])
+    output = tmp_path / "out"
+    found = read_records(output)
+    written = lines(found, ["tiny"], 10)
+    write_tables(output, written, found)
+    assert "HyenaDNA 0.720" in (output / "results.md").read_text()
+    page = write_benchmark_page(output).read_text()
+    assert page.count("Picture of the embedding") == 2
+    again = run_benchmark(config(tmp_path, resume=True))
+    assert again == records
+
+
+def test_pieces_of_a_long_gene_are_averaged(tmp_path: Path) -> None:
+    rows = biotype.read_genes(config(tmp_path))
+    model = biotype._model(config(tmp_path).entries[0])
+    whole = biotype._pieces(model, rows, BiotypeConfig(max_length=20))
+    from megabase.inference.embedding import Embedder
+
+    codes = rows.sequence(4)
+    parts = [codes[i : i + 20] for i in range(0, len(codes), 20)]
+    vectors, _ = Embedder(model).pooled(parts)
+    np.testing.assert_allclose(whole[4], vectors.mean(axis=0), rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SuiteError, match="1 biotypes"):
+        biotype.read_genes(config(tmp_path, biotype=BiotypeConfig(top=1)))
+    with pytest.raises(SuiteError, match="holdout only"):
+        biotype.names(config(tmp_path, protocol="kfold"))

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from megabase.data.labelled import label_splits
+from megabase.data.labelled_files import LabelledText
+from megabase.tasks.benchmark_config import BenchmarkConfig, ModelEntry, flatten
+from megabase.tasks.benchmark_models import finetune_settings, with_settings
+from megabase.tasks.finetune_config import FinetuneConfig
+from megabase.tasks.recipes import RECIPES, read_recipe, recipe_settings
+from megabase.tasks.suites.base import SuiteError, Task
+from megabase.tasks.suites.genomic_benchmarks import DATASETS
+from megabase.tasks.suites.nucleotide_transformer import TASKS
+
+FILES = sorted(RECIPES.glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}/{f.stem}")
+def test_every_recipe_is_settings_of_finetuning(file: object) -> None:
+    suite, task = file.parent.name, file.stem  # pyright: ignore[reportAttributeAccessIssue]
+    for name, variant in read_recipe(suite, task).items():
+        assert variant["source"], name
+        settings = {k: v for k, v in variant.items() if k not in ("source", "for")}
+        base = FinetuneConfig(train="x", output="y", family="hyenadna")
+        run = with_settings(base, settings)
+        assert run.optim.lr == flatten(settings)["optim.lr"]
+
+
+def test_every_published_data_set_has_one() -> None:
+    held = {(f.parent.name, f.stem) for f in FILES}
+    assert {("genomic-benchmarks", name) for name in DATASETS} <= held
+    assert {("nucleotide-transformer", name) for name in TASKS} <= held
+
+
+def test_what_is_given_wins_over_the_recipe() -> None:
+    rows = LabelledText("t", ["ACGT", "GGGG"], [("a",), ("b",)], ("label",))
+    task = Task(
+        suite="genomic-benchmarks", name="human_nontata_promoters", metric="accuracy",
+        splits=label_splits({"train": rows}, "classes"),
+        settings={"table.max_length": 251},
+    )  # fmt: skip
+    recipe = recipe_settings("caduceus_ph", task)
+    config = BenchmarkConfig(suite="gue", output="o", settings={"epochs": 3})
+    entry = ModelEntry(name="m", start="caduceus", settings={"optim.lr": "5e-4"})
+    run = finetune_settings(config, task, entry, recipe=recipe, chosen={"head.freeze": True})
+    assert (run.epochs, run.optim.lr, run.optim.schedule) == (3, 5e-4, "published")
+    assert (run.global_batch, run.table.max_length) == (256, 251)
+    assert run.head.strand_average
+    assert run.head.freeze
+    with pytest.raises(SuiteError, match="no recipe 'nope'; it has default, hyenadna"):
+        recipe_settings("nope", task)
+    with pytest.raises(SuiteError, match="no recipe"):
+        recipe_settings("default", replace(task, name="mine"))
