@@ -68,6 +68,7 @@ def common_snvs(genome: Path, snps: Path, args: argparse.Namespace, folder: Path
     with snps.open() as file:
         rows = [(int(row[1]), row[2], row[3]) for row in list(csv.reader(file))[1:]]
     rows = [row for row in rows if text[row[0]] == row[1] and len(row[1]) == len(row[2]) == 1]
+    rows = rows[:: max(1, len(rows) // args.limit)] if args.limit else rows
     taken = {row[0] for row in rows}
     places = defaultdict(list)
     for i in range(1, len(text) - 1):
@@ -126,6 +127,7 @@ def _clusters(windows: list[str]) -> NDArray[np.int64]:
 def pairs(path: Path, args: argparse.Namespace, folder: Path) -> dict:
     with gzip.open(path, "rt") as file:
         rows = list(csv.DictReader(file))
+    rows = rows[:: max(1, len(rows) // args.limit)] if args.limit else rows
     kept, variants, labels, odd = [], [], [], 0
     for row in rows:
         ref, alt, middle = row["ref"], row["alt"], len(row["ref"]) // 2
@@ -181,6 +183,7 @@ def main() -> None:
     parser.add_argument("--model", default=None)
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--spare", type=int, default=64, help="bases of a pair kept for deletions")
+    parser.add_argument("--limit", type=int, default=0, help="use about so many, evenly spread")
     parser.add_argument("--draws", type=int, default=500)
     args = parser.parse_args()
     results = {}

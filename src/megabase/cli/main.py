@@ -34,6 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "report": ("megabase.cli.report", "a self-contained HTML page about a run"),
     "score": ("megabase.cli.score", "log-likelihood and perplexity of sequences or intervals"),
     "variants": ("megabase.cli.variants", "what a model says about the variants of a VCF"),
+    "saturate": ("megabase.cli.saturate", "score every substitution of a region"),
     "convert": ("megabase.cli.convert", "turn a published checkpoint into a model folder"),
     "info": ("megabase.cli.info", "what a model is, its size, its limits; the presets"),
     "bench": ("megabase.cli.bench", "speed and memory, measured on this machine"),

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from megabase.inference.embedding import Embeddings, embed
     from megabase.inference.generation import Generated, generate
     from megabase.inference.prediction import Predictions, predict
+    from megabase.inference.saturation import Saturation, saturate
     from megabase.inference.score import SequenceScores, score_sequences
     from megabase.inference.variants import VariantScores, score_variants
 
@@ -15,12 +16,14 @@ __all__ = [
     "Embeddings",
     "Generated",
     "Predictions",
+    "Saturation",
     "SequenceScores",
     "VariantScores",
     "attribute",
     "embed",
     "generate",
     "predict",
+    "saturate",
     "score_sequences",
     "score_variants",
 ]
@@ -30,12 +33,14 @@ _HOME = {
     "Embeddings": "embedding",
     "Generated": "generation",
     "Predictions": "prediction",
+    "Saturation": "saturation",
     "SequenceScores": "score",
     "VariantScores": "variants",
     "attribute": "attribution",
     "embed": "embedding",
     "generate": "generation",
     "predict": "prediction",
+    "saturate": "saturation",
     "score_sequences": "score",
     "score_variants": "variants",
 }

@@ -1,0 +1,112 @@
+"""In-silico mutagenesis: score every substitution of a region of a genome.
+
+Writes the scores as a table or as matrices, and on request tracks (bigWig) and a picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING
+
+from megabase.cli.inference_options import (
+    add_model_option,
+    add_run_options,
+    progress_bar,
+    run_options,
+)
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``megabase saturate``."""
+    parser.add_argument(
+        "region", metavar="REGION", type=str,
+        help="CONTIG:START-END, 1-based with both ends included, such as chr1:1,001-1,200",
+    )  # fmt: skip
+    parser.add_argument("--genome", required=True, type=str, help="genome store, or FASTA file")
+    parser.add_argument("-o", "--output", required=True, type=str, help="OUT.parquet, .tsv or .npz")
+    add_model_option(parser)
+    parser.add_argument(
+        "--window", type=int, default=None, help="bases of a window (default: 1024)"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", default=None, metavar="NAME",
+        help="as for megabase variants; the first one is drawn",
+    )  # fmt: skip
+    parser.add_argument(
+        "--strands", choices=["forward", "reverse", "both"], default="both",
+        help="strand that is read; the mean of both by default",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bigwig", type=str, default=None, metavar="PREFIX",
+        help="write PREFIX.METHOD.bw: at each base the mean loss of its three substitutions",
+    )  # fmt: skip
+    parser.add_argument(
+        "--plot", type=str, default=None, metavar="FILE",
+        help="draw a heat map under a sequence logo (.svg, .png or .pdf)",
+    )  # fmt: skip
+    add_run_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Run the verb; errors are raised as MegabaseError."""
+    from pathlib import Path
+
+    from megabase.inference.parts import refuse_existing
+    from megabase.inference.saturation import SaturationJob, read_saturation, save_tracks
+    from megabase.inference.sharding import run_job
+    from megabase.inference.sources import genome_store
+    from megabase.inference.tables import TABLE_SUFFIXES, require_table_suffix
+    from megabase.inference.tracks import require_bigwig
+    from megabase.inference.variants import VariantOptions
+
+    target = Path(args.output)
+    suffixes = (".parquet", ".npz") if args.bigwig or args.plot else (*TABLE_SUFFIXES, ".npz")
+    require_table_suffix(target, suffixes)
+    refuse_existing(target, args.overwrite)
+    methods = None if args.methods is None else tuple(args.methods)
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(genome_store(args.genome))
+        if args.bigwig:
+            require_bigwig()
+        if args.plot:
+            from megabase.report.saturation_plot import check_saturation_plot
+
+            check_saturation_plot(Path(args.plot), store.region(args.region).length, args.overwrite)
+        job = SaturationJob(
+            args.region,
+            store.path,
+            args.model,
+            VariantOptions(args.window, methods, args.strands),
+            args.batch_tokens,
+        )
+        job.provenance()  # fills in the methods, which name the tracks
+        names = job.options.methods or ()
+        tracks = {name: Path(f"{args.bigwig}.{name}.bw") for name in names if args.bigwig}
+        for path in tracks.values():
+            refuse_existing(path, args.overwrite)
+        progress = stack.enter_context(progress_bar("bases"))
+        run_job(job, target, progress=progress, **run_options(args))
+        if not target.exists():
+            return 0  # another rank writes the output
+        print(f"wrote {target}", file=sys.stderr)
+        if not tracks and not args.plot:
+            return 0
+        found = read_saturation(target)
+        save_tracks(found, store, tracks)
+        for path in tracks.values():
+            print(f"wrote {path}", file=sys.stderr)
+        if args.plot:
+            from megabase.report.saturation_plot import save_saturation_plot
+
+            save_saturation_plot(
+                Path(args.plot), found.ref, found.scores[names[0]], title=str(found.interval),
+                label=names[0], first=found.interval.start + 1, overwrite=args.overwrite,
+            )  # fmt: skip
+            print(f"wrote {args.plot}", file=sys.stderr)
+    return 0
