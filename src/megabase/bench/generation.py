@@ -44,6 +44,8 @@ class _Written:
     """(batch, tokens)."""
     stamps: np.ndarray
     """Seconds at which each token was there, from the start; (tokens,)."""
+    cpu_seconds: float
+    """Processor time of the whole, of all threads."""
     kept: dict[int, Tensor]
     """Scores after reading so many tokens, each (batch, columns)."""
 
@@ -113,6 +115,8 @@ def run_generation(
         },
         "tokens_per_second": statistics.median(run["tokens_per_second"] for run in runs),
         "growth_last_to_first_thousand": statistics.median(run["growth"] for run in runs),
+        "median_token_seconds": statistics.median(run["median_token_seconds"] for run in runs),
+        "cpu_seconds_per_token": statistics.median(run["cpu_seconds_per_token"] for run in runs),
         "slowest_token_seconds": statistics.median(run["slowest"] for run in runs),
         "decoder_seconds": built,
         "step_threads": step_threads(model, config.batch) or torch.get_num_threads(),
@@ -148,7 +152,7 @@ def _write(reader: Decoder, config: GenerateConfig, tokens: int, places: set[int
     stamps = np.empty(tokens)
     kept: dict[int, Tensor] = {}
     scores = np.zeros((config.batch, reader.columns), np.float32)
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), time.process_time()
     for step in range(tokens):
         places_drawn, _ = sampler.draw(scores)
         ids[step] = sampler.ids[places_drawn]
@@ -157,7 +161,8 @@ def _write(reader: Decoder, config: GenerateConfig, tokens: int, places: set[int
         if step + 1 in places:
             kept[step + 1] = found.clone()
         stamps[step] = time.perf_counter() - begin
-    return _Written(torch.from_numpy(ids.T.copy()).to(device), stamps, kept)
+    cpu = time.process_time() - cpu
+    return _Written(torch.from_numpy(ids.T.copy()).to(device), stamps, cpu, kept)
 
 
 def _difference(model: nn.Module, written: _Written, config: GenerateConfig) -> float:
@@ -193,6 +198,7 @@ def _facts(written: _Written, config: GenerateConfig) -> dict[str, float]:
         "last_thousand_seconds": float(cost[-count:].mean() * 1_000),
         "growth": float(cost[-count:].mean() / cost[:count].mean()),
         "median_token_seconds": float(np.median(cost)),
+        "cpu_seconds_per_token": written.cpu_seconds / len(stamps),
         "slowest": float(cost.max()),
         "step_at_compared": float(cost[max(0, at - around) : at + around].mean()),
     }

@@ -58,6 +58,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
         f"{config['model']} {config['layers']} x {config['width']}: "
         f"{found['tokens_per_second']:,.0f} tokens/s over {config['tokens']:,} tokens "
         f"(batch {config['batch']}; medians of {config['repeats']})",
+        f"median token {1e3 * found['median_token_seconds']:.3f} ms; processor time "
+        f"{1e3 * found['cpu_seconds_per_token']:.3f} ms a token",
         f"cost of the last thousand tokens over the first: "
         f"{found['growth_last_to_first_thousand']:.2f}; slowest token "
         f"{1e3 * found['slowest_token_seconds']:.1f} ms",

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import (
 from megabase.layers.pooling import pool
 from megabase.models.shell import ShellModel, ShellPreTrainedModel, wants_dict
 from megabase.models.supervised import sequence_loss
+from megabase.models.writing import GeneratesElsewhere
 
 __all__ = [
     "IGNORE_INDEX",
@@ -69,7 +70,7 @@ class _ShellHead(ShellPreTrainedModel):
         self._base.set_input_embeddings(value)
 
 
-class ShellForCausalLM(_ShellHead):
+class ShellForCausalLM(GeneratesElsewhere, _ShellHead):
     """The base model with a next-token head."""
 
     lm_head: nn.Linear

@@ -27,6 +27,7 @@ from megabase.models.state_space import (
     token_cross_entropy,
 )
 from megabase.models.supervised import sequence_loss
+from megabase.models.writing import GeneratesElsewhere
 
 __all__ = [
     "MambaCausalLMOutput",
@@ -197,7 +198,7 @@ class _MambaHead(_MambaPreTrainedModel):
         return self.backbone(**arguments, return_dict=True)
 
 
-class MambaForCausalLM(_MambaHead):
+class MambaForCausalLM(GeneratesElsewhere, _MambaHead):
     """Mamba with the next-token head it is pretrained with.
 
     Parameters
