@@ -37,6 +37,34 @@ output: {folder / "run"}
     return folder / "run"
 
 
+def test_causal_and_masked_models_meet_in_one_table(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Caduceus reads any length: its windows are those it was trained with."""
+    recipe = (run.parent / "recipe.yaml").read_text()
+    model = "model: {d_model: 8, n_layer: 1, family: caduceus, overrides: {rcps: true}}\n"
+    lines = [
+        model + "objective: {name: masked_lm}" if line.startswith("model:") else line
+        for line in recipe.replace(str(run), str(tmp_path / "masked")).splitlines()
+    ]
+    (tmp_path / "recipe.yaml").write_text("\n".join(lines))
+    assert main(["pretrain", "--config", str(tmp_path / "recipe.yaml")]) == 0
+    jsons = []
+    for number, folder in enumerate((run, tmp_path / "masked")):
+        jsons.append(str(tmp_path / f"{number}.json"))
+        options = ["--no-context", "--no-floors", "--json", jsons[-1]]
+        assert main(["evaluate", str(folder), *options]) == 0
+    windows = [json.loads(Path(file).read_text())["window"] for file in jsons]
+    assert windows == [64, 64]
+    capsys.readouterr()
+    assert main(["compare", *jsons]) == 0
+    table = capsys.readouterr().out
+    assert "| pseudo-perplexity | bases on both sides | up to 63 |" in table
+    assert "1,000 bases of toy" in table
+    assert main(["evaluate", str(tmp_path / "masked" / "best"), "--no-context", "--no-floors",
+                 "--json", str(tmp_path / "best.json")]) == 0  # fmt: skip
+
+
 def test_run_is_measured_on_its_test_regions_with_its_floors(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -109,6 +109,9 @@ def run(args: Namespace) -> int:
     model = load_model(
         folder, kind="masked-lm" if masked else "causal-lm", device=_device(args.device, torch)
     )
+    window = args.window
+    if window is None and getattr(model.config, "max_length", None) is None and model_run:
+        window = model_run.longest  # the model reads any length; it learnt from this one
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     with _progress() as progress:
         result = evaluate(
@@ -117,7 +120,7 @@ def run(args: Namespace) -> int:
             regions,
             name=args.model or f"packaged default ({folder.name})",
             scorer=MaskedScorer() if masked else CausalScorer(),
-            window=args.window,
+            window=window,
             stride=args.stride,
             max_windows=args.max_windows,
             context_lengths=[] if args.no_context else args.context_lengths,

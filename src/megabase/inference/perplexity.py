@@ -237,7 +237,8 @@ def _window(window: int | None, longest: int | None, regions: Regions) -> int:
     if window is None:
         if longest is None:
             raise EvaluationError(
-                "the model has no config.max_length; say how many positions a window has"
+                "the model reads inputs of any length; say how many positions a window has "
+                "(--window)"
             )
         return min(default_context_lengths(longest)[-1], regions.longest)
     if window < 1:

@@ -44,6 +44,15 @@ class RunData:
         """sha256 of the genome."""
         return str(self.record["genome"]["sha256"])
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest training windows; None when the run does not say."""
+        import yaml
+
+        settings = yaml.safe_load((self.folder / "config.yaml").read_text())
+        lengths = [stage.get("length") for stage in settings.get("stages") or []]
+        return max((length for length in lengths if length), default=None)
+
     def regions(self, store: GenomeStore, part: Part) -> Regions:
         """Give the positions of a part of the split.
 
