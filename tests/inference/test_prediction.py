@@ -13,6 +13,7 @@ import pyBigWig
 import pytest
 import torch
 
+from megabase.errors import MegabaseError
 from megabase.genome import encode, reverse_complement
 from megabase.inference.errors import InferenceError, OutputError
 from megabase.inference.input_stream import SequenceInput
@@ -20,12 +21,15 @@ from megabase.inference.predict_job import TrackOptions, predict_file, predict_t
 from megabase.inference.prediction import Predictor, predict
 from megabase.inference.stitching import plan_windows
 from megabase.inference.tracks import Call, Run, call_stretches, write_bigwig
+from megabase.models.auto import load_model
 from megabase.models.hyenadna import (
     HyenaDNAConfig,
     HyenaDNAForCausalLM,
     HyenaDNAForSequenceClassification,
     HyenaDNAForTokenClassification,
 )
+from megabase.models.prompt_files import save_prompt
+from megabase.models.prompting import PromptedModel, PromptSpec
 from megabase.models.tokenization import DNATokenizer
 
 LONGEST = 66
@@ -84,6 +88,38 @@ def test_a_language_model_predicts_no_labels() -> None:
     model = HyenaDNAForCausalLM(HyenaDNAConfig(d_model=16, n_layer=1, max_seq_len=LONGEST))
     with pytest.raises(InferenceError, match="predicts no labels"):
         Predictor(model)
+
+
+@pytest.mark.parametrize("kind", ["classes", "nucleotides"])
+@pytest.mark.parametrize("position", ["before", "both"])
+def test_a_soft_prompt_answers_as_the_prompted_model(
+    tmp_path: Path, kind: Any, position: Any
+) -> None:
+    torch.manual_seed(4)
+    config = HyenaDNAConfig(d_model=16, n_layer=1, max_seq_len=LONGEST, initializer_range=0.5)
+    HyenaDNAForCausalLM(config).save_pretrained(tmp_path / "lm")
+    DNATokenizer(model_max_length=LONGEST).save_pretrained(tmp_path / "lm")
+    model = load_model(tmp_path / "lm", "base")
+    spec = PromptSpec(length=3, classes=("no", "yes"), kind=kind, position=position, answer="head")
+    prompted = PromptedModel(model, spec, start=torch.randn(3, 16)).eval()
+    save_prompt(prompted, tmp_path / "prompt", model="lm")
+    texts = [_text(n, n) for n in (40, 63, 40, 17)]
+    ready = Predictor(str(tmp_path / "lm"), prompt=tmp_path / "prompt", batch_tokens=130)
+    found = ready.sequences([encode(text) for text in texts])
+    assert (ready.by_base, ready.classes) == (kind == "nucleotides", ("no", "yes"))
+    assert ready.longest == LONGEST - 3
+    for text, values in zip(texts, found, strict=True):
+        slow = _slow(prompted, text)
+        slow = slow.mean(0) if kind == "nucleotides" else slow
+        np.testing.assert_allclose(values, slow, atol=1e-5)
+    with pytest.raises(InferenceError, match="64 bases"):
+        ready.sequences([encode(_text(64))])
+    if kind == "nucleotides":
+        along = ready.along(encode(texts[0]), window=40, overlap=0)
+        np.testing.assert_allclose(along, _slow(prompted, texts[0]), atol=1e-5)
+    other = HyenaDNAForCausalLM(HyenaDNAConfig(d_model=16, n_layer=1, max_seq_len=LONGEST))
+    with pytest.raises(MegabaseError, match="another model"):
+        Predictor(other, prompt=tmp_path / "prompt")
 
 
 # -- windows --------------------------------------------------------------------------------------

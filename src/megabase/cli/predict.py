@@ -1,4 +1,4 @@
-"""Labels and probabilities from a fine-tuned model.
+"""Labels and probabilities from a fine-tuned model, or a model with a soft prompt.
 
 With a file of sequences (FASTA, or BED or VCF with a genome) the output is a table, .parquet or
 .tsv: a row for each sequence. With a genome alone the output is a track along it or along
@@ -19,7 +19,12 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of ``megabase predict``."""
-    parser.add_argument("model", type=str, help="folder of `megabase finetune`, or model folder")
+    parser.add_argument(
+        "model", type=str,
+        help="folder of `megabase finetune`, or with --prompt a language model (or `default`)",
+    )  # fmt: skip
+    parser.add_argument("--prompt", type=str, default=None, metavar="FOLDER",
+                        help="soft prompt of `megabase prompt`, made for this model")  # fmt: skip
     parser.add_argument("input", nargs="?", type=str, default=None,
                         help="FASTA, BED or VCF, plain or gzip; none for a track")  # fmt: skip
     parser.add_argument("-o", "--output", type=str, required=True, metavar="FILE",
@@ -67,7 +72,11 @@ def run(args: Namespace) -> int:
     )
 
     track = str(args.output).lower().endswith(TRACK_SUFFIXES)
-    common = {"batch_tokens": args.batch_tokens, **run_options(args)}
+    common = {
+        "batch_tokens": args.batch_tokens,
+        "prompt": args.prompt,
+        **run_options(args),
+    }
     if track and args.input is not None:
         raise InferenceError(
             f"{args.output} is a track along a genome: name places with --regions instead of the "

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from megabase.inference.saturation import Saturation, saturate
     from megabase.inference.score import SequenceScores, score_sequences
     from megabase.inference.variants import VariantScores, score_variants
+    from megabase.inference.sequence_embedder import SequenceEmbedder
 
 __all__ = [
     "Attribution",
@@ -19,6 +20,7 @@ __all__ = [
     "Saturation",
     "SequenceScores",
     "VariantScores",
+    "SequenceEmbedder",
     "attribute",
     "embed",
     "generate",
@@ -36,6 +38,7 @@ _HOME = {
     "Saturation": "saturation",
     "SequenceScores": "score",
     "VariantScores": "variants",
+    "SequenceEmbedder": "sequence_embedder",
     "attribute": "attribution",
     "embed": "embedding",
     "generate": "generation",

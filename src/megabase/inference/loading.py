@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from megabase.inference.errors import InferenceError
 from megabase.inference.model import ModelSpec, model_digest
 from megabase.inference.tokens import TokenEncoder, uses_special_tokens
+from megabase.models.prompting import PromptedModel
 
 __all__ = ["Loaded", "find_class", "load_any", "looks_back_only", "shown_name"]
 
@@ -51,8 +54,10 @@ class Loaded:
 
     @property
     def longest(self) -> int | None:
-        """Longest input in tokens; None when there is no limit."""
-        return getattr(self.model.config, "max_length", None)
+        """Longest sequence in tokens; None when there is no limit."""
+        # A soft prompt takes positions of the model, which the prompted model has counted.
+        holder = self.model if isinstance(self.model, PromptedModel) else self.model.config
+        return getattr(holder, "max_length", None)
 
     @property
     def padded(self) -> bool:
@@ -72,15 +77,21 @@ def looks_back_only(config: Any) -> bool:
 
 
 def load_any(
-    spec: ModelSpec = None, *, base: bool = False, device: str | torch.device | None = None
+    spec: ModelSpec = None,
+    *,
+    prompt: str | Path | None = None,
+    base: bool = False,
+    device: str | torch.device | None = None,
 ) -> Loaded:
     """Load a model, whatever its head.
 
     Parameters
     ----------
     spec
-        Model folder, run folder, preset or Hub name; None for the packaged model; or a
-        transformers model of ours, which stays on its device and in its mode.
+        Model folder, run folder, preset or Hub name; None or ``default`` for the packaged model;
+        or a transformers model of ours, which stays on its device and in its mode.
+    prompt
+        Folder of a soft prompt for this model; the model then answers as the prompt says.
     base
         Leave the head out where the family allows it.
     device
@@ -90,6 +101,8 @@ def load_any(
     ------
     ModelNotFoundError, ModelKindError, CheckpointError
         When there is no such model, or it cannot be loaded.
+    PromptError
+        When the prompt cannot be read, or was made for another model.
     InferenceError
         For a module that is no model of ours.
     """
@@ -102,6 +115,10 @@ def load_any(
     )
     from megabase.models.families import family_of
 
+    if spec == "default" and not Path("default").exists():
+        spec = None
+    if prompt is not None:
+        return _load_prompted(spec, prompt, device)
     if isinstance(spec, nn.Module):
         model: Any = spec
         config: Any = getattr(spec, "config", None)
@@ -127,6 +144,31 @@ def load_any(
         name, tokenizer = shown_name(spec, folder), load_tokenizer(folder)
     encoder = TokenEncoder(tokenizer, uses_special_tokens(folder, config.model_type))
     return Loaded(model, kind, name, encoder, folder, model_digest(model))
+
+
+def _load_prompted(
+    spec: ModelSpec, prompt: str | Path, device: str | torch.device | None
+) -> Loaded:
+    from megabase.models.auto import load_tokenizer, resolve_model
+    from megabase.models.families import family_of
+    from megabase.models.prompt_files import load_prompt
+
+    if isinstance(spec, PreTrainedModel):
+        prompted = load_prompt(prompt, spec)
+        folder, name = None, type(spec).__name__
+        family = family_of(spec.config.model_type)
+        tokenizer: Any = None if family is None else family.tokenizer_classes()[0]()
+    elif isinstance(spec, nn.Module):
+        raise InferenceError(f"{type(spec).__name__} is no model that a prompt can be given to")
+    else:
+        folder = resolve_model(spec)
+        prompted = load_prompt(prompt, folder, device=device)
+        name, tokenizer = shown_name(spec, folder), load_tokenizer(folder)
+    by_base = prompted.spec.kind == "nucleotides"
+    kind = "token-classification" if by_base else "sequence-classification"
+    both = hashlib.sha256((model_digest(prompted.model) + model_digest(prompted)).encode())
+    name = f"{name} + prompt {Path(prompt).name}"
+    return Loaded(prompted, kind, name, TokenEncoder(tokenizer), folder, both.hexdigest())
 
 
 def shown_name(spec: str | Path | None, folder: Path) -> str:

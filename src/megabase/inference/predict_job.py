@@ -46,7 +46,7 @@ class PredictJob:
     ----------
     source
         What is read.
-    model
+    model, prompt
         As for :class:`megabase.inference.prediction.Predictor`.
     both_strands
         Average over both strands.
@@ -58,13 +58,14 @@ class PredictJob:
     model: str
     both_strands: bool = False
     batch_tokens: int = 1 << 16
+    prompt: str | None = None
     suffix: str = ".parquet"
 
     def predictor(self, device: str | None = None) -> Predictor:
         """Load the model."""
         return Predictor(
-            self.model, both_strands=self.both_strands, batch_tokens=self.batch_tokens,
-            device=device,
+            self.model, prompt=self.prompt, both_strands=self.both_strands,
+            batch_tokens=self.batch_tokens, device=device,
         )  # fmt: skip
 
     def provenance(self) -> Provenance:
@@ -121,6 +122,7 @@ def predict_file(
     target: str | Path,
     model: str,
     *,
+    prompt: str | None = None,
     both_strands: bool = False,
     batch_tokens: int = 1 << 16,
     **running: Any,
@@ -133,7 +135,7 @@ def predict_file(
         What is read.
     target
         Output: one row for each sequence, with its label and a probability for each class.
-    model, both_strands, batch_tokens
+    model, prompt, both_strands, batch_tokens
         As for :class:`megabase.inference.prediction.Predictor`.
     **running
         See :func:`megabase.inference.sharding.run_job`.
@@ -144,7 +146,7 @@ def predict_file(
         For input, a model or an output that cannot be used.
     """
     require_table_suffix(Path(target))
-    job = PredictJob(source, model, both_strands, batch_tokens)
+    job = PredictJob(source, model, both_strands, batch_tokens, prompt)
     return run_job(job, target, **running)
 
 
@@ -188,7 +190,7 @@ class TrackJob:
         Genome store or FASTA.
     regions
         (contig, start, end), 0-based half-open, in the order of the genome, without overlap.
-    model
+    model, prompt
         As for :class:`megabase.inference.prediction.Predictor`.
     options
         What decides the numbers.
@@ -203,12 +205,13 @@ class TrackJob:
     calls: str | None = None
     overwrite: bool = False
     batch_tokens: int = 1 << 16
+    prompt: str | None = None
     suffix: str = ".npz"
 
     def predictor(self, device: str | None = None) -> Predictor:
         """Load the model."""
         return Predictor(
-            self.model, batch_tokens=self.batch_tokens, device=device,
+            self.model, prompt=self.prompt, batch_tokens=self.batch_tokens, device=device,
             both_strands=self.options.both_strands,
         )  # fmt: skip
 
@@ -326,6 +329,7 @@ def predict_track(
     model: str,
     *,
     regions: list[str] | None = None,
+    prompt: str | None = None,
     options: TrackOptions | None = None,
     calls: str | Path | None = None,
     batch_tokens: int = 1 << 16,
@@ -340,7 +344,7 @@ def predict_track(
     target
         ``.bw`` or ``.bigwig``: the probability of one class at every base that is A, C, G or T.
         ``.bed``: the stretches where it reaches the threshold, with 1000 times its mean as score.
-    model
+    model, prompt
         As for :class:`megabase.inference.prediction.Predictor`.
     regions
         Contigs, stretches (``chr1:1,001-2,000``) or BED files; the whole genome when None.
@@ -372,7 +376,7 @@ def predict_track(
         chosen = _regions(store, regions)
     job = TrackJob(
         str(genome), chosen, model, options, None if calls is None else str(calls),
-        overwrite, batch_tokens,
+        overwrite, batch_tokens, prompt,
     )  # fmt: skip
     if suffix == ".bed":
         job = replace(job, calls=None)

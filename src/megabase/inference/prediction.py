@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,9 @@ class Predictor:
     ----------
     spec
         Folder of ``megabase finetune`` or of one of its checkpoints, or a transformers model of
-        ours with a head for sequences or for bases.
+        ours with a head for sequences or for bases; with a prompt, the model that it was made for.
+    prompt
+        Folder of ``megabase prompt``.
     both_strands
         Average the probabilities over both strands.
     batch_tokens
@@ -92,15 +95,16 @@ class Predictor:
         self,
         spec: ModelSpec,
         *,
+        prompt: str | Path | None = None,
         both_strands: bool = False,
         batch_tokens: int = 1 << 16,
         device: str | torch.device | None = None,
     ) -> None:
-        self._loaded = loaded = load_any(spec, device=device)
+        self._loaded = loaded = load_any(spec, prompt=prompt, device=device)
         if loaded.kind not in ("sequence-classification", "token-classification"):
             raise InferenceError(
                 f"{loaded.name} is a {loaded.kind} model, which predicts no labels; fine-tune it "
-                "first (megabase finetune)"
+                "first (megabase finetune), or give it a prompt (megabase prompt)"
             )
         self.by_base = loaded.kind == "token-classification"
         self.name, self.digest = loaded.name, loaded.digest
