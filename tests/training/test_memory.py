@@ -30,6 +30,20 @@ def test_terms_grow_with_what_they_depend_on() -> None:
     assert memory.estimate(**shape, length=100, on_cpu=False).process == 0
 
 
+def test_piecewise_models_keep_running_sums_and_filters() -> None:
+    shape = {"parameters": 1000, "layers": 2, "width": 64, "columns": 16, "micro_batch": 1}
+    one = memory.estimate(**shape, length=1000, fused=True)
+    assert one.activations == 4 * 64 * 1000 * (9 + 3) + 24 * 16 * 1000
+    assert one.workspace == 28 * 1000 * 32
+    assert one.total < memory.estimate(**shape, length=1000).total
+    batch = memory.estimate(**{**shape, "micro_batch": 3}, length=1000, fused=True)
+    # The filter belongs to the length, not to the sequences.
+    assert batch.activations == 3 * one.activations - 2 * 4 * 64 * 1000 * 3
+    deep = {**shape, "layers": 12}
+    checked = memory.estimate(**deep, length=1000, fused=True, checkpointing=True)
+    assert checked.activations < memory.estimate(**deep, length=1000, fused=True).activations
+
+
 def test_this_machine_has_memory() -> None:
     found = memory.available_bytes(torch.device("cpu"))
     assert 2**20 < found < sys.maxsize

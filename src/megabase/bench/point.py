@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megabase.bench.config import BenchError
+from megabase.bench.plain import PlainHyenaDNA
 
 __all__ = ["build_model", "main", "measure"]
 
@@ -49,11 +50,15 @@ _BASES = (7, 11)
 def build_model(name: str, width: int, layers: int, length: int) -> torch.nn.Module:
     """Build a model of a family for inputs of a length, without dropout.
 
+    The name ``plain`` gives HyenaDNA computed the published way.
+
     Raises
     ------
     BenchError
         When this installation does not have the family.
     """
+    if name == "plain":
+        return PlainHyenaDNA(build_model("hyenadna", width, layers, length).config)
     families = importlib.import_module("megabase.models.families")
     family = next((f for f in families.FAMILIES if f.name == name), None)
     if family is None or not family.available or _KINDS[name] not in family.classes():
@@ -85,9 +90,13 @@ def _wait(device: torch.device) -> None:
 
 
 def _pass(
-    model: torch.nn.Module, ids: Tensor, targets: Tensor, dtype: torch.dtype
+    model: torch.nn.Module,
+    ids: Tensor,
+    targets: Tensor,
+    dtype: torch.dtype,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> tuple[float, float]:
-    """Run forward and backward once; give the seconds of each."""
+    """Run forward and backward (and an optimizer's step) once; give the seconds of each."""
     device = ids.device
     model.zero_grad(set_to_none=True)
     lower = (
@@ -96,11 +105,15 @@ def _pass(
     _wait(device)
     begin = time.perf_counter()
     with lower:
-        logits = model(input_ids=ids).logits
+        found = model(input_ids=ids)
+        logits = found if isinstance(found, Tensor) else found.logits
+        del found
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
     _wait(device)
     middle = time.perf_counter()
     loss.backward()
+    if optimizer is not None:
+        optimizer.step()
     _wait(device)
     return middle - begin, time.perf_counter() - middle
 
@@ -112,7 +125,8 @@ def measure(spec: dict[str, Any], ready: Callable[[], None] = lambda: None) -> d
     ----------
     spec
         ``model``, ``length``, ``checkpointing``, ``width``, ``layers``, ``batch``, ``dtype``,
-        ``device``, ``threads``, ``repeats``, ``budget`` (seconds) and ``seed``.
+        ``device``, ``threads``, ``repeats``, ``budget`` (seconds) and ``seed``; ``optimizer``
+        (whether AdamW steps, counted as part of the backward pass) may be left out.
     ready
         Called when the model is built, before the first pass.
 
@@ -139,13 +153,14 @@ def measure(spec: dict[str, Any], ready: Callable[[], None] = lambda: None) -> d
         if not getattr(model, "supports_gradient_checkpointing", False):
             raise BenchError(f"{spec['model']} cannot checkpoint its activations")
         model.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue]
+    optimizer = torch.optim.AdamW(model.parameters()) if spec.get("optimizer") else None
     ids = torch.randint(*_BASES, (spec["batch"], spec["length"]), device=device)
     targets = ids.roll(-1, dims=1)
     dtype = getattr(torch, spec["dtype"])
     loaded = peak_memory(device)
     ready()
     begin = time.perf_counter()
-    passes = [_pass(model, ids, targets, dtype)]
+    passes = [_pass(model, ids, targets, dtype, optimizer)]
     first = sum(passes[0])
     # The first pass also pays for plans and fresh memory. It counts only when there is no time for
     # another one.
@@ -153,7 +168,7 @@ def measure(spec: dict[str, Any], ready: Callable[[], None] = lambda: None) -> d
     if warmed_up:
         passes = []
         while len(passes) < spec["repeats"]:
-            passes.append(_pass(model, ids, targets, dtype))
+            passes.append(_pass(model, ids, targets, dtype, optimizer))
             longest = max(sum(row) for row in passes)
             if time.perf_counter() - begin + longest > spec["budget"]:
                 break
@@ -176,9 +191,11 @@ def main(arguments: Sequence[str]) -> int:
     from megabase.training.allocator import keep_freed_memory
 
     spec_file, result_file, ready_file = map(Path, arguments)
-    keep_freed_memory()  # as training does
+    spec = json.loads(spec_file.read_text())
+    if spec.get("keep_freed", True):
+        keep_freed_memory()  # as training does
     try:
-        result = measure(json.loads(spec_file.read_text()), ready_file.touch)
+        result = measure(spec, ready_file.touch)
     except (BenchError, ImportError) as error:
         result = {"error": str(error), "kind": "unsupported"}
     except (MemoryError, torch.OutOfMemoryError) as error:

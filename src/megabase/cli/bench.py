@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from megabase.bench.config import RuntimeConfig
 from megabase.cli.bench_generate import make_parser, run_generate
+from megabase.cli.bench_step import make_step_parsers, run_load, run_memory, run_step
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -37,6 +38,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     runtime.add_class_arguments(RuntimeConfig)
     actions.add_subcommand("runtime", runtime, help="runtime against length, model by model")
     actions.add_subcommand("generate", make_parser(), help="writing tokens one by one")
+    texts = {
+        "step": "a training step beside the published way and its limit",
+        "memory": "peak memory of a training step beside its estimate",
+        "load": "drawing windows, reading them, token ids",
+    }
+    for name, parser_of in make_step_parsers().items():
+        actions.add_subcommand(name, parser_of, help=texts[name])
 
 
 def run(args: Namespace) -> int:
@@ -44,7 +52,13 @@ def run(args: Namespace) -> int:
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    actions = {"runtime": _runtime, "generate": run_generate}
+    actions = {
+        "runtime": _runtime,
+        "generate": run_generate,
+        "step": run_step,
+        "memory": run_memory,
+        "load": run_load,
+    }
     actions[args.action](args[args.action], console)
     return 0
 

@@ -79,6 +79,7 @@ def _memory(model: ModelDescription, length: int | None, batch: int) -> dict[str
         columns=model.columns or 0,
         micro_batch=batch,
         length=length,
+        fused=model.piecewise,
     )
     positions = batch * length
     scoring = positions * (_SCORING_VALUES * 4 * model.width + 12 * (model.columns or 0))

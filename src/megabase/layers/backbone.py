@@ -96,17 +96,18 @@ class Block(nn.Module):
         self, hidden: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Give (output of the MLP, running sum before it), each (batch, length, width)."""
-        residual = self._add(_drop(hidden, self.dropout_in, self.training), residual)
+        residual = self.join(_drop(hidden, self.dropout_in, self.training), residual)
         if isinstance(self.mixer, HyenaOperator) and bare(self.norm1) and self.mixer.fuses(mask):
             hidden = self.mixer.fused(residual, self.norm1)
         else:
             hidden = self.mixer(_normed(self.norm1, residual), mask)
-        residual = self._add(_drop(hidden, self.dropout, self.training), residual)
+        residual = self.join(_drop(hidden, self.dropout, self.training), residual)
         if bare(self.norm2) and self.mlp.fuses():
             return self.mlp.fused(residual, self.norm2), residual
         return self.mlp(_normed(self.norm2, residual)), residual
 
-    def _add(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
+    def join(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
+        """Add to the running sum."""
         total = hidden if residual is None else hidden + residual
         if self.residual_in_fp32:
             total = total.to(torch.promote_types(total.dtype, torch.float32))
@@ -197,6 +198,9 @@ class Backbone(nn.Module):
             if collect:
                 states.append(hidden if residual is None else hidden + residual)
             if recomputing and i % self._recompute_every == 0:
+                if residual is not None and isinstance(layer, Block) and layer.dropout_in == 0:
+                    # One tensor to keep instead of two.
+                    hidden, residual = layer.join(hidden, residual), None
                 hidden, residual = checkpoint(  # pyright: ignore[reportGeneralTypeIssues]
                     layer, hidden, residual, mask, **self._recompute_arguments
                 )

@@ -43,6 +43,8 @@ class ModelDescription:
     """Width of a block, where that makes sense."""
     columns: int | None
     """Columns of a language model's logits."""
+    piecewise: bool
+    """Whether a training step keeps only the running sums and the filters."""
     labels: tuple[str, ...]
     """Names of a classifier's classes, in order."""
     tokenizer: dict[str, Any]
@@ -95,6 +97,7 @@ def describe(spec: str | Path | None = None) -> ModelDescription:
         layers=_number(config, "num_hidden_layers", "n_layer"),
         width=_number(config, "hidden_size", "d_model"),
         columns=getattr(embeddings, "out_features", None),
+        piecewise=bool(getattr(config, "works_piecewise", False)),
         labels=tuple(names[index] for index in sorted(names)),
         tokenizer=_tokenizer(path),
         settings=_own_settings(config),

@@ -322,6 +322,7 @@ def _largest(
             checkpointing=config.activation_checkpointing,
             shards=schedule.world if config.devices.strategy == "fsdp" else 1,
             on_cpu=fabric.device.type == "cpu",
+            fused=getattr(shape, "works_piecewise", False),
         )
         for point, _ in schedule.stages()
     ]

@@ -7,25 +7,21 @@ sequences of L positions:
 weights            4 P
 gradients          4 P
 optimizer          8 P (two running means)
-activations        B L (N k D s + 12 V), s = 4 bytes (2 with bf16-mixed, for the share of it that
-                   is kept in half precision), k the values kept per position, layer and unit of
-                   width: :data:`KEPT`; with activation checkpointing N k becomes N + k
-FFT workspace      :data:`FFT_COPIES` x 4 B D F, F = 2 L: padded inputs, spectra and outputs of one
-                   long convolution, forward or backward
+activations        general: B L (N k D s + 12 V), s = 4 bytes (2 with bf16-mixed, for the share of
+                   it that is kept in half precision), k the values kept per position, layer and
+                   unit of width: :data:`KEPT`; with activation checkpointing N k becomes N + k
+FFT workspace      general: :data:`FFT_COPIES` x 4 B D F, F = 2 L: padded inputs, spectra and
+                   outputs of one long convolution, forward or backward
 process            :data:`PROCESS` for the interpreter and libraries (on a CPU)
 =================  ==============================================================================
 
-It errs on the high side, by up to a half. Measured peaks of HyenaDNA on a CPU (float32, resident
-memory of the process):
+HyenaDNA of order 2 works piece by piece and keeps only the running sums and the filters. There
+activations are ``4 D (B L (2 N + 5) + L (N + 1)) + 24 V B L`` (with activation checkpointing N + 6
+and 2 in the place of 2 N + 5 and N + 1): two running sums and the filter of each layer; sum, output
+and gradients around the head; the filter's gradient. The workspace is ``7 x 4 B L min(D, 32)``, at
+most 7 x 4 L D: buffers of one group of channels.
 
-=====  ======  ======  ==========  =============  ========  ========
-width  layers  batch   length      checkpointing  estimate  measured
-=====  ======  ======  ==========  =============  ========  ========
-128    2       16      1,024       no             1.2 GB    0.8 GB
-128    2       1       16,384      no             1.2 GB    0.9 GB
-256    8       8       1,024       no             2.4 GB    1.9 GB
-256    8       8       1,024       yes            1.2 GB    1.1 GB
-=====  ======  ======  ==========  =============  ========  ========
+Peaks against estimates are measured by ``megabase bench memory``.
 """
 
 from __future__ import annotations
@@ -39,6 +35,7 @@ import torch
 
 __all__ = [
     "FFT_COPIES",
+    "FUSED_GROUP",
     "KEPT",
     "PROCESS",
     "Estimate",
@@ -52,6 +49,9 @@ KEPT = 22
 
 FFT_COPIES = 6
 """Arrays of the padded size alive at once in the long convolution."""
+
+FUSED_GROUP = 32
+"""Channels of a group in the piecewise operators, at long inputs."""
 
 PROCESS = 700_000_000
 """Bytes of a process before it trains: interpreter, torch, transformers."""
@@ -95,6 +95,7 @@ def estimate(
     checkpointing: bool = False,
     shards: int = 1,
     on_cpu: bool = True,
+    fused: bool = False,
 ) -> Estimate:
     """Estimate the memory of one process at its largest stage.
 
@@ -114,6 +115,8 @@ def estimate(
         Devices that share parameters, gradients and optimizer state (FSDP), else 1.
     on_cpu
         Whether the process itself lies in the same memory.
+    fused
+        Whether the model works piece by piece (HyenaDNA of order 2) and keeps only running sums.
 
     Returns
     -------
@@ -124,12 +127,18 @@ def estimate(
     kept = layers + KEPT if checkpointing else layers * KEPT
     size = 3 if half else 4  # about half of the kept values stay float32
     share = 4 * parameters // shards
+    activations = positions * (kept * width * size + 12 * columns)
+    workspace = FFT_COPIES * 4 * positions * width * 2
+    if fused:
+        sums, filters = (layers + 6, 2) if checkpointing else (2 * layers + 5, layers + 1)
+        activations = 4 * width * (positions * sums + length * filters) + 24 * columns * positions
+        workspace = 28 * min(positions * min(width, FUSED_GROUP), length * width)
     return Estimate(
         parameters=share,
         gradients=share,
         optimizer=2 * share,
-        activations=positions * (kept * width * size + 12 * columns),
-        workspace=FFT_COPIES * 4 * positions * width * 2,
+        activations=activations,
+        workspace=workspace,
         process=PROCESS if on_cpu else 0,
     )
 

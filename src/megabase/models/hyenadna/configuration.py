@@ -238,6 +238,17 @@ class HyenaDNAConfig(PreTrainedConfig):
         return "max_seq_len" if self.max_length == self.max_seq_len else "max_position_embeddings"
 
     @property
+    def works_piecewise(self) -> bool:
+        """Whether a training step keeps only the running sums and the filters."""
+        return (
+            self.hyena_order == 2
+            and not self.attention_layers
+            and self.hyena_dropout == 0
+            and self.output_activation == "id"
+            and not self.normalized_filter
+        )
+
+    @property
     def is_causal_model(self) -> bool:
         """Whether no position sees a later one."""
         return self.bidirectional == "none"

@@ -59,8 +59,8 @@ class Backward:
             self.db_out_D += self.dy_BLD.sum((0, 1), dtype=m.wide)
         for c in self.columns:
             weights = m.part(c)
-            K_cF = m.spectra.transform(c)
-            dK_cF = torch.zeros_like(K_cF) if self.needs_filter else None
+            self.spectra: dict[int, Tensor] = {}
+            self.dspectra: dict[int, Tensor] = {}
             w_qD, _, w_qK, _ = weights
             self.sums = (
                 w_qD.new_zeros(w_qD.shape, dtype=m.wide), w_qK.new_zeros(w_qD.shape[0]),
@@ -68,15 +68,12 @@ class Backward:
             )  # fmt: skip
             for b in self.rows:
                 self._open(b, c, weights)
-                self._transform(b, c, K_cF, dK_cF)
+                self._transform(b, c)
                 self._close(b, c, weights)
             if self.needs_weights:
                 totals = (self.dw_in_PD, self.db_in_P, self.dw_PK, self.db_P)
                 for total, group in zip(totals, self.sums, strict=True):
                     total.unflatten(0, (3, m.width))[:, c] = group.unflatten(0, (3, -1))
-            if dK_cF is not None:
-                dskip = None if m.skip is None else self.dskip_D
-                m.spectra.gradient(dK_cF, c, self.dk_DM, dskip)
         if self.dh_BLD is not None:
             for piece in m.pieces(slice(0, m.batch)):
                 self._norm(piece.b, piece.at, self.dh_BLD[piece.b, piece.at])
@@ -105,24 +102,35 @@ class Backward:
             dy_btD = self.dy_BLD[piece.b, piece.at].to(m.dtype)
             dg_bcL[r, :, piece.at] = product(w_out_cD, dy_btD.transpose(1, 2))
 
-    def _transform(self, b: slice, c: slice, K_cF: Tensor, dK_cF: Tensor | None) -> None:
+    def _transform(self, b: slice, c: slice) -> None:
         """Turn u, x0 and dg into du, the gated output and the gradient of the output gate."""
         m = self.m
         u_bcN, x0_bcL, dg_bcL, _ = self._cut(b, c)
-        for i, j in transform_blocks(u_bcN.shape[0], u_bcN.shape[1], m.n_fft):
-            work, x0, dg, K = u_bcN[i, j], x0_bcL[i, j], dg_bcL[i, j], K_cF[j]
-            U = torch.fft.rfft(work)
-            torch.mul(dg, x0, out=work[..., : m.length])
-            G = torch.fft.rfft(work)
-            y = torch.fft.irfft(U * K, n=m.n_fft)[..., : m.length]
-            x0.mul_(y)
-            dg.mul_(y)
-            # A correlation is a product with the conjugate.
-            if dK_cF is not None:
-                products = U.conj_physical_().mul_(G)
-                dK_cF[j] += products[0] if products.shape[0] == 1 else products.sum(0)
-            G.mul_(K.conj())
-            work[..., : m.length] = torch.fft.irfft(G, n=m.n_fft)[..., : m.length]
+        over_rows, over_channels = transform_blocks(u_bcN.shape[0], u_bcN.shape[1], m.n_fft)
+        for j in over_channels:
+            K = m.spectrum(c, j, self.spectra)
+            conj_K = K.conj().resolve_conj()
+            dK = self.dspectra.pop(j.start, None)
+            for i in over_rows:
+                work, x0, dg = u_bcN[i, j], x0_bcL[i, j], dg_bcL[i, j]
+                U = torch.fft.rfft(work)
+                torch.mul(dg, x0, out=work[..., : m.length])
+                G = torch.fft.rfft(work)
+                y = torch.fft.irfft(U * K, n=m.n_fft)[..., : m.length]
+                x0.mul_(y)
+                dg.mul_(y)
+                # A correlation is a product with the conjugate.
+                if self.needs_filter:
+                    products = U.conj_physical_().mul_(G).sum(0)
+                    dK = products if dK is None else dK.add_(products)
+                G.mul_(conj_K)
+                work[..., : m.length] = torch.fft.irfft(G, n=m.n_fft)[..., : m.length]
+            if dK is not None and b is self.rows[-1]:
+                dskip = None if m.skip is None else self.dskip_D
+                at = slice(c.start + j.start, c.start + j.stop)
+                m.spectra.gradient(dK, at, self.dk_DM, dskip)
+            elif dK is not None:
+                self.dspectra[j.start] = dK
 
     def _close(self, b: slice, c: slice, weights: tuple[Tensor, ...]) -> None:
         """Take the gradients through gates, short convolution and projection."""

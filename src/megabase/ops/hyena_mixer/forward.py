@@ -22,7 +22,7 @@ def run_forward(m: Mixer) -> Tensor:
     padded, first = buffers(m, columns, rows)
     for c in columns:
         w_qD, b_q1, w_qK, b_q = m.part(c)
-        K_cF = m.spectra.transform(c)
+        kept: dict[int, Tensor] = {}
         count = c.stop - c.start
         for b in rows:
             u_bcN, x0_bcL = padded[: b.stop - b.start, :count], first[: b.stop - b.start, :count]
@@ -32,12 +32,15 @@ def run_forward(m: Mixer) -> Tensor:
                 x0, gate, v = s_bqt[..., piece.inner].split(count, dim=1)
                 torch.mul(v, gate, out=u_bcN[r, :, piece.at])
                 x0_bcL[r, :, piece.at] = x0
-            for i, j in transform_blocks(u_bcN.shape[0], count, m.n_fft):
-                U = torch.fft.rfft(u_bcN[i, j]).mul_(K_cF[j])
-                y = torch.fft.irfft(U, n=m.n_fft)[..., : m.length]
-                at = slice(b.start + i.start, b.start + i.stop)
-                torch.mul(y, x0_bcL[i, j], out=y)
-                g_BDL[at, c.start + j.start : c.start + j.stop] = y
+            over_rows, over_channels = transform_blocks(u_bcN.shape[0], count, m.n_fft)
+            for j in over_channels:
+                K_jF = m.spectrum(c, j, kept)
+                for i in over_rows:
+                    U = torch.fft.rfft(u_bcN[i, j]).mul_(K_jF)
+                    y = torch.fft.irfft(U, n=m.n_fft)[..., : m.length]
+                    at = slice(b.start + i.start, b.start + i.stop)
+                    torch.mul(y, x0_bcL[i, j], out=y)
+                    g_BDL[at, c.start + j.start : c.start + j.stop] = y
     out = torch.empty(m.x.shape, dtype=m.dtype, device=m.x.device)
     for piece in m.pieces(slice(0, m.batch)):
         g_btD = g_BDL[piece.b, :, piece.at].transpose(1, 2)

@@ -22,7 +22,7 @@ __all__ = ["GROUP_SAMPLES", "Mixer", "product", "transform_blocks"]
 GROUP_SAMPLES = 1 << 22
 """Padded samples of a group of channels and sequences; several arrays of that size are alive."""
 
-CHANNEL_SAMPLES = 1 << 24
+CHANNEL_SAMPLES = 1 << 23
 """Padded samples of one sequence in a group: more channels make quicker products."""
 
 MIN_GROUP = 32
@@ -47,14 +47,15 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return found[0][None] if batch == 1 else torch.stack(found)
 
 
-def transform_blocks(rows: int, channels: int, n_fft: int) -> Iterator[tuple[slice, slice]]:
-    """Cut a group of sequences and channels into blocks for one transform call."""
+def transform_blocks(rows: int, channels: int, n_fft: int) -> tuple[list[slice], list[slice]]:
+    """Cut the sequences and channels of a group into blocks for one transform call."""
     count = max(MIN_ROWS, TRANSFORM_SAMPLES // n_fft)
     per_channel = min(channels, count)
     per_batch = max(1, count // per_channel)
-    for c in range(0, channels, per_channel):
-        for b in range(0, rows, per_batch):
-            yield slice(b, min(b + per_batch, rows)), slice(c, min(c + per_channel, channels))
+    return (
+        [slice(b, min(b + per_batch, rows)) for b in range(0, rows, per_batch)],
+        [slice(c, min(c + per_channel, channels)) for c in range(0, channels, per_channel)],
+    )
 
 
 @dataclass
@@ -117,6 +118,20 @@ class Mixer:
     def pieces(self, b: slice, before: int = 0, after: int = 0) -> Iterator[Piece]:
         """Cut the sequences `b` into pieces of positions."""
         return pieces(b, self.length, self.x, before, after)
+
+    def spectrum(self, c: slice, j: slice, kept: dict[int, Tensor]) -> Tensor:
+        """Give the filter's spectrum for the block `j` of the channels `c`.
+
+        It is kept while several groups of sequences need it, and not otherwise: for one long
+        sequence all of them together would take as much memory as several activations.
+        """
+        at = c.start + j.start
+        if at in kept:
+            return kept[at]
+        found = self.spectra.transform(slice(at, c.start + j.stop))
+        if len(self.groups()[1]) > 1:
+            kept[at] = found
+        return found
 
     def part(self, c: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Give projection and short convolution of the channels `c` of gates and value."""

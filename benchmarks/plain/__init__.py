@@ -1,1 +1,0 @@
-"""The published way of computing HyenaDNA, written plainly, to measure against."""
