@@ -68,6 +68,32 @@ def test_seeds(table: Path) -> None:
     assert (table.parent / "run" / "seed-2" / "result.json").exists()
 
 
+def test_a_picture_of_a_region(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    folder = table.parent
+    (folder / "g.fa").write_text(f">one\n{'ACGTTGCA' * 8}\n>two\n{'ACGTTGCA' * 8}\n")
+    (folder / "x.bed").write_text("one\t8\t40\ntwo\t16\t30\n")
+    assert main(["genome", "build", str(folder / "g.fa"), "-o", str(folder / "g.mb")]) == 0
+    command = [
+        "finetune", "--train", str(folder / "g.mb"), "--genome.features", f"[{folder / 'x.bed'}]",
+        "--genome.length", "16", "--genome.test", "[two]", "--steps", "1", "--global_batch", "2",
+        "--family", "hyenadna", "--overrides", '{"d_model": 8, "n_layer": 1, "filter_order": 4}',
+        "--devices.accelerator", "cpu", "--output", str(folder / "run"), "--picture",
+    ]  # fmt: skip
+    for more, message in (
+        (["two:9-40"], "--picture needs --predictions true"),
+        (["two:9-x", "--predictions", "true"], "two:9-x"),
+    ):
+        capsys.readouterr()
+        assert main([*command, *more]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.strip().splitlines()) == 1
+    assert main([*command, "two:9-40", "--predictions", "true"]) == 0
+    assert f"wrote {folder / 'run' / 'picture.png'}" in capsys.readouterr().out
+    assert (folder / "run" / "picture.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_dry_run_writes_nothing(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(small(table, "--dry-run")) == 0
     assert "2 steps of 4 sequences" in capsys.readouterr().err

@@ -86,6 +86,14 @@ def run(args: Namespace) -> int:
     config = config_of(args)
     if args.picture and (not config.predictions or args.seeds):
         raise RecipeError("--picture needs --predictions true, and one run (no --seeds)")
+    if args.picture:
+        # What would fail after the training fails before it.
+        from megabase.genome.interval import Interval
+        from megabase.report.drawing import require_matplotlib
+
+        require_matplotlib()
+        if ":" in args.picture:
+            Interval.parse(args.picture)
     from megabase.training.allocator import keep_freed_memory
 
     keep_freed_memory()
