@@ -32,6 +32,17 @@ def test_a_table_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert "--resume true" in capsys.readouterr().err
     assert main([*words, "--resume", "true", "--no-page"]) == 0
 
+    other = [*words[:5], "kmer:1", *words[6:9], str(tmp_path / "other"), "--no-page"]
+    assert main(other) == 0
+    capsys.readouterr()
+    both = ["benchmark", "collect", "--data", f"{output},{tmp_path / 'other'}", "--output"]
+    assert main([*both, str(tmp_path / "both")]) == 0
+    said = capsys.readouterr().out
+    assert "| kmer:2 | holdout" in said
+    assert "| kmer:1 | holdout" in said
+    assert "20 of 20 test rows are in train" in said
+    assert main(["benchmark", "collect", "--data", str(data), "--output", str(output)]) == 2
+
 
 def test_recipe_with_models_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

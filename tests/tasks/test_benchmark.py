@@ -104,9 +104,8 @@ def test_one_table_and_the_same_again_after_a_kill(
 
     page = write_benchmark_page(
         tmp_path / "sweep",
-        table_of(lines(whole := read_records(tmp_path / "sweep"), ["tiny"], 20), whole,
-                 tmp_path / "sweep"),
-    )  # fmt: skip
+        table_of(lines(whole := read_records(tmp_path / "sweep"), ["tiny"], 20), whole),
+    )
     text = page.read_text()
     assert "<script" not in text
     assert "http" not in re.sub(r'src(set)?="[^"]*"', "", text).replace("http-equiv", "")

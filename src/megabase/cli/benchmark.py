@@ -3,7 +3,8 @@
 SUITE is genomic-benchmarks, nucleotide-transformer, gue, chromatin, species, biotype or table (any
 labelled files). Before training, rows that occur in several splits are counted. The output folder
 gets results.md, results.parquet, summary.parquet, results.html and the run folders. --resume true
-goes on with an interrupted sweep, and adds models, tasks and seeds to a finished one. Exit status:
+goes on with an interrupted sweep, and adds models, tasks and seeds to a finished one. The word
+collect in place of a suite makes one table of several sweeps (--data A,B --output C). Exit status:
 0 at the end, 2 for an input to mend, 143 or 130 when SIGTERM or SIGINT stopped it after a
 checkpoint was saved.
 """
@@ -54,6 +55,8 @@ def config_of(args: Namespace) -> BenchmarkConfig:
 
 def run(args: Namespace) -> int:
     """Run the verb; give the exit status."""
+    if args.suite == "collect":
+        return _collect(args)
     config = config_of(args)
     from megabase.training.allocator import keep_freed_memory
 
@@ -73,7 +76,27 @@ def run(args: Namespace) -> int:
             markup=False,
         )
         return 128 + stop.signal
-    _finish(config, output, order, console, page=not args.no_page)
+    _finish([output], output, order, console, resamples=config.bootstrap, page=not args.no_page)
+    return 0
+
+
+def _collect(args: Namespace) -> int:
+    """Make one table of the finished runs of several sweeps."""
+    from rich.console import Console
+
+    from megabase.tasks.suites.base import SuiteError
+
+    folders = [Path(word.strip()).expanduser() for word in str(args.data or "").split(",")]
+    for folder in folders:
+        if not (folder / "benchmark.json").is_file():
+            raise SuiteError(f"{folder} is no folder of a sweep; name some as --data A,B")
+    output = Path(args.output)
+    if output.is_dir() and any(output.iterdir()) and not args.overwrite:
+        raise SuiteError(f"output folder {output} is not empty; add --overwrite true")
+    output.mkdir(parents=True, exist_ok=True)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    page = not args.no_page
+    _finish(folders, output, [], console, resamples=int(args.bootstrap), page=page)
     return 0
 
 
@@ -86,20 +109,26 @@ def _write(config: BenchmarkConfig, output: Path, order: list[str]) -> None:
 
 
 def _finish(
-    config: BenchmarkConfig, output: Path, order: list[str], console: Console, page: bool
+    sources: list[Path],
+    output: Path,
+    order: list[str],
+    console: Console,
+    *,
+    resamples: int,
+    page: bool,
 ) -> None:
     from megabase.errors import MissingDependencyError
     from megabase.tasks.benchmark_table import lines, read_records, table_of, write_tables
 
-    records = read_records(output)
-    found = lines(records, order, config.bootstrap)
+    records = [record for source in sources for record in read_records(source)]
+    found = lines(records, order, resamples)
     for path in write_tables(output, found, records):
         console.print(f"wrote {path}", markup=False)
     if page:
         from megabase.report.benchmark_page import write_benchmark_page
 
         try:
-            path = write_benchmark_page(output, table_of(found, records, output))
+            path = write_benchmark_page(output, table_of(found, records))
         except MissingDependencyError as error:
             console.print(f"no page: {error}", markup=False)
         else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from megabase.report.drawing import add_axes, as_svg, padded, short
+from megabase.report.drawing import add_axes, as_svg, padded
 from megabase.report.theme import LIGHT, WIDE, Size, Theme
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def draw_bars(lines: Sequence[Record], theme: Theme = LIGHT, size: Size = WIDE) 
 def _bars(figure: Figure, lines: Sequence[Record], theme: Theme, size: Size) -> None:
     shown = [line for line in lines if not math.isnan(line["mean"])][::-1]
     widest = max((len(line["model"]) for line in shown), default=1)
-    left = min(0.62 * size.text * widest + 10, 0.45 * size.width)
+    left = min(0.64 * size.text * widest + 16, 0.45 * size.width)
     bottom, top = 3.6 * size.text, 8.0
     axes = figure.add_axes(
         (
@@ -62,19 +62,17 @@ def _bars(figure: Figure, lines: Sequence[Record], theme: Theme, size: Size) -> 
     for place, line in enumerate(shown):
         colour = theme.floor if str(line["model"]).startswith("kmer") else theme.model
         axes.barh(place, line["mean"], height=0.6, color=colour, alpha=0.85)
-        reach = line["mean"]
         if line["spread"] is not None:
             axes.errorbar(
                 line["mean"], place, xerr=line["spread"], color=theme.ink, capsize=3, linewidth=1.2
             )
-            reach += line["spread"]
         if line["published"] is not None:
             axes.plot(line["published"], place, marker="D", color=theme.ink, markersize=5,
                       fillstyle="none")  # fmt: skip
-            reach = max(reach, line["published"])
+        # At the foot of the bar, where neither error nor published mark can lie.
         axes.annotate(
-            f"{line['mean']:.3f}", (reach, place), xytext=(7, 0), textcoords="offset points",
-            va="center", color=theme.ink,
+            f"{line['mean']:.3f}", (0.0, place), xycoords=axes.get_yaxis_transform(),
+            xytext=(6, 0), textcoords="offset points", va="center", color=theme.background,
         )  # fmt: skip
     axes.set_yticks(range(len(shown)), [str(line["model"]) for line in shown])
     values = [line["mean"] for line in shown]
@@ -206,13 +204,18 @@ def _confusion(
 ) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
-    names = [name if len(name) <= 14 else f"{name[:13]}." for name in classes]
+    # Words that all names begin with (a genus) say nothing here.
+    first = {name.split(" ")[0] for name in classes}
+    short_names = [name.split(" ", 1)[-1] if len(first) == 1 else name for name in classes]
+    names = [name if len(name) <= 16 else f"{name[:15]}." for name in short_names]
     left = 0.62 * size.text * max(map(len, names)) + 2.2 * size.text
-    side = min(size.width - left - 10, size.height - 4.2 * size.text)
+    several = len(names) > 3
+    bottom = (0.36 * max(map(len, names)) + 3.2 if several else 3.6) * size.text
+    side = min(size.width - left - 10, size.height - bottom - 0.6 * size.text)
     axes = figure.add_axes(
         (
             left / size.width,
-            3.6 * size.text / size.height,
+            bottom / size.height,
             side / size.width,
             side / size.height,
         )
@@ -224,7 +227,8 @@ def _confusion(
         ink = theme.background if shares[row, column] > 0.5 else theme.ink
         axes.text(column, row, f"{count:,}", ha="center", va="center", color=ink,
                   fontsize=size.text - (1 if len(names) < 6 else 4))  # fmt: skip
-    axes.set_xticks(range(len(names)), names, rotation=0 if len(names) < 4 else 30, ha="center")
+    turn: dict[str, Any] = {"rotation": 30, "ha": "right"} if several else {}
+    axes.set_xticks(range(len(names)), names, **turn)
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("answer")
     axes.set_ylabel("truth")
@@ -267,7 +271,7 @@ def _lengths(figure: Figure, lines: Sequence[Record], theme: Theme, size: Size) 
     axes.set_xscale("log", base=2)
     axes.minorticks_off()
     lengths = sorted({line["length"] for line in lines})
-    axes.set_xticks(lengths, [short(length) for length in lengths])
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.set_xlabel("bases of a sequence")
     axes.legend(frameon=False, loc="best", fontsize=size.text - 2)
 
@@ -294,14 +298,17 @@ def _points(figure: Figure, picture: Record, theme: Theme, size: Size) -> None:
     from matplotlib import colormaps
 
     points, labels = np.array(picture["points"]), np.array(picture["labels"])
-    axes = figure.add_axes((0.02, 0.03, 0.66, 0.94))
+    wide = size.width > 500
+    axes = figure.add_axes((0.02, 0.03, 0.62, 0.94) if wide else (0.03, 0.38, 0.94, 0.6))
     colours = colormaps["tab10" if len(picture["classes"]) <= 10 else "tab20"]
     for number, name in enumerate(picture["classes"]):
         mine = points[labels == number]
         axes.scatter(mine[:, 0], mine[:, 1], s=9, color=colours(number % colours.N), label=name)
     axes.set_xticks([])
     axes.set_yticks([])
+    axes.spines["bottom"].set_visible(False)
     axes.legend(
-        frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=size.text - 2,
-        markerscale=1.8, labelcolor=theme.ink,
+        frameon=False, loc="center left" if wide else "upper center", handletextpad=0.2,
+        bbox_to_anchor=(1.0, 0.5) if wide else (0.5, 0.0), ncols=1 if wide else 2,
+        fontsize=size.text - 2, markerscale=1.8, labelcolor=theme.ink,
     )  # fmt: skip

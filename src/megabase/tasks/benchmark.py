@@ -247,7 +247,10 @@ def _run_unit(
         "start": job.entry.start,
         "compare": job.entry.compare,
         "overrides": settings.get("overrides", {}),
-        "key": hash_of({"model": settings, "protocol": config.protocol, "drop": config.drop_leaks}),
+        "key": hash_of(
+            {"model": settings, "protocol": config.protocol, "drop": config.drop_leaks}
+            | ({"resplit": config.resplit_seed} if config.resplit_seed else {})
+        ),
         "protocol": config.protocol,
         "recipe": config.recipe,
         "seed": job.unit.seed,

@@ -168,7 +168,7 @@ def _cell(value: float | None, digits: int = 3, sign: bool = False) -> str:
     return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
 
 
-def markdown(found: Sequence[Line], records: Sequence[Mapping[str, Any]], leak_folder: Path) -> str:
+def markdown(found: Sequence[Line], records: Sequence[Mapping[str, Any]]) -> str:
     """Write the tables of a sweep, task by task, with protocol, leaks and published figures."""
     parts = ["# Benchmark"]
     for protocol in dict.fromkeys(line.protocol for line in found):
@@ -183,7 +183,7 @@ def markdown(found: Sequence[Line], records: Sequence[Mapping[str, Any]], leak_f
         own = [r for r in records if (r["suite"], r["task"]) == (suite, task)]
         parts.append(f"## {suite}: {task}")
         parts.append(_table(mine, own))
-        parts += [f"- {note}" for note in task_notes(own, leak_folder)]
+        parts += [f"- {note}" for note in task_notes(own)]
     return "\n\n".join(_joined(parts)) + "\n"
 
 
@@ -239,7 +239,7 @@ def _table(found: Sequence[Line], records: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(text)
 
 
-def task_notes(records: Sequence[Mapping[str, Any]], leak_folder: Path) -> list[str]:
+def task_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say what a reader of a task's figures has to know: rows, leaks, comparability."""
     first = records[0]
     notes: list[str] = []
@@ -250,7 +250,8 @@ def task_notes(records: Sequence[Mapping[str, Any]], leak_folder: Path) -> list[
     for record in records:
         for note in (*record["notes"],):
             if note.startswith("leaks:"):
-                file = leak_folder / note.removeprefix("leaks:")
+                # SWEEP/runs/TASK/RUN -> SWEEP/leaks
+                file = Path(record["path"]).parents[2] / "leaks" / note.removeprefix("leaks:")
                 if file.is_file():
                     note = f"Leak check: {describe_leaks(json.loads(file.read_text()))}"
             said.append(note)
@@ -285,14 +286,14 @@ def task_notes(records: Sequence[Mapping[str, Any]], leak_folder: Path) -> list[
 
 
 def table_of(
-    found: Sequence[Line], records: Sequence[Mapping[str, Any]], output: Path
+    found: Sequence[Line], records: Sequence[Mapping[str, Any]]
 ) -> Callable[[str, str], tuple[list[str], list[list[str]], list[str]]]:
     """Give a function from (suite, task) to head, rows and notes of its table, for the page."""
 
     def describe(suite: str, task: str) -> tuple[list[str], list[list[str]], list[str]]:
         mine = [line for line in found if (line.suite, line.task) == (suite, task)]
         own = [r for r in records if (r["suite"], r["task"]) == (suite, task)]
-        return *table_cells(mine, own), task_notes(own, output / "leaks")
+        return *table_cells(mine, own), task_notes(own)
 
     return describe
 
@@ -319,11 +320,11 @@ def write_tables(
                         "parameters": record["parameters"],
                         "minutes": record["seconds"] / 60,
                         "tuning_minutes": record["tuning_seconds"] / 60,
-                        "folder": str(Path(record["path"]).relative_to(output)),
+                        "folder": os.path.relpath(record["path"], output),
                     }
                 )
     summary = [
-        {**asdict(line), "folders": [str(Path(f).relative_to(output)) for f in line.folders]}
+        {**asdict(line), "folders": [os.path.relpath(f, output) for f in line.folders]}
         for line in found
     ]
     written: list[Path] = []
@@ -335,6 +336,6 @@ def write_tables(
         written.append(path)
     path = output / "results.md"
     temporary = output / ".results.md.tmp"
-    temporary.write_text(markdown(found, records, output / "leaks"))
+    temporary.write_text(markdown(found, records))
     os.replace(temporary, path)
     return [*written, path]
