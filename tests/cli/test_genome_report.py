@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from megabase.cli.main import main
 from megabase.genome import Interval, encode
+from megabase.inference import saturate
 from megabase.inference.landscape import base_probabilities, log_likelihood
 from megabase.inference.model import load_language_model
 from megabase.inference.sources import genome_store
@@ -82,6 +84,23 @@ def test_a_region_and_its_variants(folder: Path) -> None:
     assert [logo["row"] for logo in data["variant_logos"]] == [0, 1, 2, 3]
 
 
+def test_substitutions_of_a_stretch(folder: Path) -> None:
+    arguments = ["report", "lm", "--genome", "g.fa", "--region", "chr1:201-400", "-o", "p.html"]
+    assert main([*arguments, "--saturate", "chr1:301-320", "--window", "60"]) == 0
+    data = _data("p.html")
+    assert data["tracks"][-1]["name"].startswith("mean effect of a substitution")
+    segment = data["tracks"][-1]["segments"][0]
+    logo = next(logo for logo in data["logos"] if logo["kind"] == "effects")
+    assert (segment["start"], logo["start"], logo["length"]) == (300, 300, 20)
+    found = saturate("chr1:301-320", "g.fa", "lm", window=60)
+    scores = next(iter(found.scores.values()))
+    assert segment["values"]["low"] == pytest.approx(float((scores.sum(1) / 3).min()), abs=1e-6)
+    steps = np.frombuffer(base64.b64decode(logo["values"]["data"]), dtype="<u2").reshape(20, 4)
+    own = ["ACGT".index(base) for base in found.ref]
+    assert (steps[np.arange(20), own] == 65535).all()
+    assert (steps == 65535).sum() == 20
+
+
 def test_variants_alone_carry_what_is_around_them(folder: Path) -> None:
     arguments = ["report", "--genome", "g.fa", "--vcf", "v.vcf", "--flank", "20", "--no-model"]
     assert main([*arguments, "-o", "p.html", "--info", "DP"]) == 0
@@ -98,6 +117,7 @@ def test_variants_alone_carry_what_is_around_them(folder: Path) -> None:
         (["--genome", "g.fa", "--region", "chr9:1-10"], "no contig 'chr9'"),
         (["--genome", "g.fa", "--vcf", "v.vcf", "--region", "chr1:1-50"], "no variant"),
         (["--genome", "g.fa", "--region", "chr1:1-50", "--track", "v.bw"], "no track v.bw"),
+        (["--genome", "g.fa", "--region", "chr1:1-50", "--saturate", "chr1:40-60"], "not lie in"),
         ([], "name a run folder"),
     ],
 )

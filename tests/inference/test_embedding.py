@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from megabase.genome import encode, reverse_complement
-from megabase.inference.embed_job import EmbedOptions, embed_file
+from megabase.inference.embed_job import EmbedJob, EmbedOptions, embed_file
 from megabase.inference.embedding import Embedder, embed
 from megabase.inference.errors import InferenceError, InputFileError, OutputError
 from megabase.inference.input_stream import SequenceInput
@@ -214,6 +214,36 @@ def test_alleles_of_a_variant_have_the_same_number_of_bases(folder: Path) -> Non
     before, after = genome[place - 10 : place], genome[place + 1 :]
     for codes, allele in ((ref, "A"), (insertion, "ACCC"), (snv, "T")):
         np.testing.assert_array_equal(codes, encode((before + allele + after)[:20]))
+
+
+def test_chunks_and_batches_do_not_show(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.load(_embed(folder, "whole.npy"))
+    monkeypatch.setattr("megabase.inference.embed_job._CHUNK_SEQUENCES", 1)
+    np.testing.assert_allclose(np.load(_embed(folder, "single.npy")), whole, atol=1e-6)
+    small = np.load(_embed(folder, "small.npy", batch_tokens=1))
+    np.testing.assert_allclose(small, whole, atol=1e-6)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megabase.inference.embed_job._CHUNK_SEQUENCES", 1)
+    whole = _embed(folder, "whole.npz").read_bytes()
+    written = EmbedJob.write_part
+
+    def stop_at_the_last(job: EmbedJob, result: Any, path: Path) -> None:
+        if result["name"][0] == "c":
+            raise KeyboardInterrupt
+        written(job, result, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbedJob, "write_part", stop_at_the_last)
+        with pytest.raises(KeyboardInterrupt):
+            _embed(folder, "again.npz")
+    assert not (folder / "again.npz").exists()
+    with pytest.raises(OutputError, match="2 finished parts"):
+        _embed(folder, "again.npz")
+    assert _embed(folder, "again.npz", resume=True).read_bytes() == whole
 
 
 def test_vectors_of_bases_have_their_positions(folder: Path) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["write_genome_page"]
 
 _MOST_BASES = 500_000  # of model tracks; a page of more is slow to draw
+_MOST_SATURATED = 2_000
 _AROUND = 24  # bases on either side of a variant that its own logo shows
 
 
@@ -150,6 +151,10 @@ def _compose(args: Namespace, shown: _Shown, variants: Any, model: LanguageModel
         )
     if model is not None:
         _model_parts(args, shown, variants, model)
+    if args.saturate is not None:
+        if model is None:
+            raise RequestError("--saturate asks the model about changes; leave --no-model out")
+        _saturation_parts(args, shown, model)
     for text in args.track:
         name, _, path = text.rpartition("=")
         path = path or text
@@ -265,6 +270,48 @@ def _model_parts(args: Namespace, shown: _Shown, variants: Any, model: LanguageM
     shown.facts += [("model", model.name), ("model sha256", model.digest)]
     if variants is not None:
         shown.logos += _alternatives(args, shown.store, variants, model)
+
+
+def _saturation_parts(args: Namespace, shown: _Shown, model: LanguageModel) -> None:
+    """Add what every substitution of a stretch would change."""
+    import numpy as np
+
+    from megabase.genome.alphabet import BASES
+    from megabase.inference.saturation import saturate
+    from megabase.report.genome_parts import Logo, Segment, SignalTrack
+
+    place = shown.store.region(args.saturate)
+    if not any(shown_place.contains(place) for shown_place in shown.places):
+        raise RequestError(f"--saturate {place} does not lie in what the page shows")
+    if place.length > _MOST_SATURATED:
+        raise RequestError(
+            f"--saturate {place} has {place.length:,} bases, more than {_MOST_SATURATED:,} (three "
+            "changes each); take a shorter stretch, or add the bigWig of megabase saturate as a "
+            "track"
+        )
+    found = saturate(
+        place, shown.store, model.model, window=args.window, batch_tokens=args.batch_tokens
+    )
+    method = next(iter(found.scores))
+    effects = found.scores[method].copy()
+    for number, base in enumerate(found.ref):
+        if base in BASES:
+            effects[number, BASES.index(base)] = np.nan
+    mean = Segment(place.contig, place.start, -found.importance(method))
+    name = f"mean effect of a substitution ({method})"
+    shown.tracks.append(SignalTrack(name, (mean,), below="#b4530a", height=80))
+    shown.logos.append(
+        Logo(
+            "What a substitution would change",
+            f"Letters as high as the mean loss of the three changes ({method}); below, each "
+            "change: red for less likely, blue for more.",
+            place.contig,
+            place.start,
+            effects,
+            "effects",
+        )
+    )
+    shown.facts.append(("substitutions", f"{place}, {method}, both strands"))
 
 
 def _alternatives(

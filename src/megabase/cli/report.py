@@ -53,6 +53,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--info", nargs="+", default=[], metavar="KEY",
         help="INFO fields of the VCF for the table (default: all with one number an allele)",
     )  # fmt: skip
+    group.add_argument("--saturate", type=str, default=None, metavar="PLACE",
+                       help="score every substitution of this stretch")  # fmt: skip
     group.add_argument("--flank", type=int, default=250, help="bases shown beside each variant")
     group.add_argument("--window", type=int, default=None,
                        help="bases the model reads at once (default: up to 1,024)")  # fmt: skip

@@ -15,6 +15,7 @@ from megabase.inference.attribution import Attributor
 from megabase.inference.embed_job import place_columns
 from megabase.inference.errors import InferenceError, OutputError
 from megabase.inference.input_stream import SequenceInput
+from megabase.inference.matrix_files import write_npz
 from megabase.inference.provenance import Provenance
 from megabase.inference.sharding import run_job
 from megabase.inference.sources import Sequence, genome_store
@@ -132,18 +133,19 @@ class AttributeJob:
 def _write_npz(parts: list[Path], target: Path, provenance: Provenance) -> None:
     frame = pl.concat([pl.read_parquet(part, glob=False) for part in parts])
     lengths = frame["length"].to_numpy()
-    with target.open("wb") as file:
-        np.savez_compressed(
-            file,
-            names=np.array(frame["name"].to_list(), dtype=np.str_),
-            offsets=np.concatenate(([0], np.cumsum(lengths))),
-            values=frame["values"].explode().to_numpy(),
-            letters=frame["letters"].explode().to_numpy().reshape(-1, 4),
-            output=frame["output"].to_numpy(),
-            baseline_output=frame["baseline_output"].to_numpy(),
-            gap=frame["gap"].to_numpy(),
-            megabase=np.array(provenance.to_json()),
-        )
+    write_npz(
+        target,
+        {
+            "names": np.array(frame["name"].to_list(), dtype=np.str_),
+            "offsets": np.concatenate(([0], np.cumsum(lengths))),
+            "values": frame["values"].explode().to_numpy(),
+            "letters": frame["letters"].explode().to_numpy().reshape(-1, 4),
+            "output": frame["output"].to_numpy(),
+            "baseline_output": frame["baseline_output"].to_numpy(),
+            "gap": frame["gap"].to_numpy(),
+            "megabase": np.array(provenance.to_json()),
+        },
+    )
 
 
 def _runs(parts: list[Path]) -> Iterator[Run]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,14 @@ from megabase.errors import MissingDependencyError
 from megabase.inference.provenance import Provenance
 from megabase.inference.tables import merge_tables, require_table_suffix
 
-__all__ = ["MATRIX_SUFFIXES", "VECTOR", "check_matrix_target", "matrix_frame", "merge_matrix"]
+__all__ = [
+    "MATRIX_SUFFIXES",
+    "VECTOR",
+    "check_matrix_target",
+    "matrix_frame",
+    "merge_matrix",
+    "write_npz",
+]
 
 MATRIX_SUFFIXES = (".parquet", ".npy", ".npz", ".zarr", ".h5ad")
 VECTOR = "embedding"
@@ -112,15 +119,30 @@ def _write_npz(
     provenance: Provenance,
 ) -> None:
     with zipfile.ZipFile(target, "w") as archive:
-        with archive.open(f"{VECTOR}.npy", "w", force_zip64=True) as file:
+        with archive.open(_entry(VECTOR), "w", force_zip64=True) as file:
             np.lib.format.write_array_header_2_0(file, _header(shape))
             for block in _blocks(parts):
                 file.write(block.tobytes())
         small = {name: _plain(columns[name]) for name in columns.columns}
         small["megabase"] = np.array(provenance.to_json())
-        for name, values in small.items():
-            with archive.open(f"{name}.npy", "w") as file:
-                np.lib.format.write_array(file, values, allow_pickle=False)
+        _add_arrays(archive, small)
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    # A fixed date: the same numbers give the same file, whenever it is written.
+    return zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+
+
+def _add_arrays(archive: zipfile.ZipFile, arrays: Mapping[str, NDArray[Any]]) -> None:
+    for name, values in arrays.items():
+        with archive.open(_entry(name), "w", force_zip64=True) as file:
+            np.lib.format.write_array(file, values, allow_pickle=False)
+
+
+def write_npz(target: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays as npz, the same bytes whenever it is done."""
+    with zipfile.ZipFile(target, "w") as archive:
+        _add_arrays(archive, arrays)
 
 
 def _write_zarr(
