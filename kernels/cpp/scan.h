@@ -72,11 +72,26 @@ MB_INLINE void prepare(
     }
 }
 
+// The block that is worked next, in this tile or another. Its rows are fetched meanwhile: one line
+// of each row, far apart, is no pattern that processors foresee.
+struct Next {
+    int64_t begin, channel;
+
+    template <class T>
+    MB_INLINE void fetch(const Rows<const T>& rows, int64_t b, int64_t k) const {
+        if (rows) __builtin_prefetch(rows.at(b, begin + k) + channel, 0, 2);
+    }
+    template <class T>
+    MB_INLINE void fetch(const Rows<T>& rows, int64_t b, int64_t k) const {
+        if (rows) __builtin_prefetch(rows.at(b, begin + k) + channel, 1, 2);
+    }
+};
+
 // NS states; 0 when they are only known at run time.
 template <class T, int NS>
 MB_INLINE void forward_tile(
     const Scan<T>& p, const Steps<T>& w, int64_t b, int64_t begin, int64_t count,
-    const Block<T>& block, const Vec<T>* rate, Vec<T>* state
+    const Block<T>& block, const Next& next, const Vec<T>* rate, Vec<T>* state
 ) {
     const int64_t states = NS ? NS : p.states;
     prepare<T, false>(p, w, b, begin, count, block);
@@ -87,6 +102,8 @@ MB_INLINE void forward_tile(
     for (int64_t k = 0; k < count; ++k) {
         const Vec<T> step = w.step[k], entering = w.entering[k];
         const T *B = p.B.at(b, begin + k), *C = p.C.at(b, begin + k);
+        next.fetch(p.delta, b, k), next.fetch(p.u, b, k), next.fetch(p.z, b, k);
+        next.fetch(p.y, b, k);
         Vec<T> y = w.y[k], odd{};
 #pragma GCC unroll 16
         for (int64_t n = 0; n < states; ++n) {
@@ -138,8 +155,10 @@ void scan_forward_states(const Scan<T>& p, int64_t b, int64_t first, int64_t las
                 T* kept = p.kept + (b * tiles + tile) * N * p.channels;
                 for (int64_t n = 0; n < N; ++n) block.store(kept + n * p.channels, state[n]);
             }
+            const Next next = i + 1 < last ? Next{begin, (i + 1) * lanes<T>}
+                                           : Next{begin + count, first * lanes<T>};
             forward_tile<T, NS>(
-                p, w, b, begin, count, block, rates + (i - first) * N, state
+                p, w, b, begin, count, block, next, rates + (i - first) * N, state
             );
         }
     }
@@ -195,13 +214,16 @@ int64_t scan_backward_workspace(const Scan<T>& p, int64_t blocks) {
 template <class T, int NS>
 MB_INLINE void again(
     const Scan<T>& p, const Work<T>& w, int64_t b, int64_t begin, int64_t count,
-    const Block<T>& block, const Vec<T>* rate, Vec<T>& dD
+    const Block<T>& block, const Next& next, const Vec<T>* rate, Vec<T>& dD
 ) {
     const int64_t states = NS ? NS : p.states;
     prepare<T, true>(p, w.steps, b, begin, count, block);
     for (int64_t k = 0; k < count; ++k) {
         const Vec<T> step = w.steps.step[k], entering = w.steps.entering[k];
         const T *B = p.B.at(b, begin + k), *C = p.C.at(b, begin + k);
+        next.fetch(p.delta, b, k), next.fetch(p.u, b, k), next.fetch(p.z, b, k);
+        next.fetch(p.dy, b, k), next.fetch(p.du, b, k), next.fetch(p.ddelta, b, k);
+        next.fetch(p.dz, b, k);
         const Vec<T>* before = w.state + k * states;
         Vec<T> *s = w.state + (k + 1) * states, *decay = w.decay + k * states;
         Vec<T> y = w.steps.y[k], odd{};
@@ -288,7 +310,9 @@ void scan_backward_states(
             const int64_t at = (i - first) * N;
             const T* kept = p.kept + (b * tiles + tile) * N * E;
             for (int64_t n = 0; n < N; ++n) w.state[n] = block.load(kept + n * E);
-            again<T, NS>(p, w, b, begin, count, block, w.rate + at, w.dD[i - first]);
+            const Next next = i + 1 < last ? Next{begin, (i + 1) * lanes<T>}
+                                           : Next{begin - p.steps, first * lanes<T>};
+            again<T, NS>(p, w, b, begin, count, block, next, w.rate + at, w.dD[i - first]);
             int64_t n = 0;
             for (; n + 8 <= N; n += 8)
                 against<T, 8>(p, w, b, begin, count, n, w.rate + at, w.carry + at, w.dA + at);
@@ -308,10 +332,8 @@ void scan_backward_states(
             w.dbias[i - first] = dbias;
         }
         const int64_t row = ((group * p.batch + b) * p.length + begin) * N;
-        for (int64_t k = 0; k < count * N; ++k) {
-            p.dB[row + k] = sum<T>(w.sum_B[k]);
-            p.dC[row + k] = sum<T>(w.sum_C[k]);
-        }
+        store_sums<T>(p.dB + row, w.sum_B, count * N);
+        store_sums<T>(p.dC + row, w.sum_C, count * N);
     }
     for (int64_t i = first; i < last; ++i) {
         const Block<T> block(p, i);

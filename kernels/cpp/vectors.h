@@ -98,6 +98,49 @@ MB_INLINE T sum(Vec<T> value) {
     return total;
 }
 
+// Every second lane of two vectors side by side, from lane `first` on.
+template <class T>
+MB_INLINE Vec<T> every_second(Vec<T> one, Vec<T> other, int first) {
+#if defined(__clang__)
+    Vec<T> picked;
+    for (int i = 0; i < lanes<T>; ++i) {
+        const int from = 2 * i + first;
+        picked[i] = from < lanes<T> ? one[from] : other[from - lanes<T>];
+    }
+    return picked;
+#else
+    typename Kind<T>::Whole from;
+    for (int i = 0; i < lanes<T>; ++i) from[i] = 2 * i + first;
+    return __builtin_shuffle(one, other, from);
+#endif
+}
+
+// The sums over the lanes of as many vectors as one has lanes: pairs of lanes, level by level.
+template <class T, int LEFT>
+MB_INLINE void add_pairs(Vec<T>* v) {
+    if constexpr (LEFT >= 1) {
+#pragma GCC unroll 8
+        for (int i = 0; i < LEFT; ++i)
+            v[i] = every_second<T>(v[2 * i], v[2 * i + 1], 0) +
+                   every_second<T>(v[2 * i], v[2 * i + 1], 1);
+        add_pairs<T, LEFT / 2>(v);
+    }
+}
+
+// The sum over the lanes of each of `count` vectors.
+template <class T>
+MB_INLINE void store_sums(T* to, const Vec<T>* values, int64_t count) {
+    int64_t done = 0;
+    for (; done + lanes<T> <= count; done += lanes<T>) {
+        Vec<T> v[lanes<T>];
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes<T>; ++i) v[i] = values[done + i];
+        add_pairs<T, lanes<T> / 2>(v);
+        store<T>(to + done, v[0]);
+    }
+    for (; done < count; ++done) to[done] = sum<T>(values[done]);
+}
+
 // 2^f for |f| <= 1/2, exactly 1 at 0. float: fitted for the smallest relative error (9e-8).
 MB_INLINE Vec<float> small_power(Vec<float> f) {
     Vec<float> p = all(0.001326472731307149f);

@@ -6,7 +6,9 @@ import sys
 import types
 
 import pytest
+import torch
 
+from megabase.layers.mamba import MambaMixer, slower_than_possible
 from megabase.ops import backend, kernels
 
 
@@ -58,3 +60,16 @@ def test_kernels_of_another_interface_are_not_called(monkeypatch: pytest.MonkeyP
 def test_without_the_distribution_the_reason_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "megabase_kernels", None)
     assert kernels._find()[0] is None
+
+
+def test_a_long_run_says_what_would_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, other = torch.device("cpu"), torch.device("meta")
+    mixer = torch.nn.Sequential(MambaMixer(8))
+    monkeypatch.setattr(kernels, "_why", "megabase-kernels is not installed (how to)")
+    hint = slower_than_possible(mixer, cpu)
+    assert hint is not None
+    assert "not installed" in hint
+    assert slower_than_possible(mixer, other) is None
+    assert slower_than_possible(torch.nn.Linear(2, 2), cpu) is None
+    monkeypatch.setattr(kernels, "_why", None)
+    assert slower_than_possible(mixer, cpu) is None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from megabase.bench.config import RuntimeConfig
 from megabase.cli.bench_generate import make_parser, run_generate
+from megabase.cli.bench_scan import make_scan_parser, run_scan_bench
 from megabase.cli.bench_step import make_step_parsers, run_load, run_memory, run_step
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     }
     for name, parser_of in make_step_parsers().items():
         actions.add_subcommand(name, parser_of, help=texts[name])
+    actions.add_subcommand("scan", make_scan_parser(), help="the selective scan")
 
 
 def run(args: Namespace) -> int:
@@ -58,6 +60,7 @@ def run(args: Namespace) -> int:
         "step": run_step,
         "memory": run_memory,
         "load": run_load,
+        "scan": run_scan_bench,
     }
     actions[args.action](args[args.action], console)
     return 0

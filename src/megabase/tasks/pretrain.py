@@ -16,6 +16,7 @@ from megabase.data.regions import Regions
 from megabase.data.split import Split, read_intervals, split_genome
 from megabase.data.windows import RandomWindows, TiledWindows, WindowSource
 from megabase.genome.store import GenomeStore
+from megabase.layers.mamba import slower_than_possible
 from megabase.objectives.causal_lm import CausalLM
 from megabase.objectives.masked_lm import MaskedLM
 from megabase.tasks.language_model import build_language_model, save_language_model
@@ -100,6 +101,8 @@ def pretrain(
         show.print(plan.text, markup=False, highlight=False, soft_wrap=True)
         for change in changes:
             show.print(f"resumed with another setting: {change}", markup=False, highlight=False)
+        if (hint := slower_than_possible(plan.model, fabric.device)) is not None:
+            show.print(hint, markup=False, highlight=False, soft_wrap=True)
     if plan.memory.total > plan.available and not config.force:
         raise ConfigError(
             f"the run needs about {plan.memory.total / 1e9:.1f} GB in each process and "

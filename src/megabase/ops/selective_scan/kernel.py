@@ -18,9 +18,9 @@ from megabase.ops import kernels
 
 __all__ = ["STEPS", "selective_scan_kernel"]
 
-STEPS = 32
-"""Positions between the states that are kept for the backward pass. At 16 states these take half
-of the memory of one input."""
+STEPS = 64
+"""Positions between the states that are kept for the backward pass. At 16 states these take a
+quarter of the memory of one input."""
 
 _SINGLE_THREAD = 1 << 16
 """Products of batch, length, channels and states below which threads do not pay."""
