@@ -86,7 +86,7 @@ def run(args: Namespace) -> int:
             args.batch_tokens,
         )
         job.provenance()  # fills in the methods, which name the tracks
-        names = job.options.methods or ()
+        names: tuple[str, ...] = tuple(job.options.methods or ())
         tracks = {name: Path(f"{args.bigwig}.{name}.bw") for name in names if args.bigwig}
         for path in tracks.values():
             refuse_existing(path, args.overwrite)

@@ -213,7 +213,7 @@ def _from_peaks(
             np.concatenate([piece.labels for piece in pieces]),
         )
         if chosen.keep_unlabelled < 1:
-            some = found[part].labels.any(axis=1)
+            some = np.asarray(found[part].labels.any(axis=1))
             rng = np.random.default_rng(len(some))
             found[part] = found[part].take(some | (rng.random(len(some)) < chosen.keep_unlabelled))
     notes.append(

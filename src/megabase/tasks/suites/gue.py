@@ -29,16 +29,8 @@ INSTRUCTIONS = (
 )
 
 _SOURCE = "DNABERT-2 paper (2306.15006v2), Table 6"
-_PUBLISHED = {
-    "EMP_H3": 78.27, "EMP_H3K14ac": 52.57, "EMP_H3K36me3": 56.88, "EMP_H3K4me1": 50.52,
-    "EMP_H3K4me2": 31.13, "EMP_H3K4me3": 36.27, "EMP_H3K79me3": 67.39, "EMP_H3K9ac": 55.63,
-    "EMP_H4": 80.71, "EMP_H4ac": 50.43,
-    "mouse_0": 56.76, "mouse_1": 84.77, "mouse_2": 79.32, "mouse_3": 66.47, "mouse_4": 52.66,
-    "tf_0": 71.99, "tf_1": 76.06, "tf_2": 66.52, "tf_3": 58.54, "tf_4": 77.43,
-    "prom_prom_core_all": 69.37, "prom_prom_core_notata": 68.04, "prom_prom_core_tata": 74.17,
-    "prom_prom_300_all": 86.77, "prom_prom_300_notata": 94.27, "prom_prom_300_tata": 71.59,
-    "splice_reconstructed": 84.99,
-}  # fmt: skip
+# The one figure of that table that could be checked against another source; the others wait for it.
+_PUBLISHED = {"mouse_0": 56.76}
 
 
 def _found(config: BenchmarkConfig) -> dict[str, Path]:
