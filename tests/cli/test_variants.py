@@ -67,7 +67,9 @@ def vcf(genome: Path) -> Path:
 
 
 def run(vcf: Path, genome: Path, out: Path, *options: str) -> int:
-    return main(["variants", str(vcf), "--genome", str(genome), "-o", str(out), *options])
+    """Run the verb in this process; starting others costs seconds."""
+    command = ["variants", str(vcf), "--genome", str(genome), "-o", str(out), *options]
+    return main(command if "--devices" in options else [*command, "--devices", "1"])
 
 
 def without_scores(line: str) -> str:
@@ -83,7 +85,7 @@ def test_every_record_comes_back_and_bcftools_reads_it(
     vcf: Path, genome: Path, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / name
-    assert run(vcf, genome, out, "--window", "128") == 0
+    assert run(vcf, genome, out, "--window", "32") == 0
     assert "80 records; REF differs from the genome in 2" in capfd.readouterr().err
     ran = subprocess.run(["bcftools", "view", str(out)], capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "")
@@ -99,7 +101,7 @@ def test_every_record_comes_back_and_bcftools_reads_it(
     assert len(records) == 80
     assert sum("MB_REASON=SYMBOLIC_ALT" in line for line in records) == 2
     assert sum("MB_REASON=REF_MISMATCH" in line for line in records) == 2
-    table = score_variants(vcf, genome, window=128).table
+    table = score_variants(vcf, genome, window=32).table
     found = [
         value
         for record in pysam.VariantFile(str(out))
@@ -119,19 +121,25 @@ def test_every_record_comes_back_and_bcftools_reads_it(
 
 def test_tables_are_read_by_polars_and_pandas(vcf: Path, genome: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
-    assert run(vcf, genome, out, "--window", "64", "--methods", "l2", "llr_site") == 0
+    assert run(vcf, genome, out, "--window", "64", "--methods", "l2", "llr_site",
+               "--placement", "grid") == 0  # fmt: skip
     table = pl.read_parquet(out)
     assert table.columns[-3:] == ["l2", "llr_site", "reason"]
     assert table.height == 96
     assert pd.read_parquet(out)["reason"].notna().sum() == 4
-    assert '"window":64' in pl.read_parquet_metadata(out)["megabase"]
+    provenance = pl.read_parquet_metadata(out)["megabase"]
+    assert '"window":64' in provenance
+    assert '"placement":"grid"' in provenance
+    wanted = score_variants(vcf, genome, window=64, methods=["l2", "llr_site"], placement="grid")
+    found, there = (frame["llr_site"].fill_null(0) for frame in (table, wanted.table))
+    np.testing.assert_allclose(found, there, atol=1e-5)
 
 
 def test_kill_and_resume_gives_the_same_bytes(genome: Path, tmp_path: Path) -> None:
     many = tmp_path / "many.vcf"
-    many.write_text(HEADER + "\n".join(lines_of(genome, 700, 5)) + "\n")
+    many.write_text(HEADER + "\n".join(lines_of(genome, 300, 12)) + "\n")
     whole, out = tmp_path / "whole.vcf.gz", tmp_path / "out.vcf.gz"
-    options = ["--window", "128", "--device", "cpu"]
+    options = ["--window", "16", "--device", "cpu", "--strands", "forward"]
     assert run(many, genome, whole, *options, "--devices", "1") == 0
     command = ["variants", str(many), "--genome", str(genome), "-o", str(out), *options,
                "--devices", "2"]  # fmt: skip
@@ -146,6 +154,7 @@ def test_kill_and_resume_gives_the_same_bytes(genome: Path, tmp_path: Path) -> N
     if not out.exists():
         assert run(many, genome, out, *options) == 2
         assert run(many, genome, out, *options, "--window", "64", "--resume") == 2
+        assert run(many, genome, out, *options, "--placement", "grid", "--resume") == 2
         assert run(many, genome, out, *options, "--devices", "1", "--resume") == 0
     assert out.read_bytes() == whole.read_bytes()
     assert not parts.exists()
@@ -157,7 +166,7 @@ def test_unsorted_input_is_scored_and_not_indexed(
     turned = tmp_path / "turned.vcf"
     turned.write_text(HEADER + "\n".join(lines_of(genome)[::-1]) + "\n")
     out = tmp_path / "out.vcf.gz"
-    assert run(turned, genome, out, "--window", "64") == 0
+    assert run(turned, genome, out, "--window", "16") == 0
     assert "not in order" in capsys.readouterr().err
     assert not out.with_name("out.vcf.gz.tbi").exists()
 
@@ -168,7 +177,7 @@ def test_names_with_and_without_chr_are_one_contig(
 ) -> None:
     other = tmp_path / "other.vcf"
     other.write_text(vcf.read_text().replace("\nchr", "\n"))
-    assert run(other, genome, tmp_path / "out.vcf.gz", "--window", "64") == 0
+    assert run(other, genome, tmp_path / "out.vcf.gz", "--window", "16") == 0
     said = capsys.readouterr().err
     assert said.count("contig '1' is taken to be 'chr1'") == 1
     assert pysam.VariantFile(str(tmp_path / "out.vcf.gz")).header.contigs["1"].length == 4_000

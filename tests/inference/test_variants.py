@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from megabase.genome.interval import Variant
 from megabase.genome.store import GenomeStore
 from megabase.inference import score_variants
+from megabase.inference.alleles import PLACEMENTS
+from megabase.inference.alleles import place as place_codes
 from megabase.inference.errors import InferenceError
 from megabase.inference.shared_prefix import SharedPrefixReader
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
@@ -90,7 +94,9 @@ def vcf_records(contigs: dict[str, str]) -> list[tuple[str, int, str, str]]:
     ]
 
 
-def place(genome: str, index: int, ref: str, alt: str) -> tuple[str, str, int, str, str]:
+def place(
+    genome: str, index: int, ref: str, alt: str, placement: str = "centred"
+) -> tuple[str, str, int, str, str]:
     """Windows of both alleles by cutting strings; index is 0-based."""
     while ref and alt and ref[0] == alt[0]:
         ref, alt, index = ref[1:], alt[1:], index + 1
@@ -98,6 +104,8 @@ def place(genome: str, index: int, ref: str, alt: str) -> tuple[str, str, int, s
         ref, alt = ref[:-1], alt[:-1]
     changed = genome[:index] + alt + genome[index + len(ref) :]
     start = index - WINDOW // 2
+    if placement == "grid" and max(len(ref), len(alt)) <= 4:
+        start = next(s for s in range(-160, 400, 16) if 8 <= index - s < 24)
     while start + WINDOW > min(len(genome), len(changed)):
         start -= 1
     start = max(start, 0)
@@ -114,8 +122,10 @@ def log_probs(model: torch.nn.Module, text: str) -> list[float]:
     return values
 
 
-def slow(model: torch.nn.Module, genome: str, index: int, ref: str, alt: str) -> dict[str, float]:
-    one, two, offset, ref, alt = place(genome, index, ref, alt)
+def slow(
+    model: torch.nn.Module, genome: str, index: int, ref: str, alt: str, placement: str
+) -> dict[str, float]:
+    one, two, offset, ref, alt = place(genome, index, ref, alt, placement)
     a, b = log_probs(model, one), log_probs(model, two)
     count = WINDOW - offset - max(len(ref), len(alt))
     site = sum(b[offset : offset + len(alt)]) - sum(a[offset : offset + len(ref)])
@@ -146,10 +156,16 @@ def write_vcf(path: Path, rows: list[tuple[str, int, str, str]]) -> Path:
 METHODS = ("llr_window", "llr_after", "llr_site", "cosine", "l2")
 
 
+@pytest.mark.parametrize("placement", ["centred", "grid"])
 @pytest.mark.parametrize("methods", [METHODS, METHODS[:3]])
 @pytest.mark.parametrize("kind", ["fast", "no bias", "plain"])
 def test_every_kind_of_record_equals_string_surgery(
-    contigs: dict[str, str], store: GenomeStore, tmp_path: Path, methods: tuple[str, ...], kind: str
+    contigs: dict[str, str],
+    store: GenomeStore,
+    tmp_path: Path,
+    methods: tuple[str, ...],
+    kind: str,
+    placement: Literal["centred", "grid"],
 ) -> None:
     torch.manual_seed(1)
     if kind == "plain":
@@ -163,13 +179,15 @@ def test_every_kind_of_record_equals_string_surgery(
     for _, position, ref, alts in rows:
         for alt in alts.upper().split(","):
             index = position - 1
-            there = slow(model, genome, index, ref.upper(), alt)
+            there = slow(model, genome, index, ref.upper(), alt, placement)
             mirrored = len(genome) - index - len(ref)
-            back = slow(model, reverse(genome), mirrored, reverse(ref.upper()), reverse(alt))
+            back = slow(
+                model, reverse(genome), mirrored, reverse(ref.upper()), reverse(alt), placement
+            )
             expected.append((there, back))
     for strands, pick in (("forward", 0), ("reverse", 1), ("both", None)):
         table = score_variants(
-            file, store, model, window=WINDOW, methods=methods, strands=strands
+            file, store, model, window=WINDOW, methods=methods, strands=strands, placement=placement
         ).table
         assert table["reason"].to_list() == [None] * len(expected)
         for name in methods:
@@ -187,8 +205,12 @@ def test_the_fast_reader_is_used_where_it_can_be(model: torch.nn.Module) -> None
     assert not SharedPrefixReader.supports(hyena(hyena_order=3))
 
 
+@pytest.mark.parametrize("placement", ["centred", "grid"])
 def test_batches_and_order_do_not_change_scores(
-    contigs: dict[str, str], store: GenomeStore, model: torch.nn.Module
+    contigs: dict[str, str],
+    store: GenomeStore,
+    model: torch.nn.Module,
+    placement: Literal["centred", "grid"],
 ) -> None:
     rng = np.random.default_rng(3)
     genome = contigs["chr1"].upper()
@@ -198,12 +220,19 @@ def test_batches_and_order_do_not_change_scores(
         for k in (0, 1)
     ]
     model.train()
-    usual = score_variants(variants, store, model, window=WINDOW).table
+
+    def table(variants: list[Variant], batch_tokens: int = 1 << 16) -> pl.DataFrame:
+        return score_variants(
+            variants, store, model, window=WINDOW, placement=placement, batch_tokens=batch_tokens
+        ).table
+
+    usual = table(variants)
     assert model.training
     model.eval()
-    tiny = score_variants(variants, store, model, window=WINDOW, batch_tokens=40).table
-    turned = score_variants(variants[::-1], store, model, window=WINDOW).table.reverse()
+    tiny, turned = table(variants, 40), table(variants[::-1]).reverse()
+    alone = pl.concat([table([one]) for one in variants[:20]])
     for name in ("llr_window", "llr_after", "llr_site"):
+        np.testing.assert_allclose(alone[name], usual[name][:20], atol=1e-5)
         for other in (tiny, turned):
             left = usual[name].fill_null(0).to_numpy()
             np.testing.assert_allclose(other[name].fill_null(0), left, atol=1e-5)
@@ -217,9 +246,30 @@ def test_mirrored_variant_has_the_scores_of_the_other_strand(
     ref = genome[59:62]
     variant = Variant("chr1", 59, ref, ref[0])
     mirrored = Variant("chr1", len(genome) - 62, reverse(ref), reverse(ref[0]))
-    there = score_variants([variant], store, model, window=WINDOW).table
-    back = score_variants([mirrored], tmp_path / "back.fa", model, window=WINDOW).table
-    assert there["llr_window"][0] == pytest.approx(back["llr_window"][0], abs=1e-5)
+    for placement in PLACEMENTS:
+        there, back = (
+            score_variants([one], where, model, window=WINDOW, placement=placement).table
+            for one, where in ((variant, store), (mirrored, tmp_path / "back.fa"))
+        )
+        assert there["llr_window"][0] == pytest.approx(back["llr_window"][0], abs=1e-5)
+
+
+@pytest.mark.parametrize("window", [2, 3, 5, 32, 33, 1_024])
+def test_grid_windows_hold_the_variant_in_their_middle_half_and_are_shared(window: int) -> None:
+    view = np.random.default_rng(0).integers(0, 4, 6 * window, dtype=np.uint8)
+    starts = set()
+    for position in range(2 * window, 4 * window):
+        ref = "ACGT"[view[position]]
+        one = place_codes(view, position, ref, "C" if ref == "A" else "A", window, False, "grid")
+        assert not isinstance(one, str)
+        assert len(one.ref) == len(one.alt) == window
+        # Alleles longer than an eighth of the window, here of windows below 8, are centred.
+        if window >= 8:
+            assert window // 4 <= one.offset < window // 4 + window // 2
+        else:
+            assert one.offset == window // 2
+        starts.add(position - one.offset)
+    assert len(starts) <= (6 if window >= 8 else 2 * window)
 
 
 def test_what_cannot_be_scored_says_why(
@@ -279,6 +329,7 @@ def test_masked_model_hides_the_allele(contigs: dict[str, str], store: GenomeSto
         ({"methods": ["masked"]}, "needs a model that predicts hidden bases"),
         ({"methods": ["l2", "l2"]}, "different names"),
         ({"strands": "up"}, "strands is one of"),
+        ({"placement": "left"}, "placement is one of"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(

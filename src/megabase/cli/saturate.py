@@ -43,6 +43,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="strand that is read; the mean of both by default",
     )  # fmt: skip
     parser.add_argument(
+        "--placement", choices=["centred", "grid"], default="centred",
+        help="centred: a window of its own around each variant; grid: windows at multiples of half "
+        "their length, shared by neighbours (faster)",
+    )  # fmt: skip
+    parser.add_argument(
         "--bigwig", type=str, default=None, metavar="PREFIX",
         help="write PREFIX.METHOD.bw: at each base the mean loss of its three substitutions",
     )  # fmt: skip
@@ -82,7 +87,7 @@ def run(args: Namespace) -> int:
             args.region,
             store.path,
             args.model,
-            VariantOptions(args.window, methods, args.strands),
+            VariantOptions(args.window, methods, args.strands, args.placement),
             args.batch_tokens,
         )
         job.provenance()  # fills in the methods, which name the tracks

@@ -44,6 +44,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--strands", choices=["forward", "reverse", "both"], default="both",
         help="strand that is read; the mean of both by default",
     )  # fmt: skip
+    parser.add_argument(
+        "--placement", choices=["centred", "grid"], default="centred",
+        help="centred: a window of its own around each variant; grid: windows at multiples of half "
+        "their length, shared by neighbours (faster)",
+    )  # fmt: skip
     parser.add_argument("--prefix", type=str, default="MB", help="beginning of the INFO keys")
     parser.add_argument(
         "--allow-mismatches", action="store_true",
@@ -75,7 +80,7 @@ def run(args: Namespace) -> int:
             target,
             store.path,
             args.model,
-            VariantOptions(args.window, methods, args.strands),
+            VariantOptions(args.window, methods, args.strands, args.placement),
             args.prefix,
             args.allow_mismatches,
             args.batch_tokens,

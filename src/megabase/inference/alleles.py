@@ -1,9 +1,11 @@
 """Windows around variants: the same number of bases for both alleles, on either strand.
 
 The rule. REF and ALT are trimmed of what they share, first at the front (in reading direction) and
-then at the back. The first base at which they differ stands at index ``window // 2`` of the window;
-at the ends of a contig the window is moved inside instead of being padded. The window of ALT begins
-at the same base and has as many bases: a deletion takes more from behind, an insertion fewer. The
+then at the back. Centred, the first base at which they differ stands at index ``window // 2`` of
+the window. On the grid, windows begin at whole multiples of ``window // 2``, and the one is taken
+that has this base in its middle half; alleles longer than an eighth of the window are centred. At
+the ends of a contig the window is moved inside instead of being padded. The window of ALT begins at
+the same base and has as many bases: a deletion takes more from behind, an insertion fewer. The
 reverse strand is the same rule in the reverse complement of the contig, so scores of a variant and
 of its reverse complement are those of the other strand.
 """
@@ -20,7 +22,8 @@ from megabase.genome.alphabet import BASE_BITS, N, encode, reverse_complement
 from megabase.genome.store import GenomeStore
 from megabase.genome.vcf import VcfRecord
 
-__all__ = ["REASONS", "Placed", "Reason", "check_allele", "check_record", "place"]
+__all__ = ["PLACEMENTS", "REASONS", "Placed", "Placement", "Reason", "check_allele", "check_record",
+           "place"]  # fmt: skip
 
 Reason = Literal[
     "UNKNOWN_CONTIG", "OUTSIDE_CONTIG", "REF_NOT_BASES", "REF_MISMATCH", "NO_ALT", "SYMBOLIC_ALT",
@@ -40,6 +43,10 @@ REASONS: dict[Reason, str] = {
     "ALLELE_TOO_LONG": "the allele does not fit into the window",
 }
 """Why a record or an allele has no score."""
+
+Placement = Literal["centred", "grid"]
+PLACEMENTS: tuple[Placement, ...] = ("centred", "grid")
+"""Ways to place a window: around each variant, or where its neighbours can have the same one."""
 
 _BASES = frozenset("ACGTacgt")
 _Codes = NDArray[np.uint8]
@@ -102,8 +109,22 @@ def check_allele(ref: str, alt: str) -> Reason | None:
     return "ALT_IS_REF" if alt.upper() == ref.upper() else None
 
 
+def _start(first: int, longest: int, window: int, placement: Placement) -> int:
+    """Give where a window would begin on an endless contig."""
+    step = window // 2
+    if placement == "grid" and longest <= window // 8:
+        return (first - window // 4) // step * step
+    return first - step
+
+
 def place(
-    view: _Codes, position: int, ref: str, alt: str, window: int, reverse: bool
+    view: _Codes,
+    position: int,
+    ref: str,
+    alt: str,
+    window: int,
+    reverse: bool,
+    placement: Placement = "centred",
 ) -> Placed | Reason:
     """Cut the windows of both alleles.
 
@@ -119,6 +140,8 @@ def place(
         Bases of a window.
     reverse
         Whether to read the reverse complement.
+    placement
+        Where the window is put.
 
     Returns
     -------
@@ -141,9 +164,9 @@ def place(
     first, more = position + front, max(0, len(old) - len(new))
     if length < window + more:
         return "CONTIG_TOO_SHORT"
-    start = min(max(0, first - window // 2), length - window - more)
-    offset = first - start
     longest = max(len(old), len(new))
+    start = min(max(0, _start(first, longest, window, placement)), length - window - more)
+    offset = first - start
     if offset + longest > window:
         return "ALLELE_TOO_LONG" if longest > window - window // 2 else "TOO_NEAR_END"
     end = start + window + more

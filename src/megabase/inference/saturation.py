@@ -18,6 +18,7 @@ from megabase.genome.alphabet import BASE_BITS, BASES, decode
 from megabase.genome.interval import Interval, Strand, one_based
 from megabase.genome.store import GenomeStore
 from megabase.genome.vcf import VcfRecord
+from megabase.inference.alleles import Placement
 from megabase.inference.errors import InferenceError
 from megabase.inference.model import (
     LanguageModel,
@@ -260,6 +261,7 @@ def saturate(
     window: int | None = None,
     methods: Sequence[str] | None = None,
     strands: Strands = "both",
+    placement: Placement = "centred",
     batch_tokens: int = 1 << 16,
     device: str | None = None,
 ) -> Saturation:
@@ -273,7 +275,7 @@ def saturate(
         The genome, or a store or FASTA file.
     model
         A model, or the name of one; the packaged model when None. The mode of a model is restored.
-    window, methods, strands
+    window, methods, strands, placement
         As for :func:`megabase.inference.score_variants`.
     batch_tokens
         Most positions of a batch: time and memory, not the result.
@@ -291,7 +293,9 @@ def saturate(
     InferenceError, LogProbsError
         When model, window and methods do not fit.
     """
-    options = VariantOptions(window, None if methods is None else tuple(methods), strands)
+    options = VariantOptions(
+        window, None if methods is None else tuple(methods), strands, placement
+    )
     loaded = load_language_model(model, device)
     if not isinstance(genome, GenomeStore):
         with genome_store(genome) as store:

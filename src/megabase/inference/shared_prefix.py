@@ -6,9 +6,11 @@ convolution, y = k conv u is linear, so y_alt = y_ref + k conv (u_alt - u_ref), 
 lives on the part after the variant: a transform of half the length. In the first layer a
 substitution changes u at its own place and at the taps of the short convolution only: no transform
 and no input projection are needed there. In the last layer what no score reads is not computed.
+Variants of one window, wherever in it they are, share the reading of REF.
 
-Shape suffixes: R reference windows, A alternative alleles, B either, P positions, S positions from
-the variant on, D width, K taps of the short convolution.
+Shape suffixes: R reference windows, A alternative alleles, B either, P positions, F positions from
+the first variant of the windows on, S positions from one variant on, D width, C projected channels,
+K taps of the short convolution.
 """
 
 from __future__ import annotations
@@ -28,11 +30,10 @@ from megabase.genome.alphabet import BASE_TOKEN_IDS, T
 from megabase.inference.alleles import Placed
 from megabase.inference.log_probs import evaluating
 from megabase.inference.methods import Need, Reading
+from megabase.inference.prefix_layers import LayerPieces
 from megabase.layers.backbone import Backbone, Block
 from megabase.layers.hyena import HyenaOperator
-from megabase.layers.linear import bare, from_channel_major, to_channel_major
-from megabase.ops.long_conv.lengths import fft_length
-from megabase.ops.short_conv import short_conv
+from megabase.layers.linear import bare
 
 if TYPE_CHECKING:
     from megabase.inference.readers import PlainReader
@@ -41,9 +42,10 @@ __all__ = ["SharedPrefixReader"]
 
 _SPARSE = 8
 """Changed samples of the first convolution up to which they are added tap by tap."""
-_MLP_ROWS = 1 << 10
-"""Positions whose inner activations exist at a time: they stay in the cache."""
-_CPU_TOKENS = 1 << 13
+_CPU_TOKENS = 1 << 10
+"""Positions of a batch on a CPU: what a layer makes of them stays near the core."""
+_SHAPES = 32
+"""Places in a window where reading ALT begins: libraries prepare themselves for every new shape."""
 
 
 @dataclass
@@ -53,11 +55,12 @@ class _Layer:
     Parameters
     ----------
     tail
-        Projected channels just before the variant, (R, 3 D, K - 1).
+        Projected channels from K - 1 positions before the first variant to the last one,
+        (R, 3 D, .).
     u, y
-        Input and output of the long convolution from the variant on, (R, D, S).
+        Input and output of the long convolution from the first variant on, (R, D, F).
     gate
-        The output gate there, (R, D, S), where ALT does not compute it.
+        The output gate there, (R, D, F), where ALT does not compute it.
     """
 
     tail: Tensor
@@ -67,14 +70,36 @@ class _Layer:
 
 
 @dataclass
-class _Group:
-    """Variants of one window length and offset, and of one way through the first layer."""
+class _Reference:
+    """REF windows as read.
 
-    sparse: int
-    numbers: list[int] = field(default_factory=list)
-    refs: dict[bytes, int] = field(default_factory=dict)
-    ref_codes: list[NDArray[np.uint8]] = field(default_factory=list)
-    owner: list[int] = field(default_factory=list)
+    Parameters
+    ----------
+    first
+        Index of the first variant in any of them.
+    layers
+        What ALT needs.
+    logits
+        Of A, C, G, T from ``first - 1`` on, (R, F + 1, 4).
+    scores
+        Log-probabilities from `first` on, one array for each window.
+    states
+        Last hidden states of whole windows, (R, P, D), where they are pooled.
+    """
+
+    first: int
+    layers: list[_Layer]
+    logits: Tensor
+    scores: list[NDArray[np.float32]]
+    states: Tensor | None
+
+
+@dataclass
+class _Window:
+    """A REF window, and the numbers of its variants."""
+
+    codes: NDArray[np.uint8]
+    members: list[int] = field(default_factory=list)
 
 
 class SharedPrefixReader:
@@ -98,8 +123,8 @@ class SharedPrefixReader:
         device = self.model.lm_head.weight.device
         self.device = device
         self.tokens = min(batch_tokens, _CPU_TOKENS) if device.type == "cpu" else batch_tokens
-        self._taps: dict[int, list[Tensor]] = {}
-        self._spectra: dict[tuple[int, int, int], Tensor] = {}
+        self.pieces = LayerPieces(self.blocks)
+        self.reach = self.pieces.reach
 
     @staticmethod
     def supports(model: nn.Module) -> bool:
@@ -125,72 +150,80 @@ class SharedPrefixReader:
         """Read all variants; their windows may differ in length and offset."""
         results: list[tuple[Reading, Reading] | None] = [None] * len(places)
         pooled = "pooled" in needs
-        taps = self._short_taps()
-        groups: dict[tuple[int, int, int], _Group] = {}
+        windows: dict[int, dict[bytes, _Window]] = {}
         rest: list[int] = []
         for number, one in enumerate(places):
-            positions = len(one.ref) - (0 if pooled else 1)
-            if one.offset < taps or positions - one.offset < 1:
+            length = len(one.ref)
+            if one.offset < self.reach or length - (0 if pooled else 1) - one.offset < 1:
                 rest.append(number)
                 continue
-            changed = one.ref_bases + taps - 1 if one.ref_bases == one.alt_bases else 0
-            sparse = changed if changed <= min(_SPARSE, positions - one.offset) else 0
-            key = (len(one.ref), one.offset, sparse)
-            group = groups.setdefault(key, _Group(sparse))
-            text = one.ref.tobytes()
-            row = group.refs.setdefault(text, len(group.ref_codes))
-            if row == len(group.ref_codes):
-                group.ref_codes.append(one.ref)
-            group.owner.append(row)
-            group.numbers.append(number)
+            of_length = windows.setdefault(length, {})
+            of_length.setdefault(one.ref.tobytes(), _Window(one.ref)).members.append(number)
         if rest:
             found = self.plain.read([places[number] for number in rest], needs)
             for number, pair in zip(rest, found, strict=True):
                 results[number] = pair
         with evaluating(self.model):
-            for (window, offset, _), group in groups.items():
-                self._read_group(places, group, window, offset, pooled, results)
-            self._taps.clear()  # weights may change between calls
-            self._spectra.clear()
+            for length, of_length in windows.items():
+                rows = max(1, self.tokens // length)
+                # Windows whose first variants are at like places waste the least together.
+                order = sorted(
+                    of_length.values(), key=lambda w: min(places[m].offset for m in w.members)
+                )
+                for low in range(0, len(order), rows):
+                    self._read_windows(places, order[low : low + rows], rows, pooled, results)
+                self.pieces.clear()
         return [result for result in results if result is not None]
 
-    def _short_taps(self) -> int:
-        mixer: Any = self.blocks[0].mixer
-        return int(mixer.short_filter.weight.shape[-1])
+    def _sparse(self, one: Placed, positions: int) -> int:
+        """Count the samples of the first convolution that differ; 0 when too many do."""
+        if one.ref_bases != one.alt_bases:
+            return 0
+        changed = one.ref_bases + self.reach - 1
+        return changed if changed <= min(_SPARSE, positions - one.offset) else 0
 
-    def _read_group(
+    def _read_windows(
         self,
         places: Sequence[Placed],
-        group: _Group,
-        window: int,
-        offset: int,
+        windows: list[_Window],
+        rows: int,
         pooled: bool,
         results: list[tuple[Reading, Reading] | None],
     ) -> None:
-        rows = max(1, self.tokens // window)
-        by_ref: list[list[int]] = [[] for _ in group.ref_codes]
-        for place_number, row in enumerate(group.owner):
-            by_ref[row].append(place_number)
-        for low in range(0, len(group.ref_codes), rows):
-            refs = range(low, min(low + rows, len(group.ref_codes)))
-            codes_RW = np.stack([group.ref_codes[row] for row in refs])
-            state, ref_logits, ref_pooled = self._reference(codes_RW, offset, pooled, group.sparse)
-            ref_scores = self._scores(ref_logits, codes_RW[:, offset:], pooled)
-            members = [(m, row - low) for row in refs for m in by_ref[row]]
+        codes_RW = np.stack([window.codes for window in windows])
+        positions = codes_RW.shape[1] - (0 if pooled else 1)
+        step = max(1, codes_RW.shape[1] // _SHAPES)
+        parts: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
+        for row, window in enumerate(windows):
+            for number in window.members:
+                one = places[number]
+                begin = one.offset // step * step
+                begin = begin if begin >= self.reach else one.offset
+                sparse = self._sparse(one, positions)
+                key = (begin, one.offset - begin if sparse else 0, sparse)
+                parts.setdefault(key, []).append((number, row))
+        begins = [begin for begin, *_ in parts]
+        keep_gate = any(sparse for *_, sparse in parts)
+        reference = self._reference(codes_RW, min(begins), max(begins), pooled, keep_gate)
+        for (begin, low, sparse), members in parts.items():
             for start in range(0, len(members), 2 * rows):  # half the positions: twice the rows
                 part = members[start : start + 2 * rows]
-                owner = torch.tensor([row for _, row in part], device=self.device)
-                codes_AW = np.stack([places[group.numbers[m]].alt for m, _ in part])
-                logits, alt_pooled = self._alternative(
-                    codes_AW, offset, state, owner, group.sparse, pooled
+                owner = [row for _, row in part]
+                codes_AW = np.stack([places[number].alt for number, _ in part])
+                scores, ref_pooled, alt_pooled = self._alternative(
+                    codes_AW, begin, reference, owner, slice(low, low + sparse)
                 )
-                # The first logits come from the base before the variant, which is REF's.
-                logits = torch.cat((ref_logits[owner, :1], logits), dim=1)
-                scores = self._scores(logits, codes_AW[:, offset:], pooled)
-                for i, (m, row) in enumerate(part):
-                    results[group.numbers[m]] = (
-                        Reading(ref_scores[row], None if ref_pooled is None else ref_pooled[row]),
-                        Reading(scores[i], None if alt_pooled is None else alt_pooled[i]),
+                for i, (number, row) in enumerate(part):
+                    offset = places[number].offset
+                    results[number] = (
+                        Reading(
+                            reference.scores[row][offset - reference.first :],
+                            None if ref_pooled is None else ref_pooled[i],
+                        ),
+                        Reading(
+                            scores[i][offset - begin :],
+                            None if alt_pooled is None else alt_pooled[i],
+                        ),
                     )
 
     def _scores(
@@ -208,137 +241,121 @@ class SharedPrefixReader:
     def _ids(self, codes: NDArray[np.uint8]) -> Tensor:
         return codes_to_ids(torch.from_numpy(np.ascontiguousarray(codes)).to(self.device))
 
-    def _filter(self, layer: int, positions: int) -> Tensor:
-        if positions not in self._taps:
-            mixers: list[Any] = [block.mixer for block in self.blocks]
-            self._taps[positions] = [mixer.taps(positions)[0] for mixer in mixers]
-        return self._taps[positions][layer]
-
-    def _convolve(self, layer: int, u_BDL: Tensor, positions: int, clean_from: int) -> Tensor:
-        """Convolve; samples before `clean_from` may be wrong (they are not used)."""
-        length = u_BDL.shape[-1]
-        n_fft = fft_length(2 * length - 1 - clean_from)
-        key = (layer, n_fft, length)
-        if key not in self._spectra:
-            k_DL = self._filter(layer, positions)[:, :length]
-            mixer: Any = self.blocks[layer].mixer
-            spectrum = torch.fft.rfft(k_DL, n=n_fft)
-            skip_D = mixer.filter_fn.skip()
-            self._spectra[key] = spectrum if skip_D is None else spectrum + skip_D[:, None]
-        K_DF = self._spectra[key]
-        y_BDL = torch.empty_like(u_BDL)
-        for row in range(u_BDL.shape[0]):
-            U_DF = torch.fft.rfft(u_BDL[row], n=n_fft).mul_(K_DF)
-            y_BDL[row] = torch.fft.irfft(U_DF, n=n_fft)[..., :length]
-        return y_BDL
-
-    def _finish_block(self, block: Block, z_BDL: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Project out, add to the running sum, and run the MLP in pieces that fit the cache."""
-        mixer: Any = block.mixer
-        residual = residual + from_channel_major(mixer.out_proj, z_BDL)
-        if block.mlp.fuses():
-            return block.mlp.fused(residual, block.norm2), residual
-        x = block.norm2(residual).flatten(0, 1)
-        hidden = torch.empty_like(x)
-        for low in range(0, x.shape[0], _MLP_ROWS):
-            inner = block.mlp.fc1(x[low : low + _MLP_ROWS])
-            hidden[low : low + _MLP_ROWS] = block.mlp.fc2(F.gelu(inner, approximate="tanh"))
-        return hidden.view(residual.shape), residual
-
     def _head(self, total: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.backbone.ln_f(total)
         weight = self.model.lm_head.weight[BASE_TOKEN_IDS[0] : BASE_TOKEN_IDS[-1] + 1]
         return F.linear(hidden, weight), hidden
 
     def _reference(
-        self, codes_RW: NDArray[np.uint8], offset: int, pooled: bool, sparse: int
-    ) -> tuple[list[_Layer], Tensor, NDArray[np.float32] | None]:
-        """Read REF; give what ALT needs, the logits from ``offset - 1`` on, the pooled states."""
+        self, codes_RW: NDArray[np.uint8], first: int, last: int, pooled: bool, keep_gate: bool
+    ) -> _Reference:
+        """Read REF windows whose variants lie from `first` to `last`."""
         ids_RP = self._ids(codes_RW if pooled else codes_RW[:, :-1])
-        positions, state = ids_RP.shape[1], []
+        positions, layers, before = ids_RP.shape[1], [], self.reach - 1
         hidden: Tensor = self.backbone.embeddings(ids_RP)
         residual: Tensor | None = None
         for layer, block in enumerate(self.blocks):
             mixer: Any = block.mixer
             residual = hidden if residual is None else hidden + residual
-            last = layer == len(self.blocks) - 1
-            first = offset - 1 if last and not pooled else 0
-            p_RPL = to_channel_major(mixer.in_proj, block.norm1(residual))
-            taps, bias = mixer.short_filter.weight[:, 0], mixer.short_filter.bias
-            tail = p_RPL[..., offset - taps.shape[-1] + 1 : offset].clone()
-            x0, x1, v = short_conv(p_RPL, taps, bias).split(mixer.d_model, dim=1)
+            # What the last layer gives before the first variant is not read: no gate is needed.
+            start = first - 1 if layer == len(self.blocks) - 1 and not pooled else 0
+            lead = max(0, start - before)
+            x_RPD, width = block.norm1(residual), mixer.d_model
+            gate_RDL = self.pieces.project(mixer, x_RPD[:, lead:], slice(width))
+            rest_RCP = self.pieces.project(mixer, x_RPD, slice(width, None))
+            at = slice(first - before, last)
+            tail = torch.cat((gate_RDL[..., at.start - lead : last - lead], rest_RCP[..., at]), 1)
+            x0 = self.pieces.short(mixer, gate_RDL, slice(width))[..., start - lead :]
+            x1, v = self.pieces.short(mixer, rest_RCP, slice(width, None)).split(width, dim=1)
             u_RDP = x1 * v
-            y_RDP = self._convolve(layer, u_RDP, positions, first)
-            keep_gate = layer == 0 and sparse > 0
-            state.append(
-                _Layer(
-                    tail,
-                    u_RDP[..., offset:].clone(),
-                    y_RDP[..., offset:].clone(),
-                    x0[..., offset:].clone() if keep_gate else None,
-                )
-            )
-            hidden, residual = self._finish_block(
-                block, y_RDP[..., first:] * x0[..., first:], residual[:, first:]
-            )
+            y_RDP = self.pieces.convolve(layer, u_RDP, positions, start)
+            gate = x0[..., first - start :] if layer == 0 and keep_gate else None
+            layers.append(_Layer(tail, u_RDP[..., first:], y_RDP[..., first:], gate))
+            hidden, residual = self.pieces.finish(block, y_RDP[..., start:] * x0,
+                                                  residual[:, start:])  # fmt: skip
         assert residual is not None
         logits, states = self._head(hidden + residual)
-        if not pooled:
-            return state, logits, None
-        self._prefix_sum = states[:, :offset].sum(1)
-        mean = (self._prefix_sum + states[:, offset:].sum(1)) / positions
-        return state, logits[:, offset - 1 :], mean.float().cpu().numpy()
+        if pooled:
+            logits = logits[:, first - 1 :]
+        scores = self._scores(logits, codes_RW[:, first:], pooled)
+        return _Reference(first, layers, logits, scores, states if pooled else None)
 
     def _alternative(
         self,
         codes_AW: NDArray[np.uint8],
-        offset: int,
-        state: list[_Layer],
-        owner: Tensor,
-        sparse: int,
-        pooled: bool,
-    ) -> tuple[Tensor, NDArray[np.float32] | None]:
-        """Read ALT from the variant on; give its logits there and the pooled states."""
-        codes = codes_AW[:, offset:] if pooled else codes_AW[:, offset:-1]
+        begin: int,
+        reference: _Reference,
+        owner: list[int],
+        changed: slice,
+    ) -> tuple[list[NDArray[np.float32]], NDArray[np.float32] | None, NDArray[np.float32] | None]:
+        """Read ALT from `begin` on; give log-probabilities, pooled states of REF and of ALT."""
+        pooled = reference.states is not None
+        codes = codes_AW[:, begin:] if pooled else codes_AW[:, begin:-1]
         positions = codes_AW.shape[1] - (0 if pooled else 1)
+        at, before = begin - reference.first, self.reach - 1
+        # A single row is looked at where it is; several are gathered.
+        rows: Any = slice(owner[0], owner[0] + 1)
+        if len(owner) > 1:
+            rows = torch.tensor(owner, device=self.device)
         hidden: Tensor = self.backbone.embeddings(self._ids(codes))
         residual: Tensor | None = None
         for layer, block in enumerate(self.blocks):
             mixer: Any = block.mixer
-            ref = state[layer]
+            ref = reference.layers[layer]
             residual = hidden if residual is None else hidden + residual
-            count = sparse if layer == 0 and sparse else residual.shape[1]
-            p_APL = to_channel_major(mixer.in_proj, block.norm1(residual[:, :count]))
-            p_APL = torch.cat((ref.tail[owner], p_APL), dim=-1)
-            taps, bias = mixer.short_filter.weight[:, 0], mixer.short_filter.bias
-            before = taps.shape[-1] - 1
-            x0, x1, v = short_conv(p_APL, taps, bias)[..., before:].split(mixer.d_model, dim=1)
-            change = x1 * v - ref.u[owner, :, :count]
-            y_ADS = ref.y[owner]
-            if count < residual.shape[1] or (layer == 0 and sparse):
+            u_ADS, y_ADS = ref.u[rows][..., at:], ref.y[rows][..., at:]
+            if layer == 0 and changed.stop > changed.start:
                 assert ref.gate is not None
-                self._add_taps(layer, change, y_ADS, positions)
-                gate = ref.gate[owner]
-                gate[..., :count] = x0
-                x0 = gate
+                gate_ADS = ref.gate[rows][..., at:]
+                z_ADS = self._substitute(codes_AW, begin, changed, u_ADS, y_ADS, gate_ADS)
             else:
-                y_ADS += self._convolve(layer, change, positions, 0)
-            hidden, residual = self._finish_block(block, y_ADS.mul_(x0), residual)
+                p_ACL = self.pieces.project(mixer, block.norm1(residual), slice(None))
+                p_ACL = torch.cat((ref.tail[rows][..., at : at + before], p_ACL), dim=-1)
+                x0, x1, v = self.pieces.short(mixer, p_ACL)[..., before:].split(
+                    mixer.d_model, dim=1
+                )
+                change = torch.mul(x1, v).sub_(u_ADS)
+                z_ADS = self.pieces.convolve(layer, change, positions, 0).add_(y_ADS).mul_(x0)
+            hidden, residual = self.pieces.finish(block, z_ADS, residual)
         assert residual is not None
         logits, states = self._head(hidden + residual)
-        if not pooled:
-            return logits, None
-        mean = (self._prefix_sum[owner] + states.sum(1)) / positions
-        return logits, mean.float().cpu().numpy()
+        # The first logits come from the base before, which is REF's.
+        logits = torch.cat((reference.logits[rows][:, at : at + 1], logits), dim=1)
+        scores = self._scores(logits, codes_AW[:, begin:], pooled)
+        if reference.states is None:
+            return scores, None, None
+        own = reference.states[rows]
+        shared = own[:, :begin].sum(1)
+        means = [(shared + part.sum(1)) / positions for part in (own[:, begin:], states)]
+        ref_pooled, alt_pooled = (mean.float().cpu().numpy() for mean in means)
+        return scores, ref_pooled, alt_pooled
 
-    def _add_taps(self, layer: int, change_ADC: Tensor, y_ADS: Tensor, positions: int) -> None:
-        """Add the convolution of a few samples, tap by tap."""
-        k_DP = self._filter(layer, positions)
-        length = y_ADS.shape[-1]
-        for place in range(change_ADC.shape[-1]):
-            sample = change_ADC[..., place : place + 1]
-            y_ADS[..., place:].addcmul_(sample, k_DP[:, : length - place])
-        mixer: Any = self.blocks[layer].mixer
+    def _substitute(
+        self,
+        codes_AW: NDArray[np.uint8],
+        begin: int,
+        changed: slice,
+        u_ADS: Tensor,
+        y_ADS: Tensor,
+        gate_ADS: Tensor,
+    ) -> Tensor:
+        """Mix in the first layer, where a few samples differ: theirs are added tap by tap."""
+        block, before, length = self.blocks[0], self.reach - 1, y_ADS.shape[-1]
+        mixer: Any = block.mixer
+        k_DP = self.pieces.filter(0, begin + length)
         skip_D = mixer.filter_fn.skip()
+        codes = codes_AW[:, begin + changed.start - before : begin + changed.stop]
+        x_ALD = block.norm1(self.backbone.embeddings(self._ids(codes)))
+        p_ACL = self.pieces.project(mixer, x_ALD, slice(None))
+        x0, x1, v = self.pieces.short(mixer, p_ACL)[..., before:].split(mixer.d_model, dim=1)
+        change = x1 * v - u_ADS[..., changed]
+        y_ADS = y_ADS.clone(memory_format=torch.contiguous_format)
+        for i in range(change.shape[-1]):
+            low = changed.start + i
+            y_ADS[..., low:].addcmul_(change[..., i : i + 1], k_DP[:, : length - low])
         if skip_D is not None:
-            y_ADS[..., : change_ADC.shape[-1]].addcmul_(change_ADC, skip_D[:, None])
+            y_ADS[..., changed].addcmul_(change, skip_D[:, None])
+        own = y_ADS[..., changed] * x0
+        z_ADS = y_ADS.mul_(gate_ADS)
+        z_ADS[..., changed] = own
+        return z_ADS

@@ -98,7 +98,8 @@ def header_lines(
     for name in options.methods or ():
         added.append(
             f'##INFO=<ID={info_key(prefix, name)},Number=A,Type=Float,Description="'
-            f'{METHODS[name].description}; {strands}; window of {options.window} bases">'
+            f"{METHODS[name].description}; {strands}; window of {options.window} bases, "
+            f'{options.placement}">'
         )
     reasons = "; ".join(f"{name}: {text}" for name, text in REASONS.items())
     added.append(

@@ -12,8 +12,9 @@ import platform
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["add_product", "matmul", "uses_onednn"]
+__all__ = ["add_product", "matmul", "matmul_gelu", "uses_onednn"]
 
 _SMALL = 1 << 18
 """Multiplications below which starting the other library costs more than it saves."""
@@ -93,6 +94,31 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     if bias is not None and own is None:
         out += bias
     return out
+
+
+def matmul_gelu(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply two matrices and apply GELU in its tanh form, without a gradient.
+
+    Parameters
+    ----------
+    a, b
+        Shapes (m, k) and (k, n), of one dtype; `b` column-major.
+    bias
+        Added to every row, shape (n,).
+
+    Returns
+    -------
+    Tensor
+        Shape (m, n).
+    """
+    if (
+        a.dtype != torch.float32
+        or a.device.type != "cpu"
+        or a.shape[0] * a.shape[1] * b.shape[1] < _SMALL
+        or not uses_onednn()
+    ):
+        return F.gelu(a @ b if bias is None else torch.addmm(bias, a, b), approximate="tanh")
+    return torch.ops.mkldnn._linear_pointwise(_dense(a), b.t(), bias, "gelu", [], "tanh")
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

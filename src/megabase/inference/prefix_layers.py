@@ -1,0 +1,118 @@
+"""Pieces of a Hyena layer that are computed alone, with what many windows share kept.
+
+Shape suffixes: B rows, L positions, D width, C projected channels, F frequencies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megabase.layers.backbone import Block
+from megabase.layers.linear import from_channel_major
+from megabase.ops import backend
+from megabase.ops.long_conv.lengths import fft_length
+from megabase.ops.products import matmul, matmul_gelu
+from megabase.ops.short_conv import short_conv
+
+__all__ = ["LayerPieces"]
+
+_ROWS = 1 << 10
+"""Positions whose inner activations exist at a time: they stay in the cache."""
+_LONG = 128
+"""Positions from which a row is multiplied alone; shorter rows go together."""
+_STEPS = 4
+"""Lengths of transforms in a window: variants at many places share the spectra of these."""
+
+
+class LayerPieces:
+    """Pieces of the layers of a causal model of order 2.
+
+    Parameters
+    ----------
+    blocks
+        The layers; their mixers are Hyena operators.
+    """
+
+    def __init__(self, blocks: list[Block]) -> None:
+        self.blocks = blocks
+        mixer: Any = blocks[0].mixer
+        self.reach = int(mixer.short_filter.weight.shape[-1])
+        self._taps: dict[int, list[Tensor]] = {}
+        self._spectra: dict[tuple[int, int, int], Tensor] = {}
+
+    def clear(self) -> None:
+        """Forget filters and their spectra: weights may change between calls."""
+        self._taps.clear()
+        self._spectra.clear()
+
+    def filter(self, layer: int, positions: int) -> Tensor:
+        """Give the taps of a layer for an input of so many positions, (D, positions)."""
+        if positions not in self._taps:
+            mixers: list[Any] = [block.mixer for block in self.blocks]
+            self._taps[positions] = [mixer.taps(positions)[0] for mixer in mixers]
+        return self._taps[positions][layer]
+
+    def convolve(self, layer: int, u_BDL: Tensor, positions: int, clean_from: int) -> Tensor:
+        """Convolve; samples before `clean_from` may be wrong (they are not used)."""
+        length, step = u_BDL.shape[-1], -(-positions // _STEPS)
+        most = min(positions, -(-length // step) * step)
+        n_fft = fft_length(2 * most - 1 - clean_from // step * step)
+        key = (layer, n_fft, most)
+        if key not in self._spectra:
+            k_DL = self.filter(layer, positions)[:, :most]
+            mixer: Any = self.blocks[layer].mixer
+            spectrum = torch.fft.rfft(k_DL, n=n_fft)
+            skip_D = mixer.filter_fn.skip()
+            self._spectra[key] = spectrum if skip_D is None else spectrum + skip_D[:, None]
+        K_DF = self._spectra[key]
+        y_BDL = torch.empty_like(u_BDL)
+        together = max(1, _ROWS // length)  # so that the spectra stay in the cache
+        for low in range(0, u_BDL.shape[0], together):
+            at = slice(low, low + together)
+            U_BDF = torch.fft.rfft(u_BDL[at], n=n_fft).mul_(K_DF)
+            y_BDL[at] = torch.fft.irfft(U_BDF, n=n_fft)[..., :length]
+        return y_BDL
+
+    def project(self, mixer: Any, x_BLD: Tensor, channels: slice) -> Tensor:
+        """Give some of the projected channels, (B, C, L)."""
+        w_CD, bias = mixer.in_proj.weight[channels], mixer.in_proj.bias
+        bias_C1 = None if bias is None else bias[channels, None]
+        if x_BLD.device.type == "cpu" and x_BLD.shape[1] >= _LONG:
+            rows = [matmul(w_CD, x_LD.t(), bias_C1) for x_LD in x_BLD]
+            return rows[0][None] if len(rows) == 1 else torch.stack(rows)
+        p_BCL = torch.matmul(w_CD, x_BLD.transpose(1, 2))
+        return p_BCL if bias_C1 is None else p_BCL.add_(bias_C1)
+
+    def short(self, mixer: Any, p_BCL: Tensor, channels: slice = slice(None)) -> Tensor:
+        """Apply the short convolution to some of the channels."""
+        bias = mixer.short_filter.bias
+        taps_CK = mixer.short_filter.weight[channels, 0]
+        return short_conv(p_BCL, taps_CK, None if bias is None else bias[channels])
+
+    def finish(self, block: Block, z_BDL: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Project out, add to the running sum, and run the MLP in pieces that fit the cache.
+
+        Returns
+        -------
+        hidden, residual : Tensor
+            Output of the MLP and the running sum before it, (B, L, D).
+        """
+        mixer: Any = block.mixer
+        if z_BDL.device.type == "cpu" and z_BDL.shape[2] >= _LONG:
+            out = mixer.out_proj
+            mixed = [matmul(z_DL.t(), out.weight.t(), out.bias) for z_DL in z_BDL]
+            residual = residual + (mixed[0][None] if len(mixed) == 1 else torch.stack(mixed))
+        else:
+            residual = residual + from_channel_major(mixer.out_proj, z_BDL)
+        mlp, x_ND = block.mlp, block.norm2(residual).flatten(0, 1)
+        if backend.use_reference() or x_ND.device.type != "cpu":
+            return mlp(x_ND).view(residual.shape), residual
+        parts = [
+            matmul(matmul_gelu(part, mlp.fc1.weight.t(), mlp.fc1.bias), mlp.fc2.weight.t(),
+                   mlp.fc2.bias)
+            for part in x_ND.split(_ROWS)
+        ]  # fmt: skip
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(residual.shape), residual
