@@ -230,3 +230,12 @@ def test_the_tokenizer_of_a_folder_or_of_its_family(tmp_path: Path) -> None:
     DNATokenizer(special_tokens="none", model_max_length=7).save_pretrained(path)
     tokenizer = load_tokenizer(path)
     assert (tokenizer.special_tokens, tokenizer.model_max_length) == ("none", 7)
+
+
+def test_the_packaged_model_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("default") == resolve_model(None)
+    mine = tmp_path / "default"
+    mine.mkdir()
+    (mine / "config.json").write_text("{}")
+    assert resolve_model("default").resolve() == mine.resolve()  # a folder of that name comes first

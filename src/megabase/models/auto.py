@@ -60,9 +60,9 @@ def resolve_model(spec: str | Path | None = None) -> Path:
     Parameters
     ----------
     spec
-        None for the model inside the package; a model folder; a run folder (its best checkpoint,
-        else its last); a preset's name; or a Hub repository (``owner/name``), which is fetched
-        unless it is in the local cache.
+        None or ``default`` for the model inside the package; a model folder; a run folder (its
+        best checkpoint, else its last); a preset's name; or a Hub repository (``owner/name``),
+        which is fetched unless it is in the local cache.
 
     Returns
     -------
@@ -84,6 +84,8 @@ def resolve_model(spec: str | Path | None = None) -> Path:
     path = Path(spec).expanduser()
     if path.is_dir():
         return _folder(path)
+    if str(spec) == "default":  # as people name it on the command line
+        return resolve_model(None)
     if path.is_file():
         hint = ""
         if path.suffix in _CHECKPOINT_SUFFIXES:
