@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +87,8 @@ def test_prompts_from_a_bed_file_and_the_check(
     assert main(call) == 0
     said = capsys.readouterr()
     store = GenomeStore.open(genome)
-    (_, first), (_, second) = records(said.out)
+    (head, first), (_, second) = records(said.out)
+    assert f" genome={store.name} genome_sha256={store.checksum[:16]} " in head
     assert first[:20] == _text(store, "one:11-30(-)")
     assert second[:4] == _text(store, "one:6-9")
     assert "longest exact copy" in said.err
@@ -110,6 +114,70 @@ def test_stop_and_letters(models: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert body.endswith(("TTA", "AAA"))
     assert set(body) == {"A", "T"}
     assert f"stopped={body[-3:]}" in head
+
+
+@pytest.fixture
+def many(models: Path, tmp_path: Path) -> list[str]:
+    """Give a call that has several chunks of prompts of several lengths."""
+    rng = np.random.default_rng(1)
+    lines = [f">p{n}\n{''.join(rng.choice(list('ACGT'), n % 3))}A\n" for n in range(21)]
+    (tmp_path / "p.fa").write_text("".join(lines))
+    call = ["generate", str(models / "causal"), "--prompts", str(tmp_path / "p.fa")]
+    return [*call, "--length", "110", "--samples", "2", "--batch-size", "2"]
+
+
+def test_the_number_of_processes_makes_no_difference(
+    many: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for devices in ("1", "2"):
+        out = str(tmp_path / f"{devices}.fa")
+        assert main([*many, "-o", out, "--devices", devices]) == 0
+    whole = (tmp_path / "1.fa").read_text()
+    assert (tmp_path / "2.fa").read_text() == whole
+    assert len(records(whole)) == 42
+    capsys.readouterr()
+    assert main(many) == 0
+    assert capsys.readouterr().out == whole
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    many: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = [*many, "--devices", "1"]
+    assert main([*call, "-o", str(tmp_path / "whole.fa")]) == 0
+    out = tmp_path / "o.fa"
+    parts = tmp_path / "o.fa.partial"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "megabase", *call, "-o", str(out)], stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not list(parts.glob("part-*")):
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    kept = sorted(parts.glob("part-*"))
+    assert kept
+    assert not out.exists()
+    (parts / ".1.part-00000009.jsonl").write_text("half of a part")
+    before = kept[0].stat().st_mtime_ns
+    assert main([*call, "-o", str(out)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*call, "-o", str(out), "--resume", "--seed", "1"]) == 2
+    assert "options.sampling.seed: 0 then, 1 now" in capsys.readouterr().err
+    assert kept[0].stat().st_mtime_ns == before
+    assert main([*call, "-o", str(out), "--resume"]) == 0
+    assert out.read_bytes() == (tmp_path / "whole.fa").read_bytes()
+    assert not parts.exists()
+
+
+def test_bgzip_that_samtools_reads(models: Path, tmp_path: Path) -> None:
+    import pysam
+
+    call = ["generate", str(models / "causal"), "--length", "100", "--prompt", "ACG"]
+    assert main([*call, "-o", str(tmp_path / "o.fa.gz")]) == 0
+    assert main([*call, "-o", str(tmp_path / "o.fa")]) == 0
+    pysam.faidx(str(tmp_path / "o.fa.gz"))  # pyright: ignore[reportAttributeAccessIssue]
+    with pysam.FastaFile(str(tmp_path / "o.fa.gz")) as found:
+        assert found.fetch("generated_0") == records((tmp_path / "o.fa").read_text())[0][1]
 
 
 @pytest.mark.parametrize(

@@ -8,22 +8,21 @@ beside a genome: composition, words, longest exact copy.
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from megabase.cli.inference_options import add_run_options, progress_bar, run_options
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from megabase.genome.store import GenomeStore
-    from megabase.inference.generation import Generated, Prompt
-    from megabase.inference.model import LanguageModel
-    from megabase.inference.sampling import SamplingOptions
+    from megabase.inference.generate_job import GenerateJob
+    from megabase.inference.generation import Generated
+    from megabase.inference.provenance import Provenance
 
 __all__ = ["add_arguments", "run"]
-
-_LINE = 80
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -32,7 +31,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         "model", nargs="?", default=None, type=str,
         help="model folder, run folder, preset or Hub name (default: the model in the package)",
     )  # fmt: skip
-    parser.add_argument("-o", "--output", type=str, default=None, help="FASTA file to write")
+    parser.add_argument(
+        "-o", "--output", type=str, default=None,
+        help="FASTA file to write, bgzip when it ends in .gz (default: standard output)",
+    )  # fmt: skip
     parser.add_argument("--length", type=int, default=1_000, help="bases to write, at most")
     parser.add_argument("--samples", type=int, default=1, help="sequences for each prompt")
     parser.add_argument("--prompt", type=str, default=None, help="letters to begin with")
@@ -77,8 +79,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--batch-size", type=int, default=None,
         help="sequences written side by side (default: by their length)",
     )  # fmt: skip
-    parser.add_argument("--device", type=str, default=None, help="cpu, cuda, cuda:1 or mps")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    add_run_options(parser, batch_tokens=False)
 
 
 def run(args: Namespace) -> int:
@@ -96,123 +97,93 @@ def run(args: Namespace) -> int:
         raise OutputError("--json holds the findings of --check GENOME, which is missing")
     if not 1 <= args.kmer <= 10:
         raise InputFileError(f"--kmer must lie between 1 and 10, found {args.kmer}")
+    if args.output is None and (args.resume or (args.devices or 1) > 1):
+        raise OutputError("--resume and --devices need --output: parts of the work lie beside it")
     files = [Path(name) for name in (args.output, args.json) if name is not None]
     for file in files:
         refuse_existing(file, args.overwrite)
     if len({file.absolute() for file in files}) < len(files):
         raise OutputError(f"--output and --json are one file, {files[0]}")
 
-    from megabase.inference.generation import generate_stream
-    from megabase.inference.model import choose_device, load_language_model
+    from contextlib import ExitStack
+
+    from megabase.inference.generate_job import (
+        GenerateJob,
+        GenerateOptions,
+        PromptInput,
+        generate_file,
+    )
     from megabase.inference.sampling import SamplingOptions
     from megabase.inference.sources import genome_store
 
-    options = SamplingOptions(
+    sampling = SamplingOptions(
         args.temperature, args.top_k, args.top_p, args.min_p, args.letters.upper(), args.seed
     )
-    model = load_language_model(args.model, choose_device(args.device))
+    stop = tuple(motif.upper() for motif in args.stop)
+    options = GenerateOptions(
+        args.length, args.samples, stop, args.batch_size, args.with_prompt, sampling
+    )
+    prompts = PromptInput(args.prompt or "", args.prompts, args.genome)
+    job = GenerateJob(prompts, args.model, options)
     written: list[Generated] = []
-    with contextlib.ExitStack() as stack:
-        prompts = _prompts(args, stack)
+    with ExitStack() as stack:
         genome = None if args.check is None else stack.enter_context(genome_store(args.check))
-        progress = stack.enter_context(_progress())
-        found = generate_stream(
-            model.model,
-            prompts,
-            length=args.length,
-            samples=args.samples,
-            options=options,
-            stop=args.stop,
-            batch_size=args.batch_size,
-            progress=progress,
-        )
-        with _output(args.output, args.overwrite) as file:
-            for one in found:
-                file.write(_record(one, model, options, args).encode())
-                if genome is not None:
-                    written.append(one)
-        if args.output is not None:
-            print(f"wrote {args.output}", file=sys.stderr)
-        if genome is not None:
-            _check(args, written, genome, model, options)
+        keep = None if genome is None else written.append
+        if args.output is None:
+            _print_records(job, args, keep)
+        else:
+            with progress_bar("bases") as progress:
+                target = generate_file(
+                    args.output, prompts, args.model, options, keep=keep, progress=progress,
+                    **run_options(args),
+                )  # fmt: skip
+            print(f"wrote {target}", file=sys.stderr)
+        if genome is not None and written:  # of the ranks of torchrun, the one that writes
+            _check(args, written, genome, job.provenance())
     return 0
 
 
-@contextlib.contextmanager
-def _output(name: str | None, overwrite: bool) -> Iterator[BinaryIO]:
-    if name is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    from pathlib import Path
+def _print_records(
+    job: GenerateJob, args: Namespace, keep: Callable[[Generated], object] | None
+) -> None:
+    """Print every sequence as soon as its chunk is written."""
+    from megabase.inference.generate_job import fasta_record
+    from megabase.inference.model import threads
 
-    from megabase.genome.files import atomic_file
-    from megabase.inference.errors import OutputError
+    provenance, found = job.provenance(), False
+    with threads(args.threads), progress_bar("bases") as progress:
+        done = 0
 
-    with atomic_file(Path(name), overwrite, OutputError) as file:
-        yield file
+        def wrote(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None:
+                progress("model", done, None)
 
-
-def _prompts(args: Namespace, stack: contextlib.ExitStack) -> Iterator[str | Prompt]:
-    from megabase.inference.generation import Prompt
-    from megabase.inference.sources import genome_store, read_intervals, read_sequences
-
-    if args.prompts is None:
-        # Read now, so that a letter that is none is refused before anything is written.
-        return iter([Prompt.of(args.prompt or "", "")])
-    if args.genome is None:
-        sequences = read_sequences(args.prompts)
-    else:
-        sequences = read_intervals(args.prompts, stack.enter_context(genome_store(args.genome)))
-    return (Prompt(one.codes, one.name) for one in sequences)
-
-
-def _record(one: Generated, model: LanguageModel, options: SamplingOptions, args: Namespace) -> str:
-    facts: dict[str, Any] = {
-        "model": model.name.replace(" ", "_"),
-        "model_sha256": model.digest[:16],
-        "seed": options.seed,
-        "number": one.number,
-        "temperature": f"{options.temperature:g}",
-        "top_k": options.top_k,
-        "top_p": options.top_p,
-        "min_p": options.min_p,
-        "letters": None if options.letters == "ACGT" else options.letters,
-        "prompt": one.name.replace(" ", "_") or None,
-        "prompt_bases": len(one.prompt),
-        "written": len(one.sequence),
-        "stopped": one.stopped,
-        "log_prob": f"{one.log_prob:.4f}",
-    }
-    text = " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
-    letters = one.prompt + one.sequence if args.with_prompt else one.sequence
-    lines = [letters[i : i + _LINE] for i in range(0, len(letters), _LINE)]
-    return "\n".join((f">generated_{one.number} {text}", *lines, ""))
+        job.wrote = wrote
+        write = job.open(args.device)
+        for chunk in job.chunks():
+            for one in write(chunk):
+                found = True
+                sys.stdout.write(fasta_record(one, provenance, job.options))
+                if keep is not None:
+                    keep(one)
+            sys.stdout.flush()
+    if not found:
+        job.refuse_empty()
 
 
 def _check(
-    args: Namespace,
-    written: list[Generated],
-    genome: GenomeStore,
-    model: LanguageModel,
-    options: SamplingOptions,
+    args: Namespace, written: list[Generated], genome: GenomeStore, provenance: Provenance
 ) -> None:
-    from dataclasses import asdict
+    from dataclasses import replace
 
     from megabase.inference.generated_check import check_generated
-    from megabase.inference.provenance import Provenance
 
     check = check_generated(written, genome, kmer=args.kmer)
-    provenance = Provenance(
-        "generate",
-        model.name,
-        model.digest,
-        genome.name,
-        genome.checksum,
-        options={**asdict(options), "length": args.length, "stop": list(args.stop)},
-    )
     if args.json is not None:
-        check.save(args.json, **provenance.to_dict())
+        about = replace(provenance, genome=genome.name, genome_sha256=genome.checksum)
+        check.save(args.json, **about.to_dict())
     out = sys.stderr if args.output is None else sys.stdout
 
     def say(name: str, text: str) -> None:
@@ -236,18 +207,3 @@ def _check(
             say(f"  generated_{row.number}", f"{copy.length:,} bases of {where}")
     if args.json is not None:
         print(f"wrote {args.json}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Any]:
-    """Show a count of bases on standard error; give None when that is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,} bases"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("bases", total=None)
-        yield lambda count: bar.advance(task, count)

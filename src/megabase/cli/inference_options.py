@@ -21,7 +21,7 @@ def add_model_option(parser: ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_run_options(parser: ArgumentParser) -> None:
+def add_run_options(parser: ArgumentParser, *, batch_tokens: bool = True) -> None:
     """Add what decides how the work is done, not what comes out."""
     group = parser.add_argument_group("how the work is done (the result does not depend on it)")
     group.add_argument("--overwrite", action="store_true", help="replace an existing output")
@@ -35,9 +35,10 @@ def add_run_options(parser: ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--device", type=str, default=None, help="cpu, cuda, cuda:1 or mps")
     group.add_argument("--threads", type=int, default=1, help="threads of each process on the CPU")
-    group.add_argument(
-        "--batch-tokens", type=int, default=65_536, help="positions of a batch: time and memory"
-    )
+    if batch_tokens:
+        group.add_argument(
+            "--batch-tokens", type=int, default=65_536, help="positions of a batch: time and memory"
+        )
 
 
 def run_options(args: Namespace) -> dict[str, Any]:

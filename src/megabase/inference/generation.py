@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from megabase.inference.log_probs import evaluating
 from megabase.inference.model import ModelSpec, load_language_model, threads
 from megabase.inference.sampling import Sampler, SamplingOptions
 
-__all__ = ["Generated", "Prompt", "generate", "generate_stream"]
+__all__ = ["Generated", "Prompt", "Task", "Writer", "generate", "generate_stream", "task_chunks"]
 
 _BATCH_POSITIONS = 1 << 19
 _MOST_SIDE_BY_SIDE = 16
@@ -80,7 +79,9 @@ class Generated:
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
+    """A sequence to write: its running number and what it begins with."""
+
     number: int
     prompt: Prompt
 
@@ -159,38 +160,41 @@ def generate_stream(
             "length, samples and batch_size must be 1 or more, found "
             f"{length}, {samples} and {batch_size}"
         )
-    writer = _Writer(
-        load_language_model(model).model,
-        length,
-        options or SamplingOptions(),
-        [_Motif(motif) for motif in stop],
-        progress or (lambda count: None),
-    )
-    tasks = _tasks(prompts, samples)
-    # Prompts of one length are found among so many tasks.
-    while window := list(islice(tasks, 8 * (batch_size or _MOST_SIDE_BY_SIDE))):
-        by_length: dict[int, list[_Task]] = {}
-        for task in window:
-            by_length.setdefault(len(task.prompt.codes), []).append(task)
-            writer.check(task.prompt)
-        written: dict[int, Generated] = {}
-        for size, same in by_length.items():
-            width = batch_size or max(
-                1, min(_MOST_SIDE_BY_SIDE, _BATCH_POSITIONS // (size + length))
-            )
-            for begin in range(0, len(same), width):
-                for one in writer.write(same[begin : begin + width]):
-                    written[one.number] = one
-        yield from (written[task.number] for task in window)
+    writer = Writer(load_language_model(model).model, length, options, stop, batch_size, progress)
+    for chunk in task_chunks(prompts, samples, length, batch_size):
+        yield from writer.write(chunk)
 
 
-def _tasks(prompts: Iterable[str | Prompt], samples: int) -> Iterator[_Task]:
-    number = 0
+def task_chunks(
+    prompts: Iterable[str | Prompt], samples: int, length: int, batch_size: int | None = None
+) -> Iterator[list[Task]]:
+    """Give the sequences to write, with their numbers, in chunks: the same ones every time.
+
+    A chunk is a batch, or several where the prompts differ in length: those of one length are
+    found among so many.
+    """
+    chunk: list[Task] = []
+    for number, prompt in enumerate(_repeated(prompts, samples)):
+        chunk.append(Task(number, prompt))
+        size = len(chunk[0].prompt.codes)
+        same = all(len(task.prompt.codes) == size for task in chunk)
+        most = _width(size, length, batch_size) if same else 8 * (batch_size or _MOST_SIDE_BY_SIDE)
+        if len(chunk) >= most:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _repeated(prompts: Iterable[str | Prompt], samples: int) -> Iterator[Prompt]:
     for given in prompts:
         prompt = Prompt.of(given) if isinstance(given, str) else given
-        for _ in range(samples):
-            yield _Task(number, prompt)
-            number += 1
+        yield from (prompt for _ in range(samples))
+
+
+def _width(size: int, length: int, batch_size: int | None) -> int:
+    """Give how many sequences are written side by side after prompts of `size` bases."""
+    return batch_size or max(1, min(_MOST_SIDE_BY_SIDE, _BATCH_POSITIONS // (size + length)))
 
 
 class _Motif:
@@ -211,19 +215,35 @@ class _Motif:
         return all(code in allowed for code, allowed in zip(tail, self._allowed, strict=True))
 
 
-class _Writer:
-    """Writes groups of sequences whose prompts have one length."""
+class Writer:
+    """Writes chunks of sequences with one model.
+
+    Parameters
+    ----------
+    model
+        A causal language model.
+    length, options, stop, batch_size, progress
+        As for :func:`generate`.
+
+    Raises
+    ------
+    GenerationError
+        When the model cannot write, or a number or a motif is out of range.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         length: int,
-        options: SamplingOptions,
-        stop: list[_Motif],
-        progress: Callable[[int], object],
+        options: SamplingOptions | None = None,
+        stop: Sequence[str] = (),
+        batch_size: int | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> None:
-        self.model, self.length, self.options = model, length, options
-        self.stop, self.progress = stop, progress
+        self.model, self.length, self.options = model, length, options or SamplingOptions()
+        self.stop = [_Motif(motif) for motif in stop]
+        self.batch_size = batch_size
+        self.progress = progress or (lambda count: None)
         self.longest: int | None = getattr(model.config, "max_length", None)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._decoder: Decoder | None = None
@@ -245,11 +265,28 @@ class _Writer:
             self._decoder.reset(batch)
         return self._decoder
 
-    def write(self, tasks: list[_Task]) -> list[Generated]:
-        with evaluating(self.model):
-            return self._write(tasks)
+    def write(self, chunk: Sequence[Task]) -> list[Generated]:
+        """Write the sequences of a chunk; they come in its order.
 
-    def _write(self, tasks: list[_Task]) -> list[Generated]:
+        Raises
+        ------
+        GenerationError
+            For a prompt that does not fit.
+        """
+        by_length: dict[int, list[Task]] = {}
+        for task in chunk:
+            self.check(task.prompt)
+            by_length.setdefault(len(task.prompt.codes), []).append(task)
+        written: dict[int, Generated] = {}
+        with evaluating(self.model):
+            for size, same in by_length.items():
+                width = _width(size, self.length, self.batch_size)
+                for begin in range(0, len(same), width):
+                    for one in self._write(same[begin : begin + width]):
+                        written[one.number] = one
+        return [written[task.number] for task in chunk]
+
+    def _write(self, tasks: list[Task]) -> list[Generated]:
         batch, size = len(tasks), len(tasks[0].prompt.codes)
         reader = self._reader(batch, size + self.length)
         prompts = np.stack([task.prompt.codes for task in tasks]).reshape(batch, size)
@@ -257,7 +294,7 @@ class _Writer:
         with threads(step_threads(self.model, batch)):
             return self._steps(tasks, reader, scores)
 
-    def _steps(self, tasks: list[_Task], reader: Decoder, scores: Tensor) -> list[Generated]:
+    def _steps(self, tasks: list[Task], reader: Decoder, scores: Tensor) -> list[Generated]:
         batch = len(tasks)
         sampler = Sampler(self.options, [task.number for task in tasks])
         codes = np.empty((batch, self.length), np.uint8)

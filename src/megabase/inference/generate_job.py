@@ -1,0 +1,290 @@
+"""Writing sequences into a file: chunks of prompts, parts on disk, one FASTA."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+from megabase.inference.decoding import GenerationError
+from megabase.inference.errors import InputFileError
+from megabase.inference.generation import Generated, Prompt, Task, Writer, task_chunks
+from megabase.inference.model import choose_device, load_language_model
+from megabase.inference.provenance import Provenance, file_digest
+from megabase.inference.sampling import SamplingOptions
+from megabase.inference.sharding import Progress, run_job
+from megabase.inference.sources import genome_store, read_intervals, read_sequences
+
+__all__ = ["GenerateJob", "GenerateOptions", "PromptInput", "fasta_record", "generate_file"]
+
+_LINE = 80
+
+
+@dataclass(frozen=True)
+class PromptInput:
+    """What sequences begin with: letters, or the records of a file.
+
+    Parameters
+    ----------
+    text
+        Letters; none when empty.
+    path
+        FASTA file, or with a genome BED file, of prompts.
+    genome
+        Genome store or FASTA that the intervals lie in.
+
+    Raises
+    ------
+    InputFileError
+        For letters beside a file, or a genome without one.
+    """
+
+    text: str = ""
+    path: str | None = None
+    genome: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.text and self.path is not None:
+            raise InputFileError("prompts are letters or a file, not both")
+        if self.genome is not None and self.path is None:
+            raise InputFileError("a genome is for prompts from a BED file, which is missing")
+
+    def read(self) -> Iterator[Prompt]:
+        """Stream the prompts, in file order."""
+        if self.path is None:
+            yield Prompt.of(self.text)
+        elif self.genome is None:
+            yield from (Prompt(one.codes, one.name) for one in read_sequences(self.path))
+        else:
+            with genome_store(self.genome) as store:
+                for one in read_intervals(self.path, store):
+                    yield Prompt(one.codes, one.name)
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What decides the letters; see :func:`megabase.inference.generation.generate`."""
+
+    length: int = 1_000
+    """Bases to write after each prompt, at most."""
+    samples: int = 1
+    """Sequences for each prompt."""
+    stop: tuple[str, ...] = ()
+    """Motifs that end a sequence."""
+    batch_size: int | None = None
+    """Sequences written side by side: it decides the last bits of scores, and what a chunk is."""
+    with_prompt: bool = False
+    """Write the prompt before what follows it."""
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    """How letters are drawn."""
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.samples < 1 or (self.batch_size or 1) < 1:
+            raise GenerationError(
+                "length, samples and batch_size must be 1 or more, found "
+                f"{self.length}, {self.samples} and {self.batch_size}"
+            )
+
+
+@dataclass
+class GenerateJob:
+    """The work of ``megabase generate``.
+
+    Parameters
+    ----------
+    prompts
+        What is read.
+    model
+        As for :func:`megabase.inference.generation.generate`.
+    options
+        What decides the letters.
+    keep
+        Called by :meth:`merge` with each sequence, in order.
+    wrote
+        Called with the number of bases written since the last call, by this process.
+    """
+
+    prompts: PromptInput = field(default_factory=PromptInput)
+    model: str | None = None
+    options: GenerateOptions = field(default_factory=GenerateOptions)
+    keep: Callable[[Generated], object] | None = None
+    wrote: Callable[[int], object] | None = None
+    suffix: str = ".jsonl"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process: its callbacks, and anything that is loaded."""
+        return {**self.__dict__, "keep": None, "wrote": None}
+
+    def writer(self, device: str | None = None) -> Writer:
+        """Load the model."""
+        model = load_language_model(self.model, choose_device(device)).model
+        options = self.options
+        return Writer(
+            model, options.length, options.sampling, options.stop, options.batch_size, self.wrote
+        )
+
+    def provenance(self) -> Provenance:
+        """Check the prompts against the model, and give what is computed.
+
+        Raises
+        ------
+        GenerationError
+            For a prompt that does not fit: found before the first base is written.
+        """
+        return self._provenance
+
+    @cached_property
+    def _provenance(self) -> Provenance:
+        ready = load_language_model(self.model)
+        options = self.options
+        writer = Writer(ready.model, options.length, options.sampling, options.stop)
+        for prompt in self.prompts.read():
+            writer.check(prompt)
+        genome: tuple[str | None, str | None] = (None, None)
+        if self.prompts.genome is not None:
+            with genome_store(self.prompts.genome) as store:
+                genome = store.name, store.checksum
+        path = self.prompts.path
+        inputs = {} if path is None else {Path(path).name: file_digest(path)}
+        asked = {**asdict(options), "stop": list(options.stop)}
+        if path is None:
+            asked["prompt"] = self.prompts.text
+        return Provenance("generate", ready.name, ready.digest, *genome, inputs, asked)
+
+    def chunks(self) -> Iterator[list[Task]]:
+        """Give the sequences to write in chunks."""
+        options = self.options
+        yield from task_chunks(
+            self.prompts.read(), options.samples, options.length, options.batch_size
+        )
+
+    def items(self, chunk: list[Task]) -> int:
+        """Count bases to write."""
+        return len(chunk) * self.options.length
+
+    def open(self, device: str | None) -> Callable[[list[Task]], list[Generated]]:
+        """Load the model and give the function from tasks to sequences."""
+        return self.writer(device).write
+
+    def write_part(self, result: list[Generated], path: Path) -> None:
+        """Write the sequences of a chunk."""
+        lines = (json.dumps(asdict(one)) + "\n" for one in result)
+        path.write_text("".join(lines), encoding="utf-8")
+
+    def refuse_empty(self) -> NoReturn:
+        """Say that there was no prompt."""
+        raise InputFileError(f"{self.prompts.path}: holds no prompt")
+
+    def merge(self, parts: list[Path], target: Path) -> None:
+        """Write the FASTA file."""
+        if not parts:
+            self.refuse_empty()
+        if target.suffix in (".gz", ".bgz"):
+            import pysam
+
+            file: Any = pysam.BGZFile(str(target), "wb", None)
+        else:
+            file = target.open("wb")
+        with file:
+            for part in parts:
+                for line in part.read_text(encoding="utf-8").splitlines():
+                    one = Generated(**json.loads(line))
+                    file.write(fasta_record(one, self.provenance(), self.options).encode())
+                    if self.keep is not None:
+                        self.keep(one)
+
+
+def fasta_record(one: Generated, provenance: Provenance, options: GenerateOptions) -> str:
+    """Give the FASTA record of a sequence; its header carries what decides it."""
+    sampling, sha256 = options.sampling, provenance.genome_sha256
+    facts: dict[str, Any] = {
+        "model": _word(provenance.model),
+        "model_sha256": provenance.model_sha256[:16],
+        "seed": sampling.seed,
+        "number": one.number,
+        "temperature": f"{sampling.temperature:g}",
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "letters": None if sampling.letters == "ACGT" else sampling.letters,
+        "genome": None if provenance.genome is None else _word(provenance.genome),
+        "genome_sha256": None if sha256 is None else sha256[:16],
+        "prompt": _word(one.name) or None,
+        "prompt_bases": len(one.prompt),
+        "written": len(one.sequence),
+        "stopped": one.stopped,
+        "log_prob": f"{one.log_prob:.4f}",
+    }
+    text = " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
+    letters = one.prompt + one.sequence if options.with_prompt else one.sequence
+    lines = [letters[i : i + _LINE] for i in range(0, len(letters), _LINE)]
+    return "\n".join((f">generated_{one.number} {text}", *lines, ""))
+
+
+def _word(text: str) -> str:
+    return "_".join(text.split())
+
+
+def generate_file(
+    target: str | Path,
+    prompts: PromptInput | None = None,
+    model: str | None = None,
+    options: GenerateOptions | None = None,
+    *,
+    keep: Callable[[Generated], object] | None = None,
+    progress: Progress | None = None,
+    **running: Any,
+) -> Path:
+    """Write sequences with a causal language model into a FASTA file.
+
+    Parameters
+    ----------
+    target
+        The FASTA file; bgzip when it ends in ``.gz``.
+    prompts
+        What sequences begin with; nothing when None.
+    model
+        Model folder, run folder, preset or Hub name; None for the packaged model.
+    options
+        What decides the letters.
+    keep
+        Called with every sequence in order, once all are there.
+    progress
+        Called with what is being done, bases written, and bases in all (None while unknown).
+    **running
+        ``workers``, ``device``, ``threads``, ``resume``, ``overwrite``: see
+        :func:`megabase.inference.sharding.run_job`.
+
+    Returns
+    -------
+    pathlib.Path
+        The output.
+
+    Raises
+    ------
+    MegabaseError
+        For prompts, a model or an output that cannot be used.
+    """
+    job = GenerateJob(prompts or PromptInput(), model, options or GenerateOptions(), keep)
+    if progress is None:
+        return run_job(job, target, **running)
+    show = progress
+    done = within = 0
+
+    # A chunk may take hours. Work done in this process is shown base by base.
+    def wrote(count: int) -> None:
+        nonlocal within
+        within += count
+        show("model", done + within, None)
+
+    def finished(what: str, count: int, total: int | None) -> None:
+        nonlocal done, within
+        if what == "model":
+            done, within = count, 0
+        show(what, count, total)
+
+    job.wrote = wrote
+    return run_job(job, target, progress=finished, **running)
