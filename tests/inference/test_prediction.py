@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pyBigWig
 import pytest
 import torch
 
+from megabase.cli.main import main
 from megabase.errors import MegabaseError
-from megabase.genome import encode, reverse_complement
+from megabase.genome import encode
 from megabase.inference.errors import InferenceError, OutputError
 from megabase.inference.input_stream import SequenceInput
 from megabase.inference.predict_job import TrackOptions, predict_file, predict_track
@@ -33,6 +35,7 @@ from megabase.models.prompting import PromptedModel, PromptSpec
 from megabase.models.tokenization import DNATokenizer
 
 LONGEST = 66
+FLIP = str.maketrans("ACGT", "TGCA")
 
 
 def _model(by_base: bool = False, **settings: Any) -> Any:
@@ -66,12 +69,77 @@ def test_a_prediction_is_that_of_the_sequence_alone(mode: str) -> None:
     assert found.classes == ("no", "yes")
 
 
-def test_both_strands_are_averaged() -> None:
-    model = _model()
-    codes = encode(_text(50))
-    single = Predictor(model).sequences([codes, reverse_complement(codes)])
-    both = Predictor(model, both_strands=True).sequences([codes])
-    np.testing.assert_allclose(both[0], single.mean(0), atol=1e-6)
+def _both(model: Any, text: str) -> np.ndarray:
+    """Probabilities from the mean of the logits of both strands."""
+    with torch.no_grad():
+        one, two = (
+            model(input_ids=torch.tensor([["ACGTN".index(c) + 7 for c in strand]])).logits[0]
+            for strand in (text, text.translate(FLIP)[::-1])
+        )
+    if one.dim() == 2:
+        two = two.flip(0)
+    return ((one + two) / 2).softmax(-1).numpy()
+
+
+@pytest.mark.parametrize("by_base", [False, True])
+def test_outputs_of_both_strands_are_averaged(by_base: bool) -> None:
+    model = _model(by_base)
+    texts = [_text(n, n) for n in (50, 44, 3, 50)]
+    wanted = [_both(model, text) for text in texts]
+    if by_base:
+        wanted = [values.mean(0) for values in wanted]
+    found = predict(model, texts, both_strands=True)
+    np.testing.assert_allclose(found.values, wanted, atol=1e-6)
+    assert found.both_strands
+
+
+def test_strands_are_read_as_the_figures_of_the_training_were_taken(tmp_path: Path) -> None:
+    from megabase.tasks.finetune import finetune
+    from megabase.tasks.finetune_config import FinetuneConfig, HeadConfig
+    from megabase.training.config import DeviceConfig, OptimConfig
+
+    rng = np.random.default_rng(0)
+    for name in ("train", "valid", "test"):
+        rows = [
+            ("".join(rng.choice(list("ACGT"), 30, p=p)), label)
+            for _ in range(30)
+            for label, p in (("a", [0.35, 0.3, 0.15, 0.2]), ("g", [0.2, 0.15, 0.4, 0.25]))
+        ]
+        table = pl.DataFrame(rows, schema=["seq", "label"], orient="row")
+        table.write_csv(tmp_path / f"{name}.csv")
+    test = pl.read_csv(tmp_path / "test.csv")
+    shape = {"d_model": 16, "n_layer": 1, "filter_order": 8}
+    for average in (True, False):
+        run = tmp_path / str(average)
+        config = FinetuneConfig(
+            train=str(tmp_path), output=str(run), family="hyenadna", overrides=shape, epochs=2,
+            global_batch=16, head=HeadConfig(strand_average=average),
+            optim=OptimConfig(lr=1e-2, warmup_fraction=0.0),
+            devices=DeviceConfig(accelerator="cpu", devices=1),
+        )  # fmt: skip
+        result = finetune(config)
+        assert result is not None
+        found = predict(run, test["seq"])
+        assert found.both_strands is average
+        assert (
+            np.mean(np.array(found.labels) == test["label"].to_numpy()) == result.test["accuracy"]
+        )
+        truth = (test["label"] == "g").to_numpy()
+        mine, other = found.values[truth, 1], found.values[~truth, 1]
+        auroc = np.mean((mine[:, None] > other) + 0.5 * (mine[:, None] == other))
+        assert auroc == pytest.approx(result.test["auroc"], abs=1e-6)
+        asked = predict(run, test["seq"], both_strands=not average)
+        assert asked.both_strands is not average
+        assert np.abs(asked.values - found.values).max() > 1e-3
+        (tmp_path / "in.fa").write_text(f">a\n{test['seq'][0]}\n")
+        for flag, said in (([], average), (["--both-strands"], True), (["--one-strand"], False)):
+            out = tmp_path / "out.parquet"
+            call = ["predict", str(run), str(tmp_path / "in.fa"), "-o", str(out), "--overwrite"]
+            assert main([*call, "--devices", "1", *flag]) == 0
+            options = json.loads(pl.read_parquet_metadata(out)["megabase"])["options"]
+            assert options["both_strands"] is said
+            wanted = found if said is average else asked
+            assert pl.read_parquet(out)["p_g"][0] == pytest.approx(wanted.values[0, 1], abs=1e-6)
 
 
 def test_several_labels_and_numbers() -> None:
@@ -102,7 +170,7 @@ def test_a_soft_prompt_answers_as_the_prompted_model(
     model = load_model(tmp_path / "lm", "base")
     spec = PromptSpec(length=3, classes=("no", "yes"), kind=kind, position=position, answer="head")
     prompted = PromptedModel(model, spec, start=torch.randn(3, 16)).eval()
-    save_prompt(prompted, tmp_path / "prompt", model="lm")
+    save_prompt(prompted, tmp_path / "prompt", model="lm", facts={"strand_average": False})
     texts = [_text(n, n) for n in (40, 63, 40, 17)]
     ready = Predictor(str(tmp_path / "lm"), prompt=tmp_path / "prompt", batch_tokens=130)
     found = ready.sequences([encode(text) for text in texts])
@@ -117,6 +185,12 @@ def test_a_soft_prompt_answers_as_the_prompted_model(
     if kind == "nucleotides":
         along = ready.along(encode(texts[0]), window=40, overlap=0)
         np.testing.assert_allclose(along, _slow(prompted, texts[0]), atol=1e-5)
+    save_prompt(prompted, tmp_path / "both", model="lm", facts={"strand_average": True})
+    both = Predictor(str(tmp_path / "lm"), prompt=tmp_path / "both")
+    slow = _both(prompted, texts[0])
+    slow = slow.mean(0) if kind == "nucleotides" else slow
+    np.testing.assert_allclose(both.sequences([encode(texts[0])])[0], slow, atol=1e-5)
+    assert (both.both_strands, ready.both_strands) == (True, False)
     other = HyenaDNAForCausalLM(HyenaDNAConfig(d_model=16, n_layer=1, max_seq_len=LONGEST))
     with pytest.raises(MegabaseError, match="another model"):
         Predictor(other, prompt=tmp_path / "prompt")
@@ -150,12 +224,9 @@ def test_bases_of_a_long_sequence_come_from_the_window_of_the_rule(rule: Any, bo
     starts = [0, 30, 60, 80]
     values = np.zeros((4, 130, 2))
     seen = np.zeros((4, 130, 1))
-    flip = str.maketrans("ACGT", "TGCA")
     for i, start in enumerate(starts):
         window = text[start : start + 50]
-        rows = _slow(model, window)
-        if both:
-            rows = (rows + _slow(model, window.translate(flip)[::-1])[::-1]) / 2
+        rows = _both(model, window) if both else _slow(model, window)
         values[i, start : start + 50], seen[i, start : start + 50] = rows, 1
     for place in range(130):
         covering = [i for i in range(4) if seen[i, place]]

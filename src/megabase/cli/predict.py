@@ -33,7 +33,12 @@ def add_arguments(parser: ArgumentParser) -> None:
                         help="store or FASTA, for BED, VCF and tracks")  # fmt: skip
     parser.add_argument("--kind", type=str, default="auto", choices=["auto", "fasta", "bed", "vcf"],
                         help="what the input is (default: by its ending)")  # fmt: skip
-    parser.add_argument("--both-strands", action="store_true", help="average both strands")
+    strands = parser.add_mutually_exclusive_group()
+    strands.add_argument(
+        "--both-strands", action="store_true",
+        help="average both strands (default: as in training, head.strand_average)",
+    )  # fmt: skip
+    strands.add_argument("--one-strand", action="store_true", help="read the given strand only")
     parser.add_argument(
         "--window", type=int, default=None,
         help="bases that the model reads at once along a genome (default: as many as it can), or "
@@ -71,6 +76,8 @@ def run(args: Namespace) -> int:
         predict_track,
     )
 
+    # Neither: what the model folder or the prompt says of its training.
+    both = True if args.both_strands else False if args.one_strand else None
     track = str(args.output).lower().endswith(TRACK_SUFFIXES)
     common = {
         "batch_tokens": args.batch_tokens,
@@ -87,7 +94,7 @@ def run(args: Namespace) -> int:
             raise InferenceError("a track needs --genome: a genome store or a FASTA file")
         options = TrackOptions(
             output=args.output_class, window=args.window, overlap=args.overlap, stitch=args.stitch,
-            both_strands=args.both_strands, threshold=args.threshold, shortest=args.min_length,
+            both_strands=both, threshold=args.threshold, shortest=args.min_length,
             join=args.join,
         )  # fmt: skip
         with progress_bar("bases") as progress:
@@ -104,7 +111,7 @@ def run(args: Namespace) -> int:
     source = SequenceInput(args.input, args.genome, args.kind, args.window or 1024)
     with progress_bar("sequences") as progress:
         target = predict_file(
-            source, args.output, args.model, both_strands=args.both_strands, progress=progress,
+            source, args.output, args.model, both_strands=both, progress=progress,
             **common,
         )  # fmt: skip
     print(f"wrote {target}")

@@ -38,6 +38,8 @@ class Loaded:
         Where it was; None for a model in memory.
     digest
         sha256 over configuration and weights.
+    both_strands
+        Whether the figures of its training are those of both strands averaged.
     """
 
     model: Any
@@ -46,6 +48,7 @@ class Loaded:
     encoder: TokenEncoder
     folder: Path | None
     digest: str
+    both_strands: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -143,7 +146,8 @@ def load_any(
         model = load_model(folder, kind, device=device)
         name, tokenizer = shown_name(spec, folder), load_tokenizer(folder)
     encoder = TokenEncoder(tokenizer, uses_special_tokens(folder, config.model_type))
-    return Loaded(model, kind, name, encoder, folder, model_digest(model))
+    both = bool(getattr(model.config, "strand_average", False))
+    return Loaded(model, kind, name, encoder, folder, model_digest(model), both)
 
 
 def _load_prompted(
@@ -151,7 +155,7 @@ def _load_prompted(
 ) -> Loaded:
     from megabase.models.auto import load_tokenizer, resolve_model
     from megabase.models.families import family_of
-    from megabase.models.prompt_files import load_prompt
+    from megabase.models.prompt_files import load_prompt, read_prompt
 
     if isinstance(spec, PreTrainedModel):
         prompted = load_prompt(prompt, spec)
@@ -168,7 +172,8 @@ def _load_prompted(
     kind = "token-classification" if by_base else "sequence-classification"
     both = hashlib.sha256((model_digest(prompted.model) + model_digest(prompted)).encode())
     name = f"{name} + prompt {Path(prompt).name}"
-    return Loaded(prompted, kind, name, TokenEncoder(tokenizer), folder, both.hexdigest())
+    strands = bool(read_prompt(prompt).facts.get("strand_average", False))
+    return Loaded(prompted, kind, name, TokenEncoder(tokenizer), folder, both.hexdigest(), strands)
 
 
 def shown_name(spec: str | Path | None, folder: Path) -> str:

@@ -49,14 +49,14 @@ class PredictJob:
     model, prompt
         As for :class:`megabase.inference.prediction.Predictor`.
     both_strands
-        Average over both strands.
+        Average over both strands; as in training when None.
     batch_tokens
         About how many positions a forward pass takes.
     """
 
     source: SequenceInput
     model: str
-    both_strands: bool = False
+    both_strands: bool | None = None
     batch_tokens: int = 1 << 16
     prompt: str | None = None
     suffix: str = ".parquet"
@@ -76,7 +76,7 @@ class PredictJob:
     def _provenance(self) -> Provenance:
         ready = self.predictor()
         return self.source.provenance(
-            "predict", ready.name, ready.digest, both_strands=self.both_strands
+            "predict", ready.name, ready.digest, both_strands=ready.both_strands
         )
 
     def chunks(self) -> Iterator[list[Sequence]]:
@@ -123,7 +123,7 @@ def predict_file(
     model: str,
     *,
     prompt: str | None = None,
-    both_strands: bool = False,
+    both_strands: bool | None = None,
     batch_tokens: int = 1 << 16,
     **running: Any,
 ) -> Path:
@@ -162,8 +162,8 @@ class TrackOptions:
     """Bases that neighbouring windows share; half of the window when None."""
     stitch: Stitch = "centre"
     """Which window answers for a base: centre, before or average."""
-    both_strands: bool = False
-    """Average over both strands."""
+    both_strands: bool | None = None
+    """Average over both strands; as in training when None."""
     threshold: float = 0.5
     """Smallest probability of a called base."""
     shortest: int = 1
@@ -240,6 +240,7 @@ class TrackJob:
         with genome_store(self.genome) as store:
             name, checksum = store.name, store.checksum
         options = {**asdict(self.options), "output": self._column[1]}
+        options["both_strands"] = ready.both_strands
         options["regions"] = [f"{c}:{s}-{e}" for c, s, e in self.regions]
         return Provenance("predict", ready.name, ready.digest, name, checksum, {}, options)
 
@@ -316,11 +317,7 @@ def _along_block(
     length = store.contig(block.contig).length
     spans = ready.plan(length, options.window, options.overlap, options.stitch, part)
     codes = store.fetch(Interval(block.contig, spans[0].start, spans[-1].end))
-    found = ready.spans(codes, spans[0].start, spans, part)
-    if options.both_strands:
-        turned = ready.spans(codes, spans[0].start, spans, part, reverse=True)
-        found = (0.5 * (found + turned)).astype(np.float32)
-    return found
+    return ready.spans(codes, spans[0].start, spans, part)
 
 
 def predict_track(

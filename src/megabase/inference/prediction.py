@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megabase.genome.alphabet import encode, reverse_complement
+from megabase.genome.alphabet import BASE_BITS, PAD, encode, reverse_complement
 from megabase.inference.batching import run_batched
 from megabase.inference.errors import InferenceError
 from megabase.inference.loading import load_any
 from megabase.inference.model import ModelSpec, inference_mode
 from megabase.inference.stitching import Span, Stitch, plan_windows
+from megabase.inference.tokens import TokenBatch
 
 __all__ = ["Predictions", "Predictor", "predict"]
 
@@ -39,6 +41,8 @@ class Predictions:
         ``single_label_classification``, ``multi_label_classification`` or ``regression``.
     model, model_sha256
         Name of the model, and the sha256 over its configuration and weights.
+    both_strands
+        Whether both strands were averaged.
     """
 
     values: Floats
@@ -46,6 +50,7 @@ class Predictions:
     problem: str
     model: str
     model_sha256: str
+    both_strands: bool
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -79,7 +84,8 @@ class Predictor:
     prompt
         Folder of ``megabase prompt``.
     both_strands
-        Average the probabilities over both strands.
+        Average the outputs (logits) of both strands. When None as the figures of the model's
+        training were taken (``head.strand_average``).
     batch_tokens
         About how many positions a forward pass takes: time and memory, not the result.
     device
@@ -96,7 +102,7 @@ class Predictor:
         spec: ModelSpec,
         *,
         prompt: str | Path | None = None,
-        both_strands: bool = False,
+        both_strands: bool | None = None,
         batch_tokens: int = 1 << 16,
         device: str | torch.device | None = None,
     ) -> None:
@@ -112,7 +118,16 @@ class Predictor:
         problem = getattr(loaded.model.config, "problem_type", None)
         one = "regression" if len(self.classes) == 1 else "single_label_classification"
         self.problem: str = problem or one
-        self.both_strands, self.batch_tokens = both_strands, batch_tokens
+        self.batch_tokens = batch_tokens
+        self.both_strands: bool = loaded.both_strands if both_strands is None else both_strands
+        if self.both_strands and self.by_base and not loaded.encoder.per_base:
+            raise InferenceError(
+                f"{self.name} labels tokens of several bases, which do not lie alike on both "
+                "strands; read one strand"
+            )
+        # DeepSEA reads the other strand itself, and averages probabilities as published.
+        forward = getattr(loaded.model, "forward", loaded.model)
+        self._own_average = "strand_average" in inspect.signature(forward).parameters
 
     @property
     def longest(self) -> int | None:
@@ -152,11 +167,7 @@ class Predictor:
                     f"({self._loaded.longest:,} positions); cut it, or predict along it with "
                     "windows (a track)"
                 )
-        found = self._run(items)
-        if self.both_strands:
-            turned = self._run([reverse_complement(codes) for codes in items])
-            found = (0.5 * (found + turned)).astype(np.float32)
-        return found
+        return self._run(items)
 
     def _run(self, items: Sequence[Codes]) -> Floats:
         def probabilities(codes: Codes, _: NDArray[np.int64]) -> list[Floats]:
@@ -176,13 +187,25 @@ class Predictor:
     def _probabilities(self, codes: Codes) -> tuple[Tensor, Tensor]:
         batch = self._loaded.encoder.batch(codes, self._loaded.device)
         with inference_mode(self._loaded.model):
-            output: Any = self._loaded.model(**batch.inputs())
-            logits = output.logits.float()
+            logits = self._logits(batch)
+            if self.both_strands and not self._own_average:
+                lengths = ((codes & BASE_BITS) != PAD).sum(axis=1)
+                other = self._loaded.encoder.batch(_turned(codes, lengths), self._loaded.device)
+                turned = self._logits(other)
+                if self.by_base:
+                    turned = _turned_back(turned, batch.bases)
+                logits = 0.5 * (logits + turned)
             if self.problem == "single_label_classification":
                 logits = logits.softmax(-1)
             elif self.problem == "multi_label_classification":
                 logits = logits.sigmoid()
         return logits, batch.bases
+
+    def _logits(self, batch: TokenBatch) -> Tensor:
+        inputs: dict[str, Any] = {**batch.inputs()}
+        if self._own_average:
+            inputs["strand_average"] = self.both_strands
+        return self._loaded.model(**inputs).logits.float()
 
     # -- along a sequence -----------------------------------------------------------------------
 
@@ -222,11 +245,7 @@ class Predictor:
             For lengths that do not fit.
         """
         spans = self.plan(len(codes), window, overlap, stitch)
-        found = self.spans(codes, 0, spans, (0, len(codes)))
-        if self.both_strands:
-            turned = self.spans(codes, 0, spans, (0, len(codes)), reverse=True)
-            found = (0.5 * (found + turned)).astype(np.float32)
-        return found
+        return self.spans(codes, 0, spans, (0, len(codes)))
 
     def plan(
         self,
@@ -263,8 +282,6 @@ class Predictor:
         offset: int,
         spans: Sequence[Span],
         part: tuple[int, int],
-        *,
-        reverse: bool = False,
     ) -> Floats:
         """Predict the bases of a part with the windows of a plan.
 
@@ -278,8 +295,6 @@ class Predictor:
             Windows that answer for all bases of the part, all of one length.
         part
             First base and base after the last one, in the whole sequence.
-        reverse
-            Read every window as its reverse complement, and turn the answers of bases back.
 
         Returns
         -------
@@ -294,11 +309,10 @@ class Predictor:
         for begin in range(0, len(spans), step):
             group = spans[begin : begin + step]
             rows = np.stack([codes[s.start - offset : s.end - offset] for s in group])
-            values, _ = self._probabilities(reverse_complement(rows) if reverse else rows)
+            values, _ = self._probabilities(rows)
             if self.by_base:
                 before = self._loaded.encoder.before
                 values = values[:, before : before + width]
-                values = values.flip(1) if reverse else values
             found = values.cpu().numpy()
             for span, value in zip(group, found, strict=True):
                 first, last = max(span.first, low), min(span.last, high)
@@ -308,6 +322,22 @@ class Predictor:
                 total[first - low : last - low] += own
                 count[first - low : last - low] += 1
         return total / count
+
+
+def _turned(codes: Codes, lengths: NDArray[np.int64]) -> Codes:
+    """Give the reverse complement of each row, padding still on the right."""
+    turned = codes.copy()
+    for row, length in zip(turned, lengths.tolist(), strict=True):
+        row[:length] = reverse_complement(row[:length])
+    return turned
+
+
+def _turned_back(logits: Tensor, bases: Tensor) -> Tensor:
+    """Give each base of a row the logits of its place on the other strand: (rows, tokens, K)."""
+    place = torch.arange(bases.shape[1], device=bases.device).expand_as(bases)
+    ends = place.masked_fill(~bases, bases.shape[1]).amin(1) + place.masked_fill(~bases, -1).amax(1)
+    other = torch.where(bases, ends[:, None] - place, place)
+    return logits.gather(1, other[..., None].expand_as(logits))
 
 
 def predict(
@@ -335,4 +365,6 @@ def predict(
     """
     ready = model if isinstance(model, Predictor) else Predictor(model, **options)
     values = ready.sequences([encode(s) if isinstance(s, str) else s for s in sequences])
-    return Predictions(values, ready.classes, ready.problem, ready.name, ready.digest)
+    return Predictions(
+        values, ready.classes, ready.problem, ready.name, ready.digest, ready.both_strands
+    )
