@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from megabase.errors import MegabaseError
+
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
@@ -32,6 +34,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         "0.0 in the published training code; no file records it",
     )  # fmt: skip
     parser.add_argument(
+        "--longest", default=None, type=int, metavar="POSITIONS",
+        help="give a trained HyenaDNA room for longer inputs: SRC is a model folder, a run folder "
+        "or `default`; what it says of inputs it could take before stays the same",
+    )  # fmt: skip
+    parser.add_argument(
         "--overwrite", action="store_true", help="replace an earlier model folder of this name"
     )
 
@@ -40,12 +47,20 @@ def run(args: Namespace) -> int:
     """Convert; say what was made and what was decided."""
     from rich.console import Console
 
-    from megabase.models.conversion import convert_checkpoint
+    from megabase.models.conversion import convert_checkpoint, lengthen_model
 
-    options = {} if args.window_shift is None else {"window_shift": args.window_shift}
-    made = convert_checkpoint(
-        args.source, args.destination, config=args.config, overwrite=args.overwrite, **options
-    )
+    if args.longest is not None:
+        if args.config is not None or args.window_shift is not None:
+            raise MegabaseError(
+                "--longest takes a model folder as it is; convert the checkpoint first, then give "
+                "the folder with --longest alone"
+            )
+        made = lengthen_model(args.source, args.destination, args.longest, args.overwrite)
+    else:
+        options = {} if args.window_shift is None else {"window_shift": args.window_shift}
+        made = convert_checkpoint(
+            args.source, args.destination, config=args.config, overwrite=args.overwrite, **options
+        )
     console = Console(highlight=False, soft_wrap=True)
     count = sum(parameter.numel() for parameter in made.model.parameters())
     limit = getattr(made.model.config, "max_length", None)

@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 
 from megabase import __version__
 from megabase.errors import MegabaseError
-from megabase.models.auto import find_checkpoint
+from megabase.models.auto import find_checkpoint, load_model, load_tokenizer
 from megabase.models.checkpoints import CheckpointError, Weights, read_weights
 from megabase.models.families import FAMILIES, Family
 from megabase.models.saving import check_output, save_model_folder
 from megabase.models.tokenization import DNATokenizer
 
-__all__ = ["Conversion", "convert_checkpoint", "model_from_weights"]
+__all__ = ["Conversion", "convert_checkpoint", "lengthen_model", "model_from_weights"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,55 @@ def convert_checkpoint(
     tokenizer = _tokenizer(path, made)
     save_model_folder(folder, made.model, tokenizer, {"conversion.json": record}, overwrite)
     return Conversion(made.model, made.family, made.notes, made.dropped, folder)
+
+
+def lengthen_model(
+    source: str | Path, destination: str | Path, longest: int, overwrite: bool = False
+) -> Conversion:
+    """Write a trained HyenaDNA with room for longer inputs.
+
+    Parameters
+    ----------
+    source
+        As for :func:`~megabase.models.auto.resolve_model`: default, a model folder, a run folder.
+    destination
+        Folder to write.
+    longest
+        Positions of the new longest input.
+    overwrite
+        Replace an earlier model folder.
+
+    Returns
+    -------
+    Conversion
+        What was made, and where.
+
+    Raises
+    ------
+    MegabaseError
+        When the model cannot be made longer (see
+        :func:`~megabase.models.hyenadna.lengthen.lengthen`) or the destination stands in the way.
+    """
+    from megabase.models.hyenadna.lengthen import lengthen
+
+    folder = Path(destination).expanduser()
+    check_output(folder, overwrite)
+    model = load_model(source)
+    longer = lengthen(model, longest)
+    note = (
+        f"the longest input was {model.config.max_seq_len:,} positions and is {longest:,}: filters "
+        "are as they were for the lags they had, and nothing was trained beyond them"
+    )
+    record = {
+        "megabase": __version__,
+        "source": str(source),
+        "model": type(longer).__name__,
+        "notes": [note],
+    }
+    tokenizer = load_tokenizer(source)
+    tokenizer.model_max_length = longest
+    save_model_folder(folder, longer, tokenizer, {"conversion.json": record}, overwrite)
+    return Conversion(longer, "hyenadna", (note,), (), folder)
 
 
 def _checksums(weights: Weights) -> dict[str, str]:
