@@ -27,6 +27,7 @@ from megabase.tasks.benchmark_models import (
     check_entry,
     combinations,
     finetune_settings,
+    go_on_from,
     kmer_words,
 )
 from megabase.tasks.finetune import finetune, without_nan, write_arrays
@@ -67,6 +68,8 @@ class _Job:
     unit: Unit
     splits: Mapping[str, LabelledSequences]
     rows_digest: str
+    before: Mapping[str, Any] | None = None
+    """Record of the run that this one goes on from."""
 
 
 def run_benchmark(
@@ -109,11 +112,12 @@ def run_benchmark(
     if hasattr(module, "run"):
         return module.run(config, names, output, console, done)
     records: list[dict[str, Any]] = []
+    earlier: dict[tuple[str, str], Mapping[str, Any]] = {}
     for name in names:
         task = _with_metric(module.load(config, name), config)
         task = checked_for_leaks(config, task, output, console)
         for entry in config.entries:
-            for record in _run_entry(config, task, entry, output, console):
+            for record in _run_entry(config, task, entry, output, console, earlier):
                 records.append(record)
                 if done is not None:
                     done()
@@ -154,9 +158,14 @@ def _with_metric(task: Task, config: BenchmarkConfig) -> Task:
 
 
 def _run_entry(
-    config: BenchmarkConfig, task: Task, entry: ModelEntry, output: Path, console: Console | None
+    config: BenchmarkConfig,
+    task: Task,
+    entry: ModelEntry,
+    output: Path,
+    console: Console | None,
+    earlier: dict[tuple[str, str], Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Run one model on one task with every seed."""
+    """Run one model on one task with every seed; `earlier` holds the runs of the task before."""
     records: list[dict[str, Any]] = []
     chosen: dict[str, Any] = {}
     seen: set[str] = set()
@@ -167,11 +176,13 @@ def _run_entry(
         if kmer_words(entry.start) is not None and key in seen:
             continue  # it has no seed of its own: the same rows give the same figures
         seen.add(key)
-        job = _Job(task, entry, unit, splits, key)
+        place = (entry.name, unit.name)
+        job = _Job(task, entry, unit, splits, key, earlier.get(place) if entry.carry else None)
         if number == 0 and entry.tune:
             chosen, tuning = _tune(config, job, output, console)
         record = _run_unit(config, job, chosen, tuning, output, console)
         records.append(record)
+        earlier[place] = record
         if console is not None:
             value = record["test"].get(task.metric)
             shown = "not defined" if value is None else f"{value:.4f}"
@@ -217,12 +228,16 @@ def _run_unit(
     else:
         run = finetune_settings(config, job.task, job.entry, recipe=recipe, chosen=chosen)
         settings = json.loads(json.dumps(asdict(run), default=str))
+        if job.before is not None:
+            run, settings = go_on_from(job.before, run, settings, output)
     key = _settings_key(config, job, settings)
     folder = _folder(output, config, job, key)
     file = folder / "record.json"
     if file.is_file():
         return json.loads(file.read_text())
     names = [job.task.metric, *job.task.metrics]
+    earlier = job.before["task"] if job.before is not None else None
+    carried = [f"{job.entry.name} goes on from its run of {earlier}"] if earlier else []
     if run is None:
         folder.mkdir(parents=True, exist_ok=True)
         metric = job.task.metric if job.task.kind != "multi_label" else "auroc"
@@ -269,7 +284,7 @@ def _run_unit(
         "tuning_seconds": tuning,
         "folder": folder.name,
         **result,
-        "notes": [*job.task.notes, *result["notes"]],
+        "notes": [*job.task.notes, *carried, *result["notes"]],
     }
     record["test"] |= _group_figures(folder, job.task)
     record = without_nan(record)

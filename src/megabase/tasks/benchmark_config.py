@@ -34,6 +34,10 @@ class ModelEntry:
     """Settings with several values: all combinations are trained with the first seed, the best on
     validation is kept. Test rows are not read for it."""
 
+    carry: bool = False
+    """Start every further task from the run of the task before it, with the same seed and a new
+    head: a length warm-up over tasks of growing length. The model must take the longest of them."""
+
     compare: str | None = None
     """Published model to compare with; null takes the one of the same family."""
 
@@ -239,6 +243,11 @@ class BenchmarkConfig:
             problems.append(f"seeds is {self.seeds!r}; expected whole numbers, such as 1,2,3")
         if not self.entries:
             problems.append("models is empty; name at least one")
+        problems += [
+            f"the model {entry.name} has tune and carry; they exclude each other"
+            for entry in self.entries
+            if entry.tune and entry.carry
+        ]
         names = [entry.name for entry in self.entries]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

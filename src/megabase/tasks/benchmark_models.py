@@ -20,6 +20,7 @@ __all__ = [
     "check_entry",
     "combinations",
     "finetune_settings",
+    "go_on_from",
     "kmer_words",
     "resolve_entry",
     "with_settings",
@@ -174,6 +175,34 @@ def finetune_settings(
     settings["table.sequence"] = "sequence"
     settings["table.label"] = None if columns == ("label",) else list(columns)
     return with_settings(base, settings)
+
+
+def go_on_from(
+    before: Mapping[str, Any], run: FinetuneConfig, settings: Mapping[str, Any], output: Path
+) -> tuple[FinetuneConfig, dict[str, Any]]:
+    """Start a run from an earlier one of the sweep.
+
+    Parameters
+    ----------
+    before
+        Record of the earlier run.
+    run, settings
+        Settings of the new one, also as the record keeps them.
+    output
+        Folder of the sweep.
+
+    Returns
+    -------
+    run, settings
+        With the earlier run as the model. The record names it by task and folder: where the sweep
+        lies decides no figure.
+    """
+    fresh: dict[str, Any] = {
+        "family": None, "preset": None, "from_scratch": False, "overrides": {}
+    }  # fmt: skip
+    place = output / "runs" / f"{before['suite']}.{before['task']}" / before["folder"]
+    named = {**settings, **fresh, "model": f"{before['task']} {before['folder']}"}
+    return dataclasses.replace(run, model=str(place.absolute()), **fresh), named
 
 
 def _warm_up(settings: dict[str, Any], length: int) -> None:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from megabase.errors import MegabaseError
 from megabase.genome import alphabet
+from megabase.tasks.benchmark import run_benchmark
 from megabase.tasks.benchmark_config import BenchmarkConfig, ModelEntry, SpeciesConfig
 from megabase.tasks.benchmark_models import finetune_settings
 from megabase.tasks.suites import species
@@ -92,6 +96,49 @@ def test_warm_up_becomes_stages(tmp_path: Path) -> None:
     task = species.load(asked, "species-256")
     run = finetune_settings(asked, task, entry, recipe={}, chosen={})
     assert [(s.length, s.epochs) for s in run.stages] == [(64, 2.0), (128, 2.0), (256, 4.0)]
+
+
+def test_longer_lengths_go_on_from_shorter_ones(tmp_path: Path) -> None:
+    rich = {"a": [0.4, 0.1, 0.1, 0.4], "b": [0.1, 0.4, 0.4, 0.1]}
+    path = fasta(
+        tmp_path / "all.fa",
+        {name: "".join(RNG.choice(list("ACGT"), 3000, p=p)) for name, p in rich.items()},
+    )
+    shape = {"d_model": 8, "n_layer": 1, "filter_order": 8, "max_seq_len": 130}
+    settings = {
+        "overrides": shape, "epochs": 1, "optim.lr": 1e-2,
+        "devices": {"accelerator": "cpu", "devices": 1},
+    }  # fmt: skip
+    entry = ModelEntry(name="longer", start="hyenadna", settings=settings, carry=True)
+    lengths = {"split": "stretch", "lengths": [32, 128]}
+    asked = config(data=str(path), models=[entry], seeds=[1, 2], bootstrap=0, species=lengths)
+    asked = replace(asked, output=str(tmp_path / "sweep"))
+    first, other, longer, _ = run_benchmark(asked)
+    assert [r["task"] for r in (first, other, longer)] == [
+        "species-32",
+        "species-32",
+        "species-128",
+    ]
+    assert first["settings"]["model"] is None
+    assert longer["settings"]["model"] == f"species-32 {first['folder']}"
+    assert "longer goes on from its run of species-32" in longer["notes"]
+    # With no further step the weights below the head are those of the shorter run.
+    frozen = replace(entry, settings={**settings, "head.freeze": True})
+    folder = tmp_path / "frozen"
+    run_benchmark(replace(asked, output=str(folder), models=[frozen], seeds=[1]))
+    short, long = (
+        load_file(next(folder.glob(f"runs/species.species-{n}/*/best/model.safetensors")))
+        for n in (32, 128)
+    )
+    below = [name for name in short if not name.startswith("score")]
+    assert below
+    assert all(np.array_equal(short[name], long[name]) for name in below)
+    # What is finished is found again, wherever the folder lies.
+    (tmp_path / "sweep").rename(tmp_path / "moved")
+    again = run_benchmark(replace(asked, output=str(tmp_path / "moved"), resume=True))
+    assert again[2] == longer
+    with pytest.raises(MegabaseError, match="tune and carry"):
+        replace(asked, models=[replace(entry, tune={"epochs": [1, 2]})])
 
 
 def test_too_few_species(tmp_path: Path) -> None:
