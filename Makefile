@@ -22,7 +22,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 # Optional: without a compiler everything works, and some of it is slower.
 $(VENV)/.kernels: $(VENV)/.installed $(wildcard kernels/*.* kernels/cpp/* kernels/src/*/*.py)
 	@if ! command -v "$${CXX:-c++}" >/dev/null && ! command -v g++ >/dev/null; then \
-	  echo "no C++ compiler: going on without megabase-kernels (Mamba and Caduceus train slower)"; \
+	  echo "no C++ compiler: going on without megabase-kernels (models train slower)"; \
 	elif ! PIP_CONSTRAINT=constraints.txt $(PIP) install ./kernels 2> $(VENV)/kernels.log; then \
 	  echo "megabase-kernels does not build (see $(VENV)/kernels.log): going on without"; \
 	fi

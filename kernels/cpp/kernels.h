@@ -51,6 +51,56 @@ struct Conv {
     T *dweight, *dbias;                        // (tasks, taps, E), (tasks, E)
 };
 
+// A LayerNorm of rows, or none when `weight` is missing; `bias` may be missing.
+template <class T>
+struct Norm {
+    const T *weight, *bias;
+    T eps;
+};
+
+// y = W2 gelu(W1 norm(x) + b1) + b2 for every row of x (rows, D).
+template <class T>
+struct Mlp {
+    int64_t rows, width, inner;
+    bool sums;                                 // whether the weights' gradients are wanted
+    Norm<T> norm;
+    const T *x, *w1, *b1, *w2, *b2;            // (rows, D), (E, D), (E,), (D, E), (D,)
+    T* y;
+    const T* dy;
+    T* dx;                                     // may be missing
+    T *dw1, *db1, *dw2, *db2, *dweight, *dbias;
+};
+
+// The Hyena mixer but for its transforms.
+template <class T>
+struct Mixer {
+    int64_t batch, length, width, taps, after;
+    bool sums;
+    Norm<T> norm;
+    const T *x, *w_in, *b_in, *w, *b, *w_out, *b_out;  // (B, L, D), (3D, D), (3D,), (3D, K), (3D,), (D, D), (D,)
+    T *u, *g;                                          // (B, D, L)
+    T* out;                                            // (B, L, D)
+    const T* dy;
+    T* dx;                                             // may be missing
+    T *dw_in, *db_in, *dw, *db, *dw_out, *db_out, *dweight, *dbias;  // dw is (3, K, D)
+};
+
+constexpr int MAX_LAYERS = 8;
+
+// k[c, m] = (last sin(...)) (exp(-rate t) + shift), see the operator implicit_filter.
+template <class T>
+struct Filter {
+    int64_t lags, features, width, channels, layers;
+    const T *z, *t, *freq;                     // (M, E), (M,), (W,)
+    const T *weights[MAX_LAYERS], *biases[MAX_LAYERS], *last;  // (W, in), (W,), (C, W)
+    const T* rate;                             // (C,), may be missing: no window
+    T shift;
+    T* k;                                      // (C, M)
+    const T* dk;
+    T* dz;                                     // may be missing
+    T *dfreq, *dlast, *dweights[MAX_LAYERS], *dbiases[MAX_LAYERS];
+};
+
 template <class T>
 struct Functions {
     int64_t (*scan_forward_workspace)(const Scan<T>&, int64_t blocks);
@@ -63,6 +113,37 @@ struct Functions {
     T (*exponentials)(const T* step, const T* rate, int64_t positions, int64_t states);
     void (*exponential)(const T* x, T* y, int64_t count);
     int lanes;
+
+    // Blocked operators. Weights are packed once, into memory that all workers read; each worker
+    // has its own workspace, at whose start it leaves its sums.
+    int64_t (*mlp_weights_size)(const Mlp<T>&, bool backward);
+    void (*mlp_pack)(const Mlp<T>&, bool backward, T* weights);
+    int64_t (*mlp_forward_workspace)(const Mlp<T>&);
+    int64_t (*mlp_backward_workspace)(const Mlp<T>&);
+    void (*mlp_forward)(const Mlp<T>&, T* weights, int64_t begin, int64_t end, T* work);
+    void (*mlp_backward)(const Mlp<T>&, T* weights, int64_t begin, int64_t end, T* work);
+    void (*mlp_sums)(const Mlp<T>&, int64_t workers, T* work, int64_t each);
+
+    int64_t (*mixer_weights_size)(const Mixer<T>&, bool backward);
+    void (*mixer_pack)(const Mixer<T>&, bool backward, T* weights);
+    int64_t (*mixer_workspace)(const Mixer<T>&, bool backward);
+    int64_t (*mixer_sums_size)(const Mixer<T>&);
+    void (*mixer_open)(const Mixer<T>&, T* weights, int64_t b, int64_t t0, int64_t t1, bool backward, T* work);
+    void (*mixer_close)(const Mixer<T>&, T* weights, int64_t b, int64_t t0, int64_t t1, T* work);
+    void (*mixer_backward)(const Mixer<T>&, T* weights, int64_t b, int64_t t0, int64_t t1, T* work);
+    void (*mixer_sums)(const Mixer<T>&, int64_t workers, T* work, int64_t each);
+
+    int64_t (*filter_weights_size)(const Filter<T>&, bool backward);
+    void (*filter_pack)(const Filter<T>&, bool backward, T* weights);
+    int64_t (*filter_workspace)(const Filter<T>&, bool backward);
+    void (*filter_forward)(const Filter<T>&, T* weights, int64_t begin, int64_t end, T* work);
+    void (*filter_backward)(const Filter<T>&, T* weights, int64_t begin, int64_t end, T* work);
+    void (*filter_sums)(const Filter<T>&, int64_t workers, T* work, int64_t each);
+    void (*sine)(const T* x, T* y, int64_t count, bool cosine);
+
+    void (*spectrum_times)(T* u, const T* k, int64_t frequencies);
+    void (*spectrum_backward)(T* u, T* g, const T* k, T* dk, int64_t frequencies);
+    int64_t block_rows;
 };
 
 struct Table {

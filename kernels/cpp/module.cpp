@@ -5,16 +5,12 @@
 #include <nanobind/stl/tuple.h>
 
 #include <atomic>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 
-#include "kernels.h"
+#include "host.h"
 #include "parallel.h"
 
 namespace nb = nanobind;
@@ -25,7 +21,8 @@ namespace {
 
 // (address of the first element, stride from sequence to sequence, stride from row to row)
 using View = std::tuple<uintptr_t, int64_t, int64_t>;
-using Address = uintptr_t;  // of a contiguous array; 0 for none
+
+const Table* chosen = nullptr;
 
 bool runs_here(const std::string& name) {
     if (name == "portable") return true;
@@ -50,7 +47,7 @@ const Table& table_named(const std::string& name) {
     return portable_table();
 }
 
-const Table* chosen = nullptr;
+}  // namespace
 
 const Table& table() {
     if (!chosen) {
@@ -63,23 +60,7 @@ const Table& table() {
     return *chosen;
 }
 
-// Memory of one task, aligned for the widest vector.
-template <class T>
-class Workspace {
-  public:
-    explicit Workspace(int64_t elements) {
-        const size_t bytes = (size_t(elements) * sizeof(T) + 63) / 64 * 64;
-        data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes ? bytes : 64)));
-        if (!data_) throw std::bad_alloc();
-    }
-    T* data() const { return data_.get(); }
-
-  private:
-    struct Free {
-        void operator()(T* memory) const { std::free(memory); }
-    };
-    std::unique_ptr<T, Free> data_;
-};
+namespace {
 
 template <class T>
 Rows<T> rows(const std::optional<View>& view, int64_t length, bool against) {
@@ -93,11 +74,6 @@ Rows<T> rows(const std::optional<View>& view, int64_t length, bool against) {
         result.row = -result.row;
     }
     return result;
-}
-
-template <class T>
-T* pointer(Address address) {
-    return reinterpret_cast<T*>(address);
 }
 
 // Blocks of channels in one task: enough tasks for all threads, with equal shares.
@@ -373,6 +349,7 @@ NB_MODULE(_megabase_kernels, m) {
         },
         "double"_a, "blocks"_a, "positions"_a, "states"_a, "threads"_a
     );
+    add_blocked(m);
     m.def("lanes", [](bool twice) { return twice ? table().twice.lanes : table().single.lanes; }, "double"_a);
     m.def(
         "exponential",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from megabase.ops import backend, kernels
 
 
 def _poisoned(make: Any) -> Any:
@@ -23,3 +26,22 @@ def _poisoned(make: Any) -> Any:
 def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
     for holder, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(holder, name, _poisoned(getattr(holder, name)))
+
+
+@pytest.fixture(params=["fast", "avx512", "avx2", "portable"])
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a test on the torch path, and on the kernels of every instruction set that runs here."""
+    if request.param == "fast":
+        with backend.override("fast"):
+            yield "fast"
+        return
+    package = kernels.package()
+    if package is None:
+        pytest.skip(f"no kernels: {kernels.why_missing()}")
+    if request.param not in package.runnable_sets():
+        pytest.skip(f"this processor does not run {request.param}")
+    before = package.instruction_set()
+    package.use(request.param)
+    with backend.override("kernels"):
+        yield request.param
+    package.use(before)

@@ -17,6 +17,8 @@ from megabase.ops.hyena_mixer import (
     plan,
 )
 
+pytestmark = pytest.mark.usefixtures("path")
+
 NAMES = (
     "dx", "dnorm_w", "dnorm_b", "dw_in", "db_in", "dw", "db", "dk", "dskip", "dw_out", "db_out",
 )  # fmt: skip
@@ -61,6 +63,14 @@ def _compare(inputs: list[Any], **options: Any) -> None:
 @pytest.mark.parametrize("length", [1, 2, 63, 300])
 def test_equals_the_reference(length: int, centred: bool, two_sided: bool) -> None:
     _compare(_inputs(length, two_sided), centred=centred, two_sided=two_sided)
+
+
+@pytest.mark.parametrize(("width", "taps"), [(2, 1), (33, 2), (70, 5)])
+@pytest.mark.parametrize("length", [191, 193, 400])
+def test_lengths_and_widths_around_a_block(length: int, width: int, taps: int) -> None:
+    centred = taps == 5
+    inputs = _inputs(length, centred, batch=2, width=width, taps=taps)
+    _compare(inputs, centred=centred, two_sided=centred)
 
 
 @pytest.mark.parametrize("positions", [1, 3, 7, 64])

@@ -14,6 +14,8 @@ from megabase.ops.norm_mlp import norm_mlp, norm_mlp_blocked, norm_mlp_reference
 from megabase.ops.norm_mlp.blocked import gelu, gelu_with_derivative
 from megabase.ops.products import add_product, matmul
 
+pytestmark = pytest.mark.usefixtures("path")
+
 
 def _inputs(*shape: int, width: int = 6, inner: int = 10) -> list[Any]:
     torch.manual_seed(sum(shape))
@@ -41,6 +43,21 @@ def test_equals_the_reference(
     inputs = _inputs(*shape)
     if not normed:
         inputs[1] = inputs[2] = None
+    want, got = norm_mlp_reference(*inputs), norm_mlp_blocked(*inputs)
+    torch.testing.assert_close(got, want)
+    weight = torch.randn_like(want)
+    for a, b in zip(
+        torch.autograd.grad(got, _tensors(inputs), weight),
+        torch.autograd.grad(want, _tensors(inputs), weight),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(("width", "inner"), [(2, 1), (33, 70), (70, 200)])
+@pytest.mark.parametrize("rows", [191, 193, 500])
+def test_rows_and_widths_around_a_block(rows: int, width: int, inner: int) -> None:
+    inputs = _inputs(rows, width=width, inner=inner)
     want, got = norm_mlp_reference(*inputs), norm_mlp_blocked(*inputs)
     torch.testing.assert_close(got, want)
     weight = torch.randn_like(want)

@@ -16,6 +16,7 @@ __all__ = [
     "ENVIRONMENT_VARIABLE",
     "INSTRUCTION_SETS",
     "INTERFACE",
+    "MAX_LAYERS",
     "MAX_TAPS",
     "__version__",
     "exponentials_seconds",
@@ -33,6 +34,9 @@ INTERFACE = 1
 
 MAX_TAPS = 8
 """Most taps of the causal convolution."""
+
+MAX_LAYERS = 8
+"""Most layers of sines of the implicit filter."""
 
 INSTRUCTION_SETS = ("avx512", "avx2", "portable")
 """What the kernels are compiled for, fastest first."""

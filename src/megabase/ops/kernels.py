@@ -9,9 +9,10 @@ import importlib
 from types import ModuleType
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
-__all__ = ["INTERFACE", "address", "beside", "package", "rows", "why_missing"]
+__all__ = ["INTERFACE", "address", "alike", "beside", "package", "rows", "why_missing"]
 
 _Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
 
@@ -65,3 +66,10 @@ def beside(tensor: _Maybe) -> _Maybe:
 def address(tensor: Tensor | None) -> int:
     """Give the address of a contiguous tensor; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def alike(dtype: torch.dtype, *tensors: Tensor | None) -> bool:
+    """Whether `dtype` is one that the kernels compute in, and that of all the tensors."""
+    return dtype in (torch.float32, torch.float64) and all(
+        t is None or t.dtype == dtype for t in tensors
+    )

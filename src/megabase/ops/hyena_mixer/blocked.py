@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megabase.ops.hyena_mixer import kernel
 from megabase.ops.hyena_mixer.backward import Backward, backward_shapes
 from megabase.ops.hyena_mixer.forward import run_forward
 from megabase.ops.hyena_mixer.plan import Mixer
@@ -60,12 +61,11 @@ def _forward(
     product: torch.dtype | None,
 ) -> Tensor:
     with without_autocast(x):
-        return run_forward(
-            _mixer(
-                x, norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out, after,
-                two_sided, product,
-            )
+        m = _mixer(
+            x, norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out, after, two_sided,
+            product,
         )  # fmt: skip
+        return kernel.forward(m) if kernel.takes(m) else run_forward(m)
 
 
 @torch.library.custom_op(
@@ -100,6 +100,11 @@ def _backward(
             x, norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out, after, two_sided,
             product,
         )  # fmt: skip
+        if kernel.takes(m):
+            grads = backward_shapes(
+                x, w_in, w, k, skip, m.wide, needs_x, needs_weights, needs_filter
+            )
+            return kernel.backward(m, dy, grads)
         return Backward(m, dy, needs_x, needs_weights, needs_filter).run()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megabase.ops.implicit_filter import kernel
 from megabase.ops.long_conv.fft import without_autocast
 from megabase.ops.pieces import pieces
 from megabase.ops.products import add_product, matmul
@@ -47,6 +48,8 @@ def _forward(
     rate_C: Tensor | None,
     shift: float,
 ) -> Tensor:
+    if kernel.takes(z_ME, t_M, freq_W, weights, biases, last_CW, rate_C):
+        return kernel.forward(z_ME, t_M, freq_W, weights, biases, last_CW, rate_C, shift)
     k_CM = torch.empty(last_CW.shape[0], z_ME.shape[0], dtype=z_ME.dtype, device=z_ME.device)
     with without_autocast(z_ME):
         for at in _cut(z_ME):
@@ -77,6 +80,11 @@ def _backward(
     needs_z: bool,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
     grads = _backward_shapes(z_ME, freq_W, weights, biases, last_CW, needs_z)
+    if kernel.takes(z_ME, t_M, freq_W, weights, biases, last_CW, rate_C):
+        kernel.backward(
+            dk_CM, z_ME, t_M, freq_W, weights, biases, last_CW, rate_C, shift, grads
+        )  # fmt: skip
+        return grads
     dz_ME, dfreq_W, dlast_CW, dweights, dbiases = grads
     for total in (dfreq_W, dlast_CW, *dweights, *dbiases):
         total.zero_()

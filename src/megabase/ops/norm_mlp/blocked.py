@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from megabase.ops.long_conv.fft import without_autocast
+from megabase.ops.norm_mlp import kernel
 from megabase.ops.pieces import Norm, pieces
 from megabase.ops.products import add_product, matmul
 
@@ -77,6 +78,8 @@ def _forward(
     dtype = _product_dtype(w1_ED, product)
     wide = torch.promote_types(dtype, torch.float32)
     norm, x_1ND = Norm(norm_w, norm_b, eps), _flat(x)
+    if kernel.takes(x, norm, (w1_ED, b1_E, w2_DE, b2_D), product):
+        return kernel.forward(x, norm, (w1_ED, b1_E, w2_DE, b2_D))
     y_1ND = torch.empty(x_1ND.shape, dtype=dtype, device=x.device)
     w1_ED, b1_E, w2_DE, b2_D = (t.to(dtype) for t in (w1_ED, b1_E, w2_DE, b2_D))
     with without_autocast(x):
@@ -112,6 +115,9 @@ def _backward(
     wide = torch.promote_types(dtype, torch.float32)
     norm, x_1ND, dy_1ND = Norm(norm_w, norm_b, eps), _flat(x), _flat(dy)
     grads = _backward_shapes(x, w1_ED, w2_DE, needs_x, needs_weights, wide)
+    if kernel.takes(x, norm, (w1_ED, b1_E, w2_DE, b2_D), product):
+        kernel.backward(dy, x, norm, (w1_ED, b1_E, w2_DE, b2_D), grads)
+        return grads
     dx_1ND, *sums = grads
     for total in sums:
         total.zero_()

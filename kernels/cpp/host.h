@@ -1,0 +1,45 @@
+// What the files of the Python module share.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "kernels.h"
+
+namespace megabase {
+
+using Address = uintptr_t;  // of a contiguous array; 0 for none
+
+// The kernels in use.
+const Table& table();
+
+// Add the blocked operators to the module.
+void add_blocked(nanobind::module_& m);
+
+template <class T>
+T* pointer(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+// Memory of one task, aligned for the widest vector.
+template <class T>
+class Workspace {
+  public:
+    explicit Workspace(int64_t elements) {
+        const size_t bytes = (size_t(elements) * sizeof(T) + 63) / 64 * 64;
+        data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes ? bytes : 64)));
+        if (!data_) throw std::bad_alloc();
+    }
+    T* data() const { return data_.get(); }
+
+  private:
+    struct Free {
+        void operator()(T* memory) const { std::free(memory); }
+    };
+    std::unique_ptr<T, Free> data_;
+};
+
+}  // namespace megabase

@@ -1,0 +1,52 @@
+"""LayerNorm and MLP by ``megabase-kernels``, block of positions by block of positions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from megabase.ops import backend, kernels
+from megabase.ops.pieces import Norm
+
+__all__ = ["backward", "forward", "takes"]
+
+
+def takes(x: Tensor, norm: Norm, weights: tuple[Tensor, ...], product: torch.dtype | None) -> bool:
+    """Whether the kernels compute this: CPU tensors of float32 or float64, all alike."""
+    given = (x, norm.weight, norm.bias, *weights)
+    dtype = weights[0].dtype if product is None else product
+    return kernels.alike(dtype, *given) and backend.use_kernels(*given) and x.numel() > 0
+
+
+def _run(
+    x: Tensor,
+    norm: Norm,
+    weights: tuple[Tensor, ...],
+    further: tuple[Tensor | None, ...],
+    backward: bool,
+    sums: bool,
+) -> None:
+    inner, width = weights[0].shape
+    given = [None if t is None else t.contiguous() for t in (norm.weight, norm.bias, x, *weights)]
+    kernels.package().native.mlp(
+        x.dtype == torch.float64, [x.numel() // width, width, inner, int(sums)], norm.eps,
+        [kernels.address(t) for t in (*given, *further)], backward, torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def forward(x: Tensor, norm: Norm, weights: tuple[Tensor, ...]) -> Tensor:
+    """Compute the output, of the shape of `x`, from ``w1, b1, w2, b2``."""
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    _run(x, norm, weights, (y,), False, False)
+    return y
+
+
+def backward(
+    dy: Tensor, x: Tensor, norm: Norm, weights: tuple[Tensor, ...], grads: tuple[Tensor, ...]
+) -> None:
+    """Fill `grads`: of x, LayerNorm's weight and bias, w1, b1, w2, b2; empty ones are unwanted."""
+    dx, dnorm_w, dnorm_b, dw1, db1, dw2, db2 = grads
+    x, dy = x.contiguous(), dy.to(x.dtype).contiguous()
+    found = (dx, dw1, db1, dw2, db2, dnorm_w, dnorm_b)
+    _run(x, norm, weights, (dy, *(t if t.numel() else None for t in found)), True, dw1.numel() > 0)
