@@ -35,6 +35,7 @@ from megabase.models import load_model
 from megabase.models.prompt_files import prompt_bytes, save_prompt
 from megabase.models.prompt_spec import PromptSpec, label_letters
 from megabase.models.prompting import PromptedModel
+from megabase.report.prompt_plot import save_prompt_lengths
 from megabase.training.provenance import environment, write_json
 
 _CHECKED = 48
@@ -279,7 +280,7 @@ def spec_of(setting: Setting, classes: tuple[str, ...]) -> PromptSpec:
 
 
 def main() -> None:
-    """Run the sweep and write ``results.json`` and ``table.md``."""
+    """Run the sweep and write ``results.json``, ``table.md`` and ``lengths.svg``."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
     parser.add_argument("--train", required=True)
     parser.add_argument("--test", required=True)
@@ -287,6 +288,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[0, 2, 8, 32, 128])
     parser.add_argument("--rates", type=float, nargs="+", default=[0.02, 0.06])
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--full", type=float, help="accuracy of full fine-tuning, for the picture")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -332,6 +334,14 @@ def main() -> None:
         for r in results
     ]
     (output / "table.md").write_text("\n".join([head, *lines]) + "\n")
+    series = {
+        f"answer by {answer.replace('_', ' ')}": [
+            (r["length"], r["test"]["accuracy"]) for r in results if r["answer"] == answer
+        ]
+        for answer in ("head", "label_tokens")
+    }
+    full = None if options.full is None else ("full fine-tuning", options.full)
+    save_prompt_lengths(output / "lengths.svg", series, "test accuracy", full)
 
 
 if __name__ == "__main__":

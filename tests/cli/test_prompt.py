@@ -38,6 +38,10 @@ def test_a_sweep_of_lengths(table: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert [one["length"] for one in runs] == [0, 2]
     assert [one["trained_parameters"] for one in runs] == [0, 256]
     assert (run / "length-2" / "prompt" / "prompt.safetensors").is_file()
+    pytest.importorskip("matplotlib")
+    picture = (run / "lengths.svg").read_text()
+    assert picture.startswith("<svg") or "<svg" in picture[:400]
+    assert "learnable vectors" in picture
     assert main(small(table, "--lengths", "0", "2", "--resume")) == 0
     assert json.loads((run / "result.json").read_text())["runs"] == runs
 

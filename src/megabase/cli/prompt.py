@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megabase.cli.config_errors import explain_errors
@@ -93,7 +94,32 @@ def run(args: Namespace) -> int:
         return 128 + stopped[0]
     if results:
         _show(results, Console())
+    if args.lengths and results:
+        _draw(results, Path(config.output) / "lengths.svg", console)
     return 0
+
+
+def _draw(results: list[PromptResult], path: Path, console: Console) -> None:
+    """Draw the chosen figure against the length, where matplotlib is installed."""
+    from megabase.errors import MissingDependencyError
+    from megabase.report.prompt_plot import save_prompt_lengths
+
+    figures = [result.test or result.valid for result in results]
+    chosen = next((r.monitor for r in results if r.monitor not in ("none", "loss")), None)
+    metric = chosen or next((name for name in figures[0] if name != "loss"), "loss")
+    points = [
+        (result.length, found[metric])
+        for result, found in zip(results, figures, strict=True)
+        if metric in found
+    ]
+    if len(points) < 2:
+        return
+    try:
+        save_prompt_lengths(path, {f"answer by {results[0].answer}": points}, metric)
+    except MissingDependencyError as error:
+        console.print(f"no picture: {error}", markup=False, soft_wrap=True)
+    else:
+        console.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
 def _show(results: list[PromptResult], console: Console) -> None:
