@@ -12,6 +12,7 @@ import itertools
 import multiprocessing
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -127,6 +128,10 @@ def run_job(
         raise InferenceError(f"the number of workers must be 1 or more, found {workers}")
     if threads < 1:
         raise InferenceError(f"the number of threads must be 1 or more, found {threads}")
+    if device is not None:
+        from megabase.inference.model import choose_device
+
+        choose_device(device)  # refuses one that is not there, before any work
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
         return _torchrun(job, target, rank, world, device, threads, resume, overwrite, progress)
@@ -138,7 +143,7 @@ def run_job(
         if count > 1:  # loading a model in a process takes seconds: not for a handful of items
             count = max(1, min(count, len(list(itertools.islice(job.chunks(), count)))))
         if count == 1:
-            chunks = _work(job, folder, 0, 1, device, threads, progress)
+            chunks = _work(job, folder, 0, 1, _worker_device(device, 0), threads, progress)
         else:
             chunks = _spawn(job, folder, count, device, threads, progress)
         if progress is not None:
@@ -186,9 +191,18 @@ def _worker_device(device: str | None, index: int) -> str | None:
     return device
 
 
+def _end_with_parent() -> None:
+    """End this process when the one that began it is killed: nobody would merge its parts."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _child(
     job: Job, target: Path, rank: int, world: int, device: str | None, thread_count: int
 ) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     folder = PartFolder.join(target, job.suffix)
     # The parent reads the same input and says it once.
     warnings.simplefilter("ignore", ContigAliasWarning)
