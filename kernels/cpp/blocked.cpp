@@ -62,12 +62,22 @@ Norm<T> norm_of(const Addresses& a, size_t& at, double eps) {
 
 int64_t blocks_of(int64_t rows, int64_t block) { return (rows + block - 1) / block; }
 
+template <class T>
+const Blocked<T>& products(bool half) {
+    const Functions<T>& f = table().of<T>();
+    if (half && !f.half.mlp_pack)
+        throw std::invalid_argument("no products in bfloat16 with this instruction set");
+    return half ? f.half : f.full;
+}
+
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // sizes: rows, width, inner, sums. addresses: norm weight, norm bias, x, w1, b1, w2, b2, then y; or
 // dy, dx, dw1, db1, dw2, db2, dweight, dbias.
 template <class T>
-void mlp_as(const Numbers& sizes, double eps, const Addresses& a, bool backward, int threads) {
+void mlp_as(
+    const Numbers& sizes, double eps, const Addresses& a, bool half, bool backward, int threads
+) {
     expect(sizes, 4);
     size_t at = 0;
     Mlp<T> p{};
@@ -81,32 +91,35 @@ void mlp_as(const Numbers& sizes, double eps, const Addresses& a, bool backward,
     } else {
         p.y = take<T>(a, at);
     }
-    const Functions<T>& f = table().of<T>();
-    const int64_t blocks = blocks_of(p.rows, f.block_rows);
+    const int64_t rows = table().of<T>().block_rows;
+    const Blocked<T>& f = products<T>(half);
+    const int64_t blocks = blocks_of(p.rows, rows);
     const Memory<T> memory(
         blocks, threads, f.mlp_weights_size(p, backward),
         backward ? f.mlp_backward_workspace(p) : f.mlp_forward_workspace(p)
     );
     f.mlp_pack(p, backward, memory.weights.data());
     memory.run(blocks, [&](int64_t first, int64_t last, T* work) {
-        const int64_t begin = first * f.block_rows, end = least(last * f.block_rows, p.rows);
+        const int64_t begin = first * rows, end = least(last * rows, p.rows);
         (backward ? f.mlp_backward : f.mlp_forward)(p, memory.weights.data(), begin, end, work);
     });
     if (backward && p.sums) f.mlp_sums(p, memory.workers, memory.work.data(), memory.each);
 }
 
-enum Pass { OPEN, CLOSE, OPEN_BACKWARD, BACKWARD };
+enum Pass { OPEN, GATE, CLOSE, OPEN_BACKWARD, BACKWARD };
 
-// sizes: batch, length, width, taps, after, sums. addresses: norm weight, norm bias, x, w_in, b_in,
+// sizes: batch, length, width, taps, after, first, last, sums. addresses: norm weight, norm bias, x, w_in, b_in,
 // w, b, w_out, b_out, u, then out; or g, dy for the first half of the backward pass, and
 // after them dx, dw_in, db_in, dw, db, dw_out, db_out, dweight, dbias for the second.
 template <class T>
-void mixer_as(const Numbers& sizes, double eps, const Addresses& a, int pass, int threads) {
-    expect(sizes, 6);
+void mixer_as(
+    const Numbers& sizes, double eps, const Addresses& a, bool half, int pass, int threads
+) {
+    expect(sizes, 8);
     size_t at = 0;
     Mixer<T> m{};
     m.batch = sizes[0], m.length = sizes[1], m.width = sizes[2], m.taps = sizes[3];
-    m.after = sizes[4], m.sums = sizes[5] != 0;
+    m.after = sizes[4], m.first = sizes[5], m.last = sizes[6], m.sums = sizes[7] != 0;
     m.norm = norm_of<T>(a, at, eps);
     for (const T** input : {&m.x, &m.w_in, &m.b_in, &m.w, &m.b, &m.w_out, &m.b_out})
         *input = take<const T>(a, at);
@@ -122,8 +135,9 @@ void mixer_as(const Numbers& sizes, double eps, const Addresses& a, int pass, in
         for (T** out : {&m.dx, &m.dw_in, &m.db_in, &m.dw, &m.db, &m.dw_out, &m.db_out, &m.dweight,
                         &m.dbias})
             *out = take<T>(a, at);
-    const Functions<T>& f = table().of<T>();
-    const int64_t parts = blocks_of(m.length, f.block_rows), blocks = m.batch * parts;
+    const int64_t rows = table().of<T>().block_rows;
+    const Blocked<T>& f = products<T>(half);
+    const int64_t parts = blocks_of(m.length, rows), blocks = m.batch * parts;
     const Memory<T> memory(
         blocks, threads, f.mixer_weights_size(m, backward), f.mixer_workspace(m, backward)
     );
@@ -133,9 +147,11 @@ void mixer_as(const Numbers& sizes, double eps, const Addresses& a, int pass, in
     memory.run(blocks, [&](int64_t first, int64_t last, T* work) {
         for (int64_t i = 0; i < sums; ++i) work[i] = T(0);
         for (int64_t block = first; block < last; ++block) {
-            const int64_t b = block / parts, t0 = block % parts * f.block_rows;
-            const int64_t t1 = least(t0 + f.block_rows, m.length);
-            if (pass == CLOSE)
+            const int64_t b = block / parts, t0 = block % parts * rows;
+            const int64_t t1 = least(t0 + rows, m.length);
+            if (pass == GATE)
+                f.mixer_gate(m, weights, b, t0, t1, work);
+            else if (pass == CLOSE)
                 f.mixer_close(m, weights, b, t0, t1, work);
             else if (pass == BACKWARD)
                 f.mixer_backward(m, weights, b, t0, t1, work);
@@ -209,21 +225,25 @@ void spectra_as(const Numbers& sizes, Address u, Address g, Address k, Address d
 }  // namespace
 
 void add_blocked(nb::module_& m) {
+    m.def("panel", [](bool twice) { return twice ? table().twice.panel : table().single.panel; }, "double"_a);
+    m.def("half_products", [] { return table().single.half.mlp_pack != nullptr; });
     m.def(
         "mlp",
-        [](bool twice, Numbers sizes, double eps, Addresses addresses, bool backward, int threads) {
+        [](bool twice, Numbers sizes, double eps, Addresses addresses, bool half, bool backward,
+           int threads) {
             nb::gil_scoped_release release;
-            (twice ? mlp_as<double> : mlp_as<float>)(sizes, eps, addresses, backward, threads);
+            (twice ? mlp_as<double> : mlp_as<float>)(sizes, eps, addresses, half, backward, threads);
         },
-        "double"_a, "sizes"_a, "eps"_a, "addresses"_a, "backward"_a, "threads"_a
+        "double"_a, "sizes"_a, "eps"_a, "addresses"_a, "half"_a, "backward"_a, "threads"_a
     );
     m.def(
         "mixer",
-        [](bool twice, Numbers sizes, double eps, Addresses addresses, int pass, int threads) {
+        [](bool twice, Numbers sizes, double eps, Addresses addresses, bool half, int pass,
+           int threads) {
             nb::gil_scoped_release release;
-            (twice ? mixer_as<double> : mixer_as<float>)(sizes, eps, addresses, pass, threads);
+            (twice ? mixer_as<double> : mixer_as<float>)(sizes, eps, addresses, half, pass, threads);
         },
-        "double"_a, "sizes"_a, "eps"_a, "addresses"_a, "half"_a, "threads"_a
+        "double"_a, "sizes"_a, "eps"_a, "addresses"_a, "half"_a, "pass"_a, "threads"_a
     );
     m.def(
         "filter",

@@ -96,26 +96,26 @@ struct FilterWeights {
     FilterWeights(const Filter<T>& p, Arena<T>& arena, bool backward) {
         for (int64_t i = 0; i < p.layers; ++i) {
             const int64_t in = i ? p.width : p.features;
-            layers[i] = arena.take(packed_size<T>(in, p.width));
+            layers[i] = take_packed<Full<T>>(arena, in, p.width);
             biases[i] = arena.take(padded<T>(p.width));
-            back[i] = backward ? arena.take(packed_size<T>(p.width, in)) : nullptr;
+            back[i] = backward ? take_packed<Full<T>>(arena, p.width, in) : nullptr;
         }
-        last = backward ? nullptr : arena.take(packed_size<T>(p.width, p.channels));
-        last_back = backward ? arena.take(packed_size<T>(p.channels, p.width)) : nullptr;
+        last = backward ? nullptr : take_packed<Full<T>>(arena, p.width, p.channels);
+        last_back = backward ? take_packed<Full<T>>(arena, p.channels, p.width) : nullptr;
         freq = arena.take(padded<T>(p.width)), rate = arena.take(padded<T>(p.channels));
     }
     void fill(const Filter<T>& p) const {
         const int64_t W = p.width;
         for (int64_t i = 0; i < p.layers; ++i) {
             const int64_t in = i ? W : p.features;
-            pack<T>(p.weights[i], 1, in, in, W, layers[i]);
-            pack<T>(p.biases[i], 0, 1, 1, W, biases[i]);
-            if (back[i]) pack<T>(p.weights[i], in, 1, W, in, back[i]);
+            pack<Full<T>>(p.weights[i], 1, in, in, W, layers[i]);
+            pack<Full<T>>(p.biases[i], 0, 1, 1, W, biases[i]);
+            if (back[i]) pack<Full<T>>(p.weights[i], in, 1, W, in, back[i]);
         }
-        if (last) pack<T>(p.last, 1, W, W, p.channels, last);
-        if (last_back) pack<T>(p.last, W, 1, p.channels, W, last_back);
-        pack<T>(p.freq, 0, 1, 1, W, freq);
-        if (p.rate) pack<T>(p.rate, 0, 1, 1, p.channels, rate);
+        if (last) pack<Full<T>>(p.last, 1, W, W, p.channels, last);
+        if (last_back) pack<Full<T>>(p.last, W, 1, p.channels, W, last_back);
+        pack<Full<T>>(p.freq, 0, 1, 1, W, freq);
+        if (p.rate) pack<Full<T>>(p.rate, 0, 1, 1, p.channels, rate);
     }
 };
 
@@ -175,8 +175,8 @@ void hide(
         const Left<T> in = i ? Left<T>{k.hidden[i - 1], pitch, 1}
                              : Left<T>{p.z + at * p.features, p.features, 1};
         const int64_t depth = i ? p.width : p.features;
-        multiply<T>(
-            rows, pitch, depth, in, packed<T>(w.layers[i], depth), k.angles[i], pitch,
+        multiply<Full<T>>(
+            rows, pitch, depth, in, packed<Full<T>>(w.layers[i], depth), k.angles[i], pitch,
             {false, w.biases[i]}
         );
         for (int64_t c = 0; c < pitch; c += lanes<T>) {
@@ -217,8 +217,8 @@ void filter_forward(const Filter<T>& p, T* packed_weights, int64_t begin, int64_
         hide<T>(p, w, k, at, rows);
         for (int64_t c = 0; c < p.channels; c += P) {
             const int64_t some = p.channels - c < P ? p.channels - c : P;
-            multiply<T>(
-                rows, P, W, {k.hidden[p.layers - 1], pitch, 1}, packed<T>(w.last + c * W, W),
+            multiply<Full<T>>(
+                rows, P, W, {k.hidden[p.layers - 1], pitch, 1}, packed<Full<T>>(w.last + c * W, W),
                 k.tile, row, {false, nullptr}
             );
             window<T>(p, w, at, rows, c, k.tile, row);
@@ -245,12 +245,12 @@ void filter_backward(const Filter<T>& p, T* packed_weights, int64_t begin, int64
             const int64_t some = p.channels - c < P ? p.channels - c : P;
             turn_back<T>(p.dk + c * p.lags + at, p.lags, rows, some, k.tile, row);
             window<T>(p, w, at, rows, c, k.tile, row);
-            multiply<T>(
+            multiply<Full<T>>(
                 some, pitch, rows, {k.tile, 1, row}, {k.hidden[p.layers - 1], pitch, P},
                 k.dlast + c * pitch, pitch, {true, nullptr}
             );
             const Right<T> back{w.last_back + c * P, P, p.channels * P};
-            multiply<T>(rows, pitch, some, {k.tile, row, 1}, back, k.dh, pitch, {c > 0, nullptr});
+            multiply<Full<T>>(rows, pitch, some, {k.tile, row, 1}, back, k.dh, pitch, {c > 0, nullptr});
         }
         for (int64_t i = p.layers - 1; i >= 0; --i) {
             for (int64_t c = 0; c < pitch; c += lanes<T>) {
@@ -269,15 +269,15 @@ void filter_backward(const Filter<T>& p, T* packed_weights, int64_t begin, int64
                 store<T>(k.dbiases[i] + c, of_bias);
             }
             const int64_t in = i ? W : E, in_pitch = padded<T>(in);
-            multiply<T>(
+            multiply<Full<T>>(
                 W, in_pitch, rows, {k.da, 1, pitch}, {i ? k.hidden[i - 1] : k.z, in_pitch, P},
                 k.dweights[i], in_pitch, {true, nullptr}
             );
-            const Right<T> back = packed<T>(w.back[i], W);
+            const Right<T> back = packed<Full<T>>(w.back[i], W);
             if (i)
-                multiply<T>(rows, pitch, W, {k.da, pitch, 1}, back, k.dh, pitch, {false, nullptr});
+                multiply<Full<T>>(rows, pitch, W, {k.da, pitch, 1}, back, k.dh, pitch, {false, nullptr});
             else if (p.dz)
-                multiply<T>(rows, E, W, {k.da, pitch, 1}, back, p.dz + at * E, E, {false, nullptr});
+                multiply<Full<T>>(rows, E, W, {k.da, pitch, 1}, back, p.dz + at * E, E, {false, nullptr});
         }
     }
 }

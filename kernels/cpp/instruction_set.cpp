@@ -10,6 +10,25 @@ namespace megabase {
 namespace MB_SET {
 namespace {
 
+template <class P>
+Blocked<typename P::Number> blocked() {
+    return {
+        mlp_weights_size<P>, mlp_pack<P>, mlp_forward_workspace<P>, mlp_backward_workspace<P>,
+        mlp_forward<P>, mlp_backward<P>, mlp_sums<P>,
+
+        mixer_weights_size<P>, mixer_pack<P>, mixer_workspace<P>, mixer_sums_size<P>,
+        mixer_open<P>, mixer_gate<P>, mixer_close<P>, mixer_backward<P>, mixer_sums<P>,
+    };
+}
+
+template <class T>
+Blocked<T> half() {
+#if defined(__AVX512BF16__)
+    if constexpr (sizeof(T) == 4) return blocked<Half>();
+#endif
+    return {};
+}
+
 template <class T>
 Functions<T> functions() {
     return {
@@ -17,16 +36,12 @@ Functions<T> functions() {
         conv_forward<T>,           conv_backward<T>, exponentials<T>,           exponential_of<T>,
         lanes<T>,
 
-        mlp_weights_size<T>, mlp_pack<T>, mlp_forward_workspace<T>, mlp_backward_workspace<T>,
-        mlp_forward<T>, mlp_backward<T>, mlp_sums<T>,
-
-        mixer_weights_size<T>, mixer_pack<T>, mixer_workspace<T>, mixer_sums_size<T>,
-        mixer_open<T>, mixer_close<T>, mixer_backward<T>, mixer_sums<T>,
+        blocked<Full<T>>(), half<T>(),
 
         filter_weights_size<T>, filter_pack<T>, filter_workspace<T>, filter_forward<T>,
         filter_backward<T>, filter_sums<T>, sine_of<T>,
 
-        spectrum_times<T>, spectrum_backward<T>, BLOCK_ROWS,
+        spectrum_times<T>, spectrum_backward<T>, BLOCK_ROWS, PANEL<T>,
     };
 }
 

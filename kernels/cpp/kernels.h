@@ -75,13 +75,14 @@ struct Mlp {
 template <class T>
 struct Mixer {
     int64_t batch, length, width, taps, after;
+    int64_t first, last;                               // the group of channels worked on
     bool sums;
     Norm<T> norm;
     const T *x, *w_in, *b_in, *w, *b, *w_out, *b_out;  // (B, L, D), (3D, D), (3D,), (3D, K), (3D,), (D, D), (D,)
-    T *u, *g;                                          // (B, D, L)
+    T *u, *g;                                          // (B, last - first, L)
     T* out;                                            // (B, L, D)
     const T* dy;
-    T* dx;                                             // may be missing
+    T* dx;
     T *dw_in, *db_in, *dw, *db, *dw_out, *db_out, *dweight, *dbias;  // dw is (3, K, D)
 };
 
@@ -101,21 +102,10 @@ struct Filter {
     T *dfreq, *dlast, *dweights[MAX_LAYERS], *dbiases[MAX_LAYERS];
 };
 
+// Blocked operators. Weights are packed once, into memory that all workers read; each worker has
+// its own workspace, at whose start it leaves its sums.
 template <class T>
-struct Functions {
-    int64_t (*scan_forward_workspace)(const Scan<T>&, int64_t blocks);
-    void (*scan_forward)(const Scan<T>&, int64_t b, int64_t first, int64_t last, T* work);
-    int64_t (*scan_backward_workspace)(const Scan<T>&, int64_t blocks);
-    void (*scan_backward)(const Scan<T>&, int64_t b, int64_t first, int64_t last, int64_t group, T* work);
-    void (*conv_forward)(const Conv<T>&, int64_t b, int64_t begin, int64_t end);
-    void (*conv_backward)(const Conv<T>&, int64_t b, int64_t begin, int64_t end, int64_t task);
-    // The exponentials of a scan and nothing else: what it is measured against.
-    T (*exponentials)(const T* step, const T* rate, int64_t positions, int64_t states);
-    void (*exponential)(const T* x, T* y, int64_t count);
-    int lanes;
-
-    // Blocked operators. Weights are packed once, into memory that all workers read; each worker
-    // has its own workspace, at whose start it leaves its sums.
+struct Blocked {
     int64_t (*mlp_weights_size)(const Mlp<T>&, bool backward);
     void (*mlp_pack)(const Mlp<T>&, bool backward, T* weights);
     int64_t (*mlp_forward_workspace)(const Mlp<T>&);
@@ -129,9 +119,28 @@ struct Functions {
     int64_t (*mixer_workspace)(const Mixer<T>&, bool backward);
     int64_t (*mixer_sums_size)(const Mixer<T>&);
     void (*mixer_open)(const Mixer<T>&, T* weights, int64_t b, int64_t t0, int64_t t1, bool backward, T* work);
+    void (*mixer_gate)(const Mixer<T>&, T* weights, int64_t b, int64_t t0, int64_t t1, T* work);
     void (*mixer_close)(const Mixer<T>&, T* weights, int64_t b, int64_t t0, int64_t t1, T* work);
     void (*mixer_backward)(const Mixer<T>&, T* weights, int64_t b, int64_t t0, int64_t t1, T* work);
     void (*mixer_sums)(const Mixer<T>&, int64_t workers, T* work, int64_t each);
+};
+
+template <class T>
+struct Functions {
+    int64_t (*scan_forward_workspace)(const Scan<T>&, int64_t blocks);
+    void (*scan_forward)(const Scan<T>&, int64_t b, int64_t first, int64_t last, T* work);
+    int64_t (*scan_backward_workspace)(const Scan<T>&, int64_t blocks);
+    void (*scan_backward)(const Scan<T>&, int64_t b, int64_t first, int64_t last, int64_t group, T* work);
+    void (*conv_forward)(const Conv<T>&, int64_t b, int64_t begin, int64_t end);
+    void (*conv_backward)(const Conv<T>&, int64_t b, int64_t begin, int64_t end, int64_t task);
+    // The exponentials of a scan and nothing else: what it is measured against.
+    T (*exponentials)(const T* step, const T* rate, int64_t positions, int64_t states);
+    void (*exponential)(const T* x, T* y, int64_t count);
+    int lanes;
+
+    // How products are computed: with the numbers as they are, or rounded to bfloat16 with sums in
+    // float. The latter may be missing: then its functions are.
+    Blocked<T> full, half;
 
     int64_t (*filter_weights_size)(const Filter<T>&, bool backward);
     void (*filter_pack)(const Filter<T>&, bool backward, T* weights);
@@ -143,7 +152,7 @@ struct Functions {
 
     void (*spectrum_times)(T* u, const T* k, int64_t frequencies);
     void (*spectrum_backward)(T* u, T* g, const T* k, T* dk, int64_t frequencies);
-    int64_t block_rows;
+    int64_t block_rows, panel;                 // rows of a block; groups of channels begin at multiples of a panel
 };
 
 struct Table {
@@ -164,6 +173,7 @@ const Table& portable_table();
 #if defined(MB_X86)
 const Table& avx2_table();
 const Table& avx512_table();
+const Table& avx512bf16_table();
 #endif
 
 }  // namespace megabase

@@ -14,39 +14,44 @@ namespace MB_SET {
 template <class T>
 constexpr int64_t TURNED = PANEL<T> + lanes<T>;
 
-template <class T>
+// The weights, the way each product reads them. P is how products are computed.
+template <class P>
 struct MixerWeights {
-    T *in[3], *b_in, *taps, *bias;       // (D, D) each, (3, D), (3, K, D), (3, D)
-    T *out, *b_out, *out_back, *in_back;  // forward; backward
+    using T = typename P::Number;
+    typename P::Element *in[3], *out, *out_back, *in_back;  // (D, D); forward; backward: (3D, D)
+    T *b_in, *taps, *bias, *b_out;                          // (3, D), (3, K, D), (3, D), (D)
 
     MixerWeights(const Mixer<T>& p, Arena<T>& arena, bool backward) {
         const int64_t D = p.width, pitch = padded<T>(D);
-        for (T*& part : in) part = arena.take(packed_size<T>(D, D));
+        for (auto*& part : in) part = take_packed<P>(arena, D, D);
         b_in = arena.take(3 * pitch), bias = arena.take(3 * pitch);
         taps = arena.take(3 * p.taps * pitch), b_out = arena.take(pitch);
-        out = backward ? nullptr : arena.take(packed_size<T>(D, D));
-        out_back = backward ? arena.take(packed_size<T>(D, D)) : nullptr;
-        in_back = backward ? arena.take(packed_size<T>(3 * D, D)) : nullptr;
+        out = backward ? nullptr : take_packed<P>(arena, D, D);
+        out_back = backward ? take_packed<P>(arena, D, D) : nullptr;
+        in_back = backward ? take_packed<P>(arena, 3 * D, D) : nullptr;
     }
-    void fill(const Mixer<T>& p) const {
-        const int64_t D = p.width, pitch = padded<T>(D);
+    void fill(const Mixer<T>& p, bool backward) const {
+        using Exact = Full<T>;
+        const int64_t D = p.width, K = p.taps, pitch = padded<T>(D);
         for (int part = 0; part < 3; ++part) {
-            pack<T>(p.w_in + part * D * D, 1, D, D, D, in[part]);
-            pack<T>(p.b_in + part * D, 0, 1, 1, D, b_in + part * pitch);
-            pack<T>(p.b + part * D, 0, 1, 1, D, bias + part * pitch);
-            for (int64_t k = 0; k < p.taps; ++k)
-                pack<T>(p.w + part * D * p.taps + k, 0, p.taps, 1, D, taps + (part * p.taps + k) * pitch);
+            pack<P>(p.w_in + part * D * D, 1, D, D, D, in[part]);
+            pack<Exact>(p.b_in + part * D, 0, 1, 1, D, b_in + part * pitch);
+            pack<Exact>(p.b + part * D, 0, 1, 1, D, bias + part * pitch);
+            for (int64_t k = 0; k < K; ++k)
+                pack<Exact>(p.w + part * D * K + k, 0, K, 1, D, taps + (part * K + k) * pitch);
         }
-        pack<T>(p.b_out, 0, 1, 1, D, b_out);
-        if (out) pack<T>(p.w_out, 1, D, D, D, out);
-        if (out_back) pack<T>(p.w_out, D, 1, D, D, out_back);
-        if (in_back) pack<T>(p.w_in, D, 1, 3 * D, D, in_back);
+        pack<Exact>(p.b_out, 0, 1, 1, D, b_out);
+        if (!backward) return pack<P>(p.w_out, 1, D, D, D, out);
+        pack<P>(p.w_out, D, 1, D, D, out_back);
+        pack<P>(p.w_in, D, 1, 3 * D, D, in_back);
     }
 };
 
 // One block: what it takes of its neighbours, and its arrays.
-template <class T>
+template <class P>
 struct MixerWork {
+    using T = typename P::Number;
+    typename P::Element *h_rows, *h_pairs, *dy_rows, *dy_pairs, *g_rows, *dp_rows, *dp_pairs;
     T *dw_in, *db_in, *dw, *db, *dw_out, *db_out, *dweight, *dbias;
     T *h, *dy, *dh, *g, *p[3], *ds[3], *dp[3], *dg, *tile, *other;
     int64_t sums = 0;
@@ -67,26 +72,31 @@ struct MixerWork {
         for (T*& part : p) part = arena.take(rows * PANEL<T>);
         dg = arena.take(rows * PANEL<T>);
         tile = arena.take(rows * TURNED<T>), other = arena.take(rows * TURNED<T>);
+        const int64_t numbers = (rows + 1) * pitch;
+        h_rows = P::take(arena, numbers), h_pairs = P::take(arena, numbers);
+        dy_rows = P::take(arena, numbers), dy_pairs = P::take(arena, numbers);
+        dp_rows = P::take(arena, numbers), dp_pairs = P::take(arena, numbers);
+        g_rows = P::take(arena, numbers);
     }
 };
 
-template <class T>
+template <class P, class T = typename P::Number>
 int64_t mixer_weights_size(const Mixer<T>& p, bool backward) {
     Arena<T> arena(nullptr);
-    MixerWeights<T> weights(p, arena, backward);
+    MixerWeights<P> weights(p, arena, backward);
     return arena.used();
 }
 
-template <class T>
+template <class P, class T = typename P::Number>
 void mixer_pack(const Mixer<T>& p, bool backward, T* memory) {
     Arena<T> arena(memory);
-    MixerWeights<T>(p, arena, backward).fill(p);
+    MixerWeights<P>(p, arena, backward).fill(p, backward);
 }
 
-template <class T>
+template <class P, class T = typename P::Number>
 int64_t mixer_workspace(const Mixer<T>& p, bool backward) {
     Arena<T> arena(nullptr);
-    MixerWork<T> work(p, arena, backward);
+    MixerWork<P> work(p, arena, backward);
     return arena.used();
 }
 
@@ -101,17 +111,17 @@ struct Stretch {
 
 // Projected channels c to c + PANEL of gates and value for the positions of `s`; zero outside of
 // the sequence. `h` holds the normalised positions inside.
-template <class T>
+template <class P, class T = typename P::Number>
 void project(
-    const Mixer<T>& m, const MixerWeights<T>& w, const MixerWork<T>& k, Stretch s, int64_t c
+    const Mixer<T>& m, const MixerWeights<P>& w, const MixerWork<P>& k, Stretch s, int64_t c
 ) {
     const int64_t D = m.width, pitch = padded<T>(D);
     for (int part = 0; part < 3; ++part) {
         T* to = k.p[part];
         clear(to, s.shift() * PANEL<T>);
-        multiply<T>(
-            s.rows(), PANEL<T>, D, {k.h, pitch, 1}, packed<T>(w.in[part] + c * D, D),
-            to + s.shift() * PANEL<T>, PANEL<T>, {false, w.b_in + part * pitch + c}
+        multiply<P>(
+            s.rows(), PANEL<T>, D, P::rows(k.h, pitch, k.h_rows),
+            packed<P>(w.in[part] + P::depth(D) * c, D), to + s.shift() * PANEL<T>, PANEL<T>, {false, w.b_in + part * pitch + c}
         );
         clear(to + (s.last - s.start) * PANEL<T>, (s.stop - s.last) * PANEL<T>);
     }
@@ -119,13 +129,14 @@ void project(
 
 // One block of lanes of a part: its short convolution, which at row t reads rows t to t + K - 1 of
 // the projected channels.
-template <class T, int K>
+template <class P, int K>
 struct Short {
+    using T = typename P::Number;
     Vec<T> weight[K], bias;
     const T* rows;
 
     MB_INLINE Short(
-        const Mixer<T>& m, const MixerWeights<T>& w, const MixerWork<T>& k, int part, int64_t c,
+        const Mixer<T>& m, const MixerWeights<P>& w, const MixerWork<P>& k, int part, int64_t c,
         int64_t i
     ) {
         const int64_t pitch = padded<T>(m.width);
@@ -144,31 +155,35 @@ struct Short {
 
 // Everything in front of the transforms: the gated value into `u`; forward, the output gate into
 // `out`; backward, the gradient of the transforms' result into `g`.
-template <class T, int K>
+template <class P, int K, class T = typename P::Number>
 void open_with_taps(
     const Mixer<T>& m, T* packed_weights, int64_t b, int64_t t0, int64_t t1, bool backward,
     T* memory
 ) {
     constexpr int W = lanes<T>;
     Arena<T> of_weights(packed_weights), arena(memory);
-    const MixerWeights<T> w(m, of_weights, backward);
-    const MixerWork<T> k(m, arena, backward);
+    const MixerWeights<P> w(m, of_weights, backward);
+    const MixerWork<P> k(m, arena, backward);
     const int64_t D = m.width, L = m.length, pitch = padded<T>(D), rows = t1 - t0;
     const int64_t before = m.taps - 1 - m.after;
     const Stretch s(t0 - before, t1 + m.after, L);
     normalise<T>(m.norm, m.x + (b * L + s.first) * D, D, s.rows(), D, k.h, pitch);
-    if (backward) copy_rows<T>(m.dy + (b * L + t0) * D, D, rows, D, k.dy, pitch);
-    for (int64_t c = 0; c < D; c += PANEL<T>) {
-        const int64_t some = D - c < PANEL<T> ? D - c : PANEL<T>;
-        project<T>(m, w, k, s, c);
+    P::to_rows(k.h, pitch, s.rows(), k.h_rows);
+    if (backward) {
+        copy_rows<T>(m.dy + (b * L + t0) * D, D, rows, D, k.dy, pitch);
+        P::to_rows(k.dy, pitch, rows, k.dy_rows);
+    }
+    for (int64_t c = m.first; c < m.last; c += PANEL<T>) {
+        const int64_t some = m.last - c < PANEL<T> ? m.last - c : PANEL<T>;
+        project<P>(m, w, k, s, c);
         if (backward)
-            multiply<T>(
-                rows, PANEL<T>, D, {k.dy, pitch, 1}, packed<T>(w.out_back + c * D, D), k.dg,
-                PANEL<T>, {false, nullptr}
+            multiply<P>(
+                rows, PANEL<T>, D, P::rows(k.dy, pitch, k.dy_rows),
+                packed<P>(w.out_back + P::depth(D) * c, D), k.dg, PANEL<T>, {false, nullptr}
             );
         for (int64_t i = 0; i < some; i += W) {
             const int count = some - i < W ? int(some - i) : W;
-            const Short<T, K> first_of(m, w, k, 0, c, i), gate_of(m, w, k, 1, c, i),
+            const Short<P, K> first_of(m, w, k, 0, c, i), gate_of(m, w, k, 1, c, i),
                 value_of(m, w, k, 2, c, i);
             for (int64_t t = 0; t < rows; ++t) {
                 const Vec<T> first = first_of.at(t), gate = gate_of.at(t), v = value_of.at(t);
@@ -181,46 +196,65 @@ void open_with_taps(
                     store_part<T>(m.out + (b * L + t0 + t) * D + c + i, first, count);
             }
         }
-        turn<T>(k.tile, TURNED<T>, rows, some, m.u + (b * D + c) * L + t0, L);
-        if (backward) turn<T>(k.other, TURNED<T>, rows, some, m.g + (b * D + c) * L + t0, L);
+        const int64_t at = b * (m.last - m.first) + c - m.first;
+        turn<T>(k.tile, TURNED<T>, rows, some, m.u + at * L + t0, L);
+        if (backward) turn<T>(k.other, TURNED<T>, rows, some, m.g + at * L + t0, L);
     }
 }
 
-// Everything behind the transforms: `u` holds their result, `out` the output gate.
-template <class T>
-void mixer_close(
-    const Mixer<T>& m, T* packed_weights, int64_t b, int64_t t0, int64_t t1, T* memory
-) {
+// The gate behind the transforms, for one group of channels: `u` holds their result, `out` the gate,
+// which its product with them takes the place of.
+template <class P, class T = typename P::Number>
+void mixer_gate(const Mixer<T>& m, T*, int64_t b, int64_t t0, int64_t t1, T* memory) {
     constexpr int W = lanes<T>;
-    Arena<T> of_weights(packed_weights), arena(memory);
-    const MixerWeights<T> w(m, of_weights, false);
-    const MixerWork<T> k(m, arena, false);
-    const int64_t D = m.width, L = m.length, pitch = padded<T>(D), rows = t1 - t0;
+    Arena<T> arena(memory);
+    const MixerWork<P> k(m, arena, false);
+    const int64_t D = m.width, L = m.length, rows = t1 - t0;
     T* out = m.out + (b * L + t0) * D;
-    for (int64_t c = 0; c < D; c += PANEL<T>) {
-        const int64_t some = D - c < PANEL<T> ? D - c : PANEL<T>;
-        turn_back<T>(m.u + (b * D + c) * L + t0, L, rows, some, k.tile, TURNED<T>);
+    for (int64_t c = m.first; c < m.last; c += PANEL<T>) {
+        const int64_t some = m.last - c < PANEL<T> ? m.last - c : PANEL<T>;
+        const int64_t at = b * (m.last - m.first) + c - m.first;
+        turn_back<T>(m.u + at * L + t0, L, rows, some, k.tile, TURNED<T>);
         for (int64_t t = 0; t < rows; ++t)
             for (int64_t i = 0; i < some; i += W) {
                 const int count = some - i < W ? int(some - i) : W;
+                T* const gate = out + t * D + c + i;
                 const Vec<T> y = load_part<T>(k.tile + t * TURNED<T> + i, count);
-                store<T>(k.g + t * pitch + c + i, y * load_part<T>(out + t * D + c + i, count));
+                store_part<T>(gate, y * load_part<T>(gate, count), count);
             }
     }
-    multiply<T>(rows, D, D, {k.g, pitch, 1}, packed<T>(w.out, D), out, D, {false, w.b_out});
+}
+
+// The output projection of what `mixer_gate` left in `out`.
+template <class P, class T = typename P::Number>
+void mixer_close(
+    const Mixer<T>& m, T* packed_weights, int64_t b, int64_t t0, int64_t t1, T* memory
+) {
+    Arena<T> of_weights(packed_weights), arena(memory);
+    const MixerWeights<P> w(m, of_weights, false);
+    const MixerWork<P> k(m, arena, false);
+    const int64_t D = m.width, L = m.length, pitch = padded<T>(D), rows = t1 - t0;
+    T* out = m.out + (b * L + t0) * D;
+    copy_rows<T>(out, D, rows, D, k.g, pitch);
+    P::to_rows(k.g, pitch, rows, k.g_rows);
+    multiply<P>(
+        rows, D, D, P::rows(k.g, pitch, k.g_rows), packed<P>(w.out, D), out, D, {false, w.b_out}
+    );
 }
 
 // The gradients of everything in front of the transforms and behind them: `u` holds their result,
-// `g` the gradient of what they read. Sums over positions are added at the start of `memory`.
-template <class T, int K>
+// `g` the gradient of what they read. Sums over positions are added at the start of `memory`. Of several
+// groups of channels all but the last leave the gradient of the normalised input in `dx`, to which
+// the next one adds.
+template <class P, int K, class T = typename P::Number>
 void backward_with_taps(
     const Mixer<T>& m, T* packed_weights, int64_t b, int64_t t0, int64_t t1, T* memory
 ) {
     constexpr int W = lanes<T>;
-    constexpr int64_t P = PANEL<T>;
+    constexpr int64_t WIDE = PANEL<T>;
     Arena<T> of_weights(packed_weights), arena(memory);
-    const MixerWeights<T> w(m, of_weights, true);
-    const MixerWork<T> k(m, arena, true);
+    const MixerWeights<P> w(m, of_weights, true);
+    const MixerWork<P> k(m, arena, true);
     const int64_t D = m.width, L = m.length, pitch = padded<T>(D), rows = t1 - t0;
     const int64_t after = m.after, before = K - 1 - after;
     // The gradient of a projected position comes from outputs around it, theirs from inputs around
@@ -231,34 +265,43 @@ void backward_with_taps(
     copy_rows<T>(m.dy + (b * L + s.first) * D, D, s.rows(), D, k.dy, pitch);
     const T* h = k.h + (t0 - wide.first) * pitch;
     const T* dy = k.dy + (t0 - s.first) * pitch;
-    for (int64_t c = 0; c < D; c += P) {
-        const int64_t some = D - c < P ? D - c : P;
-        project<T>(m, w, k, wide, c);
-        multiply<T>(
-            s.rows(), P, D, {k.dy, pitch, 1}, packed<T>(w.out_back + c * D, D), k.dg, P,
-            {false, nullptr}
+    P::to_rows(k.h, pitch, wide.rows(), k.h_rows);
+    P::to_rows(k.dy, pitch, s.rows(), k.dy_rows);
+    if (m.sums) {
+        P::to_pairs(h, pitch, rows, k.h_pairs);
+        P::to_pairs(dy, pitch, rows, k.dy_pairs);
+    }
+    T* const dx = m.dx + (b * L + t0) * D;
+    if (m.first > 0) copy_rows<T>(dx, D, rows, D, k.dh, pitch);
+    for (int64_t c = m.first; c < m.last; c += WIDE) {
+        const int64_t some = m.last - c < WIDE ? m.last - c : WIDE;
+        const int64_t at = b * (m.last - m.first) + c - m.first;
+        project<P>(m, w, k, wide, c);
+        multiply<P>(
+            s.rows(), WIDE, D, P::rows(k.dy, pitch, k.dy_rows),
+            packed<P>(w.out_back + P::depth(D) * c, D), k.dg, WIDE, {false, nullptr}
         );
-        turn_back<T>(m.u + (b * D + c) * L + s.first, L, s.rows(), some, k.tile, TURNED<T>);
-        turn_back<T>(m.g + (b * D + c) * L + s.first, L, s.rows(), some, k.other, TURNED<T>);
+        turn_back<T>(m.u + at * L + s.first, L, s.rows(), some, k.tile, TURNED<T>);
+        turn_back<T>(m.g + at * L + s.first, L, s.rows(), some, k.other, TURNED<T>);
         for (int part = 0; part < 3; ++part) {
-            clear(k.ds[part], s.shift() * P);
-            clear(k.ds[part] + (s.last - s.start) * P, (s.stop - s.last) * P);
+            clear(k.ds[part], s.shift() * WIDE);
+            clear(k.ds[part] + (s.last - s.start) * WIDE, (s.stop - s.last) * WIDE);
         }
-        for (int64_t i = 0; i < P; i += W) {
+        for (int64_t i = 0; i < WIDE; i += W) {
             const int64_t left = some - i;
             const int count = left >= W ? W : (left > 0 ? int(left) : 0);
-            const Short<T, K> first_of(m, w, k, 0, c, i), gate_of(m, w, k, 1, c, i),
+            const Short<P, K> first_of(m, w, k, 0, c, i), gate_of(m, w, k, 1, c, i),
                 value_of(m, w, k, 2, c, i);
             for (int64_t t = 0; t < s.rows(); ++t) {
                 const Vec<T> y = load_part<T>(k.tile + t * TURNED<T> + i, count);
                 const Vec<T> du = load_part<T>(k.other + t * TURNED<T> + i, count);
-                const int64_t at = (s.shift() + t) * P + i;
-                store<T>(k.ds[0] + at, y * load<T>(k.dg + t * P + i));
-                store<T>(k.ds[1] + at, du * value_of.at(t));
-                store<T>(k.ds[2] + at, du * gate_of.at(t));
+                const int64_t row = (s.shift() + t) * WIDE + i;
+                store<T>(k.ds[0] + row, y * load<T>(k.dg + t * WIDE + i));
+                store<T>(k.ds[1] + row, du * value_of.at(t));
+                store<T>(k.ds[2] + row, du * gate_of.at(t));
                 const int64_t inner = s.first + t - t0;
                 if (inner >= 0 && inner < rows)
-                    store<T>(k.g + inner * P + i, y * first_of.at(t));
+                    store<T>(k.g + inner * WIDE + i, y * first_of.at(t));
             }
             for (int part = 0; part < 3; ++part) {
                 // Row j of ds lies at position t0 - after + j; of p at s.first - before + j.
@@ -274,14 +317,14 @@ void backward_with_taps(
                     Vec<T> value{};
 #pragma GCC unroll 8
                     for (int j = 0; j < K; ++j)
-                        value += weight[j] * load<T>(ds + (t + K - 1 - j) * P);
-                    store<T>(dp + t * P, value);
+                        value += weight[j] * load<T>(ds + (t + K - 1 - j) * WIDE);
+                    store<T>(dp + t * WIDE, value);
                     total += value;
-                    const Vec<T> slope = load<T>(ds + (t + after) * P);
+                    const Vec<T> slope = load<T>(ds + (t + after) * WIDE);
                     bias += slope;
 #pragma GCC unroll 8
                     for (int j = 0; j < K; ++j)
-                        of_weight[j] += slope * load<T>(p + (ahead + t + j) * P);
+                        of_weight[j] += slope * load<T>(p + (ahead + t + j) * WIDE);
                 }
                 add_to<T>(k.db_in + part * pitch + c + i, total);
                 add_to<T>(k.db + part * pitch + c + i, bias);
@@ -292,26 +335,36 @@ void backward_with_taps(
         }
         for (int part = 0; part < 3; ++part) {
             const int64_t channel = part * D + c;
-            const Right<T> back{w.in_back + channel * P, P, 3 * D * P};
-            multiply<T>(
-                rows, pitch, some, {k.dp[part], P, 1}, back, k.dh, pitch, {channel > 0, nullptr}
+            Right<typename P::Element> back = packed<P>(w.in_back, 3 * D);
+            back.data += P::depth(channel) * WIDE;
+            P::to_rows(k.dp[part], WIDE, rows, k.dp_rows);
+            multiply<P>(
+                rows, pitch, some, P::rows(k.dp[part], WIDE, k.dp_rows), back, k.dh, pitch,
+                {channel > 0, nullptr}
             );
-            if (m.sums)
-                multiply<T>(
-                    some, pitch, rows, {k.dp[part], 1, P}, {h, pitch, P},
-                    k.dw_in + channel * pitch, pitch, {true, nullptr}
-                );
+            if (!m.sums) continue;
+            P::to_pairs(k.dp[part], WIDE, rows, k.dp_pairs);
+            multiply<P>(
+                some, pitch, rows, P::turned(k.dp[part], WIDE, k.dp_pairs),
+                P::right(h, pitch, k.h_pairs), k.dw_in + channel * pitch, pitch, {true, nullptr}
+            );
         }
-        if (m.sums)
-            multiply<T>(
-                D, P, rows, {dy, 1, pitch}, {k.g, P, P}, k.dw_out + c, pitch, {true, nullptr}
-            );
+        if (!m.sums) continue;
+        P::to_pairs(k.g, WIDE, rows, k.g_rows);
+        multiply<P>(
+            D, WIDE, rows, P::turned(dy, pitch, k.dy_pairs), P::right(k.g, WIDE, k.g_rows),
+            k.dw_out + c, pitch, {true, nullptr}
+        );
+    }
+    if (m.last < D) {  // the next group of channels adds to it
+        for (int64_t r = 0; r < rows; ++r)
+            memcpy(dx + r * D, k.dh + r * pitch, size_t(D) * sizeof(T));
+        return;
     }
     if (m.sums) add_rows<T>(dy, pitch, rows, pitch, k.db_out);
     normalise_backward<T>(
-        m.norm, m.x + (b * L + t0) * D, D, k.dh, pitch, rows, D,
-        m.dx ? m.dx + (b * L + t0) * D : nullptr, D, m.sums ? k.dweight : nullptr,
-        m.sums ? k.dbias : nullptr
+        m.norm, m.x + (b * L + t0) * D, D, k.dh, pitch, rows, D, dx, D,
+        m.sums ? k.dweight : nullptr, m.sums ? k.dbias : nullptr
     );
 }
 
@@ -327,40 +380,40 @@ void backward_with_taps(
         case 8: return call(8);   \
     }
 
-template <class T>
+template <class P, class T = typename P::Number>
 void mixer_open(
     const Mixer<T>& m, T* weights, int64_t b, int64_t t0, int64_t t1, bool backward, T* memory
 ) {
-#define MB_CALL(K) open_with_taps<T, K>(m, weights, b, t0, t1, backward, memory)
+#define MB_CALL(K) open_with_taps<P, K>(m, weights, b, t0, t1, backward, memory)
     MB_FOR_TAPS(MB_CALL)
 #undef MB_CALL
 }
 
-template <class T>
+template <class P, class T = typename P::Number>
 void mixer_backward(
     const Mixer<T>& m, T* weights, int64_t b, int64_t t0, int64_t t1, T* memory
 ) {
-#define MB_CALL(K) backward_with_taps<T, K>(m, weights, b, t0, t1, memory)
+#define MB_CALL(K) backward_with_taps<P, K>(m, weights, b, t0, t1, memory)
     MB_FOR_TAPS(MB_CALL)
 #undef MB_CALL
 }
 
 #undef MB_FOR_TAPS
 
-template <class T>
+template <class P, class T = typename P::Number>
 int64_t mixer_sums_size(const Mixer<T>& m) {
     Arena<T> arena(nullptr);
-    return MixerWork<T>(m, arena, true).sums;
+    return MixerWork<P>(m, arena, true).sums;
 }
 
-// Add the sums of all workers, whose memories lie `each` apart, in their order.
-template <class T>
+// Add the sums of all workers, whose memories lie `each` apart, in their order, to the gradients.
+template <class P, class T = typename P::Number>
 void mixer_sums(const Mixer<T>& m, int64_t workers, T* memory, int64_t each) {
     for (int64_t one = 0; one < workers; ++one) {
         Arena<T> arena(memory + one * each);
-        const MixerWork<T> k(m, arena, true);
+        const MixerWork<P> k(m, arena, true);
         const int64_t D = m.width, K = m.taps, pitch = padded<T>(D);
-        const bool add = one > 0;
+        const bool add = true;
         add_matrix<T>(k.dw_in, pitch, 3 * D, D, m.dw_in, add);
         add_matrix<T>(k.dw_out, pitch, D, D, m.dw_out, add);
         add_matrix<T>(k.db_in, pitch, 3, D, m.db_in, add);

@@ -30,9 +30,13 @@ bool runs_here(const std::string& name) {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (name == "avx2") return avx2;
-    if (name == "avx512")
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512bw");
+    if (name == "avx512") return avx512;
+#if defined(MB_BF16)
+    if (name == "avx512bf16") return avx512 && __builtin_cpu_supports("avx512bf16");
+#endif
 #endif
     return false;
 }
@@ -41,6 +45,9 @@ const Table& table_named(const std::string& name) {
     if (!runs_here(name))
         throw std::invalid_argument("instruction set '" + name + "' does not run here");
 #if defined(MB_X86)
+#if defined(MB_BF16)
+    if (name == "avx512bf16") return avx512bf16_table();
+#endif
     if (name == "avx512") return avx512_table();
     if (name == "avx2") return avx2_table();
 #endif
@@ -51,7 +58,7 @@ const Table& table_named(const std::string& name) {
 
 const Table& table() {
     if (!chosen) {
-        for (const char* name : {"avx512", "avx2", "portable"})
+        for (const char* name : {"avx512bf16", "avx512", "avx2", "portable"})
             if (runs_here(name)) {
                 chosen = &table_named(name);
                 break;

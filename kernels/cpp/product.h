@@ -22,18 +22,113 @@ MB_INLINE int64_t padded(int64_t columns) {
 }
 
 // The right factor: element (k, n) of panel j is data[j * panel + k * row + n].
-template <class T>
+template <class E>
 struct Right {
-    const T* data;
+    const E* data;
     int64_t row, panel;
 };
 
 // The left factor: element (m, k) is data[m * row + k * column].
-template <class T>
+template <class E>
 struct Left {
-    const T* data;
+    const E* data;
     int64_t row, column;
 };
+
+// Memory handed out piece by piece, each on the border of a vector. With no memory it counts.
+template <class T>
+class Arena {
+  public:
+    explicit Arena(T* memory) : memory_(memory) {}
+    T* take(int64_t elements) {
+        T* found = memory_ ? memory_ + used_ : nullptr;
+        used_ += (elements + 15) / 16 * 16;
+        return found;
+    }
+    int64_t used() const { return used_; }
+
+  private:
+    T* memory_;
+    int64_t used_ = 0;
+};
+
+// Products of the numbers as they are.
+template <class T>
+struct Full {
+    using Number = T;
+    using Element = T;
+    static int64_t depth(int64_t k) { return k; }
+    MB_INLINE static Vec<T> one(const T* from) { return all<T>(*from); }
+    MB_INLINE static Vec<T> row(const T* from) { return load<T>(from); }
+    MB_INLINE static void add(Vec<T>& total, Vec<T> one, Vec<T> row) { total += one * row; }
+
+    static T* take(Arena<T>&, int64_t) { return nullptr; }
+    static void to_rows(const T*, int64_t, int64_t, T*) {}
+    static void to_pairs(const T*, int64_t, int64_t, T*) {}
+    static Left<T> rows(const T* x, int64_t pitch, const T*) { return {x, pitch, 1}; }
+    static Left<T> turned(const T* x, int64_t pitch, const T*) { return {x, 1, pitch}; }
+    static Right<T> right(const T* x, int64_t pitch, const T*) { return {x, pitch, PANEL<T>}; }
+    static T element(const T* from, int64_t, bool) { return *from; }
+};
+
+#if defined(__AVX512BF16__)
+// Products of numbers rounded to bfloat16, with sums in float. An element is a pair of neighbours
+// along the depth of the product. Matrices of numbers are rounded into `pairs` first: pairs of
+// columns (`to_rows`) where the depth runs along the rows, pairs of rows (`to_pairs`) where it runs
+// down the columns.
+struct Half {
+    using Number = float;
+    using Element = uint32_t;
+    static int64_t depth(int64_t k) { return (k + 1) / 2; }
+    MB_INLINE static __m512i one(const uint32_t* from) { return _mm512_set1_epi32(int(*from)); }
+    MB_INLINE static __m512i row(const uint32_t* from) { return _mm512_loadu_si512(from); }
+    MB_INLINE static void add(Vec<float>& total, __m512i one, __m512i row) {
+        total = (Vec<float>)_mm512_dpbf16_ps((__m512)total, (__m512bh)row, (__m512bh)one);
+    }
+
+    static uint32_t* take(Arena<float>& arena, int64_t numbers) {
+        return reinterpret_cast<uint32_t*>(arena.take((numbers + 1) / 2));
+    }
+    static void to_rows(const float* x, int64_t pitch, int64_t rows, uint32_t* to) {
+        for (int64_t i = 0; i < rows * pitch; i += 32, to += 16) {
+            const __m512bh both =
+                _mm512_cvtne2ps_pbh((__m512)load<float>(x + i + 16), (__m512)load<float>(x + i));
+            _mm512_storeu_si512(to, (__m512i)both);
+        }
+    }
+    static void to_pairs(const float* x, int64_t pitch, int64_t rows, uint32_t* to) {
+        for (int64_t r = 0; r < rows; r += 2, x += 2 * pitch)
+            for (int64_t i = 0; i < pitch; i += 16, to += 16) {
+                const Vec<float> next = r + 1 < rows ? load<float>(x + pitch + i) : Vec<float>{};
+                const __m256i low = (__m256i)_mm512_cvtneps_pbh((__m512)load<float>(x + i));
+                const __m256i high = (__m256i)_mm512_cvtneps_pbh((__m512)next);
+                const __m512i pair = _mm512_or_si512(
+                    _mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)
+                );
+                _mm512_storeu_si512(to, pair);
+            }
+    }
+    static Left<uint32_t> rows(const float*, int64_t pitch, const uint32_t* pairs) {
+        return {pairs, pitch / 2, 1};
+    }
+    static Left<uint32_t> turned(const float*, int64_t pitch, const uint32_t* pairs) {
+        return {pairs, 1, pitch};
+    }
+    static Right<uint32_t> right(const float*, int64_t pitch, const uint32_t* pairs) {
+        return {pairs, pitch, PANEL<float>};
+    }
+    // The pair at `from` and `step` behind it, which may be missing.
+    static uint32_t element(const float* from, int64_t step, bool last) {
+        return rounded(*from) | (last ? 0u : rounded(from[step]) << 16);
+    }
+    static uint32_t rounded(float x) {
+        uint32_t bits;
+        memcpy(&bits, &x, 4);
+        if (x != x) return (bits >> 16) | 0x40;
+        return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    }
+};
+#endif
 
 // What the sums begin with.
 template <class T>
@@ -42,11 +137,13 @@ struct Begin {
     const T* bias;     // else with one number for each column (padded), or with zero
 };
 
-template <class T, int ROWS, bool PART>
+template <class P, int ROWS, bool PART>
 MB_INLINE void multiply_tile(
-    Left<T> a, const T* b, int64_t b_row, T* c, int64_t c_row, int64_t depth, Begin<T> begin,
-    const T* bias, int64_t columns
+    Left<typename P::Element> a, const typename P::Element* b, int64_t b_row,
+    typename P::Number* c, int64_t c_row, int64_t depth, bool from_target,
+    const typename P::Number* bias, int64_t columns
 ) {
+    using T = typename P::Number;
     constexpr int V = PANEL_VECTORS, W = lanes<T>;
     Vec<T> sums[ROWS][V];
     int counts[V];
@@ -59,22 +156,22 @@ MB_INLINE void multiply_tile(
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
         for (int j = 0; j < V; ++j) {
-            if (begin.from_target)
+            if (from_target)
                 sums[r][j] = PART ? load_part<T>(c + r * c_row + j * W, counts[j])
                                   : load<T>(c + r * c_row + j * W);
             else
                 sums[r][j] = bias ? load<T>(bias + j * W) : Vec<T>{};
         }
     for (int64_t k = 0; k < depth; ++k) {
-        Vec<T> row[V];
+        decltype(P::row(b)) row[V];
 #pragma GCC unroll 4
-        for (int j = 0; j < V; ++j) row[j] = load<T>(b + k * b_row + j * W);
-        const T* from = a.data + k * a.column;
+        for (int j = 0; j < V; ++j) row[j] = P::row(b + k * b_row + j * W);
+        const typename P::Element* from = a.data + k * a.column;
 #pragma GCC unroll 6
         for (int r = 0; r < ROWS; ++r) {
-            const Vec<T> one = all<T>(from[r * a.row]);
+            const auto one = P::one(from + r * a.row);
 #pragma GCC unroll 4
-            for (int j = 0; j < V; ++j) sums[r][j] += one * row[j];
+            for (int j = 0; j < V; ++j) P::add(sums[r][j], one, row[j]);
         }
     }
 #pragma GCC unroll 6
@@ -88,31 +185,35 @@ MB_INLINE void multiply_tile(
         }
 }
 
-template <class T, int ROWS>
+template <class P, int ROWS>
 void multiply_rows(
-    Left<T> a, const T* b, int64_t b_row, T* c, int64_t c_row, int64_t depth, Begin<T> begin,
-    const T* bias, int64_t columns
+    Left<typename P::Element> a, const typename P::Element* b, int64_t b_row,
+    typename P::Number* c, int64_t c_row, int64_t depth, bool from_target,
+    const typename P::Number* bias, int64_t columns
 ) {
-    if (columns >= PANEL<T>)
-        multiply_tile<T, ROWS, false>(a, b, b_row, c, c_row, depth, begin, bias, columns);
+    if (columns >= PANEL<typename P::Number>)
+        multiply_tile<P, ROWS, false>(a, b, b_row, c, c_row, depth, from_target, bias, columns);
     else
-        multiply_tile<T, ROWS, true>(a, b, b_row, c, c_row, depth, begin, bias, columns);
+        multiply_tile<P, ROWS, true>(a, b, b_row, c, c_row, depth, from_target, bias, columns);
 }
 
 // C (rows x columns) = or += A (rows x depth) B (depth x columns).
-template <class T>
+template <class P>
 void multiply(
-    int64_t rows, int64_t columns, int64_t depth, Left<T> a, Right<T> b, T* c, int64_t c_row,
-    Begin<T> begin
+    int64_t rows, int64_t columns, int64_t depth, Left<typename P::Element> a,
+    Right<typename P::Element> b, typename P::Number* c, int64_t c_row,
+    Begin<typename P::Number> begin
 ) {
-    for (int64_t j = 0; j * PANEL<T> < columns; ++j) {
-        const T* panel = b.data + j * b.panel;
-        const T* bias = begin.bias ? begin.bias + j * PANEL<T> : nullptr;
-        const int64_t left = columns - j * PANEL<T>;
+    constexpr int64_t WIDE = PANEL<typename P::Number>;
+    depth = P::depth(depth);
+    for (int64_t j = 0; j * WIDE < columns; ++j) {
+        const typename P::Element* panel = b.data + j * b.panel;
+        const typename P::Number* bias = begin.bias ? begin.bias + j * WIDE : nullptr;
+        const int64_t left = columns - j * WIDE;
         for (int64_t m = 0; m < rows; m += TILE) {
-            const Left<T> part{a.data + m * a.row, a.row, a.column};
-            T* to = c + m * c_row + j * PANEL<T>;
-#define MB_ROWS(R) multiply_rows<T, R>(part, panel, b.row, to, c_row, depth, begin, bias, left)
+            const Left<typename P::Element> part{a.data + m * a.row, a.row, a.column};
+            typename P::Number* to = c + m * c_row + j * WIDE;
+#define MB_ROWS(R) multiply_rows<P, R>(part, panel, b.row, to, c_row, depth, begin.from_target, bias, left)
             switch (rows - m) {
                 case 1: MB_ROWS(1); break;
                 case 2: MB_ROWS(2); break;
@@ -126,24 +227,35 @@ void multiply(
     }
 }
 
-// Lay a matrix of depth x columns out in panels; element (k, n) of it is from[k * row + n * column].
+// Lay a matrix of depth x columns out in panels; number (k, n) of it is from[k * row + n * column].
 // What is missing in the last panel is zero.
-template <class T>
-void pack(const T* from, int64_t row, int64_t column, int64_t depth, int64_t columns, T* to) {
-    for (int64_t j = 0; j < columns; j += PANEL<T>)
-        for (int64_t k = 0; k < depth; ++k)
-            for (int64_t n = 0; n < PANEL<T>; ++n)
-                *to++ = j + n < columns ? from[k * row + (j + n) * column] : T(0);
+template <class P>
+void pack(
+    const typename P::Number* from, int64_t row, int64_t column, int64_t depth, int64_t columns,
+    typename P::Element* to
+) {
+    constexpr int64_t WIDE = PANEL<typename P::Number>;
+    const int64_t elements = P::depth(depth), step = depth == elements ? 1 : 2;
+    for (int64_t j = 0; j < columns; j += WIDE)
+        for (int64_t k = 0; k < elements; ++k)
+            for (int64_t n = 0; n < WIDE; ++n) {
+                const typename P::Number* at = from + k * step * row + (j + n) * column;
+                *to++ = j + n < columns ? P::element(at, row, k * step + 1 >= depth) : 0;
+            }
 }
 
-template <class T>
-MB_INLINE Right<T> packed(const T* data, int64_t depth) {
-    return {data, PANEL<T>, depth * PANEL<T>};
+template <class P>
+MB_INLINE Right<typename P::Element> packed(const typename P::Element* data, int64_t depth) {
+    constexpr int64_t WIDE = PANEL<typename P::Number>;
+    return {data, WIDE, P::depth(depth) * WIDE};
 }
 
-template <class T>
-MB_INLINE int64_t packed_size(int64_t depth, int64_t columns) {
-    return depth * padded<T>(columns);
+// Room for packed weights.
+template <class P>
+typename P::Element* take_packed(Arena<typename P::Number>& arena, int64_t depth, int64_t columns) {
+    return reinterpret_cast<typename P::Element*>(
+        arena.take(P::depth(depth) * padded<typename P::Number>(columns))
+    );
 }
 
 }  // namespace MB_SET

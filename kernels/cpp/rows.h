@@ -8,23 +8,6 @@ namespace MB_SET {
 
 constexpr int64_t BLOCK_ROWS = 192;  // a block: long enough for products, short enough for the cache
 
-// Memory handed out piece by piece, each on the border of a vector. With no memory it counts.
-template <class T>
-class Arena {
-  public:
-    explicit Arena(T* memory) : memory_(memory) {}
-    T* take(int64_t elements) {
-        T* found = memory_ ? memory_ + used_ : nullptr;
-        used_ += (elements + 15) / 16 * 16;
-        return found;
-    }
-    int64_t used() const { return used_; }
-
-  private:
-    T* memory_;
-    int64_t used_ = 0;
-};
-
 template <class T>
 MB_INLINE void clear(T* to, int64_t count) {
     memset(to, 0, size_t(count) * sizeof(T));

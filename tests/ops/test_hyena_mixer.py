@@ -14,6 +14,7 @@ from megabase.ops.hyena_mixer import (
     hyena_mixer,
     hyena_mixer_blocked,
     hyena_mixer_reference,
+    kernel,
     plan,
 )
 
@@ -73,6 +74,14 @@ def test_lengths_and_widths_around_a_block(length: int, width: int, taps: int) -
     _compare(inputs, centred=centred, two_sided=centred)
 
 
+@pytest.mark.parametrize("width", [16, 64, 70])
+def test_groups_of_channels_do_not_change_values(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "GROUP_BYTES", 1)
+    _compare(_inputs(200, batch=2, width=width))
+
+
 @pytest.mark.parametrize("positions", [1, 3, 7, 64])
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("centred", [False, True])
@@ -117,20 +126,28 @@ def test_frozen_weights_leave_the_input_gradient() -> None:
     torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("length", [700, 2048])
-def test_float32_and_half_products(length: int) -> None:
-    inputs = _inputs(length, batch=2, width=16)
+@pytest.mark.parametrize(("length", "width"), [(700, 16), (2048, 16), (193, 70)])
+def test_float32_and_half_products(length: int, width: int) -> None:
+    inputs = _inputs(length, batch=2, width=width)
     with torch.no_grad():
         for i in (4, 5, 10):
             inputs[i] *= 0.1
-        want = hyena_mixer_reference(*inputs)
-        single = [v.float() if isinstance(v, Tensor) else v for v in inputs]
-        got = hyena_mixer_blocked(*single)
-        half = hyena_mixer_blocked(*single, product=torch.bfloat16)
+    want = hyena_mixer_reference(*inputs)
+    single = [v.detach().float().requires_grad_() if isinstance(v, Tensor) else v for v in inputs]
+    got = hyena_mixer_blocked(*single)
+    half = hyena_mixer_blocked(*single, product=torch.bfloat16)
     scale = want.abs().max().item()
     assert (got.double() - want).abs().max().item() < 1e-5 * scale
     assert half.dtype == torch.bfloat16
     assert (half.double() - want).abs().max().item() < 3e-2 * scale
+    weight = torch.randn_like(want)
+    exact = torch.autograd.grad(want, _tensors(inputs), weight)
+    ours = torch.autograd.grad(got, _tensors(single), weight.float())
+    rounded = torch.autograd.grad(half, _tensors(single), weight.bfloat16())
+    for name, a, b, c in zip(NAMES, exact, ours, rounded, strict=False):
+        size = a.abs().max().item()
+        assert (b.double() - a).abs().max().item() < 1e-4 * size, name
+        assert (c.double() - a).abs().max().item() < 5e-2 * size, name
 
 
 def test_shapes_are_checked() -> None:

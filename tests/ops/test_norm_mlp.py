@@ -96,13 +96,24 @@ def test_gelu_over_its_range(dtype: torch.dtype) -> None:
     torch.testing.assert_close(derivative.double(), slope, **tolerance)
 
 
-def test_half_products() -> None:
-    inputs = _inputs(3, 50, width=16, inner=64)
-    single = [v.detach().float() if isinstance(v, Tensor) else v for v in inputs]
-    want = norm_mlp_reference(*single)
+@pytest.mark.parametrize(("positions", "width", "inner"), [(50, 16, 64), (193, 70, 200)])
+def test_half_products(positions: int, width: int, inner: int) -> None:
+    inputs = _inputs(3, positions, width=width, inner=inner)
+    with torch.no_grad():
+        for i in (4, 6):
+            inputs[i] *= inputs[i].shape[1] ** -0.5
+    want = norm_mlp_reference(*inputs)
+    single = [v.detach().float().requires_grad_() if isinstance(v, Tensor) else v for v in inputs]
     half = norm_mlp_blocked(*single, torch.bfloat16)
     assert half.dtype == torch.bfloat16
-    assert (half.float() - want).abs().max() < 2e-2 * want.abs().max()
+    assert (half.double() - want).abs().max() < 2e-2 * want.abs().max()
+    weight = torch.randn_like(want)
+    for a, b in zip(
+        torch.autograd.grad(half, _tensors(single), weight.bfloat16()),
+        torch.autograd.grad(want, _tensors(inputs), weight),
+        strict=True,
+    ):
+        assert (a.double() - b).abs().max() < 3e-2 * b.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

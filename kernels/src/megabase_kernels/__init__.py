@@ -29,7 +29,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-INTERFACE = 1
+INTERFACE = 2
 """Number of the functions' arguments and meaning; megabase asks for the one it was written for."""
 
 MAX_TAPS = 8
@@ -38,7 +38,7 @@ MAX_TAPS = 8
 MAX_LAYERS = 8
 """Most layers of sines of the implicit filter."""
 
-INSTRUCTION_SETS = ("avx512", "avx2", "portable")
+INSTRUCTION_SETS = ("avx512bf16", "avx512", "avx2", "portable")
 """What the kernels are compiled for, fastest first."""
 
 ENVIRONMENT_VARIABLE = "MEGABASE_KERNELS_ISA"

@@ -12,11 +12,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["INTERFACE", "address", "alike", "beside", "package", "rows", "why_missing"]
+__all__ = [
+    "INTERFACE",
+    "address",
+    "alike",
+    "beside",
+    "multiplies",
+    "package",
+    "rows",
+    "why_missing",
+]
 
 _Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
 
-INTERFACE = 1
+INTERFACE = 2
 """Interface of ``megabase-kernels`` that this version calls."""
 
 
@@ -72,4 +81,20 @@ def alike(dtype: torch.dtype, *tensors: Tensor | None) -> bool:
     """Whether `dtype` is one that the kernels compute in, and that of all the tensors."""
     return dtype in (torch.float32, torch.float64) and all(
         t is None or t.dtype == dtype for t in tensors
+    )
+
+
+def multiplies(product: torch.dtype | None, weight: Tensor) -> bool:
+    """Whether the kernels compute matrix products of `weight` in the dtype `product`.
+
+    Of bfloat16 where the processor has it, over float32 weights of an even width.
+    """
+    if product is None or product == weight.dtype:
+        return True
+    return (
+        product == torch.bfloat16
+        and weight.dtype == torch.float32
+        and weight.shape[-1] % 2 == 0
+        and weight.shape[0] % 2 == 0
+        and package().native.half_products()
     )

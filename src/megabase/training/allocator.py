@@ -2,7 +2,9 @@
 
 By default glibc asks the system for every large block and hands it back when it is freed. A
 training step frees and asks for the same activations again, and each time the system maps and
-clears every page anew. With these settings freed blocks stay on the heap.
+clears every page anew. With these settings freed blocks stay on the heap, but for those of
+32 MB and more: of them there are few, clearing their pages costs some percent, and on the heap they
+would leave gaps that smaller blocks fill, so that a step needs twice the memory.
 
 The environment variable ``GLIBC_TUNABLES`` does the same from outside and wins where it is set;
 with another C library (macOS, musl) nothing happens and nothing is needed.
@@ -17,10 +19,10 @@ import sys
 __all__ = ["keep_freed_memory"]
 
 # mallopt's numbers, from glibc's malloc.h.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
-_LARGEST = 2**31 - 1  # mallopt takes a C int
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_MAPPED = 32 << 20  # the largest threshold that every version of glibc takes
 _NEVER = -1  # read as the largest size: the heap is never trimmed
-_GROWTH = 64 << 20
+_GROWTH = 16 << 20
 
 
 def keep_freed_memory() -> bool:
@@ -31,11 +33,6 @@ def keep_freed_memory() -> bool:
     bool
         Whether the settings are in force: False where the C library is not glibc or the user has
         set the allocator through ``GLIBC_TUNABLES``.
-
-    Notes
-    -----
-    The threshold alone ends at blocks of 2 GB (and in some versions of glibc at 32 MB), so mapped
-    blocks are switched off altogether; when the heap cannot grow, glibc still maps.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -47,8 +44,7 @@ def keep_freed_memory() -> bool:
         return False
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
     settings = (
-        (_MMAP_THRESHOLD, _LARGEST),
-        (_MMAP_MAX, 0),
+        (_MMAP_THRESHOLD, _MAPPED),
         (_TRIM_THRESHOLD, _NEVER),
         (_TOP_PAD, _GROWTH),
     )

@@ -31,8 +31,12 @@ MIN_GROUP = 32
 TRANSFORM_SAMPLES = 1 << 20
 """Samples per transform call: large enough to fill all cores, small enough for the cache."""
 
-MIN_ROWS = 8
-"""Rows per transform call at least, because the library parallelises over rows."""
+MIN_ROWS = 16
+"""Rows per transform call if there is room: the library plans every call anew, and its threads
+share rows."""
+
+MIN_ROWS_SAMPLES = 1 << 22
+"""Samples per transform call that `MIN_ROWS` may lead to."""
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -49,7 +53,8 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def transform_blocks(rows: int, channels: int, n_fft: int) -> tuple[list[slice], list[slice]]:
     """Cut the sequences and channels of a group into blocks for one transform call."""
-    count = max(MIN_ROWS, TRANSFORM_SAMPLES // n_fft)
+    some = min(MIN_ROWS, max(MIN_ROWS // 4, MIN_ROWS_SAMPLES // n_fft))
+    count = max(some, TRANSFORM_SAMPLES // n_fft)
     per_channel = min(channels, count)
     per_batch = max(1, count // per_channel)
     return (
@@ -96,6 +101,7 @@ class Mixer:
 
     def __post_init__(self) -> None:
         self.batch, self.length, self.width = self.x.shape
+        self.weights = (self.w_in, self.b_in, self.w_out, self.b_out)
         self.dtype = self.w_in.dtype if self.product is None else self.product
         self.wide = torch.promote_types(self.dtype, torch.float32)
         for name in ("w_in", "b_in", "w_out", "b_out"):

@@ -79,7 +79,7 @@ def _forward(
     wide = torch.promote_types(dtype, torch.float32)
     norm, x_1ND = Norm(norm_w, norm_b, eps), _flat(x)
     if kernel.takes(x, norm, (w1_ED, b1_E, w2_DE, b2_D), product):
-        return kernel.forward(x, norm, (w1_ED, b1_E, w2_DE, b2_D))
+        return kernel.forward(x, norm, (w1_ED, b1_E, w2_DE, b2_D), product)
     y_1ND = torch.empty(x_1ND.shape, dtype=dtype, device=x.device)
     w1_ED, b1_E, w2_DE, b2_D = (t.to(dtype) for t in (w1_ED, b1_E, w2_DE, b2_D))
     with without_autocast(x):
@@ -116,7 +116,7 @@ def _backward(
     norm, x_1ND, dy_1ND = Norm(norm_w, norm_b, eps), _flat(x), _flat(dy)
     grads = _backward_shapes(x, w1_ED, w2_DE, needs_x, needs_weights, wide)
     if kernel.takes(x, norm, (w1_ED, b1_E, w2_DE, b2_D), product):
-        kernel.backward(dy, x, norm, (w1_ED, b1_E, w2_DE, b2_D), grads)
+        kernel.backward(dy, x, norm, (w1_ED, b1_E, w2_DE, b2_D), product, grads)
         return grads
     dx_1ND, *sums = grads
     for total in sums:

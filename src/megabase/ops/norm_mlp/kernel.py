@@ -14,14 +14,19 @@ __all__ = ["backward", "forward", "takes"]
 def takes(x: Tensor, norm: Norm, weights: tuple[Tensor, ...], product: torch.dtype | None) -> bool:
     """Whether the kernels compute this: CPU tensors of float32 or float64, all alike."""
     given = (x, norm.weight, norm.bias, *weights)
-    dtype = weights[0].dtype if product is None else product
-    return kernels.alike(dtype, *given) and backend.use_kernels(*given) and x.numel() > 0
+    return (
+        kernels.alike(x.dtype, *given)
+        and backend.use_kernels(*given)
+        and kernels.multiplies(product, weights[0])
+        and x.numel() > 0
+    )
 
 
 def _run(
     x: Tensor,
     norm: Norm,
     weights: tuple[Tensor, ...],
+    product: torch.dtype | None,
     further: tuple[Tensor | None, ...],
     backward: bool,
     sums: bool,
@@ -30,23 +35,32 @@ def _run(
     given = [None if t is None else t.contiguous() for t in (norm.weight, norm.bias, x, *weights)]
     kernels.package().native.mlp(
         x.dtype == torch.float64, [x.numel() // width, width, inner, int(sums)], norm.eps,
-        [kernels.address(t) for t in (*given, *further)], backward, torch.get_num_threads(),
+        [kernels.address(t) for t in (*given, *further)], product == torch.bfloat16, backward,
+        torch.get_num_threads(),
     )  # fmt: skip
 
 
-def forward(x: Tensor, norm: Norm, weights: tuple[Tensor, ...]) -> Tensor:
+def forward(
+    x: Tensor, norm: Norm, weights: tuple[Tensor, ...], product: torch.dtype | None
+) -> Tensor:
     """Compute the output, of the shape of `x`, from ``w1, b1, w2, b2``."""
     x = x.contiguous()
     y = torch.empty_like(x)
-    _run(x, norm, weights, (y,), False, False)
-    return y
+    _run(x, norm, weights, product, (y,), False, False)
+    return y if product is None else y.to(product)
 
 
 def backward(
-    dy: Tensor, x: Tensor, norm: Norm, weights: tuple[Tensor, ...], grads: tuple[Tensor, ...]
+    dy: Tensor,
+    x: Tensor,
+    norm: Norm,
+    weights: tuple[Tensor, ...],
+    product: torch.dtype | None,
+    grads: tuple[Tensor, ...],
 ) -> None:
     """Fill `grads`: of x, LayerNorm's weight and bias, w1, b1, w2, b2; empty ones are unwanted."""
     dx, dnorm_w, dnorm_b, dw1, db1, dw2, db2 = grads
     x, dy = x.contiguous(), dy.to(x.dtype).contiguous()
     found = (dx, dw1, db1, dw2, db2, dnorm_w, dnorm_b)
-    _run(x, norm, weights, (dy, *(t if t.numel() else None for t in found)), True, dw1.numel() > 0)
+    further = (dy, *(t if t.numel() else None for t in found))
+    _run(x, norm, weights, product, further, True, dw1.numel() > 0)
