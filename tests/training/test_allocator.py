@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def work():
-    a = torch.full((12_000_000,), 1.0)
+    a = torch.full((4_000_000,), 1.0)
     return a + 1
 work(); work(); work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
