@@ -21,9 +21,10 @@ if sys.argv[1] == "keep":
 def work():
     a = torch.full((4_000_000,), 1.0)
     return a + 1
-work(); work(); work()
+for _ in range(12):
+    work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(8):
+for _ in range(30):
     work()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
