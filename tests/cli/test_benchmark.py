@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,12 @@ def test_a_table_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert "| kmer:2 | holdout" in said
     assert "| kmer:1 | holdout" in said
     assert "20 of 20 test rows are in train" in said
+    # A run that two sweeps hold counts once.
+    shutil.copytree(output, tmp_path / "again")
+    both[3] = f"{output},{tmp_path / 'again'}"
+    assert main([*both, str(tmp_path / "once")]) == 0
+    once = [one for one in capsys.readouterr().out.splitlines() if one.startswith("| kmer:2")]
+    assert [one.split("|")[6].strip() for one in once] == ["2"]  # of two seeds, not 4
     assert main(["benchmark", "collect", "--data", str(data), "--output", str(output)]) == 2
 
 

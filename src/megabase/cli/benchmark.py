@@ -120,7 +120,12 @@ def _finish(
     from megabase.errors import MissingDependencyError
     from megabase.tasks.benchmark_table import lines, read_records, table_of, write_tables
 
-    records = [record for source in sources for record in read_records(source)]
+    # The same run in two sweeps (a baseline of both) is one run: its folder's name says all of it.
+    runs: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for source in sources:
+        for record in read_records(source):
+            runs.setdefault((record["suite"], record["task"], record["folder"]), record)
+    records = list(runs.values())
     found = lines(records, order, resamples)
     for path in write_tables(output, found, records):
         console.print(f"wrote {path}", markup=False)
