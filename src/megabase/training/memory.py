@@ -16,10 +16,11 @@ process            :data:`PROCESS` for the interpreter and libraries (on a CPU)
 =================  ==============================================================================
 
 HyenaDNA of order 2 works piece by piece and keeps only the running sums and the filters. There
-activations are ``4 D (B L (2 N + 5) + L (N + 1)) + 24 V B L`` (with activation checkpointing N + 6
-and 2 in the place of 2 N + 5 and N + 1): two running sums and the filter of each layer; sum, output
-and gradients around the head; the filter's gradient. The workspace is ``7 x 4 B L min(D, 32)``, at
-most 7 x 4 L D: buffers of one group of channels.
+activations are ``4 D (B L (2 N + 2) + L (N + 1)) + 24 V B L`` (with activation checkpointing N + 5
+and 2 in the place of 2 N + 2 and N + 1): two running sums and the filter of each layer, but for
+what the last mixer has given back already; gradients around it; the filter's gradient. The
+workspace is two arrays of a group of channels, ``8 B L min(D, max(64, 2^25 / B L))``, and six of a call of the
+transforms, 24 max(2^22, 8 L), at most 48 B L D.
 
 Peaks against estimates are measured by ``megabase bench memory``.
 """
@@ -50,8 +51,8 @@ KEPT = 22
 FFT_COPIES = 6
 """Arrays of the padded size alive at once in the long convolution."""
 
-FUSED_GROUP = 32
-"""Channels of a group in the piecewise operators, at long inputs."""
+FUSED_GROUP = 64
+"""Channels of a group in the mixer at the longest inputs."""
 
 PROCESS = 700_000_000
 """Bytes of a process before it trains: interpreter, torch, transformers."""
@@ -130,9 +131,11 @@ def estimate(
     activations = positions * (kept * width * size + 12 * columns)
     workspace = FFT_COPIES * 4 * positions * width * 2
     if fused:
-        sums, filters = (layers + 6, 2) if checkpointing else (2 * layers + 5, layers + 1)
+        sums, filters = (layers + 5, 2) if checkpointing else (2 * layers + 2, layers + 1)
         activations = 4 * width * (positions * sums + length * filters) + 24 * columns * positions
-        workspace = 28 * min(positions * min(width, FUSED_GROUP), length * width)
+        group = min(width, max(FUSED_GROUP, (1 << 25) // max(1, positions)))
+        transforms = min(max(1 << 22, 8 * length), 2 * positions * width)
+        workspace = 8 * positions * group + 24 * transforms
     return Estimate(
         parameters=share,
         gradients=share,
