@@ -16,11 +16,11 @@ process            :data:`PROCESS` for the interpreter and libraries (on a CPU)
 =================  ==============================================================================
 
 HyenaDNA of order 2 works piece by piece and keeps only the running sums and the filters. There
-activations are ``4 D (B L (2 N + 2) + L (N + 1)) + 24 V B L`` (with activation checkpointing N + 5
-and 2 in the place of 2 N + 2 and N + 1): two running sums and the filter of each layer, but for
-what the last mixer has given back already; gradients around it; the filter's gradient. The
-workspace is two arrays of a group of channels, ``8 B L min(D, max(64, 2^25 / B L))``, and six of a call of the
-transforms, 24 max(2^22, 8 L), at most 48 B L D.
+activations are ``4 D (B L (2 N + 2) + L (N + 1)) + 24 V B L`` (with activation checkpointing N
++ 5 and 2 in the place of 2 N + 2 and N + 1): two running sums and the filter of each layer, but
+for what the last mixer has given back already; gradients around it; the filter's gradient. The
+workspace is two arrays of a group of channels, ``8 B L min(D, max(64, 2^25 / B L))``, and six
+of a call of the transforms, 24 max(2^22, 8 L), at most 48 B L D.
 
 Peaks against estimates are measured by ``megabase bench memory``.
 """
