@@ -8,7 +8,9 @@ import types
 import pytest
 import torch
 
-from megabase.layers.mamba import MambaMixer, slower_than_possible
+from megabase.layers.hints import slower_than_possible
+from megabase.layers.hyena import HyenaOperator
+from megabase.layers.mamba import MambaMixer
 from megabase.ops import backend, kernels
 
 
@@ -71,5 +73,6 @@ def test_a_long_run_says_what_would_be_faster(monkeypatch: pytest.MonkeyPatch) -
     assert "not installed" in hint
     assert slower_than_possible(mixer, other) is None
     assert slower_than_possible(torch.nn.Linear(2, 2), cpu) is None
+    assert "Hyena" in str(slower_than_possible(HyenaOperator(4, 8), cpu))
     monkeypatch.setattr(kernels, "_why", None)
     assert slower_than_possible(mixer, cpu) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,8 +68,14 @@ def ids(case: Case, name: str = "input_ids") -> Tensor:
 
 
 def run(case: Case, model: nn.Module, forward: Callable[[nn.Module], Results], prefix: str) -> None:
-    """Compare float32 results, gradients of the loss, and float64 results."""
+    """Compare float32 results, gradients of the loss, and float64 results.
+
+    ``MEGABASE_GOLDEN_COMPILE`` names a backend of torch.compile to run the model through.
+    """
     model.eval()
+    if compiler := os.environ.get("MEGABASE_GOLDEN_COMPILE"):
+        torch._dynamo.reset()
+        model.compile(backend=compiler)
     results = forward(model)
     got: dict[str, Any] = {key: value for key, value in results.items() if key in case.expected}
     if any(key.startswith("grad") for key in case.expected):

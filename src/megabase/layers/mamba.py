@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megabase.layers.norms import add_norm, make_norm
-from megabase.ops import kernels
 from megabase.ops.causal_conv import causal_conv
 from megabase.ops.selective_scan import selective_scan, selective_step
 
-__all__ = ["MambaBlock", "MambaMixer", "MambaState", "slower_than_possible"]
+__all__ = ["MambaBlock", "MambaMixer", "MambaState"]
 
 
 @dataclass(frozen=True)
@@ -254,21 +253,3 @@ class MambaBlock(nn.Module):
         hidden, residual = add_norm(self.norm, hidden, residual, self.residual_in_fp32)
         hidden, after = self.mixer(hidden, mask, state)
         return hidden, residual, after
-
-
-def slower_than_possible(model: nn.Module, device: torch.device) -> str | None:
-    """Say in one line what would make a long run faster; None where nothing would.
-
-    Parameters
-    ----------
-    model
-        Any model; only those with Mamba mixers gain by ``megabase-kernels``.
-    device
-        Where it runs; the kernels are for CPUs.
-    """
-    why = kernels.why_missing()
-    if why is None or device.type != "cpu":
-        return None
-    if not any(isinstance(module, MambaMixer) for module in model.modules()):
-        return None
-    return f"the selective scan runs in torch; its C++ operators are several times faster: {why}"

@@ -16,7 +16,7 @@ from megabase.data.regions import Regions
 from megabase.data.split import Split, read_intervals, split_genome
 from megabase.data.windows import RandomWindows, TiledWindows, WindowSource
 from megabase.genome.store import GenomeStore
-from megabase.layers.mamba import slower_than_possible
+from megabase.layers.hints import slower_than_possible
 from megabase.objectives.causal_lm import CausalLM
 from megabase.objectives.masked_lm import MaskedLM
 from megabase.tasks.language_model import build_language_model, save_language_model
