@@ -126,7 +126,7 @@ def _(
     two_sided: bool,
     product: torch.dtype | None,
 ) -> Tensor:
-    return x.new_empty(x.shape, dtype=w_in.dtype if product is None else product)
+    return x.new_empty(x.shape, dtype=w_in.dtype if product is None else x.dtype)
 
 
 @_backward.register_fake

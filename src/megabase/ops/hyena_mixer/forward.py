@@ -41,7 +41,7 @@ def run_forward(m: Mixer) -> Tensor:
                     at = slice(b.start + i.start, b.start + i.stop)
                     torch.mul(y, x0_bcL[i, j], out=y)
                     g_BDL[at, c.start + j.start : c.start + j.stop] = y
-    out = torch.empty(m.x.shape, dtype=m.dtype, device=m.x.device)
+    out = torch.empty(m.x.shape, dtype=m.out_dtype, device=m.x.device)
     for piece in m.pieces(slice(0, m.batch)):
         g_btD = g_BDL[piece.b, :, piece.at].transpose(1, 2)
         out[piece.b, piece.at] = product(g_btD, m.w_out.t(), m.b_out)

@@ -117,7 +117,7 @@ def forward(m: Mixer) -> Tensor:
             del K_cF
         call.run(_GATE, g, u_BgL, out_BLD)
     call.run(_CLOSE, groups[-1], u_BgL, out_BLD)
-    return out_BLD.to(m.dtype)
+    return out_BLD.to(m.out_dtype)
 
 
 def backward(m: Mixer, dy_BLD: Tensor, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -104,6 +104,8 @@ class Mixer:
         self.weights = (self.w_in, self.b_in, self.w_out, self.b_out)
         self.dtype = self.w_in.dtype if self.product is None else self.product
         self.wide = torch.promote_types(self.dtype, torch.float32)
+        # What joins a running sum is not rounded further than the products were.
+        self.out_dtype = self.dtype if self.product is None else self.x.dtype
         for name in ("w_in", "b_in", "w_out", "b_out"):
             setattr(self, name, getattr(self, name).to(self.dtype))
         self.w, self.b = self.w.to(self.wide), self.b.to(self.wide)

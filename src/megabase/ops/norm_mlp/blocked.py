@@ -80,7 +80,9 @@ def _forward(
     norm, x_1ND = Norm(norm_w, norm_b, eps), _flat(x)
     if kernel.takes(x, norm, (w1_ED, b1_E, w2_DE, b2_D), product):
         return kernel.forward(x, norm, (w1_ED, b1_E, w2_DE, b2_D), product)
-    y_1ND = torch.empty(x_1ND.shape, dtype=dtype, device=x.device)
+    # What joins a running sum is not rounded further than the products were.
+    y_dtype = dtype if product is None else x.dtype
+    y_1ND = torch.empty(x_1ND.shape, dtype=y_dtype, device=x.device)
     w1_ED, b1_E, w2_DE, b2_D = (t.to(dtype) for t in (w1_ED, b1_E, w2_DE, b2_D))
     with without_autocast(x):
         for piece in pieces(slice(0, 1), x_1ND.shape[1], x):
@@ -178,7 +180,7 @@ def _(
     b2_D: Tensor,
     product: torch.dtype | None,
 ) -> Tensor:
-    return x.new_empty(x.shape, dtype=_product_dtype(w1_ED, product))
+    return x.new_empty(x.shape, dtype=w1_ED.dtype if product is None else x.dtype)
 
 
 @_backward.register_fake
