@@ -1,15 +1,21 @@
 """Pieces of a Hyena layer that are computed alone, with what many windows share kept.
 
-Shape suffixes: B rows, L positions, D width, C projected channels, F frequencies.
+What the first layer makes of DNA before its long convolution depends on a word of as many bases as
+the short convolution has taps: u = x1 * v and the gate x0 are looked up in a table of words.
+
+Shape suffixes: B rows, L positions, D width, C projected channels, F frequencies, W words.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from megabase.genome.alphabet import BASE_BITS
 from megabase.layers.backbone import Block
 from megabase.layers.linear import from_channel_major
 from megabase.ops import backend
@@ -23,6 +29,10 @@ _ROWS = 1 << 10
 """Positions whose inner activations exist at a time: they stay in the cache."""
 _LONG = 128
 """Positions from which a row is multiplied alone; shorter rows go together."""
+_LETTERS = 6
+"""Of a word: A, C, G, T, N, and nothing, before the start."""
+_WORDS = _LETTERS**4
+"""Most words of a table; more would not stay near the core."""
 _STEPS = 4
 """Lengths of transforms in a window: variants at many places share the spectra of these."""
 
@@ -42,11 +52,52 @@ class LayerPieces:
         self.reach = int(mixer.short_filter.weight.shape[-1])
         self._taps: dict[int, list[Tensor]] = {}
         self._spectra: dict[tuple[int, int, int], Tensor] = {}
+        self._table: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def has_words(self) -> bool:
+        """Whether the first layer is looked up."""
+        return _LETTERS**self.reach <= _WORDS
 
     def clear(self) -> None:
         """Forget filters and their spectra: weights may change between calls."""
         self._taps.clear()
         self._spectra.clear()
+
+    def prepare(self, letters_LD: Tensor) -> None:
+        """Make the table of words from the embeddings of A, C, G, T and N, (5, D)."""
+        block, taps = self.blocks[0], self.reach
+        mixer: Any = block.mixer
+        p_CL = self.project(mixer, block.norm1(letters_LD[None]), slice(None))[0]
+        p_CL = torch.cat((p_CL, p_CL.new_zeros(p_CL.shape[0], 1)), dim=1)
+        s_CW: Tensor = p_CL.new_zeros(p_CL.shape[0], 1)
+        for tap in range(taps):  # the last one is at the base itself, and changes fastest
+            own = mixer.short_filter.weight[:, 0, tap, None] * p_CL
+            s_CW = (s_CW[:, :, None] + own[:, None]).flatten(1)
+        if mixer.short_filter.bias is not None:
+            s_CW = s_CW + mixer.short_filter.bias[:, None]
+        x0_DW, x1_DW, v_DW = s_CW.split(mixer.d_model, dim=0)
+        self._table = x0_DW.contiguous(), x1_DW * v_DW
+
+    def words(self, codes_BL: NDArray[np.uint8], start: int) -> Tensor:
+        """Give the number of the word that ends at each base from `start` on, (B, L - start)."""
+        letters = (codes_BL[:, max(0, start - self.reach + 1) :] & BASE_BITS).astype(np.int32)
+        missing = self.reach - 1 - start
+        if missing > 0:
+            letters = np.pad(letters, ((0, 0), (missing, 0)), constant_values=_LETTERS - 1)
+        length = codes_BL.shape[1] - start
+        found = np.zeros((len(letters), length), np.int32)
+        for tap in range(self.reach):
+            found = found * _LETTERS + letters[:, tap : tap + length]
+        return torch.from_numpy(found)
+
+    def first(self, words_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Look up the gate x0 and u = x1 * v of the first layer, both (B, D, L)."""
+        assert self._table is not None
+        x0, u = ([table.index_select(1, words) for words in words_BL] for table in self._table)
+        if len(x0) == 1:
+            return x0[0][None], u[0][None]
+        return torch.stack(x0), torch.stack(u)
 
     def filter(self, layer: int, positions: int) -> Tensor:
         """Give the taps of a layer for an input of so many positions, (D, positions)."""

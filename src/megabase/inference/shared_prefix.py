@@ -3,10 +3,11 @@
 The windows of REF and ALT are equal before the variant, and so is everything a causal model makes
 of that part. REF is read once; ALT is read from the variant on. With u the gated input of a long
 convolution, y = k conv u is linear, so y_alt = y_ref + k conv (u_alt - u_ref), where the difference
-lives on the part after the variant: a transform of half the length. In the first layer a
-substitution changes u at its own place and at the taps of the short convolution only: no transform
-and no input projection are needed there. In the last layer what no score reads is not computed.
-Variants of one window, wherever in it they are, share the reading of REF.
+lives on the part after the variant: a transform of half the length. In the first layer u and the
+gate depend on a few bases: they are looked up. A substitution changes u there at its own place and
+at the taps of the short convolution only: no transform is needed either. In the last layer what no
+score reads is not computed. Variants of one window, wherever in it they are, share the reading of
+REF.
 
 Shape suffixes: R reference windows, A alternative alleles, B either, P positions, F positions from
 the first variant of the windows on, S positions from one variant on, D width, C projected channels,
@@ -23,7 +24,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from megabase.data.augment import codes_to_ids
 from megabase.genome.alphabet import BASE_TOKEN_IDS, T
@@ -56,14 +56,14 @@ class _Layer:
     ----------
     tail
         Projected channels from K - 1 positions before the first variant to the last one,
-        (R, 3 D, .).
+        (R, 3 D, .); None where they are looked up.
     u, y
         Input and output of the long convolution from the first variant on, (R, D, F).
     gate
         The output gate there, (R, D, F), where ALT does not compute it.
     """
 
-    tail: Tensor
+    tail: Tensor | None
     u: Tensor
     y: Tensor
     gate: Tensor | None
@@ -80,7 +80,7 @@ class _Reference:
     layers
         What ALT needs.
     logits
-        Of A, C, G, T from ``first - 1`` on, (R, F + 1, 4).
+        Of A, C, G, T from ``first - 1`` on, (R, 4, F + 1).
     scores
         Log-probabilities from `first` on, one array for each window.
     states
@@ -164,6 +164,9 @@ class SharedPrefixReader:
             for number, pair in zip(rest, found, strict=True):
                 results[number] = pair
         with evaluating(self.model):
+            if windows and self.pieces.has_words:
+                letters = self._ids(np.arange(T + 2, dtype=np.uint8)[None])
+                self.pieces.prepare(self.backbone.embeddings(letters)[0])
             for length, of_length in windows.items():
                 rows = max(1, self.tokens // length)
                 # Windows whose first variants are at like places waste the least together.
@@ -177,7 +180,7 @@ class SharedPrefixReader:
 
     def _sparse(self, one: Placed, positions: int) -> int:
         """Count the samples of the first convolution that differ; 0 when too many do."""
-        if one.ref_bases != one.alt_bases:
+        if one.ref_bases != one.alt_bases or not self.pieces.has_words:
             return 0
         changed = one.ref_bases + self.reach - 1
         return changed if changed <= min(_SPARSE, positions - one.offset) else 0
@@ -227,47 +230,47 @@ class SharedPrefixReader:
                     )
 
     def _scores(
-        self, logits_BSV: Tensor, codes_BS: NDArray[np.uint8], pooled: bool
+        self, logits_BVS: Tensor, codes_BS: NDArray[np.uint8], pooled: bool
     ) -> list[NDArray[np.float32]]:
         """Look up the log-probabilities; the last logits of a pooled pass predict no base here."""
         if pooled:
-            logits_BSV = logits_BSV[:, :-1]
+            logits_BVS = logits_BVS[..., :-1]
         base = torch.from_numpy(codes_BS.astype(np.int64)).to(self.device)
         known = base <= T
-        own = logits_BSV.gather(-1, torch.where(known, base, 0)[..., None])[..., 0]
-        found = torch.where(known, own - logits_BSV.logsumexp(-1), torch.nan)
+        own = logits_BVS.gather(1, torch.where(known, base, 0)[:, None])[:, 0]
+        found = torch.where(known, own - logits_BVS.logsumexp(1), torch.nan)
         return list(found.float().cpu().numpy())
 
     def _ids(self, codes: NDArray[np.uint8]) -> Tensor:
         return codes_to_ids(torch.from_numpy(np.ascontiguousarray(codes)).to(self.device))
 
+    def _words(self, codes_BW: NDArray[np.uint8], start: int) -> Tensor:
+        return self.pieces.words(codes_BW, start).to(self.device)
+
     def _head(self, total: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.backbone.ln_f(total)
         weight = self.model.lm_head.weight[BASE_TOKEN_IDS[0] : BASE_TOKEN_IDS[-1] + 1]
-        return F.linear(hidden, weight), hidden
+        # Letters are rows: sums over four of them run along the sequence.
+        return torch.matmul(weight, hidden.transpose(1, 2)), hidden
 
     def _reference(
         self, codes_RW: NDArray[np.uint8], first: int, last: int, pooled: bool, keep_gate: bool
     ) -> _Reference:
         """Read REF windows whose variants lie from `first` to `last`."""
         ids_RP = self._ids(codes_RW if pooled else codes_RW[:, :-1])
-        positions, layers, before = ids_RP.shape[1], [], self.reach - 1
+        positions, before = ids_RP.shape[1], self.reach - 1
+        layers: list[_Layer] = []
         hidden: Tensor = self.backbone.embeddings(ids_RP)
         residual: Tensor | None = None
         for layer, block in enumerate(self.blocks):
-            mixer: Any = block.mixer
             residual = hidden if residual is None else hidden + residual
             # What the last layer gives before the first variant is not read: no gate is needed.
             start = first - 1 if layer == len(self.blocks) - 1 and not pooled else 0
-            lead = max(0, start - before)
-            x_RPD, width = block.norm1(residual), mixer.d_model
-            gate_RDL = self.pieces.project(mixer, x_RPD[:, lead:], slice(width))
-            rest_RCP = self.pieces.project(mixer, x_RPD, slice(width, None))
-            at = slice(first - before, last)
-            tail = torch.cat((gate_RDL[..., at.start - lead : last - lead], rest_RCP[..., at]), 1)
-            x0 = self.pieces.short(mixer, gate_RDL, slice(width))[..., start - lead :]
-            x1, v = self.pieces.short(mixer, rest_RCP, slice(width, None)).split(width, dim=1)
-            u_RDP = x1 * v
+            if layer == 0 and self.pieces.has_words:
+                x0, u_RDP = self.pieces.first(self._words(codes_RW[:, :positions], 0))
+                x0, tail = x0[..., start:], None
+            else:
+                x0, u_RDP, tail = self._gates(block, residual, start, slice(first - before, last))
             y_RDP = self.pieces.convolve(layer, u_RDP, positions, start)
             gate = x0[..., first - start :] if layer == 0 and keep_gate else None
             layers.append(_Layer(tail, u_RDP[..., first:], y_RDP[..., first:], gate))
@@ -276,9 +279,25 @@ class SharedPrefixReader:
         assert residual is not None
         logits, states = self._head(hidden + residual)
         if pooled:
-            logits = logits[:, first - 1 :]
+            logits = logits[..., first - 1 :]
         scores = self._scores(logits, codes_RW[:, first:], pooled)
         return _Reference(first, layers, logits, scores, states if pooled else None)
+
+    def _gates(
+        self, block: Block, residual: Tensor, start: int, kept: slice
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Give x0 from `start` on, u, and the projected channels at `kept`."""
+        mixer: Any = block.mixer
+        lead, width = max(0, start - self.reach + 1), mixer.d_model
+        x_RPD = block.norm1(residual)
+        gate_RDL = self.pieces.project(mixer, x_RPD[:, lead:], slice(width))
+        rest_RCP = self.pieces.project(mixer, x_RPD, slice(width, None))
+        tail = torch.cat(
+            (gate_RDL[..., kept.start - lead : kept.stop - lead], rest_RCP[..., kept]), 1
+        )
+        x0 = self.pieces.short(mixer, gate_RDL, slice(width))[..., start - lead :]
+        x1, v = self.pieces.short(mixer, rest_RCP, slice(width, None)).split(width, dim=1)
+        return x0, x1 * v, tail
 
     def _alternative(
         self,
@@ -309,18 +328,22 @@ class SharedPrefixReader:
                 gate_ADS = ref.gate[rows][..., at:]
                 z_ADS = self._substitute(codes_AW, begin, changed, u_ADS, y_ADS, gate_ADS)
             else:
-                p_ACL = self.pieces.project(mixer, block.norm1(residual), slice(None))
-                p_ACL = torch.cat((ref.tail[rows][..., at : at + before], p_ACL), dim=-1)
-                x0, x1, v = self.pieces.short(mixer, p_ACL)[..., before:].split(
-                    mixer.d_model, dim=1
-                )
-                change = torch.mul(x1, v).sub_(u_ADS)
+                if ref.tail is None:
+                    x0, change = self.pieces.first(self._words(codes_AW[:, :positions], begin))
+                else:
+                    p_ACL = self.pieces.project(mixer, block.norm1(residual), slice(None))
+                    p_ACL = torch.cat((ref.tail[rows][..., at : at + before], p_ACL), dim=-1)
+                    x0, x1, v = self.pieces.short(mixer, p_ACL)[..., before:].split(
+                        mixer.d_model, dim=1
+                    )
+                    change = torch.mul(x1, v)
+                change = change.sub_(u_ADS)
                 z_ADS = self.pieces.convolve(layer, change, positions, 0).add_(y_ADS).mul_(x0)
             hidden, residual = self.pieces.finish(block, z_ADS, residual)
         assert residual is not None
         logits, states = self._head(hidden + residual)
         # The first logits come from the base before, which is REF's.
-        logits = torch.cat((reference.logits[rows][:, at : at + 1], logits), dim=1)
+        logits = torch.cat((reference.logits[rows][..., at : at + 1], logits), dim=-1)
         scores = self._scores(logits, codes_AW[:, begin:], pooled)
         if reference.states is None:
             return scores, None, None
@@ -340,15 +363,13 @@ class SharedPrefixReader:
         gate_ADS: Tensor,
     ) -> Tensor:
         """Mix in the first layer, where a few samples differ: theirs are added tap by tap."""
-        block, before, length = self.blocks[0], self.reach - 1, y_ADS.shape[-1]
-        mixer: Any = block.mixer
+        length = y_ADS.shape[-1]
+        mixer: Any = self.blocks[0].mixer
         k_DP = self.pieces.filter(0, begin + length)
         skip_D = mixer.filter_fn.skip()
-        codes = codes_AW[:, begin + changed.start - before : begin + changed.stop]
-        x_ALD = block.norm1(self.backbone.embeddings(self._ids(codes)))
-        p_ACL = self.pieces.project(mixer, x_ALD, slice(None))
-        x0, x1, v = self.pieces.short(mixer, p_ACL)[..., before:].split(mixer.d_model, dim=1)
-        change = x1 * v - u_ADS[..., changed]
+        words = self._words(codes_AW[:, : begin + changed.stop], begin + changed.start)
+        x0, u = self.pieces.first(words)
+        change = u - u_ADS[..., changed]
         y_ADS = y_ADS.clone(memory_format=torch.contiguous_format)
         for i in range(change.shape[-1]):
             low = changed.start + i
