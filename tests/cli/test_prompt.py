@@ -46,6 +46,28 @@ def test_a_sweep_of_lengths(table: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert json.loads((run / "result.json").read_text())["runs"] == runs
 
 
+def test_a_picture_of_a_region(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    folder = table.parent
+    (folder / "g.fa").write_text(f">one\n{'ACGTTGCA' * 8}\n>two\n{'ACGTTGCA' * 8}\n")
+    (folder / "x.bed").write_text("one\t8\t40\ntwo\t16\t30\n")
+    assert main(["genome", "build", str(folder / "g.fa"), "-o", str(folder / "g.mb")]) == 0
+    command = [
+        "prompt", "default", "--train", str(folder / "g.mb"), "--genome.features",
+        f"[{folder / 'x.bed'}]", "--genome.length", "16", "--genome.test", "[two]", "--steps", "1",
+        "--prompt.answer", "head", "--global_batch", "2", "--devices.accelerator", "cpu",
+        "--lengths", "0", "1", "--output", str(folder / "run"), "--picture", "two:9-40",
+    ]  # fmt: skip
+    assert main(command) == 2
+    assert "--picture needs --predictions true" in capsys.readouterr().err
+    assert main([*command, "--predictions", "true"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("length-0", "length-1"):
+        picture = folder / "run" / name / "picture.png"
+        assert f"wrote {picture}" in shown
+        assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
 def test_a_recipe_of_a_run(table: Path) -> None:
     assert main(small(table, "--prompt.answer", "head", "--prompt.length", "1")) == 0
     recipe = str(table.parent / "run" / "config.yaml")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megabase.cli.config_errors import RecipeError, explain_errors
+from megabase.cli.picture_option import add_picture, check_place, draw_place
 from megabase.tasks.finetune_config import FinetuneConfig
 
 if TYPE_CHECKING:
@@ -47,10 +48,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--seeds", type=list[int], default=[], help="several runs, one for each seed, in "
         "OUTPUT/seed-N; mean and spread in OUTPUT/result.json",
     )  # fmt: skip
-    parser.add_argument(
-        "--picture", metavar="PLACE", default=None, help="draw the predictions of this place (a "
-        "contig or chr1:1,001-2,000) over the truth to OUTPUT/picture.png; needs --predictions",
-    )  # fmt: skip
+    add_picture(parser)
     for name in _SHOWN_SWITCHES:
         parser.add_argument(f"--{name}", action="store_true", help=_SWITCHES[name])
     parser.add_class_arguments(FinetuneConfig, skip=set(_SWITCHES))
@@ -87,13 +85,7 @@ def run(args: Namespace) -> int:
     if args.picture and (not config.predictions or args.seeds):
         raise RecipeError("--picture needs --predictions true, and one run (no --seeds)")
     if args.picture:
-        # What would fail after the training fails before it.
-        from megabase.genome.interval import Interval
-        from megabase.report.drawing import require_matplotlib
-
-        require_matplotlib()
-        if ":" in args.picture:
-            Interval.parse(args.picture)
+        check_place(args.picture)
     from megabase.training.allocator import keep_freed_memory
 
     keep_freed_memory()
@@ -114,12 +106,7 @@ def run(args: Namespace) -> int:
     if results:
         _show(results, Console())
     if results and args.picture:
-        from megabase.report.nucleotide_plot import save_nucleotide_plot
-
-        run = Path(config.output)
-        picture = run / "picture.png"
-        save_nucleotide_plot(run / "predictions.parquet", args.picture, picture, overwrite=True)
-        print(f"wrote {picture}")
+        draw_place(Path(config.output), args.picture)
     return 0
 
 

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megabase.cli.config_errors import explain_errors
+from megabase.cli.config_errors import RecipeError, explain_errors
+from megabase.cli.picture_option import add_picture, check_place, draw_place
 from megabase.tasks.prompt_config import UNUSED, PromptConfig
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--lengths", type=int, nargs="+", default=[], help="several prompts, one of each number of "
         "vectors, in OUTPUT/length-N; all figures in OUTPUT/table.md and OUTPUT/result.json",
     )  # fmt: skip
+    add_picture(parser, "picture.png in the folder of each run")
     for name, text in _SWITCHES.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
     parser.add_class_arguments(PromptConfig, skip=_SKIPPED)
@@ -76,6 +78,10 @@ def config_of(args: Namespace) -> PromptConfig:
 def run(args: Namespace) -> int:
     """Run the verb; give the exit status."""
     config = config_of(args)
+    if args.picture and not config.predictions:
+        raise RecipeError("--picture needs --predictions true")
+    if args.picture:
+        check_place(args.picture)
     from megabase.training.allocator import keep_freed_memory
 
     keep_freed_memory()
@@ -94,6 +100,9 @@ def run(args: Namespace) -> int:
         return 128 + stopped[0]
     if results:
         _show(results, Console())
+    if args.picture:
+        for result in results:
+            draw_place(Path(result.run), args.picture)
     if args.lengths and results:
         _draw(results, Path(config.output) / "lengths.svg", console)
     return 0
