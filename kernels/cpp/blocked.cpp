@@ -222,6 +222,31 @@ void spectra_as(const Numbers& sizes, Address u, Address g, Address k, Address d
     });
 }
 
+// Rows of `length` numbers into rows of `half` pairs, or back into them with the rows of 2 half numbers
+// that the cyclic product gave.
+template <class T>
+void fold_as(
+    const Numbers& sizes, Address u, Address weights, Address z, Address cyclic, bool back, int threads
+) {
+    expect(sizes, 3);
+    const int64_t rows = sizes[0], length = sizes[1], half = sizes[2], piece = 1 << 14;
+    const int64_t pieces = (half + piece - 1) / piece;
+    const Functions<T>& f = table().of<T>();
+    const T* const w = pointer<const T>(weights);
+    parallel_for(rows * pieces, threads, [&](int64_t task) {
+        const int64_t row = task / pieces, begin = task % pieces * piece;
+        const int64_t end = least(begin + piece, half);
+        T* const one = pointer<T>(u) + row * length;
+        T* const pairs = pointer<T>(z) + row * 2 * half;
+        if (back)
+            f.unfold(
+                pairs, pointer<const T>(cyclic) + row * 2 * half, w, half, begin, end, one, length
+            );
+        else
+            f.fold(one, length, w, half, begin, end, pairs);
+    });
+}
+
 }  // namespace
 
 void add_blocked(nb::module_& m) {
@@ -262,6 +287,23 @@ void add_blocked(nb::module_& m) {
             (twice ? spectra_as<double> : spectra_as<float>)(sizes, u, g, k, dk, threads);
         },
         "double"_a, "sizes"_a, "u"_a, "g"_a, "k"_a, "dk"_a, "threads"_a
+    );
+    m.def(
+        "fold",
+        [](bool twice, Numbers sizes, Address u, Address weights, Address z, int threads) {
+            nb::gil_scoped_release release;
+            (twice ? fold_as<double> : fold_as<float>)(sizes, u, weights, z, 0, false, threads);
+        },
+        "double"_a, "sizes"_a, "u"_a, "weights"_a, "z"_a, "threads"_a
+    );
+    m.def(
+        "unfold",
+        [](bool twice, Numbers sizes, Address z, Address cyclic, Address weights, Address u,
+           int threads) {
+            nb::gil_scoped_release release;
+            (twice ? fold_as<double> : fold_as<float>)(sizes, u, weights, z, cyclic, true, threads);
+        },
+        "double"_a, "sizes"_a, "z"_a, "cyclic"_a, "weights"_a, "u"_a, "threads"_a
     );
     m.def(
         "sine",

@@ -299,32 +299,5 @@ void filter_sums(const Filter<T>& p, int64_t workers, T* memory, int64_t each) {
     }
 }
 
-// The products of spectra of one channel of a group of sequences, in one pass over them.
-// Elements are pairs of real and imaginary part.
-template <class T>
-void spectrum_times(T* __restrict u, const T* __restrict k, int64_t frequencies) {
-    for (int64_t i = 0; i < 2 * frequencies; i += 2) {
-        const T re = u[i] * k[i] - u[i + 1] * k[i + 1];
-        const T im = u[i] * k[i + 1] + u[i + 1] * k[i];
-        u[i] = re, u[i + 1] = im;
-    }
-}
-
-// u becomes u k, g becomes g conj(k), and conj(u) g is added to dk.
-template <class T>
-void spectrum_backward(
-    T* __restrict u, T* __restrict g, const T* __restrict k, T* __restrict dk, int64_t frequencies
-) {
-    for (int64_t i = 0; i < 2 * frequencies; i += 2) {
-        const T ur = u[i], ui = u[i + 1], gr = g[i], gi = g[i + 1], kr = k[i], ki = k[i + 1];
-        if (dk) {
-            dk[i] += ur * gr + ui * gi;
-            dk[i + 1] += ur * gi - ui * gr;
-        }
-        u[i] = ur * kr - ui * ki, u[i + 1] = ur * ki + ui * kr;
-        g[i] = gr * kr + gi * ki, g[i + 1] = gi * kr - gr * ki;
-    }
-}
-
 }  // namespace MB_SET
 }  // namespace megabase

@@ -152,6 +152,8 @@ struct Functions {
 
     void (*spectrum_times)(T* u, const T* k, int64_t frequencies);
     void (*spectrum_backward)(T* u, T* g, const T* k, T* dk, int64_t frequencies);
+    void (*fold)(const T* u, int64_t length, const T* weights, int64_t half, int64_t begin, int64_t end, T* z);
+    void (*unfold)(const T* z, const T* cyclic, const T* weights, int64_t half, int64_t begin, int64_t end, T* y, int64_t length);
     int64_t block_rows, panel;                 // rows of a block; groups of channels begin at multiples of a panel
 };
 

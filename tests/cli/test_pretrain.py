@@ -235,6 +235,14 @@ def test_a_model_and_an_objective_that_do_not_fit(
 def test_other_precision_and_checkpointing_run(recipe: Path) -> None:
     common = ["pretrain", "--config", str(recipe), "--steps", "2", "--overwrite"]
     assert main([*common, "--precision", "bf16-mixed", "--activation_checkpointing", "true"]) == 0
+    assert (
+        main([*common, "--activation_checkpointing", "true", "--checkpointing_stretch", "2"]) == 0
+    )
+
+
+def test_stretches_need_checkpointing(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "--config", str(recipe), "--checkpointing_stretch", "2"]) != 0
+    assert "checkpointing_stretch needs activation_checkpointing" in capsys.readouterr().err
 
 
 def test_sigterm_ends_with_143(recipe: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_every_parameter_learns() -> None:
 
 def _count_passes(model: HyenaDNAForCausalLM) -> list[int]:
     """Count forward passes of every mixer, those of the backward pass included."""
-    calls = [0, 0]
+    calls = [0] * len(model.hyena.backbone.layers)
     for i, layer in enumerate(model.hyena.backbone.layers):
 
         def count(*_: Any, i: int = i) -> None:
@@ -172,6 +172,21 @@ def test_activation_checkpointing_changes_neither_names_nor_gradients(through: s
     assert calls == [6, 5]
     with pytest.raises(ModelConfigError, match="cannot offload"):
         model.gradient_checkpointing_enable(offload=True)
+
+
+@pytest.mark.parametrize("stretch", [2, 3, 5])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_checkpointing_in_stretches_changes_no_gradients(stretch: int, dropout: float) -> None:
+    model = _model(n_layer=5, resid_dropout=dropout, embed_dropout=dropout).train()
+    torch.manual_seed(7)
+    want = _gradients(model)
+    model.gradient_checkpointing_enable(stretch=stretch)
+    calls = _count_passes(model)
+    torch.manual_seed(7)
+    got = _gradients(model)
+    assert max(calls) == 3  # the forward pass, the stretch again, the block again
+    for name, gradient in got.items():
+        torch.testing.assert_close(gradient, want[name], atol=1e-6, rtol=1e-4, msg=name)
 
 
 def test_dropout_acts_in_training_only_and_survives_checkpointing() -> None:

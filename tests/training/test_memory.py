@@ -33,8 +33,8 @@ def test_terms_grow_with_what_they_depend_on() -> None:
 def test_piecewise_models_keep_running_sums_and_filters() -> None:
     shape = {"parameters": 1000, "layers": 2, "width": 64, "columns": 16, "micro_batch": 1}
     one = memory.estimate(**shape, length=1000, fused=True)
-    assert one.activations == 4 * 64 * 1000 * (6 + 3) + 24 * 16 * 1000
-    assert one.workspace == 8 * 1000 * 64 + 24 * 2 * 1000 * 64
+    assert one.activations == 4 * 64 * 1000 * (6 + 2 + 3) + 24 * 16 * 1000
+    assert one.workspace == 8 * 1000 * 64 + 40 * 1000 * 64
     assert one.total < memory.estimate(**shape, length=1000).total
     batch = memory.estimate(**{**shape, "micro_batch": 3}, length=1000, fused=True)
     # The filter belongs to the length, not to the sequences.
@@ -42,6 +42,14 @@ def test_piecewise_models_keep_running_sums_and_filters() -> None:
     deep = {**shape, "layers": 12}
     checked = memory.estimate(**deep, length=1000, fused=True, checkpointing=True)
     assert checked.activations < memory.estimate(**deep, length=1000, fused=True).activations
+    # The long convolution's result is kept of short inputs only.
+    length = memory.KEEP // (4 * 64) + 1
+    long = memory.estimate(**shape, length=length, fused=True)
+    assert long.activations == 4 * 64 * length * (6 + 3) + 24 * 16 * length
+    # Of 12 layers in stretches of 3, 4 + 2 inputs are alive in place of 12.
+    stretched = memory.estimate(**deep, length=length, fused=True, checkpointing=True, stretch=3)
+    whole = memory.estimate(**deep, length=length, fused=True, checkpointing=True)
+    assert whole.activations - stretched.activations == 4 * 64 * length * 6
 
 
 def test_this_machine_has_memory() -> None:

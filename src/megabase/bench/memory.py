@@ -50,6 +50,7 @@ def run_memory(
         half = config.precision == "bf16-mixed" and side == "hyenadna"
         spec = {
             "model": side, "checkpointing": config.checkpointing and side == "hyenadna",
+            "stretch": config.stretch,
             "length": config.length, "width": config.width, "layers": config.layers,
             "batch": config.batch, "dtype": "bfloat16" if half else "float32", "device": "cpu",
             "threads": config.threads, "repeats": 1, "seed": config.seed,
@@ -71,6 +72,7 @@ def run_memory(
         length=config.length,
         half=config.precision == "bf16-mixed",
         checkpointing=config.checkpointing,
+        stretch=config.stretch,
         fused=True,
     )
     return {

@@ -86,6 +86,8 @@ class MemoryConfig:
     """fp32 or bf16-mixed, of megabase."""
     checkpointing: bool = False
     """Compute activations of blocks again in the backward pass."""
+    stretch: int = 1
+    """Checkpointed blocks in a row that keep one input between them."""
     plain: bool = True
     """Also measure the published way."""
     memory_limit: float = 0.0

@@ -147,9 +147,12 @@ class Backbone(nn.Module):
         # The flag transformers looks for; nothing is wrapped, so parameter names stay as they are.
         self.gradient_checkpointing = False
         self._recompute_every = 1
+        self._recompute_stretch = 1
         self._recompute_arguments: dict[str, Any] = {}
 
-    def recompute(self, every: int = 1, arguments: dict[str, Any] | None = None) -> None:
+    def recompute(
+        self, every: int = 1, arguments: dict[str, Any] | None = None, stretch: int = 1
+    ) -> None:
         """Choose the blocks whose activations are computed again in the backward pass.
 
         Parameters
@@ -158,9 +161,14 @@ class Backbone(nn.Module):
             Distance between such blocks; 0 for none.
         arguments
             Arguments of :func:`torch.utils.checkpoint.checkpoint`.
+        stretch
+            Blocks in a row of which only the first one's input is kept from the forward pass. Of N
+            blocks N / stretch + stretch - 1 inputs are alive at once instead of N, and blocks are
+            computed once more.
         """
         self.gradient_checkpointing = every > 0
         self._recompute_every = max(1, every)
+        self._recompute_stretch = max(1, stretch)
         self._recompute_arguments = {"use_reentrant": False, **(arguments or {})}
 
     def forward(
@@ -194,19 +202,44 @@ class Backbone(nn.Module):
         residual: Tensor | None = None
         states: list[Tensor] = []
         recomputing = self.gradient_checkpointing and self.training
-        for i, layer in enumerate(self.layers):
+        stretch = self._recompute_stretch if recomputing and not collect else 1
+        for first in range(0, len(self.layers), stretch):
             if collect:
                 states.append(hidden if residual is None else hidden + residual)
+            if stretch > 1:
+                hidden, residual = self._joined(first, hidden, residual)
+                hidden, residual = checkpoint(  # pyright: ignore[reportGeneralTypeIssues]
+                    self._blocks, first, first + stretch, hidden, residual, mask,
+                    **self._recompute_arguments,
+                )  # fmt: skip
+            else:
+                hidden, residual = self._blocks(first, first + 1, hidden, residual, mask)
+        hidden = _drop(hidden, self.dropout, self.training)
+        total = hidden if residual is None else hidden + residual
+        out = _normed(self.ln_f, total)
+        return out, (*states, out) if collect else None
+
+    def _blocks(
+        self, first: int, stop: int, hidden: Tensor, residual: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run some blocks in a row, keeping their activations or not."""
+        recomputing = self.gradient_checkpointing and self.training
+        for i in range(first, min(stop, len(self.layers))):
+            layer = self.layers[i]
             if recomputing and i % self._recompute_every == 0:
-                if residual is not None and isinstance(layer, Block) and layer.dropout_in == 0:
-                    # One tensor to keep instead of two.
-                    hidden, residual = layer.join(hidden, residual), None
+                hidden, residual = self._joined(i, hidden, residual)
                 hidden, residual = checkpoint(  # pyright: ignore[reportGeneralTypeIssues]
                     layer, hidden, residual, mask, **self._recompute_arguments
                 )
             else:
                 hidden, residual = layer(hidden, residual, mask)
-        hidden = _drop(hidden, self.dropout, self.training)
-        total = hidden if residual is None else hidden + residual
-        out = _normed(self.ln_f, total)
-        return out, (*states, out) if collect else None
+        return hidden, residual
+
+    def _joined(
+        self, i: int, hidden: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Give what enters a block as one tensor to keep instead of two, where that is the same."""
+        layer = self.layers[i]
+        if residual is not None and isinstance(layer, Block) and layer.dropout_in == 0:
+            return layer.join(hidden, residual), None
+        return hidden, residual

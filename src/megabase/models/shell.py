@@ -105,6 +105,7 @@ class ShellPreTrainedModel(PreTrainedModel):
         gradient_checkpointing_kwargs: dict[str, Any] | None = None,
         every_n_layers: int = 1,
         offload: bool = False,
+        stretch: int = 1,
         **_: Any,
     ) -> None:
         """Compute block activations again in the backward pass instead of keeping them.
@@ -120,6 +121,8 @@ class ShellPreTrainedModel(PreTrainedModel):
             Distance between the blocks that are computed again.
         offload
             Must be False.
+        stretch
+            Blocks in a row that keep one input between them; see :meth:`Backbone.recompute`.
 
         Raises
         ------
@@ -131,7 +134,7 @@ class ShellPreTrainedModel(PreTrainedModel):
         arguments = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
         for module in self.modules():
             if isinstance(module, Backbone):
-                module.recompute(every_n_layers, arguments)
+                module.recompute(every_n_layers, arguments, stretch)
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep activations again."""

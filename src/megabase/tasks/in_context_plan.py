@@ -114,7 +114,7 @@ def plan_in_context(config: InContextConfig, fabric: Fabric) -> InContextPlan:
     if config.tune == "prompt":
         model = _prompted(config, language_model, train, letters, ids, tokenizer)
     if config.activation_checkpointing:
-        language_model.gradient_checkpointing_enable()
+        language_model.gradient_checkpointing_enable(stretch=config.checkpointing_stretch)
     questions = train
     if config.samples is not None and config.samples < len(train):
         rng = np.random.default_rng([config.seed, 1])

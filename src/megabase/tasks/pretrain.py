@@ -107,7 +107,8 @@ def pretrain(
         raise ConfigError(
             f"the run needs about {plan.memory.total / 1e9:.1f} GB in each process and "
             f"{plan.available / 1e9:.1f} GB are available; lower stages micro_batch, set "
-            "activation_checkpointing, or start it all the same with --force"
+            "activation_checkpointing (and, of a deep model, checkpointing_stretch), or start it "
+            "all the same with --force"
         )
     if dry_run:
         return None
@@ -193,7 +194,7 @@ def build_model(config: PretrainConfig) -> PreTrainedModel:
                 "shorten it or set model.max_length"
             )
     if config.activation_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.gradient_checkpointing_enable(stretch=config.checkpointing_stretch)
     return model
 
 
@@ -323,6 +324,7 @@ def _largest(
             length=point.length,
             half=config.precision != "fp32",
             checkpointing=config.activation_checkpointing,
+            stretch=config.checkpointing_stretch,
             shards=schedule.world if config.devices.strategy == "fsdp" else 1,
             on_cpu=fabric.device.type == "cpu",
             fused=getattr(shape, "works_piecewise", False),

@@ -139,7 +139,7 @@ def prompted_model(
     kind = "causal-lm" if settings.answer == "label_tokens" else "base"
     frozen = load_model(model_spec(str(config.model)), kind).train()
     if config.activation_checkpointing:
-        frozen.gradient_checkpointing_enable()
+        frozen.gradient_checkpointing_enable(stretch=config.checkpointing_stretch)
     start = None
     if settings.start == "vocabulary":
         bases = torch.tensor([_token(tokens, letter) for letter in "ACGT"])

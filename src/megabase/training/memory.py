@@ -18,9 +18,11 @@ process            :data:`PROCESS` for the interpreter and libraries (on a CPU)
 HyenaDNA of order 2 works piece by piece and keeps only the running sums and the filters. There
 activations are ``4 D (B L (2 N + 2) + L (N + 1)) + 24 V B L`` (with activation checkpointing N
 + 5 and 2 in the place of 2 N + 2 and N + 1): two running sums and the filter of each layer, but
-for what the last mixer has given back already; gradients around it; the filter's gradient. The
-workspace is two arrays of a group of channels, ``8 B L min(D, max(64, 2^25 / B L))``, and six
-of a call of the transforms, 24 max(2^22, 8 L), at most 48 B L D.
+for what the last mixer has given back already; gradients around it; the filter's gradient. Up to
+:data:`KEEP` bytes the kernels keep the long convolution's result of each layer too: N more (1 with
+activation checkpointing). In stretches of S checkpointed layers N / S + S - 1 inputs are alive
+instead of N. The workspace is two arrays of a group of channels, ``8 B L min(D, max(64, 2^25 / B
+L))``, and ten of a call of the transforms, ``40 max(2^20, min(16 L, max(4 L, 2^22)))``.
 
 Peaks against estimates are measured by ``megabase bench memory``.
 """
@@ -37,6 +39,7 @@ import torch
 __all__ = [
     "FFT_COPIES",
     "FUSED_GROUP",
+    "KEEP",
     "KEPT",
     "PROCESS",
     "Estimate",
@@ -50,6 +53,9 @@ KEPT = 22
 
 FFT_COPIES = 6
 """Arrays of the padded size alive at once in the long convolution."""
+
+KEEP = 1 << 27
+"""Bytes of a layer up to which the long convolution's result is kept."""
 
 FUSED_GROUP = 64
 """Channels of a group in the mixer at the longest inputs."""
@@ -94,6 +100,7 @@ def estimate(
     length: int,
     half: bool = False,
     checkpointing: bool = False,
+    stretch: int = 1,
     shards: int = 1,
     on_cpu: bool = True,
     fused: bool = False,
@@ -112,6 +119,8 @@ def estimate(
         Whether matrix products run in bfloat16.
     checkpointing
         Whether activations are recomputed.
+    stretch
+        Layers in a row that keep one input between them.
     shards
         Devices that share parameters, gradients and optimizer state (FSDP), else 1.
     on_cpu
@@ -125,17 +134,20 @@ def estimate(
         Bytes by part.
     """
     positions = micro_batch * length
-    kept = layers + KEPT if checkpointing else layers * KEPT
+    inputs = -(-layers // stretch) + stretch - 1
+    kept = inputs + KEPT if checkpointing else layers * KEPT
     size = 3 if half else 4  # about half of the kept values stay float32
     share = 4 * parameters // shards
     activations = positions * (kept * width * size + 12 * columns)
     workspace = FFT_COPIES * 4 * positions * width * 2
     if fused:
-        sums, filters = (layers + 5, 2) if checkpointing else (2 * layers + 2, layers + 1)
+        sums, filters = (inputs + 5, 2) if checkpointing else (2 * layers + 2, layers + 1)
+        if 4 * positions * width <= KEEP:
+            sums += 1 if checkpointing else layers
         activations = 4 * width * (positions * sums + length * filters) + 24 * columns * positions
         group = min(width, max(FUSED_GROUP, (1 << 25) // max(1, positions)))
-        transforms = min(max(1 << 22, 8 * length), 2 * positions * width)
-        workspace = 8 * positions * group + 24 * transforms
+        transforms = max(1 << 20, min(16 * length, max(4 * length, 1 << 22)))
+        workspace = 8 * positions * group + 40 * min(transforms, positions * width)
     return Estimate(
         parameters=share,
         gradients=share,

@@ -27,7 +27,7 @@ _FOLDERS = ("checkpoints", "prompt")
 # Free to change on resume: they alter neither the data nor the arithmetic of a step.
 _FREE = {
     "output", "devices", "eval_every", "eval_batch", "checkpoint_every", "keep", "log_every",
-    "max_non_finite", "patience", "activation_checkpointing",
+    "max_non_finite", "patience", "activation_checkpointing", "checkpointing_stretch",
 }  # fmt: skip
 # May be changed knowingly: a longer budget moves the learning rate of the steps to come.
 _ANNOUNCED = {"steps", "tokens", "stages", "optim", "precision", "compile"}

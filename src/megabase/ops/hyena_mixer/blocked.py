@@ -30,7 +30,7 @@ __all__ = ["hyena_mixer_blocked"]
 _SIGNATURE = (
     "Tensor x, Tensor? norm_w, Tensor? norm_b, float eps, Tensor w_in, Tensor b_in, Tensor w, "
     "Tensor b, Tensor k, Tensor? skip, Tensor w_out, Tensor b_out, int after, bool two_sided, "
-    "ScalarType? product"
+    "ScalarType? product, "
 )
 
 
@@ -40,8 +40,16 @@ def _mixer(
     return Mixer(x, Norm(norm_w, norm_b, eps), *rest)
 
 
+def _room_to_keep(x: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
+    """Make room for the transforms' result, channels first; without elements if not wanted."""
+    batch, length, width = x.shape
+    return x.new_empty((batch, width, length) if keep else (0,), dtype=dtype)
+
+
 @torch.library.custom_op(
-    "megabase::hyena_mixer", mutates_args=(), schema=f"({_SIGNATURE}) -> Tensor"
+    "megabase::hyena_mixer",
+    mutates_args=(),
+    schema=f"({_SIGNATURE} bool keep) -> (Tensor, Tensor)",
 )
 def _forward(
     x: Tensor,
@@ -59,23 +67,28 @@ def _forward(
     after: int,
     two_sided: bool,
     product: torch.dtype | None,
-) -> Tensor:
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
     with without_autocast(x):
         m = _mixer(
             x, norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out, after, two_sided,
             product,
         )  # fmt: skip
-        return kernel.forward(m) if kernel.takes(m) else run_forward(m)
+        kept = _room_to_keep(x, m.wide, keep)
+        if kernel.takes(x, (norm_w, norm_b, w_in, b_in, w, b, k, w_out, b_out), product):
+            return kernel.forward(m, kept), kept
+        return run_forward(m), kept
 
 
 @torch.library.custom_op(
     "megabase::hyena_mixer_backward",
     mutates_args=(),
-    schema=f"(Tensor dy, {_SIGNATURE}, bool needs_x, bool needs_weights, bool needs_filter) -> "
-    f"({', '.join(['Tensor'] * 11)})",
+    schema=f"(Tensor dy, Tensor kept, {_SIGNATURE} bool needs_x, bool needs_weights, "
+    f"bool needs_filter) -> ({', '.join(['Tensor'] * 11)})",
 )
 def _backward(
     dy: Tensor,
+    kept: Tensor,
     x: Tensor,
     norm_w: Tensor | None,
     norm_b: Tensor | None,
@@ -100,11 +113,11 @@ def _backward(
             x, norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out, after, two_sided,
             product,
         )  # fmt: skip
-        if kernel.takes(m):
+        if kernel.takes(x, (norm_w, norm_b, w_in, b_in, w, b, k, w_out, b_out), product):
             grads = backward_shapes(
                 x, w_in, w, k, skip, m.wide, needs_x, needs_weights, needs_filter
             )
-            return kernel.backward(m, dy, grads)
+            return kernel.backward(m, dy, kept, grads)
         return Backward(m, dy, needs_x, needs_weights, needs_filter).run()
 
 
@@ -125,13 +138,16 @@ def _(
     after: int,
     two_sided: bool,
     product: torch.dtype | None,
-) -> Tensor:
-    return x.new_empty(x.shape, dtype=w_in.dtype if product is None else x.dtype)
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    out = x.new_empty(x.shape, dtype=w_in.dtype if product is None else x.dtype)
+    return out, _room_to_keep(x, x.dtype, keep)
 
 
 @_backward.register_fake
 def _(
     dy: Tensor,
+    kept: Tensor,
     x: Tensor,
     norm_w: Tensor | None,
     norm_b: Tensor | None,
@@ -155,26 +171,39 @@ def _(
     return backward_shapes(x, w_in, w, k, skip, wide, needs_x, needs_weights, needs_filter)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3], *inputs[4:12])
-    ctx.eps, ctx.options = inputs[3], inputs[12:]
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    kept = output[1]
+    ctx.save_for_backward(*inputs[:3], *inputs[4:12], kept)
+    ctx.mark_non_differentiable(kept)
+    ctx.set_materialize_grads(False)
+    ctx.eps, ctx.options = inputs[3], inputs[12:15]
 
 
-def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
+def _gradients(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    *saved, kept = ctx.saved_tensors
+    if dy is None:
+        return (None,) * 16
     owners = [*saved[:3], None, *saved[3:]]
     needs = list(ctx.needs_input_grad[:12])
     needs_filter = needs[8] or needs[9]
     needs_weights = any(needs[i] for i in (1, 2, 4, 5, 6, 7, 10, 11))
     dx, dnorm_w, dnorm_b, *grads = _backward(
-        dy, *saved[:3], ctx.eps, *saved[3:], *ctx.options, needs[0], needs_weights, needs_filter
+        dy,
+        kept,
+        *saved[:3],
+        ctx.eps,
+        *saved[3:],
+        *ctx.options,
+        needs[0],
+        needs_weights,
+        needs_filter,
     )
     grads = [dx, dnorm_w, dnorm_b, None, *grads]
     found = [
         grad.to(owner.dtype) if need and owner is not None and grad is not None else None
         for grad, owner, need in zip(grads, owners, needs, strict=True)
     ]
-    return (*found, None, None, None)
+    return (*found, None, None, None, None)
 
 
 _forward.register_autograd(_gradients, setup_context=_save)
@@ -200,6 +229,15 @@ def hyena_mixer_blocked(
 ) -> Tensor:
     """Mix by pieces and groups; see :func:`megabase.ops.hyena_mixer.hyena_mixer`."""
     after = (w.shape[-1] - 1) // 2 if centred else 0
-    return _forward(
-        x, norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out, after, two_sided, product
+    given = (norm_w, norm_b, w_in, b_in, w, b, k, w_out, b_out)
+    keep = (
+        torch.is_grad_enabled()
+        and any(t is not None and t.requires_grad for t in (x, *given))
+        and kernel.takes(x, given, product)
+        and kernel.keeps(x)
     )
+    out, _ = _forward(
+        x, norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out, after, two_sided, product,
+        keep,
+    )  # fmt: skip
+    return out

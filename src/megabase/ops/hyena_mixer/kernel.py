@@ -1,7 +1,8 @@
 """The Hyena mixer by ``megabase-kernels``: everything but the transforms in C++.
 
-Shape suffixes: B batch, L positions, D width, K taps, N transform length, F frequencies; g is a
-group of channels, b and c are a block of sequences and of channels of the group.
+Shape suffixes: B batch, L positions, D width, K taps, M lags; N samples of a transform, F and H its
+frequencies modulo x^N - 1 and x^N + 1 (see :mod:`megabase.ops.hyena_mixer.halves`); g is a group of
+channels, b and c are a block of sequences and of channels of the group.
 
 As long as the sequence are only the input, the output and what the transforms read and write: one
 array forward, two backward, of all channels or, for long sequences, of a group of them. LayerNorm,
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor
 
 from megabase.ops import backend, kernels
+from megabase.ops.hyena_mixer.halves import Halves
 from megabase.ops.hyena_mixer.plan import Mixer, transform_blocks
 
-__all__ = ["backward", "forward", "takes"]
+__all__ = ["backward", "forward", "keeps", "takes"]
 
 _OPEN, _GATE, _CLOSE, _OPEN_BACKWARD, _BACKWARD = range(5)
 
@@ -27,16 +29,39 @@ GROUP_BYTES = 1 << 27
 """Size of what the transforms of a group of channels read, about; a panel of channels at least."""
 
 
-def takes(m: Mixer) -> bool:
-    """Whether the kernels compute this mixer: CPU tensors of float32 or float64, all alike."""
-    given = (m.x, m.norm.weight, m.norm.bias, *m.weights, m.w, m.b, m.k)
+KEEP_BYTES = 1 << 27
+"""Size up to which the transforms' result is kept for the backward pass: an inverse transform less.
+For longer sequences memory counts for more."""
+
+
+def takes(x: Tensor, given: tuple[Tensor | None, ...], product: torch.dtype | None) -> bool:
+    """Whether the kernels compute a mixer.
+
+    Parameters
+    ----------
+    x
+        Input.
+    given
+        LayerNorm's weight and bias, projection and its bias, short convolution and its bias,
+        filter, output projection and its bias: CPU tensors of float32 or float64, all alike.
+    product
+        Dtype of the matrix products.
+    """
+    w_in, w = given[2], given[4]
+    assert w_in is not None
+    assert w is not None
     return (
-        kernels.alike(m.x.dtype, *given)
-        and backend.use_kernels(*given)
-        and kernels.multiplies(m.product, m.weights[0])
-        and m.w.shape[-1] <= kernels.package().MAX_TAPS
-        and m.x.numel() > 0
+        kernels.alike(x.dtype, *given)
+        and backend.use_kernels(x, *given)
+        and kernels.multiplies(product, w_in)
+        and w.shape[-1] <= kernels.package().MAX_TAPS
+        and x.numel() > 0
     )
+
+
+def keeps(x: Tensor) -> bool:
+    """Whether the transforms' result of an input that the kernels take is worth its memory."""
+    return x.numel() * x.element_size() <= KEEP_BYTES
 
 
 class _Call:
@@ -81,46 +106,62 @@ def _room(m: Mixer, g: slice) -> Tensor:
     return torch.empty(m.batch, g.stop - g.start, m.length, dtype=m.wide)
 
 
-def _blocks(m: Mixer, g: slice) -> Iterator[tuple[slice, Tensor, list[slice]]]:
-    """Give blocks of the channels of a group with their filters' spectra, and of the sequences."""
-    rows, channels = transform_blocks(m.batch, g.stop - g.start, m.n_fft)
+def _blocks(
+    m: Mixer, halves: Halves, g: slice
+) -> Iterator[tuple[slice, slice, tuple[Tensor, Tensor], list[slice]]]:
+    """Cut a group's channels into blocks for one call of the transforms.
+
+    Yields
+    ------
+    tuple
+        The block in the group, and among all channels; its filters' spectra; blocks of sequences.
+    """
+    rows, channels = transform_blocks(m.batch, g.stop - g.start, halves.n)
     for c in channels:
-        yield c, m.spectra.transform(slice(g.start + c.start, g.start + c.stop)).contiguous(), rows
+        at = slice(g.start + c.start, g.start + c.stop)
+        skip = None if m.skip is None else m.skip[at]
+        yield c, at, halves.filter_spectra(m.k[at], skip), rows
 
 
-def _padded(m: Mixer, g: slice) -> Tensor:
-    rows, channels = transform_blocks(m.batch, g.stop - g.start, m.n_fft)
-    return torch.zeros(rows[0].stop, channels[0].stop, m.n_fft, dtype=m.wide)
+def forward(m: Mixer, kept: Tensor) -> Tensor:
+    """Compute the output, shape (batch, length, width).
 
-
-def _transform(u_bcL: Tensor, work_bcN: Tensor) -> Tensor:
-    part = work_bcN[: u_bcL.shape[0], : u_bcL.shape[1]]
-    part[..., : u_bcL.shape[2]] = u_bcL
-    return torch.fft.rfft(part)
-
-
-def forward(m: Mixer) -> Tensor:
-    """Compute the output, shape (batch, length, width)."""
+    Parameters
+    ----------
+    m
+        The mixer.
+    kept
+        Takes the transforms' result, shape (batch, width, length), if it has elements.
+    """
     call = _Call(m, sums=False)
     groups = call.groups()
     out_BLD = torch.empty(m.batch, m.length, m.width, dtype=m.wide)
-    u_BgL, work = _room(m, groups[0]), _padded(m, groups[0])
+    u_BgL, halves = _room(m, groups[0]), Halves(m.length, m.two_sided, m.wide)
     for g in groups:
         u_BgL = u_BgL.resize_(m.batch, g.stop - g.start, m.length)
         call.run(_OPEN, g, u_BgL, out_BLD)
-        for c, K_cF, rows in _blocks(m, g):
+        for c, _, (K_cF, K_cH), rows in _blocks(m, halves, g):
             for b in rows:
-                U_bcF = _transform(u_BgL[b, c], work)
+                u_bcL = u_BgL[b, c]
+                U_bcF = halves.cyclic(u_bcL)
                 call.spectra(U_bcF, K_cF)
-                u_BgL[b, c] = torch.fft.irfft(U_bcF, n=m.n_fft)[..., : m.length]
+                cyclic_bcN = halves.cyclic_back(U_bcF)
                 del U_bcF  # before the next one is made
-            del K_cF
+                U_bcH = halves.negacyclic(u_bcL)
+                call.spectra(U_bcH, K_cH)
+                halves.back(cyclic_bcN, U_bcH, u_bcL)
+                del cyclic_bcN, U_bcH
+            del K_cF, K_cH
+        if kept.numel():
+            kept[:, g] = u_BgL
         call.run(_GATE, g, u_BgL, out_BLD)
     call.run(_CLOSE, groups[-1], u_BgL, out_BLD)
     return out_BLD.to(m.out_dtype)
 
 
-def backward(m: Mixer, dy_BLD: Tensor, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def backward(
+    m: Mixer, dy_BLD: Tensor, kept: Tensor, grads: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
     """Fill `grads`, in the order of the inputs; one without elements is not wanted.
 
     Parameters
@@ -129,11 +170,13 @@ def backward(m: Mixer, dy_BLD: Tensor, grads: tuple[Tensor, ...]) -> tuple[Tenso
         The mixer.
     dy_BLD
         Gradient of the output, shape (batch, length, width).
+    kept
+        What :func:`forward` kept, or without elements.
     grads
         Of input, LayerNorm's weight and bias, projection, its bias, short convolution, its bias,
         filter, skip, output projection, its bias.
     """
-    dx, dnorm_w, dnorm_b, dw_in, db_in, dw, db, dk, dskip, dw_out, db_out = grads
+    dx, dnorm_w, dnorm_b, dw_in, db_in, dw, db, dk_DM, dskip_D, dw_out, db_out = grads
     sums = dw_in.numel() > 0
     call = _Call(m, sums)
     groups = call.groups()
@@ -144,26 +187,38 @@ def backward(m: Mixer, dy_BLD: Tensor, grads: tuple[Tensor, ...]) -> tuple[Tenso
     for total in totals:
         if total is not None:
             total.zero_()
-    needs_filter = dk.numel() > 0
-    u_BgL, g_BgL, work = _room(m, groups[0]), _room(m, groups[0]), _padded(m, groups[0])
+    needs_filter = dk_DM.numel() > 0
+    u_BgL, g_BgL = _room(m, groups[0]), _room(m, groups[0])
+    halves = Halves(m.length, m.two_sided, m.wide)
     for g in groups:
         for array in (u_BgL, g_BgL):
             array.resize_(m.batch, g.stop - g.start, m.length)
         call.run(_OPEN_BACKWARD, g, u_BgL, g_BgL, dy_BLD)
-        for c, K_cF, rows in _blocks(m, g):
+        for c, at, (K_cF, K_cH), rows in _blocks(m, halves, g):
             dK_cF = torch.zeros_like(K_cF) if needs_filter else None
+            dK_cH = torch.zeros_like(K_cH) if needs_filter else None
             for b in rows:
-                U_bcF, G_bcF = _transform(u_BgL[b, c], work), _transform(g_BgL[b, c], work)
+                both = (u_BgL[b, c], g_BgL[b, c])
+                U_bcF, G_bcF = (halves.cyclic(one) for one in both)
                 call.spectra(U_bcF, K_cF, G_bcF, dK_cF)
-                u_BgL[b, c] = torch.fft.irfft(U_bcF, n=m.n_fft)[..., : m.length]
-                del U_bcF
-                g_BgL[b, c] = torch.fft.irfft(G_bcF, n=m.n_fft)[..., : m.length]
+                y_bcN = None if kept.numel() else halves.cyclic_back(U_bcF)
+                del U_bcF  # before the next one is made
+                du_bcN = halves.cyclic_back(G_bcF)
                 del G_bcF
-            del K_cF
-            if dK_cF is not None:
-                at = slice(g.start + c.start, g.start + c.stop)
-                m.spectra.gradient(dK_cF, at, dk, dskip if dskip.numel() else None)
-            del dK_cF
+                U_bcH, G_bcH = (halves.negacyclic(one) for one in both)
+                call.spectra(U_bcH, K_cH, G_bcH, dK_cH)
+                if y_bcN is not None:
+                    halves.back(y_bcN, U_bcH, both[0])
+                del y_bcN, U_bcH
+                halves.back(du_bcN, G_bcH, both[1])
+                del du_bcN, G_bcH
+            del K_cF, K_cH
+            if dK_cF is not None and dK_cH is not None:
+                dskip = dskip_D[at] if dskip_D.numel() else None
+                halves.filter_gradient(dK_cF, dK_cH, dk_DM[at], dskip)
+            del dK_cF, dK_cH
+        if kept.numel():
+            u_BgL.copy_(kept[:, g])
         call.run(_BACKWARD, g, u_BgL, g_BgL, dy_BLD, dx_BLD, *totals)
     if dw_PK is not None:
         dw.copy_(dw_PK.transpose(1, 2).reshape(dw.shape))
