@@ -3,7 +3,7 @@
 #include "filter.h"
 #include "mixer.h"
 #include "mlp.h"
-#include "scan.h"
+#include "scan_backward.h"
 #include "spectrum.h"
 
 namespace megabase {

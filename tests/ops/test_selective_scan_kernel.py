@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megabase.ops import backend, kernels
 from megabase.ops.selective_scan import (
@@ -205,6 +206,41 @@ def test_torch_accepts_the_operators(grad: bool) -> None:
         y, final, kept = torch.ops.megabase.selective_scan(*operands[:-1], True)
         more = (torch.ones_like(y), torch.ones_like(final), kept, *operands[:-1])
         torch.library.opcheck(torch.ops.megabase.selective_scan_backward.default, more)
+
+
+def test_the_operator_and_the_way_around_its_dispatch_are_one() -> None:
+    arguments = cases.make(2, 70, 5, 3)
+    given = list(arguments.values())
+    through = torch.ops.megabase.selective_scan(*given, True, False, True)[:2]
+    around = selective_scan_kernel(**arguments)
+    for want, got in zip(through, around, strict=True):
+        assert torch.equal(want, got)
+    grads = [torch.autograd.grad([t.sum() for t in out], given) for out in (through, around)]
+    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
+
+
+def test_a_mode_sees_the_operator() -> None:
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        selective_scan_kernel(**cases.make(1, 5, 3, 2))
+    assert "megabase.selective_scan.default" in seen
+
+
+def test_a_second_derivative_is_an_error() -> None:
+    arguments = cases.make(1, 5, 3, 2)
+    u = arguments["u_BLE"]
+    y, _ = selective_scan_kernel(**arguments)
+    (first,) = torch.autograd.grad(y.square().sum(), u, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        first.sum().backward()
 
 
 def test_activation_checkpointing_gives_the_same_gradients() -> None:

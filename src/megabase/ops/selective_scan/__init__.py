@@ -32,7 +32,7 @@ def _check(expected: dict[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
     problems = [
         f"{name} must have shape {shape}, found {tuple(tensor.shape)}"
         for name, (tensor, shape) in expected.items()
-        if tensor is not None and tuple(tensor.shape) != shape
+        if tensor is not None and tensor.shape != shape
     ]
     if problems:
         raise SelectiveScanShapeError("selective scan: " + "; ".join(problems))
@@ -129,10 +129,10 @@ def selective_scan(
         "initial_state_BEN": initial_state_BEN,
     }
     along = (u_BLE, delta_BLE, B_BLN, C_BLN)
+    if backend.use_kernels(*along, A_EN):
+        u, delta, B, C = along
+        return selective_scan_kernel(u, delta, A_EN, B, C, **options, reverse=reverse)
     with torch.autocast(device_type=u_BLE.device.type, enabled=False):
-        if backend.use_kernels(*along, A_EN):
-            u, delta, B, C = along
-            return selective_scan_kernel(u, delta, A_EN, B, C, **options, reverse=reverse)
         if reverse:
             along = tuple(x.flip(1) for x in along)
             options["z_BLE"] = None if z_BLE is None else z_BLE.flip(1)
