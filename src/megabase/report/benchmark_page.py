@@ -25,6 +25,8 @@ _MOST_CLASSES = 12
 def write_benchmark_page(output: Path, describe: Describe | None = None) -> Path:
     """Write ``results.html`` of a sweep from the files beside it; replaces an earlier one.
 
+    Where tasks differ by the length of their sequences, ``lengths.svg`` is written too.
+
     Parameters
     ----------
     output
@@ -47,17 +49,15 @@ def write_benchmark_page(output: Path, describe: Describe | None = None) -> Path
     require_matplotlib()
     path = output / "results.html"
     write_page(path, benchmark_page(output, describe), overwrite=True)
+    series = _series(_lines(output))
+    if series:
+        (output / "lengths.svg").write_text(plots.draw_lengths(series), encoding="utf-8")
     return path
 
 
 def benchmark_page(output: Path, describe: Describe | None = None) -> str:
     """Give the page as text."""
-    import polars as pl
-
-    file = output / "summary.parquet"
-    lines: Sequence[Record] = pl.read_parquet(file).to_dicts() if file.is_file() else []
-    if not lines:
-        raise ReportError(f"{output} holds no finished run of a benchmark")
+    lines = _lines(output)
     protocols = ", ".join(dict.fromkeys(str(line["protocol"]) for line in lines))
     parts = [
         '<p class="kicker">megabase benchmark</p>',
@@ -70,6 +70,23 @@ def benchmark_page(output: Path, describe: Describe | None = None) -> str:
         mine = [line for line in lines if (line["suite"], line["task"]) == (suite, task)]
         parts.append(section(f"{suite}: {task}", _task_parts(output, mine, describe)))
     return document("megabase benchmark", parts)
+
+
+def _lines(output: Path) -> Sequence[Record]:
+    """Read the rows of the table."""
+    import polars as pl
+
+    file = output / "summary.parquet"
+    lines: Sequence[Record] = pl.read_parquet(file).to_dicts() if file.is_file() else []
+    if not lines:
+        raise ReportError(f"{output} holds no finished run of a benchmark")
+    return lines
+
+
+def _series(lines: Sequence[Record]) -> Sequence[Record]:
+    """Keep the rows of tasks with a length; none where fewer than two lengths differ."""
+    series = [line for line in lines if line["length"] is not None]
+    return series if len({line["length"] for line in series}) > 1 else []
 
 
 def _task_parts(output: Path, lines: Sequence[Record], describe: Describe | None) -> list[str]:
@@ -124,8 +141,8 @@ def _task_parts(output: Path, lines: Sequence[Record], describe: Describe | None
 
 def _by_length(lines: Sequence[Record]) -> list[str]:
     """Draw figures against length, where tasks differ by it."""
-    series = [line for line in lines if line["length"] is not None]
-    if len({line["length"] for line in series}) < 2:
+    series = _series(lines)
+    if not series:
         return []
     picture = figure(
         lambda theme, size: plots.draw_lengths(series, theme, size),

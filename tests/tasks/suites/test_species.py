@@ -10,9 +10,11 @@ from safetensors.numpy import load_file
 
 from megabase.errors import MegabaseError
 from megabase.genome import alphabet
+from megabase.report.benchmark_page import write_benchmark_page
 from megabase.tasks.benchmark import run_benchmark
 from megabase.tasks.benchmark_config import BenchmarkConfig, ModelEntry, SpeciesConfig
 from megabase.tasks.benchmark_models import finetune_settings
+from megabase.tasks.benchmark_table import lines, read_records, write_tables
 from megabase.tasks.suites import species
 from megabase.tasks.suites.base import SuiteError
 
@@ -122,6 +124,11 @@ def test_longer_lengths_go_on_from_shorter_ones(tmp_path: Path) -> None:
     assert first["settings"]["model"] is None
     assert longer["settings"]["model"] == f"species-32 {first['folder']}"
     assert "longer goes on from its run of species-32" in longer["notes"]
+    pytest.importorskip("matplotlib")
+    records = read_records(tmp_path / "sweep")
+    write_tables(tmp_path / "sweep", lines(records, ["longer"], 0), records)
+    write_benchmark_page(tmp_path / "sweep")
+    assert "bases of a sequence" in (tmp_path / "sweep" / "lengths.svg").read_text()
     # With no further step the weights below the head are those of the shorter run.
     frozen = replace(entry, settings={**settings, "head.freeze": True})
     folder = tmp_path / "frozen"
