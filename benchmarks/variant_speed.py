@@ -1,17 +1,27 @@
-"""Variants per second, against one plain forward pass for each allele and strand.
+"""Variants per second, against forward passes of one window at a time.
 
     python benchmarks/variant_speed.py --genome human_chr22_20-21Mb_GRCh38.fa.gz \
         --snps common_snps.csv --windows 1024 16384
 
 A HyenaDNA of two layers of 128 channels with drawn weights scores SNVs, in the order of the file
 (columns: a name, 0-based position on the only contig, REF, ALT; sorted by position), with the three
-default methods on both strands. Plain: ``model(input_ids)`` of one window at a time, four for a
-variant, torch's threads on all cores; its log-probabilities are added up for ``llr_window``. Ours:
-what ``megabase variants`` does, one process with one thread for each core, each scoring records of
-its own, in chunks. The two are measured in turns; medians count, and ours is compared with the
-fastest plain round too, since other work on the machine slows passes with several threads most.
-Values of the plain passes and ours are compared before anything is printed, and a difference above
-1e-4 is an error: both sum up a window of float32 log-probabilities.
+default methods on both strands, three ways:
+
+plain
+    ``model(input_ids)`` of one window at a time, four for a variant, of the published way of
+    computing (``megabase.bench.plain``: linear layers, a transposed copy, a grouped convolution,
+    FFTs of twice the length) with the same weights, and torch's threads on all cores; its
+    log-probabilities are added up for ``llr_window``.
+forward
+    The same passes through the model of megabase, with the C++ kernels where they are installed.
+variants
+    What ``megabase variants`` does, one process with one thread for each core, each scoring records
+    of its own, in chunks.
+
+The three are measured in turns; medians count, and so do the fastest rounds of the passes, since
+other work on the machine slows several threads most. ``llr_window`` of both kinds of passes is
+compared with ours before anything is printed, and a difference above 1e-4 is an error: all sum up a
+window of float32 log-probabilities.
 
 ``--processor-time`` compares the seconds of one core, for a machine that has other work.
 """
@@ -25,6 +35,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,6 +44,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from megabase.bench.plain import PlainHyenaDNA
 from megabase.data.augment import codes_to_ids
 from megabase.genome.alphabet import BASE_TOKEN_IDS
 from megabase.genome.store import GenomeStore
@@ -41,6 +53,7 @@ from megabase.inference.alleles import Placed, place
 from megabase.inference.model import LanguageModel
 from megabase.inference.variants import VariantOptions, VariantScorer
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
+from megabase.ops import backend
 
 TOLERANCE = 1e-4
 
@@ -94,7 +107,18 @@ def windows(case: Case, few: list[VcfRecord]) -> list[list[Placed]]:
     return found
 
 
-def plain(model: HyenaDNAForCausalLM, placed: list[list[Placed]]) -> list[float]:
+Logits = Callable[[torch.Tensor], torch.Tensor]
+
+
+def passes(window: int) -> dict[str, Logits]:
+    """Give the two kinds of passes, with the same weights."""
+    ours = build(window)
+    plain = PlainHyenaDNA(ours.config).eval()
+    plain.load_state_dict(ours.state_dict())
+    return {"plain": plain, "forward": lambda ids: ours(input_ids=ids).logits}
+
+
+def one_by_one(logits_of: Logits, placed: list[list[Placed]]) -> list[float]:
     values = []
     first, last = BASE_TOKEN_IDS[0], BASE_TOKEN_IDS[-1]
     with torch.inference_mode():
@@ -103,7 +127,7 @@ def plain(model: HyenaDNAForCausalLM, placed: list[list[Placed]]) -> list[float]
             for one in strands:
                 for codes, sign in ((one.ref, -1), (one.alt, 1)):
                     ids = codes_to_ids(torch.from_numpy(codes))[None]
-                    logits = model(input_ids=ids).logits[0, :-1, first : last + 1]
+                    logits = logits_of(ids)[0, :-1, first : last + 1]
                     known = (ids[0, 1:] >= first) & (ids[0, 1:] <= last)
                     target = (ids[0, 1:] - first).where(known, torch.zeros(()).long())
                     scores = logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
@@ -128,7 +152,42 @@ def checked(expected: list[float], values: list[float]) -> float:
     return gap
 
 
+def rounds(
+    case: Case, ours: Callable[[], list[float]], seconds: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Measure the three ways in turns; give the seconds of every round, and the differences."""
+    ways, placed = passes(case.window), windows(case, records(case, 0)[: case.plain])
+    for logits_of in ways.values():
+        one_by_one(logits_of, placed[:1])
+    found: dict[str, list[float]] = {"plain": [], "forward": [], "variants": [], "gaps": []}
+    for _ in range(case.rounds):
+        expected = []
+        for name, logits_of in ways.items():
+            begin = seconds()
+            expected.append(one_by_one(logits_of, placed))
+            found[name].append((seconds() - begin) / case.plain)
+        begin = seconds()
+        values = ours()
+        found["variants"].append((seconds() - begin) / case.variants)
+        found["gaps"] += [checked(one, values) for one in expected]
+    return found
+
+
+def ratios(found: dict[str, list[float]]) -> dict:
+    """Compare both kinds of passes with `megabase variants`: rounds, median, and fastest round."""
+    result = {}
+    for name in ("plain", "forward"):
+        each = [a / b for a, b in zip(found[name], found["variants"], strict=True)]
+        result[f"{name}/variants"] = {
+            "median": round(statistics.median(each), 2),
+            "rounds": [round(ratio, 2) for ratio in each],
+            "fastest": round(min(found[name]) / statistics.median(found["variants"]), 2),
+        }
+    return result
+
+
 def measure(case: Case) -> dict:
+    """Compare by the clock."""
     cores = len(os.sched_getaffinity(0))
     context = multiprocessing.get_context("spawn")
     pipes, children = [], []
@@ -141,38 +200,30 @@ def measure(case: Case) -> dict:
     for pipe in pipes:
         pipe.recv()
     torch.set_num_threads(cores)
-    model, placed = build(case.window), windows(case, records(case, 0)[: case.plain])
-    plain(model, placed[:1])
-    slow, fast, gaps = [], [], []
-    for _ in range(case.rounds):
-        begin = time.perf_counter()
-        expected = plain(model, placed)
-        middle = time.perf_counter()
+
+    def ours() -> list[float]:
         for pipe in pipes:
             pipe.send(True)
-        values = [pipe.recv() for pipe in pipes]
-        end = time.perf_counter()
-        slow.append(case.plain / (middle - begin))
-        fast.append(cores * case.variants / (end - middle))
-        gaps.append(checked(expected, values[0]))
+        return next(iter([pipe.recv() for pipe in pipes]))
+
+    found = rounds(case, ours, time.perf_counter)
     for pipe in pipes:
         pipe.send(False)
     for child in children:
         child.join()
-    ratios = [b / a for a, b in zip(slow, fast, strict=True)]
-    plain_rate, rate = statistics.median(slow), statistics.median(fast)
+    found["variants"] = [seconds / cores for seconds in found["variants"]]
+    rates = {name: 1 / statistics.median(found[name]) for name in ("plain", "forward", "variants")}
     return {
         "window": case.window,
         "placement": case.placement,
         "cores": cores,
-        "plain_variants_per_second": round(plain_rate, 2),
-        "variants_per_second": round(rate, 2),
-        "plain_window_bases_per_second": round(plain_rate * 4 * case.window),
-        "window_bases_per_second": round(rate * 4 * case.window),
-        "ratio": round(statistics.median(ratios), 2),
-        "ratio_to_fastest_plain_round": round(rate / max(slow), 2),
-        "ratios": [round(ratio, 2) for ratio in ratios],
-        "largest_difference": max(gaps),
+        "backend": backend.active(),
+        "variants_per_second": {name: round(rate, 2) for name, rate in rates.items()},
+        "window_bases_per_second": {
+            name: round(rate * 4 * case.window) for name, rate in rates.items()
+        },
+        **ratios(found),
+        "largest_difference": max(found["gaps"]),
     }
 
 
@@ -180,26 +231,20 @@ def processor_time(case: Case) -> dict:
     """Compare seconds of one core, which other work on the machine cannot take away."""
     torch.set_num_threads(1)
     own, rows = scorer(case), records(case, 0)
-    model, placed = build(case.window), windows(case, rows[: case.plain])
-    plain(model, placed[:1])
     own.score(rows[:2])
-    slow, fast, gaps = [], [], []
-    for _ in range(case.rounds):
-        begin = time.process_time()
-        expected = plain(model, placed)
-        middle = time.process_time()
-        found = own.score(rows)
-        end = time.process_time()
-        slow.append((middle - begin) / case.plain)
-        fast.append((end - middle) / case.variants)
-        gaps.append(checked(expected, [alleles[0].values[0] for alleles in found]))
+    found = rounds(
+        case, lambda: [alleles[0].values[0] for alleles in own.score(rows)], time.process_time
+    )
     return {
         "window": case.window,
         "placement": case.placement,
-        "plain_seconds_per_variant": round(statistics.median(slow), 4),
-        "seconds_per_variant": round(statistics.median(fast), 4),
-        "ratio": round(statistics.median(a / b for a, b in zip(slow, fast, strict=True)), 2),
-        "largest_difference": max(gaps),
+        "backend": backend.active(),
+        "seconds_per_variant": {
+            name: round(statistics.median(found[name]), 4)
+            for name in ("plain", "forward", "variants")
+        },
+        **ratios(found),
+        "largest_difference": max(found["gaps"]),
     }
 
 
@@ -212,7 +257,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, nargs="+", default=[1_024, 16_384])
     parser.add_argument("--placements", nargs="+", default=["grid"], choices=["centred", "grid"])
     parser.add_argument("--variants", type=int, default=512, help="of each process")
-    parser.add_argument("--plain", type=int, default=24, help="variants of the plain passes")
+    parser.add_argument("--plain", type=int, default=24, help="variants of the passes one by one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--processor-time", action="store_true", help="seconds of one core instead of the clock"

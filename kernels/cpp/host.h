@@ -19,6 +19,9 @@ const Table& table();
 // Add the blocked operators to the module.
 void add_blocked(nanobind::module_& m);
 
+// Add the layer with packed weights to the module.
+void add_layer(nanobind::module_& m);
+
 template <class T>
 T* pointer(Address address) {
     return reinterpret_cast<T*>(address);

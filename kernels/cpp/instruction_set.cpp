@@ -42,7 +42,8 @@ Functions<T> functions() {
         filter_weights_size<T>, filter_pack<T>, filter_workspace<T>, filter_forward<T>,
         filter_backward<T>, filter_sums<T>, sine_of<T>,
 
-        spectrum_times<T>, spectrum_backward<T>, fold<T>, unfold<T>, BLOCK_ROWS, PANEL<T>,
+        spectrum_times<T>, spectrum_backward<T>, fold<T>, unfold<T>, letter_logits<T>, BLOCK_ROWS,
+        PANEL<T>,
     };
 }
 

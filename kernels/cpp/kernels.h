@@ -154,6 +154,7 @@ struct Functions {
     void (*spectrum_backward)(T* u, T* g, const T* k, T* dk, int64_t frequencies);
     void (*fold)(const T* u, int64_t length, const T* weights, int64_t half, int64_t begin, int64_t end, T* z);
     void (*unfold)(const T* z, const T* cyclic, const T* weights, int64_t half, int64_t begin, int64_t end, T* y, int64_t length);
+    void (*letter_logits)(const Norm<T>&, const T* x, int64_t rows, int64_t width, const T* w, T* to);
     int64_t block_rows, panel;                 // rows of a block; groups of channels begin at multiples of a panel
 };
 

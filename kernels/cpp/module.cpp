@@ -357,6 +357,7 @@ NB_MODULE(_megabase_kernels, m) {
         "double"_a, "blocks"_a, "positions"_a, "states"_a, "threads"_a
     );
     add_blocked(m);
+    add_layer(m);
     m.def("lanes", [](bool twice) { return twice ? table().twice.lanes : table().single.lanes; }, "double"_a);
     m.def(
         "exponential",

@@ -75,6 +75,29 @@ void normalise(
     }
 }
 
+// Logits of four letters from the LayerNorm of every row: `to` is (rows, 4), `w` (4, width).
+template <class T>
+void letter_logits(
+    const Norm<T>& norm, const T* x, int64_t rows, int64_t width, const T* w, T* to
+) {
+    constexpr int W = lanes<T>;
+    for (int64_t r = 0; r < rows; ++r, x += width, to += 4) {
+        Moments<T> at{T(0), T(1)};
+        if (norm.weight) at = moments<T>(x, width, norm.eps);
+        Vec<T> sums[4] = {};
+        for (int64_t i = 0; i < width; i += W) {
+            const int count = width - i < W ? int(width - i) : W;
+            Vec<T> value = load_part<T>(x + i, count);
+            if (norm.weight) {
+                value = (value - at.mean) * at.rstd * load_part<T>(norm.weight + i, count);
+                if (norm.bias) value += load_part<T>(norm.bias + i, count);
+            }
+            for (int v = 0; v < 4; ++v) sums[v] += value * load_part<T>(w + v * width + i, count);
+        }
+        for (int v = 0; v < 4; ++v) to[v] = sum<T>(sums[v]);
+    }
+}
+
 // The gradient of the input of LayerNorm from that of its output; sums for weight and bias.
 template <class T>
 void normalise_backward(

@@ -1,7 +1,9 @@
 """Pieces of a Hyena layer that are computed alone, with what many windows share kept.
 
 What the first layer makes of DNA before its long convolution depends on a word of as many bases as
-the short convolution has taps: u = x1 * v and the gate x0 are looked up in a table of words.
+the short convolution has taps: u = x1 * v and the gate x0 are looked up in a table of words. Of the
+layers behind it, everything but the long convolution is done by C++ kernels where they are
+installed, and else by products of pieces that fit the cache.
 
 Shape suffixes: B rows, L positions, D width, C projected channels, F frequencies, W words.
 """
@@ -17,9 +19,10 @@ from torch import Tensor
 
 from megabase.genome.alphabet import BASE_BITS
 from megabase.layers.backbone import Block
-from megabase.layers.linear import from_channel_major
+from megabase.layers.linear import bare, from_channel_major
 from megabase.ops import backend
 from megabase.ops.long_conv.lengths import fft_length
+from megabase.ops.packed_layer import PackedLayer
 from megabase.ops.products import matmul, matmul_gelu
 from megabase.ops.short_conv import short_conv
 
@@ -33,7 +36,7 @@ _LETTERS = 6
 """Of a word: A, C, G, T, N, and nothing, before the start."""
 _WORDS = _LETTERS**4
 """Most words of a table; more would not stay near the core."""
-_STEPS = 4
+_STEPS = 8
 """Lengths of transforms in a window: variants at many places share the spectra of these."""
 
 
@@ -53,6 +56,7 @@ class LayerPieces:
         self._taps: dict[int, list[Tensor]] = {}
         self._spectra: dict[tuple[int, int, int], Tensor] = {}
         self._table: tuple[Tensor, Tensor] | None = None
+        self._packed: list[PackedLayer | None] = [None] * len(blocks)
 
     @property
     def has_words(self) -> bool:
@@ -60,9 +64,13 @@ class LayerPieces:
         return _LETTERS**self.reach <= _WORDS
 
     def clear(self) -> None:
-        """Forget filters and their spectra: weights may change between calls."""
+        """Forget filters and their spectra."""
         self._taps.clear()
         self._spectra.clear()
+
+    def pack(self) -> None:
+        """Lay the weights out for the kernels, where there are kernels for them."""
+        self._packed = [_pack(block) for block in self.blocks]
 
     def prepare(self, letters_LD: Tensor) -> None:
         """Make the table of words from the embeddings of A, C, G, T and N, (5, D)."""
@@ -77,7 +85,7 @@ class LayerPieces:
         if mixer.short_filter.bias is not None:
             s_CW = s_CW + mixer.short_filter.bias[:, None]
         x0_DW, x1_DW, v_DW = s_CW.split(mixer.d_model, dim=0)
-        self._table = x0_DW.contiguous(), x1_DW * v_DW
+        self._table = x0_DW.t().contiguous(), x1_DW * v_DW
 
     def words(self, codes_BL: NDArray[np.uint8], start: int) -> Tensor:
         """Give the number of the word that ends at each base from `start` on, (B, L - start)."""
@@ -92,12 +100,25 @@ class LayerPieces:
         return torch.from_numpy(found)
 
     def first(self, words_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Look up the gate x0 and u = x1 * v of the first layer, both (B, D, L)."""
+        """Look up the gate x0 (B, L, D) and u = x1 * v (B, D, L) of the first layer."""
         assert self._table is not None
-        x0, u = ([table.index_select(1, words) for words in words_BL] for table in self._table)
-        if len(x0) == 1:
-            return x0[0][None], u[0][None]
-        return torch.stack(x0), torch.stack(u)
+        x0_WD, u_DW = self._table
+        gate = x0_WD.index_select(0, words_BL.flatten()).view(*words_BL.shape, -1)
+        return gate, _stacked([u_DW.index_select(1, words) for words in words_BL])
+
+    def open(self, layer: int, x_BLD: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Give the gate x0 (B, L, D) and u = x1 * v (B, D, L) of a layer from `first` on.
+
+        The positions before `first` are those that the short convolution sees, or none.
+        """
+        packed = self._packed[layer]
+        if packed is not None:
+            return packed.open(x_BLD, first)
+        block = self.blocks[layer]
+        mixer: Any = block.mixer
+        p_BCL = self.project(mixer, block.norm1(x_BLD), slice(None))
+        x0, x1, v = self.short(mixer, p_BCL)[..., first:].split(mixer.d_model, dim=1)
+        return x0.transpose(1, 2), x1 * v
 
     def filter(self, layer: int, positions: int) -> Tensor:
         """Give the taps of a layer for an input of so many positions, (D, positions)."""
@@ -132,8 +153,7 @@ class LayerPieces:
         w_CD, bias = mixer.in_proj.weight[channels], mixer.in_proj.bias
         bias_C1 = None if bias is None else bias[channels, None]
         if x_BLD.device.type == "cpu" and x_BLD.shape[1] >= _LONG:
-            rows = [matmul(w_CD, x_LD.t(), bias_C1) for x_LD in x_BLD]
-            return rows[0][None] if len(rows) == 1 else torch.stack(rows)
+            return _stacked([matmul(w_CD, x_LD.t(), bias_C1) for x_LD in x_BLD])
         p_BCL = torch.matmul(w_CD, x_BLD.transpose(1, 2))
         return p_BCL if bias_C1 is None else p_BCL.add_(bias_C1)
 
@@ -143,27 +163,62 @@ class LayerPieces:
         taps_CK = mixer.short_filter.weight[channels, 0]
         return short_conv(p_BCL, taps_CK, None if bias is None else bias[channels])
 
-    def finish(self, block: Block, z_BDL: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Project out, add to the running sum, and run the MLP in pieces that fit the cache.
+    def close(self, layer: int, y_BDL: Tensor, gate_BLD: Tensor, x_BLD: Tensor) -> Tensor:
+        """Gate what the convolution gave, project it, and run the MLP.
+
+        Parameters
+        ----------
+        layer
+            Number of the layer.
+        y_BDL, gate_BLD
+            The output of the long convolution and the gate x0, which may be overwritten.
+        x_BLD
+            The running sum before the layer.
 
         Returns
         -------
-        hidden, residual : Tensor
-            Output of the MLP and the running sum before it, (B, L, D).
+        Tensor
+            The running sum after the layer.
         """
+        packed = self._packed[layer]
+        if packed is not None:
+            return packed.close(y_BDL, gate_BLD, x_BLD)
+        block = self.blocks[layer]
         mixer: Any = block.mixer
+        z_BDL = y_BDL * gate_BLD.transpose(1, 2)
         if z_BDL.device.type == "cpu" and z_BDL.shape[2] >= _LONG:
             out = mixer.out_proj
-            mixed = [matmul(z_DL.t(), out.weight.t(), out.bias) for z_DL in z_BDL]
-            residual = residual + (mixed[0][None] if len(mixed) == 1 else torch.stack(mixed))
+            x_BLD = x_BLD + _stacked([matmul(z_DL.t(), out.weight.t(), out.bias) for z_DL in z_BDL])
         else:
-            residual = residual + from_channel_major(mixer.out_proj, z_BDL)
-        mlp, x_ND = block.mlp, block.norm2(residual).flatten(0, 1)
+            x_BLD = x_BLD + from_channel_major(mixer.out_proj, z_BDL)
+        mlp, x_ND = block.mlp, block.norm2(x_BLD).flatten(0, 1)
         if backend.use_reference() or x_ND.device.type != "cpu":
-            return mlp(x_ND).view(residual.shape), residual
+            return x_BLD + mlp(x_ND).view(x_BLD.shape)
         parts = [
             matmul(matmul_gelu(part, mlp.fc1.weight.t(), mlp.fc1.bias), mlp.fc2.weight.t(),
                    mlp.fc2.bias)
             for part in x_ND.split(_ROWS)
         ]  # fmt: skip
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(residual.shape), residual
+        return x_BLD + (parts[0] if len(parts) == 1 else torch.cat(parts)).view(x_BLD.shape)
+
+
+def _stacked(rows: list[Tensor]) -> Tensor:
+    """Stack rows; a single one is not copied."""
+    return rows[0][None] if len(rows) == 1 else torch.stack(rows)
+
+
+def _pack(block: Block) -> PackedLayer | None:
+    mixer: Any = block.mixer
+    mlp, short = block.mlp, mixer.short_filter
+    maps = (mixer.in_proj, mixer.out_proj, mlp.fc1, mlp.fc2)
+    if not bare(block.norm1, block.norm2, short, *maps):
+        return None
+    norms = [(norm.weight, norm.bias, norm.eps) for norm in (block.norm1, block.norm2)]
+    return PackedLayer.of(
+        norms,
+        [
+            mixer.in_proj.weight, mixer.in_proj.bias, short.weight[:, 0], short.bias,
+            mixer.out_proj.weight, mixer.out_proj.bias, mlp.fc1.weight, mlp.fc1.bias,
+            mlp.fc2.weight, mlp.fc2.bias,
+        ],
+    )  # fmt: skip

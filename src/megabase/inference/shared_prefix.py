@@ -10,8 +10,8 @@ score reads is not computed. Variants of one window, wherever in it they are, sh
 REF.
 
 Shape suffixes: R reference windows, A alternative alleles, B either, P positions, F positions from
-the first variant of the windows on, S positions from one variant on, D width, C projected channels,
-K taps of the short convolution.
+the first variant of the windows on, S positions from one variant on, L these and those before them
+that the short convolution sees, D width.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from megabase.inference.prefix_layers import LayerPieces
 from megabase.layers.backbone import Backbone, Block
 from megabase.layers.hyena import HyenaOperator
 from megabase.layers.linear import bare
+from megabase.ops.packed_layer import letter_log_probs
 
 if TYPE_CHECKING:
     from megabase.inference.readers import PlainReader
@@ -44,7 +45,7 @@ _SPARSE = 8
 """Changed samples of the first convolution up to which they are added tap by tap."""
 _CPU_TOKENS = 1 << 10
 """Positions of a batch on a CPU: what a layer makes of them stays near the core."""
-_SHAPES = 32
+_SHAPES = 128
 """Places in a window where reading ALT begins: libraries prepare themselves for every new shape."""
 
 
@@ -54,16 +55,15 @@ class _Layer:
 
     Parameters
     ----------
-    tail
-        Projected channels from K - 1 positions before the first variant to the last one,
-        (R, 3 D, .); None where they are looked up.
+    x
+        The running sum before the layer, (R, P, D); None where u and the gate are looked up.
     u, y
         Input and output of the long convolution from the first variant on, (R, D, F).
     gate
-        The output gate there, (R, D, F), where ALT does not compute it.
+        The output gate there, (R, F, D), where ALT does not compute it.
     """
 
-    tail: Tensor | None
+    x: Tensor | None
     u: Tensor
     y: Tensor
     gate: Tensor | None
@@ -80,7 +80,7 @@ class _Reference:
     layers
         What ALT needs.
     logits
-        Of A, C, G, T from ``first - 1`` on, (R, 4, F + 1).
+        Of A, C, G, T from ``first - 1`` on, (R, F + 1, 4).
     scores
         Log-probabilities from `first` on, one array for each window.
     states
@@ -164,6 +164,8 @@ class SharedPrefixReader:
             for number, pair in zip(rest, found, strict=True):
                 results[number] = pair
         with evaluating(self.model):
+            if windows:
+                self.pieces.pack()
             if windows and self.pieces.has_words:
                 letters = self._ids(np.arange(T + 2, dtype=np.uint8)[None])
                 self.pieces.prepare(self.backbone.embeddings(letters)[0])
@@ -207,7 +209,7 @@ class SharedPrefixReader:
                 parts.setdefault(key, []).append((number, row))
         begins = [begin for begin, *_ in parts]
         keep_gate = any(sparse for *_, sparse in parts)
-        reference = self._reference(codes_RW, min(begins), max(begins), pooled, keep_gate)
+        reference = self._reference(codes_RW, min(begins), pooled, keep_gate)
         for (begin, low, sparse), members in parts.items():
             for start in range(0, len(members), 2 * rows):  # half the positions: twice the rows
                 part = members[start : start + 2 * rows]
@@ -229,75 +231,81 @@ class SharedPrefixReader:
                         ),
                     )
 
-    def _scores(
-        self, logits_BVS: Tensor, codes_BS: NDArray[np.uint8], pooled: bool
-    ) -> list[NDArray[np.float32]]:
-        """Look up the log-probabilities; the last logits of a pooled pass predict no base here."""
-        if pooled:
-            logits_BVS = logits_BVS[..., :-1]
-        base = torch.from_numpy(codes_BS.astype(np.int64)).to(self.device)
-        known = base <= T
-        own = logits_BVS.gather(1, torch.where(known, base, 0)[:, None])[:, 0]
-        found = torch.where(known, own - logits_BVS.logsumexp(1), torch.nan)
-        return list(found.float().cpu().numpy())
-
     def _ids(self, codes: NDArray[np.uint8]) -> Tensor:
         return codes_to_ids(torch.from_numpy(np.ascontiguousarray(codes)).to(self.device))
 
     def _words(self, codes_BW: NDArray[np.uint8], start: int) -> Tensor:
         return self.pieces.words(codes_BW, start).to(self.device)
 
-    def _head(self, total: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.backbone.ln_f(total)
-        weight = self.model.lm_head.weight[BASE_TOKEN_IDS[0] : BASE_TOKEN_IDS[-1] + 1]
+    def _letters(
+        self,
+        x_BSD: Tensor,
+        codes_BS: NDArray[np.uint8],
+        before_B4: Tensor | None,
+        pooled: bool,
+        start: int = 0,
+    ) -> tuple[list[NDArray[np.float32]], Tensor, Tensor | None]:
+        """Look up the log-probabilities of the bases behind logits from `start` on.
+
+        Returns
+        -------
+        scores, logits, states
+            An array for each row; (B, S, 4); and the last hidden states, (B, S, D), when `pooled`.
+        """
+        norm, first, last = self.backbone.ln_f, BASE_TOKEN_IDS[0], BASE_TOKEN_IDS[-1] + 1
+        weight = self.model.lm_head.weight[first:last]
+        codes = torch.from_numpy(np.ascontiguousarray(codes_BS))
+        if not pooled and bare(norm):
+            of_norm = (norm.weight, norm.bias, norm.eps)
+            found = letter_log_probs(x_BSD[:, start:], of_norm, weight, before_B4, codes)
+            if found is not None:
+                return list(found[0].numpy()), found[1], None
+        hidden = norm(x_BSD)
         # Letters are rows: sums over four of them run along the sequence.
-        return torch.matmul(weight, hidden.transpose(1, 2)), hidden
+        logits_BVS = torch.matmul(weight, hidden[:, start:].transpose(1, 2))
+        logits = logits_BVS.transpose(1, 2)
+        if before_B4 is not None:
+            logits_BVS = torch.cat((before_B4[:, :, None], logits_BVS), dim=-1)
+        # The last logits of a pooled pass predict no base here.
+        logits_BVS = logits_BVS[..., : codes.shape[1]]
+        base = codes.to(self.device).long()
+        known = base <= T
+        own = logits_BVS.gather(1, torch.where(known, base, 0)[:, None])[:, 0]
+        scores = torch.where(known, own - logits_BVS.logsumexp(1), torch.nan)
+        return list(scores.float().cpu().numpy()), logits, hidden if pooled else None
 
     def _reference(
-        self, codes_RW: NDArray[np.uint8], first: int, last: int, pooled: bool, keep_gate: bool
+        self, codes_RW: NDArray[np.uint8], first: int, pooled: bool, keep_gate: bool
     ) -> _Reference:
-        """Read REF windows whose variants lie from `first` to `last`."""
+        """Read REF windows whose variants lie from `first` on."""
         ids_RP = self._ids(codes_RW if pooled else codes_RW[:, :-1])
-        positions, before = ids_RP.shape[1], self.reach - 1
+        positions = ids_RP.shape[1]
         layers: list[_Layer] = []
-        hidden: Tensor = self.backbone.embeddings(ids_RP)
-        residual: Tensor | None = None
-        for layer, block in enumerate(self.blocks):
-            residual = hidden if residual is None else hidden + residual
-            # What the last layer gives before the first variant is not read: no gate is needed.
+        x_RPD: Tensor = self.backbone.embeddings(ids_RP)
+        for layer in range(len(self.blocks)):
+            # What the last layer gives before the first variant is not read.
             start = first - 1 if layer == len(self.blocks) - 1 and not pooled else 0
-            if layer == 0 and self.pieces.has_words:
-                x0, u_RDP = self.pieces.first(self._words(codes_RW[:, :positions], 0))
-                x0, tail = x0[..., start:], None
+            looked_up = layer == 0 and self.pieces.has_words
+            if looked_up:
+                gate_RPD, u_RDP = self.pieces.first(self._words(codes_RW[:, :positions], 0))
             else:
-                x0, u_RDP, tail = self._gates(block, residual, start, slice(first - before, last))
+                gate_RPD, u_RDP = self.pieces.open(layer, x_RPD, 0)
             y_RDP = self.pieces.convolve(layer, u_RDP, positions, start)
-            gate = x0[..., first - start :] if layer == 0 and keep_gate else None
-            layers.append(_Layer(tail, u_RDP[..., first:], y_RDP[..., first:], gate))
-            hidden, residual = self.pieces.finish(block, y_RDP[..., start:] * x0,
-                                                  residual[:, start:])  # fmt: skip
-        assert residual is not None
-        logits, states = self._head(hidden + residual)
-        if pooled:
-            logits = logits[..., first - 1 :]
-        scores = self._scores(logits, codes_RW[:, first:], pooled)
-        return _Reference(first, layers, logits, scores, states if pooled else None)
-
-    def _gates(
-        self, block: Block, residual: Tensor, start: int, kept: slice
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Give x0 from `start` on, u, and the projected channels at `kept`."""
-        mixer: Any = block.mixer
-        lead, width = max(0, start - self.reach + 1), mixer.d_model
-        x_RPD = block.norm1(residual)
-        gate_RDL = self.pieces.project(mixer, x_RPD[:, lead:], slice(width))
-        rest_RCP = self.pieces.project(mixer, x_RPD, slice(width, None))
-        tail = torch.cat(
-            (gate_RDL[..., kept.start - lead : kept.stop - lead], rest_RCP[..., kept]), 1
+            layers.append(
+                _Layer(
+                    None if looked_up else x_RPD,
+                    u_RDP[..., first:],
+                    y_RDP[..., first:],
+                    gate_RPD[:, first:].clone() if layer == 0 and keep_gate else None,
+                )
+            )
+            x_RPD = self.pieces.close(
+                layer, y_RDP[..., start:], gate_RPD[:, start:], x_RPD[:, start:]
+            )
+        scores, logits, states = self._letters(
+            x_RPD, codes_RW[:, first:], None, pooled, first - 1 if pooled else 0
         )
-        x0 = self.pieces.short(mixer, gate_RDL, slice(width))[..., start - lead :]
-        x1, v = self.pieces.short(mixer, rest_RCP, slice(width, None)).split(width, dim=1)
-        return x0, x1 * v, tail
+        return _Reference(first, layers, logits, scores, states)
 
     def _alternative(
         self,
@@ -316,36 +324,30 @@ class SharedPrefixReader:
         rows: Any = slice(owner[0], owner[0] + 1)
         if len(owner) > 1:
             rows = torch.tensor(owner, device=self.device)
-        hidden: Tensor = self.backbone.embeddings(self._ids(codes))
-        residual: Tensor | None = None
-        for layer, block in enumerate(self.blocks):
-            mixer: Any = block.mixer
+        x_ASD: Tensor = self.backbone.embeddings(self._ids(codes))
+        for layer in range(len(self.blocks)):
             ref = reference.layers[layer]
-            residual = hidden if residual is None else hidden + residual
             u_ADS, y_ADS = ref.u[rows][..., at:], ref.y[rows][..., at:]
             if layer == 0 and changed.stop > changed.start:
                 assert ref.gate is not None
-                gate_ADS = ref.gate[rows][..., at:]
-                z_ADS = self._substitute(codes_AW, begin, changed, u_ADS, y_ADS, gate_ADS)
+                gate_ASD = ref.gate[rows][:, at:]
+                y_ADS, gate_ASD = self._substitute(codes_AW, begin, changed, u_ADS, y_ADS, gate_ASD)
             else:
-                if ref.tail is None:
-                    x0, change = self.pieces.first(self._words(codes_AW[:, :positions], begin))
-                else:
-                    p_ACL = self.pieces.project(mixer, block.norm1(residual), slice(None))
-                    p_ACL = torch.cat((ref.tail[rows][..., at : at + before], p_ACL), dim=-1)
-                    x0, x1, v = self.pieces.short(mixer, p_ACL)[..., before:].split(
-                        mixer.d_model, dim=1
+                if ref.x is None:
+                    gate_ASD, change = self.pieces.first(
+                        self._words(codes_AW[:, :positions], begin)
                     )
-                    change = torch.mul(x1, v)
-                change = change.sub_(u_ADS)
-                z_ADS = self.pieces.convolve(layer, change, positions, 0).add_(y_ADS).mul_(x0)
-            hidden, residual = self.pieces.finish(block, z_ADS, residual)
-        assert residual is not None
-        logits, states = self._head(hidden + residual)
+                else:
+                    x_ALD = torch.cat((ref.x[rows][:, begin - before : begin], x_ASD), dim=1)
+                    gate_ASD, change = self.pieces.open(layer, x_ALD, before)
+                change = torch.sub(change, u_ADS)
+                y_ADS = self.pieces.convolve(layer, change, positions, 0).add_(y_ADS)
+            x_ASD = self.pieces.close(layer, y_ADS, gate_ASD, x_ASD)
         # The first logits come from the base before, which is REF's.
-        logits = torch.cat((reference.logits[rows][..., at : at + 1], logits), dim=-1)
-        scores = self._scores(logits, codes_AW[:, begin:], pooled)
-        if reference.states is None:
+        scores, _, states = self._letters(
+            x_ASD, codes_AW[:, begin:], reference.logits[rows][:, at], pooled
+        )
+        if reference.states is None or states is None:
             return scores, None, None
         own = reference.states[rows]
         shared = own[:, :begin].sum(1)
@@ -360,9 +362,15 @@ class SharedPrefixReader:
         changed: slice,
         u_ADS: Tensor,
         y_ADS: Tensor,
-        gate_ADS: Tensor,
-    ) -> Tensor:
-        """Mix in the first layer, where a few samples differ: theirs are added tap by tap."""
+        gate_ASD: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Convolve in the first layer, where a few samples differ: theirs are added tap by tap.
+
+        Returns
+        -------
+        y, gate : Tensor
+            Output of the long convolution and the output gate of ALT.
+        """
         length = y_ADS.shape[-1]
         mixer: Any = self.blocks[0].mixer
         k_DP = self.pieces.filter(0, begin + length)
@@ -376,7 +384,6 @@ class SharedPrefixReader:
             y_ADS[..., low:].addcmul_(change[..., i : i + 1], k_DP[:, : length - low])
         if skip_D is not None:
             y_ADS[..., changed].addcmul_(change, skip_D[:, None])
-        own = y_ADS[..., changed] * x0
-        z_ADS = y_ADS.mul_(gate_ADS)
-        z_ADS[..., changed] = own
-        return z_ADS
+        gate_ASD = gate_ASD.clone(memory_format=torch.contiguous_format)
+        gate_ASD[:, changed] = x0
+        return y_ADS, gate_ASD
