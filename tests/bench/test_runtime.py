@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from megabase.bench.config import BenchError, RuntimeConfig
+from megabase.bench.point import measure
 from megabase.bench.runtime import (
     Point,
     prepare_output,
@@ -51,6 +52,12 @@ def _spec(**settings: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_one_pass_alone_counts() -> None:
+    found = measure(_spec(repeats=0))
+    assert len(found["passes"]) == 1
+    assert not found["warmed_up"]
+
+
 def test_lengths_double() -> None:
     assert _CONFIG.lengths == (64, 128, 256, 512, 1024, 2048, 4096)
     assert RuntimeConfig().lengths[-1] == 1_048_576
@@ -83,14 +90,14 @@ def test_the_time_of_a_model_is_shared_by_its_points() -> None:
 def test_after_a_limit_nothing_longer_is_started() -> None:
     started = []
 
-    def measure(spec: dict[str, Any], memory_limit: int | None) -> Point:
+    def fake(spec: dict[str, Any], memory_limit: int | None) -> Point:
         started.append(spec["length"])
         if spec["length"] == 256:
             return Point(spec["model"], spec["checkpointing"], 256, "memory limit", "over 1 GiB")
         return _fake(spec, memory_limit)
 
     config = replace(_CONFIG, models=("hyenadna",))
-    points = run_runtime(config, measure_point=measure)
+    points = run_runtime(config, measure_point=fake)
     assert started == [64, 128, 256]
     assert [p.status for p in points[3:]] == ["not run"] * 4
     assert points[3].reason == "memory limit at 256 tokens"

@@ -90,7 +90,11 @@ def test_memory_is_set_beside_the_estimate(monkeypatch: pytest.MonkeyPatch) -> N
     assert found["sides"]["megabase"]["above_idle_bytes"] == 4e8
     assert "over 1 GiB" in found["sides"]["plain"]["failed"]
     assert found["estimate_to_peak"] == found["estimate"]["total"] / 9e8
-    assert all(spec["optimizer"] for spec in specs)
+    assert all(spec["optimizer"] and spec["repeats"] == 1 for spec in specs)
+    config = MemoryConfig(length=1000, width=16, steps=1, checkpointing=True, stretch=2)
+    small = run_memory(config, measure_point=measure)
+    assert (specs[-2]["repeats"], specs[-2]["stretch"]) == (0, 2)
+    assert small["estimate"]["activations"] < found["estimate"]["activations"]
 
 
 def test_the_data_path_is_measured() -> None:

@@ -53,7 +53,7 @@ def run_memory(
             "stretch": config.stretch,
             "length": config.length, "width": config.width, "layers": config.layers,
             "batch": config.batch, "dtype": "bfloat16" if half else "float32", "device": "cpu",
-            "threads": config.threads, "repeats": 1, "seed": config.seed,
+            "threads": config.threads, "repeats": config.steps - 1, "seed": config.seed,
             "budget": config.time_limit, "optimizer": True,
         }  # fmt: skip
         point = measure_point(spec, limit)

@@ -163,8 +163,9 @@ def measure(spec: dict[str, Any], ready: Callable[[], None] = lambda: None) -> d
     passes = [_pass(model, ids, targets, dtype, optimizer)]
     first = sum(passes[0])
     # The first pass also pays for plans and fresh memory. It counts only when there is no time for
-    # another one.
-    warmed_up = time.perf_counter() - begin + first <= spec["budget"]
+    # another one, or none is asked for.
+    more = spec["repeats"] > 0
+    warmed_up = more and time.perf_counter() - begin + first <= spec["budget"]
     if warmed_up:
         passes = []
         while len(passes) < spec["repeats"]:

@@ -90,6 +90,8 @@ class MemoryConfig:
     """Checkpointed blocks in a row that keep one input between them."""
     plain: bool = True
     """Also measure the published way."""
+    steps: int = 2
+    """Training steps to take; the first one takes almost all the memory that later ones do."""
     memory_limit: float = 0.0
     """GiB of memory that one side may take; 0: nine tenths of what is free at the start."""
     time_limit: float = 600.0
@@ -102,7 +104,7 @@ class MemoryConfig:
     def __post_init__(self) -> None:
         """Check everything and report all problems at once."""
         problems: list[str] = []
-        _check(problems, self, ("batch", "length", "width", "layers"))
+        _check(problems, self, ("batch", "length", "width", "layers", "stretch", "steps"))
         if self.precision not in PRECISIONS:
             problems.append(f"precision is one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.memory_limit < 0 or self.threads < 0 or self.seed < 0:

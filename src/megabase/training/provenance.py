@@ -39,8 +39,13 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "git": _git(Path(__file__).parent),
-        "command": sys.argv,
+        "command": [_program(Path(sys.argv[0])), *sys.argv[1:]],
     }
+
+
+def _program(path: Path) -> str:
+    """Name the program; where it lies is a fact of the machine, not of the run."""
+    return "megabase" if path.stem == "__main__" else path.name
 
 
 def record_environment(path: Path, resumed: bool) -> None:
