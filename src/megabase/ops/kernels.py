@@ -25,7 +25,7 @@ __all__ = [
 
 _Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
 
-INTERFACE = 2
+INTERFACE = 3
 """Interface of ``megabase-kernels`` that this version calls."""
 
 
