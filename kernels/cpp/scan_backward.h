@@ -121,7 +121,7 @@ MB_INLINE void prepare_backward(
 }
 
 // The rows of the tile that is worked next, fetched meanwhile, some with each block of channels and
-// whole: fetched line by line, as the blocks need them, they would come too late.
+// whole: fetching a line of each row for the next block changed nothing where memory was the limit.
 template <class T>
 class Ahead {
   public:
