@@ -247,13 +247,16 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output = _forward(*inputs, True)
+        run: Callable[..., tuple[Tensor, Tensor, Tensor]] = _forward
+        output = run(*inputs, True)
         _setup_context(ctx, (*inputs, True), output)
         return output[:2]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Any, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, dy: Tensor | None, dfinal: Tensor | None
+    ) -> tuple[Any, ...]:
         return (*_backward_by(_gradients, ctx, dy, dfinal), None, None)
 
 
@@ -297,5 +300,6 @@ def selective_scan_kernel(
     elif keep:
         y_BLE, state_BEN = _Direct.apply(*tensors, *options)
     else:
-        y_BLE, state_BEN, _ = _forward(*tensors, *options, False)
+        run: Callable[..., tuple[Tensor, Tensor, Tensor]] = _forward
+        y_BLE, state_BEN, _ = run(*tensors, *options, False)
     return y_BLE.to(u_BLE.dtype), state_BEN
