@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megabase.errors import MegabaseError
+from megabase.genome.files import atomic_file
 from megabase.report.drawing import add_axes, as_svg
 from megabase.report.theme import LIGHT, WIDE, Size, Theme
 
@@ -91,6 +92,5 @@ def save_prompt_lengths(
         When matplotlib is not installed.
     """
     text = draw_prompt_lengths(series, metric, reference)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_file(path, overwrite=True, error=MegabaseError) as file:
+        file.write(text.encode())
