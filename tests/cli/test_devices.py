@@ -7,15 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from megabase.cli.main import main
 from megabase.models.hyenadna import (
-    HyenaDNAConfig,
     HyenaDNAForCausalLM,
     HyenaDNAForSequenceClassification,
     HyenaDNAForTokenClassification,
@@ -24,18 +23,17 @@ from megabase.models.tokenization import DNATokenizer
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, save_tiny: Callable[..., None]) -> Path:
     """Tiny models, and inputs of several chunks."""
     folder = tmp_path_factory.mktemp("devices")
-    torch.manual_seed(0)
-    shape = {"d_model": 8, "n_layer": 1, "max_seq_len": 66, "filter_order": 8}
-    config = HyenaDNAConfig(**shape, initializer_range=0.5, id2label={0: "no", 1: "yes"})
-    for name, family in (
-        ("lm", HyenaDNAForCausalLM),
-        ("whole", HyenaDNAForSequenceClassification),
-        ("bases", HyenaDNAForTokenClassification),
-    ):
-        family(config).save_pretrained(folder / name)
+    options = {"initializer_range": 0.5, "id2label": {0: "no", 1: "yes"}}
+    families = {
+        "lm": HyenaDNAForCausalLM,
+        "whole": HyenaDNAForSequenceClassification,
+        "bases": HyenaDNAForTokenClassification,
+    }
+    save_tiny(folder, {name: (family, options) for name, family in families.items()}, 66)
+    for name in families:
         DNATokenizer(model_max_length=66).save_pretrained(folder / name)
     rng = np.random.default_rng(0)
     texts = ["".join(rng.choice(list("ACGTN"), n)) for n in rng.integers(4, 20, 4_200)]

@@ -5,11 +5,11 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from megabase.cli.main import main
 from megabase.genome.store import GenomeStore
@@ -19,22 +19,21 @@ from megabase.inference.sampling import SamplingOptions
 from megabase.models.auto import load_model
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.hyenadna import (
-    HyenaDNAConfig,
     HyenaDNAForCausalLM,
     HyenaDNAForSequenceClassification,
 )
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory, save_tiny: Callable[..., None]) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    shape = {"d_model": 8, "n_layer": 1, "max_seq_len": 120, "filter_order": 8}
-    HyenaDNAForCausalLM(HyenaDNAConfig(**shape)).save_pretrained(folder / "causal")
-    two_sided = HyenaDNAConfig(**shape, bidirectional="two_sided")
-    HyenaDNAForCausalLM(two_sided).save_pretrained(folder / "two_sided")
-    labels = HyenaDNAConfig(**shape, num_labels=2)
-    HyenaDNAForSequenceClassification(labels).save_pretrained(folder / "labels")
+    causal, labelled = HyenaDNAForCausalLM, HyenaDNAForSequenceClassification
+    wanted = {
+        "causal": (causal, {}),
+        "two_sided": (causal, {"bidirectional": "two_sided"}),
+        "labels": (labelled, {"num_labels": 2}),
+    }
+    save_tiny(folder, wanted, 120)
     masked = CaduceusForMaskedLM(CaduceusConfig(d_model=16, n_layer=1))
     masked.save_pretrained(folder / "masked")
     return folder

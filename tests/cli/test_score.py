@@ -93,3 +93,25 @@ def test_bad_input_is_one_line(
     assert message in error
     assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["x.bed"]
+
+
+def test_intervals_without_a_genome_are_told_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.BED").write_text("chr1\t1\t50\n")
+    for call in (["score", str(tmp_path / "x.BED"), "-o", str(tmp_path / "x.tsv")],
+                 ["generate", "--prompts", str(tmp_path / "x.BED"), "--length", "3",
+                  "-o", str(tmp_path / "x.fa")]):  # fmt: skip
+        assert main(call) == 2
+        error = capsys.readouterr().err
+        assert "x.BED is a BED file" in error
+        assert "--genome" in error
+        assert [path.name for path in tmp_path.iterdir()] == ["x.BED"]
+
+
+def test_a_file_in_the_place_of_the_model_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.fa").write_text(">a\nACGT\n")
+    assert main(["predict", str(tmp_path / "x.fa"), "-o", str(tmp_path / "x.tsv")]) == 2
+    assert "the model comes first" in capsys.readouterr().err

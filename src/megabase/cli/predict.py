@@ -7,6 +7,7 @@ With a file of sequences (FASTA, or BED or VCF with a genome) the output is a ta
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megabase.cli.inference_options import add_run_options, progress_bar, run_options
@@ -105,6 +106,11 @@ def run(args: Namespace) -> int:
         print(f"wrote {target}" + (f" and {args.calls}" if args.calls else ""))
         return 0
     if args.input is None:
+        if Path(args.model).is_file():
+            raise InferenceError(
+                f"{args.model} is a file and stands where the model is named; the model comes "
+                "first: megabase predict MODEL FILE -o OUTPUT"
+            )
         raise InferenceError(
             "name a file of sequences (FASTA, BED or VCF), or a track as output (.bw or .bed)"
         )

@@ -16,7 +16,7 @@ from megabase.inference.model import choose_device, load_language_model
 from megabase.inference.provenance import Provenance, file_digest
 from megabase.inference.sampling import SamplingOptions
 from megabase.inference.sharding import Progress, run_job
-from megabase.inference.sources import genome_store, read_intervals, read_sequences
+from megabase.inference.sources import genome_store, read_intervals, read_sequences, require_no_bed
 
 __all__ = ["GenerateJob", "GenerateOptions", "PromptInput", "fasta_record", "generate_file"]
 
@@ -57,6 +57,7 @@ class PromptInput:
         if self.path is None:
             yield Prompt.of(self.text)
         elif self.genome is None:
+            require_no_bed(self.path)
             yield from (Prompt(one.codes, one.name) for one in read_sequences(self.path))
         else:
             with genome_store(self.genome) as store:

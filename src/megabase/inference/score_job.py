@@ -13,7 +13,7 @@ from megabase.inference.errors import InputFileError
 from megabase.inference.model import load_language_model
 from megabase.inference.provenance import Provenance, file_digest
 from megabase.inference.score import ScoreOptions, score_table
-from megabase.inference.sources import Sequence, read_intervals, read_sequences
+from megabase.inference.sources import Sequence, read_intervals, read_sequences, require_no_bed
 from megabase.inference.tables import merge_tables, write_table_part
 
 __all__ = ["ScoreJob"]
@@ -71,6 +71,7 @@ class ScoreJob:
 
     def _sequences(self) -> Iterator[Sequence]:
         if self.genome is None:
+            require_no_bed(self.source)
             return read_sequences(self.source)
         store = GenomeStore.open(self.genome)
         # Which side is context depends on the strand that is read, so both sides are.

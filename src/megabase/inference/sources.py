@@ -18,7 +18,14 @@ from megabase.genome.interval import Interval, Strand
 from megabase.genome.store import GenomeStore
 from megabase.inference.errors import InputFileError
 
-__all__ = ["Sequence", "chunked", "genome_store", "read_intervals", "read_sequences"]
+__all__ = [
+    "Sequence",
+    "chunked",
+    "genome_store",
+    "read_intervals",
+    "read_sequences",
+    "require_no_bed",
+]
 
 _Item = TypeVar("_Item")
 _STORE_MAGIC = b"\x89MBG"
@@ -71,6 +78,21 @@ def read_sequences(path: str | Path) -> Iterator[Sequence]:
             parts.append(item.codes)
     if name is not None:
         yield Sequence(name, np.frombuffer(b"".join(parts), dtype=np.uint8))
+
+
+def require_no_bed(path: str | Path) -> None:
+    """Refuse a file of intervals where no genome is named.
+
+    Raises
+    ------
+    InputFileError
+        When the ending of the file says BED.
+    """
+    if Path(path).name.lower().removesuffix(".gz").endswith(".bed"):
+        raise InputFileError(
+            f"{path} is a BED file, whose intervals lie on a genome: name it with --genome "
+            "(genome=)"
+        )
 
 
 def read_intervals(
