@@ -17,9 +17,6 @@ using namespace nb::literals;
 namespace megabase {
 namespace {
 
-using Numbers = std::vector<int64_t>;
-using Addresses = std::vector<Address>;
-
 template <class T>
 T* take(const Addresses& addresses, size_t& at) {
     if (at >= addresses.size()) throw std::invalid_argument("too few addresses");
@@ -29,8 +26,6 @@ T* take(const Addresses& addresses, size_t& at) {
 void expect(const Numbers& sizes, size_t count) {
     if (sizes.size() != count) throw std::invalid_argument("wrong number of sizes");
 }
-
-int64_t rounded(int64_t elements) { return (elements + 15) / 16 * 16; }
 
 // Weights of all workers and a workspace for each.
 template <class T>

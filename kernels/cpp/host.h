@@ -6,12 +6,18 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "kernels.h"
 
 namespace megabase {
 
 using Address = uintptr_t;  // of a contiguous array; 0 for none
+using Addresses = std::vector<Address>;
+using Numbers = std::vector<int64_t>;
+
+// Elements of a part of a workspace, so that the next part is aligned too.
+inline int64_t rounded(int64_t elements) { return (elements + 15) / 16 * 16; }
 
 // The kernels in use.
 const Table& table();

@@ -19,9 +19,6 @@ using namespace nb::literals;
 namespace megabase {
 namespace {
 
-using Numbers = std::vector<int64_t>;
-using Addresses = std::vector<Address>;
-
 template <class T>
 class Layer {
   public:
@@ -76,8 +73,6 @@ class Layer {
     Mixer<T> mixer_;
     Mlp<T> mlp_;
     Workspace<T> mixer_weights_, mlp_weights_;
-
-    static int64_t rounded(int64_t elements) { return (elements + 15) / 16 * 16; }
 
     static void add(T* total, const T* other, int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) total[i] += other[i];

@@ -97,6 +97,11 @@ def test_memory_is_set_beside_the_estimate(monkeypatch: pytest.MonkeyPatch) -> N
     assert small["estimate"]["activations"] < found["estimate"]["activations"]
 
 
+def test_stretches_need_checkpointing() -> None:
+    with pytest.raises(BenchError, match="stretch needs checkpointing"):
+        MemoryConfig(stretch=2)
+
+
 def test_the_data_path_is_measured() -> None:
     found = run_load(LoadConfig(bases=20_000, batch=3, length=100, repeats=2))
     assert set(found["seconds"]) == {"draw", "batch", "ids", "wait"}

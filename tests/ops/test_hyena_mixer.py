@@ -164,6 +164,17 @@ def test_shapes_are_checked() -> None:
     torch.testing.assert_close(hyena_mixer(*inputs), hyena_mixer_reference(*inputs))
 
 
+def test_the_default_device_does_not_matter() -> None:
+    inputs = _inputs(33)
+    want = hyena_mixer_blocked(*inputs)
+    with torch.device("meta"):
+        got = hyena_mixer_blocked(*inputs)
+        gradients = torch.autograd.grad(got.sum(), _tensors(inputs))
+    torch.testing.assert_close(got, want)
+    for a, b in zip(gradients, torch.autograd.grad(want.sum(), _tensors(inputs)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_compiles() -> None:
     inputs = _inputs(33)
     compiled = torch.compile(lambda *a: hyena_mixer_blocked(*a) * 2, backend="aot_eager")

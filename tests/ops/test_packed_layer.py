@@ -13,10 +13,7 @@ from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.ops import backend, kernels
 from megabase.ops.packed_layer import letter_log_probs
 
-native = getattr(kernels.package(), "native", None)
-needs_kernels = pytest.mark.skipif(
-    not hasattr(native, "Layer32"), reason="megabase-kernels with packed layers is not installed"
-)
+needs_kernels = pytest.mark.skipif(kernels.package() is None, reason=kernels.why_missing() or "")
 TOLERANCES = {torch.float32: 3e-5, torch.float64: 1e-12}
 
 
@@ -108,17 +105,12 @@ def test_letters_are_looked_up(
         )
 
 
-def test_older_kernels_leave_it_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Older:
-        native = object()
-        MAX_TAPS = 8
-
-    monkeypatch.setattr(kernels, "_package", Older())
-    monkeypatch.setattr(kernels, "_why", None)
-    own = pieces(torch.float32)
-    own.pack()
-    assert own._packed == [None, None]
-    x, weight = torch.randn(1, 3, 24), torch.randn(4, 24)
-    codes = torch.zeros(1, 3, dtype=torch.uint8)
-    norm = torch.ones(24), torch.zeros(24), 1e-5
-    assert letter_log_probs(x, norm, weight, None, codes) is None
+def test_without_kernels_it_is_left_to_torch() -> None:
+    with backend.override("fast"):
+        own = pieces(torch.float32)
+        own.pack()
+        assert own._packed == [None, None]
+        x, weight = torch.randn(1, 3, 24), torch.randn(4, 24)
+        codes = torch.zeros(1, 3, dtype=torch.uint8)
+        norm = torch.ones(24), torch.zeros(24), 1e-5
+        assert letter_log_probs(x, norm, weight, None, codes) is None

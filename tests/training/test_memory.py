@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from megabase.ops.hyena_mixer import kernel
 from megabase.training import memory
 
 
@@ -43,7 +44,8 @@ def test_piecewise_models_keep_running_sums_and_filters() -> None:
     checked = memory.estimate(**deep, length=1000, fused=True, checkpointing=True)
     assert checked.activations < memory.estimate(**deep, length=1000, fused=True).activations
     # The long convolution's result is kept of short inputs only.
-    length = memory.KEEP // (4 * 64) + 1
+    assert memory.KEEP_BYTES == kernel.KEEP_BYTES
+    length = memory.KEEP_BYTES // (4 * 64) + 1
     long = memory.estimate(**shape, length=length, fused=True)
     assert long.activations == 4 * 64 * length * (6 + 3) + 24 * 16 * length
     # Of 12 layers in stretches of 3, 4 + 2 inputs are alive in place of 12.

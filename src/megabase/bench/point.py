@@ -152,7 +152,9 @@ def measure(spec: dict[str, Any], ready: Callable[[], None] = lambda: None) -> d
     if spec["checkpointing"]:
         if not getattr(model, "supports_gradient_checkpointing", False):
             raise BenchError(f"{spec['model']} cannot checkpoint its activations")
-        model.gradient_checkpointing_enable(stretch=spec.get("stretch", 1))  # pyright: ignore[reportCallIssue]
+        from megabase.models.checkpointing import checkpoint_activations
+
+        checkpoint_activations(model, spec.get("stretch", 1))  # pyright: ignore[reportArgumentType]
     optimizer = torch.optim.AdamW(model.parameters()) if spec.get("optimizer") else None
     ids = torch.randint(*_BASES, (spec["batch"], spec["length"]), device=device)
     targets = ids.roll(-1, dims=1)

@@ -107,6 +107,8 @@ class MemoryConfig:
         _check(problems, self, ("batch", "length", "width", "layers", "stretch", "steps"))
         if self.precision not in PRECISIONS:
             problems.append(f"precision is one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.stretch > 1 and not self.checkpointing:
+            problems.append("stretch needs checkpointing true")
         if self.memory_limit < 0 or self.threads < 0 or self.seed < 0:
             problems.append("memory_limit, threads and seed must not be negative")
         if self.time_limit <= 0:

@@ -38,6 +38,7 @@ class ShellPreTrainedModel(PreTrainedModel):
     """Initialisation, optimizer groups and tied names of the shell families."""
 
     supports_gradient_checkpointing = True
+    supports_checkpointing_stretch = True
     _no_split_modules = ["Block"]  # noqa: RUF012 (the library's own form)
     _supports_sdpa = True
     # The library reads the keys when it saves, to know which copies of a tensor may be left out;

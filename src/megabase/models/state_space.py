@@ -143,7 +143,6 @@ class StateSpacePreTrainedModel(PreTrainedModel):
         gradient_checkpointing_kwargs: dict[str, Any] | None = None,
         every_n_layers: int = 1,
         offload: bool = False,
-        stretch: int = 1,
         **_: Any,
     ) -> None:
         """Compute block activations again in the backward pass instead of keeping them.
@@ -159,21 +158,14 @@ class StateSpacePreTrainedModel(PreTrainedModel):
             Distance between the blocks that are computed again.
         offload
             Must be False.
-        stretch
-            Must be 1.
 
         Raises
         ------
         ModelConfigError
-            When offloading or a stretch is asked for.
+            When offloading is asked for.
         """
         if offload:
             raise ModelConfigError("activation checkpointing cannot offload; leave offload False")
-        if stretch > 1:
-            raise ModelConfigError(
-                f"stretches of {stretch} checkpointed layers: only HyenaDNA and GPT have them; "
-                "leave checkpointing_stretch at 1"
-            )
         for module in self.modules():
             if isinstance(module, LayerStack):
                 module.recompute(every_n_layers, gradient_checkpointing_kwargs)

@@ -2,8 +2,7 @@
 
 For callers that run the same layer over many short pieces, where packing for every call would take
 a good part of the time. There is no gradient, and no path but that of ``megabase-kernels``: where
-they are missing, or were built before they had this, :meth:`PackedLayer.of` and
-:func:`letter_log_probs` give None.
+they do not compute it, :meth:`PackedLayer.of` and :func:`letter_log_probs` give None.
 
 Shape suffixes: B batch, L positions, D width.
 """
@@ -57,7 +56,6 @@ class PackedLayer:
         if not (
             kernels.alike(w_in.dtype, *given)
             and backend.use_kernels(*given)
-            and hasattr(kernels.package().native, name)
             and w.shape[-1] <= kernels.package().MAX_TAPS
         ):
             return None
@@ -144,17 +142,13 @@ def letter_log_probs(
     """
     weight, bias, eps = norm
     given = (x_BLD, weight, bias, w_4D, before_B4)
-    if not (
-        kernels.alike(x_BLD.dtype, *given)
-        and backend.use_kernels(*given)
-        and hasattr(kernels.package().native, "letters")
-    ):
+    if not (kernels.alike(x_BLD.dtype, *given) and backend.use_kernels(*given)):
         return None
     kept = [
         None if t is None else t.contiguous() for t in (weight, bias, x_BLD, w_4D, before_B4, codes)
     ]
     logits_BL4 = x_BLD.new_empty(*x_BLD.shape[:2], 4)
-    scores = torch.empty(codes.shape, dtype=torch.float32)
+    scores = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
     kernels.package().native.letters(
         x_BLD.dtype == torch.float64, [*x_BLD.shape], eps,
         [kernels.address(t) for t in (*kept, logits_BL4, scores)],

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from megabase.genome.files import atomic_file
 from megabase.report import benchmark_plots as plots
 from megabase.report.drawing import require_matplotlib
 from megabase.report.page import document, figure, section, table, write_page
@@ -51,7 +52,8 @@ def write_benchmark_page(output: Path, describe: Describe | None = None) -> Path
     write_page(path, benchmark_page(output, describe), overwrite=True)
     series = _series(_lines(output))
     if series:
-        (output / "lengths.svg").write_text(plots.draw_lengths(series), encoding="utf-8")
+        with atomic_file(output / "lengths.svg", overwrite=True, error=ReportError) as file:
+            file.write(plots.draw_lengths(series).encode())
     return path
 
 

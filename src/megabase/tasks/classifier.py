@@ -166,7 +166,9 @@ def build_classifier(
 
         add_adapters(model, model.base_model, config.lora)
     if config.activation_checkpointing:
-        model.gradient_checkpointing_enable(stretch=config.checkpointing_stretch)
+        from megabase.models.checkpointing import checkpoint_activations
+
+        checkpoint_activations(model, config.checkpointing_stretch)
     return model
 
 

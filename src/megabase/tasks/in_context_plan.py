@@ -88,6 +88,7 @@ def plan_in_context(config: InContextConfig, fabric: Fabric) -> InContextPlan:
         For data, a model or settings that cannot be used, among them questions that are too long.
     """
     from megabase.models.auto import load_config, load_model, load_tokenizer
+    from megabase.models.checkpointing import checkpoint_activations
     from megabase.models.families import family_of
     from megabase.models.prompt_spec import PROMPTED_FAMILIES, PromptError, label_letters
 
@@ -114,7 +115,7 @@ def plan_in_context(config: InContextConfig, fabric: Fabric) -> InContextPlan:
     if config.tune == "prompt":
         model = _prompted(config, language_model, train, letters, ids, tokenizer)
     if config.activation_checkpointing:
-        language_model.gradient_checkpointing_enable(stretch=config.checkpointing_stretch)
+        checkpoint_activations(language_model, config.checkpointing_stretch)
     questions = train
     if config.samples is not None and config.samples < len(train):
         rng = np.random.default_rng([config.seed, 1])

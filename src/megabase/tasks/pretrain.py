@@ -194,7 +194,9 @@ def build_model(config: PretrainConfig) -> PreTrainedModel:
                 "shorten it or set model.max_length"
             )
     if config.activation_checkpointing:
-        model.gradient_checkpointing_enable(stretch=config.checkpointing_stretch)
+        from megabase.models.checkpointing import checkpoint_activations
+
+        checkpoint_activations(model, config.checkpointing_stretch)
     return model
 
 

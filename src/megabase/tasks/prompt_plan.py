@@ -126,6 +126,7 @@ def prompted_model(
 ) -> PromptedModel:
     """Load the model and put a new prompt beside it, from torch's current seed."""
     from megabase.models.auto import load_model
+    from megabase.models.checkpointing import checkpoint_activations
     from megabase.models.prompt_spec import PROMPTED_FAMILIES, PromptError
     from megabase.models.prompting import PromptedModel
 
@@ -139,7 +140,7 @@ def prompted_model(
     kind = "causal-lm" if settings.answer == "label_tokens" else "base"
     frozen = load_model(model_spec(str(config.model)), kind).train()
     if config.activation_checkpointing:
-        frozen.gradient_checkpointing_enable(stretch=config.checkpointing_stretch)
+        checkpoint_activations(frozen, config.checkpointing_stretch)
     start = None
     if settings.start == "vocabulary":
         bases = torch.tensor([_token(tokens, letter) for letter in "ACGT"])

@@ -18,11 +18,12 @@ process            :data:`PROCESS` for the interpreter and libraries (on a CPU)
 HyenaDNA of order 2 works piece by piece and keeps only the running sums and the filters. There
 activations are ``4 D (B L (2 N + 2) + L (N + 1)) + 24 V B L`` (with activation checkpointing N
 + 5 and 2 in the place of 2 N + 2 and N + 1): two running sums and the filter of each layer, but
-for what the last mixer has given back already; gradients around it; the filter's gradient. Up to
-:data:`KEEP` bytes the kernels keep the long convolution's result of each layer too: N more (1 with
-activation checkpointing). In stretches of S checkpointed layers N / S + S - 1 inputs are alive
-instead of N. The workspace is two arrays of a group of channels, ``8 B L min(D, max(64, 2^25 / B
-L))``, and ten of a call of the transforms, ``40 max(2^20, min(16 L, max(4 L, 2^22)))``.
+for what the last mixer has given back already; gradients around it; the filter's gradient. The
+kernels keep the long convolution's result of each layer too where it is small
+(:data:`KEEP_BYTES`): N more, 1 with activation checkpointing. In
+stretches of S checkpointed layers N / S + S - 1 inputs are alive instead of N. The workspace is two
+arrays of a group of channels, ``8 B L min(D, max(64, 2^25 / B L))``, and ten of a call of the
+transforms, ``40 max(2^20, min(16 L, max(4 L, 2^22)))``.
 
 Peaks against estimates are measured by ``megabase bench memory``.
 """
@@ -39,7 +40,7 @@ import torch
 __all__ = [
     "FFT_COPIES",
     "FUSED_GROUP",
-    "KEEP",
+    "KEEP_BYTES",
     "KEPT",
     "PROCESS",
     "Estimate",
@@ -54,8 +55,8 @@ KEPT = 22
 FFT_COPIES = 6
 """Arrays of the padded size alive at once in the long convolution."""
 
-KEEP = 1 << 27
-"""Bytes of a layer up to which the long convolution's result is kept."""
+KEEP_BYTES = 1 << 27
+"""Size of a layer's long convolution up to which the kernels keep its result, as they have it."""
 
 FUSED_GROUP = 64
 """Channels of a group in the mixer at the longest inputs."""
@@ -142,7 +143,7 @@ def estimate(
     workspace = FFT_COPIES * 4 * positions * width * 2
     if fused:
         sums, filters = (inputs + 5, 2) if checkpointing else (2 * layers + 2, layers + 1)
-        if 4 * positions * width <= KEEP:
+        if 4 * positions * width <= KEEP_BYTES:
             sums += 1 if checkpointing else layers
         activations = 4 * width * (positions * sums + length * filters) + 24 * columns * positions
         group = min(width, max(FUSED_GROUP, (1 << 25) // max(1, positions)))

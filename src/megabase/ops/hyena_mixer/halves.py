@@ -33,7 +33,7 @@ def half_length(length: int) -> int:
 
 @lru_cache(maxsize=4)
 def _weights(half: int, dtype: torch.dtype) -> Tensor:
-    angle_H = torch.arange(half, dtype=torch.float64) * (math.pi / (2 * half))
+    angle_H = torch.arange(half, dtype=torch.float64, device="cpu") * (math.pi / (2 * half))
     return torch.stack([angle_H.cos(), angle_H.sin()]).to(dtype)
 
 
@@ -70,7 +70,7 @@ class Halves:
         """Transform rows modulo x^N + 1."""
         *leading, length = u_RL.shape
         u_RL = u_RL.contiguous()
-        z_RH = torch.empty(*leading, self.half, dtype=self.pairs)
+        z_RH = torch.empty(*leading, self.half, dtype=self.pairs, device=u_RL.device)
         rows = math.prod(leading)
         self._native(
             "fold", rows, length, u_RL.data_ptr(), self.weights.data_ptr(), z_RH.data_ptr()
@@ -123,7 +123,7 @@ class Halves:
         """Write the gradients of taps and skip terms from sums of conj(U) G."""
         cyclic_cN = self.cyclic_back(dC_cF)
         size = self.n if self.two_sided else self.length
-        after_cN = torch.empty(cyclic_cN.shape[0], size, dtype=self.dtype)
+        after_cN = cyclic_cN.new_empty(cyclic_cN.shape[0], size)
         self.back(cyclic_cN, dZ_cH, after_cN)
         if self.two_sided:
             dk_cM[:, self.length - 1 :] = after_cN[:, : self.length]

@@ -103,7 +103,7 @@ class _Call:
 
 
 def _room(m: Mixer, g: slice) -> Tensor:
-    return torch.empty(m.batch, g.stop - g.start, m.length, dtype=m.wide)
+    return torch.empty(m.batch, g.stop - g.start, m.length, dtype=m.wide, device=m.x.device)
 
 
 def _blocks(
@@ -135,7 +135,7 @@ def forward(m: Mixer, kept: Tensor) -> Tensor:
     """
     call = _Call(m, sums=False)
     groups = call.groups()
-    out_BLD = torch.empty(m.batch, m.length, m.width, dtype=m.wide)
+    out_BLD = torch.empty(m.x.shape, dtype=m.wide, device=m.x.device)
     u_BgL, halves = _room(m, groups[0]), Halves(m.length, m.two_sided, m.wide)
     for g in groups:
         u_BgL = u_BgL.resize_(m.batch, g.stop - g.start, m.length)
@@ -181,7 +181,7 @@ def backward(
     call = _Call(m, sums)
     groups = call.groups()
     dy_BLD = dy_BLD.to(m.wide).contiguous()
-    dx_BLD = dx if dx.numel() else torch.empty(m.x.shape, dtype=m.wide)
+    dx_BLD = dx if dx.numel() else torch.empty(m.x.shape, dtype=m.wide, device=m.x.device)
     dw_PK = dw.new_empty(3, dw.shape[1], m.width) if sums else None
     totals = (dw_in, db_in, dw_PK, db, dw_out, db_out, dnorm_w, dnorm_b) if sums else (None,) * 8
     for total in totals:

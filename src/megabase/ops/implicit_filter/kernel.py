@@ -64,7 +64,7 @@ def forward(
     shift: float,
 ) -> Tensor:
     """Compute the taps, shape (channels, lags)."""
-    k_CM = torch.empty(last_CW.shape[0], z_ME.shape[0], dtype=z_ME.dtype)
+    k_CM = torch.empty(last_CW.shape[0], z_ME.shape[0], dtype=z_ME.dtype, device=z_ME.device)
     _run((z_ME, t_M, freq_W, rate_C, last_CW), k_CM, weights, biases, shift)
     return k_CM
 
