@@ -16,6 +16,7 @@ from megabase.errors import MegabaseError
 from megabase.report.benchmark_page import write_benchmark_page
 from megabase.tasks.benchmark import Stopped, run_benchmark
 from megabase.tasks.benchmark_config import BenchmarkConfig, ModelEntry
+from megabase.tasks.benchmark_models import check_entry, kmer_words
 from megabase.tasks.benchmark_table import lines, read_records, table_of, write_tables
 from megabase.tasks.suites.base import SuiteError
 from megabase.training import engine
@@ -125,6 +126,74 @@ def test_task_names_by_their_end_and_errors(tmp_path: Path, data: Path) -> None:
         run_benchmark(settings(tmp_path / "c", data, models="hyenadna", settings={"optm.lr": 1}))
     with pytest.raises(MegabaseError, match="several models"):
         settings(tmp_path, data, models="kmer,kmer")
+
+
+def test_settings_of_single_tasks_win_in_their_order(tmp_path: Path, data: Path) -> None:
+    for name, rows in (("train", 64), ("dev", 24), ("test", 40)):
+        write_rows(data / "mouse" / "1" / f"{name}.csv", rows, rows)
+    own = {"mouse_1": {"optim.lr": 3e-3, "optim": {"weight_decay": 0.3}}}
+    shape = {name: TINY[name] for name in ("overrides", "devices")}
+    entries = [
+        ModelEntry(name="plain", start="hyenadna", settings=TINY),
+        ModelEntry(name="own", start="hyenadna", settings=TINY, task_settings=own),
+        ModelEntry(name="sweep", start="hyenadna", settings=shape),
+        "kmer:2",
+    ]
+    asked = settings(
+        tmp_path,
+        data,
+        models=entries,
+        seeds=[1],
+        bootstrap=0,
+        settings={"epochs": 1, "optim.lr": 5e-3},
+        task_settings={"1": {"epochs": 3, "optim.lr": 4e-3}, "mouse_mouse_0": {}},
+    )
+    with pytest.raises(SuiteError, match="task_settings: gue holds no task named 'mouse_mouse_0'"):
+        run_benchmark(asked)
+    asked = replace(asked, task_settings={"1": asked.task_settings["1"]})
+    found = {(r["task"], r["model"]): r["settings"] for r in run_benchmark(asked)}
+    learnt = {
+        key: (each["epochs"], each["optim"]["lr"], each["optim"]["weight_decay"])
+        for key, each in found.items()
+        if "kmer" not in each
+    }
+    assert learnt == {
+        ("mouse_0", "plain"): (2, 1e-2, 0.1),
+        ("mouse_1", "plain"): (2, 1e-2, 0.1),
+        ("mouse_0", "own"): (2, 1e-2, 0.1),
+        ("mouse_1", "own"): (2, 3e-3, 0.3),
+        ("mouse_0", "sweep"): (1, 5e-3, 0.1),
+        ("mouse_1", "sweep"): (3, 4e-3, 0.1),
+    }
+    # A task that is not run may have settings; what fine-tuning lacks is found before any run.
+    short = replace(asked, tasks="mouse_0", models=["kmer:2"], output=str(tmp_path / "short"))
+    assert len(run_benchmark(short)) == 1
+    wrong = replace(
+        short, output=str(tmp_path / "wrong"), models="cnn", task_settings={"1": {"a": 1}}
+    )
+    with pytest.raises(SuiteError, match="no setting 'a'"):
+        run_benchmark(wrong)
+    assert not (tmp_path / "wrong").exists()
+
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "benchmarks").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_sweeps_of_the_examples_are_read_and_know_their_settings(path: Path) -> None:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(BenchmarkConfig)
+    read = parser.parse_args(["--config", str(path), "--suite", "gue", "--output", "out"])
+    values = vars(parser.instantiate(read))
+    config = BenchmarkConfig(**{k: v for k, v in values.items() if k != "config"})
+    for entry in config.entries:
+        if kmer_words(entry.start) is None:
+            # Folders that the file's own commands make stand for the packaged model here.
+            made = entry.start.startswith(("runs/", "long-"))
+            check_entry(config, replace(entry, start="default") if made else entry)
 
 
 def test_tuning_never_reads_the_test_rows(tmp_path: Path, data: Path) -> None:

@@ -29,6 +29,7 @@ from megabase.tasks.benchmark_models import (
     finetune_settings,
     go_on_from,
     kmer_words,
+    settings_by_task,
 )
 from megabase.tasks.finetune import finetune, without_nan, write_arrays
 from megabase.tasks.protocol import Unit, split_task, units
@@ -105,6 +106,10 @@ def run_benchmark(
     _check_output(config, output)
     module = suite_module(config.suite)
     names = module.names(config)
+    if config.task_settings or any(entry.task_settings for entry in config.entries):
+        # Settings of a task that is not run this time are no mistake.
+        everything = module.names(replace(config, tasks=[]))
+        config = settings_by_task(config, list(dict.fromkeys([*names, *everything])))
     for entry in config.entries:
         if kmer_words(entry.start) is None:
             check_entry(config, entry)

@@ -30,6 +30,9 @@ class ModelEntry:
     warmup, a list of lengths that are trained before the full one, for half of the epochs in all
     (those shorter than the task's length)."""
 
+    task_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Task -> settings of this model for that task alone; they win over settings."""
+
     tune: dict[str, list[Any]] = field(default_factory=dict)
     """Settings with several values: all combinations are trained with the first seed, the best on
     validation is kept. Test rows are not read for it."""
@@ -166,6 +169,10 @@ class BenchmarkConfig:
 
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the fine-tuning for every model, by dotted name; a model's own win."""
+
+    task_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Task, by name or the end of its name -> settings for that task alone, such as a lower rate
+    for the longest length. They win over settings; a model's own win over both."""
 
     recipe: str | None = None
     """Variant of the recipes of the suite's tasks, such as default, hyenadna or caduceus_ph;

@@ -7,13 +7,13 @@ import difflib
 import itertools
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megabase.tasks.benchmark_config import BenchmarkConfig, ModelEntry, flatten
 from megabase.tasks.finetune_config import FinetuneConfig
-from megabase.tasks.suites.base import SuiteError, Task
+from megabase.tasks.suites.base import SuiteError, Task, choose_tasks
 from megabase.training.config import Stage
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "go_on_from",
     "kmer_words",
     "resolve_entry",
+    "settings_by_task",
     "with_settings",
 ]
 
@@ -95,9 +96,41 @@ def check_entry(config: BenchmarkConfig, entry: ModelEntry) -> None:
     """
     base = FinetuneConfig(train="train", output="output", **resolve_entry(entry))
     first = {name: values[0] for name, values in entry.tune.items() if values}
-    settings = {**flatten(config.settings), **flatten(entry.settings), **first}
-    settings.pop("warmup", None)
-    with_settings(base, settings)
+    common = {**flatten(config.settings), **flatten(entry.settings), **first}
+    for own in ({}, *config.task_settings.values(), *entry.task_settings.values()):
+        settings = {**common, **flatten(own)}
+        settings.pop("warmup", None)
+        with_settings(base, settings)
+
+
+def settings_by_task(config: BenchmarkConfig, tasks: Sequence[str]) -> BenchmarkConfig:
+    """Name the tasks of ``task_settings`` in full, those of the entries too.
+
+    Parameters
+    ----------
+    config
+        The sweep.
+    tasks
+        Names of all tasks of the suite's data, whether they are run or not.
+
+    Raises
+    ------
+    SuiteError
+        For a name that no task has, or several.
+    """
+
+    def named(given: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for name, settings in given.items():
+            (task,) = choose_tasks(tasks, [name], f"task_settings: {config.suite}")
+            found[task] = {**found.get(task, {}), **flatten(settings)}
+        return found
+
+    entries: list[ModelEntry | str] = [
+        dataclasses.replace(entry, task_settings=named(entry.task_settings))
+        for entry in config.entries
+    ]
+    return dataclasses.replace(config, task_settings=named(config.task_settings), models=entries)
 
 
 def with_settings(config: FinetuneConfig, settings: Mapping[str, Any]) -> FinetuneConfig:
@@ -159,15 +192,23 @@ def finetune_settings(
 ) -> FinetuneConfig:
     """Build the settings of one run; files, folder and seed are filled in by the runner.
 
-    What is said later wins: defaults, the data's needs, the recipe, the sweep, the entry, what
-    tuning chose.
+    What is said later wins: defaults, the data's needs, the recipe, the sweep, the entry (each with
+    what it says of all tasks before what it says of this one), what tuning chose.
     """
     start = resolve_entry(entry)
     metric = task.metric if task.kind != "multi_label" else "auroc"
     base = FinetuneConfig(train="train", output="output", **start)
     settings: dict[str, Any] = {**DEFAULTS, "monitor": metric, "table.kind": task.kind}
     settings["metrics"] = [metric, *(name for name in task.metrics if name != metric)]
-    for more in (task.settings, recipe, config.settings, entry.settings, chosen):
+    for more in (
+        task.settings,
+        recipe,
+        config.settings,
+        config.task_settings.get(task.name, {}),
+        entry.settings,
+        entry.task_settings.get(task.name, {}),
+        chosen,
+    ):
         settings.update(flatten(more))
     _warm_up(settings, int(task.splits["train"].lengths.max()))
     # The runner writes the rows of every split itself, under these names.
