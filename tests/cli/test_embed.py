@@ -48,7 +48,7 @@ def test_embed_writes_vectors_and_a_map(folder: Path, capsys: pytest.CaptureFixt
     assert "principal components" in drawn
     assert "same label for" in capsys.readouterr().out
     assert main(arguments) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "map.svg exists" in capsys.readouterr().err
 
 
 def test_predict_writes_a_table_or_a_track(

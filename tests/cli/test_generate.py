@@ -186,7 +186,7 @@ def test_bgzip_that_samtools_reads(models: Path, tmp_path: Path) -> None:
         ("causal", ["--length", "100", "--prompt", "A" * 21], "takes at most 120 positions"),
         ("causal", ["--length", "0"], "must be 1 or more"),
         ("causal", ["--prompt", "ACX"], "character 'X'"),
-        ("causal", ["--prompts", "none.fa"], "there is no FASTA file none.fa"),
+        ("causal", ["--prompts", "none.fa"], "there is no file none.fa"),
         ("causal", ["--prompt", "A", "--prompts", "p.fa"], "not both"),
         ("causal", ["--genome", "g.mb"], "--prompts is missing"),
         ("causal", ["--json", "c.json"], "--check GENOME, which is missing"),

@@ -214,3 +214,29 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 def test_output_needs_a_known_ending(vcf: Path, genome: Path, tmp_path: Path) -> None:
     assert run(vcf, genome, tmp_path / "out.txt") == 2
+
+
+def test_a_header_of_names_alone_becomes_one_that_other_tools_read(
+    genome: Path, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "names.vcf", tmp_path / "scored.vcf"
+    names = HEADER.splitlines()[-1].split("\tFORMAT")[0]
+    record = lines_of(genome, 1)[0].split("\tGT")[0]
+    source.write_text(f"{names}\n{record}\n")
+    call = ["variants", str(source), "--genome", str(genome), "-o", str(target), "--window", "64"]
+    assert main([*call, "--devices", "1"]) == 0
+    assert target.read_text().startswith("##fileformat=VCFv4.2\n")
+    with pysam.VariantFile(str(target)) as file:
+        assert [record.chrom for record in file] == ["chr1"]
+
+
+def test_bcf_is_read_without_words_about_an_index(
+    vcf: Path, genome: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    call = ["--genome", str(genome), "--window", "64", "--devices", "1"]
+    assert main(["variants", str(vcf), "-o", str(tmp_path / "a.bcf"), *call]) == 0
+    (tmp_path / "a.bcf.csi").unlink()
+    again = ["--prefix", "TWO", "-o", str(tmp_path / "b.tsv")]
+    capfd.readouterr()
+    assert main(["variants", str(tmp_path / "a.bcf"), *again, *call]) == 0
+    assert "index" not in capfd.readouterr().err

@@ -15,13 +15,23 @@ from megabase.cli.inference_options import (
     add_model_option,
     add_run_options,
     progress_bar,
+    refuse_unused,
     run_options,
+    window_around_variants,
 )
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = (
+    "megabase attribute seqs.fa -o why.parquet --logo why.png",
+    "megabase attribute seqs.fa --model runs/tuned --target promoter -o why.parquet",
+)
+
+_STEPS = 64
+_LOGO_BASES = 120
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -37,28 +47,45 @@ def add_arguments(parser: ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--baseline", type=str, default="uniform",
                         help="where integrated gradients begin: uniform or n")  # fmt: skip
-    parser.add_argument("--steps", type=int, default=64, help="points of integrated gradients")
+    parser.add_argument("--steps", type=int, default=_STEPS, help="points of integrated gradients")
     parser.add_argument("--logo", type=str, default=None, metavar="FILE",
                         help="draw one sequence as a logo (.svg, .png or .pdf)")  # fmt: skip
     parser.add_argument("--logo-of", type=str, default=None, metavar="NAME",
                         help="which sequence (default: the first)")  # fmt: skip
     parser.add_argument("--logo-from", type=int, default=1, help="first base of the logo, 1-based")
-    parser.add_argument("--logo-bases", type=int, default=120, help="bases of the logo")
+    parser.add_argument("--logo-bases", type=int, default=_LOGO_BASES, help="bases of the logo")
     add_run_options(parser)
 
 
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
     from megabase.inference.attribute_job import AttributeOptions, attribute_file
-    from megabase.inference.errors import OutputError
+    from megabase.inference.errors import InferenceError, OutputError
     from megabase.inference.input_stream import SequenceInput
 
     if args.logo is not None:
         if not str(args.output).endswith(".parquet"):
             raise OutputError("for a logo write .parquet, which has the numbers by letter")
-        if Path(args.logo).exists() and not args.overwrite:
-            raise OutputError(f"{args.logo} exists already; choose another name or --overwrite")
-    source = SequenceInput(args.input, args.genome, args.kind, args.window)
+        from megabase.report.logo_plot import check_logo
+
+        if args.logo_from < 1:
+            raise InferenceError(f"--logo-from counts from 1, found {args.logo_from}")
+        check_logo(Path(args.logo), args.logo_bases, args.overwrite)
+    else:
+        refuse_unused(
+            {
+                "--logo-of": args.logo_of is not None,
+                "--logo-from": args.logo_from != 1,
+                "--logo-bases": args.logo_bases != _LOGO_BASES,
+            },
+            "for the picture, and --logo FILE is missing",
+        )
+    if args.method != "integrated_gradients":
+        refuse_unused(
+            {"--baseline": args.baseline != "uniform", "--steps": args.steps != _STEPS},
+            f"for integrated gradients, and --method is {args.method}",
+        )
+    source = SequenceInput(args.input, args.genome, args.kind, window_around_variants(args))
     options = AttributeOptions(args.target, args.method, args.baseline, args.steps)
     with progress_bar("sequences") as progress:
         target = attribute_file(

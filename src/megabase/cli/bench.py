@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
     from megabase.bench.runtime import Point
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = (
+    "megabase bench step --length 4096",
+    "megabase bench runtime -o bench",
+)
 
 _MIB = 1 << 20
 
@@ -26,10 +31,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Add the measurements to the parser of ``megabase bench``."""
     from jsonargparse import ArgumentParser
 
+    from megabase.cli.help_text import HelpFormatter
+
     actions = parser.add_subcommands(required=True, dest="action")
     runtime = ArgumentParser(
+        formatter_class=HelpFormatter,
         description="Time and memory of forward and backward against length, each point in a "
-        "process of its own. Writes runtime.json and a log-log plot."
+        "process of its own. Writes runtime.json and a log-log plot.",
     )
     runtime.add_argument("-o", "--output", required=True, help="folder for runtime.json and plots")
     runtime.add_argument(

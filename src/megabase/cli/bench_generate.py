@@ -18,10 +18,13 @@ def make_parser() -> ArgumentParser:
     """Make the parser of ``megabase bench generate``."""
     from jsonargparse import ArgumentParser
 
+    from megabase.cli.help_text import HelpFormatter
+
     parser = ArgumentParser(
+        formatter_class=HelpFormatter,
         description="Tokens per second of writing one token at a time, the growth of their cost, "
         "and the ratio to a full pass for each token. Scores are compared with those of a full "
-        "pass first; nothing is reported when they differ."
+        "pass first; nothing is reported when they differ.",
     )
     parser.add_argument(
         "-o", "--output", type=str, default=None, metavar="FILE", help="write the result as JSON"

@@ -18,10 +18,13 @@ def make_scan_parser() -> ArgumentParser:
     """Make the parser of ``megabase bench scan``."""
     from jsonargparse import ArgumentParser
 
+    from megabase.cli.help_text import HelpFormatter
+
     parser = ArgumentParser(
+        formatter_class=HelpFormatter,
         description="Time of the selective scan, forward and backward: the plain definition, the "
         "path in torch, the one in C++, its exponentials alone, and a model in transformers. "
-        "Values and gradients are compared first; nothing is reported when they differ."
+        "Values and gradients are compared first; nothing is reported when they differ.",
     )
     parser.add_argument(
         "-o", "--output", type=str, default=None, metavar="FILE", help="write the result as JSON"

@@ -38,9 +38,11 @@ def make_step_parsers() -> dict[str, ArgumentParser]:
     """Make the parsers by the name of their measurement."""
     from jsonargparse import ArgumentParser
 
+    from megabase.cli.help_text import HelpFormatter
+
     parsers = {}
     for name, (config, text) in _TEXTS.items():
-        parser = ArgumentParser(description=text)
+        parser = ArgumentParser(formatter_class=HelpFormatter, description=text)
         parser.add_argument(
             "-o",
             "--output",

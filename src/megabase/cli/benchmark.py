@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
     from rich.console import Console
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = ("megabase benchmark gue --data GUE --models kmer,default --output runs/gue",)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -15,7 +15,9 @@ from megabase.errors import MegabaseError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = ("megabase compare runs/causal runs/masked -o table.md",)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

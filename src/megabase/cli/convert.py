@@ -14,7 +14,12 @@ from megabase.errors import MegabaseError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = (
+    "megabase convert weights.ckpt folder",
+    "megabase convert default longer --longest 16386",
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -13,13 +13,21 @@ from megabase.cli.inference_options import (
     add_model_option,
     add_run_options,
     progress_bar,
+    refuse_unused,
     run_options,
+    window_around_variants,
 )
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["add_arguments", "add_source_options", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "add_source_options", "run"]
+
+EXAMPLES = (
+    "megabase embed genes.fa -o genes.h5ad",
+    "megabase embed peaks.bed --genome hg38.mb -o peaks.parquet --both-strands",
+    "megabase embed genes.fa -o genes.parquet --plot map.png --labels biotypes.tsv",
+)
 
 
 def add_source_options(parser: ArgumentParser) -> None:
@@ -27,12 +35,13 @@ def add_source_options(parser: ArgumentParser) -> None:
     parser.add_argument("input", type=str, help="FASTA, BED or VCF, plain or gzip")
     parser.add_argument("--genome", type=str, default=None, help="store or FASTA, for BED and VCF")
     parser.add_argument(
-        "--kind", type=str, default="auto", choices=["auto", "fasta", "bed", "vcf"],
+        "--kind", default="auto", choices=["auto", "fasta", "bed", "vcf"],
         help="what the input is (default: by its ending)",
     )  # fmt: skip
     parser.add_argument(
-        "--window", type=int, default=1024, help="bases around a variant (VCF), for each allele"
-    )
+        "--window", type=int, default=None,
+        help="bases around a variant (VCF), for each allele (default: 1024)",
+    )  # fmt: skip
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -72,20 +81,25 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
     from megabase.inference.embed_job import EmbedOptions, embed_file
-    from megabase.inference.errors import OutputError
+    from megabase.inference.errors import InputFileError, OutputError
     from megabase.inference.input_stream import SequenceInput
 
     if args.plot is not None:
-        from megabase.report.drawing import require_matplotlib
+        from megabase.report.embedding_plot import check_embedding_plot
 
-        require_matplotlib()
+        check_embedding_plot(Path(args.plot), args.map, args.overwrite)
         if args.pooling == "none":
             raise OutputError("a map is of sequences, not of bases; leave --plot or --pooling none")
         if Path(args.output).suffix not in (".parquet", ".npz"):
             raise OutputError("for a map write .parquet or .npz, which have the names")
-        if Path(args.plot).exists() and not args.overwrite:
-            raise OutputError(f"{args.plot} exists already; choose another name or --overwrite")
-    source = SequenceInput(args.input, args.genome, args.kind, args.window)
+        if args.labels is not None and not Path(args.labels).is_file():
+            raise InputFileError(f"there is no file {args.labels}")
+    else:
+        refuse_unused(
+            {"--labels": args.labels is not None, "--map": args.map != "auto"},
+            "for the picture, and --plot FILE is missing",
+        )
+    source = SequenceInput(args.input, args.genome, args.kind, window_around_variants(args))
     options = EmbedOptions(args.layer, args.pooling, args.long, args.both_strands)
     with progress_bar("sequences") as progress:
         target = embed_file(

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from megabase.inference.results import EvaluationResult, Measure
     from megabase.inference.run_data import RunData
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = (
+    "megabase evaluate runs/mine",
+    "megabase evaluate --genome hg38.mb --regions chr20:50,000,001-51,000,000 --no-floors",
+)
 
 _SHOWN_CONTIGS = 10
 LN_2 = math.log(2)

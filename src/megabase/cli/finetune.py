@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
     from megabase.tasks.finetune import FinetuneResult
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = (
+    "megabase finetune default --train train.csv --test test.csv --output runs/tuned",
+    "megabase finetune --family cnn --train train.csv --test test.csv --output runs/cnn",
+)
 
 _SWITCHES = {
     "resume": "continue from the last checkpoint of the output folder, exactly",

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from megabase.inference.generation import Generated
     from megabase.inference.provenance import Provenance
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = (
+    "megabase generate --length 2000 --samples 4 --seed 1 -o written.fa",
+    "megabase generate runs/mine --prompts starts.bed --genome hg38.mb -o written.fa",
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -33,7 +38,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "-o", "--output", type=str, default=None,
-        help="FASTA file to write, bgzip when it ends in .gz (default: standard output)",
+        help="FASTA file to write, bgzip when it ends in .gz (default, or -: standard output)",
     )  # fmt: skip
     parser.add_argument("--length", type=int, default=1_000, help="bases to write, at most")
     parser.add_argument("--samples", type=int, default=1, help="sequences for each prompt")
@@ -89,6 +94,8 @@ def run(args: Namespace) -> int:
     from megabase.inference.errors import InputFileError, OutputError
     from megabase.inference.parts import refuse_existing
 
+    if args.output == "-":
+        args.output = None
     if args.prompt is not None and args.prompts is not None:
         raise InputFileError("give --prompt or --prompts, not both")
     if args.genome is not None and args.prompts is None:

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
     from megabase.genome.store import GenomeStore
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = (
+    "megabase genome build hg38.fa.gz -o hg38.mb",
+    "megabase genome info hg38.mb",
+)
 
 _SHOWN_CONTIGS = 50
 
@@ -25,9 +30,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Add the actions build, info and verify to the parser of ``megabase genome``."""
     from jsonargparse import ArgumentParser
 
+    from megabase.cli.help_text import HelpFormatter
+
     actions = parser.add_subcommands(required=True, dest="action")
 
-    build = ArgumentParser(description="Stream FASTA files into one genome store.")
+    build = ArgumentParser(
+        formatter_class=HelpFormatter, description="Stream FASTA files into one genome store."
+    )
     build.add_argument(
         "sources", nargs="+", metavar="FASTA",
         help="FASTA files: plain, gzip or bgzip, told apart by their content",
@@ -42,7 +51,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     actions.add_subcommand("build", build, help="FASTA files into one store")
 
-    info = ArgumentParser(description="Say what a genome store holds.")
+    info = ArgumentParser(
+        formatter_class=HelpFormatter, description="Say what a genome store holds."
+    )
     info.add_argument("store", help="the store file")
     info.add_argument("--json", action="store_true", help="print everything as JSON")
     info.add_argument(
@@ -51,7 +62,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     actions.add_subcommand("info", info, help="what a store holds")
 
     verify = ArgumentParser(
-        description="Read every base of a genome store and compare it with the recorded sha256."
+        formatter_class=HelpFormatter,
+        description="Read every base of a genome store and compare it with the recorded sha256.",
     )
     verify.add_argument("store", help="the store file")
     actions.add_subcommand("verify", verify, help="compare a store with its checksums")

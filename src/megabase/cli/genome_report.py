@@ -94,14 +94,14 @@ def _places(args: Namespace, store: GenomeStore, variants: Any) -> list[Interval
 def _read_variants(args: Namespace, store: GenomeStore) -> Any:
     """Read the variants with their numeric INFO fields, those inside the region if there is one."""
     import polars as pl
-    import pysam
 
     from megabase.genome.tables import read_vcf
+    from megabase.genome.vcf import open_bcf
 
     keys: list[str] = list(args.info)
     if not keys:
         try:
-            with pysam.VariantFile(args.vcf) as file:
+            with open_bcf(Path(args.vcf)) as file:
                 info = file.header.info
                 keys = [k for k in info if info[k].type == "Float" and info[k].number in (1, "A")]
         except (OSError, ValueError) as error:
@@ -131,7 +131,7 @@ def _compose(args: Namespace, shown: _Shown, variants: Any, model: LanguageModel
     from megabase.genome.alphabet import decode
     from megabase.genome.interval import Interval
     from megabase.inference.provenance import file_digest
-    from megabase.report.genome_features import bed_track, genes_track
+    from megabase.report.genome_features import genes_track
     from megabase.report.genome_page import GenomePage, build_genome_page
     from megabase.report.genome_parts import Stretch
 
@@ -149,21 +149,15 @@ def _compose(args: Namespace, shown: _Shown, variants: Any, model: LanguageModel
         shown.facts.append(
             ("variants", f"{Path(str(args.vcf)).name}, sha256 {file_digest(str(args.vcf))}")
         )
+    if args.saturate is not None and model is None:
+        raise RequestError("--saturate asks the model about changes; leave --no-model out")
+    more, facts = _more_tracks(args, store, places)  # a bad file is said before the model works
     if model is not None:
         _model_parts(args, shown, variants, model)
-    if args.saturate is not None:
-        if model is None:
-            raise RequestError("--saturate asks the model about changes; leave --no-model out")
+    if args.saturate is not None and model is not None:
         _saturation_parts(args, shown, model)
-    for text in args.track:
-        name, _, path = text.rpartition("=")
-        path = path or text
-        label = name or Path(path).stem
-        if path.lower().endswith((".bw", ".bigwig")):
-            shown.tracks.append(_bigwig_track(path, label, places))
-        else:
-            shown.tracks.append(bed_track(path, store, places, label))
-        shown.facts.append((f"track {label}", f"{Path(path).name}, sha256 {file_digest(path)}"))
+    shown.tracks += more
+    shown.facts += facts
     stretches = [
         Stretch(
             place.contig,
@@ -191,6 +185,29 @@ def _compose(args: Namespace, shown: _Shown, variants: Any, model: LanguageModel
             facts=shown.facts,
         )
     )
+
+
+def _more_tracks(
+    args: Namespace, store: GenomeStore, places: list[Interval]
+) -> tuple[list[FeatureTrack | SignalTrack], list[tuple[str, str]]]:
+    """Read the files of ``--track``; give the tracks, and what the page says of the files."""
+    from megabase.inference.provenance import file_digest
+    from megabase.report.genome_features import bed_track
+
+    tracks: list[FeatureTrack | SignalTrack] = []
+    facts: list[tuple[str, str]] = []
+    for text in args.track:
+        name, _, path = text.rpartition("=")
+        path = path or text
+        label = name or Path(path).stem
+        if not Path(path).is_file():
+            raise RequestError(f"there is no track {path}")
+        if path.lower().endswith((".bw", ".bigwig")):
+            tracks.append(_bigwig_track(path, label, places))
+        else:
+            tracks.append(bed_track(path, store, places, label))
+        facts.append((f"track {label}", f"{Path(path).name}, sha256 {file_digest(path)}"))
+    return tracks, facts
 
 
 def _lead(model: LanguageModel | None, variants: Any) -> str:
@@ -370,11 +387,9 @@ def _bigwig_track(path: str, name: str, places: list[Interval]) -> SignalTrack:
     from megabase.inference.tracks import require_bigwig
     from megabase.report.genome_parts import Segment, SignalTrack
 
-    require_bigwig()
+    require_bigwig("reading bigWig")
     import pybigtools
 
-    if not Path(path).is_file():
-        raise RequestError(f"there is no track {path}")
     try:
         opened: Any = pybigtools.open(path)
         lengths = dict(opened.chroms())

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from megabase.tasks.in_context import InContextResult
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = ("megabase icl default --train train.csv --test test.csv --output runs/icl",)
 
 _SWITCHES = {
     "resume": "continue from the last checkpoint of the output folder; finished runs are kept",

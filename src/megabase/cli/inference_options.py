@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["add_model_option", "add_run_options", "progress_bar", "run_options"]
+__all__ = [
+    "add_model_option",
+    "add_run_options",
+    "progress_bar",
+    "refuse_unused",
+    "run_options",
+    "window_around_variants",
+]
 
 
 def add_model_option(parser: ArgumentParser) -> None:
@@ -50,6 +57,47 @@ def run_options(args: Namespace) -> dict[str, Any]:
         "resume": args.resume,
         "overwrite": args.overwrite,
     }
+
+
+def refuse_unused(given: Mapping[str, bool], why: str) -> None:
+    """Refuse options that would do nothing.
+
+    Parameters
+    ----------
+    given
+        Whether each option was given, by its name.
+    why
+        What they are for.
+
+    Raises
+    ------
+    InferenceError
+        Naming those that were given.
+    """
+    from megabase.inference.errors import InferenceError
+
+    names = [name for name, is_given in given.items() if is_given]
+    if names:
+        verb = "is" if len(names) == 1 else "are"
+        raise InferenceError(f"{', '.join(names)} {verb} {why}")
+
+
+def window_around_variants(args: Namespace) -> int:
+    """Give ``--window`` of a verb that reads sequences.
+
+    Raises
+    ------
+    InferenceError
+        When it is given for an input without variants.
+    """
+    from megabase.inference.input_stream import SequenceInput
+
+    if args.window is None:
+        return SequenceInput.window
+    source = SequenceInput(args.input, args.genome, args.kind)
+    if source.found_kind != "vcf":
+        refuse_unused({"--window": True}, f"for variants (VCF), and {args.input} holds none")
+    return args.window
 
 
 @contextlib.contextmanager

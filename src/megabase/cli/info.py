@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
     from megabase.models.describe import ModelDescription
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = (
+    "megabase info",
+    "megabase info runs/mine --length 1024 --batch 32",
+    "megabase info --presets",
+)
 
 _SHOWN_LABELS = 10
 # Measured on HyenaDNA in float32 without gradients: values alive at the peak, per position and unit

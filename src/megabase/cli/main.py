@@ -99,12 +99,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     from jsonargparse import ArgumentParser, set_parsing_settings
 
+    from megabase.cli.help_text import HelpFormatter, examples_text
+
     # The attribute docstrings of the configuration dataclasses are the help texts.
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     warnings.showwarning = _show_warning
     _SHOWN_WARNINGS.clear()
     module = _load(verb)
-    parser = ArgumentParser(prog=f"megabase {verb}", description=module.__doc__, allow_abbrev=False)
+    parser = ArgumentParser(
+        prog=f"megabase {verb}",
+        description=module.__doc__,
+        epilog=examples_text(getattr(module, "EXAMPLES", ())),
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
     try:
         module.add_arguments(parser)
         status = module.run(parser.parse_args(arguments[1:]))

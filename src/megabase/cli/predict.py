@@ -10,12 +10,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megabase.cli.inference_options import add_run_options, progress_bar, run_options
+from megabase.cli.inference_options import (
+    add_run_options,
+    progress_bar,
+    refuse_unused,
+    run_options,
+    window_around_variants,
+)
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = (
+    "megabase predict runs/tuned candidates.fa -o labels.tsv",
+    "megabase predict default candidates.fa --prompt runs/p/prompt -o labels.tsv",
+    "megabase predict runs/coding --genome hg38.mb --regions chr20 -o coding.bw --calls coding.bed",
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -32,7 +44,7 @@ def add_arguments(parser: ArgumentParser) -> None:
                         help=".parquet or .tsv; .bw or .bed for a track")  # fmt: skip
     parser.add_argument("--genome", type=str, default=None,
                         help="store or FASTA, for BED, VCF and tracks")  # fmt: skip
-    parser.add_argument("--kind", type=str, default="auto", choices=["auto", "fasta", "bed", "vcf"],
+    parser.add_argument("--kind", default="auto", choices=["auto", "fasta", "bed", "vcf"],
                         help="what the input is (default: by its ending)")  # fmt: skip
     strands = parser.add_mutually_exclusive_group()
     strands.add_argument(
@@ -53,7 +65,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--overlap", type=int, default=None,
                        help="bases that windows share (default: half of them)")  # fmt: skip
     group.add_argument(
-        "--stitch", type=str, default="centre", choices=["centre", "before", "average"],
+        "--stitch", default="centre", choices=["centre", "before", "average"],
         help="which window answers for a base: the one that has it nearest to its centre, the one "
              "with most DNA before it, or the average of all",
     )  # fmt: skip
@@ -90,9 +102,16 @@ def run(args: Namespace) -> int:
             f"{args.output} is a track along a genome: name places with --regions instead of the "
             f"input {args.input}, or write .parquet or .tsv"
         )
+    calls = {
+        "--threshold": args.threshold != 0.5,
+        "--min-length": args.min_length != 1,
+        "--join": args.join != 0,
+    }
     if track:
         if args.genome is None:
             raise InferenceError("a track needs --genome: a genome store or a FASTA file")
+        if args.calls is None and not str(args.output).lower().endswith(".bed"):
+            refuse_unused(calls, "for called stretches: name a file for them with --calls")
         options = TrackOptions(
             output=args.output_class, window=args.window, overlap=args.overlap, stitch=args.stitch,
             both_strands=both, threshold=args.threshold, shortest=args.min_length,
@@ -114,7 +133,18 @@ def run(args: Namespace) -> int:
         raise InferenceError(
             "name a file of sequences (FASTA, BED or VCF), or a track as output (.bw or .bed)"
         )
-    source = SequenceInput(args.input, args.genome, args.kind, args.window or 1024)
+    refuse_unused(
+        {
+            "--regions": bool(args.regions),
+            "--class": args.output_class is not None,
+            "--overlap": args.overlap is not None,
+            "--stitch": args.stitch != "centre",
+            "--calls": args.calls is not None,
+            **calls,
+        },
+        "for a track along a genome (an output that ends in .bw or .bed, and no input)",
+    )
+    source = SequenceInput(args.input, args.genome, args.kind, window_around_variants(args))
     with progress_bar("sequences") as progress:
         target = predict_file(
             source, args.output, args.model, both_strands=both, progress=progress,

@@ -18,7 +18,12 @@ from megabase.tasks.pretrain_config import PretrainConfig
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = (
+    "megabase pretrain --config recipe.yaml --dry-run",
+    "megabase pretrain --config recipe.yaml --resume",
+)
 
 _SWITCHES = {
     "resume": "continue from the last checkpoint of the output folder, exactly",

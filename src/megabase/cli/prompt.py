@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
     from megabase.tasks.prompt import PromptResult
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = (
+    "megabase prompt default --train train.csv --test test.csv --prompt.length 32 --output runs/p",
+)
 
 _SWITCHES = {
     "resume": "continue from the last checkpoint of the output folder, exactly; finished lengths "

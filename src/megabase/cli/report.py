@@ -10,12 +10,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from megabase.cli.inference_options import refuse_unused
 from megabase.errors import MegabaseError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = (
+    "megabase report runs/mine",
+    "megabase report --genome hg38.mb --region chr20:50,000,001-50,020,000 --genes genes.gff.gz",
+    "megabase report runs/mine --genome hg38.mb --vcf scored.vcf.gz -o variants.html",
+)
 
 
 class RequestError(MegabaseError):
@@ -66,7 +73,18 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
+    for_genome_page = {
+        "--genome": args.genome is not None,
+        "--genes": args.genes is not None,
+        "--track": bool(args.track),
+        "--saturate": args.saturate is not None,
+        "--window": args.window is not None,
+        "--no-model": args.no_model,
+    }
     if args.region is not None or args.vcf is not None:
+        refuse_unused({"--evaluation": args.evaluation is not None}, "for the page of a run")
+        if args.vcf is None:
+            refuse_unused({"--info": bool(args.info)}, "for variants, and --vcf is missing")
         from megabase.cli.genome_report import write_genome_page
 
         page = write_genome_page(args)
@@ -75,6 +93,8 @@ def run(args: Namespace) -> int:
             "name a run folder, or for a genome page --genome with --region or --vcf"
         )
     else:
+        why = "for a genome page, and neither --region nor --vcf is given"
+        refuse_unused({**for_genome_page, "--info": bool(args.info)}, why)
         from megabase.report.training_report import write_training_report
 
         page = write_training_report(

@@ -19,7 +19,11 @@ from megabase.cli.inference_options import (
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = (
+    "megabase saturate chr20:1,000,001-1,000,200 --genome hg38.mb -o r.parquet --plot r.svg",
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -19,7 +19,12 @@ from megabase.cli.inference_options import (
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = (
+    "megabase score genes.fa -o genes.tsv",
+    "megabase score peaks.bed --genome hg38.mb --context 512 --strands both -o peaks.parquet",
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -20,7 +20,12 @@ from megabase.cli.inference_options import (
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["EXAMPLES", "add_arguments", "run"]
+
+EXAMPLES = (
+    "megabase variants in.vcf.gz --genome hg38.mb -o out.vcf.gz",
+    "megabase variants in.bcf --genome hg38.fa -o out.tsv --window 4096 --methods llr_window l2",
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -22,7 +22,7 @@ from megabase.genome.files import atomic_file, numbered_lines
 from megabase.genome.interval import Interval, Strand, zero_based
 from megabase.genome.rows import NULL, RowSource
 from megabase.genome.store import GenomeStore
-from megabase.genome.vcf import is_bcf
+from megabase.genome.vcf import is_bcf, open_bcf
 
 __all__ = ["read_bed", "read_gff", "read_vcf", "to_intervals", "write_bed"]
 
@@ -289,10 +289,8 @@ def _vcf_rows(path: Path) -> tuple[list[int], list[str]]:
 
 
 def _bcf_rows(path: Path) -> tuple[list[int], list[str]]:
-    import pysam
-
     try:
-        with pysam.VariantFile(str(path)) as file:
+        with open_bcf(path) as file:
             texts = ["\t".join(str(record).rstrip("\n").split("\t", 8)[:8]) for record in file]
     except (OSError, ValueError) as error:
         raise TableError(f"{path} is cut short or damaged ({error}); copy it again") from None

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megabase.genome.errors import TableError
 from megabase.genome.files import numbered_lines
 from megabase.genome.interval import zero_based
 
-__all__ = ["VcfRecord", "is_bcf", "read_vcf_header", "read_vcf_records"]
+if TYPE_CHECKING:
+    from pysam import VariantFile
+
+__all__ = ["VcfRecord", "is_bcf", "open_bcf", "read_vcf_header", "read_vcf_records"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +59,27 @@ def is_bcf(path: Path) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def open_bcf(path: Path) -> Iterator[VariantFile]:
+    """Open a BCF (or VCF) file without a word on standard error about an index it does not need."""
+    import pysam
+
+    before = pysam.set_verbosity(0)
+    try:
+        file = pysam.VariantFile(str(path))
+    finally:
+        pysam.set_verbosity(before)
+    with file:
+        yield file
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Give the lines of the text form, numbered; of a BCF the records from 1, the header as 0."""
     if not is_bcf(path):
         yield from numbered_lines(path)
         return
-    import pysam
-
     try:
-        with pysam.VariantFile(str(path)) as file:
+        with open_bcf(path) as file:
             for line in str(file.header).splitlines():
                 yield 0, line
             for number, record in enumerate(file, start=1):

@@ -16,7 +16,14 @@ from megabase.inference.model import choose_device, load_language_model
 from megabase.inference.provenance import Provenance, file_digest
 from megabase.inference.sampling import SamplingOptions
 from megabase.inference.sharding import Progress, run_job
-from megabase.inference.sources import genome_store, read_intervals, read_sequences, require_no_bed
+from megabase.inference.sources import (
+    genome_store,
+    no_file,
+    read_intervals,
+    read_sequences,
+    require_no_bed,
+    require_no_fasta,
+)
 
 __all__ = ["GenerateJob", "GenerateOptions", "PromptInput", "fasta_record", "generate_file"]
 
@@ -51,6 +58,8 @@ class PromptInput:
             raise InputFileError("prompts are letters or a file, not both")
         if self.genome is not None and self.path is None:
             raise InputFileError("a genome is for prompts from a BED file, which is missing")
+        if self.path is not None and not Path(self.path).is_file():
+            raise InputFileError(no_file(self.path))
 
     def read(self) -> Iterator[Prompt]:
         """Stream the prompts, in file order."""
@@ -60,6 +69,7 @@ class PromptInput:
             require_no_bed(self.path)
             yield from (Prompt(one.codes, one.name) for one in read_sequences(self.path))
         else:
+            require_no_fasta(self.path)
             with genome_store(self.genome) as store:
                 for one in read_intervals(self.path, store):
                     yield Prompt(one.codes, one.name)

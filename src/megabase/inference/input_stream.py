@@ -14,7 +14,13 @@ from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
 from megabase.inference.errors import InputFileError
 from megabase.inference.provenance import Provenance, file_digest
-from megabase.inference.sources import Sequence, genome_store, read_intervals, read_sequences
+from megabase.inference.sources import (
+    Sequence,
+    genome_store,
+    no_file,
+    read_intervals,
+    read_sequences,
+)
 
 __all__ = ["InputKind", "SequenceInput"]
 
@@ -45,7 +51,7 @@ class SequenceInput:
     Raises
     ------
     InputFileError
-        When the kind is not clear, or a genome is missing.
+        When the kind is not clear, or a genome is missing or of no use.
     """
 
     path: str
@@ -57,11 +63,16 @@ class SequenceInput:
         if self.kind not in get_args(InputKind):
             raise InputFileError(f"kind is {', '.join(get_args(InputKind))}; found {self.kind!r}")
         if not Path(self.path).is_file():
-            raise InputFileError(f"there is no file {self.path}")
+            raise InputFileError(no_file(self.path))
         if self.found_kind != "fasta" and self.genome is None:
             raise InputFileError(
                 f"{self.path}: places and variants need a genome; name a store or a FASTA file "
                 "(--genome)"
+            )
+        if self.found_kind == "fasta" and self.genome is not None:
+            raise InputFileError(
+                f"{self.path} is FASTA, which holds its sequences itself: leave {self.genome} out "
+                "(--genome), or say what it is (--kind bed or vcf)"
             )
         if self.window < 2:
             raise InputFileError(f"a window needs 2 bases or more, found {self.window}")

@@ -13,7 +13,14 @@ from megabase.inference.errors import InputFileError
 from megabase.inference.model import load_language_model
 from megabase.inference.provenance import Provenance, file_digest
 from megabase.inference.score import ScoreOptions, score_table
-from megabase.inference.sources import Sequence, read_intervals, read_sequences, require_no_bed
+from megabase.inference.sources import (
+    Sequence,
+    no_file,
+    read_intervals,
+    read_sequences,
+    require_no_bed,
+    require_no_fasta,
+)
 from megabase.inference.tables import merge_tables, write_table_part
 
 __all__ = ["ScoreJob"]
@@ -55,7 +62,7 @@ class ScoreJob:
         """Give what is computed; the model is loaded for its hash."""
         if self._provenance is None:
             if not self.source.is_file():
-                raise InputFileError(f"there is no file {self.source}")
+                raise InputFileError(no_file(self.source))
             store = None if self.genome is None else GenomeStore.open(self.genome)
             model = load_language_model(self.model)
             self._provenance = Provenance(
@@ -73,6 +80,7 @@ class ScoreJob:
         if self.genome is None:
             require_no_bed(self.source)
             return read_sequences(self.source)
+        require_no_fasta(self.source)
         store = GenomeStore.open(self.genome)
         # Which side is context depends on the strand that is read, so both sides are.
         return read_intervals(self.source, store, context=self.context, after=self.context)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from megabase.genome.errors import StoreError
 from megabase.genome.fasta import Header, read_fasta
+from megabase.genome.files import numbered_lines
 from megabase.genome.interval import Interval, Strand
 from megabase.genome.store import GenomeStore
 from megabase.inference.errors import InputFileError
@@ -22,9 +23,11 @@ __all__ = [
     "Sequence",
     "chunked",
     "genome_store",
+    "no_file",
     "read_intervals",
     "read_sequences",
     "require_no_bed",
+    "require_no_fasta",
 ]
 
 _Item = TypeVar("_Item")
@@ -80,6 +83,17 @@ def read_sequences(path: str | Path) -> Iterator[Sequence]:
         yield Sequence(name, np.frombuffer(b"".join(parts), dtype=np.uint8))
 
 
+def no_file(path: str | Path) -> str:
+    """Say why there is no file to read under this name: missing, a folder, or a pipe."""
+    path = Path(path)
+    if str(path) == "-" or (path.exists() and not path.is_dir()):
+        return (
+            f"{path} is no file but a stream; the input is read more than once (for its checksum, "
+            "and to go on after a kill): write it to a file first"
+        )
+    return f"{path} is a folder; expected a file" if path.is_dir() else f"there is no file {path}"
+
+
 def require_no_bed(path: str | Path) -> None:
     """Refuse a file of intervals where no genome is named.
 
@@ -92,6 +106,22 @@ def require_no_bed(path: str | Path) -> None:
         raise InputFileError(
             f"{path} is a BED file, whose intervals lie on a genome: name it with --genome "
             "(genome=)"
+        )
+
+
+def require_no_fasta(path: str | Path) -> None:
+    """Refuse sequences where a genome is named, and a BED file is read.
+
+    Raises
+    ------
+    InputFileError
+        When the file begins as FASTA does.
+    """
+    _, first = next(numbered_lines(Path(path)), (0, ""))
+    if first.startswith(">"):
+        raise InputFileError(
+            f"{path} is FASTA, and with a genome the input is a BED file: leave --genome (genome=) "
+            "out, or give the intervals"
         )
 
 
@@ -160,7 +190,8 @@ def genome_store(path: str | Path) -> Iterator[GenomeStore]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputFileError(f"there is no genome {path}; expected a genome store or a FASTA file")
+        why = no_file(path).replace("there is no file", "there is no genome")
+        raise InputFileError(f"{why}; expected a genome store or a FASTA file")
     try:
         with path.open("rb") as file:
             is_store = file.read(len(_STORE_MAGIC)) == _STORE_MAGIC

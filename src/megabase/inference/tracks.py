@@ -44,8 +44,13 @@ class Call:
     mean: float
 
 
-def require_bigwig() -> None:
-    """Raise a clear error when bigWig files cannot be written.
+def require_bigwig(purpose: str = "writing bigWig") -> None:
+    """Raise a clear error when the package for bigWig files is missing.
+
+    Parameters
+    ----------
+    purpose
+        What needs it, for the message.
 
     Raises
     ------
@@ -55,7 +60,7 @@ def require_bigwig() -> None:
     try:
         import pybigtools  # noqa: F401
     except ImportError:
-        raise MissingDependencyError("pybigtools", "tracks", "writing bigWig") from None
+        raise MissingDependencyError("pybigtools", "tracks", purpose) from None
 
 
 def runs_of(values: NDArray[np.float32]) -> Iterator[tuple[int, int, float]]:

@@ -13,7 +13,7 @@ from megabase.inference.alleles import check_record
 from megabase.inference.errors import InputFileError
 from megabase.inference.model import choose_device, load_language_model
 from megabase.inference.provenance import Provenance, file_digest
-from megabase.inference.sources import chunked
+from megabase.inference.sources import chunked, no_file
 from megabase.inference.tables import merge_tables, write_table_part
 from megabase.inference.variants import (
     AlleleScore,
@@ -146,6 +146,8 @@ class VariantsJob:
             When the file looks as if it was made for another assembly.
         """
         if self._provenance is None:
+            if not self.source.is_file():
+                raise InputFileError(no_file(self.source))
             header = read_vcf_header(self.source)
             if self.as_vcf:
                 require_new_keys(header, self.prefix, self.source)

@@ -85,8 +85,11 @@ def header_lines(
 ) -> list[str]:
     """Give the header with the lines for the new fields before its last line.
 
-    Contigs that the header does not declare are declared: an index and BCF need them.
+    Contigs that the header does not declare are declared: an index and BCF need them. A header of
+    the column names alone gets the line of the format before it, without which nothing reads it.
     """
+    if not header[0].startswith("##fileformat="):
+        header = ["##fileformat=VCFv4.2", *header]
     declared = {
         match[1] for line in header if (match := re.match(r"##contig=<(?:.*,)?ID=([^,>]+)", line))
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megabase.errors import MissingDependencyError
 from megabase.report.drawing import require_matplotlib
 from megabase.report.run_record import ReportError
 from megabase.report.theme import LIGHT, WIDE, settings
 
-__all__ = ["MAPS", "nearest", "project", "save_embedding_plot"]
+__all__ = ["MAPS", "check_embedding_plot", "nearest", "project", "save_embedding_plot"]
 
 MAPS = ("auto", "umap", "tsne", "pca")
 _SUFFIXES = (".svg", ".png", ".pdf")
@@ -24,6 +26,29 @@ _COLOURS = (
 _MOST = 5_000
 
 Floats = npt.NDArray[np.floating[Any]]
+
+
+def check_embedding_plot(path: Path, how: str = "auto", overwrite: bool = False) -> None:
+    """Refuse a map that cannot be drawn, before any work is done.
+
+    Raises
+    ------
+    ReportError
+        For another ending, a file that exists, or a method that is unknown or not installed.
+    MissingDependencyError
+        When matplotlib is not installed.
+    """
+    require_matplotlib()
+    if path.suffix not in _SUFFIXES:
+        raise ReportError(f"{path}: the map is drawn as {', '.join(_SUFFIXES)}")
+    if path.exists() and not overwrite:
+        raise ReportError(f"{path} exists; give another name, or --overwrite to replace it")
+    if how not in MAPS:
+        raise ReportError(f"a map is one of {', '.join(MAPS)}; found {how!r}")
+    if how == "umap" and importlib.util.find_spec("umap") is None:
+        raise ReportError("UMAP needs umap-learn: pip install umap-learn")
+    if how == "tsne" and importlib.util.find_spec("sklearn") is None:
+        raise MissingDependencyError("scikit-learn", "suites", "t-SNE")
 
 
 def project(vectors: Floats, how: str = "auto", seed: int = 0) -> tuple[Floats, str]:
@@ -49,7 +74,7 @@ def project(vectors: Floats, how: str = "auto", seed: int = 0) -> tuple[Floats, 
 
     Raises
     ------
-    ReportError
+    ReportError, MissingDependencyError
         When the method is unknown or its package missing.
     """
     if how not in MAPS:
@@ -76,7 +101,7 @@ def project(vectors: Floats, how: str = "auto", seed: int = 0) -> tuple[Floats, 
         from sklearn.manifold import TSNE
     except ImportError as error:
         if how == "tsne":
-            raise ReportError("t-SNE needs scikit-learn: pip install 'megabase[suites]'") from error
+            raise MissingDependencyError("scikit-learn", "suites", "t-SNE") from error
         return pca
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     start: Any = (components / max(float(components[:, 0].std()), 1e-12) * 1e-4).astype(np.float32)
@@ -133,15 +158,11 @@ def save_embedding_plot(
     Raises
     ------
     ReportError
-        For another ending, fewer than two vectors, or a file that exists.
+        For fewer than two vectors, and as for :func:`check_embedding_plot`.
     MissingDependencyError
-        When matplotlib is not installed.
+        As there.
     """
-    require_matplotlib()
-    if path.suffix not in _SUFFIXES:
-        raise ReportError(f"{path}: the map is drawn as {', '.join(_SUFFIXES)}")
-    if path.exists() and not overwrite:
-        raise ReportError(f"{path} exists; give another name, or --overwrite to replace it")
+    check_embedding_plot(path, how, overwrite)
     if len(vectors) < 2:
         raise ReportError("a map needs two sequences or more")
     if len(vectors) > _MOST:

@@ -13,11 +13,34 @@ from megabase.report.drawing import require_matplotlib
 from megabase.report.run_record import ReportError
 from megabase.report.theme import LIGHT, WIDE, settings
 
-__all__ = ["LETTER_COLOURS", "save_logo"]
+__all__ = ["LETTER_COLOURS", "check_logo", "save_logo"]
 
 LETTER_COLOURS = {"A": "#2f9e44", "C": "#1a56c4", "G": "#d9820b", "T": "#c92a2a"}
 _SUFFIXES = (".svg", ".png", ".pdf")
 _MOST = 400
+
+
+def check_logo(path: Path, bases: int, overwrite: bool = False) -> None:
+    """Refuse a logo that cannot be drawn, before any work is done.
+
+    Raises
+    ------
+    ReportError
+        For another ending, too many positions, or a file that exists.
+    MissingDependencyError
+        When matplotlib or logomaker is not installed.
+    """
+    require_matplotlib()
+    try:
+        import logomaker  # noqa: F401
+    except ImportError:
+        raise MissingDependencyError("logomaker", "plots", "drawing sequence logos") from None
+    if path.suffix not in _SUFFIXES:
+        raise ReportError(f"{path}: a logo is drawn as {', '.join(_SUFFIXES)}")
+    if path.exists() and not overwrite:
+        raise ReportError(f"{path} exists; give another name, or --overwrite to replace it")
+    if not 0 < bases <= _MOST:
+        raise ReportError(f"a logo shows 1 to {_MOST} positions, found {bases:,}; choose a stretch")
 
 
 def save_logo(
@@ -46,24 +69,11 @@ def save_logo(
 
     Raises
     ------
-    ReportError
-        For another ending, too many positions, or a file that exists.
-    MissingDependencyError
-        When matplotlib or logomaker is not installed.
+    ReportError, MissingDependencyError
+        As for :func:`check_logo`.
     """
-    require_matplotlib()
-    try:
-        import logomaker
-    except ImportError:
-        raise MissingDependencyError("logomaker", "plots", "drawing sequence logos") from None
-    if path.suffix not in _SUFFIXES:
-        raise ReportError(f"{path}: a logo is drawn as {', '.join(_SUFFIXES)}")
-    if path.exists() and not overwrite:
-        raise ReportError(f"{path} exists; give another name, or --overwrite to replace it")
-    if not 0 < len(letters) <= _MOST:
-        raise ReportError(
-            f"a logo shows 1 to {_MOST} positions, found {len(letters):,}; choose a stretch"
-        )
+    check_logo(path, len(letters), overwrite)
+    import logomaker
     import matplotlib as mpl
     import pandas as pd
     from matplotlib.figure import Figure

@@ -1,0 +1,48 @@
+"""Help texts: of every verb, readable, and with examples that the parser takes."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+
+import pytest
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from megabase.cli.main import VERBS, main
+
+_SUBVERBS = [
+    "genome build", "genome info", "genome verify", "bench runtime", "bench generate",
+    "bench step", "bench memory", "bench load", "bench scan",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *_SUBVERBS])
+def test_help_names_types_and_says_each_default_once(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*verb.split(), "--help"])
+    assert end.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "<function" not in text
+    assert "-h, --help Show this help message and exit." in text
+    for option in text.split(" --")[1:]:
+        assert not ("(default: " in option and ", default: " in option), option
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_parser_takes_the_examples(
+    verb: str, tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(str(tmp_path))
+    with open("recipe.yaml", "w") as recipe:
+        recipe.write("output: runs/mine\ndata: {genome: hg38.mb}\n")
+    module = importlib.import_module(VERBS[verb][0])
+    assert module.EXAMPLES
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    for example in module.EXAMPLES:
+        program, name, *arguments = shlex.split(example)
+        assert (program, name) == ("megabase", verb)
+        parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+        module.add_arguments(parser)
+        parser.parse_args(arguments)

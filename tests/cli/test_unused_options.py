@@ -1,0 +1,82 @@
+"""Options that would do nothing, and inputs of another kind, are said before any work."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from megabase.cli.main import main
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("g.fa").write_text(">chr1\n" + "ACGTTGCA" * 100 + "\n")
+    Path("s.fa").write_text(">one\nACGTACGTAC\n")
+    Path("b.bed").write_text("chr1\t10\t40\n")
+    Path("run").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("embed s.fa -o o.npz --labels l.tsv --map pca", "--labels, --map are for the picture"),
+        ("embed s.fa -o o.npz --window 64", "--window is for variants (VCF), and s.fa holds none"),
+        ("embed s.fa -o o.npz --genome g.fa", "s.fa is FASTA, which holds its sequences itself"),
+        ("embed s.fa -o o.npz --plot m.gif", "m.gif: the map is drawn as .svg, .png, .pdf"),
+        ("embed s.fa -o o.npz --plot m.svg --map som", "a map is one of auto, umap, tsne, pca"),
+        ("embed s.fa -o o.npz --plot m.svg --labels l.tsv", "there is no file l.tsv"),
+        ("embed - --kind fasta -o o.npz", "- is no file but a stream"),
+        ("attribute s.fa -o o.parquet --logo-of one", "--logo-of is for the picture"),
+        ("attribute s.fa -o o.parquet --method gradient --steps 9", "--steps is for integrated"),
+        ("attribute s.fa -o o.parquet --logo l.gif", "l.gif: a logo is drawn as .svg, .png, .pdf"),
+        ("attribute s.fa -o o.parquet --logo l.svg --logo-bases 900", "shows 1 to 400 positions"),
+        ("predict run s.fa -o o.tsv --regions chr1 --calls c.bed", "--regions, --calls are for a"),
+        ("predict run --genome g.fa -o o.bw --threshold 0.8", "name a file for them with --calls"),
+        ("report run --genome g.fa --saturate chr1", "--genome, --saturate are for a genome page"),
+        ("report --genome g.fa --region chr1 --info AF", "--info is for variants, and --vcf"),
+        ("report --genome g.fa --region chr1 --track no.bw", "there is no track no.bw"),
+        ("score s.fa -o o.tsv --genome g.fa", "s.fa is FASTA, and with a genome the input is a"),
+        ("score run -o o.tsv", "run is a folder; expected a file"),
+        ("variants no.vcf --genome g.fa -o o.vcf", "there is no file no.vcf"),
+        ("generate --prompts no.fa", "there is no file no.fa"),
+        ("generate --prompts s.fa --genome g.fa", "s.fa is FASTA, and with a genome the input is"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(
+    folder: Path, command: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(os.listdir())
+    assert main(command.split()) == 2
+    assert words in capsys.readouterr().err
+    assert set(os.listdir()) == before
+
+
+@pytest.mark.parametrize("verb", ["score", "embed"])
+def test_a_pipe_is_told_so(folder: Path, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo("pipe.fa")
+    assert main([verb, "pipe.fa", "-o", "o.parquet"]) == 2
+    assert "pipe.fa is no file but a stream" in capsys.readouterr().err
+
+
+def test_a_dash_is_standard_output(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "-o", "-", "--length", "12"]) == 0
+    assert capsys.readouterr().out.startswith(">generated_0 ")
+    assert not Path("-").exists()
+
+
+def test_a_missing_extra_is_named_before_the_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "logomaker", None)
+    assert main(["attribute", "s.fa", "-o", "o.parquet", "--logo", "l.svg"]) == 2
+    assert "pip install 'megabase[plots]'" in capsys.readouterr().err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["embed", "s.fa", "-o", "o.npz", "--plot", "m.svg", "--map", "tsne"]) == 2
+    assert "pip install 'megabase[suites]'" in capsys.readouterr().err
+    assert not list(folder.glob("o.*"))
