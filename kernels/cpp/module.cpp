@@ -100,11 +100,6 @@ struct Cut {
     int64_t largest() const { return (blocks + groups - 1) / groups; }
 };
 
-int64_t scan_groups(bool twice, int64_t batch, int64_t channels, int threads) {
-    return twice ? Cut<double>(batch, channels, threads).groups
-                 : Cut<float>(batch, channels, threads).groups;
-}
-
 struct ScanSizes {
     int64_t batch, length, channels, states, steps;
     bool softplus, against;
@@ -171,6 +166,28 @@ void scan_forward_as(
     );
 }
 
+// Adds up `parts` blocks of (rows, width) numbers, `apart` from each other; where `against`, the sums
+// are written from the last row to the first.
+template <class T>
+void add_parts(
+    const T* from, int64_t parts, int64_t apart, int64_t rows, int64_t width, bool against,
+    int threads, T* to
+) {
+    if (width == 0) return;
+    const int64_t each = (4096 + width - 1) / width;
+    const bool small = rows * width * parts < (1 << 17);
+    parallel_for((rows + each - 1) / each, small ? 1 : threads, [&](int64_t task) {
+        const int64_t end = (task + 1) * each < rows ? (task + 1) * each : rows;
+        for (int64_t row = task * each; row < end; ++row) {
+            T* out = to + (against ? rows - 1 - row : row) * width;
+            const T* in = from + row * width;
+            for (int64_t i = 0; i < width; ++i) out[i] = parts ? in[i] : T(0);
+            for (int64_t part = 1; part < parts; ++part)
+                for (int64_t i = 0; i < width; ++i) out[i] += in[part * apart + i];
+        }
+    });
+}
+
 struct ScanGradients {
     std::optional<View> dy, du, ddelta, dz;
     Address dfinal, kept, dA, dD, dbias, dinitial, dB, dC;
@@ -188,17 +205,41 @@ void scan_backward_as(
     p.dz = rows<T>(grad.dz, p.length, against);
     p.dfinal = pointer<const T>(grad.dfinal);
     p.kept = pointer<T>(grad.kept);
-    p.dA = pointer<T>(grad.dA), p.dD = pointer<T>(grad.dD), p.dbias = pointer<T>(grad.dbias);
     p.dinitial = pointer<T>(grad.dinitial);
-    p.dB = pointer<T>(grad.dB), p.dC = pointer<T>(grad.dC);
     const Functions<T>& f = table().of<T>();
-    const int64_t blocks = Cut<T>(p.batch, p.channels, threads).largest();
+    const Cut<T> cut(p.batch, p.channels, threads);
+    // Every group of channels has sums over its channels, every sequence sums over its positions.
+    // Positions are counted along the direction of reading until they are added up.
+    const int64_t along = p.length * p.states, each = p.batch * along, rates = p.channels * p.states;
+    const bool added = cut.groups > 1 || against, several = p.batch != 1;
+    Workspace<T> groups(added ? 2 * cut.groups * each : 0);
+    Workspace<T> sequences(several ? p.batch * (rates + 2 * p.channels) : 0);
+    T *dB = pointer<T>(grad.dB), *dC = pointer<T>(grad.dC);
+    T *dA = pointer<T>(grad.dA), *dD = pointer<T>(grad.dD), *dbias = pointer<T>(grad.dbias);
+    p.dB = added ? groups.data() : dB;
+    p.dC = added ? groups.data() + cut.groups * each : dC;
+    p.dA = several ? sequences.data() : dA;
+    p.dD = several ? sequences.data() + p.batch * rates : dD;
+    p.dbias = several ? p.dD + p.batch * p.channels : dbias;
     over_channels<T>(
-        p, threads, f.scan_backward_workspace(p, blocks),
+        p, threads, f.scan_backward_workspace(p, cut.largest()),
         [&](int64_t b, int64_t first, int64_t last, int64_t group, T* work) {
             f.scan_backward(p, b, first, last, group, work);
         }
     );
+    if (several) {
+        add_parts(p.dA, p.batch, rates, p.channels, p.states, false, threads, dA);
+        add_parts(p.dD, p.batch, p.channels, int64_t(1), p.channels, false, threads, dD);
+        add_parts(p.dbias, p.batch, p.channels, int64_t(1), p.channels, false, threads, dbias);
+    }
+    if (added)
+        for (int64_t b = 0; b < p.batch; ++b) {
+            const int64_t at = b * along;
+            const auto add = [&](const T* from, T* to) {
+                add_parts(from + at, cut.groups, each, p.length, p.states, against, threads, to + at);
+            };
+            add(p.dB, dB), add(p.dC, dC);
+        }
 }
 
 constexpr int64_t CONV_ROWS = 128;
@@ -289,7 +330,6 @@ NB_MODULE(_megabase_kernels, m) {
     m.def("runs_here", &runs_here, "name"_a);
     m.def("use", [](const std::string& name) { chosen = &table_named(name); }, "name"_a);
     m.def("parallel_runtime", [] { return std::string(parallel_runtime()); });
-    m.def("scan_groups", &scan_groups, "double"_a, "batch"_a, "channels"_a, "threads"_a);
     m.def(
         "scan_forward",
         [](bool twice, Sizes sizes, std::optional<View> u, std::optional<View> delta, Address A,

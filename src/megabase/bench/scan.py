@@ -157,6 +157,12 @@ def _time_scans(config: ScanConfig, names: list[str]) -> dict[str, Any]:
         count = 1 if name == "reference" else config.inner
         runs[f"{name}, forward"] = (forward(name), count)
         runs[f"{name}, forward and backward"] = (both(name), count)
+    exponents = -torch.rand(shape[0] * shape[1] * shape[2] * shape[3])
+    decays = torch.empty_like(exponents)
+    runs["exponentials alone, torch.exp"] = (
+        lambda: torch.exp(exponents, out=decays),
+        config.inner,
+    )
     package = kernels.package()
     if package is not None:
         count = torch.get_num_threads()
@@ -169,7 +175,9 @@ def _time_scans(config: ScanConfig, names: list[str]) -> dict[str, Any]:
         alone = found["exponentials alone"]["median"]
         forward_time = found["kernels, forward"]["median"]
         both_time = found["kernels, forward and backward"]["median"]
+        usual = found["exponentials alone, torch.exp"]["median"]
         found["ratios"] = {
+            "forward and backward over torch.exp of one pass": both_time / usual,
             "forward over its exponentials": forward_time / alone,
             # The backward pass computes every exponential a second time.
             "forward and backward over their exponentials": both_time / (2 * alone),

@@ -25,7 +25,7 @@ __all__ = [
 
 _Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
 
-INTERFACE = 3
+INTERFACE = 4
 """Interface of ``megabase-kernels`` that this version calls."""
 
 

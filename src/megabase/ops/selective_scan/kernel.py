@@ -167,40 +167,25 @@ def _gradients(
     double, threads = u.dtype == torch.float64, _threads(u, A)
     batch, length, channels = u.shape
     states = A.shape[1]
-    groups = native.scan_groups(double, batch, channels, threads)
     inputs = _Inputs(u, delta, A, B, C, D, z, bias, initial)
     dy, dfinal = kernels.beside(dy), None if dfinal is None else dfinal.contiguous()
     options: Any = {"dtype": u.dtype, "device": u.device}
     du, ddelta = torch.empty(u.shape, **options), torch.empty(u.shape, **options)
     dz = None if z is None else torch.empty(u.shape, **options)
     dinitial = None if initial is None else torch.empty(initial.shape, **options)
-    # Sums over positions, one for each sequence; sums over channels, one for each group of them.
-    each, parts = _leading(batch), _leading(groups)
-    dA = torch.empty((*each, channels, states), **options)
-    dD, dbias = (torch.empty((*each, channels), **options) for _ in range(2))
-    dB, dC = (torch.empty((*parts, batch, length, states), **options) for _ in range(2))
+    dA = torch.empty((channels, states), **options)
+    dD, dbias = (torch.empty((channels,), **options) for _ in range(2))
+    dB, dC = (torch.empty((batch, length, states), **options) for _ in range(2))
     native.scan_backward(
         double, _sizes(u, A, softplus, reverse), *inputs.arguments,
         kernels.rows(dy), kernels.address(dfinal), kept.data_ptr(),
         kernels.rows(du), kernels.rows(ddelta), dA.data_ptr(), dB.data_ptr(), dC.data_ptr(),
         dD.data_ptr(), kernels.rows(dz), dbias.data_ptr(), kernels.address(dinitial), threads,
     )  # fmt: skip
-    if each:
-        dA, dD, dbias = (t.sum(0) for t in (dA, dD, dbias))
-    if parts:
-        dB, dC = dB.sum(0), dC.sum(0)
-    if reverse:
-        # The kernels count positions along the direction they read in.
-        dB, dC = dB.flip(1), dC.flip(1)
     return (
         du, ddelta, dA, dB, dC, None if D is None else dD, dz, None if bias is None else dbias,
         dinitial,
     )  # fmt: skip
-
-
-def _leading(count: int) -> tuple[int, ...]:
-    """Give the axis of sums that are added up; none when there is a single one."""
-    return () if count == 1 else (count,)
 
 
 @_scan_backward.register_fake
@@ -292,7 +277,7 @@ def selective_scan_kernel(
     given = (
         u_BLE, delta_BLE, A_EN, B_BLN, C_BLN, D_E, z_BLE, delta_bias_E, initial_state_BEN
     )  # fmt: skip
-    tensors = [None if t is None else t.to(dtype) for t in given]
+    tensors = [t if t is None or t.dtype == dtype else t.to(dtype) for t in given]
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
     options = (delta_softplus, reverse)
     if _watched(tensors):
@@ -302,4 +287,4 @@ def selective_scan_kernel(
     else:
         run: Callable[..., tuple[Tensor, Tensor, Tensor]] = _forward
         y_BLE, state_BEN, _ = run(*tensors, *options, False)
-    return y_BLE.to(u_BLE.dtype), state_BEN
+    return (y_BLE if y_BLE.dtype == u_BLE.dtype else y_BLE.to(u_BLE.dtype)), state_BEN
