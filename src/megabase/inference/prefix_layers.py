@@ -127,11 +127,11 @@ class LayerPieces:
             self._taps[positions] = [mixer.taps(positions)[0] for mixer in mixers]
         return self._taps[positions][layer]
 
-    def convolve(self, layer: int, u_BDL: Tensor, positions: int, clean_from: int) -> Tensor:
-        """Convolve; samples before `clean_from` may be wrong (they are not used)."""
+    def convolve(self, layer: int, u_BDL: Tensor, positions: int, start: int) -> Tensor:
+        """Convolve; give the samples from `start` on."""
         length, step = u_BDL.shape[-1], -(-positions // _STEPS)
         most = min(positions, -(-length // step) * step)
-        n_fft = fft_length(2 * most - 1 - clean_from // step * step)
+        n_fft = fft_length(2 * most - 1 - start // step * step)
         key = (layer, n_fft, most)
         if key not in self._spectra:
             k_DL = self.filter(layer, positions)[:, :most]
@@ -140,12 +140,12 @@ class LayerPieces:
             skip_D = mixer.filter_fn.skip()
             self._spectra[key] = spectrum if skip_D is None else spectrum + skip_D[:, None]
         K_DF = self._spectra[key]
-        y_BDL = torch.empty_like(u_BDL)
+        y_BDL = u_BDL.new_empty(*u_BDL.shape[:-1], length - start)
         together = max(1, _ROWS // length)  # so that the spectra stay in the cache
         for low in range(0, u_BDL.shape[0], together):
             at = slice(low, low + together)
             U_BDF = torch.fft.rfft(u_BDL[at], n=n_fft).mul_(K_DF)
-            y_BDL[at] = torch.fft.irfft(U_BDF, n=n_fft)[..., :length]
+            y_BDL[at] = torch.fft.irfft(U_BDF, n=n_fft)[..., start:length]
         return y_BDL
 
     def project(self, mixer: Any, x_BLD: Tensor, channels: slice) -> Tensor:

@@ -295,13 +295,11 @@ class SharedPrefixReader:
                 _Layer(
                     None if looked_up else x_RPD,
                     u_RDP[..., first:],
-                    y_RDP[..., first:],
+                    y_RDP[..., first - start :],
                     gate_RPD[:, first:].clone() if layer == 0 and keep_gate else None,
                 )
             )
-            x_RPD = self.pieces.close(
-                layer, y_RDP[..., start:], gate_RPD[:, start:], x_RPD[:, start:]
-            )
+            x_RPD = self.pieces.close(layer, y_RDP, gate_RPD[:, start:], x_RPD[:, start:])
         scores, logits, states = self._letters(
             x_RPD, codes_RW[:, first:], None, pooled, first - 1 if pooled else 0
         )

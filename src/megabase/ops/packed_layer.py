@@ -84,11 +84,12 @@ class PackedLayer:
             (B, D, L - first), without the positions before `first`.
         """
         x_BLD = x_BLD.contiguous()
-        gate, u = torch.empty_like(x_BLD), torch.empty_like(x_BLD.transpose(1, 2)).contiguous()
+        batch, length, width = x_BLD.shape
+        gate, u = torch.empty_like(x_BLD), x_BLD.new_empty(batch, width, length)
         layer: object = self._layer
         layer.open(  # pyright: ignore[reportAttributeAccessIssue]
-            x_BLD.shape[0], x_BLD.shape[1], first, x_BLD.data_ptr(), u.data_ptr(),
-            gate.data_ptr(), torch.get_num_threads(),
+            batch, length, first, x_BLD.data_ptr(), u.data_ptr(), gate.data_ptr(),
+            torch.get_num_threads(),
         )  # fmt: skip
         return gate[:, first:], u[..., first:]
 
