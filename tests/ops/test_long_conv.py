@@ -15,6 +15,7 @@ from megabase.ops.long_conv import (
     long_conv,
     long_conv_fft,
     long_conv_reference,
+    reference,
 )
 
 LENGTHS = (1, 2, 3, 63, 64, 251, 1000, 1024)
@@ -48,6 +49,22 @@ def test_equals_the_reference_in_double(length: int, two_sided: bool) -> None:
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("two_sided", [False, True], ids=["causal", "two-sided"])
+def test_the_reference_is_the_same_some_rows_at_a_time(
+    two_sided: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = _inputs(63, two_sided)
+    weight = torch.randn(3, 5, 63, dtype=torch.float64)
+    whole = long_conv_reference(*inputs, two_sided=two_sided)
+    monkeypatch.setattr(reference, "_ELEMENTS", 5 * 63 * 10)
+    parts = long_conv_reference(*inputs, two_sided=two_sided)
+    torch.testing.assert_close(parts, whole, atol=1e-12, rtol=1e-12)
+    for some, all_ in zip(
+        _grads(parts, inputs, weight), _grads(whole, inputs, weight), strict=True
+    ):
+        torch.testing.assert_close(some, all_, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("two_sided", [False, True], ids=["causal", "two-sided"])
