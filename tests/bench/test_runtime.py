@@ -113,7 +113,7 @@ def test_the_summary_keeps_measured_and_extrapolated_apart(tmp_path: Path) -> No
     assert gpt["extrapolated_seconds"] == {4096: pytest.approx(2e-6 * 4096**2)}
     assert series["models"]["hyenadna"]["extrapolated_seconds"] == {}
     assert summary["disturbed_points"] == 0
-    busy = summarise(_CONFIG, [replace(points[0], load_before=9.0), *points[1:]])
+    busy = summarise(_CONFIG, [replace(points[0], other_cores=0.5), *points[1:]])
     assert busy["disturbed_points"] == 1
     compared = series["comparisons"]["gpt"]
     assert compared["longest_common"] == 2048

@@ -8,7 +8,6 @@ matters is reported: the change of the scores when a full pass reads only the en
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from megabase.bench.config import BenchError
 from megabase.bench.generate_config import GenerateConfig
+from megabase.bench.others import OtherWork
 from megabase.bench.point import build_model
 from megabase.inference.decoding import Decoder, decoder, step_threads
 from megabase.inference.model import threads
@@ -71,7 +71,7 @@ def run_generation(
     keep_freed_memory()  # as training does
     if config.threads:
         torch.set_num_threads(config.threads)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    others = OtherWork()
     torch.manual_seed(config.seed)
     length = config.tokens + 2  # as the published models: two more than the training length
     model = build_model(config.model, config.width, config.layers, length)
@@ -106,7 +106,7 @@ def run_generation(
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": asdict(config),
         "environment": environment(),
-        "load_before": load,
+        "other_cores": others.cores(),
         "equality": {
             "positions": config.positions,
             "largest_difference": worst,

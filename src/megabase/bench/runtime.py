@@ -16,14 +16,13 @@ from typing import Any
 
 from megabase.bench.config import MODELS, BenchError, RuntimeConfig
 from megabase.bench.fit import PowerLaw, compare, fit_power_law
+from megabase.bench.others import OtherWork, disturbed
 
 __all__ = ["Point", "prepare_output", "run_runtime", "summarise", "write_runtime"]
 
 _LOADING_LIMIT = 600.0
 """Seconds for a process to import torch and build a model; a busy machine takes a while."""
 _POLL = 0.05
-_QUIET = 1.5
-"""Load up to which a machine counts as quiet: the measurement itself keeps one process running."""
 _GIB = 1 << 30
 
 
@@ -40,13 +39,13 @@ class Point:
     """Why there is no measurement."""
     result: dict[str, Any] | None = None
     """What the process measured, see :func:`megabase.bench.point.measure`."""
-    load_before: float | None = None
-    """Processes that were running or waiting on the machine when the point began."""
+    other_cores: float | None = None
+    """Cores that other programs kept busy meanwhile, on average."""
 
     @property
     def disturbed(self) -> bool:
-        """Whether the machine had other work when the point began."""
-        return self.load_before is not None and self.load_before > _QUIET
+        """Whether the machine had other work meanwhile."""
+        return disturbed(self.other_cores)
 
 
 def free_memory() -> int | None:
@@ -88,11 +87,17 @@ def run_point(spec: dict[str, Any], memory_limit: int | None) -> Point:
     -------
     Point
     """
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    others = OtherWork()
 
     def point(status: str, reason: str | None = None, result: Any = None) -> Point:
         return Point(
-            spec["model"], spec["checkpointing"], spec["length"], status, reason, result, load
+            spec["model"],
+            spec["checkpointing"],
+            spec["length"],
+            status,
+            reason,
+            result,
+            others.cores(),
         )
 
     with tempfile.TemporaryDirectory(prefix="megabase-bench-") as folder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from megabase.bench.config import BenchError
+from megabase.bench.others import OtherWork
 from megabase.bench.scan_config import ScanConfig
 from megabase.bench.scan_memory import in_child, make
 from megabase.inference.model import threads
@@ -57,6 +57,7 @@ def run_scan(
     """
     from megabase.training.provenance import environment
 
+    others = OtherWork()
     names = ["fast"] if kernels.package() is None else ["fast", "kernels"]
     with threads(config.threads or torch.get_num_threads()):
         equality = {name: _difference(config, name) for name in names}
@@ -66,7 +67,6 @@ def run_scan(
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
             "config": asdict(config),
             "environment": environment(),
-            "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
             "kernels": kernels.why_missing() or kernels.package().instruction_set(),
             "equality": equality,
             "scan": _time_scans(config, names),
@@ -84,6 +84,7 @@ def run_scan(
             for name in names
             for both in (False, True)
         }
+    found["other_cores"] = others.cores()
     return found
 
 

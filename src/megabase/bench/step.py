@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from megabase.bench.config import BenchError
 from megabase.bench.limit import Limit
+from megabase.bench.others import OtherWork
 from megabase.bench.plain import PlainHyenaDNA
 from megabase.bench.point import build_model
 from megabase.bench.runtime import run_point
@@ -124,7 +125,7 @@ def run_step(
     from megabase.training.allocator import keep_freed_memory
     from megabase.training.provenance import environment
 
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    others = OtherWork()
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -163,7 +164,7 @@ def run_step(
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": asdict(config),
         "environment": environment(),
-        "load_before": load,
+        "other_cores": others.cores(),
         "float32_products": "oneDNN" if uses_onednn() else "torch",
         "equality": equality,
         "seconds": median,

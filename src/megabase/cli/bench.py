@@ -111,7 +111,7 @@ def _runtime(args: Namespace, console: Console) -> None:
 def _line(point: Point) -> str:
     kind = "checkpointed" if point.checkpointing else "plain"
     head = f"{point.model:<9} {kind:<12} {point.length:>9,} tokens  "
-    busy = f"  [busy machine, load {point.load_before:.1f}]" if point.disturbed else ""
+    busy = f"  [others kept {point.other_cores:.1f} cores busy]" if point.disturbed else ""
     if point.result is None:
         return f"{head}{point.status}: {point.reason}{busy}"
     found = point.result

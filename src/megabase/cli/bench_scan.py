@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from megabase.bench.others import disturbed
 from megabase.bench.scan_config import ScanConfig
 
 if TYPE_CHECKING:
@@ -62,8 +63,10 @@ def _lines(found: dict[str, Any]) -> list[str]:
     lines = [
         f"scan of {config['batch']} x {config['length']:,}, {config['channels']} channels, "
         f"{config['states']} states; {found['environment']['threads']} threads; kernels: "
-        f"{found['kernels']}; load {found['load_before']:.1f}"
+        f"{found['kernels']}"
     ]
+    if disturbed(found["other_cores"]):
+        lines.append(f"others kept {found['other_cores']:.1f} cores busy meanwhile")
     for title, group in (("scan", found["scan"]), ("model of two layers", found.get("model", {}))):
         for name, row in group.items():
             if isinstance(row, dict) and "median" in row:

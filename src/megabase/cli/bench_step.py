@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from megabase.bench.others import disturbed
 from megabase.bench.step_config import LoadConfig, MemoryConfig, StepConfig
 
 if TYPE_CHECKING:
@@ -121,9 +122,9 @@ def _step_lines(found: dict[str, Any]) -> list[str]:
         f"products in pieces that stay in the cache {seconds['products_in_cache']:.3f} s: "
         f"{found['share_of_limit_in_cache']:.0%} with the transforms",
     ]
-    if found["load_before"] is not None and found["load_before"] > 1.5:
+    if disturbed(found["other_cores"]):
         lines.append(
-            f"the machine had other work (load {found['load_before']:.1f}): trust ratios little"
+            f"others kept {found['other_cores']:.1f} cores busy meanwhile: trust the ratios little"
         )
     return lines
 
