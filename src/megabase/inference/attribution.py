@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from megabase.errors import MissingDependencyError
 from megabase.genome import alphabet
 from megabase.inference.errors import InferenceError
+from megabase.inference.given import as_codes, require_several
 from megabase.inference.loading import find_class, load_any
 from megabase.inference.model import ModelSpec
 
@@ -47,7 +48,7 @@ Codes = NDArray[np.uint8]
 _LOG_LIKELIHOOD = "log-likelihood"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Attribution:
     """What each base of one sequence does to an output.
 
@@ -71,6 +72,9 @@ class Attribution:
     output: float
     baseline_output: float
     gap: float
+
+    def __repr__(self) -> str:
+        return f"Attribution({len(self.values):,} bases, output {self.output:.4g})"
 
 
 class Attributor:
@@ -336,4 +340,4 @@ def attribute(
         One for each sequence.
     """
     ready = model if isinstance(model, Attributor) else Attributor(model, **options)
-    return [ready(alphabet.encode(one) if isinstance(one, str) else one) for one in sequences]
+    return [ready(as_codes(one)) for one in require_several(sequences)]

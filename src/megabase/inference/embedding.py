@@ -20,11 +20,12 @@ from torch import Tensor
 from megabase.genome.alphabet import encode, reverse_complement
 from megabase.inference.batching import run_batched
 from megabase.inference.errors import InferenceError
+from megabase.inference.given import as_codes, require_several
 from megabase.inference.loading import load_any
 from megabase.inference.model import ModelSpec, inference_mode
 from megabase.inference.stitching import Stitch, plan_windows
 
-__all__ = ["LONG", "POOLINGS", "Embedder", "Embeddings", "as_codes", "embed"]
+__all__ = ["LONG", "POOLINGS", "Embedder", "Embeddings", "embed"]
 
 Pool = Literal["mean", "max", "sum", "first", "last"]
 POOLINGS: tuple[str, ...] = get_args(Pool)
@@ -40,7 +41,7 @@ Codes = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Embeddings:
     """Vectors of sequences.
 
@@ -66,6 +67,11 @@ class Embeddings:
     pooling: str
     model: str
     model_sha256: str
+
+    def __repr__(self) -> str:
+        rows, width = self.vectors.shape
+        what = f"{self.pooling} of layer {self.layer} of {self.model}"
+        return f"Embeddings({rows:,} x {width:,}, {what})"
 
 
 class Embedder:
@@ -290,11 +296,6 @@ def _pool(states: Tensor, mask: Tensor, mode: str) -> Tensor:
     return pool(states.float(), mode, mask)  # pyright: ignore[reportArgumentType]
 
 
-def as_codes(sequence: str | bytes | Codes) -> Codes:
-    """Give the base codes of letters; codes are taken as they are."""
-    return encode(sequence) if isinstance(sequence, (str, bytes)) else sequence
-
-
 def embed(
     model: ModelSpec | Embedder,
     sequences: Iterable[str | Codes],
@@ -327,7 +328,7 @@ def embed(
     (2, 128)
     """
     embedder = model if isinstance(model, Embedder) else Embedder(model, **options)
-    codes = [as_codes(sequence) for sequence in sequences]
+    codes = [as_codes(sequence) for sequence in require_several(sequences)]
     vectors, chunks = embedder.pooled(codes)
     return Embeddings(
         vectors=vectors,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from megabase.data.augment import codes_to_ids
 from megabase.genome.alphabet import decode, encode
 from megabase.inference.decoding import Decoder, GenerationError, decoder, step_threads
+from megabase.inference.given import as_codes, require_several
 from megabase.inference.log_probs import evaluating
 from megabase.inference.model import ModelSpec, load_language_model, threads
 from megabase.inference.sampling import Sampler, SamplingOptions
@@ -46,7 +47,7 @@ class Prompt:
     @classmethod
     def of(cls, text: str, name: str = "") -> Prompt:
         """Read letters; errors as :func:`megabase.genome.alphabet.encode`."""
-        return cls(encode(text), name)
+        return cls(as_codes(text), name)
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,8 @@ def task_chunks(
 
 
 def _repeated(prompts: Iterable[str | Prompt], samples: int) -> Iterator[Prompt]:
-    for given in prompts:
-        prompt = Prompt.of(given) if isinstance(given, str) else given
+    for given in require_several(prompts):
+        prompt = given if isinstance(given, Prompt) else Prompt.of(given)
         yield from (prompt for _ in range(samples))
 
 

@@ -13,11 +13,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from megabase.inference.errors import InferenceError
-from megabase.inference.model import ModelSpec, model_digest
+from megabase.inference.model import ModelSpec, model_digest, shown_name
 from megabase.inference.tokens import TokenEncoder, uses_special_tokens
 from megabase.models.prompting import PromptedModel
 
-__all__ = ["Loaded", "find_class", "load_any", "looks_back_only", "shown_name"]
+__all__ = ["Loaded", "find_class", "load_any", "looks_back_only"]
 
 
 @dataclass(frozen=True)
@@ -174,13 +174,6 @@ def _load_prompted(
     name = f"{name} + prompt {Path(prompt).name}"
     strands = bool(read_prompt(prompt).facts.get("strand_average", False))
     return Loaded(prompted, kind, name, TokenEncoder(tokenizer), folder, both.hexdigest(), strands)
-
-
-def shown_name(spec: str | Path | None, folder: Path) -> str:
-    """Give the name of a model for outputs: never a path of this machine."""
-    if spec is None:
-        return "megabase default"
-    return folder.name if Path(spec).expanduser().exists() else str(spec)
 
 
 def find_class(names: Sequence[str], wanted: str | int, model: str) -> int:

@@ -27,6 +27,7 @@ __all__ = [
     "load_language_model",
     "model_digest",
     "require_length",
+    "shown_name",
     "threads",
 ]
 
@@ -151,16 +152,29 @@ def load_language_model(
                 f"{folder}: is a {what} ({kind}), which gives no probabilities to bases; scores "
                 "need a model with a language-model head (causal-lm or masked-lm)"
             )
-        model, name = load_model(folder, kind=kind, device=device), _shown_name(spec, folder)
+        model, name = load_model(folder, kind=kind, device=device), shown_name(spec, folder)
     masked = language_model_kind(model) == "masked"
     longest = getattr(getattr(model, "config", None), "max_length", None)
     return LanguageModel(model, name, model_digest(model), masked, longest)
 
 
-def _shown_name(spec: str | Path | None, folder: Path) -> str:
-    if spec is None:
-        return "megabase default"
-    return folder.name if Path(spec).expanduser().exists() else str(spec)
+def shown_name(spec: str | Path | None, folder: Path) -> str:
+    """Give the name of a model for outputs: never a path of this machine.
+
+    A checkpoint is named after its run, such as ``tuned/step-00000100``.
+
+    Parameters
+    ----------
+    spec
+        What the model was asked for by.
+    folder
+        Where it was found.
+    """
+    if spec is not None and Path(spec).expanduser().exists():
+        folder = folder.resolve()
+        in_run = folder.parent.name == "checkpoints"
+        return f"{folder.parent.parent.name}/{folder.name}" if in_run else folder.name
+    return "megabase default" if spec in (None, "default") else str(spec)
 
 
 def require_length(model: LanguageModel, length: int, what: str) -> None:

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megabase.genome.alphabet import BASE_BITS, PAD, encode, reverse_complement
+from megabase.genome.alphabet import BASE_BITS, PAD, reverse_complement
 from megabase.inference.batching import run_batched
 from megabase.inference.errors import InferenceError
+from megabase.inference.given import as_codes, require_several
 from megabase.inference.loading import load_any
 from megabase.inference.model import ModelSpec, inference_mode
 from megabase.inference.stitching import Span, Stitch, plan_windows
@@ -27,7 +28,7 @@ Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Predictions:
     """What a model says about sequences.
 
@@ -51,6 +52,10 @@ class Predictions:
     model: str
     model_sha256: str
     both_strands: bool
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else "")
+        return f"Predictions({len(self.values):,} sequences, {names or self.problem}, {self.model})"
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -364,7 +369,7 @@ def predict(
         For a model or sequences that cannot be used.
     """
     ready = model if isinstance(model, Predictor) else Predictor(model, **options)
-    values = ready.sequences([encode(s) if isinstance(s, str) else s for s in sequences])
+    values = ready.sequences([as_codes(s) for s in require_several(sequences)])
     return Predictions(
         values, ready.classes, ready.problem, ready.name, ready.digest, ready.both_strands
     )

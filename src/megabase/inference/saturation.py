@@ -31,14 +31,19 @@ from megabase.inference.score import Strands
 from megabase.inference.sources import genome_store
 from megabase.inference.tables import merge_tables, write_table_part
 from megabase.inference.tracks import Run, write_bigwig
-from megabase.inference.variants import VariantOptions, VariantScorer, variant_table
+from megabase.inference.variants import (
+    VariantOptions,
+    VariantScorer,
+    method_tuple,
+    variant_table,
+)
 
 __all__ = ["Saturation", "SaturationJob", "read_saturation", "saturate", "save_tracks"]
 
 _CHUNK = 128
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Saturation:
     """Scores of every substitution of a region.
 
@@ -59,6 +64,9 @@ class Saturation:
     ref: str
     scores: dict[str, NDArray[np.float32]]
     provenance: Provenance | None = None
+
+    def __repr__(self) -> str:
+        return f"Saturation({self.interval}, {', '.join(self.scores)})"
 
     def importance(self, method: str) -> NDArray[np.float32]:
         """Give each base the mean of its three substitutions' scores with the sign turned.
@@ -293,9 +301,7 @@ def saturate(
     InferenceError, LogProbsError
         When model, window and methods do not fit.
     """
-    options = VariantOptions(
-        window, None if methods is None else tuple(methods), strands, placement
-    )
+    options = VariantOptions(window, method_tuple(methods), strands, placement)
     loaded = load_language_model(model, device)
     if not isinstance(genome, GenomeStore):
         with genome_store(genome) as store:

@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from megabase.data.augment import codes_to_ids
-from megabase.genome.alphabet import encode, reverse_complement
+from megabase.genome.alphabet import reverse_complement
 from megabase.inference.batching import run_batched
 from megabase.inference.errors import InferenceError
+from megabase.inference.given import as_codes, require_several
 from megabase.inference.log_probs import token_log_probs
 from megabase.inference.model import (
     LanguageModel,
@@ -71,7 +72,7 @@ class ScoreOptions:
             raise InferenceError(f"stride must lie between 1 and the window, found {self.stride:,}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SequenceScores:
     """Scores of sequences, with where they come from.
 
@@ -85,6 +86,9 @@ class SequenceScores:
 
     table: pl.DataFrame
     provenance: Provenance
+
+    def __repr__(self) -> str:
+        return f"SequenceScores by {self.provenance.model}\n{self.table}"
 
 
 @dataclass(frozen=True)
@@ -318,9 +322,13 @@ def score_sequences(
     [11, 11]
     """
     options = ScoreOptions(strands, window, stride, per_base)
-    named = sequences.items() if isinstance(sequences, Mapping) else enumerate(sequences)
+    named = (
+        sequences.items()
+        if isinstance(sequences, Mapping)
+        else enumerate(require_several(sequences))
+    )
     items = [
-        one if isinstance(one, Sequence) else Sequence(str(name), encode(one))
+        one if isinstance(one, Sequence) else Sequence(str(name), as_codes(one))
         for name, one in named
     ]
     loaded = load_language_model(model, device)

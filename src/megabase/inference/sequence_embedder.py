@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megabase.errors import MissingDependencyError
-from megabase.inference.embedding import Embedder, as_codes
+from megabase.inference.embedding import Embedder
 from megabase.inference.errors import InferenceError
+from megabase.inference.given import as_codes
 
 try:
     from sklearn.base import BaseEstimator, TransformerMixin

@@ -73,7 +73,7 @@ class VariantOptions:
             raise InferenceError(
                 f"placement is one of {', '.join(PLACEMENTS)}; found {self.placement!r}"
             )
-        if self.window is not None and self.window < 2:
+        if self.window is not None and (self.window < 2 or self.window != int(self.window)):
             raise InferenceError(f"a window needs 2 bases or more, found {self.window}")
 
     def resolved(self, model: LanguageModel) -> VariantOptions:
@@ -107,7 +107,7 @@ class AlleleScore:
     reason: Reason | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class VariantScores:
     """Scores of variants, with where they come from.
 
@@ -121,6 +121,9 @@ class VariantScores:
 
     table: pl.DataFrame
     provenance: Provenance
+
+    def __repr__(self) -> str:
+        return f"VariantScores by {self.provenance.model}\n{self.table}"
 
 
 @dataclass
@@ -267,6 +270,13 @@ def variant_table(
     return frame.with_columns(pl.col(list(methods)).fill_nan(None))
 
 
+def method_tuple(methods: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Give methods as a tuple; a single name is one of them."""
+    if methods is None:
+        return None
+    return (methods,) if isinstance(methods, str) else tuple(methods)
+
+
 def _records(variants: str | Path | Iterable[Variant | str]) -> list[VcfRecord]:
     if isinstance(variants, Path) or (isinstance(variants, str) and ":" not in variants):
         return list(read_vcf_records(variants))
@@ -275,6 +285,10 @@ def _records(variants: str | Path | Iterable[Variant | str]) -> list[VcfRecord]:
     for number, one in enumerate(given, start=1):
         if isinstance(one, str):
             one = Variant.parse(one)
+        if not isinstance(one, Variant):
+            raise InferenceError(
+                f"a variant is a text such as 'chr1:1,001:A>G' or a Variant; found {one!r}"
+            )
         fields = (one.contig, str(one_based(one.position)), ".", one.ref, one.alt, ".", ".", ".")
         records.append(VcfRecord(number, fields, one.contig, one.position, one.ref, (one.alt,)))
     return records
@@ -322,9 +336,7 @@ def score_variants(
     InferenceError, LogProbsError
         When model, window and methods do not fit.
     """
-    options = VariantOptions(
-        window, None if methods is None else tuple(methods), strands, placement
-    )
+    options = VariantOptions(window, method_tuple(methods), strands, placement)
     records = _records(variants)
     loaded = load_language_model(model, device)
     if isinstance(genome, GenomeStore):

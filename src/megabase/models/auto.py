@@ -7,6 +7,7 @@ it, never a freshly drawn number.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,6 +82,10 @@ def resolve_model(spec: str | Path | None = None) -> Path:
                 "a run folder or a Hub repository"
             )
         return DEFAULT_MODEL
+    if not isinstance(spec, (str, os.PathLike)):
+        raise ModelNotFoundError(
+            f"a model is a folder, a name, or a module; found {type(spec).__name__}"
+        )
     path = Path(spec).expanduser()
     if path.is_dir():
         return _folder(path)
@@ -109,10 +114,15 @@ def _folder(path: Path) -> Path:
     for link in ("best", "last"):
         if (path / link / "config.json").is_file():
             return (path / link).resolve()
+    if any((place / "prompt.json").is_file() for place in (path, path / "prompt", path / "last")):
+        raise ModelNotFoundError(
+            f"{path}: holds a soft prompt and no model; name the model that it was made for, and "
+            f"the prompt beside it (megabase predict MODEL FILE --prompt {path})"
+        )
     if (path / "checkpoints").is_dir():
         raise ModelNotFoundError(
             f"{path}: is a training run without a finished checkpoint; "
-            "continue it with: megabase pretrain --resume"
+            "continue it with the command that began it and --resume"
         )
     weights = sorted(file.name for file in path.iterdir() if file.suffix in _CHECKPOINT_SUFFIXES)
     hint = f"; make one of {weights[0]} with: megabase convert {path} FOLDER" if weights else ""

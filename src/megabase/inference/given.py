@@ -1,0 +1,55 @@
+"""What functions are given: sequences as letters or base codes, and what is neither."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megabase.genome.alphabet import encode
+from megabase.inference.errors import InferenceError
+
+__all__ = ["as_codes", "require_several"]
+
+_Item = TypeVar("_Item")
+
+
+def require_several(sequences: Iterable[_Item]) -> Iterable[_Item]:
+    """Refuse a single text, whose letters would be taken for sequences, and what is no collection.
+
+    Raises
+    ------
+    InferenceError
+        Saying what was expected.
+    """
+    if isinstance(sequences, (str, bytes, Path)):
+        raise InferenceError(
+            f"expected a list of sequences, found one text, {str(sequences)[:40]!r}; a single one "
+            'is written ["ACGT"], and files are read by the functions that end in _file, or on the '
+            "command line"
+        )
+    if not isinstance(sequences, Iterable):
+        raise InferenceError(f"expected a list of sequences, found {type(sequences).__name__}")
+    return sequences
+
+
+def as_codes(sequence: str | bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Give the base codes of letters; codes are taken as they are.
+
+    Raises
+    ------
+    AlphabetError
+        For a letter that is no DNA letter.
+    InferenceError
+        For anything else.
+    """
+    if isinstance(sequence, (str, bytes)):
+        return encode(sequence)
+    if isinstance(sequence, np.ndarray) and sequence.dtype == np.uint8:
+        return sequence
+    kind = type(sequence).__name__
+    found = f"an array of {sequence.dtype}" if isinstance(sequence, np.ndarray) else kind
+    raise InferenceError(f"a sequence is DNA letters, or base codes (uint8); found {found}")
