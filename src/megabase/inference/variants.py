@@ -36,8 +36,8 @@ from megabase.inference.readers import choose_reader
 from megabase.inference.score import STRANDS, Strands
 from megabase.inference.sources import genome_store
 
-__all__ = ["AlleleScore", "VariantOptions", "VariantScorer", "VariantScores", "score_variants",
-           "variant_table"]  # fmt: skip
+__all__ = ["AlleleScore", "VariantOptions", "VariantScorer", "VariantScores", "method_tuple",
+           "score_variants", "variant_table"]  # fmt: skip
 
 DEFAULT_WINDOW = 1_024
 
