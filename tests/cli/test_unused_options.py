@@ -80,3 +80,21 @@ def test_a_missing_extra_is_named_before_the_work(
     assert main(["embed", "s.fa", "-o", "o.npz", "--plot", "m.svg", "--map", "tsne"]) == 2
     assert "pip install 'megabase[suites]'" in capsys.readouterr().err
     assert not list(folder.glob("o.*"))
+
+
+def test_a_zarr_folder_is_replaced_only_when_asked(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("zarr")
+    call = ["embed", "s.fa", "-o", "o.zarr", "--devices", "1"]
+    assert main(call) == 0
+    assert main(call) == 2
+    assert "o.zarr exists already" in capsys.readouterr().err
+    assert main([*call, "--overwrite", "--layer", "0"]) == 0
+    Path("p.zarr").write_text("a file")
+    assert main(["embed", "s.fa", "-o", "p.zarr", "--devices", "1", "--overwrite"]) == 0
+    assert Path("p.zarr").is_dir()
+    Path("q.zarr").mkdir()
+    assert main(["embed", "s.fa", "-o", "q.zarr", "--overwrite"]) == 2
+    assert "it is a folder" in capsys.readouterr().err
+    assert not list(folder.glob("*.partial"))

@@ -20,6 +20,7 @@ from megabase.inference.provenance import Provenance
 __all__ = ["PartFolder", "refuse_existing"]
 
 _MANIFEST = "manifest.json"
+_ZARR_GROUP = ".zgroup"  # the one kind of output that is a folder
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:
@@ -30,7 +31,7 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
     OutputError
         When it exists (and `overwrite` is off), is a folder, or would lie in no folder.
     """
-    if target.is_dir():
+    if target.is_dir() and not (target / _ZARR_GROUP).is_file():
         raise OutputError(f"cannot write {target}: it is a folder; give a file name")
     if not target.parent.is_dir():
         raise OutputError(f"cannot write {target}: there is no folder {target.parent}")
@@ -163,6 +164,9 @@ class PartFolder:
         merged = self.path / self.target.name
         try:
             merge(parts, merged)
+            if self.target.exists() and (merged.is_dir() or self.target.is_dir()):
+                # A folder takes no other's place: the old one goes away with the parts.
+                os.replace(self.target, self.path / "replaced")
             os.replace(merged, self.target)
         except OSError as error:
             raise OutputError(f"cannot write {self.target}: {error.strerror or error}") from error
