@@ -54,7 +54,7 @@ def test_processes_that_have_ended_count_as_own() -> None:
     before = others._own()
     _spin(0.1)
     subprocess.run([sys.executable, "-c", _SPIN.format(seconds=0.3)], check=True)
-    assert 0.4 <= others._own() - before
+    assert others._own() - before >= 0.39
     busy = others._all_busy()
     assert busy is not None
     assert busy > 0
