@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,23 @@ def test_recipe_with_models_of_their_own(
     said = capsys.readouterr().out
     assert "| words | kfold |" in said
     assert "disjoint folds" in said
+
+
+@pytest.mark.parametrize(
+    ("suite", "package", "extra"),
+    [("table", "sklearn", "suites"), ("biotype", "xgboost", "biotype")],
+)
+def test_a_missing_extra_is_named_before_the_work(
+    suite: str, package: str, extra: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data, output = table(tmp_path / "mine"), tmp_path / "out"
+    monkeypatch.setitem(sys.modules, package, None)
+    given = data / "train.csv" if suite == "biotype" else data
+    words = ["benchmark", suite, "--data", str(given), "--models", "kmer:2"]
+    assert main([*words, "--output", str(output)]) == 2
+    assert f"pip install 'megabase[{extra}]'" in capsys.readouterr().err
+    assert not output.exists()
 
 
 @pytest.mark.parametrize(

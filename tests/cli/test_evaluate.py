@@ -165,6 +165,45 @@ def test_bad_requests_end_with_one_line(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("which", ["two-sided", "k-mers"])
+def test_models_without_probabilities_of_bases_are_refused(
+    which: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from megabase.models.dnabert.configuration import DNABERTConfig
+    from megabase.models.dnabert.modeling import DNABERTForMaskedLM
+    from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
+
+    if which == "two-sided":
+        shape = {"d_model": 8, "n_layer": 1, "max_seq_len": 66, "filter_order": 8}
+        model = HyenaDNAForCausalLM(HyenaDNAConfig(**shape, bidirectional="two_sided"))
+        message = "is bidirectional"
+    else:
+        model = DNABERTForMaskedLM(
+            DNABERTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                          intermediate_size=16, vocab_size=69, k=3)
+        )  # fmt: skip
+        message = "reads words of several bases"
+    model.save_pretrained(tmp_path / "model")
+    genome = ["--genome", str(run.parent / "toy.mb"), "--regions", "chr2", "--no-floors"]
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "model"), "--window", "32", *genome]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_masked_model_is_asked_as_one(run: Path) -> None:
+    from megabase.data.split import regions_of
+    from megabase.inference.perplexity import evaluate
+    from megabase.models.caduceus import CaduceusConfig
+    from megabase.models.caduceus.modeling import CaduceusForMaskedLM
+
+    store = GenomeStore.open(run.parent / "toy.mb")
+    model = CaduceusForMaskedLM(CaduceusConfig(d_model=8, n_layer=1))
+    found = evaluate(
+        model, store, regions_of(store, ["chr2:1-200"]), window=32, context_lengths=[], floors=False
+    )
+    assert found.objective == "masked"
+
+
 @pytest.mark.parametrize("verb", ["evaluate", "report"])
 def test_help_imports_nothing_heavy(verb: str) -> None:
     code = (

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from megabase.cli.main import main
@@ -18,6 +19,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("g.fa").write_text(">chr1\n" + "ACGTTGCA" * 100 + "\n")
     Path("s.fa").write_text(">one\nACGTACGTAC\n")
     Path("b.bed").write_text("chr1\t10\t40\n")
+    Path("v.vcf").write_text(
+        "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+    )
     Path("run").mkdir()
     return tmp_path
 
@@ -36,12 +40,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("attribute s.fa -o o.parquet --method gradient --steps 9", "--steps is for integrated"),
         ("attribute s.fa -o o.parquet --logo l.gif", "l.gif: a logo is drawn as .svg, .png, .pdf"),
         ("attribute s.fa -o o.parquet --logo l.svg --logo-bases 900", "shows 1 to 400 positions"),
+        ("attribute s.fa -o o.parquet --logo l.svg --logo-of two", "has no sequence named 'two'"),
+        ("attribute s.fa -o o.parquet --logo l.svg --logo-from 11", "past the end of one, which"),
         ("predict run s.fa -o o.tsv --regions chr1 --calls c.bed", "--regions, --calls are for a"),
         ("predict run --genome g.fa -o o.bw --threshold 0.8", "name a file for them with --calls"),
         ("report run --genome g.fa --saturate chr1", "--genome, --saturate are for a genome page"),
         ("report --genome g.fa --region chr1 --info AF", "--info is for variants, and --vcf"),
         ("report --genome g.fa --region chr1 --track no.bw", "there is no track no.bw"),
         ("score s.fa -o o.tsv --genome g.fa", "s.fa is FASTA, and with a genome the input is a"),
+        ("score v.vcf -o o.tsv --genome g.fa", "v.vcf is VCF, and here the input is a BED file"),
         ("score run -o o.tsv", "run is a folder; expected a file"),
         ("variants no.vcf --genome g.fa -o o.vcf", "there is no file no.vcf"),
         ("generate --prompts no.fa", "there is no file no.fa"),
@@ -80,6 +87,23 @@ def test_a_missing_extra_is_named_before_the_work(
     assert main(["embed", "s.fa", "-o", "o.npz", "--plot", "m.svg", "--map", "tsne"]) == 2
     assert "pip install 'megabase[suites]'" in capsys.readouterr().err
     assert not list(folder.glob("o.*"))
+
+
+@pytest.mark.parametrize("name", ["o.tsv", "o.parquet", "o.vcf"])
+def test_a_file_without_variants_gives_an_output_without_rows(folder: Path, name: str) -> None:
+    call = ["variants", "v.vcf", "--genome", "g.fa", "--window", "64", "-o", name]
+    assert main([*call, "--methods", "llr_site", "l2"]) == 0
+    if name.endswith(".tsv"):
+        about, columns = Path(name).read_text().splitlines()
+        assert about.startswith("#megabase: {")
+        assert columns.split("\t")[-3:] == ["llr_site", "l2", "reason"]
+    elif name.endswith(".parquet"):
+        table = pl.read_parquet(name)
+        assert (table.height, table.columns[-1]) == (0, "reason")
+        assert "megabase" in pl.read_parquet_metadata(name)
+    else:
+        assert Path(name).read_text().splitlines()[-1].startswith("#CHROM")
+    assert not list(folder.glob(".o*"))
 
 
 def test_a_zarr_folder_is_replaced_only_when_asked(

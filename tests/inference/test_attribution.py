@@ -11,6 +11,7 @@ import pyBigWig
 import pytest
 import torch
 
+from megabase.errors import MegabaseError
 from megabase.genome import encode
 from megabase.inference.attribute_job import AttributeOptions, attribute_file
 from megabase.inference.attribution import Attributor, attribute
@@ -135,6 +136,11 @@ def test_models_without_an_embedding_are_refused() -> None:
     model = DeepSEAForSequenceClassification(DeepSEAConfig(max_length=200, hidden=8, num_labels=1))
     with pytest.raises(InferenceError, match="attribut"):
         attribute(model, ["ACGT" * 50], steps=2)
+
+
+def test_a_next_token_head_that_sees_both_sides_is_refused() -> None:
+    with pytest.raises(MegabaseError, match="is bidirectional"):
+        Attributor(_model("lm", bidirectional="two_sided"))
 
 
 def test_a_sequence_that_is_too_long_or_empty_is_refused() -> None:

@@ -17,7 +17,7 @@ from megabase.inference.embedding import Embedder, embed
 from megabase.inference.errors import InferenceError, InputFileError, OutputError
 from megabase.inference.input_stream import SequenceInput
 from megabase.models.dnabert.configuration import DNABERTConfig
-from megabase.models.dnabert.modeling import DNABERTModel
+from megabase.models.dnabert.modeling import DNABERTForMaskedLM, DNABERTModel
 from megabase.models.dnabert.tokenization import DNABERTTokenizer
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAModel
 
@@ -129,6 +129,22 @@ def test_special_tokens_are_read_but_not_pooled(tmp_path: Path) -> None:
     np.testing.assert_allclose(ready.pooled([encode(text)])[0][0], rows.mean(0).numpy(), atol=1e-6)
     with pytest.raises(InferenceError, match="several bases"):
         list(ready.per_base([encode(text)]))
+
+
+def test_a_masked_model_without_a_pooler_is_embedded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = DNABERTForMaskedLM(
+        DNABERTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                      intermediate_size=16, vocab_size=69)
+    ).eval()  # fmt: skip
+    model.save_pretrained(tmp_path)
+    tokenizer = DNABERTTokenizer(k=3)
+    tokenizer.save_pretrained(tmp_path)
+    ids = torch.tensor([tokenizer("ACGTACGGT")["input_ids"]])
+    with torch.no_grad():
+        rows = model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, 1:-1]
+    found = Embedder(tmp_path).pooled([encode("ACGTACGGT")])[0][0]
+    np.testing.assert_allclose(found, rows.mean(0).numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 from megabase.errors import MegabaseError
 from megabase.inference import (
@@ -51,6 +52,13 @@ def test_variants_and_models_of_another_type_are_told_so(genome: Path) -> None:
         score_variants([("chr1", 9, "A", "C")], genome)  # pyright: ignore[reportArgumentType]
     with pytest.raises(MegabaseError, match="a model is a folder, a name, or a module; found list"):
         embed(["ACGT"], None)  # pyright: ignore[reportArgumentType]
+    for function in (
+        lambda model: score_sequences(["ACGT"], model),
+        lambda model: generate(model, length=2),
+        lambda model: score_variants("chr1:81:A>C", genome, model),
+    ):
+        with pytest.raises(MegabaseError, match="Linear is no language model"):
+            function(nn.Linear(2, 2))
     scores = score_variants("chr1:81:A>C", genome, window=32, methods="l2")
     assert "l2" in scores.table.columns
 

@@ -23,6 +23,8 @@ from megabase.cli.inference_options import (
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
+    from megabase.inference.input_stream import SequenceInput
+
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
 EXAMPLES = (
@@ -86,6 +88,8 @@ def run(args: Namespace) -> int:
             f"for integrated gradients, and --method is {args.method}",
         )
     source = SequenceInput(args.input, args.genome, args.kind, window_around_variants(args))
+    if args.logo is not None:
+        _check_place(args, source)
     options = AttributeOptions(args.target, args.method, args.baseline, args.steps)
     with progress_bar("sequences") as progress:
         target = attribute_file(
@@ -96,6 +100,20 @@ def run(args: Namespace) -> int:
     if args.logo is not None:
         _logo(args, target)
     return 0
+
+
+def _check_place(args: Namespace, source: SequenceInput) -> None:
+    """Refuse a logo of a sequence or a place that the input does not have, before any work."""
+    from megabase.inference.errors import InferenceError
+
+    one = next((s for s in source.read() if args.logo_of in (None, s.name)), None)
+    if one is None and args.logo_of is not None:
+        raise InferenceError(f"{args.input}: has no sequence named {args.logo_of!r} (--logo-of)")
+    if one is not None and args.logo_from > len(one.codes):
+        raise InferenceError(
+            f"--logo-from {args.logo_from:,} is past the end of {one.name}, which has "
+            f"{len(one.codes):,} bases"
+        )
 
 
 def _logo(args: Namespace, table: Path) -> None:

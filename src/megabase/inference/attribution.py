@@ -31,6 +31,7 @@ from megabase.genome import alphabet
 from megabase.inference.errors import InferenceError
 from megabase.inference.given import as_codes, require_several
 from megabase.inference.loading import find_class, load_any
+from megabase.inference.log_probs import language_model_kind
 from megabase.inference.model import ModelSpec
 
 __all__ = ["BASELINES", "METHODS", "Attribution", "Attributor", "attribute"]
@@ -150,6 +151,7 @@ class Attributor:
 
     def _find_target(self, target: str | int | None) -> int | str:
         if self.kind == "causal-lm":
+            language_model_kind(self.model)  # refuses a next-token head that sees what it predicts
             if target not in (None, _LOG_LIKELIHOOD):
                 raise InferenceError(
                     f"{self.name} is a language model without classes; its target is the "

@@ -21,8 +21,8 @@ from megabase.inference.sources import (
     no_file,
     read_intervals,
     read_sequences,
+    require_intervals,
     require_no_bed,
-    require_no_fasta,
 )
 
 __all__ = ["GenerateJob", "GenerateOptions", "PromptInput", "fasta_record", "generate_file"]
@@ -69,7 +69,7 @@ class PromptInput:
             require_no_bed(self.path)
             yield from (Prompt(one.codes, one.name) for one in read_sequences(self.path))
         else:
-            require_no_fasta(self.path)
+            require_intervals(self.path)
             with genome_store(self.genome) as store:
                 for one in read_intervals(self.path, store):
                     yield Prompt(one.codes, one.name)

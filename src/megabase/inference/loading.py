@@ -143,7 +143,12 @@ def load_any(
         family = family_of(config.model_type)
         wanted = "base" if base and family is not None and "base" in family.classes() else None
         kind, _ = find_kind(folder, config, wanted)
-        model = load_model(folder, kind, device=device)
+        saved, _ = find_kind(folder, config)
+        if kind == "base" and saved == "masked-lm":
+            # Its body has no pooler, which the bare class of a BERT would miss.
+            model = load_model(folder, saved, device=device).base_model
+        else:
+            model = load_model(folder, kind, device=device)
         name, tokenizer = shown_name(spec, folder), load_tokenizer(folder)
     encoder = TokenEncoder(tokenizer, uses_special_tokens(folder, config.model_type))
     both = bool(getattr(model.config, "strand_average", False))

@@ -6,6 +6,7 @@ Scores need a model with a language-model head and one token for each base; that
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,6 +141,7 @@ def load_language_model(
     """
     if isinstance(spec, nn.Module):
         model, name = spec, type(spec).__name__
+        _require_token_input(model)
     else:
         from megabase.models.auto import find_kind, load_config, load_model, resolve_model
 
@@ -156,6 +158,16 @@ def load_language_model(
     masked = language_model_kind(model) == "masked"
     longest = getattr(getattr(model, "config", None), "max_length", None)
     return LanguageModel(model, name, model_digest(model), masked, longest)
+
+
+def _require_token_input(model: nn.Module) -> None:
+    known = inspect.signature(model.forward).parameters
+    if "input_ids" in known or any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return
+    raise InferenceError(
+        f"{type(model).__name__} is no language model: it takes no input_ids; give a model of "
+        "megabase, or a folder or name of one"
+    )
 
 
 def shown_name(spec: str | Path | None, folder: Path) -> str:

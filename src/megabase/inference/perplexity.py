@@ -29,6 +29,7 @@ from megabase.genome.store import GenomeStore
 from megabase.inference.block_scores import CASES, BlockScores, score_blocks
 from megabase.inference.blocks import Blocks, tile_blocks
 from megabase.inference.floors import score_floors
+from megabase.inference.log_probs import language_model_kind
 from megabase.inference.results import (
     ContextPoint,
     EvaluationError,
@@ -36,7 +37,7 @@ from megabase.inference.results import (
     Measure,
     paired_saving,
 )
-from megabase.inference.scorers import CausalScorer, Scorer
+from megabase.inference.scorers import CausalScorer, MaskedScorer, Scorer
 
 __all__ = ["default_context_lengths", "evaluate"]
 
@@ -117,7 +118,7 @@ def evaluate(
     name
         Name of the model, for the result.
     scorer
-        How the model is asked; causal when None.
+        How the model is asked; as its head was trained when None.
     window
         Input positions of a forward pass; when None the last of :func:`default_context_lengths`,
         but no more than the longest region has.
@@ -154,9 +155,14 @@ def evaluate(
     EvaluationError
         When a length does not fit the model or the genome, there is no base to score, or the model
         gives a value that is not finite.
+    LogProbsError
+        When the model gives no probability to single bases, or sees the base that it predicts.
     """
     begin = time.perf_counter()
-    scorer = CausalScorer() if scorer is None else scorer
+    # Also refuses a next-token head that sees the next base, and tokens of several bases.
+    kind = language_model_kind(model)
+    if scorer is None:
+        scorer = MaskedScorer() if kind == "masked" else CausalScorer()
     job = _Job(model, store, regions, scorer, batch_tokens, progress)
     longest: int | None = getattr(getattr(model, "config", None), "max_length", None)
     window = _window(window, longest, regions)

@@ -18,8 +18,8 @@ from megabase.inference.sources import (
     no_file,
     read_intervals,
     read_sequences,
+    require_intervals,
     require_no_bed,
-    require_no_fasta,
 )
 from megabase.inference.tables import merge_tables, write_table_part
 
@@ -80,7 +80,7 @@ class ScoreJob:
         if self.genome is None:
             require_no_bed(self.source)
             return read_sequences(self.source)
-        require_no_fasta(self.source)
+        require_intervals(self.source)
         store = GenomeStore.open(self.genome)
         # Which side is context depends on the strand that is read, so both sides are.
         return read_intervals(self.source, store, context=self.context, after=self.context)

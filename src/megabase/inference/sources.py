@@ -26,8 +26,8 @@ __all__ = [
     "no_file",
     "read_intervals",
     "read_sequences",
+    "require_intervals",
     "require_no_bed",
-    "require_no_fasta",
 ]
 
 _Item = TypeVar("_Item")
@@ -109,19 +109,24 @@ def require_no_bed(path: str | Path) -> None:
         )
 
 
-def require_no_fasta(path: str | Path) -> None:
-    """Refuse sequences where a genome is named, and a BED file is read.
+def require_intervals(path: str | Path) -> None:
+    """Refuse sequences and variants where a genome is named, and a BED file is read.
 
     Raises
     ------
     InputFileError
-        When the file begins as FASTA does.
+        When the file begins as FASTA or VCF does.
     """
     _, first = next(numbered_lines(Path(path)), (0, ""))
     if first.startswith(">"):
         raise InputFileError(
             f"{path} is FASTA, and with a genome the input is a BED file: leave --genome (genome=) "
             "out, or give the intervals"
+        )
+    if first.startswith("##fileformat=VCF"):
+        raise InputFileError(
+            f"{path} is VCF, and here the input is a BED file: give the intervals (variants are "
+            "scored by megabase variants)"
         )
 
 

@@ -224,8 +224,14 @@ class VariantsJob:
     def merge(self, parts: list[Path], target: Path) -> None:
         """Write the output."""
         if not self.as_vcf:
-            if not parts:
-                raise InputFileError(f"{self.source} holds no variants")
+            if not parts:  # a table of no rows, as a VCF output would have no records
+                empty = target.with_name(f".{target.name}.empty")
+                write_table_part(variant_table([], [], self.options.methods or ()), empty)
+                try:
+                    merge_tables([empty], target, self.provenance())
+                finally:
+                    empty.unlink()
+                return
             merge_tables(parts, target, self.provenance())
             return
         provenance = self.provenance()

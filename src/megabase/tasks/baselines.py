@@ -24,7 +24,7 @@ from megabase.data.leaks import canonical_kmers
 from megabase.errors import MissingDependencyError
 from megabase.tasks import metrics
 
-__all__ = ["BaselineResult", "fit_kmers", "kmer_counts", "kmer_names"]
+__all__ = ["BaselineResult", "fit_kmers", "kmer_counts", "kmer_names", "require_baseline"]
 
 PENALTIES = tuple(float(f"1e{power}") for power in range(-5, 4))
 """Values of C (inverse penalty) that are tried; of alpha = 1 / C for numbers."""
@@ -108,6 +108,23 @@ def kmer_counts(rows: LabelledSequences, k: int) -> Any:
     return sparse.hstack(blocks, format="csr", dtype=np.float32)
 
 
+def require_baseline() -> None:
+    """Refuse to begin without the packages of the baseline.
+
+    Raises
+    ------
+    MissingDependencyError
+        Without scikit-learn and scipy (the extra suites).
+    """
+    try:
+        import scipy.sparse  # noqa: F401
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            "scikit-learn", "suites", "the baseline of word counts"
+        ) from error
+
+
 def fit_kmers(
     splits: Mapping[str, LabelledSequences],
     words: Sequence[int],
@@ -132,13 +149,7 @@ def fit_kmers(
     MissingDependencyError
         Without scikit-learn and scipy (the extra suites).
     """
-    try:
-        import scipy.sparse  # noqa: F401
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            "scikit-learn", "suites", "the baseline of word counts"
-        ) from error
+    require_baseline()
     started = time.perf_counter()
     kind, train = splits["train"].kind, splits["train"]
     best: tuple[float, int, float, dict[str, Any], int] | None = None

@@ -20,7 +20,7 @@ import numpy as np
 
 from megabase.data.labelled import LabelledSequences
 from megabase.tasks import metrics
-from megabase.tasks.baselines import fit_kmers
+from megabase.tasks.baselines import fit_kmers, require_baseline
 from megabase.tasks.benchmark_config import BenchmarkConfig, ModelEntry
 from megabase.tasks.benchmark_leaks import checked_for_leaks, digest, hash_of
 from megabase.tasks.benchmark_models import (
@@ -110,9 +110,13 @@ def run_benchmark(
         # Settings of a task that is not run this time are no mistake.
         everything = module.names(replace(config, tasks=[]))
         config = settings_by_task(config, list(dict.fromkeys([*names, *everything])))
+    if hasattr(module, "require"):
+        module.require()
     for entry in config.entries:
         if kmer_words(entry.start) is None:
             check_entry(config, entry)
+        else:
+            require_baseline()
     _start(config, output)
     if hasattr(module, "run"):
         return module.run(config, names, output, console, done)

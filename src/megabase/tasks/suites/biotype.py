@@ -35,7 +35,7 @@ from megabase.training.provenance import write_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["names", "read_genes", "run"]
+__all__ = ["names", "read_genes", "require", "run"]
 
 INSTRUCTIONS = (
     "Expected a FASTA of genes with their biotype in the header (gene_biotype:NAME, as in the cdna "
@@ -132,7 +132,7 @@ def run(
     MegabaseError
         For genes or models that cannot be used, or without xgboost (the extra biotype).
     """
-    _require()
+    require()
     genes = read_genes(config)
     records: list[dict[str, Any]] = []
     pictures: list[dict[str, Any]] = []
@@ -153,7 +153,14 @@ def run(
     return records
 
 
-def _require() -> None:
+def require() -> None:
+    """Refuse to begin without the packages of the trees.
+
+    Raises
+    ------
+    MissingDependencyError
+        Without xgboost and scikit-learn (the extra biotype).
+    """
     for package in ("xgboost", "sklearn"):
         try:
             __import__(package)
