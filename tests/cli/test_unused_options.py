@@ -48,6 +48,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("report --genome g.fa --region chr1 --info AF", "--info is for variants, and --vcf"),
         ("report --genome g.fa --region chr1 --track no.bw", "there is no track no.bw"),
         ("score s.fa -o o.tsv --genome g.fa", "s.fa is FASTA, and with a genome the input is a"),
+        ("score v.vcf -o o.tsv", "v.vcf is VCF, and here the input is FASTA"),
         ("score v.vcf -o o.tsv --genome g.fa", "v.vcf is VCF, and here the input is a BED file"),
         ("score run -o o.tsv", "run is a folder; expected a file"),
         ("variants no.vcf --genome g.fa -o o.vcf", "there is no file no.vcf"),

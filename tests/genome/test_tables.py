@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from megabase.genome.alphabet import decode
 from megabase.genome.errors import ContigAliasWarning, TableError, UnknownContigError
+from megabase.genome.files import numbered_lines
 from megabase.genome.interval import Interval, Strand
 from megabase.genome.store import GenomeStore
 from megabase.genome.tables import read_bed, read_gff, read_vcf, to_intervals, write_bed
@@ -127,6 +128,19 @@ def test_a_bad_bed_names_file_and_line(tmp_path: Path, content: str | bytes, mes
     with pytest.raises(TableError, match=rf"x\.bed, .*{message}|x\.bed, {message}") as caught:
         read_bed(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_bgzip_cut_between_two_blocks_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.bed.gz"
+    with pysam.BGZFile(str(path), "wb", None) as file:
+        file.write(b"".join(b"chr1\t%d\t%d\n" % (i, i + 1) for i in range(9999)))
+    assert len(list(numbered_lines(path))) == 9999
+    whole = path.read_bytes()
+    first_block = int.from_bytes(whole[16:18], "little") + 1
+    assert gzip.decompress(whole[:first_block])  # which nobody would notice otherwise
+    path.write_bytes(whole[:first_block])
+    with pytest.raises(TableError, match=r"x\.bed\.gz is cut short: it is a bgzip file without"):
+        read_bed(path)
 
 
 def test_no_file(tmp_path: Path) -> None:

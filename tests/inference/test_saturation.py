@@ -92,7 +92,7 @@ def test_matrix_track_and_picture_are_written(fasta: Path, model: Path, tmp_path
         ("chr7:1-10", [], "no contig 'chr7'"),
         ("chr1:20-10", [], "ends before it starts"),
         ("chr1:1-10", ["--window", "9000"], "longest input is"),
-        ("chr1:1-10", ["--plot", "picture.txt"], "a picture is one of"),
+        ("chr1:1-10", ["--plot", "picture.txt"], "a heat map is drawn as"),
         ("chr1:1-10", ["--methods", "masked"], "predicts hidden bases"),
     ],
 )

@@ -8,7 +8,6 @@ ends at once), so no Python code runs for a line, whatever the line length.
 from __future__ import annotations
 
 import gzip
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,12 +18,12 @@ import numpy as np
 
 from megabase.genome.alphabet import AMBIGUITY_LETTERS, CODE_OF_LETTER, SOFT_MASK, N
 from megabase.genome.errors import FastaError
+from megabase.genome.files import lacks_bgzip_end
 
 __all__ = ["Bases", "Header", "read_fasta"]
 
 CHUNK_BYTES = 1 << 20  # fits the second-level cache: faster than larger parts
 _LONGEST_HEADER = 1 << 20
-_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 _WHITESPACE = b"\n\r \t"
 _INVALID = 0xFF
 _OTHER_FORMATS = {
@@ -105,8 +104,11 @@ class _Source:
                 if start.startswith(magic):
                     raise FastaError(f"{path} is not FASTA but looks like {what}")
             self._gzip = start[:2] == b"\x1f\x8b"
-            if self._gzip and start[3:4] == b"\x04" and start[12:14] == b"BC":
-                self._require_bgzf_end(path)
+            if lacks_bgzip_end(self._raw):
+                raise FastaError(
+                    f"{path} is cut short: it is a bgzip file without the empty block that ends "
+                    "every bgzip file; copy or download it again"
+                )
         except OSError as error:
             self._raw.close()
             raise FastaError(f"cannot read {path}: {error.strerror}") from error
@@ -114,20 +116,6 @@ class _Source:
             self._raw.close()
             raise
         self._stream = cast(BinaryIO, gzip.GzipFile(fileobj=self._raw)) if self._gzip else self._raw
-
-    def _require_bgzf_end(self, path: Path) -> None:
-        # A bgzip file cut between two blocks decompresses without complaint; its missing last
-        # block is the only sign.
-        if not self._raw.seekable():
-            return
-        self._raw.seek(-min(len(_BGZF_END), path.stat().st_size), os.SEEK_END)
-        end = self._raw.read()
-        self._raw.seek(0)
-        if end != _BGZF_END:
-            raise FastaError(
-                f"{path} is cut short: it is a bgzip file without the empty block that ends every "
-                "bgzip file; copy or download it again"
-            )
 
     @property
     def position(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gzip
+import io
 import os
 import zlib
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ from typing import BinaryIO
 from megabase.errors import MegabaseError
 from megabase.genome.errors import TableError
 
-__all__ = ["atomic_file", "numbered_lines"]
+__all__ = ["atomic_file", "lacks_bgzip_end", "numbered_lines"]
+
+_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 
 
 @contextlib.contextmanager
@@ -58,6 +61,23 @@ def atomic_file(target: Path, overwrite: bool, error: type[MegabaseError]) -> It
         temporary.unlink(missing_ok=True)
 
 
+def lacks_bgzip_end(raw: io.BufferedReader) -> bool:
+    """Whether a file just opened is bgzip without the empty block that ends every bgzip file.
+
+    One that is cut between two blocks decompresses without complaint; this is the only sign. Of a
+    pipe nothing is known.
+    """
+    start = raw.peek(16)[:16]
+    is_bgzip = start[:4] == b"\x1f\x8b\x08\x04" and start[12:14] == b"BC"
+    if not is_bgzip or not raw.seekable():
+        return False
+    size = raw.seek(0, os.SEEK_END)
+    raw.seek(-min(len(_BGZF_END), size), os.SEEK_END)
+    end = raw.read()
+    raw.seek(0)
+    return end != _BGZF_END
+
+
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines of a plain or gzip text file with their 1-based numbers, without line ends.
 
@@ -69,6 +89,11 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         with path.open("rb") as raw:
+            if lacks_bgzip_end(raw):
+                raise TableError(
+                    f"{path} is cut short: it is a bgzip file without the empty block that ends "
+                    "every bgzip file; copy or download it again"
+                )
             packed = raw.peek(2)[:2] == b"\x1f\x8b"
             stream = gzip.GzipFile(fileobj=raw) if packed else raw
             for number, line in enumerate(stream, start=1):

@@ -95,13 +95,18 @@ def no_file(path: str | Path) -> str:
 
 
 def require_no_bed(path: str | Path) -> None:
-    """Refuse a file of intervals where no genome is named.
+    """Refuse a file of intervals or variants where no genome is named, and FASTA is read.
 
     Raises
     ------
     InputFileError
-        When the ending of the file says BED.
+        When the ending of the file says BED or VCF.
     """
+    if Path(path).name.lower().removesuffix(".gz").endswith((".vcf", ".bcf")):
+        raise InputFileError(
+            f"{path} is VCF, and here the input is FASTA, or BED with a genome (variants are "
+            "scored by megabase variants)"
+        )
     if Path(path).name.lower().removesuffix(".gz").endswith(".bed"):
         raise InputFileError(
             f"{path} is a BED file, whose intervals lie on a genome: name it with --genome "

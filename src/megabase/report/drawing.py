@@ -14,11 +14,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Label", "add_axes", "as_svg", "label_right", "padded", "require_matplotlib", "short"]
+__all__ = [
+    "SUFFIXES",
+    "Label",
+    "add_axes",
+    "as_svg",
+    "label_right",
+    "padded",
+    "require_matplotlib",
+    "short",
+]
 
 Label = tuple[float, str, str]
 """Height in data, text, colour."""
 
+SUFFIXES = (".svg", ".png", ".pdf")
+"""Endings that figures are written with."""
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 

@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.errors import MissingDependencyError
-from megabase.report.drawing import require_matplotlib
+from megabase.report.drawing import SUFFIXES, require_matplotlib
 from megabase.report.run_record import ReportError
 from megabase.report.theme import LIGHT, WIDE, settings
 
 __all__ = ["MAPS", "check_embedding_plot", "nearest", "project", "save_embedding_plot"]
 
 MAPS = ("auto", "umap", "tsne", "pca")
-_SUFFIXES = (".svg", ".png", ".pdf")
 _COLOURS = (
     "#1a56c4", "#d9820b", "#2f9e44", "#c92a2a", "#7048a8", "#0f8b8d", "#b5588e", "#7a6a00",
     "#5a6b7b", "#9c4a1a",
@@ -39,8 +38,8 @@ def check_embedding_plot(path: Path, how: str = "auto", overwrite: bool = False)
         When matplotlib is not installed.
     """
     require_matplotlib()
-    if path.suffix not in _SUFFIXES:
-        raise ReportError(f"{path}: the map is drawn as {', '.join(_SUFFIXES)}")
+    if path.suffix not in SUFFIXES:
+        raise ReportError(f"{path}: the map is drawn as {', '.join(SUFFIXES)}")
     if path.exists() and not overwrite:
         raise ReportError(f"{path} exists; give another name, or --overwrite to replace it")
     if how not in MAPS:

@@ -9,15 +9,35 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.errors import MissingDependencyError
-from megabase.report.drawing import require_matplotlib
+from megabase.report.drawing import SUFFIXES, require_matplotlib
 from megabase.report.run_record import ReportError
 from megabase.report.theme import LIGHT, WIDE, settings
 
-__all__ = ["LETTER_COLOURS", "check_logo", "save_logo"]
+__all__ = ["LETTER_COLOURS", "check_letters", "check_logo", "save_logo"]
 
 LETTER_COLOURS = {"A": "#2f9e44", "C": "#1a56c4", "G": "#d9820b", "T": "#c92a2a"}
-_SUFFIXES = (".svg", ".png", ".pdf")
 _MOST = 400
+
+
+def check_letters(path: Path, count: int, most: int, what: str, overwrite: bool) -> None:
+    """Refuse a picture of letters that cannot be drawn; `what` names it, `most` are its letters.
+
+    Raises
+    ------
+    ReportError, MissingDependencyError
+        As for :func:`check_logo`.
+    """
+    require_matplotlib()
+    try:
+        import logomaker  # noqa: F401
+    except ImportError:
+        raise MissingDependencyError("logomaker", "plots", "drawing sequence logos") from None
+    if path.suffix not in SUFFIXES:
+        raise ReportError(f"{path}: {what} is drawn as {', '.join(SUFFIXES)}")
+    if path.exists() and not overwrite:
+        raise ReportError(f"{path} exists; give another name, or --overwrite to replace it")
+    if not 0 < count <= most:
+        raise ReportError(f"{what} shows 1 to {most} positions, found {count:,}; choose a stretch")
 
 
 def check_logo(path: Path, bases: int, overwrite: bool = False) -> None:
@@ -30,17 +50,7 @@ def check_logo(path: Path, bases: int, overwrite: bool = False) -> None:
     MissingDependencyError
         When matplotlib or logomaker is not installed.
     """
-    require_matplotlib()
-    try:
-        import logomaker  # noqa: F401
-    except ImportError:
-        raise MissingDependencyError("logomaker", "plots", "drawing sequence logos") from None
-    if path.suffix not in _SUFFIXES:
-        raise ReportError(f"{path}: a logo is drawn as {', '.join(_SUFFIXES)}")
-    if path.exists() and not overwrite:
-        raise ReportError(f"{path} exists; give another name, or --overwrite to replace it")
-    if not 0 < bases <= _MOST:
-        raise ReportError(f"a logo shows 1 to {_MOST} positions, found {bases:,}; choose a stretch")
+    check_letters(path, bases, _MOST, "a logo", overwrite)
 
 
 def save_logo(

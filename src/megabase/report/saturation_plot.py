@@ -8,16 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megabase.errors import MissingDependencyError
-from megabase.report.drawing import require_matplotlib
-from megabase.report.logo_plot import LETTER_COLOURS
-from megabase.report.run_record import ReportError
+from megabase.report.logo_plot import LETTER_COLOURS, check_letters
 from megabase.report.theme import LIGHT, WIDE, settings
 
 __all__ = ["MOST_BASES", "check_saturation_plot", "save_saturation_plot"]
 
 MOST_BASES = 300
-_SUFFIXES = (".svg", ".png", ".pdf")
 
 
 def check_saturation_plot(path: Path, bases: int, overwrite: bool = False) -> None:
@@ -30,19 +26,7 @@ def check_saturation_plot(path: Path, bases: int, overwrite: bool = False) -> No
     MissingDependencyError
         When matplotlib or logomaker is not installed.
     """
-    require_matplotlib()
-    try:
-        import logomaker  # noqa: F401
-    except ImportError:
-        raise MissingDependencyError("logomaker", "plots", "drawing sequence logos") from None
-    if path.suffix not in _SUFFIXES:
-        raise ReportError(f"{path}: a picture is one of {', '.join(_SUFFIXES)}")
-    if path.exists() and not overwrite:
-        raise ReportError(f"{path} exists; give another name, or --overwrite to replace it")
-    if not 0 < bases <= MOST_BASES:
-        raise ReportError(
-            f"a heat map shows 1 to {MOST_BASES} bases, found {bases:,}; choose a stretch"
-        )
+    check_letters(path, bases, MOST_BASES, "a heat map", overwrite)
 
 
 def save_saturation_plot(
