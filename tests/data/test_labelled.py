@@ -304,3 +304,28 @@ class TestBatches:
         assert data.token_count(0, 0, 4, 2) == 7
         lengths = np.array([1, 2, 3, 4])[data.rows_of(0, np.arange(3, 6))]
         assert data.token_count(0, 3, 6, 10) == lengths.sum()
+
+
+def test_groups_of_rows_stay_on_one_side_and_shares_hold_by_class() -> None:
+    rng = np.random.default_rng(3)
+    sizes = [60, *rng.integers(1, 9, 120)]
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    labels = np.repeat(rng.integers(0, 2, len(sizes)), sizes)
+    groups, labels = groups[(order := rng.permutation(len(groups)))], labels[order]
+    for seed in (0, 1):
+        kept, cut = split_rows(labels, 0.25, seed, groups)
+        assert sorted([*kept, *cut]) == list(range(len(labels)))
+        assert not set(groups[kept]) & set(groups[cut])
+        for value in (0, 1):
+            assert (labels[cut] == value).mean() == pytest.approx(
+                (labels == value).mean(), abs=0.03
+            )
+        assert len(cut) == pytest.approx(0.25 * len(labels), abs=4)
+    again = split_rows(labels, 0.25, 1, groups)[1]
+    assert np.array_equal(cut, again)
+    assert not np.array_equal(cut, split_rows(labels, 0.25, 0, groups)[1])
+    # Several labels: no classes to hold the share of.
+    kept, cut = split_rows(np.zeros((len(labels), 3)), 0.25, 0, groups)
+    assert not set(groups[kept]) & set(groups[cut])
+    with pytest.raises(LabelledDataError, match=r"largest of 1 groups has 8 rows"):
+        split_rows(np.zeros(8, dtype=np.int64), 0.25, 0, np.zeros(8, dtype=np.int64))

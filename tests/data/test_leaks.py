@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megabase.data.genome_overlap import genome_overlap
 from megabase.data.labelled import LabelledSequences, label_splits
 from megabase.data.labelled_files import LabelledText
-from megabase.data.leaks import canonical_kmers, genome_overlap, leaking_rows, leaks, row_kmers
+from megabase.data.leaks import leaking_rows, leaks, rows_in_others
 from megabase.data.split import regions_of
+from megabase.data.words import canonical_kmers, row_kmers
 from megabase.genome import alphabet
 from megabase.genome.store import GenomeStore
 
@@ -80,6 +82,11 @@ def test_finds_what_was_planted() -> None:
     assert (pair.exact, pair.reverse_complement, pair.near, pair.other_label) == (2, 1, 2, 1)
     assert found.across["train-valid"].exact == 1
     assert found.within == {"train": 1, "valid": 0, "test": 0}
+    assert found.classes == {"a": (1, 2), "b": (4, 5)}
+    inside = rows_in_others(splits["test"], [splits["train"]])
+    assert np.flatnonzero(inside).tolist() == [0, 1, 2, 3, 4]
+    valid = rows_in_others(splits["valid"], [splits["test"], splits["train"]])
+    assert np.flatnonzero(valid).tolist() == [1]
     bad = leaking_rows(splits["train"], splits["test"])
     assert np.flatnonzero(bad).tolist() == [1, 2, 3, 4, 5]
     kept = {**splits, "train": splits["train"].take(np.flatnonzero(~bad))}

@@ -16,7 +16,7 @@ from megabase.errors import MegabaseError
 from megabase.report.benchmark_page import write_benchmark_page
 from megabase.tasks.benchmark import Stopped, run_benchmark
 from megabase.tasks.benchmark_config import BenchmarkConfig, ModelEntry
-from megabase.tasks.benchmark_models import check_entry, kmer_words
+from megabase.tasks.benchmark_models import check_entry, is_baseline
 from megabase.tasks.benchmark_table import lines, read_records, table_of, write_tables
 from megabase.tasks.suites.base import SuiteError
 from megabase.training import engine
@@ -176,6 +176,74 @@ def test_settings_of_single_tasks_win_in_their_order(tmp_path: Path, data: Path)
     assert not (tmp_path / "wrong").exists()
 
 
+def write_overlapping(path: Path, rows: int, seed: int) -> None:
+    """Write rows of which class 0 are pieces of one sequence, class 1 all their own."""
+    rng, shared = np.random.default_rng(seed), np.random.default_rng(7).choice(list("ACGT"), 400)
+    lines = ["sequence,label"]
+    for i in range(rows):
+        start = int(rng.integers(0, 340))
+        piece = shared[start : start + 60] if i % 2 else rng.choice(list("ACGT"), 60)
+        if i % 10 == 1:
+            piece = rng.choice(list("ACGT"), 60)  # some of class 0 are new as well
+        lines.append("".join(piece) + (",0" if i % 2 else ",1"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_copies_answer_what_overlaps_and_figures_apart_leave_it_out(tmp_path: Path) -> None:
+    for name, rows in (("train", 200), ("dev", 40), ("test", 100)):
+        write_overlapping(tmp_path / "gue" / "mouse" / "0" / f"{name}.csv", rows, rows)
+    config = settings(
+        tmp_path, tmp_path / "gue", models="copies,kmer:2", seeds=[1, 2], metric="accuracy"
+    )
+    records = run_benchmark(config)
+    assert [(r["model"], r["family"]) for r in records] == [
+        ("copies", "copies"),
+        ("kmer:2", "kmer"),
+    ]
+    copies, words = records
+    # All pieces of the shared sequence are found, and the ten new rows of class 0 are not.
+    assert copies["test"]["accuracy"] == pytest.approx(0.9)
+    assert words["test"]["accuracy"] < 0.9
+    assert copies["rows_apart"] == words["rows_apart"] == 60
+    assert copies["test_apart"]["accuracy"] == pytest.approx(50 / 60)
+    assert copies["test_apart"]["mcc"] == 0.0
+    text = table(tmp_path / "sweep")
+    assert "| accuracy apart | MCC apart |" in text
+    assert "Apart: over the 60 test rows" in text
+    assert "0: 100% and 17%, 1: 0% and 83%" in text
+    tidy = pl.read_parquet(tmp_path / "sweep" / "results.parquet")
+    apart = tidy.filter((pl.col("split") == "test_apart") & (pl.col("metric") == "accuracy"))
+    assert apart["rows"].to_list() == [60, 60]
+
+    # Without the rows that leak nothing is left to copy.
+    dropped = replace(config, drop_leaks=True, output=str(tmp_path / "dropped"), models="copies")
+    (record,) = run_benchmark(dropped)
+    assert "test_apart" not in record
+    assert abs(record["test"]["mcc"]) < 0.3
+
+    # Cut where nothing overlaps, validation too, it is no better than the largest class.
+    apart = replace(
+        config, resplit=0.25, together=0.1, output=str(tmp_path / "apart"), models="copies"
+    )
+    (record,) = run_benchmark(replace(apart, seeds=[1]))
+    assert record["test"]["mcc"] == 0.0
+    assert "rows_apart" not in record
+    text = table(tmp_path / "apart")
+    assert "groups of rows that overlap" in text
+    assert "Rows that share at least 10% of their 16-mers" in text
+    folds = replace(apart, resplit=None, protocol="kfold", folds=3, output=str(tmp_path / "folds"))
+    found = run_benchmark(replace(folds, seeds=[1]))
+    assert [r["fold"] for r in found] == [0, 1, 2]
+    assert sum(r["rows"]["test"] for r in found) == 340
+    assert all("rows_apart" not in r for r in found)
+    with pytest.raises(MegabaseError, match="protocol cv5 splits as its paper did"):
+        replace(apart, protocol="cv5")
+
+    with pytest.raises(SuiteError, match="copies looks for test rows in training rows"):
+        run_benchmark(replace(config, suite="biotype", output=str(tmp_path / "b"), tasks=""))
+
+
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "benchmarks").glob("*.yaml"))
 
 
@@ -190,7 +258,7 @@ def test_sweeps_of_the_examples_are_read_and_know_their_settings(path: Path) -> 
     values = vars(parser.instantiate(read))
     config = BenchmarkConfig(**{k: v for k, v in values.items() if k != "config"})
     for entry in config.entries:
-        if kmer_words(entry.start) is None:
+        if not is_baseline(entry.start):
             # Folders that the file's own commands make stand for the packaged model here.
             made = entry.start.startswith(("runs/", "long-"))
             check_entry(config, replace(entry, start="default") if made else entry)

@@ -18,7 +18,14 @@ from megabase.data.base_labels import IGNORED, base_class_names, number_bases, s
 from megabase.data.labelled_files import LabelledDataError, LabelledText
 from megabase.genome import alphabet
 
-__all__ = ["Kind", "LabelledSequences", "label_splits", "published_split", "split_rows"]
+__all__ = [
+    "Kind",
+    "LabelledSequences",
+    "label_splits",
+    "members_by_class",
+    "published_split",
+    "split_rows",
+]
 
 Kind = Literal["classes", "multi_label", "regression", "nucleotides"]
 """One class out of several, several yes-or-no labels, numbers, or a class for every nucleotide."""
@@ -256,7 +263,10 @@ def _encode(text: LabelledText) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.i
 
 
 def split_rows(
-    labels: npt.NDArray[Any], fraction: float, seed: int
+    labels: npt.NDArray[Any],
+    fraction: float,
+    seed: int,
+    groups: npt.NDArray[np.int64] | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Cut a share of the rows off at random, class by class when labels are class numbers.
 
@@ -268,6 +278,10 @@ def split_rows(
         Share to cut off, above 0 and below 1.
     seed
         The same seed gives the same rows.
+    groups
+        Group of each row (n,), such as those of :func:`megabase.data.words.overlap_groups`: rows of
+        one stay on one side. A group counts for the class that most of its rows have, and as many
+        whole groups are cut off as fit in the share.
 
     Returns
     -------
@@ -277,12 +291,14 @@ def split_rows(
     Raises
     ------
     LabelledDataError
-        For a share outside (0, 1), or too few rows.
+        For a share outside (0, 1), too few rows, or groups too large to cut any off.
     """
     if not 0 < fraction < 1:
         raise LabelledDataError(f"the share to split off is {fraction}; expected one in (0, 1)")
     if len(labels) < 2:
         raise LabelledDataError(f"cannot split {len(labels)} rows in two")
+    if groups is not None:
+        return _split_groups(labels, fraction, seed, groups)
     order = np.random.default_rng(seed).permutation(len(labels))
     groups = [order]
     if labels.ndim == 1:
@@ -293,6 +309,56 @@ def split_rows(
     chosen = np.zeros(len(labels), dtype=bool)
     chosen[cut] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def _split_groups(
+    labels: npt.NDArray[Any], fraction: float, seed: int, groups: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    _, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    cut = np.zeros(len(sizes), dtype=bool)
+    for own in members_by_class(labels, member, len(sizes)):
+        mine = order[own[order]]
+        room = round(fraction * int(sizes[mine].sum()))
+        for group in mine.tolist():
+            if sizes[group] <= room:
+                cut[group] = True
+                room -= int(sizes[group])
+    chosen = cut[member]
+    if not chosen.any() or chosen.all():
+        raise LabelledDataError(
+            f"cannot cut {fraction:.0%} of {len(labels)} rows off and keep those that overlap "
+            f"together: the largest of {len(sizes)} groups has {sizes.max()} rows"
+        )
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def members_by_class(
+    labels: npt.NDArray[Any], member: npt.NDArray[np.int64], groups: int
+) -> list[npt.NDArray[np.bool_]]:
+    """Deal groups out by the class that most of their rows have; one set for other labels.
+
+    Parameters
+    ----------
+    labels
+        (n,) integers or (n, K) floats.
+    member
+        Number of the group of each row (n,), from 0.
+    groups
+        How many there are.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        bool (groups,) each; every group is in one of them.
+    """
+    if labels.ndim != 1:
+        return [np.ones(groups, dtype=bool)]
+    values, number = np.unique(labels, return_inverse=True)
+    counts = np.zeros((groups, len(values)), dtype=np.int64)
+    np.add.at(counts, (member, number), 1)
+    most = counts.argmax(axis=1)
+    return [most == value for value in range(len(values))]
 
 
 def published_split(

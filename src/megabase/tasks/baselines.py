@@ -20,11 +20,18 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.data.labelled import LabelledSequences
-from megabase.data.leaks import canonical_kmers
+from megabase.data.words import canonical_kmers
 from megabase.errors import MissingDependencyError
 from megabase.tasks import metrics
 
-__all__ = ["BaselineResult", "fit_kmers", "kmer_counts", "kmer_names", "require_baseline"]
+__all__ = [
+    "BaselineResult",
+    "fit_kmers",
+    "kmer_counts",
+    "kmer_names",
+    "logistic",
+    "require_baseline",
+]
 
 PENALTIES = tuple(float(f"1e{power}") for power in range(-5, 4))
 """Values of C (inverse penalty) that are tried; of alpha = 1 / C for numbers."""
@@ -199,7 +206,7 @@ def _deviations(counts: Any) -> Any:
 def _fit(features: Any, labels: npt.NDArray[Any], kind: str, penalty: float) -> Any:
     """Fit one model; give a function from features to outputs (n, K)."""
     if kind == "classes":
-        return _logistic(features, labels, penalty)
+        return logistic(features, labels, penalty)
     columns = []
     for column in labels.T:
         known = np.flatnonzero(np.isfinite(column))
@@ -208,14 +215,25 @@ def _fit(features: Any, labels: npt.NDArray[Any], kind: str, penalty: float) -> 
             constant = np.float32(20.0 if len(values) and values[0] else -20.0)
             columns.append(lambda x, c=constant: np.full(x.shape[0], c, dtype=np.float32))
         elif kind == "multi_label":
-            two = _logistic(features[known], values.astype(np.int64), penalty)
+            two = logistic(features[known], values.astype(np.int64), penalty)
             columns.append(lambda x, f=two: f(x)[:, 1])
         else:
             columns.append(_ridge(features[known], values, penalty))
     return lambda x: np.stack([column(x) for column in columns], axis=1)
 
 
-def _logistic(features: Any, labels: npt.NDArray[Any], penalty: float) -> Any:
+def logistic(features: Any, labels: npt.NDArray[Any], penalty: float) -> Any:
+    """Fit a logistic regression; give a function from features to scores (n, K).
+
+    Parameters
+    ----------
+    features
+        Array or sparse matrix (n, F).
+    labels
+        Class of each row (n,).
+    penalty
+        C of scikit-learn, the inverse of the penalty.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 

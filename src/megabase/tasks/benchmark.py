@@ -17,22 +17,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from megabase.data.labelled import LabelledSequences
 from megabase.tasks import metrics
 from megabase.tasks.baselines import fit_kmers, require_baseline
 from megabase.tasks.benchmark_config import BenchmarkConfig, ModelEntry
-from megabase.tasks.benchmark_leaks import checked_for_leaks, digest, hash_of
+from megabase.tasks.benchmark_leaks import RowsApart, checked_for_leaks, figures_apart
 from megabase.tasks.benchmark_models import (
     check_entry,
     combinations,
     finetune_settings,
     go_on_from,
+    is_baseline,
     kmer_words,
     settings_by_task,
 )
+from megabase.tasks.copies import check_copies, fit_copies
+from megabase.tasks.digests import digest, hash_of
 from megabase.tasks.finetune import finetune, without_nan, write_arrays
-from megabase.tasks.protocol import Unit, split_task, units
+from megabase.tasks.protocol import Together, Unit, split_task, together_note, units
 from megabase.tasks.recipes import recipe_settings
 from megabase.tasks.suites import suite_module
 from megabase.tasks.suites.base import Task
@@ -69,8 +73,18 @@ class _Job:
     unit: Unit
     splits: Mapping[str, LabelledSequences]
     rows_digest: str
+    apart: npt.NDArray[np.bool_]
+    """Test rows that meet no training and no validation row."""
     before: Mapping[str, Any] | None = None
     """Record of the run that this one goes on from."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is known of the rows of a task, found once for all its runs."""
+
+    apart: RowsApart
+    together: Together
 
 
 def run_benchmark(
@@ -113,10 +127,12 @@ def run_benchmark(
     if hasattr(module, "require"):
         module.require()
     for entry in config.entries:
-        if kmer_words(entry.start) is None:
-            check_entry(config, entry)
-        else:
+        if is_baseline(entry.start):
             require_baseline()
+        else:
+            check_entry(config, entry)
+    if hasattr(module, "run"):
+        check_copies(config)
     _start(config, output)
     if hasattr(module, "run"):
         return module.run(config, names, output, console, done)
@@ -124,9 +140,13 @@ def run_benchmark(
     earlier: dict[tuple[str, str], Mapping[str, Any]] = {}
     for name in names:
         task = _with_metric(module.load(config, name), config)
+        check_copies(config, task)
         task = checked_for_leaks(config, task, output, console)
+        if config.together is not None:
+            task = replace(task, notes=(*task.notes, together_note(config.together)))
+        rows = _Rows(RowsApart(config.leak_threshold), Together(config.together))
         for entry in config.entries:
-            for record in _run_entry(config, task, entry, output, console, earlier):
+            for record in _run_entry(config, task, entry, output, console, earlier, rows):
                 records.append(record)
                 if done is not None:
                     done()
@@ -173,6 +193,7 @@ def _run_entry(
     output: Path,
     console: Console | None,
     earlier: dict[tuple[str, str], Mapping[str, Any]],
+    rows: _Rows,
 ) -> list[dict[str, Any]]:
     """Run one model on one task with every seed; `earlier` holds the runs of the task before."""
     records: list[dict[str, Any]] = []
@@ -180,13 +201,14 @@ def _run_entry(
     seen: set[str] = set()
     tuning = 0.0
     for number, unit in enumerate(units(config.protocol, config.seed_numbers, config.folds)):
-        splits = split_task(task, config.protocol, unit, config.folds)
+        splits = split_task(task, config.protocol, unit, config.folds, rows.together)
         key = hash_of({name: digest(rows) for name, rows in splits.items()})
-        if kmer_words(entry.start) is not None and key in seen:
+        if is_baseline(entry.start) and key in seen:
             continue  # it has no seed of its own: the same rows give the same figures
         seen.add(key)
         place = (entry.name, unit.name)
-        job = _Job(task, entry, unit, splits, key, earlier.get(place) if entry.carry else None)
+        before = earlier.get(place) if entry.carry else None
+        job = _Job(task, entry, unit, splits, key, rows.apart.of(splits), before)
         if number == 0 and entry.tune:
             chosen, tuning = _tune(config, job, output, console)
         record = _run_unit(config, job, chosen, tuning, output, console)
@@ -229,10 +251,10 @@ def _run_unit(
     console: Console | None,
 ) -> dict[str, Any]:
     """Run one seed of one model, or give the record of an earlier one."""
-    words = kmer_words(job.entry.start)
     recipe = recipe_settings(config.recipe, job.task)
-    if words is not None:
-        settings: Any = {"kmer": words}
+    if is_baseline(job.entry.start):
+        words = kmer_words(job.entry.start)
+        settings: Any = {"copies": True} if words is None else {"kmer": words}
         run = None
     else:
         run = finetune_settings(config, job.task, job.entry, recipe=recipe, chosen=chosen)
@@ -250,10 +272,14 @@ def _run_unit(
     if run is None:
         folder.mkdir(parents=True, exist_ok=True)
         metric = job.task.metric if job.task.kind != "multi_label" else "auroc"
-        floor = fit_kmers(job.splits, words or (), metric, names)
+        floor = (
+            fit_kmers(job.splits, settings["kmer"], metric, names)
+            if "kmer" in settings
+            else fit_copies(job.splits, metric, names)
+        )
         _keep_outputs(folder, floor.outputs, job.splits)
         result: dict[str, Any] = {
-            "family": "kmer", "parameters": floor.parameters,
+            "family": next(iter(settings)), "parameters": floor.parameters,
             "trained_parameters": floor.parameters, "seconds": floor.seconds,
             "training_seconds": floor.seconds, "valid": floor.figures["valid"],
             "test": floor.figures["test"], "chosen": floor.chosen, "epochs": None, "steps": None,
@@ -274,6 +300,7 @@ def _run_unit(
         "key": hash_of(
             {"model": settings, "protocol": config.protocol, "drop": config.drop_leaks}
             | ({"resplit": config.resplit_seed} if config.resplit_seed else {})
+            | ({"together": config.together} if config.together is not None else {})
         ),
         "protocol": config.protocol,
         "recipe": config.recipe,
@@ -296,6 +323,7 @@ def _run_unit(
         "notes": [*job.task.notes, *carried, *result["notes"]],
     }
     record["test"] |= _group_figures(folder, job.task)
+    record |= figures_apart(folder, job.apart, names, job.task.kind)
     record = without_nan(record)
     write_json(file, record)
     return record

@@ -190,6 +190,11 @@ class BenchmarkConfig:
     resplit_seed: int = 0
     """Seed of that split."""
 
+    together: float | None = None
+    """Rows that overlap stay on one side of every split that is made here (of test, validation and
+    folds): the share of a row's 16-mers, on either strand, that another row must hold, directly or
+    through others, such as 0.1. null splits row by row."""
+
     drop_leaks: bool = False
     """Remove training and validation rows that equal or nearly equal a test row."""
 
@@ -238,6 +243,13 @@ class BenchmarkConfig:
             problems.append(f"folds is {self.folds}; it must be at least 2")
         if self.resplit is not None and not 0 < self.resplit < 1:
             problems.append(f"resplit is {self.resplit}; it must lie in 0 to 1, both excluded")
+        if self.together is not None and not 0 < self.together <= 1:
+            problems.append(f"together is {self.together}; it must lie in 0 to 1")
+        if self.together is not None and self.protocol in ("cv5", "published"):
+            problems.append(
+                f"protocol {self.protocol} splits as its paper did, row by row; leave together out "
+                "or take holdout or kfold"
+            )
         if not 0 < self.leak_threshold <= 1:
             problems.append(f"leak_threshold is {self.leak_threshold}; it must lie in 0 to 1")
         if self.bootstrap < 0:

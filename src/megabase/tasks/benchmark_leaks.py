@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from megabase.data.labelled import LabelledSequences
-from megabase.data.leaks import genome_overlap, leaking_rows, leaks
+from megabase.data.genome_overlap import genome_overlap
+from megabase.data.labelled import Kind, LabelledSequences
+from megabase.data.leaks import leaking_rows, leaks, rows_in_others
+from megabase.tasks import metrics
 from megabase.tasks.benchmark_config import BenchmarkConfig
+from megabase.tasks.digests import digest, hash_of
 from megabase.tasks.suites.base import Task
 from megabase.training.provenance import write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["checked_for_leaks", "describe_leaks", "digest", "hash_of"]
+__all__ = ["RowsApart", "checked_for_leaks", "describe_leaks", "figures_apart"]
 
 
 def checked_for_leaks(
@@ -59,6 +62,63 @@ def checked_for_leaks(
     return replace(task, splits=splits, notes=(*task.notes, f"leaks:{file.name}"))
 
 
+class RowsApart:
+    """Tell test rows that occur in no other split from those that do; remembers what it found.
+
+    Parameters
+    ----------
+    threshold
+        Share of the words of a test row that make it a near duplicate.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._found: dict[str, npt.NDArray[np.bool_]] = {}
+
+    def of(self, splits: Mapping[str, LabelledSequences]) -> npt.NDArray[np.bool_]:
+        """Mark the test rows that meet no training and no validation row: bool (test rows,).
+
+        Validation rows that are the test rows themselves (protocol published) do not count.
+        """
+        # All runs of a task have the same rows beside the test rows, cut in other places.
+        key = digest(splits["test"])
+        if key not in self._found:
+            others = [splits["train"]]
+            if "valid" in splits and digest(splits["valid"]) != key:
+                others.append(splits["valid"])
+            self._found[key] = ~rows_in_others(splits["test"], others, self._threshold)
+        return self._found[key]
+
+
+def figures_apart(
+    folder: Path, apart: npt.NDArray[np.bool_], names: Sequence[str], kind: Kind
+) -> dict[str, Any]:
+    """Measure the test rows that meet no training row, where some do and some do not.
+
+    Parameters
+    ----------
+    folder
+        Of the run; its outputs are read.
+    apart
+        Result of :class:`RowsApart`.
+    names
+        Metrics.
+    kind
+        What the labels are.
+
+    Returns
+    -------
+    dict
+        ``rows_apart`` and ``test_apart``, or nothing.
+    """
+    count = int(apart.sum())
+    if not 0 < count < len(apart):
+        return {}
+    with np.load(folder / "outputs.npz") as kept:
+        outputs, labels = kept["test"][apart], kept["test_labels"][apart]
+    return {"rows_apart": count, "test_apart": metrics.measure(names, kind, outputs, labels)}
+
+
 def describe_leaks(found: Mapping[str, Any]) -> str:
     """Say the counts of a leak check in a sentence."""
     parts: list[str] = []
@@ -74,6 +134,16 @@ def describe_leaks(found: Mapping[str, Any]) -> str:
             text += f"; {counts['other_label']:,} with another label"
         parts.append(text + ")")
     repeats = ", ".join(f"{count:,} in {name}" for name, count in found["within"].items())
+    counts = found.get("classes", {})
+    inside, whole = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
+    if inside:
+        shares = ", ".join(
+            f"{name}: {bad / inside:.0%} and "
+            + (f"{(total - bad) / (whole - inside):.0%}" if whole > inside else "none")
+            for name, (bad, total) in counts.items()
+            if total
+        )
+        parts.append(f"share of each class among those in train and among the others: {shares}")
     parts.append(f"rows that repeat an earlier one: {repeats}")
     if found["dropped"]:
         gone = ", ".join(f"{n:,} of {name}" for name, n in found["dropped"].items() if n)
@@ -118,18 +188,3 @@ def _pretraining(config: BenchmarkConfig, task: Task) -> list[Any]:
             regions = regions_of(store, places) if places else Regions.whole(store.lengths)
         found.append(genome_overlap(task.splits, store, regions))
     return found
-
-
-def digest(rows: LabelledSequences) -> str:
-    """Give a hash of sequences, labels and class names."""
-    found = hashlib.sha256()
-    for array in (rows.codes, rows.offsets, np.ascontiguousarray(rows.labels)):
-        found.update(array.tobytes())
-    found.update("\0".join(rows.classes).encode())
-    return found.hexdigest()[:16]
-
-
-def hash_of(values: Any) -> str:
-    """Give a short hash of plain values."""
-    text = json.dumps(values, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]

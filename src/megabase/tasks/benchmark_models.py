@@ -21,6 +21,7 @@ __all__ = [
     "combinations",
     "finetune_settings",
     "go_on_from",
+    "is_baseline",
     "kmer_words",
     "resolve_entry",
     "settings_by_task",
@@ -31,6 +32,11 @@ DEFAULTS: dict[str, Any] = {"epochs": 10, "global_batch": 64, "log_every": 50}
 """What every model takes when nothing else is said, beside the defaults of fine-tuning."""
 KMER_WORDS = (4, 5, 6)
 _NOT_SET = ("train", "valid", "test", "output", "seed", "resume", "overwrite", "force")
+
+
+def is_baseline(start: str) -> bool:
+    """Tell whether an entry is a baseline without a network: kmer, kmer:5 or copies."""
+    return start == "copies" or kmer_words(start) is not None
 
 
 def kmer_words(start: str) -> tuple[int, ...] | None:
@@ -79,10 +85,11 @@ def resolve_entry(entry: ModelEntry) -> dict[str, Any]:
         return {"preset": start}
     if start.count("/") == 1 and not start.startswith((".", "/", "~")):
         return {"model": start}
-    near = difflib.get_close_matches(start, [*families, *presets, "default", "scratch", "kmer"])
+    others = ["default", "scratch", "kmer", "copies"]
+    near = difflib.get_close_matches(start, [*families, *presets, *others])
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise SuiteError(
-        f"model {start!r} is no folder, family or preset, nor default, scratch, kmer{hint}"
+        f"model {start!r} is no folder, family or preset, nor {', '.join(others)}{hint}"
     )
 
 

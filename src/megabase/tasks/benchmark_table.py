@@ -204,32 +204,44 @@ def table_cells(
     """Give the head and the rows of a task's table as text."""
     metric = found[0].metric
     groups = list(records[0]["groups"])
+    apart = _metrics_apart(records)
     head = [
         "model", "protocol", _METRIC_NAMES.get(metric, metric), "+-", "95 % interval", "runs",
+        *(f"{_METRIC_NAMES.get(name, name)} apart" for name in apart),
         *(f"median AUROC {group}" for group in groups),
         "parameters", "minutes a run", "minutes in all", "published", "difference", "published as",
     ]  # fmt: skip
     rows: list[list[str]] = []
     for line in found:
         interval_text = "" if line.low is None else f"{_cell(line.low)} to {_cell(line.high)}"
-        medians = []
-        for group in groups:
-            values = [
-                record["test"].get(f"median_auroc_{group}")
-                for record in records
-                if record["path"] in line.folders
-            ]
-            known = [value for value in values if value is not None]
-            medians.append(_cell(sum(known) / len(known)) if known else "")
+        own = [record for record in records if record["path"] in line.folders]
+        further = [_mean(record.get("test_apart", {}).get(name) for record in own)
+                   for name in apart]  # fmt: skip
+        further += [_mean(record["test"].get(f"median_auroc_{group}") for record in own)
+                    for group in groups]  # fmt: skip
         rows.append(
             [
                 line.model, line.protocol, _cell(line.mean), _cell(line.spread), interval_text,
-                f"{line.runs}", *medians, f"{line.parameters:,}", f"{line.minutes:.1f}",
+                f"{line.runs}", *map(_cell, further), f"{line.parameters:,}", f"{line.minutes:.1f}",
                 f"{line.total_minutes:.1f}", _cell(line.published),
                 _cell(line.difference, sign=True), line.published_source or "",
             ]
         )  # fmt: skip
     return head, rows
+
+
+def _metrics_apart(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Choose the figures shown for the test rows that are in no other split; none without such."""
+    metric = records[0]["metric"]
+    if not any("test_apart" in record for record in records):
+        return []
+    # Accuracy says little where the rows that are left are mostly of one class.
+    return [metric, "mcc"] if metric == "accuracy" and "mcc" in records[0]["metrics"] else [metric]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _table(found: Sequence[Line], records: Sequence[Mapping[str, Any]]) -> str:
@@ -246,6 +258,13 @@ def task_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = ", ".join(f"{count:,} {name}" for name, count in first["rows"].items())
     notes.append(f"Rows: {rows}; classes: {', '.join(first['classes'][:12])}"
                  + (", ..." if len(first["classes"]) > 12 else "") + ".")  # fmt: skip
+    counts = dict.fromkeys(r["rows_apart"] for r in records if "rows_apart" in r)
+    if counts:
+        numbers = " or ".join(f"{count:,}" for count in counts)
+        notes.append(
+            f"Apart: over the {numbers} test rows that equal or nearly equal no training or "
+            "validation row."
+        )
     said: list[str] = []
     for record in records:
         for note in (*record["notes"],):
@@ -306,8 +325,9 @@ def write_tables(
 
     tidy: list[dict[str, Any]] = []
     for record in records:
-        for split in ("valid", "test"):
-            for metric, value in record[split].items():
+        rows = {**record["rows"], "test_apart": record.get("rows_apart")}
+        for split in ("valid", "test", "test_apart"):
+            for metric, value in record.get(split, {}).items():
                 tidy.append(
                     {
                         **{k: record[k] for k in ("suite", "task", "model", "start", "family")},
@@ -315,7 +335,7 @@ def write_tables(
                         "split": split,
                         "metric": metric,
                         "value": value,
-                        "rows": record["rows"][split],
+                        "rows": rows[split],
                         "official_test": record["official"],
                         "parameters": record["parameters"],
                         "minutes": record["seconds"] / 60,

@@ -6,11 +6,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from megabase.data.labelled import LabelledSequences, published_split, split_rows
+from megabase.data.labelled import (
+    LabelledSequences,
+    members_by_class,
+    published_split,
+    split_rows,
+)
+from megabase.data.words import overlap_groups
+from megabase.tasks.digests import digest
 from megabase.tasks.suites.base import SuiteError, Task
 
-__all__ = ["PROTOCOLS", "Unit", "default_seeds", "join", "split_task", "units"]
+__all__ = [
+    "PROTOCOLS",
+    "Together",
+    "Unit",
+    "default_seeds",
+    "join",
+    "split_task",
+    "together_note",
+    "units",
+]
 
 PROTOCOLS: dict[str, str] = {
     "holdout": (
@@ -34,6 +51,40 @@ PROTOCOLS: dict[str, str] = {
     ),
 }
 """Name -> what it does, printed with every table."""
+
+
+class Together:
+    """Groups of rows that overlap, so that none is cut; remembers what it found.
+
+    Parameters
+    ----------
+    share
+        Share of a row's 16-mers in another that makes them overlap; None: rows stand alone.
+    """
+
+    def __init__(self, share: float | None) -> None:
+        self.share = share
+        self._found: dict[str, npt.NDArray[np.int64]] = {}
+
+    def groups(self, rows: LabelledSequences) -> npt.NDArray[np.int64] | None:
+        """Give the group of each row (rows,), or None."""
+        if self.share is None:
+            return None
+        key = digest(rows)
+        if key not in self._found:
+            self._found[key] = overlap_groups(rows, self.share)
+        return self._found[key]
+
+
+NOT_TOGETHER = Together(None)
+
+
+def together_note(share: float) -> str:
+    """Say what stays together, for the notes of a table."""
+    return (
+        f"rows that share at least {share:.0%} of their 16-mers, directly or through others, stay "
+        "on one side of every split made here"
+    )
 
 
 @dataclass(frozen=True)
@@ -90,7 +141,9 @@ def join(parts: list[LabelledSequences]) -> LabelledSequences:
     )
 
 
-def split_task(task: Task, protocol: str, unit: Unit, folds: int) -> dict[str, LabelledSequences]:
+def split_task(
+    task: Task, protocol: str, unit: Unit, folds: int, together: Together = NOT_TOGETHER
+) -> dict[str, LabelledSequences]:
     """Give train, valid and test of one run.
 
     Parameters
@@ -103,6 +156,8 @@ def split_task(task: Task, protocol: str, unit: Unit, folds: int) -> dict[str, L
         Which run.
     folds
         Number of folds (kfold).
+    together
+        Gives groups of rows that have to stay on one side of a cut.
 
     Returns
     -------
@@ -116,7 +171,7 @@ def split_task(task: Task, protocol: str, unit: Unit, folds: int) -> dict[str, L
     """
     splits: Mapping[str, LabelledSequences] = task.splits
     if protocol == "kfold":
-        return _fold(task, unit, folds)
+        return _fold(task, unit, folds, together)
     if "test" not in splits:
         raise SuiteError(
             f"{task.name} has no test rows, which protocol {protocol} needs; add --resplit 0.25, "
@@ -132,24 +187,53 @@ def split_task(task: Task, protocol: str, unit: Unit, folds: int) -> dict[str, L
         return {"train": pooled.take(kept), "valid": pooled.take(valid), "test": test}
     if "valid" in splits:
         return {"train": train, "valid": splits["valid"], "test": test}
-    kept, cut = split_rows(train.labels, 0.1, unit.seed)
+    kept, cut = split_rows(train.labels, 0.1, unit.seed, together.groups(train))
     return {"train": train.take(kept), "valid": train.take(cut), "test": test}
 
 
-def _fold(task: Task, unit: Unit, folds: int) -> dict[str, LabelledSequences]:
+def _fold(task: Task, unit: Unit, folds: int, together: Together) -> dict[str, LabelledSequences]:
     rows = join([part for part in task.splits.values() if len(part)])
     if len(rows) < 2 * folds:
         raise SuiteError(f"{task.name} has {len(rows):,} rows, too few for {folds} folds")
-    order = np.random.default_rng(unit.seed).permutation(len(rows))
-    if rows.kind == "classes":
-        # Class by class, one after the other around the folds: none lacks a class that it can have.
-        order = order[np.argsort(rows.labels[order], kind="stable")]
-    fold = np.empty(len(rows), dtype=np.int64)
-    fold[order] = np.arange(len(rows)) % folds
+    groups = together.groups(rows)
+    fold = _folds(rows, folds, unit.seed, groups)
     test, rest = np.flatnonzero(fold == unit.fold), np.flatnonzero(fold != unit.fold)
-    kept, cut = split_rows(rows.labels[rest], 0.1, unit.seed)
+    inner = None if groups is None else groups[rest]
+    kept, cut = split_rows(rows.labels[rest], 0.1, unit.seed, inner)
     return {
         "train": rows.take(rest[kept]),
         "valid": rows.take(rest[cut]),
         "test": rows.take(test),
     }
+
+
+def _folds(
+    rows: LabelledSequences, folds: int, seed: int, groups: npt.NDArray[np.int64] | None
+) -> npt.NDArray[np.int64]:
+    """Deal rows into folds, class by class, or whole groups of them: (rows,)."""
+    rng = np.random.default_rng(seed)
+    if groups is None:
+        order = rng.permutation(len(rows))
+        if rows.kind == "classes":
+            # Class by class, one after the other around the folds: none lacks a class it can have.
+            order = order[np.argsort(rows.labels[order], kind="stable")]
+        fold = np.empty(len(rows), dtype=np.int64)
+        fold[order] = np.arange(len(rows)) % folds
+        return fold
+    _, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = rng.permutation(len(sizes))
+    of_group = np.empty(len(sizes), dtype=np.int64)
+    for own in members_by_class(rows.labels, member, len(sizes)):
+        held = np.zeros(folds, dtype=np.int64)
+        # Large groups first, each where the fewest rows of the class are.
+        mine = order[own[order]]
+        for group in mine[np.argsort(-sizes[mine], kind="stable")].tolist():
+            place = int(held.argmin())
+            of_group[group] = place
+            held[place] += sizes[group]
+    fold = of_group[member]
+    if len(np.unique(fold)) < folds:
+        raise SuiteError(
+            f"rows that overlap stay together, and {len(sizes)} groups do not fill {folds} folds"
+        )
+    return fold

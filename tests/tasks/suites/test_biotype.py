@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,24 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         biotype.read_genes(config(tmp_path, biotype=BiotypeConfig(top=1)))
     with pytest.raises(SuiteError, match="holdout only"):
         biotype.names(config(tmp_path, protocol="kfold"))
+
+
+def test_transcripts_that_overlap_stay_on_one_side(tmp_path: Path) -> None:
+    # Three transcripts of every gene: trees that met one of them know the other two.
+    rng = np.random.default_rng(1)
+    records = []
+    for i in range(20):
+        text = "".join(rng.choice(list("ACGT"), 90))
+        for j in range(3):
+            piece = text[10 * j : 10 * j + 70]
+            records.append(f">T{i}.{j} gene_biotype:{'ab'[i % 2]}\n{piece}\n")
+    (tmp_path / "iso.fa").write_text("".join(records))
+    asked = BenchmarkConfig(
+        suite="biotype", data=str(tmp_path / "iso.fa"), output=str(tmp_path / "out"),
+        models="kmer:5", seeds=[1], bootstrap=0, biotype=BiotypeConfig(trees=20),
+    )  # fmt: skip
+    (easy,) = run_benchmark(asked)
+    (fair,) = run_benchmark(replace(asked, together=0.3, output=str(tmp_path / "fair")))
+    assert easy["test"]["f1_weighted"] > 0.9 > fair["test"]["f1_weighted"]
+    assert fair["rows"] == {"train": 48, "test": 12}
+    assert "directly or through others" in fair["notes"][0]

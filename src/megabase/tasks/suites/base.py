@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megabase.data.labelled import Kind, LabelledSequences, label_splits, split_rows
 from megabase.data.labelled_files import FastaLabel, find_splits, read_text
+from megabase.data.words import overlap_groups
 from megabase.errors import MegabaseError
 
 __all__ = [
@@ -146,6 +149,7 @@ def read_task(
     kind: Any = "auto",
     resplit: float | None = None,
     resplit_seed: int = 0,
+    together: float | None = None,
 ) -> tuple[dict[str, LabelledSequences], bool, tuple[str, ...]]:
     """Read the splits of a folder, with the same classes everywhere.
 
@@ -159,6 +163,8 @@ def read_task(
         Only the test rows are used, and this share of them is the test split here.
     resplit_seed
         Decides which.
+    together
+        Rows that share this share of their 16-mers, directly or through others, stay on one side.
 
     Returns
     -------
@@ -193,17 +199,32 @@ def read_task(
     splits = label_splits(texts, kind)
     if resplit is None:
         return splits, True, ()
-    return resplit_test(splits["train"], resplit, resplit_seed)
+    return resplit_test(splits["train"], resplit, resplit_seed, together)
 
 
 def resplit_test(
-    rows: LabelledSequences, share: float, seed: int
+    rows: LabelledSequences, share: float, seed: int, together: float | None = None
 ) -> tuple[dict[str, LabelledSequences], bool, tuple[str, ...]]:
-    """Split one set of rows into train and test, class by class."""
-    train, test = split_rows(rows.labels, share, seed)
+    """Split one set of rows into train and test, class by class.
+
+    Parameters
+    ----------
+    rows
+        All of them.
+    share
+        Of the test rows.
+    seed
+        Decides which.
+    together
+        As for :func:`read_task`.
+    """
+    groups = None if together is None else overlap_groups(rows, together)
+    train, test = split_rows(rows.labels, share, seed, groups)
     note = (
         f"train and test are {1 - share:.0%} and {share:.0%} of {Path(rows.text.source).name}, "
-        f"split class by class with seed {seed}: figures compare with each other, not with "
-        "published ones"
+        f"split class by class with seed {seed}"
     )
+    if groups is not None:
+        note += f" in {len(np.unique(groups)):,} groups of rows that overlap"
+    note += ": figures compare with each other, not with published ones"
     return {"train": rows.take(train), "test": rows.take(test)}, False, (note,)

@@ -28,7 +28,9 @@ from megabase.tasks import metrics
 from megabase.tasks.baselines import kmer_counts
 from megabase.tasks.benchmark_config import BenchmarkConfig, BiotypeConfig, ModelEntry
 from megabase.tasks.benchmark_models import kmer_words, resolve_entry
+from megabase.tasks.digests import digest, hash_of
 from megabase.tasks.finetune import without_nan, write_arrays
+from megabase.tasks.protocol import Together, together_note
 from megabase.tasks.suites.base import SuiteError, choose_tasks, figures, need_folder
 from megabase.training.provenance import write_json
 
@@ -134,12 +136,13 @@ def run(
     """
     require()
     genes = read_genes(config)
+    groups = Together(config.together).groups(genes)
     records: list[dict[str, Any]] = []
     pictures: list[dict[str, Any]] = []
     for entry in config.entries:
         found = _embed(config, entry, genes, output)
         for seed in config.seed_numbers:
-            record = _one(config, entry, names[0], genes, found, seed, output)
+            record = _one(config, entry, names[0], genes, groups, found, seed, output)
             records.append(record)
             if console is not None:
                 console.print(f"{names[0]}  {entry.name}  seed-{seed}: f1_weighted "
@@ -171,8 +174,6 @@ def require() -> None:
 
 
 def _key(config: BenchmarkConfig, entry: ModelEntry, genes: LabelledSequences) -> str:
-    from megabase.tasks.benchmark_leaks import digest, hash_of
-
     return hash_of(
         {"rows": digest(genes), "start": entry.start, "settings": entry.settings,
          "pieces": config.biotype.max_length}
@@ -261,14 +262,14 @@ def _one(
     entry: ModelEntry,
     task: str,
     genes: LabelledSequences,
+    groups: npt.NDArray[np.int64] | None,
     found: _Vectors,
     seed: int,
     output: Path,
 ) -> dict[str, Any]:
     """Train and test the trees with one seed."""
-    from megabase.tasks.benchmark_leaks import digest, hash_of
-
-    key = hash_of([_key(config, entry, genes), asdict(config.biotype)])
+    own = [config.together] if config.together is not None else []
+    key = hash_of([_key(config, entry, genes), asdict(config.biotype), *own])
     folder = output / "runs" / f"biotype.{task}" / f"{hash_of(entry.name)}-seed-{seed}-{key}"
     file = folder / "record.json"
     if file.is_file():
@@ -276,7 +277,7 @@ def _one(
     from xgboost import XGBClassifier
 
     started = time.perf_counter()
-    train, test = split_rows(genes.labels, config.biotype.test_fraction, seed)
+    train, test = split_rows(genes.labels, config.biotype.test_fraction, seed, groups)
     trees = XGBClassifier(
         n_estimators=config.biotype.trees,
         max_depth=config.biotype.depth,
@@ -301,7 +302,8 @@ def _one(
         "notes": [
             "frozen embeddings, mean over positions; "
             f"{config.biotype.trees} boosted trees of depth {config.biotype.depth}; no validation "
-            "rows, test genes drawn class by class with the run's seed (the paper states no split)",
+            "rows, test genes drawn class by class with the run's seed (the paper states no split)"
+            + ("" if config.together is None else f"; {together_note(config.together)}"),
         ],
         "published": [asdict(item) for item in _PUBLISHED],
         "rows": {"train": len(train), "test": len(test)},

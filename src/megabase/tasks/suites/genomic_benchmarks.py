@@ -143,6 +143,7 @@ def load(config: BenchmarkConfig, name: str) -> Task:
         kind="classes",
         resplit=config.resplit,
         resplit_seed=config.resplit_seed,
+        together=config.together,
     )
     return Task(
         suite="genomic-benchmarks",

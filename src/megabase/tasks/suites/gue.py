@@ -64,6 +64,7 @@ def load(config: BenchmarkConfig, name: str) -> Task:
         kind="classes",
         resplit=config.resplit,
         resplit_seed=config.resplit_seed,
+        together=config.together,
     )
     value = _PUBLISHED.get(name)
     return Task(

@@ -161,7 +161,9 @@ def load(config: BenchmarkConfig, name: str) -> Task:
     )
     official, notes = True, ()
     if config.resplit is not None:
-        splits, official, notes = resplit_test(splits["train"], config.resplit, config.resplit_seed)
+        splits, official, notes = resplit_test(
+            splits["train"], config.resplit, config.resplit_seed, config.together
+        )
     length, metric = TASKS[name]
     return Task(
         suite="nucleotide-transformer",

@@ -49,6 +49,7 @@ def load(config: BenchmarkConfig, name: str) -> Task:
         kind=table.kind,
         resplit=config.resplit,
         resplit_seed=config.resplit_seed,
+        together=config.together,
     )
     kind = splits["train"].kind
     metric = config.metric or _MAIN[kind]
