@@ -36,6 +36,7 @@ def test_one_command(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "accuracy" in shown.out
     assert "training tokens/s" in shown.out
     assert "chooses the best" in shown.err
+    assert "overlap: 18 of 20 test rows are in train (18 equal" in shown.err
     run = table.parent / "run"
     result = json.loads((run / "result.json").read_text())
     assert result["steps"] == 2

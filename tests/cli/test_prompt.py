@@ -46,6 +46,16 @@ def test_a_sweep_of_lengths(table: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert json.loads((run / "result.json").read_text())["runs"] == runs
 
 
+def test_no_picture_is_said_before_the_training(
+    table: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(small(table, "--lengths", "0", "1", "--dry-run")) == 0
+    assert "no picture: " in capsys.readouterr().err
+    assert main(small(table, "--dry-run")) == 0
+    assert "no picture" not in capsys.readouterr().err
+
+
 def test_a_picture_of_a_region(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     folder = table.parent

@@ -8,7 +8,7 @@ import pytest
 from megabase.data.genome_overlap import genome_overlap
 from megabase.data.labelled import LabelledSequences, label_splits
 from megabase.data.labelled_files import LabelledText
-from megabase.data.leaks import leaking_rows, leaks, rows_in_others
+from megabase.data.leaks import leaking_rows, leaks, overlap_hint, rows_in_others
 from megabase.data.split import regions_of
 from megabase.data.words import canonical_kmers, row_kmers
 from megabase.genome import alphabet
@@ -92,6 +92,20 @@ def test_finds_what_was_planted() -> None:
     kept = {**splits, "train": splits["train"].take(np.flatnonzero(~bad))}
     after = leaks(kept).across["train-test"]
     assert (after.exact, after.reverse_complement, after.near) == (0, 0, 0)
+
+
+def test_a_hint_names_what_is_in_train_and_nothing_else() -> None:
+    splits = known_leaks()
+    hint = overlap_hint(splits)
+    assert hint is not None
+    assert "5 of 7 test rows are in train (2 equal, 1 as reverse complement, 2 near; 1 with" in hint
+    assert "1 of 2 valid rows are in train (1 equal" in hint
+    clean = {
+        "train": splits["train"],
+        "test": rows_of(train=[(letters(80), x) for x in "ab"])["train"],
+    }
+    assert overlap_hint(clean) is None
+    assert overlap_hint({"train": splits["train"]}) is None
 
 
 def test_rows_of_the_pretraining_regions(tmp_path: Path) -> None:

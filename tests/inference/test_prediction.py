@@ -297,6 +297,13 @@ def test_a_track_is_the_same_by_region_and_for_any_number_of_workers(
     np.testing.assert_array_equal(np.float32(opened.values("chr1", 0, 400, fillna=None)), values)
 
 
+def test_calls_are_bed(folder: Path) -> None:
+    with pytest.raises(OutputError, match=r"calls\.tsv: called stretches are written as BED"):
+        predict_track(
+            folder / "genome.fa", folder / "c.bw", str(folder / "bases"), calls="calls.tsv"
+        )
+
+
 def test_calls_are_the_stretches_above_the_threshold(folder: Path) -> None:
     options = TrackOptions(window=50, overlap=20, threshold=0.6, shortest=2, output="yes")
     track = predict_track(

@@ -94,6 +94,7 @@ def run(args: Namespace) -> int:
     from megabase.tasks.prompt import learn_prompt, prompt_lengths
 
     console = Console(stderr=not sys.stdout.isatty())
+    picture = bool(args.lengths) and _can_draw(console)
     if args.lengths:
         results = prompt_lengths(config, args.lengths, dry_run=args.dry_run, console=console)
     else:
@@ -107,14 +108,26 @@ def run(args: Namespace) -> int:
     if args.picture:
         for result in results:
             draw_place(Path(result.run), args.picture)
-    if args.lengths and results:
+    if picture and results:
         _draw(results, Path(config.output) / "lengths.svg", console)
     return 0
 
 
-def _draw(results: list[PromptResult], path: Path, console: Console) -> None:
-    """Draw the chosen figure against the length, where matplotlib is installed."""
+def _can_draw(console: Console) -> bool:
+    """Tell whether the picture beside the table can be drawn; say before the training if not."""
     from megabase.errors import MissingDependencyError
+    from megabase.report.drawing import require_matplotlib
+
+    try:
+        require_matplotlib()
+    except MissingDependencyError as error:
+        console.print(f"no picture: {error}", markup=False, soft_wrap=True)
+        return False
+    return True
+
+
+def _draw(results: list[PromptResult], path: Path, console: Console) -> None:
+    """Draw the chosen figure against the length."""
     from megabase.report.prompt_plot import save_prompt_lengths
 
     figures = [result.test or result.valid for result in results]
@@ -127,12 +140,8 @@ def _draw(results: list[PromptResult], path: Path, console: Console) -> None:
     ]
     if len(points) < 2:
         return
-    try:
-        save_prompt_lengths(path, {f"answer by {results[0].answer}": points}, metric)
-    except MissingDependencyError as error:
-        console.print(f"no picture: {error}", markup=False, soft_wrap=True)
-    else:
-        console.print(f"wrote {path}", markup=False, soft_wrap=True)
+    save_prompt_lengths(path, {f"answer by {results[0].answer}": points}, metric)
+    console.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
 def _show(results: list[PromptResult], console: Console) -> None:

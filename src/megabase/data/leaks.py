@@ -24,8 +24,10 @@ from megabase.genome import alphabet
 
 __all__ = [
     "Leaks",
+    "describe_pair",
     "leaking_rows",
     "leaks",
+    "overlap_hint",
     "rows_in_others",
 ]
 
@@ -157,6 +159,52 @@ def leaks(splits: Mapping[str, LabelledSequences], threshold: float = 0.5) -> Le
         threshold=threshold,
         sampled=every,
         classes=classes,
+    )
+
+
+def describe_pair(pair: str, counts: Mapping[str, int], rows: Mapping[str, int]) -> str:
+    """Say what one split holds of another.
+
+    Parameters
+    ----------
+    pair
+        Such as "train-test".
+    counts
+        Fields of a :class:`Pair`.
+    rows
+        Rows of each split.
+    """
+    first, second = pair.split("-")
+    total = counts["exact"] + counts["reverse_complement"] + counts["near"]
+    text = (
+        f"{total:,} of {rows[second]:,} {second} rows are in {first} "
+        f"({counts['exact']:,} equal, {counts['reverse_complement']:,} as reverse complement, "
+        f"{counts['near']:,} near"
+    )
+    if counts["other_label"]:
+        text += f"; {counts['other_label']:,} with another label"
+    return text + ")"
+
+
+def overlap_hint(splits: Mapping[str, LabelledSequences]) -> str | None:
+    """Warn of test (or validation) rows that are in train; None when there are none.
+
+    Splits with a class for every base are not looked at: places divide them.
+    """
+    if splits["train"].kind == "nucleotides":
+        return None
+    found = leaks({name: rows for name, rows in splits.items() if len(rows)})
+    said = [
+        describe_pair(pair, asdict(counts), found.rows)
+        for pair, counts in found.across.items()
+        if pair.startswith("train-") and counts.exact + counts.reverse_complement + counts.near
+    ]
+    if not said:
+        return None
+    return (
+        f"overlap: {'; '.join(said)}. What is learnt by heart counts there and says little of new "
+        "sequences; megabase benchmark measures the others apart, and splits rows that overlap "
+        "together"
     )
 
 

@@ -366,6 +366,8 @@ def predict_track(
         require_bigwig()
     elif calls is not None:
         raise OutputError("calls are a BED file beside a bigWig; the output is BED already")
+    if calls is not None and not str(calls).lower().endswith(".bed"):
+        raise OutputError(f"{calls}: called stretches are written as BED; name a file that ends so")
     overwrite = bool(running.get("overwrite", False))
     if calls is not None and Path(calls).exists() and not overwrite:
         raise OutputError(f"{calls} exists already; choose another name or use --overwrite")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from megabase.data.genome_overlap import genome_overlap
 from megabase.data.labelled import Kind, LabelledSequences
-from megabase.data.leaks import leaking_rows, leaks, rows_in_others
+from megabase.data.leaks import describe_pair, leaking_rows, leaks, rows_in_others
 from megabase.tasks import metrics
 from megabase.tasks.benchmark_config import BenchmarkConfig
 from megabase.tasks.digests import digest, hash_of
@@ -121,19 +121,7 @@ def figures_apart(
 
 def describe_leaks(found: Mapping[str, Any]) -> str:
     """Say the counts of a leak check in a sentence."""
-    parts: list[str] = []
-    for pair, counts in found["across"].items():
-        first, second = pair.split("-")
-        total = counts["exact"] + counts["reverse_complement"] + counts["near"]
-        text = (
-            f"{total:,} of {found['rows'][second]:,} {second} rows are in {first} "
-            f"({counts['exact']:,} equal, {counts['reverse_complement']:,} as reverse complement, "
-            f"{counts['near']:,} near"
-        )
-        if counts["other_label"]:
-            text += f"; {counts['other_label']:,} with another label"
-        parts.append(text + ")")
-    repeats = ", ".join(f"{count:,} in {name}" for name, count in found["within"].items())
+    parts = [describe_pair(pair, counts, found["rows"]) for pair, counts in found["across"].items()]
     counts = found.get("classes", {})
     inside, whole = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
     if inside:
@@ -144,6 +132,7 @@ def describe_leaks(found: Mapping[str, Any]) -> str:
             if total
         )
         parts.append(f"share of each class among those in train and among the others: {shares}")
+    repeats = ", ".join(f"{count:,} in {name}" for name, count in found["within"].items())
     parts.append(f"rows that repeat an earlier one: {repeats}")
     if found["dropped"]:
         gone = ", ".join(f"{n:,} of {name}" for name, n in found["dropped"].items() if n)

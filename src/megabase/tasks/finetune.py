@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from megabase.data.leaks import overlap_hint
 from megabase.layers.hints import slower_than_possible
 from megabase.tasks.base_predictions import BasePredictions
 from megabase.tasks.classifier import Labels, save_classifier
@@ -126,8 +127,9 @@ def finetune(
         show.print(plan.text, markup=False, highlight=False, soft_wrap=True)
         for change in changes:
             show.print(f"resumed with another setting: {change}", markup=False, highlight=False)
-        if (hint := slower_than_possible(plan.model, fabric.device)) is not None:
-            show.print(hint, markup=False, highlight=False, soft_wrap=True)
+        for hint in (slower_than_possible(plan.model, fabric.device), overlap_hint(plan.splits)):
+            if hint is not None:
+                show.print(hint, markup=False, highlight=False, soft_wrap=True)
     if dry_run:
         return None
     run = Path(config.output)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megabase.data.leaks import overlap_hint
 from megabase.layers.hints import slower_than_possible
 from megabase.tasks.finetune import describe_data, measure_splits, without_nan
 from megabase.tasks.prompt_config import PromptConfig, to_yaml
@@ -119,8 +120,9 @@ def learn_prompt(
         show.print(plan.text, markup=False, highlight=False, soft_wrap=True)
         for change in changes:
             show.print(f"resumed with another setting: {change}", markup=False, highlight=False)
-        if (hint := slower_than_possible(plan.model, fabric.device)) is not None:
-            show.print(hint, markup=False, highlight=False, soft_wrap=True)
+        for hint in (slower_than_possible(plan.model, fabric.device), overlap_hint(plan.splits)):
+            if hint is not None:
+                show.print(hint, markup=False, highlight=False, soft_wrap=True)
     if dry_run:
         return None
     run = Path(config.output)
