@@ -300,10 +300,10 @@ def split_rows(
     if groups is not None:
         return _split_groups(labels, fraction, seed, groups)
     order = np.random.default_rng(seed).permutation(len(labels))
-    groups = [order]
+    parts = [order]
     if labels.ndim == 1:
-        groups = [order[labels[order] == value] for value in np.unique(labels)]
-    cut = np.concatenate([group[: round(fraction * len(group))] for group in groups])
+        parts = [order[labels[order] == value] for value in np.unique(labels)]
+    cut = np.concatenate([part[: round(fraction * len(part))] for part in parts])
     if not 0 < len(cut) < len(labels):
         cut = order[: min(max(1, round(fraction * len(labels))), len(labels) - 1)]
     chosen = np.zeros(len(labels), dtype=bool)
