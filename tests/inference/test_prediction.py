@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 from pathlib import Path
@@ -340,6 +341,43 @@ def test_a_table_of_sequences(folder: Path) -> None:
     lines = tsv.read_text().splitlines()
     assert lines[0].startswith("#megabase: {")
     assert lines[1].split("\t") == frame.columns
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "csv.gz", "parquet"])
+def test_a_table_as_input_is_what_the_fasta_is(folder: Path, ending: str) -> None:
+    texts = {"a": _text(50), "b": _text(20).lower()}
+    (folder / "in.fa").write_text("".join(f">{n}\n{t}\n" for n, t in texts.items()))
+    path = folder / f"in.{ending}"
+    frame = pl.DataFrame({"id": list(texts), "label": [1, 0], "dna": list(texts.values())})
+    if ending == "parquet":
+        frame.write_parquet(path)
+    else:
+        text = frame.write_csv(separator="\t" if ending == "tsv" else ",").encode()
+        path.write_bytes(gzip.compress(text) if ending.endswith("gz") else text)
+    model = str(folder / "whole")
+    expected = predict_file(SequenceInput(str(folder / "in.fa")), folder / "1.parquet", model)
+    source = SequenceInput(str(path), column="dna")
+    found = predict_file(source, folder / "2.parquet", model)
+    assert pl.read_parquet(found).equals(pl.read_parquet(expected))
+
+
+def test_tables_that_cannot_be_read_are_named_with_the_row(folder: Path) -> None:
+    path = folder / "in.csv"
+    path.write_text("seq,x\nACGT,1\nAC!T,2\n")
+    with pytest.raises(MegabaseError, match=r"in\.csv, row 2: .*'!'"):
+        predict_file(SequenceInput(str(path)), folder / "x.tsv", str(folder / "whole"), workers=1)
+    with pytest.raises(MegabaseError, match=r"no column 'dna' for the sequence; it has seq, x"):
+        list(SequenceInput(str(path), column="dna").read())
+    path.write_text("seq\nACGT\n")
+    names = [item.name for item in SequenceInput(str(path)).read()]
+    assert names == ["1"]
+    path.write_text('seq,x\nACGT,1\n"",1\n')
+    with pytest.raises(MegabaseError, match="row 2: the sequence is empty"):
+        list(SequenceInput(str(path)).read())
+    with pytest.raises(MegabaseError, match="is a table, which holds its sequences itself"):
+        SequenceInput(str(path), str(folder / "genome.fa"))
+    with pytest.raises(MegabaseError, match="has no columns"):
+        SequenceInput(str(folder / "genome.fa"), column="dna")
 
 
 def test_what_cannot_be_predicted_is_refused(folder: Path) -> None:

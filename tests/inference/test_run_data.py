@@ -68,6 +68,12 @@ def test_other_folders_and_names_have_no_run(tmp_path: Path) -> None:
     assert find_run("LongSafari/hyenadna-tiny-1k-seqlen-hf") is None
 
 
+def test_a_fine_tuning_has_no_genome(tmp_path: Path, store: GenomeStore) -> None:
+    folder = write_run(tmp_path / "run", store)
+    (folder / "data.json").write_text('{"kind": "classes", "train": {"rows": 3}}')
+    assert find_run(folder) is None
+
+
 @pytest.mark.parametrize("listed", [10, 2, 0])
 def test_split_is_complete_even_when_the_record_lists_only_its_beginning(
     tmp_path: Path, store: GenomeStore, listed: int

@@ -17,13 +17,14 @@ from megabase.cli.inference_options import (
     progress_bar,
     refuse_unused,
     run_options,
-    window_around_variants,
+    source_of,
 )
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from megabase.inference.input_stream import SequenceInput
+
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
@@ -63,7 +64,6 @@ def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
     from megabase.inference.attribute_job import AttributeOptions, attribute_file
     from megabase.inference.errors import InferenceError, OutputError
-    from megabase.inference.input_stream import SequenceInput
 
     if args.logo is not None:
         if not str(args.output).endswith(".parquet"):
@@ -87,7 +87,7 @@ def run(args: Namespace) -> int:
             {"--baseline": args.baseline != "uniform", "--steps": args.steps != _STEPS},
             f"for integrated gradients, and --method is {args.method}",
         )
-    source = SequenceInput(args.input, args.genome, args.kind, window_around_variants(args))
+    source = source_of(args)
     if args.logo is not None:
         _check_place(args, source)
     options = AttributeOptions(args.target, args.method, args.baseline, args.steps)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megabase.cli.inference_options import (
+    add_kind_options,
     add_model_option,
     add_run_options,
     progress_bar,
     refuse_unused,
     run_options,
-    window_around_variants,
+    source_of,
 )
 
 if TYPE_CHECKING:
@@ -32,12 +33,9 @@ EXAMPLES = (
 
 def add_source_options(parser: ArgumentParser) -> None:
     """Add the input of the verbs that read sequences."""
-    parser.add_argument("input", type=str, help="FASTA, BED or VCF, plain or gzip")
+    parser.add_argument("input", type=str, help="FASTA, a table, BED or VCF, plain or gzip")
     parser.add_argument("--genome", type=str, default=None, help="store or FASTA, for BED and VCF")
-    parser.add_argument(
-        "--kind", default="auto", choices=["auto", "fasta", "bed", "vcf"],
-        help="what the input is (default: by its ending)",
-    )  # fmt: skip
+    add_kind_options(parser)
     parser.add_argument(
         "--window", type=int, default=None,
         help="bases around a variant (VCF), for each allele (default: 1024)",
@@ -82,7 +80,6 @@ def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
     from megabase.inference.embed_job import EmbedOptions, embed_file
     from megabase.inference.errors import InputFileError, OutputError
-    from megabase.inference.input_stream import SequenceInput
 
     if args.plot is not None:
         from megabase.report.embedding_plot import check_embedding_plot
@@ -99,7 +96,7 @@ def run(args: Namespace) -> int:
             {"--labels": args.labels is not None, "--map": args.map != "auto"},
             "for the picture, and --plot FILE is missing",
         )
-    source = SequenceInput(args.input, args.genome, args.kind, window_around_variants(args))
+    source = source_of(args)
     options = EmbedOptions(args.layer, args.pooling, args.long, args.both_strands)
     with progress_bar("sequences") as progress:
         target = embed_file(

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
+    from megabase.inference.input_stream import SequenceInput
+
 __all__ = [
+    "add_kind_options",
     "add_model_option",
     "add_run_options",
     "progress_bar",
     "refuse_unused",
     "run_options",
-    "window_around_variants",
+    "source_of",
 ]
 
 
@@ -82,22 +85,34 @@ def refuse_unused(given: Mapping[str, bool], why: str) -> None:
         raise InferenceError(f"{', '.join(names)} {verb} {why}")
 
 
-def window_around_variants(args: Namespace) -> int:
-    """Give ``--window`` of a verb that reads sequences.
+def add_kind_options(parser: ArgumentParser) -> None:
+    """Add what says how a file of sequences is read."""
+    parser.add_argument(
+        "--kind", default="auto", choices=["auto", "fasta", "bed", "vcf", "table"],
+        help="what the input is (default: by its ending; .csv, .tsv and .parquet are tables)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sequence", default=None, type=str, metavar="COLUMN",
+        help="column of a table's sequences (default: sequence or seq)",
+    )  # fmt: skip
+
+
+def source_of(args: Namespace) -> SequenceInput:
+    """Give the input of a verb that reads sequences.
 
     Raises
     ------
     InferenceError
-        When it is given for an input without variants.
+        For an input that is not there or not clear, or ``--window`` without variants.
     """
     from megabase.inference.input_stream import SequenceInput
 
-    if args.window is None:
-        return SequenceInput.window
-    source = SequenceInput(args.input, args.genome, args.kind)
+    window = SequenceInput.window if args.window is None else args.window
+    source = SequenceInput(args.input, args.genome, args.kind, window, args.sequence)
     if source.found_kind != "vcf":
-        refuse_unused({"--window": True}, f"for variants (VCF), and {args.input} holds none")
-    return args.window
+        why = f"for variants (VCF), and {args.input} holds none"
+        refuse_unused({"--window": args.window is not None}, why)
+    return source
 
 
 @contextlib.contextmanager

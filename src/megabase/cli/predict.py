@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megabase.cli.inference_options import (
+    add_kind_options,
     add_run_options,
     progress_bar,
     refuse_unused,
     run_options,
-    window_around_variants,
+    source_of,
 )
 
 if TYPE_CHECKING:
@@ -39,13 +40,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--prompt", type=str, default=None, metavar="FOLDER",
                         help="soft prompt of `megabase prompt`, made for this model")  # fmt: skip
     parser.add_argument("input", nargs="?", type=str, default=None,
-                        help="FASTA, BED or VCF, plain or gzip; none for a track")  # fmt: skip
+                        help="FASTA, a table, BED or VCF; none for a track")  # fmt: skip
     parser.add_argument("-o", "--output", type=str, required=True, metavar="FILE",
                         help=".parquet or .tsv; .bw or .bed for a track")  # fmt: skip
     parser.add_argument("--genome", type=str, default=None,
                         help="store or FASTA, for BED, VCF and tracks")  # fmt: skip
-    parser.add_argument("--kind", default="auto", choices=["auto", "fasta", "bed", "vcf"],
-                        help="what the input is (default: by its ending)")  # fmt: skip
+    add_kind_options(parser)
     strands = parser.add_mutually_exclusive_group()
     strands.add_argument(
         "--both-strands", action="store_true",
@@ -81,7 +81,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
     from megabase.inference.errors import InferenceError
-    from megabase.inference.input_stream import SequenceInput
     from megabase.inference.predict_job import (
         TRACK_SUFFIXES,
         TrackOptions,
@@ -108,6 +107,7 @@ def run(args: Namespace) -> int:
         "--join": args.join != 0,
     }
     if track:
+        refuse_unused({"--sequence": args.sequence is not None}, "for a table of sequences")
         if args.genome is None:
             raise InferenceError("a track needs --genome: a genome store or a FASTA file")
         if args.calls is None and not str(args.output).lower().endswith(".bed"):
@@ -131,7 +131,8 @@ def run(args: Namespace) -> int:
                 "first: megabase predict MODEL FILE -o OUTPUT"
             )
         raise InferenceError(
-            "name a file of sequences (FASTA, BED or VCF), or a track as output (.bw or .bed)"
+            "name a file of sequences (FASTA, a table, BED or VCF), or a track as output (.bw or "
+            ".bed)"
         )
     refuse_unused(
         {
@@ -144,7 +145,7 @@ def run(args: Namespace) -> int:
         },
         "for a track along a genome (an output that ends in .bw or .bed, and no input)",
     )
-    source = SequenceInput(args.input, args.genome, args.kind, window_around_variants(args))
+    source = source_of(args)
     with progress_bar("sequences") as progress:
         target = predict_file(
             source, args.output, args.model, both_strands=both, progress=progress,

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     import polars as pl
 
 __all__ = [
+    "TABLE_SUFFIXES",
     "FastaLabel",
     "LabelledDataError",
     "LabelledText",
     "check_rows",
     "find_splits",
+    "read_sequence_table",
     "read_text",
 ]
 
@@ -37,7 +39,10 @@ _SEQUENCE_NAMES = ("sequence", "seq")
 _LABEL_NAMES = ("label",)
 _COMMA, _TAB, _PARQUET = (".csv",), (".tsv", ".tab"), (".parquet", ".pq")
 _FASTA = (".fa", ".fasta", ".fna")
-_KINDS = (*_COMMA, *_TAB, *_PARQUET, *_FASTA)
+TABLE_SUFFIXES = (*_COMMA, *_TAB, *_PARQUET)
+"""Endings of tables, .gz left out."""
+_KINDS = (*TABLE_SUFFIXES, *_FASTA)
+_ROW_NAMES = ("name", "id")
 _SPLIT_NAMES = {
     "train": ("train", "training"),
     "valid": ("valid", "validation", "val", "dev"),
@@ -213,13 +218,55 @@ def _read_table(
     return LabelledText(str(path), texts[letters].to_list(), labels, wanted)
 
 
-def _column(path: Path, columns: Sequence[str], names: Sequence[str], what: str) -> str:
+def read_sequence_table(
+    path: str | Path, sequence: str | None = None
+) -> tuple[list[str], list[str]]:
+    """Read sequences from CSV, TSV (plain or gzip) or Parquet; labels are not looked for.
+
+    Parameters
+    ----------
+    path
+        The table, with a header.
+    sequence
+        Column of the sequences; None takes ``sequence`` or ``seq``.
+
+    Returns
+    -------
+    names, sequences : list of str
+        Column ``name`` or ``id``, else the number of the row, from 1; and the letters.
+
+    Raises
+    ------
+    LabelledDataError
+        Naming file and row: no such column, no row, an empty sequence.
+    """
+    import polars as pl
+
+    path = Path(path)
+    frame = _frame(path, _suffix(path))
+    names = (sequence,) if sequence else _SEQUENCE_NAMES
+    column = _column(path, frame.columns, names, "sequence", bare=True)
+    named = next((name for name in _ROW_NAMES if name in frame.columns and name != column), None)
+    wanted = [column] if named is None else [column, named]
+    texts = frame.select(pl.col(wanted).cast(pl.String).fill_null("").str.strip_chars())
+    sequences = texts[column].to_list()
+    if not sequences:
+        raise LabelledDataError(f"{path} holds no sequence; expected one in each row")
+    if "" in sequences:
+        raise LabelledDataError(f"{path}, row {sequences.index('') + 1:,}: the sequence is empty")
+    numbers = [str(row + 1) for row in range(len(sequences))]
+    return numbers if named is None else texts[named].to_list(), sequences
+
+
+def _column(
+    path: Path, columns: Sequence[str], names: Sequence[str], what: str, bare: bool = False
+) -> str:
     for name in names:
         if name in columns:
             return name
     raise LabelledDataError(
         f"{path} has no column {' or '.join(map(repr, names))} for the {what}; it has "
-        f"{', '.join(columns)}: name the right one (table.{what})"
+        f"{', '.join(columns)}: name the right one ({'--' if bare else 'table.'}{what})"
     )
 
 

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 
@@ -115,14 +115,16 @@ class _Source:
         except FastaError:
             self._raw.close()
             raise
-        self._stream = cast(BinaryIO, gzip.GzipFile(fileobj=self._raw)) if self._gzip else self._raw
+        self._seekable = self._raw.seekable()
+        self._stream = gzip.GzipFile(fileobj=self._raw) if self._gzip else self._raw
 
     @property
     def position(self) -> int:
-        return self._raw.tell() if self._raw.seekable() else 0
+        return self._raw.tell() if self._seekable else 0
 
     def read(self, size: int) -> bytes:
-        return self._stream.read(size)
+        # From a pipe take what is there: filling a chunk would wait without a look at signals.
+        return self._stream.read(size) if self._seekable else self._stream.read1(size)
 
     def close(self) -> None:
         self._stream.close()

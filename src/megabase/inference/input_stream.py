@@ -1,4 +1,4 @@
-"""One stream of sequences from FASTA, BED or VCF, for every verb that reads sequences."""
+"""One stream of sequences from FASTA, tables, BED or VCF, for every verb that reads sequences."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from megabase.data.labelled_files import TABLE_SUFFIXES, read_sequence_table
 from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
 from megabase.inference.errors import InputFileError
@@ -24,12 +25,13 @@ from megabase.inference.sources import (
 
 __all__ = ["InputKind", "SequenceInput"]
 
-InputKind = Literal["auto", "fasta", "bed", "vcf"]
+InputKind = Literal["auto", "fasta", "bed", "vcf", "table"]
 
 _ENDINGS = {
     ".bed": "bed", ".narrowpeak": "bed", ".broadpeak": "bed",
     ".vcf": "vcf", ".bcf": "vcf",
     ".fa": "fasta", ".fasta": "fasta", ".fna": "fasta", ".ffn": "fasta", ".mfa": "fasta",
+    **dict.fromkeys(TABLE_SUFFIXES, "table"),
 }  # fmt: skip
 
 
@@ -47,6 +49,9 @@ class SequenceInput:
         What the file is; ``auto`` goes by its ending.
     window
         Bases around a variant, for VCF: each allele is read with the same number of bases.
+    column
+        Column of the sequences, for a table (CSV, TSV or Parquet); None takes ``sequence`` or
+        ``seq``.
 
     Raises
     ------
@@ -58,21 +63,29 @@ class SequenceInput:
     genome: str | None = None
     kind: InputKind = "auto"
     window: int = 1024
+    column: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(InputKind):
             raise InputFileError(f"kind is {', '.join(get_args(InputKind))}; found {self.kind!r}")
         if not Path(self.path).is_file():
             raise InputFileError(no_file(self.path))
-        if self.found_kind != "fasta" and self.genome is None:
+        placed = self.found_kind in ("bed", "vcf")
+        if placed and self.genome is None:
             raise InputFileError(
                 f"{self.path}: places and variants need a genome; name a store or a FASTA file "
                 "(--genome)"
             )
-        if self.found_kind == "fasta" and self.genome is not None:
+        if not placed and self.genome is not None:
+            what = "FASTA" if self.found_kind == "fasta" else "a table"
             raise InputFileError(
-                f"{self.path} is FASTA, which holds its sequences itself: leave {self.genome} out "
+                f"{self.path} is {what}, which holds its sequences itself: leave {self.genome} out "
                 "(--genome), or say what it is (--kind bed or vcf)"
+            )
+        if self.column is not None and self.found_kind != "table":
+            raise InputFileError(
+                f"{self.path} has no columns: leave {self.column!r} out (--sequence), which names "
+                "that of the sequences in a table"
             )
         if self.window < 2:
             raise InputFileError(f"a window needs 2 bases or more, found {self.window}")
@@ -86,8 +99,8 @@ class SequenceInput:
         found = _ENDINGS.get(suffixes[-1]) if suffixes else None
         if found is None:
             raise InputFileError(
-                f"{self.path}: the ending does not tell FASTA, BED and VCF apart; say what it is "
-                "(--kind fasta, bed or vcf)"
+                f"{self.path}: the ending does not tell FASTA, tables, BED and VCF apart; say "
+                "what it is (--kind fasta, bed or vcf)"
             )
         return found
 
@@ -95,6 +108,9 @@ class SequenceInput:
         """Stream the sequences, in file order."""
         if self.found_kind == "fasta":
             yield from read_sequences(self.path)
+            return
+        if self.found_kind == "table":
+            yield from _read_table(Path(self.path), self.column)
             return
         with genome_store(str(self.genome)) as store:
             if self.found_kind == "bed":
@@ -124,10 +140,23 @@ class SequenceInput:
                 name, checksum = store.name, store.checksum
         if self.found_kind == "vcf":
             options = {**options, "window": self.window}
+        if self.column is not None:
+            options = {**options, "sequence": self.column}
         return Provenance(
             verb, model, digest, name, checksum,
             {Path(self.path).name: file_digest(self.path)}, options,
         )  # fmt: skip
+
+
+def _read_table(path: Path, column: str | None) -> Iterator[Sequence]:
+    """Give the rows of a table."""
+    from megabase.genome.alphabet import AlphabetError, encode
+
+    for row, (name, letters) in enumerate(zip(*read_sequence_table(path, column), strict=True)):
+        try:
+            yield Sequence(name, encode(letters))
+        except AlphabetError as error:
+            raise InputFileError(f"{path.name}, row {row + 1:,}: {error}") from error
 
 
 def _read_alleles(path: Path, store: GenomeStore, window: int) -> Iterator[Sequence]:

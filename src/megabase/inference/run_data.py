@@ -114,7 +114,7 @@ def find_run(folder: str | Path) -> RunData | None:
     Returns
     -------
     RunData or None
-        None when there is none.
+        None when there is none, or when it was trained on labelled sequences, not on a genome.
 
     Raises
     ------
@@ -129,6 +129,8 @@ def find_run(folder: str | Path) -> RunData | None:
             path = place / "data.json"
             try:
                 record = json.loads(path.read_text())
+                if isinstance(record, dict) and "kind" in record and "genome" not in record:
+                    return None  # labels of a kind: a fine-tuning
                 _ = record["genome"]["sha256"], record["splits"]["train"]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise EvaluationError(f"cannot read {path}: {error!r}") from error
