@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
+from megabase.data.base_labels import IGNORED
 from megabase.data.labelled import LabelledSequences, label_splits, published_split, split_rows
 from megabase.data.labelled_batches import (
+    BaseLabels,
     LabelledBatches,
     TokenRows,
     TruncationWarning,
@@ -329,3 +333,39 @@ def test_groups_of_rows_stay_on_one_side_and_shares_hold_by_class() -> None:
     assert not set(groups[kept]) & set(groups[cut])
     with pytest.raises(LabelledDataError, match=r"largest of 1 groups has 8 rows"):
         split_rows(np.zeros(8, dtype=np.int64), 0.25, 0, np.zeros(8, dtype=np.int64))
+
+
+def test_crops_are_stretches_of_the_row_at_places_of_their_own() -> None:
+    lengths = np.array([10, 7, 10, 3])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    forward = TokenRows(np.arange(30, dtype=np.uint8), offsets)
+    turned = TokenRows(
+        np.concatenate([np.arange(a, b)[::-1] + 100 for a, b in itertools.pairwise(offsets)]),
+        offsets,
+    )
+    classes = BaseLabels(np.arange(30, dtype=np.int16), offsets)
+    batches = LabelledBatches(
+        forward, classes, pad_id=255, seed=3, reverse=turned, reverse_probability=0.5, crop=0.6
+    )
+    seen: set[tuple[int, ...]] = set()
+    for epoch in range(40):
+        indices = np.arange(4 * epoch, 4 * epoch + 4)
+        rows = batches.rows_of(0, indices)
+        batch = batches.batch(0, indices, 10)
+        for ids, labels, row in zip(batch["input_ids"], batch["labels"], rows, strict=True):
+            kept = ids[ids != 255].tolist()
+            whole = (turned if kept[0] >= 100 else forward).ids[offsets[row] : offsets[row + 1]]
+            assert len(kept) == -(-lengths[row] * 6 // 10)
+            first = whole.tolist().index(kept[0])
+            assert kept == whole[first : first + len(kept)].tolist()
+            assert labels[labels != IGNORED].tolist() == [value % 100 for value in kept]
+            seen.add(tuple(kept))
+        again = batches.batch(0, indices, 10)
+        assert torch.equal(batch["input_ids"], again["input_ids"])
+        assert batches.token_count(0, 4 * epoch, 4 * epoch + 4, 10) == int(
+            (batch["input_ids"] != 255).sum()
+        )
+    # Every place on both strands: 5 of 10 (twice), 3 of 7, 2 of 3.
+    assert len(seen) == 2 * (5 + 5 + 3 + 2)
+    with pytest.raises(LabelledDataError, match="expected"):
+        LabelledBatches(forward, classes, pad_id=0, crop=0.0)

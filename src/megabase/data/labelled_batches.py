@@ -32,7 +32,7 @@ __all__ = [
 Encode = Callable[[npt.NDArray[np.uint8]], npt.NDArray[Any]]
 """From the base codes of a sequence to its token ids."""
 
-_ORDER, _STRAND, _BLOCKS = 1, 2, 3
+_ORDER, _STRAND, _BLOCKS, _CROP = 1, 2, 3, 4
 _POOL = 50
 """Blocks that are sorted by length together: more give less padding and less mixing."""
 
@@ -168,6 +168,8 @@ class LabelledBatches:
         Side that is padded.
     pad_to_length
         Pad to the length that is asked for, as published, instead of the longest row.
+    crop
+        Share of every row that is read, in (0, 1]: a stretch at a place drawn anew in every epoch.
 
     Notes
     -----
@@ -189,13 +191,17 @@ class LabelledBatches:
         both_strands: bool = False,
         padding: Literal["right", "left"] = "right",
         pad_to_length: bool = False,
+        crop: float = 1.0,
     ) -> None:
+        if not 0 < crop <= 1:
+            raise LabelledDataError(f"the share of a row that is read is {crop}; expected (0, 1]")
         if reverse is None and (reverse_probability or both_strands):
             raise LabelledDataError("reverse complements are asked for without their tokens")
         self._rows, self._reverse, self._labels = rows, reverse, labels
         self._pad, self._seed, self._shuffle, self._block = pad_id, seed, shuffle, max(1, block)
         self._probability, self._both = reverse_probability, both_strands
         self._left, self._to_length = padding == "left", pad_to_length
+        self._crop = crop
         self._order: tuple[tuple[int, int], npt.NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
@@ -224,7 +230,7 @@ class LabelledBatches:
 
     def token_count(self, stream: int, first: int, last: int, length: int) -> int:
         """Count the real tokens (no padding) of the indices from `first` to before `last`."""
-        total, lengths = 0, np.minimum(self._rows.lengths, length)
+        total, lengths = 0, np.minimum(self._read_of(self._rows.lengths), length)
         whole, size = int(lengths.sum()), len(self)
         for epoch in range(first // size, -(-last // size)):
             low, high = max(first, epoch * size), min(last, (epoch + 1) * size)
@@ -261,9 +267,10 @@ class LabelledBatches:
         if self._both:
             rows, reverse = np.tile(rows, 2), np.repeat([False, True], len(rows))
         sources = [self._rows if not turned else self._reverse for turned in reverse]
+        starts = self._starts(stream, indices, rows)
         ids = [
-            source.ids[source.offsets[row] : source.offsets[row + 1]][:length]
-            for source, row in zip(sources, rows, strict=True)
+            self._stretch(source.ids[source.offsets[row] : source.offsets[row + 1]], start)[:length]
+            for source, row, start in zip(sources, rows, starts, strict=True)
             if source is not None
         ]
         lengths = np.array([len(row) for row in ids], dtype=np.int64)
@@ -274,7 +281,9 @@ class LabelledBatches:
             tokens[row, start : start + len(values)] = values
         one = len(indices)  # with both strands, labels are those of the forward one
         if isinstance(self._labels, BaseLabels):
-            labels = self._base_labels(rows[:one], reverse[:one], lengths[:one], width)
+            labels = self._base_labels(
+                rows[:one], reverse[:one], lengths[:one], starts[:one], width
+            )
         else:
             labels = self._labels[rows[:one]]
         batch = {"input_ids": torch.from_numpy(tokens), "labels": torch.from_numpy(labels)}
@@ -284,21 +293,42 @@ class LabelledBatches:
             batch["attention_mask"] = torch.from_numpy(real.astype(np.int64))
         return batch
 
+    def _read_of(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Give the tokens that are read of rows of these lengths."""
+        return np.ceil(lengths * self._crop).astype(np.int64)
+
+    def _starts(
+        self, stream: int, indices: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """Draw where in its row each stretch begins: 0 first, to 1 last."""
+        if self._crop == 1:
+            return np.zeros(len(rows))
+        drawn = unit_float(draw_bits(derive_key(self._seed, stream, _CROP), indices))
+        return np.resize(drawn, len(rows))
+
+    def _stretch(self, values: npt.NDArray[Any], start: float) -> npt.NDArray[Any]:
+        read = int(self._read_of(np.array(len(values))))
+        first = int(start * (len(values) - read + 1))
+        return values[first : first + read]
+
     def _base_labels(
         self,
         rows: npt.NDArray[np.int64],
         reverse: npt.NDArray[np.bool_],
         lengths: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.float64],
         width: int,
     ) -> npt.NDArray[np.int64]:
         """Lay the classes of the bases beside the tokens of the same rows."""
         values, offsets = cast("BaseLabels", self._labels)
         placed = np.full((len(rows), width), IGNORED, dtype=np.int64)
         whole = self._rows.lengths
-        for place, (row, turned, length) in enumerate(zip(rows, reverse, lengths, strict=True)):
+        given = zip(rows, reverse, lengths, starts, strict=True)
+        for place, (row, turned, length, first) in enumerate(given):
             found = values[offsets[row] : offsets[row] + whole[row]]
+            found = self._stretch(found[::-1] if turned else found, first)
             start = width - length if self._left else 0
-            placed[place, start : start + length] = (found[::-1] if turned else found)[:length]
+            placed[place, start : start + length] = found[:length]
         return placed
 
     def _epoch_order(self, stream: int, epoch: int) -> npt.NDArray[np.int64]:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RowsApart", "checked_for_leaks", "describe_leaks", "figures_apart"]
 
+_MOST_CLASSES = 8
+"""With more of them the sentence would have no end; the file of the check has the counts."""
+
 
 def checked_for_leaks(
     config: BenchmarkConfig, task: Task, output: Path, console: Console | None
@@ -124,7 +127,7 @@ def describe_leaks(found: Mapping[str, Any]) -> str:
     parts = [describe_pair(pair, counts, found["rows"]) for pair, counts in found["across"].items()]
     counts = found.get("classes", {})
     inside, whole = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
-    if inside:
+    if inside and len(counts) <= _MOST_CLASSES:
         shares = ", ".join(
             f"{name}: {bad / inside:.0%} and "
             + (f"{(total - bad) / (whole - inside):.0%}" if whole > inside else "none")

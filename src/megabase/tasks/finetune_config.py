@@ -166,6 +166,10 @@ class HeadConfig:
     reverse_complement: float = 0.0
     """Probability that a training sequence is read as its reverse complement."""
 
+    crop: float = 1.0
+    """Share of every training sequence that is read, a stretch at a place drawn anew in each epoch;
+    validation and test read the whole. Not for models that read one length only."""
+
     strand_average: bool = False
     """Validate and test on the mean of the outputs for both strands."""
 
@@ -177,6 +181,8 @@ class HeadConfig:
             problems.append(
                 f"head.label_smoothing is {self.label_smoothing}; it must lie in 0 to 1, 1 excluded"
             )
+        if not 0 < self.crop <= 1:
+            problems.append(f"head.crop is {self.crop}; it must lie in 0 to 1, 0 excluded")
         if not 0 <= self.reverse_complement <= 1:
             problems.append(
                 f"head.reverse_complement is {self.reverse_complement}; it must lie in 0 to 1"

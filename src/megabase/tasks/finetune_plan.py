@@ -257,6 +257,7 @@ def batches_of(
             both_strands=name != "train" and head.strand_average,
             padding=head.padding,
             pad_to_length=head.pad_to_longest,
+            crop=head.crop if name == "train" else 1.0,
         )
         for name, split in splits.items()
     }
