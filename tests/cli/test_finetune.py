@@ -62,6 +62,19 @@ def test_several_label_columns(table: Path, capsys: pytest.CaptureFixture[str]) 
     assert "multi_label: 2 (x 9, y 18)" in capsys.readouterr().err
 
 
+def test_crops_and_special_tokens_exclude_each_other(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(small(table, "--head.crop", "0.5")) == 0
+    shown = json.loads((table.parent / "run" / "result.json").read_text())
+    assert shown["steps"] == 2
+    specials = ["--head.crop", "0.5", "--head.special_tokens", "yes", "--dry-run"]
+    assert main(small(table, *specials, "--output", str(table.parent / "s"))) == 2
+    assert "would lose the special tokens" in capsys.readouterr().err
+    assert main(small(table, "--head.crop", "0", "--dry-run")) == 2
+    assert "head.crop is 0" in capsys.readouterr().err
+
+
 def test_seeds(table: Path) -> None:
     assert main(small(table, "--seeds", "[1, 2]")) == 0
     summary = json.loads((table.parent / "run" / "result.json").read_text())

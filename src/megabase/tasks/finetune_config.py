@@ -168,7 +168,7 @@ class HeadConfig:
 
     crop: float = 1.0
     """Share of every training sequence that is read, a stretch at a place drawn anew in each epoch;
-    validation and test read the whole. Not for models that read one length only."""
+    validation and test read the whole. Not with special tokens."""
 
     strand_average: bool = False
     """Validate and test on the mean of the outputs for both strands."""

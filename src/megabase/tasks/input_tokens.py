@@ -77,6 +77,11 @@ def build_tokens(
     specials = config.head.special_tokens == "yes" or (
         config.head.special_tokens == "auto" and family in _WITH_SPECIALS
     )
+    if specials and config.head.crop < 1:
+        raise ConfigError(
+            f"head.crop is {config.head.crop}: stretches are cut out of the tokens, and would lose "
+            "the special tokens around them; leave it out, or set head.special_tokens no"
+        )
     bare = _ids(tokenizer, _PROBE, False)
     full = _ids(tokenizer, _PROBE, True) if specials else bare
     start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
