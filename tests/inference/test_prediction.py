@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pybigtools
 import pyBigWig
+import pysam
 import pytest
 import torch
 
@@ -376,6 +377,13 @@ def test_tables_that_cannot_be_read_are_named_with_the_row(folder: Path) -> None
         list(SequenceInput(str(path)).read())
     with pytest.raises(MegabaseError, match="is a table, which holds its sequences itself"):
         SequenceInput(str(path), str(folder / "genome.fa"))
+    cut = folder / "cut.csv.gz"
+    with pysam.BGZFile(str(cut), "wb", None) as file:
+        file.write(b"seq\nACGT\n")
+    assert [item.name for item in SequenceInput(str(cut)).read()] == ["1"]
+    cut.write_bytes(cut.read_bytes()[:-28])  # without the block that ends the file
+    with pytest.raises(MegabaseError, match=r"cut\.csv\.gz is cut short"):
+        list(SequenceInput(str(cut)).read())
     with pytest.raises(MegabaseError, match="has no columns"):
         SequenceInput(str(folder / "genome.fa"), column="dna")
 

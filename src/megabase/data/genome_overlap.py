@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from megabase.data.hashing import mix64
 from megabase.data.labelled import LabelledSequences
-from megabase.data.words import canonical_kmers, row_kmers
+from megabase.data.words import canonical_kmers, one_in, row_kmers
 
 if TYPE_CHECKING:
     from megabase.data.regions import Regions
@@ -21,7 +21,6 @@ __all__ = ["Overlap", "genome_overlap"]
 
 K_GENOME = 31
 """Bases of a word: a genome of a mammal holds few of them by chance."""
-_MOST_WORDS = 20_000_000
 _CHUNK = 4_000_000
 
 
@@ -56,9 +55,8 @@ def genome_overlap(
     share
         Share of a row's words that must lie there.
     """
-    bases = sum(int(rows.offsets[-1]) for rows in splits.values())
     # Long genomes: one of eight words is plenty, every row has tens of them left.
-    every = max(1 if regions.total < _CHUNK else 4, -(-bases // _MOST_WORDS))
+    every = max(1 if regions.total < _CHUNK else 4, one_in(*splits.values()))
     indices = {name: row_kmers(rows, K_GENOME, every) for name, rows in splits.items()}
     wanted = np.unique(np.concatenate([words for words, _ in indices.values()]))
     present = np.zeros(len(wanted), dtype=bool)

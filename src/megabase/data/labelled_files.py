@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from megabase.errors import MegabaseError
-from megabase.genome.files import numbered_lines
+from megabase.genome.files import lacks_bgzip_end, numbered_lines
 from megabase.genome.interval import Interval
 
 if TYPE_CHECKING:
@@ -188,6 +188,12 @@ def _frame(path: Path, suffix: str) -> pl.DataFrame:
     import polars as pl
 
     try:
+        with path.open("rb") as raw:
+            if lacks_bgzip_end(raw):
+                raise LabelledDataError(
+                    f"{path} is cut short: it is a bgzip file without the empty block that ends "
+                    "every bgzip file; copy or download it again"
+                )
         if suffix in _PARQUET:
             return pl.read_parquet(path)
         # As text: whether "01" is a number is for the labels to say, not for the reader.

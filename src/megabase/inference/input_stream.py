@@ -100,7 +100,7 @@ class SequenceInput:
         if found is None:
             raise InputFileError(
                 f"{self.path}: the ending does not tell FASTA, tables, BED and VCF apart; say "
-                "what it is (--kind fasta, bed or vcf)"
+                "what it is (--kind fasta, table, bed or vcf)"
             )
         return found
 

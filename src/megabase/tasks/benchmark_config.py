@@ -244,14 +244,16 @@ class BenchmarkConfig:
         if self.resplit is not None and not 0 < self.resplit < 1:
             problems.append(f"resplit is {self.resplit}; it must lie in 0 to 1, both excluded")
         if self.together is not None and not 0 < self.together <= 1:
-            problems.append(f"together is {self.together}; it must lie in 0 to 1")
+            problems.append(f"together is {self.together}; it must lie in 0 to 1, 0 excluded")
         if self.together is not None and self.protocol in ("cv5", "published"):
             problems.append(
                 f"protocol {self.protocol} splits as its paper did, row by row; leave together out "
                 "or take holdout or kfold"
             )
         if not 0 < self.leak_threshold <= 1:
-            problems.append(f"leak_threshold is {self.leak_threshold}; it must lie in 0 to 1")
+            problems.append(
+                f"leak_threshold is {self.leak_threshold}; it must lie in 0 to 1, 0 excluded"
+            )
         if self.bootstrap < 0:
             problems.append(f"bootstrap is {self.bootstrap}; it must be at least 0")
         try:
