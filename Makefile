@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Freed blocks stay with the process: page faults otherwise cost as much as the arithmetic.
 export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=17179869184
 
-.PHONY: demo test install lint docs clean
+.PHONY: demo test test-slow install lint docs clean
 
 install: $(VENV)/.installed
 
@@ -52,6 +52,10 @@ lint: $(VENV)/.test
 
 test: lint $(VENV)/.demo
 	$(BIN)/python -m pytest
+
+# What takes longer than continuous integration should: long fuzzing, suites of other projects.
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
