@@ -6,7 +6,9 @@ transformers only when it runs, so every ``--help`` answers at once.
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from typing import Any
 
 from megabase import __version__
 from megabase.errors import MegabaseError
+from megabase.training.signals import Terminated, terminable
 
 __all__ = ["VERBS", "main"]
 
@@ -79,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0 on success, 2 for input the user has to mend, 130 after an interrupt.
+        Exit status: 0 on success, 2 for input the user has to mend, 130 after an interrupt,
+        143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -115,15 +119,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         module.add_arguments(parser)
-        status = module.run(parser.parse_args(arguments[1:]))
+        with terminable():
+            status = module.run(parser.parse_args(arguments[1:]))
     except MegabaseError as error:
         print(f"megabase {verb}: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         return 0
-    except KeyboardInterrupt:
-        print(f"megabase {verb}: interrupted", file=sys.stderr)
-        return 130
+    except OSError as error:
+        # A file or folder that cannot be opened, wherever: the name and the system's reason.
+        if error.filename is None or error.strerror is None:
+            raise
+        name = os.fsdecode(error.filename)
+        what = "write" if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT) else "open"
+        print(f"megabase {verb}: error: cannot {what} {name}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        what, status = (
+            ("stopped by SIGTERM", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+        )
+        text = "; ".join((what, *getattr(stop, "__notes__", ())))
+        print(f"megabase {verb}: {text}", file=sys.stderr)
+        return status
     return 0 if status is None else int(status)
 
 

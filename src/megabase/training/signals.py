@@ -1,13 +1,40 @@
-"""A stop asked for by a signal, noticed between two steps."""
+"""Stops asked for by a signal: at once with an exception, or noticed between two steps."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-__all__ = ["StopSignal"]
+__all__ = ["StopSignal", "Terminated", "terminable"]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM was received; whatever cleans up after Ctrl-C cleans up after it too.
+
+    Notes added to it (``add_note``), as to any ``KeyboardInterrupt``, are shown to the user: they
+    say how to go on.
+    """
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Raise :class:`Terminated` on SIGTERM; outside the main thread do nothing."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class StopSignal:
