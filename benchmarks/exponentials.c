@@ -4,7 +4,7 @@
  *     gcc -O3 -march=native -ffast-math -mprefer-vector-width=512 -fopenmp exponentials.c \
  *         -o exponentials -lmvec -lm && OMP_NUM_THREADS=2 ./exponentials
  *
- * -ffast-math lets gcc call the vector expf of glibc (libmvec). Compare with `megabase bench scan`.
+ * -ffast-math lets gcc call the vector expf of glibc (libmvec). Compare with `python -m benchmarks scan`.
  */
 #include <math.h>
 #include <stdio.h>

@@ -9,7 +9,7 @@ default methods on both strands, three ways:
 
 plain
     ``model(input_ids)`` of one window at a time, four for a variant, of the published way of
-    computing (``megabase.bench.plain``: linear layers, a transposed copy, a grouped convolution,
+    computing (``benchmarks.speed.plain``: linear layers, a transposed copy, a grouped convolution,
     FFTs of twice the length) with the same weights, and torch's threads on all cores; its
     log-probabilities are added up for ``llr_window``.
 forward
@@ -44,7 +44,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from megabase.bench.plain import PlainHyenaDNA
+from benchmarks.speed.plain import PlainHyenaDNA
 from megabase.data.augment import codes_to_ids
 from megabase.genome.alphabet import BASE_TOKEN_IDS
 from megabase.genome.store import GenomeStore

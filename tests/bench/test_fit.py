@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from megabase.bench.fit import compare, fit_power_law, overtaking
+from benchmarks.speed.runtime import compare, fit_power_law, overtaking
 
 _LENGTHS = [2**n for n in range(10, 17)]
 

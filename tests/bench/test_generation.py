@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from megabase.bench import generation
-from megabase.bench.config import BenchError
-from megabase.bench.generate_config import GenerateConfig
-from megabase.cli.main import main
+from benchmarks.speed import generation
+from benchmarks.speed.command import main
+from benchmarks.speed.config import BenchError, GenerateConfig
 
 SMALL = {"tokens": 96, "width": 16, "layers": 1, "compare_at": 32, "repeats": 2, "positions": 10}
 
@@ -45,7 +43,7 @@ def test_wrong_scores_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "g.json"
-    call = ["bench", "generate", "-o", str(file)]
+    call = ["generate", "-o", str(file)]
     call += [text for name, value in SMALL.items() for text in (f"--{name}", str(value))]
     threads = torch.get_num_threads()
     assert main([*call, "--threads", str(threads)]) == 0
@@ -53,7 +51,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert json.loads(file.read_text())["config"]["width"] == 16
     assert main(call) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert main(["bench", "generate", "--compare_at", "8", "--model", "cnn"]) == 2
+    assert main(["generate", "--compare_at", "8", "--model", "cnn"]) == 2
     said = capsys.readouterr().err
     assert "compare_at must lie" in said
     assert "model is one of" in said

@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-
-from megabase.bench import others
-from megabase.bench.others import OtherWork, disturbed
+from benchmarks.speed import others
+from benchmarks.speed.others import OtherWork, disturbed
 
 _SPIN = "import time\nend = time.process_time() + {seconds}\nwhile time.process_time() < end: pass"
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from megabase.bench.config import BenchError, RuntimeConfig
-from megabase.bench.point import measure
-from megabase.bench.runtime import (
+from benchmarks.speed.config import BenchError, RuntimeConfig
+from benchmarks.speed.point import measure
+from benchmarks.speed.runtime import (
     Point,
     prepare_output,
     run_point,
@@ -129,7 +128,7 @@ def test_the_summary_keeps_measured_and_extrapolated_apart(tmp_path: Path) -> No
 
 def test_plots_show_extrapolation_as_such(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from megabase.report.runtime_plot import draw_runtime, save_runtime_plots
+    from benchmarks.speed.runtime_plot import draw_runtime, save_runtime_plots
 
     config = replace(_CONFIG, checkpointing="both")
     summary = json.loads(json.dumps(summarise(config, run_runtime(config, measure_point=_fake))))

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.speed import scan
+from benchmarks.speed.command import main
+from benchmarks.speed.config import BenchError, ScanConfig
+from benchmarks.speed.scan import in_child
 
-from megabase.bench import scan
-from megabase.bench.config import BenchError
-from megabase.bench.scan_config import ScanConfig
-from megabase.bench.scan_memory import in_child
-from megabase.cli.main import main
 from megabase.ops import kernels
 
 SMALL: dict[str, Any] = {"length": 40, "channels": 8, "states": 4, "repeats": 1, "inner": 1}
@@ -56,8 +55,8 @@ def test_memory_is_that_of_a_process_of_its_own() -> None:
 def test_the_command_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "scan.json"
     flags = [f"--{name}={value}" for name, value in SMALL.items()]
-    assert main(["bench", "scan", *flags, "--transformers=false", "-o", str(path)]) == 0
+    assert main(["scan", *flags, "--transformers=false", "-o", str(path)]) == 0
     assert json.loads(path.read_text())["config"]["channels"] == 8
     assert "fast, forward" in capsys.readouterr().out
-    assert main(["bench", "scan", *flags, "-o", str(path)]) == 2
-    assert main(["bench", "scan", "--length=0"]) == 2
+    assert main(["scan", *flags, "-o", str(path)]) == 2
+    assert main(["scan", "--length=0"]) == 2

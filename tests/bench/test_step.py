@@ -10,18 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-
-from megabase.bench import memory, step
-from megabase.bench.config import BenchError
-from megabase.bench.limit import Limit, product_sizes
-from megabase.bench.load import run_load
-from megabase.bench.memory import run_memory
-from megabase.bench.plain import PlainHyenaDNA
-from megabase.bench.point import build_model
-from megabase.bench.runtime import Point
-from megabase.bench.step import compare_gradients, run_step
-from megabase.bench.step_config import LoadConfig, MemoryConfig, StepConfig
-from megabase.cli.main import main
+from benchmarks.speed import step
+from benchmarks.speed.command import main
+from benchmarks.speed.config import BenchError, LoadConfig, MemoryConfig, StepConfig
+from benchmarks.speed.load import run_load
+from benchmarks.speed.plain import PlainHyenaDNA
+from benchmarks.speed.point import build_model
+from benchmarks.speed.runtime import Point
+from benchmarks.speed.step import Limit, compare_gradients, product_sizes, run_memory, run_step
 
 SMALL = StepConfig(
     batch=2, length=48, width=16, layers=2, repeats=1, as_it_comes=False, compare_length=48
@@ -75,7 +71,7 @@ def test_the_limit_counts_the_products_of_the_published_way() -> None:
 
 
 def test_memory_is_set_beside_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "compare_gradients", lambda _: {
+    monkeypatch.setattr(step, "compare_gradients", lambda _: {
         "largest_difference": 0.0, "name": "loss"})  # fmt: skip
     specs: list[dict[str, Any]] = []
 
@@ -121,9 +117,9 @@ def test_settings_are_checked_together() -> None:
 def test_help_imports_no_torch(name: str) -> None:
     code = (
         "import sys\n"
-        "from megabase.cli.main import main\n"
+        "from benchmarks.speed.command import main\n"
         "try:\n"
-        f"    main(['bench', '{name}', '--help'])\n"
+        f"    main(['{name}', '--help'])\n"
         "except SystemExit:\n"
         "    pass\n"
         "sys.exit('torch' in sys.modules)\n"
@@ -136,7 +132,7 @@ def test_help_imports_no_torch(name: str) -> None:
 def test_the_command_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "load.json"
     options = ["--bases", "20000", "--length", "50", "--repeats", "1", "-o", str(out)]
-    assert main(["bench", "load", *options]) == 0
+    assert main(["load", *options]) == 0
     assert json.loads(out.read_text())["kind"] == "load"
-    assert main(["bench", "load", *options]) == 2
+    assert main(["load", *options]) == 2
     assert "exists already" in capsys.readouterr().err

@@ -40,7 +40,6 @@ VERBS: dict[str, tuple[str, str]] = {
     "saturate": ("megabase.cli.saturate", "score every substitution of a region"),
     "convert": ("megabase.cli.convert", "turn a published checkpoint into a model folder"),
     "info": ("megabase.cli.info", "what a model is, its size, its limits; the presets"),
-    "bench": ("megabase.cli.bench", "speed and memory, measured on this machine"),
 }
 
 

@@ -25,7 +25,7 @@ stretches of S checkpointed layers N / S + S - 1 inputs are alive instead of N. 
 arrays of a group of channels, ``8 B L min(D, max(64, 2^25 / B L))``, and ten of a call of the
 transforms, ``40 max(2^20, min(16 L, max(4 L, 2^22)))``.
 
-Peaks against estimates are measured by ``megabase bench memory``.
+Peaks against estimates are measured by ``python -m benchmarks memory``.
 """
 
 from __future__ import annotations

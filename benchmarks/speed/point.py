@@ -1,6 +1,6 @@
 """One point of a measurement: one model at one length, in a process of its own.
 
-Run as ``python -m megabase.bench.point SPEC RESULT READY`` with the paths of three files: what to
+Run as ``python -m benchmarks.speed.point SPEC RESULT READY`` with the paths of three files: what to
 measure (JSON), where to write the result, and a file that is created once everything is loaded and
 the clock starts. The process measures its own peak memory, so nothing of another point is in it.
 """
@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megabase.bench.config import BenchError
-from megabase.bench.plain import PlainHyenaDNA
+from benchmarks.speed.config import BenchError
+from benchmarks.speed.plain import PlainHyenaDNA
 
 __all__ = ["build_model", "main", "measure"]
 

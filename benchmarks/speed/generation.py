@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from megabase.bench.config import BenchError
-from megabase.bench.generate_config import GenerateConfig
-from megabase.bench.others import OtherWork
-from megabase.bench.point import build_model
+from benchmarks.speed.config import BenchError, GenerateConfig
+from benchmarks.speed.others import OtherWork
+from benchmarks.speed.point import build_model
 from megabase.inference.decoding import Decoder, decoder, step_threads
 from megabase.inference.model import threads
 from megabase.inference.sampling import Sampler, SamplingOptions

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from megabase.bench.config import MODELS, BenchError, RuntimeConfig
-from megabase.bench.fit import PowerLaw, compare, fit_power_law
-from megabase.bench.others import OtherWork, disturbed
+import numpy as np
 
-__all__ = ["Point", "prepare_output", "run_runtime", "summarise", "write_runtime"]
+from benchmarks.speed import ROOT
+from benchmarks.speed.config import MODELS, BenchError, RuntimeConfig
+from benchmarks.speed.others import OtherWork, disturbed
+
+__all__ = [
+    "Overtaking",
+    "Point",
+    "PowerLaw",
+    "compare",
+    "fit_power_law",
+    "overtaking",
+    "prepare_output",
+    "run_runtime",
+    "summarise",
+    "write_runtime",
+]
 
 _LOADING_LIMIT = 600.0
 """Seconds for a process to import torch and build a model; a busy machine takes a while."""
@@ -38,7 +52,7 @@ class Point:
     reason: str | None = None
     """Why there is no measurement."""
     result: dict[str, Any] | None = None
-    """What the process measured, see :func:`megabase.bench.point.measure`."""
+    """What the process measured, see :func:`benchmarks.speed.point.measure`."""
     other_cores: float | None = None
     """Cores that other programs kept busy meanwhile, on average."""
 
@@ -79,7 +93,7 @@ def run_point(spec: dict[str, Any], memory_limit: int | None) -> Point:
     Parameters
     ----------
     spec
-        As for :func:`megabase.bench.point.measure`.
+        As for :func:`benchmarks.speed.point.measure`.
     memory_limit
         Bytes of resident memory at which the process is ended; None for no limit.
 
@@ -103,8 +117,10 @@ def run_point(spec: dict[str, Any], memory_limit: int | None) -> Point:
     with tempfile.TemporaryDirectory(prefix="megabase-bench-") as folder:
         files = [Path(folder) / name for name in ("spec.json", "result.json", "ready")]
         files[0].write_text(json.dumps(spec))
-        command = [sys.executable, "-m", "megabase.bench.point", *map(str, files)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        command = [sys.executable, "-m", "benchmarks.speed.point", *map(str, files)]
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
         try:
             status = _watch(process, files[2], spec["budget"], memory_limit)
             errors = process.stderr.read() if process.stderr else b""
@@ -331,3 +347,113 @@ def write_runtime(path: Path, summary: dict[str, Any]) -> None:
     from megabase.training.provenance import write_json
 
     write_json(path, summary)
+
+
+_FEWEST = 3
+_TAIL = 4
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """seconds = scale * length ** exponent, fitted to the longest measured lengths."""
+
+    scale: float
+    exponent: float
+    fitted_lengths: tuple[int, ...]
+    """Lengths that the fit saw; anything beyond them is extrapolation."""
+
+    def at(self, length: float) -> float:
+        """Give the seconds of a length."""
+        return self.scale * length**self.exponent
+
+
+def fit_power_law(seconds: Mapping[int, float]) -> PowerLaw | None:
+    """Fit a straight line to the logarithms of the last four points.
+
+    Short lengths are left out when there are more: there the fixed costs of a pass dominate.
+
+    Parameters
+    ----------
+    seconds
+        Measured time of each length.
+
+    Returns
+    -------
+    PowerLaw or None
+        None for fewer than three points.
+    """
+    lengths = sorted(seconds)[-_TAIL:]
+    if len(lengths) < _FEWEST:
+        return None
+    exponent, offset = np.polyfit(np.log(lengths), np.log([seconds[n] for n in lengths]), 1)
+    return PowerLaw(float(np.exp(offset)), float(exponent), tuple(lengths))
+
+
+@dataclass(frozen=True)
+class Overtaking:
+    """Where one model becomes faster than another, for good."""
+
+    length: float | None
+    """Tokens; None when it never does."""
+    how: str
+    """"measured" (between two measured lengths), "from the start" (at the first common length
+    already), "extrapolated" (where the two fits cross), or "never"."""
+
+
+def overtaking(first: Mapping[int, float], second: Mapping[int, float]) -> Overtaking:
+    """Find the length from which the first model stays faster than the second.
+
+    Parameters
+    ----------
+    first, second
+        Measured seconds of each length.
+
+    Returns
+    -------
+    Overtaking
+        Between two measured lengths the crossing is interpolated in the logarithms.
+    """
+    common = sorted(set(first) & set(second))
+    if not common:
+        return Overtaking(None, "never")
+    gaps = [math.log(first[n] / second[n]) for n in common]  # below 0: the first is faster
+    slower = [index for index, gap in enumerate(gaps) if gap >= 0]
+    if not slower:
+        return Overtaking(float(common[0]), "from the start")
+    last = slower[-1]
+    if last + 1 < len(common):
+        share = gaps[last] / (gaps[last] - gaps[last + 1])
+        low, high = math.log(common[last]), math.log(common[last + 1])
+        return Overtaking(math.exp(low + share * (high - low)), "measured")
+    one, other = fit_power_law(first), fit_power_law(second)
+    if one is None or other is None or one.exponent >= other.exponent:
+        return Overtaking(None, "never")
+    crossing = math.exp(math.log(one.scale / other.scale) / (other.exponent - one.exponent))
+    # Fits that cross among lengths where the first was measured to be slower tell nothing.
+    if crossing <= common[-1]:
+        return Overtaking(None, "never")
+    return Overtaking(crossing, "extrapolated")
+
+
+def compare(reference: Mapping[int, float], other: Mapping[int, float]) -> dict[str, Any]:
+    """Compare the times of a model with those of the reference.
+
+    Parameters
+    ----------
+    reference, other
+        Measured seconds of each length.
+
+    Returns
+    -------
+    dict
+        ``ratios``: other / reference at every length measured for both; ``longest_common`` and
+        ``ratio_at_longest_common``; ``reference_overtakes``: see :class:`Overtaking`.
+    """
+    common = sorted(set(reference) & set(other))
+    ratios = {n: other[n] / reference[n] for n in common}
+    return {
+        "ratios": ratios,
+        "longest_common": common[-1] if common else None,
+        "ratio_at_longest_common": ratios[common[-1]] if common else None,
+        "reference_overtakes": asdict(overtaking(reference, other)),
+    }

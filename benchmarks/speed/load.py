@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from megabase.bench.config import BenchError
-from megabase.bench.step_config import LoadConfig
+from benchmarks.speed.config import BenchError, LoadConfig
 from megabase.data.augment import codes_to_ids, reverse_complement_codes
 from megabase.data.datasets import CountN, GenomeWindows
 from megabase.data.loader import Prefetcher
@@ -75,7 +74,7 @@ def _check(store: GenomeStore, data: GenomeWindows, config: LoadConfig) -> None:
 def run_load(
     config: LoadConfig, say: Callable[[str], object] = lambda text: None
 ) -> dict[str, Any]:
-    """Measure; see :class:`~megabase.bench.step_config.LoadConfig`.
+    """Measure; see :class:`~benchmarks.speed.config.LoadConfig`.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""megabase bench: help without torch, and bad input."""
+"""The command: help without torch, and bad input."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import subprocess
 import sys
 
 import pytest
-
-from megabase.cli.main import main
+from benchmarks.speed.command import main
 
 
 def test_help_imports_neither_torch_nor_transformers() -> None:
     code = (
         "import sys\n"
-        "from megabase.cli.main import main\n"
+        "from benchmarks.speed.command import main\n"
         "try:\n"
-        "    main(['bench', 'runtime', '--help'])\n"
+        "    main(['runtime', '--help'])\n"
         "except SystemExit:\n"
         "    pass\n"
         "loaded = {'torch', 'transformers', 'matplotlib'} & set(sys.modules)\n"
@@ -28,7 +27,7 @@ def test_help_imports_neither_torch_nor_transformers() -> None:
 
 
 def test_a_bad_setting_ends_with_one_line(capsys: pytest.CaptureFixture[str], tmp_path) -> None:  # noqa: ANN001
-    status = main(["bench", "runtime", "-o", str(tmp_path / "x"), "--checkpointing", "maybe"])
+    status = main(["runtime", "-o", str(tmp_path / "x"), "--checkpointing", "maybe"])
     assert status == 2
     assert "checkpointing is one of both, on, off" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

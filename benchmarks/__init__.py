@@ -1,0 +1,1 @@
+"""Measurements of megabase: speed and memory (``python -m benchmarks``), and scripts."""

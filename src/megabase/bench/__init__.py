@@ -1,1 +1,0 @@
-"""Speed and memory of the models, measured on the machine at hand."""
