@@ -37,6 +37,9 @@ _OTHER_FORMATS = {
     b"CRAM": "CRAM: expected FASTA",
     b"@": "FASTQ or SAM: expected FASTA",
     b"LOCUS ": "GenBank: turn it into FASTA first",
+    b"version https://git-lfs": "a git-lfs pointer: run git lfs pull in its folder",
+    b"<!DOCTYPE html": "an HTML page: download the file itself from its direct address",
+    b"<html": "an HTML page: download the file itself from its direct address",
 }
 
 # While a file is read, each IUPAC letter is a mark of its own, above all codes, so that one look at

@@ -7,7 +7,6 @@ and folders that hold one of them. Pickles go through
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from megabase.models.restricted_pickle import (
     UnsafeCheckpointError,
     read_pickle,
 )
+from megabase.untrusted import parsing, read_json, shown
 
 __all__ = [
     "CheckpointError",
@@ -131,6 +131,10 @@ def compare_shapes(model: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
     )
 
 
+_PLAIN_VALUES, _PLAIN_DEPTH = 100_000, 64
+"""What :func:`plain` gives at most; the settings of the published runs have some hundred values."""
+
+
 def plain(value: Any) -> Any:
     """Turn omegaconf records of a checkpoint into plain dictionaries, lists and values.
 
@@ -143,17 +147,37 @@ def plain(value: Any) -> Any:
     -------
     Any
         JSON-like data. Interpolations such as ``${optimizer.lr}`` stay text.
+
+    Raises
+    ------
+    CheckpointError
+        When `value` contains itself, or more values than settings can have.
     """
-    if isinstance(value, Inert) and value.origin.module.startswith("omegaconf"):
-        state = value.state if isinstance(value.state, dict) else {}
-        return plain(state.get("_content", state.get("_val")))
-    if isinstance(value, Mapping):
-        return {key if isinstance(key, str) else str(key): plain(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in value]
-    if isinstance(value, Inert):
-        return str(value.origin)
-    return str(value) if isinstance(value, (Global, torch.dtype)) else value
+    left = _PLAIN_VALUES
+
+    def walk(value: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > _PLAIN_DEPTH:
+            raise CheckpointError(
+                f"the checkpoint holds settings of more than {_PLAIN_VALUES:,} values or "
+                f"{_PLAIN_DEPTH} levels"
+            )
+        if isinstance(value, Inert) and value.origin.module.startswith("omegaconf"):
+            state = value.state if isinstance(value.state, dict) else {}
+            return walk(state.get("_content", state.get("_val")), depth + 1)
+        if isinstance(value, Mapping):
+            return {
+                key if isinstance(key, str) else shown(key): walk(item, depth + 1)
+                for key, item in value.items()
+            }
+        if isinstance(value, (Global, torch.dtype)):
+            return str(value)
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return [walk(item, depth + 1) for item in value]
+        return str(value.origin) if isinstance(value, Inert) else value
+
+    return walk(value, 0)
 
 
 def read_weights(path: str | Path, config: str | Path | None = None) -> Weights:
@@ -212,42 +236,30 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    names = _read_json(index).get("weight_map")
+    names = read_json(index, CheckpointError).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{index}: has no weight_map")
-    files = [index.parent / str(name) for name in sorted(set(names.values()))]
-    for file in files:
-        if file.resolve().parent != index.parent.resolve() or not file.is_file():
-            raise CheckpointError(f"{index}: names {file.name}, which is not beside it")
-    return files
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}")
-    return data
+    for name in names.values():
+        # By its name and not by where a link leads: the Hub's cache keeps files elsewhere.
+        beside = isinstance(name, str) and name == Path(name).name and name.endswith(_SUFFIXES)
+        if not beside or not (index.parent / name).is_file():
+            raise CheckpointError(f"{index}: names {shown(name)}, which is not beside it")
+    return [index.parent / name for name in sorted(set(names.values()))]
 
 
 def _read_config(weights: Path, config: str | Path | None) -> dict[str, Any] | None:
     if config is not None:
         file = Path(config)
-        return _read_json(file / "config.json" if file.is_dir() else file)
+        return read_json(file / "config.json" if file.is_dir() else file, CheckpointError)
     beside = weights.parent / "config.json"
-    return _read_json(beside) if beside.is_file() else None
+    return read_json(beside, CheckpointError) if beside.is_file() else None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with parsing(path, CheckpointError, "it is damaged or not a safetensors file"):
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from error
 
 
 def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -265,7 +277,11 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     hyper = plain(content.get("hyper_parameters") or {}) if state is not content else {}
     return (
-        {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)},
+        {
+            name if isinstance(name, str) else shown(name): tensor
+            for name, tensor in state.items()
+            if isinstance(tensor, Tensor)
+        },
         hyper if isinstance(hyper, dict) else {},
     )
 
@@ -277,5 +293,7 @@ def _is_state(value: Any) -> bool:
 def _describe(value: Any, limit: int = 6) -> str:
     if not isinstance(value, dict):
         return type(value).__name__
-    keys: Iterable[str] = [str(key) for key in list(value)[:limit]]
+    keys: Iterable[str] = [
+        key[:60] if isinstance(key, str) else shown(key) for key in list(value)[:limit]
+    ]
     return f"the keys {', '.join(keys)}{', ...' if len(value) > limit else ''}"

@@ -7,6 +7,7 @@ of training libraries, which become :class:`Inert` records. Any other name is re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,9 +15,11 @@ import numpy as np
 import torch
 
 from megabase.errors import MegabaseError
+from megabase.untrusted import shown
 
 __all__ = [
     "STORAGE_TYPES",
+    "Budget",
     "CheckpointError",
     "Global",
     "Inert",
@@ -46,6 +49,41 @@ class Global(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
+
+
+class Budget:
+    """What reading one pickle may cost: its instructions, and the items and bytes they copy."""
+
+    # A tensor takes about 35 instructions, so this is enough for the weights and moments of 9,000
+    # parameters, and some three seconds. The largest object that one instruction makes is an empty
+    # set of 216 bytes.
+    _MOST = 1_000_000
+
+    def __init__(self) -> None:
+        self.left = self._MOST
+
+    def spend(self, steps: int) -> None:
+        """Take from what is left.
+
+        Raises
+        ------
+        CheckpointError
+            When there is not enough.
+        """
+        self.left -= steps
+        if self.left < 0:
+            raise CheckpointError(
+                f"describes more than {self._MOST:,} objects; save the weights alone "
+                "(model.state_dict())"
+            )
+
+    def spend_copies(self, values: Any) -> None:
+        """Take what copying the parts of a tuple costs: one step an item, or for 64 bytes."""
+        for value in values:
+            if isinstance(value, (str, bytes, bytearray)):
+                self.spend(len(value) >> 6)
+            elif isinstance(value, (list, tuple, dict, set, frozenset)):
+                self.spend(len(value))
 
 
 class Inert:
@@ -94,6 +132,13 @@ STORAGE_TYPES = {
     "_UntypedStorage": torch.uint8,
 }  # fmt: skip
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+_MOST_AXES = 64
+_EXPANDED_ELEMENTS = 1 << 20
+"""Elements a tensor may have beyond those of its storage (one value seen at many places)."""
+_FLAT = (str, bytes, float, type(None), torch.dtype, torch.Tensor, np.integer, np.floating,
+         np.bool_, np.str_, np.dtype, Global, Inert)  # fmt: skip
+_LARGEST_KEY = (1 << 61) - 1
+"""Whole numbers from here on can be chosen to share one hash, which makes a table slow."""
 _TENSOR_TYPES = {("torch", "Tensor"), ("torch.nn.parameter", "Parameter")}
 
 
@@ -104,21 +149,44 @@ class Storage(NamedTuple):
     dtype: torch.dtype
 
 
+def _is_flat(value: Any) -> bool:
+    if isinstance(value, int):
+        return -_LARGEST_KEY < value < _LARGEST_KEY
+    return isinstance(value, _FLAT)
+
+
+def _check_key(value: Any) -> Any:
+    """Give a key of a table or a member of a set back; only flat values are ever hashed."""
+    pair = type(value) is tuple and len(value) <= 8 and all(map(_is_flat, value))
+    if not (pair or _is_flat(value)):
+        raise CheckpointError(f"{shown(value)} cannot be a key or member of a set")
+    return value
+
+
+def _is_size(value: Any) -> bool:
+    return (
+        isinstance(value, (tuple, list))
+        and len(value) <= _MOST_AXES
+        and all(isinstance(n, int) and 0 <= n < 1 << 48 for n in value)
+    )
+
+
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: Any = None) -> torch.Tensor:
     if not isinstance(storage, Storage):
         raise CheckpointError("a tensor in the checkpoint has no storage")
     dtype = storage.dtype if dtype is None else dtype
-    numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise CheckpointError(f"a tensor in the checkpoint has shape {size} and strides {stride}")
-    needed = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
+    sound = _is_size(size) and _is_size(stride) and _is_size((offset,)) and len(size) == len(stride)
+    if not sound or not isinstance(dtype, torch.dtype):
+        raise CheckpointError("a tensor in the checkpoint has an impossible shape, stride or type")
     flat = storage.raw.view(dtype)
     if 0 in size:
         return torch.empty(tuple(size), dtype=dtype)
-    if needed > flat.numel():
+    needed = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
+    elements = math.prod(size)
+    if needed > flat.numel() or elements > max(flat.numel(), _EXPANDED_ELEMENTS):
         raise CheckpointError(
-            f"a tensor of shape {tuple(size)} needs {needed:,} elements, but its storage has "
-            f"{flat.numel():,}; the file is damaged"
+            f"a tensor of shape {tuple(size)} needs {max(needed, elements):,} elements, but its "
+            f"storage has {flat.numel():,}; the file is damaged"
         )
     return flat.as_strided(tuple(size), tuple(stride), offset)
 
@@ -149,21 +217,32 @@ _TENSOR_BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
 def _rebuild_from_type(function: Any, _type: Any, arguments: Any, *_: Any) -> Any:
     builder = _TENSOR_BUILDERS.get(function) if isinstance(function, Global) else None
     if builder is None:
-        raise UnsafeCheckpointError(f"the checkpoint asks to call {function} to build a tensor")
+        name = function if isinstance(function, Global) else shown(function)
+        raise UnsafeCheckpointError(f"the checkpoint asks to call {name} to build a tensor")
     return builder(*arguments)
 
 
 def _pairs(values: Any = (), *_: Any) -> dict[Any, Any]:
-    return dict(values)
+    if isinstance(values, dict):
+        return dict(values)
+    return {_check_key(key): value for key, value in values}
 
 
 def _collection(kind: Callable[[Any], Any]) -> Callable[..., Any]:
     def build(values: Any = ()) -> Any:
         if not isinstance(values, (list, tuple, set, frozenset, dict)):
             raise CheckpointError(f"cannot build a {kind} from {type(values).__name__}")
+        if kind in (set, frozenset):
+            values = [_check_key(value) for value in values]
         return kind(values)
 
     return build
+
+
+def _device(*parts: Any) -> str:
+    if len(parts) > 2 or not all(isinstance(part, (str, int)) for part in parts):
+        raise CheckpointError("the checkpoint names an impossible device")
+    return ":".join(part if isinstance(part, str) else shown(part) for part in parts)
 
 
 def _bytes(value: Any = b"", encoding: Any = "latin-1") -> bytes:
@@ -175,13 +254,13 @@ def _bytes(value: Any = b"", encoding: Any = "latin-1") -> bytes:
 
 
 def _numpy_dtype(name: Any, *_: Any) -> np.dtype[Any]:
-    if not isinstance(name, str) or np.dtype(name).kind not in "biufcSU":
-        raise CheckpointError(f"the checkpoint holds a numpy array of type {name!r}")
+    if not isinstance(name, str) or len(name) > 16 or np.dtype(name).kind not in "biufcSU":
+        raise CheckpointError(f"the checkpoint holds a numpy array of type {shown(name)}")
     return np.dtype(name)
 
 
 def _numpy_scalar(dtype: Any, raw: Any) -> Any:
-    return np.frombuffer(_bytes(raw), dtype=dtype, count=1)[0]
+    return _numpy_from_buffer(raw, dtype, (-1,), "C")[0]
 
 
 def _numpy_array(*_: Any) -> np.ndarray[Any, Any]:
@@ -189,6 +268,9 @@ def _numpy_array(*_: Any) -> np.ndarray[Any, Any]:
 
 
 def _numpy_from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray[Any, Any]:
+    sound = isinstance(dtype, np.dtype) and (shape == (-1,) or _is_size(shape))
+    if not sound or order not in ("C", "F"):
+        raise CheckpointError("the checkpoint holds a numpy array of impossible shape or type")
     return np.frombuffer(_bytes(raw), dtype=dtype).reshape(shape, order=order)
 
 
@@ -196,7 +278,7 @@ _BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     **_TENSOR_BUILDERS,
     ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
     ("torch", "Size"): _collection(tuple),
-    ("torch", "device"): lambda *parts: ":".join(str(part) for part in parts),
+    ("torch", "device"): _device,
     ("torch.serialization", "_get_layout"): _first,
     ("collections", "OrderedDict"): _pairs,
     ("collections", "defaultdict"): lambda _factory=None, *rest: _pairs(*rest),
@@ -220,10 +302,10 @@ def _is_inert(name: Global) -> bool:
     return any(name.module == root or name.module.startswith(f"{root}.") for root in INERT_MODULES)
 
 
-def resolve(module: Any, name: Any, where: str) -> Any:
+def resolve(module: Any, name: Any) -> Any:
     """Turn a name of the file into a data type, or into an inert name; refuse what is unknown."""
     if not isinstance(module, str) or not isinstance(name, str):
-        raise CheckpointError(f"{where}: a class name in the pickle is not text")
+        raise CheckpointError("a class name in the pickle is not text")
     found = Global(module, name)
     if module == "torch" and name in _DTYPES:
         return _DTYPES[name]
@@ -242,64 +324,62 @@ def resolve(module: Any, name: Any, where: str) -> Any:
     if module.startswith("torch.nn"):
         hint = " (the file holds a whole pickled model; save model.state_dict() instead)"
     raise UnsafeCheckpointError(
-        f"{where}: refused, because loading it would need {found}{hint}; only tensors, plain "
-        "containers and records of known libraries are read, and nothing was executed"
+        f"refused, because loading it would need {str(found)[:100]}{hint}; only tensors, "
+        "plain containers and records of known libraries are read, and nothing was executed"
     )
 
 
-def call(function: Any, arguments: Any, where: str) -> Any:
+def call(function: Any, arguments: Any, budget: Budget) -> Any:
     """Build what the file asks for; the only functions reachable are those of ``_BUILDERS``."""
-    if not isinstance(function, Global) or not isinstance(arguments, tuple):
-        raise UnsafeCheckpointError(f"{where}: the pickle calls {function!r}, which is no class")
-    if function.name == "_reconstructor":
+    if isinstance(function, Global) and function.name == "_reconstructor":
         function, arguments = arguments[0], ()
-        if not isinstance(function, Global):
-            raise UnsafeCheckpointError(
-                f"{where}: the pickle calls {function!r}, which is no class"
-            )
+    if not isinstance(function, Global) or not isinstance(arguments, tuple):
+        raise UnsafeCheckpointError(f"the pickle calls {shown(function)}, which is no class")
     builder = _BUILDERS.get(function)
     if builder is not None:
+        budget.spend_copies(arguments)
         return builder(*arguments)
     if _is_inert(function):
         return Inert(function, arguments)
-    raise UnsafeCheckpointError(f"{where}: refused, because the pickle calls {function}")
+    raise UnsafeCheckpointError(f"refused, because the pickle calls {function}")
 
 
-def set_state(target: Any, state: Any, where: str) -> Any:
+def set_state(target: Any, state: Any, budget: Budget) -> Any:
     """Give an object the state the file has for it: kept by records, used by numpy arrays."""
     if isinstance(target, Inert):
         target.state = state
     elif isinstance(target, np.ndarray):
-        dtype = state[2]
-        if not isinstance(dtype, np.dtype) or dtype.hasobject:
-            raise CheckpointError(f"{where}: a numpy array of type {dtype!r} is not read")
-        target.__setstate__(state)
+        _version, shape, dtype, _order, raw = state
+        if not isinstance(dtype, np.dtype) or dtype.hasobject or not _is_size(shape):
+            raise CheckpointError(f"a numpy array of type {shown(dtype)} is not read")
+        budget.spend_copies((raw,))
+        target = _numpy_from_buffer(raw, dtype, shape, "F" if _order else "C").copy()
     elif isinstance(target, np.dtype):
         if state[1] == ">" or state[3] is not None:
-            raise CheckpointError(f"{where}: big-endian and structured arrays are not read")
+            raise CheckpointError("big-endian and structured arrays are not read")
     elif not isinstance(target, (dict, torch.Tensor)):  # their attributes carry no weights
-        raise UnsafeCheckpointError(f"{where}: the pickle sets attributes of {target!r}")
+        raise UnsafeCheckpointError(f"the pickle sets attributes of {shown(target)}")
     return target
 
 
-def extend(target: Any, values: list[Any], where: str) -> None:
+def extend(target: Any, values: list[Any]) -> None:
     """Add items to a list or a set, or remember them in a record."""
     if isinstance(target, list):
         target.extend(values)
     elif isinstance(target, set):
-        target.update(values)
+        target.update(_check_key(value) for value in values)
     elif isinstance(target, Inert):
         target.content.extend(values)
     else:
-        raise CheckpointError(f"{where}: the pickle adds items to {type(target).__name__}")
+        raise CheckpointError(f"the pickle adds items to {type(target).__name__}")
 
 
-def set_items(target: Any, values: list[Any], where: str) -> None:
+def set_items(target: Any, values: list[Any]) -> None:
     """Add alternating keys and values to a dictionary, or remember them in a record."""
     pairs = list(zip(values[::2], values[1::2], strict=True))
     if isinstance(target, dict):
-        target.update(pairs)
+        target.update((_check_key(key), value) for key, value in pairs)
     elif isinstance(target, Inert):
         target.content.extend(pairs)
     else:
-        raise CheckpointError(f"{where}: the pickle sets items of {type(target).__name__}")
+        raise CheckpointError(f"the pickle sets items of {type(target).__name__}")

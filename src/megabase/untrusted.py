@@ -1,0 +1,178 @@
+"""Reading what someone else wrote: it ends soon, in little memory, with a value or one clear error.
+
+A text file is bounded before it is read, JSON and YAML before they are walked, and a value of a
+foreign file is never written whole into a message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megabase.errors import MegabaseError
+
+__all__ = ["parse_yaml", "parsing", "read_json", "read_text", "recognise", "shown"]
+
+TEXT_BYTES = 256 << 20
+"""Largest text file that is read whole; the largest of ours, a byte-pair vocabulary, has 3 MB."""
+YAML_BYTES = 1 << 20
+"""Largest YAML file; the parser reads about a megabyte a second."""
+_YAML_NODES = 20_000
+_YAML_DEPTH = 32
+_LARGEST = 1 << 63
+_SHOWN = 80
+
+
+def shown(value: object) -> str:
+    """Describe a value of a foreign file in a few words, whatever it is and however large."""
+    if isinstance(value, str | bytes):
+        return repr(value[:_SHOWN]) + ("..." if len(value) > _SHOWN else "")
+    if isinstance(value, float | bool) or value is None:
+        return repr(value)
+    if isinstance(value, int):
+        return repr(value) if -_LARGEST <= value <= _LARGEST else "a number beyond 64 bits"
+    return type(value).__name__
+
+
+def recognise(path: str | Path) -> str:
+    """Tell what a file is when it is a well-known wrong one; empty otherwise.
+
+    Returns
+    -------
+    str
+        Text to continue ``PATH`` with, such as ``is a git-lfs pointer ...: run git lfs pull``.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    except OSError:
+        return ""
+    if start.startswith(b"version https://git-lfs"):
+        return "is a git-lfs pointer and not the file itself: run git lfs pull in its folder"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "is an HTML page and not the file itself: download it again from its direct address"
+    return ""
+
+
+@contextlib.contextmanager
+def parsing(what: object, error: type[MegabaseError], advice: str = "") -> Iterator[None]:
+    """Turn whatever a parser raises on foreign bytes into one error for people.
+
+    Parameters
+    ----------
+    what
+        The file, or the place in it.
+    error
+        Class of the error.
+    advice
+        What to do, at the end of the message.
+    """
+    try:
+        yield
+    except MegabaseError:
+        raise
+    except Exception as problem:
+        known = recognise(what) if isinstance(what, Path) else ""
+        reason = " ".join(str(problem)[:300].split())
+        raise error(
+            f"{what} {known or f'cannot be read ({type(problem).__name__}: {reason})'}"
+            + (f"; {advice}" if advice and not known else "")
+        ) from problem
+
+
+def read_text(path: str | Path, error: type[MegabaseError], limit: int = TEXT_BYTES) -> str:
+    """Read a whole text file.
+
+    Raises
+    ------
+    MegabaseError
+        Of class `error`, when the file is missing, not UTF-8, or larger than `limit` bytes.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+    except OSError as problem:
+        raise error(f"cannot read {path}: {problem.strerror}") from problem
+    if len(raw) > limit:
+        raise error(f"{path} has more than {limit:,} bytes; expected a short text file")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = raw.count(b"\n", 0, problem.start) + 1
+        raise error(f"{path}, line {line:,}: not text in UTF-8; save it as UTF-8") from problem
+
+
+def read_json(path: str | Path, error: type[MegabaseError]) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises
+    ------
+    MegabaseError
+        Of class `error`, when it cannot be read, or holds anything else.
+    """
+    path = Path(path)
+    text = read_text(path, error)
+    with parsing(path, error, "expected JSON"):
+        content = json.loads(text)
+    if not isinstance(content, dict):
+        raise error(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def parse_yaml(text: str, where: object, error: type[MegabaseError]) -> Any:
+    """Read YAML after counting what its aliases stand for.
+
+    Parameters
+    ----------
+    text
+        The document.
+    where
+        The file, for messages.
+    error
+        Class of the error.
+
+    Raises
+    ------
+    MegabaseError
+        Of class `error`: no YAML, too large, nested too deep, or with aliases that contain
+        themselves or stand for too many values.
+    """
+    import yaml
+
+    if len(text) > YAML_BYTES:
+        raise error(f"{where} has more than {YAML_BYTES:,} characters; expected a short YAML file")
+    with parsing(where, error, "expected YAML"):
+        _check_events(yaml.parse(text, Loader=yaml.SafeLoader), where, error)
+        return yaml.safe_load(text)
+
+
+def _check_events(events: Any, where: object, error: type[MegabaseError]) -> None:
+    import yaml
+
+    sizes: dict[str, int] = {}  # values that an anchor stands for, its aliases followed
+    open_: list[tuple[str | None, int]] = []
+    count = 0
+    for event in events:
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_.pop()
+            if anchor is not None:
+                sizes[anchor] = count - before
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                raise error(f"{where}: the alias *{shown(event.anchor)} contains itself")
+            count += sizes[event.anchor]
+        elif isinstance(event, yaml.NodeEvent):
+            count += 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_.append((event.anchor, count - 1))
+            elif event.anchor is not None:
+                sizes[event.anchor] = 1
+        if count > _YAML_NODES or len(open_) > _YAML_DEPTH:
+            raise error(
+                f"{where}: holds more than {_YAML_NODES:,} values with its aliases written out, "
+                f"or more than {_YAML_DEPTH} levels; write a shorter file"
+            )
