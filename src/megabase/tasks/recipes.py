@@ -1,8 +1,9 @@
 """Recipes of the published tables: settings of fine-tuning by data set and by source.
 
-One YAML file for each data set in ``megabase/recipes/benchmarks/SUITE/TASK.yaml``. Its top-level
-keys are variants (default, hyenadna, caduceus_ph, ...); each holds settings by nested or dotted
-name, a line ``source`` (where they come from) and a line ``for`` (which models they are for).
+One YAML file for each suite, ``megabase/recipes/benchmarks/SUITE.yaml``. Its keys are tasks, or
+``*`` for every task of the suite; those of a task are variants (default, hyenadna, caduceus_ph,
+...). A variant holds settings by nested or dotted name, a line ``source`` (where they come from)
+and a line ``for`` (which models they are for).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ RECIPES = Path(__file__).parents[1] / "recipes" / "benchmarks"
 
 
 def read_recipe(suite: str, task: str) -> dict[str, dict[str, Any]]:
-    """Read the variants of a data set; empty when it has no recipe."""
+    """Read the variants of a task; empty when it has no recipe."""
     import yaml
 
-    file = RECIPES / suite / f"{task}.yaml"
-    return yaml.safe_load(file.read_text()) if file.is_file() else {}
+    file = RECIPES / f"{suite}.yaml"
+    tasks = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    return {**tasks.get("*", {}), **tasks.get(task, {})}
 
 
 def recipe_settings(name: str | None, task: Task) -> dict[str, Any]:
