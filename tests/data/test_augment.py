@@ -1,20 +1,17 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from published import reverse_complement_text
 
 from megabase.data.augment import (
     codes_to_ids,
     is_base,
     is_soft_masked,
     reverse_complement_codes,
-    shift_codes,
 )
-from megabase.data.published import reverse_complement_text
-from megabase.errors import MegabaseError
 from megabase.genome.alphabet import PAD, decode, encode
 
 
@@ -53,11 +50,3 @@ def test_case_and_base_are_read_off_the_codes() -> None:
     codes = torch.cat((batch("ACgtNn"), torch.tensor([[PAD]], dtype=torch.uint8)), 1)
     assert is_base(codes).tolist() == [[True] * 4 + [False] * 3]
     assert is_soft_masked(codes).tolist() == [[False, False, True, True, False, True, False]]
-
-
-def test_shift_cuts_each_row_at_its_own_offset() -> None:
-    codes = batch("ACGTAC", "ACGTAC")
-    got = shift_codes(codes, torch.tensor([0, 2]), 4)
-    assert [decode(row.numpy()) for row in got] == ["ACGT", "GTAC"]
-    with pytest.raises(MegabaseError, match="rows of 6"):
-        shift_codes(codes, torch.tensor([0, 0]), 7)

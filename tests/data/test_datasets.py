@@ -5,10 +5,10 @@ import pickle
 
 import numpy as np
 import torch
+from published import interval_item
 
 from megabase.data.datasets import CountN, GenomeWindows
 from megabase.data.intervals import IntervalWindows
-from megabase.data.published import interval_item
 from megabase.data.regions import Regions
 from megabase.data.split import split_genome
 from megabase.data.windows import RandomWindows, TiledWindows

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from published import caduceus_window, cut_interval
 
 from megabase.data.intervals import IntervalWindows
-from megabase.data.published import caduceus_window, cut_interval
 from megabase.data.regions import Regions
 from megabase.data.windows import WindowError
 

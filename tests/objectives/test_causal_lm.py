@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from published import reverse_complement_text
 from torch import Tensor, nn
 
-from megabase.data.published import reverse_complement_text
 from megabase.objectives.base import ObjectiveError, score_targets
 from megabase.objectives.causal_lm import CausalLM
 

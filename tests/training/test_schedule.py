@@ -10,7 +10,6 @@ import pytest
 from megabase.training.config import ConfigError, OptimConfig, Stage, TrainConfig
 from megabase.training.schedule import (
     LengthSchedule,
-    PublishedStages,
     lr_at,
     published_schedule_steps,
 )
@@ -146,14 +145,3 @@ def test_published_rule_refuses_a_batch_above_the_global_one() -> None:
             length_rule="published",
             size=9,
         )
-
-
-def test_published_stages_by_hand() -> None:
-    stages = PublishedStages(epochs=(1, 0, 2), batch_sizes=(8, 4, 2), global_batch=16)
-    assert stages.cumulative == [1, 1, 3]
-    assert [stages.at(epoch) for epoch in range(5)] == [0, 1, 2, 2, 2]
-    assert stages.on_resume(1) == 2
-    assert stages.accumulation == {0: 2, 1: 8}
-    with pytest.raises(ConfigError, match="past the last stage"):
-        stages.on_resume(3)
-    assert PublishedStages((1,), (None,), 16).accumulation is None

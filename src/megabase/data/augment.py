@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megabase.errors import MegabaseError
 from megabase.genome import alphabet
 
 __all__ = [
@@ -21,7 +20,6 @@ __all__ = [
     "is_base",
     "is_soft_masked",
     "reverse_complement_codes",
-    "shift_codes",
 ]
 
 
@@ -78,36 +76,6 @@ def reverse_complement_codes(codes: Tensor, reverse: Tensor) -> Tensor:
     """
     flipped = _look_up(_complement_table(codes.device), codes.flip(-1))
     return torch.where(reverse[:, None], flipped, codes)
-
-
-def shift_codes(codes: Tensor, offset: Tensor, length: int) -> Tensor:
-    """Cut a window of `length` bases out of each row, at the row's own offset.
-
-    Parameters
-    ----------
-    codes
-        uint8 (n, width): rows read with a margin.
-    offset
-        int64 (n,): first base of the window, in [0, width - length].
-    length
-        Bases to keep.
-
-    Returns
-    -------
-    torch.Tensor
-        uint8 (n, length).
-
-    Raises
-    ------
-    MegabaseError
-        When the rows are shorter than `length`.
-    """
-    if codes.shape[-1] < length:
-        raise MegabaseError(
-            f"cannot cut windows of {length:,} bases out of rows of {codes.shape[-1]:,}"
-        )
-    place = offset[:, None] + torch.arange(length, device=codes.device)
-    return codes.gather(1, place)
 
 
 def is_base(codes: Tensor) -> Tensor:

@@ -22,11 +22,10 @@ from torch import Tensor
 from megabase.data.hashing import derive_key, draw_bits, unit_float
 from megabase.data.labelled import LabelledSequences
 from megabase.data.labelled_files import LabelledDataError
-from megabase.data.published import text_to_ids
-from megabase.data.published_tasks import in_context_item
+from megabase.data.vocabulary import PAD_ID, SEP_ID, text_to_ids
 from megabase.genome import alphabet
 
-__all__ = ["InContextBatches", "answer_places", "prompt_tokens"]
+__all__ = ["InContextBatches", "answer_places", "in_context_item", "prompt_tokens"]
 
 _ORDER, _STRAND = 1, 2
 
@@ -52,6 +51,40 @@ def answer_places(length: int, examples: int) -> npt.NDArray[np.int64]:
     [3, 9, 15]
     """
     return np.arange(examples + 1, dtype=np.int64) * (length + 3) + length
+
+
+def in_context_item(
+    query: str, demonstrations: Sequence[tuple[str, str]], length: int
+) -> npt.NDArray[np.int64]:
+    """Build an in-context prompt: solved examples, then the question.
+
+    Parameters
+    ----------
+    query
+        Sequence to classify.
+    demonstrations
+        (sequence, label letter) pairs, in the order of the prompt. Published letters are A and N
+        for two classes, A, G and N for three.
+    length
+        Tokens of each sequence: cut on the right, padded on the left.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64: for each demonstration sequence, separator, label, separator; then the query and a
+        separator. The model's next token is the answer.
+    """
+
+    def block(text: str) -> npt.NDArray[np.int64]:
+        ids = text_to_ids(text[:length])
+        return np.concatenate([np.full(length - ids.size, PAD_ID), ids, [SEP_ID]])
+
+    parts = [
+        part
+        for text, letter in demonstrations
+        for part in (block(text), np.append(text_to_ids(letter), SEP_ID))
+    ]
+    return np.concatenate([*parts, block(query)])
 
 
 class InContextBatches:

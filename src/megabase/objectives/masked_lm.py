@@ -19,7 +19,7 @@ from megabase.objectives.base import (
     score_targets,
 )
 
-__all__ = ["MaskedLM", "Masking", "published_masking"]
+__all__ = ["MaskedLM", "Masking"]
 
 
 def _signed(word: int) -> int:
@@ -64,41 +64,6 @@ class Masking(NamedTuple):
 def _hide(ids: Tensor, picked: Tensor, masked: Tensor, replaced: Tensor, random: Tensor) -> Masking:
     hidden = torch.where(picked & masked, MASK_ID, ids)
     return Masking(torch.where(picked & ~masked & replaced, random, hidden), picked)
-
-
-def published_masking(
-    ids: Tensor,
-    probability: float,
-    generator: torch.Generator | None = None,
-    vocabulary_size: int = VOCABULARY_SIZE,
-) -> Masking:
-    """Mask as the Caduceus repository does, with torch's own random numbers in its order.
-
-    Each position is picked with the given probability; of the picked, 80 % become the mask token,
-    10 % a random id below `vocabulary_size`, special tokens included, and 10 % stay.
-
-    Parameters
-    ----------
-    ids
-        int64, any shape.
-    probability
-        Share of positions to pick.
-    generator
-        Source of random numbers; torch's global one when None.
-    vocabulary_size
-        Number of ids that a random replacement is drawn from.
-
-    Returns
-    -------
-    Masking
-    """
-
-    def coin(share: float) -> Tensor:
-        return torch.bernoulli(torch.full(ids.shape, share), generator=generator).bool()
-
-    picked, masked, replaced = coin(probability), coin(0.8), coin(0.5)
-    random = torch.randint(vocabulary_size, ids.shape, generator=generator)
-    return _hide(ids, picked, masked, replaced, random)
 
 
 class MaskedLM:

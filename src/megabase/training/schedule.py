@@ -10,15 +10,14 @@ sequence-length warm-up is described in the HyenaDNA paper (arXiv 2306.15794), s
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from megabase.training.config import ConfigError, OptimConfig, TrainConfig
 
 __all__ = [
     "LengthSchedule",
-    "PublishedStages",
     "StagePoint",
     "lr_at",
     "published_schedule_steps",
@@ -242,75 +241,3 @@ def _steps_of(
         per_epoch = math.ceil(math.ceil(size / (world * micro)) / (batch // (world * micro)))
         return per_epoch * max(1, math.ceil(stage.epochs))
     return max(1, math.ceil(stage.epochs * size / batch))
-
-
-@dataclass(frozen=True)
-class PublishedStages:
-    """The epoch-based stage rule of the HyenaDNA repository, its oddities included.
-
-    A stage moves on by at most one at the end of an epoch, so a stage of 0 epochs runs one; the
-    last stage goes on for ever; a run resumed after the end of the last stage fails.
-
-    Parameters
-    ----------
-    epochs
-        Duration of every stage in epochs.
-    batch_sizes
-        Sequences per device of every stage, or None where the stage has none.
-    global_batch
-        Sequences per step that the accumulation aims at, ignoring the number of devices.
-    """
-
-    epochs: Sequence[int]
-    batch_sizes: Sequence[int | None]
-    global_batch: int
-
-    @property
-    def cumulative(self) -> list[int]:
-        """Epoch at which every stage ends."""
-        ends: list[int] = []
-        for count in self.epochs:
-            ends.append((ends[-1] if ends else 0) + count)
-        return ends
-
-    @property
-    def accumulation(self) -> dict[int, int] | None:
-        """First epoch of a stage -> micro-batches per step; None when a stage has no batch size.
-
-        A batch above the global batch gives 0. Stages that begin in the same epoch share a key,
-        and the later one wins.
-        """
-        table: dict[int, int] = {}
-        for first, size in zip([0, *self.cumulative], self.batch_sizes, strict=False):
-            if size is None:
-                return None
-            table[first] = self.global_batch // size
-        return table
-
-    def next_stage(self, stage: int, next_epoch: int) -> int:
-        """Give the stage of epoch ``next_epoch`` when the epoch before it ran in ``stage``."""
-        over = next_epoch >= self.cumulative[stage]
-        return stage + 1 if over and stage + 1 < len(self.epochs) else stage
-
-    def at(self, epoch: int) -> int:
-        """Give the stage of an epoch of a run that started at epoch 0."""
-        stage = 0
-        for following in range(1, epoch + 1):
-            stage = self.next_stage(stage, following)
-        return stage
-
-    def on_resume(self, epoch: int) -> int:
-        """Give the stage that a run resumed at ``epoch`` starts in.
-
-        Raises
-        ------
-        ConfigError
-            When the last stage is over; the repository fails there with an IndexError.
-        """
-        stage = bisect_left([end - 1 for end in self.cumulative], epoch)
-        if stage >= len(self.epochs):
-            raise ConfigError(
-                f"epoch {epoch} is past the last stage, which ends at epoch {self.cumulative[-1]}; "
-                "there is nothing left to resume"
-            )
-        return stage

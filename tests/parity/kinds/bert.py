@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from harness import Case, covers
+from span_masking import SPAN_OFFSETS, mask_kmer_spans
 
 from megabase.models.bigbird.configuration import GenomicBigBirdConfig
 from megabase.models.bigbird.modeling import (
@@ -13,7 +14,6 @@ from megabase.models.bigbird.modeling import (
     GenomicBigBirdForSequenceClassification,
 )
 from megabase.models.dnabert.configuration import DNABERTConfig
-from megabase.models.dnabert.masking import SPAN_OFFSETS, mask_kmer_spans
 from megabase.models.dnabert.modeling import DNABERTForMaskedLM, DNABERTForSequenceClassification
 from megabase.models.dnabert.tokenization import DNABERTTokenizer
 from megabase.models.kmer import split_kmers

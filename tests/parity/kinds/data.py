@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import published
+import published_tasks
 import torch
 from harness import Case, covers
+from published_training import published_masking
 
-from megabase.data import published, published_tasks
-from megabase.objectives.masked_lm import published_masking
+from megabase.data.in_context import in_context_item
+from megabase.data.vocabulary import text_to_ids
+from megabase.tasks.suites.species import SPECIES_SPLITS
 
 
 def read_fasta(path: Path) -> dict[str, str]:
@@ -210,7 +214,7 @@ def check_in_context(texts: dict[str, str], rows: list[dict[str, Any]], length: 
             assert not row["use_padding"]  # ours pads always: unpadded examples cannot be stacked
             continue
         ids, letters = row["result"]["ids"], row["label_to_token"]
-        token = {letter: published.text_to_ids(letter).tolist() for letter in letters.values()}
+        token = {letter: text_to_ids(letter).tolist() for letter in letters.values()}
         last = tuple(ids[-length - 1 : -1])
         known = next(
             blocks
@@ -222,7 +226,7 @@ def check_in_context(texts: dict[str, str], rows: list[dict[str, Any]], length: 
         assert count == row["shots"] * len(letters)
         chosen = [known[tuple(ids[i * step : i * step + length])] for i in range(count)]
         query, answer = known[tuple(ids[count * step : count * step + length])]
-        same(published_tasks.in_context_item(query, chosen, length), ids, row)
+        same(in_context_item(query, chosen, length), ids, row)
         same(row["result"]["target"], token[answer], row)
         given = [letter for _, letter in chosen]
         assert all(given.count(letter) == row["shots"] for letter in letters.values())
@@ -246,18 +250,18 @@ def check_species(folder: Path, output: dict[str, Any]) -> None:
     weights = output["weighted_by_bp"]
     for species, splits in output["splits"].items():
         for split, names in splits.items():
-            same(list(published_tasks.SPECIES_SPLITS[species][split]), names, (species, split))
+            same(list(SPECIES_SPLITS[species][split]), names, (species, split))
     names = list(weights["chromosome"])
     present = {path.stem.removeprefix("chr") for path in (folder / names[0]).iterdir()}
     split = next(
         split
-        for split, chromosomes in published_tasks.SPECIES_SPLITS[names[0]].items()
+        for split, chromosomes in SPECIES_SPLITS[names[0]].items()
         if set(chromosomes) <= present
     )
     genomes = {
         name: {
             chromosome: next(iter(read_fasta(next(where.glob(f"chr{chromosome}.f*a"))).values()))
-            for chromosome in published_tasks.SPECIES_SPLITS[name][split]
+            for chromosome in SPECIES_SPLITS[name][split]
         }
         for name in names
         if (where := folder / name)

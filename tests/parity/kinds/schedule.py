@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from harness import Case, covers
+from published_training import PublishedStages
 
 from megabase.training.config import ConfigError
-from megabase.training.schedule import PublishedStages
 
 
 def _row(stages: list[dict[str, Any]], epoch: int, stage: int, reloads: int) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from megabase.data.labelled import label_splits
 from megabase.data.labelled_files import LabelledText
-from megabase.data.published_tasks import CHROMATIN_WINDOW
 from megabase.data.regions import Regions
 from megabase.data.split import split_genome
 from megabase.errors import MissingDependencyError
@@ -27,7 +26,16 @@ from megabase.genome.store import GenomeStore
 from megabase.tasks.benchmark_config import BenchmarkConfig
 from megabase.tasks.suites.base import Published, SuiteError, Task, figures
 
-__all__ = ["DEEPSEA_GROUPS", "Windows", "bin_labels", "lift", "load", "names", "read_coordinates"]
+__all__ = [
+    "CHROMATIN_WINDOW",
+    "DEEPSEA_GROUPS",
+    "Windows",
+    "bin_labels",
+    "lift",
+    "load",
+    "names",
+    "read_coordinates",
+]
 
 INSTRUCTIONS = (
     "Give --chromatin.genome STORE and either --data with {train,val,test}_*_coords_targets.csv "
@@ -35,6 +43,8 @@ INSTRUCTIONS = (
     "deepsea.princeton.edu/help by the script of the HyenaDNA repository) or --chromatin.peaks "
     "'{GROUP:NAME: peaks.bed, ...}' with --chromatin.test and --chromatin.validation places"
 )
+CHROMATIN_WINDOW = 1000
+"""Bases of the windows in the tables of the chromatin profile (DeepSEA)."""
 DEEPSEA_GROUPS = {"DHS": (0, 125), "TF": (125, 815), "HM": (815, 919)}
 """Columns of DeepSEA's 919 labels: group -> first and the one after its last."""
 _SOURCES = (

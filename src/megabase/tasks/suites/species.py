@@ -9,7 +9,7 @@ records, or from different blocks of an alignment.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +17,20 @@ import numpy.typing as npt
 
 from megabase.data.labelled import label_splits
 from megabase.data.labelled_files import LabelledText
-from megabase.data.published_tasks import SPECIES_SPLITS
 from megabase.genome import alphabet
 from megabase.genome.fasta import Header, read_fasta
 from megabase.tasks.benchmark_config import BenchmarkConfig, SpeciesConfig
 from megabase.tasks.suites.base import Published, SuiteError, Task, choose_tasks, figures
 
-__all__ = ["Record", "draw_samples", "load", "names", "read_genomes", "split_records"]
+__all__ = [
+    "SPECIES_SPLITS",
+    "Record",
+    "draw_samples",
+    "load",
+    "names",
+    "read_genomes",
+    "split_records",
+]
 
 INSTRUCTIONS = (
     "Name --data (a FASTA with one record for each species, or a folder of SPECIES.fa[.gz]) or "
@@ -43,6 +50,29 @@ _PUBLISHED = {
 }
 
 Codes = npt.NDArray[np.uint8]
+
+
+def _species_split(last: int, *others: str, second: Sequence[str] = ("2",)) -> dict[str, list[str]]:
+    valid, test = ["1", "3", "12", "13"], ["5", "7", "9", "10", "11"]
+    middle = [str(number) for number in range(4, last + 1)]
+    train = [*second, *(name for name in middle if name not in {*valid, *test}), *others]
+    return {"train": train, "valid": valid, "test": test}
+
+
+_GREAT_APE = _species_split(22, "X", "Y", second=("2A", "2B"))
+SPECIES_SPLITS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "human": _species_split(22, "X", "Y"),
+    "lemur": _species_split(27, "X", "Y"),
+    "goat": _species_split(29, "X", "Y"),
+    "sheep": _species_split(26, "X", "Y"),
+    "pig": _species_split(18, "X", "Y"),
+    "mouse": _species_split(19, "X"),
+    "gorilla": _GREAT_APE,
+    "orangutan": _GREAT_APE,
+    "chimpanzee": _GREAT_APE,
+    "hippo": _species_split(17, "X"),
+}
+"""Chromosomes of each split of the species task, by species (HyenaDNA repository)."""
 
 
 class Record:

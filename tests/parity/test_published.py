@@ -5,15 +5,19 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import published
+import published_tasks
 import pytest
+from published import PublishedDataError
+from published_training import PublishedStages
 
-from megabase.data import published, published_tasks
-from megabase.data.published import PublishedDataError
+from megabase.data.vocabulary import text_to_ids
+from megabase.training.config import ConfigError
 
 
 def test_letters_are_upper_cased_unless_asked() -> None:
-    assert published.text_to_ids("acgtNR.").tolist() == [7, 8, 9, 10, 11, 6, 6]
-    assert published.text_to_ids("aCGt", case_sensitive=True).tolist() == [6, 8, 9, 6]
+    assert text_to_ids("acgtNR.").tolist() == [7, 8, 9, 10, 11, 6, 6]
+    assert text_to_ids("aCGt", case_sensitive=True).tolist() == [6, 8, 9, 6]
 
 
 def test_published_examples_of_pretraining_items() -> None:
@@ -109,3 +113,14 @@ def test_species_samples_are_full_by_default_and_published_ones_need_not_be() ->
     assert all(set(cut.sample(rng).text) == {"A"} for _ in range(200))
     quirk = published_tasks.SpeciesSampler({"human": {"1": "A" * 50}}, 20, published_end=True)
     assert any("N" in quirk.sample(rng).text for _ in range(50))
+
+
+def test_published_stages_by_hand() -> None:
+    stages = PublishedStages(epochs=(1, 0, 2), batch_sizes=(8, 4, 2), global_batch=16)
+    assert stages.cumulative == [1, 1, 3]
+    assert [stages.at(epoch) for epoch in range(5)] == [0, 1, 2, 2, 2]
+    assert stages.on_resume(1) == 2
+    assert stages.accumulation == {0: 2, 1: 8}
+    with pytest.raises(ConfigError, match="past the last stage"):
+        stages.on_resume(3)
+    assert PublishedStages((1,), (None,), 16).accumulation is None

@@ -17,9 +17,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from megabase.data.vocabulary import N_ID, PAD_ID, SEP_ID, UNKNOWN_ID
+from megabase.data.vocabulary import N_ID, PAD_ID, SEP_ID, text_to_ids
 from megabase.errors import MegabaseError
-from megabase.genome.alphabet import BASE_TOKEN_IDS, BASES
+from megabase.genome.alphabet import BASES
 
 __all__ = [
     "CADUCEUS_SEGMENT",
@@ -38,7 +38,6 @@ __all__ = [
     "reverse_complement_text",
     "shift_bounds",
     "shift_targets",
-    "text_to_ids",
 ]
 
 _Ids = npt.NDArray[np.int64]
@@ -57,36 +56,6 @@ _COMPLEMENT = str.maketrans("ACGTacgt", "TGCAtgca")
 
 class PublishedDataError(MegabaseError):
     """Data that a published loader could not use either."""
-
-
-def _id_table() -> npt.NDArray[np.int64]:
-    table = np.full(256, UNKNOWN_ID, dtype=np.int64)
-    for letter, token in zip(BASES, BASE_TOKEN_IDS, strict=True):
-        table[ord(letter)] = token
-    table[ord("N")] = N_ID
-    return table
-
-
-_ID_OF_LETTER = _id_table()
-
-
-def text_to_ids(text: str, *, case_sensitive: bool = False) -> _Ids:
-    """Look letters up as token ids, one for each character.
-
-    Parameters
-    ----------
-    text
-        Any text; everything but A, C, G, T, N is unknown (6).
-    case_sensitive
-        Take lower case as unknown; published in HyenaDNA, not in Caduceus.
-
-    Returns
-    -------
-    numpy.ndarray
-        int64 (len(text),).
-    """
-    letters = (text if case_sensitive else text.upper()).encode("latin-1", "replace")
-    return _ID_OF_LETTER[np.frombuffer(letters, dtype=np.uint8)]
 
 
 def reverse_complement_text(text: str) -> str:

@@ -1,6 +1,6 @@
 """Items of published downstream benchmarks, exactly as their loaders build them.
 
-Companion of :mod:`megabase.data.published`, with the same rule: habits that are defects are options
+Companion of :mod:`published`, with the same rule: habits that are defects are options
 that are off by default. Coordinates are 0-based half-open.
 
 Sources: HazyResearch/hyena-dna, ``src/dataloaders/datasets/{genomic_bench,chromatin_profile,
@@ -10,32 +10,28 @@ icl_genomics,species,nucleotide_transformer}_dataset.py``.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-
-from megabase.data.published import (
+from published import (
     PublishedDataError,
     cut_interval,
-    padded_item,
     shift_targets,
-    text_to_ids,
 )
-from megabase.data.vocabulary import SEP_ID
+
+from megabase.data.vocabulary import SEP_ID, text_to_ids
+from megabase.tasks.suites.chromatin import CHROMATIN_WINDOW
 
 __all__ = [
-    "CHROMATIN_WINDOW",
-    "SPECIES_SPLITS",
     "ChromatinWindow",
     "LabelledText",
     "SpeciesSampler",
     "chromatin_item",
     "chromatin_windows",
-    "in_context_item",
     "label_of_record",
     "read_folder",
     "species_item",
@@ -109,10 +105,6 @@ def label_of_record(name: str) -> int:
     return int(name[-1])
 
 
-CHROMATIN_WINDOW = 1000
-"""Bases of the windows in the tables of the chromatin profile (DeepSEA)."""
-
-
 class ChromatinWindow(NamedTuple):
     """A row of the chromatin table: the resized window and its labels."""
 
@@ -182,60 +174,6 @@ def chromatin_item(contig: str, start: int, end: int) -> _Ids:
     cut = cut_interval(start, end, end - start, len(contig))
     text = "." * cut.left + contig[cut.start : cut.end] + "." * cut.right
     return np.append(text_to_ids(text), SEP_ID)
-
-
-def in_context_item(query: str, demonstrations: Sequence[tuple[str, str]], length: int) -> _Ids:
-    """Build an in-context prompt: solved examples, then the question.
-
-    Parameters
-    ----------
-    query
-        Sequence to classify.
-    demonstrations
-        (sequence, label letter) pairs, in the order of the prompt. Published letters are A and N
-        for two classes, A, G and N for three.
-    length
-        Tokens of each sequence: cut on the right, padded on the left.
-
-    Returns
-    -------
-    numpy.ndarray
-        int64: for each demonstration sequence, separator, label, separator; then the query and a
-        separator. The model's next token is the answer.
-    """
-
-    def block(text: str) -> _Ids:
-        return np.append(padded_item(text, length, padding="left")[0], SEP_ID)
-
-    parts = [
-        part
-        for text, letter in demonstrations
-        for part in (block(text), np.append(text_to_ids(letter), SEP_ID))
-    ]
-    return np.concatenate([*parts, block(query)])
-
-
-def _species_split(last: int, *others: str, second: Sequence[str] = ("2",)) -> dict[str, list[str]]:
-    valid, test = ["1", "3", "12", "13"], ["5", "7", "9", "10", "11"]
-    middle = [str(number) for number in range(4, last + 1)]
-    train = [*second, *(name for name in middle if name not in {*valid, *test}), *others]
-    return {"train": train, "valid": valid, "test": test}
-
-
-_GREAT_APE = _species_split(22, "X", "Y", second=("2A", "2B"))
-SPECIES_SPLITS: Mapping[str, Mapping[str, Sequence[str]]] = {
-    "human": _species_split(22, "X", "Y"),
-    "lemur": _species_split(27, "X", "Y"),
-    "goat": _species_split(29, "X", "Y"),
-    "sheep": _species_split(26, "X", "Y"),
-    "pig": _species_split(18, "X", "Y"),
-    "mouse": _species_split(19, "X"),
-    "gorilla": _GREAT_APE,
-    "orangutan": _GREAT_APE,
-    "chimpanzee": _GREAT_APE,
-    "hippo": _species_split(17, "X"),
-}
-"""Chromosomes of each split of the species task, by species (HyenaDNA repository)."""
 
 
 class _Sample(NamedTuple):
