@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from drawn import pictures
 
 from megabase.cli.main import main
 from megabase.models.hyenadna import (
@@ -74,3 +75,17 @@ def test_attribute_writes_numbers_and_a_logo(folder: Path) -> None:
     difference = frame["output"] - frame["baseline_output"] + frame["gap"]
     np.testing.assert_allclose(sums, difference, atol=1e-4)
     assert "<svg" in Path("logo.svg").read_text()
+    # The base that stands there at the height of its sum; on request all four, by letter.
+    read = Path("in.fa").read_text().split(">s3")[1].split("\n")[1]
+    for more, marks in ([], len(read)), (["--logo-stack"], 3 * len(read)):
+        with pictures() as seen:
+            again = [*arguments, "--steps", "4", "--overwrite", *more]
+            assert main([*again, "--logo", "logo.png", "--logo-of", "s3"]) == 0
+        seen[0].check(marks=marks, across=0.9)
+        letters = seen[0].panels[0].axes.patches
+        if not more:
+            boxes = [patch.get_path().get_extents() for patch in letters]
+            boxes.sort(key=lambda box: round(box.x0 + box.x1))
+            heights = [box.y1 if box.y1 > 1e-9 else box.y0 for box in boxes]
+            (values,) = frame.filter(pl.col("name") == "s3")["values"].to_list()
+            np.testing.assert_allclose(heights, values, atol=1e-5)

@@ -10,6 +10,7 @@ import pybigtools
 import pyBigWig
 import pytest
 import torch
+from drawn import pictures
 
 from megabase.cli.main import main
 from megabase.genome.store import GenomeStore
@@ -62,8 +63,11 @@ def test_matrix_track_and_picture_are_written(fasta: Path, model: Path, tmp_path
     command = ["saturate", "chr1:101-140", "--genome", str(fasta), "--model", str(model),
                "--window", "64", "--devices", "1"]  # fmt: skip
     tracks, picture = tmp_path / "track", tmp_path / "plot.png"
-    assert main([*command, "-o", str(tmp_path / "out.parquet"), "--bigwig", str(tracks),
-                 "--plot", str(picture)]) == 0  # fmt: skip
+    with pictures() as seen:
+        assert main([*command, "-o", str(tmp_path / "out.parquet"), "--bigwig", str(tracks),
+                     "--plot", str(picture)]) == 0  # fmt: skip
+    seen[0].check(marks=40, across=0.95)
+    assert seen[0].panels[0].axes.get_xlim() == (100.5, 140.5)
     assert main([*command, "-o", str(tmp_path / "out.npz")]) == 0
     one, two = (read_saturation(tmp_path / name) for name in ("out.parquet", "out.npz"))
     assert (one.ref, one.interval) == (two.ref, two.interval)

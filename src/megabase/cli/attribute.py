@@ -57,6 +57,10 @@ def add_arguments(parser: ArgumentParser) -> None:
                         help="which sequence (default: the first)")  # fmt: skip
     parser.add_argument("--logo-from", type=int, default=1, help="first base of the logo, 1-based")
     parser.add_argument("--logo-bases", type=int, default=_LOGO_BASES, help="bases of the logo")
+    parser.add_argument(
+        "--logo-stack", action="store_true", help="draw all four letters at each base, by letter, "
+        "in place of the base that stands there at the height of their sum",
+    )  # fmt: skip
     add_run_options(parser)
 
 
@@ -79,6 +83,7 @@ def run(args: Namespace) -> int:
                 "--logo-of": args.logo_of is not None,
                 "--logo-from": args.logo_from != 1,
                 "--logo-bases": args.logo_bases != _LOGO_BASES,
+                "--logo-stack": args.logo_stack,
             },
             "for the picture, and --logo FILE is missing",
         )
@@ -98,7 +103,7 @@ def run(args: Namespace) -> int:
         )  # fmt: skip
     print(f"wrote {target}")
     if args.logo is not None:
-        _logo(args, target)
+        _logo(args, source, target)
     return 0
 
 
@@ -116,24 +121,30 @@ def _check_place(args: Namespace, source: SequenceInput) -> None:
         )
 
 
-def _logo(args: Namespace, table: Path) -> None:
+def _logo(args: Namespace, source: SequenceInput, table: Path) -> None:
     import numpy as np
     import polars as pl
 
+    from megabase.genome.alphabet import decode
     from megabase.inference.errors import InferenceError
-    from megabase.report.logo_plot import save_logo
+    from megabase.report.logo_plot import own_heights, save_logo
 
     frame = pl.scan_parquet(table)
     if args.logo_of is not None:
         frame = frame.filter(pl.col("name") == args.logo_of)
-    row = frame.head(1).collect()
-    if not row.height:
+    found = frame.head(1).collect()
+    if not found.height:
         raise InferenceError(f"{table}: has no sequence named {args.logo_of!r}")
-    letters = np.array(row["letters"][0].to_list(), dtype=np.float32).reshape(-1, 4)
-    low = max(args.logo_from - 1, 0)
+    row = found.row(0, named=True)
+    if args.logo_stack:
+        letters = np.array(row["letters"], dtype=np.float32).reshape(-1, 4)
+    else:
+        bases = next(decode(one.codes) for one in source.read() if one.name == row["name"])
+        letters = own_heights(bases, np.array(row["values"], dtype=np.float32))
+    low = args.logo_from - 1
     path = Path(args.logo)
     save_logo(
-        path, letters[low : low + args.logo_bases], title=str(row["name"][0]),
-        ylabel=args.method.replace("_", " "), first=low + 1, overwrite=args.overwrite,
+        path, letters[low : low + args.logo_bases], title=str(row["name"]),
+        ylabel=args.method.replace("_", " "), first=args.logo_from, overwrite=args.overwrite,
     )  # fmt: skip
     print(f"wrote {path}")

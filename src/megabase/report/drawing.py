@@ -1,14 +1,17 @@
-"""Helpers of the plots: a figure as SVG text, axes, labels that keep apart."""
+"""Helpers of the plots: figures as SVG text and files, axes, ticks, labels that keep apart."""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megabase.errors import MissingDependencyError
-from megabase.report.theme import Size, Theme, settings
+from megabase.genome.files import atomic_file
+from megabase.report.run_record import ReportError
+from megabase.report.theme import LIGHT, Size, Theme, settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,10 +22,14 @@ __all__ = [
     "Label",
     "add_axes",
     "as_svg",
+    "check_picture",
     "label_right",
     "padded",
+    "position_ticks",
     "require_matplotlib",
+    "save_picture",
     "short",
+    "shortened",
 ]
 
 Label = tuple[float, str, str]
@@ -45,6 +52,55 @@ def require_matplotlib() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError:
         raise MissingDependencyError("matplotlib", "plots", "drawing plots") from None
+
+
+def check_picture(path: Path, what: str, overwrite: bool) -> None:
+    """Refuse a picture that cannot be written, before any work is done; `what` names it.
+
+    Raises
+    ------
+    ReportError
+        For another ending, or a file that exists.
+    MissingDependencyError
+        When matplotlib is not installed.
+    """
+    require_matplotlib()
+    if path.suffix not in SUFFIXES:
+        raise ReportError(f"{path}: {what} is drawn as {', '.join(SUFFIXES)}")
+    if path.exists() and not overwrite:
+        raise ReportError(f"{path} exists; give another name, or --overwrite to replace it")
+
+
+def save_picture(figure: Figure, path: Path, overwrite: bool) -> None:
+    """Write a figure on a white background, whole or not at all; the ending gives the format."""
+    kind = path.suffix[1:]
+    buffer = io.BytesIO()
+    # SVG and PDF name the time of writing, which would make equal pictures differ.
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    figure.savefig(buffer, format=kind, facecolor=LIGHT.background, metadata=metadata)
+    with atomic_file(path, overwrite, ReportError) as file:
+        file.write(buffer.getvalue())
+
+
+def position_ticks(axes: Axes, last: int, points: float) -> None:
+    """Put ticks at whole positions only, as many as fit in `points`, written with commas."""
+    from matplotlib.ticker import MaxNLocator
+
+    room = 0.8 * axes.xaxis.label.get_size() * (len(f"{last:,}") + 1)
+    locator = MaxNLocator(
+        nbins=int(min(12, max(1, points // room))), integer=True, steps=[1, 2, 5, 10],
+        min_n_ticks=1,
+    )  # fmt: skip
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+
+
+def shortened(text: str, points: float, size: float) -> str:
+    """Cut a text that would be wider than `points`, with an ellipsis in its middle."""
+    most = max(8, int(points / (0.62 * size)))
+    if len(text) <= most:
+        return text
+    return f"{text[: most - most // 3]}\u2026{text[len(text) - most // 3 + 1 :]}"
 
 
 def as_svg(draw: Callable[[Figure], None], theme: Theme, size: Size) -> str:

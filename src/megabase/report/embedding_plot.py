@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.errors import MissingDependencyError
-from megabase.report.drawing import SUFFIXES, require_matplotlib
+from megabase.report.drawing import check_picture
 from megabase.report.run_record import ReportError
 from megabase.report.theme import LIGHT, WIDE, settings
 
@@ -37,11 +37,7 @@ def check_embedding_plot(path: Path, how: str = "auto", overwrite: bool = False)
     MissingDependencyError
         When matplotlib is not installed.
     """
-    require_matplotlib()
-    if path.suffix not in SUFFIXES:
-        raise ReportError(f"{path}: the map is drawn as {', '.join(SUFFIXES)}")
-    if path.exists() and not overwrite:
-        raise ReportError(f"{path} exists; give another name, or --overwrite to replace it")
+    check_picture(path, "the map", overwrite)
     if how not in MAPS:
         raise ReportError(f"a map is one of {', '.join(MAPS)}; found {how!r}")
     if how == "umap" and importlib.util.find_spec("umap") is None:

@@ -1,19 +1,23 @@
-"""A sequence logo of numbers by letter, as a picture file."""
+"""Sequence logos as picture files: letters as high as their numbers."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from megabase.errors import MissingDependencyError
-from megabase.report.drawing import SUFFIXES, require_matplotlib
+from megabase.report.drawing import check_picture, position_ticks, save_picture, shortened
 from megabase.report.run_record import ReportError
 from megabase.report.theme import LIGHT, WIDE, settings
 
-__all__ = ["LETTER_COLOURS", "check_letters", "check_logo", "save_logo"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["LETTER_COLOURS", "check_letters", "check_logo", "draw_letters", "own_heights",
+           "save_logo"]  # fmt: skip
 
 LETTER_COLOURS = {"A": "#2f9e44", "C": "#1a56c4", "G": "#d9820b", "T": "#c92a2a"}
 _MOST = 400
@@ -27,17 +31,15 @@ def check_letters(path: Path, count: int, most: int, what: str, overwrite: bool)
     ReportError, MissingDependencyError
         As for :func:`check_logo`.
     """
-    require_matplotlib()
+    check_picture(path, what, overwrite)
     try:
         import logomaker  # noqa: F401
     except ImportError:
         raise MissingDependencyError("logomaker", "plots", "drawing sequence logos") from None
-    if path.suffix not in SUFFIXES:
-        raise ReportError(f"{path}: {what} is drawn as {', '.join(SUFFIXES)}")
-    if path.exists() and not overwrite:
-        raise ReportError(f"{path} exists; give another name, or --overwrite to replace it")
     if not 0 < count <= most:
-        raise ReportError(f"{what} shows 1 to {most} positions, found {count:,}; choose a stretch")
+        raise ReportError(
+            f"{what} shows 1 to {most} positions, found {count:,}; choose a shorter part"
+        )
 
 
 def check_logo(path: Path, bases: int, overwrite: bool = False) -> None:
@@ -51,6 +53,43 @@ def check_logo(path: Path, bases: int, overwrite: bool = False) -> None:
         When matplotlib or logomaker is not installed.
     """
     check_letters(path, bases, _MOST, "a logo", overwrite)
+
+
+def own_heights(bases: str, values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+    """Give each position's number (length,) to the base that stands there: (length, 4).
+
+    A position that is not A, C, G or T has no letter.
+    """
+    heights = np.zeros((len(bases), 4))
+    for row, base in enumerate(bases):
+        if base in "ACGT":
+            heights[row, "ACGT".index(base)] = values[row]
+    return heights
+
+
+def draw_letters(
+    axes: Axes, letters: npt.NDArray[np.floating[Any]], first: int, ylabel: str
+) -> None:
+    """Draw letters (length, 4) on axes that show exactly their positions; NaN has no letter."""
+    import logomaker
+    import pandas as pd
+
+    heights = np.nan_to_num(np.asarray(letters, dtype=float), posinf=0.0, neginf=0.0)
+    last = first + len(heights) - 1
+    if heights.any():
+        frame = pd.DataFrame(heights, index=list(range(first, last + 1)), columns=list("ACGT"))
+        logomaker.Logo(frame, ax=axes, color_scheme=LETTER_COLOURS, font_name="DejaVu Sans")
+    else:
+        axes.set_ylim(-1, 1)
+        axes.text(0.5, 0.75, "all heights are zero or unknown", transform=axes.transAxes,
+                  ha="center", va="center")  # fmt: skip
+    # logomaker takes the limits of an empty axis (0 to 1) into its own.
+    axes.set_xlim(first - 0.5, last + 0.5)
+    axes.set_ylabel(ylabel)
+    axes.axhline(0, color=LIGHT.muted, linewidth=0.8)
+    # A factor such as 1e-9 for all ticks would stand in the title.
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    position_ticks(axes, last, 60 * axes.figure.get_figwidth())
 
 
 def save_logo(
@@ -83,21 +122,14 @@ def save_logo(
         As for :func:`check_logo`.
     """
     check_logo(path, len(letters), overwrite)
-    import logomaker
     import matplotlib as mpl
-    import pandas as pd
     from matplotlib.figure import Figure
 
-    places = range(first, first + len(letters))
-    frame = pd.DataFrame(np.asarray(letters, dtype=float), index=list(places), columns=list("ACGT"))
     chosen: Any = {**settings(LIGHT, WIDE), "figure.facecolor": LIGHT.background}
     with mpl.rc_context(chosen):
         width = min(24.0, max(6.0, 0.16 * len(letters)))
         figure = Figure(figsize=(width, 2.6), dpi=144, layout="constrained")
         axes = figure.add_subplot()
-        logomaker.Logo(frame, ax=axes, color_scheme=LETTER_COLOURS, font_name="DejaVu Sans")
-        axes.set_title(title, loc="left")
-        axes.set_ylabel(ylabel)
-        axes.axhline(0, color=LIGHT.muted, linewidth=0.8)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        figure.savefig(path, facecolor=LIGHT.background)
+        draw_letters(axes, letters, first, ylabel)
+        axes.set_title(shortened(title, 62 * width, WIDE.text), loc="left")
+        save_picture(figure, path, overwrite)

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megabase.report.logo_plot import LETTER_COLOURS, check_letters
+from megabase.report.drawing import save_picture, shortened
+from megabase.report.logo_plot import check_letters, draw_letters, own_heights
+from megabase.report.run_record import ReportError
 from megabase.report.theme import LIGHT, WIDE, settings
 
 __all__ = ["MOST_BASES", "check_saturation_plot", "save_saturation_plot"]
@@ -26,6 +28,11 @@ def check_saturation_plot(path: Path, bases: int, overwrite: bool = False) -> No
     MissingDependencyError
         When matplotlib or logomaker is not installed.
     """
+    if bases > MOST_BASES:
+        raise ReportError(
+            f"{path}: a heat map shows up to {MOST_BASES} bases, found {bases:,}; choose a shorter "
+            "region, or draw up to 2,000 in a page with megabase report --saturate"
+        )
     check_letters(path, bases, MOST_BASES, "a heat map", overwrite)
 
 
@@ -62,28 +69,17 @@ def save_saturation_plot(
         As for :func:`check_saturation_plot`.
     """
     check_saturation_plot(path, len(ref), overwrite)
-    import logomaker
     import matplotlib as mpl
-    import pandas as pd
     from matplotlib.figure import Figure
 
     matrix = np.asarray(scores, dtype=float)
-    places = list(range(first, first + len(ref)))
-    heights = np.zeros((len(ref), 4))
-    for row, base in enumerate(ref):
-        if base in "ACGT":
-            heights[row, "ACGT".index(base)] = np.nan_to_num(-matrix[row].sum() / 3)
-    frame = pd.DataFrame(heights, index=places, columns=list("ACGT"))
-    limit = float(np.nanmax(np.abs(matrix))) if np.isfinite(matrix).any() else 1.0
+    matrix = np.where(np.isfinite(matrix), matrix, np.nan)
+    limit = float(np.nanmax(np.abs(matrix))) if np.isfinite(matrix).any() else 0.0
     chosen: Any = {**settings(LIGHT, WIDE), "figure.facecolor": LIGHT.background}
     with mpl.rc_context(chosen):
         width = min(36.0, max(6.0, 0.14 * len(ref)))
         figure = Figure(figsize=(width, 4.0), dpi=144, layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-        logomaker.Logo(frame, ax=top, color_scheme=LETTER_COLOURS, font_name="DejaVu Sans")
-        top.set_title(title, loc="left")
-        top.set_ylabel("mean loss")
-        top.axhline(0, color=LIGHT.muted, linewidth=0.8)
         colours = mpl.colormaps["RdBu"].with_extremes(bad="#d0d0d0")
         image = bottom.imshow(
             np.ma.masked_invalid(matrix.T), aspect="auto", cmap=colours, vmin=-limit or -1,
@@ -92,6 +88,10 @@ def save_saturation_plot(
         )  # fmt: skip
         bottom.grid(visible=False)
         bottom.set_yticks(range(4), list("ACGT"))
-        bottom.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        if not np.isfinite(matrix).any():
+            bottom.text(0.5, 0.5, "no base has a score", transform=bottom.transAxes, ha="center",
+                        va="center")  # fmt: skip
+        draw_letters(top, own_heights(ref, -matrix.sum(1) / 3), first, "mean loss")
+        top.set_title(shortened(title, 55 * width, WIDE.text), loc="left")
         figure.colorbar(image, ax=[top, bottom], label=label, shrink=0.8, pad=0.01)
-        figure.savefig(path, facecolor=LIGHT.background)
+        save_picture(figure, path, overwrite)

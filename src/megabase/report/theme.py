@@ -66,6 +66,7 @@ def settings(theme: Theme, size: Size) -> dict[str, Any]:
         "svg.hashsalt": "megabase",
         "font.family": "DejaVu Sans",
         "font.size": size.text,
+        "text.parse_math": False,  # names may hold dollar signs
         "axes.titlesize": size.text,
         "axes.labelsize": size.text,
         "xtick.labelsize": size.text - 1,
