@@ -175,7 +175,7 @@ def _marks(axes: Axes) -> np.ndarray:
     """Places of everything drawn from data, in pixels (n, 2)."""
     found: list[np.ndarray] = []
     for line in axes.lines:
-        if len(line.get_xydata()) and not _constant(line, axes):
+        if np.size(line.get_xydata()) and not _constant(line, axes):
             found.append(line.get_transform().transform(line.get_xydata()))
     for patch in axes.patches:
         box = patch.get_window_extent()
@@ -187,7 +187,7 @@ def _marks(axes: Axes) -> np.ndarray:
         found.append(np.repeat(ends, max(1, shown // 2), axis=0) if shown else ends[:0])
     for collection in axes.collections:
         if isinstance(collection, PathCollection):
-            offsets = np.ma.filled(collection.get_offsets().astype(float), np.nan)
+            offsets = np.ma.filled(np.ma.asarray(collection.get_offsets(), dtype=float), np.nan)
             found.append(collection.get_offset_transform().transform(offsets))
             continue
         for path in collection.get_paths():
