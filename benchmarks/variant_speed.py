@@ -50,7 +50,7 @@ from megabase.genome.alphabet import BASE_TOKEN_IDS
 from megabase.genome.store import GenomeStore
 from megabase.genome.vcf import VcfRecord
 from megabase.inference.alleles import Placed, place
-from megabase.inference.model import LanguageModel
+from megabase.inference.loading import Loaded
 from megabase.inference.variants import VariantOptions, VariantScorer
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.ops import backend
@@ -90,7 +90,7 @@ def records(case: Case, process: int) -> list[VcfRecord]:
 
 
 def scorer(case: Case) -> VariantScorer:
-    model = LanguageModel(build(case.window), "", "", False, case.window + 2)
+    model = Loaded(build(case.window), "causal-lm", "")
     options = VariantOptions(case.window, placement=case.placement)  # pyright: ignore[reportArgumentType]
     return VariantScorer(model, GenomeStore.open(case.store), options)
 

@@ -16,7 +16,7 @@ from megabase.cli.main import main
 from megabase.genome import Interval, encode
 from megabase.inference import saturate
 from megabase.inference.landscape import base_probabilities, log_likelihood
-from megabase.inference.model import load_language_model
+from megabase.inference.loading import load
 from megabase.inference.sources import genome_store
 from megabase.inference.tracks import Run, write_bigwig
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
@@ -51,7 +51,7 @@ def _data(path: str) -> dict[str, Any]:
 
 
 def test_probabilities_are_those_of_a_plain_forward_pass(folder: Path) -> None:
-    model = load_language_model("lm")
+    model = load("lm", head="language")
     with genome_store("g.fa") as store:
         found = base_probabilities(model, store, Interval("chr1", 200, 260), window=40)
         start = base_probabilities(model, store, Interval("chr1", 0, 30))

@@ -57,7 +57,7 @@ def test_variants_and_models_of_another_type_are_told_so(genome: Path) -> None:
         lambda model: generate(model, length=2),
         lambda model: score_variants("chr1:81:A>C", genome, model),
     ):
-        with pytest.raises(MegabaseError, match="Linear is no language model"):
+        with pytest.raises(MegabaseError, match="Linear is not a language model"):
             function(nn.Linear(2, 2))
     scores = score_variants("chr1:81:A>C", genome, window=32, methods="l2")
     assert "l2" in scores.table.columns

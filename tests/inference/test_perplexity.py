@@ -17,6 +17,7 @@ from megabase.genome.store import GenomeStore
 from megabase.inference.perplexity import default_context_lengths, evaluate
 from megabase.inference.results import EvaluationError, EvaluationResult, measure
 from megabase.inference.scorers import MaskedScorer
+from megabase.models.finite import NotFiniteError
 
 
 class Toy(nn.Module):
@@ -318,7 +319,7 @@ def test_a_broken_model_is_named(store: GenomeStore) -> None:
     def broken(ids: Tensor) -> Tensor:
         return torch.full((*ids.shape, 16), math.nan)
 
-    with pytest.raises(EvaluationError, match=r"first at ramp:2-65; are its weights whole"):
+    with pytest.raises(NotFiniteError, match=r"for ramp:2-65"):
         evaluate(Toy(broken, 64), store, on(store, "ramp"))
 
     def one_column(ids: Tensor) -> Tensor:

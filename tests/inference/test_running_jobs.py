@@ -13,8 +13,8 @@ import pytest
 from megabase.genome.alphabet import PAD, decode, encode
 from megabase.inference.batching import run_batched
 from megabase.inference.errors import InferenceError, InputFileError, OutputError
+from megabase.inference.loading import load
 from megabase.inference.log_probs import LogProbsError
-from megabase.inference.model import load_language_model
 from megabase.inference.provenance import Provenance
 from megabase.inference.sharding import run_job
 from megabase.inference.sources import chunked, genome_store, read_intervals, read_sequences
@@ -160,11 +160,11 @@ def test_model_has_a_hash_of_its_weights_and_must_score_bases() -> None:
     torch.manual_seed(0)
     config = HyenaDNAConfig(d_model=8, n_layer=1, filter_order=8, max_seq_len=34)
     model = HyenaDNAForCausalLM(config)
-    one = load_language_model(model)
+    one = load(model, head="language")
     assert (one.longest, one.masked, one.name) == (config.max_length, False, "HyenaDNAForCausalLM")
-    assert one.digest == load_language_model(model).digest
+    assert one.digest == load(model, head="language").digest
     with torch.no_grad():
         next(model.parameters()).add_(1)
-    assert one.digest != load_language_model(model).digest
+    assert one.digest != load(model, head="language").digest
     with pytest.raises(LogProbsError, match="no language-model head"):
-        load_language_model(HyenaDNAForSequenceClassification(config))
+        load(HyenaDNAForSequenceClassification(config), head="language")

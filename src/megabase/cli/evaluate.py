@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megabase.errors import MegabaseError
 
@@ -102,19 +102,14 @@ def run(args: Namespace) -> int:
     store = _store(args, model_run)
     regions, train = _regions(args, store, model_run)
 
-    import torch
     from rich.console import Console
 
+    from megabase.inference.loading import load
+    from megabase.inference.model import choose_device
     from megabase.inference.perplexity import evaluate
-    from megabase.inference.scorers import CausalScorer, MaskedScorer
-    from megabase.models.auto import load_config, load_model, resolve_model
 
-    folder = resolve_model(args.model)
-    masked = any(str(n).endswith("ForMaskedLM") for n in load_config(folder).architectures or [])
-    model = load_model(
-        folder, kind="masked-lm" if masked else "causal-lm", device=_device(args.device, torch)
-    )
-    window = args.window
+    loaded = load(args.model, head="language", device=choose_device(args.device))
+    model, window = loaded.model, args.window
     if window is None and getattr(model.config, "max_length", None) is None and model_run:
         window = model_run.longest  # the model reads any length; it learnt from this one
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
@@ -123,8 +118,7 @@ def run(args: Namespace) -> int:
             model,
             store,
             regions,
-            name=args.model or f"packaged default ({folder.name})",
-            scorer=MaskedScorer() if masked else CausalScorer(),
+            name=args.model or loaded.name,
             window=window,
             stride=args.stride,
             max_windows=args.max_windows,
@@ -140,15 +134,6 @@ def run(args: Namespace) -> int:
     _print(result, console, parameters=sum(p.numel() for p in model.parameters()))
     _write(result, files, console)
     return 0
-
-
-def _device(name: str | None, torch: Any) -> Any:
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise RequestError(f"--device {name}: {str(error).splitlines()[0]}") from error
 
 
 def _files(args: Namespace, model_run: RunData | None) -> tuple[Path | None, Path | None]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from megabase.genome.interval import Interval
     from megabase.genome.store import GenomeStore
-    from megabase.inference.model import LanguageModel
+    from megabase.inference.loading import Loaded
     from megabase.report.genome_parts import FeatureTrack, Logo, SignalTrack, VariantTable
 
 __all__ = ["write_genome_page"]
@@ -47,7 +47,7 @@ def write_genome_page(args: Namespace) -> Path:
     MegabaseError
         For input, a model or an output that cannot be used.
     """
-    from megabase.inference.model import load_language_model
+    from megabase.inference.loading import load
     from megabase.inference.sources import genome_store
     from megabase.report.page import write_page
     from megabase.report.run_record import ReportError
@@ -61,7 +61,7 @@ def write_genome_page(args: Namespace) -> Path:
         variants = None if args.vcf is None else _read_variants(args, store)
         places = _places(args, store, variants)
         shown = _Shown(store, places, [], [], [], [])
-        model = None if args.no_model else load_language_model(args.run, args.device)
+        model = None if args.no_model else load(args.run, head="language", device=args.device)
         write_page(target, _compose(args, shown, variants, model), overwrite=args.overwrite)
     return target
 
@@ -127,7 +127,7 @@ def _read_variants(args: Namespace, store: GenomeStore) -> Any:
     return frame.select("contig", "start", "end", "ref", "alt", "id", *keys)
 
 
-def _compose(args: Namespace, shown: _Shown, variants: Any, model: LanguageModel | None) -> str:
+def _compose(args: Namespace, shown: _Shown, variants: Any, model: Loaded | None) -> str:
     from megabase.genome.alphabet import decode
     from megabase.genome.interval import Interval
     from megabase.inference.provenance import file_digest
@@ -210,7 +210,7 @@ def _more_tracks(
     return tracks, facts
 
 
-def _lead(model: LanguageModel | None, variants: Any) -> str:
+def _lead(model: Loaded | None, variants: Any) -> str:
     parts: list[str] = []
     if model is not None:
         view = "both sides of" if model.masked else "what stands before"
@@ -252,7 +252,7 @@ def _variant_parts(shown: _Shown, variants: Any, genes: FeatureTrack | None) -> 
     return VariantTable(tuple(columns), tuple(rows))
 
 
-def _model_parts(args: Namespace, shown: _Shown, variants: Any, model: LanguageModel) -> None:
+def _model_parts(args: Namespace, shown: _Shown, variants: Any, model: Loaded) -> None:
     """Add what the model expects, and how a variant changes that."""
     import numpy as np
 
@@ -289,7 +289,7 @@ def _model_parts(args: Namespace, shown: _Shown, variants: Any, model: LanguageM
         shown.logos += _alternatives(args, shown.store, variants, model)
 
 
-def _saturation_parts(args: Namespace, shown: _Shown, model: LanguageModel) -> None:
+def _saturation_parts(args: Namespace, shown: _Shown, model: Loaded) -> None:
     """Add what every substitution of a stretch would change."""
     import numpy as np
 
@@ -331,14 +331,12 @@ def _saturation_parts(args: Namespace, shown: _Shown, model: LanguageModel) -> N
     shown.facts.append(("substitutions", f"{place}, {method}, both strands"))
 
 
-def _alternatives(
-    args: Namespace, store: GenomeStore, variants: Any, model: LanguageModel
-) -> list[Logo]:
+def _alternatives(args: Namespace, store: GenomeStore, variants: Any, model: Loaded) -> list[Logo]:
     """Give what the model expects around each variant when the alternative stands there."""
     import numpy as np
 
     from megabase.genome.alphabet import encode
-    from megabase.genome.interval import Interval
+    from megabase.genome.interval import Interval, one_based
     from megabase.inference.landscape import sequence_probabilities
     from megabase.report.genome_parts import Logo
 
@@ -361,7 +359,12 @@ def _alternatives(
             parts.append(store.fetch(Interval(contig, end, after)))
         rows.append(np.concatenate(parts))
         kept.append((number, contig, start, start - begin, ref, alt))
-    found = sequence_probabilities(model, rows, batch_tokens=args.batch_tokens)
+
+    def record(row: int) -> str:
+        _, contig, start, _, ref, alt = kept[row]
+        return f"{contig}:{one_based(start):,}:{ref}>{alt}"
+
+    found = sequence_probabilities(model, rows, batch_tokens=args.batch_tokens, record=record)
     logos: list[Logo] = []
     for (number, contig, start, lead, ref, alt), values in zip(kept, found, strict=True):
         low = max(0, lead - _AROUND)

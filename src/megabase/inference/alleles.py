@@ -64,6 +64,8 @@ class Placed:
         Index of the first base that differs; the windows are equal before it.
     ref_bases, alt_bases
         Length of the alleles after trimming; one of them may be 0.
+    name
+        The variant, for messages.
     """
 
     ref: _Codes
@@ -71,6 +73,7 @@ class Placed:
     offset: int
     ref_bases: int
     alt_bases: int
+    name: str = ""
 
 
 def check_record(record: VcfRecord, store: GenomeStore, contig: int | None) -> Reason | None:

@@ -96,10 +96,9 @@ class AttributeJob:
             found = []
             for item in chunk:
                 try:
-                    found.append(ready(item.codes))
+                    found.append(ready(item.codes, item.name))
                 except InferenceError as error:
-                    place = f"{Path(self.source.path).name}, {item.name}"
-                    raise InferenceError(f"{place}: {error}") from error
+                    raise InferenceError(f"{Path(self.source.path).name}: {error}") from error
             floats = pl.List(pl.Float32)
             return pl.DataFrame(place_columns(chunk)).with_columns(
                 pl.Series("output", [one.output for one in found]),

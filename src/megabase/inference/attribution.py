@@ -30,9 +30,10 @@ from megabase.errors import MissingDependencyError
 from megabase.genome import alphabet
 from megabase.inference.errors import InferenceError
 from megabase.inference.given import as_codes, require_several
-from megabase.inference.loading import find_class, load_any
+from megabase.inference.loading import find_class, load
 from megabase.inference.log_probs import language_model_kind
 from megabase.inference.model import ModelSpec
+from megabase.models.finite import require_finite
 
 __all__ = ["BASELINES", "METHODS", "Attribution", "Attributor", "attribute"]
 
@@ -128,7 +129,7 @@ class Attributor:
             raise InferenceError(f"steps must be 1 or more, found {steps}")
         if method == "integrated_gradients":
             _require_captum()
-        loaded = load_any(spec, device=device)
+        loaded = load(spec, device=device)
         self.model, self.kind, self.name = loaded.model, loaded.kind, loaded.name
         self.encoder, self.longest, self.digest = loaded.encoder, loaded.longest, loaded.digest
         self.device, self._names = loaded.device, loaded.class_names()
@@ -177,28 +178,38 @@ class Attributor:
         codes = np.arange(5, dtype=np.uint8)
         return torch.from_numpy(self.encoder.row(codes)[self.encoder.before :][:5]).to(self.device)
 
-    def __call__(self, codes: Codes) -> Attribution:
+    def __call__(self, codes: Codes, name: str = "the sequence") -> Attribution:
         """Attribute one sequence.
 
         Parameters
         ----------
         codes
             Base codes, uint8 (length,).
+        name
+            Its name, for messages.
 
         Raises
         ------
         InferenceError
             When the sequence is empty, or longer than the model reads.
+        NotFiniteError
+            When the model gives NaN or infinity.
         """
         if not len(codes):
-            raise InferenceError("the sequence has no base; leave it out")
+            raise InferenceError(f"{name} has no base; leave it out")
         if self.longest is not None and len(codes) + self.encoder.extra > self.longest:
             raise InferenceError(
-                f"the sequence has {len(codes):,} bases, more than {self.name} reads "
+                f"{name} has {len(codes):,} bases, more than {self.name} reads "
                 f"({self.longest:,} positions); attribute a shorter part"
             )
         with _attributable(self.model):
-            return self._attribute((codes & alphabet.BASE_BITS).astype(np.uint8))
+            found = self._attribute((codes & alphabet.BASE_BITS).astype(np.uint8))
+        whole = [found.output]
+        if self.method == "integrated_gradients":
+            whole += [found.baseline_output, found.gap]
+        numbers = np.concatenate((whole, found.values, found.letters.ravel()))
+        require_finite(numbers[None], self.name, "attributions", lambda _: name)
+        return found
 
     def _attribute(self, codes: Codes) -> Attribution:
         batch = self.encoder.batch(codes[None], self.device)

@@ -15,8 +15,9 @@ from megabase.data.augment import is_base, is_soft_masked
 from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
 from megabase.inference.blocks import Blocks, read_rows
-from megabase.inference.results import EvaluationError, Measure, measure
+from megabase.inference.results import Measure, measure
 from megabase.inference.scorers import Scorer
+from megabase.models.finite import require_finite
 
 __all__ = ["CASES", "BlockScores", "score_blocks"]
 
@@ -61,6 +62,7 @@ def score_blocks(
     window: int,
     targets: int,
     batch_tokens: int,
+    name: str = "the model",
     progress: Callable[[int], object] = lambda done: None,
 ) -> BlockScores:
     """Sum the scores of the targets of each block.
@@ -81,12 +83,14 @@ def score_blocks(
         Width of the widest block.
     batch_tokens
         About how many positions a forward pass takes.
+    name
+        Name of the model, for messages.
     progress
         Called with the number of blocks done.
 
     Raises
     ------
-    EvaluationError
+    NotFiniteError
         When a score is not finite.
     """
     nll = np.zeros((len(blocks), 2))
@@ -113,7 +117,12 @@ def score_blocks(
             count[rows.number] = kinds.sum(1).cpu().numpy()
             done += len(rows.number)
             progress(done)
-    _require_finite(store, blocks, nll, nll_acgt)
+
+    def place(block: int) -> str:
+        contig = store.contigs[int(blocks.contig[block])].name
+        return str(Interval(contig, int(blocks.start[block]), int(blocks.end[block])))
+
+    require_finite(np.concatenate((nll, nll_acgt), axis=1), name, "log-probabilities", place)
     return BlockScores(nll, nll_acgt, count)
 
 
@@ -126,16 +135,3 @@ def _inference_mode(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(training)
-
-
-def _require_finite(store: GenomeStore, blocks: Blocks, *sums: npt.NDArray[np.float64]) -> None:
-    for values in sums:
-        wrong = np.flatnonzero(~np.isfinite(values).all(1))
-        if wrong.size:
-            block = int(wrong[0])
-            contig = store.contigs[int(blocks.contig[block])].name
-            where = Interval(contig, int(blocks.start[block]), int(blocks.end[block]))
-            raise EvaluationError(
-                f"the model gave a probability that is zero or not a number in {wrong.size:,} of "
-                f"{len(blocks):,} windows, first at {where}; are its weights whole?"
-            )

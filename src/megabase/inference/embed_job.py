@@ -129,8 +129,8 @@ def _pooled(ready: Embedder, chunk: list[Sequence]) -> pl.DataFrame:
 
 
 def _per_base(ready: Embedder, chunk: list[Sequence]) -> pl.DataFrame:
-    found = list(ready.per_base([item.codes for item in chunk]))
     names = [item.name for item in chunk]
+    found = list(ready.per_base([item.codes for item in chunk], names))
     lengths = [len(rows) for rows in found]
     columns = {
         "name": np.repeat(np.array(names, dtype=object), lengths).tolist(),

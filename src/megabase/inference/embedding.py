@@ -21,9 +21,10 @@ from megabase.genome.alphabet import encode, reverse_complement
 from megabase.inference.batching import run_batched
 from megabase.inference.errors import InferenceError
 from megabase.inference.given import as_codes, require_several
-from megabase.inference.loading import load_any
+from megabase.inference.loading import load
 from megabase.inference.model import ModelSpec, inference_mode
 from megabase.inference.stitching import Stitch, plan_windows
+from megabase.models.finite import require_finite
 
 __all__ = ["LONG", "POOLINGS", "Embedder", "Embeddings", "embed"]
 
@@ -118,7 +119,7 @@ class Embedder:
             raise InferenceError(f"pooling is one of {', '.join(POOLINGS)}; found {pooling!r}")
         if long not in LONG:
             raise InferenceError(f"long is one of {', '.join(LONG)}; found {long!r}")
-        self._loaded = loaded = load_any(spec, base=True, device=device)
+        self._loaded = loaded = load(spec, head="none", device=device)
         self.model, self.name, self.digest = loaded.model, loaded.name, loaded.digest
         self.encoder, self.longest, self._pad = loaded.encoder, loaded.longest, loaded.padded
         self.pooling, self.long, self.both_strands = pooling, long, both_strands
@@ -162,6 +163,9 @@ class Embedder:
         if self.both_strands:
             turned = self._pool_pieces([reverse_complement(piece) for piece in pieces])
             found = (0.5 * (found + turned)).astype(np.float32)
+        require_finite(
+            found, self.name, "hidden states", lambda row: _named(names, int(owner[row]))
+        )
         count = np.bincount(owner, minlength=len(sequences))
         if len(pieces) == len(sequences):
             return found, count
@@ -191,18 +195,16 @@ class Embedder:
         fits = self.encoder.room(self.longest)
         for number, codes in enumerate(sequences):
             if not len(codes):
-                what = f"sequence {names[number] if names else number + 1}"
-                raise InferenceError(f"{what} has no base; leave it out")
+                raise InferenceError(f"{_named(names, number)} has no base; leave it out")
             if self.longest is None or fits(codes):
                 pieces.append(codes)
                 owner.append(number)
                 continue
             if self.long == "error":
-                what = f"sequence {names[number] if names else number + 1}"
                 raise InferenceError(
-                    f"{what} has {len(codes):,} bases, more than {self.name} reads "
-                    f"({self.longest:,} positions); cut it into chunks (long='chunks', --long "
-                    "chunks), or take a model with a longer input"
+                    f"{_named(names, number)} has {len(codes):,} bases, more than {self.name} "
+                    f"reads ({self.longest:,} positions); cut it into chunks (long='chunks', "
+                    "--long chunks), or take a model with a longer input"
                 )
             size = self.encoder.bases_for(self.longest)
             for start in range(0, len(codes), size):
@@ -219,7 +221,12 @@ class Embedder:
         return np.stack(found) if found else np.zeros((0, self.width), dtype=np.float32)
 
     def per_base(
-        self, sequences: Iterable[Codes], *, overlap: int | None = None, stitch: Stitch = "before"
+        self,
+        sequences: Iterable[Codes],
+        names: Sequence[str] | None = None,
+        *,
+        overlap: int | None = None,
+        stitch: Stitch = "before",
     ) -> Iterator[Vectors]:
         """Give the hidden states of every base, sequence by sequence.
 
@@ -227,6 +234,8 @@ class Embedder:
         ----------
         sequences
             Base codes, uint8 (length,) each.
+        names
+            Their names, for messages.
         overlap
             Bases that windows share over a sequence longer than the model reads; half of the
             longest input when None.
@@ -249,11 +258,13 @@ class Embedder:
                 f"{self.name} reads tokens of several bases, so it has no vector for each base; "
                 "take pooled vectors"
             )
-        for codes in sequences:
+        for number, codes in enumerate(sequences):
             found = self._along(codes, overlap, stitch)
             if self.both_strands:
                 turned = self._along(reverse_complement(codes), overlap, stitch)
                 found = (0.5 * (found + turned[::-1])).astype(np.float32)
+            what = _named(names, number)
+            require_finite(found[None], self.name, "hidden states", lambda _, what=what: what)
             yield found
 
     def _along(self, codes: Codes, overlap: int | None, stitch: Stitch) -> Vectors:
@@ -288,6 +299,10 @@ class Embedder:
                 )
             chosen = tuple(states) if layer is None else (states[layer],)
         return chosen, batch.bases
+
+
+def _named(names: Sequence[str] | None, number: int) -> str:
+    return f"sequence {names[number] if names else number + 1}"
 
 
 def _pool(states: Tensor, mask: Tensor, mode: str) -> Tensor:

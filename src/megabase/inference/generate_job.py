@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 from megabase.inference.decoding import GenerationError
 from megabase.inference.errors import InputFileError
 from megabase.inference.generation import Generated, Prompt, Task, Writer, task_chunks
-from megabase.inference.model import choose_device, load_language_model
+from megabase.inference.loading import load
+from megabase.inference.model import choose_device
 from megabase.inference.provenance import Provenance, file_digest
 from megabase.inference.sampling import SamplingOptions
 from megabase.inference.sharding import Progress, run_job
@@ -131,7 +132,7 @@ class GenerateJob:
 
     def writer(self, device: str | None = None) -> Writer:
         """Load the model."""
-        model = load_language_model(self.model, choose_device(device)).model
+        model = load(self.model, head="language", device=choose_device(device))
         options = self.options
         return Writer(
             model, options.length, options.sampling, options.stop, options.batch_size, self.wrote
@@ -149,9 +150,9 @@ class GenerateJob:
 
     @cached_property
     def _provenance(self) -> Provenance:
-        ready = load_language_model(self.model)
+        ready = load(self.model, head="language")
         options = self.options
-        writer = Writer(ready.model, options.length, options.sampling, options.stop)
+        writer = Writer(ready, options.length, options.sampling, options.stop)
         for prompt in self.prompts.read():
             writer.check(prompt)
         genome: tuple[str | None, str | None] = (None, None)

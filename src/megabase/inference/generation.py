@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from megabase.data.augment import codes_to_ids
 from megabase.genome.alphabet import decode, encode
 from megabase.inference.decoding import Decoder, GenerationError, decoder, step_threads
 from megabase.inference.given import as_codes, require_several
+from megabase.inference.loading import Loaded, load
 from megabase.inference.log_probs import evaluating
-from megabase.inference.model import ModelSpec, load_language_model, threads
+from megabase.inference.model import ModelSpec, threads
 from megabase.inference.sampling import Sampler, SamplingOptions
+from megabase.models.finite import require_finite
 
 __all__ = ["Generated", "Prompt", "Task", "Writer", "generate", "generate_stream", "task_chunks"]
 
@@ -161,7 +163,7 @@ def generate_stream(
             "length, samples and batch_size must be 1 or more, found "
             f"{length}, {samples} and {batch_size}"
         )
-    writer = Writer(load_language_model(model).model, length, options, stop, batch_size, progress)
+    writer = Writer(load(model, head="language"), length, options, stop, batch_size, progress)
     for chunk in task_chunks(prompts, samples, length, batch_size):
         yield from writer.write(chunk)
 
@@ -222,7 +224,7 @@ class Writer:
     Parameters
     ----------
     model
-        A causal language model.
+        A causal language model, loaded.
     length, options, stop, batch_size, progress
         As for :func:`generate`.
 
@@ -234,21 +236,21 @@ class Writer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Loaded,
         length: int,
         options: SamplingOptions | None = None,
         stop: Sequence[str] = (),
         batch_size: int | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> None:
-        self.model, self.length, self.options = model, length, options or SamplingOptions()
+        self.model, self.name = model.model, model.name
+        self.length, self.options = length, options or SamplingOptions()
         self.stop = [_Motif(motif) for motif in stop]
         self.batch_size = batch_size
         self.progress = progress or (lambda count: None)
-        self.longest: int | None = getattr(model.config, "max_length", None)
-        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.longest, self.device = model.longest, model.device
         self._decoder: Decoder | None = None
-        decoder(model, 1, 1)  # refuses what cannot write, before anything is read
+        decoder(self.model, 1, 1)  # refuses what cannot write, before anything is read
 
     def check(self, prompt: Prompt) -> None:
         """Refuse a prompt that does not fit, or holds what is no base."""
@@ -304,7 +306,9 @@ class Writer:
         running = np.ones(batch, bool)
         told = 0
         for step in range(self.length):
-            places, own = sampler.draw(_numpy(scores))
+            given = _numpy(scores)
+            require_finite(given, self.name, "scores", lambda row: _sequence_name(tasks[row]))
+            places, own = sampler.draw(given)
             codes[:, step] = sampler.codes[places]
             log_probs += np.where(running, own, 0.0) if self.stop else own
             if self.stop:
@@ -322,9 +326,11 @@ class Writer:
         for row, task in enumerate(tasks):
             end, why = ends[row] or (self.length, "length")
             written = decode(codes[row, :end])
-            given = decode(task.prompt.codes)
+            prompt = decode(task.prompt.codes)
             found.append(
-                Generated(task.number, task.prompt.name, given, written, float(log_probs[row]), why)
+                Generated(
+                    task.number, task.prompt.name, prompt, written, float(log_probs[row]), why
+                )
             )
         return found
 
@@ -340,6 +346,11 @@ class Writer:
                     ends[row] = (codes.shape[1], motif.text)
                     running[row] = False
                     break
+
+
+def _sequence_name(task: Task) -> str:
+    prompt = f" (prompt {task.prompt.name})" if task.prompt.name else ""
+    return f"generated sequence {task.number}{prompt}"
 
 
 def _numpy(scores: Any) -> NDArray[np.floating]:

@@ -7,7 +7,7 @@ its training. Both are over A, C, G, T.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,15 @@ from torch import Tensor
 
 from megabase.data.augment import codes_to_ids
 from megabase.data.vocabulary import MASK_ID
-from megabase.genome.alphabet import BASE_BITS, BASE_TOKEN_IDS, T
+from megabase.genome.alphabet import BASE_BITS, BASE_TOKEN_IDS, PAD, T
 from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
 from megabase.inference.batching import run_batched
 from megabase.inference.errors import InferenceError
-from megabase.inference.model import LanguageModel, inference_mode
+from megabase.inference.loading import Loaded
+from megabase.inference.model import inference_mode
 from megabase.inference.stitching import plan_windows
+from megabase.models.finite import require_finite
 
 __all__ = ["base_probabilities", "log_likelihood", "sequence_probabilities"]
 
@@ -34,7 +36,7 @@ _WINDOW = 1024
 
 
 def base_probabilities(
-    model: LanguageModel,
+    model: Loaded,
     store: GenomeStore,
     place: Interval,
     *,
@@ -78,7 +80,12 @@ def base_probabilities(
     rule = "centre" if model.masked else "before"
     spans = plan_windows(len(codes), window, window // 2, rule)
     rows = [codes[span.start : span.end] for span in spans]
-    found = sequence_probabilities(model, rows, batch_tokens=batch_tokens)
+    found = sequence_probabilities(
+        model, rows, batch_tokens=batch_tokens,
+        record=lambda row: str(
+            Interval(place.contig, begin + spans[row].start, begin + spans[row].end)
+        ),
+    )  # fmt: skip
     out = np.zeros((len(codes), 4), dtype=np.float32)
     for span, values in zip(spans, found, strict=True):
         out[span.first : span.last] = values[span.first - span.start : span.last - span.start]
@@ -86,14 +93,28 @@ def base_probabilities(
 
 
 def sequence_probabilities(
-    model: LanguageModel, sequences: Sequence[NDArray[np.uint8]], *, batch_tokens: int = 1 << 16
+    model: Loaded,
+    sequences: Sequence[NDArray[np.uint8]],
+    *,
+    batch_tokens: int = 1 << 16,
+    record: Callable[[int], str] = lambda row: f"sequence {row + 1}",
 ) -> list[Floats]:
-    """Give the probability of A, C, G, T at every base of sequences, (length, 4) each."""
+    """Give the probability of A, C, G, T at every base of sequences, (length, 4) each.
 
-    def compute(codes: NDArray[np.uint8], _: NDArray[np.int64]) -> list[Floats]:
+    Raises
+    ------
+    NotFiniteError
+        When the model gives NaN or infinity; `record` names the sequence by its number.
+    """
+
+    def compute(codes: NDArray[np.uint8], rows: NDArray[np.int64]) -> list[Floats]:
         ids = codes_to_ids(torch.from_numpy(codes).to(model.device))
         with inference_mode(model.model):
             found = _masked(model.model, ids) if model.masked else _causal(model.model, ids)
+            require_finite(
+                found, model.name, "probabilities", lambda row: record(int(rows[row])),
+                torch.from_numpy(codes != PAD).to(found.device)[..., None],
+            )  # fmt: skip
             return list(found.float().cpu().numpy())
 
     found = run_batched(sequences, compute, batch_tokens=batch_tokens, pad=not model.masked)
@@ -121,7 +142,7 @@ def log_likelihood(probabilities: Floats, codes: NDArray[np.uint8]) -> Floats:
     return np.where(known, np.log(np.maximum(own, 1e-30)), np.nan).astype(np.float32)
 
 
-def _window(model: LanguageModel, window: int | None) -> int:
+def _window(model: Loaded, window: int | None) -> int:
     longest = model.longest
     if window is None:
         return _WINDOW if longest is None else min(_WINDOW, longest)

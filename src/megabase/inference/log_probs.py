@@ -13,7 +13,7 @@ Shape suffixes: B batch, L positions, V columns of the logits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from megabase.errors import MegabaseError
 from megabase.genome.alphabet import BASE_TOKEN_IDS
 from megabase.layers.backbone import Backbone
 from megabase.layers.streaming import can_stream, stream_backbone
+from megabase.models.finite import require_finite
 from megabase.models.vocabulary import LOGIT_COLUMNS
 
 __all__ = ["LogProbsError", "evaluating", "language_model_kind", "token_log_probs"]
@@ -108,6 +109,8 @@ def token_log_probs(
     first: Literal["uniform", "nan"] = "uniform",
     mask_id: int = MASK_ID,
     batch_tokens: int = 1 << 16,
+    name: str | None = None,
+    record: Callable[[int], str] = lambda row: f"row {row}",
 ) -> Tensor:
     """Give the natural log-probability of every token.
 
@@ -133,6 +136,8 @@ def token_log_probs(
         Token that hides a base from a masked model.
     batch_tokens
         About how many positions a masked model reads at a time; time and memory, not the result.
+    name, record
+        Name of the model (its class when None), and that of a row, for messages.
 
     Returns
     -------
@@ -146,6 +151,8 @@ def token_log_probs(
         When the model is no language model over bases, or the shapes do not fit.
     SequenceTooLongError
         When the input is longer than the model takes.
+    NotFiniteError
+        When a token has a log-probability that is NaN or infinite.
     """
     kind = language_model_kind(model)
     if over not in ("bases", "all") or first not in ("uniform", "nan"):
@@ -173,6 +180,12 @@ def token_log_probs(
             )
         else:
             found_BL = _causal(model, input_ids, attention_mask, real_BL, over, first)
+        asked_BL = wanted_BL
+        if kind == "causal" and first == "nan":
+            asked_BL = wanted_BL & (real_BL.cumsum(1) > 1)
+        require_finite(
+            found_BL, name or type(model).__name__, "log-probabilities", record, asked_BL
+        )
     # Not an inference tensor: what is returned may be used where gradients are taken.
     return torch.where(wanted_BL, found_BL.clone(), torch.nan)
 

@@ -1,16 +1,11 @@
-"""A model ready to be asked: loaded by name or taken as it is, with its name and hash.
-
-Scores need a model with a language-model head and one token for each base; that is checked here.
-"""
+"""What is said of a model: its name and hash, where it runs, and with how many threads."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,52 +13,18 @@ from torch import nn
 
 from megabase.inference.errors import InferenceError
 from megabase.inference.log_probs import evaluating as inference_mode
-from megabase.inference.log_probs import language_model_kind
 
 __all__ = [
-    "LanguageModel",
     "ModelSpec",
     "choose_device",
     "inference_mode",
-    "load_language_model",
     "model_digest",
-    "require_length",
     "shown_name",
     "threads",
 ]
 
 ModelSpec = str | Path | nn.Module | None
 """A folder, run, preset or Hub name; None for the packaged model; or a model as it is."""
-
-
-@dataclass(frozen=True)
-class LanguageModel:
-    """A language model over bases.
-
-    Parameters
-    ----------
-    model
-        The module; ``model(input_ids=ids).logits`` has one row for each position.
-    name
-        Its name, for outputs.
-    digest
-        sha256 over configuration and weights.
-    masked
-        Whether it predicts hidden bases from both sides (otherwise the next base).
-    longest
-        Longest input in positions; None when there is no limit.
-    """
-
-    model: nn.Module
-    name: str
-    digest: str
-    masked: bool
-    longest: int | None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
 
 @contextmanager
@@ -115,61 +76,6 @@ def model_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_language_model(
-    spec: ModelSpec = None, device: str | torch.device | None = None
-) -> LanguageModel:
-    """Load a model that gives probabilities to bases.
-
-    Parameters
-    ----------
-    spec
-        A folder, run, preset or Hub name, None for the packaged model; or a module, which stays
-        on its device and in its mode.
-    device
-        Where a loaded model goes; the CPU when None.
-
-    Returns
-    -------
-    LanguageModel
-
-    Raises
-    ------
-    ModelNotFoundError, ModelKindError, CheckpointError
-        When there is no such model, or it has no language-model head.
-    LogProbsError
-        When a module is none, or its tokens are not single bases.
-    """
-    if isinstance(spec, nn.Module):
-        model, name = spec, type(spec).__name__
-        _require_token_input(model)
-    else:
-        from megabase.models.auto import find_kind, load_config, load_model, resolve_model
-
-        folder = resolve_model(spec)
-        config = load_config(folder)
-        kind, _ = find_kind(folder, config)
-        if kind not in ("causal-lm", "masked-lm"):
-            what = (config.architectures or [config.model_type])[0]
-            raise InferenceError(
-                f"{folder}: is a {what} ({kind}), which gives no probabilities to bases; scores "
-                "need a model with a language-model head (causal-lm or masked-lm)"
-            )
-        model, name = load_model(folder, kind=kind, device=device), shown_name(spec, folder)
-    masked = language_model_kind(model) == "masked"
-    longest = getattr(getattr(model, "config", None), "max_length", None)
-    return LanguageModel(model, name, model_digest(model), masked, longest)
-
-
-def _require_token_input(model: nn.Module) -> None:
-    known = inspect.signature(model.forward).parameters
-    if "input_ids" in known or any(p.kind is p.VAR_KEYWORD for p in known.values()):
-        return
-    raise InferenceError(
-        f"{type(model).__name__} is no language model: it takes no input_ids; give a model of "
-        "megabase, or a folder or name of one"
-    )
-
-
 def shown_name(spec: str | Path | None, folder: Path) -> str:
     """Give the name of a model for outputs: never a path of this machine.
 
@@ -187,18 +93,3 @@ def shown_name(spec: str | Path | None, folder: Path) -> str:
         in_run = folder.parent.name == "checkpoints"
         return f"{folder.parent.parent.name}/{folder.name}" if in_run else folder.name
     return "megabase default" if spec in (None, "default") else str(spec)
-
-
-def require_length(model: LanguageModel, length: int, what: str) -> None:
-    """Refuse inputs that the model cannot take.
-
-    Raises
-    ------
-    InferenceError
-        When `length` positions are too many.
-    """
-    if model.longest is not None and length > model.longest:
-        raise InferenceError(
-            f"{what} of {length:,} does not fit the model {model.name}, whose longest input is "
-            f"{model.longest:,} positions"
-        )

@@ -57,6 +57,7 @@ class _Job:
     regions: Regions
     scorer: Scorer
     batch_tokens: int
+    name: str
     progress: Progress | None
 
     def score(self, what: str, blocks: Blocks, window: int, targets: int) -> BlockScores:
@@ -72,6 +73,7 @@ class _Job:
             window=window,
             targets=targets,
             batch_tokens=self.batch_tokens,
+            name=self.name,
             progress=report,
         )
 
@@ -153,8 +155,9 @@ def evaluate(
     Raises
     ------
     EvaluationError
-        When a length does not fit the model or the genome, there is no base to score, or the model
-        gives a value that is not finite.
+        When a length does not fit the model or the genome, or there is no base to score.
+    NotFiniteError
+        When the model gives a probability that is zero or not a number.
     LogProbsError
         When the model gives no probability to single bases, or sees the base that it predicts.
     """
@@ -163,7 +166,7 @@ def evaluate(
     kind = language_model_kind(model)
     if scorer is None:
         scorer = MaskedScorer() if kind == "masked" else CausalScorer()
-    job = _Job(model, store, regions, scorer, batch_tokens, progress)
+    job = _Job(model, store, regions, scorer, batch_tokens, name, progress)
     longest: int | None = getattr(getattr(model, "config", None), "max_length", None)
     window = _window(window, longest, regions)
     stride = window if stride is None else stride

@@ -317,7 +317,7 @@ def _along_block(
     length = store.contig(block.contig).length
     spans = ready.plan(length, options.window, options.overlap, options.stitch, part)
     codes = store.fetch(Interval(block.contig, spans[0].start, spans[-1].end))
-    return ready.spans(codes, spans[0].start, spans, part)
+    return ready.spans(codes, spans[0].start, spans, part, block.contig)
 
 
 def predict_track(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megabase.genome.alphabet import BASE_BITS, PAD, reverse_complement
+from megabase.genome.interval import one_based
 from megabase.inference.batching import run_batched
 from megabase.inference.errors import InferenceError
 from megabase.inference.given import as_codes, require_several
-from megabase.inference.loading import load_any
+from megabase.inference.loading import load
 from megabase.inference.model import ModelSpec, inference_mode
 from megabase.inference.stitching import Span, Stitch, plan_windows
 from megabase.inference.tokens import TokenBatch
+from megabase.models.finite import require_finite
 
 __all__ = ["Predictions", "Predictor", "predict"]
 
@@ -111,7 +113,7 @@ class Predictor:
         batch_tokens: int = 1 << 16,
         device: str | torch.device | None = None,
     ) -> None:
-        self._loaded = loaded = load_any(spec, prompt=prompt, device=device)
+        self._loaded = loaded = load(spec, prompt=prompt, device=device)
         if loaded.kind not in ("sequence-classification", "token-classification"):
             raise InferenceError(
                 f"{loaded.name} is a {loaded.kind} model, which predicts no labels; fine-tune it "
@@ -162,8 +164,12 @@ class Predictor:
             For a sequence without a base, or longer than the model reads.
         """
         fits = self._loaded.encoder.room(self._loaded.longest)
+
+        def record(number: int) -> str:
+            return f"sequence {names[number] if names else number + 1}"
+
         for number, codes in enumerate(items):
-            what = f"sequence {names[number] if names else number + 1}"
+            what = record(number)
             if not len(codes):
                 raise InferenceError(f"{what} has no base; leave it out")
             if not fits(codes):
@@ -172,11 +178,11 @@ class Predictor:
                     f"({self._loaded.longest:,} positions); cut it, or predict along it with "
                     "windows (a track)"
                 )
-        return self._run(items)
+        return self._run(items, record)
 
-    def _run(self, items: Sequence[Codes]) -> Floats:
-        def probabilities(codes: Codes, _: NDArray[np.int64]) -> list[Floats]:
-            values, mask = self._probabilities(codes)
+    def _run(self, items: Sequence[Codes], record: Callable[[int], str]) -> Floats:
+        def probabilities(codes: Codes, rows: NDArray[np.int64]) -> list[Floats]:
+            values, mask = self._probabilities(codes, lambda row: record(int(rows[row])))
             if self.by_base:
                 weights = mask[..., None].to(values.dtype)
                 values = (values * weights).sum(1) / weights.sum(1)
@@ -189,7 +195,7 @@ class Predictor:
         )
         return np.stack(found) if found else np.zeros((0, len(self.classes)), dtype=np.float32)
 
-    def _probabilities(self, codes: Codes) -> tuple[Tensor, Tensor]:
+    def _probabilities(self, codes: Codes, record: Callable[[int], str]) -> tuple[Tensor, Tensor]:
         batch = self._loaded.encoder.batch(codes, self._loaded.device)
         with inference_mode(self._loaded.model):
             logits = self._logits(batch)
@@ -200,6 +206,9 @@ class Predictor:
                 if self.by_base:
                     turned = _turned_back(turned, batch.bases)
                 logits = 0.5 * (logits + turned)
+            # Before they become probabilities, where infinity would look like certainty.
+            known = batch.bases[..., None] if self.by_base else None
+            require_finite(logits, self.name, "outputs", record, known)
             if self.problem == "single_label_classification":
                 logits = logits.softmax(-1)
             elif self.problem == "multi_label_classification":
@@ -287,6 +296,7 @@ class Predictor:
         offset: int,
         spans: Sequence[Span],
         part: tuple[int, int],
+        name: str = "the sequence",
     ) -> Floats:
         """Predict the bases of a part with the windows of a plan.
 
@@ -300,6 +310,8 @@ class Predictor:
             Windows that answer for all bases of the part, all of one length.
         part
             First base and base after the last one, in the whole sequence.
+        name
+            Name of the sequence, for messages.
 
         Returns
         -------
@@ -314,7 +326,10 @@ class Predictor:
         for begin in range(0, len(spans), step):
             group = spans[begin : begin + step]
             rows = np.stack([codes[s.start - offset : s.end - offset] for s in group])
-            values, _ = self._probabilities(rows)
+            values, _ = self._probabilities(
+                rows, lambda row, group=group: f"{name}, bases {one_based(group[row].start):,} to "
+                f"{group[row].end:,}"
+            )  # fmt: skip
             if self.by_base:
                 before = self._loaded.encoder.before
                 values = values[:, before : before + width]

@@ -15,9 +15,9 @@ from megabase.genome.alphabet import BASE_TOKEN_IDS
 from megabase.inference.alleles import Placed
 from megabase.inference.batching import run_batched
 from megabase.inference.errors import InferenceError
+from megabase.inference.loading import Loaded
 from megabase.inference.log_probs import evaluating, token_log_probs
 from megabase.inference.methods import Need, Reading
-from megabase.inference.model import LanguageModel
 from megabase.inference.shared_prefix import SharedPrefixReader
 
 __all__ = ["PlainReader", "Reader", "choose_reader"]
@@ -33,7 +33,7 @@ class Reader(Protocol):
         ...
 
 
-def choose_reader(model: LanguageModel, batch_tokens: int) -> Reader:
+def choose_reader(model: Loaded, batch_tokens: int) -> Reader:
     """Give the fast reader where the model allows it, else plain passes."""
     plain = PlainReader(model, batch_tokens)
     if SharedPrefixReader.supports(model.model):
@@ -52,7 +52,7 @@ class PlainReader:
         Most positions of a batch.
     """
 
-    def __init__(self, model: LanguageModel, batch_tokens: int = 1 << 16) -> None:
+    def __init__(self, model: Loaded, batch_tokens: int = 1 << 16) -> None:
         self.model = model
         self.batch_tokens = batch_tokens
 
@@ -60,6 +60,7 @@ class PlainReader:
         """Read whole windows."""
         numbers: dict[bytes, int] = {}
         windows: list[_Codes] = []
+        names: list[str] = []
         pairs: list[tuple[int, int]] = []
         for one in places:
             pair = []
@@ -67,12 +68,17 @@ class PlainReader:
                 number = numbers.setdefault(codes.tobytes(), len(windows))
                 if number == len(windows):
                     windows.append(codes)
+                    names.append(one.name)
                 pair.append(number)
             pairs.append((pair[0], pair[1]))
         log_probs: list[Any] = [None] * len(windows)
         pooled: list[Any] = [None] * len(windows)
         if "log_probs" in needs:
-            log_probs = run_batched(windows, self._log_probs, batch_tokens=self.batch_tokens)
+
+            def log_probs_of(codes: _Codes, rows: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+                return self._log_probs(codes, [names[row] for row in rows.tolist()])
+
+            log_probs = run_batched(windows, log_probs_of, batch_tokens=self.batch_tokens)
         if "pooled" in needs:
             pooled = run_batched(windows, self._pooled, batch_tokens=self.batch_tokens)
         masked: list[tuple[float | None, float | None]] = [(None, None)] * len(places)
@@ -97,10 +103,11 @@ class PlainReader:
     def _ids(self, codes: _Codes) -> torch.Tensor:
         return codes_to_ids(torch.from_numpy(codes).to(self.model.device))
 
-    def _log_probs(self, codes: _Codes, _: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+    def _log_probs(self, codes: _Codes, names: list[str]) -> list[NDArray[np.float32]]:
         found = token_log_probs(
-            self.model.model, self._ids(codes), first="nan", batch_tokens=self.batch_tokens
-        )
+            self.model.model, self._ids(codes), first="nan", batch_tokens=self.batch_tokens,
+            name=self.model.name, record=names.__getitem__,
+        )  # fmt: skip
         return list(found.float().cpu().numpy())
 
     def _pooled(self, codes: _Codes, _: NDArray[np.int64]) -> list[NDArray[np.float32]]:

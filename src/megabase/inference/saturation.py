@@ -20,12 +20,8 @@ from megabase.genome.store import GenomeStore
 from megabase.genome.vcf import VcfRecord
 from megabase.inference.alleles import Placement
 from megabase.inference.errors import InferenceError
-from megabase.inference.model import (
-    LanguageModel,
-    ModelSpec,
-    choose_device,
-    load_language_model,
-)
+from megabase.inference.loading import Loaded, load
+from megabase.inference.model import ModelSpec, choose_device
 from megabase.inference.provenance import Provenance
 from megabase.inference.score import Strands
 from megabase.inference.sources import genome_store
@@ -128,7 +124,7 @@ class SaturationJob:
         if self._provenance is None:
             store = GenomeStore.open(self.genome)
             interval = _region(store, self.region)
-            model = load_language_model(self.model)
+            model = load(self.model, head="language")
             self.options = self.options.resolved(model)
             self._provenance = _provenance(model, store, interval, self.options)
         return self._provenance
@@ -147,7 +143,7 @@ class SaturationJob:
 
     def open(self, device: str | None) -> Callable[[list[VcfRecord]], pl.DataFrame]:
         """Load the model."""
-        model = load_language_model(self.model, choose_device(device))
+        model = load(self.model, head="language", device=choose_device(device))
         scorer = VariantScorer(
             model, GenomeStore.open(self.genome), self.options, self.batch_tokens
         )
@@ -175,7 +171,7 @@ class SaturationJob:
 
 
 def _provenance(
-    model: LanguageModel, store: GenomeStore, interval: Interval, options: VariantOptions
+    model: Loaded, store: GenomeStore, interval: Interval, options: VariantOptions
 ) -> Provenance:
     return Provenance(
         "saturate",
@@ -302,7 +298,7 @@ def saturate(
         When model, window and methods do not fit.
     """
     options = VariantOptions(window, method_tuple(methods), strands, placement)
-    loaded = load_language_model(model, device)
+    loaded = load(model, head="language", device=device)
     if not isinstance(genome, GenomeStore):
         with genome_store(genome) as store:
             return _saturated(region, store, loaded, options, batch_tokens)
@@ -312,7 +308,7 @@ def saturate(
 def _saturated(
     region: str | Interval,
     store: GenomeStore,
-    model: LanguageModel,
+    model: Loaded,
     options: VariantOptions,
     batch_tokens: int,
 ) -> Saturation:

@@ -8,7 +8,7 @@ before it and is not scored by a causal model, unless context before it is read 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -22,13 +22,9 @@ from megabase.genome.alphabet import reverse_complement
 from megabase.inference.batching import run_batched
 from megabase.inference.errors import InferenceError
 from megabase.inference.given import as_codes, require_several
+from megabase.inference.loading import Loaded, load, require_length
 from megabase.inference.log_probs import token_log_probs
-from megabase.inference.model import (
-    LanguageModel,
-    ModelSpec,
-    load_language_model,
-    require_length,
-)
+from megabase.inference.model import ModelSpec
 from megabase.inference.provenance import Provenance
 from megabase.inference.sources import Sequence
 
@@ -123,10 +119,11 @@ def _pieces(owner: int, length: int, lead: int, after: int, masked: bool, window
 
 
 def log_probs_of(
-    model: LanguageModel,
+    model: Loaded,
     rows: list[tuple[NDArray[np.uint8], int, int]],
     options: ScoreOptions,
     batch_tokens: int = 1 << 16,
+    record: Callable[[int], str] = lambda row: f"sequence {row + 1}",
 ) -> list[NDArray[np.float32]]:
     """Give the log-probability of every base, read in the direction given.
 
@@ -140,6 +137,8 @@ def log_probs_of(
         Window and stride.
     batch_tokens
         Most positions of a batch.
+    record
+        Gives the name of a row, for messages.
 
     Returns
     -------
@@ -161,9 +160,10 @@ def log_probs_of(
 
     def run(codes: NDArray[np.uint8], numbers: NDArray[np.int64]) -> list[None]:
         ids = codes_to_ids(torch.from_numpy(codes).to(model.device))
-        log_probs = (
-            token_log_probs(model.model, ids, first="nan", batch_tokens=batch_tokens).cpu().numpy()
-        )
+        log_probs = token_log_probs(
+            model.model, ids, first="nan", batch_tokens=batch_tokens, name=model.name,
+            record=lambda row: record(pieces[numbers[row]].owner),
+        ).cpu().numpy()  # fmt: skip
         for row, number in zip(log_probs, numbers.tolist(), strict=True):
             piece = pieces[number]
             wanted = slice(piece.first - piece.start, piece.last - piece.start)
@@ -179,7 +179,7 @@ def log_probs_of(
 
 
 def score_table(
-    model: LanguageModel,
+    model: Loaded,
     sequences: list[Sequence],
     options: ScoreOptions,
     batch_tokens: int = 1 << 16,
@@ -227,16 +227,16 @@ def score_table(
             rows.append(forward)
         if options.strands != "forward":
             rows.append(backward)
-    found = log_probs_of(model, rows, options, batch_tokens)
     strands = 2 if options.strands == "both" else 1
+    found = log_probs_of(
+        model, rows, options, batch_tokens, lambda row: sequences[row // strands].name
+    )
     records: list[dict[str, Any]] = []
     for number, one in enumerate(sequences):
         values = found[number * strands : (number + 1) * strands]
         if options.strands != "forward":
             values[-1] = values[-1][::-1]  # back to the order of the sequence
         stacked = np.stack(values)
-        if np.isinf(stacked).any():
-            raise InferenceError(f"the model gave {one.name} a probability of zero")
         known = ~np.isnan(stacked)
         scored, total = int(known.sum()), float(np.nansum(stacked, dtype=np.float64))
         place = one.interval
@@ -331,7 +331,7 @@ def score_sequences(
         one if isinstance(one, Sequence) else Sequence(str(name), as_codes(one))
         for name, one in named
     ]
-    loaded = load_language_model(model, device)
+    loaded = load(model, head="language", device=device)
     table = score_table(loaded, items, options, batch_tokens)
     provenance = Provenance("score", loaded.name, loaded.digest, options=asdict(options))
     return SequenceScores(table, provenance)

@@ -10,7 +10,8 @@ import polars as pl
 
 from megabase.genome.store import GenomeStore
 from megabase.inference.errors import InputFileError
-from megabase.inference.model import load_language_model
+from megabase.inference.loading import load
+from megabase.inference.model import choose_device
 from megabase.inference.provenance import Provenance, file_digest
 from megabase.inference.score import ScoreOptions, score_table
 from megabase.inference.sources import (
@@ -64,7 +65,7 @@ class ScoreJob:
             if not self.source.is_file():
                 raise InputFileError(no_file(self.source))
             store = None if self.genome is None else GenomeStore.open(self.genome)
-            model = load_language_model(self.model)
+            model = load(self.model, head="language")
             self._provenance = Provenance(
                 "score",
                 model.name,
@@ -104,9 +105,7 @@ class ScoreJob:
 
     def open(self, device: str | None) -> Callable[[list[Sequence]], pl.DataFrame]:
         """Load the model."""
-        from megabase.inference.model import choose_device
-
-        model = load_language_model(self.model, choose_device(device))
+        model = load(self.model, head="language", device=choose_device(device))
         return lambda chunk: score_table(model, chunk, self.options, self.batch_tokens)
 
     def write_part(self, result: pl.DataFrame, path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
+from megabase.genome.alphabet import T
 from megabase.genome.errors import UnknownContigError
 from megabase.genome.interval import Variant, one_based
 from megabase.genome.store import GenomeStore
@@ -24,17 +26,14 @@ from megabase.inference.alleles import (
     place,
 )
 from megabase.inference.errors import InferenceError
-from megabase.inference.methods import Need, default_methods, find_methods
-from megabase.inference.model import (
-    LanguageModel,
-    ModelSpec,
-    load_language_model,
-    require_length,
-)
+from megabase.inference.loading import Loaded, load, require_length
+from megabase.inference.methods import Need, Reading, default_methods, find_methods
+from megabase.inference.model import ModelSpec
 from megabase.inference.provenance import Provenance
 from megabase.inference.readers import choose_reader
 from megabase.inference.score import STRANDS, Strands
 from megabase.inference.sources import genome_store
+from megabase.models.finite import require_finite
 
 __all__ = ["AlleleScore", "VariantOptions", "VariantScorer", "VariantScores", "method_tuple",
            "score_variants", "variant_table"]  # fmt: skip
@@ -76,7 +75,7 @@ class VariantOptions:
         if self.window is not None and (self.window < 2 or self.window != int(self.window)):
             raise InferenceError(f"a window needs 2 bases or more, found {self.window}")
 
-    def resolved(self, model: LanguageModel) -> VariantOptions:
+    def resolved(self, model: Loaded) -> VariantOptions:
         """Fill in what the model decides, and check it.
 
         Raises
@@ -142,7 +141,7 @@ class VariantScorer:
         Most positions of a batch.
     """
 
-    model: LanguageModel
+    model: Loaded
     store: GenomeStore
     options: VariantOptions
     batch_tokens: int = 1 << 16
@@ -201,7 +200,8 @@ class VariantScorer:
                         reason = one
                         break
                     found.append(len(places))
-                    places.append(one)
+                    name = f"{record.contig}:{one_based(record.position):,}:{record.ref}>{alt}"
+                    places.append(replace(one, name=name))
                 alleles.append(reason or found)
             plan.append(alleles)
         values = self._values(places)
@@ -220,12 +220,30 @@ class VariantScorer:
         needs: set[Need] = {method.need for method in self.methods}
         readings = self.reader.read(places, needs) if places else []
         for row, (one, (ref, alt)) in enumerate(zip(places, readings, strict=True)):
+            self._require_finite(one.name, (one.ref, ref), (one.alt, alt))
             values[row] = [method.value(ref, alt, one) for method in self.methods]
-        if np.isinf(values).any():
-            raise InferenceError(
-                f"{self.model.name} gave a value that is not finite; are its weights whole?"
-            )
+        # Methods give NaN where they have no value for an allele; none gives infinity.
+        require_finite(
+            values, self.model.name, "scores", lambda row: places[row].name, ~np.isnan(values)
+        )
         return values
+
+    def _require_finite(self, name: str, *alleles: tuple[NDArray[np.uint8], Reading]) -> None:
+        """Refuse readings that are not finite where the model was asked for a number."""
+        for codes, reading in alleles:
+            if (found := reading.log_probs) is not None:
+                # N has no probability; nor has the first base of a window in a causal model.
+                known = codes[len(codes) - len(found) :] <= T
+                if not self.model.masked and len(found) == len(codes):
+                    known[:1] = False
+                require_finite(
+                    found[None], self.model.name, "log-probabilities", lambda _: name, known[None]
+                )
+            for other in (reading.pooled, reading.masked):
+                if other is not None:
+                    require_finite(
+                        np.atleast_1d(other)[None], self.model.name, "outputs", lambda _: name
+                    )
 
 
 def variant_table(
@@ -338,7 +356,7 @@ def score_variants(
     """
     options = VariantOptions(window, method_tuple(methods), strands, placement)
     records = _records(variants)
-    loaded = load_language_model(model, device)
+    loaded = load(model, head="language", device=device)
     if isinstance(genome, GenomeStore):
         return _scored(records, genome, loaded, options, batch_tokens)
     with genome_store(genome) as store:
@@ -348,7 +366,7 @@ def score_variants(
 def _scored(
     records: list[VcfRecord],
     store: GenomeStore,
-    model: LanguageModel,
+    model: Loaded,
     options: VariantOptions,
     batch_tokens: int,
 ) -> VariantScores:

@@ -11,7 +11,8 @@ from megabase.genome.store import GenomeStore
 from megabase.genome.vcf import VcfRecord, read_vcf_header, read_vcf_records
 from megabase.inference.alleles import check_record
 from megabase.inference.errors import InputFileError
-from megabase.inference.model import choose_device, load_language_model
+from megabase.inference.loading import load
+from megabase.inference.model import choose_device
 from megabase.inference.provenance import Provenance, file_digest
 from megabase.inference.sources import chunked, no_file
 from megabase.inference.tables import merge_tables, write_table_part
@@ -154,7 +155,7 @@ class VariantsJob:
             store = GenomeStore.open(self.genome)
             self.found = survey(self.source, store)
             self._require_assembly(self.found, store)
-            model = load_language_model(self.model)
+            model = load(self.model, head="language")
             self.options = self.options.resolved(model)
             self._provenance = Provenance(
                 "variants",
@@ -201,7 +202,7 @@ class VariantsJob:
         [tuple[int, list[VcfRecord]]], tuple[int, list[VcfRecord], list[tuple[AlleleScore, ...]]]
     ]:
         """Load the model."""
-        model = load_language_model(self.model, choose_device(device))
+        model = load(self.model, head="language", device=choose_device(device))
         store = GenomeStore.open(self.genome)
         scorer = VariantScorer(model, store, self.options, self.batch_tokens)
         return lambda chunk: (*chunk, scorer.score(chunk[1]))

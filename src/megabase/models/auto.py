@@ -24,6 +24,7 @@ from megabase.models.checkpoints import CheckpointError, LoadReport
 from megabase.models.dnabert.convert import is_dnabert_folder
 from megabase.models.dnabert.convert import load_tokenizer as load_dnabert_tokenizer
 from megabase.models.families import FAMILIES, KINDS, family_of
+from megabase.models.finite import require_finite_weights
 from megabase.models.presets import PRESETS
 
 __all__ = [
@@ -302,6 +303,8 @@ def load_model(
         When it is of another family, or has no such head.
     CheckpointError
         Naming every missing, unexpected and mis-shaped tensor.
+    NotFiniteError
+        Naming a tensor that holds NaN or infinity.
     """
     path = resolve_model(spec)
     config = _config(path)
@@ -325,6 +328,7 @@ def load_model(
     model: PreTrainedModel
     model, info = loaded
     _check(model, kind, info, path, new_head)
+    require_finite_weights(model, str(path))
     torch.nn.Module.to(model, torch.device(device or "cpu"))
     return model.eval()
 

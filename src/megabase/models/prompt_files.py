@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from megabase import __version__
 from megabase.models.auto import load_model
+from megabase.models.finite import require_finite_weights
 from megabase.models.prompt_spec import PromptError, PromptSpec
 from megabase.models.prompting import PromptedModel
 
@@ -232,4 +233,7 @@ def load_prompt(
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise PromptError(f"{saved.folder}: the prompt's numbers do not fit ({reason})") from error
+    if isinstance(model, PreTrainedModel):
+        require_finite_weights(found, str(name))
+    require_finite_weights(prompted, str(saved.folder))
     return prompted.eval()
