@@ -93,8 +93,10 @@ def read_text(path: str | Path, error: type[MegabaseError], limit: int = TEXT_BY
     """
     path = Path(path)
     try:
+        raw = bytearray()
         with path.open("rb") as file:
-            raw = file.read(limit + 1)
+            while len(raw) <= limit and (piece := file.read(1 << 20)):
+                raw += piece
     except OSError as problem:
         raise error(f"cannot read {path}: {problem.strerror}") from problem
     if len(raw) > limit:

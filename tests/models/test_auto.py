@@ -204,10 +204,10 @@ def test_weights_that_do_not_fit_are_errors(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"missing: .*norm1\.bias; unexpected: .*extra"):
         load_model(path)
     (path / "model.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
         load_model(path)
     (path / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match="expected weights"):
         load_model(path)
 
 
@@ -219,7 +219,7 @@ def test_other_models_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelKindError, match="megabase convert"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text("not json")
-    with pytest.raises(ModelKindError, match="no model configuration"):
+    with pytest.raises(ModelKindError, match=r"config\.json cannot be read"):
         load_model(tmp_path)
 
 

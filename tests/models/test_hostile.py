@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
+import shutil
 import struct
 import tracemalloc
 import zipfile
@@ -15,7 +17,9 @@ import pytest
 import torch
 
 from megabase.errors import MegabaseError
-from megabase.models.checkpoints import read_weights
+from megabase.models.auto import DEFAULT_MODEL, load_config, load_model, load_tokenizer
+from megabase.models.checkpoints import CheckpointError, UnsafeCheckpointError, read_weights
+from megabase.models.describe import describe
 
 START = pickle.PROTO + b"\x02"
 DEEP = b"\x85" * 100_000
@@ -184,3 +188,158 @@ def test_an_expanded_tensor_is_bounded(tmp_path: Path) -> None:
     assert "elements" in refused(lambda: read_weights(tmp_path / "a.ckpt"))
     torch.save({"w": torch.arange(3).expand(4, 3)}, tmp_path / "b.ckpt")
     assert read_weights(tmp_path / "b.ckpt").tensors["w"].shape == (4, 3)
+
+
+# -------------------------------------------------------------------------------- model folders
+
+
+def folder(path: Path, **settings: Any) -> Path:
+    """Copy the packaged model, with some settings of its config.json changed."""
+    shutil.copytree(DEFAULT_MODEL, path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **settings}))
+    return path
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_labels": 9223372036854775808},
+        {"num_labels": 10**9},
+        {"id2label": None, "num_labels": 10**7},
+        {"vocab_size": 2**31},
+        {"pad_vocab_size_multiple": 2**40},
+        {"n_layer": 10**9},
+        {"num_hidden_layers": 10**9},
+        {"num_inner_mlps": 10**9},
+        {"hyena_order": 10**9},
+        {"max_seq_len": 2**60},
+        {"attention_layers": [2**70]},
+        {"attn_implementation": "kernels-community/x"},
+        {"_attn_implementation": "flash_attention_2"},
+        {"attn_implementation": {"": "kernels-community/x"}},
+        {"quantization_config": {"quant_method": "awq"}},
+        {"transformers_weights": "../other.safetensors"},
+        {"architectures": 5},
+        {"architectures": [["a"]]},
+        {"id2label": [1]},
+        {"id2label": {"x": "a"}},
+        {"to_dict": 1},
+        {"d_model": "wide"},
+        {"d_model": None},
+        {"attention_layers": 5},
+        {"model_type": ["hyenadna"]},
+        {"dtype": "load"},
+        {"layer_norm_epsilon": {}},
+    ],
+    ids=repr,
+)
+def test_settings_of_no_model_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    path = folder(tmp_path / "m", **settings)
+    assert "config" in refused(lambda: load_config(path) and load_model(path))
+    refused(lambda: describe(path))
+
+
+def test_settings_of_a_larger_model_than_the_weights_allocate_nothing(tmp_path: Path) -> None:
+    path = folder(tmp_path / "m", max_seq_len=2**31 - 1, d_model=2**15)
+    assert "different models" in refused(lambda: load_model(path), 100 << 20)
+
+
+def test_code_that_a_folder_names_is_left_out(tmp_path: Path) -> None:
+    path = folder(tmp_path / "m", auto_map={"AutoConfig": "x.Y"}, _attn_implementation_autoset=True)
+    assert not hasattr(load_config(path), "auto_map")
+    assert "auto_map" not in load_model(path).config.to_dict()
+
+
+def test_pickled_weights_of_a_folder_meet_the_restricted_reader(tmp_path: Path) -> None:
+    path = folder(tmp_path / "m")
+    state = read_weights(path).tensors
+    (path / "model.safetensors").unlink()
+    torch.save(state, path / "pytorch_model.bin")
+    assert torch.equal(load_model(path).state_dict()[(name := next(iter(state)))], state[name])
+    program = START + b"cos\nsystem\n" + text(f"touch {tmp_path / 'ran'}") + b"\x85R."
+    archive(path / "pytorch_model.bin", program)
+    with pytest.raises(UnsafeCheckpointError, match=r"pytorch_model\.bin: .*os\.system"):
+        load_model(path)
+    index = {"weight_map": dict.fromkeys(state, "part.bin")}
+    (path / "pytorch_model.bin").rename(path / "part.bin")
+    (path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(UnsafeCheckpointError, match=r"part\.bin: .*os\.system"):
+        load_model(path)
+    assert not (tmp_path / "ran").exists()
+    for place in ("../part.bin", str(tmp_path / "part.bin"), "part.txt", 5, None, ["part.bin"]):
+        (path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"w": place}}))
+        with pytest.raises(CheckpointError, match="not beside it"):
+            load_model(path)
+
+
+def test_a_sharded_folder_of_links_is_read(tmp_path: Path) -> None:
+    path = folder(tmp_path / "m")
+    state = read_weights(path).tensors
+    (path / "model.safetensors").rename(tmp_path / "blob")  # as the Hub's cache keeps files
+    (path / "a.safetensors").symlink_to(tmp_path / "blob")
+    index = {"weight_map": dict.fromkeys(state, "a.safetensors")}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert set(load_model(path).state_dict()) == set(load_model(DEFAULT_MODEL).state_dict())
+
+
+def test_an_adapter_beside_the_weights_is_not_followed(tmp_path: Path) -> None:
+    path = folder(tmp_path / "m")
+    adapter = {"base_model_name_or_path": "someone/else", "peft_type": "LORA"}
+    (path / "adapter_config.json").write_text(json.dumps(adapter))
+    assert load_model(path).config.name_or_path == str(path)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    ("content", "says"), [(POINTER, "git lfs pull"), ("<!DOCTYPE html><html>", "an HTML page")]
+)
+def test_pointers_and_pages_are_recognised(
+    tmp_path: Path, name: str, content: str, says: str
+) -> None:
+    path = folder(tmp_path / "m")
+    (path / name).write_text(content)
+    for read in (load_tokenizer, load_model, describe):
+        if read is load_model and name.startswith("tok"):
+            continue
+        if read is load_tokenizer and name.startswith("model"):
+            continue
+        message = refused(lambda read=read: read(path))
+        assert says in message
+        assert name in message
+    for kind in (".ckpt", ".pt", ".bin"):
+        (tmp_path / f"w{kind}").write_text(content)
+        assert says in refused(lambda kind=kind: read_weights(tmp_path / f"w{kind}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", b"[1]"),
+        ("tokenizer_config.json", b"{"),
+        ("tokenizer_config.json", b"\xff\xfe{}"),
+        ("tokenizer_config.json", b"[" * 100_000),
+        ("tokenizer_config.json", b'{"tokenizer_class": "LlamaTokenizer"}'),
+        ("tokenizer_config.json", b'{"tokenizer_class": ["DNATokenizer"]}'),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": [1]}'),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": {"content": "a"}}}'),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": {"0": 5}}'),
+        ("tokenizer_config.json", b'{"pad_token": {"a": 1}}'),
+        ("tokenizer_config.json", b'{"characters": 5}'),
+        ("tokenizer_config.json", b'{"special_tokens": ["a"]}'),
+        ("tokenizer_config.json", b'{"padding_side": 5}'),
+        ("special_tokens_map.json", b"{"),
+        ("special_tokens_map.json", b"\xff"),
+        ("special_tokens_map.json", b"[5]"),
+        ("added_tokens.json", b"[5]"),
+    ],
+)
+def test_odd_tokenizer_files_are_named(tmp_path: Path, name: str, content: bytes) -> None:
+    path = folder(tmp_path / "m")
+    if not name.startswith("tokenizer"):
+        (path / "tokenizer_config.json").write_text('{"tokenizer_class": "DNATokenizer"}')
+    (path / name).write_bytes(content)
+    assert str(path) in refused(lambda: load_tokenizer(path))

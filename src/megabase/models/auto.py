@@ -6,26 +6,26 @@ it, never a freshly drawn number.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from megabase.errors import MegabaseError
-from megabase.models.checkpoints import CheckpointError, LoadReport
+from megabase.models.checkpoints import CheckpointError, LoadReport, read_weights
+from megabase.models.config_file import read_config
 from megabase.models.dnabert.convert import is_dnabert_folder
 from megabase.models.dnabert.convert import load_tokenizer as load_dnabert_tokenizer
 from megabase.models.families import FAMILIES, KINDS, family_of
 from megabase.models.finite import require_finite_weights
 from megabase.models.presets import PRESETS
+from megabase.untrusted import parsing, read_json, shown
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -197,11 +197,8 @@ def load_config(spec: str | Path | None = None) -> PreTrainedConfig:
 
 def _config(path: Path) -> PreTrainedConfig:
     file = path / "config.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        model_type = content.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelKindError(f"{file}: is no model configuration ({error})") from error
+    content = read_config(file, ModelKindError)
+    model_type = content.get("model_type")
     if model_type == "bert" and is_dnabert_folder(path):
         # The published folders call themselves just "bert"; the vocabulary tells.
         content["model_type"] = model_type = "dnabert"
@@ -214,10 +211,11 @@ def _config(path: Path) -> PreTrainedConfig:
         if model_type is None and "d_model" in content:
             hint = "; a published checkpoint becomes a model folder with: megabase convert"
         raise ModelKindError(
-            f"{file}: model_type is {model_type!r}; expected one of {', '.join(known)}{hint}"
+            f"{file}: model_type is {shown(model_type)}; expected one of {', '.join(known)}{hint}"
         )
-    config = family.config_class().from_dict(content)
-    config.name_or_path = str(path)
+    with parsing(file, ModelKindError, "the settings of a model are expected"):
+        config = family.config_class().from_dict(content)
+        config.name_or_path = str(path)
     return config
 
 
@@ -311,26 +309,47 @@ def load_model(
     kind, model_class = find_kind(path, config, kind)
     for name, value in overrides.items():
         setattr(config, name, value)
-    with _quiet():
-        try:
-            loaded: Any = model_class.from_pretrained(
-                path,
-                config=config,
-                dtype=dtype or torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                local_files_only=True,
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            if isinstance(error, MegabaseError):
-                raise
-            raise CheckpointError(f"{path}: cannot be loaded ({error})") from error
+    tensors = read_weights(path).tensors
+    _check_size(model_class, config, tensors, path)
+    # The tensors are read here, so that transformers opens no file of the folder: neither a pickle
+    # nor an adapter, an index or a distributed checkpoint that names other files.
+    with _quiet(), parsing(path, CheckpointError, "it cannot be loaded"):
+        loaded: Any = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
+            dtype=dtype or torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
     model: PreTrainedModel
     model, info = loaded
+    model.config.name_or_path = str(path)
     _check(model, kind, info, path, new_head)
     require_finite_weights(model, str(path))
     torch.nn.Module.to(model, torch.device(device or "cpu"))
     return model.eval()
+
+
+_SPARE_NUMBERS = 1 << 26
+"""What a model may have beyond twice the numbers of its weights: a new head, shared tensors."""
+
+
+def _check_size(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    tensors: Mapping[str, torch.Tensor],
+    path: Path,
+) -> None:
+    """Refuse settings of a far larger model than the weights are of, before it is allocated."""
+    with parsing(path / "config.json", CheckpointError), torch.device("meta"):
+        wanted = sum(value.numel() for value in model_class(config).state_dict().values())
+    found = sum(value.numel() for value in tensors.values())
+    if wanted > 2 * found + _SPARE_NUMBERS:
+        raise CheckpointError(
+            f"{path}: config.json describes a model of {wanted:,} numbers, and the weights have "
+            f"{found:,}; they are of different models"
+        )
 
 
 def _check(model: PreTrainedModel, kind: str, info: Any, path: Path, new_head: bool) -> None:
@@ -407,7 +426,43 @@ def load_tokenizer(spec: str | Path | None = None) -> Any:
     path = resolve_model(spec)
     config = _config(path)
     if config.model_type == "dnabert":
-        return load_dnabert_tokenizer(path)
+        with parsing(path / "vocab.txt", ModelKindError):
+            return load_dnabert_tokenizer(path)
+    family = family_of(config.model_type)
+    usual = family.tokenizer_classes()[0] if family else None
     limit = getattr(config, "max_length", None)
-    extra = {} if (path / "tokenizer_config.json").is_file() else {"model_max_length": limit}
-    return AutoTokenizer.from_pretrained(path, config=config, local_files_only=True, **extra)
+    return read_tokenizer(path, usual, limit)
+
+
+def read_tokenizer(folder: Path, usual: Any = None, longest: int | None = None) -> Any:
+    """Read the tokenizer of a folder with one of our classes.
+
+    Parameters
+    ----------
+    folder
+        With or without ``tokenizer_config.json``.
+    usual
+        Class when the folder names none.
+    longest
+        Longest input when the folder does not say, in tokens.
+
+    Raises
+    ------
+    ModelKindError
+        When the folder names another class, or its files are damaged.
+    """
+    file = folder / "tokenizer_config.json"
+    said = read_json(file, ModelKindError) if file.is_file() else {}
+    ours = {kind.__name__: kind for family in FAMILIES for kind in family.tokenizer_classes()}
+    name = said.get("tokenizer_class")
+    # A name and nothing else: auto_map, which names code of the folder, is not followed.
+    tokenizer_class = usual if name is None else ours.get(name) if isinstance(name, str) else None
+    if tokenizer_class is None:
+        raise ModelKindError(
+            f"{file}: tokenizer_class is {shown(name)}; expected one of {', '.join(ours)}"
+        )
+    extra = {} if said else {"model_max_length": longest}
+    with parsing(file, ModelKindError, "the files of a tokenizer are expected"):
+        tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True, **extra)
+        tokenizer.get_vocab(), tokenizer("ACGT")  # some damage shows in use alone
+    return tokenizer

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megabase.models.config_file import read_config
 from megabase.models.restricted_pickle import (
     CheckpointError,
     Global,
@@ -250,9 +251,9 @@ def _shards(index: Path) -> list[Path]:
 def _read_config(weights: Path, config: str | Path | None) -> dict[str, Any] | None:
     if config is not None:
         file = Path(config)
-        return read_json(file / "config.json" if file.is_dir() else file, CheckpointError)
+        return read_config(file / "config.json" if file.is_dir() else file, CheckpointError)
     beside = weights.parent / "config.json"
-    return read_json(beside, CheckpointError) if beside.is_file() else None
+    return read_config(beside, CheckpointError) if beside.is_file() else None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -10,12 +10,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from megabase import __version__
-from megabase.errors import MegabaseError
 from megabase.models.auto import find_checkpoint, load_model, load_tokenizer
 from megabase.models.checkpoints import CheckpointError, Weights, read_weights
 from megabase.models.families import FAMILIES, Family
 from megabase.models.saving import check_output, save_model_folder
 from megabase.models.tokenization import DNATokenizer
+from megabase.untrusted import parsing
 
 __all__ = ["Conversion", "convert_checkpoint", "lengthen_model", "model_from_weights"]
 
@@ -186,10 +186,8 @@ def _tokenizer(source: Path, made: Conversion) -> Any:
     folder = source if source.is_dir() else source.parent
     limit = getattr(made.model.config, "max_length", None)
     if tokenizer_class is DNATokenizer and (folder / "tokenizer_config.json").is_file():
-        try:
+        with parsing(folder / "tokenizer_config.json", CheckpointError):
             return DNATokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise MegabaseError(f"{folder}/tokenizer_config.json: {error}") from error
     for_config = getattr(tokenizer_class, "for_config", None)
     if for_config is not None:  # its vocabulary depends on the model
         return for_config(made.model.config)

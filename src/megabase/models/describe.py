@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megabase.models.auto import find_kind, load_config, load_tokenizer, resolve_model
+from megabase.models.auto import (
+    ModelKindError,
+    find_kind,
+    load_config,
+    load_tokenizer,
+    resolve_model,
+)
+from megabase.models.checkpoints import CheckpointError
 from megabase.models.families import family_of
+from megabase.untrusted import parsing, read_json, recognise
 
 __all__ = ["ModelDescription", "describe"]
 
@@ -78,8 +85,12 @@ def describe(spec: str | Path | None = None) -> ModelDescription:
     path = resolve_model(spec)
     config = load_config(path)
     kind, model_class = find_kind(path, config)
-    with torch.device("meta"):
+    with parsing(path / "config.json", ModelKindError), torch.device("meta"):
         model = model_class(config)
+    weights = [file for file in path.iterdir() if file.suffix in _WEIGHT_SUFFIXES]
+    for file in weights:
+        if known := recognise(file):
+            raise CheckpointError(f"{file} {known}")
     head = kind in ("causal-lm", "masked-lm")
     embeddings = model.get_output_embeddings() if head else None
     classifier = kind.endswith("classification")
@@ -92,7 +103,7 @@ def describe(spec: str | Path | None = None) -> ModelDescription:
         kind=kind,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         constants=sum(buffer.numel() for buffer in model.buffers()),
-        file_bytes=sum(f.stat().st_size for f in path.iterdir() if f.suffix in _WEIGHT_SUFFIXES),
+        file_bytes=sum(file.stat().st_size for file in weights),
         longest=_number(config, "max_length"),
         layers=_number(config, "num_hidden_layers", "n_layer"),
         width=_number(config, "hidden_size", "d_model"),
@@ -101,7 +112,7 @@ def describe(spec: str | Path | None = None) -> ModelDescription:
         labels=tuple(names[index] for index in sorted(names)),
         tokenizer=_tokenizer(path),
         settings=_own_settings(config),
-        source=json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None,
+        source=read_json(record, ModelKindError) if record.is_file() else None,
     )
 
 

@@ -176,9 +176,9 @@ def _tokenizer(config: FinetuneConfig, family: str, training: Callable[[], Itera
 
         return train_bpe(training(), vocab_size=int(pairs.group(1)))
     if Path(wanted or "").is_dir():
-        from transformers import AutoTokenizer
+        from megabase.models.auto import read_tokenizer
 
-        return AutoTokenizer.from_pretrained(wanted, local_files_only=True)
+        return read_tokenizer(Path(wanted or ""))
     raise ConfigError(
         f"tokenizer is {wanted!r}; expected char, 2mer to 8mer, bpe:SIZE or a folder that holds one"
     )

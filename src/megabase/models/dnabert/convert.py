@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from megabase.models.checkpoints import Weights, compare_shapes
+from megabase.models.config_file import read_config
 from megabase.models.dnabert.configuration import DNABERTConfig
 from megabase.models.dnabert.modeling import (
     DNABERTForMaskedLM,
@@ -42,10 +42,9 @@ def is_dnabert_folder(folder: str | Path) -> bool:
     bool
     """
     folder = Path(folder)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    if not (folder / "config.json").is_file():
         return False
+    config = read_config(folder / "config.json", ModelConfigError)
     if config.get("model_type") == "dnabert":
         return True
     if config.get("model_type", "bert") != "bert":
@@ -91,7 +90,7 @@ def load_tokenizer(folder: str | Path, **settings: Any) -> DNABERTTokenizer:
             "with 69, 261, 1029 or 4101 tokens, and a vocab.txt of k-mers; load it with the family "
             "it belongs to"
         )
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder / "config.json", ModelConfigError)
     if (folder / "vocab.txt").exists():
         tokenizer = DNABERTTokenizer.from_pretrained(folder, **settings)
     else:

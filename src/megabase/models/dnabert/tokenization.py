@@ -22,6 +22,7 @@ from megabase.models.kmer import (
     split_kmers,
 )
 from megabase.models.kmer_tokenization import BaseKmerTokenizer, shown
+from megabase.untrusted import read_text
 
 __all__ = ["DNABERT_ORDER", "DNABERTTokenizer", "read_dnabert_vocabulary"]
 
@@ -49,7 +50,7 @@ def read_dnabert_vocabulary(path: str | Path) -> int:
     KmerError
         When the file is another vocabulary, with the first line that differs.
     """
-    tokens = Path(path).read_text(encoding="utf-8").split("\n")
+    tokens = read_text(path, KmerError).split("\n")
     while tokens and not tokens[-1]:
         tokens.pop()
     k = next((k for k in range(1, 9) if len(tokens) == 4**k + len(_DNABERT_SPECIAL)), None)
