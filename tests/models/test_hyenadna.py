@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import megabase.models  # noqa: F401 (registers the families)
 from megabase.layers.hyena_filter import SequenceTooLongError
+from megabase.models.forward import IGNORE_INDEX
 from megabase.models.hyenadna import (
     HyenaDNAConfig,
     HyenaDNAForCausalLM,
@@ -21,7 +22,6 @@ from megabase.models.hyenadna import (
     HyenaDNAForTokenClassification,
     HyenaDNAModel,
 )
-from megabase.models.shell_heads import IGNORE_INDEX
 from megabase.models.validation import ModelConfigError
 
 

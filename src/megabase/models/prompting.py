@@ -149,7 +149,6 @@ class PromptedModel(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         places: Tensor | None = None,
-        **_: Any,
     ) -> PromptedOutput:
         """Answer for sequences.
 

@@ -27,9 +27,10 @@ from megabase.layers.hyena_filter import (
     Sine,
 )
 from megabase.layers.linear import ResidualLinear
+from megabase.models.forward import collects, finish, given_once, refuse_rest
 from megabase.models.validation import ModelConfigError
 
-__all__ = ["ShellModel", "ShellPreTrainedModel", "wants_dict"]
+__all__ = ["ShellModel", "ShellPreTrainedModel"]
 
 _SINE_COPY = re.compile(r"^(.*implicit_filter\.)(\d+)\.freq$")
 
@@ -224,11 +225,6 @@ class ShellPreTrainedModel(PreTrainedModel):
         return mask
 
 
-def wants_dict(model: PreTrainedModel, return_dict: bool | None) -> bool:
-    """Whether a forward pass gives an object instead of a tuple."""
-    return bool(model.config.return_dict if return_dict is None else return_dict)
-
-
 class ShellModel(ShellPreTrainedModel):
     """Embeddings, blocks and final norm; gives one vector per position."""
 
@@ -249,7 +245,7 @@ class ShellModel(ShellPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **_: Any,
+        **rest: Any,
     ) -> BaseModelOutput | tuple[Any, ...]:
         """Encode token ids.
 
@@ -279,22 +275,18 @@ class ShellModel(ShellPreTrainedModel):
         SequenceTooLongError
             When the input is longer than ``config.max_length``.
         ModelConfigError
-            When not exactly one of `input_ids` and `inputs_embeds` is given.
+            When not exactly one of `input_ids` and `inputs_embeds` is given, or for an argument
+            that the family cannot honour.
         """
-        given = input_ids if input_ids is not None else inputs_embeds
-        if given is None or (input_ids is not None and inputs_embeds is not None):
-            raise ModelConfigError("give exactly one of input_ids and inputs_embeds")
+        refuse_rest(self, rest)
+        given = given_once(input_ids, inputs_embeds)
         if given.shape[1] > self.config.max_length:
             raise SequenceTooLongError(
                 given.shape[1], self.config.max_length, self.config.length_setting
             )
-        collect = bool(
-            self.config.output_hidden_states
-            if output_hidden_states is None
-            else output_hidden_states
-        )
+        collect = collects(self.config, output_hidden_states)
         hidden, states = self.backbone(
             input_ids, inputs_embeds, self._mixer_mask(attention_mask), collect
         )
         output = BaseModelOutput(last_hidden_state=hidden, hidden_states=states)
-        return output if wants_dict(self, return_dict) else output.to_tuple()
+        return finish(self, output, return_dict)

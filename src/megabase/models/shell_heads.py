@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import (
     BaseModelOutput,
     CausalLMOutput,
@@ -16,36 +13,21 @@ from transformers.modeling_outputs import (
 )
 
 from megabase.layers.pooling import pool
-from megabase.models.shell import ShellModel, ShellPreTrainedModel, wants_dict
-from megabase.models.supervised import sequence_loss
+from megabase.models.forward import (
+    finish,
+    loss_options,
+    next_token_loss,
+    sequence_loss,
+    token_loss,
+)
+from megabase.models.shell import ShellModel, ShellPreTrainedModel
 from megabase.models.writing import GeneratesElsewhere
 
 __all__ = [
-    "IGNORE_INDEX",
     "ShellForCausalLM",
     "ShellForSequenceClassification",
     "ShellForTokenClassification",
 ]
-
-IGNORE_INDEX = -100
-"""Label that takes no part in a loss."""
-
-
-def _finish(
-    model: PreTrainedModel,
-    output: CausalLMOutput | SequenceClassifierOutput | TokenClassifierOutput,
-    return_dict: bool | None,
-) -> Any:
-    return output if wants_dict(model, return_dict) else output.to_tuple()
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    wide = _wide(logits).flatten(0, -2)
-    return F.cross_entropy(wide, labels.flatten(), ignore_index=IGNORE_INDEX)
 
 
 class _ShellHead(ShellPreTrainedModel):
@@ -91,8 +73,8 @@ class ShellForCausalLM(GeneratesElsewhere, _ShellHead):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **_: Any,
-    ) -> CausalLMOutput:
+        **rest: Any,
+    ) -> CausalLMOutput | tuple[Any, ...]:
         """Predict the next token at every position.
 
         Parameters
@@ -110,15 +92,16 @@ class ShellForCausalLM(GeneratesElsewhere, _ShellHead):
             ``logits`` of shape (batch, length, config.vocab_rows), rows past the vocabulary
             included; ``loss``, the mean cross entropy, when `labels` are given.
         """
+        options = loss_options(self, rest, next_token=True)
         encoded = self._encode(
             input_ids,
             attention_mask,
             {"inputs_embeds": inputs_embeds, "output_hidden_states": output_hidden_states},
         )
         logits = self.lm_head(encoded.last_hidden_state)
-        loss = None if labels is None else _cross_entropy(logits[:, :-1], labels[:, 1:])
+        loss = next_token_loss(logits, labels, options)
         output = CausalLMOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
-        return _finish(self, output, return_dict)
+        return finish(self, output, return_dict)
 
 
 class ShellForSequenceClassification(_ShellHead):
@@ -134,8 +117,8 @@ class ShellForSequenceClassification(_ShellHead):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **_: Any,
-    ) -> SequenceClassifierOutput:
+        **rest: Any,
+    ) -> SequenceClassifierOutput | tuple[Any, ...]:
         """Classify sequences.
 
         Parameters
@@ -154,6 +137,7 @@ class ShellForSequenceClassification(_ShellHead):
         SequenceClassifierOutput
             ``logits`` of shape (batch, num_labels); ``loss`` when `labels` are given.
         """
+        options = loss_options(self, rest)
         encoded = self._encode(
             input_ids,
             attention_mask,
@@ -166,11 +150,11 @@ class ShellForSequenceClassification(_ShellHead):
             mask = input_ids != pad
         pooled = pool(cast("Tensor", encoded.last_hidden_state), self.config.pooling, mask)
         logits = self.score(pooled)
-        loss = None if labels is None else sequence_loss(_wide(logits), labels, self.config)
+        loss = None if labels is None else sequence_loss(logits, labels, self.config, options)
         output = SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states
         )
-        return _finish(self, output, return_dict)
+        return finish(self, output, return_dict)
 
 
 class ShellForTokenClassification(_ShellHead):
@@ -186,8 +170,8 @@ class ShellForTokenClassification(_ShellHead):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **_: Any,
-    ) -> TokenClassifierOutput:
+        **rest: Any,
+    ) -> TokenClassifierOutput | tuple[Any, ...]:
         """Classify every nucleotide.
 
         Parameters
@@ -202,14 +186,15 @@ class ShellForTokenClassification(_ShellHead):
         TokenClassifierOutput
             ``logits`` of shape (batch, length, num_labels); ``loss`` when `labels` are given.
         """
+        options = loss_options(self, rest)
         encoded = self._encode(
             input_ids,
             attention_mask,
             {"inputs_embeds": inputs_embeds, "output_hidden_states": output_hidden_states},
         )
         logits = self.score(encoded.last_hidden_state)
-        loss = None if labels is None else _cross_entropy(logits, labels)
+        loss = None if labels is None else token_loss(logits, labels, options)
         output = TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states
         )
-        return _finish(self, output, return_dict)
+        return finish(self, output, return_dict)

@@ -8,15 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils.generic import ModelOutput
 
 from megabase.layers.mamba import MambaMixer
 from megabase.layers.norms import RMSNorm
@@ -26,19 +24,10 @@ from megabase.models.state_space_settings import MixerSettings, StateSpaceConfig
 from megabase.models.validation import ModelConfigError
 
 __all__ = [
-    "IGNORE_INDEX",
     "LayerStack",
     "StateSpacePreTrainedModel",
-    "finish",
-    "given_once",
     "real_tokens",
-    "token_cross_entropy",
 ]
-
-IGNORE_INDEX = -100
-"""Label that takes no part in a loss."""
-
-_Output = TypeVar("_Output", bound=ModelOutput)
 
 
 class LayerStack(nn.Module):
@@ -283,20 +272,6 @@ def check_ties(model: StateSpacePreTrainedModel, missing: Any, source: object) -
         )
 
 
-def given_once(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-    """Give the one that is there.
-
-    Raises
-    ------
-    ModelConfigError
-        When not exactly one is.
-    """
-    given = input_ids if input_ids is not None else inputs_embeds
-    if given is None or (input_ids is not None and inputs_embeds is not None):
-        raise ModelConfigError("give exactly one of input_ids and inputs_embeds")
-    return given
-
-
 def real_tokens(
     input_ids: Tensor | None, attention_mask: Tensor | None, pad_token_id: int | None
 ) -> Tensor | None:
@@ -304,43 +279,3 @@ def real_tokens(
     if attention_mask is not None or input_ids is None or pad_token_id is None:
         return attention_mask
     return input_ids != pad_token_id
-
-
-def token_cross_entropy(
-    logits: Tensor, labels: Tensor, loss_weights: Tensor | None = None, pad_id: int | None = None
-) -> Tensor:
-    """Mean cross entropy of tokens, in float32 at least.
-
-    Parameters
-    ----------
-    logits
-        Shape (batch, length, rows).
-    labels
-        Token ids, shape (batch, length). The value -100 and `pad_id` take no part.
-    loss_weights
-        Weights of the mean, shape (batch, length); all one when None.
-    pad_id
-        Second value that takes no part.
-
-    Returns
-    -------
-    Tensor
-        0-d; not a number when no label takes part.
-    """
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
-    labels = labels.to(logits.device).flatten()
-    if pad_id is not None:
-        labels = torch.where(labels == pad_id, IGNORE_INDEX, labels)
-    if loss_weights is None:
-        return F.cross_entropy(wide, labels, ignore_index=IGNORE_INDEX)
-    losses = F.cross_entropy(wide, labels, ignore_index=IGNORE_INDEX, reduction="none")
-    weights = loss_weights.to(losses).flatten() * (labels != IGNORE_INDEX)
-    return (losses * (weights / weights.sum())).sum()
-
-
-def finish(
-    model: PreTrainedModel, output: _Output, return_dict: bool | None
-) -> _Output | tuple[Any, ...]:
-    """Give an output as an object or, where the caller or the configuration asks, as a tuple."""
-    wanted = model.config.return_dict if return_dict is None else return_dict
-    return output if wanted else output.to_tuple()

@@ -1,4 +1,4 @@
-"""What the supervised baselines share: input lengths, the loss, parameter groups, initialisation.
+"""What the supervised baselines share: input lengths, parameter groups, initialisation.
 
 Shape suffixes: B sequences, L tokens.
 """
@@ -9,9 +9,8 @@ import math
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from megabase.errors import MegabaseError
@@ -24,7 +23,6 @@ __all__ = [
     "fit_length",
     "grouped_parameters",
     "refuse_other_family",
-    "sequence_loss",
     "torch_default_init",
 ]
 
@@ -161,51 +159,6 @@ def fit_length(
     place_BL = torch.where(wanted_BL, place_BL, length)
     fitted = ids_BL.new_full((batch, length + 1), pad_id)
     return fitted.scatter(1, place_BL, ids_BL)[:, :length]
-
-
-def problem_of(config: PreTrainedConfig, labels: Tensor) -> str:
-    """Tell the kind of task, from the configuration or else from the labels.
-
-    One label means regression, integer labels mean one class out of several, others several
-    labels at once: the rule of transformers.
-    """
-    if config.problem_type is not None:
-        return config.problem_type
-    if config.num_labels == 1:
-        return "regression"
-    return (
-        "multi_label_classification"
-        if labels.is_floating_point()
-        else "single_label_classification"
-    )
-
-
-def sequence_loss(logits: Tensor, labels: Tensor, config: PreTrainedConfig) -> Tensor:
-    """Mean loss of a batch of sequence predictions.
-
-    Parameters
-    ----------
-    logits
-        (batch, labels).
-    labels
-        (batch,) class numbers, or (batch, labels) or (batch,) numbers.
-    config
-        Its ``problem_type`` and ``num_labels`` decide: cross entropy, binary cross entropy over
-        all labels, or squared error.
-
-    Returns
-    -------
-    Tensor
-        0-d.
-    """
-    labels = labels.to(logits.device)
-    match problem_of(config, labels):
-        case "regression":
-            return F.mse_loss(logits.reshape(-1), labels.reshape(-1).to(logits.dtype))
-        case "single_label_classification":
-            return F.cross_entropy(logits, labels.reshape(-1).long())
-        case _:
-            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
 def grouped_parameters(

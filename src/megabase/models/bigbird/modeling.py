@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +21,14 @@ from transformers import BigBirdForMaskedLM, BigBirdForSequenceClassification, B
 from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
 
 from megabase.models.bigbird.configuration import GenomicBigBirdConfig
-from megabase.models.supervised import check_length, grouped_parameters, sequence_loss
+from megabase.models.forward import (
+    LossOptions,
+    add_loss,
+    library_arguments,
+    sequence_loss,
+    token_loss,
+)
+from megabase.models.supervised import check_length, grouped_parameters
 
 __all__ = [
     "GenomicBigBirdForMaskedLM",
@@ -42,6 +50,7 @@ class _Steady(nn.Module):
     """Length check, kind of attention and parameter groups, for every class below."""
 
     config: GenomicBigBirdConfig
+    library_class: type[nn.Module]
 
     def forward(
         self,
@@ -62,7 +71,7 @@ class _Steady(nn.Module):
         token_type_ids
             (batch, tokens), all 0 for single sequences.
         **kwargs
-            What transformers' class takes, ``labels`` among them.
+            What else transformers' class takes.
 
         Returns
         -------
@@ -73,6 +82,8 @@ class _Steady(nn.Module):
         ------
         InputLengthError
             For more tokens than ``config.max_position_embeddings``.
+        ModelConfigError
+            For an argument that transformers' class cannot honour.
         """
         given = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
         if given is not None:
@@ -84,12 +95,13 @@ class _Steady(nn.Module):
                 "max_position_embeddings",
             )
             self._choose_attention(given.shape[1])
+        arguments = library_arguments(self, self.library_class, kwargs)
         with _numpy_random_state_kept():
             return super().forward(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 token_type_ids=token_type_ids,
-                **kwargs,
+                **arguments,
             )
 
     @property
@@ -130,6 +142,7 @@ class _Steady(nn.Module):
 class GenomicBigBirdModel(_Steady, BigBirdModel):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Encoder and pooler."""
 
+    library_class = BigBirdModel
     config_class = GenomicBigBirdConfig
     config: GenomicBigBirdConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -137,13 +150,42 @@ class GenomicBigBirdModel(_Steady, BigBirdModel):  # pyright: ignore[reportIncom
 class GenomicBigBirdForMaskedLM(_Steady, BigBirdForMaskedLM):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Encoder with a head that predicts hidden tokens."""
 
+    library_class = BigBirdForMaskedLM
     config_class = GenomicBigBirdConfig
     config: GenomicBigBirdConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Predict hidden tokens; see :class:`GenomicBigBirdModel` for the inputs.
+
+        Parameters
+        ----------
+        input_ids, attention_mask, token_type_ids, **kwargs
+            As for the model.
+        labels
+            Token ids (batch, tokens); -100 takes no part.
+
+        Returns
+        -------
+        MaskedLMOutput
+        """
+        options = LossOptions(kwargs.pop("num_items_in_batch", None))
+        result = super().forward(input_ids, attention_mask, token_type_ids, **kwargs)
+        if labels is None:
+            return result
+        return add_loss(result, partial(token_loss, labels=labels, options=options))
 
 
 class GenomicBigBirdForSequenceClassification(_Steady, BigBirdForSequenceClassification):
     """Encoder with transformers' head (dense, activation, linear) on the first token."""
 
+    library_class = BigBirdForSequenceClassification
     config_class = GenomicBigBirdConfig
     config: GenomicBigBirdConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -173,10 +215,9 @@ class GenomicBigBirdForSequenceClassification(_Steady, BigBirdForSequenceClassif
         InputLengthError
             For more tokens than ``config.max_position_embeddings``.
         """
+        options = LossOptions(kwargs.pop("num_items_in_batch", None))
         result = super().forward(input_ids, attention_mask, token_type_ids, **kwargs)
         if labels is None:
             return result
-        if isinstance(result, tuple):
-            return (sequence_loss(result[0], labels, self.config), *result)
-        result.loss = sequence_loss(result.logits, labels, self.config)
-        return result
+        loss = partial(sequence_loss, labels=labels, config=self.config, options=options)
+        return add_loss(result, loss)

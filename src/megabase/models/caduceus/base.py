@@ -17,12 +17,8 @@ from megabase.layers.bidirectional import BidirectionalBlock, BidirectionalMamba
 from megabase.layers.norms import add_norm, make_norm
 from megabase.layers.rcps import RCPSAddNorm, RCPSBlock, RCPSEmbedding, strand_add_norm
 from megabase.models.caduceus.configuration import CaduceusConfig
-from megabase.models.state_space import (
-    LayerStack,
-    StateSpacePreTrainedModel,
-    finish,
-    given_once,
-)
+from megabase.models.forward import collects, finish, given_once, refuse_rest
+from megabase.models.state_space import LayerStack, StateSpacePreTrainedModel
 from megabase.models.validation import ModelConfigError
 
 __all__ = ["CaduceusModel", "CaduceusPreTrainedModel"]
@@ -151,7 +147,7 @@ class CaduceusModel(CaduceusPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **_: Any,
+        **rest: Any,
     ) -> BaseModelOutput | tuple[Any, ...]:
         """Encode token ids.
 
@@ -184,6 +180,7 @@ class CaduceusModel(CaduceusPreTrainedModel):
             When not exactly one of `input_ids` and `inputs_embeds` is given, or the latter has
             another width.
         """
+        refuse_rest(self, rest)
         given_once(input_ids, inputs_embeds)
         if inputs_embeds is None:
             hidden = self.backbone.embeddings(cast("Tensor", input_ids))
@@ -195,11 +192,7 @@ class CaduceusModel(CaduceusPreTrainedModel):
             )
         else:
             hidden = inputs_embeds
-        collect = bool(
-            self.config.output_hidden_states
-            if output_hidden_states is None
-            else output_hidden_states
-        )
+        collect = collects(self.config, output_hidden_states)
         hidden, states = self.backbone(hidden, self.mixer_mask(attention_mask), collect)
         output = BaseModelOutput(last_hidden_state=hidden, hidden_states=cast("Any", states))
         return finish(self, output, return_dict)

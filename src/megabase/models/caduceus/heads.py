@@ -12,8 +12,8 @@ from megabase.layers.pooling import pool
 from megabase.layers.rcps import split_strands
 from megabase.models.caduceus.base import CaduceusModel, CaduceusPreTrainedModel
 from megabase.models.caduceus.configuration import CaduceusConfig
-from megabase.models.state_space import finish, given_once, real_tokens, token_cross_entropy
-from megabase.models.supervised import sequence_loss
+from megabase.models.forward import finish, given_once, loss_options, sequence_loss, token_loss
+from megabase.models.state_space import real_tokens
 from megabase.models.validation import ModelConfigError
 
 __all__ = ["CaduceusForSequenceClassification", "CaduceusForTokenClassification"]
@@ -133,7 +133,7 @@ class CaduceusForSequenceClassification(_CaduceusClassifier):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **_: Any,
+        **rest: Any,
     ) -> SequenceClassifierOutput | tuple[Any, ...]:
         """Classify sequences.
 
@@ -166,13 +166,14 @@ class CaduceusForSequenceClassification(_CaduceusClassifier):
         ModelConfigError
             When the shape of the input does not fit the conjoining.
         """
+        options = loss_options(self, rest)
         strands, states = self._strands(
             input_ids, attention_mask, inputs_embeds, output_hidden_states
         )
         pooling = cast("Any", self.config.pooling)
         scores = [self.score(pool(hidden, pooling, mask)) for hidden, mask in strands]
         logits = torch.stack(scores).mean(dim=0)
-        loss = None if labels is None else sequence_loss(logits, labels, self.config)
+        loss = None if labels is None else sequence_loss(logits, labels, self.config, options)
         output = SequenceClassifierOutput(
             loss=cast("Any", loss), logits=logits, hidden_states=cast("Any", states)
         )
@@ -196,7 +197,7 @@ class CaduceusForTokenClassification(_CaduceusClassifier):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **_: Any,
+        **rest: Any,
     ) -> TokenClassifierOutput | tuple[Any, ...]:
         """Classify every nucleotide.
 
@@ -215,12 +216,13 @@ class CaduceusForTokenClassification(_CaduceusClassifier):
             reverse complement of the input turns them around in length. ``loss`` when `labels` are
             given.
         """
+        options = loss_options(self, rest)
         strands, states = self._strands(
             input_ids, attention_mask, inputs_embeds, output_hidden_states
         )
         scores = [self.score(hidden) for hidden, _ in strands]
         logits = scores[0] if len(scores) == 1 else (scores[0] + scores[1].flip(1)) / 2
-        loss = None if labels is None else token_cross_entropy(logits, labels)
+        loss = None if labels is None else token_loss(logits, labels, options)
         output = TokenClassifierOutput(
             loss=cast("Any", loss), logits=logits, hidden_states=cast("Any", states)
         )

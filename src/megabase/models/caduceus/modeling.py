@@ -14,7 +14,7 @@ from megabase.models.caduceus.heads import (
     CaduceusForSequenceClassification,
     CaduceusForTokenClassification,
 )
-from megabase.models.state_space import finish, token_cross_entropy
+from megabase.models.forward import finish, loss_options, token_loss
 
 __all__ = [
     "CaduceusForMaskedLM",
@@ -61,7 +61,7 @@ class CaduceusForMaskedLM(CaduceusPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **_: Any,
+        **rest: Any,
     ) -> MaskedLMOutput | tuple[Any, ...]:
         """Predict the token at every position from both sides.
 
@@ -73,7 +73,7 @@ class CaduceusForMaskedLM(CaduceusPreTrainedModel):
             Token ids to predict, shape (batch, length), each at its own position. The value -100
             (the library's habit) and ``config.pad_token_id`` (the published habit) take no part.
         loss_weights
-            Weights of the mean over labels, shape (batch, length); left as they are.
+            Weights of the labels in the mean, shape (batch, length); left as they are.
 
         Returns
         -------
@@ -81,6 +81,7 @@ class CaduceusForMaskedLM(CaduceusPreTrainedModel):
             ``logits`` of shape (batch, length, config.vocab_rows), rows past the vocabulary
             included; ``loss``, the mean cross entropy, when `labels` are given.
         """
+        options = loss_options(self, rest)
         encoded = self.caduceus(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -91,7 +92,8 @@ class CaduceusForMaskedLM(CaduceusPreTrainedModel):
         logits = self.lm_head(encoded.last_hidden_state)
         loss = None
         if labels is not None:
-            loss = token_cross_entropy(logits, labels, loss_weights, self.config.pad_token_id)
+            pad_id = self.config.pad_token_id
+            loss = token_loss(logits, labels, options, loss_weights, pad_id)
         output = MaskedLMOutput(
             loss=cast("Any", loss), logits=logits, hidden_states=encoded.hidden_states
         )

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -23,12 +22,8 @@ from megabase.models.cnn.configuration import (
     GenomicCNNConfig,
     flatten_size,
 )
-from megabase.models.supervised import (
-    fit_length,
-    grouped_parameters,
-    sequence_loss,
-    torch_default_init,
-)
+from megabase.models.forward import binary_loss, finish, loss_options, sequence_loss
+from megabase.models.supervised import fit_length, grouped_parameters, torch_default_init
 
 __all__ = ["GenomicCNNForSequenceClassification"]
 
@@ -116,7 +111,7 @@ class GenomicCNNForSequenceClassification(PreTrainedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
+        **rest: Any,
     ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
         """Score sequences.
 
@@ -130,9 +125,10 @@ class GenomicCNNForSequenceClassification(PreTrainedModel):
         labels
             Class numbers (batch,), or numbers (batch, labels); see ``config.problem_type``.
         return_dict
-            False gives a tuple.
-        **kwargs
-            Ignored, so that every model takes the same batches.
+            Whether to return an object instead of a tuple.
+        **rest
+            Standard arguments of transformers; what they ask for must be nothing, but for
+            ``num_items_in_batch``.
 
         Returns
         -------
@@ -143,7 +139,10 @@ class GenomicCNNForSequenceClassification(PreTrainedModel):
         ------
         InputLengthError
             For more tokens than ``config.max_length``, unless ``config.too_long`` is ``"trim"``.
+        ModelConfigError
+            For an argument that the family cannot honour.
         """
+        options = loss_options(self, rest)
         config = self.config
         ids = fit_length(
             input_ids,
@@ -159,15 +158,13 @@ class GenomicCNNForSequenceClassification(PreTrainedModel):
         logits = torch.cat([torch.zeros_like(scores), scores], dim=1) if single else scores
         loss = None
         if labels is not None and config.double_sigmoid:
-            target = labels.reshape(-1, 1).to(scores.dtype)
-            loss = F.binary_cross_entropy_with_logits(torch.sigmoid(scores), target)
+            loss = binary_loss(torch.sigmoid(scores), labels.reshape(-1, 1), options)
         elif labels is not None:
-            loss = sequence_loss(logits, labels, config)
-        if return_dict is False:
-            return (logits,) if loss is None else (loss, logits)
-        return SequenceClassifierOutput(
+            loss = sequence_loss(logits, labels, config, options)
+        output = SequenceClassifierOutput(
             loss=cast("Any", loss), logits=cast("torch.FloatTensor", logits)
         )
+        return finish(self, output, return_dict)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Give parameters for the optimizer; biases, batch norms and the embedding do not decay."""

@@ -20,12 +20,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from megabase.genome import alphabet
 from megabase.models.deepsea.configuration import DeepSEAConfig, flatten_length
-from megabase.models.supervised import (
-    fit_length,
-    grouped_parameters,
-    sequence_loss,
-    torch_default_init,
-)
+from megabase.models.forward import finish, loss_options, sequence_loss
+from megabase.models.supervised import fit_length, grouped_parameters, torch_default_init
 
 __all__ = ["CHANNEL_ORDER", "DeepSEAForSequenceClassification", "average_logits"]
 
@@ -182,7 +178,7 @@ class DeepSEAForSequenceClassification(PreTrainedModel):
         labels: Tensor | None = None,
         strand_average: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
+        **rest: Any,
     ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
         """Predict labels.
 
@@ -197,9 +193,10 @@ class DeepSEAForSequenceClassification(PreTrainedModel):
         strand_average
             Average over both strands; None: in evaluation mode, where ``config.strand_average``.
         return_dict
-            False gives a tuple.
-        **kwargs
-            Ignored, so that every model takes the same batches.
+            Whether to return an object instead of a tuple.
+        **rest
+            Standard arguments of transformers; what they ask for must be nothing, but for
+            ``num_items_in_batch``.
 
         Returns
         -------
@@ -211,7 +208,10 @@ class DeepSEAForSequenceClassification(PreTrainedModel):
         ------
         InputLengthError
             For more bases than ``config.max_length``, unless they are to be trimmed.
+        ModelConfigError
+            For an argument that the family cannot honour.
         """
+        options = loss_options(self, rest)
         bases = self.one_hot(input_ids, attention_mask)
         logits = self.scores(bases)
         if strand_average is None:
@@ -219,12 +219,11 @@ class DeepSEAForSequenceClassification(PreTrainedModel):
         if strand_average:
             opposite = self.scores(self._opposite(bases, input_ids, attention_mask))
             logits = average_logits(logits, opposite, self.config.problem_type)
-        loss = None if labels is None else sequence_loss(logits, labels, self.config)
-        if return_dict is False:
-            return (logits,) if loss is None else (loss, logits)
-        return SequenceClassifierOutput(
+        loss = None if labels is None else sequence_loss(logits, labels, self.config, options)
+        output = SequenceClassifierOutput(
             loss=cast("Any", loss), logits=cast("torch.FloatTensor", logits)
         )
+        return finish(self, output, return_dict)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Give parameters for the optimizer; biases do not decay."""

@@ -7,6 +7,7 @@ pieces, and parameter groups.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,16 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, BertMod
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from megabase.models.dnabert.configuration import DNABERTConfig
-from megabase.models.supervised import check_length, grouped_parameters, sequence_loss
+from megabase.models.forward import (
+    LossOptions,
+    add_loss,
+    finish,
+    library_arguments,
+    refuse_rest,
+    sequence_loss,
+    token_loss,
+)
+from megabase.models.supervised import check_length, grouped_parameters
 
 __all__ = ["DNABERTForMaskedLM", "DNABERTForSequenceClassification", "DNABERTModel"]
 
@@ -25,6 +35,7 @@ class _Limits(nn.Module):
     """Length check and parameter groups, for every class below."""
 
     config: DNABERTConfig
+    library_class: type[nn.Module]
 
     def forward(
         self,
@@ -44,7 +55,7 @@ class _Limits(nn.Module):
         token_type_ids
             (batch, tokens), all 0 for single sequences.
         **kwargs
-            What transformers' class takes, ``labels`` among them.
+            What else transformers' class takes.
 
         Returns
         -------
@@ -55,6 +66,8 @@ class _Limits(nn.Module):
         ------
         InputLengthError
             For more tokens than ``config.max_position_embeddings``.
+        ModelConfigError
+            For an argument that transformers' class cannot honour.
         """
         given = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
         if given is not None:
@@ -70,7 +83,7 @@ class _Limits(nn.Module):
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
-            **kwargs,
+            **library_arguments(self, self.library_class, kwargs),
         )
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -81,6 +94,7 @@ class _Limits(nn.Module):
 class DNABERTModel(_Limits, BertModel):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Encoder and pooler."""
 
+    library_class = BertModel
     config_class = DNABERTConfig
     config: DNABERTConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -88,13 +102,42 @@ class DNABERTModel(_Limits, BertModel):  # pyright: ignore[reportIncompatibleMet
 class DNABERTForMaskedLM(_Limits, BertForMaskedLM):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Encoder with a head that predicts hidden k-mers."""
 
+    library_class = BertForMaskedLM
     config_class = DNABERTConfig
     config: DNABERTConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Predict hidden k-mers; see :class:`DNABERTModel` for the inputs.
+
+        Parameters
+        ----------
+        input_ids, attention_mask, token_type_ids, **kwargs
+            As for the model.
+        labels
+            Token ids (batch, tokens); -100 takes no part.
+
+        Returns
+        -------
+        MaskedLMOutput
+        """
+        options = LossOptions(kwargs.pop("num_items_in_batch", None))
+        result = super().forward(input_ids, attention_mask, token_type_ids, **kwargs)
+        if labels is None:
+            return result
+        return add_loss(result, partial(token_loss, labels=labels, options=options))
 
 
 class DNABERTForSequenceClassification(_Limits, BertForSequenceClassification):
     """Encoder with a linear head on the pooled ``[CLS]``."""
 
+    library_class = BertForSequenceClassification
     config_class = DNABERTConfig
     config: DNABERTConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -132,24 +175,23 @@ class DNABERTForSequenceClassification(_Limits, BertForSequenceClassification):
             For more tokens than ``config.max_position_embeddings``, unless they may be in pieces.
         """
         room = self.config.max_position_embeddings
+        options = LossOptions(kwargs.pop("num_items_in_batch", None))
         if (
             self.config.long_inputs == "pieces"
             and input_ids is not None
             and input_ids.shape[1] > room
         ):
+            return_dict = kwargs.pop("return_dict", None)
+            refuse_rest(self, kwargs)
             logits = self._score_pieces(input_ids, attention_mask, room)
-            loss = None if labels is None else sequence_loss(logits, labels, self.config)
-            result = SequenceClassifierOutput(
-                loss=cast("Any", loss), logits=cast("torch.FloatTensor", logits)
-            )
-            return result if kwargs.get("return_dict") is not False else result.to_tuple()
-        result = super().forward(input_ids, attention_mask, token_type_ids, **kwargs)
+            output = SequenceClassifierOutput(logits=cast("torch.FloatTensor", logits))
+            result = finish(self, output, return_dict)
+        else:
+            result = super().forward(input_ids, attention_mask, token_type_ids, **kwargs)
         if labels is None:
             return result
-        if isinstance(result, tuple):
-            return (sequence_loss(result[0], labels, self.config), *result)
-        result.loss = sequence_loss(result.logits, labels, self.config)
-        return result
+        loss = partial(sequence_loss, labels=labels, config=self.config, options=options)
+        return add_loss(result, loss)
 
     def _score_pieces(self, ids: Tensor, mask: Tensor | None, room: int) -> Tensor:
         """Average the pooled vectors of pieces of `room` tokens; empty pieces do not count."""

@@ -17,16 +17,18 @@ from transformers.utils.generic import ModelOutput
 from megabase.layers.mamba import MambaBlock, MambaMixer, MambaState
 from megabase.layers.norms import add_norm, make_norm
 from megabase.layers.pooling import pool
-from megabase.models.mamba.configuration import MambaConfig
-from megabase.models.state_space import (
-    LayerStack,
-    StateSpacePreTrainedModel,
+from megabase.models.forward import (
+    collects,
     finish,
     given_once,
-    real_tokens,
-    token_cross_entropy,
+    loss_options,
+    next_token_loss,
+    refuse_rest,
+    sequence_loss,
+    token_loss,
 )
-from megabase.models.supervised import sequence_loss
+from megabase.models.mamba.configuration import MambaConfig
+from megabase.models.state_space import LayerStack, StateSpacePreTrainedModel, real_tokens
 from megabase.models.writing import GeneratesElsewhere
 
 __all__ = [
@@ -121,7 +123,7 @@ class MambaModel(LayerStack, _MambaPreTrainedModel):
         use_cache: bool = False,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **_: Any,
+        **rest: Any,
     ) -> MambaOutput | tuple[Any, ...]:
         """Encode token ids.
 
@@ -154,13 +156,10 @@ class MambaModel(LayerStack, _MambaPreTrainedModel):
         ModelConfigError
             When not exactly one of `input_ids` and `inputs_embeds` is given.
         """
+        refuse_rest(self, rest)
         given_once(input_ids, inputs_embeds)
         hidden: Tensor = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
-        collect = bool(
-            self.config.output_hidden_states
-            if output_hidden_states is None
-            else output_hidden_states
-        )
+        collect = collects(self.config, output_hidden_states)
         mask = self.mixer_mask(attention_mask)
         residual: Tensor | None = None
         seen: list[Tensor] = []
@@ -231,7 +230,7 @@ class MambaForCausalLM(GeneratesElsewhere, _MambaHead):
         use_cache: bool = False,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **_: Any,
+        **rest: Any,
     ) -> MambaCausalLMOutput | tuple[Any, ...]:
         """Predict the next token at every position.
 
@@ -251,6 +250,7 @@ class MambaForCausalLM(GeneratesElsewhere, _MambaHead):
             ``logits`` of shape (batch, length, config.vocab_rows), rows past the vocabulary
             included; ``loss``, the mean cross entropy, when `labels` are given.
         """
+        options = loss_options(self, rest, next_token=True)
         encoded = self._encode(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -260,9 +260,7 @@ class MambaForCausalLM(GeneratesElsewhere, _MambaHead):
             output_hidden_states=output_hidden_states,
         )
         logits = self.lm_head(encoded.last_hidden_state)
-        loss = None
-        if labels is not None:
-            loss = token_cross_entropy(logits[:, :-1], labels[:, 1:])
+        loss = next_token_loss(logits, labels, options)
         output = MambaCausalLMOutput(
             loss=loss, logits=logits, cache=encoded.cache, hidden_states=encoded.hidden_states
         )
@@ -317,7 +315,7 @@ class MambaForSequenceClassification(_MambaHead):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **_: Any,
+        **rest: Any,
     ) -> SequenceClassifierOutput | tuple[Any, ...]:
         """Classify sequences.
 
@@ -337,6 +335,7 @@ class MambaForSequenceClassification(_MambaHead):
         SequenceClassifierOutput
             ``logits`` of shape (batch, num_labels); ``loss`` when `labels` are given.
         """
+        options = loss_options(self, rest)
         encoded = self._encode(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -346,7 +345,7 @@ class MambaForSequenceClassification(_MambaHead):
         mask = real_tokens(input_ids, attention_mask, self.config.pad_token_id)
         hidden = cast("Tensor", encoded.last_hidden_state)
         logits = self.score(pool(hidden, cast("Any", self.config.pooling), mask))
-        loss = None if labels is None else sequence_loss(logits, labels, self.config)
+        loss = None if labels is None else sequence_loss(logits, labels, self.config, options)
         output = SequenceClassifierOutput(
             loss=cast("Any", loss), logits=logits, hidden_states=cast("Any", encoded.hidden_states)
         )
@@ -376,7 +375,7 @@ class MambaForTokenClassification(_MambaHead):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **_: Any,
+        **rest: Any,
     ) -> TokenClassifierOutput | tuple[Any, ...]:
         """Classify every nucleotide.
 
@@ -392,6 +391,7 @@ class MambaForTokenClassification(_MambaHead):
         TokenClassifierOutput
             ``logits`` of shape (batch, length, num_labels); ``loss`` when `labels` are given.
         """
+        options = loss_options(self, rest)
         encoded = self._encode(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -399,7 +399,7 @@ class MambaForTokenClassification(_MambaHead):
             output_hidden_states=output_hidden_states,
         )
         logits = self.score(encoded.last_hidden_state)
-        loss = None if labels is None else token_cross_entropy(logits, labels)
+        loss = None if labels is None else token_loss(logits, labels, options)
         output = TokenClassifierOutput(
             loss=cast("Any", loss), logits=logits, hidden_states=cast("Any", encoded.hidden_states)
         )

@@ -1,0 +1,250 @@
+"""transformers' Trainer drives: one step is one step, however its sequences are split.
+
+Run as a program under torchrun, it takes one step in several processes and prints what rank 0 saw.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from megabase.errors import MegabaseError
+from megabase.models.bigbird.configuration import GenomicBigBirdConfig
+from megabase.models.bigbird.modeling import (
+    GenomicBigBirdForMaskedLM,
+    GenomicBigBirdForSequenceClassification,
+)
+from megabase.models.caduceus.configuration import CaduceusConfig
+from megabase.models.caduceus.modeling import (
+    CaduceusForMaskedLM,
+    CaduceusForSequenceClassification,
+    CaduceusForTokenClassification,
+)
+from megabase.models.cnn.configuration import GenomicCNNConfig
+from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
+from megabase.models.deepsea.configuration import DeepSEAConfig
+from megabase.models.deepsea.modeling import DeepSEAForSequenceClassification
+from megabase.models.dnabert.configuration import DNABERTConfig
+from megabase.models.dnabert.modeling import DNABERTForMaskedLM, DNABERTForSequenceClassification
+from megabase.models.gpt.configuration import GPTConfig
+from megabase.models.gpt.modeling import (
+    GPTForCausalLM,
+    GPTForSequenceClassification,
+    GPTForTokenClassification,
+)
+from megabase.models.hyenadna.configuration import HyenaDNAConfig
+from megabase.models.hyenadna.modeling import (
+    HyenaDNAForCausalLM,
+    HyenaDNAForSequenceClassification,
+    HyenaDNAForTokenClassification,
+)
+from megabase.models.mamba.configuration import MambaConfig
+from megabase.models.mamba.modeling import (
+    MambaForCausalLM,
+    MambaForSequenceClassification,
+    MambaForTokenClassification,
+)
+
+SEQUENCES, LENGTH = 16, 60
+
+_STATE_SPACE = {"d_model": 16, "n_layer": 2, "ssm_cfg": {"d_state": 4}}
+_SHELL = {"d_model": 16, "n_layer": 2, "embed_dropout": 0.0}
+_BERT = {
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+_CONFIGS: dict[str, Callable[..., Any]] = {
+    "HyenaDNA": lambda **k: HyenaDNAConfig(max_seq_len=64, attention_heads=2, **_SHELL, **k),
+    "GPT": lambda **k: GPTConfig(
+        num_heads=2, max_position_embeddings=64, attention_dropout=0.0, **_SHELL, **k
+    ),
+    "Mamba": lambda **k: MambaConfig(**_STATE_SPACE, **k),
+    "Caduceus": lambda **k: CaduceusConfig(**_STATE_SPACE, **k),
+    "DNABERT": lambda **k: DNABERTConfig(k=3, **_BERT, **k),
+    "BigBird": lambda **k: GenomicBigBirdConfig(
+        vocab_size=64, attention_type="original_full", **_BERT, **k
+    ),
+    "CNN": lambda **k: GenomicCNNConfig(max_length=LENGTH, embedding_dim=4, **k),
+    "DeepSEA": lambda **k: DeepSEAConfig(
+        channels=(4, 4, 4), kernel=3, pool=2, hidden=8, dropout=(0, 0, 0), max_length=LENGTH, **k
+    ),
+}
+_REGRESSION = {"num_labels": 1}
+_SEVERAL = {"num_labels": 3, "problem_type": "multi_label_classification"}
+CASES: dict[str, tuple[type[PreTrainedModel], str, str, dict[str, Any]]] = {
+    "hyenadna": (HyenaDNAForCausalLM, "HyenaDNA", "tokens", {}),
+    "hyenadna attention": (HyenaDNAForCausalLM, "HyenaDNA", "tokens", {"attention_layers": [1]}),
+    "hyenadna sequences": (HyenaDNAForSequenceClassification, "HyenaDNA", "classes", {}),
+    "hyenadna regression": (
+        HyenaDNAForSequenceClassification, "HyenaDNA", "numbers", _REGRESSION,
+    ),
+    "hyenadna several labels": (
+        HyenaDNAForSequenceClassification, "HyenaDNA", "several", _SEVERAL,
+    ),
+    "hyenadna nucleotides": (HyenaDNAForTokenClassification, "HyenaDNA", "nucleotides", {}),
+    "gpt": (GPTForCausalLM, "GPT", "tokens", {}),
+    "gpt sequences": (GPTForSequenceClassification, "GPT", "classes", {}),
+    "gpt nucleotides": (GPTForTokenClassification, "GPT", "nucleotides", {}),
+    "mamba": (MambaForCausalLM, "Mamba", "tokens", {}),
+    "mamba sequences": (MambaForSequenceClassification, "Mamba", "classes", {}),
+    "mamba nucleotides": (MambaForTokenClassification, "Mamba", "nucleotides", {}),
+    "caduceus": (CaduceusForMaskedLM, "Caduceus", "tokens", {}),
+    "caduceus-ps": (CaduceusForMaskedLM, "Caduceus", "tokens", {"rcps": True}),
+    "caduceus sequences": (CaduceusForSequenceClassification, "Caduceus", "classes", {}),
+    "caduceus nucleotides": (CaduceusForTokenClassification, "Caduceus", "nucleotides", {}),
+    "dnabert": (DNABERTForMaskedLM, "DNABERT", "tokens", {}),
+    "dnabert sequences": (DNABERTForSequenceClassification, "DNABERT", "classes", {}),
+    "bigbird": (GenomicBigBirdForMaskedLM, "BigBird", "tokens", {}),
+    "bigbird sequences": (GenomicBigBirdForSequenceClassification, "BigBird", "classes", {}),
+    "cnn": (GenomicCNNForSequenceClassification, "CNN", "classes", {}),
+    "cnn twice a sigmoid": (
+        GenomicCNNForSequenceClassification, "CNN", "classes", {"double_sigmoid": True},
+    ),
+    "deepsea": (DeepSEAForSequenceClassification, "DeepSEA", "several", _SEVERAL),
+}  # fmt: skip
+
+
+def _model(case: str) -> PreTrainedModel:
+    kind, family, _, settings = CASES[case]
+    set_seed(1)
+    return kind(_CONFIGS[family](**settings))
+
+
+def _rows(case: str) -> list[dict[str, Tensor]]:
+    """Sequences of which each has another number of labels."""
+    random = torch.Generator().manual_seed(2)
+    ids = torch.randint(7, 11, (SEQUENCES, LENGTH), generator=random)
+    hidden = torch.arange(LENGTH) < torch.arange(SEQUENCES)[:, None] * 2
+    labels = {
+        "tokens": ids.masked_fill(hidden, -100),
+        "nucleotides": (ids % 2).masked_fill(hidden, -100),
+        "classes": torch.arange(SEQUENCES) % 2,
+        "numbers": torch.randn(SEQUENCES, generator=random),
+        "several": torch.randint(0, 2, (SEQUENCES, 3), generator=random).float(),
+    }[CASES[case][2]]
+    return [{"input_ids": i, "labels": y} for i, y in zip(ids, labels, strict=True)]
+
+
+class _Watched(Trainer):
+    loss = 0.0
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.loss += float(loss)
+        return loss
+
+
+class _Norm(TrainerCallback):
+    value = 0.0
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        grads = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        self.value = float(torch.stack([g.double().norm() for g in grads]).norm())
+
+
+def _step(case: str, batch: int, accumulate: int, **more: Any) -> tuple[float, float]:
+    """Take one step with the Trainer of transformers; give the loss and the gradient's norm."""
+    model, norm = _model(case), _Norm()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            # Statistics of a batch depend on the batch by nature; those it came with do not.
+            module.eval()
+            module.train = lambda mode=True, module=module: module
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder, per_device_train_batch_size=batch, max_steps=1, max_grad_norm=0.0,
+            gradient_accumulation_steps=accumulate, report_to="none", use_cpu=True,
+            save_strategy="no", disable_tqdm=True, logging_strategy="no", **more,
+        )  # fmt: skip
+        trainer = _Watched(model, arguments, train_dataset=_rows(case), callbacks=[norm])
+        trainer.train()
+    return trainer.loss, norm.value
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+@pytest.mark.parametrize("case", CASES)
+def test_accumulating_is_one_batch(case: str) -> None:
+    whole, parts = _step(case, 16, 1), _step(case, 4, 4)
+    assert whole[1] > 0
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+@pytest.mark.parametrize("case", ["hyenadna", "gpt", "mamba", "caduceus", "caduceus-ps"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_is_the_same_step(case: str, reentrant: bool) -> None:
+    kept = _step(case, 16, 1)
+    again = _step(
+        case, 16, 1, activation_checkpointing=True,
+        activation_checkpointing_kwargs={"use_reentrant": reentrant},
+    )  # fmt: skip
+    assert again == pytest.approx(kept, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one() -> None:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+        "--master_port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
+        __file__, *CASES,
+    ]  # fmt: skip
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = json.loads(run.stdout.strip().splitlines()[-1])
+    for case in CASES:
+        assert found[case] == pytest.approx(_step(case, 16, 1), rel=1e-5), case
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_arguments_are_refused_or_honoured(case: str) -> None:
+    """A name that nothing knows, and a value that asks for what there is not, are errors."""
+    model = _model(case).eval()
+    row = _rows(case)[3]
+    inputs = {"input_ids": row["input_ids"][None], "labels": row["labels"][None]}
+    plain = model(**inputs)
+    same = model(**inputs, use_cache=True, past_key_values=None, output_attentions=False)
+    assert torch.equal(plain.logits, same.logits)
+    assert torch.equal(plain.loss, same.loss)
+    with pytest.raises(MegabaseError, match="no argument 'typo_kw'; its forward pass takes input"):
+        model(**inputs, typo_kw=3)
+    with pytest.raises(MegabaseError, match="past_key_values"):
+        model(**inputs, past_key_values=object())
+    counted = model(**inputs, num_items_in_batch=1000).loss
+    labels = inputs["labels"][:, 1:] if "CausalLM" in type(model).__name__ else inputs["labels"]
+    number = int((labels != -100).sum())
+    torch.testing.assert_close(counted * 1000 / number, plain.loss)
+
+
+@pytest.mark.parametrize("case", ["hyenadna", "gpt", "mamba"])
+def test_labels_that_are_shifted_already(case: str) -> None:
+    model, row = _model(case).eval(), _rows(case)[3]
+    ids, labels = row["input_ids"][None], row["labels"][None]
+    shifted = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    plain = model(input_ids=ids, labels=labels).loss
+    torch.testing.assert_close(model(input_ids=ids, shift_labels=shifted).loss, plain)
+    zeros = torch.zeros_like(labels)
+    torch.testing.assert_close(model(input_ids=ids, labels=zeros, shift_labels=shifted).loss, plain)
+
+
+if __name__ == "__main__":
+    import torch.distributed as dist
+
+    results = {case: list(_step(case, 8, 1)) for case in sys.argv[1:]}
+    for found in results.values():
+        # Trainer logs the mean over processes; each has the part of its own half, times two.
+        mean = torch.tensor(found[0])
+        dist.all_reduce(mean)
+        found[0] = float(mean) / dist.get_world_size()
+    if dist.get_rank() == 0:
+        sys.stdout.write(json.dumps(results) + "\n")
+    dist.destroy_process_group()
