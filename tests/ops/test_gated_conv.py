@@ -8,12 +8,12 @@ from torch import Tensor
 
 from megabase.ops import backend
 from megabase.ops.gated_conv import (
-    GatedConvShapeError,
     gated_conv,
     gated_conv_blocked,
     gated_conv_reference,
 )
 from megabase.ops.long_conv import fft, long_conv
+from megabase.ops.registry import OperatorError
 from megabase.ops.short_conv import short_conv
 
 NAMES = ("dp", "dw", "db", "dk", "dskip")
@@ -113,9 +113,9 @@ def test_reference_can_be_asked_for() -> None:
 
 def test_wrong_shapes_are_named() -> None:
     p, w, b, k, skip = (t.detach() for t in _inputs(20))
-    with pytest.raises(GatedConvShapeError, match="expected k"):
+    with pytest.raises(OperatorError, match="k must have"):
         gated_conv(p, w, b, k[:, :-1], skip)
-    with pytest.raises(GatedConvShapeError, match="expected p"):
+    with pytest.raises(OperatorError, match="k must have"):
         gated_conv(p[:, 1:], w, b, k, skip)
-    with pytest.raises(GatedConvShapeError, match="expected skip"):
+    with pytest.raises(OperatorError, match="skip must have"):
         gated_conv(p, w, b, k, skip[:-1])

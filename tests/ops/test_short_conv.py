@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from megabase.ops import backend
+from megabase.ops.registry import OperatorError
 from megabase.ops.short_conv import (
-    ShortConvShapeError,
     shifted,
     short_conv,
     short_conv_reference,
@@ -82,5 +82,5 @@ def test_reference_can_be_asked_for() -> None:
     ("x", "w", "b"), [((2, 3, 8), (4, 3), (4,)), ((2, 3, 8), (3, 3), (2,)), ((3, 8), (3, 3), (3,))]
 )
 def test_wrong_shapes_are_named(x: tuple[int, ...], w: tuple[int, ...], b: tuple[int, ...]) -> None:
-    with pytest.raises(ShortConvShapeError, match="expected"):
+    with pytest.raises(OperatorError, match="must have shape"):
         short_conv(torch.zeros(x), torch.zeros(w), torch.zeros(b))

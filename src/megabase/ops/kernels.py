@@ -12,18 +12,27 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from megabase.errors import MegabaseError
+
 __all__ = [
     "INTERFACE",
+    "MissingKernelsError",
     "address",
     "alike",
     "beside",
     "multiplies",
+    "native_package",
     "package",
     "rows",
     "why_missing",
 ]
 
 _Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
+
+
+class MissingKernelsError(MegabaseError):
+    """An operator that exists in C++ only was called, and there are no kernels."""
+
 
 INTERFACE = 4
 """Interface of ``megabase-kernels`` that this version calls."""
@@ -50,6 +59,19 @@ _package, _why = _find()
 
 def package() -> Any:
     """Give the module ``megabase_kernels``, or None when there is none that fits."""
+    return _package
+
+
+def native_package() -> Any:
+    """Give the module ``megabase_kernels``.
+
+    Raises
+    ------
+    MissingKernelsError
+        When there is none that fits.
+    """
+    if _package is None:
+        raise MissingKernelsError(f"this operator exists in C++ only, but {_why}")
     return _package
 
 

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from megabase.errors import MegabaseError
 from megabase.ops import backend
-from megabase.ops.causal_conv.kernel import causal_conv_kernel, fits
+from megabase.ops.causal_conv.kernel import OPERATOR, causal_conv_kernel, fits
 from megabase.ops.causal_conv.reference import causal_conv_reference
 from megabase.ops.causal_conv.shifted import causal_conv_shifted
 
 __all__ = [
-    "CausalConvShapeError",
     "causal_conv",
     "causal_conv_kernel",
     "causal_conv_reference",
     "causal_conv_shifted",
 ]
-
-
-class CausalConvShapeError(MegabaseError):
-    """Inputs of a causal convolution do not fit together."""
 
 
 def causal_conv(
@@ -55,33 +49,17 @@ def causal_conv(
 
     Raises
     ------
-    CausalConvShapeError
-        When the shapes do not fit; the message lists every one.
+    OperatorError
+        When shapes, dtypes or devices do not fit; the message lists everything.
     """
-    if x_BLE.dim() != 3 or taps_EK.dim() != 2 or taps_EK.shape[1] < 1:
-        raise CausalConvShapeError(
-            "causal convolution: expected x of shape (batch, length, channels) and taps of shape "
-            f"(channels, taps >= 1), found {tuple(x_BLE.shape)} and {tuple(taps_EK.shape)}"
-        )
-    channels, taps = taps_EK.shape
-    wanted = {
-        "x": (x_BLE, (*x_BLE.shape[:2], channels)),
-        "bias": (bias_E, (channels,)),
-        "past": (past_BPE, (x_BLE.shape[0], taps - 1, channels)),
-    }
-    problems = [
-        f"{name} must have shape {shape}, found {tuple(tensor.shape)}"
-        for name, (tensor, shape) in wanted.items()
-        if tensor is not None and tuple(tensor.shape) != shape
-    ]
-    if problems:
-        raise CausalConvShapeError("causal convolution: " + "; ".join(problems))
-    if backend.use_kernels(x_BLE, taps_EK) and fits(taps_EK):
-        return causal_conv_kernel(x_BLE, taps_EK, bias_E, past_BPE, reverse)
-    taps_EK = taps_EK.to(x_BLE.dtype)
-    bias_E = None if bias_E is None else bias_E.to(x_BLE.dtype)
-    past_BPE = None if past_BPE is None else past_BPE.to(x_BLE.dtype)
+    given = (x_BLE, taps_EK, bias_E, past_BPE)
+    OPERATOR.check(*given)
+    if backend.use_kernels(*given) and fits(taps_EK):
+        return causal_conv_kernel(*given, reverse)
+    dtype = x_BLE.dtype
+    taps_EK = taps_EK.to(dtype)
+    others = (None if t is None else t.to(dtype) for t in (bias_E, past_BPE))
     run = causal_conv_reference if backend.use_reference() else causal_conv_shifted
     if reverse:
-        return run(x_BLE.flip(1), taps_EK, bias_E, past_BPE).flip(1)
-    return run(x_BLE, taps_EK, bias_E, past_BPE)
+        return run(x_BLE.flip(1), taps_EK, *others).flip(1)
+    return run(x_BLE, taps_EK, *others)

@@ -1,6 +1,6 @@
 """The causal convolution with SiLU by ``megabase-kernels``, as torch operators.
 
-``megabase::causal_conv`` and its gradient; CPU tensors of float32 or float64 only.
+``megabase::causal_conv`` and its gradient; CPU tensors only.
 
 Shape suffixes: B batch, L positions, E channels, K taps, P = K - 1 positions before the first.
 """
@@ -13,13 +13,20 @@ import torch
 from torch import Tensor
 
 from megabase.ops import kernels
+from megabase.ops.registry import Operator, OperatorError
 
-__all__ = ["causal_conv_kernel", "fits"]
+__all__ = ["OPERATOR", "causal_conv_kernel", "fits"]
 
 _SINGLE_THREAD = 1 << 15
 """Elements below which threads do not pay."""
 
 _ARGUMENTS = "Tensor x, Tensor taps, Tensor? bias, Tensor? past, bool reverse"
+
+
+_SHAPES = {"x": "B L E", "taps": "E K", "bias": "E", "past": "B P E"}
+_CHECKS: dict[str, Any] = {
+    "rules": {"P": lambda sizes, _: sizes["K"] - 1}, "least": {"K": 1}, "device_types": "cpu",
+}  # fmt: skip
 
 
 def fits(taps_EK: Tensor) -> bool:
@@ -28,6 +35,11 @@ def fits(taps_EK: Tensor) -> bool:
 
 
 def _sizes(x: Tensor, taps: Tensor, reverse: bool) -> tuple[Any, ...]:
+    if taps.shape[1] > kernels.native_package().MAX_TAPS:
+        raise OperatorError(
+            f"causal_conv: expected at most {kernels.package().MAX_TAPS} taps, found "
+            f"{taps.shape[1]}; megabase.ops.causal_conv takes any number"
+        )
     return (*x.shape, taps.shape[1], reverse)
 
 
@@ -35,23 +47,24 @@ def _threads(x: Tensor) -> int:
     return 1 if x.numel() < _SINGLE_THREAD else torch.get_num_threads()
 
 
-@torch.library.custom_op(
-    "megabase::causal_conv",
-    mutates_args=(),
-    device_types="cpu",
-    schema=f"({_ARGUMENTS}) -> Tensor",
-)
+def _wide(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
+    """Give all tensors in float32, or float64 if that is the dtype of `x`; rows side by side."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return tuple(None if t is None else kernels.beside(t.to(dtype)) for t in (x, *others))
+
+
+@Operator("causal_conv", f"({_ARGUMENTS}) -> Tensor", _SHAPES, **_CHECKS).implementation
 def _conv(
     x: Tensor, taps: Tensor, bias: Tensor | None, past: Tensor | None, reverse: bool
 ) -> Tensor:
+    sizes, dtype = _sizes(x, taps, reverse), x.dtype
+    x, taps, bias, past = _wide(x, taps.contiguous(), bias, past)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    x, past = kernels.beside(x), kernels.beside(past)
-    taps, bias = taps.contiguous(), None if bias is None else bias.contiguous()
     kernels.package().native.conv_forward(
-        x.dtype == torch.float64, _sizes(x, taps, reverse), kernels.rows(x), kernels.rows(past),
+        x.dtype == torch.float64, sizes, kernels.rows(x), kernels.rows(past),
         taps.data_ptr(), kernels.address(bias), kernels.rows(y), _threads(x),
     )  # fmt: skip
-    return y
+    return y.to(dtype)
 
 
 @_conv.register_fake
@@ -59,18 +72,18 @@ def _(x: Tensor, *_: Any) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-@torch.library.custom_op(
-    "megabase::causal_conv_backward",
-    mutates_args=(),
-    device_types="cpu",
-    schema=f"(Tensor dy, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
-)
+@Operator(
+    "causal_conv_backward",
+    f"(Tensor dy, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    {"dy": "B L E", **_SHAPES},
+    **_CHECKS,
+).implementation
 def _conv_backward(
     dy: Tensor, x: Tensor, taps: Tensor, bias: Tensor | None, past: Tensor | None, reverse: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
+    sizes, given = _sizes(x, taps, reverse), (x, taps, bias, past)
+    x, taps, bias, past, dy = _wide(x, taps.contiguous(), bias, past, dy)
     native = kernels.package().native
-    x, dy, past = kernels.beside(x), kernels.beside(dy), kernels.beside(past)
-    taps, bias = taps.contiguous(), None if bias is None else bias.contiguous()
     channels, count = taps.shape
     tasks = native.conv_tasks(x.shape[0], x.shape[1])
     options: Any = {"dtype": x.dtype, "device": x.device}
@@ -81,22 +94,26 @@ def _conv_backward(
     dtaps = torch.empty((tasks, count, channels), **options)
     dbias = torch.empty((tasks, channels), **options)
     native.conv_backward(
-        x.dtype == torch.float64, _sizes(x, taps, reverse), kernels.rows(x), kernels.rows(past),
+        x.dtype == torch.float64, sizes, kernels.rows(x), kernels.rows(past),
         taps.data_ptr(), kernels.address(bias), kernels.rows(dy), kernels.rows(dx),
         None if past is None else kernels.rows(dpast), dtaps.data_ptr(), dbias.data_ptr(),
         _threads(x),
     )  # fmt: skip
-    none = torch.empty((0,), **options)
-    return dx, dtaps.sum(0).t().contiguous(), none if bias is None else dbias.sum(0), dpast
+    found = (dx, dtaps.sum(0).t().contiguous(), dbias.sum(0), dpast)
+    return tuple(
+        x.new_empty((0,)) if t is None else grad.to(t.dtype)
+        for grad, t in zip(found, given, strict=True)
+    )
 
 
 @_conv_backward.register_fake
-def _(
-    dy: Tensor, x: Tensor, taps: Tensor, bias: Tensor | None, past: Tensor | None, _: bool
-) -> tuple[Tensor, ...]:
+def _(dy: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    wide = torch.promote_types(x.dtype, torch.float32)
     return tuple(
-        torch.empty((0,) if t is None else t.shape, dtype=x.dtype, device=x.device)
-        for t in (x, taps, bias, past)
+        x.new_empty((0,), dtype=wide)
+        if t is None
+        else torch.empty(t.shape, dtype=t.dtype, device=x.device)
+        for t in (x, *others[:3])
     )
 
 
@@ -111,7 +128,8 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return (*(g if t is not None else None for g, t in zip(found, given, strict=True)), None)
 
 
-torch.library.register_autograd("megabase::causal_conv", _backward, setup_context=_setup_context)
+_conv.register_gradients(_backward, _setup_context)
+OPERATOR = _conv
 
 
 def causal_conv_kernel(
@@ -122,6 +140,4 @@ def causal_conv_kernel(
     reverse: bool = False,
 ) -> Tensor:
     """Convolve in C++, in float32 at least; see :func:`megabase.ops.causal_conv.causal_conv`."""
-    dtype = torch.promote_types(x_BLE.dtype, torch.float32)
-    given = (x_BLE, taps_EK, bias_E, past_BPE)
-    return _conv(*(None if t is None else t.to(dtype) for t in given), reverse).to(x_BLE.dtype)
+    return _conv(x_BLE, taps_EK, bias_E, past_BPE, reverse)

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from megabase.errors import MegabaseError
 from megabase.ops import backend
-from megabase.ops.gated_conv.blocked import gated_conv_blocked
+from megabase.ops.gated_conv.blocked import OPERATOR, gated_conv_blocked
 from megabase.ops.gated_conv.reference import gated_conv_reference
 
-__all__ = ["GatedConvShapeError", "gated_conv", "gated_conv_blocked", "gated_conv_reference"]
-
-
-class GatedConvShapeError(MegabaseError):
-    """Inputs of a gated convolution do not fit together."""
+__all__ = ["gated_conv", "gated_conv_blocked", "gated_conv_reference"]
 
 
 def gated_conv(
@@ -53,8 +48,8 @@ def gated_conv(
 
     Raises
     ------
-    GatedConvShapeError
-        When the shapes do not fit.
+    OperatorError
+        When shapes, dtypes or devices do not fit; the message lists everything.
 
     Notes
     -----
@@ -62,19 +57,9 @@ def gated_conv(
     :func:`~megabase.ops.long_conv.long_conv` with products between them; the fast path does all of
     it to one block of channels at a time and keeps only its inputs for the backward pass.
     """
-    channels, length = k_DM.shape[0], p_BPL.shape[-1]
-    wanted = {
-        "p": (p_BPL.shape[0], 3 * channels, length),
-        "w": (3 * channels, w_PK.shape[-1]),
-        "b": (3 * channels,),
-        "k": (channels, 2 * length - 1 if two_sided else length),
-        "skip": (channels,),
-    }
-    given = {"p": p_BPL, "w": w_PK, "b": b_P, "k": k_DM, "skip": skip_D}
-    for name, tensor in given.items():
-        if tensor is not None and tuple(tensor.shape) != wanted[name]:
-            raise GatedConvShapeError(
-                f"expected {name} of shape {wanted[name]}, found {tuple(tensor.shape)}"
-            )
-    run = gated_conv_reference if backend.active() == "reference" else gated_conv_blocked
+    if backend.active() == "reference":
+        OPERATOR.check(p_BPL, w_PK, b_P, k_DM, skip_D, 0, two_sided)
+        run = gated_conv_reference
+    else:
+        run = gated_conv_blocked
     return run(p_BPL, w_PK, b_P, k_DM, skip_D, centred=centred, two_sided=two_sided)

@@ -17,9 +17,16 @@ import torch
 from torch import Tensor
 
 from megabase.ops.long_conv.fft import FilterSpectra, blocks, wide_dtype, without_autocast
-from megabase.ops.short_conv.shifted import apply_taps, correlate_taps, transpose_taps
+from megabase.ops.long_conv.lengths import lags
+from megabase.ops.registry import Operator
+from megabase.ops.short_conv.shifted import (
+    apply_taps,
+    correlate_taps,
+    taps_behind,
+    transpose_taps,
+)
 
-__all__ = ["gated_conv_blocked"]
+__all__ = ["OPERATOR", "gated_conv_blocked"]
 
 
 @dataclass
@@ -51,12 +58,14 @@ def _parts(c: slice, d_model: int) -> list[slice]:
     return [slice(c.start + i * d_model, c.stop + i * d_model) for i in range(3)]
 
 
-@torch.library.custom_op(
-    "megabase::gated_conv",
-    mutates_args=(),
-    schema="(Tensor p, Tensor w, Tensor b, Tensor k, Tensor? skip, int after, bool two_sided) "
-    "-> Tensor",
-)
+_ARGUMENTS = "Tensor p, Tensor w, Tensor b, Tensor k, Tensor? skip, int after, bool two_sided"
+_SHAPES = {"p": "B 3D L", "w": "3D K", "b": "3D", "k": "D M", "skip": "D"}
+_CHECKS: dict[str, Any] = {
+    "rules": {"M": lags}, "least": {"L": 1, "K": 1}, "below": {"after": "K"},
+}  # fmt: skip
+
+
+@Operator("gated_conv", f"({_ARGUMENTS}) -> Tensor", _SHAPES, **_CHECKS).implementation
 def _forward(
     p_BPL: Tensor,
     w_PK: Tensor,
@@ -88,12 +97,12 @@ def _forward(
     return y_BDL
 
 
-@torch.library.custom_op(
-    "megabase::gated_conv_backward",
-    mutates_args=(),
-    schema="(Tensor dy, Tensor p, Tensor w, Tensor b, Tensor k, Tensor? skip, int after, "
-    "bool two_sided) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
+@Operator(
+    "gated_conv_backward",
+    f"(Tensor dy, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    {"dy": "B D L", **_SHAPES},
+    **_CHECKS,
+).implementation
 def _backward(
     dy_BDL: Tensor,
     p_BPL: Tensor,
@@ -165,30 +174,13 @@ def _backward_shapes(
 
 
 @_forward.register_fake
-def _(
-    p_BPL: Tensor,
-    w_PK: Tensor,
-    b_P: Tensor,
-    k_DM: Tensor,
-    skip_D: Tensor | None,
-    after: int,
-    two_sided: bool,
-) -> Tensor:
+def _(p_BPL: Tensor, w_PK: Tensor, b_P: Tensor, k_DM: Tensor, *_: Any) -> Tensor:
     return p_BPL.new_empty((p_BPL.shape[0], k_DM.shape[0], p_BPL.shape[2]))
 
 
 @_backward.register_fake
-def _(
-    dy_BDL: Tensor,
-    p_BPL: Tensor,
-    w_PK: Tensor,
-    b_P: Tensor,
-    k_DM: Tensor,
-    skip_D: Tensor | None,
-    after: int,
-    two_sided: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _backward_shapes(p_BPL, w_PK, b_P, k_DM, skip_D)
+def _(dy_BDL: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _backward_shapes(*arguments[:5])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -206,7 +198,8 @@ def _gradients(ctx: Any, dy_BDL: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
 
-_forward.register_autograd(_gradients, setup_context=_save)
+_forward.register_gradients(_gradients, _save)
+OPERATOR = _forward
 
 
 def gated_conv_blocked(
@@ -220,5 +213,4 @@ def gated_conv_blocked(
     two_sided: bool = False,
 ) -> Tensor:
     """Convolve and gate block by block; see :func:`megabase.ops.gated_conv.gated_conv`."""
-    after = (w_PK.shape[-1] - 1) // 2 if centred else 0
-    return _forward(p_BPL, w_PK, b_P, k_DM, skip_D, after, two_sided)
+    return _forward(p_BPL, w_PK, b_P, k_DM, skip_D, taps_behind(w_PK, centred), two_sided)

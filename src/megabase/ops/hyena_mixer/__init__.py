@@ -5,21 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megabase.errors import MegabaseError
 from megabase.ops import backend
-from megabase.ops.hyena_mixer.blocked import hyena_mixer_blocked
+from megabase.ops.hyena_mixer.blocked import OPERATOR, hyena_mixer_blocked
 from megabase.ops.hyena_mixer.reference import hyena_mixer_reference
 
 __all__ = [
-    "HyenaMixerShapeError",
     "hyena_mixer",
     "hyena_mixer_blocked",
     "hyena_mixer_reference",
 ]
-
-
-class HyenaMixerShapeError(MegabaseError):
-    """Inputs of a Hyena mixer do not fit together."""
 
 
 def hyena_mixer(
@@ -71,32 +65,21 @@ def hyena_mixer(
 
     Raises
     ------
-    HyenaMixerShapeError
-        When the shapes do not fit.
+    OperatorError
+        When shapes, dtypes or devices do not fit; the message lists everything.
 
     Notes
     -----
     Equals a LayerNorm, a linear map, :func:`~megabase.ops.gated_conv.gated_conv` and a linear map.
     The fast path keeps only its inputs for the backward pass, and has no second derivative.
     """
-    _, length, width = x.shape
-    wanted = {
-        "norm_w": (norm_w, (width,)),
-        "w_in": (w_in, (3 * width, width)),
-        "b_in": (b_in, (3 * width,)),
-        "w": (w, (3 * width, w.shape[-1])),
-        "b": (b, (3 * width,)),
-        "k": (k, (width, 2 * length - 1 if two_sided else length)),
-        "skip": (skip, (width,)),
-        "w_out": (w_out, (width, width)),
-        "b_out": (b_out, (width,)),
-    }
-    for name, (tensor, shape) in wanted.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise HyenaMixerShapeError(
-                f"expected {name} of shape {shape}, found {tuple(tensor.shape)}"
-            )
-    run = hyena_mixer_reference if backend.active() == "reference" else hyena_mixer_blocked
+    if backend.active() == "reference":
+        OPERATOR.check(
+            x, norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out, 0, two_sided, product
+        )
+        run = hyena_mixer_reference
+    else:
+        run = hyena_mixer_blocked
     return run(
         x, norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out,
         centred=centred, two_sided=two_sided, product=product,

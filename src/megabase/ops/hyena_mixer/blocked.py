@@ -23,9 +23,12 @@ from megabase.ops.hyena_mixer.backward import Backward, backward_shapes
 from megabase.ops.hyena_mixer.forward import run_forward
 from megabase.ops.hyena_mixer.plan import Mixer
 from megabase.ops.long_conv.fft import without_autocast
+from megabase.ops.long_conv.lengths import lags
 from megabase.ops.pieces import Norm
+from megabase.ops.registry import Operator
+from megabase.ops.short_conv.shifted import taps_behind
 
-__all__ = ["hyena_mixer_blocked"]
+__all__ = ["OPERATOR", "hyena_mixer_blocked"]
 
 _SIGNATURE = (
     "Tensor x, Tensor? norm_w, Tensor? norm_b, float eps, Tensor w_in, Tensor b_in, Tensor w, "
@@ -34,23 +37,39 @@ _SIGNATURE = (
 )
 
 
+_SHAPES = {
+    "x": "B L D", "norm_w": "D", "norm_b": "D", "w_in": "3D D", "b_in": "3D", "w": "3D K",
+    "b": "3D", "k": "D M", "skip": "D", "w_out": "D D", "b_out": "D",
+}  # fmt: skip
+_CHECKS: dict[str, Any] = {
+    "rules": {"M": lags}, "least": {"L": 1, "K": 1}, "below": {"after": "K"},
+    "same": {"norm_b": "norm_w"},
+}  # fmt: skip
+
+
 def _mixer(
     x: Tensor, norm_w: Tensor | None, norm_b: Tensor | None, eps: float, *rest: Any
 ) -> Mixer:
     return Mixer(x, Norm(norm_w, norm_b, eps), *rest)
 
 
-def _room_to_keep(x: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
-    """Make room for the transforms' result, channels first; without elements if not wanted."""
-    batch, length, width = x.shape
-    return x.new_empty((batch, width, length) if keep else (0,), dtype=dtype)
+def _room_to_keep(
+    x: Tensor, given: tuple[Tensor | None, ...], product: torch.dtype | None, keep: bool
+) -> Tensor:
+    """Make room for the transforms' result, channels first; without elements if it is not kept."""
+    (batch, length, width), w_in = x.shape, given[2]
+    assert w_in is not None
+    keep = keep and kernel.takes(x, given, product) and kernel.keeps(x)
+    return x.new_empty((batch, width, length) if keep else (0,), dtype=_wide(w_in, product))
 
 
-@torch.library.custom_op(
-    "megabase::hyena_mixer",
-    mutates_args=(),
-    schema=f"({_SIGNATURE} bool keep) -> (Tensor, Tensor)",
-)
+def _wide(w_in: Tensor, product: torch.dtype | None) -> torch.dtype:
+    return torch.promote_types(w_in.dtype if product is None else product, torch.float32)
+
+
+@Operator(
+    "hyena_mixer", f"({_SIGNATURE} bool keep) -> (Tensor, Tensor)", _SHAPES, **_CHECKS
+).implementation
 def _forward(
     x: Tensor,
     norm_w: Tensor | None,
@@ -74,18 +93,20 @@ def _forward(
             x, norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out, after, two_sided,
             product,
         )  # fmt: skip
-        kept = _room_to_keep(x, m.wide, keep)
-        if kernel.takes(x, (norm_w, norm_b, w_in, b_in, w, b, k, w_out, b_out), product):
+        given = (norm_w, norm_b, w_in, b_in, w, b, k, w_out, b_out)
+        kept = _room_to_keep(x, given, product, keep)
+        if kernel.takes(x, given, product):
             return kernel.forward(m, kept), kept
         return run_forward(m), kept
 
 
-@torch.library.custom_op(
-    "megabase::hyena_mixer_backward",
-    mutates_args=(),
-    schema=f"(Tensor dy, Tensor kept, {_SIGNATURE} bool needs_x, bool needs_weights, "
+@Operator(
+    "hyena_mixer_backward",
+    f"(Tensor dy, Tensor kept, {_SIGNATURE} bool needs_x, bool needs_weights, "
     f"bool needs_filter) -> ({', '.join(['Tensor'] * 11)})",
-)
+    {"dy": "B L D", "kept": "B D L|0", **_SHAPES},
+    **_CHECKS,
+).implementation
 def _backward(
     dy: Tensor,
     kept: Tensor,
@@ -141,7 +162,8 @@ def _(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     out = x.new_empty(x.shape, dtype=w_in.dtype if product is None else x.dtype)
-    return out, _room_to_keep(x, x.dtype, keep)
+    given = (norm_w, norm_b, w_in, b_in, w, b, k, w_out, b_out)
+    return out, _room_to_keep(x, given, product, keep)
 
 
 @_backward.register_fake
@@ -167,7 +189,7 @@ def _(
     needs_weights: bool,
     needs_filter: bool,
 ) -> tuple[Tensor, ...]:
-    wide = torch.promote_types(w_in.dtype if product is None else product, torch.float32)
+    wide = _wide(w_in, product)
     return backward_shapes(x, w_in, w, k, skip, wide, needs_x, needs_weights, needs_filter)
 
 
@@ -206,7 +228,8 @@ def _gradients(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | 
     return (*found, None, None, None, None)
 
 
-_forward.register_autograd(_gradients, setup_context=_save)
+_forward.register_gradients(_gradients, _save)
+OPERATOR = _forward
 
 
 def hyena_mixer_blocked(
@@ -228,14 +251,9 @@ def hyena_mixer_blocked(
     product: torch.dtype | None = None,
 ) -> Tensor:
     """Mix by pieces and groups; see :func:`megabase.ops.hyena_mixer.hyena_mixer`."""
-    after = (w.shape[-1] - 1) // 2 if centred else 0
-    given = (norm_w, norm_b, w_in, b_in, w, b, k, w_out, b_out)
-    keep = (
-        torch.is_grad_enabled()
-        and any(t is not None and t.requires_grad for t in (x, *given))
-        and kernel.takes(x, given, product)
-        and kernel.keeps(x)
-    )
+    after = taps_behind(w, centred)
+    given = (x, norm_w, norm_b, w_in, b_in, w, b, k, w_out, b_out)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
     out, _ = _forward(
         x, norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out, after, two_sided, product,
         keep,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from megabase.ops import backend
-from megabase.ops.implicit_filter.blocked import implicit_filter_blocked
+from megabase.ops.implicit_filter.blocked import OPERATOR, implicit_filter_blocked
 from megabase.ops.implicit_filter.reference import implicit_filter_reference
 
 __all__ = ["implicit_filter", "implicit_filter_blocked", "implicit_filter_reference"]
@@ -46,6 +46,14 @@ def implicit_filter(
     -------
     Tensor
         Shape (channels, lags).
+
+    Raises
+    ------
+    OperatorError
+        When shapes, dtypes or devices do not fit; the message lists everything.
     """
-    run = implicit_filter_reference if backend.active() == "reference" else implicit_filter_blocked
-    return run(z_ME, t_M, freq_W, weights, biases, last_CW, rate_C, shift)
+    given = (z_ME, t_M, freq_W, weights, biases, last_CW, rate_C, shift)
+    if backend.active() == "reference":
+        OPERATOR.check(*given)
+        return implicit_filter_reference(*given)
+    return implicit_filter_blocked(*given)

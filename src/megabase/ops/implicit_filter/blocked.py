@@ -18,13 +18,20 @@ from megabase.ops.implicit_filter import kernel
 from megabase.ops.long_conv.fft import without_autocast
 from megabase.ops.pieces import pieces
 from megabase.ops.products import add_product, matmul
+from megabase.ops.registry import Operator
 
-__all__ = ["implicit_filter_blocked"]
+__all__ = ["OPERATOR", "implicit_filter_blocked"]
 
 _SIGNATURE = (
     "Tensor z, Tensor t, Tensor freq, Tensor[] weights, Tensor[] biases, Tensor last, "
     "Tensor? rate, float shift"
 )
+
+
+_SHAPES = {
+    "z": "M E", "t": "M", "freq": "W|1 W", "weights": "W E,W W", "biases": "W", "last": "C W",
+    "rate": "C",
+}  # fmt: skip
 
 
 def _cut(z_ME: Tensor) -> Iterator[slice]:
@@ -35,9 +42,7 @@ def _window(t_m: Tensor, rate_C: Tensor, shift: float) -> Tensor:
     return torch.outer(rate_C, t_m).neg_().exp_().add_(shift)
 
 
-@torch.library.custom_op(
-    "megabase::implicit_filter", mutates_args=(), schema=f"({_SIGNATURE}) -> Tensor"
-)
+@Operator("implicit_filter", f"({_SIGNATURE}) -> Tensor", _SHAPES, alike=True).implementation
 def _forward(
     z_ME: Tensor,
     t_M: Tensor,
@@ -61,12 +66,12 @@ def _forward(
     return k_CM
 
 
-@torch.library.custom_op(
-    "megabase::implicit_filter_backward",
-    mutates_args=(),
-    schema=f"(Tensor dk, {_SIGNATURE}, bool needs_z) -> (Tensor, Tensor, Tensor, Tensor[], "
-    "Tensor[])",
-)
+@Operator(
+    "implicit_filter_backward",
+    f"(Tensor dk, {_SIGNATURE}, bool needs_z) -> (Tensor, Tensor, Tensor, Tensor[], Tensor[])",
+    {"dk": "C M", **_SHAPES},
+    alike=True,
+).implementation
 def _backward(
     dk_CM: Tensor,
     z_ME: Tensor,
@@ -176,7 +181,8 @@ def _gradients(ctx: Any, dk_CM: Tensor) -> tuple[Any, ...]:
     return dz_ME if needs_z else None, None, dfreq_W, dweights, dbiases, dlast_CW, None, None
 
 
-_forward.register_autograd(_gradients, setup_context=_save)
+_forward.register_gradients(_gradients, _save)
+OPERATOR = _forward
 
 
 def implicit_filter_blocked(

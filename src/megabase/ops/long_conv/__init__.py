@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from megabase.errors import MegabaseError
 from megabase.ops import backend
-from megabase.ops.long_conv.fft import long_conv_fft
+from megabase.ops.long_conv.fft import OPERATOR, long_conv_fft
 from megabase.ops.long_conv.lengths import fft_length
 from megabase.ops.long_conv.reference import long_conv_reference
 
-__all__ = ["LongConvShapeError", "fft_length", "long_conv", "long_conv_fft", "long_conv_reference"]
-
-
-class LongConvShapeError(MegabaseError):
-    """Input, filter and skip term of a long convolution do not fit together."""
+__all__ = ["fft_length", "long_conv", "long_conv_fft", "long_conv_reference"]
 
 
 def long_conv(
@@ -43,25 +38,15 @@ def long_conv(
 
     Raises
     ------
-    LongConvShapeError
-        When the shapes do not fit.
+    OperatorError
+        When shapes, dtypes or devices do not fit; the message lists everything.
 
     Notes
     -----
     Equation (4) of the HyenaDNA paper (arXiv 2306.15794). The fast path saves only its inputs for
     the backward pass, and has no second derivative.
     """
-    length = u_BDL.shape[-1] if u_BDL.dim() else 0
-    lags = 2 * length - 1 if two_sided else length
-    if u_BDL.dim() != 3 or length < 1 or tuple(k_DM.shape) != (u_BDL.shape[1], lags):
-        raise LongConvShapeError(
-            "expected u of shape (batch, channels, length >= 1) and k of shape (channels, "
-            f"{'2 * length - 1' if two_sided else 'length'}), found u {tuple(u_BDL.shape)} and "
-            f"k {tuple(k_DM.shape)}"
-        )
-    if skip_D is not None and skip_D.shape != k_DM.shape[:1]:
-        raise LongConvShapeError(
-            f"expected skip of shape ({k_DM.shape[0]},), found {tuple(skip_D.shape)}"
-        )
-    run = long_conv_reference if backend.active() == "reference" else long_conv_fft
-    return run(u_BDL, k_DM, skip_D, two_sided=two_sided)
+    if backend.active() == "reference":
+        OPERATOR.check(u_BDL, k_DM, skip_D, two_sided)
+        return long_conv_reference(u_BDL, k_DM, skip_D, two_sided=two_sided)
+    return long_conv_fft(u_BDL, k_DM, skip_D, two_sided=two_sided)

@@ -14,16 +14,17 @@ The two passes are registered as operators of torch, so that compilers take them
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from megabase.ops.long_conv.lengths import fft_length
+from megabase.ops.long_conv.lengths import fft_length, lags
+from megabase.ops.registry import Operator
 
-__all__ = ["FilterSpectra", "blocks", "long_conv_fft", "wide_dtype", "without_autocast"]
+__all__ = ["OPERATOR", "FilterSpectra", "blocks", "long_conv_fft", "wide_dtype", "without_autocast"]
 
 BLOCK_SAMPLES = 1 << 20
 """Samples per transform call: large enough to fill all cores, small enough for the cache."""
@@ -42,7 +43,10 @@ def wide_dtype(*tensors: Tensor) -> torch.dtype:
 
 def without_autocast(like: Tensor) -> AbstractContextManager[object]:
     """Switch autocast off: dtypes are chosen here, and transforms are in float32 at least."""
-    return torch.autocast(device_type=like.device.type, enabled=False)
+    kind = like.device.type
+    if not torch.amp.autocast_mode.is_autocast_available(kind):  # of the meta device
+        return nullcontext()
+    return torch.autocast(device_type=kind, enabled=False)
 
 
 def blocks(batch: int, channels: int, n_fft: int) -> tuple[list[slice], list[slice]]:
@@ -128,11 +132,13 @@ def _work(
     return torch.zeros(batch, channels, n_fft, dtype=dtype, device=like.device)
 
 
-@torch.library.custom_op(
-    "megabase::long_conv",
-    mutates_args=(),
-    schema="(Tensor u, Tensor k, Tensor? skip, bool two_sided) -> Tensor",
-)
+@Operator(
+    "long_conv",
+    "(Tensor u, Tensor k, Tensor? skip, bool two_sided) -> Tensor",
+    {"u": "B D L", "k": "D M", "skip": "D"},
+    rules={"M": lags},
+    least={"L": 1},
+).implementation
 def _forward(u_BDL: Tensor, k_DM: Tensor, skip_D: Tensor | None, two_sided: bool) -> Tensor:
     batch, channels, length = u_BDL.shape
     dtype = wide_dtype(u_BDL, k_DM)
@@ -148,12 +154,14 @@ def _forward(u_BDL: Tensor, k_DM: Tensor, skip_D: Tensor | None, two_sided: bool
     return y_BDL
 
 
-@torch.library.custom_op(
-    "megabase::long_conv_backward",
-    mutates_args=(),
-    schema="(Tensor dy, Tensor u, Tensor k, Tensor? skip, bool two_sided, bool needs_u, "
+@Operator(
+    "long_conv_backward",
+    "(Tensor dy, Tensor u, Tensor k, Tensor? skip, bool two_sided, bool needs_u, "
     "bool needs_filter) -> (Tensor, Tensor, Tensor)",
-)
+    {"dy": "B D L", "u": "B D L", "k": "D M", "skip": "D"},
+    rules={"M": lags},
+    least={"L": 1},
+).implementation
 def _backward(
     dy_BDL: Tensor,
     u_BDL: Tensor,
@@ -200,7 +208,7 @@ def _backward_shapes(
 
 
 @_forward.register_fake
-def _(u_BDL: Tensor, k_DM: Tensor, skip_D: Tensor | None, two_sided: bool) -> Tensor:
+def _(u_BDL: Tensor, *_: Any) -> Tensor:
     return u_BDL.new_empty(u_BDL.shape)
 
 
@@ -210,7 +218,7 @@ def _(
     u_BDL: Tensor,
     k_DM: Tensor,
     skip_D: Tensor | None,
-    two_sided: bool,
+    _: bool,
     needs_u: bool,
     needs_filter: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -236,7 +244,8 @@ def _gradients(ctx: Any, dy_BDL: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-_forward.register_autograd(_gradients, setup_context=_save)
+_forward.register_gradients(_gradients, _save)
+OPERATOR = _forward
 
 
 def long_conv_fft(

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
-__all__ = ["fft_length"]
+__all__ = ["fft_length", "lags"]
 
 _SMALL = 32
 """Below this every length is quick enough, and the smallest one is taken."""
+
+
+def lags(sizes: dict[str, int], given: dict[str, Any]) -> int:
+    """Give the number of taps of a filter over L positions."""
+    return 2 * sizes["L"] - 1 if given["two_sided"] else sizes["L"]
 
 
 def _odd_part(n: int) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from megabase.ops import backend
-from megabase.ops.norm_mlp.blocked import norm_mlp_blocked
+from megabase.ops.norm_mlp.blocked import OPERATOR, norm_mlp_blocked
 from megabase.ops.norm_mlp.reference import norm_mlp_reference
 
 __all__ = ["norm_mlp", "norm_mlp_blocked", "norm_mlp_reference"]
@@ -43,10 +43,18 @@ def norm_mlp(
     Tensor
         Shape of `x`, in the dtype of the products.
 
+    Raises
+    ------
+    OperatorError
+        When shapes, dtypes or devices do not fit; the message lists everything.
+
     Notes
     -----
     The fast path keeps only its inputs for the backward pass and computes the inner values again,
     piece by piece; sums over positions are in float32 at least.
     """
-    run = norm_mlp_reference if backend.active() == "reference" else norm_mlp_blocked
-    return run(x, norm_w, norm_b, eps, w1_ED, b1_E, w2_DE, b2_D, product)
+    given = (x, norm_w, norm_b, eps, w1_ED, b1_E, w2_DE, b2_D, product)
+    if backend.active() == "reference":
+        OPERATOR.check(*given)
+        return norm_mlp_reference(*given)
+    return norm_mlp_blocked(*given)

@@ -19,8 +19,9 @@ from megabase.ops.long_conv.fft import without_autocast
 from megabase.ops.norm_mlp import kernel
 from megabase.ops.pieces import Norm, pieces
 from megabase.ops.products import add_product, matmul
+from megabase.ops.registry import Operator
 
-__all__ = ["gelu", "gelu_with_derivative", "norm_mlp_blocked"]
+__all__ = ["OPERATOR", "gelu", "gelu_with_derivative", "norm_mlp_blocked"]
 
 _C = 2 * math.sqrt(2 / math.pi)
 _D = 0.044715 * _C
@@ -59,11 +60,17 @@ _SIGNATURE = (
 )
 
 
+_SHAPES = {
+    "x": "... D", "norm_w": "D", "norm_b": "D", "w1": "E D", "b1": "E", "w2": "D E", "b2": "D",
+}  # fmt: skip
+_SAME = {"norm_b": "norm_w"}
+
+
 def _flat(x: Tensor) -> Tensor:
     return x.reshape(1, -1, x.shape[-1])
 
 
-@torch.library.custom_op("megabase::norm_mlp", mutates_args=(), schema=f"({_SIGNATURE}) -> Tensor")
+@Operator("norm_mlp", f"({_SIGNATURE}) -> Tensor", _SHAPES, same=_SAME).implementation
 def _forward(
     x: Tensor,
     norm_w: Tensor | None,
@@ -93,12 +100,13 @@ def _forward(
     return y_1ND.view(x.shape)
 
 
-@torch.library.custom_op(
-    "megabase::norm_mlp_backward",
-    mutates_args=(),
-    schema=f"(Tensor dy, {_SIGNATURE}, bool needs_x, bool needs_weights) "
+@Operator(
+    "norm_mlp_backward",
+    f"(Tensor dy, {_SIGNATURE}, bool needs_x, bool needs_weights) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
+    {"dy": "... D", **_SHAPES},
+    same=_SAME,
+).implementation
 def _backward(
     dy: Tensor,
     x: Tensor,
@@ -169,18 +177,8 @@ def _backward_shapes(
 
 
 @_forward.register_fake
-def _(
-    x: Tensor,
-    norm_w: Tensor | None,
-    norm_b: Tensor | None,
-    eps: float,
-    w1_ED: Tensor,
-    b1_E: Tensor,
-    w2_DE: Tensor,
-    b2_D: Tensor,
-    product: torch.dtype | None,
-) -> Tensor:
-    return x.new_empty(x.shape, dtype=w1_ED.dtype if product is None else x.dtype)
+def _(x: Tensor, norm_w: Any, norm_b: Any, eps: float, w1_ED: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(x.shape, dtype=w1_ED.dtype if rest[-1] is None else x.dtype)
 
 
 @_backward.register_fake
@@ -222,7 +220,8 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-_forward.register_autograd(_gradients, setup_context=_save)
+_forward.register_gradients(_gradients, _save)
+OPERATOR = _forward
 
 
 def norm_mlp_blocked(

@@ -8,34 +8,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megabase.errors import MegabaseError
 from megabase.ops import backend
-from megabase.ops.selective_scan.blocked import selective_scan_blocked
+from megabase.ops.long_conv.fft import without_autocast
+from megabase.ops.registry import OperatorError
+from megabase.ops.selective_scan.blocked import OPERATOR, selective_scan_blocked
 from megabase.ops.selective_scan.kernel import selective_scan_kernel
 from megabase.ops.selective_scan.reference import selective_scan_reference
 
 __all__ = [
-    "SelectiveScanShapeError",
     "selective_scan",
     "selective_scan_blocked",
     "selective_scan_kernel",
     "selective_scan_reference",
     "selective_step",
 ]
-
-
-class SelectiveScanShapeError(MegabaseError):
-    """Inputs of a selective scan do not fit together."""
-
-
-def _check(expected: dict[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
-    problems = [
-        f"{name} must have shape {shape}, found {tuple(tensor.shape)}"
-        for name, (tensor, shape) in expected.items()
-        if tensor is not None and tensor.shape != shape
-    ]
-    if problems:
-        raise SelectiveScanShapeError("selective scan: " + "; ".join(problems))
 
 
 def selective_scan(
@@ -92,8 +78,8 @@ def selective_scan(
 
     Raises
     ------
-    SelectiveScanShapeError
-        When the shapes do not fit; the message lists every one.
+    OperatorError
+        When shapes, dtypes or devices do not fit; the message lists everything.
 
     Notes
     -----
@@ -102,25 +88,6 @@ def selective_scan(
     fast paths save their inputs and some states for the backward pass, and have no second
     derivative.
     """
-    if u_BLE.dim() != 3 or u_BLE.shape[1] < 1 or A_EN.dim() != 2:
-        raise SelectiveScanShapeError(
-            "selective scan: expected u of shape (batch, length >= 1, channels) and A of shape "
-            f"(channels, states), found u {tuple(u_BLE.shape)} and A {tuple(A_EN.shape)}"
-        )
-    batch, length, channels = u_BLE.shape
-    states = A_EN.shape[1]
-    _check(
-        {
-            "delta": (delta_BLE, (batch, length, channels)),
-            "A": (A_EN, (channels, states)),
-            "B": (B_BLN, (batch, length, states)),
-            "C": (C_BLN, (batch, length, states)),
-            "D": (D_E, (channels,)),
-            "z": (z_BLE, (batch, length, channels)),
-            "delta_bias": (delta_bias_E, (channels,)),
-            "initial_state": (initial_state_BEN, (batch, channels, states)),
-        }
-    )
     options: dict[str, Any] = {
         "D_E": D_E,
         "z_BLE": z_BLE,
@@ -129,10 +96,12 @@ def selective_scan(
         "initial_state_BEN": initial_state_BEN,
     }
     along = (u_BLE, delta_BLE, B_BLN, C_BLN)
-    if backend.use_kernels(*along, A_EN):
+    others = (D_E, z_BLE, delta_bias_E, initial_state_BEN)
+    if backend.use_kernels(*along, A_EN, *others):
         u, delta, B, C = along
         return selective_scan_kernel(u, delta, A_EN, B, C, **options, reverse=reverse)
-    with torch.autocast(device_type=u_BLE.device.type, enabled=False):
+    OPERATOR.check(u_BLE, delta_BLE, A_EN, B_BLN, C_BLN, *others, delta_softplus)
+    with without_autocast(u_BLE):
         if reverse:
             along = tuple(x.flip(1) for x in along)
             options["z_BLE"] = None if z_BLE is None else z_BLE.flip(1)
@@ -175,8 +144,12 @@ def selective_step(
     state_BEN : Tensor
         States after it; the given ones are not changed.
     """
-    _check({"state": (state_BEN, (*u_BE.shape, A_EN.shape[-1]))})
-    with torch.autocast(device_type=u_BE.device.type, enabled=False):
+    if state_BEN.shape != (*u_BE.shape, A_EN.shape[-1]):
+        raise OperatorError(
+            f"selective_step: state must have shape {(*u_BE.shape, A_EN.shape[-1])}, found "
+            f"{tuple(state_BEN.shape)}"
+        )
+    with without_autocast(u_BE):
         dtype = torch.promote_types(u_BE.dtype, torch.float32)
         u, delta, B, C = (x.to(dtype) for x in (u_BE, delta_BE, B_BN, C_BN))
         if delta_bias_E is not None:

@@ -21,10 +21,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-__all__ = ["selective_scan_blocked"]
+from megabase.ops.long_conv.fft import without_autocast
+from megabase.ops.registry import Operator
+
+__all__ = ["OPERATOR", "selective_scan_blocked"]
 
 STEP_ELEMENTS = {"cpu": 1 << 15, "other": 1 << 20}
 """States that advance in one call, by kind of device: enough to pay for the call, few enough to
@@ -75,9 +77,9 @@ class _Plan:
         self.states = states
         kind = u_BLE.device.type if u_BLE.device.type in STEP_ELEMENTS else "other"
         lanes = max(1, STEP_ELEMENTS[kind] // max(1, states * self.channels))
-        count = math.ceil(self.length / max(LEAST_STEPS, STEPS_PER_STATE * states))
-        self.steps = math.ceil(self.length / count)
-        self.all_blocks = math.ceil(self.length / self.steps)
+        count = -(-self.length // max(LEAST_STEPS, STEPS_PER_STATE * states))
+        self.steps = -(-self.length // count)
+        self.all_blocks = -(-self.length // self.steps)
         self.group = max(1, min(self.batch, lanes))
         self.blocks = max(1, min(lanes // self.group, self.all_blocks))
         size = self.steps * self.group * self.blocks * states * self.channels
@@ -210,16 +212,11 @@ def _contract_channels(weight_TME: Tensor, state_TMNE: Tensor) -> Tensor:
     return torch.bmm(weight_TME.flatten(0, 1).unsqueeze(1), state).view(*weight_TME.shape[:2], -1)
 
 
-def _forward(x: _Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def _forward(x: _Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Give the output, the final state, and with `keep` the state that enters each block."""
-    states = x.A.shape[1]
-    plan = _Plan(x.u, states, x.dtype, buffers=2)
+    plan = _Plan(x.u, x.A.shape[1], x.dtype, buffers=2)
     _, log2_NE = x.rates()
-    y_BLE = torch.empty(x.u.shape, dtype=x.u.dtype, device=x.u.device)
-    final_BEN = y_BLE.new_empty(plan.batch, plan.channels, states, dtype=x.dtype)
-    kept = None
-    if keep:
-        kept = y_BLE.new_empty(plan.all_blocks, plan.batch, states, plan.channels, dtype=x.dtype)
+    y_BLE, final_BEN, kept = _outputs(x, keep)
     for rows, segments in plan.groups():
         carry_GNE = x.carry(rows, x.initial)
         for segment in segments:
@@ -230,7 +227,7 @@ def _forward(x: _Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
             enters_MNE = carry_GNE
             if segment.blocks > 1:
                 enters_MNE, carry_GNE = part.chain(_last(decay, state), log2_NE, carry_GNE)
-            if kept is not None:
+            if keep:
                 enters = enters_MNE.unflatten(0, (-1, segment.blocks))
                 segment.entering(kept).copy_(enters.transpose(0, 1))
             last_MNE = _scan(decay, state, enters_MNE)
@@ -342,31 +339,91 @@ class _Backward:
         return gate.mul_(dy)
 
 
-class _SelectiveScan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        x = _Inputs(*arguments)
-        y_BLE, final_BEN, kept = _forward(x, keep=True)
-        ctx.save_for_backward(*x[:-1], kept)
-        ctx.softplus = x.softplus
-        ctx.set_materialize_grads(False)
-        return y_BLE, final_BEN
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grads: Any
-    ) -> tuple[Tensor | None, ...]:
-        dy_BLE, dfinal_BEN = grads
-        *saved, kept = ctx.saved_tensors
-        x = _Inputs(*saved, softplus=ctx.softplus)
-        if dy_BLE is None:
-            dy_BLE = x.u.new_zeros(()).expand(x.u.shape)
-        with torch.autocast(device_type=x.u.device.type, enabled=False):
-            return (*_Backward(x, kept, dy_BLE).run(dfinal_BEN), None)
+_ARGUMENTS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, "
+    "Tensor? initial, bool softplus"
+)
+_SHAPES = {
+    "u": "B L E", "delta": "B L E", "A": "E N", "B": "B L N", "C": "B L N", "D": "E", "z": "B L E",
+    "bias": "E", "initial": "B E N",
+}  # fmt: skip
+_CHECKS: dict[str, Any] = {
+    "least": {"L": 1},
+    "rules": {"T": lambda _, x: _Plan(x["u"], x["A"].shape[1], torch.float32, 0).all_blocks},
+}  # fmt: skip
 
 
-@torch.compiler.disable
+def _outputs(x: _Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Make room for the output, the final state and, with `keep`, what enters each block."""
+    plan = _Plan(x.u, x.A.shape[1], x.dtype, buffers=0)
+    kept = (plan.all_blocks, plan.batch, plan.states, plan.channels) if keep else (0,)
+    return (
+        x.u.new_empty(x.u.shape),
+        x.u.new_empty((plan.batch, plan.channels, plan.states), dtype=x.dtype),
+        x.u.new_empty(kept, dtype=x.dtype),
+    )
+
+
+@Operator(
+    "selective_scan_blocked",
+    f"({_ARGUMENTS}, bool keep) -> (Tensor, Tensor, Tensor)",
+    _SHAPES,
+    **_CHECKS,
+).implementation
+def _scan_operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x = _Inputs(*arguments[:-1])
+    with without_autocast(x.u):
+        return _forward(x, arguments[-1])
+
+
+@_scan_operator.register_fake
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _outputs(_Inputs(*arguments[:-1]), arguments[-1])
+
+
+@Operator(
+    "selective_scan_blocked_backward",
+    f"(Tensor dy, Tensor? dfinal, Tensor kept, {_ARGUMENTS}) -> Tensor[]",
+    {"dy": "B L E", "dfinal": "B E N", "kept": "T B N E", **_SHAPES},
+    **_CHECKS,
+).implementation
+def _scan_backward(
+    dy_BLE: Tensor, dfinal_BEN: Tensor | None, kept: Tensor, *arguments: Any
+) -> list[Tensor]:
+    x = _Inputs(*arguments)
+    with without_autocast(x.u):
+        found = _Backward(x, kept, dy_BLE).run(dfinal_BEN)
+    return [x.u.new_empty((0,)) if grad is None else grad for grad in found]
+
+
+@_scan_backward.register_fake
+def _(dy_BLE: Tensor, dfinal_BEN: Tensor | None, kept: Tensor, *arguments: Any) -> list[Tensor]:
+    u = arguments[0]
+    return [u.new_empty((0,)) if t is None else t.new_empty(t.shape) for t in arguments[:-1]]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.softplus, _ = inputs
+    ctx.save_for_backward(*tensors, output[2])
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, dy_BLE: Tensor | None, dfinal_BEN: Tensor | None, _: Any) -> Any:
+    *tensors, kept = ctx.saved_tensors
+    if dy_BLE is None:
+        if dfinal_BEN is None:
+            return (None,) * 11
+        dy_BLE = torch.zeros_like(tensors[0])
+    found = _scan_backward(dy_BLE, dfinal_BEN, kept, *tensors, ctx.softplus)
+    grads = (grad if t is not None else None for grad, t in zip(found, tensors, strict=True))
+    return (*grads, None, None)
+
+
+_scan_operator.register_gradients(_gradients, _save)
+OPERATOR = _scan_operator
+
+
 def selective_scan_blocked(
     u_BLE: Tensor,
     delta_BLE: Tensor,
@@ -381,11 +438,7 @@ def selective_scan_blocked(
     initial_state_BEN: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scan block by block; see :func:`megabase.ops.selective_scan.selective_scan`."""
-    x = _Inputs(
-        u_BLE, delta_BLE, A_EN, B_BLN, C_BLN,
-        D_E, z_BLE, delta_bias_E, initial_state_BEN, delta_softplus,
-    )  # fmt: skip
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in x[:-1]):
-        return _SelectiveScan.apply(*x)  # pyright: ignore[reportReturnType]
-    y_BLE, final_BEN, _ = _forward(x, keep=False)
+    given = (u_BLE, delta_BLE, A_EN, B_BLN, C_BLN, D_E, z_BLE, delta_bias_E, initial_state_BEN)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+    y_BLE, final_BEN, _ = _scan_operator(*given, delta_softplus, keep)
     return y_BLE, final_BEN

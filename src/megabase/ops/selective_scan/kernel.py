@@ -18,6 +18,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from megabase.ops import kernels
+from megabase.ops.registry import SINGLE_OR_DOUBLE, Operator
+from megabase.ops.selective_scan.blocked import OPERATOR
 
 __all__ = ["STEPS", "selective_scan_kernel"]
 
@@ -32,6 +34,16 @@ _ARGUMENTS = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, "
     "Tensor? initial, bool softplus, bool reverse"
 )
+
+
+_SHAPES = {
+    "u": "B L E", "delta": "B L E", "A": "E N", "B": "B L N", "C": "B L N", "D": "E", "z": "B L E",
+    "bias": "E", "initial": "B E N",
+}  # fmt: skip
+_CHECKS: dict[str, Any] = {
+    "rules": {"T": lambda sizes, _: -(-sizes["L"] // STEPS)}, "least": {"L": 1}, "alike": True,
+    "dtypes": SINGLE_OR_DOUBLE, "device_types": "cpu",
+}  # fmt: skip
 
 
 def _sizes(u: Tensor, A: Tensor, softplus: bool, reverse: bool) -> tuple[Any, ...]:
@@ -59,12 +71,12 @@ class _Inputs:
         self.arguments = (views[0], views[1], A_, views[2], views[3], D_, views[4], bias_, initial_)
 
 
-@torch.library.custom_op(
-    "megabase::selective_scan",
-    mutates_args=(),
-    device_types="cpu",
-    schema=f"({_ARGUMENTS}, bool keep) -> (Tensor, Tensor, Tensor)",
-)
+@Operator(
+    "selective_scan",
+    f"({_ARGUMENTS}, bool keep) -> (Tensor, Tensor, Tensor)",
+    _SHAPES,
+    **_CHECKS,
+).implementation
 def _scan(
     u: Tensor,
     delta: Tensor,
@@ -99,7 +111,7 @@ def _forward(
     outputs = _scan_outputs(u, A, keep)
     y, final, kept = outputs
     inputs = _Inputs(u, delta, A, B, C, D, z, bias, initial)
-    kernels.package().native.scan_forward(
+    kernels.native_package().native.scan_forward(
         u.dtype == torch.float64, _sizes(u, A, softplus, reverse), *inputs.arguments,
         kernels.rows(y), final.data_ptr(), kept.data_ptr() if keep else 0, _threads(u, A),
     )  # fmt: skip
@@ -120,12 +132,12 @@ def _(u: Tensor, delta: Tensor, A: Tensor, *arguments: Any) -> tuple[Tensor, Ten
     return _scan_outputs(u, A, arguments[-1])
 
 
-@torch.library.custom_op(
-    "megabase::selective_scan_backward",
-    mutates_args=(),
-    device_types="cpu",
-    schema=f"(Tensor dy, Tensor? dfinal, Tensor kept, {_ARGUMENTS}) -> Tensor[]",
-)
+@Operator(
+    "selective_scan_backward",
+    f"(Tensor dy, Tensor? dfinal, Tensor kept, {_ARGUMENTS}) -> Tensor[]",
+    {"dy": "B L E", "dfinal": "B E N", "kept": "B T N E", **_SHAPES},
+    **_CHECKS,
+).implementation
 def _scan_backward(
     dy: Tensor,
     dfinal: Tensor | None,
@@ -163,7 +175,7 @@ def _gradients(
     softplus: bool,
     reverse: bool,
 ) -> tuple[Tensor | None, ...]:
-    native = kernels.package().native
+    native = kernels.native_package().native
     double, threads = u.dtype == torch.float64, _threads(u, A)
     batch, length, channels = u.shape
     states = A.shape[1]
@@ -221,7 +233,7 @@ def _backward_by(
     return function(dy, dfinal, kept, *tensors, ctx.softplus, ctx.reverse)
 
 
-torch.library.register_autograd("megabase::selective_scan", _backward, setup_context=_setup_context)
+_scan.register_gradients(_backward, _setup_context)
 
 
 class _Direct(torch.autograd.Function):
@@ -277,6 +289,7 @@ def selective_scan_kernel(
     given = (
         u_BLE, delta_BLE, A_EN, B_BLN, C_BLN, D_E, z_BLE, delta_bias_E, initial_state_BEN
     )  # fmt: skip
+    OPERATOR.check(*given, delta_softplus)
     tensors = [t if t is None or t.dtype == dtype else t.to(dtype) for t in given]
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
     options = (delta_softplus, reverse)

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from megabase.errors import MegabaseError
 from megabase.ops import backend
 from megabase.ops.short_conv.reference import short_conv_reference
-from megabase.ops.short_conv.shifted import short_conv_shifted
+from megabase.ops.short_conv.shifted import OPERATOR, short_conv_shifted
 
-__all__ = ["ShortConvShapeError", "short_conv", "short_conv_reference", "short_conv_shifted"]
-
-
-class ShortConvShapeError(MegabaseError):
-    """Input, taps and bias of a short convolution do not fit together."""
+__all__ = ["short_conv", "short_conv_reference", "short_conv_shifted"]
 
 
 def short_conv(
@@ -42,15 +37,10 @@ def short_conv(
 
     Raises
     ------
-    ShortConvShapeError
-        When the shapes do not fit.
+    OperatorError
+        When shapes, dtypes or devices do not fit.
     """
-    fits = x_BCL.dim() == 3 and w_CK.dim() == 2 and w_CK.shape[0] == x_BCL.shape[1]
-    if not fits or w_CK.shape[1] < 1 or (b_C is not None and b_C.shape != w_CK.shape[:1]):
-        raise ShortConvShapeError(
-            "expected x (batch, channels, length), w (channels, taps >= 1), b (channels,); found "
-            f"x {tuple(x_BCL.shape)}, w {tuple(w_CK.shape)}, "
-            f"b {None if b_C is None else tuple(b_C.shape)}"
-        )
-    run = short_conv_reference if backend.active() == "reference" else short_conv_shifted
-    return run(x_BCL, w_CK, b_C, centred=centred)
+    if backend.active() == "reference":
+        OPERATOR.check(x_BCL, w_CK, b_C)
+        return short_conv_reference(x_BCL, w_CK, b_C, centred=centred)
+    return short_conv_shifted(x_BCL, w_CK, b_C, centred=centred)

@@ -13,10 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["apply_taps", "correlate_taps", "short_conv_shifted", "transpose_taps"]
+from megabase.ops.registry import Operator
+
+__all__ = [
+    "OPERATOR",
+    "apply_taps",
+    "correlate_taps",
+    "short_conv_shifted",
+    "taps_behind",
+    "transpose_taps",
+]
 
 BLOCK_SAMPLES = 1 << 19
 """Samples per block, so that a block stays in the cache over its taps."""
+
+
+def taps_behind(w_CK: Tensor, centred: bool) -> int:
+    """Give the number of taps that meet positions behind the one whose output they give."""
+    return (w_CK.shape[-1] - 1) // 2 if centred and w_CK.dim() else 0
 
 
 def _shifts(taps: int, after: int, length: int) -> list[tuple[int, int, slice, slice]]:
@@ -68,11 +82,13 @@ def _rows(x_BCL: Tensor) -> list[slice]:
     return [slice(i, i + step) for i in range(0, x_BCL.shape[0], step)]
 
 
-@torch.library.custom_op(
-    "megabase::short_conv",
-    mutates_args=(),
-    schema="(Tensor x, Tensor w, Tensor? b, int after) -> Tensor",
-)
+@Operator(
+    "short_conv",
+    "(Tensor x, Tensor w, Tensor? b, int after) -> Tensor",
+    {"x": "B C L", "w": "C K", "b": "C"},
+    least={"K": 1},
+    below={"after": "K"},
+).implementation
 def _forward(x_BCL: Tensor, w_CK: Tensor, b_C: Tensor | None, after: int) -> Tensor:
     y_BCL = torch.empty(x_BCL.shape, dtype=x_BCL.dtype, device=x_BCL.device)
     w_CK = w_CK.to(x_BCL.dtype)
@@ -82,12 +98,15 @@ def _forward(x_BCL: Tensor, w_CK: Tensor, b_C: Tensor | None, after: int) -> Ten
     return y_BCL
 
 
-@torch.library.custom_op(
-    "megabase::short_conv_backward",
-    mutates_args=(),
-    schema="(Tensor dy, Tensor x, Tensor w, int after, bool needs_x, bool needs_taps) "
+@Operator(
+    "short_conv_backward",
+    "(Tensor dy, Tensor x, Tensor w, int after, bool needs_x, bool needs_taps) "
     "-> (Tensor, Tensor, Tensor)",
-)
+    {"dy": "B C L", "x": "B C L", "w": "C K"},
+    least={"K": 1},
+    below={"after": "K"},
+    same={"dy": "x"},
+).implementation
 def _backward(
     dy_BCL: Tensor, x_BCL: Tensor, w_CK: Tensor, after: int, needs_x: bool, needs_taps: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,13 +133,13 @@ def _backward_shapes(x_BCL: Tensor, w_CK: Tensor, needs_x: bool) -> tuple[Tensor
 
 
 @_forward.register_fake
-def _(x_BCL: Tensor, w_CK: Tensor, b_C: Tensor | None, after: int) -> Tensor:
+def _(x_BCL: Tensor, *_: Any) -> Tensor:
     return x_BCL.new_empty(x_BCL.shape)
 
 
 @_backward.register_fake
 def _(
-    dy_BCL: Tensor, x_BCL: Tensor, w_CK: Tensor, after: int, needs_x: bool, needs_taps: bool
+    dy_BCL: Tensor, x_BCL: Tensor, w_CK: Tensor, after: int, needs_x: bool, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _backward_shapes(x_BCL, w_CK, needs_x)
 
@@ -143,11 +162,12 @@ def _gradients(ctx: Any, dy_BCL: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-_forward.register_autograd(_gradients, setup_context=_save)
+_forward.register_gradients(_gradients, _save)
+OPERATOR = _forward
 
 
 def short_conv_shifted(
     x_BCL: Tensor, w_CK: Tensor, b_C: Tensor | None = None, *, centred: bool = False
 ) -> Tensor:
     """Convolve by shifted adds; see :func:`megabase.ops.short_conv.short_conv`."""
-    return _forward(x_BCL, w_CK, b_C, (w_CK.shape[-1] - 1) // 2 if centred else 0)
+    return _forward(x_BCL, w_CK, b_C, taps_behind(w_CK, centred))
