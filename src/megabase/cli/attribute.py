@@ -70,7 +70,7 @@ def run(args: Namespace) -> int:
     from megabase.inference.errors import InferenceError, OutputError
 
     if args.logo is not None:
-        if not str(args.output).endswith(".parquet"):
+        if not str(args.output).lower().endswith(".parquet"):
             raise OutputError("for a logo write .parquet, which has the numbers by letter")
         from megabase.report.logo_plot import check_logo
 

@@ -87,7 +87,7 @@ def run(args: Namespace) -> int:
         check_embedding_plot(Path(args.plot), args.map, args.overwrite)
         if args.pooling == "none":
             raise OutputError("a map is of sequences, not of bases; leave --plot or --pooling none")
-        if Path(args.output).suffix not in (".parquet", ".npz"):
+        if Path(args.output).suffix.lower() not in (".parquet", ".npz"):
             raise OutputError("for a map write .parquet or .npz, which have the names")
         if args.labels is not None and not Path(args.labels).is_file():
             raise InputFileError(f"there is no file {args.labels}")
@@ -114,7 +114,7 @@ def _plot(args: Namespace, target: Path) -> None:
 
     from megabase.report.embedding_plot import save_embedding_plot
 
-    if target.suffix == ".parquet":
+    if target.suffix.lower() == ".parquet":
         import polars as pl
 
         frame = pl.read_parquet(target)

@@ -131,7 +131,7 @@ def _compose(args: Namespace, shown: _Shown, variants: Any, model: Loaded | None
     from megabase.genome.alphabet import decode
     from megabase.genome.interval import Interval
     from megabase.inference.provenance import file_digest
-    from megabase.report.genome_features import genes_track
+    from megabase.report.genome_features import genes_track, track_kind
     from megabase.report.genome_page import GenomePage, build_genome_page
     from megabase.report.genome_parts import Stretch
 
@@ -139,7 +139,10 @@ def _compose(args: Namespace, shown: _Shown, variants: Any, model: Loaded | None
     total = sum(place.length for place in places)
     shown.numbers.append((f"{total:,}", "", "bases shown"))
     shown.facts += [("genome", store.name), ("genome sha256", store.checksum)]
-    genes = None if args.genes is None else genes_track(args.genes, store, places)
+    genes = None
+    if args.genes is not None:
+        track_kind(args.genes, ["genes"])
+        genes = genes_track(args.genes, store, places)
     if genes is not None:
         shown.tracks.append(genes)
         shown.facts.append(("genes", Path(str(args.genes)).name))
@@ -192,18 +195,28 @@ def _more_tracks(
 ) -> tuple[list[FeatureTrack | SignalTrack], list[tuple[str, str]]]:
     """Read the files of ``--track``; give the tracks, and what the page says of the files."""
     from megabase.inference.provenance import file_digest
-    from megabase.report.genome_features import bed_track
+    from megabase.report.genome_features import (
+        bed_track,
+        bedgraph_track,
+        genes_track,
+        track_kind,
+    )
 
     tracks: list[FeatureTrack | SignalTrack] = []
     facts: list[tuple[str, str]] = []
     for text in args.track:
         name, _, path = text.rpartition("=")
         path = path or text
-        label = name or Path(path).stem
+        label = name or Path(path).name.removesuffix(".gz").rpartition(".")[0] or path
         if not Path(path).is_file():
             raise RequestError(f"there is no track {path}")
-        if path.lower().endswith((".bw", ".bigwig")):
+        kind = track_kind(path)
+        if kind == "bigwig":
             tracks.append(_bigwig_track(path, label, places))
+        elif kind == "bedgraph":
+            tracks.append(bedgraph_track(path, store, places, label))
+        elif kind == "genes":
+            tracks.append(genes_track(path, store, places, label))
         else:
             tracks.append(bed_track(path, store, places, label))
         facts.append((f"track {label}", f"{Path(path).name}, sha256 {file_digest(path)}"))

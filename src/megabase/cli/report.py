@@ -8,6 +8,7 @@ a table of variants.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megabase.cli.inference_options import refuse_unused
@@ -54,7 +55,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--genes", type=str, default=None, metavar="GFF", help="GFF3 or GTF")
     group.add_argument(
         "--track", nargs="+", default=[], metavar="NAME=FILE",
-        help="more tracks: bigWig or BED, such as those of `megabase predict`",
+        help="more tracks: bigWig or bedGraph (numbers), BED, narrowPeak or GFF (intervals)",
     )  # fmt: skip
     group.add_argument(
         "--info", nargs="+", default=[], metavar="KEY",
@@ -73,6 +74,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
+    output = None if args.output is None else Path(args.output)
+    if output is not None and output.suffix.lower() not in (".html", ".htm", ""):
+        raise RequestError(f"{output}: the page is HTML; give a name that ends in .html")
     for_genome_page = {
         "--genome": args.genome is not None,
         "--genes": args.genes is not None,

@@ -278,7 +278,7 @@ class TrackJob:
 
     def merge(self, parts: list[Path], target: Path) -> None:
         """Write the bigWig or the BED, and the BED beside a bigWig."""
-        if target.suffix == ".bed":
+        if target.suffix.lower() == ".bed":
             with target.open("wb") as file:
                 self._write_calls(parts, file)
             return

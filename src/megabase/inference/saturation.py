@@ -155,7 +155,7 @@ class SaturationJob:
 
     def merge(self, parts: list[Path], target: Path) -> None:
         """Write ``.parquet``, ``.tsv``, or the matrices as ``.npz``."""
-        if target.suffix != ".npz":
+        if target.suffix.lower() != ".npz":
             merge_tables(parts, target, self.provenance())
             return
         found = _from_table(pl.concat([pl.read_parquet(part) for part in parts]))
@@ -219,7 +219,7 @@ def read_saturation(path: str | Path) -> Saturation:
     """
     path = Path(path)
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             return _from_table(pl.read_parquet(path))
         with np.load(path) as file:
             scores = {

@@ -65,7 +65,7 @@ def check_picture(path: Path, what: str, overwrite: bool) -> None:
         When matplotlib is not installed.
     """
     require_matplotlib()
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise ReportError(f"{path}: {what} is drawn as {', '.join(SUFFIXES)}")
     if path.exists() and not overwrite:
         raise ReportError(f"{path} exists; give another name, or --overwrite to replace it")
@@ -73,7 +73,7 @@ def check_picture(path: Path, what: str, overwrite: bool) -> None:
 
 def save_picture(figure: Figure, path: Path, overwrite: bool) -> None:
     """Write a figure on a white background, whole or not at all; the ending gives the format."""
-    kind = path.suffix[1:]
+    kind = path.suffix[1:].lower()
     buffer = io.BytesIO()
     # SVG and PDF name the time of writing, which would make equal pictures differ.
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
@@ -86,7 +86,7 @@ def position_ticks(axes: Axes, last: int, points: float) -> None:
     """Put ticks at whole positions only, as many as fit in `points`, written with commas."""
     from matplotlib.ticker import MaxNLocator
 
-    room = 0.8 * axes.xaxis.label.get_size() * (len(f"{last:,}") + 1)
+    room = 0.8 * axes.xaxis.label.get_fontsize() * (len(f"{last:,}") + 1)
     locator = MaxNLocator(
         nbins=int(min(12, max(1, points // room))), integer=True, steps=[1, 2, 5, 10],
         min_n_ticks=1,

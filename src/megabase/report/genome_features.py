@@ -1,17 +1,32 @@
-"""Genes of a GFF or GTF file, and stretches of a BED file, as tracks of the genome page."""
+"""Files as tracks of the genome page: genes (GFF, GTF), intervals (BED), numbers (bedGraph)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from megabase.genome.errors import TableError, UnknownContigError
+from megabase.genome.files import numbered_lines
 from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
 from megabase.genome.tables import read_bed, read_gff
-from megabase.report.genome_parts import Feature, FeatureTrack
+from megabase.report.genome_parts import Feature, FeatureTrack, Segment, SignalTrack
+from megabase.report.run_record import ReportError
 
-__all__ = ["bed_track", "genes_at", "genes_track"]
+__all__ = ["TRACK_ENDINGS", "bed_track", "bedgraph_track", "genes_at", "genes_track", "track_kind"]
+
+TRACK_ENDINGS = {
+    ".bw": "bigwig", ".bigwig": "bigwig",
+    ".bedgraph": "bedgraph", ".bdg": "bedgraph", ".bg": "bedgraph",
+    ".bed": "bed", ".narrowpeak": "bed", ".broadpeak": "bed",
+    ".gff": "genes", ".gff3": "genes", ".gtf": "genes",
+}  # fmt: skip
+"""What a file of a track is, by the ending of its name (in lower case, before .gz)."""
 
 _GENES = ("gene", "pseudogene", "ncRNA_gene")
 _PARTS = ("exon", "CDS")
@@ -19,6 +34,28 @@ _TRANSCRIPTS = (
     "mRNA", "transcript", "ncRNA", "rRNA", "tRNA", "snoRNA", "snRNA", "lnc_RNA",
     "primary_transcript",
 )  # fmt: skip
+
+
+def track_kind(path: str | Path, kinds: Sequence[str] = ()) -> str:
+    """Give what a file of a track is, by its ending: one of `kinds`, or any.
+
+    Raises
+    ------
+    ReportError
+        For another ending, with those that are read.
+    """
+    name = Path(path).name.lower()
+    plain = name.removesuffix(".gz").removesuffix(".bgz")
+    kind = TRACK_ENDINGS.get(Path(plain).suffix)
+    if kind == "bigwig" and plain != name:
+        raise ReportError(f"{path}: bigWig is compressed already; decompress the file")
+    if kind is None or (kinds and kind not in kinds):
+        known = [end for end, what in TRACK_ENDINGS.items() if not kinds or what in kinds]
+        raise ReportError(
+            f"{path}: the ending does not name a format read here; expected a name ending in "
+            f"{', '.join(known)} (text files may end in .gz too)"
+        )
+    return kind
 
 
 def genes_track(
@@ -89,6 +126,71 @@ def bed_track(
         if _touches(wanted, row["contig"], row["start"], row["end"])
     ]
     return FeatureTrack(name, tuple(features), color="#2f7d4f", height=50)
+
+
+def bedgraph_track(
+    path: str | Path, store: GenomeStore, places: Sequence[Interval], name: str
+) -> SignalTrack:
+    """Read the numbers of a bedGraph file along places; bases without a row have none.
+
+    Raises
+    ------
+    TableError
+        Naming file and line of the first row that cannot be used: not four columns, a value that
+        is not a finite number, or a base of the places that has a number already.
+    """
+
+    @cache
+    def known(contig: str) -> str | None:
+        try:
+            return store.contig(contig).name
+        except UnknownContigError:  # another chromosome of the same species
+            return None
+
+    segments = tuple(
+        Segment(place.contig, place.start, np.full(place.length, np.nan, dtype=np.float32))
+        for place in places
+    )
+    found = False
+    for number, line in numbered_lines(Path(path)):
+        cells = line.split()
+        if not cells or cells[0].startswith("#") or cells[0] in ("track", "browser"):
+            continue
+        where = f"{path}, line {number:,}"
+        if len(cells) != 4:
+            raise TableError(
+                f"{where}: a bedGraph row has four columns (contig, start, end, value), found "
+                f"{len(cells)}: {line[:60]!r}"
+            )
+        try:
+            start, end = int(cells[1]), int(cells[2])
+        except ValueError:
+            raise TableError(f"{where}: start and end are whole numbers: {line[:60]!r}") from None
+        try:
+            value = float(cells[3])
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise TableError(
+                f"{where}: the value must be a finite number, found {cells[3]!r}; leave bases "
+                "without a value out"
+            )
+        if not 0 <= start < end:
+            raise TableError(f"{where}: expected 0 <= start < end, found {start:,} and {end:,}")
+        contig = known(cells[0])
+        for segment in segments:
+            if segment.contig != contig:
+                continue
+            found = True
+            low, high = max(0, start - segment.start), end - segment.start
+            if low < min(high, len(segment.values)):
+                if not np.isnan(segment.values[low:high]).all():
+                    raise TableError(f"{where}: a base of this row has a value already")
+                segment.values[low:high] = value
+    if not found:
+        shown = ", ".join(dict.fromkeys(place.contig for place in places))
+        raise TableError(f"{path}: has no row on the contigs shown ({shown})")
+    return SignalTrack(name, segments, color="#2f7d4f", below="#b4530a")
 
 
 def genes_at(track: FeatureTrack, contig: str, start: int, end: int) -> str:

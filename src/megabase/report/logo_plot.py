@@ -89,7 +89,7 @@ def draw_letters(
     axes.axhline(0, color=LIGHT.muted, linewidth=0.8)
     # A factor such as 1e-9 for all ticks would stand in the title.
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    position_ticks(axes, last, 60 * axes.figure.get_figwidth())
+    position_ticks(axes, last, 60 * axes.figure.bbox.width / axes.figure.dpi)
 
 
 def save_logo(
