@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from megabase.evaluate.metrics import MetricError, measure, measure_table
 from megabase.objectives.base import ObjectiveError
 from megabase.objectives.nucleotides import (
     NucleotideLabels,
@@ -15,8 +16,6 @@ from megabase.objectives.nucleotides import (
     count_table,
     table_size,
 )
-from megabase.tasks.base_metrics import measure_table
-from megabase.tasks.metrics import MetricError, measure
 
 NAMES = ("accuracy", "mcc", "f1", "auroc", "auprc")
 

@@ -190,24 +190,24 @@ def write_overlapping(path: Path, rows: int, seed: int) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def test_copies_answer_what_overlaps_and_figures_apart_leave_it_out(tmp_path: Path) -> None:
+def test_overlap_answers_what_overlaps_and_figures_apart_leave_it_out(tmp_path: Path) -> None:
     for name, rows in (("train", 200), ("dev", 40), ("test", 100)):
         write_overlapping(tmp_path / "gue" / "mouse" / "0" / f"{name}.csv", rows, rows)
     config = settings(
-        tmp_path, tmp_path / "gue", models="copies,kmer:2", seeds=[1, 2], metric="accuracy"
+        tmp_path, tmp_path / "gue", models="overlap,kmer:2", seeds=[1, 2], metric="accuracy"
     )
     records = run_benchmark(config)
     assert [(r["model"], r["family"]) for r in records] == [
-        ("copies", "copies"),
+        ("overlap", "overlap"),
         ("kmer:2", "kmer"),
     ]
-    copies, words = records
+    overlap, words = records
     # All pieces of the shared sequence are found, and the ten new rows of class 0 are not.
-    assert copies["test"]["accuracy"] == pytest.approx(0.9)
+    assert overlap["test"]["accuracy"] == pytest.approx(0.9)
     assert words["test"]["accuracy"] < 0.9
-    assert copies["rows_apart"] == words["rows_apart"] == 60
-    assert copies["test_apart"]["accuracy"] == pytest.approx(50 / 60)
-    assert copies["test_apart"]["mcc"] == 0.0
+    assert overlap["rows_apart"] == words["rows_apart"] == 60
+    assert overlap["test_apart"]["accuracy"] == pytest.approx(50 / 60)
+    assert overlap["test_apart"]["mcc"] == 0.0
     text = table(tmp_path / "sweep")
     assert "| accuracy apart | MCC apart |" in text
     assert "Apart: over the 60 test rows" in text
@@ -217,14 +217,14 @@ def test_copies_answer_what_overlaps_and_figures_apart_leave_it_out(tmp_path: Pa
     assert apart["rows"].to_list() == [60, 60]
 
     # Without the rows that leak nothing is left to copy.
-    dropped = replace(config, drop_leaks=True, output=str(tmp_path / "dropped"), models="copies")
+    dropped = replace(config, drop_leaks=True, output=str(tmp_path / "dropped"), models="overlap")
     (record,) = run_benchmark(dropped)
     assert "test_apart" not in record
     assert abs(record["test"]["mcc"]) < 0.3
 
     # Cut where nothing overlaps, validation too, it is no better than the largest class.
     apart = replace(
-        config, resplit=0.25, together=0.1, output=str(tmp_path / "apart"), models="copies"
+        config, resplit=0.25, together=0.1, output=str(tmp_path / "apart"), models="overlap"
     )
     (record,) = run_benchmark(replace(apart, seeds=[1]))
     assert record["test"]["mcc"] == 0.0
@@ -240,7 +240,7 @@ def test_copies_answer_what_overlaps_and_figures_apart_leave_it_out(tmp_path: Pa
     with pytest.raises(MegabaseError, match="protocol cv5 splits as its paper did"):
         replace(apart, protocol="cv5")
 
-    with pytest.raises(SuiteError, match="copies looks for test rows in training rows"):
+    with pytest.raises(SuiteError, match="overlap looks for test rows in training rows"):
         run_benchmark(replace(config, suite="biotype", output=str(tmp_path / "b"), tasks=""))
 
 

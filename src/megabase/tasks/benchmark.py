@@ -20,12 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.data.labelled import LabelledSequences
-from megabase.tasks import metrics
-from megabase.tasks.baselines import fit_kmers, require_baseline
+from megabase.evaluate import metrics
+from megabase.evaluate.baselines import fit_kmers, fit_overlap, require_baseline
 from megabase.tasks.benchmark_config import BenchmarkConfig, ModelEntry
 from megabase.tasks.benchmark_leaks import RowsApart, checked_for_leaks, figures_apart
 from megabase.tasks.benchmark_models import (
     check_entry,
+    check_overlap,
     combinations,
     finetune_settings,
     go_on_from,
@@ -33,7 +34,6 @@ from megabase.tasks.benchmark_models import (
     kmer_words,
     settings_by_task,
 )
-from megabase.tasks.copies import check_copies, fit_copies
 from megabase.tasks.digests import digest, hash_of
 from megabase.tasks.finetune import finetune, without_nan, write_arrays
 from megabase.tasks.protocol import Together, Unit, split_task, together_note, units
@@ -132,7 +132,7 @@ def run_benchmark(
         else:
             check_entry(config, entry)
     if hasattr(module, "run"):
-        check_copies(config)
+        check_overlap(config)
     _start(config, output)
     if hasattr(module, "run"):
         return module.run(config, names, output, console, done)
@@ -140,7 +140,7 @@ def run_benchmark(
     earlier: dict[tuple[str, str], Mapping[str, Any]] = {}
     for name in names:
         task = _with_metric(module.load(config, name), config)
-        check_copies(config, task)
+        check_overlap(config, task)
         task = checked_for_leaks(config, task, output, console)
         if config.together is not None:
             task = replace(task, notes=(*task.notes, together_note(config.together)))
@@ -254,7 +254,7 @@ def _run_unit(
     recipe = recipe_settings(config.recipe, job.task)
     if is_baseline(job.entry.start):
         words = kmer_words(job.entry.start)
-        settings: Any = {"copies": True} if words is None else {"kmer": words}
+        settings: Any = {"overlap": True} if words is None else {"kmer": words}
         run = None
     else:
         run = finetune_settings(config, job.task, job.entry, recipe=recipe, chosen=chosen)
@@ -275,7 +275,7 @@ def _run_unit(
         floor = (
             fit_kmers(job.splits, settings["kmer"], metric, names)
             if "kmer" in settings
-            else fit_copies(job.splits, metric, names)
+            else fit_overlap(job.splits, metric, names)
         )
         _keep_outputs(folder, floor.outputs, job.splits)
         result: dict[str, Any] = {

@@ -154,7 +154,7 @@ class BenchmarkConfig:
 
     models: list[ModelEntry | str] | str = "default,scratch,kmer"
     """Models: names divided by commas (default, scratch, START:scratch, families, presets, folders,
-    kmer, copies), or in a recipe a list of names and entries with settings of their own."""
+    kmer, overlap), or in a recipe a list of names and entries with settings of their own."""
 
     seeds: list[int] | int | str = field(default_factory=lambda: [1, 2, 3])
     """One run for each (1,2,3 or [1, 2, 3]); protocol cv5 takes 1 to 5 unless others are given."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from megabase.data.genome_overlap import genome_overlap
 from megabase.data.labelled import Kind, LabelledSequences
 from megabase.data.leaks import describe_pair, leaking_rows, leaks, rows_in_others
-from megabase.tasks import metrics
+from megabase.evaluate import metrics
 from megabase.tasks.benchmark_config import BenchmarkConfig
 from megabase.tasks.digests import digest, hash_of
 from megabase.tasks.suites.base import Task

@@ -35,8 +35,8 @@ _NOT_SET = ("train", "valid", "test", "output", "seed", "resume", "overwrite", "
 
 
 def is_baseline(start: str) -> bool:
-    """Tell whether an entry is a baseline without a network: kmer, kmer:5 or copies."""
-    return start == "copies" or kmer_words(start) is not None
+    """Tell whether an entry is a baseline without a network: kmer, kmer:5 or overlap."""
+    return start == "overlap" or kmer_words(start) is not None
 
 
 def kmer_words(start: str) -> tuple[int, ...] | None:
@@ -85,7 +85,7 @@ def resolve_entry(entry: ModelEntry) -> dict[str, Any]:
         return {"preset": start}
     if start.count("/") == 1 and not start.startswith((".", "/", "~")):
         return {"model": start}
-    others = ["default", "scratch", "kmer", "copies"]
+    others = ["default", "scratch", "kmer", "overlap"]
     near = difflib.get_close_matches(start, [*families, *presets, *others])
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise SuiteError(
@@ -276,3 +276,31 @@ def combinations(tune: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     """
     names = list(tune)
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*tune.values())]
+
+
+def check_overlap(config: BenchmarkConfig, task: Task | None = None) -> None:
+    """Refuse the overlap baseline where there are no classes, or no rows that it could read.
+
+    Parameters
+    ----------
+    config
+        The sweep.
+    task
+        A task of it; None for a suite that compares embeddings.
+
+    Raises
+    ------
+    SuiteError
+        With the name of the entry.
+    """
+    names = [entry.name for entry in config.entries if entry.start == "overlap"]
+    if names and task is None:
+        raise SuiteError(
+            f"{names[0]}: overlap looks for test rows in training rows, and {config.suite} "
+            "compares embeddings; leave it out"
+        )
+    if names and task is not None and task.kind != "classes":
+        raise SuiteError(
+            f"{names[0]}: overlap is for tasks with classes; the labels of {task.name} are of "
+            f"kind {task.kind}. Leave it out"
+        )

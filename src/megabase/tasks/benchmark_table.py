@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megabase.evaluate.bootstrap import interval
 from megabase.tasks.benchmark_leaks import describe_leaks
-from megabase.tasks.bootstrap import interval
 from megabase.tasks.protocol import PROTOCOLS
 from megabase.tasks.seeds import spread
 

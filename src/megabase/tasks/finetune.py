@@ -19,10 +19,10 @@ import numpy as np
 
 from megabase.data.leaks import overlap_hint
 from megabase.layers.hints import slower_than_possible
-from megabase.tasks.base_predictions import BasePredictions
 from megabase.tasks.classifier import Labels, save_classifier
 from megabase.tasks.finetune_config import FinetuneConfig, to_yaml
 from megabase.tasks.finetune_plan import Plan, plan_run
+from megabase.tasks.nucleotide_predictions import NucleotidePredictions
 from megabase.training.devices import build_fabric
 from megabase.training.engine import FitResult, fit
 from megabase.training.evaluation import EvalSet, evaluate
@@ -205,7 +205,7 @@ def measure_splits(
     for name, windows in evaluations.items():
         wanted = config.predictions and name == "test"
         left = config.head.padding == "left"
-        said = BasePredictions(splits[name], left=left) if wanted else None
+        said = NucleotidePredictions(splits[name], left=left) if wanted else None
         windows = replace(windows, on_batch=said)
         scored = evaluate(model, windows, config.eval_batch or 1, fabric)
         if said is not None:

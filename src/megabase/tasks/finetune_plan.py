@@ -11,11 +11,11 @@ import torch
 from megabase.data.labelled import LabelledSequences
 from megabase.data.labelled_batches import BaseLabels, LabelledBatches, TokenRows, tokenise
 from megabase.data.labelled_files import LabelledText
+from megabase.evaluate import metrics
+from megabase.evaluate.metrics import measure_table
 from megabase.genome import alphabet
 from megabase.objectives.classification import SequenceLabels
 from megabase.objectives.nucleotides import NucleotideLabels
-from megabase.tasks import metrics
-from megabase.tasks.base_metrics import measure_table
 from megabase.tasks.classifier import (
     Labels,
     Tokens,

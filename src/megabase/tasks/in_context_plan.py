@@ -16,9 +16,9 @@ from megabase.data.labelled import LabelledSequences, label_splits, split_rows
 from megabase.data.labelled_batches import TruncationWarning
 from megabase.data.labelled_files import find_splits, read_text
 from megabase.data.vocabulary import PAD_ID
+from megabase.evaluate import metrics
 from megabase.objectives.in_context import InContext
 from megabase.objectives.soft_prompt import strict_accuracy
-from megabase.tasks import metrics
 from megabase.tasks.classifier import model_spec
 from megabase.tasks.in_context_config import InContextConfig
 from megabase.tasks.input_tokens import is_character

@@ -12,10 +12,10 @@ import torch
 from megabase.data.labelled import LabelledSequences
 from megabase.data.labelled_batches import LabelledBatches, TokenRows
 from megabase.data.labelled_files import LabelledDataError
+from megabase.evaluate import metrics
 from megabase.objectives.classification import SequenceLabels
 from megabase.objectives.nucleotides import NucleotideLabels
 from megabase.objectives.soft_prompt import LabelTokens, strict_accuracy
-from megabase.tasks import metrics
 from megabase.tasks.classifier import Labels, family_of_start, model_spec
 from megabase.tasks.finetune_data import read_splits
 from megabase.tasks.finetune_plan import (

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from megabase.data.regions import Regions
+from megabase.evaluate.metrics import median_by_group
 from megabase.genome import alphabet
 from megabase.genome.store import GenomeStore
 from megabase.tasks.benchmark import run_benchmark
 from megabase.tasks.benchmark_config import BenchmarkConfig, ChromatinConfig
 from megabase.tasks.benchmark_table import lines, markdown, read_records
-from megabase.tasks.metrics import median_by_group
 from megabase.tasks.suites import chromatin
 from megabase.tasks.suites.base import SuiteError
 

@@ -23,9 +23,9 @@ import numpy.typing as npt
 from megabase.data.labelled import LabelledSequences, label_splits, split_rows
 from megabase.data.labelled_files import LabelledText, read_text
 from megabase.errors import MissingDependencyError
+from megabase.evaluate import metrics
+from megabase.evaluate.baselines import kmer_counts
 from megabase.genome.files import numbered_lines
-from megabase.tasks import metrics
-from megabase.tasks.baselines import kmer_counts
 from megabase.tasks.benchmark_config import BenchmarkConfig, BiotypeConfig, ModelEntry
 from megabase.tasks.benchmark_models import kmer_words, resolve_entry
 from megabase.tasks.digests import digest, hash_of

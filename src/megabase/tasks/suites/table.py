@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from megabase.data.labelled_files import find_splits
+from megabase.evaluate.metrics import default_metrics
 from megabase.tasks.benchmark_config import BenchmarkConfig
-from megabase.tasks.metrics import default_metrics
 from megabase.tasks.suites.base import SuiteError, Task, choose_tasks, need_folder, read_task
 
 __all__ = ["load", "names"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from megabase.tasks import metrics
+from megabase.evaluate import metrics
 
 __all__ = ["interval"]
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from megabase.tasks.metrics import (
+from megabase.evaluate.metrics import (
     METRICS,
     MetricError,
     by_label,

@@ -5,19 +5,21 @@ import pytest
 
 from megabase.data.labelled import label_splits
 from megabase.data.labelled_files import LabelledText
+from megabase.evaluate.baselines import fit_overlap
+from megabase.evaluate.metrics import MetricError
 from megabase.tasks.benchmark_config import BenchmarkConfig
-from megabase.tasks.copies import check_copies, fit_copies
+from megabase.tasks.benchmark_models import check_overlap
 from megabase.tasks.suites.base import SuiteError, Task
 
 
-def test_labels_that_are_no_classes_are_refused_with_the_name_of_the_entry() -> None:
+def test_labels_that_are_not_classes_are_refused_with_the_name_of_the_entry() -> None:
     letters = ["".join(np.random.default_rng(i).choice(list("ACGT"), 40)) for i in range(6)]
     text = LabelledText("x.csv", letters, [("0.5",), ("1.5",)] * 3, ("value",))
     splits = label_splits({"train": text, "valid": text, "test": text}, "regression")
-    config = BenchmarkConfig(suite="gue", output="out", models="kmer,copies")
+    config = BenchmarkConfig(suite="gue", output="out", models="kmer,overlap")
     task = Task("gue", "strength", splits, "pearson")
     with pytest.raises(SuiteError, match="the labels of strength are of kind regression"):
-        check_copies(config, task)
-    with pytest.raises(SuiteError, match="copies answers tasks with classes"):
-        fit_copies(splits, "pearson", ["pearson"])
-    check_copies(BenchmarkConfig(suite="gue", output="out", models="kmer"), task)
+        check_overlap(config, task)
+    with pytest.raises(MetricError, match="overlap baseline is for tasks with classes"):
+        fit_overlap(splits, "pearson", ["pearson"])
+    check_overlap(BenchmarkConfig(suite="gue", output="out", models="kmer"), task)

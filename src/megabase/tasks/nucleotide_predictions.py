@@ -13,10 +13,10 @@ from megabase.data.labelled import LabelledSequences
 from megabase.data.labelled_files import LabelledDataError
 from megabase.genome.files import atomic_file
 
-__all__ = ["BasePredictions"]
+__all__ = ["NucleotidePredictions"]
 
 
-class BasePredictions:
+class NucleotidePredictions:
     """Collects the outputs for windows of a genome, and writes them.
 
     Parameters

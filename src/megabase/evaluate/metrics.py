@@ -19,6 +19,7 @@ import torch
 
 from megabase.data.base_labels import IGNORED
 from megabase.errors import MegabaseError
+from megabase.objectives.nucleotides import SCORE_BINS
 
 __all__ = [
     "COUNTED",
@@ -30,6 +31,7 @@ __all__ = [
     "default_metrics",
     "higher_is_better",
     "measure",
+    "measure_table",
     "median_by_group",
 ]
 
@@ -154,23 +156,27 @@ def _ranks(values: _Outputs) -> _Outputs:
 
 
 def _pearson(outputs: _Outputs, labels: _Labels) -> float:
-    pair = [x.astype(np.float64) - np.mean(x, dtype=np.float64) for x in (outputs, labels)]
-    below = math.sqrt((pair[0] ** 2).sum() * (pair[1] ** 2).sum())
-    return float((pair[0] * pair[1]).sum() / below) if below else math.nan
+    from torchmetrics.functional import pearson_corrcoef
+
+    if min(len(np.unique(x)) for x in (outputs, labels)) < 2:
+        return math.nan  # one side does not vary
+    pair = (torch.from_numpy(np.asarray(x, dtype=np.float64)) for x in (outputs, labels))
+    return float(pearson_corrcoef(*pair))
 
 
 def _spearman(outputs: _Outputs, labels: _Labels) -> float:
+    # torchmetrics' own adds 1e-6 below the fraction, which the sixth digit shows.
     return _pearson(_mean_ranks(outputs), _mean_ranks(labels))
 
 
 def _mean_ranks(values: _Outputs) -> _Outputs:
-    """Give each value its place in the order; equal values share the mean of their places."""
+    """Rank values; ties share the mean of their ranks."""
     _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[group.reshape(-1)]
 
 
-def _squares(outputs: _Outputs, labels: _Labels) -> float:
+def _mean_squared_error(outputs: _Outputs, labels: _Labels) -> float:
     return float(np.square(outputs.astype(np.float64) - labels).mean())
 
 
@@ -189,7 +195,7 @@ METRICS: dict[str, Metric] = {
     "auprc": Metric(_ANSWERS, _by_class("auprc")),
     "pearson": Metric(_NUMBERS, _pearson),
     "spearman": Metric(_NUMBERS, _spearman),
-    "mse": Metric(_NUMBERS, _squares, higher=False),
+    "mse": Metric(_NUMBERS, _mean_squared_error, higher=False),
 }
 """Figures by name. ``f1`` is the mean over classes (macro), ``f1_weighted`` that weighted by the
 rows of each, ``f1_positive`` that of the second of two classes; ``auroc`` and ``auprc`` of more
@@ -327,3 +333,62 @@ def median_by_group(
 def _mean(figures: list[float]) -> float:
     known = [figure for figure in figures if not math.isnan(figure)]
     return float(np.mean(known)) if known else math.nan
+
+
+def measure_table(
+    names: Iterable[str], classes: int, table: npt.NDArray[np.int64]
+) -> dict[str, float]:
+    """Compute metrics from the table of :func:`megabase.objectives.nucleotides.count_table`.
+
+    Parameters
+    ----------
+    names
+        Metrics of the kind ``nucleotides``.
+    classes
+        Number of classes.
+    table
+        int64 (size,), summed over the whole data set.
+
+    Returns
+    -------
+    dict
+        Name to figure, as :func:`measure` gives it for the same outputs; for
+        AUROC and AUPRC, log odds less than 0.001 apart count as equal. NaN where a figure is not
+        defined.
+
+    Raises
+    ------
+    MetricError
+        For a metric that is unknown or not for nucleotides.
+    """
+    names = tuple(names)
+    check(names, "nucleotides")
+    confusion = table[: classes * classes].reshape(classes, classes)
+    histograms = table[classes * classes :].reshape(classes, 2, SCORE_BINS).astype(np.float64)
+    found: dict[str, float] = {}
+    for name in names:
+        if not confusion.sum():
+            found[name] = math.nan
+        elif name in COUNTED:
+            found[name] = COUNTED[name](confusion)
+        else:
+            figure = _auroc_of_counts if name == "auroc" else _auprc_of_counts
+            # Of two classes the second is the positive one; of more, each is, in turn.
+            chosen = histograms[1:] if classes == 2 else histograms
+            each = [figure(no, yes) for no, yes in chosen if no.any() and yes.any()]
+            found[name] = float(np.mean(each)) if each else math.nan
+    return found
+
+
+def _auroc_of_counts(no: npt.NDArray[Any], yes: npt.NDArray[Any]) -> float:
+    """Share of (yes, no) pairs in the right order; equal ones count half."""
+    below = np.cumsum(no) - no
+    return float((yes * (below + no / 2)).sum() / (yes.sum() * no.sum()))
+
+
+def _auprc_of_counts(no: npt.NDArray[Any], yes: npt.NDArray[Any]) -> float:
+    """Average precision: the mean over yes of the precision at its score."""
+    yes, no = yes[::-1], no[::-1]
+    hits, said = np.cumsum(yes), np.cumsum(yes + no)
+    seen = yes > 0
+    return float((yes[seen] * hits[seen] / said[seen]).sum() / yes.sum())

@@ -1,8 +1,8 @@
-"""The floor of every table: logistic regression on counts of short words, both strands alike.
+"""Baselines without a network: logistic regression on k-mer counts, and on sequence overlap.
 
-A word and its reverse complement are one feature, so a sequence and its other strand look the same.
-Words of 1 to k bases are counted as shares of the sequence's words, and each feature is divided by
-its standard deviation over the training rows. The strength of the penalty is chosen on the
+A k-mer and its reverse complement are one feature, so both strands of a sequence look the same.
+K-mers of 1 to k bases are counted as shares of the sequence's k-mers, and each feature is divided
+by its standard deviation over the training rows. The strength of the penalty is chosen on the
 validation rows, among nine values; test rows are scored once.
 """
 
@@ -20,13 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.data.labelled import LabelledSequences
-from megabase.data.words import canonical_kmers
+from megabase.data.words import RowWords, canonical_kmers, largest_shares, one_in
 from megabase.errors import MissingDependencyError
-from megabase.tasks import metrics
+from megabase.evaluate import metrics
 
 __all__ = [
     "BaselineResult",
     "fit_kmers",
+    "fit_overlap",
     "kmer_counts",
     "kmer_names",
     "logistic",
@@ -40,7 +41,7 @@ _ITERATIONS = 400
 
 @dataclass(frozen=True)
 class BaselineResult:
-    """What the floor came to."""
+    """Outputs and metrics of a fitted baseline."""
 
     outputs: dict[str, npt.NDArray[np.float32]]
     """Scores of valid and test, as a model gives them: (n, K)."""
@@ -127,9 +128,7 @@ def require_baseline() -> None:
         import scipy.sparse  # noqa: F401
         import sklearn  # noqa: F401
     except ImportError as error:
-        raise MissingDependencyError(
-            "scikit-learn", "suites", "the baseline of word counts"
-        ) from error
+        raise MissingDependencyError("scikit-learn", "suites", "the k-mer baseline") from error
 
 
 def fit_kmers(
@@ -138,7 +137,7 @@ def fit_kmers(
     metric: str,
     names: Sequence[str],
 ) -> BaselineResult:
-    """Fit the floor and measure it.
+    """Fit the k-mer baseline and measure it.
 
     Parameters
     ----------
@@ -188,6 +187,72 @@ def fit_kmers(
         },
         chosen={"k": k, "C": penalty},
         parameters=width * (1 if kind == "classes" and train.outputs == 2 else train.outputs),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def fit_overlap(
+    splits: Mapping[str, LabelledSequences], metric: str, names: Sequence[str]
+) -> BaselineResult:
+    """Fit the overlap baseline on the training rows and measure it.
+
+    For every row and class, the features are the largest share of the row's distinct 16-mers
+    (either strand) that one training row of that class holds, and the square root of that share,
+    which tells a little from nothing; a training row is not compared with itself. Nothing else of
+    the sequence is looked at: where this baseline comes near a model, the model's metric says
+    little about new sequences.
+
+    Parameters
+    ----------
+    splits
+        train, valid, test; labels are classes.
+    metric
+        What chooses the penalty on validation.
+    names
+        Metrics to report.
+
+    Raises
+    ------
+    MetricError
+        For labels that are not classes, or a metric without a value on validation.
+    MissingDependencyError
+        Without scikit-learn and scipy (the extra suites).
+    """
+    require_baseline()
+    started = time.perf_counter()
+    train = splits["train"]
+    if train.kind != "classes":
+        raise metrics.MetricError(
+            f"the overlap baseline is for tasks with classes; these labels are of kind {train.kind}"
+        )
+    every = one_in(*splits.values())
+    words = {name: RowWords.of(rows, every) for name, rows in splits.items()}
+    features = {}
+    for name, own in words.items():
+        shares = largest_shares(
+            own, words["train"], train.labels, train.outputs, same=name == "train"
+        )
+        features[name] = np.concatenate([shares, np.sqrt(shares)], axis=1)
+    best: tuple[float, float, dict[str, np.ndarray]] | None = None
+    for penalty in PENALTIES:
+        predict = logistic(features["train"], train.labels, penalty)
+        outputs = {name: predict(features[name]) for name in features if name != "train"}
+        valid = outputs["valid"], splits["valid"].labels
+        value = metrics.measure([metric], "classes", *valid)[metric]
+        value = value if metrics.higher_is_better(metric) else -value
+        if not math.isnan(value) and (best is None or value > best[0]):
+            best = (value, penalty, outputs)
+    if best is None:
+        raise metrics.MetricError(f"{metric} is not defined on the validation rows")
+    _, penalty, outputs = best
+    return BaselineResult(
+        outputs=outputs,
+        figures={
+            name: metrics.measure(names, "classes", outputs[name], splits[name].labels)
+            for name in outputs
+        },
+        chosen={"C": penalty},
+        parameters=(2 * train.outputs + 1) * (1 if train.outputs == 2 else train.outputs),
         seconds=time.perf_counter() - started,
     )
 
