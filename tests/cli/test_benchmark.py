@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from megabase.cli.main import main
+from megabase.tasks.benchmark import run_benchmark
+from megabase.tasks.benchmark_config import BenchmarkConfig
 
 
 def table(folder: Path) -> Path:
@@ -66,6 +68,42 @@ def test_recipe_with_models_of_their_own(
     said = capsys.readouterr().out
     assert "| words | kfold |" in said
     assert "disjoint folds" in said
+
+
+@pytest.mark.parametrize(
+    ("protocol", "given", "seeds"),
+    [
+        ("cv5", None, [1, 2, 3, 4, 5]),
+        ("cv5", [1, 2, 3], [1, 2, 3]),
+        ("cv5", [7], [7]),
+        ("holdout", None, [1, 2, 3]),
+        ("kfold", [1, 2, 3], [1, 2, 3]),
+    ],
+)
+@pytest.mark.parametrize("door", ["flag", "recipe", "python"])
+def test_seeds_are_the_same_from_every_door(
+    door: str, protocol: str, given: list[int] | None, seeds: list[int], tmp_path: Path
+) -> None:
+    """Seeds that are given win; those of a protocol hold for the command and for Python alike."""
+    data, output = table(tmp_path / "mine"), tmp_path / "out"
+    words = ["benchmark", "table", "--data", str(data), "--models", "kmer:1", "--bootstrap", "0"]
+    words += ["--output", str(output), "--protocol", protocol, "--folds", "2", "--no-page"]
+    if door == "python":
+        options = {} if given is None else {"seeds": given}
+        run_benchmark(
+            BenchmarkConfig(
+                suite="table", data=str(data), models="kmer:1", bootstrap=0, output=str(output),
+                protocol=protocol, folds=2, **options,
+            )
+        )  # fmt: skip
+    else:
+        if door == "flag" and given is not None:
+            words += ["--seeds", str(given)]
+        elif door == "recipe":
+            (tmp_path / "r.yaml").write_text(f"seeds: {'null' if given is None else given}\n")
+            words += ["--config", str(tmp_path / "r.yaml")]
+        assert main(words) == 0
+    assert sorted({int(run.name.split("-")[1]) for run in output.rglob("seed-*")}) == seeds
 
 
 @pytest.mark.parametrize(

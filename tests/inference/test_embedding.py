@@ -16,6 +16,7 @@ from megabase.inference.embed_job import EmbedJob, EmbedOptions, embed_file
 from megabase.inference.embedding import Embedder, embed
 from megabase.inference.errors import InferenceError, InputFileError, OutputError
 from megabase.inference.input_stream import SequenceInput
+from megabase.inference.matrix_files import _unique
 from megabase.models.dnabert.configuration import DNABERTConfig
 from megabase.models.dnabert.modeling import DNABERTForMaskedLM, DNABERTModel
 from megabase.models.dnabert.tokenization import DNABERTTokenizer
@@ -207,6 +208,63 @@ def test_every_format_holds_the_same_matrix(folder: Path) -> None:
     assert data.obs["name"].tolist() == ["a", "b", "c"]
     assert '"verb":"embed"' in data.uns["megabase"]
     assert not list(folder.glob("*.partial"))
+
+
+ODD_NAMES = (
+    "gene10",
+    "gene2",
+    "",
+    "10",
+    "2",
+    "gene2",
+    "é",
+    "nan",
+    "",
+    "a/b",
+    "gene2-1",
+    "\u03b2 x",
+)
+
+
+# anndata sets an option that pandas 3 has deprecated, on every view.
+@pytest.mark.filterwarnings("ignore:The 'mode.chained_assignment' option is deprecated")
+def test_other_libraries_read_odd_and_repeated_names(folder: Path) -> None:
+    """Natural and plain order of contigs and names differ, names repeat, are empty or numbers."""
+    import anndata
+    import zarr
+
+    contigs = ["chr1", "chr2", "chr10"]
+    genome = (folder / "genome.fa").read_text().split("\n")[1]
+    (folder / "odd.fa").write_text("".join(f">{name}\n{genome}\n" for name in contigs))
+    (folder / "odd.bed").write_text(
+        "".join(f"{contigs[i % 3]}\t{i}\t{i + 20}\t{n}\n" for i, n in enumerate(ODD_NAMES))
+    )
+    source = SequenceInput(str(folder / "odd.bed"), str(folder / "odd.fa"))
+    h5ad, group_path, npz = (
+        embed_file(source, folder / f"odd{end}", str(folder / "model"), workers=1)
+        for end in (".h5ad", ".zarr", ".npz")
+    )
+    data = anndata.read_h5ad(h5ad)
+    with np.load(npz) as found:
+        names = found["name"].tolist()
+        np.testing.assert_array_equal(data.X, found["embedding"])
+        assert data.obs["contig"].tolist() == found["contig"].tolist() == (contigs * 4)[:12]
+    assert data.obs["name"].tolist() == names
+    assert data.obs_names.is_unique
+    assert data.obs_names.tolist()[:6] == [*names[:5], "gene2-2"]
+    assert data.var_names.tolist() == [f"h{i}" for i in range(data.n_vars)]
+    group: Any = zarr.open_group(str(group_path), mode="r")
+    assert group["name"][:].tolist() == names
+    assert data[data.obs["contig"] == "chr10"].n_obs == 4
+
+
+def test_obs_names_are_those_that_anndata_would_make() -> None:
+    import anndata.utils
+    import pandas as pd
+
+    names = ["a", "b", "a", "a", "c", "b"]
+    assert _unique(names) == anndata.utils.make_index_unique(pd.Index(names)).tolist()
+    assert _unique(["a", "a-1", "a", "a", "a-1"]) == ["a", "a-1", "a-2", "a-3", "a-1-1"]
 
 
 def test_places_of_a_bed_file_give_the_vectors_of_their_sequences(folder: Path) -> None:

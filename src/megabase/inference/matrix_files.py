@@ -65,7 +65,8 @@ def merge_matrix(parts: Sequence[Path], target: Path, provenance: Provenance) ->
     ``.parquet``: the columns of the parts. ``.npy``: the matrix alone. ``.npz``: arrays
     ``embedding`` and one for each column, and ``megabase`` (JSON). ``.zarr``: the same in a group,
     with the JSON as attribute ``megabase``. ``.h5ad``: AnnData with the matrix as X, the columns
-    as obs, and the JSON as ``uns["megabase"]``.
+    as obs (texts as categories), the names made unique as obs_names, h0, h1, ... as var_names, and
+    the JSON as ``uns["megabase"]``.
     """
     suffix = require_table_suffix(target, MATRIX_SUFFIXES)
     if suffix == ".parquet":
@@ -167,6 +168,23 @@ def _write_zarr(
     group.attrs["megabase"] = json.loads(provenance.to_json())
 
 
+def _unique(names: Sequence[str]) -> list[str]:
+    """Make names unique as anndata does: a, a-1, a-2."""
+    taken, used, last = set(names), set[str](), dict[str, int]()
+    found: list[str] = []
+    for name in names:
+        one = name
+        if name in used:
+            number = last.get(name, 0) + 1
+            while (one := f"{name}-{number}") in taken:
+                number += 1
+            last[name] = number
+            taken.add(one)
+        used.add(one)
+        found.append(one)
+    return found
+
+
 def _write_h5ad(
     target: Path,
     shape: tuple[int, int],
@@ -185,17 +203,19 @@ def _write_h5ad(
         matrix[first : first + len(block)] = block
         first += len(block)
 
+    # Plain objects: anndata cannot write the strings that pandas would choose by itself, nor those
+    # of the categories that anndata makes of a text column and puts into natural order.
     def index(names: list[str]) -> Any:
         return pd.Index(names, dtype=object)
 
-    rows = index([str(i) for i in range(shape[0])])
-    # Plain objects: anndata cannot write the strings that pandas would choose by itself.
-    obs = pd.DataFrame(index=rows)
+    obs = pd.DataFrame(index=index(_unique(columns["name"].to_list())))
     for name in columns.columns:
-        values: Any = columns[name].to_list() if columns[name].dtype == pl.String else None
-        values = _plain(columns[name]) if values is None else values
-        kind: Any = object if columns[name].dtype == pl.String else None
-        obs[name] = pd.Series(values, index=rows, dtype=kind)
+        column = columns[name]
+        if column.dtype == pl.String:
+            known = index(column.drop_nulls().unique().sort().to_list())
+            obs[name] = pd.Categorical(column.to_list(), categories=known)
+        else:
+            obs[name] = _plain(column)
     var = pd.DataFrame(index=index([f"h{i}" for i in range(shape[1])]))
     data = anndata.AnnData(
         X=matrix.view(np.ndarray), obs=obs, var=var, uns={"megabase": provenance.to_json()}

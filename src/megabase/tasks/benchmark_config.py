@@ -12,6 +12,8 @@ from megabase.training.config import raise_problems
 __all__ = ["BenchmarkConfig", "BiotypeConfig", "ChromatinConfig", "ModelEntry", "SpeciesConfig"]
 
 Protocol = Literal["holdout", "cv5", "kfold", "published"]
+_SEEDS = {"cv5": (1, 2, 3, 4, 5)}
+"""Seeds of protocols that have seeds of their own: the five splits that Caduceus publishes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +158,8 @@ class BenchmarkConfig:
     """Models: names divided by commas (default, scratch, START:scratch, families, presets, folders,
     kmer, overlap), or in a recipe a list of names and entries with settings of their own."""
 
-    seeds: list[int] | int | str = field(default_factory=lambda: [1, 2, 3])
-    """One run for each (1,2,3 or [1, 2, 3]); protocol cv5 takes 1 to 5 unless others are given."""
+    seeds: list[int] | int | str | None = None
+    """One run for each (1,2,3 or [1, 2, 3]); by default 1 to 3, and 1 to 5 for protocol cv5."""
 
     protocol: Protocol = "holdout"
     """holdout: validation from the data or cut from the training rows, test rows scored once. cv5:
@@ -282,7 +284,9 @@ class BenchmarkConfig:
 
     @property
     def seed_numbers(self) -> list[int]:
-        """Seeds, each once."""
+        """Seeds, each once: those that are given, else those of the protocol."""
+        if self.seeds is None:
+            return list(_SEEDS.get(self.protocol, (1, 2, 3)))
         seeds = [self.seeds] if isinstance(self.seeds, int) else self.seeds
         words = seeds.strip("[] ").split(",") if isinstance(seeds, str) else seeds
         return list(dict.fromkeys(int(word) for word in words))

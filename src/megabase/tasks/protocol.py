@@ -22,7 +22,6 @@ __all__ = [
     "PROTOCOLS",
     "Together",
     "Unit",
-    "default_seeds",
     "join",
     "split_task",
     "together_note",
@@ -98,11 +97,6 @@ class Unit:
     def name(self) -> str:
         """Name of its folder."""
         return f"seed-{self.seed}" + ("" if self.fold is None else f"-fold-{self.fold}")
-
-
-def default_seeds(protocol: str, seeds: list[int], given: bool) -> list[int]:
-    """Give the seeds of a protocol: cv5 has five of its own unless some were asked for."""
-    return [1, 2, 3, 4, 5] if protocol == "cv5" and not given else seeds
 
 
 def units(protocol: str, seeds: list[int], folds: int) -> list[Unit]:
