@@ -293,8 +293,9 @@ def _embedded(model: Any, one_hot: Tensor, rows: Tensor, place: int) -> Iterator
                 "bases cannot be told apart; it cannot be attributed"
             )
         seen.append(True)
-        weight = cast("Tensor", module.weight)
-        mixed = one_hot.to(weight.dtype) @ weight[rows]
+        # Its own forward pass, without this hook: the weight may be elsewhere, or be a part of it.
+        vectors = module.forward(rows[None])[0]
+        mixed = one_hot.to(vectors.dtype) @ vectors
         return torch.cat([output[:, :place], mixed, output[:, place + length :]], dim=1)
 
     handle = layer.register_forward_hook(replace)
