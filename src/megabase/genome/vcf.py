@@ -49,13 +49,14 @@ class VcfRecord:
 def is_bcf(path: Path) -> bool:
     """Whether a file is BCF; of a missing or damaged file False, its reader says what is wrong."""
     import gzip
+    import zlib
 
     try:
         with path.open("rb") as raw:
             if raw.peek(3)[:2] != b"\x1f\x8b":
                 return raw.read(3) == b"BCF"
             return gzip.GzipFile(fileobj=raw).read(3) == b"BCF"
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return False
 
 
@@ -67,6 +68,8 @@ def open_bcf(path: Path) -> Iterator[VariantFile]:
     before = pysam.set_verbosity(0)
     try:
         file = pysam.VariantFile(str(path))
+    except NotImplementedError as error:  # of a file that htslib takes for another format
+        raise ValueError(str(error)) from error
     finally:
         pysam.set_verbosity(before)
     with file:
