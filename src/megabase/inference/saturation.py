@@ -200,8 +200,8 @@ def _from_table(table: pl.DataFrame, provenance: Provenance | None = None) -> Sa
     ref = "".join(place["ref"])
     known = np.array([base in BASES for base in ref])
     at = np.array([max(0, BASES.find(base)) for base in ref])
-    names = [name for name in table.columns if name not in ("contig", "start", "end", "ref", "alt",
-                                                            "reason")]  # fmt: skip
+    place_columns = ("contig", "start", "end", "pos", "ref", "alt", "reason")
+    names = [name for name in table.columns if name not in place_columns]
     scores: dict[str, NDArray[np.float32]] = {}
     for name in names:
         matrix = np.full((len(ref), 4), np.nan, dtype=np.float32)
