@@ -6,12 +6,14 @@ Skipped where Chromium is missing (apt-get install chromium).
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +187,7 @@ def test_the_page_works_without_a_complaint(tmp_path: Path, width: int) -> None:
         assert page.wait("document.querySelectorAll('#logos svg').length") == 2
         count = "document.getElementById('count').textContent"
         rows = "document.querySelectorAll('#rows tbody tr')"
-        assert page.run(count) == "1,000 of 1,000"
+        assert page.run(count) == "1,000 of 1,000 alleles"
         assert page.run(f"{rows}.length") == 60  # more are drawn when one scrolls there
         first = f"{rows}[0].cells[5].textContent"
         page.run("document.querySelectorAll('#rows th button')[5].click()")
@@ -194,10 +196,10 @@ def test_the_page_works_without_a_complaint(tmp_path: Path, width: int) -> None:
         assert page.run(first) == "-500.0"
         page.run("const s = document.getElementById('search'); s.value = 'v12';"
                  "s.dispatchEvent(new Event('input'))")  # fmt: skip
-        assert page.run(count) == "11 of 1,000"  # v12 and v120 to v129
+        assert page.run(count) == "11 of 1,000 alleles"  # v12 and v120 to v129
         page.run("const l = document.getElementById('least'); l.value = '375';"
                  "l.dispatchEvent(new Event('input'))")  # fmt: skip
-        assert page.run(count) == "7 of 1,000"  # |LLR| of v120 to v125, and v12
+        assert page.run(count) == "7 of 1,000 alleles"  # |LLR| of v120 to v125, and v12
         page.run(f"{rows}[0].click()")
         page.wait("document.querySelectorAll('#logos svg').length === 3")
         names = page.run("[...document.querySelectorAll('#logos h3')].map(e => e.textContent)")
@@ -207,4 +209,153 @@ def test_the_page_works_without_a_complaint(tmp_path: Path, width: int) -> None:
         shown = page.run("document.querySelector('#logos p').textContent")
         low, high = (int(n) for n in shown.split(":")[1].split(".")[0].replace(",", "").split("-"))
         assert low < place < high
+        assert page.complaints() == []
+
+
+def _write_odd_page(folder: Path) -> Path:
+    """A wide view whose substitutions lie at its very start, with features from the first base."""
+    rng = np.random.default_rng(1)
+    length, start = 6_000, 1_000_000
+    letters = "".join(rng.choice(list("ACGT"), length))
+    effects = rng.normal(-1, 0.5, (100, 4))
+    effects[np.arange(100), ["ACGT".index(base) for base in letters[100:200]]] = np.nan
+    tall = np.full(length, 2.0)
+    features = (
+        Feature("chr20", start, start + 900, "A" * 30, "+"),
+        Feature("chr20", start + 1, start + 2, "C>A"),
+        Feature("chr20", start + 4_000, start + 6_000, "end", "-"),
+    )
+    rows = [
+        TableRow("chr20", start + i, start + i + 1, (start + i + 1, text, 0.1 + i / 3))
+        for i, text in enumerate(ODD_TEXTS)
+    ]
+    page = GenomePage(
+        title="wide", lead="", genome="a genome with a rather long name",
+        stretches=[Stretch("chr20", start, letters, 2_000_000)],
+        locus="chr20:1,000,001-1,006,000",
+        tracks=[
+            FeatureTrack("genes along the way", features),
+            SignalTrack("a signal with a long name", (Segment("chr20", start, tall),)),
+            SignalTrack("falling", (Segment("chr20", start, -tall),)),
+        ],
+        logos=[Logo("Substitutions", "", "chr20", start + 100, effects, "effects")],
+        table=VariantTable(
+            (Column("position", "place"), Column("text"), Column("score", "number")), tuple(rows)
+        ),
+    )  # fmt: skip
+    path = folder / "odd.html"
+    path.write_text(build_genome_page(page))
+    return path
+
+
+ODD_TEXTS = ('a "quoted", one', "two\nlines", "=SUM(A1)", "<b>", "", "\u00e9\u4e2d", "-", "plain")
+
+# Boxes of what igv.js shows, in CSS pixels, and the rows of each track that hold any mark.
+LAYOUT = """(() => {
+  const root = document.getElementById('browser').shadowRoot;
+  const box = (e) => {
+    const r = e.getBoundingClientRect();
+    return [r.left, r.right, r.top, r.bottom];
+  };
+  const tracks = [...root.querySelectorAll('.igv-viewport')].map((viewport) => {
+    const label = viewport.querySelector('.igv-track-label');
+    const canvas = viewport.querySelector('canvas');
+    if (!label || !canvas) return null;
+    const [left, right, top, bottom] = box(viewport);
+    const [l, r, t, b] = box(canvas);
+    const scale = canvas.width / (r - l);
+    const from = Math.round((left - l) * scale), width = Math.round((right - left) * scale);
+    const pixels = canvas.getContext('2d').getImageData(from, 0, width, canvas.height);
+    const rows = [];
+    for (let y = 0; y < pixels.height; y++) {
+      for (let x = 0; x < width; x++) {
+        const i = 4 * (y * width + x);
+        if (pixels.data[i + 3] > 40 && Math.min(...pixels.data.slice(i, i + 3)) < 200) {
+          rows.push(y / scale + t); break;
+        }
+      }
+    }
+    return { label: box(label), rows };
+  }).filter(Boolean);
+  return {
+    frame: box(document.getElementById('browser')), navbar: box(root.querySelector('.igv-navbar')),
+    buttons: [...root.querySelectorAll('.igv-navbar-text-button, .igv-navbar-icon-button, '
+      + '.igv-search-input, .igv-zoom-widget > div, .igv-zoom-widget-900 > div, '
+      + '.igv-windowsize-panel-container')].map(box).filter(([l, r]) => r > l),
+    ruler: box(root.querySelector('.ruler')),
+    ticks: [...root.querySelectorAll('.ruler text')].map((e) => [e.textContent, ...box(e)]),
+    tracks,
+  };
+})()"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_of_the_page_is_cut_or_covered(tmp_path: Path, width: int) -> None:
+    with opened(_write_odd_page(tmp_path), width, tmp_path / "profile") as page:
+        assert page.wait("document.body && document.body.dataset.ready") == "true"
+        assert page.run("document.documentElement.scrollWidth") <= width
+        page.wait("document.querySelectorAll('#logos rect').length > 0")
+        seen = page.run(LAYOUT)
+        assert len(seen["ticks"]) >= 2
+        for text, left, right, _, _ in seen["ticks"]:
+            assert int(text.replace(",", "")) in range(1_000_001, 1_006_001)
+            assert seen["ruler"][0] - 0.5 <= left < right <= seen["ruler"][1] + 0.5
+        for (_, _, right, _, _), (_, left, _, _, _) in pairwise(seen["ticks"]):
+            assert right < left
+        assert len(seen["buttons"]) >= 8
+        low, high, top, bottom = seen["navbar"]
+        assert low >= seen["frame"][0] - 1
+        assert high <= seen["frame"][1] + 1
+        for left, right, upper, lower in seen["buttons"]:
+            assert low <= left < right <= high
+            assert top - 2 <= upper < lower <= bottom + 2
+        for one, two in ((a, b) for a in seen["buttons"] for b in seen["buttons"] if a < b):
+            apart = one[1] <= two[0] + 1 or one[3] <= two[2] + 1 or two[3] <= one[2] + 1
+            assert apart, (one, two)
+        assert len(seen["tracks"]) == 3
+        for track in seen["tracks"]:
+            assert track["rows"], "nothing is drawn"
+            assert min(track["rows"]) >= track["label"][3] - 1
+        assert page.complaints() == []
+
+
+def test_substitutions_are_seen_at_once_and_found_again(tmp_path: Path) -> None:
+    cells = "document.querySelectorAll('#logos rect').length"
+    with opened(_write_odd_page(tmp_path), 1280, tmp_path / "profile") as page:
+        assert page.wait("document.body && document.body.dataset.ready") == "true"
+        assert page.wait(cells) == 400  # the opening view is 6,000 bases, these are its first
+        page.run(
+            "const i = document.getElementById('browser').shadowRoot"
+            ".querySelector('.igv-search-input'); i.value = 'chr20:1,005,001-1,005,100';"
+            "i.dispatchEvent(new Event('change'))"
+        )
+        button = "document.querySelector('#logos > button')"
+        assert page.wait(f"{button} && {button}.textContent") == (
+            "Go to the substitutions at chr20:1,000,101-1,000,200"
+        )
+        assert page.run(cells) == 0
+        page.run(f"{button}.click()")
+        assert page.wait(cells) == 400
+        assert page.run(f"{button} === null")
+
+
+def test_the_table_is_saved_as_csv(tmp_path: Path) -> None:
+    with opened(_write_odd_page(tmp_path), 1280, tmp_path / "profile") as page:
+        assert page.wait("document.body && document.body.dataset.ready") == "true"
+        folder = tmp_path / "saved"
+        page.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+        page.run("document.querySelectorAll('#rows th button')[2].click()")  # the largest first
+        page.run("document.getElementById('export').click()")
+        end = time.monotonic() + 20
+        while not (files := list(folder.glob("*.csv"))) and time.monotonic() < end:
+            time.sleep(0.05)
+        (file,) = files
+        with file.open(newline="", encoding="utf-8") as opened_file:
+            head, *rows = csv.reader(opened_file)
+        assert head == ["position", "text", "score"]
+        assert [int(row[0]) for row in rows] == list(range(1_000_008, 1_000_000, -1))
+        # What a spreadsheet would take for a formula is marked as text; the rest is as it was.
+        marked = [f"'{text}" if text in ("=SUM(A1)", "-") else text for text in ODD_TEXTS]
+        assert [row[1] for row in rows] == marked[::-1]
+        assert [float(row[2]) for row in rows] == [0.1 + i / 3 for i in range(7, -1, -1)]
         assert page.complaints() == []

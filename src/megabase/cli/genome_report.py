@@ -20,6 +20,7 @@ __all__ = ["write_genome_page"]
 
 _MOST_BASES = 500_000  # of model tracks; a page of more is slow to draw
 _MOST_SATURATED = 2_000
+_REASON = "MB_REASON"  # INFO field of megabase variants: why an allele has no score
 _AROUND = 24  # bases on either side of a variant that its own logo shows
 
 
@@ -96,10 +97,17 @@ def _read_variants(args: Namespace, store: GenomeStore) -> Any:
     import polars as pl
 
     from megabase.genome.tables import read_vcf
-    from megabase.genome.vcf import float_info_keys, read_vcf_header
+    from megabase.genome.vcf import open_bcf
 
-    keys: list[str] = list(args.info) or float_info_keys(read_vcf_header(args.vcf))
-    frame = read_vcf(args.vcf, store, info=keys, strict=args.strict)
+    keys: list[str] = list(args.info)
+    if not keys:
+        try:
+            with open_bcf(Path(args.vcf)) as file:
+                info = file.header.info
+                keys = [k for k in info if info[k].type == "Float" and info[k].number in (1, "A")]
+        except (OSError, ValueError) as error:
+            raise RequestError(f"cannot read the header of {args.vcf}: {error}") from None
+    frame = read_vcf(args.vcf, store, info=[*keys, _REASON])
     for key in keys:
         values = pl.col(key).str.split(",")
         one = pl.when(values.list.len() > 1).then(
@@ -117,7 +125,15 @@ def _read_variants(args: Namespace, store: GenomeStore) -> Any:
         )
     if not frame.height:
         raise RequestError(f"{args.vcf}: has no variant" + (" in the region" * bool(args.region)))
-    return frame.select("contig", "start", "end", "ref", "alt", "id", *keys)
+    # Files written before the field had one value for each allele hold all of them in each row.
+    reasons = pl.col(_REASON).str.split(",")
+    reason = pl.when(reasons.list.len() > 1).then(
+        reasons.list.get(pl.col("allele"), null_on_oob=True)
+    )
+    reason = reason.otherwise(reasons.list.first()).replace(".", None).alias("reason")
+    return frame.select(
+        "contig", "start", "end", "ref", "alt", "id", "record", "qual", "filter", reason, *keys
+    )
 
 
 def _compose(args: Namespace, shown: _Shown, variants: Any, model: Loaded | None) -> str:
@@ -135,7 +151,7 @@ def _compose(args: Namespace, shown: _Shown, variants: Any, model: Loaded | None
     genes = None
     if args.genes is not None:
         track_kind(args.genes, ["genes"])
-        genes = genes_track(args.genes, store, places, strict=args.strict)
+        genes = genes_track(args.genes, store, places)
     if genes is not None:
         shown.tracks.append(genes)
         shown.facts.append(("genes", Path(str(args.genes)).name))
@@ -166,7 +182,7 @@ def _compose(args: Namespace, shown: _Shown, variants: Any, model: Loaded | None
     first = places[0]
     where = str(first)
     if args.region is None and variants is not None:
-        where = f"{len(variants):,} variants"
+        where = _records(variants)
     return build_genome_page(
         GenomePage(
             title=f"{where} of {store.name}",
@@ -209,9 +225,9 @@ def _more_tracks(
         elif kind == "bedgraph":
             tracks.append(bedgraph_track(path, store, places, label))
         elif kind == "genes":
-            tracks.append(genes_track(path, store, places, label, strict=args.strict))
+            tracks.append(genes_track(path, store, places, label))
         else:
-            tracks.append(bed_track(path, store, places, label, strict=args.strict))
+            tracks.append(bed_track(path, store, places, label))
         facts.append((f"track {label}", f"{Path(path).name}, sha256 {file_digest(path)}"))
     return tracks, facts
 
@@ -235,27 +251,40 @@ def _variant_parts(shown: _Shown, variants: Any, genes: FeatureTrack | None) -> 
     from megabase.report.genome_features import genes_at
     from megabase.report.genome_parts import Column, Feature, FeatureTrack, TableRow, VariantTable
 
-    keys = variants.columns[6:]
-    named = genes is not None
+    # Columns after the first ten are scores; of what every VCF may hold, what this one does.
+    keys = variants.columns[10:]
+    given = [name for name in ("qual", "filter", "reason") if variants[name].is_not_null().any()]
     columns = [
         Column("contig"),
         Column("position", "place"),
         Column("ref"),
         Column("alt"),
         Column("id", minor=True),
-        *([Column("gene", minor=True)] if named else []),
+        *([Column("gene", minor=True)] if genes is not None else []),
+        *(Column(name, "number", 1, minor=True) for name in given if name == "qual"),
+        *(Column(name, minor=True) for name in given if name == "filter"),
         *(Column(key, "number") for key in keys),
+        *(Column("no score because") for name in given if name == "reason"),
     ]
     rows: list[TableRow] = []
     features: list[Feature] = []
-    for contig, start, end, ref, alt, name, *scores in variants.iter_rows():
-        gene = [genes_at(genes, contig, start, end)] if genes is not None else []
-        cells = (contig, one_based(start), ref, alt or "", name or "", *gene, *scores)
-        rows.append(TableRow(contig, start, end, cells))
-        features.append(Feature(contig, start, end, f"{ref}>{alt}"))
+    for row in variants.iter_rows(named=True):
+        place = contig, start, end = row["contig"], row["start"], row["end"]
+        gene = [genes_at(genes, *place)] if genes is not None else []
+        facts = [row[name] for name in given if name != "reason"]
+        cells = [contig, one_based(start), row["ref"], row["alt"] or "", row["id"] or "", *gene]
+        cells += [*facts, *(row[key] for key in keys)]
+        cells += [row["reason"] or ""] if "reason" in given else []
+        rows.append(TableRow(contig, start, end, tuple(cells)))
+        features.append(Feature(contig, start, end, f"{row['ref']}>{row['alt']}"))
     shown.tracks.append(FeatureTrack("variants", tuple(features), color="#b4530a", height=50))
-    shown.numbers.append((f"{len(rows):,}", "", "variants"))
+    shown.numbers.append((f"{len(rows):,}", f"in {_records(variants)}", "alternative alleles"))
     return VariantTable(tuple(columns), tuple(rows))
+
+
+def _records(variants: Any) -> str:
+    number = variants["record"].n_unique()
+    return f"{number:,} VCF record{'s' if number != 1 else ''}"
 
 
 def _model_parts(args: Namespace, shown: _Shown, variants: Any, model: Loaded) -> None:

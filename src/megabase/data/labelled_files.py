@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from megabase.data.parquet import read_parquet
 from megabase.errors import MegabaseError
 from megabase.genome.files import lacks_bgzip_end, numbered_lines
 from megabase.genome.interval import Interval
@@ -196,7 +195,7 @@ def _frame(path: Path, suffix: str) -> pl.DataFrame:
                     "every bgzip file; copy or download it again"
                 )
         if suffix in _PARQUET:
-            return read_parquet(path, LabelledDataError)
+            return pl.read_parquet(path)
         # As text: whether "01" is a number is for the labels to say, not for the reader.
         separator = "," if suffix in _COMMA else "\t"
         return pl.read_csv(path, separator=separator, infer_schema=False)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from megabase.layers.hyena import HyenaOperator
+from megabase.layers.linear import bare
 from megabase.layers.mlp import Mlp
 
 __all__ = ["Backbone", "Block", "Embeddings"]
@@ -51,8 +52,7 @@ class Embeddings(nn.Module):
         """Embed ids of shape (batch, length), or add positions to given embeddings."""
         hidden = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.position_embeddings is not None:
-            places = torch.arange(hidden.shape[1], device=hidden.device)
-            hidden = hidden + self.position_embeddings(places)
+            hidden = hidden + self.position_embeddings.weight[: hidden.shape[1]]
         return hidden
 
 
@@ -97,13 +97,12 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Give (output of the MLP, running sum before it), each (batch, length, width)."""
         residual = self.join(_drop(hidden, self.dropout_in, self.training), residual)
-        mixer = self.mixer
-        if isinstance(mixer, HyenaOperator) and mixer.fuses(residual, self.norm1, mask):
-            hidden = mixer.fused(residual, self.norm1)
+        if isinstance(self.mixer, HyenaOperator) and bare(self.norm1) and self.mixer.fuses(mask):
+            hidden = self.mixer.fused(residual, self.norm1)
         else:
-            hidden = mixer(_normed(self.norm1, residual), mask)
+            hidden = self.mixer(_normed(self.norm1, residual), mask)
         residual = self.join(_drop(hidden, self.dropout, self.training), residual)
-        if self.mlp.fuses(residual, self.norm2):
+        if bare(self.norm2) and self.mlp.fuses():
             return self.mlp.fused(residual, self.norm2), residual
         return self.mlp(_normed(self.norm2, residual)), residual
 

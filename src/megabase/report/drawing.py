@@ -86,7 +86,7 @@ def position_ticks(axes: Axes, last: int, points: float) -> None:
     """Put ticks at whole positions only, as many as fit in `points`, written with commas."""
     from matplotlib.ticker import MaxNLocator
 
-    room = 0.8 * axes.xaxis.label.get_fontsize() * (len(f"{last:,}") + 1)
+    room = 0.8 * float(axes.xaxis.label.get_fontsize()) * (len(f"{last:,}") + 1)
     locator = MaxNLocator(
         nbins=int(min(12, max(1, points // room))), integer=True, steps=[1, 2, 5, 10],
         min_n_ticks=1,

@@ -59,12 +59,7 @@ def track_kind(path: str | Path, kinds: Sequence[str] = ()) -> str:
 
 
 def genes_track(
-    path: str | Path,
-    store: GenomeStore,
-    places: Iterable[Interval],
-    name: str = "genes",
-    *,
-    strict: bool = False,
+    path: str | Path, store: GenomeStore, places: Iterable[Interval], name: str = "genes"
 ) -> FeatureTrack:
     """Read the genes near places, each with the union of its exons (or coding parts).
 
@@ -78,17 +73,14 @@ def genes_track(
         Genes that share a base with one of these are kept.
     name
         Name of the track.
-    strict
-        Refuse rows that are not on the genome, which are left out otherwise.
 
     Raises
     ------
     TableError, UnknownContigError
-        As :func:`megabase.genome.tables.read_gff`.
+        Naming file and line of the first row that cannot be used.
     """
     keys = ("ID", "Parent", "Name", "gene_id", "gene_name", "gene")
-    kinds = (*_GENES, *_TRANSCRIPTS, *_PARTS)
-    frame = read_gff(path, store, attributes=keys, types=kinds, strict=strict)
+    frame = read_gff(path, store, attributes=keys, types=(*_GENES, *_TRANSCRIPTS, *_PARTS))
     wanted = _by_contig(places)
     genes: dict[str, dict[str, Any]] = {}
     owner: dict[str, str] = {}  # transcript -> gene
@@ -121,16 +113,11 @@ def genes_track(
 
 
 def bed_track(
-    path: str | Path,
-    store: GenomeStore,
-    places: Iterable[Interval],
-    name: str,
-    *,
-    strict: bool = False,
+    path: str | Path, store: GenomeStore, places: Iterable[Interval], name: str
 ) -> FeatureTrack:
     """Read the rows of a BED file that share a base with one of the places."""
     wanted = _by_contig(places)
-    frame = read_bed(path, store, strict=strict)
+    frame = read_bed(path, store)
     features = [
         Feature(
             row["contig"], row["start"], row["end"], row.get("name") or "", row.get("strand") or "."

@@ -144,9 +144,10 @@ def _table(table: VariantTable | None) -> str:
         f'<button type="button">{escape(column.name)}</button></th>'
         for column in table.columns
     )
+    columns = sorted(enumerate(table.columns), key=lambda pair: pair[1].minor)  # scores first
     numbers = [
         f'<option value="{number}">{escape(column.name)}</option>'
-        for number, column in enumerate(table.columns)
+        for number, column in columns
         if column.kind == "number"
     ]
     limit = (
@@ -157,15 +158,17 @@ def _table(table: VariantTable | None) -> str:
         else ""
     )
     return section(
-        "Variants",
+        "Alleles",
         [
             '<div class="controls"><input id="search" type="search" '
-            'placeholder="filter by any word" aria-label="filter the variants">'
-            f'{limit}<span id="count" class="count" aria-live="polite"></span></div>',
+            'placeholder="filter by any word" aria-label="filter the alleles">'
+            f'{limit}<button type="button" id="export">Save as CSV</button>'
+            '<span id="count" class="count" aria-live="polite"></span></div>',
             f'<div id="rows" class="rows"><table><thead><tr>{heads}</tr></thead>'
             "<tbody></tbody></table></div>",
             '<p class="note">A click on a heading sorts, a click on a row (or Enter) goes there. '
-            "Filters by size look at the absolute value.</p>",
+            "Filters by size look at the absolute value. The CSV has the rows shown, in their "
+            "order.</p>",
         ],
     )
 

@@ -171,8 +171,19 @@
     const width = Math.max(320, Math.floor(panel.clientWidth));
     const most = Math.floor((width - 38) / 7.5);
     let { start, end } = view;
-    const middle = selected ? Math.floor((selected.start + selected.end) / 2)
-      : Math.floor((start + end) / 2);
+    let middle = Math.floor((start + end) / 2);
+    const maps = data.logos.filter((logo) => logo.kind === "effects");
+    if (selected) {
+      middle = Math.floor((selected.start + selected.end) / 2);
+    } else {
+      // A view too wide for letters shows those of a heat map in it, which its middle may miss.
+      const map = maps.find((logo) => logo.contig === view.contig
+        && logo.start < end && logo.start + logo.length > start);
+      const near = map && Math.min(Math.max(middle, map.start), map.start + map.length);
+      if (map && Math.abs(near - middle) >= most / 2) {
+        middle = Math.floor((Math.max(map.start, start) + Math.min(map.start + map.length, end)) / 2);
+      }
+    }
     if (end - start > most) {
       start = Math.max(start, Math.min(middle - Math.floor(most / 2), end - most));
       end = start + most;
@@ -185,6 +196,19 @@
     let high = 0.1;
     for (const logo of shown) {
       if (logo.kind === "probability") high = Math.max(high, sums(columnsOf(logo, start, end))[1]);
+    }
+    for (const map of maps.filter((logo) => !shown.includes(logo))) {
+      const link = document.createElement("button");
+      link.type = "button";
+      link.textContent = `Go to the substitutions at ${map.contig}:${grouped(map.start + 1)}-`
+        + grouped(map.start + map.length);
+      link.addEventListener("click", () => {
+        selected = null;
+        const row = document.querySelector('#rows [aria-selected="true"]');
+        if (row) row.setAttribute("aria-selected", "false");
+        browser.search(`${map.contig}:${map.start + 1}-${map.start + map.length}`);
+      });
+      parts.push(link);
     }
     for (const logo of shown) {
       const title = document.createElement("h3");
@@ -199,8 +223,68 @@
 
   // -- browser ------------------------------------------------------------------------------------
 
+  const LABEL = 26; // CSS pixels at the top of a track that its label takes
+  const RULER = 40;
+  const STYLES = `
+    .igv-navbar { height: auto !important; min-height: 32px; flex-wrap: wrap !important; row-gap: 4px; }
+    @media (max-width: 640px) {
+      .igv-navbar-left-container, .igv-navbar-right-container { flex: 1 1 100% !important; min-width: 0; width: 100% !important; }
+      .igv-navbar-genomic-location, .igv-locus-size-group, .igv-search-container { flex: 1 1 auto !important; min-width: 0; }
+    }
+    .igv-current-genome { max-width: 8rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+    .igv-windowsize-panel-container { white-space: nowrap; }
+    .ruler canvas { visibility: hidden; }
+    .ruler svg { position: absolute; left: 0; top: 0; pointer-events: none; }
+    .ruler text { font: 11px sans-serif; text-anchor: middle; }
+    .ruler line { stroke: #000; }`;
+
+  function lower(track) {
+    // Numbers and their axis begin below the label of the track.
+    const { draw, paintAxis } = track;
+    const shifted = (context, paint) => {
+      context.save();
+      context.translate(0, LABEL);
+      paint();
+      context.restore();
+    };
+    track.draw = (options) => shifted(options.context, () => draw.call(
+      track, { ...options, pixelHeight: options.pixelHeight - LABEL }));
+    Object.defineProperty(track, "paintAxis", {  // inherited as a getter without a setter
+      value: (context, width, height, color) => shifted(context, () => paintAxis.call(
+        track, context, width, height - LABEL, color)),
+    });
+  }
+
+  function drawRuler() {
+    // igv.js cuts the labels at the edges of its ruler; these stay inside, written in bases.
+    const place = browser.getRulerTrackView().viewports[0].viewportElement;
+    const frames = browser.referenceFrameList;
+    const single = frames.length === 1 && place.clientWidth > 0;
+    place.classList.toggle("ruler", single);
+    for (const old of place.querySelectorAll("svg")) old.remove();
+    if (!single) return;
+    const width = place.clientWidth, step = 1 / frames[0].bpPerPixel, from = frames[0].start;
+    const svg = element("svg", { width, height: RULER });
+    const last = from + width / step;
+    const room = 6.6 * grouped(Math.ceil(last)).length;
+    const least = (room + 16) / step;
+    const power = 10 ** Math.max(0, Math.floor(Math.log10(least)));
+    const gap = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= least);
+    let free = 0;
+    svg.append(element("line", { x1: 0, x2: width, y1: RULER - 2, y2: RULER - 2 }));
+    for (let at = Math.ceil((from + 0.5) / gap) * gap; at <= last; at += gap) {
+      const x = (at - 0.5 - from) * step;  // the middle of the base
+      svg.append(element("line", { x1: x, x2: x, y1: RULER - 7, y2: RULER - 2 }));
+      const middle = Math.min(Math.max(x, room / 2), width - room / 2);
+      if (middle - room / 2 < free) continue;
+      svg.append(element("text", { x: middle, y: RULER - 11 }, grouped(at)));
+      free = middle + room / 2 + 6;
+    }
+    place.append(svg);
+  }
+
   function trackOf(track) {
-    const common = { name: track.name, height: track.height, order: track.order };
+    const common = { name: track.name, height: track.height + LABEL - 6, order: track.order };
     if (track.kind === "signal") {
       const features = [];
       for (const segment of track.segments) {
@@ -219,7 +303,7 @@
       ...(exons && exons.length ? { exons: exons.map(([s, e]) => ({ start: s, end: e })) } : {}),
       ...(color ? { color } : {}),
     }));
-    return { ...common, type: "annotation", features, color: track.color, displayMode: "EXPANDED",
+    return { ...common, type: "annotation", features, color: track.color, displayMode: "EXPANDED", margin: LABEL,
       searchable: true, searchableFields: ["name"] };
   }
 
@@ -237,11 +321,17 @@
     const follow = (frames) => {
       const frame = (Array.isArray(frames) ? frames : browser.referenceFrameList)[0];
       if (!frame) return;
+      drawRuler();
       const start = Math.floor(Number(String(frame.start).replaceAll(",", "")));
       const end = Math.ceil(Number(String(frame.end).replaceAll(",", "")));
       view = { contig: frame.chr, start, end };
       showLogos();
     };
+    const styles = document.createElement("style");
+    styles.textContent = STYLES;
+    browser.root.getRootNode().append(styles);
+    for (const { track } of browser.trackViews) if (track.type === "wig") lower(track);
+    browser.repaintViews();
     browser.on("locuschange", follow);
     follow(null);
   }
@@ -314,7 +404,7 @@
       body.replaceChildren();
       box.scrollTop = 0;
       more();
-      count.textContent = `${grouped(order.length)} of ${grouped(table.rows.length)}`;
+      count.textContent = `${grouped(order.length)} of ${grouped(table.rows.length)} alleles`;
     }
 
     heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
@@ -326,6 +416,27 @@
       head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
       show();
     }));
+
+    function csv() {
+      // The rows shown, in their order. Text that a spreadsheet would run as a formula is marked.
+      const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
+      const written = (value, column) => value === null ? ""
+        : column.kind !== "text" ? String(value)
+        : quoted(/^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value));
+      const lines = [table.columns.map((column) => quoted(column.name)).join(",")];
+      for (const i of order) {
+        lines.push(table.rows[i].cells.map((value, c) => written(value, table.columns[c])).join(","));
+      }
+      return lines.join("\r\n") + "\r\n";
+    }
+
+    document.getElementById("export").addEventListener("click", () => {
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([csv()], { type: "text/csv" }));
+      link.download = `${document.title.split(" ")[0].replace(/[^\w.-]+/g, "_")}.csv`;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    });
 
     async function choose(row) {
       for (const other of body.querySelectorAll('[aria-selected="true"]')) {
@@ -370,11 +481,14 @@
       const note = document.createElement("p");
       note.className = "failed";
       note.textContent = `The genome browser did not start: ${error.message || error}`;
-      document.getElementById("browser").replaceChildren(note);
+      document.getElementById("browser").before(note);  // the browser itself is a shadow tree
     });
   let waiting = 0;
   window.addEventListener("resize", () => {
     clearTimeout(waiting);
-    waiting = setTimeout(showLogos, 150);
+    waiting = setTimeout(() => {
+      if (browser) drawRuler();
+      showLogos();
+    }, 150);
   });
 })();
