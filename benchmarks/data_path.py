@@ -100,7 +100,7 @@ def waiting(store: GenomeStore, batch: int, length: int, step: float, steps: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--genome", type=Path, help="genome store; made up when not given")
     parser.add_argument("--bases", type=int, default=100_000_000, help="bases of the made-up one")
     parser.add_argument("--batch", type=int, default=32)

@@ -108,7 +108,12 @@ class Behind:
                 mixed = mixed + inside * layer.mixer.filter_fn.skip()[:, None]
                 residual = residual + layer.mixer.out_proj((mixed * out).transpose(1, 2))
                 hidden = layer.mlp(layer.norm2(residual))
-            found.append([*parts, self.shell.ln_f(hidden + residual).mean(dim=1)])
+            found.append(
+                [
+                    *parts,
+                    self.shell.ln_f(hidden if residual is None else hidden + residual).mean(dim=1),
+                ]
+            )
         joined = [torch.cat(column) for column in zip(*found, strict=True)]
         rows.tails, rows.sums, rows.mean = joined[0:-1:2], joined[1:-1:2], joined[-1]
         return rows
@@ -129,7 +134,7 @@ class Behind:
             mixed = mixed + inside * layer.mixer.filter_fn.skip()[:, None]
             residual = residual + layer.mixer.out_proj((mixed * out).transpose(1, 2))
             hidden = layer.mlp(layer.norm2(residual))
-        return self.shell.ln_f(hidden + residual)
+        return self.shell.ln_f(hidden if residual is None else hidden + residual)
 
 
 @dataclass(frozen=True)

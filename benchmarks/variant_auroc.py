@@ -80,7 +80,7 @@ def common_snvs(genome: Path, snps: Path, args: argparse.Namespace, folder: Path
         context = text[position - 1 : position + 2]
         choice = int(rng.choice(places[context]))
         matched.append((choice, ref, alt))
-    variants = [Variant(name, *row) for row in (*rows, *matched)]
+    variants = [Variant(name, at, ref, alt) for at, ref, alt in (*rows, *matched)]
     table = score_variants(variants, store, args.model, window=args.window, methods=METHODS).table
     simulated = np.arange(len(variants)) >= len(rows)
     # Neighbours share their windows: stretches of a window are drawn together.
@@ -176,7 +176,7 @@ def _difference(ref: str, alt: str, middle: int) -> tuple[str, str] | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--genome", type=Path)
     parser.add_argument("--snps", type=Path)
     parser.add_argument("--pairs", type=Path)

@@ -249,7 +249,7 @@ def processor_time(case: Case) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--genome", type=Path, required=True, help="FASTA file of one contig")
     parser.add_argument(
         "--snps", type=Path, required=True, help="CSV file: name, position, REF, ALT"

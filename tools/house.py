@@ -54,7 +54,7 @@ class House:
 
 def main() -> int:
     """Print the table; with ``--check`` give 1 when a limit is passed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1])
     parser.add_argument("--check", action="store_true", help="exit status 1 over a limit")
     parser.add_argument("--list", metavar="ROW", help="print the places of one row")

@@ -103,7 +103,8 @@ def test_seeds_are_the_same_from_every_door(
             (tmp_path / "r.yaml").write_text(f"seeds: {'null' if given is None else given}\n")
             words += ["--config", str(tmp_path / "r.yaml")]
         assert main(words) == 0
-    assert sorted({int(run.name.split("-")[1]) for run in output.rglob("seed-*")}) == seeds
+    runs = (output / "runs").glob("*/*-seed-*")
+    assert sorted({int(run.name.split("-seed-")[1].split("-")[0]) for run in runs}) == seeds
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("embed s.fa -o o.npz --labels l.tsv --map pca", "--labels, --map are for the picture"),
         ("embed s.fa -o o.npz --window 64", "--window is for variants (VCF), and s.fa holds none"),
-        ("embed s.fa -o o.npz --genome g.fa", "s.fa is FASTA, which holds its sequences itself"),
+        ("embed s.fa -o o.npz --genome g.fa", "s.fa is FASTA, which holds its sequences"),
         ("embed s.fa -o o.npz --plot m.gif", "m.gif: the map is drawn as .svg, .png, .pdf"),
         ("embed s.fa -o o.npz --plot m.svg --map som", "a map is one of auto, umap, tsne, pca"),
         ("embed s.fa -o o.npz --plot m.svg --labels l.tsv", "there is no file l.tsv"),
@@ -47,13 +47,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("report run --genome g.fa --saturate chr1", "--genome, --saturate are for a genome page"),
         ("report --genome g.fa --region chr1 --info AF", "--info is for variants, and --vcf"),
         ("report --genome g.fa --region chr1 --track no.bw", "there is no track no.bw"),
-        ("score s.fa -o o.tsv --genome g.fa", "s.fa is FASTA, and with a genome the input is a"),
-        ("score v.vcf -o o.tsv", "v.vcf is VCF, and here the input is FASTA"),
-        ("score v.vcf -o o.tsv --genome g.fa", "v.vcf is VCF, and here the input is a BED file"),
+        ("score s.fa -o o.tsv --genome g.fa", "s.fa is FASTA, which holds its sequences"),
+        ("score v.vcf -o o.tsv", "v.vcf is VCF, whose variants lie on a genome"),
+        (
+            "score v.vcf -o o.tsv --genome g.fa",
+            "v.vcf is VCF, and here the input is FASTA, a",
+        ),
         ("score run -o o.tsv", "run is a folder; expected a file"),
         ("variants no.vcf --genome g.fa -o o.vcf", "there is no file no.vcf"),
         ("generate --prompts no.fa", "there is no file no.fa"),
-        ("generate --prompts s.fa --genome g.fa", "s.fa is FASTA, and with a genome the input is"),
+        (
+            "generate --prompts s.fa --genome g.fa",
+            "s.fa is FASTA, which holds its sequences",
+        ),
     ],
 )
 def test_what_would_be_passed_over_is_refused(

@@ -134,7 +134,7 @@ def test_what_cannot_be_used(
     tmp_path: Path, store: GenomeStore, rows: list[str], label: str | None, message: str
 ) -> None:
     with pytest.raises(MegabaseError, match=message):
-        read_interval_text(bed(tmp_path, *rows), store, label=label)
+        read_interval_text(bed(tmp_path, *rows), store, label=label, strict=True)
 
 
 def test_other_files(tmp_path: Path, store: GenomeStore) -> None:

@@ -10,8 +10,9 @@ from megabase.data.labelled import LabelledSequences, label_splits
 from megabase.data.labelled_files import LabelledText
 from megabase.data.leaks import leaking_rows, leaks, overlap_hint, rows_in_others
 from megabase.data.split import regions_of
-from megabase.data.words import canonical_kmers, row_kmers
+from megabase.data.words import row_kmers
 from megabase.genome import alphabet
+from megabase.genome.kmers import canonical_kmers
 from megabase.genome.store import GenomeStore
 
 RNG = np.random.default_rng(5)

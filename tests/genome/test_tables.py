@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megabase.genome.alphabet import decode
-from megabase.genome.errors import ContigAliasWarning, TableError, UnknownContigError
+from megabase.genome.errors import (
+    ContigAliasWarning,
+    LeftOutWarning,
+    TableError,
+    UnknownContigError,
+)
 from megabase.genome.files import numbered_lines
 from megabase.genome.interval import Interval, Strand
 from megabase.genome.store import GenomeStore
@@ -112,7 +117,7 @@ def test_columns_limits_what_is_read(tmp_path: Path) -> None:
         ("chr1\t1\t99999999999999999999\n", "line 1: the end position must be a whole number"),
         ("chr1\t1\t2\n\nchr1\t5\t5\n", "line 3: expected start < end .*start 5 and end 5"),
         ("chr1\t7\t5\n", "line 1: expected start < end .*start 7 and end 5"),
-        ("chr1\t-1\t5\n", "line 1: start must be 0 or more, found -1"),
+        ("chr1\t-1\t5\n", "line 1: the row begins before the first base of contig 'chr1'"),
         ("chr1\t1\n", "line 1: expected 3 columns or more .*found 2"),
         ("chr1\t1\t2\nchr1\t1\n", "line 2: expected 3 columns separated by tabs, found 2"),
         ("chr1\t1\t2\nchr1\t1\t2\ta\n", "line 2: expected 3 columns separated by tabs, found 4"),
@@ -126,7 +131,7 @@ def test_columns_limits_what_is_read(tmp_path: Path) -> None:
 def test_a_bad_bed_names_file_and_line(tmp_path: Path, content: str | bytes, message: str) -> None:
     path = write(tmp_path / "x.bed", content)
     with pytest.raises(TableError, match=rf"x\.bed, .*{message}|x\.bed, {message}") as caught:
-        read_bed(path)
+        read_bed(path, strict=True)
     assert "\n" not in str(caught.value)
 
 
@@ -159,10 +164,10 @@ def test_bed_against_a_store(tmp_path: Path, store: GenomeStore) -> None:
         r"long\.bed, line 3: the row ends at 106, past the end of contig 'chr2', which has 105"
     )
     with pytest.raises(TableError, match=message):
-        read_bed(long, store)
+        read_bed(long, store, strict=True)
     unknown = write(tmp_path / "u.bed", "chr1\t0\t5\nchr3\t0\t5\nchr3\t1\t5\n")
     with pytest.raises(UnknownContigError, match=r"u\.bed, line 2: .*'chr3'.*nearest names are"):
-        read_bed(unknown, store)
+        read_bed(unknown, store, strict=True)
     alias = write(tmp_path / "alias.bed", "2\t0\t5\nchr1\t0\t5\n1\t0\t5\n")
     with pytest.warns(ContigAliasWarning):
         frame = read_bed(alias, GenomeStore.open(store.path))
@@ -205,6 +210,31 @@ def test_write_bed_fills_and_never_overwrites(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="needs the columns contig, start, end"):
         write_bed(frame.drop("end"), tmp_path / "y.bed")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_rows_off_the_genome_are_left_out_and_counted(tmp_path: Path, store: GenomeStore) -> None:
+    text = "chr1\t0\t5\nchr9\t0\t5\nchr9\t1\t5\nchr2\t100\t106\nchr2\t-1\t6\n"
+    said = (
+        r"x\.bed: 4 of 5 rows are left out: 2 UNKNOWN_CONTIG \(.*first in line 2\), "
+        r"2 OUTSIDE_CONTIG \(.*first in line 4\)"
+    )
+    with pytest.warns(LeftOutWarning, match=said):
+        assert read_bed(write(tmp_path / "x.bed", text), store).rows() == [("chr1", 0, 5)]
+    with pytest.raises(TableError, match=r"none of its 2 rows can be used \(2 UNKNOWN_CONTIG\)"):
+        read_bed(write(tmp_path / "y.bed", "chr9\t0\t5\nchr9\t1\t5\n"), store)
+
+
+def test_a_feature_over_the_origin_of_a_circular_contig_ends_there(
+    tmp_path: Path, store: GenomeStore
+) -> None:
+    rows = (
+        "chr1\tx\tregion\t1\t105\t.\t+\t.\tID=chr1;Is_circular=true\n"
+        "chr1\tx\tgene\t101\t120\t.\t+\t.\tID=a\nchr2\tx\tgene\t101\t120\t.\t+\t.\tID=b\n"
+    )
+    said = "1 of 3 rows are left out: 1 OUTSIDE.*1 over the origin of a circular contig ends there"
+    with pytest.warns(LeftOutWarning, match=said):
+        frame = read_gff(write(tmp_path / "x.gff3", rows), store)
+    assert frame.select("contig", "start", "end").rows() == [("chr1", 0, 105), ("chr1", 100, 105)]
 
 
 # -- GFF ----------------------------------------------------------------------------------------
@@ -262,7 +292,10 @@ def test_gff_start_codon_is_the_three_bases(tmp_path: Path, store: GenomeStore) 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("chr1\tx\tgene\t0\t9\t.\t+\t.\tID=a", "line 2: start must be 1 or more, found 0"),
+        (
+            "chr1\tx\tgene\t0\t9\t.\t+\t.\tID=a",
+            "line 2: the row begins before the first base of contig 'chr1'",
+        ),
         ("chr1\tx\tgene\t9\t8\t.\t+\t.\tID=a", "line 2: expected start <= end .*start 9 and end 8"),
         ("chr1\tx\tgene\tone\t8\t.\t+\t.\tID=a", "line 2: the start position must be .* 'one'"),
         ("chr1\tx\tgene\t1\t8\thigh\t+\t.\tID=a", "line 2: column 'score' must be .* 'high'"),
@@ -275,7 +308,7 @@ def test_a_bad_gff_names_file_and_line(
     tmp_path: Path, store: GenomeStore, row: str, message: str
 ) -> None:
     with pytest.raises(TableError, match=rf"x\.gff, {message}"):
-        read_gff(write(tmp_path / "x.gff", f"##gff-version 3\n{row}\n"), store)
+        read_gff(write(tmp_path / "x.gff", f"##gff-version 3\n{row}\n"), store, strict=True)
 
 
 # -- VCF ----------------------------------------------------------------------------------------
@@ -352,17 +385,17 @@ def test_bgzip_and_bcf_give_the_same_frame(tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ("chr1\tx\t.\tA\tG\t.\t.\t.", "line 5: the start position must be a whole number"),
+        ("chr1\tx\t.\tA\tG\t.\t.\t.", "line 5: POS must be a whole number, found 'x'"),
         ("chr1\t0\t.\tA\tG\t.\t.\t.", "line 5: POS must be 1 or more, found 0"),
         ("chr1\t-4\t.\tA\tG\t.\t.\t.", "line 5: POS must be 1 or more, found -4"),
         ("chr1\t1\t.\tA\tG\tgood\t.\t.", "line 5: column 'qual' must be a number, found 'good'"),
         ("chr1\t1\t.\t.\tG\t.\t.\t.", r"line 5: REF must be one base or more, found '\.'"),
         ("chr1\t1\t.\tA1\tG\t.\t.\t.", "line 5: REF must be one base or more, found 'A1'"),
-        ("chr1\t1\t.\tA", "line 5: expected 8 columns separated by tabs, found 4"),
+        ("chr1\t1\t.\tA", "line 5: expected 8 columns or more separated by tabs, found 4"),
         ("chr1\t105\t.\tRA\tG\t.\t.\t.", "line 5: the row ends at 106, past the end of contig"),
         (
             "chr1\t2\t.\tG\tA\t.\t.\t.",
-            "line 5: REF is 'G', and genome 'toy' has 'C' at chr1:2; 1 of 1 records differ",
+            "line 5: REF is 'G', and genome 'toy' has 'C' at chr1:2; is the file made for this",
         ),
         ("chr1\t1\t.\tACGG\tA\t.\t.\t.", "line 5: REF is 'ACGG', and genome 'toy' has 'ACGT'"),
     ],
@@ -371,7 +404,7 @@ def test_a_bad_vcf_names_file_and_line(
     tmp_path: Path, store: GenomeStore, record: str, message: str
 ) -> None:
     with pytest.raises(TableError, match=rf"x\.vcf, {message}"):
-        read_vcf(write(tmp_path / "x.vcf", vcf(record)), store)
+        read_vcf(write(tmp_path / "x.vcf", vcf(record)), store, strict=True)
 
 
 def test_reference_is_compared_across_lengths_and_ambiguity(
@@ -384,8 +417,29 @@ def test_reference_is_compared_across_lengths_and_ambiguity(
     )
     assert read_vcf(write(tmp_path / "x.vcf", vcf(*records)), store).height == 3
     wrong = (*records, "chr2\t2\t.\tCCC\tG\t.\t.\t.", "chr1\t1\t.\tG\tT\t.\t.\t.")
-    with pytest.raises(TableError, match=r"line 8: REF is 'CCC'.*2 of 5 records differ"):
-        read_vcf(write(tmp_path / "y.vcf", vcf(*wrong)), store)
+    with pytest.raises(TableError, match=r"line 8: REF is 'CCC'"):
+        read_vcf(write(tmp_path / "y.vcf", vcf(*wrong)), store, strict=True)
+    with pytest.raises(TableError, match=r"REF differs .* in 2 of 3 records; is the file made for"):
+        read_vcf(tmp_path / "y.vcf", store)
+
+
+def test_odd_records_are_left_out_and_counted(tmp_path: Path, store: GenomeStore) -> None:
+    records = (
+        *(f"chr1\t{4 * i + 1}\t.\tA\tG\t.\t.\t." for i in (0, 1)),
+        "chr1\t2\t.\tC\tG,*,<DEL>,C[chr2:5[,.C,T.,R\t.\t.\t.",
+        "chr1\t0\t.\tN\tA\t.\t.\t.",
+        "chr1\t106\t.\tN\tA\t.\t.\t.",
+        "chrX\t1\t.\tA\tC\t.\t.\t.",
+        "chr1\t3\t.\tT\tC\t.\t.\t.",
+    )
+    said = (
+        r"4 of 13 alleles are left out: 2 OUTSIDE_CONTIG \(.*first in line 8\), 1 UNKNOWN_CONTIG "
+        r"\(.*first in line 10\), 1 REF_MISMATCH \(.*first in line 11\)"
+    )
+    with pytest.warns(LeftOutWarning, match=said):
+        frame = read_vcf(write(tmp_path / "x.vcf", vcf(*records)), store)
+    assert frame["record"].to_list() == [0, 1, *[2] * 7]
+    assert frame["reason"].to_list() == [None] * 3 + ["SYMBOLIC_ALT"] * 5 + ["ALT_NOT_BASES"]
 
 
 def test_not_a_vcf(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from megabase.genome.alphabet import encode
+from megabase.genome.kmers import count_kmers
 from megabase.genome.store import GenomeStore
 from megabase.inference.decoding import GenerationError
-from megabase.inference.generated_check import check_generated, kmer_counts, kmer_distance
+from megabase.inference.generated_check import check_generated, kmer_distance
 from megabase.inference.generation import Generated
 
 
@@ -20,11 +21,11 @@ def test_words_are_counted_in_every_place_and_not_across_n(monkeypatch: pytest.M
     text = "ACGTNacGGTACA"
     for part in (1 << 22, 2, 3):
         monkeypatch.setattr("megabase.inference.generated_check._PART", part)
-        counts = kmer_counts(encode(text), 2)
+        counts = count_kmers(encode(text), 2)
         for i, word in enumerate(a + b for a in "ACGT" for b in "ACGT"):
             wanted = sum(text.upper()[j : j + 2] == word for j in range(len(text)))
             assert counts[i] == wanted, word
-    assert kmer_counts(encode("A"), 3).sum() == 0
+    assert count_kmers(encode("A"), 3).sum() == 0
 
 
 def test_distance_of_tables() -> None:

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from megabase.genome.alphabet import PAD, decode, encode
+from megabase.genome.errors import AmbiguousLettersWarning
 from megabase.inference.batching import run_batched
 from megabase.inference.errors import InferenceError, InputFileError, OutputError
 from megabase.inference.loading import load
@@ -136,11 +137,12 @@ def test_sequences_and_intervals_are_streamed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="two"):
         list(read_sequences(tmp_path / "g.fa"))
     (tmp_path / "g.fa").write_text(">one first\nACGT\nacgN\n>three\nRY\n")
-    found = [(s.name, decode(s.codes)) for s in read_sequences(tmp_path / "g.fa")]
+    with pytest.warns(AmbiguousLettersWarning, match=r"g\.fa: 2 letters read as N: R 1, Y 1$"):
+        found = [(s.name, decode(s.codes)) for s in read_sequences(tmp_path / "g.fa")]
     assert found == [("one", "ACGTACGN"), ("three", "NN")]
     bed = "one\t1\t3\tx\t0\t+\none\t1\t3\t.\t0\t-\none\t5\t8\ty\t0\t-\n"
     (tmp_path / "g.bed").write_text(bed)
-    with genome_store(tmp_path / "g.fa") as store:
+    with pytest.warns(AmbiguousLettersWarning), genome_store(tmp_path / "g.fa") as store:
         rows = list(read_intervals(tmp_path / "g.bed", store, context=2))
     # Context is in reading direction: bases 3 and 4 stand before bases 1 and 2 on the other strand.
     assert [(row.name, decode(row.codes), row.context) for row in rows] == [

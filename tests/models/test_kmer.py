@@ -39,6 +39,7 @@ def test_dnabert_ids_follow_the_order_a_t_c_g(k: int) -> None:
     assert all_kmers(k, "ATCG")[:2] == ["A" * k, "A" * (k - 1) + "T"]
 
 
+@pytest.mark.filterwarnings("ignore:the tokenizer:megabase.genome.errors.AmbiguousLettersWarning")
 @pytest.mark.parametrize("text", [_dna(40), _dna(41, "ACGTN"), _dna(40).lower(), "ACGTRYACGTAC"])
 @pytest.mark.parametrize(
     "tokenizer", [DNABERTTokenizer(k=3), DNABERTTokenizer(k=6, drop_last=True), KmerTokenizer(),
@@ -183,6 +184,7 @@ class _Genome:
         return np.stack(rows)
 
 
+@pytest.mark.filterwarnings("ignore:the tokenizer:megabase.genome.errors.AmbiguousLettersWarning")
 def test_byte_pairs_are_learnt_saved_and_checked(tmp_path: Path) -> None:
     pieces = list(genome_pieces(_Genome(), piece=500))
     assert sum(map(len, pieces)) == 20_000 + 1_350

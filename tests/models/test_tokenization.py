@@ -4,12 +4,14 @@ import json
 import pickle
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
 
+from megabase.genome.errors import AmbiguousLettersWarning
 from megabase.models.tokenization import (
     CaduceusTokenizer,
     DNATokenizer,
@@ -48,6 +50,7 @@ def test_lower_case_is_a_base_unless_asked_otherwise() -> None:
     assert published.encode_array("acgtnACGTN").tolist() == [6] * 5 + [7, 8, 9, 10, 11]
 
 
+@pytest.mark.filterwarnings("ignore:the tokenizer:megabase.genome.errors.AmbiguousLettersWarning")
 def test_iupac_letters_become_n_or_unknown() -> None:
     letters = "RYSWKMBDHVUryswkmbdhvu"
     assert set(DNATokenizer().encode_array(letters).tolist()) == {11}
@@ -55,11 +58,29 @@ def test_iupac_letters_become_n_or_unknown() -> None:
     assert DNATokenizer().encode_array(".-*X \n").tolist() == [6] * 6
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda tokenizer: tokenizer(["acgu", "[MASK]UU"]),
+        lambda tokenizer: tokenizer("ACGUUU"),
+        lambda tokenizer: tokenizer.encode_array("ACGUUU"),
+        lambda tokenizer: tokenizer("AC", "GUUU"),
+    ],
+)
+def test_letters_read_as_n_are_counted_once_for_each_call(call: Any) -> None:
+    said = "^the tokenizer: 3 letters read as N: U 3; U is RNA: write T for U to keep those bases$"
+    with pytest.warns(AmbiguousLettersWarning, match=said) as caught:
+        call(DNATokenizer())
+    assert len(caught) == 1
+    call(DNATokenizer(iupac="unk"))  # asked for: unknown, not N
+
+
 def test_one_token_for_each_character_whatever_it_is() -> None:
     assert DNATokenizer().encode_array("AéΩ🧬C").tolist() == [7, 6, 6, 6, 8]
     assert DNATokenizer().encode_array(b"ACGT").tolist() == [7, 8, 9, 10]
 
 
+@pytest.mark.filterwarnings("ignore:the tokenizer:megabase.genome.errors.AmbiguousLettersWarning")
 def test_special_tokens_in_the_text() -> None:
     tokenizer = DNATokenizer(special_tokens="none")
     assert tokenizer("AC[MASK]G")["input_ids"] == [7, 8, 3, 9]

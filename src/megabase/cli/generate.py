@@ -1,9 +1,9 @@
 """Write DNA with a causal language model, base by base.
 
-Writes FASTA, or prints it without --output. Prompts come from --prompt, from a FASTA file, or from
-a BED file over a genome; without any, the first base is drawn evenly. The header of each record
-carries what decides it: model, seed, number and options. --check adds a table of what was written
-beside a genome: composition, words, longest exact copy.
+Writes FASTA, or prints it without --output. Prompts come from --prompt, from a FASTA file or a
+table, or from a BED file over a genome; without any, the first base is drawn evenly. The header of
+each record carries what decides it: model, seed, number and options. --check adds a table of what
+was written beside a genome: composition, words, longest exact copy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from megabase.cli.inference_options import add_run_options, progress_bar, run_options
+from megabase.cli.inference_options import (
+    add_kind_options,
+    add_run_options,
+    progress_bar,
+    run_options,
+)
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -45,11 +50,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--prompt", type=str, default=None, help="letters to begin with")
     parser.add_argument(
         "--prompts", type=str, default=None, metavar="FILE",
-        help="prompts: a FASTA file; with --genome a BED file",
+        help="prompts: a FASTA file or a table; with --genome a BED file",
     )  # fmt: skip
     parser.add_argument(
         "--genome", type=str, default=None, help="genome store (or FASTA) of the BED file"
     )
+    add_kind_options(parser, variants=False)
     parser.add_argument(
         "--with-prompt", action="store_true", help="write the prompt before what follows it"
     )
@@ -120,6 +126,7 @@ def run(args: Namespace) -> int:
         PromptInput,
         generate_file,
     )
+    from megabase.inference.input_stream import SequenceInput
     from megabase.inference.sampling import SamplingOptions
     from megabase.inference.sources import genome_store
 
@@ -130,7 +137,12 @@ def run(args: Namespace) -> int:
     options = GenerateOptions(
         args.length, args.samples, stop, args.batch_size, args.with_prompt, sampling
     )
-    prompts = PromptInput(args.prompt or "", args.prompts, args.genome)
+    source = None
+    if args.prompts is not None:
+        source = SequenceInput(
+            args.prompts, args.genome, args.kind, column=args.sequence, strict=args.strict
+        )
+    prompts = PromptInput(args.prompt or "", source)
     job = GenerateJob(prompts, args.model, options)
     written: list[Generated] = []
     with ExitStack() as stack:

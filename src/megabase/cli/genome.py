@@ -134,13 +134,13 @@ def _share(part: int, whole: int) -> str:
 def _print_summary(store: GenomeStore, console: Console) -> None:
     from rich.table import Table
 
+    from megabase.genome.alphabet import describe_ambiguous
+
     contigs, total = store.contigs, store.total_length
     letters = store.metadata.iupac_letters
     iupac = _share(sum(letters.values()), total)
     if letters:
-        iupac += ": " + ", ".join(f"{letter} {count:,}" for letter, count in letters.items())
-    if "U" in letters:
-        iupac += "; U is RNA: write T for U in the FASTA to keep those bases"
+        iupac += f": {describe_ambiguous(letters)}"
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

@@ -97,17 +97,10 @@ def _read_variants(args: Namespace, store: GenomeStore) -> Any:
     import polars as pl
 
     from megabase.genome.tables import read_vcf
-    from megabase.genome.vcf import open_bcf
+    from megabase.genome.vcf import float_info_keys, read_vcf_header
 
-    keys: list[str] = list(args.info)
-    if not keys:
-        try:
-            with open_bcf(Path(args.vcf)) as file:
-                info = file.header.info
-                keys = [k for k in info if info[k].type == "Float" and info[k].number in (1, "A")]
-        except (OSError, ValueError) as error:
-            raise RequestError(f"cannot read the header of {args.vcf}: {error}") from None
-    frame = read_vcf(args.vcf, store, info=[*keys, _REASON])
+    keys: list[str] = list(args.info) or float_info_keys(read_vcf_header(args.vcf))
+    frame = read_vcf(args.vcf, store, info=[*keys, _REASON], strict=args.strict)
     for key in keys:
         values = pl.col(key).str.split(",")
         one = pl.when(values.list.len() > 1).then(
@@ -151,7 +144,7 @@ def _compose(args: Namespace, shown: _Shown, variants: Any, model: Loaded | None
     genes = None
     if args.genes is not None:
         track_kind(args.genes, ["genes"])
-        genes = genes_track(args.genes, store, places)
+        genes = genes_track(args.genes, store, places, strict=args.strict)
     if genes is not None:
         shown.tracks.append(genes)
         shown.facts.append(("genes", Path(str(args.genes)).name))
@@ -225,9 +218,9 @@ def _more_tracks(
         elif kind == "bedgraph":
             tracks.append(bedgraph_track(path, store, places, label))
         elif kind == "genes":
-            tracks.append(genes_track(path, store, places, label))
+            tracks.append(genes_track(path, store, places, label, strict=args.strict))
         else:
-            tracks.append(bed_track(path, store, places, label))
+            tracks.append(bed_track(path, store, places, label, strict=args.strict))
         facts.append((f"track {label}", f"{Path(path).name}, sha256 {file_digest(path)}"))
     return tracks, facts
 

@@ -16,6 +16,7 @@ __all__ = [
     "add_kind_options",
     "add_model_option",
     "add_run_options",
+    "add_strict_option",
     "progress_bar",
     "refuse_unused",
     "run_options",
@@ -85,15 +86,25 @@ def refuse_unused(given: Mapping[str, bool], why: str) -> None:
         raise InferenceError(f"{', '.join(names)} {verb} {why}")
 
 
-def add_kind_options(parser: ArgumentParser) -> None:
+def add_kind_options(parser: ArgumentParser, *, variants: bool = True) -> None:
     """Add what says how a file of sequences is read."""
+    kinds = ["auto", "fasta", "bed", *(["vcf"] if variants else []), "table"]
     parser.add_argument(
-        "--kind", default="auto", choices=["auto", "fasta", "bed", "vcf", "table"],
+        "--kind", default="auto", choices=kinds,
         help="what the input is (default: by its ending; .csv, .tsv and .parquet are tables)",
     )  # fmt: skip
     parser.add_argument(
         "--sequence", default=None, type=str, metavar="COLUMN",
         help="column of a table's sequences (default: sequence or seq)",
+    )  # fmt: skip
+    add_strict_option(parser)
+
+
+def add_strict_option(parser: ArgumentParser) -> None:
+    """Add ``--strict``."""
+    parser.add_argument(
+        "--strict", action="store_true",
+        help="refuse the input for its first row that cannot be used, instead of leaving it out",
     )  # fmt: skip
 
 
@@ -108,7 +119,7 @@ def source_of(args: Namespace) -> SequenceInput:
     from megabase.inference.input_stream import SequenceInput
 
     window = SequenceInput.window if args.window is None else args.window
-    source = SequenceInput(args.input, args.genome, args.kind, window, args.sequence)
+    source = SequenceInput(args.input, args.genome, args.kind, window, args.sequence, args.strict)
     if source.found_kind != "vcf":
         why = f"for variants (VCF), and {args.input} holds none"
         refuse_unused({"--window": args.window is not None}, why)

@@ -120,7 +120,7 @@ def run(args: Namespace) -> int:
         with progress_bar("bases") as progress:
             target = predict_track(
                 args.genome, args.output, args.model, regions=args.regions, options=options,
-                calls=args.calls, progress=progress, **common,
+                calls=args.calls, progress=progress, strict=args.strict, **common,
             )  # fmt: skip
         print(f"wrote {target}" + (f" and {args.calls}" if args.calls else ""))
         return 0

@@ -67,6 +67,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--window", type=int, default=None,
                        help="bases the model reads at once (default: up to 1,024)")  # fmt: skip
     group.add_argument("--no-model", action="store_true", help="show no model")
+    group.add_argument(
+        "--strict", action="store_true",
+        help="refuse the first row of a file that cannot be used, instead of leaving it out",
+    )  # fmt: skip
     group.add_argument("--device", type=str, default=None, help="cpu, cuda, cuda:1 or mps")
     group.add_argument("--batch-tokens", type=int, default=65_536,
                        help="positions of a batch: time and memory")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Log-likelihood and perplexity of sequences (FASTA) or of intervals of a genome (BED).
+"""Log-likelihood and perplexity of sequences (FASTA, tables) or intervals of a genome (BED).
 
 Writes one row for each sequence, to Parquet or TSV by the ending of the output.
 """
@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from megabase.cli.inference_options import (
+    add_kind_options,
     add_model_option,
     add_run_options,
     progress_bar,
@@ -30,12 +31,13 @@ EXAMPLES = (
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of ``megabase score``."""
     parser.add_argument(
-        "input", metavar="FILE", type=str, help="FASTA file; with --genome a BED file"
+        "input", metavar="FILE", type=str, help="FASTA file or table; with --genome a BED file"
     )
     parser.add_argument(
         "-o", "--output", required=True, type=str, help="the table: FILE.parquet or FILE.tsv"
     )
     add_model_option(parser)
+    add_kind_options(parser, variants=False)
     parser.add_argument(
         "--genome", type=str, default=None,
         help="genome store (or FASTA file) that the intervals of a BED file lie on",
@@ -67,6 +69,7 @@ def run(args: Namespace) -> int:
     from pathlib import Path
 
     from megabase.inference.errors import InferenceError
+    from megabase.inference.input_stream import SequenceInput
     from megabase.inference.parts import refuse_existing
     from megabase.inference.score import ScoreOptions
     from megabase.inference.score_job import ScoreJob
@@ -82,11 +85,10 @@ def run(args: Namespace) -> int:
     if args.context and args.genome is None:
         raise InferenceError("--context needs --genome: a FASTA sequence has no DNA before it")
     with contextlib.ExitStack() as stack:
-        genome = stack.enter_context(genome_store(args.genome)).path if args.genome else None
+        genome = args.genome and str(stack.enter_context(genome_store(args.genome)).path)
         job = ScoreJob(
-            Path(args.input),
+            SequenceInput(args.input, genome, args.kind, column=args.sequence, strict=args.strict),
             args.model,
-            genome,
             ScoreOptions(args.strands, args.window, args.stride, args.per_base),
             args.context,
             args.batch_tokens,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from megabase.cli.inference_options import (
     add_model_option,
     add_run_options,
+    add_strict_option,
     progress_bar,
     run_options,
 )
@@ -55,6 +56,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "their length, shared by neighbours (faster)",
     )  # fmt: skip
     parser.add_argument("--prefix", type=str, default="MB", help="beginning of the INFO keys")
+    add_strict_option(parser)
     parser.add_argument(
         "--allow-mismatches", action="store_true",
         help="go on although many REF differ from the genome",
@@ -88,16 +90,14 @@ def run(args: Namespace) -> int:
             VariantOptions(args.window, methods, args.strands, args.placement),
             args.prefix,
             args.allow_mismatches,
+            args.strict,
             args.batch_tokens,
         )
         progress = stack.enter_context(progress_bar("records"))
         run_job(job, target, progress=progress, **run_options(args))
     if job.found is None or not target.exists():
         return 0  # another rank writes the output
-    note = ""
-    if job.found.mismatches:
-        note = f"; REF differs from the genome in {job.found.mismatches:,}"
-    print(f"wrote {target}: {job.found.records:,} records{note}", file=sys.stderr)
+    print(f"wrote {target}: {job.found.records:,} records", file=sys.stderr)
     if suffix in (".vcf.gz", ".vcf.bgz", ".bcf"):
         for old in (".tbi", ".csi"):
             target.with_name(target.name + old).unlink(missing_ok=True)

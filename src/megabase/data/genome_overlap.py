@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from megabase.data.hashing import mix64
 from megabase.data.labelled import LabelledSequences
-from megabase.data.words import canonical_kmers, one_in, row_kmers
+from megabase.data.words import one_in, row_kmers
+from megabase.genome.kmers import canonical_kmers
 
 if TYPE_CHECKING:
     from megabase.data.regions import Regions

@@ -45,6 +45,7 @@ def read_interval_text(
     flank: int = 0,
     center: Literal["middle", "summit"] = "middle",
     orient: bool = False,
+    strict: bool = False,
 ) -> LabelledText:
     """Read intervals with labels, and their sequences from a genome.
 
@@ -54,7 +55,7 @@ def read_interval_text(
         BED, narrowPeak, broadPeak, GFF3, GTF or VCF (one row for each alternative allele; the
         sequence is that of the genome), plain or gzip.
     store
-        The genome; every row has to lie on it.
+        The genome.
     label
         Column or columns of the labels: of a BED by the names of
         :func:`megabase.genome.tables.read_bed`, None takes ``name``; of a GFF its columns or keys
@@ -69,6 +70,8 @@ def read_interval_text(
         narrowPeak (the middle where it is not known).
     orient
         Whether rows of the strand ``-`` are read as their reverse complement.
+    strict
+        Refuse rows that are not on the genome, which are left out otherwise.
 
     Returns
     -------
@@ -78,16 +81,18 @@ def read_interval_text(
     Raises
     ------
     MegabaseError
-        With file and row or line: for a broken file, a row that is not on the genome, a missing
-        label column, or an empty label.
+        With file and row or line: for a broken file, one without a row on the genome, a missing
+        label column, an empty label, or a summit outside its peak.
 
     Warns
     -----
+    LeftOutWarning
+        With the number of rows that are not on the genome, by reason.
     IntervalWarning
         With their number, when windows reach past the end of a contig: N stands there.
     """
     path = Path(path)
-    table, columns = _read(path, store, (label,) if isinstance(label, str) else label)
+    table, columns = _read(path, store, (label,) if isinstance(label, str) else label, strict)
     start, end = _bounds(path, table, length, flank, center)
     labels = list(zip(*(_cells(table[name]) for name in columns), strict=True))
     reverse = [value == str(Strand.REVERSE) for value in table["strand"]] if orient else None
@@ -124,7 +129,7 @@ def _fetch(store: GenomeStore, contig: str, first: int, last: int) -> npt.NDArra
 
 
 def _read(
-    path: Path, store: GenomeStore, label: Sequence[str] | None
+    path: Path, store: GenomeStore, label: Sequence[str] | None, strict: bool
 ) -> tuple[pl.DataFrame, tuple[str, ...]]:
     """Read the table, and find the label columns."""
     import polars as pl
@@ -144,14 +149,16 @@ def _read(
             raise LabelledDataError(
                 f"{path} is a VCF: name the label (table.label), a key of its INFO column"
             )
-        table = read_vcf(path, store, info=[n for n in label if n not in ("filter", "id", "qual")])
+        keys = [name for name in label if name not in ("filter", "id", "qual")]
+        table = read_vcf(path, store, info=keys, strict=strict)
     elif suffix in _GFF:
         label = label or ("type",)
         own = ("source", "type", "score", "strand", "phase")
-        table = read_gff(path, store, attributes=[name for name in label if name not in own])
+        keys = [name for name in label if name not in own]
+        table = read_gff(path, store, attributes=keys, strict=strict)
     else:
         label = label or ("name",)
-        table = read_bed(path, store)
+        table = read_bed(path, store, strict=strict)
     for name in label:
         missing = name not in table.columns
         if missing or (suffix not in _BED and table[name].is_null().all()):
@@ -188,6 +195,15 @@ def _bounds(
                     f"{path} has no summits; expected a narrowPeak (genome.center)"
                 )
             summit = table["summit"].fill_null(-1).to_numpy()
+            outside = np.flatnonzero((summit < -1) | (summit >= end - table["start"].to_numpy()))
+            if len(outside):
+                row = table.row(int(outside[0]), named=True)
+                raise LabelledDataError(
+                    f"{path}: the summit of peak {row['contig']}:{row['start'] + 1:,}-"
+                    f"{row['end']:,} is {row['summit']}, outside its {row['end'] - row['start']:,} "
+                    f"bases ({len(outside):,} such rows); expected an offset from the start, or -1 "
+                    "where it is not known"
+                )
             middle = np.where(summit >= 0, start + summit, middle)
         start = middle - length // 2
         end = start + length

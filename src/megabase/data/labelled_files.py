@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from megabase.data.parquet import read_parquet
 from megabase.errors import MegabaseError
 from megabase.genome.files import lacks_bgzip_end, numbered_lines
 from megabase.genome.interval import Interval
@@ -195,7 +196,7 @@ def _frame(path: Path, suffix: str) -> pl.DataFrame:
                     "every bgzip file; copy or download it again"
                 )
         if suffix in _PARQUET:
-            return pl.read_parquet(path)
+            return read_parquet(path, LabelledDataError)
         # As text: whether "01" is a number is for the labels to say, not for the reader.
         separator = "," if suffix in _COMMA else "\t"
         return pl.read_csv(path, separator=separator, infer_schema=False)

@@ -55,7 +55,9 @@ class Split:
     test: Regions
 
 
-def regions_of(store: GenomeStore, places: Iterable[str | os.PathLike[str]]) -> Regions:
+def regions_of(
+    store: GenomeStore, places: Iterable[str | os.PathLike[str]], *, strict: bool = True
+) -> Regions:
     """Give the positions of named places.
 
     Parameters
@@ -64,6 +66,9 @@ def regions_of(store: GenomeStore, places: Iterable[str | os.PathLike[str]]) -> 
         The genome.
     places
         Contig names, stretches of contigs and BED files, in any mixture.
+    strict
+        Refuse rows of BED files that are not on the genome: a place that is to be held out must not
+        vanish. False: they are left out and counted.
 
     Returns
     -------
@@ -80,7 +85,7 @@ def regions_of(store: GenomeStore, places: Iterable[str | os.PathLike[str]]) -> 
     for place in places:
         text = os.fspath(place)
         if text.lower().endswith(_BED) or isinstance(place, Path):
-            found = found.union(_read_bed(store, Path(text)))
+            found = found.union(_read_bed(store, Path(text), strict))
         else:
             interval = store.region(text)
             index = store.contig_index(interval.contig)
@@ -88,10 +93,10 @@ def regions_of(store: GenomeStore, places: Iterable[str | os.PathLike[str]]) -> 
     return found
 
 
-def _read_bed(store: GenomeStore, path: Path) -> Regions:
+def _read_bed(store: GenomeStore, path: Path, strict: bool) -> Regions:
     from megabase.genome.tables import read_bed
 
-    return Regions.of(*_columns(store, read_bed(path, store, columns=3)))
+    return Regions.of(*_columns(store, read_bed(path, store, columns=3, strict=strict)))
 
 
 def _columns(store: GenomeStore, table: pl.DataFrame) -> Intervals:
@@ -127,7 +132,7 @@ def read_intervals(store: GenomeStore, path: str | os.PathLike[str], split: str)
     """
     from megabase.genome.tables import read_bed
 
-    table = read_bed(Path(path), store, columns=4)
+    table = read_bed(Path(path), store, columns=4, strict=True)
     names = table["name"].to_list() if "name" in table.columns else []
     rows = table.filter([name == split for name in names]) if names else table.clear()
     if rows.is_empty():

@@ -10,12 +10,11 @@ import numpy.typing as npt
 
 from megabase.data.hashing import mix64
 from megabase.data.labelled import LabelledSequences
-from megabase.genome import alphabet
+from megabase.genome.kmers import canonical_kmers
 
 __all__ = [
     "K_NEAR",
     "RowWords",
-    "canonical_kmers",
     "largest_shares",
     "one_in",
     "overlap_groups",
@@ -33,53 +32,6 @@ _CHUNK = 4_000_000
 
 _Rows = npt.NDArray[np.int64]
 _Words = npt.NDArray[np.uint64]
-
-
-def canonical_kmers(codes: npt.NDArray[np.uint8], k: int) -> tuple[_Words, npt.NDArray[np.bool_]]:
-    """Pack every word of k bases into an integer, the smaller of it and its reverse complement.
-
-    Parameters
-    ----------
-    codes
-        Base codes (n,).
-    k
-        1 to 31.
-
-    Returns
-    -------
-    words : numpy.ndarray
-        uint64 (n - k + 1,), the word that starts at each position.
-    known : numpy.ndarray
-        bool of the same shape: whether it is all A, C, G, T.
-    """
-    n = len(codes) - k + 1
-    if n <= 0:
-        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=bool)
-    base = codes & alphabet.BASE_BITS
-    bad = np.concatenate([[0], np.cumsum(base > alphabet.T)])
-    known = bad[k:] == bad[:-k]
-    two = np.where(base > alphabet.T, 0, base).astype(np.uint64)
-    # Words of k bases from words of half their length: log2(k) passes over the array.
-    forward, backward = _pack(two, k, False), _pack(np.uint64(3) - two, k, True)
-    return np.minimum(forward, backward), known
-
-
-def _pack(two: _Words, k: int, reverse: bool) -> _Words:
-    if k == 1:
-        return two
-    half = k // 2
-    low, n = _pack(two, half, reverse), len(two) - k + 1
-    first, second = low[:n], low[half : half + n]
-    size = half
-    if k % 2:
-        size += 1
-        extra = two[half * 2 : half * 2 + n]
-        if reverse:  # later bases are higher: the reverse strand reads from the end
-            return (extra << np.uint64(4 * half)) | (second << np.uint64(2 * half)) | first
-        return (first << np.uint64(2 * (half + 1))) | (second << np.uint64(2)) | extra
-    if reverse:
-        return (second << np.uint64(2 * half)) | first
-    return (first << np.uint64(2 * half)) | second
 
 
 def row_kmers(rows: LabelledSequences, k: int, every: int = 1) -> tuple[_Words, _Rows]:

@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.data.labelled import LabelledSequences
-from megabase.data.words import RowWords, canonical_kmers, largest_shares, one_in
+from megabase.data.words import RowWords, largest_shares, one_in
 from megabase.errors import MissingDependencyError
 from megabase.evaluate import metrics
+from megabase.genome.kmers import canonical_kmers
 
 __all__ = [
     "BaselineResult",
@@ -57,13 +58,12 @@ class BaselineResult:
 
 @lru_cache(maxsize=16)
 def _canonical(k: int) -> npt.NDArray[np.uint64]:
-    """Give the packed canonical words of k bases, in order."""
-    words = np.arange(4**k, dtype=np.uint64)
-    digits = [(words >> np.uint64(2 * i)) & np.uint64(3) for i in range(k)]
-    turned = np.zeros_like(words)
-    for i, digit in enumerate(digits):
-        turned |= (np.uint64(3) - digit) << np.uint64(2 * (k - 1 - i))
-    return np.unique(np.minimum(words, turned))
+    """Give the packed canonical k-mers, in order."""
+    every = np.arange(4**k, dtype=np.uint64)
+    shifts = np.arange(k, dtype=np.uint64)[::-1] * np.uint64(2)
+    codes = ((every[:, None] >> shifts) & np.uint64(3)).astype(np.uint8)
+    owner = np.arange(0, codes.size, k)
+    return np.unique(canonical_kmers(codes.ravel(), k)[0][owner])
 
 
 def kmer_names(k: int) -> list[str]:

@@ -8,10 +8,14 @@ other than A, C, G, T (R, Y, S, W, K, M, B, D, H, V, and U) become N.
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
-from megabase.genome.errors import AlphabetError
+from megabase.genome.errors import AlphabetError, AmbiguousLettersWarning
 
 __all__ = [
     "AMBIGUITY_LETTERS",
@@ -26,9 +30,12 @@ __all__ = [
     "G",
     "N",
     "T",
+    "count_ambiguous",
     "decode",
+    "describe_ambiguous",
     "encode",
     "reverse_complement",
+    "warn_ambiguous",
 ]
 
 A, C, G, T, N, PAD = range(6)
@@ -82,13 +89,57 @@ TOKEN_ID_OF_CODE: NDArray[np.uint8] = _token_table()
 padding 4; 6, unknown, for a byte that is no code)."""
 
 
-def encode(sequence: str | bytes) -> NDArray[np.uint8]:
+_NOT_AMBIGUOUS = bytes(byte for byte in range(256) if chr(byte).upper() not in AMBIGUITY_LETTERS)
+
+
+def count_ambiguous(sequence: str | bytes) -> Counter[str]:
+    """Count the IUPAC letters that :func:`encode` reads as N, by letter, in either case."""
+    if isinstance(sequence, str):
+        sequence = sequence.encode("ascii", errors="replace")
+    found = bytes(sequence).translate(None, _NOT_AMBIGUOUS).upper().decode()
+    return Counter({letter: found.count(letter) for letter in AMBIGUITY_LETTERS if letter in found})
+
+
+def describe_ambiguous(counts: Mapping[str, int]) -> str:
+    """Say which letters were read as N, and what to do about RNA: ``R 1, U 4; U is RNA: ...``."""
+    text = ", ".join(f"{letter} {count:,}" for letter, count in counts.items())
+    return text + ("; U is RNA: write T for U to keep those bases" if "U" in counts else "")
+
+
+def warn_ambiguous(counts: Mapping[str, int], where: object, stacklevel: int = 3) -> None:
+    """Say how many letters of which kind were read as N; nothing when there were none.
+
+    Parameters
+    ----------
+    counts
+        Number of each IUPAC letter.
+    where
+        The file, or what else was read.
+    stacklevel
+        As for :func:`warnings.warn`.
+
+    Warns
+    -----
+    AmbiguousLettersWarning
+    """
+    total = sum(counts.values())
+    if total:
+        warnings.warn(
+            f"{where}: {total:,} letter{'s' * (total > 1)} read as N: {describe_ambiguous(counts)}",
+            AmbiguousLettersWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def encode(sequence: str | bytes, ambiguous: Counter[str] | None = None) -> NDArray[np.uint8]:
     """Turn letters into codes.
 
     Parameters
     ----------
     sequence
         DNA letters, upper or lower case; IUPAC letters other than A, C, G, T become N.
+    ambiguous
+        Where to count those letters, for :func:`warn_ambiguous`; they are not counted when None.
 
     Returns
     -------
@@ -119,6 +170,8 @@ def encode(sequence: str | bytes) -> NDArray[np.uint8]:
             f"character {found!r} at position {wrong:,} (0-based) is no DNA letter; "
             f"expected A, C, G, T, N or an IUPAC letter ({AMBIGUITY_LETTERS}), in either case"
         )
+    if ambiguous is not None:
+        ambiguous.update(count_ambiguous(raw))
     return np.frombuffer(codes, dtype=np.uint8)
 
 

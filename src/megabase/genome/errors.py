@@ -4,9 +4,12 @@ from megabase.errors import MegabaseError
 
 __all__ = [
     "AlphabetError",
+    "AmbiguousLettersWarning",
     "ContigAliasWarning",
     "CoordinateError",
     "FastaError",
+    "InputWarning",
+    "LeftOutWarning",
     "StoreError",
     "TableError",
     "UnknownContigError",
@@ -37,5 +40,17 @@ class TableError(MegabaseError):
     """A BED, GFF or VCF file with a row that cannot be used; the message names file and line."""
 
 
-class ContigAliasWarning(UserWarning):
+class InputWarning(UserWarning):
+    """Something about the input that does not stop the work; said once, in one line."""
+
+
+class AmbiguousLettersWarning(InputWarning):
+    """Letters that are read as N; the message counts them by kind."""
+
+
+class LeftOutWarning(InputWarning):
+    """Rows of a file that are left out; the message counts them by reason."""
+
+
+class ContigAliasWarning(InputWarning):
     """A contig was found under another spelling: ``chr1`` for ``1``, ``chrM`` for ``MT``."""

@@ -35,7 +35,7 @@ _OTHER_FORMATS = {
     b"\x1a\x41\x27\x43": "2bit: turn it into FASTA first (twoBitToFa)",
     b"\x89MBG": "a genome store already",
     b"CRAM": "CRAM: expected FASTA",
-    b"@": "FASTQ or SAM: expected FASTA",
+    b"@": "FASTQ or SAM: expected FASTA (samtools fasta turns either into it)",
     b"LOCUS ": "GenBank: turn it into FASTA first",
     b"version https://git-lfs": "a git-lfs pointer: run git lfs pull in its folder",
     b"<!DOCTYPE html": "an HTML page: download the file itself from its direct address",
@@ -253,6 +253,15 @@ class _Parser:
         self.open_header = None
         self.close_contig()
         self.contig = None  # what is wrong with this line is no matter of the contig before
+        # Descriptions are for people; a name is compared, so none may become another.
+        words = raw[1:].split(maxsplit=1)
+        try:
+            (words[0] if words else b"").decode()
+        except UnicodeDecodeError:
+            raise self.fail(
+                f"the name {words[0].decode('latin-1')[:60]!r} is not in UTF-8 (shown here as "
+                "Latin-1); convert the file with: iconv -f LATIN1 -t UTF-8"
+            ) from None
         text = raw[1:].decode("utf-8", errors="replace").rstrip()
         if "\r" in text:
             raise self.fail(

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from megabase.genome.errors import StoreError
+from megabase.untrusted import parsing, recognise, shown
 
 __all__ = ["CODES_OFFSET", "FORMAT_VERSION", "MAGIC", "Contig", "Layout", "Metadata"]
 
@@ -110,21 +111,90 @@ class Metadata:
         return json.dumps(asdict(self), separators=(",", ":"), ensure_ascii=False).encode()
 
     @classmethod
-    def from_bytes(cls, raw: bytes) -> Self:
-        """Inverse of :meth:`to_bytes`; fields of later additions are ignored."""
-        fields: dict[str, Any] = json.loads(raw)
-        known = Contig.__slots__
+    def from_bytes(cls, raw: bytes, codes: int) -> Self:
+        """Inverse of :meth:`to_bytes`; fields of later additions are ignored.
+
+        Parameters
+        ----------
+        raw
+            The metadata.
+        codes
+            Number of codes in the file.
+
+        Raises
+        ------
+        StoreError
+            Naming the field that is missing, of another type, or beyond the codes.
+        """
+        fields = _Fields(json.loads(raw))
+        contigs: list[Contig] = []
+        end = 0
+        for row in fields.list("contigs"):
+            entry = _Fields(row)
+            length = entry.number("length", codes - end)
+            contig = Contig(
+                name=entry.text("name"),
+                length=length,
+                offset=entry.number("offset", codes),
+                sha256=entry.text("sha256"),
+                description=entry.text("description", ""),
+                source=entry.text("source", ""),
+                n_count=entry.number("n_count", length, 0),
+                iupac_count=entry.number("iupac_count", length, 0),
+                soft_masked_count=entry.number("soft_masked_count", length, 0),
+            )
+            if contig.offset != end:
+                raise StoreError(f"contig {shown(contig.name)} does not begin where the last ends")
+            contigs.append(contig)
+            end += length
+        if end != codes or len({contig.name for contig in contigs}) != len(contigs):
+            raise StoreError("its contigs do not make up the codes, each with its own name")
+        letters = _Fields(fields.get("iupac_letters"))
         return cls(
-            name=fields["name"],
-            contigs=tuple(
-                Contig(**{key: row[key] for key in known if key in row})
-                for row in fields["contigs"]
+            name=fields.text("name"),
+            contigs=tuple(contigs),
+            sources=tuple(
+                _Fields({"source": item}).text("source") for item in fields.list("sources")
             ),
-            sources=tuple(fields["sources"]),
-            iupac_letters=dict(fields["iupac_letters"]),
-            checksum=fields["checksum"],
-            created_by=fields["created_by"],
+            iupac_letters={letter: letters.number(letter, codes) for letter in letters.values},
+            checksum=fields.text("checksum"),
+            created_by=fields.text("created_by"),
         )
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise StoreError(f"{name} must be text, found {shown(value)}")
+    value.encode()  # JSON can write halves of characters, which no file or terminal takes
+    return value
+
+
+class _Fields:
+    """An object of the metadata, whose fields are of the expected type or a StoreError."""
+
+    def __init__(self, values: Any) -> None:
+        if not isinstance(values, dict):
+            raise StoreError(f"expected an object, found {shown(values)}")
+        self.values: dict[str, Any] = values
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.values.get(name, default)
+
+    def text(self, name: str, default: str | None = None) -> str:
+        return _text(name, self.get(name, default))
+
+    def number(self, name: str, most: int, default: int | None = None) -> int:
+        value = self.get(name, default)
+        if type(value) is not int or not 0 <= value <= most:
+            raise StoreError(
+                f"{name[:60]} must be a whole number from 0 to {most:,}, found {shown(value)}"
+            )
+        return value
+
+    def list(self, name: str) -> list[Any]:
+        if not isinstance(value := self.get(name), list):
+            raise StoreError(f"{name} must be a list, found {shown(value)}")
+        return value
 
 
 def genome_checksum(contigs: Iterable[Contig]) -> str:
@@ -205,6 +275,8 @@ class Layout:
             raise StoreError(
                 f"{path} is not a genome store: expected a file written by megabase genome build, "
                 f"found {kind}"
+                if not (known := recognise(path))
+                else f"{path} {known}"
             )
         if len(raw) >= 12:
             version = int.from_bytes(raw[8:12], "little")
@@ -215,7 +287,10 @@ class Layout:
                 )
         layout = cls(*_HEADER.unpack(raw)[3:]) if len(raw) == _HEADER.size else None
         expected = layout.metadata_offset + layout.metadata_length if layout else CODES_OFFSET
-        if layout and layout.codes_offset + layout.codes_length != layout.metadata_offset:
+        if layout and (
+            layout.codes_offset != CODES_OFFSET
+            or layout.codes_offset + layout.codes_length != layout.metadata_offset
+        ):
             raise StoreError(f"genome store {path} is damaged: its header contradicts itself")
         if layout is None or size != expected:
             what = "is cut short" if size < expected else "has bytes after its end"
@@ -230,4 +305,9 @@ class Layout:
                 f"genome store {path} is damaged: its metadata does not have the recorded sha256; "
                 "copy it again or build it again"
             )
-        return layout, Metadata.from_bytes(metadata)
+        place = f"genome store {path} is damaged: its metadata"
+        with parsing(place, StoreError, "build it again"):
+            try:
+                return layout, Metadata.from_bytes(metadata, layout.codes_length)
+            except StoreError as error:
+                raise StoreError(f"{place}: {error}; build it again") from error

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
-from megabase.genome.alphabet import BASE_BITS, N, decode, encode
 from megabase.genome.errors import TableError, UnknownContigError
-from megabase.genome.interval import Strand, one_based
+from megabase.genome.interval import Strand
+from megabase.genome.left_out import LeftOut
 from megabase.genome.store import GenomeStore
 
 __all__ = ["RowSource"]
@@ -106,12 +106,6 @@ class RowSource:
 
     def check_order(self, frame: pl.DataFrame, one_based_closed: bool = False) -> None:
         """Refuse coordinates that hold no base, as the file counts them."""
-        first = 1 if one_based_closed else 0
-        self.refuse(
-            frame,
-            pl.col("start") < first,
-            lambda row: f"start must be {first} or more, found {row['start']}",
-        )
         if one_based_closed:
             wrong = pl.col("start") > pl.col("end")
             rule = "start <= end (1-based, both included)"
@@ -124,55 +118,81 @@ class RowSource:
             lambda row: f"expected {rule}, found start {row['start']:,} and end {row['end']:,}",
         )
 
-    def check_against(self, frame: pl.DataFrame, store: GenomeStore) -> pl.DataFrame:
-        """Give contigs the names of the store, and refuse rows that are not on it."""
-        first_lines = frame.group_by("contig", maintain_order=True).agg(pl.col("line").first())
-        names: dict[str, str] = {}
-        lengths: dict[str, int] = {}
-        for name, line in first_lines.iter_rows():
-            try:
-                contig = store.contig(name)
-            except UnknownContigError as error:
-                raise UnknownContigError(f"{self.path}, {self.unit} {line:,}: {error}") from None
-            names[name] = contig.name
-            lengths[contig.name] = contig.length
-        if not names:
-            return frame
-        frame = frame.with_columns(pl.col("contig").replace_strict(names, return_dtype=pl.String))
-        limit = pl.col("contig").replace_strict(lengths, return_dtype=pl.Int64)
-        self.refuse(
-            frame,
-            pl.col("end") > limit,
-            lambda row: (
-                f"the row ends at {row['end']:,}, past the end of contig {row['contig']!r}, which "
-                f"has {lengths[row['contig']]:,} bases in genome {store.name!r}; is it made for "
-                "this genome build?"
-            ),
-        )
-        return frame
+    def on_genome(
+        self,
+        frame: pl.DataFrame,
+        store: GenomeStore | None,
+        left_out: LeftOut,
+        circular: Collection[str] = (),
+    ) -> pl.DataFrame:
+        """Keep the rows that lie on the genome, under the names that the store has for contigs.
 
-    def check_reference(self, frame: pl.DataFrame, store: GenomeStore) -> None:
-        """Refuse rows whose column ``ref`` is not what the genome has from ``start`` on.
-
-        Where either has N (or another ambiguity letter), nothing is compared.
+        Parameters
+        ----------
+        frame
+            The rows.
+        store
+            The genome; without one, rows only have to start at 0 or later.
+        left_out
+            Where the others are counted.
+        circular
+            Contigs without ends, as the file names them: a row over the origin ends there.
         """
-        index = {name: store.contig_index(name) for name in frame["contig"].unique()}
-        mismatches: list[pl.DataFrame] = []
-        rows = frame.with_columns(span=pl.col("end") - pl.col("start"))
-        for (span,), group in rows.group_by("span", maintain_order=True):
-            contigs = np.array([index[name] for name in group["contig"]], dtype=np.int64)
-            starts = group["start"].to_numpy()
-            genome = store.fetch_many(contigs, starts, int(str(span))) & np.uint8(BASE_BITS)
-            given = encode("".join(group["ref"])).reshape(genome.shape)
-            differ = ((genome != given) & (genome != N) & (given != N)).any(axis=1)
-            mismatches.append(group.filter(pl.Series(differ)))
-        wrong = pl.concat(mismatches).sort("line") if mismatches else rows
+        if store is None:
+            limit: pl.Expr = pl.lit(None, dtype=pl.Int64)
+            known: dict[str, str] = {}
+        else:
+            known, frame = self._known(frame, store, left_out)
+            lengths = {given: store.contig(name).length for given, name in known.items()}
+            limit = pl.col("contig").replace_strict(lengths, default=None, return_dtype=pl.Int64)
+        frame = frame.with_columns(limit=limit)
+        over = (
+            pl.col("contig").is_in(list(circular))
+            & (pl.col("start") < pl.col("limit"))
+            & (pl.col("end") > pl.col("limit"))
+        ).fill_null(False)
+        clipped = frame.filter(over).height
+        if clipped:
+            left_out.note = (
+                f"{clipped:,} over the origin of a circular contig "
+                f"{'end' if clipped > 1 else 'ends'} there"
+            )
+            end = pl.when(over).then("limit").otherwise("end").alias("end")
+            frame = frame.with_columns(end)
+        outside = (pl.col("start") < 0) | (pl.col("end") > pl.col("limit")).fill_null(False)
+        wrong = frame.filter(outside)
         if wrong.height:
             row = wrong.row(0, named=True)
-            there = store.fetch_many([index[row["contig"]]], [row["start"]], row["span"])[0]
-            raise TableError(
-                f"{self.path}, {self.unit} {row['line']:,}: REF is {row['ref'][:20]!r}, and genome "
-                f"{store.name!r} has {decode(there[:20])!r} at {row['contig']}:"
-                f"{one_based(row['start']):,}; {wrong.height:,} of {frame.height:,} records "
-                "differ: is the file made for this genome build?"
-            )
+            if row["start"] < 0 or store is None:
+                detail = f"the row begins before the first base of contig {row['contig']!r}"
+            else:
+                detail = (
+                    f"the row ends at {row['end']:,}, past the end of contig "
+                    f"{known[row['contig']]!r}, which has {row['limit']:,} bases in genome "
+                    f"{store.name!r}; is it made for this genome build?"
+                )
+            left_out.add("OUTSIDE_CONTIG", row["line"], lambda: detail, count=wrong.height)
+            frame = frame.filter(~outside)
+        left_out.report(frame.height)
+        return frame.with_columns(pl.col("contig").replace(known)).drop("limit")
+
+    def _known(
+        self, frame: pl.DataFrame, store: GenomeStore, left_out: LeftOut
+    ) -> tuple[dict[str, str], pl.DataFrame]:
+        """Give the store's names of contigs by those of the file, and the rows that have one."""
+        names: dict[str, str] = {}
+        counts = frame.group_by("contig", maintain_order=True).agg(
+            pl.col("line").first(), pl.len().alias("rows")
+        )
+        for name, line, count in counts.iter_rows():
+            try:
+                names[name] = store.contig(name).name
+            except UnknownContigError as error:
+                left_out.add(
+                    "UNKNOWN_CONTIG",
+                    line,
+                    partial(str, error),
+                    count=count,
+                    error=UnknownContigError,
+                )
+        return names, frame.filter(pl.col("contig").is_in(list(names)))

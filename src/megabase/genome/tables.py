@@ -3,7 +3,9 @@
 Every frame has the columns ``contig`` (String), ``start`` and ``end`` (Int64, 0-based half-open),
 in the order of the file. GFF and VCF count from 1; they are converted here by
 :func:`megabase.genome.interval.zero_based`, and nowhere else. Given a store, a reader also checks
-every row against the genome and gives contigs the names that the store uses.
+every row against the genome and gives contigs the names that the store uses: rows that do not lie
+on it are left out, counted and reported (:mod:`megabase.genome.left_out`), or refused when it is
+asked to be strict.
 """
 
 from __future__ import annotations
@@ -11,18 +13,19 @@ from __future__ import annotations
 import re
 import urllib.parse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
-from megabase.genome.alphabet import AMBIGUITY_LETTERS
 from megabase.genome.errors import TableError
 from megabase.genome.files import atomic_file, numbered_lines
 from megabase.genome.interval import Interval, Strand, zero_based
+from megabase.genome.left_out import LeftOut
 from megabase.genome.rows import NULL, RowSource
 from megabase.genome.store import GenomeStore
-from megabase.genome.vcf import is_bcf, open_bcf
+from megabase.genome.vcf import check_allele, is_bcf, placed_records, why_unusable
 
 __all__ = ["read_bed", "read_gff", "read_vcf", "to_intervals", "write_bed"]
 
@@ -40,7 +43,11 @@ _BED_NAMES = {
 _BED_DIRECTIVES = ("track", "browser")
 _BED_HEADERS = ("start", "chromstart", "chrom_start", "begin")
 _GFF = ("contig", "source", "type", "start", "end", "score", "strand", "phase", "attributes")
-_VCF = ("contig", "start", "id", "ref", "alt", "qual", "filter", "info")
+_VCF = {
+    "line": pl.Int64, "contig": pl.String, "start": pl.Int64, "end": pl.Int64, "ref": pl.String,
+    "alt": pl.String, "id": pl.String, "qual": pl.String, "filter": pl.String, "info": pl.String,
+    "record": pl.Int64, "allele": pl.Int64, "reason": pl.String,
+}  # fmt: skip
 
 
 def read_bed(
@@ -49,6 +56,7 @@ def read_bed(
     *,
     kind: BedKind = "auto",
     columns: int | None = None,
+    strict: bool = False,
 ) -> pl.DataFrame:
     """Read a BED file: BED3 to BED12 with any further columns, narrowPeak or broadPeak.
 
@@ -60,13 +68,15 @@ def read_bed(
     path
         The file.
     store
-        Genome to check against: unknown contigs and rows past the end of a contig are errors.
+        Genome to check against.
     kind
         What the columns after the sixth mean; ``"auto"`` goes by the file name
         (``.narrowPeak``, ``.broadPeak``, anything else is BED).
     columns
         Read the first so many columns only (3 or more), for files whose later columns are not
         those of BED.
+    strict
+        Refuse rows on unknown contigs, or not within their contig, which are left out otherwise.
 
     Returns
     -------
@@ -79,7 +89,12 @@ def read_bed(
     Raises
     ------
     TableError, UnknownContigError
-        Naming file and line of the first row that cannot be used.
+        Naming file and line of the first row that is broken, or when no row can be used.
+
+    Warns
+    -----
+    LeftOutWarning
+        With the number of rows that were left out, by reason.
 
     Notes
     -----
@@ -110,9 +125,7 @@ def read_bed(
     if "strand" in names:
         source.check_strand(frame)
     source.check_order(frame)
-    if store is not None:
-        frame = source.check_against(frame, store)
-    return frame.drop("line")
+    return source.on_genome(frame, store, LeftOut(source.path, strict=strict)).drop("line")
 
 
 def _bed_names(path: Path, kind: BedKind, width: int) -> list[str]:
@@ -136,8 +149,12 @@ def read_gff(
     *,
     attributes: Sequence[str] = (),
     types: Sequence[str] | None = None,
+    strict: bool = False,
 ) -> pl.DataFrame:
     """Read a GFF3 or GTF file; the two differ in their ninth column only.
+
+    A feature over the origin of a circular contig (``Is_circular=true`` in any row of the contig)
+    ends at the last base of the contig.
 
     Parameters
     ----------
@@ -150,6 +167,8 @@ def read_gff(
         row does not have it), such as ``("ID", "Name")`` or ``("gene_id", "gene_name")``.
     types
         Keep rows of these types only (``("exon", "CDS")``).
+    strict
+        As for :func:`read_bed`.
 
     Returns
     -------
@@ -160,16 +179,23 @@ def read_gff(
     Raises
     ------
     TableError, UnknownContigError
-        Naming file and line of the first row that cannot be used.
+        As for :func:`read_bed`.
+
+    Warns
+    -----
+    LeftOutWarning
+        As for :func:`read_bed`.
     """
     source = RowSource(Path(path))
-    numbers, texts = [], []
+    numbers, texts, circular = [], [], set[str]()
     for number, text in numbered_lines(source.path):
         if text.startswith(("##FASTA", ">")):
             break
         if text.strip() and not text.startswith("#"):
             numbers.append(number)
             texts.append(text)
+            if "Is_circular=true" in text:
+                circular.add(text.split("\t", 1)[0])
     frame = source.cast_numbers(source.split(numbers, texts, _GFF))
     if types is not None:
         frame = frame.filter(pl.col("type").is_in(list(types)))
@@ -177,8 +203,7 @@ def read_gff(
     source.check_strand(frame)
     source.check_order(frame, one_based_closed=True)
     frame = frame.with_columns(zero_based(pl.col("start")))
-    if store is not None:
-        frame = source.check_against(frame, store)
+    frame = source.on_genome(frame, store, LeftOut(source.path, strict=strict), circular)
     return frame.with_columns(_attribute(frame, key) for key in attributes).select(
         "contig", "start", "end", pl.exclude("line", "contig", "start", "end")
     )
@@ -197,7 +222,12 @@ def _attribute(frame: pl.DataFrame, key: str) -> pl.Series:
 
 
 def read_vcf(
-    path: str | Path, store: GenomeStore | None = None, *, info: Sequence[str] = ()
+    path: str | Path,
+    store: GenomeStore | None = None,
+    *,
+    info: Sequence[str] = (),
+    bases_only: bool = False,
+    strict: bool = False,
 ) -> pl.DataFrame:
     """Read the sites of a VCF or BCF file, one row for each alternative allele, in file order.
 
@@ -208,11 +238,15 @@ def read_vcf(
     path
         The file: plain, gzip or bgzip VCF, or BCF.
     store
-        Genome to check against; a reference allele that differs from the genome is an error too
-        (where either has N, nothing is compared).
+        Genome to check against (where either has N, the reference allele is not compared).
     info
         Keys of the INFO column to take out, each into a String column of its name: null where a
         record does not have it, empty for a flag.
+    bases_only
+        Leave out alleles that are no sequence in the place of REF, too: those with a reason.
+    strict
+        Refuse what is left out otherwise, records without a place in the genome among it
+        (:func:`megabase.genome.vcf.placed_records`).
 
     Returns
     -------
@@ -220,81 +254,43 @@ def read_vcf(
         contig, start, end (of the reference allele, 0-based half-open), ref and alt (upper case;
         alt null for a record without one; symbolic alleles such as ``<DEL>`` as they are), id,
         qual (Float64), filter, record (0-based number of the record in the file), allele (0-based
-        number of the alternative within its record), and the columns asked for.
+        number of the alternative within its record), reason (why the allele is no sequence in the
+        place of REF, such as ``SYMBOLIC_ALT``: :data:`megabase.genome.left_out.REASONS`; null for
+        one that is), and the columns asked for.
 
     Raises
     ------
     TableError, UnknownContigError
-        Naming file and line (of a BCF: record) of the first one that cannot be used.
+        Naming file and line (of a BCF: record) of the first one that is broken; when no record can
+        be used, or REF looks like that of another assembly.
+
+    Warns
+    -----
+    LeftOutWarning
+        With the number of alleles that were left out, by reason.
     """
-    source = RowSource(Path(path))
-    if is_bcf(source.path):
-        source = RowSource(source.path, unit="record")
-        numbers, texts = _bcf_rows(source.path)
-    else:
-        numbers, texts = _vcf_rows(source.path)
-    frame = source.cast_numbers(source.split(numbers, texts, _VCF))
-    frame = frame.with_columns(pl.col("ref").str.to_uppercase())
-    source.refuse(
-        frame,
-        ~pl.col("ref").str.contains(f"^[ACGTN{AMBIGUITY_LETTERS}]+$"),
-        lambda row: f"REF must be one base or more, found {row['ref']!r}",
-    )
-    source.refuse(
-        frame, pl.col("start") < 1, lambda row: f"POS must be 1 or more, found {row['start']}"
-    )
-    frame = frame.with_columns(zero_based(pl.col("start"))).with_columns(
-        end=pl.col("start") + pl.col("ref").str.len_bytes().cast(pl.Int64)
-    )
-    if store is not None:
-        frame = source.check_against(frame, store)
-        source.check_reference(frame, store)
-    return _one_row_for_each_allele(frame.with_columns(_info(key) for key in info)).select(
-        *("contig", "start", "end", "ref", "alt", "id", "qual", "filter", "record", "allele"), *info
-    )
-
-
-def _one_row_for_each_allele(frame: pl.DataFrame) -> pl.DataFrame:
-    frame = frame.with_columns(
-        pl.int_range(pl.len(), dtype=pl.Int64).alias("record"), pl.col("alt").str.split(",")
-    )
-    frame = frame.with_columns(allele=pl.int_ranges(pl.col("alt").list.len())).explode(
-        "alt", "allele"
-    )
+    source = RowSource(Path(path), unit="record" if is_bcf(Path(path)) else "line")
+    left_out = LeftOut(source.path, source.unit, strict)
+    rows: list[tuple[Any, ...]] = []
+    for number, record, contig, problem in placed_records(source.path, store, left_out):
+        start, end = record.position, record.position + len(record.ref)
+        place = (record.line, contig, start, end, record.ref.upper())
+        _, _, name, _, _, qual, filters, values = record.fields[:8]
+        for allele, alt in enumerate(record.alts or (None,)):
+            reason = problem if alt is None or problem else check_allele(record.ref, alt)
+            if reason is not None and bases_only:
+                left_out.add(reason, record.line, partial(why_unusable, record, store, reason))
+                continue
+            rows.append((*place, alt, name, qual, filters, values, number, allele, reason))
+    left_out.report(len(rows), "alleles")
+    frame = source.cast_numbers(pl.DataFrame(rows, _VCF, orient="row", infer_schema_length=None))
     bases = pl.col("alt").str.contains("^[A-Za-z]+$")
-    return frame.with_columns(
-        pl.when(bases).then(pl.col("alt").str.to_uppercase()).otherwise("alt")
-    ).with_columns(
-        pl.when(pl.col(name) != NULL).then(name).alias(name) for name in ("alt", "id", "filter")
+    frame = frame.with_columns(
+        pl.when(bases).then(pl.col("alt").str.to_uppercase()).otherwise("alt"),
+        *(pl.when(pl.col(name) != NULL).then(name).alias(name) for name in ("id", "filter")),
+        *(_info(key) for key in info),
     )
-
-
-def _vcf_rows(path: Path) -> tuple[list[int], list[str]]:
-    """First eight columns of all records, and their line numbers; genotypes are dropped at once."""
-    numbers, texts, has_header = [], [], False
-    for number, text in numbered_lines(path):
-        if text.startswith("#"):
-            has_header = has_header or text.startswith(("##fileformat=VCF", "#CHROM\t"))
-        elif text.strip():
-            if not has_header:
-                break
-            numbers.append(number)
-            texts.append("\t".join(text.split("\t", 8)[:8]))
-    if not has_header:
-        raise TableError(
-            f"{path} is not VCF: expected a header ('##fileformat=VCF...' and '#CHROM...') before "
-            "the first record"
-        )
-    return numbers, texts
-
-
-def _bcf_rows(path: Path) -> tuple[list[int], list[str]]:
-    try:
-        with open_bcf(path) as file:
-            texts = ["\t".join(str(record).rstrip("\n").split("\t", 8)[:8]) for record in file]
-    except (OSError, ValueError) as error:
-        raise TableError(f"{path} is cut short or damaged ({error}); copy it again") from None
-    return list(range(1, len(texts) + 1)), texts
+    return frame.drop("line", *({"info"} - set(info)))
 
 
 def _info(key: str) -> pl.Expr:

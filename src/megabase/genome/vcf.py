@@ -1,21 +1,47 @@
-"""VCF and BCF as streams of whole records, for verbs that write every line out again."""
+"""VCF and BCF as streams of records: the one reader of every verb, and what a record lacks."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megabase.genome.errors import TableError
+import numpy as np
+
+from megabase.genome.alphabet import AMBIGUITY_LETTERS, BASE_BITS, N, decode, encode
+from megabase.genome.errors import TableError, UnknownContigError
 from megabase.genome.files import numbered_lines
-from megabase.genome.interval import zero_based
+from megabase.genome.interval import one_based, zero_based
+from megabase.genome.left_out import REASONS, LeftOut, Reason, require_assembly
+from megabase.genome.store import GenomeStore
 
 if TYPE_CHECKING:
     from pysam import VariantFile
 
-__all__ = ["VcfRecord", "is_bcf", "open_bcf", "read_vcf_header", "read_vcf_records"]
+__all__ = [
+    "VcfRecord",
+    "check_allele",
+    "check_record",
+    "find_contig",
+    "float_info_keys",
+    "is_bcf",
+    "open_bcf",
+    "placed_records",
+    "read_vcf_header",
+    "read_vcf_records",
+    "why_unusable",
+]
+
+_BASES = frozenset("ACGTacgt")
+_IUPAC = frozenset("ACGTN" + AMBIGUITY_LETTERS)
+_BREAKEND = re.compile(r"\.[A-Za-z]+|[A-Za-z]+\.")  # a single breakend: .C or T.
+_PLACELESS = ("UNKNOWN_CONTIG", "OUTSIDE_CONTIG", "REF_MISMATCH")
+_SITES = 8  # columns before FORMAT and the samples
+_LONGEST_POSITION = 18  # digits of a number that fits into 64 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +75,14 @@ class VcfRecord:
 def is_bcf(path: Path) -> bool:
     """Whether a file is BCF; of a missing or damaged file False, its reader says what is wrong."""
     import gzip
+    import zlib
 
     try:
         with path.open("rb") as raw:
             if raw.peek(3)[:2] != b"\x1f\x8b":
                 return raw.read(3) == b"BCF"
             return gzip.GzipFile(fileobj=raw).read(3) == b"BCF"
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return False
 
 
@@ -67,6 +94,8 @@ def open_bcf(path: Path) -> Iterator[VariantFile]:
     before = pysam.set_verbosity(0)
     try:
         file = pysam.VariantFile(str(path))
+    except NotImplementedError as error:  # of a file that htslib takes for another format
+        raise ValueError(str(error)) from error
     finally:
         pysam.set_verbosity(before)
     with file:
@@ -111,8 +140,26 @@ def read_vcf_header(path: str | Path) -> list[str]:
     )
 
 
-def read_vcf_records(path: str | Path) -> Iterator[VcfRecord]:
+def float_info_keys(header: Sequence[str]) -> list[str]:
+    """Give the INFO keys that hold one number for a record, or one for each alternative allele."""
+    found = []
+    for line in header:
+        match = re.match(r"##INFO=<(.*)>\s*$", line)
+        fields = dict(re.findall(r"(\w+)=([^,\"]+|\"[^\"]*\")", match[1])) if match else {}
+        if fields.get("Type") == "Float" and fields.get("Number") in ("1", "A") and "ID" in fields:
+            found.append(fields["ID"])
+    return found
+
+
+def read_vcf_records(path: str | Path, *, sites: bool = False) -> Iterator[VcfRecord]:
     """Stream the records of a VCF (plain, gzip, bgzip) or BCF file, in file order.
+
+    Parameters
+    ----------
+    path
+        The file.
+    sites
+        Drop the columns of the genotypes at once.
 
     Raises
     ------
@@ -125,16 +172,147 @@ def read_vcf_records(path: str | Path) -> Iterator[VcfRecord]:
     for number, text in _lines(path):
         if text.startswith("#") or not text.strip():
             continue
-        fields = tuple(text.split("\t"))
-        if len(fields) < 8:
+        fields = tuple(text.split("\t", _SITES)[:_SITES] if sites else text.split("\t"))
+        if len(fields) < _SITES:
             raise TableError(
                 f"{path}, {unit} {number:,}: expected 8 columns or more separated by tabs, found "
                 f"{len(fields)}: {text[:60]!r}"
             )
         contig, position, _, ref, alt = fields[:5]
-        if not position.isdecimal():
+        if not contig.strip():
+            raise TableError(f"{path}, {unit} {number:,}: the first column, the contig, is empty")
+        if not re.fullmatch(r"-?[0-9]+", position) or len(position) > _LONGEST_POSITION:
             raise TableError(
-                f"{path}, {unit} {number:,}: POS must be a whole number, found {position!r}"
+                f"{path}, {unit} {number:,}: POS must be a whole number, found {position[:40]!r}"
             )
         alts = () if alt == "." else tuple(alt.split(","))
         yield VcfRecord(number, fields, contig, zero_based(int(position)), ref, alts)
+
+
+def check_record(record: VcfRecord, store: GenomeStore, contig: int | None) -> Reason | None:
+    """Say why no allele of a record can be used, or None.
+
+    Parameters
+    ----------
+    record
+        The record.
+    store
+        The genome.
+    contig
+        Index of its contig; None when the genome does not have it.
+    """
+    if contig is None:
+        return "UNKNOWN_CONTIG"
+    end = record.position + len(record.ref)
+    if record.position < 0 or end > int(store.lengths[contig]):
+        return "OUTSIDE_CONTIG"
+    if not record.ref or not _BASES.issuperset(record.ref):
+        return "REF_NOT_BASES"
+    there = store.view(contig)[record.position : end] & np.uint8(BASE_BITS)
+    if not np.array_equal(there, encode(record.ref) & np.uint8(BASE_BITS)):
+        # A genome with N does not say which base there is: nothing contradicts REF, but the
+        # window would not hold it either.
+        return "REF_NOT_BASES" if (there == N).any() else "REF_MISMATCH"
+    return "NO_ALT" if not record.alts else None
+
+
+def check_allele(ref: str, alt: str) -> Reason | None:
+    """Say why an alternative allele is no sequence in the place of `ref`, or None."""
+    if alt[:1] in "<*" or not alt or set(alt) & set("<>[]*") or _BREAKEND.fullmatch(alt):
+        return "SYMBOLIC_ALT"
+    if not _BASES.issuperset(alt):
+        return "ALT_NOT_BASES"
+    return "ALT_IS_REF" if alt.upper() == ref.upper() else None
+
+
+def placed_records(
+    path: Path, store: GenomeStore | None, left_out: LeftOut
+) -> Iterator[tuple[int, VcfRecord, str, Reason | None]]:
+    """Stream the records of a file that have a place in a genome.
+
+    Parameters
+    ----------
+    path
+        The file.
+    store
+        The genome; without one every contig is taken as it is.
+    left_out
+        Where the alleles of the other records are counted: those on another contig, outside of it,
+        whose REF is something else than letters of bases, or not what the genome has.
+
+    Yields
+    ------
+    number, record, contig, reason
+        0-based number of the record in the file, the record, the name of its contig in the genome,
+        and why none of its alleles is a sequence (:func:`check_record`).
+
+    Raises
+    ------
+    TableError
+        For a broken file; for REF of another assembly, when the whole file was read.
+    """
+    contigs: dict[str, int | None] = {}
+    compared = mismatches = 0
+    for number, record in enumerate(read_vcf_records(path, sites=True)):
+        name = record.contig
+        reason: Reason | None = None if record.alts else "NO_ALT"
+        wrong: Reason | None = None
+        if store is not None:
+            index = find_contig(store, name, contigs)
+            reason = check_record(record, store, index)
+            compared += reason in (None, "NO_ALT", "REF_MISMATCH")
+            mismatches += reason == "REF_MISMATCH"
+            name = name if index is None else store.contigs[index].name
+            wrong = reason if reason in _PLACELESS else None
+        if wrong is None and record.position < 0:
+            wrong = "OUTSIDE_CONTIG"
+        if wrong is None and (not record.ref or not _IUPAC.issuperset(record.ref.upper())):
+            wrong = "REF_NOT_BASES"
+        if wrong is None:
+            yield number, record, name, reason
+            continue
+        left_out.add(
+            wrong,
+            record.line,
+            partial(why_unusable, record, store, wrong),
+            count=max(1, len(record.alts)),
+            error=UnknownContigError if wrong == "UNKNOWN_CONTIG" else TableError,
+        )
+    if store is not None:
+        require_assembly(path, mismatches, compared, store.name)
+
+
+def find_contig(store: GenomeStore, name: str, known: dict[str, int | None]) -> int | None:
+    """Index of a contig, None where the genome has none; `known` keeps what was found."""
+    if name not in known:
+        try:
+            known[name] = store.contig_index(name)
+        except UnknownContigError:
+            known[name] = None
+    return known[name]
+
+
+def why_unusable(record: VcfRecord, store: GenomeStore | None, reason: Reason) -> str:
+    """Say in words what is wrong with a record (:func:`check_record`) or its alleles."""
+    if reason == "OUTSIDE_CONTIG" and record.position < 0:
+        return f"POS must be 1 or more, found {one_based(record.position)}"
+    if reason == "REF_NOT_BASES":
+        return f"REF must be one base or more, found {record.ref[:20]!r}"
+    if store is None or reason not in _PLACELESS:
+        alts = ",".join(record.alts)[:40] or "."
+        return f"REF {record.ref[:20]!r}, ALT {alts!r}: {REASONS[reason]}"
+    try:
+        contig = store.contig(record.contig)
+    except UnknownContigError as error:
+        return str(error)
+    end = record.position + len(record.ref)
+    if reason == "OUTSIDE_CONTIG":
+        return (
+            f"the row ends at {end:,}, past the end of contig {contig.name!r}, which has "
+            f"{contig.length:,} bases in genome {store.name!r}; is it made for this genome build?"
+        )
+    there = decode(store.view(contig.name)[record.position : end][:20] & np.uint8(BASE_BITS))
+    return (
+        f"REF is {record.ref[:20]!r}, and genome {store.name!r} has {there!r} at {contig.name}:"
+        f"{one_based(record.position):,}; is the file made for this genome build?"
+    )

@@ -18,37 +18,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from megabase.genome.alphabet import BASE_BITS, N, encode, reverse_complement
-from megabase.genome.store import GenomeStore
-from megabase.genome.vcf import VcfRecord
+from megabase.genome.alphabet import BASE_BITS, encode, reverse_complement
+from megabase.genome.left_out import Reason
 
-__all__ = ["PLACEMENTS", "REASONS", "Placed", "Placement", "Reason", "check_allele", "check_record",
-           "place"]  # fmt: skip
-
-Reason = Literal[
-    "UNKNOWN_CONTIG", "OUTSIDE_CONTIG", "REF_NOT_BASES", "REF_MISMATCH", "NO_ALT", "SYMBOLIC_ALT",
-    "ALT_NOT_BASES", "ALT_IS_REF", "CONTIG_TOO_SHORT", "TOO_NEAR_END", "ALLELE_TOO_LONG",
-]  # fmt: skip
-REASONS: dict[Reason, str] = {
-    "UNKNOWN_CONTIG": "the genome has no such contig",
-    "OUTSIDE_CONTIG": "POS lies outside the contig, or REF reaches past its end",
-    "REF_NOT_BASES": "REF holds something else than A, C, G, T",
-    "REF_MISMATCH": "REF differs from the genome",
-    "NO_ALT": "the record has no alternative allele",
-    "SYMBOLIC_ALT": "a symbolic allele, breakend or *, not a sequence",
-    "ALT_NOT_BASES": "ALT holds something else than A, C, G, T",
-    "ALT_IS_REF": "ALT is REF",
-    "CONTIG_TOO_SHORT": "the contig is shorter than a window around the variant",
-    "TOO_NEAR_END": "the end of the contig leaves no window that holds both alleles",
-    "ALLELE_TOO_LONG": "the allele does not fit into the window",
-}
-"""Why a record or an allele has no score."""
+__all__ = ["PLACEMENTS", "Placed", "Placement", "place"]
 
 Placement = Literal["centred", "grid"]
 PLACEMENTS: tuple[Placement, ...] = ("centred", "grid")
 """Ways to place a window: around each variant, or where its neighbours can have the same one."""
 
-_BASES = frozenset("ACGTacgt")
 _Codes = NDArray[np.uint8]
 
 
@@ -74,42 +52,6 @@ class Placed:
     ref_bases: int
     alt_bases: int
     name: str = ""
-
-
-def check_record(record: VcfRecord, store: GenomeStore, contig: int | None) -> Reason | None:
-    """Say why no allele of a record can be scored, or None.
-
-    Parameters
-    ----------
-    record
-        The record.
-    store
-        The genome.
-    contig
-        Index of its contig; None when the genome does not have it.
-    """
-    if contig is None:
-        return "UNKNOWN_CONTIG"
-    end = record.position + len(record.ref)
-    if record.position < 0 or end > int(store.lengths[contig]):
-        return "OUTSIDE_CONTIG"
-    if not record.ref or not _BASES.issuperset(record.ref):
-        return "REF_NOT_BASES"
-    there = store.view(contig)[record.position : end] & np.uint8(BASE_BITS)
-    if not np.array_equal(there, encode(record.ref) & np.uint8(BASE_BITS)):
-        # A genome with N does not say which base there is: nothing contradicts REF, but the
-        # window would not hold it either.
-        return "REF_NOT_BASES" if (there == N).any() else "REF_MISMATCH"
-    return "NO_ALT" if not record.alts else None
-
-
-def check_allele(ref: str, alt: str) -> Reason | None:
-    """Say why an alternative allele can have no score, or None."""
-    if alt[:1] in "<*" or not alt or set(alt) & set("<>[]*"):
-        return "SYMBOLIC_ALT"
-    if not _BASES.issuperset(alt):
-        return "ALT_NOT_BASES"
-    return "ALT_IS_REF" if alt.upper() == ref.upper() else None
 
 
 def _start(first: int, longest: int, window: int, placement: Placement) -> int:

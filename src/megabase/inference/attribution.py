@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from megabase.errors import MissingDependencyError
 from megabase.genome import alphabet
 from megabase.inference.errors import InferenceError
-from megabase.inference.given import as_codes, require_several
+from megabase.inference.given import codes_of
 from megabase.inference.loading import find_class, load
 from megabase.inference.log_probs import language_model_kind
 from megabase.inference.model import ModelSpec
@@ -293,8 +293,9 @@ def _embedded(model: Any, one_hot: Tensor, rows: Tensor, place: int) -> Iterator
                 "bases cannot be told apart; it cannot be attributed"
             )
         seen.append(True)
-        weight = cast("Tensor", module.weight)
-        mixed = one_hot.to(weight.dtype) @ weight[rows]
+        # Its own forward pass, without this hook: the weight may be elsewhere, or be a part of it.
+        vectors = module.forward(rows[None])[0]
+        mixed = one_hot.to(vectors.dtype) @ vectors
         return torch.cat([output[:, :place], mixed, output[:, place + length :]], dim=1)
 
     handle = layer.register_forward_hook(replace)
@@ -353,4 +354,4 @@ def attribute(
         One for each sequence.
     """
     ready = model if isinstance(model, Attributor) else Attributor(model, **options)
-    return [ready(as_codes(one)) for one in require_several(sequences)]
+    return [ready(one) for one in codes_of(sequences)]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megabase.genome.alphabet import BASE_BITS, N, reverse_complement
+from megabase.genome.kmers import pack_kmers
 from megabase.genome.store import GenomeStore
 
 __all__ = ["Copy", "longest_copies"]
@@ -70,7 +71,7 @@ class _Queries:
             # An N agrees with nothing, not even with an N.
             self.codes[start : start + len(row)] = np.where(row < N, row, N + 2)
         self.starts = np.array(starts, np.int64)
-        words, whole = _words(self.codes, word)
+        words, whole = pack_kmers(self.codes, word)
         places = np.flatnonzero(whole)
         left = self.codes[places - 1]
         keys = words[places] * np.uint64(8) + left.astype(np.uint64)
@@ -98,17 +99,6 @@ def _expand(rows: _Ints, begin: _Ints, end: _Ints) -> tuple[_Ints, _Ints]:
     total = int(count.sum())
     before = np.repeat(np.cumsum(count) - count, count)
     return np.repeat(rows, count), np.repeat(begin, count) + np.arange(total) - before
-
-
-def _words(codes: _Codes, size: int) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """Give the word that begins at every place as a number, and whether it is A, C, G, T only."""
-    count = max(0, len(codes) - size + 1)
-    words, whole = np.zeros(count, np.uint64), np.ones(count, bool)
-    for i in range(size):
-        part = codes[i : i + count]
-        words = words * np.uint64(4) + (part & np.uint8(3)).astype(np.uint64)
-        whole &= part < N
-    return words, whole
 
 
 def longest_copies(
@@ -167,7 +157,7 @@ def _search(
             # One base before, for the letter to the left.
             first = max(0, begin - 1)
             part = codes[first : begin + _PART + word - 1] & np.uint8(BASE_BITS)
-            words, whole = _words(part, word)
+            words, whole = pack_kmers(part, word)
             places = np.flatnonzero(whole[begin - first :]) + (begin - first)
             left = np.where(places > 0, part[places - 1], N).astype(np.uint8)
             for i in range(0, len(places), _PAIRS):

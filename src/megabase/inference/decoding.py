@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from megabase.errors import MegabaseError
 from megabase.inference.log_probs import language_model_kind
 from megabase.layers.backbone import Backbone
 from megabase.layers.hyena_filter import SequenceTooLongError
+from megabase.layers.linear import function_of
 from megabase.layers.stepping import BackboneSteps
 
 __all__ = ["Decoder", "GenerationError", "decoder", "step_threads"]
@@ -142,17 +142,17 @@ class _ShellDecoder(Decoder):
             self._steps = BackboneSteps(
                 shell.base_model.backbone, cast("int", length), shell.config.residual_in_fp32
             )
-        self._head = shell.lm_head.weight, shell.lm_head.bias
+        self._head = function_of(shell.lm_head, shell.lm_head.weight.device)
         self.reset()
 
     def _reset(self) -> None:
         self._steps.reset(self.batch)
 
     def _prefill(self, ids_BL: Tensor) -> Tensor:
-        return F.linear(self._steps.prefill(ids_BL), *self._head)
+        return self._head(self._steps.prefill(ids_BL))
 
     def _step(self, ids_B: Tensor) -> Tensor:
-        return F.linear(self._steps.step(ids_B), *self._head)
+        return self._head(self._steps.step(ids_B))
 
 
 class _MambaDecoder(Decoder):

@@ -20,7 +20,7 @@ from torch import Tensor
 from megabase.genome.alphabet import encode, reverse_complement
 from megabase.inference.batching import run_batched
 from megabase.inference.errors import InferenceError
-from megabase.inference.given import as_codes, require_several
+from megabase.inference.given import codes_of
 from megabase.inference.loading import load
 from megabase.inference.model import ModelSpec, inference_mode
 from megabase.inference.stitching import Stitch, plan_windows
@@ -343,7 +343,7 @@ def embed(
     (2, 128)
     """
     embedder = model if isinstance(model, Embedder) else Embedder(model, **options)
-    codes = [as_codes(sequence) for sequence in require_several(sequences)]
+    codes = codes_of(sequences)
     vectors, chunks = embedder.pooled(codes)
     return Embeddings(
         vectors=vectors,

@@ -12,19 +12,12 @@ from typing import Any, NoReturn
 from megabase.inference.decoding import GenerationError
 from megabase.inference.errors import InputFileError
 from megabase.inference.generation import Generated, Prompt, Task, Writer, task_chunks
+from megabase.inference.input_stream import SequenceInput
 from megabase.inference.loading import load
 from megabase.inference.model import choose_device
-from megabase.inference.provenance import Provenance, file_digest
+from megabase.inference.provenance import Provenance
 from megabase.inference.sampling import SamplingOptions
 from megabase.inference.sharding import Progress, run_job
-from megabase.inference.sources import (
-    genome_store,
-    no_file,
-    read_intervals,
-    read_sequences,
-    require_intervals,
-    require_no_bed,
-)
 
 __all__ = ["GenerateJob", "GenerateOptions", "PromptInput", "fasta_record", "generate_file"]
 
@@ -39,41 +32,31 @@ class PromptInput:
     ----------
     text
         Letters; none when empty.
-    path
-        FASTA file, or with a genome BED file, of prompts.
-    genome
-        Genome store or FASTA that the intervals lie in.
+    source
+        File of prompts: FASTA, a table, or BED with a genome.
 
     Raises
     ------
     InputFileError
-        For letters beside a file, or a genome without one.
+        For letters beside a file, or a file of variants.
     """
 
     text: str = ""
-    path: str | None = None
-    genome: str | None = None
+    source: SequenceInput | None = None
 
     def __post_init__(self) -> None:
-        if self.text and self.path is not None:
+        if self.source is None:
+            return
+        if self.text:
             raise InputFileError("prompts are letters or a file, not both")
-        if self.genome is not None and self.path is None:
-            raise InputFileError("a genome is for prompts from a BED file, which is missing")
-        if self.path is not None and not Path(self.path).is_file():
-            raise InputFileError(no_file(self.path))
+        self.source.refuse_variants()
 
     def read(self) -> Iterator[Prompt]:
         """Stream the prompts, in file order."""
-        if self.path is None:
+        if self.source is None:
             yield Prompt.of(self.text)
-        elif self.genome is None:
-            require_no_bed(self.path)
-            yield from (Prompt(one.codes, one.name) for one in read_sequences(self.path))
         else:
-            require_intervals(self.path)
-            with genome_store(self.genome) as store:
-                for one in read_intervals(self.path, store):
-                    yield Prompt(one.codes, one.name)
+            yield from (Prompt(one.codes, one.name) for one in self.source.read())
 
 
 @dataclass(frozen=True)
@@ -155,16 +138,11 @@ class GenerateJob:
         writer = Writer(ready, options.length, options.sampling, options.stop)
         for prompt in self.prompts.read():
             writer.check(prompt)
-        genome: tuple[str | None, str | None] = (None, None)
-        if self.prompts.genome is not None:
-            with genome_store(self.prompts.genome) as store:
-                genome = store.name, store.checksum
-        path = self.prompts.path
-        inputs = {} if path is None else {Path(path).name: file_digest(path)}
         asked = {**asdict(options), "stop": list(options.stop)}
-        if path is None:
-            asked["prompt"] = self.prompts.text
-        return Provenance("generate", ready.name, ready.digest, *genome, inputs, asked)
+        if self.prompts.source is not None:
+            return self.prompts.source.provenance("generate", ready.name, ready.digest, **asked)
+        asked["prompt"] = self.prompts.text
+        return Provenance("generate", ready.name, ready.digest, options=asked)
 
     def chunks(self) -> Iterator[list[Task]]:
         """Give the sequences to write in chunks."""
@@ -188,7 +166,8 @@ class GenerateJob:
 
     def refuse_empty(self) -> NoReturn:
         """Say that there was no prompt."""
-        raise InputFileError(f"{self.prompts.path}: holds no prompt")
+        source = self.prompts.source
+        raise InputFileError(f"{source.path if source else 'the input'}: holds no prompt")
 
     def merge(self, parts: list[Path], target: Path) -> None:
         """Write the FASTA file."""

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from megabase.genome.alphabet import BASE_BITS, N, encode
 from megabase.genome.interval import Interval
+from megabase.genome.kmers import count_kmers
 from megabase.genome.store import GenomeStore
 from megabase.inference.copies import Copy, longest_copies
 from megabase.inference.decoding import GenerationError
 from megabase.inference.generation import Generated
 
-__all__ = ["GenerationCheck", "SequenceCheck", "check_generated", "kmer_counts", "kmer_distance"]
+__all__ = ["GenerationCheck", "SequenceCheck", "check_generated", "count_kmers", "kmer_distance"]
 
 _PART = 1 << 22
 _Codes = NDArray[np.uint8]
@@ -101,21 +102,6 @@ class GenerationCheck:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         temporary.write_text(json.dumps({**more, **self.to_dict()}, indent=2) + "\n")
         os.replace(temporary, path)
-
-
-def kmer_counts(codes: _Codes, size: int) -> NDArray[np.int64]:
-    """Count the words of `size` bases, shape (4 ** size,); those with an N are passed over."""
-    counts = np.zeros(4**size, np.int64)
-    for begin in range(0, max(0, len(codes) - size + 1), _PART):
-        part = codes[begin : begin + _PART + size - 1] & np.uint8(BASE_BITS)
-        count = len(part) - size + 1
-        words, whole = np.zeros(count, np.int64), np.ones(count, bool)
-        for i in range(size):
-            letter = part[i : i + count]
-            words = words * 4 + (letter & np.uint8(3))
-            whole &= letter < N
-        counts += np.bincount(words[whole], minlength=4**size)
-    return counts
 
 
 def kmer_distance(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
@@ -214,7 +200,7 @@ def sum_counts(rows: Sequence[_Codes], size: int) -> NDArray[np.int64]:
     """Count the words of several sequences together."""
     counts = np.zeros(4**size, np.int64)
     for row in rows:
-        counts += kmer_counts(row, size)
+        counts += count_kmers(row, size)
     return counts
 
 

@@ -49,7 +49,7 @@ class Prompt:
     @classmethod
     def of(cls, text: str, name: str = "") -> Prompt:
         """Read letters; errors as :func:`megabase.genome.alphabet.encode`."""
-        return cls(as_codes(text), name)
+        return cls(as_codes(text, "the prompt"), name)
 
 
 @dataclass(frozen=True)

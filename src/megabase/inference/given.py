@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -9,12 +10,13 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from megabase.genome.alphabet import encode
+from megabase.genome.alphabet import encode, warn_ambiguous
 from megabase.inference.errors import InferenceError
 
-__all__ = ["as_codes", "require_several"]
+__all__ = ["as_codes", "codes_of", "require_several"]
 
 _Item = TypeVar("_Item")
+Given = str | bytes | NDArray[np.uint8]
 
 
 def require_several(sequences: Iterable[_Item]) -> Iterable[_Item]:
@@ -36,8 +38,32 @@ def require_several(sequences: Iterable[_Item]) -> Iterable[_Item]:
     return sequences
 
 
-def as_codes(sequence: str | bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
+def codes_of(sequences: Iterable[Given]) -> list[NDArray[np.uint8]]:
+    """Give the base codes of several sequences; errors and warnings as :func:`as_codes`."""
+    ambiguous: Counter[str] = Counter()
+    codes = [as_codes(one, ambiguous=ambiguous) for one in require_several(sequences)]
+    warn_ambiguous(ambiguous, "the sequences", stacklevel=4)
+    return codes
+
+
+def as_codes(
+    sequence: Given, what: str = "the sequence", ambiguous: Counter[str] | None = None
+) -> NDArray[np.uint8]:
     """Give the base codes of letters; codes are taken as they are.
+
+    Parameters
+    ----------
+    sequence
+        Letters or codes.
+    what
+        What they are, for the warning.
+    ambiguous
+        Where letters that are read as N are counted instead of a warning.
+
+    Warns
+    -----
+    AmbiguousLettersWarning
+        When letters are read as N.
 
     Raises
     ------
@@ -47,7 +73,11 @@ def as_codes(sequence: str | bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
         For anything else.
     """
     if isinstance(sequence, (str, bytes)):
-        return encode(sequence)
+        counts = Counter[str]() if ambiguous is None else ambiguous
+        codes = encode(sequence, counts)
+        if ambiguous is None:
+            warn_ambiguous(counts, what, stacklevel=4)
+        return codes
     if isinstance(sequence, np.ndarray) and sequence.dtype == np.uint8:
         return sequence
     kind = type(sequence).__name__

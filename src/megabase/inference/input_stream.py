@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -11,8 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megabase.data.labelled_files import TABLE_SUFFIXES, read_sequence_table
+from megabase.genome.alphabet import encode, warn_ambiguous
+from megabase.genome.errors import AlphabetError
+from megabase.genome.files import numbered_lines
 from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
+from megabase.genome.vcf import is_bcf
 from megabase.inference.errors import InputFileError
 from megabase.inference.provenance import Provenance, file_digest
 from megabase.inference.sources import (
@@ -37,7 +43,10 @@ _ENDINGS = {
 
 @dataclass(frozen=True)
 class SequenceInput:
-    """A file of sequences, intervals or variants.
+    """A file of sequences, intervals or variants: what every verb that reads sequences reads.
+
+    Rows that cannot be used are left out, counted and reported in one line
+    (:mod:`megabase.genome.left_out`).
 
     Parameters
     ----------
@@ -46,12 +55,14 @@ class SequenceInput:
     genome
         Genome store or FASTA that intervals and variants lie in.
     kind
-        What the file is; ``auto`` goes by its ending.
+        What the file is; ``auto`` goes by its ending, or else by how it begins.
     window
         Bases around a variant, for VCF: each allele is read with the same number of bases.
     column
         Column of the sequences, for a table (CSV, TSV or Parquet); None takes ``sequence`` or
         ``seq``.
+    strict
+        Refuse rows that cannot be used.
 
     Raises
     ------
@@ -64,6 +75,7 @@ class SequenceInput:
     kind: InputKind = "auto"
     window: int = 1024
     column: str | None = None
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(InputKind):
@@ -72,15 +84,16 @@ class SequenceInput:
             raise InputFileError(no_file(self.path))
         placed = self.found_kind in ("bed", "vcf")
         if placed and self.genome is None:
+            what = {"bed": "a BED file, whose intervals lie", "vcf": "VCF, whose variants lie"}
             raise InputFileError(
-                f"{self.path}: places and variants need a genome; name a store or a FASTA file "
-                "(--genome)"
+                f"{self.path} is {what[self.found_kind]} on a genome: name a store or a FASTA file "
+                "with --genome (genome=)"
             )
         if not placed and self.genome is not None:
             what = "FASTA" if self.found_kind == "fasta" else "a table"
             raise InputFileError(
                 f"{self.path} is {what}, which holds its sequences itself: leave {self.genome} out "
-                "(--genome), or say what it is (--kind bed or vcf)"
+                "(--genome), or say what it is (--kind)"
             )
         if self.column is not None and self.found_kind != "table":
             raise InputFileError(
@@ -90,22 +103,57 @@ class SequenceInput:
         if self.window < 2:
             raise InputFileError(f"a window needs 2 bases or more, found {self.window}")
 
-    @property
+    @cached_property
     def found_kind(self) -> str:
         """What the file is."""
         if self.kind != "auto":
             return self.kind
         suffixes = [s.lower() for s in Path(self.path).suffixes if s.lower() not in (".gz", ".bgz")]
         found = _ENDINGS.get(suffixes[-1]) if suffixes else None
-        if found is None:
-            raise InputFileError(
-                f"{self.path}: the ending does not tell FASTA, tables, BED and VCF apart; say "
-                "what it is (--kind fasta, table, bed or vcf)"
-            )
-        return found
+        return found or self._kind_by_content()
 
-    def read(self) -> Iterator[Sequence]:
-        """Stream the sequences, in file order."""
+    def _kind_by_content(self) -> str:
+        path = Path(self.path)
+        _, first = (0, "##fileformat=VCF") if is_bcf(path) else next(numbered_lines(path), (0, ""))
+        if first.startswith(">"):
+            return "fasta"
+        if first.startswith("##fileformat=VCF"):
+            return "vcf"
+        if first.startswith("@"):
+            raise InputFileError(
+                f"{path} looks like FASTQ or SAM; expected FASTA, a table, BED or VCF (samtools "
+                "fasta turns either into FASTA)"
+            )
+        if self.genome is not None:
+            return "bed"
+        raise InputFileError(
+            f"{path}: neither its ending nor its first line tells whether it is FASTA, a table, "
+            "BED or VCF; say what it is (--kind)"
+        )
+
+    def refuse_variants(self) -> None:
+        """Refuse VCF, for a verb that reads sequences and intervals only.
+
+        Raises
+        ------
+        InputFileError
+            When the file is VCF.
+        """
+        if self.found_kind == "vcf":
+            raise InputFileError(
+                f"{self.path} is VCF, and here the input is FASTA, a table, or BED with a genome "
+                "(variants are scored by megabase variants)"
+            )
+
+    def read(self, *, context: int = 0, after: int = 0) -> Iterator[Sequence]:
+        """Stream the sequences, in file order.
+
+        Parameters
+        ----------
+        context, after
+            Bases around an interval that are read as well
+            (:func:`megabase.inference.sources.read_intervals`).
+        """
         if self.found_kind == "fasta":
             yield from read_sequences(self.path)
             return
@@ -114,9 +162,35 @@ class SequenceInput:
             return
         with genome_store(str(self.genome)) as store:
             if self.found_kind == "bed":
-                yield from read_intervals(self.path, store)
+                yield from read_intervals(
+                    self.path, store, context=context, after=after, strict=self.strict
+                )
             else:
-                yield from _read_alleles(Path(self.path), store, self.window)
+                yield from self._read_alleles(store)
+
+    def _read_alleles(self, store: GenomeStore) -> Iterator[Sequence]:
+        """Give the window of the reference and of each alternative allele, one after the other.
+
+        The allele begins at index ``window // 2`` of its window, and what follows is as long as the
+        window leaves room for, so both have the same number of bases; nearer to the end of a contig
+        there is less on that side.
+        """
+        from megabase.genome.tables import read_vcf
+
+        def between(contig: str, start: int, end: int) -> NDArray[np.uint8]:
+            return store.fetch(Interval(contig, start, end)) if start < end else encode("")
+
+        window = self.window
+        frame = read_vcf(self.path, store, bases_only=True, strict=self.strict)
+        for contig, start, end, ref, alt in frame.select(
+            "contig", "start", "end", "ref", "alt"
+        ).iter_rows():
+            before = between(contig, max(0, start - window // 2), start)
+            after = between(contig, end, min(store.contig(contig).length, end + window))
+            for which, letters in (("ref", ref), ("alt", alt)):
+                codes = np.concatenate([before, encode(letters), after])[:window]
+                name = f"{contig}:{start + 1}:{ref}>{alt}:{which}"
+                yield Sequence(name, codes, 0, Interval(contig, start, end))
 
     def chunks(self, bases: int, most: int) -> Iterator[list[Sequence]]:
         """Cut the stream into lists of about so many bases, and at most so many sequences."""
@@ -150,38 +224,10 @@ class SequenceInput:
 
 def _read_table(path: Path, column: str | None) -> Iterator[Sequence]:
     """Give the rows of a table."""
-    from megabase.genome.alphabet import AlphabetError, encode
-
+    ambiguous: Counter[str] = Counter()
     for row, (name, letters) in enumerate(zip(*read_sequence_table(path, column), strict=True)):
         try:
-            yield Sequence(name, encode(letters))
+            yield Sequence(name, encode(letters, ambiguous))
         except AlphabetError as error:
             raise InputFileError(f"{path.name}, row {row + 1:,}: {error}") from error
-
-
-def _read_alleles(path: Path, store: GenomeStore, window: int) -> Iterator[Sequence]:
-    """Give the window of the reference and of each alternative allele, one after the other.
-
-    The allele begins at index ``window // 2`` of its window, and what follows is as long as the
-    window leaves room for, so both have the same number of bases; nearer to the end of a contig
-    there is less on that side.
-    """
-    from megabase.genome.alphabet import encode
-    from megabase.genome.tables import read_vcf
-
-    def stretch(contig: str, start: int, end: int) -> NDArray[np.uint8]:
-        return store.fetch(Interval(contig, start, end)) if start < end else encode("")
-
-    for row in read_vcf(path, store).iter_rows(named=True):
-        contig, start, end, ref, alt = (row[k] for k in ("contig", "start", "end", "ref", "alt"))
-        if alt is None or not set(alt.upper()) <= set("ACGTN"):
-            raise InputFileError(
-                f"{path.name}: {contig}:{start + 1:,} has the alternative allele {alt!r}, which is "
-                "no sequence; leave such records out"
-            )
-        before = stretch(contig, max(0, start - window // 2), start)
-        after = stretch(contig, end, min(store.contig(contig).length, end + window))
-        for which, letters in (("ref", ref), ("alt", alt)):
-            codes = np.concatenate([before, encode(letters), after])[:window]
-            name = f"{contig}:{start + 1}:{ref}>{alt}:{which}"
-            yield Sequence(name, codes, 0, Interval(contig, start, end))
+    warn_ambiguous(ambiguous, path)

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from megabase.genome.left_out import Reason
 from megabase.inference.alleles import Placed
 from megabase.inference.errors import InferenceError
 
@@ -104,6 +105,8 @@ class SiteRatio:
         "log-probability of the bases of ALT minus those of REF (natural log)"
     )
 
+    lacks: ClassVar[Reason] = "NO_BASE_BEFORE"
+
     def value(self, ref: Reading, alt: Reading, place: Placed) -> float:
         """Sum over the bases that differ; NaN when the first has nothing before it."""
         one, two = _bases(ref, place)[: place.ref_bases], _bases(alt, place)[: place.alt_bases]
@@ -122,6 +125,8 @@ class MaskedRatio:
         "log-probability of ALT minus that of REF with the allele hidden (natural log); alleles "
         "of one length only"
     )
+
+    lacks: ClassVar[Reason] = "LENGTHS_DIFFER"
 
     def value(self, ref: Reading, alt: Reading, place: Placed) -> float:
         """Give the difference; NaN for insertions and deletions."""

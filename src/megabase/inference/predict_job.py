@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from megabase.genome.alphabet import BASE_BITS, T
 from megabase.genome.files import atomic_file
-from megabase.genome.interval import Interval
+from megabase.genome.interval import Interval, one_based
 from megabase.genome.store import GenomeStore
 from megabase.inference.embed_job import place_columns
 from megabase.inference.errors import InferenceError, OutputError
@@ -23,7 +24,8 @@ from megabase.inference.loading import find_class
 from megabase.inference.prediction import Predictor, labels_of
 from megabase.inference.provenance import Provenance
 from megabase.inference.sharding import run_job
-from megabase.inference.sources import Sequence, genome_store
+from megabase.inference.sources import Sequence as Given
+from megabase.inference.sources import genome_store
 from megabase.inference.stitching import Stitch
 from megabase.inference.tables import merge_tables, require_table_suffix
 from megabase.inference.tracks import Run, call_stretches, require_bigwig, write_bigwig
@@ -34,6 +36,8 @@ __all__ = ["TRACK_SUFFIXES", "PredictJob", "TrackJob", "TrackOptions", "predict_
 TRACK_SUFFIXES = (".bw", ".bigwig", ".bed")
 _CHUNK_BASES = 1 << 20
 _CHUNK_SEQUENCES = 4096
+_LISTED = 20
+"""Most regions that a provenance lists."""
 _BLOCK = 1 << 17
 """Bases of a genome that one chunk answers for."""
 
@@ -79,19 +83,19 @@ class PredictJob:
             "predict", ready.name, ready.digest, both_strands=ready.both_strands
         )
 
-    def chunks(self) -> Iterator[list[Sequence]]:
+    def chunks(self) -> Iterator[list[Given]]:
         """Read the input in chunks."""
         yield from self.source.chunks(_CHUNK_BASES, _CHUNK_SEQUENCES)
 
-    def items(self, chunk: list[Sequence]) -> int:
+    def items(self, chunk: list[Given]) -> int:
         """Count sequences."""
         return len(chunk)
 
-    def open(self, device: str | None) -> Callable[[list[Sequence]], pl.DataFrame]:
+    def open(self, device: str | None) -> Callable[[list[Given]], pl.DataFrame]:
         """Load the model and give the function from sequences to a frame."""
         ready = self.predictor(device)
 
-        def compute(chunk: list[Sequence]) -> pl.DataFrame:
+        def compute(chunk: list[Given]) -> pl.DataFrame:
             try:
                 values = ready.sequences([i.codes for i in chunk], [i.name for i in chunk])
             except InferenceError as error:
@@ -241,7 +245,7 @@ class TrackJob:
             name, checksum = store.name, store.checksum
         options = {**asdict(self.options), "output": self._column[1]}
         options["both_strands"] = ready.both_strands
-        options["regions"] = [f"{c}:{s}-{e}" for c, s, e in self.regions]
+        options["regions"] = _region_texts(self.regions)
         return Provenance("predict", ready.name, ready.digest, name, checksum, {}, options)
 
     def chunks(self) -> Iterator[_Block]:
@@ -299,6 +303,18 @@ class TrackJob:
             file.write(f"{call.contig}\t{call.start}\t{call.end}\t{name}\t{score}\t.\n".encode())
 
 
+def _region_texts(regions: Sequence[tuple[str, int, int]]) -> list[str] | dict[str, Any]:
+    """Give regions as people write them (1-based, both ends included), or their number and sha256.
+
+    A genome has 10^5 peaks, and this goes into one line of every header.
+    """
+    texts = [f"{contig}:{one_based(start)}-{end}" for contig, start, end in regions]
+    if len(texts) <= _LISTED:
+        return texts
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    return {"count": len(texts), "sha256": digest}
+
+
 def _runs(parts: list[Path]) -> Iterator[Run]:
     for part in parts:
         with np.load(part) as found:
@@ -330,6 +346,7 @@ def predict_track(
     options: TrackOptions | None = None,
     calls: str | Path | None = None,
     batch_tokens: int = 1 << 16,
+    strict: bool = False,
     **running: Any,
 ) -> Path:
     """Predict along a genome, into bigWig or BED.
@@ -351,6 +368,8 @@ def predict_track(
         BED file to write beside a bigWig.
     batch_tokens
         About how many positions a forward pass takes.
+    strict
+        Refuse rows of BED files that are not on the genome, which are left out otherwise.
     **running
         See :func:`megabase.inference.sharding.run_job`.
 
@@ -372,7 +391,7 @@ def predict_track(
     if calls is not None and Path(calls).exists() and not overwrite:
         raise OutputError(f"{calls} exists already; choose another name or use --overwrite")
     with genome_store(genome) as store:
-        chosen = _regions(store, regions)
+        chosen = _regions(store, regions, strict)
     job = TrackJob(
         str(genome), chosen, model, options, None if calls is None else str(calls),
         overwrite, batch_tokens, prompt,
@@ -382,11 +401,13 @@ def predict_track(
     return run_job(job, target, **running)
 
 
-def _regions(store: GenomeStore, places: list[str] | None) -> tuple[tuple[str, int, int], ...]:
+def _regions(
+    store: GenomeStore, places: list[str] | None, strict: bool
+) -> tuple[tuple[str, int, int], ...]:
     if not places:
         return tuple((contig.name, 0, contig.length) for contig in store.contigs)
     from megabase.data.split import regions_of
 
-    found = regions_of(store, places)
+    found = regions_of(store, places, strict=strict)
     rows = zip(found.contig.tolist(), found.start.tolist(), found.end.tolist(), strict=True)
     return tuple((store.contigs[i].name, start, end) for i, start, end in rows)

@@ -17,7 +17,7 @@ from megabase.genome.alphabet import BASE_BITS, PAD, reverse_complement
 from megabase.genome.interval import one_based
 from megabase.inference.batching import run_batched
 from megabase.inference.errors import InferenceError
-from megabase.inference.given import as_codes, require_several
+from megabase.inference.given import codes_of
 from megabase.inference.loading import load
 from megabase.inference.model import ModelSpec, inference_mode
 from megabase.inference.stitching import Span, Stitch, plan_windows
@@ -384,7 +384,7 @@ def predict(
         For a model or sequences that cannot be used.
     """
     ready = model if isinstance(model, Predictor) else Predictor(model, **options)
-    values = ready.sequences([as_codes(s) for s in require_several(sequences)])
+    values = ready.sequences(codes_of(sequences))
     return Predictions(
         values, ready.classes, ready.problem, ready.name, ready.digest, ready.both_strands
     )

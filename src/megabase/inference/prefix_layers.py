@@ -53,7 +53,7 @@ class LayerPieces:
         self.blocks = blocks
         mixer: Any = blocks[0].mixer
         self.reach = int(mixer.short_filter.weight.shape[-1])
-        self._taps: dict[int, list[Tensor]] = {}
+        self._filters: dict[int, list[tuple[Tensor, Tensor | None]]] = {}
         self._spectra: dict[tuple[int, int, int], Tensor] = {}
         self._table: tuple[Tensor, Tensor] | None = None
         self._packed: list[PackedLayer | None] = [None] * len(blocks)
@@ -65,7 +65,7 @@ class LayerPieces:
 
     def clear(self) -> None:
         """Forget filters and their spectra."""
-        self._taps.clear()
+        self._filters.clear()
         self._spectra.clear()
 
     def pack(self) -> None:
@@ -120,12 +120,13 @@ class LayerPieces:
         x0, x1, v = self.short(mixer, p_BCL)[..., first:].split(mixer.d_model, dim=1)
         return x0.transpose(1, 2), x1 * v
 
-    def filter(self, layer: int, positions: int) -> Tensor:
-        """Give the taps of a layer for an input of so many positions, (D, positions)."""
-        if positions not in self._taps:
+    def filter(self, layer: int, positions: int) -> tuple[Tensor, Tensor | None]:
+        """Give taps (D, positions) and skip term (D,) of a layer for a number of positions."""
+        if positions not in self._filters:
             mixers: list[Any] = [block.mixer for block in self.blocks]
-            self._taps[positions] = [mixer.taps(positions)[0] for mixer in mixers]
-        return self._taps[positions][layer]
+            both = [mixer.filters(positions) for mixer in mixers]
+            self._filters[positions] = [(taps, skip) for (taps,), (skip,) in both]
+        return self._filters[positions][layer]
 
     def convolve(self, layer: int, u_BDL: Tensor, positions: int, start: int) -> Tensor:
         """Convolve; give the samples from `start` on."""
@@ -134,10 +135,8 @@ class LayerPieces:
         n_fft = fft_length(2 * most - 1 - start // step * step)
         key = (layer, n_fft, most)
         if key not in self._spectra:
-            k_DL = self.filter(layer, positions)[:, :most]
-            mixer: Any = self.blocks[layer].mixer
-            spectrum = torch.fft.rfft(k_DL, n=n_fft)
-            skip_D = mixer.filter_fn.skip()
+            k_DL, skip_D = self.filter(layer, positions)
+            spectrum = torch.fft.rfft(k_DL[:, :most], n=n_fft)
             self._spectra[key] = spectrum if skip_D is None else spectrum + skip_D[:, None]
         K_DF = self._spectra[key]
         y_BDL = u_BDL.new_empty(*u_BDL.shape[:-1], length - start)

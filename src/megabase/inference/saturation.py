@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from megabase.data.parquet import read_parquet
 from megabase.genome.alphabet import BASE_BITS, BASES, decode
 from megabase.genome.interval import Interval, Strand, one_based
 from megabase.genome.store import GenomeStore
@@ -33,6 +34,7 @@ from megabase.inference.variants import (
     method_tuple,
     variant_table,
 )
+from megabase.untrusted import parsing
 
 __all__ = ["Saturation", "SaturationJob", "read_saturation", "saturate", "save_tracks"]
 
@@ -198,8 +200,8 @@ def _from_table(table: pl.DataFrame, provenance: Provenance | None = None) -> Sa
     ref = "".join(place["ref"])
     known = np.array([base in BASES for base in ref])
     at = np.array([max(0, BASES.find(base)) for base in ref])
-    names = [name for name in table.columns if name not in ("contig", "start", "end", "ref", "alt",
-                                                            "reason")]  # fmt: skip
+    place_columns = ("contig", "start", "end", "pos", "ref", "alt", "reason")
+    names = [name for name in table.columns if name not in place_columns]
     scores: dict[str, NDArray[np.float32]] = {}
     for name in names:
         matrix = np.full((len(ref), 4), np.nan, dtype=np.float32)
@@ -218,9 +220,9 @@ def read_saturation(path: str | Path) -> Saturation:
         When the file is something else.
     """
     path = Path(path)
-    try:
+    with parsing(path, InferenceError, "expected a file that megabase saturate wrote"):
         if path.suffix.lower() == ".parquet":
-            return _from_table(pl.read_parquet(path))
+            return _from_table(read_parquet(path, InferenceError))
         with np.load(path) as file:
             scores = {
                 name: file[name]
@@ -230,8 +232,6 @@ def read_saturation(path: str | Path) -> Saturation:
             ref, start = str(file["ref"]), int(file["start"])
             interval = Interval(str(file["contig"]), start, start + len(ref))
         return Saturation(interval, ref, scores)
-    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
-        raise InferenceError(f"{path} was not written by megabase saturate ({error})") from None
 
 
 def save_tracks(found: Saturation, store: GenomeStore, paths: dict[str, Path]) -> None:

@@ -8,6 +8,7 @@ before it and is not scored by a causal model, unless context before it is read 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from megabase.data.augment import codes_to_ids
-from megabase.genome.alphabet import reverse_complement
+from megabase.genome.alphabet import reverse_complement, warn_ambiguous
 from megabase.inference.batching import run_batched
 from megabase.inference.errors import InferenceError
 from megabase.inference.given import as_codes, require_several
@@ -327,10 +328,14 @@ def score_sequences(
         if isinstance(sequences, Mapping)
         else enumerate(require_several(sequences))
     )
+    ambiguous: Counter[str] = Counter()
     items = [
-        one if isinstance(one, Sequence) else Sequence(str(name), as_codes(one))
+        one
+        if isinstance(one, Sequence)
+        else Sequence(str(name), as_codes(one, ambiguous=ambiguous))
         for name, one in named
     ]
+    warn_ambiguous(ambiguous, "the sequences")
     loaded = load(model, head="language", device=device)
     table = score_table(loaded, items, options, batch_tokens)
     provenance = Provenance("score", loaded.name, loaded.digest, options=asdict(options))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from megabase.errors import MissingDependencyError
 from megabase.inference.embedding import Embedder
 from megabase.inference.errors import InferenceError
-from megabase.inference.given import as_codes
+from megabase.inference.given import codes_of
 
 try:
     from sklearn.base import BaseEstimator, TransformerMixin
@@ -100,14 +100,14 @@ class SequenceEmbedder(TransformerMixin, BaseEstimator):
         InferenceError
             When an item is no text, has no base, or is too long.
         """
-        rows: list[NDArray[np.uint8]] = []
+        texts: list[str | bytes] = []
         for number, item in enumerate(np.asarray(X, dtype=object).ravel().tolist()):
             if not isinstance(item, (str, bytes)):
                 raise InferenceError(
                     f"item {number} is {type(item).__name__}, expected DNA letters as text"
                 )
-            rows.append(as_codes(item))
-        return self._ready().pooled(rows)[0]
+            texts.append(item)
+        return self._ready().pooled(codes_of(texts))[0]
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
         """Name the columns: h0, h1, ..."""

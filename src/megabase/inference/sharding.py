@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megabase.errors import MegabaseError
-from megabase.genome.errors import ContigAliasWarning
+from megabase.genome.errors import InputWarning
 from megabase.inference.errors import InferenceError
 from megabase.inference.parts import PartFolder
 from megabase.inference.provenance import Provenance
@@ -205,7 +205,7 @@ def _child(
     threading.Thread(target=_end_with_parent, daemon=True).start()
     folder = PartFolder.join(target, job.suffix)
     # The parent reads the same input and says it once.
-    warnings.simplefilter("ignore", ContigAliasWarning)
+    warnings.simplefilter("ignore", InputWarning)
     try:
         _work(job, folder, rank, world, _worker_device(device, rank), thread_count)
     except MegabaseError as error:

@@ -33,7 +33,7 @@ from megabase.inference.methods import Need, Reading
 from megabase.inference.prefix_layers import LayerPieces
 from megabase.layers.backbone import Backbone, Block
 from megabase.layers.hyena import HyenaOperator
-from megabase.layers.linear import bare
+from megabase.layers.linear import bare, untouched
 from megabase.ops.packed_layer import letter_log_probs
 
 if TYPE_CHECKING:
@@ -134,7 +134,11 @@ class SharedPrefixReader:
         head = getattr(model, "lm_head", None)
         if not isinstance(backbone, Backbone) or not isinstance(head, nn.Linear):
             return False
-        if head.bias is not None or head.weight.dtype not in (torch.float32, torch.float64):
+        if (
+            head.bias is not None
+            or not bare(head)
+            or head.weight.dtype not in (torch.float32, torch.float64)
+        ):
             return False
         return backbone.embeddings.position_embeddings is None and all(
             isinstance(block, Block)
@@ -142,6 +146,8 @@ class SharedPrefixReader:
             and block.mixer.order == 2
             and block.mixer.bidirectional == "none"
             and block.mixer.output_activation == "id"
+            and untouched(block, block.mixer, block.mixer.filter_fn, block.mlp)
+            and bare(block.norm1, block.norm2, block.mixer.short_filter)
             and bare(block.mixer.in_proj, block.mixer.out_proj, block.mlp.fc1, block.mlp.fc2)
             for block in backbone.layers
         )
@@ -370,9 +376,7 @@ class SharedPrefixReader:
             Output of the long convolution and the output gate of ALT.
         """
         length = y_ADS.shape[-1]
-        mixer: Any = self.blocks[0].mixer
-        k_DP = self.pieces.filter(0, begin + length)
-        skip_D = mixer.filter_fn.skip()
+        k_DP, skip_D = self.pieces.filter(0, begin + length)
         words = self._words(codes_AW[:, : begin + changed.stop], begin + changed.start)
         x0, u = self.pieces.first(words)
         change = u - u_ADS[..., changed]

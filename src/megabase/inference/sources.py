@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from megabase.genome.alphabet import warn_ambiguous
 from megabase.genome.errors import StoreError
 from megabase.genome.fasta import Header, read_fasta
-from megabase.genome.files import numbered_lines
 from megabase.genome.interval import Interval, Strand
 from megabase.genome.store import GenomeStore
 from megabase.inference.errors import InputFileError
@@ -26,8 +27,6 @@ __all__ = [
     "no_file",
     "read_intervals",
     "read_sequences",
-    "require_intervals",
-    "require_no_bed",
 ]
 
 _Item = TypeVar("_Item")
@@ -69,9 +68,15 @@ def read_sequences(path: str | Path) -> Iterator[Sequence]:
     ------
     FastaError
         When the file cannot be read; the message names file, line and sequence.
+
+    Warns
+    -----
+    AmbiguousLettersWarning
+        When the file was read and had letters that are read as N.
     """
     name: str | None = None
     parts: list[bytes] = []
+    ambiguous: Counter[str] = Counter()
     for item in read_fasta(path):
         if isinstance(item, Header):
             if name is not None:
@@ -79,8 +84,10 @@ def read_sequences(path: str | Path) -> Iterator[Sequence]:
             name, parts = item.name, []
         else:
             parts.append(item.codes)
+            ambiguous.update(item.ambiguous)
     if name is not None:
         yield Sequence(name, np.frombuffer(b"".join(parts), dtype=np.uint8))
+    warn_ambiguous(ambiguous, path)
 
 
 def no_file(path: str | Path) -> str:
@@ -94,49 +101,13 @@ def no_file(path: str | Path) -> str:
     return f"{path} is a folder; expected a file" if path.is_dir() else f"there is no file {path}"
 
 
-def require_no_bed(path: str | Path) -> None:
-    """Refuse a file of intervals or variants where no genome is named, and FASTA is read.
-
-    Raises
-    ------
-    InputFileError
-        When the ending of the file says BED or VCF.
-    """
-    if Path(path).name.lower().removesuffix(".gz").endswith((".vcf", ".bcf")):
-        raise InputFileError(
-            f"{path} is VCF, and here the input is FASTA, or BED with a genome (variants are "
-            "scored by megabase variants)"
-        )
-    if Path(path).name.lower().removesuffix(".gz").endswith(".bed"):
-        raise InputFileError(
-            f"{path} is a BED file, whose intervals lie on a genome: name it with --genome "
-            "(genome=)"
-        )
-
-
-def require_intervals(path: str | Path) -> None:
-    """Refuse sequences and variants where a genome is named, and a BED file is read.
-
-    Raises
-    ------
-    InputFileError
-        When the file begins as FASTA or VCF does.
-    """
-    _, first = next(numbered_lines(Path(path)), (0, ""))
-    if first.startswith(">"):
-        raise InputFileError(
-            f"{path} is FASTA, and with a genome the input is a BED file: leave --genome (genome=) "
-            "out, or give the intervals"
-        )
-    if first.startswith("##fileformat=VCF"):
-        raise InputFileError(
-            f"{path} is VCF, and here the input is a BED file: give the intervals (variants are "
-            "scored by megabase variants)"
-        )
-
-
 def read_intervals(
-    path: str | Path, store: GenomeStore, *, context: int = 0, after: int = 0
+    path: str | Path,
+    store: GenomeStore,
+    *,
+    context: int = 0,
+    after: int = 0,
+    strict: bool = False,
 ) -> Iterator[Sequence]:
     """Read the intervals of a BED file from a genome, in file order.
 
@@ -152,15 +123,17 @@ def read_intervals(
     context, after
         Bases before and after the interval, in reading direction, that are read as well; fewer
         where the contig ends sooner.
+    strict
+        Refuse rows that are not on the genome, which are left out otherwise.
 
     Raises
     ------
     TableError, UnknownContigError
-        Naming file and line of the first row that cannot be used.
+        As :func:`megabase.genome.tables.read_bed`.
     """
     from megabase.genome.tables import read_bed
 
-    frame = read_bed(path, store)
+    frame = read_bed(path, store, strict=strict)
     strands = frame["strand"] if "strand" in frame.columns else ["."] * frame.height
     names = frame["name"] if "name" in frame.columns else [None] * frame.height
     rows = zip(frame["contig"], frame["start"], frame["end"], strands, names, strict=True)
@@ -211,4 +184,6 @@ def genome_store(path: str | Path) -> Iterator[GenomeStore]:
         yield GenomeStore.open(path)
         return
     with tempfile.TemporaryDirectory(prefix="megabase-") as folder:
-        yield GenomeStore.build(path, Path(folder) / "genome.mb")
+        store = GenomeStore.build(path, Path(folder) / "genome.mb")
+        warn_ambiguous(store.metadata.iupac_letters, path)
+        yield store

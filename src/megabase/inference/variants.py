@@ -12,19 +12,17 @@ import polars as pl
 from numpy.typing import NDArray
 
 from megabase.genome.alphabet import T
-from megabase.genome.errors import UnknownContigError
 from megabase.genome.interval import Variant, one_based
+from megabase.genome.left_out import Reason
 from megabase.genome.store import GenomeStore
-from megabase.genome.vcf import VcfRecord, read_vcf_records
-from megabase.inference.alleles import (
-    PLACEMENTS,
-    Placed,
-    Placement,
-    Reason,
+from megabase.genome.vcf import (
+    VcfRecord,
     check_allele,
     check_record,
-    place,
+    find_contig,
+    read_vcf_records,
 )
+from megabase.inference.alleles import PLACEMENTS, Placed, Placement, place
 from megabase.inference.errors import InferenceError
 from megabase.inference.loading import Loaded, load, require_length
 from megabase.inference.methods import Need, Reading, default_methods, find_methods
@@ -99,7 +97,7 @@ class AlleleScore:
     values
         One number for each method, NaN where there is none.
     reason
-        Why there are none; see :data:`megabase.inference.alleles.REASONS`.
+        Why there are none, or why one is missing; see :data:`megabase.genome.left_out.REASONS`.
     """
 
     values: tuple[float, ...]
@@ -155,12 +153,7 @@ class VariantScorer:
 
     def contig(self, name: str) -> int | None:
         """Index of a contig under its name or alias; None when the genome has none."""
-        if name not in self._contigs:
-            try:
-                self._contigs[name] = self.store.contig_index(name)
-            except UnknownContigError:
-                self._contigs[name] = None
-        return self._contigs[name]
+        return find_contig(self.store, name, self._contigs)
 
     def score(self, records: Sequence[VcfRecord]) -> list[tuple[AlleleScore, ...]]:
         """Score records.
@@ -209,11 +202,17 @@ class VariantScorer:
             tuple(
                 AlleleScore(none, one)
                 if isinstance(one, str)
-                else AlleleScore(tuple(values[one].mean(0).tolist()))
+                else self._allele(values[one].mean(0))
                 for one in alleles
             )
             for alleles in plan
         ]
+
+    def _allele(self, values: np.ndarray) -> AlleleScore:
+        missing = (m for m, value in zip(self.methods, values, strict=True) if np.isnan(value))
+        return AlleleScore(
+            tuple(values.tolist()), next((getattr(m, "lacks", None) for m in missing), None)
+        )
 
     def _values(self, places: list[Placed]) -> np.ndarray:
         values = np.full((len(places), len(self.methods)), np.nan)
@@ -258,8 +257,9 @@ def variant_table(
     -------
     polars.DataFrame
         One row for each alternative allele (and one for a record without): contig, start, end (of
-        REF, 0-based half-open), ref, alt, id, record and allele (0-based numbers), one Float64
-        column for each method (null where there is no value), and reason (null for a score).
+        REF, 0-based half-open), pos (1-based, as in VCF), ref, alt, id, record and allele (0-based
+        numbers), one Float64 column for each method (null where there is no value), and reason
+        (null where every method has a value).
     """
     rows: list[dict[str, Any]] = []
     for number, (record, alleles) in enumerate(zip(records, scores, strict=True), first_record):
@@ -269,6 +269,7 @@ def variant_table(
                     "contig": record.contig,
                     "start": record.position,
                     "end": record.position + len(record.ref),
+                    "pos": one_based(record.position),
                     "ref": record.ref,
                     "alt": record.alts[allele] if record.alts else None,
                     "id": None if record.fields[2] == "." else record.fields[2],
@@ -280,8 +281,8 @@ def variant_table(
             )
     text, number_type = pl.String, pl.Int64
     schema = {
-        "contig": text, "start": number_type, "end": number_type, "ref": text, "alt": text,
-        "id": text, "record": number_type, "allele": number_type,
+        "contig": text, "start": number_type, "end": number_type, "pos": number_type,
+        "ref": text, "alt": text, "id": text, "record": number_type, "allele": number_type,
         **dict.fromkeys(methods, pl.Float64), "reason": text,
     }  # fmt: skip
     frame = pl.DataFrame(rows, schema=schema)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
-from megabase.genome.errors import UnknownContigError
+from megabase.genome.left_out import LeftOut, require_assembly
 from megabase.genome.store import GenomeStore
-from megabase.genome.vcf import VcfRecord, read_vcf_header, read_vcf_records
-from megabase.inference.alleles import check_record
+from megabase.genome.vcf import (
+    VcfRecord,
+    check_allele,
+    check_record,
+    find_contig,
+    is_bcf,
+    read_vcf_header,
+    read_vcf_records,
+    why_unusable,
+)
 from megabase.inference.errors import InputFileError
 from megabase.inference.loading import load
 from megabase.inference.model import choose_device
@@ -27,14 +36,13 @@ from megabase.inference.vcf_output import (
     annotated_line,
     header_lines,
     merge_vcf,
+    require_names,
     require_new_keys,
 )
 
 __all__ = ["Survey", "VariantsJob", "survey"]
 
 _CHUNK = 512
-_MANY = 0.2
-_FEW = 5
 
 
 @dataclass(frozen=True)
@@ -45,8 +53,6 @@ class Survey:
     ----------
     records
         Number of records.
-    compared, mismatches
-        Records whose REF could be compared with the genome, and those that differ.
     contigs
         Names of the contigs, in order of appearance, with their lengths; None for contigs that the
         genome does not have.
@@ -55,42 +61,67 @@ class Survey:
     """
 
     records: int
-    compared: int
-    mismatches: int
     contigs: dict[str, int | None]
     in_order: bool
 
 
-def survey(path: Path, store: GenomeStore) -> Survey:
+def survey(
+    path: Path, store: GenomeStore, *, allow_mismatches: bool = False, strict: bool = False
+) -> Survey:
     """Read a file of variants once, against the genome.
+
+    Parameters
+    ----------
+    path
+        The file.
+    store
+        The genome.
+    allow_mismatches
+        Go on when REF differs from the genome in so many records that the file looks as if it was
+        made for another assembly.
+    strict
+        Refuse the first allele that can have no score.
 
     Raises
     ------
     TableError
-        When a record cannot be read.
+        When a record cannot be read, no allele can be scored, or the assembly is another.
+
+    Warns
+    -----
+    LeftOutWarning
+        With the number of alleles that can have no score, by reason.
     """
     contigs: dict[str, int | None] = {}
     index: dict[str, int | None] = {}
-    records = compared = mismatches = 0
+    unit = "record" if is_bcf(path) else "line"
+    left_out = LeftOut(path, unit, strict)
+    records = compared = mismatches = usable = 0
     in_order, last, position = True, None, -2
-    for record in read_vcf_records(path):
+    for record in read_vcf_records(path, sites=True):
         records += 1
         name = record.contig
         if name not in index:
-            try:
-                index[name] = store.contig_index(name)
-            except UnknownContigError:
-                index[name] = None
-            number = index[name]
+            number = find_contig(store, name, index)
             contigs[name] = None if number is None else int(store.lengths[number])
             in_order = in_order and name != last
         elif name != last or record.position < position:
             in_order = False
         last, position = name, record.position
         reason = check_record(record, store, index[name])
-        compared += reason in (None, "NO_ALT", "REF_MISMATCH", "OUTSIDE_CONTIG")
-        mismatches += reason in ("REF_MISMATCH", "OUTSIDE_CONTIG")
-    return Survey(records, compared, mismatches, contigs, in_order)
+        compared += reason in (None, "NO_ALT", "REF_MISMATCH")
+        mismatches += reason == "REF_MISMATCH"
+        for alt in record.alts or (".",):
+            why = reason or check_allele(record.ref, alt)
+            if why is None:
+                usable += 1
+            else:
+                left_out.add(why, record.line, partial(why_unusable, record, store, why))
+    if not allow_mismatches:
+        advice = ", or score the rest with --allow-mismatches"
+        require_assembly(path, mismatches, compared, store.name, advice)
+    left_out.report(usable, "alleles", "have no score")
+    return Survey(records, contigs, in_order)
 
 
 @dataclass
@@ -113,6 +144,8 @@ class VariantsJob:
         Beginning of the INFO keys.
     allow_mismatches
         Go on when so many REF differ from the genome that it looks like another assembly.
+    strict
+        Refuse the first allele that can have no score.
     batch_tokens
         Most positions of a batch.
     """
@@ -124,6 +157,7 @@ class VariantsJob:
     options: VariantOptions = field(default_factory=VariantOptions)
     prefix: str = "MB"
     allow_mismatches: bool = False
+    strict: bool = False
     batch_tokens: int = 1 << 16
     found: Survey | None = None
     _provenance: Provenance | None = None
@@ -153,8 +187,11 @@ class VariantsJob:
             if self.as_vcf:
                 require_new_keys(header, self.prefix, self.source)
             store = GenomeStore.open(self.genome)
-            self.found = survey(self.source, store)
-            self._require_assembly(self.found, store)
+            self.found = survey(
+                self.source, store, allow_mismatches=self.allow_mismatches, strict=self.strict
+            )
+            if self.as_vcf:
+                require_names(self.found.contigs, self.source)
             model = load(self.model, head="language")
             self.options = self.options.resolved(model)
             self._provenance = Provenance(
@@ -167,23 +204,6 @@ class VariantsJob:
                 options={**asdict(self.options), "prefix": self.prefix},
             )
         return self._provenance
-
-    def _require_assembly(self, found: Survey, store: GenomeStore) -> None:
-        if found.contigs and all(length is None for length in found.contigs.values()):
-            name = next(iter(found.contigs))
-            try:
-                store.contig_index(name)
-            except UnknownContigError as error:
-                raise InputFileError(
-                    f"{self.source}: none of its contigs is in the genome ({error})"
-                ) from None
-        many = found.mismatches > max(_FEW, _MANY * found.compared)
-        if many and not self.allow_mismatches:
-            raise InputFileError(
-                f"{self.source}: REF differs from genome {store.name!r} in {found.mismatches:,} of "
-                f"{found.compared:,} records; is the file made for another assembly? Use its "
-                "genome, or score the rest with --allow-mismatches"
-            )
 
     def chunks(self) -> Iterator[tuple[int, list[VcfRecord]]]:
         """Read the records, with the number of the first one of each chunk."""

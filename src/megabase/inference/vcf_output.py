@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megabase.genome.left_out import REASONS
 from megabase.genome.vcf import VcfRecord
-from megabase.inference.alleles import REASONS
 from megabase.inference.errors import InputFileError, OutputError
 from megabase.inference.methods import METHODS
 from megabase.inference.provenance import Provenance
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from megabase.inference.variants import AlleleScore, VariantOptions
 
 __all__ = ["VCF_SUFFIXES", "annotated_line", "header_lines", "index_vcf", "info_key", "merge_vcf",
-           "require_new_keys"]  # fmt: skip
+           "require_names", "require_new_keys"]  # fmt: skip
 
 VCF_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")
 _INFO = 7
 _TBI_LIMIT = 1 << 29  # longest contig of a tabix index
+# The names that VCF 4.3 allows; htslib cannot read a header with others.
+_CONTIG = re.compile(r"[0-9A-Za-z!#$%&+./:;?@^_|~-][0-9A-Za-z!#$%&*+./:;=?@^_|~-]*")
 _KEY = re.compile(r"[A-Za-z_][0-9A-Za-z_.]*")
 
 
@@ -50,6 +52,23 @@ def require_new_keys(header: Sequence[str], prefix: str, path: Path) -> None:
             raise InputFileError(
                 f"{path}: has INFO field {key} already; score the original file, or choose "
                 "another --prefix"
+            )
+
+
+def require_names(contigs: Iterable[str], path: Path) -> None:
+    """Refuse names of contigs that the header of a VCF cannot hold.
+
+    Raises
+    ------
+    InputFileError
+        Naming the contig.
+    """
+    for name in contigs:
+        if not _CONTIG.fullmatch(name):
+            raise InputFileError(
+                f"{path}: the header of a VCF cannot hold the contig name {name!r} (commas, "
+                "brackets, quotes and blanks are not allowed in it); write a table (.tsv, "
+                ".parquet), or give the contig another name"
             )
 
 
@@ -106,8 +125,8 @@ def header_lines(
         )
     reasons = "; ".join(f"{name}: {text}" for name, text in REASONS.items())
     added.append(
-        f'##INFO=<ID={info_key(prefix, "reason")},Number=.,Type=String,Description="Why an allele '
-        f'has no score, one for each ALT. {reasons}">'
+        f'##INFO=<ID={info_key(prefix, "reason")},Number=A,Type=String,Description="Why an allele '
+        f'has no score, or lacks one. {reasons}">'
     )
     added.append(f"##megabase={provenance.to_json()}")
     return [*header[:-1], *added, header[-1]]

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from megabase.layers.hyena import HyenaOperator
-from megabase.layers.linear import bare
 from megabase.layers.mlp import Mlp
 
 __all__ = ["Backbone", "Block", "Embeddings"]
@@ -52,7 +51,8 @@ class Embeddings(nn.Module):
         """Embed ids of shape (batch, length), or add positions to given embeddings."""
         hidden = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.position_embeddings is not None:
-            hidden = hidden + self.position_embeddings.weight[: hidden.shape[1]]
+            places = torch.arange(hidden.shape[1], device=hidden.device)
+            hidden = hidden + self.position_embeddings(places)
         return hidden
 
 
@@ -97,12 +97,13 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Give (output of the MLP, running sum before it), each (batch, length, width)."""
         residual = self.join(_drop(hidden, self.dropout_in, self.training), residual)
-        if isinstance(self.mixer, HyenaOperator) and bare(self.norm1) and self.mixer.fuses(mask):
-            hidden = self.mixer.fused(residual, self.norm1)
+        mixer = self.mixer
+        if isinstance(mixer, HyenaOperator) and mixer.fuses(residual, self.norm1, mask):
+            hidden = mixer.fused(residual, self.norm1)
         else:
-            hidden = self.mixer(_normed(self.norm1, residual), mask)
+            hidden = mixer(_normed(self.norm1, residual), mask)
         residual = self.join(_drop(hidden, self.dropout, self.training), residual)
-        if bare(self.norm2) and self.mlp.fuses():
+        if self.mlp.fuses(residual, self.norm2):
             return self.mlp.fused(residual, self.norm2), residual
         return self.mlp(_normed(self.norm2, residual)), residual
 

@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from megabase.errors import MegabaseError
+from megabase.layers.linear import bare, untouched
 from megabase.layers.mamba import MambaMixer
-from megabase.layers.norms import RMSNorm, add_norm
+from megabase.layers.norms import Norm, add_norm
 
 __all__ = ["STRATEGIES", "BidirectionalBlock", "BidirectionalMamba", "Strategy"]
 
@@ -62,22 +63,26 @@ class BidirectionalMamba(nn.Module):
     def forward(self, hidden_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
         """Mix positions; shapes as for :meth:`MambaMixer.forward`."""
         fwd, rev = self.mamba_fwd, self.mamba_rev
-        along = fwd.in_proj(hidden_BLD)
-        y_BLE, _ = fwd.scan(along, mask_BL)
         if rev is None:
-            return fwd.out_proj(y_BLE)
-        # Projections act on each position alone: nothing needs to be turned around for them.
-        against = along if _same(fwd.in_proj, rev.in_proj) else rev.in_proj(hidden_BLD)
-        y_rev_BLE, _ = rev.scan(against, mask_BL, reverse=True)
-        if self.strategy == "add" and _same(fwd.out_proj, rev.out_proj):
-            out_BLD = fwd.out_proj(y_BLE + y_rev_BLE)
-            return out_BLD if fwd.out_proj.bias is None else out_BLD + fwd.out_proj.bias
-        out_BLD, out_rev_BLD = fwd.out_proj(y_BLE), rev.out_proj(y_rev_BLE)
+            return fwd(hidden_BLD, mask_BL)[0]
+        if untouched(fwd, rev) and _same(fwd.in_proj, rev.in_proj):
+            # Projections act on each position alone: nothing needs to be turned around for them.
+            xz_BLF = fwd.in_proj(hidden_BLD)
+            y_BLE, _ = fwd.scan(xz_BLF, mask_BL)
+            y_rev_BLE, _ = rev.scan(xz_BLF, mask_BL, reverse=True)
+            if self.strategy == "add" and _same(fwd.out_proj, rev.out_proj):
+                out_BLD = fwd.out_proj(y_BLE + y_rev_BLE)
+                return out_BLD if fwd.out_proj.bias is None else out_BLD + fwd.out_proj.bias
+            out_BLD, out_rev_BLD = fwd.out_proj(y_BLE), rev.out_proj(y_rev_BLE)
+        else:
+            out_BLD = fwd(hidden_BLD, mask_BL)[0]
+            out_rev_BLD = rev(hidden_BLD, mask_BL, reverse=True)[0]
         return out_BLD + out_rev_BLD if self.strategy == "add" else out_BLD * out_rev_BLD
 
 
-def _same(one: nn.Linear, other: nn.Linear) -> bool:
-    return one.weight is other.weight and one.bias is other.bias
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    both = bare(one, other) and isinstance(one, nn.Linear) and isinstance(other, nn.Linear)
+    return both and one.weight is other.weight and one.bias is other.bias
 
 
 class BidirectionalBlock(nn.Module):
@@ -93,9 +98,7 @@ class BidirectionalBlock(nn.Module):
         Whether the running sum is kept in float32 at least.
     """
 
-    def __init__(
-        self, norm: RMSNorm | nn.LayerNorm, mixer: nn.Module, residual_in_fp32: bool = False
-    ) -> None:
+    def __init__(self, norm: Norm, mixer: nn.Module, residual_in_fp32: bool = False) -> None:
         super().__init__()
         self.norm = norm
         self.mixer = mixer

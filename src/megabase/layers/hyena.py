@@ -20,6 +20,7 @@ from megabase.layers.linear import (
     from_channel_major,
     product_dtype,
     to_channel_major,
+    untouched,
 )
 from megabase.ops import backend
 from megabase.ops.gated_conv import gated_conv
@@ -150,12 +151,14 @@ class HyenaOperator(nn.Module):
             grouped = x_C.unflatten(0, (convolutions, self.d_model))
         return list(grouped.unbind(0))
 
-    def taps(self, length: int) -> list[Tensor]:
-        """Compute the filters of every long convolution for an input of `length` positions."""
-        k_CM = self.filter_fn(length, "both" if self.bidirectional == "two_sided" else "one")
+    def filters(self, length: int) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Compute taps and skip terms of the long convolutions for `length` positions."""
+        sides = "both" if self.bidirectional == "two_sided" else "one"
+        k_CM, skip_C = self.filter_fn(length, sides)
         if self.bidirectional == "published":
             k_CM = published_two_sided(k_CM)
-        return self.per_convolution(k_CM)
+        k_ODM = self.per_convolution(k_CM)
+        return k_ODM, [None] * len(k_ODM) if skip_C is None else [*self.per_convolution(skip_C)]
 
     def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
         """Mix positions.
@@ -178,61 +181,71 @@ class HyenaOperator(nn.Module):
         SequenceTooLongError
             When the input is longer than ``l_max``.
         """
-        k_ODM = self.taps(x_BLD.shape[1])
+        k_ODM, skips = self.filters(x_BLD.shape[1])
         p_BPL = to_channel_major(self.in_proj, x_BLD)
         mask_B1L = None if mask_BL is None else mask_BL[:, None].to(p_BPL.dtype)
-        y_BDL = self.mix(p_BPL, k_ODM, mask_B1L)
+        y_BDL = self.mix(p_BPL, k_ODM, skips, mask_B1L)
         if self.output_activation != "id":
             y_BDL = ACTIVATIONS[self.output_activation](y_BDL)
         return from_channel_major(self.out_proj, y_BDL)
 
-    def fuses(self, mask_BL: Tensor | None) -> bool:
+    def fuses(self, x_BLD: Tensor, norm: nn.Module, mask_BL: Tensor | None) -> bool:
         """Whether :meth:`fused` gives what the separate modules would."""
-        hooked = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks
         return (
             self.order == 2
             and mask_BL is None
             and not (self.dropout > 0 and self.training)
             and self.output_activation == "id"
-            and not hooked
-            and bare(self.in_proj, self.short_filter, self.out_proj)
+            and untouched(self)
+            and bare(norm, self.in_proj, self.short_filter, self.out_proj, device=x_BLD.device)
             and backend.active() != "reference"
         )
 
     def fused(self, x_BLD: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Mix the LayerNorm of `x_BLD`, keeping only it and the filter for the backward pass."""
+        (k_DM,), (skip_D,) = self.filters(x_BLD.shape[1])
         return hyena_mixer(
             x_BLD, norm.weight, norm.bias, norm.eps, self.in_proj.weight, self.in_proj.bias,
             self.short_filter.weight[:, 0], cast("Tensor", self.short_filter.bias),
-            self.taps(x_BLD.shape[1])[0], self.filter_fn.skip(), self.out_proj.weight,
-            self.out_proj.bias, centred=self.bidirectional == "two_sided",
-            two_sided=self.bidirectional != "none", product=product_dtype(x_BLD),
+            k_DM, skip_D, self.out_proj.weight, self.out_proj.bias,
+            centred=self.bidirectional == "two_sided", two_sided=self.bidirectional != "none",
+            product=product_dtype(x_BLD),
         )  # fmt: skip
 
-    def mix(self, p_BPL: Tensor, k_ODM: list[Tensor], mask_B1L: Tensor | None) -> Tensor:
+    def short(self, p_BPL: Tensor) -> Tensor:
+        """Apply the short convolution to projected channels."""
+        short, centred = self.short_filter, self.bidirectional == "two_sided"
+        if bare(short, device=p_BPL.device):
+            return short_conv(p_BPL, short.weight[:, 0], short.bias, centred=centred)
+        # The module pads both ends by taps - 1 and so gives more positions than there are: causal
+        # ones come first.
+        first = (short.kernel_size[0] - 1) // 2 if centred else 0
+        return short(p_BPL)[..., first : first + p_BPL.shape[-1]]
+
+    def mix(
+        self,
+        p_BPL: Tensor,
+        k_ODM: list[Tensor],
+        skips: list[Tensor | None],
+        mask_B1L: Tensor | None = None,
+    ) -> Tensor:
         """Apply short convolution, gates and long convolutions to projected channels."""
         dropping = self.dropout > 0 and self.training
-        if self.order == 2 and mask_B1L is None and not dropping:
+        plain = bare(self.short_filter, device=p_BPL.device)
+        if self.order == 2 and mask_B1L is None and not dropping and plain:
             return gated_conv(
                 p_BPL,
                 self.short_filter.weight[:, 0],
                 cast("Tensor", self.short_filter.bias),
                 k_ODM[0],
-                self.filter_fn.skip(),
+                skips[0],
                 centred=self.bidirectional == "two_sided",
                 two_sided=self.bidirectional != "none",
             )
         if mask_B1L is not None:
             p_BPL = p_BPL * mask_B1L
-        p_BPL = short_conv(
-            p_BPL,
-            self.short_filter.weight[:, 0],
-            self.short_filter.bias,
-            centred=self.bidirectional == "two_sided",
-        )
+        p_BPL = self.short(p_BPL)
         first, *gates, v_BDL = p_BPL.split(self.d_model, dim=1)
-        skip_C = self.filter_fn.skip()
-        skips = [None] * len(k_ODM) if skip_C is None else self.per_convolution(skip_C)
         for gate, k_DM, skip_D in zip(reversed(gates), k_ODM, skips, strict=True):
             v_BDL = v_BDL * gate
             if dropping:

@@ -7,15 +7,17 @@ C filter channels (model width times order - 1).
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megabase.errors import MegabaseError
-from megabase.layers.linear import bare
+from megabase.layers.linear import present, untouched
 from megabase.ops.implicit_filter import implicit_filter
+from megabase.ops.long_conv.fft import without_autocast
 
 __all__ = ["ExponentialWindow", "HyenaFilter", "PositionalFeatures", "SequenceTooLongError", "Sine"]
 
@@ -66,6 +68,15 @@ class Sine(nn.Module):
         return torch.sin(self.freq.to(x.dtype) * x)
 
 
+class FilterLinear(nn.Linear):
+    """A linear map of the filter network, computed in the dtype of its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply to a tensor of shape (..., in)."""
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.linear(input, self.weight.to(input.dtype), bias)
+
+
 class PositionalFeatures(nn.Module):
     """Table of positional features ``z`` and normalised times ``t`` for every lag.
 
@@ -103,6 +114,18 @@ class PositionalFeatures(nn.Module):
         phase_LF = torch.linspace(1e-4, bands - 1, bands)[None] * angle_L1
         z_LE = torch.cat([t_L1, phase_LF.cos(), -phase_LF.sin()], dim=-1)
         return z_LE[None], t_L1[None]
+
+    def forward(
+        self, length: int, sides: Literal["one", "both"], dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Give features (lags, features) and times (lags,) of the lags of an input."""
+        h_ME, t_M = self.z[0, :length].to(dtype), self.t[0, :length, 0].to(dtype)
+        if sides == "both":
+            bands = (self.features - 1) // 2
+            sign_E = h_ME.new_tensor([-1.0] + [1.0] * bands + [-1.0] * bands)
+            h_ME = torch.cat([(h_ME[1:] * sign_E).flip(0), h_ME])
+            t_M = torch.cat([t_M[1:].flip(0), t_M])
+        return h_ME, t_M
 
 
 class ExponentialWindow(nn.Module):
@@ -200,21 +223,39 @@ class HyenaFilter(nn.Module):
         self.use_bias = use_bias
         self.bias = nn.Parameter(torch.randn(channels), requires_grad=use_bias)
         self.pos_emb = PositionalFeatures(emb_dim, l_max, train_positions)
-        # One module at every place: one parameter, one gradient, listed under each of its names.
-        sine = Sine(width, sine_freq, train_freq)
-        network: list[nn.Module] = [nn.Linear(emb_dim, width), sine]
-        for _ in range(num_inner_mlps):
-            network += [nn.Linear(width, width), sine]
-        network.append(nn.Linear(width, channels, bias=False))
+        network: list[nn.Module] = []
+        for inputs in [emb_dim] + [width] * num_inner_mlps:
+            network += [FilterLinear(inputs, width), Sine(width, sine_freq, train_freq)]
+        network.append(FilterLinear(width, channels, bias=False))
         self.implicit_filter = nn.Sequential(*network)
         self.modulation = ExponentialWindow(channels, **(window or {}))
+        # Built without values, each name waits for its own tensor of the checkpoint: the model ties
+        # them afterwards.
+        if self.bias.device.type != "meta":
+            self._share_frequencies()
 
-    def skip(self) -> Tensor | None:
-        """Give the weight of the unconvolved input, shape (channels,), or None when it is off."""
-        return self.bias if self.use_bias else None
+    def _sines(self) -> list[Sine]:
+        return [module for module in self.implicit_filter if isinstance(module, Sine)]
 
-    def forward(self, length: int, sides: Literal["one", "both"] = "one") -> Tensor:
-        """Compute the taps for an input of `length` positions.
+    def _share_frequencies(self) -> None:
+        # One parameter, one gradient, listed under the name of every sine. The modules are
+        # different ones: a module listed twice would be changed twice by who swaps its tensors.
+        first, *others = self._sines()
+        for sine in others:
+            sine.freq = first.freq
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # Moves that make new parameters (from meta, say) make one for each name.
+        shared = len({id(sine.freq) for sine in self._sines()}) == 1
+        super()._apply(fn, recurse)
+        if shared:
+            self._share_frequencies()
+        return self
+
+    def forward(
+        self, length: int, sides: Literal["one", "both"] = "one"
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute the taps for an input of `length` positions, and give the skip term.
 
         Parameters
         ----------
@@ -228,8 +269,10 @@ class HyenaFilter(nn.Module):
 
         Returns
         -------
-        Tensor
+        taps : Tensor
             Shape (channels, lags), float32 at least, whatever the autocast.
+        skip : Tensor or None
+            Weight of the unconvolved input, shape (channels,); None when it is off.
 
         Raises
         ------
@@ -238,48 +281,38 @@ class HyenaFilter(nn.Module):
         """
         if length > self.l_max:
             raise SequenceTooLongError(length, self.l_max, "max_seq_len")
-        with torch.autocast(device_type=self.bias.device.type, enabled=False):
-            return self._taps(length, sides)
+        with without_autocast(self.bias):
+            # A copy: libraries may take the parameter itself away after the call.
+            skip_C = self.bias.clone() if self.use_bias else None
+            return self._taps(length, sides), skip_C
 
     def _is_plain(self) -> bool:
         """Whether the operator computes the same as the modules of the network."""
-        sine = self.implicit_filter[1]
+        network = list(self.implicit_filter)
+        parts = (*network, self.modulation)
         return (
             not self.normalized
-            and isinstance(sine, Sine)
-            and all(m is sine if isinstance(m, Sine) else bare(m) for m in self.implicit_filter)
+            and all(type(module) in (FilterLinear, Sine) for module in network)
+            and len({id(sine.freq) for sine in self._sines()}) == 1
+            and untouched(self.implicit_filter, *parts)
+            and present(*parts, device=self.bias.device)
         )
 
     def _taps(self, length: int, sides: Literal["one", "both"]) -> Tensor:
         dtype = torch.promote_types(self.bias.dtype, torch.float32)
-        h_ME = self.pos_emb.z[0, :length].to(dtype)
-        t_M = self.pos_emb.t[0, :length, 0].to(dtype)
-        if sides == "both":
-            bands = (h_ME.shape[1] - 1) // 2
-            sign_E = h_ME.new_tensor([-1.0] + [1.0] * bands + [-1.0] * bands)
-            h_ME = torch.cat([(h_ME[1:] * sign_E).flip(0), h_ME])
-            t_M = torch.cat([t_M[1:].flip(0), t_M])
-        *hidden, last = self.implicit_filter
+        h_ME, t_M = self.pos_emb(length, sides, dtype)
         if self._is_plain():
-            linears = [module for module in hidden if isinstance(module, nn.Linear)]
-            sine, out = self.implicit_filter[1], self.implicit_filter[-1]
-            assert isinstance(sine, Sine)
-            assert isinstance(out, nn.Linear)
+            *linears, out = cast("list[nn.Linear]", list(self.implicit_filter)[::2])
+            freq = self._sines()[0].freq.to(dtype)
             rate_C = self.modulation.deltas.reshape(-1).abs().to(dtype) if self.modulate else None
             return implicit_filter(
-                h_ME, t_M, sine.freq.to(dtype), [m.weight.to(dtype) for m in linears],
+                h_ME, t_M, freq, [m.weight.to(dtype) for m in linears],
                 [m.bias.to(dtype) for m in linears], out.weight.to(dtype), rate_C,
                 self.modulation.shift,
             )  # fmt: skip
-        for module in hidden:
-            if isinstance(module, nn.Linear):
-                h_ME = F.linear(h_ME, module.weight.to(dtype), module.bias.to(dtype))
-            else:
-                h_ME = module(h_ME)
-        assert isinstance(last, nn.Linear)
-        k_CM = last.weight.to(dtype) @ h_ME.t()
+        k_CM = self.implicit_filter(h_ME).t()
         if self.modulate:
             k_CM = k_CM * self.modulation(t_M)
         if self.normalized:
             k_CM = k_CM / k_CM.abs().sum(dim=0, keepdim=True)
-        return k_CM
+        return k_CM.contiguous()

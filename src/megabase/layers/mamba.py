@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from megabase.layers.linear import bare
 from megabase.layers.norms import add_norm, make_norm
 from megabase.ops.causal_conv import causal_conv
 from megabase.ops.selective_scan import selective_scan, selective_step
@@ -86,7 +87,11 @@ class MambaMixer(nn.Module):
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
 
     def forward(
-        self, hidden_BLD: Tensor, mask_BL: Tensor | None = None, state: MambaState | None = None
+        self,
+        hidden_BLD: Tensor,
+        mask_BL: Tensor | None = None,
+        state: MambaState | None = None,
+        reverse: bool = False,
     ) -> tuple[Tensor, MambaState]:
         """Mix positions.
 
@@ -99,6 +104,8 @@ class MambaMixer(nn.Module):
             nor the states. All are real when None.
         state
             What came before; nothing when None.
+        reverse
+            Whether to read from the last position to the first.
 
         Returns
         -------
@@ -109,7 +116,7 @@ class MambaMixer(nn.Module):
         """
         if state is not None and hidden_BLD.shape[1] == 1 and not torch.is_grad_enabled():
             return self.step(hidden_BLD, state, mask_BL)
-        y_BLE, after = self.scan(self.in_proj(hidden_BLD), mask_BL, state)
+        y_BLE, after = self.scan(self.in_proj(hidden_BLD), mask_BL, state, reverse)
         return self.out_proj(y_BLE), after
 
     def scan(
@@ -125,10 +132,8 @@ class MambaMixer(nn.Module):
         ----------
         xz_BLF
             Output of ``in_proj``, shape (batch, length, 2 * inner channels).
-        mask_BL, state
+        mask_BL, state, reverse
             As for :meth:`forward`.
-        reverse
-            Whether to read from the last position to the first.
 
         Returns
         -------
@@ -142,9 +147,8 @@ class MambaMixer(nn.Module):
         past_BPE = None if state is None else state.conv
         last_BPE = x_BLE[:, : self.d_conv - 1].flip(1) if reverse else x_BLE
         tail_BPE = self._tail(last_BPE, past_BPE)
-        x_BLE = causal_conv(x_BLE, self.conv1d.weight[:, 0], self.conv1d.bias, past_BPE, reverse)
-        x_BLE = _only_real(x_BLE, mask_BL)
-        delta_BLE, B_BLN, C_BLN = self._steps(x_BLE)
+        x_BLE = _only_real(self._convolve(x_BLE, past_BPE, reverse), mask_BL)
+        delta_BLE, bias_E, B_BLN, C_BLN = self._steps(x_BLE)
         y_BLE, ssm_BEN = selective_scan(
             x_BLE,
             delta_BLE,
@@ -153,7 +157,7 @@ class MambaMixer(nn.Module):
             C_BLN,
             D_E=self.D,
             z_BLE=z_BLE,
-            delta_bias_E=self.dt_proj.bias,
+            delta_bias_E=bias_E,
             initial_state_BEN=None if state is None else state.ssm,
             reverse=reverse,
         )
@@ -167,12 +171,15 @@ class MambaMixer(nn.Module):
         mask_B = None if mask_B1 is None else mask_B1[:, 0]
         x_BE = _only_real(x_BE, mask_B)
         past_BPE = state.conv.to(x_BE.dtype)
-        taps_EK, bias_E = self.conv1d.weight[:, 0].to(x_BE.dtype), self.conv1d.bias
         window_BKE = torch.cat([past_BPE, x_BE[:, None]], dim=1)
-        y_BE = (window_BKE * taps_EK.t()).sum(dim=1)
-        x_BE = F.silu(y_BE if bias_E is None else y_BE + bias_E.to(x_BE.dtype))
+        if bare(self.conv1d, device=x_BE.device):
+            taps_EK, bias_E = self.conv1d.weight[:, 0].to(x_BE.dtype), self.conv1d.bias
+            y_BE = (window_BKE * taps_EK.t()).sum(dim=1)
+            x_BE = F.silu(y_BE if bias_E is None else y_BE + bias_E.to(x_BE.dtype))
+        else:
+            x_BE = F.silu(self.conv1d(window_BKE.transpose(1, 2))[..., 0])
         x_BE = _only_real(x_BE, mask_B)
-        delta_BE, B_BN, C_BN = self._steps(x_BE)
+        delta_BE, bias_E, B_BN, C_BN = self._steps(x_BE)
         y_BE, ssm_BEN = selective_step(
             state.ssm,
             x_BE,
@@ -182,7 +189,7 @@ class MambaMixer(nn.Module):
             C_BN,
             D_E=self.D,
             z_BE=z_BE,
-            delta_bias_E=self.dt_proj.bias,
+            delta_bias_E=bias_E,
         )
         return self.out_proj(y_BE)[:, None], MambaState(window_BKE[:, 1:], ssm_BEN)
 
@@ -198,10 +205,23 @@ class MambaMixer(nn.Module):
             past_BPE = x_BLE.new_zeros(len(x_BLE), before, self.d_inner)
         return torch.cat([past_BPE[:, before - missing :].to(x_BLE.dtype), tail_BPE], dim=1)
 
-    def _steps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Give step sizes without their bias, and what enters and leaves the states."""
+    def _convolve(self, x_BLE: Tensor, past_BPE: Tensor | None, reverse: bool) -> Tensor:
+        conv = self.conv1d
+        if bare(conv, device=x_BLE.device):
+            return causal_conv(x_BLE, conv.weight[:, 0], conv.bias, past_BPE, reverse)
+        x_BLE = x_BLE.flip(1) if reverse else x_BLE
+        if past_BPE is None:
+            past_BPE = x_BLE.new_zeros(len(x_BLE), self.d_conv - 1, self.d_inner)
+        given_BEL = torch.cat([past_BPE.to(x_BLE.dtype), x_BLE], dim=1).transpose(1, 2)
+        y_BLE = F.silu(conv(given_BEL)).transpose(1, 2)
+        return y_BLE.flip(1) if reverse else y_BLE
+
+    def _steps(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Give step sizes, a bias to add to them, and what enters and leaves the states."""
         dt, b, c = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return F.linear(dt, self.dt_proj.weight), b, c
+        if bare(self.dt_proj, device=x.device):
+            return F.linear(dt, self.dt_proj.weight), self.dt_proj.bias, b, c
+        return self.dt_proj(dt), None, b, c
 
     def _rates(self) -> Tensor:
         wide = torch.promote_types(self.A_log.dtype, torch.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from megabase.layers.linear import ResidualLinear, bare, product_dtype
+from megabase.layers.linear import ResidualLinear, bare, product_dtype, untouched
 from megabase.ops import backend
 from megabase.ops.norm_mlp import norm_mlp
 
@@ -28,11 +28,14 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(d_model, d_inner)
         self.fc2 = ResidualLinear(d_inner, d_model)
 
-    def fuses(self) -> bool:
+    def fuses(self, x: Tensor, norm: nn.Module) -> bool:
         """Whether :meth:`fused` gives what the separate modules would."""
-        hooked = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks
-        linear = bare(self.fc1, self.fc2) and self.fc1.bias is not None
-        return linear and not hooked and backend.active() != "reference"
+        return (
+            untouched(self)
+            and bare(norm, self.fc1, self.fc2, device=x.device)
+            and self.fc1.bias is not None
+            and backend.active() != "reference"
+        )
 
     def fused(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Apply to the LayerNorm of `x`, keeping only `x` for the backward pass."""

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["RMSNorm", "add_norm", "make_norm", "normed"]
+__all__ = ["LayerNorm", "Norm", "RMSNorm", "add_norm", "make_norm"]
 
 
 class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x^2) + eps) * weight``, over the last axis.
+    """``x / sqrt(mean(x^2) + eps) * weight``, over the last axis; see :class:`LayerNorm`.
 
     Parameters
     ----------
@@ -23,30 +23,43 @@ class RMSNorm(nn.Module):
         Added to the mean square.
     """
 
+    bias = None
+
     def __init__(self, d_model: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(d_model))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis, in the dtype of `x`."""
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+    def forward(self, residual_BLD: Tensor, strands: int = 1) -> Tensor:
+        """Normalise a running sum; see :meth:`LayerNorm.forward`."""
+        return _normed(self, residual_BLD, strands)
 
 
-def make_norm(d_model: int, rms: bool, eps: float = 1e-5) -> RMSNorm | nn.LayerNorm:
-    """Build the norm of a block: :class:`RMSNorm`, or LayerNorm."""
-    return RMSNorm(d_model, eps) if rms else nn.LayerNorm(d_model, eps=eps)
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm of one strand or of two."""
+
+    def forward(self, input: Tensor, strands: int = 1) -> Tensor:
+        """Normalise a running sum in float32 at least; give the dtype of the weights.
+
+        With two strands the channels are two halves, each normalised by itself; the second one is
+        in reverse order, and so are the weights it is multiplied by.
+        """
+        return _normed(self, input, strands)
 
 
-def normed(norm: RMSNorm | nn.LayerNorm, residual_BLD: Tensor, strands: int = 1) -> Tensor:
-    """Normalise a running sum in float32 at least; give the dtype of the norm's weights.
+Norm = RMSNorm | LayerNorm
+"""The norm of a block."""
 
-    With two strands the channels are two halves, each normalised by itself; the second one is in
-    reverse order, and so are the weights it is multiplied by.
-    """
+
+def make_norm(d_model: int, rms: bool, eps: float = 1e-5) -> Norm:
+    """Build the norm of a block: :class:`RMSNorm`, or :class:`LayerNorm`."""
+    return RMSNorm(d_model, eps) if rms else LayerNorm(d_model, eps=eps)
+
+
+def _normed(norm: Norm, residual_BLD: Tensor, strands: int) -> Tensor:
     wide = residual_BLD.to(torch.promote_types(residual_BLD.dtype, torch.float32))
     weight = norm.weight.to(wide.dtype)
-    bias = norm.bias.to(wide.dtype) if isinstance(norm, nn.LayerNorm) else None
+    bias = None if norm.bias is None else norm.bias.to(wide.dtype)
     if strands == 1:
         y = _normalise(norm, wide, weight, bias)
     else:
@@ -58,16 +71,14 @@ def normed(norm: RMSNorm | nn.LayerNorm, residual_BLD: Tensor, strands: int = 1)
     return y.to(norm.weight.dtype)
 
 
-def _normalise(
-    norm: RMSNorm | nn.LayerNorm, x: Tensor, weight: Tensor | None, bias: Tensor | None
-) -> Tensor:
+def _normalise(norm: Norm, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     if isinstance(norm, RMSNorm):
         return F.rms_norm(x, norm.weight.shape, weight, norm.eps)
     return F.layer_norm(x, norm.weight.shape, weight, bias, norm.eps)
 
 
 def add_norm(
-    norm: RMSNorm | nn.LayerNorm,
+    norm: nn.Module,
     hidden_BLD: Tensor,
     residual_BLD: Tensor | None,
     residual_in_fp32: bool = False,
@@ -78,7 +89,7 @@ def add_norm(
     Parameters
     ----------
     norm
-        The norm.
+        The norm, or what stands in its place.
     hidden_BLD
         What the last block gave.
     residual_BLD
@@ -98,4 +109,4 @@ def add_norm(
     total = hidden_BLD if residual_BLD is None else hidden_BLD + residual_BLD
     if residual_in_fp32:
         total = total.to(torch.promote_types(total.dtype, torch.float32))
-    return normed(norm, total, strands), total
+    return norm(total) if strands == 1 else norm(total, strands), total

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from megabase.layers.norms import RMSNorm, add_norm
+from megabase.layers.norms import Norm, add_norm
 
 __all__ = [
     "RCPSAddNorm",
@@ -118,7 +117,7 @@ class RCPSAddNorm(nn.Module):
         Norm over the channels of one strand.
     """
 
-    def __init__(self, submodule: RMSNorm | nn.LayerNorm) -> None:
+    def __init__(self, submodule: Norm) -> None:
         super().__init__()
         self.submodule = submodule
 
@@ -149,7 +148,7 @@ class RCPSBlock(nn.Module):
 
     def __init__(
         self,
-        norm: RMSNorm | nn.LayerNorm,
+        norm: Norm,
         mixer: nn.Module,
         fused: bool = True,
         residual_in_fp32: bool = False,
@@ -177,8 +176,6 @@ def strand_add_norm(
     """Add and normalise both strands by an :class:`RCPSAddNorm`, or by the norm inside of one."""
     if isinstance(norm, RCPSAddNorm):
         return norm(hidden, residual, residual_in_fp32)
-    if not isinstance(norm, RMSNorm | nn.LayerNorm):
-        raise TypeError(f"expected a norm, found {type(norm).__name__}")
     return add_norm(norm, hidden, residual, residual_in_fp32, strands=2)
 
 
@@ -214,5 +211,5 @@ class RCPSHead(nn.Module):
     def forward(self, hidden_BLW: Tensor) -> Tensor:
         """Score (batch, length, 2 D) as (batch, length, rows)."""
         given_BLD, other_BLD = hidden_BLW.chunk(2, dim=-1)
-        other_VD = self.weight[self.complement_map]
-        return self.lm_head(given_BLD) + F.linear(other_BLD.flip(-1), other_VD)
+        other_BLV = self.lm_head(other_BLD.flip(-1))
+        return self.lm_head(given_BLD) + other_BLV[..., self.complement_map]

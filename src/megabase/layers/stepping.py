@@ -9,6 +9,8 @@ convolution, N heads, H width of a head, T positions of a block.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -19,9 +21,15 @@ from megabase.errors import MegabaseError
 from megabase.layers.attention import SelfAttention
 from megabase.layers.backbone import Backbone, Block
 from megabase.layers.hyena import ACTIVATIONS, HyenaOperator
-from megabase.layers.linear import from_channel_major, to_channel_major
+from megabase.layers.linear import (
+    bare,
+    from_channel_major,
+    function_of,
+    present,
+    to_channel_major,
+    untouched,
+)
 from megabase.ops.online_conv import online_conv
-from megabase.ops.short_conv import short_conv
 
 __all__ = ["AttentionSteps", "BackboneSteps", "HyenaSteps"]
 
@@ -49,16 +57,11 @@ class HyenaSteps:
         if operator.bidirectional != "none":
             raise MegabaseError("a bidirectional Hyena operator has no steps: it reads ahead")
         self.operator = operator
-        self.k_ODM = [k_DM.contiguous() for k_DM in operator.taps(length)]
-        skip_C = operator.filter_fn.skip()
-        self.skips = (
-            [None] * len(self.k_ODM) if skip_C is None else operator.per_convolution(skip_C)
-        )
-        self._in = (operator.in_proj.weight, operator.in_proj.bias)
-        self._out = (operator.out_proj.weight, operator.out_proj.bias)
-        taps_PK = operator.short_filter.weight[:, 0]
-        self._short_K1P = taps_PK.flip(1).t()[:, None].contiguous()
-        self._bias_P = cast("Tensor", operator.short_filter.bias)
+        k_ODM, self.skips = operator.filters(length)
+        self.k_ODM = [k_DM.contiguous() for k_DM in k_ODM]
+        self._in = function_of(operator.in_proj, k_ODM[0].device)
+        self._out = function_of(operator.out_proj, k_ODM[0].device)
+        self._short_K1P, self._bias_P = _short_taps(operator.short_filter, k_ODM[0].device)
         self.reset(1)
 
     def reset(self, batch: int) -> None:
@@ -84,7 +87,7 @@ class HyenaSteps:
         for lag in range(1, min(taps, length + 1)):  # of the first position after the prompt
             reached = self._sums[: taps - lag]
             reached.addcmul_(self._short_K1P[lag:], p_BPL[..., length - lag])
-        p_BPL = short_conv(p_BPL, operator.short_filter.weight[:, 0], self._bias_P)
+        p_BPL = operator.short(p_BPL)
         first, *gates, v_BDL = p_BPL.split(operator.d_model, dim=1)
         for gate, conv in zip(reversed(gates), self.convolutions, strict=True):
             v_BDL = conv.prefill(v_BDL * gate)
@@ -94,7 +97,7 @@ class HyenaSteps:
     def step(self, x_BD: Tensor) -> Tensor:
         """Read one position of every sequence, shape (batch, width)."""
         place = self._place
-        self._reached[place].addcmul_(self._short_K1P, F.linear(x_BD, *self._in))
+        self._reached[place].addcmul_(self._short_K1P, self._in(x_BD))
         first, v_BD, gates = self._parts[place]
         for gate, conv in zip(gates, self.convolutions, strict=True):
             torch.mul(v_BD, gate, out=conv.slot)
@@ -108,7 +111,18 @@ class HyenaSteps:
             self._sums[:rest] = self._sums[_BLOCK:].clone()
             self._sums[rest:] = self._bias_P
             self._place = 0
-        return F.linear(y_BD.to(x_BD.dtype), *self._out)
+        return self._out(y_BD.to(x_BD.dtype))
+
+
+def _short_taps(short: nn.Conv1d, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Give the taps of a short convolution, the current position first, and its bias."""
+    if bare(short, device=device):
+        taps_PK, bias_P = short.weight[:, 0].flip(1), cast("Tensor", short.bias)
+    else:  # what it answers to nothing is its bias, to a one its taps
+        one_1P1 = torch.ones(1, short.in_channels, 1, dtype=short.weight.dtype, device=device)
+        bias_P = short(torch.zeros_like(one_1P1))[0, :, 0]
+        taps_PK = short(one_1P1)[0] - bias_P[:, None]
+    return taps_PK.t()[:, None].contiguous(), bias_P
 
 
 class AttentionSteps:
@@ -130,9 +144,7 @@ class AttentionSteps:
 
     def reset(self, batch: int) -> None:
         """Forget everything read; expect `batch` sequences."""
-        heads, weight = self.attention.num_heads, self.attention.Wqkv.weight
-        shape = (2, batch, heads, self.length, weight.shape[1] // heads)
-        self._kept_2BNLH = weight.new_empty(shape)
+        self._kept_2BNLH: Tensor | None = None
         self._position = 0
 
     def prefill(self, x_BLD: Tensor) -> Tensor:
@@ -147,8 +159,13 @@ class AttentionSteps:
         qkv = self.attention.Wqkv(x_BLD).unflatten(-1, (3, self.attention.num_heads, -1))
         qkv_3BNLH = qkv.permute(2, 0, 3, 1, 4)
         begin, self._position = self._position, self._position + x_BLD.shape[1]
-        self._kept_2BNLH[:, :, :, begin : self._position] = qkv_3BNLH[1:]
-        k_BNLH, v_BNLH = self._kept_2BNLH[:, :, :, : self._position].unbind(0)
+        kept = self._kept_2BNLH
+        if kept is None:
+            _, batch, heads, _, width = qkv_3BNLH.shape
+            kept = qkv_3BNLH.new_empty(2, batch, heads, self.length, width)
+            self._kept_2BNLH = kept
+        kept[:, :, :, begin : self._position] = qkv_3BNLH[1:]
+        k_BNLH, v_BNLH = kept[:, :, :, : self._position].unbind(0)
         y = F.scaled_dot_product_attention(qkv_3BNLH[0], k_BNLH, v_BNLH, is_causal=causal)
         return self.attention.out_proj(y.transpose(1, 2).flatten(2))
 
@@ -165,12 +182,14 @@ class _BlockSteps:
         else:
             raise MegabaseError(f"a block with {type(mixer).__name__} has no steps")
         self.block = block
-        self._norms = [
-            (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-            for norm in (block.norm1, block.norm2)
-        ]
-        self._fc1 = (block.mlp.fc1.weight, block.mlp.fc1.bias)
-        self._fc2 = (block.mlp.fc2.weight, block.mlp.fc2.bias)
+        device = block.norm1.weight.device
+        self._norm1 = function_of(block.norm1, device)
+        self._norm2 = function_of(block.norm2, device)
+        mlp = block.mlp
+        self._mlp: Callable[[Tensor], Tensor] = mlp
+        if untouched(mlp):
+            fc1, fc2 = function_of(mlp.fc1, device), function_of(mlp.fc2, device)
+            self._mlp = lambda x_BD: fc2(F.gelu(fc1(x_BD), approximate="tanh"))
         self._dtype = block.norm1.weight.dtype
 
     def prefill(self, residual_BLD: Tensor) -> Tensor:
@@ -179,12 +198,8 @@ class _BlockSteps:
         return residual_BLD + block.mlp(block.norm2(residual_BLD.to(self._dtype)))
 
     def step(self, residual_BD: Tensor) -> Tensor:
-        first, second = self._norms
-        residual_BD = residual_BD + self.mixer.step(
-            F.layer_norm(residual_BD.to(self._dtype), *first)
-        )
-        h = F.linear(F.layer_norm(residual_BD.to(self._dtype), *second), *self._fc1)
-        return residual_BD + F.linear(F.gelu(h, approximate="tanh"), *self._fc2)
+        residual_BD = residual_BD + self.mixer.step(self._norm1(residual_BD.to(self._dtype)))
+        return residual_BD + self._mlp(self._norm2(residual_BD.to(self._dtype)))
 
 
 class BackboneSteps:
@@ -203,14 +218,14 @@ class BackboneSteps:
     def __init__(self, backbone: Backbone, length: int, residual_in_fp32: bool) -> None:
         self.backbone = backbone
         self.blocks = [_BlockSteps(cast("Block", layer), length) for layer in backbone.layers]
-        embeddings = backbone.embeddings
-        self._tokens = embeddings.word_embeddings.weight
-        table = embeddings.position_embeddings
-        self._positions = None if table is None else table.weight
-        dtype = self._tokens.dtype
-        self._wide = torch.promote_types(dtype, torch.float32) if residual_in_fp32 else dtype
-        norm: nn.LayerNorm = backbone.ln_f
-        self._norm = (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        tokens = backbone.embeddings.word_embeddings
+        plain = type(tokens) is nn.Embedding and untouched(tokens) and present(tokens)
+        table = tokens.weight
+        self._tokens = partial(torch.index_select, table, 0) if plain else tokens
+        self._dtype = table.dtype
+        wide = torch.promote_types(self._dtype, torch.float32)
+        self._wide = wide if residual_in_fp32 else self._dtype
+        self._norm = function_of(backbone.ln_f, table.device)
         self._position = 0
 
     def reset(self, batch: int) -> None:
@@ -228,15 +243,15 @@ class BackboneSteps:
         for block in self.blocks:
             residual = block.prefill(residual)
         self._position = ids_BL.shape[1]
-        return F.layer_norm(residual[:, -1].to(self._tokens.dtype), *self._norm)
+        return self._norm(residual[:, -1].to(self._dtype))
 
     def step(self, ids_B: Tensor) -> Tensor:
         """Read one token of every sequence; give its final vector, shape (batch, width)."""
-        residual = self._tokens.index_select(0, ids_B)
-        if self._positions is not None:
-            residual = residual + self._positions[self._position]
+        residual = self._tokens(ids_B)
+        if (positions := self.backbone.embeddings.position_embeddings) is not None:
+            residual = residual + positions(torch.full_like(ids_B[:1], self._position))
         residual = residual.to(self._wide)
         for block in self.blocks:
             residual = block.step(residual)
         self._position += 1
-        return F.layer_norm(residual.to(self._tokens.dtype), *self._norm)
+        return self._norm(residual.to(self._dtype))

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from megabase.layers.backbone import Backbone, Block
 from megabase.layers.hyena import ACTIVATIONS, HyenaOperator
-from megabase.layers.linear import bare
+from megabase.layers.linear import bare, untouched
 from megabase.ops.long_conv import long_conv
 from megabase.ops.short_conv import short_conv
 
@@ -45,7 +45,7 @@ def can_stream(backbone: Backbone) -> bool:
         if not isinstance(mixer, HyenaOperator) or mixer.bidirectional != "none":
             return False
         parts = (block.norm1, block.norm2, mixer.in_proj, mixer.out_proj, mixer.short_filter)
-        if not bare(*parts, block.mlp.fc1, block.mlp.fc2):
+        if not bare(*parts) or not untouched(block, mixer):
             return False
     return True
 
@@ -98,9 +98,7 @@ def _block(block: Block, total_LD: Tensor) -> None:
 def _mix(mixer: HyenaOperator, norm: nn.LayerNorm, total_LD: Tensor) -> Tensor:
     """Give the gated outputs of all channels, (width, length), in the place of the filter."""
     length, width = total_LD.shape
-    k_ODL = mixer.taps(length)
-    skip_C = mixer.filter_fn.skip()
-    skips = [None] * len(k_ODL) if skip_C is None else mixer.per_convolution(skip_C)
+    k_ODL, skips = mixer.filters(length)
     y_DL = k_ODL[0]
     groups = mixer.order + 1
     bias = cast("Tensor", mixer.short_filter.bias)

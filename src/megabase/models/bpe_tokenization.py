@@ -19,6 +19,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from megabase.errors import MegabaseError
 from megabase.genome import alphabet
+from megabase.models.encoding import warn_letters
 
 __all__ = ["BPETokenizer", "BytePairError", "genome_pieces", "train_bpe"]
 
@@ -193,6 +194,7 @@ class BPETokenizer(PreTrainedTokenizerFast):
     # merges, letters and special tokens of its file are lost.
 
     def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:  # pyright: ignore[reportIncompatibleMethodOverride]
+        warn_letters(text, text_pair)
         for part in (text, text_pair):
             for item in part if isinstance(part, (list, tuple)) else [part]:
                 if isinstance(item, str):

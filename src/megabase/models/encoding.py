@@ -5,6 +5,8 @@ The rules are those of transformers; the arrays are ours, so that a megabase nev
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +14,22 @@ from numpy.typing import NDArray
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.generic import PaddingStrategy
 
+from megabase.genome.alphabet import count_ambiguous, warn_ambiguous
 from megabase.models.vocabulary import VOCABULARY
 
-__all__ = ["Ids", "Row", "join_parts", "pad_row", "padded_width", "parts_of", "truncate"]
+__all__ = [
+    "Ids",
+    "Row",
+    "join_parts",
+    "pad_row",
+    "padded_width",
+    "parts_of",
+    "truncate",
+    "warn_letters",
+]
 
 Ids = NDArray[np.int64]
+_SPECIAL = re.compile(r"\[[A-Za-z_0-9]+\]")
 _CLS, _SEP = VOCABULARY["[CLS]"], VOCABULARY["[SEP]"]
 
 
@@ -45,6 +58,32 @@ def parts_of(text: Any, text_pair: Any) -> list[tuple[Any, ...]] | None:
         for parts in inputs
     )
     return inputs if plain else None
+
+
+def warn_letters(*texts: Any) -> None:
+    """Say once for a call how many letters of its texts are read as N.
+
+    Parameters
+    ----------
+    *texts
+        Texts, in any nesting of lists; special tokens such as ``[MASK]`` in them are not letters.
+
+    Warns
+    -----
+    AmbiguousLettersWarning
+    """
+    ambiguous: Counter[str] = Counter()
+    waiting = list(texts)
+    while waiting:
+        text = waiting.pop()
+        if isinstance(text, (list, tuple)):
+            waiting += text
+        elif isinstance(text, (str, bytes)):
+            found = count_ambiguous(text)
+            if found and isinstance(text, str) and "[" in text:
+                found = count_ambiguous(_SPECIAL.sub("", text))
+            ambiguous += found
+    warn_ambiguous(ambiguous, "the tokenizer", stacklevel=5)
 
 
 def join_parts(parts: list[Ids], habit: str) -> Row:

@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizer
+from transformers import BatchEncoding, PreTrainedTokenizer
 
 from megabase.genome import alphabet
+from megabase.models.encoding import warn_letters
 from megabase.models.kmer import (
     KmerError,
     all_kmers,
@@ -63,6 +64,10 @@ class BaseKmerTokenizer(PreTrainedTokenizer):
     def get_vocab(self) -> dict[str, int]:
         """Give token -> id, tokens added by the user included."""
         return {**self._ids, **self._added_tokens_encoder}
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:  # pyright: ignore[reportIncompatibleMethodOverride]
+        warn_letters(text, text_pair)
+        return super()._encode_plus(text=text, text_pair=text_pair, **kwargs)
 
     def _convert_token_to_id(self, token: str) -> int:
         unknown = self._ids["[UNK]"]

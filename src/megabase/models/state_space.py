@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from megabase.layers.linear import can_read
 from megabase.layers.mamba import MambaMixer
 from megabase.layers.norms import RMSNorm
 from megabase.layers.rcps import RCPSEmbedding, RCPSHead
@@ -211,8 +212,7 @@ class StateSpacePreTrainedModel(PreTrainedModel):
         if attention_mask is None or not self.config.mask_padding:
             return None
         mask = attention_mask.bool()
-        # On an accelerator reading a value back would stall the queue; there the mask is applied.
-        return None if mask.device.type == "cpu" and bool(mask.all()) else mask
+        return None if can_read(mask) and bool(mask.all()) else mask
 
 
 def _init_mixer(mixer: MambaMixer, settings: MixerSettings, residual_scale: float) -> None:

@@ -24,6 +24,7 @@ from megabase.models.encoding import (
     padded_width,
     parts_of,
     truncate,
+    warn_letters,
 )
 from megabase.models.vocabulary import (
     COMPLEMENT_TOKEN_IDS,
@@ -192,21 +193,31 @@ class DNATokenizer(PreTrainedTokenizer):
         -------
         NDArray[np.int64]
             Token ids, shape (length,).
+
+        Warns
+        -----
+        AmbiguousLettersWarning
+            When letters are read as N.
         """
-        return np.frombuffer(self._translate(sequence), dtype=np.uint8).astype(np.int64)
+        if self.iupac == "n":
+            warn_letters(sequence)
+        return self._ids(sequence)
+
+    def _ids(self, text: str | bytes) -> Ids:
+        return np.frombuffer(self._translate(text), dtype=np.uint8).astype(np.int64)
 
     def _encode_text(self, text: str | bytes, split_special_tokens: bool) -> Ids:
         if isinstance(text, bytes):
             text = text.decode("latin-1")
         if split_special_tokens:
-            return self.encode_array(text)
+            return self._ids(text)
         known = self._added_tokens_encoder
         pattern = "|".join(re.escape(token) for token in sorted(known, key=len, reverse=True))
         pieces, start = [], 0
         for match in re.finditer(pattern, text):
-            pieces += [self.encode_array(text[start : match.start()]), [known[match.group()]]]
+            pieces += [self._ids(text[start : match.start()]), [known[match.group()]]]
             start = match.end()
-        return np.concatenate([*pieces, self.encode_array(text[start:])]).astype(np.int64)
+        return np.concatenate([*pieces, self._ids(text[start:])]).astype(np.int64)
 
     def _encode_plus(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -219,6 +230,8 @@ class DNATokenizer(PreTrainedTokenizer):
         **kwargs: Any,
     ) -> BatchEncoding:
         """Encode one text, or a list of texts or of (text, text) pairs, without character lists."""
+        if self.iupac == "n":
+            warn_letters(text, text_pair)
         batched = isinstance(text, (list, tuple))
         pairs = parts_of(text, text_pair) if not _is_unusual(kwargs) else None
         if pairs is None:  # token ids, words or overflowing pieces: the general, slower way

@@ -59,7 +59,12 @@ def track_kind(path: str | Path, kinds: Sequence[str] = ()) -> str:
 
 
 def genes_track(
-    path: str | Path, store: GenomeStore, places: Iterable[Interval], name: str = "genes"
+    path: str | Path,
+    store: GenomeStore,
+    places: Iterable[Interval],
+    name: str = "genes",
+    *,
+    strict: bool = False,
 ) -> FeatureTrack:
     """Read the genes near places, each with the union of its exons (or coding parts).
 
@@ -73,14 +78,17 @@ def genes_track(
         Genes that share a base with one of these are kept.
     name
         Name of the track.
+    strict
+        Refuse rows that are not on the genome, which are left out otherwise.
 
     Raises
     ------
     TableError, UnknownContigError
-        Naming file and line of the first row that cannot be used.
+        As :func:`megabase.genome.tables.read_gff`.
     """
     keys = ("ID", "Parent", "Name", "gene_id", "gene_name", "gene")
-    frame = read_gff(path, store, attributes=keys, types=(*_GENES, *_TRANSCRIPTS, *_PARTS))
+    kinds = (*_GENES, *_TRANSCRIPTS, *_PARTS)
+    frame = read_gff(path, store, attributes=keys, types=kinds, strict=strict)
     wanted = _by_contig(places)
     genes: dict[str, dict[str, Any]] = {}
     owner: dict[str, str] = {}  # transcript -> gene
@@ -113,11 +121,16 @@ def genes_track(
 
 
 def bed_track(
-    path: str | Path, store: GenomeStore, places: Iterable[Interval], name: str
+    path: str | Path,
+    store: GenomeStore,
+    places: Iterable[Interval],
+    name: str,
+    *,
+    strict: bool = False,
 ) -> FeatureTrack:
     """Read the rows of a BED file that share a base with one of the places."""
     wanted = _by_contig(places)
-    frame = read_bed(path, store)
+    frame = read_bed(path, store, strict=strict)
     features = [
         Feature(
             row["contig"], row["start"], row["end"], row.get("name") or "", row.get("strand") or "."

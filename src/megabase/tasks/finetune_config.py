@@ -108,6 +108,10 @@ class GenomeConfig:
     orient: bool = False
     """Read intervals of the reverse strand as their reverse complement."""
 
+    strict: bool = False
+    """Refuse the first row of a table of intervals that is not on the genome, instead of leaving
+    such rows out."""
+
     train: list[str] = field(default_factory=list)
     """Places to train on; empty takes all that is neither valid nor test."""
 

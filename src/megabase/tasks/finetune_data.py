@@ -95,6 +95,7 @@ def _interval_texts(config: FinetuneConfig) -> dict[str, LabelledText]:
             flank=genome.flank,
             center=genome.center,
             orient=genome.orient,
+            strict=genome.strict,
         )
 
     files = {"valid": config.valid, "test": config.test}

@@ -1,0 +1,83 @@
+"""K-mers as integers, two bits a base: A 0, C 1, G 2, T 3, the first base highest."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from megabase.genome import alphabet
+
+__all__ = ["canonical_kmers", "count_kmers", "pack_kmers"]
+
+_Codes = npt.NDArray[np.uint8]
+_Kmers = npt.NDArray[np.uint64]
+
+# Bases packed at a time where k-mers are only counted: some 100 MB of integers at most.
+_PIECE = 1 << 22
+
+
+def pack_kmers(codes: _Codes, k: int) -> tuple[_Kmers, npt.NDArray[np.bool_]]:
+    """Pack every k-mer of a sequence into an integer.
+
+    Parameters
+    ----------
+    codes
+        Base codes (n,); the soft-mask bit makes no difference.
+    k
+        1 to 32.
+
+    Returns
+    -------
+    kmers : numpy.ndarray
+        uint64 (n - k + 1,), or empty: the k-mer that starts at each position.
+    known : numpy.ndarray
+        bool of the same shape: whether it is all A, C, G, T. Others are packed as if they had an A
+        in place of each other letter.
+    """
+    if len(codes) < k:
+        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=bool)
+    two, known = _two_bits(codes, k)
+    return _pack(two, k, False), known
+
+
+def canonical_kmers(codes: _Codes, k: int) -> tuple[_Kmers, npt.NDArray[np.bool_]]:
+    """Pack every k-mer, as the smaller of it and its reverse complement.
+
+    Parameters and results are those of :func:`pack_kmers`.
+    """
+    if len(codes) < k:
+        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=bool)
+    two, known = _two_bits(codes, k)
+    return np.minimum(_pack(two, k, False), _pack(np.uint64(3) - two, k, True)), known
+
+
+def count_kmers(codes: _Codes, k: int) -> npt.NDArray[np.int64]:
+    """Count k-mers, int64 (4 ** k,); those with a letter other than A, C, G, T are left out."""
+    counts = np.zeros(4**k, np.int64)
+    for begin in range(0, max(0, len(codes) - k + 1), _PIECE):
+        kmers, known = pack_kmers(codes[begin : begin + _PIECE + k - 1], k)
+        counts += np.bincount(kmers[known].astype(np.int64), minlength=4**k)
+    return counts
+
+
+def _two_bits(codes: _Codes, k: int) -> tuple[_Kmers, npt.NDArray[np.bool_]]:
+    base = codes & alphabet.BASE_BITS
+    bad = np.concatenate([[0], np.cumsum(base > alphabet.T)])
+    return np.where(base > alphabet.T, 0, base).astype(np.uint64), bad[k:] == bad[:-k]
+
+
+def _pack(two: _Kmers, k: int, reverse: bool) -> _Kmers:
+    """Pack k-mers from k-mers of half their length: log2(k) passes over the array."""
+    if k == 1:
+        return two
+    half = k // 2
+    low, n = _pack(two, half, reverse), len(two) - k + 1
+    first, second = low[:n], low[half : half + n]
+    if k % 2:
+        extra = two[half * 2 : half * 2 + n]
+        if reverse:  # later bases are higher: the reverse strand reads from the end
+            return (extra << np.uint64(4 * half)) | (second << np.uint64(2 * half)) | first
+        return (first << np.uint64(2 * (half + 1))) | (second << np.uint64(2)) | extra
+    if reverse:
+        return (second << np.uint64(2 * half)) | first
+    return (first << np.uint64(2 * half)) | second

@@ -1,0 +1,167 @@
+"""Rows that cannot be used: one set of reasons, one count and one message for every reader.
+
+Files of a whole genome meet stores of one chromosome, and VCF files hold telomeres, breakends and
+``*``. Such rows are left out, counted by reason and reported in one line; a reader that is asked to
+be strict refuses the first of them. A file without any usable row, or one whose reference alleles
+look like those of another assembly, is always refused.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from megabase.errors import MegabaseError
+from megabase.genome.errors import LeftOutWarning, TableError
+
+__all__ = ["REASONS", "LeftOut", "Reason", "require_assembly"]
+
+Reason = Literal[
+    "UNKNOWN_CONTIG", "OUTSIDE_CONTIG", "REF_NOT_BASES", "REF_MISMATCH", "NO_ALT", "SYMBOLIC_ALT",
+    "ALT_NOT_BASES", "ALT_IS_REF", "CONTIG_TOO_SHORT", "TOO_NEAR_END", "ALLELE_TOO_LONG",
+    "NO_BASE_BEFORE", "LENGTHS_DIFFER",
+]  # fmt: skip
+REASONS: dict[Reason, str] = {
+    "UNKNOWN_CONTIG": "the genome has no such contig",
+    "OUTSIDE_CONTIG": "it lies outside the contig, or reaches past its end",
+    "REF_NOT_BASES": "REF holds something else than A, C, G, T",
+    "REF_MISMATCH": "REF differs from the genome",
+    "NO_ALT": "the record has no alternative allele",
+    "SYMBOLIC_ALT": "a symbolic allele, breakend or *, not a sequence",
+    "ALT_NOT_BASES": "ALT holds something else than A, C, G, T",
+    "ALT_IS_REF": "ALT is REF",
+    "CONTIG_TOO_SHORT": "the contig is shorter than a window around the variant",
+    "TOO_NEAR_END": "the end of the contig leaves no window that holds both alleles",
+    "ALLELE_TOO_LONG": "the allele does not fit into the window",
+    "NO_BASE_BEFORE": "a window begins with the variant, so a method that asks what stands before "
+    "it has no value",
+    "LENGTHS_DIFFER": "a method that hides the allele has no value for alleles of two lengths",
+}
+"""Why a row cannot be used, or an allele has no score (or lacks one)."""
+
+_MANY = 0.2
+_ONE = 1  # a single odd record says nothing about the assembly
+
+
+class LeftOut:
+    """The rows of one file that are left out.
+
+    Parameters
+    ----------
+    path
+        The file.
+    unit
+        What is counted in messages: the lines of a file, or its records.
+    strict
+        Whether the first such row is an error.
+    """
+
+    def __init__(self, path: Path, unit: str = "line", strict: bool = False) -> None:
+        self.path, self.unit, self.strict = path, unit, strict
+        self.counts: dict[Reason, int] = {}
+        self.note = ""
+        self._first: dict[Reason, tuple[int, str]] = {}
+
+    def add(
+        self,
+        reason: Reason,
+        line: int,
+        detail: Callable[[], str],
+        *,
+        count: int = 1,
+        error: type[MegabaseError] = TableError,
+    ) -> None:
+        """Leave rows out.
+
+        Parameters
+        ----------
+        reason
+            Why.
+        line
+            Number of the first of them.
+        detail
+            Says what is wrong with it; only asked for the first of a reason.
+        count
+            How many.
+        error
+            Raised about it when strict.
+        """
+        if self.strict:
+            raise error(f"{self.path}, {self.unit} {line:,}: {detail()}")
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        if reason not in self._first:
+            self._first[reason] = (line, detail())
+
+    def report(self, used: int, what: str = "rows", fate: str = "are left out") -> None:
+        """Say in one line what was left out.
+
+        Parameters
+        ----------
+        used
+            How many rows are used.
+        what
+            What they are.
+        fate
+            What becomes of the others.
+
+        Raises
+        ------
+        TableError
+            When there are rows, and none can be used.
+
+        Warns
+        -----
+        LeftOutWarning
+            When some were left out.
+        """
+        total = sum(self.counts.values())
+        if total and not used:
+            line, detail = min(self._first.values())
+            kinds = ", ".join(f"{count:,} {reason}" for reason, count in self.counts.items())
+            raise TableError(
+                f"{self.path}: none of its {total:,} {what} can be used ({kinds}); the first, "
+                f"{self.unit} {line:,}: {detail}"
+            )
+        parts = [
+            f"{count:,} {reason} ({REASONS[reason]}; first in {self.unit} "
+            f"{self._first[reason][0]:,})"
+            for reason, count in self.counts.items()
+        ]
+        said = []
+        if parts:
+            said.append(f"{total:,} of {total + used:,} {what} {fate}: {', '.join(parts)}")
+        if self.note:
+            said.append(self.note)
+        if said:
+            warnings.warn(f"{self.path}: {'; '.join(said)}", LeftOutWarning, stacklevel=3)
+
+
+def require_assembly(
+    path: Path, mismatches: int, compared: int, genome: str, advice: str = ""
+) -> None:
+    """Refuse a file whose REF differ from the genome in more than a fifth of its records.
+
+    Parameters
+    ----------
+    path
+        The file.
+    mismatches, compared
+        Records whose REF differs, and those whose REF could be compared. A single one that differs
+        is never taken for another assembly.
+    genome
+        Name of the genome.
+    advice
+        What can be done besides taking another genome.
+
+    Raises
+    ------
+    TableError
+        With both numbers.
+    """
+    if mismatches > max(_ONE, _MANY * compared):
+        raise TableError(
+            f"{path}: REF differs from genome {genome!r} in {mismatches:,} of {compared:,} "
+            f"records; is the file made for another assembly? Use its genome{advice}"
+        )
