@@ -208,10 +208,10 @@ def test_line_cut_short_by_a_kill_is_passed_over(run_folder: Path) -> None:
     [
         ("metrics.jsonl", None, "is no run folder: it has no metrics.jsonl"),
         ("metrics.jsonl", "", "holds no training step yet"),
-        ("metrics.jsonl", "{\n{}\n", "metrics.jsonl, line 1 is no JSON"),
-        ("config.yaml", "a: [", r"cannot read .*config\.yaml"),
-        ("data.json", "{", r"cannot read .*data\.json"),
-        ("data.json", "[]", "holds no record but a list"),
+        ("metrics.jsonl", "{\n{}\n", "metrics.jsonl, line 1 is not a JSON record"),
+        ("config.yaml", "a: [", r"config\.yaml cannot be read"),
+        ("data.json", "{", r"data\.json cannot be read"),
+        ("data.json", "[]", "expected a JSON object, found list"),
     ],
 )
 def test_broken_run_folders_are_named(

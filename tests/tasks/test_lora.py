@@ -141,7 +141,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path, table: Path) -> 
     with pytest.raises(ConfigError, match="has other weights"):
         load_adapter(adapter, str(tmp_path / "run"))
     (adapter / "megabase.json").unlink()
-    with pytest.raises(ConfigError, match="is no adapter"):
+    with pytest.raises(ConfigError, match="cannot read"):
         load_adapter(adapter)
 
 

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megabase.cli.config_errors import explain_errors
+from megabase.cli.config_errors import add_recipe, explain_errors
 from megabase.tasks.benchmark_config import BenchmarkConfig
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ EXAMPLES = ("megabase benchmark gue --data GUE --models kmer,default --output ru
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the suite, the recipe and every field of :class:`BenchmarkConfig`."""
     parser.add_argument("suite", help="name of the suite")
-    parser.add_argument("--config", action="config", help="recipe: a YAML file of the fields below")
+    add_recipe(parser)
     parser.add_argument("--no-page", action="store_true", help="write no results.html")
     parser.add_class_arguments(BenchmarkConfig, skip={"suite"})
     explain_errors(parser, BenchmarkConfig)

@@ -9,11 +9,12 @@ import typing
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from megabase.errors import MegabaseError
+from megabase.untrusted import YAML_BYTES, parse_yaml, read_text, recognise
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-__all__ = ["RecipeError", "explain_errors", "field_names"]
+__all__ = ["RecipeError", "add_recipe", "explain_errors", "field_names"]
 
 
 class RecipeError(MegabaseError):
@@ -27,6 +28,40 @@ _PATTERNS = (
     re.compile(r"Unrecognized arguments?: --(?P<name>[\w.\-]+)"),
     re.compile(r"unrecognized arguments?: --(?P<name>[\w.\-]+)"),
 )
+
+
+_SEARCHED = 10_000
+_LONGEST = 400
+"""Characters of an error in the parser's own words, which quotes the values it was given."""
+
+
+def add_recipe(parser: ArgumentParser) -> None:
+    """Add ``--config``: a YAML file, checked before the parser makes values of it."""
+    from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
+
+    class Recipe(ActionConfigFile):
+        def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
+            check_recipe(values)
+            super().__call__(parser, cfg, values, option_string)
+
+    parser.add_argument("--config", action=Recipe, help="recipe: a YAML file of the fields below")
+
+
+def check_recipe(path: str) -> None:
+    """Check that a recipe is a short YAML table, and names no other recipe.
+
+    Raises
+    ------
+    RecipeError
+        Naming the file and what it is instead; nothing of its content is quoted at length.
+    """
+    text = read_text(path, RecipeError, YAML_BYTES)
+    content = parse_yaml(text, path, RecipeError)
+    if not isinstance(content, dict):
+        what = recognise(path) or f"holds one {type(content).__name__}"
+        raise RecipeError(f"{path} {what}; a recipe holds one NAME: VALUE on each line")
+    if "config" in content:
+        raise RecipeError(f"{path}: there is no field 'config': a recipe cannot name another one")
 
 
 def field_names(config: type, prefix: str = "") -> list[str]:
@@ -67,7 +102,7 @@ def explain_errors(parser: ArgumentParser, config: type) -> None:
 
 
 def _explain(message: str, names: list[str], switches: list[str]) -> str:
-    text = " ".join(message.split())
+    text = " ".join(message[:_SEARCHED].split())
     key = re.search(r'Parser key "([\w.]+)"', text)
     for pattern in _PATTERNS:
         match = pattern.search(text)
@@ -81,7 +116,8 @@ def _explain(message: str, names: list[str], switches: list[str]) -> str:
     required = re.search(r'[Kk]ey "([\w.]+)" is required', text)
     if required:
         return f"{required.group(1)} is missing; give it in the recipe or as --{required.group(1)}"
-    return text.removeprefix("error: ")
+    text = text.removeprefix("error: ")
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _nearest(found: str, names: list[str]) -> str:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megabase.cli.config_errors import RecipeError, explain_errors
+from megabase.cli.config_errors import RecipeError, add_recipe, explain_errors
 from megabase.cli.picture_option import add_picture, check_place, draw_place
 from megabase.tasks.finetune_config import FinetuneConfig
 
@@ -45,7 +45,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "start", nargs="?", metavar="MODEL", help="model folder, run folder, Hub name or "
         "`default` (the same as --model); none: see --family and --preset",
     )  # fmt: skip
-    parser.add_argument("--config", action="config", help="recipe: a YAML file of the fields below")
+    add_recipe(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="show the plan and stop before the first step"
     )

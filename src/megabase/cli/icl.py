@@ -15,7 +15,7 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any
 
-from megabase.cli.config_errors import explain_errors
+from megabase.cli.config_errors import add_recipe, explain_errors
 from megabase.tasks.in_context_config import UNUSED, InContextConfig
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _SKIPPED: set[str | int] = {"model", "force", *_SWITCHES, *UNUSED}
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the model, the recipe, every field of :class:`InContextConfig` and the switches."""
     parser.add_argument("model", help="model folder, run folder, Hub name or `default`")
-    parser.add_argument("--config", action="config", help="recipe: a YAML file of the fields below")
+    add_recipe(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="show the plan and stop before the first step"
     )

@@ -12,7 +12,7 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any
 
-from megabase.cli.config_errors import explain_errors
+from megabase.cli.config_errors import add_recipe, explain_errors
 from megabase.tasks.pretrain_config import PretrainConfig
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _SWITCHES = {
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the recipe, every field of :class:`PretrainConfig` and the switches."""
-    parser.add_argument("--config", action="config", help="recipe: a YAML file of the fields below")
+    add_recipe(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="show the plan and stop before the first step"
     )

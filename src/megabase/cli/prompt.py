@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megabase.cli.config_errors import RecipeError, explain_errors
+from megabase.cli.config_errors import RecipeError, add_recipe, explain_errors
 from megabase.cli.picture_option import add_picture, check_place, draw_place
 from megabase.tasks.prompt_config import UNUSED, PromptConfig
 
@@ -41,7 +41,7 @@ _SKIPPED: set[str | int] = {"model", "force", *_SWITCHES, *UNUSED}
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the model, the recipe, every field of :class:`PromptConfig` and the switches."""
     parser.add_argument("model", help="model folder, run folder, Hub name or `default`")
-    parser.add_argument("--config", action="config", help="recipe: a YAML file of the fields below")
+    add_recipe(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="show the plan and stop before the first step"
     )

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.errors import MegabaseError
+from megabase.untrusted import build, parsing, read_json
 
 __all__ = [
     "ContextPoint",
@@ -222,7 +223,7 @@ class EvaluationResult:
             for point in fields["context"]
         )
         fields["floors"] = tuple(_read_floor(floor) for floor in fields["floors"])
-        return cls(**fields)
+        return build(cls, fields)
 
     def save(self, path: str | Path) -> None:
         """Write as JSON; the file appears complete or not at all."""
@@ -237,11 +238,9 @@ class EvaluationResult:
         EvaluationError
             When the file cannot be read or is no evaluation.
         """
-        try:
-            record = json.loads(Path(path).read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise EvaluationError(f"cannot read evaluation {path}: {error}") from error
-        return cls.from_dict(record)
+        record = read_json(path, EvaluationError)
+        with parsing(Path(path), EvaluationError, "expected what megabase evaluate wrote"):
+            return cls.from_dict(record)
 
 
 def measure(

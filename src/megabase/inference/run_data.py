@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from megabase.data.regions import Regions
 from megabase.data.split import read_intervals, regions_of, split_genome
 from megabase.genome.store import GenomeStore
 from megabase.inference.results import EvaluationError
+from megabase.untrusted import parse_yaml, parsing, read_json, read_text
 
 __all__ = ["RunData", "find_run"]
 
@@ -47,11 +47,14 @@ class RunData:
     @property
     def longest(self) -> int | None:
         """Tokens of the longest training windows; None when the run does not say."""
-        import yaml
+        with parsing(self.folder / "config.yaml", EvaluationError):
+            lengths = [stage.get("length") for stage in self._settings.get("stages") or []]
+            return max((int(length) for length in lengths if length), default=None)
 
-        settings = yaml.safe_load((self.folder / "config.yaml").read_text())
-        lengths = [stage.get("length") for stage in settings.get("stages") or []]
-        return max((length for length in lengths if length), default=None)
+    @property
+    def _settings(self) -> dict[str, Any]:
+        file = self.folder / "config.yaml"
+        return parse_yaml(read_text(file, EvaluationError), file, EvaluationError)
 
     def regions(self, store: GenomeStore, part: Part) -> Regions:
         """Give the positions of a part of the split.
@@ -78,16 +81,15 @@ class RunData:
                 f"{store.path} is not the genome of the run {self.folder}: its sha256 is "
                 f"{store.checksum[:12]}, that of the run {self.genome_checksum[:12]}"
             )
-        split = self.record["splits"][part]
-        if len(split["regions"]) == split["number_of_regions"]:
-            return regions_of(store, split["regions"])
-        return self._from_settings(store, part)
+        with parsing(self.folder / "data.json", EvaluationError):
+            split = self.record["splits"][part]
+            if len(split["regions"]) == split["number_of_regions"]:
+                return regions_of(store, split["regions"])
+            return self._from_settings(store, part)
 
     def _from_settings(self, store: GenomeStore, part: Part) -> Regions:
         """Work a split out again of which the record lists only the beginning."""
-        import yaml
-
-        data: dict[str, Any] = yaml.safe_load((self.folder / "config.yaml").read_text())["data"]
+        data: dict[str, Any] = self._settings["data"]
         if data["windows"] == "intervals" and part == "train":
             found = Regions.of(*read_intervals(store, data["intervals"], "train"))
         else:
@@ -127,12 +129,10 @@ def find_run(folder: str | Path) -> RunData | None:
     for place in (start, start.resolve(), *start.resolve().parents[: _LEVELS - 1]):
         if all((place / name).is_file() for name in _MARKS):
             path = place / "data.json"
-            try:
-                record = json.loads(path.read_text())
+            record = read_json(path, EvaluationError)
+            with parsing(path, EvaluationError):
                 if isinstance(record, dict) and "kind" in record and "genome" not in record:
                     return None  # labels of a kind: a fine-tuning
                 _ = record["genome"]["sha256"], record["splits"]["train"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise EvaluationError(f"cannot read {path}: {error!r}") from error
             return RunData(place, record)
     return None

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megabase.genome import alphabet
-from megabase.inference.errors import InferenceError
+from megabase.inference.errors import InferenceError, InputFileError
+from megabase.untrusted import parse_yaml, read_text
 
 __all__ = ["TokenBatch", "TokenEncoder", "uses_special_tokens"]
 
@@ -183,12 +184,8 @@ def uses_special_tokens(folder: Path | None, model_type: str) -> bool:
     for place in (folder, *folder.resolve().parents[:2]):
         file = place / "config.yaml"
         if file.is_file():
-            import yaml
-
-            try:
-                head = yaml.safe_load(file.read_text(encoding="utf-8")).get("head") or {}
-                wanted = head.get("special_tokens", "auto")
-            except (OSError, AttributeError, yaml.YAMLError):
-                return habit
+            settings = parse_yaml(read_text(file, InputFileError), file, InputFileError)
+            head = settings.get("head") if isinstance(settings, dict) else None
+            wanted = head.get("special_tokens", "auto") if isinstance(head, dict) else "auto"
             return habit if wanted == "auto" else wanted == "yes"
     return habit

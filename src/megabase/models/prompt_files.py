@@ -6,12 +6,11 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,6 +20,7 @@ from megabase.models.auto import load_model
 from megabase.models.finite import require_finite_weights
 from megabase.models.prompt_spec import PromptError, PromptSpec
 from megabase.models.prompting import PromptedModel
+from megabase.untrusted import build, parsing, read_json, shown
 
 __all__ = [
     "PROMPT_FILES",
@@ -159,26 +159,36 @@ def read_prompt(path: str | Path) -> SavedPrompt:
             f"{given}: is no prompt ({what}); expected a folder written by megabase prompt"
         )
     file = folder / PROMPT_FILES[0]
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+    record = read_json(file, PromptError)
+    with parsing(file, PromptError, "expected a prompt that megabase wrote"):
         if record["format"] != _FORMAT:
             raise PromptError(
-                f"{file} has format {record['format']!r}; this version reads {_FORMAT}: use the "
-                f"megabase that wrote it ({record.get('megabase')})"
+                f"{file} has format {shown(record['format'])}; this version reads {_FORMAT}: use "
+                f"the megabase that wrote it ({shown(record.get('megabase'))})"
             )
         values: dict[str, Any] = {}
         for field in fields(PromptSpec):
             value = record[field.name]
             values[field.name] = tuple(value) if isinstance(value, list) else value
-        spec = PromptSpec(**values)
-        tensors = load_file(folder / PROMPT_FILES[1])
-        return SavedPrompt(
-            folder, record["model"], record["model_hash"], spec, tensors, record["facts"]
+        spec = build(PromptSpec, values)
+        saved = SavedPrompt(
+            folder, record["model"], record["model_hash"], spec, {}, record.get("facts", {})
         )
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        if isinstance(error, PromptError):
-            raise
-        raise PromptError(f"{folder}: the prompt cannot be read ({error!r})") from error
+        if not isinstance(saved.model, str) or not isinstance(saved.model_hash, str):
+            raise TypeError("model and model_hash must be text")
+        if not isinstance(saved.facts, dict):
+            raise TypeError("facts must be an object")
+    with parsing(folder / PROMPT_FILES[1], PromptError, "expected a prompt that megabase wrote"):
+        tensors = load_file(folder / PROMPT_FILES[1])
+    held = sum(tensor.numel() for tensor in tensors.values())
+    if spec.length > max(held, 1) or spec.block > _LONGEST_BLOCK:
+        raise PromptError(
+            f"{file}: claims {spec.length:,} vectors; the prompt has {held:,} numbers"
+        )
+    return replace(saved, tensors=tensors)
+
+
+_LONGEST_BLOCK = 1 << 24
 
 
 def load_prompt(
@@ -227,7 +237,8 @@ def load_prompt(
             f"(weights {saved.model_hash[:12]}), and {name} has the weights {given[:12]}; give it "
             "that model, or make a prompt for this one"
         )
-    prompted = PromptedModel(found, saved.spec)
+    with parsing(saved.folder / PROMPT_FILES[0], PromptError):
+        prompted = PromptedModel(found, saved.spec)
     try:
         prompted.load_state_dict(saved.tensors)
     except RuntimeError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megabase.errors import MegabaseError
+from megabase.untrusted import parse_yaml, parsing, read_json, read_text, shown
 
 __all__ = ["ReportError", "RunRecord", "read_evaluation", "read_run"]
 
@@ -72,22 +73,20 @@ def read_run(folder: str | Path) -> RunRecord:
     metrics = _read_lines(run / "metrics.jsonl")
     if not any(record.get("kind") == "train" for record in metrics):
         raise ReportError(f"{run / 'metrics.jsonl'} holds no training step yet")
-    import yaml
-
-    try:
-        config = yaml.safe_load((run / "config.yaml").read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ReportError(f"cannot read {run / 'config.yaml'}: {error}") from error
+    settings = run / "config.yaml"
+    config = parse_yaml(read_text(settings, ReportError), settings, ReportError)
+    if not isinstance(config, dict):
+        raise ReportError(f"{settings}: expected the settings of a run, found {shown(config)}")
     best = next((run / name for name in ("best", "last") if (run / name).is_dir()), None)
     if best is None:
         raise ReportError(f"{run} holds no checkpoint yet (neither best nor last)")
     return RunRecord(
         folder=run,
         config=config,
-        data=_read_json(run / "data.json"),
-        environment=_read_json(run / "environment.json"),
+        data=read_json(run / "data.json", ReportError),
+        environment=read_json(run / "environment.json", ReportError),
         metrics=tuple(metrics),
-        model=_read_json(best / "config.json"),
+        model=read_json(best / "config.json", ReportError),
         parameters=_count_parameters(best),
         checkpoint=best.resolve().name,
     )
@@ -101,7 +100,7 @@ def read_evaluation(path: str | Path) -> Record:
     ReportError
         When the file cannot be read or is no evaluation.
     """
-    record = _read_json(Path(path))
+    record = read_json(path, ReportError)
     if record.get("kind") != "evaluation":
         raise ReportError(
             f"{path} is no evaluation (kind {record.get('kind')!r}); "
@@ -111,26 +110,19 @@ def read_evaluation(path: str | Path) -> Record:
 
 
 def _read_lines(path: Path) -> list[Record]:
-    lines: Sequence[str] = path.read_text().splitlines()
+    lines: Sequence[str] = read_text(path, ReportError).splitlines()
     records: list[Record] = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError(f"expected an object, found {shown(record)}")
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break  # the line a running or killed process was writing
-            raise ReportError(f"{path}, line {number} is no JSON: {error}") from error
+            raise ReportError(f"{path}, line {number} is not a JSON record: {error}") from error
+        records.append(record)
     return records
-
-
-def _read_json(path: Path) -> Record:
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ReportError(f"cannot read {path}: {error}") from error
-    if not isinstance(record, dict):
-        raise ReportError(f"{path} holds no record but a {type(record).__name__}")
-    return record
 
 
 def _count_parameters(checkpoint: Path) -> int:
@@ -147,12 +139,11 @@ def _sizes(path: Path) -> dict[str, int]:
     """Read the header of a safetensors file (8 bytes of length, then JSON): values by tensor."""
     if not path.is_file():
         return {}
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    except (OSError, ValueError) as error:
-        raise ReportError(f"cannot read {path}: {error}") from error
-    return {
-        name: math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"
-    }
+    with parsing(path, ReportError), path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(length, path.stat().st_size)))
+        return {
+            name: math.prod(entry["shape"])
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }

@@ -11,7 +11,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from megabase.errors import MissingDependencyError
 from megabase.tasks.finetune_config import LoraConfig
 from megabase.training.config import ConfigError
+from megabase.untrusted import build, parsing, read_json
 
 __all__ = ["ADAPTER_FOLDER", "add_adapters", "load_adapter", "merged_state", "save_adapter"]
 
@@ -275,23 +276,36 @@ def load_adapter(folder: str | Path, start: str | None = None) -> Any:
     from megabase.models.auto import load_model, resolve_model
 
     folder = Path(folder)
-    try:
-        record = json.loads((folder / _RECORD).read_text())
+    record = read_json(folder / _RECORD, ConfigError)
+    with parsing(folder / "adapter_model.safetensors", ConfigError):
         tensors = load_file(folder / "adapter_model.safetensors")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder} is no adapter that megabase wrote ({error})") from error
-    spec = start or (None if record["start"] == "default" else record["start"])
+    with parsing(folder / _RECORD, ConfigError, "expected an adapter that megabase wrote"):
+        saved = build(_Adapter, {name: record[name] for name in ("start", "sha256", "kind")})
+        lora = build(LoraConfig, record["lora"])
+        fields = dict(record["fields"])
+        if "id2label" in fields:
+            fields["id2label"] = {int(key): str(name) for key, name in fields["id2label"].items()}
+    spec = start or (None if saved.start == "default" else saved.start)
     found = weights_checksum(resolve_model(spec))
-    if found != record["sha256"]:
+    if found != saved.sha256:
         raise ConfigError(
-            f"{folder} belongs to the model {record['start']} (sha256 {record['sha256'][:12]}); "
+            f"{folder} belongs to the model {saved.start} (sha256 {saved.sha256[:12]}); "
             f"{spec or 'default'} has other weights ({found[:12]})"
         )
-    fields = dict(record["fields"])
-    if "id2label" in fields:
-        fields["id2label"] = {int(number): name for number, name in fields["id2label"].items()}
-    model = load_model(spec, record["kind"], new_head=True, **fields)
-    lora = LoraConfig(**record["lora"])
+    model = load_model(spec, saved.kind, new_head=True, **fields)
+    with parsing(folder / "adapter_model.safetensors", ConfigError, "it does not fit the model"):
+        _add(model, tensors, lora)
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    start: str
+    sha256: str
+    kind: str
+
+
+def _add(model: Any, tensors: Mapping[str, Tensor], lora: LoraConfig) -> None:
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in _plain(tensors):
@@ -303,7 +317,6 @@ def load_adapter(folder: str | Path, start: str | None = None) -> Any:
                 own[f"{layer}.weight"].add_(_alpha(lora) / lora.rank * (above @ tensor))
             elif not name.endswith("lora_B.weight"):
                 own[name].copy_(tensor)
-    return model.eval()
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> Sequence[tuple[str, Tensor]]:

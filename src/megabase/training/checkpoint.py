@@ -35,6 +35,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from megabase.errors import MegabaseError
+from megabase.untrusted import build, parsing, read_json, read_text, shown
 
 __all__ = [
     "CheckpointError",
@@ -224,18 +225,20 @@ def _write_state(
 
 def read_progress(checkpoint: Path) -> Progress:
     """Read the counters of a checkpoint."""
-    return Progress(**_record(checkpoint)["progress"])
+    return _progress(_record(checkpoint), checkpoint)
+
+
+def _progress(record: dict[str, Any], checkpoint: Path) -> Progress:
+    with parsing(checkpoint / "training_state" / "state.json", CheckpointError):
+        return build(Progress, record["progress"])
 
 
 def _record(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "training_state" / "state.json"
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; is this a run folder?") from error
+    record = read_json(path, CheckpointError)
     if record.get("format") != 1:
         raise CheckpointError(
-            f"{path} has format {record.get('format')!r}; this version reads format 1: "
+            f"{path} has format {shown(record.get('format'))}; this version reads format 1: "
             "use the megabase that wrote it"
         )
     return record
@@ -255,34 +258,32 @@ def load_checkpoint(
     """
     record = _record(checkpoint)
     folder = checkpoint / "training_state"
-    try:
+    with parsing(folder, CheckpointError):
         tensors: dict[str, Any] = dict(load_file(folder / "model.safetensors"))
         values = load_file(folder / "optimizer.safetensors")
-    except Exception as error:
-        raise CheckpointError(f"cannot read {folder}: {error}") from error
-    for name, first in record["aliases"].items():
-        tensors[name] = tensors[first]
-    entries: dict[str, dict[str, Any]] = {}
-    for path, value in values.items():
-        name, key = path.rsplit(_SEPARATOR, 1)
-        entries.setdefault(name, {})[key] = value
-    for name, plain in record["optimizer"]["plain"].items():
-        entries.setdefault(name, {}).update(plain)
-    groups = record["optimizer"]["param_groups"]
-    for group in groups:
-        group["betas"] = tuple(group["betas"])
+        for name, first in record["aliases"].items():
+            tensors[name] = tensors[first]
+        entries: dict[str, dict[str, Any]] = {}
+        for path, value in values.items():
+            name, key = path.rsplit(_SEPARATOR, 1)
+            entries.setdefault(name, {})[key] = value
+        for name, plain in record["optimizer"]["plain"].items():
+            entries.setdefault(name, {}).update(plain)
+        groups = record["optimizer"]["param_groups"]
+        for group in groups:
+            group["betas"] = tuple(group["betas"])
     options = StateDictOptions(full_state_dict=True)
     state: Any = {"state": entries, "param_groups": groups}
     try:
         # The optimizer first: torch makes a step of rate 0 to create its state.
         set_optimizer_state_dict(module, optimizer, state, options=options)
         set_model_state_dict(module, tensors, options=options)
-    except (RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, LookupError, TypeError, ValueError) as error:
+        reason = shown(str(error).partition("\n")[0])
         raise CheckpointError(
             f"{checkpoint} does not fit this model: {reason}; resume with the settings of the run"
         ) from error
-    return Progress(**record["progress"])
+    return _progress(record, checkpoint)
 
 
 def prune(run: Path, keep: int, best_step: int | None) -> None:
@@ -311,13 +312,13 @@ def truncate_metrics(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept: list[str] = []
-    for line in path.read_text().splitlines():
+    for line in read_text(path, CheckpointError).splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+            if record.get("step", 0) > step:
+                break
+        except (ValueError, AttributeError, TypeError, RecursionError):
             break  # the line a killed process was writing
-        if record.get("step", 0) > step:
-            break
         kept.append(line + "\n")
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join(kept))
