@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from megabase.models.dnabert.modeling import DNABERTForSequenceClassification
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.mamba import MambaConfig, MambaForCausalLM
+from megabase.ops import backend
 
 LENGTH = 64
 
@@ -66,24 +67,39 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def _make(makers: dict[str, Callable[[], nn.Module]], name: str) -> Any:
+def _make(name: str) -> Any:
     torch.manual_seed(0)
-    return makers[name]().eval()
+    return {**SHELLS, **STATE_SPACES, **OTHERS}[name]().eval()
+
+
+@pytest.fixture
+def small() -> Callable[[str], Any]:
+    """Give a small model by name, in evaluation mode."""
+    return _make
 
 
 @pytest.fixture(params=[*SHELLS, *STATE_SPACES, *OTHERS])
 def model(request: pytest.FixtureRequest) -> Any:
     """A small model of every family, in evaluation mode."""
-    return _make({**SHELLS, **STATE_SPACES, **OTHERS}, request.param)
+    return _make(request.param)
 
 
 @pytest.fixture(params=[*SHELLS, *STATE_SPACES])
 def language_model(request: pytest.FixtureRequest) -> Any:
     """A small language model of every family that has one, in evaluation mode."""
-    return _make({**SHELLS, **STATE_SPACES}, request.param)
+    return _make(request.param)
 
 
 @pytest.fixture
 def ids() -> Tensor:
     """Two sequences of bases."""
     return torch.randint(7, 11, (2, LENGTH), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(params=backend.BACKENDS)
+def any_backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each implementation of the operators in turn."""
+    if request.param == "kernels":
+        pytest.importorskip("megabase_kernels", reason="megabase-kernels is not installed")
+    with backend.override(request.param):
+        yield

@@ -17,22 +17,12 @@ from megabase.inference.decoding import decoder
 from megabase.layers.linear import bare
 from megabase.layers.streaming import can_stream
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
-from megabase.ops import backend
 
 CPU = torch.device("cpu")
 
 
 def _close(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
-
-
-@pytest.fixture(params=backend.BACKENDS)
-def any_backend(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Each implementation of the operators in turn."""
-    if request.param == "kernels":
-        pytest.importorskip("megabase_kernels", reason="megabase-kernels is not installed")
-    with backend.override(request.param):
-        yield
 
 
 def test_offloaded_to_memory(model: Any, ids: Tensor) -> None:
