@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Freed blocks stay with the process: page faults otherwise cost as much as the arithmetic.
 export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=17179869184
 
-.PHONY: demo test test-slow install lint docs clean
+.PHONY: demo test test-slow sanitize install lint docs clean
 
 install: $(VENV)/.installed
 
@@ -56,6 +56,18 @@ test: lint $(VENV)/.demo
 # What takes longer than continuous integration should: long fuzzing, suites of other projects.
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
+
+# The kernels under AddressSanitizer and UBSan (gcc), in a folder of their own, and all tests of the operators. Any report
+# ends the run. libstdc++ is loaded early too: the sanitizer has to find what throws.
+SANITIZED := $(CURDIR)/$(VENV)/sanitized
+sanitize: $(VENV)/.test
+	PIP_CONSTRAINT=constraints.txt $(PIP) install --no-deps --upgrade --target $(SANITIZED) \
+	  --config-settings=build-dir=$(SANITIZED)-build --config-settings=cmake.build-type=RelWithDebInfo \
+	  --config-settings=cmake.define.CMAKE_CXX_FLAGS='-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer' \
+	  ./kernels
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 GLIBC_TUNABLES= PYTHONPATH=$(SANITIZED) \
+	  $(BIN)/python -m pytest tests/ops $(PYTEST)
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

@@ -1,8 +1,9 @@
-// The blocked operators in Python: arguments by address, and a share of the blocks for each worker.
+// The blocked operators in Python: arrays, and a share of the blocks for each worker.
 //
 // A worker's share is fixed by the number of workers, and sums are added in the order of workers:
 // the same inputs and the same number of threads give the same bits.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
 
 #include <stdexcept>
@@ -17,14 +18,31 @@ using namespace nb::literals;
 namespace megabase {
 namespace {
 
-template <class T>
-T* take(const Addresses& addresses, size_t& at) {
-    if (at >= addresses.size()) throw std::invalid_argument("too few addresses");
-    return pointer<T>(addresses[at++]);
-}
+// The arrays of a call, taken one after the other.
+class Taken {
+  public:
+    explicit Taken(const Arrays& arrays) : arrays_(arrays) {}
+    template <class T>
+    T* next(const char* name, Shape shape, Want want = Want::ALWAYS) {
+        expect(at_ < arrays_.size(), "too few arrays");
+        return pointer<T>(arrays_[at_++], name, shape, want);
+    }
+    template <class T>
+    Norm<T> norm(int64_t width, double eps) {
+        const T* weight = next<const T>("norm weight", {width}, Want::MAYBE);
+        const T* bias = next<const T>("norm bias", {width}, Want::MAYBE);
+        return {weight, bias, T(eps)};
+    }
+    void finish() const { expect(at_ == arrays_.size(), "too many arrays"); }
 
-void expect(const Numbers& sizes, size_t count) {
-    if (sizes.size() != count) throw std::invalid_argument("wrong number of sizes");
+  private:
+    const Arrays& arrays_;
+    size_t at_ = 0;
+};
+
+void expect_sizes(const Numbers& sizes, size_t count) {
+    expect(sizes.size() == count, "wrong number of sizes");
+    for (int64_t size : sizes) expect(size >= 0, "a size is negative");
 }
 
 // Weights of all workers and a workspace for each.
@@ -48,13 +66,6 @@ struct Memory {
     }
 };
 
-template <class T>
-Norm<T> norm_of(const Addresses& a, size_t& at, double eps) {
-    const T* weight = take<const T>(a, at);
-    const T* bias = take<const T>(a, at);
-    return {weight, bias, T(eps)};
-}
-
 int64_t blocks_of(int64_t rows, int64_t block) { return (rows + block - 1) / block; }
 
 template <class T>
@@ -65,27 +76,40 @@ const Blocked<T>& products(bool half) {
     return half ? f.half : f.full;
 }
 
+// Products of pairs need even widths.
+void check_half(bool half, int64_t width, int64_t inner) {
+    expect(!half || (width % 2 == 0 && inner % 2 == 0), "products in bfloat16 need even widths");
+}
+
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// sizes: rows, width, inner, sums. addresses: norm weight, norm bias, x, w1, b1, w2, b2, then y; or
+// sizes: rows, width, inner, sums. arrays: norm weight, norm bias, x, w1, b1, w2, b2, then y; or
 // dy, dx, dw1, db1, dw2, db2, dweight, dbias.
 template <class T>
 void mlp_as(
-    const Numbers& sizes, double eps, const Addresses& a, bool half, bool backward, int threads
+    const Numbers& sizes, double eps, const Arrays& a, bool half, bool backward, int threads
 ) {
-    expect(sizes, 4);
-    size_t at = 0;
+    expect_sizes(sizes, 4);
+    Taken arrays(a);
     Mlp<T> p{};
     p.rows = sizes[0], p.width = sizes[1], p.inner = sizes[2], p.sums = sizes[3] != 0;
-    p.norm = norm_of<T>(a, at, eps);
-    for (const T** input : {&p.x, &p.w1, &p.b1, &p.w2, &p.b2}) *input = take<const T>(a, at);
+    const int64_t N = p.rows, D = p.width, E = p.inner;
+    p.norm = arrays.norm<T>(D, eps);
+    p.x = arrays.next<const T>("x", {N, D});
+    p.w1 = arrays.next<const T>("w1", {E, D}), p.b1 = arrays.next<const T>("b1", {E});
+    p.w2 = arrays.next<const T>("w2", {D, E}), p.b2 = arrays.next<const T>("b2", {D});
     if (backward) {
-        p.dy = take<const T>(a, at);
-        for (T** out : {&p.dx, &p.dw1, &p.db1, &p.dw2, &p.db2, &p.dweight, &p.dbias})
-            *out = take<T>(a, at);
+        const Want sums = p.sums ? Want::ALWAYS : Want::MAYBE;
+        p.dy = arrays.next<const T>("dy", {N, D}), p.dx = arrays.next<T>("dx", {N, D}, Want::MAYBE);
+        p.dw1 = arrays.next<T>("dw1", {E, D}, sums), p.db1 = arrays.next<T>("db1", {E}, sums);
+        p.dw2 = arrays.next<T>("dw2", {D, E}, sums), p.db2 = arrays.next<T>("db2", {D}, sums);
+        p.dweight = arrays.next<T>("dweight", {D}, sums);
+        p.dbias = arrays.next<T>("dbias", {D}, sums);
     } else {
-        p.y = take<T>(a, at);
+        p.y = arrays.next<T>("y", {N, D});
     }
+    arrays.finish();
+    check_half(half, D, E);
     const int64_t rows = table().of<T>().block_rows;
     const Blocked<T>& f = products<T>(half);
     const int64_t blocks = blocks_of(p.rows, rows);
@@ -103,33 +127,50 @@ void mlp_as(
 
 enum Pass { OPEN, GATE, CLOSE, OPEN_BACKWARD, BACKWARD };
 
-// sizes: batch, length, width, taps, after, first, last, sums. addresses: norm weight, norm bias, x, w_in, b_in,
+// sizes: batch, length, width, taps, after, first, last, sums. arrays: norm weight, norm bias, x, w_in, b_in,
 // w, b, w_out, b_out, u, then out; or g, dy for the first half of the backward pass, and
 // after them dx, dw_in, db_in, dw, db, dw_out, db_out, dweight, dbias for the second.
 template <class T>
 void mixer_as(
-    const Numbers& sizes, double eps, const Addresses& a, bool half, int pass, int threads
+    const Numbers& sizes, double eps, const Arrays& a, bool half, int pass, int threads
 ) {
-    expect(sizes, 8);
-    size_t at = 0;
+    expect_sizes(sizes, 8);
+    expect(pass >= OPEN && pass <= BACKWARD, "there is no such pass");
+    Taken arrays(a);
     Mixer<T> m{};
     m.batch = sizes[0], m.length = sizes[1], m.width = sizes[2], m.taps = sizes[3];
     m.after = sizes[4], m.first = sizes[5], m.last = sizes[6], m.sums = sizes[7] != 0;
-    m.norm = norm_of<T>(a, at, eps);
-    for (const T** input : {&m.x, &m.w_in, &m.b_in, &m.w, &m.b, &m.w_out, &m.b_out})
-        *input = take<const T>(a, at);
-    m.u = take<T>(a, at);
+    const int64_t B = m.batch, L = m.length, D = m.width, K = m.taps, c = m.last - m.first;
+    expect(K >= 1 && K <= 8, "expected 1 to 8 taps");
+    expect(m.after < K, "expected fewer taps behind the position than taps");
+    expect(m.first <= m.last && m.last <= D, "expected a group of the channels");
+    expect(m.first % table().of<T>().panel == 0, "a group begins at a multiple of a panel");
+    m.norm = arrays.norm<T>(D, eps);
+    m.x = arrays.next<const T>("x", {B, L, D});
+    m.w_in = arrays.next<const T>("w_in", {3 * D, D}), m.b_in = arrays.next<const T>("b_in", {3 * D});
+    m.w = arrays.next<const T>("w", {3 * D, K}), m.b = arrays.next<const T>("b", {3 * D});
+    m.w_out = arrays.next<const T>("w_out", {D, D}), m.b_out = arrays.next<const T>("b_out", {D});
+    m.u = arrays.next<T>("u", {B, c, L});
     const bool backward = pass == OPEN_BACKWARD || pass == BACKWARD;
     if (backward) {
-        m.g = take<T>(a, at);
-        m.dy = take<const T>(a, at);
+        m.g = arrays.next<T>("g", {B, c, L});
+        m.dy = arrays.next<const T>("dy", {B, L, D});
     } else {
-        m.out = take<T>(a, at);
+        m.out = arrays.next<T>("out", {B, L, D});
     }
-    if (pass == BACKWARD)
-        for (T** out : {&m.dx, &m.dw_in, &m.db_in, &m.dw, &m.db, &m.dw_out, &m.db_out, &m.dweight,
-                        &m.dbias})
-            *out = take<T>(a, at);
+    if (pass == BACKWARD) {
+        const Want sums = m.sums ? Want::ALWAYS : Want::MAYBE;
+        m.dx = arrays.next<T>("dx", {B, L, D});
+        m.dw_in = arrays.next<T>("dw_in", {3 * D, D}, sums);
+        m.db_in = arrays.next<T>("db_in", {3 * D}, sums);
+        m.dw = arrays.next<T>("dw", {3, K, D}, sums), m.db = arrays.next<T>("db", {3 * D}, sums);
+        m.dw_out = arrays.next<T>("dw_out", {D, D}, sums);
+        m.db_out = arrays.next<T>("db_out", {D}, sums);
+        m.dweight = arrays.next<T>("dweight", {D}, sums);
+        m.dbias = arrays.next<T>("dbias", {D}, sums);
+    }
+    arrays.finish();
+    check_half(half, D, D);
     const int64_t rows = table().of<T>().block_rows;
     const Blocked<T>& f = products<T>(half);
     const int64_t parts = blocks_of(m.length, rows), blocks = m.batch * parts;
@@ -158,26 +199,36 @@ void mixer_as(
         f.mixer_sums(m, memory.workers, memory.work.data(), memory.each);
 }
 
-// sizes: lags, features, width, channels, layers. addresses: z, t, freq, rate, last, k or dk, then
+// sizes: lags, features, width, channels, layers. arrays: z, t, freq, rate, last, k or dk, then
 // the weights and the biases of the layers; backward also dz, dfreq, dlast and the gradients of
 // weights and biases.
 template <class T>
-void filter_as(const Numbers& sizes, double shift, const Addresses& a, bool backward, int threads) {
-    expect(sizes, 5);
-    size_t at = 0;
+void filter_as(const Numbers& sizes, double shift, const Arrays& a, bool backward, int threads) {
+    expect_sizes(sizes, 5);
+    Taken arrays(a);
     Filter<T> p{};
     p.lags = sizes[0], p.features = sizes[1], p.width = sizes[2], p.channels = sizes[3];
     p.layers = sizes[4], p.shift = T(shift);
-    if (p.layers < 1 || p.layers > MAX_LAYERS) throw std::invalid_argument("too many layers");
-    for (const T** input : {&p.z, &p.t, &p.freq, &p.rate, &p.last}) *input = take<const T>(a, at);
-    (backward ? const_cast<T*&>(p.dk) : p.k) = take<T>(a, at);
-    for (int64_t i = 0; i < p.layers; ++i) p.weights[i] = take<const T>(a, at);
-    for (int64_t i = 0; i < p.layers; ++i) p.biases[i] = take<const T>(a, at);
+    expect(p.layers >= 1 && p.layers <= MAX_LAYERS, "expected 1 to 8 layers");
+    const int64_t M = p.lags, E = p.features, W = p.width, C = p.channels;
+    p.z = arrays.next<const T>("z", {M, E}), p.t = arrays.next<const T>("t", {M});
+    p.freq = arrays.next<const T>("freq", {W});
+    p.rate = arrays.next<const T>("rate", {C}, Want::MAYBE);
+    p.last = arrays.next<const T>("last", {C, W});
+    (backward ? const_cast<T*&>(p.dk) : p.k) = arrays.next<T>(backward ? "dk" : "k", {C, M});
+    for (int64_t i = 0; i < p.layers; ++i)
+        p.weights[i] = arrays.next<const T>("a layer's weight", {W, i ? W : E});
+    for (int64_t i = 0; i < p.layers; ++i)
+        p.biases[i] = arrays.next<const T>("a layer's bias", {W});
     if (backward) {
-        for (T** out : {&p.dz, &p.dfreq, &p.dlast}) *out = take<T>(a, at);
-        for (int64_t i = 0; i < p.layers; ++i) p.dweights[i] = take<T>(a, at);
-        for (int64_t i = 0; i < p.layers; ++i) p.dbiases[i] = take<T>(a, at);
+        p.dz = arrays.next<T>("dz", {M, E}, Want::MAYBE);
+        p.dfreq = arrays.next<T>("dfreq", {W}), p.dlast = arrays.next<T>("dlast", {C, W});
+        for (int64_t i = 0; i < p.layers; ++i)
+            p.dweights[i] = arrays.next<T>("the gradient of a layer's weight", {W, i ? W : E});
+        for (int64_t i = 0; i < p.layers; ++i)
+            p.dbiases[i] = arrays.next<T>("the gradient of a layer's bias", {W});
     }
+    arrays.finish();
     const Functions<T>& f = table().of<T>();
     const int64_t blocks = blocks_of(p.lags, f.block_rows);
     const Memory<T> memory(
@@ -196,23 +247,31 @@ void filter_as(const Numbers& sizes, double shift, const Addresses& a, bool back
 // Spectra as (rows, channels, frequencies) pairs of numbers without gaps, of the filter as
 // (channels, frequencies).
 template <class T>
-void spectra_as(const Numbers& sizes, Address u, Address g, Address k, Address dk, int threads) {
-    expect(sizes, 3);
+void spectra_as(
+    const Numbers& sizes, const Given& u_, const Given& g_, const Given& k_, const Given& dk_,
+    int threads
+) {
+    expect_sizes(sizes, 3);
     const int64_t rows = sizes[0], channels = sizes[1], frequencies = sizes[2];
+    const auto complex = [](const Given& given, const char* name, Shape shape, Want want) {
+        return pointer<T>(given, name, shape, want, Kind::COMPLEX);
+    };
+    T* const u = complex(u_, "u", {rows, channels, frequencies}, Want::ALWAYS);
+    T* const g = complex(g_, "g", {rows, channels, frequencies}, Want::MAYBE);
+    const T* const k = complex(k_, "k", {channels, frequencies}, Want::ALWAYS);
+    T* const dk = complex(dk_, "dk", {channels, frequencies}, Want::MAYBE);
     const int64_t row = 2 * frequencies;
     const Functions<T>& f = table().of<T>();
     parallel_for(channels, threads, [&](int64_t c) {
         for (int64_t b = 0; b < rows; ++b) {
-            T* const one = pointer<T>(u) + (b * channels + c) * row;
-            const T* const filter = pointer<const T>(k) + c * row;
+            T* const one = u + (b * channels + c) * row;
+            const T* const filter = k + c * row;
             if (!g) {
                 f.spectrum_times(one, filter, frequencies);
                 continue;
             }
-            T* const sums = dk ? pointer<T>(dk) + c * row : nullptr;
-            f.spectrum_backward(
-                one, pointer<T>(g) + (b * channels + c) * row, filter, sums, frequencies
-            );
+            T* const sums = dk ? dk + c * row : nullptr;
+            f.spectrum_backward(one, g + (b * channels + c) * row, filter, sums, frequencies);
         }
     });
 }
@@ -221,21 +280,27 @@ void spectra_as(const Numbers& sizes, Address u, Address g, Address k, Address d
 // that the cyclic product gave.
 template <class T>
 void fold_as(
-    const Numbers& sizes, Address u, Address weights, Address z, Address cyclic, bool back, int threads
+    const Numbers& sizes, const Given& u_, const Given& weights, const Given& z_,
+    const Given& cyclic_, bool back, int threads
 ) {
-    expect(sizes, 3);
+    expect_sizes(sizes, 3);
     const int64_t rows = sizes[0], length = sizes[1], half = sizes[2], piece = 1 << 14;
+    expect(length <= 2 * half, "expected rows that are no longer than the transform");
+    T* const u = pointer<T>(u_, "u", {rows, length});
+    const T* const w = pointer<const T>(weights, "weights", {2, half});
+    T* const z = pointer<T>(z_, "z", {rows, half}, Want::ALWAYS, Kind::COMPLEX);
+    const T* const cyclic =
+        back ? pointer<const T>(cyclic_, "cyclic", {rows, 2 * half}) : nullptr;
     const int64_t pieces = (half + piece - 1) / piece;
     const Functions<T>& f = table().of<T>();
-    const T* const w = pointer<const T>(weights);
     parallel_for(rows * pieces, threads, [&](int64_t task) {
         const int64_t row = task / pieces, begin = task % pieces * piece;
         const int64_t end = least(begin + piece, half);
-        T* const one = pointer<T>(u) + row * length;
-        T* const pairs = pointer<T>(z) + row * 2 * half;
+        T* const one = u + row * length;
+        T* const pairs = z + row * 2 * half;
         if (back)
             f.unfold(
-                pairs, pointer<const T>(cyclic) + row * 2 * half, w, half, begin, end, one, length
+                pairs, cyclic + row * 2 * half, w, half, begin, end, one, length
             );
         else
             f.fold(one, length, w, half, begin, end, pairs);
@@ -249,51 +314,58 @@ void add_blocked(nb::module_& m) {
     m.def("half_products", [] { return table().single.half.mlp_pack != nullptr; });
     m.def(
         "mlp",
-        [](bool twice, Numbers sizes, double eps, Addresses addresses, bool half, bool backward,
+        [](bool twice, const Numbers& sizes, double eps, const Arrays& arrays, bool half, bool backward,
            int threads) {
             nb::gil_scoped_release release;
-            (twice ? mlp_as<double> : mlp_as<float>)(sizes, eps, addresses, half, backward, threads);
+            (twice ? mlp_as<double> : mlp_as<float>)(
+                sizes, eps, arrays, half, backward, at_least_one(threads)
+            );
         },
-        "double"_a, "sizes"_a, "eps"_a, "addresses"_a, "half"_a, "backward"_a, "threads"_a
+        "double"_a, "sizes"_a, "eps"_a, "arrays"_a, "half"_a, "backward"_a, "threads"_a
     );
     m.def(
         "mixer",
-        [](bool twice, Numbers sizes, double eps, Addresses addresses, bool half, int pass,
+        [](bool twice, const Numbers& sizes, double eps, const Arrays& arrays, bool half, int pass,
            int threads) {
             nb::gil_scoped_release release;
-            (twice ? mixer_as<double> : mixer_as<float>)(sizes, eps, addresses, half, pass, threads);
+            (twice ? mixer_as<double> : mixer_as<float>)(
+                sizes, eps, arrays, half, pass, at_least_one(threads)
+            );
         },
-        "double"_a, "sizes"_a, "eps"_a, "addresses"_a, "half"_a, "pass"_a, "threads"_a
+        "double"_a, "sizes"_a, "eps"_a, "arrays"_a, "half"_a, "pass"_a, "threads"_a
     );
     m.def(
         "filter",
-        [](bool twice, Numbers sizes, double shift, Addresses addresses, bool backward, int threads) {
+        [](bool twice, const Numbers& sizes, double shift, const Arrays& arrays, bool backward, int threads) {
             nb::gil_scoped_release release;
             (twice ? filter_as<double> : filter_as<float>)(
-                sizes, shift, addresses, backward, threads
+                sizes, shift, arrays, backward, at_least_one(threads)
             );
         },
-        "double"_a, "sizes"_a, "shift"_a, "addresses"_a, "backward"_a, "threads"_a
+        "double"_a, "sizes"_a, "shift"_a, "arrays"_a, "backward"_a, "threads"_a
     );
     m.def(
         "spectra",
-        [](bool twice, Numbers sizes, Address u, Address g, Address k, Address dk, int threads) {
+        [](bool twice, const Numbers& sizes, const Given& u, const Given& g, const Given& k,
+           const Given& dk, int threads) {
             nb::gil_scoped_release release;
             (twice ? spectra_as<double> : spectra_as<float>)(sizes, u, g, k, dk, threads);
         },
-        "double"_a, "sizes"_a, "u"_a, "g"_a, "k"_a, "dk"_a, "threads"_a
+        "double"_a, "sizes"_a, "u"_a, "g"_a.none(), "k"_a, "dk"_a.none(), "threads"_a
     );
     m.def(
         "fold",
-        [](bool twice, Numbers sizes, Address u, Address weights, Address z, int threads) {
+        [](bool twice, const Numbers& sizes, const Given& u, const Given& weights, const Given& z,
+           int threads) {
             nb::gil_scoped_release release;
-            (twice ? fold_as<double> : fold_as<float>)(sizes, u, weights, z, 0, false, threads);
+            (twice ? fold_as<double> : fold_as<float>)(sizes, u, weights, z, std::nullopt, false, threads);
         },
         "double"_a, "sizes"_a, "u"_a, "weights"_a, "z"_a, "threads"_a
     );
     m.def(
         "unfold",
-        [](bool twice, Numbers sizes, Address z, Address cyclic, Address weights, Address u,
+        [](bool twice, const Numbers& sizes, const Given& z, const Given& cyclic, const Given& weights,
+           const Given& u,
            int threads) {
             nb::gil_scoped_release release;
             (twice ? fold_as<double> : fold_as<float>)(sizes, u, weights, z, cyclic, true, threads);
@@ -302,13 +374,20 @@ void add_blocked(nb::module_& m) {
     );
     m.def(
         "sine",
-        [](bool twice, Address x, Address y, int64_t count, bool cosine) {
+        [](bool twice, const Given& x, const Given& y, bool cosine) {
+            const int64_t count = x ? int64_t(x->size()) : 0;
             if (twice)
-                table().twice.sine(pointer<const double>(x), pointer<double>(y), count, cosine);
+                table().twice.sine(
+                    pointer<const double>(x, "x", {count}), pointer<double>(y, "y", {count}), count,
+                    cosine
+                );
             else
-                table().single.sine(pointer<const float>(x), pointer<float>(y), count, cosine);
+                table().single.sine(
+                    pointer<const float>(x, "x", {count}), pointer<float>(y, "y", {count}), count,
+                    cosine
+                );
         },
-        "double"_a, "x"_a, "y"_a, "count"_a, "cosine"_a
+        "double"_a, "x"_a, "y"_a, "cosine"_a
     );
 }
 

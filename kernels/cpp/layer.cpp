@@ -2,6 +2,7 @@
 // and what the head of a language model says about letters: for callers that run the same model over
 // many short pieces.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -22,11 +23,11 @@ namespace {
 template <class T>
 class Layer {
   public:
-    // sizes: width, taps, inner. addresses: weight and bias of the first norm, w_in, b_in, w, b,
+    // sizes: width, taps, inner. arrays: weight and bias of the first norm, w_in, b_in, w, b,
     // w_out, b_out, weight and bias of the second norm, w1, b1, w2, b2. The norms are read where
     // they are by every call; all else is copied.
-    Layer(const Numbers& sizes, double eps_mixer, double eps_mlp, const Addresses& a)
-        : functions_(table().of<T>()), mixer_(mixer_of(sizes, eps_mixer, a)),
+    Layer(const Numbers& sizes, double eps_mixer, double eps_mlp, const Arrays& a)
+        : functions_(table().of<T>()), norms_(norms_of(a)), mixer_(mixer_of(sizes, eps_mixer, a)),
           mlp_(mlp_of(sizes, eps_mlp, a)),
           mixer_weights_(functions_.full.mixer_weights_size(mixer_, false)),
           mlp_weights_(functions_.full.mlp_weights_size(mlp_, false)) {
@@ -36,10 +37,16 @@ class Layer {
 
     // From x (batch, length, width) the gated value u (batch, width, length) and the output gate
     // (batch, length, width), both from row `first` on; rows before it are only looked at.
-    void open(int64_t batch, int64_t length, int64_t first, Address x, Address u, Address gate, int threads) const {
+    void open(
+        int64_t batch, int64_t length, int64_t first, const Given& x, const Given& u,
+        const Given& gate, int threads
+    ) const {
+        expect(first >= 0, "first is negative");
         Mixer<T> m = mixer_;
         m.batch = batch, m.length = length;
-        m.x = pointer<const T>(x), m.u = pointer<T>(u), m.out = pointer<T>(gate);
+        m.x = pointer<const T>(x, "x", {batch, length, m.width});
+        m.u = pointer<T>(u, "u", {batch, m.width, length});
+        m.out = pointer<T>(gate, "gate", {batch, length, m.width});
         run(batch, length, first, threads, functions_.full.mixer_workspace(m, false),
             [&](int64_t b, int64_t t0, int64_t t1, T* work) {
                 functions_.full.mixer_open(m, mixer_weights_.data(), b, t0, t1, false, work);
@@ -48,13 +55,17 @@ class Layer {
 
     // From the transforms' result y (batch, width, length), the output gate (which is overwritten)
     // and the running sum x the running sum after the layer, (batch, length, width).
-    void close(int64_t batch, int64_t length, Address y, Address gate, Address x, Address out, int threads) const {
+    void close(
+        int64_t batch, int64_t length, const Given& y, const Given& gate, const Given& x,
+        const Given& out, int threads
+    ) const {
         Mixer<T> m = mixer_;
         Mlp<T> p = mlp_;
         m.batch = batch, m.length = length, p.rows = batch * length;
-        m.u = pointer<T>(y), m.out = pointer<T>(gate);
-        p.x = m.out, p.y = pointer<T>(out);
-        const T* const before = pointer<const T>(x);
+        m.u = pointer<T>(y, "y", {batch, m.width, length});
+        m.out = pointer<T>(gate, "gate", {batch, length, m.width});
+        p.x = m.out, p.y = pointer<T>(out, "out", {batch, length, m.width});
+        const T* const before = pointer<const T>(x, "x", {batch, length, m.width});
         const Blocked<T>& f = functions_.full;
         const int64_t of_mixer = rounded(f.mixer_workspace(m, false));
         run(batch, length, 0, threads, of_mixer + f.mlp_forward_workspace(p),
@@ -70,6 +81,7 @@ class Layer {
 
   private:
     const Functions<T>& functions_;
+    const Arrays norms_;  // keeps them
     Mixer<T> mixer_;
     Mlp<T> mlp_;
     Workspace<T> mixer_weights_, mlp_weights_;
@@ -78,24 +90,43 @@ class Layer {
         for (int64_t i = begin; i < end; ++i) total[i] += other[i];
     }
 
-    static Mixer<T> mixer_of(const Numbers& sizes, double eps, const Addresses& a) {
-        if (sizes.size() != 3 || a.size() != 14)
-            throw std::invalid_argument("expected 3 sizes and 14 addresses");
+    static Arrays norms_of(const Arrays& a) {
+        expect(a.size() == 14, "expected 14 arrays");
+        return {a[0], a[1], a[8], a[9]};
+    }
+
+    static Norm<T> norm_of(const Arrays& a, size_t at, int64_t width, double eps) {
+        return {
+            pointer<const T>(a[at], "norm weight", {width}, Want::MAYBE),
+            pointer<const T>(a[at + 1], "norm bias", {width}, Want::MAYBE), T(eps)
+        };
+    }
+
+    static Mixer<T> mixer_of(const Numbers& sizes, double eps, const Arrays& a) {
+        expect(sizes.size() == 3, "expected 3 sizes");
+        const int64_t D = sizes[0], K = sizes[1];
+        expect(K >= 1 && K <= 8, "expected 1 to 8 taps");
         Mixer<T> m{};
-        m.width = sizes[0], m.taps = sizes[1], m.first = 0, m.last = sizes[0];
-        m.norm = {pointer<const T>(a[0]), pointer<const T>(a[1]), T(eps)};
-        size_t at = 2;
-        for (const T** input : {&m.w_in, &m.b_in, &m.w, &m.b, &m.w_out, &m.b_out})
-            *input = pointer<const T>(a[at++]);
+        m.width = D, m.taps = K, m.first = 0, m.last = D;
+        m.norm = norm_of(a, 0, D, eps);
+        m.w_in = pointer<const T>(a[2], "w_in", {3 * D, D});
+        m.b_in = pointer<const T>(a[3], "b_in", {3 * D});
+        m.w = pointer<const T>(a[4], "w", {3 * D, K});
+        m.b = pointer<const T>(a[5], "b", {3 * D});
+        m.w_out = pointer<const T>(a[6], "w_out", {D, D});
+        m.b_out = pointer<const T>(a[7], "b_out", {D});
         return m;
     }
 
-    static Mlp<T> mlp_of(const Numbers& sizes, double eps, const Addresses& a) {
+    static Mlp<T> mlp_of(const Numbers& sizes, double eps, const Arrays& a) {
+        const int64_t D = sizes[0], E = sizes[2];
         Mlp<T> p{};
-        p.width = sizes[0], p.inner = sizes[2];
-        p.norm = {pointer<const T>(a[8]), pointer<const T>(a[9]), T(eps)};
-        size_t at = 10;
-        for (const T** input : {&p.w1, &p.b1, &p.w2, &p.b2}) *input = pointer<const T>(a[at++]);
+        p.width = D, p.inner = E;
+        p.norm = norm_of(a, 8, D, eps);
+        p.w1 = pointer<const T>(a[10], "w1", {E, D});
+        p.b1 = pointer<const T>(a[11], "b1", {E});
+        p.w2 = pointer<const T>(a[12], "w2", {D, E});
+        p.b2 = pointer<const T>(a[13], "b2", {D});
         return p;
     }
 
@@ -121,25 +152,29 @@ class Layer {
 };
 
 // Natural log-probabilities, among four letters, of those that follow. sizes: batch, rows, width.
-// addresses: weight and bias of the last norm, x (batch, rows, width), w (4, width), before, codes,
+// arrays: weight and bias of the last norm, x (batch, rows, width), w (4, width), before, codes,
 // logits, out. The letters are codes (batch, rows) that stand after each row; with `before` (batch,
 // 4), logits of one row more in front, there is one more of them. `logits` is (batch, rows, 4), `out`
 // float of the shape of codes: NaN for codes that are none of the four.
 template <class T>
-void letters_as(const Numbers& sizes, double eps, const Addresses& a) {
-    if (sizes.size() != 3 || a.size() != 8)
-        throw std::invalid_argument("expected 3 sizes and 8 addresses");
+void letters_as(const Numbers& sizes, double eps, const Arrays& a) {
+    expect(sizes.size() == 3 && a.size() == 8, "expected 3 sizes and 8 arrays");
     const int64_t batch = sizes[0], rows = sizes[1], width = sizes[2];
-    const Norm<T> norm{pointer<const T>(a[0]), pointer<const T>(a[1]), T(eps)};
-    const T* const before = pointer<const T>(a[4]);
-    const uint8_t* code = pointer<const uint8_t>(a[5]);
-    T* const logits = pointer<T>(a[6]);
-    float* out = pointer<float>(a[7]);
-    table().of<T>().letter_logits(
-        norm, pointer<const T>(a[2]), batch * rows, width, pointer<const T>(a[3]), logits
-    );
+    expect(batch >= 0 && rows >= 0 && width >= 0, "a size is negative");
+    const Norm<T> norm{
+        pointer<const T>(a[0], "norm weight", {width}, Want::MAYBE),
+        pointer<const T>(a[1], "norm bias", {width}, Want::MAYBE), T(eps)
+    };
+    const T* const x = pointer<const T>(a[2], "x", {batch, rows, width});
+    const T* const w = pointer<const T>(a[3], "w", {4, width});
+    const T* const before = pointer<const T>(a[4], "before", {batch, 4}, Want::MAYBE);
+    const int64_t letters = rows + (a[4] ? 1 : 0);
+    const uint8_t* code = pointer<const uint8_t>(a[5], "codes", {batch, letters});
+    T* const logits = pointer<T>(a[6], "logits", {batch, rows, 4});
+    float* out = pointer<float>(a[7], "out", {batch, letters});
+    table().of<T>().letter_logits(norm, x, batch * rows, width, w, logits);
     for (int64_t b = 0; b < batch; ++b)
-        for (int64_t t = before ? -1 : 0; t < rows; ++t, ++code, ++out) {
+        for (int64_t t = a[4] ? -1 : 0; t < rows; ++t, ++code, ++out) {
             if (*code > 3) {
                 *out = std::numeric_limits<float>::quiet_NaN();
                 continue;
@@ -156,8 +191,8 @@ template <class T>
 void add_class(nb::module_& m, const char* name) {
     nb::class_<Layer<T>>(m, name)
         .def(
-            nb::init<const Numbers&, double, double, const Addresses&>(), "sizes"_a, "eps_mixer"_a,
-            "eps_mlp"_a, "addresses"_a
+            nb::init<const Numbers&, double, double, const Arrays&>(), "sizes"_a, "eps_mixer"_a,
+            "eps_mlp"_a, "arrays"_a
         )
         .def(
             "open", &Layer<T>::open, "batch"_a, "length"_a, "first"_a, "x"_a, "u"_a, "gate"_a,
@@ -176,11 +211,11 @@ void add_layer(nb::module_& m) {
     add_class<double>(m, "Layer64");
     m.def(
         "letters",
-        [](bool twice, const Numbers& sizes, double eps, const Addresses& addresses) {
+        [](bool twice, const Numbers& sizes, double eps, const Arrays& arrays) {
             nb::gil_scoped_release release;
-            (twice ? letters_as<double> : letters_as<float>)(sizes, eps, addresses);
+            (twice ? letters_as<double> : letters_as<float>)(sizes, eps, arrays);
         },
-        "double"_a, "sizes"_a, "eps"_a, "addresses"_a
+        "double"_a, "sizes"_a, "eps"_a, "arrays"_a
     );
 }
 

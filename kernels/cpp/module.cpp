@@ -1,4 +1,4 @@
-// The Python module: turns addresses and strides into arguments, and cuts the work into tasks.
+// The Python module: checks arrays, turns them into arguments, and cuts the work into tasks.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
@@ -18,9 +18,6 @@ using namespace nb::literals;
 
 namespace megabase {
 namespace {
-
-// (address of the first element, stride from sequence to sequence, stride from row to row)
-using View = std::tuple<uintptr_t, int64_t, int64_t>;
 
 const Table* chosen = nullptr;
 
@@ -69,23 +66,9 @@ const Table& table() {
 
 namespace {
 
-template <class T>
-Rows<T> rows(const std::optional<View>& view, int64_t length, bool against) {
-    Rows<T> result;
-    if (!view) return result;
-    result.data = reinterpret_cast<T*>(std::get<0>(*view));
-    result.sequence = std::get<1>(*view);
-    result.row = std::get<2>(*view);
-    if (against) {
-        result.data += (length - 1) * result.row;
-        result.row = -result.row;
-    }
-    return result;
-}
-
 // Blocks of channels in one task: enough tasks for all threads, with equal shares.
 int64_t groups_of(int64_t batch, int64_t blocks, int threads) {
-    if (batch >= threads || blocks <= 1) return 1;
+    if (batch < 1 || batch >= threads || blocks <= 1) return 1;
     const int64_t wanted = (threads + batch - 1) / batch;
     return wanted < blocks ? wanted : blocks;
 }
@@ -108,8 +91,7 @@ struct ScanSizes {
 using Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, bool, bool>;
 
 struct ScanInputs {
-    std::optional<View> u, delta, B, C, z;
-    Address A, D, bias, initial;
+    const Given &u, &delta, &A, &B, &C, &D, &z, &bias, &initial;
 };
 
 template <class T>
@@ -117,16 +99,24 @@ Scan<T> scan_arguments(const Sizes& sizes, const ScanInputs& in) {
     Scan<T> p{};
     bool against;
     std::tie(p.batch, p.length, p.channels, p.states, p.steps, p.softplus, against) = sizes;
-    p.u = rows<const T>(in.u, p.length, against);
-    p.delta = rows<const T>(in.delta, p.length, against);
-    p.B = rows<const T>(in.B, p.length, against);
-    p.C = rows<const T>(in.C, p.length, against);
-    p.z = rows<const T>(in.z, p.length, against);
-    p.A = pointer<const T>(in.A);
-    p.D = pointer<const T>(in.D);
-    p.bias = pointer<const T>(in.bias);
-    p.initial = pointer<const T>(in.initial);
+    expect(p.length > 0 && p.steps > 0, "scan: expected a length and steps of 1 or more");
+    const int64_t b = p.batch, l = p.length, e = p.channels, n = p.states;
+    p.u = rows<const T>(in.u, "u", b, l, e, against);
+    p.delta = rows<const T>(in.delta, "delta", b, l, e, against);
+    p.B = rows<const T>(in.B, "B", b, l, n, against);
+    p.C = rows<const T>(in.C, "C", b, l, n, against);
+    p.z = rows<const T>(in.z, "z", b, l, e, against, Want::MAYBE);
+    p.A = pointer<const T>(in.A, "A", {e, n});
+    p.D = pointer<const T>(in.D, "D", {e}, Want::MAYBE);
+    p.bias = pointer<const T>(in.bias, "bias", {e}, Want::MAYBE);
+    p.initial = pointer<const T>(in.initial, "initial", {b, e, n}, Want::MAYBE);
     return p;
+}
+
+template <class T>
+T* kept_states(const Scan<T>& p, const Given& kept, Want want) {
+    const int64_t tiles = (p.length + p.steps - 1) / p.steps;
+    return pointer<T>(kept, "kept", {p.batch, tiles, p.states, p.channels}, want);
 }
 
 template <class T, class Function>
@@ -149,13 +139,13 @@ void over_channels(const Scan<T>& p, int threads, int64_t elements_each, const F
 
 template <class T>
 void scan_forward_as(
-    const Sizes& sizes, const ScanInputs& in, const std::optional<View>& y, Address final_state,
-    Address kept, int threads
+    const Sizes& sizes, const ScanInputs& in, const Given& y, const Given& final_state,
+    const Given& kept, int threads
 ) {
     Scan<T> p = scan_arguments<T>(sizes, in);
-    p.y = rows<T>(y, p.length, std::get<6>(sizes));
-    p.final_state = pointer<T>(final_state);
-    p.kept = pointer<T>(kept);
+    p.y = rows<T>(y, "y", p.batch, p.length, p.channels, std::get<6>(sizes));
+    p.final_state = pointer<T>(final_state, "final_state", {p.batch, p.channels, p.states});
+    p.kept = kept_states(p, kept, Want::MAYBE);
     const Functions<T>& f = table().of<T>();
     const int64_t blocks = Cut<T>(p.batch, p.channels, threads).largest();
     over_channels<T>(
@@ -189,8 +179,7 @@ void add_parts(
 }
 
 struct ScanGradients {
-    std::optional<View> dy, du, ddelta, dz;
-    Address dfinal, kept, dA, dD, dbias, dinitial, dB, dC;
+    const Given &dy, &dfinal, &kept, &du, &ddelta, &dA, &dB, &dC, &dD, &dz, &dbias, &dinitial;
 };
 
 template <class T>
@@ -199,13 +188,14 @@ void scan_backward_as(
 ) {
     Scan<T> p = scan_arguments<T>(sizes, in);
     const bool against = std::get<6>(sizes);
-    p.dy = rows<const T>(grad.dy, p.length, against);
-    p.du = rows<T>(grad.du, p.length, against);
-    p.ddelta = rows<T>(grad.ddelta, p.length, against);
-    p.dz = rows<T>(grad.dz, p.length, against);
-    p.dfinal = pointer<const T>(grad.dfinal);
-    p.kept = pointer<T>(grad.kept);
-    p.dinitial = pointer<T>(grad.dinitial);
+    const int64_t b = p.batch, l = p.length, e = p.channels, n = p.states;
+    p.dy = rows<const T>(grad.dy, "dy", b, l, e, against);
+    p.du = rows<T>(grad.du, "du", b, l, e, against);
+    p.ddelta = rows<T>(grad.ddelta, "ddelta", b, l, e, against);
+    p.dz = rows<T>(grad.dz, "dz", b, l, e, against, in.z ? Want::ALWAYS : Want::MAYBE);
+    p.dfinal = pointer<const T>(grad.dfinal, "dfinal", {b, e, n}, Want::MAYBE);
+    p.kept = kept_states(p, grad.kept, Want::ALWAYS);
+    p.dinitial = pointer<T>(grad.dinitial, "dinitial", {b, e, n}, Want::MAYBE);
     const Functions<T>& f = table().of<T>();
     const Cut<T> cut(p.batch, p.channels, threads);
     // Every group of channels has sums over its channels, every sequence sums over its positions.
@@ -214,8 +204,9 @@ void scan_backward_as(
     const bool added = cut.groups > 1 || against, several = p.batch != 1;
     Workspace<T> groups(added ? 2 * cut.groups * each : 0);
     Workspace<T> sequences(several ? p.batch * (rates + 2 * p.channels) : 0);
-    T *dB = pointer<T>(grad.dB), *dC = pointer<T>(grad.dC);
-    T *dA = pointer<T>(grad.dA), *dD = pointer<T>(grad.dD), *dbias = pointer<T>(grad.dbias);
+    T *dB = pointer<T>(grad.dB, "dB", {b, l, n}), *dC = pointer<T>(grad.dC, "dC", {b, l, n});
+    T *dA = pointer<T>(grad.dA, "dA", {e, n}), *dD = pointer<T>(grad.dD, "dD", {e});
+    T* dbias = pointer<T>(grad.dbias, "dbias", {e});
     p.dB = added ? groups.data() : dB;
     p.dC = added ? groups.data() + cut.groups * each : dC;
     p.dA = several ? sequences.data() : dA;
@@ -246,18 +237,20 @@ constexpr int64_t CONV_ROWS = 128;
 
 using ConvSizes = std::tuple<int64_t, int64_t, int64_t, int64_t, bool>;
 
+struct ConvInputs {
+    const Given &x, &past, &weight, &bias;
+};
+
 template <class T>
-Conv<T> conv_arguments(
-    const ConvSizes& sizes, const std::optional<View>& x, const std::optional<View>& past,
-    Address weight, Address bias
-) {
+Conv<T> conv_arguments(const ConvSizes& sizes, const ConvInputs& in) {
     Conv<T> p{};
     bool against;
     std::tie(p.batch, p.length, p.channels, p.taps, against) = sizes;
-    p.x = rows<const T>(x, p.length, against);
-    p.past = rows<const T>(past, p.taps - 1, false);
-    p.weight = pointer<const T>(weight);
-    p.bias = pointer<const T>(bias);
+    expect(p.taps >= 1 && p.taps <= 8, "causal convolution: expected 1 to 8 taps");
+    p.x = rows<const T>(in.x, "x", p.batch, p.length, p.channels, against);
+    p.past = rows<const T>(in.past, "past", p.batch, p.taps - 1, p.channels, false, Want::MAYBE);
+    p.weight = pointer<const T>(in.weight, "weight", {p.channels, p.taps});
+    p.bias = pointer<const T>(in.bias, "bias", {p.channels}, Want::MAYBE);
     return p;
 }
 
@@ -275,30 +268,30 @@ void over_rows(int64_t batch, int64_t length, int threads, const Function& run) 
 }
 
 template <class T>
-void conv_forward_as(
-    const ConvSizes& sizes, const std::optional<View>& x, const std::optional<View>& past,
-    Address weight, Address bias, const std::optional<View>& y, int threads
-) {
-    Conv<T> p = conv_arguments<T>(sizes, x, past, weight, bias);
-    p.y = rows<T>(y, p.length, std::get<4>(sizes));
+void conv_forward_as(const ConvSizes& sizes, const ConvInputs& in, const Given& y, int threads) {
+    Conv<T> p = conv_arguments<T>(sizes, in);
+    p.y = rows<T>(y, "y", p.batch, p.length, p.channels, std::get<4>(sizes));
     over_rows(p.batch, p.length, threads, [&](int64_t b, int64_t begin, int64_t end, int64_t) {
         table().of<T>().conv_forward(p, b, begin, end);
     });
 }
 
+struct ConvGradients {
+    const Given &dy, &dx, &dpast, &dweight, &dbias;
+};
+
 template <class T>
 void conv_backward_as(
-    const ConvSizes& sizes, const std::optional<View>& x, const std::optional<View>& past,
-    Address weight, Address bias, const std::optional<View>& dy, const std::optional<View>& dx,
-    const std::optional<View>& dpast, Address dweight, Address dbias, int threads
+    const ConvSizes& sizes, const ConvInputs& in, const ConvGradients& grad, int threads
 ) {
-    Conv<T> p = conv_arguments<T>(sizes, x, past, weight, bias);
+    Conv<T> p = conv_arguments<T>(sizes, in);
     const bool against = std::get<4>(sizes);
-    p.dy = rows<const T>(dy, p.length, against);
-    p.dx = rows<T>(dx, p.length, against);
-    p.dpast = rows<T>(dpast, p.taps - 1, false);
-    p.dweight = pointer<T>(dweight);
-    p.dbias = pointer<T>(dbias);
+    const int64_t tasks = conv_tasks(p.batch, p.length);
+    p.dy = rows<const T>(grad.dy, "dy", p.batch, p.length, p.channels, against);
+    p.dx = rows<T>(grad.dx, "dx", p.batch, p.length, p.channels, against);
+    p.dpast = rows<T>(grad.dpast, "dpast", p.batch, p.taps - 1, p.channels, false, Want::MAYBE);
+    p.dweight = pointer<T>(grad.dweight, "dweight", {tasks, p.taps, p.channels});
+    p.dbias = pointer<T>(grad.dbias, "dbias", {tasks, p.channels});
     over_rows(p.batch, p.length, threads, [&](int64_t b, int64_t begin, int64_t end, int64_t task) {
         table().of<T>().conv_backward(p, b, begin, end, task);
     });
@@ -307,6 +300,7 @@ void conv_backward_as(
 // The exponentials of a scan alone: every block of channels runs through `positions` step sizes.
 template <class T>
 double exponentials_as(int64_t blocks, int64_t positions, int64_t states, int threads) {
+    expect(blocks >= 0 && positions >= 0 && states >= 0, "exponentials: a size is negative");
     const Functions<T>& f = table().of<T>();
     Workspace<T> steps(positions * f.lanes), rates(states * f.lanes);
     for (int64_t i = 0; i < positions * f.lanes; ++i) steps.data()[i] = T(0.001) * T(1 + i % 97);
@@ -332,58 +326,61 @@ NB_MODULE(_megabase_kernels, m) {
     m.def("parallel_runtime", [] { return std::string(parallel_runtime()); });
     m.def(
         "scan_forward",
-        [](bool twice, Sizes sizes, std::optional<View> u, std::optional<View> delta, Address A,
-           std::optional<View> B, std::optional<View> C, Address D, std::optional<View> z,
-           Address bias, Address initial, std::optional<View> y, Address final_state, Address kept,
+        [](bool twice, Sizes sizes, const Given& u, const Given& delta, const Given& A,
+           const Given& B, const Given& C, const Given& D, const Given& z, const Given& bias,
+           const Given& initial, const Given& y, const Given& final_state, const Given& kept,
            int threads) {
             nb::gil_scoped_release release;
-            const ScanInputs in{u, delta, B, C, z, A, D, bias, initial};
+            const ScanInputs in{u, delta, A, B, C, D, z, bias, initial};
             (twice ? scan_forward_as<double> : scan_forward_as<float>)(
-                sizes, in, y, final_state, kept, threads
+                sizes, in, y, final_state, kept, at_least_one(threads)
             );
         },
-        "double"_a, "sizes"_a, "u"_a, "delta"_a, "A"_a, "B"_a, "C"_a, "D"_a, "z"_a.none(),
-        "bias"_a, "initial"_a, "y"_a, "final_state"_a, "kept"_a, "threads"_a
+        "double"_a, "sizes"_a, "u"_a, "delta"_a, "A"_a, "B"_a, "C"_a, "D"_a.none(), "z"_a.none(),
+        "bias"_a.none(), "initial"_a.none(), "y"_a, "final_state"_a, "kept"_a.none(), "threads"_a
     );
     m.def(
         "scan_backward",
-        [](bool twice, Sizes sizes, std::optional<View> u, std::optional<View> delta, Address A,
-           std::optional<View> B, std::optional<View> C, Address D, std::optional<View> z,
-           Address bias, Address initial, std::optional<View> dy, Address dfinal, Address kept,
-           std::optional<View> du, std::optional<View> ddelta, Address dA, Address dB, Address dC,
-           Address dD, std::optional<View> dz, Address dbias, Address dinitial, int threads) {
+        [](bool twice, Sizes sizes, const Given& u, const Given& delta, const Given& A,
+           const Given& B, const Given& C, const Given& D, const Given& z, const Given& bias,
+           const Given& initial, const Given& dy, const Given& dfinal, const Given& kept,
+           const Given& du, const Given& ddelta, const Given& dA, const Given& dB, const Given& dC,
+           const Given& dD, const Given& dz, const Given& dbias, const Given& dinitial,
+           int threads) {
             nb::gil_scoped_release release;
-            const ScanInputs in{u, delta, B, C, z, A, D, bias, initial};
-            const ScanGradients grad{dy, du, ddelta, dz, dfinal, kept, dA, dD, dbias, dinitial, dB, dC};
-            (twice ? scan_backward_as<double> : scan_backward_as<float>)(sizes, in, grad, threads);
+            const ScanInputs in{u, delta, A, B, C, D, z, bias, initial};
+            const ScanGradients grad{dy, dfinal, kept, du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial};
+            (twice ? scan_backward_as<double> : scan_backward_as<float>)(
+                sizes, in, grad, at_least_one(threads)
+            );
         },
-        "double"_a, "sizes"_a, "u"_a, "delta"_a, "A"_a, "B"_a, "C"_a, "D"_a, "z"_a.none(),
-        "bias"_a, "initial"_a, "dy"_a, "dfinal"_a, "kept"_a, "du"_a, "ddelta"_a, "dA"_a, "dB"_a,
-        "dC"_a, "dD"_a, "dz"_a.none(), "dbias"_a, "dinitial"_a, "threads"_a
+        "double"_a, "sizes"_a, "u"_a, "delta"_a, "A"_a, "B"_a, "C"_a, "D"_a.none(), "z"_a.none(),
+        "bias"_a.none(), "initial"_a.none(), "dy"_a, "dfinal"_a.none(), "kept"_a, "du"_a, "ddelta"_a,
+        "dA"_a, "dB"_a, "dC"_a, "dD"_a, "dz"_a.none(), "dbias"_a, "dinitial"_a.none(), "threads"_a
     );
     m.def("conv_tasks", &conv_tasks, "batch"_a, "length"_a);
     m.def(
         "conv_forward",
-        [](bool twice, ConvSizes sizes, std::optional<View> x, std::optional<View> past,
-           Address weight, Address bias, std::optional<View> y, int threads) {
+        [](bool twice, ConvSizes sizes, const Given& x, const Given& past, const Given& weight,
+           const Given& bias, const Given& y, int threads) {
             nb::gil_scoped_release release;
             (twice ? conv_forward_as<double> : conv_forward_as<float>)(
-                sizes, x, past, weight, bias, y, threads
+                sizes, {x, past, weight, bias}, y, threads
             );
         },
-        "double"_a, "sizes"_a, "x"_a, "past"_a.none(), "weight"_a, "bias"_a, "y"_a, "threads"_a
+        "double"_a, "sizes"_a, "x"_a, "past"_a.none(), "weight"_a, "bias"_a.none(), "y"_a, "threads"_a
     );
     m.def(
         "conv_backward",
-        [](bool twice, ConvSizes sizes, std::optional<View> x, std::optional<View> past,
-           Address weight, Address bias, std::optional<View> dy, std::optional<View> dx,
-           std::optional<View> dpast, Address dweight, Address dbias, int threads) {
+        [](bool twice, ConvSizes sizes, const Given& x, const Given& past, const Given& weight,
+           const Given& bias, const Given& dy, const Given& dx, const Given& dpast,
+           const Given& dweight, const Given& dbias, int threads) {
             nb::gil_scoped_release release;
             (twice ? conv_backward_as<double> : conv_backward_as<float>)(
-                sizes, x, past, weight, bias, dy, dx, dpast, dweight, dbias, threads
+                sizes, {x, past, weight, bias}, {dy, dx, dpast, dweight, dbias}, threads
             );
         },
-        "double"_a, "sizes"_a, "x"_a, "past"_a.none(), "weight"_a, "bias"_a, "dy"_a, "dx"_a,
+        "double"_a, "sizes"_a, "x"_a, "past"_a.none(), "weight"_a, "bias"_a.none(), "dy"_a, "dx"_a,
         "dpast"_a.none(), "dweight"_a, "dbias"_a, "threads"_a
     );
     m.def(
@@ -401,12 +398,17 @@ NB_MODULE(_megabase_kernels, m) {
     m.def("lanes", [](bool twice) { return twice ? table().twice.lanes : table().single.lanes; }, "double"_a);
     m.def(
         "exponential",
-        [](bool twice, Address x, Address y, int64_t count) {
+        [](bool twice, const Given& x, const Given& y) {
+            const int64_t count = x ? int64_t(x->size()) : 0;
             if (twice)
-                table().twice.exponential(pointer<const double>(x), pointer<double>(y), count);
+                table().twice.exponential(
+                    pointer<const double>(x, "x", {count}), pointer<double>(y, "y", {count}), count
+                );
             else
-                table().single.exponential(pointer<const float>(x), pointer<float>(y), count);
+                table().single.exponential(
+                    pointer<const float>(x, "x", {count}), pointer<float>(y, "y", {count}), count
+                );
         },
-        "double"_a, "x"_a, "y"_a, "count"_a
+        "double"_a, "x"_a, "y"_a
     );
 }

@@ -36,8 +36,8 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
         "b_out": (D,),
     },
     "implicit_filter": {
-        "z": (L, 5), "t": (L,), "freq": (1, D), "w0": (D, 5), "w1": (D, D), "b0": (D,), "b1": (D,),
-        "last": (E, D), "rate": (E,),
+        "features": (L, 5), "t": (L,), "freq": (1, D), "w0": (D, 5), "w1": (D, D), "b0": (D,),
+        "b1": (D,), "last": (E, D), "rate": (E,),
     },
     "causal_conv": {"x": (B, L, D), "taps": (D, K), "bias": (D,), "past": (B, K - 1, D)},
     "selective_scan": {

@@ -114,7 +114,7 @@ def test_sine_of_the_kernels(path: str, reach: float, dtype: torch.dtype, cosine
     x[:3] = torch.tensor([0.0, float("inf"), float("nan")], dtype=dtype)
     y = torch.full_like(x, -9.0)
     kernels.package().native.sine(
-        dtype == torch.float64, x.data_ptr(), y.data_ptr(), x.numel(), cosine
+        dtype == torch.float64, kernels.array(x), kernels.array(y), cosine
     )
     want = (torch.cos if cosine else torch.sin)(x.double())
     tolerance = 2e-7 if dtype == torch.float32 else 1e-15

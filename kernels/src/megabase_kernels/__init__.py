@@ -1,8 +1,8 @@
 """Fast CPU operators for megabase, in C++ with vector instructions chosen at run time.
 
-The functions of :mod:`megabase_kernels._megabase_kernels` take addresses and strides and check
-nothing: they are for :mod:`megabase.ops`, which makes the outputs and checks the shapes. Nothing
-here needs torch.
+The functions of :mod:`megabase_kernels._megabase_kernels` are for :mod:`megabase.ops`, which makes
+the outputs. They take arrays by the DLPack protocol and check rank, size, dtype, device and
+contiguity of each. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-INTERFACE = 4
+INTERFACE = 5
 """Number of the functions' arguments and meaning; megabase asks for the one it was written for."""
 
 MAX_TAPS = 8

@@ -17,13 +17,13 @@ from megabase.errors import MegabaseError
 __all__ = [
     "INTERFACE",
     "MissingKernelsError",
-    "address",
     "alike",
+    "array",
     "beside",
+    "dense",
     "multiplies",
     "native_package",
     "package",
-    "rows",
     "why_missing",
 ]
 
@@ -34,7 +34,7 @@ class MissingKernelsError(MegabaseError):
     """An operator that exists in C++ only was called, and there are no kernels."""
 
 
-INTERFACE = 4
+INTERFACE = 5
 """Interface of ``megabase-kernels`` that this version calls."""
 
 
@@ -80,23 +80,24 @@ def why_missing() -> str | None:
     return _why
 
 
-def rows(tensor: Tensor | None) -> tuple[int, int, int] | None:
-    """Give address and strides of a (batch, length, channels) tensor with channels side by side."""
-    if tensor is None:
-        return None
-    return tensor.data_ptr(), tensor.stride(0), tensor.stride(1)
+def array(tensor: Tensor | None) -> Any:
+    """Give a tensor as the kernels take it: with its address, shape, strides and dtype."""
+    return None if tensor is None else torch._C._to_dlpack(tensor)
 
 
 def beside(tensor: _Maybe) -> _Maybe:
     """Give a tensor whose last axis lies side by side: the same one where it does already."""
-    if tensor is None or tensor.stride(-1) == 1 or tensor.shape[-1] == 1:
+    if tensor is None:
+        return tensor
+    tensor = tensor.resolve_neg()
+    if tensor.stride(-1) == 1 or tensor.shape[-1] == 1:
         return tensor
     return tensor.contiguous()
 
 
-def address(tensor: Tensor | None) -> int:
-    """Give the address of a contiguous tensor; 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()
+def dense(tensor: _Maybe) -> _Maybe:
+    """Give a tensor without gaps: the same one where it has none."""
+    return tensor if tensor is None else tensor.resolve_neg().contiguous()
 
 
 def alike(dtype: torch.dtype, *tensors: Tensor | None) -> bool:

@@ -10,21 +10,56 @@ Shape suffixes: B batch, L positions, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from megabase.ops import backend, kernels
+from megabase.ops.registry import Arguments
 
 __all__ = ["PackedLayer", "letter_log_probs"]
+
+
+_LAYER = Arguments(
+    "PackedLayer.of",
+    ("norm1_w", "norm1_b", "w_in", "b_in", "w", "b", "w_out", "b_out", "norm2_w", "norm2_b", "w1",
+     "b1", "w2", "b2"),
+    {
+        "norm1_w": "D", "norm1_b": "D", "w_in": "3D D", "b_in": "3D", "w": "3D K", "b": "3D",
+        "w_out": "D D", "b_out": "D", "norm2_w": "D", "norm2_b": "D", "w1": "E D", "b1": "E",
+        "w2": "D E", "b2": "D",
+    },
+    least={"K": 1},
+)  # fmt: skip
+_OPEN = Arguments(
+    "PackedLayer.open",
+    ("w_in", "x", "first"),
+    {"w_in": "3D D", "x": "B L D"},
+    below={"first": "L"},
+    alike=True,
+)
+_CLOSE = Arguments(
+    "PackedLayer.close",
+    ("w_in", "y", "gate", "x"),
+    {"w_in": "3D D", "y": "B D L", "gate": "B L D", "x": "B L D"},
+    alike=True,
+)
+_LETTERS = Arguments(
+    "letter_log_probs",
+    ("x", "norm_w", "norm_b", "w", "before", "codes"),
+    {"x": "B L D", "norm_w": "D", "norm_b": "D", "w": "4 D", "before": "B 4", "codes": "B T"},
+    rules={"T": lambda sizes, given: sizes["L"] + (given["before"] is not None)},
+    bytes=("codes",),
+)
 
 
 class PackedLayer:
     """One layer; make it with :meth:`of`."""
 
-    def __init__(self, layer: object, kept: Sequence[Tensor]) -> None:
+    def __init__(self, layer: Any, w_in: Tensor) -> None:
         self._layer = layer
-        self._kept = kept  # the norms are read where they are
+        self._w_in = w_in  # what its inputs must be like
 
     @classmethod
     def of(
@@ -49,23 +84,21 @@ class PackedLayer:
         (w1, b1, eps1), (w2, b2, eps2) = norms
         if any(t is None for t in weights):
             return None
-        w_in, b_in, w, b, w_out, b_out, *mlp = (t.contiguous() for t in weights if t is not None)
+        w_in, b_in, w, b, w_out, b_out, *mlp = (t for t in weights if t is not None)
         double = w_in.dtype == torch.float64
         name = "Layer64" if double else "Layer32"
         given = (w1, b1, w_in, b_in, w, b, w_out, b_out, w2, b2, *mlp)
+        _LAYER.check(*given)
         if not (
             kernels.alike(w_in.dtype, *given)
             and backend.use_kernels(*given)
             and w.shape[-1] <= kernels.package().MAX_TAPS
         ):
             return None
-        given = [None if t is None else t.contiguous() for t in given]
         make = getattr(kernels.package().native, name)
-        layer = make(
-            [w_in.shape[1], w.shape[-1], mlp[0].shape[0]], eps1, eps2,
-            [kernels.address(t) for t in given],
-        )  # fmt: skip
-        return cls(layer, [t for t in given if t is not None])
+        sizes = [w_in.shape[1], w.shape[-1], mlp[0].shape[0]]
+        packed = make(sizes, eps1, eps2, [kernels.array(kernels.dense(t)) for t in given])
+        return cls(packed, w_in)
 
     def open(self, x_BLD: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Normalise, project, convolve shortly and gate.
@@ -83,14 +116,12 @@ class PackedLayer:
             The output gate (B, L - first, D) and the input of the long convolution
             (B, D, L - first), without the positions before `first`.
         """
-        x_BLD = x_BLD.contiguous()
+        _OPEN.check(self._w_in, x_BLD, first)
+        x_BLD = kernels.dense(x_BLD)
         batch, length, width = x_BLD.shape
         gate, u = torch.empty_like(x_BLD), x_BLD.new_empty(batch, width, length)
-        layer: object = self._layer
-        layer.open(  # pyright: ignore[reportAttributeAccessIssue]
-            batch, length, first, x_BLD.data_ptr(), u.data_ptr(), gate.data_ptr(),
-            torch.get_num_threads(),
-        )  # fmt: skip
+        arrays = (kernels.array(t) for t in (x_BLD, u, gate))
+        self._layer.open(batch, length, first, *arrays, torch.get_num_threads())
         return gate[:, first:], u[..., first:]
 
     def close(self, y_BDL: Tensor, gate_BLD: Tensor, x_BLD: Tensor) -> Tensor:
@@ -103,13 +134,11 @@ class PackedLayer:
         Tensor
             The running sum after the layer, (B, L, D).
         """
-        y_BDL, x_BLD, out = y_BDL.contiguous(), x_BLD.contiguous(), torch.empty_like(x_BLD)
-        gate_BLD = gate_BLD.contiguous()
-        layer: object = self._layer
-        layer.close(  # pyright: ignore[reportAttributeAccessIssue]
-            x_BLD.shape[0], x_BLD.shape[1], y_BDL.data_ptr(), gate_BLD.data_ptr(),
-            x_BLD.data_ptr(), out.data_ptr(), torch.get_num_threads(),
-        )  # fmt: skip
+        _CLOSE.check(self._w_in, y_BDL, gate_BLD, x_BLD)
+        y_BDL, gate_BLD, x_BLD = (kernels.dense(t) for t in (y_BDL, gate_BLD, x_BLD))
+        out = torch.empty_like(x_BLD)
+        arrays = (kernels.array(t) for t in (y_BDL, gate_BLD, x_BLD, out))
+        self._layer.close(*x_BLD.shape[:2], *arrays, torch.get_num_threads())
         return out
 
 
@@ -143,15 +172,14 @@ def letter_log_probs(
     """
     weight, bias, eps = norm
     given = (x_BLD, weight, bias, w_4D, before_B4)
+    _LETTERS.check(x_BLD, weight, bias, w_4D, before_B4, codes)
     if not (kernels.alike(x_BLD.dtype, *given) and backend.use_kernels(*given)):
         return None
-    kept = [
-        None if t is None else t.contiguous() for t in (weight, bias, x_BLD, w_4D, before_B4, codes)
-    ]
+    kept = [kernels.dense(t) for t in (weight, bias, x_BLD, w_4D, before_B4, codes)]
     logits_BL4 = x_BLD.new_empty(*x_BLD.shape[:2], 4)
     scores = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
     kernels.package().native.letters(
         x_BLD.dtype == torch.float64, [*x_BLD.shape], eps,
-        [kernels.address(t) for t in (*kept, logits_BL4, scores)],
+        [kernels.array(t) for t in (*kept, logits_BL4, scores)],
     )  # fmt: skip
     return scores, logits_BL4

@@ -17,7 +17,14 @@ from torch.utils import _pytree as pytree
 
 from megabase.errors import MegabaseError
 
-__all__ = ["FLOATS", "SINGLE_OR_DOUBLE", "Operator", "OperatorError", "SecondDerivativeError"]
+__all__ = [
+    "FLOATS",
+    "SINGLE_OR_DOUBLE",
+    "Arguments",
+    "Operator",
+    "OperatorError",
+    "SecondDerivativeError",
+]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Dtypes of operators written in torch; tensors of different ones may be given together."""
@@ -69,15 +76,15 @@ class _Shape(NamedTuple):
         return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
 
 
-class Operator:
-    """An operator of torch under ``torch.ops.megabase``, called like a function.
+class Arguments:
+    """What a function accepts.
 
     Parameters
     ----------
     name
-        Name behind ``megabase::``.
-    schema
-        Arguments and results, as torch writes them.
+        Its name.
+    names
+        Its arguments in their order.
     shapes
         Shape of each tensor by argument: letters, multiples of them (``3D``) or numbers, separated
         by spaces; ``...`` stands for any number of axes, ``|`` between shapes that are possible,
@@ -95,14 +102,14 @@ class Operator:
         Whether all tensors must be of one dtype.
     dtypes
         Dtypes that are accepted.
-    device_types
-        Devices that it runs on; all when None.
+    bytes
+        Tensors of bytes, to which dtypes do not apply.
     """
 
     def __init__(
         self,
         name: str,
-        schema: str,
+        names: Sequence[str],
         shapes: Mapping[str, str],
         *,
         rules: Mapping[str, Callable[[dict[str, int], dict[str, Any]], int]] | None = None,
@@ -111,9 +118,9 @@ class Operator:
         same: Mapping[str, str] | None = None,
         alike: bool = False,
         dtypes: tuple[torch.dtype, ...] = FLOATS,
-        device_types: str | None = None,
+        bytes: tuple[str, ...] = (),
     ) -> None:
-        self.name, self.schema, self.device_types = name, schema, device_types
+        self.name, self.names, self.bytes = name, tuple(names), bytes
         self.alike, self.dtypes = alike, dtypes
         self.rules, self.least = rules or {}, least or {}
         self.below, self.same = below or {}, same or {}
@@ -121,63 +128,7 @@ class Operator:
             key: [[_Shape.read(one) for one in part.split("|")] for part in text.split(",")]
             for key, text in shapes.items()
         }
-        library_schema = torch._C.parse_schema(f"megabase::{name}{schema}")
         self.fitting: set[Any] = set()
-        self.names = tuple(argument.name for argument in library_schema.arguments)
-
-    def implementation(self, function: Callable[..., Any]) -> Operator:
-        """Register what computes the operator; a decorator."""
-
-        def checked(*args: Any) -> Any:
-            self.check(*args)
-            return function(*args)
-
-        self.definition = torch.library.custom_op(
-            f"megabase::{self.name}",
-            checked,
-            mutates_args=(),
-            schema=self.schema,
-            device_types=self.device_types,
-        )
-        self.overload: Any = getattr(torch.ops.megabase, self.name).default
-        self.definition.register_vmap(self._one_by_one)
-        self.register_gradients(_no_second_derivative, _save_nothing)
-        return self
-
-    def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Register what makes results of the right shape and dtype; a decorator."""
-
-        def checked(*args: Any) -> Any:
-            self.check(*args)
-            return function(*args)
-
-        self.definition.register_fake(checked)
-        return function
-
-    def register_gradients(self, gradients: Callable[..., Any], save: Callable[..., None]) -> None:
-        """Register the gradient: ``gradients(ctx, *grads)`` after ``save(ctx, inputs, output)``."""
-        self.gradients, self.save = gradients, save
-        self.definition.register_autograd(gradients, setup_context=save)
-
-    def __call__(self, *args: Any) -> Any:
-        """Run the operator."""
-        # torch's own class for operators with gradients does not take the transformations.
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-            flat, spec = pytree.tree_flatten(args)
-            call = _Call(self, spec)
-            return call.results(_Transformed.apply(call, *flat))
-        return self.overload(*args)
-
-    def _one_by_one(self, info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
-        """Run the members of a vmapped axis one after another, and stack what they give."""
-        flat, spec = pytree.tree_flatten(args)
-        dims = pytree.tree_leaves(in_dims)
-        found = []
-        for i in range(info.batch_size):
-            one = [x if d is None else x.select(d, i) for x, d in zip(flat, dims, strict=True)]
-            found.append(self(*pytree.tree_unflatten(one, spec)))
-        stacked = pytree.tree_map(lambda *each: torch.stack(each), *found)
-        return stacked, pytree.tree_map(lambda _: 0, stacked)
 
     def check(self, *args: Any) -> None:
         """Check rank, size, dtype, layout and device of every tensor.
@@ -268,7 +219,10 @@ class Operator:
     ) -> None:
         first, device, dtype = "", None, None
         for key, tensor in tensors:
-            if tensor.dtype not in self.dtypes:
+            if key in self.bytes:
+                if tensor.dtype != torch.uint8:
+                    problems.append(f"{key} must be of uint8, found {tensor.dtype}")
+            elif tensor.dtype not in self.dtypes:
                 names = ", ".join(str(one).removeprefix("torch.") for one in self.dtypes)
                 problems.append(f"{key} must be of {names}, found {tensor.dtype}")
             elif tensor.layout is not torch.strided:
@@ -279,7 +233,7 @@ class Operator:
                 problems.append(
                     f"{key} must be on the device of {first}, {device}, found {tensor.device}"
                 )
-            if self.alike and tensor.dtype != dtype:
+            if self.alike and tensor.dtype != dtype and key not in self.bytes:
                 problems.append(
                     f"{key} must be of the dtype of {first}, {dtype}, found {tensor.dtype}"
                 )
@@ -289,6 +243,89 @@ class Operator:
                 problems.append(
                     f"{key} must be of the dtype of {other}, {like.dtype}, found {one.dtype}"
                 )
+
+
+class Operator(Arguments):
+    """An operator of torch under ``torch.ops.megabase``, called like a function.
+
+    Parameters
+    ----------
+    name
+        Name behind ``megabase::``.
+    schema
+        Arguments and results, as torch writes them.
+    shapes, checks
+        What it accepts; see :class:`Arguments`.
+    device_types
+        Devices that it runs on; all when None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: str,
+        shapes: Mapping[str, str],
+        *,
+        device_types: str | None = None,
+        **checks: Any,
+    ) -> None:
+        self.schema, self.device_types = schema, device_types
+        parsed = torch._C.parse_schema(f"megabase::{name}{schema}")
+        super().__init__(name, [argument.name for argument in parsed.arguments], shapes, **checks)
+
+    def implementation(self, function: Callable[..., Any]) -> Operator:
+        """Register what computes the operator; a decorator."""
+
+        def checked(*args: Any) -> Any:
+            self.check(*args)
+            return function(*args)
+
+        self.definition = torch.library.custom_op(
+            f"megabase::{self.name}",
+            checked,
+            mutates_args=(),
+            schema=self.schema,
+            device_types=self.device_types,
+        )
+        self.overload: Any = getattr(torch.ops.megabase, self.name).default
+        self.definition.register_vmap(self._one_by_one)
+        self.register_gradients(_no_second_derivative, _save_nothing)
+        return self
+
+    def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Register what makes results of the right shape and dtype; a decorator."""
+
+        def checked(*args: Any) -> Any:
+            self.check(*args)
+            return function(*args)
+
+        self.definition.register_fake(checked)
+        return function
+
+    def register_gradients(self, gradients: Callable[..., Any], save: Callable[..., None]) -> None:
+        """Register the gradient: ``gradients(ctx, *grads)`` after ``save(ctx, inputs, output)``."""
+        self.gradients, self.save = gradients, save
+        self.definition.register_autograd(gradients, setup_context=save)
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the operator."""
+        # torch's own class for operators with gradients does not take the transformations.
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            flat, spec = pytree.tree_flatten(args)
+            call = _Call(self, spec)
+            return call.results(_Transformed.apply(call, *flat))
+        return self.overload(*args)
+
+    def _one_by_one(self, info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+        """Run the members of a vmapped axis one after another, and stack what they give."""
+        flat, spec = pytree.tree_flatten(args)
+        dims = pytree.tree_leaves(in_dims)
+        found = []
+        for i in range(info.batch_size):
+            one = [x if d is None else x.select(d, i) for x, d in zip(flat, dims, strict=True)]
+            found.append(self(*pytree.tree_unflatten(one, spec)))
+        stacked = pytree.tree_map(lambda *each: torch.stack(each), *found)
+        return stacked, pytree.tree_map(lambda _: 0, stacked)
 
 
 def _kind(value: Any) -> Any:

@@ -61,8 +61,8 @@ def _conv(
     x, taps, bias, past = _wide(x, taps.contiguous(), bias, past)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     kernels.package().native.conv_forward(
-        x.dtype == torch.float64, sizes, kernels.rows(x), kernels.rows(past),
-        taps.data_ptr(), kernels.address(bias), kernels.rows(y), _threads(x),
+        x.dtype == torch.float64, sizes, *(kernels.array(t) for t in (x, past, taps, bias, y)),
+        _threads(x),
     )  # fmt: skip
     return y.to(dtype)
 
@@ -94,9 +94,9 @@ def _conv_backward(
     dtaps = torch.empty((tasks, count, channels), **options)
     dbias = torch.empty((tasks, channels), **options)
     native.conv_backward(
-        x.dtype == torch.float64, sizes, kernels.rows(x), kernels.rows(past),
-        taps.data_ptr(), kernels.address(bias), kernels.rows(dy), kernels.rows(dx),
-        None if past is None else kernels.rows(dpast), dtaps.data_ptr(), dbias.data_ptr(),
+        x.dtype == torch.float64, sizes,
+        *(kernels.array(t) for t in (x, past, taps, bias, dy, dx)),
+        *(kernels.array(t) for t in (None if past is None else dpast, dtaps, dbias)),
         _threads(x),
     )  # fmt: skip
     found = (dx, dtaps.sum(0).t().contiguous(), dbias.sum(0), dpast)

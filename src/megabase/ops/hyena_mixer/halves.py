@@ -57,10 +57,11 @@ class Halves:
         self.weights = _weights(self.half, dtype)
         self.pairs = torch.complex64 if dtype == torch.float32 else torch.complex128
 
-    def _native(self, which: str, rows: int, length: int, *addresses: int) -> None:
+    def _native(self, which: str, length: int, *arrays: Tensor) -> None:
+        """Call a function of rows, the first of which says how many there are."""
         call = getattr(kernels.package().native, which)
-        twice = self.dtype == torch.float64
-        call(twice, [rows, length, self.half], *addresses, torch.get_num_threads())
+        sizes, given = [len(arrays[0]), length, self.half], (kernels.array(t) for t in arrays)
+        call(self.dtype == torch.float64, sizes, *given, torch.get_num_threads())
 
     def cyclic(self, u_RL: Tensor) -> Tensor:
         """Transform rows modulo x^N - 1."""
@@ -69,13 +70,10 @@ class Halves:
     def negacyclic(self, u_RL: Tensor) -> Tensor:
         """Transform rows modulo x^N + 1."""
         *leading, length = u_RL.shape
-        u_RL = u_RL.contiguous()
-        z_RH = torch.empty(*leading, self.half, dtype=self.pairs, device=u_RL.device)
-        rows = math.prod(leading)
-        self._native(
-            "fold", rows, length, u_RL.data_ptr(), self.weights.data_ptr(), z_RH.data_ptr()
-        )
-        return torch.fft.fft(z_RH)
+        u_RL = kernels.dense(u_RL).view(-1, length)
+        z_RH = torch.empty(len(u_RL), self.half, dtype=self.pairs, device=u_RL.device)
+        self._native("fold", length, u_RL, self.weights, z_RH)
+        return torch.fft.fft(z_RH.view(*leading, self.half))
 
     def back(self, cyclic_RN: Tensor, Z_RH: Tensor, y_RL: Tensor) -> None:
         """Write the product of the length of `y_RL`: rows without gaps, in place.
@@ -91,8 +89,8 @@ class Halves:
         """
         z_RH = torch.fft.ifft(Z_RH)
         self._native(
-            "unfold", math.prod(y_RL.shape[:-1]), y_RL.shape[-1], z_RH.data_ptr(),
-            cyclic_RN.data_ptr(), self.weights.data_ptr(), y_RL.data_ptr(),
+            "unfold", y_RL.shape[-1], z_RH.view(-1, self.half), cyclic_RN.view(-1, self.n),
+            self.weights, y_RL.view(-1, y_RL.shape[-1]),
         )  # fmt: skip
 
     def cyclic_back(self, C_RF: Tensor) -> Tensor:

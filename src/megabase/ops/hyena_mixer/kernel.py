@@ -71,7 +71,7 @@ class _Call:
         self.m = m
         w_in, b_in, w_out, b_out = m.weights
         self.given = [
-            None if t is None else t.contiguous()
+            kernels.dense(t)
             for t in (m.norm.weight, m.norm.bias, m.x, w_in, b_in, m.w, m.b, w_out, b_out)
         ]
         self.double = m.x.dtype == torch.float64
@@ -89,7 +89,7 @@ class _Call:
     def run(self, which: int, g: slice, *further: Tensor | None) -> None:
         kernels.package().native.mixer(
             self.double, [*self.sizes, g.start, g.stop, self.sums], self.m.norm.eps,
-            [kernels.address(t) for t in (*self.given, *further)], self.half, which,
+            [kernels.array(t) for t in (*self.given, *further)], self.half, which,
             torch.get_num_threads(),
         )  # fmt: skip
 
@@ -97,8 +97,8 @@ class _Call:
         self, U: Tensor, K: Tensor, G: Tensor | None = None, dK: Tensor | None = None
     ) -> None:
         kernels.package().native.spectra(
-            self.double, [*U.shape], U.data_ptr(), kernels.address(G), K.data_ptr(),
-            kernels.address(dK), torch.get_num_threads(),
+            self.double, [*U.shape], *(kernels.array(t) for t in (U, G, K, dK)),
+            torch.get_num_threads(),
         )  # fmt: skip
 
 

@@ -45,11 +45,11 @@ def _run(
     z_ME, _, _, _, last_CW = inputs
     assert z_ME is not None
     assert last_CW is not None
-    kept = [None if t is None else t.contiguous() for t in (*inputs, filters, *weights, *biases)]
+    kept = [kernels.dense(t) for t in (*inputs, filters, *weights, *biases)]
     kernels.package().native.filter(
         z_ME.dtype == torch.float64,
         [*z_ME.shape, last_CW.shape[1], last_CW.shape[0], len(weights)], shift,
-        [kernels.address(t) for t in (*kept, *found)], len(found) > 0, torch.get_num_threads(),
+        [kernels.array(t) for t in (*kept, *found)], len(found) > 0, torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def forward(
 ) -> Tensor:
     """Compute the taps, shape (channels, lags)."""
     k_CM = torch.empty(last_CW.shape[0], z_ME.shape[0], dtype=z_ME.dtype, device=z_ME.device)
-    _run((z_ME, t_M, freq_W, rate_C, last_CW), k_CM, weights, biases, shift)
+    _run((z_ME, t_M, freq_W.view(-1), rate_C, last_CW), k_CM, weights, biases, shift)
     return k_CM
 
 
@@ -83,5 +83,5 @@ def backward(
 ) -> None:
     """Fill the gradients of z (unless it is empty), freq, last, weights and biases."""
     dz_ME, dfreq_W, dlast_CW, dweights, dbiases = grads
-    found = [dz_ME if dz_ME.numel() else None, dfreq_W, dlast_CW, *dweights, *dbiases]
-    _run((z_ME, t_M, freq_W, rate_C, last_CW), dk_CM, weights, biases, shift, found)
+    found = [dz_ME if dz_ME.numel() else None, dfreq_W.view(-1), dlast_CW, *dweights, *dbiases]
+    _run((z_ME, t_M, freq_W.view(-1), rate_C, last_CW), dk_CM, weights, biases, shift, found)

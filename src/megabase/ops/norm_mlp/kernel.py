@@ -32,10 +32,10 @@ def _run(
     sums: bool,
 ) -> None:
     inner, width = weights[0].shape
-    given = [None if t is None else t.contiguous() for t in (norm.weight, norm.bias, x, *weights)]
+    given = [kernels.dense(t) for t in (norm.weight, norm.bias, x.reshape(-1, width), *weights)]
     kernels.package().native.mlp(
         x.dtype == torch.float64, [x.numel() // width, width, inner, int(sums)], norm.eps,
-        [kernels.address(t) for t in (*given, *further)], product == torch.bfloat16, backward,
+        [kernels.array(t) for t in (*given, *further)], product == torch.bfloat16, backward,
         torch.get_num_threads(),
     )  # fmt: skip
 
@@ -44,9 +44,8 @@ def forward(
     x: Tensor, norm: Norm, weights: tuple[Tensor, ...], product: torch.dtype | None
 ) -> Tensor:
     """Compute the output, of the shape of `x`, from ``w1, b1, w2, b2``."""
-    x = x.contiguous()
-    y = torch.empty_like(x)
-    _run(x, norm, weights, product, (y,), False, False)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _run(x, norm, weights, product, (y.view(-1, x.shape[-1]),), False, False)
     return y
 
 
@@ -60,7 +59,9 @@ def backward(
 ) -> None:
     """Fill `grads`: of x, LayerNorm's weight and bias, w1, b1, w2, b2; empty ones are unwanted."""
     dx, dnorm_w, dnorm_b, dw1, db1, dw2, db2 = grads
-    x, dy = x.contiguous(), dy.to(x.dtype).contiguous()
+    width = x.shape[-1]
+    dx = dx.view(-1, width) if dx.numel() else dx
+    dy = kernels.dense(dy.to(x.dtype)).view(-1, width)
     found = (dx, dw1, db1, dw2, db2, dnorm_w, dnorm_b)
     further = (dy, *(t if t.numel() else None for t in found))
     _run(x, norm, weights, product, further, True, dw1.numel() > 0)

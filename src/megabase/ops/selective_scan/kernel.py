@@ -58,17 +58,10 @@ def _kept_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     return (u.shape[0], -(-u.shape[1] // STEPS), A.shape[1], u.shape[2])
 
 
-class _Inputs:
-    """Inputs as the kernels read them; holds what had to be copied for that."""
-
-    def __init__(self, *given: Tensor | None) -> None:
-        u, delta, A, B, C, D, z, bias, initial = given
-        along = [kernels.beside(t) for t in (u, delta, B, C, z)]
-        others = [None if t is None else t.contiguous() for t in (A, D, bias, initial)]
-        self.held = (along, others)
-        views = [kernels.rows(t) for t in along]
-        A_, D_, bias_, initial_ = (kernels.address(t) for t in others)
-        self.arguments = (views[0], views[1], A_, views[2], views[3], D_, views[4], bias_, initial_)
+def _arrays(*given: Tensor | None) -> list[Any]:
+    """Give the inputs as the kernels read them: rows side by side, or without gaps."""
+    kinds = (kernels.beside if t is not None and t.dim() == 3 else kernels.dense for t in given)
+    return [kernels.array(kind(t)) for kind, t in zip(kinds, given, strict=True)]
 
 
 @Operator(
@@ -110,10 +103,10 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     outputs = _scan_outputs(u, A, keep)
     y, final, kept = outputs
-    inputs = _Inputs(u, delta, A, B, C, D, z, bias, initial)
+    inputs = _arrays(u, delta, A, B, C, D, z, bias, kernels.dense(initial))
     kernels.native_package().native.scan_forward(
-        u.dtype == torch.float64, _sizes(u, A, softplus, reverse), *inputs.arguments,
-        kernels.rows(y), final.data_ptr(), kept.data_ptr() if keep else 0, _threads(u, A),
+        u.dtype == torch.float64, _sizes(u, A, softplus, reverse), *inputs,
+        *(kernels.array(t) for t in (y, final, kept if keep else None)), _threads(u, A),
     )  # fmt: skip
     return outputs
 
@@ -179,8 +172,8 @@ def _gradients(
     double, threads = u.dtype == torch.float64, _threads(u, A)
     batch, length, channels = u.shape
     states = A.shape[1]
-    inputs = _Inputs(u, delta, A, B, C, D, z, bias, initial)
-    dy, dfinal = kernels.beside(dy), None if dfinal is None else dfinal.contiguous()
+    inputs = _arrays(u, delta, A, B, C, D, z, bias, kernels.dense(initial))
+    dy, dfinal, kept = kernels.beside(dy), kernels.dense(dfinal), kernels.dense(kept)
     options: Any = {"dtype": u.dtype, "device": u.device}
     du, ddelta = torch.empty(u.shape, **options), torch.empty(u.shape, **options)
     dz = None if z is None else torch.empty(u.shape, **options)
@@ -189,10 +182,9 @@ def _gradients(
     dD, dbias = (torch.empty((channels,), **options) for _ in range(2))
     dB, dC = (torch.empty((batch, length, states), **options) for _ in range(2))
     native.scan_backward(
-        double, _sizes(u, A, softplus, reverse), *inputs.arguments,
-        kernels.rows(dy), kernels.address(dfinal), kept.data_ptr(),
-        kernels.rows(du), kernels.rows(ddelta), dA.data_ptr(), dB.data_ptr(), dC.data_ptr(),
-        dD.data_ptr(), kernels.rows(dz), dbias.data_ptr(), kernels.address(dinitial), threads,
+        double, _sizes(u, A, softplus, reverse), *inputs,
+        *(kernels.array(t) for t in (dy, dfinal, kept, du, ddelta, dA, dB, dC, dD, dz, dbias)),
+        kernels.array(dinitial), threads,
     )  # fmt: skip
     return (
         du, ddelta, dA, dB, dC, None if D is None else dD, dz, None if bias is None else dbias,
