@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -56,8 +57,32 @@ def test_a_tutorial_runs(
         assert (tmp_path / file).stat().st_size > 0
     said = capsys.readouterr().out
     if name == "promoter":
-        share = re.search(r"TATA box hold (-?\d+)%", said)
-        assert share
-        assert int(share.group(1)) > 50
+        found = re.search(r"TATA box give (-?[\d.]+), all others (-?[\d.]+)", said)
+        assert found
+        box, others = map(float, found.groups())
+        assert box > 2 * abs(others)
+        result = json.loads(Path("run/result.json").read_text())
+        assert result["test"]["accuracy"] >= 0.95
+        label = Path("label.tsv").read_text().split("\n")[2].split("\t")
+        assert label[2] == "promoter"
+        assert float(label[4]) > 0.9
+        drop = re.search(r"takes (0\.\d+) to (0\.\d+)", said)
+        assert drop
+        assert float(drop.group(1)) - float(drop.group(2)) > 0.05
     if name == "embed_genes":
         assert re.search(r"cross-validated accuracy: (0\.9|1\.0)", said)
+
+
+_HG19 = {("chr20", 1_000_001): "T"}
+"""Bases of the human genome (GRCh37) that examples of the documentation name as REF."""
+
+
+def test_variants_of_the_documentation_have_the_bases_of_their_genome() -> None:
+    found = 0
+    for page in FOLDER.parent.rglob("*.md"):
+        for contig, place, ref in re.findall(
+            r'"(chr\w+):([\d,]+):([ACGT])>[ACGT]"[^\n]*hg19', page.read_text()
+        ):
+            assert _HG19.get((contig, int(place.replace(",", "")))) == ref, (page.name, place)
+            found += 1
+    assert found

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from megabase.training import checkpoint as checkpoints
+from megabase.training import engine, evaluation
 from megabase.training.engine import NonFiniteError, step_seed
 
 
@@ -291,3 +292,28 @@ def test_step_seeds_differ() -> None:
     assert len(seeds) == 800
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert step_seed(1, 2, 3) == step_seed(1, 2, 3)
+
+
+def test_of_equal_metrics_the_lower_loss_is_the_best(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # (accuracy, loss): a higher one wins whatever its loss; of equal ones the lower loss does.
+    seen = [(0.5, 0.9), (0.94, 0.58), (0.94, 0.60), (0.94, 0.35), (0.93, 0.1), (0.94, 0.35)]
+    results = iter(seen)
+
+    def evaluated(*_: object) -> evaluation.Evaluation:
+        accuracy, loss = next(results)
+        return evaluation.Evaluation(loss, {"count": 1.0}, {"accuracy": accuracy})
+
+    monkeypatch.setattr(engine, "evaluate", evaluated)
+    progress = checkpoints.Progress()
+    log = SimpleNamespace(validation=lambda *_, **__: None)
+    settings = toy.config(tmp_path, stages=[{"length": 8}], steps=10, eval_batch=2)
+    windows = SimpleNamespace(monitor="accuracy", higher=True)
+    best: list[bool] = []
+    for _ in seen:
+        progress.step += 1
+        call: Any = (toy.ToyModel(), windows, settings, None, progress, log)
+        best.append(engine._validate(*call))
+    assert best == [True, True, False, True, False, False]
+    assert (progress.best_step, progress.best_loss, progress.stale) == (4, 0.35, 2)

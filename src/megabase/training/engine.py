@@ -330,14 +330,20 @@ def _validate(
     progress: checkpoints.Progress,
     log: RunLog,
 ) -> bool:
-    """Run over the fixed windows; say whether the monitored figure is the best so far."""
+    """Run over the fixed windows; say whether the monitored metric is the best so far.
+
+    Of equal ones, as accuracies of few rows often are, the one with the lower loss is the best.
+    """
     size = config.eval_batch or config.stages[-1].micro_batch or 8
     result = evaluate(model, validation, size, fabric)
     value = result.value(validation.monitor)
     earlier = progress.best_loss if validation.monitor == "loss" else progress.best_score
     best = math.isfinite(value) and (
-        earlier is None or (value > earlier if validation.higher else value < earlier)
-    )
+        earlier is None
+        or (value > earlier if validation.higher else value < earlier)
+        or (value == earlier and progress.best_loss is not None
+            and result.loss < progress.best_loss)
+    )  # fmt: skip
     progress.stale += 1
     if best:
         progress.best_loss, progress.best_score = result.loss, value
