@@ -100,6 +100,7 @@ def test_intervals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "g.fa").write_text(">one\nACGTACGTAC\n")
     GenomeStore.build(tmp_path / "g.fa", tmp_path / "g.mb")
     rows = table(tmp_path, "one\t0\t4\ta\none\t8\t14\tb\n", "x.bed")
-    error = refused(tmp_path, capsys, rows, "--genome.store", str(tmp_path / "g.mb"))
+    store = ("--genome.store", str(tmp_path / "g.mb"), "--genome.strict", "true")
+    error = refused(tmp_path, capsys, rows, *store)
     assert f"{rows}, line 2: the row ends at 14, past the end of contig 'one'" in error
     assert "intervals need genome.store" in refused(tmp_path, capsys, rows)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from megabase.data.genome_labels import (
-    SkippedFeaturesWarning,
     cut_tail,
     label_windows,
     read_features,
 )
 from megabase.data.labelled_files import LabelledDataError
 from megabase.data.regions import Regions
+from megabase.genome.errors import LeftOutWarning, TableError
 from megabase.genome.store import GenomeStore
 
 GFF = """##gff-version 3
@@ -96,10 +96,10 @@ def test_tail_of_every_region() -> None:
 
 def test_other_contigs_are_counted(store: GenomeStore, gff: Path) -> None:
     gff.write_text(GFF + "three\tx\tCDS\t1\t4\t.\t+\t0\tID=e\n")
-    with pytest.warns(SkippedFeaturesWarning, match=r"1 features .* \(three\) and are left out"):
+    with pytest.warns(LeftOutWarning, match=r"1 UNKNOWN_CONTIG \("):
         read_features(store, [gff], ["CDS"])
     gff.write_text("three\tx\tCDS\t1\t4\t.\t+\t0\tID=e\n")
-    with pytest.raises(LabelledDataError, match=r"no feature of .* lies on a contig"):
+    with pytest.raises(TableError, match=r"none of its 1 rows can be used \(1 UNKNOWN_CONTIG\)"):
         read_features(store, [gff], ["CDS"])
 
 
@@ -116,5 +116,5 @@ def test_what_cannot_be_used(store: GenomeStore, gff: Path, tmp_path: Path) -> N
     with pytest.raises(LabelledDataError, match="is no file of features"):
         read_features(store, [tmp_path / "x.txt"], ["CDS"])
     gff.write_text("one\tx\tCDS\t1\t40\t.\t+\t0\tID=e\n")
-    with pytest.raises(LabelledDataError, match=r"one:1-40 reaches past the end"):
-        read_features(store, [gff], ["CDS"])
+    with pytest.raises(TableError, match=r"line 1: the row ends at 40, past the end of contig"):
+        read_features(store, [gff], ["CDS"], strict=True)

@@ -37,6 +37,9 @@ def char(codes: np.ndarray) -> np.ndarray:
     return alphabet.TOKEN_ID_OF_CODE[codes]
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.* 1 letter read as N. R 1:megabase.genome.errors.AmbiguousLettersWarning"
+)
 class TestFiles:
     ROWS = (("ACGT", "b"), ("aacc", "a"), ("TTNR", "b"))
 

@@ -37,7 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     build.add_argument(
         "sources", nargs="+", metavar="FASTA",
-        help="FASTA files: plain, gzip or bgzip, told apart by their content",
+        help="FASTA files: plain, gzip or bgzip, told apart by their content; - is standard input",
     )  # fmt: skip
     build.add_argument("-o", "--output", required=True, help="the store file to write")
     build.add_argument(

@@ -6,7 +6,6 @@ A base has the class of the feature that covers it, and else the background clas
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from megabase.data.labelled import LabelledSequences
 from megabase.data.labelled_files import LabelledDataError, LabelledText
 from megabase.data.regions import Regions
 from megabase.genome import alphabet
-from megabase.genome.errors import UnknownContigError
+from megabase.genome.errors import NoUsableRowError
 from megabase.genome.interval import Interval, Strand
 from megabase.genome.store import GenomeStore
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = [
     "FeatureStrand",
     "Features",
-    "SkippedFeaturesWarning",
     "cut_tail",
     "label_windows",
     "read_features",
@@ -43,10 +41,6 @@ each)."""
 _GFF = (".gff", ".gff3", ".gtf")
 _BED = (".bed", ".narrowpeak", ".broadpeak")
 _ALL = "feature"
-
-
-class SkippedFeaturesWarning(UserWarning):
-    """Features lie on contigs that the genome does not have."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +79,7 @@ def read_features(
     *,
     background: str = "background",
     strand: FeatureStrand = "either",
+    strict: bool = False,
 ) -> Features:
     """Read features and name their classes.
 
@@ -103,11 +98,13 @@ def read_features(
         second class, which metrics take as the positive one.
     strand
         Which features count.
+    strict
+        Refuse features that are not on the genome, which are left out otherwise.
 
     Returns
     -------
     Features
-        Those on contigs of the store.
+        Those on the genome.
 
     Raises
     ------
@@ -117,8 +114,8 @@ def read_features(
 
     Warns
     -----
-    SkippedFeaturesWarning
-        With their number, when some features lie on contigs that the store does not have.
+    LeftOutWarning
+        With the number of features that are not on the genome, by reason.
     """
     names = _class_of_type(types, background)
     files = [Path(path) for path in paths]
@@ -128,8 +125,13 @@ def read_features(
     number = {name: i for i, name in enumerate(classes)}
     parts: list[tuple[npt.NDArray[np.int64], ...]] = []
     found: set[str] = set()
+    unusable: NoUsableRowError | None = None
     for path in files:
-        table = _read(path, types_given=bool(types))
+        try:
+            table = _read(path, store, types_given=bool(types), strict=strict)
+        except NoUsableRowError as error:  # features of another of several genomes
+            unusable = error
+            continue
         kinds = table["type"].to_list()
         if types:
             table = table.filter([kind in names for kind in kinds])
@@ -141,7 +143,10 @@ def read_features(
             table = table.filter(kept)
             kinds = table["type"].to_list()
         labels = np.array([number[names.get(kind, _ALL)] for kind in kinds], dtype=np.int64)
-        parts.append(_on_store(store, path, table, labels))
+        contig = np.array([store.contig_index(name) for name in table["contig"]], dtype=np.int64)
+        parts.append((contig, table["start"].to_numpy(), table["end"].to_numpy(), labels))
+    if unusable is not None and not parts:
+        raise unusable
     absent = [name for name in names if name not in found] if types else []
     if absent:
         raise LabelledDataError(
@@ -149,11 +154,6 @@ def read_features(
             "name types that the third column of the GFF (the fourth of the BED) has"
         )
     contig, start, end, label = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    if not len(contig):
-        raise LabelledDataError(
-            f"no feature of {', '.join(map(str, files))} lies on a contig of {store.path} "
-            f"({', '.join(c.name for c in store.contigs[:5])}, ...)"
-        )
     priority = tuple(dict.fromkeys(number[name] for name in names.values()))
     order = np.argsort(contig, kind="stable")
     contig, start, end, label = (column[order] for column in (contig, start, end, label))
@@ -173,7 +173,7 @@ def _class_of_type(types: Sequence[str], background: str) -> dict[str, str]:
     return names
 
 
-def _read(path: Path, *, types_given: bool) -> pl.DataFrame:
+def _read(path: Path, store: GenomeStore, *, types_given: bool, strict: bool) -> pl.DataFrame:
     """Read a file into contig, start, end, strand and type, with the row's place in the file."""
     import polars as pl
 
@@ -185,13 +185,15 @@ def _read(path: Path, *, types_given: bool) -> pl.DataFrame:
             raise LabelledDataError(
                 f"{path} is a GFF: name the types that count (genome.types), such as CDS"
             )
-        return read_gff(path).select("contig", "start", "end", "strand", "type")
+        return read_gff(path, store, strict=strict).select(
+            "contig", "start", "end", "strand", "type"
+        )
     if suffix not in _BED:
         raise LabelledDataError(
             f"{path} is no file of features; expected a name ending in "
             f"{', '.join((*_BED, *_GFF))} (.gz too)"
         )
-    table = read_bed(path)
+    table = read_bed(path, store, strict=strict)
     if types_given and "name" not in table.columns:
         raise LabelledDataError(
             f"{path} has no fourth column, so no row is of one of the types (genome.types)"
@@ -199,39 +201,6 @@ def _read(path: Path, *, types_given: bool) -> pl.DataFrame:
     strand = pl.col("strand") if "strand" in table.columns else pl.lit(str(Strand.UNSTRANDED))
     kind = pl.col("name") if types_given else pl.lit(_ALL)
     return table.select("contig", "start", "end", strand.alias("strand"), kind.alias("type"))
-
-
-def _on_store(
-    store: GenomeStore, path: Path, table: pl.DataFrame, labels: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], ...]:
-    """Give contig index, start, end and class of the rows that lie on the genome."""
-    index: dict[str, int] = {}
-    for name in table["contig"].unique(maintain_order=True):
-        try:
-            index[name] = store.contig_index(name)
-        except UnknownContigError:
-            index[name] = -1
-    contig = np.array([index[name] for name in table["contig"]], dtype=np.int64)
-    start, end = table["start"].to_numpy(), table["end"].to_numpy()
-    known = contig >= 0
-    missing = int((~known).sum())
-    if missing and known.any():
-        others = sorted(name for name, place in index.items() if place < 0)
-        warnings.warn(
-            f"{missing:,} features of {path} lie on contigs that {store.path.name} does not have "
-            f"({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}) and are left out",
-            SkippedFeaturesWarning,
-            stacklevel=3,
-        )
-    past = known & (end > np.asarray(store.lengths)[np.maximum(contig, 0)])
-    if past.any():
-        row = int(np.flatnonzero(past)[0])
-        where = Interval(store.contigs[int(contig[row])].name, int(start[row]), int(end[row]))
-        raise LabelledDataError(
-            f"{path}: the feature {where} reaches past the end of its contig in {store.path}; is "
-            "it made for this genome build?"
-        )
-    return contig[known], start[known], end[known], labels[known]
 
 
 def cut_tail(regions: Regions, fraction: float, least: int) -> tuple[Regions, Regions]:

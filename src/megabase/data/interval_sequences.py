@@ -159,6 +159,8 @@ def _read(
     else:
         label = label or ("name",)
         table = read_bed(path, store, strict=strict)
+    if table.is_empty():
+        raise LabelledDataError(f"{path} holds no interval")
     for name in label:
         missing = name not in table.columns
         if missing or (suffix not in _BED and table[name].is_null().all()):
@@ -167,8 +169,6 @@ def _read(
                 f"{path} has no label {name!r} in its {there}; it has "
                 f"{', '.join(table.columns)}: name the right one (table.label)"
             )
-    if table.is_empty():
-        raise LabelledDataError(f"{path} holds no interval")
     if "strand" not in table.columns:
         table = table.with_columns(strand=pl.lit(str(Strand.UNSTRANDED)))
     return table, tuple(label)

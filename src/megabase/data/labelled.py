@@ -6,6 +6,7 @@ rows; every other split is numbered with the same names, whatever the order of f
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -30,6 +31,7 @@ __all__ = [
 Kind = Literal["classes", "multi_label", "regression", "nucleotides"]
 """One class out of several, several yes-or-no labels, numbers, or a class for every nucleotide."""
 
+_LARGEST = float(np.finfo(np.float32).max)
 _SEPARATORS = str.maketrans("", "", " ,;[]\t")
 
 
@@ -63,6 +65,11 @@ class LabelledSequences:
     def lengths(self) -> npt.NDArray[np.int64]:
         """Bases of each sequence, (n,)."""
         return np.diff(self.offsets)
+
+    @property
+    def unknown(self) -> int:
+        """Labels that are not known (``nan`` in the file)."""
+        return int(np.isnan(self.labels).sum()) if self.labels.dtype.kind == "f" else 0
 
     @property
     def outputs(self) -> int:
@@ -237,9 +244,14 @@ def _floats(text: LabelledText, kind: Kind, classes: tuple[str, ...]) -> npt.NDA
                 )
         for column, cell in enumerate(cells):
             value = _number_of(cell)
-            if value is None or (kind == "multi_label" and value not in (0.0, 1.0)):
-                expected = "0 or 1" if kind == "multi_label" else "a number"
-                if value is None or not np.isnan(value):
+            known = value is not None and not np.isnan(value)
+            if (
+                value is None
+                or (kind == "multi_label" and value not in (0.0, 1.0))
+                or (known and abs(value) > _LARGEST)
+            ):
+                expected = "0 or 1" if kind == "multi_label" else "a finite number of 32 bits"
+                if value is None or known:
                     raise LabelledDataError(
                         f"{text.where(row)}: the label {classes[column]} is {cell!r}; "
                         f"expected {expected} (nan where it is not known)"
@@ -251,8 +263,11 @@ def _floats(text: LabelledText, kind: Kind, classes: tuple[str, ...]) -> npt.NDA
 def _encode(text: LabelledText) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     lengths = [len(letters) for letters in text.sequences]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    ambiguous: Counter[str] = Counter()
     try:
-        return alphabet.encode("".join(text.sequences)), offsets
+        codes = alphabet.encode("".join(text.sequences), ambiguous)
+        alphabet.warn_ambiguous(ambiguous, text.source)
+        return codes, offsets
     except alphabet.AlphabetError:
         for row, letters in enumerate(text.sequences):
             try:

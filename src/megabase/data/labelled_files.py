@@ -6,7 +6,9 @@ numbers.
 
 from __future__ import annotations
 
+import csv
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from megabase.data.parquet import read_parquet
 from megabase.errors import MegabaseError
-from megabase.genome.files import lacks_bgzip_end, numbered_lines
+from megabase.genome.files import numbered_lines
 from megabase.genome.interval import Interval
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ Transformer files)."""
 _SEQUENCE_NAMES = ("sequence", "seq")
 _LABEL_NAMES = ("label",)
 _COMMA, _TAB, _PARQUET = (".csv",), (".tsv", ".tab"), (".parquet", ".pq")
+_FASTQ = (".fastq", ".fq")
 _FASTA = (".fa", ".fasta", ".fna")
 TABLE_SUFFIXES = (*_COMMA, *_TAB, *_PARQUET)
 """Endings of tables, .gz left out."""
@@ -151,8 +154,9 @@ def read_text(
     else:
         suffix = _suffix(path)
         if suffix not in _KINDS:
+            fastq = "FASTQ: turn it into FASTA first" if suffix in _FASTQ else "of no known kind"
             raise LabelledDataError(
-                f"{path} is of no known kind; expected a name ending in {', '.join(_KINDS)} "
+                f"{path} is {fastq}; expected a name ending in {', '.join(_KINDS)} "
                 "(.gz too), or a folder CLASS/NAME.txt (intervals need genome.store)"
             )
         if suffix in _FASTA:
@@ -188,26 +192,45 @@ def _suffix(path: Path) -> str:
 def _frame(path: Path, suffix: str) -> pl.DataFrame:
     import polars as pl
 
+    if suffix in _PARQUET:
+        return read_parquet(path, LabelledDataError)
+    # As text: whether "01" is a number is for the labels to say, not for the reader.
+    header, rows = _cells(path, "," if suffix in _COMMA else "\t")
+    return pl.DataFrame(rows, dict.fromkeys(header, pl.String), orient="row")
+
+
+def _cells(path: Path, separator: str) -> tuple[list[str], list[list[str]]]:
+    """Give the header and the rows of a table in text; every row has as many cells."""
+    rows: list[list[str]] = []
+    header: list[str] = []
+    reader = csv.reader((f"{line}\n" for _, line in numbered_lines(path)), delimiter=separator)
+    longest = csv.field_size_limit(sys.maxsize)  # a cell holds a sequence
     try:
-        with path.open("rb") as raw:
-            if lacks_bgzip_end(raw):
+        for cells in reader:
+            if not cells:
+                continue
+            where = f"{path}, line {reader.line_num:,}"
+            hint = "; lines of comments are not read" if cells[0].startswith("#") else ""
+            if not header:
+                header = cells
+                twice = [name for name in header if header.count(name) > 1]
+                if twice or (hint and len(cells) == 1):
+                    what = f"the column {twice[0]!r} is there twice" if twice else "no header"
+                    raise LabelledDataError(f"{where}: {what}{hint}")
+            elif len(cells) != len(header):
                 raise LabelledDataError(
-                    f"{path} is cut short: it is a bgzip file without the empty block that ends "
-                    "every bgzip file; copy or download it again"
+                    f"{where} (row {len(rows) + 1:,}): expected {len(header)} cells, as the header "
+                    f"has, found {len(cells)}: {separator.join(cells)[:60]!r}{hint}"
                 )
-        if suffix in _PARQUET:
-            return read_parquet(path, LabelledDataError)
-        # As text: whether "01" is a number is for the labels to say, not for the reader.
-        separator = "," if suffix in _COMMA else "\t"
-        return pl.read_csv(path, separator=separator, infer_schema=False)
-    except pl.exceptions.NoDataError:
-        raise LabelledDataError(f"{path} is empty; expected a header and rows") from None
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise LabelledDataError(f"cannot read {path}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+            else:
+                rows.append(cells)
+    except csv.Error as error:
+        raise LabelledDataError(f"{path}, line {reader.line_num:,}: {error}") from None
+    finally:
+        csv.field_size_limit(longest)
+    if not header:
+        raise LabelledDataError(f"{path} is empty; expected a header and rows")
+    return header, rows
 
 
 def _read_table(

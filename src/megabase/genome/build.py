@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["build_store", "check_store"]
 
 _SUFFIXES = (".gz", ".bgz", ".bgzf", ".fa", ".fasta", ".fna", ".fas", ".ffn", ".seq", ".txt")
+_STANDARD_INPUT = Path("/dev/stdin")
 _CHECK_BYTES = 1 << 22
 
 
@@ -135,7 +136,8 @@ def build_store(
 ) -> None:
     """Stream FASTA files into a store file; see :meth:`GenomeStore.build`."""
     given = [sources] if isinstance(sources, str | Path) else list(sources)
-    files, target = [Path(source) for source in given], Path(path)
+    files = [_STANDARD_INPUT if str(source) == "-" else Path(source) for source in given]
+    target = Path(path)
     if not files:
         raise FastaError("no FASTA file was given to build a genome store from")
     sizes = [_size(file) for file in files]
@@ -168,11 +170,11 @@ def _offset_progress(
 
 
 def _genome_name(sources: Sequence[Path], target: Path) -> str:
-    path = sources[0] if len(sources) == 1 else target
-    name = path.name
+    single = len(sources) == 1 and sources[0] != _STANDARD_INPUT
+    name = (sources[0] if single else target).name
     while Path(name).suffix.lower() in _SUFFIXES:
         name = Path(name).stem
-    return name if len(sources) == 1 else Path(name).stem
+    return name if single else Path(name).stem
 
 
 def check_store(store: GenomeStore, progress: Callable[[int, int], None] | None) -> list[str]:

@@ -10,6 +10,7 @@ __all__ = [
     "FastaError",
     "InputWarning",
     "LeftOutWarning",
+    "NoUsableRowError",
     "StoreError",
     "TableError",
     "UnknownContigError",
@@ -38,6 +39,10 @@ class UnknownContigError(MegabaseError):
 
 class TableError(MegabaseError):
     """A BED, GFF or VCF file with a row that cannot be used; the message names file and line."""
+
+
+class NoUsableRowError(TableError):
+    """A file with rows, none of which can be used."""
 
 
 class InputWarning(UserWarning):

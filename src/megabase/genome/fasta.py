@@ -35,7 +35,9 @@ _OTHER_FORMATS = {
     b"\x1a\x41\x27\x43": "2bit: turn it into FASTA first (twoBitToFa)",
     b"\x89MBG": "a genome store already",
     b"CRAM": "CRAM: expected FASTA",
-    b"@": "FASTQ or SAM: expected FASTA (samtools fasta turns either into it)",
+    b"@HD\t": "SAM: turn it into FASTA first (samtools fasta)",
+    b"@SQ\t": "SAM: turn it into FASTA first (samtools fasta)",
+    b"@": "FASTQ: turn it into FASTA first (seqtk seq -a)",
     b"LOCUS ": "GenBank: turn it into FASTA first",
     b"version https://git-lfs": "a git-lfs pointer: run git lfs pull in its folder",
     b"<!DOCTYPE html": "an HTML page: download the file itself from its direct address",
@@ -103,9 +105,7 @@ class _Source:
             raise FastaError(f"cannot read {path}: {error.strerror}") from error
         try:
             start = self._raw.peek(32)[:32]
-            for magic, what in _OTHER_FORMATS.items():
-                if start.startswith(magic):
-                    raise FastaError(f"{path} is not FASTA but looks like {what}")
+            _refuse_others(path, start)
             self._gzip = start[:2] == b"\x1f\x8b"
             if lacks_bgzip_end(self._raw):
                 raise FastaError(
@@ -172,6 +172,12 @@ def read_fasta(
         source.close()
 
 
+def _refuse_others(path: Path, start: bytes) -> None:
+    for magic, what in _OTHER_FORMATS.items():
+        if start.startswith(magic):
+            raise FastaError(f"{path} is not FASTA but looks like {what}")
+
+
 class _Parser:
     """State between two parts of a file: where we are and what is still open."""
 
@@ -206,6 +212,7 @@ class _Parser:
                 break
             if first:
                 block = block.removeprefix(b"\xef\xbb\xbf")  # byte order mark of Windows editors
+                _refuse_others(self.path, block)  # inside gzip
                 first = False
             yield from self.parse_block(block)
             if progress is not None:

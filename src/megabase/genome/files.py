@@ -104,7 +104,8 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise TableError(f"there is no file {path}") from None
     except UnicodeDecodeError:
         raise TableError(
-            f"{path}, line {number:,}: not text in UTF-8; is this a table, and is it decompressed?"
+            f"{path}, line {number:,}: not text in UTF-8; is this a table, and is it decompressed? "
+            "(From Latin-1: iconv -f LATIN1 -t UTF-8)"
         ) from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as problem:
         raise TableError(

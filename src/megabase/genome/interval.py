@@ -23,7 +23,7 @@ _Number = TypeVar("_Number", bound=Any)
 
 _NUMBER = r"-?\d[\d,]*"
 _INTERVAL = re.compile(
-    rf"(?P<contig>\S+):(?P<start>{_NUMBER})(?:-(?P<end>{_NUMBER}))?(?:\((?P<strand>[-+.])\))?"
+    rf"(?:\{{(?P<braced>[^{{}}\s]+)\}}|(?P<contig>\S+)):(?P<start>{_NUMBER})(?:-(?P<end>{_NUMBER}))?(?:\((?P<strand>[-+.])\))?"
 )
 _VARIANT = re.compile(
     r"(?P<contig>\S+)[:-](?P<position>\d[\d,]*)[:\s-](?P<ref>[A-Za-z]+)[->:](?P<alt>[A-Za-z]+)"
@@ -121,7 +121,8 @@ class Interval:
         """Read ``chr1:1,001-2,000``: 1-based, both ends included, commas optional.
 
         A single position (``chr1:1,001``) is an interval of one base. A strand may follow in
-        brackets: ``chr1:1,001-2,000(-)``.
+        brackets: ``chr1:1,001-2,000(-)``. The name of the contig may stand in braces, which tells
+        where it ends: ``{HLA-A*01:01}:1-100``.
 
         Raises
         ------
@@ -141,7 +142,12 @@ class Interval:
                 f"interval {text!r} ends before it starts; expected START <= END (1-based, both "
                 "included)"
             )
-        return cls(match["contig"], zero_based(first), last, Strand(match["strand"] or "."))
+        return cls(
+            match["braced"] or match["contig"],
+            zero_based(first),
+            last,
+            Strand(match["strand"] or "."),
+        )
 
     @property
     def length(self) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from megabase.errors import MegabaseError
-from megabase.genome.errors import LeftOutWarning, TableError
+from megabase.genome.errors import LeftOutWarning, NoUsableRowError, TableError
 
 __all__ = ["REASONS", "LeftOut", "Reason", "require_assembly"]
 
@@ -108,7 +108,7 @@ class LeftOut:
 
         Raises
         ------
-        TableError
+        NoUsableRowError
             When there are rows, and none can be used.
 
         Warns
@@ -120,7 +120,7 @@ class LeftOut:
         if total and not used:
             line, detail = min(self._first.values())
             kinds = ", ".join(f"{count:,} {reason}" for reason, count in self.counts.items())
-            raise TableError(
+            raise NoUsableRowError(
                 f"{self.path}: none of its {total:,} {what} can be used ({kinds}); the first, "
                 f"{self.unit} {line:,}: {detail}"
             )

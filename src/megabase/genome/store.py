@@ -7,6 +7,7 @@ share by accident, and pickles as its path, so workers of any start method use i
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -186,23 +187,41 @@ class GenomeStore:
         """Contig of this name or alias; errors and warnings as :meth:`contig_index`."""
         return self.contigs[self.contig_index(name)]
 
-    def region(self, text: str) -> Interval:
+    def region(self, text: str | Interval) -> Interval:
         """Interval that a person names: ``chr1``, ``chr1:1,001-2,000`` or ``chr1:1001-2000(-)``.
 
-        The result carries the contig name of this genome and lies within the contig.
+        The result carries the contig name of this genome and lies within the contig. Braces tell
+        a contig from a place where names hold colons: ``{chr1:100-200}`` is the contig of that
+        name, ``{chr1}:100-200`` a place on chr1.
 
         Raises
         ------
         CoordinateError, UnknownContigError
-            When the text cannot be read, or the place is not in this genome.
+            When the text cannot be read, could be both a contig and a place on another, or the
+            place is not in this genome.
         """
-        if text in self._index or ":" not in text:
-            contig = self.contig(text)
-            return Interval(contig.name, 0, contig.length)
-        interval = Interval.parse(text)
+        interval = self._named(text) if isinstance(text, str) else text
         contig = self.contig(interval.contig)
         self._require_within(interval, contig)
         return Interval(contig.name, interval.start, interval.end, interval.strand)
+
+    def _named(self, text: str) -> Interval:
+        whole = text[1:-1] if text.startswith("{") and text.endswith("}") else text
+        if ":" not in text or whole != text:
+            contig = self.contig(whole)
+            return Interval(contig.name, 0, contig.length)
+        if text not in self._index:
+            return Interval.parse(text)
+        with contextlib.suppress(CoordinateError):
+            other = Interval.parse(text).contig
+            if any(name in self._index for name in (other, *contig_aliases(other))):
+                raise UnknownContigError(
+                    f"{text!r} could be the contig of this name or a place on {other!r}, and "
+                    f"genome {self.name!r} has both; write {{{text}}} for the contig, or "
+                    f"{{{other}}}:{text.removeprefix(other + ':')} for the place"
+                )
+        contig = self.contig(text)
+        return Interval(contig.name, 0, contig.length)
 
     @staticmethod
     def _require_within(interval: Interval, contig: Contig) -> None:
@@ -249,7 +268,7 @@ class GenomeStore:
         if pad not in ("error", "pad", "n"):
             raise CoordinateError(f"pad must be 'error', 'pad' or 'n', found {pad!r}")
         if isinstance(interval, str):
-            interval = Interval.parse(interval)
+            interval = self._named(interval)
         index = self.contig_index(interval.contig)
         contig = self.contigs[index]
         start, end = interval.start, interval.end

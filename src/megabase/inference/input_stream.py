@@ -120,10 +120,7 @@ class SequenceInput:
         if first.startswith("##fileformat=VCF"):
             return "vcf"
         if first.startswith("@"):
-            raise InputFileError(
-                f"{path} looks like FASTQ or SAM; expected FASTA, a table, BED or VCF (samtools "
-                "fasta turns either into FASTA)"
-            )
+            return "fasta"  # whose reader names FASTQ and SAM
         if self.genome is not None:
             return "bed"
         raise InputFileError(

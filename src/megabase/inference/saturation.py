@@ -90,8 +90,7 @@ def _records(store: GenomeStore, interval: Interval) -> Iterator[VcfRecord]:
 
 
 def _region(store: GenomeStore, region: str | Interval) -> Interval:
-    text = region if isinstance(region, str) else str(region)
-    found = store.region(text)
+    found = store.region(region)
     return Interval(found.contig, found.start, found.end, Strand.UNSTRANDED)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megabase.genome.contigs import contig_aliases
 from megabase.genome.left_out import REASONS
 from megabase.genome.vcf import VcfRecord
 from megabase.inference.errors import InputFileError, OutputError
@@ -104,18 +105,25 @@ def header_lines(
 ) -> list[str]:
     """Give the header with the lines for the new fields before its last line.
 
-    Contigs that the header does not declare are declared: an index and BCF need them. A header of
-    the column names alone gets the line of the format before it, without which nothing reads it.
+    Contigs that the header does not declare are declared, under the names that the records have: an
+    index and BCF need them. A declaration of such a contig under its other name (20 for chr20) is
+    taken out. A header of the column names alone gets the line of the format before it, without
+    which nothing reads it.
     """
     if not header[0].startswith("##fileformat="):
         header = ["##fileformat=VCFv4.2", *header]
     declared = {
-        match[1] for line in header if (match := re.match(r"##contig=<(?:.*,)?ID=([^,>]+)", line))
+        match[1]: line
+        for line in header
+        if (match := re.match(r"##contig=<(?:.*,)?ID=([^,>]+)", line))
     }
     added = []
     for name, length in contigs.items():
         if name not in declared:
             added.append(f"##contig=<ID={name}{'' if length is None else f',length={length}'}>")
+            others = [other for other in contig_aliases(name) if other not in contigs]
+            replaced = {declared[other] for other in others if other in declared}
+            header = [line for line in header if line not in replaced]
     strands = "mean of both strands" if options.strands == "both" else f"{options.strands} strand"
     for name in options.methods or ():
         added.append(

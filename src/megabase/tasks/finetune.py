@@ -278,5 +278,6 @@ def describe_data(splits: Mapping[str, LabelledSequences]) -> dict[str, Any]:
             "bases": int(split.offsets[-1]),
             "sha256": digest.hexdigest(),
             "classes": split.class_counts(),
+            **({"unknown_labels": split.unknown} if split.unknown else {}),
         }
     return described

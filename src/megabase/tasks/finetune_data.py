@@ -78,6 +78,12 @@ def _with_validation(
             labels = rows.labels if one_each else np.zeros((len(rows), 1))
             train, valid = split_rows(labels, fraction, config.seed)
         splits.update(train=rows.take(train), valid=rows.take(valid))
+    for name, split in splits.items():
+        if split.unknown and split.unknown == split.labels.size:
+            raise LabelledDataError(
+                f"none of the {len(split):,} {name} rows has a label that is known (all are nan): "
+                "nothing can be measured on them"
+            )
     return splits
 
 
@@ -175,7 +181,12 @@ def _genome_splits(config: FinetuneConfig) -> dict[str, LabelledSequences]:
 def _windows(config: FinetuneConfig, store: GenomeStore, regions: Regions) -> LabelledSequences:
     genome = config.genome
     features = read_features(
-        store, genome.features, genome.types, background=genome.background, strand=genome.strand
+        store,
+        genome.features,
+        genome.types,
+        background=genome.background,
+        strand=genome.strand,
+        strict=genome.strict,
     )
     return label_windows(
         store, regions, features, length=genome.length or _WINDOW, flank=genome.flank

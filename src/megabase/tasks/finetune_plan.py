@@ -331,6 +331,7 @@ def _describe(plan: Plan, monitor: str, longest: int) -> str:
     ]
     lines += [
         f"{name:<11} {len(split):,} sequences of {split.text.source}"
+        + (f", {split.unknown:,} of {split.labels.size:,} labels not known" * bool(split.unknown))
         for name, split in plan.splits.items()
     ]
     lines += [
