@@ -73,7 +73,7 @@ VERBS = {
     "embed": "embed v.vcf --genome g.mb --model lm --window 20 --devices 1 -o o.parquet",
     "predict": "predict labels odd.bed --genome g.mb --devices 1 -o o.tsv",
     "regions": "predict labels --regions odd.bed --genome g.mb --window 32 --devices 1 -o o.bed",
-    "attribute": "attribute odd.bed --genome g.mb --model labels --target 1 --devices 1 -o o.parquet",
+    "attribute": "attribute odd.bed --genome g.mb --model labels --target 1 --devices 1 -o o.npz",
     "generate": "generate lm --prompts odd.bed --genome g.mb --length 5 --devices 1 -o o.fa",
     "variants": "variants v.vcf --genome g.mb --model lm --window 32 --devices 1 -o o.vcf",
     "report": "report --genome g.mb --region chr20:1-100 --no-model --vcf v.vcf --genes odd.gff3 "
