@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, pipeline
 
 from megabase.genome.errors import AmbiguousLettersWarning
+from megabase.models.cnn.tokenization import LetterTokenizer, letter_vocabulary
+from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForTokenClassification
+from megabase.models.kmer_tokenization import KmerTokenizer
 from megabase.models.tokenization import (
     CaduceusTokenizer,
     DNATokenizer,
@@ -251,3 +254,72 @@ def test_a_megabase_is_encoded_without_a_list() -> None:
     assert encoded.shape == (1, 1_000_001)
     assert encoded[0, :-1].numpy().tobytes() == array.tobytes()
     assert tokenizer.decode(array) == text.upper()
+
+
+@pytest.mark.parametrize("kind", [DNATokenizer, HyenaDNATokenizer])
+def test_tokens_know_their_place(kind: type[DNATokenizer]) -> None:
+    tokenizer = kind()
+    found = tokenizer(["AC[MASK]?gt", "A"], padding=True, return_offsets_mapping=True)
+    left = kind is HyenaDNATokenizer
+    letters = [(0, 1), (1, 2), (2, 8), (8, 9), (9, 10), (10, 11)]
+    assert found["offset_mapping"][0] == [*letters, (0, 0)]
+    short = [(0, 1), (0, 0)]
+    assert found["offset_mapping"][1] == [(0, 0)] * 5 * left + short + [(0, 0)] * 5 * (not left)
+    assert found.sequence_ids(1) == [None] * 5 * left + [0, None] + [None] * 5 * (not left)
+    cut = tokenizer("ACGTN", truncation=True, max_length=3, return_offsets_mapping=True)
+    assert cut["offset_mapping"] == [(0, 1), (1, 2), (0, 0)]
+    cut = kind(truncation_side="left")(
+        "ACGTN", "AC", truncation="only_first", max_length=6, return_offsets_mapping=True,
+        return_tensors="np",
+    )  # fmt: skip
+    assert cut["offset_mapping"].tolist() == [[[3, 4], [4, 5], [0, 0], [0, 1], [1, 2], [0, 0]]]
+    assert cut.sequence_ids() == [0, 0, None, 1, 1, None]
+
+
+def test_words_are_read_side_by_side() -> None:
+    tokenizer = DNATokenizer()
+    words = ["ACG", "", "tt"]
+    found = tokenizer(words, is_split_into_words=True, return_offsets_mapping=True)
+    assert found["input_ids"] == tokenizer("ACGTT")["input_ids"] == [7, 8, 9, 10, 10, 1]
+    assert found.word_ids() == [0, 0, 0, 2, 2, None]
+    assert found["offset_mapping"] == [(0, 1), (1, 2), (2, 3), (0, 1), (1, 2), (0, 0)]
+    batch = tokenizer([["A"], ["C", "G"]], is_split_into_words=True, padding=True)
+    assert batch["input_ids"] == [[7, 1, 4], [8, 9, 1]]
+    pairs = tokenizer([(["A"], ["C", "G"])], is_split_into_words=True)
+    assert pairs["input_ids"] == [[7, 1, 8, 9, 1]]
+    pair = tokenizer(["A"], ["C", "G"], is_split_into_words=True)
+    assert pair["input_ids"] == [7, 1, 8, 9, 1]
+
+
+def test_offsets_are_given_or_refused() -> None:
+    asked = {"return_offsets_mapping": True}
+    with pytest.raises(NotImplementedError, match="KmerTokenizer gives no offsets"):
+        KmerTokenizer(k=2)("ACGT", **asked)
+    with pytest.raises(NotImplementedError, match="LetterTokenizer gives no offsets"):
+        LetterTokenizer(letter_vocabulary(["ACGT"], padding=False))("ACGT", **asked)
+    with pytest.raises(TokenError, match="overflowing pieces have no offsets"):
+        DNATokenizer()(
+            "ACGT", return_overflowing_tokens=True, max_length=2, truncation=True, **asked
+        )
+
+
+def test_settings_that_are_names_of_methods_are_refused() -> None:
+    for name in ("add_special_tokens", "get_vocab"):
+        with pytest.raises(AttributeError, match=f"{name} conflicts with the method"):
+            DNATokenizer(**{name: True})
+    assert DNATokenizer(add_special_tokens=False)("A")["input_ids"] == [7, 1]  # as published
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_places_in_the_pipeline_of_transformers(words: bool) -> None:
+    torch.manual_seed(0)
+    config = HyenaDNAConfig(d_model=16, n_layer=1, max_seq_len=66, num_labels=2)
+    model = HyenaDNAForTokenClassification(config).eval()
+    tokenizer = DNATokenizer(model_max_length=66)
+    options = {"is_split_into_words": True, "delimiter": ""} if words else {}
+    run = pipeline("token-classification", model=model, tokenizer=tokenizer)
+    found = run(["ACG", "TTN"] if words else "ACGTTN", ignore_labels=[], **options)
+    rows = found[0] if words else found
+    assert [(row["start"], row["end"], row["word"]) for row in rows] == [
+        (i, i + 1, letter) for i, letter in enumerate("ACGTTN")
+    ]

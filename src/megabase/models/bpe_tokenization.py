@@ -179,7 +179,8 @@ class BPETokenizer(PreTrainedTokenizerFast):
     ----------
     **kwargs
         As for :class:`transformers.PreTrainedTokenizerFast`: ``tokenizer_object`` or
-        ``tokenizer_file``, ``model_max_length``.
+        ``tokenizer_file``, ``model_max_length``; and ``strict``. True (default): a character that
+        is no DNA letter is an error. False: it becomes ``[UNK]``.
 
     Raises
     ------
@@ -195,14 +196,14 @@ class BPETokenizer(PreTrainedTokenizerFast):
 
     def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:  # pyright: ignore[reportIncompatibleMethodOverride]
         warn_letters(text, text_pair)
-        for part in (text, text_pair):
+        for part in (text, text_pair) if self.init_kwargs.get("strict", True) else ():
             for item in part if isinstance(part, (list, tuple)) else [part]:
                 if isinstance(item, str):
-                    _check(item)
+                    _check(item, self.added_tokens_encoder)
         return super()._encode_plus(text, text_pair, **kwargs)
 
 
-def _check(text: str) -> None:
-    for token in _SPECIAL:
+def _check(text: str, tokens: Iterable[str]) -> None:
+    for token in tokens:
         text = text.replace(token, "N" * len(token))  # keeps the positions of an error
     alphabet.encode(text)

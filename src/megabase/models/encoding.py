@@ -19,8 +19,11 @@ from megabase.models.vocabulary import VOCABULARY
 
 __all__ = [
     "Ids",
+    "Part",
     "Row",
+    "TokenMap",
     "join_parts",
+    "no_offsets",
     "pad_row",
     "padded_width",
     "parts_of",
@@ -43,8 +46,68 @@ class Row(NamedTuple):
     """1 for an added special token."""
 
 
-def parts_of(text: Any, text_pair: Any) -> list[tuple[Any, ...]] | None:
-    """Give the list of one- or two-part inputs of a call, or None when a part is no text."""
+class Part(NamedTuple):
+    """The tokens of one text; all three arrays have their number."""
+
+    ids: Ids
+    spans: Ids
+    """First letter and the one past the last, in the text or in the word, shape (tokens, 2);
+    (0, 2) unless they are asked for."""
+    words: Ids
+    """Number of the word."""
+
+
+class TokenMap:
+    """What the tokens of an input stand for: the part of tokenizers' ``Encoding`` that is read.
+
+    Parameters
+    ----------
+    ids
+        Token ids, special tokens and padding included.
+    parts
+        The one or two texts, truncated.
+    habit
+        As for :func:`join_parts`.
+    left
+        Whether padding is on the left.
+    """
+
+    def __init__(self, ids: Ids, parts: list[Part], habit: str, left: bool) -> None:
+        self.ids, self._parts, self._habit, self._left = ids, parts, habit, left
+        self.n_sequences = len(parts)
+
+    def _spread(self, name: str) -> list[Any]:
+        """Give a value for each token, None for those that were added."""
+        row = join_parts([part.ids for part in self._parts], self._habit)
+        values = iter([value for part in self._parts for value in getattr(part, name).tolist()])
+        given = [None if special else next(values) for special in row.special.tolist()]
+        padding = [None] * (len(self.ids) - len(given))
+        return padding + given if self._left else given + padding
+
+    @property
+    def word_ids(self) -> list[int | None]:
+        """Number of the word of each token."""
+        return self._spread("words")
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        """First letter of each token and the one past its last; (0, 0) for added tokens."""
+        return [(0, 0) if span is None else tuple(span) for span in self._spread("spans")]
+
+    @property
+    def sequence_ids(self) -> list[int | None]:
+        """Number of the text of each token."""
+        types = iter(np.repeat(range(self.n_sequences), [len(p.ids) for p in self._parts]).tolist())
+        return [None if word is None else next(types) for word in self.word_ids]
+
+
+def parts_of(text: Any, text_pair: Any, words: bool = False) -> list[tuple[Any, ...]] | None:
+    """Give the list of one- or two-part inputs of a call, or None when a part is no text.
+
+    With `words` a part is a list of words, and of a batch only tuples are pairs.
+    """
+    if words:
+        return _parts_of_words(text, text_pair)
     if not isinstance(text, (list, tuple)):
         inputs = [(text,) if text_pair is None else (text, text_pair)]
     elif text_pair is None:
@@ -58,6 +121,23 @@ def parts_of(text: Any, text_pair: Any) -> list[tuple[Any, ...]] | None:
         for parts in inputs
     )
     return inputs if plain else None
+
+
+def _parts_of_words(text: Any, text_pair: Any) -> list[tuple[Any, ...]] | None:
+    def is_words(part: Any) -> bool:
+        return isinstance(part, (list, tuple)) and all(isinstance(word, str) for word in part)
+
+    if is_words(text) and text:
+        inputs: list[tuple[Any, ...]] = [(text,) if text_pair is None else (text, text_pair)]
+    elif text_pair is None:
+        inputs = [
+            tuple(item) if isinstance(item, tuple) and not is_words(item) else (item,)
+            for item in text
+        ]
+    else:
+        inputs = list(zip(text, text_pair, strict=True))
+    fits = all(len(parts) in (1, 2) and all(map(is_words, parts)) for parts in inputs)
+    return inputs if fits else None
 
 
 def warn_letters(*texts: Any) -> None:
@@ -84,6 +164,20 @@ def warn_letters(*texts: Any) -> None:
                 found = count_ambiguous(_SPECIAL.sub("", text))
             ambiguous += found
     warn_ambiguous(ambiguous, "the tokenizer", stacklevel=5)
+
+
+def no_offsets(options: dict[str, Any], tokenizer: object) -> None:
+    """Refuse to leave out places of tokens that are asked for.
+
+    Raises
+    ------
+    NotImplementedError
+        As other tokenizers in Python do.
+    """
+    if options.get("return_offsets_mapping"):
+        raise NotImplementedError(
+            f"{type(tokenizer).__name__} gives no offsets; leave out return_offsets_mapping"
+        )
 
 
 def join_parts(parts: list[Ids], habit: str) -> Row:

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizer
 
 from megabase.genome import alphabet
-from megabase.models.encoding import warn_letters
+from megabase.models.encoding import no_offsets, warn_letters
 from megabase.models.kmer import (
     KmerError,
     all_kmers,
@@ -67,6 +67,7 @@ class BaseKmerTokenizer(PreTrainedTokenizer):
 
     def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:  # pyright: ignore[reportIncompatibleMethodOverride]
         warn_letters(text, text_pair)
+        no_offsets(kwargs, self)
         return super()._encode_plus(text=text, text_pair=text_pair, **kwargs)
 
     def _convert_token_to_id(self, token: str) -> int:
@@ -120,7 +121,7 @@ class KmerTokenizer(BaseKmerTokenizer):
     Raises
     ------
     KmerError
-        For an unknown option, and (when called) text with spaces.
+        For an unknown option, and (when called and strict) text with spaces.
 
     Examples
     --------
@@ -172,7 +173,7 @@ class KmerTokenizer(BaseKmerTokenizer):
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         text = self._clean(text)
-        if len(text.split()) > 1:
+        if self.strict and len(text.split()) > 1:
             raise KmerError(f"expected one DNA string without spaces, found {shown(text)}")
         if self.stride == 1 and self.strict and 0 < len(text) < self.k:
             raise KmerError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,9 @@ from transformers.utils.generic import PaddingStrategy, TensorType, to_py_obj
 
 from megabase.models.encoding import (
     Ids,
+    Part,
     Row,
+    TokenMap,
     join_parts,
     pad_row,
     padded_width,
@@ -51,7 +53,7 @@ _PAD, _UNK = 4, 6
 _CHARACTERS = ("A", "C", "G", "T", "N")
 _SKIPPED_WITH_SPECIALS = frozenset({0, 1, 2, 3, 4, 6, *range(12, LOGIT_COLUMNS)})
 # Keys of published tokenizer_config.json files that say nothing beyond the vocabulary above.
-_PUBLISHED_KEYS = ("complement_map", "add_special_tokens", "char_ords", "auto_map")
+_PUBLISHED_KEYS = ("complement_map", "char_ords", "auto_map")
 
 
 class DNATokenizer(PreTrainedTokenizer):
@@ -122,6 +124,8 @@ class DNATokenizer(PreTrainedTokenizer):
             )
         for key in _PUBLISHED_KEYS:
             kwargs.pop(key, None)
+        if kwargs.get("add_special_tokens") is False:  # of published files; it says nothing here
+            del kwargs["add_special_tokens"]
         kwargs.pop("special_tokens_pattern", None)
         # Named, so that a side set later is saved too.
         kwargs.setdefault("padding_side", self.padding_side)
@@ -147,6 +151,11 @@ class DNATokenizer(PreTrainedTokenizer):
     def vocab_size(self) -> int:
         """Number of named tokens, 12 (models have 16 rows)."""
         return len(VOCABULARY)
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether tokens know their place in the text (``return_offsets_mapping``): they do."""
+        return True
 
     @property
     def complement_map(self) -> dict[int, int]:
@@ -206,18 +215,31 @@ class DNATokenizer(PreTrainedTokenizer):
     def _ids(self, text: str | bytes) -> Ids:
         return np.frombuffer(self._translate(text), dtype=np.uint8).astype(np.int64)
 
-    def _encode_text(self, text: str | bytes, split_special_tokens: bool) -> Ids:
+    def _encode_text(self, text: str | bytes, split_special_tokens: bool, spans: bool) -> Part:
         if isinstance(text, bytes):
             text = text.decode("latin-1")
-        if split_special_tokens:
-            return self._ids(text)
-        known = self._added_tokens_encoder
+        known = {} if split_special_tokens else self._added_tokens_encoder
         pattern = "|".join(re.escape(token) for token in sorted(known, key=len, reverse=True))
-        pieces, start = [], 0
-        for match in re.finditer(pattern, text):
+        pieces: list[Any] = []
+        places: list[Any] = []
+        start = 0
+        for match in re.finditer(pattern, text) if known else ():
             pieces += [self._ids(text[start : match.start()]), [known[match.group()]]]
+            places.append(np.arange(start, match.start() + 1))
             start = match.end()
-        return np.concatenate([*pieces, self._ids(text[start:])]).astype(np.int64)
+        ids = np.concatenate([*pieces, self._ids(text[start:])]).astype(np.int64)
+        words = np.zeros_like(ids)
+        if not spans:
+            return Part(ids, np.empty((0, 2), np.int64), words)
+        # A token ends where the next one begins.
+        edges = np.concatenate([*places, np.arange(start, len(text) + 1)])
+        return Part(ids, np.stack([edges[:-1], edges[1:]], axis=1), words)
+
+    def _encode_words(self, words: Sequence[str], split_special_tokens: bool, spans: bool) -> Part:
+        found = [self._encode_text(word, split_special_tokens, spans) for word in words or [""]]
+        ids, places, _ = (np.concatenate(each) for each in zip(*found, strict=True))
+        counts = [len(part.ids) for part in found]
+        return Part(ids, places, np.repeat(np.arange(len(found)), counts))
 
     def _encode_plus(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -229,14 +251,21 @@ class DNATokenizer(PreTrainedTokenizer):
         max_length: int | None = None,
         **kwargs: Any,
     ) -> BatchEncoding:
-        """Encode one text, or a list of texts or of (text, text) pairs, without character lists."""
+        """Encode texts, pairs of texts, or lists of words, without character lists."""
         if self.iupac == "n":
             warn_letters(text, text_pair)
-        batched = isinstance(text, (list, tuple))
-        pairs = parts_of(text, text_pair) if not _is_unusual(kwargs) else None
-        if pairs is None:  # token ids, words or overflowing pieces: the general, slower way
+        words = bool(kwargs.get("is_split_into_words"))
+        batched = isinstance(text, (list, tuple)) and not (words and text and _is_text(text[0]))
+        pairs = parts_of(text, text_pair, words) if not _is_unusual(kwargs) else None
+        spans = bool(kwargs.get("return_offsets_mapping"))
+        if pairs is None:  # token ids or overflowing pieces: the general, slower way
+            if spans:
+                raise TokenError(
+                    "token ids and overflowing pieces have no offsets; leave out "
+                    "return_offsets_mapping, or encode texts without return_overflowing_tokens"
+                )
             return super()._encode_plus(
-                text=text,
+                text=cast("Any", text),
                 text_pair=text_pair,
                 add_special_tokens=add_special_tokens,
                 padding_strategy=padding_strategy,
@@ -245,15 +274,18 @@ class DNATokenizer(PreTrainedTokenizer):
                 **kwargs,
             )
         split = bool(kwargs.get("split_special_tokens", self.split_special_tokens))
-        habit = SPECIAL_TOKEN_HABITS[self.special_tokens]
+        habit = SPECIAL_TOKEN_HABITS[self.special_tokens] if add_special_tokens else "none"
+        encode = self._encode_words if words else self._encode_text
         rows: list[Row] = []
+        texts: list[list[Part]] = []
         for pair in pairs:
-            parts = [self._encode_text(part, split) for part in pair]
+            parts = [encode(part, split, spans) for part in pair]
             if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE and max_length is not None:
                 added = self.num_special_tokens_to_add(len(parts) > 1) if add_special_tokens else 0
-                excess = sum(map(len, parts)) + added - max_length
-                parts = truncate(parts, excess, truncation_strategy, self.truncation_side)
-            rows.append(join_parts(parts, habit if add_special_tokens else "none"))
+                excess = sum(len(part.ids) for part in parts) + added - max_length
+                parts = _truncated(parts, excess, truncation_strategy, self.truncation_side)
+            texts.append(parts)
+            rows.append(join_parts([part.ids for part in parts], habit))
             self._eventual_warn_about_too_long_sequence(
                 rows[-1].ids,  # pyright: ignore[reportArgumentType]
                 max_length,
@@ -266,12 +298,15 @@ class DNATokenizer(PreTrainedTokenizer):
             kwargs.get("pad_to_multiple_of"),
             batched,
         )
-        return self._collect(rows, width, batched, kwargs)
+        left = (kwargs.get("padding_side") or self.padding_side) == "left"
+        result = self._collect(rows, width, left, kwargs)
+        found = zip(result["input_ids"], texts, strict=True)
+        maps = [TokenMap(ids, parts, habit, left) for ids, parts in found]
+        return _finish(result, maps, batched, kwargs)
 
     def _collect(
-        self, rows: list[Row], width: int | None, batched: bool, wanted: Any
-    ) -> BatchEncoding:
-        left = (wanted.get("padding_side") or self.padding_side) == "left"
+        self, rows: list[Row], width: int | None, left: bool, wanted: Any
+    ) -> dict[str, list[Any]]:
 
         def column(values: Iterable[Ids], fill: int) -> list[Ids]:
             if width is None:
@@ -291,23 +326,7 @@ class DNATokenizer(PreTrainedTokenizer):
             result["special_tokens_mask"] = column((row.special for row in rows), 1)
         if wanted.get("return_length"):
             result["length"] = [np.int64(len(ids)) for ids in result["input_ids"]]
-        tensor_type = wanted.get("return_tensors")
-        if tensor_type is None:
-            lists = {key: [value.tolist() for value in values] for key, values in result.items()}
-            return BatchEncoding(lists if batched else {key: v[0] for key, v in lists.items()})
-        lengths = sorted({len(ids) for ids in result["input_ids"]})
-        if len(lengths) > 1:
-            raise TokenError(
-                f"texts of {lengths[0]:,} to {lengths[-1]:,} tokens do not fit one tensor; "
-                "pass padding=True (or padding='max_length', truncation=True)"
-            )
-        nothing = np.empty((0, 0), dtype=np.int64)  # of an empty batch
-        arrays = {key: np.stack(values) if values else nothing for key, values in result.items()}
-        if TensorType(tensor_type) == TensorType.NUMPY:
-            return BatchEncoding(arrays)
-        import torch
-
-        return BatchEncoding({key: torch.from_numpy(value) for key, value in arrays.items()})
+        return result
 
     # -- decoding ------------------------------------------------------------------------------
 
@@ -386,6 +405,46 @@ def _is_row(value: Any) -> bool:
 
 
 def _is_unusual(options: dict[str, Any]) -> bool:
-    names = ("is_split_into_words", "return_overflowing_tokens", "sanitize_control_tokens",
-             "return_offsets_mapping")  # fmt: skip
+    names = ("return_overflowing_tokens", "sanitize_control_tokens")
     return any(options.get(name) for name in names)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, (str, bytes))
+
+
+def _truncated(
+    parts: list[Part], excess: int, strategy: TruncationStrategy, side: str
+) -> list[Part]:
+    columns = (truncate([*column], excess, strategy, side) for column in zip(*parts, strict=True))
+    return [Part(*fields) for fields in zip(*columns, strict=True)]
+
+
+def _finish(
+    result: dict[str, list[Any]], maps: list[TokenMap], batched: bool, wanted: Any
+) -> BatchEncoding:
+    spans = [one.offsets for one in maps] if wanted.get("return_offsets_mapping") else None
+    encodings = cast("Any", maps)
+    tensor_type = wanted.get("return_tensors")
+    if tensor_type is None:
+        lists = {key: [value.tolist() for value in values] for key, values in result.items()}
+        if spans is not None:
+            lists["offset_mapping"] = spans
+        data = lists if batched else {key: values[0] for key, values in lists.items()}
+        return BatchEncoding(data, encodings)
+    if spans is not None:
+        result["offset_mapping"] = [np.array(one).reshape(-1, 2) for one in spans]
+    lengths = sorted({len(ids) for ids in result["input_ids"]})
+    if len(lengths) > 1:
+        raise TokenError(
+            f"texts of {lengths[0]:,} to {lengths[-1]:,} tokens do not fit one tensor; "
+            "pass padding=True (or padding='max_length', truncation=True)"
+        )
+    nothing = np.empty((0, 0), dtype=np.int64)  # of an empty batch
+    arrays = {key: np.stack(values) if values else nothing for key, values in result.items()}
+    if TensorType(tensor_type) == TensorType.NUMPY:
+        return BatchEncoding(arrays, encodings)
+    import torch
+
+    tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
+    return BatchEncoding(tensors, encodings)

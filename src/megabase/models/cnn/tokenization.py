@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizer
+from transformers import BatchEncoding, PreTrainedTokenizer
 
 from megabase.errors import MegabaseError
+from megabase.models.encoding import no_offsets
 
 __all__ = ["LetterTokenizer", "LetterVocabularyError", "letter_tokens", "letter_vocabulary"]
 
@@ -115,6 +116,10 @@ class LetterTokenizer(PreTrainedTokenizer):
     def get_vocab(self) -> dict[str, int]:
         """Give token -> id, tokens added by the user included."""
         return {**self._ids, **self._added_tokens_encoder}
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:  # pyright: ignore[reportIncompatibleMethodOverride]
+        no_offsets(kwargs, self)
+        return super()._encode_plus(text=text, text_pair=text_pair, **kwargs)
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return letter_tokens(text.upper() if self.upper_case else text)[1:-1]
