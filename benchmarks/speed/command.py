@@ -19,6 +19,7 @@ from benchmarks.speed.config import (
 )
 from benchmarks.speed.others import disturbed
 from megabase.errors import MegabaseError
+from megabase.genome.files import write_json
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -104,7 +105,6 @@ def _parser(config: type, description: str, output: str) -> ArgumentParser:
 def _run(name: str, args: Namespace, console: Console) -> None:
     from benchmarks.speed.generation import prepare_output
     from megabase.training.allocator import keep_freed_memory
-    from megabase.training.provenance import write_json
 
     item = _MEASUREMENTS[name]
     config = item.config(**{f.name: args[f.name] for f in dataclasses.fields(item.config)})

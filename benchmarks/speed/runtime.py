@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.speed import ROOT
 from benchmarks.speed.config import MODELS, BenchError, RuntimeConfig
 from benchmarks.speed.others import OtherWork, disturbed
+from megabase.genome.files import write_json
 
 __all__ = [
     "Overtaking",
@@ -344,8 +345,6 @@ def prepare_output(folder: Path, overwrite: bool) -> Path:
 
 def write_runtime(path: Path, summary: dict[str, Any]) -> None:
     """Write a summary as JSON, whole or not at all."""
-    from megabase.training.provenance import write_json
-
     write_json(path, summary)
 
 

@@ -7,10 +7,10 @@ of lengths that were not run is dashed, without dots, and named an extrapolation
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megabase.genome.files import write_whole
 from megabase.report.plots import require_matplotlib
 from megabase.report.theme import LIGHT, Size, Theme, settings
 
@@ -138,8 +138,6 @@ def save_runtime_plots(summary: Record, folder: Path) -> list[Path]:
                 buffer, format=kind, dpi=150, facecolor=LIGHT.background, metadata=metadata
             )
             path = folder / f"runtime-{what}.{kind}"
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            temporary.write_bytes(buffer.getvalue())
-            os.replace(temporary, path)
+            write_whole(path, buffer.getvalue())
             written.append(path)
     return written

@@ -5,11 +5,23 @@ expected, what was found, where (file, line, contig, position), and what to do. 
 prints such an error as one line and exits with status 2.
 """
 
-__all__ = ["MegabaseError", "MissingDependencyError"]
+__all__ = ["InUseError", "MegabaseError", "MissingDependencyError", "OutputError", "ResumableError"]
 
 
 class MegabaseError(ValueError):
     """Something the user gave is not usable; the message says what, where and what to do."""
+
+
+class OutputError(MegabaseError):
+    """An output exists already, cannot be written, or belongs to a run with other options."""
+
+
+class ResumableError(OutputError):
+    """The work stopped part way (a full disk, a lost process); what is finished is kept."""
+
+
+class InUseError(OutputError):
+    """Another process that is alive writes this output."""
 
 
 class MissingDependencyError(MegabaseError):

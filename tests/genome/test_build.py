@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
+from megabase.errors import OutputError
 from megabase.genome.alphabet import encode
 from megabase.genome.errors import FastaError, StoreError
 from megabase.genome.fasta import Header, read_fasta
@@ -221,7 +222,7 @@ def test_missing_source_folder_source_and_no_source(tmp_path: Path) -> None:
 def test_an_existing_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
     path = write(tmp_path / "x.fa", ">a\nACGT\n")
     target = write(tmp_path / "g.mb", "precious")
-    with pytest.raises(StoreError, match=r"g\.mb exists already.*--overwrite"):
+    with pytest.raises(OutputError, match=r"g\.mb exists already.*--overwrite"):
         GenomeStore.build(path, target)
     assert target.read_text() == "precious"
     bad = write(tmp_path / "bad.fa", ">a\nAC*T\n")
@@ -231,9 +232,9 @@ def test_an_existing_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert GenomeStore.build(path, target, overwrite=True).total_length == 4
     with pytest.raises(StoreError, match="one of its own sources"):
         GenomeStore.build(path, path, overwrite=True)
-    with pytest.raises(StoreError, match="there is no folder"):
+    with pytest.raises(OutputError, match="there is no folder"):
         GenomeStore.build(path, tmp_path / "nowhere" / "g.mb")
-    with pytest.raises(StoreError, match="it is a folder"):
+    with pytest.raises(OutputError, match="it is a folder"):
         GenomeStore.build(path, tmp_path)
 
 
@@ -251,7 +252,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreError, match=r"cannot write .*g\.mb: No space left on device"):
+    with pytest.raises(OutputError, match=r"cannot write .*g\.mb: No space left on device"):
         GenomeStore.build(path, tmp_path / "g.mb")
     assert sorted(tmp_path.iterdir()) == [path]
 

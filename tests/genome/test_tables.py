@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megabase.errors import OutputError
 from megabase.genome.alphabet import decode
 from megabase.genome.errors import (
     ContigAliasWarning,
@@ -205,7 +206,7 @@ def test_write_bed_fills_and_never_overwrites(tmp_path: Path) -> None:
     assert path.read_text() == "c\t3\t9\t.\t0\t-\n"
     write_bed(frame.select("contig", "start", "end"), path, overwrite=True)
     assert path.read_text() == "c\t3\t9\n"
-    with pytest.raises(TableError, match="exists already"):
+    with pytest.raises(OutputError, match="exists already"):
         write_bed(frame, path)
     with pytest.raises(TableError, match="needs the columns contig, start, end"):
         write_bed(frame.drop("end"), tmp_path / "y.bed")

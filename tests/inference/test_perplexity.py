@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from megabase.data.regions import Regions
+from megabase.errors import OutputError
 from megabase.genome.store import GenomeStore
 from megabase.inference.perplexity import default_context_lengths, evaluate
 from megabase.inference.results import EvaluationError, EvaluationResult, measure
@@ -270,7 +271,7 @@ def test_files_that_are_no_evaluation_are_refused(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(EvaluationError, match=r"x\.json cannot be read"):
         EvaluationResult.load(path)
-    with pytest.raises(EvaluationError, match="cannot write"):
+    with pytest.raises(OutputError, match="cannot write"):
         _tiny_result().save(tmp_path / "missing" / "x.json")
 
 

@@ -68,7 +68,9 @@ def test_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, name: str) ->
     assert not target.exists()
     with pytest.raises(OutputError, match=r"holds 2 finished parts .* --resume"):
         run_job(Squares(), target, workers=1)
-    with pytest.raises(OutputError, match=r"other options \(options.power: 2 then, 3 now\)"):
+    with pytest.raises(
+        OutputError, match=r"other options or inputs \(options.power: 2 then, 3 now\)"
+    ):
         run_job(Squares(power=3), target, workers=1, resume=True)
     again = Squares()
     run_job(again, target, workers=1, resume=True)

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from megabase.errors import OutputError
 from megabase.report.nucleotide_plot import (
     PictureError,
     draw_nucleotides,
@@ -53,7 +54,7 @@ def test_written_whole_and_never_over_another(predictions: Path, tmp_path: Path)
     pytest.importorskip("matplotlib")
     path = save_nucleotide_plot(predictions, "c", tmp_path / "x.png")
     assert path.read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(PictureError, match="exists already"):
+    with pytest.raises(OutputError, match="exists already"):
         save_nucleotide_plot(predictions, "c", path)
     save_nucleotide_plot(predictions, "c", path, overwrite=True)
     with pytest.raises(PictureError, match=r"ending in \.png or \.svg"):

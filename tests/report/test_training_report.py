@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from megabase.errors import OutputError
 from megabase.report import training_report
 from megabase.report.page import document, figure, write_page
 from megabase.report.run_record import ReportError, read_evaluation, read_run
@@ -177,12 +178,12 @@ def test_files_are_found_written_and_never_overwritten_unasked(run_folder: Path)
     page = write_training_report(run_folder)
     assert page == run_folder / "report.html"
     assert "4,999,988" in page.read_text()
-    with pytest.raises(ReportError, match=r"report\.html exists"):
+    with pytest.raises(OutputError, match=r"report\.html exists"):
         write_training_report(run_folder)
     page.write_text("old")
     write_training_report(run_folder, overwrite=True)
     assert page.read_text().startswith("<!doctype html>")
-    assert not list(run_folder.glob(".*tmp"))
+    assert not list(run_folder.glob(".*"))
 
 
 def test_training_parameters_come_from_the_optimizer(run_folder: Path) -> None:
@@ -239,7 +240,7 @@ def test_what_is_no_evaluation_is_refused(tmp_path: Path) -> None:
 
 
 def test_page_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="cannot write"):
+    with pytest.raises(OutputError, match="cannot write"):
         write_page(tmp_path / "none" / "x.html", "text", overwrite=False)
     assert list(tmp_path.iterdir()) == []
 

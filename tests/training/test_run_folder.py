@@ -58,13 +58,15 @@ def test_resume_needs_a_run_of_the_same_settings(tmp_path: Path) -> None:
         check_run(config(tmp_path, resume=True), "seed: 1\n")
     start_run(config(tmp_path), "seed: 1\nsteps: 5\nkeep: 2\ndata: {genome: a}\n")
     same = "seed: 1\nsteps: 9\nkeep: 3\ndata: {genome: a}\n"
-    assert check_run(config(tmp_path, resume=True), same) == ["steps 5 -> 9"]
-    with pytest.raises(RunFolderError, match=r"data\.genome 'a' -> 'b'.*seed 1 -> 2"):
+    assert check_run(config(tmp_path, resume=True), same) == ["steps: 5 then, 9 now"]
+    with pytest.raises(
+        RunFolderError, match=r"data\.genome: 'a' then, 'b' now.*seed: 1 then, 2 now"
+    ):
         check_run(config(tmp_path, resume=True), "seed: 2\nsteps: 5\ndata: {genome: b}\n")
 
 
 def test_changes_name_the_field() -> None:
     assert changed_settings("a: {b: 1}\n", "a: {b: 2, c: 3}\n") == {
-        "a.b": "a.b 1 -> 2",
-        "a.c": "a.c None -> 3",
+        "a.b": "a.b: 1 then, 2 now",
+        "a.c": "a.c: None then, 3 now",
     }

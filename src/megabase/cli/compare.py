@@ -34,7 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
-    from megabase.genome.files import atomic_file
+    from megabase.genome.files import write_whole
     from megabase.inference.comparison import compare
     from megabase.inference.results import EvaluationResult
 
@@ -42,8 +42,7 @@ def run(args: Namespace) -> int:
     text = compare([EvaluationResult.load(_file(name)) for name in args.evaluations]).markdown()
     print(text, end="")
     if output is not None:
-        with atomic_file(output, args.overwrite, MegabaseError) as file:
-            file.write(text.encode())
+        write_whole(output, text, args.overwrite)
         print(f"wrote {output}")
     return 0
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megabase.errors import MegabaseError
+from megabase.genome.files import check_output
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -144,8 +145,8 @@ def _files(args: Namespace, model_run: RunData | None) -> tuple[Path | None, Pat
     elif args.json is None and model_run is not None:
         folder = model_run.folder
     file = Path(args.json) if args.json is not None else folder and folder / "evaluation.json"
-    if file is not None and file.exists() and not args.overwrite:
-        raise RequestError(f"{file} exists; give another name (--json), or --overwrite it")
+    if file is not None and (args.json is not None or file.parent.is_dir()):
+        check_output(file, args.overwrite)
     return file, folder
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megabase.errors import MegabaseError
+from megabase.genome.files import check_output
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -51,13 +52,11 @@ def write_genome_page(args: Namespace) -> Path:
     from megabase.inference.loading import load
     from megabase.inference.sources import genome_store
     from megabase.report.page import write_page
-    from megabase.report.run_record import ReportError
 
     if args.genome is None:
         raise RequestError("--genome is missing: a page of a region or of variants needs a genome")
     target = Path(args.output or "genome.html")
-    if target.exists() and not args.overwrite:
-        raise ReportError(f"{target} exists; give another name, or --overwrite to replace it")
+    check_output(target, args.overwrite)
     with genome_store(args.genome) as store:
         variants = None if args.vcf is None else _read_variants(args, store)
         places = _places(args, store, variants)

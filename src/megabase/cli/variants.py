@@ -98,7 +98,7 @@ def run(args: Namespace) -> int:
     if job.found is None or not target.exists():
         return 0  # another rank writes the output
     print(f"wrote {target}: {job.found.records:,} records", file=sys.stderr)
-    if suffix in (".vcf.gz", ".vcf.bgz", ".bcf"):
+    if suffix in (".vcf.gz", ".vcf.bgz", ".bcf") and target.is_file():  # a pipe has no index
         for old in (".tbi", ".csi"):
             target.with_name(target.name + old).unlink(missing_ok=True)
         if job.found.in_order:

@@ -147,7 +147,7 @@ def build_store(
     if progress is not None:
         total = sum(sizes) if all(sizes) else 0
         report = _offset_progress(progress, total)
-    with atomic_file(target, overwrite, StoreError) as file:
+    with atomic_file(target, overwrite, seeks=True) as file:
         writer = _Writer(file)
         done = 0
         for source, size in zip(files, sizes, strict=True):

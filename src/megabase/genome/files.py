@@ -1,4 +1,10 @@
-"""Files that are written whole or not at all, and text files read line by line."""
+"""The one door for outputs, which are written whole or not at all; and text files line by line.
+
+An output is written under an unpredictable name beside its place (``O_EXCL``) and renamed, so it
+appears complete. A symbolic link stays, and what it names is replaced. Pipes, terminals and
+``/dev/null`` are written to directly. Every failure to write is an
+:class:`~megabase.errors.OutputError` of one line, whatever library met it.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +12,87 @@ import contextlib
 import errno
 import gzip
 import io
+import json
+import math
 import os
+import re
+import secrets
+import stat
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from megabase.errors import MegabaseError
+from megabase.errors import MegabaseError, OutputError, ResumableError
 from megabase.genome.errors import TableError
 
-__all__ = ["atomic_file", "lacks_bgzip_end", "numbered_lines"]
+__all__ = [
+    "atomic_file",
+    "check_output",
+    "is_stream",
+    "lacks_bgzip_end",
+    "new_name",
+    "numbered_lines",
+    "real_place",
+    "without_nan",
+    "write_json",
+    "write_whole",
+    "writing",
+]
 
 _BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # room can be made for these
+# What libraries that hide the number of a failed system call still have in their message.
+_REASONS = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+_NUMBER = re.compile(r"(?:os error |errno = |\[Errno )(\d+)")
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+_STREAMS = (stat.S_ISFIFO, stat.S_ISCHR)
+_REFUSED = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+_MAKE_ROOM = "make room or write elsewhere"
 
 
-@contextlib.contextmanager
-def atomic_file(target: Path, overwrite: bool, error: type[MegabaseError]) -> Iterator[BinaryIO]:
-    """Open a file beside ``target`` that takes its place when the block ends well.
+def real_place(target: Path) -> Path:
+    """Give the file that is written for `target`: what a link names, dangling or not."""
+    return target if is_stream(target) else Path(os.path.realpath(target))
+
+
+def is_stream(target: Path) -> bool:
+    """Whether an output is a pipe, a terminal, a character device or an open descriptor."""
+    if _descriptor(target) is not None:
+        return True
+    mode = _mode(target)
+    return mode is not None and any(kind(mode) for kind in _STREAMS)
+
+
+def _mode(target: Path) -> int | None:
+    """Give type and permissions of what `target` leads to; None when there is nothing."""
+    try:
+        return target.stat().st_mode
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        raise OutputError(f"cannot write {target}: {problem.strerror}") from problem
+
+
+def _descriptor(target: Path) -> int | None:
+    """Give the number behind ``/dev/stdout``, ``/dev/fd/3`` and links to them."""
+    folders = ("/dev/fd", f"/proc/{os.getpid()}/fd")
+    for _ in range(40):  # as many links as the system follows
+        if os.path.realpath(target.parent) in folders and target.name.isdigit():
+            return int(target.name)
+        if not target.is_symlink():
+            return None
+        target = target.parent / target.readlink()
+    return None
+
+
+def check_output(target: Path, overwrite: bool = False, *, seeks: bool = False) -> None:
+    """Refuse an output that cannot be written, before any work is done.
 
     Parameters
     ----------
@@ -30,35 +100,197 @@ def atomic_file(target: Path, overwrite: bool, error: type[MegabaseError]) -> It
         The file to write.
     overwrite
         Whether an existing file may be replaced.
-    error
-        Raised when the file exists already or cannot be written. Nothing is left behind then.
+    seeks
+        Whether its format is not written from beginning to end, so that a pipe cannot take it.
+
+    Raises
+    ------
+    OutputError
+        When it exists (and `overwrite` is off), is a folder, a block device or a socket, would lie
+        in no folder or in one that cannot be written to.
     """
-    if target.is_dir():
-        raise error(f"cannot write {target}: it is a folder; give a file name")
-    if not target.parent.is_dir():
-        raise error(f"cannot write {target}: there is no folder {target.parent}; make it first")
-
-    def refuse_existing() -> None:
-        if target.exists() and not overwrite:
-            raise error(
-                f"{target} exists already and is not replaced unless asked; choose another name or "
-                "use --overwrite (overwrite=True)"
+    mode = _mode(target)
+    if not target.name:
+        mode = stat.S_IFDIR
+    for kind, name in _REFUSED:
+        if mode is not None and kind(mode) and _descriptor(target) is None:
+            raise OutputError(f"cannot write {target}: it is {name}; give a file name")
+    if is_stream(target):
+        if seeks:
+            raise OutputError(
+                f"cannot write {target}: it is a pipe or a device, and this format is not written "
+                "from beginning to end; give a file name"
             )
+        return
+    folder = real_place(target).parent
+    if not folder.is_dir():
+        raise OutputError(f"cannot write {target}: there is no folder {folder}; make it first")
+    if mode is not None and not overwrite:
+        _refuse_existing(target)
+    if not os.access(
+        folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids
+    ):
+        fixed = os.statvfs(folder).f_flag & os.ST_RDONLY
+        raise OutputError(
+            f"cannot write {target}: {os.strerror(errno.EROFS if fixed else errno.EACCES)}"
+        )
 
-    refuse_existing()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+
+def _refuse_existing(target: Path) -> None:
+    raise OutputError(
+        f"{target} exists already and is not replaced unless asked; choose another name or use "
+        "--overwrite (overwrite=True)"
+    )
+
+
+@contextlib.contextmanager
+def writing(target: Path, advice: str = _MAKE_ROOM) -> Iterator[None]:
+    """Turn every failure to write `target` into one line, whichever library raises it.
+
+    Parameters
+    ----------
+    target
+        Named in the message.
+    advice
+        What to do when there is no room.
+
+    Raises
+    ------
+    OutputError
+        Saying the system's reason; :class:`~megabase.errors.ResumableError` for a full disk, a
+        quota or a limit on the size of files. Errors that are not the system's go through.
+    """
     try:
-        with temporary.open("wb") as file:
-            yield file
-        refuse_existing()
-        os.replace(temporary, target)
-    except OSError as problem:
-        why = problem.strerror or str(problem)
-        if problem.errno == errno.ENOSPC:
-            why += "; free some space or write elsewhere"
-        raise error(f"cannot write {target}: {why}") from problem
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except (BrokenPipeError, MegabaseError):
+        raise
+    except Exception as problem:
+        code = _system_error(problem)
+        if code is None or _of_another(problem, target):
+            raise
+        if code in _FULL:
+            raise ResumableError(
+                f"cannot write {target}: {os.strerror(code)}; {advice}"
+            ) from problem
+        raise OutputError(f"cannot write {target}: {os.strerror(code)}") from problem
+
+
+def _of_another(problem: BaseException, target: Path) -> bool:
+    """Whether the error is of an input, not of the output or what is written on the way to it."""
+    named = getattr(problem, "filename", None)
+    return (
+        isinstance(named, str)
+        and target.name[-40:] not in named
+        and not named.startswith(str(real_place(target)))
+    )
+
+
+def _system_error(problem: BaseException) -> int | None:
+    """Find the number of the failed system call in an error or in what it came from."""
+    found: BaseException | None = problem
+    while found is not None:
+        if isinstance(found, OSError) and found.errno:
+            return found.errno
+        text = str(found)
+        if number := _NUMBER.search(text):
+            return int(number[1])
+        for code in _REASONS:
+            if os.strerror(code) in text:
+                return code
+        if _SHORT_WRITE.search(text):
+            return errno.ENOSPC
+        found = found.__cause__ or found.__context__
+    return None
+
+
+def new_name(target: Path) -> Path:
+    """Give a name beside `target` that nobody can foresee, for a file that takes its place."""
+    # Its ending, which libraries go by, and no more of a long name than names may have.
+    return target.with_name(f".{secrets.token_hex(8)}.tmp.{target.name[-40:]}")
+
+
+@contextlib.contextmanager
+def atomic_file(
+    target: Path, overwrite: bool = False, *, seeks: bool = False
+) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of ``target`` when the block ends well.
+
+    Parameters
+    ----------
+    target
+        The file to write; of a link, what it names. A pipe or a device is written to directly.
+    overwrite
+        Whether an existing file may be replaced.
+    seeks
+        As for :func:`check_output`. Then the file has a path, its ``name``.
+
+    Raises
+    ------
+    OutputError
+        When the file exists already or cannot be written. Nothing is left behind then.
+    """
+    check_output(target, overwrite, seeks=seeks)
+    with writing(target):
+        if is_stream(target):
+            with _open_stream(target) as file:
+                yield file
+            return
+        place = real_place(target)
+        temporary = new_name(place)
+        try:
+            with temporary.open("xb") as file:
+                yield file
+            if not overwrite:
+                _link(temporary, place, target)
+            else:
+                os.replace(temporary, place)
+        finally:
+            with contextlib.suppress(OSError):  # what went wrong first is what is told
+                temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, place: Path, target: Path) -> None:
+    """Put a new file in place; of two processes that do so at once, one is refused."""
+    try:
+        os.link(temporary, place)
+    except FileExistsError:
+        _refuse_existing(target)
+    except OSError:  # a file system without hard links
+        if place.exists():
+            _refuse_existing(target)
+        os.replace(temporary, place)
+
+
+def _open_stream(target: Path) -> BinaryIO:
+    number = _descriptor(target)
+    if number is None:
+        # Neither made nor cut: what is there is a pipe or a device.
+        return os.fdopen(os.open(target, os.O_WRONLY | os.O_CLOEXEC), "wb")
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    # A copy of the descriptor: opened anew by name, a file would be written from its beginning.
+    return os.fdopen(os.dup(number), "wb")
+
+
+def write_whole(target: Path, content: str | bytes, overwrite: bool = True) -> None:
+    """Write text (UTF-8) or bytes with :func:`atomic_file`."""
+    with atomic_file(target, overwrite) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(target: str | Path, record: Mapping[str, Any], overwrite: bool = True) -> None:
+    """Write JSON; numbers that are not finite, which JSON does not know, become null."""
+    text = json.dumps(without_nan(record), indent=2, allow_nan=False)
+    write_whole(Path(target), f"{text}\n", overwrite)
+
+
+def without_nan(value: Any) -> Any:
+    """Replace numbers that are not finite by None, all the way down; tuples become lists."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def lacks_bgzip_end(raw: io.BufferedReader) -> bool:

@@ -340,8 +340,9 @@ def write_bed(frame: pl.DataFrame, path: str | Path, overwrite: bool = False) ->
         for name in _BED6[:width]
     )
     text = rows.write_csv(include_header=False, separator="\t", quote_style="never").encode()
-    with atomic_file(Path(path), overwrite, TableError) as file:
-        if Path(path).suffix != ".gz":
+    packed_text = Path(path).suffix == ".gz"
+    with atomic_file(Path(path), overwrite, seeks=packed_text) as file:
+        if not packed_text:
             file.write(text)
             return
         import pysam

@@ -1,6 +1,6 @@
 """Named errors of the inference verbs."""
 
-from megabase.errors import MegabaseError
+from megabase.errors import MegabaseError, OutputError
 
 __all__ = ["InferenceError", "InputFileError", "OutputError"]
 
@@ -11,7 +11,3 @@ class InferenceError(MegabaseError):
 
 class InputFileError(MegabaseError):
     """A file of sequences, intervals or variants cannot be used; the message names the place."""
-
-
-class OutputError(MegabaseError):
-    """An output exists already, cannot be written, or belongs to a run with other options."""

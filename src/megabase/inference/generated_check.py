@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megabase.genome.alphabet import BASE_BITS, N, encode
+from megabase.genome.files import write_json
 from megabase.genome.interval import Interval
 from megabase.genome.kmers import count_kmers
 from megabase.genome.store import GenomeStore
@@ -98,10 +98,7 @@ class GenerationCheck:
 
     def save(self, path: str | Path, **more: Any) -> None:
         """Write JSON, whole or not at all; `more` are further fields."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({**more, **self.to_dict()}, indent=2) + "\n")
-        os.replace(temporary, path)
+        write_json(path, {**more, **self.to_dict()})
 
 
 def kmer_distance(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:

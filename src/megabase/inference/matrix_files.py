@@ -7,6 +7,7 @@ Merging never holds more than one part, whatever the size of the whole.
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = [
 
 MATRIX_SUFFIXES = (".parquet", ".npy", ".npz", ".zarr", ".h5ad")
 VECTOR = "embedding"
+_HDF5_SLACK = 1 << 14  # what HDF5 adds for one more array: headers and alignment
 
 
 def check_matrix_target(target: Path) -> str:
@@ -193,15 +195,8 @@ def _write_h5ad(
     provenance: Provenance,
 ) -> None:
     import anndata
+    import h5py
     import pandas as pd
-
-    # Beside the target, which lies in the folder of parts: the matrix stays on disk.
-    plain = target.with_name("matrix.f32")
-    matrix = np.memmap(plain, dtype=np.float32, mode="w+", shape=shape)
-    first = 0
-    for block in _blocks(parts):
-        matrix[first : first + len(block)] = block
-        first += len(block)
 
     # Plain objects: anndata cannot write the strings that pandas would choose by itself, nor those
     # of the categories that anndata makes of a text column and puts into natural order.
@@ -217,9 +212,33 @@ def _write_h5ad(
         else:
             obs[name] = _plain(column)
     var = pd.DataFrame(index=index([f"h{i}" for i in range(shape[1])]))
-    data = anndata.AnnData(
-        X=matrix.view(np.ndarray), obs=obs, var=var, uns={"megabase": provenance.to_json()}
-    )
-    data.write_h5ad(target)
-    del data, matrix
-    plain.unlink()
+    data = anndata.AnnData(obs=obs, var=var, uns={"megabase": provenance.to_json()})
+    # HDF5 does not survive a full disk. So all but the matrix is made in memory and written as
+    # bytes, and room for the matrix is taken from the disk before HDF5 writes into it.
+    with h5py.File("x.h5ad", "w", driver="core", backing_store=False) as small:
+        anndata.io.write_elem(small, "/", data)
+        if "X" in small:
+            del small["X"]
+        small.flush()
+        image = small.id.get_file_image()
+    with target.open("wb") as file:
+        file.write(image)
+        file.flush()
+        _take_room(file.fileno(), len(image) + 4 * shape[0] * shape[1] + _HDF5_SLACK)
+    with h5py.File(target, "r+") as whole:
+        matrix = whole.create_dataset("X", shape=shape, dtype="f4")
+        matrix.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        first = 0
+        for block in _blocks(parts):
+            matrix[first : first + len(block)] = block
+            first += len(block)
+
+
+def _take_room(file: int, size: int) -> None:
+    """Make a file so long that `size` bytes of it are its own on the disk; fail when it is full."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+        return
+    at, zeros = os.fstat(file).st_size, bytes(1 << 20)
+    while at < size:  # macOS has no such call
+        at += os.pwrite(file, zeros[: size - at], at)

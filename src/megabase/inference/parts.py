@@ -1,26 +1,43 @@
 """Outputs made of finished parts, so that an interrupted run goes on where it stopped.
 
 While ``OUTPUT`` is being made there is a folder ``OUTPUT.partial`` beside it: ``manifest.json``
-(what is being computed, with which options) and one file for each finished chunk of work. Every
-part is written beside its place and renamed, so a part that is there is whole. At the end the
-parts are merged in order, the output takes its place in one step, and the folder goes away.
+(what is being computed, with which options), one file for each finished chunk of work, and the lock
+of the process that makes it. Every part is written beside its place and renamed, so a part that is
+there is whole. At the end the parts are merged in order, the output takes its place in one step,
+and the folder goes away; one that a kill left after that step goes away at the next run. The parts
+of an output that is a pipe or a device lie in the folder for temporary files.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from megabase.inference.errors import OutputError
+from megabase.errors import OutputError
+from megabase.genome.files import (
+    atomic_file,
+    check_output,
+    is_stream,
+    new_name,
+    real_place,
+    write_json,
+    writing,
+)
+from megabase.genome.ownership import LOCK_NAME, Lock
 from megabase.inference.provenance import Provenance
+from megabase.untrusted import read_json
 
 __all__ = ["PartFolder", "refuse_existing"]
 
 _MANIFEST = "manifest.json"
+_MERGED = ".merged"  # marks that the output is whole and only has to be put in its place
 _ZARR_GROUP = ".zgroup"  # the one kind of output that is a folder
+_NOT_STREAMED = (".parquet", ".npz", ".zarr", ".h5ad", ".bw", ".bigwig")
+_ADVICE = "make room and go on with --resume"
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:
@@ -29,17 +46,22 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
     Raises
     ------
     OutputError
-        When it exists (and `overwrite` is off), is a folder, or would lie in no folder.
+        As :func:`megabase.genome.files.check_output`; when another process is making it.
     """
-    if target.is_dir() and not (target / _ZARR_GROUP).is_file():
-        raise OutputError(f"cannot write {target}: it is a folder; give a file name")
-    if not target.parent.is_dir():
-        raise OutputError(f"cannot write {target}: there is no folder {target.parent}")
-    if target.exists() and not overwrite:
-        raise OutputError(
-            f"{target} exists already and is not replaced unless asked; choose another name or "
-            "use --overwrite (overwrite=True)"
-        )
+    if real_place(target).name and not is_stream(target):
+        PartFolder(target, "").tidy()
+    _check(target, overwrite)
+
+
+def _check(target: Path, overwrite: bool) -> None:
+    if target.is_dir() and (target / _ZARR_GROUP).is_file():
+        if not overwrite:
+            raise OutputError(
+                f"{target} exists already and is not replaced unless asked; choose another name "
+                "or use --overwrite (overwrite=True)"
+            )
+        return
+    check_output(target, overwrite, seeks=target.name.lower().endswith(_NOT_STREAMED))
 
 
 class PartFolder:
@@ -53,13 +75,17 @@ class PartFolder:
         The output.
     suffix
         Ending of the part files, with its dot.
+    path
+        The folder; beside the output when None.
     """
 
-    def __init__(self, target: Path, suffix: str) -> None:
+    def __init__(self, target: Path, suffix: str, path: Path | None = None) -> None:
         self.target = target
         self.suffix = suffix
-        self.path = target.with_name(f"{target.name}.partial")
+        place = real_place(target)
+        self.path = path or place.with_name(f"{place.name}.partial")
         self.created = False
+        self._lock = Lock(self.path / LOCK_NAME, target)
 
     @classmethod
     def open(
@@ -71,7 +97,7 @@ class PartFolder:
         resume: bool = False,
         overwrite: bool = False,
     ) -> PartFolder:
-        """Begin an output, or go on with an interrupted one.
+        """Begin an output, or go on with an interrupted one; :meth:`release` it at the end.
 
         Parameters
         ----------
@@ -89,32 +115,102 @@ class PartFolder:
         Raises
         ------
         OutputError
-            When the output exists; when an interrupted run left parts and neither `resume` nor
-            `overwrite` is on; when the options differ from those of the interrupted run.
+            When the output exists or another process is making it; when an interrupted run left
+            parts and neither `resume` nor `overwrite` is on; when the options or inputs differ from
+            those of the interrupted run.
         """
         refuse_existing(target, overwrite)
-        folder = cls(target, suffix)
-        manifest = folder.path / _MANIFEST
+        if is_stream(target):
+            if resume:
+                raise OutputError(f"{target} is a pipe or a device: there is nothing to resume")
+            folder = cls(target, suffix, Path(tempfile.mkdtemp(prefix="megabase-")))
+        else:
+            folder = cls(target, suffix)
+        folder._own()
+        try:
+            folder._begin(provenance, resume, overwrite)
+        except BaseException:
+            if folder.created:
+                folder.discard()
+            folder.release()
+            raise
+        return folder
+
+    def _own(self) -> None:
+        """Make the folder if need be, and become its owner."""
+        while True:
+            with writing(self.target):
+                self.path.mkdir(exist_ok=True)
+            # Between the two the owner before may have removed it.
+            try:
+                self._acquire()
+            except _GoneError:
+                continue
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()  # made just now, if it is empty
+                raise
+            return
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire()
+        except OutputError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise _GoneError from None
+            raise
+
+    def _begin(self, provenance: Provenance, resume: bool, overwrite: bool) -> None:
+        _check(self.target, overwrite)  # another process may just have finished it
+        manifest = self.path / _MANIFEST
         if manifest.is_file():
             if resume:
-                folder._require_same(provenance, json.loads(manifest.read_text()))
-                return folder
+                self._require_same(provenance, read_json(manifest, OutputError))
+                for mark in self.path.glob("started-*"):
+                    mark.unlink()
+                return
             if not overwrite:
                 raise OutputError(
-                    f"{folder.path} holds {len(folder.finished()):,} finished parts of an "
+                    f"{self.path} holds {len(self.finished()):,} finished parts of an "
                     "interrupted run; continue it with --resume (resume=True), or start again "
                     "with --overwrite"
                 )
-        shutil.rmtree(folder.path, ignore_errors=True)
-        folder.path.mkdir()
-        folder.created = True
-        _write(manifest, lambda path: path.write_text(json.dumps(provenance.to_dict(), indent=1)))
-        return folder
+        self._clear()
+        self.created = True
+        with writing(self.target):
+            write_json(manifest, provenance.to_dict())
+
+    def _clear(self) -> None:
+        """Empty the folder, but for the lock."""
+        found = [path for path in self.path.iterdir() if path.name != LOCK_NAME]
+        strangers = [path.name for path in found if not path.name.startswith(".")]
+        if strangers and not (self.path / _MANIFEST).is_file():
+            raise OutputError(
+                f"cannot write {self.target}: the parts would lie in {self.path}, which holds "
+                f"files that are not of a run ({', '.join(sorted(strangers)[:3])}); move it away"
+            )
+        for path in found:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Refuse a folder in use; remove one that was killed after its output was in place."""
+        if not (self.path / _MERGED).is_file():
+            self._lock.refuse_used()
+            return
+        with contextlib.suppress(_GoneError):
+            self._acquire()
+            # Only the last step moves the merged output away.
+            if (self.path / _MERGED).is_file() and not self._merged.exists():
+                self.discard()
+            self.release()
 
     @classmethod
-    def join(cls, target: Path, suffix: str) -> PartFolder:
+    def join(cls, target: Path, suffix: str, path: Path | None = None) -> PartFolder:
         """Use the folder that another process began."""
-        return cls(target, suffix)
+        return cls(target, suffix, path)
 
     def _require_same(self, provenance: Provenance, record: dict[str, object]) -> None:
         differences = provenance.differences(record)
@@ -122,9 +218,14 @@ class PartFolder:
             shown = "; ".join(differences[:3])
             more = f" and {len(differences) - 3:,} more" if len(differences) > 3 else ""
             raise OutputError(
-                f"{self.path} belongs to a run with other options ({shown}{more}); use the same "
-                "ones, or start again with --overwrite"
+                f"{self.path} belongs to a run with other options or inputs ({shown}{more}); use "
+                "the same ones, or start again with --overwrite"
             )
+
+    @property
+    def _merged(self) -> Path:
+        # Written inside the folder: whatever happens, nothing half-done lies beside the output.
+        return self.path / "output" / real_place(self.target).name
 
     def part(self, number: int) -> Path:
         """Place of the part of chunk `number`."""
@@ -141,8 +242,22 @@ class PartFolder:
         )
 
     def write(self, number: int, write: Callable[[Path], object]) -> None:
-        """Write the part of a chunk: `write` is given a path, whose file is then renamed."""
-        _write(self.part(number), write)
+        """Write the part of a chunk: `write` is given a path, whose file is then renamed.
+
+        Raises
+        ------
+        OutputError
+            When it cannot be written; :class:`~megabase.errors.ResumableError` on a full disk.
+        """
+        part = self.part(number)
+        temporary = new_name(part)
+        with writing(self.target, _ADVICE):
+            try:
+                write(temporary)
+                os.replace(temporary, part)
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
 
     def finish(self, chunks: int, merge: Callable[[list[Path], Path], object]) -> None:
         """Merge the parts into the output and remove the folder.
@@ -160,29 +275,31 @@ class PartFolder:
             When the output cannot be written.
         """
         parts = [self.part(number) for number in range(chunks)]
-        # Written inside the folder: whatever happens, nothing half-done lies beside the output.
-        merged = self.path / self.target.name
-        try:
+        merged, mark = self._merged, self.path / _MERGED
+        with writing(self.target, _ADVICE):
+            mark.unlink(missing_ok=True)
+            merged.parent.mkdir(exist_ok=True)
             merge(parts, merged)
-            if self.target.exists() and (merged.is_dir() or self.target.is_dir()):
-                # A folder takes no other's place: the old one goes away with the parts.
-                os.replace(self.target, self.path / "replaced")
-            os.replace(merged, self.target)
-        except OSError as error:
-            raise OutputError(f"cannot write {self.target}: {error.strerror or error}") from error
+            if is_stream(self.target):
+                with atomic_file(self.target) as stream, merged.open("rb") as file:
+                    shutil.copyfileobj(file, stream)
+            else:
+                place = real_place(self.target)
+                mark.touch()
+                if place.exists() and (merged.is_dir() or place.is_dir()):
+                    # A folder takes no other's place: the old one goes away with the parts.
+                    os.replace(place, self.path / "replaced")
+                os.replace(merged, place)
         self.discard()
 
     def discard(self) -> None:
         """Remove the folder with all parts."""
         shutil.rmtree(self.path, ignore_errors=True)
 
+    def release(self) -> None:
+        """End the ownership."""
+        self._lock.release()
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+class _GoneError(Exception):
+    """The folder went away between two looks at it."""

@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from megabase.genome.alphabet import BASE_BITS, T
-from megabase.genome.files import atomic_file
+from megabase.genome.files import atomic_file, check_output
 from megabase.genome.interval import Interval, one_based
 from megabase.genome.store import GenomeStore
 from megabase.inference.embed_job import place_columns
@@ -290,7 +290,7 @@ class TrackJob:
             contigs = {contig.name: contig.length for contig in store.contigs}
         write_bigwig(target, contigs, _runs(parts))
         if self.calls is not None:
-            with atomic_file(Path(self.calls), self.overwrite, OutputError) as file:
+            with atomic_file(Path(self.calls), self.overwrite) as file:
                 self._write_calls(parts, file)
 
     def _write_calls(self, parts: list[Path], file: Any) -> None:
@@ -388,8 +388,8 @@ def predict_track(
     if calls is not None and not str(calls).lower().endswith(".bed"):
         raise OutputError(f"{calls}: called stretches are written as BED; name a file that ends so")
     overwrite = bool(running.get("overwrite", False))
-    if calls is not None and Path(calls).exists() and not overwrite:
-        raise OutputError(f"{calls} exists already; choose another name or use --overwrite")
+    if calls is not None:
+        check_output(Path(calls), overwrite)
     with genome_store(genome) as store:
         chosen = _regions(store, regions, strict)
     job = TrackJob(

@@ -65,19 +65,6 @@ class Provenance:
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Say in which fields another record (of :meth:`to_dict`) differs from this one."""
-        mine, theirs = _flat(json.loads(self.to_json())), _flat(other)
-        return [
-            f"{name}: {theirs.get(name)!r} then, {mine.get(name)!r} now"
-            for name in sorted({*mine, *theirs})
-            if mine.get(name) != theirs.get(name)
-        ]
+        from megabase.training.provenance import differences
 
-
-def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
+        return list(differences(other, json.loads(self.to_json())).values())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.errors import MegabaseError
+from megabase.genome.files import write_json
 from megabase.untrusted import build, parsing, read_json
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "Measure",
     "measure",
     "paired_saving",
-    "write_json",
 ]
 
 _RESAMPLES = 1_000
@@ -318,19 +316,6 @@ def paired_saving(
     difference = shortest - longer
     saved = float(difference.sum() / targets.sum())
     return saved, _standard_error(difference, targets, exponential=False)
-
-
-def write_json(path: str | Path, record: dict[str, Any]) -> None:
-    """Write JSON to a temporary file beside the target, then put it in place."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-        os.replace(temporary, target)
-    except OSError as error:
-        raise EvaluationError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _spell_out(value: Any) -> None:

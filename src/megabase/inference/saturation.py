@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from megabase.data.parquet import read_parquet
 from megabase.genome.alphabet import BASE_BITS, BASES, decode
+from megabase.genome.files import atomic_file
 from megabase.genome.interval import Interval, Strand, one_based
 from megabase.genome.store import GenomeStore
 from megabase.genome.vcf import VcfRecord
@@ -247,13 +248,9 @@ def save_tracks(found: Saturation, store: GenomeStore, paths: dict[str, Path]) -
     """
     contigs = {contig.name: contig.length for contig in store.contigs}
     for method, path in paths.items():
-        temporary = path.with_name(f".{path.name}.tmp.bw")
         run = Run(found.interval.contig, found.interval.start, found.importance(method))
-        try:
-            write_bigwig(temporary, contigs, [run])
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_file(path, overwrite=True, seeks=True) as file:
+            write_bigwig(Path(file.name), contigs, [run])
 
 
 def saturate(

@@ -8,9 +8,11 @@ over several GPUs, and under ``torchrun`` on machines that share a file system.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -19,8 +21,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from megabase.errors import MegabaseError
+from megabase.errors import MegabaseError, ResumableError
 from megabase.genome.errors import InputWarning
+from megabase.genome.files import is_stream, writing
 from megabase.inference.errors import InferenceError
 from megabase.inference.parts import PartFolder
 from megabase.inference.provenance import Provenance
@@ -121,7 +124,7 @@ def run_job(
     ------
     MegabaseError
         Whatever the job raises; a folder of parts begun by this call is removed then. After an
-        interrupt or a kill it stays, for `resume`.
+        interrupt, a kill, a lost worker or on a full disk it stays, for `resume`.
     """
     target = Path(target)
     if workers is not None and workers < 1:
@@ -135,10 +138,7 @@ def run_job(
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
         return _torchrun(job, target, rank, world, device, threads, resume, overwrite, progress)
-    folder = PartFolder.open(
-        target, job.provenance(), job.suffix, resume=resume, overwrite=overwrite
-    )
-    try:
+    with _begun(job, target, resume, overwrite) as folder:
         count = default_workers(device) if workers is None else workers
         if count > 1:  # loading a model in a process takes seconds: not for a handful of items
             count = max(1, min(count, len(list(itertools.islice(job.chunks(), count)))))
@@ -149,11 +149,32 @@ def run_job(
         if progress is not None:
             progress("writing", chunks, chunks)
         folder.finish(chunks, job.merge)
+    return target
+
+
+@contextlib.contextmanager
+def _begun(job: Job, target: Path, resume: bool, overwrite: bool) -> Iterator[PartFolder]:
+    """Own the folder of parts; decide what stays of it when the work does not end well."""
+    folder = PartFolder.open(
+        target, job.provenance(), job.suffix, resume=resume, overwrite=overwrite
+    )
+    lasts = not is_stream(target)
+    try:
+        yield folder
+    except KeyboardInterrupt as stop:
+        if lasts:
+            stop.add_note(f"the finished parts are in {folder.path}; go on with --resume")
+        raise
+    except ResumableError:
+        raise
     except MegabaseError:
         if folder.created:
             folder.discard()
         raise
-    return target
+    finally:
+        if not lasts:
+            folder.discard()
+        folder.release()
 
 
 def _work(
@@ -200,19 +221,41 @@ def _end_with_parent() -> None:
 
 
 def _child(
-    job: Job, target: Path, rank: int, world: int, device: str | None, thread_count: int
+    job: Job,
+    folder: tuple[Path, Path],
+    rank: int,
+    world: int,
+    device: str | None,
+    thread_count: int,
+    failed: Any,
 ) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    folder = PartFolder.join(target, job.suffix)
+    target, path = folder
     # The parent reads the same input and says it once.
     warnings.simplefilter("ignore", InputWarning)
     try:
-        _work(job, folder, rank, world, _worker_device(device, rank), thread_count)
+        joined = PartFolder.join(target, job.suffix, path)
+        _work(job, joined, rank, world, _worker_device(device, rank), thread_count)
     except MegabaseError as error:
-        (folder.path / f"error-{rank}").write_text(str(error))
+        # Not through a file: the disk may be what is full.
+        failed.put((isinstance(error, ResumableError), str(error)))
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Let processes begun in this block ignore Ctrl-C, which goes to all; their parent ends them.
+
+    Otherwise each would show where it was.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _spawn(
@@ -225,17 +268,20 @@ def _spawn(
 ) -> int:
     # Processes are started afresh: a fork of a process with threads or a GPU may hang.
     context = multiprocessing.get_context("spawn")
-    arguments = [(job, folder.target, rank, world, device, thread_count) for rank in range(world)]
+    failed = context.SimpleQueue()
+    places = folder.target, folder.path
+    arguments = [(job, places, rank, world, device, thread_count, failed) for rank in range(world)]
     children = [context.Process(target=_child, args=each, daemon=True) for each in arguments]
-    for child in children:
-        child.start()
     try:
+        with _deaf_to_interrupts():
+            for child in children:
+                child.start()
         sizes = [job.items(chunk) for chunk in job.chunks()]
         while True:
             alive = any(child.is_alive() for child in children)
             for rank, child in enumerate(children):
                 if child.exitcode not in (None, 0):
-                    raise _failure(folder, rank, child.exitcode)
+                    raise _failure(folder, rank, child.exitcode, failed)
             if progress is not None:
                 done = sum(sizes[number] for number in folder.finished())
                 progress("model", done, sum(sizes))
@@ -244,15 +290,16 @@ def _spawn(
             time.sleep(_POLL_SECONDS)
     finally:
         for child in children:
-            child.terminate()
-            child.join()
+            if child.pid is not None:
+                child.terminate()
+                child.join()
 
 
-def _failure(folder: PartFolder, rank: int, status: int | None) -> Exception:
-    note = folder.path / f"error-{rank}"
-    if note.is_file():
-        return InferenceError(note.read_text())
-    return RuntimeError(
+def _failure(folder: PartFolder, rank: int, status: int | None, failed: Any) -> MegabaseError:
+    if not failed.empty():
+        resumable, text = failed.get()
+        return ResumableError(text) if resumable else InferenceError(text)
+    return ResumableError(
         f"worker {rank} ended with status {status}; the finished parts are kept in {folder.path}, "
         "continue with --resume"
     )
@@ -273,17 +320,22 @@ def _torchrun(
     run_id = os.environ.get("TORCHELASTIC_RUN_ID", "") + os.environ.get("MASTER_PORT", "")
     started = f"started-{run_id}"
     local = _worker_device(device, int(os.environ.get("LOCAL_RANK", rank)))
-    if rank == 0:
-        folder = PartFolder.open(
-            target, job.provenance(), job.suffix, resume=resume, overwrite=overwrite
-        )
-        (folder.path / started).touch()
-    else:
+    if is_stream(target):
+        raise InferenceError(f"{target}: the processes of torchrun need a file to write to")
+
+    def share(folder: PartFolder) -> int:
+        return _work(job, folder, rank, world, local, thread_count, progress if not rank else None)
+
+    if rank > 0:
         folder = PartFolder.join(target, job.suffix)
         while not (folder.path / started).is_file():  # torchrun ends this rank when rank 0 fails
             time.sleep(_POLL_SECONDS)
-    chunks = _work(job, folder, rank, world, local, thread_count, progress if rank == 0 else None)
-    if rank == 0:
+        share(folder)
+        return target
+    with _begun(job, target, resume, overwrite) as folder:
+        with writing(target):
+            (folder.path / started).touch()
+        chunks = share(folder)
         while not all(folder.has(number) for number in range(chunks)):
             time.sleep(_POLL_SECONDS)
         folder.finish(chunks, job.merge)

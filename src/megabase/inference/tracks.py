@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megabase.errors import MissingDependencyError
+from megabase.genome.files import writing
 from megabase.inference.errors import OutputError
 
 __all__ = ["Call", "Run", "call_stretches", "require_bigwig", "runs_of", "write_bigwig"]
@@ -104,6 +105,8 @@ def write_bigwig(path: Path, contigs: Mapping[str, int], runs: Iterable[Run]) ->
     require_bigwig()
     import pybigtools
 
+    name = path.name.rpartition(".tmp.")[2]  # what it will be called
+
     def entries() -> Iterator[tuple[str, int, int, float]]:
         contig, reached, finished = "", 0, set[str]()
         for run in runs:
@@ -113,13 +116,13 @@ def write_bigwig(path: Path, contigs: Mapping[str, int], runs: Iterable[Run]) ->
             length = contigs.get(run.contig, 0)
             if run.contig in finished or run.start < reached:
                 raise OutputError(
-                    f"{path.name}: {run.contig}:{run.start + 1:,} comes after a later place; "
+                    f"{name}: {run.contig}:{run.start + 1:,} comes after a later place; "
                     "tracks are written in the order of the genome, without overlap"
                 )
             reached = run.start + len(run.values)
             if reached > length:
                 raise OutputError(
-                    f"{path.name}: {run.contig}:{run.start + 1:,}-{reached:,} reaches past the end "
+                    f"{name}: {run.contig}:{run.start + 1:,}-{reached:,} reaches past the end "
                     f"of the contig ({length:,})"
                 )
             for first, last, value in runs_of(run.values):
@@ -142,7 +145,7 @@ def write_bigwig(path: Path, contigs: Mapping[str, int], runs: Iterable[Run]) ->
     if failure:
         raise failure[0]
     if not used:
-        raise OutputError(f"{path.name}: there is no number to write")
+        raise OutputError(f"{name}: there is no number to write")
 
     def all_entries() -> Iterator[tuple[str, int, int, float]]:
         yield used[0]
@@ -151,7 +154,10 @@ def write_bigwig(path: Path, contigs: Mapping[str, int], runs: Iterable[Run]) ->
     try:
         pybigtools.open(str(path), "w").write(dict(contigs), all_entries())
     except (OSError, ValueError, RuntimeError) as error:
-        raise (failure[0] if failure else OutputError(f"cannot write {path}: {error}")) from error
+        if failure:
+            raise failure[0] from error
+        with writing(path):
+            raise
     if failure:
         raise failure[0]
 

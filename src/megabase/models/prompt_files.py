@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from megabase import __version__
+from megabase.genome.files import write_json, write_whole
 from megabase.models.auto import load_model
 from megabase.models.finite import require_finite_weights
 from megabase.models.prompt_spec import PromptError, PromptSpec
@@ -121,11 +120,8 @@ def save_prompt(
         "facts": dict(facts or {}),
     }
     tensors = {name: value.contiguous() for name, value in (state or prompted.state_dict()).items()}
-    temporary = [folder / f".{name}.tmp" for name in PROMPT_FILES]
-    temporary[0].write_text(json.dumps(record, indent=2) + "\n")
-    save_file(tensors, temporary[1])
-    for path, name in zip(temporary, PROMPT_FILES, strict=True):
-        os.replace(path, folder / name)
+    write_json(folder / PROMPT_FILES[0], record)
+    write_whole(folder / PROMPT_FILES[1], save(tensors))
 
 
 def prompt_bytes(folder: str | Path) -> int:

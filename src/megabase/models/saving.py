@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import uuid
@@ -10,17 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from megabase.errors import MegabaseError
+from megabase.errors import OutputError
+from megabase.genome.files import real_place, write_json, writing
 
-__all__ = ["OutputError", "check_output", "open_up", "save_model_folder"]
-
-
-class OutputError(MegabaseError):
-    """A model folder cannot be written."""
+__all__ = ["check_output", "open_up", "save_model_folder"]
 
 
 def save_model_folder(
@@ -58,28 +53,27 @@ def save_model_folder(
     """
     folder = Path(folder).expanduser()
     check_output(folder, overwrite)
+    place = real_place(folder)  # a link stays, and what it names is replaced
     token = uuid.uuid4().hex[:8]
-    partial = folder.parent / f".{folder.name}.partial-{token}"
-    replaced = folder.parent / f".{folder.name}.replaced-{token}"
+    partial = place.parent / f".{place.name}.partial-{token}"
+    replaced = place.parent / f".{place.name}.replaced-{token}"
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        partial.mkdir()
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        for name, record in (records or {}).items():
-            (partial / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        open_up(partial)
-        if folder.exists():
-            folder.rename(replaced)
-        partial.rename(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if replaced.exists() and not folder.exists():
-            replaced.rename(folder)
-        raise OutputError(f"{folder}: cannot be written ({error})") from error
+        with writing(folder):
+            partial.mkdir()
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            for name, record in (records or {}).items():
+                write_json(partial / name, record)
+            open_up(partial)
+            if place.exists():
+                place.rename(replaced)
+            partial.rename(place)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        if replaced.exists() and not place.exists():
+            replaced.rename(place)
         raise
     finally:
         if bars:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from megabase.genome.files import atomic_file
+from megabase.genome.files import write_whole
 from megabase.report import benchmark_plots as plots
 from megabase.report.drawing import require_matplotlib
 from megabase.report.page import document, figure, section, table, write_page
@@ -52,8 +52,7 @@ def write_benchmark_page(output: Path, describe: Describe | None = None) -> Path
     write_page(path, benchmark_page(output, describe), overwrite=True)
     series = _series(_lines(output))
     if series:
-        with atomic_file(output / "lengths.svg", overwrite=True, error=ReportError) as file:
-            file.write(plots.draw_lengths(series).encode())
+        write_whole(output / "lengths.svg", plots.draw_lengths(series))
     return path
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megabase.errors import MissingDependencyError
-from megabase.genome.files import atomic_file
+from megabase.genome.files import check_output, write_whole
 from megabase.report.run_record import ReportError
 from megabase.report.theme import LIGHT, Size, Theme, settings
 
@@ -60,15 +60,16 @@ def check_picture(path: Path, what: str, overwrite: bool) -> None:
     Raises
     ------
     ReportError
-        For another ending, or a file that exists.
+        For another ending.
+    OutputError
+        For a file that exists or cannot be written.
     MissingDependencyError
         When matplotlib is not installed.
     """
     require_matplotlib()
     if path.suffix.lower() not in SUFFIXES:
         raise ReportError(f"{path}: {what} is drawn as {', '.join(SUFFIXES)}")
-    if path.exists() and not overwrite:
-        raise ReportError(f"{path} exists; give another name, or --overwrite to replace it")
+    check_output(path, overwrite)
 
 
 def save_picture(figure: Figure, path: Path, overwrite: bool) -> None:
@@ -78,8 +79,7 @@ def save_picture(figure: Figure, path: Path, overwrite: bool) -> None:
     # SVG and PDF name the time of writing, which would make equal pictures differ.
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     figure.savefig(buffer, format=kind, facecolor=LIGHT.background, metadata=metadata)
-    with atomic_file(path, overwrite, ReportError) as file:
-        file.write(buffer.getvalue())
+    write_whole(path, buffer.getvalue(), overwrite)
 
 
 def position_ticks(axes: Axes, last: int, points: float) -> None:

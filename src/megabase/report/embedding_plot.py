@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.errors import MissingDependencyError
-from megabase.report.drawing import check_picture
+from megabase.report.drawing import check_picture, save_picture
 from megabase.report.run_record import ReportError
 from megabase.report.theme import LIGHT, WIDE, settings
 
@@ -192,7 +192,7 @@ def save_embedding_plot(
             spine.set_visible(False)
         if labels is not None:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-        figure.savefig(path, facecolor=LIGHT.background)
+        save_picture(figure, path, overwrite)
     if labels is None:
         return None
     return float(np.mean([labels[i] == labels[int(j)] for i, j in enumerate(near)]))

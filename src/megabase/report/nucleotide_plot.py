@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megabase.errors import MegabaseError
-from megabase.genome.files import atomic_file
+from megabase.genome.files import write_whole
 from megabase.genome.interval import Interval
 from megabase.report.drawing import require_matplotlib
 from megabase.report.theme import LIGHT, Size, Theme, settings
@@ -188,6 +188,5 @@ def save_nucleotide_plot(
     buffer = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else None
     figure.savefig(buffer, format=kind, dpi=144, facecolor=LIGHT.background, metadata=metadata)
-    with atomic_file(output, overwrite, PictureError) as file:
-        file.write(buffer.getvalue())
+    write_whole(output, buffer.getvalue(), overwrite)
     return output

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from megabase.genome.files import write_whole
 from megabase.report.run_record import ReportError
 from megabase.report.theme import DARK, LIGHT, NARROW, WIDE, Size, Theme
 
@@ -231,19 +231,10 @@ def write_page(path: Path, text: str, *, overwrite: bool) -> None:
 
     Raises
     ------
-    ReportError
+    OutputError
         When the file exists and `overwrite` is off, or cannot be written.
     """
-    if path.exists() and not overwrite:
-        raise ReportError(f"{path} exists; give another name, or --overwrite to replace it")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ReportError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, text, overwrite)
 
 
 def _uri(svg: str) -> str:

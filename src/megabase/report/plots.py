@@ -7,7 +7,6 @@ an extra (``plots``); it draws without a display and its global state is left al
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from megabase.genome.files import write_whole
 from megabase.report.drawing import (
     Label,
     add_axes,
@@ -124,9 +124,7 @@ def save_plots(evaluation: Record, folder: Path, stem: str = "evaluation") -> li
             path = folder / f"{stem}-{name}.svg"
             backed = rf'\1<rect width="100%" height="100%" fill="{LIGHT.background}"/>'
             text = re.sub(r"(<svg[^>]*>)", backed, draw(evaluation), count=1)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            temporary.write_text(text)
-            os.replace(temporary, path)
+            write_whole(path, text)
             written.append(path)
     return written
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megabase.errors import MegabaseError
-from megabase.genome.files import atomic_file
+from megabase.genome.files import write_whole
 from megabase.report.drawing import add_axes, as_svg
 from megabase.report.theme import LIGHT, WIDE, Size, Theme
 
@@ -92,5 +91,4 @@ def save_prompt_lengths(
         When matplotlib is not installed.
     """
     text = draw_prompt_lengths(series, metric, reference)
-    with atomic_file(path, overwrite=True, error=MegabaseError) as file:
-        file.write(text.encode())
+    write_whole(path, text)

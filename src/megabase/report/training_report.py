@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from megabase.genome.files import check_output
 from megabase.report.page import (
     document,
     figure,
@@ -29,7 +30,7 @@ from megabase.report.run_facts import (
     settings_section,
     short_number,
 )
-from megabase.report.run_record import ReportError, RunRecord, read_evaluation, read_run
+from megabase.report.run_record import RunRecord, read_evaluation, read_run
 
 __all__ = ["build_training_report", "write_training_report"]
 
@@ -71,8 +72,7 @@ def write_training_report(
     """
     require_matplotlib()
     target = Path(output) if output is not None else Path(run) / "report.html"
-    if target.exists() and not overwrite:
-        raise ReportError(f"{target} exists; give another name, or --overwrite to replace it")
+    check_output(target, overwrite)
     record = read_run(run)
     found = Path(evaluation) if evaluation is not None else record.folder / "evaluation.json"
     measured = read_evaluation(found) if evaluation is not None or found.is_file() else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,8 @@ import numpy.typing as npt
 from megabase.data.labelled import LabelledSequences
 from megabase.evaluate import metrics
 from megabase.evaluate.baselines import fit_kmers, fit_overlap, require_baseline
+from megabase.genome.files import atomic_file, without_nan, write_json
+from megabase.genome.ownership import LOCK_NAME, Lock
 from megabase.tasks.benchmark_config import BenchmarkConfig, ModelEntry
 from megabase.tasks.benchmark_leaks import RowsApart, checked_for_leaks, figures_apart
 from megabase.tasks.benchmark_models import (
@@ -35,12 +36,13 @@ from megabase.tasks.benchmark_models import (
     settings_by_task,
 )
 from megabase.tasks.digests import digest, hash_of
-from megabase.tasks.finetune import finetune, without_nan, write_arrays
+from megabase.tasks.finetune import finetune, write_arrays
 from megabase.tasks.protocol import Together, Unit, split_task, together_note, units
 from megabase.tasks.recipes import recipe_settings
 from megabase.tasks.suites import suite_module
 from megabase.tasks.suites.base import Task
-from megabase.training.provenance import environment, write_json
+from megabase.training.provenance import environment
+from megabase.training.run_folder import folder_taken, own_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,7 +119,18 @@ def run_benchmark(
         When a signal ended it early; the same call with ``resume`` goes on.
     """
     output = Path(config.output)
+    Lock(output / LOCK_NAME, output).refuse_used()
     _check_output(config, output)
+    with own_folder(output):
+        return _run_benchmark(config, output, console, done)
+
+
+def _run_benchmark(
+    config: BenchmarkConfig,
+    output: Path,
+    console: Console | None,
+    done: Callable[[], None] | None,
+) -> list[dict[str, Any]]:
     module = suite_module(config.suite)
     names = module.names(config)
     if config.task_settings or any(entry.task_settings for entry in config.entries):
@@ -158,7 +171,7 @@ def _check_output(config: BenchmarkConfig, output: Path) -> None:
 
     if output.exists() and not output.is_dir():
         raise RunFolderError(f"output {output} is a file; name a folder")
-    taken = output.is_dir() and any(output.iterdir())
+    taken = folder_taken(output)
     ours = (output / "benchmark.json").is_file()
     if taken and not (config.resume or config.overwrite):
         raise RunFolderError(
@@ -175,7 +188,7 @@ def _start(config: BenchmarkConfig, output: Path) -> None:
             shutil.rmtree(output / name, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
     values = {"format": _FORMAT, "config": asdict(config), "environment": environment()}
-    write_json(output / "benchmark.json", without_nan(json.loads(json.dumps(values, default=str))))
+    write_json(output / "benchmark.json", json.loads(json.dumps(values, default=str)))
 
 
 def _with_metric(task: Task, config: BenchmarkConfig) -> Task:
@@ -377,7 +390,7 @@ def _tune(
             result = _finetune(
                 replace(run, **given, seed=job.unit.seed, output=str(folder)), console
             )
-            write_json(file, without_nan({"chosen": chosen, **result}))
+            write_json(file, {"chosen": chosen, **result})
         found = json.loads(file.read_text())
         seconds += found["seconds"]
         value = found["valid"].get(found["monitor"])
@@ -410,9 +423,8 @@ def _write_splits(output: Path, job: _Job) -> dict[str, str]:
         }
         for number, column in enumerate(text.columns):
             columns[column] = [text.labels[row][number] for row in rows.rows.tolist()]
-        temporary = folder / f".{name}.{os.getpid()}.tmp"
-        pl.DataFrame(columns).write_parquet(temporary)
-        os.replace(temporary, path)
+        with atomic_file(path, overwrite=True) as file:
+            pl.DataFrame(columns).write_parquet(file)
     return paths
 
 

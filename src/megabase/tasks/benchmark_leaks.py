@@ -15,10 +15,10 @@ from megabase.data.genome_overlap import genome_overlap
 from megabase.data.labelled import Kind, LabelledSequences
 from megabase.data.leaks import describe_pair, leaking_rows, leaks, rows_in_others
 from megabase.evaluate import metrics
+from megabase.genome.files import write_json
 from megabase.tasks.benchmark_config import BenchmarkConfig
 from megabase.tasks.digests import digest, hash_of
 from megabase.tasks.suites.base import Task
-from megabase.training.provenance import write_json
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megabase.evaluate.bootstrap import interval
+from megabase.genome.files import atomic_file, write_whole
 from megabase.tasks.benchmark_leaks import describe_leaks
 from megabase.tasks.protocol import PROTOCOLS
 from megabase.tasks.seeds import spread
@@ -350,12 +351,9 @@ def write_tables(
     written: list[Path] = []
     for name, rows in (("results.parquet", tidy), ("summary.parquet", summary)):
         path = output / name
-        temporary = output / f".{name}.tmp"
-        pl.DataFrame(rows, infer_schema_length=None).write_parquet(temporary)
-        os.replace(temporary, path)
+        with atomic_file(path, overwrite=True) as file:
+            pl.DataFrame(rows, infer_schema_length=None).write_parquet(file)
         written.append(path)
     path = output / "results.md"
-    temporary = output / ".results.md.tmp"
-    temporary.write_text(markdown(found, records))
-    os.replace(temporary, path)
+    write_whole(path, markdown(found, records))
     return [*written, path]

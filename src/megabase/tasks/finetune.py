@@ -6,28 +6,26 @@ scored once, with that checkpoint, at the end.
 
 from __future__ import annotations
 
-import hashlib
-import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from megabase.data.leaks import overlap_hint
+from megabase.genome.files import atomic_file, write_json
 from megabase.layers.hints import slower_than_possible
 from megabase.tasks.classifier import Labels, save_classifier
+from megabase.tasks.digests import describe_data, start_of
 from megabase.tasks.finetune_config import FinetuneConfig, to_yaml
 from megabase.tasks.finetune_plan import Plan, plan_run
 from megabase.tasks.nucleotide_predictions import NucleotidePredictions
 from megabase.training.devices import build_fabric
 from megabase.training.engine import FitResult, fit
 from megabase.training.evaluation import EvalSet, evaluate
-from megabase.training.provenance import environment, write_json
-from megabase.training.run_folder import check_run, start_run
+from megabase.training.run_folder import check_run, started_run
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -38,10 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FinetuneResult",
-    "describe_data",
     "finetune",
     "measure_splits",
-    "without_nan",
     "write_arrays",
 ]
 
@@ -132,13 +128,13 @@ def finetune(
                 show.print(hint, markup=False, highlight=False, soft_wrap=True)
     if dry_run:
         return None
-    run = Path(config.output)
-    fabric.barrier()  # every process has checked the folder before the first one fills it
-    if fabric.global_rank == 0:
-        start_run(config, resolved)
-        write_json(run / "environment.json", environment())
-        write_json(run / "data.json", describe_data(plan.splits))
-    fabric.barrier()
+    with started_run(config, resolved, fabric, describe_data(plan.splits, start_of(config))) as run:
+        return _run(plan, run, fabric, show, started)
+
+
+def _run(
+    plan: Plan, run: Path, fabric: Fabric, show: Console | None, started: float
+) -> FinetuneResult:
     outcome = fit(
         plan.model,
         plan.objective,
@@ -157,17 +153,8 @@ def finetune(
     figures = _measure(plan, run, fabric) if measured else {}
     result = _result(plan, outcome, figures, time.perf_counter() - started)
     if fabric.global_rank == 0 and outcome.signal is None:
-        write_json(run / "result.json", without_nan(vars(result)))
+        write_json(run / "result.json", vars(result))
     return result
-
-
-def without_nan(values: Any) -> Any:
-    """Replace numbers that are not finite, which JSON does not know, by None, all the way down."""
-    if isinstance(values, Mapping):
-        return {key: without_nan(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [without_nan(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def _measure(plan: Plan, run: Path, fabric: Fabric) -> dict[str, dict[str, float]]:
@@ -221,10 +208,8 @@ def measure_splits(
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write named arrays, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with atomic_file(path, overwrite=True) as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
-    os.replace(temporary, path)
 
 
 def _result(
@@ -262,22 +247,3 @@ def _result(
         notes=plan.notes,
         signal=outcome.signal,
     )
-
-
-def describe_data(splits: Mapping[str, LabelledSequences]) -> dict[str, Any]:
-    """Give what identifies the data: where from, how many, and a checksum of rows and labels."""
-    described: dict[str, Any] = {"kind": splits["train"].kind}
-    described["classes"] = list(splits["train"].classes)
-    for name, split in splits.items():
-        digest = hashlib.sha256()
-        for array in (split.codes, split.offsets, np.ascontiguousarray(split.labels)):
-            digest.update(array.tobytes())
-        described[name] = {
-            "source": str(Path(split.text.source).absolute()),
-            "rows": len(split),
-            "bases": int(split.offsets[-1]),
-            "sha256": digest.hexdigest(),
-            "classes": split.class_counts(),
-            **({"unknown_labels": split.unknown} if split.unknown else {}),
-        }
-    return described

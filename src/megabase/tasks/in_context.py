@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import math
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megabase.tasks.finetune import describe_data, without_nan
+from megabase.genome.files import write_json, write_whole
+from megabase.tasks.digests import start_model
+from megabase.tasks.finetune import describe_data
 from megabase.tasks.in_context_config import InContextConfig, to_yaml
-from megabase.tasks.in_context_plan import InContextPlan, fixed_examples, plan_in_context
+from megabase.tasks.in_context_plan import (
+    InContextPlan,
+    fixed_examples,
+    plan_in_context,
+    read_splits,
+)
 from megabase.training.config import ConfigError
 from megabase.training.devices import build_fabric
 from megabase.training.engine import FitResult, fit
 from megabase.training.evaluation import evaluate
-from megabase.training.provenance import environment, write_json
-from megabase.training.run_folder import changed_settings, check_run, start_run
+from megabase.training.run_folder import check_run, finished_result, own_folder, started_run
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -108,13 +113,15 @@ def in_context(
         show.print(plan.text, markup=False, highlight=False, soft_wrap=True)
     if dry_run:
         return None
-    run = Path(config.output)
-    fabric.barrier()
-    if fabric.global_rank == 0:
-        start_run(config, resolved)
-        write_json(run / "environment.json", environment())
-        write_json(run / "data.json", describe_data(plan.splits))
-    fabric.barrier()
+    data = describe_data(plan.splits, start_model(config.model))
+    with started_run(config, resolved, fabric, data) as run:
+        return _run(plan, run, fabric, show, started)
+
+
+def _run(
+    plan: InContextPlan, run: Path, fabric: Fabric, show: Console | None, started: float
+) -> InContextResult:
+    config = plan.config
     outcome: FitResult | None = None
     if config.tune == "none":
         plan.model.to(fabric.device)
@@ -136,7 +143,7 @@ def in_context(
         figures = _measure(plan, run, fabric, outcome)
     result = _result(plan, outcome, figures, time.perf_counter() - started)
     if fabric.global_rank == 0 and result.signal is None:
-        write_json(run / "result.json", without_nan(vars(result)))
+        write_json(run / "result.json", vars(result))
     return result
 
 
@@ -257,6 +264,16 @@ def in_context_grid(
             one = replace(config, shots=number, samples=size, output=str(folder), resume=resume)
             check_run(one, to_yaml(one))
             runs.append(one)
+    with contextlib.nullcontext() if dry_run else own_folder(Path(config.output)):
+        return _run_all(config, runs, dry_run, console)
+
+
+def _run_all(
+    config: InContextConfig,
+    runs: Sequence[InContextConfig],
+    dry_run: bool,
+    console: Console | None,
+) -> list[InContextResult]:
     results: list[InContextResult] = []
     for one in runs:
         result = (_finished(one) if one.resume else None) or in_context(
@@ -269,24 +286,18 @@ def in_context_grid(
             return results
     if results:
         output = Path(config.output)
-        write_json(output / "result.json", without_nan({"runs": [vars(r) for r in results]}))
-        temporary = output / ".table.md.tmp"
-        temporary.write_text(in_context_table(results))
-        temporary.replace(output / "table.md")
+        write_json(output / "result.json", {"runs": [vars(r) for r in results]})
+        write_whole(output / "table.md", in_context_table(results))
     return results
 
 
 def _finished(config: InContextConfig) -> InContextResult | None:
-    folder = Path(config.output)
-    file = folder / "result.json"
-    if not file.is_file():
-        return None
-    if changed_settings((folder / "config.yaml").read_text(), to_yaml(config)):
-        return None
-    values = json.loads(file.read_text())
-    for split in ("valid", "test"):
-        values[split] = {k: math.nan if v is None else v for k, v in values[split].items()}
-    return InContextResult(**values)
+    found = finished_result(
+        Path(config.output),
+        to_yaml(config),
+        lambda: describe_data(read_splits(config)[0], start_model(config.model)),
+    )
+    return None if found is None else InContextResult(**found)
 
 
 def in_context_table(results: Sequence[InContextResult]) -> str:

@@ -92,7 +92,7 @@ def plan_in_context(config: InContextConfig, fabric: Fabric) -> InContextPlan:
     from megabase.models.families import family_of
     from megabase.models.prompt_spec import PROMPTED_FAMILIES, PromptError, label_letters
 
-    splits, notes = _splits(config)
+    splits, notes = read_splits(config)
     train = splits["train"]
     name = model_spec(config.model)
     family = family_of(load_config(name).model_type)
@@ -167,7 +167,7 @@ def plan_in_context(config: InContextConfig, fabric: Fabric) -> InContextPlan:
     return replace(plan, text=_describe(plan, length))
 
 
-def _splits(config: InContextConfig) -> tuple[dict[str, LabelledSequences], list[str]]:
+def read_splits(config: InContextConfig) -> tuple[dict[str, LabelledSequences], list[str]]:
     """Read the splits that the run needs; validation rows only where they choose a prompt."""
     paths: dict[str, Any] = {"train": config.train, "valid": config.valid, "test": config.test}
     inside = find_splits(config.train) if Path(config.train).is_dir() else {}

@@ -7,7 +7,6 @@ name: every path through the model sees the adapter.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megabase.errors import MissingDependencyError
+from megabase.tasks.digests import weights_checksum
 from megabase.tasks.finetune_config import LoraConfig
 from megabase.training.config import ConfigError
 from megabase.untrusted import build, parsing, read_json
@@ -236,15 +236,6 @@ def save_adapter(
         "lora": asdict(config),
     }
     (folder / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
-
-
-def weights_checksum(folder: Path) -> str:
-    """Give the sha256 of the weights of a model folder."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
 
 
 def load_adapter(folder: str | Path, start: str | None = None) -> Any:

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from megabase.data.base_labels import IGNORED
 from megabase.data.labelled import LabelledSequences
-from megabase.data.labelled_files import LabelledDataError
 from megabase.genome.files import atomic_file
 
 __all__ = ["NucleotidePredictions"]
@@ -76,5 +75,5 @@ class NucleotidePredictions:
                 **{f"p_{name}": table[:, i] for i, name in enumerate(windows.classes)},
             }
         )
-        with atomic_file(path, True, LabelledDataError) as file:
+        with atomic_file(path, overwrite=True) as file:
             frame.write_parquet(file)

@@ -19,6 +19,7 @@ from megabase.genome.store import GenomeStore
 from megabase.layers.hints import slower_than_possible
 from megabase.objectives.causal_lm import CausalLM
 from megabase.objectives.masked_lm import MaskedLM
+from megabase.tasks.digests import start_model
 from megabase.tasks.language_model import build_language_model, save_language_model
 from megabase.tasks.pretrain_config import DataConfig, ObjectiveConfig, PretrainConfig, to_yaml
 from megabase.tasks.pretrain_text import count_parameters, data_facts, plan_text
@@ -26,8 +27,7 @@ from megabase.training import memory
 from megabase.training.config import ConfigError
 from megabase.training.devices import build_fabric, planned_world
 from megabase.training.engine import EvalSet, FitResult, fit
-from megabase.training.provenance import record_environment, write_json
-from megabase.training.run_folder import check_run, start_run
+from megabase.training.run_folder import check_run, started_run
 from megabase.training.schedule import LengthSchedule
 
 if TYPE_CHECKING:
@@ -112,27 +112,22 @@ def pretrain(
         )
     if dry_run:
         return None
-    run = Path(config.output)
-    fabric.barrier()  # every process has checked the folder before the first one fills it
-    if fabric.global_rank == 0:
-        start_run(config, resolved)
-        record_environment(run / "environment.json", resumed=config.resume)
-        write_json(
-            run / "data.json", data_facts(config.data, plan.store, plan.split, plan.validation)
+    data = data_facts(config.data, plan.store, plan.split, plan.validation)
+    if config.model.init_from is not None:
+        data["start"] = start_model(config.model.init_from)
+    with started_run(config, resolved, fabric, data) as run:
+        return fit(
+            plan.model,
+            build_objective(config.objective),
+            plan.windows,
+            config,
+            run=run,
+            schedule=plan.schedule,
+            fabric=fabric,
+            save_model=model_writer(plan.model),
+            validation=plan.validation,
+            console=show,
         )
-    fabric.barrier()
-    return fit(
-        plan.model,
-        build_objective(config.objective),
-        plan.windows,
-        config,
-        run=run,
-        schedule=plan.schedule,
-        fabric=fabric,
-        save_model=model_writer(plan.model),
-        validation=plan.validation,
-        console=show,
-    )
 
 
 def plan_run(config: PretrainConfig, fabric: Fabric) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,7 @@ def data_facts(
             name: {
                 "bases": regions.total,
                 "number_of_regions": len(regions),
+                "sha256": _digest(regions),
                 "regions": _written_out(store, regions),
             }
             for name, regions in parts.items()
@@ -99,6 +101,13 @@ def data_facts(
             {"windows": validation.windows, "length": validation.length} if validation else None
         ),
     }
+
+
+def _digest(regions: Regions) -> str:
+    digest = hashlib.sha256()
+    for column in (regions.contig, regions.start, regions.end):
+        digest.update(column.astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def _written_out(store: GenomeStore, regions: Regions) -> list[str]:

@@ -6,9 +6,7 @@ once, with that prompt, at the end.
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,15 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megabase.data.leaks import overlap_hint
+from megabase.genome.files import write_json, write_whole
 from megabase.layers.hints import slower_than_possible
-from megabase.tasks.finetune import describe_data, measure_splits, without_nan
+from megabase.tasks.digests import start_of
+from megabase.tasks.finetune import describe_data, measure_splits
+from megabase.tasks.finetune_data import read_splits
 from megabase.tasks.prompt_config import PromptConfig, to_yaml
 from megabase.tasks.prompt_plan import PromptPlan, plan_prompt
 from megabase.training.config import ConfigError
 from megabase.training.devices import build_fabric
 from megabase.training.engine import FitResult, fit
-from megabase.training.provenance import environment, write_json
-from megabase.training.run_folder import changed_settings, check_run, start_run
+from megabase.training.run_folder import check_run, finished_result, own_folder, started_run
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -125,13 +125,13 @@ def learn_prompt(
                 show.print(hint, markup=False, highlight=False, soft_wrap=True)
     if dry_run:
         return None
-    run = Path(config.output)
-    fabric.barrier()  # every process has checked the folder before the first one fills it
-    if fabric.global_rank == 0:
-        start_run(config, resolved)
-        write_json(run / "environment.json", environment())
-        write_json(run / "data.json", describe_data(plan.splits))
-    fabric.barrier()
+    with started_run(config, resolved, fabric, describe_data(plan.splits, start_of(config))) as run:
+        return _run(plan, run, fabric, show, started)
+
+
+def _run(
+    plan: PromptPlan, run: Path, fabric: Fabric, show: Console | None, started: float
+) -> PromptResult:
     outcome = _train(plan, run, fabric, show)
     if outcome is not None and outcome.signal is not None:
         return _result(plan, outcome, {}, run, time.perf_counter() - started)
@@ -139,7 +139,7 @@ def learn_prompt(
     figures = _measure(plan, run, fabric)
     result = _result(plan, outcome, figures, run, time.perf_counter() - started)
     if fabric.global_rank == 0:
-        write_json(run / "result.json", without_nan(vars(result)))
+        write_json(run / "result.json", vars(result))
     return result
 
 
@@ -192,9 +192,7 @@ def _keep_best(plan: PromptPlan, run: Path, fabric: Fabric, outcome: FitResult |
             best = run / "best"
             source = best if "valid" in plan.evaluations and best.is_dir() else run / "last"
             for name in PROMPT_FILES:
-                temporary = target / f".{name}.tmp"
-                shutil.copyfile(source / name, temporary)
-                temporary.replace(target / name)
+                write_whole(target / name, (source / name).read_bytes())
     fabric.barrier()
 
 
@@ -294,6 +292,13 @@ def prompt_lengths(
         runs.append(one)
     if not runs:
         raise ConfigError("lengths is empty; give one or more whole numbers")
+    with contextlib.nullcontext() if dry_run else own_folder(Path(config.output)):
+        return _run_all(config, runs, dry_run, console)
+
+
+def _run_all(
+    config: PromptConfig, runs: Sequence[PromptConfig], dry_run: bool, console: Console | None
+) -> list[PromptResult]:
     results: list[PromptResult] = []
     for one in runs:
         finished = _finished(one) if one.resume else None
@@ -305,25 +310,18 @@ def prompt_lengths(
             return results
     if results:
         output = Path(config.output)
-        write_json(output / "result.json", without_nan({"runs": [vars(r) for r in results]}))
-        temporary = output / ".table.md.tmp"
-        temporary.write_text(prompt_table(results))
-        temporary.replace(output / "table.md")
+        write_json(output / "result.json", {"runs": [vars(r) for r in results]})
+        write_whole(output / "table.md", prompt_table(results))
     return results
 
 
 def _finished(config: PromptConfig) -> PromptResult | None:
-    """Give the result of a run that is complete and was made with these settings."""
-    folder = Path(config.output)
-    file = folder / "result.json"
-    if not file.is_file():
-        return None
-    if changed_settings((folder / "config.yaml").read_text(), to_yaml(config)):
-        return None
-    values = json.loads(file.read_text())
-    for split in ("valid", "test"):
-        values[split] = {k: math.nan if v is None else v for k, v in values[split].items()}
-    return PromptResult(**values)
+    found = finished_result(
+        Path(config.output),
+        to_yaml(config),
+        lambda: describe_data(read_splits(config), start_of(config)),
+    )
+    return None if found is None else PromptResult(**found)
 
 
 def prompt_table(results: Sequence[PromptResult]) -> str:

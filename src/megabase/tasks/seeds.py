@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megabase.tasks.finetune import FinetuneResult, finetune, without_nan
+from megabase.genome.files import write_json
+from megabase.tasks.digests import describe_data, start_of
+from megabase.tasks.finetune import FinetuneResult, finetune
 from megabase.tasks.finetune_config import FinetuneConfig, to_yaml
-from megabase.training.provenance import write_json
-from megabase.training.run_folder import changed_settings
+from megabase.tasks.finetune_data import read_splits
+from megabase.training.run_folder import finished_result, own_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,6 +60,13 @@ def finetune_seeds(
         In the order of the seeds; shorter when a signal stopped one (the last). Mean and standard
         deviation of every figure are written to ``OUTPUT/result.json``.
     """
+    with contextlib.nullcontext() if dry_run else own_folder(Path(config.output)):
+        return _run_all(config, seeds, dry_run, console)
+
+
+def _run_all(
+    config: FinetuneConfig, seeds: Sequence[int], dry_run: bool, console: Console | None
+) -> list[FinetuneResult]:
     results: list[FinetuneResult] = []
     for seed in dict.fromkeys(seeds):
         folder = Path(config.output) / f"seed-{seed}"
@@ -71,21 +80,15 @@ def finetune_seeds(
         if result.signal is not None:
             return results
     if results:
-        write_json(Path(config.output) / "result.json", without_nan(_summary(results, seeds)))
+        write_json(Path(config.output) / "result.json", _summary(results, seeds))
     return results
 
 
 def _finished(config: FinetuneConfig, folder: Path) -> FinetuneResult | None:
-    """Give the result of a run that is complete and was made with these settings."""
-    file = folder / "result.json"
-    if not file.is_file():
-        return None
-    if changed_settings((folder / "config.yaml").read_text(), to_yaml(config)):
-        return None
-    values = json.loads(file.read_text())
-    for split in ("valid", "test"):
-        values[split] = {k: math.nan if v is None else v for k, v in values[split].items()}
-    return FinetuneResult(**values)
+    found = finished_result(
+        folder, to_yaml(config), lambda: describe_data(read_splits(config), start_of(config))
+    )
+    return None if found is None else FinetuneResult(**found)
 
 
 def _summary(results: Sequence[FinetuneResult], seeds: Sequence[int]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from megabase.errors import MegabaseError
+from megabase.genome.files import new_name, write_whole
 from megabase.untrusted import build, parsing, read_json, read_text, shown
 
 __all__ = [
@@ -303,7 +304,7 @@ def clean_partial(run: Path) -> None:
         for path in folder.iterdir():
             if path.name.startswith(_PARTIAL):
                 shutil.rmtree(path, ignore_errors=True)
-    for path in run.glob(".*.tmp"):
+    for path in run.glob(".*.tmp.*"):
         path.unlink(missing_ok=True)
 
 
@@ -320,15 +321,12 @@ def truncate_metrics(path: Path, step: int) -> None:
         except (ValueError, AttributeError, TypeError, RecursionError):
             break  # the line a killed process was writing
         kept.append(line + "\n")
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    write_whole(path, "".join(kept))
 
 
 def _point(run: Path, name: str, target: Path) -> None:
     """Point the symbolic link ``run/name`` at a checkpoint, in one step."""
-    temporary = run / f".{name}.tmp"
-    temporary.unlink(missing_ok=True)
+    temporary = new_name(run / name)
     temporary.symlink_to(target.relative_to(run), target_is_directory=True)
     os.replace(temporary, run / name)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,10 +16,13 @@ from typing import Any
 import torch
 
 from megabase import __version__
+from megabase.genome.files import write_json
 
-__all__ = ["environment", "record_environment", "write_json"]
+__all__ = ["differences", "environment", "record_environment"]
 
 _PACKAGES = ("torch", "lightning-fabric", "transformers", "numpy", "safetensors", "polars", "pysam")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LONGEST = 80  # of a value in a message
 
 
 def environment() -> dict[str, Any]:
@@ -96,8 +100,34 @@ def _git(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, path)
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Compare two records of settings, inputs or digests.
+
+    Returns
+    -------
+    dict
+        Dotted name of each value that differs -> "name: old then, new now", digests shortened.
+    """
+    old, new = _flat(before), _flat(now)
+    return {
+        name: f"{name}: {_short(old.get(name))} then, {_short(new.get(name))} now"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    }
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    if isinstance(value, str) and _SHA256.fullmatch(value):
+        return f"sha256 {value[:12]}"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -6,16 +6,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import os
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from megabase.errors import MegabaseError
+from megabase.genome.files import write_json, write_whole, writing
+from megabase.genome.ownership import LOCK_NAME, Lock
 from megabase.training.config import ConfigError, TrainConfig
+from megabase.training.provenance import differences, record_environment
+from megabase.untrusted import read_json
 
-__all__ = ["RunFolderError", "changed_settings", "check_run", "start_run"]
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = [
+    "RunFolderError",
+    "changed_settings",
+    "check_run",
+    "finished_result",
+    "folder_taken",
+    "own_folder",
+    "refuse_changed",
+    "start_run",
+    "started_run",
+]
 
 _FILES = (
     "config.yaml", "environment.json", "data.json", "metrics.jsonl", "result.json", "outputs.npz",
@@ -23,6 +45,9 @@ _FILES = (
     "report.html",
 )  # fmt: skip
 _FOLDERS = ("checkpoints", "prompt")
+
+# Of the launchers that start a process for each device; the first one has 0 in all of them.
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 # Free to change on resume: they alter neither the data nor the arithmetic of a step.
 _FREE = {
@@ -57,11 +82,19 @@ def check_run(config: TrainConfig, resolved: str) -> list[str]:
     RunFolderError
         When the folder is taken, when there is nothing to resume, or when the run was made with
         settings that cannot change half-way.
+    InUseError
+        When a run that is alive writes it.
     """
+    run = Path(config.output)
+    Lock(run / LOCK_NAME, run).refuse_used()
+    return _check(config, resolved)
+
+
+def _check(config: TrainConfig, resolved: str) -> list[str]:
     run = Path(config.output)
     if run.exists() and not run.is_dir():
         raise RunFolderError(f"output {run} is a file; name a folder")
-    taken = run.is_dir() and any(run.iterdir())
+    taken = folder_taken(run)
     if config.resume:
         return _check_resume(run, resolved)
     if not taken:
@@ -74,7 +107,7 @@ def check_run(config: TrainConfig, resolved: str) -> list[str]:
     strangers = sorted(
         path.name
         for path in run.iterdir()
-        if path.name not in (*_FILES, *_FOLDERS) and not path.name.endswith(".tmp")
+        if path.name not in (*_FILES, *_FOLDERS) and not path.name.startswith(".")
     )
     if "config.yaml" not in os.listdir(run) or strangers:
         what = f"it holds {', '.join(strangers[:3])}" if strangers else "it has no config.yaml"
@@ -82,6 +115,11 @@ def check_run(config: TrainConfig, resolved: str) -> list[str]:
             f"output folder {run} is not only a run ({what}), so --overwrite does not delete it"
         )
     return []
+
+
+def folder_taken(run: Path) -> bool:
+    """Whether an output folder holds anything but a lock."""
+    return run.is_dir() and any(path.name != LOCK_NAME for path in run.iterdir())
 
 
 def _check_resume(run: Path, resolved: str) -> list[str]:
@@ -104,39 +142,166 @@ def changed_settings(before: str, after: str) -> dict[str, str]:
     Returns
     -------
     dict
-        Dotted name of the setting -> "name old -> new".
+        As :func:`megabase.training.provenance.differences`.
     """
-    old, new = _flat(yaml.safe_load(before) or {}), _flat(yaml.safe_load(after) or {})
-    return {
-        name: f"{name} {old.get(name)!r} -> {new.get(name)!r}"
-        for name in sorted({*old, *new})
-        if name.split(".")[0] not in _FREE and old.get(name) != new.get(name)
-    }
+    found = differences(yaml.safe_load(before) or {}, yaml.safe_load(after) or {})
+    return {name: text for name, text in found.items() if name.split(".")[0] not in _FREE}
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
+def start_run(config: TrainConfig, resolved: str, data: Mapping[str, Any] | None = None) -> Path:
+    """Make the folder ready: cleared if asked, with its records in it. First process only.
 
-
-def start_run(config: TrainConfig, resolved: str) -> Path:
-    """Make the folder ready: cleared if asked, with ``config.yaml`` in it. First process only."""
+    Raises
+    ------
+    RunFolderError
+        When `data` differs from what the run that is resumed was trained on.
+    OutputError
+        When the folder cannot be written.
+    """
     run = Path(config.output)
-    if config.overwrite and not config.resume and run.is_dir():
-        for name in (*_FOLDERS, *_FILES):
-            path = run / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    run.mkdir(parents=True, exist_ok=True)
-    if not config.resume:
-        temporary = run / ".config.yaml.tmp"
-        temporary.write_text(resolved)
-        os.replace(temporary, run / "config.yaml")
+    if config.resume:
+        refuse_changed(run, data or {})
+    with writing(run):
+        if config.overwrite and not config.resume and run.is_dir():
+            for name in (*_FOLDERS, *_FILES):
+                path = run / name
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        run.mkdir(parents=True, exist_ok=True)
+        if not config.resume:
+            write_whole(run / "config.yaml", resolved)
+        if data is not None:
+            record_environment(run / "environment.json", resumed=config.resume)
+            write_json(run / "data.json", data)
     return run
+
+
+def refuse_changed(run: Path, data: Mapping[str, Any], name: str = "data.json") -> None:
+    """Refuse to go on with other inputs: compare all digests that a run recorded.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    data
+        What the run would record now; the values named ``sha256`` are compared.
+    name
+        File of the record.
+
+    Raises
+    ------
+    RunFolderError
+        Naming every input that differs, with both digests.
+    """
+    if not (run / name).is_file():
+        return
+    before = read_json(run / name, RunFolderError)
+    found = differences(before, json.loads(json.dumps(data, default=str)))
+    changed = [
+        text
+        for key, text in found.items()
+        if key.rpartition(".")[2] == "sha256" and "None" not in text.split()
+    ]
+    if changed:
+        raise RunFolderError(
+            f"the run in {run} was made from other inputs ({'; '.join(changed)}); give it the same "
+            "ones again, or start anew in another folder or with --overwrite"
+        )
+
+
+def finished_result(
+    run: Path, resolved: str, data: Callable[[], Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """Give ``result.json`` of a run that is complete and was made with these settings.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    resolved
+        Settings as they would be saved.
+    data
+        Gives what the run would record of its inputs now.
+
+    Raises
+    ------
+    RunFolderError
+        When the inputs are others now.
+    """
+    file = run / "result.json"
+    if not file.is_file() or changed_settings((run / "config.yaml").read_text(), resolved):
+        return None
+    refuse_changed(run, data())
+    values = read_json(file, RunFolderError)
+    for split in ("valid", "test"):
+        values[split] = {k: math.nan if v is None else v for k, v in values[split].items()}
+    return values
+
+
+@contextlib.contextmanager
+def own_folder(run: Path) -> Iterator[None]:
+    """Be the one job that writes a folder; the processes of a job share it, the first holds it.
+
+    Raises
+    ------
+    InUseError
+        When another job does.
+    """
+    if any(int(os.environ.get(name) or 0) for name in _RANKS):
+        yield
+        return
+    made = not run.exists()
+    with writing(run):
+        run.mkdir(parents=True, exist_ok=True)
+    lock = Lock(run / LOCK_NAME, run)
+    lock.acquire()
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not getattr(stop, "__notes__", None):  # a run in a folder of runs has said so
+            stop.add_note(f"go on with --resume (what is finished is in {run})")
+        raise
+    finally:
+        lock.release()
+        if made:
+            with contextlib.suppress(OSError):
+                run.rmdir()  # only when nothing came of it
+
+
+@contextlib.contextmanager
+def started_run(
+    config: TrainConfig, resolved: str, fabric: Fabric, data: Mapping[str, Any]
+) -> Iterator[Path]:
+    """Own the folder of a run, with its settings, environment and inputs recorded. A collective.
+
+    Parameters
+    ----------
+    config, resolved
+        As for :func:`check_run`.
+    fabric
+        Launched Lightning Fabric.
+    data
+        What the run is made from; on resume compared with the record.
+
+    Raises
+    ------
+    RunFolderError, OutputError
+        In all processes, when the folder is taken or in use, or cannot be written, or the inputs
+        are others than before.
+    """
+    run = Path(config.output)
+    fabric.barrier()  # every process has checked the folder before the first one fills it
+    failure: MegabaseError | None = None
+    with contextlib.ExitStack() as stack:
+        if fabric.global_rank == 0:
+            try:
+                stack.enter_context(own_folder(run))
+                _check(config, resolved)  # another job may have come and gone since
+                start_run(config, resolved, data)
+            except MegabaseError as error:
+                failure = error
+        if fabric.broadcast(failure is not None):
+            raise failure or RunFolderError(f"the first process cannot begin the run in {run}")
+        yield run

@@ -6,13 +6,13 @@ A, T, C, G, the last base running fastest; published as ``vocab.txt``.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from megabase.genome.files import write_whole
 from megabase.models.kmer import (
     KmerError,
     all_kmers,
@@ -284,7 +284,5 @@ class DNABERTTokenizer(BaseKmerTokenizer):
 
 
 def _write_lines(path: Path, lines: list[str]) -> str:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, "\n".join(lines) + "\n")
     return str(path)

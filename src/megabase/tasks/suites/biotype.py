@@ -25,14 +25,13 @@ from megabase.data.labelled_files import LabelledText, read_text
 from megabase.errors import MissingDependencyError
 from megabase.evaluate import metrics
 from megabase.evaluate.baselines import kmer_counts
-from megabase.genome.files import numbered_lines
+from megabase.genome.files import numbered_lines, without_nan, write_json
 from megabase.tasks.benchmark_config import BenchmarkConfig, BiotypeConfig, ModelEntry
 from megabase.tasks.benchmark_models import kmer_words, resolve_entry
 from megabase.tasks.digests import digest, hash_of
-from megabase.tasks.finetune import without_nan, write_arrays
+from megabase.tasks.finetune import write_arrays
 from megabase.tasks.protocol import Together, together_note
 from megabase.tasks.suites.base import SuiteError, choose_tasks, figures, need_folder
-from megabase.training.provenance import write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
