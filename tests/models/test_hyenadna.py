@@ -281,3 +281,17 @@ def test_hidden_states_are_the_running_sum() -> None:
         x = x + layer.mixer(layer.norm1(x))
         x = x + layer.mlp(layer.norm2(x))
     torch.testing.assert_close(model.backbone.ln_f(x), states[-1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tables_keep_their_digits_in_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = HyenaDNAForCausalLM(_config()).eval()
+    model.save_pretrained(tmp_path)
+    half = HyenaDNAForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval()
+    for parameter in model.parameters():  # only weights are rounded
+        parameter.data = parameter.data.to(dtype).to(torch.float32)
+    for one, other in zip(model.hyena.backbone.layers, half.hyena.backbone.layers, strict=True):
+        assert other.mixer.in_proj.weight.dtype == dtype
+        (want, _), (found, _) = one.mixer.filter_fn(66), other.mixer.filter_fn(66)
+        assert torch.equal(found, want)

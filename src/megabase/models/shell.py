@@ -42,6 +42,8 @@ class ShellPreTrainedModel(PreTrainedModel):
     supports_checkpointing_stretch = True
     _no_split_modules = ["Block"]  # noqa: RUF012 (the library's own form)
     _supports_sdpa = True
+    # Tables of the filters. In bfloat16 most lags would share their times with others.
+    _keep_in_fp32_modules_strict = ["pos_emb", "modulation"]  # noqa: RUF012
     # The library reads the keys when it saves, to know which copies of a tensor may be left out;
     # get_expanded_tied_weights_keys below gives the full names.
     _tied_weights_keys = {  # noqa: RUF012

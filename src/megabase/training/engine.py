@@ -3,11 +3,14 @@
 One optimizer step reads the windows ``first_index .. first_index + global_batch`` of its stage.
 Each of the W processes takes an equal share in order, in micro-batches, so which windows a step
 sees depends on neither. The gradient is that of the sum of the losses over all processes and
-micro-batches, divided by the global sum of the target weights (the number of valid tokens): 1 x 8
-and 8 x 1 sequences, or 1 and 2 processes, take the same step.
+micro-batches, divided by the global sum of the target weights (the number of valid tokens):
+without dropout 1 x 8 and 8 x 1 sequences, or 1 and 2 processes, take the same step up to rounding.
+Dropout masks are drawn anew for each process and micro-batch, so with dropout these are different
+draws of one step.
 
-Data order, sequence length, learning rate and dropout masks are pure functions of the step. The
-only state is weights, optimizer state and a few counters, so a resumed run is the same run.
+Data order, sequence length and learning rate are pure functions of the step, dropout masks of the
+step and the process. The only state is weights, optimizer state and a few counters, so a run
+resumed by as many processes is the same run.
 """
 
 from __future__ import annotations
