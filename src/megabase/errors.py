@@ -5,7 +5,17 @@ expected, what was found, where (file, line, contig, position), and what to do. 
 prints such an error as one line and exits with status 2.
 """
 
-__all__ = ["InUseError", "MegabaseError", "MissingDependencyError", "OutputError", "ResumableError"]
+import sys
+import warnings
+
+__all__ = [
+    "InUseError",
+    "MegabaseError",
+    "MissingDependencyError",
+    "OutputError",
+    "ResumableError",
+    "warn",
+]
 
 
 class MegabaseError(ValueError):
@@ -44,3 +54,19 @@ class MissingDependencyError(MegabaseError):
             f"{purpose} needs the package {package!r}, which is not installed; "
             f"install it with: pip install 'megabase[{extra}]'"
         )
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line outside megabase that led here, so that Python shows the user's own line.
+
+    Parameters
+    ----------
+    message
+        What is taken to be so, in full: the command line shows nothing else.
+    category
+        A class of warnings of ours.
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("megabase"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

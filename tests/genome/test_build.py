@@ -222,7 +222,7 @@ def test_missing_source_folder_source_and_no_source(tmp_path: Path) -> None:
 def test_an_existing_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
     path = write(tmp_path / "x.fa", ">a\nACGT\n")
     target = write(tmp_path / "g.mb", "precious")
-    with pytest.raises(OutputError, match=r"g\.mb exists already.*--overwrite"):
+    with pytest.raises(OutputError, match=r"g\.mb exists already.*overwrite=True"):
         GenomeStore.build(path, target)
     assert target.read_text() == "precious"
     bad = write(tmp_path / "bad.fa", ">a\nAC*T\n")

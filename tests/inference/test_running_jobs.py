@@ -66,7 +66,7 @@ def test_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, name: str) ->
     with pytest.raises(KeyboardInterrupt):
         run_job(Squares(fail_at=6), target, workers=1)
     assert not target.exists()
-    with pytest.raises(OutputError, match=r"holds 2 finished parts .* --resume"):
+    with pytest.raises(OutputError, match=r"holds 2 finished parts .* resume=True"):
         run_job(Squares(), target, workers=1)
     with pytest.raises(
         OutputError, match=r"other options or inputs \(options.power: 2 then, 3 now\)"

@@ -224,7 +224,7 @@ def test_output_folders_are_whole_or_absent(
     source = NAMING / "weights.safetensors"
     out = tmp_path / "out"
     convert_checkpoint(source, out)
-    with pytest.raises(OutputError, match="--overwrite"):
+    with pytest.raises(OutputError, match="overwrite=True"):
         convert_checkpoint(source, out)
     convert_checkpoint(source, out, overwrite=True, window_shift=0.0)
     assert load_model(out).config.window_shift == 0.0

@@ -97,7 +97,7 @@ def test_one_table_and_the_same_again_after_a_kill(
         run_benchmark(second)
     assert len(read_records(tmp_path / "second")) == 1
     monkeypatch.setattr(engine, "evaluate", real)
-    with pytest.raises(MegabaseError, match="--resume"):
+    with pytest.raises(MegabaseError, match="resume=True"):
         run_benchmark(second)
     run_benchmark(replace(second, resume=True))
     again = table(tmp_path / "second", ["tiny", "kmer:3"])

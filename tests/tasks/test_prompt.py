@@ -135,7 +135,7 @@ def test_other_labels(tmp_path: Path, model: str, labels: Any, kind: str, metric
     assert result is not None
     assert result.kind == kind
     assert result.test[metric] > 0.85
-    with pytest.raises(ConfigError, match=r"take --prompt\.answer head"):
+    with pytest.raises(ConfigError, match=r"take prompt\.answer='head'"):
         learn_prompt(
             settings(tmp_path, model, labels, table=table, output=str(tmp_path / "2")), dry_run=True
         )

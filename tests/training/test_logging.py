@@ -51,7 +51,7 @@ def test_what_is_shown(terminal: bool) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
 def test_a_full_disk_is_named() -> None:
     with (
-        pytest.raises(RunLogError, match=r"/dev/full: No space left.*--resume"),
+        pytest.raises(RunLogError, match=r"/dev/full: No space left.*resume=True"),
         RunLog(Path("/dev/full"), 10, 0, None) as log,
     ):
         log.write("train", 1, loss=1.0)

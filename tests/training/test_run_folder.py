@@ -24,7 +24,9 @@ def test_a_new_folder_is_made(tmp_path: Path) -> None:
 
 def test_a_taken_folder_is_refused(tmp_path: Path) -> None:
     start_run(config(tmp_path), "x: 1\n")
-    with pytest.raises(RunFolderError, match=r"exists and is not empty.*--resume.*--overwrite"):
+    with pytest.raises(
+        RunFolderError, match=r"exists and is not empty.*resume=True.*overwrite=True"
+    ):
         check_run(config(tmp_path), "x: 1\n")
 
 

@@ -33,7 +33,9 @@ EXAMPLES = (
 
 def add_source_options(parser: ArgumentParser) -> None:
     """Add the input of the verbs that read sequences."""
-    parser.add_argument("input", type=str, help="FASTA, a table, BED or VCF, plain or gzip")
+    parser.add_argument(
+        "input", metavar="FILE", type=str, help="FASTA, a table, BED or VCF, plain or gzip"
+    )
     parser.add_argument("--genome", type=str, default=None, help="store or FASTA, for BED and VCF")
     add_kind_options(parser)
     parser.add_argument(

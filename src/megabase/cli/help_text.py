@@ -33,6 +33,9 @@ class HelpFormatter(DefaultHelpFormatter):
             return own + ("" if added == " ()" else added)
         return text
 
+    def _get_default_metavar_for_positional(self, action: argparse.Action) -> str:
+        return action.dest.upper()
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if text.startswith(_EXAMPLES):
             return text

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from jsonargparse import ArgumentParser, Namespace
 
     from megabase.inference.input_stream import SequenceInput
@@ -17,6 +19,7 @@ __all__ = [
     "add_model_option",
     "add_run_options",
     "add_strict_option",
+    "check_output",
     "progress_bar",
     "refuse_unused",
     "run_options",
@@ -61,6 +64,15 @@ def run_options(args: Namespace) -> dict[str, Any]:
         "resume": args.resume,
         "overwrite": args.overwrite,
     }
+
+
+def check_output(target: Path, args: Namespace) -> None:
+    """Refuse a device that is not there, then an output that cannot be written."""
+    from megabase.inference.model import choose_device
+    from megabase.inference.parts import refuse_existing
+
+    choose_device(args.device)
+    refuse_existing(target, args.overwrite)
 
 
 def refuse_unused(given: Mapping[str, bool], why: str) -> None:

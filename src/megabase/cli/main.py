@@ -10,12 +10,14 @@ import errno
 import importlib
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 from megabase import __version__
+from megabase.cli.streams import discard_output, open_streams, output_fails, say
 from megabase.errors import MegabaseError
 from megabase.training.signals import Terminated, terminable
 
@@ -44,17 +46,18 @@ VERBS: dict[str, tuple[str, str]] = {
 
 
 _SHOWN_WARNINGS: set[str] = set()
+_DEBUG = "MEGABASE_DEBUG=1 shows where"
 
 
 def _usage() -> str:
     width = max(len(name) for name in VERBS)
     rows = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in VERBS.items())
     return (
-        "usage: megabase [-h] [--version] VERB ...\n\n"
+        "usage: megabase [-h] [-V | --version] VERB ...\n\n"
         "Long-range DNA language models at single-nucleotide resolution.\n\n"
         f"verbs:\n{rows}\n\n"
         "`megabase VERB --help` describes a verb. A bad input ends with one line on standard\n"
-        "error and exit status 2."
+        "error and exit status 2; MEGABASE_DEBUG=1 shows where it was raised."
     )
 
 
@@ -67,7 +70,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     if str(message) in _SHOWN_WARNINGS:
         return
     _SHOWN_WARNINGS.add(str(message))
-    print(f"megabase: warning: {message}", file=sys.stderr)
+    say(f"megabase: warning: {message}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,14 +84,69 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0 on success, 2 for input the user has to mend, 130 after an interrupt,
-        143 after SIGTERM.
+        Exit status: 0 on success, 2 for input the user has to change and for a machine that gives
+        out, 130 after an interrupt, 143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if not open_streams():
+        say("megabase: error: standard output is closed; send it to a file or to /dev/null")
+        return 2
+    program = f"megabase {arguments[0]}" if arguments and arguments[0] in VERBS else "megabase"
+    try:
+        try:
+            return _dispatch(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough
+        discard_output()
+        return 0
+    except (MegabaseError, OSError, MemoryError, RecursionError, RuntimeError) as error:
+        text = _reason(error)
+        if text is None:
+            raise
+        if os.environ.get("MEGABASE_DEBUG"):
+            say(traceback.format_exc().rstrip())
+        say(f"{program}: error: {text}")
+        return 2
+    except KeyboardInterrupt as stop:
+        what, status = (
+            ("stopped by SIGTERM", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+        )
+        say(f"{program}: {'; '.join((what, *getattr(stop, '__notes__', ())))}")
+        return status
+
+
+def _reason(error: Exception) -> str | None:
+    """Say in one line what the user or the machine has to change; None for an error of ours."""
+    if isinstance(error, MegabaseError):
+        return str(error)
+    if isinstance(error, OSError):
+        if error.filename is not None and error.strerror is not None:
+            # A file or folder that cannot be opened, wherever: the name and the system's reason.
+            name = os.fsdecode(error.filename)
+            full = error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+            return f"cannot {'write' if full else 'open'} {name}: {error.strerror}"
+        if output_fails():
+            discard_output()
+            return f"cannot write to standard output: {error.strerror or error}"
+        return f"{error.strerror or error} ({_DEBUG})"
+    if isinstance(error, RecursionError):
+        return f"the input is nested too deeply ({_DEBUG})"
+    # torch says so in a RuntimeError: of a class of its own on a GPU, by its text on the CPU.
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    ):
+        return f"out of memory; take smaller batches or windows, or fewer processes ({_DEBUG})"
+    return None
+
+
+def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
-        return 0 if arguments else 2
-    if arguments[0] == "--version":
+        return 0
+    if arguments[0] in ("-V", "--version"):
         print(f"megabase {__version__}")
         return 0
     verb = arguments[0]
@@ -97,11 +155,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        print(f"megabase: error: there is no verb {verb!r}{hint} (megabase --help lists them)",
-              file=sys.stderr)  # fmt: skip
-        return 2
+        raise MegabaseError(f"there is no verb {verb!r}{hint} (megabase --help lists them)")
     from jsonargparse import ArgumentParser, set_parsing_settings
 
+    from megabase.cli.config_errors import as_typed, explain_errors
     from megabase.cli.help_text import HelpFormatter, examples_text
 
     # The attribute docstrings of the configuration dataclasses are the help texts.
@@ -116,30 +173,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
+    module.add_arguments(parser)
+    explain_errors(parser)
     try:
-        module.add_arguments(parser)
         with terminable():
             status = module.run(parser.parse_args(arguments[1:]))
     except MegabaseError as error:
-        print(f"megabase {verb}: error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        return 0
-    except OSError as error:
-        # A file or folder that cannot be opened, wherever: the name and the system's reason.
-        if error.filename is None or error.strerror is None:
-            raise
-        name = os.fsdecode(error.filename)
-        what = "write" if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT) else "open"
-        print(f"megabase {verb}: error: cannot {what} {name}: {error.strerror}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        what, status = (
-            ("stopped by SIGTERM", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
-        )
-        text = "; ".join((what, *getattr(stop, "__notes__", ())))
-        print(f"megabase {verb}: {text}", file=sys.stderr)
-        return status
+        error.args = (as_typed(str(error), parser),)
+        raise
     return 0 if status is None else int(status)
 
 

@@ -39,7 +39,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--prompt", type=str, default=None, metavar="FOLDER",
                         help="soft prompt of `megabase prompt`, made for this model")  # fmt: skip
-    parser.add_argument("input", nargs="?", type=str, default=None,
+    parser.add_argument("input", nargs="?", type=str, default=None, metavar="FILE",
                         help="FASTA, a table, BED or VCF; none for a track")  # fmt: skip
     parser.add_argument("-o", "--output", type=str, required=True, metavar="FILE",
                         help=".parquet or .tsv; .bw or .bed for a track")  # fmt: skip

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from megabase.cli.inference_options import (
     add_model_option,
     add_run_options,
+    check_output,
     progress_bar,
     run_options,
 )
@@ -77,8 +78,9 @@ def run(args: Namespace) -> int:
     target = Path(args.output)
     suffixes = (".parquet", ".npz") if args.bigwig or args.plot else (*TABLE_SUFFIXES, ".npz")
     require_table_suffix(target, suffixes)
-    refuse_existing(target, args.overwrite)
     methods = None if args.methods is None else tuple(args.methods)
+    options = VariantOptions(args.window, methods, args.strands, args.placement)
+    check_output(target, args)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(genome_store(args.genome))
         if args.bigwig:
@@ -91,7 +93,7 @@ def run(args: Namespace) -> int:
             args.region,
             store.path,
             args.model,
-            VariantOptions(args.window, methods, args.strands, args.placement),
+            options,
             args.batch_tokens,
         )
         job.provenance()  # fills in the methods, which name the tracks

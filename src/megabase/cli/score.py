@@ -13,6 +13,7 @@ from megabase.cli.inference_options import (
     add_kind_options,
     add_model_option,
     add_run_options,
+    check_output,
     progress_bar,
     run_options,
 )
@@ -70,7 +71,6 @@ def run(args: Namespace) -> int:
 
     from megabase.inference.errors import InferenceError
     from megabase.inference.input_stream import SequenceInput
-    from megabase.inference.parts import refuse_existing
     from megabase.inference.score import ScoreOptions
     from megabase.inference.score_job import ScoreJob
     from megabase.inference.sharding import run_job
@@ -79,17 +79,18 @@ def run(args: Namespace) -> int:
 
     target = Path(args.output)
     require_table_suffix(target)
-    refuse_existing(target, args.overwrite)
     if args.context < 0:
         raise InferenceError(f"--context must be 0 or more, found {args.context}")
     if args.context and args.genome is None:
         raise InferenceError("--context needs --genome: a FASTA sequence has no DNA before it")
+    options = ScoreOptions(args.strands, args.window, args.stride, args.per_base)
+    check_output(target, args)
     with contextlib.ExitStack() as stack:
         genome = args.genome and str(stack.enter_context(genome_store(args.genome)).path)
         job = ScoreJob(
             SequenceInput(args.input, genome, args.kind, column=args.sequence, strict=args.strict),
             args.model,
-            ScoreOptions(args.strands, args.window, args.stride, args.per_base),
+            options,
             args.context,
             args.batch_tokens,
         )

@@ -14,6 +14,7 @@ from megabase.cli.inference_options import (
     add_model_option,
     add_run_options,
     add_strict_option,
+    check_output,
     progress_bar,
     run_options,
 )
@@ -68,18 +69,19 @@ def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
     from pathlib import Path
 
-    from megabase.inference.parts import refuse_existing
     from megabase.inference.sharding import run_job
     from megabase.inference.sources import genome_store
     from megabase.inference.tables import TABLE_SUFFIXES, require_table_suffix
     from megabase.inference.variants import VariantOptions
     from megabase.inference.variants_job import VariantsJob
-    from megabase.inference.vcf_output import VCF_SUFFIXES, index_vcf
+    from megabase.inference.vcf_output import VCF_SUFFIXES, index_vcf, require_prefix
 
     target = Path(args.output)
     suffix = require_table_suffix(target, (*VCF_SUFFIXES, *TABLE_SUFFIXES))
-    refuse_existing(target, args.overwrite)
     methods = None if args.methods is None else tuple(args.methods)
+    options = VariantOptions(args.window, methods, args.strands, args.placement)
+    require_prefix(args.prefix)
+    check_output(target, args)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(genome_store(args.genome))
         job = VariantsJob(
@@ -87,7 +89,7 @@ def run(args: Namespace) -> int:
             target,
             store.path,
             args.model,
-            VariantOptions(args.window, methods, args.strands, args.placement),
+            options,
             args.prefix,
             args.allow_mismatches,
             args.strict,

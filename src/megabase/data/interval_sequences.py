@@ -5,7 +5,6 @@ Coordinates are 0-based half-open; VCF and GFF are converted by their readers.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from megabase.data.labelled_files import LabelledDataError, LabelledText, check_rows
 from megabase.data.regions import Regions
+from megabase.errors import warn
 from megabase.genome import alphabet
 from megabase.genome.interval import Interval, Strand
 from megabase.genome.store import GenomeStore
@@ -110,11 +110,10 @@ def read_interval_text(
         sequences.append(alphabet.decode(alphabet.reverse_complement(codes) if turned else codes))
         intervals.append(Interval(contig, max(0, first), min(last, size[contig]), strand))
     if past:
-        warnings.warn(
+        warn(
             f"{past:,} of {len(sequences):,} intervals of {path} reach past the end of their "
             "contig once they are widened; N stands for the missing bases",
             IntervalWarning,
-            stacklevel=2,
         )
     names = [f"{path}, row {i + 1:,} ({where})" for i, where in enumerate(intervals)]
     return check_rows(
@@ -259,11 +258,10 @@ def divide_rows(
     chosen = free if train is None else free & train.overlap(contig, start, end)
     left_out = int((free & ~chosen).sum())
     if left_out:
-        warnings.warn(
+        warn(
             f"{left_out:,} of {len(intervals):,} intervals of {text.source} lie in no split and "
             "are left out",
             IntervalWarning,
-            stacklevel=2,
         )
     parts = {"train": chosen, **touched}
     if not chosen.any():

@@ -5,7 +5,6 @@ Sequences are turned into tokens once, by a callable that the caller brings, so 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
@@ -18,6 +17,7 @@ from megabase.data.base_labels import IGNORED
 from megabase.data.hashing import derive_key, draw_bits, unit_float
 from megabase.data.labelled import LabelledSequences
 from megabase.data.labelled_files import LabelledDataError
+from megabase.errors import warn
 from megabase.genome import alphabet
 
 __all__ = [
@@ -115,10 +115,9 @@ def tokenise(
         _refuse(sequences, lengths, max_tokens, "tokens", "the longest input of the model")
     if cut and not reverse:
         limit = f"{max_bases:,} bases" if max_bases is not None else f"{max_tokens:,} tokens"
-        warnings.warn(
+        warn(
             f"{cut:,} of {len(rows):,} sequences of {sequences.text.source} are cut to {limit}",
             TruncationWarning,
-            stacklevel=2,
         )
     ids = np.concatenate(rows) if rows else np.zeros(0, dtype=np.uint8)
     return TokenRows(ids, np.concatenate([[0], np.cumsum(lengths)]))

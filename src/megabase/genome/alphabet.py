@@ -8,13 +8,13 @@ other than A, C, G, T (R, Y, S, W, K, M, B, D, H, V, and U) become N.
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megabase.errors import warn
 from megabase.genome.errors import AlphabetError, AmbiguousLettersWarning
 
 __all__ = [
@@ -106,7 +106,7 @@ def describe_ambiguous(counts: Mapping[str, int]) -> str:
     return text + ("; U is RNA: write T for U to keep those bases" if "U" in counts else "")
 
 
-def warn_ambiguous(counts: Mapping[str, int], where: object, stacklevel: int = 3) -> None:
+def warn_ambiguous(counts: Mapping[str, int], where: object) -> None:
     """Say how many letters of which kind were read as N; nothing when there were none.
 
     Parameters
@@ -115,8 +115,6 @@ def warn_ambiguous(counts: Mapping[str, int], where: object, stacklevel: int = 3
         Number of each IUPAC letter.
     where
         The file, or what else was read.
-    stacklevel
-        As for :func:`warnings.warn`.
 
     Warns
     -----
@@ -124,10 +122,9 @@ def warn_ambiguous(counts: Mapping[str, int], where: object, stacklevel: int = 3
     """
     total = sum(counts.values())
     if total:
-        warnings.warn(
+        warn(
             f"{where}: {total:,} letter{'s' * (total > 1)} read as N: {describe_ambiguous(counts)}",
             AmbiguousLettersWarning,
-            stacklevel=stacklevel,
         )
 
 

@@ -139,7 +139,7 @@ def check_output(target: Path, overwrite: bool = False, *, seeks: bool = False) 
 def _refuse_existing(target: Path) -> None:
     raise OutputError(
         f"{target} exists already and is not replaced unless asked; choose another name or use "
-        "--overwrite (overwrite=True)"
+        "overwrite=True"
     )
 
 

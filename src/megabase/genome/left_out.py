@@ -8,12 +8,11 @@ look like those of another assembly, is always refused.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from megabase.errors import MegabaseError
+from megabase.errors import MegabaseError, warn
 from megabase.genome.errors import LeftOutWarning, NoUsableRowError, TableError
 
 __all__ = ["REASONS", "LeftOut", "Reason", "require_assembly"]
@@ -135,7 +134,7 @@ class LeftOut:
         if self.note:
             said.append(self.note)
         if said:
-            warnings.warn(f"{self.path}: {'; '.join(said)}", LeftOutWarning, stacklevel=3)
+            warn(f"{self.path}: {'; '.join(said)}", LeftOutWarning)
 
 
 def require_assembly(

@@ -8,7 +8,6 @@ share by accident, and pickles as its path, so workers of any start method use i
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from megabase.errors import warn
 from megabase.genome.alphabet import PAD, N, reverse_complement
 from megabase.genome.contigs import contig_aliases, nearest_contigs
 from megabase.genome.errors import (
@@ -171,11 +171,10 @@ class GenomeStore:
     def _find_alias(self, name: str) -> int:
         for alias in contig_aliases(name):
             if alias in self._index:
-                warnings.warn(
+                warn(
                     f"contig {name!r} is taken to be {alias!r} of genome {self.name!r} (chr1 and 1 "
                     "are the same contig, and chrM and MT)",
                     ContigAliasWarning,
-                    stacklevel=4,
                 )
                 return self._index[alias]
         raise UnknownContigError(

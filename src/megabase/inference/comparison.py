@@ -113,8 +113,8 @@ def compare(results: Sequence[EvaluationResult]) -> Comparison:
             if one != two:
                 raise EvaluationError(
                     f"{first.model} and {other.model} were not measured on the same bases: their "
-                    f"{what} differ, {one} and {two}; evaluate both on the same --regions, with "
-                    "the same --stride and --max-windows"
+                    f"{what} differ, {one} and {two}; evaluate both on the same regions, with "
+                    "the same stride and max_windows"
                 )
     rows = [_row(result) for result in results]
     floors = [floor for result in results for floor in result.floors]

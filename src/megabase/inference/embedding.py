@@ -203,8 +203,8 @@ class Embedder:
             if self.long == "error":
                 raise InferenceError(
                     f"{_named(names, number)} has {len(codes):,} bases, more than {self.name} "
-                    f"reads ({self.longest:,} positions); cut it into chunks (long='chunks', "
-                    "--long chunks), or take a model with a longer input"
+                    f"reads ({self.longest:,} positions); cut it into chunks (long='chunks'), "
+                    "or take a model with a longer input"
                 )
             size = self.encoder.bases_for(self.longest)
             for start in range(0, len(codes), size):

@@ -42,7 +42,7 @@ def codes_of(sequences: Iterable[Given]) -> list[NDArray[np.uint8]]:
     """Give the base codes of several sequences; errors and warnings as :func:`as_codes`."""
     ambiguous: Counter[str] = Counter()
     codes = [as_codes(one, ambiguous=ambiguous) for one in require_several(sequences)]
-    warn_ambiguous(ambiguous, "the sequences", stacklevel=4)
+    warn_ambiguous(ambiguous, "the sequences")
     return codes
 
 
@@ -76,7 +76,7 @@ def as_codes(
         counts = Counter[str]() if ambiguous is None else ambiguous
         codes = encode(sequence, counts)
         if ambiguous is None:
-            warn_ambiguous(counts, what, stacklevel=4)
+            warn_ambiguous(counts, what)
         return codes
     if isinstance(sequence, np.ndarray) and sequence.dtype == np.uint8:
         return sequence

@@ -87,17 +87,17 @@ class SequenceInput:
             what = {"bed": "a BED file, whose intervals lie", "vcf": "VCF, whose variants lie"}
             raise InputFileError(
                 f"{self.path} is {what[self.found_kind]} on a genome: name a store or a FASTA file "
-                "with --genome (genome=)"
+                "(genome=...)"
             )
         if not placed and self.genome is not None:
             what = "FASTA" if self.found_kind == "fasta" else "a table"
             raise InputFileError(
                 f"{self.path} is {what}, which holds its sequences itself: leave {self.genome} out "
-                "(--genome), or say what it is (--kind)"
+                "(genome=...), or say what it is (kind=...)"
             )
         if self.column is not None and self.found_kind != "table":
             raise InputFileError(
-                f"{self.path} has no columns: leave {self.column!r} out (--sequence), which names "
+                f"{self.path} has no columns: leave {self.column!r} out, which names "
                 "that of the sequences in a table"
             )
         if self.window < 2:
@@ -125,7 +125,7 @@ class SequenceInput:
             return "bed"
         raise InputFileError(
             f"{path}: neither its ending nor its first line tells whether it is FASTA, a table, "
-            "BED or VCF; say what it is (--kind)"
+            "BED or VCF; say what it is (kind=...)"
         )
 
     def refuse_variants(self) -> None:

@@ -13,7 +13,7 @@ from megabase.genome.left_out import Reason
 from megabase.inference.alleles import Placed
 from megabase.inference.errors import InferenceError
 
-__all__ = ["METHODS", "Method", "Reading", "default_methods", "find_methods"]
+__all__ = ["METHODS", "Method", "Reading", "default_methods", "find_methods", "require_methods"]
 
 Need = Literal["log_probs", "pooled", "masked"]
 
@@ -184,6 +184,21 @@ def default_methods(masked: bool) -> tuple[str, ...]:
     return ("masked",) if masked else ("llr_window", "llr_after", "llr_site")
 
 
+def require_methods(names: Sequence[str]) -> None:
+    """Refuse names of methods that do not exist, or are given twice; no model is needed.
+
+    Raises
+    ------
+    InferenceError
+        Naming the method.
+    """
+    if not names or len(set(names)) < len(names):
+        raise InferenceError(f"methods must be one or more different names, found {list(names)}")
+    for name in names:
+        if name not in METHODS:
+            raise InferenceError(f"there is no method {name!r}; expected {', '.join(METHODS)}")
+
+
 def find_methods(names: Sequence[str], masked: bool) -> list[Method]:
     """Give the methods of these names.
 
@@ -192,11 +207,8 @@ def find_methods(names: Sequence[str], masked: bool) -> list[Method]:
     InferenceError
         When there is no such method, one is named twice, or it does not fit the kind of model.
     """
-    if not names or len(set(names)) < len(names):
-        raise InferenceError(f"methods must be one or more different names, found {list(names)}")
+    require_methods(names)
     for name in names:
-        if name not in METHODS:
-            raise InferenceError(f"there is no method {name!r}; expected {', '.join(METHODS)}")
         if METHODS[name].need == "masked" and not masked:
             raise InferenceError(
                 f"method {name!r} needs a model that predicts hidden bases; this one is causal "

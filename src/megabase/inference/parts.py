@@ -37,7 +37,7 @@ _MANIFEST = "manifest.json"
 _MERGED = ".merged"  # marks that the output is whole and only has to be put in its place
 _ZARR_GROUP = ".zgroup"  # the one kind of output that is a folder
 _NOT_STREAMED = (".parquet", ".npz", ".zarr", ".h5ad", ".bw", ".bigwig")
-_ADVICE = "make room and go on with --resume"
+_ADVICE = "make room and go on with resume=True"
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:
@@ -58,7 +58,7 @@ def _check(target: Path, overwrite: bool) -> None:
         if not overwrite:
             raise OutputError(
                 f"{target} exists already and is not replaced unless asked; choose another name "
-                "or use --overwrite (overwrite=True)"
+                "or use overwrite=True"
             )
         return
     check_output(target, overwrite, seeks=target.name.lower().endswith(_NOT_STREAMED))
@@ -172,8 +172,8 @@ class PartFolder:
             if not overwrite:
                 raise OutputError(
                     f"{self.path} holds {len(self.finished()):,} finished parts of an "
-                    "interrupted run; continue it with --resume (resume=True), or start again "
-                    "with --overwrite"
+                    "interrupted run; continue it with resume=True, or start again "
+                    "with overwrite=True"
                 )
         self._clear()
         self.created = True
@@ -219,7 +219,7 @@ class PartFolder:
             more = f" and {len(differences) - 3:,} more" if len(differences) > 3 else ""
             raise OutputError(
                 f"{self.path} belongs to a run with other options or inputs ({shown}{more}); use "
-                "the same ones, or start again with --overwrite"
+                "the same ones, or start again with overwrite=True"
             )
 
     @property

@@ -247,7 +247,7 @@ def _window(window: int | None, longest: int | None, regions: Regions) -> int:
         if longest is None:
             raise EvaluationError(
                 "the model reads inputs of any length; say how many positions a window has "
-                "(--window)"
+                "(window=...)"
             )
         return min(default_context_lengths(longest)[-1], regions.longest)
     if window < 1:

@@ -229,7 +229,7 @@ class TrackJob:
             number = len(names) - 1
         else:
             raise InferenceError(
-                f"{ready.name} has {len(names)} outputs; say whose track is wanted (--class): "
+                f"{ready.name} has {len(names)} outputs; name the one whose track is wanted: "
                 f"{', '.join(names[:20])}"
             )
         return number, names[number]

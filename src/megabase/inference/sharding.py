@@ -301,7 +301,7 @@ def _failure(folder: PartFolder, rank: int, status: int | None, failed: Any) -> 
         return ResumableError(text) if resumable else InferenceError(text)
     return ResumableError(
         f"worker {rank} ended with status {status}; the finished parts are kept in {folder.path}, "
-        "continue with --resume"
+        "continue with resume=True"
     )
 
 

@@ -25,7 +25,7 @@ from megabase.genome.vcf import (
 from megabase.inference.alleles import PLACEMENTS, Placed, Placement, place
 from megabase.inference.errors import InferenceError
 from megabase.inference.loading import Loaded, load, require_length
-from megabase.inference.methods import Need, Reading, default_methods, find_methods
+from megabase.inference.methods import Need, Reading, default_methods, find_methods, require_methods
 from megabase.inference.model import ModelSpec
 from megabase.inference.provenance import Provenance
 from megabase.inference.readers import choose_reader
@@ -64,6 +64,8 @@ class VariantOptions:
     placement: Placement = "centred"
 
     def __post_init__(self) -> None:
+        if self.methods is not None:
+            require_methods(self.methods)
         if self.strands not in STRANDS:
             raise InferenceError(f"strands is one of {', '.join(STRANDS)}; found {self.strands!r}")
         if self.placement not in PLACEMENTS:

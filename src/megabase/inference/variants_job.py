@@ -38,6 +38,7 @@ from megabase.inference.vcf_output import (
     merge_vcf,
     require_names,
     require_new_keys,
+    require_prefix,
 )
 
 __all__ = ["Survey", "VariantsJob", "survey"]
@@ -118,7 +119,7 @@ def survey(
             else:
                 left_out.add(why, record.line, partial(why_unusable, record, store, why))
     if not allow_mismatches:
-        advice = ", or score the rest with --allow-mismatches"
+        advice = ", or score the rest with allow_mismatches=True"
         require_assembly(path, mismatches, compared, store.name, advice)
     left_out.report(usable, "alleles", "have no score")
     return Survey(records, contigs, in_order)
@@ -161,6 +162,9 @@ class VariantsJob:
     batch_tokens: int = 1 << 16
     found: Survey | None = None
     _provenance: Provenance | None = None
+
+    def __post_init__(self) -> None:
+        require_prefix(self.prefix)
 
     @property
     def as_vcf(self) -> bool:

@@ -35,6 +35,20 @@ def info_key(prefix: str, name: str) -> str:
     return f"{prefix}_{name.upper()}"
 
 
+def require_prefix(prefix: str) -> None:
+    """Refuse a prefix that no INFO key can begin with.
+
+    Raises
+    ------
+    InputFileError
+        Naming it.
+    """
+    if not _KEY.fullmatch(prefix):
+        raise InputFileError(
+            f"prefix {prefix!r} cannot begin an INFO key; expected letters, digits and _"
+        )
+
+
 def require_new_keys(header: Sequence[str], prefix: str, path: Path) -> None:
     """Refuse a prefix that is no INFO key, or whose keys the file has already.
 
@@ -43,16 +57,13 @@ def require_new_keys(header: Sequence[str], prefix: str, path: Path) -> None:
     InputFileError
         Naming the key.
     """
-    if not _KEY.fullmatch(prefix):
-        raise InputFileError(
-            f"prefix {prefix!r} cannot begin an INFO key; expected letters, digits and _"
-        )
+    require_prefix(prefix)
     for name in (*METHODS, "reason"):
         key = info_key(prefix, name)
         if any(line.startswith(f"##INFO=<ID={key},") for line in header):
             raise InputFileError(
                 f"{path}: has INFO field {key} already; score the original file, or choose "
-                "another --prefix"
+                "another prefix=..."
             )
 
 

@@ -123,7 +123,7 @@ def _folder(path: Path) -> Path:
     if (path / "checkpoints").is_dir():
         raise ModelNotFoundError(
             f"{path}: is a training run without a finished checkpoint; "
-            "continue it with the command that began it and --resume"
+            "continue it as it was begun, with resume=True"
         )
     weights = sorted(file.name for file in path.iterdir() if file.suffix in _CHECKPOINT_SUFFIXES)
     hint = f"; make one of {weights[0]} with: megabase convert {path} FOLDER" if weights else ""

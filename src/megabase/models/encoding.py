@@ -163,7 +163,7 @@ def warn_letters(*texts: Any) -> None:
             if found and isinstance(text, str) and "[" in text:
                 found = count_ambiguous(_SPECIAL.sub("", text))
             ambiguous += found
-    warn_ambiguous(ambiguous, "the tokenizer", stacklevel=5)
+    warn_ambiguous(ambiguous, "the tokenizer")
 
 
 def no_offsets(options: dict[str, Any], tokenizer: object) -> None:

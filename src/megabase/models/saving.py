@@ -111,7 +111,7 @@ def check_output(folder: Path, overwrite: bool) -> None:
     if not folder.exists():
         return
     if not overwrite:
-        raise OutputError(f"{folder}: exists already; choose another name or pass --overwrite")
+        raise OutputError(f"{folder}: exists already; choose another name or pass overwrite=True")
     if not folder.is_dir():
         raise OutputError(f"{folder}: is a file, not a model folder; it is not replaced")
     if any(folder.iterdir()) and not (folder / "config.json").is_file():

@@ -60,7 +60,7 @@ def read_predictions(path: str | Path, place: str) -> pl.DataFrame:
 
     path = Path(path)
     if not path.is_file():
-        raise PictureError(f"there is no file {path}; a run writes it with --predictions true")
+        raise PictureError(f"there is no file {path}; a run writes it with predictions=True")
     table = pl.scan_parquet(path)
     if ":" in place:
         where = Interval.parse(place)

@@ -175,8 +175,8 @@ def _check_output(config: BenchmarkConfig, output: Path) -> None:
     ours = (output / "benchmark.json").is_file()
     if taken and not (config.resume or config.overwrite):
         raise RunFolderError(
-            f"output folder {output} exists and is not empty; go on with --resume true, replace it "
-            "with --overwrite true, or name another folder"
+            f"output folder {output} exists and is not empty; go on with resume=True, replace it "
+            "with overwrite=True, or name another folder"
         )
     if taken and not ours:
         raise RunFolderError(f"output folder {output} holds no sweep; name another folder")

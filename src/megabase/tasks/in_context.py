@@ -254,7 +254,7 @@ def in_context_grid(
         Before anything runs, when a folder is taken or a setting cannot be used.
     """
     if samples and config.tune == "none":
-        raise ConfigError("several numbers of samples are for --tune prompt or all")
+        raise ConfigError("several numbers of samples are for tune='prompt' or tune='all'")
     runs: list[InContextConfig] = []
     for number in dict.fromkeys(shots or [config.shots]):
         for size in dict.fromkeys(samples) if samples else [config.samples]:

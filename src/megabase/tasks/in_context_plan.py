@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from megabase.data.labelled import LabelledSequences, label_splits, split_rows
 from megabase.data.labelled_batches import TruncationWarning
 from megabase.data.labelled_files import find_splits, read_text
 from megabase.data.vocabulary import PAD_ID
+from megabase.errors import warn
 from megabase.evaluate import metrics
 from megabase.objectives.in_context import InContext
 from megabase.objectives.soft_prompt import strict_accuracy
@@ -212,11 +212,10 @@ def _count_cut(splits: Mapping[str, LabelledSequences], length: int) -> None:
     for split in splits.values():
         cut = int((split.lengths > length).sum())
         if cut:
-            warnings.warn(
+            warn(
                 f"{cut:,} of {len(split):,} sequences of {split.text.source} are cut to "
                 f"{length:,} bases",
                 TruncationWarning,
-                stacklevel=2,
             )
 
 

@@ -108,7 +108,7 @@ def pretrain(
             f"the run needs about {plan.memory.total / 1e9:.1f} GB in each process and "
             f"{plan.available / 1e9:.1f} GB are available; lower stages micro_batch, set "
             "activation_checkpointing (and, of a deep model, checkpointing_stretch), or start it "
-            "all the same with --force"
+            "all the same with force=True"
         )
     if dry_run:
         return None

@@ -9,13 +9,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from megabase.training.config import TrainConfig, raise_problems
+from megabase.training.config import (
+    DeviceConfig,
+    OptimConfig,
+    Stage,
+    TrainConfig,
+    raise_problems,
+)
 
 __all__ = [
     "DataConfig",
+    "DeviceConfig",
     "ModelConfig",
     "ObjectiveConfig",
+    "OptimConfig",
     "PretrainConfig",
+    "Stage",
     "plain_values",
     "to_yaml",
 ]

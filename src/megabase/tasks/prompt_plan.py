@@ -168,7 +168,7 @@ def _spec(config: PromptConfig, tokens: Tokens, train: LabelledSequences) -> Pro
     if train.kind != "classes":
         raise ConfigError(
             f"prompt.answer is label_tokens, which is for classes, and the labels are "
-            f"{train.kind}; take --prompt.answer head"
+            f"{train.kind}; take prompt.answer='head'"
         )
     letters = label_letters(len(train.classes))
     return PromptSpec(
@@ -185,7 +185,7 @@ def _token(tokens: Tokens, letter: str) -> int:
     if found is None or found == tokens.tokenizer.unk_token_id:
         raise ConfigError(
             f"the tokenizer {type(tokens.tokenizer).__name__} has no token {letter}; take "
-            "--prompt.answer head, with --prompt.start noise"
+            "prompt.answer='head', with prompt.start='noise'"
         )
     return int(found)
 

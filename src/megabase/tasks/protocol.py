@@ -168,8 +168,8 @@ def split_task(
         return _fold(task, unit, folds, together)
     if "test" not in splits:
         raise SuiteError(
-            f"{task.name} has no test rows, which protocol {protocol} needs; add --resplit 0.25, "
-            "or take --protocol kfold"
+            f"{task.name} has no test rows, which protocol {protocol} needs; add resplit=0.25, "
+            "or take protocol='kfold'"
         )
     train, test = splits["train"], splits["test"]
     if protocol == "published":

@@ -186,7 +186,7 @@ def _describe(error: OSError, final: Path) -> str:
             free = "no space left"
         return (
             f"cannot write checkpoint {final}: the disk is full ({free}); {kept}; make room or "
-            "lower keep, then continue with --resume"
+            "lower keep, then continue with resume=True"
         )
     return f"cannot write checkpoint {final}: {error.strerror or error}; {kept}"
 

@@ -8,8 +8,9 @@ and objective).
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Literal
 
 from megabase.errors import MegabaseError
@@ -260,7 +261,7 @@ class TrainConfig:
         problems: list[str] = []
         for name in ("global_batch_tokens", "steps", "tokens"):
             object.__setattr__(self, name, whole(name, getattr(self, name)))
-        object.__setattr__(self, "stages", tuple(self.stages))
+        object.__setattr__(self, "stages", self._given_parts())
         if not self.output:
             problems.append("output is empty; name the folder of the run")
         if not self.stages:
@@ -284,6 +285,19 @@ class TrainConfig:
             problems.append("resume and overwrite are both set; they exclude each other")
         problems += self._stage_problems()
         raise_problems(problems)
+
+    def _given_parts(self) -> tuple[Stage, ...]:
+        """Refuse groups of settings that are something else; give the stages."""
+        problems = [
+            f"{name} is {getattr(self, name)!r}; expected {kind.__name__}(...)"
+            for name, kind in typing.get_type_hints(type(self)).items()
+            if is_dataclass(kind) and not isinstance(getattr(self, name), kind)
+        ]
+        stages = tuple(self.stages) if isinstance(self.stages, (list, tuple)) else (self.stages,)
+        if any(not isinstance(stage, Stage) for stage in stages):
+            problems.append(f"stages is {self.stages!r}; expected a list of Stage(length=...)")
+        raise_problems(problems)
+        return stages
 
     def _stage_problems(self) -> list[str]:
         problems: list[str] = []

@@ -142,7 +142,7 @@ class RunLog:
             except OSError as failure:
                 raise RunLogError(
                     f"cannot write {self._file.name}: {failure.strerror or failure}; checkpoints "
-                    "are whole: make room and continue with --resume"
+                    "are whole: make room and continue with resume=True"
                 ) from failure
 
     def train(self, step: int, **values: Any) -> None:

@@ -101,8 +101,8 @@ def _check(config: TrainConfig, resolved: str) -> list[str]:
         return []
     if not config.overwrite:
         raise RunFolderError(
-            f"output folder {run} exists and is not empty; continue it with --resume, replace it "
-            "with --overwrite, or name another folder"
+            f"output folder {run} exists and is not empty; continue it with resume=True, replace "
+            "it with overwrite=True, or name another folder"
         )
     strangers = sorted(
         path.name
@@ -112,7 +112,7 @@ def _check(config: TrainConfig, resolved: str) -> list[str]:
     if "config.yaml" not in os.listdir(run) or strangers:
         what = f"it holds {', '.join(strangers[:3])}" if strangers else "it has no config.yaml"
         raise RunFolderError(
-            f"output folder {run} is not only a run ({what}), so --overwrite does not delete it"
+            f"output folder {run} is not only a run ({what}), so overwrite=True does not delete it"
         )
     return []
 
@@ -131,7 +131,7 @@ def _check_resume(run: Path, resolved: str) -> list[str]:
     if fixed:
         raise RunFolderError(
             f"the run in {run} was made with other settings: {'; '.join(fixed)}; resume with "
-            f"--config {saved}, or start anew in another folder"
+            f"the settings in {saved}, or start anew in another folder"
         )
     return list(changes.values())
 
@@ -207,7 +207,7 @@ def refuse_changed(run: Path, data: Mapping[str, Any], name: str = "data.json") 
     if changed:
         raise RunFolderError(
             f"the run in {run} was made from other inputs ({'; '.join(changed)}); give it the same "
-            "ones again, or start anew in another folder or with --overwrite"
+            "ones again, or start anew in another folder or with overwrite=True"
         )
 
 

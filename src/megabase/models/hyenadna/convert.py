@@ -208,7 +208,7 @@ def infer_settings(
     if "max_seq_len" not in settings:
         raise CheckpointError(
             f"{weights.path}: the weights have no positional table, and no configuration says the "
-            "longest input (max_seq_len, or l_max under layer); give one with --config"
+            "longest input (max_seq_len, or l_max under layer); give one with config=..."
         )
     if "window_shift" not in settings:
         settings["window_shift"] = HyenaDNAConfig.window_shift

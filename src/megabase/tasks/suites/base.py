@@ -107,7 +107,7 @@ def need_folder(data: str | None, suite: str, instructions: str) -> Path:
         With instructions when none is named or it is not there.
     """
     if data is None:
-        raise SuiteError(f"{suite} needs --data. {instructions}")
+        raise SuiteError(f"{suite} needs data=... . {instructions}")
     folder = Path(data).expanduser()
     if not folder.exists():
         raise SuiteError(f"there is no folder {folder}. {instructions}")
@@ -190,7 +190,7 @@ def read_task(
         held = ", ".join(sorted(paths)) or "none of train, valid, test"
         raise SuiteError(
             f"{folder} has no training rows (it has {held}); expected a file or folder named "
-            "train, or --resplit 0.25 to split its test rows again"
+            "train, or resplit=0.25 to split its test rows again"
         )
     texts = {
         name: read_text(path, sequence=sequence, label=label, fasta_label=fasta_label)

@@ -196,7 +196,7 @@ def _from_peaks(
 ) -> tuple[tuple[str, ...], dict[str, Windows], list[str]]:
     chosen = config.chromatin
     if not chosen.test:
-        raise SuiteError("--chromatin.test is empty; name the places of the test windows")
+        raise SuiteError("chromatin.test is empty; name the places of the test windows")
     split = split_genome(
         store, include=chosen.regions, validation=chosen.validation, test=chosen.test
     )

@@ -25,7 +25,7 @@ INSTRUCTIONS = (
     "Expected DATA/TASK/{train,test}/CLASS/NAME.txt (or train.csv and test.csv). To get it: "
     'pip install genomic-benchmarks; python -c "from genomic_benchmarks.loc2seq import '
     "download_dataset as d; d('human_nontata_promoters', version=0, dest_path='DATA')\"; with the "
-    "package installed, --download does the same"
+    "package installed, download=True does the same"
 )
 
 # max_length: Caduceus's protocol (arXiv 2403.03234); longer sequences lose their end.
@@ -161,7 +161,7 @@ def load(config: BenchmarkConfig, name: str) -> Task:
 def _download(config: BenchmarkConfig, name: str) -> Path:
     """Let the package of the benchmark fetch a data set (it checks nothing but the size)."""
     if config.data is None:
-        raise SuiteError("--download needs --data: the folder to keep the files in")
+        raise SuiteError("download=True needs data=... : the folder to keep the files in")
     target = Path(config.data).expanduser() / name
     if target.is_dir():
         return target
@@ -171,7 +171,7 @@ def _download(config: BenchmarkConfig, name: str) -> Path:
         )
     except ImportError as error:
         raise SuiteError(
-            "--download needs the package genomic-benchmarks (pip install genomic-benchmarks)"
+            "download=True needs the package genomic-benchmarks (pip install genomic-benchmarks)"
         ) from error
     target.parent.mkdir(parents=True, exist_ok=True)
     download_dataset(name, version=0, dest_path=str(target.parent))

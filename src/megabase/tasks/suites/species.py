@@ -183,7 +183,7 @@ def split_records(
         if empty:
             raise SuiteError(
                 f"the species {species} has no record for {', '.join(empty)} with "
-                f"--species.split {config.split}; take stretch to cut its records along their "
+                f"species.split={config.split!r}; take stretch to cut its records along their "
                 "length"
             )
         found[species] = parts
@@ -206,7 +206,7 @@ def _number(record: Record, split: str) -> int:
     block = re.search(r"\bblock=(\d+)", record.description)
     if block is None:
         raise SuiteError(
-            f"the record {record.name} has no block=N in its header, which --species.split block "
+            f"the record {record.name} has no block=N in its header, which species.split='block' "
             "goes by"
         )
     return int(block.group(1))

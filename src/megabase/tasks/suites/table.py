@@ -13,7 +13,7 @@ __all__ = ["load", "names"]
 
 INSTRUCTIONS = (
     "Name a folder that holds train, valid and test (CSV, TSV, Parquet, FASTA, or folders "
-    "CLASS/NAME.txt), a folder of such folders, or one labelled file with --resplit 0.25"
+    "CLASS/NAME.txt), a folder of such folders, or one labelled file with resplit=0.25"
 )
 _MAIN = {"classes": "accuracy", "multi_label": "auroc", "regression": "pearson"}
 
@@ -38,7 +38,7 @@ def load(config: BenchmarkConfig, name: str) -> Task:
     path = _found(config)[name]
     if path.is_file() and config.resplit is None and config.protocol != "kfold":
         raise SuiteError(
-            f"{path} is one file, without test rows; add --resplit 0.25, or --protocol kfold"
+            f"{path} is one file, without test rows; add resplit=0.25, or protocol='kfold'"
         )
     table = config.table
     splits, official, notes = read_task(
