@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch import nn
 
@@ -231,6 +232,23 @@ def test_too_many_bad_steps_stop_the_run(toy: ModuleType, tmp_path: Path) -> Non
     )
     with pytest.raises(NonFiniteError):
         toy.run(resumed, loss=Spoiled(toy, {0}))
+
+
+@pytest.mark.parametrize(
+    ("fill", "value", "text"),
+    [(5, 1.0, "none of the 4 windows"), (0, math.nan, "is nan"), (0, math.inf, "is inf")],
+)
+def test_a_validation_that_measures_nothing_is_an_error(
+    toy: ModuleType, fill: int, value: float, text: str
+) -> None:
+    class Filled(toy.ToyData):
+        def batch(self, stream: int, indices: Any, length: int) -> dict[str, torch.Tensor]:
+            return {"codes": torch.full((len(indices), length + 1), fill)}
+
+    windows = evaluation.EvalSet(Filled(), 4, 8, Spoiled(toy, {0} if value != 1 else set(), value))
+    fabric = Fabric(accelerator="cpu", devices=1)
+    with pytest.raises(NonFiniteError, match=text):
+        evaluation.evaluate(toy.ToyModel(dropout=0.0), windows, 4, fabric)
 
 
 def test_a_step_without_targets_changes_nothing(toy: ModuleType, tmp_path: Path) -> None:

@@ -31,10 +31,16 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from megabase.data.loader import Prefetcher
-from megabase.errors import MegabaseError
 from megabase.training import checkpoint as checkpoints
 from megabase.training.config import TrainConfig
-from megabase.training.evaluation import Batch, Batches, EvalSet, Objective, evaluate
+from megabase.training.evaluation import (
+    Batch,
+    Batches,
+    EvalSet,
+    NonFiniteError,
+    Objective,
+    evaluate,
+)
 from megabase.training.logging import RunLog, perplexity, ratios
 from megabase.training.memory import resident_mb
 from megabase.training.optim import build_optimizer, scale_gradients, set_lr
@@ -42,10 +48,6 @@ from megabase.training.schedule import LengthSchedule, StagePoint
 from megabase.training.signals import StopSignal
 
 __all__ = ["Batches", "EvalSet", "FitResult", "NonFiniteError", "Objective", "fit", "step_seed"]
-
-
-class NonFiniteError(MegabaseError):
-    """Too many steps had a loss or a gradient that was not finite."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,23 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-__all__ = ["Batch", "Batches", "EvalSet", "Evaluation", "Loss", "Objective", "evaluate"]
+from megabase.errors import MegabaseError
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "EvalSet",
+    "Evaluation",
+    "Loss",
+    "NonFiniteError",
+    "Objective",
+    "evaluate",
+]
+
+
+class NonFiniteError(MegabaseError):
+    """A loss or a gradient is not finite, where one must be, or too often."""
+
 
 Batch = dict[str, Tensor]
 
@@ -80,7 +96,7 @@ class Evaluation:
     """What came out."""
 
     loss: float
-    """Mean loss in nats; NaN without targets."""
+    """Mean loss in nats."""
     sums: dict[str, float]
     """Sums over all windows: ``loss``, ``count`` and the objective's metrics."""
     figures: dict[str, float]
@@ -107,6 +123,11 @@ def evaluate(model: nn.Module, windows: EvalSet, size: int, fabric: Fabric) -> E
         Windows per forward pass and process.
     fabric
         Launched Lightning Fabric.
+
+    Raises
+    ------
+    NonFiniteError
+        When the loss is NaN or infinite, or no window has a target.
     """
     world, rank = fabric.world_size, fabric.global_rank
     totals: dict[str, Tensor] = {}
@@ -139,7 +160,17 @@ def evaluate(model: nn.Module, windows: EvalSet, size: int, fabric: Fabric) -> E
     model.train(mode)
     stacked = fabric.all_reduce(torch.stack(list(totals.values())).float(), reduce_op="sum")
     sums = dict(zip(totals, torch.as_tensor(stacked).tolist(), strict=True))
-    mean = sums["loss"] / sums["count"] if sums["count"] else math.nan
+    if not sums["count"]:
+        raise NonFiniteError(
+            f"none of the {windows.windows:,} windows to measure on holds a known target (every "
+            "base is N, or every label is unknown); give other ones"
+        )
+    mean = sums["loss"] / sums["count"]
+    if not math.isfinite(mean):
+        raise NonFiniteError(
+            f"the loss over {windows.windows:,} windows is {mean}: the model's outputs are not "
+            "finite; begin again from an earlier checkpoint with a lower optim.lr"
+        )
     if table is not None and windows.table_figures is not None:
         table = torch.as_tensor(fabric.all_reduce(table, reduce_op="sum"))
         return Evaluation(mean, sums, dict(windows.table_figures(table.cpu().numpy())))
