@@ -88,7 +88,10 @@ def parsing(what: object, error: type[MegabaseError], advice: str = "") -> Itera
         yield
     except MegabaseError:
         raise
-    except Exception as problem:
+    except BaseException as problem:
+        # The panic of a library in Rust is no Exception for Python, and each has its own class.
+        if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
+            raise
         known = recognise(what) if isinstance(what, Path) else ""
         reason = " ".join(str(problem)[:300].split())
         raise error(

@@ -416,21 +416,20 @@ def _bigwig_track(path: str, name: str, places: list[Interval]) -> SignalTrack:
 
     from megabase.inference.tracks import require_bigwig
     from megabase.report.genome_parts import Segment, SignalTrack
+    from megabase.untrusted import parsing
 
     require_bigwig("reading bigWig")
     import pybigtools
 
-    try:
+    segments: list[Segment] = []
+    with parsing(Path(path), RequestError, "it is damaged or not a bigWig file"):
         opened: Any = pybigtools.open(path)
         lengths = dict(opened.chroms())
-    except Exception as error:  # noqa: BLE001 (whatever the reader raises, the file is no bigWig)
-        raise RequestError(f"{path}: cannot be read as bigWig ({error})") from None
-    segments: list[Segment] = []
-    for place in places:
-        if place.contig not in lengths:
-            continue
-        values = opened.values(place.contig, place.start, place.end, fillna=None)
-        segments.append(Segment(place.contig, place.start, np.asarray(values, dtype=np.float32)))
+        for place in places:
+            if place.contig in lengths:
+                found = opened.values(place.contig, place.start, place.end, fillna=None)
+                values = np.asarray(found, dtype=np.float32)
+                segments.append(Segment(place.contig, place.start, values))
     if not segments:
         raise RequestError(f"{path}: has none of the contigs shown ({places[0].contig})")
     return SignalTrack(name, tuple(segments), color="#2f7d4f", below="#b4530a")

@@ -115,10 +115,7 @@ def read_parquet(path: Path, error: type[MegabaseError]) -> pl.DataFrame:
 
     with parsing(path, error, "it is damaged or not a Parquet file"):
         _check(path)
-        try:
-            return pl.read_parquet(path, glob=False)
-        except pl.exceptions.PanicException as problem:  # not an Exception for Python
-            raise ValueError(str(problem)) from problem
+        return pl.read_parquet(path, glob=False)
 
 
 def _check(path: Path) -> None:
