@@ -69,6 +69,15 @@ def test_a_tutorial_runs(
         drop = re.search(r"takes (0\.\d+) to (0\.\d+)", said)
         assert drop
         assert float(drop.group(1)) - float(drop.group(2)) > 0.05
+    if name == "coding_yeast":
+        found = re.search(r"AUROC (0\.\d+)\n.*are coding: (\d+)%, of all: (\d+)%", said)
+        assert found
+        area, precision, recall = map(float, found.groups())
+        assert area >= 0.75
+        assert precision >= 60
+        assert recall >= 60
+    if name == "score_variants":
+        assert re.search(r"20 variants; the least likely, by MB_LLR_WINDOW, is v\d+: -\d", said)
     if name == "embed_genes":
         assert re.search(r"cross-validated accuracy: (0\.9|1\.0)", said)
 
