@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.modules.module import register_module_forward_hook
 
+from megabase.inference import attribute, embed, generate, score_sequences
 from megabase.inference.decoding import decoder
+from megabase.inference.sampling import SamplingOptions
 from megabase.layers.linear import bare
 from megabase.layers.streaming import can_stream
+from megabase.models.auto import load_model
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 
 CPU = torch.device("cpu")
@@ -135,6 +138,27 @@ def test_linear_maps_quantized_dynamically(language_model: Any, ids: Tensor) -> 
     assert any("quantized" in type(module).__module__ for module in quantized.modules())
     found = quantized(ids).logits
     assert 0 < (found - want).abs().max() < 0.5 * want.std()
+
+
+def test_inference_with_an_offloaded_model() -> None:
+    model, sequences = load_model().eval(), ["ACGTTGCATTGACCATGA", "GATTACA"]
+
+    def results() -> tuple[list[Any], list[Any]]:
+        scores = score_sequences(sequences, model)
+        written = generate(model, ["ACGTAC"], length=9, options=SamplingOptions(temperature=0))
+        numbers = [
+            scores.table["log_likelihood"].to_list(),
+            embed(model, sequences).vectors,
+            attribute(model, sequences[1:])[0].values,
+        ]
+        return [scores.provenance.model_sha256, written[0].sequence], numbers
+
+    names, numbers = results()
+    cpu_offload(model, execution_device=CPU)
+    again, found = results()
+    assert again == names
+    for one, other in zip(found, numbers, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-3)
 
 
 def test_offloaded_models_do_not_stream() -> None:

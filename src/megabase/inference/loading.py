@@ -92,8 +92,9 @@ class Loaded:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        """Where the weights are; the CPU when they wait elsewhere for the call of their module."""
+        places = (parameter.device for parameter in self.model.parameters())
+        return next((place for place in places if place.type != "meta"), torch.device("cpu"))
 
     @property
     def longest(self) -> int | None:

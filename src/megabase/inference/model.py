@@ -69,7 +69,12 @@ def model_digest(model: nn.Module) -> str:
         for name in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
             values.pop(name, None)
         digest.update(json.dumps(values, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    state = model.state_dict()
+    if any(tensor.is_meta for tensor in state.values()):  # offloaded, which accelerate has done
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+        state = get_state_dict_offloaded_model(model)
+    for name, tensor in sorted(state.items()):
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
         digest.update(plain.flatten().view(torch.uint8).numpy().data)
