@@ -21,7 +21,7 @@ from megabase.genome.alphabet import BASE_BITS
 from megabase.layers.backbone import Block
 from megabase.layers.linear import bare, from_channel_major
 from megabase.ops import backend
-from megabase.ops.long_conv.lengths import fft_length
+from megabase.ops.fft_lengths import fft_length
 from megabase.ops.packed_layer import PackedLayer
 from megabase.ops.products import matmul, matmul_gelu
 from megabase.ops.short_conv import short_conv

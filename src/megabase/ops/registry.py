@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from megabase.errors import MegabaseError
+from megabase.ops import flops
 
 __all__ = [
     "FLOATS",
@@ -289,6 +290,7 @@ class Operator(Arguments):
         )
         self.overload: Any = getattr(torch.ops.megabase, self.name).default
         self.definition.register_vmap(self._one_by_one)
+        flops.register(self.name, getattr(torch.ops.megabase, self.name))
         self.register_gradients(_no_second_derivative, _save_nothing)
         return self
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megabase.ops.fft_lengths import lags
 from megabase.ops.long_conv.fft import FilterSpectra, blocks, wide_dtype, without_autocast
-from megabase.ops.long_conv.lengths import lags
 from megabase.ops.registry import Operator
 from megabase.ops.short_conv.shifted import (
     apply_taps,

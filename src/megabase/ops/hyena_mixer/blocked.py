@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megabase.ops.fft_lengths import lags
 from megabase.ops.hyena_mixer import kernel
 from megabase.ops.hyena_mixer.backward import Backward, backward_shapes
 from megabase.ops.hyena_mixer.forward import run_forward
 from megabase.ops.hyena_mixer.plan import Mixer
 from megabase.ops.long_conv.fft import without_autocast
-from megabase.ops.long_conv.lengths import lags
 from megabase.ops.pieces import Norm
 from megabase.ops.registry import Operator
 from megabase.ops.short_conv.shifted import taps_behind

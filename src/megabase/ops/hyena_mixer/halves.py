@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from megabase.ops import kernels
-from megabase.ops.long_conv.lengths import fft_length
+from megabase.ops.fft_lengths import fft_length
 
 __all__ = ["Halves", "half_length"]
 

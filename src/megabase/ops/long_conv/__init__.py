@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from megabase.ops import backend
+from megabase.ops.fft_lengths import fft_length
 from megabase.ops.long_conv.fft import OPERATOR, long_conv_fft
-from megabase.ops.long_conv.lengths import fft_length
 from megabase.ops.long_conv.reference import long_conv_reference
 
 __all__ = ["fft_length", "long_conv", "long_conv_fft", "long_conv_reference"]

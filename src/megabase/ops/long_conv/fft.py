@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megabase.ops.long_conv.lengths import fft_length, lags
+from megabase.ops.fft_lengths import fft_length, lags
 from megabase.ops.registry import Operator
 
 __all__ = ["OPERATOR", "FilterSpectra", "blocks", "long_conv_fft", "wide_dtype", "without_autocast"]

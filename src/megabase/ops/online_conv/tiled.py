@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from megabase.ops.fft_lengths import fft_length
 from megabase.ops.long_conv.fft import BLOCK_SAMPLES, long_conv_fft
-from megabase.ops.long_conv.lengths import fft_length
 
 __all__ = ["OnlineConvTiled"]
 
