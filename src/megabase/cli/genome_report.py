@@ -414,6 +414,7 @@ def _alternatives(args: Namespace, store: GenomeStore, variants: Any, model: Loa
 def _bigwig_track(path: str, name: str, places: list[Interval]) -> SignalTrack:
     import numpy as np
 
+    from megabase.inference.bigwig import check_bigwig
     from megabase.inference.tracks import require_bigwig
     from megabase.report.genome_parts import Segment, SignalTrack
     from megabase.untrusted import parsing
@@ -423,6 +424,7 @@ def _bigwig_track(path: str, name: str, places: list[Interval]) -> SignalTrack:
 
     segments: list[Segment] = []
     with parsing(Path(path), RequestError, "it is damaged or not a bigWig file"):
+        check_bigwig(Path(path))
         opened: Any = pybigtools.open(path)
         lengths = dict(opened.chroms())
         for place in places:

@@ -88,7 +88,9 @@ def resolve_model(spec: str | Path | None = None) -> Path:
             f"a model is a folder, a name, or a module; found {type(spec).__name__}"
         )
     path = Path(spec).expanduser()
-    if path.is_dir():
+    with parsing(shown(str(spec)), ModelNotFoundError, "expected a model"):
+        is_folder = path.is_dir()  # an OSError for a name longer than names can be
+    if is_folder:
         return _folder(path)
     if str(spec) == "default":  # as people name it on the command line
         return resolve_model(None)

@@ -7,7 +7,7 @@ and folders that hold one of them. Pickles go through
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ _SAFETENSORS, _SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index
 _FOLDER_FILES = (_SAFETENSORS, _SAFETENSORS_INDEX, "pytorch_model.bin",
                  "pytorch_model.bin.index.json", "weights.ckpt")  # fmt: skip
 _SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_SHOWN_TENSORS = 50
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
 
 
@@ -76,15 +77,19 @@ class LoadReport:
         return not (self.missing or self.unexpected or self.mismatched)
 
     def __str__(self) -> str:
+        def listed(rows: Sequence[str]) -> str:
+            more = len(rows) - _SHOWN_TENSORS
+            return ", ".join(rows[:_SHOWN_TENSORS]) + (f" and {more:,} more" if more > 0 else "")
+
         parts = []
         if self.missing:
-            parts.append(f"missing: {', '.join(self.missing)}")
+            parts.append(f"missing: {listed(self.missing)}")
         if self.unexpected:
-            parts.append(f"unexpected: {', '.join(self.unexpected)}")
+            parts.append(f"unexpected: {listed(self.unexpected)}")
         if self.mismatched:
-            rows = (f"{name} is {found}, the model has {want}"
-                    for name, want, found in self.mismatched)  # fmt: skip
-            parts.append(f"of another shape: {', '.join(rows)}")
+            rows = [f"{name} is {found}, the model has {want}"
+                    for name, want, found in self.mismatched]  # fmt: skip
+            parts.append(f"of another shape: {listed(rows)}")
         return "; ".join(parts) or "fits"
 
     def demand(self, source: object, model: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from megabase.errors import MegabaseError
 from megabase.untrusted import read_json, shown
 
-__all__ = ["read_config"]
+__all__ = ["check_config", "read_config"]
 
 _ATTENTION = (None, "eager", "sdpa")
 # The library fetches, imports or runs what the values of these name.
@@ -41,7 +41,11 @@ def read_config(path: Path, error: type[MegabaseError]) -> dict[str, Any]:
         Of class `error`: no JSON object, a number beyond what any model has, or a setting that
         would make transformers fetch or import what the file names.
     """
-    content = read_json(path, error)
+    return check_config(read_json(path, error), path, error)
+
+
+def check_config(content: dict[str, Any], path: Path, error: type[MegabaseError]) -> dict[str, Any]:
+    """Check settings from elsewhere as :func:`read_config` does."""
     left = _MOST_VALUES
 
     def check(name: str, value: Any, depth: int) -> None:

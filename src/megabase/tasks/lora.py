@@ -265,6 +265,7 @@ def load_adapter(folder: str | Path, start: str | None = None) -> Any:
     from safetensors.torch import load_file
 
     from megabase.models.auto import load_model, resolve_model
+    from megabase.models.config_file import check_config
 
     folder = Path(folder)
     record = read_json(folder / _RECORD, ConfigError)
@@ -273,7 +274,7 @@ def load_adapter(folder: str | Path, start: str | None = None) -> Any:
     with parsing(folder / _RECORD, ConfigError, "expected an adapter that megabase wrote"):
         saved = build(_Adapter, {name: record[name] for name in ("start", "sha256", "kind")})
         lora = build(LoraConfig, record["lora"])
-        fields = dict(record["fields"])
+        fields = check_config(dict(record["fields"]), folder / _RECORD, ConfigError)
         if "id2label" in fields:
             fields["id2label"] = {int(key): str(name) for key, name in fields["id2label"].items()}
     spec = start or (None if saved.start == "default" else saved.start)
@@ -283,8 +284,8 @@ def load_adapter(folder: str | Path, start: str | None = None) -> Any:
             f"{folder} belongs to the model {saved.start} (sha256 {saved.sha256[:12]}); "
             f"{spec or 'default'} has other weights ({found[:12]})"
         )
-    model = load_model(spec, saved.kind, new_head=True, **fields)
-    with parsing(folder / "adapter_model.safetensors", ConfigError, "it does not fit the model"):
+    with parsing(folder, ConfigError, "it does not fit the model"):
+        model = load_model(spec, saved.kind, new_head=True, **fields)
         _add(model, tensors, lora)
     return model.eval()
 
