@@ -206,7 +206,7 @@ def test_two_processes_are_one() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_arguments_are_refused_or_honoured(case: str) -> None:
+def test_arguments_are_refused_or_honored(case: str) -> None:
     """A name that nothing knows, and a value that asks for what there is not, are errors."""
     model = _model(case).eval()
     row = _rows(case)[3]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from megabase.models.checkpointing import checkpoint_activations
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.validation import ModelConfigError
 
@@ -152,7 +153,7 @@ def test_activation_checkpointing_changes_neither_names_nor_gradients(through: s
     want = _gradients(plain)
     if through == "method":
         model = copy.deepcopy(plain)
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     else:
         model = _model(gradient_checkpointing=True).train()
     assert list(model.state_dict()) == list(plain.state_dict())
@@ -164,14 +165,12 @@ def test_activation_checkpointing_changes_neither_names_nor_gradients(through: s
     model.eval()
     _gradients(model)
     assert calls == [3, 3]
-    model.gradient_checkpointing_disable()
+    model.activation_checkpointing_disable()
     _gradients(model.train())
     assert calls == [4, 4]
-    model.gradient_checkpointing_enable(every_n_layers=2)
+    model.activation_checkpointing_enable(every_n_layers=2)
     _gradients(model)
     assert calls == [6, 5]
-    with pytest.raises(ModelConfigError, match="cannot offload"):
-        model.gradient_checkpointing_enable(offload=True)
 
 
 @pytest.mark.parametrize("stretch", [2, 3, 5])
@@ -180,7 +179,7 @@ def test_checkpointing_in_stretches_changes_no_gradients(stretch: int, dropout: 
     model = _model(n_layer=5, resid_dropout=dropout, embed_dropout=dropout).train()
     torch.manual_seed(7)
     want = _gradients(model)
-    model.gradient_checkpointing_enable(stretch=stretch)
+    checkpoint_activations(model, stretch)
     calls = _count_passes(model)
     torch.manual_seed(7)
     got = _gradients(model)
@@ -193,7 +192,7 @@ def test_dropout_acts_in_training_only_and_survives_checkpointing() -> None:
     model = _model(embed_dropout=0.3, resid_dropout=0.2, hyena_dropout=0.1).train()
     torch.manual_seed(7)
     want = _gradients(model)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     torch.manual_seed(7)
     got = _gradients(model)
     for name, gradient in got.items():

@@ -45,7 +45,12 @@ class SelfAttention(nn.Module):
         self.Wqkv = nn.Linear(d_model, 3 * d_model)
         self.out_proj = ResidualLinear(d_model, d_model)
 
-    def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BLD: Tensor,
+        mask_BL: Tensor | None = None,
+        attentions: list[Tensor] | None = None,
+    ) -> Tensor:
         """Mix positions.
 
         Parameters
@@ -54,6 +59,9 @@ class SelfAttention(nn.Module):
             Input, shape (batch, length, width).
         mask_BL
             True at real positions; padded ones are not attended to.
+        attentions
+            Takes the attention weights, shape (batch, heads, length, length), which the fused
+            operator never writes down.
 
         Returns
         -------
@@ -62,14 +70,23 @@ class SelfAttention(nn.Module):
         """
         qkv = self.Wqkv(x_BLD).unflatten(-1, (3, self.num_heads, -1))
         q_BNLH, k_BNLH, v_BNLH = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        y_BNLH = F.scaled_dot_product_attention(
-            q_BNLH,
-            k_BNLH,
-            v_BNLH,
-            attn_mask=None if mask_BL is None else self._allowed(mask_BL),
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=self.causal and mask_BL is None,
-        )
+        dropout = self.dropout if self.training else 0.0
+        if attentions is not None:
+            scores_BNQK = q_BNLH @ k_BNLH.mT / q_BNLH.shape[-1] ** 0.5
+            real_BL = x_BLD.new_ones(x_BLD.shape[:2]) if mask_BL is None else mask_BL
+            scores_BNQK = scores_BNQK.masked_fill(~self._allowed(real_BL), float("-inf"))
+            weights_BNQK = scores_BNQK.softmax(dim=-1)
+            attentions.append(weights_BNQK)
+            y_BNLH = F.dropout(weights_BNQK, dropout) @ v_BNLH
+        else:
+            y_BNLH = F.scaled_dot_product_attention(
+                q_BNLH,
+                k_BNLH,
+                v_BNLH,
+                attn_mask=None if mask_BL is None else self._allowed(mask_BL),
+                dropout_p=dropout,
+                is_causal=self.causal and mask_BL is None,
+            )
         return self.out_proj(y_BNLH.transpose(1, 2).flatten(2))
 
     def _allowed(self, mask_BL: Tensor) -> Tensor:

@@ -7,13 +7,14 @@ LayerNorm. The names are those of the published checkpoints.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from megabase.layers.attention import SelfAttention
 from megabase.layers.hyena import HyenaOperator
 from megabase.layers.mlp import Mlp
 
@@ -93,15 +94,24 @@ class Block(nn.Module):
         self.residual_in_fp32 = residual_in_fp32
 
     def forward(
-        self, hidden: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
+        self,
+        hidden: Tensor,
+        residual: Tensor | None = None,
+        mask: Tensor | None = None,
+        attentions: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Give (output of the MLP, running sum before it), each (batch, length, width)."""
+        """Give (output of the MLP, running sum before it), each (batch, length, width).
+
+        A mixer that attends adds its weights to `attentions`.
+        """
         residual = self.join(_drop(hidden, self.dropout_in, self.training), residual)
         mixer = self.mixer
         if isinstance(mixer, HyenaOperator) and mixer.fuses(residual, self.norm1, mask):
             hidden = mixer.fused(residual, self.norm1)
         else:
-            hidden = mixer(_normed(self.norm1, residual), mask)
+            normed = _normed(self.norm1, residual)
+            attends = attentions is not None and isinstance(mixer, SelfAttention)
+            hidden = mixer(normed, mask, attentions) if attends else mixer(normed, mask)
         residual = self.join(_drop(hidden, self.dropout, self.training), residual)
         if self.mlp.fuses(residual, self.norm2):
             return self.mlp.fused(residual, self.norm2), residual
@@ -145,32 +155,11 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.ln_f = nn.LayerNorm(d_model, eps=norm_eps)
         self.dropout = dropout
-        # The flag transformers looks for; nothing is wrapped, so parameter names stay as they are.
         self.gradient_checkpointing = False
-        self._recompute_every = 1
-        self._recompute_stretch = 1
-        self._recompute_arguments: dict[str, Any] = {}
-
-    def recompute(
-        self, every: int = 1, arguments: dict[str, Any] | None = None, stretch: int = 1
-    ) -> None:
-        """Choose the blocks whose activations are computed again in the backward pass.
-
-        Parameters
-        ----------
-        every
-            Distance between such blocks; 0 for none.
-        arguments
-            Arguments of :func:`torch.utils.checkpoint.checkpoint`.
-        stretch
-            Blocks in a row of which only the first one's input is kept from the forward pass. Of N
-            blocks N / stretch + stretch - 1 inputs are alive at once instead of N, and blocks are
-            computed once more.
-        """
-        self.gradient_checkpointing = every > 0
-        self._recompute_every = max(1, every)
-        self._recompute_stretch = max(1, stretch)
-        self._recompute_arguments = {"use_reentrant": False, **(arguments or {})}
+        self.stretch = 1
+        """Blocks in a row of which only the first one's input is kept from the forward pass, when
+        they are computed again in the backward pass. Of N blocks N / stretch + stretch - 1 inputs
+        are alive at once instead of N, and blocks are computed once more."""
 
     def forward(
         self,
@@ -178,6 +167,7 @@ class Backbone(nn.Module):
         inputs_embeds: Tensor | None = None,
         mask: Tensor | None = None,
         collect: bool = False,
+        attentions: list[Tensor] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """Run the shell.
 
@@ -191,6 +181,8 @@ class Backbone(nn.Module):
             True at real positions, shape (batch, length), for the mixers; None for no masking.
         collect
             Whether to return what enters every block as well.
+        attentions
+            Takes the attention weights of every block that attends.
 
         Returns
         -------
@@ -202,38 +194,37 @@ class Backbone(nn.Module):
         hidden = self.embeddings(input_ids, inputs_embeds)
         residual: Tensor | None = None
         states: list[Tensor] = []
+        # Models set the flag of a block that is computed again, and what computes it.
         recomputing = self.gradient_checkpointing and self.training
-        stretch = self._recompute_stretch if recomputing and not collect else 1
+        stretch = self.stretch if recomputing and not collect else 1
         for first in range(0, len(self.layers), stretch):
             if collect:
                 states.append(hidden if residual is None else hidden + residual)
+            run = self._blocks
             if stretch > 1:
                 hidden, residual = self._joined(first, hidden, residual)
-                hidden, residual = checkpoint(  # pyright: ignore[reportGeneralTypeIssues]
-                    self._blocks, first, first + stretch, hidden, residual, mask,
-                    **self._recompute_arguments,
-                )  # fmt: skip
-            else:
-                hidden, residual = self._blocks(first, first + 1, hidden, residual, mask)
+                run = partial(cast("Any", self)._gradient_checkpointing_func, run)
+            hidden, residual = run(first, first + stretch, hidden, residual, mask, attentions)
         hidden = _drop(hidden, self.dropout, self.training)
         total = hidden if residual is None else hidden + residual
         out = _normed(self.ln_f, total)
         return out, (*states, out) if collect else None
 
     def _blocks(
-        self, first: int, stop: int, hidden: Tensor, residual: Tensor | None, mask: Tensor | None
+        self,
+        first: int,
+        stop: int,
+        hidden: Tensor,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        attentions: list[Tensor] | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Run some blocks in a row, keeping their activations or not."""
-        recomputing = self.gradient_checkpointing and self.training
+        """Run some blocks in a row."""
         for i in range(first, min(stop, len(self.layers))):
             layer = self.layers[i]
-            if recomputing and i % self._recompute_every == 0:
+            if self.training and getattr(layer, "gradient_checkpointing", False):
                 hidden, residual = self._joined(i, hidden, residual)
-                hidden, residual = checkpoint(  # pyright: ignore[reportGeneralTypeIssues]
-                    layer, hidden, residual, mask, **self._recompute_arguments
-                )
-            else:
-                hidden, residual = layer(hidden, residual, mask)
+            hidden, residual = layer(hidden, residual, mask, attentions)
         return hidden, residual
 
     def _joined(

@@ -46,12 +46,27 @@ def swap_halves(hidden_BLW: Tensor) -> Tensor:
     return hidden_BLW.roll(hidden_BLW.shape[-1] // 2, dims=-1)
 
 
-def _table(complement: Sequence[int]) -> Tensor:
-    return torch.tensor(list(complement), dtype=torch.long)
+class _Complements:
+    """A module with a table of complements."""
+
+    complement: tuple[int, ...]
+    complement_map: Tensor
+
+    def table(self) -> Tensor:
+        """Give the values of the buffer ``complement_map``."""
+        return torch.tensor(self.complement, dtype=torch.long)
+
+    def set_complement(self, complement: Sequence[int]) -> None:
+        """Take another table, of as many rows as the weight has."""
+        self.complement = tuple(complement)
+        self.complement_map = self.table().to(self.complement_map.device)
 
 
-class RCPSEmbedding(nn.Module):
+class RCPSEmbedding(_Complements, nn.Embedding):
     """Embed tokens and, beside them, their complements.
+
+    The matrix belongs to the module ``embedding`` inside, whose name checkpoints have. To callers
+    this is an embedding, so that they can read it and change its number of rows.
 
     Parameters
     ----------
@@ -64,22 +79,22 @@ class RCPSEmbedding(nn.Module):
     """
 
     def __init__(self, rows: int, d_model: int, complement: Sequence[int]) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # without a matrix of its own
+        self.num_embeddings, self.embedding_dim, self.padding_idx = rows, d_model, None
+        self.max_norm, self.norm_type = None, 2.0
+        self.scale_grad_by_freq = self.sparse = False
         self.complement = tuple(complement)
         self.embedding = nn.Embedding(rows, d_model)
-        self.complement_map: Tensor
         self.register_buffer("complement_map", self.table())
 
-    def table(self) -> Tensor:
-        """Give the values of the buffer ``complement_map``."""
-        return _table(self.complement)
-
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The embedding matrix, shape (rows, D)."""
         return self.embedding.weight
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_ids: Tensor
+    ) -> Tensor:
         """Embed ids of shape (batch, length) as (batch, length, 2 D)."""
         given_BLD = self.embedding(input_ids)
         # Turning the sequence around and back again cancels.
@@ -179,8 +194,10 @@ def strand_add_norm(
     return add_norm(norm, hidden, residual, residual_in_fp32, strands=2)
 
 
-class RCPSHead(nn.Module):
+class RCPSHead(_Complements, nn.Linear):
     """Token scores that turn around with the strand: ``W a + W[complement] flip(b)``.
+
+    The matrix belongs to the module ``lm_head`` inside, whose name checkpoints have.
 
     Parameters
     ----------
@@ -193,22 +210,21 @@ class RCPSHead(nn.Module):
     """
 
     def __init__(self, d_model: int, rows: int, complement: Sequence[int]) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # without a matrix of its own
+        self.in_features, self.out_features = d_model, rows
+        self.bias = None
         self.complement = tuple(complement)
         self.lm_head = nn.Linear(d_model, rows, bias=False)
-        self.complement_map: Tensor
         self.register_buffer("complement_map", self.table())
 
-    def table(self) -> Tensor:
-        """Give the values of the buffer ``complement_map``."""
-        return _table(self.complement)
-
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The matrix W, shape (rows, D)."""
         return self.lm_head.weight
 
-    def forward(self, hidden_BLW: Tensor) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, hidden_BLW: Tensor
+    ) -> Tensor:
         """Score (batch, length, 2 D) as (batch, length, rows)."""
         given_BLD, other_BLD = hidden_BLW.chunk(2, dim=-1)
         other_BLV = self.lm_head(other_BLD.flip(-1))

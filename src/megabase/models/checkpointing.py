@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from megabase.layers.backbone import Backbone
 from megabase.models.validation import ModelConfigError
 
 if TYPE_CHECKING:
@@ -27,14 +28,14 @@ def checkpoint_activations(model: PreTrainedModel, stretch: int = 1) -> None:
     ModelConfigError
         When the family has no stretches and `stretch` is above 1.
     """
-    if stretch == 1:
-        # The older name is what early versions of transformers have, and later ones warn of.
-        newer = getattr(model, "activation_checkpointing_enable", None)
-        (newer or model.gradient_checkpointing_enable)()
-    elif getattr(model, "supports_checkpointing_stretch", False):
-        model.gradient_checkpointing_enable(stretch=stretch)
-    else:
+    backbones = [module for module in model.modules() if isinstance(module, Backbone)]
+    if stretch != 1 and not backbones:
         raise ModelConfigError(
             f"{type(model).__name__} cannot checkpoint in stretches of {stretch} blocks, only "
             "HyenaDNA and GPT can; leave checkpointing_stretch at 1"
         )
+    # The older name is what early versions of transformers have, and later ones warn of.
+    newer = getattr(model, "activation_checkpointing_enable", None)
+    (newer or model.gradient_checkpointing_enable)()
+    for backbone in backbones:
+        backbone.stretch = stretch

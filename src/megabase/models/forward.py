@@ -69,7 +69,7 @@ _NO_OPTIONS = LossOptions()
 
 
 def refuse_rest(model: nn.Module, rest: dict[str, Any], allowed: Iterable[str] = ()) -> None:
-    """Refuse arguments that a forward pass has no parameter for and does not know how to honour.
+    """Refuse arguments that a forward pass has no parameter for and does not know how to honor.
 
     Standard arguments of transformers may be there as None, False or 0, and ``use_cache`` without a
     cache asks for nothing.
@@ -81,7 +81,7 @@ def refuse_rest(model: nn.Module, rest: dict[str, Any], allowed: Iterable[str] =
     rest
         The keyword arguments left over.
     allowed
-        Names that the caller does honour.
+        Names that the caller does honor.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def refuse_rest(model: nn.Module, rest: dict[str, Any], allowed: Iterable[str] =
         )
         if not asks_nothing:
             raise ModelConfigError(
-                f"{kind} cannot honour {name}: it has nothing of the kind; leave the argument out"
+                f"{kind} cannot honor {name}: it has nothing of the kind; leave the argument out"
             )
 
 

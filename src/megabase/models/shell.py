@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-)
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
 
-from megabase.layers.backbone import Backbone
+from megabase.layers.attention import SelfAttention
+from megabase.layers.backbone import Backbone, Block
 from megabase.layers.hyena_filter import (
     ExponentialWindow,
     HyenaFilter,
@@ -28,28 +29,26 @@ from megabase.layers.hyena_filter import (
 )
 from megabase.layers.linear import ResidualLinear, can_read
 from megabase.models.forward import collects, finish, given_once, refuse_rest
+from megabase.models.shared_tensors import SharedTensors
 from megabase.models.validation import ModelConfigError
 
-__all__ = ["ShellModel", "ShellPreTrainedModel"]
+__all__ = ["ShellBlock", "ShellModel", "ShellPreTrainedModel"]
 
 _SINE_COPY = re.compile(r"^(.*implicit_filter\.)(\d+)\.freq$")
 
 
-class ShellPreTrainedModel(PreTrainedModel):
-    """Initialisation, optimizer groups and tied names of the shell families."""
+class ShellBlock(GradientCheckpointingLayer, Block):
+    """A block that transformers can have computed again in the backward pass."""
+
+
+class ShellPreTrainedModel(  # pyright: ignore[reportIncompatibleVariableOverride]
+    SharedTensors, PreTrainedModel
+):
+    """Initialization, optimizer groups and tied names of the shell families."""
 
     supports_gradient_checkpointing = True
-    supports_checkpointing_stretch = True
-    _no_split_modules = ["Block"]  # noqa: RUF012 (the library's own form)
+    _no_split_modules = ["ShellBlock"]  # noqa: RUF012 (the library's own form)
     _supports_sdpa = True
-    # Tables of the filters. In bfloat16 most lags would share their times with others.
-    _keep_in_fp32_modules_strict = ["pos_emb", "modulation"]  # noqa: RUF012
-    # The library reads the keys when it saves, to know which copies of a tensor may be left out;
-    # get_expanded_tied_weights_keys below gives the full names.
-    _tied_weights_keys = {  # noqa: RUF012
-        r"implicit_filter\.(?!1\.)\d+\.freq$": "implicit_filter.1.freq",
-        r"^lm_head\.weight$": "word_embeddings.weight",
-    }
 
     def _init_weights(self, module: nn.Module) -> None:
         """Draw the published initial values.
@@ -87,64 +86,21 @@ class ShellPreTrainedModel(PreTrainedModel):
         elif isinstance(module, HyenaFilter):
             init.normal_(module.bias)
 
-    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """Name every copy of a shared tensor, and the name it is a copy of.
+    def tied_names(self, names: Iterable[str]) -> dict[str, str]:
+        """Name the copies of shared tensors.
 
         The sines of a filter share one frequency in every model; the head shares the embedding
-        when ``config.tie_word_embeddings``. A checkpoint may hold any one of the copies.
+        when ``config.tie_word_embeddings``.
         """
-        names = [name for name, _ in self.named_parameters(remove_duplicate=False)]
         tied: dict[str, str] = {}
         for name in names:
             found = _SINE_COPY.match(name)
             if found and found.group(2) != "1":
                 tied[name] = f"{found.group(1)}1.freq"
-        if self.config.tie_word_embeddings and "lm_head.weight" in names:
+        if self.config.tie_word_embeddings:
             prefix = self.base_model_prefix
             tied["lm_head.weight"] = f"{prefix}.backbone.embeddings.word_embeddings.weight"
         return tied
-
-    def gradient_checkpointing_enable(
-        self,
-        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
-        every_n_layers: int = 1,
-        offload: bool = False,
-        stretch: int = 1,
-        **_: Any,
-    ) -> None:
-        """Compute block activations again in the backward pass instead of keeping them.
-
-        Parameter names stay as they are. The library's ``activation_checkpointing_enable`` and
-        the setting ``gradient_checkpointing`` of a configuration come here too.
-
-        Parameters
-        ----------
-        gradient_checkpointing_kwargs
-            Arguments of :func:`torch.utils.checkpoint.checkpoint`.
-        every_n_layers
-            Distance between the blocks that are computed again.
-        offload
-            Must be False.
-        stretch
-            Blocks in a row that keep one input between them; see :meth:`Backbone.recompute`.
-
-        Raises
-        ------
-        ModelConfigError
-            When offloading is asked for.
-        """
-        if offload:
-            raise ModelConfigError("activation checkpointing cannot offload; leave offload False")
-        arguments = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        for module in self.modules():
-            if isinstance(module, Backbone):
-                module.recompute(every_n_layers, arguments, stretch)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep activations again."""
-        for module in self.modules():
-            if isinstance(module, Backbone):
-                module.recompute(0)
 
     def parameter_groups(
         self,
@@ -241,6 +197,7 @@ class ShellModel(ShellPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        output_attentions: bool | None = None,
         **rest: Any,
     ) -> BaseModelOutput | tuple[Any, ...]:
         """Encode token ids.
@@ -260,6 +217,9 @@ class ShellModel(ShellPreTrainedModel):
             Whether to return the input of every block and the final output as well.
         return_dict
             Whether to return an object instead of a tuple.
+        output_attentions
+            Whether to return the weights of every block that attends, each (batch, heads, length,
+            length). They take memory in the square of the length.
 
         Returns
         -------
@@ -272,7 +232,7 @@ class ShellModel(ShellPreTrainedModel):
             When the input is longer than ``config.max_length``.
         ModelConfigError
             When not exactly one of `input_ids` and `inputs_embeds` is given, or for an argument
-            that the family cannot honour.
+            that the model cannot honor: attention weights where no block attends.
         """
         refuse_rest(self, rest)
         given = given_once(input_ids, inputs_embeds)
@@ -281,8 +241,21 @@ class ShellModel(ShellPreTrainedModel):
                 given.shape[1], self.config.max_length, self.config.length_setting
             )
         collect = collects(self.config, output_hidden_states)
-        hidden, states = self.backbone(
-            input_ids, inputs_embeds, self._mixer_mask(attention_mask), collect
+        attentions = self._attentions(output_attentions)
+        mask = self._mixer_mask(attention_mask)
+        hidden, states = self.backbone(input_ids, inputs_embeds, mask, collect, attentions)
+        output = BaseModelOutput(
+            last_hidden_state=hidden,
+            hidden_states=states,
+            attentions=None if attentions is None else cast("Any", tuple(attentions)),
         )
-        output = BaseModelOutput(last_hidden_state=hidden, hidden_states=states)
         return finish(self, output, return_dict)
+
+    def _attentions(self, wanted: bool | None) -> list[Tensor] | None:
+        """Give an empty list for attention weights, where they are asked for."""
+        if not (self.config.output_attentions if wanted is None else wanted):
+            return None
+        blocks = cast("list[Any]", self.backbone.layers)
+        if not any(isinstance(block.mixer, SelfAttention) for block in blocks):
+            refuse_rest(self, {"output_attentions": True})
+        return []

@@ -20,8 +20,8 @@ from megabase.models.forward import (
     sequence_loss,
     token_loss,
 )
+from megabase.models.generating import LetterGenerationMixin
 from megabase.models.shell import ShellModel, ShellPreTrainedModel
-from megabase.models.writing import GeneratesElsewhere
 
 __all__ = [
     "ShellForCausalLM",
@@ -52,7 +52,7 @@ class _ShellHead(ShellPreTrainedModel):
         self._base.set_input_embeddings(value)
 
 
-class ShellForCausalLM(GeneratesElsewhere, _ShellHead):
+class ShellForCausalLM(LetterGenerationMixin, _ShellHead):
     """The base model with a next-token head."""
 
     lm_head: nn.Linear
@@ -73,13 +73,16 @@ class ShellForCausalLM(GeneratesElsewhere, _ShellHead):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        output_attentions: bool | None = None,
         **rest: Any,
     ) -> CausalLMOutput | tuple[Any, ...]:
         """Predict the next token at every position.
 
         Parameters
         ----------
-        input_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict
+        input_ids, attention_mask, inputs_embeds
+            As for the base model.
+        output_hidden_states, return_dict, output_attentions
             As for the base model.
         labels
             Token ids to predict, shape (batch, length), aligned with `input_ids`: they are shifted
@@ -96,11 +99,20 @@ class ShellForCausalLM(GeneratesElsewhere, _ShellHead):
         encoded = self._encode(
             input_ids,
             attention_mask,
-            {"inputs_embeds": inputs_embeds, "output_hidden_states": output_hidden_states},
+            {
+                "inputs_embeds": inputs_embeds,
+                "output_hidden_states": output_hidden_states,
+                "output_attentions": output_attentions,
+            },
         )
         logits = self.lm_head(encoded.last_hidden_state)
         loss = next_token_loss(logits, labels, options)
-        output = CausalLMOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+        output = CausalLMOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
         return finish(self, output, return_dict)
 
 
@@ -117,13 +129,14 @@ class ShellForSequenceClassification(_ShellHead):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        output_attentions: bool | None = None,
         **rest: Any,
     ) -> SequenceClassifierOutput | tuple[Any, ...]:
         """Classify sequences.
 
         Parameters
         ----------
-        input_ids, inputs_embeds, output_hidden_states, return_dict
+        input_ids, inputs_embeds, output_hidden_states, return_dict, output_attentions
             As for the base model.
         attention_mask
             1 at real tokens. When it is missing, tokens other than ``config.pad_token_id`` are
@@ -141,7 +154,11 @@ class ShellForSequenceClassification(_ShellHead):
         encoded = self._encode(
             input_ids,
             attention_mask,
-            {"inputs_embeds": inputs_embeds, "output_hidden_states": output_hidden_states},
+            {
+                "inputs_embeds": inputs_embeds,
+                "output_hidden_states": output_hidden_states,
+                "output_attentions": output_attentions,
+            },
         )
         mask = attention_mask
         pad = self.config.pad_token_id
@@ -152,7 +169,10 @@ class ShellForSequenceClassification(_ShellHead):
         logits = self.score(pooled)
         loss = None if labels is None else sequence_loss(logits, labels, self.config, options)
         output = SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=encoded.hidden_states
+            loss=loss,
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
         return finish(self, output, return_dict)
 
@@ -170,13 +190,16 @@ class ShellForTokenClassification(_ShellHead):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        output_attentions: bool | None = None,
         **rest: Any,
     ) -> TokenClassifierOutput | tuple[Any, ...]:
         """Classify every nucleotide.
 
         Parameters
         ----------
-        input_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict
+        input_ids, attention_mask, inputs_embeds
+            As for the base model.
+        output_hidden_states, return_dict, output_attentions
             As for the base model.
         labels
             Class numbers, shape (batch, length); -100 takes no part.
@@ -190,11 +213,18 @@ class ShellForTokenClassification(_ShellHead):
         encoded = self._encode(
             input_ids,
             attention_mask,
-            {"inputs_embeds": inputs_embeds, "output_hidden_states": output_hidden_states},
+            {
+                "inputs_embeds": inputs_embeds,
+                "output_hidden_states": output_hidden_states,
+                "output_attentions": output_attentions,
+            },
         )
         logits = self.score(encoded.last_hidden_state)
         loss = None if labels is None else token_loss(logits, labels, options)
         output = TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=encoded.hidden_states
+            loss=loss,
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
         return finish(self, output, return_dict)

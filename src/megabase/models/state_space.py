@@ -6,13 +6,10 @@ Initial weights, optimizer groups, tied tensors, and the parts of forward passes
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
@@ -21,47 +18,18 @@ from megabase.layers.mamba import MambaMixer
 from megabase.layers.norms import RMSNorm
 from megabase.layers.rcps import RCPSEmbedding, RCPSHead
 from megabase.models.checkpoints import CheckpointError
+from megabase.models.shared_tensors import SharedTensors
 from megabase.models.state_space_settings import MixerSettings, StateSpaceConfig
-from megabase.models.validation import ModelConfigError
 
 __all__ = [
-    "LayerStack",
     "StateSpacePreTrainedModel",
     "real_tokens",
 ]
 
 
-class LayerStack(nn.Module):
-    """A module with blocks whose activations may be computed again; nothing is wrapped."""
-
-    # The flag transformers looks for.
-    gradient_checkpointing: bool = False
-    _recompute_every: int = 1
-    _recompute_arguments: Mapping[str, Any] = MappingProxyType({"use_reentrant": False})
-
-    def recompute(self, every: int = 1, arguments: dict[str, Any] | None = None) -> None:
-        """Choose the blocks whose activations are computed again in the backward pass.
-
-        Parameters
-        ----------
-        every
-            Distance between such blocks; 0 for none.
-        arguments
-            Arguments of :func:`torch.utils.checkpoint.checkpoint`.
-        """
-        self.gradient_checkpointing = every > 0
-        self._recompute_every = max(1, every)
-        self._recompute_arguments = {"use_reentrant": False, **(arguments or {})}
-
-    def run_block(self, index: int, block: nn.Module, *arguments: Any) -> Any:
-        """Call a block, keeping its activations or not."""
-        again = self.gradient_checkpointing and index % self._recompute_every == 0
-        if again and self.training:
-            return checkpoint(block, *arguments, **self._recompute_arguments)
-        return block(*arguments)
-
-
-class StateSpacePreTrainedModel(PreTrainedModel):
+class StateSpacePreTrainedModel(  # pyright: ignore[reportIncompatibleVariableOverride]
+    SharedTensors, PreTrainedModel
+):
     """Initialisation, optimizer groups and tied tensors of both families."""
 
     config: StateSpaceConfig
@@ -76,7 +44,11 @@ class StateSpacePreTrainedModel(PreTrainedModel):
         ``A = -(1, 2, ..., N)``, ``D = 1``; initial step sizes log-uniform from ``dt_min`` to
         ``dt_max``.
         """
-        if isinstance(module, nn.Embedding):
+        if isinstance(module, RCPSEmbedding | RCPSHead):
+            # Their weights are those of a module inside. The library builds models without memory
+            # first, so computed tables are filled here.
+            init.copy_(module.complement_map, module.table())
+        elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.Linear | nn.Conv1d):
             if module is getattr(self, "score", None):
@@ -95,21 +67,6 @@ class StateSpacePreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, MambaMixer):
             _init_mixer(module, self.config.mixer, self.config.residual_scale)
-        elif isinstance(module, RCPSEmbedding | RCPSHead):
-            # The library builds models without memory first, so computed tables are filled here.
-            init.copy_(module.complement_map, module.table())
-
-    def tied_names(self) -> dict[str, str]:
-        """Name the copies of shared tensors that the configuration asks for, and their origins."""
-        return {}
-
-    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """Name every copy of a shared tensor, and the name it is a copy of.
-
-        A checkpoint may hold either, or both.
-        """
-        names = {name for name, _ in self.named_parameters(remove_duplicate=False)}
-        return {copy: first for copy, first in self.tied_names().items() if copy in names}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -118,53 +75,15 @@ class StateSpacePreTrainedModel(PreTrainedModel):
         Raises
         ------
         CheckpointError
-            When neither copy of a tied tensor is in the file, or both are with different values.
+            When both copies of a tied tensor are in the file with different values.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         loaded = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
         model, info = cast("tuple[StateSpacePreTrainedModel, dict[str, Any]]", loaded)
-        check_ties(model, info["missing_keys"], pretrained_model_name_or_path)
+        check_ties(model, pretrained_model_name_or_path)
         return (model, info) if wants_info else model
-
-    def gradient_checkpointing_enable(
-        self,
-        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
-        every_n_layers: int = 1,
-        offload: bool = False,
-        **_: Any,
-    ) -> None:
-        """Compute block activations again in the backward pass instead of keeping them.
-
-        Parameter names stay as they are. The library's ``activation_checkpointing_enable`` and
-        the setting ``gradient_checkpointing`` of a configuration come here too.
-
-        Parameters
-        ----------
-        gradient_checkpointing_kwargs
-            Arguments of :func:`torch.utils.checkpoint.checkpoint`.
-        every_n_layers
-            Distance between the blocks that are computed again.
-        offload
-            Must be False.
-
-        Raises
-        ------
-        ModelConfigError
-            When offloading is asked for.
-        """
-        if offload:
-            raise ModelConfigError("activation checkpointing cannot offload; leave offload False")
-        for module in self.modules():
-            if isinstance(module, LayerStack):
-                module.recompute(every_n_layers, gradient_checkpointing_kwargs)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep activations again."""
-        for module in self.modules():
-            if isinstance(module, LayerStack):
-                module.recompute(0)
 
     def parameter_groups(
         self, lr: float, weight_decay: float, decay_rms_norm: bool = True
@@ -216,9 +135,10 @@ class StateSpacePreTrainedModel(PreTrainedModel):
 
 
 def _init_mixer(mixer: MambaMixer, settings: MixerSettings, residual_scale: float) -> None:
-    init.kaiming_uniform_(mixer.out_proj.weight, a=math.sqrt(5))
-    if not getattr(mixer.out_proj.weight, "_is_hf_initialized", False):
-        init.copy_(mixer.out_proj.weight, mixer.out_proj.weight * residual_scale)
+    # Drawn for a copy too, so that the numbers after it do not depend on what is tied or loaded.
+    drawn = torch.empty_like(mixer.out_proj.weight, device=mixer.D.device)
+    nn.init.kaiming_uniform_(drawn, a=math.sqrt(5))
+    init.copy_(mixer.out_proj.weight, drawn * residual_scale)
     bound = settings.dt_scale * mixer.dt_rank**-0.5
     if settings.dt_init == "constant":
         init.constant_(mixer.dt_proj.weight, bound)
@@ -234,15 +154,13 @@ def _init_mixer(mixer: MambaMixer, settings: MixerSettings, residual_scale: floa
     init.ones_(mixer.D)
 
 
-def check_ties(model: StateSpacePreTrainedModel, missing: Any, source: object) -> None:
-    """Demand that tied tensors of a loaded model were in its file, and were one.
+def check_ties(model: StateSpacePreTrainedModel, source: object) -> None:
+    """Demand that tied tensors of a loaded model were one in its file.
 
     Parameters
     ----------
     model
         The model, loaded.
-    missing
-        Names of the model that the file did not have.
     source
         The file or folder, for the message.
 
@@ -252,13 +170,6 @@ def check_ties(model: StateSpacePreTrainedModel, missing: Any, source: object) -
         Naming both copies.
     """
     ties = model.get_expanded_tied_weights_keys()
-    absent = [f"{copy} = {first}" for copy, first in ties.items() if {copy, first} <= set(missing)]
-    if absent:
-        raise CheckpointError(
-            f"{source}: tied tensors of {type(model).__name__} are missing under both names "
-            f"({'; '.join(absent)}); one of the two would do. The file is incomplete: save it "
-            "again, or convert the original checkpoint"
-        )
     parted = [
         f"{copy} and {first}"
         for copy, first in ties.items()

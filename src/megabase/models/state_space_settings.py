@@ -72,7 +72,6 @@ class StateSpaceConfig(PreTrainedConfig):
     """What both families are set by; see their own configurations for the meaning."""
 
     attribute_map = {  # noqa: RUF012 (the library's own form)
-        "hidden_size": "d_model",
         "num_hidden_layers": "n_layer",
     }
     keys_to_ignore_at_inference = ["hidden_states", "cache"]  # noqa: RUF012
@@ -101,6 +100,10 @@ class StateSpaceConfig(PreTrainedConfig):
         # again must not send readers to theirs.
         kwargs.pop("auto_map", None)
         kwargs.pop("use_cache", None)
+        kwargs.pop("num_attention_heads", None)
+        width = kwargs.pop("hidden_size", None)
+        if width is not None:
+            self.d_model = width * self.d_model // self.hidden_size
         self.ssm_cfg = dict(self.ssm_cfg or {})
         self.initializer_cfg = dict(self.initializer_cfg or {})
         super().__post_init__(**kwargs)
@@ -136,6 +139,26 @@ class StateSpaceConfig(PreTrainedConfig):
         found = super()._get_generation_parameters()
         found.pop("max_length", None)
         return found
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of a hidden vector."""
+        return self.d_model
+
+    @property
+    def num_attention_heads(self) -> int:
+        """One: there is no attention, but adapters divide the width by this."""
+        return 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all settings, and what other libraries look for under these names."""
+        heads = self.num_attention_heads
+        return {**super().to_dict(), "hidden_size": self.hidden_size, "num_attention_heads": heads}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Give the settings that a file holds."""
+        found = super().to_diff_dict()
+        return {k: v for k, v in found.items() if k not in ("hidden_size", "num_attention_heads")}
 
     @property
     def mixer(self) -> MixerSettings:

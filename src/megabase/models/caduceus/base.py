@@ -8,17 +8,25 @@ State-dict names are those of the published ``kuleshov-group/caduceus-*`` folder
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, cast
 
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from megabase.layers.bidirectional import BidirectionalBlock, BidirectionalMamba
 from megabase.layers.norms import add_norm, make_norm
-from megabase.layers.rcps import RCPSAddNorm, RCPSBlock, RCPSEmbedding, strand_add_norm
-from megabase.models.caduceus.configuration import CaduceusConfig
+from megabase.layers.rcps import (
+    RCPSAddNorm,
+    RCPSBlock,
+    RCPSEmbedding,
+    RCPSHead,
+    strand_add_norm,
+)
+from megabase.models.caduceus.configuration import CaduceusConfig, complement_list
 from megabase.models.forward import collects, finish, given_once, refuse_rest
-from megabase.models.state_space import LayerStack, StateSpacePreTrainedModel
+from megabase.models.state_space import StateSpacePreTrainedModel
 from megabase.models.validation import ModelConfigError
 
 __all__ = ["CaduceusModel", "CaduceusPreTrainedModel"]
@@ -48,11 +56,19 @@ def _block(config: CaduceusConfig) -> nn.Module:
     )
     norm = make_norm(config.d_model, config.rms_norm, config.norm_epsilon)
     if config.rcps:
-        return RCPSBlock(norm, mixer, config.fused_add_norm, config.residual_in_fp32)
-    return BidirectionalBlock(norm, mixer, config.residual_in_fp32)
+        return _StrandBlock(norm, mixer, config.fused_add_norm, config.residual_in_fp32)
+    return _Block(norm, mixer, config.residual_in_fp32)
 
 
-class _Backbone(LayerStack):
+class _StrandBlock(GradientCheckpointingLayer, RCPSBlock):
+    """A block that transformers can have computed again in the backward pass."""
+
+
+class _Block(GradientCheckpointingLayer, BidirectionalBlock):
+    """A block that transformers can have computed again in the backward pass."""
+
+
+class _Backbone(nn.Module):
     """Embeddings, blocks and final norm."""
 
     def __init__(self, config: CaduceusConfig) -> None:
@@ -69,10 +85,10 @@ class _Backbone(LayerStack):
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         residual: Tensor | None = None
         seen: list[Tensor] = []
-        for i, layer in enumerate(self.layers):
+        for layer in self.layers:
             if collect:
                 seen.append(hidden if residual is None else hidden + residual)
-            hidden, residual = self.run_block(i, layer, hidden, residual, mask)
+            hidden, residual = layer(hidden, residual, mask)
         # The final norm leaves the strands in their places, in fused models too.
         last = strand_add_norm if self.rcps else add_norm
         hidden, _ = last(cast("Any", self.norm_f), hidden, residual, self.residual_in_fp32)
@@ -85,15 +101,9 @@ class CaduceusPreTrainedModel(StateSpacePreTrainedModel):
     config_class = CaduceusConfig
     config: CaduceusConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     base_model_prefix = "caduceus"
-    _no_split_modules = ["BidirectionalBlock", "RCPSBlock"]  # noqa: RUF012 (the library's own form)
-    # The library reads the keys when it saves, to know which copies of a tensor may be left out;
-    # tied_names below gives the full names.
-    _tied_weights_keys = {  # noqa: RUF012
-        r"mamba_rev\.(in|out)_proj\.(weight|bias)$": "mamba_fwd",
-        r"^lm_head\.(lm_head\.)?weight$": "word_embeddings",
-    }
+    _no_split_modules = ["_Block", "_StrandBlock"]  # noqa: RUF012 (the library's own form)
 
-    def tied_names(self) -> dict[str, str]:
+    def tied_names(self, names: Iterable[str]) -> dict[str, str]:
         """Name the copies of shared tensors.
 
         The two directions of a mixer share their projections when
@@ -102,7 +112,7 @@ class CaduceusPreTrainedModel(StateSpacePreTrainedModel):
         """
         tied: dict[str, str] = {}
         if self.config.bidirectional_weight_tie:
-            for name, _ in self.named_parameters(remove_duplicate=False):
+            for name in names:
                 if found := _REVERSE.match(name):
                     tied[name] = f"{found.group(1)}fwd{found.group(2)}"
         if self.config.tie_word_embeddings:
@@ -116,14 +126,21 @@ class CaduceusPreTrainedModel(StateSpacePreTrainedModel):
         return cast("CaduceusModel", self.base_model).backbone.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding; an equivariant one only by its like."""
-        if self.config.rcps and not isinstance(value, RCPSEmbedding):
-            raise ModelConfigError(
-                "an equivariant model embeds each token beside its complement: expected a "
-                f"megabase.layers.rcps.RCPSEmbedding, found {type(value).__name__}"
-            )
+        """Replace the token embedding; an equivariant model gives both strands of a token."""
         embeddings = cast("CaduceusModel", self.base_model).backbone.embeddings
         embeddings.word_embeddings = cast("nn.Embedding", value)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Change the number of tokens; new ones are their own complements, see transformers."""
+        table = super().resize_token_embeddings(*args, **kwargs)
+        rows = table.weight.shape[0]
+        given = cast("list[int]", self.config.complement_map)[:rows]
+        kept = [own if other >= rows else other for own, other in enumerate(given)]
+        self.config.complement_map = complement_list(kept, rows)
+        for module in self.modules():
+            if isinstance(module, RCPSEmbedding | RCPSHead):
+                module.set_complement(self.config.complement_map)
+        return table
 
 
 class CaduceusModel(CaduceusPreTrainedModel):
@@ -160,7 +177,7 @@ class CaduceusModel(CaduceusPreTrainedModel):
             so real positions do not depend on it, unless ``config.mask_padding`` is False (the
             published models ignore the mask).
         inputs_embeds
-            Embeddings instead of ids, shape (batch, length, ``config.hidden_width``).
+            Embeddings instead of ids, shape (batch, length, ``config.hidden_size``).
         output_hidden_states
             Whether to return the input of every block and the final output as well.
         return_dict
@@ -169,7 +186,7 @@ class CaduceusModel(CaduceusPreTrainedModel):
         Returns
         -------
         BaseModelOutput
-            ``last_hidden_state`` has shape (batch, length, ``config.hidden_width``). In an
+            ``last_hidden_state`` has shape (batch, length, ``config.hidden_size``). In an
             equivariant model the first half belongs to the strand as given, the second half to the
             other one, with channels in reverse order: the reverse complement of the input turns
             the output around in length and channels.
@@ -184,9 +201,9 @@ class CaduceusModel(CaduceusPreTrainedModel):
         given_once(input_ids, inputs_embeds)
         if inputs_embeds is None:
             hidden = self.backbone.embeddings(cast("Tensor", input_ids))
-        elif inputs_embeds.shape[-1] != self.config.hidden_width:
+        elif inputs_embeds.shape[-1] != self.config.hidden_size:
             raise ModelConfigError(
-                f"inputs_embeds must have {self.config.hidden_width} channels"
+                f"inputs_embeds must have {self.config.hidden_size} channels"
                 + (" (both strands)" if self.config.rcps else "")
                 + f", found {inputs_embeds.shape[-1]}"
             )

@@ -120,6 +120,6 @@ class CaduceusConfig(StateSpaceConfig):
         )
 
     @property
-    def hidden_width(self) -> int:
+    def hidden_size(self) -> int:
         """Channels of a hidden vector: the width, or twice the width with both strands."""
         return 2 * self.d_model if self.rcps else self.d_model

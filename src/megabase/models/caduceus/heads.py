@@ -151,7 +151,7 @@ class CaduceusForSequenceClassification(_CaduceusClassifier):
             Class numbers (batch,), numbers, or 0/1 vectors (batch, num_labels), by
             ``config.problem_type`` or else by their number and type.
         inputs_embeds
-            Embeddings instead of ids, (batch, length, ``config.hidden_width``); when strands are
+            Embeddings instead of ids, (batch, length, ``config.hidden_size``); when strands are
             conjoined, (batch, length, width, 2).
         output_hidden_states, return_dict
             As for the base model; the hidden states are those of the strand as given.

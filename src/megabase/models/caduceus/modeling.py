@@ -49,8 +49,11 @@ class CaduceusForMaskedLM(CaduceusPreTrainedModel):
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the head."""
-        self.lm_head = cast("nn.Linear", new_embeddings)
+        """Replace the head, or the matrix of an equivariant one."""
+        if isinstance(self.lm_head, RCPSHead) and not isinstance(new_embeddings, RCPSHead):
+            self.lm_head.lm_head = cast("nn.Linear", new_embeddings)
+        else:
+            self.lm_head = cast("nn.Linear", new_embeddings)
 
     def forward(
         self,

@@ -140,7 +140,7 @@ class GenomicCNNForSequenceClassification(PreTrainedModel):
         InputLengthError
             For more tokens than ``config.max_length``, unless ``config.too_long`` is ``"trim"``.
         ModelConfigError
-            For an argument that the family cannot honour.
+            For an argument that the family cannot honor.
         """
         options = loss_options(self, rest)
         config = self.config

@@ -209,7 +209,7 @@ class DeepSEAForSequenceClassification(PreTrainedModel):
         InputLengthError
             For more bases than ``config.max_length``, unless they are to be trimmed.
         ModelConfigError
-            For an argument that the family cannot honour.
+            For an argument that the family cannot honor.
         """
         options = loss_options(self, rest)
         bases = self.one_hot(input_ids, attention_mask)

@@ -67,7 +67,7 @@ class _Limits(nn.Module):
         InputLengthError
             For more tokens than ``config.max_position_embeddings``.
         ModelConfigError
-            For an argument that transformers' class cannot honour.
+            For an argument that transformers' class cannot honor.
         """
         given = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
         if given is not None:

@@ -11,9 +11,9 @@ from typing import Any, cast
 from torch import nn
 
 from megabase.layers.attention import SelfAttention
-from megabase.layers.backbone import Backbone, Block, Embeddings
+from megabase.layers.backbone import Backbone, Embeddings
 from megabase.models.gpt.configuration import GPTConfig
-from megabase.models.shell import ShellModel
+from megabase.models.shell import ShellBlock, ShellModel
 from megabase.models.shell_heads import (
     ShellForCausalLM,
     ShellForSequenceClassification,
@@ -30,7 +30,7 @@ __all__ = [
 
 def _backbone(config: GPTConfig) -> Backbone:
     layers = [
-        Block(
+        ShellBlock(
             SelfAttention(
                 config.d_model, config.num_heads, config.causal, config.attention_dropout
             ),

@@ -220,6 +220,16 @@ class HyenaDNAConfig(PreTrainedConfig):
         found.pop("max_length", None)
         return found
 
+    def to_dict(self) -> dict[str, Any]:
+        """Give all settings, and the heads under the name that other libraries look for."""
+        return {**super().to_dict(), "num_attention_heads": self.attention_heads}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Give the settings that a file holds."""
+        found = super().to_diff_dict()
+        found.pop("num_attention_heads", None)
+        return found
+
     @property
     def vocab_rows(self) -> int:
         """Rows of the embedding matrix and of the logits."""

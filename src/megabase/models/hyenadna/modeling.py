@@ -13,10 +13,10 @@ from typing import Any, cast
 from torch import nn
 
 from megabase.layers.attention import SelfAttention
-from megabase.layers.backbone import Backbone, Block, Embeddings
+from megabase.layers.backbone import Backbone, Embeddings
 from megabase.layers.hyena import Bidirectional, FilterLayout, HyenaOperator
 from megabase.models.hyenadna.configuration import HyenaDNAConfig
-from megabase.models.shell import ShellModel
+from megabase.models.shell import ShellBlock, ShellModel
 from megabase.models.shell_heads import (
     ShellForCausalLM,
     ShellForSequenceClassification,
@@ -70,7 +70,7 @@ def _mixer(config: HyenaDNAConfig, layer: int) -> nn.Module:
 
 def _backbone(config: HyenaDNAConfig) -> Backbone:
     layers = [
-        Block(
+        ShellBlock(
             _mixer(config, i),
             config.d_model,
             cast("int", config.d_inner),
@@ -87,7 +87,12 @@ def _backbone(config: HyenaDNAConfig) -> Backbone:
     )
 
 
-class HyenaDNAModel(ShellModel):
+class _FilterTables:
+    # In bfloat16 most lags would share their times with others.
+    _keep_in_fp32_modules_strict = ["pos_emb", "modulation"]  # noqa: RUF012
+
+
+class HyenaDNAModel(_FilterTables, ShellModel):
     """HyenaDNA without a head: one vector per position.
 
     Parameters
@@ -105,7 +110,7 @@ class HyenaDNAModel(ShellModel):
         self.post_init()
 
 
-class HyenaDNAForCausalLM(ShellForCausalLM):
+class HyenaDNAForCausalLM(_FilterTables, ShellForCausalLM):
     """HyenaDNA with the next-token head it is pretrained with.
 
     Parameters
@@ -124,7 +129,7 @@ class HyenaDNAForCausalLM(ShellForCausalLM):
         self.post_init()
 
 
-class HyenaDNAForSequenceClassification(ShellForSequenceClassification):
+class HyenaDNAForSequenceClassification(_FilterTables, ShellForSequenceClassification):
     """HyenaDNA with a pooled linear head, for labels of whole sequences.
 
     Parameters
@@ -143,7 +148,7 @@ class HyenaDNAForSequenceClassification(ShellForSequenceClassification):
         self.post_init()
 
 
-class HyenaDNAForTokenClassification(ShellForTokenClassification):
+class HyenaDNAForTokenClassification(_FilterTables, ShellForTokenClassification):
     """HyenaDNA with a linear head at every position, for labels of nucleotides.
 
     Parameters

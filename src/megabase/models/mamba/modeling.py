@@ -6,11 +6,13 @@ State-dict names are those of the public state-spaces/mamba code: ``backbone.emb
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 from transformers.utils.generic import ModelOutput
 
@@ -27,9 +29,9 @@ from megabase.models.forward import (
     sequence_loss,
     token_loss,
 )
+from megabase.models.generating import LetterGenerationMixin
 from megabase.models.mamba.configuration import MambaConfig
-from megabase.models.state_space import LayerStack, StateSpacePreTrainedModel, real_tokens
-from megabase.models.writing import GeneratesElsewhere
+from megabase.models.state_space import StateSpacePreTrainedModel, real_tokens
 
 __all__ = [
     "MambaCausalLMOutput",
@@ -73,15 +75,19 @@ class MambaCausalLMOutput(ModelOutput):
 class _MambaPreTrainedModel(StateSpacePreTrainedModel):
     config_class = MambaConfig
     base_model_prefix = "backbone"
-    _no_split_modules = ["MambaBlock"]  # noqa: RUF012 (the library's own form)
-    _tied_weights_keys = {"lm_head.weight": "backbone.embedding.weight"}  # noqa: RUF012
+    _no_split_modules = ["_Block"]  # noqa: RUF012 (the library's own form)
 
-    def tied_names(self) -> dict[str, str]:
+    def tied_names(self, names: Iterable[str]) -> dict[str, str]:
         """Name the copies of shared tensors."""
-        return dict(self._tied_weights_keys) if self.config.tie_word_embeddings else {}
+        tied = {"lm_head.weight": "backbone.embedding.weight"}
+        return tied if self.config.tie_word_embeddings else {}
 
 
-class MambaModel(LayerStack, _MambaPreTrainedModel):
+class _Block(GradientCheckpointingLayer, MambaBlock):
+    """A block that transformers can have computed again in the backward pass."""
+
+
+class MambaModel(_MambaPreTrainedModel):
     """Mamba without a head: one vector per position.
 
     Parameters
@@ -94,7 +100,7 @@ class MambaModel(LayerStack, _MambaPreTrainedModel):
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_rows, config.d_model)
         self.layers = nn.ModuleList(
-            MambaBlock(
+            _Block(
                 config.d_model,
                 MambaMixer(config.d_model, **config.mixer.layer_options()),
                 rms_norm=config.rms_norm,
@@ -168,7 +174,7 @@ class MambaModel(LayerStack, _MambaPreTrainedModel):
             if collect:
                 seen.append(hidden if residual is None else hidden + residual)
             before = None if cache is None else cache[i]
-            hidden, residual, state = self.run_block(i, layer, hidden, residual, mask, before)
+            hidden, residual, state = layer(hidden, residual, mask, before)
             if use_cache:
                 states.append(state)
         hidden = add_norm(self.norm_f, hidden, residual, self.config.residual_in_fp32)[0]
@@ -197,7 +203,7 @@ class _MambaHead(_MambaPreTrainedModel):
         return self.backbone(**arguments, return_dict=True)
 
 
-class MambaForCausalLM(GeneratesElsewhere, _MambaHead):
+class MambaForCausalLM(LetterGenerationMixin, _MambaHead):
     """Mamba with the next-token head it is pretrained with.
 
     Parameters

@@ -1,0 +1,62 @@
+"""The generation of transformers, for next-token models of every family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
+
+from megabase.models.vocabulary import VOCABULARY
+
+__all__ = ["LetterGenerationMixin"]
+
+_SPECIAL = [number for token, number in VOCABULARY.items() if token.startswith("[")]
+
+
+class LetterGenerationMixin(GenerationMixin):
+    """``generate()``, which draws letters only.
+
+    Each token is that of a full pass over everything so far, unless the family hands on a cache.
+    :func:`megabase.inference.generate` writes the same sequences at the cost of one pass.
+    """
+
+    # What was read cannot be taken back, as assisted decoding would have to.
+    _is_stateful = True
+
+    def generate(self, *args: Any, logits_processor: Any = None, **kwargs: Any) -> Any:
+        """Write sequences; see transformers.
+
+        Special tokens and rows of the embedding past the vocabulary are never drawn.
+        """
+        model: Any = self
+        unused = [*_SPECIAL, *range(model.config.vocab_size, model.config.vocab_rows)]
+        processors = LogitsProcessorList(logits_processor or [])
+        processors.append(SuppressTokensLogitsProcessor(unused, device=str(model.device)))
+        library: Any = super()
+        return library.generate(*args, logits_processor=processors, **kwargs)
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Give everything read so far, as the forward pass takes it."""
+        model: Any = self
+        names = ("output_attentions", "output_hidden_states")
+        inputs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        if attention_mask is not None:
+            inputs["attention_mask"] = attention_mask
+        if inputs_embeds is None:
+            return {**inputs, "input_ids": input_ids}
+        # The mask grows with every token that is written after the given vectors.
+        length = inputs_embeds.shape[1] if attention_mask is None else attention_mask.shape[1]
+        written = input_ids[:, input_ids.shape[1] - (length - inputs_embeds.shape[1]) :]
+        vectors = torch.cat([inputs_embeds, model.get_input_embeddings()(written)], dim=1)
+        return {**inputs, "inputs_embeds": vectors}

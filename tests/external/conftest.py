@@ -1,0 +1,52 @@
+"""Suites of other projects are fetched and read only when slow tests are asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+# Markers that the suite of transformers uses.
+_MARKERS = (
+    "accelerate_tests", "all_flash_attn_tests", "flash_attn_3_test", "flash_attn_4_test",
+    "flash_attn_test", "generate", "is_training_test", "order", "torch_compile_test",
+    "torch_export_test",
+)  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make markers of foreign suites known."""
+    for name in _MARKERS:
+        config.addinivalue_line("markers", f"{name}: of the suite of transformers")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out modules that need a fetched suite."""
+    if collection_path.name.startswith("test_suite_") and config.option.markexpr == "not slow":
+        return True
+    return None
+
+
+def _fetcher() -> ModuleType:
+    path = Path(__file__).with_name("fetch.py")
+    spec = importlib.util.spec_from_file_location("megabase_external_fetch", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Put the suite of transformers on the path, where there is one."""
+    if session.config.option.markexpr == "not slow":
+        return
+    fetcher = _fetcher()
+    try:
+        sys.path.append(str(fetcher.fetch()))
+    except fetcher.FetchError:
+        # Their modules skip themselves with a reason.
+        return
