@@ -81,6 +81,8 @@ def _panel(axes: Axes, summary: Record, series: Record, what: str) -> None:
     checkpointing = series["checkpointing"]
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(True, which="major")
     kind = "with" if checkpointing else "without"
     axes.set_title(f"{kind} activation checkpointing", loc="left")

@@ -43,11 +43,11 @@ def test_the_line_is_the_prediction_and_the_bars_are_the_truth(predictions: Path
     table = read_predictions(predictions, "c")
     axes = draw_nucleotides(table).axes[0]
     line = axes.lines[0]
-    np.testing.assert_array_equal(line.get_xdata(), np.arange(500, 600))
+    np.testing.assert_array_equal(line.get_xdata(), np.arange(501, 601))
     np.testing.assert_allclose(line.get_ydata(), table["p_on"])
     bars = [path.get_extents().x0 for path in axes.collections[0].get_paths()]
     ends = [path.get_extents().x1 for path in axes.collections[0].get_paths()]
-    assert list(zip(bars, ends, strict=True)) == [(520, 540), (570, 600)]
+    assert list(zip(bars, ends, strict=True)) == [(520.5, 540.5), (570.5, 600.5)]
 
 
 def test_written_whole_and_never_over_another(predictions: Path, tmp_path: Path) -> None:

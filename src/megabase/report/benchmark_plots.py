@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from megabase.report.drawing import add_axes, as_svg, padded
+from megabase.report.drawing import add_axes, as_svg, padded, shortened, shown_name
 from megabase.report.theme import LIGHT, WIDE, Size, Theme
 
 if TYPE_CHECKING:
@@ -74,7 +74,10 @@ def _bars(figure: Figure, lines: Sequence[Record], theme: Theme, size: Size) -> 
             f"{line['mean']:.3f}", (0.0, place), xycoords=axes.get_yaxis_transform(),
             xytext=(6, 0), textcoords="offset points", va="center", color=theme.background,
         )  # fmt: skip
-    axes.set_yticks(range(len(shown)), [str(line["model"]) for line in shown])
+    names = [shortened(str(line["model"]), left - 12, size.text) for line in shown]
+    axes.set_yticks(range(len(shown)), names)
+    if not shown:
+        axes.text(0.5, 0.5, "no model has a result", transform=axes.transAxes, ha="center")
     values = [line["mean"] for line in shown]
     values += [line["published"] for line in shown if line["published"] is not None]
     low, _ = padded(values, 0.1) if values else (0.0, 1.0)
@@ -162,7 +165,7 @@ def _curves(
             x, y = binary_curves(scores, labels)[kind]
             colour = theme.floor if model.startswith("kmer") else theme.model
             axes.plot(
-                x, y, styles[number % 4], label=model, color=colour, linewidth=1.5,
+                x, y, styles[number % 4], label=shown_name(model), color=colour, linewidth=1.5,
                 alpha=1.0 - 0.12 * (number % 5),
             )  # fmt: skip
         axes.set_xlim(0, 1)
@@ -253,6 +256,8 @@ def draw_lengths(lines: Sequence[Record], theme: Theme = LIGHT, size: Size = WID
 
 
 def _lengths(figure: Figure, lines: Sequence[Record], theme: Theme, size: Size) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes = add_axes(figure, size, right=10, y_label=str(lines[0]["metric"]))
     styles = ["-", "--", "-.", ":"]
     for number, model in enumerate(dict.fromkeys(line["model"] for line in lines)):
@@ -266,8 +271,9 @@ def _lengths(figure: Figure, lines: Sequence[Record], theme: Theme, size: Size) 
             color=colour,
             capsize=3,
             markersize=5,
-            label=model,
+            label=shown_name(str(model)),
         )
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))  # labels of few letters
     axes.set_xscale("log", base=2)
     axes.minorticks_off()
     lengths = sorted({line["length"] for line in lines})
@@ -300,10 +306,13 @@ def _points(figure: Figure, picture: Record, theme: Theme, size: Size) -> None:
     points, labels = np.array(picture["points"]), np.array(picture["labels"])
     wide = size.width > 500
     axes = figure.add_axes((0.02, 0.03, 0.62, 0.94) if wide else (0.03, 0.38, 0.94, 0.6))
+    most = 14 if wide else 10  # names that the legend has room for
     colours = colormaps["tab10" if len(picture["classes"]) <= 10 else "tab20"]
     for number, name in enumerate(picture["classes"]):
         mine = points[labels == number]
-        axes.scatter(mine[:, 0], mine[:, 1], s=9, color=colours(number % colours.N), label=name)
+        label = shown_name(name, 24 if wide else 16) if number < most else None
+        axes.scatter(mine[:, 0], mine[:, 1], s=9, color=colours(number % colours.N), label=label)
+    rest = len(picture["classes"]) - most
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines["bottom"].set_visible(False)
@@ -311,4 +320,5 @@ def _points(figure: Figure, picture: Record, theme: Theme, size: Size) -> None:
         frameon=False, loc="center left" if wide else "upper center", handletextpad=0.2,
         bbox_to_anchor=(1.0, 0.5) if wide else (0.5, 0.0), ncols=1 if wide else 2,
         fontsize=size.text - 2, markerscale=1.8, labelcolor=theme.ink,
+        title=f"and {rest} more" if rest > 0 else None,
     )  # fmt: skip

@@ -30,6 +30,7 @@ __all__ = [
     "save_picture",
     "short",
     "shortened",
+    "shown_name",
 ]
 
 Label = tuple[float, str, str]
@@ -152,6 +153,15 @@ def padded(values: Sequence[float], least: float = 0.02) -> tuple[float, float]:
     low, high = min(values), max(values)
     room = max(0.12 * (high - low), least)
     return low - room, high + room
+
+
+def shown_name(name: str, most: int = 28) -> str:
+    """Give a name as a legend shows it: cut to `most` letters, and never left out.
+
+    matplotlib leaves labels out that begin with an underscore; a space before it keeps them.
+    """
+    text = shortened(name, 0.62 * most, 1.0)
+    return f" {text}" if text.startswith("_") else text
 
 
 def label_right(axes: Axes, labels: Sequence[Label], size: Size) -> None:

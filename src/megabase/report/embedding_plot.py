@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.errors import MissingDependencyError
-from megabase.report.drawing import check_picture, save_picture
+from megabase.report.drawing import check_picture, save_picture, shortened, shown_name
 from megabase.report.run_record import ReportError
 from megabase.report.theme import LIGHT, WIDE, settings
 
@@ -182,10 +182,10 @@ def save_embedding_plot(
             colour = LIGHT.muted if label == "other" else _COLOURS[number % len(_COLOURS)]
             axes.scatter(
                 places[members, 0], places[members, 1], s=size, color=colour, linewidths=0.4,
-                edgecolors=LIGHT.background, label=f"{label} ({len(members):,})",
+                edgecolors=LIGHT.background, label=f"{shown_name(label, 20)} ({len(members):,})",
             )  # fmt: skip
-        axes.set_title(title, loc="left")
-        axes.set_xlabel(name)
+        figure.suptitle(shortened(title, 470, WIDE.text), x=0.02, ha="left", fontsize=WIDE.text)
+        axes.set_xlabel(name, loc="left")
         axes.set_xticks([])
         axes.set_yticks([])
         for spine in axes.spines.values():

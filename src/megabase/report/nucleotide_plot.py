@@ -15,7 +15,7 @@ import numpy as np
 from megabase.errors import MegabaseError
 from megabase.genome.files import write_whole
 from megabase.genome.interval import Interval
-from megabase.report.drawing import require_matplotlib
+from megabase.report.drawing import position_ticks, require_matplotlib
 from megabase.report.theme import LIGHT, Size, Theme, settings
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ def draw_nucleotides(
         axes.axhline(0.5, color=theme.faint, linewidth=1, zorder=0)
         axes.axhline(0, color=theme.muted, linewidth=0.6, zorder=0)
         first, last = int(place[0]), int(place[-1]) + 1
-        axes.set_xlim(first, last)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value + 1:,.0f}")
+        axes.set_xlim(first + 0.5, last + 0.5)
+        position_ticks(axes, last, 0.9 * size.width)
         contig = table["contig"][0]
         axes.set_xlabel(f"position on {contig}")
         axes.set_title(title or str(Interval(contig, first, last)), loc="left")
@@ -141,7 +141,7 @@ def _line(axes: Axes, place: np.ndarray, values: np.ndarray, colour: str, name: 
         edges = np.arange(0, len(part), step)
         counts = np.diff(np.append(edges, len(part)))
         height = np.add.reduceat(values[part].astype(np.float64), edges) / counts
-        axes.plot(place[part][edges], height, color=colour, label=name if i == 0 else None)
+        axes.plot(place[part][edges] + 1, height, color=colour, label=name if i == 0 else None)
 
 
 def _bars(
@@ -150,7 +150,7 @@ def _bars(
     """Draw a bar over every run of neighbouring bases of a class."""
     at = place[there]
     breaks = np.flatnonzero(np.diff(at) > 1) + 1
-    runs = [(int(run[0]), len(run)) for run in np.split(at, breaks) if len(run)]
+    runs = [(int(run[0]) + 0.5, len(run)) for run in np.split(at, breaks) if len(run)]
     axes.broken_barh(runs, (low, _BAR), facecolors=colour, alpha=0.55, label=name, linewidth=0)
 
 

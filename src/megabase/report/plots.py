@@ -151,8 +151,9 @@ def best_floor(evaluation: Record, key: str = "measure") -> Record | None:
 def _learning_curve(figure: Figure, metrics: Sequence[Record], theme: Theme, size: Size) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
-    train = [r for r in metrics if r["kind"] == "train" and r["loss"] is not None]
-    validation = [r for r in metrics if r["kind"] == "validation" and r["loss"] is not None]
+    known = [r for r in metrics if "loss" in r and math.isfinite(r["loss"] or math.nan)]
+    train = [r for r in known if r["kind"] == "train"]
+    validation = [r for r in known if r["kind"] == "validation"]
     tokens = np.array([r["tokens"] for r in train], float)
     steps = np.array([r["step"] for r in train], float)
     losses: Values = np.exp([r["loss"] for r in train])

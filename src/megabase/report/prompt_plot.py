@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megabase.genome.files import write_whole
-from megabase.report.drawing import add_axes, as_svg
+from megabase.report.drawing import add_axes, as_svg, shown_name
 from megabase.report.theme import LIGHT, WIDE, Size, Theme
 
 if TYPE_CHECKING:
@@ -64,10 +64,12 @@ def _draw(
             f"o{styles[number % 4]}",
             color=theme.model,
             markersize=5,
-            label=name,
+            label=shown_name(name),
         )
     if reference is not None:
-        axes.axhline(reference[1], color=theme.floor, linestyle="--", label=reference[0])
+        axes.axhline(
+            reference[1], color=theme.floor, linestyle="--", label=shown_name(reference[0])
+        )
     # Zero vectors stand on the axis too: linear up to 1, logarithmic from there.
     axes.set_xscale("symlog", base=2, linthresh=1)
     axes.minorticks_off()
