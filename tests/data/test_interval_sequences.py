@@ -137,6 +137,14 @@ def test_what_cannot_be_used(
         read_interval_text(bed(tmp_path, *rows), store, label=label, strict=True)
 
 
+def test_a_summit_outside_its_peak_is_refused(tmp_path: Path, store: GenomeStore) -> None:
+    path = tmp_path / "x.narrowPeak"
+    for summit in (5, -2):
+        path.write_text(f"one\t1\t6\ta\t0\t.\t1\t1\t1\t-1\none\t1\t6\tb\t0\t.\t1\t1\t1\t{summit}\n")
+        with pytest.raises(LabelledDataError, match=rf"one:2-6 is {summit}, outside its 5 bases"):
+            read_interval_text(path, store, length=4, center="summit")
+
+
 def test_other_files(tmp_path: Path, store: GenomeStore) -> None:
     with pytest.raises(LabelledDataError, match="no file of intervals"):
         read_interval_text(tmp_path / "x.csv", store)

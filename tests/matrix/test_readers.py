@@ -271,7 +271,7 @@ def test_fastq_is_named(tmp_path: Path, store: GenomeStore, name: str) -> None:
     for reader in ("sequences", "build"):
         assert "FASTQ" in refused(reader, path, store)
     if name != "x.txt":
-        assert "FASTQ" in refused("labels", path, store) or name == "x.fa"
+        assert "FASTQ" in refused("labels", path, store)
 
 
 def test_rows_of_csv_that_no_reader_should_guess_at(tmp_path: Path, store: GenomeStore) -> None:

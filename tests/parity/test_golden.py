@@ -26,6 +26,7 @@ def test_there_are_cases() -> None:
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.name)
+@pytest.mark.filterwarnings("ignore:the tokenizer:UserWarning")
 def test_golden(path: Path) -> None:
     case = Case.load(path)
     kind = case.config["kind"]

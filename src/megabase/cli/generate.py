@@ -16,6 +16,7 @@ from megabase.cli.inference_options import (
     add_kind_options,
     add_run_options,
     progress_bar,
+    refuse_unused,
     run_options,
 )
 
@@ -106,6 +107,13 @@ def run(args: Namespace) -> int:
         raise InputFileError("give --prompt or --prompts, not both")
     if args.genome is not None and args.prompts is None:
         raise InputFileError("--genome names the genome of a BED file: --prompts is missing")
+    if args.prompts is None:
+        given = {
+            "--kind": args.kind != "auto",
+            "--sequence": args.sequence is not None,
+            "--strict": args.strict,
+        }
+        refuse_unused(given, "for a file of prompts (--prompts)")
     if args.json is not None and args.check is None:
         raise OutputError("--json holds the findings of --check GENOME, which is missing")
     if not 1 <= args.kmer <= 10:

@@ -88,6 +88,7 @@ def run(args: Namespace) -> int:
         "--saturate": args.saturate is not None,
         "--window": args.window is not None,
         "--no-model": args.no_model,
+        "--strict": args.strict,
     }
     if args.region is not None or args.vcf is not None:
         refuse_unused({"--evaluation": args.evaluation is not None}, "for the page of a run")

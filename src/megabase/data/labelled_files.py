@@ -311,7 +311,10 @@ def _read_fasta(path: Path, rule: FastaLabel) -> LabelledText:
             labels.append((_label_of(header, rule, names[-1]),))
             pieces.append([])
         elif line.strip() and not pieces:
-            raise LabelledDataError(f"{path}, line {number:,}: expected a header (>NAME LABEL)")
+            found = "; this looks like FASTQ: turn it into FASTA first" * line.startswith("@")
+            raise LabelledDataError(
+                f"{path}, line {number:,}: expected a header (>NAME LABEL){found}"
+            )
         elif pieces:
             pieces[-1].append(line.strip())
     return LabelledText(str(path), ["".join(p) for p in pieces], labels, ("label",), names)

@@ -10,9 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from megabase.genome.alphabet import AMBIGUITY_LETTERS, BASE_BITS, N, decode, encode
+from megabase.genome.alphabet import AMBIGUITY_LETTERS, decode
 from megabase.genome.errors import TableError, UnknownContigError
 from megabase.genome.files import numbered_lines
 from megabase.genome.interval import one_based, zero_based
@@ -38,6 +36,7 @@ __all__ = [
 
 _BASES = frozenset("ACGTacgt")
 _IUPAC = frozenset("ACGTN" + AMBIGUITY_LETTERS)
+_SYMBOLS = frozenset("<>[]*")
 _BREAKEND = re.compile(r"\.[A-Za-z]+|[A-Za-z]+\.")  # a single breakend: .C or T.
 _PLACELESS = ("UNKNOWN_CONTIG", "OUTSIDE_CONTIG", "REF_MISMATCH")
 _SITES = 8  # columns before FORMAT and the samples
@@ -208,21 +207,20 @@ def check_record(record: VcfRecord, store: GenomeStore, contig: int | None) -> R
         return "OUTSIDE_CONTIG"
     if not record.ref or not _BASES.issuperset(record.ref):
         return "REF_NOT_BASES"
-    there = store.view(contig)[record.position : end] & np.uint8(BASE_BITS)
-    if not np.array_equal(there, encode(record.ref) & np.uint8(BASE_BITS)):
+    there = decode(store.view(contig)[record.position : end])
+    if there != record.ref.upper():
         # A genome with N does not say which base there is: nothing contradicts REF, but the
         # window would not hold it either.
-        return "REF_NOT_BASES" if (there == N).any() else "REF_MISMATCH"
+        return "REF_NOT_BASES" if "N" in there else "REF_MISMATCH"
     return "NO_ALT" if not record.alts else None
 
 
 def check_allele(ref: str, alt: str) -> Reason | None:
     """Say why an alternative allele is no sequence in the place of `ref`, or None."""
-    if alt[:1] in "<*" or not alt or set(alt) & set("<>[]*") or _BREAKEND.fullmatch(alt):
-        return "SYMBOLIC_ALT"
-    if not _BASES.issuperset(alt):
-        return "ALT_NOT_BASES"
-    return "ALT_IS_REF" if alt.upper() == ref.upper() else None
+    if alt and _BASES.issuperset(alt):
+        return "ALT_IS_REF" if alt.upper() == ref.upper() else None
+    symbolic = not alt or not _SYMBOLS.isdisjoint(alt) or _BREAKEND.fullmatch(alt)
+    return "SYMBOLIC_ALT" if symbolic else "ALT_NOT_BASES"
 
 
 def placed_records(
@@ -311,7 +309,7 @@ def why_unusable(record: VcfRecord, store: GenomeStore | None, reason: Reason) -
             f"the row ends at {end:,}, past the end of contig {contig.name!r}, which has "
             f"{contig.length:,} bases in genome {store.name!r}; is it made for this genome build?"
         )
-    there = decode(store.view(contig.name)[record.position : end][:20] & np.uint8(BASE_BITS))
+    there = decode(store.view(contig.name)[record.position : end][:20])
     return (
         f"REF is {record.ref[:20]!r}, and genome {store.name!r} has {there!r} at {contig.name}:"
         f"{one_based(record.position):,}; is the file made for this genome build?"
