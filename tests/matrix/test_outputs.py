@@ -471,6 +471,21 @@ def test_an_output_in_use_is_refused(
     assert not (work / LOCK_NAME).exists()
 
 
+@pytest.mark.slow
+@by_name([RUNS[0], EMBED[0]])
+def test_two_processes_on_one_output(verb: Verb, world: Path, tmp_path: Path) -> None:
+    target = tmp_path / f"o{verb.ending}"
+    call = verb.call.replace("--steps 2", "--steps 40")
+    command = [sys.executable, "-m", "megabase", *call.split(), str(target)]
+    jobs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [job.communicate()[1] for job in jobs]
+    assert sorted(job.returncode for job in jobs) == [0, 2], said
+    lost = next(text for job, text in zip(jobs, said, strict=True) if job.returncode)
+    assert "in use by process" in lost or "exists" in lost
+    assert "interrupted" not in lost
+    assert "Traceback" not in "".join(said)
+
+
 def test_of_many_at_once_one_is_the_owner(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"

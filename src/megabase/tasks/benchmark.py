@@ -33,16 +33,18 @@ from megabase.tasks.benchmark_models import (
     go_on_from,
     is_baseline,
     kmer_words,
+    resolve_entry,
     settings_by_task,
 )
-from megabase.tasks.digests import digest, hash_of
+from megabase.tasks.digests import digest, hash_of, start_of
 from megabase.tasks.finetune import finetune, write_arrays
+from megabase.tasks.finetune_config import FinetuneConfig
 from megabase.tasks.protocol import Together, Unit, split_task, together_note, units
 from megabase.tasks.recipes import recipe_settings
 from megabase.tasks.suites import suite_module
 from megabase.tasks.suites.base import Task
 from megabase.training.provenance import environment
-from megabase.training.run_folder import folder_taken, own_folder
+from megabase.training.run_folder import folder_taken, own_folder, refuse_changed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -187,7 +189,17 @@ def _start(config: BenchmarkConfig, output: Path) -> None:
         for name in ("runs", "data", "leaks", "embeddings", "pictures"):
             shutil.rmtree(output / name, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
-    values = {"format": _FORMAT, "config": asdict(config), "environment": environment()}
+    starts = {
+        entry.name: start_of(FinetuneConfig(train="train", output="output", **resolve_entry(entry)))
+        for entry in config.entries
+        if not is_baseline(entry.start)
+    }
+    values = {
+        "format": _FORMAT, "config": asdict(config), "environment": environment(),
+        "starts": starts,
+    }  # fmt: skip
+    if config.resume:
+        refuse_changed(output, values, "benchmark.json")
     write_json(output / "benchmark.json", json.loads(json.dumps(values, default=str)))
 
 
