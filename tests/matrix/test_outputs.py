@@ -298,6 +298,20 @@ def test_a_limit_on_the_size_of_files_is_one_line(
     assert not target.is_file()
 
 
+@by_name([*FILES, *RUNS, CONVERT])
+def test_closed_standard_output_is_one_line(
+    verb: Verb, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)  # as Python has it after >&-
+        status = main([*verb.call.split(), str(tmp_path / f"o{verb.ending}")])
+    error = capsys.readouterr().err
+    assert (status, error.count("\n")) == (2, 1)
+    assert "standard output is closed" in error
+    nothing_left(tmp_path)
+
+
 # Names that lead elsewhere.
 
 
