@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from megabase.training.config import TrainConfig
-from megabase.training.run_folder import RunFolderError, changed_settings, check_run, start_run
+from megabase.training.run_folder import (
+    RunFolderError,
+    changed_settings,
+    check_run,
+    finished_result,
+    start_run,
+)
 
 
 def config(path: Path, **fields: bool) -> TrainConfig:
@@ -72,3 +78,11 @@ def test_changes_name_the_field() -> None:
         "a.b": "a.b: 1 then, 2 now",
         "a.c": "a.c: None then, 3 now",
     }
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"a: [", b"- 1\n", b"a: &a [*a]\n", b"5\n"])
+def test_a_damaged_record_of_settings_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(RunFolderError, match=r"config\.yaml"):
+        finished_result(tmp_path, "a: 1\n", dict)

@@ -15,14 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from megabase.errors import MegabaseError
 from megabase.genome.files import write_json, write_whole, writing
 from megabase.genome.ownership import LOCK_NAME, Lock
 from megabase.training.config import ConfigError, TrainConfig
 from megabase.training.provenance import differences, record_environment
-from megabase.untrusted import read_json
+from megabase.untrusted import parse_yaml, parsing, read_json, read_text
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -126,7 +124,7 @@ def _check_resume(run: Path, resolved: str) -> list[str]:
     saved = run / "config.yaml"
     if not saved.is_file():
         raise RunFolderError(f"there is no run to resume in {run}: {saved} is missing")
-    changes = changed_settings(saved.read_text(), resolved)
+    changes = changed_settings(read_text(saved, RunFolderError), resolved)
     fixed = [text for name, text in changes.items() if name.split(".")[0] not in _ANNOUNCED]
     if fixed:
         raise RunFolderError(
@@ -144,7 +142,9 @@ def changed_settings(before: str, after: str) -> dict[str, str]:
     dict
         As :func:`megabase.training.provenance.differences`.
     """
-    found = differences(yaml.safe_load(before) or {}, yaml.safe_load(after) or {})
+    old, new = (parse_yaml(text, "config.yaml", RunFolderError) or {} for text in (before, after))
+    with parsing("config.yaml", RunFolderError, "expected the settings of a run"):
+        found = differences(old, new)
     return {name: text for name, text in found.items() if name.split(".")[0] not in _FREE}
 
 
@@ -231,12 +231,14 @@ def finished_result(
         When the inputs are others now.
     """
     file = run / "result.json"
-    if not file.is_file() or changed_settings((run / "config.yaml").read_text(), resolved):
+    saved = run / "config.yaml"
+    if not file.is_file() or changed_settings(read_text(saved, RunFolderError), resolved):
         return None
     refuse_changed(run, data())
     values = read_json(file, RunFolderError)
-    for split in ("valid", "test"):
-        values[split] = {k: math.nan if v is None else v for k, v in values[split].items()}
+    with parsing(file, RunFolderError, "expected the result of a run"):
+        for split in ("valid", "test"):
+            values[split] = {k: math.nan if v is None else v for k, v in values[split].items()}
     return values
 
 
