@@ -105,6 +105,6 @@ def test_a_device_that_is_not_there(
     call = ["embed", str(folder / "some.fa"), "-o", str(tmp_path / "o.npy"), "--device", "abacus"]
     assert main(call) == 2
     said = capsys.readouterr().err
-    assert said.startswith("megabase embed: error: device 'abacus'")
+    assert said.startswith("megabase embed: error: --device abacus")
     assert said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

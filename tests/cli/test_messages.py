@@ -96,9 +96,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("variants v.vcf --genome g.mb -o o.vcf --methods llr_windo", "no method 'llr_windo'"),
         ("variants v.vcf --genome g.mb -o o.vcf --prefix A-B", "prefix 'A-B' cannot begin"),
-        ("variants v.vcf --genome g.mb -o o.vcf --device gpu9", "device 'gpu9'"),
+        ("variants v.vcf --genome g.mb -o o.vcf --device gpu9", "--device gpu9: "),
         ("saturate chr1:1-9 --genome g.mb -o o.tsv --methods x", "no method 'x'"),
-        ("score s.fa -o o.tsv --device gpu9", "device 'gpu9'"),
+        ("score s.fa -o o.tsv --device gpu9", "--device gpu9: "),
         ("score s.fa -o o.tsv --window 1", "a window needs 2 positions"),
         ("variants v.vcf --genome g.mb -o o.vcf", "another name or use --overwrite\n"),
         ("genome build g.fa -o g.mb", "another name or use --overwrite\n"),

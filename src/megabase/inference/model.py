@@ -53,7 +53,7 @@ def choose_device(name: str | None = None) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InferenceError(f"device {name!r}: {str(error).splitlines()[0]}") from None
+        raise InferenceError(f"device={name!r}: {str(error).splitlines()[0]}") from None
     return device
 
 
