@@ -267,7 +267,15 @@ def test_pickled_weights_of_a_folder_meet_the_restricted_reader(tmp_path: Path) 
     with pytest.raises(UnsafeCheckpointError, match=r"part\.bin: .*os\.system"):
         load_model(path)
     assert not (tmp_path / "ran").exists()
-    for place in ("../part.bin", str(tmp_path / "part.bin"), "part.txt", 5, None, ["part.bin"]):
+    for place in (
+        "../part.bin",
+        str(tmp_path / "part.bin"),
+        "part.txt",
+        5,
+        None,
+        ["part.bin"],
+        "x" * 999 + ".bin",
+    ):
         (path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"w": place}}))
         with pytest.raises(CheckpointError, match="not beside it"):
             load_model(path)

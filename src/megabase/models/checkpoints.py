@@ -7,6 +7,7 @@ and folders that hold one of them. Pickles go through
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -248,7 +249,8 @@ def _shards(index: Path) -> list[Path]:
     for name in names.values():
         # By its name and not by where a link leads: the Hub's cache keeps files elsewhere.
         beside = isinstance(name, str) and name == Path(name).name and name.endswith(_SUFFIXES)
-        if not beside or not (index.parent / name).is_file():
+        # Without a look at the name itself: one that is too long for a file is an OSError.
+        if not beside or name not in os.listdir(index.parent):
             raise CheckpointError(f"{index}: names {shown(name)}, which is not beside it")
     return [index.parent / name for name in sorted(set(names.values()))]
 
