@@ -62,7 +62,7 @@ test-slow: $(VENV)/.test
 SANITIZED := $(CURDIR)/$(VENV)/sanitized
 sanitize: $(VENV)/.test
 	PIP_CONSTRAINT=constraints.txt $(PIP) install --no-deps --upgrade --target $(SANITIZED) \
-	  --config-settings=build-dir=$(SANITIZED)-build --config-settings=cmake.build-type=RelWithDebInfo \
+	  --config-settings=build-dir=$(SANITIZED)-build --config-settings=cmake.build-type=Debug --config-settings=cmake.define.MB_LEVEL=-O1 \
 	  --config-settings=cmake.define.CMAKE_CXX_FLAGS='-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer' \
 	  ./kernels
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \

@@ -466,5 +466,6 @@ def read_tokenizer(folder: Path, usual: Any = None, longest: int | None = None) 
     extra = {} if said else {"model_max_length": longest}
     with parsing(file, ModelKindError, "the files of a tokenizer are expected"):
         tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True, **extra)
-        tokenizer.get_vocab(), tokenizer("ACGT")  # some damage shows in use alone
+        tokenizer.get_vocab()
+        tokenizer("ACGT")  # some damage shows in use alone
     return tokenizer

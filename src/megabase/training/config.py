@@ -291,7 +291,8 @@ class TrainConfig:
         problems = [
             f"{name} is {getattr(self, name)!r}; expected {kind.__name__}(...)"
             for name, kind in typing.get_type_hints(type(self)).items()
-            if is_dataclass(kind) and not isinstance(getattr(self, name), kind)
+            if isinstance(kind, type) and is_dataclass(kind)
+            if not isinstance(getattr(self, name), kind)
         ]
         stages = tuple(self.stages) if isinstance(self.stages, (list, tuple)) else (self.stages,)
         if any(not isinstance(stage, Stage) for stage in stages):
