@@ -233,7 +233,8 @@ def render(path: Path) -> str:
         rows = [json.dumps(_steady(json.loads(line)), sort_keys=True) for line in text.splitlines()]
         return "\n".join(rows)
     if suffix == ".html":
-        found = re.findall(r">([^<>]{2,80})<", text.split("<body", 1)[-1])
+        shown = re.sub(r"<(script|style).*?</\1>", "", text, flags=re.DOTALL)
+        found = re.findall(r">([^<>]{2,80})<", shown.split("<body", 1)[-1])
         return "\n".join(line.strip() for line in found if line.strip())
     return text
 

@@ -1,6 +1,7 @@
 """Written sequences are what one would write by hand with full forward passes."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,3 +142,11 @@ def test_the_library_door() -> None:
     import megabase.inference
 
     assert megabase.inference.generate is generate
+
+
+def test_only_endings_of_fasta_are_written(tmp_path: Path) -> None:
+    from megabase.errors import OutputError
+    from megabase.inference.generate_job import generate_file
+
+    with pytest.raises(OutputError, match=r"x\.csv: the ending says the format; expected one of"):
+        generate_file(tmp_path / "x.csv")

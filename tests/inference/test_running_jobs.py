@@ -14,6 +14,7 @@ from megabase.genome.alphabet import PAD, decode, encode
 from megabase.genome.errors import AmbiguousLettersWarning
 from megabase.inference.batching import run_batched
 from megabase.inference.errors import InferenceError, InputFileError, OutputError
+from megabase.inference.input_stream import SequenceInput
 from megabase.inference.loading import load
 from megabase.inference.log_probs import LogProbsError
 from megabase.inference.provenance import Provenance
@@ -172,3 +173,11 @@ def test_model_has_a_hash_of_its_weights_and_must_score_bases() -> None:
     assert one.digest != load(model, head="language").digest
     with pytest.raises(LogProbsError, match="no language-model head"):
         load(HyenaDNAForSequenceClassification(config), head="language")
+
+
+@pytest.mark.parametrize("name", ["x.bedgraph", "x.gff3.gz", "x.bw"])
+def test_formats_without_sequences_are_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("chr1\t0\t10\t1.5\n")
+    with pytest.raises(InputFileError, match="by its ending; expected FASTA, a table, BED or VCF"):
+        SequenceInput(str(tmp_path / name), str(tmp_path / "g.fa")).found_kind  # noqa: B018
+    assert SequenceInput(str(tmp_path / name), str(tmp_path / "g.fa"), kind="bed").path

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
+from megabase.genome.files import is_stream
 from megabase.inference.decoding import GenerationError
 from megabase.inference.errors import InputFileError
 from megabase.inference.generation import Generated, Prompt, Task, Writer, task_chunks
@@ -18,10 +19,14 @@ from megabase.inference.model import choose_device
 from megabase.inference.provenance import Provenance
 from megabase.inference.sampling import SamplingOptions
 from megabase.inference.sharding import Progress, run_job
+from megabase.inference.tables import require_table_suffix
 
 __all__ = ["GenerateJob", "GenerateOptions", "PromptInput", "fasta_record", "generate_file"]
 
 _LINE = 80
+_PLAIN = (".fa", ".fasta", ".fna", ".ffn")
+FASTA_SUFFIXES = (*_PLAIN, *(f"{end}{more}" for end in _PLAIN for more in (".gz", ".bgz")))
+"""Endings of an output, plain or bgzip."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +264,8 @@ def generate_file(
     MegabaseError
         For prompts, a model or an output that cannot be used.
     """
+    if not is_stream(Path(target)):
+        require_table_suffix(Path(target), FASTA_SUFFIXES)
     job = GenerateJob(prompts or PromptInput(), model, options or GenerateOptions(), keep)
     if progress is None:
         return run_job(job, target, **running)

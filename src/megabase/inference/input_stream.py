@@ -39,6 +39,12 @@ _ENDINGS = {
     ".fa": "fasta", ".fasta": "fasta", ".fna": "fasta", ".ffn": "fasta", ".mfa": "fasta",
     **dict.fromkeys(TABLE_SUFFIXES, "table"),
 }  # fmt: skip
+_OTHER_FORMATS = {
+    ".bedgraph": "bedGraph", ".bdg": "bedGraph", ".bg": "bedGraph", ".bw": "bigWig",
+    ".bigwig": "bigWig", ".wig": "wiggle", ".gff": "GFF", ".gff3": "GFF", ".gtf": "GTF",
+    ".bam": "BAM", ".cram": "CRAM", ".mb": "a genome store",
+}  # fmt: skip
+"""Endings of formats that some verb knows and none reads sequences from."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,13 @@ class SequenceInput:
         if self.kind != "auto":
             return self.kind
         suffixes = [s.lower() for s in Path(self.path).suffixes if s.lower() not in (".gz", ".bgz")]
-        found = _ENDINGS.get(suffixes[-1]) if suffixes else None
+        ending = suffixes[-1] if suffixes else ""
+        if ending in _OTHER_FORMATS:
+            raise InputFileError(
+                f"{self.path} is {_OTHER_FORMATS[ending]} by its ending; expected FASTA, a table, "
+                "BED or VCF (kind= says what it is when the ending does not)"
+            )
+        found = _ENDINGS.get(ending)
         return found or self._kind_by_content()
 
     def _kind_by_content(self) -> str:
