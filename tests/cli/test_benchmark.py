@@ -128,7 +128,7 @@ def test_a_missing_extra_is_named_before_the_work(
     ("words", "text"),
     [
         (["gou"], "there is no suite 'gou'"),
-        (["gue"], "gue needs --data. Expected DATA/TASK"),
+        (["gue"], "gue needs --data: Expected DATA/TASK"),
         (["gue", "--data", "nowhere"], "there is no folder nowhere"),
         (["table", "--data", ".", "--protocol", "best"], "best"),
         (["table", "--data", ".", "--sead", "1"], "seeds"),

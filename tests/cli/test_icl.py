@@ -47,7 +47,7 @@ def test_several_numbers_of_shots(table: Path, capsys: pytest.CaptureFixture[str
         (["--shots", "99"], "take shots of at most"),
         (["--tune", "some"], "tune"),
         (["--shot", "3"], "did you mean 'shots'"),
-        (["--samples_list", "2", "4"], "for --tune prompt or all"),
+        (["--samples_list", "2", "4"], "for --tune prompt or --tune all"),
     ],
 )
 def test_bad_input_is_one_line(

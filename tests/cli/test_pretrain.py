@@ -187,7 +187,7 @@ def test_a_run_and_what_becomes_of_it(
     capsys.readouterr()
     status = main(["pretrain", "--config", str(recipe), "--resume", "--seed", "5"])
     assert status == 2
-    assert "seed 0 -> 5" in capsys.readouterr().err
+    assert "seed: 0 then, 5 now" in capsys.readouterr().err
 
 
 def test_printed_config_is_the_resolved_recipe(

@@ -334,8 +334,8 @@ def test_bad_input_leaves_nothing_behind(folder: Path) -> None:
     source = SequenceInput(str(folder / "long.fa"))
     with pytest.raises(InferenceError, match=r"long\.fa: sequence long has 160 bases"):
         embed_file(source, folder / "long.npy", str(folder / "model"), workers=1)
-    with pytest.raises(InputFileError, match="need a genome"):
+    with pytest.raises(InputFileError, match="whose intervals lie on a genome: name a store"):
         SequenceInput(str(folder / "three.bed"))
-    with pytest.raises(InputFileError, match="does not tell"):
+    with pytest.raises(InputFileError, match="neither its ending nor its first line tells"):
         SequenceInput(str(folder / "model" / "config.json"))
     assert not list(folder.glob("long.npy*")) + list(folder.glob("*.partial"))

@@ -65,7 +65,7 @@ def test_learns_and_writes_a_whole_run(tmp_path: Path, data: Path) -> None:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     validations = [r for r in records if r["kind"] == "validation"]
     assert [r["step"] for r in validations] == [4, 8, 12, 16]
-    best = max(validations, key=lambda r: r["accuracy"])
+    best = max(validations, key=lambda r: (r["accuracy"], -r["loss"]))
     assert result.valid["accuracy"] == best["accuracy"]
     assert result.best_step == best["step"]
     config = json.loads((run / "best" / "config.json").read_text())

@@ -107,7 +107,7 @@ def need_folder(data: str | None, suite: str, instructions: str) -> Path:
         With instructions when none is named or it is not there.
     """
     if data is None:
-        raise SuiteError(f"{suite} needs data=... . {instructions}")
+        raise SuiteError(f"{suite} needs data=...: {instructions}")
     folder = Path(data).expanduser()
     if not folder.exists():
         raise SuiteError(f"there is no folder {folder}. {instructions}")

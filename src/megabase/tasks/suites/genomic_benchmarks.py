@@ -161,7 +161,7 @@ def load(config: BenchmarkConfig, name: str) -> Task:
 def _download(config: BenchmarkConfig, name: str) -> Path:
     """Let the package of the benchmark fetch a data set (it checks nothing but the size)."""
     if config.data is None:
-        raise SuiteError("download=True needs data=... : the folder to keep the files in")
+        raise SuiteError("download=True needs data=...: the folder to keep the files in")
     target = Path(config.data).expanduser() / name
     if target.is_dir():
         return target
