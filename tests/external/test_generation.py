@@ -16,6 +16,7 @@ from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.mamba import MambaConfig, MambaForCausalLM
 from megabase.models.tokenization import DNATokenizer
+from megabase.models.validation import ModelConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -102,6 +103,16 @@ def test_the_text_generation_pipeline(model: Any, tmp_path: Path) -> None:
     assert text.startswith("ACGTAA")
     assert set(text) <= set("ACGTN")
     assert len(text) == 14
+
+
+def test_a_prompt_that_ends_is_refused(model: Any) -> None:
+    """As tokenizers end what they read, letters would be written after the end."""
+    tokenizer = DNATokenizer()
+    with pytest.raises(ModelConfigError, match=r"end token.*add_special_tokens=False"):
+        model.generate(**tokenizer(["ACGT"], return_tensors="pt"), max_new_tokens=2)
+    write = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    with pytest.raises(ModelConfigError, match="ends with the end token"):
+        write("ACGTAA", max_new_tokens=8)
 
 
 def test_peft_adapts_and_writes(model: Any) -> None:

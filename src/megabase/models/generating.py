@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
 
+from megabase.models.validation import ModelConfigError
 from megabase.models.vocabulary import VOCABULARY
 
 __all__ = ["LetterGenerationMixin"]
@@ -28,8 +29,21 @@ class LetterGenerationMixin(GenerationMixin):
         """Write sequences; see transformers.
 
         Special tokens and rows of the embedding past the vocabulary are never drawn.
+
+        Raises
+        ------
+        ModelConfigError
+            When a prompt ends with the end token, which the tokenizer adds unless it is told not
+            to: what follows an end says nothing about the prompt.
         """
         model: Any = self
+        prompt = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+        end = model.config.eos_token_id
+        if prompt is not None and end is not None and bool((prompt[:, -1:] == end).any()):
+            raise ModelConfigError(
+                "a prompt ends with the end token, after which nothing follows from the prompt; "
+                "tokenize prompts with add_special_tokens=False (a pipeline takes it too)"
+            )
         unused = [*_SPECIAL, *range(model.config.vocab_size, model.config.vocab_rows)]
         processors = LogitsProcessorList(logits_processor or [])
         processors.append(SuppressTokensLogitsProcessor(unused, device=str(model.device)))
