@@ -53,6 +53,9 @@ _REFUSED = (
     (stat.S_ISBLK, "a block device"),
     (stat.S_ISSOCK, "a socket"),
 )
+LONGEST_LINE = 1 << 27
+"""Bytes of a line of a table: ten times the longest row known; a gzip file of one megabyte can hold
+a line of a gigabyte."""
 _MAKE_ROOM = "make room or write elsewhere"
 
 
@@ -328,7 +331,13 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
                 )
             packed = raw.peek(2)[:2] == b"\x1f\x8b"
             stream = gzip.GzipFile(fileobj=raw) if packed else raw
-            for number, line in enumerate(stream, start=1):
+            lines = iter(lambda: stream.readline(LONGEST_LINE + 1), b"")
+            for number, line in enumerate(lines, start=1):
+                if len(line) > LONGEST_LINE:
+                    raise TableError(
+                        f"{path}, line {number:,}: longer than {LONGEST_LINE:,} bytes; expected a "
+                        "table, one row a line"
+                    )
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 yield number, line.decode().rstrip("\r\n")
