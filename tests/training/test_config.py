@@ -101,3 +101,14 @@ def test_settings_import_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("value", [1 << 31, 1 << 63, 1 << 80])
+def test_lengths_beyond_any_input_are_refused(value: int) -> None:
+    with pytest.raises(ConfigError, match=r"stage length is \d+; it must be at most 2,147,483,647"):
+        Stage(length=value)
+
+
+def test_numbers_that_floats_cannot_hold_are_refused() -> None:
+    with pytest.raises(ConfigError, match="stage steps is 9223372036854775808; it must be at most"):
+        Stage(length=8, steps=1 << 63)

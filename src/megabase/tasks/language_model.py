@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from megabase.models.config_file import check_config
 from megabase.tasks.pretrain_config import ModelConfig
 from megabase.training.config import ConfigError
 
@@ -75,6 +76,7 @@ def build_language_model(
             f"model.overrides has {', '.join(sorted(unknown))}, which {config_class.__name__} "
             "does not have; its fields are listed in its documentation"
         )
+    check_config(fields, Path("model"), ConfigError)
     model = model_class(config_class(**fields))
     _check_objective(model, objective)
     return model

@@ -37,6 +37,12 @@ def raise_problems(problems: Iterable[str]) -> None:
         raise ConfigError("; ".join(found))
 
 
+LONGEST_INPUT = (1 << 31) - 1
+"""Positions of an input: tables of them are indexed by 32-bit numbers in some libraries."""
+_MOST = 1 << 53
+"""Largest number of a setting: from here on YAML's and JSON's floats are not exact."""
+
+
 def whole(name: str, value: int | float | None) -> int | None:
     """Turn ``1e6`` into 1000000; a number with a fraction is refused."""
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
@@ -51,6 +57,9 @@ def _at_least(
 ) -> None:
     if value is not None and not value >= least:
         problems.append(f"{name} is {value}; it must be at least {least}")
+    most = LONGEST_INPUT if name == "stage length" else _MOST
+    if value is not None and value > most:
+        problems.append(f"{name} is {value}; it must be at most {most:,}")
 
 
 @dataclass(frozen=True, kw_only=True)

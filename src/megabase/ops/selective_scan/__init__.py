@@ -144,11 +144,24 @@ def selective_step(
     state_BEN : Tensor
         States after it; the given ones are not changed.
     """
-    if state_BEN.shape != (*u_BE.shape, A_EN.shape[-1]):
+    if state_BEN.dim() != 3:
         raise OperatorError(
-            f"selective_step: state must have shape {(*u_BE.shape, A_EN.shape[-1])}, found "
+            "selective_step: state must have shape (batch, channels, states), found "
             f"{tuple(state_BEN.shape)}"
         )
+    batch, channels, states = state_BEN.shape
+    expected = {
+        "u": (u_BE, (batch, channels)), "delta": (delta_BE, (batch, channels)),
+        "A": (A_EN, (channels, states)), "B": (B_BN, (batch, states)),
+        "C": (C_BN, (batch, states)), "D": (D_E, (channels,)), "z": (z_BE, (batch, channels)),
+        "delta_bias": (delta_bias_E, (channels,)),
+    }  # fmt: skip
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise OperatorError(
+                f"selective_step: {name} must have shape {shape} as state has "
+                f"{tuple(state_BEN.shape)}, found {tuple(tensor.shape)}"
+            )
     with without_autocast(u_BE):
         dtype = torch.promote_types(u_BE.dtype, torch.float32)
         u, delta, B, C = (x.to(dtype) for x in (u_BE, delta_BE, B_BN, C_BN))
