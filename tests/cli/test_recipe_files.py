@@ -61,3 +61,22 @@ def test_aliases_that_stay_small_are_read(
     (tmp_path / "r.yaml").write_text("data: {include: &a [chr1], exclude: *a}\nsteps: few\n")
     assert main(["pretrain", "--config", str(tmp_path / "r.yaml"), "--dry-run"]) == 2
     assert "steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"filter_order": (1 << 63) - 1}, "filter_order is 9223372036854775807; expected at most"),
+        ({"filter_order": 1 << 30}, "more than the"),
+        ({"d_inner": 1 << 30}, "more than the"),
+    ],
+)
+def test_models_that_no_machine_holds_are_refused(settings: dict[str, int], said: str) -> None:
+    from megabase.tasks.language_model import build_language_model
+    from megabase.tasks.pretrain_config import ModelConfig
+    from megabase.training.config import ConfigError
+
+    with pytest.raises(ConfigError, match=said):
+        build_language_model(
+            ModelConfig(d_model=128, n_layer=1, overrides=settings), 64, "causal_lm"
+        )

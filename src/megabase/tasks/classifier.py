@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from megabase.models.config_file import check_config
 from megabase.tasks.finetune_config import FinetuneConfig, HeadConfig
 from megabase.tasks.input_tokens import (
     Tokens,
@@ -20,6 +21,7 @@ from megabase.tasks.input_tokens import (
     is_character,
     model_spec,
 )
+from megabase.tasks.language_model import require_room
 from megabase.training.config import ConfigError
 
 if TYPE_CHECKING:
@@ -231,7 +233,10 @@ def _new_model(
     # published shape is too small for.
     if not is_character(tokens.tokenizer) or shape.get("vocab_size", tokens.size) < tokens.size:
         shape.update(vocab_size=tokens.size, pad_token_id=tokens.pad_id)
-    return model_class(config_class(**shape))
+    check_config(shape, Path("model"), ConfigError)
+    config = config_class(**shape)
+    require_room(model_class, config)
+    return model_class(config)
 
 
 def _freeze(model: PreTrainedModel, head: HeadConfig) -> None:

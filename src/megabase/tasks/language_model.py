@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import torch
 from megabase.models.config_file import check_config
 from megabase.tasks.pretrain_config import ModelConfig
 from megabase.training.config import ConfigError
+from megabase.untrusted import parsing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,9 +79,30 @@ def build_language_model(
             "does not have; its fields are listed in its documentation"
         )
     check_config(fields, Path("model"), ConfigError)
-    model = model_class(config_class(**fields))
+    config = config_class(**fields)
+    require_room(model_class, config)
+    model = model_class(config)
     _check_objective(model, objective)
     return model
+
+
+def require_room(model_class: Any, config: Any) -> None:
+    """Refuse a model whose numbers alone are more than this machine's memory, before it is built.
+
+    Raises
+    ------
+    ConfigError
+        With its size.
+    """
+    with parsing("the model", ConfigError), torch.device("meta"):
+        state = model_class(config).state_dict().values()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise ConfigError(
+            f"the model takes {size / 1e9:,.0f} GB, more than the {memory / 1e9:,.0f} GB of this "
+            "machine; give fewer layers, a smaller width or a shorter input"
+        )
 
 
 def _known_fields(config_class: type) -> set[str]:

@@ -51,5 +51,8 @@ def online_conv(
             f"k {tuple(k_DM.shape)}, skip {None if skip_D is None else tuple(skip_D.shape)}, "
             f"batch {batch}"
         )
+    for name, tensor in (("k", k_DM), ("skip", skip_D)):
+        if tensor is not None and not tensor.is_floating_point():
+            raise OnlineConvError(f"{name} is {tensor.dtype}; expected floating-point numbers")
     run = OnlineConvReference if backend.active() == "reference" else OnlineConvTiled
     return run(k_DM, None if skip_D is None else skip_D.to(k_DM.dtype), batch)
