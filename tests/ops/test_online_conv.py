@@ -5,7 +5,8 @@ import torch
 
 from megabase.ops import backend, kernels
 from megabase.ops.long_conv import long_conv_reference
-from megabase.ops.online_conv import OnlineConvError, OnlineConvReference, online_conv
+from megabase.ops.online_conv import OnlineConvReference, online_conv
+from megabase.ops.registry import OperatorError
 
 
 def case(
@@ -68,7 +69,7 @@ def test_the_backend_and_the_shapes() -> None:
     _, k, skip = case(5)
     with backend.override("reference"):
         assert isinstance(online_conv(k, skip, 1), OnlineConvReference)
-    with pytest.raises(OnlineConvError, match="expected k"):
+    with pytest.raises(OperatorError, match="expected k"):
         online_conv(k, skip[:2], 1)
-    with pytest.raises(OnlineConvError, match="batch of 1 or more"):
+    with pytest.raises(OperatorError, match="batch of 1 or more"):
         online_conv(k, skip, 0)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from megabase.errors import MegabaseError
 from megabase.ops import backend
 from megabase.ops.online_conv.reference import OnlineConvReference
 from megabase.ops.online_conv.tiled import OnlineConvTiled
+from megabase.ops.registry import OperatorError
 
-__all__ = ["OnlineConvError", "OnlineConvReference", "OnlineConvTiled", "online_conv"]
-
-
-class OnlineConvError(MegabaseError):
-    """Filter, skip term and batch of an online convolution do not fit together."""
+__all__ = ["OnlineConvReference", "OnlineConvTiled", "online_conv"]
 
 
 def online_conv(
@@ -41,18 +37,21 @@ def online_conv(
 
     Raises
     ------
-    OnlineConvError
+    OperatorError
         When the shapes do not fit.
     """
     fits = k_DM.dim() == 2 and k_DM.shape[1] > 0 and batch > 0
     if not fits or (skip_D is not None and skip_D.shape != k_DM.shape[:1]):
-        raise OnlineConvError(
-            "expected k (channels, length >= 1), skip (channels,) and a batch of 1 or more; found "
+        raise OperatorError(
+            "online_conv: expected k (channels, length >= 1), skip (channels,) and a batch of 1 or "
+            "more; found "
             f"k {tuple(k_DM.shape)}, skip {None if skip_D is None else tuple(skip_D.shape)}, "
             f"batch {batch}"
         )
     for name, tensor in (("k", k_DM), ("skip", skip_D)):
         if tensor is not None and not tensor.is_floating_point():
-            raise OnlineConvError(f"{name} is {tensor.dtype}; expected floating-point numbers")
+            raise OperatorError(
+                f"online_conv: {name} is {tensor.dtype}; expected floating-point numbers"
+            )
     run = OnlineConvReference if backend.active() == "reference" else OnlineConvTiled
     return run(k_DM, None if skip_D is None else skip_D.to(k_DM.dtype), batch)

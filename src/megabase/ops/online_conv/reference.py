@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from megabase.ops.registry import OperatorError
+
 __all__ = ["OnlineConvReference"]
 
 
@@ -27,6 +29,11 @@ class OnlineConvReference:
 
     def step(self, u_BD: Tensor) -> Tensor:
         """Read one input, shape (batch, channels), and give the output at its position."""
+        if u_BD.shape != self.slot.shape or not u_BD.is_floating_point():
+            raise OperatorError(
+                f"online_conv: expected real inputs {tuple(self.slot.shape)}, found "
+                f"{tuple(u_BD.shape)} of {u_BD.dtype}"
+            )
         self.slot.copy_(u_BD)
         return self.advance().to(u_BD.dtype)
 

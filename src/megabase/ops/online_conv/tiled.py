@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megabase.ops.fft_lengths import fft_length
 from megabase.ops.long_conv.fft import BLOCK_SAMPLES, long_conv_fft
+from megabase.ops.registry import OperatorError
 
 __all__ = ["OnlineConvTiled"]
 
@@ -85,6 +86,11 @@ class OnlineConvTiled:
 
     def step(self, u_BD: Tensor) -> Tensor:
         """Read one input, shape (batch, channels), and give the output at its position."""
+        if u_BD.shape != self.slot.shape or not u_BD.is_floating_point():
+            raise OperatorError(
+                f"online_conv: expected real inputs {tuple(self.slot.shape)}, found "
+                f"{tuple(u_BD.shape)} of {u_BD.dtype}"
+            )
         self.slot.copy_(u_BD)
         return self.advance().to(u_BD.dtype, copy=True)
 
