@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -24,10 +26,25 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out modules that need a fetched suite."""
-    if collection_path.name.startswith("test_suite_") and config.option.markexpr == "not slow":
+    """Leave out modules that need a fetched suite, or fetch it before the first of them is read.
+
+    A hook of the whole collection would not be called: this file is read in its midst.
+    """
+    if not collection_path.name.startswith("test_suite_"):
+        return None
+    if config.option.markexpr == "not slow":
         return True
+    _fetch()
     return None
+
+
+@functools.cache
+def _fetch() -> None:
+    """Put the suite of transformers on the path, where there is one."""
+    fetcher = _fetcher()
+    # Without it the modules skip themselves with a reason.
+    with contextlib.suppress(fetcher.FetchError):
+        sys.path.append(str(fetcher.fetch()))
 
 
 def _fetcher() -> ModuleType:
@@ -38,15 +55,3 @@ def _fetcher() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def pytest_collection(session: pytest.Session) -> None:
-    """Put the suite of transformers on the path, where there is one."""
-    if session.config.option.markexpr == "not slow":
-        return
-    fetcher = _fetcher()
-    try:
-        sys.path.append(str(fetcher.fetch()))
-    except fetcher.FetchError:
-        # Their modules skip themselves with a reason.
-        return
