@@ -58,3 +58,14 @@ def test_columns_that_no_record_fills_are_left_out(tmp_path: Path) -> None:
     page, rows = table_of(tmp_path, "A", ["chr1\t100\tx\tA\tC\t.\t.\tMB_LLR_SITE=1"])
     assert list(rows[0]) == ["contig", "position", "ref", "alt", "id", "MB_LLR_SITE"]
     assert "in 1 VCF record<" in page
+
+
+def test_a_record_without_an_alternative_has_a_row_but_no_allele(tmp_path: Path) -> None:
+    page, rows = table_of(tmp_path, "A", [
+        "chr1\t100\t.\tA\tC\t.\t.\tMB_LLR_SITE=1",
+        "chr1\t200\t.\tA\t.\t.\t.\tMB_REASON=NO_ALT",
+    ])  # fmt: skip
+    assert [row["alt"] for row in rows] == ["C", ""]
+    assert '"A>."' in page
+    assert "A>None" not in page
+    assert "<dt>alternative alleles</dt><dd>1 <small>in 2 VCF records</small></dd>" in page

@@ -268,9 +268,10 @@ def _variant_parts(shown: _Shown, variants: Any, genes: FeatureTrack | None) -> 
         cells += [*facts, *(row[key] for key in keys)]
         cells += [row["reason"] or ""] if "reason" in given else []
         rows.append(TableRow(contig, start, end, tuple(cells)))
-        features.append(Feature(contig, start, end, f"{row['ref']}>{row['alt']}"))
+        features.append(Feature(contig, start, end, f"{row['ref']}>{row['alt'] or '.'}"))
     shown.tracks.append(FeatureTrack("variants", tuple(features), color="#b4530a", height=50))
-    shown.numbers.append((f"{len(rows):,}", f"in {_records(variants)}", "alternative alleles"))
+    alleles = variants["alt"].count()  # a record without an alternative has a row too
+    shown.numbers.append((f"{alleles:,}", f"in {_records(variants)}", "alternative alleles"))
     return VariantTable(tuple(columns), tuple(rows))
 
 
