@@ -98,21 +98,31 @@ def test_the_text_generation_pipeline(model: Any, tmp_path: Path) -> None:
     DNATokenizer().save_pretrained(tmp_path)
     write = pipeline("text-generation", model=str(tmp_path), tokenizer=DNATokenizer())
     assert write.model.generation_config is not None
-    (output,) = write("ACGTAA", max_new_tokens=8, do_sample=False, add_special_tokens=False)
+    (output,) = write("ACGTAA", max_new_tokens=8, do_sample=False)
     text = output["generated_text"]
     assert text.startswith("ACGTAA")
     assert set(text) <= set("ACGTN")
     assert len(text) == 14
 
 
-def test_a_prompt_that_ends_is_refused(model: Any) -> None:
+def test_the_end_behind_a_prompt_is_not_read(model: Any) -> None:
     """As tokenizers end what they read, letters would be written after the end."""
     tokenizer = DNATokenizer()
-    with pytest.raises(ModelConfigError, match=r"end token.*add_special_tokens=False"):
-        model.generate(**tokenizer(["ACGT"], return_tensors="pt"), max_new_tokens=2)
+    ended = tokenizer(["ACGTAA"], return_tensors="pt")
+    bare = tokenizer(["ACGTAA"], return_tensors="pt", add_special_tokens=False)
+    assert ended["input_ids"][0, -1] == tokenizer.sep_token_id
+    after = model.generate(**ended, max_new_tokens=5, do_sample=False)
+    assert torch.equal(after[:, :7], ended["input_ids"])
+    wanted = model.generate(**bare, max_new_tokens=5, do_sample=False)[:, 6:]
+    assert torch.equal(after[:, 7:], wanted)
+    assert torch.equal(wanted, _argmax(model, bare["input_ids"], 5)[:, 6:])
     write = pipeline("text-generation", model=model, tokenizer=tokenizer)
-    with pytest.raises(ModelConfigError, match="ends with the end token"):
-        write("ACGTAA", max_new_tokens=8)
+    text = write("ACGTAA", max_new_tokens=5, do_sample=False)[0]["generated_text"]
+    assert text == "ACGTAA" + tokenizer.decode(wanted[0])
+    mixed = torch.cat([ended["input_ids"], ended["input_ids"].roll(1, 1)])
+    for prompt in (mixed, ended["input_ids"][:, -1:]):
+        with pytest.raises(ModelConfigError, match=r"end token.*add_special_tokens=False"):
+            model.generate(prompt, max_new_tokens=2)
 
 
 def test_peft_adapts_and_writes(model: Any) -> None:

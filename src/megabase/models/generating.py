@@ -28,22 +28,25 @@ class LetterGenerationMixin(GenerationMixin):
     def generate(self, *args: Any, logits_processor: Any = None, **kwargs: Any) -> Any:
         """Write sequences; see transformers.
 
-        Special tokens and rows of the embedding past the vocabulary are never drawn.
+        Special tokens and rows of the embedding past the vocabulary are never drawn. The end token
+        that the tokenizer puts behind a prompt stays in the result, and is not read: what follows
+        an end would say nothing about the prompt.
 
         Raises
         ------
         ModelConfigError
-            When a prompt ends with the end token, which the tokenizer adds unless it is told not
-            to: what follows an end says nothing about the prompt.
+            When only some prompts of a batch end with the end token, or a prompt is nothing else.
         """
         model: Any = self
         prompt = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
         end = model.config.eos_token_id
-        if prompt is not None and end is not None and bool((prompt[:, -1:] == end).any()):
-            raise ModelConfigError(
-                "a prompt ends with the end token, after which nothing follows from the prompt; "
-                "tokenize prompts with add_special_tokens=False (a pipeline takes it too)"
-            )
+        if prompt is not None and end is not None:
+            ends = prompt[:, -1] == end
+            if bool(ends.any()) and (not bool(ends.all()) or prompt.shape[1] == 1):
+                raise ModelConfigError(
+                    "some prompts end with the end token and others do not, or a prompt holds no "
+                    "letter; tokenize them with add_special_tokens=False and left padding"
+                )
         unused = [*_SPECIAL, *range(model.config.vocab_size, model.config.vocab_rows)]
         processors = LogitsProcessorList(logits_processor or [])
         processors.append(SuppressTokensLogitsProcessor(unused, device=str(model.device)))
@@ -65,6 +68,12 @@ class LetterGenerationMixin(GenerationMixin):
         model: Any = self
         names = ("output_attentions", "output_hidden_states")
         inputs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        end = model.config.eos_token_id
+        if inputs_embeds is None and end is not None:
+            read = (input_ids != end).any(dim=0)
+            if attention_mask is not None and attention_mask.shape == input_ids.shape:
+                attention_mask = attention_mask[:, read]
+            input_ids = input_ids[:, read]
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
         if inputs_embeds is None:
