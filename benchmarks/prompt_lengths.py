@@ -74,7 +74,9 @@ class Behind:
         self.shell: Any = self.model.base_model.backbone
         self.table: Tensor = self.shell.embeddings.word_embeddings.weight
         self.length, self.later = length, later
-        self.taps = [layer.mixer.taps(length + later)[0] for layer in self.shell.layers]
+        filters = [layer.mixer.filters(length + later) for layer in self.shell.layers]
+        self.taps = [taps[0] for taps, _ in filters]
+        self.skips = [skips[0] for _, skips in filters]
 
     @staticmethod
     def _gated(mixer: Any, projected: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +96,8 @@ class Behind:
         found: list[list[Tensor]] = []
         for ids in rows.ids.split(size):
             hidden, residual, parts = self.table[ids], None, []
-            for layer, taps, spreading in zip(self.shell.layers, self.taps, spread, strict=True):
+            blocks = zip(self.shell.layers, self.taps, self.skips, spread, strict=True)
+            for layer, taps, skip, spreading in blocks:
                 residual = hidden if residual is None else hidden + residual
                 projected = layer.mixer.in_proj(layer.norm1(residual))
                 padded = F.pad(projected.transpose(1, 2), (2, 0))
@@ -106,7 +109,7 @@ class Behind:
                     taps[:, : self.length], points
                 )
                 mixed = torch.fft.irfft(spectrum, points)[..., : self.length]
-                mixed = mixed + inside * layer.mixer.filter_fn.skip()[:, None]
+                mixed = mixed + inside * skip[:, None]
                 residual = residual + layer.mixer.out_proj((mixed * out).transpose(1, 2))
                 hidden = layer.mlp(layer.norm2(residual))
             found.append(
@@ -132,7 +135,7 @@ class Behind:
             matrix = torch.where(lags >= 0, self.taps[i][:, lags.clamp(min=0)], 0.0)
             mixed = torch.bmm(inside.transpose(0, 1), matrix).transpose(0, 1)
             mixed = mixed + rows.sums[i][pick][:, : embedded.shape[1]].transpose(1, 2)
-            mixed = mixed + inside * layer.mixer.filter_fn.skip()[:, None]
+            mixed = mixed + inside * self.skips[i][:, None]
             residual = residual + layer.mixer.out_proj((mixed * out).transpose(1, 2))
             hidden = layer.mlp(layer.norm2(residual))
         return self.shell.ln_f(hidden if residual is None else hidden + residual)
