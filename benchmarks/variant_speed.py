@@ -1,6 +1,6 @@
 """Variants per second, against forward passes of one window at a time.
 
-    python benchmarks/variant_speed.py --genome human_chr22_20-21Mb_GRCh38.fa.gz \
+    python -m benchmarks.variant_speed --genome human_chr22_20-21Mb_GRCh38.fa.gz \
         --snps common_snps.csv --windows 1024 16384
 
 A HyenaDNA of two layers of 128 channels with drawn weights scores SNVs, in the order of the file
