@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,11 @@ def test_peft_trains_a_prompt_of_a_masked_model(rcps: bool) -> None:
     prompted = peft.get_peft_model(CaduceusForMaskedLM(config), settings)
     hidden = prompted(input_ids=PROMPT, output_hidden_states=True).hidden_states[-1]
     assert hidden.shape == (2, 10, config.hidden_size)
+
+
+def test_no_limit_is_claimed_that_the_model_has_not(
+    model: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    model.generate(PROMPT, max_new_tokens=3, do_sample=False)
+    assert "predefined maximum length" not in caplog.text

@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers import (
+    GenerationMixin,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    SuppressTokensLogitsProcessor,
+)
 
 from megabase.models.validation import ModelConfigError
 from megabase.models.vocabulary import VOCABULARY
@@ -52,6 +57,19 @@ class LetterGenerationMixin(GenerationMixin):
         processors.append(SuppressTokensLogitsProcessor(unused, device=str(model.device)))
         library: Any = super()
         return library.generate(*args, logits_processor=processors, **kwargs)
+
+    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> Any:
+        """Give the criteria of the library, with the longest input that the model really has.
+
+        The library takes ``max_position_embeddings`` for it, which published HyenaDNA sets to 0.
+        """
+        model: Any = self
+        library: Any = super()
+        found = library._get_stopping_criteria(*args, **kwargs)
+        for one in found:
+            if isinstance(one, MaxLengthCriteria):
+                one.max_position_embeddings = model.config.max_length
+        return found
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
