@@ -69,6 +69,7 @@ def test_aliases_that_stay_small_are_read(
         ({"filter_order": (1 << 63) - 1}, "filter_order is 9223372036854775807; expected at most"),
         ({"filter_order": 1 << 30}, "more than the"),
         ({"d_inner": 1 << 30}, "more than the"),
+        ({None: 8}, "overrides has None"),
     ],
 )
 def test_models_that_no_machine_holds_are_refused(settings: dict[str, int], said: str) -> None:

@@ -176,7 +176,7 @@ def build_classifier(
 
 def _head_fields(config: FinetuneConfig, family: str) -> dict[str, Any]:
     known = _fields_of(family)
-    unknown = sorted(set(config.overrides) - known)
+    unknown = sorted(str(name) for name in set(config.overrides) - known)
     if unknown:
         near = [difflib.get_close_matches(name, known, n=1) for name in unknown]
         hints = [f"did you mean {n[0]!r}?" for n in near if n]

@@ -75,8 +75,8 @@ def build_language_model(
     unknown = set(fields) - _known_fields(config_class)
     if unknown:
         raise ConfigError(
-            f"model.overrides has {', '.join(sorted(unknown))}, which {config_class.__name__} "
-            "does not have; its fields are listed in its documentation"
+            f"model.overrides has {', '.join(sorted(map(str, unknown)))}, which "
+            f"{config_class.__name__} does not have; its fields are listed in its documentation"
         )
     check_config(fields, Path("model"), ConfigError)
     config = config_class(**fields)
