@@ -33,9 +33,9 @@ from megabase.data.labelled_files import read_text
 from megabase.genome import alphabet
 from megabase.genome.files import write_json
 from megabase.models import load_model
-from megabase.models.prompt_files import prompt_bytes, save_prompt
-from megabase.models.prompt_spec import PromptSpec, label_letters
-from megabase.models.prompting import PromptedModel
+from megabase.models.adapt.prompt_files import prompt_bytes, save_prompt
+from megabase.models.adapt.prompt_spec import PromptSpec, label_letters
+from megabase.models.adapt.prompting import PromptedModel
 from megabase.report.prompt_plot import save_prompt_lengths
 from megabase.training.provenance import environment
 

@@ -49,10 +49,10 @@ from megabase.data.augment import codes_to_ids
 from megabase.genome.alphabet import BASE_TOKEN_IDS
 from megabase.genome.store import GenomeStore
 from megabase.genome.vcf import VcfRecord
-from megabase.inference.alleles import Placed, place
-from megabase.inference.loading import Loaded
-from megabase.inference.variants import VariantOptions, VariantScorer
+from megabase.inference.variants.alleles import Placed, place
+from megabase.inference.variants.scorer import VariantOptions, VariantScorer
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
+from megabase.models.loading import Loaded
 from megabase.ops import backend
 
 TOLERANCE = 1e-4

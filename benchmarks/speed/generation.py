@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from benchmarks.speed.config import BenchError, GenerateConfig
 from benchmarks.speed.others import OtherWork
 from benchmarks.speed.point import build_model
-from megabase.inference.decoding import Decoder, decoder, step_threads
-from megabase.inference.model import threads
-from megabase.inference.sampling import Sampler, SamplingOptions
+from megabase.inference.generation.decoding import Decoder, decoder, step_threads
+from megabase.inference.generation.sampling import Sampler, SamplingOptions
+from megabase.models.scored_model import threads
 
 __all__ = ["run_generation"]
 
@@ -144,7 +144,7 @@ def _places(config: GenerateConfig, tokens: int) -> set[int]:
 
 
 def _write(reader: Decoder, config: GenerateConfig, tokens: int, places: set[int]) -> _Written:
-    """Write as :func:`megabase.inference.generation.generate` does, and read the last token too."""
+    """Write as ``generate`` of the library does, and read the last token too."""
     device = torch.device(config.device)
     sampler = Sampler(SamplingOptions(seed=config.seed), range(config.batch))
     ids = np.empty((tokens, config.batch), np.int64)

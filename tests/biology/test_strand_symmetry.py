@@ -30,7 +30,7 @@ from megabase.models.caduceus import (
     CaduceusForSequenceClassification,
     CaduceusForTokenClassification,
 )
-from megabase.models.vocabulary import COMPLEMENT_TOKEN_IDS
+from megabase.models.tokenizers.vocabulary import COMPLEMENT_TOKEN_IDS
 
 COMPLEMENT = torch.tensor(COMPLEMENT_TOKEN_IDS)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}

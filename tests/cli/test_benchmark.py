@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from megabase.benchmarking.config import BenchmarkConfig
+from megabase.benchmarking.run import run_benchmark
 from megabase.cli.main import main
-from megabase.tasks.benchmark import run_benchmark
-from megabase.tasks.benchmark_config import BenchmarkConfig
 
 
 def table(folder: Path) -> Path:

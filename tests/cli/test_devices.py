@@ -19,7 +19,7 @@ from megabase.models.hyenadna import (
     HyenaDNAForSequenceClassification,
     HyenaDNAForTokenClassification,
 )
-from megabase.models.tokenization import DNATokenizer
+from megabase.models.tokenizers.character import DNATokenizer
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from megabase.models.hyenadna import (
     HyenaDNAForCausalLM,
     HyenaDNAForTokenClassification,
 )
-from megabase.models.tokenization import DNATokenizer
+from megabase.models.tokenizers.character import DNATokenizer
 
 
 @pytest.fixture

@@ -192,7 +192,7 @@ def test_models_without_probabilities_of_bases_are_refused(
 
 def test_a_masked_model_is_asked_as_one(run: Path) -> None:
     from megabase.data.split import regions_of
-    from megabase.inference.perplexity import evaluate
+    from megabase.evaluate.perplexity import evaluate
     from megabase.models.caduceus import CaduceusConfig
     from megabase.models.caduceus.modeling import CaduceusForMaskedLM
 

@@ -13,15 +13,15 @@ import pytest
 
 from megabase.cli.main import main
 from megabase.genome.store import GenomeStore
-from megabase.inference.generation import generate
-from megabase.inference.model import model_digest
-from megabase.inference.sampling import SamplingOptions
+from megabase.inference.generation.generate import generate
+from megabase.inference.generation.sampling import SamplingOptions
 from megabase.models.auto import load_model
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.hyenadna import (
     HyenaDNAForCausalLM,
     HyenaDNAForSequenceClassification,
 )
+from megabase.models.scored_model import model_digest
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from megabase.cli.main import main
+from megabase.data.sources import genome_store
+from megabase.evaluate.landscape import base_probabilities, log_likelihood
 from megabase.genome import Interval, encode
 from megabase.inference import saturate
-from megabase.inference.landscape import base_probabilities, log_likelihood
-from megabase.inference.loading import load
-from megabase.inference.sources import genome_store
 from megabase.inference.tracks import Run, write_bigwig
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
+from megabase.models.loading import load
 
 SITES = (100, 300, 305)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megabase.cli.main import main
-from megabase.models.conversion import convert_checkpoint
+from megabase.models.checkpoints.convert import convert_checkpoint
 
 NAMING = Path(__file__).parents[1] / "golden" / "hyena_naming"
 

@@ -15,11 +15,10 @@ import pytest
 
 import megabase
 from megabase.cli.main import main
-from megabase.genome.errors import ContigAliasWarning
+from megabase.errors import ConfigError, ContigAliasWarning
 from megabase.genome.store import GenomeStore
 from megabase.tasks import pretrain_config
 from megabase.tasks.pretrain_config import PretrainConfig
-from megabase.training.config import ConfigError
 
 SOURCE = Path(megabase.__file__).parent
 

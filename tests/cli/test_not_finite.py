@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megabase.cli.main import main
+from megabase.errors import NotFiniteError
 from megabase.genome.store import GenomeStore
 from megabase.inference import embed, generate, score_sequences
-from megabase.inference.loading import load
 from megabase.models.auto import load_model
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
-from megabase.models.finite import NotFiniteError
 from megabase.models.hyenadna import HyenaDNAForCausalLM, HyenaDNAForSequenceClassification
 from megabase.models.hyenadna.modeling import HyenaDNAForTokenClassification
+from megabase.models.loading import load
 
 SNV = 300
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from megabase.cli.main import main
+from megabase.errors import ConfigError
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
@@ -73,9 +74,8 @@ def test_aliases_that_stay_small_are_read(
     ],
 )
 def test_models_that_no_machine_holds_are_refused(settings: dict[str, int], said: str) -> None:
-    from megabase.tasks.language_model import build_language_model
+    from megabase.models.adapt.language_model import build_language_model
     from megabase.tasks.pretrain_config import ModelConfig
-    from megabase.training.config import ConfigError
 
     with pytest.raises(ConfigError, match=said):
         build_language_model(

@@ -28,7 +28,7 @@ HEADER = """##fileformat=VCFv4.3
 #CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT\tone\ttwo
 """
 
-pytestmark = pytest.mark.filterwarnings("default::megabase.genome.errors.LeftOutWarning")
+pytestmark = pytest.mark.filterwarnings("default::megabase.errors.LeftOutWarning")
 
 
 @pytest.fixture(scope="module")

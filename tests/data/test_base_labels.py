@@ -7,7 +7,8 @@ import pytest
 
 from megabase.data.labelled import LabelledSequences, label_splits
 from megabase.data.labelled_batches import BaseLabels, LabelledBatches, tokenise
-from megabase.data.labelled_files import LabelledDataError, read_text
+from megabase.data.labelled_files import read_text
+from megabase.errors import InputError
 from megabase.genome import alphabet
 
 
@@ -45,7 +46,7 @@ def test_names_divided_by_blanks(tmp_path: Path) -> None:
     ],
 )
 def test_refusals(tmp_path: Path, train: str, test: str, message: str) -> None:
-    with pytest.raises(LabelledDataError, match=message):
+    with pytest.raises(InputError, match=message):
         read(tmp_path, train, test)
 
 

@@ -10,9 +10,8 @@ from megabase.data.genome_labels import (
     label_windows,
     read_features,
 )
-from megabase.data.labelled_files import LabelledDataError
 from megabase.data.regions import Regions
-from megabase.genome.errors import LeftOutWarning, TableError
+from megabase.errors import InputError, LeftOutWarning
 from megabase.genome.store import GenomeStore
 
 GFF = """##gff-version 3
@@ -82,7 +81,7 @@ def test_windows(store: GenomeStore, gff: Path) -> None:
     taken = wide.take(np.array([1]))
     assert taken.labels.tolist() == labels[1].tolist()
     assert taken.where(0).endswith("one:6-15")
-    with pytest.raises(LabelledDataError, match="no base with a label"):
+    with pytest.raises(InputError, match="no base with a label"):
         label_windows(store, Regions.of([0], [10], [12]), features, length=4)
 
 
@@ -90,7 +89,7 @@ def test_tail_of_every_region() -> None:
     kept, cut = cut_tail(Regions.of([0, 1, 1], [0, 10, 50], [100, 20, 54]), 0.2, 5)
     assert cut == Regions.of([0, 1], [80, 15], [100, 20])
     assert kept == Regions.of([0, 1, 1], [0, 10, 50], [80, 15, 54])
-    with pytest.raises(LabelledDataError, match="no training region is long enough"):
+    with pytest.raises(InputError, match="no training region is long enough"):
         cut_tail(Regions.of([0], [0], [9]), 0.2, 5)
 
 
@@ -99,22 +98,22 @@ def test_other_contigs_are_counted(store: GenomeStore, gff: Path) -> None:
     with pytest.warns(LeftOutWarning, match=r"1 UNKNOWN_CONTIG \("):
         read_features(store, [gff], ["CDS"])
     gff.write_text("three\tx\tCDS\t1\t4\t.\t+\t0\tID=e\n")
-    with pytest.raises(TableError, match=r"none of its 1 rows can be used \(1 UNKNOWN_CONTIG\)"):
+    with pytest.raises(InputError, match=r"none of its 1 rows can be used \(1 UNKNOWN_CONTIG\)"):
         read_features(store, [gff], ["CDS"])
 
 
 def test_what_cannot_be_used(store: GenomeStore, gff: Path, tmp_path: Path) -> None:
-    with pytest.raises(LabelledDataError, match=r"no row of .* is of the type 'exon'"):
+    with pytest.raises(InputError, match=r"no row of .* is of the type 'exon'"):
         read_features(store, [gff], ["CDS", "exon"])
-    with pytest.raises(LabelledDataError, match="name the types that count"):
+    with pytest.raises(InputError, match="name the types that count"):
         read_features(store, [gff])
-    with pytest.raises(LabelledDataError, match="no file of features is named"):
+    with pytest.raises(InputError, match="no file of features is named"):
         read_features(store, [])
-    with pytest.raises(LabelledDataError, match="other than that of the background"):
+    with pytest.raises(InputError, match="other than that of the background"):
         read_features(store, [gff], ["CDS=background"])
     (tmp_path / "x.txt").write_text("")
-    with pytest.raises(LabelledDataError, match="is no file of features"):
+    with pytest.raises(InputError, match="is no file of features"):
         read_features(store, [tmp_path / "x.txt"], ["CDS"])
     gff.write_text("one\tx\tCDS\t1\t40\t.\t+\t0\tID=e\n")
-    with pytest.raises(TableError, match=r"line 1: the row ends at 40, past the end of contig"):
+    with pytest.raises(InputError, match=r"line 1: the row ends at 40, past the end of contig"):
         read_features(store, [gff], ["CDS"], strict=True)

@@ -7,7 +7,8 @@ import pytest
 
 from megabase.data.in_context import InContextBatches, answer_places, prompt_tokens
 from megabase.data.labelled import LabelledSequences, label_splits
-from megabase.data.labelled_files import LabelledDataError, LabelledText
+from megabase.data.labelled_files import LabelledText
+from megabase.errors import InputError
 
 SEP, PAD, A, C, G, T, N = 1, 4, 7, 8, 9, 10, 11
 
@@ -92,5 +93,5 @@ def test_a_batch_depends_on_the_numbers_only() -> None:
 
 def test_a_class_with_too_few_examples() -> None:
     sequences = many()
-    with pytest.raises(LabelledDataError, match=r"class 'a' has 6 rows; 6 examples .* need 7"):
+    with pytest.raises(InputError, match=r"class 'a' has 6 rows; 6 examples .* need 7"):
         InContextBatches(sequences, sequences, letters="AN", length=8, shots=6)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from megabase.data.interval_sequences import IntervalWarning, divide_rows, read_interval_text
+from megabase.data.interval_sequences import divide_rows, read_interval_text
 from megabase.data.labelled import label_splits
-from megabase.data.labelled_files import LabelledDataError, LabelledText
+from megabase.data.labelled_files import LabelledText
 from megabase.data.regions import Regions
-from megabase.errors import MegabaseError
+from megabase.errors import InputError, IntervalWarning, MegabaseError
 from megabase.genome.store import GenomeStore
 
 ONE = "AAAACCCCGGGGTTTTACGT"
@@ -49,7 +49,7 @@ def test_width(tmp_path: Path, store: GenomeStore) -> None:
     assert odd.sequences == [ONE[8:13], ONE[8:13]]
     assert len(odd.sequences[0]) == 5
     plain = bed(tmp_path, "one 8 12 a")
-    with pytest.raises(LabelledDataError, match="has no summits"):
+    with pytest.raises(InputError, match="has no summits"):
         read_interval_text(plain, store, length=4, center="summit")
 
 
@@ -72,7 +72,7 @@ def test_gff_and_vcf_count_from_one(tmp_path: Path, store: GenomeStore) -> None:
         file.write(header + "one\t5\trs1\tC\tT\t.\t.\tCLASS=benign\n")
     found = read_interval_text(vcf, store, label="CLASS", length=3)
     assert (found.sequences, found.labels) == (["ACC"], [("benign",)])
-    with pytest.raises(LabelledDataError, match="is a VCF: name the label"):
+    with pytest.raises(InputError, match="is a VCF: name the label"):
         read_interval_text(vcf, store)
 
 
@@ -113,9 +113,9 @@ class TestDivision:
 
     def test_refusals(self, tmp_path: Path, store: GenomeStore) -> None:
         one, none = Regions.of([0], [0], [6]), Regions.of([], [], [])
-        with pytest.raises(LabelledDataError, match=r"row 2 .* touches both valid and test"):
+        with pytest.raises(InputError, match=r"row 2 .* touches both valid and test"):
             self.parts(tmp_path, store, None, one, Regions.of([0], [6], [9]))
-        with pytest.raises(LabelledDataError, match="is left for training"):
+        with pytest.raises(InputError, match="is left for training"):
             self.parts(tmp_path, store, None, Regions.whole([20, 10]), none)
 
 
@@ -141,12 +141,12 @@ def test_a_summit_outside_its_peak_is_refused(tmp_path: Path, store: GenomeStore
     path = tmp_path / "x.narrowPeak"
     for summit in (5, -2):
         path.write_text(f"one\t1\t6\ta\t0\t.\t1\t1\t1\t-1\none\t1\t6\tb\t0\t.\t1\t1\t1\t{summit}\n")
-        with pytest.raises(LabelledDataError, match=rf"one:2-6 is {summit}, outside its 5 bases"):
+        with pytest.raises(InputError, match=rf"one:2-6 is {summit}, outside its 5 bases"):
             read_interval_text(path, store, length=4, center="summit")
 
 
 def test_other_files(tmp_path: Path, store: GenomeStore) -> None:
-    with pytest.raises(LabelledDataError, match="no file of intervals"):
+    with pytest.raises(InputError, match="no file of intervals"):
         read_interval_text(tmp_path / "x.csv", store)
-    with pytest.raises(LabelledDataError, match="there is no file"):
+    with pytest.raises(InputError, match="there is no file"):
         read_interval_text(tmp_path / "none.bed", store)

@@ -6,7 +6,7 @@ from published import caduceus_window, cut_interval
 
 from megabase.data.intervals import IntervalWindows
 from megabase.data.regions import Regions
-from megabase.data.windows import WindowError
+from megabase.errors import InputError
 
 LENGTHS = np.array([120, 60])
 ROWS = [
@@ -76,7 +76,7 @@ def test_segments_are_cut_as_in_the_caduceus_repository() -> None:
         for piece in range(4)
     ]
     assert windows.start.tolist() == want
-    with pytest.raises(WindowError, match="must divide"):
+    with pytest.raises(InputError, match="must divide"):
         built.epoch_size(15)
 
 
@@ -90,13 +90,13 @@ def test_rows_that_touch_held_out_regions_are_counted() -> None:
 
 def test_bad_tables_and_options_are_refused() -> None:
     one = np.array([0])
-    with pytest.raises(WindowError, match="no row"):
+    with pytest.raises(InputError, match="no row"):
         IntervalWindows(one[:0], one[:0], one[:0], contig_lengths=LENGTHS)
-    with pytest.raises(WindowError, match="interval 1"):
+    with pytest.raises(InputError, match="interval 1"):
         IntervalWindows(one, np.array([120]), np.array([130]), contig_lengths=LENGTHS)
-    with pytest.raises(WindowError, match="ends before"):
+    with pytest.raises(InputError, match="ends before"):
         IntervalWindows(one, np.array([12]), np.array([3]), contig_lengths=LENGTHS)
-    with pytest.raises(WindowError, match="in_place"):
+    with pytest.raises(InputError, match="in_place"):
         source(padding="right")
-    with pytest.raises(WindowError, match="range around 0"):
+    with pytest.raises(InputError, match="range around 0"):
         source(shift=(1, 3))

@@ -11,14 +11,9 @@ import torch
 
 from megabase.data.base_labels import IGNORED
 from megabase.data.labelled import LabelledSequences, label_splits, published_split, split_rows
-from megabase.data.labelled_batches import (
-    BaseLabels,
-    LabelledBatches,
-    TokenRows,
-    TruncationWarning,
-    tokenise,
-)
-from megabase.data.labelled_files import LabelledDataError, find_splits, read_text
+from megabase.data.labelled_batches import BaseLabels, LabelledBatches, TokenRows, tokenise
+from megabase.data.labelled_files import find_splits, read_text
+from megabase.errors import InputError, TruncationWarning
 from megabase.genome import alphabet
 
 
@@ -38,7 +33,7 @@ def char(codes: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.filterwarnings(
-    "ignore:.* 1 letter read as N. R 1:megabase.genome.errors.AmbiguousLettersWarning"
+    "ignore:.* 1 letter read as N. R 1:megabase.errors.AmbiguousLettersWarning"
 )
 class TestFiles:
     ROWS = (("ACGT", "b"), ("aacc", "a"), ("TTNR", "b"))
@@ -101,7 +96,7 @@ class TestFiles:
             "test": "test.csv.gz",
         }
         (tmp_path / "val.csv").write_text("")
-        with pytest.raises(LabelledDataError, match="two valid splits"):
+        with pytest.raises(InputError, match="two valid splits"):
             find_splits(tmp_path)
 
 
@@ -118,44 +113,40 @@ class TestErrors:
         ],
     )
     def test_reading(self, tmp_path: Path, text: str, message: str) -> None:
-        with pytest.raises(LabelledDataError, match=message):
+        with pytest.raises(InputError, match=message):
             read_text(table(tmp_path, text))
 
     def test_letters_that_are_no_dna(self, tmp_path: Path) -> None:
-        with pytest.raises(
-            LabelledDataError, match=r"train\.csv, row 2: character 'E' at position 1"
-        ):
+        with pytest.raises(InputError, match=r"train\.csv, row 2: character 'E' at position 1"):
             sequences(tmp_path, "seq,label\nAC,0\nAEC,1\n")
 
     def test_label_unseen_in_train(self, tmp_path: Path) -> None:
         train = read_text(table(tmp_path, "seq,label\nAC,a\nAC,b\n"))
         test = read_text(table(tmp_path, "seq,label\nAC,a\nAC,c\n", "test.csv"))
-        with pytest.raises(
-            LabelledDataError, match=r"test\.csv, row 2: the label 'c' occurs in no"
-        ):
+        with pytest.raises(InputError, match=r"test\.csv, row 2: the label 'c' occurs in no"):
             label_splits({"train": train, "test": test})
 
     def test_one_class(self, tmp_path: Path) -> None:
-        with pytest.raises(LabelledDataError, match="only the class 'a'"):
+        with pytest.raises(InputError, match="only the class 'a'"):
             sequences(tmp_path, "seq,label\nAC,a\nAC,a\n")
 
     def test_empty_class_folder(self, tmp_path: Path) -> None:
         (tmp_path / "a").mkdir()
-        with pytest.raises(LabelledDataError, match=r"class folder .*a holds no"):
+        with pytest.raises(InputError, match=r"class folder .*a holds no"):
             read_text(tmp_path)
 
     def test_missing_file_and_unknown_kind(self, tmp_path: Path) -> None:
-        with pytest.raises(LabelledDataError, match="there is no file"):
+        with pytest.raises(InputError, match="there is no file"):
             read_text(tmp_path / "no.csv")
-        with pytest.raises(LabelledDataError, match="no known kind"):
+        with pytest.raises(InputError, match="no known kind"):
             read_text(table(tmp_path, "x", "x.doc"))
 
     def test_unequal_label_lengths(self, tmp_path: Path) -> None:
-        with pytest.raises(LabelledDataError, match="row 2: 2 labels, where the first"):
+        with pytest.raises(InputError, match="row 2: 2 labels, where the first"):
             sequences(tmp_path, "seq,label\nAC,0 1 1\nAC,0 1\n")
 
     def test_wrong_number(self, tmp_path: Path) -> None:
-        with pytest.raises(LabelledDataError, match="row 2: the label label is 'x'"):
+        with pytest.raises(InputError, match="row 2: the label label is 'x'"):
             sequences(tmp_path, "seq,label\nAC,0.5\nAC,x\n", kind="regression")
 
 
@@ -193,7 +184,7 @@ class TestSplits:
     def test_small_sets_keep_a_row_on_both_sides(self) -> None:
         kept, cut = split_rows(np.array([0, 1, 1]), 0.1, seed=0)
         assert (len(kept), len(cut)) == (2, 1)
-        with pytest.raises(LabelledDataError, match="expected one in"):
+        with pytest.raises(InputError, match="expected one in"):
             split_rows(np.zeros(3), 1.0, seed=0)
 
     def test_published_is_that_of_torch(self) -> None:
@@ -222,9 +213,9 @@ class TestTokens:
     def test_too_long(self, tmp_path: Path) -> None:
         rows = sequences(tmp_path, "seq,label\nAC,0\nACGTA,1\nACGT,1\n")
         message = r"row 2: the sequence has 5 bases, above max_length, 3 \(2 rows are longer"
-        with pytest.raises(LabelledDataError, match=message):
+        with pytest.raises(InputError, match=message):
             tokenise(rows, char, max_bases=3)
-        with pytest.raises(LabelledDataError, match="above the longest input of the model, 4"):
+        with pytest.raises(InputError, match="above the longest input of the model, 4"):
             tokenise(rows, char, max_tokens=4)
 
     def test_cuts_are_counted_and_both_strands_are_of_one_stretch(self, tmp_path: Path) -> None:
@@ -302,7 +293,7 @@ class TestBatches:
             int(coin.batch(s, np.array([0]), 2)["input_ids"][0, 0] > 10) for s in range(200)
         )
         assert 70 < turned_rows < 130
-        with pytest.raises(LabelledDataError, match="without their tokens"):
+        with pytest.raises(InputError, match="without their tokens"):
             LabelledBatches(turned, np.array([0, 1]), pad_id=0, both_strands=True)
 
     def test_token_count(self) -> None:
@@ -334,7 +325,7 @@ def test_groups_of_rows_stay_on_one_side_and_shares_hold_by_class() -> None:
     # Several labels: no classes to hold the share of.
     kept, cut = split_rows(np.zeros((len(labels), 3)), 0.25, 0, groups)
     assert not set(groups[kept]) & set(groups[cut])
-    with pytest.raises(LabelledDataError, match=r"largest of 1 groups has 8 rows"):
+    with pytest.raises(InputError, match=r"largest of 1 groups has 8 rows"):
         split_rows(np.zeros(8, dtype=np.int64), 0.25, 0, np.zeros(8, dtype=np.int64))
 
 
@@ -370,5 +361,5 @@ def test_crops_are_stretches_of_the_row_at_places_of_their_own() -> None:
         )
     # Every place on both strands: 5 of 10 (twice), 3 of 7, 2 of 3.
     assert len(seen) == 2 * (5 + 5 + 3 + 2)
-    with pytest.raises(LabelledDataError, match="expected"):
+    with pytest.raises(InputError, match="expected"):
         LabelledBatches(forward, classes, pad_id=0, crop=0.0)

@@ -8,8 +8,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from megabase.data.labelled_files import LabelledDataError, read_sequence_table, read_text
+from megabase.data.labelled_files import read_sequence_table, read_text
 from megabase.data.parquet import read_parquet
+from megabase.errors import InputError
 
 
 def table(rows: int) -> pl.DataFrame:
@@ -26,9 +27,9 @@ def test_good_files_are_read(tmp_path: Path, packing: str) -> None:
             pl.lit(None, pl.Int64).alias("none"), pl.lit([[1, 2], []]).first().alias("list")
         )
         frame.write_parquet(path, compression=packing, row_group_size=2_000)
-        assert read_parquet(path, LabelledDataError).equals(frame)
+        assert read_parquet(path, InputError).equals(frame)
     pl.DataFrame({"sequence": ["ACGT"] * 300_000}).write_parquet(path, compression=packing)
-    assert read_parquet(path, LabelledDataError).height == 300_000
+    assert read_parquet(path, InputError).height == 300_000
 
 
 def varint(value: int) -> bytes:
@@ -47,7 +48,7 @@ def test_a_claimed_number_of_rows_is_not_allocated(tmp_path: Path) -> None:
     claimed = raw[footer:-8].replace(varint(74), varint(2 << 40))  # zigzag of 37
     assert claimed != raw[footer:-8]
     path.write_bytes(raw[:footer] + claimed + len(claimed).to_bytes(4, "little") + b"PAR1")
-    with pytest.raises(LabelledDataError, match=r"a\.parquet cannot be read .*claims"):
+    with pytest.raises(InputError, match=r"a\.parquet cannot be read .*claims"):
         read_text(path)
 
 
@@ -69,7 +70,7 @@ def test_damage_is_one_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
         for read in (read_text, read_sequence_table):
             try:
                 read(path)
-            except LabelledDataError as error:
+            except InputError as error:
                 messages.append(str(error))
     assert len(messages) > 500
     assert all(str(path) in message for message in messages)

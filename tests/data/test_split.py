@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from megabase.data.regions import Regions
-from megabase.data.split import RegionError, read_intervals, regions_of, split_genome
-from megabase.errors import MegabaseError
+from megabase.data.split import read_intervals, regions_of, split_genome
+from megabase.errors import InputError, MegabaseError
 from megabase.genome.store import GenomeStore
 
 
@@ -35,9 +35,9 @@ def test_training_gets_what_is_not_held_out(store: GenomeStore) -> None:
 
 
 def test_bad_splits_say_what_is_wrong(store: GenomeStore, tmp_path: Path) -> None:
-    with pytest.raises(RegionError, match="overlap, first at chr1:101-200"):
+    with pytest.raises(InputError, match="overlap, first at chr1:101-200"):
         split_genome(store, validation=["chr1:1-200"], test=["chr1:101-300"])
-    with pytest.raises(RegionError, match="no position is left"):
+    with pytest.raises(InputError, match="no position is left"):
         split_genome(store, include=["chr3"], exclude=["chr3"])
     with pytest.raises(MegabaseError, match="chr1"):
         regions_of(store, ["chrl"])
@@ -53,8 +53,8 @@ def test_intervals_are_read_by_split(store: GenomeStore, tmp_path: Path) -> None
     got = read_intervals(store, bed, "train")
     assert [column.tolist() for column in got] == [[1, 0], [5, 30], [25, 50]]
     assert got.contig.dtype == np.int32
-    with pytest.raises(RegionError, match="its splits are train, valid"):
+    with pytest.raises(InputError, match="its splits are train, valid"):
         read_intervals(store, bed, "test")
     bed.write_text("chr2\t5\t25\n")
-    with pytest.raises(RegionError, match="no fourth column"):
+    with pytest.raises(InputError, match="no fourth column"):
         read_intervals(store, bed, "train")

@@ -10,13 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megabase.data.regions import Regions
-from megabase.data.windows import (
-    RandomWindows,
-    TiledWindows,
-    WindowBatch,
-    WindowError,
-    WindowSource,
-)
+from megabase.data.windows import RandomWindows, TiledWindows, WindowBatch, WindowSource
+from megabase.errors import InputError
 
 REGIONS = Regions.of([0, 0, 1, 2], [0, 700, 50, 0], [400, 1000, 1050, 30])
 
@@ -169,7 +164,7 @@ def test_a_genome_of_n_is_an_error_and_no_endless_loop() -> None:
         max_n_fraction=0.5,
         count_n=lambda contig, start, length: np.full(start.shape, length),
     )
-    with pytest.raises(WindowError, match="at most 50% N"):
+    with pytest.raises(InputError, match="at most 50% N"):
         source.draw(0, np.arange(4), 10)
 
 
@@ -228,7 +223,7 @@ def test_dropping_the_rest_leaves_full_tiles_only() -> None:
     ],
 )
 def test_unusable_requests_say_what_to_do(make: object, message: str) -> None:
-    with pytest.raises(WindowError, match=message):
+    with pytest.raises(InputError, match=message):
         make()  # pyright: ignore
 
 

@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from megabase.benchmarking.config import BenchmarkConfig
+from megabase.benchmarking.models import check_overlap
+from megabase.benchmarking.suites.base import Task
 from megabase.data.labelled import label_splits
 from megabase.data.labelled_files import LabelledText
+from megabase.errors import InputError
 from megabase.evaluate.baselines import fit_overlap
-from megabase.evaluate.metrics import MetricError
-from megabase.tasks.benchmark_config import BenchmarkConfig
-from megabase.tasks.benchmark_models import check_overlap
-from megabase.tasks.suites.base import SuiteError, Task
 
 
 def test_labels_that_are_not_classes_are_refused_with_the_name_of_the_entry() -> None:
@@ -18,8 +18,8 @@ def test_labels_that_are_not_classes_are_refused_with_the_name_of_the_entry() ->
     splits = label_splits({"train": text, "valid": text, "test": text}, "regression")
     config = BenchmarkConfig(suite="gue", output="out", models="kmer,overlap")
     task = Task("gue", "strength", splits, "pearson")
-    with pytest.raises(SuiteError, match="the labels of strength are of kind regression"):
+    with pytest.raises(InputError, match="the labels of strength are of kind regression"):
         check_overlap(config, task)
-    with pytest.raises(MetricError, match="overlap baseline is for tasks with classes"):
+    with pytest.raises(InputError, match="overlap baseline is for tasks with classes"):
         fit_overlap(splits, "pearson", ["pearson"])
     check_overlap(BenchmarkConfig(suite="gue", output="out", models="kmer"), task)

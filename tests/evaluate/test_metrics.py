@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from megabase.errors import InputError
 from megabase.evaluate.metrics import (
     METRICS,
-    MetricError,
     by_label,
     confusion,
     default_metrics,
@@ -85,7 +85,7 @@ def test_three_classes_by_hand() -> None:
     assert one("f1", logits, true) == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
     # c s - sum p t = 3 * 4 - (1 * 1 + 1 * 2 + 2 * 1); roots of 16 - (1 + 1 + 4), 16 - (1 + 4 + 1).
     assert one("mcc", logits, true) == pytest.approx(7 / 10)
-    with pytest.raises(MetricError, match="two classes"):
+    with pytest.raises(InputError, match="two classes"):
         one("f1_positive", logits, true)
 
 
@@ -133,9 +133,9 @@ def test_names() -> None:
     assert higher_is_better("mcc")
     assert not higher_is_better("mse")
     assert not higher_is_better("loss")
-    with pytest.raises(MetricError, match="there is no metric 'acc'"):
+    with pytest.raises(InputError, match="there is no metric 'acc'"):
         measure(["acc"], "classes", LOGITS, LABELS)
-    with pytest.raises(MetricError, match="pearson is not a metric of classes"):
+    with pytest.raises(InputError, match="pearson is not a metric of classes"):
         measure(["pearson"], "classes", LOGITS, LABELS)
 
 

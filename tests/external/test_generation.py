@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import pipeline, set_seed
 
+from megabase.errors import ConfigError
 from megabase.models.caduceus.configuration import CaduceusConfig
 from megabase.models.caduceus.modeling import CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.mamba import MambaConfig, MambaForCausalLM
-from megabase.models.tokenization import DNATokenizer
-from megabase.models.validation import ModelConfigError
+from megabase.models.tokenizers.character import DNATokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -122,7 +122,7 @@ def test_the_end_behind_a_prompt_is_not_read(model: Any) -> None:
     assert text == "ACGTAA" + tokenizer.decode(wanted[0])
     mixed = torch.cat([ended["input_ids"], ended["input_ids"].roll(1, 1)])
     for prompt in (mixed, ended["input_ids"][:, -1:]):
-        with pytest.raises(ModelConfigError, match=r"end token.*add_special_tokens=False"):
+        with pytest.raises(ConfigError, match=r"end token.*add_special_tokens=False"):
             model.generate(prompt, max_new_tokens=2)
 
 

@@ -15,11 +15,11 @@ pytest.importorskip(
 
 from transformers_tests.test_tokenization_common import TokenizerTesterMixin
 
-from megabase.models.bpe_tokenization import BPETokenizer, train_bpe
 from megabase.models.cnn.tokenization import LetterTokenizer, letter_vocabulary
 from megabase.models.dnabert.tokenization import DNABERTTokenizer
-from megabase.models.kmer_tokenization import KmerTokenizer
-from megabase.models.tokenization import CaduceusTokenizer, DNATokenizer, HyenaDNATokenizer
+from megabase.models.tokenizers.bpe import BPETokenizer, train_bpe
+from megabase.models.tokenizers.character import CaduceusTokenizer, DNATokenizer, HyenaDNATokenizer
+from megabase.models.tokenizers.kmer_tokens import KmerTokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -38,7 +38,7 @@ def words(case: Case, folder: Path, *more: str) -> list[str]:
 
 
 # What is left out is said by a warning, which the suite would turn into an error.
-@pytest.mark.filterwarnings("ignore::megabase.genome.errors.LeftOutWarning")
+@pytest.mark.filterwarnings("ignore::megabase.errors.LeftOutWarning")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_output_is_what_it_was(case: Case, folder: Path) -> None:
     if case.needs and importlib.util.find_spec(case.needs) is None:
@@ -54,7 +54,7 @@ def test_the_output_is_what_it_was(case: Case, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::megabase.genome.errors.LeftOutWarning")
+@pytest.mark.filterwarnings("ignore::megabase.errors.LeftOutWarning")
 @pytest.mark.parametrize("case", [c for c in CASES if c.processes], ids=lambda case: case.name)
 def test_two_processes_write_the_same_bytes(case: Case, folder: Path) -> None:
     if case.needs and importlib.util.find_spec(case.needs) is None:

@@ -40,11 +40,12 @@ WAITING = 120  # without work: a reader that waits for something, or a machine t
 ADDRESSES = 4 << 30  # beyond what is mapped at the start: ends an allocation before it hurts others
 INPUTS_OF_A_WORKER = 20_000
 MODULES = ("torch", "transformers", "polars", "pysam", "pybigtools", "safetensors.torch", "yaml",
-           "jsonargparse", "megabase.models.auto", "megabase.models.conversion",
-           "megabase.models.describe", "megabase.models.prompt_files", "megabase.tasks.lora",
+           "jsonargparse", "megabase.models.auto", "megabase.models.checkpoints.convert",
+           "megabase.models.describe", "megabase.models.adapt.prompt_files",
+           "megabase.models.adapt.lora",
            "megabase.report.genome_features", "megabase.report.run_record",
-           "megabase.data.labelled_files", "megabase.inference.run_data", "megabase.cli.pretrain",
-           "megabase.inference.saturation", "megabase.inference.sources",
+           "megabase.data.labelled_files", "megabase.evaluate.run_data", "megabase.cli.pretrain",
+           "megabase.inference.saturation", "megabase.data.sources",
            "megabase.cli.genome_report")  # fmt: skip
 
 

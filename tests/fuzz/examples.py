@@ -54,8 +54,8 @@ def letters(count: int) -> str:
 
 
 def fasta(path: Path) -> None:
+    from megabase.data.sources import read_sequences
     from megabase.genome.fasta import read_fasta
-    from megabase.inference.sources import read_sequences
 
     list(read_fasta(path))
     list(read_sequences(path))
@@ -129,7 +129,7 @@ def store(path: Path) -> None:
 
 
 def weights(path: Path) -> None:
-    from megabase.models.checkpoints import read_weights
+    from megabase.models.checkpoints.reader import read_weights
 
     read_weights(path)
 
@@ -167,13 +167,13 @@ def command(path: Path) -> None:
 
 
 def prompt(path: Path) -> None:
-    from megabase.models.prompt_files import read_prompt
+    from megabase.models.adapt.prompt_files import read_prompt
 
     read_prompt(path.parent)
 
 
 def adapter(path: Path) -> None:
-    from megabase.tasks.lora import load_adapter
+    from megabase.models.adapt.lora import load_adapter
 
     load_adapter(path.parent)
 
@@ -186,8 +186,8 @@ def progress(path: Path) -> None:
 
 def run(path: Path) -> None:
     from megabase.errors import MegabaseError
-    from megabase.inference.run_data import find_run
-    from megabase.inference.tokens import uses_special_tokens
+    from megabase.evaluate.run_data import find_run
+    from megabase.models.tokenizers.token_encoder import uses_special_tokens
     from megabase.report.run_record import read_run
 
     for read in (read_run, lambda folder: uses_special_tokens(folder, "hyenadna")):
@@ -200,7 +200,7 @@ def run(path: Path) -> None:
 
 
 def evaluation(path: Path) -> None:
-    from megabase.inference.results import EvaluationResult
+    from megabase.evaluate.results import EvaluationResult
     from megabase.report.run_record import read_evaluation
 
     EvaluationResult.load(path)
@@ -380,15 +380,15 @@ def _weights(folder: Path) -> None:
 def _models(folder: Path) -> None:
     import torch
 
+    from megabase.models.adapt.prompt_files import save_prompt
+    from megabase.models.adapt.prompt_spec import PromptSpec
+    from megabase.models.adapt.prompting import PromptedModel
     from megabase.models.auto import DEFAULT_MODEL
-    from megabase.models.bpe_tokenization import train_bpe
     from megabase.models.dnabert.tokenization import DNABERTTokenizer
     from megabase.models.families import family_of
     from megabase.models.hyenadna.configuration import HyenaDNAConfig
-    from megabase.models.prompt_files import save_prompt
-    from megabase.models.prompt_spec import PromptSpec
-    from megabase.models.prompting import PromptedModel
-    from megabase.models.tokenization import DNATokenizer
+    from megabase.models.tokenizers.bpe import train_bpe
+    from megabase.models.tokenizers.character import DNATokenizer
 
     def save(name: str, model_type: str, tokenizer: Any, **fields: Any) -> Any:
         family = family_of(model_type)
@@ -419,7 +419,7 @@ def _models(folder: Path) -> None:
     made.mkdir()
     from safetensors.torch import save_file
 
-    from megabase.tasks.lora import weights_checksum
+    from megabase.models.adapt.lora import weights_checksum
 
     layer = next(n for n, p in load_model(DEFAULT_MODEL).named_parameters() if p.ndim == 1)
     size = load_model(DEFAULT_MODEL).get_parameter(layer).numel()

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megabase.errors import GenomeError
 from megabase.genome.alphabet import (
     AMBIGUITY_LETTERS,
     BASE_BITS,
@@ -15,7 +16,6 @@ from megabase.genome.alphabet import (
     encode,
     reverse_complement,
 )
-from megabase.genome.errors import AlphabetError
 
 LETTERS = "ACGTN"
 dna = st.text(alphabet=LETTERS + LETTERS.lower(), max_size=200)
@@ -36,7 +36,7 @@ def test_iupac_letters_become_n_and_keep_their_case(letter: str) -> None:
 
 @pytest.mark.parametrize("letter", [*".-*>? 5EX\n\xe9", "\u2190", "\0"])
 def test_other_characters_are_refused_with_their_position(letter: str) -> None:
-    with pytest.raises(AlphabetError, match=r"at position 1,002 \(0-based\)") as caught:
+    with pytest.raises(GenomeError, match=r"at position 1,002 \(0-based\)") as caught:
         encode("A" * 1002 + letter + "AA")
     assert repr(letter) in str(caught.value)
 
@@ -49,9 +49,9 @@ def test_decode_inverts_encode(text: str) -> None:
 
 def test_padding_is_shown_and_a_byte_that_is_no_code_is_refused() -> None:
     assert decode(np.array([0, PAD, PAD | SOFT_MASK], dtype=np.uint8)) == "A.."
-    with pytest.raises(AlphabetError, match="byte 6 at position 1"):
+    with pytest.raises(GenomeError, match="byte 6 at position 1"):
         decode(np.array([0, 6], dtype=np.uint8))
-    with pytest.raises(AlphabetError, match="shape"):
+    with pytest.raises(GenomeError, match="shape"):
         decode(np.zeros((2, 2), dtype=np.uint8))
 
 

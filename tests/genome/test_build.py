@@ -16,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from megabase.errors import OutputError
+from megabase.errors import GenomeError, OutputError
 from megabase.genome.alphabet import encode
-from megabase.genome.errors import FastaError, StoreError
 from megabase.genome.fasta import Header, read_fasta
 from megabase.genome.store import GenomeStore
 
@@ -152,7 +151,7 @@ def test_a_bad_source_is_one_clear_line_and_leaves_nothing(
     tmp_path: Path, content: str | bytes, message: str
 ) -> None:
     path = write(tmp_path / "x.fa", content)
-    with pytest.raises(FastaError, match=message) as caught:
+    with pytest.raises(GenomeError, match=message) as caught:
         GenomeStore.build(path, tmp_path / "g.mb")
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == [path]
@@ -160,7 +159,7 @@ def test_a_bad_source_is_one_clear_line_and_leaves_nothing(
 
 def test_a_name_that_comes_in_two_sources(tmp_path: Path) -> None:
     first, second = (write(tmp_path / name, ">chr1\nACGT\n") for name in ("a.fa", "b.fa"))
-    with pytest.raises(FastaError, match=r"b\.fa, line 1: contig 'chr1' .*a\.fa, line 1"):
+    with pytest.raises(GenomeError, match=r"b\.fa, line 1: contig 'chr1' .*a\.fa, line 1"):
         GenomeStore.build([first, second], tmp_path / "g.mb")
 
 
@@ -168,7 +167,7 @@ def test_the_line_is_right_across_parts(tmp_path: Path) -> None:
     text = ">a\r\n" + "ACGTACGT\r\n" * 1000 + "ACGT!CGT\r\n" + "ACGT\r\n" * 10
     path = write(tmp_path / "x.fa", text)
     for chunk_bytes in (7, 64, 1 << 20):
-        with pytest.raises(FastaError, match=r"line 1,002, contig 'a': character '!'"):
+        with pytest.raises(GenomeError, match=r"line 1,002, contig 'a': character '!'"):
             list(read_fasta(path, chunk_bytes=chunk_bytes))
 
 
@@ -185,7 +184,7 @@ def random_fasta(contigs: int = 3, length: int = 100_000) -> bytes:
 def test_a_truncated_gzip_names_file_and_place(tmp_path: Path, cut: int) -> None:
     packed = gzip.compress(random_fasta(), compresslevel=1)
     path = write(tmp_path / "x.fa.gz", packed[:cut])
-    with pytest.raises(FastaError, match=r"x\.fa\.gz, line [\d,]+.*cut short or damaged"):
+    with pytest.raises(GenomeError, match=r"x\.fa\.gz, line [\d,]+.*cut short or damaged"):
         GenomeStore.build(path, tmp_path / "g.mb")
     assert sorted(tmp_path.iterdir()) == [path]
 
@@ -194,7 +193,7 @@ def test_a_damaged_gzip_is_refused(tmp_path: Path) -> None:
     packed = bytearray(gzip.compress(random_fasta(), compresslevel=1))
     packed[len(packed) // 2] ^= 0xFF
     path = write(tmp_path / "x.fa.gz", bytes(packed))
-    with pytest.raises(FastaError, match="cut short or damaged"):
+    with pytest.raises(GenomeError, match="cut short or damaged"):
         GenomeStore.build(path, tmp_path / "g.mb")
 
 
@@ -206,16 +205,16 @@ def test_a_bgzip_cut_between_two_blocks_is_refused(tmp_path: Path) -> None:
     first_block = int.from_bytes(whole[16:18], "little") + 1
     assert gzip.decompress(whole[:first_block])  # which nobody would notice otherwise
     path.write_bytes(whole[:first_block])
-    with pytest.raises(FastaError, match="cut short: it is a bgzip file without"):
+    with pytest.raises(GenomeError, match="cut short: it is a bgzip file without"):
         GenomeStore.build(path, tmp_path / "g.mb")
 
 
 def test_missing_source_folder_source_and_no_source(tmp_path: Path) -> None:
-    with pytest.raises(FastaError, match=r"there is no FASTA file .*x\.fa"):
+    with pytest.raises(GenomeError, match=r"there is no FASTA file .*x\.fa"):
         GenomeStore.build(tmp_path / "x.fa", tmp_path / "g.mb")
-    with pytest.raises(FastaError, match="cannot read"):
+    with pytest.raises(GenomeError, match="cannot read"):
         GenomeStore.build(tmp_path, tmp_path / "g.mb")
-    with pytest.raises(FastaError, match="no FASTA file was given"):
+    with pytest.raises(GenomeError, match="no FASTA file was given"):
         GenomeStore.build([], tmp_path / "g.mb")
 
 
@@ -226,11 +225,11 @@ def test_an_existing_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
         GenomeStore.build(path, target)
     assert target.read_text() == "precious"
     bad = write(tmp_path / "bad.fa", ">a\nAC*T\n")
-    with pytest.raises(FastaError):
+    with pytest.raises(GenomeError):
         GenomeStore.build(bad, target, overwrite=True)
     assert target.read_text() == "precious"
     assert GenomeStore.build(path, target, overwrite=True).total_length == 4
-    with pytest.raises(StoreError, match="one of its own sources"):
+    with pytest.raises(GenomeError, match="one of its own sources"):
         GenomeStore.build(path, path, overwrite=True)
     with pytest.raises(OutputError, match="there is no folder"):
         GenomeStore.build(path, tmp_path / "nowhere" / "g.mb")

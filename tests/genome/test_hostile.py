@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from megabase.errors import MegabaseError
-from megabase.genome.errors import StoreError
+from megabase.errors import GenomeError, MegabaseError
 from megabase.genome.store import GenomeStore
 from megabase.genome.vcf import read_vcf_records
 
@@ -63,7 +62,7 @@ def test_metadata_of_the_wrong_type_or_size_is_named(store: Path, where: list[An
         edited(store, where, value)
         try:
             opened = GenomeStore.open(store)
-        except StoreError as error:
+        except GenomeError as error:
             messages.append(str(error))
             continue
         assert isinstance(value, (str, list, dict)), value
@@ -78,7 +77,7 @@ def test_metadata_of_the_wrong_type_or_size_is_named(store: Path, where: list[An
     [b"", b"[]", b"5", b"{", b"\xff", b"{}", b"[" * 100_000, b'{"contigs": ' + b"9" * 5000 + b"}"],
 )
 def test_metadata_that_is_no_record_is_named(store: Path, metadata: bytes) -> None:
-    with pytest.raises(StoreError, match="damaged: its metadata"):
+    with pytest.raises(GenomeError, match="damaged: its metadata"):
         GenomeStore.open(with_metadata(store, metadata))
 
 
@@ -91,7 +90,7 @@ def test_contigs_do_not_overlap_or_share_a_name(store: Path) -> None:
         (["contigs"], []),
     ):
         store.write_bytes(whole)
-        with pytest.raises(StoreError, match="damaged"):
+        with pytest.raises(GenomeError, match="damaged"):
             GenomeStore.open(edited(store, where, value))
 
 
@@ -102,7 +101,7 @@ def test_other_files_are_recognised(tmp_path: Path) -> None:
         ("<html>", "an HTML page"),
     ):
         path.write_text(content)
-        with pytest.raises(StoreError, match=says):
+        with pytest.raises(GenomeError, match=says):
             GenomeStore.open(path)
         with pytest.raises(MegabaseError, match=says):
             GenomeStore.build(path, tmp_path / "b.mb")

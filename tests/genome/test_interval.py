@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megabase.genome.errors import CoordinateError
+from megabase.errors import GenomeError
 from megabase.genome.interval import Interval, Strand, Variant, one_based, zero_based
 
 names = st.from_regex(r"[A-Za-z0-9_.|*:-]{1,20}", fullmatch=True)
@@ -40,24 +40,24 @@ def test_parse_inverts_str(interval: Interval) -> None:
     "text", ["", "chr1", "chr1:", "chr1:a-b", "chr1:1-2-3x", "chr1:1..5", ":1-5", "chr 1:1-5"]
 )
 def test_other_text_is_refused(text: str) -> None:
-    with pytest.raises(CoordinateError, match=r"expected CONTIG:START-END"):
+    with pytest.raises(GenomeError, match=r"expected CONTIG:START-END"):
         Interval.parse(text)
 
 
 @pytest.mark.parametrize(("start", "end"), [(5, 5), (6, 5), (-1, -1)])
 def test_start_must_be_before_end(start: int, end: int) -> None:
-    with pytest.raises(CoordinateError, match=f"start < end, found start {start} and end {end}"):
+    with pytest.raises(GenomeError, match=f"start < end, found start {start} and end {end}"):
         Interval("chr1", start, end)
 
 
 def test_text_that_ends_before_it_starts_is_refused() -> None:
-    with pytest.raises(CoordinateError, match="ends before it starts"):
+    with pytest.raises(GenomeError, match="ends before it starts"):
         Interval.parse("chr1:10-9")
 
 
 @pytest.mark.parametrize("value", [1.5, "3", None])
 def test_coordinates_are_whole_numbers(value: object) -> None:
-    with pytest.raises(CoordinateError, match="whole number"):
+    with pytest.raises(GenomeError, match="whole number"):
         Interval("chr1", value, 10)
 
 
@@ -69,9 +69,9 @@ def test_numpy_integers_become_plain_ones() -> None:
 
 def test_strand_and_contig_are_checked() -> None:
     assert Interval("chr1", 0, 1, "-").strand is Strand.REVERSE
-    with pytest.raises(CoordinateError, match="strand"):
+    with pytest.raises(GenomeError, match="strand"):
         Interval("chr1", 0, 1, "x")
-    with pytest.raises(CoordinateError, match="contig name"):
+    with pytest.raises(GenomeError, match="contig name"):
         Interval("", 0, 1)
 
 
@@ -106,7 +106,7 @@ def test_shift_and_relations() -> None:
     assert not interval.overlaps(Interval("d", 10, 20))
     assert interval.contains(Interval("c", 10, 20, "-"))
     assert not interval.contains(Interval("c", 9, 11))
-    with pytest.raises(CoordinateError, match="1 or more"):
+    with pytest.raises(GenomeError, match="1 or more"):
         interval.resize(0)
 
 
@@ -152,11 +152,11 @@ def test_variant_parse_inverts_str(name: str, position: int, ref: str, alt: str)
 def test_variants_that_are_no_sequence_are_refused(
     arguments: tuple[Any, ...], message: str
 ) -> None:
-    with pytest.raises(CoordinateError, match=message):
+    with pytest.raises(GenomeError, match=message):
         Variant(*arguments)
 
 
 @pytest.mark.parametrize("text", ["chr1:5", "chr1:0:A>G", "chr1:x:A>G", "chr1:5:A>", ""])
 def test_other_variant_text_is_refused(text: str) -> None:
-    with pytest.raises(CoordinateError, match="expected CONTIG:POSITION:REF>ALT"):
+    with pytest.raises(GenomeError, match="expected CONTIG:POSITION:REF>ALT"):
         Variant.parse(text)

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megabase.errors import OutputError
-from megabase.genome.alphabet import decode
-from megabase.genome.errors import (
+from megabase.errors import (
     ContigAliasWarning,
+    InputError,
     LeftOutWarning,
-    TableError,
+    OutputError,
     UnknownContigError,
 )
+from megabase.genome.alphabet import decode
 from megabase.genome.files import numbered_lines
 from megabase.genome.interval import Interval, Strand
 from megabase.genome.store import GenomeStore
@@ -88,7 +88,7 @@ def test_peaks_by_file_name_and_by_kind(tmp_path: Path) -> None:
     assert read_bed(path).columns[6:] == ["column_7", "column_8", "column_9", "column_10"]
     broad = write(tmp_path / "x.broadPeak", row.rsplit("\t", 1)[0] + "\n")
     assert read_bed(broad).columns[6:] == ["signal_value", "p_value", "q_value"]
-    with pytest.raises(TableError, match="kind must be"):
+    with pytest.raises(InputError, match="kind must be"):
         read_bed(path, kind="gappedPeak")
 
 
@@ -101,7 +101,7 @@ def test_bed12(tmp_path: Path) -> None:
 def test_columns_limits_what_is_read(tmp_path: Path) -> None:
     path = write(tmp_path / "x.bed", "chr1\t1\t2\ta\tnot a score\nchr1\t1\t2\tb\tz\tmore\n")
     assert read_bed(path, columns=4).row(1) == ("chr1", 1, 2, "b")
-    with pytest.raises(TableError, match="3 columns or more"):
+    with pytest.raises(InputError, match="3 columns or more"):
         read_bed(path, columns=2)
 
 
@@ -131,7 +131,7 @@ def test_columns_limits_what_is_read(tmp_path: Path) -> None:
 )
 def test_a_bad_bed_names_file_and_line(tmp_path: Path, content: str | bytes, message: str) -> None:
     path = write(tmp_path / "x.bed", content)
-    with pytest.raises(TableError, match=rf"x\.bed, .*{message}|x\.bed, {message}") as caught:
+    with pytest.raises(InputError, match=rf"x\.bed, .*{message}|x\.bed, {message}") as caught:
         read_bed(path, strict=True)
     assert "\n" not in str(caught.value)
 
@@ -145,15 +145,15 @@ def test_a_bgzip_cut_between_two_blocks_is_refused(tmp_path: Path) -> None:
     first_block = int.from_bytes(whole[16:18], "little") + 1
     assert gzip.decompress(whole[:first_block])  # which nobody would notice otherwise
     path.write_bytes(whole[:first_block])
-    with pytest.raises(TableError, match=r"x\.bed\.gz is cut short: it is a bgzip file without"):
+    with pytest.raises(InputError, match=r"x\.bed\.gz is cut short: it is a bgzip file without"):
         read_bed(path)
 
 
 def test_no_file(tmp_path: Path) -> None:
     for read in (read_bed, read_gff, read_vcf):
-        with pytest.raises(TableError, match="there is no file"):
+        with pytest.raises(InputError, match="there is no file"):
             read(tmp_path / "none.bed")
-        with pytest.raises(TableError, match="cannot read"):
+        with pytest.raises(InputError, match="cannot read"):
             read(tmp_path)
 
 
@@ -164,7 +164,7 @@ def test_bed_against_a_store(tmp_path: Path, store: GenomeStore) -> None:
     message = (
         r"long\.bed, line 3: the row ends at 106, past the end of contig 'chr2', which has 105"
     )
-    with pytest.raises(TableError, match=message):
+    with pytest.raises(InputError, match=message):
         read_bed(long, store, strict=True)
     unknown = write(tmp_path / "u.bed", "chr1\t0\t5\nchr3\t0\t5\nchr3\t1\t5\n")
     with pytest.raises(UnknownContigError, match=r"u\.bed, line 2: .*'chr3'.*nearest names are"):
@@ -208,7 +208,7 @@ def test_write_bed_fills_and_never_overwrites(tmp_path: Path) -> None:
     assert path.read_text() == "c\t3\t9\n"
     with pytest.raises(OutputError, match="exists already"):
         write_bed(frame, path)
-    with pytest.raises(TableError, match="needs the columns contig, start, end"):
+    with pytest.raises(InputError, match="needs the columns contig, start, end"):
         write_bed(frame.drop("end"), tmp_path / "y.bed")
     assert list(tmp_path.iterdir()) == [path]
 
@@ -221,7 +221,7 @@ def test_rows_off_the_genome_are_left_out_and_counted(tmp_path: Path, store: Gen
     )
     with pytest.warns(LeftOutWarning, match=said):
         assert read_bed(write(tmp_path / "x.bed", text), store).rows() == [("chr1", 0, 5)]
-    with pytest.raises(TableError, match=r"none of its 2 rows can be used \(2 UNKNOWN_CONTIG\)"):
+    with pytest.raises(InputError, match=r"none of its 2 rows can be used \(2 UNKNOWN_CONTIG\)"):
         read_bed(write(tmp_path / "y.bed", "chr9\t0\t5\nchr9\t1\t5\n"), store)
 
 
@@ -308,7 +308,7 @@ def test_gff_start_codon_is_the_three_bases(tmp_path: Path, store: GenomeStore) 
 def test_a_bad_gff_names_file_and_line(
     tmp_path: Path, store: GenomeStore, row: str, message: str
 ) -> None:
-    with pytest.raises(TableError, match=rf"x\.gff, {message}"):
+    with pytest.raises(InputError, match=rf"x\.gff, {message}"):
         read_gff(write(tmp_path / "x.gff", f"##gff-version 3\n{row}\n"), store, strict=True)
 
 
@@ -404,7 +404,7 @@ def test_bgzip_and_bcf_give_the_same_frame(tmp_path: Path, mode: str) -> None:
 def test_a_bad_vcf_names_file_and_line(
     tmp_path: Path, store: GenomeStore, record: str, message: str
 ) -> None:
-    with pytest.raises(TableError, match=rf"x\.vcf, {message}"):
+    with pytest.raises(InputError, match=rf"x\.vcf, {message}"):
         read_vcf(write(tmp_path / "x.vcf", vcf(record)), store, strict=True)
 
 
@@ -418,9 +418,9 @@ def test_reference_is_compared_across_lengths_and_ambiguity(
     )
     assert read_vcf(write(tmp_path / "x.vcf", vcf(*records)), store).height == 3
     wrong = (*records, "chr2\t2\t.\tCCC\tG\t.\t.\t.", "chr1\t1\t.\tG\tT\t.\t.\t.")
-    with pytest.raises(TableError, match=r"line 8: REF is 'CCC'"):
+    with pytest.raises(InputError, match=r"line 8: REF is 'CCC'"):
         read_vcf(write(tmp_path / "y.vcf", vcf(*wrong)), store, strict=True)
-    with pytest.raises(TableError, match=r"REF differs .* in 2 of 3 records; is the file made for"):
+    with pytest.raises(InputError, match=r"REF differs .* in 2 of 3 records; is the file made for"):
         read_vcf(tmp_path / "y.vcf", store)
 
 
@@ -445,7 +445,7 @@ def test_odd_records_are_left_out_and_counted(tmp_path: Path, store: GenomeStore
 
 def test_not_a_vcf(tmp_path: Path) -> None:
     for content in ("", "chr1\t1\t.\tA\tG\t.\t.\t.\n", "# a comment\nchr1 1\n"):
-        with pytest.raises(TableError, match="is not VCF"):
+        with pytest.raises(InputError, match="is not VCF"):
             read_vcf(write(tmp_path / "x.vcf", content))
     assert read_vcf(write(tmp_path / "x.vcf", vcf())).height == 0
 
@@ -456,7 +456,7 @@ def test_a_bcf_cut_short(tmp_path: Path) -> None:
     whole = tmp_path / "x.bcf"
     copy_vcf(text, whole, "wb")
     cut = write(tmp_path / "cut.bcf", whole.read_bytes()[:-600])
-    with pytest.raises(TableError, match="cut short or damaged"):
+    with pytest.raises(InputError, match="cut short or damaged"):
         read_vcf(cut)
 
 
@@ -467,5 +467,5 @@ def test_a_line_that_does_not_end_is_not_read_whole(
     path = tmp_path / "x.bed.gz"
     with gzip.open(path, "wb") as file:
         file.write(b"chr1\t0\t5\n" + b"chr1\t0\t5\t" + b"x" * 60)
-    with pytest.raises(TableError, match=r"x\.bed\.gz, line 2: longer than 50 bytes"):
+    with pytest.raises(InputError, match=r"x\.bed\.gz, line 2: longer than 50 bytes"):
         read_bed(path, store)

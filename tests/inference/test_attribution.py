@@ -11,11 +11,10 @@ import pyBigWig
 import pytest
 import torch
 
-from megabase.errors import MegabaseError
+from megabase.errors import InputError, MegabaseError, OutputError
 from megabase.genome import encode
 from megabase.inference.attribute_job import AttributeOptions, attribute_file
 from megabase.inference.attribution import Attributor, attribute
-from megabase.inference.errors import InferenceError, OutputError
 from megabase.inference.input_stream import SequenceInput
 from megabase.models.deepsea.configuration import DeepSEAConfig
 from megabase.models.deepsea.modeling import DeepSEAForSequenceClassification
@@ -25,7 +24,7 @@ from megabase.models.hyenadna import (
     HyenaDNAForSequenceClassification,
     HyenaDNAForTokenClassification,
 )
-from megabase.models.tokenization import DNATokenizer
+from megabase.models.tokenizers.character import DNATokenizer
 
 TEXT = "ACGTTGCATNGACCA"
 HEADS = {
@@ -128,13 +127,13 @@ def test_a_base_that_the_model_cannot_see_gets_nothing() -> None:
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InferenceError, match=message):
+    with pytest.raises(InputError, match=message):
         Attributor(_model("sequence"), **options)
 
 
 def test_models_without_an_embedding_are_refused() -> None:
     model = DeepSEAForSequenceClassification(DeepSEAConfig(max_length=200, hidden=8, num_labels=1))
-    with pytest.raises(InferenceError, match="attribut"):
+    with pytest.raises(InputError, match="attribut"):
         attribute(model, ["ACGT" * 50], steps=2)
 
 
@@ -145,9 +144,9 @@ def test_a_next_token_head_that_sees_both_sides_is_refused() -> None:
 
 def test_a_sequence_that_is_too_long_or_empty_is_refused() -> None:
     ready = Attributor(_model("lm"), steps=2)
-    with pytest.raises(InferenceError, match="67 bases, more than"):
+    with pytest.raises(InputError, match="67 bases, more than"):
         ready(encode("A" * 67))
-    with pytest.raises(InferenceError, match="no base"):
+    with pytest.raises(InputError, match="no base"):
         ready(encode(""))
 
 

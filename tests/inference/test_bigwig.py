@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megabase.cli.genome_report import RequestError, _bigwig_track
+from megabase.cli.genome_report import _bigwig_track
+from megabase.errors import ConfigError
 from megabase.genome.interval import Interval
 from megabase.inference.bigwig import check_bigwig
 from megabase.inference.tracks import Run, write_bigwig
@@ -44,7 +45,7 @@ def test_a_claimed_block_is_not_allocated(track: Path, size: int) -> None:
         index = struct.unpack_from("<Q", raw, index + 4 + 16)[0]
     struct.pack_into("<Q", raw, index + 4 + 24, size)
     track.write_bytes(raw)
-    with pytest.raises(RequestError, match="lies outside the file"):
+    with pytest.raises(ConfigError, match="lies outside the file"):
         read(track)
 
 
@@ -60,7 +61,7 @@ def test_damage_is_one_error(track: Path, capfd: pytest.CaptureFixture[str]) -> 
         track.write_bytes(raw)
         try:
             read(track)
-        except RequestError as error:
+        except ConfigError as error:
             messages.append(str(error))
     assert len(messages) > 100
     assert all(str(track) in message for message in messages)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from megabase.cli.main import main
-from megabase.inference.comparison import compare
-from megabase.inference.results import EvaluationError, EvaluationResult, Floor, Measure
+from megabase.errors import InputError
+from megabase.evaluate.comparison import compare
+from megabase.evaluate.results import EvaluationResult, Floor, Measure
 
 
 def measured(nats: float) -> Measure:
@@ -52,7 +53,7 @@ def test_bases_in_training_are_named() -> None:
 ])  # fmt: skip
 def test_other_bases_are_refused(field: str, value: object) -> None:
     other = replace(result("both", "masked", 1.2), **{field: value})
-    with pytest.raises(EvaluationError, match="not measured on the same bases"):
+    with pytest.raises(InputError, match="not measured on the same bases"):
         compare([result("left", "causal", 1.3), other])
 
 

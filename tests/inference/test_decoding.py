@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from megabase.inference.decoding import GenerationError, decoder
-from megabase.inference.log_probs import LogProbsError
-from megabase.layers.hyena_filter import SequenceTooLongError
+from megabase.errors import InputError
+from megabase.inference.generation.decoding import decoder
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
@@ -91,22 +90,22 @@ def test_half_precision_runs_in_its_own_type() -> None:
 
 def test_what_cannot_be_read_is_refused() -> None:
     model = hyena()
-    with pytest.raises(SequenceTooLongError, match="at most 150"):
+    with pytest.raises(InputError, match="at most 150"):
         decoder(model, length=LENGTH + 1)
     reader = decoder(model, length=3)
     reader.prefill(torch.tensor([[7, 8]]))
-    with pytest.raises(GenerationError, match="prefill comes first"):
+    with pytest.raises(InputError, match="prefill comes first"):
         reader.prefill(torch.tensor([[7, 8]]))
     reader.step(torch.tensor([7]))
-    with pytest.raises(SequenceTooLongError, match="4 positions"):
+    with pytest.raises(InputError, match="4 positions"):
         reader.step(torch.tensor([7]))
     assert reader.position == 3
-    with pytest.raises(GenerationError, match="expected ids"):
+    with pytest.raises(InputError, match="expected ids"):
         decoder(model, batch=2).prefill(torch.tensor([[7, 8]]))
-    with pytest.raises(GenerationError, match="1 or more"):
+    with pytest.raises(InputError, match="1 or more"):
         decoder(model, batch=0)
-    with pytest.raises(LogProbsError, match="bidirectional"):
+    with pytest.raises(InputError, match="bidirectional"):
         decoder(hyena(bidirectional="published"))
     masked = CaduceusForMaskedLM(CaduceusConfig(d_model=16, n_layer=1))
-    with pytest.raises(GenerationError, match="fills masked bases"):
+    with pytest.raises(InputError, match="fills masked bases"):
         decoder(masked)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from megabase.errors import InputError, OutputError
 from megabase.genome import encode, reverse_complement
 from megabase.inference.embed_job import EmbedJob, EmbedOptions, embed_file
 from megabase.inference.embedding import Embedder, embed
-from megabase.inference.errors import InferenceError, InputFileError, OutputError
 from megabase.inference.input_stream import SequenceInput
 from megabase.inference.matrix_files import _unique
 from megabase.models.dnabert.configuration import DNABERTConfig
@@ -78,7 +78,7 @@ def test_both_strands_are_averaged() -> None:
 def test_long_sequences_are_refused_or_cut_as_asked() -> None:
     model = _model()
     text = _sequences(2 * LONGEST + 10)[0]
-    with pytest.raises(InferenceError, match=r"142 bases, more than .* reads"):
+    with pytest.raises(InputError, match=r"142 bases, more than .* reads"):
         embed(model, [text])
     pieces = [text[:LONGEST], text[LONGEST : 2 * LONGEST], text[2 * LONGEST :]]
     alone = embed(model, pieces).vectors
@@ -100,7 +100,7 @@ def test_vectors_of_bases_are_stitched_over_long_sequences() -> None:
         start = next(s for s in starts if s <= place < s + LONGEST)
         alone = _states(model, text[start : start + LONGEST])[-1][0, place - start]
         np.testing.assert_allclose(rows[place], alone.numpy(), atol=1e-5)
-    with pytest.raises(InferenceError, match="more than"):
+    with pytest.raises(InputError, match="more than"):
         list(Embedder(model).per_base([encode(text)]))
 
 
@@ -122,13 +122,13 @@ def test_special_tokens_are_read_but_not_pooled(tmp_path: Path) -> None:
     assert ids.shape == (1, len(text) - 2 + 2)
     with torch.no_grad():
         rows = model.eval()(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, 1:-1]
-    with pytest.raises(InferenceError, match="name that"):
+    with pytest.raises(InputError, match="name that"):
         Embedder(model)
     model.save_pretrained(tmp_path)
     DNABERTTokenizer(k=3).save_pretrained(tmp_path)
     ready = Embedder(tmp_path)
     np.testing.assert_allclose(ready.pooled([encode(text)])[0][0], rows.mean(0).numpy(), atol=1e-6)
-    with pytest.raises(InferenceError, match="several bases"):
+    with pytest.raises(InputError, match="several bases"):
         list(ready.per_base([encode(text)]))
 
 
@@ -157,7 +157,7 @@ def test_a_masked_model_without_a_pooler_is_embedded(tmp_path: Path) -> None:
     ],
 )
 def test_options_that_do_not_exist_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InferenceError, match=message):
+    with pytest.raises(InputError, match=message):
         Embedder(_model(), **options)
 
 
@@ -167,7 +167,7 @@ def test_options_that_do_not_exist_are_refused(options: dict[str, Any], message:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A saved model, a genome, and the same three stretches as FASTA and BED."""
-    from megabase.models.tokenization import DNATokenizer
+    from megabase.models.tokenizers.character import DNATokenizer
 
     _model().save_pretrained(tmp_path / "model")
     DNATokenizer(model_max_length=LONGEST).save_pretrained(tmp_path / "model")
@@ -332,10 +332,10 @@ def test_bad_input_leaves_nothing_behind(folder: Path) -> None:
         _embed(folder, "out.csv")
     (folder / "long.fa").write_text(">long\n" + "ACGT" * 40 + "\n")
     source = SequenceInput(str(folder / "long.fa"))
-    with pytest.raises(InferenceError, match=r"long\.fa: sequence long has 160 bases"):
+    with pytest.raises(InputError, match=r"long\.fa: sequence long has 160 bases"):
         embed_file(source, folder / "long.npy", str(folder / "model"), workers=1)
-    with pytest.raises(InputFileError, match="whose intervals lie on a genome: name a store"):
+    with pytest.raises(InputError, match="whose intervals lie on a genome: name a store"):
         SequenceInput(str(folder / "three.bed"))
-    with pytest.raises(InputFileError, match="neither its ending nor its first line tells"):
+    with pytest.raises(InputError, match="neither its ending nor its first line tells"):
         SequenceInput(str(folder / "model" / "config.json"))
     assert not list(folder.glob("long.npy*")) + list(folder.glob("*.partial"))

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megabase.errors import InputError
 from megabase.genome.alphabet import encode
 from megabase.genome.kmers import count_kmers
 from megabase.genome.store import GenomeStore
-from megabase.inference.decoding import GenerationError
-from megabase.inference.generated_check import check_generated, kmer_distance
-from megabase.inference.generation import Generated
+from megabase.inference.generation.checks import check_generated, kmer_distance
+from megabase.inference.generation.generate import Generated
 
 
 def written(*texts: str) -> list[Generated]:
@@ -20,7 +20,7 @@ def written(*texts: str) -> list[Generated]:
 def test_words_are_counted_in_every_place_and_not_across_n(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "ACGTNacGGTACA"
     for part in (1 << 22, 2, 3):
-        monkeypatch.setattr("megabase.inference.generated_check._PART", part)
+        monkeypatch.setattr("megabase.inference.generation.checks._PART", part)
         counts = count_kmers(encode(text), 2)
         for i, word in enumerate(a + b for a in "ACGT" for b in "ACGT"):
             wanted = sum(text.upper()[j : j + 2] == word for j in range(len(text)))
@@ -62,5 +62,5 @@ def test_without_a_genome_and_longer_than_its_contigs(tmp_path: Path) -> None:
     found = check_generated(written("ACGTACGTTGACGT", ""), store, kmer=2)
     assert found.longest_copy == 10
     assert found.to_dict()["sequences"][1]["gc"] is None
-    with pytest.raises(GenerationError, match="kmer"):
+    with pytest.raises(InputError, match="kmer"):
         check_generated(written("A"), kmer=11)

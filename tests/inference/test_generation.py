@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from megabase.inference.decoding import GenerationError
-from megabase.inference.generation import Prompt, generate, generate_stream
-from megabase.inference.log_probs import token_log_probs
-from megabase.inference.sampling import SamplingOptions
+from megabase.errors import InputError
+from megabase.evaluate.log_probs import token_log_probs
+from megabase.inference.generation.generate import Prompt, generate, generate_stream
+from megabase.inference.generation.sampling import SamplingOptions
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 
@@ -127,14 +127,14 @@ def test_the_mode_of_the_model_is_restored(model: HyenaDNAForCausalLM) -> None:
 
 
 def test_what_does_not_fit_is_refused(model: HyenaDNAForCausalLM) -> None:
-    with pytest.raises(GenerationError, match="prompt 'x' has 101 bases and 100 are to be"):
+    with pytest.raises(InputError, match="prompt 'x' has 101 bases and 100 are to be"):
         generate(model, [Prompt.of("A" * 101, "x")], length=100)
-    with pytest.raises(GenerationError, match="1 or more"):
+    with pytest.raises(InputError, match="1 or more"):
         generate(model, length=0)
-    with pytest.raises(GenerationError, match="IUPAC"):
+    with pytest.raises(InputError, match="IUPAC"):
         generate(model, stop=["AX"])
     masked = CaduceusForMaskedLM(CaduceusConfig(d_model=16, n_layer=1))
-    with pytest.raises(GenerationError, match="fills masked bases"):
+    with pytest.raises(InputError, match="fills masked bases"):
         generate(masked, length=3)
 
 
@@ -146,7 +146,7 @@ def test_the_library_door() -> None:
 
 def test_only_endings_of_fasta_are_written(tmp_path: Path) -> None:
     from megabase.errors import OutputError
-    from megabase.inference.generate_job import generate_file
+    from megabase.inference.generation.job import generate_file
 
     with pytest.raises(OutputError, match=r"x\.csv: the ending says the format; expected one of"):
         generate_file(tmp_path / "x.csv")

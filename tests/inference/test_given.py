@@ -19,8 +19,8 @@ from megabase.inference import (
     score_sequences,
     score_variants,
 )
-from megabase.inference.model import shown_name
 from megabase.models import PRESETS, resolve_model
+from megabase.models.scored_model import shown_name
 
 
 @pytest.fixture(scope="module")

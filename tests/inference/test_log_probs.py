@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from megabase.inference.log_probs import LogProbsError, language_model_kind, token_log_probs
+from megabase.errors import InputError
+from megabase.evaluate.log_probs import language_model_kind, token_log_probs
 from megabase.layers.streaming import stream_backbone
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
@@ -68,7 +69,7 @@ def test_the_blocks_of_the_head_make_no_difference(monkeypatch: pytest.MonkeyPat
     model, ids = hyena(), torch.randint(7, 11, (3, 40))
     whole = token_log_probs(model, ids)
     for positions in (7, 90):
-        monkeypatch.setattr("megabase.inference.log_probs._HEAD_POSITIONS", positions)
+        monkeypatch.setattr("megabase.evaluate.log_probs._HEAD_POSITIONS", positions)
         assert torch.allclose(token_log_probs(model, ids), whole, atol=1e-13)
 
 
@@ -81,9 +82,9 @@ def test_long_sequences_are_streamed_with_the_same_values(
     whole = token_log_probs(model, ids, mask)
     streamed = []
     stream = stream_backbone
-    monkeypatch.setattr("megabase.inference.log_probs._STREAMED", 20)
+    monkeypatch.setattr("megabase.evaluate.log_probs._STREAMED", 20)
     monkeypatch.setattr(
-        "megabase.inference.log_probs.stream_backbone",
+        "megabase.evaluate.log_probs.stream_backbone",
         lambda *given: (streamed.append(1), stream(*given))[1],
     )
     found = token_log_probs(model, ids, mask)
@@ -144,13 +145,13 @@ def test_one_base_and_restored_mode() -> None:
 
 def test_models_that_cannot_score_bases_are_refused() -> None:
     config = HyenaDNAConfig(d_model=16, n_layer=1, max_seq_len=64, num_labels=2)
-    with pytest.raises(LogProbsError, match="no language-model head"):
+    with pytest.raises(InputError, match="no language-model head"):
         language_model_kind(HyenaDNAForSequenceClassification(config))
-    with pytest.raises(LogProbsError, match="no language-model head"):
+    with pytest.raises(InputError, match="no language-model head"):
         language_model_kind(HyenaDNAModel(config))
-    with pytest.raises(LogProbsError, match="bidirectional"):
+    with pytest.raises(InputError, match="bidirectional"):
         language_model_kind(hyena(bidirectional="two_sided"))
-    with pytest.raises(LogProbsError, match="words of several"):
+    with pytest.raises(InputError, match="words of several"):
         language_model_kind(HyenaDNAForCausalLM(HyenaDNAConfig(vocab_size=100, d_model=16)))
-    with pytest.raises(LogProbsError, match="expected ids"):
+    with pytest.raises(InputError, match="expected ids"):
         token_log_probs(hyena(), torch.tensor([7, 8]))

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from megabase.data.regions import Regions
+from megabase.errors import InputError
+from megabase.evaluate.markov import DEFAULT_RATE, MarkovModel, train_markov
 from megabase.genome.alphabet import encode
 from megabase.genome.store import GenomeStore
-from megabase.inference.markov import DEFAULT_RATE, MarkovError, MarkovModel, train_markov
 
 
 def dictionary_model(pieces: list[str], order: int, rate: float) -> Callable[[str, int], float]:
@@ -126,12 +127,12 @@ def test_fitted_rates_beat_the_fixed_one_on_noise(tmp_path: Path) -> None:
 
 
 def test_unusable_requests_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MarkovError, match="between 0 and 14, found 15"):
+    with pytest.raises(InputError, match="between 0 and 14, found 15"):
         MarkovModel(15)
-    with pytest.raises(MarkovError, match="3 of them"):
+    with pytest.raises(InputError, match="3 of them"):
         MarkovModel(2).log_probabilities(encode("ACGT"), rates=[1.0])
     store = store_of(tmp_path, gap="N" * 50)
-    with pytest.raises(MarkovError, match="hold no A, C, G or T"):
+    with pytest.raises(InputError, match="hold no A, C, G or T"):
         train_markov(store, Regions.whole(store.lengths), 2)
 
 

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from megabase.data.regions import Regions
-from megabase.errors import OutputError
+from megabase.errors import InputError, NotFiniteError, OutputError
+from megabase.evaluate.perplexity import default_context_lengths, evaluate
+from megabase.evaluate.results import EvaluationResult, measure
+from megabase.evaluate.scorers import MaskedScorer
 from megabase.genome.store import GenomeStore
-from megabase.inference.perplexity import default_context_lengths, evaluate
-from megabase.inference.results import EvaluationError, EvaluationResult, measure
-from megabase.inference.scorers import MaskedScorer
-from megabase.models.finite import NotFiniteError
 
 
 class Toy(nn.Module):
@@ -266,17 +265,17 @@ def test_result_survives_json(store: GenomeStore, tmp_path: Path) -> None:
 def test_files_that_are_no_evaluation_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text("{}")
-    with pytest.raises(EvaluationError, match="expected an evaluation of format 1"):
+    with pytest.raises(InputError, match="expected an evaluation of format 1"):
         EvaluationResult.load(path)
     path.write_text("{")
-    with pytest.raises(EvaluationError, match=r"x\.json cannot be read"):
+    with pytest.raises(InputError, match=r"x\.json cannot be read"):
         EvaluationResult.load(path)
     with pytest.raises(OutputError, match="cannot write"):
         _tiny_result().save(tmp_path / "missing" / "x.json")
 
 
 def _tiny_result() -> EvaluationResult:
-    from megabase.inference.results import Measure
+    from megabase.evaluate.results import Measure
 
     part = Measure(1, None, 1.0, None, None)
     facts = ("m", "causal", "g", "c", (), 0, 0, 1, 1, 1, None, 0)
@@ -303,16 +302,16 @@ def test_training_mode_is_restored(store: GenomeStore) -> None:
 def test_lengths_that_do_not_fit_are_refused(
     store: GenomeStore, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(EvaluationError, match=message):
+    with pytest.raises(InputError, match=message):
         evaluate(Toy(uniform, 64), store, on(store, "mixed"), **options)
 
 
 def test_regions_without_bases_are_refused(store: GenomeStore) -> None:
-    with pytest.raises(EvaluationError, match="no regions"):
+    with pytest.raises(InputError, match="no regions"):
         evaluate(Toy(uniform, 64), store, Regions.of([], [], []))
-    with pytest.raises(EvaluationError, match="no A, C, G or T to score"):
+    with pytest.raises(InputError, match="no A, C, G or T to score"):
         evaluate(Toy(uniform, 64), store, on(store, "ramp", 0, 1), context_lengths=[])
-    with pytest.raises(EvaluationError, match="no base of the regions has 64 bases"):
+    with pytest.raises(InputError, match="no base of the regions has 64 bases"):
         evaluate(Toy(uniform, 64), store, on(store, "short"), context_lengths=[64])
 
 
@@ -326,7 +325,7 @@ def test_a_broken_model_is_named(store: GenomeStore) -> None:
     def one_column(ids: Tensor) -> Tensor:
         return torch.zeros(*ids.shape, 4)
 
-    with pytest.raises(EvaluationError, match="more than 10 columns"):
+    with pytest.raises(InputError, match="more than 10 columns"):
         evaluate(Toy(one_column, 64), store, on(store, "ramp"))
 
 

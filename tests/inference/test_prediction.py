@@ -17,14 +17,15 @@ import pytest
 import torch
 
 from megabase.cli.main import main
-from megabase.errors import MegabaseError
+from megabase.errors import InputError, MegabaseError, OutputError
+from megabase.evaluate.stitching import plan_windows
 from megabase.genome import encode
-from megabase.inference.errors import InferenceError, OutputError
 from megabase.inference.input_stream import SequenceInput
 from megabase.inference.predict_job import TrackOptions, predict_file, predict_track
 from megabase.inference.prediction import Predictor, predict
-from megabase.inference.stitching import plan_windows
 from megabase.inference.tracks import Call, Run, call_stretches, write_bigwig
+from megabase.models.adapt.prompt_files import save_prompt
+from megabase.models.adapt.prompting import PromptedModel, PromptSpec
 from megabase.models.auto import load_model
 from megabase.models.hyenadna import (
     HyenaDNAConfig,
@@ -32,9 +33,7 @@ from megabase.models.hyenadna import (
     HyenaDNAForSequenceClassification,
     HyenaDNAForTokenClassification,
 )
-from megabase.models.prompt_files import save_prompt
-from megabase.models.prompting import PromptedModel, PromptSpec
-from megabase.models.tokenization import DNATokenizer
+from megabase.models.tokenizers.character import DNATokenizer
 
 LONGEST = 66
 FLIP = str.maketrans("ACGT", "TGCA")
@@ -156,7 +155,7 @@ def test_several_labels_and_numbers() -> None:
 
 def test_a_language_model_predicts_no_labels() -> None:
     model = HyenaDNAForCausalLM(HyenaDNAConfig(d_model=16, n_layer=1, max_seq_len=LONGEST))
-    with pytest.raises(InferenceError, match="predicts no labels"):
+    with pytest.raises(InputError, match="predicts no labels"):
         Predictor(model)
 
 
@@ -182,7 +181,7 @@ def test_a_soft_prompt_answers_as_the_prompted_model(
         slow = _slow(prompted, text)
         slow = slow.mean(0) if kind == "nucleotides" else slow
         np.testing.assert_allclose(values, slow, atol=1e-5)
-    with pytest.raises(InferenceError, match="64 bases"):
+    with pytest.raises(InputError, match="64 bases"):
         ready.sequences([encode(_text(64))])
     if kind == "nucleotides":
         along = ready.along(encode(texts[0]), window=40, overlap=0)
@@ -389,14 +388,14 @@ def test_tables_that_cannot_be_read_are_named_with_the_row(folder: Path) -> None
 
 
 def test_what_cannot_be_predicted_is_refused(folder: Path) -> None:
-    with pytest.raises(InferenceError, match="no output 'maybe'"):
+    with pytest.raises(InputError, match="no output 'maybe'"):
         predict_track(folder / "genome.fa", folder / "x.bw", str(folder / "bases"),
                       options=TrackOptions(output="maybe"), workers=1)  # fmt: skip
-    with pytest.raises(InferenceError, match="67 bases does not fit"):
+    with pytest.raises(InputError, match="67 bases does not fit"):
         predict_track(folder / "genome.fa", folder / "x.bw", str(folder / "bases"),
                       options=TrackOptions(window=67), workers=1)  # fmt: skip
     (folder / "long.fa").write_text(f">a\n{_text(80)}\n")
-    with pytest.raises(InferenceError, match="sequence a has 80 bases"):
+    with pytest.raises(InputError, match="sequence a has 80 bases"):
         predict_file(SequenceInput(str(folder / "long.fa")), folder / "x.tsv",
                      str(folder / "whole"), workers=1)  # fmt: skip
     assert not list(folder.glob("x.*"))

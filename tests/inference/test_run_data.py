@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from megabase.data.regions import Regions
+from megabase.errors import InputError
+from megabase.evaluate.run_data import find_run
 from megabase.genome.store import GenomeStore
-from megabase.inference.results import EvaluationError
-from megabase.inference.run_data import find_run
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_split_that_cannot_be_worked_out_again_is_refused(
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     run = find_run(folder)
     assert run is not None
-    with pytest.raises(EvaluationError, match="found 860 bases, expected 960"):
+    with pytest.raises(InputError, match="found 860 bases, expected 960"):
         run.regions(store, "train")
 
 
@@ -104,12 +104,12 @@ def test_another_genome_is_refused(tmp_path: Path, store: GenomeStore) -> None:
     assert run is not None
     (tmp_path / "other.fa").write_text(">chr1\nACGT\n")
     other = GenomeStore.build(tmp_path / "other.fa", tmp_path / "other.mb")
-    with pytest.raises(EvaluationError, match=r"other\.mb is not the genome of the run"):
+    with pytest.raises(InputError, match=r"other\.mb is not the genome of the run"):
         run.regions(other, "train")
 
 
 def test_broken_record_is_named(tmp_path: Path, store: GenomeStore) -> None:
     folder = write_run(tmp_path / "run", store)
     (folder / "data.json").write_text("{}")
-    with pytest.raises(EvaluationError, match=r"data\.json cannot be read"):
+    with pytest.raises(InputError, match=r"data\.json cannot be read"):
         find_run(folder)

@@ -10,17 +10,15 @@ import numpy as np
 import polars as pl
 import pytest
 
+from megabase.data.sources import chunked, genome_store, read_intervals, read_sequences
+from megabase.errors import AmbiguousLettersWarning, InputError, OutputError
+from megabase.evaluate.batching import run_batched
+from megabase.evaluate.provenance import Provenance
 from megabase.genome.alphabet import PAD, decode, encode
-from megabase.genome.errors import AmbiguousLettersWarning
-from megabase.inference.batching import run_batched
-from megabase.inference.errors import InferenceError, InputFileError, OutputError
 from megabase.inference.input_stream import SequenceInput
-from megabase.inference.loading import load
-from megabase.inference.log_probs import LogProbsError
-from megabase.inference.provenance import Provenance
 from megabase.inference.sharding import run_job
-from megabase.inference.sources import chunked, genome_store, read_intervals, read_sequences
 from megabase.inference.tables import merge_tables, write_table_part
+from megabase.models.loading import load
 
 
 @dataclass
@@ -92,8 +90,8 @@ def test_tables_carry_their_provenance(tmp_path: Path) -> None:
 
 
 def test_bad_input_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(InferenceError):
-        run_job(Squares(fail_at=3, error=InferenceError), tmp_path / "out.tsv", workers=1)
+    with pytest.raises(InputError):
+        run_job(Squares(fail_at=3, error=InputError), tmp_path / "out.tsv", workers=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -152,7 +150,7 @@ def test_sequences_and_intervals_are_streamed(tmp_path: Path) -> None:
         ("x", "ACG", 1), ("one:2-3(-)", "TACG", 2), ("y", "NCG", 0),
     ]  # fmt: skip
     assert not store.path.exists()
-    with pytest.raises(InputFileError, match="no genome"), genome_store(tmp_path / "none"):
+    with pytest.raises(InputError, match="no genome"), genome_store(tmp_path / "none"):
         pass
 
 
@@ -171,13 +169,13 @@ def test_model_has_a_hash_of_its_weights_and_must_score_bases() -> None:
     with torch.no_grad():
         next(model.parameters()).add_(1)
     assert one.digest != load(model, head="language").digest
-    with pytest.raises(LogProbsError, match="no language-model head"):
+    with pytest.raises(InputError, match="no language-model head"):
         load(HyenaDNAForSequenceClassification(config), head="language")
 
 
 @pytest.mark.parametrize("name", ["x.bedgraph", "x.gff3.gz", "x.bw"])
 def test_formats_without_sequences_are_named(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("chr1\t0\t10\t1.5\n")
-    with pytest.raises(InputFileError, match="by its ending; expected FASTA, a table, BED or VCF"):
+    with pytest.raises(InputError, match="by its ending; expected FASTA, a table, BED or VCF"):
         SequenceInput(str(tmp_path / name), str(tmp_path / "g.fa")).found_kind  # noqa: B018
     assert SequenceInput(str(tmp_path / name), str(tmp_path / "g.fa"), kind="bed").path

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from megabase.inference.sampling import Sampler, SamplingError, SamplingOptions, probabilities
+from megabase.errors import ConfigError
+from megabase.inference.generation.sampling import Sampler, SamplingOptions, probabilities
 
 SCORES = np.log(np.array([[0.5, 0.2, 0.2, 0.1]]))
 
@@ -77,8 +78,8 @@ def test_a_letter_without_probability_is_never_drawn() -> None:
 
 
 def test_all_problems_are_told_at_once() -> None:
-    with pytest.raises(SamplingError, match=r"temperature.*top_k.*top_p.*min_p.*letters.*seed"):
+    with pytest.raises(ConfigError, match=r"temperature.*top_k.*top_p.*min_p.*letters.*seed"):
         SamplingOptions(-1, 0, 0.0, 1.5, "ACX", -1)
     for letters in ("", "AAC", "acgt"):
-        with pytest.raises(SamplingError, match="letters"):
+        with pytest.raises(ConfigError, match="letters"):
             SamplingOptions(letters=letters)

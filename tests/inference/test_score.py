@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from megabase.data.sources import Sequence
+from megabase.errors import InputError
 from megabase.genome.alphabet import encode
 from megabase.inference import score_sequences
-from megabase.inference.errors import InferenceError
-from megabase.inference.sources import Sequence
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 
@@ -118,9 +118,9 @@ def test_masked_model_hides_one_base_at_a_time() -> None:
 
 
 def test_windows_must_fit(model: HyenaDNAForCausalLM) -> None:
-    with pytest.raises(InferenceError, match="longest input is 6"):
+    with pytest.raises(InputError, match="longest input is 6"):
         score_sequences(["ACGT"], model, window=100)
-    with pytest.raises(InferenceError, match="stride"):
+    with pytest.raises(InputError, match="stride"):
         score_sequences(["ACGT"], model, window=10, stride=11)
-    with pytest.raises(InferenceError, match="strands is one of"):
+    with pytest.raises(InputError, match="strands is one of"):
         score_sequences(["ACGT"], model, strands="up")  # pyright: ignore[reportArgumentType]

@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 
+from megabase.errors import InputError
 from megabase.inference import SequenceEmbedder, embed
-from megabase.inference.errors import InferenceError
 
 
 def _texts() -> tuple[list[str], list[str]]:
@@ -45,5 +45,5 @@ def test_it_works_in_pipelines_clones_and_pickles() -> None:
 
 
 def test_items_that_are_no_text_are_refused() -> None:
-    with pytest.raises(InferenceError, match="item 1 is float"):
+    with pytest.raises(InputError, match="item 1 is float"):
         SequenceEmbedder().transform(["ACGT", 2.5])

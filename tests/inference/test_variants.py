@@ -11,13 +11,13 @@ import polars as pl
 import pytest
 import torch
 
+from megabase.errors import InputError
 from megabase.genome.interval import Variant
 from megabase.genome.store import GenomeStore
 from megabase.inference import score_variants
-from megabase.inference.alleles import PLACEMENTS
-from megabase.inference.alleles import place as place_codes
-from megabase.inference.errors import InferenceError
-from megabase.inference.shared_prefix import SharedPrefixReader
+from megabase.inference.variants.alleles import PLACEMENTS
+from megabase.inference.variants.alleles import place as place_codes
+from megabase.inference.variants.shared_prefix import SharedPrefixReader
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
@@ -338,5 +338,5 @@ def test_masked_model_hides_the_allele(contigs: dict[str, str], store: GenomeSto
 def test_options_that_do_not_fit_are_refused(
     store: GenomeStore, model: torch.nn.Module, options: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(InferenceError, match=message):
+    with pytest.raises(InputError, match=message):
         score_variants(["chr1:40:A>C"], store, model, **options)  # pyright: ignore[reportArgumentType]

@@ -9,13 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from megabase.errors import InputError
 from megabase.layers.hyena import Bidirectional, HyenaOperator, published_two_sided
-from megabase.layers.hyena_filter import (
-    ExponentialWindow,
-    HyenaFilter,
-    PositionalFeatures,
-    SequenceTooLongError,
-)
+from megabase.layers.hyena_filter import ExponentialWindow, HyenaFilter, PositionalFeatures
 from megabase.ops import backend
 
 
@@ -167,7 +163,7 @@ def test_without_bias_the_skip_term_is_off_and_frozen() -> None:
 
 
 def test_too_long_inputs_are_refused_with_both_numbers() -> None:
-    with pytest.raises(SequenceTooLongError, match=r"41 positions.*at most 40.*windows") as error:
+    with pytest.raises(InputError, match=r"41 positions.*at most 40.*windows") as error:
         _operator()(torch.zeros(1, 41, 6, dtype=torch.float64))
     assert (error.value.length, error.value.longest) == (41, 40)
 

@@ -31,7 +31,7 @@ from megabase.models.hyenadna import (
     HyenaDNAForCausalLM,
     HyenaDNAForSequenceClassification,
 )
-from megabase.models.tokenization import DNATokenizer
+from megabase.models.tokenizers.character import DNATokenizer
 
 ROOT = os.geteuid() == 0
 NOBODY = 65534

@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from megabase.cli.main import main
+from megabase.data.sources import genome_store
 from megabase.data.split import regions_of
-from megabase.genome.errors import AmbiguousLettersWarning, UnknownContigError
+from megabase.errors import AmbiguousLettersWarning, UnknownContigError
 from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
 from megabase.inference.predict_job import _region_texts
 from megabase.inference.saturation import saturate
-from megabase.inference.sources import genome_store
 from megabase.models.hyenadna import (
     HyenaDNAConfig,
     HyenaDNAForCausalLM,
@@ -31,7 +31,7 @@ from megabase.models.hyenadna import (
 )
 
 pytestmark = [
-    pytest.mark.filterwarnings("default::megabase.genome.errors.InputWarning"),
+    pytest.mark.filterwarnings("default::megabase.errors.InputWarning"),
     pytest.mark.usefixtures("folder"),
 ]
 BASES = "ACGTTGCAAC" * 10

@@ -21,13 +21,12 @@ from megabase.data.interval_sequences import read_interval_text
 from megabase.data.labelled import label_splits
 from megabase.data.labelled_files import read_text
 from megabase.data.split import regions_of
-from megabase.errors import MegabaseError
+from megabase.errors import AmbiguousLettersWarning, LeftOutWarning, MegabaseError
 from megabase.genome.alphabet import decode
-from megabase.genome.errors import AmbiguousLettersWarning, LeftOutWarning
 from megabase.genome.store import GenomeStore
 from megabase.genome.tables import read_bed, read_gff, read_vcf
 from megabase.inference.input_stream import SequenceInput
-from megabase.inference.variants_job import survey
+from megabase.inference.variants.variants_job import survey
 
 CONTIG = "ACGTTGCAAC" * 10
 VCF_HEADER = (

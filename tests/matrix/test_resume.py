@@ -11,7 +11,7 @@ import torch
 
 from megabase.cli.main import main
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
-from megabase.models.tokenization import DNATokenizer
+from megabase.models.tokenizers.character import DNATokenizer
 
 RUN = "--steps 2 --devices.accelerator cpu --devices.threads 1 --output run"
 

@@ -19,16 +19,9 @@ from transformers import (
     BertConfig,
 )
 
+from megabase.errors import CheckpointError, ModelError
 from megabase.models import auto
-from megabase.models.auto import (
-    ModelKindError,
-    ModelNotFoundError,
-    load_config,
-    load_model,
-    load_tokenizer,
-    resolve_model,
-)
-from megabase.models.checkpoints import CheckpointError
+from megabase.models.auto import load_config, load_model, load_tokenizer, resolve_model
 from megabase.models.families import FAMILIES, KINDS, family_of
 from megabase.models.hyenadna import (
     HyenaDNAConfig,
@@ -36,7 +29,7 @@ from megabase.models.hyenadna import (
     HyenaDNAForSequenceClassification,
     HyenaDNAModel,
 )
-from megabase.models.tokenization import DNATokenizer
+from megabase.models.tokenizers.character import DNATokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PORT = {  # what the published port's config.json says about its code
@@ -126,24 +119,24 @@ def test_resolving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_model(str(folder)) == folder
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    with pytest.raises(ModelNotFoundError, match="without a finished checkpoint"):
+    with pytest.raises(ModelError, match="without a finished checkpoint"):
         resolve_model(run)
     for number, link in enumerate(("last", "best")):
         step = run / "checkpoints" / f"step-{number:08d}"
         shutil.copytree(folder, step)
         (run / link).symlink_to(step.relative_to(run))
         assert resolve_model(run) == step
-    with pytest.raises(ModelNotFoundError, match="no such folder"):
+    with pytest.raises(ModelError, match="no such folder"):
         resolve_model(tmp_path / "nothing")
-    with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
+    with pytest.raises(ModelError, match=r"no config\.json"):
         resolve_model(tmp_path)
     (tmp_path / "weights.ckpt").touch()
-    with pytest.raises(ModelNotFoundError, match="megabase convert"):
+    with pytest.raises(ModelError, match="megabase convert"):
         resolve_model(tmp_path / "weights.ckpt")
-    with pytest.raises(ModelNotFoundError, match="megabase convert"):
+    with pytest.raises(ModelError, match="megabase convert"):
         resolve_model(tmp_path)
     monkeypatch.setattr(auto, "DEFAULT_MODEL", tmp_path / "none")
-    with pytest.raises(ModelNotFoundError, match="no packaged default model"):
+    with pytest.raises(ModelError, match="no packaged default model"):
         resolve_model(None)
     monkeypatch.setattr(auto, "DEFAULT_MODEL", folder)
     assert resolve_model() == folder
@@ -169,7 +162,7 @@ def test_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no network\nlong story")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(ModelNotFoundError, match=r"somebody/something.*no network\)"):
+    with pytest.raises(ModelError, match=r"somebody/something.*no network\)"):
         resolve_model("somebody/something")
 
 
@@ -178,14 +171,14 @@ def test_loading_by_kind(tmp_path: Path) -> None:
     assert type(load_model(language)) is HyenaDNAForCausalLM
     assert type(load_model(language, "base")) is HyenaDNAModel
     assert not load_model(language).training
-    with pytest.raises(ModelKindError, match=r"score\.bias, score\.weight.*new_head=True"):
+    with pytest.raises(ModelError, match=r"score\.bias, score\.weight.*new_head=True"):
         load_model(language, "sequence-classification")
     fresh = load_model(language, "token-classification", new_head=True, num_labels=5)
     assert type(fresh) is AutoModelForTokenClassification._model_mapping[HyenaDNAConfig]
     assert fresh.score.weight.shape == (5, 16)
-    with pytest.raises(ModelKindError, match="cannot be loaded as masked-lm; it has causal-lm"):
+    with pytest.raises(ModelError, match="cannot be loaded as masked-lm; it has causal-lm"):
         load_model(language, "masked-lm")
-    with pytest.raises(ModelKindError, match="kind is one of"):
+    with pytest.raises(ModelError, match="kind is one of"):
         load_model(language, "language-model")
     classifier = model_folder(tmp_path / "c", HyenaDNAForSequenceClassification, num_labels=3)
     assert type(load_model(classifier)) is HyenaDNAForSequenceClassification
@@ -213,13 +206,13 @@ def test_weights_that_do_not_fit_are_errors(tmp_path: Path) -> None:
 
 def test_other_models_are_named(tmp_path: Path) -> None:
     BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ModelKindError, match=r"model_type is 'bert'; expected one of hyenadna"):
+    with pytest.raises(ModelError, match=r"model_type is 'bert'; expected one of hyenadna"):
         load_config(tmp_path)
     (tmp_path / "config.json").write_text('{"d_model": 128}')
-    with pytest.raises(ModelKindError, match="megabase convert"):
+    with pytest.raises(ModelError, match="megabase convert"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text("not json")
-    with pytest.raises(ModelKindError, match=r"config\.json cannot be read"):
+    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
         load_model(tmp_path)
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from megabase.errors import CheckpointError, ConfigError
 from megabase.models.auto import load_model
 from megabase.models.caduceus import (
     CaduceusConfig,
@@ -24,9 +25,8 @@ from megabase.models.caduceus import (
 )
 from megabase.models.caduceus.convert import convert, recognises
 from megabase.models.caduceus.presets import PRESETS
-from megabase.models.checkpoints import CheckpointError, Weights
-from megabase.models.validation import ModelConfigError
-from megabase.models.vocabulary import COMPLEMENT_TOKEN_IDS
+from megabase.models.checkpoints.reader import Weights
+from megabase.models.tokenizers.vocabulary import COMPLEMENT_TOKEN_IDS
 
 HEADS = (CaduceusForSequenceClassification, CaduceusForTokenClassification)
 KINDS: dict[str, dict[str, Any]] = {
@@ -224,16 +224,16 @@ def test_complement_map_in_any_form_is_the_same() -> None:
     ]
     for form in forms:
         assert small(complement_map=form).complement_map == want
-    with pytest.raises(ModelConfigError, match="complement_map must give every token id a partner"):
+    with pytest.raises(ConfigError, match="complement_map must give every token id a partner"):
         small(complement_map=[1, 2, 0, *range(3, 16)])
-    with pytest.raises(ModelConfigError, match="complement_map"):
+    with pytest.raises(ConfigError, match="complement_map"):
         small(complement_map={0: 0, 2: 2})
-    with pytest.raises(ModelConfigError, match="16 entries"):
+    with pytest.raises(ConfigError, match="16 entries"):
         small(complement_map=list(range(20)))
 
 
 def test_settings_are_checked_together() -> None:
-    with pytest.raises(ModelConfigError) as found:
+    with pytest.raises(ConfigError) as found:
         small(n_layer=0, bidirectional_strategy="concat", pooling="nowhere")
     for part in ("n_layer", "bidirectional_strategy", "pooling"):
         assert part in str(found.value)
@@ -269,9 +269,9 @@ def test_embeddings_may_be_given_instead_of_ids(kind: str) -> None:
         given = model.get_input_embeddings()(ids)
         one, other = model(ids, return_dict=False)[0], model(inputs_embeds=given)[0]
         torch.testing.assert_close(one, other)
-    with pytest.raises(ModelConfigError, match="exactly one"):
+    with pytest.raises(ConfigError, match="exactly one"):
         model(ids, inputs_embeds=given)
-    with pytest.raises(ModelConfigError, match="channels"):
+    with pytest.raises(ConfigError, match="channels"):
         model(inputs_embeds=given[..., :5])
 
 
@@ -327,13 +327,13 @@ def test_conjoining_in_training_only_where_asked() -> None:
     ids = tokens()
     both = torch.stack([ids, reverse_complement(ids)], dim=-1)
     model = build(CaduceusForSequenceClassification, conjoin_eval=True).train()
-    with pytest.raises(ModelConfigError, match="conjoin_train"):
+    with pytest.raises(ConfigError, match="conjoin_train"):
         model(both)
     assert model(ids).logits.shape == (2, 2)
     assert build(CaduceusForSequenceClassification, conjoin_train=True).train()(both).logits.shape
-    with pytest.raises(ModelConfigError, match=r"\(batch, length, 2\)"):
+    with pytest.raises(ConfigError, match=r"\(batch, length, 2\)"):
         model.eval()(both[..., :1])
-    with pytest.raises(ModelConfigError, match="both strands"):
+    with pytest.raises(ConfigError, match="both strands"):
         model(inputs_embeds=torch.zeros(2, 5, 12))
 
 

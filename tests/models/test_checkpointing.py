@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from megabase.errors import ConfigError
 from megabase.models.bigbird.configuration import GenomicBigBirdConfig
 from megabase.models.bigbird.modeling import GenomicBigBirdModel
 from megabase.models.checkpointing import checkpoint_activations
@@ -16,7 +17,6 @@ from megabase.models.dnabert.modeling import DNABERTModel
 from megabase.models.gpt import GPTConfig, GPTModel
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAModel
 from megabase.models.mamba import MambaConfig, MambaModel
-from megabase.models.validation import ModelConfigError
 
 _SMALL = {"d_model": 16, "n_layer": 3}
 _BERT = {
@@ -68,5 +68,5 @@ def test_stretches(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["mamba", "dnabert", "bigbird"])
 def test_families_without_stretches_say_so(family: str) -> None:
-    with pytest.raises(ModelConfigError, match="only HyenaDNA and GPT can"):
+    with pytest.raises(ConfigError, match="only HyenaDNA and GPT can"):
         checkpoint_activations(MODELS[family](), stretch=2)

@@ -8,14 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megabase.errors import MegabaseError
-from megabase.models.checkpoints import Weights
+from megabase.errors import InputError, MegabaseError
+from megabase.models.checkpoints.reader import Weights
 from megabase.models.cnn.configuration import SHORTEST, GenomicCNNConfig
 from megabase.models.cnn.convert import convert, from_state_dict, recognises
 from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
 from megabase.models.cnn.presets import PRESETS
 from megabase.models.cnn.tokenization import LetterTokenizer, letter_vocabulary
-from megabase.models.supervised import InputLengthError
 
 _IDS = torch.randint(7, 11, (3, 60), generator=torch.Generator().manual_seed(0))
 
@@ -45,7 +44,7 @@ def test_padding_of_the_batch_makes_no_difference(variant: str) -> None:
 
 def test_longer_inputs_are_refused_or_trimmed() -> None:
     ids = torch.cat([_IDS, _IDS], 1)
-    with pytest.raises(InputLengthError, match="120 tokens, this CNN reads 64 at most"):
+    with pytest.raises(InputError, match="120 tokens, this CNN reads 64 at most"):
         _model()(ids)
     trimmed = _model(too_long="trim")
     torch.testing.assert_close(trimmed(ids).logits, trimmed(ids[:, :64]).logits)

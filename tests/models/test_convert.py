@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
+from megabase.errors import CheckpointError
 from megabase.models.auto import load_model
-from megabase.models.checkpoints import CheckpointError, read_weights
-from megabase.models.conversion import convert_checkpoint, model_from_weights
+from megabase.models.checkpoints.convert import convert_checkpoint, model_from_weights
+from megabase.models.checkpoints.reader import read_weights
+from megabase.models.checkpoints.save import OutputError
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.hyenadna.naming import recognises, to_ours, to_published
-from megabase.models.saving import OutputError
-from megabase.models.tokenization import DNATokenizer
+from megabase.models.tokenizers.character import DNATokenizer
 
 NAMING = Path(__file__).parents[1] / "golden" / "hyena_naming"
 DEV_DATA = os.environ.get("MEGABASE_DEV_DATA")

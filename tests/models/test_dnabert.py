@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from megabase.errors import MegabaseError
 from megabase.models.auto import load_model, load_tokenizer
-from megabase.models.checkpoints import Weights
+from megabase.models.checkpoints.reader import Weights
 from megabase.models.dnabert.configuration import DNABERTConfig
 from megabase.models.dnabert.convert import convert, recognises
 from megabase.models.dnabert.modeling import (

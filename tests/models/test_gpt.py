@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from megabase.layers.hyena_filter import SequenceTooLongError
+from megabase.errors import ConfigError, InputError
 from megabase.models.gpt import (
     GPTConfig,
     GPTForCausalLM,
     GPTForSequenceClassification,
     GPTForTokenClassification,
 )
-from megabase.models.validation import ModelConfigError
 
 
 def _ids() -> torch.Tensor:
@@ -33,7 +32,7 @@ def test_parameters_of_the_published_sizes(width: int, positions: int, parameter
 
 
 def test_settings_are_checked_together() -> None:
-    with pytest.raises(ModelConfigError, match=r"n_layer .*num_heads must divide d_model 128"):
+    with pytest.raises(ConfigError, match=r"n_layer .*num_heads must divide d_model 128"):
         GPTConfig(n_layer=0, num_heads=3)
 
 
@@ -48,7 +47,7 @@ def test_saved_and_loaded_again(tmp_path: Path) -> None:
 
 def test_positions_limit_the_length() -> None:
     model = GPTForCausalLM(GPTConfig(d_model=16, num_heads=2, max_position_embeddings=29))
-    with pytest.raises(SequenceTooLongError, match=r"30 positions.*at most 29"):
+    with pytest.raises(InputError, match=r"30 positions.*at most 29"):
         model(_ids())
 
 

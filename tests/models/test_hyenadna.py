@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import megabase.models  # noqa: F401 (registers the families)
-from megabase.layers.hyena_filter import SequenceTooLongError
+from megabase.errors import ConfigError, InputError
 from megabase.models.forward import IGNORE_INDEX
 from megabase.models.hyenadna import (
     HyenaDNAConfig,
@@ -22,7 +22,6 @@ from megabase.models.hyenadna import (
     HyenaDNAForTokenClassification,
     HyenaDNAModel,
 )
-from megabase.models.validation import ModelConfigError
 
 
 def _config(**settings: Any) -> HyenaDNAConfig:
@@ -58,7 +57,7 @@ def test_parameters_of_the_published_sizes(
 
 
 def test_one_error_lists_every_problem() -> None:
-    with pytest.raises(ModelConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         HyenaDNAConfig(
             emb_dim=4,
             hyena_order=1,
@@ -89,12 +88,12 @@ def test_rows_of_the_vocabulary() -> None:
 def test_positions_also_limit_the_length() -> None:
     config = _config(attention_layers=[0], attention_heads=2, max_position_embeddings=20)
     assert (config.max_length, config.length_setting) == (20, "max_position_embeddings")
-    with pytest.raises(SequenceTooLongError, match=r"at most 20 .max_position_embeddings"):
+    with pytest.raises(InputError, match=r"at most 20 .max_position_embeddings"):
         HyenaDNAModel(config)(_ids(1, 21))
 
 
 def test_too_long_an_input_is_refused() -> None:
-    with pytest.raises(SequenceTooLongError, match=r"67 positions.*at most 66 \(max_seq_len\)"):
+    with pytest.raises(InputError, match=r"67 positions.*at most 66 \(max_seq_len\)"):
         HyenaDNAForCausalLM(_config())(_ids(1, 67))
 
 
@@ -105,9 +104,9 @@ def test_ids_or_embeddings_but_not_both() -> None:
     assert torch.equal(
         model(inputs_embeds=embedded).last_hidden_state, model(ids).last_hidden_state
     )
-    with pytest.raises(ModelConfigError, match="exactly one"):
+    with pytest.raises(ConfigError, match="exactly one"):
         model(ids, inputs_embeds=embedded)
-    with pytest.raises(ModelConfigError, match="exactly one"):
+    with pytest.raises(ConfigError, match="exactly one"):
         model()
 
 

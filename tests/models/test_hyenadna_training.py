@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from megabase.errors import ConfigError
 from megabase.models.checkpointing import checkpoint_activations
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
-from megabase.models.validation import ModelConfigError
 
 
 def _model(**settings: Any) -> HyenaDNAForCausalLM:
@@ -128,7 +128,7 @@ def test_standard_groups_spare_biases_norms_and_embeddings() -> None:
         name.endswith(("proj.weight", "fc1.weight", "fc2.weight", "short_filter.weight"))
         for name in groups["decayed"][0]
     )
-    with pytest.raises(ModelConfigError, match="published or standard"):
+    with pytest.raises(ConfigError, match="published or standard"):
         _model().parameter_groups(1e-3, 0.1, decay="none")  # pyright: ignore[reportArgumentType]
 
 

@@ -11,12 +11,12 @@ import torch
 
 from megabase.errors import MegabaseError
 from megabase.genome.alphabet import PAD, encode
-from megabase.models.bpe_tokenization import BPETokenizer, genome_pieces, train_bpe
 from megabase.models.dnabert.convert import is_dnabert_folder, load_tokenizer
 from megabase.models.dnabert.tokenization import DNABERTTokenizer, read_dnabert_vocabulary
 from megabase.models.hyenadna.kmer import kmer_hyenadna
-from megabase.models.kmer import all_kmers, kmer_count, split_kmers
-from megabase.models.kmer_tokenization import KmerTokenizer
+from megabase.models.tokenizers.bpe import BPETokenizer, genome_pieces, train_bpe
+from megabase.models.tokenizers.kmer import all_kmers, kmer_count, split_kmers
+from megabase.models.tokenizers.kmer_tokens import KmerTokenizer
 
 
 def _codes(*texts: str) -> torch.Tensor:
@@ -39,7 +39,7 @@ def test_dnabert_ids_follow_the_order_a_t_c_g(k: int) -> None:
     assert all_kmers(k, "ATCG")[:2] == ["A" * k, "A" * (k - 1) + "T"]
 
 
-@pytest.mark.filterwarnings("ignore:the tokenizer:megabase.genome.errors.AmbiguousLettersWarning")
+@pytest.mark.filterwarnings("ignore:the tokenizer:megabase.errors.AmbiguousLettersWarning")
 @pytest.mark.parametrize("text", [_dna(40), _dna(41, "ACGTN"), _dna(40).lower(), "ACGTRYACGTAC"])
 @pytest.mark.parametrize(
     "tokenizer", [DNABERTTokenizer(k=3), DNABERTTokenizer(k=6, drop_last=True), KmerTokenizer(),
@@ -184,7 +184,7 @@ class _Genome:
         return np.stack(rows)
 
 
-@pytest.mark.filterwarnings("ignore:the tokenizer:megabase.genome.errors.AmbiguousLettersWarning")
+@pytest.mark.filterwarnings("ignore:the tokenizer:megabase.errors.AmbiguousLettersWarning")
 def test_byte_pairs_are_learnt_saved_and_checked(tmp_path: Path) -> None:
     pieces = list(genome_pieces(_Genome(), piece=500))
     assert sum(map(len, pieces)) == 20_000 + 1_350

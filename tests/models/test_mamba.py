@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from megabase.errors import CheckpointError, ConfigError
 from megabase.models.auto import load_model
-from megabase.models.checkpoints import CheckpointError, Weights, read_weights
+from megabase.models.checkpoints.reader import Weights, read_weights
 from megabase.models.mamba import (
     MambaConfig,
     MambaForCausalLM,
@@ -22,7 +23,6 @@ from megabase.models.mamba import (
 )
 from megabase.models.mamba.convert import convert, recognises
 from megabase.models.mamba.presets import PRESETS
-from megabase.models.validation import ModelConfigError
 
 
 def small(**more: Any) -> MambaConfig:
@@ -150,7 +150,7 @@ def test_embeddings_may_be_given_instead_of_ids(model: MambaForCausalLM) -> None
         head = kind(small()).eval()
         given = head.get_input_embeddings()(ids)
         torch.testing.assert_close(head(inputs_embeds=given).logits, head(ids).logits)
-    with pytest.raises(ModelConfigError, match="exactly one"):
+    with pytest.raises(ConfigError, match="exactly one"):
         model(ids, inputs_embeds=given)
 
 
@@ -271,11 +271,11 @@ def test_lightning_names_and_the_library_port_convert(model: MambaForCausalLM) -
 
 
 def test_settings_are_checked_together() -> None:
-    with pytest.raises(ModelConfigError) as found:
+    with pytest.raises(ConfigError) as found:
         MambaConfig(d_model=0, pooling="middle", ssm_cfg={"d_state": 0, "dt_init": "zero"})
     for part in ("d_model", "pooling", "ssm_cfg: d_state", "ssm_cfg: dt_init"):
         assert part in str(found.value)
-    with pytest.raises(ModelConfigError, match="found d_stat"):
+    with pytest.raises(ConfigError, match="found d_stat"):
         MambaConfig(ssm_cfg={"d_stat": 16})
 
 

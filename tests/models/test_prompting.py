@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from megabase.errors import MegabaseError
+from megabase.errors import MegabaseError, ModelError
+from megabase.models.adapt.prompt_files import load_prompt, prompt_bytes, save_prompt, weights_hash
+from megabase.models.adapt.prompt_spec import PromptSpec, label_letters
+from megabase.models.adapt.prompting import PromptedModel
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.mamba import MambaConfig, MambaForCausalLM
-from megabase.models.prompt_files import load_prompt, prompt_bytes, save_prompt, weights_hash
-from megabase.models.prompt_spec import PromptError, PromptSpec, label_letters
-from megabase.models.prompting import PromptedModel
 
 IDS = torch.tensor([[7, 8, 9, 10, 7, 7], [10, 9, 8, 7, 11, 8]])
 SEP = 1
@@ -168,9 +168,9 @@ def test_the_limit_of_the_model() -> None:
     prompted = PromptedModel(build(), tokens(8))
     assert prompted.max_length == 11
     prompted(torch.full((1, 11), 7))
-    with pytest.raises(PromptError, match="reads 20; shorten the sequence to 11 tokens"):
+    with pytest.raises(ModelError, match="reads 20; shorten the sequence to 11 tokens"):
         prompted(torch.full((1, 12), 7))
-    with pytest.raises(PromptError, match="leaves no room"):
+    with pytest.raises(ModelError, match="leaves no room"):
         PromptedModel(build(), tokens(19))
     assert PromptedModel(build("mamba"), tokens(8)).max_length is None
 
@@ -193,7 +193,7 @@ def test_saved_prompt_round_trip(tmp_path: Any, answer: str) -> None:
 
 def test_a_prompt_of_another_model_is_refused(tmp_path: Any) -> None:
     save_prompt(PromptedModel(build(), tokens(3)), tmp_path, model="mine")
-    with pytest.raises(PromptError, match="belongs to another model: it was made for mine"):
+    with pytest.raises(ModelError, match="belongs to another model: it was made for mine"):
         load_prompt(tmp_path, build(seed=1))
     assert weights_hash(build()) == weights_hash(build()) == weights_hash(build().hyena)
     assert weights_hash(build()) != weights_hash(build(seed=1))
@@ -211,7 +211,7 @@ def test_a_prompt_of_another_model_is_refused(tmp_path: Any) -> None:
 def test_damaged_prompts(tmp_path: Any, damage: Any, message: str) -> None:
     save_prompt(PromptedModel(build(), tokens(3)), tmp_path, model="mine")
     damage(tmp_path)
-    with pytest.raises(PromptError, match=message):
+    with pytest.raises(ModelError, match=message):
         load_prompt(tmp_path, build())
 
 
@@ -236,9 +236,9 @@ def test_families_without_prompts() -> None:
     from megabase.models.cnn.configuration import GenomicCNNConfig
     from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
 
-    with pytest.raises(PromptError, match="cannot read a soft prompt; models of the families hye"):
+    with pytest.raises(ModelError, match="cannot read a soft prompt; models of the families hye"):
         PromptedModel(GenomicCNNForSequenceClassification(GenomicCNNConfig()), head(1))
-    with pytest.raises(PromptError, match="has no next-token head"):
+    with pytest.raises(ModelError, match="has no next-token head"):
         PromptedModel(build().hyena, tokens(1))
-    with pytest.raises(PromptError, match="looks ahead"):
+    with pytest.raises(ModelError, match="looks ahead"):
         PromptedModel(build(bidirectional="two_sided"), tokens(1))

@@ -11,17 +11,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer, pipeline
 
-from megabase.genome.errors import AmbiguousLettersWarning
+from megabase.errors import AmbiguousLettersWarning, ModelError
 from megabase.models.cnn.tokenization import LetterTokenizer, letter_vocabulary
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForTokenClassification
-from megabase.models.kmer_tokenization import KmerTokenizer
-from megabase.models.tokenization import (
-    CaduceusTokenizer,
-    DNATokenizer,
-    HyenaDNATokenizer,
-    TokenError,
-)
-from megabase.models.vocabulary import COMPLEMENT_TOKEN_IDS, LOGIT_COLUMNS, VOCABULARY
+from megabase.models.tokenizers.character import CaduceusTokenizer, DNATokenizer, HyenaDNATokenizer
+from megabase.models.tokenizers.kmer_tokens import KmerTokenizer
+from megabase.models.tokenizers.vocabulary import COMPLEMENT_TOKEN_IDS, LOGIT_COLUMNS, VOCABULARY
 
 
 def test_letters_have_the_published_ids() -> None:
@@ -53,7 +48,7 @@ def test_lower_case_is_a_base_unless_asked_otherwise() -> None:
     assert published.encode_array("acgtnACGTN").tolist() == [6] * 5 + [7, 8, 9, 10, 11]
 
 
-@pytest.mark.filterwarnings("ignore:the tokenizer:megabase.genome.errors.AmbiguousLettersWarning")
+@pytest.mark.filterwarnings("ignore:the tokenizer:megabase.errors.AmbiguousLettersWarning")
 def test_iupac_letters_become_n_or_unknown() -> None:
     letters = "RYSWKMBDHVUryswkmbdhvu"
     assert set(DNATokenizer().encode_array(letters).tolist()) == {11}
@@ -83,7 +78,7 @@ def test_one_token_for_each_character_whatever_it_is() -> None:
     assert DNATokenizer().encode_array(b"ACGT").tolist() == [7, 8, 9, 10]
 
 
-@pytest.mark.filterwarnings("ignore:the tokenizer:megabase.genome.errors.AmbiguousLettersWarning")
+@pytest.mark.filterwarnings("ignore:the tokenizer:megabase.errors.AmbiguousLettersWarning")
 def test_special_tokens_in_the_text() -> None:
     tokenizer = DNATokenizer(special_tokens="none")
     assert tokenizer("AC[MASK]G")["input_ids"] == [7, 8, 3, 9]
@@ -107,7 +102,7 @@ def test_decoding_never_raises_for_ids_of_the_model() -> None:
     assert tokenizer.decode(10) == "T"
     assert tokenizer.decode([]) == ""
     assert tokenizer.convert_ids_to_tokens([7, 14]) == ["A", "[RESERVED_14]"]
-    with pytest.raises(TokenError, match="16"):
+    with pytest.raises(ModelError, match="16"):
         tokenizer.decode([7, 16])
 
 
@@ -134,7 +129,7 @@ def test_truncation() -> None:
 
 
 def test_ragged_texts_say_what_to_do() -> None:
-    with pytest.raises(TokenError, match="padding=True"):
+    with pytest.raises(ModelError, match="padding=True"):
         DNATokenizer()(["A", "AC"], return_tensors="pt")
 
 
@@ -234,11 +229,11 @@ def test_published_folders_load_without_their_code(
 
 
 def test_another_character_order_is_refused() -> None:
-    with pytest.raises(TokenError, match="other token ids"):
+    with pytest.raises(ModelError, match="other token ids"):
         DNATokenizer(characters=list("ACTGN"))
-    with pytest.raises(TokenError, match="special_tokens"):
+    with pytest.raises(ModelError, match="special_tokens"):
         DNATokenizer(special_tokens="bert")
-    with pytest.raises(TokenError, match="iupac"):
+    with pytest.raises(ModelError, match="iupac"):
         DNATokenizer(iupac="x")
 
 
@@ -297,7 +292,7 @@ def test_offsets_are_given_or_refused() -> None:
         KmerTokenizer(k=2)("ACGT", **asked)
     with pytest.raises(NotImplementedError, match="LetterTokenizer gives no offsets"):
         LetterTokenizer(letter_vocabulary(["ACGT"], padding=False))("ACGT", **asked)
-    with pytest.raises(TokenError, match="overflowing pieces have no offsets"):
+    with pytest.raises(ModelError, match="overflowing pieces have no offsets"):
         DNATokenizer()(
             "ACGT", return_overflowing_tokens=True, max_length=2, truncation=True, **asked
         )

@@ -8,7 +8,8 @@ import torch
 from published import reverse_complement_text
 from torch import Tensor, nn
 
-from megabase.objectives.base import ObjectiveError, score_targets
+from megabase.errors import InputError
+from megabase.objectives.base import score_targets
 from megabase.objectives.causal_lm import CausalLM
 
 MakeBatch = Callable[..., dict[str, Tensor]]
@@ -143,9 +144,9 @@ def test_loss_of_a_half_precision_model_is_float32(make_batch: MakeBatch) -> Non
 
 
 def test_bad_options_and_models_are_refused(make_batch: MakeBatch) -> None:
-    with pytest.raises(ObjectiveError, match="special_tokens"):
+    with pytest.raises(InputError, match="special_tokens"):
         CausalLM(special_tokens="bos")  # pyright: ignore
-    with pytest.raises(ObjectiveError, match="negative"):
+    with pytest.raises(InputError, match="negative"):
         CausalLM(soft_mask_weight=-1)
-    with pytest.raises(ObjectiveError, match="must agree"):
+    with pytest.raises(InputError, match="must agree"):
         score_targets(torch.zeros(1, 2, 16), torch.zeros(1, 3).long(), torch.ones(1, 3))

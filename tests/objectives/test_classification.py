@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megabase.objectives.base import ObjectiveError
+from megabase.errors import InputError
 from megabase.objectives.classification import SequenceLabels
 
 
@@ -110,19 +110,19 @@ def test_double_sigmoid_is_that_of_the_cnn() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ObjectiveError, match="kind is 'ranks'"):
+    with pytest.raises(InputError, match="kind is 'ranks'"):
         SequenceLabels("ranks")  # type: ignore[arg-type]
-    with pytest.raises(ObjectiveError, match="label_smoothing"):
+    with pytest.raises(InputError, match="label_smoothing"):
         SequenceLabels("classes", label_smoothing=1.0)
-    with pytest.raises(ObjectiveError, match="not for regression"):
+    with pytest.raises(InputError, match="not for regression"):
         SequenceLabels("regression", class_weights=[1.0])
-    with pytest.raises(ObjectiveError, match="two classes, not of 3"):
+    with pytest.raises(InputError, match="two classes, not of 3"):
         run(SequenceLabels("classes", double_sigmoid=True), torch.zeros(1, 3), torch.tensor([0]))
-    with pytest.raises(ObjectiveError, match="3 class weights for a model with 2"):
+    with pytest.raises(InputError, match="3 class weights for a model with 2"):
         run(
             SequenceLabels("classes", class_weights=[1, 1, 1]), torch.zeros(1, 2), torch.tensor([0])
         )
-    with pytest.raises(ObjectiveError, match=r"shape \(1, 2\) for labels of shape \(3,\)"):
+    with pytest.raises(InputError, match=r"shape \(1, 2\) for labels of shape \(3,\)"):
         run(SequenceLabels("classes"), torch.zeros(1, 2), torch.tensor([0, 1, 0]))
 
 

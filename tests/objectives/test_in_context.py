@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from megabase.objectives.base import ObjectiveError
+from megabase.errors import InputError
 from megabase.objectives.in_context import InContext
 
 
@@ -50,5 +50,5 @@ def test_a_prompted_model_is_told_the_places() -> None:
 
 
 def test_wrong_label_tokens() -> None:
-    with pytest.raises(ObjectiveError, match="two or more different"):
+    with pytest.raises(InputError, match="two or more different"):
         InContext([7])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from megabase.data.hashing import GOLDEN, mix64
-from megabase.objectives.base import ObjectiveError
+from megabase.errors import InputError
 from megabase.objectives.masked_lm import MaskedLM, _position_bits
 
 MakeBatch = Callable[..., dict[str, Tensor]]
@@ -90,5 +90,5 @@ def test_bad_options_are_refused() -> None:
         {"soft_mask_weight": -1.0},
         {"replacements": "bytes"},
     ):
-        with pytest.raises(ObjectiveError):
+        with pytest.raises(InputError):
             MaskedLM(**options)  # pyright: ignore

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from megabase.evaluate.metrics import MetricError, measure, measure_table
-from megabase.objectives.base import ObjectiveError
+from megabase.errors import InputError
+from megabase.evaluate.metrics import measure, measure_table
 from megabase.objectives.nucleotides import (
     NucleotideLabels,
     align_strands,
@@ -121,14 +121,14 @@ def test_figures_that_are_not_defined() -> None:
     assert one["accuracy"] == 0.5
     none = measure_table(NAMES, 2, np.zeros(table_size(2), dtype=np.int64))
     assert all(math.isnan(value) for value in none.values())
-    with pytest.raises(MetricError, match="pearson is not a metric of nucleotides"):
+    with pytest.raises(InputError, match="pearson is not a metric of nucleotides"):
         measure_table(["pearson"], 2, np.zeros(table_size(2), dtype=np.int64))
 
 
 def test_shapes_are_checked() -> None:
-    with pytest.raises(ObjectiveError, match="every base needs one answer"):
+    with pytest.raises(InputError, match="every base needs one answer"):
         run([[[0.0, 1.0]]], [[0, 1]])
-    with pytest.raises(ObjectiveError, match="3 class weights for a model with 2 classes"):
+    with pytest.raises(InputError, match="3 class weights for a model with 2 classes"):
         run([[[0.0, 1.0]]], [[0]], class_weights=[1.0, 1.0, 1.0])
-    with pytest.raises(ObjectiveError, match="label_smoothing is 1"):
+    with pytest.raises(InputError, match="label_smoothing is 1"):
         NucleotideLabels(label_smoothing=1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megabase.objectives.base import ObjectiveError
+from megabase.errors import InputError
 from megabase.objectives.soft_prompt import LabelTokens, strict_accuracy
 
 LOGITS = torch.tensor([[math.log(4.0), math.log(2.0), math.log(2.0)], [0.0, 3.0, 1.0]])
@@ -46,7 +46,7 @@ def test_both_strands_are_averaged() -> None:
 
 
 def test_wrong_label_tokens() -> None:
-    with pytest.raises(ObjectiveError, match="two or more different"):
+    with pytest.raises(InputError, match="two or more different"):
         LabelTokens([7, 7])
-    with pytest.raises(ObjectiveError, match="for 3 labels"):
+    with pytest.raises(InputError, match="for 3 labels"):
         run(LabelTokens([0, 1]), LOGITS, [0, 1, 0])

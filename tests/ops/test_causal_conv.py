@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from megabase.errors import OperatorError
 from megabase.ops import backend, kernels
 from megabase.ops.causal_conv import (
     causal_conv,
@@ -17,7 +18,6 @@ from megabase.ops.causal_conv import (
     causal_conv_reference,
     causal_conv_shifted,
 )
-from megabase.ops.registry import OperatorError
 
 needs_kernels = pytest.mark.skipif(kernels.package() is None, reason=kernels.why_missing() or "")
 IMPLEMENTATIONS = [

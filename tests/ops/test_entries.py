@@ -14,11 +14,10 @@ import torch
 from operator_cases import FUNCTIONS, tensors
 from torch import Tensor
 
-from megabase.errors import MegabaseError
+from megabase.errors import MegabaseError, OperatorError
 from megabase.ops import backend, kernels
 from megabase.ops.online_conv import online_conv
 from megabase.ops.packed_layer import PackedLayer, letter_log_probs
-from megabase.ops.registry import OperatorError
 from megabase.ops.selective_scan import selective_step
 
 needs_kernels = pytest.mark.skipif(kernels.package() is None, reason=kernels.why_missing() or "")

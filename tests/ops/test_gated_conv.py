@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from megabase.errors import OperatorError
 from megabase.ops import backend
 from megabase.ops.gated_conv import (
     gated_conv,
@@ -13,7 +14,6 @@ from megabase.ops.gated_conv import (
     gated_conv_reference,
 )
 from megabase.ops.long_conv import fft, long_conv
-from megabase.ops.registry import OperatorError
 from megabase.ops.short_conv import short_conv
 
 NAMES = ("dp", "dw", "db", "dk", "dskip")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from megabase.errors import OperatorError
 from megabase.ops import pieces
 from megabase.ops.hyena_mixer import (
     hyena_mixer,
@@ -16,7 +17,6 @@ from megabase.ops.hyena_mixer import (
     kernel,
     plan,
 )
-from megabase.ops.registry import OperatorError
 
 pytestmark = pytest.mark.usefixtures("path")
 

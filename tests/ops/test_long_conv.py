@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from megabase.errors import OperatorError
 from megabase.ops import backend
 from megabase.ops.long_conv import (
     fft,
@@ -16,7 +17,6 @@ from megabase.ops.long_conv import (
     long_conv_reference,
     reference,
 )
-from megabase.ops.registry import OperatorError
 
 LENGTHS = (1, 2, 3, 63, 64, 251, 1000, 1024)
 

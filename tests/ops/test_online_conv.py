@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from megabase.errors import OperatorError
 from megabase.ops import backend, kernels
 from megabase.ops.long_conv import long_conv_reference
 from megabase.ops.online_conv import OnlineConvReference, online_conv
-from megabase.ops.registry import OperatorError
 
 
 def case(

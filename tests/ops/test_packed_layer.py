@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megabase.inference.prefix_layers import LayerPieces
+from megabase.inference.variants.prefix_layers import LayerPieces
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.ops import backend, kernels
 from megabase.ops.packed_layer import letter_log_probs

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from megabase.errors import OperatorError
 from megabase.ops import backend
-from megabase.ops.registry import OperatorError
 from megabase.ops.selective_scan import (
     blocked,
     selective_scan,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from megabase.errors import OperatorError
 from megabase.ops import backend
-from megabase.ops.registry import OperatorError
 from megabase.ops.short_conv import (
     shifted,
     short_conv,

@@ -23,8 +23,8 @@ from published import (
     shift_targets,
 )
 
+from megabase.benchmarking.suites.chromatin import CHROMATIN_WINDOW
 from megabase.data.vocabulary import SEP_ID, text_to_ids
-from megabase.tasks.suites.chromatin import CHROMATIN_WINDOW
 
 __all__ = [
     "ChromatinWindow",

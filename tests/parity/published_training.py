@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from megabase.data.vocabulary import MASK_ID, VOCABULARY_SIZE
+from megabase.errors import ConfigError
 from megabase.objectives.masked_lm import Masking
-from megabase.training.config import ConfigError
 
 __all__ = ["PublishedStages", "published_masking"]
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megabase.models.kmer import KmerError
+from megabase.errors import ModelError
 
 __all__ = ["SPAN_OFFSETS", "MaskedKmers", "extend_spans", "mask_kmer_spans"]
 
@@ -65,11 +65,11 @@ def extend_spans(centres_BT: Tensor, allowed_BT: Tensor, k: int) -> Tensor:
 
     Raises
     ------
-    KmerError
+    ModelError
         For another `k`.
     """
     if k not in SPAN_OFFSETS:
-        raise KmerError(f"spans are defined for k of 3, 4, 5 and 6, not k={k}")
+        raise ModelError(f"spans are defined for k of 3, 4, 5 and 6, not k={k}")
     length = centres_BT.shape[1]
     place_T = torch.arange(length, device=centres_BT.device)
     last_B = torch.where(allowed_BT, place_T, 0).amax(dim=1)
@@ -124,13 +124,13 @@ def mask_kmer_spans(
 
     Raises
     ------
-    KmerError
+    ModelError
         For a `k` without spans, a probability outside [0, 1], or masks and seeds of another shape.
     """
     if not 0 <= probability <= 1:
-        raise KmerError(f"expected a probability between 0 and 1, found {probability}")
+        raise ModelError(f"expected a probability between 0 and 1, found {probability}")
     if special.shape != input_ids.shape:
-        raise KmerError(
+        raise ModelError(
             f"expected a special-token mask of shape {tuple(input_ids.shape)}, "
             f"found {tuple(special.shape)}"
         )
@@ -139,7 +139,7 @@ def mask_kmer_spans(
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         return _mask(input_ids, special, k, generator, probability, mask_id, size)
     if seed.shape != input_ids.shape[:1]:
-        raise KmerError(
+        raise ModelError(
             f"expected one seed for each of {input_ids.shape[0]} sequences, "
             f"found seeds of shape {tuple(seed.shape)}"
         )

@@ -26,7 +26,7 @@ def test_there_are_cases() -> None:
 
 
 # Recorded texts hold IUPAC letters, which are read as N with a warning.
-@pytest.mark.filterwarnings("ignore::megabase.genome.errors.AmbiguousLettersWarning")
+@pytest.mark.filterwarnings("ignore::megabase.errors.AmbiguousLettersWarning")
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.name)
 @pytest.mark.filterwarnings("ignore:the tokenizer:UserWarning")
 def test_golden(path: Path) -> None:

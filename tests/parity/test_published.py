@@ -12,7 +12,7 @@ from published import PublishedDataError
 from published_training import PublishedStages
 
 from megabase.data.vocabulary import text_to_ids
-from megabase.training.config import ConfigError
+from megabase.errors import ConfigError
 
 
 def test_letters_are_upper_cased_unless_asked() -> None:

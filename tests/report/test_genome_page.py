@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megabase.errors import ReportError
 from megabase.genome import GenomeStore, Interval
 from megabase.report.genome_features import bed_track, genes_at, genes_track
 from megabase.report.genome_page import GenomePage, build_genome_page
@@ -27,7 +28,6 @@ from megabase.report.genome_parts import (
     VariantTable,
     pack,
 )
-from megabase.report.run_record import ReportError
 
 
 def _page(**changes: Any) -> str:

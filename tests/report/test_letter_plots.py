@@ -13,8 +13,8 @@ pytest.importorskip("logomaker")
 from drawn import Picture, pictures
 from matplotlib.patches import PathPatch
 
+from megabase.errors import ReportError
 from megabase.report.logo_plot import LETTER_COLOURS, own_heights, save_logo
-from megabase.report.run_record import ReportError
 from megabase.report.saturation_plot import check_saturation_plot, save_saturation_plot
 
 RNG = np.random.default_rng(0)

@@ -6,13 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from megabase.errors import OutputError
-from megabase.report.nucleotide_plot import (
-    PictureError,
-    draw_nucleotides,
-    read_predictions,
-    save_nucleotide_plot,
-)
+from megabase.errors import OutputError, ReportError
+from megabase.report.nucleotide_plot import draw_nucleotides, read_predictions, save_nucleotide_plot
 
 
 @pytest.fixture
@@ -32,9 +27,9 @@ def test_a_place_is_read_in_order(predictions: Path) -> None:
     assert len(read_predictions(predictions, "c")) == 100
     part = read_predictions(predictions, "c:511-520")  # 1-based, both ends included
     assert part["position"].to_list() == list(range(510, 520))
-    with pytest.raises(PictureError, match="no base of d; it has bases of c"):
+    with pytest.raises(ReportError, match="no base of d; it has bases of c"):
         read_predictions(predictions, "d")
-    with pytest.raises(PictureError, match="no base of c:1-9"):
+    with pytest.raises(ReportError, match="no base of c:1-9"):
         read_predictions(predictions, "c:1-9")
 
 
@@ -57,5 +52,5 @@ def test_written_whole_and_never_over_another(predictions: Path, tmp_path: Path)
     with pytest.raises(OutputError, match="exists already"):
         save_nucleotide_plot(predictions, "c", path)
     save_nucleotide_plot(predictions, "c", path, overwrite=True)
-    with pytest.raises(PictureError, match=r"ending in \.png or \.svg"):
+    with pytest.raises(ReportError, match=r"ending in \.png or \.svg"):
         save_nucleotide_plot(predictions, "c", tmp_path / "x.pdf")

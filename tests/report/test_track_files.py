@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 
 from megabase.cli.main import main
+from megabase.errors import InputError, ReportError
 from megabase.genome import GenomeStore
-from megabase.genome.errors import TableError
 from megabase.genome.interval import Interval
 from megabase.report.genome_features import TRACK_ENDINGS, bedgraph_track, track_kind
-from megabase.report.run_record import ReportError
 
 
 @pytest.fixture
@@ -71,13 +70,13 @@ def test_what_is_no_number_is_refused_with_its_line(
     store: GenomeStore, tmp_path: Path, row: str, message: str
 ) -> None:
     (tmp_path / "x.bg").write_text(f"chr1\t0\t1\t1\n{row}\n")
-    with pytest.raises(TableError, match=re.escape(message)):
+    with pytest.raises(InputError, match=re.escape(message)):
         bedgraph_track(tmp_path / "x.bg", store, [Interval("chr1", 0, 20)], "x")
 
 
 def test_a_bedgraph_of_other_contigs_is_refused(store: GenomeStore, tmp_path: Path) -> None:
     (tmp_path / "x.bg").write_text("chrX\t0\t1\t1\n")
-    with pytest.raises(TableError, match="no row on the contigs shown"):
+    with pytest.raises(InputError, match="no row on the contigs shown"):
         bedgraph_track(tmp_path / "x.bg", store, [Interval("chr1", 0, 20)], "x")
 
 

@@ -12,10 +12,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from megabase.errors import OutputError
+from megabase.errors import OutputError, ReportError
 from megabase.report import training_report
 from megabase.report.page import document, figure, write_page
-from megabase.report.run_record import ReportError, read_evaluation, read_run
+from megabase.report.run_record import read_evaluation, read_run
 from megabase.report.training_report import build_training_report, write_training_report
 
 Record = dict[str, Any]

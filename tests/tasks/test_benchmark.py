@@ -12,13 +12,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from megabase.errors import MegabaseError
+from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
+from megabase.benchmarking.models import check_entry, is_baseline
+from megabase.benchmarking.run import Stopped, run_benchmark
+from megabase.benchmarking.table import lines, read_records, table_of, write_tables
+from megabase.errors import InputError, MegabaseError
 from megabase.report.benchmark_page import write_benchmark_page
-from megabase.tasks.benchmark import Stopped, run_benchmark
-from megabase.tasks.benchmark_config import BenchmarkConfig, ModelEntry
-from megabase.tasks.benchmark_models import check_entry, is_baseline
-from megabase.tasks.benchmark_table import lines, read_records, table_of, write_tables
-from megabase.tasks.suites.base import SuiteError
 from megabase.training import engine
 
 TINY = {
@@ -118,11 +117,11 @@ def test_one_table_and_the_same_again_after_a_kill(
 
 
 def test_task_names_by_their_end_and_errors(tmp_path: Path, data: Path) -> None:
-    with pytest.raises(SuiteError, match="named 'mouse_1'"):
+    with pytest.raises(InputError, match="named 'mouse_1'"):
         run_benchmark(settings(tmp_path, data, tasks="mouse_1"))
-    with pytest.raises(SuiteError, match="did you mean 'hyenadna'"):
+    with pytest.raises(InputError, match="did you mean 'hyenadna'"):
         run_benchmark(settings(tmp_path / "b", data, models="hyenadn"))
-    with pytest.raises(SuiteError, match="no setting 'optm"):
+    with pytest.raises(InputError, match="no setting 'optm"):
         run_benchmark(settings(tmp_path / "c", data, models="hyenadna", settings={"optm.lr": 1}))
     with pytest.raises(MegabaseError, match="several models"):
         settings(tmp_path, data, models="kmer,kmer")
@@ -148,7 +147,7 @@ def test_settings_of_single_tasks_win_in_their_order(tmp_path: Path, data: Path)
         settings={"epochs": 1, "optim.lr": 5e-3},
         task_settings={"1": {"epochs": 3, "optim.lr": 4e-3}, "mouse_mouse_0": {}},
     )
-    with pytest.raises(SuiteError, match="task_settings: gue holds no task named 'mouse_mouse_0'"):
+    with pytest.raises(InputError, match="task_settings: gue holds no task named 'mouse_mouse_0'"):
         run_benchmark(asked)
     asked = replace(asked, task_settings={"1": asked.task_settings["1"]})
     found = {(r["task"], r["model"]): r["settings"] for r in run_benchmark(asked)}
@@ -171,7 +170,7 @@ def test_settings_of_single_tasks_win_in_their_order(tmp_path: Path, data: Path)
     wrong = replace(
         short, output=str(tmp_path / "wrong"), models="cnn", task_settings={"1": {"a": 1}}
     )
-    with pytest.raises(SuiteError, match="no setting 'a'"):
+    with pytest.raises(InputError, match="no setting 'a'"):
         run_benchmark(wrong)
     assert not (tmp_path / "wrong").exists()
 
@@ -240,7 +239,7 @@ def test_overlap_answers_what_overlaps_and_figures_apart_leave_it_out(tmp_path: 
     with pytest.raises(MegabaseError, match="protocol cv5 splits as its paper did"):
         replace(apart, protocol="cv5")
 
-    with pytest.raises(SuiteError, match="overlap looks for test rows in training rows"):
+    with pytest.raises(InputError, match="overlap looks for test rows in training rows"):
         run_benchmark(replace(config, suite="biotype", output=str(tmp_path / "b"), tasks=""))
 
 

@@ -10,13 +10,12 @@ import pytest
 import torch
 import yaml
 
-from megabase.data.labelled_files import LabelledDataError
-from megabase.errors import MegabaseError
+from megabase.errors import ConfigError, InputError, MegabaseError
 from megabase.tasks.finetune import finetune
 from megabase.tasks.finetune_config import FinetuneConfig, HeadConfig, TableConfig, to_yaml
 from megabase.tasks.finetune_plan import plan_run, read_splits
 from megabase.tasks.seeds import finetune_seeds, spread
-from megabase.training.config import ConfigError, DeviceConfig, OptimConfig, Stage
+from megabase.training.config import DeviceConfig, OptimConfig, Stage
 from megabase.training.devices import build_fabric
 
 TINY: dict[str, Any] = {"d_model": 16, "n_layer": 1, "filter_order": 8, "embed_dropout": 0.0}
@@ -309,9 +308,7 @@ class TestRefusals:
     def test_sequence_beyond_the_model(self, tmp_path: Path, data: Path) -> None:
         overrides = {**TINY, "max_seq_len": 20}
         config = settings(tmp_path, data, overrides=overrides, epochs=1)
-        with pytest.raises(
-            LabelledDataError, match=r"train\.csv, row 1: the sequence has 24 tokens"
-        ):
+        with pytest.raises(InputError, match=r"train\.csv, row 1: the sequence has 24 tokens"):
             finetune(config)
         with pytest.warns(UserWarning, match=r"of \d+ sequences .* are cut to 20 bases"):
             result = finetune(replace(config, table=TableConfig(truncate=True)))

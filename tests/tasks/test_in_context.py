@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from megabase.errors import ConfigError
 from megabase.models import load_model, load_prompt
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
-from megabase.models.tokenization import DNATokenizer
+from megabase.models.tokenizers.character import DNATokenizer
 from megabase.tasks.in_context import in_context, in_context_grid
 from megabase.tasks.in_context_config import InContextConfig
-from megabase.training.config import ConfigError, DeviceConfig, OptimConfig
+from megabase.training.config import DeviceConfig, OptimConfig
 
 
 def write(path: Path, rows: int, seed: int) -> str:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from megabase.errors import MegabaseError
+from megabase.errors import ConfigError, MegabaseError
+from megabase.models.adapt.lora import load_adapter
 from megabase.models.auto import load_model
 from megabase.tasks.finetune import finetune
 from megabase.tasks.finetune_config import FinetuneConfig, HeadConfig, LoraConfig
-from megabase.tasks.lora import load_adapter
-from megabase.training.config import ConfigError, DeviceConfig, OptimConfig
+from megabase.training.config import DeviceConfig, OptimConfig
 
 SHAPES: dict[str, dict[str, Any]] = {
     "hyenadna": {"d_model": 16, "n_layer": 2, "filter_order": 8, "embed_dropout": 0.0},

@@ -12,9 +12,9 @@ import torch
 
 from megabase.cli.main import main
 from megabase.genome.store import GenomeStore
+from megabase.models.adapt.prompt_files import load_prompt
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
-from megabase.models.prompt_files import load_prompt
-from megabase.models.tokenization import DNATokenizer
+from megabase.models.tokenizers.character import DNATokenizer
 
 BASES, PIECE, WIDTH, VECTORS = 1_600, 40, 16, 4
 

@@ -5,15 +5,16 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from megabase.benchmarking.config import BenchmarkConfig, ModelEntry, flatten
+from megabase.benchmarking.models import finetune_settings, with_settings
+from megabase.benchmarking.recipes import RECIPES, read_recipe, recipe_settings
+from megabase.benchmarking.suites.base import Task
+from megabase.benchmarking.suites.genomic_benchmarks import DATASETS
+from megabase.benchmarking.suites.nucleotide_transformer import TASKS
 from megabase.data.labelled import label_splits
 from megabase.data.labelled_files import LabelledText
-from megabase.tasks.benchmark_config import BenchmarkConfig, ModelEntry, flatten
-from megabase.tasks.benchmark_models import finetune_settings, with_settings
+from megabase.errors import InputError
 from megabase.tasks.finetune_config import FinetuneConfig
-from megabase.tasks.recipes import RECIPES, read_recipe, recipe_settings
-from megabase.tasks.suites.base import SuiteError, Task
-from megabase.tasks.suites.genomic_benchmarks import DATASETS
-from megabase.tasks.suites.nucleotide_transformer import TASKS
 
 FOUND = [
     (file.stem, task)
@@ -54,7 +55,7 @@ def test_what_is_given_wins_over_the_recipe() -> None:
     assert (run.global_batch, run.table.max_length) == (256, 251)
     assert run.head.strand_average
     assert run.head.freeze
-    with pytest.raises(SuiteError, match="no recipe 'nope'; it has default, hyenadna"):
+    with pytest.raises(InputError, match="no recipe 'nope'; it has default, hyenadna"):
         recipe_settings("nope", task)
-    with pytest.raises(SuiteError, match="no recipe"):
+    with pytest.raises(InputError, match="no recipe"):
         recipe_settings("default", replace(task, suite="table", name="mine"))

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from megabase.errors import RunError
 from megabase.training import checkpoint as checkpoints
-from megabase.training.checkpoint import CheckpointError
 from megabase.training.optim import build_optimizer
 
 
@@ -65,9 +65,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
             return original(*arguments, **named)
 
         monkeypatch.setattr(checkpoints, name, failing)
-    with pytest.raises(
-        CheckpointError, match=r"step-00000006.*disk is full.*step-00000004 is whole"
-    ):
+    with pytest.raises(RunError, match=r"step-00000006.*disk is full.*step-00000004 is whole"):
         toy.run(toy.config(tmp_path), save=save)
     monkeypatch.undo()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
@@ -87,7 +85,7 @@ def test_other_errors_of_the_writer_pass_through(toy: ModuleType, tmp_path: Path
 
 def test_a_checkpoint_of_another_model_is_refused(toy: ModuleType, tmp_path: Path) -> None:
     toy.run(toy.config(tmp_path))
-    with pytest.raises(CheckpointError, match="does not fit this model"):
+    with pytest.raises(RunError, match="does not fit this model"):
         toy.run(toy.config(tmp_path, resume=True), model=toy.ToyModel(width=8))
 
 
@@ -103,7 +101,7 @@ def test_damage_is_named(toy: ModuleType, tmp_path: Path, damage: str) -> None:
     else:
         record = json.loads((folder / "state.json").read_text())
         (folder / "state.json").write_text(json.dumps({**record, "format": 2}))
-    with pytest.raises(CheckpointError, match="training_state"):
+    with pytest.raises(RunError, match="training_state"):
         toy.run(toy.config(tmp_path, resume=True))
 
 

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from megabase.errors import ConfigError
 from megabase.tasks.pretrain_config import DataConfig, ModelConfig, PretrainConfig, to_yaml
-from megabase.training.config import ConfigError, DeviceConfig, OptimConfig, Stage, TrainConfig
+from megabase.training.config import DeviceConfig, OptimConfig, Stage, TrainConfig
 
 
 def test_every_problem_is_reported_at_once() -> None:

@@ -19,9 +19,10 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch import nn
 
+from megabase.errors import NotFiniteError
 from megabase.training import checkpoint as checkpoints
 from megabase.training import engine, evaluation
-from megabase.training.engine import NonFiniteError, step_seed
+from megabase.training.engine import step_seed
 
 
 def weights(model: nn.Module) -> list[torch.Tensor]:
@@ -223,14 +224,14 @@ def test_too_many_bad_steps_stop_the_run(toy: ModuleType, tmp_path: Path) -> Non
     settings = toy.config(
         tmp_path, stages=[{"length": 8}], checkpoint_every=1, max_non_finite=3, optim={"clip": None}
     )
-    with pytest.raises(NonFiniteError, match=r"step 8: 3 steps.*lower optim\.lr.*clip.*step-0"):
+    with pytest.raises(NotFiniteError, match=r"step 8: 3 steps.*lower optim\.lr.*clip.*step-0"):
         toy.run(settings, loss=Spoiled(toy, {2, 5, 7}))
     assert checkpoints.read_progress(tmp_path / "last").step == 7
     # The count survives a resume: one more bad step and it stops again.
     resumed = toy.config(
         tmp_path, stages=[{"length": 8}], checkpoint_every=1, max_non_finite=3, resume=True
     )
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(NotFiniteError):
         toy.run(resumed, loss=Spoiled(toy, {0}))
 
 
@@ -247,7 +248,7 @@ def test_a_validation_that_measures_nothing_is_an_error(
 
     windows = evaluation.EvalSet(Filled(), 4, 8, Spoiled(toy, {0} if value != 1 else set(), value))
     fabric = Fabric(accelerator="cpu", devices=1)
-    with pytest.raises(NonFiniteError, match=text):
+    with pytest.raises(NotFiniteError, match=text):
         evaluation.evaluate(toy.ToyModel(dropout=0.0), windows, 4, fabric)
 
 

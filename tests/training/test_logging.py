@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from megabase.training.logging import RunLog, RunLogError, perplexity, ratios
+from megabase.errors import RunError
+from megabase.training.logging import RunLog, perplexity, ratios
 
 STEP = {
     "stage": 1, "length": 1024, "loss": 1.25, "perplexity": perplexity(1.25), "lr": 6e-4,
@@ -51,7 +52,7 @@ def test_what_is_shown(terminal: bool) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
 def test_a_full_disk_is_named() -> None:
     with (
-        pytest.raises(RunLogError, match=r"/dev/full: No space left.*resume=True"),
+        pytest.raises(RunError, match=r"/dev/full: No space left.*resume=True"),
         RunLog(Path("/dev/full"), 10, 0, None) as log,
     ):
         log.write("train", 1, loss=1.0)

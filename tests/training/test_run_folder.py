@@ -6,14 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from megabase.errors import RunError
 from megabase.training.config import TrainConfig
-from megabase.training.run_folder import (
-    RunFolderError,
-    changed_settings,
-    check_run,
-    finished_result,
-    start_run,
-)
+from megabase.training.run_folder import changed_settings, check_run, finished_result, start_run
 
 
 def config(path: Path, **fields: bool) -> TrainConfig:
@@ -30,9 +25,7 @@ def test_a_new_folder_is_made(tmp_path: Path) -> None:
 
 def test_a_taken_folder_is_refused(tmp_path: Path) -> None:
     start_run(config(tmp_path), "x: 1\n")
-    with pytest.raises(
-        RunFolderError, match=r"exists and is not empty.*resume=True.*overwrite=True"
-    ):
+    with pytest.raises(RunError, match=r"exists and is not empty.*resume=True.*overwrite=True"):
         check_run(config(tmp_path), "x: 1\n")
 
 
@@ -46,30 +39,28 @@ def test_overwrite_deletes_a_run_and_nothing_else(tmp_path: Path) -> None:
     start_run(config(run, overwrite=True), "x: 2\n")
     assert [path.name for path in run.iterdir()] == ["config.yaml"]
     (run / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunFolderError, match=r"thesis\.tex"):
+    with pytest.raises(RunError, match=r"thesis\.tex"):
         check_run(config(run, overwrite=True), "x: 2\n")
     other = tmp_path / "other"
     other.mkdir()
     (other / "metrics.jsonl").write_text("")
-    with pytest.raises(RunFolderError, match=r"no config\.yaml"):
+    with pytest.raises(RunError, match=r"no config\.yaml"):
         check_run(config(other, overwrite=True), "x: 2\n")
 
 
 def test_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match="is a file"):
+    with pytest.raises(RunError, match="is a file"):
         check_run(config(tmp_path / "file"), "")
 
 
 def test_resume_needs_a_run_of_the_same_settings(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="no run to resume"):
+    with pytest.raises(RunError, match="no run to resume"):
         check_run(config(tmp_path, resume=True), "seed: 1\n")
     start_run(config(tmp_path), "seed: 1\nsteps: 5\nkeep: 2\ndata: {genome: a}\n")
     same = "seed: 1\nsteps: 9\nkeep: 3\ndata: {genome: a}\n"
     assert check_run(config(tmp_path, resume=True), same) == ["steps: 5 then, 9 now"]
-    with pytest.raises(
-        RunFolderError, match=r"data\.genome: 'a' then, 'b' now.*seed: 1 then, 2 now"
-    ):
+    with pytest.raises(RunError, match=r"data\.genome: 'a' then, 'b' now.*seed: 1 then, 2 now"):
         check_run(config(tmp_path, resume=True), "seed: 2\nsteps: 5\ndata: {genome: b}\n")
 
 
@@ -84,5 +75,5 @@ def test_changes_name_the_field() -> None:
 def test_a_damaged_record_of_settings_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.yaml").write_bytes(content)
     (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(RunFolderError, match=r"config\.yaml"):
+    with pytest.raises(RunError, match=r"config\.yaml"):
         finished_result(tmp_path, "a: 1\n", dict)

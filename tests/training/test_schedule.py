@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from megabase.training.config import ConfigError, OptimConfig, Stage, TrainConfig
+from megabase.errors import ConfigError
+from megabase.training.config import OptimConfig, Stage, TrainConfig
 from megabase.training.schedule import (
     LengthSchedule,
     lr_at,

@@ -19,6 +19,7 @@ from megabase.cli.inference_options import (
     run_options,
     source_of,
 )
+from megabase.errors import InputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -66,8 +67,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
+    from megabase.errors import OutputError
     from megabase.inference.attribute_job import AttributeOptions, attribute_file
-    from megabase.inference.errors import InferenceError, OutputError
 
     if args.logo is not None:
         if not str(args.output).lower().endswith(".parquet"):
@@ -75,7 +76,7 @@ def run(args: Namespace) -> int:
         from megabase.report.logo_plot import check_logo
 
         if args.logo_from < 1:
-            raise InferenceError(f"--logo-from counts from 1, found {args.logo_from}")
+            raise InputError(f"--logo-from counts from 1, found {args.logo_from}")
         check_logo(Path(args.logo), args.logo_bases, args.overwrite)
     else:
         refuse_unused(
@@ -109,13 +110,11 @@ def run(args: Namespace) -> int:
 
 def _check_place(args: Namespace, source: SequenceInput) -> None:
     """Refuse a logo of a sequence or a place that the input does not have, before any work."""
-    from megabase.inference.errors import InferenceError
-
     one = next((s for s in source.read() if args.logo_of in (None, s.name)), None)
     if one is None and args.logo_of is not None:
-        raise InferenceError(f"{args.input}: has no sequence named {args.logo_of!r} (--logo-of)")
+        raise InputError(f"{args.input}: has no sequence named {args.logo_of!r} (--logo-of)")
     if one is not None and args.logo_from > len(one.codes):
-        raise InferenceError(
+        raise InputError(
             f"--logo-from {args.logo_from:,} is past the end of {one.name}, which has "
             f"{len(one.codes):,} bases"
         )
@@ -126,7 +125,6 @@ def _logo(args: Namespace, source: SequenceInput, table: Path) -> None:
     import polars as pl
 
     from megabase.genome.alphabet import decode
-    from megabase.inference.errors import InferenceError
     from megabase.report.logo_plot import own_heights, save_logo
 
     frame = pl.scan_parquet(table)
@@ -134,7 +132,7 @@ def _logo(args: Namespace, source: SequenceInput, table: Path) -> None:
         frame = frame.filter(pl.col("name") == args.logo_of)
     found = frame.head(1).collect()
     if not found.height:
-        raise InferenceError(f"{table}: has no sequence named {args.logo_of!r}")
+        raise InputError(f"{table}: has no sequence named {args.logo_of!r}")
     row = found.row(0, named=True)
     if args.logo_stack:
         letters = np.array(row["letters"], dtype=np.float32).reshape(-1, 4)

@@ -16,8 +16,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megabase.benchmarking.config import BenchmarkConfig
 from megabase.cli.config_errors import add_recipe, explain_errors
-from megabase.tasks.benchmark_config import BenchmarkConfig
+from megabase.errors import InputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -62,7 +63,7 @@ def run(args: Namespace) -> int:
     keep_freed_memory()
     from rich.console import Console
 
-    from megabase.tasks.benchmark import Stopped, run_benchmark
+    from megabase.benchmarking.run import Stopped, run_benchmark
 
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     output = Path(config.output)
@@ -83,15 +84,13 @@ def _collect(args: Namespace) -> int:
     """Make one table of the finished runs of several sweeps."""
     from rich.console import Console
 
-    from megabase.tasks.suites.base import SuiteError
-
     folders = [Path(word.strip()).expanduser() for word in str(args.data or "").split(",")]
     for folder in folders:
         if not (folder / "benchmark.json").is_file():
-            raise SuiteError(f"{folder} is no folder of a sweep; name some as --data A,B")
+            raise InputError(f"{folder} is no folder of a sweep; name some as --data A,B")
     output = Path(args.output)
     if output.is_dir() and any(output.iterdir()) and not args.overwrite:
-        raise SuiteError(f"output folder {output} is not empty; add --overwrite true")
+        raise InputError(f"output folder {output} is not empty; add --overwrite true")
     output.mkdir(parents=True, exist_ok=True)
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     page = not args.no_page
@@ -101,7 +100,7 @@ def _collect(args: Namespace) -> int:
 
 def _write(config: BenchmarkConfig, output: Path, order: list[str]) -> None:
     """Bring the tables up to date; intervals wait for the end."""
-    from megabase.tasks.benchmark_table import lines, read_records, write_tables
+    from megabase.benchmarking.table import lines, read_records, write_tables
 
     records = read_records(output)
     write_tables(output, lines(records, order, resamples=0), records)
@@ -116,8 +115,8 @@ def _finish(
     resamples: int,
     page: bool,
 ) -> None:
+    from megabase.benchmarking.table import lines, read_records, table_of, write_tables
     from megabase.errors import MissingDependencyError
-    from megabase.tasks.benchmark_table import lines, read_records, table_of, write_tables
 
     # The same run in two sweeps (a baseline of both) is one run: its folder's name says all of it.
     runs: dict[tuple[str, str, str], dict[str, Any]] = {}

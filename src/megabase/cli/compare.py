@@ -34,9 +34,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
+    from megabase.evaluate.comparison import compare
+    from megabase.evaluate.results import EvaluationResult
     from megabase.genome.files import write_whole
-    from megabase.inference.comparison import compare
-    from megabase.inference.results import EvaluationResult
 
     output = None if args.output is None else Path(args.output)
     text = compare([EvaluationResult.load(_file(name)) for name in args.evaluations]).markdown()

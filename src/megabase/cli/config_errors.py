@@ -11,17 +11,13 @@ import typing
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from megabase.errors import MegabaseError
+from megabase.errors import ConfigError
 from megabase.untrusted import YAML_BYTES, parse_yaml, read_text, recognise
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-__all__ = ["RecipeError", "add_recipe", "as_typed", "explain_errors", "field_names"]
-
-
-class RecipeError(MegabaseError):
-    """A recipe or flag cannot be used; the message names the field."""
+__all__ = ["add_recipe", "as_typed", "explain_errors", "field_names"]
 
 
 _PATTERNS = (
@@ -60,16 +56,16 @@ def check_recipe(path: str) -> None:
 
     Raises
     ------
-    RecipeError
+    ConfigError
         Naming the file and what it is instead; nothing of its content is quoted at length.
     """
-    text = read_text(path, RecipeError, YAML_BYTES)
-    content = parse_yaml(text, path, RecipeError)
+    text = read_text(path, ConfigError, YAML_BYTES)
+    content = parse_yaml(text, path, ConfigError)
     if not isinstance(content, dict):
         what = recognise(path) or f"holds one {type(content).__name__}"
-        raise RecipeError(f"{path} {what}; a recipe holds one NAME: VALUE on each line")
+        raise ConfigError(f"{path} {what}; a recipe holds one NAME: VALUE on each line")
     if "config" in content:
-        raise RecipeError(f"{path}: there is no field 'config': a recipe cannot name another one")
+        raise ConfigError(f"{path}: there is no field 'config': a recipe cannot name another one")
 
 
 def field_names(config: type, prefix: str = "") -> list[str]:
@@ -86,7 +82,7 @@ def field_names(config: type, prefix: str = "") -> list[str]:
 
 
 def explain_errors(parser: ArgumentParser, config: type | None = None) -> None:
-    """Make a parser raise :class:`RecipeError`, in one line, in place of usage and exit.
+    """Make a parser raise :class:`ConfigError`, in one line, in place of usage and exit.
 
     Parameters
     ----------
@@ -98,7 +94,7 @@ def explain_errors(parser: ArgumentParser, config: type | None = None) -> None:
     names = [] if config is None else field_names(config)
 
     def error(message: str, ex: Exception | None = None) -> NoReturn:
-        raise RecipeError(_explain(message, parser, names)) from ex
+        raise ConfigError(_explain(message, parser, names)) from ex
 
     def show(message: str, file: Any = None) -> None:
         # argparse would pass over a standard output that is full.

@@ -52,7 +52,7 @@ def run(args: Namespace) -> int:
     """Convert; say what was made and what was decided."""
     from rich.console import Console
 
-    from megabase.models.conversion import convert_checkpoint, lengthen_model
+    from megabase.models.checkpoints.convert import convert_checkpoint, lengthen_model
 
     if args.longest is not None:
         if args.config is not None or args.window_shift is not None:

@@ -18,6 +18,7 @@ from megabase.cli.inference_options import (
     run_options,
     source_of,
 )
+from megabase.errors import InputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -80,8 +81,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
+    from megabase.errors import OutputError
     from megabase.inference.embed_job import EmbedOptions, embed_file
-    from megabase.inference.errors import InputFileError, OutputError
 
     if args.plot is not None:
         from megabase.report.embedding_plot import check_embedding_plot
@@ -92,7 +93,7 @@ def run(args: Namespace) -> int:
         if Path(args.output).suffix.lower() not in (".parquet", ".npz"):
             raise OutputError("for a map write .parquet or .npz, which have the names")
         if args.labels is not None and not Path(args.labels).is_file():
-            raise InputFileError(f"there is no file {args.labels}")
+            raise InputError(f"there is no file {args.labels}")
     else:
         refuse_unused(
             {"--labels": args.labels is not None, "--map": args.map != "auto"},
@@ -137,7 +138,6 @@ def _plot(args: Namespace, target: Path) -> None:
 
 def _labels(path: Path, names: list[str]) -> list[str]:
     from megabase.genome.files import numbered_lines
-    from megabase.inference.errors import InputFileError
 
     found: dict[str, str] = {}
     for number, line in numbered_lines(path):
@@ -145,11 +145,11 @@ def _labels(path: Path, names: list[str]) -> list[str]:
             continue
         cells = line.split("\t")
         if len(cells) < 2:
-            raise InputFileError(
+            raise InputError(
                 f"{path}, line {number}: expected a name, a tab and a label; found {line[:60]!r}"
             )
         found[cells[0]] = cells[1]
     missing = [name for name in names if name not in found]
     if len(missing) == len(names):
-        raise InputFileError(f"{path}: names none of the sequences (such as {names[0]!r})")
+        raise InputError(f"{path}: names none of the sequences (such as {names[0]!r})")
     return [found.get(name, "no label") for name in names]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megabase.errors import MegabaseError
+from megabase.errors import ConfigError
 from megabase.genome.files import check_output
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from megabase.data.regions import Regions
+    from megabase.evaluate.results import EvaluationResult, Measure
+    from megabase.evaluate.run_data import RunData
     from megabase.genome.store import GenomeStore
-    from megabase.inference.results import EvaluationResult, Measure
-    from megabase.inference.run_data import RunData
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
@@ -35,10 +35,6 @@ EXAMPLES = (
 
 _SHOWN_CONTIGS = 10
 LN_2 = math.log(2)
-
-
-class RequestError(MegabaseError):
-    """What is asked for is not complete, or would overwrite a file."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -96,7 +92,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
-    from megabase.inference.run_data import find_run
+    from megabase.evaluate.run_data import find_run
 
     model_run = None if args.model is None else find_run(args.model)
     files = _files(args, model_run)
@@ -105,9 +101,9 @@ def run(args: Namespace) -> int:
 
     from rich.console import Console
 
-    from megabase.inference.loading import load
-    from megabase.inference.model import choose_device
-    from megabase.inference.perplexity import evaluate
+    from megabase.evaluate.perplexity import evaluate
+    from megabase.models.loading import load
+    from megabase.models.scored_model import choose_device
 
     loaded = load(args.model, head="language", device=choose_device(args.device))
     model, window = loaded.model, args.window
@@ -156,7 +152,7 @@ def _store(args: Namespace, model_run: RunData | None) -> GenomeStore:
     if args.genome is not None:
         return GenomeStore.open(args.genome)
     if model_run is None:
-        raise RequestError("--genome is missing: name a store made by `megabase genome build`")
+        raise ConfigError("--genome is missing: name a store made by `megabase genome build`")
     return GenomeStore.open(model_run.genome_path)
 
 
@@ -174,9 +170,9 @@ def _regions(
     elif own is not None:
         regions = own.regions(store, "test")
         if not len(regions):
-            raise RequestError(f"the run {own.folder} held nothing out for test; give --regions")
+            raise ConfigError(f"the run {own.folder} held nothing out for test; give --regions")
     else:
-        raise RequestError("--regions is missing: name contigs, stretches or BED files")
+        raise ConfigError("--regions is missing: name contigs, stretches or BED files")
     if args.train_regions:
         return regions, regions_of(store, args.train_regions)
     return regions, None if own is None else own.regions(store, "train")

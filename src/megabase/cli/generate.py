@@ -19,14 +19,15 @@ from megabase.cli.inference_options import (
     refuse_unused,
     run_options,
 )
+from megabase.errors import InputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
+    from megabase.evaluate.provenance import Provenance
     from megabase.genome.store import GenomeStore
-    from megabase.inference.generate_job import GenerateJob
-    from megabase.inference.generation import Generated
-    from megabase.inference.provenance import Provenance
+    from megabase.inference.generation.generate import Generated
+    from megabase.inference.generation.job import GenerateJob
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
@@ -98,15 +99,15 @@ def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
     from pathlib import Path
 
-    from megabase.inference.errors import InputFileError, OutputError
+    from megabase.errors import OutputError
     from megabase.inference.parts import refuse_existing
 
     if args.output == "-":
         args.output = None
     if args.prompt is not None and args.prompts is not None:
-        raise InputFileError("give --prompt or --prompts, not both")
+        raise InputError("give --prompt or --prompts, not both")
     if args.genome is not None and args.prompts is None:
-        raise InputFileError("--genome names the genome of a BED file: --prompts is missing")
+        raise InputError("--genome names the genome of a BED file: --prompts is missing")
     if args.prompts is None:
         given = {
             "--kind": args.kind != "auto",
@@ -117,7 +118,7 @@ def run(args: Namespace) -> int:
     if args.json is not None and args.check is None:
         raise OutputError("--json holds the findings of --check GENOME, which is missing")
     if not 1 <= args.kmer <= 10:
-        raise InputFileError(f"--kmer must lie between 1 and 10, found {args.kmer}")
+        raise InputError(f"--kmer must lie between 1 and 10, found {args.kmer}")
     if args.output is None and (args.resume or (args.devices or 1) > 1):
         raise OutputError("--resume and --devices need --output: parts of the work lie beside it")
     files = [Path(name) for name in (args.output, args.json) if name is not None]
@@ -128,15 +129,15 @@ def run(args: Namespace) -> int:
 
     from contextlib import ExitStack
 
-    from megabase.inference.generate_job import (
+    from megabase.data.sources import genome_store
+    from megabase.inference.generation.job import (
         GenerateJob,
         GenerateOptions,
         PromptInput,
         generate_file,
     )
+    from megabase.inference.generation.sampling import SamplingOptions
     from megabase.inference.input_stream import SequenceInput
-    from megabase.inference.sampling import SamplingOptions
-    from megabase.inference.sources import genome_store
 
     sampling = SamplingOptions(
         args.temperature, args.top_k, args.top_p, args.min_p, args.letters.upper(), args.seed
@@ -174,8 +175,8 @@ def _print_records(
     job: GenerateJob, args: Namespace, keep: Callable[[Generated], object] | None
 ) -> None:
     """Print every sequence as soon as its chunk is written."""
-    from megabase.inference.generate_job import fasta_record
-    from megabase.inference.model import threads
+    from megabase.inference.generation.job import fasta_record
+    from megabase.models.scored_model import threads
 
     provenance, found = job.provenance(), False
     with threads(args.threads), progress_bar("bases") as progress:
@@ -205,7 +206,7 @@ def _check(
 ) -> None:
     from dataclasses import replace
 
-    from megabase.inference.generated_check import check_generated
+    from megabase.inference.generation.checks import check_generated
 
     check = check_generated(written, genome, kmer=args.kmer)
     if args.json is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megabase.errors import MegabaseError
+from megabase.errors import ConfigError
 from megabase.genome.files import check_output
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from megabase.genome.interval import Interval
     from megabase.genome.store import GenomeStore
-    from megabase.inference.loading import Loaded
+    from megabase.models.loading import Loaded
     from megabase.report.genome_parts import FeatureTrack, Logo, SignalTrack, VariantTable
 
 __all__ = ["write_genome_page"]
@@ -23,10 +23,6 @@ _MOST_BASES = 500_000  # of model tracks; a page of more is slow to draw
 _MOST_SATURATED = 2_000
 _REASON = "MB_REASON"  # INFO field of megabase variants: why an allele has no score
 _AROUND = 24  # bases on either side of a variant that its own logo shows
-
-
-class RequestError(MegabaseError):
-    """What is asked for is not complete, or too much for a page."""
 
 
 @dataclass
@@ -49,12 +45,12 @@ def write_genome_page(args: Namespace) -> Path:
     MegabaseError
         For input, a model or an output that cannot be used.
     """
-    from megabase.inference.loading import load
-    from megabase.inference.sources import genome_store
+    from megabase.data.sources import genome_store
+    from megabase.models.loading import load
     from megabase.report.page import write_page
 
     if args.genome is None:
-        raise RequestError("--genome is missing: a page of a region or of variants needs a genome")
+        raise ConfigError("--genome is missing: a page of a region or of variants needs a genome")
     target = Path(args.output or "genome.html")
     check_output(target, args.overwrite)
     with genome_store(args.genome) as store:
@@ -84,7 +80,7 @@ def _places(args: Namespace, store: GenomeStore, variants: Any) -> list[Interval
         places = ends
     total = sum(place.length for place in places)
     if total > _MOST_BASES:
-        raise RequestError(
+        raise ConfigError(
             f"the page would carry {total:,} bases, more than {_MOST_BASES:,}; take a smaller "
             "--region, fewer variants, or a smaller --flank"
         )
@@ -116,7 +112,7 @@ def _read_variants(args: Namespace, store: GenomeStore) -> Any:
             & (pl.col("end") <= place.end)
         )
     if not frame.height:
-        raise RequestError(f"{args.vcf}: has no variant" + (" in the region" * bool(args.region)))
+        raise ConfigError(f"{args.vcf}: has no variant" + (" in the region" * bool(args.region)))
     # Files written before the field had one value for each allele hold all of them in each row.
     reasons = pl.col(_REASON).str.split(",")
     reason = pl.when(reasons.list.len() > 1).then(
@@ -129,9 +125,9 @@ def _read_variants(args: Namespace, store: GenomeStore) -> Any:
 
 
 def _compose(args: Namespace, shown: _Shown, variants: Any, model: Loaded | None) -> str:
+    from megabase.evaluate.provenance import file_digest
     from megabase.genome.alphabet import decode
     from megabase.genome.interval import Interval
-    from megabase.inference.provenance import file_digest
     from megabase.report.genome_features import genes_track, track_kind
     from megabase.report.genome_page import GenomePage, build_genome_page
     from megabase.report.genome_parts import Stretch
@@ -154,7 +150,7 @@ def _compose(args: Namespace, shown: _Shown, variants: Any, model: Loaded | None
             ("variants", f"{Path(str(args.vcf)).name}, sha256 {file_digest(str(args.vcf))}")
         )
     if args.saturate is not None and model is None:
-        raise RequestError("--saturate asks the model about changes; leave --no-model out")
+        raise ConfigError("--saturate asks the model about changes; leave --no-model out")
     more, facts = _more_tracks(args, store, places)  # a bad file is said before the model works
     if model is not None:
         _model_parts(args, shown, variants, model)
@@ -195,7 +191,7 @@ def _more_tracks(
     args: Namespace, store: GenomeStore, places: list[Interval]
 ) -> tuple[list[FeatureTrack | SignalTrack], list[tuple[str, str]]]:
     """Read the files of ``--track``; give the tracks, and what the page says of the files."""
-    from megabase.inference.provenance import file_digest
+    from megabase.evaluate.provenance import file_digest
     from megabase.report.genome_features import (
         bed_track,
         bedgraph_track,
@@ -210,7 +206,7 @@ def _more_tracks(
         path = path or text
         label = name or Path(path).name.removesuffix(".gz").rpartition(".")[0] or path
         if not Path(path).is_file():
-            raise RequestError(f"there is no track {path}")
+            raise ConfigError(f"there is no track {path}")
         kind = track_kind(path)
         if kind == "bigwig":
             tracks.append(_bigwig_track(path, label, places))
@@ -284,7 +280,7 @@ def _model_parts(args: Namespace, shown: _Shown, variants: Any, model: Loaded) -
     """Add what the model expects, and how a variant changes that."""
     import numpy as np
 
-    from megabase.inference.landscape import base_probabilities, log_likelihood
+    from megabase.evaluate.landscape import base_probabilities, log_likelihood
     from megabase.report.genome_parts import Logo, Segment, SignalTrack
 
     seen: list[Segment] = []
@@ -327,9 +323,9 @@ def _saturation_parts(args: Namespace, shown: _Shown, model: Loaded) -> None:
 
     place = shown.store.region(args.saturate)
     if not any(shown_place.contains(place) for shown_place in shown.places):
-        raise RequestError(f"--saturate {place} does not lie in what the page shows")
+        raise ConfigError(f"--saturate {place} does not lie in what the page shows")
     if place.length > _MOST_SATURATED:
-        raise RequestError(
+        raise ConfigError(
             f"--saturate {place} has {place.length:,} bases, more than {_MOST_SATURATED:,} (three "
             "changes each); take a shorter stretch, or add the bigWig of megabase saturate as a "
             "track"
@@ -363,9 +359,9 @@ def _alternatives(args: Namespace, store: GenomeStore, variants: Any, model: Loa
     """Give what the model expects around each variant when the alternative stands there."""
     import numpy as np
 
+    from megabase.evaluate.landscape import sequence_probabilities
     from megabase.genome.alphabet import encode
     from megabase.genome.interval import Interval, one_based
-    from megabase.inference.landscape import sequence_probabilities
     from megabase.report.genome_parts import Logo
 
     window = args.window or min(1024, model.longest or 1024)
@@ -424,7 +420,7 @@ def _bigwig_track(path: str, name: str, places: list[Interval]) -> SignalTrack:
     import pybigtools
 
     segments: list[Segment] = []
-    with parsing(Path(path), RequestError, "it is damaged or not a bigWig file"):
+    with parsing(Path(path), ConfigError, "it is damaged or not a bigWig file"):
         check_bigwig(Path(path))
         opened: Any = pybigtools.open(path)
         lengths = dict(opened.chroms())
@@ -434,5 +430,5 @@ def _bigwig_track(path: str, name: str, places: list[Interval]) -> SignalTrack:
                 values = np.asarray(found, dtype=np.float32)
                 segments.append(Segment(place.contig, place.start, values))
     if not segments:
-        raise RequestError(f"{path}: has none of the contigs shown ({places[0].contig})")
+        raise ConfigError(f"{path}: has none of the contigs shown ({places[0].contig})")
     return SignalTrack(name, tuple(segments), color="#2f7d4f", below="#b4530a")

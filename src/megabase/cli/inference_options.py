@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from megabase.errors import InputError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -68,8 +70,8 @@ def run_options(args: Namespace) -> dict[str, Any]:
 
 def check_output(target: Path, args: Namespace) -> None:
     """Refuse a device that is not there, then an output that cannot be written."""
-    from megabase.inference.model import choose_device
     from megabase.inference.parts import refuse_existing
+    from megabase.models.scored_model import choose_device
 
     choose_device(args.device)
     refuse_existing(target, args.overwrite)
@@ -87,15 +89,13 @@ def refuse_unused(given: Mapping[str, bool], why: str) -> None:
 
     Raises
     ------
-    InferenceError
+    InputError
         Naming those that were given.
     """
-    from megabase.inference.errors import InferenceError
-
     names = [name for name, is_given in given.items() if is_given]
     if names:
         verb = "is" if len(names) == 1 else "are"
-        raise InferenceError(f"{', '.join(names)} {verb} {why}")
+        raise InputError(f"{', '.join(names)} {verb} {why}")
 
 
 def add_kind_options(parser: ArgumentParser, *, variants: bool = True) -> None:
@@ -125,7 +125,7 @@ def source_of(args: Namespace) -> SequenceInput:
 
     Raises
     ------
-    InferenceError
+    InputError
         For an input that is not there or not clear, or ``--window`` without variants.
     """
     from megabase.inference.input_stream import SequenceInput

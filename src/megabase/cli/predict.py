@@ -18,6 +18,7 @@ from megabase.cli.inference_options import (
     run_options,
     source_of,
 )
+from megabase.errors import InputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -80,7 +81,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
-    from megabase.inference.errors import InferenceError
     from megabase.inference.predict_job import (
         TRACK_SUFFIXES,
         TrackOptions,
@@ -97,7 +97,7 @@ def run(args: Namespace) -> int:
         **run_options(args),
     }
     if track and args.input is not None:
-        raise InferenceError(
+        raise InputError(
             f"{args.output} is a track along a genome: name places with --regions instead of the "
             f"input {args.input}, or write .parquet or .tsv"
         )
@@ -109,7 +109,7 @@ def run(args: Namespace) -> int:
     if track:
         refuse_unused({"--sequence": args.sequence is not None}, "for a table of sequences")
         if args.genome is None:
-            raise InferenceError("a track needs --genome: a genome store or a FASTA file")
+            raise InputError("a track needs --genome: a genome store or a FASTA file")
         if args.calls is None and not str(args.output).lower().endswith(".bed"):
             refuse_unused(calls, "for called stretches: name a file for them with --calls")
         options = TrackOptions(
@@ -126,11 +126,11 @@ def run(args: Namespace) -> int:
         return 0
     if args.input is None:
         if Path(args.model).is_file():
-            raise InferenceError(
+            raise InputError(
                 f"{args.model} is a file and stands where the model is named; the model comes "
                 "first: megabase predict MODEL FILE -o OUTPUT"
             )
-        raise InferenceError(
+        raise InputError(
             "name a file of sequences (FASTA, a table, BED or VCF), or a track as output (.bw or "
             ".bed)"
         )

@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megabase.cli.config_errors import RecipeError, add_recipe, explain_errors
+from megabase.cli.config_errors import add_recipe, explain_errors
 from megabase.cli.picture_option import add_picture, check_place, draw_place
+from megabase.errors import ConfigError
 from megabase.tasks.prompt_config import UNUSED, PromptConfig
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def run(args: Namespace) -> int:
     """Run the verb; give the exit status."""
     config = config_of(args)
     if args.picture and not config.predictions:
-        raise RecipeError("--picture needs --predictions true")
+        raise ConfigError("--picture needs --predictions true")
     if args.picture:
         check_place(args.picture)
     from megabase.training.allocator import keep_freed_memory

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megabase.cli.inference_options import refuse_unused
-from megabase.errors import MegabaseError
+from megabase.errors import ConfigError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -24,10 +24,6 @@ EXAMPLES = (
     "megabase report --genome hg38.mb --region chr20:50,000,001-50,020,000 --genes genes.gff.gz",
     "megabase report runs/mine --genome hg38.mb --vcf scored.vcf.gz -o variants.html",
 )
-
-
-class RequestError(MegabaseError):
-    """What is asked for is not complete."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -80,7 +76,7 @@ def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
     output = None if args.output is None else Path(args.output)
     if output is not None and output.suffix.lower() not in (".html", ".htm", ""):
-        raise RequestError(f"{output}: the page is HTML; give a name that ends in .html")
+        raise ConfigError(f"{output}: the page is HTML; give a name that ends in .html")
     for_genome_page = {
         "--genome": args.genome is not None,
         "--genes": args.genes is not None,
@@ -98,9 +94,7 @@ def run(args: Namespace) -> int:
 
         page = write_genome_page(args)
     elif args.run is None:
-        raise RequestError(
-            "name a run folder, or for a genome page --genome with --region or --vcf"
-        )
+        raise ConfigError("name a run folder, or for a genome page --genome with --region or --vcf")
     else:
         why = "for a genome page, and neither --region nor --vcf is given"
         refuse_unused({**for_genome_page, "--info": bool(args.info)}, why)

@@ -67,13 +67,13 @@ def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
     from pathlib import Path
 
+    from megabase.data.sources import genome_store
     from megabase.inference.parts import refuse_existing
     from megabase.inference.saturation import SaturationJob, read_saturation, save_tracks
     from megabase.inference.sharding import run_job
-    from megabase.inference.sources import genome_store
     from megabase.inference.tables import TABLE_SUFFIXES, require_table_suffix
     from megabase.inference.tracks import require_bigwig
-    from megabase.inference.variants import VariantOptions
+    from megabase.inference.variants.scorer import VariantOptions
 
     target = Path(args.output)
     suffixes = (".parquet", ".npz") if args.bigwig or args.plot else (*TABLE_SUFFIXES, ".npz")

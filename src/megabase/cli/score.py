@@ -17,6 +17,7 @@ from megabase.cli.inference_options import (
     progress_bar,
     run_options,
 )
+from megabase.errors import InputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -69,20 +70,19 @@ def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
     from pathlib import Path
 
-    from megabase.inference.errors import InferenceError
+    from megabase.data.sources import genome_store
+    from megabase.evaluate.score import ScoreOptions
     from megabase.inference.input_stream import SequenceInput
-    from megabase.inference.score import ScoreOptions
     from megabase.inference.score_job import ScoreJob
     from megabase.inference.sharding import run_job
-    from megabase.inference.sources import genome_store
     from megabase.inference.tables import require_table_suffix
 
     target = Path(args.output)
     require_table_suffix(target)
     if args.context < 0:
-        raise InferenceError(f"--context must be 0 or more, found {args.context}")
+        raise InputError(f"--context must be 0 or more, found {args.context}")
     if args.context and args.genome is None:
-        raise InferenceError("--context needs --genome: a FASTA sequence has no DNA before it")
+        raise InputError("--context needs --genome: a FASTA sequence has no DNA before it")
     options = ScoreOptions(args.strands, args.window, args.stride, args.per_base)
     check_output(target, args)
     with contextlib.ExitStack() as stack:

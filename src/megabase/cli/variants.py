@@ -69,12 +69,12 @@ def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
     from pathlib import Path
 
+    from megabase.data.sources import genome_store
     from megabase.inference.sharding import run_job
-    from megabase.inference.sources import genome_store
     from megabase.inference.tables import TABLE_SUFFIXES, require_table_suffix
-    from megabase.inference.variants import VariantOptions
-    from megabase.inference.variants_job import VariantsJob
-    from megabase.inference.vcf_output import VCF_SUFFIXES, index_vcf, require_prefix
+    from megabase.inference.variants.scorer import VariantOptions
+    from megabase.inference.variants.variants_job import VariantsJob
+    from megabase.inference.variants.vcf_output import VCF_SUFFIXES, index_vcf, require_prefix
 
     target = Path(args.output)
     suffix = require_table_suffix(target, (*VCF_SUFFIXES, *TABLE_SUFFIXES))

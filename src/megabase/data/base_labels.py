@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from megabase.data.labelled_files import LabelledDataError, LabelledText
+from megabase.data.labelled_files import LabelledText
+from megabase.errors import InputError
 
 __all__ = ["IGNORED", "base_class_names", "number_bases", "sorted_names"]
 
@@ -37,11 +38,11 @@ def base_class_names(train: LabelledText) -> tuple[str, ...]:
 
     Raises
     ------
-    LabelledDataError
+    InputError
         For several label columns, fewer than two classes, or more than 32,767.
     """
     if len(train.columns) > 1:
-        raise LabelledDataError(
+        raise InputError(
             f"{train.source}: labels of nucleotides come from one column, found "
             f"{', '.join(train.columns)}"
         )
@@ -52,7 +53,7 @@ def base_class_names(train: LabelledText) -> tuple[str, ...]:
     if not 2 <= len(names) <= _MOST:
         found = f"only the class {next(iter(names))!r}" if len(names) == 1 else "no class"
         found = f"{len(names):,} classes" if len(names) > _MOST else found
-        raise LabelledDataError(
+        raise InputError(
             f"{train.source}: its labels of nucleotides have {found}; training needs two or more"
         )
     return sorted_names(names)
@@ -75,7 +76,7 @@ def number_bases(text: LabelledText, classes: Sequence[str]) -> npt.NDArray[np.i
 
     Raises
     ------
-    LabelledDataError
+    InputError
         With file and row: for another number of labels than bases, a class that no training row
         has, or a row without any label.
     """
@@ -85,7 +86,7 @@ def number_bases(text: LabelledText, classes: Sequence[str]) -> npt.NDArray[np.i
     for row, (letters, cells) in enumerate(zip(text.sequences, text.labels, strict=True)):
         symbols = _symbols(cells[0])
         if len(symbols) != len(letters):
-            raise LabelledDataError(
+            raise InputError(
                 f"{text.where(row)}: {len(symbols):,} labels for a sequence of {len(letters):,} "
                 "bases; each base needs one (a dot where it is not known)"
             )
@@ -93,7 +94,7 @@ def number_bases(text: LabelledText, classes: Sequence[str]) -> npt.NDArray[np.i
             found = [number[symbol] for symbol in symbols]
         except KeyError as error:
             shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
-            raise LabelledDataError(
+            raise InputError(
                 f"{text.where(row)}: the label {error.args[0]!r} occurs in no training row (there "
                 f"are {shown})"
             ) from None

@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from megabase.data.base_labels import IGNORED
 from megabase.data.labelled import LabelledSequences
-from megabase.data.labelled_files import LabelledDataError, LabelledText
+from megabase.data.labelled_files import LabelledText
 from megabase.data.regions import Regions
+from megabase.errors import InputError, NoUsableRowError
 from megabase.genome import alphabet
-from megabase.genome.errors import NoUsableRowError
 from megabase.genome.interval import Interval, Strand
 from megabase.genome.store import GenomeStore
 
@@ -120,7 +120,7 @@ def read_features(
     names = _class_of_type(types, background)
     files = [Path(path) for path in paths]
     if not files:
-        raise LabelledDataError("no file of features is named; expected BED or GFF files")
+        raise InputError("no file of features is named; expected BED or GFF files")
     classes = (background, *sorted(set(names.values())))
     number = {name: i for i, name in enumerate(classes)}
     parts: list[tuple[npt.NDArray[np.int64], ...]] = []
@@ -149,7 +149,7 @@ def read_features(
         raise unusable
     absent = [name for name in names if name not in found] if types else []
     if absent:
-        raise LabelledDataError(
+        raise InputError(
             f"no row of {', '.join(map(str, files))} is of the type {absent[0]!r}; "
             "name types that the third column of the GFF (the fourth of the BED) has"
         )
@@ -166,7 +166,7 @@ def _class_of_type(types: Sequence[str], background: str) -> dict[str, str]:
         kind, _, name = text.partition("=")
         names[kind] = name or kind
         if not kind or names[kind] == background:
-            raise LabelledDataError(
+            raise InputError(
                 f"{text!r} is no type of features; expected TYPE or TYPE=NAME, with a name other "
                 f"than that of the background ({background})"
             )
@@ -182,20 +182,20 @@ def _read(path: Path, store: GenomeStore, *, types_given: bool, strict: bool) ->
     suffix = Path(path.name.lower().removesuffix(".gz").removesuffix(".bgz")).suffix
     if suffix in _GFF:
         if not types_given:
-            raise LabelledDataError(
+            raise InputError(
                 f"{path} is a GFF: name the types that count (genome.types), such as CDS"
             )
         return read_gff(path, store, strict=strict).select(
             "contig", "start", "end", "strand", "type"
         )
     if suffix not in _BED:
-        raise LabelledDataError(
+        raise InputError(
             f"{path} is no file of features; expected a name ending in "
             f"{', '.join((*_BED, *_GFF))} (.gz too)"
         )
     table = read_bed(path, store, strict=strict)
     if types_given and "name" not in table.columns:
-        raise LabelledDataError(
+        raise InputError(
             f"{path} has no fourth column, so no row is of one of the types (genome.types)"
         )
     strand = pl.col("strand") if "strand" in table.columns else pl.lit(str(Strand.UNSTRANDED))
@@ -221,13 +221,13 @@ def cut_tail(regions: Regions, fraction: float, least: int) -> tuple[Regions, Re
 
     Raises
     ------
-    LabelledDataError
+    InputError
         When no region is long enough.
     """
     size = regions.end - regions.start
     tail = np.where(size >= 2 * least, np.maximum(np.round(size * fraction), least), 0)
     if not tail.any():
-        raise LabelledDataError(
+        raise InputError(
             f"no training region is long enough to cut {least:,} bases off for validation; name "
             "regions for it (genome.valid)"
         )
@@ -285,7 +285,7 @@ def label_windows(
             codes.append(window)
             labels.append(np.where(known, painted[index][low:high], IGNORED).astype(np.int16))
     if not codes:
-        raise LabelledDataError(f"the regions of {store.path} hold no base with a label")
+        raise InputError(f"the regions of {store.path} hold no base with a label")
     offsets = np.concatenate([[0], np.cumsum([len(window) for window in codes])])
     text = LabelledText(str(store.path), [], [], ("label",), intervals=tuple(intervals))
     return LabelledSequences(

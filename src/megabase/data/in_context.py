@@ -21,8 +21,8 @@ from torch import Tensor
 
 from megabase.data.hashing import derive_key, draw_bits, unit_float
 from megabase.data.labelled import LabelledSequences
-from megabase.data.labelled_files import LabelledDataError
 from megabase.data.vocabulary import PAD_ID, SEP_ID, text_to_ids
+from megabase.errors import InputError
 from megabase.genome import alphabet
 
 __all__ = ["InContextBatches", "answer_places", "in_context_item", "prompt_tokens"]
@@ -112,7 +112,7 @@ class InContextBatches:
 
     Raises
     ------
-    LabelledDataError
+    InputError
         When a class has too few examples.
     """
 
@@ -138,7 +138,7 @@ class InContextBatches:
         spare = int(self._same)
         for name, members in zip(examples.classes, self._members, strict=True):
             if len(members) < shots + spare:
-                raise LabelledDataError(
+                raise InputError(
                     f"{examples.text.source}: the class {name!r} has {len(members)} rows; "
                     f"{shots} examples for each question need {shots + spare}"
                 )

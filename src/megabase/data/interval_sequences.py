@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from megabase.data.labelled_files import LabelledDataError, LabelledText, check_rows
+from megabase.data.labelled_files import LabelledText, check_rows
 from megabase.data.regions import Regions
-from megabase.errors import warn
+from megabase.errors import InputError, IntervalWarning, warn
 from megabase.genome import alphabet
 from megabase.genome.interval import Interval, Strand
 from megabase.genome.store import GenomeStore
@@ -23,17 +23,13 @@ from megabase.genome.store import GenomeStore
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["INTERVAL_SUFFIXES", "IntervalWarning", "divide_rows", "read_interval_text"]
+__all__ = ["INTERVAL_SUFFIXES", "divide_rows", "read_interval_text"]
 
 _GFF = (".gff", ".gff3", ".gtf")
 _VCF = (".vcf", ".bcf")
 _BED = (".bed", ".narrowpeak", ".broadpeak")
 INTERVAL_SUFFIXES = (*_BED, *_GFF, *_VCF)
 """Endings of the files that :func:`read_interval_text` reads (``.gz`` may follow)."""
-
-
-class IntervalWarning(UserWarning):
-    """Intervals reach past their contig, or are left out; the message counts them."""
 
 
 def read_interval_text(
@@ -137,15 +133,15 @@ def _read(
 
     suffix = Path(path.name.lower().removesuffix(".gz").removesuffix(".bgz")).suffix
     if suffix not in INTERVAL_SUFFIXES:
-        raise LabelledDataError(
+        raise InputError(
             f"{path} is no file of intervals; expected a name ending in "
             f"{', '.join(INTERVAL_SUFFIXES)} (.gz too)"
         )
     if not path.is_file():
-        raise LabelledDataError(f"there is no file {path}")
+        raise InputError(f"there is no file {path}")
     if suffix in _VCF:
         if label is None:
-            raise LabelledDataError(
+            raise InputError(
                 f"{path} is a VCF: name the label (table.label), a key of its INFO column"
             )
         keys = [name for name in label if name not in ("filter", "id", "qual")]
@@ -159,12 +155,12 @@ def _read(
         label = label or ("name",)
         table = read_bed(path, store, strict=strict)
     if table.is_empty():
-        raise LabelledDataError(f"{path} holds no interval")
+        raise InputError(f"{path} holds no interval")
     for name in label:
         missing = name not in table.columns
         if missing or (suffix not in _BED and table[name].is_null().all()):
             there = "attributes or INFO keys" if suffix not in _BED else "columns"
-            raise LabelledDataError(
+            raise InputError(
                 f"{path} has no label {name!r} in its {there}; it has "
                 f"{', '.join(table.columns)}: name the right one (table.label)"
             )
@@ -190,14 +186,12 @@ def _bounds(
         middle = (start + end) // 2
         if center == "summit":
             if "summit" not in table.columns:
-                raise LabelledDataError(
-                    f"{path} has no summits; expected a narrowPeak (genome.center)"
-                )
+                raise InputError(f"{path} has no summits; expected a narrowPeak (genome.center)")
             summit = table["summit"].fill_null(-1).to_numpy()
             outside = np.flatnonzero((summit < -1) | (summit >= end - table["start"].to_numpy()))
             if len(outside):
                 row = table.row(int(outside[0]), named=True)
-                raise LabelledDataError(
+                raise InputError(
                     f"{path}: the summit of peak {row['contig']}:{row['start'] + 1:,}-"
                     f"{row['end']:,} is {row['summit']}, outside its {row['end'] - row['start']:,} "
                     f"bases ({len(outside):,} such rows); expected an offset from the start, or -1 "
@@ -233,7 +227,7 @@ def divide_rows(
 
     Raises
     ------
-    LabelledDataError
+    InputError
         When a row touches both valid and test, or no row is left for training.
 
     Warns
@@ -250,7 +244,7 @@ def divide_rows(
     }  # fmt: skip
     both = np.flatnonzero(touched["valid"] & touched["test"])
     if len(both):
-        raise LabelledDataError(
+        raise InputError(
             f"{text.where(int(both[0]))}: the sequence touches both valid and test places "
             f"({len(both):,} rows do); leave a gap between them"
         )
@@ -265,7 +259,7 @@ def divide_rows(
         )
     parts = {"train": chosen, **touched}
     if not chosen.any():
-        raise LabelledDataError(f"no interval of {text.source} is left for training")
+        raise InputError(f"no interval of {text.source} is left for training")
     return {name: _take(text, np.flatnonzero(rows)) for name, rows in parts.items() if rows.any()}
 
 

@@ -15,12 +15,12 @@ from megabase.data.regions import Regions
 from megabase.data.windows import (
     SHIFT,
     WindowBatch,
-    WindowError,
     check_probability,
     checked_numbers,
     place_in_epoch,
     strand_coins,
 )
+from megabase.errors import InputError
 
 __all__ = ["IntervalWindows"]
 
@@ -57,7 +57,7 @@ class IntervalWindows:
 
     Raises
     ------
-    WindowError
+    InputError
         For an empty table, an interval outside its contig at the start, or a bad option.
     """
 
@@ -77,20 +77,20 @@ class IntervalWindows:
     ) -> None:
         check_probability("reverse_complement", reverse_complement)
         if padding not in ("in_place", "left"):
-            raise WindowError(f'padding must be "in_place" or "left", found {padding!r}')
+            raise InputError(f'padding must be "in_place" or "left", found {padding!r}')
         if shift is not None and not shift[0] <= 0 <= shift[1]:
-            raise WindowError(f"shift must be a range around 0, such as (-3, 3); found {shift}")
+            raise InputError(f"shift must be a range around 0, such as (-3, 3); found {shift}")
         self.contig = np.asarray(contig, dtype=np.int32)
         self.start = np.asarray(start, dtype=np.int64)
         self.end = np.asarray(end, dtype=np.int64)
         self.contig_lengths = np.asarray(contig_lengths, dtype=np.int64)
         if self.start.size == 0:
-            raise WindowError("the table of intervals has no row for this split")
+            raise InputError("the table of intervals has no row for this split")
         bad = (self.start < 0) | (self.end < self.start)
         bad |= self.start >= self.contig_lengths[self.contig]
         if bool(bad.any()):
             row = int(np.flatnonzero(bad)[0])
-            raise WindowError(
+            raise InputError(
                 f"interval {row + 1} [{self.start[row]:,}, {self.end[row]:,}) does not begin on "
                 f"its contig, which has {self.contig_lengths[self.contig[row]]:,} bases, "
                 "or ends before it begins"
@@ -106,7 +106,7 @@ class IntervalWindows:
         if self.segment is None:
             return 1
         if self.segment % length:
-            raise WindowError(
+            raise InputError(
                 f"the window length must divide the segment of {self.segment:,} bases; "
                 f"found {length:,}"
             )
@@ -149,7 +149,7 @@ class IntervalWindows:
 
         Raises
         ------
-        WindowError
+        InputError
             When the length does not divide the segment.
         """
         numbers = checked_numbers(indices, length, extra)

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 
 from megabase.data.base_labels import IGNORED, base_class_names, number_bases, sorted_names
-from megabase.data.labelled_files import LabelledDataError, LabelledText
+from megabase.data.labelled_files import LabelledText
+from megabase.errors import GenomeError, InputError
 from megabase.genome import alphabet
 
 __all__ = [
@@ -135,7 +136,7 @@ def label_splits(
 
     Raises
     ------
-    LabelledDataError
+    InputError
         With file and row: for letters that are no DNA, a label that no training row has, a label of
         the wrong form, training rows of fewer than two classes, or splits with other columns.
     """
@@ -186,13 +187,13 @@ def _class_names(train: LabelledText, kind: Kind) -> tuple[str, ...]:
         width = len(train.labels[0][0].translate(_SEPARATORS))
         return tuple(f"{train.columns[0]}_{i}" for i in range(width))
     if several:
-        raise LabelledDataError(
+        raise InputError(
             f"{train.source}: classes come from one column, found {', '.join(train.columns)}; "
             "several columns are for kind multi_label or regression"
         )
     names = {row[0] for row in train.labels}
     if len(names) < 2:
-        raise LabelledDataError(
+        raise InputError(
             f"{train.source} has only the class {next(iter(names))!r}; training needs two or more"
         )
     return sorted_names(names)
@@ -202,7 +203,7 @@ def _number(
     text: LabelledText, kind: Kind, classes: tuple[str, ...], train: LabelledText
 ) -> LabelledSequences:
     if text.columns != train.columns:
-        raise LabelledDataError(
+        raise InputError(
             f"{text.source} has the labels {', '.join(text.columns)}, the training rows "
             f"{', '.join(train.columns)}"
         )
@@ -224,7 +225,7 @@ def _class_numbers(text: LabelledText, classes: tuple[str, ...]) -> npt.NDArray[
     if len(unseen):
         row = int(unseen[0])
         shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
-        raise LabelledDataError(
+        raise InputError(
             f"{text.where(row)}: the label {text.labels[row][0]!r} occurs in no training row "
             f"(there are {shown}); {len(unseen):,} rows have such a label"
         )
@@ -238,7 +239,7 @@ def _floats(text: LabelledText, kind: Kind, classes: tuple[str, ...]) -> npt.NDA
         if joined:
             cells = tuple(cells[0].translate(_SEPARATORS))
             if len(cells) != len(classes):
-                raise LabelledDataError(
+                raise InputError(
                     f"{text.where(row)}: {len(cells)} labels, where the first training row has "
                     f"{len(classes)}"
                 )
@@ -252,7 +253,7 @@ def _floats(text: LabelledText, kind: Kind, classes: tuple[str, ...]) -> npt.NDA
             ):
                 expected = "0 or 1" if kind == "multi_label" else "a finite number of 32 bits"
                 if value is None or known:
-                    raise LabelledDataError(
+                    raise InputError(
                         f"{text.where(row)}: the label {classes[column]} is {cell!r}; "
                         f"expected {expected} (nan where it is not known)"
                     )
@@ -268,12 +269,12 @@ def _encode(text: LabelledText) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.i
         codes = alphabet.encode("".join(text.sequences), ambiguous)
         alphabet.warn_ambiguous(ambiguous, text.source)
         return codes, offsets
-    except alphabet.AlphabetError:
+    except GenomeError:
         for row, letters in enumerate(text.sequences):
             try:
                 alphabet.encode(letters)
-            except alphabet.AlphabetError as error:
-                raise LabelledDataError(f"{text.where(row)}: {error}") from error
+            except GenomeError as error:
+                raise InputError(f"{text.where(row)}: {error}") from error
         raise
 
 
@@ -305,13 +306,13 @@ def split_rows(
 
     Raises
     ------
-    LabelledDataError
+    InputError
         For a share outside (0, 1), too few rows, or groups too large to cut any off.
     """
     if not 0 < fraction < 1:
-        raise LabelledDataError(f"the share to split off is {fraction}; expected one in (0, 1)")
+        raise InputError(f"the share to split off is {fraction}; expected one in (0, 1)")
     if len(labels) < 2:
-        raise LabelledDataError(f"cannot split {len(labels)} rows in two")
+        raise InputError(f"cannot split {len(labels)} rows in two")
     if groups is not None:
         return _split_groups(labels, fraction, seed, groups)
     order = np.random.default_rng(seed).permutation(len(labels))
@@ -341,7 +342,7 @@ def _split_groups(
                 room -= int(sizes[group])
     chosen = cut[member]
     if not chosen.any() or chosen.all():
-        raise LabelledDataError(
+        raise InputError(
             f"cannot cut {fraction:.0%} of {len(labels)} rows off and keep those that overlap "
             f"together: the largest of {len(sizes)} groups has {sizes.max()} rows"
         )

@@ -16,8 +16,7 @@ from torch import Tensor
 from megabase.data.base_labels import IGNORED
 from megabase.data.hashing import derive_key, draw_bits, unit_float
 from megabase.data.labelled import LabelledSequences
-from megabase.data.labelled_files import LabelledDataError
-from megabase.errors import warn
+from megabase.errors import InputError, TruncationWarning, warn
 from megabase.genome import alphabet
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "Encode",
     "LabelledBatches",
     "TokenRows",
-    "TruncationWarning",
     "tokenise",
 ]
 
@@ -35,10 +33,6 @@ Encode = Callable[[npt.NDArray[np.uint8]], npt.NDArray[Any]]
 _ORDER, _STRAND, _BLOCKS, _CROP = 1, 2, 3, 4
 _POOL = 50
 """Blocks that are sorted by length together: more give less padding and less mixing."""
-
-
-class TruncationWarning(UserWarning):
-    """Sequences were cut, as asked for."""
 
 
 class TokenRows(NamedTuple):
@@ -93,7 +87,7 @@ def tokenise(
 
     Raises
     ------
-    LabelledDataError
+    InputError
         Naming file and row, for a sequence that is too long, or one that gives no token.
     """
     longest = int(sequences.lengths.max(initial=0))
@@ -105,7 +99,7 @@ def tokenise(
         codes = sequences.sequence(index)[:max_bases]
         tokens = encode(alphabet.reverse_complement(codes) if reverse else codes)
         if not len(tokens):
-            raise LabelledDataError(f"{sequences.where(index)}: the tokenizer gives no token")
+            raise InputError(f"{sequences.where(index)}: the tokenizer gives no token")
         too_long = max_tokens is not None and len(tokens) > max_tokens
         cut += too_long or len(codes) < sequences.lengths[index]
         kept = tokens[:max_tokens] if too_long and truncate else tokens
@@ -132,7 +126,7 @@ def _refuse(
 ) -> None:
     over = np.flatnonzero(lengths > limit)
     first, longest = int(over[0]), int(lengths.max())
-    raise LabelledDataError(
+    raise InputError(
         f"{sequences.where(first)}: the sequence has {int(lengths[first]):,} {unit}, above "
         f"{what}, {limit:,} ({len(over):,} rows are longer, the longest has {longest:,}); "
         "take a model with a longer input, or cut them with table.truncate"
@@ -193,9 +187,9 @@ class LabelledBatches:
         crop: float = 1.0,
     ) -> None:
         if not 0 < crop <= 1:
-            raise LabelledDataError(f"the share of a row that is read is {crop}; expected (0, 1]")
+            raise InputError(f"the share of a row that is read is {crop}; expected (0, 1]")
         if reverse is None and (reverse_probability or both_strands):
-            raise LabelledDataError("reverse complements are asked for without their tokens")
+            raise InputError("reverse complements are asked for without their tokens")
         self._rows, self._reverse, self._labels = rows, reverse, labels
         self._pad, self._seed, self._shuffle, self._block = pad_id, seed, shuffle, max(1, block)
         self._probability, self._both = reverse_probability, both_strands

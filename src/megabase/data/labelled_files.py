@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from megabase.data.parquet import read_parquet
-from megabase.errors import MegabaseError
+from megabase.errors import InputError
 from megabase.genome.files import numbered_lines
 from megabase.genome.interval import Interval
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = [
     "TABLE_SUFFIXES",
     "FastaLabel",
-    "LabelledDataError",
     "LabelledText",
     "check_rows",
     "find_splits",
@@ -52,10 +51,6 @@ _SPLIT_NAMES = {
     "valid": ("valid", "validation", "val", "dev"),
     "test": ("test", "testing"),
 }
-
-
-class LabelledDataError(MegabaseError):
-    """A file of labelled sequences cannot be used; the message names file and row."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +90,7 @@ def find_splits(folder: str | Path) -> dict[str, Path]:
 
     Raises
     ------
-    LabelledDataError
+    InputError
         When a split is there more than once.
     """
     found: dict[str, Path] = {}
@@ -106,7 +101,7 @@ def find_splits(folder: str | Path) -> dict[str, Path]:
             if stem not in names or not (path.is_dir() or _suffix(path) in _KINDS):
                 continue
             if split in found:
-                raise LabelledDataError(
+                raise InputError(
                     f"{folder} holds two {split} splits, {found[split].name} and {path.name}; "
                     "name the files one by one"
                 )
@@ -142,7 +137,7 @@ def read_text(
 
     Raises
     ------
-    LabelledDataError
+    InputError
         For a file that is missing, empty, of an unknown kind or without the columns, a class folder
         without files, or an empty sequence or label.
     """
@@ -150,12 +145,12 @@ def read_text(
     if path.is_dir():
         text = _read_folder(path)
     elif not path.exists():
-        raise LabelledDataError(f"there is no file {path}")
+        raise InputError(f"there is no file {path}")
     else:
         suffix = _suffix(path)
         if suffix not in _KINDS:
             fastq = "FASTQ: turn it into FASTA first" if suffix in _FASTQ else "of no known kind"
-            raise LabelledDataError(
+            raise InputError(
                 f"{path} is {fastq}; expected a name ending in {', '.join(_KINDS)} "
                 "(.gz too), or a folder CLASS/NAME.txt (intervals need genome.store)"
             )
@@ -171,17 +166,17 @@ def check_rows(text: LabelledText) -> LabelledText:
 
     Raises
     ------
-    LabelledDataError
+    InputError
         Naming the first that has not, or the file when it has no row.
     """
     if not text.sequences:
-        raise LabelledDataError(f"{text.source} holds no sequence; expected one in each row")
+        raise InputError(f"{text.source} holds no sequence; expected one in each row")
     for row, (letters, labels) in enumerate(zip(text.sequences, text.labels, strict=True)):
         if not letters:
-            raise LabelledDataError(f"{text.where(row)}: the sequence is empty")
+            raise InputError(f"{text.where(row)}: the sequence is empty")
         if not all(labels):
             column = text.columns[labels.index("")]
-            raise LabelledDataError(f"{text.where(row)}: the label ({column}) is empty")
+            raise InputError(f"{text.where(row)}: the label ({column}) is empty")
     return text
 
 
@@ -193,7 +188,7 @@ def _frame(path: Path, suffix: str) -> pl.DataFrame:
     import polars as pl
 
     if suffix in _PARQUET:
-        return read_parquet(path, LabelledDataError)
+        return read_parquet(path, InputError)
     # As text: whether "01" is a number is for the labels to say, not for the reader.
     header, rows = _cells(path, "," if suffix in _COMMA else "\t")
     return pl.DataFrame(rows, dict.fromkeys(header, pl.String), orient="row")
@@ -216,20 +211,20 @@ def _cells(path: Path, separator: str) -> tuple[list[str], list[list[str]]]:
                 twice = [name for name in header if header.count(name) > 1]
                 if twice or (hint and len(cells) == 1):
                     what = f"the column {twice[0]!r} is there twice" if twice else "no header"
-                    raise LabelledDataError(f"{where}: {what}{hint}")
+                    raise InputError(f"{where}: {what}{hint}")
             elif len(cells) != len(header):
-                raise LabelledDataError(
+                raise InputError(
                     f"{where} (row {len(rows) + 1:,}): expected {len(header)} cells, as the header "
                     f"has, found {len(cells)}: {separator.join(cells)[:60]!r}{hint}"
                 )
             else:
                 rows.append(cells)
     except csv.Error as error:
-        raise LabelledDataError(f"{path}, line {reader.line_num:,}: {error}") from None
+        raise InputError(f"{path}, line {reader.line_num:,}: {error}") from None
     finally:
         csv.field_size_limit(longest)
     if not header:
-        raise LabelledDataError(f"{path} is empty; expected a header and rows")
+        raise InputError(f"{path} is empty; expected a header and rows")
     return header, rows
 
 
@@ -267,7 +262,7 @@ def read_sequence_table(
 
     Raises
     ------
-    LabelledDataError
+    InputError
         Naming file and row: no such column, no row, an empty sequence.
     """
     import polars as pl
@@ -281,9 +276,9 @@ def read_sequence_table(
     texts = frame.select(pl.col(wanted).cast(pl.String).fill_null("").str.strip_chars())
     sequences = texts[column].to_list()
     if not sequences:
-        raise LabelledDataError(f"{path} holds no sequence; expected one in each row")
+        raise InputError(f"{path} holds no sequence; expected one in each row")
     if "" in sequences:
-        raise LabelledDataError(f"{path}, row {sequences.index('') + 1:,}: the sequence is empty")
+        raise InputError(f"{path}, row {sequences.index('') + 1:,}: the sequence is empty")
     numbers = [str(row + 1) for row in range(len(sequences))]
     return numbers if named is None else texts[named].to_list(), sequences
 
@@ -294,7 +289,7 @@ def _column(
     for name in names:
         if name in columns:
             return name
-    raise LabelledDataError(
+    raise InputError(
         f"{path} has no column {' or '.join(map(repr, names))} for the {what}; it has "
         f"{', '.join(columns)}: name the right one ({'--' if bare else 'table.'}{what})"
     )
@@ -312,9 +307,7 @@ def _read_fasta(path: Path, rule: FastaLabel) -> LabelledText:
             pieces.append([])
         elif line.strip() and not pieces:
             found = "; this looks like FASTQ: turn it into FASTA first" * line.startswith("@")
-            raise LabelledDataError(
-                f"{path}, line {number:,}: expected a header (>NAME LABEL){found}"
-            )
+            raise InputError(f"{path}, line {number:,}: expected a header (>NAME LABEL){found}")
         elif pieces:
             pieces[-1].append(line.strip())
     return LabelledText(str(path), ["".join(p) for p in pieces], labels, ("label",), names)
@@ -325,7 +318,7 @@ def _label_of(header: str, rule: FastaLabel, where: str) -> str:
         return header[-1:]
     words = [word for word in re.split(r"[\s|]+", header) if word]
     if len(words) < 2:
-        raise LabelledDataError(
+        raise InputError(
             f"{where}: the header {header!r} has no label; expected >NAME LABEL or >NAME|LABEL"
         )
     return re.sub(r"^(label|class)[=:]", "", words[-1], flags=re.IGNORECASE)
@@ -334,16 +327,14 @@ def _label_of(header: str, rule: FastaLabel, where: str) -> str:
 def _read_folder(path: Path) -> LabelledText:
     classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
-        raise LabelledDataError(f"{path} has no class folders; expected {path}/CLASS/NAME.txt")
+        raise InputError(f"{path} has no class folders; expected {path}/CLASS/NAME.txt")
     sequences: list[str] = []
     labels: list[tuple[str, ...]] = []
     names: list[str] = []
     for folder in classes:
         files = sorted(folder.glob("*.txt"))
         if not files:
-            raise LabelledDataError(
-                f"the class folder {folder} holds no NAME.txt; fill it or remove it"
-            )
+            raise InputError(f"the class folder {folder} holds no NAME.txt; fill it or remove it")
         for file in files:
             sequences.append("".join(file.read_text(encoding="latin-1").split()))
             labels.append((folder.name,))

@@ -17,19 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.data.regions import Regions
-from megabase.errors import MegabaseError
+from megabase.errors import InputError
 from megabase.genome.store import GenomeStore
 
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["Intervals", "RegionError", "Split", "read_intervals", "regions_of", "split_genome"]
+__all__ = ["Intervals", "Split", "read_intervals", "regions_of", "split_genome"]
 
 _BED = (".bed", ".bed.gz", ".narrowpeak", ".narrowpeak.gz", ".broadpeak", ".broadpeak.gz")
-
-
-class RegionError(MegabaseError):
-    """Regions that cannot be used as given."""
 
 
 class Intervals(NamedTuple):
@@ -137,7 +133,7 @@ def read_intervals(store: GenomeStore, path: str | os.PathLike[str], split: str)
     rows = table.filter([name == split for name in names]) if names else table.clear()
     if rows.is_empty():
         found = ", ".join(sorted({str(name) for name in names})) or "none: no fourth column"
-        raise RegionError(f"{path} has no interval of split {split!r}; its splits are {found}")
+        raise InputError(f"{path} has no interval of split {split!r}; its splits are {found}")
     return _columns(store, rows)
 
 
@@ -169,7 +165,7 @@ def split_genome(
 
     Raises
     ------
-    RegionError
+    InputError
         When validation and test overlap, or nothing is left for training.
     """
     included, excluded = list(include), regions_of(store, exclude)
@@ -178,13 +174,13 @@ def split_genome(
     shared = held_out[0].intersect(held_out[1])
     if len(shared):
         name = store.contigs[int(shared.contig[0])].name
-        raise RegionError(
+        raise InputError(
             f"validation and test regions overlap, first at {name}:{int(shared.start[0]) + 1:,}-"
             f"{int(shared.end[0]):,}; a base can be held out for one of them only"
         )
     train = allowed.subtract(excluded).subtract(held_out[0]).subtract(held_out[1])
     if len(train) == 0:
-        raise RegionError(
+        raise InputError(
             "no position is left for training: the excluded, validation and test regions cover "
             "everything that is included"
         )

@@ -19,14 +19,13 @@ import numpy.typing as npt
 
 from megabase.data.hashing import derive_key, draw_bits, mix64, permute, uniform_below, unit_float
 from megabase.data.regions import Regions
-from megabase.errors import MegabaseError
+from megabase.errors import InputError
 
 __all__ = [
     "NCounter",
     "RandomWindows",
     "TiledWindows",
     "WindowBatch",
-    "WindowError",
     "WindowSource",
 ]
 
@@ -36,10 +35,6 @@ _ATTEMPTS = 100
 
 NCounter = Callable[[npt.NDArray[np.int32], npt.NDArray[np.int64], int], npt.NDArray[np.int64]]
 """(contig, start, length) -> number of N in each window; contig and start are (n,)."""
-
-
-class WindowError(MegabaseError):
-    """No window of the wanted length can be had."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +84,12 @@ def checked_numbers(
 ) -> npt.NDArray[np.int64]:
     numbers = np.asarray(indices, dtype=np.int64)
     if length < 1 or extra < 0:
-        raise WindowError(
+        raise InputError(
             f"a window needs a length of at least 1 and no negative extra bases; "
             f"found length {length}, extra {extra}"
         )
     if numbers.ndim != 1 or bool((numbers < 0).any()):
-        raise WindowError("window numbers must be a one-dimensional array of integers >= 0")
+        raise InputError("window numbers must be a one-dimensional array of integers >= 0")
     return numbers
 
 
@@ -118,7 +113,7 @@ def place_in_epoch(
 
 def check_probability(name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
-        raise WindowError(f"{name} must lie between 0 and 1, found {value}")
+        raise InputError(f"{name} must lie between 0 and 1, found {value}")
 
 
 class RandomWindows:
@@ -143,7 +138,7 @@ class RandomWindows:
 
     Raises
     ------
-    WindowError
+    InputError
         For no allowed positions, or options out of range.
     """
 
@@ -159,9 +154,9 @@ class RandomWindows:
         check_probability("reverse_complement", reverse_complement)
         check_probability("max_n_fraction", max_n_fraction)
         if max_n_fraction < 1.0 and count_n is None:
-            raise WindowError("max_n_fraction below 1 needs count_n, a function that counts N")
+            raise InputError("max_n_fraction below 1 needs count_n, a function that counts N")
         if len(regions) == 0:
-            raise WindowError(
+            raise InputError(
                 "there are no positions to draw windows from: "
                 "nothing is left after the held-out and excluded regions"
             )
@@ -197,7 +192,7 @@ class RandomWindows:
 
         Raises
         ------
-        WindowError
+        InputError
             When no region is long enough, or no window with few enough N turns up.
         """
         numbers = checked_numbers(indices, length, extra)
@@ -206,7 +201,7 @@ class RandomWindows:
         ends = np.cumsum(starts)
         total = int(ends[-1])
         if total == 0:
-            raise WindowError(
+            raise InputError(
                 f"no allowed region holds a window of {wanted:,} bases: "
                 f"the longest has {self.regions.longest:,}; use a shorter length"
             )
@@ -226,7 +221,7 @@ class RandomWindows:
             if pending.size == 0:
                 break
         else:
-            raise WindowError(
+            raise InputError(
                 f"no window of {wanted:,} bases with at most {self.max_n_fraction:.0%} N was found "
                 f"in {_ATTEMPTS} attempts; exclude long runs of N or raise max_n_fraction"
             )
@@ -257,7 +252,7 @@ class TiledWindows:
 
     Raises
     ------
-    WindowError
+    InputError
         For options out of range.
     """
 
@@ -272,7 +267,7 @@ class TiledWindows:
     ) -> None:
         check_probability("reverse_complement", reverse_complement)
         if last not in ("short", "drop"):
-            raise WindowError(f'last must be "short" or "drop", found {last!r}')
+            raise InputError(f'last must be "short" or "drop", found {last!r}')
         self.regions = regions
         self.seed = seed
         self.shuffle = shuffle
@@ -324,14 +319,14 @@ class TiledWindows:
 
         Raises
         ------
-        WindowError
+        InputError
             When no region holds a tile.
         """
         numbers = checked_numbers(indices, length, extra)
         ends = self._ends(length, extra)
         total = int(ends[-1]) if ends.size else 0
         if total == 0:
-            raise WindowError(
+            raise InputError(
                 f"the allowed regions hold no window of {length + extra:,} bases "
                 f'(last="{self.last}"): the longest has {self.regions.longest:,}'
             )

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from megabase.data.labelled import LabelledSequences
 from megabase.data.words import RowWords, largest_shares, one_in
-from megabase.errors import MissingDependencyError
+from megabase.errors import InputError, MissingDependencyError
 from megabase.evaluate import metrics
 from megabase.genome.kmers import canonical_kmers
 
@@ -177,7 +177,7 @@ def fit_kmers(
             if worse == 2:  # past the best: weaker penalties only take longer
                 break
     if best is None:
-        raise metrics.MetricError(f"{metric} is not defined on the validation rows")
+        raise InputError(f"{metric} is not defined on the validation rows")
     _, k, penalty, outputs, width = best
     return BaselineResult(
         outputs=outputs,
@@ -213,7 +213,7 @@ def fit_overlap(
 
     Raises
     ------
-    MetricError
+    InputError
         For labels that are not classes, or a metric without a value on validation.
     MissingDependencyError
         Without scikit-learn and scipy (the extra suites).
@@ -222,7 +222,7 @@ def fit_overlap(
     started = time.perf_counter()
     train = splits["train"]
     if train.kind != "classes":
-        raise metrics.MetricError(
+        raise InputError(
             f"the overlap baseline is for tasks with classes; these labels are of kind {train.kind}"
         )
     every = one_in(*splits.values())
@@ -243,7 +243,7 @@ def fit_overlap(
         if not math.isnan(value) and (best is None or value > best[0]):
             best = (value, penalty, outputs)
     if best is None:
-        raise metrics.MetricError(f"{metric} is not defined on the validation rows")
+        raise InputError(f"{metric} is not defined on the validation rows")
     _, penalty, outputs = best
     return BaselineResult(
         outputs=outputs,

@@ -18,13 +18,12 @@ import numpy.typing as npt
 import torch
 
 from megabase.data.base_labels import IGNORED
-from megabase.errors import MegabaseError
+from megabase.errors import InputError
 from megabase.objectives.nucleotides import SCORE_BINS
 
 __all__ = [
     "COUNTED",
     "METRICS",
-    "MetricError",
     "by_label",
     "check",
     "confusion",
@@ -37,10 +36,6 @@ __all__ = [
 
 _Outputs = npt.NDArray[np.floating[Any]]
 _Labels = npt.NDArray[Any]
-
-
-class MetricError(MegabaseError):
-    """A metric is not known, or is not for this kind of labels."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +110,7 @@ def _f1_weighted(table: npt.NDArray[Any]) -> float:
 def _f1_yes(table: npt.NDArray[Any]) -> float:
     """F1 of the answer yes (of the second class of two)."""
     if table.shape != (2, 2):
-        raise MetricError("f1_positive is for two classes; take f1, the mean over classes")
+        raise InputError("f1_positive is for two classes; take f1, the mean over classes")
     below = 2 * table[1, 1] + table[0, 1] + table[1, 0]
     return float(2 * table[1, 1] / below) if below else 0.0
 
@@ -217,7 +212,7 @@ def higher_is_better(name: str) -> bool:
 
     Raises
     ------
-    MetricError
+    InputError
         For an unknown name.
     """
     return name != "loss" and _find(name).higher
@@ -225,7 +220,7 @@ def higher_is_better(name: str) -> bool:
 
 def _find(name: str) -> Metric:
     if name not in METRICS:
-        raise MetricError(f"there is no metric {name!r}; there are {', '.join(METRICS)}")
+        raise InputError(f"there is no metric {name!r}; there are {', '.join(METRICS)}")
     return METRICS[name]
 
 
@@ -234,13 +229,13 @@ def check(names: Iterable[str], kind: str) -> None:
 
     Raises
     ------
-    MetricError
+    InputError
         Naming the first that is not.
     """
     for name in names:
         if kind not in _find(name).kinds:
             fitting = ", ".join(n for n, metric in METRICS.items() if kind in metric.kinds)
-            raise MetricError(f"{name} is not a metric of {kind}; take one of {fitting}")
+            raise InputError(f"{name} is not a metric of {kind}; take one of {fitting}")
 
 
 def measure(
@@ -266,7 +261,7 @@ def measure(
 
     Raises
     ------
-    MetricError
+    InputError
         For a metric that is unknown or not for this kind.
     """
     names = tuple(names)
@@ -358,7 +353,7 @@ def measure_table(
 
     Raises
     ------
-    MetricError
+    InputError
         For a metric that is unknown or not for nucleotides.
     """
     names = tuple(names)

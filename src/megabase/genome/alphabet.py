@@ -14,8 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from megabase.errors import warn
-from megabase.genome.errors import AlphabetError, AmbiguousLettersWarning
+from megabase.errors import AmbiguousLettersWarning, GenomeError, warn
 
 __all__ = [
     "AMBIGUITY_LETTERS",
@@ -145,7 +144,7 @@ def encode(sequence: str | bytes, ambiguous: Counter[str] | None = None) -> NDAr
 
     Raises
     ------
-    AlphabetError
+    GenomeError
         For a character that is no IUPAC letter (gaps and stops too), with its 0-based position.
 
     Examples
@@ -163,7 +162,7 @@ def encode(sequence: str | bytes, ambiguous: Counter[str] | None = None) -> NDAr
     if wrong >= 0:
         found = sequence[wrong : wrong + 1]
         found = found if isinstance(found, str) else found.decode("latin-1")
-        raise AlphabetError(
+        raise GenomeError(
             f"character {found!r} at position {wrong:,} (0-based) is no DNA letter; "
             f"expected A, C, G, T, N or an IUPAC letter ({AMBIGUITY_LETTERS}), in either case"
         )
@@ -189,7 +188,7 @@ def decode(codes: NDArray[np.uint8], soft_mask: bool = False) -> str:
 
     Raises
     ------
-    AlphabetError
+    GenomeError
         For a byte that is no code, with its 0-based position.
 
     Examples
@@ -199,11 +198,11 @@ def decode(codes: NDArray[np.uint8], soft_mask: bool = False) -> str:
     """
     array = np.ascontiguousarray(codes, dtype=np.uint8)
     if array.ndim != 1:
-        raise AlphabetError(f"expected codes of shape (length,), found shape {array.shape}")
+        raise GenomeError(f"expected codes of shape (length,), found shape {array.shape}")
     letters = array.tobytes().translate(_LETTER_OF_CODE[soft_mask])
     wrong = letters.find(0)
     if wrong >= 0:
-        raise AlphabetError(
+        raise GenomeError(
             f"byte {int(array[wrong])} at position {wrong:,} (0-based) is no base code; "
             f"expected 0-5, plus {SOFT_MASK} for soft-masked bases"
         )

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megabase import __version__
+from megabase.errors import GenomeError
 from megabase.genome.alphabet import BASE_BITS, SOFT_MASK, N
-from megabase.genome.errors import FastaError, StoreError
 from megabase.genome.fasta import Header, read_fasta
 from megabase.genome.files import atomic_file
 from megabase.genome.format import CODES_OFFSET, Contig, Layout, Metadata, genome_checksum
@@ -78,7 +78,7 @@ class _Writer:
     def _require_new(self, header: Header, path: Path) -> None:
         here = f"{path}, line {header.line:,}"
         if header.name in self._seen:
-            raise FastaError(
+            raise GenomeError(
                 f"{here}: contig {header.name!r} is there already ({self._seen[header.name]}); the "
                 "contigs of a genome need different names, so rename one"
             )
@@ -139,10 +139,10 @@ def build_store(
     files = [_STANDARD_INPUT if str(source) == "-" else Path(source) for source in given]
     target = Path(path)
     if not files:
-        raise FastaError("no FASTA file was given to build a genome store from")
+        raise GenomeError("no FASTA file was given to build a genome store from")
     sizes = [_size(file) for file in files]
     if any(file.exists() and target.exists() and file.samefile(target) for file in files):
-        raise StoreError(f"the store {target} is one of its own sources; give another output name")
+        raise GenomeError(f"the store {target} is one of its own sources; give another output name")
     report = None
     if progress is not None:
         total = sum(sizes) if all(sizes) else 0
@@ -159,7 +159,7 @@ def build_store(
 def _size(path: Path) -> int:
     """Size of a regular file, 0 of a pipe; a missing source fails here, before anything is read."""
     if not path.exists():
-        raise FastaError(f"there is no FASTA file {path}")
+        raise GenomeError(f"there is no FASTA file {path}")
     return path.stat().st_size if path.is_file() else 0
 
 
@@ -202,5 +202,5 @@ def check_store(store: GenomeStore, progress: Callable[[int, int], None] | None)
                 if found != (contig.sha256, contig.n_count, contig.soft_masked_count):
                     damaged.append(contig.name)
     except OSError as error:
-        raise StoreError(f"cannot read genome store {store.path}: {error.strerror}") from error
+        raise GenomeError(f"cannot read genome store {store.path}: {error.strerror}") from error
     return damaged

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from megabase.errors import GenomeError
 from megabase.genome.alphabet import AMBIGUITY_LETTERS, CODE_OF_LETTER, SOFT_MASK, N
-from megabase.genome.errors import FastaError
 from megabase.genome.files import lacks_bgzip_end
 
 __all__ = ["Bases", "Header", "read_fasta"]
@@ -100,22 +100,22 @@ class _Source:
             # A pipe (process substitution) is read like a file; only its size is unknown.
             self._raw = path.open("rb")
         except FileNotFoundError:
-            raise FastaError(f"there is no FASTA file {path}") from None
+            raise GenomeError(f"there is no FASTA file {path}") from None
         except OSError as error:
-            raise FastaError(f"cannot read {path}: {error.strerror}") from error
+            raise GenomeError(f"cannot read {path}: {error.strerror}") from error
         try:
             start = self._raw.peek(32)[:32]
             _refuse_others(path, start)
             self._gzip = start[:2] == b"\x1f\x8b"
             if lacks_bgzip_end(self._raw):
-                raise FastaError(
+                raise GenomeError(
                     f"{path} is cut short: it is a bgzip file without the empty block that ends "
                     "every bgzip file; copy or download it again"
                 )
         except OSError as error:
             self._raw.close()
-            raise FastaError(f"cannot read {path}: {error.strerror}") from error
-        except FastaError:
+            raise GenomeError(f"cannot read {path}: {error.strerror}") from error
+        except GenomeError:
             self._raw.close()
             raise
         self._seekable = self._raw.seekable()
@@ -160,7 +160,7 @@ def read_fasta(
 
     Raises
     ------
-    FastaError
+    GenomeError
         When the file is missing, unreadable, empty, cut short, has no header line, a contig
         without a name or without bases, or a character that is no IUPAC letter; the message names
         the file, the line and the contig.
@@ -175,7 +175,7 @@ def read_fasta(
 def _refuse_others(path: Path, start: bytes) -> None:
     for magic, what in _OTHER_FORMATS.items():
         if start.startswith(magic):
-            raise FastaError(f"{path} is not FASTA but looks like {what}")
+            raise GenomeError(f"{path} is not FASTA but looks like {what}")
 
 
 class _Parser:
@@ -189,11 +189,11 @@ class _Parser:
         self.open_header: bytes | None = None  # beginning of a header cut by the end of a part
         self.at_line_start = True
 
-    def fail(self, problem: str, line: int | None = None) -> FastaError:
+    def fail(self, problem: str, line: int | None = None) -> GenomeError:
         where = f"{self.path}, line {self.line if line is None else line:,}"
         if self.contig is not None:
             where += f", contig {self.contig.name!r}"
-        return FastaError(f"{where}: {problem}")
+        return GenomeError(f"{where}: {problem}")
 
     def parse(
         self, source: _Source, chunk_bytes: int, progress: Callable[[int], None] | None
@@ -220,7 +220,7 @@ class _Parser:
         if self.open_header is not None:
             yield self.finish_header(b"")
         if self.contig is None:
-            raise FastaError(
+            raise GenomeError(
                 f"{self.path} is empty: expected FASTA, a line '>NAME' and lines of bases"
             )
         self.close_contig()
@@ -321,7 +321,7 @@ class _Parser:
             codes = codes.translate(_UNMARK)
         return Bases(codes, ambiguous)
 
-    def bad_character(self, segment: bytes) -> FastaError:
+    def bad_character(self, segment: bytes) -> GenomeError:
         keep = bytearray(_MARK)
         for blank in _WHITESPACE:
             keep[blank] = 0

@@ -24,8 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from megabase.errors import MegabaseError, OutputError, ResumableError
-from megabase.genome.errors import TableError
+from megabase.errors import InputError, MegabaseError, OutputError, ResumableError
 
 __all__ = [
     "atomic_file",
@@ -318,14 +317,14 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
     Raises
     ------
-    TableError
+    InputError
         When the file is missing, cut short, or no text.
     """
     number = 0
     try:
         with path.open("rb") as raw:
             if lacks_bgzip_end(raw):
-                raise TableError(
+                raise InputError(
                     f"{path} is cut short: it is a bgzip file without the empty block that ends "
                     "every bgzip file; copy or download it again"
                 )
@@ -334,7 +333,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
             lines = iter(lambda: stream.readline(LONGEST_LINE + 1), b"")
             for number, line in enumerate(lines, start=1):
                 if len(line) > LONGEST_LINE:
-                    raise TableError(
+                    raise InputError(
                         f"{path}, line {number:,}: longer than {LONGEST_LINE:,} bytes; expected a "
                         "table, one row a line"
                     )
@@ -342,16 +341,16 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 yield number, line.decode().rstrip("\r\n")
     except FileNotFoundError:
-        raise TableError(f"there is no file {path}") from None
+        raise InputError(f"there is no file {path}") from None
     except UnicodeDecodeError:
-        raise TableError(
+        raise InputError(
             f"{path}, line {number:,}: not text in UTF-8; is this a table, and is it decompressed? "
             "(From Latin-1: iconv -f LATIN1 -t UTF-8)"
         ) from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as problem:
-        raise TableError(
+        raise InputError(
             f"{path}, after line {number:,}: the gzip file is cut short or damaged ({problem}); "
             "copy or download it again"
         ) from None
     except OSError as problem:
-        raise TableError(f"cannot read {path}: {problem.strerror}") from problem
+        raise InputError(f"cannot read {path}: {problem.strerror}") from problem

@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from megabase.genome.errors import StoreError
+from megabase.errors import GenomeError
 from megabase.untrusted import parsing, recognise, shown
 
 __all__ = ["CODES_OFFSET", "FORMAT_VERSION", "MAGIC", "Contig", "Layout", "Metadata"]
@@ -123,7 +123,7 @@ class Metadata:
 
         Raises
         ------
-        StoreError
+        GenomeError
             Naming the field that is missing, of another type, or beyond the codes.
         """
         fields = _Fields(json.loads(raw))
@@ -144,11 +144,11 @@ class Metadata:
                 soft_masked_count=entry.number("soft_masked_count", length, 0),
             )
             if contig.offset != end:
-                raise StoreError(f"contig {shown(contig.name)} does not begin where the last ends")
+                raise GenomeError(f"contig {shown(contig.name)} does not begin where the last ends")
             contigs.append(contig)
             end += length
         if end != codes or len({contig.name for contig in contigs}) != len(contigs):
-            raise StoreError("its contigs do not make up the codes, each with its own name")
+            raise GenomeError("its contigs do not make up the codes, each with its own name")
         letters = _Fields(fields.get("iupac_letters"))
         return cls(
             name=fields.text("name"),
@@ -164,17 +164,17 @@ class Metadata:
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise StoreError(f"{name} must be text, found {shown(value)}")
+        raise GenomeError(f"{name} must be text, found {shown(value)}")
     value.encode()  # JSON can write halves of characters, which no file or terminal takes
     return value
 
 
 class _Fields:
-    """An object of the metadata, whose fields are of the expected type or a StoreError."""
+    """An object of the metadata, whose fields are of the expected type or a GenomeError."""
 
     def __init__(self, values: Any) -> None:
         if not isinstance(values, dict):
-            raise StoreError(f"expected an object, found {shown(values)}")
+            raise GenomeError(f"expected an object, found {shown(values)}")
         self.values: dict[str, Any] = values
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -186,14 +186,14 @@ class _Fields:
     def number(self, name: str, most: int, default: int | None = None) -> int:
         value = self.get(name, default)
         if type(value) is not int or not 0 <= value <= most:
-            raise StoreError(
+            raise GenomeError(
                 f"{name[:60]} must be a whole number from 0 to {most:,}, found {shown(value)}"
             )
         return value
 
     def list(self, name: str) -> list[Any]:
         if not isinstance(value := self.get(name), list):
-            raise StoreError(f"{name} must be a list, found {shown(value)}")
+            raise GenomeError(f"{name} must be a list, found {shown(value)}")
         return value
 
 
@@ -252,19 +252,19 @@ class Layout:
 
         Raises
         ------
-        StoreError
+        GenomeError
             When the file is missing, no store, of a newer format, cut short or damaged.
         """
         try:
             with path.open("rb") as file:
                 return cls._read(file, path)
         except FileNotFoundError:
-            raise StoreError(
+            raise GenomeError(
                 f"there is no genome store {path}; make one with: megabase genome build "
                 f"GENOME.fa -o {path}"
             ) from None
         except OSError as error:
-            raise StoreError(f"cannot read genome store {path}: {error.strerror}") from error
+            raise GenomeError(f"cannot read genome store {path}: {error.strerror}") from error
 
     @classmethod
     def _read(cls, file: BinaryIO, path: Path) -> tuple[Self, Metadata]:
@@ -272,7 +272,7 @@ class Layout:
         size = os.fstat(file.fileno()).st_size
         if not raw or raw[: len(MAGIC)] != MAGIC[: len(raw)]:
             kind = "an empty file" if not raw else f"a file that begins with {raw[:8]!r}"
-            raise StoreError(
+            raise GenomeError(
                 f"{path} is not a genome store: expected a file written by megabase genome build, "
                 f"found {kind}"
                 if not (known := recognise(path))
@@ -281,7 +281,7 @@ class Layout:
         if len(raw) >= 12:
             version = int.from_bytes(raw[8:12], "little")
             if version > FORMAT_VERSION:
-                raise StoreError(
+                raise GenomeError(
                     f"genome store {path} has format version {version}, and this megabase reads up "
                     f"to version {FORMAT_VERSION}; upgrade megabase, or build the store again"
                 )
@@ -291,23 +291,23 @@ class Layout:
             layout.codes_offset != CODES_OFFSET
             or layout.codes_offset + layout.codes_length != layout.metadata_offset
         ):
-            raise StoreError(f"genome store {path} is damaged: its header contradicts itself")
+            raise GenomeError(f"genome store {path} is damaged: its header contradicts itself")
         if layout is None or size != expected:
             what = "is cut short" if size < expected else "has bytes after its end"
-            raise StoreError(
+            raise GenomeError(
                 f"genome store {path} {what}: expected {expected:,} bytes, found {size:,}; copy it "
                 "again or build it again"
             )
         file.seek(layout.metadata_offset)
         metadata = file.read(layout.metadata_length)
         if hashlib.sha256(metadata).digest() != layout.metadata_sha256:
-            raise StoreError(
+            raise GenomeError(
                 f"genome store {path} is damaged: its metadata does not have the recorded sha256; "
                 "copy it again or build it again"
             )
         place = f"genome store {path} is damaged: its metadata"
-        with parsing(place, StoreError, "build it again"):
+        with parsing(place, GenomeError, "build it again"):
             try:
                 return layout, Metadata.from_bytes(metadata, layout.codes_length)
-            except StoreError as error:
-                raise StoreError(f"{place}: {error}; build it again") from error
+            except GenomeError as error:
+                raise GenomeError(f"{place}: {error}; build it again") from error

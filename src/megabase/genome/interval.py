@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Self, TypeVar
 
+from megabase.errors import GenomeError
 from megabase.genome.alphabet import BASES
-from megabase.genome.errors import CoordinateError
 
 __all__ = ["Interval", "Strand", "Variant", "one_based", "zero_based"]
 
@@ -57,14 +57,14 @@ def _index(value: object, what: str) -> int:
     try:
         return operator.index(value)  # pyright: ignore[reportArgumentType]
     except TypeError:
-        raise CoordinateError(
+        raise GenomeError(
             f"{what} must be a whole number, found {value!r} ({type(value).__name__})"
         ) from None
 
 
 def _contig_name(value: object) -> str:
     if not isinstance(value, str) or not value:
-        raise CoordinateError(f"a contig name must be a non-empty string, found {value!r}")
+        raise GenomeError(f"a contig name must be a non-empty string, found {value!r}")
     return value
 
 
@@ -85,7 +85,7 @@ class Interval:
 
     Raises
     ------
-    CoordinateError
+    GenomeError
         When ``start >= end``, or a coordinate is no whole number.
 
     Examples
@@ -109,9 +109,9 @@ class Interval:
         try:
             object.__setattr__(self, "strand", Strand(self.strand))
         except ValueError:
-            raise CoordinateError(f"a strand is '+', '-' or '.', found {self.strand!r}") from None
+            raise GenomeError(f"a strand is '+', '-' or '.', found {self.strand!r}") from None
         if self.start >= self.end:
-            raise CoordinateError(
+            raise GenomeError(
                 f"an interval needs start < end, found start {self.start:,} and end {self.end:,} "
                 f"(0-based, half-open) on contig {self.contig!r}"
             )
@@ -126,19 +126,19 @@ class Interval:
 
         Raises
         ------
-        CoordinateError
+        GenomeError
             When the text has another form, or describes no base.
         """
         match = _INTERVAL.fullmatch(text.strip())
         if match is None:
-            raise CoordinateError(
+            raise GenomeError(
                 f"cannot read {text!r} as an interval; expected CONTIG:START-END, 1-based with "
                 "both ends included, such as chr1:1,001-2,000 or chr1:1001-2000(-)"
             )
         first = int(match["start"].replace(",", ""))
         last = int(match["end"].replace(",", "")) if match["end"] else first
         if first > last:
-            raise CoordinateError(
+            raise GenomeError(
                 f"interval {text!r} ends before it starts; expected START <= END (1-based, both "
                 "included)"
             )
@@ -168,7 +168,7 @@ class Interval:
         """
         length = _index(length, "length")
         if length < 1:
-            raise CoordinateError(f"an interval needs a length of 1 or more, found {length}")
+            raise GenomeError(f"an interval needs a length of 1 or more, found {length}")
         start = self.center - length // 2
         return replace(self, start=start, end=start + length)
 
@@ -207,7 +207,7 @@ class Variant:
 
     Raises
     ------
-    CoordinateError
+    GenomeError
         When the position is negative or an allele is not made of A, C, G, T, N (symbolic alleles
         such as ``<DEL>`` are not sequences).
 
@@ -227,7 +227,7 @@ class Variant:
         _contig_name(self.contig)
         object.__setattr__(self, "position", _index(self.position, "position"))
         if self.position < 0:
-            raise CoordinateError(
+            raise GenomeError(
                 f"a variant needs a 0-based position of 0 or more, found {self.position} on "
                 f"contig {self.contig!r}"
             )
@@ -235,7 +235,7 @@ class Variant:
             allele = getattr(self, what)
             upper = allele.upper() if isinstance(allele, str) else ""
             if not upper or set(upper) - {*BASES, "N"}:
-                raise CoordinateError(
+                raise GenomeError(
                     f"the {what} allele of a variant must be made of A, C, G, T, N; found "
                     f"{allele!r} at {self.contig}:{one_based(self.position):,}"
                 )
@@ -247,12 +247,12 @@ class Variant:
 
         Raises
         ------
-        CoordinateError
+        GenomeError
             When the text has another form.
         """
         match = _VARIANT.fullmatch(text.strip())
         if match is None or int(match["position"].replace(",", "")) < 1:
-            raise CoordinateError(
+            raise GenomeError(
                 f"cannot read {text!r} as a variant; expected CONTIG:POSITION:REF>ALT with a "
                 "1-based position, such as chr1:1,001:A>G (or chr1-1001-A-G)"
             )

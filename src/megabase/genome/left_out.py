@@ -12,8 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from megabase.errors import MegabaseError, warn
-from megabase.genome.errors import LeftOutWarning, NoUsableRowError, TableError
+from megabase.errors import InputError, LeftOutWarning, MegabaseError, NoUsableRowError, warn
 
 __all__ = ["REASONS", "LeftOut", "Reason", "require_assembly"]
 
@@ -70,7 +69,7 @@ class LeftOut:
         detail: Callable[[], str],
         *,
         count: int = 1,
-        error: type[MegabaseError] = TableError,
+        error: type[MegabaseError] = InputError,
     ) -> None:
         """Leave rows out.
 
@@ -156,11 +155,11 @@ def require_assembly(
 
     Raises
     ------
-    TableError
+    InputError
         With both numbers.
     """
     if mismatches > max(_ONE, _MANY * compared):
-        raise TableError(
+        raise InputError(
             f"{path}: REF differs from genome {genome!r} in {mismatches:,} of {compared:,} "
             f"records; is the file made for another assembly? Use its genome{advice}"
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from megabase.genome.errors import TableError, UnknownContigError
+from megabase.errors import InputError, UnknownContigError
 from megabase.genome.interval import Strand
 from megabase.genome.left_out import LeftOut
 from megabase.genome.store import GenomeStore
@@ -44,11 +44,11 @@ class RowSource:
     def refuse(
         self, frame: pl.DataFrame, wrong: pl.Expr, describe: Callable[[dict[str, Any]], str]
     ) -> None:
-        """Raise a TableError about the first row where ``wrong`` holds."""
+        """Raise a InputError about the first row where ``wrong`` holds."""
         row = frame.filter(wrong).head(1)
         if row.height:
             found = row.row(0, named=True)
-            raise TableError(f"{self.path}, {self.unit} {found['line']:,}: {describe(found)}")
+            raise InputError(f"{self.path}, {self.unit} {found['line']:,}: {describe(found)}")
 
     def split(self, numbers: list[int], texts: list[str], names: Sequence[str]) -> pl.DataFrame:
         """Columns of text from tab-separated lines that have exactly these columns."""

@@ -15,15 +15,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from megabase.errors import warn
+from megabase.errors import ContigAliasWarning, GenomeError, UnknownContigError, warn
 from megabase.genome.alphabet import PAD, N, reverse_complement
 from megabase.genome.contigs import contig_aliases, nearest_contigs
-from megabase.genome.errors import (
-    ContigAliasWarning,
-    CoordinateError,
-    StoreError,
-    UnknownContigError,
-)
 from megabase.genome.format import Contig, Layout
 from megabase.genome.interval import Interval, Strand
 
@@ -47,7 +41,7 @@ class GenomeStore:
 
     Raises
     ------
-    StoreError
+    GenomeError
         When the file is missing, no store, of a newer format, cut short or damaged.
     """
 
@@ -76,7 +70,7 @@ class GenomeStore:
 
         Raises
         ------
-        StoreError
+        GenomeError
             When the file is missing, no store, of a newer format, cut short or damaged.
         """
         return cls(path)
@@ -111,10 +105,10 @@ class GenomeStore:
 
         Raises
         ------
-        FastaError
+        GenomeError
             When a source is missing, empty, cut short, or holds anything but FASTA of DNA letters;
             the message names file, line and contig.
-        StoreError
+        GenomeError
             When ``path`` exists and ``overwrite`` is off, or cannot be written.
         """
         from megabase.genome.build import build_store
@@ -195,7 +189,7 @@ class GenomeStore:
 
         Raises
         ------
-        CoordinateError, UnknownContigError
+        GenomeError, UnknownContigError
             When the text cannot be read, could be both a contig and a place on another, or the
             place is not in this genome.
         """
@@ -211,7 +205,7 @@ class GenomeStore:
             return Interval(contig.name, 0, contig.length)
         if text not in self._index:
             return Interval.parse(text)
-        with contextlib.suppress(CoordinateError):
+        with contextlib.suppress(GenomeError):
             other = Interval.parse(text).contig
             if any(name in self._index for name in (other, *contig_aliases(other))):
                 raise UnknownContigError(
@@ -226,7 +220,7 @@ class GenomeStore:
     def _require_within(interval: Interval, contig: Contig) -> None:
         if interval.start < 0 or interval.end > contig.length:
             side = "starts before" if interval.start < 0 else "reaches past the end of"
-            raise CoordinateError(
+            raise GenomeError(
                 f"interval {interval} {side} contig {contig.name!r}, which has {contig.length:,} "
                 "bases; move or shorten it, or ask for padding (pad='pad' or 'n')"
             )
@@ -259,13 +253,13 @@ class GenomeStore:
 
         Raises
         ------
-        CoordinateError
+        GenomeError
             When the interval reaches outside its contig and ``pad`` is ``"error"``.
         UnknownContigError
             When there is no such contig.
         """
         if pad not in ("error", "pad", "n"):
-            raise CoordinateError(f"pad must be 'error', 'pad' or 'n', found {pad!r}")
+            raise GenomeError(f"pad must be 'error', 'pad' or 'n', found {pad!r}")
         if isinstance(interval, str):
             interval = self._named(interval)
         index = self.contig_index(interval.contig)
@@ -318,19 +312,19 @@ class GenomeStore:
 
         Raises
         ------
-        CoordinateError
+        GenomeError
             When shapes, types or contig indices do not fit.
         """
         index, first = _integers(contig_index, "contig_index"), _integers(start, "start")
         if index.ndim != 1 or index.shape != first.shape:
-            raise CoordinateError(
+            raise GenomeError(
                 "contig_index and start must have one shape (n,); found "
                 f"{index.shape} and {first.shape}"
             )
         if length < 1:
-            raise CoordinateError(f"a window needs a length of 1 or more, found {length}")
+            raise GenomeError(f"a window needs a length of 1 or more, found {length}")
         if index.size and not 0 <= int(index.min()) <= int(index.max()) < len(self.contigs):
-            raise CoordinateError(
+            raise GenomeError(
                 f"contig indices must lie in 0..{len(self.contigs) - 1}, found "
                 f"{int(index.min())}..{int(index.max())}"
             )
@@ -338,7 +332,7 @@ class GenomeStore:
         if out is None:
             out = np.empty(shape, dtype=np.uint8)
         elif out.shape != shape or out.dtype != np.uint8:
-            raise CoordinateError(
+            raise GenomeError(
                 f"out must be uint8 of shape {shape}, found {out.dtype} of shape {out.shape}"
             )
         limit, offset = self.lengths[index], self._offsets[index]
@@ -376,7 +370,7 @@ class GenomeStore:
 
         Raises
         ------
-        StoreError
+        GenomeError
             When a contig does not have its recorded sha256 or counts, naming all such contigs.
         """
         from megabase.genome.build import check_store
@@ -384,7 +378,7 @@ class GenomeStore:
         damaged = check_store(self, progress)
         if damaged:
             names = ", ".join(map(repr, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-            raise StoreError(
+            raise GenomeError(
                 f"genome store {self.path} is damaged: {len(damaged):,} of {len(self.contigs):,} "
                 f"contigs differ from their recorded sha256 or counts ({names}); copy it again or "
                 "build it again"
@@ -394,14 +388,14 @@ class GenomeStore:
 def _integers(values: ArrayLike, what: str) -> NDArray[np.int64]:
     array = np.asarray(values)
     if array.dtype.kind not in "iu" and array.size:
-        raise CoordinateError(f"{what} must hold integers, found {array.dtype}")
+        raise GenomeError(f"{what} must hold integers, found {array.dtype}")
     return array.astype(np.int64, copy=False)
 
 
 def _reopen(path: str, checksum: str) -> GenomeStore:
     store = GenomeStore(path)
     if store.checksum != checksum:
-        raise StoreError(
+        raise GenomeError(
             f"genome store {path} was replaced by another genome (sha256 {store.checksum[:12]}, "
             f"expected {checksum[:12]}) while a process was using it; start again"
         )

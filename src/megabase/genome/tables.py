@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from megabase.genome.errors import TableError
+from megabase.errors import InputError
 from megabase.genome.files import atomic_file, numbered_lines
 from megabase.genome.interval import Interval, Strand, zero_based
 from megabase.genome.left_out import LeftOut
@@ -88,7 +88,7 @@ def read_bed(
 
     Raises
     ------
-    TableError, UnknownContigError
+    InputError, UnknownContigError
         Naming file and line of the first row that is broken, or when no row can be used.
 
     Warns
@@ -101,7 +101,7 @@ def read_bed(
     Columns as in the UCSC description of BED and the ENCODE peak formats.
     """
     if columns is not None and columns < 3:
-        raise TableError(f"a BED file has 3 columns or more, asked for {columns}")
+        raise InputError(f"a BED file has 3 columns or more, asked for {columns}")
     source = RowSource(Path(path))
     numbers, texts = [], []
     tabs = None
@@ -116,7 +116,7 @@ def read_bed(
         texts.append("\t".join(fields[:columns]))
     width = texts[0].count("\t") + 1 if texts else 3
     if width < 3:
-        raise TableError(
+        raise InputError(
             f"{path}, line {numbers[0]:,}: expected 3 columns or more (contig, start, end), found "
             f"{width}: {texts[0][:60]!r}"
         )
@@ -138,7 +138,7 @@ def _bed_names(path: Path, kind: BedKind, width: int) -> list[str]:
     else:
         found = "bed12" if kind == "bed" and width == 12 else kind
     if found not in _BED_NAMES:
-        raise TableError(f"kind must be auto, bed, narrowPeak or broadPeak, found {kind!r}")
+        raise InputError(f"kind must be auto, bed, narrowPeak or broadPeak, found {kind!r}")
     known = _BED_NAMES[found]
     return [known[i] if i < len(known) else f"column_{i + 1}" for i in range(width)]
 
@@ -178,7 +178,7 @@ def read_gff(
 
     Raises
     ------
-    TableError, UnknownContigError
+    InputError, UnknownContigError
         As for :func:`read_bed`.
 
     Warns
@@ -260,7 +260,7 @@ def read_vcf(
 
     Raises
     ------
-    TableError, UnknownContigError
+    InputError, UnknownContigError
         Naming file and line (of a BCF: record) of the first one that is broken; when no record can
         be used, or REF looks like that of another assembly.
 
@@ -323,12 +323,12 @@ def write_bed(frame: pl.DataFrame, path: str | Path, overwrite: bool = False) ->
 
     Raises
     ------
-    TableError
+    InputError
         When a column is missing, or the file exists or cannot be written.
     """
     missing = [name for name in _BED6[:3] if name not in frame.columns]
     if missing:
-        raise TableError(f"a frame needs the columns contig, start, end; found {frame.columns}")
+        raise InputError(f"a frame needs the columns contig, start, end; found {frame.columns}")
     width = max(i for i, name in enumerate(_BED6, start=1) if name in frame.columns)
     fillers = {"name": pl.lit(NULL), "score": pl.lit(0), "strand": pl.lit(NULL)}
     rows = frame.select(

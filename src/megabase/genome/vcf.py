@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megabase.errors import InputError, UnknownContigError
 from megabase.genome.alphabet import AMBIGUITY_LETTERS, decode
-from megabase.genome.errors import TableError, UnknownContigError
 from megabase.genome.files import numbered_lines
 from megabase.genome.interval import one_based, zero_based
 from megabase.genome.left_out import REASONS, LeftOut, Reason, require_assembly
@@ -113,7 +113,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, record in enumerate(file, start=1):
                 yield number, str(record).rstrip("\n")
     except (OSError, ValueError) as error:
-        raise TableError(f"{path} is cut short or damaged ({error}); copy it again") from None
+        raise InputError(f"{path} is cut short or damaged ({error}); copy it again") from None
 
 
 def read_vcf_header(path: str | Path) -> list[str]:
@@ -121,7 +121,7 @@ def read_vcf_header(path: str | Path) -> list[str]:
 
     Raises
     ------
-    TableError
+    InputError
         When the file is missing, damaged, or has no header.
     """
     path, header = Path(path), []
@@ -133,7 +133,7 @@ def read_vcf_header(path: str | Path) -> list[str]:
             return header
         if number > 1 and not header[0].startswith("##fileformat=VCF"):
             break
-    raise TableError(
+    raise InputError(
         f"{path} is not VCF: expected a header ('##fileformat=VCF...' first, '#CHROM...' last) "
         "before the first record"
     )
@@ -162,7 +162,7 @@ def read_vcf_records(path: str | Path, *, sites: bool = False) -> Iterator[VcfRe
 
     Raises
     ------
-    TableError
+    InputError
         Naming file and line of the first record that has no eight columns or no position.
     """
     path = Path(path)
@@ -173,15 +173,15 @@ def read_vcf_records(path: str | Path, *, sites: bool = False) -> Iterator[VcfRe
             continue
         fields = tuple(text.split("\t", _SITES)[:_SITES] if sites else text.split("\t"))
         if len(fields) < _SITES:
-            raise TableError(
+            raise InputError(
                 f"{path}, {unit} {number:,}: expected 8 columns or more separated by tabs, found "
                 f"{len(fields)}: {text[:60]!r}"
             )
         contig, position, _, ref, alt = fields[:5]
         if not contig.strip():
-            raise TableError(f"{path}, {unit} {number:,}: the first column, the contig, is empty")
+            raise InputError(f"{path}, {unit} {number:,}: the first column, the contig, is empty")
         if not re.fullmatch(r"-?[0-9]+", position) or len(position) > _LONGEST_POSITION:
-            raise TableError(
+            raise InputError(
                 f"{path}, {unit} {number:,}: POS must be a whole number, found {position[:40]!r}"
             )
         alts = () if alt == "." else tuple(alt.split(","))
@@ -246,7 +246,7 @@ def placed_records(
 
     Raises
     ------
-    TableError
+    InputError
         For a broken file; for REF of another assembly, when the whole file was read.
     """
     contigs: dict[str, int | None] = {}
@@ -274,7 +274,7 @@ def placed_records(
             record.line,
             partial(why_unusable, record, store, wrong),
             count=max(1, len(record.alts)),
-            error=UnknownContigError if wrong == "UNKNOWN_CONTIG" else TableError,
+            error=UnknownContigError if wrong == "UNKNOWN_CONTIG" else InputError,
         )
     if store is not None:
         require_assembly(path, mismatches, compared, store.name)

@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from megabase.evaluate.score import SequenceScores, score_sequences
     from megabase.inference.attribution import Attribution, attribute
     from megabase.inference.embedding import Embeddings, embed
-    from megabase.inference.generation import Generated, generate
+    from megabase.inference.generation.generate import Generated, generate
     from megabase.inference.prediction import Predictions, predict
     from megabase.inference.saturation import Saturation, saturate
-    from megabase.inference.score import SequenceScores, score_sequences
     from megabase.inference.sequence_embedder import SequenceEmbedder
-    from megabase.inference.variants import VariantScores, score_variants
+    from megabase.inference.variants.scorer import VariantScores, score_variants
 
 __all__ = [
     "Attribution",
@@ -31,21 +31,21 @@ __all__ = [
 ]
 
 _HOME = {
-    "Attribution": "attribution",
-    "Embeddings": "embedding",
-    "Generated": "generation",
-    "Predictions": "prediction",
-    "Saturation": "saturation",
-    "SequenceEmbedder": "sequence_embedder",
-    "SequenceScores": "score",
-    "VariantScores": "variants",
-    "attribute": "attribution",
-    "embed": "embedding",
-    "generate": "generation",
-    "predict": "prediction",
-    "saturate": "saturation",
-    "score_sequences": "score",
-    "score_variants": "variants",
+    "Attribution": ".attribution",
+    "Embeddings": ".embedding",
+    "Generated": ".generation.generate",
+    "Predictions": ".prediction",
+    "Saturation": ".saturation",
+    "SequenceEmbedder": ".sequence_embedder",
+    "SequenceScores": "..evaluate.score",
+    "VariantScores": ".variants.scorer",
+    "attribute": ".attribution",
+    "embed": ".embedding",
+    "generate": ".generation.generate",
+    "predict": ".prediction",
+    "saturate": ".saturation",
+    "score_sequences": "..evaluate.score",
+    "score_variants": ".variants.scorer",
 }
 
 
@@ -55,7 +55,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(_HOME[name], __name__), name)
 
 
 def __dir__() -> list[str]:

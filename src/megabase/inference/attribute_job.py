@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from megabase.data.sources import Sequence, genome_store
+from megabase.errors import InputError, OutputError
+from megabase.evaluate.provenance import Provenance
 from megabase.inference.attribution import Attributor
 from megabase.inference.embed_job import place_columns
-from megabase.inference.errors import InferenceError, OutputError
 from megabase.inference.input_stream import SequenceInput
 from megabase.inference.matrix_files import write_npz
-from megabase.inference.provenance import Provenance
 from megabase.inference.sharding import run_job
-from megabase.inference.sources import Sequence, genome_store
 from megabase.inference.tables import merge_tables, require_table_suffix
 from megabase.inference.tracks import Run, require_bigwig, write_bigwig
 
@@ -97,8 +97,8 @@ class AttributeJob:
             for item in chunk:
                 try:
                     found.append(ready(item.codes, item.name))
-                except InferenceError as error:
-                    raise InferenceError(f"{Path(self.source.path).name}: {error}") from error
+                except InputError as error:
+                    raise InputError(f"{Path(self.source.path).name}: {error}") from error
             floats = pl.List(pl.Float32)
             return pl.DataFrame(place_columns(chunk)).with_columns(
                 pl.Series("output", [one.output for one in found]),
@@ -117,7 +117,7 @@ class AttributeJob:
     def merge(self, parts: list[Path], target: Path) -> None:
         """Write the output."""
         if not parts:
-            raise InferenceError(f"{self.source.path}: holds no sequence")
+            raise InputError(f"{self.source.path}: holds no sequence")
         suffix = require_table_suffix(target, ATTRIBUTE_SUFFIXES)
         if suffix == ".parquet":
             merge_tables(parts, target, self.provenance())

@@ -26,14 +26,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from megabase.errors import MissingDependencyError
+from megabase.errors import InputError, MissingDependencyError
+from megabase.evaluate.given import codes_of
+from megabase.evaluate.log_probs import language_model_kind
 from megabase.genome import alphabet
-from megabase.inference.errors import InferenceError
-from megabase.inference.given import codes_of
-from megabase.inference.loading import find_class, load
-from megabase.inference.log_probs import language_model_kind
-from megabase.inference.model import ModelSpec
-from megabase.models.finite import require_finite
+from megabase.models.checkpoints.finite import require_finite
+from megabase.models.loading import find_class, load
+from megabase.models.scored_model import ModelSpec
 
 __all__ = ["BASELINES", "METHODS", "Attribution", "Attributor", "attribute"]
 
@@ -124,9 +123,9 @@ class Attributor:
             ("baseline", baseline, BASELINES),
         ):
             if value not in known:
-                raise InferenceError(f"{name} is one of {', '.join(known)}; found {value!r}")
+                raise InputError(f"{name} is one of {', '.join(known)}; found {value!r}")
         if steps < 1:
-            raise InferenceError(f"steps must be 1 or more, found {steps}")
+            raise InputError(f"steps must be 1 or more, found {steps}")
         if method == "integrated_gradients":
             _require_captum()
         loaded = load(spec, device=device)
@@ -134,7 +133,7 @@ class Attributor:
         self.encoder, self.longest, self.digest = loaded.encoder, loaded.longest, loaded.digest
         self.device, self._names = loaded.device, loaded.class_names()
         if not self.encoder.per_base:
-            raise InferenceError(
+            raise InputError(
                 f"{self.name} reads tokens of several bases; attribution to single bases needs one "
                 "token for each base"
             )
@@ -154,20 +153,20 @@ class Attributor:
         if self.kind == "causal-lm":
             language_model_kind(self.model)  # refuses a next-token head that sees what it predicts
             if target not in (None, _LOG_LIKELIHOOD):
-                raise InferenceError(
+                raise InputError(
                     f"{self.name} is a language model without classes; its target is the "
                     f"{_LOG_LIKELIHOOD} of the sequence, found {target!r}"
                 )
             return _LOG_LIKELIHOOD
         if self.kind not in ("sequence-classification", "token-classification"):
-            raise InferenceError(
+            raise InputError(
                 f"{self.name} is a {self.kind} model; attribution needs a classifier or a causal "
                 "language model"
             )
         if target is None and len(self._names) == 1:
             return 0
         if target is None:
-            raise InferenceError(
+            raise InputError(
                 f"{self.name} has {len(self._names)} outputs; name one as the target: "
                 f"{', '.join(self._names[:20])}"
             )
@@ -190,15 +189,15 @@ class Attributor:
 
         Raises
         ------
-        InferenceError
+        InputError
             When the sequence is empty, or longer than the model reads.
         NotFiniteError
             When the model gives NaN or infinity.
         """
         if not len(codes):
-            raise InferenceError(f"{name} has no base; leave it out")
+            raise InputError(f"{name} has no base; leave it out")
         if self.longest is not None and len(codes) + self.encoder.extra > self.longest:
-            raise InferenceError(
+            raise InputError(
                 f"{name} has {len(codes):,} bases, more than {self.name} reads "
                 f"({self.longest:,} positions); attribute a shorter part"
             )
@@ -280,7 +279,7 @@ def _embedded(model: Any, one_hot: Tensor, rows: Tensor, place: int) -> Iterator
     try:
         layer = model.get_input_embeddings()
     except NotImplementedError:
-        raise InferenceError(
+        raise InputError(
             f"{type(model).__name__} reads bases without an embedding, so it cannot be attributed"
         ) from None
     seen: list[bool] = []
@@ -288,7 +287,7 @@ def _embedded(model: Any, one_hot: Tensor, rows: Tensor, place: int) -> Iterator
     def replace(module: nn.Module, given: Any, output: Tensor) -> Tensor:
         length = one_hot.shape[1]
         if output.dim() != 3 or output.shape[1] < place + length:
-            raise InferenceError(
+            raise InputError(
                 f"{type(model).__name__} embeds {tuple(output.shape)} for {length:,} bases, so its "
                 "bases cannot be told apart; it cannot be attributed"
             )
@@ -304,7 +303,7 @@ def _embedded(model: Any, one_hot: Tensor, rows: Tensor, place: int) -> Iterator
     finally:
         handle.remove()
     if not seen:
-        raise InferenceError(
+        raise InputError(
             f"{type(model).__name__} does not call its embedding, so it cannot be attributed"
         )
 

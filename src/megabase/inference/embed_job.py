@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from megabase.data.sources import Sequence
+from megabase.errors import InputError
+from megabase.evaluate.provenance import Provenance
 from megabase.inference.embedding import Embedder
-from megabase.inference.errors import InferenceError
 from megabase.inference.input_stream import SequenceInput
 from megabase.inference.matrix_files import check_matrix_target, matrix_frame, merge_matrix
-from megabase.inference.provenance import Provenance
 from megabase.inference.sharding import run_job
-from megabase.inference.sources import Sequence
 
 __all__ = ["EmbedJob", "EmbedOptions", "embed_file"]
 
@@ -94,8 +94,8 @@ class EmbedJob:
         def compute(chunk: list[Sequence]) -> pl.DataFrame:
             try:
                 return _per_base(ready, chunk) if per_base else _pooled(ready, chunk)
-            except InferenceError as error:
-                raise InferenceError(f"{Path(self.source.path).name}: {error}") from error
+            except InputError as error:
+                raise InputError(f"{Path(self.source.path).name}: {error}") from error
 
         return compute
 
@@ -106,7 +106,7 @@ class EmbedJob:
     def merge(self, parts: list[Path], target: Path) -> None:
         """Write the output."""
         if not parts:
-            raise InferenceError(f"{self.source.path}: holds no sequence")
+            raise InputError(f"{self.source.path}: holds no sequence")
         merge_matrix(parts, target, self.provenance())
 
 

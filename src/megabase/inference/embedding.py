@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from megabase.errors import InputError
+from megabase.evaluate.batching import run_batched
+from megabase.evaluate.given import codes_of
+from megabase.evaluate.stitching import Stitch, plan_windows
 from megabase.genome.alphabet import encode, reverse_complement
-from megabase.inference.batching import run_batched
-from megabase.inference.errors import InferenceError
-from megabase.inference.given import codes_of
-from megabase.inference.loading import load
-from megabase.inference.model import ModelSpec, inference_mode
-from megabase.inference.stitching import Stitch, plan_windows
-from megabase.models.finite import require_finite
+from megabase.models.checkpoints.finite import require_finite
+from megabase.models.loading import load
+from megabase.models.scored_model import ModelSpec, inference_mode
 
 __all__ = ["LONG", "POOLINGS", "Embedder", "Embeddings", "embed"]
 
@@ -116,9 +116,9 @@ class Embedder:
         device: str | torch.device | None = None,
     ) -> None:
         if pooling not in POOLINGS:
-            raise InferenceError(f"pooling is one of {', '.join(POOLINGS)}; found {pooling!r}")
+            raise InputError(f"pooling is one of {', '.join(POOLINGS)}; found {pooling!r}")
         if long not in LONG:
-            raise InferenceError(f"long is one of {', '.join(LONG)}; found {long!r}")
+            raise InputError(f"long is one of {', '.join(LONG)}; found {long!r}")
         self._loaded = loaded = load(spec, head="none", device=device)
         self.model, self.name, self.digest = loaded.model, loaded.name, loaded.digest
         self.encoder, self.longest, self._pad = loaded.encoder, loaded.longest, loaded.padded
@@ -127,7 +127,7 @@ class Embedder:
         # One base tells how many layers there are, and how wide they are.
         states = self._states(encode("ACGTACGTACGTACGT")[None], None)[0]
         if not -len(states) <= layer < len(states):
-            raise InferenceError(
+            raise InputError(
                 f"{self.name} has layers 0 to {len(states) - 1} (0 is the token embedding); found "
                 f"{layer}"
             )
@@ -155,7 +155,7 @@ class Embedder:
 
         Raises
         ------
-        InferenceError
+        InputError
             For a sequence without a base, or one that is too long when that is an error.
         """
         pieces, owner = self._pieces(sequences, names)
@@ -195,13 +195,13 @@ class Embedder:
         fits = self.encoder.room(self.longest)
         for number, codes in enumerate(sequences):
             if not len(codes):
-                raise InferenceError(f"{_named(names, number)} has no base; leave it out")
+                raise InputError(f"{_named(names, number)} has no base; leave it out")
             if self.longest is None or fits(codes):
                 pieces.append(codes)
                 owner.append(number)
                 continue
             if self.long == "error":
-                raise InferenceError(
+                raise InputError(
                     f"{_named(names, number)} has {len(codes):,} bases, more than {self.name} "
                     f"reads ({self.longest:,} positions); cut it into chunks (long='chunks'), "
                     "or take a model with a longer input"
@@ -240,7 +240,7 @@ class Embedder:
             Bases that windows share over a sequence longer than the model reads; half of the
             longest input when None.
         stitch
-            Which window answers for a base (:data:`megabase.inference.stitching.Stitch`).
+            Which window answers for a base (:data:`megabase.evaluate.stitching.Stitch`).
 
         Yields
         ------
@@ -249,12 +249,12 @@ class Embedder:
 
         Raises
         ------
-        InferenceError
+        InputError
             For a model whose tokens are not single bases, or a sequence that is too long when that
             is an error.
         """
         if not self.encoder.per_base:
-            raise InferenceError(
+            raise InputError(
                 f"{self.name} reads tokens of several bases, so it has no vector for each base; "
                 "take pooled vectors"
             )
@@ -293,7 +293,7 @@ class Embedder:
             output: Any = self.model(**batch.inputs(), output_hidden_states=True)
             states = getattr(output, "hidden_states", None)
             if states is None:
-                raise InferenceError(
+                raise InputError(
                     f"{self.name} gives no hidden states, so it has no embeddings; take a language "
                     "model"
                 )

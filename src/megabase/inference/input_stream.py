@@ -13,21 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megabase.data.labelled_files import TABLE_SUFFIXES, read_sequence_table
-from megabase.genome.alphabet import encode, warn_ambiguous
-from megabase.genome.errors import AlphabetError
-from megabase.genome.files import numbered_lines
-from megabase.genome.interval import Interval
-from megabase.genome.store import GenomeStore
-from megabase.genome.vcf import is_bcf
-from megabase.inference.errors import InputFileError
-from megabase.inference.provenance import Provenance, file_digest
-from megabase.inference.sources import (
+from megabase.data.sources import (
     Sequence,
     genome_store,
     no_file,
     read_intervals,
     read_sequences,
 )
+from megabase.errors import GenomeError, InputError
+from megabase.evaluate.provenance import Provenance, file_digest
+from megabase.genome.alphabet import encode, warn_ambiguous
+from megabase.genome.files import numbered_lines
+from megabase.genome.interval import Interval
+from megabase.genome.store import GenomeStore
+from megabase.genome.vcf import is_bcf
 
 __all__ = ["InputKind", "SequenceInput"]
 
@@ -72,7 +71,7 @@ class SequenceInput:
 
     Raises
     ------
-    InputFileError
+    InputError
         When the kind is not clear, or a genome is missing or of no use.
     """
 
@@ -85,29 +84,29 @@ class SequenceInput:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(InputKind):
-            raise InputFileError(f"kind is {', '.join(get_args(InputKind))}; found {self.kind!r}")
+            raise InputError(f"kind is {', '.join(get_args(InputKind))}; found {self.kind!r}")
         if not Path(self.path).is_file():
-            raise InputFileError(no_file(self.path))
+            raise InputError(no_file(self.path))
         placed = self.found_kind in ("bed", "vcf")
         if placed and self.genome is None:
             what = {"bed": "a BED file, whose intervals lie", "vcf": "VCF, whose variants lie"}
-            raise InputFileError(
+            raise InputError(
                 f"{self.path} is {what[self.found_kind]} on a genome: name a store or a FASTA file "
                 "(genome=...)"
             )
         if not placed and self.genome is not None:
             what = "FASTA" if self.found_kind == "fasta" else "a table"
-            raise InputFileError(
+            raise InputError(
                 f"{self.path} is {what}, which holds its sequences itself: leave {self.genome} out "
                 "(genome=...), or say what it is (kind=...)"
             )
         if self.column is not None and self.found_kind != "table":
-            raise InputFileError(
+            raise InputError(
                 f"{self.path} has no columns: leave {self.column!r} out, which names "
                 "that of the sequences in a table"
             )
         if self.window < 2:
-            raise InputFileError(f"a window needs 2 bases or more, found {self.window}")
+            raise InputError(f"a window needs 2 bases or more, found {self.window}")
 
     @cached_property
     def found_kind(self) -> str:
@@ -117,7 +116,7 @@ class SequenceInput:
         suffixes = [s.lower() for s in Path(self.path).suffixes if s.lower() not in (".gz", ".bgz")]
         ending = suffixes[-1] if suffixes else ""
         if ending in _OTHER_FORMATS:
-            raise InputFileError(
+            raise InputError(
                 f"{self.path} is {_OTHER_FORMATS[ending]} by its ending; expected FASTA, a table, "
                 "BED or VCF (kind= says what it is when the ending does not)"
             )
@@ -135,7 +134,7 @@ class SequenceInput:
             return "fasta"  # whose reader names FASTQ and SAM
         if self.genome is not None:
             return "bed"
-        raise InputFileError(
+        raise InputError(
             f"{path}: neither its ending nor its first line tells whether it is FASTA, a table, "
             "BED or VCF; say what it is (kind=...)"
         )
@@ -145,11 +144,11 @@ class SequenceInput:
 
         Raises
         ------
-        InputFileError
+        InputError
             When the file is VCF.
         """
         if self.found_kind == "vcf":
-            raise InputFileError(
+            raise InputError(
                 f"{self.path} is VCF, and here the input is FASTA, a table, or BED with a genome "
                 "(variants are scored by megabase variants)"
             )
@@ -161,7 +160,7 @@ class SequenceInput:
         ----------
         context, after
             Bases around an interval that are read as well
-            (:func:`megabase.inference.sources.read_intervals`).
+            (:func:`megabase.data.sources.read_intervals`).
         """
         if self.found_kind == "fasta":
             yield from read_sequences(self.path)
@@ -237,6 +236,6 @@ def _read_table(path: Path, column: str | None) -> Iterator[Sequence]:
     for row, (name, letters) in enumerate(zip(*read_sequence_table(path, column), strict=True)):
         try:
             yield Sequence(name, encode(letters, ambiguous))
-        except AlphabetError as error:
-            raise InputFileError(f"{path.name}, row {row + 1:,}: {error}") from error
+        except GenomeError as error:
+            raise InputError(f"{path.name}, row {row + 1:,}: {error}") from error
     warn_ambiguous(ambiguous, path)

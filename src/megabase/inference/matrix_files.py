@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from megabase.errors import MissingDependencyError
-from megabase.inference.provenance import Provenance
+from megabase.evaluate.provenance import Provenance
 from megabase.inference.tables import merge_tables, require_table_suffix
 
 __all__ = [

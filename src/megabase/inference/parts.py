@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megabase.errors import OutputError
+from megabase.evaluate.provenance import Provenance
 from megabase.genome.files import (
     atomic_file,
     check_output,
@@ -28,7 +29,6 @@ from megabase.genome.files import (
     writing,
 )
 from megabase.genome.ownership import LOCK_NAME, Lock
-from megabase.inference.provenance import Provenance
 from megabase.untrusted import read_json
 
 __all__ = ["PartFolder", "refuse_existing"]

@@ -13,22 +13,22 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from megabase.data.sources import Sequence as Given
+from megabase.data.sources import genome_store
+from megabase.errors import InputError, OutputError
+from megabase.evaluate.provenance import Provenance
+from megabase.evaluate.stitching import Stitch
 from megabase.genome.alphabet import BASE_BITS, T
 from megabase.genome.files import atomic_file, check_output
 from megabase.genome.interval import Interval, one_based
 from megabase.genome.store import GenomeStore
 from megabase.inference.embed_job import place_columns
-from megabase.inference.errors import InferenceError, OutputError
 from megabase.inference.input_stream import SequenceInput
-from megabase.inference.loading import find_class
 from megabase.inference.prediction import Predictor, labels_of
-from megabase.inference.provenance import Provenance
 from megabase.inference.sharding import run_job
-from megabase.inference.sources import Sequence as Given
-from megabase.inference.sources import genome_store
-from megabase.inference.stitching import Stitch
 from megabase.inference.tables import merge_tables, require_table_suffix
 from megabase.inference.tracks import Run, call_stretches, require_bigwig, write_bigwig
+from megabase.models.loading import find_class
 
 __all__ = ["TRACK_SUFFIXES", "PredictJob", "TrackJob", "TrackOptions", "predict_file",
            "predict_track"]  # fmt: skip
@@ -98,8 +98,8 @@ class PredictJob:
         def compute(chunk: list[Given]) -> pl.DataFrame:
             try:
                 values = ready.sequences([i.codes for i in chunk], [i.name for i in chunk])
-            except InferenceError as error:
-                raise InferenceError(f"{Path(self.source.path).name}: {error}") from error
+            except InputError as error:
+                raise InputError(f"{Path(self.source.path).name}: {error}") from error
             columns = place_columns(chunk)
             if ready.problem != "regression":
                 columns["label"] = list(labels_of(values, ready.classes, ready.problem))
@@ -117,7 +117,7 @@ class PredictJob:
     def merge(self, parts: list[Path], target: Path) -> None:
         """Write the output."""
         if not parts:
-            raise InferenceError(f"{self.source.path}: holds no sequence")
+            raise InputError(f"{self.source.path}: holds no sequence")
         merge_tables(parts, target, self.provenance())
 
 
@@ -228,7 +228,7 @@ class TrackJob:
         elif len(names) in (1, 2):
             number = len(names) - 1
         else:
-            raise InferenceError(
+            raise InputError(
                 f"{ready.name} has {len(names)} outputs; name the one whose track is wanted: "
                 f"{', '.join(names[:20])}"
             )

@@ -13,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from megabase.errors import InputError
+from megabase.evaluate.batching import run_batched
+from megabase.evaluate.given import codes_of
+from megabase.evaluate.stitching import Span, Stitch, plan_windows
 from megabase.genome.alphabet import BASE_BITS, PAD, reverse_complement
 from megabase.genome.interval import one_based
-from megabase.inference.batching import run_batched
-from megabase.inference.errors import InferenceError
-from megabase.inference.given import codes_of
-from megabase.inference.loading import load
-from megabase.inference.model import ModelSpec, inference_mode
-from megabase.inference.stitching import Span, Stitch, plan_windows
-from megabase.inference.tokens import TokenBatch
-from megabase.models.finite import require_finite
+from megabase.models.checkpoints.finite import require_finite
+from megabase.models.loading import load
+from megabase.models.scored_model import ModelSpec, inference_mode
+from megabase.models.tokenizers.token_encoder import TokenBatch
 
 __all__ = ["Predictions", "Predictor", "predict"]
 
@@ -115,7 +115,7 @@ class Predictor:
     ) -> None:
         self._loaded = loaded = load(spec, prompt=prompt, device=device)
         if loaded.kind not in ("sequence-classification", "token-classification"):
-            raise InferenceError(
+            raise InputError(
                 f"{loaded.name} is a {loaded.kind} model, which predicts no labels; fine-tune it "
                 "first (megabase finetune), or give it a prompt (megabase prompt)"
             )
@@ -128,7 +128,7 @@ class Predictor:
         self.batch_tokens = batch_tokens
         self.both_strands: bool = loaded.both_strands if both_strands is None else both_strands
         if self.both_strands and self.by_base and not loaded.encoder.per_base:
-            raise InferenceError(
+            raise InputError(
                 f"{self.name} labels tokens of several bases, which do not lie alike on both "
                 "strands; read one strand"
             )
@@ -160,7 +160,7 @@ class Predictor:
 
         Raises
         ------
-        InferenceError
+        InputError
             For a sequence without a base, or longer than the model reads.
         """
         fits = self._loaded.encoder.room(self._loaded.longest)
@@ -171,9 +171,9 @@ class Predictor:
         for number, codes in enumerate(items):
             what = record(number)
             if not len(codes):
-                raise InferenceError(f"{what} has no base; leave it out")
+                raise InputError(f"{what} has no base; leave it out")
             if not fits(codes):
-                raise InferenceError(
+                raise InputError(
                     f"{what} has {len(codes):,} bases, more than {self.name} reads "
                     f"({self._loaded.longest:,} positions); cut it, or predict along it with "
                     "windows (a track)"
@@ -246,7 +246,7 @@ class Predictor:
         overlap
             Bases that neighbouring windows share; half of the window when None.
         stitch
-            Which window answers for a base (:data:`megabase.inference.stitching.Stitch`).
+            Which window answers for a base (:data:`megabase.evaluate.stitching.Stitch`).
 
         Returns
         -------
@@ -255,7 +255,7 @@ class Predictor:
 
         Raises
         ------
-        InferenceError
+        InputError
             For lengths that do not fit.
         """
         spans = self.plan(len(codes), window, overlap, stitch)
@@ -272,19 +272,19 @@ class Predictor:
         """Lay windows over a sequence of so many bases.
 
         Arguments as for :meth:`along`, and the part to answer for
-        (:func:`megabase.inference.stitching.plan_windows`).
+        (:func:`megabase.evaluate.stitching.plan_windows`).
         """
         most = self.longest
         if not self._loaded.encoder.per_base and self.by_base:
-            raise InferenceError(
+            raise InputError(
                 f"{self.name} labels tokens of several bases, not bases; predict whole sequences"
             )
         if window is None:
             window = length if most is None else min(most, length)
         if window < 1:
-            raise InferenceError(f"a window needs 1 base or more, found {window}")
+            raise InputError(f"a window needs 1 base or more, found {window}")
         if most is not None and window > most:
-            raise InferenceError(
+            raise InputError(
                 f"a window of {window:,} bases does not fit {self.name}, which reads {most:,}"
             )
         shared = window // 2 if overlap is None else overlap

@@ -15,26 +15,26 @@ import polars as pl
 from numpy.typing import NDArray
 
 from megabase.data.parquet import read_parquet
+from megabase.data.sources import genome_store
+from megabase.errors import InputError
+from megabase.evaluate.provenance import Provenance
+from megabase.evaluate.score import Strands
 from megabase.genome.alphabet import BASE_BITS, BASES, decode
 from megabase.genome.files import atomic_file
 from megabase.genome.interval import Interval, Strand, one_based
 from megabase.genome.store import GenomeStore
 from megabase.genome.vcf import VcfRecord
-from megabase.inference.alleles import Placement
-from megabase.inference.errors import InferenceError
-from megabase.inference.loading import Loaded, load
-from megabase.inference.model import ModelSpec, choose_device
-from megabase.inference.provenance import Provenance
-from megabase.inference.score import Strands
-from megabase.inference.sources import genome_store
 from megabase.inference.tables import merge_tables, write_table_part
 from megabase.inference.tracks import Run, write_bigwig
-from megabase.inference.variants import (
+from megabase.inference.variants.alleles import Placement
+from megabase.inference.variants.scorer import (
     VariantOptions,
     VariantScorer,
     method_tuple,
     variant_table,
 )
+from megabase.models.loading import Loaded, load
+from megabase.models.scored_model import ModelSpec, choose_device
 from megabase.untrusted import parsing
 
 __all__ = ["Saturation", "SaturationJob", "read_saturation", "saturate", "save_tracks"]
@@ -216,13 +216,13 @@ def read_saturation(path: str | Path) -> Saturation:
 
     Raises
     ------
-    InferenceError
+    InputError
         When the file is something else.
     """
     path = Path(path)
-    with parsing(path, InferenceError, "expected a file that megabase saturate wrote"):
+    with parsing(path, InputError, "expected a file that megabase saturate wrote"):
         if path.suffix.lower() == ".parquet":
-            return _from_table(read_parquet(path, InferenceError))
+            return _from_table(read_parquet(path, InputError))
         with np.load(path) as file:
             scores = {
                 name: file[name]
@@ -288,9 +288,9 @@ def saturate(
 
     Raises
     ------
-    CoordinateError, UnknownContigError
+    GenomeError, UnknownContigError
         When the region is not in the genome.
-    InferenceError, LogProbsError
+    InputError, InputError
         When model, window and methods do not fit.
     """
     options = VariantOptions(window, method_tuple(methods), strands, placement)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import polars as pl
 
-from megabase.inference.errors import InputFileError
+from megabase.data.sources import Sequence
+from megabase.errors import InputError
+from megabase.evaluate.provenance import Provenance
+from megabase.evaluate.score import ScoreOptions, score_table
 from megabase.inference.input_stream import SequenceInput
-from megabase.inference.loading import load
-from megabase.inference.model import choose_device
-from megabase.inference.provenance import Provenance
-from megabase.inference.score import ScoreOptions, score_table
-from megabase.inference.sources import Sequence
 from megabase.inference.tables import merge_tables, write_table_part
+from megabase.models.loading import load
+from megabase.models.scored_model import choose_device
 
 __all__ = ["ScoreJob"]
 
@@ -90,5 +90,5 @@ class ScoreJob:
     def merge(self, parts: list[Path], target: Path) -> None:
         """Write the table."""
         if not parts:
-            raise InputFileError(f"{self.source.path} holds nothing to score")
+            raise InputError(f"{self.source.path} holds nothing to score")
         merge_tables(parts, target, self.provenance())

@@ -8,10 +8,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from megabase.errors import MissingDependencyError
+from megabase.errors import InputError, MissingDependencyError
+from megabase.evaluate.given import codes_of
 from megabase.inference.embedding import Embedder
-from megabase.inference.errors import InferenceError
-from megabase.inference.given import codes_of
 
 try:
     from sklearn.base import BaseEstimator, TransformerMixin
@@ -97,13 +96,13 @@ class SequenceEmbedder(TransformerMixin, BaseEstimator):
 
         Raises
         ------
-        InferenceError
+        InputError
             When an item is no text, has no base, or is too long.
         """
         texts: list[str | bytes] = []
         for number, item in enumerate(np.asarray(X, dtype=object).ravel().tolist()):
             if not isinstance(item, (str, bytes)):
-                raise InferenceError(
+                raise InputError(
                     f"item {number} is {type(item).__name__}, expected DNA letters as text"
                 )
             texts.append(item)

@@ -21,12 +21,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from megabase.errors import MegabaseError, ResumableError
-from megabase.genome.errors import InputWarning
+from megabase.errors import InputError, InputWarning, MegabaseError, ResumableError
+from megabase.evaluate.provenance import Provenance
 from megabase.genome.files import is_stream, writing
-from megabase.inference.errors import InferenceError
 from megabase.inference.parts import PartFolder
-from megabase.inference.provenance import Provenance
 
 __all__ = ["Job", "Progress", "default_workers", "run_job"]
 
@@ -128,11 +126,11 @@ def run_job(
     """
     target = Path(target)
     if workers is not None and workers < 1:
-        raise InferenceError(f"the number of workers must be 1 or more, found {workers}")
+        raise InputError(f"the number of workers must be 1 or more, found {workers}")
     if threads < 1:
-        raise InferenceError(f"the number of threads must be 1 or more, found {threads}")
+        raise InputError(f"the number of threads must be 1 or more, found {threads}")
     if device is not None:
-        from megabase.inference.model import choose_device
+        from megabase.models.scored_model import choose_device
 
         choose_device(device)  # refuses one that is not there, before any work
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -187,7 +185,7 @@ def _work(
     progress: Progress | None = None,
 ) -> int:
     """Compute the chunks of one process; give the number of all chunks."""
-    from megabase.inference.model import threads
+    from megabase.models.scored_model import threads
 
     compute: Callable[[Any], Any] | None = None
     number, done = -1, 0
@@ -298,7 +296,7 @@ def _spawn(
 def _failure(folder: PartFolder, rank: int, status: int | None, failed: Any) -> MegabaseError:
     if not failed.empty():
         resumable, text = failed.get()
-        return ResumableError(text) if resumable else InferenceError(text)
+        return ResumableError(text) if resumable else InputError(text)
     return ResumableError(
         f"worker {rank} ended with status {status}; the finished parts are kept in {folder.path}, "
         "continue with resume=True"
@@ -321,7 +319,7 @@ def _torchrun(
     started = f"started-{run_id}"
     local = _worker_device(device, int(os.environ.get("LOCAL_RANK", rank)))
     if is_stream(target):
-        raise InferenceError(f"{target}: the processes of torchrun need a file to write to")
+        raise InputError(f"{target}: the processes of torchrun need a file to write to")
 
     def share(folder: PartFolder) -> int:
         return _work(job, folder, rank, world, local, thread_count, progress if not rank else None)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import polars as pl
 
-from megabase.inference.errors import OutputError
-from megabase.inference.provenance import Provenance
+from megabase.errors import OutputError
+from megabase.evaluate.provenance import Provenance
 
 __all__ = ["TABLE_SUFFIXES", "merge_tables", "require_table_suffix", "write_table_part"]
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megabase.errors import MissingDependencyError
+from megabase.errors import MissingDependencyError, OutputError
 from megabase.genome.files import writing
-from megabase.inference.errors import OutputError
 
 __all__ = ["Call", "Run", "call_stretches", "require_bigwig", "runs_of", "write_bigwig"]
 

@@ -178,7 +178,7 @@ class HyenaOperator(nn.Module):
 
         Raises
         ------
-        SequenceTooLongError
+        InputError
             When the input is longer than ``l_max``.
         """
         k_ODM, skips = self.filters(x_BLD.shape[1])

@@ -14,35 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from megabase.errors import MegabaseError
+from megabase.errors import MegabaseError, sequence_too_long
 from megabase.layers.linear import present, untouched
 from megabase.ops.implicit_filter import implicit_filter
 from megabase.ops.long_conv.fft import without_autocast
 
-__all__ = ["ExponentialWindow", "HyenaFilter", "PositionalFeatures", "SequenceTooLongError", "Sine"]
-
-
-class SequenceTooLongError(MegabaseError):
-    """An input is longer than the model can take.
-
-    Parameters
-    ----------
-    length
-        Positions of the input.
-    longest
-        Longest input of the model.
-    setting
-        Name of the setting that limits it.
-    """
-
-    def __init__(self, length: int, longest: int, setting: str) -> None:
-        self.length = length
-        self.longest = longest
-        super().__init__(
-            f"the input has {length:,} positions, but the model takes at most {longest:,} "
-            f"({setting}); cut the input into windows of at most {longest:,}, or use a model "
-            f"with a larger {setting} (it is part of the weights: it cannot be raised afterwards)"
-        )
+__all__ = ["ExponentialWindow", "HyenaFilter", "PositionalFeatures", "Sine"]
 
 
 class Sine(nn.Module):
@@ -276,11 +253,11 @@ class HyenaFilter(nn.Module):
 
         Raises
         ------
-        SequenceTooLongError
+        InputError
             When `length` is over ``l_max``.
         """
         if length > self.l_max:
-            raise SequenceTooLongError(length, self.l_max, "max_seq_len")
+            raise sequence_too_long(length, self.l_max, "max_seq_len")
         with without_autocast(self.bias):
             # A copy: libraries may take the parameter itself away after the call.
             skip_C = self.bias.clone() if self.use_bias else None

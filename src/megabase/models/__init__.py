@@ -16,35 +16,33 @@ from typing import TYPE_CHECKING, Any
 from megabase.models.families import register
 
 if TYPE_CHECKING:
+    from megabase.models.adapt.prompt_files import load_prompt, save_prompt
+    from megabase.models.adapt.prompt_spec import PromptSpec
+    from megabase.models.adapt.prompting import PromptedModel
     from megabase.models.auto import load_config, load_model, load_tokenizer, resolve_model
-    from megabase.models.checkpoints import CheckpointError, LoadReport, read_weights
+    from megabase.models.checkpoints.reader import LoadReport, read_weights
     from megabase.models.presets import PRESETS, Preset, find_preset
-    from megabase.models.prompt_files import load_prompt, save_prompt
-    from megabase.models.prompt_spec import PromptSpec
-    from megabase.models.prompting import PromptedModel
-    from megabase.models.tokenization import DNATokenizer
+    from megabase.models.tokenizers.character import DNATokenizer
 
 _HOME = {
-    "CheckpointError": "checkpoints",
-    "DNATokenizer": "tokenization",
-    "LoadReport": "checkpoints",
-    "PRESETS": "presets",
-    "Preset": "presets",
-    "PromptSpec": "prompt_spec",
-    "PromptedModel": "prompting",
-    "find_preset": "presets",
-    "load_config": "auto",
-    "load_model": "auto",
-    "load_prompt": "prompt_files",
-    "load_tokenizer": "auto",
-    "read_weights": "checkpoints",
-    "resolve_model": "auto",
-    "save_prompt": "prompt_files",
+    "DNATokenizer": ".tokenizers.character",
+    "LoadReport": ".checkpoints.reader",
+    "PRESETS": ".presets",
+    "Preset": ".presets",
+    "PromptSpec": ".adapt.prompt_spec",
+    "PromptedModel": ".adapt.prompting",
+    "find_preset": ".presets",
+    "load_config": ".auto",
+    "load_model": ".auto",
+    "load_prompt": ".adapt.prompt_files",
+    "load_tokenizer": ".auto",
+    "read_weights": ".checkpoints.reader",
+    "resolve_model": ".auto",
+    "save_prompt": ".adapt.prompt_files",
 }
 
 __all__ = [
     "PRESETS",
-    "CheckpointError",
     "DNATokenizer",
     "LoadReport",
     "Preset",
@@ -65,7 +63,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(_HOME[name], __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -17,20 +17,18 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from megabase.errors import MegabaseError
-from megabase.models.checkpoints import CheckpointError, LoadReport, read_weights
-from megabase.models.config_file import read_config
+from megabase.errors import CheckpointError, ModelError
+from megabase.models.checkpoints.config_file import read_config
+from megabase.models.checkpoints.finite import require_finite_weights
+from megabase.models.checkpoints.reader import LoadReport, read_weights
 from megabase.models.dnabert.convert import is_dnabert_folder
 from megabase.models.dnabert.convert import load_tokenizer as load_dnabert_tokenizer
 from megabase.models.families import FAMILIES, KINDS, family_of
-from megabase.models.finite import require_finite_weights
 from megabase.models.presets import PRESETS
 from megabase.untrusted import parsing, read_json, shown
 
 __all__ = [
     "DEFAULT_MODEL",
-    "ModelKindError",
-    "ModelNotFoundError",
     "find_checkpoint",
     "find_kind",
     "load_config",
@@ -46,14 +44,6 @@ _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")
 _CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.ckpt", "*.bin")
 _CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
-
-
-class ModelNotFoundError(MegabaseError):
-    """A name is no model folder, no training run and no Hub repository."""
-
-
-class ModelKindError(MegabaseError):
-    """A model is not of the family, or has not the head, that is asked for."""
 
 
 def resolve_model(spec: str | Path | None = None) -> Path:
@@ -73,22 +63,20 @@ def resolve_model(spec: str | Path | None = None) -> Path:
 
     Raises
     ------
-    ModelNotFoundError
+    ModelError
         When there is no such model; the message says what was found instead.
     """
     if spec is None:
         if not (DEFAULT_MODEL / "config.json").is_file():
-            raise ModelNotFoundError(
+            raise ModelError(
                 "this installation has no packaged default model; name a model folder, "
                 "a run folder or a Hub repository"
             )
         return DEFAULT_MODEL
     if not isinstance(spec, (str, os.PathLike)):
-        raise ModelNotFoundError(
-            f"a model is a folder, a name, or a module; found {type(spec).__name__}"
-        )
+        raise ModelError(f"a model is a folder, a name, or a module; found {type(spec).__name__}")
     path = Path(spec).expanduser()
-    with parsing(shown(str(spec)), ModelNotFoundError, "expected a model"):
+    with parsing(shown(str(spec)), ModelError, "expected a model"):
         is_folder = path.is_dir()  # an OSError for a name longer than names can be
     if is_folder:
         return _folder(path)
@@ -98,14 +86,14 @@ def resolve_model(spec: str | Path | None = None) -> Path:
         hint = ""
         if path.suffix in _CHECKPOINT_SUFFIXES:
             hint = f"; make one of it with: megabase convert {path} FOLDER"
-        raise ModelNotFoundError(f"{path}: is a file; expected a model folder{hint}")
+        raise ModelError(f"{path}: is a file; expected a model folder{hint}")
     name = str(spec)
     preset = PRESETS.get(name)
     if preset is not None and preset.hub:
         return _folder(_fetch(preset.hub))
     if isinstance(spec, str) and _HUB_NAME.match(name) and not Path(name.split("/")[0]).is_dir():
         return _folder(_fetch(name))
-    raise ModelNotFoundError(
+    raise ModelError(
         f"{name}: there is no such folder, and it is no preset (megabase info --presets) "
         "and no Hub repository (owner/name)"
     )
@@ -118,18 +106,18 @@ def _folder(path: Path) -> Path:
         if (path / link / "config.json").is_file():
             return (path / link).resolve()
     if any((place / "prompt.json").is_file() for place in (path, path / "prompt", path / "last")):
-        raise ModelNotFoundError(
+        raise ModelError(
             f"{path}: holds a soft prompt and no model; name the model that it was made for, and "
             f"the prompt beside it (megabase predict MODEL FILE --prompt {path})"
         )
     if (path / "checkpoints").is_dir():
-        raise ModelNotFoundError(
+        raise ModelError(
             f"{path}: is a training run without a finished checkpoint; "
             "continue it as it was begun, with resume=True"
         )
     weights = sorted(file.name for file in path.iterdir() if file.suffix in _CHECKPOINT_SUFFIXES)
     hint = f"; make one of {weights[0]} with: megabase convert {path} FOLDER" if weights else ""
-    raise ModelNotFoundError(f"{path}: has no config.json, so it is no model folder{hint}")
+    raise ModelError(f"{path}: has no config.json, so it is no model folder{hint}")
 
 
 def _fetch(repository: str, patterns: Sequence[str] = _HUB_FILES) -> Path:
@@ -140,7 +128,7 @@ def _fetch(repository: str, patterns: Sequence[str] = _HUB_FILES) -> Path:
         folder = Path(snapshot_download(repository, allow_patterns=list(patterns)))
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelNotFoundError(
+        raise ModelError(
             f"{repository}: is no local folder, and cannot be fetched from the Hub ({reason})"
         ) from error
     return folder
@@ -161,7 +149,7 @@ def find_checkpoint(spec: str | Path) -> Path:
 
     Raises
     ------
-    ModelNotFoundError
+    ModelError
         When there is none.
     """
     path = Path(spec).expanduser()
@@ -171,7 +159,7 @@ def find_checkpoint(spec: str | Path) -> Path:
     name = preset.checkpoint if preset is not None else str(spec)
     if name and _HUB_NAME.match(name) and not Path(name.split("/")[0]).is_dir():
         return _fetch(name, _CHECKPOINT_FILES)
-    raise ModelNotFoundError(f"{spec}: there is no such file, folder, preset or Hub repository")
+    raise ModelError(f"{spec}: there is no such file, folder, preset or Hub repository")
 
 
 def load_config(spec: str | Path | None = None) -> PreTrainedConfig:
@@ -189,9 +177,9 @@ def load_config(spec: str | Path | None = None) -> PreTrainedConfig:
 
     Raises
     ------
-    ModelNotFoundError
+    ModelError
         When there is no such model.
-    ModelKindError
+    ModelError
         When it is of a family that megabase does not have, or its configuration is damaged.
     """
     return _config(resolve_model(spec))
@@ -199,7 +187,7 @@ def load_config(spec: str | Path | None = None) -> PreTrainedConfig:
 
 def _config(path: Path) -> PreTrainedConfig:
     file = path / "config.json"
-    content = read_config(file, ModelKindError)
+    content = read_config(file, ModelError)
     model_type = content.get("model_type")
     if model_type == "bert" and is_dnabert_folder(path):
         # The published folders call themselves just "bert"; the vocabulary tells.
@@ -212,10 +200,10 @@ def _config(path: Path) -> PreTrainedConfig:
         hint = ""
         if model_type is None and "d_model" in content:
             hint = "; a published checkpoint becomes a model folder with: megabase convert"
-        raise ModelKindError(
+        raise ModelError(
             f"{file}: model_type is {shown(model_type)}; expected one of {', '.join(known)}{hint}"
         )
-    with parsing(file, ModelKindError, "the settings of a model are expected"):
+    with parsing(file, ModelError, "the settings of a model are expected"):
         config = family.config_class().from_dict(content)
         config.name_or_path = str(path)
     return config
@@ -244,7 +232,7 @@ def find_kind(
 
     Raises
     ------
-    ModelKindError
+    ModelError
         When the family has no such class.
     """
     family = family_of(config.model_type)
@@ -254,9 +242,9 @@ def find_kind(
         known = (by_name[name] for name in config.architectures or [] if name in by_name)
         kind = next(known, next(iter(classes), "base"))
     if kind not in KINDS:
-        raise ModelKindError(f"kind is one of {', '.join(KINDS)}, not {kind!r}")
+        raise ModelError(f"kind is one of {', '.join(KINDS)}, not {kind!r}")
     if kind not in classes:
-        raise ModelKindError(
+        raise ModelError(
             f"{path}: is a {config.model_type} model, which cannot be loaded as {kind}; "
             f"it has {', '.join(classes)}"
         )
@@ -297,9 +285,9 @@ def load_model(
 
     Raises
     ------
-    ModelNotFoundError
+    ModelError
         When there is no such model.
-    ModelKindError
+    ModelError
         When it is of another family, or has no such head.
     CheckpointError
         Naming every missing, unexpected and mis-shaped tensor.
@@ -384,7 +372,7 @@ def _check(model: PreTrainedModel, kind: str, info: Any, path: Path, new_head: b
     head = [name for name in missing if is_head(name)]
     if head and not new_head:
         others = [name for name in unexpected if not name.startswith(prefix)]
-        raise ModelKindError(
+        raise ModelError(
             f"{path}: has no {kind} head (missing: {', '.join(head)}"
             + (f"; it has {', '.join(others)}" if others else "")
             + "); load it as another kind, or give it a new head to train (new_head=True)"
@@ -420,15 +408,15 @@ def load_tokenizer(spec: str | Path | None = None) -> Any:
 
     Raises
     ------
-    ModelNotFoundError
+    ModelError
         When there is no such model.
-    ModelKindError
+    ModelError
         When it is of a family that megabase does not have.
     """
     path = resolve_model(spec)
     config = _config(path)
     if config.model_type == "dnabert":
-        with parsing(path / "vocab.txt", ModelKindError):
+        with parsing(path / "vocab.txt", ModelError):
             return load_dnabert_tokenizer(path)
     family = family_of(config.model_type)
     usual = family.tokenizer_classes()[0] if family else None
@@ -450,21 +438,21 @@ def read_tokenizer(folder: Path, usual: Any = None, longest: int | None = None) 
 
     Raises
     ------
-    ModelKindError
+    ModelError
         When the folder names another class, or its files are damaged.
     """
     file = folder / "tokenizer_config.json"
-    said = read_json(file, ModelKindError) if file.is_file() else {}
+    said = read_json(file, ModelError) if file.is_file() else {}
     ours = {kind.__name__: kind for family in FAMILIES for kind in family.tokenizer_classes()}
     name = said.get("tokenizer_class")
     # A name and nothing else: auto_map, which names code of the folder, is not followed.
     tokenizer_class = usual if name is None else ours.get(name) if isinstance(name, str) else None
     if tokenizer_class is None:
-        raise ModelKindError(
+        raise ModelError(
             f"{file}: tokenizer_class is {shown(name)}; expected one of {', '.join(ours)}"
         )
     extra = {} if said else {"model_max_length": longest}
-    with parsing(file, ModelKindError, "the files of a tokenizer are expected"):
+    with parsing(file, ModelError, "the files of a tokenizer are expected"):
         tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True, **extra)
         tokenizer.get_vocab()
         tokenizer("ACGT")  # some damage shows in use alone

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from megabase.errors import ConfigError
 from megabase.layers.backbone import Backbone
-from megabase.models.validation import ModelConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,12 +25,12 @@ def checkpoint_activations(model: PreTrainedModel, stretch: int = 1) -> None:
 
     Raises
     ------
-    ModelConfigError
+    ConfigError
         When the family has no stretches and `stretch` is above 1.
     """
     backbones = [module for module in model.modules() if isinstance(module, Backbone)]
     if stretch != 1 and not backbones:
-        raise ModelConfigError(
+        raise ConfigError(
             f"{type(model).__name__} cannot checkpoint in stretches of {stretch} blocks, only "
             "HyenaDNA and GPT can; leave checkpointing_stretch at 1"
         )

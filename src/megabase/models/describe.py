@@ -8,14 +8,8 @@ from typing import Any
 
 import torch
 
-from megabase.models.auto import (
-    ModelKindError,
-    find_kind,
-    load_config,
-    load_tokenizer,
-    resolve_model,
-)
-from megabase.models.checkpoints import CheckpointError
+from megabase.errors import CheckpointError, ModelError
+from megabase.models.auto import find_kind, load_config, load_tokenizer, resolve_model
 from megabase.models.families import family_of
 from megabase.untrusted import parsing, read_json, recognise
 
@@ -77,15 +71,15 @@ def describe(spec: str | Path | None = None) -> ModelDescription:
 
     Raises
     ------
-    ModelNotFoundError
+    ModelError
         When there is no such model.
-    ModelKindError
+    ModelError
         When it is of a family that megabase does not have.
     """
     path = resolve_model(spec)
     config = load_config(path)
     kind, model_class = find_kind(path, config)
-    with parsing(path / "config.json", ModelKindError), torch.device("meta"):
+    with parsing(path / "config.json", ModelError), torch.device("meta"):
         model = model_class(config)
     weights = [file for file in path.iterdir() if file.suffix in _WEIGHT_SUFFIXES]
     for file in weights:
@@ -112,7 +106,7 @@ def describe(spec: str | Path | None = None) -> ModelDescription:
         labels=tuple(names[index] for index in sorted(names)),
         tokenizer=_tokenizer(path),
         settings=_own_settings(config),
-        source=read_json(record, ModelKindError) if record.is_file() else None,
+        source=read_json(record, ModelError) if record.is_file() else None,
     )
 
 

@@ -44,8 +44,8 @@ _AUTO_CLASSES: dict[str, tuple[str, Any]] = {
 KINDS: tuple[str, ...] = tuple(_AUTO_CLASSES)
 """What a model is for: the names of the heads, and ``base`` for none."""
 
-_CHARACTERS = "megabase.models.tokenization:DNATokenizer"
-_KMERS = "megabase.models.kmer_tokenization:KmerTokenizer"
+_CHARACTERS = "megabase.models.tokenizers.character:DNATokenizer"
+_KMERS = "megabase.models.tokenizers.kmer_tokens:KmerTokenizer"
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,16 @@ class Family:
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("hyenadna", (_CHARACTERS, "megabase.models.tokenization:HyenaDNATokenizer", _KMERS)),
+    Family(
+        "hyenadna", (_CHARACTERS, "megabase.models.tokenizers.character:HyenaDNATokenizer", _KMERS)
+    ),
     Family("gpt", (_CHARACTERS, _KMERS)),
     Family("mamba"),
-    Family("caduceus", (_CHARACTERS, "megabase.models.tokenization:CaduceusTokenizer")),
+    Family("caduceus", (_CHARACTERS, "megabase.models.tokenizers.character:CaduceusTokenizer")),
     Family("cnn", (_CHARACTERS, "megabase.models.cnn.tokenization:LetterTokenizer")),
     Family("deepsea"),
     Family("dnabert", ("megabase.models.dnabert.tokenization:DNABERTTokenizer",)),
-    Family("bigbird", (_CHARACTERS, "megabase.models.bpe_tokenization:BPETokenizer")),
+    Family("bigbird", (_CHARACTERS, "megabase.models.tokenizers.bpe:BPETokenizer")),
 )
 
 

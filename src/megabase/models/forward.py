@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput, TransformersKwargs
 
-from megabase.models.validation import ModelConfigError
+from megabase.errors import ConfigError
 
 __all__ = [
     "IGNORE_INDEX",
@@ -85,7 +85,7 @@ def refuse_rest(model: nn.Module, rest: dict[str, Any], allowed: Iterable[str] =
 
     Raises
     ------
-    ModelConfigError
+    ConfigError
         Naming the first argument that is unknown, or asks for what the family does not have.
     """
     for name, value in rest.items():
@@ -94,7 +94,7 @@ def refuse_rest(model: nn.Module, rest: dict[str, Any], allowed: Iterable[str] =
         kind = type(model).__name__
         if name not in _STANDARD:
             taken = [p for p in inspect.signature(model.forward).parameters if p != "rest"]
-            raise ModelConfigError(
+            raise ConfigError(
                 f"{kind} has no argument {name!r}; its forward pass takes {', '.join(taken)}"
             )
         # is_causal=False asks for something; the others do not when they are false.
@@ -102,7 +102,7 @@ def refuse_rest(model: nn.Module, rest: dict[str, Any], allowed: Iterable[str] =
             name != "is_causal" and type(value) in (bool, int) and not value
         )
         if not asks_nothing:
-            raise ModelConfigError(
+            raise ConfigError(
                 f"{kind} cannot honor {name}: it has nothing of the kind; leave the argument out"
             )
 
@@ -127,7 +127,7 @@ def loss_options(
 
     Raises
     ------
-    ModelConfigError
+    ConfigError
         As :func:`refuse_rest`.
     """
     if not rest:
@@ -286,12 +286,12 @@ def given_once(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor
 
     Raises
     ------
-    ModelConfigError
+    ConfigError
         When not exactly one is.
     """
     given = input_ids if input_ids is not None else inputs_embeds
     if given is None or (input_ids is not None and inputs_embeds is not None):
-        raise ModelConfigError("give exactly one of input_ids and inputs_embeds")
+        raise ConfigError("give exactly one of input_ids and inputs_embeds")
     return given
 
 
@@ -329,7 +329,7 @@ def library_arguments(model: nn.Module, own: type[nn.Module], rest: dict[str, An
 
     Raises
     ------
-    ModelConfigError
+    ConfigError
         As :func:`refuse_rest`.
     """
     taken = set(inspect.signature(own.forward).parameters)

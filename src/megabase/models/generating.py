@@ -12,8 +12,8 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
-from megabase.models.validation import ModelConfigError
-from megabase.models.vocabulary import VOCABULARY
+from megabase.errors import ConfigError
+from megabase.models.tokenizers.vocabulary import VOCABULARY
 
 __all__ = ["LetterGenerationMixin"]
 
@@ -39,7 +39,7 @@ class LetterGenerationMixin(GenerationMixin):
 
         Raises
         ------
-        ModelConfigError
+        ConfigError
             When only some prompts of a batch end with the end token, or a prompt is nothing else.
         """
         model: Any = self
@@ -48,7 +48,7 @@ class LetterGenerationMixin(GenerationMixin):
         if prompt is not None and end is not None:
             ends = prompt[:, -1] == end
             if bool(ends.any()) and (not bool(ends.all()) or prompt.shape[1] == 1):
-                raise ModelConfigError(
+                raise ConfigError(
                     "some prompts end with the end token and others do not, or a prompt holds no "
                     "letter; tokenize them with add_special_tokens=False and left padding"
                 )

@@ -18,19 +18,13 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
+from megabase.errors import ConfigError, sequence_too_long
 from megabase.layers.attention import SelfAttention
 from megabase.layers.backbone import Backbone, Block
-from megabase.layers.hyena_filter import (
-    ExponentialWindow,
-    HyenaFilter,
-    PositionalFeatures,
-    SequenceTooLongError,
-    Sine,
-)
+from megabase.layers.hyena_filter import ExponentialWindow, HyenaFilter, PositionalFeatures, Sine
 from megabase.layers.linear import ResidualLinear, can_read
+from megabase.models.checkpoints.shared_tensors import SharedTensors
 from megabase.models.forward import collects, finish, given_once, refuse_rest
-from megabase.models.shared_tensors import SharedTensors
-from megabase.models.validation import ModelConfigError
 
 __all__ = ["ShellBlock", "ShellModel", "ShellPreTrainedModel"]
 
@@ -132,11 +126,11 @@ class ShellPreTrainedModel(  # pyright: ignore[reportIncompatibleVariableOverrid
 
         Raises
         ------
-        ModelConfigError
+        ConfigError
             When `decay` is unknown.
         """
         if decay not in ("published", "standard"):
-            raise ModelConfigError(f"decay must be published or standard, found {decay!r}")
+            raise ConfigError(f"decay must be published or standard, found {decay!r}")
         members: dict[str, list[nn.Parameter]] = {
             "decayed": [],
             "not_decayed": [],
@@ -228,16 +222,16 @@ class ShellModel(ShellPreTrainedModel):
 
         Raises
         ------
-        SequenceTooLongError
+        InputError
             When the input is longer than ``config.max_length``.
-        ModelConfigError
+        ConfigError
             When not exactly one of `input_ids` and `inputs_embeds` is given, or for an argument
             that the model cannot honor: attention weights where no block attends.
         """
         refuse_rest(self, rest)
         given = given_once(input_ids, inputs_embeds)
         if given.shape[1] > self.config.max_length:
-            raise SequenceTooLongError(
+            raise sequence_too_long(
                 given.shape[1], self.config.max_length, self.config.length_setting
             )
         collect = collects(self.config, output_hidden_states)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from megabase.errors import CheckpointError
 from megabase.layers.linear import can_read
 from megabase.layers.mamba import MambaMixer
 from megabase.layers.norms import RMSNorm
 from megabase.layers.rcps import RCPSEmbedding, RCPSHead
-from megabase.models.checkpoints import CheckpointError
-from megabase.models.shared_tensors import SharedTensors
+from megabase.models.checkpoints.shared_tensors import SharedTensors
 from megabase.models.state_space_settings import MixerSettings, StateSpaceConfig
 
 __all__ = [

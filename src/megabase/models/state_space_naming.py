@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megabase.models.checkpoints import CheckpointError, Weights, compare_shapes
+from megabase.errors import CheckpointError
+from megabase.models.checkpoints.reader import Weights, compare_shapes
 from megabase.models.state_space import StateSpacePreTrainedModel
 from megabase.models.state_space_settings import MixerSettings, StateSpaceConfig
 

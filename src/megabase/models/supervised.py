@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from megabase.errors import MegabaseError
-from megabase.models.validation import ModelConfigError
+from megabase.errors import ConfigError, InputError
 
 __all__ = [
     "ConvertedModel",
-    "InputLengthError",
     "check_length",
     "fit_length",
     "grouped_parameters",
@@ -36,10 +34,6 @@ class ConvertedModel(NamedTuple):
     """What was decided that the files do not say."""
     dropped: tuple[str, ...]
     """Names of the file that are no part of the model."""
-
-
-class InputLengthError(MegabaseError):
-    """An input is longer than the model reads."""
 
 
 def refuse_other_family(
@@ -63,12 +57,12 @@ def refuse_other_family(
 
     Raises
     ------
-    ModelConfigError
+    ConfigError
         For another ``model_type``.
     """
     found = config.get("model_type", accepted[-1])
     if found not in accepted:
-        raise ModelConfigError(
+        raise ConfigError(
             f"{source} holds a model of the family {found!r}, not a {family}; load it with the "
             "classes of its own family, or with AutoModel, which picks them"
         )
@@ -80,11 +74,11 @@ def check_length(length: int, limit: int, model: str, advice: str) -> None:
 
     Raises
     ------
-    InputLengthError
+    InputError
         With both lengths and what to do.
     """
     if length > limit:
-        raise InputLengthError(
+        raise InputError(
             f"the input has {length:,} tokens, {model} reads {limit:,} at most; {advice}"
         )
 
@@ -130,7 +124,7 @@ def fit_length(
 
     Raises
     ------
-    InputLengthError
+    InputError
         For longer inputs, unless they are to be trimmed.
     """
     batch, given = ids_BL.shape

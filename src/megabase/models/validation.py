@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from megabase.errors import MegabaseError
+from megabase.errors import ConfigError
 
-__all__ = ["ModelConfigError", "Problems"]
-
-
-class ModelConfigError(MegabaseError):
-    """Settings of a model do not make a model; the message lists every problem."""
+__all__ = ["Problems"]
 
 
 class Problems:
@@ -62,8 +58,8 @@ class Problems:
 
         Raises
         ------
-        ModelConfigError
+        ConfigError
             When anything was found.
         """
         if self.found:
-            raise ModelConfigError(f"{self.title}: " + "; ".join(self.found))
+            raise ConfigError(f"{self.title}: " + "; ".join(self.found))

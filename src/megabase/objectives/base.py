@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megabase.data.augment import is_base, is_soft_masked, reverse_complement_codes
-from megabase.errors import MegabaseError
+from megabase.errors import InputError
 from megabase.genome import alphabet
 
 __all__ = [
     "Model",
     "Objective",
-    "ObjectiveError",
     "ObjectiveOutput",
     "code_weights",
     "oriented_codes",
@@ -28,10 +27,6 @@ __all__ = [
 
 _IGNORED = -100
 _FIRST_BASE, _LAST_BASE = alphabet.BASE_TOKEN_IDS[0], alphabet.BASE_TOKEN_IDS[-1]
-
-
-class ObjectiveError(MegabaseError):
-    """An objective's options, or a batch that does not fit it."""
 
 
 class Model(Protocol):
@@ -133,11 +128,11 @@ def score_targets(logits: Tensor, targets: Tensor, weights: Tensor) -> Objective
 
     Raises
     ------
-    ObjectiveError
+    InputError
         When the model gives another number of positions than there are targets.
     """
     if logits.shape[:-1] != targets.shape:
-        raise ObjectiveError(
+        raise InputError(
             f"the model gave logits of shape {tuple(logits.shape)} for targets of shape "
             f"{tuple(targets.shape)}; they must agree in all but the last axis"
         )

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from megabase.data.augment import codes_to_ids
 from megabase.data.vocabulary import N_ID, PAD_ID, SEP_ID
+from megabase.errors import InputError
 from megabase.genome import alphabet
 from megabase.objectives.base import (
     Model,
-    ObjectiveError,
     ObjectiveOutput,
     code_weights,
     oriented_codes,
@@ -47,7 +47,7 @@ class CausalLM:
 
     Raises
     ------
-    ObjectiveError
+    InputError
         For an unknown option or a negative weight.
     """
 
@@ -63,11 +63,11 @@ class CausalLM:
         special_tokens: Literal["none", "published"] = "none",
     ) -> None:
         if special_tokens not in ("none", "published"):
-            raise ObjectiveError(
+            raise InputError(
                 f'special_tokens must be "none" or "published", found {special_tokens!r}'
             )
         if soft_mask_weight < 0:
-            raise ObjectiveError(f"soft_mask_weight must not be negative, found {soft_mask_weight}")
+            raise InputError(f"soft_mask_weight must not be negative, found {soft_mask_weight}")
         self.soft_mask_weight = soft_mask_weight
         self.include_n = include_n
         self.include_padding = include_padding

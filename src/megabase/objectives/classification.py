@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megabase.objectives.base import ObjectiveError
+from megabase.errors import InputError
 
 __all__ = ["LabelledOutput", "SequenceLabels"]
 
@@ -64,17 +64,17 @@ class SequenceLabels:
         double_sigmoid: bool = False,
     ) -> None:
         if kind not in ("classes", "multi_label", "regression"):
-            raise ObjectiveError(f"kind is {kind!r}; expected classes, multi_label or regression")
+            raise InputError(f"kind is {kind!r}; expected classes, multi_label or regression")
         if not 0 <= label_smoothing < 1:
-            raise ObjectiveError(f"label_smoothing is {label_smoothing}; expected 0 to below 1")
+            raise InputError(f"label_smoothing is {label_smoothing}; expected 0 to below 1")
         plain = class_weights is None and not label_smoothing
         if not plain and (kind == "regression" or double_sigmoid):
-            raise ObjectiveError(
+            raise InputError(
                 "class weights and label smoothing are for classes and several labels, not for "
                 "regression or the double sigmoid"
             )
         if double_sigmoid and kind != "classes":
-            raise ObjectiveError("the double sigmoid is a loss of two classes")
+            raise InputError("the double sigmoid is a loss of two classes")
         self.kind = kind
         self.class_weights = None if class_weights is None else torch.tensor(list(class_weights))
         self.label_smoothing = label_smoothing
@@ -85,7 +85,7 @@ class SequenceLabels:
 
         Raises
         ------
-        ObjectiveError
+        InputError
             When the model gives another number of outputs than there are labels or weights.
         """
         inputs: dict[str, Any] = {"input_ids": batch["input_ids"]}
@@ -102,14 +102,14 @@ class SequenceLabels:
         """Take the loss of logits (n, K) against labels (n,) or (n, K)."""
         fits = labels.shape == (logits.shape if labels.ndim == 2 else logits.shape[:1])
         if logits.ndim != 2 or not fits:
-            raise ObjectiveError(
+            raise InputError(
                 f"the model gave outputs of shape {tuple(logits.shape)} for labels of shape "
                 f"{tuple(labels.shape)}"
             )
         weights = self.class_weights
         if weights is not None:
             if len(weights) != logits.shape[1]:
-                raise ObjectiveError(
+                raise InputError(
                     f"{len(weights)} class weights for a model with {logits.shape[1]} outputs"
                 )
             weights = self.class_weights = weights.to(logits)
@@ -131,7 +131,7 @@ class SequenceLabels:
         ones = torch.ones_like(logits[:, 0])
         if self.double_sigmoid:
             if logits.shape[1] != 2:
-                raise ObjectiveError(
+                raise InputError(
                     f"the double sigmoid is a loss of two classes, not of {logits.shape[1]}"
                 )
             answer = torch.sigmoid(logits[:, 1] - logits[:, 0])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megabase.objectives.base import ObjectiveError
+from megabase.errors import InputError
 from megabase.objectives.classification import LabelledOutput
 
 __all__ = ["InContext"]
@@ -27,7 +27,7 @@ class InContext:
         Whether the answers of the examples count too, as in published training, or the question's
         alone.
     prompted
-        Whether the model is a :class:`megabase.models.prompting.PromptedModel`, which is told the
+        Whether the model is a ``PromptedModel``, which is told the
         places, or a language model, whose logits are read there.
 
     Notes
@@ -49,7 +49,7 @@ class InContext:
         prompted: bool = False,
     ) -> None:
         if len(label_ids) < 2 or len(set(label_ids)) != len(label_ids):
-            raise ObjectiveError(f"expected two or more different label tokens, found {label_ids}")
+            raise InputError(f"expected two or more different label tokens, found {label_ids}")
         self.label_ids = tuple(label_ids)
         self.restricted = restricted
         self.every_answer = every_answer

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from megabase.data.augment import codes_to_ids, is_base
 from megabase.data.vocabulary import MASK_ID, N_ID, PAD_ID, VOCABULARY_SIZE
+from megabase.errors import InputError
 from megabase.genome import alphabet
 from megabase.objectives.base import (
     Model,
-    ObjectiveError,
     ObjectiveOutput,
     code_weights,
     oriented_codes,
@@ -90,7 +90,7 @@ class MaskedLM:
 
     Raises
     ------
-    ObjectiveError
+    InputError
         For shares that are no shares.
     """
 
@@ -107,18 +107,16 @@ class MaskedLM:
         n_as_padding: bool = False,
     ) -> None:
         if not 0 < probability <= 1:
-            raise ObjectiveError(f"probability must lie in (0, 1], found {probability}")
+            raise InputError(f"probability must lie in (0, 1], found {probability}")
         if masked < 0 or replaced < 0 or masked + replaced > 1 + 1e-9:
-            raise ObjectiveError(
+            raise InputError(
                 "masked and replaced are shares of the picked positions: neither may be negative, "
                 f"nor their sum above 1; found {masked} and {replaced}"
             )
         if soft_mask_weight < 0:
-            raise ObjectiveError(f"soft_mask_weight must not be negative, found {soft_mask_weight}")
+            raise InputError(f"soft_mask_weight must not be negative, found {soft_mask_weight}")
         if replacements not in ("bases", "published"):
-            raise ObjectiveError(
-                f'replacements must be "bases" or "published", found {replacements!r}'
-            )
+            raise InputError(f'replacements must be "bases" or "published", found {replacements!r}')
         self.probability = probability
         self.masked = masked
         self.replaced = replaced

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megabase.data.base_labels import IGNORED
-from megabase.objectives.base import ObjectiveError
+from megabase.errors import InputError
 
 __all__ = [
     "SCORE_BINS",
@@ -79,7 +79,7 @@ class NucleotideLabels:
         tabulate: bool = False,
     ) -> None:
         if not 0 <= label_smoothing < 1:
-            raise ObjectiveError(f"label_smoothing is {label_smoothing}; expected 0 to below 1")
+            raise InputError(f"label_smoothing is {label_smoothing}; expected 0 to below 1")
         self.class_weights = None if class_weights is None else torch.tensor(list(class_weights))
         self.label_smoothing = label_smoothing
         self.tabulate = tabulate
@@ -89,7 +89,7 @@ class NucleotideLabels:
 
         Raises
         ------
-        ObjectiveError
+        InputError
             When the model gives another number of positions or classes than there are labels or
             weights.
         """
@@ -107,14 +107,14 @@ class NucleotideLabels:
     def compare(self, logits: Tensor, labels: Tensor) -> NucleotideOutput:
         """Take the loss of logits (n, length, K) against labels (n, length)."""
         if logits.ndim != 3 or logits.shape[:2] != labels.shape:
-            raise ObjectiveError(
+            raise InputError(
                 f"the model gave outputs of shape {tuple(logits.shape)} for labels of shape "
                 f"{tuple(labels.shape)}; every base needs one answer"
             )
         weights = self.class_weights
         if weights is not None:
             if len(weights) != logits.shape[2]:
-                raise ObjectiveError(
+                raise InputError(
                     f"{len(weights)} class weights for a model with {logits.shape[2]} classes"
                 )
             weights = self.class_weights = weights.to(logits)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megabase.objectives.base import ObjectiveError
+from megabase.errors import InputError
 from megabase.objectives.classification import LabelledOutput
 
 __all__ = ["LabelTokens", "strict_accuracy"]
@@ -30,7 +30,7 @@ class LabelTokens:
 
     Notes
     -----
-    Called with a :class:`megabase.models.prompting.PromptedModel` (anything whose output has
+    Called with a :class:`megabase.models.adapt.prompting.PromptedModel` (anything whose output has
     ``token_logits``, one row for each sequence) and a batch of ``input_ids``, ``labels`` and maybe
     ``attention_mask``. With twice as many sequences as labels, the second half are the reverse
     complements, and the logits are averaged. ``outputs`` are the logits of all tokens.
@@ -45,7 +45,7 @@ class LabelTokens:
 
     def __init__(self, label_ids: Sequence[int], *, restricted: bool = False) -> None:
         if len(label_ids) < 2 or len(set(label_ids)) != len(label_ids):
-            raise ObjectiveError(f"expected two or more different label tokens, found {label_ids}")
+            raise InputError(f"expected two or more different label tokens, found {label_ids}")
         self.label_ids = tuple(label_ids)
         self.restricted = restricted
 
@@ -63,7 +63,7 @@ class LabelTokens:
     def compare(self, logits: Tensor, labels: Tensor) -> LabelledOutput:
         """Take the loss of token logits (n, vocabulary) against class numbers (n,)."""
         if logits.ndim != 2 or logits.shape[0] != labels.shape[0]:
-            raise ObjectiveError(
+            raise InputError(
                 f"the model gave token logits of shape {tuple(logits.shape)} for "
                 f"{labels.shape[0]} labels"
             )

@@ -15,13 +15,12 @@ from contextlib import contextmanager
 
 import torch
 
-from megabase.errors import MegabaseError
+from megabase.errors import OperatorError
 from megabase.ops import kernels
 
 __all__ = [
     "BACKENDS",
     "ENVIRONMENT_VARIABLE",
-    "BackendError",
     "active",
     "override",
     "use_kernels",
@@ -38,18 +37,14 @@ ENVIRONMENT_VARIABLE = "MEGABASE_BACKEND"
 _overrides: list[str] = []
 
 
-class BackendError(MegabaseError):
-    """An operator implementation was asked for that does not exist, or is not installed."""
-
-
 def _checked(name: str, where: str) -> str:
     if name not in BACKENDS:
-        raise BackendError(
+        raise OperatorError(
             f"{where}: expected one of {', '.join(BACKENDS)}, found {name!r}; "
             "choose one of them, or leave it out for the best that is there"
         )
     if name == "kernels" and (why := kernels.why_missing()) is not None:
-        raise BackendError(f"{where}: kernels were asked for, but {why}")
+        raise OperatorError(f"{where}: kernels were asked for, but {why}")
     return name
 
 
@@ -63,7 +58,7 @@ def active() -> str:
 
     Raises
     ------
-    BackendError
+    OperatorError
         When ``MEGABASE_BACKEND`` holds an unknown name, or asks for kernels that are missing.
     """
     if _overrides:
@@ -93,7 +88,7 @@ def override(name: str) -> Iterator[None]:
 
     Raises
     ------
-    BackendError
+    OperatorError
         When the name is unknown, or asks for kernels that are missing.
     """
     _overrides.append(_checked(name, "backend.override"))

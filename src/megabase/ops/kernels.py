@@ -12,11 +12,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from megabase.errors import MegabaseError
+from megabase.errors import OperatorError
 
 __all__ = [
     "INTERFACE",
-    "MissingKernelsError",
     "alike",
     "array",
     "beside",
@@ -28,10 +27,6 @@ __all__ = [
 ]
 
 _Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
-
-
-class MissingKernelsError(MegabaseError):
-    """An operator that exists in C++ only was called, and there are no kernels."""
 
 
 INTERFACE = 5
@@ -67,11 +62,11 @@ def native_package() -> Any:
 
     Raises
     ------
-    MissingKernelsError
+    OperatorError
         When there is none that fits.
     """
     if _package is None:
-        raise MissingKernelsError(f"this operator exists in C++ only, but {_why}")
+        raise OperatorError(f"this operator exists in C++ only, but {_why}")
     return _package
 
 

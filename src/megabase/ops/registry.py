@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from megabase.errors import MegabaseError
+from megabase.errors import OperatorError
 from megabase.ops import flops
 
 __all__ = [
@@ -23,8 +23,6 @@ __all__ = [
     "SINGLE_OR_DOUBLE",
     "Arguments",
     "Operator",
-    "OperatorError",
-    "SecondDerivativeError",
 ]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -35,14 +33,6 @@ REMEMBERED = 1024
 
 SINGLE_OR_DOUBLE = (torch.float32, torch.float64)
 """Dtypes of operators that exist in C++ only; all tensors are of the same one."""
-
-
-class OperatorError(MegabaseError):
-    """Tensors given to an operator have shapes, dtypes or devices that do not fit together."""
-
-
-class SecondDerivativeError(MegabaseError):
-    """A gradient of a gradient was asked for, which operators with own gradients do not have."""
 
 
 class _Shape(NamedTuple):
@@ -344,7 +334,7 @@ def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
-    raise SecondDerivativeError(
+    raise OperatorError(
         "the operators of megabase have no second derivative; "
         "use the definitions for it: megabase.ops.backend.override('reference')"
     )

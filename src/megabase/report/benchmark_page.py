@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from megabase.errors import ReportError
 from megabase.genome.files import write_whole
 from megabase.report import benchmark_plots as plots
 from megabase.report.drawing import require_matplotlib
 from megabase.report.page import document, figure, section, table, write_page
-from megabase.report.run_record import ReportError
 
 __all__ = ["benchmark_page", "write_benchmark_page"]
 

@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megabase.errors import MissingDependencyError
+from megabase.errors import MissingDependencyError, ReportError
 from megabase.genome.files import check_output, write_whole
-from megabase.report.run_record import ReportError
 from megabase.report.theme import LIGHT, Size, Theme, settings
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megabase.errors import MissingDependencyError
+from megabase.errors import MissingDependencyError, ReportError
 from megabase.report.drawing import check_picture, save_picture, shortened, shown_name
-from megabase.report.run_record import ReportError
 from megabase.report.theme import LIGHT, WIDE, settings
 
 __all__ = ["MAPS", "check_embedding_plot", "nearest", "project", "save_embedding_plot"]

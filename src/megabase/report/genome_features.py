@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from megabase.genome.errors import TableError, UnknownContigError
+from megabase.errors import InputError, ReportError, UnknownContigError
 from megabase.genome.files import numbered_lines
 from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
 from megabase.genome.tables import read_bed, read_gff
 from megabase.report.genome_parts import Feature, FeatureTrack, Segment, SignalTrack
-from megabase.report.run_record import ReportError
 
 __all__ = ["TRACK_ENDINGS", "bed_track", "bedgraph_track", "genes_at", "genes_track", "track_kind"]
 
@@ -83,7 +82,7 @@ def genes_track(
 
     Raises
     ------
-    TableError, UnknownContigError
+    InputError, UnknownContigError
         As :func:`megabase.genome.tables.read_gff`.
     """
     keys = ("ID", "Parent", "Name", "gene_id", "gene_name", "gene")
@@ -148,7 +147,7 @@ def bedgraph_track(
 
     Raises
     ------
-    TableError
+    InputError
         Naming file and line of the first row that cannot be used: not four columns, a value that
         is not a finite number, or a base of the places that has a number already.
     """
@@ -171,25 +170,25 @@ def bedgraph_track(
             continue
         where = f"{path}, line {number:,}"
         if len(cells) != 4:
-            raise TableError(
+            raise InputError(
                 f"{where}: a bedGraph row has four columns (contig, start, end, value), found "
                 f"{len(cells)}: {line[:60]!r}"
             )
         try:
             start, end = int(cells[1]), int(cells[2])
         except ValueError:
-            raise TableError(f"{where}: start and end are whole numbers: {line[:60]!r}") from None
+            raise InputError(f"{where}: start and end are whole numbers: {line[:60]!r}") from None
         try:
             value = float(cells[3])
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise TableError(
+            raise InputError(
                 f"{where}: the value must be a finite number, found {cells[3]!r}; leave bases "
                 "without a value out"
             )
         if not 0 <= start < end:
-            raise TableError(f"{where}: expected 0 <= start < end, found {start:,} and {end:,}")
+            raise InputError(f"{where}: expected 0 <= start < end, found {start:,} and {end:,}")
         contig = known(cells[0])
         for segment in segments:
             if segment.contig != contig:
@@ -198,11 +197,11 @@ def bedgraph_track(
             low, high = max(0, start - segment.start), end - segment.start
             if low < min(high, len(segment.values)):
                 if not np.isnan(segment.values[low:high]).all():
-                    raise TableError(f"{where}: a base of this row has a value already")
+                    raise InputError(f"{where}: a base of this row has a value already")
                 segment.values[low:high] = value
     if not found:
         shown = ", ".join(dict.fromkeys(place.contig for place in places))
-        raise TableError(f"{path}: has no row on the contigs shown ({shown})")
+        raise InputError(f"{path}: has no row on the contigs shown ({shown})")
     return SignalTrack(name, segments, color="#2f7d4f", below="#b4530a")
 
 

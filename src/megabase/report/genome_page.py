@@ -15,6 +15,7 @@ from html import escape
 from importlib import resources
 
 from megabase import __version__
+from megabase.errors import ReportError
 from megabase.report.genome_parts import (
     FeatureTrack,
     Logo,
@@ -23,7 +24,6 @@ from megabase.report.genome_parts import (
     VariantTable,
 )
 from megabase.report.page import definitions, document, json_island, section, statistics
-from megabase.report.run_record import ReportError
 
 __all__ = ["MOST_BASES", "GenomePage", "build_genome_page"]
 

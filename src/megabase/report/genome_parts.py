@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from megabase.report.run_record import ReportError
+from megabase.errors import ReportError
 
 __all__ = [
     "Column",

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from megabase.errors import MissingDependencyError
+from megabase.errors import MissingDependencyError, ReportError
 from megabase.report.drawing import check_picture, position_ticks, save_picture, shortened
-from megabase.report.run_record import ReportError
 from megabase.report.theme import LIGHT, WIDE, settings
 
 if TYPE_CHECKING:

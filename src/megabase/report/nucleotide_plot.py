@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megabase.errors import MegabaseError
+from megabase.errors import ReportError
 from megabase.genome.files import write_whole
 from megabase.genome.interval import Interval
 from megabase.report.drawing import position_ticks, require_matplotlib
@@ -23,17 +23,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PictureError", "draw_nucleotides", "read_predictions", "save_nucleotide_plot"]
+__all__ = ["draw_nucleotides", "read_predictions", "save_nucleotide_plot"]
 
 _SIZE = Size("region", 960, 300, 12.0)
 _COLOURS = ("#1a56c4", "#b4530a", "#2f7d4f", "#8a3ea8", "#8a6d00", "#5c6773")
 _MOST_POINTS = 4000
 _BAR = 0.09
 _PREFIX = "p_"
-
-
-class PictureError(MegabaseError):
-    """There is nothing to draw, or the picture cannot be written."""
 
 
 def read_predictions(path: str | Path, place: str) -> pl.DataFrame:
@@ -53,14 +49,14 @@ def read_predictions(path: str | Path, place: str) -> pl.DataFrame:
 
     Raises
     ------
-    PictureError
+    ReportError
         When the file is missing, or has no base there.
     """
     import polars as pl
 
     path = Path(path)
     if not path.is_file():
-        raise PictureError(f"there is no file {path}; a run writes it with predictions=True")
+        raise ReportError(f"there is no file {path}; a run writes it with predictions=True")
     table = pl.scan_parquet(path)
     if ":" in place:
         where = Interval.parse(place)
@@ -70,7 +66,7 @@ def read_predictions(path: str | Path, place: str) -> pl.DataFrame:
         chosen = table.filter(pl.col("contig") == place).collect()
     if chosen.is_empty():
         contigs = table.select("contig").unique().collect()["contig"].to_list()
-        raise PictureError(
+        raise ReportError(
             f"{path} has no base of {place}; it has bases of {', '.join(sorted(contigs)[:5])}"
         )
     return chosen.sort("position")
@@ -177,13 +173,13 @@ def save_nucleotide_plot(
 
     Raises
     ------
-    PictureError
+    ReportError
         When there is nothing to draw, or the file cannot be written.
     """
     output = Path(output)
     kind = output.suffix.lower().lstrip(".")
     if kind not in ("png", "svg"):
-        raise PictureError(f"cannot write {output}: expected a name ending in .png or .svg")
+        raise ReportError(f"cannot write {output}: expected a name ending in .png or .svg")
     figure = draw_nucleotides(read_predictions(predictions, place))
     buffer = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else None

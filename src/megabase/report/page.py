@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from megabase.errors import ReportError
 from megabase.genome.files import write_whole
-from megabase.report.run_record import ReportError
 from megabase.report.theme import DARK, LIGHT, NARROW, WIDE, Size, Theme
 
 __all__ = [

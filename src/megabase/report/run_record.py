@@ -9,16 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megabase.errors import MegabaseError
+from megabase.errors import ReportError
 from megabase.untrusted import parse_yaml, parsing, read_json, read_text, shown
 
-__all__ = ["ReportError", "RunRecord", "read_evaluation", "read_run"]
+__all__ = ["RunRecord", "read_evaluation", "read_run"]
 
 Record = dict[str, Any]
-
-
-class ReportError(MegabaseError):
-    """A page cannot be made from what was given."""
 
 
 @dataclass(frozen=True)

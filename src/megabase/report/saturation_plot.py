@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megabase.errors import ReportError
 from megabase.report.drawing import save_picture, shortened
 from megabase.report.logo_plot import check_letters, draw_letters, own_heights
-from megabase.report.run_record import ReportError
 from megabase.report.theme import LIGHT, WIDE, settings
 
 __all__ = ["MOST_BASES", "check_saturation_plot", "save_saturation_plot"]

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megabase.data.leaks import overlap_hint
+from megabase.evaluate.nucleotide_predictions import NucleotidePredictions
 from megabase.genome.files import atomic_file, write_json
 from megabase.layers.hints import slower_than_possible
-from megabase.tasks.classifier import Labels, save_classifier
+from megabase.models.adapt.classifier import Labels, save_classifier
 from megabase.tasks.digests import describe_data, start_of
 from megabase.tasks.finetune_config import FinetuneConfig, to_yaml
 from megabase.tasks.finetune_plan import Plan, plan_run
-from megabase.tasks.nucleotide_predictions import NucleotidePredictions
 from megabase.training.devices import build_fabric
 from megabase.training.engine import FitResult, fit
 from megabase.training.evaluation import EvalSet, evaluate

@@ -9,17 +9,12 @@ import numpy as np
 from megabase.data.genome_labels import cut_tail, label_windows, read_features
 from megabase.data.interval_sequences import divide_rows, read_interval_text
 from megabase.data.labelled import LabelledSequences, label_splits, published_split, split_rows
-from megabase.data.labelled_files import (
-    LabelledDataError,
-    LabelledText,
-    find_splits,
-    read_text,
-)
+from megabase.data.labelled_files import LabelledText, find_splits, read_text
 from megabase.data.regions import Regions
 from megabase.data.split import regions_of, split_genome
+from megabase.errors import ConfigError, InputError
 from megabase.genome.store import GenomeStore
 from megabase.tasks.finetune_config import FinetuneConfig
-from megabase.training.config import ConfigError
 
 __all__ = ["read_splits"]
 
@@ -35,7 +30,7 @@ def read_splits(config: FinetuneConfig) -> dict[str, LabelledSequences]:
 
     Raises
     ------
-    LabelledDataError
+    InputError
         Naming file and row.
     """
     if config.train.endswith(_STORE) and not Path(config.train).is_dir():
@@ -80,7 +75,7 @@ def _with_validation(
         splits.update(train=rows.take(train), valid=rows.take(valid))
     for name, split in splits.items():
         if split.unknown and split.unknown == split.labels.size:
-            raise LabelledDataError(
+            raise InputError(
                 f"none of the {len(split):,} {name} rows has a label that is known (all are nan): "
                 "nothing can be measured on them"
             )
@@ -121,9 +116,7 @@ def _interval_texts(config: FinetuneConfig) -> dict[str, LabelledText]:
     )
     empty = [name for name in ("valid", "test") if getattr(genome, name) and name not in parts]
     if empty:
-        raise LabelledDataError(
-            f"no interval of {config.train} touches the places of genome.{empty[0]}"
-        )
+        raise InputError(f"no interval of {config.train} touches the places of genome.{empty[0]}")
     return {**parts, **named}
 
 
@@ -171,7 +164,7 @@ def _genome_splits(config: FinetuneConfig) -> dict[str, LabelledSequences]:
             found[name] = _windows(config, other, part)
     empty = [name for name, count in found["train"].class_counts().items() if not count]
     if empty:
-        raise LabelledDataError(
+        raise InputError(
             f"no training base of {store.path} is of the class {empty[0]!r}; the features of this "
             "class lie in other regions, or under features of a type named before"
         )

@@ -11,12 +11,11 @@ import torch
 from megabase.data.labelled import LabelledSequences
 from megabase.data.labelled_batches import BaseLabels, LabelledBatches, TokenRows, tokenise
 from megabase.data.labelled_files import LabelledText
+from megabase.errors import ConfigError
 from megabase.evaluate import metrics
 from megabase.evaluate.metrics import measure_table
 from megabase.genome import alphabet
-from megabase.objectives.classification import SequenceLabels
-from megabase.objectives.nucleotides import NucleotideLabels
-from megabase.tasks.classifier import (
+from megabase.models.adapt.classifier import (
     Labels,
     Tokens,
     balanced_weights,
@@ -24,9 +23,11 @@ from megabase.tasks.classifier import (
     build_tokens,
     family_of_start,
 )
+from megabase.objectives.classification import SequenceLabels
+from megabase.objectives.nucleotides import NucleotideLabels
 from megabase.tasks.finetune_config import FinetuneConfig
 from megabase.tasks.finetune_data import read_splits
-from megabase.training.config import ConfigError, Stage
+from megabase.training.config import Stage
 from megabase.training.devices import planned_world
 from megabase.training.evaluation import EvalSet
 from megabase.training.schedule import LengthSchedule

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megabase.errors import ConfigError
 from megabase.genome.files import write_json, write_whole
 from megabase.tasks.digests import start_model
 from megabase.tasks.finetune import describe_data
@@ -19,7 +20,6 @@ from megabase.tasks.in_context_plan import (
     plan_in_context,
     read_splits,
 )
-from megabase.training.config import ConfigError
 from megabase.training.devices import build_fabric
 from megabase.training.engine import FitResult, fit
 from megabase.training.evaluation import evaluate
@@ -149,11 +149,11 @@ def _run(
 
 def _save(plan: InContextPlan, folder: Path, state: Mapping[str, Any]) -> None:
     if plan.config.tune == "all":
-        from megabase.tasks.classifier import save_classifier
+        from megabase.models.adapt.classifier import save_classifier
 
         save_classifier(plan.language_model, plan.tokenizer, folder, state)
         return
-    from megabase.models.prompt_files import save_prompt
+    from megabase.models.adapt.prompt_files import save_prompt
 
     name = str(plan.config.model)
     name = str(Path(name).absolute()) if Path(name).exists() else name
@@ -174,7 +174,7 @@ def _measure(
 
         model = load_model(folder, "causal-lm", device=fabric.device)
     elif outcome is not None:
-        from megabase.models.prompt_files import read_prompt
+        from megabase.models.adapt.prompt_files import read_prompt
 
         plan.prompted.load_state_dict(read_prompt(folder).tensors)
     found: dict[str, dict[str, float]] = {}

@@ -12,17 +12,16 @@ import torch
 
 from megabase.data.in_context import InContextBatches, prompt_tokens
 from megabase.data.labelled import LabelledSequences, label_splits, split_rows
-from megabase.data.labelled_batches import TruncationWarning
 from megabase.data.labelled_files import find_splits, read_text
 from megabase.data.vocabulary import PAD_ID
-from megabase.errors import warn
+from megabase.errors import ConfigError, ModelError, TruncationWarning, warn
 from megabase.evaluate import metrics
+from megabase.models.adapt.classifier import model_spec
+from megabase.models.tokenizers.input_tokens import is_character
 from megabase.objectives.in_context import InContext
 from megabase.objectives.soft_prompt import strict_accuracy
-from megabase.tasks.classifier import model_spec
 from megabase.tasks.in_context_config import InContextConfig
-from megabase.tasks.input_tokens import is_character
-from megabase.training.config import ConfigError, Stage
+from megabase.training.config import Stage
 from megabase.training.devices import planned_world
 from megabase.training.evaluation import EvalSet
 from megabase.training.schedule import LengthSchedule
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from megabase.models.prompt_spec import PromptSpec
-    from megabase.models.prompting import PromptedModel
+    from megabase.models.adapt.prompt_spec import PromptSpec
+    from megabase.models.adapt.prompting import PromptedModel
 
 __all__ = ["InContextPlan", "fixed_examples", "plan_in_context"]
 
@@ -87,17 +86,17 @@ def plan_in_context(config: InContextConfig, fabric: Fabric) -> InContextPlan:
     MegabaseError
         For data, a model or settings that cannot be used, among them questions that are too long.
     """
+    from megabase.models.adapt.prompt_spec import PROMPTED_FAMILIES, label_letters
     from megabase.models.auto import load_config, load_model, load_tokenizer
     from megabase.models.checkpointing import checkpoint_activations
     from megabase.models.families import family_of
-    from megabase.models.prompt_spec import PROMPTED_FAMILIES, PromptError, label_letters
 
     splits, notes = read_splits(config)
     train = splits["train"]
     name = model_spec(config.model)
     family = family_of(load_config(name).model_type)
     if family is None or family.name not in PROMPTED_FAMILIES:
-        raise PromptError(
+        raise ModelError(
             f"{config.model} does not predict the next token; models of the families "
             f"{', '.join(PROMPTED_FAMILIES)} do"
         )
@@ -257,8 +256,8 @@ def _prompted(
     ids: tuple[int, ...],
     tokenizer: Any,
 ) -> PromptedModel:
-    from megabase.models.prompt_spec import PromptSpec
-    from megabase.models.prompting import PromptedModel
+    from megabase.models.adapt.prompt_spec import PromptSpec
+    from megabase.models.adapt.prompting import PromptedModel
 
     spec = PromptSpec(
         length=config.vectors,

@@ -15,16 +15,16 @@ from megabase.data.intervals import IntervalWindows
 from megabase.data.regions import Regions
 from megabase.data.split import Split, read_intervals, split_genome
 from megabase.data.windows import RandomWindows, TiledWindows, WindowSource
+from megabase.errors import ConfigError
 from megabase.genome.store import GenomeStore
 from megabase.layers.hints import slower_than_possible
+from megabase.models.adapt.language_model import build_language_model, save_language_model
 from megabase.objectives.causal_lm import CausalLM
 from megabase.objectives.masked_lm import MaskedLM
 from megabase.tasks.digests import start_model
-from megabase.tasks.language_model import build_language_model, save_language_model
 from megabase.tasks.pretrain_config import DataConfig, ObjectiveConfig, PretrainConfig, to_yaml
 from megabase.tasks.pretrain_text import count_parameters, data_facts, plan_text
 from megabase.training import memory
-from megabase.training.config import ConfigError
 from megabase.training.devices import build_fabric, planned_world
 from megabase.training.engine import EvalSet, FitResult, fit
 from megabase.training.run_folder import check_run, started_run

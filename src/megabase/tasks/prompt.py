@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megabase.data.leaks import overlap_hint
+from megabase.errors import ConfigError
 from megabase.genome.files import write_json, write_whole
 from megabase.layers.hints import slower_than_possible
 from megabase.tasks.digests import start_of
@@ -21,7 +22,6 @@ from megabase.tasks.finetune import describe_data, measure_splits
 from megabase.tasks.finetune_data import read_splits
 from megabase.tasks.prompt_config import PromptConfig, to_yaml
 from megabase.tasks.prompt_plan import PromptPlan, plan_prompt
-from megabase.training.config import ConfigError
 from megabase.training.devices import build_fabric
 from megabase.training.engine import FitResult, fit
 from megabase.training.run_folder import check_run, finished_result, own_folder, started_run
@@ -165,7 +165,7 @@ def _train(
 
 
 def _save(plan: PromptPlan, folder: Path, state: Mapping[str, Any] | None = None) -> None:
-    from megabase.models.prompt_files import save_prompt
+    from megabase.models.adapt.prompt_files import save_prompt
 
     model = str(plan.config.model)
     name = str(Path(model).absolute()) if Path(model).exists() else model
@@ -181,7 +181,7 @@ def _save(plan: PromptPlan, folder: Path, state: Mapping[str, Any] | None = None
 
 def _keep_best(plan: PromptPlan, run: Path, fabric: Fabric, outcome: FitResult | None) -> None:
     """Copy the chosen prompt to ``run/prompt``, without the training state beside it."""
-    from megabase.models.prompt_files import PROMPT_FILES
+    from megabase.models.adapt.prompt_files import PROMPT_FILES
 
     if fabric.global_rank == 0:
         target = run / "prompt"
@@ -198,7 +198,7 @@ def _keep_best(plan: PromptPlan, run: Path, fabric: Fabric, outcome: FitResult |
 
 def _measure(plan: PromptPlan, run: Path, fabric: Fabric) -> dict[str, dict[str, float]]:
     """Score valid and test with the saved prompt, read back from its folder."""
-    from megabase.models.prompt_files import load_prompt
+    from megabase.models.adapt.prompt_files import load_prompt
 
     model = load_prompt(run / "prompt", plan.model.model)
     spec = model.spec
@@ -213,7 +213,7 @@ def _result(
     run: Path,
     seconds: float,
 ) -> PromptResult:
-    from megabase.models.prompt_files import prompt_bytes
+    from megabase.models.adapt.prompt_files import prompt_bytes
 
     train, spec = plan.splits["train"], plan.model.spec
     steps = outcome.progress.step if outcome is not None else 0

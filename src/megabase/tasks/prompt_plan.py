@@ -11,12 +11,13 @@ import torch
 
 from megabase.data.labelled import LabelledSequences
 from megabase.data.labelled_batches import LabelledBatches, TokenRows
-from megabase.data.labelled_files import LabelledDataError
+from megabase.errors import ConfigError, InputError, ModelError
 from megabase.evaluate import metrics
+from megabase.models.adapt.classifier import Labels, family_of_start, model_spec
+from megabase.models.tokenizers.input_tokens import Tokens, build_tokens
 from megabase.objectives.classification import SequenceLabels
 from megabase.objectives.nucleotides import NucleotideLabels
 from megabase.objectives.soft_prompt import LabelTokens, strict_accuracy
-from megabase.tasks.classifier import Labels, family_of_start, model_spec
 from megabase.tasks.finetune_data import read_splits
 from megabase.tasks.finetune_plan import (
     batches_of,
@@ -29,9 +30,7 @@ from megabase.tasks.finetune_plan import (
     resolve,
     tokenise_splits,
 )
-from megabase.tasks.input_tokens import Tokens, build_tokens
 from megabase.tasks.prompt_config import PromptConfig
-from megabase.training.config import ConfigError
 from megabase.training.devices import planned_world
 from megabase.training.evaluation import EvalSet
 from megabase.training.schedule import LengthSchedule
@@ -39,8 +38,8 @@ from megabase.training.schedule import LengthSchedule
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from megabase.models.prompt_spec import PromptSpec
-    from megabase.models.prompting import PromptedModel
+    from megabase.models.adapt.prompt_spec import PromptSpec
+    from megabase.models.adapt.prompting import PromptedModel
 
 __all__ = ["PromptPlan", "plan_prompt", "prompted_model"]
 
@@ -125,13 +124,13 @@ def prompted_model(
     config: PromptConfig, family: str, tokens: Tokens, train: LabelledSequences
 ) -> PromptedModel:
     """Load the model and put a new prompt beside it, from torch's current seed."""
+    from megabase.models.adapt.prompt_spec import PROMPTED_FAMILIES
+    from megabase.models.adapt.prompting import PromptedModel
     from megabase.models.auto import load_model
     from megabase.models.checkpointing import checkpoint_activations
-    from megabase.models.prompt_spec import PROMPTED_FAMILIES, PromptError
-    from megabase.models.prompting import PromptedModel
 
     if family not in PROMPTED_FAMILIES:
-        raise PromptError(
+        raise ModelError(
             f"{config.model} is of the family {family}, which cannot read a soft prompt; the "
             f"families {', '.join(PROMPTED_FAMILIES)} can"
         )
@@ -150,7 +149,7 @@ def prompted_model(
 
 
 def _spec(config: PromptConfig, tokens: Tokens, train: LabelledSequences) -> PromptSpec:
-    from megabase.models.prompt_spec import PromptSpec, label_letters
+    from megabase.models.adapt.prompt_spec import PromptSpec, label_letters
 
     settings = config.prompt
     spec: dict[str, Any] = {
@@ -210,7 +209,7 @@ def _token_rows(
             first, separator = int(over[0]), spec.extra - spec.length
             room = limit + spec.length - int(found.lengths.max())
             shorter = f", take a prompt of at most {room} vectors" if room >= 0 else ""
-            raise LabelledDataError(
+            raise InputError(
                 f"{splits[name].where(first)}: {int(found.lengths[first]):,} tokens, a prompt of "
                 f"{spec.length:,}{' and a separator' if separator else ''} are longer than the "
                 f"model's longest input, {limit + spec.extra:,} ({len(over):,} rows are too long, "

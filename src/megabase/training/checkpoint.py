@@ -34,12 +34,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from megabase.errors import MegabaseError
+from megabase.errors import RunError
 from megabase.genome.files import new_name, write_whole
 from megabase.untrusted import build, parsing, read_json, read_text, shown
 
 __all__ = [
-    "CheckpointError",
     "Progress",
     "SaveModel",
     "clean_partial",
@@ -58,10 +57,6 @@ SaveModel = Callable[[Path, Mapping[str, torch.Tensor]], None]
 _STEP = re.compile(r"step-(\d{8,})$")
 _PARTIAL = ".partial-"
 _SEPARATOR = "/"  # between a parameter's name and the name of its optimizer value
-
-
-class CheckpointError(MegabaseError):
-    """A checkpoint cannot be written or read; the message names the folder and what to do."""
 
 
 @dataclass
@@ -143,7 +138,7 @@ def save_checkpoint(
 
     Raises
     ------
-    CheckpointError
+    RunError
         When the disk is full or cannot be written. Earlier checkpoints are untouched, and the
         partial folder is removed.
     """
@@ -165,13 +160,13 @@ def save_checkpoint(
             _point(run, "best", final)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(_describe(error, final)) from error
+        raise RunError(_describe(error, final)) from error
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         # safetensors reports a full disk as an error of its own with the message of the system.
         if "os error 28" in str(error) or "No space left" in str(error):
             full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            raise CheckpointError(_describe(full, final)) from error
+            raise RunError(_describe(full, final)) from error
         raise
     return final
 
@@ -230,15 +225,15 @@ def read_progress(checkpoint: Path) -> Progress:
 
 
 def _progress(record: dict[str, Any], checkpoint: Path) -> Progress:
-    with parsing(checkpoint / "training_state" / "state.json", CheckpointError):
+    with parsing(checkpoint / "training_state" / "state.json", RunError):
         return build(Progress, record["progress"])
 
 
 def _record(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "training_state" / "state.json"
-    record = read_json(path, CheckpointError)
+    record = read_json(path, RunError)
     if record.get("format") != 1:
-        raise CheckpointError(
+        raise RunError(
             f"{path} has format {shown(record.get('format'))}; this version reads format 1: "
             "use the megabase that wrote it"
         )
@@ -254,12 +249,12 @@ def load_checkpoint(
 
     Raises
     ------
-    CheckpointError
+    RunError
         When files are missing or do not belong to this model.
     """
     record = _record(checkpoint)
     folder = checkpoint / "training_state"
-    with parsing(folder, CheckpointError):
+    with parsing(folder, RunError):
         tensors: dict[str, Any] = dict(load_file(folder / "model.safetensors"))
         values = load_file(folder / "optimizer.safetensors")
         for name, first in record["aliases"].items():
@@ -281,7 +276,7 @@ def load_checkpoint(
         set_model_state_dict(module, tensors, options=options)
     except (RuntimeError, LookupError, TypeError, ValueError) as error:
         reason = shown(str(error).partition("\n")[0])
-        raise CheckpointError(
+        raise RunError(
             f"{checkpoint} does not fit this model: {reason}; resume with the settings of the run"
         ) from error
     return _progress(record, checkpoint)
@@ -313,7 +308,7 @@ def truncate_metrics(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept: list[str] = []
-    for line in read_text(path, CheckpointError).splitlines():
+    for line in read_text(path, RunError).splitlines():
         try:
             record = json.loads(line)
             if record.get("step", 0) > step:

@@ -13,10 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, is_dataclass
 from typing import Literal
 
-from megabase.errors import MegabaseError
+from megabase.errors import ConfigError
 
 __all__ = [
-    "ConfigError",
     "DeviceConfig",
     "OptimConfig",
     "Stage",
@@ -24,10 +23,6 @@ __all__ = [
     "raise_problems",
     "whole",
 ]
-
-
-class ConfigError(MegabaseError):
-    """A setting is not usable; the message names the field, the value and the rule."""
 
 
 def raise_problems(problems: Iterable[str]) -> None:

@@ -10,7 +10,8 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 
-from megabase.training.config import ConfigError, DeviceConfig
+from megabase.errors import ConfigError
+from megabase.training.config import DeviceConfig
 
 __all__ = ["build_fabric", "planned_world"]
 

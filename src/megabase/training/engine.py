@@ -31,23 +31,17 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from megabase.data.loader import Prefetcher
+from megabase.errors import NotFiniteError, RunError
 from megabase.training import checkpoint as checkpoints
 from megabase.training.config import TrainConfig
-from megabase.training.evaluation import (
-    Batch,
-    Batches,
-    EvalSet,
-    NonFiniteError,
-    Objective,
-    evaluate,
-)
+from megabase.training.evaluation import Batch, Batches, EvalSet, Objective, evaluate
 from megabase.training.logging import RunLog, perplexity, ratios
 from megabase.training.memory import resident_mb
 from megabase.training.optim import build_optimizer, scale_gradients, set_lr
 from megabase.training.schedule import LengthSchedule, StagePoint
 from megabase.training.signals import StopSignal
 
-__all__ = ["Batches", "EvalSet", "FitResult", "NonFiniteError", "Objective", "fit", "step_seed"]
+__all__ = ["Batches", "EvalSet", "FitResult", "Objective", "fit", "step_seed"]
 
 
 @dataclass(frozen=True)
@@ -126,9 +120,9 @@ def fit(
 
     Raises
     ------
-    NonFiniteError
+    NotFiniteError
         When ``config.max_non_finite`` steps have been skipped.
-    CheckpointError
+    RunError
         When a checkpoint cannot be written or read.
     """
     main = fabric.global_rank == 0
@@ -179,7 +173,7 @@ def fit(
                 log.write("skipped", done, loss=loss, grad_norm=grad_norm, lr=lr)
                 log.note(_skip_text(done, loss, grad_norm, progress.non_finite, config))
                 if progress.non_finite >= config.max_non_finite:
-                    raise NonFiniteError(_stop_text(run, progress, config, lr))
+                    raise NotFiniteError(_stop_text(run, progress, config, lr))
             elif done % config.log_every == 0 or done == total:
                 log.train(
                     done, stage=point.stage, length=point.length, loss=loss,
@@ -390,7 +384,7 @@ def _keep(
     # All processes end together; one that waited for a dead first process would hang.
     failed = torch.tensor(float(failure is not None), device=fabric.device)
     if torch.as_tensor(fabric.all_reduce(failed, reduce_op="sum")) > 0:
-        raise failure or checkpoints.CheckpointError("the first process could not save; see there")
+        raise failure or RunError("the first process could not save; see there")
 
 
 def _skip_text(step: int, loss: float, grad_norm: float, skipped: int, config: TrainConfig) -> str:

@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from megabase.errors import MegabaseError
+from megabase.errors import NotFiniteError
 
 __all__ = [
     "Batch",
@@ -20,14 +20,9 @@ __all__ = [
     "EvalSet",
     "Evaluation",
     "Loss",
-    "NonFiniteError",
     "Objective",
     "evaluate",
 ]
-
-
-class NonFiniteError(MegabaseError):
-    """A loss or a gradient is not finite, where one must be, or too often."""
 
 
 Batch = dict[str, Tensor]
@@ -126,7 +121,7 @@ def evaluate(model: nn.Module, windows: EvalSet, size: int, fabric: Fabric) -> E
 
     Raises
     ------
-    NonFiniteError
+    NotFiniteError
         When the loss is NaN or infinite, or no window has a target.
     """
     world, rank = fabric.world_size, fabric.global_rank
@@ -161,13 +156,13 @@ def evaluate(model: nn.Module, windows: EvalSet, size: int, fabric: Fabric) -> E
     stacked = fabric.all_reduce(torch.stack(list(totals.values())).float(), reduce_op="sum")
     sums = dict(zip(totals, torch.as_tensor(stacked).tolist(), strict=True))
     if not sums["count"]:
-        raise NonFiniteError(
+        raise NotFiniteError(
             f"none of the {windows.windows:,} windows to measure on holds a known target (every "
             "base is N, or every label is unknown); give other ones"
         )
     mean = sums["loss"] / sums["count"]
     if not math.isfinite(mean):
-        raise NonFiniteError(
+        raise NotFiniteError(
             f"the loss over {windows.windows:,} windows is {mean}: the model's outputs are not "
             "finite; begin again from an earlier checkpoint with a lower optim.lr"
         )

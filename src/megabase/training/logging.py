@@ -15,13 +15,9 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from megabase.errors import MegabaseError
+from megabase.errors import RunError
 
-__all__ = ["RunLog", "RunLogError", "perplexity", "ratios"]
-
-
-class RunLogError(MegabaseError):
-    """The records of a run cannot be written."""
+__all__ = ["RunLog", "perplexity", "ratios"]
 
 
 # Values of a record that are shown in their own way, or not at all.
@@ -140,7 +136,7 @@ class RunLog:
                 self._file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
                 self._file.flush()
             except OSError as failure:
-                raise RunLogError(
+                raise RunError(
                     f"cannot write {self._file.name}: {failure.strerror or failure}; checkpoints "
                     "are whole: make room and continue with resume=True"
                 ) from failure

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megabase.errors import MegabaseError
+from megabase.errors import MegabaseError, RunError
 from megabase.genome.files import write_json, write_whole, writing
 from megabase.genome.ownership import LOCK_NAME, Lock
-from megabase.training.config import ConfigError, TrainConfig
+from megabase.training.config import TrainConfig
 from megabase.training.provenance import differences, record_environment
 from megabase.untrusted import parse_yaml, parsing, read_json, read_text
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = [
-    "RunFolderError",
     "changed_settings",
     "check_run",
     "finished_result",
@@ -56,10 +55,6 @@ _FREE = {
 _ANNOUNCED = {"steps", "tokens", "stages", "optim", "precision", "compile"}
 
 
-class RunFolderError(ConfigError):
-    """The output folder cannot be used as asked."""
-
-
 def check_run(config: TrainConfig, resolved: str) -> list[str]:
     """Check the output folder without touching it.
 
@@ -77,7 +72,7 @@ def check_run(config: TrainConfig, resolved: str) -> list[str]:
 
     Raises
     ------
-    RunFolderError
+    RunError
         When the folder is taken, when there is nothing to resume, or when the run was made with
         settings that cannot change half-way.
     InUseError
@@ -91,14 +86,14 @@ def check_run(config: TrainConfig, resolved: str) -> list[str]:
 def _check(config: TrainConfig, resolved: str) -> list[str]:
     run = Path(config.output)
     if run.exists() and not run.is_dir():
-        raise RunFolderError(f"output {run} is a file; name a folder")
+        raise RunError(f"output {run} is a file; name a folder")
     taken = folder_taken(run)
     if config.resume:
         return _check_resume(run, resolved)
     if not taken:
         return []
     if not config.overwrite:
-        raise RunFolderError(
+        raise RunError(
             f"output folder {run} exists and is not empty; continue it with resume=True, replace "
             "it with overwrite=True, or name another folder"
         )
@@ -109,7 +104,7 @@ def _check(config: TrainConfig, resolved: str) -> list[str]:
     )
     if "config.yaml" not in os.listdir(run) or strangers:
         what = f"it holds {', '.join(strangers[:3])}" if strangers else "it has no config.yaml"
-        raise RunFolderError(
+        raise RunError(
             f"output folder {run} is not only a run ({what}), so overwrite=True does not delete it"
         )
     return []
@@ -123,11 +118,11 @@ def folder_taken(run: Path) -> bool:
 def _check_resume(run: Path, resolved: str) -> list[str]:
     saved = run / "config.yaml"
     if not saved.is_file():
-        raise RunFolderError(f"there is no run to resume in {run}: {saved} is missing")
-    changes = changed_settings(read_text(saved, RunFolderError), resolved)
+        raise RunError(f"there is no run to resume in {run}: {saved} is missing")
+    changes = changed_settings(read_text(saved, RunError), resolved)
     fixed = [text for name, text in changes.items() if name.split(".")[0] not in _ANNOUNCED]
     if fixed:
-        raise RunFolderError(
+        raise RunError(
             f"the run in {run} was made with other settings: {'; '.join(fixed)}; resume with "
             f"the settings in {saved}, or start anew in another folder"
         )
@@ -142,8 +137,8 @@ def changed_settings(before: str, after: str) -> dict[str, str]:
     dict
         As :func:`megabase.training.provenance.differences`.
     """
-    old, new = (parse_yaml(text, "config.yaml", RunFolderError) or {} for text in (before, after))
-    with parsing("config.yaml", RunFolderError, "expected the settings of a run"):
+    old, new = (parse_yaml(text, "config.yaml", RunError) or {} for text in (before, after))
+    with parsing("config.yaml", RunError, "expected the settings of a run"):
         found = differences(old, new)
     return {name: text for name, text in found.items() if name.split(".")[0] not in _FREE}
 
@@ -153,7 +148,7 @@ def start_run(config: TrainConfig, resolved: str, data: Mapping[str, Any] | None
 
     Raises
     ------
-    RunFolderError
+    RunError
         When `data` differs from what the run that is resumed was trained on.
     OutputError
         When the folder cannot be written.
@@ -192,12 +187,12 @@ def refuse_changed(run: Path, data: Mapping[str, Any], name: str = "data.json") 
 
     Raises
     ------
-    RunFolderError
+    RunError
         Naming every input that differs, with both digests.
     """
     if not (run / name).is_file():
         return
-    before = read_json(run / name, RunFolderError)
+    before = read_json(run / name, RunError)
     found = differences(before, json.loads(json.dumps(data, default=str)))
     changed = [
         text
@@ -205,7 +200,7 @@ def refuse_changed(run: Path, data: Mapping[str, Any], name: str = "data.json") 
         if key.rpartition(".")[2] == "sha256" and "None" not in text.split()
     ]
     if changed:
-        raise RunFolderError(
+        raise RunError(
             f"the run in {run} was made from other inputs ({'; '.join(changed)}); give it the same "
             "ones again, or start anew in another folder or with overwrite=True"
         )
@@ -227,16 +222,16 @@ def finished_result(
 
     Raises
     ------
-    RunFolderError
+    RunError
         When the inputs are others now.
     """
     file = run / "result.json"
     saved = run / "config.yaml"
-    if not file.is_file() or changed_settings(read_text(saved, RunFolderError), resolved):
+    if not file.is_file() or changed_settings(read_text(saved, RunError), resolved):
         return None
     refuse_changed(run, data())
-    values = read_json(file, RunFolderError)
-    with parsing(file, RunFolderError, "expected the result of a run"):
+    values = read_json(file, RunError)
+    with parsing(file, RunError, "expected the result of a run"):
         for split in ("valid", "test"):
             values[split] = {k: math.nan if v is None else v for k, v in values[split].items()}
     return values
@@ -289,7 +284,7 @@ def started_run(
 
     Raises
     ------
-    RunFolderError, OutputError
+    RunError, OutputError
         In all processes, when the folder is taken or in use, or cannot be written, or the inputs
         are others than before.
     """
@@ -305,5 +300,5 @@ def started_run(
             except MegabaseError as error:
                 failure = error
         if fabric.broadcast(failure is not None):
-            raise failure or RunFolderError(f"the first process cannot begin the run in {run}")
+            raise failure or RunError(f"the first process cannot begin the run in {run}")
         yield run

@@ -14,7 +14,8 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from megabase.training.config import ConfigError, OptimConfig, TrainConfig
+from megabase.errors import ConfigError
+from megabase.training.config import OptimConfig, TrainConfig
 
 __all__ = [
     "LengthSchedule",

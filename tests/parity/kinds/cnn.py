@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from harness import Case, covers
 
+from megabase.errors import ConfigError
 from megabase.models.cnn.configuration import SHORTEST, GenomicCNNConfig, flatten_size
 from megabase.models.cnn.convert import from_state_dict
 from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
 from megabase.models.cnn.tokenization import letter_tokens
-from megabase.models.validation import ModelConfigError
 
 
 def _tensors(case: Case) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -108,6 +108,6 @@ def cnn_behaviours(case: Case) -> None:
         else:
             try:
                 GenomicCNNConfig(max_length=int(length))
-            except ModelConfigError:
+            except ConfigError:
                 continue
             raise AssertionError(f"a CNN for {length} tokens was built; recorded: {outcome}")

@@ -13,9 +13,9 @@ import torch
 from harness import Case, covers
 from published_training import published_masking
 
+from megabase.benchmarking.suites.species import SPECIES_SPLITS
 from megabase.data.in_context import in_context_item
 from megabase.data.vocabulary import text_to_ids
-from megabase.tasks.suites.species import SPECIES_SPLITS
 
 
 def read_fasta(path: Path) -> dict[str, str]:

@@ -13,10 +13,11 @@ from shell_cases import Results, hyena_settings, ids, load_weights, ours, run
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from megabase.errors import ConfigError, InputError
 from megabase.layers.hyena import published_two_sided
-from megabase.layers.hyena_filter import HyenaFilter, SequenceTooLongError
+from megabase.layers.hyena_filter import HyenaFilter
 from megabase.layers.pooling import Pooling, pool
-from megabase.models.checkpoints import read_weights
+from megabase.models.checkpoints.reader import read_weights
 from megabase.models.gpt import GPTConfig, GPTForCausalLM, GPTModel
 from megabase.models.hyenadna import (
     HyenaDNAConfig,
@@ -25,7 +26,6 @@ from megabase.models.hyenadna import (
     HyenaDNAModel,
 )
 from megabase.models.hyenadna.naming import to_ours
-from megabase.models.validation import ModelConfigError
 from megabase.ops.long_conv import long_conv
 
 
@@ -372,12 +372,12 @@ def hyena_behaviours(case: Case) -> None:
         elif name.startswith("optimizer overrides"):
             _check_optimizer_groups(want)
     # Where the published code fails late or carries on with something else, ours says so at once.
-    with pytest.raises(ModelConfigError, match="emb_dim must be odd"):
+    with pytest.raises(ConfigError, match="emb_dim must be odd"):
         HyenaDNAConfig(emb_dim=4)
     model = HyenaDNAForCausalLM(HyenaDNAConfig(max_seq_len=32, d_model=16))
-    with pytest.raises(SequenceTooLongError, match=r"40 positions.*at most 32"):
+    with pytest.raises(InputError, match=r"40 positions.*at most 32"):
         model(torch.full((1, 40), 7))
-    with pytest.raises(SequenceTooLongError, match=r"40 positions.*at most 32"):
+    with pytest.raises(InputError, match=r"40 positions.*at most 32"):
         model.hyena.backbone.layers[0].mixer(torch.zeros(1, 40, 16))
     both = GPTModel(GPTConfig(d_model=16, num_heads=2, n_layer=3, causal=False))
     assert [layer.mixer.causal for layer in both.backbone.layers] == [False] * 3

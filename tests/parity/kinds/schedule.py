@@ -8,7 +8,7 @@ import pytest
 from harness import Case, covers
 from published_training import PublishedStages
 
-from megabase.training.config import ConfigError
+from megabase.errors import ConfigError
 
 
 def _row(stages: list[dict[str, Any]], epoch: int, stage: int, reloads: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from harness import Case, covers
 
-from megabase.models.tokenization import DNATokenizer
+from megabase.models.tokenizers.character import DNATokenizer
 
 # How each recorded implementation is named in our options. Before transformers 4.34 special tokens
 # written in the text were read as letters; the character tokenizers were recorded with 4.26.

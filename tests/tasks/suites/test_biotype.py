@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megabase.benchmarking.config import BenchmarkConfig, BiotypeConfig, ModelEntry
+from megabase.benchmarking.run import run_benchmark
+from megabase.benchmarking.suites import biotype
+from megabase.benchmarking.table import lines, read_records, write_tables
+from megabase.errors import InputError
 from megabase.report.benchmark_page import write_benchmark_page
-from megabase.tasks.benchmark import run_benchmark
-from megabase.tasks.benchmark_config import BenchmarkConfig, BiotypeConfig, ModelEntry
-from megabase.tasks.benchmark_table import lines, read_records, write_tables
-from megabase.tasks.suites import biotype
-from megabase.tasks.suites.base import SuiteError
 
 pytest.importorskip("xgboost")
 
@@ -74,9 +74,9 @@ def test_pieces_of_a_long_gene_are_averaged(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
-    with pytest.raises(SuiteError, match="1 biotypes"):
+    with pytest.raises(InputError, match="1 biotypes"):
         biotype.read_genes(config(tmp_path, biotype=BiotypeConfig(top=1)))
-    with pytest.raises(SuiteError, match="holdout only"):
+    with pytest.raises(InputError, match="holdout only"):
         biotype.names(config(tmp_path, protocol="kfold"))
 
 

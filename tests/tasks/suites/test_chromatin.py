@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megabase.benchmarking.config import BenchmarkConfig, ChromatinConfig
+from megabase.benchmarking.run import run_benchmark
+from megabase.benchmarking.suites import chromatin
+from megabase.benchmarking.table import lines, markdown, read_records
 from megabase.data.regions import Regions
+from megabase.errors import InputError
 from megabase.evaluate.metrics import median_by_group
 from megabase.genome import alphabet
 from megabase.genome.store import GenomeStore
-from megabase.tasks.benchmark import run_benchmark
-from megabase.tasks.benchmark_config import BenchmarkConfig, ChromatinConfig
-from megabase.tasks.benchmark_table import lines, markdown, read_records
-from megabase.tasks.suites import chromatin
-from megabase.tasks.suites.base import SuiteError
 
 RNG = np.random.default_rng(3)
 GENOME = "".join(RNG.choice(list("ACGT"), 20_000))
@@ -149,11 +149,11 @@ def test_what_is_missing_is_said(store: Path, tmp_path: Path) -> None:
         config = BenchmarkConfig(suite="chromatin", output="out", **options)
         return chromatin.load(config, chromatin.names(config)[0])
 
-    with pytest.raises(SuiteError, match="deepsea_train_bundle"):
+    with pytest.raises(InputError, match="deepsea_train_bundle"):
         load()
-    with pytest.raises(SuiteError, match="must be even"):
+    with pytest.raises(InputError, match="must be even"):
         load(data=str(tmp_path), chromatin=ChromatinConfig(genome=str(store), length=301))
     (tmp_path / "train.csv").write_text("Chr_No,Start,y_a\n0,1,1\n")
     (tmp_path / "test.csv").write_text("Chr_No,Start,y_a\n0,1,1\n")
-    with pytest.raises(SuiteError, match="no column End"):
+    with pytest.raises(InputError, match="no column End"):
         load(data=str(tmp_path), chromatin=ChromatinConfig(genome=str(store)))

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from megabase.errors import MegabaseError
+from megabase.benchmarking.config import BenchmarkConfig, ModelEntry, SpeciesConfig
+from megabase.benchmarking.models import finetune_settings
+from megabase.benchmarking.run import run_benchmark
+from megabase.benchmarking.suites import species
+from megabase.benchmarking.table import lines, read_records, write_tables
+from megabase.errors import InputError, MegabaseError
 from megabase.genome import alphabet
 from megabase.report.benchmark_page import write_benchmark_page
-from megabase.tasks.benchmark import run_benchmark
-from megabase.tasks.benchmark_config import BenchmarkConfig, ModelEntry, SpeciesConfig
-from megabase.tasks.benchmark_models import finetune_settings
-from megabase.tasks.benchmark_table import lines, read_records, write_tables
-from megabase.tasks.suites import species
-from megabase.tasks.suites.base import SuiteError
 
 RNG = np.random.default_rng(0)
 
@@ -71,7 +70,7 @@ def test_orthologous_blocks_share_their_split(tmp_path: Path) -> None:
                                             "lengths": [200]}), "species-200",
     )  # fmt: skip
     assert all("N" in alphabet.decode(task.splits["test"].sequence(i)) for i in range(8))
-    with pytest.raises(SuiteError, match="no stretch of 200 bases fits; the longest part has 90"):
+    with pytest.raises(InputError, match="no stretch of 200 bases fits; the longest part has 90"):
         species.load(
             config(data=str(tmp_path), species={"split": "block", "lengths": [200]}), "species-200"
         )
@@ -87,7 +86,7 @@ def test_published_chromosomes(tmp_path: Path) -> None:
     parts = species.split_records(genomes, SpeciesConfig())
     assert {p: len(x) for p, x in parts["mouse"].items()} == {"train": 2, "valid": 1, "test": 1}
     (tmp_path / "mouse" / "chr5.fa").unlink()
-    with pytest.raises(SuiteError, match="mouse has no record for test"):
+    with pytest.raises(InputError, match="mouse has no record for test"):
         species.split_records(species.read_genomes(config(data=str(tmp_path))), SpeciesConfig())
 
 
@@ -150,7 +149,7 @@ def test_longer_lengths_go_on_from_shorter_ones(tmp_path: Path) -> None:
 
 def test_too_few_species(tmp_path: Path) -> None:
     path = fasta(tmp_path / "one.fa", {"a": letters(100)})
-    with pytest.raises(SuiteError, match="found 1 species"):
+    with pytest.raises(InputError, match="found 1 species"):
         species.read_genomes(config(data=str(path)))
-    with pytest.raises(SuiteError, match="NCBI"):
+    with pytest.raises(InputError, match="NCBI"):
         species.read_genomes(config())

@@ -28,11 +28,11 @@ class GenomicBigBirdConfig(BigBirdConfig):
         without saying so; a model then is another function when it is tested.
     **kwargs
         Everything that :class:`transformers.BigBirdConfig` takes. Special tokens are those of
-        :class:`megabase.models.bpe_tokenization.BPETokenizer`.
+        :class:`megabase.models.tokenizers.bpe.BPETokenizer`.
 
     Raises
     ------
-    ModelConfigError
+    ConfigError
         For values that cannot be built, all of them at once.
     """
 

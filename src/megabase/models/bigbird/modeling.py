@@ -80,9 +80,9 @@ class _Steady(nn.Module):
 
         Raises
         ------
-        InputLengthError
+        InputError
             For more tokens than ``config.max_position_embeddings``.
-        ModelConfigError
+        ConfigError
             For an argument that transformers' class cannot honor.
         """
         given = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
@@ -213,7 +213,7 @@ class GenomicBigBirdForSequenceClassification(_Steady, BigBirdForSequenceClassif
 
         Raises
         ------
-        InputLengthError
+        InputError
             For more tokens than ``config.max_position_embeddings``.
         """
         options = LossOptions(kwargs.pop("num_items_in_batch", None))

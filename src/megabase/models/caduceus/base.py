@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
+from megabase.errors import ConfigError
 from megabase.layers.bidirectional import BidirectionalBlock, BidirectionalMamba
 from megabase.layers.norms import add_norm, make_norm
 from megabase.layers.rcps import (
@@ -27,7 +28,6 @@ from megabase.layers.rcps import (
 from megabase.models.caduceus.configuration import CaduceusConfig, complement_list
 from megabase.models.forward import collects, finish, given_once, refuse_rest
 from megabase.models.state_space import StateSpacePreTrainedModel
-from megabase.models.validation import ModelConfigError
 
 __all__ = ["CaduceusModel", "CaduceusPreTrainedModel"]
 
@@ -193,7 +193,7 @@ class CaduceusModel(CaduceusPreTrainedModel):
 
         Raises
         ------
-        ModelConfigError
+        ConfigError
             When not exactly one of `input_ids` and `inputs_embeds` is given, or the latter has
             another width.
         """
@@ -202,7 +202,7 @@ class CaduceusModel(CaduceusPreTrainedModel):
         if inputs_embeds is None:
             hidden = self.backbone.embeddings(cast("Tensor", input_ids))
         elif inputs_embeds.shape[-1] != self.config.hidden_size:
-            raise ModelConfigError(
+            raise ConfigError(
                 f"inputs_embeds must have {self.config.hidden_size} channels"
                 + (" (both strands)" if self.config.rcps else "")
                 + f", found {inputs_embeds.shape[-1]}"

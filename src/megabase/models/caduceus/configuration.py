@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megabase.models.state_space_settings import StateSpaceConfig
+from megabase.models.tokenizers.vocabulary import COMPLEMENT_TOKEN_IDS
 from megabase.models.validation import Problems
-from megabase.models.vocabulary import COMPLEMENT_TOKEN_IDS
 
 __all__ = ["CaduceusConfig", "complement_list"]
 

@@ -13,7 +13,7 @@ from megabase.models.caduceus.modeling import (
     CaduceusForSequenceClassification,
     CaduceusModel,
 )
-from megabase.models.checkpoints import Weights
+from megabase.models.checkpoints.reader import Weights
 from megabase.models.state_space_naming import build, published_settings, shapes, unwrapped
 from megabase.models.supervised import ConvertedModel
 
@@ -35,7 +35,7 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
     Parameters
     ----------
     weights
-        As :func:`~megabase.models.checkpoints.read_weights` gives them.
+        As :func:`~megabase.models.checkpoints.reader.read_weights` gives them.
     **overrides
         Fields of :class:`CaduceusConfig` that win over what is inferred.
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
+from megabase.errors import ConfigError
 from megabase.layers.pooling import pool
 from megabase.layers.rcps import split_strands
 from megabase.models.caduceus.base import CaduceusModel, CaduceusPreTrainedModel
 from megabase.models.caduceus.configuration import CaduceusConfig
 from megabase.models.forward import finish, given_once, loss_options, sequence_loss, token_loss
 from megabase.models.state_space import real_tokens
-from megabase.models.validation import ModelConfigError
 
 __all__ = ["CaduceusForSequenceClassification", "CaduceusForTokenClassification"]
 
@@ -56,7 +56,7 @@ class _CaduceusClassifier(CaduceusPreTrainedModel):
                 input_ids, attention_mask, inputs_embeds
             )
         elif given.dim() != (2 if input_ids is not None else 3):
-            raise ModelConfigError(
+            raise ConfigError(
                 "expected ids (batch, length) or embeddings (batch, length, width), found "
                 f"{tuple(given.shape)}; both strands are read with conjoin_train, or in evaluation "
                 "with conjoin_eval, by a model that is not equivariant"
@@ -89,7 +89,7 @@ class _CaduceusClassifier(CaduceusPreTrainedModel):
         """Lay both strands side by side in the batch."""
         if inputs_embeds is not None:
             if inputs_embeds.dim() != 4 or inputs_embeds.shape[-1] != 2:
-                raise ModelConfigError(
+                raise ConfigError(
                     "conjoining needs embeddings of both strands, (batch, length, width, 2), found "
                     f"{tuple(inputs_embeds.shape)}"
                 )
@@ -100,7 +100,7 @@ class _CaduceusClassifier(CaduceusPreTrainedModel):
                 table = torch.tensor(self.config.complement_map, device=input_ids.device)
                 input_ids = torch.stack([input_ids, table[input_ids.flip(1)]], dim=-1)
             if input_ids.dim() != 3 or input_ids.shape[-1] != 2:
-                raise ModelConfigError(
+                raise ConfigError(
                     "conjoining needs ids (batch, length, 2), the strand as given and the reverse "
                     f"complement, or (batch, length), found {tuple(input_ids.shape)}"
                 )
@@ -163,7 +163,7 @@ class CaduceusForSequenceClassification(_CaduceusClassifier):
 
         Raises
         ------
-        ModelConfigError
+        ConfigError
             When the shape of the input does not fit the conjoining.
         """
         options = loss_options(self, rest)

@@ -64,7 +64,7 @@ class GenomicCNNConfig(PreTrainedConfig):
 
     Raises
     ------
-    ModelConfigError
+    ConfigError
         For values that cannot be built, all of them at once.
     """
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from megabase.models.checkpoints import Weights
+from megabase.errors import ConfigError
+from megabase.models.checkpoints.reader import Weights
 from megabase.models.cnn.configuration import CHANNELS, SHORTEST, GenomicCNNConfig, flatten_size
 from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
 from megabase.models.supervised import ConvertedModel
-from megabase.models.validation import ModelConfigError
 
 __all__ = ["config_from_state_dict", "convert", "from_state_dict", "recognises"]
 
@@ -45,7 +45,7 @@ def config_from_state_dict(
 
     Raises
     ------
-    ModelConfigError
+    ConfigError
         When the weights are of another model or another input length.
     """
     weights = _published_names(state_dict)
@@ -53,7 +53,7 @@ def config_from_state_dict(
     if flatten != flatten_size(max_length):
         known = _lengths_of(flatten)
         fits = f"of {known.start} to {known.stop - 1} tokens" if known else "of no length"
-        raise ModelConfigError(
+        raise ConfigError(
             f"the weights are of a CNN for inputs {fits}, not {max_length:,}; pass the max_length "
             "it was trained with"
         )
@@ -84,7 +84,7 @@ def from_state_dict(
 
     Raises
     ------
-    ModelConfigError
+    ConfigError
         When the weights are of another model or another input length.
     """
     config = config_from_state_dict(state_dict, max_length, **settings)
@@ -98,7 +98,7 @@ def _published_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     shape = weights["cnn_model.7.weight"].shape[0] if "cnn_model.7.weight" in weights else None
     if not set(weights) >= _TELLING or shape != CHANNELS[-1]:
         found = ", ".join(sorted(state_dict)[:3]) or "nothing"
-        raise ModelConfigError(
+        raise ConfigError(
             "expected the weights of a GenomicBenchmarks CNN (embeddings.weight, "
             f"cnn_model.0.weight, ..., dense_model.1.bias), found {found}, ...; this is a "
             "checkpoint of another family"
@@ -117,7 +117,7 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
     Parameters
     ----------
     weights
-        As :func:`~megabase.models.checkpoints.read_weights` gives them.
+        As :func:`~megabase.models.checkpoints.reader.read_weights` gives them.
     **overrides
         Fields of :class:`GenomicCNNConfig` that win over what is inferred. ``max_length`` is
         needed unless the ``config.json`` beside the weights has it: the weights tell the input
@@ -129,7 +129,7 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
 
     Raises
     ------
-    ModelConfigError
+    ConfigError
         When the weights are of another model, or nothing tells the input length.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
@@ -137,7 +137,7 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
     length = given.pop("max_length", beside.get("max_length", beside.get("input_len")))
     if length is None:
         known = _lengths_of(_published_names(weights.tensors)["dense_model.0.weight"].shape[1])
-        raise ModelConfigError(
+        raise ConfigError(
             f"{weights.path}: nothing tells the input length of this CNN; pass max_length, which "
             f"lies between {known.start} and {known.stop - 1} tokens"
         )

@@ -137,9 +137,9 @@ class GenomicCNNForSequenceClassification(PreTrainedModel):
 
         Raises
         ------
-        InputLengthError
+        InputError
             For more tokens than ``config.max_length``, unless ``config.too_long`` is ``"trim"``.
-        ModelConfigError
+        ConfigError
             For an argument that the family cannot honor.
         """
         options = loss_options(self, rest)

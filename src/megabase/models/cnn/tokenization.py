@@ -12,16 +12,12 @@ from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizer
 
-from megabase.errors import MegabaseError
-from megabase.models.encoding import no_offsets
+from megabase.errors import ModelError
+from megabase.models.tokenizers.encoding import no_offsets
 
-__all__ = ["LetterTokenizer", "LetterVocabularyError", "letter_tokens", "letter_vocabulary"]
+__all__ = ["LetterTokenizer", "letter_tokens", "letter_vocabulary"]
 
 _BOS, _EOS, _UNK, _PAD = "<bos>", "<eos>", "<unk>", "<pad>"
-
-
-class LetterVocabularyError(MegabaseError):
-    """A letter vocabulary cannot be used."""
 
 
 def letter_tokens(text: str) -> list[str]:
@@ -73,7 +69,7 @@ class LetterTokenizer(PreTrainedTokenizer):
 
     Raises
     ------
-    LetterVocabularyError
+    ModelError
         When ``<unk>``, ``<bos>`` or ``<eos>`` is missing, or a token comes twice.
 
     Examples
@@ -92,7 +88,7 @@ class LetterTokenizer(PreTrainedTokenizer):
         self._ids = {token: index for index, token in enumerate(self._tokens)}
         missing = {_UNK, _BOS, _EOS} - set(self._ids)
         if missing or len(self._ids) != len(self._tokens):
-            raise LetterVocabularyError(
+            raise ModelError(
                 f"expected distinct tokens with {_UNK}, {_BOS} and {_EOS} (see letter_vocabulary), "
                 f"found {self._tokens}"
             )
@@ -129,7 +125,7 @@ class LetterTokenizer(PreTrainedTokenizer):
 
     def _convert_id_to_token(self, index: int) -> str:
         if not 0 <= index < len(self._tokens):
-            raise LetterVocabularyError(f"token id {index} is outside 0-{len(self._tokens) - 1}")
+            raise ModelError(f"token id {index} is outside 0-{len(self._tokens) - 1}")
         return self._tokens[index]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:

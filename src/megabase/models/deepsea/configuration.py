@@ -58,7 +58,7 @@ class DeepSEAConfig(PreTrainedConfig):
 
     Raises
     ------
-    ModelConfigError
+    ConfigError
         For values that cannot be built, all of them at once.
     """
 

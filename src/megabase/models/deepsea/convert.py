@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from megabase.models.checkpoints import Weights
+from megabase.errors import ConfigError
+from megabase.models.checkpoints.reader import Weights
 from megabase.models.deepsea.configuration import DeepSEAConfig, flatten_length
 from megabase.models.deepsea.modeling import DeepSEAForSequenceClassification
 from megabase.models.supervised import ConvertedModel
-from megabase.models.validation import ModelConfigError
 
 __all__ = ["KIPOI_NAMES", "convert", "from_kipoi", "from_state_dict", "recognises", "to_kipoi"]
 
@@ -54,7 +54,7 @@ def from_kipoi(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises
     ------
-    ModelConfigError
+    ConfigError
         When the weights are of another model.
     """
     names = _names(state_dict)
@@ -65,7 +65,7 @@ def from_kipoi(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for name, tensor in found.items()
         }
     shown = ", ".join(sorted(state_dict)[:4]) or "nothing"
-    raise ModelConfigError(
+    raise ConfigError(
         "expected the weights of a Kipoi DeepSEA model (0.weight, 0.bias, 4.*, 8.*, 12.1.*, "
         f"14.1.*, all under '2.' or '1.' or nothing), found {shown}, ...; this is a checkpoint "
         "of another family"
@@ -105,7 +105,7 @@ def from_state_dict(
 
     Raises
     ------
-    ModelConfigError
+    ConfigError
         When the weights are of another model or another input length.
     """
     weights = from_kipoi(state_dict)
@@ -113,7 +113,7 @@ def from_state_dict(
     kernel, pool = first.shape[-1], settings.get("pool", 4)
     flat = weights["hidden.weight"].shape[1]
     if flat != third.shape[0] * flatten_length(max_length, kernel, pool):
-        raise ModelConfigError(
+        raise ConfigError(
             f"the weights have {flat:,} inputs to the dense layer, which is not what "
             f"{max_length:,} bases leave; pass the max_length the model was trained with"
         )
@@ -141,7 +141,7 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
     Parameters
     ----------
     weights
-        As :func:`~megabase.models.checkpoints.read_weights` gives them.
+        As :func:`~megabase.models.checkpoints.reader.read_weights` gives them.
     **overrides
         Fields of :class:`DeepSEAConfig`, such as ``max_length`` and ``strand_average``.
 
@@ -151,7 +151,7 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
 
     Raises
     ------
-    ModelConfigError
+    ConfigError
         When the weights are of another model or another input length.
     """
     given = {name: value for name, value in overrides.items() if value is not None}

@@ -121,7 +121,7 @@ class DeepSEAForSequenceClassification(PreTrainedModel):
 
         Raises
         ------
-        InputLengthError
+        InputError
             For more bases than ``config.max_length``, unless they are to be trimmed.
         """
         ids = fit_length(
@@ -206,9 +206,9 @@ class DeepSEAForSequenceClassification(PreTrainedModel):
 
         Raises
         ------
-        InputLengthError
+        InputError
             For more bases than ``config.max_length``, unless they are to be trimmed.
-        ModelConfigError
+        ConfigError
             For an argument that the family cannot honor.
         """
         options = loss_options(self, rest)

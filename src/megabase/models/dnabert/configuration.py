@@ -36,7 +36,7 @@ class DNABERTConfig(BertConfig):
 
     Raises
     ------
-    ModelConfigError
+    ConfigError
         When `vocab_size` is not that of a k-mer vocabulary, or `long_inputs` is unknown.
     """
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from megabase.models.checkpoints import Weights, compare_shapes
-from megabase.models.config_file import read_config
+from megabase.errors import ConfigError, ModelError
+from megabase.models.checkpoints.config_file import read_config
+from megabase.models.checkpoints.reader import Weights, compare_shapes
 from megabase.models.dnabert.configuration import DNABERTConfig
 from megabase.models.dnabert.modeling import (
     DNABERTForMaskedLM,
@@ -17,9 +18,7 @@ from megabase.models.dnabert.modeling import (
     DNABERTModel,
 )
 from megabase.models.dnabert.tokenization import DNABERTTokenizer, read_dnabert_vocabulary
-from megabase.models.kmer import KmerError
 from megabase.models.supervised import ConvertedModel
-from megabase.models.validation import ModelConfigError
 
 __all__ = ["convert", "is_dnabert_folder", "load_tokenizer", "recognises"]
 
@@ -44,7 +43,7 @@ def is_dnabert_folder(folder: str | Path) -> bool:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         return False
-    config = read_config(folder / "config.json", ModelConfigError)
+    config = read_config(folder / "config.json", ConfigError)
     if config.get("model_type") == "dnabert":
         return True
     if config.get("model_type", "bert") != "bert":
@@ -56,7 +55,7 @@ def is_dnabert_folder(folder: str | Path) -> bool:
         return True
     try:
         read_dnabert_vocabulary(vocabulary)
-    except KmerError:
+    except ModelError:
         return False
     return True
 
@@ -80,24 +79,24 @@ def load_tokenizer(folder: str | Path, **settings: Any) -> DNABERTTokenizer:
 
     Raises
     ------
-    ModelConfigError
+    ConfigError
         When the folder holds another family, or its vocabulary does not fit its configuration.
     """
     folder = Path(folder)
     if not is_dnabert_folder(folder):
-        raise ModelConfigError(
+        raise ConfigError(
             f"{folder} holds no DNABERT: expected a config.json of model_type 'bert' or 'dnabert' "
             "with 69, 261, 1029 or 4101 tokens, and a vocab.txt of k-mers; load it with the family "
             "it belongs to"
         )
-    config = read_config(folder / "config.json", ModelConfigError)
+    config = read_config(folder / "config.json", ConfigError)
     if (folder / "vocab.txt").exists():
         tokenizer = DNABERTTokenizer.from_pretrained(folder, **settings)
     else:
         k = next(k for k in range(3, 7) if 4**k + 5 == config.get("vocab_size", 4101))
         tokenizer = DNABERTTokenizer(k=k, **settings)
     if tokenizer.vocab_size != config.get("vocab_size", 4101):
-        raise ModelConfigError(
+        raise ConfigError(
             f"{folder}: the model reads {config.get('vocab_size')} tokens, its vocab.txt has "
             f"{tokenizer.vocab_size} ({tokenizer.k}-mers); the two files are of different models"
         )
@@ -116,7 +115,7 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
     Parameters
     ----------
     weights
-        As :func:`~megabase.models.checkpoints.read_weights` gives them.
+        As :func:`~megabase.models.checkpoints.reader.read_weights` gives them.
     **overrides
         Fields of :class:`DNABERTConfig`.
 
@@ -127,7 +126,7 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
 
     Raises
     ------
-    ModelConfigError
+    ConfigError
         When the vocabulary is not one of k-mers.
     CheckpointError
         Naming every missing and mis-shaped tensor.

@@ -64,9 +64,9 @@ class _Limits(nn.Module):
 
         Raises
         ------
-        InputLengthError
+        InputError
             For more tokens than ``config.max_position_embeddings``.
-        ModelConfigError
+        ConfigError
             For an argument that transformers' class cannot honor.
         """
         given = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
@@ -171,7 +171,7 @@ class DNABERTForSequenceClassification(_Limits, BertForSequenceClassification):
 
         Raises
         ------
-        InputLengthError
+        InputError
             For more tokens than ``config.max_position_embeddings``, unless they may be in pieces.
         """
         room = self.config.max_position_embeddings

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megabase.errors import ModelError
 from megabase.genome.files import write_whole
-from megabase.models.kmer import (
-    KmerError,
+from megabase.models.tokenizers.kmer import (
     all_kmers,
     check_k,
     kmer_count,
     kmer_numbers,
     split_kmers,
 )
-from megabase.models.kmer_tokenization import BaseKmerTokenizer, shown
+from megabase.models.tokenizers.kmer_tokens import BaseKmerTokenizer, shown
 from megabase.untrusted import read_text
 
 __all__ = ["DNABERT_ORDER", "DNABERTTokenizer", "read_dnabert_vocabulary"]
@@ -47,15 +47,15 @@ def read_dnabert_vocabulary(path: str | Path) -> int:
 
     Raises
     ------
-    KmerError
+    ModelError
         When the file is another vocabulary, with the first line that differs.
     """
-    tokens = read_text(path, KmerError).split("\n")
+    tokens = read_text(path, ModelError).split("\n")
     while tokens and not tokens[-1]:
         tokens.pop()
     k = next((k for k in range(1, 9) if len(tokens) == 4**k + len(_DNABERT_SPECIAL)), None)
     if k is None:
-        raise KmerError(
+        raise ModelError(
             f"{path} holds {len(tokens):,} tokens; a DNABERT vocabulary holds 4**k + 5 "
             "(69, 261, 1,029 or 4,101 for k = 3 to 6). This is the vocabulary of another model"
         )
@@ -63,7 +63,7 @@ def read_dnabert_vocabulary(path: str | Path) -> int:
         zip(tokens, [*_DNABERT_SPECIAL, *all_kmers(k, DNABERT_ORDER)], strict=True), start=1
     ):
         if found.rstrip("\r") != expected:
-            raise KmerError(
+            raise ModelError(
                 f"{path}, line {line}: expected {expected!r} (k-mers in the order A, T, C, G), "
                 f"found {found!r}. This is the vocabulary of another model"
             )
@@ -100,7 +100,7 @@ class DNABERTTokenizer(BaseKmerTokenizer):
 
     Raises
     ------
-    KmerError
+    ModelError
         For a vocabulary file of another model, an unknown option, and (when called) sequences that
         do not fit.
 
@@ -135,7 +135,9 @@ class DNABERTTokenizer(BaseKmerTokenizer):
         **kwargs: Any,
     ) -> None:
         if long_inputs not in _LONG_INPUTS:
-            raise KmerError(f"long_inputs is one of {', '.join(_LONG_INPUTS)}, not {long_inputs!r}")
+            raise ModelError(
+                f"long_inputs is one of {', '.join(_LONG_INPUTS)}, not {long_inputs!r}"
+            )
         for key in ("do_lower_case", "special_tokens_pattern", "tokenize_chinese_chars"):
             kwargs.pop(key, None)
         self.k = read_dnabert_vocabulary(vocab_file) if vocab_file is not None else k
@@ -175,7 +177,7 @@ class DNABERTTokenizer(BaseKmerTokenizer):
         if len(words) > 1 or (not self.strict and len(text) < self.k):
             return [self._check_word(word) for word in words]
         if len(text) < self.k:
-            raise KmerError(
+            raise ModelError(
                 f"the sequence {shown(text)} has {len(text)} bases and no {self.k}-mer; "
                 f"give {self.k} bases or more"
             )
@@ -191,7 +193,7 @@ class DNABERTTokenizer(BaseKmerTokenizer):
             return [0]
         if self.long_inputs == "pieces":
             return list(range(0, count, room))
-        raise KmerError(
+        raise ModelError(
             f"a sequence of {count:,} {self.k}-mers ({count + self.k - 1:,} bases) is longer than "
             f"the {room:,} that the model reads; shorten it to {room + self.k - 1:,} bases, pass "
             "truncation=True with max_length, or load the tokenizer with long_inputs='pieces'"

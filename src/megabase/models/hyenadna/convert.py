@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from megabase.models.checkpoints import CheckpointError, Weights, compare_shapes
+from megabase.errors import CheckpointError
+from megabase.models.checkpoints.reader import Weights, compare_shapes
 from megabase.models.hyenadna.configuration import HyenaDNAConfig
 from megabase.models.hyenadna.modeling import (
     HyenaDNAForCausalLM,
@@ -282,7 +283,7 @@ def convert(weights: Weights, **overrides: Any) -> Converted:
     Parameters
     ----------
     weights
-        As :func:`~megabase.models.checkpoints.read_weights` gives them.
+        As :func:`~megabase.models.checkpoints.reader.read_weights` gives them.
     **overrides
         Fields of :class:`HyenaDNAConfig` that win over what is inferred, such as
         ``window_shift=0.0`` or ``filter_layout="standalone"``.

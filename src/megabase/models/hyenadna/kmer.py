@@ -1,7 +1,7 @@
 """HyenaDNA over k-mers: the ablation of the HyenaDNA paper's Table A.4.
 
 The paper gives neither overlap nor vocabulary; both are our choice, explained in
-:mod:`megabase.models.kmer_tokenization`.
+:mod:`megabase.models.tokenizers.kmer_tokens`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from megabase.models.hyenadna.configuration import HyenaDNAConfig
-from megabase.models.kmer_tokenization import KmerTokenizer
+from megabase.models.tokenizers.kmer_tokens import KmerTokenizer
 
 __all__ = ["KmerHyenaDNA", "kmer_hyenadna"]
 
@@ -34,7 +34,7 @@ def kmer_hyenadna(
     bases
         Longest sequence; the limit in tokens follows from it.
     k, stride
-        As for :class:`~megabase.models.kmer_tokenization.KmerTokenizer`: 6-mers side by side.
+        As for :class:`~megabase.models.tokenizers.kmer_tokens.KmerTokenizer`: 6-mers side by side.
     **settings
         Other fields of :class:`HyenaDNAConfig`, such as ``d_model`` and ``n_layer``.
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megabase.models.checkpoints import CheckpointError
+from megabase.errors import CheckpointError
 
 __all__ = ["Named", "recognises", "to_ours", "to_published"]
 

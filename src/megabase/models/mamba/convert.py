@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from megabase.models.checkpoints import Weights
+from megabase.models.checkpoints.reader import Weights
 from megabase.models.mamba.configuration import MambaConfig
 from megabase.models.mamba.modeling import (
     MambaForCausalLM,
@@ -37,7 +37,7 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
     Parameters
     ----------
     weights
-        As :func:`~megabase.models.checkpoints.read_weights` gives them.
+        As :func:`~megabase.models.checkpoints.reader.read_weights` gives them.
     **overrides
         Fields of :class:`MambaConfig` that win over what is inferred.
 

@@ -159,7 +159,7 @@ class MambaModel(_MambaPreTrainedModel):
 
         Raises
         ------
-        ModelConfigError
+        ConfigError
             When not exactly one of `input_ids` and `inputs_embeds` is given.
         """
         refuse_rest(self, rest)

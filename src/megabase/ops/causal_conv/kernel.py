@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megabase.errors import OperatorError
 from megabase.ops import kernels
-from megabase.ops.registry import Operator, OperatorError
+from megabase.ops.registry import Operator
 
 __all__ = ["OPERATOR", "causal_conv_kernel", "fits"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from megabase.errors import OperatorError
 from megabase.ops import backend
 from megabase.ops.online_conv.reference import OnlineConvReference
 from megabase.ops.online_conv.tiled import OnlineConvTiled
-from megabase.ops.registry import OperatorError
 
 __all__ = ["OnlineConvReference", "OnlineConvTiled", "online_conv"]
 

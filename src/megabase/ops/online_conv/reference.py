@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megabase.ops.registry import OperatorError
+from megabase.errors import OperatorError
 
 __all__ = ["OnlineConvReference"]
 

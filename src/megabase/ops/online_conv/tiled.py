@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from megabase.errors import OperatorError
 from megabase.ops.fft_lengths import fft_length
 from megabase.ops.long_conv.fft import BLOCK_SAMPLES, long_conv_fft
-from megabase.ops.registry import OperatorError
 
 __all__ = ["OnlineConvTiled"]
 

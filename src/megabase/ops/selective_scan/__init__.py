@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from megabase.errors import OperatorError
 from megabase.ops import backend
 from megabase.ops.long_conv.fft import without_autocast
-from megabase.ops.registry import OperatorError
 from megabase.ops.selective_scan.blocked import OPERATOR, selective_scan_blocked
 from megabase.ops.selective_scan.kernel import selective_scan_kernel
 from megabase.ops.selective_scan.reference import selective_scan_reference

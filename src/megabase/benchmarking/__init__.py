@@ -1,0 +1,1 @@
+"""Published benchmarks: suites, protocols, leakage and tables."""

@@ -1,0 +1,321 @@
+"""Settings of ``megabase benchmark``: which suite, models, protocol and seeds. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from megabase.tasks.finetune_config import TableConfig
+from megabase.training.config import raise_problems
+
+__all__ = ["BenchmarkConfig", "BiotypeConfig", "ChromatinConfig", "ModelEntry", "SpeciesConfig"]
+
+Protocol = Literal["holdout", "cv5", "kfold", "published"]
+_SEEDS = {"cv5": (1, 2, 3, 4, 5)}
+"""Seeds of protocols that have seeds of their own: the five splits that Caduceus publishes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry:
+    """A row of the table: a model, and how it learns."""
+
+    name: str
+    """Name in the table."""
+
+    start: str
+    """default, scratch (the shape of default, fresh weights), START:scratch, a family, a preset, a
+    run or model folder, a Hub name; or the baseline kmer (kmer:5 counts words of up to 5)."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of the fine-tuning by dotted name, such as optim.lr or head.reverse_complement; and
+    warmup, a list of lengths that are trained before the full one, for half of the epochs in all
+    (those shorter than the task's length)."""
+
+    task_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Task -> settings of this model for that task alone; they win over settings."""
+
+    tune: dict[str, list[Any]] = field(default_factory=dict)
+    """Settings with several values: all combinations are trained with the first seed, the best on
+    validation is kept. Test rows are not read for it."""
+
+    carry: bool = False
+    """Start every further task from the run of the task before it, with the same seed and a new
+    head: a length warm-up over tasks of growing length. The model must take the longest of them."""
+
+    compare: str | None = None
+    """Published model to compare with; null takes the one of the same family."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeciesConfig:
+    """Genomes by species and how stretches are drawn from them."""
+
+    genomes: dict[str, str] = field(default_factory=dict)
+    """Species name -> FASTA (plain or gzip) or folder of them, one for each chromosome. Empty: the
+    records of --data (one FASTA for all species, named by the record or by SPECIES.fa[.gz])."""
+
+    split: Literal["chromosome", "stretch", "block", "record"] = "chromosome"
+    """chromosome: the published chromosomes (train others, valid 1, 3, 12, 13, test 5, 7, 9, 10,
+    11). stretch: every record is cut along its length (70, 10, 20 %) into blocks of its own part.
+    block: records named block=N are dealt out by N, the same N to the same split in all species.
+    record: whole records are dealt out by their name."""
+
+    lengths: list[int] = field(default_factory=lambda: [1024])
+    """Bases of a sample; one task for each."""
+
+    train_bases: float = 4e6
+    """Bases of all training samples of one task."""
+
+    eval_samples: int = 1000
+    """Samples of validation and of test."""
+
+    pool_records: bool = False
+    """Join the records of a split end to end before samples are drawn (for short blocks); joints
+    are marked by one N."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChromatinConfig:
+    """Windows and labels of chromatin profiles."""
+
+    genome: str | None = None
+    """Genome store that the coordinates belong to."""
+
+    peaks: dict[str, str] = field(default_factory=dict)
+    """Label name -> BED or narrowPeak file; labels are made by the published rule: more than half
+    of the central bin is covered. GROUP:NAME puts a label into a group of the medians."""
+
+    length: int = 1000
+    """Bases of a window."""
+
+    bin: int = 200
+    """Bases of the central bin that is labelled."""
+
+    stride: int = 200
+    """Bases between bins, along the regions."""
+
+    regions: list[str] = field(default_factory=list)
+    """Where windows are made (contigs, stretches, BED files); empty: everywhere."""
+
+    validation: list[str] = field(default_factory=list)
+    """Places of the validation windows."""
+
+    test: list[str] = field(default_factory=list)
+    """Places of the test windows."""
+
+    keep_unlabelled: float = 1.0
+    """Share of the windows without any label that stay (published: none of them)."""
+
+    max_windows: int | None = None
+    """Most windows of each split, chosen at random."""
+
+    chain: str | None = None
+    """Chain file: coordinates of a table are lifted over with it (needs the extra suites)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiotypeConfig:
+    """Gene sequences with biotypes, embedded by a frozen model."""
+
+    top: int = 10
+    """Most frequent biotypes that are kept."""
+
+    test_fraction: float = 0.2
+    """Share of the genes that are tested."""
+
+    max_length: int | None = None
+    """Bases of a piece; longer genes are cut into pieces whose embeddings are averaged. null: the
+    longest input of the model."""
+
+    trees: int = 1000
+    """Boosted trees."""
+
+    depth: int = 3
+    """Depth of a tree."""
+
+    learning_rate: float = 0.1
+    """Shrinkage of the boosting."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """One sweep: a suite, models, a protocol, seeds."""
+
+    suite: str
+    """genomic-benchmarks, nucleotide-transformer, gue, chromatin, species, biotype or table."""
+
+    output: str
+    """Folder of the sweep: runs, results.parquet, results.md, results.html."""
+
+    data: str | None = None
+    """Folder (or file) of the suite's data."""
+
+    tasks: list[str] | str = field(default_factory=list)
+    """Tasks to run, by name or by the end of their name (a,b or [a, b]); empty: all there are."""
+
+    models: list[ModelEntry | str] | str = "default,scratch,kmer"
+    """Models: names divided by commas (default, scratch, START:scratch, families, presets, folders,
+    kmer, overlap), or in a recipe a list of names and entries with settings of their own."""
+
+    seeds: list[int] | int | str | None = None
+    """One run for each (1,2,3 or [1, 2, 3]); by default 1 to 3, and 1 to 5 for protocol cv5."""
+
+    protocol: Protocol = "holdout"
+    """holdout: validation from the data or cut from the training rows, test rows scored once. cv5:
+    five random 90/10 splits of the training rows (Caduceus). kfold: all rows, each tested once.
+    published: best epoch on the test rows (HyenaDNA)."""
+
+    folds: int = 5
+    """Folds of kfold."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of the fine-tuning for every model, by dotted name; a model's own win."""
+
+    task_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Task, by name or the end of its name -> settings for that task alone, such as a lower rate
+    for the longest length. They win over settings; a model's own win over both."""
+
+    recipe: str | None = None
+    """Variant of the recipes of the suite's tasks, such as default, hyenadna or caduceus_ph;
+    settings given here win over it."""
+
+    metric: str | None = None
+    """Figure of the table; null takes the suite's."""
+
+    table: TableConfig = field(default_factory=TableConfig)
+    """How to read labelled files."""
+
+    resplit: float | None = None
+    """Use the test rows alone, and this share of them as the test split (0.25)."""
+
+    resplit_seed: int = 0
+    """Seed of that split."""
+
+    together: float | None = None
+    """Rows that overlap stay on one side of every split that is made here (of test, validation and
+    folds): the share of a row's 16-mers, on either strand, that another row must hold, directly or
+    through others, such as 0.1. null splits row by row."""
+
+    drop_leaks: bool = False
+    """Remove training and validation rows that equal or nearly equal a test row."""
+
+    leak_threshold: float = 0.5
+    """Share of the 16-mers of a row (both strands) that another row must hold to be a near
+    duplicate."""
+
+    pretrain_genome: str | None = None
+    """Genome store that the models were pretrained on; null takes that of the run folders."""
+
+    pretrain_regions: list[str] = field(default_factory=list)
+    """Regions of it that they were trained on; empty: those of the run, else the whole genome."""
+
+    bootstrap: int = 500
+    """Resamples of the test rows behind a confidence interval; 0 gives none."""
+
+    download: bool = False
+    """Let the suite's package download the data into --data."""
+
+    species: SpeciesConfig = field(default_factory=SpeciesConfig)
+    """Suite species."""
+
+    chromatin: ChromatinConfig = field(default_factory=ChromatinConfig)
+    """Suite chromatin."""
+
+    biotype: BiotypeConfig = field(default_factory=BiotypeConfig)
+    """Suite biotype."""
+
+    resume: bool = False
+    """Go on in an output folder: finished runs are kept, an interrupted one continues."""
+
+    overwrite: bool = False
+    """Delete an earlier sweep in the output folder."""
+
+    def __post_init__(self) -> None:
+        from megabase.benchmarking.suites import SUITES
+
+        problems: list[str] = []
+        if self.suite not in SUITES:
+            problems.append(f"there is no suite {self.suite!r}; there are {', '.join(SUITES)}")
+        if not self.output:
+            problems.append("output is empty; name the folder of the sweep")
+        if self.resume and self.overwrite:
+            problems.append("resume and overwrite are both set; they exclude each other")
+        if self.folds < 2:
+            problems.append(f"folds is {self.folds}; it must be at least 2")
+        if self.resplit is not None and not 0 < self.resplit < 1:
+            problems.append(f"resplit is {self.resplit}; it must lie in 0 to 1, both excluded")
+        if self.together is not None and not 0 < self.together <= 1:
+            problems.append(f"together is {self.together}; it must lie in 0 to 1, 0 excluded")
+        if self.together is not None and self.protocol in ("cv5", "published"):
+            problems.append(
+                f"protocol {self.protocol} splits as its paper did, row by row; leave together out "
+                "or take holdout or kfold"
+            )
+        if not 0 < self.leak_threshold <= 1:
+            problems.append(
+                f"leak_threshold is {self.leak_threshold}; it must lie in 0 to 1, 0 excluded"
+            )
+        if self.bootstrap < 0:
+            problems.append(f"bootstrap is {self.bootstrap}; it must be at least 0")
+        try:
+            seeds = self.seed_numbers
+            if not seeds:
+                problems.append("seeds is empty; give at least one")
+        except ValueError:
+            problems.append(f"seeds is {self.seeds!r}; expected whole numbers, such as 1,2,3")
+        if not self.entries:
+            problems.append("models is empty; name at least one")
+        problems += [
+            f"the model {entry.name} has tune and carry; they exclude each other"
+            for entry in self.entries
+            if entry.tune and entry.carry
+        ]
+        names = [entry.name for entry in self.entries]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            problems.append(f"the name {', '.join(twice)} is given to several models; change one")
+        raise_problems(problems)
+
+    @property
+    def task_names(self) -> list[str]:
+        """Tasks asked for."""
+        return _words(self.tasks)
+
+    @property
+    def seed_numbers(self) -> list[int]:
+        """Seeds, each once: those that are given, else those of the protocol."""
+        if self.seeds is None:
+            return list(_SEEDS.get(self.protocol, (1, 2, 3)))
+        seeds = [self.seeds] if isinstance(self.seeds, int) else self.seeds
+        words = seeds.strip("[] ").split(",") if isinstance(seeds, str) else seeds
+        return list(dict.fromkeys(int(word) for word in words))
+
+    @property
+    def entries(self) -> list[ModelEntry]:
+        """Models asked for."""
+        given = self.models
+        models = _words(given) if isinstance(given, str) else given
+        return [ModelEntry(name=m, start=m) if isinstance(m, str) else m for m in models]
+
+
+def _words(given: Sequence[str] | str) -> list[str]:
+    words = given.strip("[] ").split(",") if isinstance(given, str) else given
+    return [word.strip(" '\"") for word in words if word.strip()]
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested settings into dotted names; what is below ``overrides`` is nested there too.
+
+    Examples
+    --------
+    >>> flatten({"optim": {"lr": 0.001}, "epochs": 3})
+    {'optim.lr': 0.001, 'epochs': 3}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

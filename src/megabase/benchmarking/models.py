@@ -1,0 +1,307 @@
+"""From an entry of a sweep to the settings of a fine-tuning run."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megabase.benchmarking.config import BenchmarkConfig, ModelEntry, flatten
+from megabase.benchmarking.suites.base import Task, choose_tasks
+from megabase.errors import InputError
+from megabase.tasks.finetune_config import FinetuneConfig
+from megabase.training.config import Stage
+
+__all__ = [
+    "check_entry",
+    "combinations",
+    "finetune_settings",
+    "go_on_from",
+    "is_baseline",
+    "kmer_words",
+    "resolve_entry",
+    "settings_by_task",
+    "with_settings",
+]
+
+DEFAULTS: dict[str, Any] = {"epochs": 10, "global_batch": 64, "log_every": 50}
+"""What every model takes when nothing else is said, beside the defaults of fine-tuning."""
+KMER_WORDS = (4, 5, 6)
+_NOT_SET = ("train", "valid", "test", "output", "seed", "resume", "overwrite", "force")
+
+
+def is_baseline(start: str) -> bool:
+    """Tell whether an entry is a baseline without a network: kmer, kmer:5 or overlap."""
+    return start == "overlap" or kmer_words(start) is not None
+
+
+def kmer_words(start: str) -> tuple[int, ...] | None:
+    """Give the word lengths of a baseline entry (kmer, kmer:5), or None for other models.
+
+    Raises
+    ------
+    InputError
+        For a length outside 1 to 8.
+    """
+    if start == "kmer":
+        return KMER_WORDS
+    found = re.fullmatch(r"kmer:(\d+)", start)
+    if not found:
+        return None
+    if not 1 <= int(found.group(1)) <= 8:
+        raise InputError(f"{start}: words have 1 to 8 bases")
+    return (int(found.group(1)),)
+
+
+def resolve_entry(entry: ModelEntry) -> dict[str, Any]:
+    """Give the fields of the fine-tuning settings that say what the model is.
+
+    Raises
+    ------
+    InputError
+        When `start` names nothing that is there.
+    """
+    from megabase.models.families import FAMILIES
+    from megabase.models.presets import PRESETS
+
+    start = entry.start
+    if start == "scratch":
+        return {"model": "default", "from_scratch": True}
+    if start.endswith(":scratch"):
+        return {"model": start.removesuffix(":scratch"), "from_scratch": True}
+    if start == "default":
+        return {"model": "default"}
+    families = [family.name for family in FAMILIES]
+    if start in families:
+        return {"family": start}
+    if Path(start).expanduser().is_dir():
+        return {"model": str(Path(start).expanduser().absolute())}
+    presets = list(PRESETS)
+    if start in presets:
+        return {"preset": start}
+    if start.count("/") == 1 and not start.startswith((".", "/", "~")):
+        return {"model": start}
+    others = ["default", "scratch", "kmer", "overlap"]
+    near = difflib.get_close_matches(start, [*families, *presets, *others])
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(
+        f"model {start!r} is no folder, family or preset, nor {', '.join(others)}{hint}"
+    )
+
+
+def check_entry(config: BenchmarkConfig, entry: ModelEntry) -> None:
+    """Check a model and its settings before anything is read or written.
+
+    Raises
+    ------
+    MegabaseError
+        For a model that is not there, or a setting that fine-tuning does not have.
+    """
+    base = FinetuneConfig(train="train", output="output", **resolve_entry(entry))
+    first = {name: values[0] for name, values in entry.tune.items() if values}
+    common = {**flatten(config.settings), **flatten(entry.settings), **first}
+    for own in ({}, *config.task_settings.values(), *entry.task_settings.values()):
+        settings = {**common, **flatten(own)}
+        settings.pop("warmup", None)
+        with_settings(base, settings)
+
+
+def settings_by_task(config: BenchmarkConfig, tasks: Sequence[str]) -> BenchmarkConfig:
+    """Name the tasks of ``task_settings`` in full, those of the entries too.
+
+    Parameters
+    ----------
+    config
+        The sweep.
+    tasks
+        Names of all tasks of the suite's data, whether they are run or not.
+
+    Raises
+    ------
+    InputError
+        For a name that no task has, or several.
+    """
+
+    def named(given: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for name, settings in given.items():
+            (task,) = choose_tasks(tasks, [name], f"task_settings: {config.suite}")
+            found[task] = {**found.get(task, {}), **flatten(settings)}
+        return found
+
+    entries: list[ModelEntry | str] = [
+        dataclasses.replace(entry, task_settings=named(entry.task_settings))
+        for entry in config.entries
+    ]
+    return dataclasses.replace(config, task_settings=named(config.task_settings), models=entries)
+
+
+def with_settings(config: FinetuneConfig, settings: Mapping[str, Any]) -> FinetuneConfig:
+    """Set fields by dotted name.
+
+    Raises
+    ------
+    InputError
+        For a name that fine-tuning does not have.
+    """
+    return _set(config, flatten(settings), "")
+
+
+def _set(config: Any, settings: Mapping[str, Any], prefix: str) -> Any:
+    fields = {field.name for field in dataclasses.fields(config)} - set(_NOT_SET)
+    changes: dict[str, Any] = {}
+    below: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        head, _, rest = name.partition(".")
+        if head not in fields:
+            near = difflib.get_close_matches(head, fields, n=1)
+            hint = f"; did you mean {prefix + near[0]!r}?" if near else ""
+            raise InputError(f"there is no setting {prefix + name!r} in fine-tuning{hint}")
+        if rest:
+            below.setdefault(head, {})[rest] = value
+        elif head == "stages":
+            changes[head] = tuple(s if isinstance(s, Stage) else Stage(**s) for s in value)
+        else:
+            changes[head] = _number(config, head, value)
+    for head, inner in below.items():
+        current = getattr(config, head)
+        if isinstance(current, dict):
+            changes[head] = {**current, **inner}
+        elif dataclasses.is_dataclass(current):
+            changes[head] = _set(current, inner, f"{prefix}{head}.")
+        else:
+            raise InputError(f"{prefix}{head} has nothing below it")
+    return dataclasses.replace(config, **changes)
+
+
+def _number(config: Any, name: str, value: Any) -> Any:
+    """Read 1e-3, which YAML takes for text, as the number it is."""
+    hint = typing.get_type_hints(type(config))[name]
+    if isinstance(value, str) and float in (hint, *typing.get_args(hint)):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def finetune_settings(
+    config: BenchmarkConfig,
+    task: Task,
+    entry: ModelEntry,
+    *,
+    recipe: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+) -> FinetuneConfig:
+    """Build the settings of one run; files, folder and seed are filled in by the runner.
+
+    What is said later wins: defaults, the data's needs, the recipe, the sweep, the entry (each with
+    what it says of all tasks before what it says of this one), what tuning chose.
+    """
+    start = resolve_entry(entry)
+    metric = task.metric if task.kind != "multi_label" else "auroc"
+    base = FinetuneConfig(train="train", output="output", **start)
+    settings: dict[str, Any] = {**DEFAULTS, "monitor": metric, "table.kind": task.kind}
+    settings["metrics"] = [metric, *(name for name in task.metrics if name != metric)]
+    for more in (
+        task.settings,
+        recipe,
+        config.settings,
+        config.task_settings.get(task.name, {}),
+        entry.settings,
+        entry.task_settings.get(task.name, {}),
+        chosen,
+    ):
+        settings.update(flatten(more))
+    _warm_up(settings, int(task.splits["train"].lengths.max()))
+    # The runner writes the rows of every split itself, under these names.
+    columns = task.splits["train"].text.columns
+    settings["table.sequence"] = "sequence"
+    settings["table.label"] = None if columns == ("label",) else list(columns)
+    return with_settings(base, settings)
+
+
+def go_on_from(
+    before: Mapping[str, Any], run: FinetuneConfig, settings: Mapping[str, Any], output: Path
+) -> tuple[FinetuneConfig, dict[str, Any]]:
+    """Start a run from an earlier one of the sweep.
+
+    Parameters
+    ----------
+    before
+        Record of the earlier run.
+    run, settings
+        Settings of the new one, also as the record keeps them.
+    output
+        Folder of the sweep.
+
+    Returns
+    -------
+    run, settings
+        With the earlier run as the model. The record names it by task and folder: where the sweep
+        lies decides no figure.
+    """
+    fresh: dict[str, Any] = {
+        "family": None, "preset": None, "from_scratch": False, "overrides": {}
+    }  # fmt: skip
+    place = output / "runs" / f"{before['suite']}.{before['task']}" / before["folder"]
+    named = {**settings, **fresh, "model": f"{before['task']} {before['folder']}"}
+    return dataclasses.replace(run, model=str(place.absolute()), **fresh), named
+
+
+def _warm_up(settings: dict[str, Any], length: int) -> None:
+    """Turn a list of warm-up lengths into stages: half of the epochs for all of them together."""
+    wanted = settings.pop("warmup", None) or []
+    shorter = sorted({int(w) for w in wanted if int(w) < length})
+    if not shorter or "stages" in settings:
+        return
+    epochs, positions = float(settings["epochs"]), 65_536
+    each = epochs / 2 / len(shorter)
+    settings["stages"] = [
+        {"length": w, "epochs": each, "micro_batch": max(1, positions // w)} for w in shorter
+    ] + [{"length": length, "epochs": epochs / 2, "micro_batch": max(1, positions // length)}]
+
+
+def combinations(tune: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """List every combination of the values of a grid, in order.
+
+    Examples
+    --------
+    >>> combinations({"optim.lr": [1e-3, 2e-3], "epochs": [5]})
+    [{'optim.lr': 0.001, 'epochs': 5}, {'optim.lr': 0.002, 'epochs': 5}]
+    """
+    names = list(tune)
+    return [dict(zip(names, values, strict=True)) for values in itertools.product(*tune.values())]
+
+
+def check_overlap(config: BenchmarkConfig, task: Task | None = None) -> None:
+    """Refuse the overlap baseline where there are no classes, or no rows that it could read.
+
+    Parameters
+    ----------
+    config
+        The sweep.
+    task
+        A task of it; None for a suite that compares embeddings.
+
+    Raises
+    ------
+    InputError
+        With the name of the entry.
+    """
+    names = [entry.name for entry in config.entries if entry.start == "overlap"]
+    if names and task is None:
+        raise InputError(
+            f"{names[0]}: overlap looks for test rows in training rows, and {config.suite} "
+            "compares embeddings; leave it out"
+        )
+    if names and task is not None and task.kind != "classes":
+        raise InputError(
+            f"{names[0]}: overlap is for tasks with classes; the labels of {task.name} are of "
+            f"kind {task.kind}. Leave it out"
+        )

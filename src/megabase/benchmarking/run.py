@@ -1,0 +1,457 @@
+"""The runner: a suite, models, a protocol and seeds become runs, and runs become one table.
+
+Every run has a folder of its own under ``OUTPUT/runs``, named by a hash of all that decides its
+figures, with a ``record.json`` once it is finished. A sweep that was stopped finds the finished
+records, continues the run it was in, and goes on; the table is made from the records alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
+from megabase.benchmarking.leaks import RowsApart, checked_for_leaks, figures_apart
+from megabase.benchmarking.models import (
+    check_entry,
+    check_overlap,
+    combinations,
+    finetune_settings,
+    go_on_from,
+    is_baseline,
+    kmer_words,
+    resolve_entry,
+    settings_by_task,
+)
+from megabase.benchmarking.protocol import Together, Unit, split_task, together_note, units
+from megabase.benchmarking.recipes import recipe_settings
+from megabase.benchmarking.suites import suite_module
+from megabase.benchmarking.suites.base import Task
+from megabase.data.labelled import LabelledSequences
+from megabase.errors import RunError
+from megabase.evaluate import metrics
+from megabase.evaluate.baselines import fit_kmers, fit_overlap, require_baseline
+from megabase.genome.files import atomic_file, without_nan, write_json
+from megabase.genome.ownership import LOCK_NAME, Lock
+from megabase.tasks.digests import digest, hash_of, start_of
+from megabase.tasks.finetune import finetune, write_arrays
+from megabase.tasks.finetune_config import FinetuneConfig
+from megabase.training.provenance import environment
+from megabase.training.run_folder import folder_taken, own_folder, refuse_changed
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Stopped", "run_benchmark"]
+
+_FORMAT = 1
+
+
+class Stopped(Exception):  # noqa: N818 (not an error: a signal asked for it)
+    """A signal ended a run after its checkpoint was saved.
+
+    Parameters
+    ----------
+    signal
+        Its number.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One run: what decides its figures."""
+
+    task: Task
+    entry: ModelEntry
+    unit: Unit
+    splits: Mapping[str, LabelledSequences]
+    rows_digest: str
+    apart: npt.NDArray[np.bool_]
+    """Test rows that meet no training and no validation row."""
+    before: Mapping[str, Any] | None = None
+    """Record of the run that this one goes on from."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is known of the rows of a task, found once for all its runs."""
+
+    apart: RowsApart
+    together: Together
+
+
+def run_benchmark(
+    config: BenchmarkConfig,
+    *,
+    console: Console | None = None,
+    done: Callable[[], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Run a sweep.
+
+    Parameters
+    ----------
+    config
+        Settings.
+    console
+        Where to show what is done; None shows nothing.
+    done
+        Called after every finished run, to bring the table up to date.
+
+    Returns
+    -------
+    list of dict
+        The records of this sweep, in order.
+
+    Raises
+    ------
+    MegabaseError
+        For data, models or settings that cannot be used; before the first run where possible.
+    Stopped
+        When a signal ended it early; the same call with ``resume`` goes on.
+    """
+    output = Path(config.output)
+    Lock(output / LOCK_NAME, output).refuse_used()
+    _check_output(config, output)
+    with own_folder(output):
+        return _run_benchmark(config, output, console, done)
+
+
+def _run_benchmark(
+    config: BenchmarkConfig,
+    output: Path,
+    console: Console | None,
+    done: Callable[[], None] | None,
+) -> list[dict[str, Any]]:
+    module = suite_module(config.suite)
+    names = module.names(config)
+    if config.task_settings or any(entry.task_settings for entry in config.entries):
+        # Settings of a task that is not run this time are no mistake.
+        everything = module.names(replace(config, tasks=[]))
+        config = settings_by_task(config, list(dict.fromkeys([*names, *everything])))
+    if hasattr(module, "require"):
+        module.require()
+    for entry in config.entries:
+        if is_baseline(entry.start):
+            require_baseline()
+        else:
+            check_entry(config, entry)
+    if hasattr(module, "run"):
+        check_overlap(config)
+    _start(config, output)
+    if hasattr(module, "run"):
+        return module.run(config, names, output, console, done)
+    records: list[dict[str, Any]] = []
+    earlier: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for name in names:
+        task = _with_metric(module.load(config, name), config)
+        check_overlap(config, task)
+        task = checked_for_leaks(config, task, output, console)
+        if config.together is not None:
+            task = replace(task, notes=(*task.notes, together_note(config.together)))
+        rows = _Rows(RowsApart(config.leak_threshold), Together(config.together))
+        for entry in config.entries:
+            for record in _run_entry(config, task, entry, output, console, earlier, rows):
+                records.append(record)
+                if done is not None:
+                    done()
+    return records
+
+
+def _check_output(config: BenchmarkConfig, output: Path) -> None:
+
+    if output.exists() and not output.is_dir():
+        raise RunError(f"output {output} is a file; name a folder")
+    taken = folder_taken(output)
+    ours = (output / "benchmark.json").is_file()
+    if taken and not (config.resume or config.overwrite):
+        raise RunError(
+            f"output folder {output} exists and is not empty; go on with resume=True, replace it "
+            "with overwrite=True, or name another folder"
+        )
+    if taken and not ours:
+        raise RunError(f"output folder {output} holds no sweep; name another folder")
+
+
+def _start(config: BenchmarkConfig, output: Path) -> None:
+    if config.overwrite:
+        for name in ("runs", "data", "leaks", "embeddings", "pictures"):
+            shutil.rmtree(output / name, ignore_errors=True)
+    output.mkdir(parents=True, exist_ok=True)
+    starts = {
+        entry.name: start_of(FinetuneConfig(train="train", output="output", **resolve_entry(entry)))
+        for entry in config.entries
+        if not is_baseline(entry.start)
+    }
+    values = {
+        "format": _FORMAT, "config": asdict(config), "environment": environment(),
+        "starts": starts,
+    }  # fmt: skip
+    if config.resume:
+        refuse_changed(output, values, "benchmark.json")
+    write_json(output / "benchmark.json", json.loads(json.dumps(values, default=str)))
+
+
+def _with_metric(task: Task, config: BenchmarkConfig) -> Task:
+    if config.metric is None or config.metric == task.metric:
+        return task
+    metrics.check([config.metric], task.kind)
+    others = tuple(name for name in (task.metric, *task.metrics) if name != config.metric)
+    return replace(task, metric=config.metric, metrics=others)
+
+
+def _run_entry(
+    config: BenchmarkConfig,
+    task: Task,
+    entry: ModelEntry,
+    output: Path,
+    console: Console | None,
+    earlier: dict[tuple[str, str], Mapping[str, Any]],
+    rows: _Rows,
+) -> list[dict[str, Any]]:
+    """Run one model on one task with every seed; `earlier` holds the runs of the task before."""
+    records: list[dict[str, Any]] = []
+    chosen: dict[str, Any] = {}
+    seen: set[str] = set()
+    tuning = 0.0
+    for number, unit in enumerate(units(config.protocol, config.seed_numbers, config.folds)):
+        splits = split_task(task, config.protocol, unit, config.folds, rows.together)
+        key = hash_of({name: digest(rows) for name, rows in splits.items()})
+        if is_baseline(entry.start) and key in seen:
+            continue  # it has no seed of its own: the same rows give the same figures
+        seen.add(key)
+        place = (entry.name, unit.name)
+        before = earlier.get(place) if entry.carry else None
+        job = _Job(task, entry, unit, splits, key, rows.apart.of(splits), before)
+        if number == 0 and entry.tune:
+            chosen, tuning = _tune(config, job, output, console)
+        record = _run_unit(config, job, chosen, tuning, output, console)
+        records.append(record)
+        earlier[place] = record
+        if console is not None:
+            value = record["test"].get(task.metric)
+            shown = "not defined" if value is None else f"{value:.4f}"
+            console.print(
+                f"{task.name}  {entry.name}  {unit.name}: {task.metric} {shown}  "
+                f"({record['seconds'] / 60:.1f} min)", markup=False, highlight=False,
+            )  # fmt: skip
+    return records
+
+
+def _settings_key(config: BenchmarkConfig, job: _Job, settings: Any) -> str:
+    return hash_of(
+        {
+            "protocol": config.protocol,
+            "folds": config.folds if config.protocol == "kfold" else None,
+            "data": job.rows_digest,
+            "settings": settings,
+            "metric": job.task.metric,
+        }
+    )
+
+
+def _folder(output: Path, config: BenchmarkConfig, job: _Job, key: str) -> Path:
+    slug = "".join(c if c.isalnum() or c in "-._" else "-" for c in Path(job.entry.name).name)
+    place = f"{job.task.suite}.{job.task.name}"
+    return output / "runs" / place / f"{slug}-{config.protocol}-{job.unit.name}-{key}"
+
+
+def _run_unit(
+    config: BenchmarkConfig,
+    job: _Job,
+    chosen: Mapping[str, Any],
+    tuning: float,
+    output: Path,
+    console: Console | None,
+) -> dict[str, Any]:
+    """Run one seed of one model, or give the record of an earlier one."""
+    recipe = recipe_settings(config.recipe, job.task)
+    if is_baseline(job.entry.start):
+        words = kmer_words(job.entry.start)
+        settings: Any = {"overlap": True} if words is None else {"kmer": words}
+        run = None
+    else:
+        run = finetune_settings(config, job.task, job.entry, recipe=recipe, chosen=chosen)
+        settings = json.loads(json.dumps(asdict(run), default=str))
+        if job.before is not None:
+            run, settings = go_on_from(job.before, run, settings, output)
+    key = _settings_key(config, job, settings)
+    folder = _folder(output, config, job, key)
+    file = folder / "record.json"
+    if file.is_file():
+        return json.loads(file.read_text())
+    names = [job.task.metric, *job.task.metrics]
+    earlier = job.before["task"] if job.before is not None else None
+    carried = [f"{job.entry.name} goes on from its run of {earlier}"] if earlier else []
+    if run is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        metric = job.task.metric if job.task.kind != "multi_label" else "auroc"
+        floor = (
+            fit_kmers(job.splits, settings["kmer"], metric, names)
+            if "kmer" in settings
+            else fit_overlap(job.splits, metric, names)
+        )
+        _keep_outputs(folder, floor.outputs, job.splits)
+        result: dict[str, Any] = {
+            "family": next(iter(settings)), "parameters": floor.parameters,
+            "trained_parameters": floor.parameters, "seconds": floor.seconds,
+            "training_seconds": floor.seconds, "valid": floor.figures["valid"],
+            "test": floor.figures["test"], "chosen": floor.chosen, "epochs": None, "steps": None,
+            "notes": [],
+        }  # fmt: skip
+    else:
+        files = _write_splits(output, job)
+        result = _finetune(replace(run, **files, seed=job.unit.seed, output=str(folder)), console)
+        result["chosen"] = dict(chosen)
+    record = {
+        "format": _FORMAT,
+        "suite": job.task.suite,
+        "task": job.task.name,
+        "model": job.entry.name,
+        "start": job.entry.start,
+        "compare": job.entry.compare,
+        "overrides": settings.get("overrides", {}),
+        "key": hash_of(
+            {"model": settings, "protocol": config.protocol, "drop": config.drop_leaks}
+            | ({"resplit": config.resplit_seed} if config.resplit_seed else {})
+            | ({"together": config.together} if config.together is not None else {})
+        ),
+        "protocol": config.protocol,
+        "recipe": config.recipe,
+        "seed": job.unit.seed,
+        "fold": job.unit.fold,
+        "metric": job.task.metric,
+        "metrics": names,
+        "kind": job.task.kind,
+        "classes": list(job.splits["train"].classes),
+        "groups": dict(job.task.groups),
+        "official": job.task.official,
+        "length": job.task.length,
+        "published": [asdict(item) for item in job.task.published],
+        "rows": {name: len(rows) for name, rows in job.splits.items()},
+        "test_rows": digest(job.splits["test"]),
+        "settings": settings,
+        "tuning_seconds": tuning,
+        "folder": folder.name,
+        **result,
+        "notes": [*job.task.notes, *carried, *result["notes"]],
+    }
+    record["test"] |= _group_figures(folder, job.task)
+    record |= figures_apart(folder, job.apart, names, job.task.kind)
+    record = without_nan(record)
+    write_json(file, record)
+    return record
+
+
+def _finetune(config: Any, console: Console | None) -> dict[str, Any]:
+    """Run a fine-tuning, from its last checkpoint if it was interrupted."""
+    started = (Path(config.output) / "config.yaml").is_file()
+    before = _earlier_seconds(Path(config.output)) if started else 0.0
+    result = finetune(replace(config, resume=started), console=None)
+    if result is None or result.signal is not None:
+        raise Stopped(15 if result is None or result.signal is None else result.signal)
+    values = {
+        name: getattr(result, name)
+        for name in (
+            "family", "parameters", "trained_parameters", "training_seconds", "valid", "test",
+            "epochs", "steps", "best_step", "monitor", "tokens_per_second", "notes",
+        )
+    }  # fmt: skip
+    return {**values, "seconds": result.seconds + before}
+
+
+def _earlier_seconds(folder: Path) -> float:
+    """Give the training time of a run before it was interrupted, from its log."""
+    seconds = 0.0
+    file = folder / "metrics.jsonl"
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        try:
+            seconds = max(seconds, float(json.loads(line).get("seconds", 0.0)))
+        except (ValueError, TypeError):
+            continue
+    return seconds
+
+
+def _tune(
+    config: BenchmarkConfig, job: _Job, output: Path, console: Console | None
+) -> tuple[dict[str, Any], float]:
+    """Train every combination of a grid without the test rows; keep the best on validation."""
+    best: tuple[float, dict[str, Any]] | None = None
+    seconds = 0.0
+    recipe = recipe_settings(config.recipe, job.task)
+    files = _write_splits(output, job)
+    for chosen in combinations(job.entry.tune):
+        run = finetune_settings(config, job.task, job.entry, recipe=recipe, chosen=chosen)
+        settings = json.loads(json.dumps(asdict(run), default=str))
+        key = _settings_key(config, job, {**settings, "tuning": True})
+        folder = _folder(output, config, job, key).parent / f"tuning-{key}"
+        file = folder / "tuned.json"
+        if not file.is_file():
+            given = {**files, "test": None}
+            result = _finetune(
+                replace(run, **given, seed=job.unit.seed, output=str(folder)), console
+            )
+            write_json(file, {"chosen": chosen, **result})
+        found = json.loads(file.read_text())
+        seconds += found["seconds"]
+        value = found["valid"].get(found["monitor"])
+        value = -math.inf if value is None else value
+        value = value if metrics.higher_is_better(found["monitor"]) else -value
+        if console is not None:
+            console.print(f"{job.task.name}  {job.entry.name}  tuning {chosen}: validation "
+                          f"{found['monitor']} {abs(value):.4f}",
+                          markup=False, highlight=False)  # fmt: skip
+        if best is None or value > best[0]:
+            best = (value, chosen)
+    return ({} if best is None else best[1]), seconds
+
+
+def _write_splits(output: Path, job: _Job) -> dict[str, str]:
+    """Write the rows of a run as Parquet, once for all models; give their paths."""
+    import polars as pl
+
+    folder = output / "data" / f"{job.task.suite}.{job.task.name}-{job.rows_digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: dict[str, str] = {}
+    for name, rows in job.splits.items():
+        path = folder / f"{name}.parquet"
+        paths[name] = str(path)
+        if path.is_file():
+            continue
+        text = rows.text
+        columns: dict[str, Any] = {
+            "sequence": [text.sequences[row] for row in rows.rows.tolist()],
+        }
+        for number, column in enumerate(text.columns):
+            columns[column] = [text.labels[row][number] for row in rows.rows.tolist()]
+        with atomic_file(path, overwrite=True) as file:
+            pl.DataFrame(columns).write_parquet(file)
+    return paths
+
+
+def _keep_outputs(
+    folder: Path, outputs: Mapping[str, np.ndarray], splits: Mapping[str, LabelledSequences]
+) -> None:
+    kept: dict[str, np.ndarray] = {}
+    for name, values in outputs.items():
+        kept |= {name: values, f"{name}_labels": splits[name].labels}
+    write_arrays(folder / "outputs.npz", kept)
+
+
+def _group_figures(folder: Path, task: Task) -> dict[str, float]:
+    if not task.groups:
+        return {}
+    with np.load(folder / "outputs.npz") as kept:
+        found = metrics.median_by_group("auroc", kept["test"], kept["test_labels"], task.groups)
+    return {f"median_auroc_{group}": value for group, value in found.items()}

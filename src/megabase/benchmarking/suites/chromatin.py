@@ -1,0 +1,366 @@
+"""Chromatin profiles (DeepSEA): many yes-or-no labels of a window, median AUROC by group.
+
+Two ways in. Coordinates and labels as published: ``{train,val,test}*coords_targets.csv`` with
+``Chr_No`` (0-based number), ``Start``, ``End`` and columns ``y_...``, over a genome store, lifted
+over with a chain file if asked. Or peak files: the genome is cut into bins, and a bin has a label
+when more than half of it is covered by that label's peaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megabase.benchmarking.config import BenchmarkConfig
+from megabase.benchmarking.suites.base import Published, Task, figures
+from megabase.data.labelled import label_splits
+from megabase.data.labelled_files import LabelledText
+from megabase.data.regions import Regions
+from megabase.data.split import split_genome
+from megabase.errors import InputError, MissingDependencyError, UnknownContigError
+from megabase.genome import alphabet
+from megabase.genome.interval import Interval
+from megabase.genome.store import GenomeStore
+
+__all__ = [
+    "CHROMATIN_WINDOW",
+    "DEEPSEA_GROUPS",
+    "Windows",
+    "bin_labels",
+    "lift",
+    "load",
+    "names",
+    "read_coordinates",
+]
+
+INSTRUCTIONS = (
+    "Give --chromatin.genome STORE and either --data with {train,val,test}_*_coords_targets.csv "
+    "(Chr_No, Start, End, y_...; made from deepsea_train_bundle.v0.9 of "
+    "deepsea.princeton.edu/help by the script of the HyenaDNA repository) or --chromatin.peaks "
+    "'{GROUP:NAME: peaks.bed, ...}' with --chromatin.test and --chromatin.validation places"
+)
+CHROMATIN_WINDOW = 1000
+"""Bases of the windows in the tables of the chromatin profile (DeepSEA)."""
+DEEPSEA_GROUPS = {"DHS": (0, 125), "TF": (125, 815), "HM": (815, 919)}
+"""Columns of DeepSEA's 919 labels: group -> first and the one after its last."""
+_SOURCES = (
+    ("DeepSEA", "DeepSEA, quoted in HyenaDNA paper (2306.15794), Table 4.3", (0.958, 0.923, 0.856)),
+    ("BigBird", "BigBird, quoted in HyenaDNA paper (2306.15794), Table 4.3", (0.961, 0.921, 0.887)),
+    ("HyenaDNA 1k", "HyenaDNA paper (2306.15794), Table 4.3", (0.964, 0.930, 0.863)),
+    ("HyenaDNA 8k", "HyenaDNA paper (2306.15794), Table 4.3", (0.955, 0.917, 0.893)),
+)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Places with labels: contig names (n,), start and end (n,) 0-based half-open, (n, K) 0/1."""
+
+    contig: list[str]
+    start: npt.NDArray[np.int64]
+    end: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.uint8]
+
+    def take(self, rows: npt.NDArray[Any]) -> Windows:
+        """Give some of the windows."""
+        numbers = np.arange(len(self.contig))[rows]
+        return Windows(
+            [self.contig[i] for i in numbers.tolist()],
+            self.start[numbers], self.end[numbers], self.labels[numbers],
+        )  # fmt: skip
+
+
+def read_coordinates(path: Path) -> tuple[tuple[str, ...], Windows]:
+    """Read a table of coordinates and labels, as published.
+
+    Raises
+    ------
+    InputError
+        Without the named columns, or with labels that are not true or false.
+    """
+    import polars as pl
+
+    table = pl.read_csv(path, infer_schema_length=None)
+    lacking = {"Chr_No", "Start", "End"} - set(table.columns)
+    profiles = tuple(name for name in table.columns if name.startswith("y_"))
+    if lacking or not profiles:
+        what = ", ".join(sorted(lacking)) or "y_... (a label)"
+        raise InputError(f"{path} has no column {what}")
+    try:
+        labels = table.select(pl.col(profiles).cast(pl.Boolean).cast(pl.UInt8)).to_numpy()
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{path}: labels must be true and false, or 1 and 0 ({error})") from error
+    return profiles, Windows(
+        [f"chr{number + 1}" for number in table["Chr_No"].to_list()],
+        table["Start"].cast(pl.Int64).to_numpy(),
+        table["End"].cast(pl.Int64).to_numpy(),
+        labels,
+    )
+
+
+def lift(windows: Windows, chain: Path) -> Windows:
+    """Move windows to another assembly as published: both ends by themselves.
+
+    Windows whose ends do not map, land on different contigs, or are not as far apart as before are
+    dropped.
+
+    Raises
+    ------
+    MissingDependencyError
+        Without pyliftover (the extra suites).
+    """
+    try:
+        from pyliftover import LiftOver  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise MissingDependencyError("pyliftover", "suites", "lifting coordinates over") from error
+    if not chain.is_file():
+        raise InputError(f"there is no chain file {chain}")
+    lifter: Any = LiftOver(str(chain))
+    kept: list[int] = []
+    moved: list[tuple[str, int, int]] = []
+    ends = zip(windows.contig, windows.start.tolist(), windows.end.tolist(), strict=True)
+    for row, (contig, start, end) in enumerate(ends):
+        low = lifter.convert_coordinate(contig, start)
+        high = lifter.convert_coordinate(contig, end)
+        if not low or not high or low[0][0] != high[0][0]:
+            continue
+        if high[0][1] - low[0][1] == end - start:
+            kept.append(row)
+            moved.append((low[0][0], low[0][1], high[0][1]))
+    labels = windows.labels[np.array(kept, dtype=np.int64)]
+    return Windows(
+        [contig for contig, _, _ in moved],
+        np.array([start for _, start, _ in moved], dtype=np.int64),
+        np.array([end for _, _, end in moved], dtype=np.int64),
+        labels,
+    )
+
+
+def bin_labels(
+    peaks: Regions, contig: int, start: npt.NDArray[np.int64], end: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint8]:
+    """Label bins by the published rule: more than half of the bin is covered by peaks.
+
+    Parameters
+    ----------
+    peaks
+        Union of the peaks of a label.
+    contig
+        Index of the contig.
+    start, end
+        (n,) bins, 0-based half-open.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 (n,) of 0 and 1.
+    """
+    mine = peaks.contig == contig
+    low, high = peaks.start[mine], peaks.end[mine]
+    before = np.concatenate([[0], np.cumsum(high - low)])
+
+    def covered(x: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Count covered positions below x."""
+        number = np.searchsorted(low, x, side="right")
+        inside = np.minimum(x, np.append(high, 0)[number - 1]) - np.append(low, 0)[number - 1]
+        return np.where(number > 0, before[number - 1] + inside, 0)
+
+    if not len(low):
+        return np.zeros(len(start), dtype=np.uint8)
+    return (2 * (covered(end) - covered(start)) > end - start).astype(np.uint8)
+
+
+def _peaks(store: GenomeStore, path: str) -> tuple[Regions, int]:
+    """Read peaks; give those on the genome, and how many lie on other contigs."""
+    from megabase.genome.tables import read_bed
+
+    table = read_bed(Path(path).expanduser(), columns=3)
+    index: dict[str, int] = {}
+    for name in table["contig"].unique().to_list():
+        try:
+            index[name] = store.contig_index(name)
+        except UnknownContigError:
+            index[name] = -1
+    contig = np.array([index[name] for name in table["contig"].to_list()], dtype=np.int64)
+    known = contig >= 0
+    start, end = table["start"].to_numpy()[known], table["end"].to_numpy()[known]
+    return Regions.of(contig[known], start, end), int((~known).sum())
+
+
+def _from_peaks(
+    config: BenchmarkConfig, store: GenomeStore
+) -> tuple[tuple[str, ...], dict[str, Windows], list[str]]:
+    chosen = config.chromatin
+    if not chosen.test:
+        raise InputError("chromatin.test is empty; name the places of the test windows")
+    split = split_genome(
+        store, include=chosen.regions, validation=chosen.validation, test=chosen.test
+    )
+    names = tuple(sorted(chosen.peaks, key=lambda name: (name.split(":")[0], name)))
+    peaks, notes = [], []
+    for name in names:
+        regions, elsewhere = _peaks(store, chosen.peaks[name])
+        peaks.append(regions)
+        text = f"{name}: {len(regions):,} peaks of {Path(chosen.peaks[name]).name}"
+        notes.append(text + (f" ({elsewhere:,} more on other contigs)" if elsewhere else ""))
+    found: dict[str, Windows] = {}
+    for part, regions in (
+        ("train", split.train),
+        ("valid", split.validation),
+        ("test", split.test),
+    ):
+        if not len(regions):
+            continue
+        pieces = [_bins(store, chosen, regions, row, peaks) for row in range(len(regions))]
+        found[part] = Windows(
+            [name for piece in pieces for name in piece.contig],
+            np.concatenate([piece.start for piece in pieces]),
+            np.concatenate([piece.end for piece in pieces]),
+            np.concatenate([piece.labels for piece in pieces]),
+        )
+        if chosen.keep_unlabelled < 1:
+            some = np.asarray(found[part].labels.any(axis=1))
+            rng = np.random.default_rng(len(some))
+            found[part] = found[part].take(some | (rng.random(len(some)) < chosen.keep_unlabelled))
+    notes.append(
+        f"a label is 1 when more than half of the central {chosen.bin} bases are covered; a bin "
+        f"every {chosen.stride} bases; windows of {chosen.length} bases lie whole in their split; "
+        f"{chosen.keep_unlabelled:.0%} of the windows without a label are kept"
+    )
+    return names, found, notes
+
+
+def _bins(
+    store: GenomeStore, chosen: Any, regions: Regions, row: int, peaks: list[Regions]
+) -> Windows:
+    contig, low, high = int(regions.contig[row]), int(regions.start[row]), int(regions.end[row])
+    margin = (chosen.length - chosen.bin) // 2
+    first = -(-(low + margin) // chosen.stride) * chosen.stride
+    start = np.arange(first, high - margin - chosen.bin + 1, chosen.stride, dtype=np.int64)
+    end = start + chosen.bin
+    bad = np.concatenate([[0], np.cumsum((store.view(contig) & alphabet.BASE_BITS) > alphabet.T)])
+    unknown = bad[end + margin] - bad[start - margin]
+    keep = 2 * unknown <= chosen.length
+    start, end = start[keep], end[keep]
+    labels = np.stack([bin_labels(p, contig, start, end) for p in peaks], axis=1)
+    name = store.contigs[contig].name
+    return Windows([name] * len(start), start - margin, end + margin, labels)
+
+
+def _tables(config: BenchmarkConfig) -> dict[str, Path]:
+    root = Path(config.data or "").expanduser()
+    found: dict[str, Path] = {}
+    for path in sorted(root.glob("*.csv")):
+        for part, words in (("train", ("train",)), ("valid", ("val", "dev")), ("test", ("test",))):
+            if any(path.name.lower().startswith(word) for word in words):
+                found[part] = path
+    return found
+
+
+def names(config: BenchmarkConfig) -> list[str]:
+    """Name the task."""
+    if config.chromatin.genome is None or not (config.data or config.chromatin.peaks):
+        raise InputError(f"chromatin needs a genome and labels. {INSTRUCTIONS}")
+    return ["chromatin-profile" if config.data else "peaks"]
+
+
+def load(config: BenchmarkConfig, name: str) -> Task:
+    """Read or make the windows and their labels."""
+    chosen = config.chromatin
+    if chosen.length % 2 or chosen.length < chosen.bin:
+        raise InputError(
+            f"chromatin.length is {chosen.length}; it must be even and at least {chosen.bin}"
+        )
+    store = GenomeStore.open(str(chosen.genome))
+    notes: list[str] = []
+    if config.data:
+        labels, windows, notes = _from_tables(config)
+    else:
+        labels, windows, notes = _from_peaks(config, store)
+    texts: dict[str, LabelledText] = {}
+    for part, mine in windows.items():
+        if chosen.max_windows is not None and len(mine.contig) > chosen.max_windows:
+            rows = np.random.default_rng(0).permutation(len(mine.contig))[: chosen.max_windows]
+            notes.append(f"{chosen.max_windows:,} of {len(mine.contig):,} {part} windows")
+            mine = mine.take(np.sort(rows))
+        texts[part] = _text(store, part, mine, labels)
+        rate = mine.labels.mean(axis=0)
+        notes.append(f"{part}: {rate.min():.4f} to {rate.max():.4f} of the windows have a label")
+    groups = _groups(labels)
+    return Task(
+        suite="chromatin",
+        name=name,
+        splits=label_splits(texts, "multi_label"),
+        metric="auroc",
+        metrics=("auprc",),
+        published=_published() if groups == DEEPSEA_GROUPS else (),
+        official=bool(config.data) and chosen.max_windows is None,
+        notes=tuple(notes),
+        groups=groups,
+        length=chosen.length,
+    )
+
+
+def _from_tables(
+    config: BenchmarkConfig,
+) -> tuple[tuple[str, ...], dict[str, Windows], list[str]]:
+    chosen, found, notes = config.chromatin, {}, []
+    labels: tuple[str, ...] = ()
+    tables = _tables(config)
+    if "train" not in tables or "test" not in tables:
+        raise InputError(f"{config.data} lacks a train or test table. {INSTRUCTIONS}")
+    for part, path in tables.items():
+        own, windows = read_coordinates(path)
+        if labels and own != labels:
+            raise InputError(f"{path} has other label columns than {tables['train']}")
+        labels = own
+        if chosen.chain is not None:
+            before = len(windows.contig)
+            windows = lift(windows, Path(chosen.chain).expanduser())
+            notes.append(f"{part}: {before - len(windows.contig):,} of {before:,} windows were not "
+                         "lifted over")  # fmt: skip
+        # int(x / 2) as in the published loader: towards zero when the window shrinks.
+        margin = int((chosen.length - CHROMATIN_WINDOW) / 2)
+        found[part] = Windows(
+            windows.contig, windows.start - margin, windows.end + margin, windows.labels
+        )
+    return labels, found, notes
+
+
+def _text(store: GenomeStore, part: str, windows: Windows, labels: tuple[str, ...]) -> LabelledText:
+    sequences = [
+        alphabet.decode(store.fetch(Interval(contig, start, end), pad="n"))
+        for contig, start, end in zip(
+            windows.contig, windows.start.tolist(), windows.end.tolist(), strict=True
+        )
+    ]
+    rows = [tuple("01"[value] for value in row) for row in windows.labels.tolist()]
+    names = [
+        f"{part} window {contig}:{start + 1:,}-{end:,}"
+        for contig, start, end in zip(
+            windows.contig, windows.start.tolist(), windows.end.tolist(), strict=True
+        )
+    ]
+    return LabelledText(f"{part} windows of {store.path.name}", sequences, rows, labels, names)
+
+
+def _groups(labels: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    """Give the groups of the labels: DeepSEA's for 919 of them, else by the word before a colon."""
+    if len(labels) == DEEPSEA_GROUPS["HM"][1]:
+        return dict(DEEPSEA_GROUPS)
+    owners = [name.split(":")[0] if ":" in name else "all" for name in labels]
+    return {
+        group: (owners.index(group), len(owners) - owners[::-1].index(group))
+        for group in dict.fromkeys(owners)
+    }
+
+
+def _published() -> tuple[Published, ...]:
+    found: tuple[Published, ...] = ()
+    for model, source, values in _SOURCES:
+        for group, value in zip(("TF", "DHS", "HM"), values, strict=True):
+            found += figures(source, f"median_auroc_{group}", "published", (model,), (value,))
+    return found

@@ -1,0 +1,327 @@
+"""Which species a stretch of DNA comes from (HyenaDNA, section 4.5): accuracy at growing length.
+
+Genomes are FASTA files by species. Samples are stretches at random places of the parts of a split,
+the same number for every species, and a task for each length. Training, validation and test come
+from different chromosomes (the published ones), from different ends of every record, from different
+records, or from different blocks of an alignment.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from megabase.benchmarking.config import BenchmarkConfig, SpeciesConfig
+from megabase.benchmarking.suites.base import Published, Task, choose_tasks, figures
+from megabase.data.labelled import label_splits
+from megabase.data.labelled_files import LabelledText
+from megabase.errors import InputError
+from megabase.genome import alphabet
+from megabase.genome.fasta import Header, read_fasta
+
+__all__ = [
+    "SPECIES_SPLITS",
+    "Record",
+    "draw_samples",
+    "load",
+    "names",
+    "read_genomes",
+    "split_records",
+]
+
+INSTRUCTIONS = (
+    "Name --data (a FASTA with one record for each species, or a folder of SPECIES.fa[.gz]) or "
+    "--species.genomes '{human: FOLDER_OR_FASTA, ...}'. The published task takes T2T-CHM13v2.0, "
+    "mLemCat1.pri, A_J_v3, USMARCv1.0 and ASM2306583v1 from NCBI, one FASTA for each chromosome"
+)
+_PARTS = ("train", "valid", "test")
+_FASTA = re.compile(r"\.(fa|fna|fasta)(\.gz)?$", re.IGNORECASE)
+_SOURCE = "HyenaDNA paper (2306.15794), Tables 4.5 and A.11"
+_PUBLISHED_SPECIES = {"human", "lemur", "mouse", "pig", "hippo"}
+_PUBLISHED = {
+    1_024: (0.554, 0.611, 0.539),
+    32_768: (0.889, 0.934, 0.707),
+    250_000: (None, 0.979, 0.657),
+    450_000: (None, 0.994, 0.714),
+    1_000_000: (None, 0.995, None),
+}
+
+Codes = npt.NDArray[np.uint8]
+
+
+def _species_split(last: int, *others: str, second: Sequence[str] = ("2",)) -> dict[str, list[str]]:
+    valid, test = ["1", "3", "12", "13"], ["5", "7", "9", "10", "11"]
+    middle = [str(number) for number in range(4, last + 1)]
+    train = [*second, *(name for name in middle if name not in {*valid, *test}), *others]
+    return {"train": train, "valid": valid, "test": test}
+
+
+_GREAT_APE = _species_split(22, "X", "Y", second=("2A", "2B"))
+SPECIES_SPLITS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "human": _species_split(22, "X", "Y"),
+    "lemur": _species_split(27, "X", "Y"),
+    "goat": _species_split(29, "X", "Y"),
+    "sheep": _species_split(26, "X", "Y"),
+    "pig": _species_split(18, "X", "Y"),
+    "mouse": _species_split(19, "X"),
+    "gorilla": _GREAT_APE,
+    "orangutan": _GREAT_APE,
+    "chimpanzee": _GREAT_APE,
+    "hippo": _species_split(17, "X"),
+}
+"""Chromosomes of each split of the species task, by species (HyenaDNA repository)."""
+
+
+class Record:
+    """A record of a genome: its name, what follows it, and its bases."""
+
+    def __init__(self, name: str, description: str, codes: Codes) -> None:
+        self.name, self.description, self.codes = name, description, codes
+
+
+def _records(path: Path) -> list[Record]:
+    """Read the records of a FASTA, or of all of them in a folder."""
+    files = sorted(p for p in path.iterdir() if _FASTA.search(p.name)) if path.is_dir() else [path]
+    found: list[Record] = []
+    for file in files:
+        parts: list[bytes] = []
+        header: Header | None = None
+        for item in read_fasta(file):
+            if isinstance(item, Header):
+                if header is not None:
+                    found.append(_record(header, parts, file, path))
+                header, parts = item, []
+            else:
+                parts.append(item.codes)
+        if header is not None:
+            found.append(_record(header, parts, file, path))
+    if not found:
+        raise InputError(f"{path} holds no FASTA (.fa, .fna, .fasta, .gz too)")
+    return found
+
+
+def _record(header: Header, parts: list[bytes], file: Path, path: Path) -> Record:
+    # In a folder of chromosomes the file says which one it is.
+    name = _FASTA.sub("", file.name) if path.is_dir() else header.name
+    codes = np.frombuffer(b"".join(parts), dtype=np.uint8) & np.uint8(alphabet.BASE_BITS)
+    return Record(name, header.description, codes)
+
+
+def read_genomes(config: BenchmarkConfig) -> dict[str, list[Record]]:
+    """Read the records of every species, species sorted by name.
+
+    Raises
+    ------
+    InputError
+        When no genome is named, or fewer than two species are found.
+    """
+    given = config.species.genomes
+    found: dict[str, list[Record]] = {}
+    if given:
+        for species, path in given.items():
+            if not Path(path).expanduser().exists():
+                raise InputError(f"there is no {path} for the species {species}")
+            found[species] = _records(Path(path).expanduser())
+    elif config.data is None:
+        raise InputError(f"species needs genomes. {INSTRUCTIONS}")
+    else:
+        root = Path(config.data).expanduser()
+        if not root.exists():
+            raise InputError(f"there is no {root}. {INSTRUCTIONS}")
+        if root.is_dir():
+            for path in sorted(root.iterdir()):
+                if path.is_dir() or _FASTA.search(path.name):
+                    found[_FASTA.sub("", path.name)] = _records(path)
+        else:
+            for record in _records(root):
+                found.setdefault(_species_of(record), []).append(record)
+    if len(found) < 2:
+        raise InputError(f"found {len(found)} species; two or more are needed. {INSTRUCTIONS}")
+    return dict(sorted(found.items()))
+
+
+def _species_of(record: Record) -> str:
+    """Take "Genus species" from the description of an assembly's record, else its name."""
+    words = re.match(r"([A-Z][a-z]+) ([a-z]+)\b", record.description)
+    return f"{words.group(1)} {words.group(2)}" if words else record.name
+
+
+def split_records(
+    genomes: Mapping[str, list[Record]], config: SpeciesConfig
+) -> dict[str, dict[str, list[Codes]]]:
+    """Deal the bases of every species out to train, valid and test.
+
+    Returns
+    -------
+    dict
+        Species -> split -> stretches of base codes.
+
+    Raises
+    ------
+    InputError
+        When a species has nothing for a split, or its records lack what the split goes by.
+    """
+    found: dict[str, dict[str, list[Codes]]] = {}
+    for species, records in genomes.items():
+        parts: dict[str, list[Codes]] = {part: [] for part in _PARTS}
+        if config.split == "stretch":
+            for record in records:
+                low = 0
+                for part, high in zip(_PARTS, (0.7, 0.8, 1.0), strict=True):
+                    end = round(high * len(record.codes))
+                    parts[part].append(record.codes[low:end])
+                    low = end
+        elif config.split == "chromosome":
+            _by_chromosome(species, records, parts)
+        else:
+            for record in sorted(records, key=lambda r: _number(r, config.split)):
+                parts[_part_of(_number(record, config.split))].append(record.codes)
+        empty = [part for part in _PARTS if not parts[part]]
+        if empty:
+            raise InputError(
+                f"the species {species} has no record for {', '.join(empty)} with "
+                f"species.split={config.split!r}; take stretch to cut its records along their "
+                "length"
+            )
+        found[species] = parts
+    return found
+
+
+def _by_chromosome(species: str, records: list[Record], parts: dict[str, list[Codes]]) -> None:
+    table = SPECIES_SPLITS.get(species.lower(), SPECIES_SPLITS["human"])
+    for record in records:
+        name = re.sub(r"^chr(omosome)?_?", "", record.name, flags=re.IGNORECASE)
+        for part in _PARTS:
+            if name in table[part]:
+                parts[part].append(record.codes)
+
+
+def _number(record: Record, split: str) -> int:
+    """Give the number that decides the part of a record."""
+    if split == "record":
+        return int.from_bytes(record.name.encode()[-7:], "big")
+    block = re.search(r"\bblock=(\d+)", record.description)
+    if block is None:
+        raise InputError(
+            f"the record {record.name} has no block=N in its header, which species.split='block' "
+            "goes by"
+        )
+    return int(block.group(1))
+
+
+def _part_of(number: int) -> str:
+    """Deal numbers out by hash, 70 to 10 to 20, the same in every species."""
+    from megabase.data.hashing import derive_key
+
+    place = derive_key(number) / 2**64
+    return "train" if place < 0.7 else "valid" if place < 0.8 else "test"
+
+
+def _joined(pieces: list[Codes]) -> list[Codes]:
+    gap = np.full(1, alphabet.N, dtype=np.uint8)
+    return [np.concatenate([part for piece in pieces for part in (piece, gap)])]
+
+
+def draw_samples(
+    pieces: list[Codes], length: int, count: int, rng: np.random.Generator
+) -> list[str]:
+    """Draw stretches: every place where one fits is as likely as any other.
+
+    Parameters
+    ----------
+    pieces
+        Base codes; those shorter than `length` are passed over.
+    length
+        Bases of a stretch.
+    count
+        How many; none of them has more than half N.
+    rng
+        Source of the places.
+
+    Raises
+    ------
+    InputError
+        When no stretch fits.
+    """
+    places = np.array([max(0, len(piece) - length + 1) for piece in pieces])
+    ends = np.cumsum(places)
+    if not len(ends) or ends[-1] == 0:
+        longest = max((len(piece) for piece in pieces), default=0)
+        raise InputError(f"no stretch of {length:,} bases fits; the longest part has {longest:,}")
+    found: list[str] = []
+    for _ in range(100 * count):
+        place = int(rng.integers(ends[-1]))
+        which = int(np.searchsorted(ends, place, side="right"))
+        start = place - int(ends[which] - places[which])
+        codes = pieces[which][start : start + length]
+        if np.count_nonzero(codes > alphabet.T) * 2 <= length:
+            found.append(alphabet.decode(codes))
+        if len(found) == count:
+            return found
+    raise InputError(f"stretches of {length:,} bases are mostly N")
+
+
+def names(config: BenchmarkConfig) -> list[str]:
+    """Name the tasks: one for each length."""
+    lengths = sorted(set(config.species.lengths))
+    return choose_tasks([f"species-{n}" for n in lengths], config.task_names, "species")
+
+
+def load(config: BenchmarkConfig, name: str) -> Task:
+    """Draw the samples of a length."""
+    length = int(name.rsplit("-", 1)[1])
+    chosen = config.species
+    genomes = read_genomes(config)
+    parts = split_records(genomes, chosen)
+    rows = {
+        "train": max(1, round(chosen.train_bases / length / len(parts))),
+        "valid": max(1, chosen.eval_samples // len(parts)),
+        "test": max(1, chosen.eval_samples // len(parts)),
+    }
+    texts: dict[str, LabelledText] = {}
+    for part in _PARTS:
+        sequences: list[str] = []
+        labels: list[tuple[str, ...]] = []
+        for species, pieces in parts.items():
+            pool = _joined(pieces[part]) if chosen.pool_records else pieces[part]
+            rng = np.random.default_rng([length, _PARTS.index(part), list(parts).index(species)])
+            sequences += draw_samples(pool, length, rows[part], rng)
+            labels += [(species,)] * rows[part]
+        texts[part] = LabelledText(f"{part} samples of species", sequences, labels, ("label",))
+    split = {
+        "chromosome": "published chromosomes: test 5, 7, 9, 10, 11; valid 1, 3, 12, 13",
+        "stretch": "every record cut along its length: 70 % train, 10 % valid, 20 % test",
+        "block": "alignment blocks dealt out by number, 70 to 10 to 20, orthologous ones together",
+        "record": "whole records dealt out by name, about 70 to 10 to 20",
+    }[chosen.split]
+    bases = ", ".join(
+        f"{species} {sum(map(len, pieces['train'])) / 1e6:.1f} Mb"
+        for species, pieces in parts.items()
+    )
+    return Task(
+        suite="species",
+        name=name,
+        splits=label_splits(texts, "classes"),
+        metric="accuracy",
+        metrics=("f1", "mcc"),
+        published=_published(length) if set(parts) == _PUBLISHED_SPECIES else (),
+        official=chosen.split == "chromosome" and set(parts) == _PUBLISHED_SPECIES,
+        notes=(
+            f"split: {split}; training genomes: {bases}; {len(parts)} species, chance is "
+            f"{1 / len(parts):.3f}; stretches overlap within a split, never across",
+        ),
+        settings={"micro_batch": max(1, 65_536 // length)},
+        length=length,
+    )
+
+
+def _published(length: int) -> tuple[Published, ...]:
+    near = min(_PUBLISHED, key=lambda known: abs(np.log(known / length)))
+    if abs(np.log(near / length)) > 0.1:
+        return ()
+    models = ("GPT", "HyenaDNA", "HyenaDNA from scratch")
+    return figures(_SOURCE, "accuracy", "published", models, _PUBLISHED[near])

@@ -1,0 +1,291 @@
+"""Interpolated Markov models over A, C, G, T: the floor that a language model has to beat.
+
+The probability of base b after the context c of k bases mixes what was counted after that context
+with the prediction of the next shorter one:
+
+    p_k(b | c) = (n(c b) + r_k p_{k-1}(b | c')) / (n(c) + r_k),    p_{-1}(b) = 1/4
+
+n counts occurrences in the training regions, c' is c without its oldest base, and the rate r_k is
+the weight of the shorter context in counts. A context is made of A, C, G, T: counting passes over
+contexts broken by an N or by the start of a region, and prediction falls back on the longest whole
+one, so every base has a probability. Counts are those of the forward strand.
+
+Two rules for the rate: one fixed number for all orders (:data:`DEFAULT_RATE`), and rates fitted
+order by order on a part of the training regions that is held back from the counts until they are
+chosen (:func:`train_markov`). The second is the stronger floor where the DNA to predict is as much
+like the counted DNA as the held-back part is; on DNA without the repeats or relatives that training
+has, it trusts long contexts too much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megabase.data.regions import Regions
+from megabase.errors import InputError
+from megabase.genome.alphabet import BASE_BITS
+from megabase.genome.store import GenomeStore
+
+__all__ = ["DEFAULT_RATE", "MarkovModel", "train_markov"]
+
+DEFAULT_RATE = 8.0
+"""Weight of the next shorter context, in counts, when no fitted rate is asked for."""
+
+_MAX_ORDER = 14  # 4**15 counts of 4 bytes are 4 GiB; order 12 takes 256 MiB
+_CHUNK = 1 << 18  # bases looked at in one go: the arrays of a chunk stay small
+_TUNING_BASES = 1 << 20  # enough to choose a dozen rates; more changes nothing
+_RATES = 2.0 ** np.arange(-1.0, 11.5, 0.5)
+
+
+class MarkovModel:
+    """Interpolated Markov models of every order from 0 to ``max_order``, over one set of counts.
+
+    Parameters
+    ----------
+    max_order
+        Longest context in bases, 0 to 14. Memory is about 1.4 * 4 ** (max_order + 2) bytes (360 MB
+        at order 12).
+
+    Attributes
+    ----------
+    fitted_rates
+        One rate for each order, or None before :meth:`fit_rates`.
+
+    Raises
+    ------
+    InputError
+        For an order out of range.
+    """
+
+    def __init__(self, max_order: int = 12) -> None:
+        if not 0 <= max_order <= _MAX_ORDER:
+            raise InputError(f"the order must lie between 0 and {_MAX_ORDER}, found {max_order}")
+        self.max_order = max_order
+        self.fitted_rates: tuple[float, ...] | None = None
+        # Windows ending in whole contexts are counted at the highest order only and summed down;
+        # shorter runs at the start of a piece go straight to the order they can serve.
+        self._counts = [
+            np.zeros(4 ** (order + 1), np.uint32 if order >= 9 else np.int64)
+            for order in range(max_order + 1)
+        ]
+        self._summed: list[npt.NDArray[Any]] = []
+
+    def add(self, codes: npt.NDArray[np.uint8], first: int = 0) -> None:
+        """Count the bases of a piece of DNA.
+
+        Parameters
+        ----------
+        codes
+            uint8 (length,) or (rows, length): base codes, with or without the soft-mask bit.
+            Anything but A, C, G, T breaks the contexts it stands in.
+        first
+            Bases before this index serve as context and are not counted.
+        """
+        word, run = _words(codes, self.max_order)
+        word, run = word[..., first:].ravel(), run[..., first:].ravel()
+        self._summed = []
+        for order, counts in enumerate(self._counts):
+            chosen = run > order if order == self.max_order else run == order + 1
+            np.add.at(counts, word[chosen] & (counts.size - 1), 1)
+
+    @property
+    def bases(self) -> int:
+        """Number of bases counted."""
+        return int(self.counts(0).sum())
+
+    def counts(self, order: int) -> npt.NDArray[np.integer]:
+        """Occurrences of each word of order + 1 bases.
+
+        Parameters
+        ----------
+        order
+            Bases before the last one of the word.
+
+        Returns
+        -------
+        numpy.ndarray
+            (4 ** order, 4): row is the context read as a number in base 4, oldest base first;
+            column the base after it.
+        """
+        if not self._summed:
+            summed: list[npt.NDArray[Any]] = [self._counts[-1]]
+            for own in reversed(self._counts[:-1]):
+                summed.append(own + summed[-1].reshape(4, -1).sum(0, dtype=own.dtype))
+            self._summed = summed[::-1]
+        return self._summed[order].reshape(-1, 4)
+
+    def log_probabilities(
+        self,
+        codes: npt.NDArray[np.uint8],
+        first: int = 0,
+        rates: float | Sequence[float] = DEFAULT_RATE,
+    ) -> npt.NDArray[np.float64]:
+        """Natural logarithm of the probability of each base after the bases before it.
+
+        Parameters
+        ----------
+        codes
+            uint8 (length,) or (rows, length): base codes, with or without the soft-mask bit.
+        first
+            Bases before this index serve as context only.
+        rates
+            One rate for all orders, or one for each.
+
+        Returns
+        -------
+        numpy.ndarray
+            float64 (max_order + 1, length - first) or (max_order + 1, rows, length - first):
+            row k is the model of order k. NaN where the base is not A, C, G or T.
+
+        Raises
+        ------
+        InputError
+            When the number of rates is not the number of orders, or one is not positive.
+        """
+        steps = self._rates(rates)
+        word, run = _words(codes, self.max_order)
+        word, run = word[..., first:], run[..., first:]
+        out = np.empty((self.max_order + 1, *word.shape))
+        probability = np.full(word.shape, 0.25)
+        for order, rate in enumerate(steps):
+            seen, total = self._seen(order, word)
+            mixed = (seen + rate * probability) / (total + rate)
+            probability = np.where(run > order, mixed, probability)
+            np.log(probability, out=out[order])
+        out[:, run == 0] = np.nan
+        return out
+
+    def fit_rates(self, codes: Sequence[npt.NDArray[np.uint8]]) -> tuple[float, ...]:
+        """Choose the rate of each order, from order 0 up, by the likelihood of DNA not yet counted.
+
+        Parameters
+        ----------
+        codes
+            Pieces of DNA, uint8 (length,) each; every base with what stands before it in its piece.
+
+        Returns
+        -------
+        tuple of float
+            One rate for each order, kept as :attr:`fitted_rates`.
+        """
+        words = [_words(piece, self.max_order) for piece in codes]
+        word = np.concatenate([w[run > 0] for w, run in words])
+        run = np.concatenate([run[run > 0] for _, run in words])
+        probability = np.full(word.shape, 0.25)
+        chosen: list[float] = []
+        for order in range(self.max_order + 1):
+            whole = run > order
+            seen, total = self._seen(order, word[whole])
+            shorter = probability[whole]
+            fits = [np.log((seen + r * shorter) / (total + r)).sum() for r in _RATES]
+            rate = float(_RATES[int(np.argmax(fits))])
+            chosen.append(rate)
+            probability[whole] = (seen + rate * shorter) / (total + rate)
+        self.fitted_rates = tuple(chosen)
+        return self.fitted_rates
+
+    def _seen(
+        self, order: int, word: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Count how often each word, and its context, was seen."""
+        part = word & (4 ** (order + 1) - 1)
+        after = self.counts(order)[part >> 2]
+        seen = np.take_along_axis(after, (part & 3)[..., None], axis=-1)[..., 0]
+        return seen.astype(np.float64), after.sum(-1, dtype=np.float64)
+
+    def _rates(self, rates: float | Sequence[float]) -> list[float]:
+        orders = self.max_order + 1
+        steps = [float(rates)] * orders if isinstance(rates, int | float) else list(rates)
+        if len(steps) != orders or not all(rate > 0 for rate in steps):
+            raise InputError(
+                f"expected one rate above 0, or {orders} of them (orders 0 to {self.max_order}); "
+                f"found {rates!r}"
+            )
+        return steps
+
+
+def train_markov(
+    store: GenomeStore, regions: Regions, max_order: int = 12, *, fit: bool = True
+) -> MarkovModel:
+    """Count words in regions of a genome, streaming over them.
+
+    Parameters
+    ----------
+    store
+        The genome.
+    regions
+        Where to count; a context never begins before its region.
+    max_order
+        Longest context in bases.
+    fit
+        Fit the rates too: one part in twenty of the regions, spread evenly and at most 1 Mb, is
+        held back, the rates are chosen by its likelihood under the counts of the rest, and then it
+        is counted as well.
+
+    Returns
+    -------
+    MarkovModel
+
+    Raises
+    ------
+    InputError
+        When the regions hold no base to count.
+    """
+    model = MarkovModel(max_order)
+    pieces = _pieces(regions, max_order)
+    held_back: list[tuple[npt.NDArray[np.uint8], int]] = []
+    room = _TUNING_BASES
+    for number, (contig, start, end, first) in enumerate(pieces):
+        codes = store.view(contig)[start:end]
+        if fit and number % 20 == 10 and room > 0:
+            held_back.append((codes, first))
+            room -= codes.size
+        else:
+            model.add(codes, first)
+    if held_back and model.bases:
+        model.fit_rates([codes for codes, _ in held_back])
+    for codes, first in held_back:
+        model.add(codes, first)
+    if not model.bases:
+        raise InputError(
+            f"the training regions of genome {store.name!r} hold no A, C, G or T "
+            f"({regions.total:,} bases in {len(regions):,} regions); the floors need some"
+        )
+    return model
+
+
+def _pieces(regions: Regions, max_order: int) -> list[tuple[int, int, int, int]]:
+    """Cut regions into (contig, start, end, first): context from start, counting from first."""
+    # Small genomes are cut finer, so that there are pieces to hold back.
+    step = min(_CHUNK, max(64, regions.total // 60))
+    pieces: list[tuple[int, int, int, int]] = []
+    for contig, start, end in zip(
+        regions.contig.tolist(), regions.start.tolist(), regions.end.tolist(), strict=True
+    ):
+        for begin in range(start, end, step):
+            first = min(max_order, begin - start)
+            pieces.append((contig, begin - first, min(begin + step, end), first))
+    return pieces
+
+
+def _words(
+    codes: npt.NDArray[np.uint8], max_order: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Read the word of max_order + 1 bases that ends at each position, in base 4, newest lowest.
+
+    Also gives the number of unbroken bases (A, C, G, T) that end there, the position's included;
+    digits of the word beyond it mean nothing.
+    """
+    base = codes & np.uint8(BASE_BITS)
+    known = base < 4
+    digit = np.where(known, base, 0).astype(np.int64)
+    word = digit.copy()
+    for back in range(1, max_order + 1):
+        word[..., back:] |= digit[..., :-back] << (2 * back)
+    index = np.arange(codes.shape[-1], dtype=np.int64)
+    broken = np.maximum.accumulate(np.where(known, -1, index), axis=-1)
+    return word, index - broken

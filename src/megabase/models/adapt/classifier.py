@@ -1,0 +1,360 @@
+"""A model with a head for labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from megabase.errors import ConfigError
+from megabase.models.adapt.language_model import require_room
+from megabase.models.checkpoints.config_file import check_config
+from megabase.models.tokenizers.input_tokens import (
+    Tokens,
+    asked_fields,
+    build_tokens,
+    is_character,
+    model_spec,
+)
+from megabase.tasks.finetune_config import FinetuneConfig, HeadConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from megabase.models.families import Family
+
+__all__ = ["Labels", "Tokens", "build_classifier", "build_tokens", "save_classifier"]
+
+# Field that holds the longest input of a family, positions to add to the longest sequence, and the
+# least that can be built (shorter sequences are padded).
+_LENGTH_FIELDS = {
+    "hyenadna": ("max_seq_len", 2, 0),
+    "gpt": ("max_position_embeddings", 0, 1024),
+    "cnn": ("max_length", 0, 57),
+    "deepsea": ("max_length", 0, 163),
+}
+_POOLING_FIELDS = ("pooling", "pooling_strategy")
+_PROBLEMS = {
+    "classes": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+    "nucleotides": "single_label_classification",
+}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a head has to say."""
+
+    kind: str
+    """classes, multi_label, regression or nucleotides."""
+    names: tuple[str, ...]
+    """One for each output."""
+
+    @property
+    def per_base(self) -> bool:
+        """Whether every base has a label of its own."""
+        return self.kind == "nucleotides"
+
+    @property
+    def task(self) -> str:
+        """Kind of model: one of :data:`megabase.models.families.KINDS`."""
+        return "token-classification" if self.per_base else "sequence-classification"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields of a model's configuration."""
+        return {
+            "problem_type": _PROBLEMS[self.kind],
+            "id2label": dict(enumerate(self.names)),
+            "label2id": {name: i for i, name in enumerate(self.names)},
+        }
+
+
+def family_of_start(config: FinetuneConfig, task: str = "sequence-classification") -> str:
+    """Name the family of the model that a run starts from.
+
+    Parameters
+    ----------
+    config
+        Says which model.
+    task
+        Kind of model that the run needs.
+
+    Raises
+    ------
+    MegabaseError
+        For an unknown family, preset or model, or a family that this installation does not have.
+    """
+    from megabase.models.families import FAMILIES
+
+    known = {family.name: family for family in FAMILIES}
+    if config.model is not None:
+        from megabase.models.auto import load_config
+        from megabase.models.families import family_of
+
+        found = family_of(load_config(model_spec(config.model)).model_type)
+        name = "" if found is None else found.name
+    elif config.preset is not None:
+        from megabase.models.presets import find_preset
+
+        name = find_preset(config.preset).family
+    else:
+        name = config.family or ""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        raise ConfigError(f"family {name!r} is not known; {hint}")
+    family = known[name]
+    if not family.available or task not in family.classes():
+        what = "nucleotides" if task == "token-classification" else "sequences"
+        fitting = [f.name for f in FAMILIES if f.available and task in f.classes()]
+        raise ConfigError(
+            f"family {name!r} has no model for labels of {what}; take one of {', '.join(fitting)}"
+        )
+    return name
+
+
+def build_classifier(
+    config: FinetuneConfig, family: str, labels: Labels, tokens: Tokens, longest: int
+) -> PreTrainedModel:
+    """Build a model with a head for labels, from torch's current seed.
+
+    Parameters
+    ----------
+    config
+        Model to start from, or shape of a new one.
+    family
+        Result of :func:`family_of_start`.
+    labels
+        Outputs of the head.
+    tokens
+        Result of :func:`build_tokens`.
+    longest
+        Longest sequence of all splits in tokens; a new model is built for it where its family has
+        such a setting and the settings do not say otherwise.
+
+    Raises
+    ------
+    MegabaseError
+        For a model that cannot be loaded, fields its family does not have, or settings that cannot
+        be built.
+    """
+    if labels.per_base and config.head.pooling is not None:
+        raise ConfigError(
+            f"head.pooling is {config.head.pooling}, but with labels of nucleotides every base "
+            "answers for itself; leave it out"
+        )
+    fields: dict[str, Any] = {**labels.fields, **_head_fields(config, family)}
+    if config.model is not None and not config.from_scratch:
+        from megabase.models.auto import load_model
+
+        model = load_model(model_spec(config.model), labels.task, new_head=True, **fields).train()
+    else:
+        model = _new_model(config, family, labels.task, fields, tokens, longest)
+    # For whoever loads the folder: what is answered, and how the run's figures were taken.
+    model.config.label_kind = labels.kind
+    model.config.strand_average = config.head.strand_average
+    if config.head.freeze or config.head.freeze_blocks or config.head.freeze_embeddings:
+        _freeze(model, config.head)
+    if config.lora.rank:
+        from megabase.models.adapt.lora import add_adapters
+
+        add_adapters(model, model.base_model, config.lora)
+    if config.activation_checkpointing:
+        from megabase.models.checkpointing import checkpoint_activations
+
+        checkpoint_activations(model, config.checkpointing_stretch)
+    return model
+
+
+def _head_fields(config: FinetuneConfig, family: str) -> dict[str, Any]:
+    known = _fields_of(family)
+    unknown = sorted(str(name) for name in set(config.overrides) - known)
+    if unknown:
+        near = [difflib.get_close_matches(name, known, n=1) for name in unknown]
+        hints = [f"did you mean {n[0]!r}?" for n in near if n]
+        raise ConfigError(
+            f"overrides has {', '.join(unknown)}, which the family {family} does not have"
+            + (f"; {hints[0]}" if hints else "")
+        )
+    fields = dict(config.overrides)
+    if config.head.pooling is not None:
+        name = next((name for name in _POOLING_FIELDS if name in known), None)
+        if name is None:
+            raise ConfigError(
+                f"head.pooling is {config.head.pooling}, but the family {family} has its own way "
+                "from positions to a vector; leave it out"
+            )
+        fields[name] = config.head.pooling
+    return fields
+
+
+def _fields_of(family: str) -> set[str]:
+    config_class: Any = _family(family).config_class()
+    return {field.name for field in dataclasses.fields(config_class)}
+
+
+def _family(name: str) -> Family:
+    from megabase.models.families import FAMILIES
+
+    return next(family for family in FAMILIES if family.name == name)
+
+
+def _new_model(
+    config: FinetuneConfig,
+    family: str,
+    task: str,
+    fields: Mapping[str, Any],
+    tokens: Tokens,
+    longest: int,
+) -> PreTrainedModel:
+    config_class: Any = _family(family).config_class()
+    model_class: Any = _family(family).classes()[task]
+    known = _fields_of(family)
+    shape: dict[str, Any] = {}
+    if family in _LENGTH_FIELDS:
+        name, extra, least = _LENGTH_FIELDS[family]
+        shape[name] = max(longest + extra, least)
+    if config.model is not None:
+        from megabase.models.auto import load_config
+
+        loaded = load_config(model_spec(config.model))
+        for name in known - {"architectures", "id2label", "label2id", "problem_type"}:
+            shape[name] = getattr(loaded, name)
+    shape.update({**asked_fields(config), **fields})
+    # A vocabulary that is learnt or counted decides the rows of the embedding; so does one that a
+    # published shape is too small for.
+    if not is_character(tokens.tokenizer) or shape.get("vocab_size", tokens.size) < tokens.size:
+        shape.update(vocab_size=tokens.size, pad_token_id=tokens.pad_id)
+    check_config(shape, Path("model"), ConfigError)
+    config = config_class(**shape)
+    require_room(model_class, config)
+    return model_class(config)
+
+
+def _freeze(model: PreTrainedModel, head: HeadConfig) -> None:
+    """Keep everything below the head, or the embedding and the first blocks, as it is."""
+    base = model.base_model
+    if base is model:
+        setting = "freeze" if head.freeze else "freeze_blocks"
+        raise ConfigError(
+            f"head.{setting} is set, but {type(model).__name__} has no part below its head"
+        )
+    if head.freeze:
+        base.requires_grad_(False)
+        return
+    if head.freeze_embeddings or head.freeze_blocks:
+        model.get_input_embeddings().requires_grad_(False)
+    blocks = _blocks(base)
+    if head.freeze_blocks > len(blocks):
+        raise ConfigError(
+            f"head.freeze_blocks is {head.freeze_blocks}, but {type(model).__name__} has "
+            f"{len(blocks)} blocks"
+        )
+    for block in blocks[: head.freeze_blocks]:
+        block.requires_grad_(False)
+
+
+def _blocks(base: nn.Module) -> list[nn.Module]:
+    """Give the blocks of a model: the members of its first list of modules that holds any."""
+    for module in base.modules():
+        if isinstance(module, nn.ModuleList) and len(module):
+            return list(module)
+    return []
+
+
+def save_classifier(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    folder: Path,
+    state: Mapping[str, torch.Tensor],
+    config: FinetuneConfig | None = None,
+) -> None:
+    """Write a Hugging Face folder: weights, configuration with class names, tokenizer.
+
+    Adapters are folded into the weights; where the settings ask for it, they are written beside
+    them too, with the head.
+
+    Parameters
+    ----------
+    model
+        Gives configuration and names.
+    tokenizer
+        Saved beside it.
+    folder
+        Existing folder.
+    state
+        Full state dict, which may differ from the model's own when it is sharded.
+    config
+        Settings of the run.
+    """
+    from transformers.utils import logging
+
+    # The library's bar over the files it writes would cut through the run's own.
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        whole = dict(state)
+        if config is not None and config.lora.rank:
+            from megabase.models.adapt.lora import merged_state
+
+            whole = merged_state(model, state)
+            if config.lora.save == "adapter":
+                _save_adapter(model, folder, state, config)
+        model.save_pretrained(folder, state_dict=whole)
+        tokenizer.save_pretrained(folder)
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _save_adapter(
+    model: PreTrainedModel,
+    folder: Path,
+    state: Mapping[str, torch.Tensor],
+    config: FinetuneConfig,
+) -> None:
+    from megabase.models.adapt.lora import ADAPTER_FOLDER, save_adapter
+    from megabase.models.families import family_of
+
+    settings: Any = model.config
+    family = family_of(settings.model_type)
+    kinds = family.classes().items() if family is not None else ()
+    kind = next(kind for kind, member in kinds if member is type(model))
+    fields = {
+        name: getattr(settings, name)
+        for name in ("id2label", "label2id", "problem_type", *_POOLING_FIELDS, *config.overrides)
+        if hasattr(settings, name)
+    }
+    start = model_spec(config.model or "default")
+    save_adapter(model, folder / ADAPTER_FOLDER, state, config.lora, start, kind, fields)
+
+
+def balanced_weights(counts: Mapping[str, int]) -> list[float]:
+    """Give every class the weight n / (classes * its rows), so that all weigh the same.
+
+    Raises
+    ------
+    ConfigError
+        When a class has no row.
+
+    Examples
+    --------
+    >>> balanced_weights({"a": 30, "b": 10})
+    [0.6666666666666666, 2.0]
+    """
+    empty = [name for name, count in counts.items() if not count]
+    if empty:
+        raise ConfigError(
+            f"head.class_weights is balanced, but no training row is of the class {empty[0]!r}; "
+            "give the weights as numbers"
+        )
+    total = sum(counts.values())
+    return [total / (len(counts) * count) for count in counts.values()]

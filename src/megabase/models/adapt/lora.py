@@ -1,0 +1,314 @@
+"""Low-rank adapters (LoRA) through peft: trained beside frozen weights, saved with the head.
+
+peft puts the two small matrices of each adapted linear layer in place. Our operators read the
+``weight`` of a layer directly, so an adapted layer gives the sum, weight + scale * B A, under that
+name: every path through the model sees the adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megabase.errors import ConfigError, MissingDependencyError
+from megabase.tasks.digests import weights_checksum
+from megabase.tasks.finetune_config import LoraConfig
+from megabase.untrusted import build, parsing, read_json
+
+__all__ = ["ADAPTER_FOLDER", "add_adapters", "load_adapter", "merged_state", "save_adapter"]
+
+ADAPTER_FOLDER = "adapter"
+"""Folder of the adapter inside a checkpoint."""
+
+_NAME = "default"
+_PARTS = ("base_layer.", f"lora_A.{_NAME}.weight", f"lora_B.{_NAME}.weight")
+_RECORD = "megabase.json"
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise MissingDependencyError("peft", "lora", "lora.rank") from None
+    return peft
+
+
+@cache
+def _layer_class() -> type[nn.Module]:
+    from peft.tuners.lora import Linear
+
+    class AdaptedLinear(Linear):
+        """A linear layer whose weight is the frozen one plus the adapter's product."""
+
+        @property
+        def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+            frozen = cast("nn.Linear", self.get_base_layer()).weight
+            below = cast("nn.Linear", self.lora_A[_NAME]).weight
+            above = cast("nn.Linear", self.lora_B[_NAME]).weight
+            return frozen + self.scaling[_NAME] * (above @ below)
+
+        def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+            return F.linear(x, self.weight, cast("nn.Linear", self.get_base_layer()).bias)
+
+    return AdaptedLinear
+
+
+def add_adapters(model: nn.Module, base: nn.Module, config: LoraConfig) -> list[str]:
+    """Freeze a model below its head and give its linear layers adapters, from torch's seed.
+
+    Parameters
+    ----------
+    model
+        The model with its head, which goes on learning as a whole.
+    base
+        The part below the head.
+    config
+        Rank, scale and layers.
+
+    Returns
+    -------
+    list of str
+        Names of the adapted layers. The adapters begin as zero: nothing changes at first.
+
+    Raises
+    ------
+    ConfigError
+        When no layer is of a name that is asked for, or there is no part below the head.
+    MissingDependencyError
+        When peft is not installed.
+    """
+    if base is model:
+        raise ConfigError(
+            f"lora.rank is set, but {type(model).__name__} has no part below its head"
+        )
+    peft = _peft()
+    inside = {id(module) for module in base.modules()}
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        # The networks that compute filters are no maps of the sequence's vectors.
+        if isinstance(module, nn.Linear) and id(module) in inside and "implicit_filter" not in name
+    }
+    wanted = [
+        name for name in linear if not config.targets or name.split(".")[-1] in config.targets
+    ]
+    unknown = set(config.targets) - {name.split(".")[-1] for name in linear}
+    if unknown or not wanted:
+        there = sorted({name.split(".")[-1] for name in linear})
+        raise ConfigError(
+            f"lora.targets names {', '.join(sorted(unknown)) or 'nothing'}; the linear layers of "
+            f"{type(model).__name__} are {', '.join(there) or 'none'}"
+        )
+    head = [parameter for name, parameter in _head(model, base)]
+    settings = peft.LoraConfig(
+        r=config.rank, lora_alpha=_alpha(config), target_modules=wanted, bias="none"
+    )
+    with warnings.catch_warnings():
+        # peft reads a property that transformers has renamed; it is not for the user to mend.
+        warnings.filterwarnings("ignore", message=r"`is_gradient_checkpointing`")
+        peft.inject_adapter_in_model(settings, model, adapter_name=_NAME)
+    first: dict[int, Any] = {}
+    for _, module in _adapted(model):
+        module.__class__ = _layer_class()
+        # Layers that share their weight (both directions of a caduceus) share the adapter too.
+        twin = first.setdefault(id(module.get_base_layer().weight), module)
+        if twin is not module:
+            module.lora_A, module.lora_B = twin.lora_A, twin.lora_B
+    for parameter in head:
+        parameter.requires_grad_(True)
+    return wanted
+
+
+def _alpha(config: LoraConfig) -> float:
+    return 2 * config.rank if config.alpha is None else config.alpha
+
+
+def _head(model: nn.Module, base: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    below = {id(parameter) for parameter in base.parameters()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in below:
+            yield name, parameter
+
+
+def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, m) for name, m in model.named_modules() if hasattr(m, "lora_A")]
+
+
+def merged_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fold adapters into the weights: the state of the model as it was without them.
+
+    Parameters
+    ----------
+    model
+        Gives the adapted layers and their scale.
+    state
+        Full state dict of the model.
+
+    Returns
+    -------
+    dict
+        Under the names of the plain model; the head is in it like everything else.
+    """
+    scales = {name: module.scaling[_NAME] for name, module in _adapted(model)}
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        layer = next((layer for layer in scales if name.startswith(f"{layer}.")), None)
+        if layer is None:
+            found[name] = tensor
+            continue
+        part = name[len(layer) + 1 :]
+        if not part.startswith(_PARTS[0]):
+            continue
+        if part == "base_layer.weight":
+            below, above = (state[f"{layer}.{kind}"] for kind in _PARTS[1:])
+            tensor = tensor + scales[layer] * (above @ below)
+        found[f"{layer}.{part[len(_PARTS[0]) :]}"] = tensor
+    return found
+
+
+def save_adapter(
+    model: Any,
+    folder: Path,
+    state: Mapping[str, Tensor],
+    config: LoraConfig,
+    start: str | None,
+    kind: str,
+    fields: Mapping[str, Any],
+) -> None:
+    """Write adapter and head alone, in the format of peft, a few hundred kilobytes at most.
+
+    Parameters
+    ----------
+    model
+        With adapters.
+    folder
+        Is made.
+    state
+        Full state dict.
+    config
+        Settings of the adapters.
+    start
+        Model that was started from.
+    kind
+        What the model is for.
+    fields
+        Fields of its configuration that differ from the start's.
+    """
+    from safetensors.torch import save_file
+
+    from megabase.models.auto import resolve_model
+
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = [name for name, _ in _adapted(model)]
+    head = [name for name, _ in _head(model, model.base_model)]
+    tensors = {
+        f"base_model.model.{name.replace(f'.{_NAME}.', '.')}": tensor.clone()
+        for name, tensor in state.items()
+        if ".lora_A." in name or ".lora_B." in name or name in head
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    source = resolve_model(start)
+    settings = _peft().LoraConfig(
+        r=config.rank,
+        lora_alpha=_alpha(config),
+        target_modules=layers,
+        modules_to_save=sorted({name.rsplit(".", 1)[0] for name in head}),
+        bias="none",
+        inference_mode=True,
+        base_model_name_or_path=str(source),
+    )
+    settings.save_pretrained(str(folder))
+    record = {
+        "kind": kind,
+        "start": start or "default",
+        "sha256": weights_checksum(source),
+        "fields": dict(fields),
+        "lora": asdict(config),
+    }
+    (folder / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def load_adapter(folder: str | Path, start: str | None = None) -> Any:
+    """Load the model that an adapter was trained beside, with adapter and head in place.
+
+    Needs no peft: the product is added to the weights.
+
+    Parameters
+    ----------
+    folder
+        Folder that :func:`save_adapter` wrote.
+    start
+        Model that was started from, when it is no longer where it was.
+
+    Returns
+    -------
+    PreTrainedModel
+        In evaluation mode; it says the same as the merged model of the run.
+
+    Raises
+    ------
+    ConfigError
+        When the folder is no adapter, or the model is another one.
+    MegabaseError
+        When the model cannot be loaded.
+    """
+    from safetensors.torch import load_file
+
+    from megabase.models.auto import load_model, resolve_model
+    from megabase.models.checkpoints.config_file import check_config
+
+    folder = Path(folder)
+    record = read_json(folder / _RECORD, ConfigError)
+    with parsing(folder / "adapter_model.safetensors", ConfigError):
+        tensors = load_file(folder / "adapter_model.safetensors")
+    with parsing(folder / _RECORD, ConfigError, "expected an adapter that megabase wrote"):
+        saved = build(_Adapter, {name: record[name] for name in ("start", "sha256", "kind")})
+        lora = build(LoraConfig, record["lora"])
+        fields = check_config(dict(record["fields"]), folder / _RECORD, ConfigError)
+        if "id2label" in fields:
+            fields["id2label"] = {int(key): str(name) for key, name in fields["id2label"].items()}
+    spec = start or (None if saved.start == "default" else saved.start)
+    found = weights_checksum(resolve_model(spec))
+    if found != saved.sha256:
+        raise ConfigError(
+            f"{folder} belongs to the model {saved.start} (sha256 {saved.sha256[:12]}); "
+            f"{spec or 'default'} has other weights ({found[:12]})"
+        )
+    with parsing(folder, ConfigError, "it does not fit the model"):
+        model = load_model(spec, saved.kind, new_head=True, **fields)
+        _add(model, tensors, lora)
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    start: str
+    sha256: str
+    kind: str
+
+
+def _add(model: Any, tensors: Mapping[str, Tensor], lora: LoraConfig) -> None:
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in _plain(tensors):
+            if name.endswith("lora_A.weight"):
+                layer = name.removesuffix(".lora_A.weight")
+                if f"{layer}.weight" not in own:
+                    continue  # shares the weight of another layer, which has the same adapter
+                above = tensors[f"base_model.model.{layer}.lora_B.weight"]
+                own[f"{layer}.weight"].add_(_alpha(lora) / lora.rank * (above @ tensor))
+            elif not name.endswith("lora_B.weight"):
+                own[name].copy_(tensor)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> Sequence[tuple[str, Tensor]]:
+    return [(name.removeprefix("base_model.model."), tensor) for name, tensor in tensors.items()]

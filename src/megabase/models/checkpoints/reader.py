@@ -1,0 +1,300 @@
+"""Weights from files of every published form, and strict reports of how they fit a model.
+
+Read are safetensors, Lightning checkpoints (``.ckpt``), ``torch.save`` files (``.pt``, ``.bin``)
+and folders that hold one of them. Pickles go through
+:mod:`megabase.models.checkpoints.unpickle`, which runs no code.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megabase.errors import CheckpointError
+from megabase.models.checkpoints.config_file import read_config
+from megabase.models.checkpoints.unpickle import Global, Inert, read_pickle
+from megabase.untrusted import parsing, read_json, shown
+
+__all__ = [
+    "LoadReport",
+    "Weights",
+    "compare_shapes",
+    "plain",
+    "read_pickle",
+    "read_weights",
+]
+
+_SAFETENSORS, _SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
+_FOLDER_FILES = (_SAFETENSORS, _SAFETENSORS_INDEX, "pytorch_model.bin",
+                 "pytorch_model.bin.index.json", "weights.ckpt")  # fmt: skip
+_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_SHOWN_TENSORS = 50
+_STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors of a checkpoint, and what the files say beside them."""
+
+    path: Path
+    """File or folder that was read."""
+    tensors: dict[str, Tensor]
+    """By the names in the file."""
+    config: dict[str, Any] | None = None
+    """``config.json`` beside the weights."""
+    hyper_parameters: dict[str, Any] = field(default_factory=dict)
+    """What a Lightning checkpoint says about its run; empty otherwise."""
+    files: tuple[Path, ...] = ()
+    """Files the tensors come from."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """How the tensors of a checkpoint fit a model; empty where they fit exactly."""
+
+    missing: tuple[str, ...] = ()
+    """Names of the model that the checkpoint does not have."""
+    unexpected: tuple[str, ...] = ()
+    """Names of the checkpoint that the model does not have."""
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+    """Names with the shape of the model and the shape of the checkpoint."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether every name and shape agrees."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        def listed(rows: Sequence[str]) -> str:
+            more = len(rows) - _SHOWN_TENSORS
+            return ", ".join(rows[:_SHOWN_TENSORS]) + (f" and {more:,} more" if more > 0 else "")
+
+        parts = []
+        if self.missing:
+            parts.append(f"missing: {listed(self.missing)}")
+        if self.unexpected:
+            parts.append(f"unexpected: {listed(self.unexpected)}")
+        if self.mismatched:
+            rows = [f"{name} is {found}, the model has {want}"
+                    for name, want, found in self.mismatched]  # fmt: skip
+            parts.append(f"of another shape: {listed(rows)}")
+        return "; ".join(parts) or "fits"
+
+    def demand(self, source: object, model: str) -> None:
+        """Raise an error with the whole report unless everything fits.
+
+        Parameters
+        ----------
+        source
+            Where the weights come from, for the message.
+        model
+            What they should fit, for the message.
+
+        Raises
+        ------
+        CheckpointError
+            Naming every missing, unexpected and mis-shaped tensor.
+        """
+        if not self.fits:
+            raise CheckpointError(f"{source}: the weights do not fit {model}; {self}")
+
+
+def compare_shapes(model: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> LoadReport:
+    """Compare the names and shapes of two sets of tensors.
+
+    Parameters
+    ----------
+    model
+        What the model has (its state dict; may be on the meta device).
+    found
+        What the checkpoint has.
+
+    Returns
+    -------
+    LoadReport
+        Every difference.
+    """
+    return LoadReport(
+        missing=tuple(name for name in model if name not in found),
+        unexpected=tuple(name for name in found if name not in model),
+        mismatched=tuple(
+            (name, tuple(tensor.shape), tuple(found[name].shape))
+            for name, tensor in model.items()
+            if name in found and found[name].shape != tensor.shape
+        ),
+    )
+
+
+_PLAIN_VALUES, _PLAIN_DEPTH = 100_000, 64
+"""What :func:`plain` gives at most; the settings of the published runs have some hundred values."""
+
+
+def plain(value: Any) -> Any:
+    """Turn omegaconf records of a checkpoint into plain dictionaries, lists and values.
+
+    Parameters
+    ----------
+    value
+        Part of what :func:`read_pickle` gave. Other records become their class name as text.
+
+    Returns
+    -------
+    Any
+        JSON-like data. Interpolations such as ``${optimizer.lr}`` stay text.
+
+    Raises
+    ------
+    CheckpointError
+        When `value` contains itself, or more values than settings can have.
+    """
+    left = _PLAIN_VALUES
+
+    def walk(value: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > _PLAIN_DEPTH:
+            raise CheckpointError(
+                f"the checkpoint holds settings of more than {_PLAIN_VALUES:,} values or "
+                f"{_PLAIN_DEPTH} levels"
+            )
+        if isinstance(value, Inert) and value.origin.module.startswith("omegaconf"):
+            state = value.state if isinstance(value.state, dict) else {}
+            return walk(state.get("_content", state.get("_val")), depth + 1)
+        if isinstance(value, Mapping):
+            return {
+                key if isinstance(key, str) else shown(key): walk(item, depth + 1)
+                for key, item in value.items()
+            }
+        if isinstance(value, (Global, torch.dtype)):
+            return str(value)
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return [walk(item, depth + 1) for item in value]
+        return str(value.origin) if isinstance(value, Inert) else value
+
+    return walk(value, 0)
+
+
+def read_weights(path: str | Path, config: str | Path | None = None) -> Weights:
+    """Read the tensors of a checkpoint.
+
+    Parameters
+    ----------
+    path
+        A ``.safetensors``, ``.ckpt``, ``.pt``, ``.pth`` or ``.bin`` file, or a folder with one.
+    config
+        A ``config.json``; by default the one beside the weights, if there is one.
+
+    Returns
+    -------
+    Weights
+        Tensors on the CPU under the names of the file.
+
+    Raises
+    ------
+    CheckpointError
+        When a pickle names anything but data.
+    CheckpointError
+        When there is no such file, or it is damaged or holds no weights.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such file or folder")
+    files = _files_of(path)
+    tensors: dict[str, Tensor] = {}
+    hyper_parameters: dict[str, Any] = {}
+    for file in files:
+        if file.suffix == ".safetensors":
+            found = _read_safetensors(file)
+        else:
+            found, hyper_parameters = _read_state(file)
+        tensors.update(found)
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensors")
+    return Weights(path, tensors, _read_config(files[0], config), hyper_parameters, tuple(files))
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_file():
+        return _shards(path) if path.name.endswith(".index.json") else [path]
+    for name in _FOLDER_FILES:
+        if (path / name).is_file():
+            return _files_of(path / name)
+    candidates = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+    if len(candidates) != 1:
+        found = f"found {', '.join(file.name for file in candidates)}" if candidates else "none"
+        raise CheckpointError(
+            f"{path}: expected weights ({', '.join(_FOLDER_FILES)}, or one file of type "
+            f"{', '.join(_SUFFIXES)}), {found}; name the file itself"
+        )
+    return candidates
+
+
+def _shards(index: Path) -> list[Path]:
+    names = read_json(index, CheckpointError).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{index}: has no weight_map")
+    for name in names.values():
+        # By its name and not by where a link leads: the Hub's cache keeps files elsewhere.
+        beside = isinstance(name, str) and name == Path(name).name and name.endswith(_SUFFIXES)
+        # Without a look at the name itself: one that is too long for a file is an OSError.
+        if not beside or name not in os.listdir(index.parent):
+            raise CheckpointError(f"{index}: names {shown(name)}, which is not beside it")
+    return [index.parent / name for name in sorted(set(names.values()))]
+
+
+def _read_config(weights: Path, config: str | Path | None) -> dict[str, Any] | None:
+    if config is not None:
+        file = Path(config)
+        return read_config(file / "config.json" if file.is_dir() else file, CheckpointError)
+    beside = weights.parent / "config.json"
+    return read_config(beside, CheckpointError) if beside.is_file() else None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    with parsing(path, CheckpointError, "it is damaged or not a safetensors file"):
+        return load_file(path)
+
+
+def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a pickle and find the state dict in it: (tensors, hyper-parameters)."""
+    content = read_pickle(path)
+    state = content
+    for key in _STATE_KEYS:
+        if isinstance(content, dict) and _is_state(content.get(key)):
+            state = content[key]
+            break
+    if not _is_state(state):
+        raise CheckpointError(
+            f"{path}: holds no state dict; expected names with tensors, or such a table under "
+            f"{', '.join(_STATE_KEYS)}, found {_describe(content)}"
+        )
+    hyper = plain(content.get("hyper_parameters") or {}) if state is not content else {}
+    return (
+        {
+            name if isinstance(name, str) else shown(name): tensor
+            for name, tensor in state.items()
+            if isinstance(tensor, Tensor)
+        },
+        hyper if isinstance(hyper, dict) else {},
+    )
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())
+
+
+def _describe(value: Any, limit: int = 6) -> str:
+    if not isinstance(value, dict):
+        return type(value).__name__
+    keys: Iterable[str] = [
+        key[:60] if isinstance(key, str) else shown(key) for key in list(value)[:limit]
+    ]
+    return f"the keys {', '.join(keys)}{', ...' if len(value) > limit else ''}"

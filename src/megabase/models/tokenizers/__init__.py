@@ -1,0 +1,1 @@
+"""Tokenizers: characters, k-mers, byte pairs, and how sequences become tokens."""

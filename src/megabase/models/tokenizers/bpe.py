@@ -1,0 +1,205 @@
+"""Byte pairs of DNA: a vocabulary of frequent pieces, learnt from a genome.
+
+``[PAD]`` 0, ``[UNK]`` 1, ``[CLS]`` 2, ``[SEP]`` 3, ``[MASK]`` 4, then A, C, G, N, T and the merged
+pieces. The whole tokenizer, case folding included, is in ``tokenizer.json``, so the folder of a
+model also loads where only transformers is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Regex, Tokenizer, decoders, normalizers, processors
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import BatchEncoding, PreTrainedTokenizerFast
+
+from megabase.errors import ModelError
+from megabase.genome import alphabet
+from megabase.models.tokenizers.encoding import warn_letters
+
+__all__ = ["BPETokenizer", "genome_pieces", "train_bpe"]
+
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_LETTERS = sorted(alphabet.BASES + "N")
+_FEWEST = len(_SPECIAL) + len(_LETTERS)
+
+
+class _Contig(Protocol):
+    @property
+    def length(self) -> int: ...
+
+
+class Genome(Protocol):
+    """What of a :class:`megabase.genome.GenomeStore` is needed here."""
+
+    @property
+    def contigs(self) -> Sequence[_Contig]:
+        """Sequences, each with a ``length``."""
+        ...
+
+    def fetch_many(
+        self, contig_index: npt.ArrayLike, start: npt.ArrayLike, length: int
+    ) -> npt.NDArray[np.uint8]:
+        """Give codes (n, length) of windows."""
+        ...
+
+
+def genome_pieces(
+    store: Genome, piece: int = 1000, max_bases: int | None = 50_000_000, seed: int = 0
+) -> Iterator[str]:
+    """Cut a genome into pieces to learn from; pieces of nothing but N are left out.
+
+    Parameters
+    ----------
+    store
+        The genome.
+    piece
+        Bases in a piece. The BigBird paper learns from sentences of 500 to 1000 bases.
+    max_bases
+        Stop at about so many bases, taken evenly at random from the whole genome; None: all of it.
+    seed
+        Of that choice.
+
+    Yields
+    ------
+    str
+        Upper-case pieces, the last of a contig shorter.
+
+    Raises
+    ------
+    ModelError
+        When a piece is shorter than one base.
+    """
+    if piece < 1:
+        raise ModelError(f"pieces need a length of 1 or more, found {piece}")
+    counts = [-(-contig.length // piece) for contig in store.contigs]
+    contig = np.repeat(np.arange(len(counts)), counts)
+    number = np.concatenate([np.arange(count) for count in counts]) if counts else contig
+    wanted = len(contig) if max_bases is None else min(len(contig), -(-max_bases // piece))
+    chosen = np.arange(len(contig))
+    if wanted < len(contig):
+        chosen = np.sort(np.random.default_rng(seed).choice(chosen, wanted, replace=False))
+    for first in range(0, len(chosen), 1024):
+        rows = chosen[first : first + 1024]
+        for codes in store.fetch_many(contig[rows], number[rows] * piece, piece):
+            bases = codes[(codes & alphabet.BASE_BITS) != alphabet.PAD]
+            if ((bases & alphabet.BASE_BITS) != alphabet.N).any():
+                yield alphabet.decode(bases)
+
+
+def train_bpe(
+    sequences: Iterable[str],
+    vocab_size: int = 32000,
+    *,
+    longest: int | None = 64,
+    model_max_length: int = 4096,
+) -> BPETokenizer:
+    """Learn a byte-pair vocabulary.
+
+    Parameters
+    ----------
+    sequences
+        DNA to learn from, such as :func:`genome_pieces` gives.
+    vocab_size
+        Tokens in the end, the five special ones and five letters included (BigBird: 32,000).
+        Fewer come out when the sequences hold too few repeated pairs.
+    longest
+        Longest token in bases; None: no limit, and runs of N become tokens of their own.
+    model_max_length
+        Tokens that the model reads, for truncation.
+
+    Returns
+    -------
+    BPETokenizer
+
+    Raises
+    ------
+    ModelError
+        When the vocabulary cannot hold the letters, or there is nothing to learn from.
+    """
+    if vocab_size < _FEWEST:
+        raise ModelError(
+            f"vocab_size must be at least {_FEWEST} (5 special tokens, 5 letters), "
+            f"found {vocab_size}"
+        )
+    tokenizer = _empty()
+    limit: dict[str, Any] = {} if longest is None else {"max_token_length": longest}
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(_SPECIAL),
+        initial_alphabet=_LETTERS,
+        show_progress=False,
+        **limit,
+    )
+    seen = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal seen
+        for text in sequences:
+            seen += len(text)
+            yield text
+
+    tokenizer.train_from_iterator(counted(), trainer)
+    if not seen:
+        raise ModelError("there are no sequences to learn a byte-pair vocabulary from")
+    names = {f"{token[1:-1].lower()}_token": token for token in _SPECIAL}
+    return BPETokenizer(tokenizer_object=tokenizer, model_max_length=model_max_length, **names)
+
+
+def _empty() -> Tokenizer:
+    tokenizer = Tokenizer(BPE(unk_token="[UNK]"))
+    upper = [normalizers.Replace(letter.lower(), letter) for letter in _LETTERS]
+    ambiguous = alphabet.AMBIGUITY_LETTERS + alphabet.AMBIGUITY_LETTERS.lower()
+    to_n = normalizers.Replace(Regex(f"[{ambiguous}]"), "N")
+    tokenizer.normalizer = normalizers.Sequence([*upper, to_n])
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", _SPECIAL.index("[CLS]")), ("[SEP]", _SPECIAL.index("[SEP]"))],
+    )
+    return tokenizer
+
+
+class BPETokenizer(PreTrainedTokenizerFast):
+    """Byte pairs of DNA, ``[CLS]`` before and ``[SEP]`` after.
+
+    Made by :func:`train_bpe` or read from a model folder. Lower case is upper-cased, IUPAC letters
+    other than A, C, G, T become N.
+
+    Parameters
+    ----------
+    **kwargs
+        As for :class:`transformers.PreTrainedTokenizerFast`: ``tokenizer_object`` or
+        ``tokenizer_file``, ``model_max_length``; and ``strict``. True (default): a character that
+        is no DNA letter is an error. False: it becomes ``[UNK]``.
+
+    Raises
+    ------
+    GenomeError
+        When called, for a character that is no DNA letter, with its position.
+    """
+
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 (the library's own form)
+    padding_side: str = "right"
+
+    # No __init__: a class with one is rebuilt from the vocabulary alone when it is loaded, and the
+    # merges, letters and special tokens of its file are lost.
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:  # pyright: ignore[reportIncompatibleMethodOverride]
+        warn_letters(text, text_pair)
+        for part in (text, text_pair) if self.init_kwargs.get("strict", True) else ():
+            for item in part if isinstance(part, (list, tuple)) else [part]:
+                if isinstance(item, str):
+                    _check(item, self.added_tokens_encoder)
+        return super()._encode_plus(text, text_pair, **kwargs)
+
+
+def _check(text: str, tokens: Iterable[str]) -> None:
+    for token in tokens:
+        text = text.replace(token, "N" * len(token))  # keeps the positions of an error
+    alphabet.encode(text)

@@ -1,0 +1,75 @@
+"""The published character vocabulary, free of torch: ids, complements, letters to ids.
+
+Token ids are those of the public HyenaDNA and Caduceus tokenizers: ``[CLS]`` 0, ``[SEP]`` 1 (also
+the end token), ``[BOS]`` 2, ``[MASK]`` 3, ``[PAD]`` 4, ``[RESERVED]`` 5, ``[UNK]`` 6, A 7, C 8,
+G 9, T 10, N 11. Models have 16 rows, so ids 12-15 exist too; they are shown as ``[RESERVED_12]``
+... ``[RESERVED_15]`` and are never produced by encoding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from megabase.errors import ModelError
+from megabase.genome.alphabet import AMBIGUITY_LETTERS, CODE_OF_LETTER, TOKEN_ID_OF_CODE
+
+__all__ = [
+    "COMPLEMENT_TOKEN_IDS",
+    "LOGIT_COLUMNS",
+    "SPECIAL_TOKEN_HABITS",
+    "TOKEN_OF_ID",
+    "VOCABULARY",
+    "letter_table",
+]
+
+VOCABULARY: dict[str, int] = {
+    "[CLS]": 0, "[SEP]": 1, "[BOS]": 2, "[MASK]": 3, "[PAD]": 4, "[RESERVED]": 5, "[UNK]": 6,
+    "A": 7, "C": 8, "G": 9, "T": 10, "N": 11,
+}  # fmt: skip
+LOGIT_COLUMNS = 16
+"""Rows of the embedding and columns of the logits: 12 tokens padded to a multiple of 8."""
+COMPLEMENT_TOKEN_IDS: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 10, 9, 8, 7, 11, 12, 13, 14, 15)
+"""Token id of the complement of every id 0-15: A and T, C and G change places."""
+SPECIAL_TOKEN_HABITS: dict[str, str] = {
+    "hyenadna": "eos",  # SEP appended: the training repository and the -hf repositories, Caduceus
+    "standalone": "cls_sep",  # CLS before, SEP after: the standalone file and the notebook
+    "none": "none",
+}
+"""Named habits of adding special tokens, and the pattern transformers calls them by."""
+
+TOKEN_OF_ID: tuple[str, ...] = (
+    *VOCABULARY,
+    *(f"[RESERVED_{index}]" for index in range(len(VOCABULARY), LOGIT_COLUMNS)),
+)
+"""Text of every id 0-15."""
+
+
+def letter_table(case_sensitive: bool = False, iupac: str = "n") -> bytes:
+    """Give the token id of each byte, as a table for :meth:`bytes.translate`.
+
+    Parameters
+    ----------
+    case_sensitive
+        Lower-case letters are unknown.
+    iupac
+        ``"n"``: IUPAC letters other than A, C, G, T are N; ``"unk"``: they are unknown.
+
+    Returns
+    -------
+    bytes
+        256 token ids.
+
+    Raises
+    ------
+    ModelError
+        For another value of `iupac`.
+    """
+    if iupac not in ("n", "unk"):
+        raise ModelError(f"iupac is 'n' or 'unk', not {iupac!r}")
+    table = TOKEN_ID_OF_CODE[np.frombuffer(CODE_OF_LETTER, dtype=np.uint8)].copy()
+    if iupac == "unk":
+        for letter in AMBIGUITY_LETTERS:
+            table[[ord(letter), ord(letter.lower())]] = VOCABULARY["[UNK]"]
+    if case_sensitive:
+        table[ord("a") : ord("z") + 1] = VOCABULARY["[UNK]"]
+    return table.tobytes()
