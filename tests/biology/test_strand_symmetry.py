@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from megabase.data.vocabulary import COMPLEMENT_TOKEN_IDS
 from megabase.layers.bidirectional import BidirectionalMamba
 from megabase.layers.norms import make_norm
 from megabase.layers.rcps import (
@@ -30,7 +31,6 @@ from megabase.models.caduceus import (
     CaduceusForSequenceClassification,
     CaduceusForTokenClassification,
 )
-from megabase.models.tokenizers.vocabulary import COMPLEMENT_TOKEN_IDS
 
 COMPLEMENT = torch.tensor(COMPLEMENT_TOKEN_IDS)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}

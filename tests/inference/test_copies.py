@@ -7,8 +7,8 @@ import pytest
 
 from megabase.genome.alphabet import decode, encode, reverse_complement
 from megabase.genome.store import GenomeStore
-from megabase.inference.generation.copies import longest_copies
 from megabase.inference.generation import copies
+from megabase.inference.generation.copies import longest_copies
 
 
 def build(path: Path, **contigs: str) -> GenomeStore:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from megabase.data.vocabulary import COMPLEMENT_TOKEN_IDS
 from megabase.errors import CheckpointError, ConfigError
 from megabase.models.auto import load_model
 from megabase.models.caduceus import (
@@ -26,7 +27,6 @@ from megabase.models.caduceus import (
 from megabase.models.caduceus.convert import convert, recognises
 from megabase.models.caduceus.presets import PRESETS
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.tokenizers.vocabulary import COMPLEMENT_TOKEN_IDS
 
 HEADS = (CaduceusForSequenceClassification, CaduceusForTokenClassification)
 KINDS: dict[str, dict[str, Any]] = {

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from megabase.data.vocabulary import COMPLEMENT_TOKEN_IDS
 from megabase.errors import MegabaseError
 from megabase.models.checkpoints.reader import Weights
 from megabase.models.deepsea.configuration import DeepSEAConfig
 from megabase.models.deepsea.convert import convert, from_state_dict, recognises, to_kipoi
 from megabase.models.deepsea.modeling import DeepSEAForSequenceClassification, average_logits
 from megabase.models.deepsea.presets import PRESETS
-from megabase.models.tokenizers.vocabulary import COMPLEMENT_TOKEN_IDS
 
 _LENGTH = 200
 _IDS = torch.randint(7, 12, (3, _LENGTH), generator=torch.Generator().manual_seed(0))

@@ -1,7 +1,9 @@
-"""Token ids of the published character vocabulary that stand for no base code.
+"""The published character vocabulary: token ids, complements, letters to ids.
 
-The ids of bases and padding come from :mod:`megabase.genome.alphabet`; these are the others that
-training needs (HyenaDNA's character tokenizer).
+Token ids are those of the public HyenaDNA and Caduceus tokenizers: ``[CLS]`` 0, ``[SEP]`` 1 (also
+the end token), ``[BOS]`` 2, ``[MASK]`` 3, ``[PAD]`` 4, ``[RESERVED]`` 5, ``[UNK]`` 6, A 7, C 8,
+G 9, T 10, N 11. Models have 16 rows, so ids 12-15 exist too; they are shown as ``[RESERVED_12]``
+... ``[RESERVED_15]`` and are never produced by encoding.
 """
 
 from __future__ import annotations
@@ -9,37 +11,73 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from megabase.genome.alphabet import BASE_TOKEN_IDS, BASES, PAD, TOKEN_ID_OF_CODE, N
+from megabase.errors import ModelError
+from megabase.genome.alphabet import AMBIGUITY_LETTERS, CODE_OF_LETTER, TOKEN_ID_OF_CODE
 
-__all__ = ["MASK_ID", "N_ID", "PAD_ID", "SEP_ID", "UNKNOWN_ID", "VOCABULARY_SIZE", "text_to_ids"]
-
-SEP_ID = 1
-MASK_ID = 3
-PAD_ID = int(TOKEN_ID_OF_CODE[PAD])
-UNKNOWN_ID = 6
-N_ID = int(TOKEN_ID_OF_CODE[N])
-VOCABULARY_SIZE = N_ID + 1
+VOCABULARY: dict[str, int] = {
+    "[CLS]": 0, "[SEP]": 1, "[BOS]": 2, "[MASK]": 3, "[PAD]": 4, "[RESERVED]": 5, "[UNK]": 6,
+    "A": 7, "C": 8, "G": 9, "T": 10, "N": 11,
+}  # fmt: skip
+"""Token -> id; published with the models, whose embedding rows follow it."""
+VOCABULARY_SIZE = len(VOCABULARY)
 """Number of ids in use, 12; the models' logits have more columns."""
+SEP_ID, MASK_ID, PAD_ID, UNKNOWN_ID, N_ID = 1, 3, 4, 6, 11
+"""Ids of :data:`VOCABULARY` that training and scoring handle themselves."""
+LOGIT_COLUMNS = 16
+"""Rows of the embedding and columns of the logits: 12 tokens padded to a multiple of 8."""
+COMPLEMENT_TOKEN_IDS: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 10, 9, 8, 7, 11, 12, 13, 14, 15)
+"""Token id of the complement of every id 0-15: A and T, C and G change places."""
+SPECIAL_TOKEN_HABITS: dict[str, str] = {
+    "hyenadna": "eos",  # SEP appended: the training repository and the -hf repositories, Caduceus
+    "standalone": "cls_sep",  # CLS before, SEP after: the standalone file and the notebook
+    "none": "none",
+}
+"""Named habits of adding special tokens, and the pattern transformers calls them by."""
+TOKEN_OF_ID: tuple[str, ...] = (
+    *VOCABULARY,
+    *(f"[RESERVED_{index}]" for index in range(len(VOCABULARY), LOGIT_COLUMNS)),
+)
+"""Text of every id 0-15."""
 
 
-def _id_table() -> npt.NDArray[np.int64]:
-    table = np.full(256, UNKNOWN_ID, dtype=np.int64)
-    for letter, token in zip(BASES, BASE_TOKEN_IDS, strict=True):
-        table[ord(letter)] = token
-    table[ord("N")] = N_ID
-    return table
+def letter_table(case_sensitive: bool = False, iupac: str = "n") -> bytes:
+    """Give the token id of each byte, as a table for :meth:`bytes.translate`.
 
+    Parameters
+    ----------
+    case_sensitive
+        Lower-case letters are unknown.
+    iupac
+        ``"n"``: IUPAC letters other than A, C, G, T are N; ``"unk"``: they are unknown.
 
-_ID_OF_LETTER = _id_table()
+    Returns
+    -------
+    bytes
+        256 token ids.
+
+    Raises
+    ------
+    ModelError
+        For another value of `iupac`.
+    """
+    if iupac not in ("n", "unk"):
+        raise ModelError(f"iupac is 'n' or 'unk', not {iupac!r}")
+    table = TOKEN_ID_OF_CODE[np.frombuffer(CODE_OF_LETTER, dtype=np.uint8)].copy()
+    if iupac == "unk":
+        for letter in AMBIGUITY_LETTERS:
+            table[[ord(letter), ord(letter.lower())]] = UNKNOWN_ID
+    if case_sensitive:
+        table[ord("a") : ord("z") + 1] = UNKNOWN_ID
+    return table.tobytes()
 
 
 def text_to_ids(text: str, *, case_sensitive: bool = False) -> npt.NDArray[np.int64]:
-    """Look letters up as token ids, one for each character.
+    """Look letters up as token ids; everything but A, C, G, T, N is unknown (6).
 
     Parameters
     ----------
     text
-        Any text; everything but A, C, G, T, N is unknown (6).
+        Any text.
     case_sensitive
         Take lower case as unknown; published in HyenaDNA, not in Caduceus.
 
@@ -48,5 +86,6 @@ def text_to_ids(text: str, *, case_sensitive: bool = False) -> npt.NDArray[np.in
     numpy.ndarray
         int64 (len(text),).
     """
-    letters = (text if case_sensitive else text.upper()).encode("latin-1", "replace")
-    return _ID_OF_LETTER[np.frombuffer(letters, dtype=np.uint8)]
+    table = letter_table(case_sensitive, "unk")
+    ids = text.encode("latin-1", "replace").translate(table)
+    return np.frombuffer(ids, dtype=np.uint8).astype(np.int64)

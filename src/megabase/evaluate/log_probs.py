@@ -20,13 +20,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from megabase.data.vocabulary import MASK_ID
+from megabase.data.vocabulary import LOGIT_COLUMNS, MASK_ID
 from megabase.errors import InputError
 from megabase.genome.alphabet import BASE_TOKEN_IDS
 from megabase.layers.backbone import Backbone
 from megabase.layers.streaming import can_stream, stream_backbone
 from megabase.models.checkpoints.finite import require_finite
-from megabase.models.tokenizers.vocabulary import LOGIT_COLUMNS
 
 __all__ = ["evaluating", "language_model_kind", "token_log_probs"]
 

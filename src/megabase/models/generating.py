@@ -12,8 +12,8 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
+from megabase.data.vocabulary import VOCABULARY
 from megabase.errors import ConfigError
-from megabase.models.tokenizers.vocabulary import VOCABULARY
 
 __all__ = ["LetterGenerationMixin"]
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from megabase.data.vocabulary import VOCABULARY
 from megabase.errors import ConfigError
 from megabase.genome.alphabet import encode
-from megabase.models.tokenizers.vocabulary import VOCABULARY
 
 __all__ = ["Sampler", "SamplingOptions", "probabilities"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from megabase.data.vocabulary import COMPLEMENT_TOKEN_IDS
 from megabase.models.state_space_settings import StateSpaceConfig
-from megabase.models.tokenizers.vocabulary import COMPLEMENT_TOKEN_IDS
 from megabase.models.validation import Problems
 
 __all__ = ["CaduceusConfig", "complement_list"]

@@ -16,6 +16,14 @@ from transformers import BatchEncoding, PreTrainedTokenizer
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.generic import PaddingStrategy, TensorType, to_py_obj
 
+from megabase.data.vocabulary import (
+    COMPLEMENT_TOKEN_IDS,
+    LOGIT_COLUMNS,
+    SPECIAL_TOKEN_HABITS,
+    TOKEN_OF_ID,
+    VOCABULARY,
+    letter_table,
+)
 from megabase.errors import ModelError
 from megabase.models.tokenizers.encoding import (
     Ids,
@@ -28,14 +36,6 @@ from megabase.models.tokenizers.encoding import (
     parts_of,
     truncate,
     warn_letters,
-)
-from megabase.models.tokenizers.vocabulary import (
-    COMPLEMENT_TOKEN_IDS,
-    LOGIT_COLUMNS,
-    SPECIAL_TOKEN_HABITS,
-    TOKEN_OF_ID,
-    VOCABULARY,
-    letter_table,
 )
 
 __all__ = [

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.generic import PaddingStrategy
 
+from megabase.data.vocabulary import VOCABULARY
 from megabase.genome.alphabet import count_ambiguous, warn_ambiguous
-from megabase.models.tokenizers.vocabulary import VOCABULARY
 
 __all__ = [
     "Ids",

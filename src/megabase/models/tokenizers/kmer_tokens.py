@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizer
 
+from megabase.data.vocabulary import SPECIAL_TOKEN_HABITS, VOCABULARY
 from megabase.errors import ModelError
 from megabase.genome import alphabet
 from megabase.models.tokenizers.encoding import no_offsets, warn_letters
@@ -34,7 +35,6 @@ from megabase.models.tokenizers.kmer import (
     kmer_numbers,
     split_kmers,
 )
-from megabase.models.tokenizers.vocabulary import SPECIAL_TOKEN_HABITS, VOCABULARY
 
 __all__ = ["BaseKmerTokenizer", "KmerTokenizer", "shown"]
 
