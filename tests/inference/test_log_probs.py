@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from megabase.errors import InputError
-from megabase.evaluate.log_probs import language_model_kind, token_log_probs
+from megabase.evaluate.log_probs import token_log_probs
 from megabase.layers.streaming import stream_backbone
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
@@ -18,6 +18,7 @@ from megabase.models.hyenadna import (
     HyenaDNAModel,
 )
 from megabase.models.mamba import MambaConfig, MambaForCausalLM
+from megabase.models.scored_model import language_model_kind
 
 PAD, N_TOKEN = 4, 11
 

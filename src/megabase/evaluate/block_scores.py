@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from megabase.evaluate.scorers import Scorer
 from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
 from megabase.models.checkpoints.finite import require_finite
+from megabase.models.scored_model import inference_mode
 
 __all__ = ["CASES", "BlockScores", "score_blocks"]
 
@@ -101,7 +101,7 @@ def score_blocks(
     # Rows reach a million bases: they are summed in float64 where the device has it.
     wide = torch.float32 if device.type == "mps" else torch.float64
     done = 0
-    with _inference_mode(model):
+    with inference_mode(model):
         for rows in read_rows(
             store, blocks, targets=targets, before=before, after=after, bases=batch_tokens
         ):
@@ -124,14 +124,3 @@ def score_blocks(
 
     require_finite(np.concatenate((nll, nll_acgt), axis=1), name, "log-probabilities", place)
     return BlockScores(nll, nll_acgt, count)
-
-
-@contextmanager
-def _inference_mode(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(training)

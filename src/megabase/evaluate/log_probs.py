@@ -14,85 +14,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from megabase.data.vocabulary import LOGIT_COLUMNS, MASK_ID
+from megabase.data.vocabulary import MASK_ID
 from megabase.errors import InputError
 from megabase.genome.alphabet import BASE_TOKEN_IDS
 from megabase.layers.backbone import Backbone
 from megabase.layers.streaming import can_stream, stream_backbone
 from megabase.models.checkpoints.finite import require_finite
+from megabase.models.scored_model import inference_mode, language_model_kind
 
-__all__ = ["evaluating", "language_model_kind", "token_log_probs"]
+__all__ = ["token_log_probs"]
 
 _FIRST, _LAST = BASE_TOKEN_IDS[0], BASE_TOKEN_IDS[-1]
 _HEAD_POSITIONS = 1 << 15
 """Positions whose logits exist at a time."""
 _STREAMED = 1 << 15
 """Length from which causal HyenaDNA models read sequences one by one, with little memory."""
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout and gradients off inside a ``with`` block; restore every module's mode."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, flag in training.items():
-            module.training = flag
-
-
-def language_model_kind(model: nn.Module) -> Literal["causal", "masked"]:
-    """Say how a model gives a probability to a base.
-
-    Parameters
-    ----------
-    model
-        A model with a language-model head and one token for each base.
-
-    Returns
-    -------
-    str
-        ``"causal"``: from the bases before it. ``"masked"``: from both sides, itself hidden.
-
-    Raises
-    ------
-    InputError
-        When the model has no such head, has other tokens than bases, or was given a next-token head
-        although its positions see later ones.
-    """
-    name, config = type(model).__name__, getattr(model, "config", None)
-    if (getattr(config, "vocab_size", None) or 0) > LOGIT_COLUMNS:
-        raise InputError(
-            f"{name} has a vocabulary of {config.vocab_size:,} tokens: it reads words of several "  # pyright: ignore[reportOptionalMemberAccess]
-            "bases, and gives no probability to single ones; use a model of characters"
-        )
-    if name.endswith("ForMaskedLM"):
-        return "masked"
-    if "For" in name and not name.endswith("ForCausalLM"):
-        raise InputError(
-            f"{name} has no language-model head; load the model as causal-lm or masked-lm, from a "
-            "folder that has that head"
-        )
-    if hasattr(model, "config_class") and not hasattr(model, "get_output_embeddings"):
-        raise InputError(f"{name} has no language-model head")
-    if "For" not in name and getattr(model, "base_model_prefix", None):
-        raise InputError(
-            f"{name} has no language-model head; load the model as causal-lm or masked-lm"
-        )
-    if getattr(config, "is_causal_model", True) is False:
-        raise InputError(
-            f"{name} is bidirectional, so its next-token head sees what it predicts; use a causal "
-            "model, or one trained on masked bases"
-        )
-    return "causal"
 
 
 def token_log_probs(
@@ -168,7 +109,7 @@ def token_log_probs(
     wanted_BL = real_BL
     if over == "bases":
         wanted_BL = wanted_BL & (input_ids >= _FIRST) & (input_ids <= _LAST)
-    with evaluating(model):
+    with inference_mode(model):
         if kind == "masked":
             found_BL = _masked(
                 model, input_ids, attention_mask, wanted_BL, over, mask_id, batch_tokens

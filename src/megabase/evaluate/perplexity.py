@@ -28,11 +28,11 @@ from megabase.errors import InputError
 from megabase.evaluate.block_scores import CASES, BlockScores, score_blocks
 from megabase.evaluate.blocks import Blocks, tile_blocks
 from megabase.evaluate.floors import score_floors
-from megabase.evaluate.log_probs import language_model_kind
 from megabase.evaluate.results import ContextPoint, EvaluationResult, Measure, paired_saving
 from megabase.evaluate.scorers import CausalScorer, MaskedScorer, Scorer
 from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
+from megabase.models.scored_model import language_model_kind
 
 __all__ = ["default_context_lengths", "evaluate"]
 

@@ -28,11 +28,10 @@ from torch import Tensor, nn
 
 from megabase.errors import InputError, MissingDependencyError
 from megabase.evaluate.given import codes_of
-from megabase.evaluate.log_probs import language_model_kind
 from megabase.genome import alphabet
 from megabase.models.checkpoints.finite import require_finite
 from megabase.models.loading import find_class, load
-from megabase.models.scored_model import ModelSpec
+from megabase.models.scored_model import ModelSpec, evaluation_mode, language_model_kind
 
 __all__ = ["BASELINES", "METHODS", "Attribution", "Attributor", "attribute"]
 
@@ -311,19 +310,15 @@ def _embedded(model: Any, one_hot: Tensor, rows: Tensor, place: int) -> Iterator
 @contextmanager
 def _attributable(model: nn.Module) -> Iterator[None]:
     """Switch to evaluation without gradients to the weights; both are restored afterwards."""
-    training = {module: module.training for module in model.modules()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
-        with torch.enable_grad():
+        with evaluation_mode(model), torch.enable_grad():
             yield
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-        for module, flag in training.items():
-            module.training = flag
 
 
 def _require_captum() -> None:

@@ -15,10 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from megabase.errors import InputError
-from megabase.evaluate.log_probs import language_model_kind
 from megabase.models.adapt.prompting import PromptedModel
 from megabase.models.checkpoints.finite import require_finite_weights
-from megabase.models.scored_model import ModelSpec, model_digest, shown_name
+from megabase.models.scored_model import ModelSpec, language_model_kind, model_digest, shown_name
 from megabase.models.tokenizers.token_encoder import TokenEncoder, uses_special_tokens
 
 __all__ = ["Loaded", "find_class", "load", "looks_back_only", "require_length"]

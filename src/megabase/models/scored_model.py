@@ -1,4 +1,4 @@
-"""What is said of a model: its name and hash, where it runs, and with how many threads."""
+"""What is known about a model in memory: name, hash, device, and how it predicts bases."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 
+from megabase.data.vocabulary import LOGIT_COLUMNS
 from megabase.errors import InputError
-from megabase.evaluate.log_probs import evaluating as inference_mode
 
 __all__ = [
     "ModelSpec",
     "choose_device",
+    "evaluation_mode",
     "inference_mode",
+    "language_model_kind",
     "model_digest",
     "shown_name",
     "threads",
@@ -25,6 +28,71 @@ __all__ = [
 
 ModelSpec = str | Path | nn.Module | None
 """A folder, run, preset or Hub name; None for the packaged model; or a model as it is."""
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside a ``with`` block; restore the mode of every module."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+
+
+@contextmanager
+def inference_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout and gradients off inside a ``with`` block; restore the modes."""
+    with evaluation_mode(model), torch.inference_mode():
+        yield
+
+
+def language_model_kind(model: nn.Module) -> Literal["causal", "masked"]:
+    """Say how a model gives a probability to a base.
+
+    Parameters
+    ----------
+    model
+        A model with a language-model head and one token for each base.
+
+    Returns
+    -------
+    str
+        ``"causal"``: from the bases before it. ``"masked"``: from both sides, itself hidden.
+
+    Raises
+    ------
+    InputError
+        When the model has no such head, has other tokens than bases, or was given a next-token head
+        although its positions see later ones.
+    """
+    name, config = type(model).__name__, getattr(model, "config", None)
+    if (getattr(config, "vocab_size", None) or 0) > LOGIT_COLUMNS:
+        raise InputError(
+            f"{name} has a vocabulary of {config.vocab_size:,} tokens: it reads words of several "  # pyright: ignore[reportOptionalMemberAccess]
+            "bases, and gives no probability to single ones; use a model of characters"
+        )
+    if name.endswith("ForMaskedLM"):
+        return "masked"
+    if "For" in name and not name.endswith("ForCausalLM"):
+        raise InputError(
+            f"{name} has no language-model head; load the model as causal-lm or masked-lm, from a "
+            "folder that has that head"
+        )
+    if hasattr(model, "config_class") and not hasattr(model, "get_output_embeddings"):
+        raise InputError(f"{name} has no language-model head")
+    if "For" not in name and getattr(model, "base_model_prefix", None):
+        raise InputError(
+            f"{name} has no language-model head; load the model as causal-lm or masked-lm"
+        )
+    if getattr(config, "is_causal_model", True) is False:
+        raise InputError(
+            f"{name} is bidirectional, so its next-token head sees what it predicts; use a causal "
+            "model, or one trained on masked bases"
+        )
+    return "causal"
 
 
 @contextmanager

@@ -14,13 +14,12 @@ from torch import Tensor
 from megabase.data.augment import codes_to_ids
 from megabase.errors import InputError
 from megabase.evaluate.given import as_codes, require_several
-from megabase.evaluate.log_probs import evaluating
 from megabase.genome.alphabet import decode, encode
 from megabase.inference.generation.decoding import Decoder, decoder, step_threads
 from megabase.inference.generation.sampling import Sampler, SamplingOptions
 from megabase.models.checkpoints.finite import require_finite
 from megabase.models.loading import Loaded, load
-from megabase.models.scored_model import ModelSpec, threads
+from megabase.models.scored_model import ModelSpec, inference_mode, threads
 
 __all__ = ["Generated", "Prompt", "Task", "Writer", "generate", "generate_stream", "task_chunks"]
 
@@ -282,7 +281,7 @@ class Writer:
             self.check(task.prompt)
             by_length.setdefault(len(task.prompt.codes), []).append(task)
         written: dict[int, Generated] = {}
-        with evaluating(self.model):
+        with inference_mode(self.model):
             for size, same in by_length.items():
                 width = _width(size, self.length, self.batch_size)
                 for begin in range(0, len(same), width):

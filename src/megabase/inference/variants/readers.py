@@ -13,12 +13,13 @@ from megabase.data.augment import codes_to_ids
 from megabase.data.vocabulary import MASK_ID
 from megabase.errors import InputError
 from megabase.evaluate.batching import run_batched
-from megabase.evaluate.log_probs import evaluating, token_log_probs
+from megabase.evaluate.log_probs import token_log_probs
 from megabase.genome.alphabet import BASE_TOKEN_IDS
 from megabase.inference.variants.alleles import Placed
 from megabase.inference.variants.methods import Need, Reading
 from megabase.inference.variants.shared_prefix import SharedPrefixReader
 from megabase.models.loading import Loaded
+from megabase.models.scored_model import inference_mode
 
 __all__ = ["PlainReader", "Reader", "choose_reader"]
 
@@ -111,7 +112,7 @@ class PlainReader:
         return list(found.float().cpu().numpy())
 
     def _pooled(self, codes: _Codes, _: NDArray[np.int64]) -> list[NDArray[np.float32]]:
-        with evaluating(self.model.model):
+        with inference_mode(self.model.model):
             output: Any = self.model.model(input_ids=self._ids(codes), output_hidden_states=True)
             if output.hidden_states is None:
                 raise InputError(f"{self.model.name} gives no hidden states to compare")
@@ -121,7 +122,7 @@ class PlainReader:
         ids = self._ids(codes)
         for row, one in zip(ids, places, strict=True):
             row[one.offset : one.offset + one.ref_bases] = MASK_ID
-        with evaluating(self.model.model):
+        with inference_mode(self.model.model):
             output: Any = self.model.model(input_ids=ids)
             own = output.logits[..., BASE_TOKEN_IDS[0] : BASE_TOKEN_IDS[-1] + 1]
             log_probs = own.float().log_softmax(-1).cpu().numpy().astype(np.float64)

@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from megabase.data.augment import codes_to_ids
-from megabase.evaluate.log_probs import evaluating
 from megabase.genome.alphabet import BASE_TOKEN_IDS, T
 from megabase.inference.variants.alleles import Placed
 from megabase.inference.variants.methods import Need, Reading
@@ -34,6 +33,7 @@ from megabase.inference.variants.prefix_layers import LayerPieces
 from megabase.layers.backbone import Backbone, Block
 from megabase.layers.hyena import HyenaOperator
 from megabase.layers.linear import bare, untouched
+from megabase.models.scored_model import inference_mode
 from megabase.ops.packed_layer import letter_log_probs
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class SharedPrefixReader:
             found = self.plain.read([places[number] for number in rest], needs)
             for number, pair in zip(rest, found, strict=True):
                 results[number] = pair
-        with evaluating(self.model):
+        with inference_mode(self.model):
             if windows:
                 self.pieces.pack()
             if windows and self.pieces.has_words:
