@@ -40,10 +40,10 @@ from megabase.data.labelled_files import read_text
 from megabase.errors import MegabaseError
 from megabase.genome import alphabet
 from megabase.genome.files import without_nan, write_json
+from megabase.settings import DeviceConfig, HeadConfig, OptimConfig
 from megabase.tasks.finetune import FinetuneResult, finetune
-from megabase.tasks.finetune_config import FinetuneConfig, HeadConfig
+from megabase.tasks.finetune_config import FinetuneConfig
 from megabase.tasks.seeds import finetune_seeds, spread
-from megabase.training.config import DeviceConfig, OptimConfig
 from megabase.training.provenance import environment
 
 _PROBE_STEPS = 8

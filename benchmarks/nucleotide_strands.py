@@ -16,7 +16,8 @@ from pathlib import Path
 import yaml
 
 from megabase.models.auto import load_model
-from megabase.tasks.finetune_config import FinetuneConfig, GenomeConfig, HeadConfig
+from megabase.settings import HeadConfig
+from megabase.tasks.finetune_config import FinetuneConfig, GenomeConfig
 from megabase.tasks.finetune_plan import plan_run
 from megabase.training.devices import build_fabric
 from megabase.training.evaluation import evaluate

@@ -15,10 +15,10 @@ from megabase.models import load_model
 from megabase.models.adapt.prompt_files import load_prompt
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.tokenizers.character import DNATokenizer
-from megabase.tasks.finetune_config import HeadConfig, TableConfig
+from megabase.settings import DeviceConfig, HeadConfig, OptimConfig
+from megabase.tasks.finetune_config import TableConfig
 from megabase.tasks.prompt import learn_prompt, prompt_lengths, prompt_table
 from megabase.tasks.prompt_config import PromptConfig, PromptSettings
-from megabase.training.config import DeviceConfig, OptimConfig
 
 
 def write(path: Path, rows: int, seed: int, labels: Any, length: tuple[int, int] = (20, 25)) -> str:

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from megabase.errors import ConfigError
-from megabase.tasks.pretrain_config import DataConfig, ModelConfig, PretrainConfig, to_yaml
-from megabase.training.config import DeviceConfig, OptimConfig, Stage, TrainConfig
+from megabase.settings import DeviceConfig, ModelConfig, OptimConfig, Stage, TrainConfig
+from megabase.tasks.pretrain_config import DataConfig, PretrainConfig, to_yaml
 
 
 def test_every_problem_is_reported_at_once() -> None:

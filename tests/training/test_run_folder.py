@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megabase.errors import RunError
-from megabase.training.config import TrainConfig
+from megabase.settings import TrainConfig
 from megabase.training.run_folder import changed_settings, check_run, finished_result, start_run
 
 

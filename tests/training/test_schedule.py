@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from megabase.errors import ConfigError
-from megabase.training.config import OptimConfig, Stage, TrainConfig
+from megabase.settings import OptimConfig, Stage, TrainConfig
 from megabase.training.schedule import (
     LengthSchedule,
     lr_at,

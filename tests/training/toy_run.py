@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megabase.training.config import DeviceConfig, OptimConfig, Stage, TrainConfig
+from megabase.settings import DeviceConfig, OptimConfig, Stage, TrainConfig
 from megabase.training.devices import build_fabric
 from megabase.training.engine import FitResult, fit
 from megabase.training.evaluation import EvalSet

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from megabase.settings import raise_problems
 from megabase.tasks.finetune_config import TableConfig
-from megabase.training.config import raise_problems
 
 __all__ = ["BenchmarkConfig", "BiotypeConfig", "ChromatinConfig", "ModelEntry", "SpeciesConfig"]
 

@@ -14,8 +14,8 @@ from typing import Any
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry, flatten
 from megabase.benchmarking.suites.base import Task, choose_tasks
 from megabase.errors import InputError
+from megabase.settings import Stage
 from megabase.tasks.finetune_config import FinetuneConfig
-from megabase.training.config import Stage
 
 __all__ = [
     "check_entry",

@@ -15,7 +15,7 @@ from megabase.data.labelled import LabelledSequences
 if TYPE_CHECKING:
     from megabase.tasks.finetune_config import FinetuneConfig
 
-__all__ = ["describe_data", "digest", "hash_of", "start_model", "start_of", "weights_checksum"]
+__all__ = ["describe_data", "digest", "hash_of", "start_model", "start_of"]
 
 
 def digest(rows: LabelledSequences) -> str:
@@ -65,15 +65,7 @@ def start_of(config: FinetuneConfig) -> dict[str, str]:
 
 def start_model(model: str) -> dict[str, str]:
     """Give name and checksum of the weights of a model."""
+    from megabase.models.adapt.lora import weights_checksum
     from megabase.models.auto import resolve_model
 
     return {"model": model, "sha256": weights_checksum(resolve_model(model))}
-
-
-def weights_checksum(folder: Path) -> str:
-    """Give the sha256 of the weights of a model folder."""
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()

@@ -20,7 +20,7 @@ from megabase.genome.files import atomic_file, write_json
 from megabase.layers.hints import slower_than_possible
 from megabase.models.adapt.classifier import Labels, save_classifier
 from megabase.tasks.digests import describe_data, start_of
-from megabase.tasks.finetune_config import FinetuneConfig, to_yaml
+from megabase.tasks.finetune_config import FinetuneConfig, start_settings, to_yaml
 from megabase.tasks.finetune_plan import Plan, plan_run
 from megabase.training.devices import build_fabric
 from megabase.training.engine import FitResult, fit
@@ -144,7 +144,12 @@ def _run(
         schedule=plan.schedule,
         fabric=fabric,
         save_model=lambda folder, state: save_classifier(
-            plan.model, plan.tokens.tokenizer, folder, state, plan.config
+            plan.model,
+            plan.tokens.tokenizer,
+            folder,
+            state,
+            plan.config.lora,
+            start_settings(plan.config),
         ),
         validation=plan.evaluations.get("valid"),
         console=show,

@@ -5,19 +5,25 @@ Free of torch, so that ``megabase finetune --help`` answers at once.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from megabase.settings import (
+    HeadConfig,
+    LoraConfig,
+    Stage,
+    StartConfig,
+    TrainConfig,
+    raise_problems,
+)
 from megabase.tasks.pretrain_config import plain_values
-from megabase.training.config import Stage, TrainConfig, raise_problems
 
 __all__ = [
     "FinetuneConfig",
     "GenomeConfig",
-    "HeadConfig",
-    "LoraConfig",
     "TableConfig",
+    "start_settings",
     "to_yaml",
 ]
 
@@ -131,93 +137,6 @@ class GenomeConfig:
             problems.append("genome.center is summit, which needs genome.length")
         if not self.background:
             problems.append("genome.background is empty; name the class of all other bases")
-        raise_problems(problems)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadConfig:
-    """From a model to labels."""
-
-    pooling: str | None = None
-    """How positions become one vector: mean, last, first, max or sum over real tokens,
-    published_mean over padding too; null keeps the model's own way."""
-
-    special_tokens: Literal["auto", "yes", "no"] = "auto"
-    """Whether the tokenizer adds its special tokens; auto: in dnabert and bigbird."""
-
-    padding: Literal["right", "left"] = "right"
-    """Side that shorter sequences of a batch are padded on (left, as published)."""
-
-    pad_to_longest: bool = False
-    """Pad every batch to the longest sequence of all, as published, instead of its own longest."""
-
-    freeze: bool = False
-    """Train only the head; the weights below it stay as they are."""
-
-    freeze_blocks: int = 0
-    """Keep the first so many blocks as they are, and the embedding below them."""
-
-    freeze_embeddings: bool = False
-    """Keep the token embedding as it is."""
-
-    class_weights: Literal["balanced"] | list[float] | None = None
-    """Loss weights of the classes (of the positive answers, for several labels): balanced is
-    inverse to their number; or one number for each, in the order of the sorted names."""
-
-    label_smoothing: float = 0.0
-    """Share of the target that is spread over all classes."""
-
-    reverse_complement: float = 0.0
-    """Probability that a training sequence is read as its reverse complement."""
-
-    crop: float = 1.0
-    """Share of every training sequence that is read, a stretch at a place drawn anew in each epoch;
-    validation and test read the whole. Not with special tokens."""
-
-    strand_average: bool = False
-    """Validate and test on the mean of the outputs for both strands."""
-
-    def __post_init__(self) -> None:
-        problems: list[str] = []
-        if self.freeze_blocks < 0:
-            problems.append(f"head.freeze_blocks is {self.freeze_blocks}; it must be at least 0")
-        if not 0 <= self.label_smoothing < 1:
-            problems.append(
-                f"head.label_smoothing is {self.label_smoothing}; it must lie in 0 to 1, 1 excluded"
-            )
-        if not 0 < self.crop <= 1:
-            problems.append(f"head.crop is {self.crop}; it must lie in 0 to 1, 0 excluded")
-        if not 0 <= self.reverse_complement <= 1:
-            problems.append(
-                f"head.reverse_complement is {self.reverse_complement}; it must lie in 0 to 1"
-            )
-        raise_problems(problems)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraConfig:
-    """Low-rank adapters beside frozen weights, through peft (the extra lora)."""
-
-    rank: int = 0
-    """Rank of the adapters; 0 has none. The weights below the head are frozen, the head learns."""
-
-    alpha: float | None = None
-    """The adapter counts alpha / rank times; null takes twice the rank."""
-
-    targets: list[str] = field(default_factory=list)
-    """Linear layers that get one, by the last part of their names; empty takes all below the head
-    but those that compute filters."""
-
-    save: Literal["merged", "adapter"] = "merged"
-    """merged: checkpoints hold the whole model with the adapters folded in. adapter: beside it, in
-    the folder adapter, adapters and head alone."""
-
-    def __post_init__(self) -> None:
-        problems: list[str] = []
-        if self.rank < 0:
-            problems.append(f"lora.rank is {self.rank}; it must be at least 0")
-        if self.alpha is not None and not self.alpha > 0:
-            problems.append(f"lora.alpha is {self.alpha}; it must be above 0")
         raise_problems(problems)
 
 
@@ -346,6 +265,11 @@ class FinetuneConfig(TrainConfig):
         super().__post_init__()
         if not given:
             object.__setattr__(self, "stages", ())
+
+
+def start_settings(config: FinetuneConfig) -> StartConfig:
+    """Give the part of the settings that says which model to start from."""
+    return StartConfig(**{f.name: getattr(config, f.name) for f in fields(StartConfig)})
 
 
 def to_yaml(config: FinetuneConfig) -> str:

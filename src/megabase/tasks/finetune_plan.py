@@ -23,11 +23,12 @@ from megabase.models.adapt.classifier import (
     build_tokens,
     family_of_start,
 )
+from megabase.models.checkpointing import checkpoint_activations
 from megabase.objectives.classification import SequenceLabels
 from megabase.objectives.nucleotides import NucleotideLabels
-from megabase.tasks.finetune_config import FinetuneConfig
+from megabase.settings import Stage
+from megabase.tasks.finetune_config import FinetuneConfig, start_settings
 from megabase.tasks.finetune_data import read_splits
-from megabase.training.config import Stage
 from megabase.training.devices import planned_world
 from megabase.training.evaluation import EvalSet
 from megabase.training.schedule import LengthSchedule
@@ -91,12 +92,15 @@ def plan_run(config: FinetuneConfig, fabric: Fabric) -> Plan:
     train = splits["train"]
     names, monitor = metrics_of(config, train.kind)
     labels = Labels(train.kind, train.classes)
-    family = family_of_start(config, labels.task)
-    tokens = build_tokens(config, family, lambda: letters_of(train), per_base=labels.per_base)
+    start, head = start_settings(config), config.head
+    family = family_of_start(start, labels.task)
+    tokens = build_tokens(start, head, family, lambda: letters_of(train), per_base=labels.per_base)
     rows = tokenise_splits(config, splits, tokens, None)
     longest = max(int(r.lengths.max(initial=1)) for r in rows.values())
     torch.manual_seed(config.seed)
-    model = build_classifier(config, family, labels, tokens, longest)
+    model = build_classifier(start, head, config.lora, family, labels, tokens, longest)
+    if config.activation_checkpointing:
+        checkpoint_activations(model, config.checkpointing_stretch)
     limit = getattr(model.config, "max_length", None)
     if limit is not None and longest > limit:
         rows = tokenise_splits(config, splits, tokens, limit)

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from megabase.settings import OptimConfig, Stage, TrainConfig, raise_problems
 from megabase.tasks.finetune_config import TableConfig
 from megabase.tasks.pretrain_config import plain_values
-from megabase.training.config import OptimConfig, Stage, TrainConfig, raise_problems
 
 __all__ = ["UNUSED", "InContextConfig", "to_yaml"]
 

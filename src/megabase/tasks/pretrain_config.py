@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from megabase.training.config import (
+from megabase.settings import (
     DeviceConfig,
+    ModelConfig,
     OptimConfig,
     Stage,
     TrainConfig,
@@ -28,45 +29,6 @@ __all__ = [
     "plain_values",
     "to_yaml",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Which model to train."""
-
-    preset: str | None = None
-    """Shape of a published checkpoint (``megabase info`` lists them), with fresh weights; null
-    builds from the fields below."""
-
-    family: str = "hyenadna"
-    """Model family."""
-
-    d_model: int = 128
-    """Width."""
-
-    n_layer: int = 2
-    """Number of blocks."""
-
-    max_length: int | None = None
-    """Longest input the model is built for, in positions; null takes the longest stage plus the two
-    special positions of the published models. The filter depends on it."""
-
-    overrides: dict[str, Any] = field(default_factory=dict)
-    """Further fields of the family's configuration, by name; they win over everything else."""
-
-    init_from: str | None = None
-    """Model folder, run folder or Hub name whose weights to start from; the fields above are then
-    ignored."""
-
-    def __post_init__(self) -> None:
-        problems = [
-            f"model.{name} is {value}; it must be at least 1"
-            for name in ("d_model", "n_layer", "max_length")
-            if (value := getattr(self, name)) is not None and value < 1
-        ]
-        if self.preset is not None and self.init_from is not None:
-            problems.append("model.preset and model.init_from are both given; choose one")
-        raise_problems(problems)
 
 
 @dataclass(frozen=True, kw_only=True)

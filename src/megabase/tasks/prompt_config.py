@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from megabase.settings import HeadConfig, OptimConfig, raise_problems
 from megabase.tasks import finetune_config
-from megabase.tasks.finetune_config import FinetuneConfig, HeadConfig
-from megabase.training.config import OptimConfig, raise_problems
+from megabase.tasks.finetune_config import FinetuneConfig
 
 __all__ = ["UNUSED", "PromptConfig", "PromptSettings", "to_yaml"]
 

@@ -18,6 +18,7 @@ from megabase.models.tokenizers.input_tokens import Tokens, build_tokens
 from megabase.objectives.classification import SequenceLabels
 from megabase.objectives.nucleotides import NucleotideLabels
 from megabase.objectives.soft_prompt import LabelTokens, strict_accuracy
+from megabase.tasks.finetune_config import start_settings
 from megabase.tasks.finetune_data import read_splits
 from megabase.tasks.finetune_plan import (
     batches_of,
@@ -82,9 +83,10 @@ def plan_prompt(config: PromptConfig, fabric: Fabric) -> PromptPlan:
     splits = read_splits(config)
     train = splits["train"]
     names, monitor = metrics_of(config, train.kind)
-    family = family_of_start(config)
+    start = start_settings(config)
+    family = family_of_start(start)
     per_base = Labels(train.kind, train.classes).per_base
-    tokens = build_tokens(config, family, lambda: letters_of(train), per_base=per_base)
+    tokens = build_tokens(start, config.head, family, lambda: letters_of(train), per_base=per_base)
     torch.manual_seed(config.seed)
     model = prompted_model(config, family, tokens, train)
     rows = _token_rows(config, splits, tokens, model)

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from megabase.errors import ConfigError
-from megabase.training.config import DeviceConfig
+from megabase.settings import DeviceConfig
 
 __all__ = ["build_fabric", "planned_world"]
 

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 
 from megabase.data.loader import Prefetcher
 from megabase.errors import NotFiniteError, RunError
+from megabase.settings import TrainConfig
 from megabase.training import checkpoint as checkpoints
-from megabase.training.config import TrainConfig
 from megabase.training.evaluation import Batch, Batches, EvalSet, Objective, evaluate
 from megabase.training.logging import RunLog, perplexity, ratios
 from megabase.training.memory import resident_mb

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from megabase.training.config import OptimConfig
+from megabase.settings import OptimConfig
 from megabase.training.schedule import lr_at
 
 __all__ = ["build_optimizer", "scale_gradients", "set_lr"]

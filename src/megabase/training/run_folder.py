@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from megabase.errors import MegabaseError, RunError
 from megabase.genome.files import write_json, write_whole, writing
 from megabase.genome.ownership import LOCK_NAME, Lock
-from megabase.training.config import TrainConfig
+from megabase.settings import TrainConfig
 from megabase.training.provenance import differences, record_environment
 from megabase.untrusted import parse_yaml, parsing, read_json, read_text
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from megabase.errors import ConfigError
-from megabase.training.config import OptimConfig, TrainConfig
+from megabase.settings import OptimConfig, TrainConfig
 
 __all__ = [
     "LengthSchedule",

@@ -22,7 +22,7 @@ from megabase.models.tokenizers.input_tokens import (
     is_character,
     model_spec,
 )
-from megabase.tasks.finetune_config import FinetuneConfig, HeadConfig
+from megabase.settings import HeadConfig, LoraConfig, StartConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,12 +77,12 @@ class Labels:
         }
 
 
-def family_of_start(config: FinetuneConfig, task: str = "sequence-classification") -> str:
+def family_of_start(start: StartConfig, task: str = "sequence-classification") -> str:
     """Name the family of the model that a run starts from.
 
     Parameters
     ----------
-    config
+    start
         Says which model.
     task
         Kind of model that the run needs.
@@ -95,18 +95,18 @@ def family_of_start(config: FinetuneConfig, task: str = "sequence-classification
     from megabase.models.families import FAMILIES
 
     known = {family.name: family for family in FAMILIES}
-    if config.model is not None:
+    if start.model is not None:
         from megabase.models.auto import load_config
         from megabase.models.families import family_of
 
-        found = family_of(load_config(model_spec(config.model)).model_type)
+        found = family_of(load_config(model_spec(start.model)).model_type)
         name = "" if found is None else found.name
-    elif config.preset is not None:
+    elif start.preset is not None:
         from megabase.models.presets import find_preset
 
-        name = find_preset(config.preset).family
+        name = find_preset(start.preset).family
     else:
-        name = config.family or ""
+        name = start.family or ""
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
@@ -122,14 +122,22 @@ def family_of_start(config: FinetuneConfig, task: str = "sequence-classification
 
 
 def build_classifier(
-    config: FinetuneConfig, family: str, labels: Labels, tokens: Tokens, longest: int
+    start: StartConfig,
+    head: HeadConfig,
+    lora: LoraConfig,
+    family: str,
+    labels: Labels,
+    tokens: Tokens,
+    longest: int,
 ) -> PreTrainedModel:
     """Build a model with a head for labels, from torch's current seed.
 
     Parameters
     ----------
-    config
+    start
         Model to start from, or shape of a new one.
+    head, lora
+        Pooling and frozen parts; adapters, if any.
     family
         Result of :func:`family_of_start`.
     labels
@@ -146,37 +154,33 @@ def build_classifier(
         For a model that cannot be loaded, fields its family does not have, or settings that cannot
         be built.
     """
-    if labels.per_base and config.head.pooling is not None:
+    if labels.per_base and head.pooling is not None:
         raise ConfigError(
-            f"head.pooling is {config.head.pooling}, but with labels of nucleotides every base "
+            f"head.pooling is {head.pooling}, but with labels of nucleotides every base "
             "answers for itself; leave it out"
         )
-    fields: dict[str, Any] = {**labels.fields, **_head_fields(config, family)}
-    if config.model is not None and not config.from_scratch:
+    fields: dict[str, Any] = {**labels.fields, **_head_fields(start, head, family)}
+    if start.model is not None and not start.from_scratch:
         from megabase.models.auto import load_model
 
-        model = load_model(model_spec(config.model), labels.task, new_head=True, **fields).train()
+        model = load_model(model_spec(start.model), labels.task, new_head=True, **fields).train()
     else:
-        model = _new_model(config, family, labels.task, fields, tokens, longest)
+        model = _new_model(start, family, labels.task, fields, tokens, longest)
     # For whoever loads the folder: what is answered, and how the run's figures were taken.
     model.config.label_kind = labels.kind
-    model.config.strand_average = config.head.strand_average
-    if config.head.freeze or config.head.freeze_blocks or config.head.freeze_embeddings:
-        _freeze(model, config.head)
-    if config.lora.rank:
+    model.config.strand_average = head.strand_average
+    if head.freeze or head.freeze_blocks or head.freeze_embeddings:
+        _freeze(model, head)
+    if lora.rank:
         from megabase.models.adapt.lora import add_adapters
 
-        add_adapters(model, model.base_model, config.lora)
-    if config.activation_checkpointing:
-        from megabase.models.checkpointing import checkpoint_activations
-
-        checkpoint_activations(model, config.checkpointing_stretch)
+        add_adapters(model, model.base_model, lora)
     return model
 
 
-def _head_fields(config: FinetuneConfig, family: str) -> dict[str, Any]:
+def _head_fields(start: StartConfig, head: HeadConfig, family: str) -> dict[str, Any]:
     known = _fields_of(family)
-    unknown = sorted(str(name) for name in set(config.overrides) - known)
+    unknown = sorted(str(name) for name in set(start.overrides) - known)
     if unknown:
         near = [difflib.get_close_matches(name, known, n=1) for name in unknown]
         hints = [f"did you mean {n[0]!r}?" for n in near if n]
@@ -184,15 +188,15 @@ def _head_fields(config: FinetuneConfig, family: str) -> dict[str, Any]:
             f"overrides has {', '.join(unknown)}, which the family {family} does not have"
             + (f"; {hints[0]}" if hints else "")
         )
-    fields = dict(config.overrides)
-    if config.head.pooling is not None:
+    fields = dict(start.overrides)
+    if head.pooling is not None:
         name = next((name for name in _POOLING_FIELDS if name in known), None)
         if name is None:
             raise ConfigError(
-                f"head.pooling is {config.head.pooling}, but the family {family} has its own way "
+                f"head.pooling is {head.pooling}, but the family {family} has its own way "
                 "from positions to a vector; leave it out"
             )
-        fields[name] = config.head.pooling
+        fields[name] = head.pooling
     return fields
 
 
@@ -208,7 +212,7 @@ def _family(name: str) -> Family:
 
 
 def _new_model(
-    config: FinetuneConfig,
+    start: StartConfig,
     family: str,
     task: str,
     fields: Mapping[str, Any],
@@ -222,13 +226,13 @@ def _new_model(
     if family in _LENGTH_FIELDS:
         name, extra, least = _LENGTH_FIELDS[family]
         shape[name] = max(longest + extra, least)
-    if config.model is not None:
+    if start.model is not None:
         from megabase.models.auto import load_config
 
-        loaded = load_config(model_spec(config.model))
+        loaded = load_config(model_spec(start.model))
         for name in known - {"architectures", "id2label", "label2id", "problem_type"}:
             shape[name] = getattr(loaded, name)
-    shape.update({**asked_fields(config), **fields})
+    shape.update({**asked_fields(start), **fields})
     # A vocabulary that is learnt or counted decides the rows of the embedding; so does one that a
     # published shape is too small for.
     if not is_character(tokens.tokenizer) or shape.get("vocab_size", tokens.size) < tokens.size:
@@ -275,7 +279,8 @@ def save_classifier(
     tokenizer: Any,
     folder: Path,
     state: Mapping[str, torch.Tensor],
-    config: FinetuneConfig | None = None,
+    lora: LoraConfig | None = None,
+    start: StartConfig | None = None,
 ) -> None:
     """Write a Hugging Face folder: weights, configuration with class names, tokenizer.
 
@@ -292,8 +297,10 @@ def save_classifier(
         Existing folder.
     state
         Full state dict, which may differ from the model's own when it is sharded.
-    config
-        Settings of the run.
+    lora
+        Adapters; None for a model without.
+    start
+        What the adapters were trained on; needed to write them on their own.
     """
     from transformers.utils import logging
 
@@ -302,12 +309,12 @@ def save_classifier(
     logging.disable_progress_bar()
     try:
         whole = dict(state)
-        if config is not None and config.lora.rank:
+        if lora is not None and lora.rank:
             from megabase.models.adapt.lora import merged_state
 
             whole = merged_state(model, state)
-            if config.lora.save == "adapter":
-                _save_adapter(model, folder, state, config)
+            if lora.save == "adapter" and start is not None:
+                _save_adapter(model, folder, state, lora, start)
         model.save_pretrained(folder, state_dict=whole)
         tokenizer.save_pretrained(folder)
     finally:
@@ -319,7 +326,8 @@ def _save_adapter(
     model: PreTrainedModel,
     folder: Path,
     state: Mapping[str, torch.Tensor],
-    config: FinetuneConfig,
+    lora: LoraConfig,
+    start: StartConfig,
 ) -> None:
     from megabase.models.adapt.lora import ADAPTER_FOLDER, save_adapter
     from megabase.models.families import family_of
@@ -330,11 +338,11 @@ def _save_adapter(
     kind = next(kind for kind, member in kinds if member is type(model))
     fields = {
         name: getattr(settings, name)
-        for name in ("id2label", "label2id", "problem_type", *_POOLING_FIELDS, *config.overrides)
+        for name in ("id2label", "label2id", "problem_type", *_POOLING_FIELDS, *start.overrides)
         if hasattr(settings, name)
     }
-    start = model_spec(config.model or "default")
-    save_adapter(model, folder / ADAPTER_FOLDER, state, config.lora, start, kind, fields)
+    spec = model_spec(start.model or "default")
+    save_adapter(model, folder / ADAPTER_FOLDER, state, lora, spec, kind, fields)
 
 
 def balanced_weights(counts: Mapping[str, int]) -> list[float]:

@@ -12,7 +12,7 @@ import torch
 
 from megabase.errors import ConfigError
 from megabase.models.checkpoints.config_file import check_config
-from megabase.tasks.pretrain_config import ModelConfig
+from megabase.settings import ModelConfig
 from megabase.untrusted import parsing
 
 if TYPE_CHECKING:

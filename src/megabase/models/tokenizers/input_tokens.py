@@ -15,7 +15,7 @@ import torch
 from megabase.data.labelled_batches import Encode
 from megabase.errors import ConfigError
 from megabase.genome import alphabet
-from megabase.tasks.finetune_config import FinetuneConfig
+from megabase.settings import HeadConfig, StartConfig
 
 __all__ = ["Tokens", "asked_fields", "build_tokens", "is_character", "model_spec"]
 
@@ -44,7 +44,8 @@ class Tokens:
 
 
 def build_tokens(
-    config: FinetuneConfig,
+    start: StartConfig,
+    head: HeadConfig,
     family: str,
     training: Callable[[], Iterable[str]],
     *,
@@ -54,8 +55,10 @@ def build_tokens(
 
     Parameters
     ----------
-    config
-        Says which.
+    start
+        Says which tokenizer, or of which model.
+    head
+        Says whether there are special tokens.
     family
         Family of the model.
     training
@@ -68,24 +71,24 @@ def build_tokens(
     ConfigError
         When there is no such tokenizer.
     """
-    tokenizer = _tokenizer(config, family, training)
-    if per_base and (not is_character(tokenizer) or config.head.special_tokens == "yes"):
+    tokenizer = _tokenizer(start, family, training)
+    if per_base and (not is_character(tokenizer) or head.special_tokens == "yes"):
         raise ConfigError(
             "labels of nucleotides need one token for each base: the tokenizer char, and no "
             f"special tokens (head.special_tokens); this one is {type(tokenizer).__name__}"
         )
-    specials = config.head.special_tokens == "yes" or (
-        config.head.special_tokens == "auto" and family in _WITH_SPECIALS
+    specials = head.special_tokens == "yes" or (
+        head.special_tokens == "auto" and family in _WITH_SPECIALS
     )
-    if specials and config.head.crop < 1:
+    if specials and head.crop < 1:
         raise ConfigError(
-            f"head.crop is {config.head.crop}: stretches are cut out of the tokens, and would lose "
+            f"head.crop is {head.crop}: stretches are cut out of the tokens, and would lose "
             "the special tokens around them; leave it out, or set head.special_tokens no"
         )
     bare = _ids(tokenizer, _PROBE, False)
     full = _ids(tokenizer, _PROBE, True) if specials else bare
-    start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-    before, after = full[:start], full[start + len(bare) :]
+    first = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    before, after = full[:first], full[first + len(bare) :]
     look_up = _look_up(tokenizer)
 
     def encode(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
@@ -149,18 +152,18 @@ def _room(tokenizer: Any, specials: int) -> Callable[[int], int | None]:
     return room
 
 
-def _tokenizer(config: FinetuneConfig, family: str, training: Callable[[], Iterable[str]]) -> Any:
-    wanted = config.tokenizer
-    if wanted is None and config.model is not None:
+def _tokenizer(start: StartConfig, family: str, training: Callable[[], Iterable[str]]) -> Any:
+    wanted = start.tokenizer
+    if wanted is None and start.model is not None:
         from megabase.models.auto import load_tokenizer
 
-        return load_tokenizer(model_spec(config.model))
+        return load_tokenizer(model_spec(start.model))
     if wanted is None and family == "dnabert":
         from megabase.models.dnabert.tokenization import DNABERTTokenizer
 
-        return DNABERTTokenizer(k=int(asked_fields(config).get("k", 6)))
+        return DNABERTTokenizer(k=int(asked_fields(start).get("k", 6)))
     if wanted is None and family == "bigbird":
-        wanted = f"bpe:{asked_fields(config).get('vocab_size', _BYTE_PAIRS)}"
+        wanted = f"bpe:{asked_fields(start).get('vocab_size', _BYTE_PAIRS)}"
     if wanted in (None, "char"):
         from megabase.models.tokenizers.character import DNATokenizer
 
@@ -184,14 +187,14 @@ def _tokenizer(config: FinetuneConfig, family: str, training: Callable[[], Itera
     )
 
 
-def asked_fields(config: FinetuneConfig) -> dict[str, Any]:
+def asked_fields(start: StartConfig) -> dict[str, Any]:
     """Give the fields of a new model that preset and overrides name."""
     fields: dict[str, Any] = {}
-    if config.preset is not None:
+    if start.preset is not None:
         from megabase.models.presets import find_preset
 
-        fields.update(find_preset(config.preset).config)
-    return {**fields, **config.overrides}
+        fields.update(find_preset(start.preset).config)
+    return {**fields, **start.overrides}
 
 
 def model_spec(model: str) -> str | None:

@@ -11,14 +11,18 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field, is_dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from megabase.errors import ConfigError
 
 __all__ = [
     "DeviceConfig",
+    "HeadConfig",
+    "LoraConfig",
+    "ModelConfig",
     "OptimConfig",
     "Stage",
+    "StartConfig",
     "TrainConfig",
     "raise_problems",
     "whole",
@@ -333,3 +337,156 @@ class TrainConfig:
     def longest(self) -> int:
         """Longest stage in input positions; the model is built for it from the start."""
         return max(stage.length for stage in self.stages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model to train."""
+
+    preset: str | None = None
+    """Shape of a published checkpoint (``megabase info`` lists them), with fresh weights; null
+    builds from the fields below."""
+
+    family: str = "hyenadna"
+    """Model family."""
+
+    d_model: int = 128
+    """Width."""
+
+    n_layer: int = 2
+    """Number of blocks."""
+
+    max_length: int | None = None
+    """Longest input the model is built for, in positions; null takes the longest stage plus the two
+    special positions of the published models. The filter depends on it."""
+
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the family's configuration, by name; they win over everything else."""
+
+    init_from: str | None = None
+    """Model folder, run folder or Hub name whose weights to start from; the fields above are then
+    ignored."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"model.{name} is {value}; it must be at least 1"
+            for name in ("d_model", "n_layer", "max_length")
+            if (value := getattr(self, name)) is not None and value < 1
+        ]
+        if self.preset is not None and self.init_from is not None:
+            problems.append("model.preset and model.init_from are both given; choose one")
+        raise_problems(problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """The model that a run starts from: trained weights, or the shape of new ones."""
+
+    model: str | None = None
+    """Model to start from: a model folder, a run folder, a Hub name, or default."""
+
+    from_scratch: bool = False
+    """Take the shape of the model and fresh weights."""
+
+    family: str | None = None
+    """Family of a new model with fresh weights: hyenadna, gpt, mamba, caduceus, cnn, deepsea,
+    dnabert or bigbird."""
+
+    preset: str | None = None
+    """Shape of a new model with fresh weights: that of a published checkpoint (``megabase info
+    --presets`` lists them)."""
+
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model's configuration, by name; they win over the preset, and over the settings
+    of a model that is loaded."""
+
+    tokenizer: str | None = None
+    """null: the tokenizer of the model or family. char, 2mer to 8mer (k-mers side by side),
+    bpe:4096 (byte pairs learned from the training sequences), or a folder that holds one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """From a model to labels."""
+
+    pooling: str | None = None
+    """How positions become one vector: mean, last, first, max or sum over real tokens,
+    published_mean over padding too; null keeps the model's own way."""
+
+    special_tokens: Literal["auto", "yes", "no"] = "auto"
+    """Whether the tokenizer adds its special tokens; auto: in dnabert and bigbird."""
+
+    padding: Literal["right", "left"] = "right"
+    """Side that shorter sequences of a batch are padded on (left, as published)."""
+
+    pad_to_longest: bool = False
+    """Pad every batch to the longest sequence of all, as published, instead of its own longest."""
+
+    freeze: bool = False
+    """Train only the head; the weights below it stay as they are."""
+
+    freeze_blocks: int = 0
+    """Keep the first so many blocks as they are, and the embedding below them."""
+
+    freeze_embeddings: bool = False
+    """Keep the token embedding as it is."""
+
+    class_weights: Literal["balanced"] | list[float] | None = None
+    """Loss weights of the classes (of the positive answers, for several labels): balanced is
+    inverse to their number; or one number for each, in the order of the sorted names."""
+
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+
+    reverse_complement: float = 0.0
+    """Probability that a training sequence is read as its reverse complement."""
+
+    crop: float = 1.0
+    """Share of every training sequence that is read, a stretch at a place drawn anew in each epoch;
+    validation and test read the whole. Not with special tokens."""
+
+    strand_average: bool = False
+    """Validate and test on the mean of the outputs for both strands."""
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        if self.freeze_blocks < 0:
+            problems.append(f"head.freeze_blocks is {self.freeze_blocks}; it must be at least 0")
+        if not 0 <= self.label_smoothing < 1:
+            problems.append(
+                f"head.label_smoothing is {self.label_smoothing}; it must lie in 0 to 1, 1 excluded"
+            )
+        if not 0 < self.crop <= 1:
+            problems.append(f"head.crop is {self.crop}; it must lie in 0 to 1, 0 excluded")
+        if not 0 <= self.reverse_complement <= 1:
+            problems.append(
+                f"head.reverse_complement is {self.reverse_complement}; it must lie in 0 to 1"
+            )
+        raise_problems(problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters beside frozen weights, through peft (the extra lora)."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 has none. The weights below the head are frozen, the head learns."""
+
+    alpha: float | None = None
+    """The adapter counts alpha / rank times; null takes twice the rank."""
+
+    targets: list[str] = field(default_factory=list)
+    """Linear layers that get one, by the last part of their names; empty takes all below the head
+    but those that compute filters."""
+
+    save: Literal["merged", "adapter"] = "merged"
+    """merged: checkpoints hold the whole model with the adapters folded in. adapter: beside it, in
+    the folder adapter, adapters and head alone."""
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        if self.rank < 0:
+            problems.append(f"lora.rank is {self.rank}; it must be at least 0")
+        if self.alpha is not None and not self.alpha > 0:
+            problems.append(f"lora.alpha is {self.alpha}; it must be above 0")
+        raise_problems(problems)
