@@ -13,8 +13,8 @@ from torch import Tensor
 
 from megabase.errors import InputError, OutputError
 from megabase.genome import encode, reverse_complement
-from megabase.inference.embed_job import EmbedJob, EmbedOptions, embed_file
-from megabase.inference.embedding import Embedder, embed
+from megabase.inference import jobs
+from megabase.inference.embedding import Embedder, embed, embed_file
 from megabase.inference.input_stream import SequenceInput
 from megabase.inference.matrix_files import _unique
 from megabase.models.dnabert.configuration import DNABERTConfig
@@ -70,7 +70,7 @@ def test_both_strands_are_averaged() -> None:
     model = _model()
     codes = encode(_sequences(50)[0])
     one = Embedder(model).pooled([codes, reverse_complement(codes)])[0]
-    both = Embedder(model, both_strands=True).pooled([codes, reverse_complement(codes)])[0]
+    both = Embedder(model, strands="both").pooled([codes, reverse_complement(codes)])[0]
     np.testing.assert_allclose(both[0], one.mean(0), atol=1e-6)
     np.testing.assert_allclose(both[0], both[1], atol=1e-6)
 
@@ -184,7 +184,7 @@ def folder(tmp_path: Path) -> Path:
 
 def _embed(folder: Path, name: str, **options: Any) -> Path:
     source = SequenceInput(str(folder / "three.fa"))
-    return embed_file(source, folder / name, str(folder / "model"), workers=1, **options)
+    return embed_file(str(folder / "model"), source, folder / name, workers=1, **options)
 
 
 def test_every_format_holds_the_same_matrix(folder: Path) -> None:
@@ -241,7 +241,7 @@ def test_other_libraries_read_odd_and_repeated_names(folder: Path) -> None:
     )
     source = SequenceInput(str(folder / "odd.bed"), str(folder / "odd.fa"))
     h5ad, group_path, npz = (
-        embed_file(source, folder / f"odd{end}", str(folder / "model"), workers=1)
+        embed_file(str(folder / "model"), source, folder / f"odd{end}", workers=1)
         for end in (".h5ad", ".zarr", ".npz")
     )
     data = anndata.read_h5ad(h5ad)
@@ -269,7 +269,7 @@ def test_obs_names_are_those_that_anndata_would_make() -> None:
 
 def test_places_of_a_bed_file_give_the_vectors_of_their_sequences(folder: Path) -> None:
     bed = SequenceInput(str(folder / "three.bed"), str(folder / "genome.fa"))
-    target = embed_file(bed, folder / "bed.parquet", str(folder / "model"), workers=1)
+    target = embed_file(str(folder / "model"), bed, folder / "bed.parquet", workers=1)
     frame = pl.read_parquet(target)
     own = pl.read_parquet(_embed(folder, "fa.parquet"))
     np.testing.assert_array_equal(frame["embedding"].to_numpy(), own["embedding"].to_numpy())
@@ -292,7 +292,7 @@ def test_alleles_of_a_variant_have_the_same_number_of_bases(folder: Path) -> Non
 
 def test_chunks_and_batches_do_not_show(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = np.load(_embed(folder, "whole.npy"))
-    monkeypatch.setattr("megabase.inference.embed_job._CHUNK_SEQUENCES", 1)
+    monkeypatch.setattr("megabase.inference.embedding._CHUNK_SEQUENCES", 1)
     np.testing.assert_allclose(np.load(_embed(folder, "single.npy")), whole, atol=1e-6)
     small = np.load(_embed(folder, "small.npy", batch_tokens=1))
     np.testing.assert_allclose(small, whole, atol=1e-6)
@@ -301,17 +301,17 @@ def test_chunks_and_batches_do_not_show(folder: Path, monkeypatch: pytest.Monkey
 def test_an_interrupted_run_goes_on_to_the_same_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megabase.inference.embed_job._CHUNK_SEQUENCES", 1)
+    monkeypatch.setattr("megabase.inference.embedding._CHUNK_SEQUENCES", 1)
     whole = _embed(folder, "whole.npz").read_bytes()
-    written = EmbedJob.write_part
+    written = jobs._write_part
 
-    def stop_at_the_last(job: EmbedJob, result: Any, path: Path) -> None:
+    def stop_at_the_last(result: Any, path: Path) -> None:
         if result["name"][0] == "c":
             raise KeyboardInterrupt
-        written(job, result, path)
+        written(result, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(EmbedJob, "write_part", stop_at_the_last)
+        patch.setattr(jobs, "_write_part", stop_at_the_last)
         with pytest.raises(KeyboardInterrupt):
             _embed(folder, "again.npz")
     assert not (folder / "again.npz").exists()
@@ -321,7 +321,7 @@ def test_an_interrupted_run_goes_on_to_the_same_file(
 
 
 def test_vectors_of_bases_have_their_positions(folder: Path) -> None:
-    target = _embed(folder, "bases.parquet", options=EmbedOptions(pooling="none"))
+    target = _embed(folder, "bases.parquet", pooling="none")
     frame = pl.read_parquet(target)
     assert frame.height == 50 + 33 + 66
     assert frame.filter(pl.col("name") == "b")["position"].to_list() == list(range(33))
@@ -333,7 +333,7 @@ def test_bad_input_leaves_nothing_behind(folder: Path) -> None:
     (folder / "long.fa").write_text(">long\n" + "ACGT" * 40 + "\n")
     source = SequenceInput(str(folder / "long.fa"))
     with pytest.raises(InputError, match=r"long\.fa: sequence long has 160 bases"):
-        embed_file(source, folder / "long.npy", str(folder / "model"), workers=1)
+        embed_file(str(folder / "model"), source, folder / "long.npy", workers=1)
     with pytest.raises(InputError, match="whose intervals lie on a genome: name a store"):
         SequenceInput(str(folder / "three.bed"))
     with pytest.raises(InputError, match="neither its ending nor its first line tells"):

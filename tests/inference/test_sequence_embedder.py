@@ -23,9 +23,9 @@ def _texts() -> tuple[list[str], list[str]]:
 
 def test_vectors_are_those_of_embed() -> None:
     texts, _ = _texts()
-    ready = SequenceEmbedder(pooling="max", both_strands=True)
+    ready = SequenceEmbedder(pooling="max", strands="both")
     found = ready.fit_transform(np.array(texts))
-    expected = embed(None, texts, pooling="max", both_strands=True).vectors
+    expected = embed(None, texts, pooling="max", strands="both").vectors
     np.testing.assert_array_equal(found, expected)
     assert ready.get_feature_names_out().shape == (found.shape[1],)
 

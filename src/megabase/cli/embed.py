@@ -82,7 +82,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
     from megabase.errors import OutputError
-    from megabase.inference.embed_job import EmbedOptions, embed_file
+    from megabase.inference.embedding import embed_file
 
     if args.plot is not None:
         from megabase.report.embedding_plot import check_embedding_plot
@@ -100,10 +100,11 @@ def run(args: Namespace) -> int:
             "for the picture, and --plot FILE is missing",
         )
     source = source_of(args)
-    options = EmbedOptions(args.layer, args.pooling, args.long, args.both_strands)
+    strands = "both" if args.both_strands else "forward"
     with progress_bar("sequences") as progress:
         target = embed_file(
-            source, args.output, args.model, options, batch_tokens=args.batch_tokens,
+            args.model, source, args.output, layer=args.layer, pooling=args.pooling,
+            long=args.long, strands=strands, batch_tokens=args.batch_tokens,
             progress=progress, **run_options(args),
         )  # fmt: skip
     print(f"wrote {target}")

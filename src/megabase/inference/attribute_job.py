@@ -15,8 +15,7 @@ from megabase.data.sources import Sequence, genome_store
 from megabase.errors import InputError, OutputError
 from megabase.evaluate.provenance import Provenance
 from megabase.inference.attribution import Attributor
-from megabase.inference.embed_job import place_columns
-from megabase.inference.input_stream import SequenceInput
+from megabase.inference.input_stream import SequenceInput, region_columns
 from megabase.inference.matrix_files import write_npz
 from megabase.inference.sharding import run_job
 from megabase.inference.tables import merge_tables, require_table_suffix
@@ -100,7 +99,7 @@ class AttributeJob:
                 except InputError as error:
                     raise InputError(f"{Path(self.source.path).name}: {error}") from error
             floats = pl.List(pl.Float32)
-            return pl.DataFrame(place_columns(chunk)).with_columns(
+            return pl.DataFrame(region_columns(chunk)).with_columns(
                 pl.Series("output", [one.output for one in found]),
                 pl.Series("baseline_output", [one.baseline_output for one in found]),
                 pl.Series("gap", [one.gap for one in found]),

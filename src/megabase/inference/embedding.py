@@ -10,23 +10,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Unpack, get_args
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from megabase.data.sources import Sequence as Given
 from megabase.errors import InputError
 from megabase.evaluate.batching import run_batched
 from megabase.evaluate.given import codes_of
+from megabase.evaluate.provenance import Provenance
 from megabase.evaluate.stitching import Stitch, plan_windows
 from megabase.genome.alphabet import encode, reverse_complement
+from megabase.inference.input_stream import SequenceInput, region_columns
+from megabase.inference.jobs import RunOptions, Work, map_sequences
+from megabase.inference.matrix_files import check_matrix_target, matrix_frame, merge_matrix
 from megabase.models.checkpoints.finite import require_finite
 from megabase.models.loading import load
 from megabase.models.scored_model import ModelSpec, inference_mode
 
-__all__ = ["LONG", "POOLINGS", "Embedder", "Embeddings", "embed"]
+__all__ = ["LONG", "POOLINGS", "Embedder", "Embeddings", "embed", "embed_file"]
 
 Pool = Literal["mean", "max", "sum", "first", "last"]
 POOLINGS: tuple[str, ...] = get_args(Pool)
@@ -38,8 +46,14 @@ LONG: tuple[str, ...] = get_args(Long)
 into pieces side by side and pool over the positions of all pieces, so that a mean weighs every base
 alike. ``published``: the plain mean of the vectors of the pieces, however short the last one."""
 
+Averaged = Literal["forward", "both"]
+"""Strands that are read: the one that is given, or the mean with its reverse complement."""
+
 Codes = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
+
+_CHUNK_BASES = 1 << 20  # seconds of work on a CPU: what an interrupted run loses at most
+_CHUNK_SEQUENCES = 4096  # vectors of short sequences are held in memory until a part is written
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,9 +104,9 @@ class Embedder:
         One of :data:`POOLINGS`.
     long
         One of :data:`LONG`.
-    both_strands
-        Average with the reverse complement: pooled vectors, or the vectors of each base on both
-        strands.
+    strands
+        ``"both"`` averages with the reverse complement: pooled vectors, or the vectors of each base
+        on both strands.
     batch_tokens
         About how many positions a forward pass takes: time and memory, not the result.
     device
@@ -111,7 +125,7 @@ class Embedder:
         layer: int = -1,
         pooling: Pool = "mean",
         long: Long = "error",
-        both_strands: bool = False,
+        strands: Averaged = "forward",
         batch_tokens: int = 1 << 16,
         device: str | torch.device | None = None,
     ) -> None:
@@ -119,10 +133,12 @@ class Embedder:
             raise InputError(f"pooling is one of {', '.join(POOLINGS)}; found {pooling!r}")
         if long not in LONG:
             raise InputError(f"long is one of {', '.join(LONG)}; found {long!r}")
+        if strands not in get_args(Averaged):
+            raise InputError(f"strands is one of forward, both; found {strands!r}")
         self._loaded = loaded = load(spec, head="none", device=device)
         self.model, self.name, self.digest = loaded.model, loaded.name, loaded.digest
         self.encoder, self.longest, self._pad = loaded.encoder, loaded.longest, loaded.padded
-        self.pooling, self.long, self.both_strands = pooling, long, both_strands
+        self.pooling, self.long, self.both_strands = pooling, long, strands == "both"
         self.batch_tokens = batch_tokens
         # One base tells how many layers there are, and how wide they are.
         states = self._states(encode("ACGTACGTACGTACGT")[None], None)[0]
@@ -314,22 +330,24 @@ def _pool(states: Tensor, mask: Tensor, mode: str) -> Tensor:
 def embed(
     model: ModelSpec | Embedder,
     sequences: Iterable[str | Codes],
-    **options: Any,
+    *,
+    layer: int = -1,
+    pooling: Pool = "mean",
+    long: Long = "error",
+    strands: Averaged = "forward",
+    batch_tokens: int = 1 << 16,
+    device: str | torch.device | None = None,
 ) -> Embeddings:
     """Embed sequences, one vector for each.
 
     Parameters
     ----------
     model
-        As for :class:`Embedder`, or one that is ready.
+        As for :class:`Embedder`; or an embedder, whose own options then hold.
     sequences
         Letters, or base codes.
-    **options
-        Those of :class:`Embedder`.
-
-    Returns
-    -------
-    Embeddings
+    layer, pooling, long, strands, batch_tokens, device
+        As for :class:`Embedder`.
 
     Raises
     ------
@@ -342,7 +360,10 @@ def embed(
     >>> found.vectors.shape
     (2, 128)
     """
-    embedder = model if isinstance(model, Embedder) else Embedder(model, **options)
+    embedder = model if isinstance(model, Embedder) else Embedder(
+        model, layer=layer, pooling=pooling, long=long, strands=strands,
+        batch_tokens=batch_tokens, device=device,
+    )  # fmt: skip
     codes = codes_of(sequences)
     vectors, chunks = embedder.pooled(codes)
     return Embeddings(
@@ -354,3 +375,78 @@ def embed(
         model=embedder.name,
         model_sha256=embedder.digest,
     )
+
+
+def embed_file(
+    model: ModelSpec,
+    source: SequenceInput | str | Path,
+    output: str | Path,
+    *,
+    layer: int = -1,
+    pooling: Pool | Literal["none"] = "mean",
+    long: Long = "error",
+    strands: Averaged = "forward",
+    batch_tokens: int = 1 << 16,
+    **running: Unpack[RunOptions],
+) -> Path:
+    """Embed a file of sequences.
+
+    Parameters
+    ----------
+    model
+        Model folder, run folder, preset or Hub name; None for the packaged model; or a model.
+    source
+        What is read.
+    output
+        Its ending says the format (:data:`megabase.inference.matrix_files.MATRIX_SUFFIXES`).
+    layer, long, strands, batch_tokens
+        As for :class:`Embedder`.
+    pooling
+        As for :class:`Embedder`; ``"none"`` for one vector for each base.
+    **running
+        See :class:`megabase.inference.jobs.RunOptions`.
+
+    Returns
+    -------
+    pathlib.Path
+        The output.
+
+    Raises
+    ------
+    MegabaseError
+        For input, a model or an output that cannot be used.
+    """
+    check_matrix_target(Path(output))
+    per_base = pooling == "none"
+    make = partial(
+        Embedder, model, layer=layer, pooling="mean" if per_base else pooling, long=long,
+        strands=strands, batch_tokens=batch_tokens,
+    )  # fmt: skip
+    chunks = partial(SequenceInput.chunks, bases=_CHUNK_BASES, most=_CHUNK_SEQUENCES)
+
+    def describe(source: SequenceInput, ready: Embedder) -> Provenance:
+        return source.provenance(
+            "embed", ready.name, ready.digest,
+            layer=ready.layer, pooling=pooling, long=long, both_strands=ready.both_strands,
+        )  # fmt: skip
+
+    work = Work(_per_base if per_base else _pooled, make, chunks)
+    return map_sequences(work, source, output, describe, merge_matrix, **running)
+
+
+def _pooled(ready: Embedder, chunk: list[Given]) -> pl.DataFrame:
+    """Give a row for each sequence."""
+    vectors, pieces = ready.pooled([item.codes for item in chunk], [item.name for item in chunk])
+    return matrix_frame({**region_columns(chunk), "chunks": pieces}, vectors)
+
+
+def _per_base(ready: Embedder, chunk: list[Given]) -> pl.DataFrame:
+    """Give a row for each base."""
+    names = [item.name for item in chunk]
+    found = list(ready.per_base([item.codes for item in chunk], names))
+    lengths = [len(rows) for rows in found]
+    columns = {
+        "name": np.repeat(np.array(names, dtype=object), lengths).tolist(),
+        "position": np.concatenate([np.arange(n, dtype=np.int64) for n in lengths]),
+    }
+    return matrix_frame(columns, np.concatenate(found))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
 from megabase.genome.vcf import is_bcf
 
-__all__ = ["InputKind", "SequenceInput"]
+__all__ = ["InputKind", "SequenceInput", "region_columns"]
 
 InputKind = Literal["auto", "fasta", "bed", "vcf", "table"]
 
@@ -201,7 +201,13 @@ class SequenceInput:
                 yield Sequence(name, codes, 0, Interval(contig, start, end))
 
     def chunks(self, bases: int, most: int) -> Iterator[list[Sequence]]:
-        """Cut the stream into lists of about so many bases, and at most so many sequences."""
+        """Cut the stream into lists of about `bases` bases and at most `most` sequences.
+
+        Raises
+        ------
+        InputError
+            When there is no sequence.
+        """
         chunk: list[Sequence] = []
         size = 0
         for item in self.read():
@@ -210,8 +216,9 @@ class SequenceInput:
                 chunk, size = [], 0
             chunk.append(item)
             size += len(item.codes)
-        if chunk:
-            yield chunk
+        if not chunk:
+            raise InputError(f"{self.path}: holds no sequence")
+        yield chunk
 
     def provenance(self, verb: str, model: str, digest: str, **options: object) -> Provenance:
         """Give what an output is made from."""
@@ -228,6 +235,19 @@ class SequenceInput:
             verb, model, digest, name, checksum,
             {Path(self.path).name: file_digest(self.path)}, options,
         )  # fmt: skip
+
+
+def region_columns(sequences: list[Sequence]) -> dict[str, Any]:
+    """Give the columns that say where sequences come from: 0-based half-open, as in BED."""
+    columns: dict[str, Any] = {"name": [item.name for item in sequences]}
+    if any(item.interval is not None for item in sequences):
+        regions = [item.interval for item in sequences]
+        columns["contig"] = [p.contig if p else None for p in regions]
+        columns["start"] = [p.start if p else None for p in regions]
+        columns["end"] = [p.end if p else None for p in regions]
+        columns["strand"] = [str(p.strand) if p else None for p in regions]
+    columns["length"] = np.array([item.length for item in sequences], dtype=np.int64)
+    return columns
 
 
 def _read_table(path: Path, column: str | None) -> Iterator[Sequence]:

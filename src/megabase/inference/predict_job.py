@@ -22,8 +22,7 @@ from megabase.genome.alphabet import BASE_BITS, T
 from megabase.genome.files import atomic_file, check_output
 from megabase.genome.interval import Interval, one_based
 from megabase.genome.store import GenomeStore
-from megabase.inference.embed_job import place_columns
-from megabase.inference.input_stream import SequenceInput
+from megabase.inference.input_stream import SequenceInput, region_columns
 from megabase.inference.prediction import Predictor, labels_of
 from megabase.inference.sharding import run_job
 from megabase.inference.tables import merge_tables, require_table_suffix
@@ -100,7 +99,7 @@ class PredictJob:
                 values = ready.sequences([i.codes for i in chunk], [i.name for i in chunk])
             except InputError as error:
                 raise InputError(f"{Path(self.source.path).name}: {error}") from error
-            columns = place_columns(chunk)
+            columns = region_columns(chunk)
             if ready.problem != "regression":
                 columns["label"] = list(labels_of(values, ready.classes, ready.problem))
             prefix = "" if ready.problem == "regression" else "p_"

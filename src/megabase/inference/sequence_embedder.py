@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from megabase.errors import InputError, MissingDependencyError
 from megabase.evaluate.given import codes_of
-from megabase.inference.embedding import Embedder
+from megabase.inference.embedding import Averaged, Embedder
 
 try:
     from sklearn.base import BaseEstimator, TransformerMixin
@@ -31,7 +31,7 @@ class SequenceEmbedder(TransformerMixin, BaseEstimator):
     ----------
     model
         Model folder, run folder, preset or Hub name; None for the packaged model.
-    layer, pooling, long, both_strands, batch_tokens, device
+    layer, pooling, long, strands, batch_tokens, device
         What the vectors are, and how they are computed.
 
     Examples
@@ -50,7 +50,7 @@ class SequenceEmbedder(TransformerMixin, BaseEstimator):
         layer: int = -1,
         pooling: str = "mean",
         long: str = "error",
-        both_strands: bool = False,
+        strands: Averaged = "forward",
         batch_tokens: int = 1 << 16,
         device: str | None = None,
     ) -> None:
@@ -58,7 +58,7 @@ class SequenceEmbedder(TransformerMixin, BaseEstimator):
         self.layer = layer
         self.pooling = pooling
         self.long = long
-        self.both_strands = both_strands
+        self.strands = strands
         self.batch_tokens = batch_tokens
         self.device = device
 

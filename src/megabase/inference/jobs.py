@@ -1,0 +1,419 @@
+"""One engine for every verb that maps a file: chunks, shared out over processes, merged in order.
+
+The chunks are the same however many processes there are, and each is computed by one process with
+a fixed number of threads, so the output does not depend on their number. Processes talk through
+the part folder alone: chunk n goes to process n modulo their number, which works on one machine,
+over several GPUs, and under ``torchrun`` on machines that share a file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from megabase.data.sources import genome_store
+from megabase.errors import InputError, InputWarning, MegabaseError, ResumableError
+from megabase.evaluate.provenance import Provenance
+from megabase.genome.files import is_stream, writing
+from megabase.inference.input_stream import SequenceInput
+from megabase.inference.parts import PartFolder, refuse_existing
+from megabase.models.scored_model import choose_device, threads
+
+__all__ = ["Progress", "RunOptions", "Work", "map_file", "map_sequences"]
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with what is being done, items done, and items in all (None while unknown)."""
+
+Part = pl.DataFrame | str | Mapping[str, NDArray[Any]]
+"""Result of a chunk: a frame (kept as Parquet), lines of text, or arrays (kept as npz)."""
+
+_POLL_SECONDS = 0.1  # a chunk takes seconds or more, so looking more often would show nothing new
+
+
+class RunOptions(TypedDict, total=False):
+    """How the work on a file is done; the output does not depend on it.
+
+    Parameters
+    ----------
+    workers
+        Processes; as many as GPUs or cores when None. Input of a single chunk is computed in this
+        process.
+    device
+        ``cpu``, ``cuda`` (worker i takes GPU i), ``cuda:1``, ...; a GPU if there is one when None.
+    threads
+        Threads of each process for tensor operations on the CPU.
+    resume, overwrite
+        As for :meth:`megabase.inference.parts.PartFolder.open`.
+    progress
+        Called now and then.
+    """
+
+    workers: int | None
+    device: str | None
+    threads: int
+    resume: bool
+    overwrite: bool
+    progress: Progress | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done to every chunk of an input: all that a worker process is told, so picklable.
+
+    Parameters
+    ----------
+    verb
+        A function of a module, called with what `make` gave and a chunk.
+    make
+        Called with ``device=``: loads the model, in each process once.
+    chunks
+        Reads the input as a stream of chunks: the same ones at every call.
+    items
+        Counts the items of a chunk, for the progress bar.
+    suffix
+        Ending of part files: ``.parquet`` for frames, ``.npz`` for arrays, any other for text.
+    """
+
+    verb: Callable[[Any, Any], Part]
+    make: Callable[..., Any]
+    chunks: Callable[..., Iterable[Any]]
+    items: Callable[[Any], int] = len
+    suffix: str = ".parquet"
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Which chunks a process computes, and with what."""
+
+    rank: int = 0
+    world: int = 1
+    device: str | None = None
+    threads: int = 1
+
+
+def map_file(
+    work: Work,
+    output: str | Path,
+    describe: Callable[[Any], Provenance],
+    merge: Callable[[list[Path], Path, Provenance], object],
+    **running: Unpack[RunOptions],
+) -> Path:
+    """Compute all chunks of an input and merge them into the output.
+
+    Parameters
+    ----------
+    work
+        What is done to each chunk.
+    output
+        The file (or zarr group) to write.
+    describe
+        Called in this process with what ``work.make`` gave, before the first chunk: checks it, and
+        gives what is computed. Equal provenance means equal output.
+    merge
+        Called with all parts in order, the path to write, and the provenance.
+    **running
+        See :class:`RunOptions`.
+
+    Returns
+    -------
+    pathlib.Path
+        The output. Under ``torchrun`` rank 0 writes it and the other ranks return when their
+        chunks are done.
+
+    Raises
+    ------
+    MegabaseError
+        Whatever the work raises; a folder of parts begun by this call is removed then. After an
+        interrupt, a kill, a lost worker or on a full disk it stays, for ``resume``.
+    """
+    output = Path(output)
+    workers, device = running.get("workers"), running.get("device")
+    progress = running.get("progress")
+    share = _first_share(running)
+    if share.world > 1 and is_stream(output):
+        raise InputError(f"{output}: the processes of torchrun need a file to write to")
+    if share.rank > 0:
+        return _help(work, output, share)
+    refuse_existing(output, running.get("overwrite", False))
+    count = _worker_count(device) if workers is None else workers
+    # Where others compute, the model of this process only tells its name and digest.
+    aside = share.world == 1 and count > 1
+    ready = work.make(device=None if aside else share.device)
+    provenance = describe(ready)
+    with _begun(work, output, provenance, running) as folder:
+        if share.world > 1:
+            with writing(output):
+                (folder.path / _started()).touch()
+            chunks = _work(work, folder, share, ready, progress)
+            while not all(folder.has(number) for number in range(chunks)):
+                time.sleep(_POLL_SECONDS)
+        else:
+            if count > 1:  # loading a model in a process takes seconds: not for a few items
+                count = max(1, min(count, len(list(itertools.islice(work.chunks(), count)))))
+            if count > 1:
+                chunks = _spawn(work, folder, count, device, share.threads, progress)
+            else:
+                if aside and share.device not in (None, "cpu"):
+                    ready = work.make(device=share.device)
+                chunks = _work(work, folder, share, ready, progress)
+        if progress is not None:
+            progress("writing", chunks, chunks)
+        folder.finish(chunks, lambda parts, target: merge(parts, target, provenance))
+    return output
+
+
+def map_sequences(
+    work: Work,
+    source: SequenceInput | str | Path,
+    output: str | Path,
+    describe: Callable[[SequenceInput, Any], Provenance],
+    merge: Callable[[list[Path], Path, Provenance], object],
+    **running: Unpack[RunOptions],
+) -> Path:
+    """Compute all chunks of a file of sequences, as :func:`map_file`.
+
+    A genome given as FASTA becomes a store for the time being, for all processes.
+
+    Parameters
+    ----------
+    work
+        As for :func:`map_file`, but ``chunks`` is called with the input; an InputError of ``verb``
+        is given the name of the file.
+    source
+        The input, or the path of one that needs no genome.
+    output, merge, **running
+        As for :func:`map_file`.
+    describe
+        Called with the input and what ``work.make`` gave.
+    """
+    if not isinstance(source, SequenceInput):
+        source = SequenceInput(str(source))
+    with contextlib.ExitStack() as stack:
+        if source.genome is not None:
+            store = stack.enter_context(genome_store(source.genome))
+            source = replace(source, genome=str(store.path))
+        ours = replace(
+            work,
+            verb=partial(_naming_the_file, work.verb, Path(source.path).name),
+            chunks=partial(work.chunks, source),
+        )
+        return map_file(ours, output, partial(describe, source), merge, **running)
+
+
+def _naming_the_file(verb: Callable[[Any, Any], Part], name: str, ready: Any, chunk: Any) -> Part:
+    """Compute a chunk; say in which file an item is that cannot be used."""
+    try:
+        return verb(ready, chunk)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def _first_share(running: RunOptions) -> _Share:
+    """Refuse options that cannot be; give the share of this process."""
+    workers, device = running.get("workers"), running.get("device")
+    number = running.get("threads", 1)
+    if workers is not None and workers < 1:
+        raise InputError(f"the number of workers must be 1 or more, found {workers}")
+    if number < 1:
+        raise InputError(f"the number of threads must be 1 or more, found {number}")
+    if device is not None:
+        choose_device(device)  # refuses one that is not there
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1:
+        rank = 0
+    local = int(os.environ.get("LOCAL_RANK", rank)) if world > 1 else 0
+    return _Share(rank, world, _worker_device(device, local), number)
+
+
+def _worker_count(device: str | None) -> int:
+    """Give the number of GPUs, or of cores when the CPU computes (one thread each)."""
+    import torch
+
+    if device in (None, "cuda") and torch.cuda.is_available():
+        return torch.cuda.device_count()
+    if device in (None, "cpu"):
+        return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return 1
+
+
+def _worker_device(device: str | None, index: int) -> str | None:
+    """Give the device of a process: each takes a GPU of its own while there are some."""
+    import torch
+
+    if device in (None, "cuda") and torch.cuda.is_available():
+        return f"cuda:{index % torch.cuda.device_count()}"
+    return device
+
+
+@contextlib.contextmanager
+def _begun(
+    work: Work, output: Path, provenance: Provenance, running: RunOptions
+) -> Iterator[PartFolder]:
+    """Own the folder of parts; decide what stays of it when the work does not end well."""
+    folder = PartFolder.open(
+        output, provenance, work.suffix,
+        resume=running.get("resume", False), overwrite=running.get("overwrite", False),
+    )  # fmt: skip
+    lasts = not is_stream(output)
+    try:
+        yield folder
+    except KeyboardInterrupt as stop:
+        if lasts:
+            stop.add_note(f"the finished parts are in {folder.path}; go on with --resume")
+        raise
+    except ResumableError:
+        raise
+    except MegabaseError:
+        if folder.created:
+            folder.discard()
+        raise
+    finally:
+        if not lasts:
+            folder.discard()
+        folder.release()
+
+
+def _work(
+    work: Work, folder: PartFolder, share: _Share, ready: Any = None,
+    progress: Progress | None = None,
+) -> int:  # fmt: skip
+    """Compute the chunks of one process; give the number of all chunks."""
+    number, done = -1, 0
+    with threads(share.threads):
+        for number, chunk in enumerate(work.chunks()):
+            if number % share.world == share.rank and not folder.has(number):
+                if ready is None:
+                    ready = work.make(device=share.device)
+                folder.write(number, partial(_write_part, work.verb(ready, chunk)))
+            done += work.items(chunk)
+            if progress is not None:
+                progress("model", done, None)
+    return number + 1
+
+
+def _write_part(result: Part, path: Path) -> None:
+    """Write the result of a chunk."""
+    if callable(result):
+        result(path)
+    elif isinstance(result, pl.DataFrame):
+        result.write_parquet(path)
+    elif isinstance(result, str):
+        path.write_text(result, encoding="utf-8")
+    else:
+        with path.open("wb") as file:
+            np.savez(file, **result)  # pyright: ignore[reportArgumentType]
+
+
+def _help(work: Work, output: Path, share: _Share) -> Path:
+    """Compute the share of a rank of ``torchrun`` other than 0, which begins the folder."""
+    folder = PartFolder.join(output, work.suffix)
+    while not (folder.path / _started()).is_file():  # torchrun ends this rank when rank 0 fails
+        time.sleep(_POLL_SECONDS)
+    _work(work, folder, share)
+    return output
+
+
+def _started() -> str:
+    """Name the mark by which rank 0 tells the other ranks of its run that the folder is there."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "") + os.environ.get("MASTER_PORT", "")
+    return f"started-{run}"
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that began it is killed: nobody would merge its parts."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _child(work: Work, output: Path, parts: Path, share: _Share, failed: Any) -> None:
+    """Compute the share of a worker process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # The parent reads the same input and says it once.
+    warnings.simplefilter("ignore", InputWarning)
+    try:
+        _work(work, PartFolder.join(output, work.suffix, parts), share)
+    except MegabaseError as error:
+        # Not through a file: the disk may be what is full.
+        failed.put((isinstance(error, ResumableError), str(error)))
+        sys.exit(2)
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Let processes begun in this block ignore Ctrl-C, which goes to all; their parent ends them.
+
+    Otherwise each would show where it was.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _spawn(
+    work: Work, folder: PartFolder, world: int, device: str | None, number: int,
+    progress: Progress | None,
+) -> int:  # fmt: skip
+    """Share the chunks out over new processes; give the number of all chunks."""
+    # Processes are started afresh: a fork of a process with threads or a GPU may hang.
+    context = multiprocessing.get_context("spawn")
+    failed = context.SimpleQueue()
+    children = []
+    for rank in range(world):
+        share = _Share(rank, world, _worker_device(device, rank), number)
+        told = (work, folder.target, folder.path, share, failed)
+        children.append(context.Process(target=_child, args=told, daemon=True))
+    try:
+        with _deaf_to_interrupts():
+            for child in children:
+                child.start()
+        sizes = [work.items(chunk) for chunk in work.chunks()]
+        while True:
+            alive = any(child.is_alive() for child in children)
+            for rank, child in enumerate(children):
+                if child.exitcode not in (None, 0):
+                    raise _failure(folder, rank, child.exitcode, failed)
+            if progress is not None:
+                done = sum(sizes[number] for number in folder.finished())
+                progress("model", done, sum(sizes))
+            if not alive:
+                return len(sizes)
+            time.sleep(_POLL_SECONDS)
+    finally:
+        for child in children:
+            if child.pid is not None:
+                child.terminate()
+                child.join()
+
+
+def _failure(folder: PartFolder, rank: int, status: int | None, failed: Any) -> MegabaseError:
+    """Give the error of a worker as the error of this process."""
+    if not failed.empty():
+        resumable, text = failed.get()
+        return ResumableError(text) if resumable else InputError(text)
+    return ResumableError(
+        f"worker {rank} ended with status {status}; the finished parts are kept in {folder.path}, "
+        "continue with resume=True"
+    )
