@@ -44,7 +44,7 @@ from megabase.settings import DeviceConfig, HeadConfig, OptimConfig
 from megabase.tasks.finetune import FinetuneResult, finetune
 from megabase.tasks.finetune_config import FinetuneConfig
 from megabase.tasks.seeds import finetune_seeds, spread
-from megabase.training.provenance import environment
+from megabase.training.run_folder import environment
 
 _PROBE_STEPS = 8
 

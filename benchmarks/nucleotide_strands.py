@@ -19,8 +19,8 @@ from megabase.models.auto import load_model
 from megabase.settings import HeadConfig
 from megabase.tasks.finetune_config import FinetuneConfig, GenomeConfig
 from megabase.tasks.finetune_plan import plan_run
-from megabase.training.devices import build_fabric
 from megabase.training.evaluation import evaluate
+from megabase.training.process import build_fabric
 
 
 def main(run: Path) -> None:

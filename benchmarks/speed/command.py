@@ -104,7 +104,7 @@ def _parser(config: type, description: str, output: str) -> ArgumentParser:
 
 def _run(name: str, args: Namespace, console: Console) -> None:
     from benchmarks.speed.generation import prepare_output
-    from megabase.training.allocator import keep_freed_memory
+    from megabase.training.process import keep_freed_memory
 
     item = _MEASUREMENTS[name]
     config = item.config(**{f.name: args[f.name] for f in dataclasses.fields(item.config)})

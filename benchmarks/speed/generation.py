@@ -64,8 +64,8 @@ def run_generation(
     BenchError
         When scores differ from those of a full pass by more than the tolerance.
     """
-    from megabase.training.allocator import keep_freed_memory
-    from megabase.training.provenance import environment
+    from megabase.training.process import keep_freed_memory
+    from megabase.training.run_folder import environment
 
     keep_freed_memory()  # as training does
     if config.threads:

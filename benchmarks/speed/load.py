@@ -88,7 +88,7 @@ def run_load(
     BenchError
         When a batch holds other bases than its windows.
     """
-    from megabase.training.provenance import environment
+    from megabase.training.run_folder import environment
 
     with tempfile.TemporaryDirectory(prefix="megabase-bench-") as folder:
         store = (

@@ -191,7 +191,7 @@ def measure(spec: dict[str, Any], ready: Callable[[], None] = lambda: None) -> d
 
 def main(arguments: Sequence[str]) -> int:
     """Read a specification, measure, and write the result or the error."""
-    from megabase.training.allocator import keep_freed_memory
+    from megabase.training.process import keep_freed_memory
 
     spec_file, result_file, ready_file = map(Path, arguments)
     spec = json.loads(spec_file.read_text())

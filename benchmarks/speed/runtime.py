@@ -273,7 +273,7 @@ def summarise(config: RuntimeConfig, points: list[Point]) -> dict[str, Any]:
         what it says of lengths that were not run (marked as extrapolated), and the comparison with
         the first model.
     """
-    from megabase.training.provenance import environment
+    from megabase.training.run_folder import environment
 
     reference = next(name for name in MODELS if name in config.models)
     series = []

@@ -58,7 +58,7 @@ def run_scan(
     BenchError
         When implementations differ: nothing is reported then.
     """
-    from megabase.training.provenance import environment
+    from megabase.training.run_folder import environment
 
     others = OtherWork()
     names = ["fast"] if kernels.package() is None else ["fast", "kernels"]

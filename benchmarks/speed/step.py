@@ -120,8 +120,8 @@ def run_step(
     BenchError
         When the gradients of the two sides differ.
     """
-    from megabase.training.allocator import keep_freed_memory
-    from megabase.training.provenance import environment
+    from megabase.training.process import keep_freed_memory
+    from megabase.training.run_folder import environment
 
     others = OtherWork()
     keep_freed_memory()
@@ -328,7 +328,7 @@ def run_memory(
         When gradients differ from those of the published way, or megabase cannot be measured.
     """
     from megabase.training.memory import estimate
-    from megabase.training.provenance import environment
+    from megabase.training.run_folder import environment
 
     equality = compare_gradients(StepConfig(width=config.width, layers=config.layers))
     say(f"gradients agree within {equality['largest_difference']:.1e} ({equality['name']})")

@@ -134,7 +134,7 @@ class OptimConfig:
 
     schedule_steps: int | float | None = None
     """Length of the schedule in steps; null takes the length of the run. The published 1k run
-    used 381500, far more than its about 13300 steps (see published_schedule_steps)."""
+    used 381500, far more than its about 13300 steps."""
 
     def __post_init__(self) -> None:
         problems: list[str] = []

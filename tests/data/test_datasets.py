@@ -14,7 +14,7 @@ from megabase.data.split import split_genome
 from megabase.data.windows import RandomWindows, TiledWindows
 from megabase.genome.alphabet import PAD, decode
 from megabase.genome.store import GenomeStore
-from megabase.objectives.causal_lm import CausalLM
+from megabase.objectives.language import CausalLM
 
 
 def texts(codes: torch.Tensor) -> list[str]:

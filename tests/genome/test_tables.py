@@ -463,7 +463,7 @@ def test_a_bcf_cut_short(tmp_path: Path) -> None:
 def test_a_line_that_does_not_end_is_not_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: GenomeStore
 ) -> None:
-    monkeypatch.setattr("megabase.genome.files.LONGEST_LINE", 50)
+    monkeypatch.setattr("megabase.genome.files._LONGEST_LINE", 50)
     path = tmp_path / "x.bed.gz"
     with gzip.open(path, "wb") as file:
         file.write(b"chr1\t0\t5\n" + b"chr1\t0\t5\t" + b"x" * 60)

@@ -25,7 +25,7 @@ import pytest
 import torch
 
 from megabase.cli.main import main
-from megabase.genome.ownership import LOCK_NAME, Lock
+from megabase.genome.files import LOCK_NAME, Lock
 from megabase.models.hyenadna import (
     HyenaDNAConfig,
     HyenaDNAForCausalLM,
@@ -503,7 +503,7 @@ def test_two_processes_on_one_output(verb: Verb, world: Path, tmp_path: Path) ->
 def test_of_many_at_once_one_is_the_owner(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from megabase.genome.ownership import Lock\n"
+        "from megabase.genome.files import Lock\n"
         "from megabase.errors import InUseError\n"
         "lock = Lock(Path(sys.argv[1]), Path('out'))\n"
         "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from megabase.errors import InputError
 from megabase.objectives.base import score_targets
-from megabase.objectives.causal_lm import CausalLM
+from megabase.objectives.language import CausalLM
 
 MakeBatch = Callable[..., dict[str, Tensor]]
 LOG16, LOG4 = math.log(16), math.log(4)

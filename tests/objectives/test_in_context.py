@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megabase.errors import InputError
-from megabase.objectives.in_context import InContext
+from megabase.objectives.prompting import InContext
 
 
 def batch() -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from megabase.data.hashing import GOLDEN, mix64
 from megabase.errors import InputError
-from megabase.objectives.masked_lm import MaskedLM, _position_bits
+from megabase.objectives.language import MaskedLM, _position_bits
 
 MakeBatch = Callable[..., dict[str, Tensor]]
 

@@ -11,13 +11,17 @@ import torch
 from megabase.errors import InputError
 from megabase.evaluate.metrics import measure, measure_table
 from megabase.objectives.nucleotides import (
+    SCORE_BINS,
     NucleotideLabels,
     align_strands,
     count_table,
-    table_size,
 )
 
 NAMES = ("accuracy", "mcc", "f1", "auroc", "auprc")
+
+
+def table_size(classes: int) -> int:
+    return classes * classes + 2 * classes * SCORE_BINS
 
 
 class Fixed(torch.nn.Module):

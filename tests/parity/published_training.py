@@ -8,15 +8,22 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from megabase.data.vocabulary import MASK_ID, VOCABULARY_SIZE
 from megabase.errors import ConfigError
-from megabase.objectives.masked_lm import Masking
 
 __all__ = ["PublishedStages", "published_masking"]
+
+
+class Masking(NamedTuple):
+    """Ids with some positions hidden, and which ones were picked."""
+
+    input_ids: Tensor
+    picked: Tensor
 
 
 def published_masking(

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from megabase.training.allocator import keep_freed_memory
+from megabase.training.process import keep_freed_memory
 
 CODE = """
 import resource, sys
 import torch
-from megabase.training.allocator import keep_freed_memory
+from megabase.training.process import keep_freed_memory
 torch.set_num_threads(1)
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

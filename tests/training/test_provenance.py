@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megabase.training import provenance
+from megabase.training import run_folder as provenance
 
 
 def test_versions_and_machine_without_anything_personal() -> None:

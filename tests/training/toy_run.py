@@ -20,11 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megabase.settings import DeviceConfig, OptimConfig, Stage, TrainConfig
-from megabase.training.devices import build_fabric
 from megabase.training.engine import FitResult, fit
 from megabase.training.evaluation import EvalSet
+from megabase.training.process import build_fabric
 from megabase.training.run_folder import check_run, start_run
-from megabase.training.schedule import LengthSchedule
 
 WORDS = 6  # codes 0-3 are targets, 4 and 5 are read and never counted
 
@@ -138,7 +137,6 @@ def run(
     torch.manual_seed(settings.seed)
     model = ToyModel() if model is None else model
     data = ToyData() if data is None else data
-    folder = Path(settings.output)
     if fabric.global_rank == 0:
         start_run(settings, "{}")
     fabric.barrier()
@@ -147,8 +145,6 @@ def run(
         loss,
         data,
         settings,
-        run=folder,
-        schedule=LengthSchedule(settings, fabric.world_size, data.epoch_size),
         fabric=fabric,
         save_model=save,
         validation=EvalSet(ToyData(seed=99), 7, 16, objective) if validate else None,

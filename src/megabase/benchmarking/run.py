@@ -39,13 +39,11 @@ from megabase.data.labelled import LabelledSequences
 from megabase.errors import RunError
 from megabase.evaluate import metrics
 from megabase.evaluate.baselines import fit_kmers, fit_overlap, require_baseline
-from megabase.genome.files import atomic_file, without_nan, write_json
-from megabase.genome.ownership import LOCK_NAME, Lock
+from megabase.genome.files import LOCK_NAME, Lock, atomic_file, without_nan, write_json
 from megabase.tasks.digests import digest, hash_of, start_of
 from megabase.tasks.finetune import finetune, write_arrays
 from megabase.tasks.finetune_config import FinetuneConfig
-from megabase.training.provenance import environment
-from megabase.training.run_folder import folder_taken, own_folder, refuse_changed
+from megabase.training.run_folder import environment, folder_taken, own_folder, refuse_changed
 
 if TYPE_CHECKING:
     from rich.console import Console

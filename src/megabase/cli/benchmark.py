@@ -58,7 +58,7 @@ def run(args: Namespace) -> int:
     if args.suite == "collect":
         return _collect(args)
     config = config_of(args)
-    from megabase.training.allocator import keep_freed_memory
+    from megabase.training.process import keep_freed_memory
 
     keep_freed_memory()
     from rich.console import Console

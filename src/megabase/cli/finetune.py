@@ -92,7 +92,7 @@ def run(args: Namespace) -> int:
         raise ConfigError("--picture needs --predictions true, and one run (no --seeds)")
     if args.picture:
         check_place(args.picture)
-    from megabase.training.allocator import keep_freed_memory
+    from megabase.training.process import keep_freed_memory
 
     keep_freed_memory()
     from rich.console import Console

@@ -19,7 +19,7 @@ from typing import Any
 from megabase import __version__
 from megabase.cli.streams import discard_output, open_streams, output_fails, say
 from megabase.errors import MegabaseError
-from megabase.training.signals import Terminated, terminable
+from megabase.training.process import Terminated, terminable
 
 __all__ = ["VERBS", "main"]
 

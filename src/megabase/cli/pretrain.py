@@ -69,7 +69,7 @@ def config_of(args: Namespace) -> PretrainConfig:
 def run(args: Namespace) -> int:
     """Run the verb; give the exit status."""
     config = config_of(args)
-    from megabase.training.allocator import keep_freed_memory
+    from megabase.training.process import keep_freed_memory
 
     keep_freed_memory()
     from rich.console import Console

@@ -2,7 +2,7 @@
 
 A generator with state must be replayed to reach its millionth draw; a hash of the counter is there
 at once. So any split of the indices over processes and micro-batches sees the same draws, and a
-resumed run needs no state. The mixer is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast
+resumed run needs no state. The mixer is the finalizer of SplitMix64 (Steele, Lea and Flood, "Fast
 splittable pseudorandom number generators", OOPSLA 2014).
 """
 
@@ -11,12 +11,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["GOLDEN", "derive_key", "draw_bits", "mix64", "permute", "uniform_below", "unit_float"]
-
-_MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
 """Odd constant nearest to 2**64 divided by the golden ratio: the step between counters."""
-_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+FIRST, SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+"""Multipliers of the finalizer, as published (Stafford's variant 13)."""
+_MASK = (1 << 64) - 1  # Python integers do not wrap at 64 bits
 _ROUNDS = 6
 """Feistel rounds of :func:`permute`; four give a good shuffle, two more are a margin."""
 
@@ -35,30 +34,24 @@ def mix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         uint64 array of the same shape.
     """
     z = np.asarray(values, dtype=np.uint64)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(_SECOND)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(FIRST)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(SECOND)
     return z ^ (z >> np.uint64(31))
 
 
+def mix_word(word: int) -> int:
+    """Mix the low 64 bits of one Python integer, as :func:`mix64` does."""
+    z = word & _MASK
+    z = ((z ^ (z >> 30)) * FIRST) & _MASK
+    z = ((z ^ (z >> 27)) * SECOND) & _MASK
+    return z ^ (z >> 31)
+
+
 def derive_key(*words: int) -> int:
-    """Hash a tuple of integers (seed, stream, purpose, ...) into one 64-bit key.
-
-    Parameters
-    ----------
-    words
-        Any Python integers; only their low 64 bits count. Order matters.
-
-    Returns
-    -------
-    int
-        In [0, 2**64).
-    """
+    """Hash integers (seed, stream, purpose, ...; low 64 bits, in order) into a 64-bit key."""
     key = 0
     for word in words:
-        z = (key + GOLDEN + (word & _MASK)) & _MASK
-        z = ((z ^ (z >> 30)) * _FIRST) & _MASK
-        z = ((z ^ (z >> 27)) * _SECOND) & _MASK
-        key = z ^ (z >> 31)
+        key = mix_word(key + GOLDEN + (word & _MASK))
     return key
 
 

@@ -65,6 +65,6 @@ class Provenance:
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Say in which fields another record (of :meth:`to_dict`) differs from this one."""
-        from megabase.training.provenance import differences
+        from megabase.training.run_folder import differences
 
         return list(differences(other, json.loads(self.to_json())).values())

@@ -10,7 +10,8 @@ from megabase.data.regions import Regions
 from megabase.data.split import read_intervals, regions_of, split_genome
 from megabase.errors import InputError
 from megabase.genome.store import GenomeStore
-from megabase.untrusted import parse_yaml, parsing, read_json, read_text
+from megabase.training.run_folder import RunFolder
+from megabase.untrusted import parsing
 
 __all__ = ["RunData", "find_run"]
 
@@ -53,8 +54,7 @@ class RunData:
 
     @property
     def _settings(self) -> dict[str, Any]:
-        file = self.folder / "config.yaml"
-        return parse_yaml(read_text(file, InputError), file, InputError)
+        return RunFolder(self.folder, InputError).config()
 
     def regions(self, store: GenomeStore, part: Part) -> Regions:
         """Give the positions of a part of the split.
@@ -129,7 +129,7 @@ def find_run(folder: str | Path) -> RunData | None:
     for place in (start, start.resolve(), *start.resolve().parents[: _LEVELS - 1]):
         if all((place / name).is_file() for name in _MARKS):
             path = place / "data.json"
-            record = read_json(path, InputError)
+            record = RunFolder(place, InputError).record(path.name)
             with parsing(path, InputError):
                 if isinstance(record, dict) and "kind" in record and "genome" not in record:
                     return None  # labels of a kind: a fine-tuning

@@ -1,15 +1,16 @@
-"""The one door for outputs, which are written whole or not at all; and text files line by line.
+"""Outputs written whole or not at all and owned by one process; text files read line by line.
 
-An output is written under an unpredictable name beside its place (``O_EXCL``) and renamed, so it
-appears complete. A symbolic link stays, and what it names is replaced. Pipes, terminals and
+An output is written under an unpredictable name next to its target (``O_EXCL``) and renamed, so it
+appears complete. A symbolic link stays, and the file it names is replaced. Pipes, terminals and
 ``/dev/null`` are written to directly. Every failure to write is an
-:class:`~megabase.errors.OutputError` of one line, whatever library met it.
+:class:`~megabase.errors.OutputError` of one line, whatever library raised it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import gzip
 import io
 import json
@@ -17,45 +18,47 @@ import math
 import os
 import re
 import secrets
+import socket
 import stat
 import sys
+import time
 import zlib
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from megabase.errors import InputError, MegabaseError, OutputError, ResumableError
-
-__all__ = [
-    "atomic_file",
-    "check_output",
-    "is_stream",
-    "lacks_bgzip_end",
-    "new_name",
-    "numbered_lines",
-    "real_place",
-    "without_nan",
-    "write_json",
-    "write_whole",
-    "writing",
-]
+from megabase.errors import (
+    InputError,
+    InUseError,
+    MegabaseError,
+    OutputError,
+    ResumableError,
+)
 
 _BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # room can be made for these
-# What libraries that hide the number of a failed system call still have in their message.
+"""The empty block that ends every bgzip file (SAM specification, section 4.1.2)."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors after which a run can resume once there is room."""
 _REASONS = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
-_NUMBER = re.compile(r"(?:os error |errno = |\[Errno )(\d+)")
-_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
-_STREAMS = (stat.S_ISFIFO, stat.S_ISCHR)
+"""What libraries that hide the number of a failed system call still have in their message."""
+_NUMBER = re.compile(r"(?:os error |errno = |\[Errno )(\d+)")  # Rust, HTSlib, Python
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy, on a full disk
+_STREAMS = (stat.S_ISFIFO, stat.S_ISCHR)  # cannot be renamed into place
 _REFUSED = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISBLK, "a block device"),
     (stat.S_ISSOCK, "a socket"),
 )
-LONGEST_LINE = 1 << 27
+"""What a rename would destroy, or cannot be written to."""
+_LONGEST_LINE = 1 << 27
 """Bytes of a line of a table: ten times the longest row known; a gzip file of one megabyte can hold
 a line of a gigabyte."""
-_MAKE_ROOM = "make room or write elsewhere"
+LOCK_NAME = ".lock"
+"""Hidden, so that a folder with nothing else in it looks empty."""
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""A file system without locks (some network ones): the record in the file has to do."""
+_WAIT_SECONDS, _TRIES = 0.02, 50  # an owner writes its record right after it has the lock
 
 
 def real_place(target: Path) -> Path:
@@ -146,7 +149,7 @@ def _refuse_existing(target: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing(target: Path, advice: str = _MAKE_ROOM) -> Iterator[None]:
+def writing(target: Path, advice: str = "make room or write elsewhere") -> Iterator[None]:
     """Turn every failure to write `target` into one line, whichever library raises it.
 
     Parameters
@@ -274,6 +277,13 @@ def _open_stream(target: Path) -> BinaryIO:
     return os.fdopen(os.dup(number), "wb")
 
 
+def write_link(link: Path, target: Path) -> None:
+    """Point a symbolic link at a path relative to its folder, replacing another in one step."""
+    temporary = new_name(link)
+    temporary.symlink_to(target, target_is_directory=True)
+    os.replace(temporary, link)
+
+
 def write_whole(target: Path, content: str | bytes, overwrite: bool = True) -> None:
     """Write text (UTF-8) or bytes with :func:`atomic_file`."""
     with atomic_file(target, overwrite) as file:
@@ -330,11 +340,11 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
                 )
             packed = raw.peek(2)[:2] == b"\x1f\x8b"
             stream = gzip.GzipFile(fileobj=raw) if packed else raw
-            lines = iter(lambda: stream.readline(LONGEST_LINE + 1), b"")
+            lines = iter(lambda: stream.readline(_LONGEST_LINE + 1), b"")
             for number, line in enumerate(lines, start=1):
-                if len(line) > LONGEST_LINE:
+                if len(line) > _LONGEST_LINE:
                     raise InputError(
-                        f"{path}, line {number:,}: longer than {LONGEST_LINE:,} bytes; expected a "
+                        f"{path}, line {number:,}: longer than {_LONGEST_LINE:,} bytes; expected a "
                         "table, one row a line"
                     )
                 if number == 1:
@@ -354,3 +364,141 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from None
     except OSError as problem:
         raise InputError(f"cannot read {path}: {problem.strerror}") from problem
+
+
+class Lock:
+    """Ownership of an output by one process.
+
+    The lock file holds the process, its machine and when it started. The system releases the lock
+    when the process ends, however it ends, so a file left by a killed process locks nothing.
+
+    Parameters
+    ----------
+    path
+        The lock file; its folder must exist.
+    output
+        What is owned, for messages.
+    """
+
+    def __init__(self, path: Path, output: Path) -> None:
+        self.path = path
+        self.output = output
+        self._handle: int | None = None
+
+    def acquire(self) -> None:
+        """Become the owner.
+
+        Raises
+        ------
+        InUseError
+            When another process, or another run in this one, is.
+        OutputError
+            When the file cannot be written.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        while True:
+            with writing(self.output):
+                handle = os.open(self.path, flags, 0o666)
+            try:
+                self._take(handle)
+                with contextlib.suppress(FileNotFoundError):
+                    # The owner before may have removed the file since it was opened here.
+                    if os.path.samestat(os.fstat(handle), os.lstat(self.path)):
+                        break
+            except BaseException:
+                os.close(handle)
+                raise
+            os.close(handle)
+        self._handle = handle
+        with contextlib.suppress(OSError):  # on a full disk the lock holds without its record
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(_record()).encode(), 0)
+
+    def release(self) -> None:
+        """Give the output free and remove the file."""
+        if self._handle is None:
+            return
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(self._handle), os.lstat(self.path)):
+                self.path.unlink()
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._handle, fcntl.LOCK_UN)  # children that were forked have it too
+        os.close(self._handle)
+        self._handle = None
+
+    def refuse_used(self) -> None:
+        """Raise as :meth:`acquire` does when there is a live owner; change nothing."""
+        try:
+            handle = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            self._take(handle)
+        finally:
+            os.close(handle)
+
+    def _take(self, handle: int) -> None:
+        for _ in range(_TRIES):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                record = _read(handle)
+                if record and _may_live(record):
+                    raise InUseError(f"{self.output} is in use by {_shown(record)}") from None
+                time.sleep(_WAIT_SECONDS)
+            except OSError as problem:
+                if problem.errno not in _NO_LOCKS:
+                    raise
+                record = _read(handle)
+                if record and _may_live(record):
+                    raise InUseError(
+                        f"{self.output} is in use by {_shown(record)}; if that run has ended, "
+                        f"remove {self.path}"
+                    ) from None
+                return
+        raise InUseError(f"{self.output} is in use by another process")
+
+
+def _record() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now().astimezone().isoformat(" ", "seconds"),
+        "started": _started(os.getpid()),
+    }
+
+
+def _read(handle: int) -> dict[str, Any] | None:
+    try:
+        record = json.loads(os.pread(handle, 4096, 0))
+        return record if {"pid", "host", "since", "started"} <= set(record) else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _shown(record: dict[str, Any]) -> str:
+    return f"process {record['pid']} on {record['host']} since {record['since']}"
+
+
+def _may_live(record: dict[str, Any]) -> bool:
+    """Whether the process of a record may run: of another machine that is not known from here."""
+    if record["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(int(record["pid"]), 0)
+    except (ProcessLookupError, ValueError, TypeError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    # The number of a process that ended may have been given anew.
+    return record["started"] in (None, _started(int(record["pid"])))
+
+
+def _started(pid: int) -> str | None:
+    """Give when a process began, in ticks since the machine did; None where that is not known."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode()
+    except (OSError, IndexError):
+        return None

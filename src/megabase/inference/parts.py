@@ -20,6 +20,8 @@ from pathlib import Path
 from megabase.errors import OutputError
 from megabase.evaluate.provenance import Provenance
 from megabase.genome.files import (
+    LOCK_NAME,
+    Lock,
     atomic_file,
     check_output,
     is_stream,
@@ -28,7 +30,6 @@ from megabase.genome.files import (
     write_json,
     writing,
 )
-from megabase.genome.ownership import LOCK_NAME, Lock
 from megabase.untrusted import read_json
 
 __all__ = ["PartFolder", "refuse_existing"]

@@ -6,38 +6,25 @@ divides once by the global count, so the way a batch is split never changes the 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from megabase.data.augment import is_base, is_soft_masked, reverse_complement_codes
+from megabase.data.augment import is_base, is_soft_masked
 from megabase.errors import InputError
 from megabase.genome import alphabet
 
-__all__ = [
-    "Model",
-    "Objective",
-    "ObjectiveOutput",
-    "code_weights",
-    "oriented_codes",
-    "score_targets",
-]
+IGNORED = -100
+"""Class number of a target that counts nowhere; the default of torch's cross entropy."""
+_FIRST_BASE, _LAST_BASE = alphabet.BASE_TOKEN_IDS[0], alphabet.BASE_TOKEN_IDS[-1]  # adjacent ids
 
-_IGNORED = -100
-_FIRST_BASE, _LAST_BASE = alphabet.BASE_TOKEN_IDS[0], alphabet.BASE_TOKEN_IDS[-1]
+Batch = dict[str, Tensor]
 
 
-class Model(Protocol):
-    """A language model in the manner of transformers."""
-
-    def __call__(self, *, input_ids: Tensor) -> Any:
-        """Give an object whose ``logits`` are (batch, length, vocabulary)."""
-        ...
-
-
-class ObjectiveOutput(NamedTuple):
+class Output(NamedTuple):
     """Sums over a batch.
 
     Parameters
@@ -47,43 +34,28 @@ class ObjectiveOutput(NamedTuple):
     count
         0-d float32: sum of the weights of the targets.
     metrics
-        0-d float32 sums without gradient, to be added over batches. Token objectives give
-        ``targets`` (targets with a weight above 0), ``nll`` (their unweighted negative log
-        likelihood over all logit columns), ``correct`` (every other logit is below the
-        target's), and ``acgt_targets``, ``acgt_nll``: the same over targets A, C, G, T with the
-        probabilities renormalised over these four.
+        0-d float32 sums without gradient, to be added over batches: ``targets`` (known targets)
+        and, except for regression, ``correct``. Language models also give ``nll`` (unweighted
+        negative log-likelihood over all logit columns), ``acgt_targets`` and ``acgt_nll``: the
+        same over targets A, C, G, T with the probabilities renormalized over these four.
+    outputs
+        Of labels: float32 (n, K) or (n, length, K) logits or numbers, averaged over the strands,
+        without gradient.
+    table
+        Of nucleotide labels, when requested: int64 (size,) counts
+        (:func:`megabase.objectives.nucleotides.count_table`).
     """
 
     loss_sum: Tensor
     count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
     metrics: dict[str, Tensor]
+    outputs: Tensor | None = None
+    table: Tensor | None = None
 
 
-class Objective(Protocol):
-    """From a model and a batch to sums."""
-
-    extra_bases: int
-    """Bases beyond the model's input positions that a window must bring."""
-
-    def __call__(self, model: Model, batch: dict[str, Tensor]) -> ObjectiveOutput:
-        """Run the model on the batch."""
-        ...
-
-
-def oriented_codes(batch: dict[str, Tensor]) -> Tensor:
-    """Give the codes of a batch with the marked rows turned to their reverse complement.
-
-    Parameters
-    ----------
-    batch
-        ``codes`` uint8 (n, length) and ``reverse`` bool (n,), on one device.
-
-    Returns
-    -------
-    torch.Tensor
-        uint8 (n, length).
-    """
-    return reverse_complement_codes(batch["codes"], batch["reverse"])
+Objective = Callable[[Any, Batch], Output]
+"""``(model, batch) -> sums``. Its attribute ``unit`` names what it counts (tokens if it has none),
+and that of a language model ``extra_bases`` the bases beyond the input that a window must bring."""
 
 
 def code_weights(
@@ -110,7 +82,7 @@ def code_weights(
     return torch.where(is_base(codes), weights, others).float()
 
 
-def score_targets(logits: Tensor, targets: Tensor, weights: Tensor) -> ObjectiveOutput:
+def score_targets(logits: Tensor, targets: Tensor, weights: Tensor) -> Output:
     """Compare logits with targets; softmax and sums are float32 even when the model is in less.
 
     Parameters
@@ -122,10 +94,6 @@ def score_targets(logits: Tensor, targets: Tensor, weights: Tensor) -> Objective
     weights
         float32 (n, length); a target of weight 0 counts nowhere and passes no gradient.
 
-    Returns
-    -------
-    ObjectiveOutput
-
     Raises
     ------
     InputError
@@ -136,17 +104,17 @@ def score_targets(logits: Tensor, targets: Tensor, weights: Tensor) -> Objective
             f"the model gave logits of shape {tuple(logits.shape)} for targets of shape "
             f"{tuple(targets.shape)}; they must agree in all but the last axis"
         )
-    scores = logits if logits.dtype == torch.float64 else logits.float()
+    scores = at_least_float32(logits)
     counted = weights > 0
     nll = F.cross_entropy(
         scores.flatten(0, -2),
-        torch.where(counted, targets, _IGNORED).flatten(),
-        ignore_index=_IGNORED,
+        torch.where(counted, targets, IGNORED).flatten(),
+        ignore_index=IGNORED,
         reduction="none",
     ).view(targets.shape)
     with torch.no_grad():
         metrics = _metrics(scores.detach(), targets, counted, nll.detach())
-    return ObjectiveOutput((nll * weights).sum(), weights.sum(), metrics)
+    return Output((nll * weights).sum(), weights.sum(), metrics)
 
 
 def _metrics(scores: Tensor, targets: Tensor, counted: Tensor, nll: Tensor) -> dict[str, Tensor]:
@@ -163,3 +131,23 @@ def _metrics(scores: Tensor, targets: Tensor, counted: Tensor, nll: Tensor) -> d
         "acgt_targets": acgt.float().sum(),
         "acgt_nll": torch.where(acgt, acgt_nll, 0.0).sum(),
     }
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Give the values in float32, or float64 as they are."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def run_model(model: nn.Module, batch: Batch) -> Any:
+    """Run a model on ``input_ids``, with the ``attention_mask`` that a padded batch has."""
+    return model(**{name: batch[name] for name in ("input_ids", "attention_mask") if name in batch})
+
+
+def average_strands(logits: Tensor, labels: Tensor) -> Tensor:
+    """Average both strands: with 2 n sequences for n labels, the second half are the complements.
+
+    Post-hoc conjoining of the Caduceus paper (arXiv 2403.03234).
+    """
+    if logits.shape[0] == 2 * labels.shape[0]:
+        return logits.unflatten(0, (2, -1)).mean(dim=0)
+    return logits

@@ -1,30 +1,16 @@
-"""Losses of labelled sequences: classes, several labels, numbers."""
+"""Losses of labeled sequences: classes, several labels, numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megabase.errors import InputError
-
-__all__ = ["LabelledOutput", "SequenceLabels"]
-
-
-class LabelledOutput(NamedTuple):
-    """Sums over a batch, and what the model said."""
-
-    loss_sum: Tensor
-    """0-d float32: weighted sum of the losses; carries the gradient."""
-    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
-    """0-d float32: sum of the weights of the targets."""
-    metrics: dict[str, Tensor]
-    """0-d sums: ``targets`` (known labels) and, except for numbers, ``correct``."""
-    outputs: Tensor
-    """float32 (n, K) logits or numbers, averaged over the strands, without gradient."""
+from megabase.objectives.base import Batch, Output, at_least_float32, average_strands, run_model
 
 
 class SequenceLabels:
@@ -47,12 +33,11 @@ class SequenceLabels:
     -----
     Called with a model and a batch of ``input_ids``, ``labels`` and maybe ``attention_mask``. When
     there are twice as many sequences as labels, the second half are the reverse complements of the
-    first, and the two logits are averaged (post-hoc conjoining, Caduceus paper, arXiv 2403.03234).
+    first, and the two logits are averaged.
     Labels that are NaN count nowhere. With class weights the mean loss is that of
     :func:`torch.nn.functional.cross_entropy` over the whole global batch.
     """
 
-    extra_bases = 0
     unit = "sequences"
 
     def __init__(
@@ -80,26 +65,19 @@ class SequenceLabels:
         self.label_smoothing = label_smoothing
         self.double_sigmoid = double_sigmoid
 
-    def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> LabelledOutput:
-        """Run the model on the batch.
+    def __call__(self, model: nn.Module, batch: Batch) -> Output:
+        """Compare the model's output with the labels of a batch."""
+        logits = at_least_float32(run_model(model, batch).logits)
+        return self.compare(average_strands(logits, batch["labels"]), batch["labels"])
+
+    def compare(self, logits: Tensor, labels: Tensor) -> Output:
+        """Take the loss of logits (n, K) against labels (n,) or (n, K).
 
         Raises
         ------
         InputError
             When the model gives another number of outputs than there are labels or weights.
         """
-        inputs: dict[str, Any] = {"input_ids": batch["input_ids"]}
-        if "attention_mask" in batch:
-            inputs["attention_mask"] = batch["attention_mask"]
-        labels = batch["labels"]
-        logits: Tensor = model(**inputs).logits
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        if logits.shape[0] == 2 * labels.shape[0]:
-            logits = logits.unflatten(0, (2, -1)).mean(dim=0)
-        return self.compare(logits, labels)
-
-    def compare(self, logits: Tensor, labels: Tensor) -> LabelledOutput:
-        """Take the loss of logits (n, K) against labels (n,) or (n, K)."""
         fits = labels.shape == (logits.shape if labels.ndim == 2 else logits.shape[:1])
         if logits.ndim != 2 or not fits:
             raise InputError(
@@ -122,7 +100,7 @@ class SequenceLabels:
         metrics = {"targets": known.float().sum()}
         if correct is not None:
             metrics["correct"] = correct.float().sum()
-        return LabelledOutput(losses.sum(), counts.sum(), metrics, logits.detach())
+        return Output(losses.sum(), counts.sum(), metrics, logits.detach())
 
     def _classes(
         self, logits: Tensor, labels: Tensor, weights: Tensor | None

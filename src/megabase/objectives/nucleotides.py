@@ -1,50 +1,24 @@
 """Loss and counts of a class for every nucleotide.
 
-Figures over a whole data set need neither its outputs nor its labels: what they depend on is
+Metrics over a whole data set need neither its outputs nor its labels: what they depend on is
 counted in a table of fixed size, which adds up over batches and processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megabase.data.base_labels import IGNORED
 from megabase.errors import InputError
-
-__all__ = [
-    "SCORE_BINS",
-    "SCORE_LIMIT",
-    "NucleotideLabels",
-    "NucleotideOutput",
-    "align_strands",
-    "count_table",
-    "table_size",
-]
+from megabase.objectives.base import IGNORED, Batch, Output, at_least_float32, run_model
 
 SCORE_BINS = 1 << 16
-"""Bins of the log odds of a class."""
-SCORE_LIMIT = 32.0
-"""Log odds beyond this, on either side, are counted as this."""
-
-
-class NucleotideOutput(NamedTuple):
-    """Sums over a batch, and what the model said."""
-
-    loss_sum: Tensor
-    """0-d float32: weighted sum of the losses; carries the gradient."""
-    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
-    """0-d float32: sum of the weights of the targets."""
-    metrics: dict[str, Tensor]
-    """0-d sums: ``targets`` (labelled bases) and ``correct``."""
-    outputs: Tensor
-    """float32 (n, length, K) logits, averaged over the strands, without gradient."""
-    table: Tensor | None = None
-    """int64 (size,): result of :func:`count_table`, when it was asked for."""
+"""Bins of the log odds of a class: 0.001 wide, so metrics over ranks differ in the fifth digit."""
+_SCORE_LIMIT = 32.0
+"""Log odds beyond this, on either side, are counted as this: probabilities of 1e-14 are extreme."""
 
 
 class NucleotideLabels:
@@ -68,7 +42,6 @@ class NucleotideLabels:
     what lies after it.
     """
 
-    extra_bases = 0
     unit = "bases"
 
     def __init__(
@@ -84,8 +57,15 @@ class NucleotideLabels:
         self.label_smoothing = label_smoothing
         self.tabulate = tabulate
 
-    def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> NucleotideOutput:
-        """Run the model on the batch.
+    def __call__(self, model: nn.Module, batch: Batch) -> Output:
+        """Compare the model's output for every base with the labels of a batch."""
+        logits, labels = at_least_float32(run_model(model, batch).logits), batch["labels"]
+        if logits.shape[0] == 2 * labels.shape[0]:
+            logits = align_strands(logits, batch.get("attention_mask"))
+        return self.compare(logits, labels)
+
+    def compare(self, logits: Tensor, labels: Tensor) -> Output:
+        """Take the loss of logits (n, length, K) against labels (n, length).
 
         Raises
         ------
@@ -93,19 +73,6 @@ class NucleotideLabels:
             When the model gives another number of positions or classes than there are labels or
             weights.
         """
-        inputs: dict[str, Any] = {"input_ids": batch["input_ids"]}
-        mask = batch.get("attention_mask")
-        if mask is not None:
-            inputs["attention_mask"] = mask
-        labels = batch["labels"]
-        logits: Tensor = model(**inputs).logits
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        if logits.shape[0] == 2 * labels.shape[0]:
-            logits = align_strands(logits, mask)
-        return self.compare(logits, labels)
-
-    def compare(self, logits: Tensor, labels: Tensor) -> NucleotideOutput:
-        """Take the loss of logits (n, length, K) against labels (n, length)."""
         if logits.ndim != 3 or logits.shape[:2] != labels.shape:
             raise InputError(
                 f"the model gave outputs of shape {tuple(logits.shape)} for labels of shape "
@@ -130,7 +97,7 @@ class NucleotideLabels:
             "correct": (plain.argmax(dim=1) == targets).float().sum(),
         }
         table = count_table(plain, targets) if self.tabulate else None
-        return NucleotideOutput(loss, count, metrics, logits.detach(), table)
+        return Output(loss, count, metrics, logits.detach(), table)
 
 
 def align_strands(logits: Tensor, mask: Tensor | None) -> Tensor:
@@ -163,13 +130,8 @@ def align_strands(logits: Tensor, mask: Tensor | None) -> Tensor:
     return (forward + other.gather(1, index)) / 2
 
 
-def table_size(classes: int) -> int:
-    """Give the length of a table: confusion matrix, then two histograms for each class."""
-    return classes * classes + 2 * classes * SCORE_BINS
-
-
 def count_table(logits: Tensor, labels: Tensor) -> Tensor:
-    """Count everything that the figures of a data set depend on.
+    """Count everything that the metrics of a data set depend on.
 
     Parameters
     ----------
@@ -181,16 +143,17 @@ def count_table(logits: Tensor, labels: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        int64 (size,): pairs (true, said) in K x K cells, then for each class the log odds of that
-        class against all others, in :data:`SCORE_BINS` equal bins from -32 to 32: first over bases
-        of the other classes, then over its own. A bin is 0.001 wide; scores in one count as equal.
+        int64 (K * K + 2 * K * SCORE_BINS,): pairs (true, predicted) in K x K cells,
+        then for each class the log odds of that class against all others, in :data:`SCORE_BINS`
+        equal bins from -32 to 32: first over bases of the other classes, then over its own. Scores
+        in one bin count as equal.
     """
     classes = logits.shape[1]
     pairs = labels * classes + logits.argmax(dim=1)
     confusion = torch.bincount(pairs, minlength=classes * classes)
     number = torch.arange(classes, device=logits.device)
-    odds = _log_odds(logits).clamp(-SCORE_LIMIT, SCORE_LIMIT)
-    bins = ((odds + SCORE_LIMIT) * ((SCORE_BINS - 1) / (2 * SCORE_LIMIT))).round().long()
+    odds = _log_odds(logits).clamp(-_SCORE_LIMIT, _SCORE_LIMIT)
+    bins = ((odds + _SCORE_LIMIT) * ((SCORE_BINS - 1) / (2 * _SCORE_LIMIT))).round().long()
     own = (labels[:, None] == number).long()
     place = (2 * number + own) * SCORE_BINS + bins
     histograms = torch.bincount(place.flatten(), minlength=2 * classes * SCORE_BINS)

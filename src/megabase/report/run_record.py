@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megabase.errors import ReportError
-from megabase.untrusted import parse_yaml, parsing, read_json, read_text, shown
+from megabase.training.run_folder import RunFolder
+from megabase.untrusted import read_json
 
 __all__ = ["RunRecord", "read_evaluation", "read_run"]
 
@@ -66,24 +64,22 @@ def read_run(folder: str | Path) -> RunRecord:
             f"{run} is no run folder: it has no metrics.jsonl; name the folder that "
             "`megabase pretrain` wrote to"
         )
-    metrics = _read_lines(run / "metrics.jsonl")
+    reader = RunFolder(run, ReportError)
+    metrics = reader.metrics()
     if not any(record.get("kind") == "train" for record in metrics):
         raise ReportError(f"{run / 'metrics.jsonl'} holds no training step yet")
-    settings = run / "config.yaml"
-    config = parse_yaml(read_text(settings, ReportError), settings, ReportError)
-    if not isinstance(config, dict):
-        raise ReportError(f"{settings}: expected the settings of a run, found {shown(config)}")
-    best = next((run / name for name in ("best", "last") if (run / name).is_dir()), None)
+    config = reader.config()
+    best = reader.checkpoint()
     if best is None:
         raise ReportError(f"{run} holds no checkpoint yet (neither best nor last)")
     return RunRecord(
         folder=run,
         config=config,
-        data=read_json(run / "data.json", ReportError),
-        environment=read_json(run / "environment.json", ReportError),
+        data=reader.record("data.json"),
+        environment=reader.record("environment.json"),
         metrics=tuple(metrics),
         model=read_json(best / "config.json", ReportError),
-        parameters=_count_parameters(best),
+        parameters=reader.parameters(best),
         checkpoint=best.resolve().name,
     )
 
@@ -103,43 +99,3 @@ def read_evaluation(path: str | Path) -> Record:
             "`megabase evaluate --json` writes one"
         )
     return record
-
-
-def _read_lines(path: Path) -> list[Record]:
-    lines: Sequence[str] = read_text(path, ReportError).splitlines()
-    records: list[Record] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError(f"expected an object, found {shown(record)}")
-        except (ValueError, RecursionError) as error:
-            if number == len(lines):
-                break  # the line a running or killed process was writing
-            raise ReportError(f"{path}, line {number} is not a JSON record: {error}") from error
-        records.append(record)
-    return records
-
-
-def _count_parameters(checkpoint: Path) -> int:
-    """Count what the optimizer moves: one first moment for each trained parameter.
-
-    The model's own file would count constant tables too (positions of a filter, say).
-    """
-    moments = checkpoint / "training_state" / "optimizer.safetensors"
-    trained = {name: size for name, size in _sizes(moments).items() if name.endswith("exp_avg")}
-    return sum((trained or _sizes(checkpoint / "model.safetensors")).values())
-
-
-def _sizes(path: Path) -> dict[str, int]:
-    """Read the header of a safetensors file (8 bytes of length, then JSON): values by tensor."""
-    if not path.is_file():
-        return {}
-    with parsing(path, ReportError), path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(min(length, path.stat().st_size)))
-        return {
-            name: math.prod(entry["shape"])
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }

@@ -22,9 +22,9 @@ from megabase.models.adapt.classifier import Labels, save_classifier
 from megabase.tasks.digests import describe_data, start_of
 from megabase.tasks.finetune_config import FinetuneConfig, start_settings, to_yaml
 from megabase.tasks.finetune_plan import Plan, plan_run
-from megabase.training.devices import build_fabric
 from megabase.training.engine import FitResult, fit
 from megabase.training.evaluation import EvalSet, evaluate
+from megabase.training.process import build_fabric
 from megabase.training.run_folder import check_run, started_run
 
 if TYPE_CHECKING:
@@ -140,8 +140,6 @@ def _run(
         plan.objective,
         plan.batches,
         plan.config,
-        run=run,
-        schedule=plan.schedule,
         fabric=fabric,
         save_model=lambda folder, state: save_classifier(
             plan.model,

@@ -29,8 +29,8 @@ from megabase.objectives.nucleotides import NucleotideLabels
 from megabase.settings import Stage
 from megabase.tasks.finetune_config import FinetuneConfig, start_settings
 from megabase.tasks.finetune_data import read_splits
-from megabase.training.devices import planned_world
 from megabase.training.evaluation import EvalSet
+from megabase.training.process import planned_world
 from megabase.training.schedule import LengthSchedule
 
 if TYPE_CHECKING:

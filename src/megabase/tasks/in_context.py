@@ -20,9 +20,9 @@ from megabase.tasks.in_context_plan import (
     plan_in_context,
     read_splits,
 )
-from megabase.training.devices import build_fabric
 from megabase.training.engine import FitResult, fit
 from megabase.training.evaluation import evaluate
+from megabase.training.process import build_fabric
 from megabase.training.run_folder import check_run, finished_result, own_folder, started_run
 
 if TYPE_CHECKING:
@@ -131,8 +131,6 @@ def _run(
             plan.objective,
             plan.batches,
             plan.config,
-            run=run,
-            schedule=plan.schedule,
             fabric=fabric,
             save_model=lambda folder, state: _save(plan, folder, state),
             validation=plan.evaluations.get("valid"),

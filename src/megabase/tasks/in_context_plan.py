@@ -18,12 +18,11 @@ from megabase.errors import ConfigError, ModelError, TruncationWarning, warn
 from megabase.evaluate import metrics
 from megabase.models.adapt.classifier import model_spec
 from megabase.models.tokenizers.input_tokens import is_character
-from megabase.objectives.in_context import InContext
-from megabase.objectives.soft_prompt import strict_accuracy
+from megabase.objectives.prompting import InContext, strict_accuracy
 from megabase.settings import Stage
 from megabase.tasks.in_context_config import InContextConfig
-from megabase.training.devices import planned_world
 from megabase.training.evaluation import EvalSet
+from megabase.training.process import planned_world
 from megabase.training.schedule import LengthSchedule
 
 if TYPE_CHECKING:

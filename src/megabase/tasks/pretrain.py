@@ -19,14 +19,13 @@ from megabase.errors import ConfigError
 from megabase.genome.store import GenomeStore
 from megabase.layers.hints import slower_than_possible
 from megabase.models.adapt.language_model import build_language_model, save_language_model
-from megabase.objectives.causal_lm import CausalLM
-from megabase.objectives.masked_lm import MaskedLM
+from megabase.objectives.language import CausalLM, MaskedLM
 from megabase.tasks.digests import start_model
 from megabase.tasks.pretrain_config import DataConfig, ObjectiveConfig, PretrainConfig, to_yaml
 from megabase.tasks.pretrain_text import count_parameters, data_facts, plan_text
 from megabase.training import memory
-from megabase.training.devices import build_fabric, planned_world
 from megabase.training.engine import EvalSet, FitResult, fit
+from megabase.training.process import build_fabric, planned_world
 from megabase.training.run_folder import check_run, started_run
 from megabase.training.schedule import LengthSchedule
 
@@ -115,14 +114,12 @@ def pretrain(
     data = data_facts(config.data, plan.store, plan.split, plan.validation)
     if config.model.init_from is not None:
         data["start"] = start_model(config.model.init_from)
-    with started_run(config, resolved, fabric, data) as run:
+    with started_run(config, resolved, fabric, data):
         return fit(
             plan.model,
             build_objective(config.objective),
             plan.windows,
             config,
-            run=run,
-            schedule=plan.schedule,
             fabric=fabric,
             save_model=model_writer(plan.model),
             validation=plan.validation,

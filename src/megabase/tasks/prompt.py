@@ -22,8 +22,8 @@ from megabase.tasks.finetune import describe_data, measure_splits
 from megabase.tasks.finetune_data import read_splits
 from megabase.tasks.prompt_config import PromptConfig, to_yaml
 from megabase.tasks.prompt_plan import PromptPlan, plan_prompt
-from megabase.training.devices import build_fabric
 from megabase.training.engine import FitResult, fit
+from megabase.training.process import build_fabric
 from megabase.training.run_folder import check_run, finished_result, own_folder, started_run
 
 if TYPE_CHECKING:
@@ -155,8 +155,6 @@ def _train(
         plan.objective,
         plan.batches,
         plan.config,
-        run=run,
-        schedule=plan.schedule,
         fabric=fabric,
         save_model=lambda folder, state: _save(plan, folder, state),
         validation=plan.evaluations.get("valid"),

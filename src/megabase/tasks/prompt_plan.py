@@ -17,7 +17,7 @@ from megabase.models.adapt.classifier import Labels, family_of_start, model_spec
 from megabase.models.tokenizers.input_tokens import Tokens, build_tokens
 from megabase.objectives.classification import SequenceLabels
 from megabase.objectives.nucleotides import NucleotideLabels
-from megabase.objectives.soft_prompt import LabelTokens, strict_accuracy
+from megabase.objectives.prompting import LabelTokens, strict_accuracy
 from megabase.tasks.finetune_config import start_settings
 from megabase.tasks.finetune_data import read_splits
 from megabase.tasks.finetune_plan import (
@@ -32,8 +32,8 @@ from megabase.tasks.finetune_plan import (
     tokenise_splits,
 )
 from megabase.tasks.prompt_config import PromptConfig
-from megabase.training.devices import planned_world
 from megabase.training.evaluation import EvalSet
+from megabase.training.process import planned_world
 from megabase.training.schedule import LengthSchedule
 
 if TYPE_CHECKING:

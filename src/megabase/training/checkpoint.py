@@ -35,21 +35,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from megabase.errors import RunError
-from megabase.genome.files import new_name, write_whole
+from megabase.genome.files import write_link, write_whole
 from megabase.untrusted import build, parsing, read_json, read_text, shown
-
-__all__ = [
-    "Progress",
-    "SaveModel",
-    "clean_partial",
-    "finished_checkpoints",
-    "gather_state",
-    "load_checkpoint",
-    "prune",
-    "read_progress",
-    "save_checkpoint",
-    "truncate_metrics",
-]
 
 SaveModel = Callable[[Path, Mapping[str, torch.Tensor]], None]
 """Writes the model into a folder, given its full state dict on the CPU."""
@@ -155,9 +142,9 @@ def save_checkpoint(
             shutil.rmtree(final)
         partial.rename(final)
         _flush(folder)
-        _point(run, "last", final)
+        write_link(run / "last", final.relative_to(run))
         if progress.best_step == progress.step:
-            _point(run, "best", final)
+            write_link(run / "best", final.relative_to(run))
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise RunError(_describe(error, final)) from error
@@ -317,13 +304,6 @@ def truncate_metrics(path: Path, step: int) -> None:
             break  # the line a killed process was writing
         kept.append(line + "\n")
     write_whole(path, "".join(kept))
-
-
-def _point(run: Path, name: str, target: Path) -> None:
-    """Point the symbolic link ``run/name`` at a checkpoint, in one step."""
-    temporary = new_name(run / name)
-    temporary.symlink_to(target.relative_to(run), target_is_directory=True)
-    os.replace(temporary, run / name)
 
 
 def _flush(path: Path) -> None:

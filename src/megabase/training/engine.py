@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,18 +30,23 @@ from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 from rich.console import Console
 from torch import Tensor, nn
 
+from megabase.data.hashing import FIRST, GOLDEN, SECOND, mix_word
 from megabase.data.loader import Prefetcher
 from megabase.errors import NotFiniteError, RunError
+from megabase.objectives.base import Batch, Objective
 from megabase.settings import TrainConfig
 from megabase.training import checkpoint as checkpoints
-from megabase.training.evaluation import Batch, Batches, EvalSet, Objective, evaluate
+from megabase.training.evaluation import Batches, EvalSet, evaluate
 from megabase.training.logging import RunLog, perplexity, ratios
 from megabase.training.memory import resident_mb
-from megabase.training.optim import build_optimizer, scale_gradients, set_lr
-from megabase.training.schedule import LengthSchedule, StagePoint
-from megabase.training.signals import StopSignal
-
-__all__ = ["Batches", "EvalSet", "FitResult", "Objective", "fit", "step_seed"]
+from megabase.training.process import StopSignal
+from megabase.training.schedule import (
+    LengthSchedule,
+    StagePoint,
+    build_optimizer,
+    scale_gradients,
+    set_lr,
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,7 @@ class FitResult:
     """Number of the signal that stopped the run early; None when it reached its end."""
 
 
-@dataclass(frozen=True)
-class StepSums:
+class _StepSums(NamedTuple):
     """Global sums of one optimizer step."""
 
     loss: float
@@ -65,14 +69,8 @@ class StepSums:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Mix seed, step and process number into a seed of 63 bits (splitmix64 finaliser)."""
-    mask = (1 << 64) - 1
-    value = (
-        seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB
-    ) & mask
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        value = ((value ^ (value >> shift)) * factor) & mask
-    return (value ^ (value >> 31)) >> 1
+    """Mix seed, step and process number into a seed of 63 bits."""
+    return mix_word(seed * GOLDEN + step * FIRST + rank * SECOND) >> 1
 
 
 def fit(
@@ -81,8 +79,6 @@ def fit(
     data: Batches,
     config: TrainConfig,
     *,
-    run: Path,
-    schedule: LengthSchedule,
     fabric: Fabric,
     save_model: checkpoints.SaveModel,
     validation: EvalSet | None = None,
@@ -93,23 +89,20 @@ def fit(
     Parameters
     ----------
     module
-        Any module the objective can call. ``parameter_groups(lr, weight_decay)`` is honoured.
+        Any module the objective can call. ``parameter_groups(lr, weight_decay)`` is honored.
     objective
-        ``(module, batch) -> (loss_sum, count, metrics)``.
+        ``(module, batch) -> sums``; its attribute ``unit`` names what it counts (tokens).
     data
-        Training windows.
+        Training windows or examples.
     config
-        Settings of the run.
-    run
-        Existing folder of the run; metrics and checkpoints go there.
-    schedule
-        Stages in steps, made for ``fabric.world_size`` devices.
+        Settings of the run. Its folder ``config.output`` must exist; metrics and checkpoints go
+        there.
     fabric
         Launched Lightning Fabric.
     save_model
         Writes the model in its own format; called in the first process only.
     validation
-        Windows to validate on every ``config.eval_every`` steps and at the end.
+        Validated every ``config.eval_every`` steps and at the end.
     console
         Where to show progress; used in the first process only.
 
@@ -120,11 +113,15 @@ def fit(
 
     Raises
     ------
+    ConfigError
+        When a stage cannot be laid out in steps.
     NotFiniteError
         When ``config.max_non_finite`` steps have been skipped.
     RunError
         When a checkpoint cannot be written or read.
     """
+    run = Path(config.output)
+    schedule = LengthSchedule(config, fabric.world_size, data.epoch_size)
     main = fabric.global_rank == 0
     model, optimizer = _set_up(module, config, fabric)
     progress = _restore(run, model, optimizer, config, fabric)
@@ -167,7 +164,7 @@ def fit(
             progress.seconds += now - clock
             clock = now
 
-            # 3. Say it.
+            # 3. Record it.
             if not usable:
                 progress.non_finite += 1
                 log.write("skipped", done, loss=loss, grad_norm=grad_norm, lr=lr)
@@ -280,7 +277,7 @@ def _backward(
     point: StagePoint,
     fabric: Fabric,
     stopping: bool,
-) -> StepSums:
+) -> _StepSums:
     """Accumulate the gradient of the mean loss over the global batch; give the global sums."""
     world = fabric.world_size
     number = len(_shares(point, 0, world))
@@ -304,7 +301,7 @@ def _backward(
     scale_gradients(model, world * nominal / sums[1].clamp(min=1e-12))
     # The step's one wait for the device: whether to step is decided on the host.
     values: Sequence[float] = sums.tolist()
-    return StepSums(
+    return _StepSums(
         loss=values[0],
         count=values[1],
         stop=values[2] > 0,

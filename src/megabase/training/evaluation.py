@@ -1,4 +1,4 @@
-"""Loss and figures over a fixed set, each window seen once by one of the processes."""
+"""Loss and metrics over a fixed set, each window seen once by one of the processes."""
 
 from __future__ import annotations
 
@@ -13,50 +13,19 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from megabase.errors import NotFiniteError
-
-__all__ = [
-    "Batch",
-    "Batches",
-    "EvalSet",
-    "Evaluation",
-    "Loss",
-    "Objective",
-    "evaluate",
-]
-
-
-Batch = dict[str, Tensor]
+from megabase.objectives.base import Batch, Objective
 
 
 class Batches(Protocol):
-    """Windows by number: a pure function of its arguments."""
+    """Windows or examples by number: pure functions of their arguments."""
 
     def batch(self, stream: int, indices: np.ndarray, length: int) -> Batch:
-        """Give the windows ``indices`` (int64) of stage ``stream`` with ``length`` positions."""
+        """Give the items ``indices`` (int64) of stage ``stream`` with ``length`` positions."""
         ...
 
-
-class Loss(Protocol):
-    """Result of an objective: sums, never means."""
-
-    @property
-    def loss_sum(self) -> Tensor:
-        """Sum of weighted losses in nats, float32 without dimensions."""
+    def epoch_size(self, length: int) -> int | None:
+        """Count the items of one epoch; None when there is no such thing."""
         ...
-
-    @property
-    def count(self) -> Tensor:
-        """Sum of the weights of the targets."""
-        ...
-
-    @property
-    def metrics(self) -> Mapping[str, Tensor]:
-        """Further sums over the targets."""
-        ...
-
-
-Objective = Callable[[Any, Batch], Loss]
-"""``(module, batch) -> sums``."""
 
 
 @dataclass(frozen=True)
@@ -141,13 +110,13 @@ def evaluate(model: nn.Module, windows: EvalSet, size: int, fabric: Fabric) -> E
         for name, value in {"loss": loss.loss_sum, "count": loss.count, **loss.metrics}.items():
             totals[name] = totals.get(name, torch.zeros((), device=fabric.device)) + weight * value
         if windows.figures is not None:
-            outputs: Any = loss.outputs  # pyright: ignore[reportAttributeAccessIssue]
+            outputs: Any = loss.outputs
             if kept is None:
                 kept = torch.zeros(windows.windows, outputs.shape[1], device=fabric.device)
             if len(mine):
                 kept[mine[0] : mine[-1] + 1] = outputs.float()
         if windows.table_figures is not None:
-            counts: Any = loss.table  # pyright: ignore[reportAttributeAccessIssue]
+            counts: Any = loss.table
             counts = counts if len(mine) else torch.zeros_like(counts)
             table = counts if table is None else table.add_(counts)
         if windows.on_batch is not None and len(mine):

@@ -17,9 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from megabase.errors import RunError
 
-__all__ = ["RunLog", "perplexity", "ratios"]
-
-
 # Values of a record that are shown in their own way, or not at all.
 _NOT_FIGURES = {
     "loss", "perplexity", "count", "tokens", "seconds", "best", "stage", "length", "lr",

@@ -1,7 +1,8 @@
-"""The folder of a run: refused when taken, cleared only when asked, the same settings on resume.
+"""The folder of a run: its one reader and writer.
 
 ``config.yaml`` (re-creates the run), ``environment.json``, ``data.json``, ``metrics.jsonl``,
-``checkpoints/step-00000100/`` and the links ``best`` and ``last``.
+``checkpoints/step-00000100/`` and the links ``best`` and ``last``. A folder in use is refused,
+cleared only on request, and resumed with the same settings only.
 """
 
 from __future__ import annotations
@@ -10,49 +11,119 @@ import contextlib
 import json
 import math
 import os
+import platform
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megabase import __version__
 from megabase.errors import MegabaseError, RunError
-from megabase.genome.files import write_json, write_whole, writing
-from megabase.genome.ownership import LOCK_NAME, Lock
+from megabase.genome.files import LOCK_NAME, Lock, write_json, write_whole, writing
 from megabase.settings import TrainConfig
-from megabase.training.provenance import differences, record_environment
-from megabase.untrusted import parse_yaml, parsing, read_json, read_text
+from megabase.untrusted import parse_yaml, parsing, read_json, read_text, shown
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-__all__ = [
-    "changed_settings",
-    "check_run",
-    "finished_result",
-    "folder_taken",
-    "own_folder",
-    "refuse_changed",
-    "start_run",
-    "started_run",
-]
 
 _FILES = (
     "config.yaml", "environment.json", "data.json", "metrics.jsonl", "result.json", "outputs.npz",
     "best", "last", "evaluation.json", "evaluation-context.svg", "evaluation-floors.svg",
     "report.html",
 )  # fmt: skip
+"""What a run writes, and overwriting may delete; anything else in the folder is the user's."""
 _FOLDERS = ("checkpoints", "prompt")
-
-# Of the launchers that start a process for each device; the first one has 0 in all of them.
+"""Folders that a run writes; the same rule as for its files."""
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-
-# Free to change on resume: they alter neither the data nor the arithmetic of a step.
+"""Of the launchers that start a process for each device; the first one has 0 in all of them."""
 _FREE = {
     "output", "devices", "eval_every", "eval_batch", "checkpoint_every", "keep", "log_every",
     "max_non_finite", "patience", "activation_checkpointing", "checkpointing_stretch",
 }  # fmt: skip
-# May be changed knowingly: a longer budget moves the learning rate of the steps to come.
+"""Free to change on resume: they alter neither the data nor the arithmetic of a step."""
 _ANNOUNCED = {"steps", "tokens", "stages", "optim", "precision", "compile"}
+"""May be changed knowingly: a longer budget moves the learning rate of the steps to come."""
+_PACKAGES = ("torch", "lightning-fabric", "transformers", "numpy", "safetensors", "polars", "pysam")
+"""Packages whose version can change a number of the run."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")  # a checksum, which messages shorten
+_LONGEST = 80  # characters of a value in a message: about a line of a terminal
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The records of a run, read from its folder without loading a model.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    error
+        Class of the error about a file that is missing or damaged.
+    """
+
+    path: Path
+    error: type[MegabaseError] = RunError
+
+    def config(self) -> dict[str, Any]:
+        """Read ``config.yaml``."""
+        file = self.path / "config.yaml"
+        config = parse_yaml(read_text(file, self.error), file, self.error)
+        if not isinstance(config, dict):
+            raise self.error(f"{file}: expected the settings of a run, found {shown(config)}")
+        return config
+
+    def record(self, name: str) -> dict[str, Any]:
+        """Read a JSON record, such as ``data.json``."""
+        return read_json(self.path / name, self.error)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Read ``metrics.jsonl``; a last line that is cut short is ignored."""
+        file = self.path / "metrics.jsonl"
+        lines = read_text(file, self.error).splitlines()
+        records: list[dict[str, Any]] = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError(f"expected an object, found {shown(record)}")
+            except (ValueError, RecursionError) as error:
+                if number == len(lines):
+                    break  # the line a running or killed process was writing
+                raise self.error(f"{file}, line {number} is not a JSON record: {error}") from error
+            records.append(record)
+        return records
+
+    def checkpoint(self) -> Path | None:
+        """Give the best checkpoint, the last one without validation; None before the first."""
+        return next((self.path / x for x in ("best", "last") if (self.path / x).is_dir()), None)
+
+    def parameters(self, checkpoint: Path) -> int:
+        """Count trained weights, shared ones once: those with a first moment in the optimizer.
+
+        The model's own file would count constant tables too (positions of a filter, say).
+        """
+        moments = checkpoint / "training_state" / "optimizer.safetensors"
+        sizes = self._tensor_sizes(moments)
+        trained = {name: size for name, size in sizes.items() if name.endswith("exp_avg")}
+        return sum((trained or self._tensor_sizes(checkpoint / "model.safetensors")).values())
+
+    def _tensor_sizes(self, path: Path) -> dict[str, int]:
+        """Read a safetensors header (8 bytes of length, then JSON): values by tensor."""
+        if not path.is_file():
+            return {}
+        with parsing(path, self.error), path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+            return {
+                name: math.prod(entry["shape"])
+                for name, entry in header.items()
+                if name != "__metadata__"
+            }
 
 
 def check_run(config: TrainConfig, resolved: str) -> list[str]:
@@ -135,7 +206,7 @@ def changed_settings(before: str, after: str) -> dict[str, str]:
     Returns
     -------
     dict
-        As :func:`megabase.training.provenance.differences`.
+        As :func:`differences`.
     """
     old, new = (parse_yaml(text, "config.yaml", RunError) or {} for text in (before, after))
     with parsing("config.yaml", RunError, "expected the settings of a run"):
@@ -302,3 +373,113 @@ def started_run(
         if fabric.broadcast(failure is not None):
             raise failure or RunError(f"the first process cannot begin the run in {run}")
         yield run
+
+
+def environment() -> dict[str, Any]:
+    """Collect versions, machine facts, devices and, in a git checkout, the commit.
+
+    Returns
+    -------
+    dict
+        Plain values, ready for JSON. Nothing personal: no user, no environment variables.
+    """
+    import torch
+
+    return {
+        "megabase": __version__,
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "git": _git(Path(__file__).parent),
+        "command": [_program(Path(sys.argv[0])), *sys.argv[1:]],
+    }
+
+
+def _program(path: Path) -> str:
+    """Name the program; where it lies is a fact of the machine, not of the run."""
+    return "megabase" if path.stem == "__main__" else path.name
+
+
+def record_environment(path: Path, resumed: bool) -> None:
+    """Write ``environment.json``; a resumed run adds its environment to the list ``resumed``."""
+    if resumed and path.exists():
+        first = json.loads(path.read_text())
+        first.setdefault("resumed", []).append(environment())
+        write_json(path, first)
+    else:
+        write_json(path, environment())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    """Give commit and whether files differ from it; None outside a checkout of the project."""
+
+    def ask(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True, text=True, check=True, timeout=10,
+        ).stdout.strip()  # fmt: skip
+
+    try:
+        # An installed package may lie inside another project's checkout: that commit is not ours.
+        if not (Path(ask("rev-parse", "--show-toplevel")) / "src" / "megabase").is_dir():
+            return None
+        return {
+            "commit": ask("rev-parse", "HEAD"),
+            "changed": bool(ask("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Compare two records of settings, inputs or checksums.
+
+    Returns
+    -------
+    dict
+        Dotted name of each value that differs -> "name: old then, new now", checksums shortened.
+    """
+    old, new = _flat(before), _flat(now)
+    return {
+        name: f"{name}: {_short(old.get(name))} then, {_short(new.get(name))} now"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    }
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    if isinstance(value, str) and _SHA256.fullmatch(value):
+        return f"sha256 {value[:12]}"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -1,0 +1,251 @@
+"""Language-model objectives on windows of DNA: next-base prediction and masked bases."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from megabase.data.augment import codes_to_ids, is_base, reverse_complement_codes
+from megabase.data.hashing import FIRST, GOLDEN, SECOND
+from megabase.data.vocabulary import MASK_ID, N_ID, PAD_ID, SEP_ID, VOCABULARY_SIZE
+from megabase.errors import InputError
+from megabase.genome import alphabet
+from megabase.objectives.base import Batch, Output, code_weights, score_targets
+
+
+def _oriented_codes(batch: Batch) -> Tensor:
+    """Give ``codes`` with the rows marked in ``reverse`` turned to their reverse complement."""
+    return reverse_complement_codes(batch["codes"], batch["reverse"])
+
+
+class CausalLM:
+    """Cross entropy of each base given the bases before it.
+
+    A window of ``length + 1`` bases gives ``length`` positions: all but the last base go in, all
+    but the first are targets. By default there are no special tokens, and N and padding are read
+    but are no targets. :meth:`published` gives the way of the HyenaDNA repository.
+
+    Parameters
+    ----------
+    soft_mask_weight
+        Loss weight of targets in lower case (repeats); 1 treats them as any other, 0 leaves them
+        out.
+    include_n
+        Count N as a target like a base.
+    include_padding
+        Count padding as a target like a base.
+    n_as_padding
+        Read N as the padding token, and treat it as padding among the targets.
+    special_tokens
+        "none", or "published": the separator replaces the last base, so the last target is the
+        separator, as if one ended every window. In a row with padding on the left no base is lost:
+        the padding becomes one shorter.
+
+    Raises
+    ------
+    InputError
+        For an unknown option or a negative weight.
+    """
+
+    extra_bases = 1
+
+    def __init__(
+        self,
+        *,
+        soft_mask_weight: float = 1.0,
+        include_n: bool = False,
+        include_padding: bool = False,
+        n_as_padding: bool = False,
+        special_tokens: Literal["none", "published"] = "none",
+    ) -> None:
+        if special_tokens not in ("none", "published"):
+            raise InputError(
+                f'special_tokens must be "none" or "published", found {special_tokens!r}'
+            )
+        if soft_mask_weight < 0:
+            raise InputError(f"soft_mask_weight must not be negative, found {soft_mask_weight}")
+        self.soft_mask_weight = soft_mask_weight
+        self.include_n = include_n
+        self.include_padding = include_padding
+        self.n_as_padding = n_as_padding
+        self.special_tokens = special_tokens
+
+    @classmethod
+    def published(cls) -> CausalLM:
+        """Give the published objective: a separator at the end, every target counted alike."""
+        return cls(include_n=True, include_padding=True, special_tokens="published")
+
+    def _weights(self, codes: Tensor) -> Tensor:
+        padding = float(self.include_padding)
+        return code_weights(
+            codes,
+            soft_mask_weight=self.soft_mask_weight,
+            n_weight=padding if self.n_as_padding else float(self.include_n),
+            padding_weight=padding,
+        )
+
+    def _ids(self, codes: Tensor) -> Tensor:
+        ids = codes_to_ids(codes)
+        return torch.where(ids == N_ID, PAD_ID, ids) if self.n_as_padding else ids
+
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn a batch into inputs, targets and weights.
+
+        Parameters
+        ----------
+        batch
+            ``codes`` uint8 (n, length + 1) and ``reverse`` bool (n,).
+
+        Returns
+        -------
+        input_ids, targets, weights : torch.Tensor
+            int64, int64 and float32, (n, length).
+        """
+        codes = _oriented_codes(batch)
+        if self.special_tokens == "none":
+            ids = self._ids(codes)
+            return ids[:, :-1], ids[:, 1:], self._weights(codes[:, 1:])
+        padded = (codes[:, :1] & alphabet.BASE_BITS) == alphabet.PAD
+        codes = torch.where(padded, codes[:, 1:], codes[:, :-1])
+        ids, weights = self._ids(codes), self._weights(codes[:, 1:])
+        separator = torch.full_like(ids[:, :1], SEP_ID)
+        one = torch.ones(ids.shape[0], 1, dtype=weights.dtype, device=weights.device)
+        return ids, torch.cat((ids[:, 1:], separator), 1), torch.cat((weights, one), 1)
+
+    def __call__(self, model: Any, batch: Batch) -> Output:
+        """Compare the logits (n, length, vocabulary) of a model with the next tokens."""
+        input_ids, targets, weights = self.prepare(batch)
+        return score_targets(model(input_ids=input_ids).logits, targets, weights)
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >= 1 << 63 else word
+
+
+# The mixer of megabase.data.hashing, on tensors: torch has no unsigned 64-bit arithmetic, but
+# signed products wrap to the same bits, and a shift becomes a logical one under a mask.
+_GOLDEN, _FIRST, _SECOND = map(_signed, (GOLDEN, FIRST, SECOND))
+
+
+def _shift_right(z: Tensor, by: int) -> Tensor:
+    return (z >> by) & ((1 << (64 - by)) - 1)
+
+
+def _position_bits(seeds: Tensor, length: int) -> Tensor:
+    """Give 64 random bits to each position of each row, as int64 (n, length)."""
+    counter = torch.arange(1, length + 1, device=seeds.device, dtype=torch.int64)
+    z = seeds[:, None] + counter * _GOLDEN
+    z = (z ^ _shift_right(z, 30)) * _FIRST
+    z = (z ^ _shift_right(z, 27)) * _SECOND
+    return z ^ _shift_right(z, 31)
+
+
+class MaskedLM:
+    """Cross entropy of hidden bases, given everything around them.
+
+    Which positions are hidden is a hash of the sequence's own ``mask_seed`` and the position:
+    the same for any number of processes and after a resume, different for each sequence number.
+
+    Parameters
+    ----------
+    probability
+        Share of positions to pick as targets.
+    masked, replaced
+        Shares of the picked positions that become the mask token, and a random token; the rest
+        stays as it is.
+    soft_mask_weight
+        Loss weight of targets in lower case.
+    replacements
+        "bases": random tokens are A, C, G or T, and only bases are picked. "published": random
+        tokens are any id of the vocabulary, special ones included, and N and padding are picked
+        (and hidden) too, but are no targets (Caduceus repository).
+    n_as_padding
+        Read N as the padding token, as the Caduceus repository always does.
+
+    Raises
+    ------
+    InputError
+        For an unknown option, or a share outside its range.
+    """
+
+    extra_bases = 0
+
+    def __init__(
+        self,
+        *,
+        probability: float = 0.15,
+        masked: float = 0.8,
+        replaced: float = 0.1,
+        soft_mask_weight: float = 1.0,
+        replacements: Literal["bases", "published"] = "bases",
+        n_as_padding: bool = False,
+    ) -> None:
+        if not 0 < probability <= 1:
+            raise InputError(f"probability must lie in (0, 1], found {probability}")
+        if masked < 0 or replaced < 0 or masked + replaced > 1 + 1e-9:
+            raise InputError(
+                "masked and replaced are shares of the picked positions: neither may be negative, "
+                f"nor their sum above 1; found {masked} and {replaced}"
+            )
+        if soft_mask_weight < 0:
+            raise InputError(f"soft_mask_weight must not be negative, found {soft_mask_weight}")
+        if replacements not in ("bases", "published"):
+            raise InputError(f'replacements must be "bases" or "published", found {replacements!r}')
+        self.probability = probability
+        self.masked = masked
+        self.replaced = replaced
+        self.soft_mask_weight = soft_mask_weight
+        self.replacements = replacements
+        self.n_as_padding = n_as_padding
+
+    @classmethod
+    def published(cls) -> MaskedLM:
+        """Give the masking of the Caduceus repository."""
+        return cls(replacements="published", n_as_padding=True)
+
+    def _mask(self, ids: Tensor, eligible: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        """Hide some positions; give the ids, and which were picked as targets."""
+        bits = _position_bits(seeds, ids.shape[1])
+        # Three numbers from one hash: 24 bits, 24 bits and 16 bits.
+        chance = _shift_right(bits, 40).float() * 2.0**-24
+        action = (_shift_right(bits, 16) & 0xFFFFFF).float() * 2.0**-24
+        below = VOCABULARY_SIZE if self.replacements == "published" else 4
+        random = ((bits & 0xFFFF) * below) >> 16
+        if self.replacements == "bases":
+            random = random + alphabet.BASE_TOKEN_IDS[0]
+        masked, replaced = action < self.masked, action < self.masked + self.replaced
+        picked = eligible & (chance < self.probability)
+        hidden = torch.where(picked & masked, MASK_ID, ids)
+        return torch.where(picked & ~masked & replaced, random, hidden), picked
+
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn a batch into inputs, targets and weights.
+
+        Parameters
+        ----------
+        batch
+            ``codes`` uint8 (n, length), ``reverse`` bool (n,), ``mask_seed`` int64 (n,).
+
+        Returns
+        -------
+        input_ids, targets, weights : torch.Tensor
+            int64, int64 and float32, (n, length): hidden positions are masked or replaced, targets
+            are the tokens that were there, and weights are 0 where no base was hidden.
+        """
+        codes = _oriented_codes(batch)
+        ids, bases = codes_to_ids(codes), is_base(codes)
+        if self.n_as_padding:
+            ids = torch.where(ids == N_ID, PAD_ID, ids)
+        eligible = torch.ones_like(bases) if self.replacements == "published" else bases
+        hidden, picked = self._mask(ids, eligible, batch["mask_seed"])
+        weights = code_weights(
+            codes, soft_mask_weight=self.soft_mask_weight, n_weight=0.0, padding_weight=0.0
+        )
+        return hidden, ids, torch.where(picked, weights, 0.0)
+
+    def __call__(self, model: Any, batch: Batch) -> Output:
+        """Compare the logits (n, length, vocabulary) of a model with what was hidden."""
+        input_ids, targets, weights = self.prepare(batch)
+        return score_targets(model(input_ids=input_ids).logits, targets, weights)

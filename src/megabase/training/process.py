@@ -1,0 +1,160 @@
+"""The process that trains: its devices, its allocator, and the signals that stop it.
+
+Torch and Lightning Fabric are imported when devices are set up, so a command can catch signals
+before either is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Self
+
+from megabase.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from megabase.settings import DeviceConfig
+
+_PRECISION = {"fp32": "32-true", "bf16-mixed": "bf16-mixed"}
+"""Fabric's names; half precision without a mixed copy of the weights does not train stably."""
+
+# mallopt's numbers, from glibc's malloc.h.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_MALLOPT = ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 16 << 20))
+"""32 MB is the largest mapping threshold that every version of glibc takes; -1 is read as the
+largest size, so the heap is never trimmed; growing it by 16 MB keeps system calls rare."""
+
+
+def build_fabric(devices: DeviceConfig, precision: str) -> Fabric:
+    """Build Fabric for the devices; the caller launches it.
+
+    Raises
+    ------
+    ConfigError
+        When the machine lacks the requested devices.
+    """
+    import torch
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+    if devices.threads is not None:
+        torch.set_num_threads(devices.threads)
+    # Fabric announces its choices through warnings and info lines; the run's own plan shows them.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    number: Any = devices.devices
+    if number == "auto" and not torch.cuda.is_available():
+        number = 1
+    strategy: Any = devices.strategy
+    if strategy == "ddp":
+        strategy = DDPStrategy(gradient_as_bucket_view=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return Fabric(
+                accelerator=devices.accelerator,
+                devices=number,
+                num_nodes=devices.nodes,
+                strategy=strategy,
+                precision=_PRECISION[precision],  # pyright: ignore[reportArgumentType]
+            )
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"devices cannot be set up (accelerator {devices.accelerator}, devices "
+            f"{devices.devices}, strategy {devices.strategy}): {reason}"
+        ) from error
+
+
+def planned_world(fabric: Fabric, devices: DeviceConfig) -> int:
+    """Give the number of processes that a launch will make, without launching."""
+    return max(fabric.world_size, int(getattr(fabric.strategy, "num_processes", 1)) * devices.nodes)
+
+
+def keep_freed_memory() -> bool:
+    """Make glibc's allocator keep freed blocks; call it once, before the first large tensor.
+
+    A training step frees and requests the same activations again. By default glibc returns every
+    large block to the system, which maps and clears its pages anew each time: as expensive as the
+    arithmetic. Blocks of 32 MB and more are still mapped on their own: clearing their pages costs a
+    few percent, and on the heap they would leave gaps that smaller blocks fill, so that a step
+    needs twice the memory.
+
+    Returns
+    -------
+    bool
+        Whether the settings are in force: False where the C library is not glibc, or the user has
+        configured the allocator through ``GLIBC_TUNABLES``, which wins.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
+    taken = [mallopt(name, value) == 1 for name, value in _MALLOPT]
+    return all(taken)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM was received; whatever cleans up after Ctrl-C cleans up after it too.
+
+    Notes added to it (``add_note``), as to any ``KeyboardInterrupt``, are shown to the user: they
+    explain how to resume.
+    """
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Raise :class:`Terminated` on SIGTERM; outside the main thread do nothing."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class StopSignal:
+    """Context that turns SIGTERM and SIGINT into a flag.
+
+    The loop looks at :attr:`received` after each step, saves and ends. A second SIGINT interrupts
+    at once. Outside the main thread, where signals cannot be caught, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
