@@ -36,7 +36,7 @@ from megabase.models import load_model
 from megabase.models.adapt.prompt_files import prompt_bytes, save_prompt
 from megabase.models.adapt.prompt_spec import PromptSpec, label_letters
 from megabase.models.adapt.prompting import PromptedModel
-from megabase.report.prompt_plot import save_prompt_lengths
+from megabase.report.plots import save_prompt_lengths
 from megabase.training.run_folder import environment
 
 _CHECKED = 48

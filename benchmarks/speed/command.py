@@ -137,7 +137,7 @@ def _runtime(name: str, args: Namespace, console: Console) -> None:
     config = RuntimeConfig(**{**values, "models": tuple(values["models"])})
     folder = Path(args.output)
     if not args.no_plot:
-        from megabase.report.plots import require_matplotlib
+        from megabase.report.style import require_matplotlib
 
         require_matplotlib()
     path = prepare_output(folder, args.overwrite)

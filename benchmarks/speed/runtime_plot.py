@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megabase.genome.files import write_whole
-from megabase.report.plots import require_matplotlib
-from megabase.report.theme import LIGHT, Size, Theme, settings
+from megabase.report.style import LIGHT, Size, Theme, require_matplotlib, settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -43,7 +43,7 @@ MODULES = ("torch", "transformers", "polars", "pysam", "pybigtools", "safetensor
            "jsonargparse", "megabase.models.auto", "megabase.models.checkpoints.convert",
            "megabase.models.describe", "megabase.models.adapt.prompt_files",
            "megabase.models.adapt.lora",
-           "megabase.report.genome_features", "megabase.report.run_record",
+           "megabase.report.genome_tracks", "megabase.report.run_record",
            "megabase.data.labelled_files", "megabase.evaluate.run_data", "megabase.cli.pretrain",
            "megabase.inference.saturation", "megabase.data.sources",
            "megabase.cli.genome_report")  # fmt: skip

@@ -81,7 +81,7 @@ def of(path: Path) -> Any:
 
 def bed(path: Path) -> None:
     from megabase.genome.tables import read_bed
-    from megabase.report.genome_features import bed_track
+    from megabase.report.genome_tracks import bed_track
 
     read_bed(path)
     bed_track(path, of(path), places(), "x")
@@ -89,7 +89,7 @@ def bed(path: Path) -> None:
 
 def gff(path: Path) -> None:
     from megabase.genome.tables import read_gff
-    from megabase.report.genome_features import genes_track
+    from megabase.report.genome_tracks import genes_track
 
     read_gff(path, attributes=("ID", "gene_id"))
     genes_track(path, of(path), places())
@@ -208,7 +208,7 @@ def evaluation(path: Path) -> None:
 
 
 def bedgraph(path: Path) -> None:
-    from megabase.report.genome_features import bedgraph_track
+    from megabase.report.genome_tracks import bedgraph_track
 
     bedgraph_track(path, of(path), places(), "x")
 

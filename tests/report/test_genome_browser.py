@@ -20,17 +20,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megabase.report.genome_page import GenomePage, build_genome_page
-from megabase.report.genome_parts import (
+from megabase.report.genome_page import (
     Column,
     Feature,
     FeatureTrack,
+    GenomePage,
     Logo,
+    Region,
     Segment,
     SignalTrack,
-    Stretch,
     TableRow,
     VariantTable,
+    build_genome_page,
 )
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
@@ -162,7 +163,7 @@ def _write_page(folder: Path) -> Path:
                Column("id", minor=True), Column("LLR", "number", digits=1))  # fmt: skip
     page = GenomePage(
         title="chr1:50,001-54,000 of toy", lead="A page for a test.", genome="toy",
-        stretches=[Stretch("chr1", start, letters, 90_000)], locus="chr1:50,001-54,000",
+        regions=[Region("chr1", start, letters, 90_000)], locus="chr1:50,001-54,000",
         tracks=[
             FeatureTrack("genes", (Feature("chr1", 50_100, 52_000, "ABC1", "+"),)),
             FeatureTrack("variants", tuple(features)),
@@ -231,7 +232,7 @@ def _write_odd_page(folder: Path) -> Path:
     ]
     page = GenomePage(
         title="wide", lead="", genome="a genome with a rather long name",
-        stretches=[Stretch("chr20", start, letters, 2_000_000)],
+        regions=[Region("chr20", start, letters, 2_000_000)],
         locus="chr20:1,000,001-1,006,000",
         tracks=[
             FeatureTrack("genes along the way", features),

@@ -14,27 +14,28 @@ import pytest
 
 from megabase.errors import ReportError
 from megabase.genome import GenomeStore, Interval
-from megabase.report.genome_features import bed_track, genes_at, genes_track
-from megabase.report.genome_page import GenomePage, build_genome_page
-from megabase.report.genome_parts import (
+from megabase.report.genome_page import (
     Column,
     Feature,
     FeatureTrack,
+    GenomePage,
     Logo,
+    Region,
     Segment,
     SignalTrack,
-    Stretch,
     TableRow,
     VariantTable,
-    pack,
+    _pack,
+    build_genome_page,
 )
+from megabase.report.genome_tracks import bed_track, genes_at, genes_track
 
 
 def _page(**changes: Any) -> str:
     rng = np.random.default_rng(0)
     settings: dict[str, Any] = {
         "title": "chr1:101-200 </script><b>", "lead": "A & B", "genome": "toy",
-        "stretches": [Stretch("chr1", 100, "ACGTN" * 20, 5000)], "locus": "chr1:101-200",
+        "regions": [Region("chr1", 100, "ACGTN" * 20, 5000)], "locus": "chr1:101-200",
         "tracks": [
             FeatureTrack("genes", (Feature("chr1", 110, 150, "ABC1", "+", ((110, 120),)),)),
             SignalTrack("signal", (Segment("chr1", 100, rng.normal(size=100)),)),
@@ -98,21 +99,21 @@ def test_the_data_are_those_that_were_given() -> None:
 
 def test_packed_numbers_come_back() -> None:
     values = np.array([-3.25, 0.0, np.nan, 7.5, np.inf])
-    record = pack(values)
+    record = _pack(values)
     steps = np.frombuffer(base64.b64decode(record["data"]), dtype="<u2")
     assert steps[[2, 4]].tolist() == [65535, 65535]
     known = record["low"] + steps[[0, 1, 3]] * (record["high"] - record["low"]) / 65534
     np.testing.assert_allclose(known, values[[0, 1, 3]], atol=(7.5 + 3.25) / 65534)
-    assert pack(np.full(3, 2.0))["low"] == 2.0
-    assert pack(np.full(3, np.nan))["low"] == 0.0
+    assert _pack(np.full(3, 2.0))["low"] == 2.0
+    assert _pack(np.full(3, np.nan))["low"] == 0.0
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stretches": []}, "needs some sequence"),
-        ({"stretches": [Stretch("a", 0, "A" * 2_000_001, 3_000_000)]}, "more than 2,000,000"),
-        ({"stretches": [Stretch("a", 0, "ACGT", 9), Stretch("a", 3, "ACGT", 9)]}, "overlap at 4"),
+        ({"regions": []}, "needs some sequence"),
+        ({"regions": [Region("a", 0, "A" * 2_000_001, 3_000_000)]}, "more than 2,000,000"),
+        ({"regions": [Region("a", 0, "ACGT", 9), Region("a", 3, "ACGT", 9)]}, "overlap at 4"),
     ],
 )
 def test_pages_that_cannot_be_made(changes: dict[str, Any], message: str) -> None:

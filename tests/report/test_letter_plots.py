@@ -14,15 +14,20 @@ from drawn import Picture, pictures
 from matplotlib.patches import PathPatch
 
 from megabase.errors import ReportError
-from megabase.report.logo_plot import LETTER_COLOURS, own_heights, save_logo
-from megabase.report.saturation_plot import check_saturation_plot, save_saturation_plot
+from megabase.report.logos import (
+    LETTER_COLORS,
+    check_heat_map,
+    own_heights,
+    save_heat_map,
+    save_logo,
+)
 
 RNG = np.random.default_rng(0)
 
 
 def heat_map(folder: Path, ref: str, scores: Any, first: int, title: str = "here") -> Picture:
     with pictures() as seen:
-        save_saturation_plot(folder / "s.svg", ref, scores, title=title, label="llr", first=first)
+        save_heat_map(folder / "s.svg", ref, scores, title=title, label="llr", first=first)
     return seen[0]
 
 
@@ -36,7 +41,7 @@ def logo(
 
 def letters_of(picture: Picture) -> list[tuple[float, float, str]]:
     """Position, height with its sign, and letter of everything that a logo draws."""
-    names = {colour: letter for letter, colour in LETTER_COLOURS.items()}
+    names = {colour: letter for letter, colour in LETTER_COLORS.items()}
     found: list[tuple[float, float, str]] = []
     for patch in picture.panels[0].axes.patches:
         assert isinstance(patch, PathPatch)
@@ -86,7 +91,7 @@ def test_too_long_a_heat_map_names_the_page(tmp_path: Path) -> None:
     with pytest.raises(
         ReportError, match=r"up to 300 bases, found 301.*megabase report --saturate"
     ):
-        check_saturation_plot(tmp_path / "s.png", 301)
+        check_heat_map(tmp_path / "s.png", 301)
 
 
 @pytest.mark.parametrize(("first", "count"), [(25, 20), (1, 30), (999_990, 12), (7, 1)])

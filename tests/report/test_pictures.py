@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,18 @@ pytest.importorskip("matplotlib")
 
 from drawn import Picture, pictures
 
-from megabase.report import benchmark_plots, plots, prompt_plot
+from megabase.report import benchmark_plots, plots
 from megabase.report.embedding_plot import save_embedding_plot
 from megabase.report.nucleotide_plot import draw_nucleotides
-from megabase.report.theme import LIGHT, NARROW, SIZES, WIDE, Size
+from megabase.report.style import NARROW, SIZES, WIDE, Size, as_svg
 
 RNG = np.random.default_rng(0)
 LONG = "a model with a name that is far too long for any legend or axis of a picture"
 
 
-def drawn_by(draw: Any, *args: Any) -> Picture:
+def drawn_by(draw: Any, *args: Any, size: Size = WIDE) -> Picture:
     with pictures() as seen:
-        draw(*args)
+        as_svg(partial(draw, *args), size=size)
     return seen[0]
 
 
@@ -37,9 +38,9 @@ def test_plots_of_a_run_show_their_points(
     metrics: list[dict[str, Any]], evaluation: dict[str, Any], size: Size
 ) -> None:
     # The steep fall of the first steps is left above the axis on purpose.
-    drawn_by(plots.draw_learning_curve, metrics, LIGHT, size).check(marks=100, outside=40)
-    drawn_by(plots.draw_context_curve, evaluation, LIGHT, size).check(marks=5)
-    drawn_by(plots.draw_floors, evaluation, LIGHT, size).check(marks=20, outside=10)
+    drawn_by(plots.draw_learning_curve, metrics, size=size).check(marks=100, outside=40)
+    drawn_by(plots.draw_context_curve, evaluation, size=size).check(marks=5)
+    drawn_by(plots.draw_baselines, evaluation, size=size).check(marks=20, outside=10)
 
 
 def test_steps_without_a_finite_loss_are_left_out(metrics: list[dict[str, Any]]) -> None:
@@ -47,7 +48,7 @@ def test_steps_without_a_finite_loss_are_left_out(metrics: list[dict[str, Any]])
         {**record, "loss": math.nan} if i % 7 == 3 and "loss" in record else record
         for i, record in enumerate(metrics)
     ]
-    drawn_by(plots.draw_learning_curve, spoiled, LIGHT, WIDE).check(marks=80, outside=40)
+    drawn_by(plots.draw_learning_curve, spoiled, size=WIDE).check(marks=80, outside=40)
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=lambda size: size.name)
@@ -59,10 +60,10 @@ def test_bars_of_any_sign_and_name(size: Size) -> None:
         [bar("$a$ and $b$", 0.5), bar("_x", 0.6)],
         [bar("one", math.nan)],
     ):
-        picture = drawn_by(benchmark_plots.draw_bars, lines, LIGHT, size)
+        picture = drawn_by(benchmark_plots.draw_bars, lines, size=size)
         picture.check(marks=2 * len(lines))
     assert "no model has a result" in picture.texts
-    names = drawn_by(benchmark_plots.draw_bars, [bar("$a$ and $b$", 0.5)], LIGHT, size).texts
+    names = drawn_by(benchmark_plots.draw_bars, [bar("$a$ and $b$", 0.5)], size=size).texts
     assert "$a$ and $b$" in names
 
 
@@ -71,16 +72,16 @@ def test_legends_keep_every_name_inside(size: Size) -> None:
     truth = RNG.integers(0, 2, 40)
     scores = RNG.normal(size=40) + truth
     series = [(name, scores, truth) for name in ("_hidden", LONG, "$kmer$")]
-    picture = drawn_by(benchmark_plots.draw_curves, series, LIGHT, size)
+    picture = drawn_by(benchmark_plots.draw_curves, series, size=size)
     picture.check(marks=60)
     assert {" _hidden", "$kmer$"} <= set(picture.texts)
     for classes in (2, 200):
         cloud = {"points": RNG.normal(size=(400, 2)).tolist(),
                  "labels": (np.arange(400) % classes).tolist(),
                  "classes": [f"_class {i} {LONG}" for i in range(classes)]}  # fmt: skip
-        drawn_by(benchmark_plots.draw_points, cloud, LIGHT, size).check(marks=400)
+        drawn_by(benchmark_plots.draw_points, cloud, size=size).check(marks=400)
     prompts = {"_head": [(0, 0.7), (8, 0.75), (128, 0.8)]}
-    picture = drawn_by(prompt_plot.draw_prompt_lengths, prompts, "accuracy", None, LIGHT, size)
+    picture = drawn_by(plots.draw_prompt_lengths, prompts, "accuracy", None, size=size)
     picture.check(marks=3)
     assert " _head" in picture.texts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,23 @@ import pytest
 
 from megabase.errors import MissingDependencyError
 from megabase.report.plots import (
-    best_floor,
+    best_baseline,
+    draw_baselines,
     draw_context_curve,
-    draw_floors,
     draw_learning_curve,
-    require_matplotlib,
     save_plots,
 )
-from megabase.report.theme import DARK, LIGHT, SIZES, THEMES, WIDE, Size, Theme
+from megabase.report.style import (
+    DARK,
+    LIGHT,
+    SIZES,
+    THEMES,
+    WIDE,
+    Size,
+    Theme,
+    as_svg,
+    require_matplotlib,
+)
 
 Record = dict[str, Any]
 
@@ -36,9 +46,9 @@ def test_every_plot_is_drawn_for_every_page(
     metrics: list[Record], evaluation: Record, theme: Theme, size: Size
 ) -> None:
     for svg in (
-        draw_learning_curve(metrics, theme, size),
-        draw_context_curve(evaluation, theme, size),
-        draw_floors(evaluation, theme, size),
+        as_svg(partial(draw_learning_curve, metrics), theme, size),
+        as_svg(partial(draw_context_curve, evaluation), theme, size),
+        as_svg(partial(draw_baselines, evaluation), theme, size),
     ):
         root = ET.fromstring(svg)
         assert root.get("viewBox") == f"0 0 {size.width} {size.height}"
@@ -48,44 +58,44 @@ def test_every_plot_is_drawn_for_every_page(
 
 
 def test_learning_curve_names_axes_lines_and_stages(metrics: list[Record]) -> None:
-    shown = words(draw_learning_curve(metrics))
+    shown = words(as_svg(partial(draw_learning_curve, metrics)))
     for text in ("tokens seen", "perplexity", "training", "validation", "64", "256", "1,024"):
         assert text in shown
 
 
 def test_learning_curve_without_validation_or_with_one_step(metrics: list[Record]) -> None:
     train = [record for record in metrics if record["kind"] == "train"]
-    assert "validation" not in words(draw_learning_curve(train))
-    assert "training" in words(draw_learning_curve(train[:1]))
+    assert "validation" not in words(as_svg(partial(draw_learning_curve, train)))
+    assert "training" in words(as_svg(partial(draw_learning_curve, train[:1])))
 
 
-def test_context_curve_names_context_and_best_floor(evaluation: Record) -> None:
-    shown = words(draw_context_curve(evaluation))
+def test_context_curve_names_context_and_best_baseline(evaluation: Record) -> None:
+    shown = words(as_svg(partial(draw_context_curve, evaluation)))
     for text in ("context before the base (bases)", "model 3.322", "Markov order 12,", "512"):
         assert text in shown
 
 
 def test_floors_show_both_rates_and_the_model(evaluation: Record) -> None:
-    shown = words(draw_floors(evaluation))
+    shown = words(as_svg(partial(draw_baselines, evaluation)))
     for text in ("Markov, fixed rate", "Markov, fitted rates", "model 3.337", "uniform 4"):
         assert text in shown
 
 
 def test_best_floor_is_that_of_the_targets_asked_for(evaluation: Record) -> None:
-    found = best_floor(evaluation)
+    found = best_baseline(evaluation)
     assert found is not None
     assert found["name"] == "Markov order 12, fitted"
     evaluation["floors"][3]["context_measure"]["nats_acgt"] = 0.5
-    found = best_floor(evaluation, "context_measure")
+    found = best_baseline(evaluation, "context_measure")
     assert found is not None
     assert found["name"] == "Markov order 2"
-    assert best_floor({"floors": []}) is None
+    assert best_baseline({"floors": []}) is None
 
 
 def test_labels_never_overlap(evaluation: Record) -> None:
     for name in range(1, len(evaluation["floors"])):
         evaluation["floors"][name]["measure"]["perplexity_acgt"] = 3.3371
-    svg = draw_floors(evaluation)
+    svg = as_svg(partial(draw_baselines, evaluation))
     chosen = re.findall(r"translate\(([\d.]+) ([\d.]+)\)[^>]*>(?:Markov|model|uniform)", svg)
     if not chosen:
         chosen = re.findall(
@@ -97,7 +107,9 @@ def test_labels_never_overlap(evaluation: Record) -> None:
 
 
 def test_the_same_records_give_the_same_bytes(evaluation: Record) -> None:
-    assert draw_floors(evaluation) == draw_floors(evaluation)
+    assert as_svg(partial(draw_baselines, evaluation)) == as_svg(
+        partial(draw_baselines, evaluation)
+    )
 
 
 def test_files_are_written_whole_on_white(evaluation: Record, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from megabase.cli.main import main
 from megabase.errors import InputError, ReportError
 from megabase.genome import GenomeStore
 from megabase.genome.interval import Interval
-from megabase.report.genome_features import TRACK_ENDINGS, bedgraph_track, track_kind
+from megabase.report.genome_tracks import TRACK_ENDINGS, bedgraph_track, track_kind
 
 
 @pytest.fixture

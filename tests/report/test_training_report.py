@@ -13,10 +13,11 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from megabase.errors import OutputError, ReportError
-from megabase.report import training_report
-from megabase.report.page import document, figure, write_page
+from megabase.genome.files import write_whole
+from megabase.report import run_page
+from megabase.report.page import document, figure
+from megabase.report.run_page import build_run_page, write_run_page
 from megabase.report.run_record import read_evaluation, read_run
-from megabase.report.training_report import build_training_report, write_training_report
 
 Record = dict[str, Any]
 
@@ -24,12 +25,12 @@ Record = dict[str, Any]
 @pytest.fixture
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the drawing out where only the words matter: it takes most of the time."""
-    for name in ("draw_learning_curve", "draw_context_curve", "draw_floors"):
-        monkeypatch.setattr(training_report, name, lambda *_: '<svg xmlns="x"/>')
+    for name in ("draw_learning_curve", "draw_context_curve", "draw_baselines"):
+        monkeypatch.setattr(run_page, name, lambda *_: None)
 
 
 def page_of(run: Path, evaluation: Record | None) -> str:
-    return build_training_report(read_run(run), evaluation)
+    return build_run_page(read_run(run), evaluation)
 
 
 def text_of(page: str) -> str:
@@ -175,13 +176,13 @@ def test_names_cannot_break_the_page(run_folder: Path, evaluation: Record) -> No
 
 @pytest.mark.usefixtures("no_drawing")
 def test_files_are_found_written_and_never_overwritten_unasked(run_folder: Path) -> None:
-    page = write_training_report(run_folder)
+    page = write_run_page(run_folder)
     assert page == run_folder / "report.html"
     assert "4,999,988" in page.read_text()
     with pytest.raises(OutputError, match=r"report\.html exists"):
-        write_training_report(run_folder)
+        write_run_page(run_folder)
     page.write_text("old")
-    write_training_report(run_folder, overwrite=True)
+    write_run_page(run_folder, overwrite=True)
     assert page.read_text().startswith("<!doctype html>")
     assert not list(run_folder.glob(".*"))
 
@@ -241,11 +242,11 @@ def test_what_is_no_evaluation_is_refused(tmp_path: Path) -> None:
 
 def test_page_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
-        write_page(tmp_path / "none" / "x.html", "text", overwrite=False)
+        write_whole(tmp_path / "none" / "x.html", "text", False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_alternative_text_is_escaped() -> None:
-    page = document("t", [figure(lambda theme, size: "<svg/>", 'a "quoted" <b>', "c & d")])
+    page = document("t", [figure(lambda figure, theme, size: None, 'a "quoted" <b>', "c & d")])
     assert 'alt="a &quot;quoted&quot; &lt;b&gt;"' in page
     assert "c &amp; d" in page

@@ -73,7 +73,7 @@ def run(args: Namespace) -> int:
     if args.logo is not None:
         if not str(args.output).lower().endswith(".parquet"):
             raise OutputError("for a logo write .parquet, which has the numbers by letter")
-        from megabase.report.logo_plot import check_logo
+        from megabase.report.logos import check_logo
 
         if args.logo_from < 1:
             raise InputError(f"--logo-from counts from 1, found {args.logo_from}")
@@ -125,7 +125,7 @@ def _logo(args: Namespace, source: SequenceInput, table: Path) -> None:
     import polars as pl
 
     from megabase.genome.alphabet import decode
-    from megabase.report.logo_plot import own_heights, save_logo
+    from megabase.report.logos import own_heights, save_logo
 
     frame = pl.scan_parquet(table)
     if args.logo_of is not None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from megabase.genome.interval import Interval
     from megabase.genome.store import GenomeStore
     from megabase.models.loading import Loaded
-    from megabase.report.genome_parts import FeatureTrack, Logo, SignalTrack, VariantTable
+    from megabase.report.genome_page import FeatureTrack, Logo, SignalTrack, VariantTable
 
 __all__ = ["write_genome_page"]
 
@@ -46,8 +46,8 @@ def write_genome_page(args: Namespace) -> Path:
         For input, a model or an output that cannot be used.
     """
     from megabase.data.sources import genome_store
+    from megabase.genome.files import write_whole
     from megabase.models.loading import load
-    from megabase.report.page import write_page
 
     if args.genome is None:
         raise ConfigError("--genome is missing: a page of a region or of variants needs a genome")
@@ -58,7 +58,7 @@ def write_genome_page(args: Namespace) -> Path:
         places = _places(args, store, variants)
         shown = _Shown(store, places, [], [], [], [])
         model = None if args.no_model else load(args.run, head="language", device=args.device)
-        write_page(target, _compose(args, shown, variants, model), overwrite=args.overwrite)
+        write_whole(target, _compose(args, shown, variants, model), args.overwrite)
     return target
 
 
@@ -128,9 +128,8 @@ def _compose(args: Namespace, shown: _Shown, variants: Any, model: Loaded | None
     from megabase.evaluate.provenance import file_digest
     from megabase.genome.alphabet import decode
     from megabase.genome.interval import Interval
-    from megabase.report.genome_features import genes_track, track_kind
-    from megabase.report.genome_page import GenomePage, build_genome_page
-    from megabase.report.genome_parts import Stretch
+    from megabase.report.genome_page import GenomePage, Region, build_genome_page
+    from megabase.report.genome_tracks import genes_track, track_kind
 
     store, places = shown.store, shown.places
     total = sum(place.length for place in places)
@@ -159,7 +158,7 @@ def _compose(args: Namespace, shown: _Shown, variants: Any, model: Loaded | None
     shown.tracks += more
     shown.facts += facts
     stretches = [
-        Stretch(
+        Region(
             place.contig,
             place.start,
             decode(store.fetch(Interval(place.contig, place.start, place.end))),
@@ -176,7 +175,7 @@ def _compose(args: Namespace, shown: _Shown, variants: Any, model: Loaded | None
             title=f"{where} of {store.name}",
             lead=_lead(model, variants),
             genome=store.name,
-            stretches=stretches,
+            regions=stretches,
             locus=str(Interval(first.contig, first.start, first.end)),
             tracks=shown.tracks,
             logos=shown.logos,
@@ -192,7 +191,7 @@ def _more_tracks(
 ) -> tuple[list[FeatureTrack | SignalTrack], list[tuple[str, str]]]:
     """Read the files of ``--track``; give the tracks, and what the page says of the files."""
     from megabase.evaluate.provenance import file_digest
-    from megabase.report.genome_features import (
+    from megabase.report.genome_tracks import (
         bed_track,
         bedgraph_track,
         genes_track,
@@ -236,8 +235,8 @@ def _lead(model: Loaded | None, variants: Any) -> str:
 def _variant_parts(shown: _Shown, variants: Any, genes: FeatureTrack | None) -> VariantTable:
     """Add the track of variants and give their table."""
     from megabase.genome.interval import one_based
-    from megabase.report.genome_features import genes_at
-    from megabase.report.genome_parts import Column, Feature, FeatureTrack, TableRow, VariantTable
+    from megabase.report.genome_page import Column, Feature, FeatureTrack, TableRow, VariantTable
+    from megabase.report.genome_tracks import genes_at
 
     # Columns after the first ten are scores; of what every VCF may hold, what this one does.
     keys = variants.columns[10:]
@@ -281,7 +280,7 @@ def _model_parts(args: Namespace, shown: _Shown, variants: Any, model: Loaded) -
     import numpy as np
 
     from megabase.evaluate.landscape import base_probabilities, log_likelihood
-    from megabase.report.genome_parts import Logo, Segment, SignalTrack
+    from megabase.report.genome_page import Logo, Segment, SignalTrack
 
     seen: list[Segment] = []
     for place in shown.places:
@@ -319,7 +318,7 @@ def _saturation_parts(args: Namespace, shown: _Shown, model: Loaded) -> None:
 
     from megabase.genome.alphabet import BASES
     from megabase.inference.saturation import saturate
-    from megabase.report.genome_parts import Logo, Segment, SignalTrack
+    from megabase.report.genome_page import Logo, Segment, SignalTrack
 
     place = shown.store.region(args.saturate)
     if not any(shown_place.contains(place) for shown_place in shown.places):
@@ -362,7 +361,7 @@ def _alternatives(args: Namespace, store: GenomeStore, variants: Any, model: Loa
     from megabase.evaluate.landscape import sequence_probabilities
     from megabase.genome.alphabet import encode
     from megabase.genome.interval import Interval, one_based
-    from megabase.report.genome_parts import Logo
+    from megabase.report.genome_page import Logo
 
     window = args.window or min(1024, model.longest or 1024)
     rows: list[Any] = []
@@ -413,7 +412,7 @@ def _bigwig_track(path: str, name: str, places: list[Interval]) -> SignalTrack:
 
     from megabase.inference.bigwig import check_bigwig
     from megabase.inference.tracks import require_bigwig
-    from megabase.report.genome_parts import Segment, SignalTrack
+    from megabase.report.genome_page import Segment, SignalTrack
     from megabase.untrusted import parsing
 
     require_bigwig("reading bigWig")

@@ -36,7 +36,7 @@ def check_place(place: str) -> None:
         When matplotlib is missing, or the place cannot be read.
     """
     from megabase.genome.interval import Interval
-    from megabase.report.drawing import require_matplotlib
+    from megabase.report.style import require_matplotlib
 
     require_matplotlib()
     if ":" in place:

@@ -117,7 +117,7 @@ def run(args: Namespace) -> int:
 def _can_draw(console: Console) -> bool:
     """Tell whether the picture beside the table can be drawn; say before the training if not."""
     from megabase.errors import MissingDependencyError
-    from megabase.report.drawing import require_matplotlib
+    from megabase.report.style import require_matplotlib
 
     try:
         require_matplotlib()
@@ -129,7 +129,7 @@ def _can_draw(console: Console) -> bool:
 
 def _draw(results: list[PromptResult], path: Path, console: Console) -> None:
     """Draw the chosen figure against the length."""
-    from megabase.report.prompt_plot import save_prompt_lengths
+    from megabase.report.plots import save_prompt_lengths
 
     figures = [result.test or result.valid for result in results]
     chosen = next((r.monitor for r in results if r.monitor not in ("none", "loss")), None)

@@ -98,10 +98,8 @@ def run(args: Namespace) -> int:
     else:
         why = "for a genome page, and neither --region nor --vcf is given"
         refuse_unused({**for_genome_page, "--info": bool(args.info)}, why)
-        from megabase.report.training_report import write_training_report
+        from megabase.report.run_page import write_run_page
 
-        page = write_training_report(
-            args.run, args.output, args.evaluation, overwrite=args.overwrite
-        )
+        page = write_run_page(args.run, args.output, args.evaluation, overwrite=args.overwrite)
     print(f"wrote {page}")
     return 0

@@ -86,9 +86,9 @@ def run(args: Namespace) -> int:
         if args.bigwig:
             require_bigwig()
         if args.plot:
-            from megabase.report.saturation_plot import check_saturation_plot
+            from megabase.report.logos import check_heat_map
 
-            check_saturation_plot(Path(args.plot), store.region(args.region).length, args.overwrite)
+            check_heat_map(Path(args.plot), store.region(args.region).length, args.overwrite)
         job = SaturationJob(
             args.region,
             store.path,
@@ -113,9 +113,9 @@ def run(args: Namespace) -> int:
         for path in tracks.values():
             print(f"wrote {path}", file=sys.stderr)
         if args.plot:
-            from megabase.report.saturation_plot import save_saturation_plot
+            from megabase.report.logos import save_heat_map
 
-            save_saturation_plot(
+            save_heat_map(
                 Path(args.plot), found.ref, found.scores[names[0]], title=str(found.interval),
                 label=names[0], first=found.interval.start + 1, overwrite=args.overwrite,
             )  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,14 @@ import numpy as np
 from megabase.errors import ReportError
 from megabase.genome.files import write_whole
 from megabase.report import benchmark_plots as plots
-from megabase.report.drawing import require_matplotlib
-from megabase.report.page import document, figure, section, table, write_page
-
-__all__ = ["benchmark_page", "write_benchmark_page"]
+from megabase.report.page import document, figure, section, table
+from megabase.report.style import as_svg, require_matplotlib
 
 Record = Mapping[str, Any]
 Describe = Callable[[str, str], tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]]
 """From (suite, task) to head, rows and notes of its table."""
 _MOST_CLASSES = 12
+"""Classes of a confusion matrix whose counts can still be read in the narrow picture."""
 
 
 def write_benchmark_page(output: Path, describe: Describe | None = None) -> Path:
@@ -49,14 +50,14 @@ def write_benchmark_page(output: Path, describe: Describe | None = None) -> Path
     """
     require_matplotlib()
     path = output / "results.html"
-    write_page(path, benchmark_page(output, describe), overwrite=True)
+    write_whole(path, _page(output, describe))
     series = _series(_lines(output))
     if series:
-        write_whole(output / "lengths.svg", plots.draw_lengths(series))
+        write_whole(output / "lengths.svg", as_svg(partial(plots.draw_lengths, series)))
     return path
 
 
-def benchmark_page(output: Path, describe: Describe | None = None) -> str:
+def _page(output: Path, describe: Describe | None = None) -> str:
     """Give the page as text."""
     lines = _lines(output)
     protocols = ", ".join(dict.fromkeys(str(line["protocol"]) for line in lines))
@@ -91,11 +92,9 @@ def _series(lines: Sequence[Record]) -> Sequence[Record]:
 
 
 def _task_parts(output: Path, lines: Sequence[Record], describe: Describe | None) -> list[str]:
-    from html import escape
-
     parts = [
         figure(
-            lambda theme, size: plots.draw_bars(lines, theme, size),
+            partial(plots.draw_bars, lines),
             "; ".join(f"{line['model']} {line['mean']:.3f}" for line in lines),
             f"{lines[0]['metric']} of every model on the test rows.",
         )
@@ -114,22 +113,20 @@ def _task_parts(output: Path, lines: Sequence[Record], describe: Describe | None
     if two:
         parts.append(
             figure(
-                lambda theme, size: plots.draw_curves(two, theme, size),
+                partial(plots.draw_curves, two),
                 "ROC and precision-recall curves",
                 "ROC and precision-recall curves on the test rows, first run of each model.",
             )
         )
     best = max(known, key=lambda item: item[0]["mean"], default=None)
     if best is not None and best[2].ndim == 1 and 2 <= len(best[3]) <= _MOST_CLASSES:
-        from megabase.report.benchmark_plots import draw_confusion
-
         line, outputs, labels, classes = best
         count = len(classes)
         pairs = labels * count + outputs.argmax(axis=1)
         counts = np.bincount(pairs, minlength=count * count).reshape(count, count)
         parts.append(
             figure(
-                lambda theme, size: draw_confusion(counts, classes, theme, size),
+                partial(plots.draw_confusion, counts, classes),
                 f"Confusion matrix of {line['model']}",
                 f"Confusion matrix of {line['model']}, first run: truth down, answer across.",
             )
@@ -146,7 +143,7 @@ def _by_length(lines: Sequence[Record]) -> list[str]:
     if not series:
         return []
     picture = figure(
-        lambda theme, size: plots.draw_lengths(series, theme, size),
+        partial(plots.draw_lengths, series),
         "; ".join(f"{i['model']} at {i['length']:,}: {i['mean']:.3f}" for i in series),
         "The figure against the length of the sequences; lines across points are the spread.",
     )
@@ -165,7 +162,7 @@ def _outputs(folder: Path) -> tuple[Any, Any, list[str]] | None:
 def _pictures(record: Record) -> list[str]:
     return [
         figure(
-            lambda theme, size, item=item: plots.draw_points(item, theme, size),
+            partial(plots.draw_points, item),
             f"Picture of the embedding of {item['model']}",
             f"Embedding of {item['model']} in two dimensions ({record['method']}), one point a "
             "test sequence, coloured by class.",

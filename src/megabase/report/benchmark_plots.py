@@ -9,44 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from megabase.report.drawing import add_axes, as_svg, padded, shortened, shown_name
-from megabase.report.theme import LIGHT, WIDE, Size, Theme
+from megabase.report.style import LINE_STYLES, Size, Theme, add_axes, padded, shortened, shown_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = [
-    "binary_curves",
-    "draw_bars",
-    "draw_confusion",
-    "draw_curves",
-    "draw_lengths",
-    "draw_points",
-]
 
 Record = Mapping[str, Any]
 _Values = npt.NDArray[np.floating[Any]]
 
 
-def draw_bars(lines: Sequence[Record], theme: Theme = LIGHT, size: Size = WIDE) -> str:
-    """Draw the mean of every model of a task, its spread, and the published figure as a mark.
-
-    Parameters
-    ----------
-    lines
-        Rows of ``summary.parquet`` of one task.
-    theme, size
-        For which page.
-
-    Returns
-    -------
-    str
-        SVG.
-    """
-    return as_svg(lambda figure: _bars(figure, lines, theme, size), theme, size)
-
-
-def _bars(figure: Figure, lines: Sequence[Record], theme: Theme, size: Size) -> None:
+def draw_bars(lines: Sequence[Record], figure: Figure, theme: Theme, size: Size) -> None:
+    """Draw mean and spread of the models of a task (``summary.parquet``), and the published."""
     shown = [line for line in lines if not math.isnan(line["mean"])][::-1]
     widest = max((len(line["model"]) for line in shown), default=1)
     left = min(0.64 * size.text * widest + 16, 0.45 * size.width)
@@ -60,8 +33,8 @@ def _bars(figure: Figure, lines: Sequence[Record], theme: Theme, size: Size) -> 
         )
     )
     for place, line in enumerate(shown):
-        colour = theme.floor if str(line["model"]).startswith("kmer") else theme.model
-        axes.barh(place, line["mean"], height=0.6, color=colour, alpha=0.85)
+        color = theme.floor if str(line["model"]).startswith("kmer") else theme.model
+        axes.barh(place, line["mean"], height=0.6, color=color, alpha=0.85)
         if line["spread"] is not None:
             axes.errorbar(
                 line["mean"], place, xerr=line["spread"], color=theme.ink, capsize=3, linewidth=1.2
@@ -122,32 +95,11 @@ def binary_curves(scores: _Values, labels: npt.NDArray[Any]) -> dict[str, tuple[
 
 def draw_curves(
     series: Sequence[tuple[str, _Values, npt.NDArray[Any]]],
-    theme: Theme = LIGHT,
-    size: Size = WIDE,
-) -> str:
-    """Draw ROC and precision-recall curves of several models on the same rows, side by side.
-
-    Parameters
-    ----------
-    series
-        (model, scores (n,), labels (n,)).
-    theme, size
-        For which page.
-
-    Returns
-    -------
-    str
-        SVG.
-    """
-    return as_svg(lambda figure: _curves(figure, series, theme, size), theme, size)
-
-
-def _curves(
     figure: Figure,
-    series: Sequence[tuple[str, _Values, npt.NDArray[Any]]],
     theme: Theme,
     size: Size,
 ) -> None:
+    """Draw ROC and precision-recall curves of (model, scores (n,), labels (n,)), side by side."""
     side_by_side = size.width > size.height * 1.5
     grid = figure.subplots(1, 2) if side_by_side else figure.subplots(2, 1)
     figure.subplots_adjust(
@@ -158,14 +110,13 @@ def _curves(
         wspace=0.25,
         hspace=0.6,
     )
-    styles = ["-", "--", "-.", ":"]
     names = {"roc": ("false positive rate", "true positive rate"), "pr": ("recall", "precision")}
     for axes, kind in zip(np.ravel(grid), ("roc", "pr"), strict=True):
         for number, (model, scores, labels) in enumerate(series):
             x, y = binary_curves(scores, labels)[kind]
-            colour = theme.floor if model.startswith("kmer") else theme.model
+            color = theme.floor if model.startswith("kmer") else theme.model
             axes.plot(
-                x, y, styles[number % 4], label=shown_name(model), color=colour, linewidth=1.5,
+                x, y, LINE_STYLES[number % 4], label=shown_name(model), color=color, linewidth=1.5,
                 alpha=1.0 - 0.12 * (number % 5),
             )  # fmt: skip
         axes.set_xlim(0, 1)
@@ -177,34 +128,9 @@ def _curves(
 
 
 def draw_confusion(
-    table: npt.NDArray[np.int64], classes: Sequence[str], theme: Theme = LIGHT, size: Size = WIDE
-) -> str:
-    """Draw a confusion matrix: shares of each true class, with the counts written in.
-
-    Parameters
-    ----------
-    table
-        (C, C) counts: true class down, answer across.
-    classes
-        Names.
-    theme, size
-        For which page.
-
-    Returns
-    -------
-    str
-        SVG.
-    """
-    return as_svg(lambda figure: _confusion(figure, table, classes, theme, size), theme, size)
-
-
-def _confusion(
-    figure: Figure,
-    table: npt.NDArray[np.int64],
-    classes: Sequence[str],
-    theme: Theme,
-    size: Size,
+    table: npt.NDArray[np.int64], classes: Sequence[str], figure: Figure, theme: Theme, size: Size
 ) -> None:
+    """Draw a confusion matrix (C, C), truth down, prediction across: shares of each true class."""
     from matplotlib.colors import LinearSegmentedColormap
 
     # Words that all names begin with (a genus) say nothing here.
@@ -224,8 +150,8 @@ def _confusion(
         )
     )
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    colours = LinearSegmentedColormap.from_list("share", [theme.faint, theme.model])
-    axes.imshow(shares, cmap=colours, vmin=0, vmax=1)
+    colors = LinearSegmentedColormap.from_list("share", [theme.faint, theme.model])
+    axes.imshow(shares, cmap=colors, vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(table):
         ink = theme.background if shares[row, column] > 0.5 else theme.ink
         axes.text(column, row, f"{count:,}", ha="center", va="center", color=ink,
@@ -237,38 +163,20 @@ def _confusion(
     axes.set_ylabel("truth")
 
 
-def draw_lengths(lines: Sequence[Record], theme: Theme = LIGHT, size: Size = WIDE) -> str:
-    """Draw the figure of every model against the length of the sequences.
-
-    Parameters
-    ----------
-    lines
-        Rows of ``summary.parquet`` of a series of tasks with a ``length``.
-    theme, size
-        For which page.
-
-    Returns
-    -------
-    str
-        SVG.
-    """
-    return as_svg(lambda figure: _lengths(figure, lines, theme, size), theme, size)
-
-
-def _lengths(figure: Figure, lines: Sequence[Record], theme: Theme, size: Size) -> None:
+def draw_lengths(lines: Sequence[Record], figure: Figure, theme: Theme, size: Size) -> None:
+    """Draw the metric of every model against sequence length (rows of ``summary.parquet``)."""
     from matplotlib.ticker import MaxNLocator
 
     axes = add_axes(figure, size, right=10, y_label=str(lines[0]["metric"]))
-    styles = ["-", "--", "-.", ":"]
     for number, model in enumerate(dict.fromkeys(line["model"] for line in lines)):
         mine = sorted((i for i in lines if i["model"] == model), key=lambda i: i["length"])
-        colour = theme.floor if str(model).startswith("kmer") else theme.model
+        color = theme.floor if str(model).startswith("kmer") else theme.model
         axes.errorbar(
             [line["length"] for line in mine],
             [line["mean"] for line in mine],
             yerr=[line["spread"] or 0.0 for line in mine],
-            fmt=f"o{styles[number % 4]}",
-            color=colour,
+            fmt=f"o{LINE_STYLES[number % 4]}",
+            color=color,
             capsize=3,
             markersize=5,
             label=shown_name(str(model)),
@@ -282,36 +190,19 @@ def _lengths(figure: Figure, lines: Sequence[Record], theme: Theme, size: Size) 
     axes.legend(frameon=False, loc="best", fontsize=size.text - 2)
 
 
-def draw_points(picture: Record, theme: Theme = LIGHT, size: Size = WIDE) -> str:
-    """Draw an embedding in two dimensions, one colour for each class.
-
-    Parameters
-    ----------
-    picture
-        ``points`` (n, 2), ``labels`` (n,) class numbers, ``classes`` names.
-    theme, size
-        For which page.
-
-    Returns
-    -------
-    str
-        SVG.
-    """
-    return as_svg(lambda figure: _points(figure, picture, theme, size), theme, size)
-
-
-def _points(figure: Figure, picture: Record, theme: Theme, size: Size) -> None:
+def draw_points(picture: Record, figure: Figure, theme: Theme, size: Size) -> None:
+    """Draw an embedding: ``points`` (n, 2), ``labels`` (n,) class numbers, ``classes`` names."""
     from matplotlib import colormaps
 
     points, labels = np.array(picture["points"]), np.array(picture["labels"])
     wide = size.width > 500
     axes = figure.add_axes((0.02, 0.03, 0.62, 0.94) if wide else (0.03, 0.38, 0.94, 0.6))
     most = 14 if wide else 10  # names that the legend has room for
-    colours = colormaps["tab10" if len(picture["classes"]) <= 10 else "tab20"]
+    colors = colormaps["tab10" if len(picture["classes"]) <= 10 else "tab20"]
     for number, name in enumerate(picture["classes"]):
         mine = points[labels == number]
         label = shown_name(name, 24 if wide else 16) if number < most else None
-        axes.scatter(mine[:, 0], mine[:, 1], s=9, color=colours(number % colours.N), label=label)
+        axes.scatter(mine[:, 0], mine[:, 1], s=9, color=colors(number % colors.N), label=label)
     rest = len(picture["classes"]) - most
     axes.set_xticks([])
     axes.set_yticks([])

@@ -11,13 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.errors import MissingDependencyError, ReportError
-from megabase.report.drawing import check_picture, save_picture, shortened, shown_name
-from megabase.report.theme import LIGHT, WIDE, settings
-
-__all__ = ["MAPS", "check_embedding_plot", "nearest", "project", "save_embedding_plot"]
+from megabase.report.style import (
+    LIGHT,
+    WIDE,
+    check_picture,
+    save_picture,
+    settings,
+    shortened,
+    shown_name,
+)
 
 MAPS = ("auto", "umap", "tsne", "pca")
-_COLOURS = (
+_COLORS = (
     "#1a56c4", "#d9820b", "#2f9e44", "#c92a2a", "#7048a8", "#0f8b8d", "#b5588e", "#7a6a00",
     "#5a6b7b", "#9c4a1a",
 )  # fmt: skip
@@ -45,7 +50,7 @@ def check_embedding_plot(path: Path, how: str = "auto", overwrite: bool = False)
         raise MissingDependencyError("scikit-learn", "suites", "t-SNE")
 
 
-def project(vectors: Floats, how: str = "auto", seed: int = 0) -> tuple[Floats, str]:
+def _project(vectors: Floats, how: str = "auto", seed: int = 0) -> tuple[Floats, str]:
     """Lay vectors out in the plane.
 
     Parameters
@@ -73,9 +78,9 @@ def project(vectors: Floats, how: str = "auto", seed: int = 0) -> tuple[Floats, 
     """
     if how not in MAPS:
         raise ReportError(f"a map is one of {', '.join(MAPS)}; found {how!r}")
-    centred = np.asarray(vectors, dtype=np.float64) - np.mean(vectors, axis=0)
-    _, scale, axes = np.linalg.svd(centred, full_matrices=False)
-    components = centred @ axes[:2].T
+    centered = np.asarray(vectors, dtype=np.float64) - np.mean(vectors, axis=0)
+    _, scale, axes = np.linalg.svd(centered, full_matrices=False)
+    components = centered @ axes[:2].T
     if components.shape[1] < 2:
         components = np.pad(components, ((0, 0), (0, 2 - components.shape[1])))
     share = float((scale[:2] ** 2).sum() / max((scale**2).sum(), 1e-30))
@@ -103,7 +108,7 @@ def project(vectors: Floats, how: str = "auto", seed: int = 0) -> tuple[Floats, 
     return layout.fit_transform(np.asarray(vectors, dtype=np.float32)), "t-SNE"
 
 
-def nearest(vectors: Floats, block: int = 1024) -> npt.NDArray[np.int64]:
+def _nearest(vectors: Floats, block: int = 1024) -> npt.NDArray[np.int64]:
     """Give the nearest other vector of each by cosine distance, int64 (n,)."""
     unit = np.asarray(vectors, dtype=np.float32)
     unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
@@ -136,11 +141,11 @@ def save_embedding_plot(
     vectors
         float (n, width); more than 5,000 are thinned evenly.
     labels
-        One for each vector, for colours: the nine most frequent and the rest.
+        One for each vector, for colors: the nine most frequent and the rest.
     title
         Plain text.
     how, seed
-        As for :func:`project`.
+        As for :func:`_project`.
     overwrite
         Replace a file that exists.
 
@@ -163,8 +168,8 @@ def save_embedding_plot(
         chosen = np.linspace(0, len(vectors) - 1, _MOST).astype(int)
         labels = None if labels is None else [str(labels[int(i)]) for i in chosen]
         vectors = np.asarray(vectors[chosen])
-    places, name = project(vectors, how, seed)
-    near = nearest(vectors)
+    places, name = _project(vectors, how, seed)
+    near = _nearest(vectors)
     groups = _groups(labels, len(vectors))
     import matplotlib as mpl
     from matplotlib.collections import LineCollection
@@ -178,9 +183,9 @@ def save_embedding_plot(
         axes.add_collection(LineCollection(lines, colors=LIGHT.muted, linewidths=0.4, alpha=0.35))
         size = float(np.clip(4_000 / len(vectors), 6, 40))
         for number, (label, members) in enumerate(groups):
-            colour = LIGHT.muted if label == "other" else _COLOURS[number % len(_COLOURS)]
+            color = LIGHT.muted if label == "other" else _COLORS[number % len(_COLORS)]
             axes.scatter(
-                places[members, 0], places[members, 1], s=size, color=colour, linewidths=0.4,
+                places[members, 0], places[members, 1], s=size, color=color, linewidths=0.4,
                 edgecolors=LIGHT.background, label=f"{shown_name(label, 20)} ({len(members):,})",
             )  # fmt: skip
         figure.suptitle(shortened(title, 470, WIDE.text), x=0.02, ha="left", fontsize=WIDE.text)
@@ -202,7 +207,7 @@ def _groups(labels: Sequence[str] | None, count: int) -> list[tuple[str, npt.NDA
         return [("all", np.arange(count))]
     names, numbers = np.unique(np.asarray(labels, dtype=str), return_counts=True)
     order = names[np.argsort(-numbers, kind="stable")]
-    shown = order if len(order) <= len(_COLOURS) else order[: len(_COLOURS) - 1]
+    shown = order if len(order) <= len(_COLORS) else order[: len(_COLORS) - 1]
     array = np.asarray(labels, dtype=str)
     groups = [(str(name), np.flatnonzero(array == name)) for name in shown]
     rest = np.flatnonzero(~np.isin(array, shown))

@@ -15,18 +15,15 @@ import numpy as np
 from megabase.errors import ReportError
 from megabase.genome.files import write_whole
 from megabase.genome.interval import Interval
-from megabase.report.drawing import position_ticks, require_matplotlib
-from megabase.report.theme import LIGHT, Size, Theme, settings
+from megabase.report.style import LIGHT, Size, Theme, position_ticks, require_matplotlib, settings
 
 if TYPE_CHECKING:
     import polars as pl
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_nucleotides", "read_predictions", "save_nucleotide_plot"]
-
 _SIZE = Size("region", 960, 300, 12.0)
-_COLOURS = ("#1a56c4", "#b4530a", "#2f7d4f", "#8a3ea8", "#8a6d00", "#5c6773")
+_COLORS = ("#1a56c4", "#b4530a", "#2f7d4f", "#8a3ea8", "#8a6d00", "#5c6773")
 _MOST_POINTS = 4000
 _BAR = 0.09
 _PREFIX = "p_"
@@ -110,11 +107,11 @@ def draw_nucleotides(
         figure = Figure(figsize=(size.width / 72, size.height / 72), dpi=72, layout="constrained")
         axes = figure.subplots()
         for number, name in shown:
-            colour = _COLOURS[(number - 1) % len(_COLOURS)]
+            color = _COLORS[(number - 1) % len(_COLORS)]
             values = table[f"{_PREFIX}{name}"].to_numpy()
-            _line(axes, place, values, colour, f"probability of {name}")
+            _line(axes, place, values, color, f"probability of {name}")
             low = -_BAR * (1.4 * number)
-            _bars(axes, place, label == name, low, colour, f"{name}: annotated")
+            _bars(axes, place, label == name, low, color, f"{name}: annotated")
         axes.set_ylim(-_BAR * (1.4 * len(shown) + 0.4), 1.02)
         axes.set_yticks([0, 0.5, 1])
         axes.axhline(0.5, color=theme.faint, linewidth=1, zorder=0)
@@ -129,7 +126,7 @@ def draw_nucleotides(
     return figure
 
 
-def _line(axes: Axes, place: np.ndarray, values: np.ndarray, colour: str, name: str) -> None:
+def _line(axes: Axes, place: np.ndarray, values: np.ndarray, color: str, name: str) -> None:
     """Draw a line that breaks where positions are missing, of means where there are too many."""
     step = -(-len(place) // _MOST_POINTS)
     gaps = np.flatnonzero(np.diff(place) > 1) + 1
@@ -137,17 +134,17 @@ def _line(axes: Axes, place: np.ndarray, values: np.ndarray, colour: str, name: 
         edges = np.arange(0, len(part), step)
         counts = np.diff(np.append(edges, len(part)))
         height = np.add.reduceat(values[part].astype(np.float64), edges) / counts
-        axes.plot(place[part][edges] + 1, height, color=colour, label=name if i == 0 else None)
+        axes.plot(place[part][edges] + 1, height, color=color, label=name if i == 0 else None)
 
 
 def _bars(
-    axes: Axes, place: np.ndarray, there: np.ndarray, low: float, colour: str, name: str
+    axes: Axes, place: np.ndarray, there: np.ndarray, low: float, color: str, name: str
 ) -> None:
     """Draw a bar over every run of neighbouring bases of a class."""
     at = place[there]
     breaks = np.flatnonzero(np.diff(at) > 1) + 1
     runs = [(int(run[0]) + 0.5, len(run)) for run in np.split(at, breaks) if len(run)]
-    axes.broken_barh(runs, (low, _BAR), facecolors=colour, alpha=0.55, label=name, linewidth=0)
+    axes.broken_barh(runs, (low, _BAR), facecolors=color, alpha=0.55, label=name, linewidth=0)
 
 
 def save_nucleotide_plot(

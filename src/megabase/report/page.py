@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
-from pathlib import Path
 
 from megabase.errors import ReportError
-from megabase.genome.files import write_whole
-from megabase.report.theme import DARK, LIGHT, NARROW, WIDE, Size, Theme
+from megabase.report.style import DARK, LIGHT, NARROW, WIDE, Draw, as_svg
 
-__all__ = [
-    "definitions",
-    "document",
-    "figure",
-    "json_island",
-    "section",
-    "statistics",
-    "table",
-    "write_page",
-]
-
-Draw = Callable[[Theme, Size], str]
-
-_BREAK = 640  # pixels: below it the narrow pictures are shown
+_BREAK = 640
+"""CSS pixels: below it the narrow pictures are shown, which are 350 wide and need some margin."""
 
 _CSS = f"""
 :root {{
@@ -200,7 +186,7 @@ def figure(draw: Draw, alternative: str, caption: str) -> str:
     Parameters
     ----------
     draw
-        Gives the SVG for a theme and a size.
+        Draws on a figure.
     alternative
         What the picture shows, for those who do not see it; plain text.
     caption
@@ -208,7 +194,7 @@ def figure(draw: Draw, alternative: str, caption: str) -> str:
     """
     dark, narrow = "(prefers-color-scheme: dark)", f"(max-width: {_BREAK}px)"
     sources = "".join(
-        f'<source media="{media}" srcset="{_uri(draw(theme, size))}"'
+        f'<source media="{media}" srcset="{_uri(as_svg(draw, theme, size))}"'
         f' width="{size.width}" height="{size.height}">'
         for media, theme, size in (
             (f"{narrow} and {dark}", DARK, NARROW),
@@ -217,24 +203,13 @@ def figure(draw: Draw, alternative: str, caption: str) -> str:
         )
     )
     image = (
-        f'<img src="{_uri(draw(LIGHT, WIDE))}" width="{WIDE.width}" height="{WIDE.height}"'
+        f'<img src="{_uri(as_svg(draw))}" width="{WIDE.width}" height="{WIDE.height}"'
         f' alt="{escape(alternative, quote=True)}">'
     )
     return (
         f"<figure><picture>{sources}{image}</picture>"
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
-
-
-def write_page(path: Path, text: str, *, overwrite: bool) -> None:
-    """Write a page; it appears complete or not at all.
-
-    Raises
-    ------
-    OutputError
-        When the file exists and `overwrite` is off, or cannot be written.
-    """
-    write_whole(path, text, overwrite)
 
 
 def _uri(svg: str) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,86 +17,28 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.genome.files import write_whole
-from megabase.report.drawing import (
+from megabase.report.style import (
+    LIGHT,
+    LINE_STYLES,
+    WIDE,
     Label,
+    Size,
+    Theme,
     add_axes,
     as_svg,
     label_right,
     padded,
-    require_matplotlib,
     short,
+    shown_name,
 )
-from megabase.report.theme import LIGHT, WIDE, Size, Theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "best_floor",
-    "draw_context_curve",
-    "draw_floors",
-    "draw_learning_curve",
-    "require_matplotlib",
-    "save_plots",
-]
-
 Record = dict[str, Any]
 Values = npt.NDArray[np.float64]
-
-
-def draw_learning_curve(metrics: Sequence[Record], theme: Theme = LIGHT, size: Size = WIDE) -> str:
-    """Draw perplexity against tokens seen, with the stages of the length warm-up as bands.
-
-    Parameters
-    ----------
-    metrics
-        Records of ``metrics.jsonl`` of kinds train and validation.
-    theme, size
-        For which page.
-
-    Returns
-    -------
-    str
-        SVG.
-    """
-    return as_svg(lambda figure: _learning_curve(figure, metrics, theme, size), theme, size)
-
-
-def draw_context_curve(evaluation: Record, theme: Theme = LIGHT, size: Size = WIDE) -> str:
-    """Draw perplexity over A, C, G, T against context length, the best floor beside it.
-
-    Parameters
-    ----------
-    evaluation
-        JSON record of an evaluation with a context curve.
-    theme, size
-        For which page.
-
-    Returns
-    -------
-    str
-        SVG.
-    """
-    return as_svg(lambda figure: _context_curve(figure, evaluation, theme, size), theme, size)
-
-
-def draw_floors(evaluation: Record, theme: Theme = LIGHT, size: Size = WIDE) -> str:
-    """Draw perplexity over A, C, G, T of the Markov models against their order, and the model's.
-
-    Parameters
-    ----------
-    evaluation
-        JSON record of an evaluation with floors.
-    theme, size
-        For which page.
-
-    Returns
-    -------
-    str
-        SVG.
-    """
-    return as_svg(lambda figure: _floors(figure, evaluation, theme, size), theme, size)
+Series = Mapping[str, Sequence[tuple[int, float]]]
 
 
 def save_plots(evaluation: Record, folder: Path, stem: str = "evaluation") -> list[Path]:
@@ -118,18 +61,18 @@ def save_plots(evaluation: Record, folder: Path, stem: str = "evaluation") -> li
     written: list[Path] = []
     for name, wanted, draw in (
         ("context", bool(evaluation["context"]), draw_context_curve),
-        ("floors", len(evaluation["floors"]) > 1, draw_floors),
+        ("floors", len(evaluation["floors"]) > 1, draw_baselines),
     ):
         if wanted:
             path = folder / f"{stem}-{name}.svg"
             backed = rf'\1<rect width="100%" height="100%" fill="{LIGHT.background}"/>'
-            text = re.sub(r"(<svg[^>]*>)", backed, draw(evaluation), count=1)
+            text = re.sub(r"(<svg[^>]*>)", backed, as_svg(partial(draw, evaluation)), count=1)
             write_whole(path, text)
             written.append(path)
     return written
 
 
-def best_floor(evaluation: Record, key: str = "measure") -> Record | None:
+def best_baseline(evaluation: Record, key: str = "measure") -> Record | None:
     """Give the floor with the lowest perplexity over A, C, G, T.
 
     Parameters
@@ -148,7 +91,10 @@ def best_floor(evaluation: Record, key: str = "measure") -> Record | None:
     return min(floors, key=lambda floor: floor[key]["nats_acgt"], default=None)
 
 
-def _learning_curve(figure: Figure, metrics: Sequence[Record], theme: Theme, size: Size) -> None:
+def draw_learning_curve(
+    metrics: Sequence[Record], figure: Figure, theme: Theme, size: Size
+) -> None:
+    """Draw perplexity against tokens seen (``metrics.jsonl``), with the stages as bands."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     known = [r for r in metrics if "loss" in r and math.isfinite(r["loss"] or math.nan)]
@@ -226,7 +172,8 @@ def _bands(axes: Axes, train: Sequence[Record], theme: Theme, size: Size) -> Non
     )  # fmt: skip
 
 
-def _context_curve(figure: Figure, evaluation: Record, theme: Theme, size: Size) -> None:
+def draw_context_curve(evaluation: Record, figure: Figure, theme: Theme, size: Size) -> None:
+    """Draw perplexity over A, C, G, T against context length (JSON of an evaluation)."""
     points = evaluation["context"]
     context = [point["context"] for point in points]
     found = [point["measure"]["perplexity_acgt"] for point in points]
@@ -240,7 +187,7 @@ def _context_curve(figure: Figure, evaluation: Record, theme: Theme, size: Size)
     heights = [*(v - e for v, e in zip(found, errors, strict=True)),
                *(v + e for v, e in zip(found, errors, strict=True))]  # fmt: skip
     labels: list[Label] = [(found[-1], _model_label(found[-1], size), theme.model)]
-    floor = best_floor(evaluation, "context_measure")
+    floor = best_baseline(evaluation, "context_measure")
     if floor is not None:
         value = floor["context_measure"]["perplexity_acgt"]
         axes.axhline(value, color=theme.floor, linewidth=1.4, linestyle=(0, (4, 3)))
@@ -266,7 +213,8 @@ def _model_label(value: float, size: Size) -> str:
     return f"model {value:.3f}" if size is WIDE else f"model\n{value:.3f}"
 
 
-def _floors(figure: Figure, evaluation: Record, theme: Theme, size: Size) -> None:
+def draw_baselines(evaluation: Record, figure: Figure, theme: Theme, size: Size) -> None:
+    """Draw perplexity over A, C, G, T of the Markov models by order, and the model's."""
     model = evaluation["overall"]["perplexity_acgt"]
     axes = add_axes(figure, size, 140 if size is WIDE else 84, "perplexity over A, C, G, T")
     axes.axhline(4.0, color=theme.muted, linewidth=1.0, linestyle=(0, (1, 3)))
@@ -314,3 +262,58 @@ def _floors(figure: Figure, evaluation: Record, theme: Theme, size: Size) -> Non
     axes.set_xticks([order for order in orders if order % 2 == 0])
     axes.set_xlabel("order of the Markov model (bases of context)")
     label_right(axes, labels, size)
+
+
+def draw_prompt_lengths(
+    series: Series,
+    metric: str,
+    reference: tuple[str, float] | None,
+    figure: Figure,
+    theme: Theme,
+    size: Size,
+) -> None:
+    """Draw a metric against the number of soft-prompt tokens, one line for each series.
+
+    Parameters
+    ----------
+    series
+        Name of a line -> (tokens, metric) of its prompts.
+    metric
+        Name of the metric.
+    reference
+        Name and value to compare with, such as full fine-tuning: a dashed line.
+    figure, theme, size
+        What is drawn on.
+    """
+    axes = add_axes(figure, size, right=10, y_label=metric)
+    for number, (name, points) in enumerate(series.items()):
+        known = sorted(points)
+        axes.plot(
+            [length for length, _ in known],
+            [value for _, value in known],
+            f"o{LINE_STYLES[number % 4]}",
+            color=theme.model,
+            markersize=5,
+            label=shown_name(name),
+        )
+    if reference is not None:
+        axes.axhline(
+            reference[1], color=theme.floor, linestyle="--", label=shown_name(reference[0])
+        )
+    # Zero vectors stand on the axis too: linear up to 1, logarithmic from there.
+    axes.set_xscale("symlog", base=2, linthresh=1)
+    axes.minorticks_off()
+    lengths = sorted({length for points in series.values() for length, _ in points})
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.set_xlabel("learnable vectors")
+    axes.legend(frameon=False, loc="best", fontsize=size.text - 2)
+
+
+def save_prompt_lengths(
+    path: Path,
+    series: Series,
+    metric: str = "accuracy",
+    reference: tuple[str, float] | None = None,
+) -> None:
+    """Write :func:`draw_prompt_lengths` as SVG; an earlier file is replaced."""
+    write_whole(path, as_svg(partial(draw_prompt_lengths, series, metric, reference)))

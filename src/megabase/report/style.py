@@ -1,53 +1,112 @@
-"""Helpers of the plots: figures as SVG text and files, axes, ticks, labels that keep apart."""
+"""How plots look: colors, sizes, axes, labels that keep apart, and how figures become SVG or files.
+
+Every picture of a page is drawn for light and dark, wide and narrow.
+"""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megabase.errors import MissingDependencyError, ReportError
 from megabase.genome.files import check_output, write_whole
-from megabase.report.theme import LIGHT, Size, Theme, settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "SUFFIXES",
-    "Label",
-    "add_axes",
-    "as_svg",
-    "check_picture",
-    "label_right",
-    "padded",
-    "position_ticks",
-    "require_matplotlib",
-    "save_picture",
-    "short",
-    "shortened",
-    "shown_name",
-]
+
+@dataclass(frozen=True)
+class Theme:
+    """Colors of a plot on one background: ``model`` for the model, ``floor`` for baselines."""
+
+    name: str
+    ink: str
+    muted: str
+    faint: str
+    model: str
+    floor: str
+    background: str
+
+
+LIGHT = Theme("light", "#1b1f24", "#636c76", "#e4e7eb", "#1a56c4", "#b4530a", "#ffffff")
+DARK = Theme("dark", "#e6e9ee", "#98a2af", "#2c323a", "#7fb0ff", "#f2a65a", "#14171b")
+THEMES = (LIGHT, DARK)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a picture in CSS pixels, and of its text."""
+
+    name: str
+    width: int
+    height: int
+    text: float
+
+
+WIDE = Size("wide", 720, 360, 13.0)
+NARROW = Size("narrow", 350, 300, 12.0)
+SIZES = (WIDE, NARROW)
+
+
+Draw = Callable[["Figure", Theme, Size], None]
+"""Draws on a figure, for one page and size."""
 
 Label = tuple[float, str, str]
-"""Height in data, text, colour."""
+"""Height in data, text, color."""
 
 SUFFIXES = (".svg", ".png", ".pdf")
-"""Endings that figures are written with."""
+"""Endings that figures are written with: what matplotlib writes without a display."""
+
+LINE_STYLES = ("-", "--", "-.", ":")
+"""Told apart without color; all that matplotlib has by name."""
+
+# The fonts of the page around a picture, so that both look alike; the page fetches none.
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
-def require_matplotlib() -> None:
-    """Raise a clear error when matplotlib is not installed.
+def settings(theme: Theme, size: Size) -> dict[str, Any]:
+    """Give matplotlib's settings for a theme and a size."""
+    return {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "megabase",
+        "font.family": "DejaVu Sans",
+        "font.size": size.text,
+        "text.parse_math": False,  # names may hold dollar signs
+        "axes.titlesize": size.text,
+        "axes.labelsize": size.text,
+        "xtick.labelsize": size.text - 1,
+        "ytick.labelsize": size.text - 1,
+        "text.color": theme.ink,
+        "axes.labelcolor": theme.muted,
+        "axes.edgecolor": theme.muted,
+        "axes.facecolor": "none",
+        "figure.facecolor": "none",
+        "savefig.facecolor": "none",
+        "xtick.color": theme.muted,
+        "ytick.color": theme.muted,
+        "grid.color": theme.faint,
+        "grid.linewidth": 1.0,
+        "axes.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "axes.axisbelow": True,
+        "xtick.major.width": 0.8,
+        "ytick.major.width": 0.0,
+        "xtick.minor.size": 0.0,
+        "ytick.minor.size": 0.0,
+        "lines.solid_capstyle": "round",
+        "lines.linewidth": 2.0,
+    }
 
-    Raises
-    ------
-    MissingDependencyError
-        Naming the extra that brings it.
-    """
+
+def require_matplotlib() -> None:
+    """Raise a MissingDependencyError that names the extra when matplotlib is not installed."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -103,7 +162,7 @@ def shortened(text: str, points: float, size: float) -> str:
     return f"{text[: most - most // 3]}\u2026{text[len(text) - most // 3 + 1 :]}"
 
 
-def as_svg(draw: Callable[[Figure], None], theme: Theme, size: Size) -> str:
+def as_svg(draw: Draw, theme: Theme = LIGHT, size: Size = WIDE) -> str:
     """Give what a function draws on a figure, as SVG text that refers to nothing outside it."""
     require_matplotlib()
     import matplotlib as mpl
@@ -113,7 +172,7 @@ def as_svg(draw: Callable[[Figure], None], theme: Theme, size: Size) -> str:
     with mpl.rc_context(chosen):
         # 72 dots per inch: one point of text and of size is one CSS pixel.
         figure = Figure(figsize=(size.width / 72, size.height / 72), dpi=72)
-        draw(figure)
+        draw(figure, theme, size)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue().replace("'DejaVu Sans'", _FONTS).replace("DejaVu Sans", _FONTS)
@@ -169,7 +228,7 @@ def label_right(axes: Axes, labels: Sequence[Label], size: Size) -> None:
     pixels = size.height * axes.get_position().height
     gap = 1.35 * size.text
     wanted = sorted(
-        (pixels * (height - low) / (high - low), text, colour) for height, text, colour in labels
+        (pixels * (height - low) / (high - low), text, color) for height, text, color in labels
     )
     # Upwards every label leaves room for the one below it; downwards none leaves the picture.
     half = [0.5 * gap * (text.count("\n") + 1) for _, text, _ in wanted]
@@ -180,10 +239,10 @@ def label_right(axes: Axes, labels: Sequence[Label], size: Size) -> None:
     for i in reversed(range(len(placed))):
         placed[i] = min(placed[i], above - half[i])
         above = placed[i] - half[i]
-    for place, (_, text, colour) in zip(placed, wanted, strict=True):
+    for place, (_, text, color) in zip(placed, wanted, strict=True):
         axes.annotate(
             text, (1.0, place / pixels), xycoords="axes fraction", xytext=(8, 0),
-            textcoords="offset points", va="center", ha="left", color=colour, linespacing=1.2,
+            textcoords="offset points", va="center", ha="left", color=color, linespacing=1.2,
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Sequence logos as picture files: letters as high as their numbers."""
+"""Sequence logos and heat maps of substitutions as picture files."""
 
 from __future__ import annotations
 
@@ -9,17 +9,25 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.errors import MissingDependencyError, ReportError
-from megabase.report.drawing import check_picture, position_ticks, save_picture, shortened
-from megabase.report.theme import LIGHT, WIDE, settings
+from megabase.report.style import (
+    LIGHT,
+    WIDE,
+    check_picture,
+    position_ticks,
+    save_picture,
+    settings,
+    shortened,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["LETTER_COLOURS", "check_letters", "check_logo", "draw_letters", "own_heights",
-           "save_logo"]  # fmt: skip
-
-LETTER_COLOURS = {"A": "#2f9e44", "C": "#1a56c4", "G": "#d9820b", "T": "#c92a2a"}
-_MOST = 400
+LETTER_COLORS = {"A": "#2f9e44", "C": "#1a56c4", "G": "#d9820b", "T": "#c92a2a"}
+"""The usual colors of logos: A green, C blue, G orange, T red."""
+_MOST_LOGO = 400
+"""Positions of a logo: beyond that letters are thinner than a pixel."""
+MOST_HEAT_MAP = 300
+"""Bases of a heat map: the picture would be wider than 36 inches beyond."""
 
 
 def check_letters(path: Path, count: int, most: int, what: str, overwrite: bool) -> None:
@@ -51,7 +59,7 @@ def check_logo(path: Path, bases: int, overwrite: bool = False) -> None:
     MissingDependencyError
         When matplotlib or logomaker is not installed.
     """
-    check_letters(path, bases, _MOST, "a logo", overwrite)
+    check_letters(path, bases, _MOST_LOGO, "a logo", overwrite)
 
 
 def own_heights(bases: str, values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
@@ -77,7 +85,7 @@ def draw_letters(
     last = first + len(heights) - 1
     if heights.any():
         frame = pd.DataFrame(heights, index=list(range(first, last + 1)), columns=list("ACGT"))
-        logomaker.Logo(frame, ax=axes, color_scheme=LETTER_COLOURS, font_name="DejaVu Sans")
+        logomaker.Logo(frame, ax=axes, color_scheme=LETTER_COLORS, font_name="DejaVu Sans")
     else:
         axes.set_ylim(-1, 1)
         axes.text(0.5, 0.75, "all heights are zero or unknown", transform=axes.transAxes,
@@ -131,4 +139,83 @@ def save_logo(
         axes = figure.add_subplot()
         draw_letters(axes, letters, first, ylabel)
         axes.set_title(shortened(title, 62 * width, WIDE.text), loc="left")
+        save_picture(figure, path, overwrite)
+
+
+def check_heat_map(path: Path, bases: int, overwrite: bool = False) -> None:
+    """Refuse a picture that cannot be drawn, before any work is done.
+
+    Raises
+    ------
+    ReportError
+        For another ending, too many bases, or a file that exists.
+    MissingDependencyError
+        When matplotlib or logomaker is not installed.
+    """
+    if bases > MOST_HEAT_MAP:
+        raise ReportError(
+            f"{path}: a heat map shows up to {MOST_HEAT_MAP} bases, found {bases:,}; choose a "
+            "shorter region, or draw up to 2,000 in a page with megabase report --saturate"
+        )
+    check_letters(path, bases, MOST_HEAT_MAP, "a heat map", overwrite)
+
+
+def save_heat_map(
+    path: Path,
+    ref: str,
+    scores: npt.NDArray[np.floating[Any]],
+    *,
+    title: str,
+    label: str,
+    first: int,
+    overwrite: bool = False,
+) -> None:
+    """Draw a logo of the bases, as high as the mean loss of their substitutions, and a heat map.
+
+    Parameters
+    ----------
+    path
+        ``.svg``, ``.png`` or ``.pdf``.
+    ref
+        Bases of the stretch.
+    scores
+        float (length, 4): A, C, G, T; 0 at the base itself, NaN without a score (drawn grey).
+    title, label
+        Plain text; the label says what the numbers are.
+    first
+        1-based position of the first base.
+    overwrite
+        Replace a file that exists.
+
+    Raises
+    ------
+    ReportError, MissingDependencyError
+        As for :func:`check_heat_map`.
+    """
+    check_heat_map(path, len(ref), overwrite)
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    matrix = np.asarray(scores, dtype=float)
+    matrix = np.where(np.isfinite(matrix), matrix, np.nan)
+    limit = float(np.nanmax(np.abs(matrix))) if np.isfinite(matrix).any() else 0.0
+    chosen: Any = {**settings(LIGHT, WIDE), "figure.facecolor": LIGHT.background}
+    with mpl.rc_context(chosen):
+        width = min(36.0, max(6.0, 0.14 * len(ref)))
+        figure = Figure(figsize=(width, 4.0), dpi=144, layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+        colors = mpl.colormaps["RdBu"].with_extremes(bad="#d0d0d0")
+        image = bottom.imshow(
+            np.ma.masked_invalid(matrix.T), aspect="auto", cmap=colors, vmin=-limit or -1,
+            vmax=limit or 1, interpolation="nearest",
+            extent=(first - 0.5, first + len(ref) - 0.5, 3.5, -0.5),
+        )  # fmt: skip
+        bottom.grid(visible=False)
+        bottom.set_yticks(range(4), list("ACGT"))
+        if not np.isfinite(matrix).any():
+            bottom.text(0.5, 0.5, "no base has a score", transform=bottom.transAxes, ha="center",
+                        va="center")  # fmt: skip
+        draw_letters(top, own_heights(ref, -matrix.sum(1) / 3), first, "mean loss")
+        top.set_title(shortened(title, 55 * width, WIDE.text), loc="left")
+        figure.colorbar(image, ax=[top, bottom], label=label, shrink=0.8, pad=0.01)
         save_picture(figure, path, overwrite)

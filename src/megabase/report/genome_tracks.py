@@ -15,9 +15,7 @@ from megabase.genome.files import numbered_lines
 from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
 from megabase.genome.tables import read_bed, read_gff
-from megabase.report.genome_parts import Feature, FeatureTrack, Segment, SignalTrack
-
-__all__ = ["TRACK_ENDINGS", "bed_track", "bedgraph_track", "genes_at", "genes_track", "track_kind"]
+from megabase.report.genome_page import Feature, FeatureTrack, Segment, SignalTrack
 
 TRACK_ENDINGS = {
     ".bw": "bigwig", ".bigwig": "bigwig",

@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from megabase.genome.files import check_output
-from megabase.report.page import (
-    document,
-    figure,
-    section,
-    statistics,
-    table,
-    write_page,
-)
+from megabase.genome.files import check_output, write_whole
+from megabase.report.page import definitions, document, figure, section, statistics, table
 from megabase.report.plots import (
-    best_floor,
+    best_baseline,
+    draw_baselines,
     draw_context_curve,
-    draw_floors,
     draw_learning_curve,
-    require_matplotlib,
-)
-from megabase.report.run_facts import (
-    data_section,
-    duration,
-    family_name,
-    settings_section,
-    short_number,
 )
 from megabase.report.run_record import RunRecord, read_evaluation, read_run
-
-__all__ = ["build_training_report", "write_training_report"]
+from megabase.report.style import require_matplotlib
 
 Record = dict[str, Any]
 
 
-def write_training_report(
+def write_run_page(
     run: str | Path,
     output: str | Path | None = None,
     evaluation: str | Path | None = None,
@@ -76,11 +61,11 @@ def write_training_report(
     record = read_run(run)
     found = Path(evaluation) if evaluation is not None else record.folder / "evaluation.json"
     measured = read_evaluation(found) if evaluation is not None or found.is_file() else None
-    write_page(target, build_training_report(record, measured), overwrite=overwrite)
+    write_whole(target, build_run_page(record, measured), overwrite)
     return target
 
 
-def build_training_report(run: RunRecord, evaluation: Record | None) -> str:
+def build_run_page(run: RunRecord, evaluation: Record | None) -> str:
     """Make the page of a run.
 
     Parameters
@@ -95,7 +80,7 @@ def build_training_report(run: RunRecord, evaluation: Record | None) -> str:
     str
         HTML without any reference to other files or hosts.
     """
-    title = f"{family_name(run)} on {run.data['genome']['name']}"
+    title = f"{_family_name(run)} on {run.data['genome']['name']}"
     return document(
         f"{title} - megabase",
         [
@@ -106,8 +91,8 @@ def build_training_report(run: RunRecord, evaluation: Record | None) -> str:
             _context(evaluation),
             _floors(evaluation),
             _breakdown(run, evaluation),
-            data_section(run),
-            settings_section(run),
+            _data_section(run),
+            _settings_section(run),
             _footer(run, evaluation),
         ],
     )
@@ -119,7 +104,7 @@ def _verdict(run: RunRecord, evaluation: Record | None) -> str:
             "This run has not been evaluated on held-out DNA yet; megabase evaluate does that. "
             "What follows is what training itself recorded."
         )
-    model, floor = evaluation["overall"], best_floor(evaluation)
+    model, floor = evaluation["overall"], best_baseline(evaluation)
     kind = "held-out bases" if _held_out(run, evaluation) else "bases, not all of them held out,"
     text = (
         f"On {model['targets']:,} {kind} the model is as uncertain as if it had to choose "
@@ -160,7 +145,7 @@ def _headline(run: RunRecord, evaluation: Record | None) -> list[tuple[str, str,
     last = run.of_kind("train")[-1]
     items: list[tuple[str, str, str]] = []
     if evaluation is not None:
-        model, floor = evaluation["overall"], best_floor(evaluation)
+        model, floor = evaluation["overall"], best_baseline(evaluation)
         items.append(
             (f"{model['perplexity_acgt']:.3f}", _plus_minus(model),
              "perplexity over A,\u00a0C,\u00a0G,\u00a0T")
@@ -170,8 +155,8 @@ def _headline(run: RunRecord, evaluation: Record | None) -> list[tuple[str, str,
                 (f"{floor['measure']['perplexity_acgt']:.3f}", "", f"best floor: {floor['name']}")
             )
     items += [
-        (short_number(run.parameters), "", "parameters"),
-        (short_number(last["tokens"]), "", f"tokens seen in {duration(last['seconds'])}"),
+        (_short_number(run.parameters), "", "parameters"),
+        (_short_number(last["tokens"]), "", f"tokens seen in {_duration(last['seconds'])}"),
     ]
     return items
 
@@ -199,7 +184,7 @@ def _learning(run: RunRecord) -> str:
     ends = f"from {math.exp(train[0]['loss']):.2f} to {math.exp(train[-1]['loss']):.3f}"
     parts = [
         figure(
-            lambda theme, size: draw_learning_curve(run.metrics, theme, size),
+            partial(draw_learning_curve, run.metrics),
             f"Training perplexity against tokens seen falls {ends}.",
             caption.strip(),
         )
@@ -216,8 +201,8 @@ def _stage_table(train: list[Record], validation: list[Record]) -> str:
         last = [record for record in train if record["stage"] == stage][-1]
         checks = [v for v in validation if before["step"] < v["step"] <= last["step"]]
         rows.append([
-            f"{stage + 1}", f"{last['length']:,}", short_number(last["tokens"] - before["tokens"]),
-            duration(last["seconds"] - before["seconds"]),
+            f"{stage + 1}", f"{last['length']:,}", _short_number(last["tokens"] - before["tokens"]),
+            _duration(last["seconds"] - before["seconds"]),
             f"{math.exp(checks[-1]['loss']):.3f}" if checks else "-",
         ])  # fmt: skip
         before = last
@@ -257,7 +242,7 @@ def _context(evaluation: Record | None) -> str:
         [
             f"<p>{escape(meaning)}</p>",
             figure(
-                lambda theme, size: draw_context_curve(evaluation, theme, size),
+                partial(draw_context_curve, evaluation),
                 f"Perplexity goes from {first['measure']['perplexity_acgt']:.3f} at "
                 f"{first['context']} bases of context to {last['measure']['perplexity_acgt']:.3f} "
                 f"at {last['context']}.",
@@ -283,7 +268,7 @@ def _floors(evaluation: Record | None) -> str:
         for floor in fixed
     ]
     cells.append(["model", _with_error(model), ""])
-    best = best_floor(evaluation) or markov[0]
+    best = best_baseline(evaluation) or markov[0]
     margin, error = best["margin_nats"] / math.log(2), (best["margin_nats_se"] or 0) / math.log(2)
     summary = (
         f"The best of them is {best['name'].replace('Markov ', '')} with "
@@ -299,7 +284,7 @@ def _floors(evaluation: Record | None) -> str:
             f"training regions ({evaluation['floor_bases']:,} bases), on the same targets. "
             f"{escape(summary)}</p>",
             figure(
-                lambda theme, size: draw_floors(evaluation, theme, size),
+                partial(draw_baselines, evaluation),
                 f"Perplexity of Markov models by order, against {model['perplexity_acgt']:.3f} of "
                 "the model.",
                 "Each order is interpolated with the one below: a context seen n times has weight "
@@ -370,3 +355,132 @@ def _footer(run: RunRecord, evaluation: Record | None) -> str:
         f"<footer>Made by megabase {escape(str(version))} from the run folder "
         f"<code>{escape(run.folder.name)}</code>. This page asks no other host.</footer>"
     )
+
+
+def _family_name(run: RunRecord) -> str:
+    """Give the name of the model family as its paper writes it."""
+    names = {"hyenadna": "HyenaDNA", "gpt": "GPT", "mamba": "Mamba", "caduceus": "Caduceus"}
+    kind = str(run.model.get("model_type", "model"))
+    return names.get(kind, kind)
+
+
+def _short_number(value: float) -> str:
+    """Write 1,234,567 as 1.23 M."""
+    for scale, word in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= scale:
+            return f"{value / scale:.3g} {word}"
+    return f"{value:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    """Write a time in hours and minutes, or minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _data_section(run: RunRecord) -> str:
+    """Give the section on genome and split."""
+    splits, genome = run.data["splits"], run.data["genome"]
+
+    def part(name: str) -> str:
+        split = splits[name]
+        if not split["bases"]:
+            return "none"
+        shown = ", ".join(split["regions"][:4])
+        more = split["number_of_regions"] - 4
+        return f"{split['bases']:,} bases: {shown}" + (f" and {more:,} more" if more > 0 else "")
+
+    return section(
+        "Data",
+        [
+            definitions(
+                [
+                    (
+                        "genome",
+                        f"{genome['name']}, {sum(run.data['contigs'].values()):,} bases in "
+                        f"{len(run.data['contigs']):,} contigs",
+                    ),
+                    ("sha256", genome["sha256"]),
+                    ("training", part("train")),
+                    ("validation", part("validation")),
+                    ("test", part("test")),
+                    ("windows", str(run.data["windows"])),
+                    (
+                        "reverse complement",
+                        f"{run.config['data'].get('reverse_complement', 0):.0%} of "
+                        "the training windows",
+                    ),
+                ]
+            )
+        ],
+    )
+
+
+def _settings_section(run: RunRecord) -> str:
+    """Give the section on model, optimizer, time, machine and software."""
+    config, optim = run.config, run.config.get("optim", {})
+    last, place = run.of_kind("train")[-1], run.environment
+    shape = run.model
+    layers = shape.get("n_layer") or shape.get("num_hidden_layers")
+    width = shape.get("d_model") or shape.get("hidden_size")
+    longest = shape.get("max_seq_len") or shape.get("max_length")
+    commit = place.get("git") or {}
+    memory = max(record.get("memory_mb") or 0.0 for record in run.of_kind("train"))
+    devices = ", ".join(place.get("devices") or []) or place.get("processor") or ""
+    return section(
+        "Run",
+        [
+            definitions(
+                [
+                    (
+                        "model",
+                        f"{_family_name(run)}, {layers} layers, width {width}"
+                        + (f", longest input {longest:,}" if longest else ""),
+                    ),
+                    ("parameters", f"{run.parameters:,}"),
+                    ("checkpoint", run.checkpoint),
+                    ("steps", f"{last['step']:,} of {_batch(config)}"),
+                    (
+                        "optimizer",
+                        f"AdamW, learning rate {optim.get('lr', 0):g} "
+                        f"({optim.get('schedule')}), weight decay "
+                        f"{optim.get('weight_decay', 0):g}",
+                    ),
+                    ("precision", str(config.get("precision", ""))),
+                    ("seed", str(config.get("seed", ""))),
+                    (
+                        "time",
+                        f"{_duration(last['seconds'])} of training steps, "
+                        f"{last['tokens'] / max(last['seconds'], 1e-9):,.0f} tokens a second",
+                    ),
+                    ("memory", f"{memory:,.0f} MB" if memory else ""),
+                    ("machine", f"{devices}, {place.get('cores')} cores"),
+                    (
+                        "software",
+                        ", ".join(
+                            [f"megabase {place.get('megabase')}", f"Python {place.get('python')}"]
+                            + [
+                                f"{name} {version}"
+                                for name, version in place.get("packages", {}).items()
+                                if version and name in ("torch", "transformers", "lightning-fabric")
+                            ]
+                        ),
+                    ),
+                    (
+                        "commit",
+                        str(commit.get("commit", ""))[:12]
+                        + (" with changes" if commit.get("changed") else ""),
+                    ),
+                ]
+            )
+        ],
+    )
+
+
+def _batch(config: Record) -> str:
+    if config.get("global_batch_tokens"):
+        return f"{config['global_batch_tokens']:,} tokens"
+    return f"{config.get('global_batch', 0):,} sequences"
