@@ -49,7 +49,7 @@ from megabase.data.augment import codes_to_ids
 from megabase.genome.alphabet import BASE_TOKEN_IDS
 from megabase.genome.store import GenomeStore
 from megabase.genome.vcf import VcfRecord
-from megabase.inference.variants.alleles import Placed, place
+from megabase.inference.variants.alleles import AlleleWindows, cut_windows
 from megabase.inference.variants.scorer import VariantOptions, VariantScorer
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.loading import Loaded
@@ -95,15 +95,17 @@ def scorer(case: Case) -> VariantScorer:
     return VariantScorer(model, GenomeStore.open(case.store), options)
 
 
-def windows(case: Case, few: list[VcfRecord]) -> list[list[Placed]]:
+def windows(case: Case, few: list[VcfRecord]) -> list[list[AlleleWindows]]:
     """Cut the windows of variants on both strands."""
     view, found = GenomeStore.open(case.store).view(0), []
     for one in few:
         both = [
-            place(view, one.position, one.ref, one.alts[0], case.window, reverse, case.placement)  # pyright: ignore[reportArgumentType]
+            cut_windows(
+                view, one.position, one.ref, one.alts[0], case.window, reverse, case.placement
+            )  # pyright: ignore[reportArgumentType]
             for reverse in (False, True)
-        ]
-        found.append([strand for strand in both if isinstance(strand, Placed)])
+        ]  # fmt: skip
+        found.append([strand for strand in both if isinstance(strand, AlleleWindows)])
     return found
 
 
@@ -118,7 +120,7 @@ def passes(window: int) -> dict[str, Logits]:
     return {"plain": plain, "forward": lambda ids: ours(input_ids=ids).logits}
 
 
-def one_by_one(logits_of: Logits, placed: list[list[Placed]]) -> list[float]:
+def one_by_one(logits_of: Logits, placed: list[list[AlleleWindows]]) -> list[float]:
     values = []
     first, last = BASE_TOKEN_IDS[0], BASE_TOKEN_IDS[-1]
     with torch.inference_mode():

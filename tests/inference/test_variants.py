@@ -15,9 +15,8 @@ from megabase.errors import InputError
 from megabase.genome.interval import Variant
 from megabase.genome.store import GenomeStore
 from megabase.inference import score_variants
-from megabase.inference.variants.alleles import PLACEMENTS
-from megabase.inference.variants.alleles import place as place_codes
-from megabase.inference.variants.shared_prefix import SharedPrefixReader
+from megabase.inference.variants.alleles import PLACEMENTS, cut_windows
+from megabase.inference.variants.forward import shares_prefix
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
@@ -203,9 +202,9 @@ def test_every_kind_of_record_equals_string_surgery(
 
 
 def test_the_fast_reader_is_used_where_it_can_be(model: torch.nn.Module) -> None:
-    assert SharedPrefixReader.supports(model)
-    assert not SharedPrefixReader.supports(GPTForCausalLM(GPTConfig(d_model=16, n_layer=1)))
-    assert not SharedPrefixReader.supports(hyena(hyena_order=3))
+    assert shares_prefix(model)
+    assert not shares_prefix(GPTForCausalLM(GPTConfig(d_model=16, n_layer=1)))
+    assert not shares_prefix(hyena(hyena_order=3))
 
 
 @pytest.mark.parametrize("placement", ["centred", "grid"])
@@ -263,7 +262,7 @@ def test_grid_windows_hold_the_variant_in_their_middle_half_and_are_shared(windo
     starts = set()
     for position in range(2 * window, 4 * window):
         ref = "ACGT"[view[position]]
-        one = place_codes(view, position, ref, "C" if ref == "A" else "A", window, False, "grid")
+        one = cut_windows(view, position, ref, "C" if ref == "A" else "A", window, False, "grid")
         assert not isinstance(one, str)
         assert len(one.ref) == len(one.alt) == window
         # Alleles longer than an eighth of the window, here of windows below 8, are centred.

@@ -1,9 +1,9 @@
 """Windows around variants: the same number of bases for both alleles, on either strand.
 
 The rule. REF and ALT are trimmed of what they share, first at the front (in reading direction) and
-then at the back. Centred, the first base at which they differ stands at index ``window // 2`` of
+then at the back. Centered, the first base at which they differ stands at index ``window // 2`` of
 the window. On the grid, windows begin at whole multiples of ``window // 2``, and the one is taken
-that has this base in its middle half; alleles longer than an eighth of the window are centred. At
+that has this base in its middle half; alleles longer than an eighth of the window are centered. At
 the ends of a contig the window is moved inside instead of being padded. The window of ALT begins at
 the same base and has as many bases: a deletion takes more from behind, an insertion fewer. The
 reverse strand is the same rule in the reverse complement of the contig, so scores of a variant and
@@ -12,8 +12,7 @@ of its reverse complement are those of the other strand.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,79 +20,57 @@ from numpy.typing import NDArray
 from megabase.genome.alphabet import BASE_BITS, encode, reverse_complement
 from megabase.genome.left_out import Reason
 
-__all__ = ["PLACEMENTS", "Placed", "Placement", "place"]
+__all__ = ["PLACEMENTS", "AlleleWindows", "Placement", "cut_windows"]
 
 Placement = Literal["centred", "grid"]
 PLACEMENTS: tuple[Placement, ...] = ("centred", "grid")
-"""Ways to place a window: around each variant, or where its neighbours can have the same one."""
-
-_Codes = NDArray[np.uint8]
+"""Both ways to place a window: the first isolates a variant, in the second neighbors share one."""
 
 
-@dataclass(frozen=True)
-class Placed:
-    """A variant in its two windows, on one strand.
+class AlleleWindows(NamedTuple):
+    """The windows of both alleles of a variant on one strand; they are equal before `offset`."""
 
-    Parameters
-    ----------
-    ref, alt
-        Base codes without the soft-mask bit, uint8 (window,) each.
-    offset
-        Index of the first base that differs; the windows are equal before it.
-    ref_bases, alt_bases
-        Length of the alleles after trimming; one of them may be 0.
-    name
-        The variant, for messages.
-    """
-
-    ref: _Codes
-    alt: _Codes
+    ref: NDArray[np.uint8]
+    """Base codes without the soft-mask bit, (window,)."""
+    alt: NDArray[np.uint8]
+    """The same for ALT, (window,)."""
     offset: int
+    """0-based index in the window of the first base that differs."""
     ref_bases: int
+    """Length of REF after trimming; may be 0."""
     alt_bases: int
+    """Length of ALT after trimming; may be 0."""
     name: str = ""
+    """The variant, for messages."""
 
 
-def _start(first: int, longest: int, window: int, placement: Placement) -> int:
-    """Give where a window would begin on an endless contig."""
-    step = window // 2
-    if placement == "grid" and longest <= window // 8:
-        return (first - window // 4) // step * step
-    return first - step
-
-
-def place(
-    view: _Codes,
+def cut_windows(
+    contig: NDArray[np.uint8],
     position: int,
     ref: str,
     alt: str,
     window: int,
     reverse: bool,
     placement: Placement = "centred",
-) -> Placed | Reason:
-    """Cut the windows of both alleles.
+) -> AlleleWindows | Reason:
+    """Cut the windows of both alleles, or give the reason why there are none.
 
     Parameters
     ----------
-    view
-        Codes of the contig.
+    contig
+        Base codes of the whole contig.
     position
         0-based index of the first base of `ref`.
     ref, alt
         Alleles of A, C, G, T that differ; `ref` is what the contig has.
     window
-        Bases of a window.
+        Number of bases.
     reverse
         Whether to read the reverse complement.
     placement
-        Where the window is put.
-
-    Returns
-    -------
-    Placed or str
-        The windows, or the reason why there are none.
+        ``"centred"`` or ``"grid"``, as in the rule above.
     """
-    length = len(view)
+    length = len(contig)
     old, new = encode(ref) & np.uint8(BASE_BITS), encode(alt) & np.uint8(BASE_BITS)
     if reverse:
         position = length - position - len(old)
@@ -109,16 +86,19 @@ def place(
     first, more = position + front, max(0, len(old) - len(new))
     if length < window + more:
         return "CONTIG_TOO_SHORT"
-    longest = max(len(old), len(new))
-    start = min(max(0, _start(first, longest, window, placement)), length - window - more)
+    longest, step = max(len(old), len(new)), window // 2
+    start = first - step
+    if placement == "grid" and longest <= window // 8:
+        start = (first - window // 4) // step * step
+    start = min(max(0, start), length - window - more)
     offset = first - start
     if offset + longest > window:
-        return "ALLELE_TOO_LONG" if longest > window - window // 2 else "TOO_NEAR_END"
+        return "ALLELE_TOO_LONG" if longest > window - step else "TOO_NEAR_END"
     end = start + window + more
     if reverse:
-        span = reverse_complement(view[length - end : length - start])
+        span = reverse_complement(contig[length - end : length - start])
     else:
-        span = view[start:end]
+        span = contig[start:end]
     span = span & np.uint8(BASE_BITS)
     changed = np.concatenate((span[:offset], new, span[offset + len(old) :]))[:window]
-    return Placed(span[:window], changed, offset, len(old), len(new))
+    return AlleleWindows(span[:window], changed, offset, len(old), len(new))

@@ -1,11 +1,12 @@
-"""Scores of variants: what a language model says about ALT against REF."""
+"""Variant-effect scores: how a language model rates ALT against REF."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -26,41 +27,141 @@ from megabase.genome.vcf import (
     find_contig,
     read_vcf_records,
 )
-from megabase.inference.variants.alleles import PLACEMENTS, Placed, Placement, place
-from megabase.inference.variants.methods import (
-    Need,
-    Reading,
-    default_methods,
-    find_methods,
-    require_methods,
-)
-from megabase.inference.variants.readers import choose_reader
+from megabase.inference.variants.alleles import PLACEMENTS, AlleleWindows, Placement, cut_windows
+from megabase.inference.variants.forward import AlleleOutputs, Need, read_alleles
 from megabase.models.checkpoints.finite import require_finite
 from megabase.models.loading import Loaded, load, require_length
 from megabase.models.scored_model import ModelSpec
 
-__all__ = ["AlleleScore", "VariantOptions", "VariantScorer", "VariantScores", "method_tuple",
-           "score_variants", "variant_table"]  # fmt: skip
+__all__ = ["METHODS", "AlleleScore", "VariantOptions", "VariantScorer", "VariantScores",
+           "method_tuple", "score_variants", "variant_table"]  # fmt: skip
 
 DEFAULT_WINDOW = 1_024
+"""Long enough for what small models use of the context, and fast; models of 1k take no more."""
+_CHUNK = 512
+"""Records scored at a time: enough for full batches, few enough to keep their outputs in memory."""
+
+
+class _Method(NamedTuple):
+    """A way to turn the model outputs for two alleles into one number."""
+
+    value: Callable[[AlleleOutputs, AlleleOutputs, AlleleWindows], float]
+    """Compares the outputs for REF and ALT on one strand; NaN where there is no value."""
+    need: Need
+    description: str
+    """For headers of outputs."""
+    lacks: Reason | None = None
+    """Why a value may be missing."""
+
+
+def _sum(values: NDArray[np.float32]) -> float:
+    """Sum in double precision over bases that have a value."""
+    return float(np.nansum(values, dtype=np.float64))
+
+
+def _from_variant(outputs: AlleleOutputs, windows: AlleleWindows) -> NDArray[np.float32]:
+    """Give the log-probabilities from the first base that differs."""
+    assert outputs.log_probs is not None
+    return outputs.log_probs[len(outputs.log_probs) - (len(windows.ref) - windows.offset) :]
+
+
+def _llr_window(ref: AlleleOutputs, alt: AlleleOutputs, _: AlleleWindows) -> float:
+    """Compare the whole window; under a causal model, all before the variant is equal."""
+    assert ref.log_probs is not None
+    assert alt.log_probs is not None
+    return _sum(alt.log_probs) - _sum(ref.log_probs)
+
+
+def _llr_after(ref: AlleleOutputs, alt: AlleleOutputs, windows: AlleleWindows) -> float:
+    """Compare the same bases for both alleles: as many as both windows hold."""
+    one, two = _from_variant(ref, windows), _from_variant(alt, windows)
+    count = len(one) - max(windows.ref_bases, windows.alt_bases)
+    return _sum(two[windows.alt_bases :][:count]) - _sum(one[windows.ref_bases :][:count])
+
+
+def _llr_site(ref: AlleleOutputs, alt: AlleleOutputs, windows: AlleleWindows) -> float:
+    """Compare the bases that differ; NaN when the first has nothing before it."""
+    one = _from_variant(ref, windows)[: windows.ref_bases]
+    two = _from_variant(alt, windows)[: windows.alt_bases]
+    if np.isnan(one).any() or np.isnan(two).any():
+        return float("nan")
+    return _sum(two) - _sum(one)
+
+
+def _masked(ref: AlleleOutputs, alt: AlleleOutputs, _: AlleleWindows) -> float:
+    """Compare the probabilities of the hidden alleles; NaN for insertions and deletions."""
+    if ref.masked is None or alt.masked is None:
+        return float("nan")
+    return alt.masked - ref.masked
+
+
+def _cosine(ref: AlleleOutputs, alt: AlleleOutputs, _: AlleleWindows) -> float:
+    """Give 1 - cosine of the angle between the embeddings."""
+    assert ref.pooled is not None
+    assert alt.pooled is not None
+    one, two = ref.pooled.astype(np.float64), alt.pooled.astype(np.float64)
+    # 1 - cos is half the squared distance of the unit vectors, without the cancellation.
+    apart = one / np.linalg.norm(one) - two / np.linalg.norm(two)
+    return float(apart @ apart / 2)
+
+
+def _l2(ref: AlleleOutputs, alt: AlleleOutputs, _: AlleleWindows) -> float:
+    """Give the distance between the embeddings."""
+    assert ref.pooled is not None
+    assert alt.pooled is not None
+    return float(np.linalg.norm(alt.pooled.astype(np.float64) - ref.pooled))
+
+
+METHODS: dict[str, _Method] = {
+    "llr_window": _Method(_llr_window, "log_probs",
+        "log-likelihood of the window with ALT minus that with REF (natural log)"),
+    "llr_after": _Method(_llr_after, "log_probs",
+        "log-likelihood of the bases after the variant with ALT minus with REF (natural log)"),
+    "llr_site": _Method(_llr_site, "log_probs",
+        "log-probability of the bases of ALT minus those of REF (natural log)", "NO_BASE_BEFORE"),
+    "masked": _Method(_masked, "masked",
+        "log-probability of ALT minus that of REF with the allele hidden (natural log); alleles "
+        "of one length only", "LENGTHS_DIFFER"),
+    "cosine": _Method(_cosine, "pooled",
+        "1 - cosine of the mean last hidden states of the windows with REF and ALT"),
+    "l2": _Method(_l2, "pooled",
+        "Euclidean distance of the mean last hidden states of the windows with REF and ALT"),
+}  # fmt: skip
+"""All methods by name; names become INFO keys and columns, so they never change."""
+_CAUSAL_DEFAULT = ("llr_window", "llr_after", "llr_site")
+"""Methods when none is named: one pass of a causal model gives all three."""
+_MASKED_DEFAULT = ("masked",)
+"""The same for a masked model, whose other likelihoods take one pass for each base."""
+
+
+def method_tuple(methods: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Give methods as a tuple; a single name is one method."""
+    if methods is None:
+        return None
+    return (methods,) if isinstance(methods, str) else tuple(methods)
 
 
 @dataclass(frozen=True)
 class VariantOptions:
-    """What changes a score.
+    """Everything that changes a score.
 
     Parameters
     ----------
     window
         Bases of the window of each allele; 1,024, or fewer where the model takes fewer, when None.
     methods
-        Names of methods (``METHODS`` of :mod:`.methods`); when None those that fit the model.
+        Names in :data:`METHODS`; when None those that fit the model.
     strands
         ``"both"`` (the mean), ``"forward"`` or ``"reverse"``.
     placement
         ``"centred"``: each variant in the middle of a window of its own. ``"grid"``: in the middle
-        half of a window that begins at a multiple of half its length, which neighbouring variants
+        half of a window that begins at a multiple of half its length, which neighboring variants
         share; faster. See :mod:`megabase.inference.variants.alleles`.
+
+    Raises
+    ------
+    InputError
+        For a value that no model takes.
     """
 
     window: int | None = None
@@ -69,8 +170,13 @@ class VariantOptions:
     placement: Placement = "centred"
 
     def __post_init__(self) -> None:
-        if self.methods is not None:
-            require_methods(self.methods)
+        names = self.methods
+        if names is not None:
+            if not names or len(set(names)) < len(names):
+                raise InputError(f"methods must be one or more different names, found {[*names]}")
+            for name in names:
+                if name not in METHODS:
+                    raise InputError(f"there is no method {name!r}; expected {', '.join(METHODS)}")
         if self.strands not in STRANDS:
             raise InputError(f"strands is one of {', '.join(STRANDS)}; found {self.strands!r}")
         if self.placement not in PLACEMENTS:
@@ -81,7 +187,7 @@ class VariantOptions:
             raise InputError(f"a window needs 2 bases or more, found {self.window}")
 
     def resolved(self, model: Loaded) -> VariantOptions:
-        """Fill in what the model decides, and check it.
+        """Fill in what depends on the model.
 
         Raises
         ------
@@ -90,30 +196,28 @@ class VariantOptions:
         """
         window = self.window or min(DEFAULT_WINDOW, model.longest or DEFAULT_WINDOW)
         require_length(model, window, "a window")
-        names = self.methods or default_methods(model.masked)
-        find_methods(names, model.masked)
-        return VariantOptions(window, tuple(names), self.strands, self.placement)
+        names = self.methods or (_MASKED_DEFAULT if model.masked else _CAUSAL_DEFAULT)
+        for name in names:
+            if METHODS[name].need == "masked" and not model.masked:
+                raise InputError(
+                    f"method {name!r} needs a model that predicts hidden bases; this one is causal "
+                    f"(use {', '.join(_CAUSAL_DEFAULT)})"
+                )
+        return VariantOptions(window, names, self.strands, self.placement)
 
 
-@dataclass(frozen=True, slots=True)
-class AlleleScore:
-    """Score of one alternative allele.
-
-    Parameters
-    ----------
-    values
-        One number for each method, NaN where there is none.
-    reason
-        Why there are none, or why one is missing; see :data:`megabase.genome.left_out.REASONS`.
-    """
+class AlleleScore(NamedTuple):
+    """Scores of one alternative allele."""
 
     values: tuple[float, ...]
+    """One number for each method, NaN where there is none."""
     reason: Reason | None = None
+    """Why there is none, or why one is missing (:data:`megabase.genome.left_out.REASONS`)."""
 
 
 @dataclass(frozen=True, repr=False)
 class VariantScores:
-    """Scores of variants, with where they come from.
+    """Scores of variants, with their provenance.
 
     Parameters
     ----------
@@ -130,45 +234,40 @@ class VariantScores:
         return f"VariantScores by {self.provenance.model}\n{self.table}"
 
 
-@dataclass
 class VariantScorer:
     """Scores records with one model on one genome.
 
     Parameters
     ----------
     model
-        The model.
+        A language model.
     store
         The genome.
     options
-        Window, methods and strands.
+        What changes a score.
     batch_tokens
-        Most positions of a batch.
+        Most positions of a batch: time and memory, not the result.
+
+    Raises
+    ------
+    InputError
+        When the options do not fit the model.
     """
 
-    model: Loaded
-    store: GenomeStore
-    options: VariantOptions
-    batch_tokens: int = 1 << 16
-    _contigs: dict[str, int | None] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.options = self.options.resolved(self.model)
-        names = self.options.methods or ()
-        self.methods = find_methods(names, self.model.masked)
-        self.reader = choose_reader(self.model, self.batch_tokens)
-
-    def contig(self, name: str) -> int | None:
-        """Index of a contig under its name or alias; None when the genome has none."""
-        return find_contig(self.store, name, self._contigs)
+    def __init__(
+        self,
+        model: Loaded,
+        store: GenomeStore,
+        options: VariantOptions,
+        batch_tokens: int = 1 << 16,
+    ) -> None:
+        self.model, self.store, self.batch_tokens = model, store, batch_tokens
+        self.options = options.resolved(model)
+        self.methods = [METHODS[name] for name in self.options.methods or ()]
+        self._contigs: dict[str, int | None] = {}
 
     def score(self, records: Sequence[VcfRecord]) -> list[tuple[AlleleScore, ...]]:
-        """Score records.
-
-        Parameters
-        ----------
-        records
-            The records, in any order.
+        """Score records, in any order.
 
         Returns
         -------
@@ -176,35 +275,28 @@ class VariantScorer:
             For each record one score for each alternative allele; a single one with a reason for
             a record without any.
         """
-        window = self.options.window or DEFAULT_WINDOW
-        wanted = STRANDS[:2] if self.options.strands == "both" else (self.options.strands,)
-        none = (float("nan"),) * len(self.methods)
-        places: list[Placed] = []
-        plan: list[list[list[int] | Reason]] = []  # for each allele: its places, or the reason
+        strands = STRANDS[:2] if self.options.strands == "both" else (self.options.strands,)
+        windows: list[AlleleWindows] = []
+        plan: list[list[slice | Reason]] = []  # for each allele: its windows, or the reason
         for record in records:
-            contig = self.contig(record.contig)
+            contig = find_contig(self.store, record.contig, self._contigs)
             problem = check_record(record, self.store, contig)
             if problem is not None or contig is None:
                 plan.append([problem or "UNKNOWN_CONTIG"] * max(1, len(record.alts)))
                 continue
-            view, alleles = self.store.view(contig), []
+            view = self.store.view(contig)
+            alleles: list[slice | Reason] = []
             for alt in record.alts:
                 reason = check_allele(record.ref, alt)
-                found: list[int] = []
-                for strand in () if reason else wanted:
-                    one = place(
-                        view, record.position, record.ref, alt, window, strand == "reverse",
-                        self.options.placement,
-                    )  # fmt: skip
-                    if isinstance(one, str):
-                        reason = one
-                        break
-                    found.append(len(places))
-                    name = f"{record.contig}:{one_based(record.position):,}:{record.ref}>{alt}"
-                    places.append(replace(one, name=name))
-                alleles.append(reason or found)
+                found = reason or self._windows(view, record, alt, strands)
+                if isinstance(found, str):
+                    alleles.append(found)
+                else:
+                    alleles.append(slice(len(windows), len(windows) + len(found)))
+                    windows += found
             plan.append(alleles)
-        values = self._values(places)
+        values = self._values(windows)
+        none = (float("nan"),) * len(self.methods)
         return [
             tuple(
                 AlleleScore(none, one)
@@ -215,41 +307,59 @@ class VariantScorer:
             for alleles in plan
         ]
 
-    def _allele(self, values: np.ndarray) -> AlleleScore:
-        missing = (m for m, value in zip(self.methods, values, strict=True) if np.isnan(value))
-        return AlleleScore(
-            tuple(values.tolist()), next((getattr(m, "lacks", None) for m in missing), None)
-        )
+    def _windows(
+        self, view: NDArray[np.uint8], record: VcfRecord, alt: str, strands: Sequence[Strands]
+    ) -> list[AlleleWindows] | Reason:
+        """Cut the windows of an allele on each strand, or give the reason why there are none."""
+        name = f"{record.contig}:{one_based(record.position):,}:{record.ref}>{alt}"
+        window, found = self.options.window or DEFAULT_WINDOW, []
+        for strand in strands:
+            one = cut_windows(
+                view, record.position, record.ref, alt, window, strand == "reverse",
+                self.options.placement,
+            )  # fmt: skip
+            if isinstance(one, str):
+                return one
+            found.append(one._replace(name=name))
+        return found
 
-    def _values(self, places: list[Placed]) -> np.ndarray:
-        values = np.full((len(places), len(self.methods)), np.nan)
+    def _allele(self, values: NDArray[np.float64]) -> AlleleScore:
+        """Give the values of an allele with the reason of the first that is missing."""
+        reasons = (
+            m.lacks for m, value in zip(self.methods, values, strict=True) if np.isnan(value)
+        )
+        return AlleleScore(tuple(values.tolist()), next(reasons, None))
+
+    def _values(self, windows: list[AlleleWindows]) -> NDArray[np.float64]:
+        """Give the value of every method, (windows, methods)."""
+        values = np.full((len(windows), len(self.methods)), np.nan)
         needs: set[Need] = {method.need for method in self.methods}
-        readings = self.reader.read(places, needs) if places else []
-        for row, (one, (ref, alt)) in enumerate(zip(places, readings, strict=True)):
-            self._require_finite(one.name, (one.ref, ref), (one.alt, alt))
+        outputs = read_alleles(self.model, windows, needs, self.batch_tokens) if windows else []
+        for row, (one, (ref, alt)) in enumerate(zip(windows, outputs, strict=True)):
+            self._require_finite(one.name, one.ref, ref)
+            self._require_finite(one.name, one.alt, alt)
             values[row] = [method.value(ref, alt, one) for method in self.methods]
         # Methods give NaN where they have no value for an allele; none gives infinity.
         require_finite(
-            values, self.model.name, "scores", lambda row: places[row].name, ~np.isnan(values)
+            values, self.model.name, "scores", lambda row: windows[row].name, ~np.isnan(values)
         )
         return values
 
-    def _require_finite(self, name: str, *alleles: tuple[NDArray[np.uint8], Reading]) -> None:
-        """Refuse readings that are not finite where the model was asked for a number."""
-        for codes, reading in alleles:
-            if (found := reading.log_probs) is not None:
-                # N has no probability; nor has the first base of a window in a causal model.
-                known = codes[len(codes) - len(found) :] <= T
-                if not self.model.masked and len(found) == len(codes):
-                    known[:1] = False
+    def _require_finite(self, name: str, codes: NDArray[np.uint8], outputs: AlleleOutputs) -> None:
+        """Refuse outputs that are not finite where there has to be a number."""
+        if (found := outputs.log_probs) is not None:
+            # N has no probability; nor has the first base of a window in a causal model.
+            known = codes[len(codes) - len(found) :] <= T
+            if not self.model.masked and len(found) == len(codes):
+                known[:1] = False
+            require_finite(
+                found[None], self.model.name, "log-probabilities", lambda _: name, known[None]
+            )
+        for other in (outputs.pooled, outputs.masked):
+            if other is not None:
                 require_finite(
-                    found[None], self.model.name, "log-probabilities", lambda _: name, known[None]
+                    np.atleast_1d(other)[None], self.model.name, "outputs", lambda _: name
                 )
-            for other in (reading.pooled, reading.masked):
-                if other is not None:
-                    require_finite(
-                        np.atleast_1d(other)[None], self.model.name, "outputs", lambda _: name
-                    )
 
 
 def variant_table(
@@ -260,6 +370,15 @@ def variant_table(
 ) -> pl.DataFrame:
     """Put scores into a table.
 
+    Parameters
+    ----------
+    records, scores
+        What was scored, and :meth:`VariantScorer.score` of it.
+    methods
+        Names of the columns of scores.
+    first_record
+        0-based number of the first record in its file.
+
     Returns
     -------
     polars.DataFrame
@@ -268,42 +387,26 @@ def variant_table(
         numbers), one Float64 column for each method (null where there is no value), and reason
         (null where every method has a value).
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []
     for number, (record, alleles) in enumerate(zip(records, scores, strict=True), first_record):
+        site = (record.contig, record.position, record.position + len(record.ref),
+                one_based(record.position), record.ref)  # fmt: skip
+        name = None if record.fields[2] == "." else record.fields[2]
         for allele, score in enumerate(alleles):
-            rows.append(
-                {
-                    "contig": record.contig,
-                    "start": record.position,
-                    "end": record.position + len(record.ref),
-                    "pos": one_based(record.position),
-                    "ref": record.ref,
-                    "alt": record.alts[allele] if record.alts else None,
-                    "id": None if record.fields[2] == "." else record.fields[2],
-                    "record": number,
-                    "allele": allele,
-                    **dict(zip(methods, score.values, strict=True)),
-                    "reason": score.reason,
-                }
-            )
-    text, number_type = pl.String, pl.Int64
+            alt = record.alts[allele] if record.alts else None
+            rows.append((*site, alt, name, number, allele, *score.values, score.reason))
+    text, integer = pl.String, pl.Int64
     schema = {
-        "contig": text, "start": number_type, "end": number_type, "pos": number_type,
-        "ref": text, "alt": text, "id": text, "record": number_type, "allele": number_type,
-        **dict.fromkeys(methods, pl.Float64), "reason": text,
+        "contig": text, "start": integer, "end": integer, "pos": integer, "ref": text, "alt": text,
+        "id": text, "record": integer, "allele": integer, **dict.fromkeys(methods, pl.Float64),
+        "reason": text,
     }  # fmt: skip
-    frame = pl.DataFrame(rows, schema=schema)
+    frame = pl.DataFrame(rows, schema=schema, orient="row")
     return frame.with_columns(pl.col(list(methods)).fill_nan(None))
 
 
-def method_tuple(methods: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Give methods as a tuple; a single name is one of them."""
-    if methods is None:
-        return None
-    return (methods,) if isinstance(methods, str) else tuple(methods)
-
-
 def _records(variants: str | Path | Iterable[Variant | str]) -> list[VcfRecord]:
+    """Read a file, or put variants into records."""
     if isinstance(variants, Path) or (isinstance(variants, str) and ":" not in variants):
         return list(read_vcf_records(variants))
     given = [variants] if isinstance(variants, str) else variants
@@ -330,7 +433,6 @@ def score_variants(
     strands: Strands = "both",
     placement: Placement = "centred",
     batch_tokens: int = 1 << 16,
-    device: str | None = None,
 ) -> VariantScores:
     """Score variants with a language model.
 
@@ -342,13 +444,12 @@ def score_variants(
     genome
         The genome, or a store or FASTA file.
     model
-        A model, or the name of one; the packaged model when None. The mode of a model is restored.
+        A model, whose mode and device stay, or the name of one, which is loaded on the CPU; the
+        packaged model when None.
     window, methods, strands, placement
         See :class:`VariantOptions`.
     batch_tokens
         Most positions of a batch: time and memory, not the result.
-    device
-        Where a model that is named goes; the CPU when None.
 
     Returns
     -------
@@ -358,36 +459,23 @@ def score_variants(
     Raises
     ------
     InputError
-        When the file cannot be read.
-    InputError, InputError
-        When model, window and methods do not fit.
+        When the file cannot be read, or model, window and methods do not fit.
     """
     options = VariantOptions(window, method_tuple(methods), strands, placement)
     records = _records(variants)
-    loaded = load(model, head="language", device=device)
-    if isinstance(genome, GenomeStore):
-        return _scored(records, genome, loaded, options, batch_tokens)
-    with genome_store(genome) as store:
-        return _scored(records, store, loaded, options, batch_tokens)
-
-
-def _scored(
-    records: list[VcfRecord],
-    store: GenomeStore,
-    model: Loaded,
-    options: VariantOptions,
-    batch_tokens: int,
-) -> VariantScores:
-    scorer = VariantScorer(model, store, options, batch_tokens)
-    scores: list[tuple[AlleleScore, ...]] = []
-    for low in range(0, len(records), 512):
-        scores += scorer.score(records[low : low + 512])
-    provenance = Provenance(
-        "variants",
-        model.name,
-        model.digest,
-        genome=store.name,
-        genome_sha256=store.checksum,
-        options=asdict(scorer.options),
-    )
+    loaded = load(model, head="language")
+    given = nullcontext(genome) if isinstance(genome, GenomeStore) else genome_store(genome)
+    with given as store:
+        scorer = VariantScorer(loaded, store, options, batch_tokens)
+        scores: list[tuple[AlleleScore, ...]] = []
+        for low in range(0, len(records), _CHUNK):
+            scores += scorer.score(records[low : low + _CHUNK])
+        provenance = Provenance(
+            "variants",
+            loaded.name,
+            loaded.digest,
+            genome=store.name,
+            genome_sha256=store.checksum,
+            options=asdict(scorer.options),
+        )
     return VariantScores(variant_table(records, scores, scorer.options.methods or ()), provenance)

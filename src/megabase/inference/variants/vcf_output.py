@@ -1,4 +1,4 @@
-"""Writing scores into VCF and BCF: INFO fields with header lines, everything else as it was."""
+"""Scores in VCF and BCF: INFO fields with header lines, everything else as it was."""
 
 from __future__ import annotations
 
@@ -7,42 +7,35 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megabase.errors import InputError, OutputError
 from megabase.evaluate.provenance import Provenance
 from megabase.genome.contigs import contig_aliases
 from megabase.genome.left_out import REASONS
 from megabase.genome.vcf import VcfRecord
-from megabase.inference.variants.methods import METHODS
+from megabase.inference.variants.scorer import METHODS, AlleleScore, VariantOptions
 
-if TYPE_CHECKING:
-    from megabase.inference.variants.scorer import AlleleScore, VariantOptions
-
-__all__ = ["VCF_SUFFIXES", "annotated_line", "header_lines", "index_vcf", "info_key", "merge_vcf",
-           "require_names", "require_new_keys"]  # fmt: skip
+__all__ = ["VCF_SUFFIXES", "annotated_line", "header_lines", "index_vcf", "merge_vcf",
+           "require_names", "require_new_keys", "require_prefix"]  # fmt: skip
 
 VCF_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")
-_INFO = 7
-_TBI_LIMIT = 1 << 29  # longest contig of a tabix index
-# The names that VCF 4.3 allows; htslib cannot read a header with others.
+"""Endings that bcftools knows too."""
+_INFO = 7  # the eighth column of a VCF
+_TBI_LIMIT = 1 << 29
+"""Longest contig of a tabix index, by its format; csi takes longer ones."""
 _CONTIG = re.compile(r"[0-9A-Za-z!#$%&+./:;?@^_|~-][0-9A-Za-z!#$%&*+./:;=?@^_|~-]*")
+"""The names that VCF 4.3 allows; htslib cannot read a header with others."""
 _KEY = re.compile(r"[A-Za-z_][0-9A-Za-z_.]*")
+"""The INFO keys that VCF 4.3 allows."""
 
 
-def info_key(prefix: str, name: str) -> str:
-    """INFO key of a method (or of the reason)."""
+def _info_key(prefix: str, name: str) -> str:
+    """Give the INFO key of a method, or of the reason."""
     return f"{prefix}_{name.upper()}"
 
 
 def require_prefix(prefix: str) -> None:
-    """Refuse a prefix that no INFO key can begin with.
-
-    Raises
-    ------
-    InputError
-        Naming it.
-    """
+    """Refuse a prefix that cannot begin an INFO key, with an InputError."""
     if not _KEY.fullmatch(prefix):
         raise InputError(
             f"prefix {prefix!r} cannot begin an INFO key; expected letters, digits and _"
@@ -50,16 +43,9 @@ def require_prefix(prefix: str) -> None:
 
 
 def require_new_keys(header: Sequence[str], prefix: str, path: Path) -> None:
-    """Refuse a prefix that is no INFO key, or whose keys the file has already.
-
-    Raises
-    ------
-    InputError
-        Naming the key.
-    """
-    require_prefix(prefix)
+    """Refuse a prefix whose keys the header of a file has already, with an InputError."""
     for name in (*METHODS, "reason"):
-        key = info_key(prefix, name)
+        key = _info_key(prefix, name)
         if any(line.startswith(f"##INFO=<ID={key},") for line in header):
             raise InputError(
                 f"{path}: has INFO field {key} already; score the original file, or choose "
@@ -68,13 +54,7 @@ def require_new_keys(header: Sequence[str], prefix: str, path: Path) -> None:
 
 
 def require_names(contigs: Iterable[str], path: Path) -> None:
-    """Refuse names of contigs that the header of a VCF cannot hold.
-
-    Raises
-    ------
-    InputError
-        Naming the contig.
-    """
+    """Refuse names of contigs that the header of a VCF cannot hold, with an InputError."""
     for name in contigs:
         if not _CONTIG.fullmatch(name):
             raise InputError(
@@ -92,19 +72,16 @@ def annotated_line(
     for number, name in enumerate(methods):
         values = [score.values[number] for score in alleles]
         if not all(math.isnan(value) for value in values):
-            added.append(f"{info_key(prefix, name)}={','.join(map(_number, values))}")
+            texts = ("." if math.isnan(value) else f"{value:.6g}" for value in values)
+            added.append(f"{_info_key(prefix, name)}={','.join(texts)}")
     if any(score.reason for score in alleles):
         reasons = ",".join(score.reason or "." for score in alleles)
-        added.append(f"{info_key(prefix, 'reason')}={reasons}")
+        added.append(f"{_info_key(prefix, 'reason')}={reasons}")
     fields = list(record.fields)
     if added:
         kept = [] if fields[_INFO] in (".", "") else [fields[_INFO]]
         fields[_INFO] = ";".join((*kept, *added))
     return "\t".join(fields)
-
-
-def _number(value: float) -> str:
-    return "." if math.isnan(value) else f"{value:.6g}"
 
 
 def header_lines(
@@ -114,12 +91,20 @@ def header_lines(
     provenance: Provenance,
     contigs: Mapping[str, int | None],
 ) -> list[str]:
-    """Give the header with the lines for the new fields before its last line.
+    """Give a header with the lines for the new fields before its last line.
 
-    Contigs that the header does not declare are declared, under the names that the records have: an
-    index and BCF need them. A declaration of such a contig under its other name (20 for chr20) is
-    taken out. A header of the column names alone gets the line of the format before it, without
-    which nothing reads it.
+    A header of the column names alone gets the line of the format, without which nothing reads it.
+
+    Parameters
+    ----------
+    header
+        As :func:`megabase.genome.vcf.read_vcf_header` gives it.
+    options, prefix, provenance
+        What was computed, and the beginning of the INFO keys.
+    contigs
+        Contigs of the records, under the names that these have, with their lengths in bases where
+        known. Those that the header lacks are declared: an index and BCF need them. A declaration
+        under another name of such a contig (20 for chr20) is taken out.
     """
     if not header[0].startswith("##fileformat="):
         header = ["##fileformat=VCFv4.2", *header]
@@ -138,13 +123,13 @@ def header_lines(
     strands = "mean of both strands" if options.strands == "both" else f"{options.strands} strand"
     for name in options.methods or ():
         added.append(
-            f'##INFO=<ID={info_key(prefix, name)},Number=A,Type=Float,Description="'
+            f'##INFO=<ID={_info_key(prefix, name)},Number=A,Type=Float,Description="'
             f"{METHODS[name].description}; {strands}; window of {options.window} bases, "
             f'{options.placement}">'
         )
     reasons = "; ".join(f"{name}: {text}" for name, text in REASONS.items())
     added.append(
-        f'##INFO=<ID={info_key(prefix, "reason")},Number=A,Type=String,Description="Why an allele '
+        f'##INFO=<ID={_info_key(prefix, "reason")},Number=A,Type=String,Description="Why an allele '
         f'has no score, or lacks one. {reasons}">'
     )
     added.append(f"##megabase={provenance.to_json()}")
@@ -152,33 +137,28 @@ def header_lines(
 
 
 def merge_vcf(header: Sequence[str], parts: Sequence[Path], target: Path) -> None:
-    """Write header and parts as VCF, bgzip VCF or BCF, by the ending of `target`."""
-    text = "".join(f"{line}\n" for line in header).encode()
-    name = target.name.lower()
-    if name.endswith((".gz", ".bgz")):
-        import pysam
+    """Write header and parts as VCF, bgzip VCF or BCF, by the ending of `target`.
 
-        with pysam.BGZFile(str(target), "wb", None) as packed:
-            packed.write(text)
-            for part in parts:
-                packed.write(part.read_bytes())
-        return
-    plain = target.with_name(f"{target.name}.text") if name.endswith(".bcf") else target
-    with plain.open("wb") as file:
-        file.write(text)
-        for part in parts:
-            with part.open("rb") as source:
-                shutil.copyfileobj(source, file)
-    if plain is not target:
-        _to_bcf(plain, target)
-
-
-def _to_bcf(plain: Path, target: Path) -> None:
+    Raises
+    ------
+    OutputError
+        When the records cannot be written as BCF.
+    """
     import pysam
     import pysam.bcftools
 
+    name = target.name.lower()
+    packed = name.endswith((".gz", ".bgz"))
+    text = target.with_name(f"{target.name}.text") if name.endswith(".bcf") else target
+    with pysam.BGZFile(str(text), "wb", None) if packed else text.open("wb") as file:
+        file.write("".join(f"{line}\n" for line in header).encode())
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file)
+    if text is target:
+        return
     # Not through VariantFile: it gives symbolic alleles an END that the header may not declare.
-    arguments = ("--no-version", "--output-type", "b", "--output", str(target), str(plain))
+    arguments = ("--no-version", "--output-type", "b", "--output", str(target), str(text))
     try:
         pysam.bcftools.view(*arguments, catch_stdout=False)  # pyright: ignore[reportAttributeAccessIssue]
     except pysam.SamtoolsError as error:
@@ -187,7 +167,7 @@ def _to_bcf(plain: Path, target: Path) -> None:
             "header line for every field; write .vcf.gz instead"
         ) from None
     finally:
-        plain.unlink(missing_ok=True)
+        text.unlink(missing_ok=True)
 
 
 def index_vcf(target: Path, longest_contig: int) -> Path:
@@ -198,12 +178,7 @@ def index_vcf(target: Path, longest_contig: int) -> Path:
     target
         The file; its records must be in order.
     longest_contig
-        Length of its longest contig.
-
-    Returns
-    -------
-    pathlib.Path
-        The index.
+        Length of its longest contig in bases.
     """
     import pysam
     import pysam.bcftools

@@ -1,0 +1,447 @@
+"""Model outputs for both alleles of variants: plain passes, or only what differs.
+
+Any model is read by plain passes over whole windows, equal windows once. Under a causal Hyena model
+the windows of REF and ALT are equal before the variant, and so is everything computed there: REF is
+read once, and ALT from the variant on. With u the gated input of a long convolution, y = k conv u
+is linear, so y_alt = y_ref + k conv (u_alt - u_ref), where the difference lives on the part after
+the variant: a transform of half the length. In the first layer u and the gate depend on a few bases
+and are looked up; a substitution changes u there only at its own position and at the taps of the
+short convolution, which needs no transform either. In the last layer, what no score reads is not
+computed. Variants of one window, wherever in it they are, share the pass over REF.
+
+Shape suffixes: R reference windows, A alternative alleles, B either, W bases of a window, P
+positions, F positions from the first variant of the windows on, S positions from one variant on, L
+these and those before them that the short convolution sees, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from megabase.data.augment import codes_to_ids
+from megabase.data.vocabulary import MASK_ID
+from megabase.errors import InputError
+from megabase.evaluate.batching import run_batched
+from megabase.evaluate.log_probs import token_log_probs
+from megabase.genome.alphabet import BASE_TOKEN_IDS, T
+from megabase.inference.variants.alleles import AlleleWindows
+from megabase.inference.variants.prefix_layers import PrefixLayers
+from megabase.layers.backbone import Backbone, Block
+from megabase.layers.hyena import HyenaOperator
+from megabase.layers.linear import bare, untouched
+from megabase.models.loading import Loaded
+from megabase.models.scored_model import inference_mode
+from megabase.ops.packed_layer import letter_log_probs
+
+__all__ = ["AlleleOutputs", "Need", "read_alleles", "shares_prefix"]
+
+_SPARSE = 8
+"""Changed samples up to which adding them tap by tap was faster than a transform."""
+_CPU_TOKENS = 1 << 13
+"""Positions of a batch on a CPU, where activations that stay in the cache beat fewer calls."""
+_SHAPES = 128
+"""Distinct starts of ALT in a window: libraries prepare (plan, allocate) for every new shape."""
+
+_Codes = NDArray[np.uint8]
+_Values = NDArray[np.float32]
+
+Need = Literal["log_probs", "pooled", "masked"]
+"""Fields of :class:`AlleleOutputs` that can be requested."""
+
+
+class AlleleOutputs(NamedTuple):
+    """What a model outputs for one allele; None where it was not requested."""
+
+    log_probs: _Values | None = None
+    """Natural log-probabilities of the bases up to the end of the window, NaN where there is none:
+    from the start of the window, or from a base up to the first one that differs."""
+    pooled: _Values | None = None
+    """Mean of the last hidden states over the window, (width,)."""
+    masked: float | None = None
+    """Sum of the log-probabilities of the bases of the allele, all of them hidden at once; None for
+    alleles of different lengths too."""
+
+
+_Pair = tuple[AlleleOutputs, AlleleOutputs]
+
+
+def read_alleles(
+    model: Loaded, windows: Sequence[AlleleWindows], needs: set[Need], batch_tokens: int
+) -> list[_Pair]:
+    """Run a language model on both alleles of variants, as fast as the model allows.
+
+    Parameters
+    ----------
+    model
+        Any language model.
+    windows
+        The windows; they may differ in length.
+    needs
+        What to compute.
+    batch_tokens
+        Most positions of a batch; on a CPU, shared prefixes use fewer.
+
+    Returns
+    -------
+    list of (AlleleOutputs, AlleleOutputs)
+        For REF and ALT of each variant.
+
+    Raises
+    ------
+    InputError
+        When hidden states are needed of a model that gives none.
+    NotFiniteError
+        When a log-probability of a plain pass is not finite.
+    """
+    if not shares_prefix(model.model):
+        return _plain(model, windows, needs, batch_tokens)
+    found = _SharedPrefix(model.model, windows, "pooled" in needs, batch_tokens).read()
+    rest = [number for number in range(len(windows)) if number not in found]
+    if rest:
+        others = _plain(model, [windows[number] for number in rest], needs, batch_tokens)
+        found.update(zip(rest, others, strict=True))
+    return [found[number] for number in range(len(windows))]
+
+
+def shares_prefix(model: nn.Module) -> bool:
+    """Whether a model is a stack of causal Hyena operators of order 2 with a linear head."""
+    base: Any = getattr(model, "base_model", None)
+    backbone = getattr(base, "backbone", None)
+    head = getattr(model, "lm_head", None)
+    if not isinstance(backbone, Backbone) or not isinstance(head, nn.Linear):
+        return False
+    if (
+        head.bias is not None
+        or not bare(head)
+        or head.weight.dtype not in (torch.float32, torch.float64)
+    ):
+        return False
+    return backbone.embeddings.position_embeddings is None and all(
+        isinstance(block, Block)
+        and isinstance(block.mixer, HyenaOperator)
+        and block.mixer.order == 2
+        and block.mixer.bidirectional == "none"
+        and block.mixer.output_activation == "id"
+        and untouched(block, block.mixer, block.mixer.filter_fn, block.mlp)
+        and bare(block.norm1, block.norm2, block.mixer.short_filter)
+        and bare(block.mixer.in_proj, block.mixer.out_proj, block.mlp.fc1, block.mlp.fc2)
+        for block in backbone.layers
+    )
+
+
+def _plain(
+    model: Loaded, windows: Sequence[AlleleWindows], needs: set[Need], batch_tokens: int
+) -> list[_Pair]:
+    """Read whole windows, equal ones once."""
+    numbers: dict[bytes, int] = {}
+    distinct: list[_Codes] = []
+    names: list[str] = []
+    pairs: list[tuple[int, int]] = []
+    for one in windows:
+        for codes in (one.ref, one.alt):
+            if numbers.setdefault(codes.tobytes(), len(distinct)) == len(distinct):
+                distinct.append(codes)
+                names.append(one.name)
+        pairs.append((numbers[one.ref.tobytes()], numbers[one.alt.tobytes()]))
+
+    def ids_of(codes: _Codes) -> Tensor:
+        return codes_to_ids(torch.from_numpy(codes).to(model.device))
+
+    def log_probs_of(codes: _Codes, rows: NDArray[np.int64]) -> list[_Values]:
+        found = token_log_probs(
+            model.model, ids_of(codes), first="nan", batch_tokens=batch_tokens,
+            name=model.name, record=lambda row: names[rows[row]],
+        )  # fmt: skip
+        return list(found.float().cpu().numpy())
+
+    def pooled_of(codes: _Codes, _: NDArray[np.int64]) -> list[_Values]:
+        with inference_mode(model.model):
+            output: Any = model.model(input_ids=ids_of(codes), output_hidden_states=True)
+            if output.hidden_states is None:
+                raise InputError(f"{model.name} gives no hidden states to compare")
+            return list(output.hidden_states[-1].float().mean(1).cpu().numpy())
+
+    same = [one for one in windows if one.ref_bases == one.alt_bases]
+
+    def masked_of(codes: _Codes, rows: NDArray[np.int64]) -> list[tuple[float, float]]:
+        ids, hidden = ids_of(codes), [same[row] for row in rows.tolist()]
+        for row, one in zip(ids, hidden, strict=True):
+            row[one.offset : one.offset + one.ref_bases] = MASK_ID
+        with inference_mode(model.model):
+            output: Any = model.model(input_ids=ids)
+            own = output.logits[..., BASE_TOKEN_IDS[0] : BASE_TOKEN_IDS[-1] + 1]
+            log_probs = own.float().log_softmax(-1).cpu().numpy().astype(np.float64)
+        values = []
+        for row, one in zip(log_probs, hidden, strict=True):
+            part = slice(one.offset, one.offset + one.ref_bases)
+            site = np.arange(one.ref_bases)
+            sums = [float(row[part][site, allele[part]].sum()) for allele in (one.ref, one.alt)]
+            values.append((sums[0], sums[1]))
+        return values
+
+    log_probs: list[Any] = [None] * len(distinct)
+    pooled: list[Any] = [None] * len(distinct)
+    masked: list[tuple[float, float]] = []
+    if "log_probs" in needs:
+        log_probs = run_batched(distinct, log_probs_of, batch_tokens=batch_tokens)
+    if "pooled" in needs:
+        pooled = run_batched(distinct, pooled_of, batch_tokens=batch_tokens)
+    if "masked" in needs:
+        masked = run_batched([one.ref for one in same], masked_of, batch_tokens=batch_tokens)
+    of_same = iter(masked)
+    results = []
+    for one, (ref, alt) in zip(windows, pairs, strict=True):
+        sums = next(of_same, (None, None)) if one.ref_bases == one.alt_bases else (None, None)
+        results.append(
+            (
+                AlleleOutputs(log_probs[ref], pooled[ref], sums[0]),
+                AlleleOutputs(log_probs[alt], pooled[alt], sums[1]),
+            )
+        )
+    return results
+
+
+class _Layer(NamedTuple):
+    """What ALT needs of REF in one layer."""
+
+    x: Tensor | None  # the running sum before it, (R, P, D); None where u and gate are looked up
+    u: Tensor  # input of the long convolution from the first variant on, (R, D, F)
+    y: Tensor  # its output there, (R, D, F)
+    gate: Tensor | None  # the output gate there, (R, F, D), where ALT does not compute it
+
+
+class _Reference(NamedTuple):
+    """What ALT needs of a pass over REF windows."""
+
+    first: int  # index of the first variant in any of them
+    layers: list[_Layer]
+    logits: Tensor  # of A, C, G, T from `first - 1` on, (R, F + 1, 4)
+    scores: list[_Values]  # log-probabilities from `first` on, for each window
+    states: Tensor | None  # last hidden states of whole windows, (R, P, D), where they are pooled
+
+
+class _SharedPrefix:
+    """Passes over REF whole and over ALT from the variant on, of a model that `shares_prefix`."""
+
+    def __init__(
+        self, model: Any, windows: Sequence[AlleleWindows], pooled: bool, batch_tokens: int
+    ) -> None:
+        self.model, self.windows, self.pooled = model, windows, pooled
+        self.backbone: Backbone = model.base_model.backbone
+        self.layers = PrefixLayers(list(self.backbone.layers))  # type: ignore[arg-type]
+        self.reach = self.layers.reach
+        self.device: torch.device = model.lm_head.weight.device
+        self.tokens = batch_tokens
+        if self.device.type == "cpu":
+            self.tokens = min(batch_tokens, _CPU_TOKENS)
+        self.results: dict[int, _Pair] = {}
+
+    def read(self) -> dict[int, _Pair]:
+        """Give the outputs of variants by number, but for those without enough bases around."""
+        by_length: dict[int, dict[bytes, list[int]]] = {}  # variants of each REF window
+        for number, one in enumerate(self.windows):
+            length = len(one.ref)
+            if one.offset >= self.reach and self._positions(length) > one.offset:
+                of_length = by_length.setdefault(length, {})
+                of_length.setdefault(one.ref.tobytes(), []).append(number)
+        with inference_mode(self.model):
+            if by_length:
+                self.layers.pack()
+                if self.layers.has_table:
+                    letters = self._ids(np.arange(T + 2, dtype=np.uint8)[None])
+                    self.layers.make_table(self.backbone.embeddings(letters)[0])
+            for length, of_length in by_length.items():
+                rows = max(1, self.tokens // length)
+                # Windows whose first variants are at like positions waste the least together.
+                order = sorted(
+                    of_length.values(), key=lambda w: min(self.windows[m].offset for m in w)
+                )
+                for low in range(0, len(order), rows):
+                    self._read_windows(order[low : low + rows], rows)
+                self.layers.clear()
+        return self.results
+
+    def _positions(self, bases: int) -> int:
+        """Positions that are computed of a window; the last base predicts none."""
+        return bases if self.pooled else bases - 1
+
+    def _read_windows(self, members: list[list[int]], rows: int) -> None:
+        """Read REF windows, given the numbers of the variants of each, and every ALT."""
+        codes_RW = np.stack([self.windows[numbers[0]].ref for numbers in members])
+        positions = self._positions(codes_RW.shape[1])
+        step = max(1, codes_RW.shape[1] // _SHAPES)
+        parts: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
+        for row, numbers in enumerate(members):
+            for number in numbers:
+                one = self.windows[number]
+                begin = one.offset // step * step
+                begin = begin if begin >= self.reach else one.offset
+                changed = self._changed_samples(one, positions)
+                key = (begin, one.offset - begin if changed else 0, changed)
+                parts.setdefault(key, []).append((number, row))
+        first = min(begin for begin, *_ in parts)
+        reference = self._reference(codes_RW, first, any(changed for *_, changed in parts))
+        for (begin, low, changed), of_part in parts.items():
+            for start in range(0, len(of_part), 2 * rows):  # half the positions: twice the rows
+                part = of_part[start : start + 2 * rows]
+                codes_AW = np.stack([self.windows[number].alt for number, _ in part])
+                scores, ref_pooled, alt_pooled = self._alternative(
+                    codes_AW, begin, reference, [row for _, row in part], slice(low, low + changed)
+                )
+                for i, (number, row) in enumerate(part):
+                    offset = self.windows[number].offset
+                    ref_scores = reference.scores[row][offset - first :]
+                    self.results[number] = (
+                        AlleleOutputs(ref_scores, None if ref_pooled is None else ref_pooled[i]),
+                        AlleleOutputs(
+                            scores[i][offset - begin :],
+                            None if alt_pooled is None else alt_pooled[i],
+                        ),
+                    )
+
+    def _changed_samples(self, one: AlleleWindows, positions: int) -> int:
+        """Count the samples of the first convolution that differ; 0 when too many do."""
+        if one.ref_bases != one.alt_bases or not self.layers.has_table:
+            return 0
+        changed = one.ref_bases + self.reach - 1
+        return changed if changed <= min(_SPARSE, positions - one.offset) else 0
+
+    def _ids(self, codes: _Codes) -> Tensor:
+        """Token ids on the device of the model."""
+        return codes_to_ids(torch.from_numpy(np.ascontiguousarray(codes)).to(self.device))
+
+    def _first_layer(self, codes_BW: _Codes, start: int) -> tuple[Tensor, Tensor]:
+        """Look up the gate and u of the first layer from `start` on."""
+        return self.layers.first(self.layers.kmers(codes_BW, start).to(self.device))
+
+    def _log_probs(
+        self, x_BSD: Tensor, codes_BS: _Codes, before_B4: Tensor | None, start: int = 0
+    ) -> tuple[list[_Values], Tensor, Tensor | None]:
+        """Look up the log-probabilities of the bases that follow the logits from `start` on.
+
+        Gives an array for each row, the logits (B, S, 4), and the last hidden states (B, S, D) when
+        they are pooled.
+        """
+        norm, first, last = self.backbone.ln_f, BASE_TOKEN_IDS[0], BASE_TOKEN_IDS[-1] + 1
+        weight = self.model.lm_head.weight[first:last]
+        codes = torch.from_numpy(np.ascontiguousarray(codes_BS))
+        if not self.pooled and bare(norm):
+            of_norm = (norm.weight, norm.bias, norm.eps)
+            found = letter_log_probs(x_BSD[:, start:], of_norm, weight, before_B4, codes)
+            if found is not None:
+                return list(found[0].numpy()), found[1], None
+        hidden = norm(x_BSD)
+        # Letters are rows: sums over four of them run along the sequence.
+        logits_BVS = torch.matmul(weight, hidden[:, start:].transpose(1, 2))
+        logits = logits_BVS.transpose(1, 2)
+        if before_B4 is not None:
+            logits_BVS = torch.cat((before_B4[:, :, None], logits_BVS), dim=-1)
+        # The last logits of a pooled pass predict no base here.
+        logits_BVS = logits_BVS[..., : codes.shape[1]]
+        base = codes.to(self.device).long()
+        known = base <= T
+        own = logits_BVS.gather(1, torch.where(known, base, 0)[:, None])[:, 0]
+        scores = torch.where(known, own - logits_BVS.logsumexp(1), torch.nan)
+        return list(scores.float().cpu().numpy()), logits, hidden if self.pooled else None
+
+    def _reference(self, codes_RW: _Codes, first: int, keep_gate: bool) -> _Reference:
+        """Read REF windows whose variants lie from `first` on."""
+        positions = self._positions(codes_RW.shape[1])
+        layers: list[_Layer] = []
+        x_RPD: Tensor = self.backbone.embeddings(self._ids(codes_RW[:, :positions]))
+        last = len(self.backbone.layers) - 1
+        for layer in range(last + 1):
+            # What the last layer gives before the first variant is not read.
+            start = first - 1 if layer == last and not self.pooled else 0
+            looked_up = layer == 0 and self.layers.has_table
+            if looked_up:
+                gate_RPD, u_RDP = self._first_layer(codes_RW[:, :positions], 0)
+            else:
+                gate_RPD, u_RDP = self.layers.open(layer, x_RPD, 0)
+            y_RDP = self.layers.convolve(layer, u_RDP, positions, start)
+            layers.append(
+                _Layer(
+                    None if looked_up else x_RPD,
+                    u_RDP[..., first:],
+                    y_RDP[..., first - start :],
+                    gate_RPD[:, first:].clone() if layer == 0 and keep_gate else None,
+                )
+            )
+            x_RPD = self.layers.close(layer, y_RDP, gate_RPD[:, start:], x_RPD[:, start:])
+        scores, logits, states = self._log_probs(
+            x_RPD, codes_RW[:, first:], None, first - 1 if self.pooled else 0
+        )
+        return _Reference(first, layers, logits, scores, states)
+
+    def _alternative(
+        self,
+        codes_AW: _Codes,
+        begin: int,
+        reference: _Reference,
+        owner: list[int],
+        changed: slice,
+    ) -> tuple[list[_Values], _Values | None, _Values | None]:
+        """Read ALT from `begin` on; give log-probabilities, pooled states of REF and of ALT."""
+        positions = self._positions(codes_AW.shape[1])
+        at, before = begin - reference.first, self.reach - 1
+        # A single row is a view; several are gathered.
+        rows: Any = slice(owner[0], owner[0] + 1)
+        if len(owner) > 1:
+            rows = torch.tensor(owner, device=self.device)
+        x_ASD: Tensor = self.backbone.embeddings(self._ids(codes_AW[:, begin:positions]))
+        for layer, ref in enumerate(reference.layers):
+            u_ADS, y_ADS = ref.u[rows][..., at:], ref.y[rows][..., at:]
+            if layer == 0 and changed.stop > changed.start:
+                assert ref.gate is not None
+                gate_ASD = ref.gate[rows][:, at:]
+                y_ADS, gate_ASD = self._substitute(codes_AW, begin, changed, u_ADS, y_ADS, gate_ASD)
+            else:
+                if ref.x is None:
+                    gate_ASD, change = self._first_layer(codes_AW[:, :positions], begin)
+                else:
+                    x_ALD = torch.cat((ref.x[rows][:, begin - before : begin], x_ASD), dim=1)
+                    gate_ASD, change = self.layers.open(layer, x_ALD, before)
+                change = torch.sub(change, u_ADS)
+                y_ADS = self.layers.convolve(layer, change, positions, 0).add_(y_ADS)
+            x_ASD = self.layers.close(layer, y_ADS, gate_ASD, x_ASD)
+        # The first logits come from the base before, which is REF's.
+        scores, _, states = self._log_probs(
+            x_ASD, codes_AW[:, begin:], reference.logits[rows][:, at]
+        )
+        if reference.states is None or states is None:
+            return scores, None, None
+        own = reference.states[rows]
+        shared = own[:, :begin].sum(1)
+        means = [(shared + part.sum(1)) / positions for part in (own[:, begin:], states)]
+        ref_pooled, alt_pooled = (mean.float().cpu().numpy() for mean in means)
+        return scores, ref_pooled, alt_pooled
+
+    def _substitute(
+        self,
+        codes_AW: _Codes,
+        begin: int,
+        changed: slice,
+        u_ADS: Tensor,
+        y_ADS: Tensor,
+        gate_ASD: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Add the few samples of the first convolution that differ tap by tap; give y and gate."""
+        length = y_ADS.shape[-1]
+        k_DP, skip_D = self.layers.filter(0, begin + length)
+        x0, u = self._first_layer(codes_AW[:, : begin + changed.stop], begin + changed.start)
+        change = u - u_ADS[..., changed]
+        y_ADS = y_ADS.clone(memory_format=torch.contiguous_format)
+        for i in range(change.shape[-1]):
+            low = changed.start + i
+            y_ADS[..., low:].addcmul_(change[..., i : i + 1], k_DP[:, : length - low])
+        if skip_D is not None:
+            y_ADS[..., changed].addcmul_(change, skip_D[:, None])
+        gate_ASD = gate_ASD.clone(memory_format=torch.contiguous_format)
+        gate_ASD[:, changed] = x0
+        return y_ADS, gate_ASD
