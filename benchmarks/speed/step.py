@@ -320,14 +320,14 @@ def run_memory(
     dict
         Ready for JSON. ``sides``: for each the bytes of the idle process, of the peak, of the peak
         above idle, and seconds of the step, or why there are none. ``estimate``: what
-        :func:`megabase.training.memory.estimate` says, by part.
+        :func:`megabase.models.describe.TrainingStep` says, by part.
 
     Raises
     ------
     BenchError
         When gradients differ from those of the published way, or megabase cannot be measured.
     """
-    from megabase.training.memory import estimate
+    from megabase.models.describe import TrainingStep
     from megabase.training.run_folder import environment
 
     equality = compare_gradients(StepConfig(width=config.width, layers=config.layers))
@@ -353,7 +353,7 @@ def run_memory(
     if "peak_bytes" not in mine:
         raise BenchError(f"megabase could not be measured: {mine['failed']}")
     model_config = build_model("hyenadna", config.width, config.layers, 16).config
-    parts = estimate(
+    parts = TrainingStep(
         parameters=mine["parameters"],
         layers=config.layers,
         width=config.width,
@@ -362,9 +362,9 @@ def run_memory(
         length=config.length,
         half=config.precision == "bf16-mixed",
         checkpointing=config.checkpointing,
-        stretch=config.stretch,
+        segment=config.stretch,
         fused=True,
-    )
+    ).memory()
     return {
         "kind": "memory",
         "when": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from megabase.errors import InputError
 from megabase.evaluate.log_probs import token_log_probs
-from megabase.layers.streaming import stream_backbone
+from megabase.layers.incremental import stream_backbone
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import (

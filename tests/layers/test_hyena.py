@@ -163,9 +163,8 @@ def test_without_bias_the_skip_term_is_off_and_frozen() -> None:
 
 
 def test_too_long_inputs_are_refused_with_both_numbers() -> None:
-    with pytest.raises(InputError, match=r"41 positions.*at most 40.*windows") as error:
+    with pytest.raises(InputError, match=r"41 positions.*at most 40.*windows"):
         _operator()(torch.zeros(1, 41, 6, dtype=torch.float64))
-    assert (error.value.length, error.value.longest) == (41, 40)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 8, 9])

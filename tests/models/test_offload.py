@@ -16,8 +16,8 @@ from torch.nn.modules.module import register_module_forward_hook
 from megabase.inference import attribute, embed, generate, score_sequences
 from megabase.inference.generation.decoding import decoder
 from megabase.inference.generation.sampling import SamplingOptions
+from megabase.layers.incremental import can_stream
 from megabase.layers.linear import bare
-from megabase.layers.streaming import can_stream
 from megabase.models.auto import load_model
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 

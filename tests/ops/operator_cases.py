@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from megabase.ops.causal_conv import causal_conv
-from megabase.ops.gated_conv import gated_conv
 from megabase.ops.hyena_mixer import hyena_mixer
 from megabase.ops.implicit_filter import implicit_filter
 from megabase.ops.long_conv import long_conv
@@ -23,9 +22,6 @@ OPTIONAL = {"norm_w", "norm_b", "skip", "b", "bias", "past", "rate", "D", "z", "
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "short_conv": {"x": (B, D, L), "w": (D, K), "b": (D,)},
     "long_conv": {"u": (B, D, L), "k": (D, L), "skip": (D,)},
-    "gated_conv": {
-        "p": (B, 3 * D, L), "w": (3 * D, K), "_b": (3 * D,), "k": (D, L), "skip": (D,),
-    },
     "norm_mlp": {
         "x": (B, L, D), "norm_w": (D,), "norm_b": (D,), "w1": (E, D), "b1": (E,), "w2": (D, E),
         "b2": (D,),
@@ -83,7 +79,6 @@ def _scan(u: Any, delta: Any, A: Any, B: Any, C: Any, *rest: Any) -> Tensor:
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "short_conv": short_conv,
     "long_conv": long_conv,
-    "gated_conv": gated_conv,
     "norm_mlp": _mlp,
     "hyena_mixer": _mixer,
     "implicit_filter": _filter,

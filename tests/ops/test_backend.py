@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from megabase.errors import OperatorError
-from megabase.layers.hints import slower_than_possible
 from megabase.layers.hyena import HyenaOperator
 from megabase.layers.mamba import MambaMixer
 from megabase.ops import backend, kernels
+from megabase.ops.kernels import slower_than_possible
 
 
 def test_the_best_there_is_unless_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

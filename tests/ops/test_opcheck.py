@@ -25,7 +25,6 @@ def _forward(name: str, dtype: torch.dtype, plain: bool, product: torch.dtype | 
     return {
         "short_conv": lambda: [*t, 1],
         "long_conv": lambda: [*t, False],
-        "gated_conv": lambda: [*t, 1, False],
         "norm_mlp": lambda: [*t[:3], 1e-5, *t[3:], product],
         "hyena_mixer": lambda: [*t[:3], 1e-5, *t[3:], 1, False, product, not plain],
         "implicit_filter": lambda: [*t[:3], [t[3], t[4]], [t[5], t[6]], *t[7:], 0.1],
@@ -43,7 +42,6 @@ def _backward(name: str, given: list[Any]) -> list[Any]:
     return {
         "short_conv": lambda: [dy, *given[:2], given[3], True, True],
         "long_conv": lambda: [dy, *given, True, True],
-        "gated_conv": lambda: [dy, *given],
         "norm_mlp": lambda: [dy, *given, True, True],
         "hyena_mixer": lambda: [dy, out[1], *given[:-1], True, True, True],
         "implicit_filter": lambda: [dy, *given, True],
@@ -54,7 +52,7 @@ def _backward(name: str, given: list[Any]) -> list[Any]:
 
 
 CASES = (
-    "short_conv", "long_conv", "gated_conv", "norm_mlp", "hyena_mixer", "implicit_filter",
+    "short_conv", "long_conv", "norm_mlp", "hyena_mixer", "implicit_filter",
     "causal_conv", "selective_scan", "selective_scan_blocked",
 )  # fmt: skip
 

@@ -76,9 +76,9 @@ def _memory(model: ModelDescription, length: int | None, batch: int) -> dict[str
     """Estimate bytes for scoring and for a training step; None where the formula says nothing."""
     if model.layers is None or model.width is None or length is None:
         return None
-    from megabase.training.memory import estimate
+    from megabase.models.describe import TrainingStep
 
-    step = estimate(
+    step = TrainingStep(
         parameters=model.parameters,
         layers=model.layers,
         width=model.width,
@@ -86,7 +86,7 @@ def _memory(model: ModelDescription, length: int | None, batch: int) -> dict[str
         micro_batch=batch,
         length=length,
         fused=model.piecewise,
-    )
+    ).memory()
     positions = batch * length
     scoring = positions * (_SCORING_VALUES * 4 * model.width + 12 * (model.columns or 0))
     stored = 4 * model.constants

@@ -5,7 +5,7 @@ gives each base from both sides, itself hidden: one reading for each base; the s
 pseudo-log-likelihood, comparable only with others of its kind.
 
 Long sequences are read by causal HyenaDNA models in about two copies of their hidden vectors
-(:mod:`megabase.layers.streaming`); nothing of their context is cut.
+(:mod:`megabase.layers.incremental`); nothing of their context is cut.
 
 Shape suffixes: B batch, L positions, V columns of the logits.
 """
@@ -23,7 +23,7 @@ from megabase.data.vocabulary import MASK_ID
 from megabase.errors import InputError
 from megabase.genome.alphabet import BASE_TOKEN_IDS
 from megabase.layers.backbone import Backbone
-from megabase.layers.streaming import can_stream, stream_backbone
+from megabase.layers.incremental import can_stream, stream_backbone
 from megabase.models.checkpoints.finite import require_finite
 from megabase.models.scored_model import inference_mode, language_model_kind
 

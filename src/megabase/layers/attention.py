@@ -12,8 +12,6 @@ from torch.nn import functional as F
 from megabase.errors import MegabaseError
 from megabase.layers.linear import ResidualLinear
 
-__all__ = ["SelfAttention"]
-
 
 class SelfAttention(nn.Module):
     """Self-attention through torch's fused operator.

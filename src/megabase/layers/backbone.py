@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from megabase.layers.attention import SelfAttention
 from megabase.layers.hyena import HyenaOperator
-from megabase.layers.mlp import Mlp
-
-__all__ = ["Backbone", "Block", "Embeddings"]
+from megabase.layers.linear import ResidualLinear, bare, product_dtype, untouched
+from megabase.ops import backend
+from megabase.ops.norm_mlp import norm_mlp
 
 
 def _drop(x: Tensor, probability: float, training: bool) -> Tensor:
@@ -55,6 +55,43 @@ class Embeddings(nn.Module):
             places = torch.arange(hidden.shape[1], device=hidden.device)
             hidden = hidden + self.position_embeddings(places)
         return hidden
+
+
+class Mlp(nn.Module):
+    """``fc2(gelu(fc1(x)))`` with the tanh form of GELU.
+
+    Parameters
+    ----------
+    d_model
+        Width of input and output.
+    d_inner
+        Width between the two maps.
+    """
+
+    def __init__(self, d_model: int, d_inner: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(d_model, d_inner)
+        self.fc2 = ResidualLinear(d_inner, d_model)
+
+    def fuses(self, x: Tensor, norm: nn.Module) -> bool:
+        """Whether :meth:`fused` gives what the separate modules would."""
+        return (
+            untouched(self)
+            and bare(norm, self.fc1, self.fc2, device=x.device)
+            and self.fc1.bias is not None
+            and backend.active() != "reference"
+        )
+
+    def fused(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Apply to the LayerNorm of `x`, keeping only `x` for the backward pass."""
+        return norm_mlp(
+            x, norm.weight, norm.bias, norm.eps, self.fc1.weight, self.fc1.bias, self.fc2.weight,
+            self.fc2.bias, product_dtype(x),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to a tensor of shape (..., d_model)."""
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
 class Block(nn.Module):
@@ -156,9 +193,9 @@ class Backbone(nn.Module):
         self.ln_f = nn.LayerNorm(d_model, eps=norm_eps)
         self.dropout = dropout
         self.gradient_checkpointing = False
-        self.stretch = 1
+        self.segment = 1
         """Blocks in a row of which only the first one's input is kept from the forward pass, when
-        they are computed again in the backward pass. Of N blocks N / stretch + stretch - 1 inputs
+        they are computed again in the backward pass. Of N blocks N / segment + segment - 1 inputs
         are alive at once instead of N, and blocks are computed once more."""
 
     def forward(
@@ -196,15 +233,15 @@ class Backbone(nn.Module):
         states: list[Tensor] = []
         # Models set the flag of a block that is computed again, and what computes it.
         recomputing = self.gradient_checkpointing and self.training
-        stretch = self.stretch if recomputing and not collect else 1
-        for first in range(0, len(self.layers), stretch):
+        segment = self.segment if recomputing and not collect else 1
+        for first in range(0, len(self.layers), segment):
             if collect:
                 states.append(hidden if residual is None else hidden + residual)
             run = self._blocks
-            if stretch > 1:
+            if segment > 1:
                 hidden, residual = self._joined(first, hidden, residual)
                 run = partial(cast("Any", self)._gradient_checkpointing_func, run)
-            hidden, residual = run(first, first + stretch, hidden, residual, mask, attentions)
+            hidden, residual = run(first, first + segment, hidden, residual, mask, attentions)
         hidden = _drop(hidden, self.dropout, self.training)
         total = hidden if residual is None else hidden + residual
         out = _normed(self.ln_f, total)

@@ -23,12 +23,9 @@ from megabase.layers.linear import (
     untouched,
 )
 from megabase.ops import backend
-from megabase.ops.gated_conv import gated_conv
 from megabase.ops.hyena_mixer import hyena_mixer
 from megabase.ops.long_conv import long_conv
 from megabase.ops.short_conv import short_conv
-
-__all__ = ["ACTIVATIONS", "Bidirectional", "FilterLayout", "HyenaOperator", "published_two_sided"]
 
 FilterLayout = Literal["training", "standalone"]
 """How filter channels are numbered for order > 2: ``"training"`` channel = v (order - 1) + o (the
@@ -104,6 +101,8 @@ class HyenaOperator(nn.Module):
     filter_options
         Further arguments of :class:`~megabase.layers.hyena_filter.HyenaFilter`.
     """
+
+    without_kernels = "Hyena blocks run in torch; their C++ operators are about 1.5 times as fast"
 
     def __init__(
         self,
@@ -231,17 +230,6 @@ class HyenaOperator(nn.Module):
     ) -> Tensor:
         """Apply short convolution, gates and long convolutions to projected channels."""
         dropping = self.dropout > 0 and self.training
-        plain = bare(self.short_filter, device=p_BPL.device)
-        if self.order == 2 and mask_B1L is None and not dropping and plain:
-            return gated_conv(
-                p_BPL,
-                self.short_filter.weight[:, 0],
-                cast("Tensor", self.short_filter.bias),
-                k_ODM[0],
-                skips[0],
-                centred=self.bidirectional == "two_sided",
-                two_sided=self.bidirectional != "none",
-            )
         if mask_B1L is not None:
             p_BPL = p_BPL * mask_B1L
         p_BPL = self.short(p_BPL)

@@ -19,8 +19,6 @@ from megabase.layers.linear import present, untouched
 from megabase.ops.implicit_filter import implicit_filter
 from megabase.ops.long_conv.fft import without_autocast
 
-__all__ = ["ExponentialWindow", "HyenaFilter", "PositionalFeatures", "Sine"]
-
 
 class Sine(nn.Module):
     """``sin(freq * x)`` with one frequency per channel.

@@ -19,18 +19,6 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
-__all__ = [
-    "ResidualLinear",
-    "bare",
-    "can_read",
-    "from_channel_major",
-    "function_of",
-    "present",
-    "product_dtype",
-    "to_channel_major",
-    "untouched",
-]
-
 
 class ResidualLinear(nn.Linear):
     """A linear map whose output joins the running sum; its first weights are drawn smaller."""

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["LayerNorm", "Norm", "RMSNorm", "add_norm", "make_norm"]
-
 
 class RMSNorm(nn.Module):
     """``x / sqrt(mean(x^2) + eps) * weight``, over the last axis; see :class:`LayerNorm`.

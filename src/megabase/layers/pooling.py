@@ -12,8 +12,6 @@ from torch import Tensor
 
 from megabase.errors import MegabaseError
 
-__all__ = ["POOLINGS", "Pooling", "pool"]
-
 Pooling = Literal["mean", "last", "first", "max", "sum", "published_mean", "hf"]
 """``mean``, ``last``, ``first``, ``max``, ``sum``: over real tokens. ``published_mean``: over all
 positions, padding included (the published training code). ``hf``: the position before the first

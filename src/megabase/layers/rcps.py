@@ -17,18 +17,6 @@ from torch import Tensor, nn
 
 from megabase.layers.norms import Norm, add_norm
 
-__all__ = [
-    "RCPSAddNorm",
-    "RCPSBlock",
-    "RCPSEmbedding",
-    "RCPSHead",
-    "RCPSWrapper",
-    "join_strands",
-    "split_strands",
-    "strand_add_norm",
-    "swap_halves",
-]
-
 
 def split_strands(hidden_BLW: Tensor) -> tuple[Tensor, Tensor]:
     """Give both strands, each (batch, length, D), each read in its own direction."""

@@ -38,4 +38,4 @@ def checkpoint_activations(model: PreTrainedModel, stretch: int = 1) -> None:
     newer = getattr(model, "activation_checkpointing_enable", None)
     (newer or model.gradient_checkpointing_enable)()
     for backbone in backbones:
-        backbone.stretch = stretch
+        backbone.segment = stretch

@@ -1,4 +1,32 @@
-"""What a model folder holds, told without loading its weights."""
+"""What a model folder holds, read without its weights, and the memory of a training step.
+
+The estimate of a step's memory, in bytes, for P parameters, width D, N layers, V logit columns and
+micro-batches of B sequences of L positions:
+
+=================  ==============================================================================
+weights            4 P
+gradients          4 P
+optimizer          8 P (two running means)
+activations        general: B L (N k D s + 12 V), s = 4 bytes (2 with bf16-mixed, for the share of
+                   it that is kept in half precision), k the values kept per position, layer and
+                   unit of width: ``_KEPT``; with activation checkpointing N k becomes N + k
+FFT workspace      general: ``_FFT_COPIES`` x 4 B D F, F = 2 L: padded inputs, spectra and
+                   outputs of one long convolution, forward or backward
+process            ``_PROCESS`` for the interpreter and libraries (on a CPU)
+=================  ==============================================================================
+
+HyenaDNA of order 2 works piece by piece and keeps only the running sums and the filters. There
+activations are ``4 D (B L (2 N + 2) + L (N + 1)) + 24 V B L`` (with activation checkpointing N
++ 5 and 2 in the place of 2 N + 2 and N + 1): two running sums and the filter of each layer, but
+for what the last mixer has given back already; gradients around it; the filter's gradient. The
+kernels keep the long convolution's result of each layer too where it is small
+(:data:`~megabase.ops.hyena_mixer.kernel.KEEP_BYTES`): N more, 1 with activation checkpointing. In
+segments of S checkpointed layers N / S + S - 1 inputs are alive instead of N. The workspace is two
+arrays of a group of channels, ``8 B L min(D, max(64, 2^25 / B L))``, and ten of a call of the
+transforms, ``40 max(2^20, min(16 L, max(4 L, 2^22)))``.
+
+Peaks against estimates are measured by ``python -m benchmarks memory``.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +39,23 @@ import torch
 from megabase.errors import CheckpointError, ModelError
 from megabase.models.auto import find_kind, load_config, load_tokenizer, resolve_model
 from megabase.models.families import family_of
+from megabase.ops.hyena_mixer.kernel import KEEP_BYTES
 from megabase.untrusted import parsing, read_json, recognise
 
-__all__ = ["ModelDescription", "describe"]
-
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
+"""Names of files whose size is that of the weights: what models are published in."""
+
+_KEPT = 22
+"""Values kept for the backward pass per position, layer and unit of width, as measured."""
+
+_FFT_COPIES = 6
+"""Arrays of the padded size alive at once in the long convolution, as measured."""
+
+_FUSED_GROUP = 64
+"""Channels of a group in the mixer at the longest inputs: two panels of the kernels."""
+
+_PROCESS = 700_000_000
+"""Bytes of a process before it trains (interpreter, torch, transformers), as measured."""
 
 
 @dataclass(frozen=True)
@@ -133,3 +173,87 @@ def _own_settings(config: Any) -> dict[str, Any]:
     family = family_of(config.model_type)
     own = vars(family.config_class()).get("__annotations__", {}) if family else {}
     return {name: getattr(config, name) for name in own if hasattr(config, name)}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory of one process, in bytes."""
+
+    parameters: int
+    """Weights."""
+    gradients: int
+    """Gradients."""
+    optimizer: int
+    """Running means of AdamW."""
+    activations: int
+    """Kept from forward to backward."""
+    workspace: int
+    """Of the operator at work."""
+    process: int
+    """The process itself."""
+
+    @property
+    def total(self) -> int:
+        """Sum of all parts."""
+        return (
+            self.parameters + self.gradients + self.optimizer + self.activations
+            + self.workspace + self.process
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep:
+    """What the memory of a training step depends on."""
+
+    parameters: int
+    """Trainable numbers in the model."""
+    layers: int
+    """Blocks."""
+    width: int
+    """Width of a block."""
+    columns: int
+    """Columns of the logits."""
+    micro_batch: int
+    """Sequences per forward pass."""
+    length: int
+    """Input positions of each."""
+    half: bool = False
+    """Whether matrix products run in bfloat16."""
+    checkpointing: bool = False
+    """Whether activations are recomputed."""
+    segment: int = 1
+    """Checkpointed layers in a row that keep one input between them."""
+    shards: int = 1
+    """Devices that share parameters, gradients and optimizer state (FSDP)."""
+    on_cpu: bool = True
+    """Whether the process itself lies in the same memory."""
+    fused: bool = False
+    """Whether the model works piece by piece (HyenaDNA of order 2) and keeps only running sums."""
+
+    def memory(self) -> Estimate:
+        """Estimate the memory of one process at its largest stage."""
+        positions = self.micro_batch * self.length
+        inputs = -(-self.layers // self.segment) + self.segment - 1
+        kept = inputs + _KEPT if self.checkpointing else self.layers * _KEPT
+        size = 3 if self.half else 4  # about half of the kept values stay float32
+        share = 4 * self.parameters // self.shards
+        activations = positions * (kept * self.width * size + 12 * self.columns)
+        workspace = _FFT_COPIES * 4 * positions * self.width * 2
+        if self.fused:
+            layers = self.layers
+            sums, filters = (inputs + 5, 2) if self.checkpointing else (2 * layers + 2, layers + 1)
+            if 4 * positions * self.width <= KEEP_BYTES:
+                sums += 1 if self.checkpointing else layers
+            values = positions * sums + self.length * filters
+            activations = 4 * self.width * values + 24 * self.columns * positions
+            group = min(self.width, max(_FUSED_GROUP, (1 << 25) // max(1, positions)))
+            transforms = max(1 << 20, min(16 * self.length, max(4 * self.length, 1 << 22)))
+            workspace = 8 * positions * group + 40 * min(transforms, positions * self.width)
+        return Estimate(
+            parameters=share,
+            gradients=share,
+            optimizer=2 * share,
+            activations=activations,
+            workspace=workspace,
+            process=_PROCESS if self.on_cpu else 0,
+        )

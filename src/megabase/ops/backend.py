@@ -18,15 +18,6 @@ import torch
 from megabase.errors import OperatorError
 from megabase.ops import kernels
 
-__all__ = [
-    "BACKENDS",
-    "ENVIRONMENT_VARIABLE",
-    "active",
-    "override",
-    "use_kernels",
-    "use_reference",
-]
-
 BACKENDS = ("kernels", "fast", "reference")
 """Names that can be asked for."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["fft_length", "lags"]
-
 _SMALL = 32
 """Below this every length is quick enough, and the smallest one is taken."""
 

@@ -18,8 +18,6 @@ from torch.utils.flop_counter import register_flop_formula
 
 from megabase.ops.fft_lengths import fft_length
 
-__all__ = ["FORMULAS", "register", "transform_flops"]
-
 Shape = Sequence[int]
 
 
@@ -36,17 +34,14 @@ def _long(batch: int, channels: int, length: int) -> int:
     return (2 * batch + 1) * channels * transform_flops(fft_length(2 * length - 1))
 
 
-def _gated(p: Shape, w: Shape, k: Shape) -> int:
-    return _taps(p, w) + _long(p[0], k[0], p[-1])
-
-
 def _mlp(x: Shape, w1: Shape) -> int:
     return 4 * math.prod(x) * w1[0]
 
 
 def _mixer(x: Shape, w: Shape, k: Shape) -> int:
     batch, length, width = x
-    return 8 * batch * length * width**2 + _gated((batch, 3 * width, length), w, k)
+    short = _taps((batch, 3 * width, length), w)
+    return 8 * batch * length * width**2 + short + _long(batch, k[0], length)
 
 
 def _filter(z: Shape, weights: Sequence[Shape], last: Shape) -> int:
@@ -59,10 +54,6 @@ def _scan(u: Shape, A: Shape) -> int:
 
 def _short_backward(dy: Any, x: Any, w: Any, after: int, needs_x: bool, needs_taps: bool) -> int:
     return (needs_x + needs_taps) * _taps(x, w)
-
-
-def _gated_backward(dy: Any, p: Any, w: Any, b: Any, k: Any, *rest: Any) -> int:
-    return 2 * _taps(p, w) + _long(p[0], k[0], p[-1])
 
 
 def _mlp_backward(dy: Any, x: Any, nw: Any, nb: Any, eps: float, w1: Any, *rest: Any) -> int:
@@ -97,8 +88,6 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "short_conv_backward": _short_backward,
     "long_conv": lambda u, *_: _long(*u),
     "long_conv_backward": lambda dy, u, *_: _long(*u),
-    "gated_conv": lambda p, w, b, k, *_: _gated(p, w, k),
-    "gated_conv_backward": _gated_backward,
     "norm_mlp": lambda x, nw, nb, eps, w1, *_: _mlp(x, w1),
     "norm_mlp_backward": _mlp_backward,
     "hyena_mixer": lambda x, nw, nb, eps, w_in, b_in, w, b, k, *_: _mixer(x, w, k),

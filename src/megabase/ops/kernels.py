@@ -10,21 +10,9 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from megabase.errors import OperatorError
-
-__all__ = [
-    "INTERFACE",
-    "alike",
-    "array",
-    "beside",
-    "dense",
-    "multiplies",
-    "native_package",
-    "package",
-    "why_missing",
-]
 
 _Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
 
@@ -73,6 +61,28 @@ def native_package() -> Any:
 def why_missing() -> str | None:
     """Say why there are no kernels; None when there are."""
     return _why
+
+
+def slower_than_possible(model: nn.Module, device: torch.device) -> str | None:
+    """Say in one line how much faster a long run would be with kernels.
+
+    Parameters
+    ----------
+    model
+        Any model; the classes of modules that gain by kernels say so in ``without_kernels``.
+    device
+        Where it runs; the kernels are for CPUs.
+
+    Returns
+    -------
+    str or None
+        None where nothing would be faster.
+    """
+    if _why is None or device.type != "cpu":
+        return None
+    gains = (getattr(module, "without_kernels", None) for module in model.modules())
+    gain = next((text for text in gains if text is not None), None)
+    return None if gain is None else f"{gain}: {_why}"
 
 
 def array(tensor: Tensor | None) -> Any:

@@ -18,9 +18,6 @@ from torch import Tensor
 from megabase.ops import backend, kernels
 from megabase.ops.registry import Arguments
 
-__all__ = ["PackedLayer", "letter_log_probs"]
-
-
 _LAYER = Arguments(
     "PackedLayer.of",
     ("norm1_w", "norm1_b", "w_in", "b_in", "w", "b", "w_out", "b_out", "norm2_w", "norm2_b", "w1",

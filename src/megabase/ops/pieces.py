@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["PIECE_POSITIONS", "Norm", "Piece", "pieces"]
-
 PIECE_POSITIONS = 1024
 """Positions of a piece on a CPU: long enough for products, short enough for a core's own cache."""
 

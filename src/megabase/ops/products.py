@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["add_product", "matmul", "matmul_gelu", "uses_onednn"]
-
 _SMALL = 1 << 18
 """Multiplications below which starting the other library costs more than it saves."""
 

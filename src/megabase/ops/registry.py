@@ -18,13 +18,6 @@ from torch.utils import _pytree as pytree
 from megabase.errors import OperatorError
 from megabase.ops import flops
 
-__all__ = [
-    "FLOATS",
-    "SINGLE_OR_DOUBLE",
-    "Arguments",
-    "Operator",
-]
-
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Dtypes of operators written in torch; tensors of different ones may be given together."""
 

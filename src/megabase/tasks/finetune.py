@@ -17,8 +17,8 @@ import numpy as np
 from megabase.data.leaks import overlap_hint
 from megabase.evaluate.nucleotide_predictions import NucleotidePredictions
 from megabase.genome.files import atomic_file, write_json
-from megabase.layers.hints import slower_than_possible
 from megabase.models.adapt.classifier import Labels, save_classifier
+from megabase.ops.kernels import slower_than_possible
 from megabase.tasks.digests import describe_data, start_of
 from megabase.tasks.finetune_config import FinetuneConfig, start_settings, to_yaml
 from megabase.tasks.finetune_plan import Plan, plan_run

@@ -17,14 +17,15 @@ from megabase.data.split import Split, read_intervals, split_genome
 from megabase.data.windows import RandomWindows, TiledWindows, WindowSource
 from megabase.errors import ConfigError
 from megabase.genome.store import GenomeStore
-from megabase.layers.hints import slower_than_possible
 from megabase.models.adapt.language_model import build_language_model, save_language_model
+from megabase.models.describe import Estimate, TrainingStep
 from megabase.objectives.language import CausalLM, MaskedLM
+from megabase.ops.kernels import slower_than_possible
 from megabase.tasks.digests import start_model
 from megabase.tasks.pretrain_config import DataConfig, ObjectiveConfig, PretrainConfig, to_yaml
 from megabase.tasks.pretrain_text import count_parameters, data_facts, plan_text
-from megabase.training import memory
 from megabase.training.engine import EvalSet, FitResult, fit
+from megabase.training.memory import available_bytes
 from megabase.training.process import build_fabric, planned_world
 from megabase.training.run_folder import check_run, started_run
 from megabase.training.schedule import LengthSchedule
@@ -56,7 +57,7 @@ class Plan:
     """Validation windows."""
     schedule: LengthSchedule
     """Stages in steps."""
-    memory: memory.Estimate
+    memory: Estimate
     """Estimated memory of one process."""
     available: int
     """Bytes a process may use."""
@@ -140,7 +141,7 @@ def plan_run(config: PretrainConfig, fabric: Fabric) -> Plan:
     _try_windows(windows, schedule)
     validation = _build_validation(config, store, split)
     need = _largest(model, config, schedule, fabric)
-    available = memory.available_bytes(fabric.device)
+    available = available_bytes(fabric.device)
     if fabric.device.type == "cpu":
         available //= max(1, world // config.devices.nodes)
     return Plan(
@@ -305,11 +306,11 @@ def _build_validation(config: PretrainConfig, store: GenomeStore, split: Split) 
 
 def _largest(
     model: PreTrainedModel, config: PretrainConfig, schedule: LengthSchedule, fabric: Fabric
-) -> memory.Estimate:
+) -> Estimate:
     """Estimate the memory of the stage that needs most."""
     shape: Any = model.config
     estimates = [
-        memory.estimate(
+        TrainingStep(
             parameters=count_parameters(model),
             layers=shape.num_hidden_layers,
             width=shape.hidden_size,
@@ -318,11 +319,11 @@ def _largest(
             length=point.length,
             half=config.precision != "fp32",
             checkpointing=config.activation_checkpointing,
-            stretch=config.checkpointing_stretch,
+            segment=config.checkpointing_stretch,
             shards=schedule.world if config.devices.strategy == "fsdp" else 1,
             on_cpu=fabric.device.type == "cpu",
             fused=getattr(shape, "works_piecewise", False),
-        )
+        ).memory()
         for point, _ in schedule.stages()
     ]
     return max(estimates, key=lambda estimate: estimate.total)

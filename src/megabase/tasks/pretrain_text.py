@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from megabase.data.regions import Regions
 from megabase.data.split import Split
 from megabase.genome.store import GenomeStore
+from megabase.models.describe import Estimate
 from megabase.tasks.pretrain_config import DataConfig, PretrainConfig
-from megabase.training import memory
 from megabase.training.evaluation import EvalSet
 from megabase.training.schedule import LengthSchedule
 
@@ -35,7 +35,7 @@ def plan_text(
     split: Split,
     schedule: LengthSchedule,
     validation: EvalSet | None,
-    need: memory.Estimate,
+    need: Estimate,
     available: int,
     notes: Sequence[str] = (),
 ) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from megabase.data.leaks import overlap_hint
 from megabase.errors import ConfigError
 from megabase.genome.files import write_json, write_whole
-from megabase.layers.hints import slower_than_possible
+from megabase.ops.kernels import slower_than_possible
 from megabase.tasks.digests import start_of
 from megabase.tasks.finetune import describe_data, measure_splits
 from megabase.tasks.finetune_data import read_splits

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from megabase.errors import InputError, sequence_too_long
 from megabase.layers.backbone import Backbone
+from megabase.layers.incremental import BackboneSteps
 from megabase.layers.linear import function_of
-from megabase.layers.stepping import BackboneSteps
 from megabase.models.scored_model import language_model_kind
 
 __all__ = ["Decoder", "decoder", "step_threads"]

@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from megabase.errors import ConfigError
-from megabase.layers.bidirectional import BidirectionalBlock, BidirectionalMamba
+from megabase.layers.mamba import BidirectionalBlock, BidirectionalMamba
 from megabase.layers.norms import add_norm, make_norm
 from megabase.layers.rcps import (
     RCPSAddNorm,

@@ -16,8 +16,6 @@ from megabase.errors import OperatorError
 from megabase.ops import kernels
 from megabase.ops.registry import Operator
 
-__all__ = ["OPERATOR", "causal_conv_kernel", "fits"]
-
 _SINGLE_THREAD = 1 << 15
 """Elements below which threads do not pay."""
 

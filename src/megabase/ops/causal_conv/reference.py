@@ -8,8 +8,6 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["causal_conv_reference"]
-
 
 def causal_conv_reference(
     x_BLE: Tensor, taps_EK: Tensor, bias_E: Tensor | None = None, past_BPE: Tensor | None = None

@@ -53,7 +53,8 @@ def hyena_mixer(
     w_out, b_out
         Output projection, shapes (width, width) and (width,).
     centred, two_sided
-        As for :func:`~megabase.ops.gated_conv.gated_conv`.
+        Whether the short taps lie around the position instead of before it, and whether the filter
+        also has negative lags.
     product
         Dtype of the matrix products; that of the weights when None. Short convolution, gates and
         transforms are in float32 at least.
@@ -70,7 +71,8 @@ def hyena_mixer(
 
     Notes
     -----
-    Equals a LayerNorm, a linear map, :func:`~megabase.ops.gated_conv.gated_conv` and a linear map.
+    Equals a LayerNorm, a linear map, a short and a long convolution with gates around it, and a
+    linear map.
     The fast path keeps only its inputs for the backward pass, and has no second derivative.
     """
     if backend.active() == "reference":

@@ -16,8 +16,6 @@ from megabase.ops.pieces import Piece
 from megabase.ops.products import add_product
 from megabase.ops.short_conv.shifted import correlate_taps, transpose_taps
 
-__all__ = ["Backward", "backward_shapes"]
-
 
 class Backward:
     """The backward pass: its outputs, and the buffers of one group."""

@@ -28,8 +28,6 @@ from megabase.ops.pieces import Norm
 from megabase.ops.registry import Operator
 from megabase.ops.short_conv.shifted import taps_behind
 
-__all__ = ["OPERATOR", "hyena_mixer_blocked"]
-
 _SIGNATURE = (
     "Tensor x, Tensor? norm_w, Tensor? norm_b, float eps, Tensor w_in, Tensor b_in, Tensor w, "
     "Tensor b, Tensor k, Tensor? skip, Tensor w_out, Tensor b_out, int after, bool two_sided, "

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from megabase.ops.hyena_mixer.plan import Mixer, product, transform_blocks
 
-__all__ = ["buffers", "run_forward"]
-
 
 def run_forward(m: Mixer) -> Tensor:
     """Compute the output, shape (batch, length, width)."""

@@ -22,8 +22,6 @@ from torch import Tensor
 from megabase.ops import kernels
 from megabase.ops.fft_lengths import fft_length
 
-__all__ = ["Halves", "half_length"]
-
 
 def half_length(length: int) -> int:
     """Give N: an even length that transforms are quick at, at least `length`."""

@@ -21,8 +21,6 @@ from megabase.ops import backend, kernels
 from megabase.ops.hyena_mixer.halves import Halves
 from megabase.ops.hyena_mixer.plan import Mixer, transform_blocks
 
-__all__ = ["backward", "forward", "keeps", "takes"]
-
 _OPEN, _GATE, _CLOSE, _OPEN_BACKWARD, _BACKWARD = range(5)
 
 GROUP_BYTES = 1 << 27

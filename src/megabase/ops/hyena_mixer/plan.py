@@ -17,8 +17,6 @@ from megabase.ops.pieces import Norm, Piece, pieces
 from megabase.ops.products import matmul
 from megabase.ops.short_conv.shifted import apply_taps
 
-__all__ = ["GROUP_SAMPLES", "Mixer", "product", "transform_blocks"]
-
 GROUP_SAMPLES = 1 << 22
 """Padded samples of a group of channels and sequences; several arrays of that size are alive."""
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megabase.ops.gated_conv.reference import gated_conv_reference
-
-__all__ = ["hyena_mixer_reference"]
+from megabase.ops.long_conv.reference import long_conv_reference
+from megabase.ops.short_conv.reference import short_conv_reference
 
 
 def hyena_mixer_reference(
@@ -37,5 +36,6 @@ def hyena_mixer_reference(
     if norm_w is not None:
         x = F.layer_norm(x.to(norm_w.dtype), x.shape[-1:], norm_w, norm_b, eps)
     p_BPL = F.linear(x.to(dtype), w_in.to(dtype), b_in.to(dtype)).transpose(1, 2)
-    g_BDL = gated_conv_reference(p_BPL, w, b, k, skip, centred=centred, two_sided=two_sided)
+    first_BDL, gate_BDL, v_BDL = short_conv_reference(p_BPL, w, b, centred=centred).chunk(3, dim=1)
+    g_BDL = first_BDL * long_conv_reference(v_BDL * gate_BDL, k, skip, two_sided=two_sided)
     return F.linear(g_BDL.to(dtype).transpose(1, 2), w_out.to(dtype), b_out.to(dtype))

@@ -20,8 +20,6 @@ from megabase.ops.pieces import pieces
 from megabase.ops.products import add_product, matmul
 from megabase.ops.registry import Operator
 
-__all__ = ["OPERATOR", "implicit_filter_blocked"]
-
 _SIGNATURE = (
     "Tensor z, Tensor t, Tensor freq, Tensor[] weights, Tensor[] biases, Tensor last, "
     "Tensor? rate, float shift"

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from megabase.ops import backend, kernels
 
-__all__ = ["backward", "forward", "takes"]
-
 
 def takes(
     z_ME: Tensor,

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["implicit_filter_reference"]
-
 
 def implicit_filter_reference(
     z_ME: Tensor,

@@ -24,8 +24,6 @@ from torch import Tensor
 from megabase.ops.fft_lengths import fft_length, lags
 from megabase.ops.registry import Operator
 
-__all__ = ["OPERATOR", "FilterSpectra", "blocks", "long_conv_fft", "wide_dtype", "without_autocast"]
-
 BLOCK_SAMPLES = 1 << 20
 """Samples per transform call: large enough to fill all cores, small enough for the cache."""
 

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["long_conv_reference"]
-
 _ELEMENTS = 1 << 27
 """Elements of the matrix that exist at a time: 512 MB in float32."""
 

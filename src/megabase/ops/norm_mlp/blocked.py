@@ -21,8 +21,6 @@ from megabase.ops.pieces import Norm, pieces
 from megabase.ops.products import add_product, matmul
 from megabase.ops.registry import Operator
 
-__all__ = ["OPERATOR", "gelu", "gelu_with_derivative", "norm_mlp_blocked"]
-
 _C = 2 * math.sqrt(2 / math.pi)
 _D = 0.044715 * _C
 

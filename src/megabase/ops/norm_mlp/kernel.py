@@ -8,8 +8,6 @@ from torch import Tensor
 from megabase.ops import backend, kernels
 from megabase.ops.pieces import Norm
 
-__all__ = ["backward", "forward", "takes"]
-
 
 def takes(x: Tensor, norm: Norm, weights: tuple[Tensor, ...], product: torch.dtype | None) -> bool:
     """Whether the kernels compute this: CPU tensors of float32 or float64, all alike."""

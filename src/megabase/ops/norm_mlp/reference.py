@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["norm_mlp_reference"]
-
 
 def norm_mlp_reference(
     x: Tensor,

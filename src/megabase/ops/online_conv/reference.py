@@ -10,8 +10,6 @@ from torch import Tensor
 
 from megabase.errors import OperatorError
 
-__all__ = ["OnlineConvReference"]
-
 
 class OnlineConvReference:
     """Keep all inputs; sum over them at each step; see :func:`megabase.ops.online_conv`."""

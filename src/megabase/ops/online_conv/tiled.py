@@ -13,8 +13,6 @@ from megabase.errors import OperatorError
 from megabase.ops.fft_lengths import fft_length
 from megabase.ops.long_conv.fft import BLOCK_SAMPLES, long_conv_fft
 
-__all__ = ["OnlineConvTiled"]
-
 BLOCK = 64
 """Positions within which inputs are added to outputs one by one."""
 

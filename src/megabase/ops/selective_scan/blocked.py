@@ -26,8 +26,6 @@ from torch.nn import functional as F
 from megabase.ops.long_conv.fft import without_autocast
 from megabase.ops.registry import Operator
 
-__all__ = ["OPERATOR", "selective_scan_blocked"]
-
 STEP_ELEMENTS = {"cpu": 1 << 15, "other": 1 << 20}
 """States that advance in one call, by kind of device: enough to pay for the call, few enough to
 stay in the cache over a block."""

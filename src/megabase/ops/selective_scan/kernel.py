@@ -21,8 +21,6 @@ from megabase.ops import kernels
 from megabase.ops.registry import SINGLE_OR_DOUBLE, Operator
 from megabase.ops.selective_scan.blocked import OPERATOR
 
-__all__ = ["STEPS", "selective_scan_kernel"]
-
 STEPS = 64
 """Positions between the states that are kept for the backward pass. At 16 states these take a
 quarter of the memory of one input."""

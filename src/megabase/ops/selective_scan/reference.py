@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["selective_scan_reference"]
-
 
 def selective_scan_reference(
     u_BLE: Tensor,

@@ -8,8 +8,6 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["short_conv_reference"]
-
 
 def short_conv_reference(
     x_BCL: Tensor, w_CK: Tensor, b_C: Tensor | None = None, *, centred: bool = False

@@ -15,15 +15,6 @@ from torch import Tensor
 
 from megabase.ops.registry import Operator
 
-__all__ = [
-    "OPERATOR",
-    "apply_taps",
-    "correlate_taps",
-    "short_conv_shifted",
-    "taps_behind",
-    "transpose_taps",
-]
-
 BLOCK_SAMPLES = 1 << 19
 """Samples per block, so that a block stays in the cache over its taps."""
 

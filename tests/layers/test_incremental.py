@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from megabase.layers import streaming
-from megabase.layers.streaming import can_stream, stream_backbone
+from megabase.layers import incremental
+from megabase.layers.incremental import can_stream, stream_backbone
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAModel
 
 
@@ -32,9 +32,9 @@ def build(**settings: object) -> HyenaDNAModel:
 def test_every_position_sees_all_it_would_see(
     settings: dict[str, object], length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "_PIECE", 13)
-    monkeypatch.setattr(streaming, "_CHANNELS", 5)
-    monkeypatch.setattr(streaming, "_CONVOLVED", 2)
+    monkeypatch.setattr(incremental, "_PIECE", 13)
+    monkeypatch.setattr(incremental, "_CHANNELS", 5)
+    monkeypatch.setattr(incremental, "_CONVOLVED", 2)
     model = build(**settings)
     assert can_stream(model.backbone)
     ids = torch.randint(7, 11, (1, length), generator=torch.Generator().manual_seed(1))
