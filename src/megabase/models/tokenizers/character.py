@@ -1,14 +1,16 @@
 """The character tokenizer of the published DNA language models, made fast and forgiving.
 
-One token per base, with the ids of :mod:`.vocabulary`. Letters are looked up in a
-256-byte table, so a megabase is encoded in a few milliseconds.
+One token per base, with the ids of :mod:`megabase.data.vocabulary`. Letters are looked up in a
+256-byte table and rows are joined, cut and padded as numpy arrays by the rules of transformers, so
+a megabase is encoded in a few milliseconds and never becomes a list.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,40 +21,188 @@ from transformers.utils.generic import PaddingStrategy, TensorType, to_py_obj
 from megabase.data.vocabulary import (
     COMPLEMENT_TOKEN_IDS,
     LOGIT_COLUMNS,
+    PAD_ID,
     SPECIAL_TOKEN_HABITS,
     TOKEN_OF_ID,
+    UNKNOWN_ID,
     VOCABULARY,
     letter_table,
 )
 from megabase.errors import ModelError
-from megabase.models.tokenizers.encoding import (
-    Ids,
-    Part,
-    Row,
-    TokenMap,
-    join_parts,
-    pad_row,
-    padded_width,
-    parts_of,
-    truncate,
-    warn_letters,
-)
+from megabase.genome.alphabet import count_ambiguous, warn_ambiguous
 
-__all__ = [
-    "COMPLEMENT_TOKEN_IDS",
-    "LOGIT_COLUMNS",
-    "SPECIAL_TOKEN_HABITS",
-    "VOCABULARY",
-    "CaduceusTokenizer",
-    "DNATokenizer",
-    "HyenaDNATokenizer",
-]
+Ids = NDArray[np.int64]
 
-_PAD, _UNK = 4, 6
+# The order of the published folders' character list, which their token ids follow.
 _CHARACTERS = ("A", "C", "G", "T", "N")
+# [RESERVED] is missing: the published tokenizers keep it in a text without special tokens.
 _SKIPPED_WITH_SPECIALS = frozenset({0, 1, 2, 3, 4, 6, *range(12, LOGIT_COLUMNS)})
-# Keys of published tokenizer_config.json files that say nothing beyond the vocabulary above.
+# Keys of published tokenizer_config.json files that say nothing beyond the vocabulary.
 _PUBLISHED_KEYS = ("complement_map", "char_ords", "auto_map")
+SPECIAL_TOKEN_NAMES = {
+    "bos_token": "[BOS]", "eos_token": "[SEP]", "unk_token": "[UNK]", "sep_token": "[SEP]",
+    "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
+}  # fmt: skip
+"""Special tokens under the names of transformers; the end token is SEP, as published."""
+# A special token written in a text: its letters are not bases.
+_SPECIAL = re.compile(r"\[[A-Za-z_0-9]+\]")
+
+
+def warn_letters(*texts: Any) -> None:
+    """Warn once for a call, with the number of letters of its texts that are read as N.
+
+    Parameters
+    ----------
+    *texts
+        Texts, in any nesting of lists; special tokens such as ``[MASK]`` in them are not letters.
+
+    Warns
+    -----
+    AmbiguousLettersWarning
+    """
+    ambiguous: Counter[str] = Counter()
+    waiting = list(texts)
+    while waiting:
+        text = waiting.pop()
+        if isinstance(text, (list, tuple)):
+            waiting += text
+        elif isinstance(text, (str, bytes)):
+            found = count_ambiguous(text)
+            if found and isinstance(text, str) and "[" in text:
+                found = count_ambiguous(_SPECIAL.sub("", text))
+            ambiguous += found
+    warn_ambiguous(ambiguous, "the tokenizer")
+
+
+class _Row(NamedTuple):
+    """One text, or one encoded input; all arrays have one entry for each token."""
+
+    ids: Ids
+    types: Ids
+    """0 for the first text, 1 for the second."""
+    special: Ids
+    """1 for an added token: a special token or padding."""
+    real: Ids
+    """0 for padding."""
+    words: Ids
+    """Number of the word."""
+    spans: Ids
+    """First letter and the one past the last, in the text or in the word, shape (tokens, 2)."""
+
+
+# What each column of a row holds where it is padding.
+_PADDING = _Row(*(np.array(fill) for fill in (PAD_ID, 0, 1, 0, 0, 0)))
+
+
+class _TokenMap:
+    """What the tokens of an input stand for: the part of tokenizers' ``Encoding`` that is read."""
+
+    def __init__(self, row: _Row) -> None:
+        self._row = row
+        self.n_sequences = int(row.types.max(initial=0)) + 1
+
+    def _known(self, values: Ids) -> list[int | None]:
+        added = self._row.special.tolist()
+        return [None if a else value for a, value in zip(added, values.tolist(), strict=True)]
+
+    @property
+    def word_ids(self) -> list[int | None]:
+        """Number of the word of each token; None for added tokens."""
+        return self._known(self._row.words)
+
+    @property
+    def sequence_ids(self) -> list[int | None]:
+        """Number of the text of each token; None for added tokens."""
+        return self._known(self._row.types)
+
+
+def _row(ids: Any, spans: Any) -> _Row:
+    """Give the row of a text alone."""
+    ids = np.asarray(ids, dtype=np.int64)
+    nothing = np.zeros_like(ids)
+    return _Row(ids, nothing, nothing, np.ones_like(ids), nothing, np.asarray(spans, np.int64))
+
+
+def _concatenate(rows: Sequence[_Row]) -> _Row:
+    return _Row(*(np.concatenate(column).astype(np.int64) for column in zip(*rows, strict=True)))
+
+
+def _join(parts: Sequence[_Row], pattern: str) -> _Row:
+    """Join one or two texts: ``eos`` puts SEP after each, ``cls_sep`` CLS before the first too."""
+
+    def added(name: str) -> _Row:
+        row = _row([VOCABULARY[name]], [[0, 0]])
+        return row._replace(special=np.ones_like(row.ids))
+
+    pieces: list[_Row] = []
+    for number, part in enumerate(parts):
+        before = [added("[CLS]")] if pattern == "cls_sep" and number == 0 else []
+        after = [] if pattern == "none" else [added("[SEP]")]
+        for piece in (*before, part, *after):
+            pieces.append(piece._replace(types=np.full_like(piece.ids, number)))
+    return _concatenate(pieces)
+
+
+def _truncate(
+    parts: list[_Row], excess: int, strategy: TruncationStrategy, side: str
+) -> list[_Row]:
+    """Cut tokens off one or two texts; of two, the longer one loses them first."""
+    if excess <= 0:
+        return parts
+    keep = [len(part.ids) for part in parts]
+    if len(parts) == 1 or strategy == TruncationStrategy.ONLY_FIRST:
+        keep[0] -= excess
+    elif strategy == TruncationStrategy.ONLY_SECOND:
+        keep[1] -= excess
+    else:
+        total = sum(keep) - excess
+        keep[0] = min(keep[0], max(-(-total // 2), total - keep[1]))
+        keep[1] = total - keep[0]
+    cut: list[_Row] = []
+    for part, length in zip(parts, keep, strict=True):
+        first = 0 if side == "right" else len(part.ids) - max(0, length)
+        cut.append(_Row(*(column[first : first + max(0, length)] for column in part)))
+    return cut
+
+
+def _pad(row: _Row, width: int, left: bool) -> _Row:
+    """Pad a row on one side; a longer row stays as it is."""
+    missing = max(0, width - len(row.ids))
+    sides = (missing, 0) if left else (0, missing)
+    return _Row(
+        *(
+            np.pad(column, [sides, (0, 0)][: column.ndim], constant_values=fill)
+            for column, fill in zip(row, _PADDING, strict=True)
+        )
+    )
+
+
+def _inputs_of(text: Any, text_pair: Any, words: bool) -> list[tuple[Any, ...]] | None:
+    """Give the one- or two-part inputs of a call, or None when a part is not text.
+
+    With `words` a part is a list of words, and of a batch only tuples are pairs.
+    """
+
+    def is_part(part: Any) -> bool:
+        if not words:
+            return isinstance(part, (str, bytes))
+        return isinstance(part, (list, tuple)) and all(isinstance(word, str) for word in part)
+
+    single = (is_part(text) and bool(text)) if words else not isinstance(text, (list, tuple))
+    pair_type = tuple if words else (list, tuple)
+    if single:
+        inputs: list[tuple[Any, ...]] = [(text,) if text_pair is None else (text, text_pair)]
+    elif text_pair is None:
+        is_pair = [isinstance(item, pair_type) and not is_part(item) for item in text]
+        inputs = [
+            tuple(item) if pair else (item,) for item, pair in zip(text, is_pair, strict=True)
+        ]
+    elif isinstance(text_pair, (list, tuple)) and len(text_pair) == len(text):
+        inputs = list(zip(text, text_pair, strict=True))
+    else:
+        return None
+    fits = all(len(parts) in (1, 2) and all(map(is_part, parts)) for parts in inputs)
+    return inputs if fits else None
 
 
 class DNATokenizer(PreTrainedTokenizer):
@@ -132,16 +282,12 @@ class DNATokenizer(PreTrainedTokenizer):
         self.case_sensitive = bool(case_sensitive)
         self.iupac = iupac
         self._letters = letter_table(self.case_sensitive, iupac)
-        names = {"bos": "[BOS]", "eos": "[SEP]", "unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]",
-                 "cls": "[CLS]", "mask": "[MASK]"}  # fmt: skip
-        for name, token in names.items():
-            kwargs.setdefault(f"{name}_token", token)
         super().__init__(
             special_tokens=special_tokens,
             case_sensitive=self.case_sensitive,
             iupac=iupac,
             special_tokens_pattern=SPECIAL_TOKEN_HABITS[special_tokens],
-            **kwargs,
+            **{**SPECIAL_TOKEN_NAMES, **kwargs},
         )
 
     # -- vocabulary ----------------------------------------------------------------------------
@@ -172,7 +318,7 @@ class DNATokenizer(PreTrainedTokenizer):
         return ()
 
     def _convert_token_to_id(self, token: str) -> int:
-        return VOCABULARY.get(token, _UNK)
+        return VOCABULARY.get(token, UNKNOWN_ID)
 
     def _convert_id_to_token(self, index: int) -> str:
         if not 0 <= index < LOGIT_COLUMNS:
@@ -214,31 +360,29 @@ class DNATokenizer(PreTrainedTokenizer):
     def _ids(self, text: str | bytes) -> Ids:
         return np.frombuffer(self._translate(text), dtype=np.uint8).astype(np.int64)
 
-    def _encode_text(self, text: str | bytes, split_special_tokens: bool, spans: bool) -> Part:
+    def _encode_text(self, text: str | bytes, split_special_tokens: bool) -> _Row:
+        """Encode one text; no special tokens are added yet."""
         if isinstance(text, bytes):
             text = text.decode("latin-1")
         known = {} if split_special_tokens else self._added_tokens_encoder
         pattern = "|".join(re.escape(token) for token in sorted(known, key=len, reverse=True))
         pieces: list[Any] = []
-        places: list[Any] = []
+        edges: list[Any] = []
         start = 0
         for match in re.finditer(pattern, text) if known else ():
             pieces += [self._ids(text[start : match.start()]), [known[match.group()]]]
-            places.append(np.arange(start, match.start() + 1))
+            edges.append(np.arange(start, match.start() + 1))
             start = match.end()
-        ids = np.concatenate([*pieces, self._ids(text[start:])]).astype(np.int64)
-        words = np.zeros_like(ids)
-        if not spans:
-            return Part(ids, np.empty((0, 2), np.int64), words)
         # A token ends where the next one begins.
-        edges = np.concatenate([*places, np.arange(start, len(text) + 1)])
-        return Part(ids, np.stack([edges[:-1], edges[1:]], axis=1), words)
+        ends = np.concatenate([*edges, np.arange(start, len(text) + 1)])
+        ids = np.concatenate([*pieces, self._ids(text[start:])])
+        return _row(ids, np.stack([ends[:-1], ends[1:]], axis=1))
 
-    def _encode_words(self, words: Sequence[str], split_special_tokens: bool, spans: bool) -> Part:
-        found = [self._encode_text(word, split_special_tokens, spans) for word in words or [""]]
-        ids, places, _ = (np.concatenate(each) for each in zip(*found, strict=True))
-        counts = [len(part.ids) for part in found]
-        return Part(ids, places, np.repeat(np.arange(len(found)), counts))
+    def _encode_words(self, words: Sequence[str], split_special_tokens: bool) -> _Row:
+        """Encode words side by side as one text."""
+        found = [self._encode_text(word, split_special_tokens) for word in words or [""]]
+        counts = [len(row.ids) for row in found]
+        return _concatenate(found)._replace(words=np.repeat(np.arange(len(found)), counts))
 
     def _encode_plus(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -254,11 +398,10 @@ class DNATokenizer(PreTrainedTokenizer):
         if self.iupac == "n":
             warn_letters(text, text_pair)
         words = bool(kwargs.get("is_split_into_words"))
-        batched = isinstance(text, (list, tuple)) and not (words and text and _is_text(text[0]))
-        pairs = parts_of(text, text_pair, words) if not _is_unusual(kwargs) else None
-        spans = bool(kwargs.get("return_offsets_mapping"))
-        if pairs is None:  # token ids or overflowing pieces: the general, slower way
-            if spans:
+        unusual = kwargs.get("return_overflowing_tokens") or kwargs.get("sanitize_control_tokens")
+        inputs = None if unusual else _inputs_of(text, text_pair, words)
+        if inputs is None:  # token ids or overflowing pieces: the general, slower way
+            if kwargs.get("return_offsets_mapping"):
                 raise ModelError(
                     "token ids and overflowing pieces have no offsets; leave out "
                     "return_offsets_mapping, or encode texts without return_overflowing_tokens"
@@ -273,59 +416,75 @@ class DNATokenizer(PreTrainedTokenizer):
                 **kwargs,
             )
         split = bool(kwargs.get("split_special_tokens", self.split_special_tokens))
-        habit = SPECIAL_TOKEN_HABITS[self.special_tokens] if add_special_tokens else "none"
+        pattern = SPECIAL_TOKEN_HABITS[self.special_tokens] if add_special_tokens else "none"
         encode = self._encode_words if words else self._encode_text
-        rows: list[Row] = []
-        texts: list[list[Part]] = []
-        for pair in pairs:
-            parts = [encode(part, split, spans) for part in pair]
+        rows: list[_Row] = []
+        for texts in inputs:
+            parts = [encode(part, split) for part in texts]
             if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE and max_length is not None:
                 added = self.num_special_tokens_to_add(len(parts) > 1) if add_special_tokens else 0
                 excess = sum(len(part.ids) for part in parts) + added - max_length
-                parts = _truncated(parts, excess, truncation_strategy, self.truncation_side)
-            texts.append(parts)
-            rows.append(join_parts([part.ids for part in parts], habit))
+                parts = _truncate(parts, excess, truncation_strategy, self.truncation_side)
+            rows.append(_join(parts, pattern))
             self._eventual_warn_about_too_long_sequence(
                 rows[-1].ids,  # pyright: ignore[reportArgumentType]
                 max_length,
                 bool(kwargs.get("verbose", True)),
             )
-        width = padded_width(
-            [len(row.ids) for row in rows],
-            padding_strategy,
-            max_length,
-            kwargs.get("pad_to_multiple_of"),
-            batched,
+        batched = isinstance(text, (list, tuple)) and not (
+            words and text and isinstance(text[0], (str, bytes))
         )
-        left = (kwargs.get("padding_side") or self.padding_side) == "left"
-        result = self._collect(rows, width, left, kwargs)
-        found = zip(result["input_ids"], texts, strict=True)
-        maps = [TokenMap(ids, parts, habit, left) for ids, parts in found]
-        return _finish(result, maps, batched, kwargs)
+        lengths = [len(row.ids) for row in rows]
+        # A single empty text is left empty, as transformers does.
+        if padding_strategy != PaddingStrategy.DO_NOT_PAD and (batched or any(lengths)) and lengths:
+            width = max_length if padding_strategy == PaddingStrategy.MAX_LENGTH else None
+            width = max(lengths) if width is None else width
+            multiple = kwargs.get("pad_to_multiple_of") or 1
+            left = (kwargs.get("padding_side") or self.padding_side) == "left"
+            rows = [_pad(row, -(-width // multiple) * multiple, left) for row in rows]
+        return self._finish(rows, batched, kwargs)
 
-    def _collect(
-        self, rows: list[Row], width: int | None, left: bool, wanted: Any
-    ) -> dict[str, list[Any]]:
+    def _finish(
+        self, rows: list[_Row], batched: bool, wanted: dict[str, Any]
+    ) -> BatchEncoding:
+        """Give the columns that a call wants, as lists or in one array for each."""
 
-        def column(values: Iterable[Ids], fill: int) -> list[Ids]:
-            if width is None:
-                return list(values)
-            return [pad_row(value, width, fill, left) for value in values]
-
-        def asked(name: str, option: str) -> bool:
+        def wants(name: str, option: str) -> bool:
             flag = wanted.get(option)
             return name in self.model_input_names if flag is None else bool(flag)
 
-        result: dict[str, list[Any]] = {"input_ids": column((row.ids for row in rows), _PAD)}
-        if asked("token_type_ids", "return_token_type_ids"):
-            result["token_type_ids"] = column((row.types for row in rows), 0)
-        if asked("attention_mask", "return_attention_mask"):
-            result["attention_mask"] = column((np.ones_like(row.ids) for row in rows), 0)
+        found: dict[str, list[Any]] = {"input_ids": [row.ids for row in rows]}
+        if wants("token_type_ids", "return_token_type_ids"):
+            found["token_type_ids"] = [row.types for row in rows]
+        if wants("attention_mask", "return_attention_mask"):
+            found["attention_mask"] = [row.real for row in rows]
         if wanted.get("return_special_tokens_mask"):
-            result["special_tokens_mask"] = column((row.special for row in rows), 1)
+            found["special_tokens_mask"] = [row.special for row in rows]
         if wanted.get("return_length"):
-            result["length"] = [np.int64(len(ids)) for ids in result["input_ids"]]
-        return result
+            found["length"] = [np.int64(len(row.ids)) for row in rows]
+        encodings = cast("Any", [_TokenMap(row) for row in rows])
+        tensor_type = wanted.get("return_tensors")
+        if wanted.get("return_offsets_mapping"):
+            found["offset_mapping"] = [row.spans for row in rows]
+        if tensor_type is None:
+            lists = {key: [value.tolist() for value in values] for key, values in found.items()}
+            if "offset_mapping" in lists:
+                lists["offset_mapping"] = [[*map(tuple, one)] for one in lists["offset_mapping"]]
+            data = lists if batched else {key: values[0] for key, values in lists.items()}
+            return BatchEncoding(data, encodings)
+        lengths = sorted({len(row.ids) for row in rows})
+        if len(lengths) > 1:
+            raise ModelError(
+                f"texts of {lengths[0]:,} to {lengths[-1]:,} tokens do not fit one tensor; "
+                "pass padding=True (or padding='max_length', truncation=True)"
+            )
+        nothing = np.empty((0, 0), dtype=np.int64)  # of an empty batch
+        arrays = {key: np.stack(values) if values else nothing for key, values in found.items()}
+        if TensorType(tensor_type) == TensorType.NUMPY:
+            return BatchEncoding(arrays, encodings)
+        import torch
+
+        return BatchEncoding({k: torch.from_numpy(v) for k, v in arrays.items()}, encodings)
 
     # -- decoding ------------------------------------------------------------------------------
 
@@ -360,7 +519,9 @@ class DNATokenizer(PreTrainedTokenizer):
             token_ids = token_ids.detach().cpu().numpy()
         if not isinstance(token_ids, np.ndarray):
             token_ids = to_py_obj(token_ids)
-            if isinstance(token_ids, Sequence) and len(token_ids) and _is_row(token_ids[0]):
+            if isinstance(token_ids, Sequence) and len(token_ids) and isinstance(
+                token_ids[0], (list, tuple, np.ndarray)
+            ):
                 return [self._decode_row(np.asarray(row), skip_special_tokens) for row in token_ids]
             token_ids = np.asarray(token_ids)
         if token_ids.ndim > 1:
@@ -397,53 +558,3 @@ class HyenaDNATokenizer(DNATokenizer):
 
 class CaduceusTokenizer(HyenaDNATokenizer):
     """The tokenizer under the name that ``kuleshov-group/caduceus-*`` folders ask for."""
-
-
-def _is_row(value: Any) -> bool:
-    return isinstance(value, (list, tuple, np.ndarray))
-
-
-def _is_unusual(options: dict[str, Any]) -> bool:
-    names = ("return_overflowing_tokens", "sanitize_control_tokens")
-    return any(options.get(name) for name in names)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, (str, bytes))
-
-
-def _truncated(
-    parts: list[Part], excess: int, strategy: TruncationStrategy, side: str
-) -> list[Part]:
-    columns = (truncate([*column], excess, strategy, side) for column in zip(*parts, strict=True))
-    return [Part(*fields) for fields in zip(*columns, strict=True)]
-
-
-def _finish(
-    result: dict[str, list[Any]], maps: list[TokenMap], batched: bool, wanted: Any
-) -> BatchEncoding:
-    spans = [one.offsets for one in maps] if wanted.get("return_offsets_mapping") else None
-    encodings = cast("Any", maps)
-    tensor_type = wanted.get("return_tensors")
-    if tensor_type is None:
-        lists = {key: [value.tolist() for value in values] for key, values in result.items()}
-        if spans is not None:
-            lists["offset_mapping"] = spans
-        data = lists if batched else {key: values[0] for key, values in lists.items()}
-        return BatchEncoding(data, encodings)
-    if spans is not None:
-        result["offset_mapping"] = [np.array(one).reshape(-1, 2) for one in spans]
-    lengths = sorted({len(ids) for ids in result["input_ids"]})
-    if len(lengths) > 1:
-        raise ModelError(
-            f"texts of {lengths[0]:,} to {lengths[-1]:,} tokens do not fit one tensor; "
-            "pass padding=True (or padding='max_length', truncation=True)"
-        )
-    nothing = np.empty((0, 0), dtype=np.int64)  # of an empty batch
-    arrays = {key: np.stack(values) if values else nothing for key, values in result.items()}
-    if TensorType(tensor_type) == TensorType.NUMPY:
-        return BatchEncoding(arrays, encodings)
-    import torch
-
-    tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
-    return BatchEncoding(tensors, encodings)

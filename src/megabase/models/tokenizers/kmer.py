@@ -1,8 +1,20 @@
-"""k-mers: cutting sequences into them and numbering them.
+"""k-mer tokenizers: HyenaDNA's variant (GPT reads it too) and DNABERT's.
 
-The number of a k-mer b_0 .. b_{k-1} is ``sum(digit(b_j) * 4 ** (k - 1 - j))``, the last base
-running fastest, where the digits of the bases follow the order of the vocabulary (A, C, G, T here;
-A, T, C, G for DNABERT).
+They take plain DNA strings. Lower case is upper-cased, a k-mer with N or another IUPAC letter is
+``[UNK]``, and a character that is no DNA letter is an error. They also number k-mers straight from
+base codes on the device of the codes (``ids_from_codes``), which is what training reads. The number
+of a k-mer b_0 .. b_{k-1} is ``sum(digit(b_j) * 4 ** (k - 1 - j))``, the last base running fastest,
+where the digits of the bases follow the order of the vocabulary (A, C, G, T; A, T, C, G for
+DNABERT).
+
+No code or vocabulary of HyenaDNA's 6-mer ablation was published; :class:`KmerTokenizer` is our
+choice. k-mers lie **side by side** (stride k). In a causal model with overlapping k-mers the next
+token repeats k - 1 bases of the current one, so most of the loss is copying and nothing is gained
+in length; side by side a token is k new bases, the likelihood of a sequence is a plain product over
+its tokens, and the input is k times as short: the trade of resolution for length that the ablation
+is about. Overlapping k-mers remain an option (``stride=1``). Up to k - 1 bases left at the end of a
+sequence become single-base tokens, so every base is read and the number of tokens depends on the
+length alone.
 
 Shape suffixes: B sequences, L bases, T k-mers.
 """
@@ -11,26 +23,33 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import BatchEncoding
 
+from megabase.data.vocabulary import SPECIAL_TOKEN_HABITS, VOCABULARY
 from megabase.errors import ModelError
 from megabase.genome import alphabet
+from megabase.genome.files import write_whole
+from megabase.models.tokenizers.character import SPECIAL_TOKEN_NAMES, warn_letters
+from megabase.models.tokenizers.table import TableTokenizer
+from megabase.untrusted import read_text
 
-__all__ = ["all_kmers", "check_k", "kmer_count", "kmer_numbers", "split_kmers"]
-
-
-def check_k(k: int) -> None:
-    """Refuse a k-mer length that has no table of a sensible size.
-
-    Raises
-    ------
-    ModelError
-        When `k` is not between 1 and 8 (4**8 = 65,536 k-mers).
-    """
-    if not 1 <= k <= 8:
-        raise ModelError(f"expected a k-mer length between 1 and 8, found k={k}")
+_LARGEST_K = 8
+"""4**8 = 65,536 k-mers; a larger vocabulary makes an embedding that no sequence fills."""
+# The order of the published vocab.txt.
+_DNABERT_ORDER = "ATCG"
+# The first five lines of the published vocab.txt.
+_DNABERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_LONG_INPUTS = ("error", "pieces", "published-pieces")
+"""What :class:`DNABERTTokenizer` can do with too long a sequence; the first is the default."""
+_SHOWN = 20
+"""Characters of a sequence that an error message shows."""
+_SPECIAL_POSITIONS = 2
+"""Positions beyond those of the bases that the published HyenaDNA filters have room for."""
 
 
 def all_kmers(k: int, order: str = alphabet.BASES) -> list[str]:
@@ -43,17 +62,18 @@ def all_kmers(k: int, order: str = alphabet.BASES) -> list[str]:
     order
         The four bases in the order of the vocabulary.
 
-    Returns
-    -------
-    list[str]
-        4**k strings.
+    Raises
+    ------
+    ModelError
+        For another `k`.
 
     Examples
     --------
     >>> all_kmers(2, "ATCG")[:5]
     ['AA', 'AT', 'AC', 'AG', 'TA']
     """
-    check_k(k)
+    if not 1 <= k <= _LARGEST_K:
+        raise ModelError(f"expected a k-mer length between 1 and {_LARGEST_K}, found k={k}")
     return ["".join(letters) for letters in product(order, repeat=k)]
 
 
@@ -78,15 +98,10 @@ def split_kmers(sequence: str, k: int, stride: int = 1, drop_last: bool = False)
     k
         Letters in a k-mer.
     stride
-        Letters between the starts of neighbours: 1 overlapping, `k` side by side.
+        Letters between the starts of neighbors: 1 overlapping, `k` side by side.
     drop_last
         Leave out a k-mer that ends with the sequence, as the script that prepared DNABERT's
         pretraining data did.
-
-    Returns
-    -------
-    list[str]
-        The k-mers from left to right.
 
     Examples
     --------
@@ -105,33 +120,8 @@ def _digit_table(order: str, device: torch.device) -> Tensor:
     return table.to(device)
 
 
-def kmer_numbers(
-    codes_BL: Tensor, k: int, stride: int = 1, order: str = alphabet.BASES
-) -> tuple[Tensor, Tensor]:
-    """Compute the numbers of the k-mers of sequences given as base codes, on their device.
-
-    Parameters
-    ----------
-    codes_BL
-        uint8 (B, L) codes of :mod:`megabase.genome.alphabet`; the soft-mask bit makes no
-        difference.
-    k, stride
-        As in :func:`split_kmers`.
-    order
-        The four bases in the order of the vocabulary.
-
-    Returns
-    -------
-    numbers : Tensor
-        int64 (B, T): the number of each k-mer, or -1 where it holds a letter that is not a base.
-    padding : Tensor
-        bool (B, T): the k-mer holds nothing but padding.
-
-    Raises
-    ------
-    ModelError
-        When the sequences are shorter than `k`.
-    """
+def _kmer_numbers(codes_BL: Tensor, k: int, stride: int, order: str) -> tuple[Tensor, Tensor]:
+    """Number the k-mers of base codes: (B, T), -1 where one holds another letter; all padding?"""
     length = codes_BL.shape[-1]
     if length < k:
         raise ModelError(f"sequences of {length} bases hold no {k}-mer; give {k} bases or more")
@@ -141,9 +131,431 @@ def kmer_numbers(
     outside_BL = (codes_BL & alphabet.BASE_BITS) == alphabet.PAD
     first = digits_BL[..., 0:span:stride]
     numbers, known, padding = first.clone(), first >= 0, outside_BL[..., 0:span:stride]
-    for place in range(1, k):
-        window = slice(place, place + span, stride)
+    for position in range(1, k):
+        window = slice(position, position + span, stride)
         numbers = numbers * 4 + digits_BL[..., window]
         known = known & (digits_BL[..., window] >= 0)
         padding = padding & outside_BL[..., window]
     return torch.where(known, numbers, -1), padding
+
+
+def _shown(text: str) -> str:
+    """Quote the beginning of a text for an error message."""
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
+
+
+class _KmerTokenizer(TableTokenizer):
+    """Some named tokens, then every k-mer in the order of the bases."""
+
+    k: int
+    stride: int = 1
+    strict: bool
+    upper_case: bool = True
+    drop_last: bool = False
+    _order: str = alphabet.BASES
+    _first: int
+    """Id of the first k-mer."""
+
+    def _set_kmers(self, k: int, named: Any) -> None:
+        self.k, self._first = k, len(named)
+        self._set_tokens([*named, *all_kmers(k, self._order)])
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:  # pyright: ignore[reportIncompatibleMethodOverride]
+        warn_letters(text, text_pair)
+        return super()._encode_plus(text, text_pair, **kwargs)
+
+    def _clean(self, text: str) -> str:
+        text = text.strip()
+        if not self.strict:
+            return text.upper() if self.upper_case else text
+        for word in text.split():
+            alphabet.encode(word)
+        return text.upper()
+
+    def _too_short(self, text: str) -> ModelError:
+        return ModelError(
+            f"the sequence {_shown(text)} has {len(text)} bases and no {self.k}-mer; "
+            f"give {self.k} bases or more"
+        )
+
+    def token_count(self, bases: int, add_special_tokens: bool = True) -> int:
+        """Count the tokens of a sequence of this many bases."""
+        count = max(kmer_count(bases, self.k, self.stride) - int(self.drop_last), 0)
+        count += bases % self.k if self.stride > 1 else 0
+        return count + (self.num_special_tokens_to_add() if add_special_tokens else 0)
+
+    def ids_from_codes(self, codes: Tensor) -> Tensor:
+        """Look up the k-mers of base codes; no special tokens are added.
+
+        Parameters
+        ----------
+        codes
+            uint8 (batch, bases), see :mod:`megabase.genome.alphabet`.
+
+        Returns
+        -------
+        Tensor
+            int64 (batch, ``token_count(bases, add_special_tokens=False)``): token ids, ``[UNK]``
+            where a k-mer holds N or touches padding, ``[PAD]`` where it is padding throughout.
+
+        Raises
+        ------
+        ModelError
+            When the sequences are shorter than `k`.
+        """
+        numbers, padding = _kmer_numbers(codes, self.k, self.stride, self._order)
+        ids = torch.where(numbers < 0, self._ids["[UNK]"], numbers + self._first)
+        ids = torch.where(padding, self._ids["[PAD]"], ids)
+        if self.drop_last:
+            ids = ids[:, :-1]
+        left = codes.shape[-1] % self.k if self.stride > 1 else 0
+        if not left:
+            return ids
+        table = torch.from_numpy(alphabet.TOKEN_ID_OF_CODE.astype("int64")).to(codes.device)
+        return torch.cat([ids, table[codes[..., codes.shape[-1] - left :].long()]], dim=-1)
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Join k-mers side by side; overlapping ones by their last bases."""
+        if self.stride > 1:
+            return "".join(tokens)
+        pieces: list[str] = []
+        previous = ""
+        for token in tokens:
+            if self._ids.get(token, 0) < self._first:
+                pieces.append(token)
+                previous = ""
+            else:
+                follows = bool(previous) and previous[1:] == token[:-1]
+                pieces.append(token[-1] if follows else token)
+                previous = token
+        return "".join(pieces)
+
+
+class KmerTokenizer(_KmerTokenizer):
+    """k-mers side by side on top of the character vocabulary: HyenaDNA's k-mer variant.
+
+    Ids 0-11 are those of :class:`.character.DNATokenizer` (special tokens,
+    A 7, C 8, G 9, T 10, N 11); the k-mer with number n in the order A, C, G, T is ``12 + n``. The
+    vocabulary has 12 + 4**k tokens, 4,108 for k = 6; models pad it to 4,112.
+
+    Parameters
+    ----------
+    k
+        Bases in a k-mer, 2 to 8.
+    stride
+        `k` (default): side by side, with single-base tokens for the bases left at the end.
+        1: overlapping, sequences shorter than `k` refused. See the module's text for the choice.
+    special_tokens
+        As in :class:`.character.DNATokenizer`: ``"hyenadna"`` appends SEP.
+    strict
+        True (default): a character that is no DNA letter is an error. False: it makes its k-mer
+        ``[UNK]``.
+    **kwargs
+        Passed on to transformers.
+
+    Raises
+    ------
+    ModelError
+        For an unknown option, and (when called and strict) text with spaces.
+
+    Examples
+    --------
+    >>> tokenizer = KmerTokenizer(k=2)
+    >>> tokenizer("AAACG")["input_ids"]
+    [12, 13, 9, 1]
+    >>> tokenizer.decode([12, 13, 9])
+    'AAACG'
+    """
+
+    def __init__(
+        self,
+        k: int = 6,
+        stride: int | None = None,
+        special_tokens: str = "hyenadna",
+        *,
+        strict: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if k == 1:
+            raise ModelError("k=1 is the character tokenizer, DNATokenizer; k-mers start at k=2")
+        self._set_kmers(k, VOCABULARY)
+        if stride not in (None, 1, k):
+            raise ModelError(f"stride is 1 (overlapping) or k={k} (side by side), not {stride}")
+        if special_tokens not in SPECIAL_TOKEN_HABITS:
+            habits = ", ".join(SPECIAL_TOKEN_HABITS)
+            raise ModelError(f"special_tokens is one of {habits}, not {special_tokens!r}")
+        kwargs.pop("special_tokens_pattern", None)
+        self.stride, self.strict, self.special_tokens = stride or k, strict, special_tokens
+        super().__init__(
+            k=k,
+            stride=self.stride,
+            special_tokens=special_tokens,
+            strict=strict,
+            special_tokens_pattern=SPECIAL_TOKEN_HABITS[special_tokens],
+            **{**SPECIAL_TOKEN_NAMES, **kwargs},
+        )
+
+    @classmethod
+    def for_bases(cls, bases: int, k: int = 6, stride: int | None = None) -> KmerTokenizer:
+        """Make the tokenizer of a HyenaDNA that reads up to `bases` bases.
+
+        Its ``vocab_size`` and ``model_max_length`` are the ``vocab_size`` and ``max_seq_len`` of
+        the model's configuration.
+
+        Examples
+        --------
+        >>> tokenizer = KmerTokenizer.for_bases(1024)
+        >>> tokenizer.vocab_size, tokenizer.model_max_length
+        (4108, 176)
+        """
+        made = cls(k, stride)
+        made.model_max_length = made.token_count(bases, False) + _SPECIAL_POSITIONS
+        return made
+
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        text = self._clean(text)
+        if self.strict and len(text.split()) > 1:
+            raise ModelError(f"expected one DNA string without spaces, found {_shown(text)}")
+        if self.stride == 1 and self.strict and 0 < len(text) < self.k:
+            raise self._too_short(text)
+        kmers = split_kmers(text, self.k, self.stride)
+        rest = text[len(kmers) * self.k :] if self.stride == self.k else ""
+        return [
+            *kmers,
+            *("N" if letter in alphabet.AMBIGUITY_LETTERS else letter for letter in rest),
+        ]
+
+    def bases_of_ids(self, ids: Tensor) -> Tensor:
+        """Count the bases each token stands for: `k`, 1 or, for special tokens, 0.
+
+        With k-mers side by side the sum over a sequence is its length, so a likelihood per token
+        becomes one per base. ``[UNK]`` counts `k`.
+
+        Parameters
+        ----------
+        ids
+            Token ids of any shape.
+
+        Returns
+        -------
+        Tensor
+            int64, same shape.
+        """
+        whole = (ids >= self._first) | (ids == VOCABULARY["[UNK]"])
+        single = (ids >= VOCABULARY["A"]) & (ids < self._first)
+        return whole.long() * self.k + single.long()
+
+
+def read_dnabert_vocabulary(path: str | Path) -> int:
+    """Check a DNABERT ``vocab.txt`` and give its k, 3 to 6 for the published files.
+
+    Parameters
+    ----------
+    path
+        One token a line: five special tokens, then all k-mers in the order A, T, C, G.
+
+    Raises
+    ------
+    ModelError
+        When the file is another vocabulary, with the first line that differs.
+    """
+    tokens = read_text(path, ModelError).split("\n")
+    while tokens and not tokens[-1]:
+        tokens.pop()
+    sizes = {4**k + len(_DNABERT_SPECIAL): k for k in range(1, _LARGEST_K + 1)}
+    k = sizes.get(len(tokens))
+    if k is None:
+        raise ModelError(
+            f"{path} holds {len(tokens):,} tokens; a DNABERT vocabulary holds 4**k + 5 "
+            "(69, 261, 1,029 or 4,101 for k = 3 to 6). This is the vocabulary of another model"
+        )
+    expected = [*_DNABERT_SPECIAL, *all_kmers(k, _DNABERT_ORDER)]
+    for line, (found, wanted) in enumerate(zip(tokens, expected, strict=True), start=1):
+        if found.rstrip("\r") != wanted:
+            raise ModelError(
+                f"{path}, line {line}: expected {wanted!r} (k-mers in the order A, T, C, G), "
+                f"found {found!r}. This is the vocabulary of another model"
+            )
+    return k
+
+
+class DNABERTTokenizer(_KmerTokenizer):
+    """Overlapping k-mers with DNABERT's ids, ``[CLS]`` before and ``[SEP]`` after.
+
+    ``[PAD]`` 0, ``[UNK]`` 1, ``[CLS]`` 2, ``[SEP]`` 3, ``[MASK]`` 4, then all k-mers in the base
+    order A, T, C, G.
+
+    Parameters
+    ----------
+    vocab_file
+        A published ``vocab.txt``; checked, and decides `k`. None builds the same vocabulary.
+    k
+        Bases in a k-mer. Ignored when a file is given.
+    strict
+        True (default): a character that is no DNA letter, a word that is no k-mer and a sequence
+        shorter than `k` are errors. False: they become ``[UNK]`` or nothing, as published.
+    upper_case
+        Upper-case the input. False, with ``strict=False``, makes lower-case k-mers unknown, as
+        published.
+    drop_last
+        Leave out the last k-mer, as the script that prepared DNABERT's pretraining data did.
+    long_inputs
+        What to do when a sequence has more k-mers than the model reads. ``"error"``: refuse it.
+        ``"pieces"``: cut it into pieces, each with its own ``[CLS]`` and ``[SEP]``.
+        ``"published-pieces"``: the same as published, where 510 k-mers are already too many for one
+        piece and a multiple of 510 adds an empty piece.
+    model_max_length
+        Tokens the model reads at once, special tokens included (512).
+    **kwargs
+        Passed on to transformers. ``do_lower_case``, which the published folders set although it
+        would make every k-mer unknown, is ignored.
+
+    Raises
+    ------
+    ModelError
+        For a vocabulary file of another model, an unknown option, and (when called) sequences that
+        do not fit.
+
+    Notes
+    -----
+    A text that contains spaces is read as k-mers already cut, the form that DNABERT's own scripts
+    write.
+
+    Examples
+    --------
+    >>> tokenizer = DNABERTTokenizer(k=3)
+    >>> tokenizer("AAAT")["input_ids"]
+    [2, 5, 6, 3]
+    >>> tokenizer.decode([2, 5, 6, 3], skip_special_tokens=True)
+    'AAAT'
+    """
+
+    vocab_files_names = {"vocab_file": "vocab.txt"}  # noqa: RUF012 (the library's own form)
+    model_input_names = ["input_ids", "token_type_ids", "attention_mask"]  # noqa: RUF012
+    _order = _DNABERT_ORDER
+
+    def __init__(
+        self,
+        vocab_file: str | None = None,
+        k: int = 6,
+        *,
+        strict: bool = True,
+        upper_case: bool = True,
+        drop_last: bool = False,
+        long_inputs: str = "error",
+        model_max_length: int = 512,
+        **kwargs: Any,
+    ) -> None:
+        if long_inputs not in _LONG_INPUTS:
+            raise ModelError(
+                f"long_inputs is one of {', '.join(_LONG_INPUTS)}, not {long_inputs!r}"
+            )
+        for key in ("do_lower_case", "special_tokens_pattern", "tokenize_chinese_chars"):
+            kwargs.pop(key, None)
+        self._set_kmers(k if vocab_file is None else read_dnabert_vocabulary(vocab_file),
+                        _DNABERT_SPECIAL)  # fmt: skip
+        self.strict, self.upper_case = strict, upper_case
+        self.drop_last, self.long_inputs = drop_last, long_inputs
+        for token in _DNABERT_SPECIAL:
+            kwargs.setdefault(f"{token[1:-1].lower()}_token", token)
+        super().__init__(
+            k=self.k,
+            strict=strict,
+            upper_case=upper_case,
+            drop_last=drop_last,
+            long_inputs=long_inputs,
+            # transformers writes a huge number for "no limit" into the files it saves.
+            model_max_length=min(model_max_length, 2**31),
+            special_tokens_pattern="cls_sep",
+            **kwargs,
+        )
+
+    @classmethod
+    def for_config(cls, config: Any) -> DNABERTTokenizer:
+        """Make the tokenizer of a model from its configuration (k, length, long inputs)."""
+        return cls(
+            k=config.k,
+            model_max_length=config.max_position_embeddings,
+            long_inputs=config.long_inputs,
+        )
+
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        text = self._clean(text)
+        if not text:
+            return []
+        words = text.split()
+        if len(words) > 1 or (not self.strict and len(text) < self.k):
+            wrong = next((word for word in words if self.strict and len(word) != self.k), None)
+            if wrong is not None:
+                raise ModelError(
+                    f"expected one DNA string without spaces, or {self.k}-mers separated by "
+                    f"spaces; found the word {_shown(wrong)} of {len(wrong)} letters"
+                )
+            return words
+        if len(text) < self.k:
+            raise self._too_short(text)
+        return split_kmers(text, self.k, drop_last=self.drop_last)
+
+    def _piece_starts(self, count: int) -> list[int]:
+        """Give where the pieces of a sequence of this many k-mers start."""
+        room = self.model_max_length - 2
+        if self.long_inputs == "published-pieces":
+            return list(range(0, count // room * room + 1, room))
+        if count <= room:
+            return [0]
+        if self.long_inputs == "pieces":
+            return list(range(0, count, room))
+        raise ModelError(
+            f"a sequence of {count:,} {self.k}-mers ({count + self.k - 1:,} bases) is longer than "
+            f"the {room:,} that the model reads; shorten it to {room + self.k - 1:,} bases, pass "
+            "truncation=True with max_length, or load the tokenizer with long_inputs='pieces'"
+        )
+
+    def _pieces(self, values: list[int], before: int, after: int) -> list[int]:
+        """Put a value before and after each piece of a sequence."""
+        room = self.model_max_length - 2
+        result: list[int] = []
+        for start in self._piece_starts(len(values)):
+            result += [before, *values[start : start + room], after]
+        return result
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Put ``[CLS]`` and ``[SEP]`` around a sequence, or around each of its pieces."""
+        if token_ids_1 is not None:
+            return super().build_inputs_with_special_tokens(token_ids_0, token_ids_1)
+        return self._pieces(token_ids_0, self._ids["[CLS]"], self._ids["[SEP]"])
+
+    def get_special_tokens_mask(
+        self,
+        token_ids_0: list[int],
+        token_ids_1: list[int] | None = None,
+        already_has_special_tokens: bool = False,
+    ) -> list[int]:
+        """Mask special tokens with 1, in ids with or (to be) without them."""
+        if already_has_special_tokens or token_ids_1 is not None:
+            return super().get_special_tokens_mask(
+                token_ids_0, token_ids_1, already_has_special_tokens
+            )
+        return self._pieces([0] * len(token_ids_0), 1, 1)
+
+    def _eventual_warn_about_too_long_sequence(
+        self, ids: list[int], max_length: int | None, verbose: bool
+    ) -> None:
+        if self.long_inputs == "error":
+            super()._eventual_warn_about_too_long_sequence(ids, max_length, verbose)
+
+    def token_count(self, bases: int, add_special_tokens: bool = True) -> int:
+        """Count the tokens of a sequence of this many bases, pieces included."""
+        count = super().token_count(bases, add_special_tokens=False)
+        return count + 2 * len(self._piece_starts(count)) * add_special_tokens
+
+    def save_vocabulary(
+        self, save_directory: str, filename_prefix: str | None = None
+    ) -> tuple[str, ...]:
+        """Write ``vocab.txt``."""
+        name = (f"{filename_prefix}-" if filename_prefix else "") + "vocab.txt"
+        path = Path(save_directory) / name
+        write_whole(path, "\n".join(self._tokens) + "\n")
+        return (str(path),)

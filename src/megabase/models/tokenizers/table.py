@@ -1,8 +1,9 @@
-"""The letter vocabulary of GenomicBenchmarks, numbered in the order of first appearance.
+"""Tokenizers that look tokens up in a list; the letter vocabulary of GenomicBenchmarks.
 
-Each sequence is wrapped in ``<bos>`` and ``<eos>``. Id 0 is ``<unk>``, then come the tokens in the
-order the training set first shows them, and ``<pad>`` last when sequences differ in length. The
-published CNN reads these ids; a new model may as well read those of the character tokenizer.
+GenomicBenchmarks wraps each sequence in ``<bos>`` and ``<eos>``. Id 0 is ``<unk>``, then come the
+tokens in the order the training set first shows them, and ``<pad>`` last when sequences differ in
+length. The published CNN reads these ids; a new model may as well read those of the character
+tokenizer.
 """
 
 from __future__ import annotations
@@ -13,11 +14,58 @@ from typing import Any
 from transformers import BatchEncoding, PreTrainedTokenizer
 
 from megabase.errors import ModelError
-from megabase.models.tokenizers.encoding import no_offsets
 
-__all__ = ["LetterTokenizer", "letter_tokens", "letter_vocabulary"]
-
+# The published names.
 _BOS, _EOS, _UNK, _PAD = "<bos>", "<eos>", "<unk>", "<pad>"
+
+
+class TableTokenizer(PreTrainedTokenizer):
+    """Tokens by id in a list, which subclasses make before they call ``super().__init__``."""
+
+    model_input_names: list[str] = ["input_ids", "attention_mask"]  # noqa: RUF012
+    vocab_files_names: dict[str, str] = {}  # noqa: RUF012
+    padding_side: str = "right"
+    _unknown = "[UNK]"
+    _tokens: list[str]
+    _ids: dict[str, int]
+
+    def _set_tokens(self, tokens: Iterable[str]) -> None:
+        self._tokens = list(tokens)
+        self._ids = {token: index for index, token in enumerate(self._tokens)}
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return len(self._tokens)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Give token -> id, tokens added by the user included."""
+        return {**self._ids, **self._added_tokens_encoder}
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if kwargs.get("return_offsets_mapping"):
+            raise NotImplementedError(
+                f"{type(self).__name__} gives no offsets; leave out return_offsets_mapping"
+            )
+        return super()._encode_plus(text=text, text_pair=text_pair, **kwargs)
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self._ids.get(token, self._ids[self._unknown])
+
+    def _convert_id_to_token(self, index: int) -> str:
+        if not 0 <= index < len(self._tokens):
+            raise ModelError(f"token id {index} is outside 0-{len(self._tokens) - 1}")
+        return self._tokens[index]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Join tokens without spaces."""
+        return "".join(tokens)
+
+    def save_vocabulary(
+        self, save_directory: str, filename_prefix: str | None = None
+    ) -> tuple[str, ...]:
+        """Save nothing: the tokenizer's configuration says it all."""
+        return ()
 
 
 def letter_tokens(text: str) -> list[str]:
@@ -41,11 +89,6 @@ def letter_vocabulary(sequences: Iterable[str], padding: bool) -> list[str]:
     padding
         Whether ``<pad>`` is needed: the sequences differ in length.
 
-    Returns
-    -------
-    list[str]
-        Tokens by id.
-
     Examples
     --------
     >>> letter_vocabulary(["GA", "TN"], padding=True)
@@ -55,7 +98,7 @@ def letter_vocabulary(sequences: Iterable[str], padding: bool) -> list[str]:
     return [_UNK, *seen, *([_PAD] if padding else [])]
 
 
-class LetterTokenizer(PreTrainedTokenizer):
+class LetterTokenizer(TableTokenizer):
     """One token a letter, with the ids of a training set.
 
     Parameters
@@ -79,13 +122,10 @@ class LetterTokenizer(PreTrainedTokenizer):
     [1, 3, 2, 0, 4]
     """
 
-    vocab_files_names = {}  # noqa: RUF012 (the library\'s own form)
-    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 (the library\'s own form)
-    padding_side: str = "right"
+    _unknown = _UNK
 
     def __init__(self, tokens: Sequence[str], upper_case: bool = True, **kwargs: Any) -> None:
-        self._tokens = list(tokens)
-        self._ids = {token: index for index, token in enumerate(self._tokens)}
+        self._set_tokens(tokens)
         missing = {_UNK, _BOS, _EOS} - set(self._ids)
         if missing or len(self._ids) != len(self._tokens):
             raise ModelError(
@@ -104,36 +144,5 @@ class LetterTokenizer(PreTrainedTokenizer):
             **kwargs,
         )
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens."""
-        return len(self._tokens)
-
-    def get_vocab(self) -> dict[str, int]:
-        """Give token -> id, tokens added by the user included."""
-        return {**self._ids, **self._added_tokens_encoder}
-
-    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:  # pyright: ignore[reportIncompatibleMethodOverride]
-        no_offsets(kwargs, self)
-        return super()._encode_plus(text=text, text_pair=text_pair, **kwargs)
-
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return letter_tokens(text.upper() if self.upper_case else text)[1:-1]
-
-    def _convert_token_to_id(self, token: str) -> int:
-        return self._ids.get(token, self._ids[_UNK])
-
-    def _convert_id_to_token(self, index: int) -> str:
-        if not 0 <= index < len(self._tokens):
-            raise ModelError(f"token id {index} is outside 0-{len(self._tokens) - 1}")
-        return self._tokens[index]
-
-    def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Join tokens without spaces."""
-        return "".join(tokens)
-
-    def save_vocabulary(
-        self, save_directory: str, filename_prefix: str | None = None
-    ) -> tuple[str, ...]:
-        """Save nothing: the tokens are in the tokenizer's configuration."""
-        return ()
