@@ -15,11 +15,10 @@ pytest.importorskip(
 
 from transformers_tests.test_tokenization_common import TokenizerTesterMixin
 
-from megabase.models.cnn.tokenization import LetterTokenizer, letter_vocabulary
-from megabase.models.dnabert.tokenization import DNABERTTokenizer
 from megabase.models.tokenizers.bpe import BPETokenizer, train_bpe
 from megabase.models.tokenizers.character import CaduceusTokenizer, DNATokenizer, HyenaDNATokenizer
-from megabase.models.tokenizers.kmer_tokens import KmerTokenizer
+from megabase.models.tokenizers.kmer import DNABERTTokenizer, KmerTokenizer
+from megabase.models.tokenizers.table import LetterTokenizer, letter_vocabulary
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

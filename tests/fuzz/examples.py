@@ -187,7 +187,7 @@ def progress(path: Path) -> None:
 def run(path: Path) -> None:
     from megabase.errors import MegabaseError
     from megabase.evaluate.run_data import find_run
-    from megabase.models.tokenizers.token_encoder import uses_special_tokens
+    from megabase.models.tokenizers.encoder import uses_special_tokens
     from megabase.report.run_record import read_run
 
     for read in (read_run, lambda folder: uses_special_tokens(folder, "hyenadna")):
@@ -384,11 +384,11 @@ def _models(folder: Path) -> None:
     from megabase.models.adapt.prompt_spec import PromptSpec
     from megabase.models.adapt.prompting import PromptedModel
     from megabase.models.auto import DEFAULT_MODEL
-    from megabase.models.dnabert.tokenization import DNABERTTokenizer
     from megabase.models.families import family_of
     from megabase.models.hyenadna.configuration import HyenaDNAConfig
     from megabase.models.tokenizers.bpe import train_bpe
     from megabase.models.tokenizers.character import DNATokenizer
+    from megabase.models.tokenizers.kmer import DNABERTTokenizer
 
     def save(name: str, model_type: str, tokenizer: Any, **fields: Any) -> Any:
         family = family_of(model_type)

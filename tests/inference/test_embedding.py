@@ -19,8 +19,8 @@ from megabase.inference.input_stream import SequenceInput
 from megabase.inference.matrix_files import _unique
 from megabase.models.dnabert.configuration import DNABERTConfig
 from megabase.models.dnabert.modeling import DNABERTForMaskedLM, DNABERTModel
-from megabase.models.dnabert.tokenization import DNABERTTokenizer
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAModel
+from megabase.models.tokenizers.kmer import DNABERTTokenizer
 
 LONGEST = 66
 

@@ -14,7 +14,7 @@ from megabase.models.cnn.configuration import SHORTEST, GenomicCNNConfig
 from megabase.models.cnn.convert import convert, from_state_dict, recognises
 from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
 from megabase.models.cnn.presets import PRESETS
-from megabase.models.cnn.tokenization import LetterTokenizer, letter_vocabulary
+from megabase.models.tokenizers.table import LetterTokenizer, letter_vocabulary
 
 _IDS = torch.randint(7, 11, (3, 60), generator=torch.Generator().manual_seed(0))
 

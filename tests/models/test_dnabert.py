@@ -21,7 +21,7 @@ from megabase.models.dnabert.modeling import (
     DNABERTModel,
 )
 from megabase.models.dnabert.presets import PRESETS
-from megabase.models.dnabert.tokenization import DNABERTTokenizer
+from megabase.models.tokenizers.kmer import DNABERTTokenizer
 
 _SHAPE = {
     "k": 3,

@@ -12,11 +12,16 @@ import torch
 from megabase.errors import MegabaseError
 from megabase.genome.alphabet import PAD, encode
 from megabase.models.dnabert.convert import is_dnabert_folder, load_tokenizer
-from megabase.models.dnabert.tokenization import DNABERTTokenizer, read_dnabert_vocabulary
-from megabase.models.hyenadna.kmer import kmer_hyenadna
+from megabase.models.hyenadna import HyenaDNAConfig
 from megabase.models.tokenizers.bpe import BPETokenizer, genome_pieces, train_bpe
-from megabase.models.tokenizers.kmer import all_kmers, kmer_count, split_kmers
-from megabase.models.tokenizers.kmer_tokens import KmerTokenizer
+from megabase.models.tokenizers.kmer import (
+    DNABERTTokenizer,
+    KmerTokenizer,
+    all_kmers,
+    kmer_count,
+    read_dnabert_vocabulary,
+    split_kmers,
+)
 
 
 def _codes(*texts: str) -> torch.Tensor:
@@ -158,7 +163,10 @@ def test_splitting_counts() -> None:
 
 
 def test_the_six_mer_hyenadna_reads_what_its_tokenizer_gives() -> None:
-    config, tokenizer = kmer_hyenadna(bases=100, d_model=16, n_layer=1)
+    tokenizer = KmerTokenizer.for_bases(100)
+    config = HyenaDNAConfig(
+        vocab_size=tokenizer.vocab_size, max_seq_len=tokenizer.model_max_length, n_layer=1
+    )
     ids = tokenizer(_dna(100))["input_ids"]
     assert len(ids) <= config.max_length == tokenizer.model_max_length
     assert max(ids) < config.vocab_rows

@@ -13,10 +13,10 @@ from transformers import AutoTokenizer, pipeline
 
 from megabase.data.vocabulary import COMPLEMENT_TOKEN_IDS, LOGIT_COLUMNS, VOCABULARY
 from megabase.errors import AmbiguousLettersWarning, ModelError
-from megabase.models.cnn.tokenization import LetterTokenizer, letter_vocabulary
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForTokenClassification
 from megabase.models.tokenizers.character import CaduceusTokenizer, DNATokenizer, HyenaDNATokenizer
-from megabase.models.tokenizers.kmer_tokens import KmerTokenizer
+from megabase.models.tokenizers.kmer import KmerTokenizer
+from megabase.models.tokenizers.table import LetterTokenizer, letter_vocabulary
 
 
 def test_letters_have_the_published_ids() -> None:

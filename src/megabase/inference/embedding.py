@@ -208,11 +208,10 @@ class Embedder:
     ) -> tuple[list[Codes], NDArray[np.int64]]:
         pieces: list[Codes] = []
         owner: list[int] = []
-        fits = self.encoder.room(self.longest)
         for number, codes in enumerate(sequences):
             if not len(codes):
                 raise InputError(f"{_named(names, number)} has no base; leave it out")
-            if self.longest is None or fits(codes):
+            if self.longest is None or self.encoder.fits(codes, self.longest):
                 pieces.append(codes)
                 owner.append(number)
                 continue

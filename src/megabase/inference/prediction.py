@@ -22,7 +22,7 @@ from megabase.genome.interval import one_based
 from megabase.models.checkpoints.finite import require_finite
 from megabase.models.loading import load
 from megabase.models.scored_model import ModelSpec, inference_mode
-from megabase.models.tokenizers.token_encoder import TokenBatch
+from megabase.models.tokenizers.encoder import TokenBatch
 
 __all__ = ["Predictions", "Predictor", "predict"]
 
@@ -163,7 +163,6 @@ class Predictor:
         InputError
             For a sequence without a base, or longer than the model reads.
         """
-        fits = self._loaded.encoder.room(self._loaded.longest)
 
         def record(number: int) -> str:
             return f"sequence {names[number] if names else number + 1}"
@@ -172,7 +171,7 @@ class Predictor:
             what = record(number)
             if not len(codes):
                 raise InputError(f"{what} has no base; leave it out")
-            if not fits(codes):
+            if not self._loaded.encoder.fits(codes, self._loaded.longest):
                 raise InputError(
                     f"{what} has {len(codes):,} bases, more than {self.name} reads "
                     f"({self._loaded.longest:,} positions); cut it, or predict along it with "

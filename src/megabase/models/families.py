@@ -45,7 +45,7 @@ KINDS: tuple[str, ...] = tuple(_AUTO_CLASSES)
 """What a model is for: the names of the heads, and ``base`` for none."""
 
 _CHARACTERS = "megabase.models.tokenizers.character:DNATokenizer"
-_KMERS = "megabase.models.tokenizers.kmer_tokens:KmerTokenizer"
+_KMERS = "megabase.models.tokenizers.kmer:KmerTokenizer"
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ FAMILIES: tuple[Family, ...] = (
     Family("gpt", (_CHARACTERS, _KMERS)),
     Family("mamba"),
     Family("caduceus", (_CHARACTERS, "megabase.models.tokenizers.character:CaduceusTokenizer")),
-    Family("cnn", (_CHARACTERS, "megabase.models.cnn.tokenization:LetterTokenizer")),
+    Family("cnn", (_CHARACTERS, "megabase.models.tokenizers.table:LetterTokenizer")),
     Family("deepsea"),
-    Family("dnabert", ("megabase.models.dnabert.tokenization:DNABERTTokenizer",)),
+    Family("dnabert", ("megabase.models.tokenizers.kmer:DNABERTTokenizer",)),
     Family("bigbird", (_CHARACTERS, "megabase.models.tokenizers.bpe:BPETokenizer")),
 )
 

@@ -18,7 +18,7 @@ from megabase.errors import InputError
 from megabase.models.adapt.prompting import PromptedModel
 from megabase.models.checkpoints.finite import require_finite_weights
 from megabase.models.scored_model import ModelSpec, language_model_kind, model_digest, shown_name
-from megabase.models.tokenizers.token_encoder import TokenEncoder, uses_special_tokens
+from megabase.models.tokenizers.encoder import TokenEncoder, uses_special_tokens
 
 __all__ = ["Loaded", "find_class", "load", "looks_back_only", "require_length"]
 

@@ -17,13 +17,12 @@ from megabase.evaluate.metrics import measure_table
 from megabase.genome import alphabet
 from megabase.models.adapt.classifier import (
     Labels,
-    Tokens,
     balanced_weights,
     build_classifier,
-    build_tokens,
     family_of_start,
 )
 from megabase.models.checkpointing import checkpoint_activations
+from megabase.models.tokenizers.encoder import TokenEncoder, build_encoder
 from megabase.objectives.classification import SequenceLabels
 from megabase.objectives.nucleotides import NucleotideLabels
 from megabase.settings import Stage
@@ -68,7 +67,7 @@ class Plan:
     """Model family."""
     model: PreTrainedModel
     """The model with its initial weights."""
-    tokens: Tokens
+    tokens: TokenEncoder
     """Its tokenizer."""
     splits: Mapping[str, LabelledSequences]
     """Labelled sequences: train, and valid and test where there are any."""
@@ -94,7 +93,7 @@ def plan_run(config: FinetuneConfig, fabric: Fabric) -> Plan:
     labels = Labels(train.kind, train.classes)
     start, head = start_settings(config), config.head
     family = family_of_start(start, labels.task)
-    tokens = build_tokens(start, head, family, lambda: letters_of(train), per_base=labels.per_base)
+    tokens = build_encoder(start, head, family, lambda: letters_of(train), per_base=labels.per_base)
     rows = tokenise_splits(config, splits, tokens, None)
     longest = max(int(r.lengths.max(initial=1)) for r in rows.values())
     torch.manual_seed(config.seed)
@@ -215,7 +214,7 @@ def _strands(config: FinetuneConfig, split: str) -> bool:
 def tokenise_splits(
     config: FinetuneConfig,
     splits: Mapping[str, LabelledSequences],
-    tokens: Tokens,
+    tokens: TokenEncoder,
     limit: int | None,
 ) -> dict[tuple[str, bool], TokenRows]:
     """Give the tokens of every split and strand that is needed."""
@@ -243,7 +242,7 @@ def batches_of(
     config: FinetuneConfig,
     splits: Mapping[str, LabelledSequences],
     rows: Mapping[tuple[str, bool], TokenRows],
-    tokens: Tokens,
+    tokens: TokenEncoder,
 ) -> dict[str, LabelledBatches]:
     """Give the batches of every split."""
     head = config.head

@@ -16,8 +16,7 @@ from megabase.data.labelled_files import find_splits, read_text
 from megabase.data.vocabulary import PAD_ID
 from megabase.errors import ConfigError, ModelError, TruncationWarning, warn
 from megabase.evaluate import metrics
-from megabase.models.adapt.classifier import model_spec
-from megabase.models.tokenizers.input_tokens import is_character
+from megabase.models.tokenizers.character import DNATokenizer
 from megabase.objectives.prompting import InContext, strict_accuracy
 from megabase.settings import Stage
 from megabase.tasks.in_context_config import InContextConfig
@@ -92,7 +91,7 @@ def plan_in_context(config: InContextConfig, fabric: Fabric) -> InContextPlan:
 
     splits, notes = read_splits(config)
     train = splits["train"]
-    name = model_spec(config.model)
+    name = config.model
     family = family_of(load_config(name).model_type)
     if family is None or family.name not in PROMPTED_FAMILIES:
         raise ModelError(
@@ -218,7 +217,7 @@ def _count_cut(splits: Mapping[str, LabelledSequences], length: int) -> None:
 
 
 def _check_model(config: InContextConfig, tokenizer: Any, model: PreTrainedModel) -> None:
-    if not is_character(tokenizer):
+    if not isinstance(tokenizer, DNATokenizer):
         raise ConfigError(
             f"solved examples need one token for each base; the tokenizer of {config.model} is "
             f"{type(tokenizer).__name__}"

@@ -13,8 +13,8 @@ from megabase.data.labelled import LabelledSequences
 from megabase.data.labelled_batches import LabelledBatches, TokenRows
 from megabase.errors import ConfigError, InputError, ModelError
 from megabase.evaluate import metrics
-from megabase.models.adapt.classifier import Labels, family_of_start, model_spec
-from megabase.models.tokenizers.input_tokens import Tokens, build_tokens
+from megabase.models.adapt.classifier import Labels, family_of_start
+from megabase.models.tokenizers.encoder import TokenEncoder, build_encoder
 from megabase.objectives.classification import SequenceLabels
 from megabase.objectives.nucleotides import NucleotideLabels
 from megabase.objectives.prompting import LabelTokens, strict_accuracy
@@ -86,7 +86,7 @@ def plan_prompt(config: PromptConfig, fabric: Fabric) -> PromptPlan:
     start = start_settings(config)
     family = family_of_start(start)
     per_base = Labels(train.kind, train.classes).per_base
-    tokens = build_tokens(start, config.head, family, lambda: letters_of(train), per_base=per_base)
+    tokens = build_encoder(start, config.head, family, lambda: letters_of(train), per_base=per_base)
     torch.manual_seed(config.seed)
     model = prompted_model(config, family, tokens, train)
     rows = _token_rows(config, splits, tokens, model)
@@ -123,7 +123,7 @@ def plan_prompt(config: PromptConfig, fabric: Fabric) -> PromptPlan:
 
 
 def prompted_model(
-    config: PromptConfig, family: str, tokens: Tokens, train: LabelledSequences
+    config: PromptConfig, family: str, tokens: TokenEncoder, train: LabelledSequences
 ) -> PromptedModel:
     """Load the model and put a new prompt beside it, from torch's current seed."""
     from megabase.models.adapt.prompt_spec import PROMPTED_FAMILIES
@@ -139,7 +139,7 @@ def prompted_model(
     settings = config.prompt
     spec = _spec(config, tokens, train)
     kind = "causal-lm" if settings.answer == "label_tokens" else "base"
-    frozen = load_model(model_spec(str(config.model)), kind).train()
+    frozen = load_model(str(config.model), kind).train()
     if config.activation_checkpointing:
         checkpoint_activations(frozen, config.checkpointing_stretch)
     start = None
@@ -150,7 +150,7 @@ def prompted_model(
     return PromptedModel(frozen, spec, start=start, dropout=settings.dropout)
 
 
-def _spec(config: PromptConfig, tokens: Tokens, train: LabelledSequences) -> PromptSpec:
+def _spec(config: PromptConfig, tokens: TokenEncoder, train: LabelledSequences) -> PromptSpec:
     from megabase.models.adapt.prompt_spec import PromptSpec, label_letters
 
     settings = config.prompt
@@ -181,7 +181,7 @@ def _spec(config: PromptConfig, tokens: Tokens, train: LabelledSequences) -> Pro
     )
 
 
-def _token(tokens: Tokens, letter: str) -> int:
+def _token(tokens: TokenEncoder, letter: str) -> int:
     found = tokens.tokenizer.convert_tokens_to_ids(letter)
     if found is None or found == tokens.tokenizer.unk_token_id:
         raise ConfigError(
@@ -194,7 +194,7 @@ def _token(tokens: Tokens, letter: str) -> int:
 def _token_rows(
     config: PromptConfig,
     splits: Mapping[str, LabelledSequences],
-    tokens: Tokens,
+    tokens: TokenEncoder,
     model: PromptedModel,
 ) -> dict[tuple[str, bool], TokenRows]:
     """Turn sequences into tokens; each must fit beside the prompt."""

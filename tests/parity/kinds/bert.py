@@ -15,8 +15,7 @@ from megabase.models.bigbird.modeling import (
 )
 from megabase.models.dnabert.configuration import DNABERTConfig
 from megabase.models.dnabert.modeling import DNABERTForMaskedLM, DNABERTForSequenceClassification
-from megabase.models.dnabert.tokenization import DNABERTTokenizer
-from megabase.models.tokenizers.kmer import split_kmers
+from megabase.models.tokenizers.kmer import DNABERTTokenizer, split_kmers
 
 
 def _shape(config: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from megabase.errors import ConfigError
 from megabase.models.cnn.configuration import SHORTEST, GenomicCNNConfig, flatten_size
 from megabase.models.cnn.convert import from_state_dict
 from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
-from megabase.models.cnn.tokenization import letter_tokens
+from megabase.models.tokenizers.table import letter_tokens
 
 
 def _tensors(case: Case) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -15,21 +15,14 @@ from torch import nn
 from megabase.errors import ConfigError
 from megabase.models.adapt.language_model import require_room
 from megabase.models.checkpoints.config_file import check_config
-from megabase.models.tokenizers.input_tokens import (
-    Tokens,
-    asked_fields,
-    build_tokens,
-    is_character,
-    model_spec,
-)
+from megabase.models.tokenizers.character import DNATokenizer
+from megabase.models.tokenizers.encoder import TokenEncoder, named_fields
 from megabase.settings import HeadConfig, LoraConfig, StartConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from megabase.models.families import Family
-
-__all__ = ["Labels", "Tokens", "build_classifier", "build_tokens", "save_classifier"]
 
 # Field that holds the longest input of a family, positions to add to the longest sequence, and the
 # least that can be built (shorter sequences are padded).
@@ -99,7 +92,7 @@ def family_of_start(start: StartConfig, task: str = "sequence-classification") -
         from megabase.models.auto import load_config
         from megabase.models.families import family_of
 
-        found = family_of(load_config(model_spec(start.model)).model_type)
+        found = family_of(load_config(start.model).model_type)
         name = "" if found is None else found.name
     elif start.preset is not None:
         from megabase.models.presets import find_preset
@@ -127,7 +120,7 @@ def build_classifier(
     lora: LoraConfig,
     family: str,
     labels: Labels,
-    tokens: Tokens,
+    tokens: TokenEncoder,
     longest: int,
 ) -> PreTrainedModel:
     """Build a model with a head for labels, from torch's current seed.
@@ -143,7 +136,7 @@ def build_classifier(
     labels
         Outputs of the head.
     tokens
-        Result of :func:`build_tokens`.
+        Result of :func:`~megabase.models.tokenizers.encoder.build_encoder`.
     longest
         Longest sequence of all splits in tokens; a new model is built for it where its family has
         such a setting and the settings do not say otherwise.
@@ -163,7 +156,7 @@ def build_classifier(
     if start.model is not None and not start.from_scratch:
         from megabase.models.auto import load_model
 
-        model = load_model(model_spec(start.model), labels.task, new_head=True, **fields).train()
+        model = load_model(start.model, labels.task, new_head=True, **fields).train()
     else:
         model = _new_model(start, family, labels.task, fields, tokens, longest)
     # For whoever loads the folder: what is answered, and how the run's figures were taken.
@@ -216,7 +209,7 @@ def _new_model(
     family: str,
     task: str,
     fields: Mapping[str, Any],
-    tokens: Tokens,
+    tokens: TokenEncoder,
     longest: int,
 ) -> PreTrainedModel:
     config_class: Any = _family(family).config_class()
@@ -229,13 +222,16 @@ def _new_model(
     if start.model is not None:
         from megabase.models.auto import load_config
 
-        loaded = load_config(model_spec(start.model))
+        loaded = load_config(start.model)
         for name in known - {"architectures", "id2label", "label2id", "problem_type"}:
             shape[name] = getattr(loaded, name)
-    shape.update({**asked_fields(start), **fields})
+    shape.update({**named_fields(start), **fields})
     # A vocabulary that is learnt or counted decides the rows of the embedding; so does one that a
     # published shape is too small for.
-    if not is_character(tokens.tokenizer) or shape.get("vocab_size", tokens.size) < tokens.size:
+    if (
+        not isinstance(tokens.tokenizer, DNATokenizer)
+        or shape.get("vocab_size", tokens.size) < tokens.size
+    ):
         shape.update(vocab_size=tokens.size, pad_token_id=tokens.pad_id)
     check_config(shape, Path("model"), ConfigError)
     config = config_class(**shape)
@@ -341,7 +337,7 @@ def _save_adapter(
         for name in ("id2label", "label2id", "problem_type", *_POOLING_FIELDS, *start.overrides)
         if hasattr(settings, name)
     }
-    spec = model_spec(start.model or "default")
+    spec = start.model or "default"
     save_adapter(model, folder / ADAPTER_FOLDER, state, lora, spec, kind, fields)
 
 

@@ -17,8 +17,8 @@ from megabase.models.dnabert.modeling import (
     DNABERTForSequenceClassification,
     DNABERTModel,
 )
-from megabase.models.dnabert.tokenization import DNABERTTokenizer, read_dnabert_vocabulary
 from megabase.models.supervised import ConvertedModel
+from megabase.models.tokenizers.kmer import DNABERTTokenizer, read_dnabert_vocabulary
 
 __all__ = ["convert", "is_dnabert_folder", "load_tokenizer", "recognises"]
 

@@ -1,4 +1,4 @@
-"""Byte pairs of DNA: a vocabulary of frequent pieces, learnt from a genome.
+"""Byte pairs of DNA: a vocabulary of frequent pieces, learned from a genome.
 
 ``[PAD]`` 0, ``[UNK]`` 1, ``[CLS]`` 2, ``[SEP]`` 3, ``[MASK]`` 4, then A, C, G, N, T and the merged
 pieces. The whole tokenizer, case folding included, is in ``tokenizer.json``, so the folder of a
@@ -7,11 +7,10 @@ model also loads where only transformers is installed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Regex, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
@@ -19,37 +18,21 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from megabase.errors import ModelError
 from megabase.genome import alphabet
-from megabase.models.tokenizers.encoding import warn_letters
+from megabase.models.tokenizers.character import warn_letters
 
-__all__ = ["BPETokenizer", "genome_pieces", "train_bpe"]
+if TYPE_CHECKING:
+    from megabase.genome import GenomeStore
 
+# DNABERT's five, at the same ids.
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# In the order that the trainer gives them ids.
 _LETTERS = sorted(alphabet.BASES + "N")
-_FEWEST = len(_SPECIAL) + len(_LETTERS)
-
-
-class _Contig(Protocol):
-    @property
-    def length(self) -> int: ...
-
-
-class Genome(Protocol):
-    """What of a :class:`megabase.genome.GenomeStore` is needed here."""
-
-    @property
-    def contigs(self) -> Sequence[_Contig]:
-        """Sequences, each with a ``length``."""
-        ...
-
-    def fetch_many(
-        self, contig_index: npt.ArrayLike, start: npt.ArrayLike, length: int
-    ) -> npt.NDArray[np.uint8]:
-        """Give codes (n, length) of windows."""
-        ...
+_PIECES_AT_ONCE = 1024
+"""Pieces of a genome that are read in one go: a megabyte at the usual length."""
 
 
 def genome_pieces(
-    store: Genome, piece: int = 1000, max_bases: int | None = 50_000_000, seed: int = 0
+    store: GenomeStore, piece: int = 1000, max_bases: int | None = 50_000_000, seed: int = 0
 ) -> Iterator[str]:
     """Cut a genome into pieces to learn from; pieces of nothing but N are left out.
 
@@ -60,7 +43,7 @@ def genome_pieces(
     piece
         Bases in a piece. The BigBird paper learns from sentences of 500 to 1000 bases.
     max_bases
-        Stop at about so many bases, taken evenly at random from the whole genome; None: all of it.
+        About how many bases to take, evenly at random from the whole genome; None: all of it.
     seed
         Of that choice.
 
@@ -83,8 +66,8 @@ def genome_pieces(
     chosen = np.arange(len(contig))
     if wanted < len(contig):
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, wanted, replace=False))
-    for first in range(0, len(chosen), 1024):
-        rows = chosen[first : first + 1024]
+    for first in range(0, len(chosen), _PIECES_AT_ONCE):
+        rows = chosen[first : first + _PIECES_AT_ONCE]
         for codes in store.fetch_many(contig[rows], number[rows] * piece, piece):
             bases = codes[(codes & alphabet.BASE_BITS) != alphabet.PAD]
             if ((bases & alphabet.BASE_BITS) != alphabet.N).any():
@@ -121,29 +104,29 @@ def train_bpe(
     ModelError
         When the vocabulary cannot hold the letters, or there is nothing to learn from.
     """
-    if vocab_size < _FEWEST:
+    fewest = len(_SPECIAL) + len(_LETTERS)
+    if vocab_size < fewest:
         raise ModelError(
-            f"vocab_size must be at least {_FEWEST} (5 special tokens, 5 letters), "
+            f"vocab_size must be at least {fewest} (5 special tokens, 5 letters), "
             f"found {vocab_size}"
         )
     tokenizer = _empty()
-    limit: dict[str, Any] = {} if longest is None else {"max_token_length": longest}
     trainer = BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(_SPECIAL),
         initial_alphabet=_LETTERS,
         show_progress=False,
-        **limit,
+        max_token_length=longest,
     )
-    seen = 0
+    seen = False
 
-    def counted() -> Iterator[str]:
+    def watched() -> Iterator[str]:
         nonlocal seen
         for text in sequences:
-            seen += len(text)
+            seen = seen or bool(text)
             yield text
 
-    tokenizer.train_from_iterator(counted(), trainer)
+    tokenizer.train_from_iterator(watched(), trainer)
     if not seen:
         raise ModelError("there are no sequences to learn a byte-pair vocabulary from")
     names = {f"{token[1:-1].lower()}_token": token for token in _SPECIAL}
@@ -151,6 +134,7 @@ def train_bpe(
 
 
 def _empty() -> Tokenizer:
+    """Make a tokenizer without merges: case folding, special tokens, decoding."""
     tokenizer = Tokenizer(BPE(unk_token="[UNK]"))
     upper = [normalizers.Replace(letter.lower(), letter) for letter in _LETTERS]
     ambiguous = alphabet.AMBIGUITY_LETTERS + alphabet.AMBIGUITY_LETTERS.lower()

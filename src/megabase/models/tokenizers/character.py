@@ -87,7 +87,8 @@ class _Row(NamedTuple):
     words: Ids
     """Number of the word."""
     spans: Ids
-    """First letter and the one past the last, in the text or in the word, shape (tokens, 2)."""
+    """First letter and the one past the last, in the text or in the word, shape (tokens, 2);
+    meaningless unless they are wanted."""
 
 
 # What each column of a row holds where it is padding.
@@ -124,7 +125,9 @@ def _row(ids: Any, spans: Any) -> _Row:
 
 
 def _concatenate(rows: Sequence[_Row]) -> _Row:
-    return _Row(*(np.concatenate(column).astype(np.int64) for column in zip(*rows, strict=True)))
+    return _Row(
+        *(np.concatenate(column).astype(np.int64, copy=False) for column in zip(*rows, strict=True))
+    )
 
 
 def _join(parts: Sequence[_Row], pattern: str) -> _Row:
@@ -167,7 +170,9 @@ def _truncate(
 
 def _pad(row: _Row, width: int, left: bool) -> _Row:
     """Pad a row on one side; a longer row stays as it is."""
-    missing = max(0, width - len(row.ids))
+    missing = width - len(row.ids)
+    if missing <= 0:
+        return row
     sides = (missing, 0) if left else (0, missing)
     return _Row(
         *(
@@ -360,7 +365,7 @@ class DNATokenizer(PreTrainedTokenizer):
     def _ids(self, text: str | bytes) -> Ids:
         return np.frombuffer(self._translate(text), dtype=np.uint8).astype(np.int64)
 
-    def _encode_text(self, text: str | bytes, split_special_tokens: bool) -> _Row:
+    def _encode_text(self, text: str | bytes, split_special_tokens: bool, spans: bool) -> _Row:
         """Encode one text; no special tokens are added yet."""
         if isinstance(text, bytes):
             text = text.decode("latin-1")
@@ -373,14 +378,16 @@ class DNATokenizer(PreTrainedTokenizer):
             pieces += [self._ids(text[start : match.start()]), [known[match.group()]]]
             edges.append(np.arange(start, match.start() + 1))
             start = match.end()
+        ids = np.concatenate([*pieces, self._ids(text[start:])])
+        if not spans:
+            return _row(ids, np.empty((0, 2)))
         # A token ends where the next one begins.
         ends = np.concatenate([*edges, np.arange(start, len(text) + 1)])
-        ids = np.concatenate([*pieces, self._ids(text[start:])])
         return _row(ids, np.stack([ends[:-1], ends[1:]], axis=1))
 
-    def _encode_words(self, words: Sequence[str], split_special_tokens: bool) -> _Row:
+    def _encode_words(self, words: Sequence[str], split_special_tokens: bool, spans: bool) -> _Row:
         """Encode words side by side as one text."""
-        found = [self._encode_text(word, split_special_tokens) for word in words or [""]]
+        found = [self._encode_text(word, split_special_tokens, spans) for word in words or [""]]
         counts = [len(row.ids) for row in found]
         return _concatenate(found)._replace(words=np.repeat(np.arange(len(found)), counts))
 
@@ -398,10 +405,11 @@ class DNATokenizer(PreTrainedTokenizer):
         if self.iupac == "n":
             warn_letters(text, text_pair)
         words = bool(kwargs.get("is_split_into_words"))
+        spans = bool(kwargs.get("return_offsets_mapping"))
         unusual = kwargs.get("return_overflowing_tokens") or kwargs.get("sanitize_control_tokens")
         inputs = None if unusual else _inputs_of(text, text_pair, words)
         if inputs is None:  # token ids or overflowing pieces: the general, slower way
-            if kwargs.get("return_offsets_mapping"):
+            if spans:
                 raise ModelError(
                     "token ids and overflowing pieces have no offsets; leave out "
                     "return_offsets_mapping, or encode texts without return_overflowing_tokens"
@@ -420,7 +428,7 @@ class DNATokenizer(PreTrainedTokenizer):
         encode = self._encode_words if words else self._encode_text
         rows: list[_Row] = []
         for texts in inputs:
-            parts = [encode(part, split) for part in texts]
+            parts = [encode(part, split, spans) for part in texts]
             if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE and max_length is not None:
                 added = self.num_special_tokens_to_add(len(parts) > 1) if add_special_tokens else 0
                 excess = sum(len(part.ids) for part in parts) + added - max_length
@@ -444,9 +452,7 @@ class DNATokenizer(PreTrainedTokenizer):
             rows = [_pad(row, -(-width // multiple) * multiple, left) for row in rows]
         return self._finish(rows, batched, kwargs)
 
-    def _finish(
-        self, rows: list[_Row], batched: bool, wanted: dict[str, Any]
-    ) -> BatchEncoding:
+    def _finish(self, rows: list[_Row], batched: bool, wanted: dict[str, Any]) -> BatchEncoding:
         """Give the columns that a call wants, as lists or in one array for each."""
 
         def wants(name: str, option: str) -> bool:
@@ -519,8 +525,10 @@ class DNATokenizer(PreTrainedTokenizer):
             token_ids = token_ids.detach().cpu().numpy()
         if not isinstance(token_ids, np.ndarray):
             token_ids = to_py_obj(token_ids)
-            if isinstance(token_ids, Sequence) and len(token_ids) and isinstance(
-                token_ids[0], (list, tuple, np.ndarray)
+            if (
+                isinstance(token_ids, Sequence)
+                and len(token_ids)
+                and isinstance(token_ids[0], (list, tuple, np.ndarray))
             ):
                 return [self._decode_row(np.asarray(row), skip_special_tokens) for row in token_ids]
             token_ids = np.asarray(token_ids)

@@ -121,7 +121,7 @@ def _digit_table(order: str, device: torch.device) -> Tensor:
 
 
 def _kmer_numbers(codes_BL: Tensor, k: int, stride: int, order: str) -> tuple[Tensor, Tensor]:
-    """Number the k-mers of base codes: (B, T), -1 where one holds another letter; all padding?"""
+    """Give numbers (B, T) of k-mers, -1 where one holds another letter, and which are padding."""
     length = codes_BL.shape[-1]
     if length < k:
         raise ModelError(f"sequences of {length} bases hold no {k}-mer; give {k} bases or more")
@@ -549,7 +549,7 @@ class DNABERTTokenizer(_KmerTokenizer):
     def token_count(self, bases: int, add_special_tokens: bool = True) -> int:
         """Count the tokens of a sequence of this many bases, pieces included."""
         count = super().token_count(bases, add_special_tokens=False)
-        return count + 2 * len(self._piece_starts(count)) * add_special_tokens
+        return count + (2 * len(self._piece_starts(count)) if add_special_tokens else 0)
 
     def save_vocabulary(
         self, save_directory: str, filename_prefix: str | None = None

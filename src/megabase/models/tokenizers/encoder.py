@@ -1,0 +1,278 @@
+"""From base codes to the tokens of a model, whatever its tokenizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from megabase.errors import ConfigError, InputError
+from megabase.genome import alphabet
+from megabase.models.families import family_of
+from megabase.models.tokenizers.bpe import train_bpe
+from megabase.models.tokenizers.character import DNATokenizer
+from megabase.models.tokenizers.kmer import DNABERTTokenizer, KmerTokenizer
+from megabase.models.tokenizers.table import LetterTokenizer
+from megabase.settings import HeadConfig, StartConfig
+from megabase.untrusted import parse_yaml, read_text
+
+_PROBE = "ACGTACGTTGCATGCA"
+"""Tokens of this text show which special tokens stand around a sequence; every k fits into it."""
+_WITH_SPECIALS = ("dnabert", "bigbird")
+"""Families that read a sequence between special tokens."""
+_BYTE_PAIRS = 4096
+"""Tokens of a byte-pair vocabulary when nothing else is said."""
+_MOST_BASES = 16
+"""More bases than any k-mer has: where the search for the longest sequence that fits begins."""
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Some sequences as tokens, padded on the right."""
+
+    ids: Tensor
+    """int64 (rows, tokens)."""
+    real: Tensor
+    """bool (rows, tokens): tokens that are not padding."""
+    bases: Tensor
+    """bool (rows, tokens): tokens that stand for bases, not for padding or special tokens."""
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Give the arguments of a forward pass; a mask only when something is padded."""
+        inputs = {"input_ids": self.ids}
+        if not bool(self.real.all()):
+            inputs["attention_mask"] = self.real.long()
+        return inputs
+
+
+class TokenEncoder:
+    """Turns base codes into tokens.
+
+    Parameters
+    ----------
+    tokenizer
+        A tokenizer of ours.
+    special_tokens
+        Put the special tokens of the tokenizer around each sequence.
+
+    Attributes
+    ----------
+    per_base
+        Whether every base is one token.
+    before
+        Special tokens in front of a sequence.
+    extra
+        Special tokens of a sequence.
+    pad_id
+        Token that fills shorter rows.
+    size
+        Number of tokens of the vocabulary.
+    """
+
+    def __init__(self, tokenizer: Any, special_tokens: bool = False) -> None:
+        self.tokenizer: Any = tokenizer
+        self.per_base = isinstance(tokenizer, (DNATokenizer, LetterTokenizer))
+        self._table = alphabet.TOKEN_ID_OF_CODE if isinstance(tokenizer, DNATokenizer) else None
+        bare = self._ids(_PROBE, False)
+        full = self._ids(_PROBE, True) if special_tokens else bare
+        start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+        self._before, self._after = full[:start], full[start + len(bare) :]
+        self.before = len(self._before)
+        self.extra = len(full) - len(bare)
+        self.pad_id = int(self.tokenizer.pad_token_id or 0)
+        self.size = len(tokenizer.get_vocab())
+
+    def _ids(self, text: str, specials: bool) -> list[int]:
+        found = self.tokenizer(text, add_special_tokens=specials)
+        return [int(i) for i in found["input_ids"]]
+
+    def encode(self, codes: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Give the tokens of base codes (length,), special tokens included."""
+        return self._surrounded(self._look_up(codes))
+
+    def row(self, codes: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Give the tokens of one sequence as :meth:`encode` does, at least one of them.
+
+        Raises
+        ------
+        InputError
+            When there is none: the sequence is empty, or shorter than one token.
+        """
+        found = self._look_up(codes)
+        if not len(found):
+            raise InputError(
+                f"a sequence of {len(codes):,} bases gives no token of this model; leave it out"
+            )
+        return self._surrounded(found)
+
+    def _surrounded(self, ids: NDArray[Any]) -> NDArray[np.int64]:
+        return np.concatenate([self._before, ids, self._after]).astype(np.int64)
+
+    def _look_up(self, codes: NDArray[np.uint8]) -> NDArray[Any]:
+        """Take the quickest way from codes to ids that the tokenizer has."""
+        if self._table is not None:
+            return self._table[codes]
+        if hasattr(self.tokenizer, "ids_from_codes"):
+            overlapping = self.tokenizer.stride == 1
+            if len(codes) < (self.tokenizer.k if overlapping else 1):
+                return np.zeros(0, dtype=np.int64)
+            return self.tokenizer.ids_from_codes(torch.tensor(codes)[None])[0].numpy()
+        return np.array(self._ids(alphabet.decode(codes), False), dtype=np.int64)
+
+    def batch(self, codes: NDArray[np.uint8], device: torch.device) -> TokenBatch:
+        """Encode rows of codes.
+
+        Parameters
+        ----------
+        codes
+            uint8 (rows, length), padding codes on the right of shorter sequences.
+        device
+            Where the tensors go.
+        """
+        if self._table is not None and not self.extra:
+            ids = torch.from_numpy(self._table[codes].astype(np.int64)).to(device)
+            real = torch.from_numpy((codes & alphabet.BASE_BITS) != alphabet.PAD).to(device)
+            return TokenBatch(ids, real, real)
+        lengths = ((codes & alphabet.BASE_BITS) != alphabet.PAD).sum(axis=1)
+        rows = [self.row(row[:length]) for row, length in zip(codes, lengths, strict=True)]
+        width = max(map(len, rows))
+        ids = np.full((len(rows), width), self.pad_id, dtype=np.int64)
+        real = np.zeros(ids.shape, dtype=bool)
+        bases = np.zeros(ids.shape, dtype=bool)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = row
+            real[number, : len(row)] = True
+            bases[number, self.before : len(row) - len(self._after)] = True
+        return TokenBatch(*(torch.from_numpy(array).to(device) for array in (ids, real, bases)))
+
+    def fits(self, codes: NDArray[np.uint8], longest: int | None) -> bool:
+        """Tell whether a sequence fits a model of this many positions; None is no limit."""
+        if longest is None:
+            return True
+        return len(codes if self.per_base else self._look_up(codes)) + self.extra <= longest
+
+    def room(self, tokens: int) -> int | None:
+        """Give the longest sequence in bases that fits; None when that depends on the sequence."""
+        room = tokens - self.extra
+        if self.per_base:
+            return max(1, room)
+        if not hasattr(self.tokenizer, "token_count"):
+            return None
+        low, high = 1, _MOST_BASES * room
+        while low < high:  # the count never falls by more than the tail of single bases
+            middle = (low + high + 1) // 2
+            fits = self.tokenizer.token_count(middle, add_special_tokens=False) <= room
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
+
+    def bases_for(self, tokens: int) -> int:
+        """Give the length in bases of a sequence that fits for certain."""
+        return self.room(tokens) or max(1, tokens - self.extra)  # a token is one base or more
+
+
+def uses_special_tokens(folder: Path | None, model_type: str) -> bool:
+    """Tell whether a model reads special tokens around a sequence.
+
+    A fine-tuning run says so in its ``config.yaml``; otherwise it is a habit of the family.
+
+    Parameters
+    ----------
+    folder
+        Folder of the model; None for a model in memory.
+    model_type
+        That of its configuration.
+    """
+    family = family_of(model_type)
+    habit = family is not None and family.name in _WITH_SPECIALS
+    for parent in () if folder is None else (folder, *folder.resolve().parents[:2]):
+        file = parent / "config.yaml"
+        if file.is_file():
+            settings = parse_yaml(read_text(file, InputError), file, InputError)
+            head = settings.get("head") if isinstance(settings, dict) else None
+            wanted = head.get("special_tokens", "auto") if isinstance(head, dict) else "auto"
+            return habit if wanted == "auto" else wanted == "yes"
+    return habit
+
+
+def build_encoder(
+    start: StartConfig,
+    head: HeadConfig,
+    family: str,
+    training: Callable[[], Iterable[str]],
+    *,
+    per_base: bool = False,
+) -> TokenEncoder:
+    """Give the encoder of a fine-tuning run.
+
+    Parameters
+    ----------
+    start
+        Names the tokenizer, or the model that has it.
+    head
+        Says whether there are special tokens.
+    family
+        Family of the model.
+    training
+        Gives the training sequences, for byte pairs that are learned from them.
+    per_base
+        Whether every token has to be one base.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such tokenizer, or it does not fit the other settings.
+    """
+    tokenizer = _tokenizer(start, family, training)
+    if per_base and (not isinstance(tokenizer, DNATokenizer) or head.special_tokens == "yes"):
+        raise ConfigError(
+            "labels of nucleotides need one token for each base: the tokenizer char, and no "
+            f"special tokens (head.special_tokens); this one is {type(tokenizer).__name__}"
+        )
+    specials = head.special_tokens == "yes" or (
+        head.special_tokens == "auto" and family in _WITH_SPECIALS
+    )
+    if specials and head.crop < 1:
+        raise ConfigError(
+            f"head.crop is {head.crop}: segments are cut out of the tokens, and would lose "
+            "the special tokens around them; leave it out, or set head.special_tokens no"
+        )
+    return TokenEncoder(tokenizer, specials)
+
+
+def _tokenizer(start: StartConfig, family: str, training: Callable[[], Iterable[str]]) -> Any:
+    """Load, make or learn the tokenizer that the settings name."""
+    from megabase.models.auto import load_tokenizer, read_tokenizer
+
+    wanted = start.tokenizer
+    if wanted is None and start.model is not None:
+        return load_tokenizer(start.model)
+    if wanted is None and family == "dnabert":
+        return DNABERTTokenizer(k=int(named_fields(start).get("k", 6)))
+    if wanted is None and family == "bigbird":
+        wanted = f"bpe:{named_fields(start).get('vocab_size', _BYTE_PAIRS)}"
+    if wanted in (None, "char"):
+        return DNATokenizer()
+    if kmer := re.fullmatch(r"([2-8])mer", wanted):
+        return KmerTokenizer(k=int(kmer.group(1)))
+    if pairs := re.fullmatch(r"bpe:(\d+)", wanted):
+        return train_bpe(training(), vocab_size=int(pairs.group(1)))
+    if Path(wanted).is_dir():
+        return read_tokenizer(Path(wanted))
+    raise ConfigError(
+        f"tokenizer is {wanted!r}; expected char, 2mer to 8mer, bpe:SIZE or a folder that holds one"
+    )
+
+
+def named_fields(start: StartConfig) -> dict[str, Any]:
+    """Give the fields of a new model that preset and overrides name."""
+    from megabase.models.presets import find_preset
+
+    fields = {} if start.preset is None else find_preset(start.preset).config
+    return {**fields, **start.overrides}
