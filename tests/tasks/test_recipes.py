@@ -9,8 +9,7 @@ from megabase.benchmarking.config import BenchmarkConfig, ModelEntry, flatten
 from megabase.benchmarking.models import finetune_settings, with_settings
 from megabase.benchmarking.recipes import RECIPES, read_recipe, recipe_settings
 from megabase.benchmarking.suites.base import Task
-from megabase.benchmarking.suites.genomic_benchmarks import DATASETS
-from megabase.benchmarking.suites.nucleotide_transformer import TASKS
+from megabase.benchmarking.suites.labelled import GENOMIC_BENCHMARKS, NUCLEOTIDE_TRANSFORMER
 from megabase.data.labelled import label_splits
 from megabase.data.labelled_files import LabelledText
 from megabase.errors import InputError
@@ -36,8 +35,10 @@ def test_every_recipe_is_settings_of_finetuning(suite: str, task: str) -> None:
 
 
 def test_every_published_data_set_has_one() -> None:
-    assert all("default" in read_recipe("genomic-benchmarks", name) for name in DATASETS)
-    assert all("caduceus" in read_recipe("nucleotide-transformer", name) for name in TASKS)
+    assert all("default" in read_recipe("genomic-benchmarks", name) for name in GENOMIC_BENCHMARKS)
+    assert all(
+        "caduceus" in read_recipe("nucleotide-transformer", name) for name in NUCLEOTIDE_TRANSFORMER
+    )
 
 
 def test_what_is_given_wins_over_the_recipe() -> None:

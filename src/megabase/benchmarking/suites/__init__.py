@@ -1,6 +1,6 @@
 """Benchmark suites: where the data lie, how they are split, what is measured, what was published.
 
-One module for each family. Each has ``names(config)``, the tasks found in the data, and
+Each module has ``names(config)``, the tasks found in the data, and
 ``load(config, name)``, one of them as a :class:`~megabase.benchmarking.suites.base.Task`.
 """
 
@@ -9,16 +9,14 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-__all__ = ["SUITES", "suite_module"]
-
 SUITES: dict[str, tuple[str, str]] = {
-    "genomic-benchmarks": ("genomic_benchmarks", "eight tasks of regulatory elements, accuracy"),
-    "nucleotide-transformer": ("nucleotide_transformer", "eighteen tasks, MCC and F1"),
-    "gue": ("gue", "genome understanding evaluation, MCC"),
+    "genomic-benchmarks": ("labelled", "eight tasks of regulatory elements, accuracy"),
+    "nucleotide-transformer": ("labelled", "eighteen tasks, MCC and F1"),
+    "gue": ("labelled", "genome understanding evaluation, MCC"),
     "chromatin": ("chromatin", "chromatin profiles from coordinates or peak files, median AUROC"),
     "species": ("species", "which species a stretch is from, accuracy at growing length"),
     "biotype": ("biotype", "gene biotypes from frozen embeddings, weighted F1"),
-    "table": ("table", "any labelled files"),
+    "table": ("labelled", "any labelled files"),
 }
 """Name on the command line -> module here, what it is."""
 

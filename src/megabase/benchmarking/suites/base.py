@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from megabase.benchmarking.config import BenchmarkConfig
 from megabase.data.labelled import Kind, LabelledSequences, label_splits, split_rows
-from megabase.data.labelled_files import FastaLabel, find_splits, read_text
+from megabase.data.labelled_files import read_text
 from megabase.data.words import overlap_groups
 from megabase.errors import InputError
-
-__all__ = [
-    "Published",
-    "Task",
-    "choose_tasks",
-    "figures",
-    "need_folder",
-    "read_task",
-    "resplit_test",
-]
 
 
 @dataclass(frozen=True)
@@ -76,20 +68,22 @@ class Task:
         return self.splits["train"].kind
 
 
-def figures(
-    source: str,
-    metric: str,
-    protocol: str,
-    models: Sequence[str],
-    values: Iterable[float | tuple[float, float] | None],
-) -> tuple[Published, ...]:
-    """Turn a row of a published table into figures; None leaves a cell out."""
+def published(suite: str, task: str | int, metric: str = "") -> tuple[Published, ...]:
+    """Give what papers report on a task (``published.yaml``), in `metric` if none is named."""
+    import yaml
+
+    file = resources.files("megabase.benchmarking.suites").joinpath("published.yaml")
     found: list[Published] = []
-    for model, cell in zip(models, values, strict=True):
-        if cell is None:
-            continue
-        value, spread = cell if isinstance(cell, tuple) else (cell, None)
-        found.append(Published(model, value, source, metric, protocol, spread))
+    for entry in yaml.safe_load(file.read_text(encoding="utf-8")).get(suite, ()):
+        for model, cell in zip(entry["models"], entry["tasks"].get(task, ()), strict=False):
+            if cell is not None:
+                value, spread = cell if isinstance(cell, list) else (cell, None)
+                found.append(
+                    Published(
+                        model, value, entry["source"], entry.get("metric", metric),
+                        entry["protocol"], spread,
+                    )
+                )  # fmt: skip
     return tuple(found)
 
 
@@ -136,30 +130,18 @@ def choose_tasks(found: Sequence[str], wanted: Sequence[str], where: str) -> lis
 
 
 def read_task(
-    folder: Path,
-    *,
-    sequence: str | None = None,
-    label: Sequence[str] | str | None = None,
-    fasta_label: FastaLabel = "last_word",
-    kind: Any = "auto",
-    resplit: float | None = None,
-    resplit_seed: int = 0,
-    together: float | None = None,
+    config: BenchmarkConfig, paths: Mapping[str, Path], **reading: Any
 ) -> tuple[dict[str, LabelledSequences], bool, tuple[str, ...]]:
-    """Read the splits of a folder, with the same classes everywhere.
+    """Read the splits of a task, with the same classes everywhere.
 
     Parameters
     ----------
-    folder
-        Holds train, valid (or dev, val) and test, as files or folders; or is one labelled file.
-    sequence, label, fasta_label, kind
-        How to read them.
-    resplit
-        Only the test rows are used, and this share of them is the test split here.
-    resplit_seed
-        Decides which.
-    together
-        Rows that share this share of their 16-mers, directly or through others, stay on one side.
+    config
+        Says whether the test rows are split again, with which seed, and what stays together.
+    paths
+        Split -> labelled file or folder.
+    reading
+        Keywords of :func:`megabase.data.labelled_files.read_text`, and ``kind``.
 
     Returns
     -------
@@ -175,49 +157,25 @@ def read_task(
     InputError
         Without training rows.
     """
-    paths = find_splits(folder) if folder.is_dir() else {"train": folder}
-    if resplit is not None:
+    kind = reading.pop("kind")
+    if config.resplit is not None:
         source = paths.get("test") or paths.get("train")
-        if source is None:
-            raise InputError(f"{folder} holds no test file to split again")
-        paths = {"train": source}
+        paths = {} if source is None else {"train": source}
     if "train" not in paths:
         held = ", ".join(sorted(paths)) or "none of train, valid, test"
         raise InputError(
-            f"{folder} has no training rows (it has {held}); expected a file or folder named "
+            f"{config.data} has no training rows (it has {held}); expected a file or folder named "
             "train, or resplit=0.25 to split its test rows again"
         )
-    texts = {
-        name: read_text(path, sequence=sequence, label=label, fasta_label=fasta_label)
-        for name, path in paths.items()
-    }
-    splits = label_splits(texts, kind)
-    if resplit is None:
+    splits = label_splits({name: read_text(p, **reading) for name, p in paths.items()}, kind)
+    if config.resplit is None:
         return splits, True, ()
-    return resplit_test(splits["train"], resplit, resplit_seed, together)
-
-
-def resplit_test(
-    rows: LabelledSequences, share: float, seed: int, together: float | None = None
-) -> tuple[dict[str, LabelledSequences], bool, tuple[str, ...]]:
-    """Split one set of rows into train and test, class by class.
-
-    Parameters
-    ----------
-    rows
-        All of them.
-    share
-        Of the test rows.
-    seed
-        Decides which.
-    together
-        As for :func:`read_task`.
-    """
-    groups = None if together is None else overlap_groups(rows, together)
-    train, test = split_rows(rows.labels, share, seed, groups)
+    rows, seed = splits["train"], config.resplit_seed
+    groups = None if config.together is None else overlap_groups(rows, config.together)
+    train, test = split_rows(rows.labels, config.resplit, seed, groups)
     note = (
-        f"train and test are {1 - share:.0%} and {share:.0%} of {Path(rows.text.source).name}, "
-        f"split class by class with seed {seed}"
+        f"train and test are {1 - config.resplit:.0%} and {config.resplit:.0%} of "
+        f"{Path(rows.text.source).name}, split class by class with seed {seed}"
     )
     if groups is not None:
         note += f" in {len(np.unique(groups)):,} groups of rows that overlap"

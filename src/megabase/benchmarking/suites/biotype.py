@@ -23,7 +23,7 @@ import numpy.typing as npt
 from megabase.benchmarking.config import BenchmarkConfig, BiotypeConfig, ModelEntry
 from megabase.benchmarking.models import kmer_words, resolve_entry
 from megabase.benchmarking.protocol import Together, together_note
-from megabase.benchmarking.suites.base import choose_tasks, figures, need_folder
+from megabase.benchmarking.suites.base import choose_tasks, need_folder, published
 from megabase.data.labelled import LabelledSequences, label_splits, split_rows
 from megabase.data.labelled_files import LabelledText, read_text
 from megabase.errors import InputError, MissingDependencyError
@@ -36,17 +36,11 @@ from megabase.tasks.finetune import write_arrays
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["names", "read_genes", "require", "run"]
-
 INSTRUCTIONS = (
     "Expected a FASTA of genes with their biotype in the header (gene_biotype:NAME, as in the cdna "
     "and ncrna files of ftp.ensembl.org/pub/current_fasta, or as the last word), or a table with "
     "columns sequence and label"
 )
-_PUBLISHED = figures(
-    "HyenaDNA paper (2306.15794), Table 4.4", "f1_weighted", "holdout",
-    ("DNABERT", "NT", "HyenaDNA"), (0.646, 0.665, 0.720),
-)  # fmt: skip
 _BIOTYPE = re.compile(r"\bgene_biotype:(\S+)")
 _NAMES = ("f1_weighted", "accuracy", "f1", "mcc")
 
@@ -304,7 +298,7 @@ def _one(
             "rows, test genes drawn class by class with the run's seed (the paper states no split)"
             + ("" if config.together is None else f"; {together_note(config.together)}"),
         ],
-        "published": [asdict(item) for item in _PUBLISHED],
+        "published": [asdict(item) for item in published("biotype", "biotype")],
         "rows": {"train": len(train), "test": len(test)},
         "test_rows": digest(genes.take(test)), "settings": asdict(config.biotype),
         "tuning_seconds": 0.0, "folder": folder.name, "family": found.family,

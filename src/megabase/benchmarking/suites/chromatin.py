@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig
-from megabase.benchmarking.suites.base import Published, Task, figures
+from megabase.benchmarking.suites.base import Task, published
 from megabase.data.labelled import label_splits
 from megabase.data.labelled_files import LabelledText
 from megabase.data.regions import Regions
@@ -25,17 +25,6 @@ from megabase.errors import InputError, MissingDependencyError, UnknownContigErr
 from megabase.genome import alphabet
 from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
-
-__all__ = [
-    "CHROMATIN_WINDOW",
-    "DEEPSEA_GROUPS",
-    "Windows",
-    "bin_labels",
-    "lift",
-    "load",
-    "names",
-    "read_coordinates",
-]
 
 INSTRUCTIONS = (
     "Give --chromatin.genome STORE and either --data with {train,val,test}_*_coords_targets.csv "
@@ -47,12 +36,6 @@ CHROMATIN_WINDOW = 1000
 """Bases of the windows in the tables of the chromatin profile (DeepSEA)."""
 DEEPSEA_GROUPS = {"DHS": (0, 125), "TF": (125, 815), "HM": (815, 919)}
 """Columns of DeepSEA's 919 labels: group -> first and the one after its last."""
-_SOURCES = (
-    ("DeepSEA", "DeepSEA, quoted in HyenaDNA paper (2306.15794), Table 4.3", (0.958, 0.923, 0.856)),
-    ("BigBird", "BigBird, quoted in HyenaDNA paper (2306.15794), Table 4.3", (0.961, 0.921, 0.887)),
-    ("HyenaDNA 1k", "HyenaDNA paper (2306.15794), Table 4.3", (0.964, 0.930, 0.863)),
-    ("HyenaDNA 8k", "HyenaDNA paper (2306.15794), Table 4.3", (0.955, 0.917, 0.893)),
-)
 
 
 @dataclass(frozen=True)
@@ -296,7 +279,7 @@ def load(config: BenchmarkConfig, name: str) -> Task:
         splits=label_splits(texts, "multi_label"),
         metric="auroc",
         metrics=("auprc",),
-        published=_published() if groups == DEEPSEA_GROUPS else (),
+        published=published("chromatin", "chromatin-profile") if groups == DEEPSEA_GROUPS else (),
         official=bool(config.data) and chosen.max_windows is None,
         notes=tuple(notes),
         groups=groups,
@@ -356,11 +339,3 @@ def _groups(labels: tuple[str, ...]) -> dict[str, tuple[int, int]]:
         group: (owners.index(group), len(owners) - owners[::-1].index(group))
         for group in dict.fromkeys(owners)
     }
-
-
-def _published() -> tuple[Published, ...]:
-    found: tuple[Published, ...] = ()
-    for model, source, values in _SOURCES:
-        for group, value in zip(("TF", "DHS", "HM"), values, strict=True):
-            found += figures(source, f"median_auroc_{group}", "published", (model,), (value,))
-    return found

@@ -1,0 +1,228 @@
+"""Suites of labelled files: GenomicBenchmarks, the Nucleotide Transformer tasks, GUE, any table.
+
+``genomic-benchmarks`` (Gresova et al. 2023): ``DATA/TASK/{train,test}/CLASS/NAME.txt``, as its
+package unpacks version 0, or tables of the same names; no validation split.
+
+``nucleotide-transformer`` (Dalla-Torre et al. 2023): one FASTA for each split, the label in the
+last character of the record name: ``DATA/TASK/{train,test}.fna``, or files whose name contains
+train or test (``H3_train.fna``), in the task's folder or directly in DATA; no validation split.
+
+``gue`` (Zhou et al. 2024, DNABERT-2): ``DATA/TASK/{train,dev,test}.csv`` with columns
+``sequence,label`` or ``seq,label`` (gzip too). The published archive has one more level
+(``prom/prom_core_tata``); a task is named by its path with underscores.
+
+``table``: a folder with train, valid and test, a folder of such folders, or one file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from megabase.benchmarking.config import BenchmarkConfig
+from megabase.benchmarking.suites.base import (
+    Task,
+    choose_tasks,
+    need_folder,
+    published,
+    read_task,
+)
+from megabase.data.labelled_files import find_splits
+from megabase.errors import InputError
+from megabase.evaluate.metrics import default_metrics
+
+Paths = dict[str, Path]
+"""Split -> file or folder."""
+
+_INSTRUCTIONS = {
+    "genomic-benchmarks": (
+        "Expected DATA/TASK/{train,test}/CLASS/NAME.txt (or train.csv and test.csv). To get it: "
+        'pip install genomic-benchmarks; python -c "from genomic_benchmarks.loc2seq import '
+        "download_dataset as d; d('human_nontata_promoters', version=0, dest_path='DATA')\"; with "
+        "the package installed, download=True does the same"
+    ),
+    "nucleotide-transformer": (
+        "Expected DATA/TASK/{train,test}.fna with the label as the last character of each record "
+        "name. The data set is InstaDeepAI/nucleotide_transformer_downstream_tasks on the Hugging "
+        "Face Hub: download it there and name its folder"
+    ),
+    "gue": (
+        "Expected DATA/TASK/{train,dev,test}.csv with columns sequence and label. The archive "
+        "GUE.zip is linked from the page of DNABERT-2 (github.com/MAGICS-LAB/DNABERT_2); unpack "
+        "it and name its folder"
+    ),
+    "table": (
+        "Name a folder that holds train, valid and test (CSV, TSV, Parquet, FASTA, or folders "
+        "CLASS/NAME.txt), a folder of such folders, or one labelled file with resplit=0.25"
+    ),
+}
+"""Where each suite comes from, told to those whose folder does not hold it."""
+
+GENOMIC_BENCHMARKS: dict[str, int] = {
+    "dummy_mouse_enhancers_ensembl": 1024,
+    "demo_coding_vs_intergenomic_seqs": 200,
+    "demo_human_or_worm": 200,
+    "human_enhancers_cohn": 500,
+    "human_enhancers_ensembl": 512,
+    "human_ensembl_regulatory": 512,
+    "human_nontata_promoters": 251,
+    "human_ocr_ensembl": 512,
+    "drosophila_enhancers_stark": 1024,
+}
+"""Task -> longest sequence that is read (Caduceus, 2403.03234); longer ones lose their end."""
+
+_HISTONES = (
+    "H3", "H3K4me1", "H3K4me2", "H3K4me3", "H3K9ac", "H3K14ac", "H3K36me3", "H3K79me3", "H4",
+    "H4ac",
+)  # fmt: skip
+"""Marks of the Nucleotide Transformer tasks."""
+NUCLEOTIDE_TRANSFORMER: dict[str, tuple[int, str]] = {
+    "enhancers": (200, "mcc"),
+    "enhancers_types": (200, "mcc"),
+    **dict.fromkeys(_HISTONES, (500, "mcc")),
+    "promoter_all": (300, "f1"),
+    "promoter_no_tata": (300, "f1"),
+    "promoter_tata": (300, "f1"),
+    "splice_sites_acceptors": (600, "f1"),
+    "splice_sites_donors": (600, "f1"),
+    "splice_sites_all": (400, "f1"),
+}
+"""Task -> longest sequence in bases, metric. F1 is taken as the mean over classes by the HyenaDNA
+configuration, as that of the second class by Caduceus."""
+_ALIASES = {
+    "enhancer": "enhancers", "enhancer_types": "enhancers_types",
+    "promoter_non_tata": "promoter_no_tata", "splice_sites_acceptor": "splice_sites_acceptors",
+    "splice_sites_donor": "splice_sites_donors", "promoter_nontata": "promoter_no_tata",
+}  # fmt: skip
+"""Names that the tasks have in the later release of the Nucleotide Transformer data."""
+_SEQUENCE_FILES = (
+    ".fna", ".fa", ".fasta", ".fna.gz", ".fa.gz", ".fasta.gz", ".csv", ".parquet",
+)  # fmt: skip
+"""Endings of the files that are looked at; archives and notes lie in the same folders."""
+
+
+def names(config: BenchmarkConfig) -> list[str]:
+    """Name the tasks to run."""
+    if config.suite == "genomic-benchmarks" and config.download:
+        return choose_tasks(list(GENOMIC_BENCHMARKS), config.task_names, "GenomicBenchmarks")
+    found = _find(config)
+    wanted, usable = config.task_names, list(found)
+    if config.suite == "nucleotide-transformer":
+        wanted = [_ALIASES.get(name.lower(), name) for name in wanted]
+    if config.suite == "gue" and not wanted and config.resplit is None:
+        usable = [name for name, paths in found.items() if "train" in paths]
+    return choose_tasks(usable, wanted, str(config.data))
+
+
+def load(config: BenchmarkConfig, name: str) -> Task:
+    """Read a task."""
+    suite, table = config.suite, config.table
+    reading: dict[str, Any] = {"sequence": table.sequence, "label": table.label, "kind": "classes"}
+    settings: dict[str, Any] = {}
+    if suite == "genomic-benchmarks":
+        paths = find_splits(_download(config, name)) if config.download else _find(config)[name]
+        metric, metrics = "accuracy", ("mcc", "f1", "auroc", "auprc")
+        settings = {"table.max_length": GENOMIC_BENCHMARKS[name], "table.truncate": True}
+    elif suite == "nucleotide-transformer":
+        paths = _find(config)[name]
+        if config.resplit is None and set(paths) != {"train", "test"}:
+            raise InputError(f"{name} has only {', '.join(paths)}; expected train and test")
+        reading = {"fasta_label": "last_character", "kind": "classes"}
+        length, metric = NUCLEOTIDE_TRANSFORMER[name]
+        metrics = tuple(m for m in ("mcc", "accuracy", "f1", "auroc") if m != metric)
+        settings = {"table.max_length": length, "table.truncate": True}
+    else:
+        paths = _find(config)[name]
+        metric, metrics = "mcc", ("accuracy", "f1", "auroc", "auprc")
+    if suite == "table":
+        reading |= {"fasta_label": table.fasta_label, "kind": table.kind}
+        whole = set(paths) == {"train"} and paths["train"].is_file()
+        if whole and config.resplit is None and config.protocol != "kfold":
+            raise InputError(
+                f"{paths['train']} is one file, without test rows; add resplit=0.25, or "
+                "protocol='kfold'"
+            )
+    splits, official, notes = read_task(config, paths, **reading)
+    kind = splits["train"].kind
+    if suite == "table":
+        main = {"classes": "accuracy", "multi_label": "auroc", "regression": "pearson"}
+        metric = config.metric or main[kind]
+        metrics = tuple(m for m in default_metrics(kind) if m != metric)
+    return Task(
+        suite=suite, name=name, splits=splits, metric=metric, metrics=metrics,
+        published=published(suite, name, metric), official=official, notes=notes,
+        settings=settings,
+    )  # fmt: skip
+
+
+def _find(config: BenchmarkConfig) -> dict[str, Paths]:
+    """Find the splits of every task in the data."""
+    instructions = _INSTRUCTIONS[config.suite]
+    root = need_folder(config.data, config.suite, instructions)
+    find: dict[str, tuple[Callable[[Path], dict[str, Paths]], str]] = {
+        "genomic-benchmarks": (_folders_of_tasks, "no folder named after a task"),
+        "nucleotide-transformer": (_fasta_of_tasks, "no FASTA of a known task"),
+        "gue": (_folders_with_test, "no folder with a test table"),
+        "table": (_labelled_files, "no labelled files"),
+    }
+    finder, lacking = find[config.suite]
+    found = finder(root)
+    if not found:
+        raise InputError(f"{root} holds {lacking}. {instructions}")
+    return found
+
+
+def _folders_of_tasks(root: Path) -> dict[str, Paths]:
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name in GENOMIC_BENCHMARKS)
+    return {folder.name: find_splits(folder) for folder in folders}
+
+
+def _folders_with_test(root: Path) -> dict[str, Paths]:
+    folders = sorted(p for p in [*root.glob("*"), *root.glob("*/*")] if p.is_dir())
+    found = {"_".join(p.relative_to(root).parts): find_splits(p) for p in folders}
+    return {name: paths for name, paths in found.items() if "test" in paths}
+
+
+def _labelled_files(root: Path) -> dict[str, Paths]:
+    own = {"train": root} if root.is_file() else find_splits(root)
+    if own:
+        return {root.name.split(".")[0]: own}
+    folders = sorted(p for p in root.iterdir() if p.is_dir())
+    return {p.name: paths for p in folders if (paths := find_splits(p))}
+
+
+def _fasta_of_tasks(root: Path) -> dict[str, Paths]:
+    found: dict[str, Paths] = {}
+    keys = {key.lower(): key for key in NUCLEOTIDE_TRANSFORMER}
+    for path in sorted([*root.glob("*"), *root.glob("*/*")]):
+        lower = path.name.lower()
+        split = next((name for name in ("train", "test") if name in lower), None)
+        if split is None or not lower.endswith(_SEQUENCE_FILES):
+            continue
+        own = lower.split(split)[0].strip("_-.")
+        plain = (own if path.parent == root else path.parent.name).replace("-", "_").lower()
+        task = keys.get(_ALIASES.get(plain, plain).lower())
+        if task is not None:
+            found.setdefault(task, {})[split] = path
+    return {name: found[name] for name in NUCLEOTIDE_TRANSFORMER if name in found}
+
+
+def _download(config: BenchmarkConfig, name: str) -> Path:
+    """Let the package of the benchmark fetch a data set (it checks nothing but the size)."""
+    if config.data is None:
+        raise InputError("download=True needs data=...: the folder to keep the files in")
+    target = Path(config.data).expanduser() / name
+    if target.is_dir():
+        return target
+    try:
+        from genomic_benchmarks.loc2seq import (  # pyright: ignore[reportMissingImports]
+            download_dataset,
+        )
+    except ImportError as error:
+        raise InputError(
+            "download=True needs the package genomic-benchmarks (pip install genomic-benchmarks)"
+        ) from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    download_dataset(name, version=0, dest_path=str(target.parent))
+    return target
