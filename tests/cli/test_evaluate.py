@@ -52,7 +52,7 @@ def test_causal_and_masked_models_meet_in_one_table(
     jsons = []
     for number, folder in enumerate((run, tmp_path / "masked")):
         jsons.append(str(tmp_path / f"{number}.json"))
-        options = ["--no-context", "--no-floors", "--json", jsons[-1]]
+        options = ["--no-context", "--no-baselines", "--json", jsons[-1]]
         assert main(["evaluate", str(folder), *options]) == 0
     windows = [json.loads(Path(file).read_text())["window"] for file in jsons]
     assert windows == [64, 64]
@@ -61,7 +61,7 @@ def test_causal_and_masked_models_meet_in_one_table(
     table = capsys.readouterr().out
     assert "| pseudo-perplexity | bases on both sides | up to 63 |" in table
     assert "1,000 bases of toy" in table
-    assert main(["evaluate", str(tmp_path / "masked" / "best"), "--no-context", "--no-floors",
+    assert main(["evaluate", str(tmp_path / "masked" / "best"), "--no-context", "--no-baselines",
                  "--json", str(tmp_path / "best.json")]) == 0  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_run_is_measured_on_its_test_regions_with_its_floors(
     out = tmp_path / "out"
     assert main(["evaluate", str(run), "-o", str(out), "--max-order", "3"]) == 0
     shown = capsys.readouterr().out
-    for text in ("chr2:501-1,500", "Markov order 3", "rates fitted", "model", "best floor:",
+    for text in ("chr2:501-1,500", "Markov order 3", "rates fitted", "model", "best baseline:",
                  "bases of context", "toy (sha256"):  # fmt: skip
         assert text in shown
     assert "NOT HELD OUT" not in shown
@@ -89,7 +89,7 @@ def test_run_is_measured_on_its_test_regions_with_its_floors(
 def test_result_goes_to_the_run_and_is_not_overwritten_unasked(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    brief = ["evaluate", str(run), "--no-floors", "--no-context", "--max-windows", "3"]
+    brief = ["evaluate", str(run), "--no-baselines", "--no-context", "--max-windows", "3"]
     assert main(brief) == 0
     assert (run / "evaluation.json").is_file()
     capsys.readouterr()
@@ -132,7 +132,7 @@ def test_checkpoint_outside_a_run_needs_genome_and_regions(
     assert "--regions is missing" in capsys.readouterr().err
     request = ["evaluate", str(model), "--genome", genome, "--regions", "chr2", "--no-context"]
     assert main(request) == 0
-    assert "no Markov floors" in capsys.readouterr().out
+    assert "no Markov baselines" in capsys.readouterr().out
     assert main([*request, "--train-regions", "chr1", "--max-order", "2"]) == 0
     assert "Markov order 2" in capsys.readouterr().out
 
@@ -184,7 +184,7 @@ def test_models_without_probabilities_of_bases_are_refused(
         )  # fmt: skip
         message = "reads words of several bases"
     model.save_pretrained(tmp_path / "model")
-    genome = ["--genome", str(run.parent / "toy.mb"), "--regions", "chr2", "--no-floors"]
+    genome = ["--genome", str(run.parent / "toy.mb"), "--regions", "chr2", "--no-baselines"]
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "model"), "--window", "32", *genome]) == 2
     assert message in capsys.readouterr().err
@@ -192,14 +192,17 @@ def test_models_without_probabilities_of_bases_are_refused(
 
 def test_a_masked_model_is_asked_as_one(run: Path) -> None:
     from megabase.data.split import regions_of
-    from megabase.evaluate.perplexity import evaluate
+    from megabase.evaluate.perplexity import EvaluateOptions, evaluate
     from megabase.models.caduceus import CaduceusConfig
     from megabase.models.caduceus.modeling import CaduceusForMaskedLM
 
     store = GenomeStore.open(run.parent / "toy.mb")
     model = CaduceusForMaskedLM(CaduceusConfig(d_model=8, n_layer=1))
     found = evaluate(
-        model, store, regions_of(store, ["chr2:1-200"]), window=32, context_lengths=[], floors=False
+        model,
+        store,
+        regions_of(store, ["chr2:1-200"]),
+        EvaluateOptions(window=32, context_lengths=[], baselines=False),
     )
     assert found.objective == "masked"
 

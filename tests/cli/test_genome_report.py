@@ -14,7 +14,7 @@ import torch
 
 from megabase.cli.main import main
 from megabase.data.sources import genome_store
-from megabase.evaluate.landscape import base_probabilities, log_likelihood
+from megabase.evaluate.base_probabilities import base_probabilities, log_likelihood
 from megabase.genome import Interval, encode
 from megabase.inference import saturate
 from megabase.inference.tracks import Run, write_bigwig

@@ -9,8 +9,7 @@ import pytest
 
 from megabase.cli.main import main
 from megabase.errors import InputError
-from megabase.evaluate.comparison import compare
-from megabase.evaluate.results import EvaluationResult, Floor, Measure
+from megabase.evaluate.results import Baseline, EvaluationResult, Measure, compare
 
 
 def measured(nats: float) -> Measure:
@@ -18,21 +17,21 @@ def measured(nats: float) -> Measure:
 
 
 def result(model: str, objective: str, nats: float) -> EvaluationResult:
-    floor = Floor("order 3", 3, (1.0,), False, measured(1.35), None, 0.1, None)
+    baseline = Baseline("order 3", 3, (1.0,), False, measured(1.35), None, 0.1, None)
     return EvaluationResult(
         model=model, objective=objective, genome="toy", genome_checksum="c" * 64,
         regions=("chr1:1-1,000",), region_count=1, region_bases=1_000, window=256, stride=256,
         windows=4, train_overlap=0, skipped=0, overall=measured(nats), by_contig={},
-        by_soft_mask={}, context=(), floors=(floor,), floor_bases=10, seconds=1.0, version="0",
-        parameters=1_234,
+        by_soft_mask={}, context=(), baselines=(baseline,), baseline_bases=10, seconds=1.0,
+        version="0", parameters=1_234,
     )  # fmt: skip
 
 
 def test_each_row_says_what_its_model_saw() -> None:
     table = compare([result("left", "causal", 1.3), result("both", "masked", 1.2)])
-    assert [row.figure for row in table.rows] == ["perplexity", "pseudo-perplexity", "perplexity"]
+    assert [row.metric for row in table.rows] == ["perplexity", "pseudo-perplexity", "perplexity"]
     assert [row.context for row in table.rows] == ["1 to 256", "up to 255", "up to 3"]
-    assert table.rows[2].name == "best floor: order 3"
+    assert table.rows[2].name == "best baseline: order 3"
     text = table.markdown()
     assert (
         "| left | 1,234 | perplexity | bases before it | 1 to 256 | 3.669 +- 0.010 | 1.8755 |"

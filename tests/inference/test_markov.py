@@ -1,4 +1,4 @@
-"""Markov floors: hand-made counts, a plain dictionary implementation, fitted rates."""
+"""Markov baselines: hand-made counts, a plain dictionary implementation, fitted rates."""
 
 import math
 from collections.abc import Callable

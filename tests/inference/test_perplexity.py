@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from megabase.data.regions import Regions
 from megabase.errors import InputError, NotFiniteError, OutputError
-from megabase.evaluate.perplexity import default_context_lengths, evaluate
+from megabase.evaluate.perplexity import EvaluateOptions, default_context_lengths, evaluate
 from megabase.evaluate.results import EvaluationResult, measure
-from megabase.evaluate.scorers import MaskedScorer
 from megabase.genome.store import GenomeStore
 
 
@@ -30,6 +29,10 @@ class Toy(nn.Module):
 
     def forward(self, input_ids: Tensor) -> SimpleNamespace:
         return SimpleNamespace(logits=self.function(input_ids))
+
+
+class ToyForMaskedLM(Toy):
+    """A model that fills in hidden bases, as its name says."""
 
 
 def uniform(ids: Tensor) -> Tensor:
@@ -80,13 +83,15 @@ def test_uniform_model_has_sixteen_and_four(store: GenomeStore) -> None:
     assert result.overall.perplexity == pytest.approx(16)
     assert result.overall.perplexity_acgt == pytest.approx(4)
     assert result.overall.perplexity_acgt_se == pytest.approx(0, abs=1e-6)
-    assert result.floors[0].measure.perplexity_acgt == pytest.approx(4)
-    assert result.floors[0].measure.targets == result.overall.targets
+    assert result.baselines[0].measure.perplexity_acgt == pytest.approx(4)
+    assert result.baselines[0].measure.targets == result.overall.targets
 
 
 def test_targets_are_the_bases_after_the_first_and_the_rest_is_counted(store: GenomeStore) -> None:
     codes = store.view("mixed")
-    result = evaluate(Toy(uniform, 256), store, on(store, "mixed"), context_lengths=[])
+    result = evaluate(
+        Toy(uniform, 256), store, on(store, "mixed"), EvaluateOptions(context_lengths=[])
+    )
     known = (codes & 7) < 4
     assert result.overall.targets == known[1:].sum()
     assert result.skipped == (~known[1:]).sum()
@@ -104,8 +109,12 @@ def test_a_model_that_knows_the_rule_has_perplexity_one(store: GenomeStore) -> N
 
 def test_each_target_sees_the_stated_context(store: GenomeStore) -> None:
     lengths = (4, 8, 16)
-    result = evaluate(Toy(by_context, 16), store, on(store, "flat"), context_lengths=lengths,
-                      context_targets=4)  # fmt: skip
+    result = evaluate(
+        Toy(by_context, 16),
+        store,
+        on(store, "flat"),
+        EvaluateOptions(context_lengths=lengths, context_targets=4),
+    )
     for point, length in zip(result.context, lengths, strict=True):
         assert (point.context_min, point.context) == (length - 3, length)
         seen = np.arange(length - 3, length + 1)
@@ -116,41 +125,57 @@ def test_each_target_sees_the_stated_context(store: GenomeStore) -> None:
 
 
 def test_blocks_of_one_see_exactly_the_stated_context(store: GenomeStore) -> None:
-    result = evaluate(Toy(by_context, 16), store, on(store, "flat"), context_lengths=[1, 5, 16],
-                      context_targets=1)  # fmt: skip
+    result = evaluate(
+        Toy(by_context, 16),
+        store,
+        on(store, "flat"),
+        EvaluateOptions(context_lengths=[1, 5, 16], context_targets=1),
+    )
     for point in result.context:
         assert point.context_min == point.context
         assert point.measure.perplexity_acgt == pytest.approx(1 / (1 - 0.5**point.context))
 
 
 def test_headline_windows_give_contexts_from_one_to_the_window(store: GenomeStore) -> None:
-    result = evaluate(Toy(by_context, 10), store, on(store, "flat", 100, 200), context_lengths=[])
+    result = evaluate(
+        Toy(by_context, 10), store, on(store, "flat", 100, 200), EvaluateOptions(context_lengths=[])
+    )
     assert (result.window, result.stride, result.windows) == (10, 10, 10)
     assert result.overall.nats_acgt == pytest.approx(-np.log1p(-(0.5 ** np.arange(1, 11))).mean())
 
 
 def test_stride_leaves_context_in_front_of_every_target(store: GenomeStore) -> None:
-    result = evaluate(Toy(by_context, 10), store, on(store, "flat", 100, 200), stride=4,
-                      context_lengths=[])  # fmt: skip
+    result = evaluate(
+        Toy(by_context, 10),
+        store,
+        on(store, "flat", 100, 200),
+        EvaluateOptions(stride=4, context_lengths=[]),
+    )
     assert result.overall.nats_acgt == pytest.approx(
         -np.log1p(-(0.5 ** np.arange(7, 11))).mean(), rel=1e-3
     )
 
 
 def test_every_context_scores_the_same_targets(store: GenomeStore) -> None:
-    result = evaluate(Toy(running_mean, 128), store, on(store, "mixed"), context_blocks=20)
+    result = evaluate(
+        Toy(running_mean, 128), store, on(store, "mixed"), EvaluateOptions(context_blocks=20)
+    )
     assert [point.context for point in result.context] == [64, 128]
     assert len({point.measure.targets for point in result.context}) == 1
-    assert result.floors[0].context_measure.targets == result.context[0].measure.targets
+    assert result.baselines[0].context_measure.targets == result.context[0].measure.targets
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 5_000, 1 << 20])
 def test_batch_size_makes_no_difference(store: GenomeStore, batch_tokens: int) -> None:
     regions = Regions.whole(store.lengths)
     model = Toy(running_mean, 100)
-    reference = evaluate(model, store, regions, train_regions=regions, max_order=3)
+    reference = evaluate(model, store, regions, EvaluateOptions(max_order=3), train_regions=regions)
     other = evaluate(
-        model, store, regions, train_regions=regions, max_order=3, batch_tokens=batch_tokens
+        model,
+        store,
+        regions,
+        EvaluateOptions(max_order=3, batch_tokens=batch_tokens),
+        train_regions=regions,
     )
     assert other.overall.targets == reference.overall.targets
     for a, b in zip(_numbers(other.to_dict()), _numbers(reference.to_dict()), strict=True):
@@ -168,7 +193,9 @@ def _numbers(value: Any) -> list[float]:
 def test_equals_a_plain_loop(store: GenomeStore) -> None:
     codes = store.view("mixed") & 7
     model = Toy(running_mean, 50)
-    result = evaluate(model, store, on(store, "mixed", 200, 900), context_lengths=[])
+    result = evaluate(
+        model, store, on(store, "mixed", 200, 900), EvaluateOptions(context_lengths=[])
+    )
     ids = torch.from_numpy(codes.astype(np.int64)) + 7
     total, count = 0.0, 0
     for start in range(200, 900, 50):
@@ -183,9 +210,19 @@ def test_equals_a_plain_loop(store: GenomeStore) -> None:
 
 
 def test_bases_after_a_target_change_nothing(store: GenomeStore) -> None:
-    whole = evaluate(Toy(running_mean, 64), store, on(store, "mixed", 64, 192), context_lengths=[])
+    whole = evaluate(
+        Toy(running_mean, 64),
+        store,
+        on(store, "mixed", 64, 192),
+        EvaluateOptions(context_lengths=[]),
+    )
     parts = [
-        evaluate(Toy(running_mean, 64), store, on(store, "mixed", a, b), context_lengths=[])
+        evaluate(
+            Toy(running_mean, 64),
+            store,
+            on(store, "mixed", a, b),
+            EvaluateOptions(context_lengths=[]),
+        )
         for a, b in ((64, 128), (128, 192))
     ]
     total = sum(part.overall.nats * part.overall.targets for part in parts)
@@ -202,26 +239,33 @@ def test_contigs_are_told_apart(store: GenomeStore) -> None:
 
 
 def test_sampled_windows_are_spread_evenly(store: GenomeStore) -> None:
-    result = evaluate(Toy(uniform, 10), store, on(store, "ramp"), max_windows=5, context_lengths=[])
+    result = evaluate(
+        Toy(uniform, 10),
+        store,
+        on(store, "ramp"),
+        EvaluateOptions(max_windows=5, context_lengths=[]),
+    )
     assert result.windows == 5
     assert result.overall.targets == 50
 
 
-def test_markov_floors_see_the_same_targets(store: GenomeStore) -> None:
+def test_markov_baselines_see_the_same_targets(store: GenomeStore) -> None:
     regions = on(store, "ramp", 1_000)
     train = on(store, "ramp", 0, 1_000)
-    result = evaluate(Toy(next_letter, 64), store, regions, train_regions=train, max_order=2)
-    names = [floor.name for floor in result.floors]
+    result = evaluate(
+        Toy(next_letter, 64), store, regions, EvaluateOptions(max_order=2), train_regions=train
+    )
+    names = [baseline.name for baseline in result.baselines]
     markov = [f"Markov order {order}" for order in range(3)]
     assert names == ["uniform", *markov, *(f"{name}, fitted" for name in markov)]
-    assert {floor.measure.targets for floor in result.floors} == {result.overall.targets}
-    assert result.floor_bases == 1_000
+    assert {baseline.measure.targets for baseline in result.baselines} == {result.overall.targets}
+    assert result.baseline_bases == 1_000
     assert result.train_overlap == 0
-    for floor in result.floors:
-        margin = floor.measure.nats_acgt - result.overall.nats_acgt
-        assert floor.margin_nats == pytest.approx(margin)
-    assert result.floors[1].measure.perplexity_acgt == pytest.approx(4, abs=0.01)
-    assert result.floors[2].measure.perplexity_acgt == pytest.approx(1, abs=0.05)
+    for baseline in result.baselines:
+        margin = baseline.measure.nats_acgt - result.overall.nats_acgt
+        assert baseline.margin_nats == pytest.approx(margin)
+    assert result.baselines[1].measure.perplexity_acgt == pytest.approx(4, abs=0.01)
+    assert result.baselines[2].measure.perplexity_acgt == pytest.approx(1, abs=0.05)
 
 
 def test_masked_models_never_see_their_target(store: GenomeStore) -> None:
@@ -229,7 +273,7 @@ def test_masked_models_never_see_their_target(store: GenomeStore) -> None:
         """Certain of what it reads; knows nothing where the mask token stands."""
         return torch.where((ids == 3)[..., None], 0.0, 40.0 * nn.functional.one_hot(ids, 16))
 
-    result = evaluate(Toy(copies, 64), store, on(store, "mixed"), scorer=MaskedScorer())
+    result = evaluate(ToyForMaskedLM(copies, 64), store, on(store, "mixed"))
     assert result.objective == "masked"
     assert result.overall.perplexity_acgt == pytest.approx(4)
     assert result.overall.targets == ((store.view("mixed") & 7) < 4).sum()
@@ -245,14 +289,16 @@ def test_masked_models_see_both_sides(store: GenomeStore) -> None:
 
     options: dict[str, Any] = {"window": 64, "stride": 16, "context_lengths": [32, 64]}
     regions = on(store, "ramp", 200, 1_800)
-    result = evaluate(Toy(between, 64), store, regions, scorer=MaskedScorer(0.25), **options)
+    result = evaluate(ToyForMaskedLM(between, 64), store, regions, EvaluateOptions(**options))
     assert result.overall.perplexity_acgt == pytest.approx(1)
     assert result.context[0].measure.perplexity_acgt == pytest.approx(1)
 
 
 def test_result_survives_json(store: GenomeStore, tmp_path: Path) -> None:
     regions = on(store, "mixed")
-    result = evaluate(Toy(running_mean, 100), store, regions, train_regions=regions, max_order=2)
+    result = evaluate(
+        Toy(running_mean, 100), store, regions, EvaluateOptions(max_order=2), train_regions=regions
+    )
     path = tmp_path / "evaluation.json"
     result.save(path)
     assert EvaluationResult.load(path) == result
@@ -285,7 +331,7 @@ def _tiny_result() -> EvaluationResult:
 def test_training_mode_is_restored(store: GenomeStore) -> None:
     model = Toy(uniform, 64)
     model.train()
-    evaluate(model, store, on(store, "short"), context_lengths=[])
+    evaluate(model, store, on(store, "short"), EvaluateOptions(context_lengths=[]))
     assert model.training
 
 
@@ -303,16 +349,18 @@ def test_lengths_that_do_not_fit_are_refused(
     store: GenomeStore, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        evaluate(Toy(uniform, 64), store, on(store, "mixed"), **options)
+        evaluate(Toy(uniform, 64), store, on(store, "mixed"), EvaluateOptions(**options))
 
 
 def test_regions_without_bases_are_refused(store: GenomeStore) -> None:
     with pytest.raises(InputError, match="no regions"):
         evaluate(Toy(uniform, 64), store, Regions.of([], [], []))
     with pytest.raises(InputError, match="no A, C, G or T to score"):
-        evaluate(Toy(uniform, 64), store, on(store, "ramp", 0, 1), context_lengths=[])
+        evaluate(
+            Toy(uniform, 64), store, on(store, "ramp", 0, 1), EvaluateOptions(context_lengths=[])
+        )
     with pytest.raises(InputError, match="no base of the regions has 64 bases"):
-        evaluate(Toy(uniform, 64), store, on(store, "short"), context_lengths=[64])
+        evaluate(Toy(uniform, 64), store, on(store, "short"), EvaluateOptions(context_lengths=[64]))
 
 
 def test_a_broken_model_is_named(store: GenomeStore) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from megabase.cli.main import main
 from megabase.errors import InputError, MegabaseError, OutputError
-from megabase.evaluate.stitching import plan_windows
+from megabase.evaluate.sequences import plan_windows
 from megabase.genome import encode
 from megabase.inference.input_stream import SequenceInput
 from megabase.inference.predict_job import TrackOptions, predict_file, predict_track

@@ -12,8 +12,8 @@ import pytest
 
 from megabase.data.sources import chunked, genome_store, read_intervals, read_sequences
 from megabase.errors import AmbiguousLettersWarning, InputError, OutputError
-from megabase.evaluate.batching import run_batched
 from megabase.evaluate.provenance import Provenance
+from megabase.evaluate.sequences import run_batched
 from megabase.genome.alphabet import PAD, decode, encode
 from megabase.inference.input_stream import SequenceInput
 from megabase.inference.sharding import run_job

@@ -74,7 +74,7 @@ WHOLE = [
     Verb("report lm --genome g.mb --region chr1:1-100 -o", ".html", resumes=False),
     Verb("genome build g.fa -o", ".mb", resumes=False),
     Verb(
-        "evaluate lm --genome g.mb --regions chr2 --no-floors --no-context --window 64 --json",
+        "evaluate lm --genome g.mb --regions chr2 --no-baselines --no-context --window 64 --json",
         ".json",
         resumes=False,
     ),

@@ -34,8 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
-    from megabase.evaluate.comparison import compare
-    from megabase.evaluate.results import EvaluationResult
+    from megabase.evaluate.results import EvaluationResult, compare
     from megabase.genome.files import write_whole
 
     output = None if args.output is None else Path(args.output)

@@ -1,4 +1,4 @@
-"""Measure the perplexity of a language model on held-out DNA, beside its floors.
+"""Measure the perplexity of a language model on held-out DNA, against its baselines.
 
 Regions are contigs (chr20), stretches (chr20:50,000,001-55,000,000: 1-based, both ends included) or
 BED files. For a model inside a run folder, genome and training regions are those of the run, and
@@ -30,7 +30,7 @@ __all__ = ["EXAMPLES", "add_arguments", "run"]
 
 EXAMPLES = (
     "megabase evaluate runs/mine",
-    "megabase evaluate --genome hg38.mb --regions chr20:50,000,001-51,000,000 --no-floors",
+    "megabase evaluate --genome hg38.mb --regions chr20:50,000,001-51,000,000 --no-baselines",
 )
 
 _SHOWN_CONTIGS = 10
@@ -47,11 +47,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--regions", nargs="+", default=[], metavar="PLACE", help="what to score")
     parser.add_argument(
         "--train-regions", nargs="+", default=[], metavar="PLACE",
-        help="where the Markov floors are trained (default: those of the run)",
+        help="where the Markov baselines are trained (default: those of the run)",
     )  # fmt: skip
-    parser.add_argument("--no-floors", action="store_true", help="score the model alone")
+    parser.add_argument("--no-baselines", action="store_true", help="score the model alone")
     parser.add_argument(
-        "--max-order", type=int, default=12, help="highest order of the Markov floors"
+        "--max-order", type=int, default=12, help="highest order of the Markov baselines"
     )
     parser.add_argument(
         "--window", type=int, default=None,
@@ -101,34 +101,32 @@ def run(args: Namespace) -> int:
 
     from rich.console import Console
 
-    from megabase.evaluate.perplexity import evaluate
+    from megabase.evaluate.perplexity import EvaluateOptions, evaluate
     from megabase.models.loading import load
     from megabase.models.scored_model import choose_device
 
     loaded = load(args.model, head="language", device=choose_device(args.device))
-    model, window = loaded.model, args.window
-    if window is None and getattr(model.config, "max_length", None) is None and model_run:
+    window = args.window
+    if window is None and loaded.longest is None and model_run:
         window = model_run.longest  # the model reads any length; it learnt from this one
+    options = EvaluateOptions(
+        window=window,
+        stride=args.stride,
+        max_windows=args.max_windows,
+        context_lengths=[] if args.no_context else args.context_lengths,
+        context_targets=args.context_targets,
+        context_blocks=args.context_blocks,
+        baselines=not args.no_baselines,
+        max_order=args.max_order,
+        batch_tokens=args.batch_tokens,
+    )
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     with _progress() as progress:
         result = evaluate(
-            model,
-            store,
-            regions,
-            name=args.model or loaded.name,
-            window=window,
-            stride=args.stride,
-            max_windows=args.max_windows,
-            context_lengths=[] if args.no_context else args.context_lengths,
-            context_targets=args.context_targets,
-            context_blocks=args.context_blocks,
-            train_regions=train,
-            floors=not args.no_floors,
-            max_order=args.max_order,
-            batch_tokens=args.batch_tokens,
-            progress=progress,
-        )
-    _print(result, console, parameters=sum(p.numel() for p in model.parameters()))
+            loaded.model, store, regions, options, name=args.model or loaded.name,
+            train_regions=train, progress=progress,
+        )  # fmt: skip
+    _print(result, console)
     _write(result, files, console)
     return 0
 
@@ -199,13 +197,13 @@ def _write(
             console.print(f"no plots: {error}", markup=False)
 
 
-def _print(result: EvaluationResult, console: Console, parameters: int) -> None:
+def _print(result: EvaluationResult, console: Console) -> None:
     shown = ", ".join(result.regions[:3])
     if result.region_count > 3:
         shown += f" and {result.region_count - 3:,} more"
     least = result.window - result.stride + 1
     for name, text in (
-        ("model", f"{result.model} ({parameters:,} parameters)"),
+        ("model", f"{result.model} ({result.parameters or 0:,} parameters)"),
         ("genome", f"{result.genome} (sha256 {result.genome_checksum[:12]})"),
         ("regions", f"{shown}: {result.region_bases:,} bases"),
         ("scored", f"{result.overall.targets:,} bases in {result.windows:,} windows, each base "
@@ -222,7 +220,7 @@ def _print(result: EvaluationResult, console: Console, parameters: int) -> None:
             "training regions",
             style="bold",
         )
-    _print_floors(result, console)
+    _print_baselines(result, console)
     _print_groups(result, console)
     _print_context(result, console)
 
@@ -263,29 +261,32 @@ def _cells(name: str, measure: Measure) -> list[str]:
     ]
 
 
-def _print_floors(result: EvaluationResult, console: Console) -> None:
-    fitted = {floor.order: _acgt(floor.measure) for floor in result.floors if floor.fitted}
+def _print_baselines(result: EvaluationResult, console: Console) -> None:
+    fitted = {
+        baseline.order: _acgt(baseline.measure) for baseline in result.baselines if baseline.fitted
+    }
     rows = [
-        ([floor.name, _acgt(floor.measure), fitted.get(floor.order, ""), ""], False)
-        for floor in result.floors
-        if not floor.fitted
+        ([baseline.name, _acgt(baseline.measure), fitted.get(baseline.order, ""), ""], False)
+        for baseline in result.baselines
+        if not baseline.fitted
     ]
     model = result.overall
     all_tokens = _with_error(model.perplexity, model.perplexity_se)
     rows.append((["model", _acgt(model), "", all_tokens], True))
     _table(console, ["", "perplexity A,C,G,T", "rates fitted", "all tokens"], rows)
-    if len(result.floors) == 1:
-        console.print("no Markov floors (they need --train-regions)", style="dim")
+    if len(result.baselines) == 1:
+        console.print("no Markov baselines (they need --train-regions)", style="dim")
         return
-    best = min(result.floors, key=lambda floor: floor.measure.nats_acgt)
+    best = min(result.baselines, key=lambda baseline: baseline.measure.nats_acgt)
     word = "saves" if best.margin_nats > 0 else "costs"
     console.print(
-        f"best floor: {best.name}; against it the model {word} "
+        f"best baseline: {best.name}; against it the model {word} "
         f"{_bits(abs(best.margin_nats), best.margin_nats_se)} bits a base (paired)"
     )
+    rate = result.baselines[1].rates[0]
     console.print(
-        f"the Markov models counted {result.floor_bases:,} bases of the training regions; the next "
-        f"shorter context weighs {result.floors[1].rates[0]:g} counts, or as fitted by order",
+        f"the Markov models counted {result.baseline_bases:,} bases of the training regions; the "
+        f"next shorter context weighs {rate:g} counts, or as fitted by order",
         style="dim",
         soft_wrap=True,
     )
@@ -320,16 +321,12 @@ def _print_context(result: EvaluationResult, console: Console) -> None:
     ]
     head = ["bases of context", "bases", "perplexity A,C,G,T", "all tokens", "bits saved"]
     _table(console, head, rows)
-    best = min(
-        (floor for floor in result.floors if floor.context_measure is not None),
-        key=lambda floor: floor.context_measure.nats_acgt if floor.context_measure else 0.0,
-        default=None,
-    )
-    if best is not None and best.context_measure is not None:
-        console.print(
-            f"best floor on these bases: {best.name}, {best.context_measure.perplexity_acgt:.3f}",
-            style="dim",
-        )
+    measures = [(one.name, one.context_measure) for one in result.baselines]
+    known = [(name, measure) for name, measure in measures if measure is not None]
+    if known:
+        name, measure = min(known, key=lambda one: one[1].nats_acgt)
+        text = f"best baseline on these bases: {name}, {measure.perplexity_acgt:.3f}"
+        console.print(text, style="dim")
 
 
 @contextlib.contextmanager

@@ -279,7 +279,7 @@ def _model_parts(args: Namespace, shown: _Shown, variants: Any, model: Loaded) -
     """Add what the model expects, and how a variant changes that."""
     import numpy as np
 
-    from megabase.evaluate.landscape import base_probabilities, log_likelihood
+    from megabase.evaluate.base_probabilities import base_probabilities, log_likelihood
     from megabase.report.genome_page import Logo, Segment, SignalTrack
 
     seen: list[Segment] = []
@@ -358,7 +358,7 @@ def _alternatives(args: Namespace, store: GenomeStore, variants: Any, model: Loa
     """Give what the model expects around each variant when the alternative stands there."""
     import numpy as np
 
-    from megabase.evaluate.landscape import sequence_probabilities
+    from megabase.evaluate.base_probabilities import sequence_probabilities
     from megabase.genome.alphabet import encode
     from megabase.genome.interval import Interval, one_based
     from megabase.report.genome_page import Logo

@@ -30,7 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "benchmark": ("megabase.cli.benchmark", "models on benchmark suites: leaks, seeds, one table"),
     "prompt": ("megabase.cli.prompt", "learn a soft prompt for a model that stays as it is"),
     "icl": ("megabase.cli.icl", "ask a model questions behind solved examples"),
-    "evaluate": ("megabase.cli.evaluate", "perplexity of a model beside its floors"),
+    "evaluate": ("megabase.cli.evaluate", "perplexity of a model against Markov baselines"),
     "generate": ("megabase.cli.generate", "write DNA with a causal language model"),
     "embed": ("megabase.cli.embed", "vectors of sequences: hidden states of any layer"),
     "predict": ("megabase.cli.predict", "labels and probabilities, by sequence or along a genome"),

@@ -1,7 +1,7 @@
 """Target blocks: which bases are scored, and the windows of DNA around them.
 
-A block is a stretch of one contig whose bases are targets together. Blocks tile regions, or
-are spread evenly over them; a model and its floors are scored on the same blocks.
+A block is a segment of one contig whose bases are targets together. Blocks tile regions, or are
+spread evenly over them; a model and its baselines are scored on the same blocks.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ import numpy.typing as npt
 from megabase.data.regions import Regions
 from megabase.genome.store import GenomeStore
 
-__all__ = ["Blocks", "Rows", "read_rows", "tile_blocks"]
-
 _Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Stretches of target bases, in the order of the genome.
+    """Segments of target bases, in the order of the genome.
 
     Parameters
     ----------
@@ -78,7 +76,7 @@ def tile_blocks(
     whole
         Leave out the blocks that are shorter.
     limit
-        Keep at most so many blocks, evenly spread over all of them.
+        Most blocks to keep, evenly spread over all of them.
 
     Returns
     -------

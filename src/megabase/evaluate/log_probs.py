@@ -1,8 +1,19 @@
-"""Log-probability of every base of a sequence, under a causal or a masked language model.
+"""The probabilities that a language model gives to bases: every verb asks the model here.
 
-A causal model reads a sequence once and gives each base from the bases before it. A masked model
-gives each base from both sides, itself hidden: one reading for each base; the sum is a
-pseudo-log-likelihood, comparable only with others of its kind.
+What a model may see of a sequence when it predicts a base is named by a masking rule:
+
+``"causal"``
+    The tokens before it. One pass for all positions, for causal models.
+``"single"``
+    Everything but the base itself: each position is hidden alone, in a pass of its own. The sum is
+    a pseudo-log-likelihood. The default for masked models.
+``"seventh"``
+    Every seventh position is hidden at a time, a share of 0.15 as in training, in seven passes.
+    Positions that are hidden together do not see each other.
+``"together"``
+    All positions that are asked for are hidden at once. One pass.
+
+The rules give different numbers for the same base; docs/scoring.md lists which verb uses which.
 
 Long sequences are read by causal HyenaDNA models in about two copies of their hidden vectors
 (:mod:`megabase.layers.incremental`); nothing of their context is cut.
@@ -25,27 +36,33 @@ from megabase.genome.alphabet import BASE_TOKEN_IDS
 from megabase.layers.backbone import Backbone
 from megabase.layers.incremental import can_stream, stream_backbone
 from megabase.models.checkpoints.finite import require_finite
+from megabase.models.loading import Loaded
 from megabase.models.scored_model import inference_mode, language_model_kind
 
-__all__ = ["token_log_probs"]
+Masking = Literal["causal", "single", "seventh", "together"]
+"""Which positions are hidden when a base is predicted; see the module."""
 
 _FIRST, _LAST = BASE_TOKEN_IDS[0], BASE_TOKEN_IDS[-1]
+_PASSES = 7
+"""Passes of the rule ``"seventh"``: 1 / 7 is the share nearest to the 0.15 hidden in training."""
 _HEAD_POSITIONS = 1 << 15
-"""Positions whose logits exist at a time."""
+"""Positions whose logits exist at a time: the temporaries of a million would exceed the model."""
 _STREAMED = 1 << 15
 """Length from which causal HyenaDNA models read sequences one by one, with little memory."""
 
+_Index = tuple[Any, Any]
+_Predictions = Iterator[tuple[_Index, Tensor]]
+
 
 def token_log_probs(
-    model: nn.Module,
+    model: nn.Module | Loaded,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     *,
+    masking: Masking | None = None,
     over: Literal["bases", "all"] = "bases",
     first: Literal["uniform", "nan"] = "uniform",
-    mask_id: int = MASK_ID,
     batch_tokens: int = 1 << 16,
-    name: str | None = None,
     record: Callable[[int], str] = lambda row: f"row {row}",
 ) -> Tensor:
     """Give the natural log-probability of every token.
@@ -60,20 +77,20 @@ def token_log_probs(
     attention_mask
         1 at real tokens, shape (batch, length). With right padding a causal model gives a sequence
         the values it has alone. All tokens are real when None.
+    masking
+        Masking rule; when None ``"causal"`` for causal models and ``"single"`` for masked ones.
     over
-        ``"bases"``: probabilities are renormalised over A, C, G, T, and only these have a value.
+        ``"bases"``: probabilities are renormalized over A, C, G, T, and only these have a value.
         ``"all"``: over all columns of the logits, specials and unused rows included; every real
         token has a value.
     first
         Value of the first real token of a row in a causal model, which has nothing before it:
         ``"uniform"`` (-ln 4 over bases, -ln of the columns over all), with which the sum is the
         log-probability of the whole sequence; or ``"nan"``.
-    mask_id
-        Token that hides a base from a masked model.
     batch_tokens
-        About how many positions a masked model reads at a time; time and memory, not the result.
-    name, record
-        Name of the model (its class when None), and that of a row, for messages.
+        About how many positions ``"single"`` reads at a time; time and memory, not the result.
+    record
+        Name of a row, for messages.
 
     Returns
     -------
@@ -84,13 +101,17 @@ def token_log_probs(
     Raises
     ------
     InputError
-        When the model is no language model over bases, or the shapes do not fit.
-    InputError
-        When the input is longer than the model takes.
+        When the model is not a language model over bases or cannot follow the rule, when the
+        shapes do not fit, or when the input is longer than the model takes.
     NotFiniteError
         When a token has a log-probability that is NaN or infinite.
     """
-    kind = language_model_kind(model)
+    name = model.name if isinstance(model, Loaded) else type(model).__name__
+    module: nn.Module = model.model if isinstance(model, Loaded) else model
+    causal = language_model_kind(module) == "causal"
+    masking = masking or ("causal" if causal else "single")
+    if (masking == "causal") != causal:
+        raise InputError(f"{name} is {'causal' if causal else 'masked'}: masking={masking!r}")
     if over not in ("bases", "all") or first not in ("uniform", "nan"):
         raise InputError(
             f"over is bases or all, first is uniform or nan; found {over!r} and {first!r}"
@@ -106,133 +127,214 @@ def token_log_probs(
     real_BL = torch.ones_like(input_ids, dtype=torch.bool)
     if attention_mask is not None:
         real_BL = attention_mask.bool()
-    wanted_BL = real_BL
-    if over == "bases":
-        wanted_BL = wanted_BL & (input_ids >= _FIRST) & (input_ids <= _LAST)
-    with inference_mode(model):
-        if kind == "masked":
-            found_BL = _masked(
-                model, input_ids, attention_mask, wanted_BL, over, mask_id, batch_tokens
-            )
-        else:
-            found_BL = _causal(model, input_ids, attention_mask, real_BL, over, first)
-        asked_BL = wanted_BL
-        if kind == "causal" and first == "nan":
-            asked_BL = wanted_BL & (real_BL.cumsum(1) > 1)
-        require_finite(
-            found_BL, name or type(model).__name__, "log-probabilities", record, asked_BL
-        )
+    wanted_BL = real_BL & is_base_id(input_ids) if over == "bases" else real_BL
+    checked_BL = wanted_BL
+    with inference_mode(module):
+        columns = 0
+
+        def read(logits: Tensor, ids: Tensor) -> Tensor:
+            nonlocal columns
+            columns = logits.shape[-1]
+            return look_up(logits, ids, over)
+
+        found_BL = predict_tokens(
+            module, input_ids, masking, read, wanted_BL=wanted_BL, attention_mask=attention_mask,
+            batch_tokens=batch_tokens,
+        )  # fmt: skip
+        if causal:
+            begins_BL = real_BL & (real_BL.cumsum(1) == 1)
+            head = getattr(module, "lm_head", None)
+            columns = columns or getattr(head, "out_features", _LAST + 1)
+            value = -math.log(4 if over == "bases" else columns) if first == "uniform" else math.nan
+            found_BL = torch.where(begins_BL, value, found_BL)
+            checked_BL = wanted_BL & ~begins_BL
+        require_finite(found_BL, name, "log-probabilities", record, checked_BL)
     # Not an inference tensor: what is returned may be used where gradients are taken.
     return torch.where(wanted_BL, found_BL.clone(), torch.nan)
 
 
-def _causal(
+def predict_tokens(
     model: nn.Module,
     ids_BL: Tensor,
-    mask_BL: Tensor | None,
-    real_BL: Tensor,
-    over: str,
-    first: str,
+    masking: Masking,
+    read: Callable[[Tensor, Tensor], Tensor],
+    *,
+    columns: slice | None = None,
+    wanted_BL: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    batch_tokens: int = 1 << 16,
 ) -> Tensor:
-    batch, length = ids_BL.shape
-    columns = _LAST + 1
-    found_BL: Tensor | None = None
-    if length > 1:
-        for b, part, logits in _next_logits(model, ids_BL, mask_BL):
-            if found_BL is None:
-                wide = torch.promote_types(logits.dtype, torch.float32)
-                found_BL = torch.zeros(batch, length, dtype=wide, device=logits.device)
-            columns = logits.shape[-1]
-            later = slice(part.start + 1, part.stop + 1)
-            found_BL[b, later] = _look_up(logits, ids_BL[b, later], over)
-    elif (logits := getattr(model, "lm_head", None)) is not None:
-        columns = logits.out_features
-    if found_BL is None:
-        found_BL = torch.zeros(batch, length, device=ids_BL.device)
-    nothing_before_BL = real_BL & (real_BL.cumsum(1) == 1)
-    start = -math.log(4 if over == "bases" else columns) if first == "uniform" else math.nan
-    return torch.where(nothing_before_BL, start, found_BL)
+    """Predict tokens under a masking rule; the core of all verbs, for models in inference mode.
+
+    Parameters
+    ----------
+    model
+        Gives ``model(input_ids=ids).logits`` of shape (batch, length, V).
+    ids_BL
+        Token ids, int64.
+    masking
+        The rule.
+    read
+        Turns logits (..., V) and the ids (...) that they predict into values (..., K) or (...).
+    columns
+        Predict these columns only. A causal model is then not given what stands after the second
+        last of them, and reads long sequences whole.
+    wanted_BL
+        Positions to hide, for ``"single"`` and ``"together"``.
+    attention_mask
+        1 at real tokens.
+    batch_tokens
+        About how many positions ``"single"`` reads at a time.
+
+    Returns
+    -------
+    Tensor
+        What `read` gave, (batch, length, K) or (batch, length); 0 elsewhere, and in the first
+        column under ``"causal"``.
+
+    Raises
+    ------
+    InputError
+        When the logits do not have one row of columns for each position.
+    """
+    if masking == "causal":
+        found = _next_tokens(model, ids_BL, attention_mask, columns)
+    elif masking == "seventh":
+        found = _every_seventh(model, ids_BL, attention_mask, columns or slice(0, ids_BL.shape[1]))
+    else:
+        assert wanted_BL is not None
+        hidden = wanted_BL.nonzero()
+        rows = max(1, batch_tokens // max(1, ids_BL.shape[1]))
+        found = (
+            _together(model, ids_BL, attention_mask, hidden)
+            if masking == "together"
+            else _one_by_one(model, ids_BL, attention_mask, hidden.split(rows))
+        )
+    out: Tensor | None = None
+    for at, logits in found:
+        values = read(logits, ids_BL[at])
+        if out is None:
+            out = values.new_zeros(*ids_BL.shape, *values.shape[ids_BL[at].dim() :])
+        out[at] = values
+    if out is None:  # nothing to predict: the shape is that of no answers
+        values = read(torch.zeros(0, _LAST + 1, device=ids_BL.device), ids_BL.new_zeros(0))
+        out = values.new_zeros(*ids_BL.shape, *values.shape[1:])
+    return out
 
 
-def _next_logits(
-    model: nn.Module, ids_BL: Tensor, mask_BL: Tensor | None
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Give the logits of all positions but the last, in blocks of rows and positions."""
+def is_base_id(ids: Tensor) -> Tensor:
+    """Tell which tokens are A, C, G or T."""
+    return (ids >= _FIRST) & (ids <= _LAST)
+
+
+def look_up(logits: Tensor, ids: Tensor, over: Literal["bases", "all"] = "bases") -> Tensor:
+    """Give the log-probability of each token, in float32 at least; over bases only bases count.
+
+    Parameters
+    ----------
+    logits
+        (..., V).
+    ids
+        Tokens (...).
+    over
+        ``"bases"`` or ``"all"`` columns.
+    """
+    scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if over == "bases":
+        scores, ids = scores[..., _FIRST : _LAST + 1], (ids - _FIRST).clamp(0, _LAST - _FIRST)
+    return scores.gather(-1, ids[..., None])[..., 0] - scores.logsumexp(-1)
+
+
+def base_logits(logits: Tensor) -> Tensor:
+    """Give the logits of A, C, G, T in float32, (..., 4)."""
+    return logits[..., _FIRST : _LAST + 1].float()
+
+
+def _logits(model: nn.Module, ids_BL: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Run the model; refuse logits that do not answer for each position."""
+    given = {} if attention_mask is None else {"attention_mask": attention_mask}
+    logits: Tensor = model(input_ids=ids_BL, **given).logits
+    if logits.shape[:2] != ids_BL.shape or logits.shape[-1] <= _LAST:
+        raise InputError(
+            f"the model gave logits of shape {tuple(logits.shape)} for ids of shape "
+            f"{tuple(ids_BL.shape)}; expected one row of more than {_LAST} columns for each "
+            "position (one token for each base)"
+        )
+    return logits
+
+
+def _next_tokens(
+    model: nn.Module, ids_BL: Tensor, mask_BL: Tensor | None, columns: slice | None
+) -> _Predictions:
+    """Predict every token but the first from those before it, in blocks of rows and positions."""
     batch, length = ids_BL.shape
-    arguments: dict[str, Any] = {"input_ids": ids_BL}
-    if mask_BL is not None:
-        arguments["attention_mask"] = mask_BL
+    if length < 2:
+        return
     base, head = getattr(model, "base_model", model), getattr(model, "lm_head", None)
     backbone = getattr(base, "backbone", None)
-    if length >= _STREAMED and isinstance(head, nn.Linear) and isinstance(backbone, Backbone):
-        limit = model.config.max_length  # pyright: ignore[reportAttributeAccessIssue]
-        before = mask_BL is not None and not bool((mask_BL[:, :-1] >= mask_BL[:, 1:]).all())
-        if length <= limit and not before and can_stream(backbone):  # pyright: ignore[reportOperatorIssue]
-            yield from _streamed(backbone, head, ids_BL)
-            return
-    if base is model or not isinstance(head, nn.Linear):
-        logits: Tensor = model(**arguments).logits
-        if tuple(logits.shape[:2]) != (batch, length) or logits.shape[-1] <= _LAST:
-            raise InputError(
-                f"the model gave logits of shape {tuple(logits.shape)} for ids of shape "
-                f"{(batch, length)}; expected one row of more than {_LAST} columns a position"
-            )
-        yield slice(0, batch), slice(0, length - 1), logits[:, :-1]
-        return
-    hidden: Tensor = base(**arguments, return_dict=True).last_hidden_state
-    rows = max(1, _HEAD_POSITIONS // length)
-    for begin in range(0, batch, rows):
-        b = slice(begin, min(begin + rows, batch))
-        for start in range(0, length - 1, _HEAD_POSITIONS):
-            part = slice(start, min(start + _HEAD_POSITIONS, length - 1))
-            yield b, part, head(hidden[b, part])
+    split = base is not model and isinstance(head, nn.Linear)
+    if columns is not None:
+        low, stop = columns.start - 1, columns.stop - 1
+        logits = _logits(model, ids_BL[:, :stop], mask_BL)
+        yield (slice(None), columns), logits[:, low:]
+    elif split and length >= _STREAMED and _streams(model, backbone, mask_BL, length):
+        for row in range(batch):
+            for at, hidden in stream_backbone(backbone, ids_BL[row : row + 1]):
+                count = min(at.stop, length - 1) - at.start
+                if count > 0:
+                    part = slice(at.start + 1, at.start + 1 + count)
+                    yield (slice(row, row + 1), part), head(hidden[:, :count])
+    elif split:
+        given = {} if mask_BL is None else {"attention_mask": mask_BL}
+        hidden: Tensor = base(input_ids=ids_BL, **given, return_dict=True).last_hidden_state
+        rows = max(1, _HEAD_POSITIONS // length)
+        for begin in range(0, batch, rows):
+            b = slice(begin, begin + rows)
+            for start in range(0, length - 1, _HEAD_POSITIONS):
+                stop = min(start + _HEAD_POSITIONS, length - 1)
+                yield (b, slice(start + 1, stop + 1)), head(hidden[b, start:stop])
+    else:
+        yield (slice(None), slice(1, None)), _logits(model, ids_BL, mask_BL)[:, :-1]
 
 
-def _streamed(
-    backbone: Backbone, head: nn.Linear, ids_BL: Tensor
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Give the logits of all positions but the last, holding little of any sequence."""
-    for row in range(len(ids_BL)):
-        b = slice(row, row + 1)
-        for at, hidden in stream_backbone(backbone, ids_BL[b]):
-            end = min(at.stop, ids_BL.shape[1] - 1)
-            if at.start < end:
-                yield b, slice(at.start, end), head(hidden[:, : end - at.start])
+def _streams(model: nn.Module, backbone: Any, mask_BL: Tensor | None, length: int) -> bool:
+    """Whether a sequence can be read piece by piece: it fits, and is not padded on the left."""
+    limit: int = model.config.max_length  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
+    before = mask_BL is not None and not bool((mask_BL[:, :-1] >= mask_BL[:, 1:]).all())
+    return (
+        isinstance(backbone, Backbone) and length <= limit and not before and can_stream(backbone)
+    )
 
 
-def _look_up(logits_BLV: Tensor, ids_BL: Tensor, over: str) -> Tensor:
-    """Give the log-probabilities of `ids_BL`, in float32 at least; rubbish for non-bases."""
-    scores = logits_BLV.to(torch.promote_types(logits_BLV.dtype, torch.float32))
-    if over == "all":
-        return scores.gather(-1, ids_BL[..., None])[..., 0] - scores.logsumexp(-1)
-    own = scores[..., _FIRST : _LAST + 1]
-    base = (ids_BL - _FIRST).clamp(0, _LAST - _FIRST)
-    return own.gather(-1, base[..., None])[..., 0] - own.logsumexp(-1)
-
-
-def _masked(
-    model: nn.Module,
-    ids_BL: Tensor,
-    mask_BL: Tensor | None,
-    wanted_BL: Tensor,
-    over: str,
-    mask_id: int,
-    batch_tokens: int,
-) -> Tensor:
-    places = wanted_BL.nonzero()
-    rows = max(1, batch_tokens // max(1, ids_BL.shape[1]))
-    found_BL: Tensor | None = None
-    for part in places.split(rows):
+def _one_by_one(
+    model: nn.Module, ids_BL: Tensor, mask_BL: Tensor | None, parts: tuple[Tensor, ...]
+) -> _Predictions:
+    """Hide each position alone; `parts` hold (row, column) pairs that are read at a time."""
+    for part in parts:
         row, column = part.unbind(1)
-        hidden = ids_BL[row]
         number = torch.arange(len(row), device=row.device)
-        hidden[number, column] = mask_id
-        arguments: dict[str, Any] = {"input_ids": hidden}
-        if mask_BL is not None:
-            arguments["attention_mask"] = mask_BL[row]
-        logits: Tensor = model(**arguments).logits[number, column]
-        scores = _look_up(logits[:, None], ids_BL[row, column][:, None], over)[:, 0]
-        if found_BL is None:
-            found_BL = torch.zeros(ids_BL.shape, dtype=scores.dtype, device=scores.device)
-        found_BL[row, column] = scores
-    return torch.zeros(ids_BL.shape, device=ids_BL.device) if found_BL is None else found_BL
+        hidden = ids_BL[row]
+        hidden[number, column] = MASK_ID
+        mask = None if mask_BL is None else mask_BL[row]
+        yield (row, column), _logits(model, hidden, mask)[number, column]
+
+
+def _together(
+    model: nn.Module, ids_BL: Tensor, mask_BL: Tensor | None, places: Tensor
+) -> _Predictions:
+    """Hide all positions at once."""
+    at = row, column = places.unbind(1)
+    hidden = ids_BL.clone()
+    hidden[row, column] = MASK_ID
+    yield at, _logits(model, hidden, mask_BL)[row, column]
+
+
+def _every_seventh(
+    model: nn.Module, ids_BL: Tensor, mask_BL: Tensor | None, columns: slice
+) -> _Predictions:
+    """Hide every seventh of the columns at a time."""
+    for turn in range(min(_PASSES, columns.stop - columns.start)):
+        part = slice(columns.start + turn, columns.stop, _PASSES)
+        hidden = ids_BL.clone()
+        hidden[:, part] = MASK_ID
+        yield (slice(None), part), _logits(model, hidden, mask_BL)[:, part]

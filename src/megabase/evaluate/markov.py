@@ -1,4 +1,4 @@
-"""Interpolated Markov models over A, C, G, T: the floor that a language model has to beat.
+"""Interpolated Markov models over A, C, G, T: the baseline that a language model has to beat.
 
 The probability of base b after the context c of k bases mixes what was counted after that context
 with the prediction of the next shorter one:
@@ -12,13 +12,14 @@ one, so every base has a probability. Counts are those of the forward strand.
 
 Two rules for the rate: one fixed number for all orders (:data:`DEFAULT_RATE`), and rates fitted
 order by order on a part of the training regions that is held back from the counts until they are
-chosen (:func:`train_markov`). The second is the stronger floor where the DNA to predict is as much
-like the counted DNA as the held-back part is; on DNA without the repeats or relatives that training
-has, it trusts long contexts too much.
+chosen (:func:`train_markov`). The second is the stronger baseline where the DNA to predict is as
+much like the counted DNA as the held-back part is; on DNA without the repeats or relatives that
+training has, it trusts long contexts too much.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,10 +28,10 @@ import numpy.typing as npt
 
 from megabase.data.regions import Regions
 from megabase.errors import InputError
-from megabase.genome.alphabet import BASE_BITS
+from megabase.evaluate.blocks import Blocks, read_rows
+from megabase.evaluate.results import Baseline, Measure, measure, paired_saving
+from megabase.genome.alphabet import BASE_BITS, T
 from megabase.genome.store import GenomeStore
-
-__all__ = ["DEFAULT_RATE", "MarkovModel", "train_markov"]
 
 DEFAULT_RATE = 8.0
 """Weight of the next shorter context, in counts, when no fitted rate is asked for."""
@@ -38,7 +39,7 @@ DEFAULT_RATE = 8.0
 _MAX_ORDER = 14  # 4**15 counts of 4 bytes are 4 GiB; order 12 takes 256 MiB
 _CHUNK = 1 << 18  # bases looked at in one go: the arrays of a chunk stay small
 _TUNING_BASES = 1 << 20  # enough to choose a dozen rates; more changes nothing
-_RATES = 2.0 ** np.arange(-1.0, 11.5, 0.5)
+_RATES = 2.0 ** np.arange(-1.0, 11.5, 0.5)  # finer steps move no digit of a perplexity shown
 
 
 class MarkovModel:
@@ -253,7 +254,7 @@ def train_markov(
     if not model.bases:
         raise InputError(
             f"the training regions of genome {store.name!r} hold no A, C, G or T "
-            f"({regions.total:,} bases in {len(regions):,} regions); the floors need some"
+            f"({regions.total:,} bases in {len(regions):,} regions); the baselines need some"
         )
     return model
 
@@ -289,3 +290,94 @@ def _words(
     index = np.arange(codes.shape[-1], dtype=np.int64)
     broken = np.maximum.accumulate(np.where(known, -1, index), axis=-1)
     return word, index - broken
+
+
+def score_baselines(
+    store: GenomeStore,
+    blocks: Blocks,
+    model_nll: npt.NDArray[np.float64],
+    curve_blocks: Blocks | None = None,
+    train_regions: Regions | None = None,
+    max_order: int = 12,
+) -> tuple[tuple[Baseline, ...], int]:
+    """Score the uniform model and Markov models on the targets of an evaluation.
+
+    Parameters
+    ----------
+    store
+        The genome.
+    blocks
+        Targets of the evaluation.
+    model_nll
+        float64 (blocks,): the model's sums of -ln p over A, C, G, T on these targets.
+    curve_blocks
+        Targets of the context curve; None without one.
+    train_regions
+        Where the Markov models count; None leaves them out.
+    max_order
+        Highest order.
+
+    Returns
+    -------
+    baselines : tuple of Baseline
+        Uniform; orders 0 to `max_order` with one fixed rate; the same with fitted rates (left out
+        where the training regions are too short to hold a part back).
+    bases : int
+        Bases that the Markov models counted.
+
+    Raises
+    ------
+    InputError
+        When the training regions hold no base.
+    """
+    markov = None if train_regions is None else train_markov(store, train_regions, max_order)
+    names: list[tuple[str, int | None, tuple[float, ...], bool]] = [("uniform", None, (), False)]
+    for fitted, rates in enumerate(_rates(markov)):
+        names += [
+            (f"Markov order {order}{', fitted' * fitted}", order, rates[: order + 1], fitted == 1)
+            for order in range(len(rates))
+        ]
+    sums, targets = _score(store, blocks, markov)
+    curve: list[Measure | None] = [None] * len(names)
+    if curve_blocks is not None:
+        curve_sums, curve_targets = _score(store, curve_blocks, markov)
+        curve = [measure(line, curve_targets) for line in curve_sums]
+    baselines: list[Baseline] = []
+    for line, facts in enumerate(names):
+        here = measure(sums[line], targets)
+        baselines.append(
+            Baseline(*facts, here, curve[line], *paired_saving(sums[line], model_nll, targets))
+        )
+    return tuple(baselines), 0 if markov is None else markov.bases
+
+
+def _rates(markov: MarkovModel | None) -> list[tuple[float, ...]]:
+    """Give the rates of all orders: the fixed ones, and the fitted ones if there are."""
+    if markov is None:
+        return []
+    fixed = (DEFAULT_RATE,) * (markov.max_order + 1)
+    return [fixed] if markov.fitted_rates is None else [fixed, markov.fitted_rates]
+
+
+def _score(
+    store: GenomeStore, blocks: Blocks, markov: MarkovModel | None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Sum -ln p over the targets of each block: (baselines, blocks), and the number of targets."""
+    choices = _rates(markov)
+    sums = np.zeros((1 + sum(map(len, choices)), len(blocks)))
+    targets = np.zeros(len(blocks), np.int64)
+    widest = int((blocks.end - blocks.start).max(initial=1))
+    before = 0 if markov is None else markov.max_order
+    for rows in read_rows(store, blocks, targets=widest, before=before, bases=1 << 18):
+        known = rows.wanted & ((rows.codes[:, rows.lead :] & BASE_BITS) <= T)
+        targets[rows.number] = known.sum(1)
+        sums[0, rows.number] = math.log(4) * known.sum(1)
+        line = 1
+        if markov is None:
+            continue
+        for rates in choices:
+            found = markov.log_probabilities(rows.codes, rows.lead, rates)
+            part = slice(line, line + len(rates))
+            sums[part, rows.number] = -np.where(known, found, 0.0).sum(-1)
+            line += len(rates)
+    return sums, targets

@@ -1,4 +1,4 @@
-"""Perplexity of a language model on held-out DNA, beside models that know little.
+"""Perplexity of a language model on held-out DNA, against baselines without a network.
 
 With p(x) the probability of a target base x, perplexity is exp(mean of -ln p(x)) over all target
 bases: sums over the data set, never a mean of batch means. Two are given, over all columns of the
@@ -20,88 +20,213 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
 
 from megabase import __version__
+from megabase.data.augment import codes_to_ids, is_base, is_soft_masked
 from megabase.data.regions import Regions
 from megabase.errors import InputError
-from megabase.evaluate.block_scores import CASES, BlockScores, score_blocks
-from megabase.evaluate.blocks import Blocks, tile_blocks
-from megabase.evaluate.floors import score_floors
-from megabase.evaluate.results import ContextPoint, EvaluationResult, Measure, paired_saving
-from megabase.evaluate.scorers import CausalScorer, MaskedScorer, Scorer
+from megabase.evaluate.blocks import Blocks, read_rows, tile_blocks
+from megabase.evaluate.log_probs import look_up, predict_tokens
+from megabase.evaluate.markov import score_baselines
+from megabase.evaluate.results import (
+    ContextPoint,
+    EvaluationResult,
+    Measure,
+    measure,
+    paired_saving,
+)
 from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
-from megabase.models.scored_model import language_model_kind
-
-__all__ = ["default_context_lengths", "evaluate"]
+from megabase.models.checkpoints.finite import require_finite
+from megabase.models.scored_model import inference_mode, language_model_kind
 
 _SHOWN_REGIONS = 50
-_CURVE_POSITIONS = 1 << 22  # at the longest context: a minute for a small model on two cores
+"""Regions that a result lists: enough to see what they are, few enough for a JSON file."""
+_CURVE_POSITIONS = 1 << 22
+"""Positions of the curve at the longest context: a minute for a small model on two cores."""
 _FEWEST_BLOCKS, _MOST_BLOCKS = 32, 2_048
+"""Blocks of the curve: fewer give no standard error, more do not move the first three digits."""
+_CASES = ("upper case", "soft-masked")
+"""What the last axis of :class:`_Scores` tells apart."""
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class _Job:
+class EvaluateOptions:
+    """What is measured, and with which windows.
+
+    Parameters
+    ----------
+    window
+        Input positions of a forward pass; when None the last of :func:`default_context_lengths`,
+        but no more than the longest region has.
+    stride
+        Targets of a window, its last ones; the window when None.
+    max_windows
+        Most windows to score, evenly spread; all when None.
+    context_lengths
+        Context lengths of the curve, in bases. When None :func:`default_context_lengths`, as far
+        as the contigs reach; no curve when empty.
+    context_targets
+        Bases of a target block of the curve; 1 gives every target exactly the stated context.
+    context_blocks
+        Number of these blocks; when None 2,048, or fewer for contexts above 2,048 bases (about
+        4 million positions at the longest context, and at least 32 blocks).
+    baselines
+        Whether Markov models are trained on the training regions.
+    max_order
+        Highest order of the Markov models.
+    batch_tokens
+        Positions of a batch; it changes time and memory, not the result.
+    """
+
+    window: int | None = None
+    stride: int | None = None
+    max_windows: int | None = None
+    context_lengths: Sequence[int] | None = None
+    context_targets: int = 16
+    context_blocks: int | None = None
+    baselines: bool = True
+    max_order: int = 12
+    batch_tokens: int = 1 << 16
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Sums over the targets of each block, by case.
+
+    ``nll`` float64 (blocks, 2): -ln p over all columns of the logits; ``nll_acgt`` the same over
+    A, C, G, T; ``targets`` int64 (blocks, 2).
+    """
+
+    nll: npt.NDArray[np.float64]
+    nll_acgt: npt.NDArray[np.float64]
+    targets: npt.NDArray[np.int64]
+
+    def measure(self, chosen: npt.NDArray[np.bool_] | None = None) -> Measure:
+        """Sum up all blocks, or the chosen ones (bool, (blocks,))."""
+        rows = slice(None) if chosen is None else chosen
+        return measure(self.nll_acgt[rows].sum(1), self.targets[rows].sum(1), self.nll[rows].sum(1))
+
+    def measure_case(self, case: int) -> Measure:
+        """Sum up the targets of one case."""
+        return measure(self.nll_acgt[:, case], self.targets[:, case], self.nll[:, case])
+
+
+@dataclass(frozen=True)
+class _Evaluation:
     """What all forward passes of an evaluation share."""
 
     model: nn.Module
     store: GenomeStore
     regions: Regions
-    scorer: Scorer
+    causal: bool
     batch_tokens: int
     name: str
     progress: Progress | None
 
-    def score(self, what: str, blocks: Blocks, window: int, targets: int) -> BlockScores:
-        def report(done: int) -> None:
-            if self.progress is not None:
-                self.progress(what, done, len(blocks))
+    def margins(self, window: int, targets: int) -> tuple[int, int]:
+        """Give the bases to read before and after the targets of a window."""
+        if self.causal:  # the last target sees `window` bases
+            return window - targets + 1, 0
+        before = (window - targets) // 2  # the targets lie in the middle
+        return before, window - targets - before
 
-        return score_blocks(
-            self.model,
-            self.store,
-            blocks,
-            self.scorer,
-            window=window,
-            targets=targets,
-            batch_tokens=self.batch_tokens,
-            name=self.name,
-            progress=report,
-        )
+    def score(self, what: str, blocks: Blocks, window: int, targets: int) -> _Scores:
+        """Sum the scores of the targets of each block, in windows of so many positions."""
+        sums = np.zeros((2, len(blocks), 2))
+        count = np.zeros((len(blocks), 2), np.int64)
+        before, after = self.margins(window, targets)
+        parameters = self.model.parameters()
+        device = next((parameter.device for parameter in parameters), torch.device("cpu"))
+        # Rows reach a million bases: they are summed in float64 where the device has it.
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        done = 0
+        with inference_mode(self.model):
+            for rows in read_rows(
+                self.store, blocks, targets=targets, before=before, after=after,
+                bases=self.batch_tokens,
+            ):  # fmt: skip
+                codes = torch.from_numpy(rows.codes).to(device)
+                part = slice(rows.lead, rows.lead + targets)
+                found = predict_tokens(
+                    self.model, codes_to_ids(codes), "causal" if self.causal else "seventh",
+                    _both, columns=part,
+                )[:, part]  # fmt: skip
+                wanted = torch.from_numpy(rows.wanted).to(device) & is_base(codes[:, part])
+                soft = is_soft_masked(codes[:, part])
+                kinds = torch.stack((wanted & ~soft, wanted & soft), dim=-1)
+                for out, values in zip(sums, (-found.to(wide)).unbind(-1), strict=True):
+                    kept = torch.where(kinds, values[..., None], 0.0)
+                    out[rows.number] = kept.sum(1).cpu().numpy()
+                count[rows.number] = kinds.sum(1).cpu().numpy()
+                done += len(rows.number)
+                if self.progress is not None:
+                    self.progress(what, done, len(blocks))
+
+        def locus(block: int) -> str:
+            contig = self.store.contigs[int(blocks.contig[block])].name
+            return str(Interval(contig, int(blocks.start[block]), int(blocks.end[block])))
+
+        require_finite(np.concatenate(sums, axis=1), self.name, "log-probabilities", locus)
+        return _Scores(sums[0], sums[1], count)
 
     def curve_blocks(self, context: int, targets: int, limit: int) -> Blocks:
         """Spread target blocks over the regions where a window of this context fits."""
-        before, after = self.scorer.margins(context, targets)
+        before, after = self.margins(context, targets)
         room = self.store.lengths[self.regions.contig] - after
         inner = Regions.of(
             self.regions.contig, self.regions.start, np.minimum(self.regions.end, room)
         )
         return tile_blocks(inner, targets, before=before, whole=True, limit=limit)
 
+    def curve(
+        self, lengths: Sequence[int], targets: int, limit: int | None
+    ) -> tuple[Blocks | None, tuple[ContextPoint, ...]]:
+        """Score the same blocks with every context length."""
+        if not lengths:
+            return None, ()
+        longest = lengths[-1]
+        if limit is None:
+            limit = min(_MOST_BLOCKS, max(_FEWEST_BLOCKS, _CURVE_POSITIONS // longest))
+        blocks = self.curve_blocks(longest, targets, limit)
+        if len(blocks) == 0:
+            raise InputError(
+                f"no base of the regions has {longest:,} bases of its contig in front of it; "
+                "choose shorter contexts"
+            )
+        points: list[ContextPoint] = []
+        shortest: _Scores | None = None
+        for length in lengths:
+            scores = self.score(f"context {length:,}", blocks, length, targets)
+            shortest = shortest or scores
+            saved, error = paired_saving(
+                shortest.nll_acgt.sum(1), scores.nll_acgt.sum(1), scores.targets.sum(1)
+            )
+            least = length - targets + 1
+            points.append(ContextPoint(length, least, scores.measure(), saved, error))
+        return blocks, tuple(points)
+
 
 def evaluate(
     model: nn.Module,
     store: GenomeStore,
     regions: Regions,
+    options: EvaluateOptions | None = None,
     *,
     name: str = "model",
-    scorer: Scorer | None = None,
-    window: int | None = None,
-    stride: int | None = None,
-    max_windows: int | None = None,
-    context_lengths: Sequence[int] | None = None,
-    context_targets: int = 16,
-    context_blocks: int | None = None,
     train_regions: Regions | None = None,
-    floors: bool = True,
-    max_order: int = 12,
-    batch_tokens: int = 1 << 16,
     progress: Progress | None = None,
 ) -> EvaluationResult:
     """Measure the perplexity of a language model on regions of a genome.
+
+    A causal model predicts each target from the bases before it in its window. A masked model has
+    every seventh target of a block hidden at a time, the block in the middle of its window
+    (:mod:`megabase.evaluate.log_probs`); its number is a pseudo-perplexity.
 
     Parameters
     ----------
@@ -112,83 +237,62 @@ def evaluate(
         The genome.
     regions
         Where the target bases lie.
+    options
+        Windows, context curve and baselines.
     name
         Name of the model, for the result.
-    scorer
-        How the model is asked; as its head was trained when None.
-    window
-        Input positions of a forward pass; when None the last of :func:`default_context_lengths`,
-        but no more than the longest region has.
-    stride
-        Targets of a window, its last ones; the window when None.
-    max_windows
-        Score at most so many windows, evenly spread; all when None.
-    context_lengths
-        Context lengths of the curve, in bases. When None :func:`default_context_lengths`, as far
-        as the contigs reach; no curve when empty.
-    context_targets
-        Bases of a target block of the curve; 1 gives every target exactly the stated context.
-    context_blocks
-        Number of these blocks; when None 2,048, or fewer for contexts above 2,048 bases (about
-        4 million positions at the longest context, and at least 32 blocks).
     train_regions
         Where the model was trained, and so the Markov models are; without them the uniform model
-        is the only floor.
-    floors
-        Whether Markov models are trained.
-    max_order
-        Highest order of the Markov models.
-    batch_tokens
-        Positions of a batch; it changes time and memory, not the result.
+        is the only baseline.
     progress
         Called with what is being done, windows done and windows in all.
-
-    Returns
-    -------
-    EvaluationResult
 
     Raises
     ------
     InputError
-        When a length does not fit the model or the genome, or there is no base to score.
+        When a length does not fit the model or the genome, when there is no base to score, or when
+        the model gives no probability to single bases or sees the base that it predicts.
     NotFiniteError
         When the model gives a probability that is zero or not a number.
-    InputError
-        When the model gives no probability to single bases, or sees the base that it predicts.
     """
     begin = time.perf_counter()
+    options = options or EvaluateOptions()
     # Also refuses a next-token head that sees the next base, and tokens of several bases.
-    kind = language_model_kind(model)
-    if scorer is None:
-        scorer = MaskedScorer() if kind == "masked" else CausalScorer()
-    job = _Job(model, store, regions, scorer, batch_tokens, name, progress)
+    causal = language_model_kind(model) == "causal"
+    job = _Evaluation(model, store, regions, causal, options.batch_tokens, name, progress)
     longest: int | None = getattr(getattr(model, "config", None), "max_length", None)
-    window = _window(window, longest, regions)
-    stride = window if stride is None else stride
+    window = _window(options.window, longest, regions)
+    stride = window if options.stride is None else options.stride
     if not 1 <= stride <= window:
         raise InputError(f"stride must lie between 1 and the window, {window}; found {stride}")
-    if context_lengths is None:
-        lengths = _reachable(job, default_context_lengths(longest or window), context_targets)
+    width = options.context_targets
+    if options.context_lengths is None:
+        lengths = [  # as far as the targets of the regions have DNA in front of them
+            length
+            for length in default_context_lengths(longest or window)
+            if length >= width and len(job.curve_blocks(length, width, 1))
+        ]
     else:
-        lengths = _checked(context_lengths, longest, context_targets)
+        lengths = _checked(options.context_lengths, longest, width)
 
-    blocks = tile_blocks(regions, stride, before=scorer.first, limit=max_windows)
+    # Nothing stands before the first base of a contig.
+    blocks = tile_blocks(regions, stride, before=int(causal), limit=options.max_windows)
     scores = job.score("perplexity", blocks, window, stride)
-    curve_blocks, curve = _curve(job, lengths, context_targets, context_blocks)
+    curve_blocks, curve = job.curve(lengths, width, options.context_blocks)
     if progress is not None:
-        progress("floors", 0, 1)
-    found, floor_bases = score_floors(
+        progress("baselines", 0, 1)
+    baselines, baseline_bases = score_baselines(
         store,
         blocks,
         scores.nll_acgt.sum(1),
         curve_blocks,
-        train_regions if floors else None,
-        max_order,
+        train_regions if options.baselines else None,
+        options.max_order,
     )
     covered = int((blocks.end - blocks.start).sum())
     return EvaluationResult(
         model=name,
-        objective=scorer.objective,
+        objective="causal" if causal else "masked",
         genome=store.name,
         genome_checksum=store.checksum,
         regions=_texts(store, regions),
@@ -203,12 +307,12 @@ def evaluate(
         by_contig=_by_contig(store, blocks, scores),
         by_soft_mask={
             name: scores.measure_case(case)
-            for case, name in enumerate(CASES)
+            for case, name in enumerate(_CASES)
             if scores.targets[:, case].any()
         },
         context=curve,
-        floors=found,
-        floor_bases=floor_bases,
+        baselines=baselines,
+        baseline_bases=baseline_bases,
         seconds=round(time.perf_counter() - begin, 3),
         version=__version__,
         parameters=sum(parameter.numel() for parameter in model.parameters()) or None,
@@ -236,6 +340,7 @@ def default_context_lengths(longest: int) -> tuple[int, ...]:
 
 
 def _window(window: int | None, longest: int | None, regions: Regions) -> int:
+    """Give the window, checked against the model."""
     if len(regions) == 0:
         raise InputError("there are no regions to evaluate")
     if window is None:
@@ -256,13 +361,14 @@ def _window(window: int | None, longest: int | None, regions: Regions) -> int:
 
 
 def _checked(lengths: Sequence[int], longest: int | None, targets: int) -> list[int]:
+    """Give the context lengths in order, checked against the model and the target blocks."""
     chosen = sorted(set(lengths))
     if chosen and targets < 1:
         raise InputError(f"a block of the context curve needs 1 base or more, found {targets}")
     if chosen and chosen[0] < targets:
         raise InputError(
             f"a context of {chosen[0]:,} is shorter than a target block of {targets:,} bases; "
-            "ask for longer contexts or smaller blocks"
+            "choose longer contexts or smaller blocks"
         )
     if chosen and longest is not None and chosen[-1] > longest:
         raise InputError(
@@ -272,43 +378,13 @@ def _checked(lengths: Sequence[int], longest: int | None, targets: int) -> list[
     return chosen
 
 
-def _reachable(job: _Job, lengths: Sequence[int], targets: int) -> list[int]:
-    """Keep the lengths for which some target of the regions has that much DNA in front."""
-    return [
-        length
-        for length in lengths
-        if length >= targets and len(job.curve_blocks(length, targets, 1))
-    ]
+def _both(logits: Tensor, ids: Tensor) -> Tensor:
+    """Give the log-probabilities over all columns and over A, C, G, T, (..., 2)."""
+    return torch.stack((look_up(logits, ids, "all"), look_up(logits, ids)), dim=-1)
 
 
-def _curve(
-    job: _Job, lengths: Sequence[int], targets: int, limit: int | None
-) -> tuple[Blocks | None, tuple[ContextPoint, ...]]:
-    """Score the same blocks with every context length."""
-    if not lengths:
-        return None, ()
-    longest = lengths[-1]
-    if limit is None:
-        limit = min(_MOST_BLOCKS, max(_FEWEST_BLOCKS, _CURVE_POSITIONS // longest))
-    blocks = job.curve_blocks(longest, targets, limit)
-    if len(blocks) == 0:
-        raise InputError(
-            f"no base of the regions has {longest:,} bases of its contig in front of it; ask for "
-            "shorter contexts"
-        )
-    points: list[ContextPoint] = []
-    shortest: BlockScores | None = None
-    for length in lengths:
-        scores = job.score(f"context {length:,}", blocks, length, targets)
-        shortest = shortest or scores
-        saved, error = paired_saving(
-            shortest.nll_acgt.sum(1), scores.nll_acgt.sum(1), scores.targets.sum(1)
-        )
-        points.append(ContextPoint(length, length - targets + 1, scores.measure(), saved, error))
-    return blocks, tuple(points)
-
-
-def _by_contig(store: GenomeStore, blocks: Blocks, scores: BlockScores) -> dict[str, Measure]:
+def _by_contig(store: GenomeStore, blocks: Blocks, scores: _Scores) -> dict[str, Measure]:
+    """Measure each contig that has a target, in the order of the genome."""
     found: dict[str, Measure] = {}
     for contig in np.unique(blocks.contig).tolist():
         chosen = blocks.contig == contig
@@ -318,6 +394,7 @@ def _by_contig(store: GenomeStore, blocks: Blocks, scores: BlockScores) -> dict[
 
 
 def _texts(store: GenomeStore, regions: Regions) -> tuple[str, ...]:
+    """Write the first regions as people do."""
     shown = slice(_SHOWN_REGIONS)
     rows = zip(
         regions.contig[shown].tolist(),

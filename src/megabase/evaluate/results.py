@@ -1,8 +1,14 @@
-"""What an evaluation found: small frozen records that turn into JSON and back."""
+"""What an evaluation found, as small frozen records, and evaluations of several models compared.
+
+A causal model gives a base its probability from the bases before it; a masked one from both sides.
+The first number is a perplexity, the second a pseudo-perplexity. They may stand in one table, for
+the same bases, as long as the table says what each model saw.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,41 +21,40 @@ from megabase.errors import InputError
 from megabase.genome.files import write_json
 from megabase.untrusted import build, parsing, read_json
 
-__all__ = [
-    "ContextPoint",
-    "EvaluationResult",
-    "Floor",
-    "Measure",
-    "measure",
-    "paired_saving",
-]
-
 _RESAMPLES = 1_000
-_UNITS = 1_000  # more resampling units change no digit of a standard error
-FORMAT = 1
+"""Resamples of the bootstrap: the second digit of a standard error no longer moves."""
+_UNITS = 1_000
+"""Most resampling units; more change no digit of a standard error."""
+_FORMAT = 1
+"""Format of the JSON; other formats are refused."""
+_JSON_NAMES = {"baselines": "floors", "baseline_bases": "floor_bases"}
+"""Fields with another name in the JSON, which files written before must keep."""
+_SEES = {"causal": "bases before it", "masked": "bases on both sides"}
+"""Where the context of a base lies, by objective."""
+_METRIC = {"causal": "perplexity", "masked": "pseudo-perplexity"}
+"""What is measured, by objective."""
+_MIXED = (
+    "A perplexity and a pseudo-perplexity are no ranking: with the bases on both sides a base is "
+    "easier to tell, and the pseudo-perplexities of neighbours do not multiply to the probability "
+    "of a sequence."
+)
+"""Note under a table with both: they look alike and readers would rank them."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """Perplexity over a set of target bases.
-
-    Parameters
-    ----------
-    targets
-        Number of target bases (A, C, G or T).
-    nats
-        Mean of -ln p over all columns of the model's vocabulary; None for models over A, C, G, T.
-    nats_acgt
-        Mean of -ln p, renormalised over A, C, G, T.
-    perplexity_se, perplexity_acgt_se
-        Standard errors of the perplexities by block bootstrap; None with fewer than two blocks.
-    """
+    """Perplexity over a set of target bases."""
 
     targets: int
+    """Number of target bases (A, C, G or T)."""
     nats: float | None
+    """Mean of -ln p over all columns of the vocabulary; None for models over A, C, G, T."""
     nats_acgt: float
+    """Mean of -ln p, renormalized over A, C, G, T."""
     perplexity_se: float | None
+    """Standard error by block bootstrap; None with fewer than two blocks."""
     perplexity_acgt_se: float | None
+    """The same over A, C, G, T."""
 
     @property
     def perplexity(self) -> float | None:
@@ -64,131 +69,82 @@ class Measure:
 
 @dataclass(frozen=True)
 class ContextPoint:
-    """Perplexity of the fixed set of targets at one context length.
-
-    Parameters
-    ----------
-    context
-        Most bases of context that a target sees.
-    context_min
-        Fewest; the targets of a block see context_min, context_min + 1, ..., context bases.
-    measure
-        Perplexity.
-    saved_nats, saved_nats_se
-        How much lower the mean of -ln p over A, C, G, T is than at the shortest context, and the
-        standard error of this paired difference by block bootstrap.
-    """
+    """Perplexity of the fixed set of targets at one context length."""
 
     context: int
+    """Most bases of context that a target sees."""
     context_min: int
+    """Fewest; the targets of a block see context_min, context_min + 1, ..., context bases."""
     measure: Measure
     saved_nats: float
+    """How much lower nats_acgt is than at the shortest context (paired)."""
     saved_nats_se: float | None
+    """Standard error of this difference by block bootstrap."""
 
 
 @dataclass(frozen=True)
-class Floor:
-    """A model that knows little, scored on the same targets.
-
-    Parameters
-    ----------
-    name
-        Name for tables.
-    order
-        Bases of context; None for the uniform model.
-    rates
-        Weight of the next shorter context, in counts, for each order up to this one.
-    fitted
-        Whether the rates were fitted on the training regions.
-    measure
-        Perplexity on the targets of the evaluation.
-    context_measure
-        Perplexity on the targets of the context curve; None without a curve.
-    margin_nats, margin_nats_se
-        How much lower the model's mean of -ln p over A, C, G, T is on the same targets (negative
-        when the floor is better), and the standard error of this paired difference.
-    """
+class Baseline:
+    """A model without a network, scored on the same targets."""
 
     name: str
     order: int | None
+    """Bases of context; None for the uniform model."""
     rates: tuple[float, ...]
+    """Weight of the next shorter context, in counts, for each order up to this one."""
     fitted: bool
+    """Whether the rates were fitted on the training regions."""
     measure: Measure
+    """Perplexity on the targets of the evaluation."""
     context_measure: Measure | None
+    """Perplexity on the targets of the context curve; None without a curve."""
     margin_nats: float
+    """How much lower the model's nats_acgt is; negative when the baseline is better (paired)."""
     margin_nats_se: float | None
+    """Standard error of this difference by block bootstrap."""
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """All that :func:`megabase.evaluate.perplexity.evaluate` found.
-
-    Parameters
-    ----------
-    model
-        Name of the model.
-    objective
-        "causal", or "masked" (pseudo-perplexity).
-    genome, genome_checksum
-        Name and sha256 of the genome store.
-    regions
-        The regions as people write them (1-based, both ends included); the first 50.
-    region_count, region_bases
-        Number of regions, and their bases.
-    window, stride
-        Input positions of a forward pass, and how many of its last bases are its targets: a target
-        sees between ``window - stride + 1`` and ``window`` bases of context.
-    windows
-        Number of windows scored.
-    train_overlap
-        Bases of the regions that lie in the training regions; None when those are not known.
-    skipped
-        Bases of these windows passed over because they are not A, C, G or T.
-    overall
-        Perplexity over all targets.
-    by_contig
-        By contig, in the order of the genome.
-    by_soft_mask
-        By case in the FASTA: "upper case" and "soft-masked".
-    context
-        Perplexity against context length, shortest first.
-    floors
-        Models to beat.
-    floor_bases
-        Bases that the Markov models counted.
-    seconds
-        Time of the whole evaluation.
-    version
-        Version of megabase.
-    parameters
-        Trainable numbers of the model, tied ones once; None in older files.
-    """
+    """All that :func:`megabase.evaluate.perplexity.evaluate` found."""
 
     model: str
     objective: str
+    """``"causal"``, or ``"masked"`` (pseudo-perplexity)."""
     genome: str
     genome_checksum: str
+    """sha256 of the genome store."""
     regions: tuple[str, ...]
+    """The regions as people write them (1-based, both ends included); the first 50."""
     region_count: int
     region_bases: int
     window: int
+    """Input positions of a forward pass."""
     stride: int
+    """Its last bases that are targets: they see ``window - stride + 1`` to ``window`` bases."""
     windows: int
     train_overlap: int | None
+    """Bases of the regions inside the training regions; None when those are not known."""
     skipped: int
+    """Bases of the windows passed over because they are not A, C, G or T."""
     overall: Measure
     by_contig: dict[str, Measure]
+    """In the order of the genome."""
     by_soft_mask: dict[str, Measure]
+    """By case in the FASTA: "upper case" and "soft-masked"."""
     context: tuple[ContextPoint, ...]
-    floors: tuple[Floor, ...]
-    floor_bases: int
+    """Perplexity against context length, shortest first."""
+    baselines: tuple[Baseline, ...]
+    baseline_bases: int
+    """Bases that the Markov models counted."""
     seconds: float
     version: str
     parameters: int | None = None
+    """Trainable numbers of the model, tied ones once; None in older files."""
 
     def to_dict(self) -> dict[str, Any]:
         """Turn into plain values for JSON, with the perplexities spelled out."""
-        record = {"format": FORMAT, "kind": "evaluation", **asdict(self)}
+        fields = {_JSON_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        record = {"format": _FORMAT, "kind": "evaluation", **fields}
         _spell_out(record)
         return record
 
@@ -201,12 +157,14 @@ class EvaluationResult:
         InputError
             When the record is of another kind or format.
         """
-        if record.get("kind") != "evaluation" or record.get("format") != FORMAT:
+        if record.get("kind") != "evaluation" or record.get("format") != _FORMAT:
             raise InputError(
-                f"expected an evaluation of format {FORMAT}, found kind {record.get('kind')!r}, "
+                f"expected an evaluation of format {_FORMAT}, found kind {record.get('kind')!r}, "
                 f"format {record.get('format')!r}; evaluate again with this version"
             )
         fields = {key: value for key, value in record.items() if key not in ("kind", "format")}
+        for name, written in _JSON_NAMES.items():
+            fields[name] = fields.pop(written)
         fields["regions"] = tuple(fields["regions"])
         fields["overall"] = _read_measure(fields["overall"])
         for key in ("by_contig", "by_soft_mask"):
@@ -215,7 +173,7 @@ class EvaluationResult:
             ContextPoint(**{**point, "measure": _read_measure(point["measure"])})
             for point in fields["context"]
         )
-        fields["floors"] = tuple(_read_floor(floor) for floor in fields["floors"])
+        fields["baselines"] = tuple(_read_baseline(one) for one in fields["baselines"])
         return build(cls, fields)
 
     def save(self, path: str | Path) -> None:
@@ -229,11 +187,70 @@ class EvaluationResult:
         Raises
         ------
         InputError
-            When the file cannot be read or is no evaluation.
+            When the file cannot be read or is not an evaluation.
         """
         record = read_json(path, InputError)
         with parsing(Path(path), InputError, "expected what megabase evaluate wrote"):
             return cls.from_dict(record)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model, or one baseline."""
+
+    name: str
+    """The model as it was named when it was evaluated."""
+    parameters: int | None
+    """Its trainable numbers, where the evaluation knows them."""
+    metric: str
+    """perplexity or pseudo-perplexity."""
+    sees: str
+    """Where the context of a base lies."""
+    context: str
+    """Bases of context, fewest to most."""
+    measure: Measure
+    """Over A, C, G, T, with its standard error."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows that were measured on the same bases."""
+
+    genome: str
+    """Name of the genome."""
+    genome_checksum: str
+    """Its sha256."""
+    regions: tuple[str, ...]
+    """The regions as people write them; the first 50."""
+    targets: int
+    """Bases that every row was measured on."""
+    rows: tuple[Row, ...]
+    """Models in the order given, then the best baseline."""
+    notes: tuple[str, ...]
+    """What a reader of the table has to know."""
+
+    def markdown(self) -> str:
+        """Write the table for people."""
+        head = ("model", "parameters", "figure", "a base is told from", "bases of context",
+                "over A, C, G, T", "bits per base")  # fmt: skip
+        lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+        for row in self.rows:
+            error = row.measure.perplexity_acgt_se
+            cells = (
+                row.name,
+                "" if row.parameters is None else f"{row.parameters:,}",
+                row.metric,
+                row.sees,
+                row.context,
+                f"{row.measure.perplexity_acgt:.3f}"
+                + ("" if error is None else f" +- {error:.3f}"),
+                f"{row.measure.nats_acgt / math.log(2):.4f}",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+        shown = ", ".join(self.regions[:3]) + (", ..." if len(self.regions) > 3 else "")
+        lines += ["", f"{self.targets:,} bases of {self.genome} (sha256 "
+                  f"{self.genome_checksum[:12]}): {shown}"]  # fmt: skip
+        return "\n".join([*lines, *self.notes]) + "\n"
 
 
 def measure(
@@ -289,7 +306,7 @@ def _standard_error(
 
 @lru_cache(maxsize=4)
 def _draws(units: int) -> npt.NDArray[np.float64]:
-    """How often each of so many units is drawn in each resample, float64 (resamples, units)."""
+    """Count how often each unit is drawn in each resample, float64 (resamples, units)."""
     generator = np.random.default_rng(0)
     return generator.multinomial(units, np.full(units, 1 / units), size=_RESAMPLES).astype(float)
 
@@ -313,6 +330,81 @@ def paired_saving(
     return saved, _standard_error(difference, targets, exponential=False)
 
 
+def compare(results: Sequence[EvaluationResult]) -> Comparison:
+    """Put evaluations side by side.
+
+    Parameters
+    ----------
+    results
+        At least one; all of the same regions of the same genome.
+
+    Returns
+    -------
+    Comparison
+        The models in the order given, and the best of their baselines.
+
+    Raises
+    ------
+    InputError
+        When they were not measured on the same bases.
+    """
+    if not results:
+        raise InputError("there is no evaluation to compare")
+    first = results[0]
+    for other in results[1:]:
+        for what, one, two in (
+            ("genome (sha256)", first.genome_checksum[:12], other.genome_checksum[:12]),
+            ("regions", ", ".join(first.regions), ", ".join(other.regions)),
+            ("number of bases", first.overall.targets, other.overall.targets),
+        ):
+            if one != two:
+                raise InputError(
+                    f"{first.model} and {other.model} were not measured on the same bases: their "
+                    f"{what} differ, {one} and {two}; evaluate both on the same regions, with "
+                    "the same stride and max_windows"
+                )
+    rows = [_row(result) for result in results]
+    baselines = [baseline for result in results for baseline in result.baselines]
+    best = min(baselines, key=lambda baseline: baseline.measure.nats_acgt, default=None)
+    if best is not None:
+        context = f"up to {best.order:,}" if best.order is not None else "0"
+        name, metric = f"best baseline: {best.name}", _METRIC["causal"]
+        rows.append(Row(name, None, metric, _SEES["causal"], context, best.measure))
+    notes: list[str] = []
+    if len({result.objective for result in results}) > 1:
+        notes.append(_MIXED)
+    notes += [
+        f"NOT HELD OUT: {result.train_overlap:,} bases lie in the training regions of "
+        f"{result.model}."
+        for result in results
+        if result.train_overlap
+    ]
+    return Comparison(
+        genome=first.genome,
+        genome_checksum=first.genome_checksum,
+        regions=first.regions,
+        targets=first.overall.targets,
+        rows=tuple(rows),
+        notes=tuple(notes),
+    )
+
+
+def _row(result: EvaluationResult) -> Row:
+    """Describe a model."""
+    if result.objective == "causal":
+        context = f"{result.window - result.stride + 1:,} to {result.window:,}"
+    else:
+        context = f"up to {result.window - 1:,}"
+    return Row(
+        result.model,
+        result.parameters,
+        _METRIC[result.objective],
+        _SEES[result.objective],
+        context,
+        result.overall,
+    )
+
+
 def _spell_out(value: Any) -> None:
     """Add the perplexities to every measure of a record."""
     if isinstance(value, dict):
@@ -328,17 +420,17 @@ def _spell_out(value: Any) -> None:
 
 
 def _read_measure(record: dict[str, Any]) -> Measure:
+    """Make a measure of its record, without the perplexities that were spelled out."""
     derived = ("perplexity", "perplexity_acgt")
     return Measure(**{key: value for key, value in record.items() if key not in derived})
 
 
-def _read_floor(record: dict[str, Any]) -> Floor:
+def _read_baseline(record: dict[str, Any]) -> Baseline:
+    """Make a baseline of its record."""
     other = record["context_measure"]
-    return Floor(
-        **{
-            **record,
-            "rates": tuple(record["rates"]),
-            "measure": _read_measure(record["measure"]),
-            "context_measure": None if other is None else _read_measure(other),
-        }
-    )
+    parts = {
+        "rates": tuple(record["rates"]),
+        "measure": _read_measure(record["measure"]),
+        "context_measure": None if other is None else _read_measure(other),
+    }
+    return Baseline(**{**record, **parts})

@@ -9,9 +9,9 @@ before it and is not scored by a causal model, unless context before it is read 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -21,19 +21,28 @@ from numpy.typing import NDArray
 from megabase.data.augment import codes_to_ids
 from megabase.data.sources import Sequence
 from megabase.errors import InputError
-from megabase.evaluate.batching import run_batched
-from megabase.evaluate.given import as_codes, require_several
 from megabase.evaluate.log_probs import token_log_probs
 from megabase.evaluate.provenance import Provenance
+from megabase.evaluate.sequences import Span, as_codes, plan_windows, require_several, run_batched
 from megabase.genome.alphabet import reverse_complement, warn_ambiguous
 from megabase.models.loading import Loaded, load, require_length
 from megabase.models.scored_model import ModelSpec
 
-__all__ = ["STRANDS", "ScoreOptions", "SequenceScores", "log_probs_of", "score_sequences",
-           "score_table"]  # fmt: skip
-
 Strands = Literal["forward", "reverse", "both"]
 STRANDS: tuple[Strands, ...] = ("forward", "reverse", "both")
+"""Strands that can be read; ``"both"`` is the mean of the two."""
+_COLUMNS: dict[str, Any] = {
+    "name": pl.String,
+    "contig": pl.String,
+    "start": pl.Int64,
+    "end": pl.Int64,
+    "strand": pl.String,
+    "length": pl.Int64,
+    "scored": pl.Int64,
+    "log_likelihood": pl.Float64,
+    "perplexity": pl.Float64,
+}
+"""Columns of a table of scores, stated so that an empty table has them too."""
 
 
 @dataclass(frozen=True)
@@ -88,94 +97,64 @@ class SequenceScores:
         return f"SequenceScores by {self.provenance.model}\n{self.table}"
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A window over a sequence: codes [start, end), of which [first, last) are wanted."""
+class _Row(NamedTuple):
+    """Codes to read in one direction; those at the start and at the end are context only."""
 
-    owner: int
-    start: int
-    end: int
-    first: int
-    last: int
+    codes: NDArray[np.uint8]
+    lead: int
+    after: int
 
 
-def _pieces(owner: int, length: int, lead: int, after: int, masked: bool, window: int, stride: int
-            ) -> Iterator[_Piece]:  # fmt: skip
-    stop = length - after
+def _windows(row: _Row, masked: bool, window: int, stride: int) -> list[Span]:
+    """Lay windows over a sequence: a causal model looks back, a masked one to both sides."""
+    length, lead, stop = len(row.codes), row.lead, len(row.codes) - row.after
     if length <= window:
-        yield _Piece(owner, 0, length, lead, stop)
-        return
-    if masked:
-        for first in range(lead, stop, stride):
-            last = min(first + stride, stop)
-            start = min(max(0, first - (window - stride) // 2), length - window)
-            yield _Piece(owner, start, start + window, first, last)
-        return
-    first, end = 0, window
-    while first < stop:
-        end = min(end, stop)
-        if end > lead:
-            yield _Piece(owner, max(0, end - window), end, max(first, lead), end)
-        first, end = end, end + stride
+        return [Span(0, length, lead, stop)]
+    if not masked:
+        spans = plan_windows(stop, window, window - stride, "before", (lead, stop))
+        return [span._replace(first=max(span.first, lead)) for span in spans]
+    spans: list[Span] = []
+    for first in range(lead, stop, stride):
+        start = min(max(0, first - (window - stride) // 2), length - window)
+        spans.append(Span(start, start + window, first, min(first + stride, stop)))
+    return spans
 
 
-def log_probs_of(
+def _log_probs(
     model: Loaded,
-    rows: list[tuple[NDArray[np.uint8], int, int]],
+    rows: list[_Row],
     options: ScoreOptions,
-    batch_tokens: int = 1 << 16,
-    record: Callable[[int], str] = lambda row: f"sequence {row + 1}",
+    batch_tokens: int,
+    record: Callable[[int], str],
 ) -> list[NDArray[np.float32]]:
-    """Give the log-probability of every base, read in the direction given.
-
-    Parameters
-    ----------
-    model
-        The model.
-    rows
-        Codes, and how many at the start and at the end are context only.
-    options
-        Window and stride.
-    batch_tokens
-        Most positions of a batch.
-    record
-        Gives the name of a row, for messages.
-
-    Returns
-    -------
-    list of NDArray[np.float32]
-        Natural logarithms, one array (length,) for each row; NaN where there is no score.
-    """
-    widest = max((len(codes) for codes, _, _ in rows), default=0)
+    """Give the log-probability of every base of each row, as read; NaN where there is no score."""
+    widest = max((len(row.codes) for row in rows), default=0)
     window = options.window or min(model.longest or widest, max(widest, 2))
     require_length(model, window, "a window")
     stride = options.stride or max(1, window // 2)
     if stride > window:
         raise InputError(f"stride {stride:,} is longer than the window, {window:,}")
     pieces = [
-        piece
-        for owner, (codes, lead, after) in enumerate(rows)
-        for piece in _pieces(owner, len(codes), lead, after, model.masked, window, stride)
+        (owner, span)
+        for owner, row in enumerate(rows)
+        for span in _windows(row, model.masked, window, stride)
     ]
-    found = [np.full(len(codes), np.nan, np.float32) for codes, _, _ in rows]
 
-    def run(codes: NDArray[np.uint8], numbers: NDArray[np.int64]) -> list[None]:
+    def run(codes: NDArray[np.uint8], numbers: NDArray[np.int64]) -> list[NDArray[np.float32]]:
         ids = codes_to_ids(torch.from_numpy(codes).to(model.device))
-        log_probs = token_log_probs(
-            model.model, ids, first="nan", batch_tokens=batch_tokens, name=model.name,
-            record=lambda row: record(pieces[numbers[row]].owner),
-        ).cpu().numpy()  # fmt: skip
-        for row, number in zip(log_probs, numbers.tolist(), strict=True):
-            piece = pieces[number]
-            wanted = slice(piece.first - piece.start, piece.last - piece.start)
-            found[piece.owner][piece.first : piece.last] = row[wanted]
-        return [None] * len(numbers)
+        found = token_log_probs(
+            model, ids, first="nan", batch_tokens=batch_tokens,
+            record=lambda row: record(pieces[numbers[row]][0]),
+        )  # fmt: skip
+        return list(found.cpu().numpy())
 
-    items = [rows[piece.owner][0][piece.start : piece.end] for piece in pieces]
-    run_batched(items, run, batch_tokens=batch_tokens, pad=not model.masked)
+    items = [rows[owner].codes[span.start : span.end] for owner, span in pieces]
+    read = run_batched(items, run, batch_tokens=batch_tokens, pad=not model.masked)
+    found = [np.full(len(row.codes), np.nan, np.float32) for row in rows]
+    for (owner, span), values in zip(pieces, read, strict=True):
+        found[owner][span.first : span.last] = span.part(values)
     return [
-        values[lead : len(values) - after]
-        for values, (_, lead, after) in zip(found, rows, strict=True)
+        values[row.lead : len(values) - row.after] for values, row in zip(found, rows, strict=True)
     ]
 
 
@@ -213,23 +192,19 @@ def score_table(
     InputError
         When a window does not fit the model.
     """
-    rows: list[tuple[NDArray[np.uint8], int, int]] = []
+    rows: list[_Row] = []
     for one in sequences:
-        flipped = reverse_complement(one.codes)
-        if model.masked:
-            forward, backward = (
-                (one.codes, one.context, one.after),
-                (flipped, one.after, one.context),
-            )
-        else:
-            forward = (one.codes[: len(one.codes) - one.after], one.context, 0)
-            backward = (flipped[: len(flipped) - one.context], one.after, 0)
-        if options.strands != "reverse":
-            rows.append(forward)
-        if options.strands != "forward":
-            rows.append(backward)
+        directions = (
+            _Row(one.codes, one.context, one.after),
+            _Row(reverse_complement(one.codes), one.after, one.context),
+        )
+        for strand, row in zip(STRANDS, directions, strict=False):
+            if options.strands in (strand, "both"):
+                # A causal model never reads what stands behind the bases it scores.
+                stop = len(row.codes) - row.after
+                rows.append(row if model.masked else _Row(row.codes[:stop], row.lead, 0))
     strands = 2 if options.strands == "both" else 1
-    found = log_probs_of(
+    found = _log_probs(
         model, rows, options, batch_tokens, lambda row: sequences[row // strands].name
     )
     records: list[dict[str, Any]] = []
@@ -257,24 +232,8 @@ def score_table(
             sums = np.where(known, stacked, 0).sum(0)
             record["log_probs"] = np.where(count > 0, sums / np.maximum(count, 1), np.nan)
         records.append(record)
-    return pl.DataFrame(records, schema=_schema(options))
-
-
-def _schema(options: ScoreOptions) -> dict[str, Any]:
-    schema: dict[str, Any] = {
-        "name": pl.String,
-        "contig": pl.String,
-        "start": pl.Int64,
-        "end": pl.Int64,
-        "strand": pl.String,
-        "length": pl.Int64,
-        "scored": pl.Int64,
-        "log_likelihood": pl.Float64,
-        "perplexity": pl.Float64,
-    }
-    if options.per_base:
-        schema["log_probs"] = pl.List(pl.Float32)
-    return schema
+    per_base: dict[str, Any] = {"log_probs": pl.List(pl.Float32)} if options.per_base else {}
+    return pl.DataFrame(records, schema={**_COLUMNS, **per_base})
 
 
 def score_sequences(
@@ -312,7 +271,7 @@ def score_sequences(
     ------
     GenomeError
         For a letter that is no DNA letter.
-    InputError, InputError
+    InputError
         When the model gives no probabilities to bases, or a window does not fit it.
 
     Examples

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from megabase.errors import InputError, MissingDependencyError
-from megabase.evaluate.given import codes_of
+from megabase.evaluate.sequences import codes_of
 from megabase.genome import alphabet
 from megabase.models.checkpoints.finite import require_finite
 from megabase.models.loading import find_class, load

@@ -22,10 +22,8 @@ from torch import Tensor
 
 from megabase.data.sources import Sequence as Given
 from megabase.errors import InputError
-from megabase.evaluate.batching import run_batched
-from megabase.evaluate.given import codes_of
 from megabase.evaluate.provenance import Provenance
-from megabase.evaluate.stitching import Stitch, plan_windows
+from megabase.evaluate.sequences import Stitch, codes_of, plan_windows, run_batched
 from megabase.genome.alphabet import encode, reverse_complement
 from megabase.inference.input_stream import SequenceInput, region_columns
 from megabase.inference.jobs import RunOptions, Work, map_sequences
@@ -255,7 +253,7 @@ class Embedder:
             Bases that windows share over a sequence longer than the model reads; half of the
             longest input when None.
         stitch
-            Which window answers for a base (:data:`megabase.evaluate.stitching.Stitch`).
+            Which window answers for a base (:data:`megabase.evaluate.sequences.Stitch`).
 
         Yields
         ------

@@ -17,7 +17,7 @@ from megabase.data.sources import Sequence as Given
 from megabase.data.sources import genome_store
 from megabase.errors import InputError, OutputError
 from megabase.evaluate.provenance import Provenance
-from megabase.evaluate.stitching import Stitch
+from megabase.evaluate.sequences import Stitch
 from megabase.genome.alphabet import BASE_BITS, T
 from megabase.genome.files import atomic_file, check_output
 from megabase.genome.interval import Interval, one_based

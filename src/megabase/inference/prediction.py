@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megabase.errors import InputError
-from megabase.evaluate.batching import run_batched
-from megabase.evaluate.given import codes_of
-from megabase.evaluate.stitching import Span, Stitch, plan_windows
+from megabase.evaluate.sequences import Span, Stitch, codes_of, plan_windows, run_batched
 from megabase.genome.alphabet import BASE_BITS, PAD, reverse_complement
 from megabase.genome.interval import one_based
 from megabase.models.checkpoints.finite import require_finite
@@ -245,7 +243,7 @@ class Predictor:
         overlap
             Bases that neighbouring windows share; half of the window when None.
         stitch
-            Which window answers for a base (:data:`megabase.evaluate.stitching.Stitch`).
+            Which window answers for a base (:data:`megabase.evaluate.sequences.Stitch`).
 
         Returns
         -------
@@ -271,7 +269,7 @@ class Predictor:
         """Lay windows over a sequence of so many bases.
 
         Arguments as for :meth:`along`, and the part to answer for
-        (:func:`megabase.evaluate.stitching.plan_windows`).
+        (:func:`megabase.evaluate.sequences.plan_windows`).
         """
         most = self.longest
         if not self._loaded.encoder.per_base and self.by_base:

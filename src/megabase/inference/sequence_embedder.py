@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megabase.errors import InputError, MissingDependencyError
-from megabase.evaluate.given import codes_of
+from megabase.evaluate.sequences import codes_of
 from megabase.inference.embedding import Averaged, Embedder
 
 try:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megabase.data.augment import codes_to_ids
 from megabase.errors import InputError
-from megabase.evaluate.given import as_codes, require_several
+from megabase.evaluate.sequences import as_codes, require_several
 from megabase.genome.alphabet import decode, encode
 from megabase.inference.generation.decoding import Decoder, decoder, step_threads
 from megabase.inference.generation.sampling import Sampler, SamplingOptions

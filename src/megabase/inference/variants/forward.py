@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from megabase.data.augment import codes_to_ids
-from megabase.data.vocabulary import MASK_ID
 from megabase.errors import InputError
-from megabase.evaluate.batching import run_batched
-from megabase.evaluate.log_probs import token_log_probs
+from megabase.evaluate.log_probs import base_logits, predict_tokens, token_log_probs
+from megabase.evaluate.sequences import run_batched
 from megabase.genome.alphabet import BASE_TOKEN_IDS, T
 from megabase.inference.variants.alleles import AlleleWindows
 from megabase.inference.variants.prefix_layers import PrefixLayers
@@ -155,8 +154,8 @@ def _plain(
 
     def log_probs_of(codes: _Codes, rows: NDArray[np.int64]) -> list[_Values]:
         found = token_log_probs(
-            model.model, ids_of(codes), first="nan", batch_tokens=batch_tokens,
-            name=model.name, record=lambda row: names[rows[row]],
+            model, ids_of(codes), first="nan", batch_tokens=batch_tokens,
+            record=lambda row: names[rows[row]],
         )  # fmt: skip
         return list(found.float().cpu().numpy())
 
@@ -170,15 +169,19 @@ def _plain(
     same = [one for one in windows if one.ref_bases == one.alt_bases]
 
     def masked_of(codes: _Codes, rows: NDArray[np.int64]) -> list[tuple[float, float]]:
-        ids, hidden = ids_of(codes), [same[row] for row in rows.tolist()]
-        for row, one in zip(ids, hidden, strict=True):
-            row[one.offset : one.offset + one.ref_bases] = MASK_ID
+        variants = [same[row] for row in rows.tolist()]
+        hidden = torch.zeros(codes.shape, dtype=torch.bool)
+        for row, one in zip(hidden, variants, strict=True):
+            row[one.offset : one.offset + one.ref_bases] = True
         with inference_mode(model.model):
-            output: Any = model.model(input_ids=ids)
-            own = output.logits[..., BASE_TOKEN_IDS[0] : BASE_TOKEN_IDS[-1] + 1]
-            log_probs = own.float().log_softmax(-1).cpu().numpy().astype(np.float64)
+            found = predict_tokens(
+                model.model, ids_of(codes), "together",
+                lambda logits, _: base_logits(logits).log_softmax(-1),
+                wanted_BL=hidden.to(model.device),
+            )  # fmt: skip
+        log_probs = found.cpu().numpy().astype(np.float64)
         values = []
-        for row, one in zip(log_probs, hidden, strict=True):
+        for row, one in zip(log_probs, variants, strict=True):
             part = slice(one.offset, one.offset + one.ref_bases)
             site = np.arange(one.ref_bases)
             sums = [float(row[part][site, allele[part]].sum()) for allele in (one.ref, one.alt)]

@@ -1,0 +1,234 @@
+"""Sequences as functions take them, cut into windows and run through a model in batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megabase.errors import InputError
+from megabase.genome.alphabet import PAD, encode, warn_ambiguous
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+_Codes = NDArray[np.uint8]
+_Given = str | bytes | _Codes
+_Array = NDArray[Any]
+
+Stitch = Literal["centre", "before", "average"]
+"""``centre``: a base is answered for by the window in which it is farthest from both ends.
+``before``: by the window that has most DNA in front of it, for models that look back only.
+``average``: by the mean of all windows that cover it."""
+
+_WIDEST_PADDING = 0.75
+"""Padding a row by up to a quarter costs less than another batch; more than that does not."""
+
+
+def require_several(sequences: Iterable[_Item]) -> Iterable[_Item]:
+    """Refuse a single text, whose letters would be taken for sequences, and what is no collection.
+
+    Raises
+    ------
+    InputError
+        Saying what was expected.
+    """
+    if isinstance(sequences, (str, bytes, Path)):
+        raise InputError(
+            f"expected a list of sequences, found one text, {str(sequences)[:40]!r}; a single one "
+            'is written ["ACGT"], and files are read by the functions that end in _file, or on the '
+            "command line"
+        )
+    if not isinstance(sequences, Iterable):
+        raise InputError(f"expected a list of sequences, found {type(sequences).__name__}")
+    return sequences
+
+
+def codes_of(sequences: Iterable[_Given]) -> list[NDArray[np.uint8]]:
+    """Give the base codes of several sequences; errors and warnings as :func:`as_codes`."""
+    ambiguous: Counter[str] = Counter()
+    codes = [as_codes(one, ambiguous=ambiguous) for one in require_several(sequences)]
+    warn_ambiguous(ambiguous, "the sequences")
+    return codes
+
+
+def as_codes(
+    sequence: _Given, what: str = "the sequence", ambiguous: Counter[str] | None = None
+) -> NDArray[np.uint8]:
+    """Give the base codes of letters; codes are taken as they are.
+
+    Parameters
+    ----------
+    sequence
+        Letters or codes.
+    what
+        What they are, for the warning.
+    ambiguous
+        Where letters that are read as N are counted instead of a warning.
+
+    Warns
+    -----
+    AmbiguousLettersWarning
+        When letters are read as N.
+
+    Raises
+    ------
+    GenomeError
+        For a letter that is no DNA letter.
+    InputError
+        For anything else.
+    """
+    if isinstance(sequence, (str, bytes)):
+        counts = Counter[str]() if ambiguous is None else ambiguous
+        codes = encode(sequence, counts)
+        if ambiguous is None:
+            warn_ambiguous(counts, what)
+        return codes
+    if isinstance(sequence, np.ndarray) and sequence.dtype == np.uint8:
+        return sequence
+    kind = type(sequence).__name__
+    found = f"an array of {sequence.dtype}" if isinstance(sequence, np.ndarray) else kind
+    raise InputError(f"a sequence is DNA letters, or base codes (uint8); found {found}")
+
+
+def run_batched(
+    items: Sequence[_Codes],
+    function: Callable[[_Codes, NDArray[np.int64]], Sequence[_Result]],
+    *,
+    batch_tokens: int = 1 << 16,
+    pad: bool = False,
+) -> list[_Result]:
+    """Run a function over batches of sequences.
+
+    Longer sequences go first, so that running out of memory happens at once or never.
+
+    Parameters
+    ----------
+    items
+        Base codes, uint8 (length,) each.
+    function
+        Called with codes (rows, length) and the numbers of these rows in `items` (rows,); gives
+        one result for each row.
+    batch_tokens
+        Most positions of a batch; a longer sequence is a batch of its own.
+    pad
+        Whether rows of different lengths may share a batch, filled up on the right with padding
+        codes. Right for causal models only: a padded position never changes an earlier one. When
+        False, all rows of a batch have the same length and nothing is padded.
+
+    Returns
+    -------
+    list
+        Results in the order of `items`.
+    """
+    lengths = np.array([len(item) for item in items], dtype=np.int64)
+    results: list[_Result | None] = [None] * len(items)
+    order = np.argsort(-lengths, kind="stable")
+    low = 0
+    while low < len(order):
+        width = int(lengths[order[low]])
+        most = max(1, batch_tokens // max(width, 1))
+        high = low + 1
+        while high < len(order) and high - low < most:
+            length = int(lengths[order[high]])
+            if length != width and not (pad and length >= _WIDEST_PADDING * width):
+                break
+            high += 1
+        rows = order[low:high]
+        codes = np.full((len(rows), width), PAD, dtype=np.uint8)
+        for row, number in zip(codes, rows.tolist(), strict=True):
+            row[: lengths[number]] = items[number]
+        for number, result in zip(rows.tolist(), function(codes, rows), strict=True):
+            results[number] = result
+        low = high
+    return [result for result in results if result is not None]
+
+
+class Span(NamedTuple):
+    """A window and the part of it that counts; all 0-based half-open, in the whole sequence."""
+
+    start: int
+    end: int
+    first: int
+    last: int
+
+    def part(self, values: _Array) -> _Array:
+        """Give the part that counts of values (end - start, ...) of the window."""
+        return values[self.first - self.start : self.last - self.start]
+
+
+def plan_windows(
+    length: int,
+    window: int,
+    overlap: int,
+    rule: Stitch = "centre",
+    part: tuple[int, int] | None = None,
+) -> list[Span]:
+    """Lay windows over a sequence.
+
+    Windows begin every ``window - overlap`` bases; the last one is moved back to end with the
+    sequence, so that all have the same length. A sequence no longer than a window is one window.
+
+    Parameters
+    ----------
+    length
+        Bases of the sequence.
+    window
+        Bases of a window.
+    overlap
+        Bases that neighbours share.
+    rule
+        Who answers for a base that several windows cover. With ``centre`` neighbours meet in the
+        middle of what they share; with ``before`` the earlier window keeps all of it.
+    part
+        Give only the windows that answer for bases of this part, (first, after the last); they are
+        the same as in the plan of the whole sequence.
+
+    Returns
+    -------
+    list of Span
+        In order. Their parts tile the sequence, but for ``average``, where they are the windows.
+
+    Raises
+    ------
+    InputError
+        For an unknown rule, or an overlap that is negative or not smaller than the window.
+
+    Examples
+    --------
+    >>> plan_windows(10, 6, 2)
+    [Span(start=0, end=6, first=0, last=5), Span(start=4, end=10, first=5, last=10)]
+    """
+    if rule not in get_args(Stitch):
+        raise InputError(f"windows are stitched by {', '.join(get_args(Stitch))}; found {rule!r}")
+    if window < 1 or not 0 <= overlap < window:
+        raise InputError(
+            f"the overlap must be 0 or more and smaller than the window of {window:,} bases; found "
+            f"{overlap:,}"
+        )
+    low, high = (0, length) if part is None else part
+    if length <= window:
+        return [Span(0, length, 0, length)]
+    step = window - overlap
+    count = -(-(length - window) // step) + 1
+
+    def start_of(number: int) -> int:
+        return min(number * step, length - window)
+
+    # A genome has millions of windows: only those near the part are looked at.
+    near = range(max(0, (low - window) // step - 1), min(count, high // step + 2))
+    spans: list[Span] = []
+    for number in near:
+        start, end = start_of(number), start_of(number) + window
+        first, last = start, end
+        if rule == "before":
+            first = start_of(number - 1) + window if number else 0
+        elif rule == "centre":
+            first = (start + start_of(number - 1) + window + 1) // 2 if number else 0
+            last = (start_of(number + 1) + end + 1) // 2 if number + 1 < count else length
+        if first < high and last > low:
+            spans.append(Span(start, end, first, last))
+    return spans
