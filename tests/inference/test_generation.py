@@ -149,4 +149,4 @@ def test_only_endings_of_fasta_are_written(tmp_path: Path) -> None:
     from megabase.inference.generation.job import generate_file
 
     with pytest.raises(OutputError, match=r"x\.csv: the ending says the format; expected one of"):
-        generate_file(tmp_path / "x.csv")
+        generate_file(None, tmp_path / "x.csv")

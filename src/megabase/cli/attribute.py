@@ -14,9 +14,8 @@ from megabase.cli.embed import add_source_options
 from megabase.cli.inference_options import (
     add_model_option,
     add_run_options,
-    progress_bar,
     refuse_unused,
-    run_options,
+    running,
     source_of,
 )
 from megabase.errors import InputError
@@ -97,10 +96,9 @@ def run(args: Namespace) -> int:
     if args.logo is not None:
         _check_place(args, source)
     options = AttributeOptions(args.target, args.method, args.baseline, args.steps)
-    with progress_bar("sequences") as progress:
+    with running(args, "sequences") as how:
         target = attribute_file(
-            source, args.output, args.model, options, batch_tokens=args.batch_tokens,
-            progress=progress, **run_options(args),
+            source, args.output, args.model, options, **how,
         )  # fmt: skip
     print(f"wrote {target}")
     if args.logo is not None:

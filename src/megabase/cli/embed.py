@@ -13,9 +13,8 @@ from megabase.cli.inference_options import (
     add_kind_options,
     add_model_option,
     add_run_options,
-    progress_bar,
     refuse_unused,
-    run_options,
+    running,
     source_of,
 )
 from megabase.errors import InputError
@@ -101,11 +100,10 @@ def run(args: Namespace) -> int:
         )
     source = source_of(args)
     strands = "both" if args.both_strands else "forward"
-    with progress_bar("sequences") as progress:
+    with running(args, "sequences") as options:
         target = embed_file(
             args.model, source, args.output, layer=args.layer, pooling=args.pooling,
-            long=args.long, strands=strands, batch_tokens=args.batch_tokens,
-            progress=progress, **run_options(args),
+            long=args.long, strands=strands, **options,
         )  # fmt: skip
     print(f"wrote {target}")
     if args.plot is not None:

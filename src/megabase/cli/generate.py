@@ -9,15 +9,13 @@ was written beside a genome: composition, words, longest exact copy.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from megabase.cli.inference_options import (
     add_kind_options,
     add_run_options,
-    progress_bar,
     refuse_unused,
-    run_options,
+    running,
 )
 from megabase.errors import InputError
 
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     from megabase.evaluate.provenance import Provenance
     from megabase.genome.store import GenomeStore
     from megabase.inference.generation.generate import Generated
-    from megabase.inference.generation.job import GenerateJob
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
@@ -131,13 +128,13 @@ def run(args: Namespace) -> int:
 
     from megabase.data.sources import genome_store
     from megabase.inference.generation.job import (
-        GenerateJob,
         GenerateOptions,
-        PromptInput,
         generate_file,
+        generate_records,
     )
     from megabase.inference.generation.sampling import SamplingOptions
     from megabase.inference.input_stream import SequenceInput
+    from megabase.models.scored_model import threads
 
     sampling = SamplingOptions(
         args.temperature, args.top_k, args.top_p, args.min_p, args.letters.upper(), args.seed
@@ -146,59 +143,43 @@ def run(args: Namespace) -> int:
     options = GenerateOptions(
         args.length, args.samples, stop, args.batch_size, args.with_prompt, sampling
     )
-    source = None
+    prompts: str | SequenceInput = args.prompt or ""
     if args.prompts is not None:
-        source = SequenceInput(
+        prompts = SequenceInput(
             args.prompts, args.genome, args.kind, column=args.sequence, strict=args.strict
         )
-    prompts = PromptInput(args.prompt or "", source)
-    job = GenerateJob(prompts, args.model, options)
     written: list[Generated] = []
+    made_from: list[Provenance] = []
+
+    def keep(one: Generated, provenance: Provenance) -> None:
+        if args.check is not None:
+            written.append(one)
+            made_from[:] = [provenance]
+
     with ExitStack() as stack:
         genome = None if args.check is None else stack.enter_context(genome_store(args.check))
-        keep = None if genome is None else written.append
+        how = stack.enter_context(running(args, "bases"))
         if args.output is None:
-            _print_records(job, args, keep)
+            with threads(args.threads):
+                for record in generate_records(
+                    args.model,
+                    prompts,
+                    options,
+                    device=args.device,
+                    keep=keep,
+                    progress=how.get("progress"),
+                ):
+                    sys.stdout.write(record)
+                    sys.stdout.flush()
         else:
-            with progress_bar("bases") as progress:
-                target = generate_file(
-                    args.output, prompts, args.model, options, keep=keep, progress=progress,
-                    **run_options(args),
-                )  # fmt: skip
+            target = generate_file(
+                args.model, args.output, prompts, options, keep=keep,
+                **how,
+            )  # fmt: skip
             print(f"wrote {target}", file=sys.stderr)
         if genome is not None and written:  # of the ranks of torchrun, the one that writes
-            _check(args, written, genome, job.provenance())
+            _check(args, written, genome, made_from[0])
     return 0
-
-
-def _print_records(
-    job: GenerateJob, args: Namespace, keep: Callable[[Generated], object] | None
-) -> None:
-    """Print every sequence as soon as its chunk is written."""
-    from megabase.inference.generation.job import fasta_record
-    from megabase.models.scored_model import threads
-
-    provenance, found = job.provenance(), False
-    with threads(args.threads), progress_bar("bases") as progress:
-        done = 0
-
-        def wrote(count: int) -> None:
-            nonlocal done
-            done += count
-            if progress is not None:
-                progress("model", done, None)
-
-        job.wrote = wrote
-        write = job.open(args.device)
-        for chunk in job.chunks():
-            for one in write(chunk):
-                found = True
-                sys.stdout.write(fasta_record(one, provenance, job.options))
-                if keep is not None:
-                    keep(one)
-            sys.stdout.flush()
-    if not found:
-        job.refuse_empty()
 
 
 def _check(

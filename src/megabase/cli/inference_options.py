@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megabase.errors import InputError
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from megabase.inference.input_stream import SequenceInput
+    from megabase.inference.jobs import RunOptions
 
 __all__ = [
     "add_kind_options",
@@ -24,7 +25,7 @@ __all__ = [
     "check_output",
     "progress_bar",
     "refuse_unused",
-    "run_options",
+    "running",
     "source_of",
 ]
 
@@ -57,15 +58,17 @@ def add_run_options(parser: ArgumentParser, *, batch_tokens: bool = True) -> Non
         )
 
 
-def run_options(args: Namespace) -> dict[str, Any]:
-    """Give the options of :func:`add_run_options` as arguments of ``run_job``."""
-    return {
-        "workers": args.devices,
-        "device": args.device,
-        "threads": args.threads,
-        "resume": args.resume,
-        "overwrite": args.overwrite,
-    }
+@contextlib.contextmanager
+def running(args: Namespace, unit: str) -> Iterator[RunOptions]:
+    """Give the options of :func:`add_run_options`, with a progress bar that counts in `unit`."""
+    with progress_bar(unit) as progress:
+        options: RunOptions = {
+            "workers": args.devices, "device": args.device, "threads": args.threads,
+            "resume": args.resume, "overwrite": args.overwrite, "progress": progress,
+        }  # fmt: skip
+        if "batch_tokens" in args:
+            options["batch_tokens"] = args.batch_tokens
+        yield options
 
 
 def check_output(target: Path, args: Namespace) -> None:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 from megabase.cli.inference_options import (
     add_kind_options,
     add_run_options,
-    progress_bar,
     refuse_unused,
-    run_options,
+    running,
     source_of,
 )
 from megabase.errors import InputError
@@ -91,11 +90,6 @@ def run(args: Namespace) -> int:
     # Neither: what the model folder or the prompt says of its training.
     both = True if args.both_strands else False if args.one_strand else None
     track = str(args.output).lower().endswith(TRACK_SUFFIXES)
-    common = {
-        "batch_tokens": args.batch_tokens,
-        "prompt": args.prompt,
-        **run_options(args),
-    }
     if track and args.input is not None:
         raise InputError(
             f"{args.output} is a track along a genome: name places with --regions instead of the "
@@ -117,10 +111,10 @@ def run(args: Namespace) -> int:
             both_strands=both, threshold=args.threshold, shortest=args.min_length,
             join=args.join,
         )  # fmt: skip
-        with progress_bar("bases") as progress:
+        with running(args, "bases") as how:
             target = predict_track(
                 args.genome, args.output, args.model, regions=args.regions, options=options,
-                calls=args.calls, progress=progress, strict=args.strict, **common,
+                calls=args.calls, strict=args.strict, prompt=args.prompt, **how,
             )  # fmt: skip
         print(f"wrote {target}" + (f" and {args.calls}" if args.calls else ""))
         return 0
@@ -146,10 +140,10 @@ def run(args: Namespace) -> int:
         "for a track along a genome (an output that ends in .bw or .bed, and no input)",
     )
     source = source_of(args)
-    with progress_bar("sequences") as progress:
+    with running(args, "sequences") as how:
         target = predict_file(
-            source, args.output, args.model, both_strands=both, progress=progress,
-            **common,
+            source, args.output, args.model, both_strands=both,
+            prompt=args.prompt, **how,
         )  # fmt: skip
     print(f"wrote {target}")
     return 0

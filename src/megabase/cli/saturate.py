@@ -13,8 +13,7 @@ from megabase.cli.inference_options import (
     add_model_option,
     add_run_options,
     check_output,
-    progress_bar,
-    run_options,
+    running,
 )
 
 if TYPE_CHECKING:
@@ -101,8 +100,8 @@ def run(args: Namespace) -> int:
         tracks = {name: Path(f"{args.bigwig}.{name}.bw") for name in names if args.bigwig}
         for path in tracks.values():
             refuse_existing(path, args.overwrite)
-        progress = stack.enter_context(progress_bar("bases"))
-        run_job(job, target, progress=progress, **run_options(args))
+        running_options = stack.enter_context(running(args, "bases"))
+        run_job(job, target, **running_options)
         if not target.exists():
             return 0  # another rank writes the output
         print(f"wrote {target}", file=sys.stderr)

@@ -14,8 +14,7 @@ from megabase.cli.inference_options import (
     add_model_option,
     add_run_options,
     check_output,
-    progress_bar,
-    run_options,
+    running,
 )
 from megabase.errors import InputError
 
@@ -94,7 +93,7 @@ def run(args: Namespace) -> int:
             args.context,
             args.batch_tokens,
         )
-        progress = stack.enter_context(progress_bar("sequences"))
-        run_job(job, target, progress=progress, **run_options(args))
+        running_options = stack.enter_context(running(args, "sequences"))
+        run_job(job, target, **running_options)
     print(f"wrote {target}", file=sys.stderr)
     return 0

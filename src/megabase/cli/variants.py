@@ -6,7 +6,6 @@ cannot be scored keeps its line and says why.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -14,9 +13,7 @@ from megabase.cli.inference_options import (
     add_model_option,
     add_run_options,
     add_strict_option,
-    check_output,
-    progress_bar,
-    run_options,
+    running,
 )
 
 if TYPE_CHECKING:
@@ -67,45 +64,20 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
-    from pathlib import Path
+    from megabase.inference.variants.variants_job import score_variants_file
 
-    from megabase.data.sources import genome_store
-    from megabase.inference.sharding import run_job
-    from megabase.inference.tables import TABLE_SUFFIXES, require_table_suffix
-    from megabase.inference.variants.scorer import VariantOptions
-    from megabase.inference.variants.variants_job import VariantsJob
-    from megabase.inference.variants.vcf_output import VCF_SUFFIXES, index_vcf, require_prefix
-
-    target = Path(args.output)
-    suffix = require_table_suffix(target, (*VCF_SUFFIXES, *TABLE_SUFFIXES))
-    methods = None if args.methods is None else tuple(args.methods)
-    options = VariantOptions(args.window, methods, args.strands, args.placement)
-    require_prefix(args.prefix)
-    check_output(target, args)
-    with contextlib.ExitStack() as stack:
-        store = stack.enter_context(genome_store(args.genome))
-        job = VariantsJob(
-            Path(args.input),
-            target,
-            store.path,
-            args.model,
-            options,
-            args.prefix,
-            args.allow_mismatches,
-            args.strict,
-            args.batch_tokens,
-        )
-        progress = stack.enter_context(progress_bar("records"))
-        run_job(job, target, progress=progress, **run_options(args))
-    if job.found is None or not target.exists():
+    with running(args, "records") as options:
+        found = score_variants_file(
+            args.model, args.input, args.genome, args.output, window=args.window,
+            methods=args.methods, strands=args.strands, placement=args.placement,
+            prefix=args.prefix, allow_mismatches=args.allow_mismatches, strict=args.strict,
+            **options,
+        )  # fmt: skip
+    if found is None:
         return 0  # another rank writes the output
-    print(f"wrote {target}: {job.found.records:,} records", file=sys.stderr)
-    if suffix in (".vcf.gz", ".vcf.bgz", ".bcf") and target.is_file():  # a pipe has no index
-        for old in (".tbi", ".csi"):
-            target.with_name(target.name + old).unlink(missing_ok=True)
-        if job.found.in_order:
-            lengths = [length or 0 for length in job.found.contigs.values()]
-            print(f"wrote {index_vcf(target, max(lengths, default=0))}", file=sys.stderr)
-        else:
-            print("no index: the records are not in order (bcftools sort)", file=sys.stderr)
+    print(f"wrote {args.output}: {found.records:,} records", file=sys.stderr)
+    if found.index_file is not None:
+        print(f"wrote {found.index_file}", file=sys.stderr)
+    elif args.output.lower().endswith((".gz", ".bgz", ".bcf")) and found.output.is_file():
+        print("no index: the records are not in order (bcftools sort)", file=sys.stderr)
     return 0

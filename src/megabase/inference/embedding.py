@@ -26,7 +26,7 @@ from megabase.evaluate.provenance import Provenance
 from megabase.evaluate.sequences import Stitch, codes_of, plan_windows, run_batched
 from megabase.genome.alphabet import encode, reverse_complement
 from megabase.inference.input_stream import SequenceInput, region_columns
-from megabase.inference.jobs import RunOptions, Work, map_sequences
+from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, map_sequences
 from megabase.inference.matrix_files import check_matrix_target, matrix_frame, merge_matrix
 from megabase.models.checkpoints.finite import require_finite
 from megabase.models.loading import load
@@ -124,7 +124,7 @@ class Embedder:
         pooling: Pool = "mean",
         long: Long = "error",
         strands: Averaged = "forward",
-        batch_tokens: int = 1 << 16,
+        batch_tokens: int = BATCH_TOKENS,
         device: str | torch.device | None = None,
     ) -> None:
         if pooling not in POOLINGS:
@@ -332,7 +332,7 @@ def embed(
     pooling: Pool = "mean",
     long: Long = "error",
     strands: Averaged = "forward",
-    batch_tokens: int = 1 << 16,
+    batch_tokens: int = BATCH_TOKENS,
     device: str | torch.device | None = None,
 ) -> Embeddings:
     """Embed sequences, one vector for each.
@@ -383,7 +383,6 @@ def embed_file(
     pooling: Pool | Literal["none"] = "mean",
     long: Long = "error",
     strands: Averaged = "forward",
-    batch_tokens: int = 1 << 16,
     **running: Unpack[RunOptions],
 ) -> Path:
     """Embed a file of sequences.
@@ -396,7 +395,7 @@ def embed_file(
         What is read.
     output
         Its ending says the format (:data:`megabase.inference.matrix_files.MATRIX_SUFFIXES`).
-    layer, long, strands, batch_tokens
+    layer, long, strands
         As for :class:`Embedder`.
     pooling
         As for :class:`Embedder`; ``"none"`` for one vector for each base.
@@ -417,7 +416,7 @@ def embed_file(
     per_base = pooling == "none"
     make = partial(
         Embedder, model, layer=layer, pooling="mean" if per_base else pooling, long=long,
-        strands=strands, batch_tokens=batch_tokens,
+        strands=strands, batch_tokens=running.get("batch_tokens", BATCH_TOKENS),
     )  # fmt: skip
     chunks = partial(SequenceInput.chunks, bases=_CHUNK_BASES, most=_CHUNK_SEQUENCES)
 

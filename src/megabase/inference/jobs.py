@@ -35,7 +35,8 @@ from megabase.inference.input_stream import SequenceInput
 from megabase.inference.parts import PartFolder, refuse_existing
 from megabase.models.scored_model import choose_device, threads
 
-__all__ = ["Progress", "RunOptions", "Work", "map_file", "map_sequences"]
+__all__ = ["BATCH_TOKENS", "Progress", "RunOptions", "Share", "Work", "check_run", "map_file",
+           "map_sequences"]  # fmt: skip
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, items done, and items in all (None while unknown)."""
@@ -44,6 +45,10 @@ Part = pl.DataFrame | str | Mapping[str, NDArray[Any]]
 """Result of a chunk: a frame (kept as Parquet), lines of text, or arrays (kept as npz)."""
 
 _POLL_SECONDS = 0.1  # a chunk takes seconds or more, so looking more often would show nothing new
+
+
+BATCH_TOKENS = 1 << 16
+"""Positions of a forward pass: a small model then keeps a CPU or a GPU busy in a few GB."""
 
 
 class RunOptions(TypedDict, total=False):
@@ -60,6 +65,8 @@ class RunOptions(TypedDict, total=False):
         Threads of each process for tensor operations on the CPU.
     resume, overwrite
         As for :meth:`megabase.inference.parts.PartFolder.open`.
+    batch_tokens
+        About how many positions a forward pass takes: time and memory (not for ``generate``).
     progress
         Called now and then.
     """
@@ -69,6 +76,7 @@ class RunOptions(TypedDict, total=False):
     threads: int
     resume: bool
     overwrite: bool
+    batch_tokens: int
     progress: Progress | None
 
 
@@ -98,13 +106,39 @@ class Work:
 
 
 @dataclass(frozen=True)
-class _Share:
+class Share:
     """Which chunks a process computes, and with what."""
 
     rank: int = 0
     world: int = 1
     device: str | None = None
     threads: int = 1
+
+
+def check_run(output: str | Path, **running: Unpack[RunOptions]) -> Share:
+    """Refuse options that cannot be, and an output that cannot be written, before any work.
+
+    Raises
+    ------
+    MegabaseError
+        Saying which.
+    """
+    workers, device = running.get("workers"), running.get("device")
+    number = running.get("threads", 1)
+    if workers is not None and workers < 1:
+        raise InputError(f"the number of workers must be 1 or more, found {workers}")
+    if number < 1:
+        raise InputError(f"the number of threads must be 1 or more, found {number}")
+    if device is not None:
+        choose_device(device)  # refuses one that is not there
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and is_stream(Path(output)):
+        raise InputError(f"{output}: the processes of torchrun need a file to write to")
+    rank = int(os.environ.get("RANK", 0)) if world > 1 else 0
+    if rank == 0:
+        refuse_existing(Path(output), running.get("overwrite", False))
+    local = int(os.environ.get("LOCAL_RANK", rank)) if world > 1 else 0
+    return Share(rank, world, _worker_device(device, local), number)
 
 
 def map_file(
@@ -145,12 +179,9 @@ def map_file(
     output = Path(output)
     workers, device = running.get("workers"), running.get("device")
     progress = running.get("progress")
-    share = _first_share(running)
-    if share.world > 1 and is_stream(output):
-        raise InputError(f"{output}: the processes of torchrun need a file to write to")
+    share = check_run(output, **running)
     if share.rank > 0:
         return _help(work, output, share)
-    refuse_existing(output, running.get("overwrite", False))
     count = _worker_count(device) if workers is None else workers
     # Where others compute, the model of this process only tells its name and digest.
     aside = share.world == 1 and count > 1
@@ -224,23 +255,6 @@ def _naming_the_file(verb: Callable[[Any, Any], Part], name: str, ready: Any, ch
         raise InputError(f"{name}: {error}") from error
 
 
-def _first_share(running: RunOptions) -> _Share:
-    """Refuse options that cannot be; give the share of this process."""
-    workers, device = running.get("workers"), running.get("device")
-    number = running.get("threads", 1)
-    if workers is not None and workers < 1:
-        raise InputError(f"the number of workers must be 1 or more, found {workers}")
-    if number < 1:
-        raise InputError(f"the number of threads must be 1 or more, found {number}")
-    if device is not None:
-        choose_device(device)  # refuses one that is not there
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world == 1:
-        rank = 0
-    local = int(os.environ.get("LOCAL_RANK", rank)) if world > 1 else 0
-    return _Share(rank, world, _worker_device(device, local), number)
-
-
 def _worker_count(device: str | None) -> int:
     """Give the number of GPUs, or of cores when the CPU computes (one thread each)."""
     import torch
@@ -290,7 +304,7 @@ def _begun(
 
 
 def _work(
-    work: Work, folder: PartFolder, share: _Share, ready: Any = None,
+    work: Work, folder: PartFolder, share: Share, ready: Any = None,
     progress: Progress | None = None,
 ) -> int:  # fmt: skip
     """Compute the chunks of one process; give the number of all chunks."""
@@ -320,7 +334,7 @@ def _write_part(result: Part, path: Path) -> None:
             np.savez(file, **result)  # pyright: ignore[reportArgumentType]
 
 
-def _help(work: Work, output: Path, share: _Share) -> Path:
+def _help(work: Work, output: Path, share: Share) -> Path:
     """Compute the share of a rank of ``torchrun`` other than 0, which begins the folder."""
     folder = PartFolder.join(output, work.suffix)
     while not (folder.path / _started()).is_file():  # torchrun ends this rank when rank 0 fails
@@ -343,7 +357,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _child(work: Work, output: Path, parts: Path, share: _Share, failed: Any) -> None:
+def _child(work: Work, output: Path, parts: Path, share: Share, failed: Any) -> None:
     """Compute the share of a worker process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # The parent reads the same input and says it once.
@@ -382,7 +396,7 @@ def _spawn(
     failed = context.SimpleQueue()
     children = []
     for rank in range(world):
-        share = _Share(rank, world, _worker_device(device, rank), number)
+        share = Share(rank, world, _worker_device(device, rank), number)
         told = (work, folder.target, folder.path, share, failed)
         children.append(context.Process(target=_child, args=told, daemon=True))
     try:

@@ -243,7 +243,7 @@ class Writer:
         batch_size: int | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> None:
-        self.model, self.name = model.model, model.name
+        self.model, self.name, self.digest = model.model, model.name, model.digest
         self.length, self.options = length, options or SamplingOptions()
         self.stop = [_Motif(motif) for motif in stop]
         self.batch_size = batch_size

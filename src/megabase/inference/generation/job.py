@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Unpack
+
+import torch
 
 from megabase.errors import InputError
 from megabase.evaluate.provenance import Provenance
@@ -15,52 +17,17 @@ from megabase.genome.files import is_stream
 from megabase.inference.generation.generate import Generated, Prompt, Task, Writer, task_chunks
 from megabase.inference.generation.sampling import SamplingOptions
 from megabase.inference.input_stream import SequenceInput
-from megabase.inference.sharding import Progress, run_job
+from megabase.inference.jobs import Progress, RunOptions, Work, map_file
 from megabase.inference.tables import require_table_suffix
 from megabase.models.loading import load
-from megabase.models.scored_model import choose_device
+from megabase.models.scored_model import ModelSpec, choose_device
 
-__all__ = ["GenerateJob", "GenerateOptions", "PromptInput", "fasta_record", "generate_file"]
+__all__ = ["GenerateOptions", "fasta_record", "generate_file", "generate_records"]
 
 _LINE = 80
 _PLAIN = (".fa", ".fasta", ".fna", ".ffn")
 FASTA_SUFFIXES = (*_PLAIN, *(f"{end}{more}" for end in _PLAIN for more in (".gz", ".bgz")))
 """Endings of an output, plain or bgzip."""
-
-
-@dataclass(frozen=True)
-class PromptInput:
-    """What sequences begin with: letters, or the records of a file.
-
-    Parameters
-    ----------
-    text
-        Letters; none when empty.
-    source
-        File of prompts: FASTA, a table, or BED with a genome.
-
-    Raises
-    ------
-    InputError
-        For letters beside a file, or a file of variants.
-    """
-
-    text: str = ""
-    source: SequenceInput | None = None
-
-    def __post_init__(self) -> None:
-        if self.source is None:
-            return
-        if self.text:
-            raise InputError("prompts are letters or a file, not both")
-        self.source.refuse_variants()
-
-    def read(self) -> Iterator[Prompt]:
-        """Stream the prompts, in file order."""
-        if self.source is None:
-            yield Prompt.of(self.text)
-        else:
-            yield from (Prompt(one.codes, one.name) for one in self.source.read())
 
 
 @dataclass(frozen=True)
@@ -86,110 +53,6 @@ class GenerateOptions:
                 "length, samples and batch_size must be 1 or more, found "
                 f"{self.length}, {self.samples} and {self.batch_size}"
             )
-
-
-@dataclass
-class GenerateJob:
-    """The work of ``megabase generate``.
-
-    Parameters
-    ----------
-    prompts
-        What is read.
-    model
-        As for :func:`megabase.inference.generation.generate.generate`.
-    options
-        What decides the letters.
-    keep
-        Called by :meth:`merge` with each sequence, in order.
-    wrote
-        Called with the number of bases written since the last call, by this process.
-    """
-
-    prompts: PromptInput = field(default_factory=PromptInput)
-    model: str | None = None
-    options: GenerateOptions = field(default_factory=GenerateOptions)
-    keep: Callable[[Generated], object] | None = None
-    wrote: Callable[[int], object] | None = None
-    suffix: str = ".jsonl"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to this process: its callbacks, and anything that is loaded."""
-        return {**self.__dict__, "keep": None, "wrote": None}
-
-    def writer(self, device: str | None = None) -> Writer:
-        """Load the model."""
-        model = load(self.model, head="language", device=choose_device(device))
-        options = self.options
-        return Writer(
-            model, options.length, options.sampling, options.stop, options.batch_size, self.wrote
-        )
-
-    def provenance(self) -> Provenance:
-        """Check the prompts against the model, and give what is computed.
-
-        Raises
-        ------
-        InputError
-            For a prompt that does not fit: found before the first base is written.
-        """
-        return self._provenance
-
-    @cached_property
-    def _provenance(self) -> Provenance:
-        ready = load(self.model, head="language")
-        options = self.options
-        writer = Writer(ready, options.length, options.sampling, options.stop)
-        for prompt in self.prompts.read():
-            writer.check(prompt)
-        asked = {**asdict(options), "stop": list(options.stop)}
-        if self.prompts.source is not None:
-            return self.prompts.source.provenance("generate", ready.name, ready.digest, **asked)
-        asked["prompt"] = self.prompts.text
-        return Provenance("generate", ready.name, ready.digest, options=asked)
-
-    def chunks(self) -> Iterator[list[Task]]:
-        """Give the sequences to write in chunks."""
-        options = self.options
-        yield from task_chunks(
-            self.prompts.read(), options.samples, options.length, options.batch_size
-        )
-
-    def items(self, chunk: list[Task]) -> int:
-        """Count bases to write."""
-        return len(chunk) * self.options.length
-
-    def open(self, device: str | None) -> Callable[[list[Task]], list[Generated]]:
-        """Load the model and give the function from tasks to sequences."""
-        return self.writer(device).write
-
-    def write_part(self, result: list[Generated], path: Path) -> None:
-        """Write the sequences of a chunk."""
-        lines = (json.dumps(asdict(one)) + "\n" for one in result)
-        path.write_text("".join(lines), encoding="utf-8")
-
-    def refuse_empty(self) -> NoReturn:
-        """Say that there was no prompt."""
-        source = self.prompts.source
-        raise InputError(f"{source.path if source else 'the input'}: holds no prompt")
-
-    def merge(self, parts: list[Path], target: Path) -> None:
-        """Write the FASTA file."""
-        if not parts:
-            self.refuse_empty()
-        if target.suffix in (".gz", ".bgz"):
-            import pysam
-
-            file: Any = pysam.BGZFile(str(target), "wb", None)
-        else:
-            file = target.open("wb")
-        with file:
-            for part in parts:
-                for line in part.read_text(encoding="utf-8").splitlines():
-                    one = Generated(**json.loads(line))
-                    file.write(fasta_record(one, self.provenance(), self.options).encode())
-                    if self.keep is not None:
-                        self.keep(one)
 
 
 def fasta_record(one: Generated, provenance: Provenance, options: GenerateOptions) -> str:
@@ -224,34 +87,30 @@ def _word(text: str) -> str:
 
 
 def generate_file(
-    target: str | Path,
-    prompts: PromptInput | None = None,
-    model: str | None = None,
+    model: ModelSpec,
+    output: str | Path,
+    prompts: str | SequenceInput = "",
     options: GenerateOptions | None = None,
     *,
-    keep: Callable[[Generated], object] | None = None,
-    progress: Progress | None = None,
-    **running: Any,
+    keep: Callable[[Generated, Provenance], object] | None = None,
+    **running: Unpack[RunOptions],
 ) -> Path:
     """Write sequences with a causal language model into a FASTA file.
 
     Parameters
     ----------
-    target
+    model
+        Model folder, run folder, preset or Hub name; None for the packaged model; or a model.
+    output
         The FASTA file; bgzip when it ends in ``.gz``.
     prompts
-        What sequences begin with; nothing when None.
-    model
-        Model folder, run folder, preset or Hub name; None for the packaged model.
+        What sequences begin with: letters, or the records of a file.
     options
         What decides the letters.
     keep
-        Called with every sequence in order, once all are there.
-    progress
-        Called with what is being done, bases written, and bases in all (None while unknown).
+        Called with every sequence in order, once all are there, and what it was made from.
     **running
-        ``workers``, ``device``, ``threads``, ``resume``, ``overwrite``: see
-        :func:`megabase.inference.sharding.run_job`.
+        See :class:`megabase.inference.jobs.RunOptions`; the items of ``progress`` are bases.
 
     Returns
     -------
@@ -263,25 +122,131 @@ def generate_file(
     MegabaseError
         For prompts, a model or an output that cannot be used.
     """
-    if not is_stream(Path(target)):
-        require_table_suffix(Path(target), FASTA_SUFFIXES)
-    job = GenerateJob(prompts or PromptInput(), model, options or GenerateOptions(), keep)
-    if progress is None:
-        return run_job(job, target, **running)
-    show = progress
-    done = within = 0
+    output, options = Path(output), options or GenerateOptions()
+    if not is_stream(output):
+        require_table_suffix(output, FASTA_SUFFIXES)
+    _refuse_variants(prompts)
+    show = running.get("progress")
+    bases = _Bases(show)
+    if show is not None:
+        running["progress"] = bases.chunk_done
 
-    # A chunk may take hours. Work done in this process is shown base by base.
-    def wrote(count: int) -> None:
-        nonlocal within
-        within += count
-        show("model", done + within, None)
+    def describe(writer: Writer) -> Provenance:
+        writer.progress = bases.wrote
+        return _describe(prompts, options, writer)
 
-    def finished(what: str, count: int, total: int | None) -> None:
-        nonlocal done, within
+    def merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
+        with _open_fasta(target) as file:
+            for part in parts:
+                for line in part.read_text(encoding="utf-8").splitlines():
+                    one = Generated(**json.loads(line))
+                    file.write(fasta_record(one, provenance, options).encode())
+                    if keep is not None:
+                        keep(one, provenance)
+
+    work = Work(
+        _write, partial(_writer, model, options), partial(_chunks, prompts, options),
+        partial(_count, options.length), ".jsonl",
+    )  # fmt: skip
+    return map_file(work, output, describe, merge, **running)
+
+
+def generate_records(
+    model: ModelSpec,
+    prompts: str | SequenceInput = "",
+    options: GenerateOptions | None = None,
+    *,
+    device: str | None = None,
+    keep: Callable[[Generated, Provenance], object] | None = None,
+    progress: Progress | None = None,
+) -> Iterator[str]:
+    """Give the records of :func:`generate_file` one after the other, as soon as they are there."""
+    options = options or GenerateOptions()
+    _refuse_variants(prompts)
+    writer = _writer(model, options, choose_device(device))
+    provenance = _describe(prompts, options, writer)
+    writer.progress = _Bases(progress).wrote
+    for chunk in _chunks(prompts, options):
+        for one in writer.write(chunk):
+            yield fasta_record(one, provenance, options)
+            if keep is not None:
+                keep(one, provenance)
+
+
+class _Bases:
+    """Progress base by base, for work that is done in this process: a chunk may take hours."""
+
+    def __init__(self, show: Progress | None) -> None:
+        self.show = show or (lambda what, done, total: None)
+        self.done = self.within = 0
+
+    def wrote(self, count: int) -> None:
+        """Count bases of the chunk that is being written."""
+        self.within += count
+        self.show("model", self.done + self.within, None)
+
+    def chunk_done(self, what: str, count: int, total: int | None) -> None:
+        """Count the bases of finished chunks."""
         if what == "model":
-            done, within = count, 0
-        show(what, count, total)
+            self.done, self.within = count, 0
+        self.show(what, count, total)
 
-    job.wrote = wrote
-    return run_job(job, target, progress=finished, **running)
+
+def _refuse_variants(prompts: str | SequenceInput) -> None:
+    """Refuse a file of variants."""
+    if isinstance(prompts, SequenceInput):
+        prompts.refuse_variants()
+
+
+def _read(prompts: str | SequenceInput) -> Iterator[Prompt]:
+    """Stream the prompts, in file order."""
+    if isinstance(prompts, str):
+        yield Prompt.of(prompts)
+    else:
+        yield from (Prompt(one.codes, one.name) for one in prompts.read())
+
+
+def _chunks(prompts: str | SequenceInput, options: GenerateOptions) -> Iterator[list[Task]]:
+    """Give the sequences to write in chunks."""
+    chunk: list[Task] | None = None
+    for chunk in task_chunks(_read(prompts), options.samples, options.length, options.batch_size):
+        yield chunk
+    if chunk is None and isinstance(prompts, SequenceInput):
+        raise InputError(f"{prompts.path}: holds no prompt")
+
+
+def _count(length: int, chunk: list[Task]) -> int:
+    """Count bases to write."""
+    return len(chunk) * length
+
+
+def _writer(
+    model: ModelSpec, options: GenerateOptions, device: str | torch.device | None = None
+) -> Writer:
+    """Load the model."""
+    loaded = load(model, head="language", device=device)
+    return Writer(loaded, options.length, options.sampling, options.stop, options.batch_size)
+
+
+def _describe(prompts: str | SequenceInput, options: GenerateOptions, writer: Writer) -> Provenance:
+    """Check the prompts against the model, before the first base is written."""
+    for prompt in _read(prompts):
+        writer.check(prompt)
+    asked = {**asdict(options), "stop": list(options.stop)}
+    if isinstance(prompts, SequenceInput):
+        return prompts.provenance("generate", writer.name, writer.digest, **asked)
+    return Provenance("generate", writer.name, writer.digest, options={**asked, "prompt": prompts})
+
+
+def _write(writer: Writer, chunk: list[Task]) -> str:
+    """Write the sequences of a chunk, a line of JSON for each."""
+    return "".join(json.dumps(asdict(one)) + "\n" for one in writer.write(chunk))
+
+
+def _open_fasta(target: Path) -> Any:
+    """Open the output, bgzip by its ending."""
+    if target.suffix not in (".gz", ".bgz"):
+        return target.open("wb")
+    import pysam
+
+    return pysam.BGZFile(str(target), "wb", None)
