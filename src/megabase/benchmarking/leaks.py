@@ -153,22 +153,22 @@ def _genomes(config: BenchmarkConfig) -> list[tuple[str, list[str]]]:
     """List the genomes whose training regions are looked through: (store, regions)."""
     if config.pretrain_genome is not None:
         return [(config.pretrain_genome, list(config.pretrain_regions))]
-    from megabase.evaluate.run_data import find_run
+    from megabase.training.run_data import find_run
 
     found: list[tuple[str, list[str]]] = []
     for entry in config.entries:
         folder = Path(entry.start).expanduser()
         run = find_run(folder) if folder.is_dir() else None
         if run is not None and run.genome_path.is_file():
-            found.append((str(run.genome_path), [f"run:{run.folder}"]))
+            found.append((str(run.genome_path), [f"run:{run.path}"]))
     return list({path: (path, regions) for path, regions in found}.values())
 
 
 def _pretraining(config: BenchmarkConfig, task: Task) -> list[Any]:
     from megabase.data.regions import Regions
     from megabase.data.split import regions_of
-    from megabase.evaluate.run_data import find_run
     from megabase.genome.store import GenomeStore
+    from megabase.training.run_data import find_run
 
     found = []
     for path, places in _genomes(config):

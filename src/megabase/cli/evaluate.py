@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from megabase.data.regions import Regions
     from megabase.evaluate.results import EvaluationResult, Measure
-    from megabase.evaluate.run_data import RunData
     from megabase.genome.store import GenomeStore
+    from megabase.training.run_data import RunData
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
@@ -92,7 +92,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
-    from megabase.evaluate.run_data import find_run
+    from megabase.training.run_data import find_run
 
     model_run = None if args.model is None else find_run(args.model)
     files = _files(args, model_run)
@@ -137,7 +137,7 @@ def _files(args: Namespace, model_run: RunData | None) -> tuple[Path | None, Pat
     if args.output is not None:
         folder = Path(args.output)
     elif args.json is None and model_run is not None:
-        folder = model_run.folder
+        folder = model_run.path
     file = Path(args.json) if args.json is not None else folder and folder / "evaluation.json"
     if file is not None and (args.json is not None or file.parent.is_dir()):
         check_output(file, args.overwrite)
@@ -168,7 +168,7 @@ def _regions(
     elif own is not None:
         regions = own.regions(store, "test")
         if not len(regions):
-            raise ConfigError(f"the run {own.folder} held nothing out for test; give --regions")
+            raise ConfigError(f"the run {own.path} held nothing out for test; give --regions")
     else:
         raise ConfigError("--regions is missing: name contigs, stretches or BED files")
     if args.train_regions:

@@ -11,8 +11,8 @@ import yaml
 
 from megabase.data.regions import Regions
 from megabase.errors import InputError
-from megabase.evaluate.run_data import find_run
 from megabase.genome.store import GenomeStore
+from megabase.training.run_data import find_run
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_run_is_found_from_any_of_its_folders(
     run = write_run(tmp_path / "run", store)
     found = find_run(run / place)
     assert found is not None
-    assert found.folder.resolve() == run.resolve()
+    assert found.path.resolve() == run.resolve()
     assert found.genome_path == store.path
     assert found.genome_checksum == store.checksum
 

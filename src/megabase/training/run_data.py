@@ -1,0 +1,115 @@
+"""Genome and split of a pretraining run, for models in its folder."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from megabase.data.regions import Regions
+from megabase.data.split import read_intervals, regions_of, split_genome
+from megabase.errors import InputError
+from megabase.genome.store import GenomeStore
+from megabase.training.run_folder import RunFolder
+from megabase.untrusted import parsing
+
+_LEVELS = 3
+"""Folders to look in, from the model up: run/checkpoints/step-00000100."""
+
+
+class RunData(RunFolder):
+    """The folder of a run that was trained on a genome."""
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """Contents of ``data.json``."""
+        return self.record("data.json")
+
+    @property
+    def genome_path(self) -> Path:
+        """Where the genome store was."""
+        return Path(self.data["genome"]["path"])
+
+    @property
+    def genome_checksum(self) -> str:
+        """sha256 of the genome."""
+        return str(self.data["genome"]["sha256"])
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest training windows; None when the run does not say."""
+        with parsing(self.path / "config.yaml", self.error):
+            lengths = [stage.get("length") for stage in self.config().get("stages") or []]
+            return max((int(length) for length in lengths if length), default=None)
+
+    def regions(self, store: GenomeStore, part: Literal["train", "validation", "test"]) -> Regions:
+        """Give the regions of a part of the split; empty when the run had no such part.
+
+        Parameters
+        ----------
+        store
+            The genome of the run.
+        part
+            Which part.
+
+        Raises
+        ------
+        InputError
+            When `store` holds another genome than the run was trained on, or the split cannot be
+            worked out again.
+        """
+        if store.checksum != self.genome_checksum:
+            raise self.error(
+                f"{store.path} is not the genome of the run {self.path}: its sha256 is "
+                f"{store.checksum[:12]}, that of the run {self.genome_checksum[:12]}"
+            )
+        with parsing(self.path / "data.json", self.error):
+            split = self.data["splits"][part]
+            if len(split["regions"]) == split["number_of_regions"]:
+                return regions_of(store, split["regions"])
+            # The record lists only the beginning: the split is worked out again.
+            settings: dict[str, Any] = self.config()["data"]
+            if settings["windows"] == "intervals" and part == "train":
+                found = Regions.of(*read_intervals(store, settings["intervals"], "train"))
+            else:
+                names = ("include", "exclude", "validation", "test")
+                found = getattr(split_genome(store, **{key: settings[key] for key in names}), part)
+            if found.total != split["bases"]:
+                raise self.error(
+                    f"the {part} regions of the run {self.path} cannot be worked out again from "
+                    f"its config.yaml: found {found.total:,} bases, expected {split['bases']:,}; "
+                    "name them yourself (a BED file)"
+                )
+            return found
+
+
+def find_run(folder: str | Path) -> RunData | None:
+    """Find the run that a model belongs to.
+
+    Parameters
+    ----------
+    folder
+        A run folder, or a checkpoint inside one.
+
+    Returns
+    -------
+    RunData or None
+        None when there is none, or when it was trained on labelled sequences, not on a genome.
+
+    Raises
+    ------
+    InputError
+        When the run's ``data.json`` is broken.
+    """
+    start = Path(folder).expanduser().absolute()
+    if not start.is_dir():
+        return None
+    for path in (start, start.resolve(), *start.resolve().parents[: _LEVELS - 1]):
+        if all((path / name).is_file() for name in ("data.json", "config.yaml")):
+            run = RunData(path, InputError)
+            with parsing(path / "data.json", InputError):
+                if isinstance(run.data, dict) and "kind" in run.data and "genome" not in run.data:
+                    return None  # labels of a kind: a fine-tuning
+                _ = run.data["genome"]["sha256"], run.data["splits"]["train"]
+            return run
+    return None
