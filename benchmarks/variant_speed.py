@@ -49,7 +49,7 @@ from megabase.data.augment import codes_to_ids
 from megabase.genome.alphabet import BASE_TOKEN_IDS
 from megabase.genome.store import GenomeStore
 from megabase.genome.vcf import VcfRecord
-from megabase.inference.variants.alleles import AlleleWindows, cut_windows
+from megabase.inference.variants.alleles import AlleleWindows, Placement, cut_windows
 from megabase.inference.variants.scorer import VariantOptions, VariantScorer
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.loading import Loaded
@@ -65,7 +65,7 @@ class Case:
     store: Path
     snps: Path
     window: int
-    placement: str
+    placement: Placement
     variants: int  # of each process
     plain: int
     rounds: int
@@ -91,7 +91,7 @@ def records(case: Case, process: int) -> list[VcfRecord]:
 
 def scorer(case: Case) -> VariantScorer:
     model = Loaded(build(case.window), "causal-lm", "")
-    options = VariantOptions(case.window, placement=case.placement)  # pyright: ignore[reportArgumentType]
+    options = VariantOptions(case.window, placement=case.placement)
     return VariantScorer(model, GenomeStore.open(case.store), options)
 
 

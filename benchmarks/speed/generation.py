@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from benchmarks.speed.config import BenchError, GenerateConfig
 from benchmarks.speed.others import OtherWork
 from benchmarks.speed.point import build_model
-from megabase.inference.generation.decoding import Decoder, decoder, step_threads
+from megabase.inference.generation.decoding import Decoder, step_threads
 from megabase.inference.generation.sampling import Sampler, SamplingOptions
 from megabase.models.scored_model import threads
 
@@ -79,7 +79,7 @@ def run_generation(
     short = min(_SHORT, config.tokens)
     with torch.inference_mode():
         begin = time.perf_counter()
-        reader = decoder(model, config.batch, config.tokens)
+        reader = Decoder(model, config.batch, config.tokens)
         built = time.perf_counter() - begin
         first = _write(reader, config, short, _places(config, short))
         say(f"equality over {short:,} tokens: {_difference(model, first, config):.2e}")

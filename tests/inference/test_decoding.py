@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from megabase.errors import InputError
-from megabase.inference.generation.decoding import decoder
+from megabase.inference.generation.decoding import Decoder
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
@@ -54,7 +54,7 @@ def test_steps_after_a_prompt_equal_the_full_pass(name: str, prompt: int) -> Non
     model = build(name)
     ids = torch.randint(7, 11, (2, LENGTH), generator=torch.Generator().manual_seed(3))
     wanted = full(model, ids)
-    reader = decoder(model, batch=2, length=LENGTH)
+    reader = Decoder(model, batch=2, length=LENGTH)
     scores = reader.prefill(ids[:, :prompt])
     if prompt:
         assert torch.allclose(scores, wanted[:, prompt - 1], atol=1e-9)
@@ -69,7 +69,7 @@ def test_steps_after_a_prompt_equal_the_full_pass(name: str, prompt: int) -> Non
 def test_a_reset_forgets_and_may_change_the_batch() -> None:
     model = hyena()
     ids = torch.randint(7, 11, (3, 70), generator=torch.Generator().manual_seed(3))
-    reader = decoder(model, batch=1, length=80)
+    reader = Decoder(model, batch=1, length=80)
     for t in range(70):
         reader.step(ids[0, t : t + 1])
     reader.reset(batch=3)
@@ -80,7 +80,7 @@ def test_a_reset_forgets_and_may_change_the_batch() -> None:
 def test_half_precision_runs_in_its_own_type() -> None:
     model = hyena().to(torch.bfloat16)
     ids = torch.randint(7, 11, (1, 20), generator=torch.Generator().manual_seed(3))
-    reader = decoder(model, length=20)
+    reader = Decoder(model, length=20)
     reader.prefill(ids[:, :10])
     for t in range(10, 20):
         scores = reader.step(ids[:, t])
@@ -91,8 +91,8 @@ def test_half_precision_runs_in_its_own_type() -> None:
 def test_what_cannot_be_read_is_refused() -> None:
     model = hyena()
     with pytest.raises(InputError, match="at most 150"):
-        decoder(model, length=LENGTH + 1)
-    reader = decoder(model, length=3)
+        Decoder(model, length=LENGTH + 1)
+    reader = Decoder(model, length=3)
     reader.prefill(torch.tensor([[7, 8]]))
     with pytest.raises(InputError, match="prefill comes first"):
         reader.prefill(torch.tensor([[7, 8]]))
@@ -101,11 +101,11 @@ def test_what_cannot_be_read_is_refused() -> None:
         reader.step(torch.tensor([7]))
     assert reader.position == 3
     with pytest.raises(InputError, match="expected ids"):
-        decoder(model, batch=2).prefill(torch.tensor([[7, 8]]))
+        Decoder(model, batch=2).prefill(torch.tensor([[7, 8]]))
     with pytest.raises(InputError, match="1 or more"):
-        decoder(model, batch=0)
+        Decoder(model, batch=0)
     with pytest.raises(InputError, match="bidirectional"):
-        decoder(hyena(bidirectional="published"))
+        Decoder(hyena(bidirectional="published"))
     masked = CaduceusForMaskedLM(CaduceusConfig(d_model=16, n_layer=1))
     with pytest.raises(InputError, match="fills masked bases"):
-        decoder(masked)
+        Decoder(masked)

@@ -17,14 +17,16 @@ def written(*texts: str) -> list[Generated]:
     return [Generated(i, "", "", t, -len(t) * np.log(2), "length") for i, t in enumerate(texts)]
 
 
-def test_words_are_counted_in_every_place_and_not_across_n(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kmers_are_counted_at_every_position_and_not_across_n(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     text = "ACGTNacGGTACA"
     for part in (1 << 22, 2, 3):
-        monkeypatch.setattr("megabase.inference.generation.checks._PART", part)
+        monkeypatch.setattr("megabase.genome.kmers._PIECE", part)
         counts = count_kmers(encode(text), 2)
-        for i, word in enumerate(a + b for a in "ACGT" for b in "ACGT"):
-            wanted = sum(text.upper()[j : j + 2] == word for j in range(len(text)))
-            assert counts[i] == wanted, word
+        for i, kmer in enumerate(a + b for a in "ACGT" for b in "ACGT"):
+            wanted = sum(text.upper()[j : j + 2] == kmer for j in range(len(text)))
+            assert counts[i] == wanted, kmer
     assert count_kmers(encode("A"), 3).sum() == 0
 
 
@@ -37,7 +39,7 @@ def test_distance_of_tables() -> None:
     assert np.isnan(kmer_distance(a, a * 0))
 
 
-def test_a_copy_of_the_genome_is_found_out(tmp_path: Path) -> None:
+def test_an_exact_match_to_the_genome_is_found(tmp_path: Path) -> None:
     letters = "".join(np.random.default_rng(1).choice(list("ACGT"), 5_000))
     (tmp_path / "g.fa").write_text(f">c\n{letters}\n")
     store = GenomeStore.build(tmp_path / "g.fa", tmp_path / "g.mb")

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.modules.module import register_module_forward_hook
 
 from megabase.inference import attribute, embed, generate, score_sequences
-from megabase.inference.generation.decoding import decoder
+from megabase.inference.generation.decoding import Decoder
 from megabase.inference.generation.sampling import SamplingOptions
 from megabase.layers.incremental import can_stream
 from megabase.layers.linear import bare
@@ -75,7 +75,7 @@ def test_reading_token_by_token(language_model: Any, ids: Tensor) -> None:
         pytest.skip("reads both sides")
     want = language_model(ids).logits[:, -1]
     cpu_offload(language_model, execution_device=CPU)
-    steps = decoder(language_model, batch=2, length=ids.shape[1])
+    steps = Decoder(language_model, batch=2, length=ids.shape[1])
     steps.prefill(ids[:, :50])
     for i in range(50, ids.shape[1]):
         found = steps.step(ids[:, i])

@@ -1,9 +1,16 @@
-"""What written sequences are like: composition, words, and copies of a genome."""
+"""Checks of generated sequences: composition, k-mers, and longest exact matches to a genome.
+
+Longest exact matches are found, not estimated. The genome is streamed; memory is that of the
+queries and of one part of the genome. K-mers of the queries are looked up among the k-mers of each
+part. From every position where both agree, unless they already agreed one base before, the
+agreement is followed to its end. Both strands of the genome are searched.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,96 +19,101 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megabase.errors import InputError
-from megabase.genome.alphabet import BASE_BITS, N, encode
+from megabase.genome.alphabet import BASE_BITS, N, encode, reverse_complement
 from megabase.genome.files import write_json
 from megabase.genome.interval import Interval
-from megabase.genome.kmers import count_kmers
+from megabase.genome.kmers import count_kmers, pack_kmers
 from megabase.genome.store import GenomeStore
-from megabase.inference.generation.copies import Copy, longest_copies
 from megabase.inference.generation.generate import Generated
 
-__all__ = ["GenerationCheck", "SequenceCheck", "check_generated", "count_kmers", "kmer_distance"]
+__all__ = ["ExactMatch", "GenerationCheck", "check_generated", "kmer_distance",
+           "longest_exact_matches"]  # fmt: skip
 
-_PART = 1 << 22
+_PART = 1 << 20
+"""Bases of the genome whose k-mers are held at a time: some 20 MB."""
+_PAIRS = 1 << 20
+"""K-mers that are looked up at a time, since each may meet many in the queries."""
+_SHORTEST, _LONGEST = 6, 24
+"""Sizes of k-mers: shorter ones are everywhere by chance, and longer ones miss short matches."""
+_MOST_N = 0.5
+"""Share of N above which a random region says little about the genome, and is drawn again."""
+
 _Codes = NDArray[np.uint8]
+_Ints = NDArray[np.int64]
+_Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
-class SequenceCheck:
-    """Findings about one written sequence.
+class ExactMatch:
+    """The longest part of a query that a genome contains; None where there is none."""
 
-    Parameters
-    ----------
-    number, name, length
-        Running number, name of the prompt, bases written.
-    gc
-        Share of G and C among A, C, G, T; NaN without any.
-    bits_per_base
-        Negative log2 probability of its letters, under the model itself.
-    copy
-        Longest exact copy of the genome, prompt not counted; None without a genome.
-    """
+    length: int = 0
+    """Bases; 0 when the query shares not even the shortest k-mer."""
+    query_start: int = 0
+    """0-based start in the query."""
+    contig: str | None = None
+    start: int | None = None
+    """0-based start in the genome."""
+    end: int | None = None
+    """Exclusive end in the genome."""
+    strand: str | None = None
+    """``"-"`` where the genome holds the reverse complement."""
+
+
+@dataclass(frozen=True)
+class _SequenceCheck:
+    """Findings about one generated sequence; names are keys of the JSON output."""
 
     number: int
-    name: str
-    length: int
-    gc: float
-    bits_per_base: float
-    copy: Copy | None
+    name: str  # of its prompt
+    length: int  # bases generated
+    gc: float  # share of G and C among A, C, G, T; NaN without any
+    bits_per_base: float  # negative log2 probability of its letters, under the model itself
+    copy: ExactMatch | None  # longest exact match, prompt excluded; None without a genome
 
 
 @dataclass(frozen=True)
 class GenerationCheck:
-    """Findings about all written sequences, beside a genome.
+    """Findings about generated sequences against a genome; None where there is no genome.
 
-    Parameters
-    ----------
-    bases, gc, letters
-        Of all sequences together.
-    kmer
-        Size of the words compared.
-    genome, genome_sha256, genome_gc
-        The genome; None without one.
-    kmer_distance
-        Jensen-Shannon divergence, in bits, of the word frequencies of sequences and genome: 0 when
-        equal, 1 when they share no word.
-    kmer_distance_genome
-        The same for stretches of the genome of the same lengths, at random places: what is to be
-        expected of DNA of this amount.
-    kmer_distance_uniform
-        The same for random letters, all equally probable.
-    longest_copy
-        Bases of the longest exact copy.
-    longest_copy_uniform
-        Bases of the longest exact copy in random letters of the same lengths: what chance gives.
-    sequences
-        One by one.
+    Names of attributes are keys of the JSON output.
     """
 
     bases: int
+    """Of all sequences together, as `gc` and `letters`."""
     gc: float
     letters: dict[str, int]
     kmer: int
+    """Size of the k-mers that are compared."""
     genome: str | None
     genome_sha256: str | None
     genome_gc: float | None
     kmer_distance: float | None
+    """Jensen-Shannon divergence, in bits, of the k-mer frequencies of sequences and genome: 0 when
+    equal, 1 when they share no k-mer."""
     kmer_distance_genome: float | None
+    """The same for random regions of the genome of the same lengths: the value to expect of real
+    DNA of this amount."""
     kmer_distance_uniform: float | None
+    """The same for uniformly random letters."""
     longest_copy: int | None
+    """Bases of the longest exact match."""
     longest_copy_uniform: int | None
-    sequences: tuple[SequenceCheck, ...]
+    """Bases of the longest exact match of random letters of the same lengths: the value by
+    chance."""
+    sequences: tuple[_SequenceCheck, ...]
+    """One by one."""
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values; NaN becomes None."""
         return json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None)
 
     def save(self, path: str | Path, **more: Any) -> None:
-        """Write JSON, whole or not at all; `more` are further fields."""
+        """Write JSON atomically; `more` are further fields."""
         write_json(path, {**more, **self.to_dict()})
 
 
-def kmer_distance(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
+def kmer_distance(one: _Ints, other: _Ints) -> float:
     """Give the Jensen-Shannon divergence of two tables of counts, in bits; NaN without counts."""
     if not one.sum() or not other.sum():
         return float("nan")
@@ -121,26 +133,22 @@ def check_generated(
     *,
     kmer: int = 6,
     seed: int = 0,
-    progress: Callable[[int, int], object] | None = None,
+    progress: _Progress | None = None,
 ) -> GenerationCheck:
-    """Look at what a model wrote.
+    """Compare generated sequences, without their prompts, with a genome.
 
     Parameters
     ----------
     generated
-        The sequences; prompts are left out of everything.
+        The sequences.
     genome
         Genome to compare with, such as the one the model was trained on.
     kmer
-        Size of the words compared, 1 to 10.
+        Size of the k-mers that are compared, 1 to 10.
     seed
-        Of the random places and letters that serve as measure.
+        Of the random regions and letters that serve as references.
     progress
-        Called with genome bases searched for copies and the number in all.
-
-    Returns
-    -------
-    GenerationCheck
+        Called with genome bases searched for exact matches and the number in all.
 
     Raises
     ------
@@ -150,30 +158,34 @@ def check_generated(
     if not 1 <= kmer <= 10:
         raise InputError(f"kmer must lie between 1 and 10, found {kmer}")
     codes = [encode(one.sequence) for one in generated]
-    copies: list[Copy | None] = [None] * len(codes)
+    matches: list[ExactMatch | None] = [None] * len(codes)
     chance: int | None = None
+    genome_gc: float | None = None
     distances: list[float | None] = [None, None, None]
     if genome is not None:
         rng = np.random.default_rng(seed)
         uniform = [rng.integers(0, 4, len(row), dtype=np.uint8) for row in codes]
-        found = longest_copies([*codes, *uniform], genome, progress)
-        copies = list(found[: len(codes)])
-        chance = max((copy.length for copy in found[len(codes) :]), default=0)
-        table = sum_counts([genome.view(contig.name) for contig in genome.contigs], kmer)
-        pieces = _stretches(genome, [len(row) for row in codes], rng)
+        found = longest_exact_matches([*codes, *uniform], genome, progress)
+        matches = list(found[: len(codes)])
+        chance = max((match.length for match in found[len(codes) :]), default=0)
+        contigs = [genome.view(contig.name) for contig in genome.contigs]
+        table = _count_all(contigs, kmer)
+        regions = _random_regions(genome, [len(row) for row in codes], rng)
         distances = [
-            kmer_distance(sum_counts(rows, kmer), table) for rows in (codes, pieces, uniform)
+            kmer_distance(_count_all(rows, kmer), table) for rows in (codes, regions, uniform)
         ]
+        bases = _count_all(contigs, 1)
+        genome_gc = float((bases[1] + bases[2]) / bases.sum()) if bases.sum() else float("nan")
     rows = tuple(
-        SequenceCheck(
+        _SequenceCheck(
             one.number,
             one.name,
             len(one.sequence),
             _gc(one.sequence),
             -one.log_prob / np.log(2) / max(1, len(one.sequence)),
-            copy,
+            match,
         )
-        for one, copy in zip(generated, copies, strict=True)
+        for one, match in zip(generated, matches, strict=True)
     )
     text = "".join(one.sequence for one in generated)
     return GenerationCheck(
@@ -183,38 +195,31 @@ def check_generated(
         kmer=kmer,
         genome=None if genome is None else genome.name,
         genome_sha256=None if genome is None else genome.checksum,
-        genome_gc=None if genome is None else _genome_gc(genome),
+        genome_gc=genome_gc,
         kmer_distance=distances[0],
         kmer_distance_genome=distances[1],
         kmer_distance_uniform=distances[2],
-        longest_copy=max((copy.length for copy in copies if copy), default=None),
+        longest_copy=max((match.length for match in matches if match), default=None),
         longest_copy_uniform=chance,
         sequences=rows,
     )
 
 
-def sum_counts(rows: Sequence[_Codes], size: int) -> NDArray[np.int64]:
-    """Count the words of several sequences together."""
-    counts = np.zeros(4**size, np.int64)
-    for row in rows:
-        counts += count_kmers(row, size)
-    return counts
+def _count_all(rows: Iterable[_Codes], size: int) -> _Ints:
+    """Count the k-mers of several sequences together."""
+    return sum((count_kmers(row, size) for row in rows), np.zeros(4**size, np.int64))
 
 
 def _gc(text: str) -> float:
+    """Give the share of G and C."""
     strong, weak = text.count("G") + text.count("C"), text.count("A") + text.count("T")
     return strong / (strong + weak) if strong + weak else float("nan")
 
 
-def _genome_gc(genome: GenomeStore) -> float:
-    counts = sum_counts([genome.view(contig.name) for contig in genome.contigs], 1)
-    return float((counts[1] + counts[2]) / counts.sum()) if counts.sum() else float("nan")
-
-
-def _stretches(
+def _random_regions(
     genome: GenomeStore, lengths: Sequence[int], rng: np.random.Generator
 ) -> list[_Codes]:
-    """Fetch stretches at random places; those that are mostly N are drawn anew, a few times."""
+    """Fetch random regions; those that are mostly N are drawn again, a few times."""
     found: list[_Codes] = []
     for length in lengths:
         codes = np.empty(0, np.uint8)
@@ -226,12 +231,157 @@ def _stretches(
                 contig = genome.contigs[int(genome.lengths.argmax())]
                 codes = genome.view(contig.name)
                 break
-            place = int(rng.integers(int(room.sum())))
-            index = int(np.searchsorted(np.cumsum(room), place, side="right"))
-            start = place - int(room[:index].sum())
+            position = int(rng.integers(int(room.sum())))
+            index = int(np.searchsorted(np.cumsum(room), position, side="right"))
+            start = position - int(room[:index].sum())
             name = genome.contigs[index].name
             codes = genome.fetch(Interval(name, start, start + length))
-            if ((codes & np.uint8(BASE_BITS)) < N).mean() > 0.5:
+            if ((codes & np.uint8(BASE_BITS)) < N).mean() > _MOST_N:
                 break
         found.append(codes)
     return found
+
+
+class _Queries:
+    """All queries and their reverse complements in one array of codes, with sorted k-mers."""
+
+    def __init__(self, queries: Sequence[_Codes], k: int) -> None:
+        self.lengths = [len(query) for query in queries]
+        rows: list[_Codes] = []
+        starts: list[int] = []
+        end = 1  # a separator before, between and after: no agreement crosses it
+        for query in queries:
+            plain = (query & np.uint8(BASE_BITS)).astype(np.uint8)
+            for row in (plain, reverse_complement(plain)):
+                rows.append(row)
+                starts.append(end)
+                end += len(row) + 1
+        self.codes = np.full(end, N + 2, np.uint8)
+        for row, start in zip(rows, starts, strict=True):
+            # An N agrees with nothing, not even with an N.
+            self.codes[start : start + len(row)] = np.where(row < N, row, N + 2)
+        self.starts = np.array(starts, np.int64)
+        kmers, known = pack_kmers(self.codes, k)
+        positions = np.flatnonzero(known)
+        left = self.codes[positions - 1]
+        keys = kmers[positions] * np.uint64(8) + left.astype(np.uint64)
+        order = np.argsort(keys, kind="stable")
+        self.positions, self.keys = positions[order], keys[order]
+
+    def pairs(self, kmers: NDArray[np.uint64], left: _Codes) -> tuple[_Ints, _Ints]:
+        """Give (row of `kmers`, position in the queries) of equal k-mers after unequal letters."""
+        key = kmers * np.uint64(8)
+        own = key + left.astype(np.uint64)
+        begin, end = (np.searchsorted(self.keys, bound) for bound in (key, key + np.uint64(8)))
+        same_begin, same_end = (
+            np.searchsorted(self.keys, bound) for bound in (own, own + np.uint64(1))
+        )
+        row_a, at_a = _expand(begin, same_begin)
+        row_b, at_b = _expand(same_end, end)
+        return np.concatenate((row_a, row_b)), self.positions[np.concatenate((at_a, at_b))]
+
+
+def _expand(begin: _Ints, end: _Ints) -> tuple[_Ints, _Ints]:
+    """List every number of the ranges, each with the row of its range."""
+    count = end - begin
+    before = np.repeat(np.cumsum(count) - count, count)
+    rows = np.repeat(np.arange(len(count), dtype=np.int64), count)
+    return rows, np.repeat(begin, count) + np.arange(int(count.sum())) - before
+
+
+def longest_exact_matches(
+    queries: Sequence[_Codes], store: GenomeStore, progress: _Progress | None = None
+) -> tuple[ExactMatch, ...]:
+    """Find the longest exact match of each query in a genome.
+
+    Parameters
+    ----------
+    queries
+        Base codes, each uint8 (length,). N agrees with nothing.
+    store
+        The genome, searched on both strands.
+    progress
+        Called with genome bases searched so far and in all.
+
+    Returns
+    -------
+    tuple of ExactMatch
+        One for each query; of several equally long ones the first in the genome.
+    """
+    best = [ExactMatch() for _ in queries]
+    bases = sum(len(query) for query in queries)
+    if bases == 0 or store.total_length == 0:
+        return tuple(best)
+    # K-mers about as long as chance matches of this much DNA: few pairs, yet hardly a query
+    # without one. Queries that share no such k-mer are searched again with shorter ones.
+    chance = math.log(2 * bases * store.total_length, 4)
+    k = min(_LONGEST, max(_SHORTEST, round(chance) - 2))
+    todo = list(range(len(queries)))
+    while todo:
+        found = _search([queries[i] for i in todo], store, k, progress)
+        for i, match in zip(todo, found, strict=True):
+            best[i] = match
+        todo = [i for i in todo if best[i].length == 0 and len(queries[i]) >= _SHORTEST]
+        if k == _SHORTEST:
+            break
+        k = max(_SHORTEST, k - 4)
+    return tuple(best)
+
+
+def _search(
+    queries: Sequence[_Codes], store: GenomeStore, k: int, progress: _Progress | None
+) -> list[ExactMatch]:
+    """Find the longest matches of at least k bases."""
+    table = _Queries(queries, k)
+    best = [ExactMatch() for _ in queries]
+    searched = 0
+    for contig in store.contigs:
+        codes = store.view(contig.name)
+        for begin in range(0, max(0, len(codes) - k + 1), _PART):
+            # One base before, for the letter to the left.
+            first = max(0, begin - 1)
+            part = codes[first : begin + _PART + k - 1] & np.uint8(BASE_BITS)
+            kmers, known = pack_kmers(part, k)
+            positions = np.flatnonzero(known[begin - first :]) + (begin - first)
+            left = np.where(positions > 0, part[positions - 1], N).astype(np.uint8)
+            for i in range(0, len(positions), _PAIRS):
+                rows = slice(i, i + _PAIRS)
+                row, query = table.pairs(kmers[positions[rows]], left[rows])
+                if len(row):
+                    at = positions[rows][row] + first
+                    length = _extend(table.codes, query, codes, at, k)
+                    _keep_longest(best, table, query, length, contig.name, at)
+            searched += min(_PART, len(codes) - begin)
+            if progress is not None:
+                progress(searched, store.total_length)
+    return best
+
+
+def _extend(queries: _Codes, query: _Ints, codes: _Codes, at: _Ints, k: int) -> _Ints:
+    """Follow agreements of k bases to their ends; give their lengths."""
+    length = np.full(len(at), k, np.int64)
+    active = np.arange(len(at))
+    while len(active):
+        end = at[active] + length[active]
+        inside = end < len(codes)
+        active, end = active[inside], end[inside]
+        same = (codes[end] & np.uint8(BASE_BITS)) == queries[query[active] + length[active]]
+        active = active[same]
+        length[active] += 1
+    return length
+
+
+def _keep_longest(
+    best: list[ExactMatch], table: _Queries, query: _Ints, length: _Ints, contig: str, at: _Ints
+) -> None:
+    """Put agreements in the place of shorter matches of the same query."""
+    number = np.searchsorted(table.starts, query, side="right") - 1
+    # The longest first; among those the first in the genome.
+    for i in np.lexsort((at, -length)).tolist():
+        row, reverse = divmod(int(number[i]), 2)
+        size = int(length[i])
+        if size > best[row].length:
+            offset = int(query[i] - table.starts[number[i]])
+            start = table.lengths[row] - offset - size if reverse else offset
+            begin, strand = int(at[i]), "-" if reverse else "+"
+            best[row] = ExactMatch(size, start, contig, begin, begin + size, strand)

@@ -1,14 +1,13 @@
 """Causal language models one token at a time: one interface for all families.
 
-``decoder(model)`` gives an object with ``prefill``, ``step`` and ``reset``. Its scores are those of
-the full forward pass; what differs is the cost of a token. HyenaDNA's long convolutions run online
-(:mod:`megabase.ops.online_conv`), attention keeps keys and values, Mamba its states.
+Scores are those of the full forward pass; what differs is the cost of a token. HyenaDNA's long
+convolutions run online (:mod:`megabase.ops.online_conv`), attention keeps keys and values, Mamba
+its states.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,29 +16,75 @@ from megabase.errors import InputError, sequence_too_long
 from megabase.layers.backbone import Backbone
 from megabase.layers.incremental import BackboneSteps
 from megabase.layers.linear import function_of
+from megabase.models.mamba import MambaForCausalLM
 from megabase.models.scored_model import language_model_kind
 
-__all__ = ["Decoder", "decoder", "step_threads"]
+__all__ = ["Decoder", "step_threads"]
 
 _SMALL_STEP = 1 << 23
-"""Products of a step below which one thread is used."""
+"""Products of a step below which one thread is used: they take less time than waking a second."""
 
 
-class Decoder(ABC):
-    """A model that reads token by token and gives the scores of the next one.
+class Decoder:
+    """A causal language model that reads token by token and gives the scores of the next one.
+
+    Parameters
+    ----------
+    model
+        HyenaDNA (any order, not bidirectional), GPT or Mamba with a next-token head, in evaluation
+        mode: dropout is not applied. Changing its weights afterwards makes the decoder wrong.
+    batch
+        Sequences read side by side.
+    length
+        Most positions, prompt included; the longest input of the model when None. It bounds memory,
+        and a HyenaDNA computes its filter for as many.
 
     Attributes
     ----------
     batch
         Sequences read side by side.
     length
-        Positions that can be read, at most those of the model; None for no limit.
+        Positions that can be read; None for no limit.
     position
         Positions read so far.
+
+    Raises
+    ------
+    InputError
+        When the model has no next-token head, is bidirectional or of another family; when `batch`
+        or `length` is not above 0, or `length` is over what the model takes.
     """
 
-    def __init__(self, model: nn.Module, batch: int, length: int | None) -> None:
-        self.model, self.batch, self.length, self.position = model, batch, length, 0
+    def __init__(self, model: nn.Module, batch: int = 1, length: int | None = None) -> None:
+        name = type(model).__name__
+        if language_model_kind(model) != "causal":
+            raise InputError(
+                f"{name} fills masked bases and reads both sides: it cannot write from left to "
+                "right; use a causal model (HyenaDNA, GPT or Mamba)"
+            )
+        if batch < 1 or (length is not None and length < 1):
+            raise InputError(f"batch and length must be 1 or more, found {batch} and {length}")
+        self.model: Any = model
+        longest: int | None = getattr(self.model.config, "max_length", None)
+        if length is not None and longest is not None and length > longest:
+            raise self._too_long(length, longest)
+        self.batch, self.length, self.position = batch, length or longest, 0
+        backbone = getattr(getattr(model, "base_model", None), "backbone", None)
+        self._steps: BackboneSteps | _MambaSteps
+        if isinstance(backbone, Backbone) and self.length is not None:
+            with torch.inference_mode():
+                wide = self.model.config.residual_in_fp32
+                self._steps = BackboneSteps(backbone, self.length, wide)
+            head = self.model.lm_head
+            self._head = function_of(head, head.weight.device)
+        elif isinstance(model, MambaForCausalLM):
+            self._steps, self._head = _MambaSteps(model), _as_it_is
+        else:
+            raise InputError(
+                f"{name} cannot be read token by token here; the families that can are HyenaDNA, "
+                "GPT and Mamba"
+            )
+        self.reset()
 
     @torch.inference_mode()
     def prefill(self, input_ids: Tensor) -> Tensor:
@@ -58,9 +103,7 @@ class Decoder(ABC):
         Raises
         ------
         InputError
-            When something was read before, or the shape is wrong.
-        InputError
-            When the prompt is longer than :attr:`length`.
+            When something was read before, or the prompt is longer than :attr:`length`.
         """
         if input_ids.dim() != 2 or input_ids.shape[0] != self.batch:
             raise InputError(
@@ -73,21 +116,12 @@ class Decoder(ABC):
             )
         self._advance(input_ids.shape[1])
         if input_ids.shape[1] == 0:
-            return torch.zeros(self.batch, self.columns, device=input_ids.device)
-        return self._prefill(input_ids)
+            columns = int(self.model.lm_head.out_features)
+            return torch.zeros(self.batch, columns, device=input_ids.device)
+        return self._head(self._steps.prefill(input_ids))
 
     def step(self, input_ids: Tensor) -> Tensor:
-        """Read one more token of every sequence.
-
-        Parameters
-        ----------
-        input_ids
-            Shape (batch,).
-
-        Returns
-        -------
-        Tensor
-            Scores of the next token, shape (batch, columns).
+        """Read one more token of every sequence, (batch,); give scores as :meth:`prefill`.
 
         Raises
         ------
@@ -96,128 +130,52 @@ class Decoder(ABC):
         """
         self._advance(1)
         with torch.inference_mode():
-            return self._step(input_ids)
+            return self._head(self._steps.step(input_ids))
 
     def reset(self, batch: int | None = None) -> None:
         """Forget everything read; expect `batch` sequences, or as many as before."""
         self.batch, self.position = self.batch if batch is None else batch, 0
         with torch.inference_mode():
-            self._reset()
+            self._steps.reset(self.batch)
 
     def _advance(self, count: int) -> None:
+        """Count positions; refuse those beyond the length."""
+        if self.length is not None and self.position + count > self.length:
+            raise self._too_long(self.position + count, self.length)
         self.position += count
-        if self.length is not None and self.position > self.length:
-            asked, self.position = self.position, self.position - count
-            raise sequence_too_long(
-                asked,
-                self.length,
-                getattr(self.model.config, "length_setting", "its length"),  # pyright: ignore[reportAttributeAccessIssue,reportArgumentType]
-            )
 
-    @property
-    def columns(self) -> int:
-        """Columns of the scores."""
-        return int(cast("Any", self.model).lm_head.out_features)
-
-    @abstractmethod
-    def _prefill(self, ids_BL: Tensor) -> Tensor: ...
-    @abstractmethod
-    def _step(self, ids_B: Tensor) -> Tensor: ...
-    @abstractmethod
-    def _reset(self) -> None: ...
+    def _too_long(self, length: int, longest: int) -> InputError:
+        """Name the setting that bounds the length."""
+        setting = str(getattr(self.model.config, "length_setting", "its length"))
+        return sequence_too_long(length, longest, setting)
 
 
-class _ShellDecoder(Decoder):
-    """HyenaDNA, GPT and their mixtures."""
+class _MambaSteps:
+    """Steps of Mamba, whose states do not grow; they give scores."""
 
-    def __init__(self, model: nn.Module, batch: int, length: int | None) -> None:
-        super().__init__(model, batch, length)
-        shell = cast("Any", model)
-        with torch.inference_mode():
-            self._steps = BackboneSteps(
-                shell.base_model.backbone, cast("int", length), shell.config.residual_in_fp32
-            )
-        self._head = function_of(shell.lm_head, shell.lm_head.weight.device)
-        self.reset()
-
-    def _reset(self) -> None:
-        self._steps.reset(self.batch)
-
-    def _prefill(self, ids_BL: Tensor) -> Tensor:
-        return self._head(self._steps.prefill(ids_BL))
-
-    def _step(self, ids_B: Tensor) -> Tensor:
-        return self._head(self._steps.step(ids_B))
-
-
-class _MambaDecoder(Decoder):
-    """Mamba, whose states do not grow."""
-
-    def __init__(self, model: nn.Module, batch: int, length: int | None) -> None:
-        super().__init__(model, batch, length)
+    def __init__(self, model: Any) -> None:
+        self.model = model
         self._cache: Any = None
 
-    def _reset(self) -> None:
+    def reset(self, batch: int) -> None:
+        """Forget the states, whose size follows the next input."""
         self._cache = None
 
-    def _prefill(self, ids_BL: Tensor) -> Tensor:
-        model = cast("Any", self.model)
-        encoded = model.backbone(input_ids=ids_BL, use_cache=True, return_dict=True)
+    def prefill(self, ids_BL: Tensor) -> Tensor:
+        """Read prompts."""
+        encoded = self.model.backbone(input_ids=ids_BL, use_cache=True, return_dict=True)
         self._cache = encoded.cache
-        return model.lm_head(encoded.last_hidden_state[:, -1])
+        return self.model.lm_head(encoded.last_hidden_state[:, -1])
 
-    def _step(self, ids_B: Tensor) -> Tensor:
-        logits, self._cache = cast("Any", self.model).step(ids_B, self._cache)
+    def step(self, ids_B: Tensor) -> Tensor:
+        """Read a token."""
+        logits, self._cache = self.model.step(ids_B, self._cache)
         return logits
 
 
-def decoder(model: nn.Module, batch: int = 1, length: int | None = None) -> Decoder:
-    """Make a causal language model read token by token.
-
-    Parameters
-    ----------
-    model
-        HyenaDNA (any order, not bidirectional), GPT or Mamba with a next-token head, in evaluation
-        mode: dropout is not applied. Changing its weights afterwards makes the decoder wrong.
-    batch
-        Sequences read side by side.
-    length
-        Positions there will be at most, prompt included; the longest input of the model when None.
-        It bounds memory, and a HyenaDNA computes its filter for so many.
-
-    Returns
-    -------
-    Decoder
-
-    Raises
-    ------
-    InputError
-        When the model has no next-token head, is bidirectional, is of another family, or `batch` or
-        `length` is not above 0.
-    InputError
-        When `length` is over what the model takes.
-    """
-    name = type(model).__name__
-    if language_model_kind(model) != "causal":
-        raise InputError(
-            f"{name} fills masked bases and reads both sides: it cannot write from left to right; "
-            "use a causal model (HyenaDNA, GPT or Mamba)"
-        )
-    longest: int | None = getattr(model.config, "max_length", None)
-    if batch < 1 or (length is not None and length < 1):
-        raise InputError(f"batch and length must be 1 or more, found {batch} and {length}")
-    if length is not None and longest is not None and length > longest:
-        setting = str(getattr(model.config, "length_setting", "its length"))
-        raise sequence_too_long(length, longest, setting)
-    length = longest if length is None else length
-    if isinstance(getattr(getattr(model, "base_model", None), "backbone", None), Backbone):
-        return _ShellDecoder(model, batch, length)
-    if name == "MambaForCausalLM":
-        return _MambaDecoder(model, batch, length)
-    raise InputError(
-        f"{name} cannot be read token by token here; the families that can are HyenaDNA, GPT and "
-        "Mamba"
-    )
+def _as_it_is(scores: Tensor) -> Tensor:
+    """Stand for a head where steps give scores."""
+    return scores
 
 
 def step_threads(model: nn.Module, batch: int) -> int | None:

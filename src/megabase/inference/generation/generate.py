@@ -15,7 +15,7 @@ from megabase.data.augment import codes_to_ids
 from megabase.errors import InputError
 from megabase.evaluate.sequences import as_codes, require_several
 from megabase.genome.alphabet import decode, encode
-from megabase.inference.generation.decoding import Decoder, decoder, step_threads
+from megabase.inference.generation.decoding import Decoder, step_threads
 from megabase.inference.generation.sampling import Sampler, SamplingOptions
 from megabase.models.checkpoints.finite import require_finite
 from megabase.models.loading import Loaded, load
@@ -250,7 +250,7 @@ class Writer:
         self.progress = progress or (lambda count: None)
         self.longest, self.device = model.longest, model.device
         self._decoder: Decoder | None = None
-        decoder(self.model, 1, 1)  # refuses what cannot write, before anything is read
+        Decoder(self.model, 1, 1)  # refuses what cannot write, before anything is read
 
     def check(self, prompt: Prompt) -> None:
         """Refuse a prompt that does not fit, or holds what is no base."""
@@ -263,7 +263,7 @@ class Writer:
 
     def _reader(self, batch: int, length: int) -> Decoder:
         if self._decoder is None or self._decoder.length not in (None, length):
-            self._decoder = decoder(self.model, batch, length)
+            self._decoder = Decoder(self.model, batch, length)
         else:
             self._decoder.reset(batch)
         return self._decoder

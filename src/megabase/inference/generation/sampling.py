@@ -1,4 +1,4 @@
-"""Drawing the next token: temperature, top-k, top-p, min-p, allowed letters, and seeds.
+"""Sampling the next token: temperature, top-k, top-p, min-p, allowed letters, and seeds.
 
 Works on NumPy rows of scores: at a few letters, a tensor operation costs more than the arithmetic.
 
@@ -20,22 +20,29 @@ from megabase.genome.alphabet import encode
 __all__ = ["Sampler", "SamplingOptions", "probabilities"]
 
 _LETTERS = "ACGTN"
+"""Letters with a token of their own; other tokens are not DNA."""
 _BLOCK = 1024
-"""Random numbers drawn at a time for a sequence."""
+"""Random numbers drawn at a time for a sequence: one call for each would take most of a step."""
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How the next letter is drawn. All problems are reported together."""
+    """How the next letter is drawn.
+
+    Raises
+    ------
+    ConfigError
+        With all problems together.
+    """
 
     temperature: float = 1.0
     """Scores are divided by it; 0 takes the most probable letter."""
     top_k: int | None = None
-    """Keep the so many most probable letters."""
+    """Sample from the k most probable letters only."""
     top_p: float | None = None
-    """Keep the fewest letters, the most probable first, that together have this probability."""
+    """Sample from the fewest letters that together have this probability."""
     min_p: float | None = None
-    """Keep letters with at least this share of the probability of the most probable one."""
+    """Sample from letters of at least this share of the probability of the most probable one."""
     letters: str = "ACGT"
     """Letters that may be drawn, out of A, C, G, T, N; special tokens never are."""
     seed: int = 0
@@ -64,19 +71,9 @@ class SamplingOptions:
 
 
 def probabilities(scores_BA: NDArray[np.floating], options: SamplingOptions) -> NDArray[np.float64]:
-    """Give the probability of each allowed letter.
+    """Give the probabilities of allowed letters from their logits, both (sequences, letters).
 
-    Parameters
-    ----------
-    scores_BA
-        Scores (logits) of the allowed letters, shape (sequences, letters).
-    options
-        Temperature, then top-k, top-p and min-p, each on what the one before left.
-
-    Returns
-    -------
-    NDArray[np.float64]
-        Shape of `scores_BA`; rows sum to 1.
+    Temperature comes first, then top-k, top-p and min-p, each on what the one before left.
     """
     scores = scores_BA.astype(np.float64)
     if options.temperature == 0:
@@ -141,8 +138,8 @@ class Sampler:
 
         Returns
         -------
-        places : NDArray[np.intp]
-            Place of each letter in ``options.letters``, shape (sequences,).
+        letters : NDArray[np.intp]
+            Index of each letter in ``options.letters``, shape (sequences,).
         log_probs : NDArray[np.float64]
             Its natural log-probability among the allowed letters, under the model itself: at
             temperature 1 and without cuts.
@@ -156,8 +153,8 @@ class Sampler:
         scores = scores_BV[:, self._columns]
         cumulated = probabilities(scores, self.options).cumsum(axis=1)
         # The total is 1 but for rounding. A letter of probability 0 is never drawn: u < 1.
-        places = (cumulated <= uniform * cumulated[:, -1:]).sum(axis=1)
+        drawn = (cumulated <= uniform * cumulated[:, -1:]).sum(axis=1)
         wide = scores.astype(np.float64)
-        own = wide[np.arange(len(places)), places]
+        own = wide[np.arange(len(drawn)), drawn]
         top = wide.max(axis=1)
-        return places, own - top - np.log(np.exp(wide - top[:, None]).sum(axis=1))
+        return drawn, own - top - np.log(np.exp(wide - top[:, None]).sum(axis=1))

@@ -325,10 +325,9 @@ class VariantScorer:
 
     def _allele(self, values: NDArray[np.float64]) -> AlleleScore:
         """Give the values of an allele with the reason of the first that is missing."""
-        reasons = (
-            m.lacks for m, value in zip(self.methods, values, strict=True) if np.isnan(value)
-        )
-        return AlleleScore(tuple(values.tolist()), next(reasons, None))
+        missing = np.flatnonzero(np.isnan(values))
+        reason = self.methods[int(missing[0])].lacks if len(missing) else None
+        return AlleleScore(tuple(values.tolist()), reason)
 
     def _values(self, windows: list[AlleleWindows]) -> NDArray[np.float64]:
         """Give the value of every method, (windows, methods)."""

@@ -1,4 +1,4 @@
-"""Longest copies equal those found by looking for every stretch."""
+"""Longest exact matches equal those found by looking for every substring."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ import pytest
 
 from megabase.genome.alphabet import decode, encode, reverse_complement
 from megabase.genome.store import GenomeStore
-from megabase.inference.generation import copies
-from megabase.inference.generation.copies import longest_copies
+from megabase.inference.generation import checks
+from megabase.inference.generation.checks import longest_exact_matches
 
 
 def build(path: Path, **contigs: str) -> GenomeStore:
@@ -37,7 +37,7 @@ def letters(rng: np.random.Generator, size: int, alphabet: str = "ACGT") -> str:
 def test_random_queries(
     tmp_path: Path, seed: int, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copies, "_PART", part)
+    monkeypatch.setattr(checks, "_PART", part)
     rng = np.random.default_rng(seed)
     contigs = {"one": letters(rng, 900, "ACGTacgtN"), "two": letters(rng, 300, "AAAT")}
     store = build(tmp_path, **contigs)
@@ -50,26 +50,28 @@ def test_random_queries(
         decode(reverse_complement(encode(contigs["two"])))[200:] + "GC",
         letters(rng, 80, "ACGTN"),
     ]
-    found = longest_copies([encode(query) for query in queries], store)
-    for query, copy in zip(queries, found, strict=True):
+    found = longest_exact_matches([encode(query) for query in queries], store)
+    for query, match in zip(queries, found, strict=True):
         wanted = by_hand(query, list(contigs.values()))
-        assert copy.length == wanted if wanted >= 6 else copy.length == 0
-        if copy.contig is None:
+        assert match.length == wanted if wanted >= 6 else match.length == 0
+        if match.contig is None:
             continue
-        place = store.view(copy.contig)[copy.start : copy.end]
-        text = decode(reverse_complement(place) if copy.strand == "-" else place)
-        assert text == query[copy.query_start : copy.query_start + copy.length]
+        place = store.view(match.contig)[match.start : match.end]
+        text = decode(reverse_complement(place) if match.strand == "-" else place)
+        assert text == query[match.query_start : match.query_start + match.length]
 
 
 def test_nothing_to_look_for(tmp_path: Path) -> None:
     store = build(tmp_path, c="ACGTACGTAC")
-    assert longest_copies([], store) == ()
-    empty, short, none = longest_copies([encode(""), encode("ACG"), encode("NNNNNNNN")], store)
+    assert longest_exact_matches([], store) == ()
+    empty, short, none = longest_exact_matches(
+        [encode(""), encode("ACG"), encode("NNNNNNNN")], store
+    )
     assert empty.length == short.length == none.length == 0
 
 
 def test_the_end_of_a_contig_and_a_whole_query(tmp_path: Path) -> None:
     store = build(tmp_path, c="GATTACAGATTACATTGC", d="TTGCCCCCC")
-    whole, beyond = longest_copies([encode("ACATTGC"), encode("ACATTGCTTGCC")], store)
+    whole, beyond = longest_exact_matches([encode("ACATTGC"), encode("ACATTGCTTGCC")], store)
     assert (whole.length, whole.contig, whole.start, whole.end) == (7, "c", 11, 18)
     assert (beyond.length, beyond.strand) == (7, "+")
