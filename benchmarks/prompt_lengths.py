@@ -33,9 +33,13 @@ from megabase.data.labelled_files import read_text
 from megabase.genome import alphabet
 from megabase.genome.files import write_json
 from megabase.models import load_model
-from megabase.models.adapt.prompt_files import prompt_bytes, save_prompt
-from megabase.models.adapt.prompt_spec import PromptSpec, label_letters
-from megabase.models.adapt.prompting import PromptedModel
+from megabase.models.adapt.prompt import (
+    PromptedModel,
+    PromptSpec,
+    label_letters,
+    prompt_bytes,
+    save_prompt,
+)
 from megabase.report.plots import save_prompt_lengths
 from megabase.training.run_folder import environment
 

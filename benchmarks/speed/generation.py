@@ -25,7 +25,7 @@ from benchmarks.speed.others import OtherWork
 from benchmarks.speed.point import build_model
 from megabase.inference.generation.decoding import Decoder, step_threads
 from megabase.inference.generation.sampling import Sampler, SamplingOptions
-from megabase.models.scored_model import threads
+from megabase.models.loading import threads
 
 __all__ = ["run_generation"]
 

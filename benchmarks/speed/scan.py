@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks.speed import ROOT
 from benchmarks.speed.config import BenchError, ScanConfig
 from benchmarks.speed.others import OtherWork
-from megabase.models.scored_model import threads
+from megabase.models.loading import threads
 from megabase.ops import backend, kernels
 from megabase.ops.selective_scan import selective_scan
 

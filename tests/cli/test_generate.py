@@ -17,11 +17,11 @@ from megabase.inference.generation.generate import generate
 from megabase.inference.generation.sampling import SamplingOptions
 from megabase.models.auto import load_model
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
+from megabase.models.checkpoints.fingerprint import model_digest
 from megabase.models.hyenadna import (
     HyenaDNAForCausalLM,
     HyenaDNAForSequenceClassification,
 )
-from megabase.models.scored_model import model_digest
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ ADDRESSES = 4 << 30  # beyond what is mapped at the start: ends an allocation be
 INPUTS_OF_A_WORKER = 20_000
 MODULES = ("torch", "transformers", "polars", "pysam", "pybigtools", "safetensors.torch", "yaml",
            "jsonargparse", "megabase.models.auto", "megabase.models.checkpoints.convert",
-           "megabase.models.describe", "megabase.models.adapt.prompt_files",
+           "megabase.models.describe", "megabase.models.adapt.prompt",
            "megabase.models.adapt.lora",
            "megabase.report.genome_tracks", "megabase.report.run_record",
            "megabase.data.labelled_files", "megabase.training.run_data", "megabase.cli.pretrain",

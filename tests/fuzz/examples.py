@@ -167,7 +167,7 @@ def command(path: Path) -> None:
 
 
 def prompt(path: Path) -> None:
-    from megabase.models.adapt.prompt_files import read_prompt
+    from megabase.models.adapt.prompt import read_prompt
 
     read_prompt(path.parent)
 
@@ -380,9 +380,7 @@ def _weights(folder: Path) -> None:
 def _models(folder: Path) -> None:
     import torch
 
-    from megabase.models.adapt.prompt_files import save_prompt
-    from megabase.models.adapt.prompt_spec import PromptSpec
-    from megabase.models.adapt.prompting import PromptedModel
+    from megabase.models.adapt.prompt import PromptedModel, PromptSpec, save_prompt
     from megabase.models.auto import DEFAULT_MODEL
     from megabase.models.families import family_of
     from megabase.models.hyenadna.configuration import HyenaDNAConfig
@@ -419,7 +417,7 @@ def _models(folder: Path) -> None:
     made.mkdir()
     from safetensors.torch import save_file
 
-    from megabase.models.adapt.lora import weights_checksum
+    from megabase.models.checkpoints.fingerprint import weights_checksum
 
     layer = next(n for n, p in load_model(DEFAULT_MODEL).named_parameters() if p.ndim == 1)
     size = load_model(DEFAULT_MODEL).get_parameter(layer).numel()

@@ -20,7 +20,7 @@ from megabase.inference import (
     score_variants,
 )
 from megabase.models import PRESETS, resolve_model
-from megabase.models.scored_model import shown_name
+from megabase.models.loading import shown_name
 
 
 @pytest.fixture(scope="module")

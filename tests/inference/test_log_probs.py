@@ -17,8 +17,8 @@ from megabase.models.hyenadna import (
     HyenaDNAForSequenceClassification,
     HyenaDNAModel,
 )
+from megabase.models.loading import language_model_kind
 from megabase.models.mamba import MambaConfig, MambaForCausalLM
-from megabase.models.scored_model import language_model_kind
 
 PAD, N_TOKEN = 4, 11
 

@@ -24,8 +24,7 @@ from megabase.inference.input_stream import SequenceInput
 from megabase.inference.predict_job import TrackOptions, predict_file, predict_track
 from megabase.inference.prediction import Predictor, predict
 from megabase.inference.tracks import Call, Run, call_stretches, write_bigwig
-from megabase.models.adapt.prompt_files import save_prompt
-from megabase.models.adapt.prompting import PromptedModel, PromptSpec
+from megabase.models.adapt.prompt import PromptedModel, PromptSpec, save_prompt
 from megabase.models.auto import load_model
 from megabase.models.hyenadna import (
     HyenaDNAConfig,

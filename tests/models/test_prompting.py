@@ -7,9 +7,15 @@ import torch
 from torch import Tensor
 
 from megabase.errors import MegabaseError, ModelError
-from megabase.models.adapt.prompt_files import load_prompt, prompt_bytes, save_prompt, weights_hash
-from megabase.models.adapt.prompt_spec import PromptSpec, label_letters
-from megabase.models.adapt.prompting import PromptedModel
+from megabase.models.adapt.prompt import (
+    PromptedModel,
+    PromptSpec,
+    label_letters,
+    load_prompt,
+    prompt_bytes,
+    save_prompt,
+)
+from megabase.models.checkpoints.fingerprint import weights_hash
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.mamba import MambaConfig, MambaForCausalLM

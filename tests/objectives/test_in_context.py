@@ -41,8 +41,8 @@ def test_losses_are_read_at_the_separators() -> None:
 
 
 def test_a_prompted_model_is_told_the_places() -> None:
-    def model(input_ids: torch.Tensor, places: torch.Tensor) -> Any:
-        assert places.tolist() == [[3]]
+    def model(input_ids: torch.Tensor, positions: torch.Tensor) -> Any:
+        assert positions.tolist() == [[3]]
         return SimpleNamespace(token_logits=logits()[:, 3:])
 
     out = InContext([0, 2], prompted=True)(model, batch())  # pyright: ignore[reportArgumentType]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from megabase.errors import ConfigError, MegabaseError
 from megabase.models import load_model
-from megabase.models.adapt.prompt_files import load_prompt
+from megabase.models.adapt.prompt import load_prompt
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.settings import DeviceConfig, HeadConfig, OptimConfig

@@ -12,7 +12,7 @@ import torch
 
 from megabase.cli.main import main
 from megabase.genome.store import GenomeStore
-from megabase.models.adapt.prompt_files import load_prompt
+from megabase.models.adapt.prompt import load_prompt
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.tokenizers.character import DNATokenizer
 

@@ -102,8 +102,7 @@ def run(args: Namespace) -> int:
     from rich.console import Console
 
     from megabase.evaluate.perplexity import EvaluateOptions, evaluate
-    from megabase.models.loading import load
-    from megabase.models.scored_model import choose_device
+    from megabase.models.loading import choose_device, load
 
     loaded = load(args.model, head="language", device=choose_device(args.device))
     window = args.window

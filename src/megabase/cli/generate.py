@@ -134,7 +134,7 @@ def run(args: Namespace) -> int:
     )
     from megabase.inference.generation.sampling import SamplingOptions
     from megabase.inference.input_stream import SequenceInput
-    from megabase.models.scored_model import threads
+    from megabase.models.loading import threads
 
     sampling = SamplingOptions(
         args.temperature, args.top_k, args.top_p, args.min_p, args.letters.upper(), args.seed

@@ -74,7 +74,7 @@ def running(args: Namespace, unit: str) -> Iterator[RunOptions]:
 def check_output(target: Path, args: Namespace) -> None:
     """Refuse a device that is not there, then an output that cannot be written."""
     from megabase.inference.parts import refuse_existing
-    from megabase.models.scored_model import choose_device
+    from megabase.models.loading import choose_device
 
     choose_device(args.device)
     refuse_existing(target, args.overwrite)

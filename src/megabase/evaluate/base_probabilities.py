@@ -22,8 +22,7 @@ from megabase.genome.alphabet import BASE_BITS, PAD, T
 from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
 from megabase.models.checkpoints.finite import require_finite
-from megabase.models.loading import Loaded
-from megabase.models.scored_model import inference_mode
+from megabase.models.loading import Loaded, inference_mode
 
 Floats = NDArray[np.float32]
 _WINDOW = 1024

@@ -36,8 +36,7 @@ from megabase.genome.alphabet import BASE_TOKEN_IDS
 from megabase.layers.backbone import Backbone
 from megabase.layers.incremental import can_stream, stream_backbone
 from megabase.models.checkpoints.finite import require_finite
-from megabase.models.loading import Loaded
-from megabase.models.scored_model import inference_mode, language_model_kind
+from megabase.models.loading import Loaded, inference_mode, language_model_kind
 
 Masking = Literal["causal", "single", "seventh", "together"]
 """Which positions are hidden when a base is predicted; see the module."""

@@ -41,7 +41,7 @@ from megabase.evaluate.results import (
 from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
 from megabase.models.checkpoints.finite import require_finite
-from megabase.models.scored_model import inference_mode, language_model_kind
+from megabase.models.loading import inference_mode, language_model_kind
 
 _SHOWN_REGIONS = 50
 """Regions that a result lists: enough to see what they are, few enough for a JSON file."""

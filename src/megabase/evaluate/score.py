@@ -25,8 +25,7 @@ from megabase.evaluate.log_probs import token_log_probs
 from megabase.evaluate.provenance import Provenance
 from megabase.evaluate.sequences import Span, as_codes, plan_windows, require_several, run_batched
 from megabase.genome.alphabet import reverse_complement, warn_ambiguous
-from megabase.models.loading import Loaded, load, require_length
-from megabase.models.scored_model import ModelSpec
+from megabase.models.loading import Loaded, ModelSpec, load, require_length
 
 Strands = Literal["forward", "reverse", "both"]
 STRANDS: tuple[Strands, ...] = ("forward", "reverse", "both")

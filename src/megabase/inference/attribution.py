@@ -30,8 +30,13 @@ from megabase.errors import InputError, MissingDependencyError
 from megabase.evaluate.sequences import codes_of
 from megabase.genome import alphabet
 from megabase.models.checkpoints.finite import require_finite
-from megabase.models.loading import find_class, load
-from megabase.models.scored_model import ModelSpec, evaluation_mode, language_model_kind
+from megabase.models.loading import (
+    ModelSpec,
+    evaluation_mode,
+    find_class,
+    language_model_kind,
+    load,
+)
 
 __all__ = ["BASELINES", "METHODS", "Attribution", "Attributor", "attribute"]
 

@@ -33,7 +33,7 @@ from megabase.evaluate.provenance import Provenance
 from megabase.genome.files import is_stream, writing
 from megabase.inference.input_stream import SequenceInput
 from megabase.inference.parts import PartFolder, refuse_existing
-from megabase.models.scored_model import choose_device, threads
+from megabase.models.loading import choose_device, threads
 
 __all__ = ["BATCH_TOKENS", "Progress", "RunOptions", "Share", "Work", "check_run", "map_file",
            "map_sequences"]  # fmt: skip

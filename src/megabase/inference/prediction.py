@@ -18,8 +18,7 @@ from megabase.evaluate.sequences import Span, Stitch, codes_of, plan_windows, ru
 from megabase.genome.alphabet import BASE_BITS, PAD, reverse_complement
 from megabase.genome.interval import one_based
 from megabase.models.checkpoints.finite import require_finite
-from megabase.models.loading import load
-from megabase.models.scored_model import ModelSpec, inference_mode
+from megabase.models.loading import ModelSpec, inference_mode, load
 from megabase.models.tokenizers.encoder import TokenBatch
 
 __all__ = ["Predictions", "Predictor", "predict"]

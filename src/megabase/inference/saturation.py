@@ -33,8 +33,7 @@ from megabase.inference.variants.scorer import (
     method_tuple,
     variant_table,
 )
-from megabase.models.loading import Loaded, load
-from megabase.models.scored_model import ModelSpec, choose_device
+from megabase.models.loading import Loaded, ModelSpec, choose_device, load
 from megabase.untrusted import parsing
 
 __all__ = ["Saturation", "SaturationJob", "read_saturation", "saturate", "save_tracks"]

@@ -14,8 +14,7 @@ from megabase.evaluate.provenance import Provenance
 from megabase.evaluate.score import ScoreOptions, score_table
 from megabase.inference.input_stream import SequenceInput
 from megabase.inference.tables import merge_tables, write_table_part
-from megabase.models.loading import load
-from megabase.models.scored_model import choose_device
+from megabase.models.loading import choose_device, load
 
 __all__ = ["ScoreJob"]
 

@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any
 from megabase.models.families import register
 
 if TYPE_CHECKING:
-    from megabase.models.adapt.prompt_files import load_prompt, save_prompt
-    from megabase.models.adapt.prompt_spec import PromptSpec
-    from megabase.models.adapt.prompting import PromptedModel
+    from megabase.models.adapt.prompt import PromptedModel, PromptSpec, load_prompt, save_prompt
     from megabase.models.auto import load_config, load_model, load_tokenizer, resolve_model
     from megabase.models.checkpoints.reader import LoadReport, read_weights
     from megabase.models.presets import PRESETS, Preset, find_preset
@@ -29,16 +27,16 @@ _HOME = {
     "LoadReport": ".checkpoints.reader",
     "PRESETS": ".presets",
     "Preset": ".presets",
-    "PromptSpec": ".adapt.prompt_spec",
-    "PromptedModel": ".adapt.prompting",
+    "PromptSpec": ".adapt.prompt",
+    "PromptedModel": ".adapt.prompt",
     "find_preset": ".presets",
     "load_config": ".auto",
     "load_model": ".auto",
-    "load_prompt": ".adapt.prompt_files",
+    "load_prompt": ".adapt.prompt",
     "load_tokenizer": ".auto",
     "read_weights": ".checkpoints.reader",
     "resolve_model": ".auto",
-    "save_prompt": ".adapt.prompt_files",
+    "save_prompt": ".adapt.prompt",
 }
 
 __all__ = [

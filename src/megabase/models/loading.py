@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,38 +15,33 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from megabase.data.vocabulary import LOGIT_COLUMNS
 from megabase.errors import InputError
-from megabase.models.adapt.prompting import PromptedModel
+from megabase.models.adapt.prompt import PromptedModel, load_prompt, read_prompt
+from megabase.models.auto import find_kind, load_config, load_model, load_tokenizer, resolve_model
+from megabase.models.checkpoints.fingerprint import model_digest
 from megabase.models.checkpoints.finite import require_finite_weights
-from megabase.models.scored_model import ModelSpec, language_model_kind, model_digest, shown_name
+from megabase.models.families import family_of
 from megabase.models.tokenizers.encoder import TokenEncoder, uses_special_tokens
 
-__all__ = ["Loaded", "find_class", "load", "looks_back_only", "require_length"]
+_SHOWN_CLASSES = 20
+"""Outputs that an error message lists: more than two lines help nobody."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to be asked.
-
-    Parameters
-    ----------
-    model
-        The module.
-    kind
-        One of :data:`megabase.models.families.KINDS`.
-    name
-        Its name, for outputs.
-    folder
-        Where it was; None for a model in memory.
-    both_strands
-        Whether the metrics of its training are those of both strands averaged.
-    """
+    """A model ready for inference."""
 
     model: Any
+    """The module."""
     kind: str
+    """One of :data:`megabase.models.families.KINDS`."""
     name: str
+    """Its name, for outputs: never a path of this machine."""
     folder: Path | None = None
+    """Where it was; None for a model in memory."""
     both_strands: bool = False
+    """Whether the metrics of its training are those of both strands averaged."""
 
     @cached_property
     def encoder(self) -> TokenEncoder:
@@ -56,9 +52,6 @@ class Loaded:
         InputError
             When a model in memory has another vocabulary than its family's tokenizer.
         """
-        from megabase.models.auto import load_tokenizer
-        from megabase.models.families import family_of
-
         config = self.model.config
         if self.folder is not None:
             tokenizer = load_tokenizer(self.folder)
@@ -92,8 +85,8 @@ class Loaded:
     @property
     def device(self) -> torch.device:
         """Where the weights are; the CPU when they wait elsewhere for the call of their module."""
-        places = (parameter.device for parameter in self.model.parameters())
-        return next((place for place in places if place.type != "meta"), torch.device("cpu"))
+        found = (parameter.device for parameter in self.model.parameters())
+        return next((device for device in found if device.type != "meta"), torch.device("cpu"))
 
     @property
     def longest(self) -> int | None:
@@ -106,18 +99,18 @@ class Loaded:
     @property
     def padded(self) -> bool:
         """Whether sequences of different lengths may share a batch without a trace."""
-        return self.encoder.per_base and looks_back_only(self.model.config)
+        config = self.model.config
+        causal = getattr(config, "is_causal_model", config.model_type == "megabase_mamba")
+        return self.encoder.per_base and bool(causal)
 
     def class_names(self) -> tuple[str, ...]:
-        """Names of the outputs of a head, by number."""
+        """Give the names of the outputs of a head, by number."""
         names = {int(i): str(name) for i, name in (self.model.config.id2label or {}).items()}
         return tuple(names[i] for i in sorted(names))
 
 
-def looks_back_only(config: Any) -> bool:
-    """Tell from its configuration whether a model of ours never sees the bases after a position."""
-    causal = getattr(config, "is_causal_model", None)
-    return config.model_type == "megabase_mamba" if causal is None else bool(causal)
+ModelSpec = str | Path | nn.Module | Loaded | None
+"""A folder, run, preset or Hub name; None for the packaged model; or a model as it is."""
 
 
 def load(
@@ -126,6 +119,7 @@ def load(
     head: Literal["own", "none", "language"] = "own",
     prompt: str | Path | None = None,
     device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Loaded:
     """Load a model for inference, and check its weights once.
 
@@ -133,36 +127,36 @@ def load(
     ----------
     spec
         Model folder, run folder, preset or Hub name; None or ``default`` for the packaged model;
-        or a module, which stays on its device and in its mode.
+        a module, which stays on its device and in its mode; or what an earlier call gave, which is
+        given back as it is.
     head
         ``own``: the one it was saved with. ``none``: left out where the family allows it.
         ``language``: it must give probabilities to single bases; a module then need not be of
         megabase, if it takes ``input_ids``.
     prompt
         Folder of a soft prompt for this model; the model then answers as the prompt says.
-    device
-        Where a loaded model goes; the CPU when None.
+    device, dtype
+        Where a loaded model goes, and the type of its weights; the CPU and float32 when None.
 
     Raises
     ------
-    ModelError, ModelError, CheckpointError
-        When there is no such model, or it cannot be loaded.
+    ModelError, CheckpointError
+        When there is no such model or prompt, it cannot be loaded, or they do not belong together.
     NotFiniteError
         When a weight is NaN or infinite.
-    ModelError
-        When the prompt cannot be read, or was made for another model.
-    InputError, InputError
-        When the model has not the head that is asked for, or a module is of another library.
+    InputError
+        When the model does not have the head that is wanted, or a module is of another library.
     """
-    if spec == "default" and not Path("default").exists():
-        spec = None
+    if isinstance(spec, Loaded):
+        if prompt is not None:
+            return _load_prompted(spec.model, prompt, device)
+        if head == "language":
+            language_model_kind(spec.model)
+        return spec
     if prompt is not None:
         return _load_prompted(spec, prompt, device)
     if isinstance(spec, nn.Module):
         return _given(spec, head)
-    from megabase.models.auto import find_kind, load_config, load_model, resolve_model
-    from megabase.models.families import family_of
-
     folder = resolve_model(spec)
     config = load_config(folder)
     saved, _ = find_kind(folder, config)
@@ -176,9 +170,9 @@ def load(
         )
     if bare and saved == "masked-lm":
         # Its body has no pooler, which the bare class of a BERT would miss.
-        model: Any = load_model(folder, saved, device=device).base_model
+        model: Any = load_model(folder, saved, device=device, dtype=dtype).base_model
     else:
-        model = load_model(folder, "base" if bare else saved, device=device)
+        model = load_model(folder, "base" if bare else saved, device=device, dtype=dtype)
     kind = f"{language_model_kind(model)}-lm" if head == "language" else "base" if bare else saved
     both = bool(getattr(model.config, "strand_average", False))
     return Loaded(model, kind, shown_name(spec, folder), folder, both)
@@ -186,8 +180,6 @@ def load(
 
 def _given(model: nn.Module, head: str) -> Loaded:
     """Take a module as it is."""
-    from megabase.models.families import family_of
-
     name, config = type(model).__name__, getattr(model, "config", None)
     family = family_of(getattr(config, "model_type", ""))
     if head == "language":
@@ -208,11 +200,9 @@ def _given(model: nn.Module, head: str) -> Loaded:
 
 
 def _load_prompted(
-    spec: ModelSpec, prompt: str | Path, device: str | torch.device | None
+    spec: str | Path | nn.Module | None, prompt: str | Path, device: str | torch.device | None
 ) -> Loaded:
-    from megabase.models.adapt.prompt_files import load_prompt, read_prompt
-    from megabase.models.auto import resolve_model
-
+    """Load a model together with a soft prompt."""
     folder: Path | None = None
     if isinstance(spec, PreTrainedModel):
         prompted, name = load_prompt(prompt, spec), type(spec).__name__
@@ -221,22 +211,80 @@ def _load_prompted(
     else:
         folder = resolve_model(spec)
         prompted, name = load_prompt(prompt, folder, device=device), shown_name(spec, folder)
-    name = f"{name} + prompt {Path(prompt).name}"
-    kind = "token-classification" if prompted.spec.kind == "nucleotides" else (
-        "sequence-classification"
-    )  # fmt: skip
+    by_base = prompted.spec.kind == "nucleotides"
+    kind = "token-classification" if by_base else "sequence-classification"
     strands = bool(read_prompt(prompt).facts.get("strand_average", False))
-    return Loaded(prompted, kind, name, folder, strands)
+    return Loaded(prompted, kind, f"{name} + prompt {Path(prompt).name}", folder, strands)
 
 
-def require_length(model: Loaded, length: int, what: str) -> None:
-    """Refuse inputs that the model cannot take.
+def shown_name(spec: str | Path | None, folder: Path) -> str:
+    """Give the name of a model for outputs: never a path of this machine.
+
+    A checkpoint is named after its run, such as ``tuned/step-00000100``.
+
+    Parameters
+    ----------
+    spec
+        What names the model.
+    folder
+        Where it was found.
+    """
+    if spec is not None and Path(spec).expanduser().exists():
+        folder = folder.resolve()
+        in_run = folder.parent.name == "checkpoints"
+        return f"{folder.parent.parent.name}/{folder.name}" if in_run else folder.name
+    return "megabase default" if spec in (None, "default") else str(spec)
+
+
+def language_model_kind(model: nn.Module) -> Literal["causal", "masked"]:
+    """Tell how a model gives a probability to a base.
+
+    Parameters
+    ----------
+    model
+        A model with a language-model head and one token for each base.
+
+    Returns
+    -------
+    str
+        ``"causal"``: from the bases before it. ``"masked"``: from both sides, itself hidden.
 
     Raises
     ------
     InputError
-        When `length` positions are too many.
+        When the model has no such head, has other tokens than bases, or was given a next-token head
+        although its positions see later ones.
     """
+    name, config = type(model).__name__, getattr(model, "config", None)
+    size = getattr(config, "vocab_size", None) or 0
+    if size > LOGIT_COLUMNS:
+        raise InputError(
+            f"{name} has a vocabulary of {size:,} tokens: it reads words of several "
+            "bases, and gives no probability to single ones; use a model of characters"
+        )
+    if name.endswith("ForMaskedLM"):
+        return "masked"
+    if "For" in name and not name.endswith("ForCausalLM"):
+        raise InputError(
+            f"{name} has no language-model head; load the model as causal-lm or masked-lm, from a "
+            "folder that has that head"
+        )
+    if hasattr(model, "config_class") and not hasattr(model, "get_output_embeddings"):
+        raise InputError(f"{name} has no language-model head")
+    if "For" not in name and getattr(model, "base_model_prefix", None):
+        raise InputError(
+            f"{name} has no language-model head; load the model as causal-lm or masked-lm"
+        )
+    if getattr(config, "is_causal_model", True) is False:
+        raise InputError(
+            f"{name} is bidirectional, so its next-token head sees what it predicts; use a causal "
+            "model, or one trained on masked bases"
+        )
+    return "causal"
+
+
+def require_length(model: Loaded, length: int, what: str) -> None:
+    """Refuse inputs of more positions than the model takes (:class:`InputError`)."""
     if model.longest is not None and length > model.longest:
         raise InputError(
             f"{what} of {length:,} does not fit the model {model.name}, whose longest input is "
@@ -245,16 +293,60 @@ def require_length(model: Loaded, length: int, what: str) -> None:
 
 
 def find_class(names: Sequence[str], wanted: str | int, model: str) -> int:
-    """Give the number of an output by its name, or by its number.
-
-    Raises
-    ------
-    InputError
-        When there is none.
-    """
+    """Give the number of an output by its name or number; :class:`InputError` for another."""
     for number, name in enumerate(names):
         if wanted in (name, number):
             return number
     if isinstance(wanted, str) and wanted.isdigit() and int(wanted) < len(names):
         return int(wanted)
-    raise InputError(f"{model} has no output {wanted!r}; it has {', '.join(names[:20])}")
+    known = ", ".join(names[:_SHOWN_CLASSES])
+    raise InputError(f"{model} has no output {wanted!r}; it has {known}")
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside a ``with`` block; restore the mode of every module."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+
+
+@contextmanager
+def inference_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout and gradients off inside a ``with`` block; restore the modes."""
+    with evaluation_mode(model), torch.inference_mode():
+        yield
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Use this many threads for tensor operations inside a block; None changes nothing."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """Give the device of this name; when None a GPU if there is one, else the CPU.
+
+    Raises
+    ------
+    InputError
+        When torch does not know the device or cannot use it.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={name!r}: {str(error).splitlines()[0]}") from None
+    return device

@@ -38,7 +38,7 @@ class LabelTokens:
 
     Notes
     -----
-    Called with a :class:`megabase.models.adapt.prompting.PromptedModel` (anything whose output has
+    Called with a :class:`megabase.models.adapt.prompt.PromptedModel` (anything whose output has
     ``token_logits``, one row for each sequence) and a batch of ``input_ids``, ``labels`` and maybe
     ``attention_mask``. With twice as many sequences as labels, the second half are the reverse
     complements, and the logits are averaged. ``outputs`` are the logits of all tokens.
@@ -103,7 +103,7 @@ class InContext:
         if not self.every_answer:
             places, answers = places[:, -1:], answers[:, -1:]
         if self.prompted:
-            logits: Tensor = model(input_ids=ids, places=places).token_logits
+            logits: Tensor = model(input_ids=ids, positions=places).token_logits
         else:
             everywhere: Tensor = model(input_ids=ids).logits
             logits = everywhere[torch.arange(len(ids), device=ids.device)[:, None], places]

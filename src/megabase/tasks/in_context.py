@@ -151,7 +151,7 @@ def _save(plan: InContextPlan, folder: Path, state: Mapping[str, Any]) -> None:
 
         save_classifier(plan.language_model, plan.tokenizer, folder, state)
         return
-    from megabase.models.adapt.prompt_files import save_prompt
+    from megabase.models.adapt.prompt import save_prompt
 
     name = str(plan.config.model)
     name = str(Path(name).absolute()) if Path(name).exists() else name
@@ -172,7 +172,7 @@ def _measure(
 
         model = load_model(folder, "causal-lm", device=fabric.device)
     elif outcome is not None:
-        from megabase.models.adapt.prompt_files import read_prompt
+        from megabase.models.adapt.prompt import read_prompt
 
         plan.prompted.load_state_dict(read_prompt(folder).tensors)
     found: dict[str, dict[str, float]] = {}

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from megabase.models.adapt.prompt_spec import PromptSpec
-    from megabase.models.adapt.prompting import PromptedModel
+    from megabase.models.adapt.prompt import PromptedModel, PromptSpec
 
 __all__ = ["InContextPlan", "fixed_examples", "plan_in_context"]
 
@@ -84,7 +83,7 @@ def plan_in_context(config: InContextConfig, fabric: Fabric) -> InContextPlan:
     MegabaseError
         For data, a model or settings that cannot be used, among them questions that are too long.
     """
-    from megabase.models.adapt.prompt_spec import PROMPTED_FAMILIES, label_letters
+    from megabase.models.adapt.prompt import PROMPTED_FAMILIES, label_letters
     from megabase.models.auto import load_config, load_model, load_tokenizer
     from megabase.models.checkpointing import checkpoint_activations
     from megabase.models.families import family_of
@@ -254,8 +253,7 @@ def _prompted(
     ids: tuple[int, ...],
     tokenizer: Any,
 ) -> PromptedModel:
-    from megabase.models.adapt.prompt_spec import PromptSpec
-    from megabase.models.adapt.prompting import PromptedModel
+    from megabase.models.adapt.prompt import PromptedModel, PromptSpec
 
     spec = PromptSpec(
         length=config.vectors,

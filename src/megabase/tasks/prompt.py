@@ -163,7 +163,7 @@ def _train(
 
 
 def _save(plan: PromptPlan, folder: Path, state: Mapping[str, Any] | None = None) -> None:
-    from megabase.models.adapt.prompt_files import save_prompt
+    from megabase.models.adapt.prompt import save_prompt
 
     model = str(plan.config.model)
     name = str(Path(model).absolute()) if Path(model).exists() else model
@@ -179,7 +179,7 @@ def _save(plan: PromptPlan, folder: Path, state: Mapping[str, Any] | None = None
 
 def _keep_best(plan: PromptPlan, run: Path, fabric: Fabric, outcome: FitResult | None) -> None:
     """Copy the chosen prompt to ``run/prompt``, without the training state beside it."""
-    from megabase.models.adapt.prompt_files import PROMPT_FILES
+    from megabase.models.adapt.prompt import PROMPT_FILES
 
     if fabric.global_rank == 0:
         target = run / "prompt"
@@ -196,7 +196,7 @@ def _keep_best(plan: PromptPlan, run: Path, fabric: Fabric, outcome: FitResult |
 
 def _measure(plan: PromptPlan, run: Path, fabric: Fabric) -> dict[str, dict[str, float]]:
     """Score valid and test with the saved prompt, read back from its folder."""
-    from megabase.models.adapt.prompt_files import load_prompt
+    from megabase.models.adapt.prompt import load_prompt
 
     model = load_prompt(run / "prompt", plan.model.model)
     spec = model.spec
@@ -211,7 +211,7 @@ def _result(
     run: Path,
     seconds: float,
 ) -> PromptResult:
-    from megabase.models.adapt.prompt_files import prompt_bytes
+    from megabase.models.adapt.prompt import prompt_bytes
 
     train, spec = plan.splits["train"], plan.model.spec
     steps = outcome.progress.step if outcome is not None else 0

@@ -39,8 +39,7 @@ from megabase.training.schedule import LengthSchedule
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from megabase.models.adapt.prompt_spec import PromptSpec
-    from megabase.models.adapt.prompting import PromptedModel
+    from megabase.models.adapt.prompt import PromptedModel, PromptSpec
 
 __all__ = ["PromptPlan", "plan_prompt", "prompted_model"]
 
@@ -126,8 +125,7 @@ def prompted_model(
     config: PromptConfig, family: str, tokens: TokenEncoder, train: LabelledSequences
 ) -> PromptedModel:
     """Load the model and put a new prompt beside it, from torch's current seed."""
-    from megabase.models.adapt.prompt_spec import PROMPTED_FAMILIES
-    from megabase.models.adapt.prompting import PromptedModel
+    from megabase.models.adapt.prompt import PROMPTED_FAMILIES, PromptedModel
     from megabase.models.auto import load_model
     from megabase.models.checkpointing import checkpoint_activations
 
@@ -151,7 +149,7 @@ def prompted_model(
 
 
 def _spec(config: PromptConfig, tokens: TokenEncoder, train: LabelledSequences) -> PromptSpec:
-    from megabase.models.adapt.prompt_spec import PromptSpec, label_letters
+    from megabase.models.adapt.prompt import PromptSpec, label_letters
 
     settings = config.prompt
     spec: dict[str, Any] = {

@@ -16,8 +16,8 @@ from megabase.errors import InputError, sequence_too_long
 from megabase.layers.backbone import Backbone
 from megabase.layers.incremental import BackboneSteps
 from megabase.layers.linear import function_of
+from megabase.models.loading import language_model_kind
 from megabase.models.mamba import MambaForCausalLM
-from megabase.models.scored_model import language_model_kind
 
 __all__ = ["Decoder", "step_threads"]
 

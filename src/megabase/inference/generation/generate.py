@@ -18,8 +18,7 @@ from megabase.genome.alphabet import decode, encode
 from megabase.inference.generation.decoding import Decoder, step_threads
 from megabase.inference.generation.sampling import Sampler, SamplingOptions
 from megabase.models.checkpoints.finite import require_finite
-from megabase.models.loading import Loaded, load
-from megabase.models.scored_model import ModelSpec, inference_mode, threads
+from megabase.models.loading import Loaded, ModelSpec, inference_mode, load, threads
 
 __all__ = ["Generated", "Prompt", "Task", "Writer", "generate", "generate_stream", "task_chunks"]
 

@@ -19,8 +19,7 @@ from megabase.inference.generation.sampling import SamplingOptions
 from megabase.inference.input_stream import SequenceInput
 from megabase.inference.jobs import Progress, RunOptions, Work, map_file
 from megabase.inference.tables import require_table_suffix
-from megabase.models.loading import load
-from megabase.models.scored_model import ModelSpec, choose_device
+from megabase.models.loading import ModelSpec, choose_device, load
 
 __all__ = ["GenerateOptions", "fasta_record", "generate_file", "generate_records"]
 

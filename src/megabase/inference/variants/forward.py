@@ -34,8 +34,7 @@ from megabase.inference.variants.prefix_layers import PrefixLayers
 from megabase.layers.backbone import Backbone, Block
 from megabase.layers.hyena import HyenaOperator
 from megabase.layers.linear import bare, untouched
-from megabase.models.loading import Loaded
-from megabase.models.scored_model import inference_mode
+from megabase.models.loading import Loaded, inference_mode
 from megabase.ops.packed_layer import letter_log_probs
 
 __all__ = ["AlleleOutputs", "Need", "read_alleles", "shares_prefix"]

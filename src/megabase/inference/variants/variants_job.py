@@ -45,8 +45,7 @@ from megabase.inference.variants.vcf_output import (
     require_new_keys,
     require_prefix,
 )
-from megabase.models.loading import load
-from megabase.models.scored_model import ModelSpec
+from megabase.models.loading import ModelSpec, load
 
 __all__ = ["Survey", "VariantFile", "VariantRunOptions", "score_variants_file", "survey"]
 

@@ -7,7 +7,6 @@ name: every path through the model sees the adapter.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,11 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megabase.errors import ConfigError, MissingDependencyError
+from megabase.models.checkpoints.fingerprint import weights_checksum
 from megabase.settings import LoraConfig
 from megabase.untrusted import build, parsing, read_json
-
-__all__ = ["ADAPTER_FOLDER", "add_adapters", "load_adapter", "merged_state", "save_adapter",
-           "weights_checksum"]  # fmt: skip
 
 ADAPTER_FOLDER = "adapter"
 """Folder of the adapter inside a checkpoint."""
@@ -313,12 +310,3 @@ def _add(model: Any, tensors: Mapping[str, Tensor], lora: LoraConfig) -> None:
 
 def _plain(tensors: Mapping[str, Tensor]) -> Sequence[tuple[str, Tensor]]:
     return [(name.removeprefix("base_model.model."), tensor) for name, tensor in tensors.items()]
-
-
-def weights_checksum(folder: Path) -> str:
-    """Give the sha256 of the weights of a model folder."""
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()

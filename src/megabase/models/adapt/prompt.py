@@ -1,0 +1,608 @@
+"""Soft prompts: learnable vectors next to a sequence, and a frozen language model.
+
+:class:`PromptedModel` puts the vectors before, after or on both sides of the embedded tokens and
+reads an answer off the model: the next token after a separator (label tokens, the published way) or
+a small linear head over hidden vectors. A saved prompt is ``prompt.json`` and
+``prompt.safetensors``, tied to one model by its hash.
+
+Source: arXiv 2306.15794v2, section 4.3, and ``evals/soft_prompting_genomics.py`` of
+HazyResearch/hyena-dna, which puts the vectors first.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self, cast, get_args
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from megabase import __version__
+from megabase.errors import ModelError
+from megabase.genome.files import write_json, write_whole
+from megabase.layers.pooling import POOLINGS, pool
+from megabase.models.auto import load_model
+from megabase.models.checkpoints.fingerprint import weights_hash
+from megabase.models.checkpoints.finite import require_finite_weights
+from megabase.models.families import family_of
+from megabase.untrusted import build, parsing, read_json, shown
+
+_Position = Literal["before", "after", "both"]
+_Answer = Literal["label_tokens", "head"]
+_Over = Literal["sequence", "prompt", "all"]
+
+PROMPTED_FAMILIES = ("hyenadna", "gpt", "mamba")
+"""Families that read embeddings in place of tokens and predict the next token."""
+PROMPT_FILES = ("prompt.json", "prompt.safetensors")
+"""Files of a saved prompt."""
+_FORMAT = 1
+"""Number of the layout of ``prompt.json``, so that a later one is refused by name."""
+_LETTERS = {2: "AN", 3: "AGN", 4: "ACGN", 5: "ACGTN"}
+"""Label tokens by the number of classes: the first two as published, the others likewise."""
+# What a position of the model's input is.
+_PAD, _PROMPT, _TOKEN, _END = range(4)
+_NOISE = 0.02
+"""Standard deviation of the initial vectors, as published."""
+_LONGEST_BLOCK = 1 << 24
+"""Tokens of a sequence behind solved examples that a file may claim: beyond any model's input."""
+
+
+def label_letters(classes: int) -> str:
+    """Give the letter that stands for each class.
+
+    Two classes are A and N, three A, G and N, as published; four and five go on in the same way.
+
+    Raises
+    ------
+    ModelError
+        For a number of classes that there are no letters for.
+
+    Examples
+    --------
+    >>> label_letters(3)
+    'AGN'
+    """
+    if classes not in _LETTERS:
+        raise ModelError(
+            f"label tokens are letters of the alphabet A, C, G, T, N: there are letters for 2 to "
+            f"5 classes, found {classes}; answer with the head instead"
+        )
+    return _LETTERS[classes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSpec:
+    """What a prompt is, apart from its numbers."""
+
+    length: int
+    """Learnable vectors; 0 for none."""
+    classes: tuple[str, ...]
+    """Names of the answers, in the order of the outputs."""
+    kind: str = "classes"
+    """classes, multi_label, regression, or nucleotides: a class for each of them."""
+    position: _Position = "before"
+    """Where the vectors are. ``both``: the first half, rounded up, before and the rest after."""
+    answer: _Answer = "label_tokens"
+    """Next token after a separator, or a linear head."""
+    letters: str = ""
+    """Label tokens: the letter of each class."""
+    label_ids: tuple[int, ...] = ()
+    """Label tokens: the token id of each class."""
+    end_id: int | None = None
+    """Label tokens: the separator after which the model answers."""
+    restricted: bool = False
+    """Label tokens: compare the letters of the classes only, not all logits."""
+    pooling: str = "mean"
+    """Head for sequences: how positions become one vector."""
+    over: _Over = "sequence"
+    """Head for sequences: which positions; the prompt's own, the sequence's, or all."""
+    examples: tuple[int, ...] = ()
+    """Label tokens: ids of solved examples between prompt and sequence."""
+    block: int = 0
+    """With examples: tokens of each sequence, shorter ones padded on the left."""
+    pad_id: int = 4
+    """With examples: the padding token."""
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        if self.length < 0:
+            problems.append(f"a prompt has 0 vectors or more, found {self.length}")
+        choices = {
+            "position": get_args(_Position),
+            "answer": get_args(_Answer),
+            "over": get_args(_Over),
+            "pooling": [name for name in POOLINGS if name != "hf"],
+        }
+        problems += [
+            f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}"
+            for name, known in choices.items()
+            if getattr(self, name) not in known
+        ]
+        if self.examples and (self.answer == "head" or self.block < 1 or self.sides[1]):
+            problems.append(
+                "solved examples need label tokens, a length, and a prompt that stands before them"
+            )
+        if self.answer == "label_tokens":
+            if self.kind != "classes":
+                problems.append(
+                    "label tokens answer one class for a whole sequence; several labels, numbers "
+                    "and labels of nucleotides need the head"
+                )
+            elif not len(self.label_ids) == len(self.classes) == len(set(self.label_ids)):
+                problems.append(f"{len(self.classes)} classes need as many different label tokens")
+            elif self.end_id is None:
+                problems.append("label tokens need the separator after which the model answers")
+        elif self.over == "prompt" and not self.length:
+            problems.append("the head reads the prompt's own positions, but there are none")
+        if problems:
+            raise ModelError("; ".join(problems))
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Vectors before and after the sequence."""
+        before = {"before": self.length, "after": 0, "both": -(-self.length // 2)}[self.position]
+        return before, self.length - before
+
+    @property
+    def extra(self) -> int:
+        """Positions of the model that the sequence cannot have."""
+        return self.length + len(self.examples) + (self.answer == "label_tokens")
+
+
+@dataclass
+class PromptedOutput:
+    """What a prompted model says."""
+
+    logits: Tensor
+    """(n, K), or (n, length, K) for nucleotides. With label tokens these are the log-probabilities
+    of the letters among all tokens, or with ``restricted`` their bare logits."""
+    token_logits: Tensor | None = None
+    """Label tokens: all logits (n, vocabulary) after the separator, or (n, m, vocabulary) after
+    each of the places asked for."""
+
+
+class PromptedModel(nn.Module):
+    """A frozen model with a prompt.
+
+    Parameters
+    ----------
+    model
+        Of the families in :data:`PROMPTED_FAMILIES`; with a next-token head for label tokens. No
+        weight of it gets a gradient, and it is no part of the state dict, which holds the prompt
+        and the head alone.
+    spec
+        What the prompt is.
+    start
+        Initial vectors (length, width); by default noise N(0, 0.02^2), as published.
+    dropout
+        Dropout of the prompt vectors in training (published: 0.1).
+
+    Raises
+    ------
+    ModelError
+        For a model that cannot be prompted this way.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        spec: PromptSpec,
+        *,
+        start: Tensor | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check_model(model, spec)
+        model.requires_grad_(False)
+        # In a tuple it is no submodule: it is neither saved nor synchronised with the prompt.
+        self._frozen = (model,)
+        self.spec = spec
+        self.dropout = dropout
+        table = model.get_input_embeddings().weight
+        if not isinstance(table, Tensor):
+            raise ModelError(f"{type(model).__name__} has no table of token embeddings")
+        width, options = table.shape[1], {"dtype": table.dtype, "device": table.device}
+        if start is None:
+            start = torch.randn(spec.length, width, dtype=torch.float32) * _NOISE
+        if start.shape != (spec.length, width):
+            raise ModelError(
+                f"initial vectors of shape {tuple(start.shape)}; expected {(spec.length, width)}"
+            )
+        self.vectors: nn.Parameter | None = None
+        if spec.length:
+            self.vectors = nn.Parameter(start.detach().clone().to(**options))
+        self.head: nn.Linear | None = None
+        if spec.answer == "head":
+            self.head = nn.Linear(width, len(spec.classes), **options)
+        self.config = self._describe()
+        self.train(model.training)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The frozen model."""
+        return self._frozen[0]
+
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens of a sequence: the model's longest input without the prompt's positions."""
+        longest = getattr(self.model.config, "max_length", None)
+        if self.spec.examples:
+            return self.spec.block
+        return None if longest is None else int(longest) - self.spec.extra
+
+    @property
+    def trained_parameters(self) -> int:
+        """Numbers of the prompt and the head."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    def _describe(self) -> Any:
+        """Give the model's configuration with the names of the answers in it."""
+        config: Any = copy.deepcopy(self.model.config)
+        config.id2label = dict(enumerate(self.spec.classes))
+        config.label2id = {name: i for i, name in enumerate(self.spec.classes)}
+        config.problem_type = {
+            "classes": "single_label_classification",
+            "multi_label": "multi_label_classification",
+            "regression": "regression",
+            "nucleotides": None,
+        }[self.spec.kind]
+        return config
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch dropout on or off, in the frozen model too."""
+        self.model.train(mode)
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # What moves the prompt (to, cuda, half) moves the model it belongs to.
+        self.model._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> PromptedOutput:
+        """Answer for sequences.
+
+        Parameters
+        ----------
+        input_ids
+            int64 (n, length) tokens of the sequences, without separator.
+        attention_mask
+            1 at real tokens, (n, length); padding may lie on either side. Padding after the
+            sequence is moved behind the prompt and the separator; padding before it stays between
+            prompt and sequence, as published.
+        positions
+            Label tokens only, int64 (n, m): positions in `input_ids` whose next token is the
+            answer. The ids then bring solved examples and separators of their own.
+
+        Raises
+        ------
+        ModelError
+            When prompt and sequence are longer than the model's input.
+        """
+        if positions is not None:
+            return self._at(input_ids, positions)
+        if self.spec.examples:
+            input_ids, attention_mask = self._behind_examples(input_ids, attention_mask), None
+        hidden, kinds = self._encode(input_ids, attention_mask)
+        if self.spec.answer == "label_tokens":
+            end = (kinds == _END).int().argmax(dim=1)
+            return self._letters(hidden[torch.arange(len(hidden), device=hidden.device), end])
+        head = cast("nn.Linear", self.head)
+        if self.spec.kind == "nucleotides":
+            first = self.spec.sides[0]
+            return PromptedOutput(head(hidden[:, first : first + input_ids.shape[1]]))
+        over = {"sequence": kinds == _TOKEN, "prompt": kinds == _PROMPT, "all": kinds != _PAD}
+        pooling = cast("Any", self.spec.pooling)
+        return PromptedOutput(head(pool(hidden, pooling, over[self.spec.over])))
+
+    def _at(self, input_ids: Tensor, positions: Tensor) -> PromptedOutput:
+        """Answer with label tokens at given positions of the ids."""
+        before, after = self.spec.sides
+        if after or self.spec.answer == "head":
+            raise ModelError(
+                "solved examples are answered by label tokens, behind a prompt that stands before "
+                "them"
+            )
+        hidden, _ = self._encode(input_ids, None, closed=False)
+        rows = torch.arange(len(hidden), device=hidden.device)[:, None]
+        return self._letters(hidden[rows, positions + before])
+
+    def _behind_examples(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Put the solved examples before sequences that are padded on the left to their length."""
+        spec, (rows, length) = self.spec, input_ids.shape
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        longest = int(real.sum(dim=1).max())
+        if longest > spec.block:
+            raise ModelError(
+                f"a sequence has {longest:,} tokens, but the prompt's solved examples have "
+                f"{spec.block:,}; cut it"
+            )
+        order = real.bool().long().argsort(dim=1, stable=True)  # padding first
+        padded = torch.where(real.bool(), input_ids, spec.pad_id).gather(1, order)
+        block = padded.new_full((rows, spec.block), spec.pad_id)
+        kept = min(length, spec.block)
+        block[:, spec.block - kept :] = padded[:, length - kept :]
+        examples = padded.new_tensor(spec.examples).expand(rows, -1)
+        return torch.cat([examples, block], dim=1)
+
+    def _letters(self, hidden: Tensor) -> PromptedOutput:
+        """Answer with label tokens from hidden vectors."""
+        token_logits = cast("nn.Module", self.model.get_output_embeddings())(hidden)
+        ids = list(self.spec.label_ids)
+        wide = token_logits.to(torch.promote_types(token_logits.dtype, torch.float32))
+        scores = wide if self.spec.restricted else F.log_softmax(wide, dim=-1)
+        return PromptedOutput(scores[..., ids], wide)
+
+    def _encode(
+        self, input_ids: Tensor, attention_mask: Tensor | None, closed: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Give the hidden vectors (n, T, width) and what each position is (n, T)."""
+        embeddings, kinds = self._assemble(input_ids, attention_mask, closed)
+        longest = getattr(self.model.config, "max_length", None)
+        if longest is not None and embeddings.shape[1] > longest:
+            raise ModelError(
+                f"the sequence has {input_ids.shape[1]:,} tokens and the prompt takes "
+                f"{self.spec.extra} positions, but the model reads {int(longest):,}; shorten the "
+                f"sequence to {int(longest) - self.spec.extra:,} tokens or take a shorter prompt"
+            )
+        mask = None if attention_mask is None else (kinds != _PAD).long()
+        base = self.model.base_model
+        output = base(inputs_embeds=embeddings, attention_mask=mask, return_dict=True)
+        return output.last_hidden_state, kinds
+
+    def _assemble(
+        self, input_ids: Tensor, attention_mask: Tensor | None, closed: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Put prompt, embedded sequence and separator together."""
+        table = self.model.get_input_embeddings()
+        rows, length = input_ids.shape
+        before, after = self.spec.sides
+        end = closed and self.spec.answer == "label_tokens"
+        parts: list[Tensor] = [table(input_ids)]
+        if self.vectors is not None:
+            # Each sequence of a batch drops its own numbers.
+            vectors = F.dropout(self.vectors.expand(rows, -1, -1), self.dropout, self.training)
+            parts = [vectors[:, :before], *parts, vectors[:, before:]]
+        if end:
+            separator = torch.full_like(input_ids[:, :1], cast("int", self.spec.end_id))
+            parts.append(table(separator))
+        joined = torch.cat(parts, dim=1)
+        kinds = torch.full(joined.shape[:2], _PROMPT, dtype=torch.long, device=joined.device)
+        kinds[:, before : before + length] = _TOKEN
+        if end:
+            kinds[:, -1] = _END
+        if attention_mask is None:
+            return joined, kinds
+        real = attention_mask.bool()
+        kinds[:, before : before + length] = torch.where(real, _TOKEN, _PAD)
+        if not after and not end:
+            return joined, kinds
+        # Padding behind the last token goes to the end of the row, everything else keeps its order.
+        number = torch.arange(length, device=real.device)
+        last = torch.where(real, number, -1).amax(dim=1, keepdim=True)
+        trailing = torch.zeros_like(kinds)
+        trailing[:, before : before + length] = (number > last).long()
+        order = trailing.argsort(dim=1, stable=True)
+        gathered = joined.gather(1, order[..., None].expand(-1, -1, joined.shape[2]))
+        return gathered, kinds.gather(1, order)
+
+
+def _check_model(model: PreTrainedModel, spec: PromptSpec) -> None:
+    """Refuse a pair of model and prompt that cannot work or learns nothing."""
+    name, family = type(model).__name__, family_of(model.config.model_type)
+    if family is None or family.name not in PROMPTED_FAMILIES:
+        raise ModelError(
+            f"{name} cannot read a soft prompt; models of the families "
+            f"{', '.join(PROMPTED_FAMILIES)} can"
+        )
+    causal = bool(getattr(model.config, "is_causal_model", True))
+    if spec.answer == "label_tokens":
+        if model.get_output_embeddings() is None:
+            raise ModelError(
+                f"{name} has no next-token head to answer with label tokens; take a language "
+                "model, or answer with the head"
+            )
+        if not causal:
+            raise ModelError(
+                "label tokens are the next token of a model that reads left to right, and "
+                "this one looks ahead; answer with the head"
+            )
+    elif causal and spec.length:
+        last_only = spec.position == "after"
+        if last_only and (spec.kind == "nucleotides" or spec.over == "sequence"):
+            raise ModelError(
+                "a prompt after the sequence cannot change the sequence's own positions in a model "
+                "that reads left to right; put it before, or let the head read the prompt's "
+                "positions too"
+            )
+        if spec.position == "before" and spec.over == "prompt":
+            raise ModelError(
+                "a prompt before the sequence does not see it in a model that reads left to right, "
+                "so its own positions say nothing; let the head read the sequence"
+            )
+    longest = getattr(model.config, "max_length", None)
+    if longest is not None and spec.extra >= longest:
+        raise ModelError(
+            f"a prompt of {spec.length:,} vectors leaves no room for a sequence in a model that "
+            f"reads {int(longest):,} tokens"
+        )
+
+
+@dataclass(frozen=True)
+class SavedPrompt:
+    """A saved prompt without its model."""
+
+    folder: Path
+    model: str
+    """Name of the model that it was made for, as it was given then."""
+    model_hash: str
+    """:func:`~megabase.models.checkpoints.fingerprint.weights_hash` of that model."""
+    spec: PromptSpec
+    tensors: Mapping[str, Tensor]
+    """Its numbers, by the names of :class:`PromptedModel`."""
+    facts: Mapping[str, Any]
+    """Further facts of its making, such as the padding side and the strands."""
+
+
+def save_prompt(
+    prompted: PromptedModel,
+    folder: str | Path,
+    *,
+    model: str,
+    state: Mapping[str, Tensor] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    spec: PromptSpec | None = None,
+) -> None:
+    """Write a prompt; the model itself is named, not copied.
+
+    Parameters
+    ----------
+    prompted
+        What to save.
+    folder
+        Made when it is missing.
+    model
+        Name of the model: a folder, a Hub name, or ``default``.
+    state, spec
+        In place of the prompt's own: a gathered state dict, a spec with solved examples added.
+    facts
+        Further facts, plain values.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = spec or prompted.spec
+    record = {
+        "format": _FORMAT,
+        "megabase": __version__,
+        "model": model,
+        "model_hash": weights_hash(prompted.model, next_token=spec.answer == "label_tokens"),
+        **asdict(spec),
+        "facts": dict(facts or {}),
+    }
+    tensors = {name: value.contiguous() for name, value in (state or prompted.state_dict()).items()}
+    write_json(folder / PROMPT_FILES[0], record)
+    write_whole(folder / PROMPT_FILES[1], save(tensors))
+
+
+def prompt_bytes(folder: str | Path) -> int:
+    """Give the size of a saved prompt."""
+    return sum((Path(folder) / name).stat().st_size for name in PROMPT_FILES)
+
+
+def read_prompt(path: str | Path) -> SavedPrompt:
+    """Read a saved prompt without its model.
+
+    Parameters
+    ----------
+    path
+        Folder of a prompt, or a run folder of ``megabase prompt``.
+
+    Raises
+    ------
+    ModelError
+        When there is none, or its files are damaged.
+    """
+    given = Path(path).expanduser()
+    places = [given, given / "prompt", given / "best", given / "last"]
+    folder = next((place for place in places if (place / PROMPT_FILES[0]).is_file()), None)
+    if folder is None:
+        what = "there is no such folder" if not given.is_dir() else f"it holds no {PROMPT_FILES[0]}"
+        raise ModelError(
+            f"{given}: is no prompt ({what}); expected a folder written by megabase prompt"
+        )
+    file = folder / PROMPT_FILES[0]
+    record = read_json(file, ModelError)
+    with parsing(file, ModelError, "expected a prompt that megabase wrote"):
+        if record["format"] != _FORMAT:
+            raise ModelError(
+                f"{file} has format {shown(record['format'])}; this version reads {_FORMAT}: use "
+                f"the megabase that wrote it ({shown(record.get('megabase'))})"
+            )
+        values = {field.name: record[field.name] for field in fields(PromptSpec)}
+        spec = build(
+            PromptSpec, {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        )
+        saved = SavedPrompt(
+            folder, record["model"], record["model_hash"], spec, {}, record.get("facts", {})
+        )
+        if not isinstance(saved.model, str) or not isinstance(saved.model_hash, str):
+            raise TypeError("model and model_hash must be text")
+        if not isinstance(saved.facts, dict):
+            raise TypeError("facts must be an object")
+    with parsing(folder / PROMPT_FILES[1], ModelError, "expected a prompt that megabase wrote"):
+        tensors = load_file(folder / PROMPT_FILES[1])
+    held = sum(tensor.numel() for tensor in tensors.values())
+    if spec.length > max(held, 1) or spec.block > _LONGEST_BLOCK:
+        raise ModelError(f"{file}: claims {spec.length:,} vectors; the prompt has {held:,} numbers")
+    return replace(saved, tensors=tensors)
+
+
+def load_prompt(
+    path: str | Path,
+    model: str | Path | PreTrainedModel | None = None,
+    *,
+    device: str | torch.device | None = None,
+) -> PromptedModel:
+    """Load a prompt together with the model that it was made for.
+
+    Parameters
+    ----------
+    path
+        As for :func:`read_prompt`.
+    model
+        The model, or where to load it from (see :func:`megabase.models.load_model`); by default the
+        name that the prompt was saved with.
+    device
+        Where a model that is loaded here goes; the CPU by default.
+
+    Returns
+    -------
+    PromptedModel
+        In evaluation mode. Its ``config`` has the class names in ``id2label``, its ``max_length``
+        is the longest sequence.
+
+    Raises
+    ------
+    ModelError
+        When the prompt cannot be read, or the model is missing or another one.
+    """
+    saved = read_prompt(path)
+    label_tokens = saved.spec.answer == "label_tokens"
+    name = saved.model if model is None else model
+    if isinstance(name, PreTrainedModel):
+        found, name = name, str(name.config.name_or_path or type(name).__name__)
+    else:
+        found = load_model(name, "causal-lm" if label_tokens else "base", device=device)
+    given = weights_hash(found, next_token=label_tokens)
+    if given != saved.model_hash:
+        raise ModelError(
+            f"the prompt {saved.folder} belongs to another model: it was made for {saved.model} "
+            f"(weights {saved.model_hash[:12]}), and {name} has the weights {given[:12]}; give it "
+            "that model, or make a prompt for this one"
+        )
+    with parsing(saved.folder / PROMPT_FILES[0], ModelError):
+        prompted = PromptedModel(found, saved.spec)
+    try:
+        prompted.load_state_dict(saved.tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{saved.folder}: the prompt's numbers do not fit ({reason})") from error
+    if isinstance(model, PreTrainedModel):
+        require_finite_weights(found, str(name))
+    require_finite_weights(prompted, str(saved.folder))
+    return prompted.eval()
