@@ -7,13 +7,12 @@ the regions evaluated are its test regions unless others are named.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megabase.cli.progress import show_progress
 from megabase.errors import ConfigError
 from megabase.genome.files import check_output
 
@@ -120,7 +119,7 @@ def run(args: Namespace) -> int:
         batch_tokens=args.batch_tokens,
     )
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    with _progress() as progress:
+    with show_progress("windows") as progress:
         result = evaluate(
             loaded.model, store, regions, options, name=args.model or loaded.name,
             train_regions=train, progress=progress,
@@ -326,21 +325,3 @@ def _print_context(result: EvaluationResult, console: Console) -> None:
         name, measure = min(known, key=lambda one: one[1].nats_acgt)
         text = f"best baseline on these bases: {name}, {measure.perplexity_acgt:.3f}"
         console.print(text, style="dim")
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
-    """Show a progress bar on standard error; give None when that is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("model", total=None)
-        yield lambda what, done, total: bar.update(
-            task, description=what, completed=done, total=total
-        )

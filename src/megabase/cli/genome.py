@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from megabase.cli.progress import show_progress
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -86,10 +88,11 @@ def _build(args: Namespace, console: Console) -> None:
     from megabase.genome.store import GenomeStore
 
     begin = time.perf_counter()
-    with _progress("reading FASTA") as progress:
+    with show_progress("bytes") as progress:
         store = GenomeStore.build(
-            args.sources, args.output, name=args.name, overwrite=args.overwrite, progress=progress
-        )
+            args.sources, args.output, name=args.name, overwrite=args.overwrite,
+            progress=progress and partial(progress, "reading FASTA"),
+        )  # fmt: skip
     seconds = time.perf_counter() - begin
     console.print(f"wrote {args.output}", markup=False)
     _print_summary(store, console)
@@ -118,8 +121,8 @@ def _verify(args: Namespace, console: Console) -> None:
     from megabase.genome.store import GenomeStore
 
     store = GenomeStore.open(args.store)
-    with _progress("reading the store") as progress:
-        store.verify(progress)
+    with show_progress("bases") as progress:
+        store.verify(progress and partial(progress, "reading the store"))
     console.print(
         f"{args.store}: all {len(store.contigs):,} contigs ({store.total_length:,} bases) have "
         f"their recorded sha256 and counts",
@@ -193,18 +196,3 @@ def _plain(text: str) -> Any:
     from rich.text import Text
 
     return Text(text)
-
-
-@contextlib.contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a progress bar on standard error; give None when that is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total or None)

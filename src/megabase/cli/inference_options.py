@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from megabase.cli.progress import show_progress
 from megabase.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ __all__ = [
     "add_run_options",
     "add_strict_option",
     "check_output",
-    "progress_bar",
     "refuse_unused",
     "running",
     "source_of",
@@ -61,7 +60,7 @@ def add_run_options(parser: ArgumentParser, *, batch_tokens: bool = True) -> Non
 @contextlib.contextmanager
 def running(args: Namespace, unit: str) -> Iterator[RunOptions]:
     """Give the options of :func:`add_run_options`, with a progress bar that counts in `unit`."""
-    with progress_bar(unit) as progress:
+    with show_progress(unit) as progress:
         options: RunOptions = {
             "workers": args.devices, "device": args.device, "threads": args.threads,
             "resume": args.resume, "overwrite": args.overwrite, "progress": progress,
@@ -139,24 +138,3 @@ def source_of(args: Namespace) -> SequenceInput:
         why = f"for variants (VCF), and {args.input} holds none"
         refuse_unused({"--window": args.window is not None}, why)
     return source
-
-
-@contextlib.contextmanager
-def progress_bar(unit: str) -> Iterator[Callable[[str, int, int | None], None] | None]:
-    """Show a progress bar on standard error; give None when that is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,} " + unit),
-        TimeElapsedColumn(), Remaining(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("model", total=None)
-        yield lambda what, done, total: bar.update(
-            task, description=what, completed=done, total=total
-        )

@@ -14,39 +14,44 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megabase import __version__
 from megabase.cli.streams import discard_output, open_streams, output_fails, say
 from megabase.errors import MegabaseError
 from megabase.training.process import Terminated, terminable
 
-__all__ = ["VERBS", "main"]
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 VERBS: dict[str, tuple[str, str]] = {
     "genome": ("megabase.cli.genome", "build, describe and verify genome stores"),
-    "pretrain": ("megabase.cli.pretrain", "pretrain a language model on a genome"),
-    "finetune": ("megabase.cli.finetune", "train a model on labelled sequences and measure it"),
-    "benchmark": ("megabase.cli.benchmark", "models on benchmark suites: leaks, seeds, one table"),
-    "prompt": ("megabase.cli.prompt", "learn a soft prompt for a model that stays as it is"),
-    "icl": ("megabase.cli.icl", "ask a model questions behind solved examples"),
-    "evaluate": ("megabase.cli.evaluate", "perplexity of a model against Markov baselines"),
-    "generate": ("megabase.cli.generate", "write DNA with a causal language model"),
-    "embed": ("megabase.cli.embed", "vectors of sequences: hidden states of any layer"),
-    "predict": ("megabase.cli.predict", "labels and probabilities, by sequence or along a genome"),
-    "attribute": ("megabase.cli.attribute", "what each base does to an output of a model"),
-    "compare": ("megabase.cli.compare", "evaluations of several models in one table"),
-    "report": ("megabase.cli.report", "a self-contained HTML page about a run"),
     "score": ("megabase.cli.score", "log-likelihood and perplexity of sequences or intervals"),
-    "variants": ("megabase.cli.variants", "what a model says about the variants of a VCF"),
+    "variants": ("megabase.cli.variants", "variant-effect scores for a VCF"),
     "saturate": ("megabase.cli.saturate", "score every substitution of a region"),
+    "embed": ("megabase.cli.embed", "embeddings of sequences: hidden states of any layer"),
+    "predict": ("megabase.cli.predict", "labels and probabilities, by sequence or along a genome"),
+    "attribute": ("megabase.cli.attribute", "attribute an output of a model to input bases"),
+    "generate": ("megabase.cli.generate", "generate DNA with a causal language model"),
+    "evaluate": ("megabase.cli.evaluate", "perplexity of a model against Markov baselines"),
+    "compare": ("megabase.cli.compare", "evaluations of several models in one table"),
+    "report": ("megabase.cli.report", "a self-contained HTML page about a run or a region"),
+    "pretrain": ("megabase.cli.pretrain", "pretrain a language model on a genome"),
+    "finetune": ("megabase.cli.finetune", "fine-tune a model on labelled sequences"),
+    "prompt": ("megabase.cli.prompt", "soft-prompt tuning with a frozen model"),
+    "icl": ("megabase.cli.icl", "few-shot in-context classification"),
+    "benchmark": ("megabase.cli.benchmark", "models on benchmark suites: leaks, seeds, one table"),
     "convert": ("megabase.cli.convert", "turn a published checkpoint into a model folder"),
-    "info": ("megabase.cli.info", "what a model is, its size, its limits; the presets"),
+    "info": ("megabase.cli.info", "describe a model: kind, size, limits; list the presets"),
+    "completion": ("megabase.cli.completion", "print a completion script for a shell"),
 }
+"""Name -> module, what it does; in the order of the help text: use a model, then train one."""
 
 
 _SHOWN_WARNINGS: set[str] = set()
+"""Texts shown in this call: a warning of every row would hide all others."""
 _DEBUG = "MEGABASE_DEBUG=1 shows where"
+"""Said where Python's own text may not be enough to find the cause."""
 
 
 def _usage() -> str:
@@ -56,8 +61,8 @@ def _usage() -> str:
         "usage: megabase [-h] [-V | --version] VERB ...\n\n"
         "Long-range DNA language models at single-nucleotide resolution.\n\n"
         f"verbs:\n{rows}\n\n"
-        "`megabase VERB --help` describes a verb. A bad input ends with one line on standard\n"
-        "error and exit status 2; MEGABASE_DEBUG=1 shows where it was raised."
+        "`megabase help VERB` describes a verb. A bad input ends with one line on standard\n"
+        "error and exit status 2; --verbose or MEGABASE_DEBUG=1 shows where it was raised."
     )
 
 
@@ -104,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = _reason(error)
         if text is None:
             raise
-        if os.environ.get("MEGABASE_DEBUG"):
+        if os.environ.get("MEGABASE_DEBUG") or "--verbose" in arguments:
             say(traceback.format_exc().rstrip())
         say(f"{program}: error: {text}")
         return 2
@@ -149,22 +154,41 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"megabase {__version__}")
         return 0
+    if arguments[0] == "help":
+        return _dispatch([*arguments[1:2], "--help"])
     verb = arguments[0]
     if verb not in VERBS:
         import difflib
 
-        near = difflib.get_close_matches(verb, VERBS, n=1)
+        near = difflib.get_close_matches(verb, [*VERBS, "help"], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise MegabaseError(f"there is no verb {verb!r}{hint} (megabase --help lists them)")
+    from megabase.cli import progress
+    from megabase.cli.config_errors import as_typed
+
+    warnings.showwarning = _show_warning
+    _SHOWN_WARNINGS.clear()
+    parser, module = build_parser(verb)
+    try:
+        with terminable():
+            args = parser.parse_args(arguments[1:])
+            progress.quiet = args.quiet
+            status = module.run(args)
+    except MegabaseError as error:
+        error.args = (as_typed(str(error), parser),)
+        raise
+    return 0 if status is None else int(status)
+
+
+def build_parser(verb: str) -> tuple[ArgumentParser, ModuleType]:
+    """Give the parser of a verb, with what all verbs have, and the verb's module."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
-    from megabase.cli.config_errors import as_typed, explain_errors
+    from megabase.cli.config_errors import explain_errors
     from megabase.cli.help_text import HelpFormatter, examples_text
 
     # The attribute docstrings of the configuration dataclasses are the help texts.
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    warnings.showwarning = _show_warning
-    _SHOWN_WARNINGS.clear()
     module = _load(verb)
     parser = ArgumentParser(
         prog=f"megabase {verb}",
@@ -174,14 +198,18 @@ def _dispatch(arguments: list[str]) -> int:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
+    group = parser.add_argument_group("for every verb")
+    if "--config" not in parser._option_string_actions:
+        group.add_argument(
+            "--config", action="config", metavar="FILE.yaml",
+            help="options by name, with underscores; those of the command line win",
+        )  # fmt: skip
+    group.add_argument("--quiet", action="store_true", help="show no progress and no notes")
+    group.add_argument(
+        "--verbose", action="store_true", help="show where an error was raised, as MEGABASE_DEBUG=1"
+    )
     explain_errors(parser)
-    try:
-        with terminable():
-            status = module.run(parser.parse_args(arguments[1:]))
-    except MegabaseError as error:
-        error.args = (as_typed(str(error), parser),)
-        raise
-    return 0 if status is None else int(status)
+    return parser, module
 
 
 if __name__ == "__main__":

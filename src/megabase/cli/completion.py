@@ -1,0 +1,114 @@
+"""Print a script that completes verbs, options and their choices in a shell.
+
+bash: `source <(megabase completion bash)`; zsh: the same with zsh, in ~/.zshrc; fish:
+`megabase completion fish > ~/.config/fish/completions/megabase.fish`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+EXAMPLES = ("megabase completion bash",)
+
+_BASH = """\
+_megabase() {{
+  local current="${{COMP_WORDS[COMP_CWORD]}}" last="${{COMP_WORDS[COMP_CWORD-1]}}"
+  local options=""
+  if [ "$COMP_CWORD" -eq 1 ]; then
+    COMPREPLY=($(compgen -W "{verbs} --help --version" -- "$current"))
+    return
+  fi
+  case "${{COMP_WORDS[1]}} $last" in
+{choices}
+  esac
+  if [ -n "$options" ]; then
+    COMPREPLY=($(compgen -W "$options" -- "$current"))
+    return
+  fi
+  case "$current" in -*)
+    case "${{COMP_WORDS[1]}}" in
+{options}
+    esac ;;
+  esac
+  if [ -n "$options" ]; then
+    COMPREPLY=($(compgen -W "$options" -- "$current"))
+  else
+    COMPREPLY=($(compgen -f -- "$current"))
+  fi
+}}
+complete -o filenames -F _megabase megabase
+"""
+"""Takes the verb from the second word; what begins with no dash is a file."""
+
+_ZSH = "#compdef megabase\nautoload -U +X bashcompinit && bashcompinit\n"
+"""zsh runs completions written for bash."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the name of the shell."""
+    parser.add_argument("shell", choices=["bash", "zsh", "fish"], help="which shell")
+
+
+def run(args: Namespace) -> int:
+    """Print the script."""
+    from megabase.cli.main import VERBS, build_parser
+
+    parsers = {verb: build_parser(verb)[0] for verb in VERBS}
+    print(_fish(parsers) if args.shell == "fish" else _bash(parsers, args.shell == "zsh"), end="")
+    return 0
+
+
+def _options(parser: ArgumentParser) -> dict[str, list[str]]:
+    """Give every option of a parser and of its actions, and the choices of its value."""
+    found: dict[str, list[str]] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                found |= {name: [], **_options(inner)}
+            continue
+        for option in action.option_strings or [f"<{action.dest}>"]:
+            found[option] = [str(choice) for choice in action.choices or ()]
+    return found
+
+
+def _bash(parsers: dict[str, ArgumentParser], zsh: bool) -> str:
+    choices, options = [], []
+    for verb, parser in parsers.items():
+        known = _options(parser)
+        options.append(f'      {verb}) options="{" ".join(o for o in known if o[0] != "<")}" ;;')
+        choices += [
+            f'    "{verb} {verb if option[0] == "<" else option}") options="{" ".join(values)}" ;;'
+            for option, values in known.items()
+            if values
+        ]
+        actions = [option for option in known if option[0] not in "<-"]
+        if actions:
+            choices.append(f'    "{verb} {verb}") options="{" ".join(actions)}" ;;')
+    text = _BASH.format(
+        verbs=" ".join([*parsers, "help"]), choices="\n".join(choices), options="\n".join(options)
+    )
+    return (_ZSH if zsh else "") + text
+
+
+def _fish(parsers: dict[str, ArgumentParser]) -> str:
+    from megabase.cli.main import VERBS
+
+    lines = [
+        f"complete -c megabase -n __fish_use_subcommand -a {verb} -d '{text}'"
+        for verb, (_, text) in VERBS.items()
+    ]
+    for verb, parser in parsers.items():
+        here = f"complete -c megabase -n '__fish_seen_subcommand_from {verb}'"
+        for option, values in _options(parser).items():
+            name = option.lstrip("-")
+            if option[0] == "-":
+                kind = f"-l {name}" if option.startswith("--") else f"-s {name}"
+                given = f" -xa '{' '.join(values)}'" if values else ""
+                lines.append(f"{here} {kind}{given}")
+            elif values or option[0] != "<":
+                lines.append(f"{here} -a '{' '.join(values) or option}'")
+    return "\n".join(lines) + "\n"
