@@ -295,18 +295,18 @@ def _run_unit(
     if run is None:
         folder.mkdir(parents=True, exist_ok=True)
         metric = job.task.metric if job.task.kind != "multi_label" else "auroc"
-        floor = (
+        baseline = (
             fit_kmers(job.splits, settings["kmer"], metric, names)
             if "kmer" in settings
             else fit_overlap(job.splits, metric, names)
         )
-        _keep_outputs(folder, floor.outputs, job.splits)
+        _keep_outputs(folder, baseline.outputs, job.splits)
         result: dict[str, Any] = {
-            "family": next(iter(settings)), "parameters": floor.parameters,
-            "trained_parameters": floor.parameters, "seconds": floor.seconds,
-            "training_seconds": floor.seconds, "valid": floor.figures["valid"],
-            "test": floor.figures["test"], "chosen": floor.chosen, "epochs": None, "steps": None,
-            "notes": [],
+            "family": next(iter(settings)), "parameters": baseline.parameters,
+            "trained_parameters": baseline.parameters, "seconds": baseline.seconds,
+            "training_seconds": baseline.seconds, "valid": baseline.metrics["valid"],
+            "test": baseline.metrics["test"], "chosen": baseline.chosen,
+            "epochs": None, "steps": None, "notes": [],
         }  # fmt: skip
     else:
         files = _write_splits(output, job)

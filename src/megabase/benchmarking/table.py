@@ -12,7 +12,7 @@ from typing import Any
 
 from megabase.benchmarking.leaks import describe_leaks
 from megabase.benchmarking.protocol import PROTOCOLS
-from megabase.evaluate.bootstrap import interval
+from megabase.evaluate.metrics import bootstrap_interval
 from megabase.genome.files import atomic_file, write_whole
 from megabase.tasks.seeds import spread
 
@@ -112,7 +112,7 @@ def _line(runs: Sequence[Mapping[str, Any]], name: str, resamples: int) -> Line:
     low, high = None, None
     if resamples and not math.isnan(mean):
         key = tuple((r["path"], r["test_rows"]) for r in runs)
-        low, high = interval(key, first["kind"], metric, resamples)
+        low, high = bootstrap_interval(key, first["kind"], metric, resamples)
     said = _published(first)
     return Line(
         suite=first["suite"],

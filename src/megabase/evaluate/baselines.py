@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -25,28 +25,25 @@ from megabase.errors import InputError, MissingDependencyError
 from megabase.evaluate import metrics
 from megabase.genome.kmers import canonical_kmers
 
-__all__ = [
-    "BaselineResult",
-    "fit_kmers",
-    "fit_overlap",
-    "kmer_counts",
-    "kmer_names",
-    "logistic",
-    "require_baseline",
-]
-
-PENALTIES = tuple(float(f"1e{power}") for power in range(-5, 4))
-"""Values of C (inverse penalty) that are tried; of alpha = 1 / C for numbers."""
+_PENALTIES = tuple(float(f"1e{power}") for power in range(-5, 4))
+"""Values of C (inverse penalty) that are tried; of alpha = 1 / C for numbers. From features that
+hardly count to features that are hardly held back."""
 _ITERATIONS = 400
+"""Iterations of the solver: later ones move the loss, not the answers."""
+_CERTAIN = 20.0
+"""Logit of a label that has one answer in all training rows: finite, and a probability of 1."""
+
+_Outputs = dict[str, npt.NDArray[np.float32]]
+_Predict = Callable[[Any], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class BaselineResult:
     """Outputs and metrics of a fitted baseline."""
 
-    outputs: dict[str, npt.NDArray[np.float32]]
+    outputs: _Outputs
     """Scores of valid and test, as a model gives them: (n, K)."""
-    figures: dict[str, dict[str, float]]
+    metrics: dict[str, dict[str, float]]
     """Metrics of valid and test."""
     chosen: dict[str, Any]
     """k, and the penalty."""
@@ -66,34 +63,20 @@ def _canonical(k: int) -> npt.NDArray[np.uint64]:
     return np.unique(canonical_kmers(codes.ravel(), k)[0][owner])
 
 
-def kmer_names(k: int) -> list[str]:
-    """Name the features of words of exactly k bases, such as AA (for AA and TT).
-
-    Examples
-    --------
-    >>> kmer_names(1)
-    ['A', 'C']
-    """
-    return [
-        "".join("ACGT"[(int(word) >> (2 * (k - 1 - i))) & 3] for i in range(k))
-        for word in _canonical(k)
-    ]
-
-
 def kmer_counts(rows: LabelledSequences, k: int) -> Any:
-    """Count canonical words of 1 to k bases.
+    """Count canonical k-mers of 1 to k bases.
 
     Parameters
     ----------
     rows
-        Sequences; words with a base that is not A, C, G or T are left out.
+        Sequences; k-mers with a base that is not A, C, G or T are left out.
     k
-        Longest word, 1 to 8.
+        Longest k-mer, 1 to 8.
 
     Returns
     -------
     scipy.sparse.csr_matrix
-        float32 (n, F): the share of each word among the sequence's words of its length.
+        float32 (n, F): the share of each k-mer among the sequence's k-mers of its length.
     """
     from scipy import sparse
 
@@ -102,10 +85,10 @@ def kmer_counts(rows: LabelledSequences, k: int) -> Any:
     owner = np.repeat(np.arange(n), rows.lengths)
     codes = rows.codes[rows.offsets[0] : rows.offsets[-1]]
     for size in range(1, k + 1):
-        words, known = canonical_kmers(codes, size)
-        row = owner[: len(words)]
-        known = known & (row == owner[size - 1 : size - 1 + len(words)])
-        feature = np.searchsorted(_canonical(size), words[known])
+        kmers, known = canonical_kmers(codes, size)
+        row = owner[: len(kmers)]
+        known = known & (row == owner[size - 1 : size - 1 + len(kmers)])
+        feature = np.searchsorted(_canonical(size), kmers[known])
         row = row[known]
         counts = sparse.coo_matrix(
             (np.ones(len(row), dtype=np.float32), (row, feature)),
@@ -133,7 +116,7 @@ def require_baseline() -> None:
 
 def fit_kmers(
     splits: Mapping[str, LabelledSequences],
-    words: Sequence[int],
+    lengths: Sequence[int],
     metric: str,
     names: Sequence[str],
 ) -> BaselineResult:
@@ -143,8 +126,8 @@ def fit_kmers(
     ----------
     splits
         train, valid, test.
-    words
-        Longest words to try; validation chooses.
+    lengths
+        Longest k-mers to try; validation chooses.
     metric
         What chooses on validation.
     names
@@ -157,38 +140,18 @@ def fit_kmers(
     """
     require_baseline()
     started = time.perf_counter()
-    kind, train = splits["train"].kind, splits["train"]
-    best: tuple[float, int, float, dict[str, Any], int] | None = None
-    for k in words:
+    best: _Choice | None = None
+    for k in lengths:
         counts = {name: kmer_counts(rows, k) for name, rows in splits.items()}
         scale = _deviations(counts["train"])
         features = {name: values @ scale for name, values in counts.items()}
-        highest, worse = -math.inf, 0
-        for penalty in PENALTIES:
-            predict = _fit(features["train"], train.labels, kind, penalty)
-            outputs = {name: predict(features[name]) for name in features if name != "train"}
-            valid = outputs["valid"], splits["valid"].labels
-            value = metrics.measure([metric], kind, *valid)[metric]
-            value = value if metrics.higher_is_better(metric) else -value
-            if best is None or value > best[0]:
-                best = (value, k, penalty, outputs, counts["train"].shape[1] + 1)
-            worse = 0 if value > highest else worse + 1
-            highest = max(highest, value)
-            if worse == 2:  # past the best: weaker penalties only take longer
-                break
+        # Past the best, weaker penalties only take longer.
+        found = _choose(features, splits, metric, {"k": k}, patience=2)
+        if best is None or found.value > best.value:
+            best = found
     if best is None:
         raise InputError(f"{metric} is not defined on the validation rows")
-    _, k, penalty, outputs, width = best
-    return BaselineResult(
-        outputs=outputs,
-        figures={
-            name: metrics.measure(names, kind, outputs[name], splits[name].labels)
-            for name in outputs
-        },
-        chosen={"k": k, "C": penalty},
-        parameters=width * (1 if kind == "classes" and train.outputs == 2 else train.outputs),
-        seconds=time.perf_counter() - started,
-    )
+    return best.result(splits, names, started)
 
 
 def fit_overlap(
@@ -226,35 +189,72 @@ def fit_overlap(
             f"the overlap baseline is for tasks with classes; these labels are of kind {train.kind}"
         )
     every = one_in(*splits.values())
-    words = {name: RowWords.of(rows, every) for name, rows in splits.items()}
+    kmers = {name: RowWords.of(rows, every) for name, rows in splits.items()}
     features = {}
-    for name, own in words.items():
+    for name, own in kmers.items():
         shares = largest_shares(
-            own, words["train"], train.labels, train.outputs, same=name == "train"
+            own, kmers["train"], train.labels, train.outputs, same=name == "train"
         )
         features[name] = np.concatenate([shares, np.sqrt(shares)], axis=1)
-    best: tuple[float, float, dict[str, np.ndarray]] | None = None
-    for penalty in PENALTIES:
-        predict = logistic(features["train"], train.labels, penalty)
-        outputs = {name: predict(features[name]) for name in features if name != "train"}
-        valid = outputs["valid"], splits["valid"].labels
-        value = metrics.measure([metric], "classes", *valid)[metric]
-        value = value if metrics.higher_is_better(metric) else -value
-        if not math.isnan(value) and (best is None or value > best[0]):
-            best = (value, penalty, outputs)
-    if best is None:
+    best = _choose(features, splits, metric, {})
+    if best.value == -math.inf:
         raise InputError(f"{metric} is not defined on the validation rows")
-    _, penalty, outputs = best
-    return BaselineResult(
-        outputs=outputs,
-        figures={
-            name: metrics.measure(names, "classes", outputs[name], splits[name].labels)
-            for name in outputs
-        },
-        chosen={"C": penalty},
-        parameters=(2 * train.outputs + 1) * (1 if train.outputs == 2 else train.outputs),
-        seconds=time.perf_counter() - started,
-    )
+    return best.result(splits, names, started)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The best penalty for some features."""
+
+    value: float
+    """Of the metric that chooses, more being better; -inf where it is not defined."""
+    outputs: _Outputs
+    chosen: dict[str, Any]
+    width: int
+    """Number of features."""
+
+    def result(
+        self, splits: Mapping[str, LabelledSequences], names: Sequence[str], started: float
+    ) -> BaselineResult:
+        """Measure the outputs."""
+        train = splits["train"]
+        columns = 1 if train.kind == "classes" and train.outputs == 2 else train.outputs
+        return BaselineResult(
+            outputs=self.outputs,
+            metrics={
+                name: metrics.measure(names, train.kind, outputs, splits[name].labels)
+                for name, outputs in self.outputs.items()
+            },
+            chosen=self.chosen,
+            parameters=(self.width + 1) * columns,
+            seconds=time.perf_counter() - started,
+        )
+
+
+def _choose(
+    features: Mapping[str, Any],
+    splits: Mapping[str, LabelledSequences],
+    metric: str,
+    facts: dict[str, Any],
+    patience: int = len(_PENALTIES),
+) -> _Choice:
+    """Fit with every penalty until `patience` in a row are no better; choose on validation."""
+    train, best, worse = splits["train"], None, 0
+    for penalty in _PENALTIES:
+        predict = _fit(features["train"], train.labels, train.kind, penalty)
+        outputs = {name: predict(features[name]) for name in features if name != "train"}
+        labels = splits["valid"].labels
+        value = metrics.measure([metric], train.kind, outputs["valid"], labels)[metric]
+        value = value if metrics.higher_is_better(metric) else -value
+        value = -math.inf if math.isnan(value) else value
+        worse += 1
+        if best is None or value > best.value:
+            width = features["train"].shape[1]
+            best, worse = _Choice(value, outputs, {**facts, "C": penalty}, width), 0
+        if worse == patience:
+            break
+    assert best is not None
+    return best
 
 
 def _deviations(counts: Any) -> Any:
@@ -268,43 +268,32 @@ def _deviations(counts: Any) -> Any:
     return sparse.diags(inverse.astype(np.float32))
 
 
-def _fit(features: Any, labels: npt.NDArray[Any], kind: str, penalty: float) -> Any:
+def _fit(features: Any, labels: npt.NDArray[Any], kind: str, penalty: float) -> _Predict:
     """Fit one model; give a function from features to outputs (n, K)."""
     if kind == "classes":
-        return logistic(features, labels, penalty)
+        return _logistic(features, labels, penalty)
     columns = []
     for column in labels.T:
         known = np.flatnonzero(np.isfinite(column))
         values = column[known]
         if kind == "multi_label" and len(np.unique(values)) < 2:
-            constant = np.float32(20.0 if len(values) and values[0] else -20.0)
+            constant = np.float32(_CERTAIN if len(values) and values[0] else -_CERTAIN)
             columns.append(lambda x, c=constant: np.full(x.shape[0], c, dtype=np.float32))
         elif kind == "multi_label":
-            two = logistic(features[known], values.astype(np.int64), penalty)
+            two = _logistic(features[known], values.astype(np.int64), penalty)
             columns.append(lambda x, f=two: f(x)[:, 1])
         else:
             columns.append(_ridge(features[known], values, penalty))
     return lambda x: np.stack([column(x) for column in columns], axis=1)
 
 
-def logistic(features: Any, labels: npt.NDArray[Any], penalty: float) -> Any:
-    """Fit a logistic regression; give a function from features to scores (n, K).
-
-    Parameters
-    ----------
-    features
-        Array or sparse matrix (n, F).
-    labels
-        Class of each row (n,).
-    penalty
-        C of scikit-learn, the inverse of the penalty.
-    """
+def _logistic(features: Any, labels: npt.NDArray[Any], penalty: float) -> _Predict:
+    """Fit a logistic regression; give a function from features to scores (n, K)."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=penalty, max_iter=_ITERATIONS, tol=1e-3)
     with warnings.catch_warnings():
-        # The last iterations move the loss, not the answers; the penalty is chosen by validation.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(features, labels)
 
@@ -315,7 +304,8 @@ def logistic(features: Any, labels: npt.NDArray[Any], penalty: float) -> Any:
     return predict
 
 
-def _ridge(features: Any, values: npt.NDArray[Any], penalty: float) -> Any:
+def _ridge(features: Any, values: npt.NDArray[Any], penalty: float) -> _Predict:
+    """Fit a ridge regression; give a function from features to numbers (n,)."""
     from sklearn.linear_model import Ridge
 
     model = Ridge(alpha=1.0 / penalty, solver="sparse_cg", random_state=0)

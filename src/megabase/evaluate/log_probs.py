@@ -269,8 +269,9 @@ def _next_tokens(
     batch, length = ids_BL.shape
     if length < 2:
         return
-    base, head = getattr(model, "base_model", model), getattr(model, "lm_head", None)
-    backbone = getattr(base, "backbone", None)
+    base: Any = getattr(model, "base_model", model)
+    head: Any = getattr(model, "lm_head", None)
+    backbone: Any = getattr(base, "backbone", None)
     split = base is not model and isinstance(head, nn.Linear)
     if columns is not None:
         low, stop = columns.start - 1, columns.stop - 1
@@ -322,10 +323,10 @@ def _together(
     model: nn.Module, ids_BL: Tensor, mask_BL: Tensor | None, places: Tensor
 ) -> _Predictions:
     """Hide all positions at once."""
-    at = row, column = places.unbind(1)
+    row, column = places.unbind(1)
     hidden = ids_BL.clone()
     hidden[row, column] = MASK_ID
-    yield at, _logits(model, hidden, mask_BL)[row, column]
+    yield (row, column), _logits(model, hidden, mask_BL)[row, column]
 
 
 def _every_seventh(

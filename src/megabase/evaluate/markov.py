@@ -30,7 +30,8 @@ from megabase.data.regions import Regions
 from megabase.errors import InputError
 from megabase.evaluate.blocks import Blocks, read_rows
 from megabase.evaluate.results import Baseline, Measure, measure, paired_saving
-from megabase.genome.alphabet import BASE_BITS, T
+from megabase.genome.alphabet import BASE_BITS, N, T
+from megabase.genome.kmers import pack_kmers
 from megabase.genome.store import GenomeStore
 
 DEFAULT_RATE = 8.0
@@ -86,12 +87,12 @@ class MarkovModel:
         first
             Bases before this index serve as context and are not counted.
         """
-        word, run = _words(codes, self.max_order)
-        word, run = word[..., first:].ravel(), run[..., first:].ravel()
+        kmer, run = _kmers(codes, self.max_order)
+        kmer, run = kmer[..., first:].ravel(), run[..., first:].ravel()
         self._summed = []
         for order, counts in enumerate(self._counts):
             chosen = run > order if order == self.max_order else run == order + 1
-            np.add.at(counts, word[chosen] & (counts.size - 1), 1)
+            np.add.at(counts, kmer[chosen] & (counts.size - 1), 1)
 
     @property
     def bases(self) -> int:
@@ -99,12 +100,12 @@ class MarkovModel:
         return int(self.counts(0).sum())
 
     def counts(self, order: int) -> npt.NDArray[np.integer]:
-        """Occurrences of each word of order + 1 bases.
+        """Occurrences of each k-mer of order + 1 bases.
 
         Parameters
         ----------
         order
-            Bases before the last one of the word.
+            Bases before the last one of the k-mer.
 
         Returns
         -------
@@ -148,12 +149,12 @@ class MarkovModel:
             When the number of rates is not the number of orders, or one is not positive.
         """
         steps = self._rates(rates)
-        word, run = _words(codes, self.max_order)
-        word, run = word[..., first:], run[..., first:]
-        out = np.empty((self.max_order + 1, *word.shape))
-        probability = np.full(word.shape, 0.25)
+        kmer, run = _kmers(codes, self.max_order)
+        kmer, run = kmer[..., first:], run[..., first:]
+        out = np.empty((self.max_order + 1, *kmer.shape))
+        probability = np.full(kmer.shape, 0.25)
         for order, rate in enumerate(steps):
-            seen, total = self._seen(order, word)
+            seen, total = self._seen(order, kmer)
             mixed = (seen + rate * probability) / (total + rate)
             probability = np.where(run > order, mixed, probability)
             np.log(probability, out=out[order])
@@ -173,14 +174,14 @@ class MarkovModel:
         tuple of float
             One rate for each order, kept as :attr:`fitted_rates`.
         """
-        words = [_words(piece, self.max_order) for piece in codes]
-        word = np.concatenate([w[run > 0] for w, run in words])
-        run = np.concatenate([run[run > 0] for _, run in words])
-        probability = np.full(word.shape, 0.25)
+        pairs = [_kmers(piece, self.max_order) for piece in codes]
+        kmer = np.concatenate([kmer[run > 0] for kmer, run in pairs])
+        run = np.concatenate([run[run > 0] for _, run in pairs])
+        probability = np.full(kmer.shape, 0.25)
         chosen: list[float] = []
         for order in range(self.max_order + 1):
             whole = run > order
-            seen, total = self._seen(order, word[whole])
+            seen, total = self._seen(order, kmer[whole])
             shorter = probability[whole]
             fits = [np.log((seen + r * shorter) / (total + r)).sum() for r in _RATES]
             rate = float(_RATES[int(np.argmax(fits))])
@@ -190,15 +191,16 @@ class MarkovModel:
         return self.fitted_rates
 
     def _seen(
-        self, order: int, word: npt.NDArray[np.int64]
+        self, order: int, kmer: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Count how often each word, and its context, was seen."""
-        part = word & (4 ** (order + 1) - 1)
+        """Count how often each k-mer, and its context, was seen."""
+        part = kmer & (4 ** (order + 1) - 1)
         after = self.counts(order)[part >> 2]
         seen = np.take_along_axis(after, (part & 3)[..., None], axis=-1)[..., 0]
         return seen.astype(np.float64), after.sum(-1, dtype=np.float64)
 
     def _rates(self, rates: float | Sequence[float]) -> list[float]:
+        """Give one rate for each order, checked."""
         orders = self.max_order + 1
         steps = [float(rates)] * orders if isinstance(rates, int | float) else list(rates)
         if len(steps) != orders or not all(rate > 0 for rate in steps):
@@ -212,7 +214,7 @@ class MarkovModel:
 def train_markov(
     store: GenomeStore, regions: Regions, max_order: int = 12, *, fit: bool = True
 ) -> MarkovModel:
-    """Count words in regions of a genome, streaming over them.
+    """Count k-mers in regions of a genome, streaming over them.
 
     Parameters
     ----------
@@ -273,23 +275,23 @@ def _pieces(regions: Regions, max_order: int) -> list[tuple[int, int, int, int]]
     return pieces
 
 
-def _words(
+def _kmers(
     codes: npt.NDArray[np.uint8], max_order: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Read the word of max_order + 1 bases that ends at each position, in base 4, newest lowest.
+    """Pack the k-mer of max_order + 1 bases that ends at each position, the newest base lowest.
 
     Also gives the number of unbroken bases (A, C, G, T) that end there, the position's included;
-    digits of the word beyond it mean nothing.
+    digits of the k-mer beyond it mean nothing.
     """
-    base = codes & np.uint8(BASE_BITS)
-    known = base < 4
-    digit = np.where(known, base, 0).astype(np.int64)
-    word = digit.copy()
-    for back in range(1, max_order + 1):
-        word[..., back:] |= digit[..., :-back] << (2 * back)
+    # Rows are packed as one sequence, apart by as many N as a k-mer reaches back.
+    gaps = [(0, 0)] * (codes.ndim - 1) + [(max_order, 0)]
+    apart = np.pad(codes, gaps, constant_values=N)
+    packed, _ = pack_kmers(np.append(apart.ravel(), np.full(max_order, N, np.uint8)), max_order + 1)
+    kmer = packed.astype(np.int64).reshape(apart.shape)[..., : codes.shape[-1]]
+    known = (codes & np.uint8(BASE_BITS)) <= T
     index = np.arange(codes.shape[-1], dtype=np.int64)
     broken = np.maximum.accumulate(np.where(known, -1, index), axis=-1)
-    return word, index - broken
+    return kmer, index - broken
 
 
 def score_baselines(

@@ -3,15 +3,21 @@
 A metric takes the outputs of a model for every sequence, float (n, K), and the labels, int64 (n,)
 class numbers or float (n, K) with NaN where a label is not known. Class metrics read the largest
 logit; with several labels an answer is yes above a logit of 0, each label is measured by itself,
-and the figure is the mean over labels.
+and the value is the mean over labels.
+
+Rank metrics and Pearson's correlation are those of torchmetrics. What depends on the confusion
+matrix alone is computed from it in float64, so that a bootstrap and streamed counts give the same
+digits as the outputs.
 """
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,26 +27,16 @@ from megabase.data.base_labels import IGNORED
 from megabase.errors import InputError
 from megabase.objectives.nucleotides import SCORE_BINS
 
-__all__ = [
-    "COUNTED",
-    "METRICS",
-    "by_label",
-    "check",
-    "confusion",
-    "default_metrics",
-    "higher_is_better",
-    "measure",
-    "measure_table",
-    "median_by_group",
-]
-
 _Outputs = npt.NDArray[np.floating[Any]]
 _Labels = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A figure by name."""
+_MOST_LABELS = 16
+"""Most labels with a bootstrap: each draw ranks all rows once for every label."""
+
+
+class Metric(NamedTuple):
+    """A metric by name."""
 
     kinds: tuple[str, ...]
     """Kinds of labels it is for."""
@@ -51,39 +47,24 @@ class Metric:
 
 
 def confusion(outputs: _Outputs, labels: _Labels) -> npt.NDArray[np.int64]:
-    """Count (true class, predicted class) pairs: (C, C).
+    """Count (true class, predicted class) pairs: (C, C); the largest of the logits (n, C) counts.
 
-    Parameters
-    ----------
-    outputs
-        Logits (n, C); the largest is the prediction.
-    labels
-        Class numbers (n,).
+    Yes-or-no logits (n,) are read as two classes.
     """
+    if outputs.ndim == 1:
+        outputs, labels = np.stack([np.zeros_like(outputs), outputs], 1), labels.astype(np.int64)
     classes = outputs.shape[1]
     pairs = labels * classes + outputs.argmax(axis=1)
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
-def _two_columns(outputs: _Outputs, labels: _Labels) -> tuple[_Outputs, _Labels]:
-    """Turn a column of yes-or-no logits into two classes."""
-    if outputs.ndim == 1:
-        return np.stack([np.zeros_like(outputs), outputs], axis=1), labels.astype(np.int64)
-    return outputs, labels
-
-
-def _counted(
-    figure: Callable[[npt.NDArray[Any]], float],
-) -> Callable[[_Outputs, _Labels], float]:
-    """Turn a figure of a confusion matrix into one of outputs and labels."""
-    return lambda outputs, labels: figure(confusion(*_two_columns(outputs, labels)))
-
-
 def _accuracy(table: npt.NDArray[Any]) -> float:
+    """Share of the diagonal."""
     return float(np.trace(table) / table.sum())
 
 
 def _mcc(table: npt.NDArray[Any]) -> float:
+    """Matthews' correlation coefficient."""
     table = table.astype(np.float64)
     total, right = table.sum(), np.trace(table)
     true, said = table.sum(axis=1), table.sum(axis=0)
@@ -131,35 +112,37 @@ def _by_class(kind: str) -> Callable[[_Outputs, _Labels], float]:
             shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
             scores = shifted / shifted.sum(axis=1, keepdims=True)
             truths = labels[:, None] == np.arange(outputs.shape[1])
-        figures = [
+        values = [
             float(function(torch.from_numpy(_ranks(s)), torch.from_numpy(t.astype(np.int64))))
             for s, t in zip(scores.T, truths.T, strict=True)
             if t.any() and not t.all()
         ]
-        return float(np.mean(figures)) if figures else math.nan
+        return float(np.mean(values)) if values else math.nan
 
     return compute
 
 
 def _ranks(values: _Outputs) -> _Outputs:
-    """Give each value its place among the distinct values, scaled into [0, 1].
+    """Give each value its rank among the distinct values, scaled into [0, 1].
 
     Rank metrics are the same for it, and logits are not squashed to equal probabilities.
     """
-    distinct, place = np.unique(values, return_inverse=True)
-    return place.reshape(-1).astype(np.float64) / max(1, len(distinct) - 1)
+    distinct, rank = np.unique(values, return_inverse=True)
+    return rank.reshape(-1).astype(np.float64) / max(1, len(distinct) - 1)
 
 
 def _pearson(outputs: _Outputs, labels: _Labels) -> float:
+    """Pearson's correlation; NaN where one side does not vary."""
     from torchmetrics.functional import pearson_corrcoef
 
     if min(len(np.unique(x)) for x in (outputs, labels)) < 2:
-        return math.nan  # one side does not vary
+        return math.nan
     pair = (torch.from_numpy(np.asarray(x, dtype=np.float64)) for x in (outputs, labels))
     return float(pearson_corrcoef(*pair))
 
 
 def _spearman(outputs: _Outputs, labels: _Labels) -> float:
+    """Spearman's correlation."""
     # torchmetrics' own adds 1e-6 below the fraction, which the sixth digit shows.
     return _pearson(_mean_ranks(outputs), _mean_ranks(labels))
 
@@ -172,39 +155,43 @@ def _mean_ranks(values: _Outputs) -> _Outputs:
 
 
 def _mean_squared_error(outputs: _Outputs, labels: _Labels) -> float:
+    """Mean of the squared differences."""
     return float(np.square(outputs.astype(np.float64) - labels).mean())
 
 
 _ANSWERS, _NUMBERS = ("classes", "multi_label", "nucleotides"), ("regression",)
-COUNTED: dict[str, Callable[[npt.NDArray[Any]], float]] = {
+"""Kinds of labels with answers to choose from, and with numbers."""
+_COUNTED: dict[str, Callable[[npt.NDArray[Any]], float]] = {
     "accuracy": _accuracy,
     "mcc": _mcc,
     "f1": _f1,
     "f1_positive": _f1_yes,
     "f1_weighted": _f1_weighted,
 }
-"""Figures that depend on the confusion matrix (true, said) only."""
+"""Metrics of the confusion matrix (true, predicted) alone."""
 METRICS: dict[str, Metric] = {
-    **{name: Metric(_ANSWERS, _counted(figure)) for name, figure in COUNTED.items()},
+    **{
+        name: Metric(_ANSWERS, lambda outputs, labels, f=value: f(confusion(outputs, labels)))
+        for name, value in _COUNTED.items()
+    },
     "auroc": Metric(_ANSWERS, _by_class("auroc")),
     "auprc": Metric(_ANSWERS, _by_class("auprc")),
     "pearson": Metric(_NUMBERS, _pearson),
     "spearman": Metric(_NUMBERS, _spearman),
     "mse": Metric(_NUMBERS, _mean_squared_error, higher=False),
 }
-"""Figures by name. ``f1`` is the mean over classes (macro), ``f1_weighted`` that weighted by the
+"""Metrics by name. ``f1`` is the mean over classes (macro), ``f1_weighted`` that weighted by the
 rows of each, ``f1_positive`` that of the second of two classes; ``auroc`` and ``auprc`` of more
 than two classes are means of one against the rest, and ``auprc`` is average precision."""
-
-
-_CLASS_METRICS = ("accuracy", "mcc", "f1", "auroc", "auprc")
 
 
 def default_metrics(kind: str) -> tuple[str, ...]:
     """Name the metrics shown for a kind of labels when none are asked for."""
     if kind == "regression":
         return ("pearson", "spearman", "mse")
-    return ("auroc", "auprc") if kind == "multi_label" else _CLASS_METRICS
+    if kind == "multi_label":
+        return ("auroc", "auprc")
+    return ("accuracy", "mcc", "f1", "auroc", "auprc")
 
 
 def higher_is_better(name: str) -> bool:
@@ -219,6 +206,7 @@ def higher_is_better(name: str) -> bool:
 
 
 def _find(name: str) -> Metric:
+    """Give a metric by name."""
     if name not in METRICS:
         raise InputError(f"there is no metric {name!r}; there are {', '.join(METRICS)}")
     return METRICS[name]
@@ -257,7 +245,7 @@ def measure(
     Returns
     -------
     dict
-        Name to figure; NaN where it is not defined (AUROC of one class only).
+        Name to value; NaN where it is not defined (AUROC of one class only).
 
     Raises
     ------
@@ -289,13 +277,13 @@ def by_label(name: str, outputs: _Outputs, labels: _Labels) -> list[float]:
     Returns
     -------
     list of float
-        K figures; NaN where it is not defined (a label of one kind only).
+        K values; NaN where it is not defined (a label of one kind only).
     """
-    figures: list[float] = []
+    values: list[float] = []
     for said, true in zip(outputs.T, labels.T, strict=True):
         known = np.isfinite(true)
-        figures.append(_find(name).one(said[known], true[known]) if known.any() else math.nan)
-    return figures
+        values.append(_find(name).one(said[known], true[known]) if known.any() else math.nan)
+    return values
 
 
 def median_by_group(
@@ -317,16 +305,17 @@ def median_by_group(
     dict
         Group -> median over the labels that have both answers among the rows; NaN without any.
     """
-    figures = np.array(by_label(name, outputs, labels))
+    values = np.array(by_label(name, outputs, labels))
     found: dict[str, float] = {}
     for group, (first, last) in groups.items():
-        known = figures[first:last][~np.isnan(figures[first:last])]
+        known = values[first:last][~np.isnan(values[first:last])]
         found[group] = float(np.median(known)) if len(known) else math.nan
     return found
 
 
-def _mean(figures: list[float]) -> float:
-    known = [figure for figure in figures if not math.isnan(figure)]
+def _mean(values: list[float]) -> float:
+    """Mean of the values that are defined; NaN without any."""
+    known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else math.nan
 
 
@@ -347,8 +336,8 @@ def measure_table(
     Returns
     -------
     dict
-        Name to figure, as :func:`measure` gives it for the same outputs; for
-        AUROC and AUPRC, log odds less than 0.001 apart count as equal. NaN where a figure is not
+        Name to value, as :func:`measure` gives it for the same outputs; for
+        AUROC and AUPRC, log odds less than 0.001 apart count as equal. NaN where a metric is not
         defined.
 
     Raises
@@ -364,13 +353,13 @@ def measure_table(
     for name in names:
         if not confusion.sum():
             found[name] = math.nan
-        elif name in COUNTED:
-            found[name] = COUNTED[name](confusion)
+        elif name in _COUNTED:
+            found[name] = _COUNTED[name](confusion)
         else:
-            figure = _auroc_of_counts if name == "auroc" else _auprc_of_counts
+            metric = _auroc_of_counts if name == "auroc" else _auprc_of_counts
             # Of two classes the second is the positive one; of more, each is, in turn.
             chosen = histograms[1:] if classes == 2 else histograms
-            each = [figure(no, yes) for no, yes in chosen if no.any() and yes.any()]
+            each = [metric(no, yes) for no, yes in chosen if no.any() and yes.any()]
             found[name] = float(np.mean(each)) if each else math.nan
     return found
 
@@ -387,3 +376,68 @@ def _auprc_of_counts(no: npt.NDArray[Any], yes: npt.NDArray[Any]) -> float:
     hits, said = np.cumsum(yes), np.cumsum(yes + no)
     seen = yes > 0
     return float((yes[seen] * hits[seen] / said[seen]).sum() / yes.sum())
+
+
+@lru_cache(maxsize=4096)
+def bootstrap_interval(
+    runs: tuple[tuple[str, str], ...], kind: str, metric: str, resamples: int
+) -> tuple[float | None, float | None]:
+    """Give the 95 % interval of the mean of a metric over runs, by drawing test rows again.
+
+    Runs that were tested on the same rows get the same draws, so the interval says how much the
+    mean would move with other test rows, the models being what they are.
+
+    Parameters
+    ----------
+    runs
+        (run folder, digest of its test rows) pairs.
+    kind
+        What the labels are.
+    metric
+        Name of the metric.
+    resamples
+        Number of draws.
+
+    Returns
+    -------
+    low, high : float or None
+        Percentiles 2.5 and 97.5; None where outputs are missing or there are more than 16 labels.
+    """
+    held: list[tuple[int, int, Callable[[Any], float]]] = []
+    for folder, digest in runs:
+        file = Path(folder) / "outputs.npz"
+        if not file.is_file():
+            return None, None
+        with np.load(file) as kept:
+            outputs, labels = kept["test"], kept["test_labels"]
+        if labels.ndim > 1 and labels.shape[1] > _MOST_LABELS:
+            return None, None
+        held.append(
+            (zlib.crc32(digest.encode()), len(labels), _of_rows(kind, metric, outputs, labels))
+        )
+    drawn: list[float] = []
+    for number in range(resamples):
+        values: list[float] = []
+        for seed, rows, value_of in held:
+            chosen = np.random.default_rng((seed, number)).integers(0, rows, rows)
+            values.append(value_of(chosen))
+        drawn.append(sum(values) / len(values))
+    known = np.array(drawn)[~np.isnan(drawn)]
+    if not len(known):
+        return None, None
+    low, high = np.percentile(known, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _of_rows(kind: str, metric: str, outputs: Any, labels: Any) -> Callable[[Any], float]:
+    """Give a function from rows to the metric over them, quick where counts are enough."""
+    if kind == "classes" and metric in _COUNTED:
+        classes = outputs.shape[1]
+        pairs = labels * classes + outputs.argmax(axis=1)
+
+        def counted(rows: Any) -> float:
+            table = np.bincount(pairs[rows], minlength=classes * classes)
+            return _COUNTED[metric](table.reshape(classes, classes).astype(np.float64))
+
+        return counted
+    return lambda rows: measure([metric], kind, outputs[rows], labels[rows])[metric]
