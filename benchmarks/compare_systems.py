@@ -35,8 +35,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from megabase.data.labelled import label_splits, split_rows
-from megabase.data.labelled_files import read_text
+from megabase.data.label_files import read_text
+from megabase.data.labeled import label_splits, split_rows
 from megabase.errors import MegabaseError
 from megabase.genome import alphabet
 from megabase.genome.files import without_nan, write_json

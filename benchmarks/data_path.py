@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,9 @@ import torch
 
 import megabase
 from megabase.data.augment import codes_to_ids, reverse_complement_codes
-from megabase.data.datasets import CountN, GenomeWindows
 from megabase.data.loader import Prefetcher
 from megabase.data.regions import Regions
-from megabase.data.windows import RandomWindows
+from megabase.data.windows import GenomeWindows, RandomWindows, count_n
 from megabase.genome.store import GenomeStore
 
 STEP_SECONDS = 1.5
@@ -63,7 +63,7 @@ def measure(store: GenomeStore, batch: int, length: int, repeats: int) -> dict[s
         seed=1,
         reverse_complement=0.5,
         max_n_fraction=0.1,
-        count_n=CountN(store),
+        count_n=partial(count_n, store),
     )
     data = GenomeWindows(store, source)
 

@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megabase.data.labelled import label_splits, split_rows
-from megabase.data.labelled_files import read_text
+from megabase.data.label_files import read_text
+from megabase.data.labeled import label_splits, split_rows
 from megabase.genome import alphabet
 from megabase.genome.files import write_json
 from megabase.models import load_model

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ import numpy as np
 
 from benchmarks.speed.config import BenchError, LoadConfig
 from megabase.data.augment import codes_to_ids, reverse_complement_codes
-from megabase.data.datasets import CountN, GenomeWindows
 from megabase.data.loader import Prefetcher
 from megabase.data.regions import Regions
-from megabase.data.windows import RandomWindows
+from megabase.data.windows import GenomeWindows, RandomWindows, count_n
 from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
 
@@ -53,7 +53,7 @@ def _seconds(call: Callable[[int], object], repeats: int) -> float:
 def _data(store: GenomeStore) -> tuple[RandomWindows, GenomeWindows]:
     source = RandomWindows(
         Regions.whole(store.lengths), seed=1, reverse_complement=0.5, max_n_fraction=0.1,
-        count_n=CountN(store),
+        count_n=partial(count_n, store),
     )  # fmt: skip
     return source, GenomeWindows(store, source)
 

@@ -191,7 +191,7 @@ def test_models_without_probabilities_of_bases_are_refused(
 
 
 def test_a_masked_model_is_asked_as_one(run: Path) -> None:
-    from megabase.data.split import regions_of
+    from megabase.data.regions import regions_of
     from megabase.evaluate.perplexity import EvaluateOptions, evaluate
     from megabase.models.caduceus import CaduceusConfig
     from megabase.models.caduceus.modeling import CaduceusForMaskedLM

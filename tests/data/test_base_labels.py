@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megabase.data.labelled import LabelledSequences, label_splits
-from megabase.data.labelled_batches import BaseLabels, LabelledBatches, tokenise
-from megabase.data.labelled_files import read_text
+from megabase.data.batches import Draw, LabeledBatches, Padding, Ragged, tokenize
+from megabase.data.label_files import read_text
+from megabase.data.labeled import LabeledSequences, label_splits
 from megabase.errors import InputError
 from megabase.genome import alphabet
 
 
-def read(tmp_path: Path, *splits: str) -> dict[str, LabelledSequences]:
+def read(tmp_path: Path, *splits: str) -> dict[str, LabeledSequences]:
     texts = {}
     for name, rows in zip(("train", "test"), splits, strict=False):
         path = tmp_path / f"{name}.tsv"
@@ -51,19 +51,25 @@ def test_refusals(tmp_path: Path, train: str, test: str, message: str) -> None:
 
 
 class TestBatches:
-    def made(self, tmp_path: Path, **options: object) -> LabelledBatches:
+    def made(
+        self,
+        tmp_path: Path,
+        left: bool = False,
+        reverse_probability: float = 0.0,
+        both_strands: bool = False,
+    ) -> LabeledBatches:
         rows = read(tmp_path, "AACG | 0012; ACGTA | 01201; CC | 11")["train"]
 
         def encode(codes: np.ndarray) -> np.ndarray:
             return alphabet.TOKEN_ID_OF_CODE[codes]
 
-        return LabelledBatches(
-            tokenise(rows, encode),
-            BaseLabels(rows.labels, rows.offsets),
-            pad_id=4,
-            shuffle=False,
-            reverse=tokenise(rows, encode, reverse=True),
-            **options,  # type: ignore[arg-type]
+        return LabeledBatches(
+            tokenize(rows, encode),
+            Ragged(rows.labels, rows.offsets),
+            padding=Padding(4, left=left),
+            draw=Draw(shuffle=False, reverse_probability=reverse_probability),
+            reverse=tokenize(rows, encode, reverse=True),
+            both_strands=both_strands,
         )
 
     def test_labels_lie_beside_their_bases(self, tmp_path: Path) -> None:
@@ -76,7 +82,7 @@ class TestBatches:
             [0, 1, 2, 0, 1],
             [1, 1, -100, -100, -100],
         ]
-        left = self.made(tmp_path, padding="left").batch(0, np.arange(3), 9)
+        left = self.made(tmp_path, left=True).batch(0, np.arange(3), 9)
         assert left["labels"].tolist()[0] == [-100, 0, 0, 1, 2]
 
     def test_the_reverse_complement_turns_labels_around(self, tmp_path: Path) -> None:

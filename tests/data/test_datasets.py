@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+from functools import partial
 
 import numpy as np
 import torch
 from published import interval_item
 
-from megabase.data.datasets import CountN, GenomeWindows
-from megabase.data.intervals import IntervalWindows
-from megabase.data.regions import Regions
-from megabase.data.split import split_genome
-from megabase.data.windows import RandomWindows, TiledWindows
+from megabase.data.regions import Intervals, Regions, split_genome
+from megabase.data.windows import (
+    GenomeWindows,
+    IntervalWindows,
+    RandomWindows,
+    TiledWindows,
+    count_n,
+)
 from megabase.genome.alphabet import PAD, decode
 from megabase.genome.store import GenomeStore
 from megabase.objectives.language import CausalLM
@@ -60,7 +64,7 @@ def _read(data: GenomeWindows) -> list[list[int]]:
 
 def test_batches_are_the_same_in_another_process(store: GenomeStore) -> None:
     source = RandomWindows(
-        Regions.whole(store.lengths), seed=1, max_n_fraction=0.1, count_n=CountN(store)
+        Regions.whole(store.lengths), seed=1, max_n_fraction=0.1, count_n=partial(count_n, store)
     )
     data = GenomeWindows(store, source)
     assert _read(pickle.loads(pickle.dumps(data))) == _read(data)
@@ -70,7 +74,7 @@ def test_batches_are_the_same_in_another_process(store: GenomeStore) -> None:
 
 def test_limit_on_n_holds_in_the_batch(store: GenomeStore) -> None:
     regions = Regions.of([1], [0], [3000])  # a sixth of chr2 is N
-    source = RandomWindows(regions, seed=1, max_n_fraction=0.05, count_n=CountN(store))
+    source = RandomWindows(regions, seed=1, max_n_fraction=0.05, count_n=partial(count_n, store))
     codes = GenomeWindows(store, source).batch(0, np.arange(300), 99)["codes"]
     share = ((codes & 7) == 4).float().mean(1)
     assert 0 < share.max() <= 0.05
@@ -107,7 +111,7 @@ def test_left_padded_intervals_give_the_published_items(
     rows = [(0, 100, 120), (0, 0, 8), (2, 0, 40), (2, 30, 38), (0, 4_990, 5_000), (0, 10, 90)]
     contig, start, end = (np.array(column) for column in zip(*rows, strict=True))
     source = IntervalWindows(
-        contig, start, end, contig_lengths=store.lengths, shuffle=False, padding="left"
+        Intervals(contig, start, end), contig_lengths=store.lengths, shuffle=False, padding="left"
     )
     names = [contig.name for contig in store.contigs]
     for length in (12, 33, 64):

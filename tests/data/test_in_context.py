@@ -5,23 +5,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megabase.data.in_context import InContextBatches, answer_places, prompt_tokens
-from megabase.data.labelled import LabelledSequences, label_splits
-from megabase.data.labelled_files import LabelledText
+from megabase.data.batches import InContextBatches, answer_positions, prompt_tokens
+from megabase.data.labeled import LabeledSequences, LabelTable, label_splits
 from megabase.errors import InputError
 
 SEP, PAD, A, C, G, T, N = 1, 4, 7, 8, 9, 10, 11
 
 
-def rows(sequences: list[str], labels: str, source: str = "x.csv") -> LabelledSequences:
-    text = LabelledText(source, sequences, [(label,) for label in labels], ("label",))
+def rows(sequences: list[str], labels: str, source: str = "x.csv") -> LabeledSequences:
+    text = LabelTable(source, sequences, [(label,) for label in labels], ("label",))
     return label_splits({"train": text}, "classes")["train"]
 
 
 def test_places_by_hand() -> None:
     # Sequences of 3 tokens, one example for each of two classes: the labels stand at 4, 10 and 16
     # and are read one position before, at the separators.
-    assert answer_places(3, 2).tolist() == [3, 9, 15]
+    assert answer_positions(3, 2).tolist() == [3, 9, 15]
     assert prompt_tokens(3, 2) == 16
     examples, question = rows(["AAA", "CCC"], "ab"), rows(["GT", "TT"], "ab", "y.csv")
     batches = InContextBatches(question, examples, letters="AN", length=3, shots=1, seed=0)
@@ -47,7 +46,7 @@ def test_no_examples() -> None:
     assert batch["answers"].tolist() == [[1]]
 
 
-def many(source: str = "x.csv") -> LabelledSequences:
+def many(source: str = "x.csv") -> LabeledSequences:
     rng = np.random.default_rng(len(source))
     texts = ["".join(rng.choice(list("ACGT"), size=8)) for _ in range(12)]
     return rows(texts, "aaaaaabbbbbb", source)
@@ -60,7 +59,7 @@ def test_a_question_is_never_its_own_example() -> None:
         batches = InContextBatches(questions, sequences, letters="AN", length=8, shots=5)
         for index in range(2 * len(questions)):
             row = index % len(questions)
-            chosen = batches.examples_of(index, row)
+            chosen = batches.demonstrations_of(index, row)
             assert int(questions.rows[row]) not in chosen.tolist()
             assert np.bincount(sequences.labels[chosen]).tolist() == [5, 5]
             assert len(set(chosen.tolist())) == 10

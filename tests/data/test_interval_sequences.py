@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megabase.data.interval_sequences import divide_rows, read_interval_text
-from megabase.data.labelled import label_splits
-from megabase.data.labelled_files import LabelledText
+from megabase.data.genome_labels import divide_rows, read_interval_text
+from megabase.data.labeled import LabelTable, label_splits
 from megabase.data.regions import Regions
 from megabase.errors import InputError, IntervalWarning, MegabaseError
 from megabase.genome.store import GenomeStore
@@ -88,7 +87,7 @@ def test_several_labels_and_numbers(tmp_path: Path, store: GenomeStore) -> None:
 
 
 class TestDivision:
-    def text(self, tmp_path: Path, store: GenomeStore) -> LabelledText:
+    def text(self, tmp_path: Path, store: GenomeStore) -> LabelTable:
         path = bed(tmp_path, "one 0 4 a", "one 4 8 b", "one 10 14 a", "two 0 4 b", "two 6 9 b")
         return read_interval_text(path, store)
 

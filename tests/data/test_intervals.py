@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from published import caduceus_window, cut_interval
+from published import cut_interval
 
-from megabase.data.intervals import IntervalWindows
-from megabase.data.regions import Regions
+from megabase.data.regions import Intervals, Regions
+from megabase.data.windows import IntervalWindows
 from megabase.errors import InputError
 
 LENGTHS = np.array([120, 60])
@@ -17,7 +17,7 @@ ROWS = [
 
 def source(**options: object) -> IntervalWindows:
     contig, start, end = (np.array(column) for column in zip(*ROWS, strict=True))
-    return IntervalWindows(contig, start, end, contig_lengths=LENGTHS, **options)  # pyright: ignore
+    return IntervalWindows(Intervals(contig, start, end), contig_lengths=LENGTHS, **options)  # pyright: ignore
 
 
 @pytest.mark.parametrize("length", [1, 7, 20, 21, 64, 200])
@@ -66,20 +66,6 @@ def test_shift_stays_in_its_range_and_on_the_contig() -> None:
     assert sorted(set(moves[:, 5].tolist())) == [-3, -2, -1, 0]  # ends at the contig's end
 
 
-def test_segments_are_cut_as_in_the_caduceus_repository() -> None:
-    built = source(shuffle=False, segment=64)
-    assert built.epoch_size(16) == 4 * len(ROWS)
-    windows = built.draw(0, np.arange(4 * len(ROWS)), 16)
-    want = [
-        caduceus_window(start, piece, 16, int(LENGTHS[contig]), 64)[0]
-        for contig, start, _ in ROWS
-        for piece in range(4)
-    ]
-    assert windows.start.tolist() == want
-    with pytest.raises(InputError, match="must divide"):
-        built.epoch_size(15)
-
-
 def test_rows_that_touch_held_out_regions_are_counted() -> None:
     held_out = Regions.of([0], [58], [70])
     assert source().touching(held_out, 10) == 0
@@ -91,11 +77,11 @@ def test_rows_that_touch_held_out_regions_are_counted() -> None:
 def test_bad_tables_and_options_are_refused() -> None:
     one = np.array([0])
     with pytest.raises(InputError, match="no row"):
-        IntervalWindows(one[:0], one[:0], one[:0], contig_lengths=LENGTHS)
+        IntervalWindows(Intervals(one[:0], one[:0], one[:0]), contig_lengths=LENGTHS)
     with pytest.raises(InputError, match="interval 1"):
-        IntervalWindows(one, np.array([120]), np.array([130]), contig_lengths=LENGTHS)
+        IntervalWindows(Intervals(one, np.array([120]), np.array([130])), contig_lengths=LENGTHS)
     with pytest.raises(InputError, match="ends before"):
-        IntervalWindows(one, np.array([12]), np.array([3]), contig_lengths=LENGTHS)
+        IntervalWindows(Intervals(one, np.array([12]), np.array([3])), contig_lengths=LENGTHS)
     with pytest.raises(InputError, match="in_place"):
         source(padding="right")
     with pytest.raises(InputError, match="range around 0"):

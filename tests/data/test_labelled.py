@@ -3,16 +3,22 @@ from __future__ import annotations
 import gzip
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
-from megabase.data.base_labels import IGNORED
-from megabase.data.labelled import LabelledSequences, label_splits, published_split, split_rows
-from megabase.data.labelled_batches import BaseLabels, LabelledBatches, TokenRows, tokenise
-from megabase.data.labelled_files import find_splits, read_text
+from megabase.data.batches import Draw, LabeledBatches, Padding, Ragged, tokenize
+from megabase.data.label_files import find_splits, read_text
+from megabase.data.labeled import (
+    IGNORED,
+    LabeledSequences,
+    label_splits,
+    published_split,
+    split_rows,
+)
 from megabase.errors import InputError, TruncationWarning
 from megabase.genome import alphabet
 
@@ -23,7 +29,7 @@ def table(tmp_path: Path, text: str, name: str = "train.csv") -> Path:
     return path
 
 
-def sequences(tmp_path: Path, text: str, **options: object) -> LabelledSequences:
+def sequences(tmp_path: Path, text: str, **options: object) -> LabeledSequences:
     rows = read_text(table(tmp_path, text))
     return label_splits({"train": rows}, **options)["train"]  # type: ignore[arg-type]
 
@@ -205,33 +211,33 @@ class TestSplits:
 class TestTokens:
     def test_both_strands(self, tmp_path: Path) -> None:
         rows = sequences(tmp_path, "seq,label\nACG,0\nTT,1\n")
-        forward = tokenise(rows, char)
-        assert forward.ids.dtype == np.uint8
-        assert (forward.ids.tolist(), forward.offsets.tolist()) == ([7, 8, 9, 10, 10], [0, 3, 5])
-        assert tokenise(rows, char, reverse=True).ids.tolist() == [8, 9, 10, 7, 7]
+        forward = tokenize(rows, char)
+        assert forward.values.dtype == np.uint8
+        assert (forward.values.tolist(), forward.offsets.tolist()) == ([7, 8, 9, 10, 10], [0, 3, 5])
+        assert tokenize(rows, char, reverse=True).values.tolist() == [8, 9, 10, 7, 7]
 
     def test_too_long(self, tmp_path: Path) -> None:
         rows = sequences(tmp_path, "seq,label\nAC,0\nACGTA,1\nACGT,1\n")
         message = r"row 2: the sequence has 5 bases, above max_length, 3 \(2 rows are longer"
         with pytest.raises(InputError, match=message):
-            tokenise(rows, char, max_bases=3)
+            tokenize(rows, char, max_bases=3)
         with pytest.raises(InputError, match="above the longest input of the model, 4"):
-            tokenise(rows, char, max_tokens=4)
+            tokenize(rows, char, max_tokens=4)
 
     def test_cuts_are_counted_and_both_strands_are_of_one_stretch(self, tmp_path: Path) -> None:
         rows = sequences(tmp_path, "seq,label\nAC,0\nACGTA,1\nCCCC,1\n")
         with pytest.warns(TruncationWarning, match=r"2 of 3 sequences .* are cut to 3 bases"):
-            forward = tokenise(rows, char, max_bases=3, truncate=True)
+            forward = tokenize(rows, char, max_bases=3, truncate=True)
         assert forward.lengths.tolist() == [2, 3, 3]
-        reverse = tokenise(rows, char, max_bases=3, truncate=True, reverse=True)
-        assert reverse.ids[2:5].tolist() == [8, 9, 10]  # ACG turned round is CGT
+        reverse = tokenize(rows, char, max_bases=3, truncate=True, reverse=True)
+        assert reverse.values[2:5].tolist() == [8, 9, 10]  # ACG turned round is CGT
 
 
-def batches(lengths: list[int], **options: object) -> LabelledBatches:
+def batches(lengths: list[int], padding: Padding | None = None, **draw: Any) -> LabeledBatches:
     ids = np.concatenate([np.full(n, i) for i, n in enumerate(lengths)]).astype(np.uint8)
-    rows = TokenRows(ids, np.concatenate([[0], np.cumsum(lengths)]))
+    rows = Ragged(ids, np.concatenate([[0], np.cumsum(lengths)]))
     labels = np.arange(len(lengths))
-    return LabelledBatches(rows, labels, pad_id=99, **options)  # type: ignore[arg-type]
+    return LabeledBatches(rows, labels, padding=padding or Padding(99), draw=Draw(**draw))
 
 
 class TestBatches:
@@ -258,7 +264,7 @@ class TestBatches:
         assert right["input_ids"].tolist() == [[0, 0, 99, 99], [1, 1, 1, 1]]
         assert right["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
         assert right["labels"].tolist() == [0, 1]
-        left = batches([2, 4], shuffle=False, padding="left", pad_to_length=True)
+        left = batches([2, 4], shuffle=False, padding=Padding(99, left=True, full=True))
         batch = left.batch(0, np.arange(2), 5)
         assert batch["input_ids"].tolist() == [[99, 99, 99, 0, 0], [99, 1, 1, 1, 1]]
         assert batch["attention_mask"].tolist() == [[0, 0, 0, 1, 1], [0, 1, 1, 1, 1]]
@@ -270,31 +276,30 @@ class TestBatches:
 
     def test_strands(self) -> None:
         ids, offsets = np.array([1, 2, 3, 4], dtype=np.uint8), np.array([0, 2, 4])
-        turned = TokenRows(ids + 10, offsets)
-        both = LabelledBatches(
-            TokenRows(ids, offsets),
+        turned = Ragged(ids + 10, offsets)
+        both = LabeledBatches(
+            Ragged(ids, offsets),
             np.array([0, 1]),
-            pad_id=0,
-            shuffle=False,
+            padding=Padding(0),
+            draw=Draw(shuffle=False),
             reverse=turned,
             both_strands=True,
         ).batch(0, np.arange(2), 2)
         assert both["input_ids"].tolist() == [[1, 2], [3, 4], [11, 12], [13, 14]]
         assert both["labels"].tolist() == [0, 1]
-        coin = LabelledBatches(
-            TokenRows(ids, offsets),
+        coin = LabeledBatches(
+            Ragged(ids, offsets),
             np.array([0, 1]),
-            pad_id=0,
-            shuffle=False,
+            padding=Padding(0),
+            draw=Draw(shuffle=False, reverse_probability=0.5),
             reverse=turned,
-            reverse_probability=0.5,
         )
         turned_rows = sum(
             int(coin.batch(s, np.array([0]), 2)["input_ids"][0, 0] > 10) for s in range(200)
         )
         assert 70 < turned_rows < 130
         with pytest.raises(InputError, match="without their tokens"):
-            LabelledBatches(turned, np.array([0, 1]), pad_id=0, both_strands=True)
+            LabeledBatches(turned, np.array([0, 1]), padding=Padding(0), both_strands=True)
 
     def test_token_count(self) -> None:
         data = batches([1, 2, 3, 4], seed=5)
@@ -332,14 +337,18 @@ def test_groups_of_rows_stay_on_one_side_and_shares_hold_by_class() -> None:
 def test_crops_are_stretches_of_the_row_at_places_of_their_own() -> None:
     lengths = np.array([10, 7, 10, 3])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    forward = TokenRows(np.arange(30, dtype=np.uint8), offsets)
-    turned = TokenRows(
+    forward = Ragged(np.arange(30, dtype=np.uint8), offsets)
+    turned = Ragged(
         np.concatenate([np.arange(a, b)[::-1] + 100 for a, b in itertools.pairwise(offsets)]),
         offsets,
     )
-    classes = BaseLabels(np.arange(30, dtype=np.int16), offsets)
-    batches = LabelledBatches(
-        forward, classes, pad_id=255, seed=3, reverse=turned, reverse_probability=0.5, crop=0.6
+    classes = Ragged(np.arange(30, dtype=np.int16), offsets)
+    batches = LabeledBatches(
+        forward,
+        classes,
+        padding=Padding(255),
+        reverse=turned,
+        draw=Draw(seed=3, reverse_probability=0.5, crop=0.6),
     )
     seen: set[tuple[int, ...]] = set()
     for epoch in range(40):
@@ -348,7 +357,7 @@ def test_crops_are_stretches_of_the_row_at_places_of_their_own() -> None:
         batch = batches.batch(0, indices, 10)
         for ids, labels, row in zip(batch["input_ids"], batch["labels"], rows, strict=True):
             kept = ids[ids != 255].tolist()
-            whole = (turned if kept[0] >= 100 else forward).ids[offsets[row] : offsets[row + 1]]
+            whole = (turned if kept[0] >= 100 else forward).values[offsets[row] : offsets[row + 1]]
             assert len(kept) == -(-lengths[row] * 6 // 10)
             first = whole.tolist().index(kept[0])
             assert kept == whole[first : first + len(kept)].tolist()
@@ -362,4 +371,4 @@ def test_crops_are_stretches_of_the_row_at_places_of_their_own() -> None:
     # Every place on both strands: 5 of 10 (twice), 3 of 7, 2 of 3.
     assert len(seen) == 2 * (5 + 5 + 3 + 2)
     with pytest.raises(InputError, match="expected"):
-        LabelledBatches(forward, classes, pad_id=0, crop=0.0)
+        LabeledBatches(forward, classes, padding=Padding(0), draw=Draw(crop=0.0))

@@ -5,12 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megabase.data.genome_overlap import genome_overlap
-from megabase.data.labelled import LabelledSequences, label_splits
-from megabase.data.labelled_files import LabelledText
-from megabase.data.leaks import leaking_rows, leaks, overlap_hint, rows_in_others
-from megabase.data.split import regions_of
-from megabase.data.words import row_kmers
+from megabase.data.labeled import LabeledSequences, LabelTable, label_splits
+from megabase.data.leaks import (
+    RowKmers,
+    genome_overlap,
+    leaking_rows,
+    leaks,
+    overlap_hint,
+    rows_in_others,
+)
+from megabase.data.regions import regions_of
 from megabase.genome import alphabet
 from megabase.genome.kmers import canonical_kmers
 from megabase.genome.store import GenomeStore
@@ -26,10 +30,10 @@ def turned(text: str) -> str:
     return alphabet.decode(alphabet.reverse_complement(alphabet.encode(text)))
 
 
-def rows_of(**splits: list[tuple[str, str]]) -> dict[str, LabelledSequences]:
+def rows_of(**splits: list[tuple[str, str]]) -> dict[str, LabeledSequences]:
     return label_splits(
         {
-            name: LabelledText(name, [s for s, _ in rows], [(x,) for _, x in rows], ("label",))
+            name: LabelTable(name, [s for s, _ in rows], [(x,) for _, x in rows], ("label",))
             for name, rows in splits.items()
         },
         "classes",
@@ -52,13 +56,13 @@ def test_words_are_those_of_the_letters(k: int) -> None:
 
 def test_words_do_not_run_into_the_next_row() -> None:
     rows = rows_of(train=[("ACGT" * 5, "a"), ("TTTT", "b"), ("GATTACA" * 3, "a")])["train"]
-    words, row = row_kmers(rows, 16)
+    words, row, _ = RowKmers.of(rows)
     assert set(row.tolist()) == {0, 2}
     expected = {int(w) for w in canonical_kmers(alphabet.encode("ACGT" * 5), 16)[0]}
     assert {int(w) for w in words[row == 0]} == expected
 
 
-def known_leaks() -> dict[str, LabelledSequences]:
+def known_leaks() -> dict[str, LabeledSequences]:
     base = [letters(80) for _ in range(12)]
     nearly = base[3][:40] + letters(4) + base[3][44:]
     moved = letters(10) + base[4][:70]

@@ -8,8 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from megabase.data.labelled_files import read_sequence_table, read_text
-from megabase.data.parquet import read_parquet
+from megabase.data.label_files import read_parquet, read_sequence_table, read_text
 from megabase.errors import InputError
 
 

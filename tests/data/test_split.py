@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megabase.data.regions import Regions
-from megabase.data.split import read_intervals, regions_of, split_genome
+from megabase.data.regions import Regions, read_intervals, regions_of, split_genome
 from megabase.errors import InputError, MegabaseError
 from megabase.genome.store import GenomeStore
 

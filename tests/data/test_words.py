@@ -3,16 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from megabase.data import words
-from megabase.data.labelled import LabelledSequences, label_splits
-from megabase.data.labelled_files import LabelledText
-from megabase.data.words import RowWords, largest_shares, overlap_groups
+from megabase.data import leaks as words
+from megabase.data.labeled import LabeledSequences, LabelTable, label_splits
+from megabase.data.leaks import RowKmers, largest_shares, overlap_groups
 
 COMPLEMENT = str.maketrans("ACGT", "TGCA")
 
 
-def labelled(rows: list[tuple[str, str]]) -> LabelledSequences:
-    text = LabelledText("x", [s for s, _ in rows], [(label,) for _, label in rows], ("label",))
+def labelled(rows: list[tuple[str, str]]) -> LabeledSequences:
+    text = LabelTable("x", [s for s, _ in rows], [(label,) for _, label in rows], ("label",))
     return label_splits({"train": text}, "classes")["train"]
 
 
@@ -47,7 +46,7 @@ def test_shares_are_those_of_sets_of_words(
     asked = train if same else some_rows(2, 17)
     rows, others = labelled(asked), labelled(train)
     found = largest_shares(
-        RowWords.of(rows), RowWords.of(others), others.labels, others.outputs, same=same
+        RowKmers.of(rows), RowKmers.of(others), others.labels, others.outputs, same=same
     )
     expected = np.zeros((len(asked), 3), dtype=np.float32)
     for i, (text, _) in enumerate(asked):
@@ -62,7 +61,7 @@ def test_shares_are_those_of_sets_of_words(
 
 def test_rows_without_words_share_nothing() -> None:
     rows = labelled([("ACGT", "a"), ("ACGT", "b")])
-    own = RowWords.of(rows)
+    own = RowKmers.of(rows)
     assert largest_shares(own, own, rows.labels, 2).tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 

@@ -6,15 +6,14 @@ import pytest
 from megabase.benchmarking.config import BenchmarkConfig
 from megabase.benchmarking.models import check_overlap
 from megabase.benchmarking.suites.base import Task
-from megabase.data.labelled import label_splits
-from megabase.data.labelled_files import LabelledText
+from megabase.data.labeled import LabelTable, label_splits
 from megabase.errors import InputError
 from megabase.evaluate.baselines import fit_overlap
 
 
 def test_labels_that_are_not_classes_are_refused_with_the_name_of_the_entry() -> None:
     letters = ["".join(np.random.default_rng(i).choice(list("ACGT"), 40)) for i in range(6)]
-    text = LabelledText("x.csv", letters, [("0.5",), ("1.5",)] * 3, ("value",))
+    text = LabelTable("x.csv", letters, [("0.5",), ("1.5",)] * 3, ("value",))
     splits = label_splits({"train": text, "valid": text, "test": text}, "regression")
     config = BenchmarkConfig(suite="gue", output="out", models="kmer,overlap")
     task = Task("gue", "strength", splits, "pearson")

@@ -105,7 +105,7 @@ def vcf(path: Path) -> None:
 
 
 def table(path: Path) -> None:
-    from megabase.data.labelled_files import read_sequence_table, read_text
+    from megabase.data.label_files import read_sequence_table, read_text
     from megabase.errors import MegabaseError
 
     try:

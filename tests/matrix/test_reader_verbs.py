@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from megabase.cli.main import main
+from megabase.data.regions import regions_of
 from megabase.data.sources import genome_store
-from megabase.data.split import regions_of
 from megabase.errors import AmbiguousLettersWarning, UnknownContigError
 from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore

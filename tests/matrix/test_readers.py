@@ -17,10 +17,10 @@ from typing import Any
 import pysam
 import pytest
 
-from megabase.data.interval_sequences import read_interval_text
-from megabase.data.labelled import label_splits
-from megabase.data.labelled_files import read_text
-from megabase.data.split import regions_of
+from megabase.data.genome_labels import read_interval_text
+from megabase.data.label_files import read_text
+from megabase.data.labeled import label_splits
+from megabase.data.regions import regions_of
 from megabase.errors import AmbiguousLettersWarning, LeftOutWarning, MegabaseError
 from megabase.genome.alphabet import decode
 from megabase.genome.store import GenomeStore

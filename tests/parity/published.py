@@ -1,7 +1,7 @@
 """Items exactly as the published loaders build them, from text to token ids.
 
 For reproducing published runs and numbers. The training path of this library reads codes from a
-store (:mod:`megabase.data.datasets`); these functions work on text, because the published loaders
+store (:mod:`megabase.data.windows`); these functions work on text, because the published loaders
 do, and what they make of letters other than A, C, G, T, N is part of what they are. Where a habit
 is a defect it is an option that is off by default; ``published`` in its documentation says how the
 repositories set it. Coordinates are 0-based half-open.

@@ -28,7 +28,7 @@ from megabase.data.vocabulary import SEP_ID, text_to_ids
 
 __all__ = [
     "ChromatinWindow",
-    "LabelledText",
+    "LabelTable",
     "SpeciesSampler",
     "chromatin_item",
     "chromatin_windows",
@@ -40,7 +40,7 @@ __all__ = [
 _Ids = npt.NDArray[np.int64]
 
 
-class LabelledText(NamedTuple):
+class LabelTable(NamedTuple):
     """A sequence of a folder data set: its name inside the split, its letters, its class."""
 
     name: str
@@ -48,7 +48,7 @@ class LabelledText(NamedTuple):
     label: int
 
 
-def read_folder(root: Path, split: str) -> tuple[tuple[str, ...], list[LabelledText]]:
+def read_folder(root: Path, split: str) -> tuple[tuple[str, ...], list[LabelTable]]:
     """Read a data set kept as ``root/split/class/name.txt`` (GenomicBenchmarks).
 
     The published loader numbers classes in the order in which the directory happens to list them,
@@ -66,7 +66,7 @@ def read_folder(root: Path, split: str) -> tuple[tuple[str, ...], list[LabelledT
     -------
     classes : tuple of str
         Sorted names; a label is an index into it.
-    items : list of LabelledText
+    items : list of LabelTable
         Sorted by name.
 
     Raises
@@ -81,7 +81,7 @@ def read_folder(root: Path, split: str) -> tuple[tuple[str, ...], list[LabelledT
         )
     classes = tuple(sorted({path.name for path in root.glob("*/*") if path.is_dir()}))
     items = [
-        LabelledText(f"{name}/{path.name}", path.read_text(), label)
+        LabelTable(f"{name}/{path.name}", path.read_text(), label)
         for label, name in enumerate(classes)
         for path in sorted((base / name).glob("*.txt"))
     ]

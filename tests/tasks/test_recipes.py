@@ -10,8 +10,7 @@ from megabase.benchmarking.models import finetune_settings, with_settings
 from megabase.benchmarking.recipes import RECIPES, read_recipe, recipe_settings
 from megabase.benchmarking.suites.base import Task
 from megabase.benchmarking.suites.labelled import GENOMIC_BENCHMARKS, NUCLEOTIDE_TRANSFORMER
-from megabase.data.labelled import label_splits
-from megabase.data.labelled_files import LabelledText
+from megabase.data.labeled import LabelTable, label_splits
 from megabase.errors import InputError
 from megabase.tasks.finetune_config import FinetuneConfig
 
@@ -42,7 +41,7 @@ def test_every_published_data_set_has_one() -> None:
 
 
 def test_what_is_given_wins_over_the_recipe() -> None:
-    rows = LabelledText("t", ["ACGT", "GGGG"], [("a",), ("b",)], ("label",))
+    rows = LabelTable("t", ["ACGT", "GGGG"], [("a",), ("b",)], ("label",))
     task = Task(
         suite="genomic-benchmarks", name="human_nontata_promoters", metric="accuracy",
         splits=label_splits({"train": rows}, "classes"),

@@ -13,9 +13,15 @@ import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig
 from megabase.benchmarking.suites.base import Task
-from megabase.data.genome_overlap import genome_overlap
-from megabase.data.labelled import Kind, LabelledSequences
-from megabase.data.leaks import describe_pair, leaking_rows, leaks, rows_in_others
+from megabase.data.labeled import Kind, LabeledSequences
+from megabase.data.leaks import (
+    Pair,
+    describe_pair,
+    genome_overlap,
+    leaking_rows,
+    leaks,
+    rows_in_others,
+)
 from megabase.evaluate import metrics
 from megabase.genome.files import write_json
 from megabase.tasks.digests import digest, hash_of
@@ -78,7 +84,7 @@ class RowsApart:
         self._threshold = threshold
         self._found: dict[str, npt.NDArray[np.bool_]] = {}
 
-    def of(self, splits: Mapping[str, LabelledSequences]) -> npt.NDArray[np.bool_]:
+    def of(self, splits: Mapping[str, LabeledSequences]) -> npt.NDArray[np.bool_]:
         """Mark the test rows that meet no training and no validation row: bool (test rows,).
 
         Validation rows that are the test rows themselves (protocol published) do not count.
@@ -124,7 +130,10 @@ def figures_apart(
 
 def describe_leaks(found: Mapping[str, Any]) -> str:
     """Say the counts of a leak check in a sentence."""
-    parts = [describe_pair(pair, counts, found["rows"]) for pair, counts in found["across"].items()]
+    parts = [
+        describe_pair(pair, Pair(**counts), found["rows"])
+        for pair, counts in found["across"].items()
+    ]
     counts = found.get("classes", {})
     inside, whole = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
     if inside and len(counts) <= _MOST_CLASSES:
@@ -165,8 +174,7 @@ def _genomes(config: BenchmarkConfig) -> list[tuple[str, list[str]]]:
 
 
 def _pretraining(config: BenchmarkConfig, task: Task) -> list[Any]:
-    from megabase.data.regions import Regions
-    from megabase.data.split import regions_of
+    from megabase.data.regions import Regions, regions_of
     from megabase.genome.store import GenomeStore
     from megabase.training.run_data import find_run
 

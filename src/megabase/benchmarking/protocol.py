@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.benchmarking.suites.base import Task
-from megabase.data.labelled import (
-    LabelledSequences,
+from megabase.data.labeled import (
+    LabeledSequences,
     members_by_class,
     published_split,
     split_rows,
 )
-from megabase.data.words import overlap_groups
+from megabase.data.leaks import overlap_groups
 from megabase.errors import InputError
 from megabase.tasks.digests import digest
 
@@ -66,7 +66,7 @@ class Together:
         self.share = share
         self._found: dict[str, npt.NDArray[np.int64]] = {}
 
-    def groups(self, rows: LabelledSequences) -> npt.NDArray[np.int64] | None:
+    def groups(self, rows: LabeledSequences) -> npt.NDArray[np.int64] | None:
         """Give the group of each row (rows,), or None."""
         if self.share is None:
             return None
@@ -107,11 +107,11 @@ def units(protocol: str, seeds: list[int], folds: int) -> list[Unit]:
     return [Unit(seed, fold) for seed in seeds for fold in range(folds)]
 
 
-def join(parts: list[LabelledSequences]) -> LabelledSequences:
+def join(parts: list[LabeledSequences]) -> LabeledSequences:
     """Put sequences of the same kind and classes one after the other; they lose their file."""
     from dataclasses import replace
 
-    from megabase.data.labelled_files import LabelledText
+    from megabase.data.labeled import LabelTable
 
     first = parts[0]
     if len(parts) == 1:
@@ -124,7 +124,7 @@ def join(parts: list[LabelledSequences]) -> LabelledSequences:
             sequences.append(part.text.sequences[row])
             labels.append(part.text.labels[row])
             names.append(part.text.where(row))
-    text = LabelledText(first.text.source, sequences, labels, first.text.columns, names)
+    text = LabelTable(first.text.source, sequences, labels, first.text.columns, names)
     offsets = np.concatenate([[0], np.cumsum(np.concatenate([p.lengths for p in parts]))])
     return replace(
         first,
@@ -138,7 +138,7 @@ def join(parts: list[LabelledSequences]) -> LabelledSequences:
 
 def split_task(
     task: Task, protocol: str, unit: Unit, folds: int, together: Together = NOT_TOGETHER
-) -> dict[str, LabelledSequences]:
+) -> dict[str, LabeledSequences]:
     """Give train, valid and test of one run.
 
     Parameters
@@ -164,7 +164,7 @@ def split_task(
     InputError
         When the data have no test rows and the protocol needs them, or too few rows for the folds.
     """
-    splits: Mapping[str, LabelledSequences] = task.splits
+    splits: Mapping[str, LabeledSequences] = task.splits
     if protocol == "kfold":
         return _fold(task, unit, folds, together)
     if "test" not in splits:
@@ -186,7 +186,7 @@ def split_task(
     return {"train": train.take(kept), "valid": train.take(cut), "test": test}
 
 
-def _fold(task: Task, unit: Unit, folds: int, together: Together) -> dict[str, LabelledSequences]:
+def _fold(task: Task, unit: Unit, folds: int, together: Together) -> dict[str, LabeledSequences]:
     rows = join([part for part in task.splits.values() if len(part)])
     if len(rows) < 2 * folds:
         raise InputError(f"{task.name} has {len(rows):,} rows, too few for {folds} folds")
@@ -203,7 +203,7 @@ def _fold(task: Task, unit: Unit, folds: int, together: Together) -> dict[str, L
 
 
 def _folds(
-    rows: LabelledSequences, folds: int, seed: int, groups: npt.NDArray[np.int64] | None
+    rows: LabeledSequences, folds: int, seed: int, groups: npt.NDArray[np.int64] | None
 ) -> npt.NDArray[np.int64]:
     """Deal rows into folds, class by class, or whole groups of them: (rows,)."""
     rng = np.random.default_rng(seed)

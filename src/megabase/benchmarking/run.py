@@ -35,7 +35,7 @@ from megabase.benchmarking.protocol import Together, Unit, split_task, together_
 from megabase.benchmarking.recipes import recipe_settings
 from megabase.benchmarking.suites import suite_module
 from megabase.benchmarking.suites.base import Task
-from megabase.data.labelled import LabelledSequences
+from megabase.data.labeled import LabeledSequences
 from megabase.errors import RunError
 from megabase.evaluate import metrics
 from megabase.evaluate.baselines import fit_kmers, fit_overlap, require_baseline
@@ -74,7 +74,7 @@ class _Job:
     task: Task
     entry: ModelEntry
     unit: Unit
-    splits: Mapping[str, LabelledSequences]
+    splits: Mapping[str, LabeledSequences]
     rows_digest: str
     apart: npt.NDArray[np.bool_]
     """Test rows that meet no training and no validation row."""
@@ -439,7 +439,7 @@ def _write_splits(output: Path, job: _Job) -> dict[str, str]:
 
 
 def _keep_outputs(
-    folder: Path, outputs: Mapping[str, np.ndarray], splits: Mapping[str, LabelledSequences]
+    folder: Path, outputs: Mapping[str, np.ndarray], splits: Mapping[str, LabeledSequences]
 ) -> None:
     kept: dict[str, np.ndarray] = {}
     for name, values in outputs.items():

@@ -156,7 +156,7 @@ def _regions(
     args: Namespace, store: GenomeStore, model_run: RunData | None
 ) -> tuple[Regions, Regions | None]:
     """Give the regions to score, and the training regions if they are known."""
-    from megabase.data.split import regions_of
+    from megabase.data.regions import regions_of
 
     own = model_run
     if own is not None and args.genome is not None and store.checksum != own.genome_checksum:

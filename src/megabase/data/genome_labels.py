@@ -1,24 +1,20 @@
-"""A class for every base of a genome, from the features of BED and GFF files, cut into windows.
+"""Labeled examples cut out of a genome: intervals with a label, or a class for every base.
 
-A base has the class of the feature that covers it, and else the background class. Coordinates are
-0-based half-open.
+Coordinates are 0-based half-open; VCF and GFF are converted by their readers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from megabase.data.base_labels import IGNORED
-from megabase.data.labelled import LabelledSequences
-from megabase.data.labelled_files import LabelledText
+from megabase.data.labeled import IGNORED, LabeledSequences, LabelTable
 from megabase.data.regions import Regions
-from megabase.errors import InputError, NoUsableRowError
+from megabase.errors import InputError, IntervalWarning, NoUsableRowError, warn
 from megabase.genome import alphabet
 from megabase.genome.interval import Interval, Strand
 from megabase.genome.store import GenomeStore
@@ -26,32 +22,265 @@ from megabase.genome.store import GenomeStore
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = [
-    "FeatureStrand",
-    "Features",
-    "cut_tail",
-    "label_windows",
-    "read_features",
-]
+# Endings of the files that are read; .gz or .bgz may follow.
+_GFF = (".gff", ".gff3", ".gtf")
+_VCF = (".vcf", ".bcf")  # variants as intervals of their REF
+_BED = (".bed", ".narrowpeak", ".broadpeak")  # the formats of the ENCODE peaks among them
+INTERVAL_SUFFIXES = (*_BED, *_GFF, *_VCF)
+"""Endings of the files that :func:`read_interval_text` reads (``.gz`` may follow)."""
+_ALL = "feature"  # the class of all rows of a BED file when no types are named
 
 FeatureStrand = Literal["either", "forward", "reverse"]
 """Which features count: those of both strands, or of one only (features without strand count for
 each)."""
 
-_GFF = (".gff", ".gff3", ".gtf")
-_BED = (".bed", ".narrowpeak", ".broadpeak")
-_ALL = "feature"
+_Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Features:
-    """Stretches of a genome with a class."""
+def read_interval_text(
+    path: str | Path,
+    store: GenomeStore,
+    *,
+    label: str | Sequence[str] | None = None,
+    length: int | None = None,
+    flank: int = 0,
+    center: Literal["middle", "summit"] = "middle",
+    orient: bool = False,
+    strict: bool = False,
+) -> LabelTable:
+    """Read intervals with labels, and their sequences from a genome.
 
-    contig: npt.NDArray[np.int64]
+    Parameters
+    ----------
+    path
+        BED, narrowPeak, broadPeak, GFF3, GTF or VCF (one row for each alternative allele; the
+        sequence is that of the genome), plain or gzip.
+    store
+        The genome.
+    label
+        Column or columns of the labels: of a BED by the names of
+        :func:`megabase.genome.tables.read_bed`, None takes ``name``; of a GFF its columns or keys
+        of its attributes, None takes ``type``; of a VCF ``filter``, ``id``, ``qual`` or keys of
+        INFO.
+    length
+        Bases to read around the center; None takes the interval as it is.
+    flank
+        Bases to read besides on either side.
+    center
+        ``middle`` of the interval (of an even length, the base after it), or ``summit`` of a
+        narrowPeak (the middle where it is not known).
+    orient
+        Whether rows of the strand ``-`` are read as their reverse complement.
+    strict
+        Refuse rows that are not on the genome, which are left out otherwise.
+
+    Returns
+    -------
+    LabelTable
+        Rows in the order of the file, with their intervals.
+
+    Raises
+    ------
+    MegabaseError
+        With file and row or line: for a broken file, one without a row on the genome, a missing
+        label column, an empty label, or a summit outside its peak.
+
+    Warns
+    -----
+    LeftOutWarning
+        With the number of rows that are not on the genome, by reason.
+    IntervalWarning
+        With their number, when windows reach past the end of a contig: N stands there.
+    """
+    path = Path(path)
+    label = (label,) if isinstance(label, str) else label
+    table, columns = _read_intervals(path, store, label, strict)
+    start, end = _bounds(path, table, length, flank, center)
+    labels = list(zip(*(_cells(table[name]) for name in columns), strict=True))
+    reverse = [value == str(Strand.REVERSE) for value in table["strand"]] if orient else None
+    size = {contig.name: contig.length for contig in store.contigs}
+    intervals: list[Interval] = []
+    sequences: list[str] = []
+    past = 0
+    for row, contig in enumerate(table["contig"]):
+        first, last = int(start[row]), int(end[row])
+        turned = reverse is not None and reverse[row]
+        strand = Strand.REVERSE if turned else Strand.FORWARD
+        past += first < 0 or last > size[contig]
+        # An interval begins on its contig; the sequence keeps its full width.
+        codes = _fetch(store, contig, first, last)
+        sequences.append(alphabet.decode(alphabet.reverse_complement(codes) if turned else codes))
+        intervals.append(Interval(contig, max(0, first), min(last, size[contig]), strand))
+    if past:
+        warn(
+            f"{past:,} of {len(sequences):,} intervals of {path} reach past the end of their "
+            "contig once they are widened; N stands for the missing bases",
+            IntervalWarning,
+        )
+    names = [f"{path}, row {i + 1:,} ({where})" for i, where in enumerate(intervals)]
+    return LabelTable(
+        str(path), sequences, labels, tuple(columns), names, tuple(intervals)
+    ).checked()
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz").removesuffix(".bgz")).suffix
+
+
+def _fetch(store: GenomeStore, contig: str, first: int, last: int) -> npt.NDArray[np.uint8]:
+    index = np.array([store.contig_index(contig)])
+    codes = store.fetch_many(index, np.array([first]), last - first)[0]
+    return np.where(codes == alphabet.PAD, np.uint8(alphabet.N), codes)
+
+
+def _read_intervals(
+    path: Path, store: GenomeStore, label: Sequence[str] | None, strict: bool
+) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    """Read the table, and find the label columns."""
+    import polars as pl
+
+    from megabase.genome.tables import read_bed, read_gff, read_vcf
+
+    suffix = _suffix(path)
+    if suffix not in INTERVAL_SUFFIXES:
+        raise InputError(
+            f"{path} is no file of intervals; expected a name ending in "
+            f"{', '.join(INTERVAL_SUFFIXES)} (.gz too)"
+        )
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    if suffix in _VCF:
+        if label is None:
+            raise InputError(
+                f"{path} is a VCF: name the label (table.label), a key of its INFO column"
+            )
+        keys = [name for name in label if name not in ("filter", "id", "qual")]
+        table = read_vcf(path, store, info=keys, strict=strict)
+    elif suffix in _GFF:
+        label = label or ("type",)
+        own = ("source", "type", "score", "strand", "phase")
+        keys = [name for name in label if name not in own]
+        table = read_gff(path, store, attributes=keys, strict=strict)
+    else:
+        label = label or ("name",)
+        table = read_bed(path, store, strict=strict)
+    if table.is_empty():
+        raise InputError(f"{path} holds no interval")
+    for name in label:
+        missing = name not in table.columns
+        if missing or (suffix not in _BED and table[name].is_null().all()):
+            there = "attributes or INFO keys" if suffix not in _BED else "columns"
+            raise InputError(
+                f"{path} has no label {name!r} in its {there}; it has "
+                f"{', '.join(table.columns)}: name the right one (table.label)"
+            )
+    if "strand" not in table.columns:
+        table = table.with_columns(strand=pl.lit(str(Strand.UNSTRANDED)))
+    return table, tuple(label)
+
+
+def _cells(column: pl.Series) -> list[str]:
+    """Give label cells as text; numbers without a fraction lose their point (scores 0 and 1)."""
+    import polars as pl
+
+    if column.dtype == pl.Float64:
+        return ["" if x is None else f"{x:g}" if x % 1 == 0 else repr(x) for x in column]
+    return column.cast(pl.String).fill_null("").str.strip_chars().to_list()
+
+
+def _bounds(
+    path: Path, table: pl.DataFrame, length: int | None, flank: int, center: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    start, end = table["start"].to_numpy(), table["end"].to_numpy()
+    if length is not None:
+        middle = (start + end) // 2
+        if center == "summit":
+            if "summit" not in table.columns:
+                raise InputError(f"{path} has no summits; expected a narrowPeak (genome.center)")
+            summit = table["summit"].fill_null(-1).to_numpy()
+            outside = np.flatnonzero((summit < -1) | (summit >= end - table["start"].to_numpy()))
+            if len(outside):
+                row = table.row(int(outside[0]), named=True)
+                raise InputError(
+                    f"{path}: the summit of peak {row['contig']}:{row['start'] + 1:,}-"
+                    f"{row['end']:,} is {row['summit']}, outside its {row['end'] - row['start']:,} "
+                    f"bases ({len(outside):,} such rows); expected an offset from the start, or -1 "
+                    "where it is not known"
+                )
+            middle = np.where(summit >= 0, start + summit, middle)
+        start = middle - length // 2
+        end = start + length
+    return start - flank, end + flank
+
+
+def divide_rows(
+    text: LabelTable, store: GenomeStore, train: Regions | None, valid: Regions, test: Regions
+) -> dict[str, LabelTable]:
+    """Give each example to the split whose regions its sequence touches.
+
+    Parameters
+    ----------
+    text
+        Examples with intervals.
+    store
+        The genome.
+    train
+        Regions to train on; None: all others.
+    valid, test
+        Held-out regions.
+
+    Returns
+    -------
+    dict
+        Split name to examples, for splits that have any. One that touches held-out regions and
+        others is held out: nothing of it is trained on.
+
+    Raises
+    ------
+    InputError
+        When a row touches both valid and test, or no row is left for training.
+
+    Warns
+    -----
+    IntervalWarning
+        With the number of rows that lie in no split.
+    """
+    intervals = text.intervals or ()
+    contig = np.array([store.contig_index(i.contig) for i in intervals], dtype=np.int64)
+    start = np.array([i.start for i in intervals], dtype=np.int64)
+    end = np.array([i.end for i in intervals], dtype=np.int64)
+    touched = {
+        "valid": valid.overlap(contig, start, end), "test": test.overlap(contig, start, end)
+    }  # fmt: skip
+    both = np.flatnonzero(touched["valid"] & touched["test"])
+    if len(both):
+        raise InputError(
+            f"{text.where(int(both[0]))}: the sequence touches both valid and test places "
+            f"({len(both):,} rows do); leave a gap between them"
+        )
+    free = ~(touched["valid"] | touched["test"])
+    chosen = free if train is None else free & train.overlap(contig, start, end)
+    left_out = int((free & ~chosen).sum())
+    if left_out:
+        warn(
+            f"{left_out:,} of {len(intervals):,} intervals of {text.source} lie in no split and "
+            "are left out",
+            IntervalWarning,
+        )
+    parts = {"train": chosen, **touched}
+    if not chosen.any():
+        raise InputError(f"no interval of {text.source} is left for training")
+    return {name: text.take(np.flatnonzero(rows)) for name, rows in parts.items() if rows.any()}
+
+
+class Features(NamedTuple):
+    """Intervals of a genome with a class, sorted by contig."""
+
+    contig: _Ints
     """Index of the contig, (n,), in increasing order."""
-    start: npt.NDArray[np.int64]
+    start: _Ints
     """First base, (n,)."""
-    end: npt.NDArray[np.int64]
+    end: _Ints
     """Base after the last, (n,)."""
     label: npt.NDArray[np.int16]
     """Class number, (n,)."""
@@ -117,35 +346,31 @@ def read_features(
     LeftOutWarning
         With the number of features that are not on the genome, by reason.
     """
+    import polars as pl
+
     names = _class_of_type(types, background)
     files = [Path(path) for path in paths]
     if not files:
         raise InputError("no file of features is named; expected BED or GFF files")
     classes = (background, *sorted(set(names.values())))
     number = {name: i for i, name in enumerate(classes)}
-    parts: list[tuple[npt.NDArray[np.int64], ...]] = []
+    tables: list[pl.DataFrame] = []
     found: set[str] = set()
     unusable: NoUsableRowError | None = None
     for path in files:
         try:
-            table = _read(path, store, types_given=bool(types), strict=strict)
+            table = _read_features(path, store, types_given=bool(types), strict=strict)
         except NoUsableRowError as error:  # features of another of several genomes
             unusable = error
             continue
-        kinds = table["type"].to_list()
         if types:
-            table = table.filter([kind in names for kind in kinds])
-            kinds = table["type"].to_list()
-        found.update(kinds)
+            table = table.filter(pl.col("type").is_in(list(names)))
+        found.update(table["type"])
         if strand != "either":
             wanted = Strand.FORWARD if strand == "forward" else Strand.REVERSE
-            kept = [value in (str(wanted), str(Strand.UNSTRANDED)) for value in table["strand"]]
-            table = table.filter(kept)
-            kinds = table["type"].to_list()
-        labels = np.array([number[names.get(kind, _ALL)] for kind in kinds], dtype=np.int64)
-        contig = np.array([store.contig_index(name) for name in table["contig"]], dtype=np.int64)
-        parts.append((contig, table["start"].to_numpy(), table["end"].to_numpy(), labels))
-    if unusable is not None and not parts:
+            table = table.filter(pl.col("strand").is_in([str(wanted), str(Strand.UNSTRANDED)]))
+        tables.append(table)
+    if unusable is not None and not tables:
         raise unusable
     absent = [name for name in names if name not in found] if types else []
     if absent:
@@ -153,11 +378,13 @@ def read_features(
             f"no row of {', '.join(map(str, files))} is of the type {absent[0]!r}; "
             "name types that the third column of the GFF (the fourth of the BED) has"
         )
-    contig, start, end, label = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    priority = tuple(dict.fromkeys(number[name] for name in names.values()))
+    table = pl.concat(tables)
+    contig = np.array([store.contig_index(name) for name in table["contig"]], dtype=np.int64)
+    label = np.array([number[names[kind]] for kind in table["type"]], dtype=np.int16)
     order = np.argsort(contig, kind="stable")
-    contig, start, end, label = (column[order] for column in (contig, start, end, label))
-    return Features(contig, start, end, label.astype(np.int16), classes, priority)
+    start, end = table["start"].to_numpy(), table["end"].to_numpy()
+    priority = tuple(dict.fromkeys(number[name] for name in names.values()))
+    return Features(contig[order], start[order], end[order], label[order], classes, priority)
 
 
 def _class_of_type(types: Sequence[str], background: str) -> dict[str, str]:
@@ -173,13 +400,15 @@ def _class_of_type(types: Sequence[str], background: str) -> dict[str, str]:
     return names
 
 
-def _read(path: Path, store: GenomeStore, *, types_given: bool, strict: bool) -> pl.DataFrame:
+def _read_features(
+    path: Path, store: GenomeStore, *, types_given: bool, strict: bool
+) -> pl.DataFrame:
     """Read a file into contig, start, end, strand and type, with the row's place in the file."""
     import polars as pl
 
     from megabase.genome.tables import read_bed, read_gff
 
-    suffix = Path(path.name.lower().removesuffix(".gz").removesuffix(".bgz")).suffix
+    suffix = _suffix(path)
     if suffix in _GFF:
         if not types_given:
             raise InputError(
@@ -204,7 +433,7 @@ def _read(path: Path, store: GenomeStore, *, types_given: bool, strict: bool) ->
 
 
 def cut_tail(regions: Regions, fraction: float, least: int) -> tuple[Regions, Regions]:
-    """Cut the last part of every region off, for validation: one stretch each, no scattered rows.
+    """Cut the last part of every region off, for validation: one segment each, no scattered rows.
 
     Parameters
     ----------
@@ -240,7 +469,7 @@ def cut_tail(regions: Regions, fraction: float, least: int) -> tuple[Regions, Re
 
 def label_windows(
     store: GenomeStore, regions: Regions, features: Features, *, length: int, flank: int = 0
-) -> LabelledSequences:
+) -> LabeledSequences:
     """Cut regions into windows side by side, with the class of every base.
 
     Parameters
@@ -259,7 +488,7 @@ def label_windows(
 
     Returns
     -------
-    LabelledSequences
+    LabeledSequences
         Of the kind ``nucleotides``. Bases that are N have no label; windows of nothing else are
         left out.
     """
@@ -287,8 +516,8 @@ def label_windows(
     if not codes:
         raise InputError(f"the regions of {store.path} hold no base with a label")
     offsets = np.concatenate([[0], np.cumsum([len(window) for window in codes])])
-    text = LabelledText(str(store.path), [], [], ("label",), intervals=tuple(intervals))
-    return LabelledSequences(
+    text = LabelTable(str(store.path), [], [], ("label",), intervals=tuple(intervals))
+    return LabeledSequences(
         np.concatenate(codes),
         offsets.astype(np.int64),
         np.concatenate(labels),

@@ -1,38 +1,273 @@
-"""Rows that occur more than once: the same, as their reverse complement, or nearly.
+"""Examples that occur more than once: the same, as their reverse complement, or nearly.
 
-A row leaks when a row of another split tells its answer. Exact copies and reverse complements are
+An example leaks when one of another split tells its label. Exact copies and reverse complements are
 found by a hash of the bases. Near duplicates share k-mers (k = 16 here, each counted with its
-reverse complement): a row is near another when at least a share ``threshold`` of its distinct
-k-mers lies in that one row. Of large sets only a fixed share of all k-mers is looked at, chosen by
+reverse complement): an example is near another when at least a share ``threshold`` of its distinct
+k-mers lies in that one. Of large sets only a fixed share of all k-mers is looked at, chosen by
 hash, the same ones everywhere (FracMinHash).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from megabase.data.genome_overlap import Overlap
-from megabase.data.labelled import LabelledSequences
-from megabase.data.words import RowWords, one_in, shared_words
+from megabase.data.hashing import mix64
+from megabase.data.labeled import LabeledSequences
+from megabase.data.regions import Regions
 from megabase.genome import alphabet
+from megabase.genome.kmers import canonical_kmers
+from megabase.genome.store import GenomeStore
 
-__all__ = [
-    "Leaks",
-    "describe_pair",
-    "leaking_rows",
-    "leaks",
-    "overlap_hint",
-    "rows_in_others",
-]
-
+_K_NEAR = 16
+"""Bases of a k-mer where examples are compared: a 16-mer rarely occurs twice by chance, and a few
+mutations leave many of them."""
+_K_GENOME = 31
+"""Bases of a k-mer in a genome: that of a mammal holds few of them by chance."""
+_MOST_KMERS = 20_000_000
+"""K-mers that are looked at: a few hundred megabytes."""
+_COMMON = 200
+"""K-mers in more rows than this are repeats and say nothing about two rows."""
+_CHUNK = 4_000_000
+"""Bases, or pairs of hits, that are worked on at a time: some 100 MB."""
 
 _Rows = npt.NDArray[np.int64]
+_Kmers = npt.NDArray[np.uint64]
+_Mask = npt.NDArray[np.bool_]
+
+
+class RowKmers(NamedTuple):
+    """The distinct k-mers of each sequence of a set, on either strand.
+
+    Parameters
+    ----------
+    kmers, row
+        Pairs of a k-mer and the row that holds it, sorted by row and k-mer, each once.
+    rows
+        Number of rows, those without k-mers too.
+    """
+
+    kmers: _Kmers
+    row: _Rows
+    rows: int
+
+    @classmethod
+    def of(cls, rows: LabeledSequences, every: int = 1, k: int = _K_NEAR) -> RowKmers:
+        """Collect k-mers, or the 1/`every` of them that a hash selects (:func:`sampling_rate`)."""
+        kmers: list[_Kmers] = [np.zeros(0, dtype=np.uint64)]
+        numbers: list[_Rows] = [np.zeros(0, dtype=np.int64)]
+        for first, last in _pieces(rows.offsets):
+            start, end = int(rows.offsets[first]), int(rows.offsets[last])
+            found, keep = _sampled(rows.codes[start:end], k, every)
+            row = np.repeat(np.arange(first, last), rows.lengths[first:last])
+            # A k-mer must not run from one row into the next.
+            keep &= row[: len(found)] == row[k - 1 : k - 1 + len(found)]
+            found, row = found[keep], row[: len(keep)][keep]
+            order = np.lexsort((found, row))
+            found, row = found[order], row[order]
+            new = np.ones(len(found), dtype=bool)
+            new[1:] = (found[1:] != found[:-1]) | (row[1:] != row[:-1])
+            kmers.append(found[new])
+            numbers.append(row[new])
+        return cls(np.concatenate(kmers), np.concatenate(numbers), len(rows))
+
+    @property
+    def sizes(self) -> _Rows:
+        """K-mers of each row: (rows,)."""
+        return np.bincount(self.row, minlength=self.rows)
+
+
+def _sampled(codes: npt.NDArray[np.uint8], k: int, every: int) -> tuple[_Kmers, _Mask]:
+    """Pack all k-mers; say which are A, C, G, T only and selected by hash."""
+    found, keep = canonical_kmers(codes, k)
+    if every > 1:
+        keep &= mix64(found) % np.uint64(every) == 0
+    return found, keep
+
+
+def _pieces(offsets: _Rows) -> Iterator[tuple[int, int]]:
+    """Cut rows into runs of a few million bases."""
+    first = 0
+    while first < len(offsets) - 1:
+        last = int(np.searchsorted(offsets, offsets[first] + _CHUNK, side="right")) - 1
+        last = min(max(last, first + 1), len(offsets) - 1)
+        yield first, last
+        first = last
+
+
+def sampling_rate(*sets: LabeledSequences) -> int:
+    """Give N where 1/N of all k-mers is looked at, so that time and memory last."""
+    bases = sum(int(rows.offsets[-1]) for rows in sets)
+    return max(1, -(-bases // _MOST_KMERS))
+
+
+def _shared_kmers(one: RowKmers, two: RowKmers) -> Iterator[tuple[_Rows, _Rows, _Rows]]:
+    """Count the k-mers that pairs of rows share, for all pairs that share any.
+
+    K-mers that more than 200 rows of the second set hold are left out. Each pair is given once, as
+    row of one, row of two and count, and all pairs of a row of the first set come in one piece;
+    pieces are of about four million hits, so that memory stays small.
+    """
+    kmers, row = one.kmers, one.row
+    order = np.argsort(two.kmers, kind="stable")
+    sorted_kmers, sorted_row = two.kmers[order], two.row[order]
+    low = np.searchsorted(sorted_kmers, kmers, side="left")
+    hits = np.searchsorted(sorted_kmers, kmers, side="right") - low
+    hits[hits > _COMMON] = 0
+    total, others = np.cumsum(hits), max(two.rows, 1)
+    first = 0
+    while first < len(kmers):
+        before = int(total[first - 1]) if first else 0
+        last = min(int(np.searchsorted(total, before + _CHUNK)) + 1, len(kmers))
+        last = int(np.searchsorted(row, row[last - 1], side="right"))
+        repeats = hits[first:last]
+        source = np.repeat(row[first:last], repeats)
+        place = np.repeat(low[first:last] - (np.cumsum(repeats) - repeats), repeats)
+        target = sorted_row[place + np.arange(len(source))]
+        pairs, shared = np.unique(source * others + target, return_counts=True)
+        yield pairs // others, pairs % others, shared
+        first = last
+
+
+def _near_pairs(
+    one: RowKmers, two: RowKmers, threshold: float, *, same: bool = False
+) -> tuple[_Rows, _Rows]:
+    """List pairs (row of one, row of two) where the second holds enough of the first's k-mers.
+
+    With `same`, both sets are the same rows: a row is not compared with itself.
+    """
+    sizes = one.sizes
+    first: list[_Rows] = [np.zeros(0, dtype=np.int64)]
+    second: list[_Rows] = [np.zeros(0, dtype=np.int64)]
+    for row, other, shared in _shared_kmers(one, two):
+        near = (shared >= threshold * sizes[row]) & ((row != other) | (not same))
+        first.append(row[near])
+        second.append(other[near])
+    return np.concatenate(first), np.concatenate(second)
+
+
+def largest_shares(
+    one: RowKmers, two: RowKmers, labels: _Rows, classes: int, *, same: bool = False
+) -> npt.NDArray[np.float32]:
+    """Give, by class, the largest share of a row's k-mers that one row of that class holds.
+
+    Parameters
+    ----------
+    one
+        K-mers of the rows in question.
+    two
+        K-mers of the rows with labels.
+    labels
+        Class of each row of the second set.
+    classes
+        Number of classes.
+    same
+        Both sets are the same rows: a row is not compared with itself.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 (rows of one, classes), 0 to 1.
+    """
+    sizes = np.maximum(one.sizes, 1)
+    found = np.zeros((one.rows, classes), dtype=np.float32)
+    for row, other, shared in _shared_kmers(one, two):
+        if same:
+            apart = row != other
+            row, other, shared = row[apart], other[apart], shared[apart]
+        np.maximum.at(found, (row, labels[other]), (shared / sizes[row]).astype(np.float32))
+    return found
+
+
+def overlap_groups(rows: LabeledSequences, share: float) -> _Rows:
+    """Put sequences that overlap into groups, directly or through others.
+
+    Two belong together when one holds at least `share` (above 0, at most 1) of the other's distinct
+    16-mers, on either strand; k-mers that more than 200 sequences hold do not count.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 (rows,): the group of each row, named by its first row.
+    """
+    kmers = RowKmers.of(rows, sampling_rate(rows))
+    one, two = _near_pairs(kmers, kmers, share, same=True)
+    group = np.arange(len(rows))
+    while True:
+        # Every row takes the lowest group of those it touches, and of the row that names it.
+        lowest = np.minimum(group[one], group[two])
+        found = group.copy()
+        np.minimum.at(found, one, lowest)
+        np.minimum.at(found, two, lowest)
+        found = found[found]
+        if np.array_equal(found, group):
+            return group
+        group = found
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Examples found in the regions a model was pretrained on."""
+
+    genome: str
+    """Genome and where."""
+    rows: dict[str, int]
+    """By split, examples with at least half of their 31-mers there, on either strand."""
+
+
+def genome_overlap(
+    splits: Mapping[str, LabeledSequences],
+    store: GenomeStore,
+    regions: Regions,
+    share: float = 0.5,
+) -> Overlap:
+    """Count examples that lie in regions of a genome, by their 31-mers on either strand.
+
+    The genome is read once; examples need no coordinates.
+
+    Parameters
+    ----------
+    splits
+        Examples by split.
+    store
+        The genome.
+    regions
+        Where the model was trained.
+    share
+        Share of an example's k-mers that must lie there.
+    """
+    # Long genomes: one k-mer of four is plenty, every row has tens of them left.
+    every = max(1 if regions.total < _CHUNK else 4, sampling_rate(*splits.values()))
+    indices = {name: RowKmers.of(rows, every, _K_GENOME) for name, rows in splits.items()}
+    wanted = np.unique(np.concatenate([index.kmers for index in indices.values()]))
+    present = np.zeros(len(wanted), dtype=bool)
+    for codes in _region_pieces(store, regions):
+        kmers, keep = _sampled(codes, _K_GENOME, every)
+        kmers = kmers[keep]
+        if not len(wanted) or not len(kmers):
+            continue
+        place = np.searchsorted(wanted, kmers)
+        place[place == len(wanted)] = 0
+        present[place[wanted[place] == kmers]] = True
+    found: dict[str, int] = {}
+    for name, index in indices.items():
+        inside = present[np.searchsorted(wanted, index.kmers)].astype(np.float64)
+        hits = np.bincount(index.row, weights=inside, minlength=index.rows)
+        found[name] = int(((index.sizes > 0) & (hits >= share * index.sizes)).sum())
+    return Overlap(f"{store.path.name} ({regions.total:,} bases of {store.name})", found)
+
+
+def _region_pieces(store: GenomeStore, regions: Regions) -> Iterator[npt.NDArray[np.uint8]]:
+    for contig, start, end in zip(regions.contig, regions.start, regions.end, strict=True):
+        whole = store.view(int(contig))
+        for low in range(int(start), int(end), _CHUNK):
+            # K-mers across the cut belong to the earlier piece.
+            yield whole[low : min(low + _CHUNK + _K_GENOME - 1, int(end))]
 
 
 @dataclass(frozen=True)
@@ -40,43 +275,58 @@ class Pair:
     """Counts of a split against another."""
 
     exact: int
-    """Rows of the second split that occur in the first, letter by letter."""
+    """Examples of the second split that occur in the first, letter by letter."""
     reverse_complement: int
-    """Further rows whose reverse complement occurs there."""
+    """Further examples whose reverse complement occurs there."""
     near: int
-    """Further rows that are nearly the same as one there, on either strand."""
+    """Further examples that are nearly the same as one there, on either strand."""
     other_label: int
-    """Of the exact and reverse-complement rows, those that have another label there."""
+    """Of the exact and reverse-complement ones, those that have another label there."""
+
+    @property
+    def total(self) -> int:
+        """Examples that occur in the other split in any way."""
+        return self.exact + self.reverse_complement + self.near
 
 
 @dataclass(frozen=True)
 class Leaks:
-    """What was found."""
+    """Examples that occur in several splits, or several times in one."""
 
     rows: dict[str, int]
-    """Rows of each split."""
+    """Examples of each split."""
     within: dict[str, int]
-    """By split, rows that repeat an earlier row of the split (either strand)."""
+    """By split, examples that repeat an earlier one of the split (either strand)."""
     across: dict[str, Pair]
     """By pair, such as "train-test"."""
     threshold: float
-    """Share of the words behind `near`."""
+    """Share of the k-mers behind `near`."""
     sampled: int
-    """One of so many words was looked at."""
+    """K-mer sampling rate: 1/N of all k-mers, by hash, was looked at."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """By split, rows that were removed."""
+    """By split, examples that were removed."""
     pretraining: list[Overlap] = field(default_factory=list)
     """By genome."""
     classes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """By class, test rows that occur in train (any kind), and all test rows. Empty without train
-    and test, and for labels that are no classes."""
+    """By class, test examples that occur in train (any kind), and all of them. Empty without train
+    and test, and for labels that are not classes."""
 
     def to_dict(self) -> dict[str, Any]:
         """Turn into plain values."""
         return asdict(self)
 
 
-def _digests(rows: LabelledSequences, *, reverse: bool) -> npt.NDArray[np.bytes_]:
+class _Index:
+    """Hashes and k-mers of a split."""
+
+    def __init__(self, rows: LabeledSequences, every: int) -> None:
+        self.rows = rows
+        self.forward = _digests(rows, reverse=False)
+        self.backward = _digests(rows, reverse=True)
+        self.kmers = RowKmers.of(rows, every)
+
+
+def _digests(rows: LabeledSequences, *, reverse: bool) -> npt.NDArray[np.bytes_]:
     """Hash every row, or its reverse complement, to 16 bytes; case does not matter."""
     codes = rows.codes & np.uint8(alphabet.BASE_BITS)
     found = bytearray()
@@ -88,70 +338,39 @@ def _digests(rows: LabelledSequences, *, reverse: bool) -> npt.NDArray[np.bytes_
     return np.frombuffer(bytes(found), dtype="S16")
 
 
-def _near_pairs(one: _Index, two: _Index, threshold: float) -> tuple[_Rows, _Rows]:
-    """List pairs (row of one, row of two) where the second holds enough of the first's words."""
-    sizes = one.words.sizes
-    first: list[_Rows] = [np.zeros(0, dtype=np.int64)]
-    second: list[_Rows] = [np.zeros(0, dtype=np.int64)]
-    for row, other, shared in shared_words(one.words, two.words):
-        near = shared >= threshold * sizes[row]
-        first.append(row[near])
-        second.append(other[near])
-    return np.concatenate(first), np.concatenate(second)
-
-
-@dataclass(frozen=True)
-class _Index:
-    """Hashes and words of a split."""
-
-    rows: LabelledSequences
-    forward: npt.NDArray[np.bytes_]
-    backward: npt.NDArray[np.bytes_]
-    words: RowWords
-
-
-def _index(rows: LabelledSequences, every: int) -> _Index:
-    words = RowWords.of(rows, every)
-    return _Index(rows, _digests(rows, reverse=False), _digests(rows, reverse=True), words)
-
-
-def _kinds(
-    train: _Index, other: _Index, threshold: float
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+def _kinds(train: _Index, other: _Index, threshold: float) -> tuple[_Mask, _Mask, _Mask]:
     """Tell which rows of `other` occur in `train`: exactly, as reverse complement, nearly."""
     exact = np.isin(other.forward, train.forward)
     turned = np.isin(other.backward, train.forward) & ~exact
     near = np.zeros(len(other.rows), dtype=bool)
-    near[_near_pairs(other, train, threshold)[0]] = True
+    near[_near_pairs(other.kmers, train.kmers, threshold)[0]] = True
     return exact, turned, near & ~exact & ~turned
 
 
-def leaks(splits: Mapping[str, LabelledSequences], threshold: float = 0.5) -> Leaks:
-    """Count rows that occur in several splits, or several times in one.
+def leaks(splits: Mapping[str, LabeledSequences], threshold: float = 0.5) -> Leaks:
+    """Count examples that occur in several splits, or several times in one.
 
     Parameters
     ----------
     splits
         train, valid, test; any may be missing.
     threshold
-        Share of the words of a row that make it a near duplicate.
+        Share of the k-mers of an example that make it a near duplicate.
     """
-    every = one_in(*splits.values())
-    indices = {name: _index(rows, every) for name, rows in splits.items()}
+    every = sampling_rate(*splits.values())
+    indices = {name: _Index(rows, every) for name, rows in splits.items()}
     across: dict[str, Pair] = {}
     classes: dict[str, tuple[int, int]] = {}
     for first, second in (("train", "test"), ("valid", "test"), ("train", "valid")):
-        if first in indices and second in indices:
-            one, two = indices[first], indices[second]
-            exact, turned, near = _kinds(one, two, threshold)
-            across[f"{first}-{second}"] = Pair(
-                int(exact.sum()),
-                int(turned.sum()),
-                int(near.sum()),
-                _other_labels(one, two, exact, turned),
-            )
-            if (first, second) == ("train", "test"):
-                classes = _by_class(two.rows, exact | turned | near)
+        if first not in indices or second not in indices:
+            continue
+        one, two = indices[first], indices[second]
+        exact, turned, near = _kinds(one, two, threshold)
+        other = _other_labels(one, two, exact, turned)
+        counts = Pair(int(exact.sum()), int(turned.sum()), int(near.sum()), other)
+        across[f"{first}-{second}"] = counts
+        if (first, second) == ("train", "test"):
+            classes = _by_class(two.rows, exact | turned | near)
     return Leaks(
         rows={name: len(rows) for name, rows in splits.items()},
         within={name: _repeats(index) for name, index in indices.items()},
@@ -162,53 +381,42 @@ def leaks(splits: Mapping[str, LabelledSequences], threshold: float = 0.5) -> Le
     )
 
 
-def describe_pair(pair: str, counts: Mapping[str, int], rows: Mapping[str, int]) -> str:
-    """Say what one split holds of another.
-
-    Parameters
-    ----------
-    pair
-        Such as "train-test".
-    counts
-        Fields of a :class:`Pair`.
-    rows
-        Rows of each split.
-    """
+def describe_pair(pair: str, counts: Pair, rows: Mapping[str, int]) -> str:
+    """Describe what one split holds of another: a pair such as "train-test", and all row counts."""
     first, second = pair.split("-")
-    total = counts["exact"] + counts["reverse_complement"] + counts["near"]
     text = (
-        f"{total:,} of {rows[second]:,} {second} rows are in {first} "
-        f"({counts['exact']:,} equal, {counts['reverse_complement']:,} as reverse complement, "
-        f"{counts['near']:,} near"
+        f"{counts.total:,} of {rows[second]:,} {second} rows are in {first} "
+        f"({counts.exact:,} equal, {counts.reverse_complement:,} as reverse complement, "
+        f"{counts.near:,} near"
     )
-    if counts["other_label"]:
-        text += f"; {counts['other_label']:,} with another label"
+    if counts.other_label:
+        text += f"; {counts.other_label:,} with another label"
     return text + ")"
 
 
-def overlap_hint(splits: Mapping[str, LabelledSequences]) -> str | None:
-    """Warn of test (or validation) rows that are in train; None when there are none.
+def overlap_hint(splits: Mapping[str, LabeledSequences]) -> str | None:
+    """Warn of test (or validation) examples that are in train; None when there are none.
 
-    Splits with a class for every base are not looked at: places divide them.
+    Splits with a class for every base are not looked at: regions divide them.
     """
     if splits["train"].kind == "nucleotides":
         return None
     found = leaks({name: rows for name, rows in splits.items() if len(rows)})
-    said = [
-        describe_pair(pair, asdict(counts), found.rows)
+    pairs = [
+        describe_pair(pair, counts, found.rows)
         for pair, counts in found.across.items()
-        if pair.startswith("train-") and counts.exact + counts.reverse_complement + counts.near
+        if pair.startswith("train-") and counts.total
     ]
-    if not said:
+    if not pairs:
         return None
     return (
-        f"overlap: {'; '.join(said)}. What is learnt by heart counts there and says little of new "
+        f"overlap: {'; '.join(pairs)}. What is learnt by heart counts there and says little of new "
         "sequences; megabase benchmark measures the others apart, and splits rows that overlap "
         "together"
     )
 
 
-def _by_class(rows: LabelledSequences, bad: npt.NDArray[np.bool_]) -> dict[str, tuple[int, int]]:
+def _by_class(rows: LabeledSequences, bad: _Mask) -> dict[str, tuple[int, int]]:
     """Count leaking rows and all rows of each class."""
     if rows.kind != "classes":
         return {}
@@ -223,12 +431,8 @@ def _repeats(index: _Index) -> int:
     return len(index.rows) - len(np.unique(np.minimum(forward.astype("O"), backward.astype("O"))))
 
 
-def _other_labels(
-    train: _Index,
-    other: _Index,
-    exact: npt.NDArray[np.bool_],
-    turned: npt.NDArray[np.bool_],
-) -> int:
+def _other_labels(train: _Index, other: _Index, exact: _Mask, turned: _Mask) -> int:
+    """Count rows of `other` whose copies in `train` all have another label."""
     label: dict[bytes, set[bytes]] = {}
     for key, value in zip(train.forward.tolist(), train.rows.labels, strict=True):
         label.setdefault(key, set()).add(np.asarray(value).tobytes())
@@ -241,49 +445,29 @@ def _other_labels(
 
 
 def leaking_rows(
-    rows: LabelledSequences, test: LabelledSequences, threshold: float = 0.5
+    rows: LabeledSequences, test: LabeledSequences, threshold: float = 0.5
 ) -> npt.NDArray[np.bool_]:
-    """Tell which training rows equal, mirror or nearly equal a test row.
+    """Tell which training examples equal, mirror or nearly equal a test example, bool (rows,).
 
-    A pair is near when the threshold is met from either side, so after dropping these rows no test
-    row has a near duplicate left.
-
-    Returns
-    -------
-    numpy.ndarray
-        bool (rows,).
+    A pair is near when the threshold is met from either side, so after dropping these no test
+    example has a near duplicate left.
     """
-    every = one_in(rows, test)
-    one, two = _index(rows, every), _index(test, every)
+    every = sampling_rate(rows, test)
+    one, two = _Index(rows, every), _Index(test, every)
     exact, turned, near = _kinds(two, one, threshold)
     found = exact | turned | near
-    found[_near_pairs(two, one, threshold)[1]] = True
+    found[_near_pairs(two.kmers, one.kmers, threshold)[1]] = True
     return found
 
 
 def rows_in_others(
-    test: LabelledSequences, others: Sequence[LabelledSequences], threshold: float = 0.5
+    test: LabeledSequences, others: Sequence[LabeledSequences], threshold: float = 0.5
 ) -> npt.NDArray[np.bool_]:
-    """Tell which test rows occur in other splits: equal, as reverse complement, or nearly.
-
-    Parameters
-    ----------
-    test
-        Rows that are asked about.
-    others
-        Training and validation rows.
-    threshold
-        Share of the words of a test row that make it a near duplicate.
-
-    Returns
-    -------
-    numpy.ndarray
-        bool (test rows,).
-    """
-    every = one_in(test, *others)
-    asked = _index(test, every)
+    """Tell which test examples occur in other splits: equal, mirrored or nearly; bool (test,)."""
+    every = sampling_rate(test, *others)
+    index = _Index(test, every)
     found = np.zeros(len(test), dtype=bool)
     for rows in others:
-        for kind in _kinds(_index(rows, every), asked, threshold):
+        for kind in _kinds(_Index(rows, every), index, threshold):
             found |= kind
     return found

@@ -1,18 +1,35 @@
-"""Sets of genome positions as sorted, disjoint intervals, with set algebra over numpy arrays."""
+"""Sets of genome positions: named, combined, and split for training, validation and test.
+
+A region is named by a contig (``chr20``), a part of one as people write it
+(``chr20:45,000,001-50,000,000``, 1-based with both ends), or a BED file (``gaps.bed``,
+``gaps.bed.gz``).
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Regions"]
+from megabase.errors import InputError
+from megabase.genome.store import GenomeStore
 
+if TYPE_CHECKING:
+    import polars as pl
+
+Place = str | os.PathLike[str]
+"""A contig, a region as people write it, or a BED file."""
+_BED = (".bed", ".bed.gz", ".narrowpeak", ".narrowpeak.gz", ".broadpeak", ".broadpeak.gz")
+"""Endings that tell a BED file from a contig."""
 # Contigs are laid end to end, far apart: one-dimensional algebra then serves all of them at once.
 # Longer than any chromosome (2**40 bases), and 2**23 contigs still fit into 63 bits.
 _STRIDE = np.int64(1) << np.int64(40)
+# Past every position: the end of what is not in a set.
 _LAST = np.int64(np.iinfo(np.int64).max)
 
 _Ints = npt.NDArray[np.int64]
@@ -77,10 +94,6 @@ class Regions:
         ----------
         contig, start, end
             Equally long; contig indices and 0-based half-open coordinates, start >= 0.
-
-        Returns
-        -------
-        Regions
         """
         base = np.asarray(contig, dtype=np.int64) * _STRIDE
         low = base + np.asarray(start, dtype=np.int64)
@@ -148,19 +161,158 @@ class Regions:
         start: npt.NDArray[np.integer],
         end: npt.NDArray[np.integer],
     ) -> npt.NDArray[np.bool_]:
-        """Tell for each given interval whether it shares a position with the set.
+        """Tell for each interval whether it shares a position with the set, bool (n,).
 
         Parameters
         ----------
         contig, start, end
             (n,) each, 0-based half-open; coordinates outside the contig hold no position.
-
-        Returns
-        -------
-        numpy.ndarray
-            bool (n,).
         """
         base = np.asarray(contig, dtype=np.int64) * _STRIDE
         low = base + np.maximum(np.asarray(start, dtype=np.int64), 0)
         high = base + np.asarray(end, dtype=np.int64)
         return _overlapping(low, high, *self._line())[1] > 0
+
+
+class Intervals(NamedTuple):
+    """Rows of a table of intervals: contig indices, and 0-based half-open coordinates."""
+
+    contig: npt.NDArray[np.int32]
+    start: npt.NDArray[np.int64]
+    end: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Disjoint parts of a genome; any may be empty but ``train``."""
+
+    train: Regions
+    validation: Regions
+    test: Regions
+
+
+def regions_of(store: GenomeStore, places: Iterable[Place], *, strict: bool = True) -> Regions:
+    """Give the positions of named regions.
+
+    Parameters
+    ----------
+    store
+        The genome.
+    places
+        Contig names, regions and BED files, in any mixture.
+    strict
+        Refuse rows of BED files that are not on the genome: a held-out region must not vanish.
+        False: they are left out and counted.
+
+    Returns
+    -------
+    Regions
+        Their union; empty for no places.
+
+    Raises
+    ------
+    MegabaseError
+        For an unknown contig, a region past the end of its contig, or a BED file that is missing
+        or broken.
+    """
+    from megabase.genome.tables import read_bed
+
+    found = Regions.of([], [], [])
+    for place in places:
+        text = os.fspath(place)
+        if text.lower().endswith(_BED) or isinstance(place, Path):
+            table = read_bed(Path(text), store, columns=3, strict=strict)
+            found = found.union(Regions.of(*_columns(store, table)))
+        else:
+            interval = store.region(text)
+            index = store.contig_index(interval.contig)
+            found = found.union(Regions.of([index], [interval.start], [interval.end]))
+    return found
+
+
+def _columns(store: GenomeStore, table: pl.DataFrame) -> Intervals:
+    number = {contig.name: index for index, contig in enumerate(store.contigs)}
+    contig = [number[name] for name in table["contig"].to_list()]
+    return Intervals(
+        np.array(contig, dtype=np.int32), table["start"].to_numpy(), table["end"].to_numpy()
+    )
+
+
+def read_intervals(store: GenomeStore, path: Place, split: str) -> Intervals:
+    """Read the rows of one split from a BED file whose fourth column names the split.
+
+    Parameters
+    ----------
+    store
+        The genome.
+    path
+        The table; the published ones have ``train``, ``valid`` and ``test``.
+    split
+        Which rows to read.
+
+    Returns
+    -------
+    Intervals
+        In the order of the file, for :class:`megabase.data.windows.IntervalWindows`.
+
+    Raises
+    ------
+    MegabaseError
+        When the file is missing or broken, a row does not lie on the genome, or no row is of this
+        split.
+    """
+    from megabase.genome.tables import read_bed
+
+    table = read_bed(Path(path), store, columns=4, strict=True)
+    names = table["name"].to_list() if "name" in table.columns else []
+    rows = table.filter([name == split for name in names]) if names else table.clear()
+    if rows.is_empty():
+        found = ", ".join(sorted({str(name) for name in names})) or "none: no fourth column"
+        raise InputError(f"{path} has no interval of split {split!r}; its splits are {found}")
+    return _columns(store, rows)
+
+
+def split_genome(
+    store: GenomeStore,
+    *,
+    include: Iterable[Place] = (),
+    exclude: Iterable[Place] = (),
+    validation: Iterable[Place] = (),
+    test: Iterable[Place] = (),
+) -> Split:
+    """Split a genome: training gets everything allowed that is not held out.
+
+    Parameters
+    ----------
+    store
+        The genome.
+    include
+        Regions that may be used; none named means the whole genome. Held-out regions need not be
+        among them.
+    exclude
+        Regions in no part.
+    validation, test
+        Held-out regions; the two must not overlap.
+
+    Raises
+    ------
+    InputError
+        When validation and test overlap, or nothing is left for training.
+    """
+    included, excluded = list(include), regions_of(store, exclude)
+    allowed = regions_of(store, included) if included else Regions.whole(store.lengths)
+    held_out = regions_of(store, validation), regions_of(store, test)
+    shared = held_out[0].intersect(held_out[1])
+    if len(shared):
+        name = store.contigs[int(shared.contig[0])].name
+        raise InputError(
+            f"validation and test regions overlap, first at {name}:{int(shared.start[0]) + 1:,}-"
+            f"{int(shared.end[0]):,}; a base can be held out for one of them only"
+        )
+    train = allowed.subtract(excluded).subtract(held_out[0]).subtract(held_out[1])
+    if len(train) == 0:
+        raise InputError(
+            "no position is left for training: the excluded, validation and test regions cover "
+            "everything that is included"
+        )
+    return Split(train, held_out[0].subtract(excluded), held_out[1].subtract(excluded))

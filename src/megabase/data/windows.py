@@ -1,8 +1,8 @@
-"""Which stretch of the genome is item number i: pure functions of (seed, stream, index, length).
+"""Windows of a genome by number: pure functions of (seed, stream, index, length).
 
 No rank, world size, micro-batch or history enters, so every split of the indices over processes
 gives the same windows, and a resumed run needs nothing but its step. A stream is one stage of the
-length warm-up; the index is the running number of the sequence inside that stage.
+length warm-up; the index is the running number of the window inside that stage.
 
 All coordinates are 0-based half-open. `length` counts the positions the model reads, and `extra`
 the bases after them that only a target needs (1 for next-token prediction).
@@ -10,35 +10,32 @@ the bases after them that only a target needs (1 for next-token prediction).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from megabase.data.hashing import derive_key, draw_bits, mix64, permute, uniform_below, unit_float
-from megabase.data.regions import Regions
+from megabase.data.regions import Intervals, Regions
 from megabase.errors import InputError
+from megabase.genome import alphabet
+from megabase.genome.store import GenomeStore
 
-__all__ = [
-    "NCounter",
-    "RandomWindows",
-    "TiledWindows",
-    "WindowBatch",
-    "WindowSource",
-]
-
-# What a draw is for; part of its key, so that draws for different purposes are independent.
-POSITION, REVERSE, ORDER, SHIFT = range(4)
+_POSITION, _REVERSE, _ORDER, _SHIFT = range(4)  # part of a draw's key: purposes are independent
+_MASK_SEED = 0x6D61736B
+"""ASCII "mask": sets the seeds of masked positions apart from the draws of the windows."""
 _ATTEMPTS = 100
+"""Draws of a window with few N; after a hundred, the regions hold next to none."""
 
-NCounter = Callable[[npt.NDArray[np.int32], npt.NDArray[np.int64], int], npt.NDArray[np.int64]]
-"""(contig, start, length) -> number of N in each window; contig and start are (n,)."""
+_Ints = npt.NDArray[np.int64]
+_NCounter = Callable[[npt.NDArray[np.int32], _Ints, int], _Ints]
 
 
-@dataclass(frozen=True, eq=False)
-class WindowBatch:
+class WindowBatch(NamedTuple):
     """Windows of one length.
 
     Parameters
@@ -56,125 +53,44 @@ class WindowBatch:
     """
 
     contig: npt.NDArray[np.int32]
-    start: npt.NDArray[np.int64]
+    start: _Ints
     length: int
     reverse: npt.NDArray[np.bool_]
-    lower: npt.NDArray[np.int64] | None = None
-    upper: npt.NDArray[np.int64] | None = None
+    lower: _Ints | None = None
+    upper: _Ints | None = None
 
 
-class WindowSource(Protocol):
-    """What a dataset needs: windows by number, and how many make an epoch."""
-
-    seed: int
-
-    def draw(
-        self, stream: int, indices: npt.NDArray[np.int64], length: int, extra: int = 0
-    ) -> WindowBatch:
-        """Give the windows with these numbers; see the module's head."""
-        ...
-
-    def epoch_size(self, length: int, extra: int = 0) -> int | None:
-        """Count the windows of one epoch; None when there is no such thing."""
-        ...
-
-
-def checked_numbers(
-    indices: npt.NDArray[np.int64], length: int, extra: int
-) -> npt.NDArray[np.int64]:
-    numbers = np.asarray(indices, dtype=np.int64)
-    if length < 1 or extra < 0:
-        raise InputError(
-            f"a window needs a length of at least 1 and no negative extra bases; "
-            f"found length {length}, extra {extra}"
-        )
-    if numbers.ndim != 1 or bool((numbers < 0).any()):
-        raise InputError("window numbers must be a one-dimensional array of integers >= 0")
-    return numbers
-
-
-def strand_coins(
-    seed: int, stream: int, numbers: npt.NDArray[np.int64], probability: float
-) -> npt.NDArray[np.bool_]:
-    if probability <= 0.0:
-        return np.zeros(numbers.shape, dtype=np.bool_)
-    return unit_float(draw_bits(derive_key(seed, stream, REVERSE), numbers)) < probability
-
-
-def place_in_epoch(
-    seed: int, stream: int, numbers: npt.NDArray[np.int64], size: int, shuffle: bool
-) -> npt.NDArray[np.int64]:
-    """Place of each number in the epoch it falls into: every epoch its own permutation."""
-    epoch, place = np.divmod(numbers, np.int64(size))
-    if not shuffle:
-        return place
-    return permute(place, size, mix64(draw_bits(derive_key(seed, stream, ORDER), epoch)))
-
-
-def check_probability(name: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise InputError(f"{name} must lie between 0 and 1, found {value}")
-
-
-class RandomWindows:
-    """Windows uniform over everything allowed: each admissible start is equally likely.
-
-    A window with its extra bases lies within one region, so it never touches a position outside
-    the allowed ones.
+class WindowSource(ABC):
+    """Windows by number, each read as its reverse complement with a given probability.
 
     Parameters
     ----------
-    regions
-        The allowed positions.
     seed
         Seed of all draws.
+    shuffle
+        Shuffle the order, anew in each epoch.
     reverse_complement
         Probability that a window is read as its reverse complement.
-    max_n_fraction
-        Windows with a larger share of N are drawn again (with the number of the attempt in the
-        hash, so the result stays a pure function). 1.0 takes every window.
-    count_n
-        Counts N in windows; needed when `max_n_fraction` is below 1.
 
     Raises
     ------
     InputError
-        For no allowed positions, or options out of range.
+        For a probability outside [0, 1].
     """
 
-    def __init__(
-        self,
-        regions: Regions,
-        *,
-        seed: int,
-        reverse_complement: float = 0.0,
-        max_n_fraction: float = 1.0,
-        count_n: NCounter | None = None,
-    ) -> None:
-        check_probability("reverse_complement", reverse_complement)
-        check_probability("max_n_fraction", max_n_fraction)
-        if max_n_fraction < 1.0 and count_n is None:
-            raise InputError("max_n_fraction below 1 needs count_n, a function that counts N")
-        if len(regions) == 0:
-            raise InputError(
-                "there are no positions to draw windows from: "
-                "nothing is left after the held-out and excluded regions"
-            )
-        self.regions = regions
+    def __init__(self, seed: int, shuffle: bool, reverse_complement: float) -> None:
+        _check_probability("reverse_complement", reverse_complement)
         self.seed = seed
+        self.shuffle = shuffle
         self.reverse_complement = reverse_complement
-        self.max_n_fraction = max_n_fraction
-        self.count_n = count_n
 
     def epoch_size(self, length: int, extra: int = 0) -> int | None:
-        """Give None: random windows have no epoch."""
-        checked_numbers(np.zeros(1, np.int64), length, extra)
-        return None
+        """Count the windows of one epoch; None when the source has no epochs."""
+        _check_numbers(np.zeros(1, np.int64), length, extra)
+        return self._count(length, extra)
 
-    def draw(
-        self, stream: int, indices: npt.NDArray[np.int64], length: int, extra: int = 0
-    ) -> WindowBatch:
-        """Give the windows with these numbers.
+    def draw(self, stream: int, indices: _Ints, length: int, extra: int = 0) -> WindowBatch:
+        """Give the windows with these numbers; numbers past an epoch continue in the next.
 
         Parameters
         ----------
@@ -193,9 +109,103 @@ class RandomWindows:
         Raises
         ------
         InputError
-            When no region is long enough, or no window with few enough N turns up.
+            For a bad length or number, or when the source holds no such window.
         """
-        numbers = checked_numbers(indices, length, extra)
+        numbers = _check_numbers(indices, length, extra)
+        windows = self._place(stream, numbers, length, extra)
+        if self.reverse_complement > 0:
+            coins = unit_float(draw_bits(derive_key(self.seed, stream, _REVERSE), numbers))
+            windows = windows._replace(reverse=coins < self.reverse_complement)
+        return windows
+
+    @abstractmethod
+    def _count(self, length: int, extra: int) -> int | None: ...
+
+    @abstractmethod
+    def _place(self, stream: int, numbers: _Ints, length: int, extra: int) -> WindowBatch:
+        """Give the windows on the forward strand."""
+
+    def _in_epoch(self, stream: int, numbers: _Ints, size: int) -> _Ints:
+        """Position of each number in its epoch; every epoch is a permutation of its own."""
+        epoch, place = np.divmod(numbers, np.int64(size))
+        if not self.shuffle:
+            return place
+        key = derive_key(self.seed, stream, _ORDER)
+        return permute(place, size, mix64(draw_bits(key, epoch)))
+
+
+def _check_numbers(indices: _Ints, length: int, extra: int) -> _Ints:
+    numbers = np.asarray(indices, dtype=np.int64)
+    if length < 1 or extra < 0:
+        raise InputError(
+            f"a window needs a length of at least 1 and no negative extra bases; "
+            f"found length {length}, extra {extra}"
+        )
+    if numbers.ndim != 1 or bool((numbers < 0).any()):
+        raise InputError("window numbers must be a one-dimensional array of integers >= 0")
+    return numbers
+
+
+def _check_probability(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise InputError(f"{name} must lie between 0 and 1, found {value}")
+
+
+def _forward(numbers: _Ints) -> npt.NDArray[np.bool_]:
+    return np.zeros(numbers.shape, dtype=np.bool_)
+
+
+class RandomWindows(WindowSource):
+    """Windows uniform over the allowed positions: each admissible start is equally likely.
+
+    A window with its extra bases lies within one region, so it never touches a position outside
+    the allowed ones. There are no epochs.
+
+    Parameters
+    ----------
+    regions
+        The allowed positions.
+    seed, reverse_complement
+        As for :class:`WindowSource`.
+    max_n_fraction
+        Windows with a larger share of N are drawn again (with the number of the attempt in the
+        hash, so the result stays a pure function). 1.0 takes every window.
+    count_n
+        ``(contig, start, length)`` -> number of N in each window, (n,); needed when
+        `max_n_fraction` is below 1. See :func:`count_n`.
+
+    Raises
+    ------
+    InputError
+        For no allowed positions, or options out of range.
+    """
+
+    def __init__(
+        self,
+        regions: Regions,
+        *,
+        seed: int,
+        reverse_complement: float = 0.0,
+        max_n_fraction: float = 1.0,
+        count_n: _NCounter | None = None,
+    ) -> None:
+        super().__init__(seed, True, reverse_complement)
+        _check_probability("max_n_fraction", max_n_fraction)
+        if max_n_fraction < 1.0 and count_n is None:
+            raise InputError("max_n_fraction below 1 needs count_n, a function that counts N")
+        if len(regions) == 0:
+            raise InputError(
+                "there are no positions to draw windows from: "
+                "nothing is left after the held-out and excluded regions"
+            )
+        self.regions = regions
+        self.max_n_fraction = max_n_fraction
+        self.count_n = count_n
+
+    def _count(self, length: int, extra: int) -> int | None:
+        return None
+
+    def _place(self, stream: int, numbers: _Ints, length: int, extra: int) -> WindowBatch:
         wanted = length + extra
         starts = np.maximum(self.regions.end - self.regions.start - wanted + 1, 0)
         ends = np.cumsum(starts)
@@ -209,7 +219,7 @@ class RandomWindows:
         start = np.empty(numbers.shape, dtype=np.int64)
         pending = np.arange(numbers.size)
         for attempt in range(_ATTEMPTS):
-            key = derive_key(self.seed, stream, POSITION, attempt)
+            key = derive_key(self.seed, stream, _POSITION, attempt)
             place = uniform_below(draw_bits(key, numbers[pending]), total)
             region = np.searchsorted(ends, place, side="right")
             contig[pending] = self.regions.contig[region]
@@ -225,12 +235,10 @@ class RandomWindows:
                 f"no window of {wanted:,} bases with at most {self.max_n_fraction:.0%} N was found "
                 f"in {_ATTEMPTS} attempts; exclude long runs of N or raise max_n_fraction"
             )
-        return WindowBatch(
-            contig, start, wanted, strand_coins(self.seed, stream, numbers, self.reverse_complement)
-        )
+        return WindowBatch(contig, start, wanted, _forward(numbers))
 
 
-class TiledWindows:
+class TiledWindows(WindowSource):
     """Windows side by side over the allowed regions: an epoch reads each position once.
 
     Inputs do not overlap. With ``extra = 1`` the last base of a window, which is only a target, is
@@ -240,15 +248,11 @@ class TiledWindows:
     ----------
     regions
         The allowed positions.
-    seed
-        Seed of the order and of the strand.
-    shuffle
-        Shuffle the order, anew in each epoch.
+    seed, shuffle, reverse_complement
+        As for :class:`WindowSource`.
     last
         What to do with the rest of a region that fills no window: "short" keeps it, with padding
         after it; "drop" leaves it out.
-    reverse_complement
-        Probability that a window is read as its reverse complement.
 
     Raises
     ------
@@ -265,64 +269,24 @@ class TiledWindows:
         last: Literal["short", "drop"] = "short",
         reverse_complement: float = 0.0,
     ) -> None:
-        check_probability("reverse_complement", reverse_complement)
+        super().__init__(seed, shuffle, reverse_complement)
         if last not in ("short", "drop"):
             raise InputError(f'last must be "short" or "drop", found {last!r}')
         self.regions = regions
-        self.seed = seed
-        self.shuffle = shuffle
         self.last = last
-        self.reverse_complement = reverse_complement
 
-    def _ends(self, length: int, extra: int) -> npt.NDArray[np.int64]:
+    def _ends(self, length: int, extra: int) -> _Ints:
         """Count the tiles of all regions up to each."""
         positions = np.maximum(self.regions.end - self.regions.start - extra, 0)
         if self.last == "short":
             positions = positions + length - 1
         return np.cumsum(positions // length)
 
-    def epoch_size(self, length: int, extra: int = 0) -> int | None:
-        """Count the tiles of this length.
-
-        Parameters
-        ----------
-        length, extra
-            Positions the model reads, and target bases after them.
-
-        Returns
-        -------
-        int
-            0 when no region holds a tile.
-        """
-        checked_numbers(np.zeros(1, np.int64), length, extra)
+    def _count(self, length: int, extra: int) -> int:
         ends = self._ends(length, extra)
         return int(ends[-1]) if ends.size else 0
 
-    def draw(
-        self, stream: int, indices: npt.NDArray[np.int64], length: int, extra: int = 0
-    ) -> WindowBatch:
-        """Give the tiles with these numbers; numbers past an epoch go on in the next.
-
-        Parameters
-        ----------
-        stream
-            Stage of the length warm-up.
-        indices
-            int64 (n,): running numbers inside the stage.
-        length, extra
-            Positions the model reads, and target bases after them.
-
-        Returns
-        -------
-        WindowBatch
-            Windows of ``length + extra`` bases; ``upper`` marks the end of the region.
-
-        Raises
-        ------
-        InputError
-            When no region holds a tile.
-        """
-        numbers = checked_numbers(indices, length, extra)
+    def _place(self, stream: int, numbers: _Ints, length: int, extra: int) -> WindowBatch:
         ends = self._ends(length, extra)
         total = int(ends[-1]) if ends.size else 0
         if total == 0:
@@ -330,13 +294,189 @@ class TiledWindows:
                 f"the allowed regions hold no window of {length + extra:,} bases "
                 f'(last="{self.last}"): the longest has {self.regions.longest:,}'
             )
-        tile = place_in_epoch(self.seed, stream, numbers, total, self.shuffle)
+        tile = self._in_epoch(stream, numbers, total)
         region = np.searchsorted(ends, tile, side="right")
         before = np.where(region > 0, ends[region - 1], 0)
-        return WindowBatch(
-            self.regions.contig[region],
-            self.regions.start[region] + (tile - before) * length,
-            length + extra,
-            strand_coins(self.seed, stream, numbers, self.reverse_complement),
-            upper=self.regions.end[region],
-        )
+        start = self.regions.start[region] + (tile - before) * length
+        upper = self.regions.end[region]
+        contig = self.regions.contig[region]
+        return WindowBatch(contig, start, length + extra, _forward(numbers), upper=upper)
+
+
+class IntervalWindows(WindowSource):
+    """One window for each row of a table of intervals: the published way (HyenaDNA paper, A.1).
+
+    An interval shorter than the window is lengthened on both sides, the odd base on the right; of
+    a longer one only the first bases are ever used. Where a lengthened interval leaves its contig,
+    the missing positions are padding. Lengthened windows may run into held-out regions: nothing
+    of the published rule prevents it (see :meth:`touching`).
+
+    Parameters
+    ----------
+    intervals
+        The rows, in the order of the table.
+    contig_lengths
+        Length in bases of every contig, by index.
+    seed, shuffle, reverse_complement
+        As for :class:`WindowSource`.
+    shift
+        Smallest and largest random shift of an interval in bases (kept on the contig), or None.
+    padding
+        Where padding of clipped windows goes: "in_place" where the bases are missing, "left"
+        always before the sequence, as published.
+
+    Raises
+    ------
+    InputError
+        For an empty table, an interval outside its contig at the start, or a bad option.
+    """
+
+    def __init__(
+        self,
+        intervals: Intervals,
+        *,
+        contig_lengths: npt.NDArray[np.integer],
+        seed: int = 0,
+        shuffle: bool = True,
+        shift: tuple[int, int] | None = None,
+        reverse_complement: float = 0.0,
+        padding: Literal["in_place", "left"] = "in_place",
+    ) -> None:
+        super().__init__(seed, shuffle, reverse_complement)
+        if padding not in ("in_place", "left"):
+            raise InputError(f'padding must be "in_place" or "left", found {padding!r}')
+        if shift is not None and not shift[0] <= 0 <= shift[1]:
+            raise InputError(f"shift must be a range around 0, such as (-3, 3); found {shift}")
+        self.intervals = intervals
+        self.contig_lengths = np.asarray(contig_lengths, dtype=np.int64)
+        contig, start, end = intervals
+        if start.size == 0:
+            raise InputError("the table of intervals has no row for this split")
+        bad = (start < 0) | (end < start) | (start >= self.contig_lengths[contig])
+        if bool(bad.any()):
+            row = int(np.flatnonzero(bad)[0])
+            raise InputError(
+                f"interval {row + 1} [{start[row]:,}, {end[row]:,}) does not begin on "
+                f"its contig, which has {self.contig_lengths[contig[row]]:,} bases, "
+                "or ends before it begins"
+            )
+        self.shift = shift
+        self.padding = padding
+
+    def _count(self, length: int, extra: int) -> int:
+        return self.intervals.start.size
+
+    def _shifts(self, stream: int, numbers: _Ints, row: _Ints) -> _Ints:
+        """Draw how far each interval moves, in bases."""
+        if self.shift is None:
+            return np.zeros(numbers.shape, dtype=np.int64)
+        contig, start, end = self.intervals
+        lowest = np.maximum(self.shift[0], -start[row])
+        highest = np.minimum(self.shift[1], self.contig_lengths[contig[row]] - end[row])
+        bits = draw_bits(derive_key(self.seed, stream, _SHIFT), numbers)
+        return lowest + uniform_below(bits, np.maximum(highest, lowest) - lowest + 1)
+
+    def _start(self, row: _Ints, wanted: int) -> _Ints:
+        """Give the first base of an interval lengthened to a window."""
+        length = (self.intervals.end - self.intervals.start)[row]
+        return self.intervals.start[row] - np.maximum(wanted - length, 0) // 2
+
+    def _place(self, stream: int, numbers: _Ints, length: int, extra: int) -> WindowBatch:
+        wanted = length + extra
+        row = self._in_epoch(stream, numbers, self.intervals.start.size)
+        contig = self.intervals.contig[row]
+        start = self._start(row, wanted) + self._shifts(stream, numbers, row)
+        if self.padding == "in_place":
+            return WindowBatch(contig, start, wanted, _forward(row))
+        # The published loader keeps what lies on the contig and pads it on the left to full length.
+        upper = np.minimum(start + wanted, self.contig_lengths[contig])
+        lower = np.maximum(start, 0)
+        return WindowBatch(contig, upper - wanted, wanted, _forward(row), lower, upper)
+
+    def touching(self, regions: Regions, length: int, extra: int = 0) -> int:
+        """Count the rows whose windows (unshifted) share a position with the given regions.
+
+        Parameters
+        ----------
+        regions
+            Positions that should not be seen, such as the held-out ones.
+        length, extra
+            Positions the model reads, and target bases after them.
+        """
+        row = np.arange(self.epoch_size(length, extra) or 0, dtype=np.int64)
+        start = self._start(row, length + extra)
+        return int(regions.overlap(self.intervals.contig, start, start + length + extra).sum())
+
+
+class GenomeWindows:
+    """Windows of a genome by number, as batches of codes.
+
+    A batch is a pure function of (stream, indices, length), the store and the source.
+
+    Parameters
+    ----------
+    store
+        The genome.
+    source
+        Selects the windows.
+    extra
+        Bases beyond the model's input positions that the objective needs (its ``extra_bases``): 1
+        for next-token prediction, 0 for masked bases.
+    """
+
+    def __init__(self, store: GenomeStore, source: WindowSource, extra: int = 1) -> None:
+        self.store = store
+        self.source = source
+        self.extra = extra
+
+    def epoch_size(self, length: int) -> int | None:
+        """Count the windows of one epoch at a length; None when the source has no epochs."""
+        return self.source.epoch_size(length, self.extra)
+
+    def batch(self, stream: int, indices: _Ints, length: int) -> dict[str, Tensor]:
+        """Read the windows with these numbers.
+
+        Parameters
+        ----------
+        stream
+            Stage of the length warm-up.
+        indices
+            int64 (n,): running numbers inside the stage.
+        length
+            Positions that the model reads.
+
+        Returns
+        -------
+        dict
+            ``codes`` uint8 (n, length + extra), forward strand, soft-mask bit kept, padding code
+            outside the contig; ``reverse`` bool (n,), rows to read as their reverse complement (on
+            the device, by :func:`megabase.data.augment.reverse_complement_codes`); ``mask_seed``
+            int64 (n,), random bits that belong to the sequence, for objectives that mask.
+        """
+        windows = self.source.draw(stream, indices, length, self.extra)
+        codes = self.store.fetch_many(windows.contig, windows.start, windows.length)
+        _pad_outside(codes, windows)
+        key = derive_key(self.source.seed, stream, _MASK_SEED)
+        return {
+            "codes": torch.from_numpy(codes),
+            "reverse": torch.from_numpy(windows.reverse),
+            "mask_seed": torch.from_numpy(draw_bits(key, indices).view(np.int64)),
+        }
+
+
+def count_n(store: GenomeStore, contig: npt.NDArray[np.int32], start: _Ints, length: int) -> _Ints:
+    """Count N in windows of a store, (n,): with the store bound, for :class:`RandomWindows`."""
+    codes = store.fetch_many(contig, start, length)
+    codes &= np.uint8(alphabet.BASE_BITS)
+    return np.count_nonzero(codes == alphabet.N, axis=1).astype(np.int64)
+
+
+def _pad_outside(codes: npt.NDArray[np.uint8], windows: WindowBatch) -> None:
+    """Overwrite positions outside [lower, upper) with padding; few windows have any."""
+    stop = windows.start + windows.length
+    if windows.upper is not None:
+        for row in np.flatnonzero(windows.upper < stop).tolist():
+            codes[row, max(int(windows.upper[row] - windows.start[row]), 0) :] = alphabet.PAD
+    if windows.lower is not None:
+        for row in np.flatnonzero(windows.lower > windows.start).tolist():
+            codes[row, : int(windows.lower[row] - windows.start[row])] = alphabet.PAD

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megabase.data.labelled import LabelledSequences
-from megabase.data.words import RowWords, largest_shares, one_in
+from megabase.data.labeled import LabeledSequences
+from megabase.data.leaks import RowKmers, largest_shares, sampling_rate
 from megabase.errors import InputError, MissingDependencyError
 from megabase.evaluate import metrics
 from megabase.genome.kmers import canonical_kmers
@@ -63,7 +63,7 @@ def _canonical(k: int) -> npt.NDArray[np.uint64]:
     return np.unique(canonical_kmers(codes.ravel(), k)[0][owner])
 
 
-def kmer_counts(rows: LabelledSequences, k: int) -> Any:
+def kmer_counts(rows: LabeledSequences, k: int) -> Any:
     """Count canonical k-mers of 1 to k bases.
 
     Parameters
@@ -115,7 +115,7 @@ def require_baseline() -> None:
 
 
 def fit_kmers(
-    splits: Mapping[str, LabelledSequences],
+    splits: Mapping[str, LabeledSequences],
     lengths: Sequence[int],
     metric: str,
     names: Sequence[str],
@@ -155,7 +155,7 @@ def fit_kmers(
 
 
 def fit_overlap(
-    splits: Mapping[str, LabelledSequences], metric: str, names: Sequence[str]
+    splits: Mapping[str, LabeledSequences], metric: str, names: Sequence[str]
 ) -> BaselineResult:
     """Fit the overlap baseline on the training rows and measure it.
 
@@ -188,8 +188,8 @@ def fit_overlap(
         raise InputError(
             f"the overlap baseline is for tasks with classes; these labels are of kind {train.kind}"
         )
-    every = one_in(*splits.values())
-    kmers = {name: RowWords.of(rows, every) for name, rows in splits.items()}
+    every = sampling_rate(*splits.values())
+    kmers = {name: RowKmers.of(rows, every) for name, rows in splits.items()}
     features = {}
     for name, own in kmers.items():
         shares = largest_shares(
@@ -214,7 +214,7 @@ class _Choice:
     """Number of features."""
 
     def result(
-        self, splits: Mapping[str, LabelledSequences], names: Sequence[str], started: float
+        self, splits: Mapping[str, LabeledSequences], names: Sequence[str], started: float
     ) -> BaselineResult:
         """Measure the outputs."""
         train = splits["train"]
@@ -233,7 +233,7 @@ class _Choice:
 
 def _choose(
     features: Mapping[str, Any],
-    splits: Mapping[str, LabelledSequences],
+    splits: Mapping[str, LabeledSequences],
     metric: str,
     facts: dict[str, Any],
     patience: int = len(_PENALTIES),

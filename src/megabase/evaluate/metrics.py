@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from megabase.data.base_labels import IGNORED
+from megabase.data.labeled import IGNORED
 from megabase.errors import InputError
 from megabase.objectives.nucleotides import SCORE_BINS
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megabase.data.base_labels import IGNORED
-from megabase.data.labelled import LabelledSequences
+from megabase.data.labeled import IGNORED, LabeledSequences
 from megabase.genome.files import atomic_file
 
 __all__ = ["NucleotidePredictions"]
@@ -26,7 +25,7 @@ class NucleotidePredictions:
         Whether the rows of a batch are padded on the left.
     """
 
-    def __init__(self, windows: LabelledSequences, *, left: bool = False) -> None:
+    def __init__(self, windows: LabeledSequences, *, left: bool = False) -> None:
         self._windows, self._left = windows, left
         self._rows: list[int] = []
         self._parts: list[npt.NDArray[np.float32]] = []

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from megabase.data.labelled_files import TABLE_SUFFIXES, read_sequence_table
+from megabase.data.label_files import TABLE_SUFFIXES, read_sequence_table
 from megabase.data.sources import (
     Sequence,
     genome_store,

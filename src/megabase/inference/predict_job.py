@@ -405,7 +405,7 @@ def _regions(
 ) -> tuple[tuple[str, int, int], ...]:
     if not places:
         return tuple((contig.name, 0, contig.length) for contig in store.contigs)
-    from megabase.data.split import regions_of
+    from megabase.data.regions import regions_of
 
     found = regions_of(store, places, strict=strict)
     rows = zip(found.contig.tolist(), found.start.tolist(), found.end.tolist(), strict=True)

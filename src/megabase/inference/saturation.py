@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from megabase.data.parquet import read_parquet
+from megabase.data.label_files import read_parquet
 from megabase.data.sources import genome_store
 from megabase.errors import InputError
 from megabase.evaluate.provenance import Provenance

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megabase.data.labelled import LabelledSequences
+from megabase.data.labeled import LabeledSequences
 
 if TYPE_CHECKING:
     from megabase.tasks.finetune_config import FinetuneConfig
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["describe_data", "digest", "hash_of", "start_model", "start_of"]
 
 
-def digest(rows: LabelledSequences) -> str:
+def digest(rows: LabeledSequences) -> str:
     """Give a hash of sequences, labels and class names."""
     found = hashlib.sha256()
     for array in (rows.codes, rows.offsets, np.ascontiguousarray(rows.labels)):
@@ -34,7 +34,7 @@ def hash_of(values: Any) -> str:
 
 
 def describe_data(
-    splits: Mapping[str, LabelledSequences], start: Mapping[str, str] | None = None
+    splits: Mapping[str, LabeledSequences], start: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Give what a run is made from: its rows with their checksum, and the model it starts from."""
     described: dict[str, Any] = {"kind": splits["train"].kind}

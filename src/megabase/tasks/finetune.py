@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
-    from megabase.data.labelled import LabelledSequences
+    from megabase.data.labeled import LabeledSequences
 
 __all__ = [
     "FinetuneResult",
@@ -175,7 +175,7 @@ def _measure(plan: Plan, run: Path, fabric: Fabric) -> dict[str, dict[str, float
 def measure_splits(
     model: nn.Module,
     evaluations: Mapping[str, EvalSet],
-    splits: Mapping[str, LabelledSequences],
+    splits: Mapping[str, LabeledSequences],
     config: FinetuneConfig,
     run: Path,
     fabric: Fabric,

@@ -6,12 +6,22 @@ from pathlib import Path
 
 import numpy as np
 
-from megabase.data.genome_labels import cut_tail, label_windows, read_features
-from megabase.data.interval_sequences import divide_rows, read_interval_text
-from megabase.data.labelled import LabelledSequences, label_splits, published_split, split_rows
-from megabase.data.labelled_files import LabelledText, find_splits, read_text
-from megabase.data.regions import Regions
-from megabase.data.split import regions_of, split_genome
+from megabase.data.genome_labels import (
+    cut_tail,
+    divide_rows,
+    label_windows,
+    read_features,
+    read_interval_text,
+)
+from megabase.data.label_files import find_splits, read_text
+from megabase.data.labeled import (
+    LabeledSequences,
+    LabelTable,
+    label_splits,
+    published_split,
+    split_rows,
+)
+from megabase.data.regions import Regions, regions_of, split_genome
 from megabase.errors import ConfigError, InputError
 from megabase.genome.store import GenomeStore
 from megabase.tasks.finetune_config import FinetuneConfig
@@ -22,7 +32,7 @@ _STORE = ".mb"
 _WINDOW = 1024
 
 
-def read_splits(config: FinetuneConfig) -> dict[str, LabelledSequences]:
+def read_splits(config: FinetuneConfig) -> dict[str, LabeledSequences]:
     """Read train, valid and test, with the same classes everywhere.
 
     A folder given as ``train`` may hold all of them. Validation rows are cut off the training rows
@@ -48,7 +58,7 @@ def read_splits(config: FinetuneConfig) -> dict[str, LabelledSequences]:
             "test": config.test or inside.get("test"),
         }
     table = config.table
-    texts: dict[str, LabelledText] = {
+    texts: dict[str, LabelTable] = {
         name: read_text(
             path, sequence=table.sequence, label=table.label, fasta_label=table.fasta_label
         )
@@ -59,8 +69,8 @@ def read_splits(config: FinetuneConfig) -> dict[str, LabelledSequences]:
 
 
 def _with_validation(
-    config: FinetuneConfig, splits: dict[str, LabelledSequences]
-) -> dict[str, LabelledSequences]:
+    config: FinetuneConfig, splits: dict[str, LabeledSequences]
+) -> dict[str, LabeledSequences]:
     """Cut validation rows off the training rows when there are none."""
     table = config.table
     fraction, rows = table.validation_fraction, splits["train"]
@@ -82,12 +92,12 @@ def _with_validation(
     return splits
 
 
-def _interval_texts(config: FinetuneConfig) -> dict[str, LabelledText]:
+def _interval_texts(config: FinetuneConfig) -> dict[str, LabelTable]:
     """Read intervals, from one file for each split, or from one that places divide."""
     genome = config.genome
     store = GenomeStore.open(genome.store or "")
 
-    def read(path: str) -> LabelledText:
+    def read(path: str) -> LabelTable:
         return read_interval_text(
             path,
             store,
@@ -120,7 +130,7 @@ def _interval_texts(config: FinetuneConfig) -> dict[str, LabelledText]:
     return {**parts, **named}
 
 
-def _genome_splits(config: FinetuneConfig) -> dict[str, LabelledSequences]:
+def _genome_splits(config: FinetuneConfig) -> dict[str, LabeledSequences]:
     """Cut windows with a class for every base out of one genome, or one for each split."""
     table, genome = config.table, config.genome
     if table.kind not in ("auto", "nucleotides"):
@@ -171,7 +181,7 @@ def _genome_splits(config: FinetuneConfig) -> dict[str, LabelledSequences]:
     return {name: found[name] for name in ("train", "valid", "test") if name in found}
 
 
-def _windows(config: FinetuneConfig, store: GenomeStore, regions: Regions) -> LabelledSequences:
+def _windows(config: FinetuneConfig, store: GenomeStore, regions: Regions) -> LabeledSequences:
     genome = config.genome
     features = read_features(
         store,

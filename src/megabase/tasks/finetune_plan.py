@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from megabase.data.labelled import LabelledSequences
-from megabase.data.labelled_batches import BaseLabels, LabelledBatches, TokenRows, tokenise
-from megabase.data.labelled_files import LabelledText
+from megabase.data.batches import Draw, LabeledBatches, Padding, Ragged, tokenize
+from megabase.data.labeled import LabeledSequences, LabelTable
 from megabase.errors import ConfigError
 from megabase.evaluate import metrics
 from megabase.evaluate.metrics import measure_table
@@ -69,9 +68,9 @@ class Plan:
     """The model with its initial weights."""
     tokens: TokenEncoder
     """Its tokenizer."""
-    splits: Mapping[str, LabelledSequences]
+    splits: Mapping[str, LabeledSequences]
     """Labelled sequences: train, and valid and test where there are any."""
-    batches: LabelledBatches
+    batches: LabeledBatches
     """Training batches."""
     objective: SequenceLabels | NucleotideLabels
     """Training loss."""
@@ -123,7 +122,7 @@ def plan_run(config: FinetuneConfig, fabric: Fabric) -> Plan:
     return replace(plan, text=_describe(plan, monitor, longest))
 
 
-def check_predictions(splits: Mapping[str, LabelledSequences], world: int) -> None:
+def check_predictions(splits: Mapping[str, LabeledSequences], world: int) -> None:
     """Check that predictions can be written, when they are asked for."""
     text = splits["test"].text if "test" in splits else None
     if splits["train"].kind != "nucleotides" or text is None or text.intervals is None:
@@ -137,7 +136,7 @@ def check_predictions(splits: Mapping[str, LabelledSequences], world: int) -> No
         )
 
 
-def letters_of(sequences: LabelledSequences) -> Iterable[str]:
+def letters_of(sequences: LabeledSequences) -> Iterable[str]:
     """Give every sequence as text."""
     return (alphabet.decode(sequences.sequence(i)) for i in range(len(sequences)))
 
@@ -153,7 +152,7 @@ def metrics_of(config: FinetuneConfig, kind: str) -> tuple[tuple[str, ...], str]
 
 
 def objective_of(
-    config: FinetuneConfig, model: Any, train: LabelledSequences
+    config: FinetuneConfig, model: Any, train: LabeledSequences
 ) -> SequenceLabels | NucleotideLabels:
     """Give the training loss."""
     weights = config.head.class_weights
@@ -178,8 +177,8 @@ def objective_of(
 def evaluation_of(
     config: FinetuneConfig,
     model: Any,
-    split: LabelledSequences,
-    data: LabelledBatches,
+    split: LabeledSequences,
+    data: LabeledBatches,
     longest: int,
     names: tuple[str, ...],
     monitor: str,
@@ -213,10 +212,10 @@ def _strands(config: FinetuneConfig, split: str) -> bool:
 
 def tokenise_splits(
     config: FinetuneConfig,
-    splits: Mapping[str, LabelledSequences],
+    splits: Mapping[str, LabeledSequences],
     tokens: TokenEncoder,
     limit: int | None,
-) -> dict[tuple[str, bool], TokenRows]:
+) -> dict[tuple[str, bool], Ragged]:
     """Give the tokens of every split and strand that is needed."""
     table = config.table
     bases = table.max_length
@@ -224,7 +223,7 @@ def tokenise_splits(
     if room is not None:
         bases = room if bases is None else min(bases, room)
     return {
-        (name, reverse): tokenise(
+        (name, reverse): tokenize(
             split,
             tokens.encode,
             reverse=reverse,
@@ -240,28 +239,26 @@ def tokenise_splits(
 
 def batches_of(
     config: FinetuneConfig,
-    splits: Mapping[str, LabelledSequences],
-    rows: Mapping[tuple[str, bool], TokenRows],
+    splits: Mapping[str, LabeledSequences],
+    rows: Mapping[tuple[str, bool], Ragged],
     tokens: TokenEncoder,
-) -> dict[str, LabelledBatches]:
+) -> dict[str, LabeledBatches]:
     """Give the batches of every split."""
     head = config.head
     return {
-        name: LabelledBatches(
+        name: LabeledBatches(
             rows[name, False],
-            BaseLabels(split.labels, split.offsets)
-            if split.kind == "nucleotides"
-            else split.labels,
-            pad_id=tokens.pad_id,
-            seed=config.seed,
-            shuffle=name == "train",
-            block=config.global_batch or 1,
+            Ragged(split.labels, split.offsets) if split.kind == "nucleotides" else split.labels,
+            padding=Padding(tokens.pad_id, head.padding == "left", head.pad_to_longest),
+            draw=Draw(
+                seed=config.seed,
+                shuffle=name == "train",
+                block=config.global_batch or 1,
+                reverse_probability=head.reverse_complement if name == "train" else 0.0,
+                crop=head.crop if name == "train" else 1.0,
+            ),
             reverse=rows.get((name, True)),
-            reverse_probability=head.reverse_complement if name == "train" else 0.0,
             both_strands=name != "train" and head.strand_average,
-            padding=head.padding,
-            pad_to_length=head.pad_to_longest,
-            crop=head.crop if name == "train" else 1.0,
         )
         for name, split in splits.items()
     }
@@ -288,7 +285,7 @@ def resolve(config: _Config, rows: int, longest: int) -> _Config:
     )
 
 
-def _cut_by_stages(config: FinetuneConfig, train: TokenRows) -> list[str]:
+def _cut_by_stages(config: FinetuneConfig, train: Ragged) -> list[str]:
     """Count the sequences whose ends no stage of the length warm-up reads."""
     beyond = int((train.lengths > config.longest).sum())
     if not beyond:
@@ -299,7 +296,7 @@ def _cut_by_stages(config: FinetuneConfig, train: TokenRows) -> list[str]:
     ]
 
 
-def notes_of(config: FinetuneConfig, splits: Mapping[str, LabelledSequences]) -> list[str]:
+def notes_of(config: FinetuneConfig, splits: Mapping[str, LabeledSequences]) -> list[str]:
     """Say what a reader of the numbers has to know."""
     notes: list[str] = []
     if "valid" not in splits:
@@ -312,7 +309,7 @@ def notes_of(config: FinetuneConfig, splits: Mapping[str, LabelledSequences]) ->
     return notes
 
 
-def _same_rows(one: LabelledText, other: LabelledText) -> bool:
+def _same_rows(one: LabelTable, other: LabelTable) -> bool:
     """Tell whether two splits were read from the same file (of a genome: from the same windows)."""
     return one.source == other.source and one.intervals == other.intervals
 

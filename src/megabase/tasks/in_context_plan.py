@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from megabase.data.in_context import InContextBatches, prompt_tokens
-from megabase.data.labelled import LabelledSequences, label_splits, split_rows
-from megabase.data.labelled_files import find_splits, read_text
+from megabase.data.batches import InContextBatches, prompt_tokens
+from megabase.data.label_files import find_splits, read_text
+from megabase.data.labeled import LabeledSequences, label_splits, split_rows
 from megabase.data.vocabulary import PAD_ID
 from megabase.errors import ConfigError, ModelError, TruncationWarning, warn
 from megabase.evaluate import metrics
@@ -52,7 +52,7 @@ class InContextPlan:
     """Its tokenizer."""
     letters: str
     """Letter of each class."""
-    splits: Mapping[str, LabelledSequences]
+    splits: Mapping[str, LabeledSequences]
     """Labelled sequences."""
     batches: InContextBatches
     """Training questions."""
@@ -163,7 +163,7 @@ def plan_in_context(config: InContextConfig, fabric: Fabric) -> InContextPlan:
     return replace(plan, text=_describe(plan, length))
 
 
-def read_splits(config: InContextConfig) -> tuple[dict[str, LabelledSequences], list[str]]:
+def read_splits(config: InContextConfig) -> tuple[dict[str, LabeledSequences], list[str]]:
     """Read the splits that the run needs; validation rows only where they choose a prompt."""
     paths: dict[str, Any] = {"train": config.train, "valid": config.valid, "test": config.test}
     inside = find_splits(config.train) if Path(config.train).is_dir() else {}
@@ -204,7 +204,7 @@ def read_splits(config: InContextConfig) -> tuple[dict[str, LabelledSequences], 
     return {name: splits[name] for name in ("train", "valid", "test") if name in splits}, notes
 
 
-def _count_cut(splits: Mapping[str, LabelledSequences], length: int) -> None:
+def _count_cut(splits: Mapping[str, LabeledSequences], length: int) -> None:
     for split in splits.values():
         cut = int((split.lengths > length).sum())
         if cut:
@@ -248,7 +248,7 @@ def _check_length(
 def _prompted(
     config: InContextConfig,
     model: PreTrainedModel,
-    train: LabelledSequences,
+    train: LabeledSequences,
     letters: str,
     ids: tuple[int, ...],
     tokenizer: Any,
@@ -280,7 +280,7 @@ def fixed_examples(plan: InContextPlan) -> PromptSpec:
     return spec
 
 
-def _figures(rows: LabelledSequences, ids: tuple[int, ...]) -> Any:
+def _figures(rows: LabeledSequences, ids: tuple[int, ...]) -> Any:
     names = metrics.default_metrics("classes")
     columns = list(ids)
     return lambda outputs: {

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from megabase.data.datasets import CountN, GenomeWindows
-from megabase.data.intervals import IntervalWindows
-from megabase.data.regions import Regions
-from megabase.data.split import Split, read_intervals, split_genome
-from megabase.data.windows import RandomWindows, TiledWindows, WindowSource
+from megabase.data.regions import Regions, Split, read_intervals, split_genome
+from megabase.data.windows import (
+    GenomeWindows,
+    IntervalWindows,
+    RandomWindows,
+    TiledWindows,
+    WindowSource,
+    count_n,
+)
 from megabase.errors import ConfigError
 from megabase.genome.store import GenomeStore
 from megabase.models.adapt.language_model import build_language_model, save_language_model
@@ -236,7 +241,7 @@ def _build_source(data: DataConfig, store: GenomeStore, seed: int) -> tuple[Spli
             seed=seed,
             reverse_complement=data.reverse_complement,
             max_n_fraction=data.max_n_fraction,
-            count_n=CountN(store),
+            count_n=partial(count_n, store),
         )
     if data.windows == "tiled":
         return split, TiledWindows(
@@ -254,7 +259,7 @@ def _build_intervals(
     if not len(split.validation):
         split = replace(split, validation=Regions.of(*read_intervals(store, path, "valid")))
     return split, IntervalWindows(
-        *rows,
+        rows,
         contig_lengths=np.array([c.length for c in store.contigs], dtype=np.int64),
         seed=seed,
         shift=data.shift,

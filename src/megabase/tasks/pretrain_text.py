@@ -6,8 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from megabase.data.regions import Regions
-from megabase.data.split import Split
+from megabase.data.regions import Regions, Split
 from megabase.genome.store import GenomeStore
 from megabase.models.describe import Estimate
 from megabase.tasks.pretrain_config import DataConfig, PretrainConfig

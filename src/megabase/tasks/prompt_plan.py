@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from megabase.data.labelled import LabelledSequences
-from megabase.data.labelled_batches import LabelledBatches, TokenRows
+from megabase.data.batches import LabeledBatches, Ragged
+from megabase.data.labeled import LabeledSequences
 from megabase.errors import ConfigError, InputError, ModelError
 from megabase.evaluate import metrics
 from megabase.models.adapt.classifier import Labels, family_of_start
@@ -54,9 +54,9 @@ class PromptPlan:
     """Model family."""
     model: PromptedModel
     """The frozen model with its prompt as it starts."""
-    splits: Mapping[str, LabelledSequences]
+    splits: Mapping[str, LabeledSequences]
     """Labelled sequences: train, and valid and test where there are any."""
-    batches: LabelledBatches
+    batches: LabeledBatches
     """Training batches."""
     objective: SequenceLabels | NucleotideLabels | LabelTokens
     """Training loss."""
@@ -122,7 +122,7 @@ def plan_prompt(config: PromptConfig, fabric: Fabric) -> PromptPlan:
 
 
 def prompted_model(
-    config: PromptConfig, family: str, tokens: TokenEncoder, train: LabelledSequences
+    config: PromptConfig, family: str, tokens: TokenEncoder, train: LabeledSequences
 ) -> PromptedModel:
     """Load the model and put a new prompt beside it, from torch's current seed."""
     from megabase.models.adapt.prompt import PROMPTED_FAMILIES, PromptedModel
@@ -148,7 +148,7 @@ def prompted_model(
     return PromptedModel(frozen, spec, start=start, dropout=settings.dropout)
 
 
-def _spec(config: PromptConfig, tokens: TokenEncoder, train: LabelledSequences) -> PromptSpec:
+def _spec(config: PromptConfig, tokens: TokenEncoder, train: LabeledSequences) -> PromptSpec:
     from megabase.models.adapt.prompt import PromptSpec, label_letters
 
     settings = config.prompt
@@ -191,10 +191,10 @@ def _token(tokens: TokenEncoder, letter: str) -> int:
 
 def _token_rows(
     config: PromptConfig,
-    splits: Mapping[str, LabelledSequences],
+    splits: Mapping[str, LabeledSequences],
     tokens: TokenEncoder,
     model: PromptedModel,
-) -> dict[tuple[str, bool], TokenRows]:
+) -> dict[tuple[str, bool], Ragged]:
     """Turn sequences into tokens; each must fit beside the prompt."""
     limit = model.max_length
     rows = tokenise_splits(config, splits, tokens, None)
@@ -222,8 +222,8 @@ def _token_rows(
 def _evaluation(
     config: PromptConfig,
     model: PromptedModel,
-    split: LabelledSequences,
-    data: LabelledBatches,
+    split: LabeledSequences,
+    data: LabeledBatches,
     longest: int,
     names: tuple[str, ...],
     monitor: str,

@@ -6,8 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from megabase.data.regions import Regions
-from megabase.data.split import read_intervals, regions_of, split_genome
+from megabase.data.regions import Regions, read_intervals, regions_of, split_genome
 from megabase.errors import InputError
 from megabase.genome.store import GenomeStore
 from megabase.training.run_folder import RunFolder

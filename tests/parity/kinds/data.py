@@ -14,7 +14,7 @@ from harness import Case, covers
 from published_training import published_masking
 
 from megabase.benchmarking.suites.species import SPECIES_SPLITS
-from megabase.data.in_context import in_context_item
+from megabase.data.batches import in_context_item
 from megabase.data.vocabulary import text_to_ids
 
 

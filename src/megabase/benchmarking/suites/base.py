@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from megabase.benchmarking.config import BenchmarkConfig
-from megabase.data.labelled import Kind, LabelledSequences, label_splits, split_rows
-from megabase.data.labelled_files import read_text
-from megabase.data.words import overlap_groups
+from megabase.data.label_files import read_text
+from megabase.data.labeled import Kind, LabeledSequences, label_splits, split_rows
+from megabase.data.leaks import overlap_groups
 from megabase.errors import InputError
 
 
@@ -43,7 +43,7 @@ class Task:
     """Name of the suite."""
     name: str
     """Name of the task."""
-    splits: Mapping[str, LabelledSequences]
+    splits: Mapping[str, LabeledSequences]
     """train, and valid and test where the data have them."""
     metric: str
     """The figure of the table."""
@@ -131,7 +131,7 @@ def choose_tasks(found: Sequence[str], wanted: Sequence[str], where: str) -> lis
 
 def read_task(
     config: BenchmarkConfig, paths: Mapping[str, Path], **reading: Any
-) -> tuple[dict[str, LabelledSequences], bool, tuple[str, ...]]:
+) -> tuple[dict[str, LabeledSequences], bool, tuple[str, ...]]:
     """Read the splits of a task, with the same classes everywhere.
 
     Parameters
@@ -141,7 +141,7 @@ def read_task(
     paths
         Split -> labelled file or folder.
     reading
-        Keywords of :func:`megabase.data.labelled_files.read_text`, and ``kind``.
+        Keywords of :func:`megabase.data.label_files.read_text`, and ``kind``.
 
     Returns
     -------

@@ -24,8 +24,8 @@ from megabase.benchmarking.config import BenchmarkConfig, BiotypeConfig, ModelEn
 from megabase.benchmarking.models import kmer_words, resolve_entry
 from megabase.benchmarking.protocol import Together, together_note
 from megabase.benchmarking.suites.base import choose_tasks, need_folder, published
-from megabase.data.labelled import LabelledSequences, label_splits, split_rows
-from megabase.data.labelled_files import LabelledText, read_text
+from megabase.data.label_files import read_text
+from megabase.data.labeled import LabeledSequences, LabelTable, label_splits, split_rows
 from megabase.errors import InputError, MissingDependencyError
 from megabase.evaluate import metrics
 from megabase.evaluate.baselines import kmer_counts
@@ -63,7 +63,7 @@ def names(config: BenchmarkConfig) -> list[str]:
     return choose_tasks([f"biotype-{path.name.split('.')[0]}"], config.task_names, str(path))
 
 
-def read_genes(config: BenchmarkConfig) -> LabelledSequences:
+def read_genes(config: BenchmarkConfig) -> LabeledSequences:
     """Read genes of the most frequent biotypes.
 
     Raises
@@ -84,7 +84,7 @@ def read_genes(config: BenchmarkConfig) -> LabelledSequences:
     if len(kept) < 2:
         raise InputError(f"{path} has {len(kept)} biotypes with two genes or more. {INSTRUCTIONS}")
     rows = [i for i, row in enumerate(text.labels) if row[0] in kept]
-    chosen = LabelledText(
+    chosen = LabelTable(
         text.source,
         [text.sequences[i] for i in rows],
         [text.labels[i] for i in rows],
@@ -94,7 +94,7 @@ def read_genes(config: BenchmarkConfig) -> LabelledSequences:
     return label_splits({"train": chosen}, "classes")["train"]
 
 
-def _ensembl(path: Path) -> LabelledText:
+def _ensembl(path: Path) -> LabelTable:
     sequences: list[list[str]] = []
     labels: list[tuple[str, ...]] = []
     names: list[str] = []
@@ -108,7 +108,7 @@ def _ensembl(path: Path) -> LabelledText:
             sequences.append([])
         elif line.strip():
             sequences[-1].append(line.strip())
-    return LabelledText(str(path), ["".join(s) for s in sequences], labels, ("label",), names)
+    return LabelTable(str(path), ["".join(s) for s in sequences], labels, ("label",), names)
 
 
 def run(
@@ -166,7 +166,7 @@ def require() -> None:
             ) from error
 
 
-def _key(config: BenchmarkConfig, entry: ModelEntry, genes: LabelledSequences) -> str:
+def _key(config: BenchmarkConfig, entry: ModelEntry, genes: LabeledSequences) -> str:
     return hash_of(
         {"rows": digest(genes), "start": entry.start, "settings": entry.settings,
          "pieces": config.biotype.max_length}
@@ -174,7 +174,7 @@ def _key(config: BenchmarkConfig, entry: ModelEntry, genes: LabelledSequences) -
 
 
 def _embed(
-    config: BenchmarkConfig, entry: ModelEntry, genes: LabelledSequences, output: Path
+    config: BenchmarkConfig, entry: ModelEntry, genes: LabeledSequences, output: Path
 ) -> _Vectors:
     """Embed all genes, or read what an earlier call kept."""
     folder = output / "embeddings"
@@ -229,7 +229,7 @@ def _model(entry: ModelEntry) -> Any:
     return family.classes()["base"](settings).eval()  # pyright: ignore[reportArgumentType]
 
 
-def _pieces(model: Any, genes: LabelledSequences, config: BiotypeConfig) -> npt.NDArray[np.float32]:
+def _pieces(model: Any, genes: LabeledSequences, config: BiotypeConfig) -> npt.NDArray[np.float32]:
     """Average the embeddings of the pieces of each gene."""
     from megabase.inference.embedding import Embedder
 
@@ -254,7 +254,7 @@ def _one(
     config: BenchmarkConfig,
     entry: ModelEntry,
     task: str,
-    genes: LabelledSequences,
+    genes: LabeledSequences,
     groups: npt.NDArray[np.int64] | None,
     found: _Vectors,
     seed: int,
@@ -311,7 +311,7 @@ def _one(
 
 
 def _picture(
-    entry: ModelEntry, genes: LabelledSequences, found: _Vectors, seed: int
+    entry: ModelEntry, genes: LabeledSequences, found: _Vectors, seed: int
 ) -> dict[str, Any]:
     """Lay the test genes of the first seed out in two dimensions."""
     from sklearn.manifold import TSNE

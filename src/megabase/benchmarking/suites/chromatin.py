@@ -17,10 +17,8 @@ import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig
 from megabase.benchmarking.suites.base import Task, published
-from megabase.data.labelled import label_splits
-from megabase.data.labelled_files import LabelledText
-from megabase.data.regions import Regions
-from megabase.data.split import split_genome
+from megabase.data.labeled import LabelTable, label_splits
+from megabase.data.regions import Regions, split_genome
 from megabase.errors import InputError, MissingDependencyError, UnknownContigError
 from megabase.genome import alphabet
 from megabase.genome.interval import Interval
@@ -263,7 +261,7 @@ def load(config: BenchmarkConfig, name: str) -> Task:
         labels, windows, notes = _from_tables(config)
     else:
         labels, windows, notes = _from_peaks(config, store)
-    texts: dict[str, LabelledText] = {}
+    texts: dict[str, LabelTable] = {}
     for part, mine in windows.items():
         if chosen.max_windows is not None and len(mine.contig) > chosen.max_windows:
             rows = np.random.default_rng(0).permutation(len(mine.contig))[: chosen.max_windows]
@@ -313,7 +311,7 @@ def _from_tables(
     return labels, found, notes
 
 
-def _text(store: GenomeStore, part: str, windows: Windows, labels: tuple[str, ...]) -> LabelledText:
+def _text(store: GenomeStore, part: str, windows: Windows, labels: tuple[str, ...]) -> LabelTable:
     sequences = [
         alphabet.decode(store.fetch(Interval(contig, start, end), pad="n"))
         for contig, start, end in zip(
@@ -327,7 +325,7 @@ def _text(store: GenomeStore, part: str, windows: Windows, labels: tuple[str, ..
             windows.contig, windows.start.tolist(), windows.end.tolist(), strict=True
         )
     ]
-    return LabelledText(f"{part} windows of {store.path.name}", sequences, rows, labels, names)
+    return LabelTable(f"{part} windows of {store.path.name}", sequences, rows, labels, names)
 
 
 def _groups(labels: tuple[str, ...]) -> dict[str, tuple[int, int]]:

@@ -28,7 +28,7 @@ from megabase.benchmarking.suites.base import (
     published,
     read_task,
 )
-from megabase.data.labelled_files import find_splits
+from megabase.data.label_files import find_splits
 from megabase.errors import InputError
 from megabase.evaluate.metrics import default_metrics
 

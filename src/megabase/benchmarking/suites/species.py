@@ -17,8 +17,7 @@ import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig, SpeciesConfig
 from megabase.benchmarking.suites.base import Published, Task, choose_tasks, published
-from megabase.data.labelled import label_splits
-from megabase.data.labelled_files import LabelledText
+from megabase.data.labeled import LabelTable, label_splits
 from megabase.errors import InputError
 from megabase.genome import alphabet
 from megabase.genome.fasta import Header, read_fasta
@@ -267,7 +266,7 @@ def load(config: BenchmarkConfig, name: str) -> Task:
         "valid": max(1, chosen.eval_samples // len(parts)),
         "test": max(1, chosen.eval_samples // len(parts)),
     }
-    texts: dict[str, LabelledText] = {}
+    texts: dict[str, LabelTable] = {}
     for part in _PARTS:
         sequences: list[str] = []
         labels: list[tuple[str, ...]] = []
@@ -276,7 +275,7 @@ def load(config: BenchmarkConfig, name: str) -> Task:
             rng = np.random.default_rng([length, _PARTS.index(part), list(parts).index(species)])
             sequences += draw_samples(pool, length, rows[part], rng)
             labels += [(species,)] * rows[part]
-        texts[part] = LabelledText(f"{part} samples of species", sequences, labels, ("label",))
+        texts[part] = LabelTable(f"{part} samples of species", sequences, labels, ("label",))
     split = {
         "chromosome": "published chromosomes: test 5, 7, 9, 10, 11; valid 1, 3, 12, 13",
         "stretch": "every record cut along its length: 70 % train, 10 % valid, 20 % test",

@@ -1,13 +1,18 @@
-"""Labelled sequences: base codes in one buffer, labels as numbers that mean the same everywhere.
+"""Labeled sequences: base codes in one buffer, labels as numbers that mean the same everywhere.
 
 Class names are sorted (as numbers when all of them are whole numbers) and taken from the training
-rows; every other split is numbered with the same names, whatever the order of files on disk.
+examples; every other split is numbered with the same names, whatever the order of files on disk.
+
+For nucleotide labels, a label cell holds one symbol for each base of its sequence: characters side
+by side (``00111``), or names separated by blanks, commas or semicolons (``exon exon intron``). A
+dot is a base without a label.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,29 +20,78 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from megabase.data.base_labels import IGNORED, base_class_names, number_bases, sorted_names
-from megabase.data.labelled_files import LabelledText
 from megabase.errors import GenomeError, InputError
 from megabase.genome import alphabet
+from megabase.genome.interval import Interval
 
-__all__ = [
-    "Kind",
-    "LabelledSequences",
-    "label_splits",
-    "members_by_class",
-    "published_split",
-    "split_rows",
-]
-
+IGNORED = -100
+"""Class number of a target that counts nowhere; the default of torch's cross entropy."""
 Kind = Literal["classes", "multi_label", "regression", "nucleotides"]
 """One class out of several, several yes-or-no labels, numbers, or a class for every nucleotide."""
 
-_LARGEST = float(np.finfo(np.float32).max)
-_SEPARATORS = str.maketrans("", "", " ,;[]\t")
+_LARGEST = float(np.finfo(np.float32).max)  # labels are float32
+_SEPARATORS = str.maketrans("", "", " ,;[]\t")  # as lists are written in tables
+_SEPARATED = re.compile(r"[\s,;\[\]]")  # the same, between class names
+_UNKNOWN = "."  # as in BED and VCF
+_MOST_CLASSES = int(np.iinfo(np.int16).max)  # nucleotide labels are int16
+
+_Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class LabelledSequences:
+class LabelTable:
+    """Examples as they stand in a file."""
+
+    source: str
+    """File or folder."""
+    sequences: list[str]
+    """Letters of each example."""
+    labels: list[tuple[str, ...]]
+    """Label cells of each example, one for each of `columns`."""
+    columns: tuple[str, ...]
+    """Names of the label columns."""
+    names: list[str] | None = None
+    """Where each example is, when "row N" would not identify it (records, files)."""
+    intervals: tuple[Interval, ...] | None = None
+    """Where each example lies in a genome, when it was cut out of one."""
+
+    def where(self, row: int) -> str:
+        """Name the place of an example (0-based here, 1-based in the text) for people."""
+        if self.names is None and self.intervals is not None:
+            return f"{self.source}, {self.intervals[row]}"
+        return self.names[row] if self.names is not None else f"{self.source}, row {row + 1:,}"
+
+    def take(self, rows: _Rows) -> LabelTable:
+        """Give some of the examples; each remembers its place in the file."""
+        return replace(
+            self,
+            sequences=[self.sequences[i] for i in rows],
+            labels=[self.labels[i] for i in rows],
+            names=[self.where(int(i)) for i in rows],
+            intervals=self.intervals and tuple(self.intervals[i] for i in rows),
+        )
+
+    def checked(self) -> LabelTable:
+        """Give the table back when every example has a sequence and labels.
+
+        Raises
+        ------
+        InputError
+            Naming the first that has not, or the file when it has no example.
+        """
+        if not self.sequences:
+            raise InputError(f"{self.source} holds no sequence; expected one in each row")
+        for row, (letters, labels) in enumerate(zip(self.sequences, self.labels, strict=True)):
+            if not letters:
+                raise InputError(f"{self.where(row)}: the sequence is empty")
+            if not all(labels):
+                column = self.columns[labels.index("")]
+                raise InputError(f"{self.where(row)}: the label ({column}) is empty")
+        return self
+
+
+@dataclass(frozen=True)
+class LabeledSequences:
     """Sequences with their labels.
 
     Sequence i is ``codes[offsets[i]:offsets[i + 1]]``.
@@ -54,8 +108,8 @@ class LabelledSequences:
     """What the labels are."""
     classes: tuple[str, ...]
     """Names of the classes, of the labels, or of the numbers."""
-    text: LabelledText
-    """Where the rows come from."""
+    text: LabelTable
+    """Where the examples come from."""
     rows: npt.NDArray[np.int64]
     """Number of each sequence in `text`, from 0."""
 
@@ -85,7 +139,7 @@ class LabelledSequences:
         """Name the file and row of a sequence."""
         return self.text.where(int(self.rows[index]))
 
-    def take(self, indices: npt.NDArray[np.int64]) -> LabelledSequences:
+    def take(self, indices: npt.NDArray[np.int64]) -> LabeledSequences:
         """Give some of the sequences, in the given order."""
         lengths = self.lengths[indices]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -116,8 +170,8 @@ class LabelledSequences:
 
 
 def label_splits(
-    texts: Mapping[str, LabelledText], kind: Kind | Literal["auto"] = "auto"
-) -> dict[str, LabelledSequences]:
+    texts: Mapping[str, LabelTable], kind: Kind | Literal["auto"] = "auto"
+) -> dict[str, LabeledSequences]:
     """Turn letters into codes and labels into numbers, the same way for every split.
 
     Parameters
@@ -146,7 +200,7 @@ def label_splits(
     return {name: _number(text, found, classes, train) for name, text in texts.items()}
 
 
-def _guess(text: LabelledText) -> Kind:
+def _guess(text: LabelTable) -> Kind:
     cells = {cell for row in text.labels for cell in row}
     if len(text.columns) > 1:
         return "multi_label" if all(_is_flag(cell) for cell in cells) else "regression"
@@ -175,17 +229,15 @@ def _number_of(cell: str) -> float | None:
         return {"true": 1.0, "false": 0.0}.get(lowered)
 
 
-def _class_names(train: LabelledText, kind: Kind) -> tuple[str, ...]:
+def _class_names(train: LabelTable, kind: Kind) -> tuple[str, ...]:
     several = len(train.columns) > 1
-    if kind == "regression":
+    if kind == "regression" or (kind == "multi_label" and several):
         return train.columns
-    if kind == "nucleotides":
-        return base_class_names(train)
     if kind == "multi_label":
-        if several:
-            return train.columns
         width = len(train.labels[0][0].translate(_SEPARATORS))
         return tuple(f"{train.columns[0]}_{i}" for i in range(width))
+    if kind == "nucleotides":
+        return _nucleotide_class_names(train)
     if several:
         raise InputError(
             f"{train.source}: classes come from one column, found {', '.join(train.columns)}; "
@@ -196,43 +248,99 @@ def _class_names(train: LabelledText, kind: Kind) -> tuple[str, ...]:
         raise InputError(
             f"{train.source} has only the class {next(iter(names))!r}; training needs two or more"
         )
-    return sorted_names(names)
+    return _sorted_names(names)
+
+
+def _sorted_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Sort class names: as numbers when all are whole numbers, else as text."""
+    given = set(names)
+    if all(name.lstrip("-").isdecimal() for name in given):
+        return tuple(sorted(given, key=lambda name: (int(name), name)))
+    return tuple(sorted(given))
 
 
 def _number(
-    text: LabelledText, kind: Kind, classes: tuple[str, ...], train: LabelledText
-) -> LabelledSequences:
+    text: LabelTable, kind: Kind, classes: tuple[str, ...], train: LabelTable
+) -> LabeledSequences:
     if text.columns != train.columns:
         raise InputError(
             f"{text.source} has the labels {', '.join(text.columns)}, the training rows "
             f"{', '.join(train.columns)}"
         )
     if kind == "nucleotides":
-        labels: npt.NDArray[Any] = number_bases(text, classes)
+        labels: npt.NDArray[Any] = _nucleotide_numbers(text, classes)
     elif kind == "classes":
         labels = _class_numbers(text, classes)
     else:
         labels = _floats(text, kind, classes)
     codes, offsets = _encode(text)
     rows = np.arange(len(text.labels), dtype=np.int64)
-    return LabelledSequences(codes, offsets, labels, kind, classes, text, rows)
+    return LabeledSequences(codes, offsets, labels, kind, classes, text, rows)
 
 
-def _class_numbers(text: LabelledText, classes: tuple[str, ...]) -> npt.NDArray[np.int64]:
+def _nucleotide_class_names(train: LabelTable) -> tuple[str, ...]:
+    if len(train.columns) > 1:
+        raise InputError(
+            f"{train.source}: labels of nucleotides come from one column, found "
+            f"{', '.join(train.columns)}"
+        )
+    names = {symbol for row in train.labels for symbol in _symbols(row[0])} - {_UNKNOWN}
+    if not 2 <= len(names) <= _MOST_CLASSES:
+        found = f"only the class {next(iter(names))!r}" if len(names) == 1 else "no class"
+        found = f"{len(names):,} classes" if len(names) > _MOST_CLASSES else found
+        raise InputError(
+            f"{train.source}: its labels of nucleotides have {found}; training needs two or more"
+        )
+    return _sorted_names(names)
+
+
+def _nucleotide_numbers(text: LabelTable, classes: Sequence[str]) -> npt.NDArray[np.int16]:
+    """Turn label cells into class numbers, one for each base."""
+    number = {name: i for i, name in enumerate(classes)}
+    number[_UNKNOWN] = IGNORED
+    parts: list[npt.NDArray[np.int16]] = []
+    for row, (letters, cells) in enumerate(zip(text.sequences, text.labels, strict=True)):
+        symbols = _symbols(cells[0])
+        if len(symbols) != len(letters):
+            raise InputError(
+                f"{text.where(row)}: {len(symbols):,} labels for a sequence of {len(letters):,} "
+                "bases; each base needs one (a dot where it is not known)"
+            )
+        try:
+            found = [number[symbol] for symbol in symbols]
+        except KeyError as error:
+            raise InputError(
+                f"{text.where(row)}: the label {error.args[0]!r} occurs in no training row (there "
+                f"are {_shown(classes)})"
+            ) from None
+        parts.append(np.array(found, dtype=np.int16))
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int16)
+
+
+def _symbols(cell: str) -> Sequence[str]:
+    if _SEPARATED.search(cell):
+        return [name for name in _SEPARATED.split(cell) if name]
+    return cell
+
+
+def _shown(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+
+
+def _class_numbers(text: LabelTable, classes: tuple[str, ...]) -> npt.NDArray[np.int64]:
     number = {name: i for i, name in enumerate(classes)}
     labels = np.array([number.get(row[0], -1) for row in text.labels], dtype=np.int64)
     unseen = np.flatnonzero(labels < 0)
     if len(unseen):
         row = int(unseen[0])
-        shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
         raise InputError(
             f"{text.where(row)}: the label {text.labels[row][0]!r} occurs in no training row "
-            f"(there are {shown}); {len(unseen):,} rows have such a label"
+            f"(there are {_shown(classes)}); {len(unseen):,} rows have such a label"
         )
     return labels
 
 
-def _floats(text: LabelledText, kind: Kind, classes: tuple[str, ...]) -> npt.NDArray[np.float32]:
+def _floats(text: LabelTable, kind: Kind, classes: tuple[str, ...]) -> npt.NDArray[np.float32]:
     joined = kind == "multi_label" and len(text.columns) == 1
     values = np.empty((len(text.labels), len(classes)), dtype=np.float32)
     for row, cells in enumerate(text.labels):
@@ -261,7 +369,7 @@ def _floats(text: LabelledText, kind: Kind, classes: tuple[str, ...]) -> npt.NDA
     return values
 
 
-def _encode(text: LabelledText) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def _encode(text: LabelTable) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     lengths = [len(letters) for letters in text.sequences]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     ambiguous: Counter[str] = Counter()
@@ -295,7 +403,7 @@ def split_rows(
     seed
         The same seed gives the same rows.
     groups
-        Group of each row (n,), such as those of :func:`megabase.data.words.overlap_groups`: rows of
+        Group of each row (n,), such as those of :func:`megabase.data.leaks.overlap_groups`: rows of
         one stay on one side. A group counts for the class that most of its rows have, and as many
         whole groups are cut off as fit in the share.
 

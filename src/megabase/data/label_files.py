@@ -1,80 +1,56 @@
 """Files of sequences with labels, read as text: tables, FASTA, folders of text files.
 
-Nothing is interpreted here; :mod:`megabase.data.labelled` turns letters into codes and labels into
-numbers.
+Nothing is interpreted here; :mod:`megabase.data.labeled` turns letters into codes and labels into
+numbers. Of Parquet, what a file claims about sizes is compared with the file before anything is
+allocated: the footer and the header of every page are Thrift structures in the compact protocol,
+read here as far as sizes go (Apache Parquet format 2.11, ``parquet.thrift``).
 """
 
 from __future__ import annotations
 
 import csv
+import mmap
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from megabase.data.parquet import read_parquet
-from megabase.errors import InputError
+from megabase.data.labeled import LabelTable
+from megabase.errors import InputError, MegabaseError
 from megabase.genome.files import numbered_lines
-from megabase.genome.interval import Interval
+from megabase.untrusted import parsing
 
 if TYPE_CHECKING:
     import polars as pl
-
-__all__ = [
-    "TABLE_SUFFIXES",
-    "FastaLabel",
-    "LabelledText",
-    "check_rows",
-    "find_splits",
-    "read_sequence_table",
-    "read_text",
-]
 
 FastaLabel = Literal["last_word", "last_character"]
 """Where the header of a FASTA record keeps the label: its last word (words end at blanks and at
 ``|``; ``label=`` and ``class=`` before it are dropped), or its last character (the Nucleotide
 Transformer files)."""
 
+# Columns and splits under the names that published data sets give them.
 _SEQUENCE_NAMES = ("sequence", "seq")
-_LABEL_NAMES = ("label",)
-_COMMA, _TAB, _PARQUET = (".csv",), (".tsv", ".tab"), (".parquet", ".pq")
-_FASTQ = (".fastq", ".fq")
-_FASTA = (".fa", ".fasta", ".fna")
-TABLE_SUFFIXES = (*_COMMA, *_TAB, *_PARQUET)
-"""Endings of tables, .gz left out."""
-_KINDS = (*TABLE_SUFFIXES, *_FASTA)
-_ROW_NAMES = ("name", "id")
+_LABEL_NAMES = ("label",)  # the name in every published table
+_ROW_NAMES = ("name", "id")  # in this order of preference
 _SPLIT_NAMES = {
     "train": ("train", "training"),
     "valid": ("valid", "validation", "val", "dev"),
     "test": ("test", "testing"),
 }
-
-
-@dataclass(frozen=True)
-class LabelledText:
-    """Rows as they stand in the file."""
-
-    source: str
-    """File or folder."""
-    sequences: list[str]
-    """Letters of each row."""
-    labels: list[tuple[str, ...]]
-    """Label cells of each row, one for each of `columns`."""
-    columns: tuple[str, ...]
-    """Names of the label columns."""
-    names: list[str] | None = None
-    """Where each row is, when "row N" would not say it (records, files)."""
-    intervals: tuple[Interval, ...] | None = None
-    """Where each row lies in a genome, when it was cut out of one."""
-
-    def where(self, row: int) -> str:
-        """Name the place of a row (0-based here, 1-based in the text) for people."""
-        if self.names is None and self.intervals is not None:
-            return f"{self.source}, {self.intervals[row]}"
-        return self.names[row] if self.names is not None else f"{self.source}, row {row + 1:,}"
+"""Spellings of published data sets."""
+_COMMA, _TAB, _PARQUET = (".csv",), (".tsv", ".tab"), (".parquet", ".pq")  # endings, .gz left out
+_FASTQ = (".fastq", ".fq")  # recognized to say what to do
+_FASTA = (".fa", ".fasta", ".fna")  # endings in common use
+TABLE_SUFFIXES = (*_COMMA, *_TAB, *_PARQUET)
+"""Endings of tables, .gz left out."""
+_KINDS = (*TABLE_SUFFIXES, *_FASTA)  # the files that are read
+_MAGIC = b"PAR1"  # at both ends of a Parquet file
+_DEPTH = 16
+"""Nesting of Thrift structures; a footer of real tables has less than ten levels."""
+_SHRINK = 2_000
+"""Snappy and LZ4 shrink at most 21 and 255 times, gzip 1,032 times; runs and dictionaries more."""
+_SPARE = 1 << 20  # a small column may expand more: a megabyte is always fine
 
 
 def find_splits(folder: str | Path) -> dict[str, Path]:
@@ -115,7 +91,7 @@ def read_text(
     sequence: str | None = None,
     label: str | Sequence[str] | None = None,
     fasta_label: FastaLabel = "last_word",
-) -> LabelledText:
+) -> LabelTable:
     """Read a file or folder of labelled sequences.
 
     Parameters
@@ -132,8 +108,8 @@ def read_text(
 
     Returns
     -------
-    LabelledText
-        Rows in the order of the file; of a folder, sorted by class and name.
+    LabelTable
+        Examples in the order of the file; of a folder, sorted by class and name.
 
     Raises
     ------
@@ -158,26 +134,7 @@ def read_text(
             text = _read_fasta(path, fasta_label)
         else:
             text = _read_table(path, _frame(path, suffix), sequence, label)
-    return check_rows(text)
-
-
-def check_rows(text: LabelledText) -> LabelledText:
-    """Give rows back that all have a sequence and labels.
-
-    Raises
-    ------
-    InputError
-        Naming the first that has not, or the file when it has no row.
-    """
-    if not text.sequences:
-        raise InputError(f"{text.source} holds no sequence; expected one in each row")
-    for row, (letters, labels) in enumerate(zip(text.sequences, text.labels, strict=True)):
-        if not letters:
-            raise InputError(f"{text.where(row)}: the sequence is empty")
-        if not all(labels):
-            column = text.columns[labels.index("")]
-            raise InputError(f"{text.where(row)}: the label ({column}) is empty")
-    return text
+    return text.checked()
 
 
 def _suffix(path: Path) -> str:
@@ -230,7 +187,7 @@ def _cells(path: Path, separator: str) -> tuple[list[str], list[list[str]]]:
 
 def _read_table(
     path: Path, frame: pl.DataFrame, sequence: str | None, label: str | Sequence[str] | None
-) -> LabelledText:
+) -> LabelTable:
     import polars as pl
 
     columns = frame.columns
@@ -240,7 +197,7 @@ def _read_table(
         _column(path, columns, (name,), "label")
     texts = frame.select(pl.col(letters, *wanted).cast(pl.String).fill_null("").str.strip_chars())
     labels = list(texts.select(wanted).iter_rows())
-    return LabelledText(str(path), texts[letters].to_list(), labels, wanted)
+    return LabelTable(str(path), texts[letters].to_list(), labels, wanted)
 
 
 def read_sequence_table(
@@ -295,7 +252,7 @@ def _column(
     )
 
 
-def _read_fasta(path: Path, rule: FastaLabel) -> LabelledText:
+def _read_fasta(path: Path, rule: FastaLabel) -> LabelTable:
     names: list[str] = []
     labels: list[tuple[str, ...]] = []
     pieces: list[list[str]] = []
@@ -310,7 +267,7 @@ def _read_fasta(path: Path, rule: FastaLabel) -> LabelledText:
             raise InputError(f"{path}, line {number:,}: expected a header (>NAME LABEL){found}")
         elif pieces:
             pieces[-1].append(line.strip())
-    return LabelledText(str(path), ["".join(p) for p in pieces], labels, ("label",), names)
+    return LabelTable(str(path), ["".join(p) for p in pieces], labels, ("label",), names)
 
 
 def _label_of(header: str, rule: FastaLabel, where: str) -> str:
@@ -324,7 +281,7 @@ def _label_of(header: str, rule: FastaLabel, where: str) -> str:
     return re.sub(r"^(label|class)[=:]", "", words[-1], flags=re.IGNORECASE)
 
 
-def _read_folder(path: Path) -> LabelledText:
+def _read_folder(path: Path) -> LabelTable:
     classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         raise InputError(f"{path} has no class folders; expected {path}/CLASS/NAME.txt")
@@ -339,4 +296,139 @@ def _read_folder(path: Path) -> LabelledText:
             sequences.append("".join(file.read_text(encoding="latin-1").split()))
             labels.append((folder.name,))
             names.append(str(file))
-    return LabelledText(str(path), sequences, labels, ("label",), names)
+    return LabelTable(str(path), sequences, labels, ("label",), names)
+
+
+class _Thrift:
+    """Structures of the compact protocol, as dictionaries by field number."""
+
+    def __init__(self, raw: Any, at: int, end: int) -> None:
+        self.raw, self.at, self.end = raw, at, end
+
+    def byte(self) -> int:
+        if self.at >= self.end:
+            raise ValueError("a structure is cut short")
+        self.at += 1
+        return self.raw[self.at - 1]
+
+    def varint(self) -> int:
+        value = shift = 0
+        while shift < 70:
+            byte = self.byte()
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+        raise ValueError("a number is longer than 64 bits")
+
+    def integer(self) -> int:
+        value = self.varint()
+        return (value >> 1) ^ -(value & 1)
+
+    def skip(self, length: int) -> None:
+        if length > self.end - self.at:
+            raise ValueError("a text is longer than the file")
+        self.at += length
+
+    def value(self, kind: int, depth: int, inside: bool = False) -> Any:
+        if depth > _DEPTH:
+            raise ValueError("structures are nested too deep")
+        if kind in (1, 2):
+            return self.byte() if inside else kind == 1
+        if kind == 3:
+            return self.byte()
+        if kind in (4, 5, 6):
+            return self.integer()
+        if kind in (7, 8):
+            self.skip(8 if kind == 7 else self.varint())
+            return None
+        if kind in (9, 10):
+            head = self.byte()
+            count = self.varint() if head >> 4 == 15 else head >> 4
+            if count > self.end - self.at:
+                raise ValueError("a list is longer than the file")
+            return [self.value(head & 15, depth + 1, True) for _ in range(count)]
+        if kind == 11:
+            count = self.varint()
+            kinds = self.byte() if count else 0
+            if count > self.end - self.at:
+                raise ValueError("a table is longer than the file")
+            for _ in range(count):
+                self.value(kinds >> 4, depth + 1, True)
+                self.value(kinds & 15, depth + 1, True)
+            return None
+        if kind == 12:
+            return self.struct(depth + 1)
+        raise ValueError(f"{kind} is not the kind of a field")
+
+    def struct(self, depth: int = 0) -> dict[int, Any]:
+        fields: dict[int, Any] = {}
+        number = 0
+        while head := self.byte():
+            number = number + (head >> 4) if head >> 4 else self.integer()
+            fields[number] = self.value(head & 15, depth)
+        return fields
+
+
+def read_parquet(path: Path, error: type[MegabaseError]) -> pl.DataFrame:
+    """Read a Parquet file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    error
+        Class of the error.
+
+    Raises
+    ------
+    MegabaseError
+        Of class `error`: no Parquet file, damaged, or one that claims more than it can hold.
+    """
+    import polars as pl
+
+    with parsing(path, error, "it is damaged or not a Parquet file"):
+        _check(path)
+        return pl.read_parquet(path, glob=False)
+
+
+def _check(path: Path) -> None:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+        size = len(raw)
+        if size < 12 or raw[:4] != _MAGIC or raw[-4:] != _MAGIC:
+            raise ValueError("not a Parquet file, or cut short")
+        footer = size - 8 - int.from_bytes(raw[-8:-4], "little")
+        if footer < 4:
+            raise ValueError("its footer is longer than the file")
+        record = _Thrift(raw, footer, size - 8).struct()
+        rows = 0
+        for group in record.get(4) or []:
+            rows += group[3]
+            for column in group[1]:
+                _check_column(raw, footer, column[3], group[3])
+        if rows != record[3]:
+            raise ValueError(f"its parts have {rows:,} rows, its footer says {record[3]:,}")
+
+
+def _check_column(raw: Any, footer: int, column: dict[int, Any], rows: int) -> None:
+    values, length = column[5], column[7]
+    start = min(offset for offset in (column[9], column.get(11) or column[9]))
+    if not 4 <= start <= start + length <= footer:
+        raise ValueError("a column lies outside the file")
+    if not 0 <= rows <= values <= _SHRINK * length + _SPARE:
+        raise ValueError(f"a column of {length:,} bytes claims {values:,} values")
+    at, end, found = start, start + length, 0
+    while at < end:
+        reader = _Thrift(raw, at, end)
+        page = reader.struct()
+        packed = page[3]
+        if not 0 <= packed <= end - reader.at or not 0 <= page[2] <= _SHRINK * packed + _SPARE:
+            raise ValueError(f"a page of {packed:,} bytes claims {page[2]:,} bytes")
+        data = page.get(5) or page.get(8)
+        count = (data or page.get(7) or {}).get(1, 0)
+        if not 0 <= count <= (values if data else page[2]):
+            raise ValueError(f"a page claims {count:,} values")
+        found += count if data else 0
+        at = reader.at + packed
+    if found != values:
+        raise ValueError(f"the pages of a column have {found:,} values, its footer says {values:,}")

@@ -1,0 +1,560 @@
+"""Batches of labeled sequences: pure functions of (seed, index).
+
+Sequences are turned into tokens once, by a callable that the caller brings, so any tokenizer works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from megabase.data.hashing import derive_key, draw_bits, unit_float
+from megabase.data.labeled import IGNORED, LabeledSequences
+from megabase.data.vocabulary import PAD_ID, SEP_ID, text_to_ids
+from megabase.errors import InputError, TruncationWarning, warn
+from megabase.genome import alphabet
+
+Encode = Callable[[npt.NDArray[np.uint8]], npt.NDArray[Any]]
+"""From the base codes of a sequence to its token ids."""
+
+_ORDER, _STRAND, _BLOCKS, _CROP = 1, 2, 3, 4  # part of a draw's key: purposes are independent
+_POOL = 50
+"""Blocks that are sorted by length together: more give less padding and less mixing."""
+
+_Ints = npt.NDArray[np.int64]
+
+
+class Ragged(NamedTuple):
+    """Arrays of different lengths in one buffer; row i is ``values[offsets[i]:offsets[i + 1]]``."""
+
+    values: npt.NDArray[Any]
+    offsets: _Ints
+
+    @property
+    def lengths(self) -> _Ints:
+        """Values of each row."""
+        return np.diff(self.offsets)
+
+    def row(self, index: int) -> npt.NDArray[Any]:
+        """Give the values of a row."""
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+
+class Padding(NamedTuple):
+    """How rows of different lengths are made equal.
+
+    Parameters
+    ----------
+    token
+        Token that fills shorter rows.
+    left
+        Whether it goes before the sequence and not after it.
+    full
+        Pad to the requested length, as published, instead of the longest row of the batch.
+    """
+
+    token: int
+    left: bool = False
+    full: bool = False
+
+
+class Draw(NamedTuple):
+    """What is drawn at random for every epoch.
+
+    Parameters
+    ----------
+    seed
+        Decides the order of every epoch, the strands and the segments.
+    shuffle
+        False: index i is row i.
+    block
+        Sequences of a step. Rows of a block have similar lengths when lengths differ.
+    reverse_probability
+        Chance that a row is read as its reverse complement.
+    crop
+        Share of every row that is read, in (0, 1]: a segment at a random position.
+    """
+
+    seed: int = 0
+    shuffle: bool = True
+    block: int = 1
+    reverse_probability: float = 0.0
+    crop: float = 1.0
+
+
+def tokenize(
+    sequences: LabeledSequences,
+    encode: Encode,
+    *,
+    reverse: bool = False,
+    max_bases: int | None = None,
+    max_tokens: int | None = None,
+    truncate: bool = False,
+) -> Ragged:
+    """Turn every sequence into tokens.
+
+    Parameters
+    ----------
+    sequences
+        What to encode.
+    encode
+        From base codes (length,) to token ids.
+    reverse
+        Encode the reverse complement instead.
+    max_bases, max_tokens
+        Longest sequence, in bases and in tokens.
+    truncate
+        Keep the beginning of longer ones, with a :class:`TruncationWarning` that counts them, in
+        place of an error. Bases are cut before the reverse complement is taken, so both strands
+        are of the same segment.
+
+    Returns
+    -------
+    Ragged
+        Token ids, in the smallest integer type that holds every id.
+
+    Raises
+    ------
+    InputError
+        Naming file and row, for a sequence that is too long, or one that gives no token.
+    """
+    longest = int(sequences.lengths.max(initial=0))
+    if max_bases is not None and longest > max_bases and not truncate:
+        _refuse(sequences, sequences.lengths, max_bases, "bases", "max_length")
+    rows: list[npt.NDArray[Any]] = []
+    cut = 0
+    for index in range(len(sequences)):
+        codes = sequences.sequence(index)[:max_bases]
+        tokens = encode(alphabet.reverse_complement(codes) if reverse else codes)
+        if not len(tokens):
+            raise InputError(f"{sequences.where(index)}: the tokenizer gives no token")
+        too_long = max_tokens is not None and len(tokens) > max_tokens
+        cut += too_long or len(codes) < sequences.lengths[index]
+        kept = tokens[:max_tokens] if too_long and truncate else tokens
+        rows.append(kept.astype(np.min_scalar_type(int(kept.max()))))
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    if max_tokens is not None and int(lengths.max(initial=0)) > max_tokens:
+        _refuse(sequences, lengths, max_tokens, "tokens", "the longest input of the model")
+    if cut and not reverse:
+        limit = f"{max_bases:,} bases" if max_bases is not None else f"{max_tokens:,} tokens"
+        warn(
+            f"{cut:,} of {len(rows):,} sequences of {sequences.text.source} are cut to {limit}",
+            TruncationWarning,
+        )
+    ids = np.concatenate(rows) if rows else np.zeros(0, dtype=np.uint8)
+    return Ragged(ids, np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def _refuse(
+    sequences: LabeledSequences,
+    lengths: npt.NDArray[np.int64],
+    limit: int,
+    unit: str,
+    what: str,
+) -> None:
+    over = np.flatnonzero(lengths > limit)
+    first, longest = int(over[0]), int(lengths.max())
+    raise InputError(
+        f"{sequences.where(first)}: the sequence has {int(lengths[first]):,} {unit}, above "
+        f"{what}, {limit:,} ({len(over):,} rows are longer, the longest has {longest:,}); "
+        "take a model with a longer input, or cut them with table.truncate"
+    )
+
+
+class LabeledBatches:
+    """Labeled sequences by number, for the training loop.
+
+    Parameters
+    ----------
+    rows
+        Tokens of the forward strand.
+    labels
+        int64 (n,) or float32 (n, K); or the classes of all bases, where every token is one base.
+    padding
+        How rows are padded.
+    draw
+        What is random; None takes the defaults.
+    reverse
+        Tokens of the reverse complement, for a ``reverse_probability`` and `both_strands`.
+    both_strands
+        Give each row twice: all rows forward, then all rows as their reverse complement, while
+        ``labels`` holds each once.
+
+    Raises
+    ------
+    InputError
+        For a share outside (0, 1], or reverse complements without their tokens.
+
+    Notes
+    -----
+    An epoch is one permutation of all rows; index i lies in epoch i // n. Which row an index gives
+    depends on neither the micro-batch nor the number of processes.
+    """
+
+    def __init__(
+        self,
+        rows: Ragged,
+        labels: npt.NDArray[Any] | Ragged,
+        *,
+        padding: Padding,
+        draw: Draw | None = None,
+        reverse: Ragged | None = None,
+        both_strands: bool = False,
+    ) -> None:
+        draw = draw or Draw()
+        if not 0 < draw.crop <= 1:
+            raise InputError(f"the share of a row that is read is {draw.crop}; expected (0, 1]")
+        if reverse is None and (draw.reverse_probability or both_strands):
+            raise InputError("reverse complements are asked for without their tokens")
+        self._rows, self._reverse, self._labels = rows, reverse, labels
+        self._padding, self._both = padding, both_strands
+        self._draw = draw._replace(block=max(1, draw.block))
+        self._order: tuple[tuple[int, int], _Ints] | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows.offsets) - 1
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return int(self._rows.lengths.max(initial=0))
+
+    def epoch_size(self, length: int) -> int:
+        """Give the number of rows, whatever the length."""
+        return len(self)
+
+    def rows_of(self, stream: int, indices: _Ints) -> _Ints:
+        """Give the row of each index of a stage."""
+        indices = np.asarray(indices, dtype=np.int64)
+        if not self._draw.shuffle:
+            return indices
+        epochs, places = np.divmod(indices, len(self))
+        rows = np.empty_like(indices)
+        for epoch in np.unique(epochs):
+            inside = epochs == epoch
+            rows[inside] = self._epoch_order(stream, int(epoch))[places[inside]]
+        return rows
+
+    def token_count(self, stream: int, first: int, last: int, length: int) -> int:
+        """Count the real tokens (no padding) of the indices from `first` to before `last`."""
+        total, lengths = 0, np.minimum(self._read_of(self._rows.lengths), length)
+        whole, size = int(lengths.sum()), len(self)
+        for epoch in range(first // size, -(-last // size)):
+            low, high = max(first, epoch * size), min(last, (epoch + 1) * size)
+            if high - low == size:
+                total += whole
+            else:
+                total += int(lengths[self.rows_of(stream, np.arange(low, high))].sum())
+        return total
+
+    def batch(self, stream: int, indices: _Ints, length: int) -> dict[str, Tensor]:
+        """Give sequences by number.
+
+        Parameters
+        ----------
+        stream
+            Number of the stage.
+        indices
+            int64 (n,) running numbers in the stage.
+        length
+            Most tokens of a row; longer rows lose their end (length warm-up).
+
+        Returns
+        -------
+        dict
+            ``input_ids`` int64 (n, width), or (2 n, width) with both strands; ``labels`` (n,) or
+            (n, K), or for bases int64 (n, width) in the direction of the row, -100 at padding;
+            ``attention_mask`` int64 like the ids, only when a row is padded.
+        """
+        rows = self.rows_of(stream, indices)
+        reverse = np.zeros(len(rows), dtype=bool)
+        if self._draw.reverse_probability:
+            key = derive_key(self._draw.seed, stream, _STRAND)
+            reverse = unit_float(draw_bits(key, indices)) < self._draw.reverse_probability
+        if self._both:
+            rows, reverse = np.tile(rows, 2), np.repeat([False, True], len(rows))
+        starts = self._starts(stream, indices, rows)
+        ids: list[npt.NDArray[Any]] = []
+        for row, turned, start in zip(rows, reverse, starts, strict=True):
+            source = self._reverse if turned and self._reverse is not None else self._rows
+            ids.append(self._segment(source.row(row), start)[:length])
+        width = length if self._padding.full else max(map(len, ids))
+        labels = self._labels
+        one = len(indices)  # with both strands, labels are those of the forward one
+        if isinstance(labels, Ragged):
+            whole = self._rows.lengths[rows[:one]]
+            classes = [
+                self._segment(labels.row(row)[:size][:: -1 if turned else 1], start)[:length]
+                for row, size, turned, start in zip(rows, whole, reverse, starts, strict=False)
+            ]
+            given: npt.NDArray[Any] = self._padded(classes, width, IGNORED)
+        else:
+            given = labels[rows[:one]]
+        tokens = self._padded(ids, width, self._padding.token)
+        batch = {"input_ids": torch.from_numpy(tokens), "labels": torch.from_numpy(given)}
+        if any(len(row) < width for row in ids):
+            real = self._padded([np.ones_like(row, dtype=np.int64) for row in ids], width, 0)
+            batch["attention_mask"] = torch.from_numpy(real)
+        return batch
+
+    def _padded(self, rows: Sequence[npt.NDArray[Any]], width: int, fill: int) -> _Ints:
+        """Lay rows into an array (n, width)."""
+        padded = np.full((len(rows), width), fill, dtype=np.int64)
+        for number, values in enumerate(rows):
+            start = width - len(values) if self._padding.left else 0
+            padded[number, start : start + len(values)] = values
+        return padded
+
+    def _read_of(self, lengths: _Ints) -> _Ints:
+        """Give the tokens that are read of rows of these lengths."""
+        return np.ceil(lengths * self._draw.crop).astype(np.int64)
+
+    def _starts(self, stream: int, indices: _Ints, rows: _Ints) -> npt.NDArray[np.float64]:
+        """Draw where in its row each segment begins: 0 first, to 1 last."""
+        if self._draw.crop == 1:
+            return np.zeros(len(rows))
+        drawn = unit_float(draw_bits(derive_key(self._draw.seed, stream, _CROP), indices))
+        return np.resize(drawn, len(rows))
+
+    def _segment(self, values: npt.NDArray[Any], start: float) -> npt.NDArray[Any]:
+        read = int(self._read_of(np.array(len(values))))
+        first = int(start * (len(values) - read + 1))
+        return values[first : first + read]
+
+    def _epoch_order(self, stream: int, epoch: int) -> _Ints:
+        kept = self._order
+        if kept is not None and kept[0] == (stream, epoch):
+            return kept[1]
+        number = np.arange(len(self), dtype=np.int64)
+        order = np.argsort(draw_bits(derive_key(self._draw.seed, stream, epoch, _ORDER), number))
+        lengths = self._rows.lengths
+        if lengths.min() != lengths.max():
+            order = self._bucketed(order, derive_key(self._draw.seed, stream, epoch, _BLOCKS))
+        self._order = ((stream, epoch), order)
+        return order
+
+    def _bucketed(self, order: _Ints, key: int) -> _Ints:
+        """Sort by length inside pools of blocks, then shuffle the blocks of all pools."""
+        pool = self._draw.block * _POOL
+        lengths = self._rows.lengths
+        ordered = [
+            part[np.argsort(lengths[part], kind="stable")]
+            for part in np.split(order, range(pool, len(order), pool))
+        ]
+        joined = np.concatenate(ordered)
+        full = len(joined) // self._draw.block * self._draw.block
+        blocks = joined[:full].reshape(-1, self._draw.block)
+        shuffled = np.argsort(draw_bits(key, np.arange(len(blocks), dtype=np.int64)))
+        return np.concatenate([blocks[shuffled].ravel(), joined[full:]])
+
+
+def prompt_tokens(length: int, demonstrations: int) -> int:
+    """Give the tokens of a query after N demonstrations, each sequence of `length` tokens."""
+    return demonstrations * (length + 3) + length + 1
+
+
+def answer_positions(length: int, demonstrations: int) -> _Ints:
+    """Give the positions whose next token is a label: of the demonstrations, then of the query.
+
+    Examples
+    --------
+    >>> answer_positions(3, 2).tolist()
+    [3, 9, 15]
+    """
+    return np.arange(demonstrations + 1, dtype=np.int64) * (length + 3) + length
+
+
+def in_context_item(query: str, demonstrations: Sequence[tuple[str, str]], length: int) -> _Ints:
+    """Build an in-context prompt: demonstrations, then the query.
+
+    Parameters
+    ----------
+    query
+        Sequence to classify.
+    demonstrations
+        (sequence, label letter) pairs, in the order of the prompt. Published letters are A and N
+        for two classes, A, G and N for three.
+    length
+        Tokens of each sequence: cut on the right, padded on the left.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64: for each demonstration sequence, separator, label, separator; then the query and a
+        separator. The model's next token is the answer.
+    """
+
+    def block(text: str) -> _Ints:
+        ids = text_to_ids(text[:length])
+        return np.concatenate([np.full(length - ids.size, PAD_ID), ids, [SEP_ID]])
+
+    parts = [
+        part
+        for text, letter in demonstrations
+        for part in (block(text), np.append(text_to_ids(letter), SEP_ID))
+    ]
+    return np.concatenate([*parts, block(query)])
+
+
+class InContextBatches:
+    """Queries by number, each behind its own demonstrations.
+
+    A prompt holds, for each demonstration, the sequence, a separator, the letter of its class and a
+    separator, and then the query and a separator: the next token is the answer. Which
+    demonstrations a query gets is a pure function of (seed, number of the query).
+
+    Parameters
+    ----------
+    queries
+        Sequences to classify.
+    examples
+        Sequences that demonstrations are drawn from. When they are of the same file, a query never
+        demonstrates itself.
+    letters
+        Letter of each class.
+    length
+        Tokens of each sequence: longer ones lose their end, shorter ones are padded on the left.
+    shots
+        Demonstrations of each class.
+    seed
+        Decides demonstrations, order and strands.
+    shuffle
+        Whether the queries come in random order, epoch by epoch.
+    reverse_probability
+        Chance that a sequence is read as its reverse complement.
+
+    Raises
+    ------
+    InputError
+        When a class has too few examples.
+
+    Notes
+    -----
+    Source: ``src/dataloaders/datasets/icl_genomics_dataset.py`` of HazyResearch/hyena-dna. There
+    the demonstrations come from the split that the query is in, the test split included; here they
+    come from the training examples unless the caller passes others.
+    """
+
+    def __init__(
+        self,
+        queries: LabeledSequences,
+        examples: LabeledSequences,
+        *,
+        letters: str,
+        length: int,
+        shots: int,
+        seed: int = 0,
+        shuffle: bool = False,
+        reverse_probability: float = 0.0,
+    ) -> None:
+        self._queries, self._examples = queries, examples
+        self._letters, self.length, self._shots = letters, length, shots
+        self._seed, self._shuffle, self._probability = seed, shuffle, reverse_probability
+        self._members = [
+            np.flatnonzero(examples.labels == number) for number in range(len(letters))
+        ]
+        self._same = queries.text is examples.text
+        needed = shots + int(self._same)
+        for name, members in zip(examples.classes, self._members, strict=True):
+            if len(members) < needed:
+                raise InputError(
+                    f"{examples.text.source}: the class {name!r} has {len(members)} rows; "
+                    f"{shots} examples for each question need {needed}"
+                )
+
+    def __len__(self) -> int:
+        return len(self._queries)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a query with its demonstrations."""
+        return prompt_tokens(self.length, self._shots * len(self._letters))
+
+    def epoch_size(self, length: int) -> int:
+        """Give the number of queries."""
+        return len(self)
+
+    def token_count(self, stream: int, first: int, last: int, length: int) -> int:
+        """Count the tokens of the queries from `first` to before `last`."""
+        return (last - first) * self.longest
+
+    def rows_of(self, stream: int, indices: _Ints) -> _Ints:
+        """Give the query of each index."""
+        epochs, places = np.divmod(np.asarray(indices, dtype=np.int64), len(self))
+        if not self._shuffle:
+            return places
+        rows = np.empty_like(places)
+        number = np.arange(len(self), dtype=np.int64)
+        for epoch in np.unique(epochs):
+            key = derive_key(self._seed, stream, int(epoch), _ORDER)
+            inside = epochs == epoch
+            rows[inside] = np.argsort(draw_bits(key, number))[places[inside]]
+        return rows
+
+    def demonstrations_of(self, index: int, row: int) -> _Ints:
+        """Give the rows of the demonstrations of a query, in the order of the prompt.
+
+        Parameters
+        ----------
+        index
+            Running number, which the draw depends on.
+        row
+            Row of the query.
+        """
+        rng = np.random.default_rng([self._seed, index])
+        chosen: list[int] = []
+        for members in self._members:
+            pool = members
+            if self._same:
+                own = self._queries.rows[row]
+                pool = members[self._examples.rows[members] != own]
+            chosen += rng.choice(pool, size=self._shots, replace=False).tolist()
+        return rng.permutation(np.array(chosen, dtype=np.int64))
+
+    def batch(self, stream: int, indices: _Ints, length: int) -> dict[str, Tensor]:
+        """Give queries by number.
+
+        Returns
+        -------
+        dict
+            ``input_ids`` int64 (n, tokens); ``places`` int64 (n, m), the positions whose next token
+            is an answer, that of the query last; ``answers`` int64 (n, m), the classes of
+            demonstrations and query; ``labels`` int64 (n,), the class of the query.
+        """
+        rows = self.rows_of(stream, indices)
+        ids: list[_Ints] = []
+        answers: list[list[int]] = []
+        for index, row in zip(indices.tolist(), rows.tolist(), strict=True):
+            chosen = self.demonstrations_of(index, row).tolist()
+            reverse = self._reversed(stream, index, len(chosen) + 1)
+            texts = [_text(self._examples, i, r) for i, r in zip(chosen, reverse, strict=False)]
+            classes = [int(self._examples.labels[i]) for i in chosen]
+            solved = [(text, self._letters[c]) for text, c in zip(texts, classes, strict=True)]
+            ids.append(in_context_item(_text(self._queries, row, reverse[-1]), solved, self.length))
+            answers.append([*classes, int(self._queries.labels[row])])
+        places = answer_positions(self.length, len(answers[0]) - 1)
+        found = np.array(answers, dtype=np.int64)
+        return {
+            "input_ids": torch.from_numpy(np.stack(ids)),
+            "places": torch.from_numpy(np.tile(places, (len(ids), 1))),
+            "answers": torch.from_numpy(found),
+            "labels": torch.from_numpy(found[:, -1].copy()),
+        }
+
+    def _reversed(self, stream: int, index: int, number: int) -> Sequence[bool]:
+        """Draw which sequences of a prompt are read as their reverse complement."""
+        if not self._probability:
+            return [False] * number
+        key = derive_key(self._seed, stream, index, _STRAND)
+        drawn: Any = unit_float(draw_bits(key, np.arange(number, dtype=np.int64)))
+        return (drawn < self._probability).tolist()
+
+
+def _text(sequences: LabeledSequences, row: int, reverse: bool) -> str:
+    codes = sequences.sequence(row)
+    return alphabet.decode(alphabet.reverse_complement(codes) if reverse else codes)
