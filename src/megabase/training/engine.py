@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +59,8 @@ class FitResult:
     """Number of the signal that stopped the run early; None when it reached its end."""
 
 
-class _StepSums(NamedTuple):
+@dataclass(frozen=True)
+class _StepSums:
     """Global sums of one optimizer step."""
 
     loss: float
