@@ -90,7 +90,7 @@ def test_prompts_from_a_bed_file_and_the_check(
     assert f" genome={store.name} genome_sha256={store.checksum[:16]} " in head
     assert first[:20] == _text(store, "one:11-30(-)")
     assert second[:4] == _text(store, "one:6-9")
-    assert "longest exact copy" in said.err
+    assert "longest exact match" in said.err
     found = json.loads((tmp_path / "c.json").read_text())
     assert found["bases"] == 120
     assert found["genome_sha256"] == store.checksum

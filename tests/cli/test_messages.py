@@ -34,7 +34,7 @@ def error_of(words: str, capsys: pytest.CaptureFixture[str]) -> str:
     ("words", "text"),
     [
         ("score", "megabase score: error: FILE and --output are missing; megabase score --help"),
-        ("variants", "FILE, --genome and --output are missing"),
+        ("variants", "MODEL, VCF, GENOME and --output are missing"),
         ("saturate", "REGION, --genome and --output are missing"),
         ("embed", "FILE and --output are missing"),
         ("predict", "MODEL and --output are missing"),
@@ -93,13 +93,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ("variants v.vcf --genome g.mb -o o.vcf --methods llr_windo", "no method 'llr_windo'"),
-        ("variants v.vcf --genome g.mb -o o.vcf --prefix A-B", "prefix 'A-B' cannot begin"),
-        ("variants v.vcf --genome g.mb -o o.vcf --device gpu9", "--device gpu9: "),
+        ("variants default v.vcf g.mb -o o.vcf --methods llr_windo", "no method 'llr_windo'"),
+        ("variants default v.vcf g.mb -o o.vcf --prefix A-B", "prefix 'A-B' cannot begin"),
+        ("variants default v.vcf g.mb -o o.vcf --device gpu9", "--device gpu9: "),
         ("saturate chr1:1-9 --genome g.mb -o o.tsv --methods x", "no method 'x'"),
         ("score s.fa -o o.tsv --device gpu9", "--device gpu9: "),
         ("score s.fa -o o.tsv --window 1", "a window needs 2 positions"),
-        ("variants v.vcf --genome g.mb -o o.vcf", "another name or use --overwrite\n"),
+        ("variants default v.vcf g.mb -o o.vcf", "another name or use --overwrite\n"),
         ("genome build g.fa -o g.mb", "another name or use --overwrite\n"),
         ("embed s.fa --genome g.mb -o o.npy", "g.mb out (--genome), or say what it is (--kind)"),
         ("embed v.vcf -o o.npy", "name a store or a FASTA file (--genome)"),

@@ -69,15 +69,15 @@ CASES = {
     "score masked": ("masked", "score {d}/s.fa --model {m} -o {o}.tsv"),
     "variants": (
         "causal",
-        "variants {d}/v.vcf --genome {d}/g.mb --model {m} --window 64 -o {o}.tsv",
+        "variants {m} {d}/v.vcf {d}/g.mb --window 64 -o {o}.tsv",
     ),
     "variants plain": (
         "causal",
-        "variants {d}/v.vcf --genome {d}/g.mb --model {m} --methods cosine --window 64 -o {o}.vcf",
+        "variants {m} {d}/v.vcf {d}/g.mb --methods cosine --window 64 -o {o}.vcf",
     ),
     "variants masked": (
         "masked",
-        "variants {d}/v.vcf --genome {d}/g.mb --model {m} --window 64 -o {o}.tsv",
+        "variants {m} {d}/v.vcf {d}/g.mb --window 64 -o {o}.tsv",
     ),
     "saturate": (
         "causal",

@@ -54,7 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "v.vcf is VCF, and here the input is FASTA, a",
         ),
         ("score run -o o.tsv", "run is a folder; expected a file"),
-        ("variants no.vcf --genome g.fa -o o.vcf", "there is no file no.vcf"),
+        ("variants default no.vcf g.fa -o o.vcf", "there is no file no.vcf"),
         ("generate --prompts no.fa", "there is no file no.fa"),
         (
             "generate --prompts s.fa --genome g.fa",
@@ -98,7 +98,7 @@ def test_a_missing_extra_is_named_before_the_work(
 
 @pytest.mark.parametrize("name", ["o.tsv", "o.parquet", "o.vcf"])
 def test_a_file_without_variants_gives_an_output_without_rows(folder: Path, name: str) -> None:
-    call = ["variants", "v.vcf", "--genome", "g.fa", "--window", "64", "-o", name]
+    call = ["variants", "default", "v.vcf", "g.fa", "--window", "64", "-o", name]
     assert main([*call, "--methods", "llr_site", "l2"]) == 0
     if name.endswith(".tsv"):
         about, columns = Path(name).read_text().splitlines()

@@ -68,9 +68,9 @@ def vcf(genome: Path) -> Path:
     return path
 
 
-def run(vcf: Path, genome: Path, out: Path, *options: str) -> int:
+def run(vcf: Path, genome: Path, out: Path, *options: str, model: str = "default") -> int:
     """Run the verb in this process; starting others costs seconds."""
-    command = ["variants", str(vcf), "--genome", str(genome), "-o", str(out), *options]
+    command = ["variants", model, str(vcf), str(genome), "-o", str(out), *options]
     return main(command if "--devices" in options else [*command, "--devices", "1"])
 
 
@@ -146,7 +146,7 @@ def test_kill_and_resume_gives_the_same_bytes(genome: Path, tmp_path: Path) -> N
     whole, out = tmp_path / "whole.vcf.gz", tmp_path / "out.vcf.gz"
     options = ["--window", "16", "--device", "cpu", "--strands", "forward"]
     assert run(many, genome, whole, *options, "--devices", "1") == 0
-    command = ["variants", str(many), "--genome", str(genome), "-o", str(out), *options,
+    command = ["variants", "default", str(many), str(genome), "-o", str(out), *options,
                "--devices", "2"]  # fmt: skip
     code = f"import sys; from megabase.cli.main import main; sys.exit(main({command!r}))"
     child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True,
@@ -202,7 +202,7 @@ def test_names_with_and_without_chr_are_one_contig(
         (lambda text: text, ["--window", "5000"], "longest input is"),
         (lambda text: text, ["--methods", "magic"], "no method 'magic'"),
         (lambda text: text, ["--prefix", "A B"], "cannot begin an INFO key"),
-        (lambda text: text, ["--model", "no/where/at/all"], "no such folder"),
+        (lambda text: text, ["MODEL"], "no such folder"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -211,7 +211,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 ) -> None:  # fmt: skip
     bad = tmp_path / "bad.vcf"
     bad.write_text(change(vcf.read_text()))  # pyright: ignore[reportCallIssue]
-    assert run(bad, genome, tmp_path / "out.vcf.gz", *options) == 2
+    model = "no/where/at/all" if options == ["MODEL"] else "default"
+    more = [] if options == ["MODEL"] else options
+    assert run(bad, genome, tmp_path / "out.vcf.gz", *more, model=model) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1 + error.count("megabase: warning: ")
@@ -229,7 +231,7 @@ def test_a_header_of_names_alone_becomes_one_that_other_tools_read(
     names = HEADER.splitlines()[-1].split("\tFORMAT")[0]
     record = lines_of(genome, 1)[0].split("\tGT")[0]
     source.write_text(f"{names}\n{record}\n")
-    call = ["variants", str(source), "--genome", str(genome), "-o", str(target), "--window", "64"]
+    call = ["variants", "default", str(source), str(genome), "-o", str(target), "--window", "64"]
     assert main([*call, "--devices", "1"]) == 0
     assert target.read_text().startswith("##fileformat=VCFv4.2\n")
     with pysam.VariantFile(str(target)) as file:
@@ -239,10 +241,9 @@ def test_a_header_of_names_alone_becomes_one_that_other_tools_read(
 def test_bcf_is_read_without_words_about_an_index(
     vcf: Path, genome: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    call = ["--genome", str(genome), "--window", "64", "--devices", "1"]
-    assert main(["variants", str(vcf), "-o", str(tmp_path / "a.bcf"), *call]) == 0
+    assert run(vcf, genome, tmp_path / "a.bcf", "--window", "64") == 0
     (tmp_path / "a.bcf.csi").unlink()
-    again = ["--prefix", "TWO", "-o", str(tmp_path / "b.tsv")]
     capfd.readouterr()
-    assert main(["variants", str(tmp_path / "a.bcf"), *again, *call]) == 0
+    again = ["--prefix", "TWO", "--window", "64"]
+    assert run(tmp_path / "a.bcf", genome, tmp_path / "b.tsv", *again) == 0
     assert "index" not in capfd.readouterr().err

@@ -46,19 +46,19 @@ CASES = (
     ),
     Case(
         "variants",
-        "variants @/variants.vcf --genome @/genome.fa -o @/scored.vcf --window 128 --methods "
+        "variants default @/variants.vcf @/genome.fa -o @/scored.vcf --window 128 --methods "
         "llr_window llr_after llr_site l2 cosine",
         ("scored.vcf",),
         processes=True,
     ),
     Case(
         "variants_grid",
-        "variants @/variants.vcf --genome @/genome.fa -o @/grid.tsv --window 128 --placement grid",
+        "variants default @/variants.vcf @/genome.fa -o @/grid.tsv --window 128 --placement grid",
         ("grid.tsv",),
     ),
     Case(
         "variants_masked",
-        "variants @/variants.vcf --genome @/genome.fa -o @/masked.tsv --window 64 --model @/masked",
+        "variants @/masked @/variants.vcf @/genome.fa -o @/masked.tsv --window 64",
         ("masked.tsv",),
     ),
     Case(

@@ -75,7 +75,7 @@ VERBS = {
     "regions": "predict labels --regions odd.bed --genome g.mb --window 32 --devices 1 -o o.bed",
     "attribute": "attribute odd.bed --genome g.mb --model labels --target 1 --devices 1 -o o.npz",
     "generate": "generate lm --prompts odd.bed --genome g.mb --length 5 --devices 1 -o o.fa",
-    "variants": "variants v.vcf --genome g.mb --model lm --window 32 --devices 1 -o o.vcf",
+    "variants": "variants lm v.vcf g.mb --window 32 --devices 1 -o o.vcf",
     "report": "report --genome g.mb --region chr20:1-100 --no-model --vcf v.vcf --genes odd.gff3 "
     "--track odd.bed -o o.html",
 }  # fmt: skip
@@ -167,7 +167,7 @@ def test_a_contig_that_no_header_can_hold_is_refused(
 ) -> None:
     Path("c.fa").write_text(f">c,omma\n{BASES}\n")
     Path("c.vcf").write_text(HEADER + COLUMNS + "c,omma\t12\t.\tC\tG\t.\t.\t.\n")
-    command = "variants c.vcf --genome c.fa --model lm --window 32 --devices 1 -o"
+    command = "variants lm c.vcf c.fa --window 32 --devices 1 -o"
     assert main([*command.split(), "o.vcf"]) == 2
     assert "cannot hold the contig name 'c,omma'" in capsys.readouterr().err
     assert main([*command.split(), "o.tsv"]) == 0

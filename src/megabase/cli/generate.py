@@ -1,9 +1,9 @@
-"""Write DNA with a causal language model, base by base.
+"""Generate DNA with a causal language model, base by base.
 
 Writes FASTA, or prints it without --output. Prompts come from --prompt, from a FASTA file or a
 table, or from a BED file over a genome; without any, the first base is drawn evenly. The header of
-each record carries what decides it: model, seed, number and options. --check adds a table of what
-was written beside a genome: composition, words, longest exact copy.
+each record holds everything that determines it: model, seed, number and options. --check compares
+the sequences with a genome: composition, k-mers, longest exact match.
 """
 
 from __future__ import annotations
@@ -29,100 +29,60 @@ if TYPE_CHECKING:
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
 EXAMPLES = (
-    "megabase generate --length 2000 --samples 4 --seed 1 -o written.fa",
-    "megabase generate runs/mine --prompts starts.bed --genome hg38.mb -o written.fa",
+    "megabase generate --length 2000 --samples 4 --seed 1 -o generated.fa",
+    "megabase generate runs/mine --prompts starts.bed --genome hg38.mb -o generated.fa",
 )
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of ``megabase generate``."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "model", nargs="?", default=None, type=str,
         help="model folder, run folder, preset or Hub name (default: the model in the package)",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "-o", "--output", type=str, default=None,
         help="FASTA file to write, bgzip when it ends in .gz (default, or -: standard output)",
     )  # fmt: skip
-    parser.add_argument("--length", type=int, default=1_000, help="bases to write, at most")
-    parser.add_argument("--samples", type=int, default=1, help="sequences for each prompt")
-    parser.add_argument("--prompt", type=str, default=None, help="letters to begin with")
-    parser.add_argument(
+    add("--length", type=int, default=1_000, help="maximum number of bases after each prompt")
+    add("--samples", type=int, default=1, help="sequences for each prompt")
+    add("--prompt", type=str, default=None, help="letters to begin with")
+    add(
         "--prompts", type=str, default=None, metavar="FILE",
         help="prompts: a FASTA file or a table; with --genome a BED file",
     )  # fmt: skip
-    parser.add_argument(
-        "--genome", type=str, default=None, help="genome store (or FASTA) of the BED file"
-    )
+    add("--genome", type=str, default=None, help="genome store (or FASTA) of the BED file")
     add_kind_options(parser, variants=False)
-    parser.add_argument(
-        "--with-prompt", action="store_true", help="write the prompt before what follows it"
-    )
-    group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "--temperature", type=float, default=1.0, help="0 takes the most probable base"
-    )
-    group.add_argument("--top-k", type=int, default=None, help="keep so many most probable bases")
-    group.add_argument(
-        "--top-p", type=float, default=None, help="keep the fewest bases of this probability"
-    )
-    group.add_argument(
-        "--min-p", type=float, default=None,
-        help="keep bases of at least this share of the most probable one's probability",
-    )  # fmt: skip
-    group.add_argument("--letters", type=str, default="ACGT", help="letters that may be written")
-    group.add_argument("--seed", type=int, default=0, help="decides all draws")
-    group.add_argument(
-        "--stop", nargs="+", default=[], metavar="MOTIF",
-        help="end a sequence after one of these motifs (IUPAC letters)",
-    )  # fmt: skip
-    check = parser.add_argument_group("a look at the result")
-    check.add_argument(
-        "--check", type=str, default=None, metavar="GENOME",
-        help="compare with this genome (store or FASTA), such as that of the training",
-    )  # fmt: skip
-    check.add_argument("--kmer", type=int, default=6, help="size of the words compared")
-    check.add_argument(
-        "--json", type=str, default=None, metavar="FILE", help="write the findings as JSON"
-    )
-    parser.add_argument(
+    add("--with-prompt", action="store_true", help="write the prompt before its continuation")
+    add(
         "--batch-size", type=int, default=None,
-        help="sequences written side by side (default: by their length)",
+        help="sequences generated side by side (default: by their length)",
     )  # fmt: skip
+    add = parser.add_argument_group("sampling").add_argument
+    add("--temperature", type=float, default=1.0, help="0 takes the most probable base")
+    add("--top-k", type=int, default=None, help="sample from the k most probable bases")
+    add("--top-p", type=float, default=None, help="sample from the fewest bases that together "
+        "have this probability")  # fmt: skip
+    add("--min-p", type=float, default=None, help="sample from bases of at least this share of "
+        "the most probable one's probability")  # fmt: skip
+    add("--letters", type=str, default="ACGT", help="letters that may be generated")
+    add("--seed", type=int, default=0, help="determines all draws")
+    add("--stop", nargs="+", default=[], metavar="MOTIF", help="end a sequence after one of these "
+        "motifs (IUPAC letters)")  # fmt: skip
+    add = parser.add_argument_group("quality checks").add_argument
+    add("--check", type=str, default=None, metavar="GENOME", help="compare with this genome "
+        "(store or FASTA), such as that of the training")  # fmt: skip
+    add("--kmer", type=int, default=6, help="size of the k-mers that are compared")
+    add("--json", type=str, default=None, metavar="FILE", help="write the findings as JSON")
     add_run_options(parser, batch_tokens=False)
 
 
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
-    from pathlib import Path
-
-    from megabase.errors import OutputError
-    from megabase.inference.parts import refuse_existing
-
     if args.output == "-":
         args.output = None
-    if args.prompt is not None and args.prompts is not None:
-        raise InputError("give --prompt or --prompts, not both")
-    if args.genome is not None and args.prompts is None:
-        raise InputError("--genome names the genome of a BED file: --prompts is missing")
-    if args.prompts is None:
-        given = {
-            "--kind": args.kind != "auto",
-            "--sequence": args.sequence is not None,
-            "--strict": args.strict,
-        }
-        refuse_unused(given, "for a file of prompts (--prompts)")
-    if args.json is not None and args.check is None:
-        raise OutputError("--json holds the findings of --check GENOME, which is missing")
-    if not 1 <= args.kmer <= 10:
-        raise InputError(f"--kmer must lie between 1 and 10, found {args.kmer}")
-    if args.output is None and (args.resume or (args.devices or 1) > 1):
-        raise OutputError("--resume and --devices need --output: parts of the work lie beside it")
-    files = [Path(name) for name in (args.output, args.json) if name is not None]
-    for file in files:
-        refuse_existing(file, args.overwrite)
-    if len({file.absolute() for file in files}) < len(files):
-        raise OutputError(f"--output and --json are one file, {files[0]}")
+    _refuse(args)
 
     from contextlib import ExitStack
 
@@ -148,71 +108,85 @@ def run(args: Namespace) -> int:
         prompts = SequenceInput(
             args.prompts, args.genome, args.kind, column=args.sequence, strict=args.strict
         )
-    written: list[Generated] = []
-    made_from: list[Provenance] = []
+    generated: list[tuple[Generated, Provenance]] = []
 
     def keep(one: Generated, provenance: Provenance) -> None:
         if args.check is not None:
-            written.append(one)
-            made_from[:] = [provenance]
+            generated.append((one, provenance))
 
     with ExitStack() as stack:
         genome = None if args.check is None else stack.enter_context(genome_store(args.check))
         how = stack.enter_context(running(args, "bases"))
         if args.output is None:
-            with threads(args.threads):
-                for record in generate_records(
-                    args.model,
-                    prompts,
-                    options,
-                    device=args.device,
-                    keep=keep,
-                    progress=how.get("progress"),
-                ):
-                    sys.stdout.write(record)
-                    sys.stdout.flush()
+            stack.enter_context(threads(args.threads))
+            for record in generate_records(
+                args.model, prompts, options, keep=keep,
+                device=args.device, progress=how.get("progress"),
+            ):  # fmt: skip
+                sys.stdout.write(record)
+                sys.stdout.flush()
         else:
-            target = generate_file(
-                args.model, args.output, prompts, options, keep=keep,
-                **how,
-            )  # fmt: skip
+            target = generate_file(args.model, args.output, prompts, options, keep=keep, **how)
             print(f"wrote {target}", file=sys.stderr)
-        if genome is not None and written:  # of the ranks of torchrun, the one that writes
-            _check(args, written, genome, made_from[0])
+        if genome is not None and generated:  # of the ranks of torchrun, the one that writes
+            _check(args, generated, genome)
     return 0
 
 
+def _refuse(args: Namespace) -> None:
+    """Refuse options that contradict each other, before the slow imports."""
+    from pathlib import Path
+
+    from megabase.errors import OutputError
+    from megabase.inference.parts import refuse_existing
+
+    if args.prompt is not None and args.prompts is not None:
+        raise InputError("give --prompt or --prompts, not both")
+    if args.genome is not None and args.prompts is None:
+        raise InputError("--genome names the genome of a BED file: --prompts is missing")
+    if args.prompts is None:
+        given = {"--kind": args.kind != "auto", "--sequence": args.sequence is not None,
+                 "--strict": args.strict}  # fmt: skip
+        refuse_unused(given, "for a file of prompts (--prompts)")
+    if args.json is not None and args.check is None:
+        raise OutputError("--json holds the findings of --check GENOME, which is missing")
+    if not 1 <= args.kmer <= 10:
+        raise InputError(f"--kmer must lie between 1 and 10, found {args.kmer}")
+    if args.output is None and (args.resume or (args.devices or 1) > 1):
+        raise OutputError("--resume and --devices need --output: parts of the work lie beside it")
+    files = [Path(name) for name in (args.output, args.json) if name is not None]
+    for file in files:
+        refuse_existing(file, args.overwrite)
+    if len({file.absolute() for file in files}) < len(files):
+        raise OutputError(f"--output and --json are one file, {files[0]}")
+
+
 def _check(
-    args: Namespace, written: list[Generated], genome: GenomeStore, provenance: Provenance
+    args: Namespace, generated: list[tuple[Generated, Provenance]], genome: GenomeStore
 ) -> None:
+    """Print the comparison with a genome, and keep it as JSON."""
     from dataclasses import replace
 
     from megabase.inference.generation.checks import check_generated
 
-    check = check_generated(written, genome, kmer=args.kmer)
+    check = check_generated([one for one, _ in generated], genome, kmer=args.kmer)
     if args.json is not None:
-        about = replace(provenance, genome=genome.name, genome_sha256=genome.checksum)
+        about = replace(generated[0][1], genome=genome.name, genome_sha256=genome.checksum)
         check.save(args.json, **about.to_dict())
-    out = sys.stderr if args.output is None else sys.stdout
-
-    def say(name: str, text: str) -> None:
-        print(f"{name:<24}{text}", file=out)
-
-    say("bases written", f"{check.bases:,} in {len(check.sequences):,} sequences")
-    say("G and C", f"{check.gc:.3f} (genome {check.genome_gc:.3f})")
-    say(
-        f"{check.kmer}-mer distance",
-        f"{check.kmer_distance:.4f} bits (stretches of the genome {check.kmer_distance_genome:.4f},"
-        f" random letters {check.kmer_distance_uniform:.4f})",
-    )
-    say(
-        "longest exact copy",
-        f"{check.longest_copy:,} bases (random letters {check.longest_copy_uniform:,})",
-    )
+    lines = [
+        ("bases generated", f"{check.bases:,} in {len(check.sequences):,} sequences"),
+        ("G and C", f"{check.gc:.3f} (genome {check.genome_gc:.3f})"),
+        (f"{check.kmer}-mer distance", f"{check.kmer_distance:.4f} bits (regions of the genome "
+         f"{check.kmer_distance_genome:.4f}, random letters {check.kmer_distance_uniform:.4f})"),
+        ("longest exact match", f"{check.longest_copy:,} bases (random letters "
+         f"{check.longest_copy_uniform:,})"),
+    ]  # fmt: skip
     for row in sorted(check.sequences, key=lambda row: -(row.copy.length if row.copy else 0))[:5]:
-        copy = row.copy
-        if copy is not None and copy.contig is not None and copy.start is not None:
-            where = f"{copy.contig}:{copy.start + 1:,}-{copy.end:,}({copy.strand})"
-            say(f"  generated_{row.number}", f"{copy.length:,} bases of {where}")
+        match = row.copy
+        if match is not None and match.contig is not None and match.start is not None:
+            region = f"{match.contig}:{match.start + 1:,}-{match.end:,}({match.strand})"
+            lines.append((f"  generated_{row.number}", f"{match.length:,} bases of {region}"))
+    for name, text in lines:
+        print(f"{name:<24}{text}", file=sys.stderr if args.output is None else sys.stdout)
     if args.json is not None:
         print(f"wrote {args.json}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Score the variants of a VCF or BCF file: what the model says about ALT against REF.
+"""Score the variants of a VCF or BCF file: how a language model rates ALT against REF.
 
 Every record is written again with its scores as INFO fields (or as a row of a table); one that
-cannot be scored keeps its line and says why.
+cannot be scored keeps its line, with the reason.
 """
 
 from __future__ import annotations
@@ -9,12 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from megabase.cli.inference_options import (
-    add_model_option,
-    add_run_options,
-    add_strict_option,
-    running,
-)
+from megabase.cli.inference_options import add_run_options, add_strict_option, running
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -22,43 +17,40 @@ if TYPE_CHECKING:
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
 EXAMPLES = (
-    "megabase variants in.vcf.gz --genome hg38.mb -o out.vcf.gz",
-    "megabase variants in.bcf --genome hg38.fa -o out.tsv --window 4096 --methods llr_window l2",
+    "megabase variants default in.vcf.gz hg38.mb -o out.vcf.gz",
+    "megabase variants runs/mine in.bcf hg38.fa -o out.tsv --window 4096 --methods llr_window l2",
 )
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of ``megabase variants``."""
-    parser.add_argument("input", metavar="FILE", type=str, help="VCF (plain, bgzip) or BCF file")
-    parser.add_argument("--genome", required=True, type=str, help="genome store, or FASTA file")
-    parser.add_argument(
+    add = parser.add_argument
+    add("model", type=str, help="model folder, run folder, preset, Hub name, or 'default'")
+    add("variants", metavar="VCF", type=str, help="VCF (plain, bgzip) or BCF file")
+    add("genome", type=str, help="genome store, or FASTA file")
+    add(
         "-o", "--output", required=True, type=str,
         help="OUT.vcf, .vcf.gz, .bcf (with scores in INFO), .parquet or .tsv",
     )  # fmt: skip
-    add_model_option(parser)
-    parser.add_argument(
-        "--window", type=int, default=None, help="bases of a window (default: 1024)"
-    )
-    parser.add_argument(
+    add("--window", type=int, default=None, help="bases of a window (default: 1024)")
+    add(
         "--methods", nargs="+", default=None, metavar="NAME",
         help="llr_window, llr_after, llr_site, masked, cosine, l2 (default: the first three; "
         "masked for a masked model)",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--strands", choices=["forward", "reverse", "both"], default="both",
         help="strand that is read; the mean of both by default",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--placement", choices=["centred", "grid"], default="centred",
         help="centred: a window of its own around each variant; grid: windows at multiples of half "
-        "their length, shared by neighbours (faster)",
+        "their length, shared by neighbors (faster)",
     )  # fmt: skip
-    parser.add_argument("--prefix", type=str, default="MB", help="beginning of the INFO keys")
+    add("--prefix", type=str, default="MB", help="beginning of the INFO keys")
     add_strict_option(parser)
-    parser.add_argument(
-        "--allow-mismatches", action="store_true",
-        help="go on although many REF differ from the genome",
-    )  # fmt: skip
+    add("--allow-mismatches", action="store_true", help="continue when many REF differ from the "
+        "genome")  # fmt: skip
     add_run_options(parser)
 
 
@@ -68,7 +60,7 @@ def run(args: Namespace) -> int:
 
     with running(args, "records") as options:
         found = score_variants_file(
-            args.model, args.input, args.genome, args.output, window=args.window,
+            args.model, args.variants, args.genome, args.output, window=args.window,
             methods=args.methods, strands=args.strands, placement=args.placement,
             prefix=args.prefix, allow_mismatches=args.allow_mismatches, strict=args.strict,
             **options,
