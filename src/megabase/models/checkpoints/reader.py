@@ -1,13 +1,18 @@
 """Weights from files of every published form, and strict reports of how they fit a model.
 
 Read are safetensors, Lightning checkpoints (``.ckpt``), ``torch.save`` files (``.pt``, ``.bin``)
-and folders that hold one of them. Pickles go through
-:mod:`megabase.models.checkpoints.unpickle`, which runs no code.
+and folders that hold one of them. Both containers of ``torch.save`` are read: the zip archive, and
+the older stream that begins with a magic number. Their pickles go through :mod:`.unpickle`, which
+runs no code, and no more bytes are taken for storages than the file has.
 """
 
 from __future__ import annotations
 
+import io
+import mmap
 import os
+import struct
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,24 +23,31 @@ from torch import Tensor
 
 from megabase.errors import CheckpointError
 from megabase.models.checkpoints.config_file import read_config
-from megabase.models.checkpoints.unpickle import Global, Inert, read_pickle
-from megabase.untrusted import parsing, read_json, shown
-
-__all__ = [
-    "LoadReport",
-    "Weights",
-    "compare_shapes",
-    "plain",
-    "read_pickle",
-    "read_weights",
-]
+from megabase.models.checkpoints.unpickle import (
+    STORAGE_TYPES,
+    Global,
+    Inert,
+    Storage,
+    interpret,
+)
+from megabase.untrusted import parsing, read_json, recognise, shown
 
 _SAFETENSORS, _SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
+# Of a folder with several, the first.
 _FOLDER_FILES = (_SAFETENSORS, _SAFETENSORS_INDEX, "pytorch_model.bin",
                  "pytorch_model.bin.index.json", "weights.ckpt")  # fmt: skip
+# Of files that can hold weights.
 _SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _SHOWN_TENSORS = 50
+"""Tensors that an error message names: a screenful."""
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
+"""Where training libraries put the state dict in a checkpoint."""
+# The first two objects of a stream that torch wrote before 1.6.
+_LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+_SHOWN_KEY = 60
+"""Characters of a storage's name in a message: torch's own have one to three."""
+_DIRECTORY_BYTES = 16 << 20
+"""Largest list of members of an archive; torch writes about 100 bytes for each storage."""
 
 
 @dataclass(frozen=True)
@@ -298,3 +310,175 @@ def _describe(value: Any, limit: int = 6) -> str:
         key[:60] if isinstance(key, str) else shown(key) for key in list(value)[:limit]
     ]
     return f"the keys {', '.join(keys)}{', ...' if len(value) > limit else ''}"
+
+
+def _storage_key(identity: Any) -> tuple[str, torch.dtype, int]:
+    """Read a storage's (key, element type, number of elements) from its persistent id."""
+    match identity:
+        case ("storage", Global(name=name), str(key), _, int(count), *rest) if (
+            name in STORAGE_TYPES and 0 <= count < 1 << 48 and all(view is None for view in rest)
+        ):
+            return key, STORAGE_TYPES[name], count
+    raise CheckpointError(f"{shown(identity)} does not describe a tensor storage")
+
+
+def _from_bytes(raw: bytearray) -> torch.Tensor:
+    return torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+
+
+def _check_directory(path: Path) -> None:
+    """Refuse a list of members that would take far more memory than reading it should."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - (1 << 16) - 76))
+        end = file.read()
+    at = end.rfind(b"PK\x05\x06")
+    wide = end.rfind(b"PK\x06\x06", 0, max(at, 0))
+    length = struct.unpack_from("<I", end, at + 12)[0]
+    if length == 0xFFFFFFFF and wide >= 0:
+        length = struct.unpack_from("<Q", end, wide + 40)[0]
+    if length > min(size, _DIRECTORY_BYTES):
+        raise CheckpointError(
+            f"its list of members takes {length:,} bytes; expected "
+            f"{min(size, _DIRECTORY_BYTES):,} or fewer"
+        )
+
+
+def _read_archive(path: Path) -> Any:
+    _check_directory(path)
+    left = path.stat().st_size
+
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+
+        def member(name: str) -> bytearray:
+            nonlocal left
+            entry = archive.getinfo(name)
+            # torch never compresses, so nothing is larger in memory than it is in the file.
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > left:
+                raise CheckpointError(
+                    f"the member {shown(name)} is compressed, or claims more bytes "
+                    f"({entry.file_size:,}) than the file has; save it again with torch.save"
+                )
+            left -= entry.file_size
+            raw = bytearray(entry.file_size)
+            with archive.open(entry) as stored:
+                position = 0
+                while piece := stored.read(1 << 24):
+                    raw[position : position + len(piece)] = piece
+                    position += len(piece)
+            return raw
+
+        roots = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
+        if any(name.endswith("constants.pkl") for name in names):
+            raise CheckpointError("is a TorchScript program; give a checkpoint of weights")
+        if len(roots) != 1:
+            raise CheckpointError("the archive has no data.pkl; it is no torch checkpoint")
+        prefix = roots[0].removesuffix("data.pkl")
+        order = f"{prefix}byteorder"
+        if order in names and member(order).strip() != b"little":
+            raise CheckpointError("was written on a big-endian machine")
+        storages: dict[str, torch.Tensor] = {}
+
+        def persistent(identity: Any) -> Storage:
+            key, dtype, count = _storage_key(identity)
+            if key not in storages:
+                name = f"{prefix}data/{key}"
+                if name not in names:
+                    raise CheckpointError(f"storage {key[:_SHOWN_KEY]} is missing from the archive")
+                raw = member(name)
+                if len(raw) < count * dtype.itemsize:
+                    raise CheckpointError(
+                        f"storage {key[:_SHOWN_KEY]} should hold {count * dtype.itemsize:,} "
+                        f"bytes, but the archive has {len(raw):,}"
+                    )
+                storages[key] = _from_bytes(raw)
+            return Storage(storages[key], dtype)
+
+        return interpret(io.BytesIO(member(roots[0])), persistent)
+
+
+def _read_stream(path: Path) -> Any:
+    """Read the stream format of torch before 1.6, or a pickle without tensors."""
+    left = path.stat().st_size
+    storages: dict[str, bytearray] = {}
+    tensors: dict[str, torch.Tensor] = {}
+
+    def persistent(identity: Any) -> Storage:
+        nonlocal left
+        key, dtype, count = _storage_key(identity)
+        if key not in storages:
+            left -= count * dtype.itemsize
+            if left < 0:
+                raise CheckpointError(
+                    f"storage {key[:_SHOWN_KEY]} claims more bytes than the file has"
+                )
+            storages[key] = bytearray(count * dtype.itemsize)
+            tensors[key] = _from_bytes(storages[key])
+        return Storage(tensors[key], dtype)
+
+    def refuse(identity: Any) -> Any:
+        raise CheckpointError(f"unexpected {shown(identity)} before the weights")
+
+    # Mapped, because reading from a map never reserves more than the file has left.
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
+        head = interpret(stream, refuse)
+        if head != _LEGACY_MAGIC:
+            return head
+        if interpret(stream, refuse) != _LEGACY_PROTOCOL:
+            raise CheckpointError("unknown version of the old torch format")
+        system = interpret(stream, refuse)
+        if isinstance(system, dict) and not system.get("little_endian", True):
+            raise CheckpointError("was written on a big-endian machine")
+        result = interpret(stream, persistent)
+        for key in interpret(stream, refuse):
+            if not isinstance(key, str) or key not in storages:
+                raise CheckpointError(f"{shown(key)} does not name a storage")
+            _count = stream.read(8)  # number of elements, known from the pickle already
+            stored = stream.read(len(storages[key]))
+            if len(stored) != len(storages[key]):
+                raise CheckpointError(f"storage {key[:_SHOWN_KEY]} is cut short")
+            storages[key][:] = stored
+    return result
+
+
+# What zipfile, pickletools and the builders raise on bytes that are not what they claim to be.
+_DAMAGE = (
+    ValueError, TypeError, LookupError, AttributeError, StopIteration, EOFError, RuntimeError,
+    ArithmeticError, AssertionError, MemoryError, OSError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+def read_pickle(path: str | Path) -> Any:
+    """Read a ``torch.save`` file (``.ckpt``, ``.pt``, ``.bin``) without executing anything.
+
+    Parameters
+    ----------
+    path
+        The file; zip archives and the older stream format.
+
+    Returns
+    -------
+    Any
+        Containers, numbers, texts and CPU tensors (tied tensors share memory), with
+        :class:`Inert` records and :class:`Global` names where the file has objects and classes of
+        training libraries.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing, damaged, of another format, or names a class or function outside the
+        known ones.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    try:
+        return _read_archive(path) if zipfile.is_zipfile(path) else _read_stream(path)
+    except CheckpointError as error:
+        raise type(error)(f"{path}: {error}") from error
+    except _DAMAGE as error:
+        reason = recognise(path) or (
+            f"is damaged or no torch checkpoint ({type(error).__name__}: {str(error)[:200]})"
+        )
+        raise CheckpointError(f"{path}: {reason}") from error
