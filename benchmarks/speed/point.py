@@ -152,7 +152,7 @@ def measure(spec: dict[str, Any], ready: Callable[[], None] = lambda: None) -> d
     if spec["checkpointing"]:
         if not getattr(model, "supports_gradient_checkpointing", False):
             raise BenchError(f"{spec['model']} cannot checkpoint its activations")
-        from megabase.models.checkpointing import checkpoint_activations
+        from megabase.models.base import checkpoint_activations
 
         checkpoint_activations(model, spec.get("stretch", 1))  # pyright: ignore[reportArgumentType]
     optimizer = torch.optim.AdamW(model.parameters()) if spec.get("optimizer") else None

@@ -24,7 +24,7 @@ from megabase.models.caduceus import (
     CaduceusForTokenClassification,
     CaduceusModel,
 )
-from megabase.models.caduceus.convert import convert, recognises
+from megabase.models.caduceus.convert import convert, recognizes
 from megabase.models.caduceus.presets import PRESETS
 from megabase.models.checkpoints.reader import Weights
 
@@ -390,7 +390,7 @@ def test_optimizer_groups_are_the_published_ones() -> None:
 def test_lightning_checkpoints_convert(kind: str) -> None:
     model = build(**KINDS[kind])
     state = {f"model.{k}": v.clone() for k, v in model.state_dict().items()}
-    assert recognises(state)
+    assert recognizes(state)
     strategy = KINDS[kind].get("bidirectional_strategy", "add")
     hyper = {"model": {"config": {"bidirectional_strategy": strategy, "norm_epsilon": 1e-5}}}
     made = convert(Weights(Path("x.ckpt"), state, hyper_parameters=hyper))

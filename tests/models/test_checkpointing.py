@@ -11,7 +11,7 @@ from torch import Tensor
 from megabase.errors import ConfigError
 from megabase.models.bigbird.configuration import GenomicBigBirdConfig
 from megabase.models.bigbird.modeling import GenomicBigBirdModel
-from megabase.models.checkpointing import checkpoint_activations
+from megabase.models.base import checkpoint_activations
 from megabase.models.dnabert.configuration import DNABERTConfig
 from megabase.models.dnabert.modeling import DNABERTModel
 from megabase.models.gpt import GPTConfig, GPTModel

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from megabase.errors import InputError, MegabaseError
 from megabase.models.checkpoints.reader import Weights
 from megabase.models.cnn.configuration import SHORTEST, GenomicCNNConfig
-from megabase.models.cnn.convert import convert, from_state_dict, recognises
+from megabase.models.cnn.convert import convert, from_state_dict, recognizes
 from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
 from megabase.models.cnn.presets import PRESETS
 from megabase.models.tokenizers.table import LetterTokenizer, letter_vocabulary
@@ -85,7 +85,7 @@ def test_a_model_survives_saving_and_published_names(tmp_path: Path) -> None:
     again = GenomicCNNForSequenceClassification.from_pretrained(tmp_path)
     assert torch.equal(again(_IDS).logits, model(_IDS).logits)
     renamed = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    assert recognises(renamed)
+    assert recognizes(renamed)
     assert torch.equal(from_state_dict(renamed, 64).eval()(_IDS).logits, model(_IDS).logits)
     converted = convert(Weights(tmp_path, renamed), max_length=64)
     assert converted.model.config.variant == "caduceus"

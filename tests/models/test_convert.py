@@ -18,7 +18,7 @@ from megabase.models.checkpoints.convert import convert_checkpoint, model_from_w
 from megabase.models.checkpoints.reader import read_weights
 from megabase.models.checkpoints.save import OutputError
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
-from megabase.models.hyenadna.naming import recognises, to_ours, to_published
+from megabase.models.hyenadna.convert import NAME_RULES, recognizes
 from megabase.models.tokenizers.character import DNATokenizer
 
 NAMING = Path(__file__).parents[1] / "golden" / "hyena_naming"
@@ -206,14 +206,14 @@ def test_problems_are_all_named(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     state["backbone.layers.0.mixer.filter_fn.implicit_filter.3.freq"] += 1
     with pytest.raises(CheckpointError, match="their values differ"):
-        to_ours(state)
+        renamed(state, NAME_RULES)
 
 
 def test_other_families_are_refused(tmp_path: Path) -> None:
     save_file({"encoder.weight": torch.ones(1)}, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match=r"of no family.*encoder\.weight"):
         convert_checkpoint(tmp_path / "a.safetensors", tmp_path / "out")
-    assert not recognises(["encoder.weight"])
+    assert not recognizes(["encoder.weight"])
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CheckpointError, match="bert"):
         model_from_weights(read_weights(NAMING / "weights.safetensors", tmp_path / "config.json"))

@@ -12,7 +12,7 @@ from megabase.data.vocabulary import COMPLEMENT_TOKEN_IDS
 from megabase.errors import MegabaseError
 from megabase.models.checkpoints.reader import Weights
 from megabase.models.deepsea.configuration import DeepSEAConfig
-from megabase.models.deepsea.convert import convert, from_state_dict, recognises, to_kipoi
+from megabase.models.deepsea.convert import KIPOI_NAMES, convert, from_state_dict, recognizes
 from megabase.models.deepsea.modeling import DeepSEAForSequenceClassification, average_logits
 from megabase.models.deepsea.presets import PRESETS
 
@@ -54,7 +54,7 @@ def test_channels_are_a_g_c_t_and_unknown_bases_are_zero() -> None:
 
 def test_scores_are_those_of_the_two_dimensional_layers() -> None:
     model = _model()
-    weights = to_kipoi(model)
+    weights = _to_kipoi(model)
     x = model.one_hot(_IDS)[:, :, None]
     for layer, pooled in (("0", True), ("4", True), ("8", False)):
         x = F.conv2d(x, weights[f"{layer}.weight"], weights[f"{layer}.bias"])
@@ -96,9 +96,9 @@ def test_averages_of_other_tasks() -> None:
 @pytest.mark.parametrize("prefix", ["", "1.", "2."])
 def test_kipoi_names_load(prefix: str, tmp_path: Path) -> None:
     model = _model()
-    weights = to_kipoi(model, prefix)
+    weights = _to_kipoi(model, prefix)
     assert weights[f"{prefix}0.weight"].shape == (6, 4, 1, 8)
-    assert recognises(weights)
+    assert recognizes(weights)
     again = from_state_dict(weights, _LENGTH)
     assert torch.equal(again(_IDS).logits, model(_IDS).logits)
     converted = convert(Weights(tmp_path, weights), max_length=_LENGTH)
@@ -124,4 +124,4 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(MegabaseError, match="checkpoint of another family"):
         from_state_dict({"a": torch.zeros(1)})
     with pytest.raises(MegabaseError, match="not what 1,000 bases leave"):
-        from_state_dict(to_kipoi(_model()))
+        from_state_dict(_to_kipoi(_model()))

@@ -14,7 +14,7 @@ from megabase.errors import MegabaseError
 from megabase.models.auto import load_model, load_tokenizer
 from megabase.models.checkpoints.reader import Weights
 from megabase.models.dnabert.configuration import DNABERTConfig
-from megabase.models.dnabert.convert import convert, recognises
+from megabase.models.dnabert.convert import convert, recognizes
 from megabase.models.dnabert.modeling import (
     DNABERTForMaskedLM,
     DNABERTForSequenceClassification,
@@ -106,7 +106,7 @@ def test_published_weights_are_converted(tmp_path: Path) -> None:
     state |= {"bert.pooler.dense.weight": torch.zeros(32, 32), "extra": torch.zeros(1)}
     state.pop("cls.predictions.decoder.weight")
     config = {"num_attention_heads": 2, "model_type": "bert", "max_length": 20}
-    assert recognises(state)
+    assert recognizes(state)
     found = convert(Weights(tmp_path, state, config))
     ids = torch.randint(0, 69, (2, 12))
     assert torch.equal(found.model(ids).logits, model(ids).logits)

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import megabase.models  # noqa: F401 (registers the families)
 from megabase.errors import ConfigError, InputError
-from megabase.models.forward import IGNORE_INDEX
+from megabase.models.heads import IGNORE_INDEX
 from megabase.models.hyenadna import (
     HyenaDNAConfig,
     HyenaDNAForCausalLM,

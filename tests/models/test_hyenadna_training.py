@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from megabase.errors import ConfigError
-from megabase.models.checkpointing import checkpoint_activations
+from megabase.models.base import checkpoint_activations
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 
 

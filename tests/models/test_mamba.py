@@ -21,7 +21,7 @@ from megabase.models.mamba import (
     MambaForTokenClassification,
     MambaModel,
 )
-from megabase.models.mamba.convert import convert, recognises
+from megabase.models.mamba.convert import convert, recognizes
 from megabase.models.mamba.presets import PRESETS
 
 
@@ -244,7 +244,7 @@ def test_a_published_folder_converts(model: MambaForCausalLM, tmp_path: Path) ->
     }  # fmt: skip
     for name, settings in (("with", config), ("without", None)):
         weights = read_weights(published(model, tmp_path / name, settings))
-        assert recognises(weights.tensors)
+        assert recognizes(weights.tensors)
         made = convert(weights)
         assert torch.equal(made.model(tokens()).logits, model(tokens()).logits)
         assert made.model.config.residual_in_fp32 == (settings is not None)

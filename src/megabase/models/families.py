@@ -87,12 +87,12 @@ class Family:
     def converter(self) -> ModuleType | None:
         """Give the module that makes models of this family from published weights.
 
-        Such a ``convert.py`` has ``recognises(names) -> bool``, and ``convert(weights,
+        Such a ``convert.py`` has ``recognizes(names) -> bool``, and ``convert(weights,
         **overrides)`` that returns the model, notes and dropped names; None when there is none.
         """
         module = self._module("convert")
         complete = module is not None and all(
-            hasattr(module, name) for name in ("recognises", "convert")
+            hasattr(module, name) for name in ("recognizes", "convert")
         )
         return module if complete else None
 

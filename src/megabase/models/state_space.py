@@ -1,16 +1,13 @@
-"""What the Mamba and Caduceus families share as transformers models.
-
-Initial weights, optimizer groups, tied tensors, and the parts of forward passes that are alike.
-"""
+"""What the Mamba and Caduceus families share: settings, initial weights, optimizer groups, ties."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from megabase.errors import CheckpointError
@@ -18,22 +15,143 @@ from megabase.layers.linear import can_read
 from megabase.layers.mamba import MambaMixer
 from megabase.layers.norms import RMSNorm
 from megabase.layers.rcps import RCPSEmbedding, RCPSHead
-from megabase.models.checkpoints.shared_tensors import SharedTensors
-from megabase.models.state_space_settings import MixerSettings, StateSpaceConfig
+from megabase.models.base import DNAModel, LanguageModelConfig, Problems
 
-__all__ = [
-    "StateSpacePreTrainedModel",
-    "real_tokens",
-]
+_IGNORED_MIXER_KEYS = ("layer", "use_fast_path", "device", "dtype")
+"""Entries of a published ``ssm_cfg`` that do not change the numbers: the kind of mixer, which is
+checked, and switches between kernels."""
 
 
-class StateSpacePreTrainedModel(  # pyright: ignore[reportIncompatibleVariableOverride]
-    SharedTensors, PreTrainedModel
-):
-    """Initialisation, optimizer groups and tied tensors of both families."""
+@dataclass(frozen=True)
+class MixerSettings:
+    """Settings of one Mamba mixer: the entries of ``ssm_cfg``, filled up with defaults."""
 
-    config: StateSpaceConfig
-    supports_gradient_checkpointing = True
+    d_state: int = 16
+    """States per inner channel."""
+    d_conv: int = 4
+    """Taps of the short convolution."""
+    expand: float = 2
+    """Inner channels over width."""
+    dt_rank: int | str = "auto"
+    """Rank of the step sizes; ``auto`` is the width over 16, rounded up."""
+    dt_min: float = 1e-3
+    """Smallest initial step size."""
+    dt_max: float = 0.1
+    """Largest initial step size."""
+    dt_init: str = "random"
+    """Initial weights of the step sizes: ``random`` or ``constant``."""
+    dt_scale: float = 1.0
+    """Factor on those weights."""
+    dt_init_floor: float = 1e-4
+    """Lower bound of initial step sizes."""
+    conv_bias: bool = True
+    """Whether the convolution has a bias."""
+    bias: bool = False
+    """Whether the projections in and out have biases."""
+
+    def check(self, problems: Problems) -> None:
+        """Add what is wrong to the problems of the whole configuration."""
+        own = Problems("ssm_cfg", self)
+        own.whole("d_state", "d_conv")
+        own.number("expand", "dt_scale", "dt_min", "dt_max", "dt_init_floor", low=1e-12)
+        if self.dt_rank != "auto":
+            own.whole("dt_rank")
+        own.one_of("dt_init", ("random", "constant"))
+        problems.found += [f"ssm_cfg: {text}" for text in own.found]
+
+    def layer_options(self) -> dict[str, Any]:
+        """Give the arguments of :class:`megabase.layers.mamba.MambaMixer` besides the width."""
+        names = ("d_state", "d_conv", "expand", "dt_rank", "conv_bias", "bias")
+        return {name: getattr(self, name) for name in names}
+
+
+class StateSpaceConfig(LanguageModelConfig):
+    """Settings of both families; see :class:`megabase.models.mamba.MambaConfig`."""
+
+    n_layer: int = 4
+    max_seq_len: int | None = None
+    ssm_cfg: dict[str, Any] | None = None
+    rms_norm: bool = True
+    fused_add_norm: bool = True
+    residual_in_fp32: bool = False
+    norm_epsilon: float = 1e-5
+    initializer_cfg: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("num_attention_heads", None)
+        width = kwargs.pop("hidden_size", None)
+        if width is not None:
+            self.d_model = width * self.d_model // self.hidden_size
+        self.ssm_cfg = dict(self.ssm_cfg or {})
+        self.initializer_cfg = dict(self.initializer_cfg or {})
+        super().__post_init__(**kwargs)
+
+    def _check(self, problems: Problems) -> None:
+        if self.max_seq_len is not None:
+            problems.whole("max_seq_len")
+        problems.number("norm_epsilon")
+        known = set(MixerSettings.__dataclass_fields__)
+        given = dict(self.ssm_cfg or {})
+        unknown = sorted(set(given) - known - set(_IGNORED_MIXER_KEYS))
+        problems.demand(
+            not unknown, f"ssm_cfg knows {', '.join(sorted(known))}, found {', '.join(unknown)}"
+        )
+        problems.demand(
+            given.get("layer") in (None, "Mamba1"),
+            f"ssm_cfg.layer must be Mamba1, found {given.get('layer')!r}",
+        )
+        if not unknown:
+            self.mixer.check(problems)
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of a hidden vector."""
+        return self.d_model
+
+    @property
+    def num_attention_heads(self) -> int:
+        """One: there is no attention, but adapters divide the width by this."""
+        return 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all settings, and what other libraries look for under these names."""
+        heads = self.num_attention_heads
+        return {**super().to_dict(), "hidden_size": self.hidden_size, "num_attention_heads": heads}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Give the settings that a file holds."""
+        found = super().to_diff_dict()
+        return {k: v for k, v in found.items() if k not in ("hidden_size", "num_attention_heads")}
+
+    @property
+    def mixer(self) -> MixerSettings:
+        """Settings of the mixers, complete."""
+        known = MixerSettings.__dataclass_fields__
+        return MixerSettings(**{k: v for k, v in (self.ssm_cfg or {}).items() if k in known})
+
+    @property
+    def initializer_range(self) -> float:
+        """Standard deviation of initial embeddings and classifier weights."""
+        return float((self.initializer_cfg or {}).get("initializer_range", 0.02))
+
+    @property
+    def residual_scale(self) -> float:
+        """Factor on the initial weights of what joins the running sum."""
+        settings = self.initializer_cfg or {}
+        if not settings.get("rescale_prenorm_residual", True):
+            return 1.0
+        return 1 / math.sqrt(int(settings.get("n_residuals_per_layer", 1)) * self.n_layer)
+
+    @property
+    def max_length(self) -> int | None:
+        """Longest input in tokens that evaluation and tokenizers assume; None when unrecorded."""
+        return self.max_seq_len
+
+
+class StateSpacePreTrainedModel(DNAModel):
+    """Initial weights, optimizer groups and tied tensors of both families."""
+
+    config: StateSpaceConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -78,11 +196,11 @@ class StateSpacePreTrainedModel(  # pyright: ignore[reportIncompatibleVariableOv
             When both copies of a tied tensor are in the file with different values.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        loaded = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
-        model, info = cast("tuple[StateSpacePreTrainedModel, dict[str, Any]]", loaded)
-        check_ties(model, pretrained_model_name_or_path)
+        model, info = loaded
+        _check_ties(model, pretrained_model_name_or_path)
         return (model, info) if wants_info else model
 
     def parameter_groups(
@@ -127,7 +245,7 @@ class StateSpacePreTrainedModel(  # pyright: ignore[reportIncompatibleVariableOv
         return [group for group in groups if group["params"]]
 
     def mixer_mask(self, attention_mask: Tensor | None) -> Tensor | None:
-        """Give the mask the mixers need, or None when nothing is to be kept out."""
+        """Give the mask the mixers need, or None when nothing has to be hidden."""
         if attention_mask is None or not self.config.mask_padding:
             return None
         mask = attention_mask.bool()
@@ -135,6 +253,7 @@ class StateSpacePreTrainedModel(  # pyright: ignore[reportIncompatibleVariableOv
 
 
 def _init_mixer(mixer: MambaMixer, settings: MixerSettings, residual_scale: float) -> None:
+    """Draw the initial weights of a mixer."""
     # Drawn for a copy too, so that the numbers after it do not depend on what is tied or loaded.
     drawn = torch.empty_like(mixer.out_proj.weight, device=mixer.D.device)
     nn.init.kaiming_uniform_(drawn, a=math.sqrt(5))
@@ -154,25 +273,11 @@ def _init_mixer(mixer: MambaMixer, settings: MixerSettings, residual_scale: floa
     init.ones_(mixer.D)
 
 
-def check_ties(model: StateSpacePreTrainedModel, source: object) -> None:
-    """Demand that tied tensors of a loaded model were one in its file.
-
-    Parameters
-    ----------
-    model
-        The model, loaded.
-    source
-        The file or folder, for the message.
-
-    Raises
-    ------
-    CheckpointError
-        Naming both copies.
-    """
-    ties = model.get_expanded_tied_weights_keys()
+def _check_ties(model: DNAModel, source: object) -> None:
+    """Demand that tied tensors of a loaded model were one in its file."""
     parted = [
         f"{copy} and {first}"
-        for copy, first in ties.items()
+        for copy, first in model.get_expanded_tied_weights_keys().items()
         if model.get_parameter(copy) is not model.get_parameter(first)
     ]
     if parted:
@@ -181,12 +286,3 @@ def check_ties(model: StateSpacePreTrainedModel, source: object) -> None:
             f"({'; '.join(parted)}); load it with tie_word_embeddings=False (the head) or "
             "bidirectional_weight_tie=False (the two directions)"
         )
-
-
-def real_tokens(
-    input_ids: Tensor | None, attention_mask: Tensor | None, pad_token_id: int | None
-) -> Tensor | None:
-    """Give the mask of real tokens for pooling: the one given, or else all but padding."""
-    if attention_mask is not None or input_ids is None or pad_token_id is None:
-        return attention_mask
-    return input_ids != pad_token_id

@@ -20,7 +20,7 @@ from megabase.models.adapt.classifier import (
     build_classifier,
     family_of_start,
 )
-from megabase.models.checkpointing import checkpoint_activations
+from megabase.models.base import checkpoint_activations
 from megabase.models.tokenizers.encoder import TokenEncoder, build_encoder
 from megabase.objectives.classification import SequenceLabels
 from megabase.objectives.nucleotides import NucleotideLabels

@@ -85,7 +85,7 @@ def plan_in_context(config: InContextConfig, fabric: Fabric) -> InContextPlan:
     """
     from megabase.models.adapt.prompt import PROMPTED_FAMILIES, label_letters
     from megabase.models.auto import load_config, load_model, load_tokenizer
-    from megabase.models.checkpointing import checkpoint_activations
+    from megabase.models.base import checkpoint_activations
     from megabase.models.families import family_of
 
     splits, notes = read_splits(config)

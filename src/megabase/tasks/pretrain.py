@@ -192,7 +192,7 @@ def build_model(config: PretrainConfig) -> PreTrainedModel:
                 "shorten it or set model.max_length"
             )
     if config.activation_checkpointing:
-        from megabase.models.checkpointing import checkpoint_activations
+        from megabase.models.base import checkpoint_activations
 
         checkpoint_activations(model, config.checkpointing_stretch)
     return model

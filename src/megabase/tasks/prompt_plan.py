@@ -127,7 +127,7 @@ def prompted_model(
     """Load the model and put a new prompt beside it, from torch's current seed."""
     from megabase.models.adapt.prompt import PROMPTED_FAMILIES, PromptedModel
     from megabase.models.auto import load_model
-    from megabase.models.checkpointing import checkpoint_activations
+    from megabase.models.base import checkpoint_activations
 
     if family not in PROMPTED_FAMILIES:
         raise ModelError(

@@ -17,6 +17,7 @@ from megabase.errors import ConfigError, InputError
 from megabase.layers.hyena import published_two_sided
 from megabase.layers.hyena_filter import HyenaFilter
 from megabase.layers.pooling import Pooling, pool
+from megabase.models.checkpoints.published import renamed
 from megabase.models.checkpoints.reader import read_weights
 from megabase.models.gpt import GPTConfig, GPTForCausalLM, GPTModel
 from megabase.models.hyenadna import (
@@ -25,7 +26,7 @@ from megabase.models.hyenadna import (
     HyenaDNAForSequenceClassification,
     HyenaDNAModel,
 )
-from megabase.models.hyenadna.naming import to_ours
+from megabase.models.hyenadna.convert import NAME_RULES
 from megabase.ops.long_conv import long_conv
 
 
@@ -122,7 +123,7 @@ def _check_other_files(case: Case, model: nn.Module, tokens: Tensor) -> None:
     for name in sorted(others):
         if name.endswith(".json"):
             continue
-        tensors = to_ours(read_weights(case.path / name).tensors).tensors
+        tensors, _ = renamed(read_weights(case.path / name).tensors, NAME_RULES)
         other = HyenaDNAForCausalLM(model.config)
         missing, unexpected = other.load_state_dict(tensors, strict=False)
         assert not unexpected, name

@@ -6,13 +6,10 @@ from typing import Any
 
 from transformers import BigBirdConfig
 
-from megabase.models.supervised import refuse_other_family
-from megabase.models.validation import Problems
-
-__all__ = ["GenomicBigBirdConfig"]
+from megabase.models.base import OwnFamilyConfig, Problems
 
 
-class GenomicBigBirdConfig(BigBirdConfig):
+class GenomicBigBirdConfig(OwnFamilyConfig, BigBirdConfig):  # pyright: ignore[reportIncompatibleMethodOverride]
     """BigBird with the sparsity of its genomics experiments (arXiv 2007.14062, appendix F).
 
     Blocks of 64 tokens; the first and last block global, a window of three blocks, three random
@@ -37,6 +34,8 @@ class GenomicBigBirdConfig(BigBirdConfig):
     """
 
     model_type = "genomic-bigbird"
+    family_title = "BigBird"
+    other_model_types = ("big_bird",)
 
     vocab_size: int = 32000
     pad_token_id: int | None = 0
@@ -69,18 +68,6 @@ class GenomicBigBirdConfig(BigBirdConfig):
                 f"found {self.max_position_embeddings}",
             )
         problems.report()
-
-    @classmethod
-    def get_config_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls, pretrained_model_name_or_path: Any, **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read ``config.json``; a folder of another family is refused."""
-        config, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        accepted = ("big_bird", cls.model_type)
-        return (
-            refuse_other_family(config, accepted, "BigBird", pretrained_model_name_or_path),
-            rest,
-        )
 
     @property
     def shortest_sparse(self) -> int:

@@ -6,12 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megabase.data.vocabulary import COMPLEMENT_TOKEN_IDS
-from megabase.models.state_space_settings import StateSpaceConfig
-from megabase.models.validation import Problems
-
-__all__ = ["CaduceusConfig", "complement_list"]
-
-_STRATEGIES = ("add", "ew_multiply")
+from megabase.models.base import Problems
+from megabase.models.state_space import StateSpaceConfig
 
 
 def complement_list(given: Any, rows: int) -> list[Any]:
@@ -100,8 +96,9 @@ class CaduceusConfig(StateSpaceConfig):
             self.complement_map = complement_list(self.complement_map, self.vocab_rows)
         super().__post_init__(**kwargs)
 
-    def _check_family(self, problems: Problems) -> None:
-        problems.one_of("bidirectional_strategy", _STRATEGIES)
+    def _check(self, problems: Problems) -> None:
+        super()._check(problems)
+        problems.one_of("bidirectional_strategy", ("add", "ew_multiply"))
         given = self.complement_map
         table = list(given) if isinstance(given, Sequence) else []
         ids = range(len(table))

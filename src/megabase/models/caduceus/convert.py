@@ -13,63 +13,46 @@ from megabase.models.caduceus.modeling import (
     CaduceusForSequenceClassification,
     CaduceusModel,
 )
+from megabase.models.checkpoints.published import (
+    HEAD_RULE,
+    ConvertedModel,
+    build,
+    recorded_settings,
+    renamed,
+)
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.state_space_naming import build, published_settings, shapes, unwrapped
-from megabase.models.supervised import ConvertedModel
+from megabase.models.mamba.convert import read_shapes, without_lm_head
 
-__all__ = ["convert", "recognises"]
-
-_MODEL_TYPES = (None, CaduceusConfig.model_type)
+_RULES = (HEAD_RULE, (r"^backbone\.", "caduceus.backbone."))
+"""The bare model is published without the prefix of one with a head."""
 _EMBEDDINGS = "caduceus.backbone.embeddings.word_embeddings."
+"""Names of the embedding begin with this, whether it is equivariant or not."""
 _LAYERS = "caduceus.backbone.layers."
+"""Names of the blocks begin with this."""
 
 
-def recognises(names: Iterable[str]) -> bool:
+def recognizes(names: Iterable[str]) -> bool:
     """Whether tensor names, published or ours, are those of a Caduceus model."""
     return any(name.endswith(".mamba_fwd.A_log") for name in names)
 
 
 def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
-    """Build a model from published weights.
-
-    Parameters
-    ----------
-    weights
-        As :func:`~megabase.models.checkpoints.reader.read_weights` gives them.
-    **overrides
-        Fields of :class:`CaduceusConfig` that win over what is inferred.
-
-    Returns
-    -------
-    ConvertedModel
-        A masked language model, a classifier, or the bare model, by the heads the weights have.
+    """Build a masked language model, a classifier, or the bare model, by the heads of the weights.
 
     Raises
     ------
     CheckpointError
         Naming every missing, unexpected and mis-shaped tensor.
     """
-    tensors, dropped = unwrapped(weights.tensors)
-    tensors = {
-        f"caduceus.{name}" if name.startswith("backbone.") else name: tensor
-        for name, tensor in tensors.items()
-    }
-    settings = published_settings(weights, CaduceusConfig, _MODEL_TYPES)
+    tensors, dropped = renamed(weights.tensors, _RULES)
+    settings = recorded_settings(weights, CaduceusConfig, (None, CaduceusConfig.model_type))
     rcps = any(".mixer.submodule." in name for name in tensors)
-    fused = f"{_LAYERS}0.norm.weight" in tensors
     embedding = _EMBEDDINGS + ("embedding.weight" if rcps else "weight")
     mixer = "mixer.submodule." if rcps else "mixer."
     head = tensors.get("lm_head.lm_head.weight" if rcps else "lm_head.weight")
     if head is not None:  # a file may hold one of two tied tensors
         tensors.setdefault(embedding, head)
-    found = shapes(
-        tensors,
-        embedding,
-        _LAYERS,
-        f"{mixer}mamba_fwd.",
-        "norm.weight" if fused else "norm.submodule.weight",
-        weights.path,
-    )
+    found = read_shapes(tensors, embedding, _LAYERS, f"{mixer}mamba_fwd.", weights.path)
     found["rcps"] = rcps
     found["bidirectional"] = any(".mamba_rev." in name for name in tensors)
     forward, reverse = (
@@ -81,7 +64,7 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
         found["tie_word_embeddings"] = torch.equal(head, tensors[embedding])
     notes = []
     if rcps:
-        found["fused_add_norm"] = fused
+        found["fused_add_norm"] = f"{_LAYERS}0.norm.weight" in tensors
         table = tensors.get(f"{_EMBEDDINGS}complement_map")
         if table is not None:
             found["complement_map"] = table.tolist()
@@ -92,10 +75,10 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
     model_class: Any = CaduceusForMaskedLM
     if "score.weight" in tensors:
         model_class = CaduceusForSequenceClassification
-        dropped += tuple(name for name in tensors if name.startswith("lm_head."))
-        tensors = {k: v for k, v in tensors.items() if not k.startswith("lm_head.")}
+        tensors, spare = without_lm_head(tensors)
+        dropped += spare
     elif head is None and not config.tie_word_embeddings:
         model_class = CaduceusModel
-    if model_class is CaduceusModel:
         tensors = {name.removeprefix("caduceus."): tensor for name, tensor in tensors.items()}
-    return ConvertedModel(build(model_class, config, tensors, weights.path), tuple(notes), dropped)
+    model, _ = build(model_class, config, tensors, weights.path, computed="complement_map$")
+    return ConvertedModel(model, tuple(notes), dropped)

@@ -1,20 +1,41 @@
-"""Caduceus as transformers models: the bare one, and with each head."""
+"""Caduceus as transformers models: the bare one, and with each head.
+
+State-dict names are those of the published ``kuleshov-group/caduceus-*`` folders:
+``caduceus.backbone.layers.0.mixer.mamba_fwd.A_log`` and, in equivariant models,
+``caduceus.backbone.layers.0.mixer.submodule.mamba_fwd.A_log``.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import MaskedLMOutput
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
 
-from megabase.layers.rcps import RCPSHead
-from megabase.models.caduceus.base import CaduceusModel, CaduceusPreTrainedModel
-from megabase.models.caduceus.configuration import CaduceusConfig
-from megabase.models.caduceus.heads import (
-    CaduceusForSequenceClassification,
-    CaduceusForTokenClassification,
+from megabase.errors import ConfigError
+from megabase.layers.mamba import BidirectionalBlock, BidirectionalMamba
+from megabase.layers.norms import add_norm, make_norm
+from megabase.layers.rcps import (
+    RCPSAddNorm,
+    RCPSBlock,
+    RCPSEmbedding,
+    RCPSHead,
+    split_strands,
+    strand_add_norm,
 )
-from megabase.models.forward import finish, loss_options, token_loss
+from megabase.models.base import collects, finish, given_once, refuse_rest
+from megabase.models.caduceus.configuration import CaduceusConfig, complement_list
+from megabase.models.heads import (
+    MaskedLM,
+    SequenceClassifier,
+    Strand,
+    TokenClassifier,
+)
+from megabase.models.state_space import StateSpacePreTrainedModel
 
 __all__ = [
     "CaduceusForMaskedLM",
@@ -23,9 +44,111 @@ __all__ = [
     "CaduceusModel",
 ]
 
+_REVERSE = re.compile(r"^(.*\.mamba_)rev(\.(?:in|out)_proj\.(?:weight|bias))$")
+"""Projections of the reverse direction, which may be those of the forward one."""
 
-class CaduceusForMaskedLM(CaduceusPreTrainedModel):
-    """Caduceus with the head it is pretrained with, for masked tokens.
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: CaduceusConfig) -> None:
+        super().__init__()
+        rows, width = config.vocab_rows, config.d_model
+        complement = cast("list[int]", config.complement_map)
+        self.word_embeddings = (
+            RCPSEmbedding(rows, width, complement) if config.rcps else nn.Embedding(rows, width)
+        )
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.word_embeddings(input_ids)
+
+
+def _block(config: CaduceusConfig) -> nn.Module:
+    mixer = BidirectionalMamba(
+        config.d_model,
+        bidirectional=config.bidirectional,
+        strategy=cast("Any", config.bidirectional_strategy),
+        **config.mixer.layer_options(),
+    )
+    norm = make_norm(config.d_model, config.rms_norm, config.norm_epsilon)
+    if config.rcps:
+        return _StrandBlock(norm, mixer, config.fused_add_norm, config.residual_in_fp32)
+    return _Block(norm, mixer, config.residual_in_fp32)
+
+
+class _StrandBlock(GradientCheckpointingLayer, RCPSBlock):
+    """A block that transformers can have computed again in the backward pass."""
+
+
+class _Block(GradientCheckpointingLayer, BidirectionalBlock):
+    """A block that transformers can have computed again in the backward pass."""
+
+
+class _Backbone(nn.Module):
+    """Embeddings, blocks and final norm."""
+
+    def __init__(self, config: CaduceusConfig) -> None:
+        super().__init__()
+        self.rcps = config.rcps
+        self.residual_in_fp32 = config.residual_in_fp32
+        self.embeddings = _Embeddings(config)
+        self.layers = nn.ModuleList(_block(config) for _ in range(config.n_layer))
+        norm = make_norm(config.d_model, config.rms_norm, config.norm_epsilon)
+        self.norm_f = RCPSAddNorm(norm) if config.rcps and not config.fused_add_norm else norm
+
+    def forward(
+        self, hidden: Tensor, mask: Tensor | None, collect: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        residual: Tensor | None = None
+        seen: list[Tensor] = []
+        for layer in self.layers:
+            if collect:
+                seen.append(hidden if residual is None else hidden + residual)
+            hidden, residual = layer(hidden, residual, mask)
+        # The final norm leaves the strands in their places, in fused models too.
+        last = strand_add_norm if self.rcps else add_norm
+        hidden, _ = last(cast("Any", self.norm_f), hidden, residual, self.residual_in_fp32)
+        return hidden, (*seen, hidden) if collect else None
+
+
+class _CaduceusPreTrainedModel(StateSpacePreTrainedModel):
+    config_class = CaduceusConfig
+    config: CaduceusConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    base_model_prefix = "caduceus"
+    token_table = "backbone.embeddings.word_embeddings"
+    _no_split_modules = ["_Block", "_StrandBlock"]  # noqa: RUF012 (the library's own form)
+
+    def tied_names(self, names: Iterable[str]) -> dict[str, str]:
+        """Name the copies of shared tensors.
+
+        The two directions of a mixer share their projections when
+        ``config.bidirectional_weight_tie``; the head is the embedding when
+        ``config.tie_word_embeddings``.
+        """
+        tied: dict[str, str] = {}
+        if self.config.bidirectional_weight_tie:
+            for name in names:
+                if found := _REVERSE.match(name):
+                    tied[name] = f"{found.group(1)}fwd{found.group(2)}"
+        if self.config.tie_word_embeddings:
+            inner = ("lm_head.", "embedding.") if self.config.rcps else ("", "")
+            first = f"caduceus.{self.token_table}.{inner[1]}weight"
+            tied[f"lm_head.{inner[0]}weight"] = first
+        return tied
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Change the number of tokens; new ones are their own complements, see transformers."""
+        table = super().resize_token_embeddings(*args, **kwargs)
+        rows = table.weight.shape[0]
+        given = cast("list[int]", self.config.complement_map)[:rows]
+        kept = [own if other >= rows else other for own, other in enumerate(given)]
+        self.config.complement_map = complement_list(kept, rows)
+        for module in self.modules():
+            if isinstance(module, RCPSEmbedding | RCPSHead):
+                module.set_complement(self.config.complement_map)
+        return table
+
+
+class CaduceusModel(_CaduceusPreTrainedModel):
+    """Caduceus without a head: one vector per position, of both strands with ``config.rcps``.
 
     Parameters
     ----------
@@ -35,69 +158,165 @@ class CaduceusForMaskedLM(CaduceusPreTrainedModel):
 
     def __init__(self, config: CaduceusConfig, **_: Any) -> None:
         super().__init__(config)
-        self.caduceus = CaduceusModel(config)
-        rows = config.vocab_rows
-        self.lm_head = (
-            RCPSHead(config.d_model, rows, cast("list[int]", config.complement_map))
-            if config.rcps
-            else nn.Linear(config.d_model, rows, bias=False)
-        )
+        self.backbone = _Backbone(config)
         self.post_init()
 
-    def get_output_embeddings(self) -> nn.Module:
-        """Give the head."""
-        return self.lm_head
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **rest: Any,
+    ) -> BaseModelOutput | tuple[Any, ...]:
+        """Encode token ids.
+
+        Parameters
+        ----------
+        input_ids
+            Shape (batch, length); or give `inputs_embeds`.
+        attention_mask
+            1 at real tokens, shape (batch, length). Padding neither enters convolutions nor states,
+            so real positions do not depend on it, unless ``config.mask_padding`` is False (the
+            published models ignore the mask).
+        inputs_embeds
+            Embeddings instead of ids, shape (batch, length, ``config.hidden_size``).
+        output_hidden_states
+            Whether to return the input of every block and the final output as well.
+        return_dict
+            Whether to return an object instead of a tuple.
+
+        Returns
+        -------
+        BaseModelOutput
+            ``last_hidden_state`` has shape (batch, length, ``config.hidden_size``). In an
+            equivariant model the first half belongs to the strand as given, the second half to the
+            other one, with channels in reverse order: the reverse complement of the input turns
+            the output around in length and channels.
+
+        Raises
+        ------
+        ConfigError
+            When not exactly one of `input_ids` and `inputs_embeds` is given, or the latter has
+            another width.
+        """
+        refuse_rest(self, rest)
+        given_once(input_ids, inputs_embeds)
+        if inputs_embeds is None:
+            hidden = self.backbone.embeddings(cast("Tensor", input_ids))
+        elif inputs_embeds.shape[-1] != self.config.hidden_size:
+            raise ConfigError(
+                f"inputs_embeds must have {self.config.hidden_size} channels"
+                + (" (both strands)" if self.config.rcps else "")
+                + f", found {inputs_embeds.shape[-1]}"
+            )
+        else:
+            hidden = inputs_embeds
+        collect = collects(self.config, output_hidden_states)
+        hidden, states = self.backbone(hidden, self.mixer_mask(attention_mask), collect)
+        output = BaseModelOutput(last_hidden_state=hidden, hidden_states=cast("Any", states))
+        return finish(self, output, return_dict)
+
+
+class CaduceusForMaskedLM(_CaduceusPreTrainedModel, MaskedLM):
+    """Caduceus with the head it is pretrained with, for masked tokens.
+
+    Its loss also leaves out labels of ``config.pad_token_id``, the published habit.
+    """
+
+    base_class = CaduceusModel
+
+    def _add_head(self, config: CaduceusConfig) -> None:
+        if config.rcps:
+            complement = cast("list[int]", config.complement_map)
+            self.lm_head = RCPSHead(config.d_model, config.vocab_rows, complement)
+        else:
+            super()._add_head(config)
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the head, or the matrix of an equivariant one."""
         if isinstance(self.lm_head, RCPSHead) and not isinstance(new_embeddings, RCPSHead):
             self.lm_head.lm_head = cast("nn.Linear", new_embeddings)
         else:
-            self.lm_head = cast("nn.Linear", new_embeddings)
+            self.lm_head = new_embeddings
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        loss_weights: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        **rest: Any,
-    ) -> MaskedLMOutput | tuple[Any, ...]:
-        """Predict the token at every position from both sides.
 
-        Parameters
-        ----------
-        input_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict
-            As for the base model.
-        labels
-            Token ids to predict, shape (batch, length), each at its own position. The value -100
-            (the library's habit) and ``config.pad_token_id`` (the published habit) take no part.
-        loss_weights
-            Weights of the labels in the mean, shape (batch, length); left as they are.
+class _Classifier(_CaduceusPreTrainedModel):
+    """What a classifier sees: both strands of an equivariant model (``config.rcps``), whose
+    predictions then do not depend on the strand, and where ``config.conjoin_train`` or
+    ``config.conjoin_eval`` say so (the post-hoc conjoining of Caduceus-Ph).
+    """
 
-        Returns
-        -------
-        MaskedLMOutput
-            ``logits`` of shape (batch, length, config.vocab_rows), rows past the vocabulary
-            included; ``loss``, the mean cross entropy, when `labels` are given.
-        """
-        options = loss_options(self, rest)
-        encoded = self.caduceus(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
+    base_class = CaduceusModel
+
+    def _conjoins(self) -> bool:
+        config = self.config
+        wanted = config.conjoin_train or (config.conjoin_eval and not self.training)
+        return wanted and not config.rcps
+
+    def _strands(
+        self, rest: Mapping[str, Any], input_ids: Tensor | None, **inputs: Any
+    ) -> tuple[list[Strand], dict[str, Any]]:
+        mask, inputs_embeds = inputs.pop("attention_mask"), inputs.pop("inputs_embeds")
+        given = given_once(input_ids, inputs_embeds)
+        batch, conjoins = len(given), self._conjoins()
+        if conjoins:
+            input_ids, mask, inputs_embeds = self._both(input_ids, mask, inputs_embeds)
+        elif given.dim() != (2 if input_ids is not None else 3):
+            raise ConfigError(
+                "expected ids (batch, length) or embeddings (batch, length, width), found "
+                f"{tuple(given.shape)}; both strands are read with conjoin_train, or in evaluation "
+                "with conjoin_eval, by a model that is not equivariant"
+            )
+        (strand,), states = super()._strands(  # pyright: ignore
+            rest, input_ids, attention_mask=mask, inputs_embeds=inputs_embeds, **inputs
         )
-        logits = self.lm_head(encoded.last_hidden_state)
-        loss = None
-        if labels is not None:
-            pad_id = self.config.pad_token_id
-            loss = token_loss(logits, labels, options, loss_weights, pad_id)
-        output = MaskedLMOutput(
-            loss=cast("Any", loss), logits=logits, hidden_states=encoded.hidden_states
-        )
-        return finish(self, output, return_dict)
+        hidden, mask = strand
+        if conjoins:
+            masks = (None, None) if mask is None else mask.split(batch)
+            strands = [Strand(*pair) for pair in zip(hidden.split(batch), masks, strict=True)]
+            if "hidden_states" in states:
+                states["hidden_states"] = tuple(s[:batch] for s in states["hidden_states"])
+            return strands, states
+        if self.config.rcps:
+            one, other = split_strands(hidden)
+            flipped = None if mask is None else mask.flip(1)
+            return [Strand(one, mask), Strand(other, flipped)], states
+        return [strand], states
+
+    def _both(
+        self, input_ids: Tensor | None, mask: Tensor | None, inputs_embeds: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Lay both strands side by side in the batch."""
+        if inputs_embeds is not None:
+            if inputs_embeds.dim() != 4 or inputs_embeds.shape[-1] != 2:
+                raise ConfigError(
+                    "conjoining needs embeddings of both strands, (batch, length, width, 2), found "
+                    f"{tuple(inputs_embeds.shape)}"
+                )
+            inputs_embeds = torch.cat(inputs_embeds.unbind(-1))
+        paired = input_ids is None or input_ids.dim() == 3
+        if input_ids is not None:
+            if input_ids.dim() == 2:
+                table = torch.tensor(self.config.complement_map, device=input_ids.device)
+                input_ids = torch.stack([input_ids, table[input_ids.flip(1)]], dim=-1)
+            if input_ids.dim() != 3 or input_ids.shape[-1] != 2:
+                raise ConfigError(
+                    "conjoining needs ids (batch, length, 2), the strand as given and the reverse "
+                    f"complement, or (batch, length), found {tuple(input_ids.shape)}"
+                )
+            input_ids = torch.cat(input_ids.unbind(-1))
+        if mask is not None:
+            if mask.dim() == 2:
+                mask = torch.stack([mask, mask if paired else mask.flip(1)], dim=-1)
+            mask = torch.cat(mask.unbind(-1))
+        return input_ids, mask, inputs_embeds
+
+
+class CaduceusForSequenceClassification(_Classifier, SequenceClassifier):
+    """Caduceus, pooled over positions, with a linear head."""
+
+
+class CaduceusForTokenClassification(_Classifier, TokenClassifier):
+    """Caduceus with a linear head at every position."""

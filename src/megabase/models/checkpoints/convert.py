@@ -60,7 +60,7 @@ def model_from_weights(weights: Weights, **overrides: Any) -> Conversion:
     names = list(weights.tensors)
     readers = [(family, family.converter()) for family in FAMILIES]
     for family, reader in readers:
-        if reader is not None and reader.recognises(names):
+        if reader is not None and reader.recognizes(names):
             made = reader.convert(weights, **overrides)
             return Conversion(made.model, family.name, tuple(made.notes), tuple(made.dropped))
     known = ", ".join(family.name for family, reader in readers if reader is not None)

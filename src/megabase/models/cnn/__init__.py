@@ -1,1 +1,6 @@
 """The convolutional classifier of GenomicBenchmarks, and the Caduceus paper's variant of it."""
+
+from megabase.models.cnn.configuration import GenomicCNNConfig
+from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
+
+__all__ = ["GenomicCNNConfig", "GenomicCNNForSequenceClassification"]

@@ -6,15 +6,14 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from megabase.models.supervised import refuse_other_family
-from megabase.models.validation import Problems
-
-__all__ = ["GenomicCNNConfig", "flatten_size"]
+from megabase.models.base import OwnFamilyConfig, Problems
 
 KERNEL = 8
+"""Width of the convolutions in the public code; weights of another width are of another model."""
 CHANNELS = (16, 8, 4)
+"""Filters of the three convolutions in the public code."""
 DENSE = 512
-_VARIANTS = ("genomic-benchmarks", "caduceus")
+"""Width between the two dense layers in the public code."""
 SHORTEST = 57
 """Fewest tokens that three convolutions of 8 and three poolings by 2 leave anything of."""
 
@@ -32,7 +31,7 @@ def flatten_size(length: int) -> int:
     return CHANNELS[-1] * length
 
 
-class GenomicCNNConfig(PreTrainedConfig):
+class GenomicCNNConfig(OwnFamilyConfig, PreTrainedConfig):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Shape and published habits of the GenomicBenchmarks CNN.
 
     Parameters
@@ -69,6 +68,7 @@ class GenomicCNNConfig(PreTrainedConfig):
     """
 
     model_type = "genomic-cnn"
+    family_title = "GenomicBenchmarks CNN"
 
     variant: str = "genomic-benchmarks"
     max_length: int = 1024
@@ -85,7 +85,7 @@ class GenomicCNNConfig(PreTrainedConfig):
         if self.padding_side is None:
             self.padding_side = "left" if self.variant == "caduceus" else "right"
         problems = Problems("CNN configuration", self)
-        problems.one_of("variant", _VARIANTS)
+        problems.one_of("variant", ("genomic-benchmarks", "caduceus"))
         problems.one_of("padding_side", ("left", "right"))
         problems.one_of("too_long", ("error", "trim"))
         problems.whole("vocab_size", "embedding_dim")
@@ -100,20 +100,6 @@ class GenomicCNNConfig(PreTrainedConfig):
             'double_sigmoid belongs to variant="genomic-benchmarks" with two classes',
         )
         problems.report()
-
-    @classmethod
-    def get_config_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls, pretrained_model_name_or_path: Any, **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read ``config.json``; a folder of another family is refused."""
-        config, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        accepted = (cls.model_type,)
-        return (
-            refuse_other_family(
-                config, accepted, "GenomicBenchmarks CNN", pretrained_model_name_or_path
-            ),
-            rest,
-        )
 
     @property
     def outputs(self) -> int:

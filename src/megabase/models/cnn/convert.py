@@ -8,14 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from megabase.errors import ConfigError
+from megabase.models.checkpoints.published import ConvertedModel
 from megabase.models.checkpoints.reader import Weights
 from megabase.models.cnn.configuration import CHANNELS, SHORTEST, GenomicCNNConfig, flatten_size
 from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
-from megabase.models.supervised import ConvertedModel
-
-__all__ = ["config_from_state_dict", "convert", "from_state_dict", "recognises"]
 
 _TELLING = frozenset({"embeddings.weight", "cnn_model.0.weight", "dense_model.0.weight"})
+"""Names that together no other family has."""
 
 
 def _lengths_of(flatten: int) -> range:
@@ -24,10 +23,10 @@ def _lengths_of(flatten: int) -> range:
     return range(lengths[0], lengths[-1] + 1) if lengths else range(0)
 
 
-def config_from_state_dict(
+def from_state_dict(
     state_dict: Mapping[str, Tensor], max_length: int, **settings: Any
-) -> GenomicCNNConfig:
-    """Read the shape of a published CNN from its weights.
+) -> GenomicCNNForSequenceClassification:
+    """Build a model from published weights; the shape is read from them.
 
     Parameters
     ----------
@@ -41,7 +40,8 @@ def config_from_state_dict(
 
     Returns
     -------
-    GenomicCNNConfig
+    GenomicCNNForSequenceClassification
+        In evaluation mode.
 
     Raises
     ------
@@ -62,34 +62,11 @@ def config_from_state_dict(
     settings.setdefault("num_labels", 2 if outputs == 1 else outputs)
     vocab_size, embedding_dim = weights["embeddings.weight"].shape
     settings.setdefault("pad_token_id", 4 if vocab_size >= 12 else vocab_size - 1)
-    return GenomicCNNConfig(
+    config = GenomicCNNConfig(
         max_length=max_length, vocab_size=vocab_size, embedding_dim=embedding_dim, **settings
     )
-
-
-def from_state_dict(
-    state_dict: Mapping[str, Tensor], max_length: int, **settings: Any
-) -> GenomicCNNForSequenceClassification:
-    """Build a model from published weights.
-
-    Parameters
-    ----------
-    state_dict, max_length, **settings
-        As in :func:`config_from_state_dict`.
-
-    Returns
-    -------
-    GenomicCNNForSequenceClassification
-        In evaluation mode.
-
-    Raises
-    ------
-    ConfigError
-        When the weights are of another model or another input length.
-    """
-    config = config_from_state_dict(state_dict, max_length, **settings)
     model = GenomicCNNForSequenceClassification(config)
-    model.load_state_dict(_published_names(state_dict))
+    model.load_state_dict(weights)
     return model.eval()
 
 
@@ -106,13 +83,13 @@ def _published_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def recognises(names: Iterable[str]) -> bool:
+def recognizes(names: Iterable[str]) -> bool:
     """Tell whether tensor names are those of a GenomicBenchmarks CNN."""
     return {name.removeprefix("model.") for name in names} >= _TELLING
 
 
 def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
-    """Build a model from published weights, for ``megabase convert``.
+    """Build a model from published weights.
 
     Parameters
     ----------
@@ -122,10 +99,6 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
         Fields of :class:`GenomicCNNConfig` that win over what is inferred. ``max_length`` is
         needed unless the ``config.json`` beside the weights has it: the weights tell the input
         length only up to 7 tokens.
-
-    Returns
-    -------
-    ConvertedModel
 
     Raises
     ------

@@ -12,9 +12,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
 
+from megabase.models.base import fit_length, grouped_parameters
 from megabase.models.cnn.configuration import (
     CHANNELS,
     DENSE,
@@ -22,13 +21,12 @@ from megabase.models.cnn.configuration import (
     GenomicCNNConfig,
     flatten_size,
 )
-from megabase.models.forward import binary_loss, finish, loss_options, sequence_loss
-from megabase.models.supervised import fit_length, grouped_parameters, torch_default_init
+from megabase.models.heads import LossOptions, SupervisedClassifier, binary_loss, sequence_loss
 
 __all__ = ["GenomicCNNForSequenceClassification"]
 
 
-class GenomicCNNForSequenceClassification(PreTrainedModel):
+class GenomicCNNForSequenceClassification(SupervisedClassifier):
     """Class scores of whole sequences.
 
     Parameters
@@ -44,9 +42,7 @@ class GenomicCNNForSequenceClassification(PreTrainedModel):
     """
 
     config_class = GenomicCNNConfig
-    config: GenomicCNNConfig
-    main_input_name = "input_ids"
-    base_model_prefix = ""
+    config: GenomicCNNConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, config: GenomicCNNConfig) -> None:
         super().__init__(config)
@@ -77,10 +73,6 @@ class GenomicCNNForSequenceClassification(PreTrainedModel):
         self.train()
         self.scores(torch.zeros(1, self.config.max_length, dtype=torch.long, device=self.device))
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        torch_default_init(module)
-
     def get_input_embeddings(self) -> nn.Module:
         """Give the token embedding."""
         return self.embeddings
@@ -105,66 +97,29 @@ class GenomicCNNForSequenceClassification(PreTrainedModel):
         embedded = self.embeddings(input_ids).transpose(1, 2)  # (B, D, L)
         return self.dense_model(self.cnn_model(embedded))
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        return_dict: bool | None = None,
-        **rest: Any,
-    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        """Score sequences.
+    def predict(self, input_ids: Tensor, attention_mask: Tensor | None, **options: Any) -> Tensor:
+        """Give logits (batch, labels).
 
         Parameters
         ----------
         input_ids
-            int64 (batch, length). Brought to ``config.max_length`` tokens: padded on
+            int64 (batch, length), brought to ``config.max_length`` tokens: padded on
             ``config.padding_side`` with ``config.pad_token_id``.
         attention_mask
-            (batch, length), 1 for real tokens; only tells padding from tokens.
-        labels
-            Class numbers (batch,), or numbers (batch, labels); see ``config.problem_type``.
-        return_dict
-            Whether to return an object instead of a tuple.
-        **rest
-            Standard arguments of transformers; what they ask for must be nothing, but for
-            ``num_items_in_batch``.
-
-        Returns
-        -------
-        SequenceClassifierOutput
-            ``loss`` with labels, ``logits`` (batch, labels).
-
-        Raises
-        ------
-        InputError
-            For more tokens than ``config.max_length``, unless ``config.too_long`` is ``"trim"``.
-        ConfigError
-            For an argument that the family cannot honor.
+            (batch, length), 1 for real tokens.
         """
-        options = loss_options(self, rest)
-        config = self.config
-        ids = fit_length(
-            input_ids,
-            attention_mask,
-            config.max_length,
-            pad_id=config.pad_token_id or 0,
-            side=cast("Any", config.padding_side),
-            too_long=cast("Any", config.too_long),
-            model="this CNN",
-        )
+        side = cast("Any", self.config.padding_side)
+        ids = fit_length(input_ids, attention_mask, self.config, side=side, model="this CNN")
         scores = self.scores(ids)
-        single = config.outputs == 1 and config.num_labels == 2
-        logits = torch.cat([torch.zeros_like(scores), scores], dim=1) if single else scores
-        loss = None
-        if labels is not None and config.double_sigmoid:
-            loss = binary_loss(torch.sigmoid(scores), labels.reshape(-1, 1), options)
-        elif labels is not None:
-            loss = sequence_loss(logits, labels, config, options)
-        output = SequenceClassifierOutput(
-            loss=cast("Any", loss), logits=cast("torch.FloatTensor", logits)
-        )
-        return finish(self, output, return_dict)
+        if self.config.outputs == 1 and self.config.num_labels == 2:
+            return torch.cat([torch.zeros_like(scores), scores], dim=1)
+        return scores
+
+    def loss(self, logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
+        """Give the loss of logits (batch, labels), the published one of a sigmoid on request."""
+        if self.config.double_sigmoid:
+            return binary_loss(torch.sigmoid(logits[:, 1:]), labels.reshape(-1, 1), options)
+        return sequence_loss(logits, labels, self.config, options)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Give parameters for the optimizer; biases, batch norms and the embedding do not decay."""

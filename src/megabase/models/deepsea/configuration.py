@@ -6,10 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from megabase.models.supervised import refuse_other_family
-from megabase.models.validation import Problems
-
-__all__ = ["DeepSEAConfig", "flatten_length"]
+from megabase.models.base import OwnFamilyConfig, Problems
 
 
 def flatten_length(length: int, kernel: int, pool: int) -> int:
@@ -25,7 +22,7 @@ def flatten_length(length: int, kernel: int, pool: int) -> int:
     return max(length - kernel + 1, 0)
 
 
-class DeepSEAConfig(PreTrainedConfig):
+class DeepSEAConfig(OwnFamilyConfig, PreTrainedConfig):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Shape of a DeepSEA network; the defaults are the published one (52,843,119 parameters).
 
     Parameters
@@ -63,6 +60,7 @@ class DeepSEAConfig(PreTrainedConfig):
     """
 
     model_type = "deepsea"
+    family_title = "DeepSEA network"
 
     channels: tuple[int, ...] | list[int] = (320, 480, 960)
     kernel: int = 8
@@ -103,18 +101,6 @@ class DeepSEAConfig(PreTrainedConfig):
                 f"give {least} or more",
             )
         problems.report()
-
-    @classmethod
-    def get_config_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls, pretrained_model_name_or_path: Any, **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read ``config.json``; a folder of another family is refused."""
-        config, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        accepted = (cls.model_type,)
-        return (
-            refuse_other_family(config, accepted, "DeepSEA network", pretrained_model_name_or_path),
-            rest,
-        )
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Give what is saved; labels always, since transformers leaves out two of them as usual."""

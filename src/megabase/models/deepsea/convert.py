@@ -13,16 +13,15 @@ from typing import Any
 from torch import Tensor
 
 from megabase.errors import ConfigError
+from megabase.models.checkpoints.published import ConvertedModel
 from megabase.models.checkpoints.reader import Weights
 from megabase.models.deepsea.configuration import DeepSEAConfig, flatten_length
 from megabase.models.deepsea.modeling import DeepSEAForSequenceClassification
-from megabase.models.supervised import ConvertedModel
-
-__all__ = ["KIPOI_NAMES", "convert", "from_kipoi", "from_state_dict", "recognises", "to_kipoi"]
 
 KIPOI_NAMES = {"0": "conv1", "4": "conv2", "8": "conv3", "12.1": "hidden", "14.1": "output"}
 """Layer of the stand-alone file -> layer here."""
 _PREFIXES = ("", "2.", "1.", "model.", "module.")
+"""Of the stand-alone file, the prediction and the variant-effect model, and wrapped ones."""
 
 
 def _names(found: Iterable[str]) -> dict[str, str] | None:
@@ -72,18 +71,6 @@ def from_kipoi(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     )
 
 
-def to_kipoi(model: DeepSEAForSequenceClassification, prefix: str = "") -> dict[str, Tensor]:
-    """Give a model's weights under the names of the Kipoi files, convolutions two-dimensional."""
-    theirs = {ours: name for name, ours in KIPOI_NAMES.items()}
-    result = {}
-    for name, tensor in model.state_dict().items():
-        layer, kind = name.split(".")
-        result[f"{prefix}{theirs[layer]}.{kind}"] = (
-            tensor.unsqueeze(2) if tensor.ndim == 3 else tensor
-        )
-    return result
-
-
 def from_state_dict(
     state_dict: Mapping[str, Tensor], max_length: int = 1000, **settings: Any
 ) -> DeepSEAForSequenceClassification:
@@ -130,13 +117,13 @@ def from_state_dict(
     return model.eval()
 
 
-def recognises(names: Iterable[str]) -> bool:
+def recognizes(names: Iterable[str]) -> bool:
     """Tell whether tensor names are those of a Kipoi DeepSEA model."""
     return _names(names) is not None
 
 
 def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
-    """Build a model from Kipoi weights, for ``megabase convert``.
+    """Build a model from Kipoi weights.
 
     Parameters
     ----------
@@ -144,10 +131,6 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
         As :func:`~megabase.models.checkpoints.reader.read_weights` gives them.
     **overrides
         Fields of :class:`DeepSEAConfig`, such as ``max_length`` and ``strand_average``.
-
-    Returns
-    -------
-    ConvertedModel
 
     Raises
     ------

@@ -14,25 +14,24 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import SequenceClassifierOutput
 
 from megabase.genome import alphabet
+from megabase.models.base import fit_length, grouped_parameters
 from megabase.models.deepsea.configuration import DeepSEAConfig, flatten_length
-from megabase.models.forward import finish, loss_options, sequence_loss
-from megabase.models.supervised import fit_length, grouped_parameters, torch_default_init
+from megabase.models.heads import SupervisedClassifier
 
-__all__ = ["CHANNEL_ORDER", "DeepSEAForSequenceClassification", "average_logits"]
+__all__ = ["DeepSEAForSequenceClassification", "average_logits"]
 
-CHANNEL_ORDER = "AGCT"
+_CHANNEL_ORDER = "AGCT"
+"""Order of the one-hot channels in the released weights; reversing it complements."""
 
 
 def _channel_table(unknown_value: float, vocab_size: int) -> Tensor:
     """One row for each token id: its value in the channels A, G, C, T."""
     table = torch.zeros(max(vocab_size, 12), 4)
     for letter, token in zip(alphabet.BASES, alphabet.BASE_TOKEN_IDS, strict=True):
-        table[token, CHANNEL_ORDER.index(letter)] = 1.0
+        table[token, _CHANNEL_ORDER.index(letter)] = 1.0
     table[int(alphabet.TOKEN_ID_OF_CODE[alphabet.N])] = unknown_value
     return table
 
@@ -65,7 +64,7 @@ def average_logits(first: Tensor, second: Tensor, problem_type: str | None) -> T
     return yes - no
 
 
-class DeepSEAForSequenceClassification(PreTrainedModel):
+class DeepSEAForSequenceClassification(SupervisedClassifier):
     """Chromatin features, or any labels, of sequences.
 
     Parameters
@@ -75,9 +74,8 @@ class DeepSEAForSequenceClassification(PreTrainedModel):
     """
 
     config_class = DeepSEAConfig
-    config: DeepSEAConfig
-    main_input_name = "input_ids"
-    base_model_prefix = ""
+    config: DeepSEAConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    prediction_options = ("strand_average",)
 
     def __init__(self, config: DeepSEAConfig) -> None:
         super().__init__(config)
@@ -102,7 +100,7 @@ class DeepSEAForSequenceClassification(PreTrainedModel):
             table = _channel_table(self.config.unknown_value, self.config.vocab_size)
             init.copy_(cast("Tensor", self.channels_of_id), table)
         else:
-            torch_default_init(module)
+            super()._init_weights(module)
 
     def one_hot(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Turn token ids into the network's input.
@@ -125,13 +123,7 @@ class DeepSEAForSequenceClassification(PreTrainedModel):
             For more bases than ``config.max_length``, unless they are to be trimmed.
         """
         ids = fit_length(
-            input_ids,
-            attention_mask,
-            self.config.max_length,
-            pad_id=self.config.pad_token_id or 0,
-            side="right",
-            too_long=cast("Any", self.config.too_long),
-            model="this DeepSEA network",
+            input_ids, attention_mask, self.config, side="right", model="this DeepSEA network"
         )
         return F.embedding(ids, cast("Tensor", self.channels_of_id)).transpose(1, 2)
 
@@ -143,9 +135,9 @@ class DeepSEAForSequenceClassification(PreTrainedModel):
             return complement_BCL.flip(2)
         real = torch.ones_like(input_ids) if mask is None else mask
         count_B1 = real.bool().sum(dim=1, keepdim=True).clamp(max=length)
-        place_L = torch.arange(length, device=input_ids.device)
-        place_BL = torch.where(place_L < count_B1, count_B1 - 1 - place_L, place_L)
-        return complement_BCL.gather(2, place_BL[:, None].expand_as(complement_BCL))
+        position_L = torch.arange(length, device=input_ids.device)
+        position_BL = torch.where(position_L < count_B1, count_B1 - 1 - position_L, position_L)
+        return complement_BCL.gather(2, position_BL[:, None].expand_as(complement_BCL))
 
     def _rectify(self, x: Tensor) -> Tensor:
         return F.threshold(x, 0.0, self.config.floor)
@@ -171,59 +163,30 @@ class DeepSEAForSequenceClassification(PreTrainedModel):
         x = F.dropout(self._rectify(self.conv3(x)), config.dropout[2], training)
         return self.output(self._rectify(self.hidden(x.flatten(1))))
 
-    def forward(
+    def predict(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
+        attention_mask: Tensor | None,
         strand_average: bool | None = None,
-        return_dict: bool | None = None,
-        **rest: Any,
-    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        """Predict labels.
+        **options: Any,
+    ) -> Tensor:
+        """Give logits (batch, labels), those of the mean probability where strands are averaged.
 
         Parameters
         ----------
-        input_ids
-            int64 (batch, length); see :meth:`one_hot`.
-        attention_mask
-            (batch, length), 1 for real tokens; only tells padding from bases.
-        labels
-            Numbers (batch, labels) or class numbers (batch,); see ``config.problem_type``.
+        input_ids, attention_mask
+            See :meth:`one_hot`.
         strand_average
             Average over both strands; None: in evaluation mode, where ``config.strand_average``.
-        return_dict
-            Whether to return an object instead of a tuple.
-        **rest
-            Standard arguments of transformers; what they ask for must be nothing, but for
-            ``num_items_in_batch``.
-
-        Returns
-        -------
-        SequenceClassifierOutput
-            ``loss`` with labels, ``logits`` (batch, labels), those of the mean probability where
-            strands are averaged.
-
-        Raises
-        ------
-        InputError
-            For more bases than ``config.max_length``, unless they are to be trimmed.
-        ConfigError
-            For an argument that the family cannot honor.
         """
-        options = loss_options(self, rest)
         bases = self.one_hot(input_ids, attention_mask)
         logits = self.scores(bases)
         if strand_average is None:
             strand_average = self.config.strand_average and not self.training
-        if strand_average:
-            opposite = self.scores(self._opposite(bases, input_ids, attention_mask))
-            logits = average_logits(logits, opposite, self.config.problem_type)
-        loss = None if labels is None else sequence_loss(logits, labels, self.config, options)
-        output = SequenceClassifierOutput(
-            loss=cast("Any", loss), logits=cast("torch.FloatTensor", logits)
-        )
-        return finish(self, output, return_dict)
+        if not strand_average:
+            return logits
+        opposite = self.scores(self._opposite(bases, input_ids, attention_mask))
+        return average_logits(logits, opposite, self.config.problem_type)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Give parameters for the optimizer; biases do not decay."""

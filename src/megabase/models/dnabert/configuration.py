@@ -6,15 +6,13 @@ from typing import Any
 
 from transformers import BertConfig
 
-from megabase.models.supervised import refuse_other_family
-from megabase.models.validation import Problems
-
-__all__ = ["DNABERTConfig"]
+from megabase.models.base import OwnFamilyConfig, Problems
 
 _UNUSED = ("num_rnn_layer", "rnn", "rnn_dropout", "rnn_hidden", "split", "auto_map")
+"""Settings of a recurrent classifier that the released weights do not hold, and of foreign code."""
 
 
-class DNABERTConfig(BertConfig):
+class DNABERTConfig(OwnFamilyConfig, BertConfig):  # pyright: ignore[reportIncompatibleMethodOverride]
     """BERT-base over k-mers; the defaults are the published 6-mer model.
 
     Names are those of ``zhihan1996/DNA_bert_{3,4,5,6}``, whose folders load as they are. Their
@@ -41,6 +39,8 @@ class DNABERTConfig(BertConfig):
     """
 
     model_type = "dnabert"
+    family_title = "DNABERT"
+    other_model_types = ("bert",)
 
     vocab_size: int = 4101
     k: int | None = None
@@ -67,18 +67,6 @@ class DNABERTConfig(BertConfig):
             self.vocab_size = 4**self.k + 5
         problems.one_of("long_inputs", ("error", "pieces"))
         problems.report()
-
-    @classmethod
-    def get_config_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls, pretrained_model_name_or_path: Any, **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read ``config.json``; a folder of another family is refused."""
-        config, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        accepted = ("bert", cls.model_type)
-        return (
-            refuse_other_family(config, accepted, "DNABERT", pretrained_model_name_or_path),
-            rest,
-        )
 
     @property
     def max_bases(self) -> int:

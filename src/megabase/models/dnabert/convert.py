@@ -6,24 +6,25 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from megabase.errors import ConfigError, ModelError
 from megabase.models.checkpoints.config_file import read_config
-from megabase.models.checkpoints.reader import Weights, compare_shapes
+from megabase.models.checkpoints.published import ConvertedModel, build
+from megabase.models.checkpoints.reader import Weights
 from megabase.models.dnabert.configuration import DNABERTConfig
 from megabase.models.dnabert.modeling import (
     DNABERTForMaskedLM,
     DNABERTForSequenceClassification,
     DNABERTModel,
 )
-from megabase.models.supervised import ConvertedModel
 from megabase.models.tokenizers.kmer import DNABERTTokenizer, read_dnabert_vocabulary
 
-__all__ = ["convert", "is_dnabert_folder", "load_tokenizer", "recognises"]
-
 _EMBEDDING = "embeddings.word_embeddings.weight"
+"""What tells the vocabulary and the width."""
 _QUERY = "encoder.layer.0.attention.self.query.weight"
+"""With the embedding, a tensor that every BERT has."""
 _HEAD_SIZE = 64
 """Width of an attention head in every BERT of the published sizes."""
 
@@ -103,26 +104,14 @@ def load_tokenizer(folder: str | Path, **settings: Any) -> DNABERTTokenizer:
     return tokenizer
 
 
-def recognises(names: Iterable[str]) -> bool:
+def recognizes(names: Iterable[str]) -> bool:
     """Tell whether tensor names are those of a BERT (BigBird's differ in the pooler)."""
     found = {name.removeprefix("bert.") for name in names}
     return {_EMBEDDING, _QUERY} <= found and "pooler.weight" not in found
 
 
 def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
-    """Build a model from published weights, for ``megabase convert``.
-
-    Parameters
-    ----------
-    weights
-        As :func:`~megabase.models.checkpoints.reader.read_weights` gives them.
-    **overrides
-        Fields of :class:`DNABERTConfig`.
-
-    Returns
-    -------
-    ConvertedModel
-        A masked language model, a classifier or the bare model, by the heads the weights have.
+    """Build a masked language model, a classifier or the bare model, by the heads of the weights.
 
     Raises
     ------
@@ -161,13 +150,10 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
                 "the pooler is left out: masked prediction never trained it; a classifier made of "
                 "this model starts with a new one"
             )
-    model = model_class(DNABERTConfig(**settings))
-    expected = model.state_dict()
-    for copy, name in model.get_expanded_tied_weights_keys(all_submodels=True).items():
-        if name in tensors and copy in expected:
-            tensors.setdefault(copy, tensors[name])
+    config = DNABERTConfig(**settings)
+    with torch.device("meta"):
+        expected = model_class(config).state_dict()
     dropped = tuple(name for name in tensors if name not in expected)
     kept = {name: tensor for name, tensor in tensors.items() if name in expected}
-    compare_shapes(expected, kept).demand(weights.path, model_class.__name__)
-    model.load_state_dict({name: kept[name].to(expected[name].dtype) for name in expected})
-    return ConvertedModel(model.eval(), tuple(notes), dropped)
+    model, _ = build(model_class, config, kept, weights.path)
+    return ConvertedModel(model, tuple(notes), dropped)

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedConfig
-
-from megabase.models.validation import Problems
-
-__all__ = ["HyenaDNAConfig"]
-
-_FILTER_LAYOUTS = ("training", "standalone")
-_DIRECTIONS = ("none", "published", "two_sided")
-_ACTIVATIONS = ("id", "gelu", "relu", "silu", "tanh", "sigmoid")
-_POOLINGS = ("mean", "last", "first", "max", "sum", "published_mean", "hf")
+from megabase.layers.hyena import ACTIVATIONS
+from megabase.models.base import Problems
+from megabase.models.decoder import MIXERS, DecoderConfig
 
 
-class HyenaDNAConfig(PreTrainedConfig):
+class HyenaDNAConfig(DecoderConfig):
     """Settings of a HyenaDNA model (HyenaDNA paper, arXiv 2306.15794).
 
     Names are those of the published ``LongSafari/hyenadna-*-hf`` folders, so that such a folder
@@ -70,8 +63,12 @@ class HyenaDNAConfig(PreTrainedConfig):
         Learning rate of the positional table; 0 makes it a constant.
     attention_layers : list of int
         Blocks that mix by causal attention instead of Hyena.
+    mixers : str or list of str or None
+        Registered mixer of every block, or one for each
+        (:func:`megabase.models.decoder.register_mixer`); None for Hyena, and attention in
+        `attention_layers`.
     attention_heads : int
-        Heads of those blocks.
+        Heads of blocks with attention.
     attention_dropout : float
         Dropout of attention weights.
     max_position_embeddings : int
@@ -98,13 +95,7 @@ class HyenaDNAConfig(PreTrainedConfig):
     """
 
     model_type = "hyenadna"
-    attribute_map = {  # noqa: RUF012 (the library's own form)
-        "hidden_size": "d_model",
-        "num_hidden_layers": "n_layer",
-        "intermediate_size": "d_inner",
-        "num_attention_heads": "attention_heads",
-    }
-    keys_to_ignore_at_inference = ["hidden_states"]  # noqa: RUF012
+    attribute_map = {**DecoderConfig.attribute_map, "num_attention_heads": "attention_heads"}  # noqa: RUF012
 
     vocab_size: int = 12
     pad_vocab_size_multiple: int = 8
@@ -131,6 +122,7 @@ class HyenaDNAConfig(PreTrainedConfig):
     output_activation: str = "id"
     lr_pos_emb: float = 0.0
     attention_layers: list[int] | None = None
+    mixers: str | list[str] | None = None
     attention_heads: int = 8
     attention_dropout: float = 0.0
     max_position_embeddings: int = 0
@@ -150,15 +142,8 @@ class HyenaDNAConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # Folders of other projects name code of their own here; ours needs none, and a folder saved
-        # again must not send readers to theirs.
-        kwargs.pop("auto_map", None)
-        kwargs.pop("use_cache", None)
-        if self.d_inner is None and isinstance(self.d_model, int):
-            self.d_inner = 4 * self.d_model
         self.attention_layers = sorted(self.attention_layers or [])
         super().__post_init__(**kwargs)
-        self._check()
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -172,68 +157,59 @@ class HyenaDNAConfig(PreTrainedConfig):
             config_dict = {**config_dict, "pooling": "hf", "head_bias": False}
         return super().from_dict(config_dict, **kwargs)
 
-    def _check(self) -> None:
-        problems = Problems("HyenaDNA configuration", self)
-        problems.whole(
-            "vocab_size",
-            "pad_vocab_size_multiple",
-            "d_model",
-            "n_layer",
-            "d_inner",
-            "max_seq_len",
-            "filter_order",
-            "short_filter_order",
-            "attention_heads",
-        )
+    def _check(self, problems: Problems) -> None:
+        problems.whole("max_seq_len", "filter_order", "short_filter_order")
         problems.whole("hyena_order", at_least=2)
         problems.whole("emb_dim", at_least=3)
         problems.whole("num_inner_mlps", "max_position_embeddings", at_least=0)
-        problems.number(
-            "embed_dropout", "resid_dropout", "hyena_dropout", "attention_dropout", high=1.0
-        )
-        problems.number("window_shift", "lr_pos_emb", "initializer_range", "layer_norm_epsilon")
+        problems.number("hyena_dropout", high=1.0)
+        problems.number("window_shift", "lr_pos_emb")
         problems.number("fast_decay_pct", "slow_decay_pct", low=1e-12)
         problems.number("decay_target", low=1e-300, high=1.0)
-        problems.one_of("filter_layout", _FILTER_LAYOUTS)
-        problems.one_of("bidirectional", _DIRECTIONS)
-        problems.one_of("output_activation", _ACTIVATIONS)
-        problems.one_of("pooling", _POOLINGS)
+        problems.one_of("filter_layout", ("training", "standalone"))
+        problems.one_of("bidirectional", ("none", "published", "two_sided"))
+        problems.one_of("output_activation", ACTIVATIONS)
         if isinstance(self.emb_dim, int):
             problems.demand(self.emb_dim % 2 == 1, f"emb_dim must be odd, found {self.emb_dim}")
-        layers = self.attention_layers or []
         if isinstance(self.n_layer, int):
+            layers = self.attention_layers or []
             problems.demand(
                 all(isinstance(i, int) and 0 <= i < self.n_layer for i in layers),
                 f"attention_layers must be block numbers from 0 to {self.n_layer - 1}, "
                 f"found {layers}",
             )
-        if layers and isinstance(self.d_model, int) and isinstance(self.attention_heads, int):
+            names = self.mixer_names
+            if "attention" in names:
+                self._check_heads(problems)
             problems.demand(
-                self.attention_heads > 0 and self.d_model % self.attention_heads == 0,
-                f"attention_heads must divide d_model {self.d_model}, found {self.attention_heads}",
+                len(names) == self.n_layer and all(name in MIXERS for name in names),
+                f"mixers must be one or {self.n_layer} of {', '.join(MIXERS)}, "
+                f"found {self.mixers}",
             )
-        problems.report()
+        super()._check(problems)
 
-    def _get_generation_parameters(self) -> dict[str, Any]:
-        # The library takes every attribute of this name for a misplaced setting of generation.
-        found = super()._get_generation_parameters()
-        found.pop("max_length", None)
-        return found
+    @property
+    def mixer_names(self) -> list[str]:
+        """Registered name of the mixer of every block."""
+        if isinstance(self.mixers, str):
+            return [self.mixers] * self.n_layer
+        if self.mixers is not None:
+            return list(self.mixers)
+        attends = self.attention_layers or []
+        return ["attention" if i in attends else "hyena" for i in range(self.n_layer)]
 
     def to_dict(self) -> dict[str, Any]:
         """Give all settings, and the heads under the name that other libraries look for."""
-        return {**super().to_dict(), "num_attention_heads": self.attention_heads}
+        found = {**super().to_dict(), "num_attention_heads": self.attention_heads}
+        if found.get("mixers") is None:  # settings of before say nothing of it
+            found.pop("mixers", None)
+        return found
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Give the settings that a file holds."""
         found = super().to_diff_dict()
         found.pop("num_attention_heads", None)
         return found
-
-    @property
-    def vocab_rows(self) -> int:
-        """Rows of the embedding matrix and of the logits."""
-        return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
 
     @property
     def max_length(self) -> int:
@@ -252,7 +228,7 @@ class HyenaDNAConfig(PreTrainedConfig):
         """Whether a training step keeps only the running sums and the filters."""
         return (
             self.hyena_order == 2
-            and not self.attention_layers
+            and set(self.mixer_names) == {"hyena"}
             and self.hyena_dropout == 0
             and self.output_activation == "id"
             and not self.normalized_filter

@@ -10,15 +10,22 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from megabase.errors import CheckpointError
-from megabase.models.checkpoints.reader import Weights, compare_shapes
+from megabase.models.checkpoints.published import (
+    HEAD_RULE,
+    LABEL_KEYS,
+    ConvertedModel,
+    build,
+    renamed,
+)
+from megabase.models.checkpoints.reader import Weights
 from megabase.models.hyenadna.configuration import HyenaDNAConfig
 from megabase.models.hyenadna.modeling import (
     HyenaDNAForCausalLM,
@@ -26,22 +33,35 @@ from megabase.models.hyenadna.modeling import (
     HyenaDNAForTokenClassification,
     HyenaDNAModel,
 )
-from megabase.models.hyenadna.naming import recognises, to_ours
 
-__all__ = ["Converted", "convert", "infer_settings", "recognises"]
-
+NAME_RULES = (
+    (r"\.(mixer|mlp)\.layer\.", r".\1."),  # blocks that were recomputed in training
+    (r"^backbone\.", "hyena.backbone."),  # the training repository and its standalone loader
+    HEAD_RULE,
+    (r"^(.*\.implicit_filter)\.\d+\.freq$", r"\1.1.freq"),  # one frequency, under several numbers
+)
+"""From the names of the training repository (HazyResearch/hyena-dna) to ours, which are those of
+the ``LongSafari/hyenadna-*-hf`` files: ``hyena.backbone.layers.0.mixer...``, ``lm_head.weight``,
+``score.weight``."""
+_FILTER_BIAS = re.compile(r"\.mixer\.(?:layer\.)?filter_fn\.bias$")
+"""A tensor that every HyenaDNA has and no other family."""
 _EMBEDDING = "hyena.backbone.embeddings.word_embeddings.weight"
+"""What tells the vocabulary and the width."""
 _POSITIONS = "hyena.backbone.embeddings.position_embeddings.weight"
+"""A learned position table, which few published models have."""
 _LAYER = re.compile(r"^hyena\.backbone\.layers\.(\d+)\.(.*)$")
-_TABLE = re.compile(r"\.filter_fn\.(pos_emb\.[zt]|modulation\.deltas)$")
-_LABEL_KEYS = ("id2label", "label2id", "num_labels", "problem_type")
+"""Number of a block, and the name of a tensor inside it."""
+_TABLE = r"\.filter_fn\.(pos_emb\.[zt]|modulation\.deltas)$"
+"""Tables that a file may lack, since their formulas give them."""
 _VOCABULARY, _ROWS = 12, 16
+"""Tokens of every published model, and the rows they are padded to."""
 
 # Names of the original config.json and of the training repository's settings -> ours.
 _MODEL_KEYS = {name: name for name in (
     "d_model", "n_layer", "d_inner", "vocab_size", "pad_vocab_size_multiple", "resid_dropout",
     "embed_dropout", "residual_in_fp32", "layer_norm_epsilon", "max_position_embeddings",
 )} | {"attn_layer_idx": "attention_layers"}  # fmt: skip
+# The same for the settings of the operator, under "layer".
 _LAYER_KEYS = {name: name for name in (
     "emb_dim", "filter_order", "num_inner_mlps", "short_filter_order", "modulate",
     "fast_decay_pct", "slow_decay_pct", "lr_pos_emb",
@@ -51,18 +71,13 @@ _LAYER_KEYS = {name: name for name in (
     "target": "decay_target", "dropout": "hyena_dropout", "activation": "output_activation",
     "filter_dropout": "hyena_filter_dropout", "bidirectional": "bidirectional",
 }  # fmt: skip
+# Settings of attention blocks in the training repository -> ours.
 _ATTENTION_KEYS = {"num_heads": "attention_heads", "dropout": "attention_dropout"}
 
 
-class Converted(NamedTuple):
-    """A model made of published weights."""
-
-    model: PreTrainedModel
-    """In evaluation mode, float32."""
-    notes: tuple[str, ...]
-    """What was decided that the files do not say, or say differently."""
-    dropped: tuple[str, ...]
-    """Names of the file that are no part of the model."""
+def recognizes(names: Iterable[str]) -> bool:
+    """Whether tensor names, published or ours, are those of a HyenaDNA model."""
+    return any(_FILTER_BIAS.search(name) for name in names)
 
 
 def _known(table: Mapping[str, str], values: Any) -> dict[str, Any]:
@@ -87,7 +102,7 @@ def _from_original(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {field.name for field in dataclasses.fields(HyenaDNAConfig)} | set(_LABEL_KEYS)
+    fields = {field.name for field in dataclasses.fields(HyenaDNAConfig)} | set(LABEL_KEYS)
     settings = {name: value for name, value in config.items() if name in fields}
     settings.pop("tie_word_embeddings", None)  # the weights tell
     if "pooling" not in config:  # written by the published port, not by us
@@ -170,31 +185,12 @@ def _decay(deltas: Tensor | None) -> dict[str, float]:
     return {"slow_decay_pct": slow, "fast_decay_pct": fast}
 
 
-def infer_settings(
-    weights: Weights, tensors: Mapping[str, Tensor], given: Mapping[str, Any] | None = None
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Infer the configuration of published weights.
+def _infer_settings(
+    weights: Weights, tensors: Mapping[str, Tensor], given: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Give the arguments of the configuration, and notes on what files contradict or leave open.
 
-    Parameters
-    ----------
-    weights
-        As read, for the settings beside the tensors.
-    tensors
-        The tensors under our names.
-    given
-        Settings that win over everything else.
-
-    Returns
-    -------
-    settings : dict
-        Arguments of :class:`HyenaDNAConfig`.
-    notes : tuple of str
-        Where the files contradict the weights, and what they leave open.
-
-    Raises
-    ------
-    CheckpointError
-        When the weights are of another family, or nothing tells the longest input.
+    The settings in `given` win over everything else.
     """
     settings = _published_settings(weights)
     shapes = _shapes(tensors, weights.path)
@@ -205,7 +201,7 @@ def infer_settings(
         if name in settings and settings[name] != value and not isinstance(value, float)
     ]
     settings.update(shapes)
-    settings.update(given or {})
+    settings.update(given)
     if "max_seq_len" not in settings:
         raise CheckpointError(
             f"{weights.path}: the weights have no positional table, and no configuration says the "
@@ -228,7 +224,7 @@ def infer_settings(
     )
     if "score.weight" in tensors:
         settings.update(_head_settings(settings, tensors, notes))
-    return settings, tuple(notes)
+    return settings, notes
 
 
 def _head_settings(
@@ -259,26 +255,8 @@ def _model_class(weights: Weights, tensors: Mapping[str, Tensor]) -> type[PreTra
     return HyenaDNAForCausalLM if "lm_head.weight" in tensors else HyenaDNAModel
 
 
-def _fill_in(
-    model: PreTrainedModel, tensors: dict[str, Tensor], notes: list[str]
-) -> dict[str, Tensor]:
-    """Give the model's whole state: copies of shared tensors, and tables that were not stored."""
-    state = model.state_dict()
-    prefix = "hyena." if any(name.startswith("hyena.") for name in state) else ""
-    found = {name.removeprefix("hyena.") if not prefix else name: t for name, t in tensors.items()}
-    for copy, name in model.get_expanded_tied_weights_keys(all_submodels=True).items():
-        if name in found and copy in state:
-            found.setdefault(copy, found[name])
-    computed = [name for name in state if name not in found and _TABLE.search(name)]
-    for name in computed:
-        found[name] = state[name]
-    if computed:
-        notes.append(f"{len(computed)} tables are not stored and were computed by their formulas")
-    return found
-
-
-def convert(weights: Weights, **overrides: Any) -> Converted:
-    """Build a model from published weights.
+def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
+    """Build a causal language model, a classifier, or the bare model, by the heads of the weights.
 
     Parameters
     ----------
@@ -288,26 +266,18 @@ def convert(weights: Weights, **overrides: Any) -> Converted:
         Fields of :class:`HyenaDNAConfig` that win over what is inferred, such as
         ``window_shift=0.0`` or ``filter_layout="standalone"``.
 
-    Returns
-    -------
-    Converted
-        A causal language model, a classifier, or the bare model, by the heads the weights have.
-
     Raises
     ------
     CheckpointError
         Naming every missing, unexpected and mis-shaped tensor.
     """
-    tensors, dropped = to_ours(weights.tensors)
-    settings, inferred = infer_settings(weights, tensors, overrides)
-    notes = list(inferred)
+    tensors, dropped = renamed(weights.tensors, NAME_RULES)
+    settings, notes = _infer_settings(weights, tensors, overrides)
+    model_class = _model_class(weights, tensors)
+    if model_class is HyenaDNAModel:
+        tensors = {name.removeprefix("hyena."): tensor for name, tensor in tensors.items()}
     config = HyenaDNAConfig(**settings)
-    model = _model_class(weights, tensors)(config)
-    state = _fill_in(model, tensors, notes)
-    expected = model.state_dict()
-    compare_shapes(expected, state).demand(weights.path, type(model).__name__)
-    # Filters and tables need float32; a checkpoint in half precision is widened.
-    model.load_state_dict(
-        {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}, strict=True
-    )
-    return Converted(model.eval(), tuple(notes), dropped)
+    model, computed = build(model_class, config, tensors, weights.path, computed=_TABLE)
+    if computed:
+        notes.append(f"{len(computed)} tables are not stored and were computed by their formulas")
+    return ConvertedModel(model, tuple(notes), dropped)

@@ -8,160 +8,115 @@ values are taken from the checkpoint either way.
 
 from __future__ import annotations
 
-from typing import Any, cast
+import copy
+import math
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from megabase.layers.attention import SelfAttention
-from megabase.layers.backbone import Backbone, Embeddings
-from megabase.layers.hyena import Bidirectional, FilterLayout, HyenaOperator
+from megabase.errors import MegabaseError
+from megabase.layers.hyena_filter import PositionalFeatures
+from megabase.models.decoder import DecoderModel, DecoderPreTrainedModel
+from megabase.models.heads import CausalLM, SequenceClassifier, TokenClassifier
 from megabase.models.hyenadna.configuration import HyenaDNAConfig
-from megabase.models.shell import ShellBlock, ShellModel
-from megabase.models.shell_heads import (
-    ShellForCausalLM,
-    ShellForSequenceClassification,
-    ShellForTokenClassification,
-)
 
 __all__ = [
     "HyenaDNAForCausalLM",
     "HyenaDNAForSequenceClassification",
     "HyenaDNAForTokenClassification",
     "HyenaDNAModel",
+    "lengthen",
 ]
 
 
-def _mixer(config: HyenaDNAConfig, layer: int) -> nn.Module:
-    if layer in (config.attention_layers or []):
-        return SelfAttention(
-            config.d_model,
-            config.attention_heads,
-            causal=config.is_causal_model,
-            dropout=config.attention_dropout,
-        )
-    return HyenaOperator(
-        config.d_model,
-        config.max_seq_len,
-        order=config.hyena_order,
-        short_filter_order=config.short_filter_order,
-        filter_layout=cast("FilterLayout", config.filter_layout),
-        bidirectional=cast("Bidirectional", config.bidirectional),
-        output_activation=config.output_activation,
-        dropout=config.hyena_dropout,
-        filter_options={
-            "emb_dim": config.emb_dim,
-            "width": config.filter_order,
-            "num_inner_mlps": config.num_inner_mlps,
-            "sine_freq": config.activation_freq,
-            "train_freq": config.train_freq,
-            "modulate": config.modulate,
-            "window": {
-                "fast_decay": config.fast_decay_pct,
-                "slow_decay": config.slow_decay_pct,
-                "target": config.decay_target,
-                "shift": config.window_shift,
-            },
-            "normalized": config.normalized_filter,
-            "use_bias": config.use_bias,
-            "train_positions": config.lr_pos_emb > 0,
-        },
-    )
-
-
-def _backbone(config: HyenaDNAConfig) -> Backbone:
-    layers = [
-        ShellBlock(
-            _mixer(config, i),
-            config.d_model,
-            cast("int", config.d_inner),
-            norm_eps=config.layer_norm_epsilon,
-            dropout_in=config.embed_dropout if i == 0 else config.resid_dropout,
-            dropout=config.resid_dropout,
-            residual_in_fp32=config.residual_in_fp32,
-        )
-        for i in range(config.n_layer)
-    ]
-    embeddings = Embeddings(config.vocab_rows, config.d_model, config.max_position_embeddings)
-    return Backbone(
-        embeddings, layers, config.d_model, config.layer_norm_epsilon, config.resid_dropout
-    )
-
-
-class _FilterTables:
+class _HyenaDNA(DecoderPreTrainedModel):
+    config_class = HyenaDNAConfig
+    base_model_prefix = "hyena"
     # In bfloat16 most lags would share their times with others.
     _keep_in_fp32_modules_strict = ["pos_emb", "modulation"]  # noqa: RUF012
 
 
-class HyenaDNAModel(_FilterTables, ShellModel):
-    """HyenaDNA without a head: one vector per position.
+class HyenaDNAModel(_HyenaDNA, DecoderModel):
+    """HyenaDNA without a head: one vector per position."""
+
+
+class HyenaDNAForCausalLM(_HyenaDNA, CausalLM):
+    """HyenaDNA with the next-token head it is pretrained with."""
+
+    base_class = HyenaDNAModel
+
+
+class HyenaDNAForSequenceClassification(_HyenaDNA, SequenceClassifier):
+    """HyenaDNA with a pooled linear head, for labels of whole sequences."""
+
+    base_class = HyenaDNAModel
+
+
+class HyenaDNAForTokenClassification(_HyenaDNA, TokenClassifier):
+    """HyenaDNA with a linear head at every position, for labels of nucleotides."""
+
+    base_class = HyenaDNAModel
+
+
+def lengthen(model: PreTrainedModel, longest: int) -> PreTrainedModel:
+    """Give the model room for longer inputs; on those it took before it says the same.
 
     Parameters
     ----------
-    config
-        The model's settings.
+    model
+        A HyenaDNA that reads left to right; not changed.
+    longest
+        Positions of the new longest input (``max_seq_len``).
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        A model of the same class with the same parameters.
+
+    Raises
+    ------
+    MegabaseError
+        For another family, a two-sided model, tables or positions that were learnt, or a length
+        that is not above the present one.
     """
-
-    config_class = HyenaDNAConfig
-    base_model_prefix = "hyena"
-
-    def __init__(self, config: HyenaDNAConfig, **_: Any) -> None:
-        super().__init__(config)
-        self.backbone = _backbone(config)
-        self.post_init()
-
-
-class HyenaDNAForCausalLM(_FilterTables, ShellForCausalLM):
-    """HyenaDNA with the next-token head it is pretrained with.
-
-    Parameters
-    ----------
-    config
-        The model's settings.
-    """
-
-    config_class = HyenaDNAConfig
-    base_model_prefix = "hyena"
-
-    def __init__(self, config: HyenaDNAConfig, **_: Any) -> None:
-        super().__init__(config)
-        self.hyena = HyenaDNAModel(config)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_rows, bias=False)
-        self.post_init()
+    config: Any = model.config
+    if config.model_type != "hyenadna":
+        raise MegabaseError(
+            f"the model is of the kind {config.model_type!r}; only hyenadna is made longer this way"
+        )
+    if config.bidirectional != "none" or config.lr_pos_emb or config.max_position_embeddings:
+        raise MegabaseError(
+            "the model is two-sided or has learnt positions; only a HyenaDNA that reads left to "
+            "right, with computed positions, is made longer"
+        )
+    if longest <= config.max_seq_len:
+        raise MegabaseError(
+            f"the new longest input is {longest:,}, and the model takes {config.max_seq_len:,} "
+            "already; give more"
+        )
+    longer_config = copy.deepcopy(config)
+    longer_config.max_seq_len = longest
+    longer: PreTrainedModel = type(model)(longer_config)
+    state = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if isinstance(module, PositionalFeatures):
+            state[f"{name}.z"], state[f"{name}.t"] = _tables(module, longest)
+    longer.load_state_dict(state)
+    return longer.train(model.training)
 
 
-class HyenaDNAForSequenceClassification(_FilterTables, ShellForSequenceClassification):
-    """HyenaDNA with a pooled linear head, for labels of whole sequences.
-
-    Parameters
-    ----------
-    config
-        The model's settings; ``pooling``, ``head_bias`` and ``num_labels`` shape the head.
-    """
-
-    config_class = HyenaDNAConfig
-    base_model_prefix = "hyena"
-
-    def __init__(self, config: HyenaDNAConfig, **_: Any) -> None:
-        super().__init__(config)
-        self.hyena = HyenaDNAModel(config)
-        self.score = nn.Linear(config.d_model, config.num_labels or 2, bias=config.head_bias)
-        self.post_init()
-
-
-class HyenaDNAForTokenClassification(_FilterTables, ShellForTokenClassification):
-    """HyenaDNA with a linear head at every position, for labels of nucleotides.
-
-    Parameters
-    ----------
-    config
-        The model's settings; ``head_bias`` and ``num_labels`` shape the head.
-    """
-
-    config_class = HyenaDNAConfig
-    base_model_prefix = "hyena"
-
-    def __init__(self, config: HyenaDNAConfig, **_: Any) -> None:
-        super().__init__(config)
-        self.hyena = HyenaDNAModel(config)
-        self.score = nn.Linear(config.d_model, config.num_labels or 2, bias=config.head_bias)
-        self.post_init()
+def _tables(module: PositionalFeatures, longest: int) -> tuple[Tensor, Tensor]:
+    """Continue the tables of a filter: ``z`` (1, longest, features) and ``t`` (1, longest, 1)."""
+    known, bands = module.l_max, (module.features - 1) // 2
+    lag = torch.arange(known, longest, dtype=torch.float64)[:, None]
+    time = lag / (known - 1)
+    band = torch.linspace(1e-4, bands - 1, bands, dtype=torch.float64)
+    phase = band * (2 * math.pi * lag / known)
+    features = torch.cat([time.clamp(max=1), phase.cos(), -phase.sin()], dim=-1)
+    z, t = module.z.detach(), module.t
+    return (
+        torch.cat([z, features[None].to(z)], dim=1),
+        torch.cat([t, time[None].to(t)], dim=1),
+    )

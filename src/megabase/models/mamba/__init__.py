@@ -1,17 +1,12 @@
-"""Mamba: a causal selective state-space model, with next-token and classification heads."""
+"""Mamba: a language model of selective state spaces, which reads in one direction."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from megabase.models.mamba.configuration import MambaConfig
-    from megabase.models.mamba.modeling import (
-        MambaForCausalLM,
-        MambaForSequenceClassification,
-        MambaForTokenClassification,
-        MambaModel,
-    )
+from megabase.models.mamba.configuration import MambaConfig
+from megabase.models.mamba.modeling import (
+    MambaForCausalLM,
+    MambaForSequenceClassification,
+    MambaForTokenClassification,
+    MambaModel,
+)
 
 __all__ = [
     "MambaConfig",
@@ -20,12 +15,3 @@ __all__ = [
     "MambaForTokenClassification",
     "MambaModel",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    part = "configuration" if name == "MambaConfig" else "modeling"
-    return getattr(import_module(f"{__name__}.{part}"), name)

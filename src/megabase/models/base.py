@@ -1,0 +1,559 @@
+"""What the families share below their heads: settings, tied tensors, generation, arguments.
+
+Shape suffixes: B sequences, L tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    GenerationMixin,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SuppressTokensLogitsProcessor,
+)
+from transformers import initialization as init
+from transformers.utils.generic import ModelOutput, TransformersKwargs
+
+from megabase.data.vocabulary import VOCABULARY
+from megabase.errors import ConfigError, InputError
+from megabase.layers.backbone import Backbone
+from megabase.layers.pooling import POOLINGS
+
+_STANDARD = frozenset(TransformersKwargs.__annotations__) | {
+    "cache_params",
+    "cache_position",
+    "encoder_attention_mask",
+    "encoder_hidden_states",
+    "head_mask",
+    "labels",
+    "logits_to_keep",
+    "past_key_values",
+    "shift_labels",
+    "token_type_ids",
+    "use_cache",
+}
+"""Arguments that callers of transformers models pass to any model, so that None, False or 0 in one
+of them must not stop a family that has nothing of the kind."""
+
+_SPECIAL = [number for token, number in VOCABULARY.items() if token.startswith("[")]
+"""Ids that generation never draws: only letters are DNA."""
+
+_Output = TypeVar("_Output", bound=ModelOutput)
+
+
+class Problems:
+    """Collects everything that is wrong with a set of settings, for one error.
+
+    Parameters
+    ----------
+    title
+        Subject of the error message.
+    settings
+        Object that holds the settings as attributes.
+    """
+
+    def __init__(self, title: str, settings: object) -> None:
+        self.title = title
+        self.settings = settings
+        self.found: list[str] = []
+
+    def whole(self, *names: str, at_least: int = 1) -> None:
+        """Demand whole numbers of at least `at_least`."""
+        for name in names:
+            value = getattr(self.settings, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+                self.found.append(f"{name} must be a whole number >= {at_least}, found {value!r}")
+
+    def number(self, *names: str, low: float = 0.0, high: float = float("inf")) -> None:
+        """Demand numbers from `low` to `high`."""
+        for name in names:
+            value = getattr(self.settings, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                self.found.append(f"{name} must be a number, found {value!r}")
+            elif not low <= value <= high:
+                span = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
+                self.found.append(f"{name} must be {span}, found {value!r}")
+
+    def one_of(self, name: str, choices: Iterable[str | None]) -> None:
+        """Demand one of the named choices."""
+        value = getattr(self.settings, name)
+        if value not in (choices := tuple(choices)):
+            self.found.append(
+                f"{name} must be one of {', '.join(map(str, choices))}, found {value!r}"
+            )
+
+    def demand(self, holds: bool, message: str) -> None:
+        """Add `message` unless `holds`."""
+        if not holds:
+            self.found.append(message)
+
+    def report(self) -> None:
+        """Raise one ConfigError that lists every problem, if there is any."""
+        if self.found:
+            raise ConfigError(f"{self.title}: " + "; ".join(self.found))
+
+
+class LanguageModelConfig(PreTrainedConfig):
+    """Settings that HyenaDNA, GPT, Mamba and Caduceus have in common.
+
+    Attributes
+    ----------
+    vocab_size, pad_vocab_size_multiple : int
+        Tokens, and the multiple that rows of embedding and logits are rounded up to.
+    d_model, n_layer : int
+        Width and number of blocks.
+    mask_padding : bool
+        Whether padded positions are hidden from real ones that could see them. False is the
+        published behavior.
+    pooling : str
+        How a sequence classifier pools positions (:data:`megabase.layers.pooling.POOLINGS`).
+    head_bias : bool
+        Whether a classifier's head has a bias.
+    pad_token_id, bos_token_id, eos_token_id : int or None
+        Special tokens.
+    tie_word_embeddings : bool
+        Whether the head is the embedding matrix.
+    """
+
+    attribute_map = {"num_hidden_layers": "n_layer"}  # noqa: RUF012 (the library's own form)
+    keys_to_ignore_at_inference = ["hidden_states", "cache"]  # noqa: RUF012
+
+    vocab_size: int = 12
+    pad_vocab_size_multiple: int = 8
+    d_model: int = 128
+    n_layer: int = 2
+    mask_padding: bool = True
+    pooling: str = "mean"
+    head_bias: bool = True
+    pad_token_id: int | None = 4
+    bos_token_id: int | None = 2
+    eos_token_id: int | None = 1
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # Folders of other projects name code of their own in auto_map; ours needs none, and a
+        # folder saved again must not send readers to theirs.
+        kwargs.pop("auto_map", None)
+        kwargs.pop("use_cache", None)
+        super().__post_init__(**kwargs)
+        problems = Problems(f"{type(self).__name__.removesuffix('Config')} configuration", self)
+        problems.whole("vocab_size", "pad_vocab_size_multiple", "d_model", "n_layer")
+        problems.one_of("pooling", POOLINGS)
+        self._check(problems)
+        problems.report()
+
+    def _check(self, problems: Problems) -> None:
+        """Add what is wrong with the other settings."""
+
+    def _get_generation_parameters(self) -> dict[str, Any]:
+        # transformers takes every attribute of this name for a misplaced setting of generation.
+        found = super()._get_generation_parameters()
+        found.pop("max_length", None)
+        return found
+
+    @property
+    def vocab_rows(self) -> int:
+        """Rows of the embedding matrix and of the logits."""
+        return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
+
+
+class OwnFamilyConfig:
+    """A configuration whose class loads folders of its own family only."""
+
+    family_title: ClassVar[str]
+    """Name of the family in the error message."""
+    other_model_types: ClassVar[tuple[str, ...]] = ()
+    """Values of ``model_type`` that published folders of the family have."""
+
+    @classmethod
+    def get_config_dict(cls, source: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read ``config.json``; a folder of another family is a ConfigError."""
+        parent: Any = super()
+        config, rest = parent.get_config_dict(source, **kwargs)
+        own: str = cls.model_type  # pyright: ignore[reportAttributeAccessIssue]
+        found = config.get("model_type", own)
+        if found not in (*cls.other_model_types, own):
+            raise ConfigError(
+                f"{source} holds a model of the family {found!r}, not a {cls.family_title}; load "
+                "it with the classes of its own family, or with AutoModel, which picks them"
+            )
+        return {**config, "model_type": own}, rest
+
+
+class LetterGenerationMixin(GenerationMixin):
+    """``generate()`` that draws letters only.
+
+    Each token is that of a full pass over everything so far, unless the family hands on a cache.
+    :func:`megabase.inference.generate` gives the same sequences at the cost of one pass.
+    """
+
+    # What was read cannot be taken back, as assisted decoding would have to.
+    _is_stateful = True
+
+    def generate(self, *args: Any, logits_processor: Any = None, **kwargs: Any) -> Any:
+        """Generate sequences; see transformers.
+
+        Special tokens and rows of the embedding past the vocabulary are never drawn. The end token
+        that the tokenizer puts behind a prompt stays in the result and is not read: what follows
+        an end does not depend on the prompt.
+
+        Raises
+        ------
+        ConfigError
+            When only some prompts of a batch end with the end token, or a prompt is nothing else.
+        """
+        model: Any = self
+        prompt = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+        end = model.config.eos_token_id
+        if prompt is not None and end is not None:
+            ends = prompt[:, -1] == end
+            if bool(ends.any()) and (not bool(ends.all()) or prompt.shape[1] == 1):
+                raise ConfigError(
+                    "some prompts end with the end token and others do not, or a prompt holds no "
+                    "letter; tokenize them with add_special_tokens=False and left padding"
+                )
+        unused = [*_SPECIAL, *range(model.config.vocab_size, model.config.vocab_rows)]
+        processors = LogitsProcessorList(logits_processor or [])
+        processors.append(SuppressTokensLogitsProcessor(unused, device=str(model.device)))
+        library: Any = super()
+        return library.generate(*args, logits_processor=processors, **kwargs)
+
+    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> Any:
+        """Give the criteria of the library, with the longest input that the model really has.
+
+        The library takes ``max_position_embeddings`` for it, which published HyenaDNA sets to 0.
+        """
+        model: Any = self
+        library: Any = super()
+        found = library._get_stopping_criteria(*args, **kwargs)
+        for one in found:
+            if isinstance(one, MaxLengthCriteria):
+                one.max_position_embeddings = model.config.max_length
+        return found
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Give everything read so far, as the forward pass takes it."""
+        model: Any = self
+        names = ("output_attentions", "output_hidden_states")
+        inputs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        end = model.config.eos_token_id
+        if inputs_embeds is None and end is not None:
+            read = (input_ids != end).any(dim=0)
+            if attention_mask is not None and attention_mask.shape == input_ids.shape:
+                attention_mask = attention_mask[:, read]
+            input_ids = input_ids[:, read]
+        if attention_mask is not None:
+            inputs["attention_mask"] = attention_mask
+        if inputs_embeds is None:
+            return {**inputs, "input_ids": input_ids}
+        # The mask grows with every token that is generated after the given vectors.
+        length = inputs_embeds.shape[1] if attention_mask is None else attention_mask.shape[1]
+        drawn = input_ids[:, input_ids.shape[1] - (length - inputs_embeds.shape[1]) :]
+        vectors = torch.cat([inputs_embeds, model.get_input_embeddings()(drawn)], dim=1)
+        return {**inputs, "inputs_embeds": vectors}
+
+
+class DNAModel(PreTrainedModel):
+    """A language model of ours, with or without a head.
+
+    It names its shared tensors whatever its configuration and head: a checkpoint may hold any one
+    of the copies.
+    """
+
+    supports_gradient_checkpointing = True
+    token_table: ClassVar[str]
+    """Name of the token embedding inside the base model."""
+
+    def tied_names(self, names: Iterable[str]) -> dict[str, str]:
+        """Name the copies of shared tensors, and the name each is a copy of.
+
+        Parameters
+        ----------
+        names
+            All parameters of the model. Copies that are not among them do not matter.
+        """
+        return {}
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """Name every copy of a shared tensor, and the name it is a copy of."""
+        names = {name for name, _ in self.named_parameters(remove_duplicate=False)}
+        return {copy: first for copy, first in self.tied_names(names).items() if copy in names}
+
+    @property
+    def _tied_weights_keys(self) -> dict[str, str]:  # pyright: ignore
+        # transformers reads these as patterns when it saves, to know which copies may be left out.
+        tied = self.get_expanded_tied_weights_keys()
+        return {f"{re.escape(copy)}$": first for copy, first in tied.items()}
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Give the token embedding."""
+        return self.base_model.get_submodule(self.token_table)
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding."""
+        self.base_model.set_submodule(self.token_table, value)
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """Give a module by its name.
+
+        peft looks for the token table under BERT's name, and else for a table of as many rows as
+        there are tokens; ours have more rows, and names of their own.
+        """
+        if target == "embeddings.word_embeddings":
+            return self.get_input_embeddings()
+        return super().get_submodule(target)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Change the number of tokens; see transformers.
+
+        The number of rows is then the number of tokens: what is saved can be loaded.
+        """
+        table: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
+        config: Any = self.config
+        if config.vocab_rows != table.weight.shape[0]:
+            config.pad_vocab_size_multiple = 1
+        return table
+
+
+def refuse_rest(model: nn.Module, rest: Mapping[str, Any], allowed: Iterable[str] = ()) -> None:
+    """Refuse arguments that a forward pass cannot honor.
+
+    Standard arguments of transformers may be there as None, False or 0, and ``use_cache`` without
+    a cache changes nothing.
+
+    Parameters
+    ----------
+    model
+        The model, for the message.
+    rest
+        The keyword arguments left over.
+    allowed
+        Names that the caller does honor.
+
+    Raises
+    ------
+    ConfigError
+        Naming the first argument that is unknown, or requests what the family does not have.
+    """
+    for name, value in rest.items():
+        if name in allowed or name == "use_cache":
+            continue
+        kind = type(model).__name__
+        if name not in _STANDARD:
+            taken = [p for p in inspect.signature(model.forward).parameters if p != "rest"]
+            taken += [extra for extra in allowed if extra not in taken]
+            raise ConfigError(
+                f"{kind} has no argument {name!r}; its forward pass takes {', '.join(taken)}"
+            )
+        # is_causal=False requests something; the others do not when they are false.
+        requests_nothing = value is None or (
+            name != "is_causal" and type(value) in (bool, int) and not value
+        )
+        if not requests_nothing:
+            raise ConfigError(
+                f"{kind} cannot honor {name}: it has nothing of the kind; leave the argument out"
+            )
+
+
+def given_once(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """Give the one that is there; ConfigError when not exactly one is."""
+    given = input_ids if input_ids is not None else inputs_embeds
+    if given is None or (input_ids is not None and inputs_embeds is not None):
+        raise ConfigError("give exactly one of input_ids and inputs_embeds")
+    return given
+
+
+def collects(config: PreTrainedConfig, output_hidden_states: bool | None) -> bool:
+    """Whether hidden states are returned: as the caller says, or else the configuration."""
+    wanted = output_hidden_states
+    return bool(config.output_hidden_states if wanted is None else wanted)
+
+
+def finish(
+    model: PreTrainedModel, output: _Output, return_dict: bool | None
+) -> _Output | tuple[Any, ...]:
+    """Give an output as an object, or as a tuple where the caller or the configuration says so."""
+    wanted = model.config.return_dict if return_dict is None else return_dict
+    return output if wanted else output.to_tuple()
+
+
+def check_length(length: int, limit: int, model: str, advice: str) -> None:
+    """Refuse an input of more than `limit` tokens with an InputError that names both lengths."""
+    if length > limit:
+        raise InputError(
+            f"the input has {length:,} tokens, {model} reads {limit:,} at most; {advice}"
+        )
+
+
+def fit_length(
+    ids_BL: Tensor,
+    mask_BL: Tensor | None,
+    config: Any,
+    *,
+    side: Literal["left", "right"],
+    model: str,
+) -> Tensor:
+    """Bring inputs to the one length that a model is built for.
+
+    Where an attention mask marks the real tokens, they are laid side by side and padded on `side`,
+    so the result does not depend on where and how far the batch was padded before. Without a mask
+    every token is real.
+
+    Parameters
+    ----------
+    ids_BL
+        int64 token ids.
+    mask_BL
+        1 for a real token, 0 for padding; or None.
+    config
+        ``max_length``: tokens the model is built for. ``pad_token_id``: what fills up.
+        ``too_long``: ``"error"`` refuses more real tokens than that, ``"trim"`` keeps the first.
+    side
+        Side that is filled up.
+    model
+        Name for the error message.
+
+    Returns
+    -------
+    Tensor
+        int64 (B, ``config.max_length``).
+
+    Raises
+    ------
+    InputError
+        For longer inputs, unless they are trimmed.
+    """
+    length: int = config.max_length
+    batch, given = ids_BL.shape
+    if mask_BL is None:
+        if given == length:
+            return ids_BL
+        mask_BL = torch.ones_like(ids_BL)
+    mask_BL = mask_BL.bool()
+    count_B1 = mask_BL.sum(dim=1, keepdim=True)
+    if given > length and config.too_long == "error":
+        # Only a batch wider than the model pays for looking at the counts.
+        check_length(
+            int(count_B1.max()),
+            length,
+            model,
+            "shorten the sequences (special tokens count: add_special_tokens=False leaves them "
+            'out), set too_long="trim" to keep their beginning, or build the model with a larger '
+            "max_length",
+        )
+    kept_B1 = count_B1.clamp(max=length)
+    position_BL = mask_BL.cumsum(dim=1) - 1
+    wanted_BL = mask_BL & (position_BL < kept_B1)
+    if side == "left":
+        position_BL = position_BL + (length - kept_B1)
+    # One extra column takes what is not wanted.
+    position_BL = torch.where(wanted_BL, position_BL, length)
+    fitted = ids_BL.new_full((batch, length + 1), config.pad_token_id or 0)
+    return fitted.scatter(1, position_BL, ids_BL)[:, :length]
+
+
+def grouped_parameters(
+    module: nn.Module, lr: float, weight_decay: float, *, decay_embeddings: bool = True
+) -> list[dict[str, Any]]:
+    """Split parameters into those that decay and those that do not.
+
+    Biases and the weights of norms (everything of one dimension) do not decay, as in the public
+    BERT and GenomicBenchmarks recipes.
+
+    Parameters
+    ----------
+    module
+        The model; frozen parameters are left out.
+    lr, weight_decay
+        The rate of both groups; the decay of the first.
+    decay_embeddings
+        Whether embedding tables decay.
+
+    Returns
+    -------
+    list[dict]
+        Groups with ``params``, ``lr``, ``weight_decay`` and ``name``; empty ones left out.
+    """
+    spared: set[int] = set()
+    if not decay_embeddings:
+        tables = (m for m in module.modules() if isinstance(m, nn.Embedding))
+        spared = {id(table.weight) for table in tables}
+    trained = [p for p in module.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1 and id(p) not in spared]
+    others = [p for p in trained if p.ndim <= 1 or id(p) in spared]
+    groups = [
+        {"params": decayed, "lr": lr, "weight_decay": weight_decay, "name": "decay"},
+        {"params": others, "lr": lr, "weight_decay": 0.0, "name": "no decay"},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def torch_default_init(module: nn.Module) -> None:
+    """Initialize a linear, convolution, embedding or batch norm layer the way torch does.
+
+    transformers would draw all of them from a normal distribution of width 0.02. Tensors that were
+    loaded are left alone.
+    """
+    if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+        init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+        if module.bias is not None:
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            init.uniform_(module.bias, -bound, bound)
+    elif isinstance(module, nn.Embedding):
+        init.normal_(module.weight)
+    elif isinstance(module, nn.BatchNorm1d):
+        init.ones_(module.weight)
+        init.zeros_(module.bias)
+        if module.running_mean is not None and module.running_var is not None:
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+        if module.num_batches_tracked is not None:
+            init.zeros_(module.num_batches_tracked)
+
+
+def checkpoint_activations(model: PreTrainedModel, segment: int = 1) -> None:
+    """Recompute the activations of all blocks in the backward pass instead of keeping them.
+
+    Parameters
+    ----------
+    model
+        Any model with blocks.
+    segment
+        Consecutive blocks that keep one input between them.
+
+    Raises
+    ------
+    ConfigError
+        When `segment` is above 1 and the family recomputes single blocks only.
+    """
+    backbones = [module for module in model.modules() if isinstance(module, Backbone)]
+    if segment != 1 and not backbones:
+        raise ConfigError(
+            f"{type(model).__name__} cannot checkpoint in segments of {segment} blocks, only "
+            "HyenaDNA and GPT can; leave checkpointing_stretch at 1"
+        )
+    # The older name is what early versions of transformers have, and later ones warn of.
+    newer = getattr(model, "activation_checkpointing_enable", None)
+    (newer or model.gradient_checkpointing_enable)()
+    for backbone in backbones:
+        backbone.segment = segment

@@ -1,0 +1,126 @@
+"""What DNABERT and BigBird share: the classes of transformers, with checks, losses and groups."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from megabase.models.base import check_length, grouped_parameters, refuse_rest
+from megabase.models.heads import LossOptions, sequence_loss, token_loss
+
+
+class BertLike(nn.Module):
+    """What DNABERT and BigBird add to the classes of transformers: checks and optimizer groups."""
+
+    config: Any
+    library_class: ClassVar[type[nn.Module]]
+    """Class of transformers, whose forward pass takes any argument and loses the unknown ones."""
+
+    def _describe_limit(self) -> tuple[str, str]:
+        """Name the model, and what to do with a longer input, for the error message."""
+        raise NotImplementedError
+
+    def _ready(self, tokens: int) -> AbstractContextManager[None]:
+        """Get ready for inputs of a length, and give what the forward pass runs in."""
+        return nullcontext()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the class of transformers.
+
+        Parameters
+        ----------
+        input_ids
+            int64 (batch, tokens); or give ``inputs_embeds``.
+        attention_mask
+            (batch, tokens), 1 for real tokens.
+        token_type_ids
+            (batch, tokens), all 0 for single sequences.
+        **kwargs
+            What else transformers' class takes.
+
+        Returns
+        -------
+        ModelOutput
+            As the class of transformers gives it.
+
+        Raises
+        ------
+        InputError
+            For more tokens than ``config.max_position_embeddings``.
+        ConfigError
+            For an argument that transformers' class cannot honor.
+        """
+        given = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
+        tokens = 0 if given is None else given.shape[1]  # transformers refuses the lack of both
+        check_length(tokens, self.config.max_position_embeddings, *self._describe_limit())
+        taken = set(inspect.signature(self.library_class.forward).parameters)
+        taken |= {"output_attentions", "output_hidden_states", "return_dict"}
+        refuse_rest(self, kwargs, taken)
+        with self._ready(tokens):
+            return super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
+                **{name: value for name, value in kwargs.items() if name in taken},
+            )
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Give parameters for the optimizer; biases and layer norms do not decay, as published."""
+        return grouped_parameters(self, lr, weight_decay)
+
+
+class BertSequenceClassifier(BertLike):
+    """A class of transformers with a head, whose loss is ours."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the class of transformers, and take the loss of its logits.
+
+        Parameters
+        ----------
+        input_ids, attention_mask, token_type_ids, **kwargs
+            As for :meth:`BertLike.forward`.
+        labels
+            Of a classifier: class numbers (batch,), or numbers (batch, labels); see
+            ``config.problem_type``. Of a masked language model: ids (batch, tokens), where -100
+            takes no part.
+        """
+        options = LossOptions(kwargs.pop("num_items_in_batch", None))
+        result = self._run(input_ids, attention_mask, token_type_ids, **kwargs)
+        if labels is None:
+            return result
+        if isinstance(result, tuple):
+            return (self._loss(result[0], labels, options), *result)
+        result.loss = self._loss(result.logits, labels, options)
+        return result
+
+    def _run(
+        self, ids: Tensor | None, mask: Tensor | None, types: Tensor | None, **kwargs: Any
+    ) -> Any:
+        """Give the output without a loss."""
+        return super().forward(ids, mask, types, **kwargs)
+
+    def _loss(self, logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
+        return sequence_loss(logits, labels, self.config, options)
+
+
+class BertMaskedLM(BertSequenceClassifier):
+    """A class of transformers that predicts hidden tokens, whose loss is ours."""
+
+    def _loss(self, logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
+        return token_loss(logits, labels, options)

@@ -1,0 +1,171 @@
+"""What the readers of published weights share: names, recorded settings and the strict build.
+
+A family's ``convert.py`` holds ``recognizes(names)``, whether tensor names are those of its
+published files, and ``convert(weights, **overrides)``, which gives a :class:`ConvertedModel`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from megabase.errors import CheckpointError
+from megabase.models.checkpoints.reader import Weights, compare_shapes
+
+_WRAPPERS = re.compile(r"^(?:_orig_mod\.|_forward_module\.|module\.|model\.)+")
+"""What torch.compile, Lightning and data parallelism put before the names of a model's tensors."""
+HEAD_RULE = (r"^(?:head|decoder(?:\.\d+)?)\.output_transform\.(weight|bias)$", r"score.\1")
+"""The classifier of the public HyenaDNA and Caduceus training code, and its name here."""
+LABEL_KEYS = ("id2label", "label2id", "num_labels", "problem_type")
+"""Settings of a classifier that transformers keeps outside the fields of a configuration."""
+
+
+class ConvertedModel(NamedTuple):
+    """A model made of published weights."""
+
+    model: PreTrainedModel
+    """In evaluation mode, float32."""
+    notes: tuple[str, ...]
+    """What was decided that the files do not say, or say differently."""
+    dropped: tuple[str, ...]
+    """Names of the file that are not part of the model."""
+
+
+def renamed(
+    tensors: Mapping[str, Tensor], rules: Sequence[tuple[str, str]] = (HEAD_RULE,)
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Rename published tensors.
+
+    Parameters
+    ----------
+    tensors
+        By the names of any published file, or by ours.
+    rules
+        Pairs of a pattern and its replacement, applied in order to names without wrappers.
+
+    Returns
+    -------
+    tensors : dict[str, Tensor]
+        Under our names; unknown names stay, for the report.
+    dropped : tuple of str
+        Names that are not part of the model (counters of torchmetrics).
+
+    Raises
+    ------
+    CheckpointError
+        When two names of the file stand for one tensor and their values differ.
+    """
+    found: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        if "torchmetrics" in name:
+            continue
+        new = _WRAPPERS.sub("", name)
+        for pattern, replacement in rules:
+            new = re.sub(pattern, replacement, new)
+        if new in found and not torch.equal(found[new], tensor):
+            raise CheckpointError(
+                f"{origin[new]} and {name} are one tensor of the model ({new}), "
+                "but their values differ"
+            )
+        found.setdefault(new, tensor)
+        origin.setdefault(new, name)
+    return found, tuple(name for name in tensors if "torchmetrics" in name)
+
+
+def recorded_settings(
+    weights: Weights, config_class: type[Any], accepted: Collection[str | None]
+) -> dict[str, Any]:
+    """Read the settings that a ``config.json`` or a Lightning checkpoint records.
+
+    Parameters
+    ----------
+    weights
+        What was read.
+    config_class
+        Its fields are the settings there are.
+    accepted
+        Values of ``model_type`` that belong to the family; None for files without one.
+
+    Returns
+    -------
+    dict
+        Settings under our names.
+
+    Raises
+    ------
+    CheckpointError
+        When the configuration is that of another family.
+    """
+    known = {field.name for field in dataclasses.fields(config_class)} | set(LABEL_KEYS)
+    run = weights.hyper_parameters.get("model") or {}
+    sources = [run, run.get("config") if isinstance(run, Mapping) else None, weights.config]
+    settings: dict[str, Any] = {}
+    for source in sources:
+        for name, value in source.items() if isinstance(source, Mapping) else ():
+            name = "tie_word_embeddings" if name == "tie_embeddings" else name
+            if name in known and value is not None and "${" not in str(value):
+                settings[name] = value
+    model_type = (weights.config or {}).get("model_type")
+    if model_type not in accepted:
+        raise CheckpointError(
+            f"{weights.path}: the weights are of a {config_class.__name__.removesuffix('Config')} "
+            f"model, but the configuration says {model_type!r}"
+        )
+    return settings
+
+
+def build(
+    model_class: type[Any],
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    source: object,
+    computed: str = r"$^",
+) -> tuple[Any, list[str]]:
+    """Build a model and give it its weights, strictly.
+
+    Parameters
+    ----------
+    model_class, config
+        What to build.
+    tensors
+        By our names; of a tied tensor, either copy or both. A checkpoint in half precision is
+        widened: filters and tables need float32.
+    source
+        Where the weights are from, for messages.
+    computed
+        Pattern of names that a file may lack, since the configuration gives the values.
+
+    Returns
+    -------
+    model : PreTrainedModel
+        In evaluation mode, in the dtype of its fresh weights (float32).
+    filled : list of str
+        Names that the file lacked.
+
+    Raises
+    ------
+    CheckpointError
+        Naming every missing, unexpected and mis-shaped tensor, and tied ones that differ.
+    """
+    model = model_class(config)
+    state, expected = dict(tensors), model.state_dict()
+    for copy, first in model.get_expanded_tied_weights_keys(all_submodels=True).items():
+        if copy in state and first in state and not torch.equal(state[copy], state[first]):
+            raise CheckpointError(
+                f"{source}: {copy} and {first} are one tensor of the model, but differ in the file"
+            )
+        for name, other in ((copy, first), (first, copy)):
+            if other in state and name in expected:
+                state.setdefault(name, state[other])
+    filled = [name for name in expected if name not in state and re.search(computed, name)]
+    state.update((name, expected[name]) for name in filled)
+    compare_shapes(expected, state).demand(source, model_class.__name__)
+    model.load_state_dict({name: state[name].to(expected[name].dtype) for name in expected})
+    return model.eval(), filled

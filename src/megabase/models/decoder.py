@@ -1,0 +1,408 @@
+"""The decoder of HyenaDNA and GPT: embeddings, pre-norm blocks of a mixer and an MLP, final norm.
+
+A mixer moves information between positions. Its name in the configuration chooses among the
+registered ones (:func:`register_mixer`), so another mixer needs no other family.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
+
+from megabase.errors import ConfigError, sequence_too_long
+from megabase.layers.attention import SelfAttention
+from megabase.layers.backbone import Backbone, Block, Embeddings
+from megabase.layers.hyena import HyenaOperator
+from megabase.layers.hyena_filter import ExponentialWindow, HyenaFilter, PositionalFeatures, Sine
+from megabase.layers.linear import ResidualLinear, can_read
+from megabase.models.base import (
+    DNAModel,
+    LanguageModelConfig,
+    Problems,
+    collects,
+    finish,
+    given_once,
+    refuse_rest,
+)
+from megabase.registry import Registry
+
+MixerBuilder = Callable[[Any, int], nn.Module]
+"""From the configuration of a decoder and the number of a block to its mixer, which is called as
+``mixer(x, mask)``: x (batch, length, width), mask True at real positions, (batch, length), or None
+when nothing has to be hidden; it gives (batch, length, width)."""
+
+MIXERS: Registry[MixerBuilder] = Registry("mixer", "megabase.mixers")
+"""Every mixer by name."""
+
+_SINE_COPY = re.compile(r"^(.*implicit_filter\.)(\d+)\.freq$")
+"""A filter's sines share one frequency; these are the names that files may repeat it under."""
+
+
+def register_mixer(name: str, build: MixerBuilder) -> None:
+    """Make a mixer known by name, for ``mixers`` in the configuration of a decoder.
+
+    Parameters
+    ----------
+    name
+        A name that is not taken.
+    build
+        Called as ``build(config, layer)`` for every block that has the mixer; gives a module that
+        is called as ``mixer(x, mask)`` with x of shape (batch, length, width), and mask True at
+        real positions, shape (batch, length), or None. Where ``config.is_causal_model``, a
+        position of its output must not depend on later ones.
+
+    Raises
+    ------
+    ConfigError
+        When another mixer has the name.
+    """
+    MIXERS.register(name, build)
+
+
+def _attention(config: Any, layer: int) -> SelfAttention:
+    heads = config.num_attention_heads
+    causal = config.is_causal_model
+    return SelfAttention(config.d_model, heads, causal, config.attention_dropout)
+
+
+def _hyena(config: Any, layer: int) -> HyenaOperator:
+    return HyenaOperator(
+        config.d_model,
+        config.max_seq_len,
+        order=config.hyena_order,
+        short_filter_order=config.short_filter_order,
+        filter_layout=config.filter_layout,
+        bidirectional=config.bidirectional,
+        output_activation=config.output_activation,
+        dropout=config.hyena_dropout,
+        filter_options={
+            "emb_dim": config.emb_dim,
+            "width": config.filter_order,
+            "num_inner_mlps": config.num_inner_mlps,
+            "sine_freq": config.activation_freq,
+            "train_freq": config.train_freq,
+            "modulate": config.modulate,
+            "window": {
+                "fast_decay": config.fast_decay_pct,
+                "slow_decay": config.slow_decay_pct,
+                "target": config.decay_target,
+                "shift": config.window_shift,
+            },
+            "normalized": config.normalized_filter,
+            "use_bias": config.use_bias,
+            "train_positions": config.lr_pos_emb > 0,
+        },
+    )
+
+
+register_mixer("attention", _attention)
+register_mixer("hyena", _hyena)
+
+
+class DecoderConfig(LanguageModelConfig):
+    """Settings of a decoder; see :class:`megabase.models.hyenadna.HyenaDNAConfig`."""
+
+    attribute_map = {  # noqa: RUF012 (the library's own form)
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layer",
+        "intermediate_size": "d_inner",
+    }
+    keys_to_ignore_at_inference = ["hidden_states"]  # noqa: RUF012
+
+    if TYPE_CHECKING:  # each family declares its fields, with defaults of its own
+        d_inner: int | None
+        max_position_embeddings: int
+        embed_dropout: float
+        resid_dropout: float
+        attention_dropout: float
+        layer_norm_epsilon: float
+        initializer_range: float
+        residual_in_fp32: bool
+        num_attention_heads: int
+        max_length: int
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.d_inner is None and isinstance(self.d_model, int):
+            self.d_inner = 4 * self.d_model
+        super().__post_init__(**kwargs)
+
+    def _check(self, problems: Problems) -> None:
+        problems.whole("d_inner", self.attribute_map["num_attention_heads"])
+        problems.number("embed_dropout", "resid_dropout", "attention_dropout", high=1.0)
+        problems.number("initializer_range", "layer_norm_epsilon")
+
+    def _check_heads(self, problems: Problems) -> None:
+        """Demand heads that divide the width."""
+        width, heads = self.d_model, self.num_attention_heads
+        if isinstance(width, int) and isinstance(heads, int):
+            problems.demand(
+                heads > 0 and width % heads == 0,
+                f"{self.attribute_map['num_attention_heads']} must divide d_model {width}, "
+                f"found {heads}",
+            )
+
+    @property
+    def mixer_names(self) -> list[str]:
+        """Registered name of the mixer of every block."""
+        raise NotImplementedError
+
+    @property
+    def length_setting(self) -> str:
+        """Name of the setting that limits the length."""
+        return "max_position_embeddings"
+
+    @property
+    def is_causal_model(self) -> bool:
+        """Whether no position sees a later one."""
+        raise NotImplementedError
+
+
+class DecoderBlock(GradientCheckpointingLayer, Block):
+    """A block whose activations transformers can recompute in the backward pass."""
+
+
+class DecoderPreTrainedModel(DNAModel):
+    """Initial weights, optimizer groups and tied names of the decoders."""
+
+    config: DecoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    token_table = "backbone.embeddings.word_embeddings"
+    encoder_options = ("output_attentions",)
+    _no_split_modules = ["DecoderBlock"]  # noqa: RUF012 (the library's own form)
+    _supports_sdpa = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw the published initial values.
+
+        Linear and embedding weights N(0, range^2), biases 0; the maps that write into the running
+        sum (``out_proj``, ``fc2``) with range / sqrt(2 n_layer) instead; the short convolution
+        U(-1/sqrt(k), 1/sqrt(k)); the skip term N(0, 1). Computed tables are filled here too,
+        because the library builds models without memory first.
+        """
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            if isinstance(module, ResidualLinear):
+                std /= math.sqrt(2 * self.config.n_layer)
+            init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv1d):
+            bound = 1 / math.sqrt(module.kernel_size[0])
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, Sine):
+            init.constant_(module.freq, module.frequency)
+        elif isinstance(module, PositionalFeatures):
+            z, t = module.tables()
+            init.copy_(module.z, z)
+            init.copy_(module.t, t)
+        elif isinstance(module, ExponentialWindow):
+            init.copy_(module.deltas, module.table())
+        elif isinstance(module, HyenaFilter):
+            init.normal_(module.bias)
+
+    def tied_names(self, names: Iterable[str]) -> dict[str, str]:
+        """Name the copies of shared tensors.
+
+        The sines of a filter share one frequency in every model; the head shares the embedding
+        when ``config.tie_word_embeddings``.
+        """
+        tied: dict[str, str] = {}
+        for name in names:
+            found = _SINE_COPY.match(name)
+            if found and found.group(2) != "1":
+                tied[name] = f"{found.group(1)}1.freq"
+        if self.config.tie_word_embeddings:
+            tied["lm_head.weight"] = f"{self.base_model_prefix}.{self.token_table}.weight"
+        return tied
+
+    def parameter_groups(
+        self,
+        lr: float,
+        weight_decay: float,
+        filter_weight_decay: float = 0.0,
+        decay: Literal["published", "standard"] = "published",
+    ) -> list[dict[str, Any]]:
+        """Group the parameters for an optimizer.
+
+        Parameters
+        ----------
+        lr
+            Learning rate of everything but a learned positional table, which has
+            ``config.lr_pos_emb``.
+        weight_decay
+            Weight decay of ordinary parameters.
+        filter_weight_decay
+            Weight decay of the filter networks and their sine frequencies (published: 0).
+        decay
+            ``"published"``: every other parameter decays, biases, norms and embeddings too, as in
+            the public training code. ``"standard"``: biases, norms, embeddings and the skip term
+            do not decay.
+
+        Returns
+        -------
+        list of dict
+            Each with ``name``, ``params``, ``lr`` and ``weight_decay``; empty groups are left out.
+
+        Raises
+        ------
+        ConfigError
+            When `decay` is unknown.
+        """
+        if decay not in ("published", "standard"):
+            raise ConfigError(f"decay must be published or standard, found {decay!r}")
+        settings = {
+            "decayed": (lr, weight_decay),
+            "not_decayed": (lr, 0.0),
+            "filter": (lr, filter_weight_decay),
+            "positions": (getattr(self.config, "lr_pos_emb", 0.0), 0.0),
+        }
+        members: dict[str, list[nn.Parameter]] = {name: [] for name in settings}
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if ".pos_emb." in name:
+                group = "positions"
+            elif ".implicit_filter." in name:
+                group = "filter"
+            elif decay == "standard" and (parameter.dim() < 2 or "embeddings." in name):
+                group = "not_decayed"
+            else:
+                group = "decayed"
+            members[group].append(parameter)
+        return [
+            {"name": name, "params": members[name], "lr": rate, "weight_decay": wd}
+            for name, (rate, wd) in settings.items()
+            if members[name]
+        ]
+
+    def _real_tokens(
+        self, input_ids: Tensor | None, attention_mask: Tensor | None
+    ) -> Tensor | None:
+        # The published port pools by pad tokens and never looks at the mask.
+        pad = self.config.pad_token_id
+        by_tokens = attention_mask is None or self.config.pooling == "hf"
+        if by_tokens and input_ids is not None and pad is not None:
+            return input_ids != pad
+        return attention_mask
+
+
+class DecoderModel(DecoderPreTrainedModel):
+    """A decoder without a head: one vector per position.
+
+    Parameters
+    ----------
+    config
+        The model's settings.
+    """
+
+    def __init__(self, config: DecoderConfig, **_: Any) -> None:
+        super().__init__(config)
+        layers = [
+            DecoderBlock(
+                MIXERS[mixer](config, i),
+                config.d_model,
+                cast("int", config.d_inner),
+                norm_eps=config.layer_norm_epsilon,
+                dropout_in=config.embed_dropout if i == 0 else config.resid_dropout,
+                dropout=config.resid_dropout,
+                residual_in_fp32=config.residual_in_fp32,
+            )
+            for i, mixer in enumerate(config.mixer_names)
+        ]
+        embeddings = Embeddings(config.vocab_rows, config.d_model, config.max_position_embeddings)
+        self.backbone = Backbone(
+            embeddings, layers, config.d_model, config.layer_norm_epsilon, config.resid_dropout
+        )
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        output_attentions: bool | None = None,
+        **rest: Any,
+    ) -> BaseModelOutput | tuple[Any, ...]:
+        """Encode token ids.
+
+        Parameters
+        ----------
+        input_ids
+            Shape (batch, length); or give `inputs_embeds`.
+        attention_mask
+            1 at real tokens, shape (batch, length). A causal model on right-padded input gives the
+            same vectors at real positions with and without it. With left padding, or in a model
+            that also looks ahead, padded positions are emptied before every convolution unless
+            ``config.mask_padding`` is False (the published models ignore the mask).
+        inputs_embeds
+            Embeddings instead of ids, shape (batch, length, width).
+        output_hidden_states
+            Whether to return the input of every block and the final output as well.
+        return_dict
+            Whether to return an object instead of a tuple.
+        output_attentions
+            Whether to return the weights of every block that attends, each (batch, heads, length,
+            length). They take memory in the square of the length.
+
+        Returns
+        -------
+        BaseModelOutput
+            ``last_hidden_state`` has shape (batch, length, width).
+
+        Raises
+        ------
+        InputError
+            When the input is longer than ``config.max_length``.
+        ConfigError
+            When not exactly one of `input_ids` and `inputs_embeds` is given, or for an argument
+            that the model cannot honor: attention weights where no block attends.
+        """
+        refuse_rest(self, rest)
+        given = given_once(input_ids, inputs_embeds)
+        if given.shape[1] > self.config.max_length:
+            raise sequence_too_long(
+                given.shape[1], self.config.max_length, self.config.length_setting
+            )
+        collect = collects(self.config, output_hidden_states)
+        attentions = self._attentions(output_attentions)
+        mask = self._mixer_mask(attention_mask)
+        hidden, states = self.backbone(input_ids, inputs_embeds, mask, collect, attentions)
+        output = BaseModelOutput(
+            last_hidden_state=hidden,
+            hidden_states=states,
+            attentions=None if attentions is None else cast("Any", tuple(attentions)),
+        )
+        return finish(self, output, return_dict)
+
+    def _attentions(self, wanted: bool | None) -> list[Tensor] | None:
+        """Give an empty list for attention weights, where they are requested."""
+        if not (self.config.output_attentions if wanted is None else wanted):
+            return None
+        blocks = cast("list[Any]", self.backbone.layers)
+        if not any(isinstance(block.mixer, SelfAttention) for block in blocks):
+            refuse_rest(self, {"output_attentions": True})
+        return []
+
+    def _mixer_mask(self, attention_mask: Tensor | None) -> Tensor | None:
+        """Give the mask the mixers need, or None when padding cannot reach a real position."""
+        if attention_mask is None or not self.config.mask_padding:
+            return None
+        mask = attention_mask.bool()
+        # Right padding lies after every real token: a causal model never sees it.
+        readable = self.config.is_causal_model and can_read(mask)
+        return None if readable and bool((mask[:, :-1] | ~mask[:, 1:]).all()) else mask
