@@ -15,7 +15,7 @@ from megabase.models.bigbird.modeling import (
     GenomicBigBirdForSequenceClassification,
     GenomicBigBirdModel,
 )
-from megabase.models.bigbird.presets import PRESETS
+from megabase.models.presets import PRESETS
 
 
 def _config(**settings: object) -> GenomicBigBirdConfig:
@@ -35,8 +35,9 @@ def _ids(length: int) -> torch.Tensor:
     return torch.randint(5, 30, (2, length), generator=torch.Generator().manual_seed(length))
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
-def test_presets_have_the_stated_size(preset: object) -> None:
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("bigbird")])
+def test_presets_have_the_stated_size(name: str) -> None:
+    preset = PRESETS[name]
     with torch.device("meta"):
         model = GenomicBigBirdModel(GenomicBigBirdConfig(**preset.config))
     assert sum(p.numel() for p in model.parameters()) == preset.parameters

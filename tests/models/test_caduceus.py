@@ -25,8 +25,8 @@ from megabase.models.caduceus import (
     CaduceusModel,
 )
 from megabase.models.caduceus.convert import convert, recognizes
-from megabase.models.caduceus.presets import PRESETS
 from megabase.models.checkpoints.reader import Weights
+from megabase.models.presets import PRESETS
 
 HEADS = (CaduceusForSequenceClassification, CaduceusForTokenClassification)
 KINDS: dict[str, dict[str, Any]] = {
@@ -60,8 +60,9 @@ def reverse_complement(ids: Tensor) -> Tensor:
     return torch.tensor(COMPLEMENT_TOKEN_IDS)[ids.flip(1)]
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
-def test_presets_have_the_published_number_of_parameters(preset: Any) -> None:
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("caduceus")])
+def test_presets_have_the_published_number_of_parameters(name: str) -> None:
+    preset = PRESETS[name]
     with torch.device("meta"):
         model = CaduceusForMaskedLM(CaduceusConfig(**preset.config))
     assert sum(p.numel() for p in model.parameters()) == preset.parameters

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from megabase.errors import ConfigError
+from megabase.models.base import checkpoint_activations
 from megabase.models.bigbird.configuration import GenomicBigBirdConfig
 from megabase.models.bigbird.modeling import GenomicBigBirdModel
-from megabase.models.base import checkpoint_activations
 from megabase.models.dnabert.configuration import DNABERTConfig
 from megabase.models.dnabert.modeling import DNABERTModel
 from megabase.models.gpt import GPTConfig, GPTModel
@@ -57,11 +57,11 @@ def test_gradients_stay_as_they_are(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["hyenadna", "gpt"])
-def test_stretches(family: str) -> None:
+def test_segments(family: str) -> None:
     torch.manual_seed(0)
     model, ids = MODELS[family]().train(), torch.randint(7, 11, (2, 33))
     want = _gradients(model, ids)
-    checkpoint_activations(model, stretch=2)
+    checkpoint_activations(model, segment=2)
     for name, gradient in _gradients(model, ids).items():
         torch.testing.assert_close(gradient, want[name], atol=1e-5, rtol=1e-4, msg=name)
 
@@ -69,4 +69,4 @@ def test_stretches(family: str) -> None:
 @pytest.mark.parametrize("family", ["mamba", "dnabert", "bigbird"])
 def test_families_without_stretches_say_so(family: str) -> None:
     with pytest.raises(ConfigError, match="only HyenaDNA and GPT can"):
-        checkpoint_activations(MODELS[family](), stretch=2)
+        checkpoint_activations(MODELS[family](), segment=2)

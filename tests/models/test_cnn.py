@@ -13,7 +13,7 @@ from megabase.models.checkpoints.reader import Weights
 from megabase.models.cnn.configuration import SHORTEST, GenomicCNNConfig
 from megabase.models.cnn.convert import convert, from_state_dict, recognizes
 from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
-from megabase.models.cnn.presets import PRESETS
+from megabase.models.presets import PRESETS
 from megabase.models.tokenizers.table import LetterTokenizer, letter_vocabulary
 
 _IDS = torch.randint(7, 11, (3, 60), generator=torch.Generator().manual_seed(0))
@@ -25,8 +25,9 @@ def _model(**settings: object) -> GenomicCNNForSequenceClassification:
     return GenomicCNNForSequenceClassification(config).eval()
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
-def test_presets_have_the_stated_size(preset: object) -> None:
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("cnn")])
+def test_presets_have_the_stated_size(name: str) -> None:
+    preset = PRESETS[name]
     with torch.device("meta"):
         model = GenomicCNNForSequenceClassification(GenomicCNNConfig(**preset.config))
     assert sum(p.numel() for p in model.parameters()) == preset.parameters

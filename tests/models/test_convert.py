@@ -3,6 +3,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from transformers import AutoModelForSequenceClassification
 from megabase.errors import CheckpointError
 from megabase.models.auto import load_model
 from megabase.models.checkpoints.convert import convert_checkpoint, model_from_weights
+from megabase.models.checkpoints.published import renamed
 from megabase.models.checkpoints.reader import read_weights
 from megabase.models.checkpoints.save import OutputError
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
@@ -27,6 +30,14 @@ needs_data = pytest.mark.skipif(
     not DEV_DATA, reason="MEGABASE_DEV_DATA does not name a folder with weights/ and genomes/"
 )
 REMAG = ("remag_0.3.3_base", "remag_0.3.3_20251024", "remag_0.6.1_4k")
+
+
+def to_published(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict under the names of the training repository, without its ``model.``."""
+    return {
+        re.sub(r"^score\.", "decoder.0.output_transform.", name.removeprefix("hyena.")): tensor
+        for name, tensor in state.items()
+    }
 
 
 def recorded(case: Path) -> tuple[torch.Tensor, torch.Tensor, float]:

@@ -12,7 +12,7 @@ from megabase.cli.main import main
 from megabase.errors import MegabaseError
 from megabase.models import load_model, load_tokenizer
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
-from megabase.models.hyenadna.lengthen import lengthen
+from megabase.models.hyenadna.modeling import lengthen
 
 
 def _model(**settings: Any) -> HyenaDNAForCausalLM:

@@ -22,7 +22,7 @@ from megabase.models.mamba import (
     MambaModel,
 )
 from megabase.models.mamba.convert import convert, recognizes
-from megabase.models.mamba.presets import PRESETS
+from megabase.models.presets import PRESETS
 
 
 def small(**more: Any) -> MambaConfig:
@@ -43,8 +43,9 @@ def count(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
-def test_presets_have_the_published_number_of_parameters(preset: Any) -> None:
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("mamba")])
+def test_presets_have_the_published_number_of_parameters(name: str) -> None:
+    preset = PRESETS[name]
     model = MambaForCausalLM(MambaConfig(**preset.config))
     assert count(model) == preset.parameters
     assert model.config.max_length == preset.length

@@ -1,4 +1,4 @@
-"""The heads of all families, for tokens and for labels of sequences and nucleotides, with losses."""
+"""The heads of all families for tokens, labels of sequences and labels of nucleotides; losses."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from megabase.models.base import (
 
 IGNORE_INDEX = -100
 """Label that takes no part in a loss: the convention of torch and transformers."""
+
 
 class LossOptions(NamedTuple):
     """How the caller wants a loss to be taken."""

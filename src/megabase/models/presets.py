@@ -1,27 +1,14 @@
-"""Published model shapes by name.
-
-Each family lists its own in ``megabase/models/<family>/presets.py`` as a tuple ``PRESETS`` of
-:class:`Preset`; those files import neither torch nor transformers. ``megabase info --presets``
-prints the table.
-"""
+"""Published model shapes by name; ``megabase info --presets`` prints the table."""
 
 from __future__ import annotations
 
 import difflib
-import importlib
-import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from megabase.errors import MegabaseError
-
-__all__ = ["PRESETS", "Preset", "find_preset"]
-
-PRESETS: Mapping[str, Preset]
-"""Every preset by name, collected at first use (a family's list imports :class:`Preset`)."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +34,122 @@ class Preset:
     """Where the shape is published."""
 
 
-def _collect() -> dict[str, Preset]:
-    found: dict[str, Preset] = {}
-    here = Path(__file__).parent
-    for package in pkgutil.iter_modules([str(here)]):
-        if not package.ispkg or not (here / package.name / "presets.py").exists():
-            continue
-        module = importlib.import_module(f"megabase.models.{package.name}.presets")
-        for preset in module.PRESETS:
-            if preset.name in found:
-                raise RuntimeError(f"two presets are named {preset.name!r}")
-            found[preset.name] = preset
-    return found
+_NARROW = {
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 512,
+}
+"""A BERT that a CPU can train."""
+
+
+def _caduceus() -> Iterator[Preset]:
+    """Give the models of arXiv 2403.03234 and its Hub pages."""
+    for kind in ("ph", "ps"):
+        for shape, width, layers, length, parameters in (
+            ("seqlen-1k_d_model-118_n_layer-4_lr-8e-3", 118, 4, 1_024, 470_702),
+            ("seqlen-1k_d_model-256_n_layer-4_lr-8e-3", 256, 4, 1_024, 1_934_592),
+            ("seqlen-131k_d_model-256_n_layer-16", 256, 16, 131_072, 7_725_312),
+        ):
+            rcps = kind == "ps"
+            yield Preset(
+                f"caduceus-{kind}-{length // 1024}k-d{width}-n{layers}",
+                "caduceus",
+                {"d_model": width, "n_layer": layers, "rcps": rcps, "max_seq_len": length},
+                parameters,
+                length,
+                hub=f"kuleshov-group/caduceus-{kind}_{shape}",
+                source="arXiv 2403.03234",
+            )
+
+
+def _dnabert() -> Iterator[Preset]:
+    """Give the models of DNABERT; neighbors differ by the rows of the vocabulary."""
+    sizes = {3: 86_094_336, 4: 86_241_792, 5: 86_831_616, 6: 89_190_912}
+    for k, parameters in sizes.items():
+        yield Preset(
+            f"dnabert-{k}",
+            "dnabert",
+            {"k": k},
+            parameters,
+            509 + k,
+            checkpoint=f"zhihan1996/DNA_bert_{k}",
+            source="doi 10.1093/bioinformatics/btab083; encoder and pooler",
+        )
+    narrow = {"k": 6, **_NARROW}
+    source = "a shape for CPUs; encoder and pooler"
+    yield Preset("dnabert-6-narrow", "dnabert", narrow, 1_004_032, 515, source=source)
+
+
+def _hyenadna() -> Iterator[Preset]:
+    """Give the models of arXiv 2306.15794 and its Hub pages."""
+    for name, width, layers, length, parameters in (
+        ("tiny-1k-seqlen", 128, 2, 1_024, 436_096),
+        ("tiny-1k-seqlen-d256", 256, 2, 1_024, 1_641_088),
+        ("tiny-16k-seqlen-d128", 128, 2, 16_384, 436_096),
+        ("small-32k-seqlen", 256, 4, 32_768, 3_277_568),
+        ("medium-160k-seqlen", 256, 8, 160_000, 6_550_528),
+        ("medium-450k-seqlen", 256, 8, 450_000, 6_550_528),
+        ("large-1m-seqlen", 256, 8, 1_000_000, 6_550_528),
+    ):
+        shape = {"d_model": width, "n_layer": layers, "d_inner": 4 * width}
+        yield Preset(
+            f"hyenadna-{name}",
+            "hyenadna",
+            {**shape, "max_seq_len": length + 2},  # room for two special tokens in the filters
+            parameters,
+            length,
+            hub=f"LongSafari/hyenadna-{name}-hf",
+            checkpoint=f"LongSafari/hyenadna-{name}",
+            source="arXiv 2306.15794",
+        )
+
+
+def _mamba() -> Iterator[Preset]:
+    """Give the next-token baselines of arXiv 2403.03234; their weights are not on the Hub."""
+    for width, parameters in ((128, 468_608), (256, 1_756_416)):
+        yield Preset(
+            f"mamba-1k-d{width}-n4",
+            "mamba",
+            {"d_model": width, "n_layer": 4, "max_seq_len": 1_024},
+            parameters,
+            1_024,
+            source="arXiv 2403.03234",
+        )
+
+
+_BASES = 35_000  # 8.78 bases a BigBird token on average, 4096 positions
+
+PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in (
+    Preset(
+        "bigbird-4096", "bigbird", {}, 113_369_856, _BASES,
+        source="arXiv 2007.14062, Table 21; encoder and pooler",
+    ),
+    Preset(
+        "bigbird-narrow", "bigbird", {"vocab_size": 4096, **_NARROW}, 1_462_144, _BASES,
+        source="a shape for CPUs; encoder and pooler",
+    ),
+    *_caduceus(),
+    Preset(
+        "cnn-caduceus-1024", "cnn", {"variant": "caduceus", "max_length": 1024}, 264_710, 1024,
+        source="arXiv 2403.03234, Table 1",
+    ),
+    Preset(
+        # 251 bases between <bos> and <eos>; seven tokens without N.
+        "cnn-genomic-benchmarks-251", "cnn",
+        {"max_length": 253, "vocab_size": 7, "pad_token_id": None}, 67_089, 251,
+        source="GenomicBenchmarks, models/torch.py",
+    ),
+    Preset("deepsea", "deepsea", {}, 52_843_119, 1000, source="Kipoi models, DeepSEA"),
+    Preset(
+        "deepsea-narrow", "deepsea", {"channels": (32, 48, 96), "hidden": 93}, 610_015, 1000,
+        source="a tenth of the published width",
+    ),
+    *_dnabert(),
+    *_hyenadna(),
+    *_mamba(),
+)})  # fmt: skip
+"""Every preset by name."""
 
 
 def find_preset(name: str) -> Preset:
@@ -69,29 +160,15 @@ def find_preset(name: str) -> Preset:
     name
         Name of the preset, or of its Hub repository.
 
-    Returns
-    -------
-    Preset
-        The published shape.
-
     Raises
     ------
     MegabaseError
         When there is none; the message names the nearest.
     """
-    presets: Mapping[str, Preset] = __getattr__("PRESETS")
-    for preset in presets.values():
+    for preset in PRESETS.values():
         if name in (preset.name, preset.hub, preset.checkpoint):
             return preset
-    near = difflib.get_close_matches(name, presets, n=3, cutoff=0.4) or list(presets)
+    near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.4) or list(PRESETS)
     raise MegabaseError(
         f"there is no preset {name!r}; near it: {', '.join(near)} (megabase info --presets)"
     )
-
-
-def __getattr__(name: str) -> Any:
-    if name != "PRESETS":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    presets: Mapping[str, Preset] = MappingProxyType(_collect())
-    globals()["PRESETS"] = presets
-    return presets

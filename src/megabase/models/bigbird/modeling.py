@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import BigBirdForMaskedLM, BigBirdForSequenceClassification, BigBirdModel
 from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
 

@@ -243,9 +243,11 @@ class CaduceusForMaskedLM(_CaduceusPreTrainedModel, MaskedLM):
 
 
 class _Classifier(_CaduceusPreTrainedModel):
-    """What a classifier sees: both strands of an equivariant model (``config.rcps``), whose
-    predictions then do not depend on the strand, and where ``config.conjoin_train`` or
-    ``config.conjoin_eval`` say so (the post-hoc conjoining of Caduceus-Ph).
+    """The strands that a classifier averages over.
+
+    Both of an equivariant model (``config.rcps``), whose predictions then do not depend on the
+    strand; of others where ``config.conjoin_train`` or ``config.conjoin_eval`` say so (the
+    post-hoc conjoining of Caduceus-Ph).
     """
 
     base_class = CaduceusModel

@@ -148,9 +148,9 @@ def lengthen_model(
     ------
     MegabaseError
         When the model cannot be made longer (see
-        :func:`~megabase.models.hyenadna.lengthen.lengthen`) or the destination stands in the way.
+        :func:`~megabase.models.hyenadna.modeling.lengthen`) or the destination stands in the way.
     """
-    from megabase.models.hyenadna.lengthen import lengthen
+    from megabase.models.hyenadna.modeling import lengthen
 
     folder = Path(destination).expanduser()
     check_output(folder, overwrite)

@@ -183,8 +183,7 @@ class HyenaDNAConfig(DecoderConfig):
                 self._check_heads(problems)
             problems.demand(
                 len(names) == self.n_layer and all(name in MIXERS for name in names),
-                f"mixers must be one or {self.n_layer} of {', '.join(MIXERS)}, "
-                f"found {self.mixers}",
+                f"mixers must be one or {self.n_layer} of {', '.join(MIXERS)}, found {self.mixers}",
             )
         super()._check(problems)
 
