@@ -125,8 +125,12 @@ class DecoderConfig(LanguageModelConfig):
         layer_norm_epsilon: float
         initializer_range: float
         residual_in_fp32: bool
-        num_attention_heads: int
-        max_length: int
+        num_attention_heads: int = 0
+
+        @property
+        def max_length(self) -> int:
+            """Longest input in tokens."""
+            ...
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.d_inner is None and isinstance(self.d_model, int):

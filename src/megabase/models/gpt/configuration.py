@@ -66,7 +66,7 @@ class GPTConfig(DecoderConfig):
         return ["attention"] * self.n_layer
 
     @property
-    def max_length(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def max_length(self) -> int:
         """Longest input in tokens."""
         return self.max_position_embeddings
 
