@@ -18,8 +18,8 @@ from megabase.data.augment import codes_to_ids
 from megabase.errors import InputError
 from megabase.evaluate.log_probs import base_logits, predict_tokens
 from megabase.evaluate.sequences import plan_windows, run_batched
-from megabase.genome.alphabet import BASE_BITS, PAD, T
-from megabase.genome.interval import Interval
+from megabase.genome.alphabet import BASE_BITS, PAD, T, encode
+from megabase.genome.interval import Interval, one_based
 from megabase.genome.store import GenomeStore
 from megabase.models.checkpoints.finite import require_finite
 from megabase.models.loading import Loaded, inference_mode
@@ -112,6 +112,62 @@ def sequence_probabilities(
 
     found = run_batched(sequences, compute, batch_tokens=batch_tokens, pad=not model.masked)
     return [values[: len(codes)] for values, codes in zip(found, sequences, strict=True)]
+
+
+def allele_probabilities(
+    model: Loaded,
+    store: GenomeStore,
+    variants: Sequence[tuple[str, int, int, str, str | None]],
+    *,
+    around: int,
+    window: int | None = None,
+    batch_tokens: int = 1 << 16,
+) -> list[tuple[int, int, Floats]]:
+    """Give the probability of A, C, G, T around variants when the alternative stands there.
+
+    Parameters
+    ----------
+    model, store, window, batch_tokens
+        As for :func:`base_probabilities`; a window holds the alternative and as many bases before
+        it as fit (of a masked model half a window).
+    variants
+        contig, start, end (0-based half-open), REF and ALT. Those without letters for ALT, or with
+        more than a quarter of the window, are passed over.
+    around
+        Bases on either side of the alternative.
+
+    Returns
+    -------
+    list of tuple
+        Number of the variant, 0-based position of the first base on the contig, and probabilities,
+        float32 (bases, 4).
+    """
+    size = _window(model, window)
+    rows: list[NDArray[np.uint8]] = []
+    kept: list[tuple[int, int]] = []
+    for number, (contig, start, end, _, alt) in enumerate(variants):
+        if alt is None or not set(alt) <= set("ACGTN") or len(alt) > size // 4:
+            continue
+        after = min(store.contig(contig).length, end + around)
+        lead = size // 2 if model.masked else size - len(alt) - (after - end)
+        begin = max(0, start - lead)
+        parts = [encode(alt)]
+        if begin < start:
+            parts.insert(0, store.fetch(Interval(contig, begin, start)))
+        if end < after:
+            parts.append(store.fetch(Interval(contig, end, after)))
+        rows.append(np.concatenate(parts))
+        kept.append((number, start - begin))
+
+    def record(row: int) -> str:
+        contig, start, _, ref, alt = variants[kept[row][0]]
+        return f"{contig}:{one_based(start):,}:{ref}>{alt}"
+
+    found = sequence_probabilities(model, rows, batch_tokens=batch_tokens, record=record)
+    return [
+        (number, variants[number][1] - min(lead, around), values[max(0, lead - around) :])
+        for (number, lead), values in zip(kept, found, strict=True)
+    ]
 
 
 def log_likelihood(probabilities: Floats, codes: NDArray[np.uint8]) -> Floats:

@@ -1,4 +1,4 @@
-"""Files as tracks of the genome page: genes (GFF, GTF), intervals (BED), numbers (bedGraph)."""
+"""Files on the genome page: genes (GFF, GTF), intervals (BED), numbers (bedGraph, bigWig), VCF."""
 
 from __future__ import annotations
 
@@ -9,13 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from megabase.errors import InputError, ReportError, UnknownContigError
+from megabase.evaluate.provenance import file_digest
 from megabase.genome.files import numbered_lines
-from megabase.genome.interval import Interval
+from megabase.genome.interval import Interval, one_based
 from megabase.genome.store import GenomeStore
-from megabase.genome.tables import read_bed, read_gff
-from megabase.report.genome_page import Feature, FeatureTrack, Segment, SignalTrack
+from megabase.genome.tables import read_bed, read_gff, read_vcf
+from megabase.genome.vcf import float_info_keys, read_vcf_header
+from megabase.report.genome_page import (
+    Column,
+    Feature,
+    FeatureTrack,
+    Segment,
+    SignalTrack,
+    TableRow,
+    VariantTable,
+)
+from megabase.untrusted import parsing
 
 TRACK_ENDINGS = {
     ".bw": "bigwig", ".bigwig": "bigwig",
@@ -25,6 +37,12 @@ TRACK_ENDINGS = {
 }  # fmt: skip
 """What a file of a track is, by the ending of its name (in lower case, before .gz)."""
 
+_REASON = "MB_REASON"
+"""INFO field of megabase variants: why an allele has no score."""
+_VARIANT_COLUMNS = (
+    "contig", "start", "end", "ref", "alt", "id", "record", "qual", "filter", "reason",
+)  # fmt: skip
+"""Columns of a frame of variants before its scores."""
 _GENES = ("gene", "pseudogene", "ncRNA_gene")
 _PARTS = ("exon", "CDS")
 _TRANSCRIPTS = (
@@ -201,6 +219,165 @@ def bedgraph_track(
         shown = ", ".join(dict.fromkeys(place.contig for place in places))
         raise InputError(f"{path}: has no row on the contigs shown ({shown})")
     return SignalTrack(name, segments, color="#2f7d4f", below="#b4530a")
+
+
+def read_track(
+    text: str, store: GenomeStore, regions: Sequence[Interval], *, strict: bool = False
+) -> tuple[FeatureTrack | SignalTrack, tuple[str, str]]:
+    """Read a file of any kind of track.
+
+    Parameters
+    ----------
+    text
+        ``NAME=FILE``, or the file alone.
+    store
+        The genome.
+    regions
+        What the page shows.
+    strict
+        Refuse the first row that cannot be used, instead of leaving it out.
+
+    Returns
+    -------
+    track : FeatureTrack or SignalTrack
+        The track.
+    fact : tuple of str
+        What the page says of the file: its name and checksum.
+
+    Raises
+    ------
+    ReportError, InputError, GenomeError
+        When there is no such file, or it cannot be read.
+    """
+    name, _, path = text.rpartition("=")
+    path = path or text
+    label = name or Path(path).name.removesuffix(".gz").rpartition(".")[0] or path
+    if not Path(path).is_file():
+        raise ReportError(f"there is no track {path}")
+    kind = track_kind(path)
+    if kind == "bigwig":
+        track = _bigwig_track(path, label, regions)
+    elif kind == "bedgraph":
+        track = bedgraph_track(path, store, regions, label)
+    elif kind == "genes":
+        track = genes_track(path, store, regions, label, strict=strict)
+    else:
+        track = bed_track(path, store, regions, label, strict=strict)
+    return track, (f"track {label}", f"{Path(path).name}, sha256 {file_digest(path)}")
+
+
+def _bigwig_track(path: str, name: str, regions: Sequence[Interval]) -> SignalTrack:
+    """Read the numbers of a bigWig file."""
+    from megabase.inference.bigwig import check_bigwig
+    from megabase.inference.tracks import require_bigwig
+
+    require_bigwig("reading bigWig")
+    import pybigtools
+
+    segments: list[Segment] = []
+    with parsing(Path(path), ReportError, "it is damaged or not a bigWig file"):
+        check_bigwig(Path(path))
+        opened: Any = pybigtools.open(path)
+        contigs = dict(opened.chroms())
+        for region in regions:
+            if region.contig in contigs:
+                found = opened.values(region.contig, region.start, region.end, fillna=None)
+                values = np.asarray(found, dtype=np.float32)
+                segments.append(Segment(region.contig, region.start, values))
+    if not segments:
+        raise ReportError(f"{path}: has none of the contigs shown ({regions[0].contig})")
+    return SignalTrack(name, tuple(segments), color="#2f7d4f", below="#b4530a")
+
+
+def read_variants(
+    path: str | Path,
+    store: GenomeStore,
+    region: Interval | None = None,
+    *,
+    info: Sequence[str] = (),
+    strict: bool = False,
+) -> pl.DataFrame:
+    """Read the alleles of a VCF file with numbers from its INFO fields.
+
+    Parameters
+    ----------
+    path
+        The file.
+    store
+        The genome.
+    region
+        Leave out what does not lie inside it.
+    info
+        INFO fields with a number for each allele; all such fields of the header when empty.
+    strict
+        Refuse the first record that cannot be used, instead of leaving it out.
+
+    Returns
+    -------
+    polars.DataFrame
+        contig, start, end (0-based half-open), ref, alt, id, record, qual, filter, reason (why an
+        allele has no score), and a column of numbers for each INFO field.
+
+    Raises
+    ------
+    ReportError
+        When no variant is left.
+    """
+    keys = list(info) or float_info_keys(read_vcf_header(path))
+    frame = read_vcf(path, store, info=[*keys, _REASON], strict=strict)
+
+    def of_allele(key: str) -> pl.Expr:
+        """Take the value of the allele of the row where there is one for each."""
+        values = pl.col(key).str.split(",")
+        own = values.list.get(pl.col("allele"), null_on_oob=True)
+        return pl.when(values.list.len() > 1).then(own).otherwise(values.list.first())
+
+    numbers = [of_allele(key).cast(pl.Float64, strict=False).alias(key) for key in keys]
+    reason = of_allele(_REASON).replace(".", None).alias("reason")
+    frame = frame.with_columns(*numbers, reason)
+    if region is not None:
+        frame = frame.filter(
+            (pl.col("contig") == region.contig)
+            & (pl.col("start") >= region.start)
+            & (pl.col("end") <= region.end)
+        )
+    if not frame.height:
+        raise ReportError(f"{path}: has no variant" + (" in the region" * (region is not None)))
+    return frame.select(*_VARIANT_COLUMNS, *keys)
+
+
+def variants_track(
+    variants: pl.DataFrame, genes: FeatureTrack | None
+) -> tuple[FeatureTrack, VariantTable]:
+    """Make the track of variants, and their table with the genes they lie in."""
+    keys = variants.columns[len(_VARIANT_COLUMNS) :]
+    # Of what every VCF file may hold, the table has what this one does.
+    given = [name for name in ("qual", "filter", "reason") if variants[name].is_not_null().any()]
+    columns = [
+        Column("contig"),
+        Column("position", "place"),
+        Column("ref"),
+        Column("alt"),
+        Column("id", minor=True),
+        *([Column("gene", minor=True)] if genes is not None else []),
+        *(Column(name, "number", 1, minor=True) for name in given if name == "qual"),
+        *(Column(name, minor=True) for name in given if name == "filter"),
+        *(Column(key, "number") for key in keys),
+        *(Column("no score because") for name in given if name == "reason"),
+    ]
+    rows: list[TableRow] = []
+    features: list[Feature] = []
+    for row in variants.iter_rows(named=True):
+        locus = contig, start, end = row["contig"], row["start"], row["end"]
+        gene = [genes_at(genes, *locus)] if genes is not None else []
+        facts = [row[name] for name in given if name != "reason"]
+        cells = [contig, one_based(start), row["ref"], row["alt"] or "", row["id"] or "", *gene]
+        cells += [*facts, *(row[key] for key in keys)]
+        cells += [row["reason"] or ""] if "reason" in given else []
+        rows.append(TableRow(contig, start, end, tuple(cells)))
+        features.append(Feature(contig, start, end, f"{row['ref']}>{row['alt'] or '.'}"))
+    track = FeatureTrack("variants", tuple(features), color="#b4530a", height=50)
+    return track, VariantTable(tuple(columns), tuple(rows))
 
 
 def genes_at(track: FeatureTrack, contig: str, start: int, end: int) -> str:
