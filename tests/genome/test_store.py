@@ -13,9 +13,8 @@ import pytest
 
 from megabase.errors import ContigAliasWarning, GenomeError, UnknownContigError
 from megabase.genome.alphabet import AMBIGUITY_LETTERS, PAD, N, decode, encode, reverse_complement
-from megabase.genome.contigs import contig_aliases
 from megabase.genome.format import FORMAT_VERSION, MAGIC
-from megabase.genome.interval import Interval, Strand
+from megabase.genome.interval import Interval, Strand, contig_aliases
 from megabase.genome.store import GenomeStore, PadMode
 
 LENGTHS = {"chr1": 5000, "chr2": 777, "tiny": 3, "chrM": 1234}

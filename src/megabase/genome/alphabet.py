@@ -16,29 +16,9 @@ from numpy.typing import NDArray
 
 from megabase.errors import AmbiguousLettersWarning, GenomeError, warn
 
-__all__ = [
-    "AMBIGUITY_LETTERS",
-    "BASES",
-    "BASE_BITS",
-    "BASE_TOKEN_IDS",
-    "PAD",
-    "SOFT_MASK",
-    "TOKEN_ID_OF_CODE",
-    "A",
-    "C",
-    "G",
-    "N",
-    "T",
-    "count_ambiguous",
-    "decode",
-    "describe_ambiguous",
-    "encode",
-    "reverse_complement",
-    "warn_ambiguous",
-]
-
 A, C, G, T, N, PAD = range(6)
 BASES = "ACGT"
+"""Letters by code; N is not among them, for it can neither be predicted nor substituted."""
 BASE_BITS = 7
 """Mask that takes the base out of a code."""
 SOFT_MASK = 8
@@ -49,7 +29,7 @@ BASE_TOKEN_IDS = (7, 8, 9, 10)
 """Published token ids of A, C, G, T (HyenaDNA's character vocabulary)."""
 
 _LETTERS = "ACGTN."  # of the codes 0..5; a padding position is shown as a dot
-_INVALID = 0xFF
+_INVALID = 0xFF  # above every code and mark
 
 
 def _letter_table() -> bytes:
@@ -82,12 +62,14 @@ def _token_table() -> NDArray[np.uint8]:
 CODE_OF_LETTER = _letter_table()
 """256 bytes for :meth:`bytes.translate`: letter to code, 0xFF where there is none."""
 _LETTER_OF_CODE = {flag: _code_table(flag) for flag in (False, True)}
+"""The inverse, by whether soft-masked bases are written in lower case."""
 
 TOKEN_ID_OF_CODE: NDArray[np.uint8] = _token_table()
 """uint8[256]: token id of a code, with or without the soft-mask bit (A 7, C 8, G 9, T 10, N 11;
 padding 4; 6, unknown, for a byte that is no code)."""
 
 
+# What to delete to count the rest.
 _NOT_AMBIGUOUS = bytes(byte for byte in range(256) if chr(byte).upper() not in AMBIGUITY_LETTERS)
 
 
@@ -100,25 +82,13 @@ def count_ambiguous(sequence: str | bytes) -> Counter[str]:
 
 
 def describe_ambiguous(counts: Mapping[str, int]) -> str:
-    """Say which letters were read as N, and what to do about RNA: ``R 1, U 4; U is RNA: ...``."""
+    """List letters that were read as N, and the remedy for RNA: ``R 1, U 4; U is RNA: ...``."""
     text = ", ".join(f"{letter} {count:,}" for letter, count in counts.items())
     return text + ("; U is RNA: write T for U to keep those bases" if "U" in counts else "")
 
 
 def warn_ambiguous(counts: Mapping[str, int], where: object) -> None:
-    """Say how many letters of which kind were read as N; nothing when there were none.
-
-    Parameters
-    ----------
-    counts
-        Number of each IUPAC letter.
-    where
-        The file, or what else was read.
-
-    Warns
-    -----
-    AmbiguousLettersWarning
-    """
+    """Warn (AmbiguousLettersWarning) of IUPAC letters of a file that were read as N, if any."""
     total = sum(counts.values())
     if total:
         warn(
@@ -145,7 +115,7 @@ def encode(sequence: str | bytes, ambiguous: Counter[str] | None = None) -> NDAr
     Raises
     ------
     GenomeError
-        For a character that is no IUPAC letter (gaps and stops too), with its 0-based position.
+        For a character that is not an IUPAC letter (gaps and stops too), with its 0-based position.
 
     Examples
     --------
@@ -189,7 +159,7 @@ def decode(codes: NDArray[np.uint8], soft_mask: bool = False) -> str:
     Raises
     ------
     GenomeError
-        For a byte that is no code, with its 0-based position.
+        For a byte that is not a code, with its 0-based position.
 
     Examples
     --------
@@ -220,8 +190,8 @@ def reverse_complement(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Returns
     -------
     NDArray[np.uint8]
-        A new array of the same shape: A and T, C and G exchanged, N and padding kept, and the
-        soft-mask bit travelling with its base.
+        A new array of the same shape: A and T, C and G exchanged, N and padding kept; the soft-mask
+        bit moves with its base.
 
     Examples
     --------

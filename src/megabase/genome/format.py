@@ -1,4 +1,4 @@
-"""The bytes of a genome store file.
+"""The bytes of a genome store file: layout, writing and checking.
 
 A store is one file (all numbers little-endian)::
 
@@ -25,21 +25,37 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
+from megabase import __version__
 from megabase.errors import GenomeError
+from megabase.genome.alphabet import BASE_BITS, SOFT_MASK, N
+from megabase.genome.fasta import Header, read_fasta
+from megabase.genome.files import atomic_file
 from megabase.untrusted import parsing, recognise, shown
 
-__all__ = ["CODES_OFFSET", "FORMAT_VERSION", "MAGIC", "Contig", "Layout", "Metadata"]
+Progress = Callable[[int, int], None]
+"""Called now and then with the amount done and the total (0 when unknown)."""
 
 MAGIC = b"\x89MBG\r\n\x1a\n"
+"""As that of PNG: the first byte is not text, and a conversion of line ends shows."""
 FORMAT_VERSION = 1
-CODES_OFFSET = 4096
+"""Raised by a change that older readers would misread; new fields of the metadata are none."""
+_CODES_OFFSET = 4096
 """The codes begin on a page of their own, so the map of a file is aligned."""
-_HEADER = struct.Struct("<8sIIQQQQ32s")
+_HEADER = struct.Struct("<8sIIQQQQ32s")  # the fields listed above
+_SUFFIXES = (".gz", ".bgz", ".bgzf", ".fa", ".fasta", ".fna", ".fas", ".ffn", ".seq", ".txt")
+"""Endings of FASTA files, which are not part of a genome's name."""
+_STANDARD_INPUT = Path("/dev/stdin")  # opened by name as any other file
+_CHECK_BYTES = 1 << 22
+"""Read at a time when a store is checked: the progress bar moves, memory stays small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +97,7 @@ class Contig:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What a store says about itself.
+    """What a store records about itself.
 
     Parameters
     ----------
@@ -94,7 +110,7 @@ class Metadata:
     iupac_letters
         How often each IUPAC letter (upper case) was turned into N.
     checksum
-        sha256 over the contigs (:func:`genome_checksum`).
+        sha256 over names, lengths and checksums of the contigs.
     created_by
         Program and version that wrote the store.
     """
@@ -112,14 +128,7 @@ class Metadata:
 
     @classmethod
     def from_bytes(cls, raw: bytes, codes: int) -> Self:
-        """Inverse of :meth:`to_bytes`; fields of later additions are ignored.
-
-        Parameters
-        ----------
-        raw
-            The metadata.
-        codes
-            Number of codes in the file.
+        """Inverse of :meth:`to_bytes`, given the number of codes; unknown fields are ignored.
 
         Raises
         ------
@@ -197,7 +206,7 @@ class _Fields:
         return value
 
 
-def genome_checksum(contigs: Iterable[Contig]) -> str:
+def _genome_checksum(contigs: Iterable[Contig]) -> str:
     r"""Hexadecimal sha256 over ``name\tlength\tsha256\n`` of the contigs, in order.
 
     It names the sequence and nothing else: descriptions, file names and the genome's name have no
@@ -209,23 +218,8 @@ def genome_checksum(contigs: Iterable[Contig]) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where the parts of a store file lie; all in bytes.
-
-    Parameters
-    ----------
-    codes_offset
-        Offset of the first code.
-    codes_length
-        Number of codes.
-    metadata_offset
-        Offset of the metadata.
-    metadata_length
-        Length of the metadata.
-    metadata_sha256
-        Digest of the metadata.
-    """
+class Layout(NamedTuple):
+    """Where the parts of a store file lie; all in bytes."""
 
     codes_offset: int
     codes_length: int
@@ -235,16 +229,7 @@ class Layout:
 
     def to_bytes(self) -> bytes:
         """Header that describes this layout, without the zeros after it."""
-        return _HEADER.pack(
-            MAGIC,
-            FORMAT_VERSION,
-            0,
-            self.codes_offset,
-            self.codes_length,
-            self.metadata_offset,
-            self.metadata_length,
-            self.metadata_sha256,
-        )
+        return _HEADER.pack(MAGIC, FORMAT_VERSION, 0, *self)
 
     @classmethod
     def read(cls, path: Path) -> tuple[Self, Metadata]:
@@ -286,9 +271,9 @@ class Layout:
                     f"to version {FORMAT_VERSION}; upgrade megabase, or build the store again"
                 )
         layout = cls(*_HEADER.unpack(raw)[3:]) if len(raw) == _HEADER.size else None
-        expected = layout.metadata_offset + layout.metadata_length if layout else CODES_OFFSET
+        expected = layout.metadata_offset + layout.metadata_length if layout else _CODES_OFFSET
         if layout and (
-            layout.codes_offset != CODES_OFFSET
+            layout.codes_offset != _CODES_OFFSET
             or layout.codes_offset + layout.codes_length != layout.metadata_offset
         ):
             raise GenomeError(f"genome store {path} is damaged: its header contradicts itself")
@@ -311,3 +296,179 @@ class Layout:
                 return layout, Metadata.from_bytes(metadata, layout.codes_length)
             except GenomeError as error:
                 raise GenomeError(f"{place}: {error}; build it again") from error
+
+
+class _Tally:
+    """Digest and counts of one contig, fed part by part."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self.length = 0
+        self.n_count = 0
+        self.soft_masked_count = 0
+
+    def add(self, codes: NDArray[np.uint8]) -> None:
+        self._digest.update(codes.data)
+        self.length += codes.size
+        self.n_count += int(np.count_nonzero((codes & np.uint8(BASE_BITS)) == N))
+        self.soft_masked_count += int(np.count_nonzero(codes >= SOFT_MASK))
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+class _Writer:
+    """Codes of the contigs go to the file as they come; the contig table is kept for the end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._file.write(bytes(_CODES_OFFSET))
+        self.contigs: list[Contig] = []
+        self.iupac_letters: dict[str, int] = {}
+        self.total = 0
+        self._seen: dict[str, str] = {}
+
+    def add_source(self, path: Path, progress: Callable[[int], None] | None) -> None:
+        header: Header | None = None
+        tally, iupac = _Tally(), 0
+        for item in read_fasta(path, progress=progress):
+            if isinstance(item, Header):
+                self._close(header, tally, iupac, path)
+                self._require_new(item, path)
+                header, tally, iupac = item, _Tally(), 0
+                continue
+            self._file.write(item.codes)
+            tally.add(np.frombuffer(item.codes, dtype=np.uint8))
+            for letter, count in item.ambiguous.items():
+                iupac += count
+                self.iupac_letters[letter] = self.iupac_letters.get(letter, 0) + count
+        self._close(header, tally, iupac, path)
+
+    def _require_new(self, header: Header, path: Path) -> None:
+        here = f"{path}, line {header.line:,}"
+        if header.name in self._seen:
+            raise GenomeError(
+                f"{here}: contig {header.name!r} is there already ({self._seen[header.name]}); the "
+                "contigs of a genome need different names, so rename one"
+            )
+        self._seen[header.name] = here
+
+    def _close(self, header: Header | None, tally: _Tally, iupac: int, path: Path) -> None:
+        if header is None:
+            return
+        self.contigs.append(
+            Contig(
+                name=header.name,
+                length=tally.length,
+                offset=self.total,
+                sha256=tally.sha256,
+                description=header.description,
+                source=path.name,
+                n_count=tally.n_count,
+                iupac_count=iupac,
+                soft_masked_count=tally.soft_masked_count,
+            )
+        )
+        self.total += tally.length
+
+    def finish(self, name: str, sources: Sequence[Path]) -> None:
+        metadata = Metadata(
+            name=name,
+            contigs=tuple(self.contigs),
+            sources=tuple(path.name for path in sources),
+            iupac_letters=dict(sorted(self.iupac_letters.items())),
+            checksum=_genome_checksum(self.contigs),
+            created_by=f"megabase {__version__}",
+        ).to_bytes()
+        layout = Layout(
+            codes_offset=_CODES_OFFSET,
+            codes_length=self.total,
+            metadata_offset=_CODES_OFFSET + self.total,
+            metadata_length=len(metadata),
+            metadata_sha256=hashlib.sha256(metadata).digest(),
+        )
+        self._file.write(metadata)
+        # The magic is written last: a file without its end is never taken for a store.
+        self._file.seek(0)
+        self._file.write(layout.to_bytes())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def build_store(
+    sources: str | Path | Sequence[str | Path],
+    path: str | Path,
+    *,
+    name: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Stream FASTA files into a store file; see :meth:`GenomeStore.build`."""
+    given = [sources] if isinstance(sources, str | Path) else list(sources)
+    files = [_STANDARD_INPUT if str(source) == "-" else Path(source) for source in given]
+    target = Path(path)
+    if not files:
+        raise GenomeError("no FASTA file was given to build a genome store from")
+    sizes = [_size(file) for file in files]
+    if any(file.exists() and target.exists() and file.samefile(target) for file in files):
+        raise GenomeError(f"the store {target} is one of its own sources; give another output name")
+    total = sum(sizes) if all(sizes) else 0
+    with atomic_file(target, overwrite, seeks=True) as file:
+        writer = _Writer(file)
+        done = 0
+        for source, size in zip(files, sizes, strict=True):
+            report = None if progress is None else partial(_report, progress, done, total)
+            writer.add_source(source, report)
+            done += size
+        writer.finish(name or _genome_name(files, target), files)
+
+
+def _size(path: Path) -> int:
+    """Size of a regular file, 0 of a pipe; a missing source fails here, before anything is read."""
+    if not path.exists():
+        raise GenomeError(f"there is no FASTA file {path}")
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _report(progress: Progress, before: int, total: int, position: int) -> None:
+    progress(before + position, total)
+
+
+def _genome_name(sources: Sequence[Path], target: Path) -> str:
+    single = len(sources) == 1 and sources[0] != _STANDARD_INPUT
+    name = (sources[0] if single else target).name
+    while Path(name).suffix.lower() in _SUFFIXES:
+        name = Path(name).stem
+    return name if single else Path(name).stem
+
+
+def check_store(
+    path: Path, contigs: Sequence[Contig], progress: Progress | None = None
+) -> list[str]:
+    """Names of the contigs whose codes differ from the recorded checksum or counts.
+
+    The file is read rather than mapped, so memory stays small and a failing disk is an error
+    instead of a signal.
+    """
+    damaged: list[str] = []
+    done, total = 0, sum(contig.length for contig in contigs)
+    try:
+        with path.open("rb") as file:
+            file.seek(_CODES_OFFSET)
+            for contig in contigs:
+                tally = _Tally()
+                while tally.length < contig.length:
+                    part = file.read(min(_CHECK_BYTES, contig.length - tally.length))
+                    if not part:
+                        break  # cut short since it was opened: the digest differs
+                    tally.add(np.frombuffer(part, dtype=np.uint8))
+                    if progress is not None:
+                        progress(done + tally.length, total)
+                done += contig.length
+                found = (tally.sha256, tally.n_count, tally.soft_masked_count)
+                if found != (contig.sha256, contig.n_count, contig.soft_masked_count):
+                    damaged.append(contig.name)
+    except OSError as error:
+        raise GenomeError(f"cannot read genome store {path}: {error.strerror}") from error
+    return damaged

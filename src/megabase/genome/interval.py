@@ -1,4 +1,4 @@
-"""Places in a genome: strands, intervals and variants.
+"""Places in a genome: contig names, strands, intervals and variants.
 
 Coordinates are 0-based and half-open everywhere in megabase: ``Interval("chr1", 1000, 2000)`` holds
 the 1,000 bases with indices 1000 to 1999. Text for people is 1-based and closed: the same interval
@@ -8,8 +8,11 @@ one becomes the other.
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import operator
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Self, TypeVar
@@ -17,14 +20,17 @@ from typing import Any, Self, TypeVar
 from megabase.errors import GenomeError
 from megabase.genome.alphabet import BASES
 
-__all__ = ["Interval", "Strand", "Variant", "one_based", "zero_based"]
-
 _Number = TypeVar("_Number", bound=Any)
 
+_MITOCHONDRIAL = ("chrM", "MT", "M", "chrMT")
+"""UCSC's name first: the others are Ensembl's and RefSeq's."""
 _NUMBER = r"-?\d[\d,]*"
+"""A position as people write it; negative ones are refused later, with a better message."""
+# CONTIG:START-END(STRAND); a name in braces may hold colons.
 _INTERVAL = re.compile(
     rf"(?:\{{(?P<braced>[^{{}}\s]+)\}}|(?P<contig>\S+)):(?P<start>{_NUMBER})(?:-(?P<end>{_NUMBER}))?(?:\((?P<strand>[-+.])\))?"
 )
+# CONTIG:POSITION:REF>ALT, or gnomAD's CONTIG-POSITION-REF-ALT.
 _VARIANT = re.compile(
     r"(?P<contig>\S+)[:-](?P<position>\d[\d,]*)[:\s-](?P<ref>[A-Za-z]+)[->:](?P<alt>[A-Za-z]+)"
 )
@@ -43,6 +49,33 @@ def zero_based(position: _Number) -> _Number:
 def one_based(index: _Number) -> _Number:
     """1-based position of a 0-based index: the inverse of :func:`zero_based`."""
     return index + 1
+
+
+def contig_aliases(name: str) -> tuple[str, ...]:
+    """Return other spellings under which a contig is looked for, in order.
+
+    ``chr1`` and ``1`` are the same contig, and so are ``chrM``, ``MT``, ``M`` and ``chrMT``. An
+    exact name always wins over an alias.
+
+    Examples
+    --------
+    >>> contig_aliases("chr20"), contig_aliases("MT")
+    (('20',), ('chrM', 'M', 'chrMT'))
+    """
+    if name in _MITOCHONDRIAL:
+        return tuple(other for other in _MITOCHONDRIAL if other != name)
+    if name.startswith("chr"):
+        return (name[3:],) if len(name) > 3 else ()
+    return (f"chr{name}",)
+
+
+def nearest_contigs(name: str, names: Collection[str]) -> str:
+    """List the names that a person may have meant, for the end of an error message."""
+    near = difflib.get_close_matches(name, list(itertools.islice(names, 10_000)), n=3, cutoff=0.5)
+    if near:
+        return "the nearest names are " + ", ".join(map(repr, near))
+    more = f", ... ({len(names):,} in all)" if len(names) > 3 else ""
+    return "its contigs are " + ", ".join(map(repr, itertools.islice(names, 3))) + more
 
 
 class Strand(StrEnum):
@@ -70,7 +103,7 @@ def _contig_name(value: object) -> str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Interval:
-    """A stretch of a contig, 0-based and half-open.
+    """A segment of a contig, 0-based and half-open.
 
     Parameters
     ----------
@@ -86,7 +119,7 @@ class Interval:
     Raises
     ------
     GenomeError
-        When ``start >= end``, or a coordinate is no whole number.
+        When ``start >= end``, or a coordinate is not a whole number.
 
     Examples
     --------
@@ -160,11 +193,10 @@ class Interval:
         return (self.start + self.end) // 2
 
     def resize(self, length: int) -> Self:
-        """Interval of another length around the same centre.
+        """Interval of another length around the same center.
 
-        The base at :attr:`center` comes to stand at index ``length // 2`` of the new interval
-        (counted on the forward strand), so a window of 1,024 around one base has it at index 512.
-        The result may reach past the ends of the contig; :meth:`GenomeStore.fetch` can pad it.
+        The base at :attr:`center` is at index ``length // 2`` of the new interval (on the forward
+        strand). The result may reach past the ends of the contig.
         """
         length = _index(length, "length")
         if length < 1:

@@ -7,8 +7,6 @@ import numpy.typing as npt
 
 from megabase.genome import alphabet
 
-__all__ = ["canonical_kmers", "count_kmers", "pack_kmers"]
-
 _Codes = npt.NDArray[np.uint8]
 _Kmers = npt.NDArray[np.uint64]
 

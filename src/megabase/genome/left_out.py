@@ -1,9 +1,9 @@
 """Rows that cannot be used: one set of reasons, one count and one message for every reader.
 
 Files of a whole genome meet stores of one chromosome, and VCF files hold telomeres, breakends and
-``*``. Such rows are left out, counted by reason and reported in one line; a reader that is asked to
-be strict refuses the first of them. A file without any usable row, or one whose reference alleles
-look like those of another assembly, is always refused.
+``*``. Such rows are left out, counted by reason and reported in one line; a strict reader refuses
+the first of them. A file without any usable row, or one whose reference alleles look like those of
+another assembly, is always refused.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 from megabase.errors import InputError, LeftOutWarning, MegabaseError, NoUsableRowError, warn
-
-__all__ = ["REASONS", "LeftOut", "Reason", "require_assembly"]
 
 Reason = Literal[
     "UNKNOWN_CONTIG", "OUTSIDE_CONTIG", "REF_NOT_BASES", "REF_MISMATCH", "NO_ALT", "SYMBOLIC_ALT",
@@ -40,6 +38,7 @@ REASONS: dict[Reason, str] = {
 """Why a row cannot be used, or an allele has no score (or lacks one)."""
 
 _MANY = 0.2
+"""Share of records with another REF: by chance three of four differ, errors are far rarer."""
 _ONE = 1  # a single odd record says nothing about the assembly
 
 
@@ -71,20 +70,9 @@ class LeftOut:
         count: int = 1,
         error: type[MegabaseError] = InputError,
     ) -> None:
-        """Leave rows out.
+        """Leave `count` rows out, the first on `line`; raise `error` about it when strict.
 
-        Parameters
-        ----------
-        reason
-            Why.
-        line
-            Number of the first of them.
-        detail
-            Says what is wrong with it; only asked for the first of a reason.
-        count
-            How many.
-        error
-            Raised about it when strict.
+        What is wrong, `detail`, is only worked out for the first of a reason.
         """
         if self.strict:
             raise error(f"{self.path}, {self.unit} {line:,}: {detail()}")
@@ -93,16 +81,7 @@ class LeftOut:
             self._first[reason] = (line, detail())
 
     def report(self, used: int, what: str = "rows", fate: str = "are left out") -> None:
-        """Say in one line what was left out.
-
-        Parameters
-        ----------
-        used
-            How many rows are used.
-        what
-            What they are.
-        fate
-            What becomes of the others.
+        """Report in one line what was left out, next to the number of rows that are used.
 
         Raises
         ------
@@ -143,13 +122,11 @@ def require_assembly(
 
     Parameters
     ----------
-    path
-        The file.
+    path, genome
+        The file, and the name of the genome.
     mismatches, compared
         Records whose REF differs, and those whose REF could be compared. A single one that differs
         is never taken for another assembly.
-    genome
-        Name of the genome.
     advice
         What can be done besides taking another genome.
 

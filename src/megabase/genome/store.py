@@ -8,7 +8,7 @@ share by accident, and pickles as its path, so workers of any start method use i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,22 +17,21 @@ from numpy.typing import ArrayLike, NDArray
 
 from megabase.errors import ContigAliasWarning, GenomeError, UnknownContigError, warn
 from megabase.genome.alphabet import PAD, N, reverse_complement
-from megabase.genome.contigs import contig_aliases, nearest_contigs
-from megabase.genome.format import Contig, Layout
-from megabase.genome.interval import Interval, Strand
-
-__all__ = ["Contig", "GenomeStore", "PadMode"]
+from megabase.genome.format import Contig, Layout, Progress, build_store, check_store
+from megabase.genome.interval import Interval, Strand, contig_aliases, nearest_contigs
 
 PadMode = Literal["error", "pad", "n"]
-_FILL: dict[str, int] = {"pad": PAD, "n": N}
+_FILL: dict[str, int] = {"pad": PAD, "n": N}  # codes by mode
 _LONG_WINDOW = 1 << 14
+"""Bases of a window from where on a copy of its own is as fast as gathering."""
 _GATHER_BYTES = 1 << 18
+"""Bytes that are gathered at a time: they are still in the cache when they are copied."""
 
 
 class GenomeStore:
     """A genome in a store file, ready to be fetched from.
 
-    Use :meth:`open` or :meth:`build`; the constructor is the same as :meth:`open`.
+    Opening reads its contig table and maps the file; :meth:`build` makes one from FASTA.
 
     Parameters
     ----------
@@ -42,7 +41,7 @@ class GenomeStore:
     Raises
     ------
     GenomeError
-        When the file is missing, no store, of a newer format, cut short or damaged.
+        When the file is missing, not a store, of a newer format, cut short or damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -66,13 +65,7 @@ class GenomeStore:
 
     @classmethod
     def open(cls, path: str | Path) -> GenomeStore:
-        """Open a store file.
-
-        Raises
-        ------
-        GenomeError
-            When the file is missing, no store, of a newer format, cut short or damaged.
-        """
+        """Open a store file."""
         return cls(path)
 
     @classmethod
@@ -83,7 +76,7 @@ class GenomeStore:
         *,
         name: str | None = None,
         overwrite: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> GenomeStore:
         """Stream FASTA files into a store file and open it.
 
@@ -108,11 +101,9 @@ class GenomeStore:
         GenomeError
             When a source is missing, empty, cut short, or holds anything but FASTA of DNA letters;
             the message names file, line and contig.
-        GenomeError
+        OutputError
             When ``path`` exists and ``overwrite`` is off, or cannot be written.
         """
-        from megabase.genome.build import build_store
-
         build_store(sources, path, name=name, overwrite=overwrite, progress=progress)
         return cls(path)
 
@@ -153,7 +144,7 @@ class GenomeStore:
         Warns
         -----
         ContigAliasWarning
-            Once for each alias used (:func:`megabase.genome.contigs.contig_aliases`).
+            Once for each alias used (:func:`megabase.genome.interval.contig_aliases`).
         """
         index = self._index.get(name)
         if index is None:
@@ -177,7 +168,7 @@ class GenomeStore:
         )
 
     def contig(self, name: str) -> Contig:
-        """Contig of this name or alias; errors and warnings as :meth:`contig_index`."""
+        """Contig of this name or alias, found as by :meth:`contig_index`."""
         return self.contigs[self.contig_index(name)]
 
     def region(self, text: str | Interval) -> Interval:
@@ -185,12 +176,12 @@ class GenomeStore:
 
         The result carries the contig name of this genome and lies within the contig. Braces tell
         a contig from a place where names hold colons: ``{chr1:100-200}`` is the contig of that
-        name, ``{chr1}:100-200`` a place on chr1.
+        name, ``{chr1}:100-200`` a region on chr1.
 
         Raises
         ------
         GenomeError, UnknownContigError
-            When the text cannot be read, could be both a contig and a place on another, or the
+            When the text cannot be read, could be both a contig and a region on another, or the
             place is not in this genome.
         """
         interval = self._named(text) if isinstance(text, str) else text
@@ -209,7 +200,7 @@ class GenomeStore:
             other = Interval.parse(text).contig
             if any(name in self._index for name in (other, *contig_aliases(other))):
                 raise UnknownContigError(
-                    f"{text!r} could be the contig of this name or a place on {other!r}, and "
+                    f"{text!r} could be the contig of this name or a region on {other!r}, and "
                     f"genome {self.name!r} has both; write {{{text}}} for the contig, or "
                     f"{{{other}}}:{text.removeprefix(other + ':')} for the place"
                 )
@@ -354,28 +345,26 @@ class GenomeStore:
             return
         # Row i of this view is the window at i, without a copy: both axes step by one byte.
         windows = np.ndarray((codes.size - length + 1, length), np.uint8, codes, 0, (1, 1))
-        block = max(1, _GATHER_BYTES // length)  # what is gathered is still in cache when copied
+        block = max(1, _GATHER_BYTES // length)
         for i in range(0, len(place), block):
             out[i : i + block] = windows[place[i : i + block]]
 
     # -- integrity --------------------------------------------------------------------------------
 
-    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def verify(self, progress: Progress | None = None) -> None:
         """Read every base and compare it with the recorded digests and counts.
 
         Parameters
         ----------
         progress
-            Called after each part with the number of bases read and the number in all.
+            Called after each part with the number of bases read and the total.
 
         Raises
         ------
         GenomeError
             When a contig does not have its recorded sha256 or counts, naming all such contigs.
         """
-        from megabase.genome.build import check_store
-
-        damaged = check_store(self, progress)
+        damaged = check_store(self.path, self.contigs, progress)
         if damaged:
             names = ", ".join(map(repr, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
             raise GenomeError(

@@ -4,50 +4,219 @@ Every frame has the columns ``contig`` (String), ``start`` and ``end`` (Int64, 0
 in the order of the file. GFF and VCF count from 1; they are converted here by
 :func:`megabase.genome.interval.zero_based`, and nowhere else. Given a store, a reader also checks
 every row against the genome and gives contigs the names that the store uses: rows that do not lie
-on it are left out, counted and reported (:mod:`megabase.genome.left_out`), or refused when it is
-asked to be strict.
+on it are left out, counted and reported (:mod:`megabase.genome.left_out`), or refused when strict.
 """
 
 from __future__ import annotations
 
 import re
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 
-from megabase.errors import InputError
+from megabase.errors import InputError, UnknownContigError
 from megabase.genome.files import atomic_file, numbered_lines
 from megabase.genome.interval import Interval, Strand, zero_based
 from megabase.genome.left_out import LeftOut
-from megabase.genome.rows import NULL, RowSource
 from megabase.genome.store import GenomeStore
 from megabase.genome.vcf import check_allele, is_bcf, placed_records, why_unusable
 
-__all__ = ["read_bed", "read_gff", "read_vcf", "to_intervals", "write_bed"]
-
 BedKind = Literal["auto", "bed", "narrowPeak", "broadPeak"]
 
+_NULL = "."  # how BED, GFF and VCF write that there is no value
+_INTEGERS = ("start", "end", "thick_start", "thick_end", "block_count", "phase", "summit")
+"""Columns of whole numbers in any of the formats."""
+_FLOATS = ("score", "signal_value", "p_value", "q_value", "qual")
+"""Columns of numbers in any of the formats."""
+# Columns of the UCSC description of BED and of the ENCODE peak formats.
 _BED6 = ("contig", "start", "end", "name", "score", "strand")
-_THICK = ("thick_start", "thick_end", "item_rgb", "block_count", "block_sizes", "block_starts")
-_PEAK = ("signal_value", "p_value", "q_value")
+_PEAK = ("signal_value", "p_value", "q_value")  # shared by narrow and broad peaks
 _BED_NAMES = {
     "bed": _BED6,
-    "bed12": (*_BED6, *_THICK),
+    "bed12": (
+        *_BED6, "thick_start", "thick_end", "item_rgb", "block_count", "block_sizes",
+        "block_starts",
+    ),
     "narrowPeak": (*_BED6, *_PEAK, "summit"),
     "broadPeak": (*_BED6, *_PEAK),
-}
-_BED_DIRECTIVES = ("track", "browser")
-_BED_HEADERS = ("start", "chromstart", "chrom_start", "begin")
+}  # fmt: skip
+"""Names of the columns, as far as a file has them."""
+_BED_DIRECTIVES = ("track", "browser")  # for the UCSC browser, not for us
+_BED_HEADERS = ("start", "chromstart", "chrom_start", "begin")  # second cell of a header row
 _GFF = ("contig", "source", "type", "start", "end", "score", "strand", "phase", "attributes")
+"""The nine columns of GFF3 and GTF."""
 _VCF = {
     "line": pl.Int64, "contig": pl.String, "start": pl.Int64, "end": pl.Int64, "ref": pl.String,
     "alt": pl.String, "id": pl.String, "qual": pl.String, "filter": pl.String, "info": pl.String,
     "record": pl.Int64, "allele": pl.Int64, "reason": pl.String,
 }  # fmt: skip
+"""Types are given because rows may all lack a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class _RowSource:
+    """Where the rows of a frame come from, for messages.
+
+    A frame on its way through these checks has an Int64 column ``line``: the number of each row's
+    line in the file.
+    """
+
+    path: Path
+    unit: str = "line"
+    """What ``line`` counts: lines, or the records of a binary file."""
+
+    def refuse(
+        self, frame: pl.DataFrame, wrong: pl.Expr, describe: Callable[[dict[str, Any]], str]
+    ) -> None:
+        """Raise a InputError about the first row where ``wrong`` holds."""
+        row = frame.filter(wrong).head(1)
+        if row.height:
+            found = row.row(0, named=True)
+            raise InputError(f"{self.path}, {self.unit} {found['line']:,}: {describe(found)}")
+
+    def split(self, numbers: list[int], texts: list[str], names: Sequence[str]) -> pl.DataFrame:
+        """Columns of text from tab-separated lines that have exactly these columns."""
+        frame = pl.DataFrame(
+            {"line": numbers, "text": texts}, {"line": pl.Int64, "text": pl.String}
+        )
+        found = pl.col("text").str.count_matches("\t", literal=True) + 1
+        self.refuse(
+            frame,
+            found != len(names),
+            lambda row: (
+                f"expected {len(names)} columns separated by tabs, found "
+                f"{row['text'].count(chr(9)) + 1}: {row['text'][:60]!r}"
+            ),
+        )
+        fields = pl.col("text").str.split_exact("\t", len(names) - 1).alias("fields")
+        frame = frame.with_columns(fields).select(
+            "line", *(pl.col("fields").struct[i].alias(name) for i, name in enumerate(names))
+        )
+        no_contig = pl.col("contig").str.strip_chars() == ""
+        self.refuse(frame, no_contig, lambda _: "the first column, the contig, is empty")
+        return frame
+
+    def cast_numbers(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Cast the columns that hold numbers; a dot is no value, except for coordinates."""
+        for name in frame.columns:
+            if name in _INTEGERS:
+                dtype, what = pl.Int64, "a whole number"
+            elif name in _FLOATS:
+                dtype, what = pl.Float64, "a number"
+            else:
+                continue
+            text, value = pl.col(name), pl.col(name).cast(dtype, strict=False)
+            empty = pl.lit(False) if name in ("start", "end") else text.is_in([_NULL, ""])
+            label = {"start": "the start position", "end": "the end position"}.get(
+                name, f"column {name!r}"
+            )
+            self.refuse(
+                frame,
+                value.is_null() & ~empty,
+                lambda row, name=name, label=label, what=what: (
+                    f"{label} must be {what}, found {row[name]!r}"
+                ),
+            )
+            frame = frame.with_columns(value)
+        return frame
+
+    def check_strand(self, frame: pl.DataFrame) -> None:
+        """Refuse a strand other than ``+``, ``-`` and ``.``."""
+        self.refuse(
+            frame,
+            ~pl.col("strand").is_in([str(strand) for strand in Strand]),
+            lambda row: f"a strand is '+', '-' or '.', found {row['strand']!r}",
+        )
+
+    def check_order(self, frame: pl.DataFrame, one_based_closed: bool = False) -> None:
+        """Refuse coordinates that hold no base, as the file counts them."""
+        if one_based_closed:
+            wrong = pl.col("start") > pl.col("end")
+            rule = "start <= end (1-based, both included)"
+        else:
+            wrong = pl.col("start") >= pl.col("end")
+            rule = "start < end (0-based, half-open)"
+        self.refuse(
+            frame,
+            wrong,
+            lambda row: f"expected {rule}, found start {row['start']:,} and end {row['end']:,}",
+        )
+
+    def on_genome(
+        self,
+        frame: pl.DataFrame,
+        store: GenomeStore | None,
+        left_out: LeftOut,
+        circular: Collection[str] = (),
+    ) -> pl.DataFrame:
+        """Keep the rows that lie on the genome, under the names that the store has for contigs.
+
+        Without a store, rows only have to start at 0 or later. On a circular contig, as the file
+        names it, a row over the origin ends there.
+        """
+        if store is None:
+            limit: pl.Expr = pl.lit(None, dtype=pl.Int64)
+            known: dict[str, str] = {}
+        else:
+            known, frame = self._known(frame, store, left_out)
+            lengths = {given: store.contig(name).length for given, name in known.items()}
+            limit = pl.col("contig").replace_strict(lengths, default=None, return_dtype=pl.Int64)
+        frame = frame.with_columns(limit=limit)
+        over = (
+            pl.col("contig").is_in(list(circular))
+            & (pl.col("start") < pl.col("limit"))
+            & (pl.col("end") > pl.col("limit"))
+        ).fill_null(False)
+        clipped = frame.filter(over).height
+        if clipped:
+            left_out.note = (
+                f"{clipped:,} over the origin of a circular contig "
+                f"{'end' if clipped > 1 else 'ends'} there"
+            )
+            end = pl.when(over).then("limit").otherwise("end").alias("end")
+            frame = frame.with_columns(end)
+        outside = (pl.col("start") < 0) | (pl.col("end") > pl.col("limit")).fill_null(False)
+        wrong = frame.filter(outside)
+        if wrong.height:
+            row = wrong.row(0, named=True)
+            if row["start"] < 0 or store is None:
+                detail = f"the row begins before the first base of contig {row['contig']!r}"
+            else:
+                detail = (
+                    f"the row ends at {row['end']:,}, past the end of contig "
+                    f"{known[row['contig']]!r}, which has {row['limit']:,} bases in genome "
+                    f"{store.name!r}; is it made for this genome build?"
+                )
+            left_out.add("OUTSIDE_CONTIG", row["line"], lambda: detail, count=wrong.height)
+            frame = frame.filter(~outside)
+        left_out.report(frame.height)
+        return frame.with_columns(pl.col("contig").replace(known)).drop("limit")
+
+    def _known(
+        self, frame: pl.DataFrame, store: GenomeStore, left_out: LeftOut
+    ) -> tuple[dict[str, str], pl.DataFrame]:
+        """Give the store's names of contigs by those of the file, and the rows that have one."""
+        names: dict[str, str] = {}
+        counts = frame.group_by("contig", maintain_order=True).agg(
+            pl.col("line").first(), pl.len().alias("rows")
+        )
+        for name, line, count in counts.iter_rows():
+            try:
+                names[name] = store.contig(name).name
+            except UnknownContigError as error:
+                left_out.add(
+                    "UNKNOWN_CONTIG",
+                    line,
+                    partial(str, error),
+                    count=count,
+                    error=UnknownContigError,
+                )
+        return names, frame.filter(pl.col("contig").is_in(list(names)))
 
 
 def read_bed(
@@ -73,8 +242,8 @@ def read_bed(
         What the columns after the sixth mean; ``"auto"`` goes by the file name
         (``.narrowPeak``, ``.broadPeak``, anything else is BED).
     columns
-        Read the first so many columns only (3 or more), for files whose later columns are not
-        those of BED.
+        Read the first N columns only (3 or more), for files whose later columns are not those of
+        BED.
     strict
         Refuse rows on unknown contigs, or not within their contig, which are left out otherwise.
 
@@ -95,14 +264,10 @@ def read_bed(
     -----
     LeftOutWarning
         With the number of rows that were left out, by reason.
-
-    Notes
-    -----
-    Columns as in the UCSC description of BED and the ENCODE peak formats.
     """
     if columns is not None and columns < 3:
         raise InputError(f"a BED file has 3 columns or more, asked for {columns}")
-    source = RowSource(Path(path))
+    source = _RowSource(Path(path))
     numbers, texts = [], []
     tabs = None
     for number, text in numbered_lines(source.path):
@@ -186,7 +351,7 @@ def read_gff(
     LeftOutWarning
         As for :func:`read_bed`.
     """
-    source = RowSource(Path(path))
+    source = _RowSource(Path(path))
     numbers, texts, circular = [], [], set[str]()
     for number, text in numbered_lines(source.path):
         if text.startswith(("##FASTA", ">")):
@@ -199,7 +364,7 @@ def read_gff(
     frame = source.cast_numbers(source.split(numbers, texts, _GFF))
     if types is not None:
         frame = frame.filter(pl.col("type").is_in(list(types)))
-    frame = frame.with_columns(pl.col("strand").replace("?", NULL))
+    frame = frame.with_columns(pl.col("strand").replace("?", _NULL))
     source.check_strand(frame)
     source.check_order(frame, one_based_closed=True)
     frame = frame.with_columns(zero_based(pl.col("start")))
@@ -269,7 +434,7 @@ def read_vcf(
     LeftOutWarning
         With the number of alleles that were left out, by reason.
     """
-    source = RowSource(Path(path), unit="record" if is_bcf(Path(path)) else "line")
+    source = _RowSource(Path(path), unit="record" if is_bcf(Path(path)) else "line")
     left_out = LeftOut(source.path, source.unit, strict)
     rows: list[tuple[Any, ...]] = []
     for number, record, contig, problem in placed_records(source.path, store, left_out):
@@ -287,7 +452,7 @@ def read_vcf(
     bases = pl.col("alt").str.contains("^[A-Za-z]+$")
     frame = frame.with_columns(
         pl.when(bases).then(pl.col("alt").str.to_uppercase()).otherwise("alt"),
-        *(pl.when(pl.col(name) != NULL).then(name).alias(name) for name in ("id", "filter")),
+        *(pl.when(pl.col(name) != _NULL).then(name).alias(name) for name in ("id", "filter")),
         *(_info(key) for key in info),
     )
     return frame.drop("line", *({"info"} - set(info)))
@@ -330,7 +495,7 @@ def write_bed(frame: pl.DataFrame, path: str | Path, overwrite: bool = False) ->
     if missing:
         raise InputError(f"a frame needs the columns contig, start, end; found {frame.columns}")
     width = max(i for i, name in enumerate(_BED6, start=1) if name in frame.columns)
-    fillers = {"name": pl.lit(NULL), "score": pl.lit(0), "strand": pl.lit(NULL)}
+    fillers = {"name": pl.lit(_NULL), "score": pl.lit(0), "strand": pl.lit(_NULL)}
     rows = frame.select(
         pl.col(name).fill_null(fillers[name])
         if name in frame.columns and name in fillers

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megabase.errors import InputError, OutputError
 from megabase.evaluate.provenance import Provenance
-from megabase.genome.contigs import contig_aliases
+from megabase.genome.interval import contig_aliases
 from megabase.genome.left_out import REASONS
 from megabase.genome.vcf import VcfRecord
 from megabase.inference.variants.scorer import METHODS, AlleleScore, VariantOptions
