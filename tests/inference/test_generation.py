@@ -9,10 +9,17 @@ import torch
 
 from megabase.errors import InputError
 from megabase.evaluate.log_probs import token_log_probs
-from megabase.inference.generation.generate import Prompt, generate, generate_stream
+from megabase.inference.generation.generate import (
+    GenerateOptions,
+    Prompt,
+    SequenceGenerator,
+    generate,
+    prompt_chunks,
+)
 from megabase.inference.generation.sampling import SamplingOptions
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
+from megabase.models.loading import load
 
 ID = {"A": 7, "C": 8, "G": 9, "T": 10}
 
@@ -107,7 +114,10 @@ def test_results_come_as_prompts_are_read(model: HyenaDNAForCausalLM) -> None:
             read.append(i)
             yield Prompt.of("ACGT"[: i % 3], name=str(i))
 
-    stream = generate_stream(model, prompts(), length=2, batch_size=2)  # pyright: ignore
+    options = GenerateOptions(length=2, batch_size=2)
+    generator = SequenceGenerator(load(model, head="language"), options)
+    chunks = prompt_chunks(prompts(), options)  # pyright: ignore
+    stream = (one for chunk in chunks for one in generator.generate(chunk))
     assert next(stream).name == "0"
     assert len(read) == 16
     assert [one.name for one in stream] == [str(i) for i in range(1, 100)]

@@ -87,11 +87,8 @@ def run(args: Namespace) -> int:
     from contextlib import ExitStack
 
     from megabase.data.sources import genome_store
-    from megabase.inference.generation.job import (
-        GenerateOptions,
-        generate_file,
-        generate_records,
-    )
+    from megabase.inference.generation.generate import GenerateOptions
+    from megabase.inference.generation.job import generate_file, generate_records
     from megabase.inference.generation.sampling import SamplingOptions
     from megabase.inference.input_stream import SequenceInput
     from megabase.models.loading import threads

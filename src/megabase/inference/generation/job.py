@@ -1,10 +1,10 @@
-"""Writing sequences into a file: chunks of prompts, parts on disk, one FASTA."""
+"""Generated sequences as FASTA: into a file, chunk by chunk, or one after the other."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -14,51 +14,31 @@ import torch
 from megabase.errors import InputError
 from megabase.evaluate.provenance import Provenance
 from megabase.genome.files import is_stream
-from megabase.inference.generation.generate import Generated, Prompt, Task, Writer, task_chunks
-from megabase.inference.generation.sampling import SamplingOptions
+from megabase.inference.generation.generate import (
+    Generated,
+    GenerateOptions,
+    Prompt,
+    SequenceGenerator,
+    prompt_chunks,
+)
 from megabase.inference.input_stream import SequenceInput
 from megabase.inference.jobs import Progress, RunOptions, Work, map_file
 from megabase.inference.tables import require_table_suffix
 from megabase.models.loading import ModelSpec, choose_device, load
 
-__all__ = ["GenerateOptions", "fasta_record", "generate_file", "generate_records"]
+__all__ = ["generate_file", "generate_records"]
 
-_LINE = 80
+_LINE = 80  # letters of a line of FASTA, as NCBI writes it
 _PLAIN = (".fa", ".fasta", ".fna", ".ffn")
-FASTA_SUFFIXES = (*_PLAIN, *(f"{end}{more}" for end in _PLAIN for more in (".gz", ".bgz")))
-"""Endings of an output, plain or bgzip."""
+_FASTA_SUFFIXES = (*_PLAIN, *(f"{end}{more}" for end in _PLAIN for more in (".gz", ".bgz")))
+"""Endings of an output that readers of FASTA know, plain or bgzip."""
 
 
-@dataclass(frozen=True)
-class GenerateOptions:
-    """What decides the letters; see :func:`megabase.inference.generation.generate.generate`."""
-
-    length: int = 1_000
-    """Bases to write after each prompt, at most."""
-    samples: int = 1
-    """Sequences for each prompt."""
-    stop: tuple[str, ...] = ()
-    """Motifs that end a sequence."""
-    batch_size: int | None = None
-    """Sequences written side by side: it decides the last bits of scores, and what a chunk is."""
-    with_prompt: bool = False
-    """Write the prompt before what follows it."""
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    """How letters are drawn."""
-
-    def __post_init__(self) -> None:
-        if self.length < 1 or self.samples < 1 or (self.batch_size or 1) < 1:
-            raise InputError(
-                "length, samples and batch_size must be 1 or more, found "
-                f"{self.length}, {self.samples} and {self.batch_size}"
-            )
-
-
-def fasta_record(one: Generated, provenance: Provenance, options: GenerateOptions) -> str:
-    """Give the FASTA record of a sequence; its header carries what decides it."""
+def _record(one: Generated, provenance: Provenance, options: GenerateOptions) -> str:
+    """Give the FASTA record of a sequence; its header holds what determines it."""
     sampling, sha256 = options.sampling, provenance.genome_sha256
     facts: dict[str, Any] = {
-        "model": _word(provenance.model),
+        "model": _one_word(provenance.model),
         "model_sha256": provenance.model_sha256[:16],
         "seed": sampling.seed,
         "number": one.number,
@@ -67,9 +47,9 @@ def fasta_record(one: Generated, provenance: Provenance, options: GenerateOption
         "top_p": sampling.top_p,
         "min_p": sampling.min_p,
         "letters": None if sampling.letters == "ACGT" else sampling.letters,
-        "genome": None if provenance.genome is None else _word(provenance.genome),
+        "genome": None if provenance.genome is None else _one_word(provenance.genome),
         "genome_sha256": None if sha256 is None else sha256[:16],
-        "prompt": _word(one.name) or None,
+        "prompt": _one_word(one.name) or None,
         "prompt_bases": len(one.prompt),
         "written": len(one.sequence),
         "stopped": one.stopped,
@@ -81,8 +61,13 @@ def fasta_record(one: Generated, provenance: Provenance, options: GenerateOption
     return "\n".join((f">generated_{one.number} {text}", *lines, ""))
 
 
-def _word(text: str) -> str:
+def _one_word(text: str) -> str:
+    """Join words, since blanks separate the facts of a header."""
     return "_".join(text.split())
+
+
+Keep = Callable[[Generated, Provenance], object]
+"""Called with every sequence in order, and what it was made from."""
 
 
 def generate_file(
@@ -91,10 +76,10 @@ def generate_file(
     prompts: str | SequenceInput = "",
     options: GenerateOptions | None = None,
     *,
-    keep: Callable[[Generated, Provenance], object] | None = None,
+    keep: Keep | None = None,
     **running: Unpack[RunOptions],
 ) -> Path:
-    """Write sequences with a causal language model into a FASTA file.
+    """Generate sequences with a causal language model into a FASTA file.
 
     Parameters
     ----------
@@ -105,7 +90,7 @@ def generate_file(
     prompts
         What sequences begin with: letters, or the records of a file.
     options
-        What decides the letters.
+        What determines the letters.
     keep
         Called with every sequence in order, once all are there, and what it was made from.
     **running
@@ -123,28 +108,29 @@ def generate_file(
     """
     output, options = Path(output), options or GenerateOptions()
     if not is_stream(output):
-        require_table_suffix(output, FASTA_SUFFIXES)
-    _refuse_variants(prompts)
+        require_table_suffix(output, _FASTA_SUFFIXES)
     show = running.get("progress")
     bases = _Bases(show)
     if show is not None:
         running["progress"] = bases.chunk_done
 
-    def describe(writer: Writer) -> Provenance:
-        writer.progress = bases.wrote
-        return _describe(prompts, options, writer)
+    def describe(generator: SequenceGenerator) -> Provenance:
+        generator.progress = bases.generated
+        return _describe(prompts, generator)
 
     def merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
         with _open_fasta(target) as file:
             for part in parts:
                 for line in part.read_text(encoding="utf-8").splitlines():
                     one = Generated(**json.loads(line))
-                    file.write(fasta_record(one, provenance, options).encode())
+                    file.write(_record(one, provenance, options).encode())
                     if keep is not None:
                         keep(one, provenance)
 
+    if isinstance(prompts, SequenceInput):
+        prompts.refuse_variants()
     work = Work(
-        _write, partial(_writer, model, options), partial(_chunks, prompts, options),
+        _part, partial(_load, model, options), partial(_chunks, prompts, options),
         partial(_count, options.length), ".jsonl",
     )  # fmt: skip
     return map_file(work, output, describe, merge, **running)
@@ -156,18 +142,22 @@ def generate_records(
     options: GenerateOptions | None = None,
     *,
     device: str | None = None,
-    keep: Callable[[Generated, Provenance], object] | None = None,
+    keep: Keep | None = None,
     progress: Progress | None = None,
 ) -> Iterator[str]:
-    """Give the records of :func:`generate_file` one after the other, as soon as they are there."""
+    """Give the records of :func:`generate_file`, each as soon as its chunk is generated.
+
+    Parameters are those of :func:`generate_file`.
+    """
     options = options or GenerateOptions()
-    _refuse_variants(prompts)
-    writer = _writer(model, options, choose_device(device))
-    provenance = _describe(prompts, options, writer)
-    writer.progress = _Bases(progress).wrote
+    if isinstance(prompts, SequenceInput):
+        prompts.refuse_variants()
+    generator = _load(model, options, choose_device(device))
+    provenance = _describe(prompts, generator)
+    generator.progress = _Bases(progress).generated
     for chunk in _chunks(prompts, options):
-        for one in writer.write(chunk):
-            yield fasta_record(one, provenance, options)
+        for one in generator.generate(chunk):
+            yield _record(one, provenance, options)
             if keep is not None:
                 keep(one, provenance)
 
@@ -179,8 +169,8 @@ class _Bases:
         self.show = show or (lambda what, done, total: None)
         self.done = self.within = 0
 
-    def wrote(self, count: int) -> None:
-        """Count bases of the chunk that is being written."""
+    def generated(self, count: int) -> None:
+        """Count bases of the chunk at work."""
         self.within += count
         self.show("model", self.done + self.within, None)
 
@@ -191,12 +181,6 @@ class _Bases:
         self.show(what, count, total)
 
 
-def _refuse_variants(prompts: str | SequenceInput) -> None:
-    """Refuse a file of variants."""
-    if isinstance(prompts, SequenceInput):
-        prompts.refuse_variants()
-
-
 def _read(prompts: str | SequenceInput) -> Iterator[Prompt]:
     """Stream the prompts, in file order."""
     if isinstance(prompts, str):
@@ -205,41 +189,42 @@ def _read(prompts: str | SequenceInput) -> Iterator[Prompt]:
         yield from (Prompt(one.codes, one.name) for one in prompts.read())
 
 
-def _chunks(prompts: str | SequenceInput, options: GenerateOptions) -> Iterator[list[Task]]:
-    """Give the sequences to write in chunks."""
-    chunk: list[Task] | None = None
-    for chunk in task_chunks(_read(prompts), options.samples, options.length, options.batch_size):
+def _chunks(prompts: str | SequenceInput, options: GenerateOptions) -> Iterator[list[Prompt]]:
+    """Give the prompts of all sequences in chunks; refuse a file without any."""
+    chunk: list[Prompt] | None = None
+    for chunk in prompt_chunks(_read(prompts), options):
         yield chunk
     if chunk is None and isinstance(prompts, SequenceInput):
         raise InputError(f"{prompts.path}: holds no prompt")
 
 
-def _count(length: int, chunk: list[Task]) -> int:
-    """Count bases to write."""
+def _count(length: int, chunk: list[Prompt]) -> int:
+    """Count bases to generate."""
     return len(chunk) * length
 
 
-def _writer(
+def _load(
     model: ModelSpec, options: GenerateOptions, device: str | torch.device | None = None
-) -> Writer:
+) -> SequenceGenerator:
     """Load the model."""
-    loaded = load(model, head="language", device=device)
-    return Writer(loaded, options.length, options.sampling, options.stop, options.batch_size)
+    return SequenceGenerator(load(model, head="language", device=device), options)
 
 
-def _describe(prompts: str | SequenceInput, options: GenerateOptions, writer: Writer) -> Provenance:
-    """Check the prompts against the model, before the first base is written."""
+def _describe(prompts: str | SequenceInput, generator: SequenceGenerator) -> Provenance:
+    """Check the prompts against the model, before the first base is generated."""
     for prompt in _read(prompts):
-        writer.check(prompt)
-    asked = {**asdict(options), "stop": list(options.stop)}
+        generator.check(prompt)
+    model, options = generator.model, asdict(generator.options)
+    options["stop"] = list(generator.options.stop)
     if isinstance(prompts, SequenceInput):
-        return prompts.provenance("generate", writer.name, writer.digest, **asked)
-    return Provenance("generate", writer.name, writer.digest, options={**asked, "prompt": prompts})
+        return prompts.provenance("generate", model.name, model.digest, **options)
+    options["prompt"] = prompts
+    return Provenance("generate", model.name, model.digest, options=options)
 
 
-def _write(writer: Writer, chunk: list[Task]) -> str:
-    """Write the sequences of a chunk, a line of JSON for each."""
-    return "".join(json.dumps(asdict(one)) + "\n" for one in writer.write(chunk))
+def _part(generator: SequenceGenerator, chunk: list[Prompt]) -> str:
+    """Generate a chunk, a line of JSON for each sequence."""
+    return "".join(json.dumps(asdict(one)) + "\n" for one in generator.generate(chunk))
 
 
 def _open_fasta(target: Path) -> Any:
