@@ -17,7 +17,7 @@ from megabase.inference.generation.generate import generate
 from megabase.inference.generation.sampling import SamplingOptions
 from megabase.models.auto import load_model
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
-from megabase.models.checkpoints.fingerprint import model_digest
+from megabase.models.checkpoints.checks import model_digest
 from megabase.models.hyenadna import (
     HyenaDNAForCausalLM,
     HyenaDNAForSequenceClassification,

@@ -417,7 +417,7 @@ def _models(folder: Path) -> None:
     made.mkdir()
     from safetensors.torch import save_file
 
-    from megabase.models.checkpoints.fingerprint import weights_checksum
+    from megabase.models.checkpoints.checks import weights_checksum
 
     layer = next(n for n, p in load_model(DEFAULT_MODEL).named_parameters() if p.ndim == 1)
     size = load_model(DEFAULT_MODEL).get_parameter(layer).numel()

@@ -15,7 +15,7 @@ from megabase.models.adapt.prompt import (
     prompt_bytes,
     save_prompt,
 )
-from megabase.models.checkpoints.fingerprint import weights_hash
+from megabase.models.checkpoints.checks import weights_hash
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.mamba import MambaConfig, MambaForCausalLM

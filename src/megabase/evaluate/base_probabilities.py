@@ -21,7 +21,7 @@ from megabase.evaluate.sequences import plan_windows, run_batched
 from megabase.genome.alphabet import BASE_BITS, PAD, T, encode
 from megabase.genome.interval import Interval, one_based
 from megabase.genome.store import GenomeStore
-from megabase.models.checkpoints.finite import require_finite
+from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, inference_mode
 
 Floats = NDArray[np.float32]

@@ -35,7 +35,7 @@ from megabase.errors import InputError
 from megabase.genome.alphabet import BASE_TOKEN_IDS
 from megabase.layers.backbone import Backbone
 from megabase.layers.incremental import can_stream, stream_backbone
-from megabase.models.checkpoints.finite import require_finite
+from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, inference_mode, language_model_kind
 
 Masking = Literal["causal", "single", "seventh", "together"]

@@ -40,7 +40,7 @@ from megabase.evaluate.results import (
 )
 from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
-from megabase.models.checkpoints.finite import require_finite
+from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import inference_mode, language_model_kind
 
 _SHOWN_REGIONS = 50

@@ -30,7 +30,7 @@ class Provenance:
         What was done: ``score``, ``variants``, ...
     model, model_sha256
         Name of the model and the sha256 over its configuration and weights
-        (:func:`megabase.models.checkpoints.fingerprint.model_digest`).
+        (:func:`megabase.models.checkpoints.checks.model_digest`).
     genome, genome_sha256
         Name and checksum of the genome; None without one.
     inputs

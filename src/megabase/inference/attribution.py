@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from megabase.errors import InputError, MissingDependencyError
 from megabase.evaluate.sequences import codes_of
 from megabase.genome import alphabet
-from megabase.models.checkpoints.finite import require_finite
+from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import (
     ModelSpec,
     evaluation_mode,

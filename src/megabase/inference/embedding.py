@@ -28,7 +28,7 @@ from megabase.genome.alphabet import encode, reverse_complement
 from megabase.inference.input_stream import SequenceInput, region_columns
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, map_sequences
 from megabase.inference.matrix_files import check_matrix_target, matrix_frame, merge_matrix
-from megabase.models.checkpoints.finite import require_finite
+from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import ModelSpec, inference_mode, load
 
 __all__ = ["LONG", "POOLINGS", "Embedder", "Embeddings", "embed", "embed_file"]

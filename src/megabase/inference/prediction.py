@@ -17,7 +17,7 @@ from megabase.errors import InputError
 from megabase.evaluate.sequences import Span, Stitch, codes_of, plan_windows, run_batched
 from megabase.genome.alphabet import BASE_BITS, PAD, reverse_complement
 from megabase.genome.interval import one_based
-from megabase.models.checkpoints.finite import require_finite
+from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import ModelSpec, inference_mode, load
 from megabase.models.tokenizers.encoder import TokenBatch
 

@@ -19,8 +19,7 @@ from megabase.data.vocabulary import LOGIT_COLUMNS
 from megabase.errors import InputError
 from megabase.models.adapt.prompt import PromptedModel, load_prompt, read_prompt
 from megabase.models.auto import find_kind, load_config, load_model, load_tokenizer, resolve_model
-from megabase.models.checkpoints.fingerprint import model_digest
-from megabase.models.checkpoints.finite import require_finite_weights
+from megabase.models.checkpoints.checks import model_digest, require_finite_weights
 from megabase.models.families import family_of
 from megabase.models.tokenizers.encoder import TokenEncoder, uses_special_tokens
 

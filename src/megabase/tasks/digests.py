@@ -66,6 +66,6 @@ def start_of(config: FinetuneConfig) -> dict[str, str]:
 def start_model(model: str) -> dict[str, str]:
     """Give name and checksum of the weights of a model."""
     from megabase.models.auto import resolve_model
-    from megabase.models.checkpoints.fingerprint import weights_checksum
+    from megabase.models.checkpoints.checks import weights_checksum
 
     return {"model": model, "sha256": weights_checksum(resolve_model(model))}

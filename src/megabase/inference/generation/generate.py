@@ -18,7 +18,7 @@ from megabase.evaluate.sequences import as_codes, require_several
 from megabase.genome.alphabet import decode, encode
 from megabase.inference.generation.decoding import Decoder, step_threads
 from megabase.inference.generation.sampling import Sampler, SamplingOptions
-from megabase.models.checkpoints.finite import require_finite
+from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, ModelSpec, inference_mode, load, threads
 
 __all__ = ["GenerateOptions", "Generated", "Prompt", "SequenceGenerator", "generate",

@@ -29,7 +29,7 @@ from megabase.genome.vcf import (
 )
 from megabase.inference.variants.alleles import PLACEMENTS, AlleleWindows, Placement, cut_windows
 from megabase.inference.variants.forward import AlleleOutputs, Need, read_alleles
-from megabase.models.checkpoints.finite import require_finite
+from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, ModelSpec, load, require_length
 
 __all__ = ["METHODS", "AlleleScore", "VariantOptions", "VariantScorer", "VariantScores",

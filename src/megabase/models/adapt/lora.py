@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megabase.errors import ConfigError, MissingDependencyError
-from megabase.models.checkpoints.fingerprint import weights_checksum
+from megabase.models.checkpoints.checks import weights_checksum
 from megabase.settings import LoraConfig
 from megabase.untrusted import build, parsing, read_json
 

@@ -28,8 +28,7 @@ from megabase.errors import ModelError
 from megabase.genome.files import write_json, write_whole
 from megabase.layers.pooling import POOLINGS, pool
 from megabase.models.auto import load_model
-from megabase.models.checkpoints.fingerprint import weights_hash
-from megabase.models.checkpoints.finite import require_finite_weights
+from megabase.models.checkpoints.checks import require_finite_weights, weights_hash
 from megabase.models.families import family_of
 from megabase.untrusted import build, parsing, read_json, shown
 
@@ -451,7 +450,7 @@ class SavedPrompt:
     model: str
     """Name of the model that it was made for, as it was given then."""
     model_hash: str
-    """:func:`~megabase.models.checkpoints.fingerprint.weights_hash` of that model."""
+    """:func:`~megabase.models.checkpoints.checks.weights_hash` of that model."""
     spec: PromptSpec
     tensors: Mapping[str, Tensor]
     """Its numbers, by the names of :class:`PromptedModel`."""
