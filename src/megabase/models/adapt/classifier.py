@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from megabase.errors import ConfigError
-from megabase.models.adapt.language_model import require_room
-from megabase.models.checkpoints.config_file import check_config
+from megabase.models.adapt.language_model import config_fields, new_model
+from megabase.models.adapt.lora import ADAPTER_FOLDER, add_adapters, merged_state, save_adapter
+from megabase.models.auto import load_config, load_model
+from megabase.models.checkpoints.save import write_model
+from megabase.models.families import FAMILIES, family_of
+from megabase.models.presets import find_preset
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.models.tokenizers.encoder import TokenEncoder, named_fields
 from megabase.settings import HeadConfig, LoraConfig, StartConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from megabase.models.families import Family
 
 # Field that holds the longest input of a family, positions to add to the longest sequence, and the
 # least that can be built (shorter sequences are padded).
@@ -33,6 +31,8 @@ _LENGTH_FIELDS = {
     "deepsea": ("max_length", 0, 163),
 }
 _POOLING_FIELDS = ("pooling", "pooling_strategy")
+"""What the families call the way from positions to one vector."""
+# Names of transformers for what a head answers.
 _PROBLEMS = {
     "classes": "single_label_classification",
     "multi_label": "multi_label_classification",
@@ -43,7 +43,7 @@ _PROBLEMS = {
 
 @dataclass(frozen=True)
 class Labels:
-    """What a head has to say."""
+    """The answers of a head."""
 
     kind: str
     """classes, multi_label, regression or nucleotides."""
@@ -85,18 +85,11 @@ def family_of_start(start: StartConfig, task: str = "sequence-classification") -
     MegabaseError
         For an unknown family, preset or model, or a family that this installation does not have.
     """
-    from megabase.models.families import FAMILIES
-
     known = {family.name: family for family in FAMILIES}
     if start.model is not None:
-        from megabase.models.auto import load_config
-        from megabase.models.families import family_of
-
         found = family_of(load_config(start.model).model_type)
         name = "" if found is None else found.name
     elif start.preset is not None:
-        from megabase.models.presets import find_preset
-
         name = find_preset(start.preset).family
     else:
         name = start.family or ""
@@ -154,25 +147,22 @@ def build_classifier(
         )
     fields: dict[str, Any] = {**labels.fields, **_head_fields(start, head, family)}
     if start.model is not None and not start.from_scratch:
-        from megabase.models.auto import load_model
-
         model = load_model(start.model, labels.task, new_head=True, **fields).train()
     else:
         model = _new_model(start, family, labels.task, fields, tokens, longest)
-    # For whoever loads the folder: what is answered, and how the run's figures were taken.
+    # For whoever loads the folder: what is answered, and how the run's metrics were taken.
     model.config.label_kind = labels.kind
     model.config.strand_average = head.strand_average
     if head.freeze or head.freeze_blocks or head.freeze_embeddings:
         _freeze(model, head)
     if lora.rank:
-        from megabase.models.adapt.lora import add_adapters
-
         add_adapters(model, model.base_model, lora)
     return model
 
 
 def _head_fields(start: StartConfig, head: HeadConfig, family: str) -> dict[str, Any]:
-    known = _fields_of(family)
+    """Give the fields of the configuration that the settings name; all must be the family's."""
+    known = config_fields(next(iter(_classes(family).values())).config_class)
     unknown = sorted(str(name) for name in set(start.overrides) - known)
     if unknown:
         near = [difflib.get_close_matches(name, known, n=1) for name in unknown]
@@ -193,17 +183,6 @@ def _head_fields(start: StartConfig, head: HeadConfig, family: str) -> dict[str,
     return fields
 
 
-def _fields_of(family: str) -> set[str]:
-    config_class: Any = _family(family).config_class()
-    return {field.name for field in dataclasses.fields(config_class)}
-
-
-def _family(name: str) -> Family:
-    from megabase.models.families import FAMILIES
-
-    return next(family for family in FAMILIES if family.name == name)
-
-
 def _new_model(
     start: StartConfig,
     family: str,
@@ -212,31 +191,28 @@ def _new_model(
     tokens: TokenEncoder,
     longest: int,
 ) -> PreTrainedModel:
-    config_class: Any = _family(family).config_class()
-    model_class: Any = _family(family).classes()[task]
-    known = _fields_of(family)
+    """Build a model with fresh weights, in the shape of another one or of its own."""
+    model_class = _classes(family)[task]
     shape: dict[str, Any] = {}
     if family in _LENGTH_FIELDS:
         name, extra, least = _LENGTH_FIELDS[family]
         shape[name] = max(longest + extra, least)
     if start.model is not None:
-        from megabase.models.auto import load_config
-
         loaded = load_config(start.model)
+        known = config_fields(model_class.config_class)
         for name in known - {"architectures", "id2label", "label2id", "problem_type"}:
             shape[name] = getattr(loaded, name)
     shape.update({**named_fields(start), **fields})
-    # A vocabulary that is learnt or counted decides the rows of the embedding; so does one that a
+    # A vocabulary that is learned or counted decides the rows of the embedding; so does one that a
     # published shape is too small for.
-    if (
-        not isinstance(tokens.tokenizer, DNATokenizer)
-        or shape.get("vocab_size", tokens.size) < tokens.size
-    ):
+    too_small = shape.get("vocab_size", tokens.size) < tokens.size
+    if too_small or not isinstance(tokens.tokenizer, DNATokenizer):
         shape.update(vocab_size=tokens.size, pad_token_id=tokens.pad_id)
-    check_config(shape, Path("model"), ConfigError)
-    config = config_class(**shape)
-    require_room(model_class, config)
-    return model_class(config)
+    return new_model(model_class, shape, "model")
+
+
+def _classes(family: str) -> Mapping[str, Any]:
+    return next(known for known in FAMILIES if known.name == family).classes()
 
 
 def _freeze(model: PreTrainedModel, head: HeadConfig) -> None:
@@ -274,11 +250,11 @@ def save_classifier(
     model: PreTrainedModel,
     tokenizer: Any,
     folder: Path,
-    state: Mapping[str, torch.Tensor],
+    state: Mapping[str, Tensor],
     lora: LoraConfig | None = None,
     start: StartConfig | None = None,
 ) -> None:
-    """Write a Hugging Face folder: weights, configuration with class names, tokenizer.
+    """Write weights, configuration with class names and tokenizer into a folder that exists.
 
     Adapters are folded into the weights; where the settings ask for it, they are written beside
     them too, with the head.
@@ -290,7 +266,7 @@ def save_classifier(
     tokenizer
         Saved beside it.
     folder
-        Existing folder.
+        Where to.
     state
         Full state dict, which may differ from the model's own when it is sharded.
     lora
@@ -298,56 +274,22 @@ def save_classifier(
     start
         What the adapters were trained on; needed to write them on their own.
     """
-    from transformers.utils import logging
-
-    # The library's bar over the files it writes would cut through the run's own.
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        whole = dict(state)
-        if lora is not None and lora.rank:
-            from megabase.models.adapt.lora import merged_state
-
-            whole = merged_state(model, state)
-            if lora.save == "adapter" and start is not None:
-                _save_adapter(model, folder, state, lora, start)
-        model.save_pretrained(folder, state_dict=whole)
-        tokenizer.save_pretrained(folder)
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _save_adapter(
-    model: PreTrainedModel,
-    folder: Path,
-    state: Mapping[str, torch.Tensor],
-    lora: LoraConfig,
-    start: StartConfig,
-) -> None:
-    from megabase.models.adapt.lora import ADAPTER_FOLDER, save_adapter
-    from megabase.models.families import family_of
-
-    settings: Any = model.config
-    family = family_of(settings.model_type)
-    kinds = family.classes().items() if family is not None else ()
-    kind = next(kind for kind, member in kinds if member is type(model))
-    fields = {
-        name: getattr(settings, name)
-        for name in ("id2label", "label2id", "problem_type", *_POOLING_FIELDS, *start.overrides)
-        if hasattr(settings, name)
-    }
-    spec = start.model or "default"
-    save_adapter(model, folder / ADAPTER_FOLDER, state, lora, spec, kind, fields)
+    whole = state
+    if lora is not None and lora.rank:
+        whole = merged_state(model, state)
+        if lora.save == "adapter" and start is not None:
+            names = ("id2label", "label2id", "problem_type", *_POOLING_FIELDS, *start.overrides)
+            save_adapter(model, folder / ADAPTER_FOLDER, state, lora, start.model, names)
+    write_model(folder, model, tokenizer, whole)
 
 
 def balanced_weights(counts: Mapping[str, int]) -> list[float]:
-    """Give every class the weight n / (classes * its rows), so that all weigh the same.
+    """Give every class the weight n / (classes * its examples), so that all weigh the same.
 
     Raises
     ------
     ConfigError
-        When a class has no row.
+        When a class has no example.
 
     Examples
     --------

@@ -6,26 +6,25 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from megabase.errors import ConfigError
+from megabase.models.auto import load_config, load_model, resolve_model
 from megabase.models.checkpoints.config_file import check_config
+from megabase.models.checkpoints.save import write_model
+from megabase.models.families import FAMILIES
+from megabase.models.presets import find_preset
+from megabase.models.tokenizers.character import DNATokenizer
 from megabase.settings import ModelConfig
 from megabase.untrusted import parsing
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-__all__ = ["PRETRAINED_FAMILIES", "build_language_model", "save_language_model"]
-
-# Special positions beside the bases in the published models (l_max = length + 2).
 _SPECIAL_POSITIONS = 2
-
-# The setting of each family that limits the length.
+"""Positions beyond the bases in the published models (l_max = length + 2)."""
 _LENGTH_FIELD = {"hyenadna": "max_seq_len", "gpt": "max_position_embeddings"}
-
+"""The setting that limits the length, of the families that have a limit."""
 PRETRAINED_FAMILIES = ("hyenadna", "gpt", "mamba", "caduceus")
 """Families that read one token a base, so that the pretraining data fits them."""
 
@@ -33,9 +32,7 @@ PRETRAINED_FAMILIES = ("hyenadna", "gpt", "mamba", "caduceus")
 def build_language_model(
     spec: ModelConfig, longest: int, objective: str = "causal_lm"
 ) -> PreTrainedModel:
-    """Build a language model with fresh weights, or load ``init_from``.
-
-    Weights are drawn from torch's current seed.
+    """Build a language model with fresh weights from torch's seed, or load ``init_from``.
 
     Parameters
     ----------
@@ -53,47 +50,57 @@ def build_language_model(
         For an unknown family, preset or field, or a model that cannot learn the objective.
     """
     if spec.init_from is not None:
-        from megabase.models.auto import load_config, load_model, resolve_model
-
         source = resolve_model(spec.init_from)
         masked = any("ForMaskedLM" in name for name in load_config(source).architectures or ())
         model = load_model(source, kind="masked-lm" if masked else "causal-lm")
         _check_objective(model, objective)
         return model.train()
-    fields: dict[str, Any]
     if spec.preset is not None:
-        name, fields = _preset(spec.preset)
-        length = spec.max_length
+        preset = find_preset(spec.preset)
+        name, fields, length = preset.family, dict(preset.config), spec.max_length
     else:
         name, length = spec.family, spec.max_length or longest + _SPECIAL_POSITIONS
         fields = {"d_model": spec.d_model, "n_layer": spec.n_layer}
     if length is not None and name in _LENGTH_FIELD:
         fields[_LENGTH_FIELD[name]] = length
     model_class = _model_class(name, objective)
-    config_class: Any = model_class.config_class
     fields.update(spec.overrides)
-    unknown = set(fields) - _known_fields(config_class)
+    unknown = set(fields) - config_fields(model_class.config_class)
     if unknown:
         raise ConfigError(
             f"model.overrides has {', '.join(sorted(map(str, unknown)))}, which "
-            f"{config_class.__name__} does not have; its fields are listed in its documentation"
+            f"{model_class.config_class.__name__} does not have; its fields are listed in its "
+            "documentation"
         )
-    check_config(fields, Path("model"), ConfigError)
-    config = config_class(**fields)
-    require_room(model_class, config)
-    model = model_class(config)
+    model = new_model(model_class, fields, "model")
     _check_objective(model, objective)
     return model
 
 
-def require_room(model_class: Any, config: Any) -> None:
-    """Refuse a model whose numbers alone are more than this machine's memory, before it is built.
+def config_fields(config_class: Any) -> set[str]:
+    """Name the fields of a configuration class."""
+    return {field.name for field in dataclasses.fields(config_class)}
+
+
+def new_model(model_class: Any, fields: dict[str, Any], what: str) -> Any:
+    """Build a model of settings from elsewhere, if this machine's memory can hold its numbers.
+
+    Parameters
+    ----------
+    model_class
+        One of a family's classes.
+    fields
+        Of its configuration.
+    what
+        Where they are from, for messages.
 
     Raises
     ------
     ConfigError
-        With its size.
+        When the settings cannot be built, or the model is too large for this machine.
     """
+    check_config(fields, Path(what), ConfigError)
+    config = model_class.config_class(**fields)
     with parsing("the model", ConfigError), torch.device("meta"):
         state = model_class(config).state_dict().values()
     size = sum(tensor.numel() * tensor.element_size() for tensor in state)
@@ -103,15 +110,11 @@ def require_room(model_class: Any, config: Any) -> None:
             f"the model takes {size / 1e9:,.0f} GB, more than the {memory / 1e9:,.0f} GB of this "
             "machine; give fewer layers, a smaller width or a shorter input"
         )
+    return model_class(config)
 
 
-def _known_fields(config_class: type) -> set[str]:
-    return {field.name for field in dataclasses.fields(config_class)}
-
-
-def _model_class(name: str, objective: str) -> type[PreTrainedModel]:
-    from megabase.models.families import FAMILIES
-
+def _model_class(name: str, objective: str) -> Any:
+    """Find the class of a family that learns an objective."""
     families = {family.name: family for family in FAMILIES if family.name in PRETRAINED_FAMILIES}
     if name not in families:
         raise ConfigError(f"model.family is {name!r}; pretraining knows {', '.join(families)}")
@@ -123,7 +126,7 @@ def _model_class(name: str, objective: str) -> type[PreTrainedModel]:
         if kind in classes:
             return classes[kind]
     raise ConfigError(
-        f"model.family {name} reads both sides of a base, so the next one is no secret to it; "
+        f"model.family {name} is bidirectional, so next-token prediction would see its target; "
         "set objective.name to masked_lm"
     )
 
@@ -133,7 +136,7 @@ def _check_objective(model: PreTrainedModel, objective: str) -> None:
     both_sides = getattr(model.config, "bidirectional", "none") not in ("none", False)
     if both_sides and objective == "causal_lm":
         raise ConfigError(
-            "the model reads both sides of a base, so the next one is no secret to it; set "
+            "the model is bidirectional, so next-token prediction would see its target; set "
             "objective.name to masked_lm, or a model.overrides.bidirectional that is causal"
         )
     if not both_sides and objective == "masked_lm":
@@ -144,42 +147,21 @@ def _check_objective(model: PreTrainedModel, objective: str) -> None:
         )
 
 
-def _preset(name: str) -> tuple[str, dict[str, Any]]:
-    from megabase.models.presets import find_preset
-
-    preset = find_preset(name)
-    return preset.family, dict(preset.config)
-
-
 def save_language_model(
     model: PreTrainedModel, folder: Path, state: Mapping[str, torch.Tensor]
 ) -> None:
-    """Write a Hugging Face folder: weights, configuration and tokenizer.
+    """Write weights, configuration and the tokenizer of pretraining into a folder that exists.
 
     Parameters
     ----------
     model
         Gives configuration and names.
     folder
-        Existing folder.
+        Where to.
     state
         Full state dict, which may differ from the model's own when it is sharded.
     """
-    from transformers.utils import logging
-
-    from megabase.models.checkpoints.save import open_up
-    from megabase.models.tokenizers.character import DNATokenizer
-
-    # The library's bar over the files it writes would cut through the run's own.
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model.save_pretrained(folder, state_dict=dict(state))
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     limit = getattr(model.config, "max_length", None)
     # As it was trained: bases only, padded on the right.
     tokenizer = DNATokenizer(model_max_length=limit, special_tokens="none", padding_side="right")
-    tokenizer.save_pretrained(folder)
-    open_up(folder)
+    write_model(folder, model, tokenizer, state)

@@ -17,10 +17,14 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from megabase.errors import ConfigError, MissingDependencyError
+from megabase.models.auto import load_model, resolve_model
 from megabase.models.checkpoints.checks import weights_checksum
+from megabase.models.checkpoints.config_file import check_config
+from megabase.models.families import family_of
 from megabase.settings import LoraConfig
 from megabase.untrusted import build, parsing, read_json
 
@@ -179,8 +183,7 @@ def save_adapter(
     state: Mapping[str, Tensor],
     config: LoraConfig,
     start: str | None,
-    kind: str,
-    fields: Mapping[str, Any],
+    fields: Sequence[str],
 ) -> None:
     """Write adapter and head alone, in the format of peft, a few hundred kilobytes at most.
 
@@ -196,15 +199,11 @@ def save_adapter(
         Settings of the adapters.
     start
         Model that was started from.
-    kind
-        What the model is for.
     fields
-        Fields of its configuration that differ from the start's.
+        Names in its configuration whose values may differ from the start's.
     """
-    from safetensors.torch import save_file
-
-    from megabase.models.auto import resolve_model
-
+    family = family_of(model.config.model_type)
+    kinds = family.classes().items() if family is not None else ()
     folder.mkdir(parents=True, exist_ok=True)
     layers = [name for name, _ in _adapted(model)]
     head = [name for name, _ in _head(model, model.base_model)]
@@ -226,10 +225,12 @@ def save_adapter(
     )
     settings.save_pretrained(str(folder))
     record = {
-        "kind": kind,
+        "kind": next(kind for kind, member in kinds if member is type(model)),
         "start": start or "default",
         "sha256": weights_checksum(source),
-        "fields": dict(fields),
+        "fields": {
+            name: getattr(model.config, name) for name in fields if hasattr(model.config, name)
+        },
         "lora": asdict(config),
     }
     (folder / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
@@ -259,11 +260,6 @@ def load_adapter(folder: str | Path, start: str | None = None) -> Any:
     MegabaseError
         When the model cannot be loaded.
     """
-    from safetensors.torch import load_file
-
-    from megabase.models.auto import load_model, resolve_model
-    from megabase.models.checkpoints.config_file import check_config
-
     folder = Path(folder)
     record = read_json(folder / _RECORD, ConfigError)
     with parsing(folder / "adapter_model.safetensors", ConfigError):

@@ -8,30 +8,32 @@ from typing import Any
 from megabase.errors import MegabaseError
 from megabase.untrusted import read_json, shown
 
-__all__ = ["check_config", "read_config"]
-
 _ATTENTION = (None, "eager", "sdpa")
+"""Kinds of attention that are part of torch; transformers fetches code for others."""
 # The library fetches, imports or runs what the values of these name.
 _REFUSED = ("quantization_config", "transformers_weights", "experts_implementation",
             "kernel_config", "fusion_config", "distributed_config", "custom_generate")  # fmt: skip
 # Sizes decide what is allocated, and how many modules are built, before any weight is seen.
 _LARGEST = (1 << 31) - 1
+"""Numbers are sizes or positions, which some libraries index with 32 bits."""
+# Beyond every published model, and few enough to build on any machine.
 _BOUNDS = {
     "num_labels": 100_000, "vocab_size": 1 << 20, "pad_vocab_size_multiple": 1 << 16, "k": 8,
     "n_layer": 256, "num_hidden_layers": 256, "num_inner_mlps": 256, "hyena_order": 256,
 }  # fmt: skip
-_MOST_VALUES = 1_000_000
-_DEPTH = 16
+_MOST_VALUES, _DEPTH = 1_000_000, 16
+"""Values and levels of a file: names of 100,000 classes take 200,000 values on two levels."""
 _MOST_LABELS = 100_000
+"""Classes of a head; the largest published one has 919."""
 
 
 def read_config(path: Path, error: type[MegabaseError]) -> dict[str, Any]:
-    """Read settings of a model, those that name code left out.
+    """Read the settings of a model from its ``config.json``, those that name code left out.
 
     Parameters
     ----------
     path
-        ``config.json``.
+        The file.
     error
         Class of the error.
 

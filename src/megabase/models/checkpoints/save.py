@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from megabase.errors import OutputError
 from megabase.genome.files import real_place, write_json, writing
-
-__all__ = ["check_output", "open_up", "save_model_folder"]
 
 
 def save_model_folder(
@@ -24,11 +23,8 @@ def save_model_folder(
     tokenizer: Any,
     records: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-) -> Path:
-    """Write a folder that transformers loads.
-
-    Everything is written beside its place and renamed at the end, so a folder of that name is
-    complete.
+) -> None:
+    """Write a folder that transformers loads, whole or not at all.
 
     Parameters
     ----------
@@ -41,11 +37,6 @@ def save_model_folder(
     overwrite
         Replace an earlier model folder. A folder that holds anything else is never replaced.
 
-    Returns
-    -------
-    pathlib.Path
-        The folder.
-
     Raises
     ------
     OutputError
@@ -53,37 +44,51 @@ def save_model_folder(
     """
     folder = Path(folder).expanduser()
     check_output(folder, overwrite)
-    place = real_place(folder)  # a link stays, and what it names is replaced
+    final = real_place(folder)  # a link stays, and what it names is replaced
     token = uuid.uuid4().hex[:8]
-    partial = place.parent / f".{place.name}.partial-{token}"
-    replaced = place.parent / f".{place.name}.replaced-{token}"
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    partial = final.parent / f".{final.name}.partial-{token}"
+    replaced = final.parent / f".{final.name}.replaced-{token}"
     try:
         with writing(folder):
             partial.mkdir()
-            model.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
+            write_model(partial, model, tokenizer)
             for name, record in (records or {}).items():
                 write_json(partial / name, record)
-            open_up(partial)
-            if place.exists():
-                place.rename(replaced)
-            partial.rename(place)
+            if final.exists():
+                final.rename(replaced)
+            partial.rename(final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        if replaced.exists() and not place.exists():
-            replaced.rename(place)
+        if replaced.exists() and not final.exists():
+            replaced.rename(final)
         raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_model(
+    folder: Path, model: PreTrainedModel, tokenizer: Any, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write weights, configuration and tokenizer into a folder that exists.
+
+    Parameters
+    ----------
+    folder
+        Where to.
+    model, tokenizer
+        What to save.
+    state
+        Full state dict in place of the model's own, which may be sharded.
+    """
+    # The library's bar over the files it writes would cut through a run's own.
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder, state_dict=None if state is None else dict(state))
+        tokenizer.save_pretrained(folder)
     finally:
         if bars:
             logging.enable_progress_bar()
-    shutil.rmtree(replaced, ignore_errors=True)
-    return folder
-
-
-def open_up(folder: Path) -> None:
-    """Give files the mode a plain open would: safetensors makes them private to the user."""
+    # Give files the mode a plain open would: safetensors makes them private to the user.
     mask = os.umask(0)
     os.umask(mask)
     for file in folder.iterdir():
