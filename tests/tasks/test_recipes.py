@@ -6,8 +6,13 @@ import pytest
 import yaml
 
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry, flatten
-from megabase.benchmarking.models import finetune_settings, with_settings
-from megabase.benchmarking.recipes import RECIPES, read_recipe, recipe_settings
+from megabase.benchmarking.models import (
+    RECIPES,
+    finetune_settings,
+    read_recipe,
+    recipe_settings,
+    with_settings,
+)
 from megabase.benchmarking.suites.base import Task
 from megabase.benchmarking.suites.labelled import GENOMIC_BENCHMARKS, NUCLEOTIDE_TRANSFORMER
 from megabase.data.labeled import LabelTable, label_splits

@@ -9,8 +9,6 @@ from typing import Any, Literal
 from megabase.settings import raise_problems
 from megabase.tasks.finetune_config import TableConfig
 
-__all__ = ["BenchmarkConfig", "BiotypeConfig", "ChromatinConfig", "ModelEntry", "SpeciesConfig"]
-
 Protocol = Literal["holdout", "cv5", "kfold", "published"]
 _SEEDS = {"cv5": (1, 2, 3, 4, 5)}
 """Seeds of protocols that have seeds of their own: the five splits that Caduceus publishes."""

@@ -17,21 +17,13 @@ from megabase.errors import InputError
 from megabase.settings import Stage
 from megabase.tasks.finetune_config import FinetuneConfig
 
-__all__ = [
-    "check_entry",
-    "combinations",
-    "finetune_settings",
-    "go_on_from",
-    "is_baseline",
-    "kmer_words",
-    "resolve_entry",
-    "settings_by_task",
-    "with_settings",
-]
-
+RECIPES = Path(__file__).parents[1] / "recipes" / "benchmarks"
+"""One YAML file for each suite: task (or ``*``: all), then variant, then settings of fine-tuning
+and lines ``source`` (where they come from) and ``for`` (which models they are for)."""
 DEFAULTS: dict[str, Any] = {"epochs": 10, "global_batch": 64, "log_every": 50}
 """What every model takes when nothing else is said, beside the defaults of fine-tuning."""
 KMER_WORDS = (4, 5, 6)
+"""k of the baseline kmer: shorter ones know little, longer ones need more rows than there are."""
 _NOT_SET = ("train", "valid", "test", "output", "seed", "resume", "overwrite", "force")
 
 
@@ -305,3 +297,29 @@ def check_overlap(config: BenchmarkConfig, task: Task | None = None) -> None:
             f"{names[0]}: overlap is for tasks with classes; the labels of {task.name} are of "
             f"kind {task.kind}. Leave it out"
         )
+
+
+def read_recipe(suite: str, task: str) -> dict[str, dict[str, Any]]:
+    """Read the variants of a task; empty when it has no recipe."""
+    import yaml
+
+    file = RECIPES / f"{suite}.yaml"
+    tasks = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    return {**tasks.get("*", {}), **tasks.get(task, {})}
+
+
+def recipe_settings(name: str | None, task: Task) -> dict[str, Any]:
+    """Give the settings of a variant for a task.
+
+    Raises
+    ------
+    InputError
+        When the task has no such variant.
+    """
+    if name is None:
+        return {}
+    variants = read_recipe(task.suite, task.name)
+    if name not in variants:
+        held = ", ".join(variants) or "none"
+        raise InputError(f"{task.suite} {task.name} has no recipe {name!r}; it has {held}")
+    return {key: value for key, value in variants[name].items() if key not in ("source", "for")}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
-from megabase.benchmarking.leaks import RowsApart, checked_for_leaks, figures_apart
 from megabase.benchmarking.models import (
     check_entry,
     check_overlap,
@@ -28,11 +27,20 @@ from megabase.benchmarking.models import (
     go_on_from,
     is_baseline,
     kmer_words,
+    recipe_settings,
     resolve_entry,
     settings_by_task,
 )
-from megabase.benchmarking.protocol import Together, Unit, split_task, together_note, units
-from megabase.benchmarking.recipes import recipe_settings
+from megabase.benchmarking.rows import (
+    RowsApart,
+    Together,
+    Unit,
+    checked_for_leaks,
+    metrics_apart,
+    split_task,
+    together_note,
+    units,
+)
 from megabase.benchmarking.suites import suite_module
 from megabase.benchmarking.suites.base import Task
 from megabase.data.labeled import LabeledSequences
@@ -48,9 +56,8 @@ from megabase.training.run_folder import environment, folder_taken, own_folder, 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Stopped", "run_benchmark"]
-
 _FORMAT = 1
+"""Of records: raised when a field changes its meaning."""
 
 
 class Stopped(Exception):  # noqa: N818 (not an error: a signal asked for it)
@@ -69,7 +76,7 @@ class Stopped(Exception):  # noqa: N818 (not an error: a signal asked for it)
 
 @dataclass(frozen=True)
 class _Job:
-    """One run: what decides its figures."""
+    """One run: what decides its metrics."""
 
     task: Task
     entry: ModelEntry
@@ -79,15 +86,7 @@ class _Job:
     apart: npt.NDArray[np.bool_]
     """Test rows that meet no training and no validation row."""
     before: Mapping[str, Any] | None = None
-    """Record of the run that this one goes on from."""
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """What is known of the rows of a task, found once for all its runs."""
-
-    apart: RowsApart
-    together: Together
+    """Record of the run that this one continues."""
 
 
 def run_benchmark(
@@ -117,58 +116,35 @@ def run_benchmark(
     MegabaseError
         For data, models or settings that cannot be used; before the first run where possible.
     Stopped
-        When a signal ended it early; the same call with ``resume`` goes on.
+        When a signal ended it early; the same call with ``resume`` continues.
     """
     output = Path(config.output)
     Lock(output / LOCK_NAME, output).refuse_used()
     _check_output(config, output)
     with own_folder(output):
-        return _run_benchmark(config, output, console, done)
-
-
-def _run_benchmark(
-    config: BenchmarkConfig,
-    output: Path,
-    console: Console | None,
-    done: Callable[[], None] | None,
-) -> list[dict[str, Any]]:
-    module = suite_module(config.suite)
-    names = module.names(config)
-    if config.task_settings or any(entry.task_settings for entry in config.entries):
-        # Settings of a task that is not run this time are no mistake.
-        everything = module.names(replace(config, tasks=[]))
-        config = settings_by_task(config, list(dict.fromkeys([*names, *everything])))
-    if hasattr(module, "require"):
-        module.require()
-    for entry in config.entries:
-        if is_baseline(entry.start):
-            require_baseline()
-        else:
-            check_entry(config, entry)
-    if hasattr(module, "run"):
-        check_overlap(config)
-    _start(config, output)
-    if hasattr(module, "run"):
-        return module.run(config, names, output, console, done)
-    records: list[dict[str, Any]] = []
-    earlier: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for name in names:
-        task = _with_metric(module.load(config, name), config)
-        check_overlap(config, task)
-        task = checked_for_leaks(config, task, output, console)
-        if config.together is not None:
-            task = replace(task, notes=(*task.notes, together_note(config.together)))
-        rows = _Rows(RowsApart(config.leak_threshold), Together(config.together))
+        module = suite_module(config.suite)
+        names = module.names(config)
+        if config.task_settings or any(entry.task_settings for entry in config.entries):
+            # Settings of a task that is not run this time are no mistake.
+            everything = module.names(replace(config, tasks=[]))
+            config = settings_by_task(config, list(dict.fromkeys([*names, *everything])))
+        if hasattr(module, "require"):
+            module.require()
         for entry in config.entries:
-            for record in _run_entry(config, task, entry, output, console, earlier, rows):
-                records.append(record)
-                if done is not None:
-                    done()
-    return records
+            if is_baseline(entry.start):
+                require_baseline()
+            else:
+                check_entry(config, entry)
+        if hasattr(module, "run"):
+            check_overlap(config)
+        _start(config, output)
+        if hasattr(module, "run"):
+            return module.run(config, names, output, console, done)
+        sweep = _Sweep(config, output, console, done)
+        return [record for name in names for record in sweep.run(module.load(config, name))]
 
 
 def _check_output(config: BenchmarkConfig, output: Path) -> None:
-
     if output.exists() and not output.is_dir():
         raise RunError(f"output {output} is a file; name a folder")
     taken = folder_taken(output)
@@ -201,158 +177,210 @@ def _start(config: BenchmarkConfig, output: Path) -> None:
     write_json(output / "benchmark.json", json.loads(json.dumps(values, default=str)))
 
 
-def _with_metric(task: Task, config: BenchmarkConfig) -> Task:
-    if config.metric is None or config.metric == task.metric:
+def _with_metric(task: Task, metric: str | None) -> Task:
+    if metric is None or metric == task.metric:
         return task
-    metrics.check([config.metric], task.kind)
-    others = tuple(name for name in (task.metric, *task.metrics) if name != config.metric)
-    return replace(task, metric=config.metric, metrics=others)
+    metrics.check([metric], task.kind)
+    others = tuple(name for name in (task.metric, *task.metrics) if name != metric)
+    return replace(task, metric=metric, metrics=others)
 
 
-def _run_entry(
-    config: BenchmarkConfig,
-    task: Task,
-    entry: ModelEntry,
-    output: Path,
-    console: Console | None,
-    earlier: dict[tuple[str, str], Mapping[str, Any]],
-    rows: _Rows,
-) -> list[dict[str, Any]]:
-    """Run one model on one task with every seed; `earlier` holds the runs of the task before."""
-    records: list[dict[str, Any]] = []
-    chosen: dict[str, Any] = {}
-    seen: set[str] = set()
-    tuning = 0.0
-    for number, unit in enumerate(units(config.protocol, config.seed_numbers, config.folds)):
-        splits = split_task(task, config.protocol, unit, config.folds, rows.together)
-        key = hash_of({name: digest(rows) for name, rows in splits.items()})
-        if is_baseline(entry.start) and key in seen:
-            continue  # it has no seed of its own: the same rows give the same figures
-        seen.add(key)
-        place = (entry.name, unit.name)
-        before = earlier.get(place) if entry.carry else None
-        job = _Job(task, entry, unit, splits, key, rows.apart.of(splits), before)
-        if number == 0 and entry.tune:
-            chosen, tuning = _tune(config, job, output, console)
-        record = _run_unit(config, job, chosen, tuning, output, console)
-        records.append(record)
-        earlier[place] = record
-        if console is not None:
-            value = record["test"].get(task.metric)
-            shown = "not defined" if value is None else f"{value:.4f}"
-            console.print(
-                f"{task.name}  {entry.name}  {unit.name}: {task.metric} {shown}  "
-                f"({record['seconds'] / 60:.1f} min)", markup=False, highlight=False,
-            )  # fmt: skip
-    return records
+class _Sweep:
+    """All runs of a sweep; what several tasks need is kept here."""
 
+    def __init__(
+        self,
+        config: BenchmarkConfig,
+        output: Path,
+        console: Console | None,
+        done: Callable[[], None] | None,
+    ) -> None:
+        self._config = config
+        self._output = output
+        self._console = console
+        self._done = done
+        self._earlier: dict[tuple[str, str], Mapping[str, Any]] = {}
+        """(model, unit) -> record of its run on the task before."""
 
-def _settings_key(config: BenchmarkConfig, job: _Job, settings: Any) -> str:
-    return hash_of(
-        {
-            "protocol": config.protocol,
-            "folds": config.folds if config.protocol == "kfold" else None,
-            "data": job.rows_digest,
-            "settings": settings,
-            "metric": job.task.metric,
-        }
-    )
+    def _show(self, text: str) -> None:
+        if self._console is not None:
+            self._console.print(text, markup=False, highlight=False)
 
+    def run(self, task: Task) -> Iterator[dict[str, Any]]:
+        """Run every model on a task; give a record for each run."""
+        config = self._config
+        task = _with_metric(task, config.metric)
+        check_overlap(config, task)
+        task = checked_for_leaks(config, task, self._output, self._console)
+        if config.together is not None:
+            task = replace(task, notes=(*task.notes, together_note(config.together)))
+        apart, together = RowsApart(config.leak_threshold), Together(config.together)
+        for entry in config.entries:
+            chosen: dict[str, Any] = {}
+            seen: set[str] = set()
+            tuning = 0.0
+            for number, unit in enumerate(
+                units(config.protocol, config.seed_numbers, config.folds)
+            ):
+                splits = split_task(task, config.protocol, unit, config.folds, together)
+                key = hash_of({name: digest(rows) for name, rows in splits.items()})
+                if is_baseline(entry.start) and key in seen:
+                    continue  # without a seed of its own: the same rows give the same metrics
+                seen.add(key)
+                place = (entry.name, unit.name)
+                before = self._earlier.get(place) if entry.carry else None
+                job = _Job(task, entry, unit, splits, key, apart.of(splits), before)
+                if number == 0 and entry.tune:
+                    chosen, tuning = self._tune(job)
+                record = self._record(job, chosen, tuning)
+                self._earlier[place] = record
+                value = record["test"].get(task.metric)
+                shown = "not defined" if value is None else f"{value:.4f}"
+                self._show(
+                    f"{task.name}  {entry.name}  {unit.name}: {task.metric} {shown}  "
+                    f"({record['seconds'] / 60:.1f} min)"
+                )
+                yield record
+                if self._done is not None:
+                    self._done()
 
-def _folder(output: Path, config: BenchmarkConfig, job: _Job, key: str) -> Path:
-    slug = "".join(c if c.isalnum() or c in "-._" else "-" for c in Path(job.entry.name).name)
-    place = f"{job.task.suite}.{job.task.name}"
-    return output / "runs" / place / f"{slug}-{config.protocol}-{job.unit.name}-{key}"
-
-
-def _run_unit(
-    config: BenchmarkConfig,
-    job: _Job,
-    chosen: Mapping[str, Any],
-    tuning: float,
-    output: Path,
-    console: Console | None,
-) -> dict[str, Any]:
-    """Run one seed of one model, or give the record of an earlier one."""
-    recipe = recipe_settings(config.recipe, job.task)
-    if is_baseline(job.entry.start):
-        words = kmer_words(job.entry.start)
-        settings: Any = {"overlap": True} if words is None else {"kmer": words}
-        run = None
-    else:
-        run = finetune_settings(config, job.task, job.entry, recipe=recipe, chosen=chosen)
-        settings = json.loads(json.dumps(asdict(run), default=str))
-        if job.before is not None:
-            run, settings = go_on_from(job.before, run, settings, output)
-    key = _settings_key(config, job, settings)
-    folder = _folder(output, config, job, key)
-    file = folder / "record.json"
-    if file.is_file():
-        return json.loads(file.read_text())
-    names = [job.task.metric, *job.task.metrics]
-    earlier = job.before["task"] if job.before is not None else None
-    carried = [f"{job.entry.name} goes on from its run of {earlier}"] if earlier else []
-    if run is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        metric = job.task.metric if job.task.kind != "multi_label" else "auroc"
-        baseline = (
-            fit_kmers(job.splits, settings["kmer"], metric, names)
-            if "kmer" in settings
-            else fit_overlap(job.splits, metric, names)
+    def _key(self, job: _Job, settings: Any) -> str:
+        """Name a run by a hash of all that decides its metrics."""
+        config = self._config
+        return hash_of(
+            {
+                "protocol": config.protocol,
+                "folds": config.folds if config.protocol == "kfold" else None,
+                "data": job.rows_digest,
+                "settings": settings,
+                "metric": job.task.metric,
+            }
         )
-        _keep_outputs(folder, baseline.outputs, job.splits)
-        result: dict[str, Any] = {
-            "family": next(iter(settings)), "parameters": baseline.parameters,
-            "trained_parameters": baseline.parameters, "seconds": baseline.seconds,
-            "training_seconds": baseline.seconds, "valid": baseline.metrics["valid"],
-            "test": baseline.metrics["test"], "chosen": baseline.chosen,
-            "epochs": None, "steps": None, "notes": [],
-        }  # fmt: skip
-    else:
-        files = _write_splits(output, job)
-        result = _finetune(replace(run, **files, seed=job.unit.seed, output=str(folder)), console)
-        result["chosen"] = dict(chosen)
-    record = {
-        "format": _FORMAT,
-        "suite": job.task.suite,
-        "task": job.task.name,
-        "model": job.entry.name,
-        "start": job.entry.start,
-        "compare": job.entry.compare,
-        "overrides": settings.get("overrides", {}),
-        "key": hash_of(
-            {"model": settings, "protocol": config.protocol, "drop": config.drop_leaks}
-            | ({"resplit": config.resplit_seed} if config.resplit_seed else {})
-            | ({"together": config.together} if config.together is not None else {})
-        ),
-        "protocol": config.protocol,
-        "recipe": config.recipe,
-        "seed": job.unit.seed,
-        "fold": job.unit.fold,
-        "metric": job.task.metric,
-        "metrics": names,
-        "kind": job.task.kind,
-        "classes": list(job.splits["train"].classes),
-        "groups": dict(job.task.groups),
-        "official": job.task.official,
-        "length": job.task.length,
-        "published": [asdict(item) for item in job.task.published],
-        "rows": {name: len(rows) for name, rows in job.splits.items()},
-        "test_rows": digest(job.splits["test"]),
-        "settings": settings,
-        "tuning_seconds": tuning,
-        "folder": folder.name,
-        **result,
-        "notes": [*job.task.notes, *carried, *result["notes"]],
-    }
-    record["test"] |= _group_figures(folder, job.task)
-    record |= figures_apart(folder, job.apart, names, job.task.kind)
-    record = without_nan(record)
-    write_json(file, record)
-    return record
+
+    def _settings(self, job: _Job, chosen: Mapping[str, Any]) -> tuple[FinetuneConfig, Any]:
+        """Give the settings of a run, as they are and as JSON holds them."""
+        recipe = recipe_settings(self._config.recipe, job.task)
+        run = finetune_settings(self._config, job.task, job.entry, recipe=recipe, chosen=chosen)
+        return run, json.loads(json.dumps(asdict(run), default=str))
+
+    def _record(self, job: _Job, chosen: Mapping[str, Any], tuning: float) -> dict[str, Any]:
+        """Run one seed of one model, or give the record of an earlier one."""
+        config, task, entry, unit = self._config, job.task, job.entry, job.unit
+        run: FinetuneConfig | None = None
+        if is_baseline(entry.start):
+            words = kmer_words(entry.start)
+            settings: Any = {"overlap": True} if words is None else {"kmer": words}
+        else:
+            run, settings = self._settings(job, chosen)
+            if job.before is not None:
+                run, settings = go_on_from(job.before, run, settings, self._output)
+        key = self._key(job, settings)
+        slug = "".join(c if c.isalnum() or c in "-._" else "-" for c in Path(entry.name).name)
+        parent = self._output / "runs" / f"{task.suite}.{task.name}"
+        folder = parent / f"{slug}-{config.protocol}-{unit.name}-{key}"
+        file = folder / "record.json"
+        if file.is_file():
+            return json.loads(file.read_text())
+        names = [task.metric, *task.metrics]
+        earlier = job.before["task"] if job.before is not None else None
+        carried = [f"{entry.name} goes on from its run of {earlier}"] if earlier else []
+        if run is None:
+            result = _fit_baseline(job, folder, settings.get("kmer"), names)
+        else:
+            files = _write_splits(self._output, job)
+            result = _finetune(replace(run, **files, seed=unit.seed, output=str(folder)))
+            result["chosen"] = dict(chosen)
+        record = {
+            "format": _FORMAT,
+            "suite": task.suite,
+            "task": task.name,
+            "model": entry.name,
+            "start": entry.start,
+            "compare": entry.compare,
+            "overrides": settings.get("overrides", {}),
+            "key": hash_of(
+                {"model": settings, "protocol": config.protocol, "drop": config.drop_leaks}
+                | ({"resplit": config.resplit_seed} if config.resplit_seed else {})
+                | ({"together": config.together} if config.together is not None else {})
+            ),
+            "protocol": config.protocol,
+            "recipe": config.recipe,
+            "seed": unit.seed,
+            "fold": unit.fold,
+            "metric": task.metric,
+            "metrics": names,
+            "kind": task.kind,
+            "classes": list(job.splits["train"].classes),
+            "groups": dict(task.groups),
+            "official": task.official,
+            "length": task.length,
+            "published": [asdict(item) for item in task.published],
+            "rows": {name: len(rows) for name, rows in job.splits.items()},
+            "test_rows": digest(job.splits["test"]),
+            "settings": settings,
+            "tuning_seconds": tuning,
+            "folder": folder.name,
+            **result,
+            "notes": [*task.notes, *carried, *result["notes"]],
+        }
+        record["test"] |= _group_metrics(folder, task)
+        record |= metrics_apart(folder, job.apart, names, task.kind)
+        record = without_nan(record)
+        write_json(file, record)
+        return record
+
+    def _tune(self, job: _Job) -> tuple[dict[str, Any], float]:
+        """Train every combination of a grid without the test rows; keep the best on validation."""
+        best: tuple[float, dict[str, Any]] | None = None
+        seconds = 0.0
+        files = {**_write_splits(self._output, job), "test": None}
+        for chosen in combinations(job.entry.tune):
+            run, settings = self._settings(job, chosen)
+            key = self._key(job, {**settings, "tuning": True})
+            folder = self._output / "runs" / f"{job.task.suite}.{job.task.name}" / f"tuning-{key}"
+            file = folder / "tuned.json"
+            if not file.is_file():
+                result = _finetune(replace(run, **files, seed=job.unit.seed, output=str(folder)))
+                write_json(file, {"chosen": chosen, **result})
+            found = json.loads(file.read_text())
+            seconds += found["seconds"]
+            value = found["valid"].get(found["monitor"])
+            value = -math.inf if value is None else value
+            value = value if metrics.higher_is_better(found["monitor"]) else -value
+            self._show(
+                f"{job.task.name}  {job.entry.name}  tuning {chosen}: validation "
+                f"{found['monitor']} {abs(value):.4f}"
+            )
+            if best is None or value > best[0]:
+                best = (value, chosen)
+        return ({} if best is None else best[1]), seconds
 
 
-def _finetune(config: Any, console: Console | None) -> dict[str, Any]:
+def _fit_baseline(
+    job: _Job, folder: Path, words: tuple[int, ...] | None, names: list[str]
+) -> dict[str, Any]:
+    """Fit k-mer counts of these lengths, or the overlap baseline, and keep the outputs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    metric = job.task.metric if job.task.kind != "multi_label" else "auroc"
+    found = (
+        fit_overlap(job.splits, metric, names)
+        if words is None
+        else fit_kmers(job.splits, words, metric, names)
+    )
+    kept: dict[str, np.ndarray] = {}
+    for name, values in found.outputs.items():
+        kept |= {name: values, f"{name}_labels": job.splits[name].labels}
+    write_arrays(folder / "outputs.npz", kept)
+    return {
+        "family": "overlap" if words is None else "kmer", "parameters": found.parameters,
+        "trained_parameters": found.parameters, "seconds": found.seconds,
+        "training_seconds": found.seconds, "valid": found.metrics["valid"],
+        "test": found.metrics["test"], "chosen": found.chosen, "epochs": None, "steps": None,
+        "notes": [],
+    }  # fmt: skip
+
+
+def _finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Run a fine-tuning, from its last checkpoint if it was interrupted."""
     started = (Path(config.output) / "config.yaml").is_file()
     before = _earlier_seconds(Path(config.output)) if started else 0.0
@@ -381,40 +409,6 @@ def _earlier_seconds(folder: Path) -> float:
     return seconds
 
 
-def _tune(
-    config: BenchmarkConfig, job: _Job, output: Path, console: Console | None
-) -> tuple[dict[str, Any], float]:
-    """Train every combination of a grid without the test rows; keep the best on validation."""
-    best: tuple[float, dict[str, Any]] | None = None
-    seconds = 0.0
-    recipe = recipe_settings(config.recipe, job.task)
-    files = _write_splits(output, job)
-    for chosen in combinations(job.entry.tune):
-        run = finetune_settings(config, job.task, job.entry, recipe=recipe, chosen=chosen)
-        settings = json.loads(json.dumps(asdict(run), default=str))
-        key = _settings_key(config, job, {**settings, "tuning": True})
-        folder = _folder(output, config, job, key).parent / f"tuning-{key}"
-        file = folder / "tuned.json"
-        if not file.is_file():
-            given = {**files, "test": None}
-            result = _finetune(
-                replace(run, **given, seed=job.unit.seed, output=str(folder)), console
-            )
-            write_json(file, {"chosen": chosen, **result})
-        found = json.loads(file.read_text())
-        seconds += found["seconds"]
-        value = found["valid"].get(found["monitor"])
-        value = -math.inf if value is None else value
-        value = value if metrics.higher_is_better(found["monitor"]) else -value
-        if console is not None:
-            console.print(f"{job.task.name}  {job.entry.name}  tuning {chosen}: validation "
-                          f"{found['monitor']} {abs(value):.4f}",
-                          markup=False, highlight=False)  # fmt: skip
-        if best is None or value > best[0]:
-            best = (value, chosen)
-    return ({} if best is None else best[1]), seconds
-
-
 def _write_splits(output: Path, job: _Job) -> dict[str, str]:
     """Write the rows of a run as Parquet, once for all models; give their paths."""
     import polars as pl
@@ -438,16 +432,7 @@ def _write_splits(output: Path, job: _Job) -> dict[str, str]:
     return paths
 
 
-def _keep_outputs(
-    folder: Path, outputs: Mapping[str, np.ndarray], splits: Mapping[str, LabeledSequences]
-) -> None:
-    kept: dict[str, np.ndarray] = {}
-    for name, values in outputs.items():
-        kept |= {name: values, f"{name}_labels": splits[name].labels}
-    write_arrays(folder / "outputs.npz", kept)
-
-
-def _group_figures(folder: Path, task: Task) -> dict[str, float]:
+def _group_metrics(folder: Path, task: Task) -> dict[str, float]:
     if not task.groups:
         return {}
     with np.load(folder / "outputs.npz") as kept:

@@ -10,13 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megabase.benchmarking.leaks import describe_leaks
-from megabase.benchmarking.protocol import PROTOCOLS
+from megabase.benchmarking.rows import PROTOCOLS, describe_leaks
 from megabase.evaluate.metrics import bootstrap_interval
 from megabase.genome.files import atomic_file, write_whole
 from megabase.tasks.seeds import spread
-
-__all__ = ["Line", "lines", "markdown", "read_records", "table_of", "write_tables"]
 
 _FAMILY_NAMES = {
     "hyenadna": "HyenaDNA", "gpt": "GPT", "mamba": "Mamba", "cnn": "CNN", "dnabert": "DNABERT",

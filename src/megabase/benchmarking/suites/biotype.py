@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig, BiotypeConfig, ModelEntry
 from megabase.benchmarking.models import kmer_words, resolve_entry
-from megabase.benchmarking.protocol import Together, together_note
+from megabase.benchmarking.rows import Together, together_note
 from megabase.benchmarking.suites.base import choose_tasks, need_folder, published
 from megabase.data.label_files import read_text
 from megabase.data.labeled import LabeledSequences, LabelTable, label_splits, split_rows
