@@ -1,7 +1,7 @@
 """Put evaluations of several models on the same bases into one table.
 
 Reads what `megabase evaluate` wrote. Causal models have a perplexity, masked ones a
-pseudo-perplexity; the table says which figure is which and what each model saw of a base's
+pseudo-perplexity; the table says which number is which and what each model saw of a base's
 neighbours.
 """
 
@@ -15,9 +15,8 @@ from megabase.errors import MegabaseError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["EXAMPLES", "add_arguments", "run"]
-
 EXAMPLES = ("megabase compare runs/causal runs/masked -o table.md",)
+"""Shown by ``--help``."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -47,6 +46,7 @@ def run(args: Namespace) -> int:
 
 
 def _file(name: str) -> Path:
+    """Give the evaluation of a run folder, or the file itself."""
     path = Path(name)
     if path.is_dir():
         path = path / "evaluation.json"

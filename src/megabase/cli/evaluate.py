@@ -1,8 +1,8 @@
 """Measure the perplexity of a language model on held-out DNA, against its baselines.
 
-Regions are contigs (chr20), stretches (chr20:50,000,001-55,000,000: 1-based, both ends included) or
-BED files. For a model inside a run folder, genome and training regions are those of the run, and
-the regions evaluated are its test regions unless others are named.
+Regions are contigs (chr20), parts of them (chr20:50,000,001-55,000,000: 1-based, both ends
+included) or BED files. For a model inside a run folder, genome and training regions are those of
+the run, and the regions evaluated are its test regions unless others are named.
 """
 
 from __future__ import annotations
@@ -25,15 +25,13 @@ if TYPE_CHECKING:
     from megabase.genome.store import GenomeStore
     from megabase.training.run_data import RunData
 
-__all__ = ["EXAMPLES", "add_arguments", "run"]
-
 EXAMPLES = (
     "megabase evaluate runs/mine",
     "megabase evaluate --genome hg38.mb --regions chr20:50,000,001-51,000,000 --no-baselines",
 )
-
+"""Shown by ``--help``."""
 _SHOWN_CONTIGS = 10
-LN_2 = math.log(2)
+"""Contigs in the terminal: an assembly may have thousands, and the JSON has them all."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -43,9 +41,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="model folder, run folder, preset or Hub name (default: the model in the package)",
     )  # fmt: skip
     parser.add_argument("--genome", type=str, default=None, help="genome store")
-    parser.add_argument("--regions", nargs="+", default=[], metavar="PLACE", help="what to score")
+    parser.add_argument("--regions", nargs="+", default=[], metavar="REGION", help="what to score")
     parser.add_argument(
-        "--train-regions", nargs="+", default=[], metavar="PLACE",
+        "--train-regions", nargs="+", default=[], metavar="REGION",
         help="where the Markov baselines are trained (default: those of the run)",
     )  # fmt: skip
     parser.add_argument("--no-baselines", action="store_true", help="score the model alone")
@@ -61,7 +59,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="scored bases of a window, its last ones (default: all)",
     )  # fmt: skip
     parser.add_argument(
-        "--max-windows", type=int, default=None, help="score so many windows, evenly spread"
+        "--max-windows", type=int, default=None, help="most windows to score, evenly spread"
     )
     parser.add_argument(
         "--context-lengths", nargs="+", type=int, default=None, metavar="BASES",
@@ -143,6 +141,7 @@ def _files(args: Namespace, model_run: RunData | None) -> tuple[Path | None, Pat
 
 
 def _store(args: Namespace, model_run: RunData | None) -> GenomeStore:
+    """Open the genome, that of the run unless another is named."""
     from megabase.genome.store import GenomeStore
 
     if args.genome is not None:
@@ -168,7 +167,7 @@ def _regions(
         if not len(regions):
             raise ConfigError(f"the run {own.path} held nothing out for test; give --regions")
     else:
-        raise ConfigError("--regions is missing: name contigs, stretches or BED files")
+        raise ConfigError("--regions is missing: name contigs, regions or BED files")
     if args.train_regions:
         return regions, regions_of(store, args.train_regions)
     return regions, None if own is None else own.regions(store, "train")
@@ -177,6 +176,7 @@ def _regions(
 def _write(
     result: EvaluationResult, files: tuple[Path | None, Path | None], console: Console
 ) -> None:
+    """Write the JSON and the plots."""
     file, folder = files
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -196,6 +196,7 @@ def _write(
 
 
 def _print(result: EvaluationResult, console: Console) -> None:
+    """Show an evaluation in the terminal."""
     shown = ", ".join(result.regions[:3])
     if result.region_count > 3:
         shown += f" and {result.region_count - 3:,} more"
@@ -219,105 +220,51 @@ def _print(result: EvaluationResult, console: Console) -> None:
             style="bold",
         )
     _print_baselines(result, console)
-    _print_groups(result, console)
+    parts = list(result.by_soft_mask.items()) if len(result.by_soft_mask) > 1 else []
+    contigs = list(result.by_contig.items()) if len(result.by_contig) > 1 else []
+    rows = [(name, *_cells(part)) for name, part in parts + contigs[:_SHOWN_CONTIGS]]
+    _table(console, ("part", "bases", "perplexity A,C,G,T", "all tokens"), rows)
+    if len(contigs) > _SHOWN_CONTIGS:
+        console.print(f"... and {len(contigs) - _SHOWN_CONTIGS:,} more contigs (in the JSON)")
     _print_context(result, console)
 
 
-def _table(console: Console, head: list[str], rows: list[tuple[list[str], bool]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for number, name in enumerate(head):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
-    for cells, strong in rows:
-        table.add_row(*(Text(cell) for cell in cells), style="bold" if strong else None)
-    console.print()
-    console.print(table)
-
-
-def _with_error(value: float | None, error: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.3f}" + ("" if error is None else f" +- {error:.3f}")
-
-
-def _bits(nats: float, error: float | None) -> str:
-    return f"{nats / LN_2:.4f}" + ("" if error is None else f" +- {error / LN_2:.4f}")
-
-
-def _acgt(measure: Measure) -> str:
-    return _with_error(measure.perplexity_acgt, measure.perplexity_acgt_se)
-
-
-def _cells(name: str, measure: Measure) -> list[str]:
-    return [
-        name,
-        f"{measure.targets:,}",
-        _acgt(measure),
-        _with_error(measure.perplexity, measure.perplexity_se),
-    ]
-
-
 def _print_baselines(result: EvaluationResult, console: Console) -> None:
-    fitted = {
-        baseline.order: _acgt(baseline.measure) for baseline in result.baselines if baseline.fitted
-    }
+    """Show the model under its baselines, and how far it is from the best of them."""
+    model, baselines = result.overall, result.baselines
+    fitted = {one.order: _acgt(one.measure) for one in baselines if one.fitted}
     rows = [
-        ([baseline.name, _acgt(baseline.measure), fitted.get(baseline.order, ""), ""], False)
-        for baseline in result.baselines
-        if not baseline.fitted
+        (one.name, _acgt(one.measure), fitted.get(one.order, ""), "")
+        for one in baselines
+        if not one.fitted
     ]
-    model = result.overall
-    all_tokens = _with_error(model.perplexity, model.perplexity_se)
-    rows.append((["model", _acgt(model), "", all_tokens], True))
-    _table(console, ["", "perplexity A,C,G,T", "rates fitted", "all tokens"], rows)
-    if len(result.baselines) == 1:
+    rows.append(("model", _acgt(model), "", _with_error(model.perplexity, model.perplexity_se)))
+    _table(console, ("", "perplexity A,C,G,T", "rates fitted", "all tokens"), rows, strong=True)
+    if len(baselines) == 1:
         console.print("no Markov baselines (they need --train-regions)", style="dim")
         return
-    best = min(result.baselines, key=lambda baseline: baseline.measure.nats_acgt)
-    word = "saves" if best.margin_nats > 0 else "costs"
+    best = min(baselines, key=lambda one: one.measure.nats_acgt)
     console.print(
-        f"best baseline: {best.name}; against it the model {word} "
+        f"best baseline: {best.name}; against it the model "
+        f"{'saves' if best.margin_nats > 0 else 'costs'} "
         f"{_bits(abs(best.margin_nats), best.margin_nats_se)} bits a base (paired)"
     )
-    rate = result.baselines[1].rates[0]
     console.print(
         f"the Markov models counted {result.baseline_bases:,} bases of the training regions; the "
-        f"next shorter context weighs {rate:g} counts, or as fitted by order",
+        f"next shorter context weighs {baselines[1].rates[0]:g} counts, or as fitted by order",
         style="dim",
         soft_wrap=True,
     )
 
 
-def _print_groups(result: EvaluationResult, console: Console) -> None:
-    groups = list(result.by_soft_mask.items()) if len(result.by_soft_mask) > 1 else []
-    contigs = list(result.by_contig.items()) if len(result.by_contig) > 1 else []
-    rows = [(_cells(name, part), False) for name, part in groups + contigs[:_SHOWN_CONTIGS]]
-    if rows:
-        _table(console, ["part", "bases", "perplexity A,C,G,T", "all tokens"], rows)
-    if len(contigs) > _SHOWN_CONTIGS:
-        console.print(f"... and {len(contigs) - _SHOWN_CONTIGS:,} more contigs (in the JSON)")
-
-
 def _print_context(result: EvaluationResult, console: Console) -> None:
-    if not result.context:
-        return
-    first = result.context[0]
-    rows = [
-        (
-            [
-                f"{point.context_min:,}-{point.context:,}"
-                if point.context_min < point.context
-                else f"{point.context:,}",
-                *_cells("", point.measure)[1:],
-                _bits(point.saved_nats, point.saved_nats_se) if point is not first else "",
-            ],
-            False,
-        )
-        for point in result.context
-    ]
-    head = ["bases of context", "bases", "perplexity A,C,G,T", "all tokens", "bits saved"]
+    """Show perplexity against context length."""
+    rows: list[tuple[str, ...]] = []
+    for number, point in enumerate(result.context):
+        least = f"{point.context_min:,}-" if point.context_min < point.context else ""
+        saved = _bits(point.saved_nats, point.saved_nats_se) if number else ""
+        rows.append((f"{least}{point.context:,}", *_cells(point.measure), saved))
+    head = ("bases of context", "bases", "perplexity A,C,G,T", "all tokens", "bits saved")
     _table(console, head, rows)
     measures = [(one.name, one.context_measure) for one in result.baselines]
     known = [(name, measure) for name, measure in measures if measure is not None]
@@ -325,3 +272,45 @@ def _print_context(result: EvaluationResult, console: Console) -> None:
         name, measure = min(known, key=lambda one: one[1].nats_acgt)
         text = f"best baseline on these bases: {name}, {measure.perplexity_acgt:.3f}"
         console.print(text, style="dim")
+
+
+def _table(
+    console: Console, head: tuple[str, ...], rows: list[tuple[str, ...]], strong: bool = False
+) -> None:
+    """Print a table, nothing without rows; `strong`: the last row in bold."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for number, cells in enumerate(rows, start=1):
+        style = "bold" if strong and number == len(rows) else None
+        table.add_row(*(Text(cell) for cell in cells), style=style)
+    console.print()
+    console.print(table)
+
+
+def _cells(measure: Measure) -> tuple[str, str, str]:
+    """Write the number of bases and both perplexities."""
+    every = _with_error(measure.perplexity, measure.perplexity_se)
+    return f"{measure.targets:,}", _acgt(measure), every
+
+
+def _acgt(measure: Measure) -> str:
+    """Write the perplexity over A, C, G, T."""
+    return _with_error(measure.perplexity_acgt, measure.perplexity_acgt_se)
+
+
+def _bits(nats: float, error: float | None) -> str:
+    """Write nats as bits."""
+    return _with_error(nats / math.log(2), error and error / math.log(2), 4)
+
+
+def _with_error(value: float | None, error: float | None, digits: int = 3) -> str:
+    """Write a number and its standard error, as far as there are any."""
+    if value is None:
+        return ""
+    return f"{value:.{digits}f}" + ("" if error is None else f" +- {error:.{digits}f}")
