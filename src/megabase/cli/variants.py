@@ -56,20 +56,24 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
+    from pathlib import Path
+
+    from megabase.inference.variants.scorer import VariantOptions, method_tuple
     from megabase.inference.variants.variants_job import score_variants_file
 
-    with running(args, "records") as options:
-        found = score_variants_file(
-            args.model, args.variants, args.genome, args.output, window=args.window,
-            methods=args.methods, strands=args.strands, placement=args.placement,
-            prefix=args.prefix, allow_mismatches=args.allow_mismatches, strict=args.strict,
-            **options,
+    methods = method_tuple(args.methods)
+    options = VariantOptions(args.window, methods, args.strands, args.placement)
+    with running(args, "records") as how:
+        written = score_variants_file(
+            args.model, args.variants, args.genome, args.output, options, prefix=args.prefix,
+            allow_mismatches=args.allow_mismatches, strict=args.strict, **how,
         )  # fmt: skip
-    if found is None:
+    if written is None:
         return 0  # another rank writes the output
+    found, index = written
     print(f"wrote {args.output}: {found.records:,} records", file=sys.stderr)
-    if found.index_file is not None:
-        print(f"wrote {found.index_file}", file=sys.stderr)
-    elif args.output.lower().endswith((".gz", ".bgz", ".bcf")) and found.output.is_file():
+    if index is not None:
+        print(f"wrote {index}", file=sys.stderr)
+    elif args.output.lower().endswith((".gz", ".bgz", ".bcf")) and Path(args.output).is_file():
         print("no index: the records are not in order (bcftools sort)", file=sys.stderr)
     return 0

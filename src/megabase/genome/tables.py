@@ -24,7 +24,13 @@ from megabase.genome.files import atomic_file, numbered_lines
 from megabase.genome.interval import Interval, Strand, zero_based
 from megabase.genome.left_out import LeftOut
 from megabase.genome.store import GenomeStore
-from megabase.genome.vcf import check_allele, is_bcf, placed_records, why_unusable
+from megabase.genome.vcf import (
+    check_allele,
+    checked_records,
+    is_bcf,
+    why_unplaced,
+    why_unusable,
+)
 
 BedKind = Literal["auto", "bed", "narrowPeak", "broadPeak"]
 
@@ -410,8 +416,8 @@ def read_vcf(
     bases_only
         Leave out alleles that are no sequence in the place of REF, too: those with a reason.
     strict
-        Refuse what is left out otherwise, records without a place in the genome among it
-        (:func:`megabase.genome.vcf.placed_records`).
+        Refuse what is left out otherwise, records without a locus in the genome included
+        (:func:`megabase.genome.vcf.why_unplaced`).
 
     Returns
     -------
@@ -437,16 +443,26 @@ def read_vcf(
     source = _RowSource(Path(path), unit="record" if is_bcf(Path(path)) else "line")
     left_out = LeftOut(source.path, source.unit, strict)
     rows: list[tuple[Any, ...]] = []
-    for number, record, contig, problem in placed_records(source.path, store, left_out):
+    for number, (record, index, problem) in enumerate(checked_records(source.path, store)):
+        if wrong := why_unplaced(record, problem):
+            left_out.add(
+                wrong,
+                record.line,
+                partial(why_unusable, record, store, wrong),
+                count=max(1, len(record.alts)),
+                error=UnknownContigError if wrong == "UNKNOWN_CONTIG" else InputError,
+            )
+            continue
+        contig = record.contig if store is None or index is None else store.contigs[index].name
         start, end = record.position, record.position + len(record.ref)
-        place = (record.line, contig, start, end, record.ref.upper())
+        site = (record.line, contig, start, end, record.ref.upper())
         _, _, name, _, _, qual, filters, values = record.fields[:8]
         for allele, alt in enumerate(record.alts or (None,)):
             reason = problem if alt is None or problem else check_allele(record.ref, alt)
             if reason is not None and bases_only:
                 left_out.add(reason, record.line, partial(why_unusable, record, store, reason))
                 continue
-            rows.append((*place, alt, name, qual, filters, values, number, allele, reason))
+            rows.append((*site, alt, name, qual, filters, values, number, allele, reason))
     left_out.report(len(rows), "alleles")
     frame = source.cast_numbers(pl.DataFrame(rows, _VCF, orient="row", infer_schema_length=None))
     bases = pl.col("alt").str.contains("^[A-Za-z]+$")

@@ -6,7 +6,6 @@ import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from megabase.errors import InputError, UnknownContigError
 from megabase.genome.alphabet import AMBIGUITY_LETTERS, decode
 from megabase.genome.files import numbered_lines
 from megabase.genome.interval import one_based, zero_based
-from megabase.genome.left_out import REASONS, LeftOut, Reason, require_assembly
+from megabase.genome.left_out import REASONS, Reason, require_assembly
 from megabase.genome.store import GenomeStore
 
 if TYPE_CHECKING:
@@ -24,21 +23,23 @@ __all__ = [
     "VcfRecord",
     "check_allele",
     "check_record",
+    "checked_records",
     "find_contig",
     "float_info_keys",
     "is_bcf",
     "open_bcf",
-    "placed_records",
     "read_vcf_header",
     "read_vcf_records",
+    "why_unplaced",
     "why_unusable",
 ]
 
 _BASES = frozenset("ACGTacgt")
 _IUPAC = frozenset("ACGTN" + AMBIGUITY_LETTERS)
-_SYMBOLS = frozenset("<>[]*")
+_SYMBOLS = frozenset("<>[]*")  # of symbolic alleles, breakends and overlapping deletions
 _BREAKEND = re.compile(r"\.[A-Za-z]+|[A-Za-z]+\.")  # a single breakend: .C or T.
 _PLACELESS = ("UNKNOWN_CONTIG", "OUTSIDE_CONTIG", "REF_MISMATCH")
+"""Reasons for which a record is about no locus of the genome."""
 _SITES = 8  # columns before FORMAT and the samples
 _LONGEST_POSITION = 18  # digits of a number that fits into 64 bits
 
@@ -223,61 +224,55 @@ def check_allele(ref: str, alt: str) -> Reason | None:
     return "SYMBOLIC_ALT" if symbolic else "ALT_NOT_BASES"
 
 
-def placed_records(
-    path: Path, store: GenomeStore | None, left_out: LeftOut
-) -> Iterator[tuple[int, VcfRecord, str, Reason | None]]:
-    """Stream the records of a file that have a place in a genome.
+def checked_records(
+    path: Path, store: GenomeStore | None, advice: str | None = ""
+) -> Iterator[tuple[VcfRecord, int | None, Reason | None]]:
+    """Stream the sites of a file with what a genome says about each.
 
     Parameters
     ----------
     path
         The file.
     store
-        The genome; without one every contig is taken as it is.
-    left_out
-        Where the alleles of the other records are counted: those on another contig, outside of it,
-        whose REF is something else than letters of bases, or not what the genome has.
+        The genome; None when there is nothing to compare with.
+    advice
+        What can be done besides taking another genome, for the error about REF of another assembly;
+        None to accept such a file.
 
     Yields
     ------
-    number, record, contig, reason
-        0-based number of the record in the file, the record, the name of its contig in the genome,
-        and why none of its alleles is a sequence (:func:`check_record`).
+    record, contig, reason
+        The record without genotypes, the index of its contig, and why none of its alleles can be
+        used (:func:`check_record`); without a genome, only ``NO_ALT`` is known.
 
     Raises
     ------
     InputError
-        For a broken file; for REF of another assembly, when the whole file was read.
+        For a broken file; for REF of another assembly, once the whole file was read.
     """
     contigs: dict[str, int | None] = {}
     compared = mismatches = 0
-    for number, record in enumerate(read_vcf_records(path, sites=True)):
-        name = record.contig
-        reason: Reason | None = None if record.alts else "NO_ALT"
-        wrong: Reason | None = None
-        if store is not None:
-            index = find_contig(store, name, contigs)
-            reason = check_record(record, store, index)
-            compared += reason in (None, "NO_ALT", "REF_MISMATCH")
-            mismatches += reason == "REF_MISMATCH"
-            name = name if index is None else store.contigs[index].name
-            wrong = reason if reason in _PLACELESS else None
-        if wrong is None and record.position < 0:
-            wrong = "OUTSIDE_CONTIG"
-        if wrong is None and (not record.ref or not _IUPAC.issuperset(record.ref.upper())):
-            wrong = "REF_NOT_BASES"
-        if wrong is None:
-            yield number, record, name, reason
+    for record in read_vcf_records(path, sites=True):
+        if store is None:
+            yield record, None, None if record.alts else "NO_ALT"
             continue
-        left_out.add(
-            wrong,
-            record.line,
-            partial(why_unusable, record, store, wrong),
-            count=max(1, len(record.alts)),
-            error=UnknownContigError if wrong == "UNKNOWN_CONTIG" else InputError,
-        )
-    if store is not None:
-        require_assembly(path, mismatches, compared, store.name)
+        contig = find_contig(store, record.contig, contigs)
+        reason = check_record(record, store, contig)
+        compared += reason in (None, "NO_ALT", "REF_MISMATCH")
+        mismatches += reason == "REF_MISMATCH"
+        yield record, contig, reason
+    if store is not None and advice is not None:
+        require_assembly(path, mismatches, compared, store.name, advice)
+
+
+def why_unplaced(record: VcfRecord, reason: Reason | None) -> Reason | None:
+    """Say why a record has no locus at all; `reason` is what :func:`checked_records` gave."""
+    if reason in _PLACELESS:
+        return reason
+    if record.position < 0:
+        return "OUTSIDE_CONTIG"
+    usable = record.ref and _IUPAC.issuperset(record.ref.upper())
+    return None if usable else "REF_NOT_BASES"
 
 
 def find_contig(store: GenomeStore, name: str, known: dict[str, int | None]) -> int | None:
