@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from megabase.ops.causal_conv import causal_conv
-from megabase.ops.hyena_mixer import hyena_mixer
-from megabase.ops.implicit_filter import implicit_filter
+from megabase.ops.hyena_mixer import MixerWeights, hyena_mixer
+from megabase.ops.implicit_filter import FilterWeights, implicit_filter
 from megabase.ops.long_conv import long_conv
-from megabase.ops.norm_mlp import norm_mlp
-from megabase.ops.selective_scan import selective_scan
+from megabase.ops.norm_mlp import MlpWeights, norm_mlp
+from megabase.ops.selective_scan import ScanInputs, selective_scan
 from megabase.ops.short_conv import short_conv
 
 B, L, D, E, K, N = 2, 7, 4, 6, 3, 3
@@ -57,22 +57,19 @@ def tensors(name: str, dtype: torch.dtype = torch.float64, plain: bool = False) 
 
 
 def _mlp(x: Any, norm_w: Any, norm_b: Any, *weights: Any) -> Tensor:
-    return norm_mlp(x, norm_w, norm_b, 1e-5, *weights)
+    return norm_mlp(x, MlpWeights(norm_w, norm_b, 1e-5, *weights))
 
 
 def _mixer(x: Any, norm_w: Any, norm_b: Any, *weights: Any) -> Tensor:
-    return hyena_mixer(x, norm_w, norm_b, 1e-5, *weights)
+    return hyena_mixer(x, MixerWeights(norm_w, norm_b, 1e-5, *weights))
 
 
 def _filter(z: Any, t: Any, freq: Any, w0: Any, w1: Any, b0: Any, b1: Any, *last: Any) -> Tensor:
-    return implicit_filter(z, t, freq, [w0, w1], [b0, b1], *last, 0.1)
+    return implicit_filter(z, t, FilterWeights(freq, [w0, w1], [b0, b1], *last, 0.1))
 
 
-def _scan(u: Any, delta: Any, A: Any, B: Any, C: Any, *rest: Any) -> Tensor:
-    D, z, bias, initial = rest
-    y, state = selective_scan(
-        u, delta, A, B, C, D_E=D, z_BLE=z, delta_bias_E=bias, initial_state_BEN=initial
-    )
+def _scan(*inputs: Any) -> Tensor:
+    y, state = selective_scan(ScanInputs(*inputs))
     return torch.cat([y.flatten(1), state.flatten(1)], dim=1)
 
 

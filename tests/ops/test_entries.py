@@ -16,9 +16,9 @@ from torch import Tensor
 
 from megabase.errors import MegabaseError, OperatorError
 from megabase.ops import backend, kernels
+from megabase.ops.hyena_mixer.packed import PackedLayer, letter_log_probs
 from megabase.ops.online_conv import online_conv
-from megabase.ops.packed_layer import PackedLayer, letter_log_probs
-from megabase.ops.selective_scan import selective_step
+from megabase.ops.selective_scan import ScanInputs, selective_step
 
 needs_kernels = pytest.mark.skipif(kernels.package() is None, reason=kernels.why_missing() or "")
 BACKENDS = ["fast", "reference"] if kernels.package() is None else ["kernels", "fast", "reference"]
@@ -61,7 +61,7 @@ MORE: dict[str, tuple[Callable[..., Tensor], dict[str, tuple[int, ...]]]] = {
     ),
     "online_conv": (_online, {"k": (4, 6), "skip": (4,), "u": (2, 4, 5)}),
     "selective_step": (
-        lambda state, u, delta, A, B, C: selective_step(state, u, delta, A, B, C)[0],
+        lambda state, *given: selective_step(ScanInputs(*given, initial=state))[0],
         {"state": (2, 4, 3), "u": (2, 4), "delta": (2, 4), "A": (4, 3), "B": (2, 3), "C": (2, 3)},
     ),
 }  # fmt: skip

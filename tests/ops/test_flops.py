@@ -11,8 +11,7 @@ from operator_cases import FUNCTIONS, B, D, L, N, tensors
 from torch.utils.flop_counter import FlopCounterMode
 
 from megabase.ops import backend, kernels
-from megabase.ops.fft_lengths import fft_length
-from megabase.ops.flops import transform_flops
+from megabase.ops.fft_lengths import fft_length, transform_flops
 
 TRANSFORMS = (2 * B + 1) * D * transform_flops(fft_length(2 * L - 1))
 MATRIX = 2 * B * D * L * L

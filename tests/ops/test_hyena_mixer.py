@@ -10,13 +10,8 @@ from torch import Tensor
 
 from megabase.errors import OperatorError
 from megabase.ops import pieces
-from megabase.ops.hyena_mixer import (
-    hyena_mixer,
-    hyena_mixer_blocked,
-    hyena_mixer_reference,
-    kernel,
-    plan,
-)
+from megabase.ops.hyena_mixer import MixerWeights, hyena_mixer, kernel, plan
+from megabase.ops.hyena_mixer import hyena_mixer_reference as reference
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -40,13 +35,21 @@ def _inputs(
     ]
 
 
+def _mix(x: Any, *weights: Any, **options: Any) -> Tensor:
+    return hyena_mixer(x, MixerWeights(*weights), **options)
+
+
+def _definition(x: Any, *weights: Any, **options: Any) -> Tensor:
+    return reference(x, MixerWeights(*weights), **options)
+
+
 def _tensors(inputs: list[Any]) -> list[Tensor]:
     return [value for value in inputs if isinstance(value, Tensor)]
 
 
 def _compare(inputs: list[Any], **options: Any) -> None:
-    want = hyena_mixer_reference(*inputs, **options)
-    got = hyena_mixer_blocked(*inputs, **options)
+    want = _definition(*inputs, **options)
+    got = _mix(*inputs, **options)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
     weight = torch.randn_like(want)
     ours = torch.autograd.grad(got, _tensors(inputs), weight)
@@ -57,26 +60,26 @@ def _compare(inputs: list[Any], **options: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("centred", "two_sided"),
+    ("centered", "two_sided"),
     [(False, False), (False, True), (True, True)],
     ids=["causal", "published", "two-sided"],
 )
 @pytest.mark.parametrize("length", [1, 2, 63, 300])
 @pytest.mark.parametrize("kept", [True, False])
 def test_equals_the_reference(
-    length: int, centred: bool, two_sided: bool, kept: bool, monkeypatch: pytest.MonkeyPatch
+    length: int, centered: bool, two_sided: bool, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not kept:  # the backward pass computes the transforms' result again
         monkeypatch.setattr(kernel, "KEEP_BYTES", 0)
-    _compare(_inputs(length, two_sided), centred=centred, two_sided=two_sided)
+    _compare(_inputs(length, two_sided), centered=centered, two_sided=two_sided)
 
 
 @pytest.mark.parametrize(("width", "taps"), [(2, 1), (33, 2), (70, 5)])
 @pytest.mark.parametrize("length", [191, 193, 400])
 def test_lengths_and_widths_around_a_block(length: int, width: int, taps: int) -> None:
-    centred = taps == 5
-    inputs = _inputs(length, centred, batch=2, width=width, taps=taps)
-    _compare(inputs, centred=centred, two_sided=centred)
+    centered = taps == 5
+    inputs = _inputs(length, centered, batch=2, width=width, taps=taps)
+    _compare(inputs, centered=centered, two_sided=centered)
 
 
 @pytest.mark.parametrize("width", [16, 64, 70])
@@ -89,9 +92,9 @@ def test_groups_of_channels_do_not_change_values(
 
 @pytest.mark.parametrize("positions", [1, 3, 7, 64])
 @pytest.mark.parametrize("channels", [1, 4])
-@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("centered", [False, True])
 def test_pieces_and_groups_do_not_change_values(
-    positions: int, channels: int, centred: bool, monkeypatch: pytest.MonkeyPatch
+    positions: int, channels: int, centered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pieces, "PIECE_POSITIONS", positions)
     monkeypatch.setattr(plan, "MIN_GROUP", channels)
@@ -99,19 +102,19 @@ def test_pieces_and_groups_do_not_change_values(
     monkeypatch.setattr(plan, "CHANNEL_SAMPLES", 100)
     monkeypatch.setattr(plan, "TRANSFORM_SAMPLES", 100)
     monkeypatch.setattr(plan, "MIN_ROWS", 1)
-    _compare(_inputs(29, centred, taps=4), centred=centred, two_sided=centred)
+    _compare(_inputs(29, centered, taps=4), centered=centered, two_sided=centered)
 
 
 @pytest.mark.parametrize("length", [1, 5])
 def test_gradcheck(length: int) -> None:
     inputs = _inputs(length, batch=2, width=2)
-    assert torch.autograd.gradcheck(hyena_mixer_blocked, inputs)
+    assert torch.autograd.gradcheck(_mix, inputs)
 
 
 def test_without_norm_and_skip() -> None:
     inputs = _inputs(40)
     inputs[1] = inputs[2] = inputs[9] = None
-    want, got = hyena_mixer_reference(*inputs), hyena_mixer_blocked(*inputs)
+    want, got = _definition(*inputs), _mix(*inputs)
     torch.testing.assert_close(got, want)
     weight = torch.randn_like(want)
     for a, b in zip(
@@ -125,9 +128,9 @@ def test_without_norm_and_skip() -> None:
 def test_frozen_weights_leave_the_input_gradient() -> None:
     inputs = _inputs(50)
     weight = torch.randn_like(inputs[0])
-    (want,) = torch.autograd.grad(hyena_mixer_blocked(*inputs), inputs[:1], weight)
+    (want,) = torch.autograd.grad(_mix(*inputs), inputs[:1], weight)
     frozen = [inputs[0], *(v.detach() if isinstance(v, Tensor) else v for v in inputs[1:])]
-    got = torch.autograd.grad(hyena_mixer_blocked(*frozen), frozen[:1], weight)[0]
+    got = torch.autograd.grad(_mix(*frozen), frozen[:1], weight)[0]
     torch.testing.assert_close(got, want)
 
 
@@ -137,10 +140,10 @@ def test_float32_and_half_products(length: int, width: int) -> None:
     with torch.no_grad():
         for i in (4, 5, 10):
             inputs[i] *= 0.1
-    want = hyena_mixer_reference(*inputs)
+    want = _definition(*inputs)
     single = [v.detach().float().requires_grad_() if isinstance(v, Tensor) else v for v in inputs]
-    got = hyena_mixer_blocked(*single)
-    half = hyena_mixer_blocked(*single, product=torch.bfloat16)
+    got = _mix(*single)
+    half = _mix(*single, product=torch.bfloat16)
     scale = want.abs().max().item()
     assert (got.double() - want).abs().max().item() < 1e-5 * scale
     assert half.dtype == torch.float32
@@ -159,16 +162,16 @@ def test_shapes_are_checked() -> None:
     inputs = _inputs(9)
     inputs[8] = inputs[8][:, :8]
     with pytest.raises(OperatorError, match="k must have shape"):
-        hyena_mixer(*inputs)
+        _mix(*inputs)
     inputs = _inputs(9)
-    torch.testing.assert_close(hyena_mixer(*inputs), hyena_mixer_reference(*inputs))
+    torch.testing.assert_close(_mix(*inputs), _definition(*inputs))
 
 
 def test_the_default_device_does_not_matter() -> None:
     inputs = _inputs(33)
-    want = hyena_mixer_blocked(*inputs)
+    want = _mix(*inputs)
     with torch.device("meta"):
-        got = hyena_mixer_blocked(*inputs)
+        got = _mix(*inputs)
         gradients = torch.autograd.grad(got.sum(), _tensors(inputs))
     torch.testing.assert_close(got, want)
     for a, b in zip(gradients, torch.autograd.grad(want.sum(), _tensors(inputs)), strict=True):
@@ -177,8 +180,8 @@ def test_the_default_device_does_not_matter() -> None:
 
 def test_compiles() -> None:
     inputs = _inputs(33)
-    compiled = torch.compile(lambda *a: hyena_mixer_blocked(*a) * 2, backend="aot_eager")
-    got, want = compiled(*inputs), hyena_mixer_blocked(*inputs) * 2
+    compiled = torch.compile(lambda *a: _mix(*a) * 2, backend="aot_eager")
+    got, want = compiled(*inputs), _mix(*inputs) * 2
     torch.testing.assert_close(got, want)
     for a, b in zip(
         torch.autograd.grad(got.sum(), _tensors(inputs)),

@@ -11,7 +11,11 @@ from torch import Tensor
 
 from megabase.layers.hyena_filter import HyenaFilter
 from megabase.ops import backend, kernels, pieces
-from megabase.ops.implicit_filter import implicit_filter_blocked, implicit_filter_reference
+from megabase.ops.implicit_filter import (
+    FilterWeights,
+    implicit_filter,
+    implicit_filter_reference,
+)
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -33,6 +37,14 @@ def _inputs(
     ]  # fmt: skip
 
 
+def _taps(z: Tensor, t: Tensor, *weights: Any) -> Tensor:
+    return implicit_filter(z, t, FilterWeights(*weights))
+
+
+def _definition(z: Tensor, t: Tensor, *weights: Any) -> Tensor:
+    return implicit_filter_reference(z, t, FilterWeights(*weights))
+
+
 def _leaves(inputs: list[Any]) -> list[Tensor]:
     return [inputs[0], inputs[2], *inputs[3], *inputs[4], inputs[5]]
 
@@ -47,7 +59,7 @@ def test_equals_the_reference(
     inputs = _inputs(lags)
     if not windowed:
         inputs[6] = None
-    want, got = implicit_filter_reference(*inputs), implicit_filter_blocked(*inputs)
+    want, got = _definition(*inputs), _taps(*inputs)
     torch.testing.assert_close(got, want)
     weight = torch.randn_like(want)
     for a, b in zip(
@@ -64,7 +76,7 @@ def test_lags_and_widths_around_a_block(
     lags: int, width: int, channels: int, features: int
 ) -> None:
     inputs = _inputs(lags, width=width, channels=channels, features=features)
-    want, got = implicit_filter_reference(*inputs), implicit_filter_blocked(*inputs)
+    want, got = _definition(*inputs), _taps(*inputs)
     torch.testing.assert_close(got, want)
     weight = torch.randn_like(want)
     for a, b in zip(
@@ -81,9 +93,7 @@ def test_gradcheck() -> None:
 
     def run(*leaves: Tensor) -> Tensor:
         z, freq, w1, w2, b1, b2, last = leaves
-        return implicit_filter_blocked(
-            z, inputs[1], freq, [w1, w2], [b1, b2], last, inputs[6], inputs[7]
-        )
+        return _taps(z, inputs[1], freq, [w1, w2], [b1, b2], last, inputs[6], inputs[7])
 
     assert torch.autograd.gradcheck(run, _leaves(inputs))
 

@@ -10,8 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megabase.ops import pieces
-from megabase.ops.norm_mlp import norm_mlp, norm_mlp_blocked, norm_mlp_reference
-from megabase.ops.norm_mlp.blocked import gelu, gelu_with_derivative
+from megabase.ops.norm_mlp import (
+    MlpWeights,
+    gelu,
+    gelu_with_derivative,
+    norm_mlp,
+    norm_mlp_reference,
+)
 from megabase.ops.products import add_product, matmul
 
 pytestmark = pytest.mark.usefixtures("path")
@@ -29,6 +34,14 @@ def _inputs(*shape: int, width: int = 6, inner: int = 10) -> list[Any]:
     ]
 
 
+def _apply(x: Tensor, *weights: Any, product: torch.dtype | None = None) -> Tensor:
+    return norm_mlp(x, MlpWeights(*weights), product)
+
+
+def _definition(x: Tensor, *weights: Any) -> Tensor:
+    return norm_mlp_reference(x, MlpWeights(*weights))
+
+
 def _tensors(inputs: list[Any]) -> list[Tensor]:
     return [value for value in inputs if isinstance(value, Tensor)]
 
@@ -43,7 +56,7 @@ def test_equals_the_reference(
     inputs = _inputs(*shape)
     if not normed:
         inputs[1] = inputs[2] = None
-    want, got = norm_mlp_reference(*inputs), norm_mlp_blocked(*inputs)
+    want, got = _definition(*inputs), _apply(*inputs)
     torch.testing.assert_close(got, want)
     weight = torch.randn_like(want)
     for a, b in zip(
@@ -58,7 +71,7 @@ def test_equals_the_reference(
 @pytest.mark.parametrize("rows", [191, 193, 500])
 def test_rows_and_widths_around_a_block(rows: int, width: int, inner: int) -> None:
     inputs = _inputs(rows, width=width, inner=inner)
-    want, got = norm_mlp_reference(*inputs), norm_mlp_blocked(*inputs)
+    want, got = _definition(*inputs), _apply(*inputs)
     torch.testing.assert_close(got, want)
     weight = torch.randn_like(want)
     for a, b in zip(
@@ -70,15 +83,15 @@ def test_rows_and_widths_around_a_block(rows: int, width: int, inner: int) -> No
 
 
 def test_gradcheck() -> None:
-    assert torch.autograd.gradcheck(norm_mlp_blocked, _inputs(2, 3))
+    assert torch.autograd.gradcheck(_apply, _inputs(2, 3))
 
 
 def test_frozen_weights_leave_the_input_gradient() -> None:
     inputs = _inputs(4, 5)
     weight = torch.randn_like(inputs[0])
-    (want,) = torch.autograd.grad(norm_mlp(*inputs), inputs[:1], weight)
+    (want,) = torch.autograd.grad(_apply(*inputs), inputs[:1], weight)
     frozen = [inputs[0], *(v.detach() if isinstance(v, Tensor) else v for v in inputs[1:])]
-    torch.testing.assert_close(torch.autograd.grad(norm_mlp(*frozen), frozen[:1], weight)[0], want)
+    torch.testing.assert_close(torch.autograd.grad(_apply(*frozen), frozen[:1], weight)[0], want)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -102,9 +115,9 @@ def test_half_products(positions: int, width: int, inner: int) -> None:
     with torch.no_grad():
         for i in (4, 6):
             inputs[i] *= inputs[i].shape[1] ** -0.5
-    want = norm_mlp_reference(*inputs)
+    want = _definition(*inputs)
     single = [v.detach().float().requires_grad_() if isinstance(v, Tensor) else v for v in inputs]
-    half = norm_mlp_blocked(*single, torch.bfloat16)
+    half = _apply(*single, product=torch.bfloat16)
     assert half.dtype == torch.float32
     assert (half.double() - want).abs().max() < 2e-2 * want.abs().max()
     weight = torch.randn_like(want)

@@ -11,7 +11,7 @@ from torch import Tensor
 from megabase.inference.variants.prefix_layers import PrefixLayers
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.ops import backend, kernels
-from megabase.ops.packed_layer import letter_log_probs
+from megabase.ops.hyena_mixer.packed import letter_log_probs
 
 needs_kernels = pytest.mark.skipif(kernels.package() is None, reason=kernels.why_missing() or "")
 TOLERANCES = {torch.float32: 3e-5, torch.float64: 1e-12}

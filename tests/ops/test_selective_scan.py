@@ -11,16 +11,24 @@ from torch import Tensor
 
 from megabase.errors import OperatorError
 from megabase.ops import backend
-from megabase.ops.selective_scan import (
-    blocked,
-    selective_scan,
-    selective_scan_blocked,
-    selective_scan_reference,
-    selective_step,
-)
+from megabase.ops import selective_scan as module
+from megabase.ops.selective_scan import ScanInputs, blocked, selective_step
 
-OPTIONS = ("D_E", "z_BLE", "delta_bias_E", "initial_state_BEN")
+OPTIONS = ("D", "z", "bias", "initial")
 Arguments = dict[str, Any]
+
+
+def selective_scan(softplus: bool = True, **inputs: Any) -> tuple[Tensor, Tensor]:
+    return module.selective_scan(ScanInputs(**inputs), softplus=softplus)
+
+
+def scan_blocked(softplus: bool = True, **inputs: Any) -> tuple[Tensor, Tensor]:
+    with backend.override("fast"):
+        return module.selective_scan(ScanInputs(**inputs), softplus=softplus)
+
+
+def scan_reference(softplus: bool = True, **inputs: Any) -> tuple[Tensor, Tensor]:
+    return module.selective_scan_reference(ScanInputs(**inputs), softplus=softplus)
 
 
 def make(
@@ -37,15 +45,15 @@ def make(
         return torch.randn(*shape, dtype=dtype, generator=generator).requires_grad_()
 
     everything = {
-        "u_BLE": draw(batch, length, channels),
-        "delta_BLE": draw(batch, length, channels),
-        "A_EN": (-3 * draw(channels, states).abs()).detach().requires_grad_(),
-        "B_BLN": draw(batch, length, states),
-        "C_BLN": draw(batch, length, states),
-        "D_E": draw(channels),
-        "z_BLE": draw(batch, length, channels),
-        "delta_bias_E": draw(channels),
-        "initial_state_BEN": draw(batch, channels, states),
+        "u": draw(batch, length, channels),
+        "delta": draw(batch, length, channels),
+        "A": (-3 * draw(channels, states).abs()).detach().requires_grad_(),
+        "B": draw(batch, length, states),
+        "C": draw(batch, length, states),
+        "D": draw(channels),
+        "z": draw(batch, length, channels),
+        "bias": draw(channels),
+        "initial": draw(batch, channels, states),
     }
     return {name: t for name, t in everything.items() if name not in OPTIONS or name in options}
 
@@ -60,8 +68,8 @@ def run(scan: Callable[..., Any], arguments: Arguments, **more: Any) -> list[Ten
 
 
 def compare(arguments: Arguments, tolerance: float = 1e-10, **more: Any) -> None:
-    want = run(selective_scan_reference, arguments, **more)
-    got = run(selective_scan_blocked, arguments, **more)
+    want = run(scan_reference, arguments, **more)
+    got = run(scan_blocked, arguments, **more)
     for one, other in zip(want, got, strict=True):
         torch.testing.assert_close(other, one, atol=tolerance, rtol=tolerance)
 
@@ -90,8 +98,8 @@ def test_each_option_may_be_left_out(left_out: str) -> None:
 def test_without_any_option_and_without_softplus() -> None:
     compare(make(2, 40, 3, 2, options=()))
     arguments = make(2, 40, 3, 2, options=())
-    arguments["delta_BLE"] = arguments["delta_BLE"].detach().abs().requires_grad_()
-    compare(arguments, delta_softplus=False)
+    arguments["delta"] = arguments["delta"].detach().abs().requires_grad_()
+    compare(arguments, softplus=False)
 
 
 def test_gradients_are_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +110,7 @@ def test_gradients_are_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
     names = list(arguments)
 
     def function(*tensors: Tensor) -> Any:
-        return selective_scan_blocked(**dict(zip(names, tensors, strict=True)))
+        return scan_blocked(**dict(zip(names, tensors, strict=True)))
 
     assert torch.autograd.gradcheck(function, tuple(arguments.values()))
 
@@ -113,7 +121,7 @@ def test_one_output_alone_has_gradients() -> None:
         given = list(arguments.values())
         grads = [
             torch.autograd.grad(scan(**arguments)[part].sum(), given, allow_unused=True)
-            for scan in (selective_scan_reference, selective_scan_blocked)
+            for scan in (scan_reference, scan_blocked)
         ]
         for want, got in zip(*grads, strict=True):
             want = torch.zeros(()) if want is None else want
@@ -122,10 +130,10 @@ def test_one_output_alone_has_gradients() -> None:
 
 def test_strided_inputs_are_read_as_they_are() -> None:
     arguments = make(2, 30, 4, 3)
-    packed = torch.cat([arguments["u_BLE"], arguments["z_BLE"]], dim=-1)
+    packed = torch.cat([arguments["u"], arguments["z"]], dim=-1)
     u, z = packed.chunk(2, dim=-1)
-    swapped = arguments["B_BLN"].transpose(0, 1).contiguous().transpose(0, 1)
-    strided = {**arguments, "u_BLE": u, "z_BLE": z, "B_BLN": swapped}
+    swapped = arguments["B"].transpose(0, 1).contiguous().transpose(0, 1)
+    strided = {**arguments, "u": u, "z": z, "B": swapped}
     assert not u.is_contiguous()
     y, _ = selective_scan(**strided)
     torch.testing.assert_close(y, selective_scan(**arguments)[0])
@@ -133,9 +141,9 @@ def test_strided_inputs_are_read_as_they_are() -> None:
 
 def test_large_steps_forget_and_do_not_overflow() -> None:
     arguments = make(1, 200, 2, 3, dtype=torch.float32)
-    arguments["delta_BLE"] = torch.full((1, 200, 2), 500.0, requires_grad=True)
-    arguments["delta_BLE"].data[:, ::3] = -500.0
-    results = run(selective_scan_blocked, arguments)
+    arguments["delta"] = torch.full((1, 200, 2), 500.0, requires_grad=True)
+    arguments["delta"].data[:, ::3] = -500.0
+    results = run(scan_blocked, arguments)
     assert all(bool(result.isfinite().all()) for result in results)
     compare(arguments, tolerance=1e-3)
 
@@ -143,7 +151,7 @@ def test_large_steps_forget_and_do_not_overflow() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_lower_precision_is_float32_inside(dtype: torch.dtype) -> None:
     arguments = {name: t.detach().to(dtype) for name, t in make(2, 50, 4, 3).items()}
-    for name in ("A_EN", "D_E", "delta_bias_E", "initial_state_BEN"):
+    for name in ("A", "D", "bias", "initial"):
         arguments[name] = arguments[name].float()
     y, state = selective_scan(**arguments)
     assert y.dtype == dtype
@@ -157,7 +165,7 @@ def test_gradients_have_the_dtype_of_their_inputs() -> None:
     arguments = {
         name: t.detach().to(torch.bfloat16).requires_grad_() for name, t in make(1, 9, 2, 2).items()
     }
-    y, state = selective_scan_blocked(**arguments)
+    y, state = scan_blocked(**arguments)
     (y.float().sum() + state.sum()).backward()
     assert {t.grad.dtype for t in arguments.values()} == {torch.bfloat16}
 
@@ -174,11 +182,11 @@ def test_autocast_changes_nothing() -> None:
 def test_a_sequence_may_be_read_in_parts() -> None:
     arguments = make(2, 75, 4, 3)
     y, state = selective_scan(**arguments)
-    parts, carried = [], arguments["initial_state_BEN"]
+    parts, carried = [], arguments["initial"]
     along = [name for name, t in arguments.items() if t.dim() == 3 and t.shape[1] == 75]
     for start, stop in ((0, 1), (1, 40), (40, 75)):
         cut = {name: arguments[name][:, start:stop] for name in along}
-        part, carried = selective_scan(**{**arguments, **cut, "initial_state_BEN": carried})
+        part, carried = selective_scan(**{**arguments, **cut, "initial": carried})
         parts.append(part)
     torch.testing.assert_close(torch.cat(parts, dim=1), y, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(carried, state, atol=1e-12, rtol=1e-12)
@@ -187,18 +195,20 @@ def test_a_sequence_may_be_read_in_parts() -> None:
 def test_a_step_is_one_position_of_the_scan() -> None:
     arguments = {name: t.detach() for name, t in make(2, 12, 4, 3).items()}
     y, state = selective_scan(**arguments)
-    carried = arguments["initial_state_BEN"]
+    carried = arguments["initial"]
     for t in range(12):
         part, carried = selective_step(
-            carried,
-            arguments["u_BLE"][:, t],
-            arguments["delta_BLE"][:, t],
-            arguments["A_EN"],
-            arguments["B_BLN"][:, t],
-            arguments["C_BLN"][:, t],
-            D_E=arguments["D_E"],
-            z_BE=arguments["z_BLE"][:, t],
-            delta_bias_E=arguments["delta_bias_E"],
+            ScanInputs(
+                arguments["u"][:, t],
+                arguments["delta"][:, t],
+                arguments["A"],
+                arguments["B"][:, t],
+                arguments["C"][:, t],
+                arguments["D"],
+                arguments["z"][:, t],
+                arguments["bias"],
+                carried,
+            )
         )
         torch.testing.assert_close(part, y[:, t], atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(carried, state, atol=1e-12, rtol=1e-12)
@@ -207,7 +217,7 @@ def test_a_step_is_one_position_of_the_scan() -> None:
 def test_what_is_kept_does_not_grow_with_the_states() -> None:
     kept: dict[int, int] = {}
     for states in (8, 32):
-        arguments = make(1, 512, 16, states, dtype=torch.float32, options=("D_E", "z_BLE"))
+        arguments = make(1, 512, 16, states, dtype=torch.float32, options=("D", "z"))
         saved: dict[int, int] = {}
 
         def pack(tensor: Tensor, saved: dict[int, int] = saved) -> Tensor:
@@ -215,7 +225,7 @@ def test_what_is_kept_does_not_grow_with_the_states() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            selective_scan_blocked(**arguments)
+            scan_blocked(**arguments)
         given = sum(t.numel() * t.element_size() for t in arguments.values())
         kept[states] = sum(saved.values()) - given
     one_input = 512 * 16 * 4
@@ -226,16 +236,16 @@ def test_backend_reference_runs_the_definition(monkeypatch: pytest.MonkeyPatch) 
     arguments = make(1, 5, 2, 2)
     with backend.override("reference"):
         y, _ = selective_scan(**arguments)
-    assert torch.equal(y, selective_scan_reference(**arguments)[0])
+    assert torch.equal(y, scan_reference(**arguments)[0])
 
 
 def test_shapes_that_do_not_fit_are_all_named() -> None:
     arguments = make(2, 6, 3, 2)
-    arguments["B_BLN"] = arguments["B_BLN"][:, :5]
-    arguments["D_E"] = arguments["D_E"][:2]
+    arguments["B"] = arguments["B"][:, :5]
+    arguments["D"] = arguments["D"][:2]
     with pytest.raises(OperatorError, match=r"B must have shape \(2, 6, 2\).*; D must"):
         selective_scan(**arguments)
     arguments = make(2, 6, 3, 2)
-    arguments["u_BLE"] = arguments["u_BLE"][:, :0]
+    arguments["u"] = arguments["u"][:, :0]
     with pytest.raises(OperatorError, match="L >= 1"):
         selective_scan(**arguments)

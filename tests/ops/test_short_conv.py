@@ -8,12 +8,8 @@ from torch import Tensor
 
 from megabase.errors import OperatorError
 from megabase.ops import backend
-from megabase.ops.short_conv import (
-    shifted,
-    short_conv,
-    short_conv_reference,
-    short_conv_shifted,
-)
+from megabase.ops import short_conv as module
+from megabase.ops.short_conv import short_conv, short_conv_reference
 
 
 def _inputs(length: int, taps: int) -> list[Tensor]:
@@ -22,14 +18,14 @@ def _inputs(length: int, taps: int) -> list[Tensor]:
     return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
 
-@pytest.mark.parametrize("centred", [False, True], ids=["causal", "centred"])
+@pytest.mark.parametrize("centered", [False, True], ids=["causal", "centered"])
 @pytest.mark.parametrize("taps", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("length", [1, 2, 3, 63, 1000, 1024])
-def test_equals_the_reference(length: int, taps: int, centred: bool) -> None:
+def test_equals_the_reference(length: int, taps: int, centered: bool) -> None:
     inputs = _inputs(length, taps)
     weight = torch.randn(3, 6, length, dtype=torch.float64)
-    want = short_conv_reference(*inputs, centred=centred)
-    got = short_conv_shifted(*inputs, centred=centred)
+    want = short_conv_reference(*inputs, centered=centered)
+    got = short_conv(*inputs, centered=centered)
     torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-12)
     ours = torch.autograd.grad((got * weight).sum(), inputs)
     theirs = torch.autograd.grad((want * weight).sum(), inputs)
@@ -40,8 +36,8 @@ def test_equals_the_reference(length: int, taps: int, centred: bool) -> None:
 @pytest.mark.parametrize("length", [1, 2, 9])
 def test_gradcheck(length: int) -> None:
     x, w, b = _inputs(length, 3)
-    assert torch.autograd.gradcheck(short_conv_shifted, (x, w, b))
-    assert torch.autograd.gradcheck(short_conv_shifted, (x, w))
+    assert torch.autograd.gradcheck(short_conv, (x, w, b))
+    assert torch.autograd.gradcheck(short_conv, (x, w))
 
 
 def test_formula() -> None:
@@ -49,15 +45,15 @@ def test_formula() -> None:
     w, b = torch.tensor([[100.0, 10.0, 1.0]]), torch.tensor([0.5])
     causal = torch.tensor([[[1.5, 12.5, 123.5]]])
     torch.testing.assert_close(short_conv(x, w, b), causal)
-    centred = torch.tensor([[[12.5, 123.5, 230.5]]])
-    torch.testing.assert_close(short_conv(x, w, b, centred=True), centred)
+    centered = torch.tensor([[[12.5, 123.5, 230.5]]])
+    torch.testing.assert_close(short_conv(x, w, b, centered=True), centered)
 
 
 def test_blocks_do_not_change_values(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = _inputs(50, 3)
-    whole = short_conv_shifted(*inputs)
-    monkeypatch.setattr(shifted, "BLOCK_SAMPLES", 1)
-    assert torch.equal(short_conv_shifted(*inputs), whole)
+    whole = short_conv(*inputs)
+    monkeypatch.setattr(module, "_BLOCK_SAMPLES", 1)
+    assert torch.equal(short_conv(*inputs), whole)
 
 
 def test_half_inputs_give_float32_gradients_of_the_taps() -> None:

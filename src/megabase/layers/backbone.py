@@ -18,7 +18,7 @@ from megabase.layers.attention import SelfAttention
 from megabase.layers.hyena import HyenaOperator
 from megabase.layers.linear import ResidualLinear, bare, product_dtype, untouched
 from megabase.ops import backend
-from megabase.ops.norm_mlp import norm_mlp
+from megabase.ops.norm_mlp import MlpWeights, norm_mlp
 
 
 def _drop(x: Tensor, probability: float, training: bool) -> Tensor:
@@ -84,10 +84,11 @@ class Mlp(nn.Module):
 
     def fused(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Apply to the LayerNorm of `x`, keeping only `x` for the backward pass."""
-        return norm_mlp(
-            x, norm.weight, norm.bias, norm.eps, self.fc1.weight, self.fc1.bias, self.fc2.weight,
-            self.fc2.bias, product_dtype(x),
-        )  # fmt: skip
+        fc1, fc2 = self.fc1, self.fc2
+        weights = MlpWeights(
+            norm.weight, norm.bias, norm.eps, fc1.weight, fc1.bias, fc2.weight, fc2.bias
+        )
+        return norm_mlp(x, weights, product_dtype(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to a tensor of shape (..., d_model)."""

@@ -23,7 +23,7 @@ from megabase.layers.linear import (
     untouched,
 )
 from megabase.ops import backend
-from megabase.ops.hyena_mixer import hyena_mixer
+from megabase.ops.hyena_mixer import MixerWeights, hyena_mixer
 from megabase.ops.long_conv import long_conv
 from megabase.ops.short_conv import short_conv
 
@@ -93,7 +93,7 @@ class HyenaOperator(nn.Module):
     filter_layout
         Numbering of filter channels for order > 2.
     bidirectional
-        Which positions the convolutions reach. ``"two_sided"`` also centres the short convolution.
+        Which positions the convolutions reach. ``"two_sided"`` also centers the short convolution.
     output_activation
         Name in :data:`ACTIVATIONS`.
     dropout
@@ -203,22 +203,27 @@ class HyenaOperator(nn.Module):
     def fused(self, x_BLD: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Mix the LayerNorm of `x_BLD`, keeping only it and the filter for the backward pass."""
         (k_DM,), (skip_D,) = self.filters(x_BLD.shape[1])
-        return hyena_mixer(
-            x_BLD, norm.weight, norm.bias, norm.eps, self.in_proj.weight, self.in_proj.bias,
+        weights = MixerWeights(
+            norm.weight, norm.bias, norm.eps, self.in_proj.weight, self.in_proj.bias,
             self.short_filter.weight[:, 0], cast("Tensor", self.short_filter.bias),
             k_DM, skip_D, self.out_proj.weight, self.out_proj.bias,
-            centred=self.bidirectional == "two_sided", two_sided=self.bidirectional != "none",
-            product=product_dtype(x_BLD),
         )  # fmt: skip
+        return hyena_mixer(
+            x_BLD,
+            weights,
+            centered=self.bidirectional == "two_sided",
+            two_sided=self.bidirectional != "none",
+            product=product_dtype(x_BLD),
+        )
 
     def short(self, p_BPL: Tensor) -> Tensor:
         """Apply the short convolution to projected channels."""
-        short, centred = self.short_filter, self.bidirectional == "two_sided"
+        short, centered = self.short_filter, self.bidirectional == "two_sided"
         if bare(short, device=p_BPL.device):
-            return short_conv(p_BPL, short.weight[:, 0], short.bias, centred=centred)
+            return short_conv(p_BPL, short.weight[:, 0], short.bias, centered=centered)
         # The module pads both ends by taps - 1 and so gives more positions than there are: causal
         # ones come first.
-        first = (short.kernel_size[0] - 1) // 2 if centred else 0
+        first = (short.kernel_size[0] - 1) // 2 if centered else 0
         return short(p_BPL)[..., first : first + p_BPL.shape[-1]]
 
     def mix(

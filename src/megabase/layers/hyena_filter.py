@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from megabase.errors import MegabaseError, sequence_too_long
 from megabase.layers.linear import present, untouched
-from megabase.ops.implicit_filter import implicit_filter
-from megabase.ops.long_conv.fft import without_autocast
+from megabase.ops.implicit_filter import FilterWeights, implicit_filter
+from megabase.ops.registry import without_autocast
 
 
 class Sine(nn.Module):
@@ -280,11 +280,11 @@ class HyenaFilter(nn.Module):
             *linears, out = cast("list[nn.Linear]", list(self.implicit_filter)[::2])
             freq = self._sines()[0].freq.to(dtype)
             rate_C = self.modulation.deltas.reshape(-1).abs().to(dtype) if self.modulate else None
-            return implicit_filter(
-                h_ME, t_M, freq, [m.weight.to(dtype) for m in linears],
-                [m.bias.to(dtype) for m in linears], out.weight.to(dtype), rate_C,
-                self.modulation.shift,
+            weights = FilterWeights(
+                freq, [m.weight.to(dtype) for m in linears], [m.bias.to(dtype) for m in linears],
+                out.weight.to(dtype), rate_C, self.modulation.shift,
             )  # fmt: skip
+            return implicit_filter(h_ME, t_M, weights)
         k_CM = self.implicit_filter(h_ME).t()
         if self.modulate:
             k_CM = k_CM * self.modulation(t_M)

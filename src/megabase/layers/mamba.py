@@ -21,7 +21,7 @@ from megabase.errors import MegabaseError
 from megabase.layers.linear import bare, untouched
 from megabase.layers.norms import Norm, add_norm, make_norm
 from megabase.ops.causal_conv import causal_conv
-from megabase.ops.selective_scan import selective_scan, selective_step
+from megabase.ops.selective_scan import ScanInputs, selective_scan, selective_step
 
 Strategy = Literal["add", "ew_multiply"]
 """How the two directions are joined."""
@@ -157,18 +157,11 @@ class MambaMixer(nn.Module):
         tail_BPE = self._tail(last_BPE, past_BPE)
         x_BLE = _only_real(self._convolve(x_BLE, past_BPE, reverse), mask_BL)
         delta_BLE, bias_E, B_BLN, C_BLN = self._steps(x_BLE)
-        y_BLE, ssm_BEN = selective_scan(
-            x_BLE,
-            delta_BLE,
-            self._rates(),
-            B_BLN,
-            C_BLN,
-            D_E=self.D,
-            z_BLE=z_BLE,
-            delta_bias_E=bias_E,
-            initial_state_BEN=None if state is None else state.ssm,
-            reverse=reverse,
+        initial_BEN = None if state is None else state.ssm
+        inputs = ScanInputs(
+            x_BLE, delta_BLE, self._rates(), B_BLN, C_BLN, self.D, z_BLE, bias_E, initial_BEN
         )
+        y_BLE, ssm_BEN = selective_scan(inputs, reverse=reverse)
         return y_BLE, MambaState(tail_BPE, ssm_BEN)
 
     def step(
@@ -189,15 +182,7 @@ class MambaMixer(nn.Module):
         x_BE = _only_real(x_BE, mask_B)
         delta_BE, bias_E, B_BN, C_BN = self._steps(x_BE)
         y_BE, ssm_BEN = selective_step(
-            state.ssm,
-            x_BE,
-            delta_BE,
-            self._rates(),
-            B_BN,
-            C_BN,
-            D_E=self.D,
-            z_BE=z_BE,
-            delta_bias_E=bias_E,
+            ScanInputs(x_BE, delta_BE, self._rates(), B_BN, C_BN, self.D, z_BE, bias_E, state.ssm)
         )
         return self.out_proj(y_BE)[:, None], MambaState(window_BKE[:, 1:], ssm_BEN)
 

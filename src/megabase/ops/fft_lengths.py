@@ -1,7 +1,8 @@
-"""Transform lengths that FFT libraries are quick at."""
+"""Lengths of filters and transforms: those that FFT libraries are quick at, and what they cost."""
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -73,3 +74,13 @@ def fft_length(minimum: int) -> int:
         if _is_smooth(_odd_part(n)) and _cost(n) < _cost(best):
             best = n
     return best
+
+
+def transform_flops(points: int) -> int:
+    """Count the operations of a real Fourier transform of `points`."""
+    return round(2.5 * points * math.log2(points)) if points > 1 else 0
+
+
+def convolution_flops(batch: int, channels: int, length: int) -> int:
+    """Count the operations of a long convolution of every channel with its own filter."""
+    return (2 * batch + 1) * channels * transform_flops(fft_length(2 * length - 1))

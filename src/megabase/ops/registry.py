@@ -1,31 +1,78 @@
-"""Operators of torch: how they are registered, what they accept, and how torch.func takes them.
+"""Operators of torch: how they are declared, what they accept, and how torch.func takes them.
 
-An operator is declared once, by its schema and the shapes of its tensors. Every call, through the
+An operator is declared once: by the signature of the function that computes it, in which a named
+tuple stands for its fields, and by the shapes that annotate its tensors. Every call, through the
 Python functions, through ``torch.ops.megabase`` or from a compiler, is checked against these before
-any memory is read. Gradients and ``vmap`` are registered in the same place, so that the
-transformations of ``torch.func`` (grad, vjp, jacrev, vmap) and those of autograd run one formula.
+any memory is read. Gradients, ``vmap`` and the count of operations are declared in the same place,
+so that the transformations of ``torch.func`` (grad, vjp, jacrev, vmap) and those of autograd run
+one formula.
+
+Operations are counted for ``torch.utils.flop_counter.FlopCounterMode`` in torch's convention, with
+transforms added: a multiply-add counts as two; elementwise work (norms, gates, activations,
+products of spectra) is not counted; a real transform of n points counts as 2.5 n log2 n. What a
+backward pass computes again is not counted, so that counts compare with those of the definitions:
+the gradient of a product counts twice the product, and that of a convolution by transforms as much
+as the convolution.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.utils.flop_counter import register_flop_formula
 
 from megabase.errors import OperatorError
-from megabase.ops import flops
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Dtypes of operators written in torch; tensors of different ones may be given together."""
 
-REMEMBERED = 1024
-"""Kinds of arguments that an operator remembers to fit: some kilobytes each."""
-
 SINGLE_OR_DOUBLE = (torch.float32, torch.float64)
 """Dtypes of operators that exist in C++ only; all tensors are of the same one."""
+
+_REMEMBERED = 1024
+"""Kinds of arguments that an operator remembers to fit: some kilobytes each."""
+
+_SCHEMA_TYPES: dict[Any, str] = {
+    Tensor: "Tensor", Tensor | None: "Tensor?", list[Tensor]: "Tensor[]", int: "int",
+    float: "float", bool: "bool", torch.dtype | None: "ScalarType?",
+    tuple[Tensor, Tensor]: "(Tensor, Tensor)", tuple[Tensor, Tensor, Tensor]:
+    "(Tensor, Tensor, Tensor)",
+}  # fmt: skip
+"""Types of arguments and results as torch writes them."""
+
+
+def wide_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """Give the dtype that sums of such values are formed in: float32 at least."""
+    wide = torch.float32
+    for dtype in dtypes:
+        wide = torch.promote_types(wide, dtype)
+    return wide
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[object]:
+    """Switch autocast off: operators choose their dtypes themselves."""
+    kind = like.device.type
+    if not torch.amp.autocast_mode.is_autocast_available(kind):  # of the meta device
+        return nullcontext()
+    return torch.autocast(device_type=kind, enabled=False)
+
+
+def wants_gradient(*tensors: Tensor | Sequence[Any] | float | None) -> bool:
+    """Whether autograd will ask for the gradient of a tensor, or of one in a tuple of weights."""
+    return torch.is_grad_enabled() and any(
+        value.requires_grad
+        if isinstance(value, Tensor)
+        else isinstance(value, tuple) and wants_gradient(*value)
+        for value in tensors
+    )
 
 
 class _Shape(NamedTuple):
@@ -67,13 +114,12 @@ class Arguments:
     ----------
     name
         Its name.
-    names
-        Its arguments in their order.
     shapes
-        Shape of each tensor by argument: letters, multiples of them (``3D``) or numbers, separated
-        by spaces; ``...`` stands for any number of axes, ``|`` between shapes that are possible,
-        ``,`` between those of the first and of the further tensors of a list. A letter is the same
-        size wherever it stands.
+        Its arguments in their order, with the shapes of those that are tensors (None for others):
+        letters, multiples of them (``3D``) or numbers, separated by spaces; ``...`` stands for any
+        number of axes, ``|`` between shapes that are possible, ``,`` between those of the first
+        and of the further tensors of a list. A letter is the same size wherever it stands. Tensors
+        of bytes, to which dtypes do not apply, begin with ``uint8``.
     rules
         Letters whose sizes follow from others: functions of (sizes by letter, arguments by name).
     least
@@ -86,15 +132,12 @@ class Arguments:
         Whether all tensors must be of one dtype.
     dtypes
         Dtypes that are accepted.
-    bytes
-        Tensors of bytes, to which dtypes do not apply.
     """
 
     def __init__(
         self,
         name: str,
-        names: Sequence[str],
-        shapes: Mapping[str, str],
+        shapes: Mapping[str, str | None],
         *,
         rules: Mapping[str, Callable[[dict[str, int], dict[str, Any]], int]] | None = None,
         least: Mapping[str, int] | None = None,
@@ -102,15 +145,19 @@ class Arguments:
         same: Mapping[str, str] | None = None,
         alike: bool = False,
         dtypes: tuple[torch.dtype, ...] = FLOATS,
-        bytes: tuple[str, ...] = (),
     ) -> None:
-        self.name, self.names, self.bytes = name, tuple(names), bytes
+        self.name, self.names = name, tuple(shapes)
         self.alike, self.dtypes = alike, dtypes
+        self.bytes = {key for key, text in shapes.items() if text and "uint8" in text}
         self.rules, self.least = rules or {}, least or {}
         self.below, self.same = below or {}, same or {}
         self.shapes = {
-            key: [[_Shape.read(one) for one in part.split("|")] for part in text.split(",")]
+            key: [
+                [_Shape.read(one) for one in part.split("|")]
+                for part in text.removeprefix("uint8 ").split(",")
+            ]
             for key, text in shapes.items()
+            if text is not None
         }
         self.fitting: set[Any] = set()
 
@@ -134,7 +181,7 @@ class Arguments:
             self._check(args)
             return
         self._check(args)
-        if len(self.fitting) >= REMEMBERED:
+        if len(self.fitting) >= _REMEMBERED:
             self.fitting.clear()
         self.fitting.add(kind)
 
@@ -229,88 +276,200 @@ class Arguments:
                 )
 
 
+class Saved(NamedTuple):
+    """What the gradient of an operator is computed from, besides those of its results."""
+
+    inputs: list[Any]
+    """Arguments of the operator's function."""
+    needs: list[Any]
+    """Which of them need a gradient, in the same structure."""
+    kept: list[Tensor]
+    """Results that are for the backward pass only."""
+
+
 class Operator(Arguments):
-    """An operator of torch under ``torch.ops.megabase``, called like a function.
+    """An operator of torch under ``torch.ops.megabase``, called like its function.
 
     Parameters
     ----------
     name
         Name behind ``megabase::``.
-    schema
-        Arguments and results, as torch writes them.
-    shapes, checks
-        What it accepts; see :class:`Arguments`.
+    function
+        What computes it. The types of its arguments and results make the schema; a named tuple
+        stands for its fields. The shape of a tensor is its annotation (see :class:`Arguments`).
+    flops
+        Its operations, a function of its arguments with shapes in the place of tensors.
+    kept
+        How many of its results, the last ones, are for the backward pass only.
     device_types
         Devices that it runs on; all when None.
+    **checks
+        Further arguments of :class:`Arguments`.
     """
 
     def __init__(
         self,
         name: str,
-        schema: str,
-        shapes: Mapping[str, str],
+        function: Callable[..., Any],
+        flops: Callable[..., int],
         *,
+        kept: int = 0,
         device_types: str | None = None,
         **checks: Any,
     ) -> None:
-        self.schema, self.device_types = schema, device_types
-        parsed = torch._C.parse_schema(f"megabase::{name}{schema}")
-        super().__init__(name, [argument.name for argument in parsed.arguments], shapes, **checks)
-
-    def implementation(self, function: Callable[..., Any]) -> Operator:
-        """Register what computes the operator; a decorator."""
-
-        def checked(*args: Any) -> Any:
-            self.check(*args)
-            return function(*args)
-
+        self.function, self.kept = function, kept
+        hints = get_type_hints(function, include_extras=True)
+        results = _SCHEMA_TYPES[hints.pop("return")]
+        self._groups: list[tuple[Callable[..., Any] | None, int]] = []
+        fields: dict[str, Any] = {}
+        for key, hint in hints.items():
+            group = hasattr(hint, "_fields")
+            own = get_type_hints(hint, include_extras=True) if group else {key: hint}
+            self._groups.append((hint if group else None, len(own)))
+            fields |= own
+        kinds = {
+            key: _SCHEMA_TYPES[getattr(hint, "__origin__", hint) if _shape(hint) else hint]
+            for key, hint in fields.items()
+        }
+        super().__init__(name, {key: _shape(hint) for key, hint in fields.items()}, **checks)
+        self._is_tensor = [kind.startswith("Tensor") for kind in kinds.values()]
         self.definition = torch.library.custom_op(
-            f"megabase::{self.name}",
-            checked,
+            f"megabase::{name}",
+            self._checked(function),
             mutates_args=(),
-            schema=self.schema,
-            device_types=self.device_types,
+            schema=f"({', '.join(f'{kind} {key}' for key, kind in kinds.items())}) -> {results}",
+            device_types=device_types,
         )
-        self.overload: Any = getattr(torch.ops.megabase, self.name).default
+        packet = getattr(torch.ops.megabase, name)
+        self.overload: Any = packet.default
         self.definition.register_vmap(self._one_by_one)
-        flops.register(self.name, getattr(torch.ops.megabase, self.name))
-        self.register_gradients(_no_second_derivative, _save_nothing)
-        return self
+        register_flop_formula(packet)(lambda *args, **_: flops(*self._grouped(args)))
+        self.gradients: Callable[..., Sequence[Tensor | None]] = _no_second_derivative
+        self.definition.register_autograd(self.backward, setup_context=self.save)
 
-    def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def register_fake(self, function: _Function) -> _Function:
         """Register what makes results of the right shape and dtype; a decorator."""
-
-        def checked(*args: Any) -> Any:
-            self.check(*args)
-            return function(*args)
-
-        self.definition.register_fake(checked)
+        self.definition.register_fake(self._checked(function))
         return function
 
-    def register_gradients(self, gradients: Callable[..., Any], save: Callable[..., None]) -> None:
-        """Register the gradient: ``gradients(ctx, *grads)`` after ``save(ctx, inputs, output)``."""
-        self.gradients, self.save = gradients, save
-        self.definition.register_autograd(gradients, setup_context=save)
+    def register_gradients(self, function: Callable[..., Sequence[Tensor | None]]) -> None:
+        """Register ``function(saved, *gradients of the results)``; a decorator.
+
+        It gives one gradient for each tensor among the arguments, in their order, of any dtype;
+        what it gives for tensors that need none, or are None, is not used.
+        """
+        self.gradients = function
+
+    def _checked(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(*flat: Any) -> Any:
+            self.check(*flat)
+            with without_autocast(_first(flat)):
+                return function(*self._grouped(flat))
+
+        return checked
+
+    def _grouped(self, flat: Sequence[Any]) -> list[Any]:
+        """Give the arguments of the function from those of the schema."""
+        found: list[Any] = []
+        at = 0
+        for group, count in self._groups:
+            found.append(flat[at] if group is None else group(*flat[at : at + count]))
+            at += count
+        return found
+
+    def save(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
+        """Save what the gradient needs: all inputs, and results that are for it only."""
+        leaves, ctx.spec = pytree.tree_flatten(list(inputs))
+        ctx.others = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
+        kept = output[len(output) - self.kept :] if self.kept else ()
+        if self.gradients is not _no_second_derivative:
+            ctx.save_for_backward(*(t for t in leaves if isinstance(t, Tensor)), *kept)
+        ctx.mark_non_differentiable(*kept)
+        ctx.set_materialize_grads(False)
+
+    def backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        """Give the gradients of all arguments of the schema."""
+        if self.gradients is _no_second_derivative:
+            _no_second_derivative()
+        needs: Sequence[Any] = ctx.needs_input_grad
+        grads = grads[: len(grads) - self.kept]
+        if all(grad is None for grad in grads):
+            return pytree.tree_map(lambda _: None, tuple(needs))
+        saved = list(ctx.saved_tensors)
+        leaves = [saved.pop(0) if other is None else other[0] for other in ctx.others]
+        inputs = pytree.tree_unflatten(leaves, ctx.spec)
+        given = Saved(self._grouped(inputs), self._grouped(needs), saved)
+        found = iter(self.gradients(given, *grads))
+        results: list[Any] = []
+        for value, need, is_tensor in zip(inputs, needs, self._is_tensor, strict=True):
+            if isinstance(value, list):
+                own = [(next(found), one) for one in value]
+                results.append([None if g is None else g.to(one.dtype) for g, one in own])
+            else:
+                grad = next(found) if is_tensor else None
+                if grad is None or value is None or not need:
+                    results.append(None)
+                else:
+                    results.append(grad.to(value.dtype))
+        return tuple(results)
 
     def __call__(self, *args: Any) -> Any:
-        """Run the operator."""
-        # torch's own class for operators with gradients does not take the transformations.
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-            flat, spec = pytree.tree_flatten(args)
-            call = _Call(self, spec)
-            return call.results(_Transformed.apply(call, *flat))
-        return self.overload(*args)
+        """Run the operator on the arguments of its function."""
+        flat: list[Any] = []
+        for value in args:
+            if isinstance(value, tuple):
+                flat.extend(value)
+            else:
+                flat.append(value)
+        return self._run(flat)
+
+    def _run(self, flat: list[Any]) -> Any:
+        if torch.compiler.is_compiling():
+            return self.overload(*flat)
+        leaves = pytree.tree_leaves(flat)
+        if torch._C._are_functorch_transforms_active():
+            # torch's own class for operators with gradients does not take the transformations.
+            return _Call(self, self.overload).apply(flat)
+        if is_in_torch_dispatch_mode() or any(_is_special(leaf) for leaf in leaves):
+            return self.overload(*flat)
+        # Otherwise nothing has to see the operator, and its dispatch (0.1 ms of a forward and
+        # backward pass) is left out.
+        run = self._checked(self.function)
+        return _Call(self, run).apply(flat) if wants_gradient(*leaves) else run(*flat)
 
     def _one_by_one(self, info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
         """Run the members of a vmapped axis one after another, and stack what they give."""
-        flat, spec = pytree.tree_flatten(args)
+        flat, spec = pytree.tree_flatten(list(args))
         dims = pytree.tree_leaves(in_dims)
         found = []
         for i in range(info.batch_size):
             one = [x if d is None else x.select(d, i) for x, d in zip(flat, dims, strict=True)]
-            found.append(self(*pytree.tree_unflatten(one, spec)))
+            found.append(self._run(pytree.tree_unflatten(one, spec)))
         stacked = pytree.tree_map(lambda *each: torch.stack(each), *found)
         return stacked, pytree.tree_map(lambda _: 0, stacked)
+
+
+def operator(
+    name: str, flops: Callable[..., int], **options: Any
+) -> Callable[[Callable[..., Any]], Operator]:
+    """Declare an operator by the function that computes it: a decorator; see :class:`Operator`."""
+    return lambda function: Operator(name, function, flops, **options)
+
+
+def _shape(hint: Any) -> str | None:
+    """Give the shape that annotates a tensor."""
+    return getattr(hint, "__metadata__", (None,))[0]
+
+
+def _first(flat: Sequence[Any]) -> Tensor:
+    return next(value for value in flat if isinstance(value, Tensor))
+
+
+def _is_special(leaf: Any) -> bool:
+    """Whether a tensor is of a subclass, or without values."""
+    return isinstance(leaf, Tensor) and (
+        type(leaf) not in (Tensor, torch.nn.Parameter) or leaf.device.type == "meta"
+    )
 
 
 def _kind(value: Any) -> Any:
@@ -322,11 +481,7 @@ def _kind(value: Any) -> Any:
     return value
 
 
-def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    pass
-
-
-def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
+def _no_second_derivative(*_: Any) -> Any:
     raise OperatorError(
         "the operators of megabase have no second derivative; "
         "use the definitions for it: megabase.ops.backend.override('reference')"
@@ -334,11 +489,17 @@ def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
 
 
 class _Call:
-    """An operator with the structure of its arguments and results, which a function has flat."""
+    """A call of an operator as a function of flat arguments and results."""
 
-    def __init__(self, operator: Operator, spec: pytree.TreeSpec) -> None:
-        self.operator, self.spec = operator, spec
-        self.out: pytree.TreeSpec | None = None
+    def __init__(self, operator: Operator, run: Callable[..., Any]) -> None:
+        self.operator, self.run = operator, run
+        self.spec: Any = None
+        self.out: Any = None
+
+    def apply(self, arguments: list[Any]) -> Any:
+        flat, self.spec = pytree.tree_flatten(arguments)
+        found = _Differentiable.apply(self, *flat)
+        return pytree.tree_unflatten([found] if isinstance(found, Tensor) else found, self.out)
 
     def arguments(self, flat: Sequence[Any]) -> Any:
         return pytree.tree_unflatten(list(flat), self.spec)
@@ -347,17 +508,13 @@ class _Call:
         leaves, self.out = pytree.tree_flatten(found)
         return found if isinstance(found, Tensor) else tuple(leaves)
 
-    def results(self, flat: Any) -> Any:
-        assert self.out is not None
-        return pytree.tree_unflatten([flat] if isinstance(flat, Tensor) else flat, self.out)
 
-
-class _Transformed(torch.autograd.Function):
-    """Any operator, as the transformations of ``torch.func`` take it."""
+class _Differentiable(torch.autograd.Function):
+    """Any operator, as autograd and the transformations of ``torch.func`` take it."""
 
     @staticmethod
     def forward(call: _Call, *flat: Any) -> Any:
-        return call.flat(call.operator.overload(*call.arguments(flat)))
+        return call.flat(call.run(*call.arguments(flat)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -370,7 +527,7 @@ class _Transformed(torch.autograd.Function):
         needs = ctx.needs_input_grad
         ctx.needs_input_grad = ctx.call.arguments(needs[1:])
         try:
-            return (None, *pytree.tree_leaves(ctx.call.operator.gradients(ctx, *grads)))
+            return (None, *pytree.tree_leaves(ctx.call.operator.backward(ctx, *grads)))
         finally:
             ctx.needs_input_grad = needs
 

@@ -35,7 +35,7 @@ from megabase.layers.backbone import Backbone, Block
 from megabase.layers.hyena import HyenaOperator
 from megabase.layers.linear import bare, untouched
 from megabase.models.loading import Loaded, inference_mode
-from megabase.ops.packed_layer import letter_log_probs
+from megabase.ops.hyena_mixer.packed import letter_log_probs
 
 __all__ = ["AlleleOutputs", "Need", "read_alleles", "shares_prefix"]
 

@@ -1,60 +1,64 @@
-"""LayerNorm and the whole Hyena mixer of order 2, in one pass."""
+"""LayerNorm and the whole Hyena mixer of order 2, in one pass.
+
+A fast path in torch (:mod:`.passes`) and one in C++ (:mod:`.kernel`), each with a backward pass
+that keeps only its inputs and, of short sequences, the transforms' result.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from megabase.ops import backend
-from megabase.ops.hyena_mixer.blocked import OPERATOR, hyena_mixer_blocked
-from megabase.ops.hyena_mixer.reference import hyena_mixer_reference
+from megabase.ops.fft_lengths import convolution_flops, lags
+from megabase.ops.hyena_mixer import kernel
+from megabase.ops.hyena_mixer.passes import Backward, run_forward
+from megabase.ops.hyena_mixer.plan import (
+    Mixer,
+    MixerNeeds,
+    MixerOptions,
+    MixerWeights,
+    product_dtype,
+)
+from megabase.ops.long_conv import long_conv_reference
+from megabase.ops.registry import Saved, operator, wants_gradient, wide_dtype
+from megabase.ops.short_conv import short_conv_reference, taps_behind, taps_flops
 
-__all__ = [
-    "hyena_mixer",
-    "hyena_mixer_blocked",
-    "hyena_mixer_reference",
-]
+_CHECKS: dict[str, Any] = {
+    "rules": {"M": lags}, "least": {"L": 1, "K": 1}, "below": {"after": "K"},
+    "same": {"norm_b": "norm_w"},
+}  # fmt: skip
+"""What holds for the operator and for its gradient."""
 
 
 def hyena_mixer(
     x: Tensor,
-    norm_w: Tensor | None,
-    norm_b: Tensor | None,
-    eps: float,
-    w_in: Tensor,
-    b_in: Tensor,
-    w: Tensor,
-    b: Tensor,
-    k: Tensor,
-    skip: Tensor | None,
-    w_out: Tensor,
-    b_out: Tensor,
+    weights: MixerWeights,
     *,
-    centred: bool = False,
+    centered: bool = False,
     two_sided: bool = False,
     product: torch.dtype | None = None,
 ) -> Tensor:
-    """Normalise, project, convolve shortly, gate, convolve over the whole length, gate, project.
+    """Normalize, project, convolve shortly, gate, convolve over the whole length, gate, project.
 
     Parameters
     ----------
     x
         Input, shape (batch, length, width).
-    norm_w, norm_b, eps
-        LayerNorm of the input, shapes (width,); without a weight nothing is normalised.
-    w_in, b_in
-        Projection to output gate, input gate and value, shapes (3 width, width) and (3 width,).
-    w, b
-        Taps and bias of the short convolution, shapes (3 width, taps) and (3 width,).
-    k
-        Filter, shape (width, length), or (width, 2 length - 1) when `two_sided`.
-    skip
-        Skip term, shape (width,), or None.
-    w_out, b_out
-        Output projection, shapes (width, width) and (width,).
-    centred, two_sided
-        Whether the short taps lie around the position instead of before it, and whether the filter
-        also has negative lags.
+    weights
+        LayerNorm, shapes (width,); projection, shapes (3 width, width) and (3 width,); short
+        convolution, shapes (3 width, taps) and (3 width,); filter, shape (width, length), or
+        (width, 2 length - 1) when `two_sided`; skip terms, shape (width,), or None; output
+        projection, shapes (width, width) and (width,).
+    centered
+        Whether the short taps lie around the position instead of before it.
+    two_sided
+        Whether the filter also has negative lags.
     product
         Dtype of the matrix products; that of the weights when None. Short convolution, gates and
         transforms are in float32 at least.
@@ -72,17 +76,131 @@ def hyena_mixer(
     Notes
     -----
     Equals a LayerNorm, a linear map, a short and a long convolution with gates around it, and a
-    linear map.
-    The fast path keeps only its inputs for the backward pass, and has no second derivative.
+    linear map. The fast path has no second derivative.
     """
-    if backend.active() == "reference":
-        OPERATOR.check(
-            x, norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out, 0, two_sided, product
+    options = MixerOptions(taps_behind(weights.w, centered), two_sided, product)
+    if backend.use_reference():
+        _forward.check(x, *weights, *options, False)
+        return hyena_mixer_reference(
+            x, weights, centered=centered, two_sided=two_sided, product=product
         )
-        run = hyena_mixer_reference
+    return _forward(x, weights, options, wants_gradient(x, weights))[0]
+
+
+def hyena_mixer_reference(
+    x: Tensor,
+    weights: MixerWeights,
+    *,
+    centered: bool = False,
+    two_sided: bool = False,
+    product: torch.dtype | None = None,
+) -> Tensor:
+    """Mix by the definitions of the parts: the definition of :func:`hyena_mixer`."""
+    norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out = weights
+    dtype = w_in.dtype if product is None else product
+    if norm_w is not None:
+        x = F.layer_norm(x.to(norm_w.dtype), x.shape[-1:], norm_w, norm_b, eps)
+    p_BPL = F.linear(x.to(dtype), w_in.to(dtype), b_in.to(dtype)).transpose(1, 2)
+    first_BDL, gate_BDL, v_BDL = short_conv_reference(p_BPL, w, b, centered=centered).chunk(3, 1)
+    g_BDL = first_BDL * long_conv_reference(v_BDL * gate_BDL, k, skip, two_sided=two_sided)
+    return F.linear(g_BDL.to(dtype).transpose(1, 2), w_out.to(dtype), b_out.to(dtype))
+
+
+def _flops(x: Sequence[int], weights: Any, *_: Any) -> int:
+    batch, length, width = x
+    short = taps_flops((batch, 3 * width, length), weights.w)
+    return 8 * batch * length * width**2 + short + convolution_flops(batch, width, length)
+
+
+def _room_to_keep(x: Tensor, weights: MixerWeights, options: MixerOptions, keep: bool) -> Tensor:
+    """Make room for the transforms' result, channels first; without elements if it is not kept."""
+    batch, length, width = x.shape
+    keep = keep and kernel.takes(x, weights, options) and kernel.keeps(x)
+    wide = wide_dtype(product_dtype(weights, options))
+    return x.new_empty((batch, width, length) if keep else (0,), dtype=wide)
+
+
+@operator("hyena_mixer", _flops, kept=1, **_CHECKS)
+def _forward(
+    x: Annotated[Tensor, "B L D"], weights: MixerWeights, options: MixerOptions, keep: bool
+) -> tuple[Tensor, Tensor]:
+    m = Mixer(x, weights, options)
+    kept = _room_to_keep(x, weights, options, keep)
+    if kernel.takes(x, weights, options):
+        return kernel.forward(m, kept), kept
+    return run_forward(m), kept
+
+
+@_forward.register_fake
+def _(x: Tensor, weights: MixerWeights, options: MixerOptions, keep: bool) -> tuple[Tensor, Tensor]:
+    out = x.new_empty(x.shape, dtype=weights.w_in.dtype if options.product is None else x.dtype)
+    return out, _room_to_keep(x, weights, options, keep)
+
+
+def _backward_flops(
+    dy: Any, kept: Any, x: Sequence[int], weights: Any, options: Any, needs: MixerNeeds
+) -> int:
+    batch, length, width = x
+    project = 2 * batch * length * math.prod(weights.w_in)
+    out = 2 * batch * length * width**2
+    has_norm = weights.norm_w is not None
+    to_input = needs.needs_x or (needs.needs_weights and has_norm)
+    products = out + to_input * project + needs.needs_weights * (project + out)
+    short = taps_flops((batch, 3 * width, length), weights.w)
+    return products + (1 + needs.needs_weights) * short + convolution_flops(batch, width, length)
+
+
+@operator("hyena_mixer_backward", _backward_flops, **_CHECKS)
+def _backward(
+    dy: Annotated[Tensor, "B L D"],
+    kept: Annotated[Tensor, "B D L|0"],
+    x: Annotated[Tensor, "B L D"],
+    weights: MixerWeights,
+    options: MixerOptions,
+    needs: MixerNeeds,
+) -> list[Tensor]:
+    m, grads = Mixer(x, weights, options), _room(dy, kept, x, weights, options, needs)
+    if kernel.takes(x, weights, options):
+        kernel.backward(m, dy, kept, grads)
     else:
-        run = hyena_mixer_blocked
-    return run(
-        x, norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out,
-        centred=centred, two_sided=two_sided, product=product,
+        Backward(m, dy, grads).run()
+    return grads
+
+
+@_backward.register_fake
+def _room(
+    _dy: Tensor,
+    _kept: Tensor,
+    x: Tensor,
+    weights: MixerWeights,
+    options: MixerOptions,
+    needs: MixerNeeds,
+) -> list[Tensor]:
+    """Make room for the gradients; sums over positions are kept in float32 at least."""
+    projected, width = weights.w_in.shape
+    k, skip = weights.k, weights.skip
+    wide = wide_dtype(product_dtype(weights, options))
+
+    def sums(*shape: int) -> Tensor:
+        return weights.w_in.new_empty(shape if needs.needs_weights else (0,), dtype=wide)
+
+    return [
+        x.new_empty(x.shape if needs.needs_x else (0,)),
+        sums(width), sums(width), sums(projected, width), sums(projected),
+        sums(*weights.w.shape), sums(projected),
+        k.new_empty(k.shape if needs.needs_filter else (0,)),
+        k.new_empty((0,)) if skip is None or not needs.needs_filter
+        else skip.new_empty(skip.shape),
+        sums(width, width), sums(width),
+    ]  # fmt: skip
+
+
+@_forward.register_gradients
+def _(saved: Saved, dy: Tensor) -> list[Tensor]:
+    x, weights, options, _ = saved.inputs
+    needs_x, needs, *_ = saved.needs
+    needs_weights = any(needs._replace(k=False, skip=False))
+    return _backward(
+        dy, *saved.kept, x, weights, options,
+        MixerNeeds(needs_x, needs_weights, needs.k or needs.skip),
     )  # fmt: skip

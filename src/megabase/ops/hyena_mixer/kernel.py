@@ -19,7 +19,7 @@ from torch import Tensor
 
 from megabase.ops import backend, kernels
 from megabase.ops.hyena_mixer.halves import Halves
-from megabase.ops.hyena_mixer.plan import Mixer, transform_blocks
+from megabase.ops.hyena_mixer.plan import Mixer, MixerOptions, MixerWeights, transform_blocks
 
 _OPEN, _GATE, _CLOSE, _OPEN_BACKWARD, _BACKWARD = range(5)
 
@@ -32,27 +32,15 @@ KEEP_BYTES = 1 << 27
 For longer sequences memory counts for more."""
 
 
-def takes(x: Tensor, given: tuple[Tensor | None, ...], product: torch.dtype | None) -> bool:
-    """Whether the kernels compute a mixer.
-
-    Parameters
-    ----------
-    x
-        Input.
-    given
-        LayerNorm's weight and bias, projection and its bias, short convolution and its bias,
-        filter, output projection and its bias: CPU tensors of float32 or float64, all alike.
-    product
-        Dtype of the matrix products.
-    """
-    w_in, w = given[2], given[4]
-    assert w_in is not None
-    assert w is not None
+def takes(x: Tensor, weights: MixerWeights, options: MixerOptions) -> bool:
+    """Whether the kernels compute a mixer: CPU tensors of float32 or float64, all alike."""
+    # The skip terms become taps, and may be of any dtype.
+    given = (x, *(t for t in weights._replace(skip=None) if isinstance(t, Tensor)))
     return (
         kernels.alike(x.dtype, *given)
-        and backend.use_kernels(x, *given)
-        and kernels.multiplies(product, w_in)
-        and w.shape[-1] <= kernels.package().MAX_TAPS
+        and backend.use_kernels(*given)
+        and kernels.multiplies(options.product, weights.w_in)
+        and weights.w.shape[-1] <= kernels.package().MAX_TAPS
         and x.numel() > 0
     )
 
@@ -67,11 +55,11 @@ class _Call:
 
     def __init__(self, m: Mixer, sums: bool) -> None:
         self.m = m
-        w_in, b_in, w_out, b_out = m.weights
-        self.given = [
-            kernels.dense(t)
-            for t in (m.norm.weight, m.norm.bias, m.x, w_in, b_in, m.w, m.b, w_out, b_out)
-        ]
+        own = m.given
+        tensors = (
+            own.norm_w, own.norm_b, m.x, own.w_in, own.b_in, m.w, m.b, own.w_out, own.b_out
+        )  # fmt: skip
+        self.given = [kernels.dense(t) for t in tensors]
         self.double = m.x.dtype == torch.float64
         self.half = m.product == torch.bfloat16
         self.sizes = [m.batch, m.length, m.width, m.w.shape[-1], m.after]
@@ -157,9 +145,7 @@ def forward(m: Mixer, kept: Tensor) -> Tensor:
     return out_BLD.to(m.out_dtype)
 
 
-def backward(
-    m: Mixer, dy_BLD: Tensor, kept: Tensor, grads: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
+def backward(m: Mixer, dy_BLD: Tensor, kept: Tensor, grads: list[Tensor]) -> None:
     """Fill `grads`, in the order of the inputs; one without elements is not wanted.
 
     Parameters
@@ -220,4 +206,3 @@ def backward(
         call.run(_BACKWARD, g, u_BgL, g_BgL, dy_BLD, dx_BLD, *totals)
     if dw_PK is not None:
         dw.copy_(dw_PK.transpose(1, 2).reshape(dw.shape))
-    return grads

@@ -7,15 +7,16 @@ channels and the positions of a piece, q the 3 c projected channels of a group.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
-from megabase.ops.long_conv.fft import FilterSpectra
+from megabase.ops.long_conv import FilterSpectra
 from megabase.ops.pieces import Norm, Piece, pieces
 from megabase.ops.products import matmul
-from megabase.ops.short_conv.shifted import apply_taps
+from megabase.ops.registry import wide_dtype
+from megabase.ops.short_conv import apply_taps
 
 GROUP_SAMPLES = 1 << 22
 """Padded samples of a group of channels and sequences; several arrays of that size are alive."""
@@ -61,54 +62,69 @@ def transform_blocks(rows: int, channels: int, n_fft: int) -> tuple[list[slice],
     )
 
 
-@dataclass
-class Mixer:
-    """Arguments of the mixer, converted once, and what follows from them.
+class MixerWeights(NamedTuple):
+    """Weights of a mixer behind a LayerNorm; without `norm_w` nothing is normalized."""
 
-    Attributes
-    ----------
-    x
-        Input, shape (batch, length, width).
-    norm
-        LayerNorm before the projection.
-    w_in, b_in, w, b, w_out, b_out
-        Projection, short convolution, output projection.
-    k, skip
-        Filter.
-    after
-        Taps of the short convolution behind the position.
-    two_sided
-        Whether the filter has negative lags.
-    product
-        Dtype of the matrix products; that of the weights when None.
-    """
+    norm_w: Annotated[Tensor | None, "D"]
+    norm_b: Annotated[Tensor | None, "D"]
+    eps: float
+    w_in: Annotated[Tensor, "3D D"]
+    """Projection to output gate, input gate and value."""
+    b_in: Annotated[Tensor, "3D"]
+    w: Annotated[Tensor, "3D K"]
+    """Taps of the short convolution."""
+    b: Annotated[Tensor, "3D"]
+    k: Annotated[Tensor, "D M"]
+    """Filter of the long convolution."""
+    skip: Annotated[Tensor | None, "D"]
+    """Weight of the unconvolved input."""
+    w_out: Annotated[Tensor, "D D"]
+    """Output projection."""
+    b_out: Annotated[Tensor, "D"]
 
-    x: Tensor
-    norm: Norm
-    w_in: Tensor
-    b_in: Tensor
-    w: Tensor
-    b: Tensor
-    k: Tensor
-    skip: Tensor | None
-    w_out: Tensor
-    b_out: Tensor
+
+class MixerOptions(NamedTuple):
+    """How a mixer works."""
+
     after: int
+    """Taps of the short convolution behind the position."""
     two_sided: bool
+    """Whether the filter has negative lags."""
     product: torch.dtype | None
+    """Dtype of the matrix products; that of the weights when None."""
 
-    def __post_init__(self) -> None:
-        self.batch, self.length, self.width = self.x.shape
-        self.weights = (self.w_in, self.b_in, self.w_out, self.b_out)
-        self.dtype = self.w_in.dtype if self.product is None else self.product
-        self.wide = torch.promote_types(self.dtype, torch.float32)
+
+class MixerNeeds(NamedTuple):
+    """Which gradients of a mixer are wanted."""
+
+    needs_x: bool
+    needs_weights: bool
+    needs_filter: bool
+
+
+def product_dtype(weights: MixerWeights, options: MixerOptions) -> torch.dtype:
+    """Give the dtype of the matrix products."""
+    return weights.w_in.dtype if options.product is None else options.product
+
+
+class Mixer:
+    """Input (batch, length, width) and weights, converted once, and what follows from them."""
+
+    def __init__(self, x: Tensor, given: MixerWeights, options: MixerOptions) -> None:
+        after, two_sided, product = options
+        self.x, self.given, self.two_sided, self.product = x, given, two_sided, product
+        self.batch, self.length, self.width = x.shape
+        self.norm = Norm(given.norm_w, given.norm_b, given.eps)
+        self.dtype = product_dtype(given, options)
+        self.wide = wide_dtype(self.dtype)
         # What joins a running sum is not rounded further than the products were.
-        self.out_dtype = self.dtype if self.product is None else self.x.dtype
-        for name in ("w_in", "b_in", "w_out", "b_out"):
-            setattr(self, name, getattr(self, name).to(self.dtype))
-        self.w, self.b = self.w.to(self.wide), self.b.to(self.wide)
-        self.before = self.w.shape[-1] - 1 - self.after
-        self.spectra = FilterSpectra(self.k, self.skip, self.length, self.two_sided, self.wide)
+        self.out_dtype = self.dtype if product is None else x.dtype
+        self.w_in, self.b_in = given.w_in.to(self.dtype), given.b_in.to(self.dtype)
+        self.w_out, self.b_out = given.w_out.to(self.dtype), given.b_out.to(self.dtype)
+        self.w, self.b = given.w.to(self.wide), given.b.to(self.wide)
+        self.k, self.skip = given.k, given.skip
+        self.after, self.before = after, self.w.shape[-1] - 1 - after
+        self.spectra = FilterSpectra(self.k, self.skip, self.length, two_sided, self.wide)
         self.n_fft = self.spectra.n_fft
 
     def groups(self) -> tuple[list[slice], list[slice]]:

@@ -8,63 +8,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megabase.errors import OperatorError
 from megabase.ops import backend
-from megabase.ops.long_conv.fft import without_autocast
-from megabase.ops.selective_scan.blocked import OPERATOR, selective_scan_blocked
-from megabase.ops.selective_scan.kernel import selective_scan_kernel
-from megabase.ops.selective_scan.reference import selective_scan_reference
-
-__all__ = [
-    "selective_scan",
-    "selective_scan_blocked",
-    "selective_scan_kernel",
-    "selective_scan_reference",
-    "selective_step",
-]
+from megabase.ops.registry import Arguments, wants_gradient, wide_dtype, without_autocast
+from megabase.ops.selective_scan.blocked import ScanInputs, scan_blocked
+from megabase.ops.selective_scan.kernel import scan_kernel
 
 
 def selective_scan(
-    u_BLE: Tensor,
-    delta_BLE: Tensor,
-    A_EN: Tensor,
-    B_BLN: Tensor,
-    C_BLN: Tensor,
-    *,
-    D_E: Tensor | None = None,
-    z_BLE: Tensor | None = None,
-    delta_bias_E: Tensor | None = None,
-    delta_softplus: bool = True,
-    initial_state_BEN: Tensor | None = None,
-    reverse: bool = False,
+    x: ScanInputs, *, softplus: bool = True, reverse: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Run the selective state-space recurrence along a sequence.
 
-    With ``d_t = softplus(delta_t + delta_bias)``, for every channel and state::
+    With ``d_t = softplus(delta_t + bias)``, for every channel and state::
 
         s_t = exp(d_t A) s_{t-1} + d_t B_t u_t
         y_t = (sum over states of C_t s_t + D u_t) * silu(z_t)
 
     Parameters
     ----------
-    u_BLE
-        Input, shape (batch, length, channels).
-    delta_BLE
-        Step sizes before bias and softplus, shape of `u_BLE`.
-    A_EN
-        Decay rates, shape (channels, states). Negative in every published model.
-    B_BLN, C_BLN
-        What enters and what leaves the states, shape (batch, length, states).
-    D_E
-        Weight of the input that skips the states, shape (channels,); left out when None.
-    z_BLE
-        Gate, shape of `u_BLE`; left out when None.
-    delta_bias_E
-        Bias of the step sizes, shape (channels,); left out when None.
-    delta_softplus
+    x
+        The inputs.
+    softplus
         Whether the step sizes go through softplus.
-    initial_state_BEN
-        States before the first position, shape (batch, channels, states); zeros when None.
     reverse
         Whether to read from the last position to the first: every sequence is turned around, and
         the output back again. The initial state is then the one after the last position.
@@ -72,7 +37,7 @@ def selective_scan(
     Returns
     -------
     y_BLE : Tensor
-        Shape and dtype of `u_BLE`. Everything inside is float32 at least, under autocast too.
+        Shape and dtype of ``x.u``. Everything inside is float32 at least, under autocast too.
     state_BEN : Tensor
         States after the last position read, shape (batch, channels, states), float32 at least.
 
@@ -83,97 +48,101 @@ def selective_scan(
 
     Notes
     -----
-    Mamba (arXiv 2312.00752), algorithm 2, with the discretisation of its public code: the input
+    Mamba (arXiv 2312.00752), algorithm 2, with the discretization of its public code: the input
     matrix enters as ``d_t B_t`` (Euler), not as the zero-order hold of the paper's equation 4. The
     fast paths save their inputs and some states for the backward pass, and have no second
     derivative.
     """
-    options: dict[str, Any] = {
-        "D_E": D_E,
-        "z_BLE": z_BLE,
-        "delta_bias_E": delta_bias_E,
-        "delta_softplus": delta_softplus,
-        "initial_state_BEN": initial_state_BEN,
-    }
-    along = (u_BLE, delta_BLE, B_BLN, C_BLN)
-    others = (D_E, z_BLE, delta_bias_E, initial_state_BEN)
-    if backend.use_kernels(*along, A_EN, *others):
-        u, delta, B, C = along
-        return selective_scan_kernel(u, delta, A_EN, B, C, **options, reverse=reverse)
-    OPERATOR.check(u_BLE, delta_BLE, A_EN, B_BLN, C_BLN, *others, delta_softplus)
-    with without_autocast(u_BLE):
+    scan_blocked.check(*x, softplus, False)
+    keep = wants_gradient(x)
+    if backend.use_kernels(*x):
+        dtype = wide_dtype(x.u.dtype)
+        wide: Any = (t if t is None or t.dtype == dtype else t.to(dtype) for t in x)
+        y_BLE, state_BEN, _ = scan_kernel(ScanInputs(*wide), softplus, reverse, keep)
+        return (y_BLE if y_BLE.dtype == x.u.dtype else y_BLE.to(x.u.dtype)), state_BEN
+    with without_autocast(x.u):
         if reverse:
-            along = tuple(x.flip(1) for x in along)
-            options["z_BLE"] = None if z_BLE is None else z_BLE.flip(1)
-        u, delta, B, C = along
-        run = selective_scan_reference if backend.use_reference() else selective_scan_blocked
-        y_BLE, state_BEN = run(u, delta, A_EN, B, C, **options)  # pyright: ignore[reportCallIssue]
+            u, delta, B, C = (t.flip(1) for t in (x.u, x.delta, x.B, x.C))
+            z = None if x.z is None else x.z.flip(1)
+            x = x._replace(u=u, delta=delta, B=B, C=C, z=z)
+        if backend.use_reference():
+            y_BLE, state_BEN = selective_scan_reference(x, softplus=softplus)
+        else:
+            y_BLE, state_BEN, _ = scan_blocked(x, softplus, keep)
         return (y_BLE.flip(1) if reverse else y_BLE), state_BEN
 
 
-def selective_step(
-    state_BEN: Tensor,
-    u_BE: Tensor,
-    delta_BE: Tensor,
-    A_EN: Tensor,
-    B_BN: Tensor,
-    C_BN: Tensor,
-    *,
-    D_E: Tensor | None = None,
-    z_BE: Tensor | None = None,
-    delta_bias_E: Tensor | None = None,
-    delta_softplus: bool = True,
-) -> tuple[Tensor, Tensor]:
+def selective_scan_reference(x: ScanInputs, *, softplus: bool = True) -> tuple[Tensor, Tensor]:
+    """Scan one position after another: the definition of :func:`selective_scan`."""
+    dtype = wide_dtype(x.u.dtype)
+    u, delta, B, C = (t.to(dtype) for t in (x.u, x.delta, x.B, x.C))
+    if x.bias is not None:
+        delta = delta + x.bias.to(dtype)
+    if softplus:
+        delta = F.softplus(delta)
+    state = u.new_zeros(u.shape[0], *x.A.shape)
+    if x.initial is not None:
+        state = state + x.initial.to(dtype)
+    y = []
+    for t in range(u.shape[1]):
+        delta_t, u_t = delta[:, t, :, None], u[:, t, :, None]
+        state = torch.exp(delta_t * x.A) * state + delta_t * B[:, t, None, :] * u_t
+        y.append((state * C[:, t, None, :]).sum(dim=-1))
+    y_BLE = torch.stack(y, dim=1)
+    if x.D is not None:
+        y_BLE = y_BLE + x.D * u
+    if x.z is not None:
+        y_BLE = y_BLE * F.silu(x.z.to(dtype))
+    return y_BLE.to(x.u.dtype), state
+
+
+_STEP = Arguments(
+    "selective_step",
+    {
+        "u": "B E", "delta": "B E", "A": "E N", "B": "B N", "C": "B N", "D": "E", "z": "B E",
+        "bias": "E", "initial": "B E N",
+    },
+)  # fmt: skip
+"""Shapes of the inputs of one step."""
+
+
+def selective_step(x: ScanInputs, *, softplus: bool = True) -> tuple[Tensor, Tensor]:
     """Advance the recurrence of :func:`selective_scan` by one position.
 
     Parameters
     ----------
-    state_BEN
-        States before the position, shape (batch, channels, states).
-    u_BE, delta_BE, z_BE
-        Input, step size and gate of the position, shape (batch, channels).
-    B_BN, C_BN
-        Shape (batch, states).
-    A_EN, D_E, delta_bias_E, delta_softplus
+    x
+        Inputs of the position: u, delta and z of shape (batch, channels), B and C of shape
+        (batch, states). ``initial`` are the states before it, which are not changed.
+    softplus
         As for :func:`selective_scan`.
 
     Returns
     -------
     y_BE : Tensor
-        Output of the position, shape and dtype of `u_BE`.
+        Output of the position, shape and dtype of ``x.u``.
     state_BEN : Tensor
-        States after it; the given ones are not changed.
+        States after it.
+
+    Raises
+    ------
+    OperatorError
+        When shapes, dtypes or devices do not fit; the message lists everything.
     """
-    if state_BEN.dim() != 3:
-        raise OperatorError(
-            "selective_step: state must have shape (batch, channels, states), found "
-            f"{tuple(state_BEN.shape)}"
-        )
-    batch, channels, states = state_BEN.shape
-    expected = {
-        "u": (u_BE, (batch, channels)), "delta": (delta_BE, (batch, channels)),
-        "A": (A_EN, (channels, states)), "B": (B_BN, (batch, states)),
-        "C": (C_BN, (batch, states)), "D": (D_E, (channels,)), "z": (z_BE, (batch, channels)),
-        "delta_bias": (delta_bias_E, (channels,)),
-    }  # fmt: skip
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise OperatorError(
-                f"selective_step: {name} must have shape {shape} as state has "
-                f"{tuple(state_BEN.shape)}, found {tuple(tensor.shape)}"
-            )
-    with without_autocast(u_BE):
-        dtype = torch.promote_types(u_BE.dtype, torch.float32)
-        u, delta, B, C = (x.to(dtype) for x in (u_BE, delta_BE, B_BN, C_BN))
-        if delta_bias_E is not None:
-            delta = delta + delta_bias_E
-        if delta_softplus:
+    _STEP.check(*x)
+    with without_autocast(x.u):
+        dtype = wide_dtype(x.u.dtype)
+        u, delta, B, C = (t.to(dtype) for t in (x.u, x.delta, x.B, x.C))
+        if x.bias is not None:
+            delta = delta + x.bias
+        if softplus:
             delta = F.softplus(delta)
-        decay_BEN = torch.exp(delta[..., None] * A_EN)
-        state_BEN = decay_BEN * state_BEN + (delta * u)[..., None] * B[:, None]
+        state_BEN = (delta * u)[..., None] * B[:, None]
+        if x.initial is not None:
+            state_BEN = torch.exp(delta[..., None] * x.A) * x.initial + state_BEN
         y_BE = (state_BEN * C[:, None]).sum(dim=-1)
-        if D_E is not None:
-            y_BE = y_BE + D_E * u
-        if z_BE is not None:
-            y_BE = y_BE * F.silu(z_BE.to(dtype))
-        return y_BE.to(u_BE.dtype), state_BEN
+        if x.D is not None:
+            y_BE = y_BE + x.D * u
+        if x.z is not None:
+            y_BE = y_BE * F.silu(x.z.to(dtype))
+        return y_BE.to(x.u.dtype), state_BEN

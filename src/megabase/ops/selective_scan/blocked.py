@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megabase.ops.long_conv.fft import without_autocast
-from megabase.ops.registry import Operator
+from megabase.ops.registry import Operator, Saved, operator, wide_dtype
 
 STEP_ELEMENTS = {"cpu": 1 << 15, "other": 1 << 20}
 """States that advance in one call, by kind of device: enough to pay for the call, few enough to
@@ -102,50 +101,57 @@ class _Plan:
         return [buffer[: math.prod(shape)].view(shape) for buffer in self.buffers]
 
 
-class _Inputs(NamedTuple):
-    """The arguments of the operator, in the order of the autograd function.
+class ScanInputs(NamedTuple):
+    """Inputs of a selective scan over B sequences of L positions, E channels and N states each.
 
-    Shapes: u, delta, z (B, L, E); A (E, N); B, C (B, L, N); D, bias (E,); initial (B, E, N).
+    For one step the axis of positions is left out. What is None is left out of the formula.
     """
 
-    u: Tensor
-    delta: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor | None
-    z: Tensor | None
-    bias: Tensor | None
-    initial: Tensor | None
-    softplus: bool
+    u: Annotated[Tensor, "B L E"]
+    """Input."""
+    delta: Annotated[Tensor, "B L E"]
+    """Step sizes before bias and softplus."""
+    A: Annotated[Tensor, "E N"]
+    """Decay rates; negative in every published model."""
+    B: Annotated[Tensor, "B L N"]
+    """What enters the states."""
+    C: Annotated[Tensor, "B L N"]
+    """What leaves the states."""
+    D: Annotated[Tensor | None, "E"] = None
+    """Weight of the input that skips the states."""
+    z: Annotated[Tensor | None, "B L E"] = None
+    """Gate."""
+    bias: Annotated[Tensor | None, "E"] = None
+    """Bias of the step sizes."""
+    initial: Annotated[Tensor | None, "B E N"] = None
+    """States before the first position; zeros when None."""
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.promote_types(self.u.dtype, torch.float32)
 
-    def rates(self) -> tuple[Tensor, Tensor]:
-        """Give A as (N, E), and the same for powers of two."""
-        A_NE = self.A.t().to(self.dtype).contiguous()
-        return A_NE, A_NE * math.log2(math.e)
+def _rates(x: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Give A as (N, E), and the same for powers of two."""
+    A_NE = x.A.t().to(wide_dtype(x.u.dtype)).contiguous()
+    return A_NE, A_NE * math.log2(math.e)
 
-    def carry(self, rows: slice, state_BEN: Tensor | None) -> Tensor:
-        """Give a state, or zeros, as (G, N, E)."""
-        if state_BEN is None:
-            shape = (rows.stop - rows.start, *self.A.t().shape)
-            return self.u.new_zeros(shape, dtype=self.dtype)
-        return state_BEN[rows].transpose(1, 2).to(self.dtype).contiguous()
+
+def _carry(x: ScanInputs, rows: slice, state_BEN: Tensor | None) -> Tensor:
+    """Give a state, or zeros, as (G, N, E)."""
+    dtype = wide_dtype(x.u.dtype)
+    if state_BEN is None:
+        shape = (rows.stop - rows.start, *x.A.t().shape)
+        return x.u.new_zeros(shape, dtype=dtype)
+    return state_BEN[rows].transpose(1, 2).to(dtype).contiguous()
 
 
 class _Part:
     """The inputs of one segment."""
 
-    def __init__(self, x: _Inputs, segment: _Segment) -> None:
-        dtype = x.dtype
+    def __init__(self, x: ScanInputs, softplus: bool, segment: _Segment) -> None:
+        dtype = wide_dtype(x.u.dtype)
         self.segment = segment
         self.raw = segment.of(x.delta, dtype)
         if x.bias is not None:
             self.raw = self.raw + x.bias.to(dtype)
-        self.step = F.softplus(self.raw) if x.softplus else self.raw
+        self.step = F.softplus(self.raw) if softplus else self.raw
         self.u = segment.of(x.u, dtype)
         self.D_E = None if x.D is None else x.D.to(dtype)
         self.step_TME = segment.cut(self.step)
@@ -210,15 +216,15 @@ def _contract_channels(weight_TME: Tensor, state_TMNE: Tensor) -> Tensor:
     return torch.bmm(weight_TME.flatten(0, 1).unsqueeze(1), state).view(*weight_TME.shape[:2], -1)
 
 
-def _forward(x: _Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(x: ScanInputs, softplus: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Give the output, the final state, and with `keep` the state that enters each block."""
-    plan = _Plan(x.u, x.A.shape[1], x.dtype, buffers=2)
-    _, log2_NE = x.rates()
-    y_BLE, final_BEN, kept = _outputs(x, keep)
+    plan = _Plan(x.u, x.A.shape[1], wide_dtype(x.u.dtype), buffers=2)
+    _, log2_NE = _rates(x)
+    y_BLE, final_BEN, kept = _outputs(x, softplus, keep)
     for rows, segments in plan.groups():
-        carry_GNE = x.carry(rows, x.initial)
+        carry_GNE = _carry(x, rows, x.initial)
         for segment in segments:
-            part = _Part(x, segment)
+            part = _Part(x, softplus, segment)
             decay_TMNE, state_TMNE = plan.work(segment)
             part.fill(log2_NE, decay_TMNE, state_TMNE)
             decay, state = decay_TMNE.unbind(), state_TMNE.unbind()
@@ -233,7 +239,7 @@ def _forward(x: _Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
                 carry_GNE = last_MNE.clone()
             y = part.output(state_TMNE)
             if x.z is not None:
-                y = y * F.silu(segment.of(x.z, x.dtype))
+                y = y * F.silu(segment.of(x.z, y.dtype))
             y_BLE[segment.rows, segment.positions] = y
         final_BEN[rows] = carry_GNE.transpose(1, 2)
     return y_BLE, final_BEN, kept
@@ -242,11 +248,12 @@ def _forward(x: _Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
 class _Backward:
     """Gradients of every input, filled segment by segment from the last to the first."""
 
-    def __init__(self, x: _Inputs, kept: Tensor, dy_BLE: Tensor) -> None:
-        self.x, self.kept, self.dy_BLE = x, kept, dy_BLE
-        self.A_NE, self.log2_NE = x.rates()
-        self.plan = _Plan(x.u, x.A.shape[1], x.dtype, buffers=3)
-        self.grads = _Inputs(*(self._grad(given) for given in x[:-1]), softplus=x.softplus)  # pyright: ignore[reportArgumentType]
+    def __init__(self, x: ScanInputs, softplus: bool, kept: Tensor, dy_BLE: Tensor) -> None:
+        self.x, self.softplus, self.kept, self.dy_BLE = x, softplus, kept, dy_BLE
+        self.dtype = wide_dtype(x.u.dtype)
+        self.A_NE, self.log2_NE = _rates(x)
+        self.plan = _Plan(x.u, x.A.shape[1], self.dtype, buffers=3)
+        self.grads = ScanInputs(*(self._grad(given) for given in x))  # pyright: ignore[reportArgumentType]
         self.dA_NE = torch.zeros_like(self.A_NE)
 
     def _grad(self, given: Tensor | None) -> Tensor | None:
@@ -254,21 +261,21 @@ class _Backward:
             return None
         if given.dim() == 3:
             return torch.empty(given.shape, dtype=given.dtype, device=given.device)
-        return torch.zeros_like(given, dtype=self.x.dtype)  # a sum over positions
+        return torch.zeros_like(given, dtype=self.dtype)  # a sum over positions
 
-    def run(self, dfinal_BEN: Tensor | None) -> tuple[Tensor | None, ...]:
+    def run(self, dfinal_BEN: Tensor | None) -> list[Tensor]:
         """Give the gradients in the order of the inputs, each in its input's dtype."""
         for rows, segments in self.plan.groups():
-            carry_GNE = self.x.carry(rows, dfinal_BEN)
+            carry_GNE = _carry(self.x, rows, dfinal_BEN)
             for segment in reversed(segments):
-                carry_GNE = self.segment(_Part(self.x, segment), carry_GNE)
+                carry_GNE = self.segment(_Part(self.x, self.softplus, segment), carry_GNE)
             if self.grads.initial is not None:
                 self.grads.initial[rows] = carry_GNE.transpose(1, 2)
         self.grads.A.copy_(self.dA_NE.t())
-        return tuple(
-            None if grad is None or given is None else grad.to(given.dtype)
-            for grad, given in zip(self.grads[:-1], self.x[:-1], strict=True)
-        )
+        return [
+            self.x.u.new_empty((0,)) if grad is None or given is None else grad.to(given.dtype)
+            for grad, given in zip(self.grads, self.x, strict=True)
+        ]
 
     def segment(self, part: _Part, carry_GNE: Tensor) -> Tensor:
         """Fill the gradients of one segment; give what reaches the states before it."""
@@ -316,7 +323,7 @@ class _Backward:
             du.addcmul_(dy, part.D_E)
         grads.u[at] = du
         draw = torch.addcmul(dstep, dv, part.u)
-        if self.x.softplus:
+        if self.softplus:
             draw.mul_(torch.sigmoid(part.raw))
         grads.delta[at] = draw
         if grads.bias is not None:
@@ -325,10 +332,10 @@ class _Backward:
 
     def _through_gate(self, part: _Part, state_TMNE: Tensor) -> Tensor:
         """Fill the gradient of the gate; give that of the output before it."""
-        dy = part.segment.of(self.dy_BLE, self.x.dtype)
+        dy = part.segment.of(self.dy_BLE, self.dtype)
         if self.x.z is None or self.grads.z is None:
             return dy
-        z = part.segment.of(self.x.z, self.x.dtype)
+        z = part.segment.of(self.x.z, self.dtype)
         sigmoid = torch.sigmoid(z)
         gate = z * sigmoid
         slope = torch.addcmul(sigmoid, gate, 1 - sigmoid)
@@ -337,106 +344,61 @@ class _Backward:
         return gate.mul_(dy)
 
 
-_ARGUMENTS = (
-    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, "
-    "Tensor? initial, bool softplus"
-)
-_SHAPES = {
-    "u": "B L E", "delta": "B L E", "A": "E N", "B": "B L N", "C": "B L N", "D": "E", "z": "B L E",
-    "bias": "E", "initial": "B E N",
-}  # fmt: skip
+def scan_flops(u: Sequence[int], A: Sequence[int]) -> int:
+    """Count 6 operations for a position, channel and state.
+
+    They are of the exponent, the recurrence and the sum over states.
+    """
+    return 6 * math.prod(u) * A[1]
+
+
 _CHECKS: dict[str, Any] = {
     "least": {"L": 1},
     "rules": {"T": lambda _, x: _Plan(x["u"], x["A"].shape[1], torch.float32, 0).all_blocks},
 }  # fmt: skip
+"""What holds for the operator and for its gradient."""
 
 
-def _outputs(x: _Inputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _outputs(x: ScanInputs, _softplus: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Make room for the output, the final state and, with `keep`, what enters each block."""
-    plan = _Plan(x.u, x.A.shape[1], x.dtype, buffers=0)
+    dtype = wide_dtype(x.u.dtype)
+    plan = _Plan(x.u, x.A.shape[1], dtype, buffers=0)
     kept = (plan.all_blocks, plan.batch, plan.states, plan.channels) if keep else (0,)
     return (
         x.u.new_empty(x.u.shape),
-        x.u.new_empty((plan.batch, plan.channels, plan.states), dtype=x.dtype),
-        x.u.new_empty(kept, dtype=x.dtype),
+        x.u.new_empty((plan.batch, plan.channels, plan.states), dtype=dtype),
+        x.u.new_empty(kept, dtype=dtype),
     )
 
 
-@Operator(
-    "selective_scan_blocked",
-    f"({_ARGUMENTS}, bool keep) -> (Tensor, Tensor, Tensor)",
-    _SHAPES,
-    **_CHECKS,
-).implementation
-def _scan_operator(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x = _Inputs(*arguments[:-1])
-    with without_autocast(x.u):
-        return _forward(x, arguments[-1])
+scan_blocked = Operator(
+    "selective_scan_blocked", _forward, lambda x, *_: scan_flops(x.u, x.A), kept=1, **_CHECKS
+)
+scan_blocked.register_fake(_outputs)
 
 
-@_scan_operator.register_fake
-def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _outputs(_Inputs(*arguments[:-1]), arguments[-1])
-
-
-@Operator(
+@operator(
     "selective_scan_blocked_backward",
-    f"(Tensor dy, Tensor? dfinal, Tensor kept, {_ARGUMENTS}) -> Tensor[]",
-    {"dy": "B L E", "dfinal": "B E N", "kept": "T B N E", **_SHAPES},
+    lambda dy, dfinal, kept, x, _: 2 * scan_flops(x.u, x.A),
     **_CHECKS,
-).implementation
-def _scan_backward(
-    dy_BLE: Tensor, dfinal_BEN: Tensor | None, kept: Tensor, *arguments: Any
+)
+def _backward(
+    dy: Annotated[Tensor, "B L E"],
+    dfinal: Annotated[Tensor | None, "B E N"],
+    kept: Annotated[Tensor, "T B N E"],
+    x: ScanInputs,
+    softplus: bool,
 ) -> list[Tensor]:
-    x = _Inputs(*arguments)
-    with without_autocast(x.u):
-        found = _Backward(x, kept, dy_BLE).run(dfinal_BEN)
-    return [x.u.new_empty((0,)) if grad is None else grad for grad in found]
+    return _Backward(x, softplus, kept, dy).run(dfinal)
 
 
-@_scan_backward.register_fake
-def _(dy_BLE: Tensor, dfinal_BEN: Tensor | None, kept: Tensor, *arguments: Any) -> list[Tensor]:
-    u = arguments[0]
-    return [u.new_empty((0,)) if t is None else t.new_empty(t.shape) for t in arguments[:-1]]
+@_backward.register_fake
+def _(_dy: Tensor, _dfinal: Any, _kept: Tensor, x: ScanInputs, _softplus: bool) -> list[Tensor]:
+    return [x.u.new_empty((0,)) if t is None else t.new_empty(t.shape) for t in x]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.softplus, _ = inputs
-    ctx.save_for_backward(*tensors, output[2])
-    ctx.mark_non_differentiable(output[2])
-    ctx.set_materialize_grads(False)
-
-
-def _gradients(ctx: Any, dy_BLE: Tensor | None, dfinal_BEN: Tensor | None, _: Any) -> Any:
-    *tensors, kept = ctx.saved_tensors
-    if dy_BLE is None:
-        if dfinal_BEN is None:
-            return (None,) * 11
-        dy_BLE = torch.zeros_like(tensors[0])
-    found = _scan_backward(dy_BLE, dfinal_BEN, kept, *tensors, ctx.softplus)
-    grads = (grad if t is not None else None for grad, t in zip(found, tensors, strict=True))
-    return (*grads, None, None)
-
-
-_scan_operator.register_gradients(_gradients, _save)
-OPERATOR = _scan_operator
-
-
-def selective_scan_blocked(
-    u_BLE: Tensor,
-    delta_BLE: Tensor,
-    A_EN: Tensor,
-    B_BLN: Tensor,
-    C_BLN: Tensor,
-    *,
-    D_E: Tensor | None = None,
-    z_BLE: Tensor | None = None,
-    delta_bias_E: Tensor | None = None,
-    delta_softplus: bool = True,
-    initial_state_BEN: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Scan block by block; see :func:`megabase.ops.selective_scan.selective_scan`."""
-    given = (u_BLE, delta_BLE, A_EN, B_BLN, C_BLN, D_E, z_BLE, delta_bias_E, initial_state_BEN)
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-    y_BLE, final_BEN, _ = _scan_operator(*given, delta_softplus, keep)
-    return y_BLE, final_BEN
+@scan_blocked.register_gradients
+def _(saved: Saved, dy: Tensor | None, dfinal: Tensor | None) -> list[Tensor]:
+    x, softplus, _ = saved.inputs
+    dy = torch.zeros_like(x.u) if dy is None else dy
+    return _backward(dy, dfinal, *saved.kept, x, softplus)

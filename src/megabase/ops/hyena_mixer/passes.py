@@ -1,8 +1,14 @@
-"""The backward pass of the Hyena mixer.
+"""Forward and backward pass of the Hyena mixer in torch.
 
 Shape suffixes: B batch, L positions, D width, K taps, N transform length, F frequencies; b, c and t
 are a group of sequences, a group of channels and the positions of a piece, q the 3 c projected
 channels of a group.
+
+One group of channels (and sequences) is worked on at a time. Within it, pieces of positions go
+through LayerNorm, projection, short convolution and gate while they are in a core's cache, then
+blocks of channels through the transforms, then pieces again through gate and output projection.
+Nothing of width 3 D is ever as long as the sequence. The backward pass does the same once more and
+keeps what it needs of one group.
 """
 
 from __future__ import annotations
@@ -10,31 +16,66 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megabase.ops.hyena_mixer.forward import buffers
 from megabase.ops.hyena_mixer.plan import Mixer, product, transform_blocks
 from megabase.ops.pieces import Piece
 from megabase.ops.products import add_product
-from megabase.ops.short_conv.shifted import correlate_taps, transpose_taps
+from megabase.ops.short_conv import correlate_taps, transpose_taps
+
+
+def run_forward(m: Mixer) -> Tensor:
+    """Compute the output, shape (batch, length, width)."""
+    columns, rows = m.groups()
+    g_BDL = torch.empty(m.batch, m.width, m.length, dtype=m.dtype, device=m.x.device)
+    padded, first = _buffers(m, columns, rows)
+    for c in columns:
+        w_qD, b_q1, w_qK, b_q = m.part(c)
+        kept: dict[int, Tensor] = {}
+        count = c.stop - c.start
+        for b in rows:
+            u_bcN, x0_bcL = padded[: b.stop - b.start, :count], first[: b.stop - b.start, :count]
+            for piece in m.pieces(b, m.before, m.after):
+                r = slice(piece.b.start - b.start, piece.b.stop - b.start)
+                s_bqt = m.short(m.project(piece, w_qD, b_q1), w_qK, b_q)
+                x0, gate, v = s_bqt[..., piece.inner].split(count, dim=1)
+                torch.mul(v, gate, out=u_bcN[r, :, piece.at])
+                x0_bcL[r, :, piece.at] = x0
+            over_rows, over_channels = transform_blocks(u_bcN.shape[0], count, m.n_fft)
+            for j in over_channels:
+                K_jF = m.spectrum(c, j, kept)
+                for i in over_rows:
+                    U = torch.fft.rfft(u_bcN[i, j]).mul_(K_jF)
+                    y = torch.fft.irfft(U, n=m.n_fft)[..., : m.length]
+                    at = slice(b.start + i.start, b.start + i.stop)
+                    torch.mul(y, x0_bcL[i, j], out=y)
+                    g_BDL[at, c.start + j.start : c.start + j.stop] = y
+    out = torch.empty(m.x.shape, dtype=m.out_dtype, device=m.x.device)
+    for piece in m.pieces(slice(0, m.batch)):
+        g_btD = g_BDL[piece.b, :, piece.at].transpose(1, 2)
+        out[piece.b, piece.at] = product(g_btD, m.w_out.t(), m.b_out)
+    return out
+
+
+def _buffers(m: Mixer, columns: list[slice], rows: list[slice]) -> tuple[Tensor, Tensor]:
+    """Make a zero-padded buffer and one of the input's length for a group."""
+    shape = (max(b.stop - b.start for b in rows), max(c.stop - c.start for c in columns))
+    like = m.b
+    return like.new_zeros(*shape, m.n_fft), like.new_empty(*shape, m.length)
 
 
 class Backward:
-    """The backward pass: its outputs, and the buffers of one group."""
+    """The backward pass: the gradients it fills, unless one is without elements, and buffers."""
 
-    def __init__(
-        self, m: Mixer, dy_BLD: Tensor, needs_x: bool, needs_weights: bool, needs_filter: bool
-    ) -> None:
-        self.m, self.dy_BLD = m, dy_BLD
-        self.needs_x, self.needs_weights, self.needs_filter = needs_x, needs_weights, needs_filter
-        self.grads = backward_shapes(
-            m.x, m.w_in, m.w, m.k, m.skip, m.wide, needs_x, needs_weights,
-            needs_filter,
-        )  # fmt: skip
+    def __init__(self, m: Mixer, dy_BLD: Tensor, grads: list[Tensor]) -> None:
+        self.m, self.dy_BLD, self.grads = m, dy_BLD, grads
         (
             self.dx_BLD, self.dnorm_w, self.dnorm_b, self.dw_in_PD, self.db_in_P, self.dw_PK,
             self.db_P, self.dk_DM, self.dskip_D, self.dw_out_DD, self.db_out_D,
-        ) = self.grads  # fmt: skip
+        ) = grads  # fmt: skip
+        needs_x, needs_weights = self.dx_BLD.dim() == 3, self.dw_in_PD.dim() == 2
+        self.needs_x, self.needs_weights = needs_x, needs_weights
+        self.needs_filter = self.dk_DM.dim() == 2
         self.columns, self.rows = m.groups()
-        self.padded, self.x0 = buffers(m, self.columns, self.rows)
+        self.padded, self.x0 = _buffers(m, self.columns, self.rows)
         self.dgate = torch.empty_like(self.x0)
         shape = (self.x0.shape[0], 3 * self.x0.shape[1], m.length)
         self.p = torch.empty(shape, dtype=m.dtype, device=self.x0.device)
@@ -46,8 +87,8 @@ class Backward:
             own = needs_x and self.dx_BLD.dtype == m.wide
             self.dh_BLD = self.dx_BLD if own else m.b.new_empty(m.x.shape)
 
-    def run(self) -> tuple[Tensor, ...]:
-        """Compute the gradients of all inputs, in their order."""
+    def run(self) -> None:
+        """Fill the gradients."""
         m = self.m
         if self.needs_weights:
             for total in (
@@ -75,7 +116,6 @@ class Backward:
         if self.dh_BLD is not None:
             for piece in m.pieces(slice(0, m.batch)):
                 self._norm(piece.b, piece.at, self.dh_BLD[piece.b, piece.at])
-        return self.grads
 
     def _cut(self, b: slice, c: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rows, count = b.stop - b.start, c.stop - c.start
@@ -192,30 +232,3 @@ class Backward:
         dx_btD = self.m.norm.backward(dh_btD, self.m.x[b, at], sums)
         if self.needs_x:
             self.dx_BLD[b, at] = dx_btD
-
-
-def backward_shapes(
-    x: Tensor,
-    w_in: Tensor,
-    w: Tensor,
-    k: Tensor,
-    skip: Tensor | None,
-    wide: torch.dtype,
-    needs_x: bool,
-    needs_weights: bool,
-    needs_filter: bool,
-) -> tuple[Tensor, ...]:
-    """Make room for the gradients; sums over positions are kept in float32 at least."""
-    projected, width = w_in.shape
-
-    def room(*shape: int) -> Tensor:
-        return w_in.new_empty(shape if needs_weights else (0,), dtype=wide)
-
-    return (
-        x.new_empty(x.shape if needs_x else (0,)),
-        room(width), room(width), room(projected, width), room(projected), room(*w.shape),
-        room(projected),
-        k.new_empty(k.shape if needs_filter else (0,)),
-        k.new_empty((0,)) if skip is None or not needs_filter else skip.new_empty(skip.shape),
-        room(width, width), room(width),
-    )  # fmt: skip

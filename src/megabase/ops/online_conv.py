@@ -1,4 +1,6 @@
-"""The online convolution in tiles: O(L log^2 L) for L positions, exact.
+"""The long convolution, one position at a time: what comes next is not known yet.
+
+The fast path works in tiles: O(L log^2 L) for L positions, exact.
 
 Shape suffixes: B batch, D channels, L positions, M lags, T positions of a block, U positions of a
 tile, N transform length, F frequencies; d is a block of D.
@@ -6,40 +8,124 @@ tile, N transform length, F frequencies; d is a block of D.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
 from megabase.errors import OperatorError
+from megabase.ops import backend
 from megabase.ops.fft_lengths import fft_length
-from megabase.ops.long_conv.fft import BLOCK_SAMPLES, long_conv_fft
+from megabase.ops.long_conv import BLOCK_SAMPLES, long_conv
 
-BLOCK = 64
-"""Positions within which inputs are added to outputs one by one."""
+_BLOCK = 64
+"""Positions within which inputs are added to outputs one by one: one small product in the cache."""
 
 _FEW = 16
 """A tile that reaches no more outputs than this is summed without a transform."""
 
 _CACHED_USES = 4
-"""Spectra of a tile size are kept when so many tiles of it lie ahead."""
+"""Spectra of a tile size are kept when this many tiles of it lie ahead."""
 
 
-class OnlineConvTiled:
-    """Inputs and pending outputs in one buffer; see :func:`megabase.ops.online_conv`.
+def online_conv(k_DM: Tensor, skip_D: Tensor | None, batch: int) -> OnlineConv:
+    """Begin a causal long convolution whose inputs come one by one.
 
     Parameters
     ----------
     k_DM
-        Filter, shape (channels, length): its lags are the positions there will be at most.
+        Filter, shape (channels, length), float32 or float64: as many lags as there will be
+        positions at most.
     skip_D
-        Skip term, shape (channels,), or None.
+        Weight of the unconvolved input, shape (channels,), or None.
     batch
         Sequences.
+
+    Returns
+    -------
+    OnlineConv
+        Gives outputs equal to those of :func:`megabase.ops.long_conv.long_conv` on all inputs.
+
+    Raises
+    ------
+    OperatorError
+        When the shapes do not fit.
     """
+    fits = k_DM.dim() == 2 and k_DM.shape[1] > 0 and batch > 0
+    if not fits or (skip_D is not None and skip_D.shape != k_DM.shape[:1]):
+        raise OperatorError(
+            "online_conv: expected k (channels, length >= 1), skip (channels,) and a batch of 1 or "
+            "more; found "
+            f"k {tuple(k_DM.shape)}, skip {None if skip_D is None else tuple(skip_D.shape)}, "
+            f"batch {batch}"
+        )
+    for name, tensor in (("k", k_DM), ("skip", skip_D)):
+        if tensor is not None and not tensor.is_floating_point():
+            raise OperatorError(
+                f"online_conv: {name} is {tensor.dtype}; expected floating-point numbers"
+            )
+    run = OnlineConvReference if backend.use_reference() else _Tiled
+    return run(k_DM, None if skip_D is None else skip_D.to(k_DM.dtype), batch)
+
+
+class OnlineConv(ABC):
+    """A causal long convolution whose inputs come one by one; made by :func:`online_conv`."""
+
+    slot: Tensor
+    """Where the next input, (batch, channels), may be written before :meth:`advance`."""
+
+    @abstractmethod
+    def prefill(self, u_BDL: Tensor) -> Tensor:
+        """Read the inputs (batch, channels, length) of a prompt; give the outputs there.
+
+        At the beginning only.
+        """
+
+    @abstractmethod
+    def advance(self) -> Tensor:
+        """Take the input from :attr:`slot`; give the output at its position.
+
+        It may be a view that holds until the next call.
+        """
+
+    def step(self, u_BD: Tensor) -> Tensor:
+        """Read one input, shape (batch, channels), and give the output at its position."""
+        if u_BD.shape != self.slot.shape or not u_BD.is_floating_point():
+            raise OperatorError(
+                f"online_conv: expected real inputs {tuple(self.slot.shape)}, found "
+                f"{tuple(u_BD.shape)} of {u_BD.dtype}"
+            )
+        self.slot.copy_(u_BD)
+        return self.advance().to(u_BD.dtype, copy=True)
+
+
+class OnlineConvReference(OnlineConv):
+    """The definition: keep all inputs, and sum over them at each step."""
+
+    def __init__(self, k_DM: Tensor, skip_D: Tensor | None, batch: int) -> None:
+        self.k_DM, self.skip_D = k_DM, skip_D
+        self.u_BDL = k_DM.new_empty(batch, k_DM.shape[0], 0)
+        self.slot = k_DM.new_empty(batch, k_DM.shape[0])
+
+    def prefill(self, u_BDL: Tensor) -> Tensor:
+        """Step through the prompt."""
+        steps = [self.step(u_BD) for u_BD in u_BDL.unbind(-1)]
+        return torch.stack(steps, dim=-1) if steps else u_BDL.clone()
+
+    def advance(self) -> Tensor:
+        """Sum over the whole past."""
+        self.u_BDL = torch.cat([self.u_BDL, self.slot[..., None]], dim=-1)
+        y_BD = (self.u_BDL * self.k_DM[:, : self.u_BDL.shape[-1]].flip(-1)).sum(-1)
+        return y_BD if self.skip_D is None else y_BD + self.skip_D * self.slot
+
+
+class _Tiled(OnlineConv):
+    """Inputs and pending outputs in tiles of one buffer."""
 
     def __init__(self, k_DM: Tensor, skip_D: Tensor | None, batch: int) -> None:
         self.k_DM, self.skip_D = k_DM, skip_D
         channels, self.length = k_DM.shape
-        self.block = min(BLOCK, self.length)
+        self.block = min(_BLOCK, self.length)
         shape_T = (self.block, batch, channels)
         near_TD = k_DM[:, : self.block].t().clone()
         if skip_D is not None:
@@ -59,15 +145,10 @@ class OnlineConvTiled:
         self._done = 0  # inputs since the start in whole blocks
 
     @property
-    def slot(self) -> Tensor:
-        """Where the next input, (batch, channels), may be written before :meth:`advance`."""
+    def slot(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._slots[self._place]
 
     def advance(self) -> Tensor:
-        """Take the input from :attr:`slot`; give the output at its position, a view.
-
-        The view holds until the next call.
-        """
         place = self._place
         if place == 0 and self._done == 0 and len(self._buffer_LBD) == 0:
             self._begin(None)
@@ -82,23 +163,12 @@ class OnlineConvTiled:
         self._place = place
         return output_BD
 
-    def step(self, u_BD: Tensor) -> Tensor:
-        """Read one input, shape (batch, channels), and give the output at its position."""
-        if u_BD.shape != self.slot.shape or not u_BD.is_floating_point():
-            raise OperatorError(
-                f"online_conv: expected real inputs {tuple(self.slot.shape)}, found "
-                f"{tuple(u_BD.shape)} of {u_BD.dtype}"
-            )
-        self.slot.copy_(u_BD)
-        return self.advance().to(u_BD.dtype, copy=True)
-
     def prefill(self, u_BDL: Tensor) -> Tensor:
-        """Read the inputs (batch, channels, length) of a prompt; give the outputs there."""
         length = u_BDL.shape[-1]
         if length == 0:
             return u_BDL.clone()
         self._begin(u_BDL)
-        return long_conv_fft(u_BDL, self.k_DM[:, :length].contiguous(), self.skip_D)
+        return long_conv(u_BDL, self.k_DM[:, :length].contiguous(), self.skip_D)
 
     def _begin(self, prompt_BDL: Tensor | None) -> None:
         """Make room for all later positions, holding what the prompt adds to them."""

@@ -20,8 +20,6 @@ from megabase.ops.registry import Arguments
 
 _LAYER = Arguments(
     "PackedLayer.of",
-    ("norm1_w", "norm1_b", "w_in", "b_in", "w", "b", "w_out", "b_out", "norm2_w", "norm2_b", "w1",
-     "b1", "w2", "b2"),
     {
         "norm1_w": "D", "norm1_b": "D", "w_in": "3D D", "b_in": "3D", "w": "3D K", "b": "3D",
         "w_out": "D D", "b_out": "D", "norm2_w": "D", "norm2_b": "D", "w1": "E D", "b1": "E",
@@ -29,26 +27,32 @@ _LAYER = Arguments(
     },
     least={"K": 1},
 )  # fmt: skip
+"""Tensors of a layer, in the order of the kernels."""
+
 _OPEN = Arguments(
     "PackedLayer.open",
-    ("w_in", "x", "first"),
-    {"w_in": "3D D", "x": "B L D"},
+    {"w_in": "3D D", "x": "B L D", "first": None},
     below={"first": "L"},
     alike=True,
 )
+"""What must be like the packed projection."""
+
 _CLOSE = Arguments(
     "PackedLayer.close",
-    ("w_in", "y", "gate", "x"),
     {"w_in": "3D D", "y": "B D L", "gate": "B L D", "x": "B L D"},
     alike=True,
 )
+"""What must be like the packed projection."""
+
 _LETTERS = Arguments(
     "letter_log_probs",
-    ("x", "norm_w", "norm_b", "w", "before", "codes"),
-    {"x": "B L D", "norm_w": "D", "norm_b": "D", "w": "4 D", "before": "B 4", "codes": "B T"},
+    {
+        "x": "B L D", "norm_w": "D", "norm_b": "D", "w": "4 D", "before": "B 4",
+        "codes": "uint8 B T",
+    },
     rules={"T": lambda sizes, given: sizes["L"] + (given["before"] is not None)},
-    bytes=("codes",),
-)
+)  # fmt: skip
+"""A head of four rows, behind a LayerNorm."""
 
 
 class PackedLayer:

@@ -1,0 +1,195 @@
+"""A short causal convolution of every channel with its own taps, then SiLU.
+
+What stands before the selective scan in a Mamba mixer (arXiv 2312.00752, figure 3). Its kernel, the
+torch operator ``megabase::causal_conv``, takes CPU tensors and reads every input once.
+
+Shape suffixes: B batch, L positions, E channels, K taps, P = K - 1 positions before the first.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from megabase.errors import OperatorError
+from megabase.ops import backend, kernels
+from megabase.ops.registry import Saved, operator, wide_dtype
+from megabase.ops.short_conv import taps_flops
+
+_SINGLE_THREAD = 1 << 15
+"""Elements below which starting threads costs more than they save."""
+
+_CHECKS: dict[str, Any] = {
+    "rules": {"P": lambda sizes, _: sizes["K"] - 1}, "least": {"K": 1}, "device_types": "cpu",
+}  # fmt: skip
+"""What holds for the operator and for its gradient."""
+
+
+def causal_conv(
+    x_BLE: Tensor,
+    taps_EK: Tensor,
+    bias_E: Tensor | None = None,
+    past_BPE: Tensor | None = None,
+    reverse: bool = False,
+) -> Tensor:
+    """Convolve each channel with its taps, and apply SiLU.
+
+    ``y_t = silu(bias + sum over k of taps[k] x_{t - (K - 1) + k})``.
+
+    Parameters
+    ----------
+    x_BLE
+        Input, shape (batch, length, channels).
+    taps_EK
+        Taps, that of the position itself last, shape (channels, taps).
+    bias_E
+        Shape (channels,); left out when None.
+    past_BPE
+        The inputs before the first position, shape (batch, taps - 1, channels); zeros when None.
+    reverse
+        Whether the convolution reads from the last position to the first: every sequence is turned
+        around before it, and the output back again.
+
+    Returns
+    -------
+    Tensor
+        Shape and dtype of `x_BLE`.
+
+    Raises
+    ------
+    OperatorError
+        When shapes, dtypes or devices do not fit; the message lists everything.
+    """
+    given = (x_BLE, taps_EK, bias_E, past_BPE)
+    causal_conv_kernel.check(*given, reverse)
+    if backend.use_kernels(*given) and taps_EK.shape[1] <= kernels.package().MAX_TAPS:
+        return causal_conv_kernel(*given, reverse)
+    dtype = x_BLE.dtype
+    taps_EK = taps_EK.to(dtype)
+    others = (None if t is None else t.to(dtype) for t in (bias_E, past_BPE))
+    run = causal_conv_reference if backend.use_reference() else causal_conv_shifted
+    if reverse:
+        return run(x_BLE.flip(1), taps_EK, *others).flip(1)
+    return run(x_BLE, taps_EK, *others)
+
+
+def causal_conv_reference(
+    x_BLE: Tensor, taps_EK: Tensor, bias_E: Tensor | None = None, past_BPE: Tensor | None = None
+) -> Tensor:
+    """Convolve by the library's convolution: the definition of :func:`causal_conv`."""
+    before = taps_EK.shape[1] - 1
+    x_BEL = x_BLE.transpose(1, 2)
+    padded = F.pad(x_BEL, (before, 0))
+    if past_BPE is not None:
+        padded = padded + F.pad(past_BPE.transpose(1, 2), (0, x_BEL.shape[-1]))
+    y_BEL = F.conv1d(padded, taps_EK[:, None], bias_E, groups=taps_EK.shape[0])
+    return F.silu(y_BEL).transpose(1, 2)
+
+
+def causal_conv_shifted(
+    x_BLE: Tensor, taps_EK: Tensor, bias_E: Tensor | None = None, past_BPE: Tensor | None = None
+) -> Tensor:
+    """Add shifted inputs: the fast path of :func:`causal_conv` in torch."""
+    # Channels stay last, where the library's convolution would turn the layout around twice.
+    length, before = x_BLE.shape[1], taps_EK.shape[1] - 1
+    if past_BPE is None:
+        past_BPE = x_BLE.new_zeros(x_BLE.shape[0], before, x_BLE.shape[2])
+    x_BLE = torch.cat([past_BPE, x_BLE], dim=1)
+    y_BLE = x_BLE[:, :length] * taps_EK[:, 0]
+    for tap in range(1, before + 1):
+        y_BLE = torch.addcmul(y_BLE, x_BLE[:, tap : tap + length], taps_EK[:, tap])
+    return F.silu(y_BLE if bias_E is None else y_BLE + bias_E)
+
+
+def _sizes(x: Tensor, taps: Tensor, reverse: bool) -> tuple[Any, ...]:
+    if taps.shape[1] > kernels.native_package().MAX_TAPS:
+        raise OperatorError(
+            f"causal_conv: expected at most {kernels.package().MAX_TAPS} taps, found "
+            f"{taps.shape[1]}; megabase.ops.causal_conv takes any number"
+        )
+    return (*x.shape, taps.shape[1], reverse)
+
+
+def _threads(x: Tensor) -> int:
+    return 1 if x.numel() < _SINGLE_THREAD else torch.get_num_threads()
+
+
+def _wide(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
+    """Give all tensors in float32, or float64 if that is the dtype of `x`; rows side by side."""
+    dtype = wide_dtype(x.dtype)
+    return tuple(None if t is None else kernels.beside(t.to(dtype)) for t in (x, *others))
+
+
+@operator("causal_conv", lambda x, taps, *_: taps_flops(x, taps), **_CHECKS)
+def causal_conv_kernel(
+    x: Annotated[Tensor, "B L E"],
+    taps: Annotated[Tensor, "E K"],
+    bias: Annotated[Tensor | None, "E"],
+    past: Annotated[Tensor | None, "B P E"],
+    reverse: bool,
+) -> Tensor:
+    """Convolve in C++, in float32 at least."""
+    sizes, dtype = _sizes(x, taps, reverse), x.dtype
+    x, taps, bias, past = _wide(x, taps.contiguous(), bias, past)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    kernels.package().native.conv_forward(
+        x.dtype == torch.float64, sizes, *(kernels.array(t) for t in (x, past, taps, bias, y)),
+        _threads(x),
+    )  # fmt: skip
+    return y.to(dtype)
+
+
+@causal_conv_kernel.register_fake
+def _(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+@operator("causal_conv_backward", lambda dy, x, taps, *_: 2 * taps_flops(x, taps), **_CHECKS)
+def _backward(
+    dy: Annotated[Tensor, "B L E"],
+    x: Annotated[Tensor, "B L E"],
+    taps: Annotated[Tensor, "E K"],
+    bias: Annotated[Tensor | None, "E"],
+    past: Annotated[Tensor | None, "B P E"],
+    reverse: bool,
+) -> list[Tensor]:
+    sizes, given = _sizes(x, taps, reverse), (x, taps, bias, past)
+    x, taps, bias, past, dy = _wide(x, taps.contiguous(), bias, past, dy)
+    native = kernels.package().native
+    channels, count = taps.shape
+    tasks = native.conv_tasks(x.shape[0], x.shape[1])
+    options: Any = {"dtype": x.dtype, "device": x.device}
+    dx = torch.empty(x.shape, **options)
+    # Zero, because an empty sequence gives nobody the task of writing it.
+    dpast = torch.zeros((0,) if past is None else past.shape, **options)
+    # Sums over positions, one for each task.
+    dtaps = torch.empty((tasks, count, channels), **options)
+    dbias = torch.empty((tasks, channels), **options)
+    arrays = (x, past, taps, bias, dy, dx, None if past is None else dpast, dtaps, dbias)
+    native.conv_backward(
+        x.dtype == torch.float64, sizes, *(kernels.array(t) for t in arrays), _threads(x)
+    )
+    found = (dx, dtaps.sum(0).t().contiguous(), dbias.sum(0), dpast)
+    return [
+        x.new_empty((0,)) if t is None else grad.to(t.dtype)
+        for grad, t in zip(found, given, strict=True)
+    ]
+
+
+@_backward.register_fake
+def _(dy: Tensor, x: Tensor, *others: Any) -> list[Tensor]:
+    wide = wide_dtype(x.dtype)
+    return [
+        x.new_empty((0,), dtype=wide)
+        if t is None
+        else torch.empty(t.shape, dtype=t.dtype, device=x.device)
+        for t in (x, *others[:3])
+    ]
+
+
+@causal_conv_kernel.register_gradients
+def _(saved: Saved, dy: Tensor) -> list[Tensor]:
+    return _backward(dy, *saved.inputs)

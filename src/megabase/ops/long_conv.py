@@ -1,0 +1,278 @@
+"""The long convolution: every position with every other, by FFT.
+
+Shape suffixes: B batch, D channels, L positions, M lags, N transform length, F frequencies;
+b and c are blocks of B and D; T output and S input positions of the definition's matrix.
+
+Work goes block by block, so that one block's spectra stay in the cache and nothing of size 2L
+lives longer than its block. The backward pass transforms `u`, `k` and the incoming gradient anew:
+that is cheaper than reading saved spectra back from memory, and keeps memory at the size of the
+inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from megabase.ops import backend
+from megabase.ops.fft_lengths import convolution_flops, fft_length, lags
+from megabase.ops.registry import Saved, operator, wide_dtype
+
+BLOCK_SAMPLES = 1 << 20
+"""Samples per transform call: large enough to fill all cores, small enough for the cache."""
+
+_MIN_ROWS = 16
+"""Rows per transform call at least, because the library parallelises over rows."""
+
+_MATRIX_ELEMENTS = 1 << 27
+"""Elements of the definition's matrix that exist at a time: 512 MB in float32."""
+
+_CHECKS: dict[str, Any] = {"rules": {"M": lags}, "least": {"L": 1}}
+"""What holds for the operator and for its gradient."""
+
+
+def long_conv(
+    u_BDL: Tensor, k_DM: Tensor, skip_D: Tensor | None = None, *, two_sided: bool = False
+) -> Tensor:
+    """Convolve each channel of `u_BDL` with its own filter along the last axis.
+
+    One-sided (causal): ``y[t] = sum_{j=0..t} k[j] u[t-j] + skip u[t]``. Two-sided:
+    ``y[t] = sum_s k[t-s+L-1] u[s] + skip u[t]``, the filter holding lags -(L-1) to L-1.
+
+    Parameters
+    ----------
+    u_BDL
+        Input, shape (batch, channels, length).
+    k_DM
+        Filter, shape (channels, length), or (channels, 2 * length - 1) when `two_sided`.
+    skip_D
+        Weight of the unconvolved input, shape (channels,); left out when None.
+    two_sided
+        Whether the filter also has negative lags, which reach later positions.
+
+    Returns
+    -------
+    Tensor
+        Shape and dtype of `u_BDL`. Sums are formed in float32 at least.
+
+    Raises
+    ------
+    OperatorError
+        When shapes, dtypes or devices do not fit; the message lists everything.
+
+    Notes
+    -----
+    Equation (4) of the HyenaDNA paper (arXiv 2306.15794). The fast path saves only its inputs for
+    the backward pass, and has no second derivative.
+    """
+    if backend.use_reference():
+        _forward.check(u_BDL, k_DM, skip_D, two_sided)
+        return long_conv_reference(u_BDL, k_DM, skip_D, two_sided=two_sided)
+    return _forward(u_BDL, k_DM, skip_D, two_sided)
+
+
+def long_conv_reference(
+    u_BDL: Tensor, k_DM: Tensor, skip_D: Tensor | None = None, *, two_sided: bool = False
+) -> Tensor:
+    """Convolve by the L x L matrix of all pairs of positions: the definition of :func:`long_conv`.
+
+    A matrix that is too large is built some rows at a time, and those again for the gradient.
+    """
+    channels, length = u_BDL.shape[-2:]
+    dtype = wide_dtype(u_BDL.dtype, k_DM.dtype)
+    u, k_DM = u_BDL.to(dtype), k_DM.to(dtype)
+    rows = max(1, _MATRIX_ELEMENTS // max(1, channels * length))
+    if rows >= length:
+        y_BDL = _matrix_rows(u, k_DM, 0, length, two_sided)
+    else:
+        parts = [
+            checkpoint(
+                _matrix_rows,
+                u,
+                k_DM,
+                begin,
+                min(begin + rows, length),
+                two_sided,
+                use_reentrant=False,
+            )
+            for begin in range(0, length, rows)
+        ]
+        y_BDL = torch.cat(parts, dim=-1)
+    if skip_D is not None:
+        y_BDL = y_BDL + skip_D.to(dtype)[:, None] * u
+    return y_BDL.to(u_BDL.dtype)
+
+
+def _matrix_rows(u_BDL: Tensor, k_DM: Tensor, begin: int, end: int, two_sided: bool) -> Tensor:
+    """Give the output positions from `begin` to `end`, shape (B, D, T)."""
+    length = u_BDL.shape[-1]
+    position = torch.arange(length, device=u_BDL.device)
+    lag_TS = position[begin:end, None] - position[None, :]
+    if two_sided:
+        matrix_DTS = k_DM[:, lag_TS + length - 1]
+    else:
+        matrix_DTS = k_DM[:, lag_TS.clamp(min=0)] * (lag_TS >= 0)
+    return torch.einsum("dts,bds->bdt", matrix_DTS, u_BDL)
+
+
+def _blocks(batch: int, channels: int, n_fft: int) -> tuple[list[slice], list[slice]]:
+    """Cut batch and channels into blocks of about `BLOCK_SAMPLES` samples, channels first."""
+    rows = max(_MIN_ROWS, BLOCK_SAMPLES // n_fft)
+    per_channel = max(1, min(channels, rows))
+    per_batch = max(1, rows // per_channel)
+    return (
+        [slice(i, min(i + per_batch, batch)) for i in range(0, batch, per_batch)],
+        [slice(i, min(i + per_channel, channels)) for i in range(0, channels, per_channel)],
+    )
+
+
+@dataclass
+class FilterSpectra:
+    """Transforms of a filter with its skip term, and the way back for their gradients.
+
+    Attributes
+    ----------
+    taps, skip
+        Taps (channels, lags) and skip term (channels,).
+    length
+        Positions of the input.
+    two_sided
+        Whether the taps have negative lags.
+    dtype
+        Dtype of the samples.
+    """
+
+    taps: Tensor
+    skip: Tensor | None
+    length: int
+    two_sided: bool
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        self.n_fft = fft_length(2 * self.length - 1)
+
+    def transform(self, c: slice) -> Tensor:
+        """Transform the taps of channels `c`, laid on a circle: lag j at j, lag -j at N - j."""
+        k_cM, length = self.taps[c].to(self.dtype), self.length
+        if self.two_sided:
+            k_cN = k_cM.new_zeros(k_cM.shape[0], self.n_fft)
+            k_cN[:, :length] = k_cM[:, length - 1 :]
+            k_cN[:, self.n_fft - length + 1 :] = k_cM[:, : length - 1]
+            K_cF = torch.fft.rfft(k_cN)
+        else:
+            K_cF = torch.fft.rfft(k_cM, n=self.n_fft)
+        if self.skip is not None:
+            # The skip term is a tap at lag 0, whose spectrum is flat.
+            K_cF += self.skip[c, None].to(self.dtype)
+        return K_cF
+
+    def gradient(self, dK_cF: Tensor, c: slice, dk_DM: Tensor, dskip_D: Tensor | None) -> None:
+        """Write the gradients of channels `c` from the gradient of their spectrum."""
+        dk_cN, length = torch.fft.irfft(dK_cF, n=self.n_fft), self.length
+        if self.two_sided:
+            dk_DM[c, length - 1 :] = dk_cN[:, :length].to(dk_DM.dtype)
+            dk_DM[c, : length - 1] = dk_cN[:, self.n_fft - length + 1 :].to(dk_DM.dtype)
+        else:
+            dk_DM[c] = dk_cN[:, :length].to(dk_DM.dtype)
+        if dskip_D is not None:
+            dskip_D[c] = dk_cN[:, 0].to(dskip_D.dtype)
+
+
+def _padded_blocks(
+    x_BDL: Tensor, rows: list[slice], c: slice, work_bcN: Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """Transform blocks of rows of channels `c`, through one zero-padded buffer."""
+    length = x_BDL.shape[-1]
+    for b in rows:
+        x_bcL = x_BDL[b, c]
+        padded_bcN = work_bcN[: x_bcL.shape[0], : x_bcL.shape[1]]
+        padded_bcN[..., :length] = x_bcL
+        yield b, torch.fft.rfft(padded_bcN)
+
+
+def _work(
+    rows: list[slice], columns: list[slice], n_fft: int, like: Tensor, dtype: torch.dtype
+) -> Tensor:
+    batch = max((b.stop - b.start for b in rows), default=0)
+    channels = max((c.stop - c.start for c in columns), default=0)
+    return torch.zeros(batch, channels, n_fft, dtype=dtype, device=like.device)
+
+
+@operator("long_conv", lambda u, *_: convolution_flops(*u), **_CHECKS)
+def _forward(
+    u: Annotated[Tensor, "B D L"],
+    k: Annotated[Tensor, "D M"],
+    skip: Annotated[Tensor | None, "D"],
+    two_sided: bool,
+) -> Tensor:
+    batch, channels, length = u.shape
+    dtype = wide_dtype(u.dtype, k.dtype)
+    spectra = FilterSpectra(k, skip, length, two_sided, dtype)
+    rows, columns = _blocks(batch, channels, spectra.n_fft)
+    y_BDL = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    work_bcN = _work(rows, columns, spectra.n_fft, u, dtype)
+    for c in columns:
+        K_cF = spectra.transform(c)
+        for b, U_bcF in _padded_blocks(u, rows, c, work_bcN):
+            y_BDL[b, c] = torch.fft.irfft(U_bcF.mul_(K_cF), n=spectra.n_fft)[..., :length]
+    return y_BDL
+
+
+@_forward.register_fake
+def _(u: Tensor, *_: Any) -> Tensor:
+    return u.new_empty(u.shape)
+
+
+@operator("long_conv_backward", lambda dy, *_: convolution_flops(*dy), **_CHECKS)
+def _backward(
+    dy: Annotated[Tensor, "B D L"],
+    u: Annotated[Tensor, "B D L"],
+    k: Annotated[Tensor, "D M"],
+    skip: Annotated[Tensor | None, "D"],
+    two_sided: bool,
+    needs_u: bool,
+    needs_filter: bool,
+) -> list[Tensor]:
+    batch, channels, length = u.shape
+    dtype = wide_dtype(u.dtype, k.dtype)
+    spectra = FilterSpectra(k, skip, length, two_sided, dtype)
+    rows, columns = _blocks(batch, channels, spectra.n_fft)
+    grads = du_BDL, dk_DM, dskip_D = _room(dy, u, k, skip, two_sided, needs_u, needs_filter)
+    work_bcN = _work(rows, columns, spectra.n_fft, u, dtype)
+    for c in columns:
+        # A correlation is a product with the conjugate.
+        K_cF = spectra.transform(c).conj_physical_()
+        dK_cF = torch.zeros_like(K_cF)
+        for b, G_bcF in _padded_blocks(dy, rows, c, work_bcN):
+            if needs_filter:
+                _, U_bcF = next(_padded_blocks(u, [b], c, work_bcN))
+                dK_cF += U_bcF.conj_physical_().mul_(G_bcF).sum(dim=0)
+            if needs_u:
+                du_bcN = torch.fft.irfft(G_bcF.mul_(K_cF), n=spectra.n_fft)
+                du_BDL[b, c] = du_bcN[..., :length].to(du_BDL.dtype)
+        if needs_filter:
+            spectra.gradient(dK_cF, c, dk_DM, None if skip is None else dskip_D)
+    return grads
+
+
+@_backward.register_fake
+def _room(
+    _dy: Tensor, u: Tensor, k: Tensor, skip: Tensor | None, _: bool, needs_u: bool, needs_k: bool
+) -> list[Tensor]:
+    """Make room for the gradients; one that is not wanted has no elements."""
+    return [
+        u.new_empty(u.shape if needs_u else (0,)),
+        k.new_empty(k.shape if needs_k else (0,)),
+        k.new_empty((0,)) if skip is None or not needs_k else skip.new_empty(skip.shape),
+    ]
+
+
+@_forward.register_gradients
+def _(saved: Saved, dy: Tensor) -> list[Tensor]:
+    needs_u, needs_k, needs_skip, _ = saved.needs
+    return _backward(dy, *saved.inputs, needs_u, needs_k or needs_skip)
