@@ -21,7 +21,7 @@ from benchmarks.speed.config import BenchError, ScanConfig
 from benchmarks.speed.others import OtherWork
 from megabase.models.loading import threads
 from megabase.ops import backend, kernels
-from megabase.ops.selective_scan import selective_scan
+from megabase.ops.selective_scan import ScanInputs, selective_scan
 
 __all__ = ["ALONG", "in_child", "make", "measure", "run_scan"]
 
@@ -92,7 +92,7 @@ def run_scan(
 
 
 def _both_ways(arguments: dict[str, Any], dy: Tensor) -> list[Tensor]:
-    y, state = selective_scan(**arguments)
+    y, state = selective_scan(ScanInputs(**arguments))
     return [y, state, *torch.autograd.grad(y, list(arguments.values()), dy)]
 
 
@@ -140,12 +140,12 @@ def _time_scans(config: ScanConfig, names: list[str]) -> dict[str, Any]:
     shape = (config.batch, config.length, config.channels, config.states)
     arguments = make(*shape, torch.float32)
     plain: dict[str, Any] = {name: tensor.detach() for name, tensor in arguments.items()}
-    dy = torch.ones_like(plain["u_BLE"])
+    dy = torch.ones_like(plain["u"])
 
     def forward(name: str) -> _Run:
         def run() -> object:
             with backend.override(name):
-                return selective_scan(**plain)
+                return selective_scan(ScanInputs(**plain))
 
         return run
 
@@ -261,7 +261,7 @@ def _throughput(config: ScanConfig) -> dict[str, Any]:
     }
 
 
-ALONG = ("u_BLE", "delta_BLE", "B_BLN", "C_BLN", "z_BLE")
+ALONG = ("u", "delta", "B", "C", "z")
 """Inputs that grow with the length."""
 
 
@@ -276,14 +276,14 @@ def make(
 
     rates = torch.arange(1, states + 1, dtype=dtype).expand(channels, states)
     arguments: dict[str, Tensor] = {
-        "u_BLE": draw(batch, length, channels),
-        "delta_BLE": draw(batch, length, channels),
-        "A_EN": -rates.clone(),
-        "B_BLN": draw(batch, length, states),
-        "C_BLN": draw(batch, length, states),
-        "D_E": torch.ones(channels, dtype=dtype),
-        "z_BLE": draw(batch, length, channels),
-        "delta_bias_E": torch.full((channels,), -4.0, dtype=dtype),
+        "u": draw(batch, length, channels),
+        "delta": draw(batch, length, channels),
+        "A": -rates.clone(),
+        "B": draw(batch, length, states),
+        "C": draw(batch, length, states),
+        "D": torch.ones(channels, dtype=dtype),
+        "z": draw(batch, length, channels),
+        "bias": torch.full((channels,), -4.0, dtype=dtype),
     }
     return {name: tensor.requires_grad_(grad) for name, tensor in arguments.items()}
 
@@ -307,11 +307,11 @@ def measure(
         ``peak_bytes``, and their ``ratio``.
     """
     from megabase.ops import backend as backends
-    from megabase.ops.selective_scan import selective_scan
+    from megabase.ops.selective_scan import ScanInputs, selective_scan
 
     def run(length: int) -> dict[str, Any]:
         given = make(1, length, channels, states, torch.float32, grad=backward)
-        y, _ = selective_scan(**given)
+        y, _ = selective_scan(ScanInputs(**given))
         if backward:
             torch.autograd.grad(y, list(given.values()), torch.ones_like(y))
         return given
@@ -320,7 +320,7 @@ def measure(
         run(300)
         before = _status("VmRSS")
         given = run(length)
-    stored = sum(given[name].nbytes for name in ALONG) + given["u_BLE"].nbytes
+    stored = sum(given[name].nbytes for name in ALONG) + given["u"].nbytes
     stored *= 2 if backward else 1
     peak = _status("VmHWM") - before
     return {"stored_bytes": stored, "peak_bytes": peak, "ratio": peak / stored}
