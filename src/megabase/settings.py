@@ -18,9 +18,12 @@ _MOST_POSITIONS = (1 << 31) - 1
 """Positions of an input: tables of them are indexed by 32-bit numbers in some libraries."""
 _MOST = 1 << 53
 """Largest number of a setting: from here on YAML's and JSON's floats are not exact."""
+RETIRED = ("lora",)
+"""Settings that recipes of earlier runs hold although their verb has no such setting."""
 _Part = TypeVar("_Part", bound="Settings")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Base of all settings: a dataclass that checks itself and reports all of its problems at once.
 
@@ -296,8 +299,21 @@ class BudgetConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopConfig(Settings):
-    """What the training loop needs to know, whatever the task."""
+class RunConfig(Settings):
+    """A run, whatever its task: folder, devices, optimizer, validation and checkpoints."""
+
+    output: str
+    """Folder of the run. It must be new or empty, unless resume or overwrite is set."""
+
+    devices: DeviceConfig = field(default_factory=DeviceConfig)
+    """Devices, nodes and strategy."""
+
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    checkpointing_stretch: int = 1
+    """With activation_checkpointing: layers in a row that keep one input between them. Deep models
+    at the longest lengths need less memory with 2 or 3, and a fifth more time."""
 
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and learning rate."""
@@ -334,36 +350,16 @@ class LoopConfig(Settings):
     resume: bool = False
     """Continue from the last checkpoint of the output folder, exactly."""
 
-    def _problems(self) -> Iterator[str]:
-        yield from self._at_least(
-            1, "eval_every", "eval_batch", "checkpoint_every", "keep", "patience", "log_every",
-            "max_non_finite",
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig(LoopConfig):
-    """A run: its folder, its devices, and the loop."""
-
-    output: str
-    """Folder of the run. It must be new or empty, unless resume or overwrite is set."""
-
-    devices: DeviceConfig = field(default_factory=DeviceConfig)
-    """Devices, nodes and strategy."""
-
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-
-    checkpointing_stretch: int = 1
-    """With activation_checkpointing: layers in a row that keep one input between them. Deep models
-    at the longest lengths need less memory with 2 or 3, and a fifth more time."""
-
     overwrite: bool = False
     """Delete an earlier run in the output folder and start anew."""
 
     def _problems(self) -> Iterator[str]:
         if not self.output:
             yield "output is empty; name the folder of the run"
+        yield from self._at_least(
+            1, "eval_every", "eval_batch", "checkpoint_every", "keep", "patience", "log_every",
+            "max_non_finite",
+        )  # fmt: skip
         yield from self._at_least(1, "checkpointing_stretch")
         if self.checkpointing_stretch > 1 and not self.activation_checkpointing:
             yield "checkpointing_stretch needs activation_checkpointing true"
@@ -372,8 +368,11 @@ class RunConfig(LoopConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(RunConfig, BudgetConfig):
-    """A run that trains at one or several lengths."""
+class TrainConfig(BudgetConfig, RunConfig):
+    """All that the training loop reads; its folder, model and data are there already."""
+
+    compile: bool = False
+    """Run the model through torch.compile."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megabase.settings import (
+    BudgetConfig,
     HeadConfig,
     LoraConfig,
     ModelConfig,
@@ -132,16 +133,13 @@ class PretrainConfig(TrainConfig):
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """Loss."""
 
-    compile: bool = False
-    """Run the model through torch.compile."""
-
     force: bool = False
     """Start although the estimated memory does not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig(Settings):
-    """How to read files of labelled sequences."""
+    """How to read files of labeled sequences."""
 
     sequence: str | None = None
     """Column of the sequences; null takes sequence or seq."""
@@ -203,7 +201,7 @@ class GenomeConfig(Settings):
     """Which features count: those on either strand, or those on one only."""
 
     length: int | None = None
-    """Labelled bases of a window, of those that lie side by side (null: 1,024); of intervals the
+    """Labeled bases of a window, of those that lie side by side (null: 1,024); of intervals the
     bases that are read around the middle of each (null: the interval as it is)."""
 
     flank: int = 0
@@ -250,7 +248,7 @@ class ExamplesConfig(Settings):
     """Labeled sequences of the three splits."""
 
     train: str
-    """Labelled sequences: CSV, TSV, Parquet or FASTA (.gz too), a folder CLASS/NAME.txt, a folder
+    """Labeled sequences: CSV, TSV, Parquet or FASTA (.gz too), a folder CLASS/NAME.txt, a folder
     that holds all splits under the names train, valid (dev, val) and test, a genome store (.mb)
     with features, or intervals over a genome store (see genome)."""
 
@@ -265,12 +263,12 @@ class ExamplesConfig(Settings):
 
     def _problems(self) -> Iterator[str]:
         if not self.train:
-            yield "train is empty; name a file of labelled sequences"
+            yield "train is empty; name a file of labeled sequences"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledConfig(TrainConfig, ExamplesConfig):
-    """Training on labelled sequences: what fine-tuning and learning a prompt share."""
+class LabeledConfig(ExamplesConfig, BudgetConfig, RunConfig):
+    """Training on labeled sequences: what fine-tuning and learning a prompt share."""
 
     genome: GenomeConfig = field(default_factory=GenomeConfig)
     """Labels that lie on a genome: features, or intervals."""
@@ -314,14 +312,11 @@ class LabelledConfig(TrainConfig, ExamplesConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(LabelledConfig, StartConfig):
-    """Training on labelled sequences, from a trained model or from fresh weights."""
+class FinetuneConfig(LabeledConfig, TrainConfig, StartConfig):
+    """Training on labeled sequences, from a trained model or from fresh weights."""
 
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Low-rank adapters."""
-
-    compile: bool = False
-    """Run the model through torch.compile."""
 
     def _problems(self) -> Iterator[str]:
         if self.lora.rank and (self.head.freeze or self.head.freeze_blocks):
@@ -368,7 +363,7 @@ class PromptSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptConfig(LabelledConfig):
+class PromptConfig(LabeledConfig):
     """Learning a soft prompt for a frozen model."""
 
     model: str
@@ -408,7 +403,7 @@ class PromptConfig(LabelledConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InContextConfig(RunConfig, ExamplesConfig):
+class InContextConfig(ExamplesConfig, RunConfig):
     """Few-shot learning of a language model, without training or with it."""
 
     model: str
