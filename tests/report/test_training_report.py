@@ -113,10 +113,13 @@ def test_stages_of_the_warm_up_are_listed_with_their_cost(
 @pytest.mark.parametrize(
     ("margin", "verdict"),
     [
-        (0.01, "That is better than the best floor, a Markov model of order 12 with fitted rates"),
-        (0.001, "That is level with the best floor"),
-        (-0.001, "That is level with the best floor"),
-        (-0.01, "That is worse than the best floor"),
+        (
+            0.01,
+            "That is better than the best baseline, a Markov model of order 12 with fitted rates",
+        ),
+        (0.001, "That is level with the best baseline"),
+        (-0.001, "That is level with the best baseline"),
+        (-0.01, "That is worse than the best baseline"),
     ],
 )
 @pytest.mark.usefixtures("no_drawing")
@@ -208,7 +211,7 @@ def test_line_cut_short_by_a_kill_is_passed_over(run_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("metrics.jsonl", None, "is no run folder: it has no metrics.jsonl"),
+        ("metrics.jsonl", None, "is not a run folder: it has no metrics.jsonl"),
         ("metrics.jsonl", "", "holds no training step yet"),
         ("metrics.jsonl", "{\n{}\n", "metrics.jsonl, line 1 is not a JSON record"),
         ("config.yaml", "a: [", r"config\.yaml cannot be read"),
@@ -236,7 +239,7 @@ def test_run_without_checkpoint_is_named(run_folder: Path) -> None:
 
 def test_what_is_no_evaluation_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"kind": "benchmark"}')
-    with pytest.raises(ReportError, match="is no evaluation"):
+    with pytest.raises(ReportError, match="is not an evaluation"):
         read_evaluation(tmp_path / "x.json")
 
 

@@ -47,15 +47,15 @@ class ModelEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeciesConfig:
-    """Genomes by species and how stretches are drawn from them."""
+    """Genomes by species and how segments are drawn from them."""
 
     genomes: dict[str, str] = field(default_factory=dict)
     """Species name -> FASTA (plain or gzip) or folder of them, one for each chromosome. Empty: the
     records of --data (one FASTA for all species, named by the record or by SPECIES.fa[.gz])."""
 
-    split: Literal["chromosome", "stretch", "block", "record"] = "chromosome"
+    split: Literal["chromosome", "segment", "block", "record"] = "chromosome"
     """chromosome: the published chromosomes (train others, valid 1, 3, 12, 13, test 5, 7, 9, 10,
-    11). stretch: every record is cut along its length (70, 10, 20 %) into blocks of its own part.
+    11). segment: every record is cut along its length (70, 10, 20 %) into blocks of its own part.
     block: records named block=N are dealt out by N, the same N to the same split in all species.
     record: whole records are dealt out by their name."""
 
@@ -94,13 +94,13 @@ class ChromatinConfig:
     """Bases between bins, along the regions."""
 
     regions: list[str] = field(default_factory=list)
-    """Where windows are made (contigs, stretches, BED files); empty: everywhere."""
+    """Where windows are made (contigs, regions, BED files); empty: everywhere."""
 
     validation: list[str] = field(default_factory=list)
-    """Places of the validation windows."""
+    """Regions of the validation windows."""
 
     test: list[str] = field(default_factory=list)
-    """Places of the test windows."""
+    """Regions of the test windows."""
 
     keep_unlabelled: float = 1.0
     """Share of the windows without any label that stay (published: none of them)."""
@@ -153,7 +153,7 @@ class BenchmarkConfig(Settings):
     """Tasks to run, by name or by the end of their name (a,b or [a, b]); empty: all there are."""
 
     models: list[ModelEntry | str] | str = "default,scratch,kmer"
-    """Models: names divided by commas (default, scratch, START:scratch, families, presets, folders,
+    """Models: comma-separated names (default, scratch, START:scratch, families, presets, folders,
     kmer, overlap), or in a recipe a list of names and entries with settings of their own."""
 
     seeds: list[int] | int | str | None = None
@@ -179,7 +179,7 @@ class BenchmarkConfig(Settings):
     settings given here win over it."""
 
     metric: str | None = None
-    """Figure of the table; null takes the suite's."""
+    """Metric of the table; null takes the suite's."""
 
     table: TableConfig = field(default_factory=TableConfig)
     """How to read labelled files."""
@@ -224,7 +224,7 @@ class BenchmarkConfig(Settings):
     """Suite biotype."""
 
     resume: bool = False
-    """Go on in an output folder: finished runs are kept, an interrupted one continues."""
+    """Continue in an output folder: finished runs are kept, an interrupted one continues."""
 
     overwrite: bool = False
     """Delete an earlier sweep in the output folder."""

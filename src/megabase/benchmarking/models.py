@@ -25,6 +25,7 @@ DEFAULTS: dict[str, Any] = {"epochs": 10, "global_batch": 64, "log_every": 50}
 KMER_WORDS = (4, 5, 6)
 """k of the baseline kmer: shorter ones know little, longer ones need more rows than there are."""
 _NOT_SET = ("train", "valid", "test", "output", "seed", "resume", "overwrite", "force")
+"""Fields of fine-tuning that the sweep itself fills in: a recipe cannot."""
 
 
 def is_baseline(start: str) -> bool:
@@ -82,7 +83,7 @@ def resolve_entry(entry: ModelEntry) -> dict[str, Any]:
     near = difflib.get_close_matches(start, [*families, *presets, *others])
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise InputError(
-        f"model {start!r} is no folder, family or preset, nor {', '.join(others)}{hint}"
+        f"model {start!r} is not a folder, family or preset, nor {', '.join(others)}{hint}"
     )
 
 
@@ -153,7 +154,7 @@ def _set(config: Any, settings: Mapping[str, Any], prefix: str) -> Any:
         if head not in fields:
             near = difflib.get_close_matches(head, fields, n=1)
             hint = f"; did you mean {prefix + near[0]!r}?" if near else ""
-            raise InputError(f"there is no setting {prefix + name!r} in fine-tuning{hint}")
+            raise InputError(f"fine-tuning has no setting {prefix + name!r}{hint}")
         if rest:
             below.setdefault(head, {})[rest] = value
         elif head == "stages":

@@ -126,7 +126,7 @@ def run_benchmark(
         module = suite_module(config.suite)
         names = module.names(config)
         if config.task_settings or any(entry.task_settings for entry in config.entries):
-            # Settings of a task that is not run this time are no mistake.
+            # Settings of a task that is not run this time are not a mistake.
             everything = module.names(replace(config, tasks=[]))
             config = settings_by_task(config, list(dict.fromkeys([*names, *everything])))
         if hasattr(module, "require"):

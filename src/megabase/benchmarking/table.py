@@ -19,7 +19,9 @@ _FAMILY_NAMES = {
     "hyenadna": "HyenaDNA", "gpt": "GPT", "mamba": "Mamba", "cnn": "CNN", "dnabert": "DNABERT",
     "deepsea": "DeepSEA", "bigbird": "BigBird",
 }  # fmt: skip
+"""Family -> its name in the tables of papers."""
 _METRIC_NAMES = {"mcc": "MCC", "f1": "F1", "auroc": "AUROC", "auprc": "AUPRC"}
+"""Metrics that are written in capitals."""
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def _pictures(record: Record) -> list[str]:
             partial(plots.draw_points, item),
             f"Picture of the embedding of {item['model']}",
             f"Embedding of {item['model']} in two dimensions ({record['method']}), one point a "
-            "test sequence, coloured by class.",
+            "test sequence, colored by class.",
         )
         for item in record["items"]
     ]

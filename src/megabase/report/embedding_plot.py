@@ -1,4 +1,4 @@
-"""A picture of embeddings: a map of the sequences, joined to their nearest neighbours."""
+"""A picture of embeddings: a map of the sequences, joined to their nearest neighbors."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ from megabase.report.style import (
 )
 
 MAPS = ("auto", "umap", "tsne", "pca")
+"""Methods of the map; auto takes the first that is installed."""
 _COLORS = (
     "#1a56c4", "#d9820b", "#2f9e44", "#c92a2a", "#7048a8", "#0f8b8d", "#b5588e", "#7a6a00",
     "#5a6b7b", "#9c4a1a",
 )  # fmt: skip
+"""Ten that can be told apart on white, also side by side."""
 _MOST = 5_000
+"""Points of a map: more cover one another, and t-SNE takes minutes."""
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -130,9 +133,9 @@ def save_embedding_plot(
     seed: int = 0,
     overwrite: bool = False,
 ) -> float | None:
-    """Draw the map of embeddings; a thin line joins each point to its nearest neighbour.
+    """Draw the map of embeddings; a thin line joins each point to its nearest neighbor.
 
-    Neighbours are those of the full vectors, not of the map, so the lines show what it tears apart.
+    Neighbors are those of the full vectors, not of the map, so the lines show what it tears apart.
 
     Parameters
     ----------
@@ -152,7 +155,7 @@ def save_embedding_plot(
     Returns
     -------
     float or None
-        With labels, the share of points whose nearest neighbour has the same label.
+        With labels, the share of points whose nearest neighbor has the same label.
 
     Raises
     ------

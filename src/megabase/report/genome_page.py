@@ -84,7 +84,7 @@ class SignalTrack:
     step
         Bases that one number is for.
     color, below
-        CSS colours, for values above and below zero; the same when `below` is empty.
+        CSS colors, for values above and below zero; the same when `below` is empty.
     height
         CSS pixels.
     """
@@ -123,7 +123,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class FeatureTrack:
-    """Features in one track: genes, called stretches, variants."""
+    """Features in one track: genes, called regions, variants."""
 
     name: str
     features: tuple[Feature, ...]
@@ -345,7 +345,7 @@ def build_genome_page(page: GenomePage) -> str:
             '<div id="logos" class="panel" aria-live="polite"></div>' if logos else "",
             _table(page.table),
             section("What this was made from", [definitions(page.facts)]) if page.facts else "",
-            f"<footer>Made by megabase {escape(__version__)} with igv.js (MIT licence). "
+            f"<footer>Made by megabase {escape(__version__)} with igv.js (MIT license). "
             "This page asks no other host.</footer>",
             json_island("page-data", content),
         ],

@@ -44,11 +44,14 @@ _VARIANT_COLUMNS = (
 )  # fmt: skip
 """Columns of a frame of variants before its scores."""
 _GENES = ("gene", "pseudogene", "ncRNA_gene")
+"""Types of GFF rows that are drawn as a gene (Ensembl and RefSeq)."""
 _PARTS = ("exon", "CDS")
+"""Types of rows drawn as thick parts of a gene; the second where the first is missing."""
 _TRANSCRIPTS = (
     "mRNA", "transcript", "ncRNA", "rRNA", "tRNA", "snoRNA", "snRNA", "lnc_RNA",
     "primary_transcript",
 )  # fmt: skip
+"""Types of rows that join parts to their gene."""
 
 
 def track_kind(path: str | Path, kinds: Sequence[str] = ()) -> str:

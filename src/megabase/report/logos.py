@@ -177,7 +177,7 @@ def save_heat_map(
     path
         ``.svg``, ``.png`` or ``.pdf``.
     ref
-        Bases of the stretch.
+        Bases of the region.
     scores
         float (length, 4): A, C, G, T; 0 at the base itself, NaN without a score (drawn grey).
     title, label

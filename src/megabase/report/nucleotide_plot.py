@@ -1,4 +1,4 @@
-"""Probabilities along a stretch of a genome, with the true classes under them.
+"""Probabilities along a region of a genome, with the true classes under them.
 
 Takes ``predictions.parquet`` of a fine-tuning run: columns contig, position (0-based), label and
 one ``p_CLASS`` for each class, the background first.
@@ -23,21 +23,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SIZE = Size("region", 960, 300, 12.0)
+"""Wider than other plots: a region is long."""
 _COLORS = ("#1a56c4", "#b4530a", "#2f7d4f", "#8a3ea8", "#8a6d00", "#5c6773")
+"""One for each class; more classes begin again."""
 _MOST_POINTS = 4000
+"""Points of a line: about four in each pixel of the picture."""
 _BAR = 0.09
+"""Height of a bar of true classes, in units of probability."""
 _PREFIX = "p_"
+"""Beginning of the columns with a class's probability."""
 
 
 def read_predictions(path: str | Path, place: str) -> pl.DataFrame:
-    """Read the predicted bases of a place.
+    """Read the predicted bases of a region.
 
     Parameters
     ----------
     path
         ``predictions.parquet``.
     place
-        A contig, or a stretch as people write it (``chr1:1,001-2,000``).
+        A contig, or a region string, 1-based inclusive (``chr1:1,001-2,000``).
 
     Returns
     -------
@@ -78,7 +83,7 @@ def draw_nucleotides(
     ----------
     table
         Result of :func:`read_predictions`. Of more bases than the picture has room for, means of
-        equally many neighbours are drawn.
+        equally many neighbors are drawn.
     theme, size
         Colours and size.
     title
@@ -140,7 +145,7 @@ def _line(axes: Axes, place: np.ndarray, values: np.ndarray, color: str, name: s
 def _bars(
     axes: Axes, place: np.ndarray, there: np.ndarray, low: float, color: str, name: str
 ) -> None:
-    """Draw a bar over every run of neighbouring bases of a class."""
+    """Draw a bar over every run of adjacent bases of a class."""
     at = place[there]
     breaks = np.flatnonzero(np.diff(at) > 1) + 1
     runs = [(int(run[0]) + 0.5, len(run)) for run in np.split(at, breaks) if len(run)]

@@ -13,6 +13,7 @@ from megabase.report.style import DARK, LIGHT, NARROW, WIDE, Draw, as_svg
 _BREAK = 640
 """CSS pixels: below it the narrow pictures are shown, which are 350 wide and need some margin."""
 
+# One style sheet for all pages; the colors are those of the pictures.
 _CSS = f"""
 :root {{
   color-scheme: light dark;

@@ -56,7 +56,7 @@ def save_plots(evaluation: Record, folder: Path, stem: str = "evaluation") -> li
     Returns
     -------
     list of Path
-        ``STEM-context.svg`` (with a context curve) and ``STEM-floors.svg`` (with Markov floors).
+        ``STEM-context.svg`` (with a context curve) and ``STEM-floors.svg`` (with Markov baselines).
     """
     written: list[Path] = []
     for name, wanted, draw in (
@@ -73,7 +73,7 @@ def save_plots(evaluation: Record, folder: Path, stem: str = "evaluation") -> li
 
 
 def best_baseline(evaluation: Record, key: str = "measure") -> Record | None:
-    """Give the floor with the lowest perplexity over A, C, G, T.
+    """Give the baseline with the lowest perplexity over A, C, G, T.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def best_baseline(evaluation: Record, key: str = "measure") -> Record | None:
     Returns
     -------
     dict or None
-        None when there is no floor.
+        None when there is no baseline.
     """
     floors = [floor for floor in evaluation["floors"] if floor[key] is not None]
     return min(floors, key=lambda floor: floor[key]["nats_acgt"], default=None)

@@ -1,4 +1,4 @@
-"""The page of a training run: what was learnt, how well, beside which floors, from what."""
+"""The page of a training run: what was learned, how well, against which baselines, from what."""
 
 from __future__ import annotations
 
@@ -114,14 +114,14 @@ def _verdict(run: RunRecord, evaluation: Record | None) -> str:
         return text + " No Markov model was trained beside it."
     name = floor["name"].replace("Markov order", "a Markov model of order", 1)
     name = name.replace(", fitted", " with fitted rates")
-    reference = f"the best floor, {name} ({floor['measure']['perplexity_acgt']:.3f})"
+    reference = f"the best baseline, {name} ({floor['measure']['perplexity_acgt']:.3f})"
     margin, error = floor["margin_nats"], floor["margin_nats_se"] or 0.0
     if abs(margin) <= 2 * error:
         return f"{text} That is level with {reference}."
     if margin > 0:
         return f"{text} That is better than {reference}."
     return (
-        f"{text} That is worse than {reference}: counting words in the training data predicts "
+        f"{text} That is worse than {reference}: counting k-mers in the training data predicts "
         "this DNA better than the model does."
     )
 
@@ -152,7 +152,11 @@ def _headline(run: RunRecord, evaluation: Record | None) -> list[tuple[str, str,
         )  # fmt: skip
         if floor is not None:
             items.append(
-                (f"{floor['measure']['perplexity_acgt']:.3f}", "", f"best floor: {floor['name']}")
+                (
+                    f"{floor['measure']['perplexity_acgt']:.3f}",
+                    "",
+                    f"best baseline: {floor['name']}",
+                )
             )
     items += [
         (_short_number(run.parameters), "", "parameters"),
@@ -249,7 +253,7 @@ def _context(evaluation: Record | None) -> str:
                 f"The same {last['measure']['targets']:,} target bases at every context length, in "
                 f"blocks spread evenly over the held-out regions. {exact}Bars are standard errors "
                 "of the level; the points share their targets, so differences between them are "
-                "known better than the bars suggest. Dashed: the best floor on these targets.",
+                "known better than the bars suggest. Dashed: the best baseline on these targets.",
             ),
             table(["context", "perplexity", "bits saved a base"], rows),
         ],
@@ -277,9 +281,9 @@ def _floors(evaluation: Record | None) -> str:
     )
     rate = fixed[0]["rates"][0]
     return section(
-        "Floors",
+        "Baselines",
         [
-            "<p>What a model must beat to have learnt more than the frequencies of short words. "
+            "<p>What a model must beat to have learned more than the frequencies of short k-mers. "
             "Markov models of order k predict a base from the k bases before it, by counts in the "
             f"training regions ({evaluation['floor_bases']:,} bases), on the same targets. "
             f"{escape(summary)}</p>",
@@ -335,14 +339,14 @@ def _overlap_note(run: RunRecord, evaluation: Record) -> str:
     if evaluation["genome_checksum"] != run.data["genome"]["sha256"]:
         text = (
             f"The genome evaluated, {evaluation['genome']}, is not the one trained on. Whether "
-            "it holds stretches of the training data is not known."
+            "it holds parts of the training data is not known."
         )
     elif evaluation["train_overlap"] is None:
         text = "Whether these regions overlap the training regions was not looked at."
     elif evaluation["train_overlap"]:
         text = (
             f"{evaluation['train_overlap']:,} of {evaluation['region_bases']:,} bases lie in the "
-            "training regions: this is no held-out perplexity."
+            "training regions: this is not a held-out perplexity."
         )
     else:
         text = "No base of these regions lies in the training regions."

@@ -55,13 +55,13 @@ def read_run(folder: str | Path) -> RunRecord:
     Raises
     ------
     ReportError
-        When the folder is no run folder, a file in it is missing or broken, or no step has been
+        When the folder is not a run folder, a file in it is missing or broken, or no step has been
         recorded yet.
     """
     run = Path(folder)
     if not (run / "metrics.jsonl").is_file():
         raise ReportError(
-            f"{run} is no run folder: it has no metrics.jsonl; name the folder that "
+            f"{run} is not a run folder: it has no metrics.jsonl; name the folder that "
             "`megabase pretrain` wrote to"
         )
     reader = RunFolder(run, ReportError)
@@ -90,12 +90,12 @@ def read_evaluation(path: str | Path) -> Record:
     Raises
     ------
     ReportError
-        When the file cannot be read or is no evaluation.
+        When the file cannot be read or is not an evaluation.
     """
     record = read_json(path, ReportError)
     if record.get("kind") != "evaluation":
         raise ReportError(
-            f"{path} is no evaluation (kind {record.get('kind')!r}); "
+            f"{path} is not an evaluation (kind {record.get('kind')!r}); "
             "`megabase evaluate --json` writes one"
         )
     return record

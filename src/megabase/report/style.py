@@ -34,8 +34,11 @@ class Theme:
 
 
 LIGHT = Theme("light", "#1b1f24", "#636c76", "#e4e7eb", "#1a56c4", "#b4530a", "#ffffff")
+"""For white pages and for files."""
 DARK = Theme("dark", "#e6e9ee", "#98a2af", "#2c323a", "#7fb0ff", "#f2a65a", "#14171b")
+"""For dark pages: the same hues, lighter, so that text keeps its contrast."""
 THEMES = (LIGHT, DARK)
+"""A page carries every picture in both."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,11 @@ class Size:
 
 
 WIDE = Size("wide", 720, 360, 13.0)
+"""Width of the text of a page."""
 NARROW = Size("narrow", 350, 300, 12.0)
+"""Fits on a phone held upright, of 375 pixels."""
 SIZES = (WIDE, NARROW)
+"""A page carries every picture in both."""
 
 
 Draw = Callable[["Figure", Theme, Size], None]
@@ -132,7 +138,7 @@ def check_picture(path: Path, what: str, overwrite: bool) -> None:
 
 
 def save_picture(figure: Figure, path: Path, overwrite: bool) -> None:
-    """Write a figure on a white background, whole or not at all; the ending gives the format."""
+    """Write a figure on a white background, atomically; the ending gives the format."""
     kind = path.suffix[1:].lower()
     buffer = io.BytesIO()
     # SVG and PDF name the time of writing, which would make equal pictures differ.

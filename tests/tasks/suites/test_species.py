@@ -35,13 +35,13 @@ def fasta(path: Path, records: dict[str, str]) -> Path:
     return path
 
 
-def test_stretches_come_from_their_own_end(tmp_path: Path) -> None:
+def test_segments_come_from_their_own_end(tmp_path: Path) -> None:
     text = {"a": letters(3000), "b": letters(2000)}
     path = fasta(
         tmp_path / "all.fa",
         {"x1 Drosophila alpha chromosome 4": text["a"], "x2 Drosophila beta": text["b"]},
     )
-    asked = config(data=str(path), species={"split": "stretch"})
+    asked = config(data=str(path), species={"split": "segment"})
     assert species.names(asked) == ["species-64"]
     task = species.load(asked, "species-64")
     assert task.splits["train"].classes == ("Drosophila alpha", "Drosophila beta")
@@ -70,7 +70,7 @@ def test_orthologous_blocks_share_their_split(tmp_path: Path) -> None:
                                             "lengths": [200]}), "species-200",
     )  # fmt: skip
     assert all("N" in alphabet.decode(task.splits["test"].sequence(i)) for i in range(8))
-    with pytest.raises(InputError, match="no stretch of 200 bases fits; the longest part has 90"):
+    with pytest.raises(InputError, match="no segment of 200 bases fits; the longest part has 90"):
         species.load(
             config(data=str(tmp_path), species={"split": "block", "lengths": [200]}), "species-200"
         )
@@ -92,7 +92,7 @@ def test_published_chromosomes(tmp_path: Path) -> None:
 
 def test_warm_up_becomes_stages(tmp_path: Path) -> None:
     path = fasta(tmp_path / "all.fa", {"a": letters(3000), "b": letters(3000)})
-    asked = config(data=str(path), species={"split": "stretch", "lengths": [256]})
+    asked = config(data=str(path), species={"split": "segment", "lengths": [256]})
     entry = ModelEntry(name="w", start="hyenadna", settings={"warmup": [64, 128, 512], "epochs": 8})
     task = species.load(asked, "species-256")
     run = finetune_settings(asked, task, entry, recipe={}, chosen={})
@@ -111,7 +111,7 @@ def test_longer_lengths_go_on_from_shorter_ones(tmp_path: Path) -> None:
         "devices": {"accelerator": "cpu", "devices": 1},
     }  # fmt: skip
     entry = ModelEntry(name="longer", start="hyenadna", settings=settings, carry=True)
-    lengths = {"split": "stretch", "lengths": [32, 128]}
+    lengths = {"split": "segment", "lengths": [32, 128]}
     asked = config(data=str(path), models=[entry], seeds=[1, 2], bootstrap=0, species=lengths)
     asked = replace(asked, output=str(tmp_path / "sweep"))
     first, other, longer, _ = run_benchmark(asked)

@@ -14,7 +14,7 @@ SUITES: dict[str, tuple[str, str]] = {
     "nucleotide-transformer": ("labelled", "eighteen tasks, MCC and F1"),
     "gue": ("labelled", "genome understanding evaluation, MCC"),
     "chromatin": ("chromatin", "chromatin profiles from coordinates or peak files, median AUROC"),
-    "species": ("species", "which species a stretch is from, accuracy at growing length"),
+    "species": ("species", "which species a segment is from, accuracy at growing length"),
     "biotype": ("biotype", "gene biotypes from frozen embeddings, weighted F1"),
     "table": ("labelled", "any labelled files"),
 }

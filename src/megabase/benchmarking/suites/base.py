@@ -19,12 +19,12 @@ from megabase.errors import InputError
 
 @dataclass(frozen=True)
 class Published:
-    """A figure of a paper."""
+    """A metric that a paper reports."""
 
     model: str
     """Name of the model, such as HyenaDNA."""
     value: float
-    """Figure in [0, 1]."""
+    """In [0, 1]."""
     source: str
     """Paper and table."""
     metric: str
@@ -46,7 +46,7 @@ class Task:
     splits: Mapping[str, LabeledSequences]
     """train, and valid and test where the data have them."""
     metric: str
-    """The figure of the table."""
+    """The metric of the table."""
     metrics: tuple[str, ...] = ()
     """Further ones."""
     published: tuple[Published, ...] = ()
@@ -54,7 +54,7 @@ class Task:
     official: bool = True
     """Whether the test rows are those of the papers."""
     notes: tuple[str, ...] = ()
-    """What a reader of the figures has to know."""
+    """What a reader of the metrics has to know."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the fine-tuning that the data ask for, by dotted name."""
     groups: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -179,5 +179,5 @@ def read_task(
     )
     if groups is not None:
         note += f" in {len(np.unique(groups)):,} groups of rows that overlap"
-    note += ": figures compare with each other, not with published ones"
+    note += ": compare the metrics with each other, not with published ones"
     return {"train": rows.take(train), "test": rows.take(test)}, False, (note,)

@@ -36,13 +36,16 @@ from megabase.tasks.run import write_arrays
 if TYPE_CHECKING:
     from rich.console import Console
 
-INSTRUCTIONS = (
+_INSTRUCTIONS = (
     "Expected a FASTA of genes with their biotype in the header (gene_biotype:NAME, as in the cdna "
     "and ncrna files of ftp.ensembl.org/pub/current_fasta, or as the last word), or a table with "
     "columns sequence and label"
 )
+"""Told to those whose file is missing or has no biotypes."""
 _BIOTYPE = re.compile(r"\bgene_biotype:(\S+)")
-_NAMES = ("f1_weighted", "accuracy", "f1", "mcc")
+"""As Ensembl writes it in the headers of its cdna and ncrna files."""
+_METRICS = ("f1_weighted", "accuracy", "f1", "mcc")
+"""The first is that of the HyenaDNA paper."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class _Vectors:
 
 def names(config: BenchmarkConfig) -> list[str]:
     """Name the task."""
-    path = need_folder(config.data, "biotype", INSTRUCTIONS)
+    path = need_folder(config.data, "biotype", _INSTRUCTIONS)
     if config.protocol != "holdout":
         raise InputError(f"biotype knows the protocol holdout only, not {config.protocol}")
     return choose_tasks([f"biotype-{path.name.split('.')[0]}"], config.task_names, str(path))
@@ -82,7 +85,7 @@ def read_genes(config: BenchmarkConfig) -> LabeledSequences:
     common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: config.biotype.top]
     kept = {name for name, count in common if count >= 2}
     if len(kept) < 2:
-        raise InputError(f"{path} has {len(kept)} biotypes with two genes or more. {INSTRUCTIONS}")
+        raise InputError(f"{path} has {len(kept)} biotypes with two genes or more. {_INSTRUCTIONS}")
     rows = [i for i, row in enumerate(text.labels) if row[0] in kept]
     chosen = LabelTable(
         text.source,
@@ -284,13 +287,13 @@ def _one(
     outputs = np.log(np.maximum(chances, 1e-12))
     folder.mkdir(parents=True, exist_ok=True)
     write_arrays(folder / "outputs.npz", {"test": outputs, "test_labels": genes.labels[test]})
-    measured = metrics.measure(_NAMES, "classes", outputs, genes.labels[test])
+    measured = metrics.measure(_METRICS, "classes", outputs, genes.labels[test])
     seconds = found.seconds / len(config.seed_numbers) + time.perf_counter() - started
     record = {
         "format": 1, "suite": "biotype", "task": task, "model": entry.name, "start": entry.start,
         "compare": entry.compare, "overrides": entry.settings.get("overrides", {}), "key": key,
         "protocol": config.protocol, "recipe": None, "seed": seed, "fold": None,
-        "metric": "f1_weighted", "metrics": list(_NAMES), "kind": "classes",
+        "metric": "f1_weighted", "metrics": list(_METRICS), "kind": "classes",
         "classes": list(genes.classes), "groups": {}, "official": False, "length": None,
         "notes": [
             "frozen embeddings, mean over positions; "

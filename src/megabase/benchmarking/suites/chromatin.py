@@ -24,12 +24,13 @@ from megabase.genome import alphabet
 from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
 
-INSTRUCTIONS = (
+_INSTRUCTIONS = (
     "Give --chromatin.genome STORE and either --data with {train,val,test}_*_coords_targets.csv "
     "(Chr_No, Start, End, y_...; made from deepsea_train_bundle.v0.9 of "
     "deepsea.princeton.edu/help by the script of the HyenaDNA repository) or --chromatin.peaks "
-    "'{GROUP:NAME: peaks.bed, ...}' with --chromatin.test and --chromatin.validation places"
+    "'{GROUP:NAME: peaks.bed, ...}' with --chromatin.test and --chromatin.validation regions"
 )
+"""Told to those whose genome or labels are missing."""
 CHROMATIN_WINDOW = 1000
 """Bases of the windows in the tables of the chromatin profile (DeepSEA)."""
 DEEPSEA_GROUPS = {"DHS": (0, 125), "TF": (125, 815), "HM": (815, 919)}
@@ -244,7 +245,7 @@ def _tables(config: BenchmarkConfig) -> dict[str, Path]:
 def names(config: BenchmarkConfig) -> list[str]:
     """Name the task."""
     if config.chromatin.genome is None or not (config.data or config.chromatin.peaks):
-        raise InputError(f"chromatin needs a genome and labels. {INSTRUCTIONS}")
+        raise InputError(f"chromatin needs a genome and labels. {_INSTRUCTIONS}")
     return ["chromatin-profile" if config.data else "peaks"]
 
 
@@ -292,7 +293,7 @@ def _from_tables(
     labels: tuple[str, ...] = ()
     tables = _tables(config)
     if "train" not in tables or "test" not in tables:
-        raise InputError(f"{config.data} lacks a train or test table. {INSTRUCTIONS}")
+        raise InputError(f"{config.data} lacks a train or test table. {_INSTRUCTIONS}")
     for part, path in tables.items():
         own, windows = read_coordinates(path)
         if labels and own != labels:

@@ -57,7 +57,7 @@ _INSTRUCTIONS = {
         "CLASS/NAME.txt), a folder of such folders, or one labelled file with resplit=0.25"
     ),
 }
-"""Where each suite comes from, told to those whose folder does not hold it."""
+"""Where each suite comes from, shown when the folder does not hold it."""
 
 GENOMIC_BENCHMARKS: dict[str, int] = {
     "dummy_mouse_enhancers_ensembl": 1024,

@@ -1,6 +1,6 @@
-"""Which species a stretch of DNA comes from (HyenaDNA, section 4.5): accuracy at growing length.
+"""Which species a segment of DNA comes from (HyenaDNA, section 4.5): accuracy at growing length.
 
-Genomes are FASTA files by species. Samples are stretches at random places of the parts of a split,
+Genomes are FASTA files by species. Samples are segments at random places of the parts of a split,
 the same number for every species, and a task for each length. Training, validation and test come
 from different chromosomes (the published ones), from different ends of every record, from different
 records, or from different blocks of an alignment.
@@ -22,13 +22,16 @@ from megabase.errors import InputError
 from megabase.genome import alphabet
 from megabase.genome.fasta import Header, read_fasta
 
-INSTRUCTIONS = (
+_INSTRUCTIONS = (
     "Name --data (a FASTA with one record for each species, or a folder of SPECIES.fa[.gz]) or "
     "--species.genomes '{human: FOLDER_OR_FASTA, ...}'. The published task takes T2T-CHM13v2.0, "
     "mLemCat1.pri, A_J_v3, USMARCv1.0 and ASM2306583v1 from NCBI, one FASTA for each chromosome"
 )
+"""Told to those whose genomes are missing."""
 _PARTS = ("train", "valid", "test")
+"""In this order: the number of a part seeds its samples."""
 _FASTA = re.compile(r"\.(fa|fna|fasta)(\.gz)?$", re.IGNORECASE)
+"""Endings that are cut off to name a species."""
 _PUBLISHED_SPECIES = {"human", "lemur", "mouse", "pig", "hippo"}
 """Species of the HyenaDNA paper: with others its figures say nothing."""
 _PUBLISHED_LENGTHS = (1_024, 32_768, 250_000, 450_000, 1_000_000)
@@ -45,6 +48,7 @@ def _species_split(last: int, *others: str, second: Sequence[str] = ("2",)) -> d
 
 
 _GREAT_APE = _species_split(22, "X", "Y", second=("2A", "2B"))
+"""Human chromosome 2 is two chromosomes in the other great apes."""
 SPECIES_SPLITS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "human": _species_split(22, "X", "Y"),
     "lemur": _species_split(27, "X", "Y"),
@@ -111,11 +115,11 @@ def read_genomes(config: BenchmarkConfig) -> dict[str, list[Record]]:
                 raise InputError(f"there is no {path} for the species {species}")
             found[species] = _records(Path(path).expanduser())
     elif config.data is None:
-        raise InputError(f"species needs genomes. {INSTRUCTIONS}")
+        raise InputError(f"species needs genomes. {_INSTRUCTIONS}")
     else:
         root = Path(config.data).expanduser()
         if not root.exists():
-            raise InputError(f"there is no {root}. {INSTRUCTIONS}")
+            raise InputError(f"there is no {root}. {_INSTRUCTIONS}")
         if root.is_dir():
             for path in sorted(root.iterdir()):
                 if path.is_dir() or _FASTA.search(path.name):
@@ -124,7 +128,7 @@ def read_genomes(config: BenchmarkConfig) -> dict[str, list[Record]]:
             for record in _records(root):
                 found.setdefault(_species_of(record), []).append(record)
     if len(found) < 2:
-        raise InputError(f"found {len(found)} species; two or more are needed. {INSTRUCTIONS}")
+        raise InputError(f"found {len(found)} species; two or more are needed. {_INSTRUCTIONS}")
     return dict(sorted(found.items()))
 
 
@@ -142,7 +146,7 @@ def split_records(
     Returns
     -------
     dict
-        Species -> split -> stretches of base codes.
+        Species -> split -> segments of base codes.
 
     Raises
     ------
@@ -152,7 +156,7 @@ def split_records(
     found: dict[str, dict[str, list[Codes]]] = {}
     for species, records in genomes.items():
         parts: dict[str, list[Codes]] = {part: [] for part in _PARTS}
-        if config.split == "stretch":
+        if config.split == "segment":
             for record in records:
                 low = 0
                 for part, high in zip(_PARTS, (0.7, 0.8, 1.0), strict=True):
@@ -168,7 +172,7 @@ def split_records(
         if empty:
             raise InputError(
                 f"the species {species} has no record for {', '.join(empty)} with "
-                f"species.split={config.split!r}; take stretch to cut its records along their "
+                f"species.split={config.split!r}; take segment to cut its records along their "
                 "length"
             )
         found[species] = parts
@@ -213,14 +217,14 @@ def _joined(pieces: list[Codes]) -> list[Codes]:
 def draw_samples(
     pieces: list[Codes], length: int, count: int, rng: np.random.Generator
 ) -> list[str]:
-    """Draw stretches: every place where one fits is as likely as any other.
+    """Draw segments: every place where one fits is as likely as any other.
 
     Parameters
     ----------
     pieces
         Base codes; those shorter than `length` are passed over.
     length
-        Bases of a stretch.
+        Bases of a segment.
     count
         How many; none of them has more than half N.
     rng
@@ -229,13 +233,13 @@ def draw_samples(
     Raises
     ------
     InputError
-        When no stretch fits.
+        When no segment fits.
     """
     places = np.array([max(0, len(piece) - length + 1) for piece in pieces])
     ends = np.cumsum(places)
     if not len(ends) or ends[-1] == 0:
         longest = max((len(piece) for piece in pieces), default=0)
-        raise InputError(f"no stretch of {length:,} bases fits; the longest part has {longest:,}")
+        raise InputError(f"no segment of {length:,} bases fits; the longest part has {longest:,}")
     found: list[str] = []
     for _ in range(100 * count):
         place = int(rng.integers(ends[-1]))
@@ -246,7 +250,7 @@ def draw_samples(
             found.append(alphabet.decode(codes))
         if len(found) == count:
             return found
-    raise InputError(f"stretches of {length:,} bases are mostly N")
+    raise InputError(f"segments of {length:,} bases are mostly N")
 
 
 def names(config: BenchmarkConfig) -> list[str]:
@@ -278,7 +282,7 @@ def load(config: BenchmarkConfig, name: str) -> Task:
         texts[part] = LabelTable(f"{part} samples of species", sequences, labels, ("label",))
     split = {
         "chromosome": "published chromosomes: test 5, 7, 9, 10, 11; valid 1, 3, 12, 13",
-        "stretch": "every record cut along its length: 70 % train, 10 % valid, 20 % test",
+        "segment": "every record cut along its length: 70 % train, 10 % valid, 20 % test",
         "block": "alignment blocks dealt out by number, 70 to 10 to 20, orthologous ones together",
         "record": "whole records dealt out by name, about 70 to 10 to 20",
     }[chosen.split]
@@ -296,7 +300,7 @@ def load(config: BenchmarkConfig, name: str) -> Task:
         official=chosen.split == "chromosome" and set(parts) == _PUBLISHED_SPECIES,
         notes=(
             f"split: {split}; training genomes: {bases}; {len(parts)} species, chance is "
-            f"{1 / len(parts):.3f}; stretches overlap within a split, never across",
+            f"{1 / len(parts):.3f}; segments overlap within a split, never across",
         ),
         settings={"micro_batch": max(1, 65_536 // length)},
         length=length,
