@@ -47,13 +47,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, save_tiny: Callable[..., No
 @pytest.mark.parametrize(
     ("call", "output"),
     [
-        ("embed many.fa --model lm --both-strands", "o.parquet"),
-        ("embed many.fa --model lm --pooling none", "o.npy"),
-        ("predict whole many.fa --both-strands", "o.tsv"),
+        ("embed lm many.fa --strands both", "o.parquet"),
+        ("embed lm many.fa --pooling none", "o.npy"),
+        ("predict whole many.fa --strands both", "o.tsv"),
         ("predict bases --genome g.fa --window 50", "o.bw"),
         ("predict bases --genome g.fa --window 50 --threshold 0.5", "o.bed"),
-        ("saturate chr1:1-300 --genome g.fa --model lm --window 40", "o.npz"),
-        ("attribute some.fa --model lm --steps 4", "o.parquet"),
+        ("ism lm chr1:1-300 g.fa --window 40", "o.npz"),
+        ("attribute lm some.fa --steps 4", "o.parquet"),
     ],
 )
 def test_one_process_and_two_write_the_same_bytes(
@@ -63,14 +63,14 @@ def test_one_process_and_two_write_the_same_bytes(
     for devices in ("1", "2"):
         (tmp_path / devices).mkdir()
         out = str(tmp_path / devices / output)
-        assert main([*call.split(), "-o", out, "--devices", devices, "--device", "cpu"]) == 0
+        assert main([*call.split(), "-o", out, "--workers", devices, "--device", "cpu"]) == 0
     assert (tmp_path / "1" / output).read_bytes() == (tmp_path / "2" / output).read_bytes()
 
 
 def test_processes_end_with_the_one_that_began_them(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.tsv"
-    command = [sys.executable, "-m", "megabase", "attribute", "many.fa", "--model", "lm", "-o",
-               str(out.with_suffix(".parquet")), "--steps", "32", "--devices", "2"]  # fmt: skip
+    command = [sys.executable, "-m", "megabase", "attribute", "lm", "many.fa", "-o",
+               str(out.with_suffix(".parquet")), "--steps", "32", "--workers", "2"]  # fmt: skip
     parent = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
     if not children.exists():
@@ -102,7 +102,15 @@ def _runs(pid: str) -> bool:
 def test_a_device_that_is_not_there(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call = ["embed", str(folder / "some.fa"), "-o", str(tmp_path / "o.npy"), "--device", "abacus"]
+    call = [
+        "embed",
+        "default",
+        str(folder / "some.fa"),
+        "-o",
+        str(tmp_path / "o.npy"),
+        "--device",
+        "abacus",
+    ]
     assert main(call) == 2
     said = capsys.readouterr().err
     assert said.startswith("megabase embed: error: --device abacus")

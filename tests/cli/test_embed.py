@@ -40,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_embed_writes_vectors_and_a_map(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["embed", "in.fa", "-o", "out.parquet", "--model", "lm", "--devices", "1"]
+    arguments = ["embed", "lm", "in.fa", "-o", "out.parquet", "--workers", "1"]
     arguments += ["--plot", "map.svg", "--map", "pca", "--labels", "labels.tsv"]
     assert main(arguments) == 0
     assert pl.read_parquet("out.parquet")["embedding"].to_numpy().shape == (12, 16)
@@ -55,20 +55,20 @@ def test_embed_writes_vectors_and_a_map(folder: Path, capsys: pytest.CaptureFixt
 def test_predict_writes_a_table_or_a_track(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["predict", "bases", "in.fa", "-o", "out.tsv", "--devices", "1"]) == 0
+    assert main(["predict", "bases", "in.fa", "-o", "out.tsv", "--workers", "1"]) == 0
     assert len(Path("out.tsv").read_text().splitlines()) == 14
-    track = ["predict", "bases", "--genome", "g.fa", "--devices", "1", "-o"]
+    track = ["predict", "bases", "--genome", "g.fa", "--workers", "1", "-o"]
     assert main([*track, "out.bw", "--calls", "out.bed", "--threshold", "0.5"]) == 0
     assert Path("out.bw").stat().st_size > 0
     assert Path("out.bed").read_text().startswith("#megabase: ")
     assert main(["predict", "bases", "in.fa", "--genome", "g.fa", "-o", "y.bw"]) == 2
-    assert "name places with --regions" in capsys.readouterr().err
+    assert "name regions with --regions" in capsys.readouterr().err
     assert main(["predict", "bases", "-o", "y.tsv"]) == 2
     assert not list(folder.glob("y.*"))
 
 
 def test_attribute_writes_numbers_and_a_logo(folder: Path) -> None:
-    arguments = ["attribute", "in.fa", "-o", "out.parquet", "--model", "lm", "--devices", "1"]
+    arguments = ["attribute", "lm", "in.fa", "-o", "out.parquet", "--workers", "1"]
     assert main([*arguments, "--steps", "4", "--logo", "logo.svg", "--logo-of", "s3"]) == 0
     frame = pl.read_parquet("out.parquet")
     sums = [sum(values) for values in frame["values"].to_list()]

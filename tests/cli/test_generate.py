@@ -130,7 +130,7 @@ def test_the_number_of_processes_makes_no_difference(
 ) -> None:
     for devices in ("1", "2"):
         out = str(tmp_path / f"{devices}.fa")
-        assert main([*many, "-o", out, "--devices", devices]) == 0
+        assert main([*many, "-o", out, "--workers", devices]) == 0
     whole = (tmp_path / "1.fa").read_text()
     assert (tmp_path / "2.fa").read_text() == whole
     assert len(records(whole)) == 42
@@ -142,7 +142,7 @@ def test_the_number_of_processes_makes_no_difference(
 def test_a_killed_run_goes_on_to_the_same_bytes(
     many: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call = [*many, "--devices", "1"]
+    call = [*many, "--workers", "1"]
     assert main([*call, "-o", str(tmp_path / "whole.fa")]) == 0
     out = tmp_path / "o.fa"
     parts = tmp_path / "o.fa.partial"

@@ -16,7 +16,7 @@ from megabase.cli.main import main
 from megabase.data.sources import genome_store
 from megabase.evaluate.base_probabilities import base_probabilities, log_likelihood
 from megabase.genome import Interval, encode
-from megabase.inference import saturate
+from megabase.inference import ism
 from megabase.inference.tracks import Run, write_bigwig
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.loading import load
@@ -86,13 +86,13 @@ def test_a_region_and_its_variants(folder: Path) -> None:
 
 def test_substitutions_of_a_stretch(folder: Path) -> None:
     arguments = ["report", "lm", "--genome", "g.fa", "--region", "chr1:201-400", "-o", "p.html"]
-    assert main([*arguments, "--saturate", "chr1:301-320", "--window", "60"]) == 0
+    assert main([*arguments, "--ism", "chr1:301-320", "--window", "60"]) == 0
     data = _data("p.html")
     assert data["tracks"][-1]["name"].startswith("mean effect of a substitution")
     segment = data["tracks"][-1]["segments"][0]
     logo = next(logo for logo in data["logos"] if logo["kind"] == "effects")
     assert (segment["start"], logo["start"], logo["length"]) == (300, 300, 20)
-    found = saturate("chr1:301-320", "g.fa", "lm", window=60)
+    found = ism("lm", "chr1:301-320", "g.fa", window=60)
     scores = next(iter(found.scores.values()))
     assert segment["values"]["low"] == pytest.approx(float((scores.sum(1) / 3).min()), abs=1e-6)
     steps = np.frombuffer(base64.b64decode(logo["values"]["data"]), dtype="<u2").reshape(20, 4)
@@ -117,7 +117,7 @@ def test_variants_alone_carry_what_is_around_them(folder: Path) -> None:
         (["--genome", "g.fa", "--region", "chr9:1-10"], "no contig 'chr9'"),
         (["--genome", "g.fa", "--vcf", "v.vcf", "--region", "chr1:1-50"], "no variant"),
         (["--genome", "g.fa", "--region", "chr1:1-50", "--track", "v.bw"], "no track v.bw"),
-        (["--genome", "g.fa", "--region", "chr1:1-50", "--saturate", "chr1:40-60"], "not lie in"),
+        (["--genome", "g.fa", "--region", "chr1:1-50", "--ism", "chr1:40-60"], "not lie in"),
         ([], "name a run folder"),
     ],
 )

@@ -17,7 +17,8 @@ import megabase
 from megabase.cli.main import main
 from megabase.errors import ConfigError, ContigAliasWarning
 from megabase.genome.store import GenomeStore
-from megabase.tasks.config import DataConfig, PretrainConfig
+from megabase.tasks import pretrain_config
+from megabase.tasks.pretrain_config import PretrainConfig
 
 SOURCE = Path(megabase.__file__).parent
 
@@ -32,12 +33,15 @@ def error_of(words: str, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ("score", "megabase score: error: FILE and --output are missing; megabase score --help"),
+        (
+            "score",
+            "megabase score: error: MODEL, FILE and --output are missing; megabase score --h",
+        ),
         ("variants", "MODEL, VCF, GENOME and --output are missing"),
-        ("saturate", "REGION, --genome and --output are missing"),
-        ("embed", "FILE and --output are missing"),
+        ("ism", "MODEL, REGION, GENOME and --output are missing"),
+        ("embed", "MODEL, FILE and --output are missing"),
         ("predict", "MODEL and --output are missing"),
-        ("attribute", "FILE and --output are missing"),
+        ("attribute", "MODEL, FILE and --output are missing"),
         ("compare", "EVALUATION is missing"),
         ("convert", "SRC and DST are missing"),
         ("genome", "name what to do: build, info, verify"),
@@ -46,13 +50,16 @@ def error_of(words: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("pretrain", "--output and --data.genome are missing (as flags or in the recipe"),
         ("finetune default", "--output and --train are missing"),
         ("benchmark", "SUITE and --output are missing"),
-        ("score f --genome", "--genome needs a value"),
-        ("score f -o x --window q", "--window: expected a whole number, found 'q'"),
+        ("score default f --genome", "--genome needs a value"),
+        ("score default f -o x --window q", "--window: expected a whole number, found 'q'"),
         ("generate --temperature q", "--temperature: expected a number, found 'q'"),
         ("finetune m --epochs q", "epochs: expected a number, found 'q'"),
-        ("score f -o x --strands up", "--strands: there is no 'up'; one of forward, reverse"),
-        ("score f -o x --windo 3", "there is no option --windo; did you mean '--window'?"),
-        ("score f g -o x", "g: one argument too many"),
+        (
+            "score default f -o x --strands up",
+            "--strands: there is no 'up'; one of forward, reverse",
+        ),
+        ("score default f -o x --windo 3", "there is no option --windo; did you mean '--window'?"),
+        ("score default f g -o x", "g: one argument too many"),
         ("nothing", "megabase: error: there is no verb 'nothing'"),
     ],
 )
@@ -95,13 +102,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("variants default v.vcf g.mb -o o.vcf --methods llr_windo", "no method 'llr_windo'"),
         ("variants default v.vcf g.mb -o o.vcf --prefix A-B", "prefix 'A-B' cannot begin"),
         ("variants default v.vcf g.mb -o o.vcf --device gpu9", "--device gpu9: "),
-        ("saturate chr1:1-9 --genome g.mb -o o.tsv --methods x", "no method 'x'"),
-        ("score s.fa -o o.tsv --device gpu9", "--device gpu9: "),
-        ("score s.fa -o o.tsv --window 1", "a window needs 2 positions"),
+        ("ism default chr1:1-9 g.mb -o o.tsv --methods x", "no method 'x'"),
+        ("score default s.fa -o o.tsv --device gpu9", "--device gpu9: "),
+        ("score default s.fa -o o.tsv --window 1", "a window needs 2 positions"),
         ("variants default v.vcf g.mb -o o.vcf", "another name or use --overwrite\n"),
         ("genome build g.fa -o g.mb", "another name or use --overwrite\n"),
-        ("embed s.fa --genome g.mb -o o.npy", "g.mb out (--genome), or say what it is (--kind)"),
-        ("embed v.vcf -o o.npy", "name a store or a FASTA file (--genome)"),
+        ("embed default s.fa --genome g.mb -o o.npy", "g.mb out (--genome), or say what it is"),
+        ("embed default v.vcf -o o.npy", "name a store or a FASTA file (--genome)"),
     ],
 )  # fmt: skip
 def test_wrong_options_come_before_an_existing_output_and_are_written_as_flags(
@@ -236,8 +243,9 @@ def test_an_error_of_the_program_itself_is_not_hidden(monkeypatch: pytest.Monkey
 )
 def test_settings_of_another_type_are_named(settings: dict[str, object], text: str) -> None:
     given: dict[str, object] = {
-        "output": "x", "data": DataConfig(genome="g.mb"), **settings
+        "output": "x", "data": pretrain_config.DataConfig(genome="g.mb"), **settings
     }  # fmt: skip
     make: Callable[..., object] = PretrainConfig
     with pytest.raises(ConfigError, match=text):
         make(**given)
+    assert {"Stage", "OptimConfig", "DeviceConfig"} <= set(pretrain_config.__all__)

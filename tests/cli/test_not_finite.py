@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from megabase.cli.main import main
 from megabase.errors import NotFiniteError
 from megabase.genome.store import GenomeStore
-from megabase.inference import embed, generate, score_sequences
+from megabase.inference import embed, generate, score
 from megabase.models.auto import load_model
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.hyenadna import HyenaDNAForCausalLM, HyenaDNAForSequenceClassification
@@ -65,8 +65,8 @@ def broken(folder: Path, name: str, value: float, to: Path, *, every: bool = Fal
 
 
 CASES = {
-    "score": ("causal", "score {d}/s.fa --model {m} -o {o}.tsv"),
-    "score masked": ("masked", "score {d}/s.fa --model {m} -o {o}.tsv"),
+    "score": ("causal", "score {m} {d}/s.fa -o {o}.tsv"),
+    "score masked": ("masked", "score {m} {d}/s.fa -o {o}.tsv"),
     "variants": (
         "causal",
         "variants {m} {d}/v.vcf {d}/g.mb --window 64 -o {o}.tsv",
@@ -79,15 +79,15 @@ CASES = {
         "masked",
         "variants {m} {d}/v.vcf {d}/g.mb --window 64 -o {o}.tsv",
     ),
-    "saturate": (
+    "ism": (
         "causal",
-        "saturate chr1:299-301 --genome {d}/g.mb --model {m} --window 64 -o {o}.tsv",
+        "ism {m} chr1:299-301 {d}/g.mb --window 64 -o {o}.tsv",
     ),
-    "embed": ("causal", "embed {d}/s.fa --model {m} -o {o}.npz"),
-    "embed bases": ("causal", "embed {d}/s.fa --model {m} --pooling none -o {o}.npz"),
+    "embed": ("causal", "embed {m} {d}/s.fa -o {o}.npz"),
+    "embed bases": ("causal", "embed {m} {d}/s.fa --pooling none -o {o}.npz"),
     "predict": ("labels", "predict {m} {d}/s.fa -o {o}.tsv"),
     "predict bases": ("bases", "predict {m} --genome {d}/g.mb --regions chr1:1-100 -o {o}.bw"),
-    "attribute": ("labels", "attribute {d}/s.fa --model {m} --target 0 --steps 2 -o {o}.npz"),
+    "attribute": ("labels", "attribute {m} {d}/s.fa --target 0 --steps 2 -o {o}.npz"),
     "generate": ("causal", "generate {m} --length 20 -o {o}.fa"),
     "evaluate": (
         "causal",
@@ -100,7 +100,7 @@ RECORD = {
     "score": "for second", "score masked": "for second", "embed": "sequence first",
     "embed bases": "sequence first", "predict": "sequence second", "attribute": "for first",
     "variants": "for chr1:300:", "variants plain": "for chr1:300:",
-    "variants masked": "for chr1:300:", "saturate": "for chr1:299:",
+    "variants masked": "for chr1:300:", "ism": "for chr1:299:",
     "generate": "generated sequence 0", "predict bases": "for chr1, bases 1 to 120",
     "evaluate": "for chr1:2-121", "report": "for chr1:",
 }  # fmt: skip
@@ -109,7 +109,7 @@ RECORD = {
 def run(case: str, model: Path, place: Path, tmp_path: Path) -> tuple[int, list[Path]]:
     call = CASES[case][1].format(d=place, m=model, o=tmp_path / "out").split()
     if call[0] not in ("evaluate", "report"):
-        call += ["--devices", "1"]
+        call += ["--workers", "1"]
     status = main(call)
     return status, sorted(file for file in tmp_path.iterdir() if file.name.startswith("out."))
 
@@ -159,7 +159,7 @@ def test_training_verbs_and_python_refuse_such_a_model_too(place: Path, tmp_path
     with torch.no_grad():
         next(b for name, b in model.named_buffers() if name.endswith(".t")).view(-1)[0] = np.inf
     for ask in (
-        score_sequences,
+        lambda s, m: score(m, s),
         lambda s, m: list(generate(m, s, length=2)),
         lambda s, m: embed(m, s),
     ):

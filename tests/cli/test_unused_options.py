@@ -29,31 +29,55 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("embed s.fa -o o.npz --labels l.tsv --map pca", "--labels, --map are for the picture"),
-        ("embed s.fa -o o.npz --window 64", "--window is for variants (VCF), and s.fa holds none"),
-        ("embed s.fa -o o.npz --genome g.fa", "s.fa is FASTA, which holds its sequences"),
-        ("embed s.fa -o o.npz --plot m.gif", "m.gif: the map is drawn as .svg, .png, .pdf"),
-        ("embed s.fa -o o.npz --plot m.svg --map som", "a map is one of auto, umap, tsne, pca"),
-        ("embed s.fa -o o.npz --plot m.svg --labels l.tsv", "there is no file l.tsv"),
-        ("embed - --kind fasta -o o.npz", "- is no file but a stream"),
-        ("attribute s.fa -o o.parquet --logo-of one", "--logo-of is for the picture"),
-        ("attribute s.fa -o o.parquet --method gradient --steps 9", "--steps is for integrated"),
-        ("attribute s.fa -o o.parquet --logo l.gif", "l.gif: a logo is drawn as .svg, .png, .pdf"),
-        ("attribute s.fa -o o.parquet --logo l.svg --logo-bases 900", "shows 1 to 400 positions"),
-        ("attribute s.fa -o o.parquet --logo l.svg --logo-of two", "has no sequence named 'two'"),
-        ("attribute s.fa -o o.parquet --logo l.svg --logo-from 11", "past the end of one, which"),
+        (
+            "embed default s.fa -o o.npz --labels l.tsv --map pca",
+            "--labels, --map are for the picture",
+        ),
+        (
+            "embed default s.fa -o o.npz --window 64",
+            "--window is for variants (VCF), and s.fa holds none",
+        ),
+        ("embed default s.fa -o o.npz --genome g.fa", "s.fa is FASTA, which holds its sequences"),
+        ("embed default s.fa -o o.npz --plot m.gif", "m.gif: the map is drawn as .svg, .png, .pdf"),
+        (
+            "embed default s.fa -o o.npz --plot m.svg --map som",
+            "a map is one of auto, umap, tsne, pca",
+        ),
+        ("embed default s.fa -o o.npz --plot m.svg --labels l.tsv", "there is no file l.tsv"),
+        ("embed default - --kind fasta -o o.npz", "- is no file but a stream"),
+        ("attribute default s.fa -o o.parquet --logo-of one", "--logo-of is for the picture"),
+        (
+            "attribute default s.fa -o o.parquet --method gradient --steps 9",
+            "--steps is for integrated",
+        ),
+        (
+            "attribute default s.fa -o o.parquet --logo l.gif",
+            "l.gif: a logo is drawn as .svg, .png, .pdf",
+        ),
+        (
+            "attribute default s.fa -o o.parquet --logo l.svg --logo-bases 900",
+            "shows 1 to 400 positions",
+        ),
+        (
+            "attribute default s.fa -o o.parquet --logo l.svg --logo-of two",
+            "has no sequence named 'two'",
+        ),
+        (
+            "attribute default s.fa -o o.parquet --logo l.svg --logo-from 11",
+            "past the end of one, which",
+        ),
         ("predict run s.fa -o o.tsv --regions chr1 --calls c.bed", "--regions, --calls are for a"),
         ("predict run --genome g.fa -o o.bw --threshold 0.8", "name a file for them with --calls"),
-        ("report run --genome g.fa --saturate chr1", "--genome, --saturate are for a genome page"),
+        ("report run --genome g.fa --ism chr1", "--genome, --ism are for a genome page"),
         ("report --genome g.fa --region chr1 --info AF", "--info is for variants, and --vcf"),
         ("report --genome g.fa --region chr1 --track no.bw", "there is no track no.bw"),
-        ("score s.fa -o o.tsv --genome g.fa", "s.fa is FASTA, which holds its sequences"),
-        ("score v.vcf -o o.tsv", "v.vcf is VCF, whose variants lie on a genome"),
+        ("score default s.fa -o o.tsv --genome g.fa", "s.fa is FASTA, which holds its sequences"),
+        ("score default v.vcf -o o.tsv", "v.vcf is VCF, whose variants lie on a genome"),
         (
-            "score v.vcf -o o.tsv --genome g.fa",
+            "score default v.vcf -o o.tsv --genome g.fa",
             "v.vcf is VCF, and here the input is FASTA, a",
         ),
-        ("score run -o o.tsv", "run is a folder; expected a file"),
+        ("score default run -o o.tsv", "run is a folder; expected a file"),
         ("variants default no.vcf g.fa -o o.vcf", "there is no file no.vcf"),
         ("generate --prompts no.fa", "there is no file no.fa"),
         (
@@ -74,7 +98,7 @@ def test_what_would_be_passed_over_is_refused(
 @pytest.mark.parametrize("verb", ["score", "embed"])
 def test_a_pipe_is_told_so(folder: Path, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo("pipe.fa")
-    assert main([verb, "pipe.fa", "-o", "o.parquet"]) == 2
+    assert main([verb, "default", "pipe.fa", "-o", "o.parquet"]) == 2
     assert "pipe.fa is no file but a stream" in capsys.readouterr().err
 
 
@@ -88,10 +112,12 @@ def test_a_missing_extra_is_named_before_the_work(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "logomaker", None)
-    assert main(["attribute", "s.fa", "-o", "o.parquet", "--logo", "l.svg"]) == 2
+    assert main(["attribute", "default", "s.fa", "-o", "o.parquet", "--logo", "l.svg"]) == 2
     assert "pip install 'megabase[plots]'" in capsys.readouterr().err
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert main(["embed", "s.fa", "-o", "o.npz", "--plot", "m.svg", "--map", "tsne"]) == 2
+    assert (
+        main(["embed", "default", "s.fa", "-o", "o.npz", "--plot", "m.svg", "--map", "tsne"]) == 2
+    )
     assert "pip install 'megabase[suites]'" in capsys.readouterr().err
     assert not list(folder.glob("o.*"))
 
@@ -117,15 +143,15 @@ def test_a_zarr_folder_is_replaced_only_when_asked(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("zarr")
-    call = ["embed", "s.fa", "-o", "o.zarr", "--devices", "1"]
+    call = ["embed", "default", "s.fa", "-o", "o.zarr", "--workers", "1"]
     assert main(call) == 0
     assert main(call) == 2
     assert "o.zarr exists already" in capsys.readouterr().err
     assert main([*call, "--overwrite", "--layer", "0"]) == 0
     Path("p.zarr").write_text("a file")
-    assert main(["embed", "s.fa", "-o", "p.zarr", "--devices", "1", "--overwrite"]) == 0
+    assert main(["embed", "default", "s.fa", "-o", "p.zarr", "--workers", "1", "--overwrite"]) == 0
     assert Path("p.zarr").is_dir()
     Path("q.zarr").mkdir()
-    assert main(["embed", "s.fa", "-o", "q.zarr", "--overwrite"]) == 2
+    assert main(["embed", "default", "s.fa", "-o", "q.zarr", "--overwrite"]) == 2
     assert "it is a folder" in capsys.readouterr().err
     assert not list(folder.glob("*.partial"))

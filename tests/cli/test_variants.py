@@ -71,7 +71,7 @@ def vcf(genome: Path) -> Path:
 def run(vcf: Path, genome: Path, out: Path, *options: str, model: str = "default") -> int:
     """Run the verb in this process; starting others costs seconds."""
     command = ["variants", model, str(vcf), str(genome), "-o", str(out), *options]
-    return main(command if "--devices" in options else [*command, "--devices", "1"])
+    return main(command if "--workers" in options else [*command, "--workers", "1"])
 
 
 def without_scores(line: str) -> str:
@@ -145,9 +145,9 @@ def test_kill_and_resume_gives_the_same_bytes(genome: Path, tmp_path: Path) -> N
     many.write_text(HEADER + "\n".join(lines_of(genome, 300, 12)) + "\n")
     whole, out = tmp_path / "whole.vcf.gz", tmp_path / "out.vcf.gz"
     options = ["--window", "16", "--device", "cpu", "--strands", "forward"]
-    assert run(many, genome, whole, *options, "--devices", "1") == 0
+    assert run(many, genome, whole, *options, "--workers", "1") == 0
     command = ["variants", "default", str(many), str(genome), "-o", str(out), *options,
-               "--devices", "2"]  # fmt: skip
+               "--workers", "2"]  # fmt: skip
     code = f"import sys; from megabase.cli.main import main; sys.exit(main({command!r}))"
     child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True,
                              stderr=subprocess.DEVNULL)  # fmt: skip
@@ -160,7 +160,7 @@ def test_kill_and_resume_gives_the_same_bytes(genome: Path, tmp_path: Path) -> N
         assert run(many, genome, out, *options) == 2
         assert run(many, genome, out, *options, "--window", "64", "--resume") == 2
         assert run(many, genome, out, *options, "--placement", "grid", "--resume") == 2
-        assert run(many, genome, out, *options, "--devices", "1", "--resume") == 0
+        assert run(many, genome, out, *options, "--workers", "1", "--resume") == 0
     assert out.read_bytes() == whole.read_bytes()
     assert not parts.exists()
 
@@ -232,7 +232,7 @@ def test_a_header_of_names_alone_becomes_one_that_other_tools_read(
     record = lines_of(genome, 1)[0].split("\tGT")[0]
     source.write_text(f"{names}\n{record}\n")
     call = ["variants", "default", str(source), str(genome), "-o", str(target), "--window", "64"]
-    assert main([*call, "--devices", "1"]) == 0
+    assert main([*call, "--workers", "1"]) == 0
     assert target.read_text().startswith("##fileformat=VCFv4.2\n")
     with pysam.VariantFile(str(target)) as file:
         assert [record.chrom for record in file] == ["chr1"]

@@ -37,11 +37,11 @@ class Case:
 
 CASES = (
     Case("store", "genome build @/genome.fa -o @/built.mb", ("built.info",)),
-    Case("score", "score @/seqs.fa -o @/score.tsv", ("score.tsv",), processes=True),
+    Case("score", "score default @/seqs.fa -o @/score.tsv", ("score.tsv",), processes=True),
     Case(
         "score_bed",
-        "score @/regions.bed --genome @/genome.fa -o @/bed.parquet --strands both --per-base "
-        "--context 20",
+        "score default @/regions.bed --genome @/genome.fa -o @/bed.parquet --strands both "
+        "--per-base --context 20",
         ("bed.parquet",),
     ),
     Case(
@@ -62,21 +62,22 @@ CASES = (
         ("masked.tsv",),
     ),
     Case(
-        "saturate",
-        "saturate chr2:101-110 --genome @/genome.fa -o @/map.parquet --window 64 --bigwig @/map",
+        "ism",
+        "ism default chr2:101-110 @/genome.fa -o @/map.parquet --window 64 --bigwig @/map",
         ("map.parquet", "map.llr_window.bw"),
         needs="pybigtools",
         processes=True,
     ),
-    Case("embed", "embed @/seqs.fa -o @/embed.npy", ("embed.npy",), processes=True),
+    Case("embed", "embed default @/seqs.fa -o @/embed.npy", ("embed.npy",), processes=True),
     Case(
         "embed_bed",
-        "embed @/regions.bed --genome @/genome.fa -o @/embed.parquet --pooling last --both-strands",
+        "embed default @/regions.bed --genome @/genome.fa -o @/embed.parquet --pooling last "
+        "--strands both",
         ("embed.parquet",),
     ),
     Case(
         "embed_anndata",
-        "embed @/seqs.fa -o @/embed.h5ad --layer 1",
+        "embed default @/seqs.fa -o @/embed.h5ad --layer 1",
         ("embed.h5ad",),
         needs="anndata",
     ),
@@ -112,7 +113,7 @@ CASES = (
     ),
     Case(
         "attribute",
-        "attribute @/seqs.fa -o @/attributed.parquet --model @/tuned --target yes --steps 4",
+        "attribute @/tuned @/seqs.fa -o @/attributed.parquet --target yes --steps 4",
         ("attributed.parquet",),
         needs="captum",
         processes=True,

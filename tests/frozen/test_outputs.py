@@ -63,6 +63,6 @@ def test_two_processes_write_the_same_bytes(case: Case, folder: Path) -> None:
         assert main(words(next(c for c in CASES if c.name == "finetune"), folder)) == 0
     written = []
     for count in ("1", "2"):
-        assert main(words(case, folder, "--devices", count, "--overwrite")) == 0
+        assert main(words(case, folder, "--workers", count, "--overwrite")) == 0
         written.append([(folder / output).read_bytes() for output in case.outputs])
     assert written[0] == written[1]

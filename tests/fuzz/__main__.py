@@ -45,7 +45,7 @@ MODULES = ("torch", "transformers", "polars", "pysam", "pybigtools", "safetensor
            "megabase.models.adapt.lora",
            "megabase.report.genome_tracks", "megabase.report.run_record",
            "megabase.data.label_files", "megabase.training.run_data", "megabase.cli.pretrain",
-           "megabase.inference.saturation", "megabase.data.sources",
+           "megabase.inference.ism", "megabase.data.sources",
            "megabase.cli.genome_report")  # fmt: skip
 
 

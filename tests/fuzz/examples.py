@@ -220,9 +220,9 @@ def bigwig(path: Path) -> None:
 
 
 def saturation(path: Path) -> None:
-    from megabase.inference.saturation import read_saturation
+    from megabase.inference.ism import read_ism
 
-    read_saturation(path)
+    read_ism(path)
 
 
 KINDS: dict[str, Kind] = {

@@ -11,11 +11,10 @@ import pyBigWig
 import pytest
 import torch
 
+from megabase.data.sources import SequenceInput
 from megabase.errors import InputError, MegabaseError, OutputError
 from megabase.genome import encode
-from megabase.inference.attribute_job import AttributeOptions, attribute_file
-from megabase.inference.attribution import Attributor, attribute
-from megabase.inference.input_stream import SequenceInput
+from megabase.inference.attribution import Attributor, attribute, attribute_file
 from megabase.models.deepsea.configuration import DeepSEAConfig
 from megabase.models.deepsea.modeling import DeepSEAForSequenceClassification
 from megabase.models.hyenadna import (
@@ -165,9 +164,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_format_holds_the_same_numbers(folder: Path) -> None:
     source = SequenceInput(str(folder / "places.bed"), str(folder / "genome.fa"))
-    options = AttributeOptions(steps=4)
     table, arrays, track = (
-        attribute_file(source, folder / f"out{s}", str(folder / "model"), options, workers=1)
+        attribute_file(str(folder / "model"), source, folder / f"out{s}", steps=4, workers=1)
         for s in (".parquet", ".npz", ".bw")
     )
     frame = pl.read_parquet(table)
@@ -185,5 +183,5 @@ def test_every_format_holds_the_same_numbers(folder: Path) -> None:
 
 def test_a_track_needs_places(folder: Path) -> None:
     (folder / "a.fa").write_text(">a\nACGT\n")
-    with pytest.raises(OutputError, match="needs places"):
-        attribute_file(SequenceInput(str(folder / "a.fa")), folder / "a.bw", str(folder / "model"))
+    with pytest.raises(OutputError, match="needs positions"):
+        attribute_file(str(folder / "model"), folder / "a.fa", folder / "a.bw")

@@ -12,8 +12,7 @@ import pytest
 from megabase.cli.genome_report import _bigwig_track
 from megabase.errors import ConfigError
 from megabase.genome.interval import Interval
-from megabase.inference.bigwig import check_bigwig
-from megabase.inference.tracks import Run, write_bigwig
+from megabase.inference.tracks import Run, check_bigwig, write_bigwig
 
 pytest.importorskip("pybigtools")
 

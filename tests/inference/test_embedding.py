@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from megabase.data.sources import SequenceInput
 from megabase.errors import InputError, OutputError
 from megabase.genome import encode, reverse_complement
 from megabase.inference import jobs
 from megabase.inference.embedding import Embedder, embed, embed_file
-from megabase.inference.input_stream import SequenceInput
-from megabase.inference.matrix_files import _unique
+from megabase.inference.writers import _unique
 from megabase.models.dnabert.configuration import DNABERTConfig
 from megabase.models.dnabert.modeling import DNABERTForMaskedLM, DNABERTModel
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAModel

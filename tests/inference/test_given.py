@@ -15,8 +15,8 @@ from megabase.inference import (
     attribute,
     embed,
     generate,
-    saturate,
-    score_sequences,
+    ism,
+    score,
     score_variants,
 )
 from megabase.models import PRESETS, resolve_model
@@ -34,7 +34,7 @@ def genome(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "function",
     [
-        score_sequences,
+        lambda given: score(None, given),
         lambda given: embed(None, given),
         lambda given: generate(None, given, length=2),
         lambda given: attribute(None, given, method="gradient"),
@@ -53,7 +53,7 @@ def test_variants_and_models_of_another_type_are_told_so(genome: Path) -> None:
     with pytest.raises(MegabaseError, match="a model is a folder, a name, or a module; found list"):
         embed(["ACGT"], None)  # pyright: ignore[reportArgumentType]
     for function in (
-        lambda model: score_sequences(["ACGT"], model),
+        lambda model: score(model, ["ACGT"]),
         lambda model: generate(model, length=2),
         lambda model: score_variants("chr1:81:A>C", genome, model),
     ):
@@ -67,8 +67,10 @@ def test_results_are_short_to_look_at(genome: Path) -> None:
     assert repr(embed(None, ["ACGT"])) == (
         "Embeddings(1 x 128, mean of layer 2 of megabase default)"
     )
-    assert repr(saturate("chr1:81-90", genome, window=32)).startswith("Saturation(chr1:81-90, llr")
-    assert repr(score_sequences(["ACGT"])).startswith("SequenceScores by megabase default\nshape:")
+    assert repr(ism(None, "chr1:81-90", genome, window=32)).startswith(
+        "Mutagenesis(chr1:81-90, llr"
+    )
+    assert repr(score(None, ["ACGT"])).startswith("SequenceScores by megabase default\nshape:")
     (found,) = attribute(None, ["ACGTA"], method="gradient")
     assert repr(found).startswith("Attribution(5 bases, output -")
 

@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from megabase.cli.main import main
+from megabase.data.sources import SequenceInput
 from megabase.errors import InputError, MegabaseError, OutputError
 from megabase.evaluate.sequences import plan_windows
 from megabase.genome import encode
-from megabase.inference.input_stream import SequenceInput
-from megabase.inference.predict_job import TrackOptions, predict_file, predict_track
-from megabase.inference.prediction import Predictor, predict
-from megabase.inference.tracks import Call, Run, call_stretches, write_bigwig
+from megabase.inference.prediction import Predictor, predict, predict_file
+from megabase.inference.prediction_track import TrackOptions, predict_track
+from megabase.inference.tracks import Call, Run, call_regions, write_bigwig
 from megabase.models.adapt.prompt import PromptedModel, PromptSpec, save_prompt
 from megabase.models.auto import load_model
 from megabase.models.hyenadna import (
@@ -88,15 +88,15 @@ def test_outputs_of_both_strands_are_averaged(by_base: bool) -> None:
     wanted = [_both(model, text) for text in texts]
     if by_base:
         wanted = [values.mean(0) for values in wanted]
-    found = predict(model, texts, both_strands=True)
+    found = predict(model, texts, strands="both")
     np.testing.assert_allclose(found.values, wanted, atol=1e-6)
     assert found.both_strands
 
 
 def test_strands_are_read_as_the_figures_of_the_training_were_taken(tmp_path: Path) -> None:
     from megabase.settings import DeviceConfig, HeadConfig, OptimConfig
-    from megabase.tasks.config import FinetuneConfig
     from megabase.tasks.finetune import finetune
+    from megabase.tasks.finetune_config import FinetuneConfig
 
     rng = np.random.default_rng(0)
     for name in ("train", "valid", "test"):
@@ -128,14 +128,18 @@ def test_strands_are_read_as_the_figures_of_the_training_were_taken(tmp_path: Pa
         mine, other = found.values[truth, 1], found.values[~truth, 1]
         auroc = np.mean((mine[:, None] > other) + 0.5 * (mine[:, None] == other))
         assert auroc == pytest.approx(result.test["auroc"], abs=1e-6)
-        asked = predict(run, test["seq"], both_strands=not average)
+        asked = predict(run, test["seq"], strands="forward" if average else "both")
         assert asked.both_strands is not average
         assert np.abs(asked.values - found.values).max() > 1e-3
         (tmp_path / "in.fa").write_text(f">a\n{test['seq'][0]}\n")
-        for flag, said in (([], average), (["--both-strands"], True), (["--one-strand"], False)):
+        for flag, said in (
+            ([], average),
+            (["--strands", "both"], True),
+            (["--strands", "forward"], False),
+        ):
             out = tmp_path / "out.parquet"
             call = ["predict", str(run), str(tmp_path / "in.fa"), "-o", str(out), "--overwrite"]
-            assert main([*call, "--devices", "1", *flag]) == 0
+            assert main([*call, "--workers", "1", *flag]) == 0
             options = json.loads(pl.read_parquet_metadata(out)["megabase"])["options"]
             assert options["both_strands"] is said
             wanted = found if said is average else asked
@@ -219,7 +223,7 @@ def test_windows_tile_every_length() -> None:
 def test_bases_of_a_long_sequence_come_from_the_window_of_the_rule(rule: Any, both: bool) -> None:
     model = _model(by_base=True)
     text = _text(130)
-    ready = Predictor(model, both_strands=both, batch_tokens=100)
+    ready = Predictor(model, strands="both" if both else "forward", batch_tokens=100)
     found = ready.along(encode(text), window=50, overlap=20, stitch=rule)
     starts = [0, 30, 60, 80]
     values = np.zeros((4, 130, 2))
@@ -278,13 +282,13 @@ def folder(tmp_path: Path) -> Path:
 def test_a_track_is_the_same_by_region_and_for_any_number_of_workers(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = TrackOptions(window=50, overlap=20, both_strands=True)
+    options = TrackOptions(window=50, overlap=20, strands="both")
     common: dict[str, Any] = {"options": options, "workers": 1}
     genome, model = folder / "genome.fa", str(folder / "bases")
-    whole = predict_track(genome, folder / "whole.bw", model, **common)
-    monkeypatch.setattr("megabase.inference.predict_job._BLOCK", 37)
-    again = predict_track(genome, folder / "again.bw", model, batch_tokens=120, **common)
-    part = predict_track(genome, folder / "part.bw", model, regions=["chr1:101-230"], **common)
+    whole = predict_track(model, genome, folder / "whole.bw", **common)
+    monkeypatch.setattr("megabase.inference.prediction_track._BLOCK", 37)
+    again = predict_track(model, genome, folder / "again.bw", batch_tokens=120, **common)
+    part = predict_track(model, genome, folder / "part.bw", regions=["chr1:101-230"], **common)
     first = pyBigWig.open(str(whole))
     values = np.float32(first.values("chr1", 0, 400))
     np.testing.assert_allclose(pyBigWig.open(str(again)).values("chr1", 0, 400), values, atol=1e-6)
@@ -298,20 +302,20 @@ def test_a_track_is_the_same_by_region_and_for_any_number_of_workers(
 
 
 def test_calls_are_bed(folder: Path) -> None:
-    with pytest.raises(OutputError, match=r"calls\.tsv: called stretches are written as BED"):
+    with pytest.raises(OutputError, match=r"calls\.tsv: called regions are written as BED"):
         predict_track(
-            folder / "genome.fa", folder / "c.bw", str(folder / "bases"), calls="calls.tsv"
+            str(folder / "bases"), folder / "genome.fa", folder / "c.bw", calls="calls.tsv"
         )
 
 
 def test_calls_are_the_stretches_above_the_threshold(folder: Path) -> None:
     options = TrackOptions(window=50, overlap=20, threshold=0.6, shortest=2, output="yes")
     track = predict_track(
-        folder / "genome.fa", folder / "a.bw", str(folder / "bases"),
+        str(folder / "bases"), folder / "genome.fa", folder / "a.bw",
         options=options, calls=folder / "a.bed", workers=1,
     )  # fmt: skip
     alone = predict_track(
-        folder / "genome.fa", folder / "b.bed", str(folder / "bases"), options=options, workers=1
+        str(folder / "bases"), folder / "genome.fa", folder / "b.bed", options=options, workers=1
     )
     lines = [x.split("\t") for x in alone.read_text().splitlines() if not x.startswith("#")]
     assert (folder / "a.bed").read_text() == alone.read_text()
@@ -332,11 +336,11 @@ def test_calls_are_the_stretches_above_the_threshold(folder: Path) -> None:
 def test_a_table_of_sequences(folder: Path) -> None:
     (folder / "in.fa").write_text(f">a\n{_text(50)}\n>b\n{_text(20)}\n")
     source = SequenceInput(str(folder / "in.fa"))
-    target = predict_file(source, folder / "out.parquet", str(folder / "whole"), workers=1)
+    target = predict_file(str(folder / "whole"), source, folder / "out.parquet", workers=1)
     frame = pl.read_parquet(target)
     assert frame.columns == ["name", "length", "label", "p_no", "p_yes"]
     np.testing.assert_allclose(frame["p_no"] + frame["p_yes"], 1, atol=1e-6)
-    tsv = predict_file(source, folder / "out.tsv", str(folder / "whole"), workers=1)
+    tsv = predict_file(str(folder / "whole"), source, folder / "out.tsv", workers=1)
     lines = tsv.read_text().splitlines()
     assert lines[0].startswith("#megabase: {")
     assert lines[1].split("\t") == frame.columns
@@ -354,9 +358,9 @@ def test_a_table_as_input_is_what_the_fasta_is(folder: Path, ending: str) -> Non
         text = frame.write_csv(separator="\t" if ending == "tsv" else ",").encode()
         path.write_bytes(gzip.compress(text) if ending.endswith("gz") else text)
     model = str(folder / "whole")
-    expected = predict_file(SequenceInput(str(folder / "in.fa")), folder / "1.parquet", model)
+    expected = predict_file(model, folder / "in.fa", folder / "1.parquet")
     source = SequenceInput(str(path), column="dna")
-    found = predict_file(source, folder / "2.parquet", model)
+    found = predict_file(model, source, folder / "2.parquet")
     assert pl.read_parquet(found).equals(pl.read_parquet(expected))
 
 
@@ -364,7 +368,7 @@ def test_tables_that_cannot_be_read_are_named_with_the_row(folder: Path) -> None
     path = folder / "in.csv"
     path.write_text("seq,x\nACGT,1\nAC!T,2\n")
     with pytest.raises(MegabaseError, match=r"in\.csv, row 2: .*'!'"):
-        predict_file(SequenceInput(str(path)), folder / "x.tsv", str(folder / "whole"), workers=1)
+        predict_file(str(folder / "whole"), path, folder / "x.tsv", workers=1)
     with pytest.raises(MegabaseError, match=r"no column 'dna' for the sequence; it has seq, x"):
         list(SequenceInput(str(path), column="dna").read())
     path.write_text("seq\nACGT\n")
@@ -388,15 +392,14 @@ def test_tables_that_cannot_be_read_are_named_with_the_row(folder: Path) -> None
 
 def test_what_cannot_be_predicted_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="no output 'maybe'"):
-        predict_track(folder / "genome.fa", folder / "x.bw", str(folder / "bases"),
+        predict_track(str(folder / "bases"), folder / "genome.fa", folder / "x.bw",
                       options=TrackOptions(output="maybe"), workers=1)  # fmt: skip
     with pytest.raises(InputError, match="67 bases does not fit"):
-        predict_track(folder / "genome.fa", folder / "x.bw", str(folder / "bases"),
+        predict_track(str(folder / "bases"), folder / "genome.fa", folder / "x.bw",
                       options=TrackOptions(window=67), workers=1)  # fmt: skip
     (folder / "long.fa").write_text(f">a\n{_text(80)}\n")
     with pytest.raises(InputError, match="sequence a has 80 bases"):
-        predict_file(SequenceInput(str(folder / "long.fa")), folder / "x.tsv",
-                     str(folder / "whole"), workers=1)  # fmt: skip
+        predict_file(str(folder / "whole"), folder / "long.fa", folder / "x.tsv", workers=1)
     assert not list(folder.glob("x.*"))
 
 
@@ -404,8 +407,8 @@ def test_bigwig_refuses_numbers_out_of_order(tmp_path: Path) -> None:
     ones = np.ones(5, dtype=np.float32)
     for runs, message in (
         ([Run("a", 98, ones)], "past the end"),
-        ([Run("a", 10, ones), Run("a", 3, ones)], "after a later place"),
-        ([Run("a", 0, ones), Run("b", 0, ones), Run("a", 20, ones)], "after a later place"),
+        ([Run("a", 10, ones), Run("a", 3, ones)], "after a later position"),
+        ([Run("a", 0, ones), Run("b", 0, ones), Run("a", 20, ones)], "after a later position"),
         ([Run("a", 0, ones * np.nan)], "no number"),
     ):
         with pytest.raises(OutputError, match=message):
@@ -418,7 +421,7 @@ def test_stretches_are_joined_over_borders() -> None:
         Run("a", 3, np.array([0.7, 0.2, 0.9, 0.1], dtype=np.float32)),
         Run("b", 0, np.array([0.9], dtype=np.float32)),
     ]
-    means = [(c.contig, c.start, c.end, round(c.mean, 4)) for c in call_stretches(runs, 0.5)]
+    means = [(c.contig, c.start, c.end, round(c.mean, 4)) for c in call_regions(runs, 0.5)]
     assert means == [("a", 1, 4, 0.8), ("a", 5, 6, 0.9), ("b", 0, 1, 0.9)]
-    joined = list(call_stretches(runs, 0.5, join=1, shortest=2))
+    joined = list(call_regions(runs, 0.5, join=1, shortest=2))
     assert joined == [Call("a", 1, 6, pytest.approx(0.825))]

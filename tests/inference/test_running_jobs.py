@@ -2,96 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
-from megabase.data.sources import chunked, genome_store, read_intervals, read_sequences
+from megabase.data.sources import (
+    SequenceInput,
+    chunked,
+    genome_store,
+    read_intervals,
+    read_sequences,
+)
 from megabase.errors import AmbiguousLettersWarning, InputError, OutputError
 from megabase.evaluate.provenance import Provenance
 from megabase.evaluate.sequences import run_batched
 from megabase.genome.alphabet import PAD, decode, encode
-from megabase.inference.input_stream import SequenceInput
-from megabase.inference.sharding import run_job
-from megabase.inference.tables import merge_tables, write_table_part
+from megabase.inference.jobs import Work, map_file
+from megabase.inference.writers import merge_tables
 from megabase.models.loading import load
 
 
 @dataclass
 class Squares:
-    """Squares the numbers below `stop`, three to a chunk; may break off before a chunk."""
+    """A model that squares numbers; may break off before a chunk."""
 
-    stop: int = 10
     power: int = 2
     fail_at: int | None = None
     error: type[BaseException] = KeyboardInterrupt
     computed: list[int] = field(default_factory=list)
-    suffix: str = ".parquet"
 
-    def provenance(self) -> Provenance:
-        return Provenance("squares", "none", "0", options={"power": self.power})
 
-    def chunks(self) -> Iterator[list[int]]:
-        return chunked(iter(range(self.stop)), 3)
+def squares(ready: Squares, chunk: list[int]) -> pl.DataFrame:
+    if chunk[0] == ready.fail_at:
+        raise ready.error("stopped")
+    ready.computed.append(chunk[0])
+    values = [[float(n), float("nan")] for n in chunk]
+    return pl.DataFrame({"n": chunk, "p": [n**ready.power for n in chunk], "list": values})
 
-    def items(self, chunk: list[int]) -> int:
-        return len(chunk)
 
-    def open(self, device: str | None) -> Callable[[list[int]], pl.DataFrame]:
-        def compute(chunk: list[int]) -> pl.DataFrame:
-            if chunk[0] == self.fail_at:
-                raise self.error("stopped")
-            self.computed.append(chunk[0])
-            values = [[float(n), float("nan")] for n in chunk]
-            return pl.DataFrame({"n": chunk, "p": [n**self.power for n in chunk], "list": values})
+def numbers() -> Iterator[list[int]]:
+    """Give the numbers below ten, three to a chunk."""
+    return chunked(iter(range(10)), 3)
 
-        return compute
 
-    def write_part(self, result: pl.DataFrame, path: Path) -> None:
-        write_table_part(result, path)
+def describe(ready: Squares) -> Provenance:
+    return Provenance("squares", "none", "0", options={"power": ready.power})
 
-    def merge(self, parts: list[Path], target: Path) -> None:
-        merge_tables(parts, target, self.provenance())
+
+def run(ready: Squares, output: Path, **running: Any) -> Path:
+    work = Work(squares, lambda device: ready, numbers)
+    return map_file(work, output, describe, merge_tables, **running)
 
 
 @pytest.mark.parametrize("name", ["out.parquet", "out.tsv"])
 def test_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, name: str) -> None:
-    whole = run_job(Squares(), tmp_path / f"whole-{name}", workers=1).read_bytes()
+    whole = run(Squares(), tmp_path / f"whole-{name}", workers=1).read_bytes()
     target = tmp_path / name
     with pytest.raises(KeyboardInterrupt):
-        run_job(Squares(fail_at=6), target, workers=1)
+        run(Squares(fail_at=6), target, workers=1)
     assert not target.exists()
     with pytest.raises(OutputError, match=r"holds 2 finished parts .* resume=True"):
-        run_job(Squares(), target, workers=1)
+        run(Squares(), target, workers=1)
     with pytest.raises(
         OutputError, match=r"other options or inputs \(options.power: 2 then, 3 now\)"
     ):
-        run_job(Squares(power=3), target, workers=1, resume=True)
+        run(Squares(power=3), target, workers=1, resume=True)
     again = Squares()
-    run_job(again, target, workers=1, resume=True)
+    run(again, target, workers=1, resume=True)
     assert again.computed == [6, 9]
     assert target.read_bytes() == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"whole-{name}", name])
     with pytest.raises(OutputError, match="exists already"):
-        run_job(Squares(), target, workers=1)
+        run(Squares(), target, workers=1)
 
 
 def test_tables_carry_their_provenance(tmp_path: Path) -> None:
-    parquet = run_job(Squares(), tmp_path / "out.parquet", workers=1)
+    parquet = run(Squares(), tmp_path / "out.parquet", workers=1)
     assert pl.read_parquet(parquet)["p"].to_list() == [n * n for n in range(10)]
-    assert pl.read_parquet_metadata(parquet)["megabase"] == Squares().provenance().to_json()
-    first, head, row, *_ = run_job(Squares(), tmp_path / "o.tsv", workers=1).read_text().split("\n")
-    assert first == "#megabase: " + Squares().provenance().to_json()
+    assert pl.read_parquet_metadata(parquet)["megabase"] == describe(Squares()).to_json()
+    first, head, row, *_ = run(Squares(), tmp_path / "o.tsv", workers=1).read_text().split("\n")
+    assert first == "#megabase: " + describe(Squares()).to_json()
     assert (head, row) == ("n\tp\tlist", "0\t0\t0.0,NaN")
 
 
 def test_bad_input_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(InputError):
-        run_job(Squares(fail_at=3, error=InputError), tmp_path / "out.tsv", workers=1)
+        run(Squares(fail_at=3, error=InputError), tmp_path / "out.tsv", workers=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -104,16 +105,16 @@ def test_ranks_of_torchrun_share_the_chunks(
     first, second = Squares(), Squares()
     # Rank 0 waits for the part of rank 1, which waits for rank 0 to begin.
     monkeypatch.setenv("RANK", "0")
-    thread = threading.Thread(target=run_job, args=(first, tmp_path / "out.tsv"))
+    thread = threading.Thread(target=run, args=(first, tmp_path / "out.tsv"))
     thread.start()
     while not list(tmp_path.glob("out.tsv.partial/started-*")):
         pass
     monkeypatch.setenv("RANK", "1")
-    run_job(second, tmp_path / "out.tsv")
+    run(second, tmp_path / "out.tsv")
     thread.join()
     assert (first.computed, second.computed) == ([0, 6], [3, 9])
     monkeypatch.delenv("WORLD_SIZE")
-    alone = run_job(Squares(), tmp_path / "alone.tsv", workers=1)
+    alone = run(Squares(), tmp_path / "alone.tsv", workers=1)
     assert (tmp_path / "out.tsv").read_bytes() == alone.read_bytes()
 
 

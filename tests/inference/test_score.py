@@ -11,7 +11,7 @@ import torch
 from megabase.data.sources import Sequence
 from megabase.errors import InputError
 from megabase.genome.alphabet import encode
-from megabase.inference import score_sequences
+from megabase.inference import score
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 
@@ -46,7 +46,7 @@ def texts() -> list[str]:
 def test_each_sequence_scores_as_it_does_alone(model: HyenaDNAForCausalLM) -> None:
     model.train()
     for size in (64, 1 << 16):
-        table = score_sequences(texts(), model, per_base=True, batch_tokens=size).table
+        table = score(model, texts(), per_base=True, batch_tokens=size).table
         assert model.training
         for row, text in zip(table.iter_rows(named=True), texts(), strict=True):
             expected = slow(model.eval(), text)
@@ -66,7 +66,7 @@ def test_both_strands_are_the_mean_of_the_two(model: HyenaDNAForCausalLM) -> Non
     text = texts()[1]
     there = slow(model, text)
     back = slow(model, text.upper().translate(COMPLEMENT)[::-1])[::-1]
-    row = score_sequences([text], model, strands="both", per_base=True).table.row(0, named=True)
+    row = score(model, [text], strands="both", per_base=True).table.row(0, named=True)
     assert row["log_likelihood"] == pytest.approx(
         (np.nansum(there) + np.nansum(back)) / 2, abs=1e-4
     )
@@ -78,9 +78,7 @@ def test_both_strands_are_the_mean_of_the_two(model: HyenaDNAForCausalLM) -> Non
 def test_long_sequences_are_read_in_windows_with_context(model: HyenaDNAForCausalLM) -> None:
     rng = np.random.default_rng(6)
     text = "".join(rng.choice(list("ACGT"), 150))
-    row = score_sequences([text], model, window=60, stride=20, per_base=True).table.row(
-        0, named=True
-    )
+    row = score(model, [text], window=60, stride=20, per_base=True).table.row(0, named=True)
     expected = slow(model, text[:60])
     for end in (80, 100, 120, 140, 150):
         last = end - len(expected)
@@ -95,7 +93,7 @@ def test_context_is_read_and_not_scored(model: HyenaDNAForCausalLM) -> None:
         ("forward", text[:13]),
         ("reverse", text[5:].translate(COMPLEMENT)[::-1]),
     ):
-        table = score_sequences([one], model, strands=strands, per_base=True).table
+        table = score(model, [one], strands=strands, per_base=True).table
         values = slow(model, read)
         expected = values[5:] if strands == "forward" else values[3:][::-1]
         np.testing.assert_allclose(table["log_probs"][0].to_list(), expected, atol=1e-5)
@@ -106,7 +104,7 @@ def test_masked_model_hides_one_base_at_a_time() -> None:
     torch.manual_seed(0)
     masked = CaduceusForMaskedLM(CaduceusConfig(d_model=8, n_layer=1)).eval()
     text = "ACGTNACGGT"
-    row = score_sequences([text], masked, per_base=True).table.row(0, named=True)
+    row = score(masked, [text], per_base=True).table.row(0, named=True)
     expected = []
     for i, base in enumerate(text):
         ids = torch.tensor([[IDS[b] for b in text]])
@@ -119,8 +117,8 @@ def test_masked_model_hides_one_base_at_a_time() -> None:
 
 def test_windows_must_fit(model: HyenaDNAForCausalLM) -> None:
     with pytest.raises(InputError, match="longest input is 6"):
-        score_sequences(["ACGT"], model, window=100)
+        score(model, ["ACGT"], window=100)
     with pytest.raises(InputError, match="stride"):
-        score_sequences(["ACGT"], model, window=10, stride=11)
+        score(model, ["ACGT"], window=10, stride=11)
     with pytest.raises(InputError, match="strands is one of"):
-        score_sequences(["ACGT"], model, strands="up")  # pyright: ignore[reportArgumentType]
+        score(model, ["ACGT"], strands="up")  # pyright: ignore[reportArgumentType]

@@ -56,19 +56,19 @@ class Verb:
 
 
 def parts(call: str, *endings: str) -> list[Verb]:
-    return [Verb(f"{call} --devices 1 --device cpu -o", ending) for ending in endings]
+    return [Verb(f"{call} --workers 1 --device cpu -o", ending) for ending in endings]
 
 
-SCORE = parts("score small.fa --model lm", ".tsv", ".parquet")
+SCORE = parts("score lm small.fa", ".tsv", ".parquet")
 VARIANTS = parts(
     "variants v.vcf --genome g.mb --model lm --window 20",
     ".vcf", ".vcf.gz", ".bcf", ".tsv", ".parquet",
 )  # fmt: skip
-EMBED = parts("embed small.fa --model lm", ".parquet", ".npy", ".npz", ".zarr", ".h5ad")
+EMBED = parts("embed lm small.fa", ".parquet", ".npy", ".npz", ".zarr", ".h5ad")
 PREDICT = parts("predict whole small.fa", ".tsv", ".parquet")
-ATTRIBUTE = parts("attribute small.fa --model lm --steps 2", ".parquet", ".npz")
-TRACK = parts("attribute places.bed --genome g.mb --model lm --steps 2", ".bw")
-SATURATE = parts("saturate chr1:1-20 --genome g.mb --model lm --window 20", ".tsv", ".npz")
+ATTRIBUTE = parts("attribute lm small.fa --steps 2", ".parquet", ".npz")
+TRACK = parts("attribute lm places.bed --genome g.mb --steps 2", ".bw")
+ISM = parts("ism lm chr1:1-20 g.mb --window 20", ".tsv", ".npz")
 GENERATE = parts("generate lm --length 30 --samples 3", ".fa", ".fa.gz")
 WHOLE = [
     Verb("report lm --genome g.mb --region chr1:1-100 -o", ".html", resumes=False),
@@ -88,9 +88,9 @@ RUNS = [
          "--output"),
 ]  # fmt: skip
 CONVERT = Verb("convert lm", resumes=False)
-ONE_EACH = [group[0] for group in (SCORE, VARIANTS, EMBED, PREDICT, ATTRIBUTE, SATURATE, GENERATE)]
+ONE_EACH = [group[0] for group in (SCORE, VARIANTS, EMBED, PREDICT, ATTRIBUTE, ISM, GENERATE)]
 FILES = [*ONE_EACH, *WHOLE]
-EVERY = [*SCORE, *VARIANTS, *EMBED, *PREDICT, *ATTRIBUTE, *TRACK, *SATURATE, *GENERATE, *WHOLE]
+EVERY = [*SCORE, *VARIANTS, *EMBED, *PREDICT, *ATTRIBUTE, *TRACK, *ISM, *GENERATE, *WHOLE]
 
 
 def by_name(verbs: list[Verb]) -> pytest.MarkDecorator:

@@ -22,8 +22,8 @@ from megabase.data.sources import genome_store
 from megabase.errors import AmbiguousLettersWarning, UnknownContigError
 from megabase.genome.interval import Interval
 from megabase.genome.store import GenomeStore
-from megabase.inference.predict_job import _region_texts
-from megabase.inference.saturation import saturate
+from megabase.inference.ism import ism
+from megabase.inference.prediction_track import _region_texts
 from megabase.models.hyenadna import (
     HyenaDNAConfig,
     HyenaDNAForCausalLM,
@@ -69,13 +69,13 @@ def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 VERBS = {
-    "score": "score odd.bed --genome g.mb --model lm --devices 1 -o o.tsv",
-    "embed": "embed v.vcf --genome g.mb --model lm --window 20 --devices 1 -o o.parquet",
-    "predict": "predict labels odd.bed --genome g.mb --devices 1 -o o.tsv",
-    "regions": "predict labels --regions odd.bed --genome g.mb --window 32 --devices 1 -o o.bed",
-    "attribute": "attribute odd.bed --genome g.mb --model labels --target 1 --devices 1 -o o.npz",
-    "generate": "generate lm --prompts odd.bed --genome g.mb --length 5 --devices 1 -o o.fa",
-    "variants": "variants lm v.vcf g.mb --window 32 --devices 1 -o o.vcf",
+    "score": "score lm odd.bed --genome g.mb --workers 1 -o o.tsv",
+    "embed": "embed lm v.vcf --genome g.mb --window 20 --workers 1 -o o.parquet",
+    "predict": "predict labels odd.bed --genome g.mb --workers 1 -o o.tsv",
+    "regions": "predict labels --regions odd.bed --genome g.mb --window 32 --workers 1 -o o.bed",
+    "attribute": "attribute labels odd.bed --genome g.mb --target 1 --workers 1 -o o.npz",
+    "generate": "generate lm --prompts odd.bed --genome g.mb --length 5 --workers 1 -o o.fa",
+    "variants": "variants lm v.vcf g.mb --window 32 --workers 1 -o o.vcf",
     "report": "report --genome g.mb --region chr20:1-100 --no-model --vcf v.vcf --genes odd.gff3 "
     "--track odd.bed -o o.html",
 }  # fmt: skip
@@ -102,11 +102,11 @@ def test_rows_that_cannot_be_used_are_said_in_one_line_and_refused_when_strict(
 @pytest.mark.parametrize(
     "command",
     [
-        "score rna.csv --model lm --devices 1 -o o.tsv",
-        "embed rna.csv --model lm --devices 1 -o o.parquet",
-        "predict labels rna.csv --devices 1 -o o.tsv",
-        "attribute rna.csv --model labels --target 1 --devices 1 -o o.parquet",
-        "generate lm --prompts rna.csv --length 5 --devices 1 -o o.fa",
+        "score lm rna.csv --workers 1 -o o.tsv",
+        "embed lm rna.csv --workers 1 -o o.parquet",
+        "predict labels rna.csv --workers 1 -o o.tsv",
+        "attribute labels rna.csv --target 1 --workers 1 -o o.parquet",
+        "generate lm --prompts rna.csv --length 5 --workers 1 -o o.fa",
         "generate lm --prompt ACGUUGCAACACGUUGCAAC --length 5",
     ],
 )
@@ -167,7 +167,7 @@ def test_a_contig_that_no_header_can_hold_is_refused(
 ) -> None:
     Path("c.fa").write_text(f">c,omma\n{BASES}\n")
     Path("c.vcf").write_text(HEADER + COLUMNS + "c,omma\t12\t.\tC\tG\t.\t.\t.\n")
-    command = "variants lm c.vcf c.fa --window 32 --devices 1 -o"
+    command = "variants lm c.vcf c.fa --window 32 --workers 1 -o"
     assert main([*command.split(), "o.vcf"]) == 2
     assert "cannot hold the contig name 'c,omma'" in capsys.readouterr().err
     assert main([*command.split(), "o.tsv"]) == 0
@@ -198,7 +198,7 @@ def test_the_name_of_a_contig_that_reads_as_a_place_is_ambiguous(folder: Path) -
         with pytest.raises(UnknownContigError, match=r"write \{chr1:100-150\} for the contig, or"):
             ask("chr1:100-150")
     with pytest.raises(UnknownContigError, match="could be the contig of this name or a place"):
-        saturate("chr1:100-150", store, "lm", window=16)
+        ism("lm", "chr1:100-150", store, window=16)
     assert store.region("{chr1:100-150}") == Interval("chr1:100-150", 0, 100)
     assert store.region("{chr1}:100-150") == Interval("chr1", 99, 150)
     assert store.region("HLA:1") == Interval("HLA:1", 0, 100)  # there is no contig HLA
@@ -207,7 +207,7 @@ def test_the_name_of_a_contig_that_reads_as_a_place_is_ambiguous(folder: Path) -
 
 def test_recorded_regions_read_back_and_stay_short(folder: Path) -> None:
     Path("r.bed").write_text("chr20\t10\t40\n")
-    command = "predict labels --regions chr20:11-40 --genome g.mb --window 32 --devices 1 -o o.bed"
+    command = "predict labels --regions chr20:11-40 --genome g.mb --window 32 --workers 1 -o o.bed"
     assert main(command.split()) == 0
     record = json.loads(Path("o.bed").read_text().splitlines()[0].removeprefix("#megabase: "))
     (text,) = record["options"]["regions"]

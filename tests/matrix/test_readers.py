@@ -21,11 +21,11 @@ from megabase.data.genome_labels import read_interval_text
 from megabase.data.label_files import read_text
 from megabase.data.labeled import label_splits
 from megabase.data.regions import regions_of
+from megabase.data.sources import SequenceInput
 from megabase.errors import AmbiguousLettersWarning, LeftOutWarning, MegabaseError
 from megabase.genome.alphabet import decode
 from megabase.genome.store import GenomeStore
 from megabase.genome.tables import read_bed, read_gff, read_vcf
-from megabase.inference.input_stream import SequenceInput
 from megabase.inference.variants.variants_job import survey
 
 CONTIG = "ACGTTGCAAC" * 10

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.modules.module import register_module_forward_hook
 
-from megabase.inference import attribute, embed, generate, score_sequences
+from megabase.inference import attribute, embed, generate, score
 from megabase.inference.generation.decoding import Decoder
 from megabase.inference.generation.sampling import SamplingOptions
 from megabase.layers.incremental import can_stream
@@ -144,7 +144,7 @@ def test_inference_with_an_offloaded_model() -> None:
     model, sequences = load_model().eval(), ["ACGTTGCATTGACCATGA", "GATTACA"]
 
     def results() -> tuple[list[Any], list[Any]]:
-        scores = score_sequences(sequences, model)
+        scores = score(model, sequences)
         written = generate(model, ["ACGTAC"], length=9, options=SamplingOptions(temperature=0))
         numbers = [
             scores.table["log_likelihood"].to_list(),

@@ -88,9 +88,7 @@ def test_one_base_is_a_heat_map(tmp_path: Path) -> None:
 
 
 def test_too_long_a_heat_map_names_the_page(tmp_path: Path) -> None:
-    with pytest.raises(
-        ReportError, match=r"up to 300 bases, found 301.*megabase report --saturate"
-    ):
+    with pytest.raises(ReportError, match=r"up to 300 bases, found 301.*megabase report --ism"):
         check_heat_map(tmp_path / "s.png", 301)
 
 

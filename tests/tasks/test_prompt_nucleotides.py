@@ -92,7 +92,7 @@ def test_from_a_genome_to_called_stretches(
     out = tmp_path / "calls.bed"
     assert main([
         "predict", model, "--prompt", str(run), "--genome", store, "--regions", "b",
-        "--both-strands", "--threshold", "0.5", "--join", "2", "--min-length", "8",
+        "--strands", "both", "--threshold", "0.5", "--join", "2", "--min-length", "8",
         "-o", str(out),
     ]) == 0  # fmt: skip
     called = np.zeros(BASES, dtype=bool)

@@ -10,39 +10,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megabase.cli.embed import add_source_options
 from megabase.cli.inference_options import (
-    add_model_option,
     add_run_options,
+    add_source_options,
     refuse_unused,
     running,
     source_of,
 )
-from megabase.errors import InputError
+from megabase.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from megabase.inference.input_stream import SequenceInput
-
-
-__all__ = ["EXAMPLES", "add_arguments", "run"]
+    from megabase.data.sources import SequenceInput
 
 EXAMPLES = (
-    "megabase attribute seqs.fa -o why.parquet --logo why.png",
-    "megabase attribute seqs.fa --model runs/tuned --target promoter -o why.parquet",
+    "megabase attribute default seqs.fa -o why.parquet --logo why.png",
+    "megabase attribute runs/tuned seqs.fa --target promoter -o why.parquet",
 )
 
-_STEPS = 64
-_LOGO_BASES = 120
+_STEPS = 64  # as the default of attribute(): an option that was not given can then be told
+_LOGO_BASES = 120  # bases that can be read across a page
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of ``megabase attribute``."""
-    add_source_options(parser)
-    parser.add_argument("-o", "--output", type=str, required=True, metavar="FILE",
-                        help=".parquet, .npz, or .bw for places of a BED file")  # fmt: skip
-    add_model_option(parser)
+    add_source_options(parser, ".parquet, .npz, or .bw for the intervals of a BED file")
     parser.add_argument("--target", type=str, default=None, help="class, by name or number")
     parser.add_argument(
         "--method", type=str, default="integrated_gradients",
@@ -66,8 +59,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
-    from megabase.errors import OutputError
-    from megabase.inference.attribute_job import AttributeOptions, attribute_file
+    from megabase.inference.attribution import attribute_file
 
     if args.logo is not None:
         if not str(args.output).lower().endswith(".parquet"):
@@ -94,11 +86,11 @@ def run(args: Namespace) -> int:
         )
     source = source_of(args)
     if args.logo is not None:
-        _check_place(args, source)
-    options = AttributeOptions(args.target, args.method, args.baseline, args.steps)
+        _check_logo(args, source)
     with running(args, "sequences") as how:
         target = attribute_file(
-            source, args.output, args.model, options, **how,
+            args.model, source, args.output, target=args.target, method=args.method,
+            baseline=args.baseline, steps=args.steps, **how,
         )  # fmt: skip
     print(f"wrote {target}")
     if args.logo is not None:
@@ -106,8 +98,8 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _check_place(args: Namespace, source: SequenceInput) -> None:
-    """Refuse a logo of a sequence or a place that the input does not have, before any work."""
+def _check_logo(args: Namespace, source: SequenceInput) -> None:
+    """Refuse a logo of a sequence or a base that the input does not have, before any work."""
     one = next((s for s in source.read() if args.logo_of in (None, s.name)), None)
     if one is None and args.logo_of is not None:
         raise InputError(f"{args.input}: has no sequence named {args.logo_of!r} (--logo-of)")
@@ -119,6 +111,7 @@ def _check_place(args: Namespace, source: SequenceInput) -> None:
 
 
 def _logo(args: Namespace, source: SequenceInput, table: Path) -> None:
+    """Draw the logo of one sequence."""
     import numpy as np
     import polars as pl
 

@@ -10,46 +10,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megabase.cli.inference_options import (
-    add_kind_options,
-    add_model_option,
     add_run_options,
+    add_source_options,
     refuse_unused,
     running,
     source_of,
 )
-from megabase.errors import InputError
+from megabase.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["EXAMPLES", "add_arguments", "add_source_options", "run"]
-
 EXAMPLES = (
-    "megabase embed genes.fa -o genes.h5ad",
-    "megabase embed peaks.bed --genome hg38.mb -o peaks.parquet --both-strands",
-    "megabase embed genes.fa -o genes.parquet --plot map.png --labels biotypes.tsv",
+    "megabase embed default genes.fa -o genes.h5ad",
+    "megabase embed runs/mine peaks.bed --genome hg38.mb -o peaks.parquet --strands both",
+    "megabase embed default genes.fa -o genes.parquet --plot map.png --labels biotypes.tsv",
 )
-
-
-def add_source_options(parser: ArgumentParser) -> None:
-    """Add the input of the verbs that read sequences."""
-    parser.add_argument(
-        "input", metavar="FILE", type=str, help="FASTA, a table, BED or VCF, plain or gzip"
-    )
-    parser.add_argument("--genome", type=str, default=None, help="store or FASTA, for BED and VCF")
-    add_kind_options(parser)
-    parser.add_argument(
-        "--window", type=int, default=None,
-        help="bases around a variant (VCF), for each allele (default: 1024)",
-    )  # fmt: skip
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of ``megabase embed``."""
-    add_source_options(parser)
-    parser.add_argument("-o", "--output", type=str, required=True, metavar="FILE",
-                        help=".parquet, .npy, .npz, .zarr or .h5ad")  # fmt: skip
-    add_model_option(parser)
+    add_source_options(parser, ".parquet, .npy, .npz, .zarr or .h5ad")
     parser.add_argument(
         "--layer", type=int, default=-1,
         help="0 for the token embedding, k for block k, negative from the last (default: the last)",
@@ -62,7 +43,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="sequences longer than the model reads: error, chunks (pooled over all positions of "
              "all pieces) or published (plain mean of the pieces)",
     )  # fmt: skip
-    parser.add_argument("--both-strands", action="store_true", help="average with the other strand")
+    parser.add_argument(
+        "--strands", choices=["forward", "both"], default="forward",
+        help="read as given, or average with the reverse complement",
+    )  # fmt: skip
     parser.add_argument(
         "--plot", type=str, default=None, metavar="FILE",
         help="map of the sequences with their nearest neighbours (.svg, .png or .pdf)",
@@ -73,14 +57,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--labels", type=str, default=None, metavar="TSV",
-        help="name and label of the sequences, two columns, for the colours of the map",
+        help="name and label of the sequences, two columns, for the colors of the map",
     )  # fmt: skip
     add_run_options(parser)
 
 
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
-    from megabase.errors import OutputError
     from megabase.inference.embedding import embed_file
 
     if args.plot is not None:
@@ -99,11 +82,10 @@ def run(args: Namespace) -> int:
             "for the picture, and --plot FILE is missing",
         )
     source = source_of(args)
-    strands = "both" if args.both_strands else "forward"
-    with running(args, "sequences") as options:
+    with running(args, "sequences") as how:
         target = embed_file(
             args.model, source, args.output, layer=args.layer, pooling=args.pooling,
-            long=args.long, strands=strands, **options,
+            long=args.long, strands=args.strands, **how,
         )  # fmt: skip
     print(f"wrote {target}")
     if args.plot is not None:
@@ -112,6 +94,7 @@ def run(args: Namespace) -> int:
 
 
 def _plot(args: Namespace, target: Path) -> None:
+    """Draw the map of what was written."""
     import numpy as np
 
     from megabase.report.embedding_plot import save_embedding_plot
@@ -136,6 +119,7 @@ def _plot(args: Namespace, target: Path) -> None:
 
 
 def _labels(path: Path, names: list[str]) -> list[str]:
+    """Read the label of each sequence from two columns."""
     from megabase.genome.files import numbered_lines
 
     found: dict[str, str] = {}

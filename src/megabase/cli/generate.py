@@ -86,11 +86,10 @@ def run(args: Namespace) -> int:
 
     from contextlib import ExitStack
 
-    from megabase.data.sources import genome_store
+    from megabase.data.sources import SequenceInput, genome_store
     from megabase.inference.generation.generate import GenerateOptions
     from megabase.inference.generation.job import generate_file, generate_records
     from megabase.inference.generation.sampling import SamplingOptions
-    from megabase.inference.input_stream import SequenceInput
     from megabase.models.loading import threads
 
     sampling = SamplingOptions(
@@ -149,8 +148,8 @@ def _refuse(args: Namespace) -> None:
         raise OutputError("--json holds the findings of --check GENOME, which is missing")
     if not 1 <= args.kmer <= 10:
         raise InputError(f"--kmer must lie between 1 and 10, found {args.kmer}")
-    if args.output is None and (args.resume or (args.devices or 1) > 1):
-        raise OutputError("--resume and --devices need --output: parts of the work lie beside it")
+    if args.output is None and (args.resume or (args.workers or 1) > 1):
+        raise OutputError("--resume and --workers need --output: parts of the work lie beside it")
     files = [Path(name) for name in (args.output, args.json) if name is not None]
     for file in files:
         refuse_existing(file, args.overwrite)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _MOST_BASES = 500_000
 """Most bases of model tracks: a page of more is slow to draw."""
 _MOST_SUBSTITUTED = 2_000
-"""Most bases of --saturate: more take minutes, and then the bigWig of megabase saturate is for."""
+"""Most bases of --ism: more take minutes, and then the bigWig of megabase ism is for."""
 _AROUND = 24
 """Bases on either side of a variant that its own logo shows."""
 
@@ -124,13 +124,13 @@ class _Page:
             self.numbers.append((f"{alleles:,}", f"in {records}", "alternative alleles"))
             digest = file_digest(str(args.vcf))
             self.facts.append(("variants", f"{Path(str(args.vcf)).name}, sha256 {digest}"))
-        if args.saturate is not None and self.model is None:
-            raise ConfigError("--saturate asks the model about changes; leave --no-model out")
+        if args.ism is not None and self.model is None:
+            raise ConfigError("--ism asks the model about changes; leave --no-model out")
         # A bad file is reported before the model works.
         more = [read_track(text, store, regions, strict=args.strict) for text in args.track]
         if self.model is not None:
             self._expect(self.model)
-            if args.saturate is not None:
+            if args.ism is not None:
                 self._substitute(self.model)
         self.tracks += [track for track, _ in more]
         self.facts += [fact for _, fact in more]
@@ -219,22 +219,20 @@ class _Page:
         import numpy as np
 
         from megabase.genome.alphabet import BASES
-        from megabase.inference.saturation import saturate
+        from megabase.inference.ism import ism
         from megabase.report.genome_page import Logo, Segment, SignalTrack
 
         args = self.args
-        region = self.store.region(args.saturate)
+        region = self.store.region(args.ism)
         if not any(shown.contains(region) for shown in self.regions):
-            raise ConfigError(f"--saturate {region} does not lie in what the page shows")
+            raise ConfigError(f"--ism {region} does not lie in what the page shows")
         if region.length > _MOST_SUBSTITUTED:
             raise ConfigError(
-                f"--saturate {region} has {region.length:,} bases, more than "
+                f"--ism {region} has {region.length:,} bases, more than "
                 f"{_MOST_SUBSTITUTED:,} (three changes each); take a shorter region, or add the "
-                "bigWig of megabase saturate as a track"
+                "bigWig of megabase ism as a track"
             )
-        found = saturate(
-            region, self.store, model.model, window=args.window, batch_tokens=args.batch_tokens
-        )
+        found = ism(model, region, self.store, window=args.window, batch_tokens=args.batch_tokens)
         method = next(iter(found.scores))
         effects = found.scores[method].copy()
         for number, base in enumerate(found.ref):

@@ -10,94 +10,45 @@ from megabase.cli.progress import show_progress
 from megabase.errors import InputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from jsonargparse import ArgumentParser, Namespace
 
-    from megabase.inference.input_stream import SequenceInput
+    from megabase.data.sources import SequenceInput
     from megabase.inference.jobs import RunOptions
 
-__all__ = [
-    "add_kind_options",
-    "add_model_option",
-    "add_run_options",
-    "add_strict_option",
-    "check_output",
-    "refuse_unused",
-    "running",
-    "source_of",
-]
+MODEL = "model folder, run folder, preset or Hub name; default: the model in the package"
+"""Help of the argument MODEL."""
 
 
-def add_model_option(parser: ArgumentParser) -> None:
-    """Add ``--model``."""
-    parser.add_argument(
-        "--model", type=str, default=None,
-        help="model folder, run folder, preset or Hub name (default: the model in the package)",
-    )  # fmt: skip
-
-
-def add_run_options(parser: ArgumentParser, *, batch_tokens: bool = True) -> None:
-    """Add what decides how the work is done, not what comes out."""
-    group = parser.add_argument_group("how the work is done (the result does not depend on it)")
-    group.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    group.add_argument(
-        "--resume", action="store_true",
-        help="go on with an interrupted run (its parts are in OUTPUT.partial)",
-    )  # fmt: skip
-    group.add_argument(
-        "--devices", type=int, default=None,
-        help="processes that share the work (default: one for each GPU, else for each core)",
-    )  # fmt: skip
-    group.add_argument("--device", type=str, default=None, help="cpu, cuda, cuda:1 or mps")
-    group.add_argument("--threads", type=int, default=1, help="threads of each process on the CPU")
-    if batch_tokens:
-        group.add_argument(
-            "--batch-tokens", type=int, default=65_536, help="positions of a batch: time and memory"
-        )
-
-
-@contextlib.contextmanager
-def running(args: Namespace, unit: str) -> Iterator[RunOptions]:
-    """Give the options of :func:`add_run_options`, with a progress bar that counts in `unit`."""
-    with show_progress(unit) as progress:
-        options: RunOptions = {
-            "workers": args.devices, "device": args.device, "threads": args.threads,
-            "resume": args.resume, "overwrite": args.overwrite, "progress": progress,
-        }  # fmt: skip
-        if "batch_tokens" in args:
-            options["batch_tokens"] = args.batch_tokens
-        yield options
-
-
-def check_output(target: Path, args: Namespace) -> None:
-    """Refuse a device that is not there, then an output that cannot be written."""
-    from megabase.inference.parts import refuse_existing
-    from megabase.models.loading import choose_device
-
-    choose_device(args.device)
-    refuse_existing(target, args.overwrite)
-
-
-def refuse_unused(given: Mapping[str, bool], why: str) -> None:
-    """Refuse options that would do nothing.
+def add_source_options(
+    parser: ArgumentParser, output: str, *, variants: bool = True, model: str = MODEL
+) -> None:
+    """Add model, input and output of a verb that reads sequences.
 
     Parameters
     ----------
-    given
-        Whether each option was given, by its name.
-    why
-        What they are for.
-
-    Raises
-    ------
-    InputError
-        Naming those that were given.
+    parser
+        The verb.
+    output
+        Formats of the output, for the help.
+    variants
+        Whether it reads VCF.
+    model
+        What models it takes, for the help.
     """
-    names = [name for name, is_given in given.items() if is_given]
-    if names:
-        verb = "is" if len(names) == 1 else "are"
-        raise InputError(f"{', '.join(names)} {verb} {why}")
+    kinds = "FASTA, a table, BED or VCF" if variants else "FASTA, a table or BED"
+    parser.add_argument("model", metavar="MODEL", type=str, help=model)
+    parser.add_argument("input", metavar="FILE", type=str, help=f"{kinds}, plain or gzip")
+    parser.add_argument("-o", "--output", type=str, required=True, metavar="FILE", help=output)
+    genome = "BED and VCF" if variants else "BED"
+    parser.add_argument(
+        "--genome", type=str, default=None, help=f"genome store or FASTA, for {genome}"
+    )
+    add_kind_options(parser, variants=variants)
+    if variants:
+        parser.add_argument(
+            "--window", type=int, default=None,
+            help="bases around a variant (VCF), for each allele (default: 1024)",
+        )  # fmt: skip
 
 
 def add_kind_options(parser: ArgumentParser, *, variants: bool = True) -> None:
@@ -130,7 +81,7 @@ def source_of(args: Namespace) -> SequenceInput:
     InputError
         For an input that is not there or not clear, or ``--window`` without variants.
     """
-    from megabase.inference.input_stream import SequenceInput
+    from megabase.data.sources import SequenceInput
 
     window = SequenceInput.window if args.window is None else args.window
     source = SequenceInput(args.input, args.genome, args.kind, window, args.sequence, args.strict)
@@ -138,3 +89,74 @@ def source_of(args: Namespace) -> SequenceInput:
         why = f"for variants (VCF), and {args.input} holds none"
         refuse_unused({"--window": args.window is not None}, why)
     return source
+
+
+def add_variant_options(parser: ArgumentParser, methods: str) -> None:
+    """Add what changes the score of a variant; `methods` says which methods there are."""
+    parser.add_argument(
+        "--window", type=int, default=None, help="bases of a window (default: 1024)"
+    )
+    parser.add_argument("--methods", nargs="+", default=None, metavar="NAME", help=methods)
+    parser.add_argument(
+        "--strands", choices=["forward", "reverse", "both"], default="both",
+        help="strand that is read; the mean of both by default",
+    )  # fmt: skip
+    parser.add_argument(
+        "--placement", choices=["centred", "grid"], default="centred",
+        help="centred: a window of its own around each variant; grid: windows at multiples of half "
+        "their length, shared by neighbours (faster)",
+    )  # fmt: skip
+
+
+def add_run_options(parser: ArgumentParser, *, batch_tokens: bool = True) -> None:
+    """Add what decides how the work is done, not what comes out."""
+    group = parser.add_argument_group("execution options (they do not change results)")
+    group.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    group.add_argument(
+        "--resume", action="store_true",
+        help="resume an interrupted run (its parts are in OUTPUT.partial)",
+    )  # fmt: skip
+    group.add_argument(
+        "--workers", type=int, default=None,
+        help="number of worker processes (default: one for each GPU, else for each core)",
+    )  # fmt: skip
+    group.add_argument("--device", type=str, default=None, help="cpu, cuda, cuda:1 or mps")
+    group.add_argument("--threads", type=int, default=1, help="threads of each process on the CPU")
+    if batch_tokens:
+        group.add_argument(
+            "--batch-tokens", type=int, default=65_536, help="positions of a batch: time and memory"
+        )
+
+
+@contextlib.contextmanager
+def running(args: Namespace, unit: str) -> Iterator[RunOptions]:
+    """Give the options of :func:`add_run_options`, with a progress bar that counts in `unit`."""
+    with show_progress(unit) as progress:
+        options: RunOptions = {
+            "workers": args.workers, "device": args.device, "threads": args.threads,
+            "resume": args.resume, "overwrite": args.overwrite, "progress": progress,
+        }  # fmt: skip
+        if "batch_tokens" in args:
+            options["batch_tokens"] = args.batch_tokens
+        yield options
+
+
+def refuse_unused(given: Mapping[str, bool], why: str) -> None:
+    """Refuse options that would do nothing.
+
+    Parameters
+    ----------
+    given
+        Whether each option was given, by its name.
+    why
+        What they are for.
+
+    Raises
+    ------
+    InputError
+        Naming those that were given.
+    """
+    names = [name for name, is_given in given.items() if is_given]
+    if names:
+        verb = "is" if len(names) == 1 else "are"
+        raise InputError(f"{', '.join(names)} {verb} {why}")

@@ -28,7 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "genome": ("megabase.cli.genome", "build, describe and verify genome stores"),
     "score": ("megabase.cli.score", "log-likelihood and perplexity of sequences or intervals"),
     "variants": ("megabase.cli.variants", "variant-effect scores for a VCF"),
-    "saturate": ("megabase.cli.saturate", "score every substitution of a region"),
+    "ism": ("megabase.cli.ism", "in-silico mutagenesis: every substitution of a region"),
     "embed": ("megabase.cli.embed", "embeddings of sequences: hidden states of any layer"),
     "predict": ("megabase.cli.predict", "labels and probabilities, by sequence or along a genome"),
     "attribute": ("megabase.cli.attribute", "attribute an output of a model to input bases"),

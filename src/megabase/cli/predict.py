@@ -2,7 +2,7 @@
 
 With a file of sequences (FASTA, or BED or VCF with a genome) the output is a table, .parquet or
 .tsv: a row for each sequence. With a genome alone the output is a track along it or along
---regions: .bw, or .bed with the stretches above --threshold.
+--regions: .bw, or .bed with the regions above --threshold.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from megabase.errors import InputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
-
-__all__ = ["EXAMPLES", "add_arguments", "run"]
 
 EXAMPLES = (
     "megabase predict runs/tuned candidates.fa -o labels.tsv",
@@ -46,20 +44,18 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--genome", type=str, default=None,
                         help="store or FASTA, for BED, VCF and tracks")  # fmt: skip
     add_kind_options(parser)
-    strands = parser.add_mutually_exclusive_group()
-    strands.add_argument(
-        "--both-strands", action="store_true",
-        help="average both strands (default: as in training, head.strand_average)",
+    parser.add_argument(
+        "--strands", choices=["forward", "both"], default=None,
+        help="read as given, or average both (default: as in training, head.strand_average)",
     )  # fmt: skip
-    strands.add_argument("--one-strand", action="store_true", help="read the given strand only")
     parser.add_argument(
         "--window", type=int, default=None,
         help="bases that the model reads at once along a genome (default: as many as it can), or "
              "around a variant (default: 1024)",
     )  # fmt: skip
     group = parser.add_argument_group("tracks")
-    group.add_argument("--regions", nargs="+", default=[], metavar="PLACE",
-                       help="contigs, stretches or BED files (default: the genome)")  # fmt: skip
+    group.add_argument("--regions", nargs="+", default=[], metavar="REGION",
+                       help="contigs, regions or BED files (default: the genome)")  # fmt: skip
     group.add_argument("--class", dest="output_class", type=str, default=None, metavar="NAME",
                        help="whose probability (default: the second of two)")  # fmt: skip
     group.add_argument("--overlap", type=int, default=None,
@@ -70,29 +66,23 @@ def add_arguments(parser: ArgumentParser) -> None:
              "with most DNA before it, or the average of all",
     )  # fmt: skip
     group.add_argument("--calls", type=str, default=None, metavar="BED",
-                       help="also write the stretches above the threshold")  # fmt: skip
+                       help="also write the regions above the threshold")  # fmt: skip
     group.add_argument("--threshold", type=float, default=0.5, help="smallest probability called")
-    group.add_argument("--min-length", type=int, default=1, help="shortest stretch called")
+    group.add_argument("--min-length", type=int, default=1, help="shortest region called")
     group.add_argument("--join", type=int, default=0,
-                       help="join stretches with at most so many bases between")  # fmt: skip
+                       help="join regions with at most this many bases between")  # fmt: skip
     add_run_options(parser)
 
 
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
-    from megabase.inference.predict_job import (
-        TRACK_SUFFIXES,
-        TrackOptions,
-        predict_file,
-        predict_track,
-    )
+    from megabase.inference.prediction import predict_file
+    from megabase.inference.prediction_track import TRACK_SUFFIXES, TrackOptions, predict_track
 
-    # Neither: what the model folder or the prompt says of its training.
-    both = True if args.both_strands else False if args.one_strand else None
     track = str(args.output).lower().endswith(TRACK_SUFFIXES)
     if track and args.input is not None:
         raise InputError(
-            f"{args.output} is a track along a genome: name places with --regions instead of the "
+            f"{args.output} is a track along a genome: name regions with --regions instead of the "
             f"input {args.input}, or write .parquet or .tsv"
         )
     calls = {
@@ -105,15 +95,15 @@ def run(args: Namespace) -> int:
         if args.genome is None:
             raise InputError("a track needs --genome: a genome store or a FASTA file")
         if args.calls is None and not str(args.output).lower().endswith(".bed"):
-            refuse_unused(calls, "for called stretches: name a file for them with --calls")
+            refuse_unused(calls, "for called regions: name a file for them with --calls")
         options = TrackOptions(
             output=args.output_class, window=args.window, overlap=args.overlap, stitch=args.stitch,
-            both_strands=both, threshold=args.threshold, shortest=args.min_length,
+            strands=args.strands, threshold=args.threshold, shortest=args.min_length,
             join=args.join,
         )  # fmt: skip
         with running(args, "bases") as how:
             target = predict_track(
-                args.genome, args.output, args.model, regions=args.regions, options=options,
+                args.model, args.genome, args.output, regions=args.regions, options=options,
                 calls=args.calls, strict=args.strict, prompt=args.prompt, **how,
             )  # fmt: skip
         print(f"wrote {target}" + (f" and {args.calls}" if args.calls else ""))
@@ -142,7 +132,7 @@ def run(args: Namespace) -> int:
     source = source_of(args)
     with running(args, "sequences") as how:
         target = predict_file(
-            source, args.output, args.model, both_strands=both,
+            args.model, source, args.output, strands=args.strands,
             prompt=args.prompt, **how,
         )  # fmt: skip
     print(f"wrote {target}")

@@ -57,7 +57,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--info", nargs="+", default=[], metavar="KEY",
         help="INFO fields of the VCF for the table (default: all with one number an allele)",
     )  # fmt: skip
-    group.add_argument("--saturate", type=str, default=None, metavar="PLACE",
+    group.add_argument("--ism", type=str, default=None, metavar="PLACE",
                        help="score every substitution of this stretch")  # fmt: skip
     group.add_argument("--flank", type=int, default=250, help="bases shown beside each variant")
     group.add_argument("--window", type=int, default=None,
@@ -81,7 +81,7 @@ def run(args: Namespace) -> int:
         "--genome": args.genome is not None,
         "--genes": args.genes is not None,
         "--track": bool(args.track),
-        "--saturate": args.saturate is not None,
+        "--ism": args.ism is not None,
         "--window": args.window is not None,
         "--no-model": args.no_model,
         "--strict": args.strict,

@@ -5,44 +5,23 @@ Writes one row for each sequence, to Parquet or TSV by the ending of the output.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from typing import TYPE_CHECKING
 
-from megabase.cli.inference_options import (
-    add_kind_options,
-    add_model_option,
-    add_run_options,
-    check_output,
-    running,
-)
-from megabase.errors import InputError
+from megabase.cli.inference_options import add_run_options, add_source_options, running
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["EXAMPLES", "add_arguments", "run"]
-
 EXAMPLES = (
-    "megabase score genes.fa -o genes.tsv",
-    "megabase score peaks.bed --genome hg38.mb --context 512 --strands both -o peaks.parquet",
+    "megabase score default genes.fa -o genes.tsv",
+    "megabase score runs/mine peaks.bed --genome hg38.mb --context 512 --strands both -o p.parquet",
 )
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of ``megabase score``."""
-    parser.add_argument(
-        "input", metavar="FILE", type=str, help="FASTA file or table; with --genome a BED file"
-    )
-    parser.add_argument(
-        "-o", "--output", required=True, type=str, help="the table: FILE.parquet or FILE.tsv"
-    )
-    add_model_option(parser)
-    add_kind_options(parser, variants=False)
-    parser.add_argument(
-        "--genome", type=str, default=None,
-        help="genome store (or FASTA file) that the intervals of a BED file lie on",
-    )  # fmt: skip
+    add_source_options(parser, ".parquet or .tsv", variants=False)
     parser.add_argument(
         "--strands", choices=["forward", "reverse", "both"], default="forward",
         help="read as given, as reverse complement, or both and take the mean",
@@ -67,33 +46,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
-    from pathlib import Path
+    from megabase.data.sources import SequenceInput
+    from megabase.inference.scoring import score_file
 
-    from megabase.data.sources import genome_store
-    from megabase.evaluate.score import ScoreOptions
-    from megabase.inference.input_stream import SequenceInput
-    from megabase.inference.score_job import ScoreJob
-    from megabase.inference.sharding import run_job
-    from megabase.inference.tables import require_table_suffix
-
-    target = Path(args.output)
-    require_table_suffix(target)
-    if args.context < 0:
-        raise InputError(f"--context must be 0 or more, found {args.context}")
-    if args.context and args.genome is None:
-        raise InputError("--context needs --genome: a FASTA sequence has no DNA before it")
-    options = ScoreOptions(args.strands, args.window, args.stride, args.per_base)
-    check_output(target, args)
-    with contextlib.ExitStack() as stack:
-        genome = args.genome and str(stack.enter_context(genome_store(args.genome)).path)
-        job = ScoreJob(
-            SequenceInput(args.input, genome, args.kind, column=args.sequence, strict=args.strict),
-            args.model,
-            options,
-            args.context,
-            args.batch_tokens,
-        )
-        running_options = stack.enter_context(running(args, "sequences"))
-        run_job(job, target, **running_options)
+    source = SequenceInput(
+        args.input, args.genome, args.kind, column=args.sequence, strict=args.strict
+    )
+    with running(args, "sequences") as how:
+        target = score_file(
+            args.model, source, args.output, strands=args.strands, window=args.window,
+            stride=args.stride, per_base=args.per_base, context=args.context, **how,
+        )  # fmt: skip
     print(f"wrote {target}", file=sys.stderr)
     return 0

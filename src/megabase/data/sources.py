@@ -1,4 +1,4 @@
-"""Input as streams: sequences of a FASTA file, intervals of a genome; and genomes by any name."""
+"""Sequences as streams, from FASTA, tables, BED or VCF; and genomes by any name."""
 
 from __future__ import annotations
 
@@ -7,29 +7,53 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megabase.data.label_files import TABLE_SUFFIXES, read_sequence_table
 from megabase.errors import GenomeError, InputError
-from megabase.genome.alphabet import warn_ambiguous
+from megabase.genome.alphabet import encode, warn_ambiguous
 from megabase.genome.fasta import Header, read_fasta
+from megabase.genome.files import numbered_lines
 from megabase.genome.interval import Interval, Strand
 from megabase.genome.store import GenomeStore
+from megabase.genome.vcf import is_bcf
 
 __all__ = [
     "Sequence",
+    "SequenceInput",
     "chunked",
     "genome_store",
     "no_file",
     "read_intervals",
     "read_sequences",
+    "region_columns",
 ]
 
+_Kind = Literal["auto", "fasta", "bed", "vcf", "table"]
+
+_ENDINGS = {
+    ".bed": "bed", ".narrowpeak": "bed", ".broadpeak": "bed",
+    ".vcf": "vcf", ".bcf": "vcf",
+    ".fa": "fasta", ".fasta": "fasta", ".fna": "fasta", ".ffn": "fasta", ".mfa": "fasta",
+    **dict.fromkeys(TABLE_SUFFIXES, "table"),
+}  # fmt: skip
+"""Kinds of input by the ending of a file, compression left out."""
+
+_OTHER_FORMATS = {
+    ".bedgraph": "bedGraph", ".bdg": "bedGraph", ".bg": "bedGraph", ".bw": "bigWig",
+    ".bigwig": "bigWig", ".wig": "wiggle", ".gff": "GFF", ".gff3": "GFF", ".gtf": "GTF",
+    ".bam": "BAM", ".cram": "CRAM", ".mb": "a genome store",
+}  # fmt: skip
+"""Endings of formats that some verb knows and none reads sequences from."""
+
+
 _Item = TypeVar("_Item")
-_STORE_MAGIC = b"\x89MBG"
+_STORE_MAGIC = b"\x89MBG"  # first bytes of a genome store
 
 
 @dataclass(frozen=True)
@@ -58,6 +82,192 @@ class Sequence:
     def length(self) -> int:
         """Bases asked about."""
         return len(self.codes) - self.context - self.after
+
+
+@dataclass(frozen=True)
+class SequenceInput:
+    """A file of sequences, intervals or variants: what every verb that reads sequences reads.
+
+    Rows that cannot be used are left out, counted and reported in one line.
+
+    Parameters
+    ----------
+    path
+        The file, plain or gzip.
+    genome
+        Genome store or FASTA that intervals and variants lie in.
+    kind
+        What the file is; ``auto`` goes by its ending, or else by how it begins.
+    window
+        Bases around a variant, for VCF: each allele is read with the same number of bases.
+    column
+        Column of the sequences, for a table (CSV, TSV or Parquet); None takes ``sequence`` or
+        ``seq``.
+    strict
+        Refuse rows that cannot be used.
+
+    Raises
+    ------
+    InputError
+        When the kind is not clear, or a genome is missing or of no use.
+    """
+
+    path: str | Path
+    genome: str | Path | None = None
+    kind: _Kind = "auto"
+    window: int = 1024
+    column: str | None = None
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(_Kind):
+            raise InputError(f"kind is {', '.join(get_args(_Kind))}; found {self.kind!r}")
+        if not Path(self.path).is_file():
+            raise InputError(no_file(self.path))
+        placed = self.found_kind in ("bed", "vcf")
+        if placed and self.genome is None:
+            what = {"bed": "a BED file, whose intervals lie", "vcf": "VCF, whose variants lie"}
+            raise InputError(
+                f"{self.path} is {what[self.found_kind]} on a genome: name a store or a FASTA file "
+                "(genome=...)"
+            )
+        if not placed and self.genome is not None:
+            what = "FASTA" if self.found_kind == "fasta" else "a table"
+            raise InputError(
+                f"{self.path} is {what}, which holds its sequences itself: leave {self.genome} out "
+                "(genome=...), or say what it is (kind=...)"
+            )
+        if self.column is not None and self.found_kind != "table":
+            raise InputError(
+                f"{self.path} has no columns: leave {self.column!r} out, which names "
+                "that of the sequences in a table"
+            )
+        if self.window < 2:
+            raise InputError(f"a window needs 2 bases or more, found {self.window}")
+
+    @cached_property
+    def found_kind(self) -> str:
+        """What the file is."""
+        if self.kind != "auto":
+            return self.kind
+        suffixes = [s.lower() for s in Path(self.path).suffixes if s.lower() not in (".gz", ".bgz")]
+        ending = suffixes[-1] if suffixes else ""
+        if ending in _OTHER_FORMATS:
+            raise InputError(
+                f"{self.path} is {_OTHER_FORMATS[ending]} by its ending; expected FASTA, a table, "
+                "BED or VCF (kind= says what it is when the ending does not)"
+            )
+        found = _ENDINGS.get(ending)
+        return found or self._kind_by_content()
+
+    def _kind_by_content(self) -> str:
+        path = Path(self.path)
+        _, first = (0, "##fileformat=VCF") if is_bcf(path) else next(numbered_lines(path), (0, ""))
+        if first.startswith(">"):
+            return "fasta"
+        if first.startswith("##fileformat=VCF"):
+            return "vcf"
+        if first.startswith("@"):
+            return "fasta"  # whose reader names FASTQ and SAM
+        if self.genome is not None:
+            return "bed"
+        raise InputError(
+            f"{path}: neither its ending nor its first line tells whether it is FASTA, a table, "
+            "BED or VCF; say what it is (kind=...)"
+        )
+
+    def refuse_variants(self) -> None:
+        """Refuse VCF, for a verb that reads sequences and intervals only.
+
+        Raises
+        ------
+        InputError
+            When the file is VCF.
+        """
+        if self.found_kind == "vcf":
+            raise InputError(
+                f"{self.path} is VCF, and here the input is FASTA, a table, or BED with a genome "
+                "(variants are scored by megabase variants)"
+            )
+
+    def read(self, *, context: int = 0) -> Iterator[Sequence]:
+        """Stream the sequences, in file order.
+
+        Parameters
+        ----------
+        context
+            Bases on both sides of an interval that are read as well.
+        """
+        if self.found_kind == "fasta":
+            yield from read_sequences(self.path)
+            return
+        if self.found_kind == "table":
+            yield from _read_table(Path(self.path), self.column)
+            return
+        with genome_store(str(self.genome)) as store:
+            if self.found_kind == "bed":
+                yield from read_intervals(
+                    self.path, store, context=context, after=context, strict=self.strict
+                )
+            else:
+                yield from self._read_alleles(store)
+
+    def _read_alleles(self, store: GenomeStore) -> Iterator[Sequence]:
+        """Give the window of the reference and of each alternative allele, one after the other.
+
+        The allele begins at index ``window // 2`` of its window, and what follows is as long as the
+        window leaves room for, so both have the same number of bases; nearer to the end of a contig
+        there is less on that side.
+        """
+        from megabase.genome.tables import read_vcf
+
+        def between(contig: str, start: int, end: int) -> NDArray[np.uint8]:
+            return store.fetch(Interval(contig, start, end)) if start < end else encode("")
+
+        window = self.window
+        frame = read_vcf(self.path, store, bases_only=True, strict=self.strict)
+        for contig, start, end, ref, alt in frame.select(
+            "contig", "start", "end", "ref", "alt"
+        ).iter_rows():
+            before = between(contig, max(0, start - window // 2), start)
+            after = between(contig, end, min(store.contig(contig).length, end + window))
+            for which, letters in (("ref", ref), ("alt", alt)):
+                codes = np.concatenate([before, encode(letters), after])[:window]
+                name = f"{contig}:{start + 1}:{ref}>{alt}:{which}"
+                yield Sequence(name, codes, 0, Interval(contig, start, end))
+
+    def chunks(self, bases: int, most: int, context: int = 0) -> Iterator[list[Sequence]]:
+        """Cut the stream of :meth:`read` into lists of about `bases` bases, `most` sequences.
+
+        Raises
+        ------
+        InputError
+            When there is no sequence.
+        """
+        chunk: list[Sequence] = []
+        size = 0
+        for item in self.read(context=context):
+            if chunk and (size + len(item.codes) > bases or len(chunk) >= most):
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(item)
+            size += len(item.codes)
+        if not chunk:
+            raise InputError(f"{self.path}: holds no sequence")
+        yield chunk
+
+
+def region_columns(sequences: list[Sequence]) -> dict[str, Any]:
+    """Give the columns that say where sequences come from: 0-based half-open, as in BED."""
+    columns: dict[str, Any] = {"name": [item.name for item in sequences]}
+    if any(item.interval is not None for item in sequences):
+        regions = [item.interval for item in sequences]
+        columns["contig"] = [p.contig if p else None for p in regions]
+        columns["start"] = [p.start if p else None for p in regions]
+        columns["end"] = [p.end if p else None for p in regions]
+        columns["strand"] = [str(p.strand) if p else None for p in regions]
+    columns["length"] = np.array([item.length for item in sequences], dtype=np.int64)
+    return columns
 
 
 def read_sequences(path: str | Path) -> Iterator[Sequence]:
@@ -89,15 +299,15 @@ def read_sequences(path: str | Path) -> Iterator[Sequence]:
     warn_ambiguous(ambiguous, path)
 
 
-def no_file(path: str | Path) -> str:
-    """Say why there is no file to read under this name: missing, a folder, or a pipe."""
-    path = Path(path)
-    if str(path) == "-" or (path.exists() and not path.is_dir()):
-        return (
-            f"{path} is no file but a stream; the input is read more than once (for its checksum, "
-            "and to go on after a kill): write it to a file first"
-        )
-    return f"{path} is a folder; expected a file" if path.is_dir() else f"there is no file {path}"
+def _read_table(path: Path, column: str | None) -> Iterator[Sequence]:
+    """Give the rows of a table."""
+    ambiguous: Counter[str] = Counter()
+    for row, (name, letters) in enumerate(zip(*read_sequence_table(path, column), strict=True)):
+        try:
+            yield Sequence(name, encode(letters, ambiguous))
+        except GenomeError as error:
+            raise InputError(f"{path.name}, row {row + 1:,}: {error}") from error
+    warn_ambiguous(ambiguous, path)
 
 
 def read_intervals(
@@ -186,3 +396,14 @@ def genome_store(path: str | Path) -> Iterator[GenomeStore]:
         store = GenomeStore.build(path, Path(folder) / "genome.mb")
         warn_ambiguous(store.metadata.iupac_letters, path)
         yield store
+
+
+def no_file(path: str | Path) -> str:
+    """Say why there is no file to read under this name: missing, a folder, or a pipe."""
+    path = Path(path)
+    if str(path) == "-" or (path.exists() and not path.is_dir()):
+        return (
+            f"{path} is no file but a stream; the input is read more than once (for its checksum, "
+            "and to go on after a kill): write it to a file first"
+        )
+    return f"{path} is a folder; expected a file" if path.is_dir() else f"there is no file {path}"

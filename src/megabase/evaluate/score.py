@@ -8,9 +8,8 @@ before it and is not scored by a causal model, unless context before it is read 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,10 +21,9 @@ from megabase.data.augment import codes_to_ids
 from megabase.data.sources import Sequence
 from megabase.errors import InputError
 from megabase.evaluate.log_probs import token_log_probs
-from megabase.evaluate.provenance import Provenance
-from megabase.evaluate.sequences import Span, as_codes, plan_windows, require_several, run_batched
-from megabase.genome.alphabet import reverse_complement, warn_ambiguous
-from megabase.models.loading import Loaded, ModelSpec, load, require_length
+from megabase.evaluate.sequences import Span, plan_windows, run_batched
+from megabase.genome.alphabet import reverse_complement
+from megabase.models.loading import Loaded, require_length
 
 Strands = Literal["forward", "reverse", "both"]
 STRANDS: tuple[Strands, ...] = ("forward", "reverse", "both")
@@ -75,25 +73,6 @@ class ScoreOptions:
             raise InputError(f"a window needs 2 positions or more, found {self.window}")
         if self.stride is not None and not 1 <= self.stride <= (self.window or self.stride):
             raise InputError(f"stride must lie between 1 and the window, found {self.stride:,}")
-
-
-@dataclass(frozen=True, repr=False)
-class SequenceScores:
-    """Scores of sequences, with where they come from.
-
-    Parameters
-    ----------
-    table
-        One row for each sequence, in input order; see :func:`score_table`.
-    provenance
-        Model, genome and options.
-    """
-
-    table: pl.DataFrame
-    provenance: Provenance
-
-    def __repr__(self) -> str:
-        return f"SequenceScores by {self.provenance.model}\n{self.table}"
 
 
 class _Row(NamedTuple):
@@ -233,68 +212,3 @@ def score_table(
         records.append(record)
     per_base: dict[str, Any] = {"log_probs": pl.List(pl.Float32)} if options.per_base else {}
     return pl.DataFrame(records, schema={**_COLUMNS, **per_base})
-
-
-def score_sequences(
-    sequences: Mapping[str, str] | Iterable[str | Sequence],
-    model: ModelSpec = None,
-    *,
-    strands: Strands = "forward",
-    window: int | None = None,
-    stride: int | None = None,
-    per_base: bool = False,
-    batch_tokens: int = 1 << 16,
-    device: str | None = None,
-) -> SequenceScores:
-    """Score sequences with a language model.
-
-    Parameters
-    ----------
-    sequences
-        DNA texts (named by their number from 0), names and texts, or
-        :class:`~megabase.data.sources.Sequence` objects.
-    model
-        A model, or the name of one; the packaged model when None. The mode of a model is restored.
-    strands, window, stride, per_base
-        See :class:`ScoreOptions`.
-    batch_tokens
-        Most positions of a batch: time and memory, not the result.
-    device
-        Where a model that is named goes; the CPU when None.
-
-    Returns
-    -------
-    SequenceScores
-
-    Raises
-    ------
-    GenomeError
-        For a letter that is no DNA letter.
-    InputError
-        When the model gives no probabilities to bases, or a window does not fit it.
-
-    Examples
-    --------
-    >>> from megabase.inference import score_sequences
-    >>> scores = score_sequences({"one": "ACGTACGTACGT", "two": "AAAAAAAAAAAA"})
-    >>> scores.table["scored"].to_list()
-    [11, 11]
-    """
-    options = ScoreOptions(strands, window, stride, per_base)
-    named = (
-        sequences.items()
-        if isinstance(sequences, Mapping)
-        else enumerate(require_several(sequences))
-    )
-    ambiguous: Counter[str] = Counter()
-    items = [
-        one
-        if isinstance(one, Sequence)
-        else Sequence(str(name), as_codes(one, ambiguous=ambiguous))
-        for name, one in named
-    ]
-    warn_ambiguous(ambiguous, "the sequences")
-    loaded = load(model, head="language", device=device)
-    table = score_table(loaded, items, options, batch_tokens)
-    provenance = Provenance("score", loaded.name, loaded.digest, options=asdict(options))
-    return SequenceScores(table, provenance)

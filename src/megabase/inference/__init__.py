@@ -1,62 +1,38 @@
-"""Using a trained model: functions over a model that give small frozen results."""
+"""Using a trained model: functions over a model that give small frozen results, or write files."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from megabase.evaluate.score import SequenceScores, score_sequences
-    from megabase.inference.attribution import Attribution, attribute
-    from megabase.inference.embedding import Embeddings, embed
-    from megabase.inference.generation.generate import Generated, generate
-    from megabase.inference.prediction import Predictions, predict
-    from megabase.inference.saturation import Saturation, saturate
-    from megabase.inference.sequence_embedder import SequenceEmbedder
-    from megabase.inference.variants.scorer import VariantScores, score_variants
+from megabase.inference.attribution import Attribution, attribute, attribute_file
+from megabase.inference.embedding import Embeddings, embed, embed_file
+from megabase.inference.generation.generate import Generated, generate
+from megabase.inference.generation.job import generate_file
+from megabase.inference.ism import Mutagenesis, ism, ism_file
+from megabase.inference.prediction import Predictions, predict, predict_file
+from megabase.inference.prediction_track import TrackOptions, predict_track
+from megabase.inference.scoring import SequenceScores, score, score_file
+from megabase.inference.variants.scorer import VariantScores, score_variants
+from megabase.inference.variants.variants_job import score_variants_file
 
 __all__ = [
     "Attribution",
     "Embeddings",
     "Generated",
+    "Mutagenesis",
     "Predictions",
-    "Saturation",
-    "SequenceEmbedder",
     "SequenceScores",
+    "TrackOptions",
     "VariantScores",
     "attribute",
+    "attribute_file",
     "embed",
+    "embed_file",
     "generate",
+    "generate_file",
+    "ism",
+    "ism_file",
     "predict",
-    "saturate",
-    "score_sequences",
+    "predict_file",
+    "predict_track",
+    "score",
+    "score_file",
     "score_variants",
+    "score_variants_file",
 ]
-
-_HOME = {
-    "Attribution": ".attribution",
-    "Embeddings": ".embedding",
-    "Generated": ".generation.generate",
-    "Predictions": ".prediction",
-    "Saturation": ".saturation",
-    "SequenceEmbedder": ".sequence_embedder",
-    "SequenceScores": "..evaluate.score",
-    "VariantScores": ".variants.scorer",
-    "attribute": ".attribution",
-    "embed": ".embedding",
-    "generate": ".generation.generate",
-    "predict": ".prediction",
-    "saturate": ".saturation",
-    "score_sequences": "..evaluate.score",
-    "score_variants": ".variants.scorer",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Import a public name on first use, so that a command's help never imports torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_HOME[name], __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

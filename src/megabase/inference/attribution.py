@@ -16,19 +16,28 @@ for A, C, G, T, and the output f is a function of X.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Unpack, cast, get_args
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from megabase.errors import InputError, MissingDependencyError
+from megabase.data.sources import Sequence as Given
+from megabase.data.sources import SequenceInput, genome_store, region_columns
+from megabase.errors import InputError, MissingDependencyError, OutputError
+from megabase.evaluate.provenance import Provenance
 from megabase.evaluate.sequences import codes_of
 from megabase.genome import alphabet
+from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, map_sequences
+from megabase.inference.tracks import Run, require_bigwig, write_bigwig
+from megabase.inference.writers import merge_tables, require_suffix, write_npz
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import (
     ModelSpec,
@@ -50,7 +59,10 @@ BASELINES: tuple[str, ...] = get_args(Baseline)
 every position. (An embedding of zeros is no baseline: the norm layers are steep around it.)"""
 
 Codes = NDArray[np.uint8]
-_LOG_LIKELIHOOD = "log-likelihood"
+_LOG_LIKELIHOOD = "log-likelihood"  # name of the output of a language model
+_SUFFIXES = (".parquet", ".npz", ".bw", ".bigwig")  # formats that hold a number for each base
+_CHUNK_BASES = 1 << 16  # each base is read some 64 times, so a chunk is as long as of other verbs
+_CHUNK_SEQUENCES = 256  # likewise
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,7 +131,7 @@ class Attributor:
         method: Method = "integrated_gradients",
         baseline: Baseline = "uniform",
         steps: int = 64,
-        batch_tokens: int = 1 << 15,
+        batch_tokens: int = BATCH_TOKENS // 2,
         device: str | torch.device | None = None,
     ) -> None:
         for name, value, known in (
@@ -334,23 +346,140 @@ def _require_captum() -> None:
 
 
 def attribute(
-    model: ModelSpec | Attributor, sequences: Iterable[str | Codes], **options: Any
-) -> Sequence[Attribution]:
-    """Attribute an output of a model to the bases of sequences.
+    model: ModelSpec | Attributor,
+    sequences: Iterable[str | Codes],
+    *,
+    target: str | int | None = None,
+    method: Method = "integrated_gradients",
+    baseline: Baseline = "uniform",
+    steps: int = 64,
+    batch_tokens: int = BATCH_TOKENS // 2,
+    device: str | torch.device | None = None,
+) -> list[Attribution]:
+    """Attribute an output of a model to the bases of sequences, one by one.
 
     Parameters
     ----------
     model
-        As for :class:`Attributor`, or one that is ready.
+        As for :class:`Attributor`; or an attributor, whose own options then hold.
     sequences
         Letters, or base codes.
-    **options
-        Those of :class:`Attributor`.
+    target, method, baseline, steps, batch_tokens, device
+        As for :class:`Attributor`.
+    """
+    ready = model if isinstance(model, Attributor) else Attributor(
+        model, target=target, method=method, baseline=baseline, steps=steps,
+        batch_tokens=batch_tokens, device=device,
+    )  # fmt: skip
+    return [ready(one) for one in codes_of(sequences)]
+
+
+def attribute_file(
+    model: ModelSpec,
+    source: SequenceInput | str | Path,
+    output: str | Path,
+    *,
+    target: str | int | None = None,
+    method: Method = "integrated_gradients",
+    baseline: Baseline = "uniform",
+    steps: int = 64,
+    **running: Unpack[RunOptions],
+) -> Path:
+    """Attribute an output of a model to the bases of a file of sequences.
+
+    Parameters
+    ----------
+    model, target, method, baseline, steps
+        As for :class:`Attributor`.
+    source
+        What is read.
+    output
+        ``.parquet``: a row for each sequence with lists ``values`` (a number for each base) and
+        ``letters`` (four for each base, A, C, G, T). ``.npz``: the same end to end, with offsets.
+        ``.bw``: the values along the genome, for BED input in its order without overlap.
+    **running
+        See :class:`megabase.inference.jobs.RunOptions`.
 
     Returns
     -------
-    list of Attribution
-        One for each sequence.
+    pathlib.Path
+        The output.
+
+    Raises
+    ------
+    MegabaseError
+        For input, a model or an output that cannot be used.
     """
-    ready = model if isinstance(model, Attributor) else Attributor(model, **options)
-    return [ready(one) for one in codes_of(sequences)]
+    suffix = require_suffix(output, _SUFFIXES)
+    given = source if isinstance(source, SequenceInput) else SequenceInput(source)
+    if suffix in (".bw", ".bigwig"):
+        require_bigwig()
+        if given.found_kind != "bed":
+            raise OutputError(
+                f"{output}: a track needs positions in a genome; give a BED file, or write Parquet "
+                "or npz"
+            )
+    make = partial(
+        Attributor, model, target=target, method=method, baseline=baseline, steps=steps,
+        batch_tokens=running.get("batch_tokens", BATCH_TOKENS // 2),
+    )  # fmt: skip
+
+    def describe(ready: Attributor) -> dict[str, Any]:
+        return {
+            "target": ready.target_name, "method": method, "baseline": baseline, "steps": steps,
+        }  # fmt: skip
+
+    def merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
+        if suffix == ".parquet":
+            merge_tables(parts, target, provenance)
+        elif suffix == ".npz":
+            _write_npz(parts, target, provenance)
+        else:
+            with genome_store(str(given.genome)) as store:
+                contigs = {contig.name: contig.length for contig in store.contigs}
+            write_bigwig(target, contigs, _runs(parts))
+
+    chunks = partial(SequenceInput.chunks, bases=_CHUNK_BASES, most=_CHUNK_SEQUENCES)
+    work = Work(_rows, make, chunks)
+    return map_sequences("attribute", work, given, output, describe, merge, **running)
+
+
+def _rows(ready: Attributor, chunk: list[Given]) -> pl.DataFrame:
+    """Give a row for each sequence."""
+    found = [ready(item.codes, item.name) for item in chunk]
+    floats = pl.List(pl.Float32)
+    return pl.DataFrame(region_columns(chunk)).with_columns(
+        pl.Series("output", [one.output for one in found]),
+        pl.Series("baseline_output", [one.baseline_output for one in found]),
+        pl.Series("gap", [one.gap for one in found]),
+        pl.Series("values", [one.values.tolist() for one in found], dtype=floats),
+        pl.Series("letters", [one.letters.ravel().tolist() for one in found], dtype=floats),
+    )
+
+
+def _write_npz(parts: list[Path], target: Path, provenance: Provenance) -> None:
+    """Write all sequences end to end."""
+    frame = pl.concat([pl.read_parquet(part, glob=False) for part in parts])
+    lengths = frame["length"].to_numpy()
+    write_npz(
+        target,
+        {
+            "names": np.array(frame["name"].to_list(), dtype=np.str_),
+            "offsets": np.concatenate(([0], np.cumsum(lengths))),
+            "values": frame["values"].explode().to_numpy(),
+            "letters": frame["letters"].explode().to_numpy().reshape(-1, 4),
+            "output": frame["output"].to_numpy(),
+            "baseline_output": frame["baseline_output"].to_numpy(),
+            "gap": frame["gap"].to_numpy(),
+            "megabase": np.array(provenance.to_json()),
+        },
+    )
+
+
+def _runs(parts: list[Path]) -> Iterator[Run]:
+    """Give the numbers of each interval in the order of the genome."""
+    columns = ["contig", "start", "strand", "values"]
+    for part in parts:
+        for contig, start, strand, values in pl.read_parquet(part, columns=columns).iter_rows():
+            along = np.array(values, dtype=np.float32)
+            yield Run(contig, start, along[::-1] if strand == "-" else along)

@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megabase.data.sources import Sequence as Given
+from megabase.data.sources import SequenceInput, region_columns
 from megabase.errors import InputError
-from megabase.evaluate.provenance import Provenance
 from megabase.evaluate.sequences import Stitch, codes_of, plan_windows, run_batched
 from megabase.genome.alphabet import encode, reverse_complement
-from megabase.inference.input_stream import SequenceInput, region_columns
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, map_sequences
-from megabase.inference.matrix_files import check_matrix_target, matrix_frame, merge_matrix
+from megabase.inference.writers import matrix_frame, merge_matrix, require_matrix
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import ModelSpec, inference_mode, load
 
@@ -393,7 +392,7 @@ def embed_file(
     source
         What is read.
     output
-        Its ending says the format (:data:`megabase.inference.matrix_files.MATRIX_SUFFIXES`).
+        Its ending says the format (:data:`megabase.inference.writers.MATRIX_SUFFIXES`).
     layer, long, strands
         As for :class:`Embedder`.
     pooling
@@ -411,7 +410,7 @@ def embed_file(
     MegabaseError
         For input, a model or an output that cannot be used.
     """
-    check_matrix_target(Path(output))
+    require_matrix(output)
     per_base = pooling == "none"
     make = partial(
         Embedder, model, layer=layer, pooling="mean" if per_base else pooling, long=long,
@@ -419,14 +418,14 @@ def embed_file(
     )  # fmt: skip
     chunks = partial(SequenceInput.chunks, bases=_CHUNK_BASES, most=_CHUNK_SEQUENCES)
 
-    def describe(source: SequenceInput, ready: Embedder) -> Provenance:
-        return source.provenance(
-            "embed", ready.name, ready.digest,
-            layer=ready.layer, pooling=pooling, long=long, both_strands=ready.both_strands,
-        )  # fmt: skip
+    def describe(ready: Embedder) -> dict[str, Any]:
+        return {
+            "layer": ready.layer, "pooling": pooling, "long": long,
+            "both_strands": ready.both_strands,
+        }  # fmt: skip
 
     work = Work(_per_base if per_base else _pooled, make, chunks)
-    return map_sequences(work, source, output, describe, merge_matrix, **running)
+    return map_sequences("embed", work, source, output, describe, merge_matrix, **running)
 
 
 def _pooled(ready: Embedder, chunk: list[Given]) -> pl.DataFrame:

@@ -27,16 +27,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from megabase.data.sources import genome_store
+from megabase.data.sources import SequenceInput, genome_store
 from megabase.errors import InputError, InputWarning, MegabaseError, ResumableError
-from megabase.evaluate.provenance import Provenance
+from megabase.evaluate.provenance import Provenance, file_digest
 from megabase.genome.files import is_stream, writing
-from megabase.inference.input_stream import SequenceInput
 from megabase.inference.parts import PartFolder, refuse_existing
 from megabase.models.loading import choose_device, threads
-
-__all__ = ["BATCH_TOKENS", "Progress", "RunOptions", "Share", "Work", "check_run", "map_file",
-           "map_sequences"]  # fmt: skip
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, items done, and items in all (None while unknown)."""
@@ -51,7 +47,22 @@ BATCH_TOKENS = 1 << 16
 """Positions of a forward pass: a small model then keeps a CPU or a GPU busy in a few GB."""
 
 
-class RunOptions(TypedDict, total=False):
+class PassOptions(TypedDict, total=False):
+    """How a model is run; the result does not depend on it.
+
+    Parameters
+    ----------
+    batch_tokens
+        About how many positions a forward pass takes: time and memory.
+    device
+        Where a model that is loaded goes: ``cpu``, ``cuda``, ``cuda:1``, ...
+    """
+
+    batch_tokens: int
+    device: str | None
+
+
+class RunOptions(PassOptions, total=False):
     """How the work on a file is done; the output does not depend on it.
 
     Parameters
@@ -66,17 +77,15 @@ class RunOptions(TypedDict, total=False):
     resume, overwrite
         As for :meth:`megabase.inference.parts.PartFolder.open`.
     batch_tokens
-        About how many positions a forward pass takes: time and memory (not for ``generate``).
+        As for :class:`PassOptions`; not for ``generate``.
     progress
         Called now and then.
     """
 
     workers: int | None
-    device: str | None
     threads: int
     resume: bool
     overwrite: bool
-    batch_tokens: int
     progress: Progress | None
 
 
@@ -210,10 +219,11 @@ def map_file(
 
 
 def map_sequences(
+    verb: str,
     work: Work,
     source: SequenceInput | str | Path,
     output: str | Path,
-    describe: Callable[[SequenceInput, Any], Provenance],
+    describe: Callable[[Any], dict[str, Any]],
     merge: Callable[[list[Path], Path, Provenance], object],
     **running: Unpack[RunOptions],
 ) -> Path:
@@ -223,28 +233,62 @@ def map_sequences(
 
     Parameters
     ----------
+    verb
+        Its name, for the provenance.
     work
-        As for :func:`map_file`, but ``chunks`` is called with the input; an InputError of ``verb``
-        is given the name of the file.
+        As for :func:`map_file`, but ``chunks`` is called with the input; an InputError of
+        ``work.verb`` is given the name of the file.
     source
         The input, or the path of one that needs no genome.
     output, merge, **running
         As for :func:`map_file`.
     describe
-        Called with the input and what ``work.make`` gave.
+        Called with what ``work.make`` gave; gives the options, all that changes a number.
     """
     if not isinstance(source, SequenceInput):
-        source = SequenceInput(str(source))
+        source = SequenceInput(source)
+    check_run(output, **running)
     with contextlib.ExitStack() as stack:
         if source.genome is not None:
             store = stack.enter_context(genome_store(source.genome))
-            source = replace(source, genome=str(store.path))
+            source = replace(source, genome=store.path)
         ours = replace(
             work,
             verb=partial(_naming_the_file, work.verb, Path(source.path).name),
             chunks=partial(work.chunks, source),
         )
-        return map_file(ours, output, partial(describe, source), merge, **running)
+
+        def provenance(ready: Any) -> Provenance:
+            return provenance_of(verb, ready, source, describe(ready))
+
+        return map_file(ours, output, provenance, merge, **running)
+
+
+def provenance_of(
+    verb: str, ready: Any, source: SequenceInput, options: Mapping[str, Any]
+) -> Provenance:
+    """Give what an output is made from.
+
+    Parameters
+    ----------
+    verb, options
+        What was done, and all that changes a number.
+    ready
+        The model: ``name`` and ``digest``.
+    source
+        The input.
+    """
+    name: str | None = None
+    checksum: str | None = None
+    if source.genome is not None:
+        with genome_store(source.genome) as store:
+            name, checksum = store.name, store.checksum
+    if source.found_kind == "vcf":
+        options = {**options, "window": source.window}
+    if source.column is not None:
+        options = {**options, "sequence": source.column}
+    inputs = {Path(source.path).name: file_digest(source.path)}
+    return Provenance(verb, ready.name, ready.digest, name, checksum, inputs, options)
 
 
 def _naming_the_file(verb: Callable[[Any, Any], Part], name: str, ready: Any, chunk: Any) -> Part:
@@ -323,9 +367,7 @@ def _work(
 
 def _write_part(result: Part, path: Path) -> None:
     """Write the result of a chunk."""
-    if callable(result):
-        result(path)
-    elif isinstance(result, pl.DataFrame):
+    if isinstance(result, pl.DataFrame):
         result.write_parquet(path)
     elif isinstance(result, str):
         path.write_text(result, encoding="utf-8")

@@ -5,18 +5,25 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from megabase.data.sources import Sequence as Given
+from megabase.data.sources import SequenceInput, region_columns
 from megabase.errors import InputError
 from megabase.evaluate.sequences import Span, Stitch, codes_of, plan_windows, run_batched
 from megabase.genome.alphabet import BASE_BITS, PAD, reverse_complement
 from megabase.genome.interval import one_based
+from megabase.inference.embedding import Averaged
+from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, map_sequences
+from megabase.inference.writers import merge_tables, require_suffix
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import ModelSpec, inference_mode, load
 from megabase.models.tokenizers.encoder import TokenBatch
@@ -25,6 +32,9 @@ __all__ = ["Predictions", "Predictor", "predict"]
 
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+
+_CHUNK_BASES = 1 << 20  # seconds of work on a CPU: what an interrupted run loses at most
+_CHUNK_SEQUENCES = 4096  # so that short sequences make chunks for several processes too
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,10 +72,10 @@ class Predictions:
 
         When several may hold, those above one half, joined by commas; empty for a regression.
         """
-        return labels_of(self.values, self.classes, self.problem)
+        return _labels(self.values, self.classes, self.problem)
 
 
-def labels_of(values: Floats, classes: Sequence[str], problem: str) -> tuple[str, ...]:
+def _labels(values: Floats, classes: Sequence[str], problem: str) -> tuple[str, ...]:
     """Name the class of each row of probabilities, as :attr:`Predictions.labels`."""
     if problem == "regression":
         return ("",) * len(values)
@@ -87,9 +97,9 @@ class Predictor:
         ours with a head for sequences or for bases; with a prompt, the model that it was made for.
     prompt
         Folder of ``megabase prompt``.
-    both_strands
-        Average the outputs (logits) of both strands. When None as the figures of the model's
-        training were taken (``head.strand_average``).
+    strands
+        ``"both"`` averages the outputs (logits) of both strands, ``"forward"`` reads the given one.
+        When None as the metrics of the model's training were taken (``head.strand_average``).
     batch_tokens
         About how many positions a forward pass takes: time and memory, not the result.
     device
@@ -106,8 +116,8 @@ class Predictor:
         spec: ModelSpec,
         *,
         prompt: str | Path | None = None,
-        both_strands: bool | None = None,
-        batch_tokens: int = 1 << 16,
+        strands: Averaged | None = None,
+        batch_tokens: int = BATCH_TOKENS,
         device: str | torch.device | None = None,
     ) -> None:
         self._loaded = loaded = load(spec, prompt=prompt, device=device)
@@ -123,7 +133,9 @@ class Predictor:
         one = "regression" if len(self.classes) == 1 else "single_label_classification"
         self.problem: str = problem or one
         self.batch_tokens = batch_tokens
-        self.both_strands: bool = loaded.both_strands if both_strands is None else both_strands
+        if strands not in (None, "forward", "both"):
+            raise InputError(f"strands is one of forward, both; found {strands!r}")
+        self.both_strands = loaded.both_strands if strands is None else strands == "both"
         if self.both_strands and self.by_base and not loaded.encoder.per_base:
             raise InputError(
                 f"{self.name} labels tokens of several bases, which do not lie alike on both "
@@ -357,30 +369,90 @@ def _turned_back(logits: Tensor, bases: Tensor) -> Tensor:
 
 
 def predict(
-    model: ModelSpec | Predictor, sequences: Iterable[str | Codes], **options: Any
+    model: ModelSpec | Predictor,
+    sequences: Iterable[str | Codes],
+    *,
+    prompt: str | Path | None = None,
+    strands: Averaged | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    device: str | torch.device | None = None,
 ) -> Predictions:
     """Predict the labels of sequences.
 
     Parameters
     ----------
     model
-        As for :class:`Predictor`, or one that is ready.
+        As for :class:`Predictor`; or a predictor, whose own options then hold.
     sequences
         Letters, or base codes.
-    **options
-        Those of :class:`Predictor`.
-
-    Returns
-    -------
-    Predictions
+    prompt, strands, batch_tokens, device
+        As for :class:`Predictor`.
 
     Raises
     ------
     MegabaseError
         For a model or sequences that cannot be used.
     """
-    ready = model if isinstance(model, Predictor) else Predictor(model, **options)
+    ready = model if isinstance(model, Predictor) else Predictor(
+        model, prompt=prompt, strands=strands, batch_tokens=batch_tokens, device=device
+    )  # fmt: skip
     values = ready.sequences(codes_of(sequences))
     return Predictions(
         values, ready.classes, ready.problem, ready.name, ready.digest, ready.both_strands
     )
+
+
+def predict_file(
+    model: ModelSpec,
+    source: SequenceInput | str | Path,
+    output: str | Path,
+    *,
+    prompt: str | Path | None = None,
+    strands: Averaged | None = None,
+    **running: Unpack[RunOptions],
+) -> Path:
+    """Predict the labels of the sequences of a file, into Parquet or TSV.
+
+    Parameters
+    ----------
+    model, prompt, strands
+        As for :class:`Predictor`.
+    source
+        What is read.
+    output
+        One row for each sequence, with its label and a probability for each class.
+    **running
+        See :class:`megabase.inference.jobs.RunOptions`.
+
+    Returns
+    -------
+    pathlib.Path
+        The output.
+
+    Raises
+    ------
+    MegabaseError
+        For input, a model or an output that cannot be used.
+    """
+    require_suffix(output)
+    make = partial(
+        Predictor, model, prompt=prompt, strands=strands,
+        batch_tokens=running.get("batch_tokens", BATCH_TOKENS),
+    )  # fmt: skip
+    chunks = partial(SequenceInput.chunks, bases=_CHUNK_BASES, most=_CHUNK_SEQUENCES)
+    return map_sequences(
+        "predict", Work(_rows, make, chunks), source, output,
+        lambda ready: {"both_strands": ready.both_strands}, merge_tables, **running,
+    )  # fmt: skip
+
+
+def _rows(ready: Predictor, chunk: list[Given]) -> pl.DataFrame:
+    """Give a row for each sequence."""
+    values = ready.sequences([item.codes for item in chunk], [item.name for item in chunk])
+    columns = region_columns(chunk)
+    if ready.problem != "regression":
+        columns["label"] = list(_labels(values, ready.classes, ready.problem))
+    prefix = "" if ready.problem == "regression" else "p_"
+    for number, name in enumerate(ready.classes):
+        columns[f"{prefix}{name}"] = values[:, number]
+    return pl.DataFrame(columns)

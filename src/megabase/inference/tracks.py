@@ -1,10 +1,12 @@
-"""Numbers along a genome as bigWig, and stretches above a threshold as BED."""
+"""Numbers along a genome as bigWig, and regions above a threshold as BED."""
 
 from __future__ import annotations
 
+import mmap
+import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +14,13 @@ from numpy.typing import NDArray
 from megabase.errors import MissingDependencyError, OutputError
 from megabase.genome.files import writing
 
-__all__ = ["Call", "Run", "call_stretches", "require_bigwig", "runs_of", "write_bigwig"]
+_MAGIC, _TREE, _INDEX = 0x888FFC26, 0x78CA8C91, 0x2468ACE0  # of a bigWig, its contigs, its blocks
+_NODES = 1_000_000  # of a tree: the index of a human genome, one entry a base pair, has fewer
+_SHRINK = 1_100  # deflate shrinks at most 1,032 times
+_KEY_BYTES = 4_096  # of a contig name: far more than any has
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """Numbers of neighbouring bases.
 
     Parameters
@@ -26,7 +30,7 @@ class Run:
     start
         0-based index of the first base.
     values
-        float (n,); NaN where there is none.
+        float32 (n,); NaN where there is none.
     """
 
     contig: str
@@ -34,9 +38,8 @@ class Run:
     values: NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Call:
-    """A stretch whose bases all reach a threshold: 0-based half-open, with the mean of them."""
+class Call(NamedTuple):
+    """A region whose bases all reach a threshold: 0-based half-open, with the mean of them."""
 
     contig: str
     start: int
@@ -45,40 +48,17 @@ class Call:
 
 
 def require_bigwig(purpose: str = "writing bigWig") -> None:
-    """Raise a clear error when the package for bigWig files is missing.
-
-    Parameters
-    ----------
-    purpose
-        What needs it, for the message.
+    """Refuse `purpose`, which needs the package for bigWig files, when that is missing.
 
     Raises
     ------
     MissingDependencyError
-        Naming the extra that brings the writer.
+        Naming the extra that brings it.
     """
     try:
         import pybigtools  # noqa: F401
     except ImportError:
         raise MissingDependencyError("pybigtools", "tracks", purpose) from None
-
-
-def runs_of(values: NDArray[np.float32]) -> Iterator[tuple[int, int, float]]:
-    """Give stretches of one value, as (first, after the last, value); NaN is left out.
-
-    Examples
-    --------
-    >>> list(runs_of(np.array([1, 1, np.nan, 2], dtype=np.float32)))
-    [(0, 2, 1.0), (3, 4, 2.0)]
-    """
-    if not len(values):
-        return
-    changes = np.flatnonzero(values[1:] != values[:-1]) + 1  # NaN differs from itself: its own run
-    bounds = np.concatenate(([0], changes, [len(values)]))
-    for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        value = float(values[first])
-        if not np.isnan(value):
-            yield first, last, value
 
 
 def write_bigwig(path: Path, contigs: Mapping[str, int], runs: Iterable[Run]) -> None:
@@ -87,7 +67,7 @@ def write_bigwig(path: Path, contigs: Mapping[str, int], runs: Iterable[Run]) ->
     Parameters
     ----------
     path
-        File to write; written whole by the caller's care (beside its place, then renamed).
+        File to write; the caller gives it its place once it is whole.
     contigs
         Length of every contig of the genome.
     runs
@@ -96,8 +76,8 @@ def write_bigwig(path: Path, contigs: Mapping[str, int], runs: Iterable[Run]) ->
     Raises
     ------
     OutputError
-        When a run lies outside its contig or before one that was written, or the file cannot be
-        written.
+        When a run lies outside its contig or before one that was written, when there is no number,
+        or the file cannot be written.
     MissingDependencyError
         When pybigtools is not installed.
     """
@@ -105,53 +85,22 @@ def write_bigwig(path: Path, contigs: Mapping[str, int], runs: Iterable[Run]) ->
     import pybigtools
 
     name = path.name.rpartition(".tmp.")[2]  # what it will be called
-
-    def entries() -> Iterator[tuple[str, int, int, float]]:
-        contig, reached, finished = "", 0, set[str]()
-        for run in runs:
-            if run.contig != contig:
-                finished.add(contig)
-                contig, reached = run.contig, 0
-            length = contigs.get(run.contig, 0)
-            if run.contig in finished or run.start < reached:
-                raise OutputError(
-                    f"{name}: {run.contig}:{run.start + 1:,} comes after a later place; "
-                    "tracks are written in the order of the genome, without overlap"
-                )
-            reached = run.start + len(run.values)
-            if reached > length:
-                raise OutputError(
-                    f"{name}: {run.contig}:{run.start + 1:,}-{reached:,} reaches past the end "
-                    f"of the contig ({length:,})"
-                )
-            for first, last, value in runs_of(run.values):
-                yield run.contig, run.start + first, run.start + last, value
-
+    entries = _entries(name, contigs, runs)
+    first = next(entries, None)
+    if first is None:
+        raise OutputError(f"{name}: there is no number to write")
     # The writer swallows what its input raises, so the error is kept and raised again.
     failure: list[BaseException] = []
 
     def guarded() -> Iterator[tuple[str, int, int, float]]:
         try:
-            yield from entries()
+            yield first
+            yield from entries
         except BaseException as error:  # noqa: BLE001
             failure.append(error)
 
-    used: list[tuple[str, int, int, float]] = []
-    stream = guarded()
-    for entry in stream:
-        used.append(entry)
-        break
-    if failure:
-        raise failure[0]
-    if not used:
-        raise OutputError(f"{name}: there is no number to write")
-
-    def all_entries() -> Iterator[tuple[str, int, int, float]]:
-        yield used[0]
-        yield from stream
-
     try:
-        pybigtools.open(str(path), "w").write(dict(contigs), all_entries())
+        pybigtools.open(str(path), "w").write(dict(contigs), guarded())
     except (OSError, ValueError, RuntimeError) as error:
         if failure:
             raise failure[0] from error
@@ -161,27 +110,54 @@ def write_bigwig(path: Path, contigs: Mapping[str, int], runs: Iterable[Run]) ->
         raise failure[0]
 
 
-def call_stretches(
+def _entries(
+    name: str, contigs: Mapping[str, int], runs: Iterable[Run]
+) -> Iterator[tuple[str, int, int, float]]:
+    """Give the stretches of one value of all runs, which are checked for their order."""
+    contig, reached, finished = "", 0, set[str]()
+    for run in runs:
+        if run.contig != contig:
+            finished.add(contig)
+            contig, reached = run.contig, 0
+        length = contigs.get(run.contig, 0)
+        if run.contig in finished or run.start < reached:
+            raise OutputError(
+                f"{name}: {run.contig}:{run.start + 1:,} comes after a later position; "
+                "tracks are written in the order of the genome, without overlap"
+            )
+        reached = run.start + len(run.values)
+        if reached > length:
+            raise OutputError(
+                f"{name}: {run.contig}:{run.start + 1:,}-{reached:,} reaches past the end "
+                f"of the contig ({length:,})"
+            )
+        if not len(run.values):
+            continue
+        changes = np.flatnonzero(run.values[1:] != run.values[:-1]) + 1  # NaN differs from itself
+        bounds = np.concatenate(([0], changes, [len(run.values)]))
+        for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            value = float(run.values[first])
+            if not np.isnan(value):
+                yield run.contig, run.start + first, run.start + last, value
+
+
+def call_regions(
     runs: Iterable[Run], threshold: float, *, shortest: int = 1, join: int = 0
 ) -> Iterator[Call]:
-    """Call stretches whose bases reach a threshold.
+    """Call regions whose bases reach a threshold.
 
     Parameters
     ----------
     runs
-        In the order of the genome, without overlap; neighbours may touch, and a stretch goes on
+        In the order of the genome, without overlap; neighbours may touch, and a region goes on
         over the border.
     threshold
         Smallest number of a base that counts.
     shortest
-        Shortest stretch in bases, after joining.
+        Shortest region in bases, after joining.
     join
-        Stretches with at most so many bases between them become one. The mean is over the bases
+        Regions with at most this many bases between them become one. The mean is over the bases
         that count.
-
-    Yields
-    ------
-    Call
     """
     contig, start, end, total, count = "", 0, 0, 0.0, 0
 
@@ -200,3 +176,66 @@ def call_stretches(
                 contig, start, total, count = run.contig, begin, 0.0, 0
             end, total, count = stop, total + amount, count + (stop - begin)
     yield from finished()
+
+
+def check_bigwig(path: Path) -> None:
+    """Compare the offsets and sizes of a bigWig file with its size, before a reader allocates them.
+
+    Raises
+    ------
+    ValueError, struct.error, OSError
+        When it is no little-endian bigWig file, or claims more than it can hold.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+        size = len(raw)
+        magic, _, zooms, tree, _, index, *_, buffer, _ = struct.unpack_from("<IHHQQQHHQQIQ", raw)
+        if magic != _MAGIC:
+            raise ValueError("not a bigWig file")
+        magic, _, key, value, count = struct.unpack_from("<IIIIQ", raw, tree)
+        if magic != _TREE or not 0 < key <= _KEY_BYTES or value != 8 or count * 8 > size:
+            raise ValueError("its list of contigs is damaged")
+        _check_tree(raw, tree + 32, key, count)
+        largest = _check_index(raw, index)
+        for zoom in range(zooms):
+            *_, start = struct.unpack_from("<IIQQ", raw, 64 + 24 * zoom)
+            largest = max(largest, _check_index(raw, start))
+        if buffer > _SHRINK * largest + (1 << 20):
+            raise ValueError(f"blocks of {largest:,} bytes claim {buffer:,} bytes")
+
+
+def _check_tree(raw: Any, start: int, key: int, count: int) -> None:
+    """Walk the contigs: a tree whose nodes lie in the file, each seen once."""
+    left, found, seen = [start], 0, set[int]()
+    while left:
+        at = left.pop()
+        leaf, _, items = struct.unpack_from("<BBH", raw, at)
+        if at in seen or len(seen) > _NODES or at + 4 + items * (key + 8) > len(raw):
+            raise ValueError("its list of contigs is damaged")
+        seen.add(at)
+        found += items if leaf else 0
+        for item in range(0 if leaf else items):
+            left += struct.unpack_from("<Q", raw, at + 4 + item * (key + 8) + key)
+    if found != count:
+        raise ValueError(f"it lists {found:,} contigs and claims {count:,}")
+
+
+def _check_index(raw: Any, root: int) -> int:
+    """Walk an index of blocks; give the size of the largest."""
+    if struct.unpack_from("<I", raw, root)[0] != _INDEX:
+        raise ValueError("its index is damaged")
+    left, largest, seen = [root + 48], 0, set[int]()
+    while left:
+        at = left.pop()
+        leaf, _, items = struct.unpack_from("<BBH", raw, at)
+        if at in seen or len(seen) > _NODES:
+            raise ValueError("its index is damaged")
+        seen.add(at)
+        for item in range(items):
+            if not leaf:
+                left += struct.unpack_from("<Q", raw, at + 4 + item * 24 + 16)
+                continue
+            start, length = struct.unpack_from("<QQ", raw, at + 4 + item * 32 + 16)
+            if start + length > len(raw):
+                raise ValueError(f"a block of {length:,} bytes lies outside the file")
+            largest = max(largest, length)
+    return largest

@@ -271,8 +271,7 @@ def read_track(
 
 def _bigwig_track(path: str, name: str, regions: Sequence[Interval]) -> SignalTrack:
     """Read the numbers of a bigWig file."""
-    from megabase.inference.bigwig import check_bigwig
-    from megabase.inference.tracks import require_bigwig
+    from megabase.inference.tracks import check_bigwig, require_bigwig
 
     require_bigwig("reading bigWig")
     import pybigtools

@@ -155,7 +155,7 @@ def check_heat_map(path: Path, bases: int, overwrite: bool = False) -> None:
     if bases > MOST_HEAT_MAP:
         raise ReportError(
             f"{path}: a heat map shows up to {MOST_HEAT_MAP} bases, found {bases:,}; choose a "
-            "shorter region, or draw up to 2,000 in a page with megabase report --saturate"
+            "shorter region, or draw up to 2,000 in a page with megabase report --ism"
         )
     check_letters(path, bases, MOST_HEAT_MAP, "a heat map", overwrite)
 

@@ -11,6 +11,7 @@ from typing import Any, Unpack
 
 import torch
 
+from megabase.data.sources import SequenceInput
 from megabase.errors import InputError
 from megabase.evaluate.provenance import Provenance
 from megabase.genome.files import is_stream
@@ -21,9 +22,8 @@ from megabase.inference.generation.generate import (
     SequenceGenerator,
     prompt_chunks,
 )
-from megabase.inference.input_stream import SequenceInput
-from megabase.inference.jobs import Progress, RunOptions, Work, map_file
-from megabase.inference.tables import require_table_suffix
+from megabase.inference.jobs import Progress, RunOptions, Work, map_file, provenance_of
+from megabase.inference.writers import require_suffix
 from megabase.models.loading import ModelSpec, choose_device, load
 
 __all__ = ["generate_file", "generate_records"]
@@ -108,7 +108,7 @@ def generate_file(
     """
     output, options = Path(output), options or GenerateOptions()
     if not is_stream(output):
-        require_table_suffix(output, _FASTA_SUFFIXES)
+        require_suffix(output, _FASTA_SUFFIXES)
     show = running.get("progress")
     bases = _Bases(show)
     if show is not None:
@@ -217,7 +217,7 @@ def _describe(prompts: str | SequenceInput, generator: SequenceGenerator) -> Pro
     model, options = generator.model, asdict(generator.options)
     options["stop"] = list(generator.options.stop)
     if isinstance(prompts, SequenceInput):
-        return prompts.provenance("generate", model.name, model.digest, **options)
+        return provenance_of("generate", model, prompts, options)
     options["prompt"] = prompts
     return Provenance("generate", model.name, model.digest, options=options)
 

@@ -25,7 +25,6 @@ from megabase.genome.vcf import (
     why_unusable,
 )
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, check_run, map_file
-from megabase.inference.tables import TABLE_SUFFIXES, merge_tables, require_table_suffix
 from megabase.inference.variants.scorer import VariantOptions, VariantScorer, variant_table
 from megabase.inference.variants.vcf_output import (
     VCF_SUFFIXES,
@@ -37,6 +36,7 @@ from megabase.inference.variants.vcf_output import (
     require_new_keys,
     require_prefix,
 )
+from megabase.inference.writers import TABLE_SUFFIXES, merge_tables, require_suffix
 from megabase.models.loading import ModelSpec, load
 
 __all__ = ["Survey", "score_variants_file", "survey"]
@@ -153,7 +153,7 @@ def score_variants_file(
         was made for another assembly.
     """
     source, output, options = Path(variants), Path(output), options or VariantOptions()
-    require_table_suffix(output, (*VCF_SUFFIXES, *TABLE_SUFFIXES))
+    require_suffix(output, (*VCF_SUFFIXES, *TABLE_SUFFIXES))
     require_prefix(prefix)
     check_run(output, **running)
     found: Survey | None = None

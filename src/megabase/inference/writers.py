@@ -1,7 +1,7 @@
-"""Rows with vectors in files: Parquet, npy, npz, zarr or AnnData, merged from parts on disk.
+"""Outputs merged from parts on disk: tables, and rows with vectors in the formats of matrices.
 
-A part is Parquet: columns that say what a row is, and ``embedding``, a fixed-size list of float32.
-Merging never holds more than one part, whatever the size of the whole.
+A part is Parquet. Merging never holds more than one part, whatever the size of the whole. Rows with
+vectors have columns that say what a row is, and ``embedding``, a fixed-size list of float32.
 """
 
 from __future__ import annotations
@@ -17,26 +17,38 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from megabase.errors import MissingDependencyError
+from megabase.errors import MissingDependencyError, OutputError
 from megabase.evaluate.provenance import Provenance
-from megabase.inference.tables import merge_tables, require_table_suffix
 
-__all__ = [
-    "MATRIX_SUFFIXES",
-    "VECTOR",
-    "check_matrix_target",
-    "matrix_frame",
-    "merge_matrix",
-    "write_npz",
-]
-
+TABLE_SUFFIXES = (".parquet", ".tsv")
+"""Endings of tables."""
 MATRIX_SUFFIXES = (".parquet", ".npy", ".npz", ".zarr", ".h5ad")
-VECTOR = "embedding"
+"""Endings of rows with vectors."""
+VECTOR = "embedding"  # the column or array of the vectors, under the name of what they are
+_ROW_GROUP = 1 << 16  # rows that a reader of Parquet has to hold at once
+_DIGITS = 7  # in text: as many as a model that computes in 32 bits gives
+_ZARR_CHUNK = 1 << 22  # bytes: few files, each small enough to be read for a handful of rows
 _HDF5_SLACK = 1 << 14  # what HDF5 adds for one more array: headers and alignment
 
 
-def check_matrix_target(target: Path) -> str:
-    """Give the ending of an output, after checking that its format can be written here.
+def require_suffix(target: str | Path, suffixes: Sequence[str] = TABLE_SUFFIXES) -> str:
+    """Give the ending of an output, which says its format.
+
+    Raises
+    ------
+    OutputError
+        When it is none of `suffixes`.
+    """
+    for suffix in suffixes:
+        if Path(target).name.lower().endswith(suffix):
+            return suffix
+    raise OutputError(
+        f"{target}: the ending says the format; expected one of {', '.join(suffixes)}"
+    )
+
+
+def require_matrix(target: str | Path) -> str:
+    """Give the ending of an output of rows with vectors, once its format can be written here.
 
     Raises
     ------
@@ -45,7 +57,7 @@ def check_matrix_target(target: Path) -> str:
     MissingDependencyError
         When the package for the format is not installed.
     """
-    suffix = require_table_suffix(target, MATRIX_SUFFIXES)
+    suffix = require_suffix(target, MATRIX_SUFFIXES)
     package = {".zarr": "zarr", ".h5ad": "anndata"}.get(suffix)
     if package is not None:
         try:
@@ -53,6 +65,43 @@ def check_matrix_target(target: Path) -> str:
         except ImportError:
             raise MissingDependencyError(package, "anndata", f"writing {suffix}") from None
     return suffix
+
+
+def merge_tables(parts: Sequence[Path], target: Path, provenance: Provenance) -> None:
+    """Merge parts, in order, into Parquet or TSV by the ending of `target`.
+
+    Parquet has the provenance as JSON in its metadata under ``megabase``; TSV in its first line,
+    ``#megabase: {...}``, before the line of column names. A column of lists is written to TSV as
+    numbers with commas between, and numbers with a fraction have seven significant digits there.
+
+    Raises
+    ------
+    OutputError
+        When the ending is another.
+    """
+    suffix = require_suffix(target)
+    frame = pl.scan_parquet(list(parts), glob=False)
+    if suffix == ".parquet":
+        frame.sink_parquet(
+            target, row_group_size=_ROW_GROUP, metadata={"megabase": provenance.to_json()}
+        )
+        return
+    with target.open("wb") as file:
+        file.write(f"#megabase: {provenance.to_json()}\n".encode())
+        for number, part in enumerate(parts):
+            rows = pl.read_parquet(part, glob=False)
+            rows = rows.with_columns(_as_text(name, dtype) for name, dtype in rows.schema.items())
+            rows.write_csv(file, separator="\t", include_header=number == 0)
+
+
+def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
+    """Give a column as it stands in TSV."""
+    if isinstance(dtype, pl.List):
+        each = pl.element()
+        if dtype.inner.is_float():
+            each = each.round_sig_figs(_DIGITS)
+        return pl.col(name).list.eval(each.cast(pl.String).fill_null("nan")).list.join(",")
+    return pl.col(name).round_sig_figs(_DIGITS) if dtype.is_float() else pl.col(name)
 
 
 def matrix_frame(columns: dict[str, Any], vectors: NDArray[np.float32]) -> pl.DataFrame:
@@ -70,41 +119,36 @@ def merge_matrix(parts: Sequence[Path], target: Path, provenance: Provenance) ->
     as obs (texts as categories), the names made unique as obs_names, h0, h1, ... as var_names, and
     the JSON as ``uns["megabase"]``.
     """
-    suffix = require_table_suffix(target, MATRIX_SUFFIXES)
+    suffix = require_suffix(target, MATRIX_SUFFIXES)
     if suffix == ".parquet":
         merge_tables(parts, target, provenance)
         return
     frame = pl.scan_parquet(list(parts), glob=False)
-    rows = int(frame.select(pl.len()).collect().item())
     dtype: Any = frame.collect_schema()[VECTOR]
-    shape = (rows, int(dtype.size))
+    shape = (int(frame.select(pl.len()).collect().item()), int(dtype.size))
     if suffix == ".npy":
-        _write_npy(target, shape, parts)
+        with target.open("wb") as file:
+            _write_matrix(file, shape, parts)
         return
     columns = frame.drop(VECTOR).collect()
-    if suffix == ".npz":
-        _write_npz(target, shape, parts, columns, provenance)
-    elif suffix == ".zarr":
-        _write_zarr(target, shape, parts, columns, provenance)
-    else:
-        _write_h5ad(target, shape, parts, columns, provenance)
+    write = {".npz": _write_npz, ".zarr": _write_zarr, ".h5ad": _write_h5ad}[suffix]
+    write(target, shape, parts, columns, provenance.to_json())
 
 
-def _blocks(parts: Sequence[Path]) -> Iterator[NDArray[np.float32]]:
+def write_npz(target: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays as npz, the same bytes whenever it is done."""
+    with zipfile.ZipFile(target, "w") as archive:
+        _add_arrays(archive, arrays)
+
+
+def _blocks(parts: Sequence[Path]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Give the vectors of each part, with the rows that they are in the whole."""
+    first = 0
     for part in parts:
         vectors = pl.read_parquet(part, columns=[VECTOR], glob=False)[VECTOR]
-        yield np.ascontiguousarray(vectors.to_numpy(), dtype=np.float32)
-
-
-def _header(shape: tuple[int, int]) -> dict[str, Any]:
-    return {"descr": "<f4", "fortran_order": False, "shape": shape}
-
-
-def _write_npy(target: Path, shape: tuple[int, int], parts: Sequence[Path]) -> None:
-    with target.open("wb") as file:
-        np.lib.format.write_array_header_2_0(file, _header(shape))
-        for block in _blocks(parts):
-            file.write(block.tobytes())
+        block = np.ascontiguousarray(vectors.to_numpy(), dtype=np.float32)
+        yield slice(first, first + len(block)), block
+        first += len(block)
 
 
 def _plain(column: pl.Series) -> NDArray[Any]:
@@ -114,60 +158,52 @@ def _plain(column: pl.Series) -> NDArray[Any]:
     return column.to_numpy()
 
 
+def _write_matrix(file: Any, shape: tuple[int, int], parts: Sequence[Path]) -> None:
+    """Write the matrix in the format of npy."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_2_0(file, header)
+    for _, block in _blocks(parts):
+        file.write(block.tobytes())
+
+
 def _write_npz(
-    target: Path,
-    shape: tuple[int, int],
-    parts: Sequence[Path],
-    columns: pl.DataFrame,
-    provenance: Provenance,
+    target: Path, shape: tuple[int, int], parts: Sequence[Path], columns: pl.DataFrame, about: str
 ) -> None:
+    """Write matrix, columns and JSON as npz."""
     with zipfile.ZipFile(target, "w") as archive:
         with archive.open(_entry(VECTOR), "w", force_zip64=True) as file:
-            np.lib.format.write_array_header_2_0(file, _header(shape))
-            for block in _blocks(parts):
-                file.write(block.tobytes())
+            _write_matrix(file, shape, parts)
         small = {name: _plain(columns[name]) for name in columns.columns}
-        small["megabase"] = np.array(provenance.to_json())
-        _add_arrays(archive, small)
+        _add_arrays(archive, {**small, "megabase": np.array(about)})
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
-    # A fixed date: the same numbers give the same file, whenever it is written.
+    """Name an array; with a fixed date, so that the same numbers give the same file."""
     return zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
 
 
 def _add_arrays(archive: zipfile.ZipFile, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays into an open archive."""
     for name, values in arrays.items():
         with archive.open(_entry(name), "w", force_zip64=True) as file:
             np.lib.format.write_array(file, values, allow_pickle=False)
 
 
-def write_npz(target: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays as npz, the same bytes whenever it is done."""
-    with zipfile.ZipFile(target, "w") as archive:
-        _add_arrays(archive, arrays)
-
-
 def _write_zarr(
-    target: Path,
-    shape: tuple[int, int],
-    parts: Sequence[Path],
-    columns: pl.DataFrame,
-    provenance: Provenance,
+    target: Path, shape: tuple[int, int], parts: Sequence[Path], columns: pl.DataFrame, about: str
 ) -> None:
+    """Write matrix, columns and JSON as a zarr group."""
     import zarr
 
     group: Any = zarr.open_group(str(target), mode="w", zarr_format=2)
-    rows = max(1, min(shape[0], (1 << 22) // (4 * shape[1])))
+    rows = max(1, min(shape[0], _ZARR_CHUNK // (4 * shape[1])))
     matrix = group.create_array(VECTOR, shape=shape, dtype="f4", chunks=(rows, shape[1]))
-    first = 0
-    for block in _blocks(parts):
-        matrix[first : first + len(block)] = block
-        first += len(block)
+    for where, block in _blocks(parts):
+        matrix[where] = block
     for name in columns.columns:
         values = _plain(columns[name])
         group.create_array(name, shape=values.shape, dtype=values.dtype)[:] = values
-    group.attrs["megabase"] = json.loads(provenance.to_json())
+    group.attrs["megabase"] = json.loads(about)
 
 
 def _unique(names: Sequence[str]) -> list[str]:
@@ -188,12 +224,9 @@ def _unique(names: Sequence[str]) -> list[str]:
 
 
 def _write_h5ad(
-    target: Path,
-    shape: tuple[int, int],
-    parts: Sequence[Path],
-    columns: pl.DataFrame,
-    provenance: Provenance,
+    target: Path, shape: tuple[int, int], parts: Sequence[Path], columns: pl.DataFrame, about: str
 ) -> None:
+    """Write matrix, columns and JSON as AnnData."""
     import anndata
     import h5py
     import pandas as pd
@@ -212,7 +245,7 @@ def _write_h5ad(
         else:
             obs[name] = _plain(column)
     var = pd.DataFrame(index=index([f"h{i}" for i in range(shape[1])]))
-    data = anndata.AnnData(obs=obs, var=var, uns={"megabase": provenance.to_json()})
+    data = anndata.AnnData(obs=obs, var=var, uns={"megabase": about})
     # HDF5 does not survive a full disk. So all but the matrix is made in memory and written as
     # bytes, and room for the matrix is taken from the disk before HDF5 writes into it.
     with h5py.File("x.h5ad", "w", driver="core", backing_store=False) as small:
@@ -228,10 +261,8 @@ def _write_h5ad(
     with h5py.File(target, "r+") as whole:
         matrix = whole.create_dataset("X", shape=shape, dtype="f4")
         matrix.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-        first = 0
-        for block in _blocks(parts):
-            matrix[first : first + len(block)] = block
-            first += len(block)
+        for where, block in _blocks(parts):
+            matrix[where] = block
 
 
 def _take_room(file: int, size: int) -> None:

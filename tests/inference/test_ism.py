@@ -1,4 +1,4 @@
-"""Saturation: each substitution is the variant of the same name; matrices, tracks, pictures."""
+"""ISM: each substitution is the variant of the same name; matrices, tracks, pictures."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from drawn import pictures
 
 from megabase.cli.main import main
 from megabase.genome.store import GenomeStore
-from megabase.inference import saturate, score_variants
-from megabase.inference.saturation import read_saturation
+from megabase.inference import ism, score_variants
+from megabase.inference.ism import read_ism
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 
 
@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_substitution_is_the_variant_of_that_name(fasta: Path, model: Path) -> None:
-    found = saturate("chr1:51-60", fasta, str(model), window=64, methods=["llr_window", "l2"])
+    found = ism(str(model), "chr1:51-60", fasta, window=64, methods=["llr_window", "l2"])
     text = fasta.read_text().split("\n")[1].upper()
     assert found.ref == text[50:60]
     assert np.isnan(found.scores["l2"][5]).all()
@@ -60,8 +60,8 @@ def test_each_substitution_is_the_variant_of_that_name(fasta: Path, model: Path)
 
 
 def test_matrix_track_and_picture_are_written(fasta: Path, model: Path, tmp_path: Path) -> None:
-    command = ["saturate", "chr1:101-140", "--genome", str(fasta), "--model", str(model),
-               "--window", "64", "--devices", "1"]  # fmt: skip
+    command = ["ism", str(model), "chr1:101-140", str(fasta),
+               "--window", "64", "--workers", "1"]  # fmt: skip
     tracks, picture = tmp_path / "track", tmp_path / "plot.png"
     with pictures() as seen:
         assert main([*command, "-o", str(tmp_path / "out.parquet"), "--bigwig", str(tracks),
@@ -69,7 +69,7 @@ def test_matrix_track_and_picture_are_written(fasta: Path, model: Path, tmp_path
     seen[0].check(marks=40, across=0.95)
     assert seen[0].panels[0].axes.get_xlim() == (100.5, 140.5)
     assert main([*command, "-o", str(tmp_path / "out.npz")]) == 0
-    one, two = (read_saturation(tmp_path / name) for name in ("out.parquet", "out.npz"))
+    one, two = (read_ism(tmp_path / name) for name in ("out.parquet", "out.npz"))
     assert (one.ref, one.interval) == (two.ref, two.interval)
     for name, matrix in one.scores.items():
         np.testing.assert_array_equal(matrix, two.scores[name])
@@ -104,7 +104,7 @@ def test_bad_input_is_one_line(
     fasta: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     region: str, options: list[str], message: str,
 ) -> None:  # fmt: skip
-    command = ["saturate", region, "--genome", str(fasta), "--model", str(model), *options]
+    command = ["ism", str(model), region, str(fasta), *options]
     assert main([*command, "-o", str(tmp_path / "out.parquet")]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -114,7 +114,7 @@ def test_bad_input_is_one_line(
 
 def test_store_is_taken_as_it_is(fasta: Path, model: Path, tmp_path: Path) -> None:
     store = GenomeStore.build(fasta, tmp_path / "g.mb")
-    found = saturate("chr1:1-3", store, str(model), window=32, strands="forward")
+    found = ism(str(model), "chr1:1-3", store, window=32, strands="forward")
     assert found.provenance is not None
     assert found.provenance.genome_sha256 == store.checksum
     # The first base has nothing before it: its own probability is unknown, what follows is not.

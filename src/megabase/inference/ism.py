@@ -1,0 +1,350 @@
+"""In-silico mutagenesis (ISM): every substitution of a region, scored as a variant.
+
+The numbers are those :func:`megabase.inference.score_variants` gives to the same SNVs: each base
+has a window of its own, with the base at the middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Unpack
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from megabase.data.label_files import read_parquet
+from megabase.data.sources import genome_store
+from megabase.errors import InputError
+from megabase.evaluate.provenance import Provenance
+from megabase.evaluate.score import Strands
+from megabase.genome.alphabet import BASE_BITS, BASES, decode
+from megabase.genome.files import atomic_file
+from megabase.genome.interval import Interval, Strand, one_based
+from megabase.genome.store import GenomeStore
+from megabase.genome.vcf import VcfRecord
+from megabase.inference.jobs import (
+    BATCH_TOKENS,
+    PassOptions,
+    RunOptions,
+    Work,
+    check_run,
+    map_file,
+)
+from megabase.inference.parts import refuse_existing
+from megabase.inference.tracks import Run, require_bigwig, write_bigwig
+from megabase.inference.variants.alleles import Placement
+from megabase.inference.variants.scorer import (
+    VariantOptions,
+    VariantScorer,
+    method_tuple,
+    variant_table,
+)
+from megabase.inference.writers import TABLE_SUFFIXES, merge_tables, require_suffix
+from megabase.models.loading import ModelSpec, load
+from megabase.untrusted import parsing
+
+_CHUNK = 128  # bases, of three variants each: as long as a chunk of a file of variants
+
+
+@dataclass(frozen=True, repr=False)
+class Mutagenesis:
+    """Scores of every substitution of a region.
+
+    Parameters
+    ----------
+    interval
+        The region.
+    ref
+        Its bases, upper case.
+    scores
+        For each method float32 (length, 4), in the order A, C, G, T: 0 at the base of the genome,
+        NaN where there is no score.
+    provenance
+        Model, genome and options; empty when read from a file without them.
+    """
+
+    interval: Interval
+    ref: str
+    scores: dict[str, NDArray[np.float32]]
+    provenance: Provenance | None = None
+
+    def __repr__(self) -> str:
+        return f"Mutagenesis({self.interval}, {', '.join(self.scores)})"
+
+    def importance(self, method: str) -> NDArray[np.float32]:
+        """Give each base the mean of its three substitutions' scores with the sign turned.
+
+        High where the model objects to every change; NaN where a substitution has no score.
+        """
+        return -self.scores[method].sum(1) / np.float32(3)
+
+
+class MutagenesisRunOptions(RunOptions, total=False):
+    """How the work of :func:`ism_file` is done, and the tracks beside its output.
+
+    Parameters
+    ----------
+    bigwig
+        Prefix of a track for each method, PREFIX.METHOD.bw: :meth:`Mutagenesis.importance`. The
+        output is then ``.parquet`` or ``.npz``.
+    """
+
+    bigwig: str | None
+
+
+class MutagenesisFile(NamedTuple):
+    """What :func:`ism_file` wrote: the file, and a track for each method."""
+
+    output: Path
+    tracks: dict[str, Path]
+
+
+def ism(
+    model: ModelSpec,
+    region: str | Interval,
+    genome: GenomeStore | str | Path,
+    *,
+    window: int | None = None,
+    methods: Sequence[str] | None = None,
+    strands: Strands = "both",
+    placement: Placement = "centred",
+    **passes: Unpack[PassOptions],
+) -> Mutagenesis:
+    """Score every substitution of a region.
+
+    Parameters
+    ----------
+    model
+        A model, or the name of one; the packaged model when None. The mode of a model is restored.
+    region
+        ``chr1:1,001-2,000`` (1-based, both ends included) or an interval.
+    genome
+        The genome, or a store or FASTA file.
+    window, methods, strands, placement
+        As for :func:`megabase.inference.score_variants`.
+    **passes
+        See :class:`megabase.inference.jobs.PassOptions`.
+
+    Raises
+    ------
+    GenomeError, UnknownContigError
+        When the region is not in the genome.
+    InputError
+        When model, window and methods do not fit.
+    """
+    options = VariantOptions(window, method_tuple(methods), strands, placement)
+    if not isinstance(genome, GenomeStore):
+        with genome_store(genome) as store:
+            return ism(
+                model, region, store, window=window, methods=methods, strands=strands,
+                placement=placement, **passes,
+            )  # fmt: skip
+    loaded = load(model, head="language", device=passes.get("device"))
+    scorer = VariantScorer(loaded, genome, options, passes.get("batch_tokens", BATCH_TOKENS))
+    interval = _region(genome, region)
+    tables = [_rows(scorer, part) for part in _chunks(interval)]
+    return _from_table(pl.concat(tables), _provenance(scorer, interval))
+
+
+def ism_file(
+    model: ModelSpec,
+    region: str | Interval,
+    genome: str | Path,
+    output: str | Path,
+    *,
+    window: int | None = None,
+    methods: Sequence[str] | None = None,
+    strands: Strands = "both",
+    placement: Placement = "centred",
+    **running: Unpack[MutagenesisRunOptions],
+) -> MutagenesisFile | None:
+    """Score every substitution of a region into a file.
+
+    Parameters
+    ----------
+    model, region, genome, window, methods, strands, placement
+        As for :func:`ism`.
+    output
+        ``.parquet`` or ``.tsv``: a row for each substitution. ``.npz``: a matrix for each method.
+    **running
+        See :class:`MutagenesisRunOptions`.
+
+    Returns
+    -------
+    MutagenesisFile or None
+        None for a rank of ``torchrun`` other than the one that writes.
+
+    Raises
+    ------
+    MegabaseError
+        For a region, a genome, a model or an output that cannot be used.
+    """
+    options = VariantOptions(window, method_tuple(methods), strands, placement)
+    output, prefix = Path(output), running.pop("bigwig", None)
+    require_suffix(output, (".parquet", ".npz") if prefix else (*TABLE_SUFFIXES, ".npz"))
+    if prefix:
+        require_bigwig()
+    check_run(output, **running)
+    written: list[dict[str, Path]] = []
+    with genome_store(genome) as store:
+        interval = _region(store, region)
+
+        def describe(ready: VariantScorer) -> Provenance:
+            names = ready.options.methods or ()
+            tracks = {name: Path(f"{prefix}.{name}.bw") for name in names if prefix}
+            for path in tracks.values():
+                refuse_existing(path, running.get("overwrite", False))
+            written.append(tracks)
+            return _provenance(ready, interval)
+
+        work = Work(
+            _rows,
+            partial(_scorer, model, store.path, options, running.get("batch_tokens", BATCH_TOKENS)),
+            partial(_chunks, interval),
+            _bases,
+        )
+        map_file(work, output, describe, _merge, **running)
+        if not written:
+            return None
+        if written[0]:
+            _write_tracks(read_ism(output), store, written[0])
+    return MutagenesisFile(output, written[0])
+
+
+def read_ism(path: str | Path) -> Mutagenesis:
+    """Read what ``megabase ism`` wrote as ``.parquet`` or ``.npz``.
+
+    Raises
+    ------
+    InputError
+        When the file is something else.
+    """
+    path = Path(path)
+    with parsing(path, InputError, "expected a file that megabase ism wrote"):
+        if path.suffix.lower() == ".parquet":
+            return _from_table(read_parquet(path, InputError))
+        with np.load(path) as file:
+            scores = {
+                name: file[name]
+                for name in file.files
+                if name not in ("ref", "contig", "start", "megabase")
+            }
+            ref, start = str(file["ref"]), int(file["start"])
+            interval = Interval(str(file["contig"]), start, start + len(ref))
+        return Mutagenesis(interval, ref, scores)
+
+
+def _records(store: GenomeStore, interval: Interval) -> list[VcfRecord]:
+    """Give a record with the three substitutions for each base of an interval."""
+    records: list[VcfRecord] = []
+    bases = decode(store.fetch(interval) & np.uint8(BASE_BITS))
+    for position, ref in enumerate(bases, start=interval.start):
+        alts = tuple(base for base in BASES if base != ref) if ref in BASES else ()
+        fields = (
+            interval.contig,
+            str(one_based(position)),
+            ".",
+            ref,
+            ",".join(alts) or ".",
+            *"...",
+        )
+        records.append(VcfRecord(position, fields, interval.contig, position, ref, alts))
+    return records
+
+
+def _region(store: GenomeStore, region: str | Interval) -> Interval:
+    """Find a region, without its strand."""
+    found = store.region(region)
+    return Interval(found.contig, found.start, found.end, Strand.UNSTRANDED)
+
+
+def _chunks(interval: Interval) -> Iterator[Interval]:
+    """Cut a region into the parts that chunks answer for."""
+    for start in range(interval.start, interval.end, _CHUNK):
+        yield Interval(interval.contig, start, min(start + _CHUNK, interval.end))
+
+
+def _bases(part: Interval) -> int:
+    """Count bases."""
+    return part.length
+
+
+def _scorer(
+    model: ModelSpec, genome: Path, options: VariantOptions, batch_tokens: int,
+    device: str | None = None,
+) -> VariantScorer:  # fmt: skip
+    """Load the model."""
+    loaded = load(model, head="language", device=device)
+    return VariantScorer(loaded, GenomeStore.open(genome), options, batch_tokens)
+
+
+def _provenance(scorer: VariantScorer, interval: Interval) -> Provenance:
+    """Give what the scores are made from."""
+    return Provenance(
+        "ism",
+        scorer.model.name,
+        scorer.model.digest,
+        genome=scorer.store.name,
+        genome_sha256=scorer.store.checksum,
+        options={**asdict(scorer.options), "region": str(interval)},
+    )
+
+
+def _rows(scorer: VariantScorer, part: Interval) -> pl.DataFrame:
+    """Give a row for each substitution."""
+    records = _records(scorer.store, part)
+    frame = variant_table(records, scorer.score(records), scorer.options.methods or ())
+    return frame.drop("id", "record", "allele")
+
+
+def _merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
+    """Write a table, or the matrices as ``.npz``."""
+    if target.suffix.lower() != ".npz":
+        merge_tables(parts, target, provenance)
+        return
+    found = _from_table(pl.concat([pl.read_parquet(part) for part in parts]))
+    with target.open("wb") as file:
+        np.savez_compressed(
+            file,
+            ref=np.array(found.ref),
+            contig=np.array(found.interval.contig),
+            start=np.array(found.interval.start),
+            megabase=np.array(provenance.to_json()),
+            **found.scores,  # pyright: ignore[reportArgumentType]
+        )
+
+
+def _from_table(table: pl.DataFrame, provenance: Provenance | None = None) -> Mutagenesis:
+    """Make matrices of a table of scores."""
+    first = table.row(0, named=True)
+    bases = table.group_by("start", maintain_order=True).agg(pl.col("ref").first())
+    interval = Interval(first["contig"], first["start"], first["start"] + bases.height)
+    rows = table.filter(pl.col("alt").is_not_null())
+    index = rows["start"].to_numpy() - interval.start
+    column = np.array([BASES.index(base) for base in rows["alt"]], dtype=np.int64)
+    ref = "".join(bases["ref"])
+    known = np.array([base in BASES for base in ref])
+    at = np.array([max(0, BASES.find(base)) for base in ref])
+    about = ("contig", "start", "end", "pos", "ref", "alt", "reason")
+    scores: dict[str, NDArray[np.float32]] = {}
+    for name in table.columns:
+        if name in about:
+            continue
+        matrix = np.full((len(ref), 4), np.nan, dtype=np.float32)
+        matrix[index, column] = rows[name].fill_null(np.nan).to_numpy()
+        matrix[np.flatnonzero(known), at[known]] = 0
+        scores[name] = matrix
+    return Mutagenesis(interval, ref, scores, provenance)
+
+
+def _write_tracks(found: Mutagenesis, store: GenomeStore, paths: dict[str, Path]) -> None:
+    """Write the importance of each base by each method as bigWig."""
+    contigs = {contig.name: contig.length for contig in store.contigs}
+    for method, path in paths.items():
+        run = Run(found.interval.contig, found.interval.start, found.importance(method))
+        with atomic_file(path, overwrite=True, seeks=True) as file:
+            write_bigwig(Path(file.name), contigs, [run])

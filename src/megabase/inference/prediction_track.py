@@ -1,0 +1,254 @@
+"""Predictions along a genome, into bigWig or BED."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megabase.data.sources import genome_store
+from megabase.errors import InputError, OutputError
+from megabase.evaluate.provenance import Provenance
+from megabase.evaluate.sequences import Stitch
+from megabase.genome.alphabet import BASE_BITS, T
+from megabase.genome.files import atomic_file, check_output
+from megabase.genome.interval import Interval, one_based
+from megabase.genome.store import GenomeStore
+from megabase.inference.embedding import Averaged
+from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, check_run, map_file
+from megabase.inference.prediction import Predictor
+from megabase.inference.tracks import Run, call_regions, require_bigwig, write_bigwig
+from megabase.inference.writers import require_suffix
+from megabase.models.loading import ModelSpec, find_class
+
+TRACK_SUFFIXES = (".bw", ".bigwig", ".bed")
+"""Endings of a track, or of the regions called in it."""
+_LISTED = 20  # regions that a provenance lists: it is one line of the header of an output
+_BLOCK = 1 << 17  # bases that one chunk answers for: seconds of work, and several a contig
+
+
+@dataclass(frozen=True)
+class TrackOptions:
+    """What decides the numbers along a genome."""
+
+    output: str | None = None
+    """Class whose probability is wanted, by name or number; the second of two when None."""
+    window: int | None = None
+    """Bases that the model reads at once; as many as it can when None."""
+    overlap: int | None = None
+    """Bases that neighbouring windows share; half of the window when None."""
+    stitch: Stitch = "centre"
+    """Which window answers for a base: centre, before or average."""
+    strands: Averaged | None = None
+    """forward, or both for the mean; as in training when None."""
+    threshold: float = 0.5
+    """Smallest probability of a called base."""
+    shortest: int = 1
+    """Shortest called region in bases."""
+    join: int = 0
+    """Called regions with at most this many bases between them become one."""
+
+
+class _Tracker(NamedTuple):
+    """A model, the genome, and the output of the model that is followed along it."""
+
+    predictor: Predictor
+    store: GenomeStore
+    options: TrackOptions
+    column: int
+
+    @property
+    def output(self) -> str:
+        """Name of the class."""
+        return self.predictor.classes[self.column]
+
+
+def predict_track(
+    model: ModelSpec,
+    genome: str | Path,
+    output: str | Path,
+    *,
+    regions: Sequence[str] | None = None,
+    options: TrackOptions | None = None,
+    prompt: str | Path | None = None,
+    calls: str | Path | None = None,
+    strict: bool = False,
+    **running: Unpack[RunOptions],
+) -> Path:
+    """Predict along a genome, into bigWig or BED.
+
+    Parameters
+    ----------
+    model, prompt
+        As for :class:`megabase.inference.prediction.Predictor`.
+    genome
+        Genome store or FASTA.
+    output
+        ``.bw`` or ``.bigwig``: the probability of one class at every base that is A, C, G or T.
+        ``.bed``: the regions where it reaches the threshold, with 1000 times its mean as score.
+    regions
+        Contigs, regions (``chr1:1,001-2,000``) or BED files; the whole genome when None.
+    options
+        What decides the numbers.
+    calls
+        BED file to write beside a bigWig.
+    strict
+        Refuse rows of BED files that are not on the genome, which are left out otherwise.
+    **running
+        See :class:`megabase.inference.jobs.RunOptions`.
+
+    Returns
+    -------
+    pathlib.Path
+        The output.
+
+    Raises
+    ------
+    MegabaseError
+        For input, a model or an output that cannot be used.
+    """
+    output, options = Path(output), options or TrackOptions()
+    overwrite = running.get("overwrite", False)
+    as_bed = require_suffix(output, TRACK_SUFFIXES) == ".bed"
+    if not as_bed:
+        require_bigwig()
+    if calls is not None:
+        if as_bed:
+            raise OutputError("calls are a BED file beside a bigWig; the output is BED already")
+        if not str(calls).lower().endswith(".bed"):
+            raise OutputError(
+                f"{calls}: called regions are written as BED; name a file that ends so"
+            )
+        check_output(Path(calls), overwrite)
+    check_run(output, **running)
+    with genome_store(genome) as store:
+        chosen = _regions(store, regions, strict)
+
+        def describe(ready: _Tracker) -> Provenance:
+            asked = asdict(options)
+            del asked["strands"]
+            both, name = ready.predictor.both_strands, ready.output
+            asked.update(output=name, both_strands=both, regions=_region_texts(chosen))
+            predictor = ready.predictor
+            return Provenance(
+                "predict", predictor.name, predictor.digest, store.name, store.checksum, {}, asked
+            )
+
+        def merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
+            if as_bed:
+                with target.open("wb") as file:
+                    _write_calls(parts, file, options, provenance)
+                return
+            contigs = {contig.name: contig.length for contig in store.contigs}
+            write_bigwig(target, contigs, _runs(parts))
+            if calls is not None:
+                with atomic_file(Path(calls), overwrite) as file:
+                    _write_calls(parts, file, options, provenance)
+
+        batch_tokens = running.get("batch_tokens", BATCH_TOKENS)
+        work = Work(
+            _block, partial(_tracker, model, prompt, store.path, options, batch_tokens),
+            partial(_blocks, chosen), _bases, ".npz",
+        )  # fmt: skip
+        return map_file(work, output, describe, merge, **running)
+
+
+def _tracker(
+    model: ModelSpec, prompt: str | Path | None, genome: Path, options: TrackOptions,
+    batch_tokens: int, device: str | None = None,
+) -> _Tracker:  # fmt: skip
+    """Load the model and find the class."""
+    ready = Predictor(
+        model, prompt=prompt, strands=options.strands, batch_tokens=batch_tokens, device=device
+    )
+    names = ready.classes
+    if options.output is not None:
+        column = find_class(names, options.output, ready.name)
+    elif len(names) in (1, 2):
+        column = len(names) - 1
+    else:
+        raise InputError(
+            f"{ready.name} has {len(names)} outputs; name the one whose track is wanted: "
+            f"{', '.join(names[:20])}"
+        )
+    return _Tracker(ready, GenomeStore.open(genome), options, column)
+
+
+def _blocks(regions: Iterable[tuple[str, int, int]]) -> Iterator[tuple[str, int, int]]:
+    """Cut regions into the blocks that chunks answer for."""
+    for contig, start, end in regions:
+        for low in range(start, end, _BLOCK):
+            yield contig, low, min(low + _BLOCK, end)
+
+
+def _bases(block: tuple[str, int, int]) -> int:
+    """Count the bases of a block."""
+    return block[2] - block[1]
+
+
+def _block(ready: _Tracker, block: tuple[str, int, int]) -> Mapping[str, NDArray[Any]]:
+    """Answer for the bases of a block; NaN where the genome has no A, C, G or T.
+
+    The grid of windows is that of the whole contig, so a region has the numbers that it has in a
+    track of the whole genome, and blocks only share out the windows.
+    """
+    contig, low, high = block
+    predictor, store, options = ready.predictor, ready.store, ready.options
+    spans = predictor.plan(
+        store.contig(contig).length, options.window, options.overlap, options.stitch, (low, high)
+    )
+    codes = store.fetch(Interval(contig, spans[0].start, spans[-1].end))
+    values = predictor.spans(codes, spans[0].start, spans, (low, high), contig)[:, ready.column]
+    values[(store.fetch(Interval(contig, low, high)) & BASE_BITS) > T] = np.nan
+    return {"contig": np.array(contig), "start": np.array(low), "values": values}
+
+
+def _write_calls(
+    parts: list[Path], file: Any, options: TrackOptions, provenance: Provenance
+) -> None:
+    """Write the regions above the threshold as BED."""
+    name = provenance.options["output"].replace("\t", " ")
+    file.write(f"#megabase: {provenance.to_json()}\n".encode())
+    for call in call_regions(
+        _runs(parts), options.threshold, shortest=options.shortest, join=options.join
+    ):
+        score = round(1000 * min(max(call.mean, 0.0), 1.0))
+        file.write(f"{call.contig}\t{call.start}\t{call.end}\t{name}\t{score}\t.\n".encode())
+
+
+def _region_texts(regions: Sequence[tuple[str, int, int]]) -> list[str] | dict[str, Any]:
+    """Give regions as people write them (1-based, both ends included), or their number and sha256.
+
+    A genome has 10^5 peaks, and this goes into one line of every header.
+    """
+    texts = [f"{contig}:{one_based(start)}-{end}" for contig, start, end in regions]
+    if len(texts) <= _LISTED:
+        return texts
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    return {"count": len(texts), "sha256": digest}
+
+
+def _runs(parts: list[Path]) -> Iterator[Run]:
+    """Read the numbers of all parts."""
+    for part in parts:
+        with np.load(part) as found:
+            yield Run(str(found["contig"]), int(found["start"]), found["values"])
+
+
+def _regions(
+    store: GenomeStore, places: Sequence[str] | None, strict: bool
+) -> tuple[tuple[str, int, int], ...]:
+    """Find regions, in the order of the genome."""
+    if not places:
+        return tuple((contig.name, 0, contig.length) for contig in store.contigs)
+    from megabase.data.regions import regions_of
+
+    found = regions_of(store, places, strict=strict)
+    rows = zip(found.contig.tolist(), found.start.tolist(), found.end.tolist(), strict=True)
+    return tuple((store.contigs[i].name, start, end) for i, start, end in rows)

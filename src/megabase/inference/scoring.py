@@ -1,0 +1,195 @@
+"""Log-likelihood and perplexity of sequences: in memory, or of a file into a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Unpack
+
+import polars as pl
+
+from megabase.data.sources import Sequence, SequenceInput
+from megabase.errors import InputError
+from megabase.evaluate.provenance import Provenance
+from megabase.evaluate.score import ScoreOptions, Strands, score_table
+from megabase.evaluate.sequences import as_codes, require_several
+from megabase.genome.alphabet import warn_ambiguous
+from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, map_sequences
+from megabase.inference.writers import merge_tables, require_suffix
+from megabase.models.loading import Loaded, ModelSpec, load
+
+_CHUNK_BASES = 1 << 19  # seconds of work on a CPU: what an interrupted run loses at most
+_CHUNK_SEQUENCES = 4096  # so that short sequences make chunks for several processes too
+
+
+@dataclass(frozen=True, repr=False)
+class SequenceScores:
+    """Scores of sequences, with where they come from.
+
+    Parameters
+    ----------
+    table
+        One row for each sequence, in input order; see
+        :func:`megabase.evaluate.score.score_table`.
+    provenance
+        Model, genome and options.
+    """
+
+    table: pl.DataFrame
+    provenance: Provenance
+
+    def __repr__(self) -> str:
+        return f"SequenceScores by {self.provenance.model}\n{self.table}"
+
+
+def score(
+    model: ModelSpec,
+    sequences: Mapping[str, str] | Iterable[str | Sequence],
+    *,
+    strands: Strands = "forward",
+    window: int | None = None,
+    stride: int | None = None,
+    per_base: bool = False,
+    batch_tokens: int = BATCH_TOKENS,
+    device: str | None = None,
+) -> SequenceScores:
+    """Score sequences with a language model.
+
+    Parameters
+    ----------
+    model
+        A model, or the name of one; the packaged model when None. The mode of a model is restored.
+    sequences
+        DNA texts (named by their number from 0), names and texts, or
+        :class:`~megabase.data.sources.Sequence` objects.
+    strands, window, stride, per_base
+        See :class:`megabase.evaluate.score.ScoreOptions`.
+    batch_tokens
+        Most positions of a batch: time and memory, not the result.
+    device
+        Where a model that is named goes; the CPU when None.
+
+    Raises
+    ------
+    GenomeError
+        For a letter that is not a DNA letter.
+    InputError
+        When the model gives no probabilities to bases, or a window does not fit it.
+
+    Examples
+    --------
+    >>> from megabase.inference import score
+    >>> scores = score(None, {"one": "ACGTACGTACGT", "two": "AAAAAAAAAAAA"})
+    >>> scores.table["scored"].to_list()
+    [11, 11]
+    """
+    options = ScoreOptions(strands, window, stride, per_base)
+    named = (
+        sequences.items()
+        if isinstance(sequences, Mapping)
+        else enumerate(require_several(sequences))
+    )
+    ambiguous: Counter[str] = Counter()
+    items = [
+        one
+        if isinstance(one, Sequence)
+        else Sequence(str(name), as_codes(one, ambiguous=ambiguous))
+        for name, one in named
+    ]
+    warn_ambiguous(ambiguous, "the sequences")
+    loaded = load(model, head="language", device=device)
+    table = score_table(loaded, items, options, batch_tokens)
+    provenance = Provenance("score", loaded.name, loaded.digest, options=asdict(options))
+    return SequenceScores(table, provenance)
+
+
+def score_file(
+    model: ModelSpec,
+    source: SequenceInput | str | Path,
+    output: str | Path,
+    *,
+    strands: Strands = "forward",
+    window: int | None = None,
+    stride: int | None = None,
+    per_base: bool = False,
+    context: int = 0,
+    **running: Unpack[RunOptions],
+) -> Path:
+    """Score the sequences of a FASTA file or a table, or the intervals of a BED file.
+
+    Parameters
+    ----------
+    model
+        Model folder, run folder, preset or Hub name; None for the packaged model; or a model.
+    source
+        What is read.
+    output
+        ``.parquet`` or ``.tsv``: a row for each sequence
+        (:func:`megabase.evaluate.score.score_table`).
+    strands, window, stride, per_base
+        See :class:`megabase.evaluate.score.ScoreOptions`.
+    context
+        Bases read before (on the reverse strand: behind) an interval of a BED file.
+    **running
+        See :class:`megabase.inference.jobs.RunOptions`.
+
+    Returns
+    -------
+    pathlib.Path
+        The output.
+
+    Raises
+    ------
+    MegabaseError
+        For input, a model or an output that cannot be used.
+    """
+    require_suffix(output)
+    options = ScoreOptions(strands, window, stride, per_base)
+    given = source if isinstance(source, SequenceInput) else SequenceInput(source)
+    given.refuse_variants()
+    if context < 0:
+        raise InputError(f"context=... must be 0 or more, found {context}")
+    if context and given.genome is None:
+        raise InputError("context=... needs genome=...: a FASTA sequence has no DNA before it")
+    make = partial(_scorer, model, options, running.get("batch_tokens", BATCH_TOKENS))
+    # Which side is context depends on the strand that is read, so both sides are read.
+    chunks = partial(
+        SequenceInput.chunks, bases=_CHUNK_BASES, most=_CHUNK_SEQUENCES, context=context
+    )
+    return map_sequences(
+        "score", Work(_rows, make, chunks), given, output,
+        lambda _: {**asdict(options), "context": context}, merge_tables, **running,
+    )  # fmt: skip
+
+
+class _Scorer(NamedTuple):
+    """A language model and what is asked of it."""
+
+    model: Loaded
+    options: ScoreOptions
+    batch_tokens: int
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.model.name
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the model."""
+        return self.model.digest
+
+
+def _scorer(
+    model: ModelSpec, options: ScoreOptions, batch_tokens: int, device: str | None = None
+) -> _Scorer:
+    """Load the model."""
+    return _Scorer(load(model, head="language", device=device), options, batch_tokens)
+
+
+def _rows(ready: _Scorer, chunk: list[Sequence]) -> pl.DataFrame:
+    """Give a row for each sequence."""
+    return score_table(ready.model, chunk, ready.options, ready.batch_tokens)
