@@ -70,7 +70,7 @@ def test_every_published_naming_gives_the_recorded_logits(
         config=config and case / config,
         window_shift=said["modulation_shift"],
     )
-    assert made.family == "hyenadna"
+    assert made.model.config.model_type == "hyenadna"
     again = load_model(tmp_path / "model", kind="causal-lm")
     for model in (made.model, again):
         torch.testing.assert_close(model(ids).logits, logits, atol=atol, rtol=1e-5)

@@ -7,6 +7,7 @@ another shape is named.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megabase.errors import MegabaseError
@@ -14,12 +15,11 @@ from megabase.errors import MegabaseError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-__all__ = ["EXAMPLES", "add_arguments", "run"]
-
 EXAMPLES = (
     "megabase convert weights.ckpt folder",
     "megabase convert default longer --longest 16386",
 )
+"""Shown under the help text."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -75,5 +75,5 @@ def run(args: Namespace) -> int:
         console.print(f"note: {note}", markup=False)
     if made.dropped:
         console.print(f"left out: {', '.join(made.dropped)}", markup=False)
-    console.print(f"wrote {made.folder}", markup=False)
+    console.print(f"wrote {Path(args.destination).expanduser()}", markup=False)
     return 0

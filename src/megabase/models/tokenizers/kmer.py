@@ -325,26 +325,6 @@ class KmerTokenizer(_KmerTokenizer):
             *("N" if letter in alphabet.AMBIGUITY_LETTERS else letter for letter in rest),
         ]
 
-    def bases_of_ids(self, ids: Tensor) -> Tensor:
-        """Count the bases each token stands for: `k`, 1 or, for special tokens, 0.
-
-        With k-mers side by side the sum over a sequence is its length, so a likelihood per token
-        becomes one per base. ``[UNK]`` counts `k`.
-
-        Parameters
-        ----------
-        ids
-            Token ids of any shape.
-
-        Returns
-        -------
-        Tensor
-            int64, same shape.
-        """
-        whole = (ids >= self._first) | (ids == VOCABULARY["[UNK]"])
-        single = (ids >= VOCABULARY["A"]) & (ids < self._first)
-        return whole.long() * self.k + single.long()
-
 
 def read_dnabert_vocabulary(path: str | Path) -> int:
     """Check a DNABERT ``vocab.txt`` and give its k, 3 to 6 for the published files.
