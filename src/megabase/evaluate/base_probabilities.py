@@ -1,4 +1,4 @@
-"""What a language model expects along a genome: the probability of each base at every position.
+"""Probabilities along a genome: of A, C, G, T under a language model, of classes under a labeler.
 
 A causal model predicts a position from the bases before it, a masked model with every seventh
 position of a window hidden at a time (:mod:`megabase.evaluate.log_probs`). Both are over
@@ -8,17 +8,22 @@ A, C, G, T.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from megabase.data.augment import codes_to_ids
+from megabase.data.labeled import IGNORED, LabeledSequences
 from megabase.errors import InputError
 from megabase.evaluate.log_probs import base_logits, predict_tokens
 from megabase.evaluate.sequences import plan_windows, run_batched
 from megabase.genome.alphabet import BASE_BITS, PAD, T, encode
+from megabase.genome.files import atomic_file
 from megabase.genome.interval import Interval, one_based
 from megabase.genome.store import GenomeStore
 from megabase.models.checkpoints.checks import require_finite
@@ -71,7 +76,7 @@ def base_probabilities(
     stop = min(length, region.end + window // 2) if model.masked else region.end
     codes = store.fetch(Interval(region.contig, begin, stop))
     spans = plan_windows(len(codes), window, window // 2, "centre" if model.masked else "before")
-    found = sequence_probabilities(
+    found = _sequence_probabilities(
         model, [codes[span.start : span.end] for span in spans], batch_tokens=batch_tokens,
         record=lambda row: str(
             Interval(region.contig, begin + spans[row].start, begin + spans[row].end)
@@ -81,19 +86,16 @@ def base_probabilities(
     return out[region.start - begin : region.end - begin]
 
 
-def sequence_probabilities(
+def _sequence_probabilities(
     model: Loaded,
     sequences: Sequence[NDArray[np.uint8]],
     *,
-    batch_tokens: int = 1 << 16,
-    record: Callable[[int], str] = lambda row: f"sequence {row + 1}",
+    batch_tokens: int,
+    record: Callable[[int], str],
 ) -> list[Floats]:
     """Give the probability of A, C, G, T at every base of sequences, (length, 4) each.
 
-    Raises
-    ------
-    NotFiniteError
-        When the model gives NaN or infinity; `record` names the sequence by its number.
+    An output that is not finite is reported with `record` of the number of its sequence.
     """
 
     def compute(codes: NDArray[np.uint8], rows: NDArray[np.int64]) -> list[Floats]:
@@ -163,7 +165,7 @@ def allele_probabilities(
         contig, start, _, ref, alt = variants[kept[row][0]]
         return f"{contig}:{one_based(start):,}:{ref}>{alt}"
 
-    found = sequence_probabilities(model, rows, batch_tokens=batch_tokens, record=record)
+    found = _sequence_probabilities(model, rows, batch_tokens=batch_tokens, record=record)
     return [
         (number, variants[number][1] - min(lead, around), values[max(0, lead - around) :])
         for (number, lead), values in zip(kept, found, strict=True)
@@ -189,6 +191,68 @@ def log_likelihood(probabilities: Floats, codes: NDArray[np.uint8]) -> Floats:
     known = base <= T
     own = probabilities[np.arange(len(codes)), np.where(known, base, 0)]
     return np.where(known, np.log(np.maximum(own, 1e-30)), np.nan).astype(np.float32)
+
+
+class NucleotidePredictions:
+    """Collects the outputs for windows of a genome, and writes them.
+
+    Parameters
+    ----------
+    windows
+        Of the kind ``nucleotides``, cut out of a genome.
+    left
+        Whether the rows of a batch are padded on the left.
+    """
+
+    def __init__(self, windows: LabeledSequences, *, left: bool = False) -> None:
+        self._windows, self._left = windows, left
+        self._rows: list[int] = []
+        self._parts: list[NDArray[np.float32]] = []
+
+    def __call__(self, rows: NDArray[np.int64], found: Any) -> None:
+        """Take the ``outputs`` (n, length, K) of the windows with these numbers."""
+        probabilities = found.outputs.softmax(dim=2).float().cpu().numpy()
+        width = probabilities.shape[1]
+        for row, values in zip(rows.tolist(), probabilities, strict=True):
+            size = min(int(self._windows.lengths[row]), width)
+            start = width - size if self._left else 0
+            self._rows.append(row)
+            self._parts.append(values[start : start + size].astype(np.float32))
+
+    def write(self, path: Path) -> None:
+        """Write one row for each labelled base, replacing an earlier file.
+
+        Columns: ``contig``, ``position`` (0-based), ``label`` (class name) and ``p_CLASS``, the
+        probability of each class.
+        """
+        windows = self._windows
+        contigs: list[str] = []
+        positions: list[NDArray[np.int64]] = []
+        labels: list[NDArray[np.int16]] = []
+        chosen: list[NDArray[np.float32]] = []
+        counts: list[int] = []
+        for row, values in zip(self._rows, self._parts, strict=True):
+            interval = (windows.text.intervals or ())[int(windows.rows[row])]
+            first = int(windows.offsets[row])
+            truth = windows.labels[first : first + len(values)]
+            known = np.flatnonzero(truth != IGNORED)
+            contigs.append(interval.contig)
+            counts.append(len(known))
+            positions.append(interval.start + known)
+            labels.append(truth[known])
+            chosen.append(values[known])
+        names = np.array(windows.classes)
+        table = np.concatenate(chosen)
+        frame = pl.DataFrame(
+            {
+                "contig": np.repeat(np.array(contigs), counts),
+                "position": np.concatenate(positions),
+                "label": names[np.concatenate(labels)],
+                **{f"p_{name}": table[:, i] for i, name in enumerate(windows.classes)},
+            }
+        )
+        with atomic_file(path, overwrite=True) as file:
+            frame.write_parquet(file)
 
 
 def _softmax(logits: Tensor, _: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Blocks:
         return int(self.start.size)
 
 
-class Rows(NamedTuple):
+class _Rows(NamedTuple):
     """Some blocks with the DNA around them.
 
     Parameters
@@ -105,7 +105,7 @@ def read_rows(
     before: int,
     after: int = 0,
     bases: int = 1 << 16,
-) -> Iterator[Rows]:
+) -> Iterator[_Rows]:
     """Read blocks with DNA before and after them, many at a time.
 
     Parameters
@@ -132,4 +132,4 @@ def read_rows(
             start = blocks.start[index]
             codes = store.fetch_many(blocks.contig[index], start - width, length)
             size = (blocks.end[index] - start)[:, None]
-            yield Rows(index, codes, width, np.arange(targets) < size)
+            yield _Rows(index, codes, width, np.arange(targets) < size)

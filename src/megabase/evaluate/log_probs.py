@@ -126,7 +126,7 @@ def token_log_probs(
     real_BL = torch.ones_like(input_ids, dtype=torch.bool)
     if attention_mask is not None:
         real_BL = attention_mask.bool()
-    wanted_BL = real_BL & is_base_id(input_ids) if over == "bases" else real_BL
+    wanted_BL = real_BL & _is_base(input_ids) if over == "bases" else real_BL
     checked_BL = wanted_BL
     with inference_mode(module):
         columns = 0
@@ -221,7 +221,7 @@ def predict_tokens(
     return out
 
 
-def is_base_id(ids: Tensor) -> Tensor:
+def _is_base(ids: Tensor) -> Tensor:
     """Tell which tokens are A, C, G or T."""
     return (ids >= _FIRST) & (ids <= _LAST)
 

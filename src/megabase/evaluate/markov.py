@@ -211,10 +211,11 @@ class MarkovModel:
         return steps
 
 
-def train_markov(
-    store: GenomeStore, regions: Regions, max_order: int = 12, *, fit: bool = True
-) -> MarkovModel:
-    """Count k-mers in regions of a genome, streaming over them.
+def train_markov(store: GenomeStore, regions: Regions, max_order: int = 12) -> MarkovModel:
+    """Count k-mers in regions of a genome, streaming over them, and fit the rates.
+
+    One part in twenty of the regions, spread evenly and at most 1 Mb, is held back; the rates are
+    chosen by its likelihood under the counts of the rest, and then it is counted as well.
 
     Parameters
     ----------
@@ -224,14 +225,6 @@ def train_markov(
         Where to count; a context never begins before its region.
     max_order
         Longest context in bases.
-    fit
-        Fit the rates too: one part in twenty of the regions, spread evenly and at most 1 Mb, is
-        held back, the rates are chosen by its likelihood under the counts of the rest, and then it
-        is counted as well.
-
-    Returns
-    -------
-    MarkovModel
 
     Raises
     ------
@@ -244,7 +237,7 @@ def train_markov(
     room = _TUNING_BASES
     for number, (contig, start, end, first) in enumerate(pieces):
         codes = store.view(contig)[start:end]
-        if fit and number % 20 == 10 and room > 0:
+        if number % 20 == 10 and room > 0:
             held_back.append((codes, first))
             room -= codes.size
         else:

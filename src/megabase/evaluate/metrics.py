@@ -35,7 +35,7 @@ _MOST_LABELS = 16
 """Most labels with a bootstrap: each draw ranks all rows once for every label."""
 
 
-class Metric(NamedTuple):
+class _Metric(NamedTuple):
     """A metric by name."""
 
     kinds: tuple[str, ...]
@@ -169,16 +169,16 @@ _COUNTED: dict[str, Callable[[npt.NDArray[Any]], float]] = {
     "f1_weighted": _f1_weighted,
 }
 """Metrics of the confusion matrix (true, predicted) alone."""
-METRICS: dict[str, Metric] = {
+METRICS: dict[str, _Metric] = {
     **{
-        name: Metric(_ANSWERS, lambda outputs, labels, f=value: f(confusion(outputs, labels)))
+        name: _Metric(_ANSWERS, lambda outputs, labels, f=value: f(confusion(outputs, labels)))
         for name, value in _COUNTED.items()
     },
-    "auroc": Metric(_ANSWERS, _by_class("auroc")),
-    "auprc": Metric(_ANSWERS, _by_class("auprc")),
-    "pearson": Metric(_NUMBERS, _pearson),
-    "spearman": Metric(_NUMBERS, _spearman),
-    "mse": Metric(_NUMBERS, _mean_squared_error, higher=False),
+    "auroc": _Metric(_ANSWERS, _by_class("auroc")),
+    "auprc": _Metric(_ANSWERS, _by_class("auprc")),
+    "pearson": _Metric(_NUMBERS, _pearson),
+    "spearman": _Metric(_NUMBERS, _spearman),
+    "mse": _Metric(_NUMBERS, _mean_squared_error, higher=False),
 }
 """Metrics by name. ``f1`` is the mean over classes (macro), ``f1_weighted`` that weighted by the
 rows of each, ``f1_positive`` that of the second of two classes; ``auroc`` and ``auprc`` of more
@@ -205,7 +205,7 @@ def higher_is_better(name: str) -> bool:
     return name != "loss" and _find(name).higher
 
 
-def _find(name: str) -> Metric:
+def _find(name: str) -> _Metric:
     """Give a metric by name."""
     if name not in METRICS:
         raise InputError(f"there is no metric {name!r}; there are {', '.join(METRICS)}")

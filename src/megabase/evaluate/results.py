@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ _FORMAT = 1
 """Format of the JSON; other formats are refused."""
 _JSON_NAMES = {"baselines": "floors", "baseline_bases": "floor_bases"}
 """Fields with another name in the JSON, which files written before must keep."""
+_SPELLED_OUT = ("perplexity", "perplexity_acgt")
+"""Keys added to the JSON for its readers; computed from the nats when it is read back."""
 _SEES = {"causal": "bases before it", "masked": "bases on both sides"}
 """Where the context of a base lies, by objective."""
 _METRIC = {"causal": "perplexity", "masked": "pseudo-perplexity"}
@@ -39,6 +41,8 @@ _MIXED = (
     "of a sequence."
 )
 """Note under a table with both: they look alike and readers would rank them."""
+
+_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True)
@@ -166,14 +170,11 @@ class EvaluationResult:
         for name, written in _JSON_NAMES.items():
             fields[name] = fields.pop(written)
         fields["regions"] = tuple(fields["regions"])
-        fields["overall"] = _read_measure(fields["overall"])
+        fields["overall"] = _read(Measure, fields["overall"])
         for key in ("by_contig", "by_soft_mask"):
-            fields[key] = {name: _read_measure(part) for name, part in fields[key].items()}
-        fields["context"] = tuple(
-            ContextPoint(**{**point, "measure": _read_measure(point["measure"])})
-            for point in fields["context"]
-        )
-        fields["baselines"] = tuple(_read_baseline(one) for one in fields["baselines"])
+            fields[key] = {name: _read(Measure, part) for name, part in fields[key].items()}
+        fields["context"] = tuple(_read(ContextPoint, point) for point in fields["context"])
+        fields["baselines"] = tuple(_read(Baseline, one) for one in fields["baselines"])
         return build(cls, fields)
 
     def save(self, path: str | Path) -> None:
@@ -194,37 +195,24 @@ class EvaluationResult:
             return cls.from_dict(record)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One model, or one baseline."""
+class _Row(NamedTuple):
+    """A line of a comparison: one model, or one baseline."""
 
     name: str
-    """The model as it was named when it was evaluated."""
     parameters: int | None
-    """Its trainable numbers, where the evaluation knows them."""
     metric: str
-    """perplexity or pseudo-perplexity."""
     sees: str
-    """Where the context of a base lies."""
     context: str
-    """Bases of context, fewest to most."""
     measure: Measure
-    """Over A, C, G, T, with its standard error."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows that were measured on the same bases."""
+    """Models that were measured on the same bases."""
 
-    genome: str
-    """Name of the genome."""
-    genome_checksum: str
-    """Its sha256."""
-    regions: tuple[str, ...]
-    """The regions as people write them; the first 50."""
-    targets: int
-    """Bases that every row was measured on."""
-    rows: tuple[Row, ...]
+    first: EvaluationResult
+    """The first of the evaluations, for what they have in common."""
+    rows: tuple[_Row, ...]
     """Models in the order given, then the best baseline."""
     notes: tuple[str, ...]
     """What a reader of the table has to know."""
@@ -247,9 +235,10 @@ class Comparison:
                 f"{row.measure.nats_acgt / math.log(2):.4f}",
             )
             lines.append(f"| {' | '.join(cells)} |")
-        shown = ", ".join(self.regions[:3]) + (", ..." if len(self.regions) > 3 else "")
-        lines += ["", f"{self.targets:,} bases of {self.genome} (sha256 "
-                  f"{self.genome_checksum[:12]}): {shown}"]  # fmt: skip
+        first = self.first
+        shown = ", ".join(first.regions[:3]) + (", ..." if len(first.regions) > 3 else "")
+        lines += ["", f"{first.overall.targets:,} bases of {first.genome} (sha256 "
+                  f"{first.genome_checksum[:12]}): {shown}"]  # fmt: skip
         return "\n".join([*lines, *self.notes]) + "\n"
 
 
@@ -369,7 +358,7 @@ def compare(results: Sequence[EvaluationResult]) -> Comparison:
     if best is not None:
         context = f"up to {best.order:,}" if best.order is not None else "0"
         name, metric = f"best baseline: {best.name}", _METRIC["causal"]
-        rows.append(Row(name, None, metric, _SEES["causal"], context, best.measure))
+        rows.append(_Row(name, None, metric, _SEES["causal"], context, best.measure))
     notes: list[str] = []
     if len({result.objective for result in results}) > 1:
         notes.append(_MIXED)
@@ -379,23 +368,16 @@ def compare(results: Sequence[EvaluationResult]) -> Comparison:
         for result in results
         if result.train_overlap
     ]
-    return Comparison(
-        genome=first.genome,
-        genome_checksum=first.genome_checksum,
-        regions=first.regions,
-        targets=first.overall.targets,
-        rows=tuple(rows),
-        notes=tuple(notes),
-    )
+    return Comparison(first, tuple(rows), tuple(notes))
 
 
-def _row(result: EvaluationResult) -> Row:
+def _row(result: EvaluationResult) -> _Row:
     """Describe a model."""
     if result.objective == "causal":
         context = f"{result.window - result.stride + 1:,} to {result.window:,}"
     else:
         context = f"up to {result.window - 1:,}"
-    return Row(
+    return _Row(
         result.model,
         result.parameters,
         _METRIC[result.objective],
@@ -419,18 +401,12 @@ def _spell_out(value: Any) -> None:
             _spell_out(part)
 
 
-def _read_measure(record: dict[str, Any]) -> Measure:
-    """Make a measure of its record, without the perplexities that were spelled out."""
-    derived = ("perplexity", "perplexity_acgt")
-    return Measure(**{key: value for key, value in record.items() if key not in derived})
-
-
-def _read_baseline(record: dict[str, Any]) -> Baseline:
-    """Make a baseline of its record."""
-    other = record["context_measure"]
-    parts = {
-        "rates": tuple(record["rates"]),
-        "measure": _read_measure(record["measure"]),
-        "context_measure": None if other is None else _read_measure(other),
-    }
-    return Baseline(**{**record, **parts})
+def _read(kind: type[_Record], record: dict[str, Any]) -> _Record:
+    """Make a record again, without the perplexities that were spelled out."""
+    values = {key: value for key, value in record.items() if key not in _SPELLED_OUT}
+    for name in ("measure", "context_measure"):
+        if values.get(name) is not None:
+            values[name] = _read(Measure, values[name])
+    if "rates" in values:
+        values["rates"] = tuple(values["rates"])
+    return kind(**values)

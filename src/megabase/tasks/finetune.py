@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megabase.data.leaks import overlap_hint
-from megabase.evaluate.nucleotide_predictions import NucleotidePredictions
+from megabase.evaluate.base_probabilities import NucleotidePredictions
 from megabase.genome.files import atomic_file, write_json
 from megabase.models.adapt.classifier import Labels, save_classifier
 from megabase.ops.kernels import slower_than_possible
