@@ -60,8 +60,9 @@ def build_model(name: str, width: int, layers: int, length: int) -> torch.nn.Mod
     if name == "plain":
         return PlainHyenaDNA(build_model("hyenadna", width, layers, length).config)
     families = importlib.import_module("megabase.models.families")
-    family = next((f for f in families.FAMILIES if f.name == name), None)
-    if family is None or not family.available or _KINDS[name] not in family.classes():
+    known = name in families.FAMILIES
+    family = families.FAMILIES[name] if known else None
+    if family is None or _KINDS[name] not in family.classes():
         raise BenchError(f"this installation has no {name} language model")
     model_class = family.classes()[_KINDS[name]]
     return model_class(model_class.config_class(**_SETTINGS[name](width, layers, length)))

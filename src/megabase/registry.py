@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
 from megabase.errors import ConfigError
 
-_T = TypeVar("_T")
+_T = TypeVar("_T")  # what a registry holds
 
 
 class Registry(Generic[_T]):
@@ -24,17 +24,27 @@ class Registry(Generic[_T]):
         What the things are, for messages.
     group
         Group of entry points.
+    added
+        Called with each thing before it becomes known.
     """
 
-    def __init__(self, kind: str, group: str) -> None:
+    def __init__(self, kind: str, group: str, added: Callable[[_T], None] | None = None) -> None:
         self.kind = kind
         self.group = group
+        self._added = added
         self._known: dict[str, _T] = {}
 
     def register(self, name: str, value: _T) -> None:
         """Add a thing; ConfigError when the name belongs to another one."""
-        if self._known.setdefault(name, value) != value:
-            raise ConfigError(f"there is another {self.kind} named {name!r}; choose another name")
+        if name in self._known:
+            if self._known[name] != value:
+                raise ConfigError(
+                    f"there is another {self.kind} named {name!r}; choose another name"
+                )
+            return
+        if self._added is not None:
+            self._added(value)
+        self._known[name] = value
 
     def __getitem__(self, name: str) -> _T:
         if name not in self._known:

@@ -69,7 +69,7 @@ def resolve_entry(entry: ModelEntry) -> dict[str, Any]:
         return {"model": start.removesuffix(":scratch"), "from_scratch": True}
     if start == "default":
         return {"model": "default"}
-    families = [family.name for family in FAMILIES]
+    families = list(FAMILIES)
     if start in families:
         return {"family": start}
     if Path(start).expanduser().is_dir():

@@ -23,7 +23,7 @@ from megabase.models.checkpoints.config_file import read_config
 from megabase.models.checkpoints.reader import LoadReport, read_weights
 from megabase.models.dnabert.convert import is_dnabert_folder
 from megabase.models.dnabert.convert import load_tokenizer as load_dnabert_tokenizer
-from megabase.models.families import FAMILIES, KINDS, family_of
+from megabase.models.families import KINDS, all_families, family_of
 from megabase.models.presets import PRESETS
 from megabase.untrusted import parsing, read_json, shown
 
@@ -196,7 +196,7 @@ def _config(path: Path) -> PreTrainedConfig:
         content["architectures"] = [name.replace("Bert", "DNABERT", 1) for name in names]
     family = family_of(model_type) if isinstance(model_type, str) else None
     if family is None:
-        known = (f.config_class().model_type for f in FAMILIES if f.available and f.classes())
+        known = (family.config_class().model_type for family in all_families())
         hint = ""
         if model_type is None and "d_model" in content:
             hint = "; a published checkpoint becomes a model folder with: megabase convert"
@@ -443,7 +443,7 @@ def read_tokenizer(folder: Path, usual: Any = None, longest: int | None = None) 
     """
     file = folder / "tokenizer_config.json"
     said = read_json(file, ModelError) if file.is_file() else {}
-    ours = {kind.__name__: kind for family in FAMILIES for kind in family.tokenizer_classes()}
+    ours = {kind.__name__: kind for family in all_families() for kind in family.tokenizer_classes()}
     name = said.get("tokenizer_class")
     # A name and nothing else: auto_map, which names code of the folder, is not followed.
     tokenizer_class = usual if name is None else ours.get(name) if isinstance(name, str) else None

@@ -1,20 +1,15 @@
 """The model families, and their registration with the ``Auto`` classes of transformers.
 
-A family is a package ``megabase.models.<name>`` with ``configuration.py`` and ``modeling.py``. The
-classes in the ``__all__`` of ``modeling.py`` say by their names what they are for:
-``...ForCausalLM``, ``...ForMaskedLM``, ``...ForSequenceClassification``,
-``...ForTokenClassification``; the one without ``For`` is the bare model. The table here adds what
-names cannot tell: the tokenizer, and the names under which published folders ask for it.
-
-``import megabase.models`` registers everything, so ``AutoModelForCausalLM.from_pretrained`` loads
-a folder of a known family with our classes and never with code from the folder.
+Importing this module makes every built-in family known, so ``AutoModelForCausalLM.from_pretrained``
+loads a folder of a known family with our classes and never with code from the folder. Others add a
+family with :func:`register_family`, or with an entry point of the group ``megabase.families`` whose
+value is the :class:`Family`.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType, ModuleType
@@ -32,7 +27,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-__all__ = ["FAMILIES", "KINDS", "Family", "family_of", "register"]
+from megabase.registry import Registry
 
 _AUTO_CLASSES: dict[str, tuple[str, Any]] = {
     "causal-lm": ("ForCausalLM", AutoModelForCausalLM),
@@ -41,11 +36,14 @@ _AUTO_CLASSES: dict[str, tuple[str, Any]] = {
     "token-classification": ("ForTokenClassification", AutoModelForTokenClassification),
     "base": ("", AutoModel),
 }
+"""What a class is for, told by the end of its name as in transformers."""
 KINDS: tuple[str, ...] = tuple(_AUTO_CLASSES)
 """What a model is for: the names of the heads, and ``base`` for none."""
 
 _CHARACTERS = "megabase.models.tokenizers.character:DNATokenizer"
+"""One token a base: the tokenizer of most families."""
 _KMERS = "megabase.models.tokenizers.kmer:KmerTokenizer"
+"""The tokenizer of decoders over k-mers."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +51,23 @@ class Family:
     """One family of models."""
 
     name: str
-    """Package in ``megabase.models``."""
+    """Name in settings and on the command line."""
+    module: str
+    """Module of its classes. Their names end with what they are for, as in transformers:
+    ``...ForCausalLM``, ``...ForMaskedLM``, ``...ForSequenceClassification``,
+    ``...ForTokenClassification``; the one without ``For`` is the bare model."""
     tokenizers: tuple[str, ...] = (_CHARACTERS,)
     """Tokenizer classes as ``module:class``. The first is used when a folder names none; the
-    others answer when a folder's ``tokenizer_config.json`` asks for them by name."""
-
-    def _module(self, part: str) -> ModuleType | None:
-        name = f"megabase.models.{self.name}"
-        if importlib.util.find_spec(name) is None or not importlib.util.find_spec(f"{name}.{part}"):
-            return None
-        return importlib.import_module(f"{name}.{part}")
-
-    @property
-    def available(self) -> bool:
-        """Whether this installation has the family."""
-        return self._module("modeling") is not None
+    others answer when a folder's ``tokenizer_config.json`` names them."""
+    published: str | None = None
+    """Module that makes models of published weights: it has ``recognizes(names)`` and
+    ``convert(weights, **overrides)`` (:mod:`megabase.models.checkpoints.published`)."""
+    pretrained: bool = False
+    """Whether ``megabase pretrain`` trains it: it reads one token a base."""
+    length_field: str | None = None
+    """Setting of a new model that limits the length of its input."""
+    special_tokens: bool = False
+    """Whether it reads a sequence between special tokens."""
 
     def classes(self) -> Mapping[str, type[PreTrainedModel]]:
         """Give the model classes by kind (see :data:`KINDS`)."""
@@ -82,79 +82,121 @@ class Family:
 
     def tokenizer_classes(self) -> tuple[Any, ...]:
         """Give the tokenizer classes, the family's own first."""
-        return tuple(_load(reference) for reference in self.tokenizers)
+        pairs = (reference.split(":") for reference in self.tokenizers)
+        return tuple(getattr(importlib.import_module(module), name) for module, name in pairs)
 
     def converter(self) -> ModuleType | None:
-        """Give the module that makes models of this family from published weights.
-
-        Such a ``convert.py`` has ``recognizes(names) -> bool``, and ``convert(weights,
-        **overrides)`` that returns the model, notes and dropped names; None when there is none.
-        """
-        module = self._module("convert")
-        complete = module is not None and all(
-            hasattr(module, name) for name in ("recognizes", "convert")
-        )
-        return module if complete else None
-
-
-FAMILIES: tuple[Family, ...] = (
-    Family(
-        "hyenadna", (_CHARACTERS, "megabase.models.tokenizers.character:HyenaDNATokenizer", _KMERS)
-    ),
-    Family("gpt", (_CHARACTERS, _KMERS)),
-    Family("mamba"),
-    Family("caduceus", (_CHARACTERS, "megabase.models.tokenizers.character:CaduceusTokenizer")),
-    Family("cnn", (_CHARACTERS, "megabase.models.tokenizers.table:LetterTokenizer")),
-    Family("deepsea"),
-    Family("dnabert", ("megabase.models.tokenizers.kmer:DNABERTTokenizer",)),
-    Family("bigbird", (_CHARACTERS, "megabase.models.tokenizers.bpe:BPETokenizer")),
-)
+        """Give the module that makes models of published weights; None when there is none."""
+        return None if self.published is None else importlib.import_module(self.published)
 
 
 @cache
 def _classes(family: Family) -> Mapping[str, type[PreTrainedModel]]:
-    module = family._module("modeling")
+    """Sort the model classes of a family's module by kind."""
     found: dict[str, type[PreTrainedModel]] = {}
-    for name in getattr(module, "__all__", ()):
-        member = getattr(module, name)
-        if not isinstance(member, type) or not issubclass(member, PreTrainedModel):
+    for name, member in vars(importlib.import_module(family.module)).items():
+        ours = isinstance(member, type) and issubclass(member, PreTrainedModel)
+        if not ours or name.startswith("_") or not member.__module__.startswith(family.module):
             continue
-        for kind, (suffix, _) in _AUTO_CLASSES.items():
-            if name.endswith(suffix) if suffix else "For" not in name:
-                found.setdefault(kind, member)
-                break
-    return MappingProxyType(found)
+        kind = next(
+            (kind for kind, (suffix, _) in _AUTO_CLASSES.items() if suffix and suffix in name),
+            "base",
+        )
+        found.setdefault(kind, member)
+    order = [kind for kind in KINDS if kind in found]
+    return MappingProxyType({kind: found[kind] for kind in order})
 
 
-@cache
-def register() -> None:
-    """Register every available family with the ``Auto`` classes of transformers."""
-    for family in FAMILIES:
-        if not family.available or not family.classes():
-            continue
-        config_class = family.config_class()
-        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-        for kind, model_class in family.classes().items():
-            _AUTO_CLASSES[kind][1].register(config_class, model_class, exist_ok=True)
-        classes = family.tokenizer_classes()
-        for tokenizer in classes:
-            # The first one stays the family's own; each becomes known by its name.
-            AutoTokenizer.register(
-                config_class,
-                tokenizer_class=classes[0],
-                slow_tokenizer_class=tokenizer,
-                exist_ok=True,
-            )
+def _register_with_transformers(family: Family) -> None:
+    """Make the Auto classes know a family."""
+    config_class = family.config_class()
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    for kind, model_class in family.classes().items():
+        _AUTO_CLASSES[kind][1].register(config_class, model_class, exist_ok=True)
+    classes = family.tokenizer_classes()
+    for tokenizer in classes:
+        # The first one stays the family's own; each becomes known by its name.
+        AutoTokenizer.register(
+            config_class,
+            tokenizer_class=classes[0],
+            slow_tokenizer_class=tokenizer,
+            exist_ok=True,
+        )
 
 
-def _load(reference: str) -> Any:
-    module, name = reference.split(":")
-    return getattr(importlib.import_module(module), name)
+FAMILIES: Registry[Family] = Registry("family", "megabase.families", _register_with_transformers)
+"""Every family by name."""
+
+
+def register_family(family: Family) -> None:
+    """Make a family known to megabase and to the ``Auto`` classes of transformers.
+
+    Parameters
+    ----------
+    family
+        Its name and the ``model_type`` of its configuration must not be taken.
+
+    Raises
+    ------
+    ConfigError
+        When another family has the name.
+    """
+    FAMILIES.register(family.name, family)
+
+
+def all_families() -> Iterator[Family]:
+    """Give every family, those of installed packages last."""
+    return (FAMILIES[name] for name in FAMILIES)
 
 
 def family_of(model_type: str) -> Family | None:
-    """Give the family of a ``model_type``, or None when it is not one of ours."""
-    for family in FAMILIES:
-        if family.available and family.classes() and family.config_class().model_type == model_type:
+    """Give the family of a ``model_type``, or None when it is not known."""
+    for family in all_families():
+        if family.config_class().model_type == model_type:
             return family
     return None
+
+
+def _built_in(name: str, *tokenizers: str, **facts: Any) -> Family:
+    package = f"megabase.models.{name}"
+    if facts.pop("convert", True):
+        facts["published"] = f"{package}.convert"
+    return Family(name, package, tokenizers or (_CHARACTERS,), **facts)
+
+
+for _family in (
+    _built_in(
+        "hyenadna",
+        _CHARACTERS,
+        "megabase.models.tokenizers.character:HyenaDNATokenizer",
+        _KMERS,
+        pretrained=True,
+        length_field="max_seq_len",
+    ),
+    _built_in(
+        "gpt",
+        _CHARACTERS,
+        _KMERS,
+        convert=False,
+        pretrained=True,
+        length_field="max_position_embeddings",
+    ),
+    _built_in("mamba", pretrained=True),
+    _built_in(
+        "caduceus",
+        _CHARACTERS,
+        "megabase.models.tokenizers.character:CaduceusTokenizer",
+        pretrained=True,
+    ),
+    _built_in("cnn", _CHARACTERS, "megabase.models.tokenizers.table:LetterTokenizer"),
+    _built_in("deepsea"),
+    _built_in("dnabert", "megabase.models.tokenizers.kmer:DNABERTTokenizer", special_tokens=True),
+    _built_in(
+        "bigbird",
+        _CHARACTERS,
+        "megabase.models.tokenizers.bpe:BPETokenizer",
+        convert=False,
+        special_tokens=True,
+    ),
+):
+    register_family(_family)

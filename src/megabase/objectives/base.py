@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from megabase.data.augment import is_base, is_soft_masked
 from megabase.errors import InputError
 from megabase.genome import alphabet
+from megabase.registry import Registry
 
 IGNORED = -100
 """Class number of a target that counts nowhere; the default of torch's cross entropy."""
@@ -56,6 +57,32 @@ class Output(NamedTuple):
 Objective = Callable[[Any, Batch], Output]
 """``(model, batch) -> sums``. Its attribute ``unit`` names what it counts (tokens if it has none),
 and that of a language model ``extra_bases`` the bases beyond the input that a window must bring."""
+
+
+OBJECTIVES: Registry[Callable[..., Objective]] = Registry("objective", "megabase.objectives")
+"""What makes each pretraining objective from its settings, by name."""
+
+
+def register_objective(name: str, make: Callable[..., Objective]) -> None:
+    """Make a pretraining objective known by name, for ``objective.name`` in the settings of a run.
+
+    Parameters
+    ----------
+    name
+        A name that is not taken.
+    make
+        Usually a class. It is called with ``objective.options``, and with those of
+        ``soft_mask_weight``, ``special_tokens``, ``include_n`` and ``include_padding`` that it has
+        parameters for; gives an objective with ``extra_bases``. Its attribute ``both_sides`` says
+        whether the model must read both sides of a base (True), only earlier bases (False), or
+        either (None, or missing).
+
+    Raises
+    ------
+    ConfigError
+        When another objective has the name.
+    """
+    OBJECTIVES.register(name, make)
 
 
 def code_weights(

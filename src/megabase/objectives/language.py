@@ -12,7 +12,13 @@ from megabase.data.hashing import FIRST, GOLDEN, SECOND
 from megabase.data.vocabulary import MASK_ID, N_ID, PAD_ID, SEP_ID, VOCABULARY_SIZE
 from megabase.errors import InputError
 from megabase.genome import alphabet
-from megabase.objectives.base import Batch, Output, code_weights, score_targets
+from megabase.objectives.base import (
+    Batch,
+    Output,
+    code_weights,
+    register_objective,
+    score_targets,
+)
 
 
 def _oriented_codes(batch: Batch) -> Tensor:
@@ -50,6 +56,7 @@ class CausalLM:
     """
 
     extra_bases = 1
+    both_sides = False
 
     def __init__(
         self,
@@ -171,6 +178,7 @@ class MaskedLM:
     """
 
     extra_bases = 0
+    both_sides = True
 
     def __init__(
         self,
@@ -249,3 +257,7 @@ class MaskedLM:
         """Compare the logits (n, length, vocabulary) of a model with what was hidden."""
         input_ids, targets, weights = self.prepare(batch)
         return score_targets(model(input_ids=input_ids).logits, targets, weights)
+
+
+register_objective("causal_lm", CausalLM)
+register_objective("masked_lm", MaskedLM)

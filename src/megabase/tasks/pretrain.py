@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +25,8 @@ from megabase.errors import ConfigError
 from megabase.genome.store import GenomeStore
 from megabase.models.adapt.language_model import build_language_model, save_language_model
 from megabase.models.describe import Estimate, TrainingStep
-from megabase.objectives.language import CausalLM, MaskedLM
+from megabase.objectives.base import OBJECTIVES, Objective
+from megabase.objectives.language import CausalLM
 from megabase.ops.kernels import slower_than_possible
 from megabase.tasks.digests import start_model
 from megabase.tasks.pretrain_config import DataConfig, ObjectiveConfig, PretrainConfig, to_yaml
@@ -140,7 +142,7 @@ def plan_run(config: PretrainConfig, fabric: Fabric) -> Plan:
     store = GenomeStore.open(config.data.genome)
     split, source = _build_source(config.data, store, config.seed)
     objective = build_objective(config.objective)
-    windows = GenomeWindows(store, source, extra=objective.extra_bases)
+    windows = GenomeWindows(store, source, extra=getattr(objective, "extra_bases", 0))
     world = max(fabric.world_size, planned_world(fabric, config.devices))
     schedule = LengthSchedule(config, world, windows.epoch_size)
     _try_windows(windows, schedule)
@@ -207,7 +209,7 @@ def model_writer(model: PreTrainedModel) -> Callable[[Path, Mapping[str, torch.T
     return write
 
 
-def build_objective(spec: ObjectiveConfig) -> CausalLM | MaskedLM:
+def build_objective(spec: ObjectiveConfig) -> Objective:
     """Build the objective.
 
     Raises
@@ -215,13 +217,16 @@ def build_objective(spec: ObjectiveConfig) -> CausalLM | MaskedLM:
     ConfigError
         For an option that the objective does not have.
     """
-    options: dict[str, Any] = {"soft_mask_weight": spec.soft_mask_weight, **spec.options}
+    make = OBJECTIVES[spec.name]
+    given = {
+        "soft_mask_weight": spec.soft_mask_weight,
+        "special_tokens": spec.special_tokens,
+        "include_n": spec.count_n_and_padding,
+        "include_padding": spec.count_n_and_padding,
+    }
+    taken = inspect.signature(make).parameters
     try:
-        if spec.name == "masked_lm":
-            return MaskedLM(**options)
-        both = spec.count_n_and_padding
-        defaults = {"include_n": both, "include_padding": both}
-        return CausalLM(special_tokens=spec.special_tokens, **{**defaults, **options})
+        return make(**{name: given[name] for name in given if name in taken} | spec.options)
     except TypeError as error:
         raise ConfigError(f"objective.options of {spec.name}: {error}") from error
 
@@ -296,7 +301,7 @@ def _build_validation(config: PretrainConfig, store: GenomeStore, split: Split) 
         CausalLM() if config.objective.name == "causal_lm" else build_objective(config.objective)
     )
     source = TiledWindows(split.validation, seed=_EVAL_SEED, shuffle=True, last="drop")
-    data = GenomeWindows(store, source, extra=objective.extra_bases)
+    data = GenomeWindows(store, source, extra=getattr(objective, "extra_bases", 0))
     length = config.data.eval_length or config.longest
     windows = data.epoch_size(length) or 0
     if windows == 0:

@@ -106,8 +106,9 @@ class DataConfig:
 class ObjectiveConfig:
     """What the model learns."""
 
-    name: Literal["causal_lm", "masked_lm"] = "causal_lm"
-    """causal_lm: each base from the bases before it. masked_lm: hidden bases from both sides."""
+    name: str = "causal_lm"
+    """causal_lm: each base from the bases before it. masked_lm: hidden bases from both sides. Or
+    the name of a registered objective."""
 
     soft_mask_weight: float = 1.0
     """Loss weight of bases in lower case (repeats)."""

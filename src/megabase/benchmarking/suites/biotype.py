@@ -224,7 +224,7 @@ def _model(entry: ModelEntry) -> Any:
         family = family_of(settings.model_type)
     else:
         name = start.get("family") or find_preset(start["preset"]).family
-        family = next(f for f in FAMILIES if f.name == name)
+        family = FAMILIES[name]
         fields = dict(find_preset(start["preset"]).config) if "preset" in start else {}
         settings = family.config_class()(**{**fields, **entry.settings.get("overrides", {})})
     if family is None or "base" not in family.classes():

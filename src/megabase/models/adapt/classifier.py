@@ -16,7 +16,7 @@ from megabase.models.adapt.language_model import config_fields, new_model
 from megabase.models.adapt.lora import ADAPTER_FOLDER, add_adapters, merged_state, save_adapter
 from megabase.models.auto import load_config, load_model
 from megabase.models.checkpoints.save import write_model
-from megabase.models.families import FAMILIES, family_of
+from megabase.models.families import FAMILIES, all_families, family_of
 from megabase.models.presets import find_preset
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.models.tokenizers.encoder import TokenEncoder, named_fields
@@ -83,9 +83,8 @@ def family_of_start(start: StartConfig, task: str = "sequence-classification") -
     Raises
     ------
     MegabaseError
-        For an unknown family, preset or model, or a family that this installation does not have.
+        For an unknown family, preset or model.
     """
-    known = {family.name: family for family in FAMILIES}
     if start.model is not None:
         found = family_of(load_config(start.model).model_type)
         name = "" if found is None else found.name
@@ -93,14 +92,9 @@ def family_of_start(start: StartConfig, task: str = "sequence-classification") -
         name = find_preset(start.preset).family
     else:
         name = start.family or ""
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-        raise ConfigError(f"family {name!r} is not known; {hint}")
-    family = known[name]
-    if not family.available or task not in family.classes():
+    if task not in FAMILIES[name].classes():
         what = "nucleotides" if task == "token-classification" else "sequences"
-        fitting = [f.name for f in FAMILIES if f.available and task in f.classes()]
+        fitting = [family.name for family in all_families() if task in family.classes()]
         raise ConfigError(
             f"family {name!r} has no model for labels of {what}; take one of {', '.join(fitting)}"
         )
@@ -212,7 +206,7 @@ def _new_model(
 
 
 def _classes(family: str) -> Mapping[str, Any]:
-    return next(known for known in FAMILIES if known.name == family).classes()
+    return FAMILIES[family].classes()
 
 
 def _freeze(model: PreTrainedModel, head: HeadConfig) -> None:

@@ -15,18 +15,15 @@ from megabase.errors import ConfigError
 from megabase.models.auto import load_config, load_model, resolve_model
 from megabase.models.checkpoints.config_file import check_config
 from megabase.models.checkpoints.save import write_model
-from megabase.models.families import FAMILIES
+from megabase.models.families import FAMILIES, Family, all_families
 from megabase.models.presets import find_preset
 from megabase.models.tokenizers.character import DNATokenizer
+from megabase.objectives.base import OBJECTIVES
 from megabase.settings import ModelConfig
 from megabase.untrusted import parsing
 
 _SPECIAL_POSITIONS = 2
 """Positions beyond the bases in the published models (l_max = length + 2)."""
-_LENGTH_FIELD = {"hyenadna": "max_seq_len", "gpt": "max_position_embeddings"}
-"""The setting that limits the length, of the families that have a limit."""
-PRETRAINED_FAMILIES = ("hyenadna", "gpt", "mamba", "caduceus")
-"""Families that read one token a base, so that the pretraining data fits them."""
 
 
 def build_language_model(
@@ -61,9 +58,10 @@ def build_language_model(
     else:
         name, length = spec.family, spec.max_length or longest + _SPECIAL_POSITIONS
         fields = {"d_model": spec.d_model, "n_layer": spec.n_layer}
-    if length is not None and name in _LENGTH_FIELD:
-        fields[_LENGTH_FIELD[name]] = length
-    model_class = _model_class(name, objective)
+    family = _pretrained_family(name)
+    if length is not None and family.length_field is not None:
+        fields[family.length_field] = length
+    model_class = _model_class(family, objective)
     fields.update(spec.overrides)
     unknown = set(fields) - config_fields(model_class.config_class)
     if unknown:
@@ -113,36 +111,47 @@ def new_model(model_class: Any, fields: dict[str, Any], what: str) -> Any:
     return model_class(config)
 
 
-def _model_class(name: str, objective: str) -> Any:
+def _pretrained_family(name: str) -> Family:
+    """Give the family of a name, if its models can be pretrained."""
+    if name not in FAMILIES or not FAMILIES[name].pretrained:
+        known = ", ".join(family.name for family in all_families() if family.pretrained)
+        raise ConfigError(f"model.family is {name!r}; pretraining knows {known}")
+    return FAMILIES[name]
+
+
+def _model_class(family: Family, objective: str) -> Any:
     """Find the class of a family that learns an objective."""
-    families = {family.name: family for family in FAMILIES if family.name in PRETRAINED_FAMILIES}
-    if name not in families:
-        raise ConfigError(f"model.family is {name!r}; pretraining knows {', '.join(families)}")
-    classes = families[name].classes()
+    classes = family.classes()
     # A family without a masked class, such as HyenaDNA, learns the masked objective with the same
     # head, when it reads both sides.
-    kinds = ("masked-lm", "causal-lm") if objective == "masked_lm" else ("causal-lm",)
+    kinds = ("causal-lm",) if _both_sides(objective) is False else ("masked-lm", "causal-lm")
     for kind in kinds:
         if kind in classes:
             return classes[kind]
     raise ConfigError(
-        f"model.family {name} is bidirectional, so next-token prediction would see its target; "
-        "set objective.name to masked_lm"
+        f"model.family {family.name} is bidirectional, so next-token prediction would see its "
+        "target; set objective.name to masked_lm"
     )
+
+
+def _both_sides(objective: str) -> bool | None:
+    """Whether an objective is for models that read both sides of a base; None for any model."""
+    return getattr(OBJECTIVES[objective], "both_sides", None)
 
 
 def _check_objective(model: PreTrainedModel, objective: str) -> None:
     """Refuse a pair of model and objective that learns nothing, or learns to copy."""
     both_sides = getattr(model.config, "bidirectional", "none") not in ("none", False)
-    if both_sides and objective == "causal_lm":
+    wanted = _both_sides(objective)
+    if both_sides and wanted is False:
         raise ConfigError(
             "the model is bidirectional, so next-token prediction would see its target; set "
             "objective.name to masked_lm, or a model.overrides.bidirectional that is causal"
         )
-    if not both_sides and objective == "masked_lm":
+    if not both_sides and wanted is True:
         raise ConfigError(
-            "objective.name is masked_lm, and the model reads one side only; use a model of both "
-            "sides (model.family caduceus, or hyenadna with model.overrides.bidirectional "
+            f"objective.name is {objective}, and the model reads one side only; use a model of "
+            "both sides (model.family caduceus, or hyenadna with model.overrides.bidirectional "
             "two_sided), or causal_lm"
         )
 

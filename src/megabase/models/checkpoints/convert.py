@@ -12,7 +12,7 @@ from megabase.models.auto import find_checkpoint, load_model, load_tokenizer
 from megabase.models.checkpoints.published import ConvertedModel
 from megabase.models.checkpoints.reader import Weights, read_weights
 from megabase.models.checkpoints.save import check_output, save_model_folder
-from megabase.models.families import FAMILIES, family_of
+from megabase.models.families import all_families, family_of
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.untrusted import parsing
 
@@ -33,7 +33,7 @@ def model_from_weights(weights: Weights, **overrides: Any) -> ConvertedModel:
         When no family knows the names, or the weights do not fit.
     """
     names = list(weights.tensors)
-    readers = [(family.name, reader) for family in FAMILIES if (reader := family.converter())]
+    readers = [(family.name, reader) for family in all_families() if (reader := family.converter())]
     for _, reader in readers:
         if reader.recognizes(names):
             return reader.convert(weights, **overrides)

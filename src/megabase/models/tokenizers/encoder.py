@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megabase.errors import ConfigError, InputError
 from megabase.genome import alphabet
-from megabase.models.families import family_of
+from megabase.models.families import FAMILIES, family_of
 from megabase.models.tokenizers.bpe import train_bpe
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.models.tokenizers.kmer import DNABERTTokenizer, KmerTokenizer
@@ -25,8 +25,6 @@ from megabase.untrusted import parse_yaml, read_text
 
 _PROBE = "ACGTACGTTGCATGCA"
 """Tokens of this text show which special tokens stand around a sequence; every k fits into it."""
-_WITH_SPECIALS = ("dnabert", "bigbird")
-"""Families that read a sequence between special tokens."""
 _BYTE_PAIRS = 4096
 """Tokens of a byte-pair vocabulary when nothing else is said."""
 _MOST_BASES = 16
@@ -190,7 +188,7 @@ def uses_special_tokens(folder: Path | None, model_type: str) -> bool:
         That of its configuration.
     """
     family = family_of(model_type)
-    habit = family is not None and family.name in _WITH_SPECIALS
+    habit = family is not None and family.special_tokens
     for parent in () if folder is None else (folder, *folder.resolve().parents[:2]):
         file = parent / "config.yaml"
         if file.is_file():
@@ -236,7 +234,7 @@ def build_encoder(
             f"special tokens (head.special_tokens); this one is {type(tokenizer).__name__}"
         )
     specials = head.special_tokens == "yes" or (
-        head.special_tokens == "auto" and family in _WITH_SPECIALS
+        head.special_tokens == "auto" and FAMILIES[family].special_tokens
     )
     if specials and head.crop < 1:
         raise ConfigError(
