@@ -26,7 +26,7 @@ from megabase.errors import AmbiguousLettersWarning, LeftOutWarning, MegabaseErr
 from megabase.genome.alphabet import decode
 from megabase.genome.store import GenomeStore
 from megabase.genome.tables import read_bed, read_gff, read_vcf
-from megabase.inference.variants.variants_job import survey
+from megabase.inference.variants.vcf_file import survey
 
 CONTIG = "ACGTTGCAAC" * 10
 VCF_HEADER = (

@@ -58,11 +58,10 @@ def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
     from pathlib import Path
 
-    from megabase.inference.variants.scorer import VariantOptions, method_tuple
-    from megabase.inference.variants.variants_job import score_variants_file
+    from megabase.inference.variants.scorer import VariantOptions
+    from megabase.inference.variants.vcf_file import score_variants_file
 
-    methods = method_tuple(args.methods)
-    options = VariantOptions(args.window, methods, args.strands, args.placement)
+    options = VariantOptions(args.window, args.methods, args.strands, args.placement)
     with running(args, "records") as how:
         written = score_variants_file(
             args.model, args.variants, args.genome, args.output, options, prefix=args.prefix,

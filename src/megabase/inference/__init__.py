@@ -9,7 +9,7 @@ from megabase.inference.prediction import Predictions, predict, predict_file
 from megabase.inference.prediction_track import TrackOptions, predict_track
 from megabase.inference.scoring import SequenceScores, score, score_file
 from megabase.inference.variants.scorer import VariantScores, score_variants
-from megabase.inference.variants.variants_job import score_variants_file
+from megabase.inference.variants.vcf_file import score_variants_file
 
 __all__ = [
     "Attribution",

@@ -40,7 +40,6 @@ from megabase.inference.variants.alleles import Placement
 from megabase.inference.variants.scorer import (
     VariantOptions,
     VariantScorer,
-    method_tuple,
     variant_table,
 )
 from megabase.inference.writers import TABLE_SUFFIXES, merge_tables, require_suffix
@@ -136,7 +135,7 @@ def ism(
     InputError
         When model, window and methods do not fit.
     """
-    options = VariantOptions(window, method_tuple(methods), strands, placement)
+    options = VariantOptions(window, methods, strands, placement)
     if not isinstance(genome, GenomeStore):
         with genome_store(genome) as store:
             return ism(
@@ -183,7 +182,7 @@ def ism_file(
     MegabaseError
         For a region, a genome, a model or an output that cannot be used.
     """
-    options = VariantOptions(window, method_tuple(methods), strands, placement)
+    options = VariantOptions(window, methods, strands, placement)
     output, prefix = Path(output), running.pop("bigwig", None)
     require_suffix(output, (".parquet", ".npz") if prefix else (*TABLE_SUFFIXES, ".npz"))
     if prefix:

@@ -33,7 +33,7 @@ from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, ModelSpec, load, require_length
 
 __all__ = ["METHODS", "AlleleScore", "VariantOptions", "VariantScorer", "VariantScores",
-           "method_tuple", "score_variants", "variant_table"]  # fmt: skip
+           "score_variants", "variant_table"]  # fmt: skip
 
 DEFAULT_WINDOW = 1_024
 """Long enough for what small models use of the context, and fast; models of 1k take no more."""
@@ -133,13 +133,6 @@ _MASKED_DEFAULT = ("masked",)
 """The same for a masked model, whose other likelihoods take one pass for each base."""
 
 
-def method_tuple(methods: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Give methods as a tuple; a single name is one method."""
-    if methods is None:
-        return None
-    return (methods,) if isinstance(methods, str) else tuple(methods)
-
-
 @dataclass(frozen=True)
 class VariantOptions:
     """Everything that changes a score.
@@ -149,7 +142,7 @@ class VariantOptions:
     window
         Bases of the window of each allele; 1,024, or fewer where the model takes fewer, when None.
     methods
-        Names in :data:`METHODS`; when None those that fit the model.
+        Names in :data:`METHODS`, or a single one; when None those that fit the model.
     strands
         ``"both"`` (the mean), ``"forward"`` or ``"reverse"``.
     placement
@@ -164,13 +157,14 @@ class VariantOptions:
     """
 
     window: int | None = None
-    methods: tuple[str, ...] | None = None
+    methods: Sequence[str] | None = None
     strands: Strands = "both"
     placement: Placement = "centred"
 
     def __post_init__(self) -> None:
-        names = self.methods
-        if names is not None:
+        if self.methods is not None:
+            names = (self.methods,) if isinstance(self.methods, str) else tuple(self.methods)
+            object.__setattr__(self, "methods", names)
             if not names or len(set(names)) < len(names):
                 raise InputError(f"methods must be one or more different names, found {[*names]}")
             for name in names:
@@ -459,7 +453,7 @@ def score_variants(
     InputError
         When the file cannot be read, or model, window and methods do not fit.
     """
-    options = VariantOptions(window, method_tuple(methods), strands, placement)
+    options = VariantOptions(window, methods, strands, placement)
     records = _records(variants)
     loaded = load(model, head="language")
     given = nullcontext(genome) if isinstance(genome, GenomeStore) else genome_store(genome)

@@ -1,0 +1,398 @@
+"""Scoring a VCF or BCF file, chunk by chunk.
+
+VCF and BCF come back with INFO fields and header lines for the scores, everything else as it was;
+or the scores go into a table.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Unpack
+
+import polars as pl
+
+from megabase.data.sources import chunked, genome_store, no_file
+from megabase.errors import InputError, OutputError
+from megabase.evaluate.provenance import Provenance, file_digest
+from megabase.genome.interval import contig_aliases
+from megabase.genome.left_out import REASONS, LeftOut
+from megabase.genome.store import GenomeStore
+from megabase.genome.vcf import (
+    VcfRecord,
+    check_allele,
+    checked_records,
+    is_bcf,
+    read_vcf_header,
+    read_vcf_records,
+    why_unusable,
+)
+from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, check_run, map_file
+from megabase.inference.variants.scorer import (
+    METHODS,
+    AlleleScore,
+    VariantOptions,
+    VariantScorer,
+    variant_table,
+)
+from megabase.inference.writers import TABLE_SUFFIXES, merge_tables, require_suffix
+from megabase.models.loading import ModelSpec, load
+
+__all__ = ["score_variants_file", "survey"]
+
+_CHUNK = 512  # records: seconds of work, and few enough that many processes have a share
+_VCF_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")
+"""Endings that bcftools knows too."""
+_INFO = 7  # the eighth column of a VCF
+_TBI_LIMIT = 1 << 29
+"""Longest contig of a tabix index, by its format; csi takes longer ones."""
+_CONTIG = re.compile(r"[0-9A-Za-z!#$%&+./:;?@^_|~-][0-9A-Za-z!#$%&*+./:;=?@^_|~-]*")
+"""The names that VCF 4.3 allows; htslib cannot read a header with others."""
+_KEY = re.compile(r"[A-Za-z_][0-9A-Za-z_.]*")
+"""The INFO keys that VCF 4.3 allows."""
+
+
+class _Survey(NamedTuple):
+    """What a file of variants holds, found in one pass without a model."""
+
+    records: int
+    """Number of records."""
+    contigs: dict[str, int | None]
+    """Lengths in bases of the contigs, in order of appearance, by the names that the records have;
+    None for those that the genome does not have."""
+    in_order: bool
+    """Whether contigs are not mixed and positions never go back."""
+
+
+def survey(
+    path: Path, store: GenomeStore, *, allow_mismatches: bool = False, strict: bool = False
+) -> _Survey:
+    """Read a file of variants once, against the genome.
+
+    Parameters
+    ----------
+    path
+        The file.
+    store
+        The genome.
+    allow_mismatches
+        Continue when REF differs from the genome in so many records that the file looks as if it
+        was made for another assembly.
+    strict
+        Refuse the first allele that can have no score.
+
+    Raises
+    ------
+    InputError
+        When a record cannot be read, no allele can be scored, or the assembly is another.
+
+    Warns
+    -----
+    LeftOutWarning
+        With the number of alleles that can have no score, by reason.
+    """
+    contigs: dict[str, int | None] = {}
+    left_out = LeftOut(path, "record" if is_bcf(path) else "line", strict)
+    records = usable = 0
+    in_order, last, position = True, None, -2
+    advice = None if allow_mismatches else ", or score the rest with allow_mismatches=True"
+    for record, contig, reason in checked_records(path, store, advice):
+        records += 1
+        name = record.contig
+        if name not in contigs:
+            contigs[name] = None if contig is None else int(store.lengths[contig])
+        elif name != last or record.position < position:
+            in_order = False
+        last, position = name, record.position
+        for alt in record.alts or (".",):
+            why = reason or check_allele(record.ref, alt)
+            if why is None:
+                usable += 1
+            else:
+                left_out.add(why, record.line, partial(why_unusable, record, store, why))
+    left_out.report(usable, "alleles", "have no score")
+    return _Survey(records, contigs, in_order)
+
+
+def score_variants_file(
+    model: ModelSpec,
+    variants: str | Path,
+    genome: str | Path,
+    output: str | Path,
+    options: VariantOptions | None = None,
+    *,
+    prefix: str = "MB",
+    allow_mismatches: bool = False,
+    strict: bool = False,
+    **running: Unpack[RunOptions],
+) -> tuple[_Survey, Path | None] | None:
+    """Score the records of a VCF or BCF file into VCF, BCF or a table.
+
+    Parameters
+    ----------
+    model
+        Model folder, run folder, preset or Hub name; None for the packaged model; or a model.
+    variants
+        The file.
+    genome
+        Genome store, or FASTA.
+    output
+        ``.vcf``, ``.vcf.gz``, ``.vcf.bgz`` or ``.bcf``: every record again, with scores in INFO.
+        ``.parquet`` or ``.tsv``: a row for each alternative allele.
+    options
+        What changes a score.
+    prefix
+        Beginning of the INFO keys.
+    allow_mismatches, strict
+        As for :func:`survey`.
+    **running
+        See :class:`megabase.inference.jobs.RunOptions`.
+
+    Returns
+    -------
+    (survey, Path or None) or None
+        What the file holds, and the index of the output: bgzip VCF and BCF in order have one. None
+        for a rank of ``torchrun`` other than the one that writes.
+
+    Raises
+    ------
+    MegabaseError
+        For input, a genome, a model or an output that cannot be used; when the file looks as if it
+        was made for another assembly.
+    """
+    source, output, options = Path(variants), Path(output), options or VariantOptions()
+    require_suffix(output, (*_VCF_SUFFIXES, *TABLE_SUFFIXES))
+    _require_prefix(prefix)
+    check_run(output, **running)
+    found: _Survey | None = None
+    with genome_store(genome) as store:
+        if not source.is_file():
+            raise InputError(no_file(source))
+        header = read_vcf_header(source)
+        as_vcf = output.name.lower().endswith(_VCF_SUFFIXES)
+        if as_vcf:
+            _require_new_keys(header, prefix, source)
+
+        def describe(scorer: VariantScorer) -> Provenance:
+            nonlocal found, options
+            options = scorer.options
+            found = survey(source, store, allow_mismatches=allow_mismatches, strict=strict)
+            if as_vcf:
+                _require_names(found.contigs, source)
+            return Provenance(
+                "variants", scorer.model.name, scorer.model.digest,
+                genome=store.name, genome_sha256=store.checksum,
+                inputs={source.name: file_digest(source)},
+                options={**asdict(options), "prefix": prefix},
+            )  # fmt: skip
+
+        def merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
+            assert found is not None
+            assert options is not None
+            if as_vcf:
+                lines = _header_lines(header, options, prefix, provenance, found.contigs)
+                _merge_vcf(lines, parts, target)
+            elif parts:
+                merge_tables(parts, target, provenance)
+            else:  # a table without rows, as a VCF output would have no records
+                empty = target.with_name(f".{target.name}.empty")
+                variant_table([], [], options.methods or ()).write_parquet(empty)
+                try:
+                    merge_tables([empty], target, provenance)
+                finally:
+                    empty.unlink()
+
+        batch_tokens = running.get("batch_tokens", BATCH_TOKENS)
+        work = Work(
+            partial(_lines, prefix) if as_vcf else _table,
+            partial(_scorer, model, store.path, options, batch_tokens),
+            partial(_chunks, source),
+            _count,
+            ".vcf" if as_vcf else ".parquet",
+        )
+        map_file(work, output, describe, merge, **running)
+    return None if found is None else (found, _index(output, found))
+
+
+def _scorer(
+    model: ModelSpec, genome: Path, options: VariantOptions, batch_tokens: int,
+    device: str | None = None,
+) -> VariantScorer:  # fmt: skip
+    """Load the model."""
+    loaded = load(model, head="language", device=device)
+    return VariantScorer(loaded, GenomeStore.open(genome), options, batch_tokens)
+
+
+def _chunks(source: Path) -> Iterator[tuple[int, list[VcfRecord]]]:
+    """Read the records, with the number of the first one of each chunk."""
+    first = 0
+    for records in chunked(read_vcf_records(source), _CHUNK):
+        yield first, records
+        first += len(records)
+
+
+def _count(chunk: tuple[int, list[VcfRecord]]) -> int:
+    """Count records."""
+    return len(chunk[1])
+
+
+def _table(scorer: VariantScorer, chunk: tuple[int, list[VcfRecord]]) -> pl.DataFrame:
+    """Score a chunk into the rows of a table."""
+    first, records = chunk
+    return variant_table(records, scorer.score(records), scorer.options.methods or (), first)
+
+
+def _lines(prefix: str, scorer: VariantScorer, chunk: tuple[int, list[VcfRecord]]) -> str:
+    """Score a chunk into lines of VCF."""
+    records, methods = chunk[1], scorer.options.methods or ()
+    scored = zip(records, scorer.score(records), strict=True)
+    return "".join(f"{_annotated_line(one, alleles, methods, prefix)}\n" for one, alleles in scored)
+
+
+def _index(output: Path, found: _Survey) -> Path | None:
+    """Write the index of a bgzip VCF or BCF in order; an old one goes away."""
+    name = output.name.lower()
+    if not name.endswith((".gz", ".bgz", ".bcf")) or not output.is_file():
+        return None  # a pipe has no index
+    for old in (".tbi", ".csi"):
+        output.with_name(output.name + old).unlink(missing_ok=True)
+    if not found.in_order:
+        return None
+    import pysam
+    import pysam.bcftools
+
+    longest = max((length or 0 for length in found.contigs.values()), default=0)
+    kind = "csi" if name.endswith(".bcf") or longest > _TBI_LIMIT else "tbi"
+    pysam.bcftools.index("--force", f"--{kind}", str(output), catch_stdout=False)  # pyright: ignore[reportAttributeAccessIssue]
+    return output.with_name(f"{output.name}.{kind}")
+
+
+def _info_key(prefix: str, name: str) -> str:
+    """Give the INFO key of a method, or of the reason."""
+    return f"{prefix}_{name.upper()}"
+
+
+def _require_prefix(prefix: str) -> None:
+    """Refuse a prefix that cannot begin an INFO key, with an InputError."""
+    if not _KEY.fullmatch(prefix):
+        raise InputError(
+            f"prefix {prefix!r} cannot begin an INFO key; expected letters, digits and _"
+        )
+
+
+def _require_new_keys(header: Sequence[str], prefix: str, path: Path) -> None:
+    """Refuse a prefix whose keys the header of a file has already, with an InputError."""
+    for name in (*METHODS, "reason"):
+        key = _info_key(prefix, name)
+        if any(line.startswith(f"##INFO=<ID={key},") for line in header):
+            raise InputError(
+                f"{path}: has INFO field {key} already; score the original file, or choose "
+                "another prefix=..."
+            )
+
+
+def _require_names(contigs: Iterable[str], path: Path) -> None:
+    """Refuse names of contigs that the header of a VCF cannot hold, with an InputError."""
+    for name in contigs:
+        if not _CONTIG.fullmatch(name):
+            raise InputError(
+                f"{path}: the header of a VCF cannot hold the contig name {name!r} (commas, "
+                "brackets, quotes and blanks are not allowed in it); write a table (.tsv, "
+                ".parquet), or give the contig another name"
+            )
+
+
+def _annotated_line(
+    record: VcfRecord, alleles: Sequence[AlleleScore], methods: Sequence[str], prefix: str
+) -> str:
+    """Give a record's line with its scores at the end of INFO; all other columns as they were."""
+    added = []
+    for number, name in enumerate(methods):
+        values = [score.values[number] for score in alleles]
+        if not all(math.isnan(value) for value in values):
+            texts = ("." if math.isnan(value) else f"{value:.6g}" for value in values)
+            added.append(f"{_info_key(prefix, name)}={','.join(texts)}")
+    if any(score.reason for score in alleles):
+        reasons = ",".join(score.reason or "." for score in alleles)
+        added.append(f"{_info_key(prefix, 'reason')}={reasons}")
+    fields = list(record.fields)
+    if added:
+        kept = [] if fields[_INFO] in (".", "") else [fields[_INFO]]
+        fields[_INFO] = ";".join((*kept, *added))
+    return "\t".join(fields)
+
+
+def _header_lines(
+    header: Sequence[str],
+    options: VariantOptions,
+    prefix: str,
+    provenance: Provenance,
+    contigs: Mapping[str, int | None],
+) -> list[str]:
+    """Give a header with the lines for the new fields before its last line.
+
+    A header of the column names alone gets the line of the format, without which nothing reads it.
+    Contigs of the records that it lacks are declared, as an index and BCF need; a declaration under
+    another name of such a contig (20 for chr20) is taken out.
+    """
+    if not header[0].startswith("##fileformat="):
+        header = ["##fileformat=VCFv4.2", *header]
+    declared = {
+        match[1]: line
+        for line in header
+        if (match := re.match(r"##contig=<(?:.*,)?ID=([^,>]+)", line))
+    }
+    added = []
+    for name, length in contigs.items():
+        if name not in declared:
+            added.append(f"##contig=<ID={name}{'' if length is None else f',length={length}'}>")
+            others = [other for other in contig_aliases(name) if other not in contigs]
+            replaced = {declared[other] for other in others if other in declared}
+            header = [line for line in header if line not in replaced]
+    strands = "mean of both strands" if options.strands == "both" else f"{options.strands} strand"
+    for name in options.methods or ():
+        added.append(
+            f'##INFO=<ID={_info_key(prefix, name)},Number=A,Type=Float,Description="'
+            f"{METHODS[name].description}; {strands}; window of {options.window} bases, "
+            f'{options.placement}">'
+        )
+    reasons = "; ".join(f"{name}: {text}" for name, text in REASONS.items())
+    added.append(
+        f'##INFO=<ID={_info_key(prefix, "reason")},Number=A,Type=String,Description="Why an allele '
+        f'has no score, or lacks one. {reasons}">'
+    )
+    added.append(f"##megabase={provenance.to_json()}")
+    return [*header[:-1], *added, header[-1]]
+
+
+def _merge_vcf(header: Sequence[str], parts: Sequence[Path], target: Path) -> None:
+    """Write header and parts as VCF, bgzip VCF or BCF, by the ending of `target`."""
+    import pysam
+    import pysam.bcftools
+
+    name = target.name.lower()
+    packed = name.endswith((".gz", ".bgz"))
+    text = target.with_name(f"{target.name}.text") if name.endswith(".bcf") else target
+    with pysam.BGZFile(str(text), "wb", None) if packed else text.open("wb") as file:
+        file.write("".join(f"{line}\n" for line in header).encode())
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file)
+    if text is target:
+        return
+    # Not through VariantFile: it gives symbolic alleles an END that the header may not declare.
+    arguments = ("--no-version", "--output-type", "b", "--output", str(target), str(text))
+    try:
+        pysam.bcftools.view(*arguments, catch_stdout=False)  # pyright: ignore[reportAttributeAccessIssue]
+    except pysam.SamtoolsError as error:
+        raise OutputError(
+            f"the records cannot be written as BCF ({' '.join(str(error).split())}): BCF needs a "
+            "header line for every field; write .vcf.gz instead"
+        ) from None
+    finally:
+        text.unlink(missing_ok=True)
