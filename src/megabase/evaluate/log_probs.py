@@ -110,7 +110,8 @@ def token_log_probs(
     causal = language_model_kind(module) == "causal"
     masking = masking or ("causal" if causal else "single")
     if (masking == "causal") != causal:
-        raise InputError(f"{name} is {'causal' if causal else 'masked'}: masking={masking!r}")
+        kind, rules = ("causal", "causal") if causal else ("masked", "single, seventh or together")
+        raise InputError(f"{name} is {kind}, so masking is {rules}; found {masking!r}")
     if over not in ("bases", "all") or first not in ("uniform", "nan"):
         raise InputError(
             f"over is bases or all, first is uniform or nan; found {over!r} and {first!r}"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from megabase.errors import InputError
-from megabase.evaluate.log_probs import token_log_probs
+from megabase.evaluate.log_probs import Masking, token_log_probs
 from megabase.layers.incremental import stream_backbone
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
@@ -134,6 +134,32 @@ def test_a_masked_model_hides_one_base_at_a_time() -> None:
         wanted = logits[7:11].log_softmax(-1)[ids[row, column] - 7]
         assert float(found[row, column]) == pytest.approx(float(wanted), abs=1e-12)
     assert found[0, 2].isnan()
+
+
+@pytest.mark.parametrize("masking", ["single", "seventh", "together"])
+def test_a_masking_rule_says_which_positions_are_hidden(masking: Masking) -> None:
+    torch.manual_seed(3)
+    model = CaduceusForMaskedLM(CaduceusConfig(d_model=16, n_layer=1, rcps=False)).double().eval()
+    ids = torch.randint(7, 11, (2, 17))
+    ids[0, 4] = N_TOKEN
+    found = token_log_probs(model, ids, masking=masking)
+    column = torch.arange(17)
+    for row, at in (ids < N_TOKEN).nonzero().tolist():
+        hidden = {
+            "single": column == at,
+            "seventh": column % 7 == at % 7,
+            "together": ids[row] < N_TOKEN,
+        }[masking]
+        with torch.no_grad():
+            logits = model(input_ids=torch.where(hidden, 3, ids[row])[None]).logits[0, at, 7:11]
+        wanted = float(logits.log_softmax(-1)[ids[row, at] - 7])
+        assert float(found[row, at]) == pytest.approx(wanted, abs=1e-12)
+    assert found[0, 4].isnan()
+
+
+def test_a_rule_that_the_model_cannot_follow_is_refused() -> None:
+    with pytest.raises(InputError, match="HyenaDNAForCausalLM is causal"):
+        token_log_probs(hyena(), torch.tensor([[7, 8]]), masking="single")
 
 
 def test_one_base_and_restored_mode() -> None:
