@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -32,8 +32,13 @@ ADAPTER_FOLDER = "adapter"
 """Folder of the adapter inside a checkpoint."""
 
 _NAME = "default"
+"""What peft calls an adapter when nobody names it."""
+# Of the parameters of an adapted layer, in peft.
 _PARTS = ("base_layer.", f"lora_A.{_NAME}.weight", f"lora_B.{_NAME}.weight")
+_PREFIX = "base_model.model."
+"""Before every name in peft's files: the model inside of two wrappers."""
 _RECORD = "megabase.json"
+"""What peft's own configuration does not say: start, checksum, fields of the model."""
 
 
 def _peft() -> Any:
@@ -64,8 +69,10 @@ def _layer_class() -> type[nn.Module]:
     return AdaptedLinear
 
 
-def add_adapters(model: nn.Module, base: nn.Module, config: LoraConfig) -> list[str]:
+def add_adapters(model: nn.Module, base: nn.Module, config: LoraConfig) -> None:
     """Freeze a model below its head and give its linear layers adapters, from torch's seed.
+
+    The adapters begin as zero: nothing changes at first.
 
     Parameters
     ----------
@@ -76,15 +83,10 @@ def add_adapters(model: nn.Module, base: nn.Module, config: LoraConfig) -> list[
     config
         Rank, scale and layers.
 
-    Returns
-    -------
-    list of str
-        Names of the adapted layers. The adapters begin as zero: nothing changes at first.
-
     Raises
     ------
     ConfigError
-        When no layer is of a name that is asked for, or there is no part below the head.
+        When no layer has a name of the settings, or there is no part below the head.
     MissingDependencyError
         When peft is not installed.
     """
@@ -115,7 +117,7 @@ def add_adapters(model: nn.Module, base: nn.Module, config: LoraConfig) -> list[
         r=config.rank, lora_alpha=_alpha(config), target_modules=wanted, bias="none"
     )
     with warnings.catch_warnings():
-        # peft reads a property that transformers has renamed; it is not for the user to mend.
+        # peft reads a property that transformers has renamed; users can do nothing about it.
         warnings.filterwarnings("ignore", message=r"`is_gradient_checkpointing`")
         peft.inject_adapter_in_model(settings, model, adapter_name=_NAME)
     first: dict[int, Any] = {}
@@ -127,7 +129,6 @@ def add_adapters(model: nn.Module, base: nn.Module, config: LoraConfig) -> list[
             module.lora_A, module.lora_B = twin.lora_A, twin.lora_B
     for parameter in head:
         parameter.requires_grad_(True)
-    return wanted
 
 
 def _alpha(config: LoraConfig) -> float:
@@ -146,20 +147,7 @@ def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def merged_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Fold adapters into the weights: the state of the model as it was without them.
-
-    Parameters
-    ----------
-    model
-        Gives the adapted layers and their scale.
-    state
-        Full state dict of the model.
-
-    Returns
-    -------
-    dict
-        Under the names of the plain model; the head is in it like everything else.
-    """
+    """Fold adapters into the weights: a full state dict under the names of the plain model."""
     scales = {name: module.scaling[_NAME] for name, module in _adapted(model)}
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -200,7 +188,7 @@ def save_adapter(
     start
         Model that was started from.
     fields
-        Names in its configuration whose values may differ from the start's.
+        Names of settings of the model that may differ from the start's.
     """
     family = family_of(model.config.model_type)
     kinds = family.classes().items() if family is not None else ()
@@ -208,7 +196,7 @@ def save_adapter(
     layers = [name for name, _ in _adapted(model)]
     head = [name for name, _ in _head(model, model.base_model)]
     tensors = {
-        f"base_model.model.{name.replace(f'.{_NAME}.', '.')}": tensor.clone()
+        f"{_PREFIX}{name.replace(f'.{_NAME}.', '.')}": tensor.clone()
         for name, tensor in state.items()
         if ".lora_A." in name or ".lora_B." in name or name in head
     }
@@ -265,44 +253,37 @@ def load_adapter(folder: str | Path, start: str | None = None) -> Any:
     with parsing(folder / "adapter_model.safetensors", ConfigError):
         tensors = load_file(folder / "adapter_model.safetensors")
     with parsing(folder / _RECORD, ConfigError, "expected an adapter that megabase wrote"):
-        saved = build(_Adapter, {name: record[name] for name in ("start", "sha256", "kind")})
+        saved_start, checksum, kind = (record[name] for name in ("start", "sha256", "kind"))
+        if not all(isinstance(text, str) for text in (saved_start, checksum, kind)):
+            raise TypeError("start, sha256 and kind must be text")
         lora = build(LoraConfig, record["lora"])
         fields = check_config(dict(record["fields"]), folder / _RECORD, ConfigError)
         if "id2label" in fields:
             fields["id2label"] = {int(key): str(name) for key, name in fields["id2label"].items()}
-    spec = start or (None if saved.start == "default" else saved.start)
+    spec = start or saved_start
     found = weights_checksum(resolve_model(spec))
-    if found != saved.sha256:
+    if found != checksum:
         raise ConfigError(
-            f"{folder} belongs to the model {saved.start} (sha256 {saved.sha256[:12]}); "
-            f"{spec or 'default'} has other weights ({found[:12]})"
+            f"{folder} belongs to the model {saved_start} (sha256 {checksum[:12]}); "
+            f"{spec} has other weights ({found[:12]})"
         )
     with parsing(folder, ConfigError, "it does not fit the model"):
-        model = load_model(spec, saved.kind, new_head=True, **fields)
+        model = load_model(spec, kind, new_head=True, **fields)
         _add(model, tensors, lora)
     return model.eval()
 
 
-@dataclass(frozen=True)
-class _Adapter:
-    start: str
-    sha256: str
-    kind: str
-
-
 def _add(model: Any, tensors: Mapping[str, Tensor], lora: LoraConfig) -> None:
+    """Add adapters to the weights, and put the head in place."""
     own = dict(model.named_parameters())
     with torch.no_grad():
-        for name, tensor in _plain(tensors):
+        for full_name, tensor in tensors.items():
+            name = full_name.removeprefix(_PREFIX)
             if name.endswith("lora_A.weight"):
                 layer = name.removesuffix(".lora_A.weight")
                 if f"{layer}.weight" not in own:
                     continue  # shares the weight of another layer, which has the same adapter
-                above = tensors[f"base_model.model.{layer}.lora_B.weight"]
+                above = tensors[f"{_PREFIX}{layer}.lora_B.weight"]
                 own[f"{layer}.weight"].add_(_alpha(lora) / lora.rank * (above @ tensor))
             elif not name.endswith("lora_B.weight"):
                 own[name].copy_(tensor)
-
-
-def _plain(tensors: Mapping[str, Tensor]) -> Sequence[tuple[str, Tensor]]:
-    return [(name.removeprefix("base_model.model."), tensor) for name, tensor in tensors.items()]

@@ -163,7 +163,7 @@ class PromptedOutput:
     of the letters among all tokens, or with ``restricted`` their bare logits."""
     token_logits: Tensor | None = None
     """Label tokens: all logits (n, vocabulary) after the separator, or (n, m, vocabulary) after
-    each of the places asked for."""
+    each of the wanted positions."""
 
 
 class PromptedModel(nn.Module):
@@ -517,8 +517,8 @@ def read_prompt(path: str | Path) -> SavedPrompt:
         When there is none, or its files are damaged.
     """
     given = Path(path).expanduser()
-    places = [given, given / "prompt", given / "best", given / "last"]
-    folder = next((place for place in places if (place / PROMPT_FILES[0]).is_file()), None)
+    folders = [given, given / "prompt", given / "best", given / "last"]
+    folder = next((known for known in folders if (known / PROMPT_FILES[0]).is_file()), None)
     if folder is None:
         what = "there is no such folder" if not given.is_dir() else f"it holds no {PROMPT_FILES[0]}"
         raise ModelError(
@@ -536,13 +536,9 @@ def read_prompt(path: str | Path) -> SavedPrompt:
         spec = build(
             PromptSpec, {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         )
-        saved = SavedPrompt(
-            folder, record["model"], record["model_hash"], spec, {}, record.get("facts", {})
-        )
-        if not isinstance(saved.model, str) or not isinstance(saved.model_hash, str):
-            raise TypeError("model and model_hash must be text")
-        if not isinstance(saved.facts, dict):
-            raise TypeError("facts must be an object")
+        told = {name: record[name] for name in ("model", "model_hash")}
+        told |= {"folder": folder, "spec": spec, "tensors": {}, "facts": record.get("facts", {})}
+        saved = build(SavedPrompt, told)
     with parsing(folder / PROMPT_FILES[1], ModelError, "expected a prompt that megabase wrote"):
         tensors = load_file(folder / PROMPT_FILES[1])
     held = sum(tensor.numel() for tensor in tensors.values())
@@ -572,8 +568,7 @@ def load_prompt(
     Returns
     -------
     PromptedModel
-        In evaluation mode. Its ``config`` has the class names in ``id2label``, its ``max_length``
-        is the longest sequence.
+        In evaluation mode; ``config.id2label`` has the class names.
 
     Raises
     ------

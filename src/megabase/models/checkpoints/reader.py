@@ -101,17 +101,10 @@ class LoadReport:
     def demand(self, source: object, model: str) -> None:
         """Raise an error with the whole report unless everything fits.
 
-        Parameters
-        ----------
-        source
-            Where the weights come from, for the message.
-        model
-            What they should fit, for the message.
-
         Raises
         ------
         CheckpointError
-            Naming every missing, unexpected and mis-shaped tensor.
+            Naming source, model, and every missing, unexpected and mis-shaped tensor.
         """
         if not self.fits:
             raise CheckpointError(f"{source}: the weights do not fit {model}; {self}")
@@ -126,11 +119,6 @@ def compare_shapes(model: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
         What the model has (its state dict; may be on the meta device).
     found
         What the checkpoint has.
-
-    Returns
-    -------
-    LoadReport
-        Every difference.
     """
     return LoadReport(
         missing=tuple(name for name in model if name not in found),
@@ -210,9 +198,8 @@ def read_weights(path: str | Path, config: str | Path | None = None) -> Weights:
     Raises
     ------
     CheckpointError
-        When a pickle names anything but data.
-    CheckpointError
-        When there is no such file, or it is damaged or holds no weights.
+        When there is no such file, it is damaged or holds no weights, or a pickle names anything
+        but data.
     """
     path = Path(path)
     if not path.exists():

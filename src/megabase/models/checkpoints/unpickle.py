@@ -173,7 +173,7 @@ def _first(value: Any, *_: Any) -> Any:
 _TENSOR_BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor"): lambda *given: _tensor(*given[:4]),
     ("torch._utils", "_rebuild_tensor_v2"): lambda *given: _tensor(*given[:4]),
-    ("torch._utils", "_rebuild_tensor_v3"): lambda *given: _tensor(*given[:4], given[6]),
+    ("torch._utils", "_rebuild_tensor_v3"): lambda *given: _tensor(*given[:4], dtype=given[6]),
     ("torch._utils", "_rebuild_parameter"): _first,
     ("torch._utils", "_rebuild_parameter_with_state"): _first,
 }
