@@ -41,9 +41,9 @@ from megabase.errors import MegabaseError
 from megabase.genome import alphabet
 from megabase.genome.files import without_nan, write_json
 from megabase.settings import DeviceConfig, HeadConfig, OptimConfig
-from megabase.tasks.finetune import FinetuneResult, finetune
-from megabase.tasks.finetune_config import FinetuneConfig
-from megabase.tasks.seeds import finetune_seeds, spread
+from megabase.tasks.config import FinetuneConfig
+from megabase.tasks.finetune import FinetuneResult, finetune, finetune_seeds
+from megabase.tasks.run import spread
 from megabase.training.run_folder import environment
 
 _PROBE_STEPS = 8

@@ -17,8 +17,8 @@ import yaml
 
 from megabase.models.auto import load_model
 from megabase.settings import HeadConfig
-from megabase.tasks.finetune_config import FinetuneConfig, GenomeConfig
-from megabase.tasks.finetune_plan import plan_run
+from megabase.tasks.config import FinetuneConfig, GenomeConfig
+from megabase.tasks.finetune import plan_run
 from megabase.training.evaluation import evaluate
 from megabase.training.process import build_fabric
 

@@ -122,7 +122,7 @@ def test_recipes_of_the_documentation_parse(tmp_path: Path) -> None:
 
 
 def test_every_field_of_a_recipe_is_documented() -> None:
-    from megabase.tasks.pretrain_config import PretrainConfig
+    from megabase.tasks.config import PretrainConfig
 
     text = (ROOT / "docs" / "pretraining.md").read_text()
     groups = {"data", "devices", "model", "objective", "optim", "stages"}

@@ -1,68 +1,123 @@
-"""Settings of a training run: frozen dataclasses, checked as a whole, free of torch.
+"""Settings that several rooms read: frozen dataclasses, checked as a whole, free of torch.
 
-The attribute docstrings are the help texts of the command line. Every class checks itself in
-``__post_init__`` and reports all of its problems at once. A task adds its own fields by deriving
-from :class:`TrainConfig` (:class:`megabase.tasks.pretrain_config.PretrainConfig` adds model, data
-and objective).
+The attribute docstrings are the help texts of the command line. A class holds what one part of the
+program needs; the settings of a verb (:mod:`megabase.tasks.config`) are put together from these
+classes, so that recipes, flags and Python arguments have the same flat names.
 """
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterable
-from dataclasses import dataclass, field, is_dataclass
-from typing import Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, ClassVar, Literal, TypeVar
 
 from megabase.errors import ConfigError
 
-__all__ = [
-    "DeviceConfig",
-    "HeadConfig",
-    "LoraConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "Stage",
-    "StartConfig",
-    "TrainConfig",
-    "raise_problems",
-    "whole",
-]
+_MOST_POSITIONS = (1 << 31) - 1
+"""Positions of an input: tables of them are indexed by 32-bit numbers in some libraries."""
+_MOST = 1 << 53
+"""Largest number of a setting: from here on YAML's and JSON's floats are not exact."""
+RETIRED = ("lora",)
+"""Settings that recipes of earlier runs hold although their verb has no such setting."""
+_Part = TypeVar("_Part", bound="Settings")
 
 
-def raise_problems(problems: Iterable[str]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base of all settings: a dataclass that checks itself and reports all of its problems at once.
+
+    A class says what is wrong with its own fields in ``_problems``, and brings values of another
+    notation (``1e6`` for a whole number, a list for a tuple) into one form in ``_normalize``.
+
+    Raises
+    ------
+    ConfigError
+        Naming every field that cannot be used.
+    """
+
+    _prefix: ClassVar[str] = ""
+    """Stands before the names of the fields in messages."""
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name} is {getattr(self, name)!r}; expected {kind.__name__}(...)"
+            for name, kind in typing.get_type_hints(type(self)).items()
+            if isinstance(kind, type) and is_dataclass(kind)
+            if not isinstance(getattr(self, name), kind)
+        ]
+        _raise_problems(wrong)
+        for cls in type(self).__mro__:
+            if "_normalize" in vars(cls):
+                cls._normalize(self)
+        _raise_problems(
+            problem
+            for cls in type(self).__mro__
+            if "_problems" in vars(cls)
+            for problem in cls._problems(self)
+        )
+
+    def _normalize(self) -> None:
+        """Bring fields into one form."""
+
+    def _problems(self) -> Iterator[str]:
+        """Say what is wrong."""
+        return iter(())
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _make_whole(self, *names: str) -> None:
+        """Turn ``1e6`` into 1000000; a number with a fraction is refused."""
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, float):
+                if not value.is_integer():
+                    label = f"{self._prefix}{name}"
+                    raise ConfigError(f"{label} is {value!r}; it must be a whole number")
+                self._set(name, int(value))
+
+    def _at_least(self, least: float, *names: str) -> Iterator[str]:
+        for name in names:
+            value, label = getattr(self, name), f"{self._prefix}{name}"
+            if value is None or isinstance(value, str):
+                continue
+            most = _MOST_POSITIONS if label == "stage length" else _MOST
+            if not value >= least:
+                yield f"{label} is {value}; it must be at least {least}"
+            if value > most:
+                yield f"{label} is {value}; it must be at most {most:,}"
+
+    def _above_zero(self, *names: str, hint: str = "") -> Iterator[str]:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                yield f"{self._prefix}{name} is {value}; it must be above 0{hint}"
+
+    def _share(self, *names: str, excluded: int | None = None) -> Iterator[str]:
+        """Check shares: from 0 to 1, of which one end may be excluded."""
+        for name in names:
+            value = getattr(self, name)
+            if not 0 <= value <= 1 or value == excluded:
+                without = "" if excluded is None else f", {excluded} excluded"
+                yield f"{self._prefix}{name} is {value}; it must lie in 0 to 1{without}"
+
+
+def _raise_problems(problems: typing.Iterable[str]) -> None:
     """Raise one :class:`ConfigError` that lists every problem, or return when there is none."""
     found = list(problems)
     if found:
         raise ConfigError("; ".join(found))
 
 
-LONGEST_INPUT = (1 << 31) - 1
-"""Positions of an input: tables of them are indexed by 32-bit numbers in some libraries."""
-_MOST = 1 << 53
-"""Largest number of a setting: from here on YAML's and JSON's floats are not exact."""
-
-
-def whole(name: str, value: int | float | None) -> int | None:
-    """Turn ``1e6`` into 1000000; a number with a fraction is refused."""
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    raise ConfigError(f"{name} is {value!r}; it must be a whole number")
-
-
-def _at_least(
-    problems: list[str], name: str, value: int | float | None, least: int | float
-) -> None:
-    if value is not None and not value >= least:
-        problems.append(f"{name} is {value}; it must be at least {least}")
-    most = LONGEST_INPUT if name == "stage length" else _MOST
-    if value is not None and value > most:
-        problems.append(f"{name} is {value}; it must be at most {most:,}")
+def part_of(settings: object, part: type[_Part], **changes: Any) -> _Part:
+    """Give the fields of `settings` that `part` has, as a `part` of its own, with `changes`."""
+    values = {f.name: getattr(settings, f.name) for f in fields(part) if hasattr(settings, f.name)}  # pyright: ignore[reportArgumentType]
+    return part(**{**values, **changes})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class Stage(Settings):
     """One row of the sequence-length warm-up: train at this length for so long."""
 
     length: int
@@ -81,22 +136,21 @@ class Stage:
     epochs: int | float | None = None
     """Duration in passes over the windows; only for window kinds with a fixed number of windows."""
 
-    def __post_init__(self) -> None:
-        problems: list[str] = []
-        object.__setattr__(self, "tokens", whole("stage tokens", self.tokens))
-        for name, least in (("length", 1), ("micro_batch", 1), ("steps", 1), ("tokens", 1)):
-            _at_least(problems, f"stage {name}", getattr(self, name), least)
-        _at_least(problems, "stage epochs", self.epochs, 0)
+    _prefix = "stage "
+
+    def _normalize(self) -> None:
+        self._make_whole("tokens")
+
+    def _problems(self) -> Iterator[str]:
+        yield from self._at_least(1, "length", "micro_batch", "steps", "tokens")
+        yield from self._at_least(0, "epochs")
         given = [n for n in ("steps", "tokens", "epochs") if getattr(self, n) is not None]
         if len(given) > 1:
-            problems.append(
-                f"stage of length {self.length} gives {' and '.join(given)}; give one of them"
-            )
-        raise_problems(problems)
+            yield f"stage of length {self.length} gives {' and '.join(given)}; give one of them"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
+class OptimConfig(Settings):
     """AdamW and its learning-rate schedule."""
 
     lr: float = 6e-4
@@ -136,27 +190,22 @@ class OptimConfig:
     """Length of the schedule in steps; null takes the length of the run. The published 1k run
     used 381500, far more than its about 13300 steps."""
 
-    def __post_init__(self) -> None:
-        problems: list[str] = []
-        object.__setattr__(self, "schedule_steps", whole("schedule_steps", self.schedule_steps))
-        object.__setattr__(self, "betas", tuple(self.betas))
-        if not self.lr > 0:
-            problems.append(f"lr is {self.lr}; it must be above 0")
-        for name in ("weight_decay", "eps", "warmup_lr", "warmup_steps"):
-            _at_least(problems, name, getattr(self, name), 0)
-        for name in ("warmup_fraction", "min_lr_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                problems.append(f"{name} is {getattr(self, name)}; it must lie in 0 to 1")
+    def _normalize(self) -> None:
+        self._make_whole("schedule_steps")
+        self._set("betas", tuple(self.betas))
+
+    def _problems(self) -> Iterator[str]:
+        yield from self._above_zero("lr")
+        yield from self._at_least(0, "weight_decay", "eps", "warmup_lr", "warmup_steps")
+        yield from self._share("warmup_fraction", "min_lr_ratio")
         if not all(0 <= beta < 1 for beta in self.betas):
-            problems.append(f"betas are {self.betas}; each must lie in 0 to 1, 1 excluded")
-        if self.clip is not None and not self.clip > 0:
-            problems.append(f"clip is {self.clip}; it must be above 0, or null for no clipping")
-        _at_least(problems, "schedule_steps", self.schedule_steps, 1)
-        raise_problems(problems)
+            yield f"betas are {self.betas}; each must lie in 0 to 1, 1 excluded"
+        yield from self._above_zero("clip", hint=", or null for no clipping")
+        yield from self._at_least(1, "schedule_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceConfig:
+class DeviceConfig(Settings):
     """Where to train; read by Lightning Fabric. Under torchrun or SLURM the launcher decides."""
 
     accelerator: str = "auto"
@@ -175,21 +224,13 @@ class DeviceConfig:
     threads: int | None = None
     """CPU threads of torch per process; null leaves torch's own choice."""
 
-    def __post_init__(self) -> None:
-        problems: list[str] = []
-        _at_least(problems, "nodes", self.nodes, 1)
-        _at_least(problems, "threads", self.threads, 1)
-        if isinstance(self.devices, int):
-            _at_least(problems, "devices", self.devices, 1)
-        raise_problems(problems)
+    def _problems(self) -> Iterator[str]:
+        yield from self._at_least(1, "nodes", "threads", "devices")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """What the loop needs to know, whatever the task."""
-
-    output: str
-    """Folder of the run. It must be new or empty, unless resume or overwrite is set."""
+class BudgetConfig(Settings):
+    """How long and in which batches to train."""
 
     stages: tuple[Stage, ...] = (Stage(length=1024),)
     """The sequence-length warm-up as a table; one row trains at one length."""
@@ -211,14 +252,61 @@ class TrainConfig:
     tokens: int | float | None = None
     """Budget: the run ends after so many input positions, rounded up to whole steps."""
 
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimizer and learning rate."""
+    @property
+    def longest(self) -> int:
+        """Longest stage in input positions; a model is built for it from the start."""
+        return max(stage.length for stage in self.stages)
 
-    precision: Literal["fp32", "bf16-mixed"] = "fp32"
-    """fp32, or bf16-mixed: bfloat16 matrix products over float32 weights."""
+    def _normalize(self) -> None:
+        self._make_whole("global_batch_tokens", "steps", "tokens")
+        stages = tuple(self.stages) if isinstance(self.stages, (list, tuple)) else (self.stages,)
+        if any(not isinstance(stage, Stage) for stage in stages):
+            raise ConfigError(f"stages is {self.stages!r}; expected a list of Stage(length=...)")
+        self._set("stages", stages)
+        if self.global_batch_tokens is not None:
+            self._set("global_batch", None)  # tokens win over the default number of sequences
 
-    compile: bool = False
-    """Run the model through torch.compile."""
+    def _problems(self) -> Iterator[str]:
+        may_be_empty = not type(self).stages  # the length is known once the data are read
+        if not self.stages and not may_be_empty:
+            yield "stages is empty; give at least one, such as {length: 1024}"
+        if self.global_batch is None and self.global_batch_tokens is None:
+            yield "global_batch and global_batch_tokens are both null; give one"
+        yield from self._at_least(1, "global_batch", "global_batch_tokens", "steps", "tokens")
+        if self.steps is not None and self.tokens is not None:
+            yield "steps and tokens are both given; the budget is one of them"
+        endless = [
+            number
+            for number, stage in enumerate(self.stages)
+            if stage.steps is None and stage.tokens is None and stage.epochs is None
+        ]
+        if any(number < len(self.stages) - 1 for number in endless):
+            yield (
+                f"stages {endless} have no duration (steps, tokens or epochs); "
+                "only the last stage may leave it out"
+            )
+        elif endless and self.steps is None and self.tokens is None:
+            yield "the run has no end: give steps or tokens, or a duration for the last stage"
+        if self.length_rule == "published":
+            if not self.stages or any(
+                s.epochs is None or s.micro_batch is None for s in self.stages
+            ):
+                yield "length_rule published needs epochs and micro_batch in every stage"
+            if self.global_batch is None:
+                yield "length_rule published needs global_batch, in sequences"
+        elif any(stage.epochs == 0 for stage in self.stages):
+            yield "a stage has 0 epochs; leave it out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Settings):
+    """A run, whatever its task: folder, devices, optimizer, validation and checkpoints."""
+
+    output: str
+    """Folder of the run. It must be new or empty, unless resume or overwrite is set."""
+
+    devices: DeviceConfig = field(default_factory=DeviceConfig)
+    """Devices, nodes and strategy."""
 
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -227,11 +315,14 @@ class TrainConfig:
     """With activation_checkpointing: layers in a row that keep one input between them. Deep models
     at the longest lengths need less memory with 2 or 3, and a fifth more time."""
 
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and learning rate."""
+
+    precision: Literal["fp32", "bf16-mixed"] = "fp32"
+    """fp32, or bf16-mixed: bfloat16 matrix products over float32 weights."""
+
     seed: int = 0
     """Seed of the initial weights, the order of the data and the dropout masks."""
-
-    devices: DeviceConfig = field(default_factory=DeviceConfig)
-    """Devices, nodes and strategy."""
 
     eval_every: int | None = 500
     """Steps between validations (and one at the end); null never validates."""
@@ -262,85 +353,30 @@ class TrainConfig:
     overwrite: bool = False
     """Delete an earlier run in the output folder and start anew."""
 
-    force: bool = False
-    """Start although the estimated memory does not fit."""
-
-    def __post_init__(self) -> None:
-        problems: list[str] = []
-        for name in ("global_batch_tokens", "steps", "tokens"):
-            object.__setattr__(self, name, whole(name, getattr(self, name)))
-        object.__setattr__(self, "stages", self._given_parts())
+    def _problems(self) -> Iterator[str]:
         if not self.output:
-            problems.append("output is empty; name the folder of the run")
-        if not self.stages:
-            problems.append("stages is empty; give at least one, such as {length: 1024}")
-        if self.global_batch_tokens is not None:
-            # Tokens win over the default number of sequences.
-            object.__setattr__(self, "global_batch", None)
-        elif self.global_batch is None:
-            problems.append("global_batch and global_batch_tokens are both null; give one")
-        for name in ("global_batch", "global_batch_tokens", "steps", "tokens", "eval_every",
-                     "eval_batch", "checkpoint_every", "keep", "patience",
-                     "log_every"):  # fmt: skip
-            _at_least(problems, name, getattr(self, name), 1)
-        _at_least(problems, "max_non_finite", self.max_non_finite, 1)
-        _at_least(problems, "checkpointing_stretch", self.checkpointing_stretch, 1)
+            yield "output is empty; name the folder of the run"
+        yield from self._at_least(
+            1, "eval_every", "eval_batch", "checkpoint_every", "keep", "patience", "log_every",
+            "max_non_finite",
+        )  # fmt: skip
+        yield from self._at_least(1, "checkpointing_stretch")
         if self.checkpointing_stretch > 1 and not self.activation_checkpointing:
-            problems.append("checkpointing_stretch needs activation_checkpointing true")
-        if self.steps is not None and self.tokens is not None:
-            problems.append("steps and tokens are both given; the budget is one of them")
+            yield "checkpointing_stretch needs activation_checkpointing true"
         if self.resume and self.overwrite:
-            problems.append("resume and overwrite are both set; they exclude each other")
-        problems += self._stage_problems()
-        raise_problems(problems)
-
-    def _given_parts(self) -> tuple[Stage, ...]:
-        """Refuse groups of settings that are something else; give the stages."""
-        problems = [
-            f"{name} is {getattr(self, name)!r}; expected {kind.__name__}(...)"
-            for name, kind in typing.get_type_hints(type(self)).items()
-            if isinstance(kind, type) and is_dataclass(kind)
-            if not isinstance(getattr(self, name), kind)
-        ]
-        stages = tuple(self.stages) if isinstance(self.stages, (list, tuple)) else (self.stages,)
-        if any(not isinstance(stage, Stage) for stage in stages):
-            problems.append(f"stages is {self.stages!r}; expected a list of Stage(length=...)")
-        raise_problems(problems)
-        return stages
-
-    def _stage_problems(self) -> list[str]:
-        problems: list[str] = []
-        open_ended = [
-            i
-            for i, stage in enumerate(self.stages)
-            if stage.steps is None and stage.tokens is None and stage.epochs is None
-        ]
-        if any(i < len(self.stages) - 1 for i in open_ended):
-            problems.append(
-                f"stages {open_ended} have no duration (steps, tokens or epochs); "
-                "only the last stage may leave it out"
-            )
-        elif open_ended and self.steps is None and self.tokens is None:
-            problems.append(
-                "the run has no end: give steps or tokens, or a duration for the last stage"
-            )
-        if self.length_rule == "published":
-            if any(stage.epochs is None or stage.micro_batch is None for stage in self.stages):
-                problems.append("length_rule published needs epochs and micro_batch in every stage")
-            if self.global_batch is None:
-                problems.append("length_rule published needs global_batch, in sequences")
-        elif any(stage.epochs == 0 for stage in self.stages):
-            problems.append("a stage has 0 epochs; leave it out")
-        return problems
-
-    @property
-    def longest(self) -> int:
-        """Longest stage in input positions; the model is built for it from the start."""
-        return max(stage.length for stage in self.stages)
+            yield "resume and overwrite are both set; they exclude each other"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class TrainConfig(BudgetConfig, RunConfig):
+    """All that the training loop reads; its folder, model and data are there already."""
+
+    compile: bool = False
+    """Run the model through torch.compile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Settings):
     """Which model to train."""
 
     preset: str | None = None
@@ -367,19 +403,16 @@ class ModelConfig:
     """Model folder, run folder or Hub name whose weights to start from; the fields above are then
     ignored."""
 
-    def __post_init__(self) -> None:
-        problems = [
-            f"model.{name} is {value}; it must be at least 1"
-            for name in ("d_model", "n_layer", "max_length")
-            if (value := getattr(self, name)) is not None and value < 1
-        ]
+    _prefix = "model."
+
+    def _problems(self) -> Iterator[str]:
+        yield from self._at_least(1, "d_model", "n_layer", "max_length")
         if self.preset is not None and self.init_from is not None:
-            problems.append("model.preset and model.init_from are both given; choose one")
-        raise_problems(problems)
+            yield "model.preset and model.init_from are both given; choose one"
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartConfig:
+class StartConfig(Settings):
     """The model that a run starts from: trained weights, or the shape of new ones."""
 
     model: str | None = None
@@ -404,9 +437,29 @@ class StartConfig:
     """null: the tokenizer of the model or family. char, 2mer to 8mer (k-mers side by side),
     bpe:4096 (byte pairs learned from the training sequences), or a folder that holds one."""
 
+    def _problems(self) -> Iterator[str]:
+        given = [n for n in ("model", "family", "preset") if getattr(self, n) is not None]
+        if not given:
+            yield (
+                "there is no model: name one to start from (a folder, a run, a Hub name, default), "
+                "or give family or preset for fresh weights"
+            )
+        elif len(given) > 1:
+            yield f"{' and '.join(given)} are given; choose one"
+        if self.from_scratch and self.model is None:
+            yield (
+                "from_scratch takes the shape of a model; with family or preset the weights are "
+                "fresh anyway"
+            )
+
+    @property
+    def trained(self) -> str | None:
+        """The model whose weights are the start; None for fresh weights."""
+        return None if self.from_scratch else self.model
+
 
 @dataclass(frozen=True, kw_only=True)
-class HeadConfig:
+class HeadConfig(Settings):
     """From a model to labels."""
 
     pooling: str | None = None
@@ -448,25 +501,17 @@ class HeadConfig:
     strand_average: bool = False
     """Validate and test on the mean of the outputs for both strands."""
 
-    def __post_init__(self) -> None:
-        problems: list[str] = []
-        if self.freeze_blocks < 0:
-            problems.append(f"head.freeze_blocks is {self.freeze_blocks}; it must be at least 0")
-        if not 0 <= self.label_smoothing < 1:
-            problems.append(
-                f"head.label_smoothing is {self.label_smoothing}; it must lie in 0 to 1, 1 excluded"
-            )
-        if not 0 < self.crop <= 1:
-            problems.append(f"head.crop is {self.crop}; it must lie in 0 to 1, 0 excluded")
-        if not 0 <= self.reverse_complement <= 1:
-            problems.append(
-                f"head.reverse_complement is {self.reverse_complement}; it must lie in 0 to 1"
-            )
-        raise_problems(problems)
+    _prefix = "head."
+
+    def _problems(self) -> Iterator[str]:
+        yield from self._at_least(0, "freeze_blocks")
+        yield from self._share("label_smoothing", excluded=1)
+        yield from self._share("crop", excluded=0)
+        yield from self._share("reverse_complement")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraConfig:
+class LoraConfig(Settings):
     """Low-rank adapters beside frozen weights, through peft (the extra lora)."""
 
     rank: int = 0
@@ -483,10 +528,8 @@ class LoraConfig:
     """merged: checkpoints hold the whole model with the adapters folded in. adapter: beside it, in
     the folder adapter, adapters and head alone."""
 
-    def __post_init__(self) -> None:
-        problems: list[str] = []
-        if self.rank < 0:
-            problems.append(f"lora.rank is {self.rank}; it must be at least 0")
-        if self.alpha is not None and not self.alpha > 0:
-            problems.append(f"lora.alpha is {self.alpha}; it must be above 0")
-        raise_problems(problems)
+    _prefix = "lora."
+
+    def _problems(self) -> Iterator[str]:
+        yield from self._at_least(0, "rank")
+        yield from self._above_zero("alpha")

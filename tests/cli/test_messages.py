@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from megabase.tasks.pretrain_config import PretrainConfig
 
 import megabase
 from megabase.cli.main import main
 from megabase.errors import ConfigError, ContigAliasWarning
 from megabase.genome.store import GenomeStore
 from megabase.tasks import pretrain_config
-from megabase.tasks.pretrain_config import PretrainConfig
 
 SOURCE = Path(megabase.__file__).parent
 

@@ -12,10 +12,10 @@ import yaml
 
 from megabase.errors import ConfigError, InputError, MegabaseError
 from megabase.settings import DeviceConfig, HeadConfig, OptimConfig, Stage
-from megabase.tasks.finetune import finetune
-from megabase.tasks.finetune_config import FinetuneConfig, TableConfig, to_yaml
-from megabase.tasks.finetune_plan import plan_run, read_splits
-from megabase.tasks.seeds import finetune_seeds, spread
+from megabase.tasks.config import FinetuneConfig, TableConfig, to_yaml
+from megabase.tasks.finetune import finetune, finetune_seeds, plan_run
+from megabase.tasks.labeled import read_splits
+from megabase.tasks.run import spread
 from megabase.training.process import build_fabric
 
 TINY: dict[str, Any] = {"d_model": 16, "n_layer": 1, "filter_order": 8, "embed_dropout": 0.0}

@@ -16,9 +16,9 @@ from megabase.errors import MegabaseError
 from megabase.genome.store import GenomeStore
 from megabase.models.auto import load_model
 from megabase.settings import DeviceConfig, HeadConfig, OptimConfig
+from megabase.tasks.config import FinetuneConfig, GenomeConfig, TableConfig
 from megabase.tasks.finetune import finetune
-from megabase.tasks.finetune_config import FinetuneConfig, GenomeConfig, TableConfig
-from megabase.tasks.finetune_data import read_splits
+from megabase.tasks.labeled import read_splits
 
 TINY: dict[str, Any] = {"d_model": 16, "n_layer": 1, "filter_order": 8, "embed_dropout": 0.0}
 SHAPES: dict[str, dict[str, Any]] = {

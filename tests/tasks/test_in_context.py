@@ -13,8 +13,8 @@ from megabase.models import load_model, load_prompt
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.settings import DeviceConfig, OptimConfig
+from megabase.tasks.config import InContextConfig
 from megabase.tasks.in_context import in_context, in_context_grid
-from megabase.tasks.in_context_config import InContextConfig
 
 
 def write(path: Path, rows: int, seed: int) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from megabase.genome import alphabet
-from megabase.tasks.finetune_config import FinetuneConfig
-from megabase.tasks.finetune_data import read_splits
+from megabase.tasks.config import FinetuneConfig
+from megabase.tasks.labeled import read_splits
 
 BASES = {"apple": "A", "cherry": "C", "grape": "G", "tomato": "T"}
 

@@ -14,8 +14,8 @@ from megabase.errors import ConfigError, MegabaseError
 from megabase.models.adapt.lora import load_adapter
 from megabase.models.auto import load_model
 from megabase.settings import DeviceConfig, HeadConfig, LoraConfig, OptimConfig
+from megabase.tasks.config import FinetuneConfig
 from megabase.tasks.finetune import finetune
-from megabase.tasks.finetune_config import FinetuneConfig
 
 SHAPES: dict[str, dict[str, Any]] = {
     "hyenadna": {"d_model": 16, "n_layer": 2, "filter_order": 8, "embed_dropout": 0.0},

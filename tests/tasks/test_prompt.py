@@ -16,9 +16,8 @@ from megabase.models.adapt.prompt import load_prompt
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.settings import DeviceConfig, HeadConfig, OptimConfig
-from megabase.tasks.finetune_config import TableConfig
+from megabase.tasks.config import PromptConfig, PromptSettings, TableConfig
 from megabase.tasks.prompt import learn_prompt, prompt_lengths, prompt_table
-from megabase.tasks.prompt_config import PromptConfig, PromptSettings
 
 
 def write(path: Path, rows: int, seed: int, labels: Any, length: tuple[int, int] = (20, 25)) -> str:
@@ -200,7 +199,6 @@ def test_sequences_must_fit_beside_the_prompt(tmp_path: Path, model: str) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"family": "hyenadna"}, "leaves its model as it is"),
         ({"head": HeadConfig(freeze=True)}, "always frozen"),
         ({"head": HeadConfig(pooling="max")}, "head.pooling is for prompt.answer head"),
         ({"prompt": PromptSettings(answer="head", letters="labels")}, "letters is for"),

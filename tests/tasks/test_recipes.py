@@ -17,7 +17,7 @@ from megabase.benchmarking.suites.base import Task
 from megabase.benchmarking.suites.labelled import GENOMIC_BENCHMARKS, NUCLEOTIDE_TRANSFORMER
 from megabase.data.labeled import LabelTable, label_splits
 from megabase.errors import InputError
-from megabase.tasks.finetune_config import FinetuneConfig
+from megabase.tasks.config import FinetuneConfig
 
 FOUND = [
     (file.stem, task)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from megabase.settings import raise_problems
-from megabase.tasks.finetune_config import TableConfig
+from megabase.settings import Settings
+from megabase.tasks.config import TableConfig
 
 Protocol = Literal["holdout", "cv5", "kfold", "published"]
 _SEEDS = {"cv5": (1, 2, 3, 4, 5)}
@@ -137,7 +137,7 @@ class BiotypeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(Settings):
     """One sweep: a suite, models, a protocol, seeds."""
 
     suite: str
@@ -229,7 +229,7 @@ class BenchmarkConfig:
     overwrite: bool = False
     """Delete an earlier sweep in the output folder."""
 
-    def __post_init__(self) -> None:
+    def _problems(self) -> Iterator[str]:
         from megabase.benchmarking.suites import SUITES
 
         problems: list[str] = []
@@ -273,7 +273,7 @@ class BenchmarkConfig:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             problems.append(f"the name {', '.join(twice)} is given to several models; change one")
-        raise_problems(problems)
+        yield from problems
 
     @property
     def task_names(self) -> list[str]:

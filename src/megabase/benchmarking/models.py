@@ -15,7 +15,7 @@ from megabase.benchmarking.config import BenchmarkConfig, ModelEntry, flatten
 from megabase.benchmarking.suites.base import Task, choose_tasks
 from megabase.errors import InputError
 from megabase.settings import Stage
-from megabase.tasks.finetune_config import FinetuneConfig
+from megabase.tasks.config import FinetuneConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "benchmarks"
 """One YAML file for each suite: task (or ``*``: all), then variant, then settings of fine-tuning

@@ -48,9 +48,10 @@ from megabase.errors import RunError
 from megabase.evaluate import metrics
 from megabase.evaluate.baselines import fit_kmers, fit_overlap, require_baseline
 from megabase.genome.files import LOCK_NAME, Lock, atomic_file, without_nan, write_json
-from megabase.tasks.digests import digest, hash_of, start_of
-from megabase.tasks.finetune import finetune, write_arrays
-from megabase.tasks.finetune_config import FinetuneConfig
+from megabase.tasks.config import FinetuneConfig
+from megabase.tasks.finetune import finetune
+from megabase.tasks.labeled import digest, hash_of, start_record
+from megabase.tasks.run import write_arrays
 from megabase.training.run_folder import environment, folder_taken, own_folder, refuse_changed
 
 if TYPE_CHECKING:
@@ -164,7 +165,9 @@ def _start(config: BenchmarkConfig, output: Path) -> None:
             shutil.rmtree(output / name, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
     starts = {
-        entry.name: start_of(FinetuneConfig(train="train", output="output", **resolve_entry(entry)))
+        entry.name: start_record(
+            FinetuneConfig(train="train", output="output", **resolve_entry(entry)).trained
+        )
         for entry in config.entries
         if not is_baseline(entry.start)
     }
@@ -183,6 +186,12 @@ def _with_metric(task: Task, metric: str | None) -> Task:
     metrics.check([metric], task.kind)
     others = tuple(name for name in (task.metric, *task.metrics) if name != metric)
     return replace(task, metric=metric, metrics=others)
+
+
+def _recorded(run: FinetuneConfig) -> dict[str, Any]:
+    """Give settings as the record keeps them, by which earlier runs are found again."""
+    # "force" was once a field of every run, and is part of the hash of their folders' names.
+    return json.loads(json.dumps({**asdict(run), "force": False}, default=str))
 
 
 class _Sweep:
@@ -261,7 +270,7 @@ class _Sweep:
         """Give the settings of a run, as they are and as JSON holds them."""
         recipe = recipe_settings(self._config.recipe, job.task)
         run = finetune_settings(self._config, job.task, job.entry, recipe=recipe, chosen=chosen)
-        return run, json.loads(json.dumps(asdict(run), default=str))
+        return run, _recorded(run)
 
     def _record(self, job: _Job, chosen: Mapping[str, Any], tuning: float) -> dict[str, Any]:
         """Run one seed of one model, or give the record of an earlier one."""

@@ -13,7 +13,7 @@ from typing import Any
 from megabase.benchmarking.rows import PROTOCOLS, describe_leaks
 from megabase.evaluate.metrics import bootstrap_interval
 from megabase.genome.files import atomic_file, write_whole
-from megabase.tasks.seeds import spread
+from megabase.tasks.run import spread
 
 _FAMILY_NAMES = {
     "hyenadna": "HyenaDNA", "gpt": "GPT", "mamba": "Mamba", "cnn": "CNN", "dnabert": "DNABERT",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from megabase.cli.config_errors import add_recipe, explain_errors
 from megabase.cli.picture_option import add_picture, check_place, draw_place
 from megabase.errors import ConfigError
-from megabase.tasks.finetune_config import FinetuneConfig
+from megabase.tasks.config import FinetuneConfig
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -97,8 +97,7 @@ def run(args: Namespace) -> int:
     keep_freed_memory()
     from rich.console import Console
 
-    from megabase.tasks.finetune import finetune
-    from megabase.tasks.seeds import finetune_seeds
+    from megabase.tasks.finetune import finetune, finetune_seeds
 
     console = Console(stderr=not sys.stdout.isatty())
     if args.seeds:
@@ -120,7 +119,7 @@ def _show(results: list[FinetuneResult], console: Console) -> None:
     """Print the figures of one run, or mean and standard deviation of several."""
     from rich.table import Table
 
-    from megabase.tasks.seeds import spread
+    from megabase.tasks.run import spread
 
     first = results[0]
     splits = [split for split in ("valid", "test") if getattr(first, split)]

@@ -16,7 +16,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from megabase.cli.config_errors import add_recipe, explain_errors
-from megabase.tasks.in_context_config import UNUSED, InContextConfig
+from megabase.tasks.config import InContextConfig
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -37,7 +37,7 @@ _LISTS = {
     "OUTPUT/result.json",
     "samples_list": "several numbers of training questions, for --tune prompt or all",
 }
-_SKIPPED: set[str | int] = {"model", "force", *_SWITCHES, *UNUSED}
+_SKIPPED: set[str | int] = {"model", "force", *_SWITCHES}
 
 
 def add_arguments(parser: ArgumentParser) -> None:

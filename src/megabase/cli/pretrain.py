@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from megabase.cli.config_errors import add_recipe, explain_errors
-from megabase.tasks.pretrain_config import PretrainConfig
+from megabase.tasks.config import PretrainConfig
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace

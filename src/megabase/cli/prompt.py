@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from megabase.cli.config_errors import add_recipe, explain_errors
 from megabase.cli.picture_option import add_picture, check_place, draw_place
 from megabase.errors import ConfigError
-from megabase.tasks.prompt_config import UNUSED, PromptConfig
+from megabase.tasks.config import PromptConfig
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -36,7 +36,7 @@ _SWITCHES = {
     "are kept",
     "overwrite": "delete an earlier run in the output folder and start anew",
 }
-_SKIPPED: set[str | int] = {"model", "force", *_SWITCHES, *UNUSED}
+_SKIPPED: set[str | int] = {"model", "force", *_SWITCHES}
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -1,80 +1,62 @@
-"""In-context learning: questions behind solved examples, asked as the model is or after tuning."""
+"""In-context learning: queries behind demonstrations, for a model as it is or after tuning."""
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megabase.errors import ConfigError
+import numpy as np
+import torch
+
+from megabase.data.batches import InContextBatches, prompt_tokens
+from megabase.data.labeled import LabeledSequences, label_splits, split_rows
+from megabase.data.vocabulary import PAD_ID
+from megabase.errors import ConfigError, ModelError, TruncationWarning, warn
+from megabase.evaluate import metrics
 from megabase.genome.files import write_json, write_whole
-from megabase.tasks.digests import start_model
-from megabase.tasks.finetune import describe_data
-from megabase.tasks.in_context_config import InContextConfig, to_yaml
-from megabase.tasks.in_context_plan import (
-    InContextPlan,
-    fixed_examples,
-    plan_in_context,
-    read_splits,
-)
-from megabase.training.engine import FitResult, fit
-from megabase.training.evaluation import evaluate
-from megabase.training.process import build_fabric
-from megabase.training.run_folder import check_run, finished_result, own_folder, started_run
+from megabase.models.adapt.classifier import save_classifier
+from megabase.models.tokenizers.character import DNATokenizer
+from megabase.objectives.prompting import InContext, strict_accuracy
+from megabase.settings import Stage, TrainConfig, part_of
+from megabase.tasks.config import InContextConfig
+from megabase.tasks.labeled import describe_data, read_files, split_lines
+from megabase.tasks.run import Done, Plan, RunResult, common_facts, execute, lay_out, member, sweep
+from megabase.training.evaluation import EvalSet, evaluate
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from rich.console import Console
     from torch import nn
+    from transformers import PreTrainedModel
 
-__all__ = ["InContextResult", "in_context", "in_context_grid", "in_context_table"]
+    from megabase.models.adapt.prompt import PromptSpec
+
+_EVAL_BATCH = 16
+"""Queries of a validation batch by default; each is many times as long as its sequence."""
 
 
-@dataclass(frozen=True)
-class InContextResult:
+@dataclass(frozen=True, kw_only=True)
+class InContextResult(RunResult):
     """What a run came to; written to ``result.json``."""
 
-    run: str
-    """Run folder."""
     model: str
     """Name of the model that it started from."""
-    family: str
-    """Its family."""
     tune: str
     """What was trained: none, prompt or all."""
     shots: int
-    """Solved examples of each class."""
+    """Demonstrations of each class."""
     samples: int
-    """Training questions; 0 without training."""
+    """Training queries; 0 without training."""
     vectors: int
-    """Soft prompt vectors."""
-    trained_parameters: int
-    """Numbers that were trained."""
+    """Soft-prompt tokens."""
     examples: str
-    """Where the examples of valid and test questions came from."""
+    """Where the demonstrations of valid and test queries came from."""
     letters: dict[str, str]
     """Class to letter."""
     tokens: int
-    """Tokens of a question with its examples and prompt."""
-    rows: dict[str, int]
-    """Sequences of each split."""
-    steps: int
-    """Optimizer steps done."""
-    best_step: int | None
-    """Step of the prompt that was measured; None without validation."""
-    seconds: float
-    """Time of the whole call."""
-    valid: dict[str, float] = field(default_factory=dict)
-    """Loss and metrics of the validation rows."""
-    test: dict[str, float] = field(default_factory=dict)
-    """Loss and metrics of the test rows."""
-    notes: list[str] = field(default_factory=list)
-    """What a reader of the numbers has to know."""
-    signal: int | None = None
-    """Signal that stopped the run early; then nothing was measured."""
+    """Tokens of a query with its demonstrations and prompt."""
 
 
 def in_context(
@@ -101,117 +83,272 @@ def in_context(
     MegabaseError
         For settings, data, a model or a folder that cannot be used.
     """
-    started = time.perf_counter()
-    resolved = to_yaml(config)
-    check_run(config, resolved)
-    fabric = build_fabric(config.devices, config.precision)
-    if not dry_run:
-        fabric.launch()
-    plan = plan_in_context(config, fabric)
-    show = console if fabric.global_rank == 0 else None
-    if show is not None:
-        show.print(plan.text, markup=False, highlight=False, soft_wrap=True)
-    if dry_run:
-        return None
-    data = describe_data(plan.splits, start_model(config.model))
-    with started_run(config, resolved, fabric, data) as run:
-        return _run(plan, run, fabric, show, started)
+    held: dict[str, Any] = {}
+
+    def prepare(fabric: Fabric) -> Plan:
+        plan, held["facts"] = _plan(config, fabric)
+        return plan
+
+    def conclude(done: Done) -> InContextResult:
+        found = {} if done.stopped else _measure(done, config.tune)
+        return InContextResult(**held["facts"], **common_facts(done, found))
+
+    return execute(config, prepare, conclude, dry_run=dry_run, console=console)
 
 
-def _run(
-    plan: InContextPlan, run: Path, fabric: Fabric, show: Console | None, started: float
-) -> InContextResult:
-    config = plan.config
-    outcome: FitResult | None = None
-    if config.tune == "none":
-        plan.model.to(fabric.device)
-    else:
-        outcome = fit(
-            plan.model,
-            plan.objective,
-            plan.batches,
-            plan.config,
-            fabric=fabric,
-            save_model=lambda folder, state: _save(plan, folder, state),
-            validation=plan.evaluations.get("valid"),
-            console=show,
+def _plan(config: InContextConfig, fabric: Fabric) -> tuple[Plan, dict[str, Any]]:
+    """Build everything a run needs; give the plan and the facts of its result."""
+    from megabase.models.adapt.prompt import PROMPTED_FAMILIES, label_letters
+    from megabase.models.auto import load_config, load_model, load_tokenizer
+    from megabase.models.base import checkpoint_activations
+    from megabase.models.families import family_of
+
+    splits, notes = _read_splits(config)
+    train, shots, prompts = splits["train"], config.shots, config.tune == "prompt"
+    family = family_of(load_config(config.model).model_type)
+    if family is None or family.name not in PROMPTED_FAMILIES:
+        raise ModelError(
+            f"{config.model} does not predict the next token; models of the families "
+            f"{', '.join(PROMPTED_FAMILIES)} do"
         )
-    figures: dict[str, dict[str, float]] = {}
-    if outcome is None or outcome.signal is None:
-        figures = _measure(plan, run, fabric, outcome)
-    result = _result(plan, outcome, figures, time.perf_counter() - started)
-    if fabric.global_rank == 0 and result.signal is None:
-        write_json(run / "result.json", vars(result))
-    return result
+    letters = label_letters(len(train.classes))
+    length = config.max_length or max(int(s.lengths.max(initial=1)) for s in splits.values())
+    _count_cut(splits, length)
+    torch.manual_seed(config.seed)
+    model = load_model(config.model, "causal-lm").train()
+    tokenizer: Any = load_tokenizer(config.model)
+    ids = tuple(int(tokenizer.convert_tokens_to_ids(letter)) for letter in letters)
+    _check_model(config.model, tokenizer, model)
+    vectors = config.vectors if prompts else 0
+    limit = getattr(model.config, "max_length", None)
+    tokens = _check_length(config.model, limit, shots, length, len(letters), vectors)
+    restricted = config.letters == "labels"
+    asked: nn.Module = model
+    if prompts:
+        asked = _prompted(model, train, letters, ids, int(tokenizer.sep_token_id), config)
+    if config.activation_checkpointing:
+        checkpoint_activations(model, config.checkpointing_stretch)
+    queries = train
+    if config.samples is not None and config.samples < len(train):
+        rng = np.random.default_rng([config.seed, 1])
+        queries = train.take(np.sort(rng.permutation(len(train))[: config.samples]))
+    options: dict[str, Any] = {
+        "letters": letters, "length": length, "shots": shots, "seed": config.seed,
+    }  # fmt: skip
+    batches = InContextBatches(
+        queries, train, shuffle=True, reverse_probability=config.reverse_complement, **options
+    )
+    shown = {s: rows if config.examples == "published" else train for s, rows in splits.items()}
+    evaluations = {
+        split: EvalSet(
+            data=InContextBatches(rows, shown[split], **options),
+            windows=len(rows),
+            length=batches.longest,
+            objective=InContext(ids, restricted=restricted, prompted=prompts),
+            figures=_metrics_of(rows, ids),
+        )
+        for split, rows in splits.items()
+        if split != "train"
+    }
+    epochs = None if config.steps is not None else config.epochs
+    settings = part_of(
+        config,
+        TrainConfig,
+        stages=(Stage(length=batches.longest, micro_batch=config.micro_batch, epochs=epochs),),
+        eval_every=config.eval_every or -(-len(batches) // config.global_batch),
+        eval_batch=config.eval_batch or config.micro_batch or _EVAL_BATCH,
+    )
+    schedule = lay_out(settings, fabric, batches)
+
+    def save(folder: Path, state: Mapping[str, Any]) -> None:
+        if not prompts:
+            save_classifier(model, tokenizer, folder, state)
+            return
+        from megabase.models.adapt.prompt import save_prompt
+
+        path = Path(config.model)
+        save_prompt(
+            asked,  # pyright: ignore[reportArgumentType]
+            folder,
+            model=str(path.absolute()) if path.exists() else config.model,
+            state=state,
+            facts={"shots": shots, "examples": "one draw of the training rows"},
+            spec=_fixed_examples(asked.spec, batches, shots),  # pyright: ignore[reportArgumentType]
+        )
+
+    named = dict(zip(train.classes, letters, strict=True))
+    parameters = sum(p.numel() for p in model.parameters())
+    tuned = {
+        "none": "nothing is trained",
+        "prompt": f"{config.vectors:,} vectors are trained, the model is frozen",
+        "all": "all weights are trained",
+    }[config.tune]
+    source = "their own split" if config.examples == "published" else "the training rows"
+    lines = [
+        f"model       {family.name}, {parameters:,} parameters, from {config.model}; {tuned}",
+        f"questions   {shots} solved examples for each of {len(train.classes)} classes "
+        f"({', '.join(f'{n} = {x}' for n, x in named.items())}), from {source}; "
+        f"{length:,} tokens a sequence, {tokens:,} in all",
+        *split_lines(splits),
+    ]
+    if config.tune != "none":
+        optim = config.optim
+        lines.append(
+            f"budget      {schedule.total_steps:,} steps of "
+            f"{schedule.at(0).global_batch} questions out of {len(batches):,}; AdamW, "
+            f"lr {optim.lr:g} ({optim.schedule}), weight decay {optim.weight_decay:g}"
+        )
+    lines += [f"note        {note}" for note in notes]
+    plan = Plan(
+        settings=settings,
+        family=family.name,
+        model=asked,
+        batches=batches,
+        objective=InContext(ids, restricted=restricted, every_answer=True, prompted=prompts),
+        evaluations=evaluations,
+        schedule=schedule,
+        save_model=save,
+        data=describe_data(splits, config.model),
+        text="\n".join([*lines, f"output      {config.output}"]),
+        splits=splits,
+        notes=notes,
+        trains=config.tune != "none",
+    )
+    return plan, {
+        "model": config.model,
+        "tune": config.tune,
+        "shots": shots,
+        "samples": len(batches) if plan.trains else 0,
+        "vectors": vectors,
+        "examples": config.examples,
+        "letters": named,
+        "tokens": tokens,
+    }
 
 
-def _save(plan: InContextPlan, folder: Path, state: Mapping[str, Any]) -> None:
-    if plan.config.tune == "all":
-        from megabase.models.adapt.classifier import save_classifier
+def _read_splits(config: InContextConfig) -> tuple[dict[str, LabeledSequences], list[str]]:
+    """Read the splits that the run needs; validation rows only where they choose a prompt."""
+    table, prompts = config.table, config.tune == "prompt"
+    names = ("train", "valid", "test") if prompts else ("train", "test")
+    splits = label_splits(read_files(config, names), "classes")
+    notes: list[str] = []
+    if prompts and "valid" not in splits:
+        if not table.validation_fraction:
+            raise ConfigError(
+                "there are no validation rows to choose the prompt by; name a file as valid, or "
+                "set table.validation_fraction"
+            )
+        kept, cut = split_rows(splits["train"].labels, table.validation_fraction, config.seed)
+        splits |= {"train": splits["train"].take(kept), "valid": splits["train"].take(cut)}
+    rows = splits.get("test")
+    if rows is not None and config.test_rows is not None and config.test_rows < len(rows):
+        order = np.random.default_rng([config.seed, 2]).permutation(len(rows))
+        splits["test"] = rows.take(np.sort(order[: config.test_rows]))
+        notes.append(f"{config.test_rows:,} of {len(rows):,} test sequences are asked")
+    if config.examples == "published" and config.shots:
+        notes.append(
+            "the examples of valid and test questions come from the questions' own split, as in "
+            "the published code: the model is shown labels of the split that it is measured on"
+        )
+    return {name: splits[name] for name in ("train", "valid", "test") if name in splits}, notes
 
-        save_classifier(plan.language_model, plan.tokenizer, folder, state)
-        return
-    from megabase.models.adapt.prompt import save_prompt
 
-    name = str(plan.config.model)
-    name = str(Path(name).absolute()) if Path(name).exists() else name
-    facts = {"shots": plan.config.shots, "examples": "one draw of the training rows"}
-    spec = fixed_examples(plan)
-    save_prompt(plan.prompted, folder, model=name, state=state, facts=facts, spec=spec)
+def _count_cut(splits: Mapping[str, LabeledSequences], length: int) -> None:
+    for split in splits.values():
+        cut = int((split.lengths > length).sum())
+        if cut:
+            warn(
+                f"{cut:,} of {len(split):,} sequences of {split.text.source} are cut to "
+                f"{length:,} bases",
+                TruncationWarning,
+            )
 
 
-def _measure(
-    plan: InContextPlan, run: Path, fabric: Fabric, outcome: FitResult | None
-) -> dict[str, dict[str, float]]:
-    """Ask valid and test questions, of the best checkpoint where there is one."""
-    model: nn.Module = plan.model
-    best = run / "best"
-    folder = best if "valid" in plan.evaluations and best.is_dir() else run / "last"
-    if outcome is not None and plan.config.tune == "all":
+def _check_model(name: str, tokenizer: Any, model: PreTrainedModel) -> None:
+    if not isinstance(tokenizer, DNATokenizer):
+        raise ConfigError(
+            f"solved examples need one token for each base; the tokenizer of {name} is "
+            f"{type(tokenizer).__name__}"
+        )
+    if not getattr(model.config, "is_causal_model", True):
+        raise ConfigError(f"{name} looks ahead; questions need a model that reads left to right")
+
+
+def _check_length(
+    name: str, limit: int | None, shots: int, length: int, classes: int, vectors: int
+) -> int:
+    """Give the tokens of a query with its demonstrations and prompt, which must fit the model."""
+    needed = prompt_tokens(length, shots * classes) + vectors
+    if limit is not None and needed > limit:
+        fits = int((limit - vectors - length - 1) // ((length + 3) * classes))
+        first = f"shots of at most {fits}, " if fits >= 0 else ""
+        raise ConfigError(
+            f"{shots} examples for each of {classes} classes, sequences of {length:,} tokens"
+            + (f" and a prompt of {vectors:,}" if vectors else "")
+            + f" make {needed:,} tokens, and {name} reads {int(limit):,}; take {first}"
+            "shorter sequences (max_length), or a model with a longer input"
+        )
+    return needed
+
+
+def _prompted(
+    model: PreTrainedModel,
+    train: LabeledSequences,
+    letters: str,
+    ids: tuple[int, ...],
+    end_id: int,
+    config: InContextConfig,
+) -> nn.Module:
+    from megabase.models.adapt.prompt import PromptedModel, PromptSpec
+
+    spec = PromptSpec(
+        length=config.vectors,
+        classes=train.classes,
+        letters=letters,
+        label_ids=ids,
+        end_id=end_id,
+        restricted=config.letters == "labels",
+    )
+    return PromptedModel(model, spec, dropout=config.dropout)
+
+
+def _fixed_examples(spec: PromptSpec, batches: InContextBatches, shots: int) -> PromptSpec:
+    """Give what a saved prompt is: with one draw of demonstrations, the same for every query.
+
+    So a prompt that was learned in front of demonstrations can be used on sequences alone.
+    """
+    if not shots:
+        return spec
+    first = batches.batch(0, np.zeros(1, dtype=np.int64), 0)["input_ids"][0]
+    examples = tuple(first[: -(batches.length + 1)].tolist())
+    return replace(spec, examples=examples, block=batches.length, pad_id=PAD_ID)
+
+
+def _metrics_of(rows: LabeledSequences, ids: tuple[int, ...]) -> Any:
+    names = metrics.default_metrics("classes")
+    columns = list(ids)
+    return lambda outputs: {
+        **metrics.measure(names, "classes", outputs[:, columns], rows.labels),
+        "strict_accuracy": strict_accuracy(outputs, rows.labels, columns),
+    }
+
+
+def _measure(done: Done, tune: str) -> dict[str, dict[str, float]]:
+    """Evaluate valid and test queries, with the chosen checkpoint where there is one."""
+    model: nn.Module = done.plan.model
+    if done.outcome is not None and tune == "all":
         from megabase.models.auto import load_model
 
-        model = load_model(folder, "causal-lm", device=fabric.device)
-    elif outcome is not None:
+        model = load_model(done.chosen, "causal-lm", device=done.fabric.device)
+    elif done.outcome is not None:
         from megabase.models.adapt.prompt import read_prompt
 
-        plan.prompted.load_state_dict(read_prompt(folder).tensors)
+        model.load_state_dict(read_prompt(done.chosen).tensors)
     found: dict[str, dict[str, float]] = {}
-    for name, windows in plan.evaluations.items():
-        scored = evaluate(model, windows, plan.config.eval_batch or 1, fabric)
+    for name, windows in done.plan.evaluations.items():
+        scored = evaluate(model, windows, done.plan.settings.eval_batch or 1, done.fabric)
         found[name] = {"loss": scored.loss, **scored.figures}
     return found
-
-
-def _result(
-    plan: InContextPlan,
-    outcome: FitResult | None,
-    figures: Mapping[str, dict[str, float]],
-    seconds: float,
-) -> InContextResult:
-    config = plan.config
-    trained = [p for p in plan.model.parameters() if p.requires_grad]
-    measured = outcome is not None and "valid" in plan.evaluations
-    return InContextResult(
-        run=config.output,
-        model=str(config.model),
-        family=plan.family,
-        tune=config.tune,
-        shots=config.shots,
-        samples=len(plan.batches) if outcome is not None else 0,
-        vectors=config.vectors if config.tune == "prompt" else 0,
-        trained_parameters=sum(p.numel() for p in trained) if outcome is not None else 0,
-        examples=config.examples,
-        letters=dict(zip(plan.splits["train"].classes, plan.letters, strict=True)),
-        tokens=plan.tokens,
-        rows={name: len(split) for name, split in plan.splits.items()},
-        steps=outcome.progress.step if outcome is not None else 0,
-        best_step=outcome.progress.best_step if outcome is not None and measured else None,
-        seconds=seconds,
-        valid=figures.get("valid", {}),
-        test=figures.get("test", {}),
-        notes=plan.notes,
-        signal=outcome.signal if outcome is not None else None,
-    )
 
 
 def in_context_grid(
@@ -257,45 +394,22 @@ def in_context_grid(
     for number in dict.fromkeys(shots or [config.shots]):
         for size in dict.fromkeys(samples) if samples else [config.samples]:
             name = f"shots-{number}" + (f"-samples-{size}" if samples else "")
-            folder = Path(config.output) / name
-            resume = config.resume and (folder / "config.yaml").is_file()
-            one = replace(config, shots=number, samples=size, output=str(folder), resume=resume)
-            check_run(one, to_yaml(one))
-            runs.append(one)
-    with contextlib.nullcontext() if dry_run else own_folder(Path(config.output)):
-        return _run_all(config, runs, dry_run, console)
+            runs.append(member(config, name, shots=number, samples=size))
 
-
-def _run_all(
-    config: InContextConfig,
-    runs: Sequence[InContextConfig],
-    dry_run: bool,
-    console: Console | None,
-) -> list[InContextResult]:
-    results: list[InContextResult] = []
-    for one in runs:
-        result = (_finished(one) if one.resume else None) or in_context(
-            one, dry_run=dry_run, console=console
-        )
-        if result is None:
-            continue
-        results.append(result)
-        if result.signal is not None:
-            return results
-    if results:
+    def summarize(results: list[InContextResult]) -> None:
         output = Path(config.output)
         write_json(output / "result.json", {"runs": [vars(r) for r in results]})
         write_whole(output / "table.md", in_context_table(results))
-    return results
 
-
-def _finished(config: InContextConfig) -> InContextResult | None:
-    found = finished_result(
-        Path(config.output),
-        to_yaml(config),
-        lambda: describe_data(read_splits(config)[0], start_model(config.model)),
+    return sweep(
+        config.output,
+        runs,
+        lambda one: in_context(one, dry_run=dry_run, console=console),
+        InContextResult,
+        lambda one: describe_data(_read_splits(one)[0], one.model),
+        summarize,
+        dry_run=dry_run,
     )
-    return None if found is None else InContextResult(**found)
 
 
 def in_context_table(results: Sequence[InContextResult]) -> str:

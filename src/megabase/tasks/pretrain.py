@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,17 +23,17 @@ from megabase.data.windows import (
 from megabase.errors import ConfigError
 from megabase.genome.store import GenomeStore
 from megabase.models.adapt.language_model import build_language_model, save_language_model
+from megabase.models.base import checkpoint_activations
 from megabase.models.describe import Estimate, TrainingStep
 from megabase.objectives.base import OBJECTIVES, Objective
 from megabase.objectives.language import CausalLM
-from megabase.ops.kernels import slower_than_possible
-from megabase.tasks.digests import start_model
-from megabase.tasks.pretrain_config import DataConfig, ObjectiveConfig, PretrainConfig, to_yaml
-from megabase.tasks.pretrain_text import count_parameters, data_facts, plan_text
-from megabase.training.engine import EvalSet, FitResult, fit
+from megabase.settings import TrainConfig, part_of
+from megabase.tasks.config import DataConfig, ObjectiveConfig, PretrainConfig
+from megabase.tasks.labeled import start_record
+from megabase.tasks.run import Plan, execute, lay_out
+from megabase.training.engine import FitResult
+from megabase.training.evaluation import EvalSet
 from megabase.training.memory import available_bytes
-from megabase.training.process import build_fabric, planned_world
-from megabase.training.run_folder import check_run, started_run
 from megabase.training.schedule import LengthSchedule
 
 if TYPE_CHECKING:
@@ -42,34 +41,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedModel
 
-__all__ = ["Plan", "build_model", "build_objective", "plan_run", "pretrain"]
-
-# Validation windows are the same in every run over the same places.
 _EVAL_SEED = 20
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will do and need, worked out before its first step."""
-
-    model: PreTrainedModel
-    """The model with its initial weights."""
-    store: GenomeStore
-    """The genome."""
-    split: Split
-    """Positions of each part."""
-    windows: GenomeWindows
-    """Training windows."""
-    validation: EvalSet | None
-    """Validation windows."""
-    schedule: LengthSchedule
-    """Stages in steps."""
-    memory: Estimate
-    """Estimated memory of one process."""
-    available: int
-    """Bytes a process may use."""
-    text: str
-    """All of it for people."""
+"""Orders the validation windows: the same ones in every run over the same regions."""
+_LISTED_REGIONS = 1000
+"""Regions written out per split; a genome in many small pieces would make a file of megabytes."""
 
 
 def pretrain(
@@ -97,92 +72,89 @@ def pretrain(
         For settings, data or a folder that cannot be used, too many non-finite steps, or a
         checkpoint that cannot be written.
     """
-    resolved = to_yaml(config)
-    changes = check_run(config, resolved)
-    fabric = build_fabric(config.devices, config.precision)
-    if not dry_run:
-        fabric.launch()
-    plan = plan_run(config, fabric)
-    show = console if fabric.global_rank == 0 else None
-    if show is not None:
-        show.print(plan.text, markup=False, highlight=False, soft_wrap=True)
-        for change in changes:
-            show.print(f"resumed with another setting: {change}", markup=False, highlight=False)
-        if (hint := slower_than_possible(plan.model, fabric.device)) is not None:
-            show.print(hint, markup=False, highlight=False, soft_wrap=True)
-    if plan.memory.total > plan.available and not config.force:
-        raise ConfigError(
-            f"the run needs about {plan.memory.total / 1e9:.1f} GB in each process and "
-            f"{plan.available / 1e9:.1f} GB are available; lower stages micro_batch, set "
-            "activation_checkpointing (and, of a deep model, checkpointing_stretch), or start it "
-            "all the same with force=True"
-        )
-    if dry_run:
-        return None
-    data = data_facts(config.data, plan.store, plan.split, plan.validation)
-    if config.model.init_from is not None:
-        data["start"] = start_model(config.model.init_from)
-    with started_run(config, resolved, fabric, data):
-        return fit(
-            plan.model,
-            build_objective(config.objective),
-            plan.windows,
-            config,
-            fabric=fabric,
-            save_model=model_writer(plan.model),
-            validation=plan.validation,
-            console=show,
-        )
-
-
-def plan_run(config: PretrainConfig, fabric: Fabric) -> Plan:
-    """Build everything a run needs and describe it; writes nothing."""
-    torch.manual_seed(config.seed)
-    model = build_model(config)
-    store = GenomeStore.open(config.data.genome)
-    split, source = _build_source(config.data, store, config.seed)
-    objective = build_objective(config.objective)
-    windows = GenomeWindows(store, source, extra=getattr(objective, "extra_bases", 0))
-    world = max(fabric.world_size, planned_world(fabric, config.devices))
-    schedule = LengthSchedule(config, world, windows.epoch_size)
-    _try_windows(windows, schedule)
-    validation = _build_validation(config, store, split)
-    need = _largest(model, config, schedule, fabric)
-    available = available_bytes(fabric.device)
-    if fabric.device.type == "cpu":
-        available //= max(1, world // config.devices.nodes)
-    return Plan(
-        model=model,
-        store=store,
-        split=split,
-        windows=windows,
-        validation=validation,
-        schedule=schedule,
-        memory=need,
-        available=available,
-        text=plan_text(
-            config,
-            model,
-            store,
-            split,
-            schedule,
-            validation,
-            need,
-            available,
-            _notes(windows, schedule, split),
-        ),
+    return execute(
+        config,
+        lambda fabric: _plan(config, fabric),
+        lambda done: done.outcome,
+        dry_run=dry_run,
+        console=console,
     )
 
 
-def build_model(config: PretrainConfig) -> PreTrainedModel:
-    """Build the model with fresh weights (from torch's current seed), or load ``init_from``.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown family, preset or field, or a stage longer than the model.
-    """
+def _plan(config: PretrainConfig, fabric: Fabric) -> Plan:
+    """Build everything a run needs and describe it; writes nothing."""
+    data, objective = config.data, _objective(config.objective)
+    torch.manual_seed(config.seed)
     model = build_language_model(config.model, config.longest, config.objective.name)
+    _check_lengths(config, model)
+    if config.activation_checkpointing:
+        checkpoint_activations(model, config.checkpointing_stretch)
+    store = GenomeStore.open(data.genome)
+    split, source = _build_source(data, store, config.seed)
+    windows = GenomeWindows(store, source, extra=getattr(objective, "extra_bases", 0))
+    eval_batch = config.eval_batch or config.stages[-1].micro_batch
+    settings = part_of(config, TrainConfig, eval_batch=eval_batch)
+    schedule = lay_out(settings, fabric, windows)
+    _try_windows(windows, schedule)
+    validation = None
+    if config.eval_every is not None and len(split.validation):
+        # Plain loss over the targets, whatever the training weighs.
+        plain = CausalLM() if config.objective.name == "causal_lm" else objective
+        validation = _validation(
+            store, split, plain, data.eval_length or config.longest, data.eval_windows
+        )
+    need = _largest(model, settings, schedule, on_cpu=fabric.device.type == "cpu")
+    available = available_bytes(fabric.device)
+    if fabric.device.type == "cpu":
+        available //= max(1, schedule.world // config.devices.nodes)
+    notes = _notes(windows, schedule, split)
+    facts = _data_facts(data.windows, store, split, validation)
+    if config.model.init_from is not None:
+        facts["start"] = start_record(config.model.init_from)
+    refusal = (
+        f"the run needs about {need.total / 1e9:.1f} GB in each process and "
+        f"{available / 1e9:.1f} GB are available; lower stages micro_batch, set "
+        "activation_checkpointing (and, of a deep model, checkpointing_stretch), or start it "
+        "all the same with force=True"
+    )
+    lines = [
+        _model_line(model, config.longest),
+        f"genome      {store.name} (sha256 {store.checksum[:12]}): {split.train.total:,} bases to "
+        f"train on, {split.validation.total:,} for validation, {split.test.total:,} for test; "
+        f"windows {data.windows}",
+        *_schedule_lines(settings, schedule),
+        "validation  "
+        + (
+            f"{validation.windows} windows of {validation.length:,} every {config.eval_every} steps"
+            if validation
+            else "none"
+        ),
+        f"memory      about {need.total / 1e9:.2f} GB in each process "
+        f"(activations {need.activations / 1e9:.2f}, convolution {need.workspace / 1e9:.2f}, "
+        f"weights, gradients and optimizer "
+        f"{(need.parameters + need.gradients + need.optimizer) / 1e9:.2f}); "
+        f"{available / 1e9:.1f} GB available",
+        f"output      {config.output}",
+        *(f"note        {note}" for note in notes),
+    ]
+    return Plan(
+        settings=settings,
+        family=str(getattr(model.config, "model_type", "")),
+        model=model,
+        batches=windows,
+        objective=objective,
+        evaluations={} if validation is None else {"valid": validation},
+        schedule=schedule,
+        save_model=lambda folder, state: save_language_model(model, folder, state),
+        data=facts,
+        text="\n".join(lines),
+        notes=notes,
+        refusal=refusal if need.total > available and not config.force else None,
+    )
+
+
+def _check_lengths(config: PretrainConfig, model: PreTrainedModel) -> None:
+    """Refuse stages and validation windows that are longer than the model's longest input."""
     limit = getattr(model.config, "max_length", None)
     lengths = {f"stages[{i}].length": stage.length for i, stage in enumerate(config.stages)}
     if config.data.eval_length is not None:
@@ -193,30 +165,10 @@ def build_model(config: PretrainConfig) -> PreTrainedModel:
                 f"{name} is {length:,}, above the longest input of the model, {limit:,}; "
                 "shorten it or set model.max_length"
             )
-    if config.activation_checkpointing:
-        from megabase.models.base import checkpoint_activations
-
-        checkpoint_activations(model, config.checkpointing_stretch)
-    return model
 
 
-def model_writer(model: PreTrainedModel) -> Callable[[Path, Mapping[str, torch.Tensor]], None]:
-    """Give a function that writes the model and its tokenizer as a Hugging Face folder."""
-
-    def write(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
-        save_language_model(model, folder, state)
-
-    return write
-
-
-def build_objective(spec: ObjectiveConfig) -> Objective:
-    """Build the objective.
-
-    Raises
-    ------
-    ConfigError
-        For an option that the objective does not have.
-    """
+def _objective(spec: ObjectiveConfig) -> Objective:
+    """Build the objective; a ConfigError for an option that it does not have."""
     make = OBJECTIVES[spec.name]
     given = {
         "soft_mask_weight": spec.soft_mask_weight,
@@ -294,46 +246,123 @@ def _notes(windows: GenomeWindows, schedule: LengthSchedule, split: Split) -> li
     return notes
 
 
-def _build_validation(config: PretrainConfig, store: GenomeStore, split: Split) -> EvalSet | None:
-    if config.eval_every is None or len(split.validation) == 0:
-        return None
-    objective = (
-        CausalLM() if config.objective.name == "causal_lm" else build_objective(config.objective)
-    )
+def _validation(
+    store: GenomeStore,
+    split: Split,
+    objective: Objective,
+    length: int,
+    most: int | None,
+) -> EvalSet:
+    """Give at most `most` (None: all) validation windows of a length."""
     source = TiledWindows(split.validation, seed=_EVAL_SEED, shuffle=True, last="drop")
     data = GenomeWindows(store, source, extra=getattr(objective, "extra_bases", 0))
-    length = config.data.eval_length or config.longest
     windows = data.epoch_size(length) or 0
     if windows == 0:
         raise ConfigError(
             f"the validation places hold no window of {length:,} positions; the longest has "
             f"{split.validation.longest:,} bases: set data.eval_length or hold out more"
         )
-    if config.data.eval_windows is not None:
-        windows = min(windows, config.data.eval_windows)
+    windows = windows if most is None else min(windows, most)
     return EvalSet(data=data, windows=windows, length=length, objective=objective)
 
 
+def _count_parameters(model: PreTrainedModel) -> int:
+    """Count the parameters of a model; shared tensors count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def _largest(
-    model: PreTrainedModel, config: PretrainConfig, schedule: LengthSchedule, fabric: Fabric
+    model: PreTrainedModel, settings: TrainConfig, schedule: LengthSchedule, *, on_cpu: bool
 ) -> Estimate:
     """Estimate the memory of the stage that needs most."""
     shape: Any = model.config
     estimates = [
         TrainingStep(
-            parameters=count_parameters(model),
+            parameters=_count_parameters(model),
             layers=shape.num_hidden_layers,
             width=shape.hidden_size,
             columns=getattr(shape, "vocab_rows", shape.vocab_size),
             micro_batch=point.micro_batch,
             length=point.length,
-            half=config.precision != "fp32",
-            checkpointing=config.activation_checkpointing,
-            segment=config.checkpointing_stretch,
-            shards=schedule.world if config.devices.strategy == "fsdp" else 1,
-            on_cpu=fabric.device.type == "cpu",
+            half=settings.precision != "fp32",
+            checkpointing=settings.activation_checkpointing,
+            segment=settings.checkpointing_stretch,
+            shards=schedule.world if settings.devices.strategy == "fsdp" else 1,
+            on_cpu=on_cpu,
             fused=getattr(shape, "works_piecewise", False),
         ).memory()
         for point, _ in schedule.stages()
     ]
     return max(estimates, key=lambda estimate: estimate.total)
+
+
+def _model_line(model: PreTrainedModel, longest: int) -> str:
+    shape: Any = model.config
+    limit = getattr(shape, "max_length", longest)
+    return (
+        f"model       {shape.model_type}, {shape.num_hidden_layers} layers, width "
+        f"{shape.hidden_size}, {_count_parameters(model):,} parameters, "
+        + (f"longest input {limit:,}" if limit is not None else "no limit of the input's length")
+    )
+
+
+def _schedule_lines(settings: TrainConfig, schedule: LengthSchedule) -> list[str]:
+    lines: list[str] = []
+    for point, steps in schedule.stages():
+        share = point.global_batch // schedule.world
+        lines.append(
+            f"stage {point.stage}     {steps:,} steps of {point.global_batch} x {point.length:,} = "
+            f"{point.global_batch * point.length:,} tokens "
+            f"({schedule.world} x {-(-share // point.micro_batch)} micro-batches of "
+            f"{min(point.micro_batch, share)})"
+        )
+    optim = settings.optim
+    return [
+        *lines,
+        f"budget      {schedule.total_steps:,} steps, {schedule.total_tokens:,} tokens",
+        f"optimizer   AdamW, lr {optim.lr:g} ({optim.schedule}), "
+        f"weight decay {optim.weight_decay:g}, precision {settings.precision}",
+    ]
+
+
+def _data_facts(
+    windows: str, store: GenomeStore, split: Split, validation: EvalSet | None
+) -> dict[str, Any]:
+    """Give the content of ``data.json``: genome, checksum, contigs, regions of each split."""
+    parts = {"train": split.train, "validation": split.validation, "test": split.test}
+    return {
+        "genome": {"name": store.name, "path": str(store.path), "sha256": store.checksum},
+        "contigs": {contig.name: contig.length for contig in store.contigs},
+        "windows": windows,
+        "splits": {
+            name: {
+                "bases": regions.total,
+                "number_of_regions": len(regions),
+                "sha256": _digest(regions),
+                "regions": _written_out(store, regions),
+            }
+            for name, regions in parts.items()
+        },
+        "validation": (
+            {"windows": validation.windows, "length": validation.length} if validation else None
+        ),
+    }
+
+
+def _digest(regions: Regions) -> str:
+    digest = hashlib.sha256()
+    for column in (regions.contig, regions.start, regions.end):
+        digest.update(column.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _written_out(store: GenomeStore, regions: Regions) -> list[str]:
+    """Write the first regions as people do, 1-based with both ends."""
+    first = slice(_LISTED_REGIONS)
+    rows = zip(
+        regions.contig[first].tolist(),
+        regions.start[first].tolist(),
+        regions.end[first].tolist(),
+        strict=True,
+    )
+    return [f"{store.contigs[contig].name}:{start + 1:,}-{end:,}" for contig, start, end in rows]

@@ -1,4 +1,4 @@
-"""Soft prompts: vectors are learnt beside the sequences while the model stays as it is.
+"""Soft prompts: tokens are learned alongside the sequences while the model stays frozen.
 
 Validation chooses the best prompt; the test rows are read for their labels at the start and scored
 once, with that prompt, at the end.
@@ -6,81 +6,69 @@ once, with that prompt, at the end.
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
+from megabase.data.batches import LabeledBatches
+from megabase.data.labeled import LabeledSequences
 from megabase.data.leaks import overlap_hint
-from megabase.errors import ConfigError
+from megabase.errors import ConfigError, InputError, ModelError
+from megabase.evaluate import metrics
 from megabase.genome.files import write_json, write_whole
-from megabase.ops.kernels import slower_than_possible
-from megabase.tasks.digests import start_of
-from megabase.tasks.finetune import describe_data, measure_splits
-from megabase.tasks.finetune_data import read_splits
-from megabase.tasks.prompt_config import PromptConfig, to_yaml
-from megabase.tasks.prompt_plan import PromptPlan, plan_prompt
-from megabase.training.engine import FitResult, fit
-from megabase.training.process import build_fabric
-from megabase.training.run_folder import check_run, finished_result, own_folder, started_run
+from megabase.models.adapt.classifier import Labels, family_of_start
+from megabase.models.tokenizers.encoder import TokenEncoder, build_encoder
+from megabase.objectives.prompting import LabelTokens, strict_accuracy
+from megabase.settings import HeadConfig, StartConfig
+from megabase.tasks.config import PromptConfig, PromptSettings, TableConfig
+from megabase.tasks.labeled import (
+    LabeledResult,
+    Rows,
+    batches_of,
+    check_predictions,
+    describe_data,
+    evaluation_of,
+    label_line,
+    labeled_facts,
+    letters_of,
+    measure_splits,
+    metrics_of,
+    notes_of,
+    objective_of,
+    read_splits,
+    resolve,
+    split_lines,
+    tokenize_splits,
+    training_lines,
+)
+from megabase.tasks.run import Done, Plan, common_facts, execute, lay_out, member, sweep
+from megabase.training.evaluation import EvalSet
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from rich.console import Console
 
-__all__ = ["PromptResult", "learn_prompt", "prompt_lengths", "prompt_table"]
+    from megabase.models.adapt.prompt import PromptedModel, PromptSpec
 
 
-@dataclass(frozen=True)
-class PromptResult:
-    """What a run came to; written to ``result.json``."""
+@dataclass(frozen=True, kw_only=True)
+class PromptResult(LabeledResult):
+    """What a run came to; ``prompt`` in its folder is the saved prompt."""
 
-    run: str
-    """Run folder; its ``prompt`` is the saved prompt."""
     model: str
     """Name of the frozen model."""
-    family: str
-    """Its family."""
     length: int
-    """Vectors of the prompt."""
+    """Soft-prompt tokens."""
     position: str
     """Where they are."""
     answer: str
     """label_tokens or head."""
-    parameters: int
-    """Numbers of the frozen model."""
-    trained_parameters: int
-    """Numbers of the prompt and its head."""
     prompt_bytes: int
     """Size of the saved prompt."""
-    kind: str
-    """What the labels are."""
-    classes: list[str]
-    """Names of the outputs."""
-    rows: dict[str, int]
-    """Sequences of each split."""
-    steps: int
-    """Optimizer steps done."""
-    epochs: float
-    """The same in passes over the training rows."""
-    best_step: int | None
-    """Step of the prompt that was measured; None without validation or training."""
-    monitor: str
-    """What chose it."""
-    training_seconds: float
-    """Time of the training steps."""
-    seconds: float
-    """Time of the whole call."""
-    valid: dict[str, float] = field(default_factory=dict)
-    """Loss and metrics of the validation rows."""
-    test: dict[str, float] = field(default_factory=dict)
-    """Loss and metrics of the test rows."""
-    notes: list[str] = field(default_factory=list)
-    """What a reader of the numbers has to know."""
-    signal: int | None = None
-    """Signal that stopped the run early; then nothing was measured."""
 
 
 def learn_prompt(
@@ -108,142 +96,272 @@ def learn_prompt(
         For settings, data, a model or a folder that cannot be used, too many non-finite steps, or a
         checkpoint that cannot be written.
     """
-    started = time.perf_counter()
-    resolved = to_yaml(config)
-    changes = check_run(config, resolved)
-    fabric = build_fabric(config.devices, config.precision)
-    if not dry_run:
-        fabric.launch()
-    plan = plan_prompt(config, fabric)
-    show = console if fabric.global_rank == 0 else None
-    if show is not None:
-        show.print(plan.text, markup=False, highlight=False, soft_wrap=True)
-        for change in changes:
-            show.print(f"resumed with another setting: {change}", markup=False, highlight=False)
-        for hint in (slower_than_possible(plan.model, fabric.device), overlap_hint(plan.splits)):
-            if hint is not None:
-                show.print(hint, markup=False, highlight=False, soft_wrap=True)
-    if dry_run:
-        return None
-    with started_run(config, resolved, fabric, describe_data(plan.splits, start_of(config))) as run:
-        return _run(plan, run, fabric, show, started)
+    model, predictions, padding = config.model, config.predictions, config.head.padding
 
+    def conclude(done: Done) -> PromptResult:
+        found: dict[str, dict[str, float]] = {}
+        if not done.stopped:
+            prompted = _keep_best(done)
+            spec = prompted.spec
+            columns = list(spec.label_ids) if spec.answer == "label_tokens" else None
+            found = measure_splits(
+                done, prompted, predictions=predictions, padding=padding, columns=columns
+            )
+        return _result(done, model, found)
 
-def _run(
-    plan: PromptPlan, run: Path, fabric: Fabric, show: Console | None, started: float
-) -> PromptResult:
-    outcome = _train(plan, run, fabric, show)
-    if outcome is not None and outcome.signal is not None:
-        return _result(plan, outcome, {}, run, time.perf_counter() - started)
-    _keep_best(plan, run, fabric, outcome)
-    figures = _measure(plan, run, fabric)
-    result = _result(plan, outcome, figures, run, time.perf_counter() - started)
-    if fabric.global_rank == 0:
-        write_json(run / "result.json", vars(result))
-    return result
-
-
-def _train(
-    plan: PromptPlan, run: Path, fabric: Fabric, console: Console | None
-) -> FitResult | None:
-    """Fit the prompt; None when it has no numbers to fit."""
-    if not plan.model.trained_parameters:
-        plan.model.to(fabric.device)
-        return None
-    return fit(
-        plan.model,
-        plan.objective,
-        plan.batches,
-        plan.config,
-        fabric=fabric,
-        save_model=lambda folder, state: _save(plan, folder, state),
-        validation=plan.evaluations.get("valid"),
-        console=console,
+    return execute(
+        config, lambda fabric: _plan(config, fabric), conclude, dry_run=dry_run, console=console
     )
 
 
-def _save(plan: PromptPlan, folder: Path, state: Mapping[str, Any] | None = None) -> None:
-    from megabase.models.adapt.prompt import save_prompt
+def _plan(config: PromptConfig, fabric: Fabric) -> Plan:
+    """Build everything a run needs and describe it; writes nothing."""
+    from megabase.models.adapt.prompt import PROMPTED_FAMILIES
 
-    model = str(plan.config.model)
-    name = str(Path(model).absolute()) if Path(model).exists() else model
-    head = plan.config.head
+    splits = read_splits(config)
+    train, head = splits["train"], config.head
+    names, monitor = metrics_of(config.metrics, config.monitor, train.kind)
+    start = StartConfig(model=config.model)
+    family = family_of_start(start)
+    if family not in PROMPTED_FAMILIES:
+        raise ModelError(
+            f"{config.model} is of the family {family}, which cannot read a soft prompt; the "
+            f"families {', '.join(PROMPTED_FAMILIES)} can"
+        )
+    per_base = Labels(train.kind, train.classes).per_base
+    tokens = build_encoder(start, head, family, lambda: letters_of(train), per_base=per_base)
+    torch.manual_seed(config.seed)
+    spec = _spec(config.prompt, head.pooling, tokens, train)
+    stretch = config.checkpointing_stretch if config.activation_checkpointing else None
+    model = _prompted_model(config.model, config.prompt, spec, tokens, stretch)
+    rows, longest = _token_rows(splits, tokens, config.table, head, model)
+    block = config.global_batch or 1
+    sets = batches_of(splits, rows, tokens.pad_id, head, seed=config.seed, block=block)
+    settings = resolve(config, len(train), longest)
+    schedule = lay_out(settings, fabric, sets["train"])
+    if config.predictions:
+        check_predictions(splits, schedule.world)
+    notes, trains = notes_of(splits), model.trained_parameters > 0
     facts = {
         "padding": head.padding,
         "strand_average": head.strand_average,
         "reverse_complement": head.reverse_complement,
-        "longest": plan.batches.longest,
+        "longest": sets["train"].longest,
     }
-    save_prompt(plan.model, folder, model=name, state=state, facts=facts)
+    named = str(Path(config.model).absolute()) if Path(config.model).exists() else config.model
+
+    def save(folder: Path, state: Mapping[str, Any] | None) -> None:
+        from megabase.models.adapt.prompt import save_prompt
+
+        save_prompt(model, folder, model=named, state=state, facts=facts)
+
+    batch = schedule.at(0).global_batch
+    lines = [
+        *_model_lines(config.model, family, model, train),
+        label_line(train),
+        *split_lines(splits),
+        f"lengths     {longest:,} tokens at most, {longest + spec.extra:,} with the prompt",
+        *(
+            training_lines(
+                settings, schedule.total_steps, batch, monitor if "valid" in splits else None
+            )
+            if trains
+            else ["budget      nothing to train: the frozen model is measured as it is"]
+        ),
+        *(f"note        {note}" for note in notes),
+        f"output      {config.output}",
+    ]
+    return Plan(
+        settings=settings,
+        family=family,
+        model=model,
+        batches=sets["train"],
+        objective=objective_of(train, head)
+        if spec.answer == "head"
+        else LabelTokens(spec.label_ids, restricted=spec.restricted),
+        evaluations={
+            name: _evaluation(spec, split, sets[name], longest, names, monitor)
+            for name, split in splits.items()
+            if name != "train"
+        },
+        schedule=schedule,
+        save_model=save,
+        data=describe_data(splits, config.model),
+        text="\n".join(lines),
+        splits=splits,
+        notes=notes,
+        hints=(overlap_hint(splits),),
+        trains=trains,
+    )
 
 
-def _keep_best(plan: PromptPlan, run: Path, fabric: Fabric, outcome: FitResult | None) -> None:
-    """Copy the chosen prompt to ``run/prompt``, without the training state beside it."""
-    from megabase.models.adapt.prompt import PROMPT_FILES
+def _prompted_model(
+    name: str,
+    settings: PromptSettings,
+    spec: PromptSpec,
+    tokens: TokenEncoder,
+    stretch: int | None,
+) -> PromptedModel:
+    """Load the model and put a new prompt in front of it, from torch's current seed."""
+    from megabase.models.adapt.prompt import PromptedModel
+    from megabase.models.auto import load_model
+    from megabase.models.base import checkpoint_activations
 
-    if fabric.global_rank == 0:
-        target = run / "prompt"
-        target.mkdir(exist_ok=True)
-        if outcome is None:
-            _save(plan, target)
-        else:
-            best = run / "best"
-            source = best if "valid" in plan.evaluations and best.is_dir() else run / "last"
-            for name in PROMPT_FILES:
-                write_whole(target / name, (source / name).read_bytes())
-    fabric.barrier()
+    kind = "causal-lm" if settings.answer == "label_tokens" else "base"
+    frozen = load_model(name, kind).train()
+    if stretch is not None:
+        checkpoint_activations(frozen, stretch)
+    start = None
+    if settings.start == "vocabulary":
+        bases = torch.tensor([_token(tokens, letter) for letter in "ACGT"])
+        table: Any = frozen.get_input_embeddings()
+        start = table.weight.detach()[bases[torch.randint(4, (spec.length,))]]
+    return PromptedModel(frozen, spec, start=start, dropout=settings.dropout)
 
 
-def _measure(plan: PromptPlan, run: Path, fabric: Fabric) -> dict[str, dict[str, float]]:
-    """Score valid and test with the saved prompt, read back from its folder."""
-    from megabase.models.adapt.prompt import load_prompt
+def _spec(
+    settings: PromptSettings, pooling: str | None, tokens: TokenEncoder, train: LabeledSequences
+) -> PromptSpec:
+    from megabase.models.adapt.prompt import PromptSpec, label_letters
 
-    model = load_prompt(run / "prompt", plan.model.model)
+    spec: dict[str, Any] = {
+        "length": settings.length,
+        "position": settings.position,
+        "answer": settings.answer,
+        "classes": train.classes,
+        "kind": train.kind,
+    }
+    if settings.answer == "head":
+        over = settings.over
+        if over == "auto":
+            over = "sequence" if settings.position == "before" or not settings.length else "all"
+        return PromptSpec(**spec, pooling=pooling or "mean", over=over)
+    if train.kind != "classes":
+        raise ConfigError(
+            f"prompt.answer is label_tokens, which is for classes, and the labels are "
+            f"{train.kind}; take prompt.answer='head'"
+        )
+    letters = label_letters(len(train.classes))
+    return PromptSpec(
+        **spec,
+        letters=letters,
+        label_ids=tuple(_token(tokens, letter) for letter in letters),
+        end_id=tokens.tokenizer.sep_token_id,
+        restricted=settings.letters == "labels",
+    )
+
+
+def _token(tokens: TokenEncoder, letter: str) -> int:
+    found = tokens.tokenizer.convert_tokens_to_ids(letter)
+    if found is None or found == tokens.tokenizer.unk_token_id:
+        raise ConfigError(
+            f"the tokenizer {type(tokens.tokenizer).__name__} has no token {letter}; take "
+            "prompt.answer='head', with prompt.start='noise'"
+        )
+    return int(found)
+
+
+def _token_rows(
+    splits: Mapping[str, LabeledSequences],
+    tokens: TokenEncoder,
+    table: TableConfig,
+    head: HeadConfig,
+    model: PromptedModel,
+) -> tuple[Rows, int]:
+    """Turn sequences into tokens; each must fit in the model together with the prompt."""
+    limit, spec = model.max_length, model.spec
+    rows, longest = tokenize_splits(splits, tokens, table, head)
+    if limit is None or longest <= limit:
+        return rows, longest
+    if table.truncate:
+        return tokenize_splits(splits, tokens, table, head, limit)
+    (name, _), found = next(
+        item for item in rows.items() if int(item[1].lengths.max(initial=1)) > limit
+    )
+    over = np.flatnonzero(found.lengths > limit)
+    first, separator = int(over[0]), spec.extra - spec.length
+    room = limit + spec.length - int(found.lengths.max())
+    shorter = f", take a prompt of at most {room} vectors" if room >= 0 else ""
+    raise InputError(
+        f"{splits[name].where(first)}: {int(found.lengths[first]):,} tokens, a prompt of "
+        f"{spec.length:,}{' and a separator' if separator else ''} are longer than the "
+        f"model's longest input, {limit + spec.extra:,} ({len(over):,} rows are too long, "
+        f"the longest has {int(found.lengths.max()):,} tokens); cut them with "
+        f"table.truncate{shorter}, or take a model with a longer input"
+    )
+
+
+def _evaluation(
+    spec: PromptSpec,
+    split: LabeledSequences,
+    data: LabeledBatches,
+    longest: int,
+    names: tuple[str, ...],
+    monitor: str,
+) -> EvalSet:
+    """Give what measures a split; with label tokens also the published, stricter accuracy."""
+    windows = evaluation_of(split, data, longest, names, monitor)
+    if spec.answer == "head":
+        return windows
+    ids = list(spec.label_ids)
+    return replace(
+        windows,
+        objective=LabelTokens(ids, restricted=spec.restricted),
+        figures=lambda outputs: {
+            **metrics.measure(names, split.kind, outputs[:, ids], split.labels),
+            "strict_accuracy": strict_accuracy(outputs, split.labels, ids),
+        },
+    )
+
+
+def _model_lines(
+    name: str, family: str, model: PromptedModel, train: LabeledSequences
+) -> list[str]:
     spec = model.spec
-    columns = list(spec.label_ids) if spec.answer == "label_tokens" else None
-    return measure_splits(model, plan.evaluations, plan.splits, plan.config, run, fabric, columns)
+    frozen = sum(p.numel() for p in model.model.parameters())
+    if spec.answer == "head":
+        answer = f"a linear head, {spec.pooling} of {spec.over}"
+    else:
+        pairs = zip(train.classes, spec.letters, strict=True)
+        answer = "label tokens " + ", ".join(f"{label} = {letter}" for label, letter in pairs)
+    where = f" {'on both sides of' if spec.position == 'both' else spec.position} the sequence"
+    return [
+        f"model       {family}, {frozen:,} parameters, all frozen, from {name}",
+        f"prompt      {spec.length:,} vectors{where if spec.length else ''}; answer by {answer}; "
+        f"{model.trained_parameters:,} parameters trained",
+    ]
 
 
-def _result(
-    plan: PromptPlan,
-    outcome: FitResult | None,
-    figures: Mapping[str, dict[str, float]],
-    run: Path,
-    seconds: float,
-) -> PromptResult:
+def _keep_best(done: Done) -> PromptedModel:
+    """Copy the chosen prompt to ``run/prompt``, without the training state; read it from there."""
+    from megabase.models.adapt.prompt import PROMPT_FILES, load_prompt
+
+    target = done.run / "prompt"
+    if done.fabric.global_rank == 0:
+        target.mkdir(exist_ok=True)
+        if done.outcome is None:
+            done.plan.save_model(target, {})
+        else:
+            for name in PROMPT_FILES:
+                write_whole(target / name, (done.chosen / name).read_bytes())
+    done.fabric.barrier()
+    return load_prompt(target, done.plan.model.model)
+
+
+def _result(done: Done, model: str, found: Mapping[str, dict[str, float]]) -> PromptResult:
     from megabase.models.adapt.prompt import prompt_bytes
 
-    train, spec = plan.splits["train"], plan.model.spec
-    steps = outcome.progress.step if outcome is not None else 0
-    done, sequences = 0, 0
-    for point, count in plan.schedule.stages():
-        count = min(count, steps - done)
-        sequences += count * point.global_batch
-        done += count
-    valid = plan.evaluations.get("valid")
+    prompted, folder = done.plan.model, done.run / "prompt"
+    spec = prompted.spec
     return PromptResult(
-        run=plan.config.output,
-        model=str(plan.config.model),
-        family=plan.family,
+        model=model,
         length=spec.length,
         position=spec.position,
         answer=spec.answer,
-        parameters=sum(p.numel() for p in plan.model.model.parameters()),
-        trained_parameters=plan.model.trained_parameters,
-        prompt_bytes=prompt_bytes(run / "prompt") if (run / "prompt").is_dir() else 0,
-        kind=train.kind,
-        classes=list(train.classes),
-        rows={name: len(split) for name, split in plan.splits.items()},
-        steps=steps,
-        epochs=sequences / len(plan.batches),
-        best_step=outcome.progress.best_step if outcome is not None and valid is not None else None,
-        monitor=valid.monitor if outcome is not None and valid is not None else "none",
-        training_seconds=outcome.progress.seconds if outcome is not None else 0.0,
-        seconds=seconds,
-        valid=figures.get("valid", {}),
-        test=figures.get("test", {}),
-        notes=plan.notes,
-        signal=outcome.signal if outcome is not None else None,
+        parameters=sum(p.numel() for p in prompted.model.parameters()),
+        prompt_bytes=prompt_bytes(folder) if folder.is_dir() else 0,
+        **{**common_facts(done, found), "trained_parameters": prompted.trained_parameters},
+        **labeled_facts(done),
     )
 
 
@@ -280,46 +398,26 @@ def prompt_lengths(
     ConfigError
         Before anything runs, when a folder is taken or a length is negative.
     """
-    runs: list[PromptConfig] = []
-    for length in dict.fromkeys(lengths):
-        folder = Path(config.output) / f"length-{length}"
-        started = (folder / "config.yaml").is_file()
-        settings = replace(config.prompt, length=length)
-        one = replace(config, prompt=settings, output=str(folder), resume=config.resume and started)
-        check_run(one, to_yaml(one))
-        runs.append(one)
-    if not runs:
+    if not lengths:
         raise ConfigError("lengths is empty; give one or more whole numbers")
-    with contextlib.nullcontext() if dry_run else own_folder(Path(config.output)):
-        return _run_all(config, runs, dry_run, console)
 
-
-def _run_all(
-    config: PromptConfig, runs: Sequence[PromptConfig], dry_run: bool, console: Console | None
-) -> list[PromptResult]:
-    results: list[PromptResult] = []
-    for one in runs:
-        finished = _finished(one) if one.resume else None
-        result = finished or learn_prompt(one, dry_run=dry_run, console=console)
-        if result is None:
-            continue
-        results.append(result)
-        if result.signal is not None:
-            return results
-    if results:
+    def summarize(results: list[PromptResult]) -> None:
         output = Path(config.output)
         write_json(output / "result.json", {"runs": [vars(r) for r in results]})
         write_whole(output / "table.md", prompt_table(results))
-    return results
 
-
-def _finished(config: PromptConfig) -> PromptResult | None:
-    found = finished_result(
-        Path(config.output),
-        to_yaml(config),
-        lambda: describe_data(read_splits(config), start_of(config)),
+    return sweep(
+        config.output,
+        [
+            member(config, f"length-{length}", prompt=replace(config.prompt, length=length))
+            for length in dict.fromkeys(lengths)
+        ],
+        lambda one: learn_prompt(one, dry_run=dry_run, console=console),
+        PromptResult,
+        lambda one: describe_data(read_splits(one), one.model),
+        summarize,
+        dry_run=dry_run,
     )
-    return None if found is None else PromptResult(**found)
 
 
 def prompt_table(results: Sequence[PromptResult]) -> str:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from megabase import __version__
 from megabase.errors import MegabaseError, RunError
 from megabase.genome.files import LOCK_NAME, Lock, write_json, write_whole, writing
-from megabase.settings import TrainConfig
+from megabase.settings import RETIRED, RunConfig
 from megabase.untrusted import parse_yaml, parsing, read_json, read_text, shown
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class RunFolder:
             }
 
 
-def check_run(config: TrainConfig, resolved: str) -> list[str]:
+def check_run(config: RunConfig, resolved: str) -> list[str]:
     """Check the output folder without touching it.
 
     Parameters
@@ -154,7 +154,7 @@ def check_run(config: TrainConfig, resolved: str) -> list[str]:
     return _check(config, resolved)
 
 
-def _check(config: TrainConfig, resolved: str) -> list[str]:
+def _check(config: RunConfig, resolved: str) -> list[str]:
     run = Path(config.output)
     if run.exists() and not run.is_dir():
         raise RunError(f"output {run} is a file; name a folder")
@@ -210,11 +210,14 @@ def changed_settings(before: str, after: str) -> dict[str, str]:
     """
     old, new = (parse_yaml(text, "config.yaml", RunError) or {} for text in (before, after))
     with parsing("config.yaml", RunError, "expected the settings of a run"):
+        for name in RETIRED:
+            if name not in new:
+                old.pop(name, None)
         found = differences(old, new)
     return {name: text for name, text in found.items() if name.split(".")[0] not in _FREE}
 
 
-def start_run(config: TrainConfig, resolved: str, data: Mapping[str, Any] | None = None) -> Path:
+def start_run(config: RunConfig, resolved: str, data: Mapping[str, Any] | None = None) -> Path:
     """Make the folder ready: cleared if asked, with its records in it. First process only.
 
     Raises
@@ -340,7 +343,7 @@ def own_folder(run: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def started_run(
-    config: TrainConfig, resolved: str, fabric: Fabric, data: Mapping[str, Any]
+    config: RunConfig, resolved: str, fabric: Fabric, data: Mapping[str, Any]
 ) -> Iterator[Path]:
     """Own the folder of a run, with its settings, environment and inputs recorded. A collective.
 

@@ -30,8 +30,8 @@ from megabase.errors import InputError, MissingDependencyError
 from megabase.evaluate import metrics
 from megabase.evaluate.baselines import kmer_counts
 from megabase.genome.files import numbered_lines, without_nan, write_json
-from megabase.tasks.digests import digest, hash_of
-from megabase.tasks.finetune import write_arrays
+from megabase.tasks.labeled import digest, hash_of
+from megabase.tasks.run import write_arrays
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,0 +1,306 @@
+"""What all runs have in common: plan, print, start, fit, measure, write the result; and sweeps."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from megabase.errors import ConfigError
+from megabase.genome.files import atomic_file, write_json
+from megabase.ops.kernels import slower_than_possible
+from megabase.settings import RunConfig, TrainConfig
+from megabase.tasks.config import to_yaml
+from megabase.training.engine import FitResult, fit
+from megabase.training.evaluation import Batches, EvalSet
+from megabase.training.process import build_fabric, planned_world
+from megabase.training.run_folder import check_run, finished_result, own_folder, started_run
+from megabase.training.schedule import LengthSchedule
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from rich.console import Console
+
+    from megabase.data.labeled import LabeledSequences
+    from megabase.objectives.base import Objective
+    from megabase.training.checkpoint import SaveModel
+
+_Config = TypeVar("_Config", bound=RunConfig)
+_Result = TypeVar("_Result")
+_Found = TypeVar("_Found", bound="RunResult")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will do, worked out before its first step."""
+
+    settings: TrainConfig
+    """What the loop reads, with everything filled in that depends on the data."""
+    family: str
+    """Model family."""
+    model: Any
+    """The model with its initial weights."""
+    batches: Batches
+    """Training windows or examples."""
+    objective: Objective
+    """Training loss."""
+    evaluations: Mapping[str, EvalSet]
+    """Validation (``valid``) and test."""
+    schedule: LengthSchedule
+    """Stages in steps."""
+    save_model: SaveModel
+    """Writes the model into a checkpoint."""
+    data: Mapping[str, Any]
+    """What the run is made from, for ``data.json``."""
+    text: str
+    """All of it for people."""
+    splits: Mapping[str, LabeledSequences] = field(default_factory=dict)
+    """Labeled sequences: train, and valid and test where there are any."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the numbers has to know."""
+    hints: Sequence[str | None] = ()
+    """Advice to print below the plan."""
+    refusal: str | None = None
+    """Why the run must not start, if so."""
+    trains: bool = True
+    """Whether there is anything to train."""
+
+    @property
+    def trained_parameters(self) -> int:
+        """Number of parameters that are trained."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+
+class Done(NamedTuple):
+    """A run at the end of its training."""
+
+    plan: Plan
+    run: Path
+    """Its folder."""
+    fabric: Fabric
+    outcome: FitResult | None
+    """How training ended; None when there was nothing to train."""
+    started: float
+    """``time.perf_counter()`` at the beginning of the call."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal ended the run early."""
+        return self.outcome is not None and self.outcome.signal is not None
+
+    @property
+    def chosen(self) -> Path:
+        """The checkpoint to measure: the best one, the last one without validation."""
+        best = self.run / "best"
+        return best if "valid" in self.plan.evaluations and best.is_dir() else self.run / "last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What every run that is measured comes to; written to ``result.json``."""
+
+    run: str
+    """Run folder."""
+    family: str
+    """Model family."""
+    trained_parameters: int
+    """Number of parameters that were trained."""
+    rows: dict[str, int]
+    """Sequences of each split."""
+    steps: int
+    """Optimizer steps done."""
+    best_step: int | None
+    """Step of the checkpoint that was measured; None without validation or training."""
+    seconds: float
+    """Time of the whole call: reading, training, validation, test."""
+    valid: dict[str, float] = field(default_factory=dict)
+    """Loss and metrics of the validation rows."""
+    test: dict[str, float] = field(default_factory=dict)
+    """Loss and metrics of the test rows."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the numbers has to know."""
+    signal: int | None = None
+    """Signal that stopped the run early; then nothing was measured."""
+
+
+def common_facts(done: Done, metrics: Mapping[str, dict[str, float]]) -> dict[str, Any]:
+    """Give the fields of :class:`RunResult`, from the metrics by split."""
+    plan, outcome = done.plan, done.outcome
+    measured = outcome is not None and "valid" in plan.evaluations
+    return {
+        "run": plan.settings.output,
+        "family": plan.family,
+        "trained_parameters": plan.trained_parameters if outcome is not None else 0,
+        "rows": {name: len(split) for name, split in plan.splits.items()},
+        "steps": outcome.progress.step if outcome is not None else 0,
+        "best_step": outcome.progress.best_step if outcome is not None and measured else None,
+        "seconds": time.perf_counter() - done.started,
+        "valid": metrics.get("valid", {}),
+        "test": metrics.get("test", {}),
+        "notes": plan.notes,
+        "signal": outcome.signal if outcome is not None else None,
+    }
+
+
+def lay_out(settings: TrainConfig, fabric: Fabric, batches: Batches) -> LengthSchedule:
+    """Lay out the stages for as many processes as there are, or as a launch will make."""
+    world = max(fabric.world_size, planned_world(fabric, settings.devices))
+    return LengthSchedule(settings, world, batches.epoch_size)
+
+
+def execute(
+    config: RunConfig,
+    prepare: Callable[[Fabric], Plan],
+    conclude: Callable[[Done], _Result],
+    *,
+    dry_run: bool = False,
+    console: Console | None = None,
+) -> _Result | None:
+    """Run the skeleton that all verbs share.
+
+    Parameters
+    ----------
+    config
+        Settings of the run.
+    prepare
+        Builds everything the run needs; writes nothing.
+    conclude
+        Measures what was trained; a :class:`RunResult` is written to ``result.json``.
+    dry_run
+        Stop after the plan.
+    console
+        Where the first process shows the plan and the progress; None shows nothing.
+
+    Returns
+    -------
+    object or None
+        Result of `conclude`; None after a dry run.
+
+    Raises
+    ------
+    MegabaseError
+        For settings, data, a model or a folder that cannot be used, too many non-finite steps, or
+        a checkpoint that cannot be written.
+    """
+    started = time.perf_counter()
+    resolved = to_yaml(config)
+    changes = check_run(config, resolved)
+    fabric = build_fabric(config.devices, config.precision)
+    if not dry_run:
+        fabric.launch()
+    plan = prepare(fabric)
+    show = console if fabric.global_rank == 0 else None
+    if show is not None:
+        told = [f"resumed with another setting: {change}" for change in changes]
+        hints = (slower_than_possible(plan.model, fabric.device), *plan.hints)
+        for line in (plan.text, *told, *filter(None, hints)):
+            show.print(line, markup=False, highlight=False, soft_wrap=True)
+    if plan.refusal is not None:
+        raise ConfigError(plan.refusal)
+    if dry_run:
+        return None
+    with started_run(config, resolved, fabric, plan.data) as run:
+        outcome = None
+        if plan.trains:
+            outcome = fit(
+                plan.model,
+                plan.objective,
+                plan.batches,
+                plan.settings,
+                fabric=fabric,
+                save_model=plan.save_model,
+                validation=plan.evaluations.get("valid"),
+                console=show,
+            )
+        else:
+            plan.model.to(fabric.device)
+        done = Done(plan, run, fabric, outcome, started)
+        result = conclude(done)
+        if isinstance(result, RunResult) and fabric.global_rank == 0 and not done.stopped:
+            write_json(run / "result.json", vars(result))
+        return result
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays, whole or not at all."""
+    with atomic_file(path, overwrite=True) as file:
+        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Give mean and sample standard deviation (None for a single value)."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, None
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def member(config: _Config, name: str, **changes: Any) -> _Config:
+    """Give the settings of one run of a sweep, in ``OUTPUT/name``; its folder is checked.
+
+    With ``resume``, a run that was begun goes on, and another one begins.
+    """
+    folder = Path(config.output) / name
+    resume = config.resume and (folder / "config.yaml").is_file()
+    one = replace(config, output=str(folder), resume=resume, **changes)
+    check_run(one, to_yaml(one))
+    return one
+
+
+def sweep(
+    output: str,
+    runs: Sequence[_Config],
+    run_one: Callable[[_Config], _Found | None],
+    result_type: type[_Found],
+    data_of: Callable[[_Config], Mapping[str, Any]],
+    summarize: Callable[[list[_Found]], None],
+    *,
+    dry_run: bool = False,
+) -> list[_Found]:
+    """Run several settings one after the other; finished runs are read from their folders.
+
+    Parameters
+    ----------
+    output
+        Folder of the sweep.
+    runs
+        Results of :func:`member`.
+    run_one
+        Runs one of them.
+    result_type
+        What it gives.
+    data_of
+        Gives what a run would record of its inputs now; a finished run must have had the same.
+    summarize
+        Writes what all runs together came to; not called when a signal stopped one.
+    dry_run
+        Only show the plans.
+
+    Returns
+    -------
+    list
+        Results in the order of `runs`; shorter when a signal stopped one (the last).
+    """
+    results: list[_Found] = []
+    with contextlib.nullcontext() if dry_run else own_folder(Path(output)):
+        for one in runs:
+            kept = None
+            if one.resume:
+                data = partial(data_of, one)
+                kept = finished_result(Path(one.output), to_yaml(one), data)
+            result = run_one(one) if kept is None else result_type(**kept)
+            if result is None:
+                continue
+            results.append(result)
+            if result.signal is not None:
+                return results
+        if results:
+            summarize(results)
+    return results
