@@ -41,8 +41,8 @@ from megabase.untrusted import build, parsing, read_json, read_text, shown
 SaveModel = Callable[[Path, Mapping[str, torch.Tensor]], None]
 """Writes the model into a folder, given its full state dict on the CPU."""
 
-_STEP = re.compile(r"step-(\d{8,})$")
-_PARTIAL = ".partial-"
+_STEP = re.compile(r"step-(\d{8,})$")  # eight digits sort as text; longer runs still read
+_PARTIAL = ".partial-"  # hidden, and no name of a checkpoint
 _SEPARATOR = "/"  # between a parameter's name and the name of its optimizer value
 
 

@@ -56,18 +56,12 @@ _LONGEST = 80  # characters of a value in a message: about a line of a terminal
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The records of a run, read from its folder without loading a model.
-
-    Parameters
-    ----------
-    path
-        The folder.
-    error
-        Class of the error about a file that is missing or damaged.
-    """
+    """The records of a run, read from its folder without loading a model."""
 
     path: Path
+    """The folder."""
     error: type[MegabaseError] = RunError
+    """Class of the error about a file that is missing or damaged."""
 
     def config(self) -> dict[str, Any]:
         """Read ``config.yaml``."""
