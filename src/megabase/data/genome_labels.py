@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from megabase.data.labeled import IGNORED, LabeledSequences, LabelTable, Ragged
+from megabase.data.labeled import IGNORED, LabeledSequences, LabelTable
 from megabase.data.regions import Regions
 from megabase.errors import InputError, IntervalWarning, NoUsableRowError, warn
 from megabase.genome import alphabet
@@ -515,11 +515,11 @@ def label_windows(
             labels.append(np.where(known, painted[index][low:high], IGNORED).astype(np.int16))
     if not codes:
         raise InputError(f"the regions of {store.path} hold no base with a label")
-    values, offsets = Ragged.of(codes)
+    offsets = np.concatenate([[0], np.cumsum([len(window) for window in codes])])
     text = LabelTable(str(store.path), [], [], ("label",), intervals=tuple(intervals))
     return LabeledSequences(
-        values,
-        offsets,
+        np.concatenate(codes),
+        offsets.astype(np.int64),
         np.concatenate(labels),
         "nucleotides",
         features.classes,

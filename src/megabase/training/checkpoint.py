@@ -41,9 +41,8 @@ from megabase.untrusted import build, parsing, read_json, read_text, shown
 SaveModel = Callable[[Path, Mapping[str, torch.Tensor]], None]
 """Writes the model into a folder, given its full state dict on the CPU."""
 
-_STEP = re.compile(r"step-(\d{8,})$")  # eight digits sort as text; longer runs still read
-_FOLDER = "checkpoints"  # of a run
-_PARTIAL = ".partial-"  # hidden, and no name of a checkpoint
+_STEP = re.compile(r"step-(\d{8,})$")
+_PARTIAL = ".partial-"
 _SEPARATOR = "/"  # between a parameter's name and the name of its optimizer value
 
 
@@ -69,9 +68,14 @@ class Progress:
     """Time spent training, over all sessions of the run."""
 
 
+def checkpoints_folder(run: Path) -> Path:
+    """Give the folder of a run that holds its checkpoints."""
+    return run / "checkpoints"
+
+
 def finished_checkpoints(run: Path) -> list[Path]:
     """Give the complete checkpoints of a run, oldest first."""
-    folder = run / _FOLDER
+    folder = checkpoints_folder(run)
     found = [path for path in folder.iterdir() if _STEP.match(path.name)] if folder.is_dir() else []
     return sorted(found, key=_step_of)
 
@@ -114,13 +118,18 @@ def save_checkpoint(
     save_model
         Writes the model in its own format into the given folder.
 
+    Returns
+    -------
+    pathlib.Path
+        The checkpoint.
+
     Raises
     ------
     RunError
         When the disk is full or cannot be written. Earlier checkpoints are untouched, and the
         partial folder is removed.
     """
-    folder = run / _FOLDER
+    folder = checkpoints_folder(run)
     final = folder / f"step-{progress.step:08d}"
     partial = folder / f"{_PARTIAL}{final.name}-{uuid.uuid4().hex[:8]}"
     try:
@@ -272,7 +281,7 @@ def prune(run: Path, keep: int, best_step: int | None) -> None:
 
 def clean_partial(run: Path) -> None:
     """Delete what a killed process left half written."""
-    folder = run / _FOLDER
+    folder = checkpoints_folder(run)
     if folder.is_dir():
         for path in folder.iterdir():
             if path.name.startswith(_PARTIAL):

@@ -56,12 +56,18 @@ _LONGEST = 80  # characters of a value in a message: about a line of a terminal
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The records of a run, read from its folder without loading a model."""
+    """The records of a run, read from its folder without loading a model.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    error
+        Class of the error about a file that is missing or damaged.
+    """
 
     path: Path
-    """The folder."""
     error: type[MegabaseError] = RunError
-    """Class of the error about a file that is missing or damaged."""
 
     def config(self) -> dict[str, Any]:
         """Read ``config.yaml``."""
@@ -125,19 +131,23 @@ def check_run(config: RunConfig, resolved: str) -> list[str]:
 
     Parameters
     ----------
-    config, resolved
-        Settings of the run, and the same as YAML, as they would be saved.
+    config
+        Settings of the run.
+    resolved
+        The same as YAML, as they would be saved.
 
     Returns
     -------
     list of str
-        What differs from the settings of the run that is resumed.
+        What differs from the settings of the run that is resumed, to be told.
 
     Raises
     ------
-    RunError, InUseError
-        When the folder is taken or in use, there is nothing to resume, or the run was made with
+    RunError
+        When the folder is taken, when there is nothing to resume, or when the run was made with
         settings that cannot change half-way.
+    InUseError
+        When a run that is alive writes it.
     """
     run = Path(config.output)
     Lock(run / LOCK_NAME, run).refuse_used()
@@ -191,7 +201,13 @@ def _check_resume(run: Path, resolved: str) -> list[str]:
 
 
 def changed_settings(before: str, after: str) -> dict[str, str]:
-    """Compare two saved configurations as :func:`differences` does; free settings are left out."""
+    """Compare two saved configurations; free settings are left out.
+
+    Returns
+    -------
+    dict
+        As :func:`differences`.
+    """
     old, new = (parse_yaml(text, "config.yaml", RunError) or {} for text in (before, after))
     with parsing("config.yaml", RunError, "expected the settings of a run"):
         for name in RETIRED:
@@ -202,7 +218,15 @@ def changed_settings(before: str, after: str) -> dict[str, str]:
 
 
 def start_run(config: RunConfig, resolved: str, data: Mapping[str, Any] | None = None) -> Path:
-    """Make the folder ready: cleared if requested, with its records in it. First process only."""
+    """Make the folder ready: cleared if asked, with its records in it. First process only.
+
+    Raises
+    ------
+    RunError
+        When `data` differs from what the run that is resumed was trained on.
+    OutputError
+        When the folder cannot be written.
+    """
     run = Path(config.output)
     if config.resume:
         refuse_changed(run, data or {})
@@ -224,19 +248,21 @@ def start_run(config: RunConfig, resolved: str, data: Mapping[str, Any] | None =
 
 
 def refuse_changed(run: Path, data: Mapping[str, Any], name: str = "data.json") -> None:
-    """Refuse to resume with other inputs: compare all checksums that a run recorded.
+    """Refuse to go on with other inputs: compare all digests that a run recorded.
 
     Parameters
     ----------
-    run, name
-        Folder of the run, and file of the record.
+    run
+        Folder of the run.
     data
         What the run would record now; the values named ``sha256`` are compared.
+    name
+        File of the record.
 
     Raises
     ------
     RunError
-        Naming every input that differs, with both checksums.
+        Naming every input that differs, with both digests.
     """
     if not (run / name).is_file():
         return
@@ -261,10 +287,17 @@ def finished_result(
 
     Parameters
     ----------
-    run, resolved
-        Folder of the run, and its settings as they would be saved.
+    run
+        Folder of the run.
+    resolved
+        Settings as they would be saved.
     data
-        Gives what the run would record of its inputs now; a RunError when they are others.
+        Gives what the run would record of its inputs now.
+
+    Raises
+    ------
+    RunError
+        When the inputs are others now.
     """
     file = run / "result.json"
     saved = run / "config.yaml"
@@ -280,7 +313,13 @@ def finished_result(
 
 @contextlib.contextmanager
 def own_folder(run: Path) -> Iterator[None]:
-    """Be the one job that writes a folder (else InUseError); its first process holds the lock."""
+    """Be the one job that writes a folder; the processes of a job share it, the first holds it.
+
+    Raises
+    ------
+    InUseError
+        When another job does.
+    """
     if any(int(os.environ.get(name) or 0) for name in _RANKS):
         yield
         return
@@ -320,8 +359,8 @@ def started_run(
     Raises
     ------
     RunError, OutputError
-        In all processes, when the folder is taken, in use or cannot be written, or the inputs have
-        changed.
+        In all processes, when the folder is taken or in use, or cannot be written, or the inputs
+        are others than before.
     """
     run = Path(config.output)
     fabric.barrier()  # every process has checked the folder before the first one fills it
@@ -340,9 +379,12 @@ def started_run(
 
 
 def environment() -> dict[str, Any]:
-    """Collect versions, machine facts, devices and, in a git checkout, the commit, as plain values.
+    """Collect versions, machine facts, devices and, in a git checkout, the commit.
 
-    Nothing personal is recorded: no user, no environment variables.
+    Returns
+    -------
+    dict
+        Plain values, ready for JSON. Nothing personal: no user, no environment variables.
     """
     import torch
 
@@ -414,7 +456,13 @@ def _git(folder: Path) -> dict[str, Any] | None:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Compare two records; dotted name of each difference -> "name: old then, new now"."""
+    """Compare two records of settings, inputs or checksums.
+
+    Returns
+    -------
+    dict
+        Dotted name of each value that differs -> "name: old then, new now", checksums shortened.
+    """
     old, new = _flat(before), _flat(now)
     return {
         name: f"{name}: {_short(old.get(name))} then, {_short(new.get(name))} now"
