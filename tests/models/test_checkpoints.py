@@ -20,11 +20,10 @@ from torch import nn
 
 from megabase.errors import CheckpointError
 from megabase.models.checkpoints.reader import (
-    LoadReport,
-    compare_shapes,
     plain,
     read_pickle,
     read_weights,
+    require_fit,
 )
 
 
@@ -330,11 +329,9 @@ def test_folders(tmp_path: Path) -> None:
         read_weights(tmp_path)
 
 
-def test_the_report_names_everything() -> None:
-    model = {"a": torch.ones(2), "b": torch.ones(3), "c": torch.ones(1)}
-    found = {"a": torch.ones(3), "c": torch.ones(1), "d": torch.ones(1)}
-    report = compare_shapes(model, found)
-    assert report == LoadReport(("b",), ("d",), (("a", (2,), (3,)),))
+def test_a_misfit_names_everything() -> None:
     with pytest.raises(CheckpointError, match=r"missing: b; unexpected: d; of another shape: a is"):
-        report.demand("file", "Model")
-    compare_shapes(model, model).demand("file", "Model")
+        require_fit("file", "Model", ["b"], ["d"], [("a", (2,), (3,))])
+    with pytest.raises(CheckpointError, match=r"n49 and 150 more"):
+        require_fit("file", "Model", [f"n{i}" for i in range(200)], [], [])
+    require_fit("file", "Model", [], [], [])

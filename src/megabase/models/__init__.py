@@ -10,7 +10,7 @@ Importing this package registers every family with the ``Auto`` classes of trans
 
 from megabase.models.adapt.prompt import PromptedModel, PromptSpec, load_prompt, save_prompt
 from megabase.models.auto import load_config, load_model, load_tokenizer, resolve_model
-from megabase.models.checkpoints.reader import LoadReport, read_weights
+from megabase.models.checkpoints.reader import read_weights
 from megabase.models.decoder import register_mixer
 from megabase.models.families import Family, register_family  # first: the others look families up
 from megabase.models.presets import PRESETS, Preset, find_preset
@@ -20,7 +20,6 @@ __all__ = [
     "PRESETS",
     "DNATokenizer",
     "Family",
-    "LoadReport",
     "Preset",
     "PromptSpec",
     "PromptedModel",

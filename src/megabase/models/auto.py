@@ -20,7 +20,7 @@ from transformers.utils import logging
 from megabase.errors import CheckpointError, ModelError
 from megabase.models.checkpoints.checks import require_finite_weights
 from megabase.models.checkpoints.config_file import read_config
-from megabase.models.checkpoints.reader import LoadReport, read_weights
+from megabase.models.checkpoints.reader import read_weights, require_fit
 from megabase.models.dnabert.convert import is_dnabert_folder
 from megabase.models.dnabert.convert import load_tokenizer as load_dnabert_tokenizer
 from megabase.models.families import KINDS, all_families, family_of
@@ -356,19 +356,20 @@ def _check(model: PreTrainedModel, kind: str, info: Any, path: Path, new_head: b
     missing = sorted(info["missing_keys"])
     unexpected = sorted(info["unexpected_keys"])
     mismatched = sorted(tuple(row) for row in info["mismatched_keys"])
-    body = LoadReport(
-        missing=tuple(name for name in missing if not is_head(name)),
+    require_fit(
+        path,
+        type(model).__name__,
+        missing=[name for name in missing if not is_head(name)],
         # What lies outside the base model is another head, which this kind does not use.
-        unexpected=tuple(
+        unexpected=[
             name for name in unexpected if prefix and name.startswith(prefix) and not is_head(name)
-        ),
-        mismatched=tuple(
+        ],
+        mismatched=[
             (name, tuple(want), tuple(found))
             for name, found, want in mismatched
             if not (new_head and is_head(name))
-        ),
+        ],
     )
-    body.demand(path, type(model).__name__)
     head = [name for name in missing if is_head(name)]
     if head and not new_head:
         others = [name for name in unexpected if not name.startswith(prefix)]

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from megabase.errors import CheckpointError
-from megabase.models.checkpoints.reader import Weights, compare_shapes
+from megabase.models.checkpoints.reader import Weights, require_fit
 
 _WRAPPERS = re.compile(r"^(?:_orig_mod\.|_forward_module\.|module\.|model\.)+")
 """What torch.compile, Lightning and data parallelism put before the names of a model's tensors."""
@@ -166,6 +166,16 @@ def build(
                 state.setdefault(name, state[other])
     filled = [name for name in expected if name not in state and re.search(computed, name)]
     state.update((name, expected[name]) for name in filled)
-    compare_shapes(expected, state).demand(source, model_class.__name__)
+    require_fit(
+        source,
+        model_class.__name__,
+        missing=[name for name in expected if name not in state],
+        unexpected=[name for name in state if name not in expected],
+        mismatched=[
+            (name, tuple(tensor.shape), tuple(state[name].shape))
+            for name, tensor in expected.items()
+            if name in state and state[name].shape != tensor.shape
+        ],
+    )
     model.load_state_dict({name: state[name].to(expected[name].dtype) for name in expected})
     return model.eval(), filled

@@ -66,69 +66,40 @@ class Weights:
     """Files the tensors come from."""
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """How the tensors of a checkpoint fit a model; empty where they fit exactly."""
-
-    missing: tuple[str, ...] = ()
-    """Names of the model that the checkpoint does not have."""
-    unexpected: tuple[str, ...] = ()
-    """Names of the checkpoint that the model does not have."""
-    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
-    """Names with the shape of the model and the shape of the checkpoint."""
-
-    @property
-    def fits(self) -> bool:
-        """Whether every name and shape agrees."""
-        return not (self.missing or self.unexpected or self.mismatched)
-
-    def __str__(self) -> str:
-        def listed(rows: Sequence[str]) -> str:
-            more = len(rows) - _SHOWN_TENSORS
-            return ", ".join(rows[:_SHOWN_TENSORS]) + (f" and {more:,} more" if more > 0 else "")
-
-        parts = []
-        if self.missing:
-            parts.append(f"missing: {listed(self.missing)}")
-        if self.unexpected:
-            parts.append(f"unexpected: {listed(self.unexpected)}")
-        if self.mismatched:
-            rows = [f"{name} is {found}, the model has {want}"
-                    for name, want, found in self.mismatched]  # fmt: skip
-            parts.append(f"of another shape: {listed(rows)}")
-        return "; ".join(parts) or "fits"
-
-    def demand(self, source: object, model: str) -> None:
-        """Raise an error with the whole report unless everything fits.
-
-        Raises
-        ------
-        CheckpointError
-            Naming source, model, and every missing, unexpected and mis-shaped tensor.
-        """
-        if not self.fits:
-            raise CheckpointError(f"{source}: the weights do not fit {model}; {self}")
-
-
-def compare_shapes(model: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> LoadReport:
-    """Compare the names and shapes of two sets of tensors.
+def require_fit(
+    source: object,
+    model: str,
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    mismatched: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]],
+) -> None:
+    """Refuse weights that do not fit a model exactly.
 
     Parameters
     ----------
-    model
-        What the model has (its state dict; may be on the meta device).
-    found
-        What the checkpoint has.
+    source, model
+        Where the weights come from, and what they should fit, for the message.
+    missing, unexpected
+        Names that only the model has, and that only the weights have.
+    mismatched
+        Names with the shape in the model and the shape of the weights.
+
+    Raises
+    ------
+    CheckpointError
+        Naming every missing, unexpected and mis-shaped tensor.
     """
-    return LoadReport(
-        missing=tuple(name for name in model if name not in found),
-        unexpected=tuple(name for name in found if name not in model),
-        mismatched=tuple(
-            (name, tuple(tensor.shape), tuple(found[name].shape))
-            for name, tensor in model.items()
-            if name in found and found[name].shape != tensor.shape
-        ),
-    )
+    shapes = [f"{name} is {found}, the model has {want}" for name, want, found in mismatched]
+    parts: list[str] = []
+    for what, names in (
+        ("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)
+    ):  # fmt: skip
+        more = len(names) - _SHOWN_TENSORS
+        if names:
+            listed = ", ".join(names[:_SHOWN_TENSORS]) + (f" and {more:,} more" if more > 0 else "")
+            parts.append(f"{what}: {listed}")
+    if parts:
+        raise CheckpointError(f"{source}: the weights do not fit {model}; {'; '.join(parts)}")
 
 
 _PLAIN_VALUES, _PLAIN_DEPTH = 100_000, 64
@@ -136,22 +107,9 @@ _PLAIN_VALUES, _PLAIN_DEPTH = 100_000, 64
 
 
 def plain(value: Any) -> Any:
-    """Turn omegaconf records of a checkpoint into plain dictionaries, lists and values.
+    """Turn omegaconf records of a checkpoint into plain data; other records become their name.
 
-    Parameters
-    ----------
-    value
-        Part of what :func:`read_pickle` gave. Other records become their class name as text.
-
-    Returns
-    -------
-    Any
-        JSON-like data. Interpolations such as ``${optimizer.lr}`` stay text.
-
-    Raises
-    ------
-    CheckpointError
-        When `value` contains itself, or more values than settings can have.
+    Interpolations such as ``${optimizer.lr}`` stay text.
     """
     left = _PLAIN_VALUES
 
