@@ -2,7 +2,7 @@
 
 Reads what `megabase evaluate` wrote. Causal models have a perplexity, masked ones a
 pseudo-perplexity; the table says which number is which and what each model saw of a base's
-neighbours.
+neighbors.
 """
 
 from __future__ import annotations

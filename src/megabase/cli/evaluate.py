@@ -104,7 +104,7 @@ def run(args: Namespace) -> int:
     loaded = load(args.model, head="language", device=choose_device(args.device))
     window = args.window
     if window is None and loaded.longest is None and model_run:
-        window = model_run.longest  # the model reads any length; it learnt from this one
+        window = model_run.longest  # the model reads any length; it was trained on this one
     options = EvaluateOptions(
         window=window,
         stride=args.stride,
@@ -207,7 +207,7 @@ def _print(result: EvaluationResult, console: Console) -> None:
         ("regions", f"{shown}: {result.region_bases:,} bases"),
         ("scored", f"{result.overall.targets:,} bases in {result.windows:,} windows, each base "
                    f"with {least:,} to {result.window:,} bases of context; {result.skipped:,} "
-                   "others (not A, C, G, T) passed over"),
+                   "others (not A, C, G, T) skipped"),
         ("time", f"{result.seconds:,.1f} s"),
     ):  # fmt: skip
         console.print(f"{name:<9}{text}", markup=False, soft_wrap=True)

@@ -125,7 +125,7 @@ class _Page:
             digest = file_digest(str(args.vcf))
             self.facts.append(("variants", f"{Path(str(args.vcf)).name}, sha256 {digest}"))
         if args.ism is not None and self.model is None:
-            raise ConfigError("--ism asks the model about changes; leave --no-model out")
+            raise ConfigError("--ism needs the model; remove --no-model")
         # A bad file is reported before the model works.
         more = [read_track(text, store, regions, strict=args.strict) for text in args.track]
         if self.model is not None:

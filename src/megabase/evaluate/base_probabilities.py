@@ -31,7 +31,7 @@ from megabase.models.loading import Loaded, inference_mode
 
 Floats = NDArray[np.float32]
 _WINDOW = 1024
-"""Bases read at once unless more are asked for: half of it is context enough for a page."""
+"""Bases read at once by default: half of it is enough context for a page."""
 
 
 def base_probabilities(
@@ -134,7 +134,7 @@ def allele_probabilities(
         it as fit (of a masked model half a window).
     variants
         contig, start, end (0-based half-open), REF and ALT. Those without letters for ALT, or with
-        more than a quarter of the window, are passed over.
+        more than a quarter of the window, are skipped.
     around
         Bases on either side of the alternative.
 
@@ -194,7 +194,7 @@ def log_likelihood(probabilities: Floats, codes: NDArray[np.uint8]) -> Floats:
 
 
 class NucleotidePredictions:
-    """Collects the outputs for windows of a genome, and writes them.
+    """Collects the class probabilities of every labeled base of a genome, and writes them.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ class NucleotidePredictions:
             self._parts.append(values[start : start + size].astype(np.float32))
 
     def write(self, path: Path) -> None:
-        """Write one row for each labelled base, replacing an earlier file.
+        """Write one row for each labeled base, replacing an earlier file.
 
         Columns: ``contig``, ``position`` (0-based), ``label`` (class name) and ``p_CLASS``, the
         probability of each class.

@@ -1,4 +1,4 @@
-"""The probabilities that a language model gives to bases: every verb asks the model here.
+"""The probabilities that a language model gives to bases, computed here for every verb.
 
 What a model may see of a sequence when it predicts a base is named by a masking rule:
 
@@ -11,7 +11,7 @@ What a model may see of a sequence when it predicts a base is named by a masking
     Every seventh position is hidden at a time, a share of 0.15 as in training, in seven passes.
     Positions that are hidden together do not see each other.
 ``"together"``
-    All positions that are asked for are hidden at once. One pass.
+    All positions to predict are hidden at once. One pass.
 
 The rules give different numbers for the same base; docs/scoring.md lists which verb uses which.
 
@@ -321,10 +321,10 @@ def _one_by_one(
 
 
 def _together(
-    model: nn.Module, ids_BL: Tensor, mask_BL: Tensor | None, places: Tensor
+    model: nn.Module, ids_BL: Tensor, mask_BL: Tensor | None, positions: Tensor
 ) -> _Predictions:
     """Hide all positions at once."""
-    row, column = places.unbind(1)
+    row, column = positions.unbind(1)
     hidden = ids_BL.clone()
     hidden[row, column] = MASK_ID
     yield (row, column), _logits(model, hidden, mask_BL)[row, column]

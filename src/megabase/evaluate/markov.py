@@ -35,7 +35,8 @@ from megabase.genome.kmers import pack_kmers
 from megabase.genome.store import GenomeStore
 
 DEFAULT_RATE = 8.0
-"""Weight of the next shorter context, in counts, when no fitted rate is asked for."""
+"""Weight of the next shorter context, in counts, where no rate is fitted: one number for all
+orders and genomes, so that this baseline depends on the counts alone."""
 
 _MAX_ORDER = 14  # 4**15 counts of 4 bytes are 4 GiB; order 12 takes 256 MiB
 _CHUNK = 1 << 18  # bases looked at in one go: the arrays of a chunk stay small

@@ -1,4 +1,4 @@
-"""Metrics of labelled sequences, always over a whole data set and never a mean of batch means.
+"""Metrics of labeled sequences, always over a whole data set and never a mean of batch means.
 
 A metric takes the outputs of a model for every sequence, float (n, K), and the labels, int64 (n,)
 class numbers or float (n, K) with NaN where a label is not known. Class metrics read the largest
@@ -186,7 +186,7 @@ than two classes are means of one against the rest, and ``auprc`` is average pre
 
 
 def default_metrics(kind: str) -> tuple[str, ...]:
-    """Name the metrics shown for a kind of labels when none are asked for."""
+    """Name the metrics shown by default for a kind of labels."""
     if kind == "regression":
         return ("pearson", "spearman", "mse")
     if kind == "multi_label":

@@ -2,8 +2,8 @@
 
 With p(x) the probability of a target base x, perplexity is exp(mean of -ln p(x)) over all target
 bases: sums over the data set, never a mean of batch means. Two are given, over all columns of the
-model's vocabulary and renormalised over A, C, G, T. Targets are the A, C, G, T of the regions;
-anything else is passed over and counted. Context comes from the contig, so it may lie before the
+model's vocabulary and renormalized over A, C, G, T. Targets are the A, C, G, T of the regions;
+anything else is skipped and counted. Context comes from the contig, so it may lie before the
 region: only what is predicted is held out.
 
 A forward pass reads ``window`` positions and its last ``stride`` bases are targets: they see
@@ -137,7 +137,7 @@ class _Evaluation:
         return before, window - targets - before
 
     def score(self, what: str, blocks: Blocks, window: int, targets: int) -> _Scores:
-        """Sum the scores of the targets of each block, in windows of so many positions."""
+        """Sum the scores of the targets of each block, in windows of `window` positions."""
         sums = np.zeros((2, len(blocks), 2))
         count = np.zeros((len(blocks), 2), np.int64)
         before, after = self.margins(window, targets)
@@ -394,7 +394,7 @@ def _by_contig(store: GenomeStore, blocks: Blocks, scores: _Scores) -> dict[str,
 
 
 def _texts(store: GenomeStore, regions: Regions) -> tuple[str, ...]:
-    """Write the first regions as people do."""
+    """Write the first regions, 1-based with both ends."""
     shown = slice(_SHOWN_REGIONS)
     rows = zip(
         regions.contig[shown].tolist(),

@@ -36,9 +36,9 @@ _SEES = {"causal": "bases before it", "masked": "bases on both sides"}
 _METRIC = {"causal": "perplexity", "masked": "pseudo-perplexity"}
 """What is measured, by objective."""
 _MIXED = (
-    "A perplexity and a pseudo-perplexity are no ranking: with the bases on both sides a base is "
-    "easier to tell, and the pseudo-perplexities of neighbours do not multiply to the probability "
-    "of a sequence."
+    "A perplexity and a pseudo-perplexity cannot be ranked: a base is easier to predict from both "
+    "sides, and the pseudo-perplexities of neighbors do not multiply to the probability of a "
+    "sequence."
 )
 """Note under a table with both: they look alike and readers would rank them."""
 
@@ -118,7 +118,7 @@ class EvaluationResult:
     genome_checksum: str
     """sha256 of the genome store."""
     regions: tuple[str, ...]
-    """The regions as people write them (1-based, both ends included); the first 50."""
+    """The first 50 regions, 1-based with both ends included."""
     region_count: int
     region_bases: int
     window: int
@@ -129,7 +129,7 @@ class EvaluationResult:
     train_overlap: int | None
     """Bases of the regions inside the training regions; None when those are not known."""
     skipped: int
-    """Bases of the windows passed over because they are not A, C, G or T."""
+    """Bases of the windows skipped because they are not A, C, G or T."""
     overall: Measure
     by_contig: dict[str, Measure]
     """In the order of the genome."""
@@ -218,7 +218,7 @@ class Comparison:
     """What a reader of the table has to know."""
 
     def markdown(self) -> str:
-        """Write the table for people."""
+        """Write the table in Markdown."""
         head = ("model", "parameters", "figure", "a base is told from", "bases of context",
                 "over A, C, G, T", "bits per base")  # fmt: skip
         lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
@@ -252,8 +252,8 @@ def measure(
     Parameters
     ----------
     nll_acgt
-        float64 (rows,): sum of -ln p over the targets of each row, renormalised over A, C, G, T.
-        Neighbouring rows must be neighbours in the genome: they make the bootstrap's blocks.
+        float64 (rows,): sum of -ln p over the targets of each row, renormalized over A, C, G, T.
+        Neighboring rows must be neighbors in the genome: they make the bootstrap's blocks.
     targets
         int64 (rows,): number of targets of each row.
     nll

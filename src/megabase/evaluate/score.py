@@ -193,13 +193,13 @@ def score_table(
         stacked = np.stack(values)
         known = ~np.isnan(stacked)
         scored, total = int(known.sum()), float(np.nansum(stacked, dtype=np.float64))
-        place = one.interval
+        interval = one.interval
         record = {
             "name": one.name,
-            "contig": place and place.contig,
-            "start": place and place.start,
-            "end": place and place.end,
-            "strand": place and str(place.strand),
+            "contig": interval and interval.contig,
+            "start": interval and interval.start,
+            "end": interval and interval.end,
+            "strand": interval and str(interval.strand),
             "length": one.length,
             "scored": scored,
             "log_likelihood": total / strands if scored else None,

@@ -20,16 +20,16 @@ _Given = str | bytes | _Codes
 _Array = NDArray[Any]
 
 Stitch = Literal["centre", "before", "average"]
-"""``centre``: a base is answered for by the window in which it is farthest from both ends.
-``before``: by the window that has most DNA in front of it, for models that look back only.
-``average``: by the mean of all windows that cover it."""
+"""``centre``: a base is taken from the window in which it is farthest from both ends.
+``before``: from the window that has most DNA in front of it, for models that look back only.
+``average``: the mean of all windows that cover it."""
 
 _WIDEST_PADDING = 0.75
 """Padding a row by up to a quarter costs less than another batch; more than that does not."""
 
 
 def require_several(sequences: Iterable[_Item]) -> Iterable[_Item]:
-    """Refuse a single text, whose letters would be taken for sequences, and what is no collection.
+    """Refuse a single text, whose letters would be taken for sequences, and what is not iterable.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def as_codes(
     Raises
     ------
     GenomeError
-        For a letter that is no DNA letter.
+        For a letter that is not a DNA letter.
     InputError
         For anything else.
     """
@@ -179,12 +179,12 @@ def plan_windows(
     window
         Bases of a window.
     overlap
-        Bases that neighbours share.
+        Bases that neighboring windows share.
     rule
-        Who answers for a base that several windows cover. With ``centre`` neighbours meet in the
+        Which of the windows over a base it is taken from. With ``centre`` neighbors meet in the
         middle of what they share; with ``before`` the earlier window keeps all of it.
     part
-        Give only the windows that answer for bases of this part, (first, after the last); they are
+        Give only the windows with values for bases of this part, (first, after the last); they are
         the same as in the plan of the whole sequence.
 
     Returns

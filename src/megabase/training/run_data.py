@@ -93,7 +93,7 @@ def find_run(folder: str | Path) -> RunData | None:
     Returns
     -------
     RunData or None
-        None when there is none, or when it was trained on labelled sequences, not on a genome.
+        None when there is none, or when it was trained on labeled sequences, not on a genome.
 
     Raises
     ------
