@@ -11,7 +11,13 @@ from torch.nn import functional as F
 
 from megabase.errors import InputError
 from megabase.layers.hyena import Bidirectional, HyenaOperator, published_two_sided
-from megabase.layers.hyena_filter import ExponentialWindow, HyenaFilter, PositionalFeatures
+from megabase.layers.hyena_filter import (
+    ExponentialWindow,
+    FilterLayout,
+    FilterOptions,
+    HyenaFilter,
+    PositionalFeatures,
+)
 from megabase.ops import backend
 
 
@@ -43,15 +49,18 @@ def _plain(operator: HyenaOperator, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("layout", ["training", "standalone"])
 @pytest.mark.parametrize("order", [2, 3, 4])
-def test_equals_the_formula(order: int, layout: str) -> None:
-    operator = _operator(order, filter_layout=layout)
+def test_equals_the_formula(order: int, layout: FilterLayout) -> None:
+    operator = _operator(order, filter_options=FilterOptions(layout=layout))
     x = torch.randn(2, 17, 6, dtype=torch.float64)
     torch.testing.assert_close(operator(x), _plain(operator, x), atol=1e-10, rtol=1e-10)
 
 
 def test_layouts_differ_above_order_two() -> None:
     x = torch.randn(1, 17, 6, dtype=torch.float64)
-    training, standalone = _operator(3), _operator(3, filter_layout="standalone")
+    training, standalone = (
+        _operator(3),
+        _operator(3, filter_options=FilterOptions(layout="standalone")),
+    )
     standalone.load_state_dict(training.state_dict())
     assert not torch.allclose(training(x), standalone(x))
 
@@ -149,12 +158,12 @@ def test_one_frequency_under_three_names() -> None:
 
 
 def test_normalized_taps_have_unit_norm_over_channels() -> None:
-    module = HyenaFilter(4, 30, normalized=True)
+    module = HyenaFilter(4, 30, FilterOptions(normalized=True))
     torch.testing.assert_close(module(30)[0].abs().sum(0), torch.ones(30))
 
 
 def test_without_bias_the_skip_term_is_off_and_frozen() -> None:
-    operator = _operator(filter_options={"use_bias": False})
+    operator = _operator(filter_options=FilterOptions(use_bias=False))
     assert not operator.filter_fn.bias.requires_grad
     x = torch.randn(1, 9, 6, dtype=torch.float64)
     before = operator(x)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megabase.layers.hyena_filter import HyenaFilter
+from megabase.layers.hyena_filter import FilterOptions, HyenaFilter
 from megabase.ops import backend, kernels, pieces
 from megabase.ops.implicit_filter import (
     FilterWeights,
@@ -101,7 +101,7 @@ def test_gradcheck() -> None:
 @pytest.mark.parametrize("sides", ["one", "both"])
 def test_the_module_gives_the_same_on_both_paths(sides: Any) -> None:
     torch.manual_seed(0)
-    module = HyenaFilter(6, 50, train_positions=True).double()
+    module = HyenaFilter(6, 50, FilterOptions(train_positions=True)).double()
     fast = module(37, sides)[0]
     ours = torch.autograd.grad(fast.square().sum(), list(module.parameters()), allow_unused=True)
     with backend.override("reference"):

@@ -6,14 +6,14 @@ O long convolutions (order - 1).
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megabase.errors import MegabaseError
-from megabase.layers.hyena_filter import HyenaFilter
+from megabase.layers.hyena_filter import FilterOptions, HyenaFilter
 from megabase.layers.linear import (
     ResidualLinear,
     bare,
@@ -26,10 +26,6 @@ from megabase.ops import backend
 from megabase.ops.hyena_mixer import MixerWeights, hyena_mixer
 from megabase.ops.long_conv import long_conv
 from megabase.ops.short_conv import short_conv
-
-FilterLayout = Literal["training", "standalone"]
-"""How filter channels are numbered for order > 2: ``"training"`` channel = v (order - 1) + o (the
-public training repository), ``"standalone"`` channel = o D + v (the standalone file)."""
 
 Bidirectional = Literal["none", "published", "two_sided"]
 """``"none"`` causal; ``"published"`` the published arithmetic, which reaches only positions about
@@ -90,8 +86,6 @@ class HyenaOperator(nn.Module):
         Number of gates, at least 2.
     short_filter_order
         Taps of the short convolution.
-    filter_layout
-        Numbering of filter channels for order > 2.
     bidirectional
         Which positions the convolutions reach. ``"two_sided"`` also centers the short convolution.
     output_activation
@@ -99,7 +93,7 @@ class HyenaOperator(nn.Module):
     dropout
         Probability of dropping gated values before a long convolution.
     filter_options
-        Further arguments of :class:`~megabase.layers.hyena_filter.HyenaFilter`.
+        Settings of the filters.
     """
 
     without_kernels = "Hyena blocks run in torch; their C++ operators are about 1.5 times as fast"
@@ -110,19 +104,19 @@ class HyenaOperator(nn.Module):
         l_max: int,
         order: int = 2,
         short_filter_order: int = 3,
-        filter_layout: FilterLayout = "training",
         bidirectional: Bidirectional = "none",
         output_activation: str = "id",
         dropout: float = 0.0,
-        filter_options: dict[str, Any] | None = None,
+        filter_options: FilterOptions | None = None,
     ) -> None:
         super().__init__()
         if order < 2:
             raise MegabaseError(f"expected a Hyena order of at least 2, got {order}")
+        filter_options = filter_options or FilterOptions()
         self.d_model = d_model
         self.l_max = l_max
         self.order = order
-        self.filter_layout = filter_layout
+        self.filter_layout = filter_options.layout
         self.bidirectional = bidirectional
         self.output_activation = output_activation
         self.dropout = dropout
@@ -137,7 +131,7 @@ class HyenaOperator(nn.Module):
             groups=projected,
             padding=short_filter_order - 1,
         )
-        self.filter_fn = HyenaFilter(d_model * (order - 1), l_max, **(filter_options or {}))
+        self.filter_fn = HyenaFilter(d_model * (order - 1), l_max, filter_options)
 
     def per_convolution(self, x_C: Tensor) -> list[Tensor]:
         """Split filter channels (axis 0) into one tensor per long convolution."""

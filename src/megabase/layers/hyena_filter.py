@@ -7,7 +7,8 @@ C filter channels (model width times order - 1).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
@@ -145,6 +146,39 @@ class ExponentialWindow(nn.Module):
         return torch.exp(-rate_C[:, None] * t_L) + self.shift
 
 
+FilterLayout = Literal["training", "standalone"]
+"""How filter channels are numbered for order > 2: ``"training"`` channel = v (order - 1) + o (the
+public training repository), ``"standalone"`` channel = o D + v (the standalone file)."""
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """Settings of :class:`HyenaFilter`."""
+
+    layout: FilterLayout = "training"
+    """Numbering of channels for order > 2."""
+    emb_dim: int = 5
+    """Positional features per lag, odd."""
+    width: int = 64
+    """Width of the network."""
+    num_inner_mlps: int = 2
+    """Hidden layers after the first."""
+    sine_freq: float = 10.0
+    """Initial frequency of the sine activations."""
+    train_freq: bool = True
+    """Whether the frequencies learn. All sines of a filter share one parameter."""
+    modulate: bool = True
+    """Whether taps are multiplied by the decaying window."""
+    window: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Arguments of :class:`ExponentialWindow`."""
+    normalized: bool = False
+    """Whether the taps of each lag are divided by their L1 norm over channels."""
+    use_bias: bool = True
+    """Whether the skip term acts. Without it the parameter stays, frozen, under its name."""
+    train_positions: bool = False
+    """Whether the positional table learns."""
+
+
 class HyenaFilter(nn.Module):
     """Filter taps as a function of the lag (HyenaDNA paper, arXiv 2306.15794, section 3.1).
 
@@ -154,56 +188,23 @@ class HyenaFilter(nn.Module):
         Number of filters: model width times (order - 1).
     l_max
         Number of lags the positional table holds; the longest input.
-    emb_dim
-        Positional features per lag, odd.
-    width
-        Width of the network.
-    num_inner_mlps
-        Number of hidden layers after the first.
-    sine_freq
-        Initial frequency of the sine activations.
-    train_freq
-        Whether the frequencies learn. All sines of a filter share one parameter.
-    modulate
-        Whether taps are multiplied by the decaying window.
-    window
-        Arguments of :class:`ExponentialWindow`.
-    normalized
-        Whether the taps of each lag are divided by their L1 norm over channels.
-    use_bias
-        Whether the skip term acts. Without it the parameter stays, frozen, under its name.
-    train_positions
-        Whether the positional table learns.
+    options
+        Further settings.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        l_max: int,
-        emb_dim: int = 5,
-        width: int = 64,
-        num_inner_mlps: int = 2,
-        sine_freq: float = 10.0,
-        train_freq: bool = True,
-        modulate: bool = True,
-        window: dict[str, float] | None = None,
-        normalized: bool = False,
-        use_bias: bool = True,
-        train_positions: bool = False,
-    ) -> None:
+    def __init__(self, channels: int, l_max: int, options: FilterOptions = FilterOptions()) -> None:
         super().__init__()
-        self.l_max = l_max
-        self.modulate = modulate
-        self.normalized = normalized
-        self.use_bias = use_bias
-        self.bias = nn.Parameter(torch.randn(channels), requires_grad=use_bias)
-        self.pos_emb = PositionalFeatures(emb_dim, l_max, train_positions)
+        self.l_max, self.options = l_max, options
+        width = options.width
+        self.bias = nn.Parameter(torch.randn(channels), requires_grad=options.use_bias)
+        self.pos_emb = PositionalFeatures(options.emb_dim, l_max, options.train_positions)
         network: list[nn.Module] = []
-        for inputs in [emb_dim] + [width] * num_inner_mlps:
-            network += [FilterLinear(inputs, width), Sine(width, sine_freq, train_freq)]
+        for inputs in [options.emb_dim] + [width] * options.num_inner_mlps:
+            sine = Sine(width, options.sine_freq, options.train_freq)
+            network += [FilterLinear(inputs, width), sine]
         network.append(FilterLinear(width, channels, bias=False))
         self.implicit_filter = nn.Sequential(*network)
-        self.modulation = ExponentialWindow(channels, **(window or {}))
+        self.modulation = ExponentialWindow(channels, **options.window)
         # Built without values, each name waits for its own tensor of the checkpoint: the model ties
         # them afterwards.
         if self.bias.device.type != "meta":
@@ -258,7 +259,7 @@ class HyenaFilter(nn.Module):
             raise sequence_too_long(length, self.l_max, "max_seq_len")
         with without_autocast(self.bias):
             # A copy: libraries may take the parameter itself away after the call.
-            skip_C = self.bias.clone() if self.use_bias else None
+            skip_C = self.bias.clone() if self.options.use_bias else None
             return self._taps(length, sides), skip_C
 
     def _is_plain(self) -> bool:
@@ -266,7 +267,7 @@ class HyenaFilter(nn.Module):
         network = list(self.implicit_filter)
         parts = (*network, self.modulation)
         return (
-            not self.normalized
+            not self.options.normalized
             and all(type(module) in (FilterLinear, Sine) for module in network)
             and len({id(sine.freq) for sine in self._sines()}) == 1
             and untouched(self.implicit_filter, *parts)
@@ -279,15 +280,19 @@ class HyenaFilter(nn.Module):
         if self._is_plain():
             *linears, out = cast("list[nn.Linear]", list(self.implicit_filter)[::2])
             freq = self._sines()[0].freq.to(dtype)
-            rate_C = self.modulation.deltas.reshape(-1).abs().to(dtype) if self.modulate else None
+            rate_C = (
+                self.modulation.deltas.reshape(-1).abs().to(dtype)
+                if self.options.modulate
+                else None
+            )
             weights = FilterWeights(
                 freq, [m.weight.to(dtype) for m in linears], [m.bias.to(dtype) for m in linears],
                 out.weight.to(dtype), rate_C, self.modulation.shift,
             )  # fmt: skip
             return implicit_filter(h_ME, t_M, weights)
         k_CM = self.implicit_filter(h_ME).t()
-        if self.modulate:
+        if self.options.modulate:
             k_CM = k_CM * self.modulation(t_M)
-        if self.normalized:
+        if self.options.normalized:
             k_CM = k_CM / k_CM.abs().sum(dim=0, keepdim=True)
         return k_CM.contiguous()

@@ -20,7 +20,13 @@ from megabase.errors import ConfigError, sequence_too_long
 from megabase.layers.attention import SelfAttention
 from megabase.layers.backbone import Backbone, Block, Embeddings
 from megabase.layers.hyena import HyenaOperator
-from megabase.layers.hyena_filter import ExponentialWindow, HyenaFilter, PositionalFeatures, Sine
+from megabase.layers.hyena_filter import (
+    ExponentialWindow,
+    FilterOptions,
+    HyenaFilter,
+    PositionalFeatures,
+    Sine,
+)
 from megabase.layers.linear import ResidualLinear, can_read
 from megabase.models.base import (
     DNAModel,
@@ -78,27 +84,27 @@ def _hyena(config: Any, layer: int) -> HyenaOperator:
         config.max_seq_len,
         order=config.hyena_order,
         short_filter_order=config.short_filter_order,
-        filter_layout=config.filter_layout,
         bidirectional=config.bidirectional,
         output_activation=config.output_activation,
         dropout=config.hyena_dropout,
-        filter_options={
-            "emb_dim": config.emb_dim,
-            "width": config.filter_order,
-            "num_inner_mlps": config.num_inner_mlps,
-            "sine_freq": config.activation_freq,
-            "train_freq": config.train_freq,
-            "modulate": config.modulate,
-            "window": {
+        filter_options=FilterOptions(
+            layout=config.filter_layout,
+            emb_dim=config.emb_dim,
+            width=config.filter_order,
+            num_inner_mlps=config.num_inner_mlps,
+            sine_freq=config.activation_freq,
+            train_freq=config.train_freq,
+            modulate=config.modulate,
+            window={
                 "fast_decay": config.fast_decay_pct,
                 "slow_decay": config.slow_decay_pct,
                 "target": config.decay_target,
                 "shift": config.window_shift,
             },
-            "normalized": config.normalized_filter,
-            "use_bias": config.use_bias,
-            "train_positions": config.lr_pos_emb > 0,
-        },
+            normalized=config.normalized_filter,
+            use_bias=config.use_bias,
+            train_positions=config.lr_pos_emb > 0,
+        ),
     )
 
 

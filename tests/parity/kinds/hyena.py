@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from megabase.errors import ConfigError, InputError
 from megabase.layers.hyena import published_two_sided
-from megabase.layers.hyena_filter import HyenaFilter
+from megabase.layers.hyena_filter import FilterOptions, HyenaFilter
 from megabase.layers.pooling import Pooling, pool
 from megabase.models.checkpoints.published import renamed
 from megabase.models.checkpoints.reader import read_weights
@@ -197,11 +198,13 @@ def hyena_filter(case: Case) -> None:
         module = HyenaFilter(
             table["channels"],
             table["seq_len"],
-            emb_dim=table["emb_dim"],
-            width=table["mlp_width"],
-            num_inner_mlps=table["num_inner_mlps"],
-            sine_freq=table["sine_freq"],
-            window=window,
+            FilterOptions(
+                emb_dim=table["emb_dim"],
+                width=table["mlp_width"],
+                num_inner_mlps=table["num_inner_mlps"],
+                sine_freq=table["sine_freq"],
+                window=window,
+            ),
         )
         # The tables from their formula, before the stored ones replace them.
         z, t = module.pos_emb.tables()
@@ -217,9 +220,10 @@ def hyena_filter(case: Case) -> None:
         u = torch.from_numpy(case.expected[f"{index}/u"])
         taps, skip = module(length)
         decay = torch.exp(-t[0, :length, 0] * deltas.abs().reshape(-1, 1)).T
-        module.modulate = False
+        options = module.options
+        module.options = replace(options, modulate=False)
         plain = module(length)[0].T
-        module.modulate = True
+        module.options = options
         case.check(
             {
                 f"{index}/z": z[0, :length],
