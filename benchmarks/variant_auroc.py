@@ -81,7 +81,7 @@ def common_snvs(genome: Path, snps: Path, args: argparse.Namespace, folder: Path
         choice = int(rng.choice(places[context]))
         matched.append((choice, ref, alt))
     variants = [Variant(name, at, ref, alt) for at, ref, alt in (*rows, *matched)]
-    table = score_variants(variants, store, args.model, window=args.window, methods=METHODS).table
+    table = score_variants(args.model, variants, store, window=args.window, methods=METHODS).table
     simulated = np.arange(len(variants)) >= len(rows)
     # Neighbours share their windows: stretches of a window are drawn together.
     cluster = np.array([variant.position // args.window for variant in variants])
@@ -153,7 +153,7 @@ def pairs(path: Path, args: argparse.Namespace, folder: Path) -> dict:
     label = np.array(labels)
     # A window is all there is of its contig: deletions need bases behind it and stay out.
     table = score_variants(
-        variants, fasta, args.model, window=args.window - args.spare, methods=METHODS
+        args.model, variants, fasta, window=args.window - args.spare, methods=METHODS
     ).table
     return {
         "pairs": len(kept),

@@ -106,7 +106,7 @@ def test_every_record_comes_back_and_bcftools_reads_it(
     assert len(records) == 80
     assert sum("MB_REASON=SYMBOLIC_ALT" in line for line in records) == 2
     assert sum("MB_REASON=REF_MISMATCH" in line for line in records) == 2
-    table = score_variants(vcf, genome, window=32).table
+    table = score_variants(None, vcf, genome, window=32).table
     found = [
         value
         for record in pysam.VariantFile(str(out))
@@ -135,7 +135,9 @@ def test_tables_are_read_by_polars_and_pandas(vcf: Path, genome: Path, tmp_path:
     provenance = pl.read_parquet_metadata(out)["megabase"]
     assert '"window":64' in provenance
     assert '"placement":"grid"' in provenance
-    wanted = score_variants(vcf, genome, window=64, methods=["l2", "llr_site"], placement="grid")
+    wanted = score_variants(
+        None, vcf, genome, window=64, methods=["l2", "llr_site"], placement="grid"
+    )
     found, there = (frame["llr_site"].fill_null(0) for frame in (table, wanted.table))
     np.testing.assert_allclose(found, there, atol=1e-5)
 

@@ -49,17 +49,17 @@ def test_what_is_no_list_of_sequences_is_told_so(
 
 def test_variants_and_models_of_another_type_are_told_so(genome: Path) -> None:
     with pytest.raises(MegabaseError, match="a variant is a text"):
-        score_variants([("chr1", 9, "A", "C")], genome)  # pyright: ignore[reportArgumentType]
+        score_variants(None, [("chr1", 9, "A", "C")], genome)  # pyright: ignore[reportArgumentType]
     with pytest.raises(MegabaseError, match="a model is a folder, a name, or a module; found list"):
         embed(["ACGT"], None)  # pyright: ignore[reportArgumentType]
     for function in (
         lambda model: score(model, ["ACGT"]),
         lambda model: generate(model, length=2),
-        lambda model: score_variants("chr1:81:A>C", genome, model),
+        lambda model: score_variants(model, "chr1:81:A>C", genome),
     ):
         with pytest.raises(MegabaseError, match="Linear is not a language model"):
             function(nn.Linear(2, 2))
-    scores = score_variants("chr1:81:A>C", genome, window=32, methods="l2")
+    scores = score_variants(None, "chr1:81:A>C", genome, window=32, methods="l2")
     assert "l2" in scores.table.columns
 
 

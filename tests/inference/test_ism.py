@@ -50,7 +50,7 @@ def test_each_substitution_is_the_variant_of_that_name(fasta: Path, model: Path)
                 names.append(f"chr1:{51 + i}:{ref}>{alt}")
                 places.append((i, j))
     with_variants = score_variants(
-        names, fasta, str(model), window=64, methods=["llr_window", "l2"]
+        str(model), names, fasta, window=64, methods=["llr_window", "l2"]
     ).table
     for method in ("llr_window", "l2"):
         values = [found.scores[method][place] for place in places]

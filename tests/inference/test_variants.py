@@ -186,7 +186,7 @@ def test_every_kind_of_record_equals_string_surgery(
             expected.append((there, back))
     for strands, pick in (("forward", 0), ("reverse", 1), ("both", None)):
         table = score_variants(
-            file, store, model, window=WINDOW, methods=methods, strands=strands, placement=placement
+            model, file, store, window=WINDOW, methods=methods, strands=strands, placement=placement
         ).table
         first_base = table.select(pl.any_horizontal(pl.col(methods).is_null())).to_series()
         assert table["reason"].to_list() == [
@@ -225,7 +225,7 @@ def test_batches_and_order_do_not_change_scores(
 
     def table(variants: list[Variant], batch_tokens: int = 1 << 16) -> pl.DataFrame:
         return score_variants(
-            variants, store, model, window=WINDOW, placement=placement, batch_tokens=batch_tokens
+            model, variants, store, window=WINDOW, placement=placement, batch_tokens=batch_tokens
         ).table
 
     usual = table(variants)
@@ -250,7 +250,7 @@ def test_mirrored_variant_has_the_scores_of_the_other_strand(
     mirrored = Variant("chr1", len(genome) - 62, reverse(ref), reverse(ref[0]))
     for placement in PLACEMENTS:
         there, back = (
-            score_variants([one], where, model, window=WINDOW, placement=placement).table
+            score_variants(model, [one], where, window=WINDOW, placement=placement).table
             for one, where in ((variant, store), (mirrored, tmp_path / "back.fa"))
         )
         assert there["llr_window"][0] == pytest.approx(back["llr_window"][0], abs=1e-5)
@@ -288,7 +288,7 @@ def test_what_cannot_be_scored_says_why(
         ("chr1", 10, genome[9], f"{wrong},<INS>"), ("chr1", 10, genome[9], f"{genome[9]}[chr1:5["),
         ("chr1", 0, "N", "A"), ("chr1", 190, genome[189:197], genome[189]),
     ]  # fmt: skip
-    table = score_variants(write_vcf(tmp_path / "v.vcf", rows), store, model, window=WINDOW).table
+    table = score_variants(model, write_vcf(tmp_path / "v.vcf", rows), store, window=WINDOW).table
     assert table["reason"].to_list() == [
         "UNKNOWN_CONTIG", "REF_MISMATCH", "NO_ALT", "SYMBOLIC_ALT", "SYMBOLIC_ALT",
         "ALT_NOT_BASES", "REF_NOT_BASES", "REF_NOT_BASES", "OUTSIDE_CONTIG", "OUTSIDE_CONTIG",
@@ -308,7 +308,7 @@ def test_masked_model_hides_the_allele(contigs: dict[str, str], store: GenomeSto
         Variant("chr1", 59, genome[59:61], alt),
         Variant("chr1", 59, genome[59], genome[59] + "T"),
     ]
-    table = score_variants(variants, store, masked, window=WINDOW, strands="forward").table
+    table = score_variants(masked, variants, store, window=WINDOW, strands="forward").table
     one, two, offset, *_ = place(genome, 59, genome[59:61], alt)
     ids = torch.tensor([[IDS[b] for b in one]])
     ids[0, offset : offset + 2] = 3
@@ -338,4 +338,4 @@ def test_options_that_do_not_fit_are_refused(
     store: GenomeStore, model: torch.nn.Module, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        score_variants(["chr1:40:A>C"], store, model, **options)  # pyright: ignore[reportArgumentType]
+        score_variants(model, ["chr1:40:A>C"], store, **options)  # pyright: ignore[reportArgumentType]

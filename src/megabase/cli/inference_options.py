@@ -104,7 +104,7 @@ def add_variant_options(parser: ArgumentParser, methods: str) -> None:
     parser.add_argument(
         "--placement", choices=["centred", "grid"], default="centred",
         help="centred: a window of its own around each variant; grid: windows at multiples of half "
-        "their length, shared by neighbours (faster)",
+        "their length, shared by neighbors (faster)",
     )  # fmt: skip
 
 

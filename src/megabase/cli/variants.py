@@ -9,7 +9,13 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from megabase.cli.inference_options import add_run_options, add_strict_option, running
+from megabase.cli.inference_options import (
+    MODEL,
+    add_run_options,
+    add_strict_option,
+    add_variant_options,
+    running,
+)
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -25,28 +31,18 @@ EXAMPLES = (
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of ``megabase variants``."""
     add = parser.add_argument
-    add("model", type=str, help="model folder, run folder, preset, Hub name, or 'default'")
+    add("model", metavar="MODEL", type=str, help=MODEL)
     add("variants", metavar="VCF", type=str, help="VCF (plain, bgzip) or BCF file")
-    add("genome", type=str, help="genome store, or FASTA file")
+    add("genome", metavar="GENOME", type=str, help="genome store, or FASTA file")
     add(
         "-o", "--output", required=True, type=str,
         help="OUT.vcf, .vcf.gz, .bcf (with scores in INFO), .parquet or .tsv",
     )  # fmt: skip
-    add("--window", type=int, default=None, help="bases of a window (default: 1024)")
-    add(
-        "--methods", nargs="+", default=None, metavar="NAME",
-        help="llr_window, llr_after, llr_site, masked, cosine, l2 (default: the first three; "
-        "masked for a masked model)",
-    )  # fmt: skip
-    add(
-        "--strands", choices=["forward", "reverse", "both"], default="both",
-        help="strand that is read; the mean of both by default",
-    )  # fmt: skip
-    add(
-        "--placement", choices=["centred", "grid"], default="centred",
-        help="centred: a window of its own around each variant; grid: windows at multiples of half "
-        "their length, shared by neighbors (faster)",
-    )  # fmt: skip
+    add_variant_options(
+        parser,
+        "llr_window, llr_after, llr_site, masked, cosine, l2 (default: the first three; masked for "
+        "a masked model)",
+    )
     add("--prefix", type=str, default="MB", help="beginning of the INFO keys")
     add_strict_option(parser)
     add("--allow-mismatches", action="store_true", help="continue when many REF differ from the "
@@ -58,14 +54,13 @@ def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
     from pathlib import Path
 
-    from megabase.inference.variants.scorer import VariantOptions
     from megabase.inference.variants.vcf_file import score_variants_file
 
-    options = VariantOptions(args.window, args.methods, args.strands, args.placement)
     with running(args, "records") as how:
         written = score_variants_file(
-            args.model, args.variants, args.genome, args.output, options, prefix=args.prefix,
-            allow_mismatches=args.allow_mismatches, strict=args.strict, **how,
+            args.model, args.variants, args.genome, args.output, window=args.window,
+            methods=args.methods, strands=args.strands, placement=args.placement,
+            prefix=args.prefix, allow_mismatches=args.allow_mismatches, strict=args.strict, **how,
         )  # fmt: skip
     if written is None:
         return 0  # another rank writes the output

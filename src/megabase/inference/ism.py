@@ -7,7 +7,7 @@ has a window of its own, with the base at the middle.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Unpack
@@ -146,7 +146,7 @@ def ism(
     scorer = VariantScorer(loaded, genome, options, passes.get("batch_tokens", BATCH_TOKENS))
     interval = _region(genome, region)
     tables = [_rows(scorer, part) for part in _chunks(interval)]
-    return _from_table(pl.concat(tables), _provenance(scorer, interval))
+    return _from_table(pl.concat(tables), scorer.provenance("ism", region=str(interval)))
 
 
 def ism_file(
@@ -198,7 +198,7 @@ def ism_file(
             for path in tracks.values():
                 refuse_existing(path, running.get("overwrite", False))
             written.append(tracks)
-            return _provenance(ready, interval)
+            return ready.provenance("ism", region=str(interval))
 
         work = Work(
             _rows,
@@ -279,18 +279,6 @@ def _scorer(
     """Load the model."""
     loaded = load(model, head="language", device=device)
     return VariantScorer(loaded, GenomeStore.open(genome), options, batch_tokens)
-
-
-def _provenance(scorer: VariantScorer, interval: Interval) -> Provenance:
-    """Give what the scores are made from."""
-    return Provenance(
-        "ism",
-        scorer.model.name,
-        scorer.model.digest,
-        genome=scorer.store.name,
-        genome_sha256=scorer.store.checksum,
-        options={**asdict(scorer.options), "region": str(interval)},
-    )
 
 
 def _rows(scorer: VariantScorer, part: Interval) -> pl.DataFrame:

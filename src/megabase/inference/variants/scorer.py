@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import polars as pl
@@ -27,6 +27,7 @@ from megabase.genome.vcf import (
     find_contig,
     read_vcf_records,
 )
+from megabase.inference.jobs import BATCH_TOKENS, PassOptions
 from megabase.inference.variants.alleles import PLACEMENTS, AlleleWindows, Placement, cut_windows
 from megabase.inference.variants.forward import AlleleOutputs, Need, read_alleles
 from megabase.models.checkpoints.checks import require_finite
@@ -252,12 +253,20 @@ class VariantScorer:
         model: Loaded,
         store: GenomeStore,
         options: VariantOptions,
-        batch_tokens: int = 1 << 16,
+        batch_tokens: int = BATCH_TOKENS,
     ) -> None:
         self.model, self.store, self.batch_tokens = model, store, batch_tokens
         self.options = options.resolved(model)
         self.methods = [METHODS[name] for name in self.options.methods or ()]
         self._contigs: dict[str, int | None] = {}
+
+    def provenance(self, verb: str, **more: Any) -> Provenance:
+        """Describe where scores come from; `more` are further options than those of a score."""
+        return Provenance(
+            verb, self.model.name, self.model.digest,
+            genome=self.store.name, genome_sha256=self.store.checksum,
+            options={**asdict(self.options), **more},
+        )  # fmt: skip
 
     def score(self, records: Sequence[VcfRecord]) -> list[tuple[AlleleScore, ...]]:
         """Score records, in any order.
@@ -416,32 +425,31 @@ def _records(variants: str | Path | Iterable[Variant | str]) -> list[VcfRecord]:
 
 
 def score_variants(
+    model: ModelSpec,
     variants: str | Path | Iterable[Variant | str],
     genome: GenomeStore | str | Path,
-    model: ModelSpec = None,
     *,
     window: int | None = None,
     methods: Sequence[str] | None = None,
     strands: Strands = "both",
     placement: Placement = "centred",
-    batch_tokens: int = 1 << 16,
+    **passes: Unpack[PassOptions],
 ) -> VariantScores:
     """Score variants with a language model.
 
     Parameters
     ----------
+    model
+        A model, whose mode is restored, or the name of one; the packaged model when None.
     variants
         A VCF or BCF file, or variants: :class:`~megabase.genome.interval.Variant` objects or texts
         such as ``"chr1:1,001:A>G"`` (1-based).
     genome
         The genome, or a store or FASTA file.
-    model
-        A model, whose mode and device stay, or the name of one, which is loaded on the CPU; the
-        packaged model when None.
     window, methods, strands, placement
         See :class:`VariantOptions`.
-    batch_tokens
-        Most positions of a batch: time and memory, not the result.
+    **passes
+        See :class:`megabase.inference.jobs.PassOptions`.
 
     Returns
     -------
@@ -455,19 +463,12 @@ def score_variants(
     """
     options = VariantOptions(window, methods, strands, placement)
     records = _records(variants)
-    loaded = load(model, head="language")
+    loaded = load(model, head="language", device=passes.get("device"))
     given = nullcontext(genome) if isinstance(genome, GenomeStore) else genome_store(genome)
     with given as store:
-        scorer = VariantScorer(loaded, store, options, batch_tokens)
+        scorer = VariantScorer(loaded, store, options, passes.get("batch_tokens", BATCH_TOKENS))
         scores: list[tuple[AlleleScore, ...]] = []
         for low in range(0, len(records), _CHUNK):
             scores += scorer.score(records[low : low + _CHUNK])
-        provenance = Provenance(
-            "variants",
-            loaded.name,
-            loaded.digest,
-            genome=store.name,
-            genome_sha256=store.checksum,
-            options=asdict(scorer.options),
-        )
+        provenance = scorer.provenance("variants")
     return VariantScores(variant_table(records, scores, scorer.options.methods or ()), provenance)

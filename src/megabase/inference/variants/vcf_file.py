@@ -10,7 +10,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Unpack
@@ -20,6 +20,7 @@ import polars as pl
 from megabase.data.sources import chunked, genome_store, no_file
 from megabase.errors import InputError, OutputError
 from megabase.evaluate.provenance import Provenance, file_digest
+from megabase.evaluate.score import Strands
 from megabase.genome.interval import contig_aliases
 from megabase.genome.left_out import REASONS, LeftOut
 from megabase.genome.store import GenomeStore
@@ -33,6 +34,7 @@ from megabase.genome.vcf import (
     why_unusable,
 )
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, check_run, map_file
+from megabase.inference.variants.alleles import Placement
 from megabase.inference.variants.scorer import (
     METHODS,
     AlleleScore,
@@ -43,7 +45,7 @@ from megabase.inference.variants.scorer import (
 from megabase.inference.writers import TABLE_SUFFIXES, merge_tables, require_suffix
 from megabase.models.loading import ModelSpec, load
 
-__all__ = ["score_variants_file", "survey"]
+__all__ = ["VariantRunOptions", "score_variants_file", "survey"]
 
 _CHUNK = 512  # records: seconds of work, and few enough that many processes have a share
 _VCF_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")
@@ -119,17 +121,33 @@ def survey(
     return _Survey(records, contigs, in_order)
 
 
+class VariantRunOptions(RunOptions, total=False):
+    """How a file of variants is read and written, and how the work is done.
+
+    Parameters
+    ----------
+    prefix
+        Beginning of the INFO keys; ``MB`` unless given.
+    allow_mismatches, strict
+        As for :func:`survey`.
+    """
+
+    prefix: str
+    allow_mismatches: bool
+    strict: bool
+
+
 def score_variants_file(
     model: ModelSpec,
     variants: str | Path,
     genome: str | Path,
     output: str | Path,
-    options: VariantOptions | None = None,
     *,
-    prefix: str = "MB",
-    allow_mismatches: bool = False,
-    strict: bool = False,
-    **running: Unpack[RunOptions],
+    window: int | None = None,
+    methods: Sequence[str] | None = None,
+    strands: Strands = "both",
+    placement: Placement = "centred",
+    **running: Unpack[VariantRunOptions],
 ) -> tuple[_Survey, Path | None] | None:
     """Score the records of a VCF or BCF file into VCF, BCF or a table.
 
@@ -144,14 +162,10 @@ def score_variants_file(
     output
         ``.vcf``, ``.vcf.gz``, ``.vcf.bgz`` or ``.bcf``: every record again, with scores in INFO.
         ``.parquet`` or ``.tsv``: a row for each alternative allele.
-    options
-        What changes a score.
-    prefix
-        Beginning of the INFO keys.
-    allow_mismatches, strict
-        As for :func:`survey`.
+    window, methods, strands, placement
+        As for :func:`megabase.inference.score_variants`.
     **running
-        See :class:`megabase.inference.jobs.RunOptions`.
+        See :class:`VariantRunOptions`.
 
     Returns
     -------
@@ -165,7 +179,10 @@ def score_variants_file(
         For input, a genome, a model or an output that cannot be used; when the file looks as if it
         was made for another assembly.
     """
-    source, output, options = Path(variants), Path(output), options or VariantOptions()
+    source, output = Path(variants), Path(output)
+    options = VariantOptions(window, methods, strands, placement)
+    prefix = running.pop("prefix", "MB")
+    mismatches, strict = running.pop("allow_mismatches", False), running.pop("strict", False)
     require_suffix(output, (*_VCF_SUFFIXES, *TABLE_SUFFIXES))
     _require_prefix(prefix)
     check_run(output, **running)
@@ -181,19 +198,14 @@ def score_variants_file(
         def describe(scorer: VariantScorer) -> Provenance:
             nonlocal found, options
             options = scorer.options
-            found = survey(source, store, allow_mismatches=allow_mismatches, strict=strict)
+            found = survey(source, store, allow_mismatches=mismatches, strict=strict)
             if as_vcf:
                 _require_names(found.contigs, source)
-            return Provenance(
-                "variants", scorer.model.name, scorer.model.digest,
-                genome=store.name, genome_sha256=store.checksum,
-                inputs={source.name: file_digest(source)},
-                options={**asdict(options), "prefix": prefix},
-            )  # fmt: skip
+            inputs = {source.name: file_digest(source)}
+            return replace(scorer.provenance("variants", prefix=prefix), inputs=inputs)
 
         def merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
             assert found is not None
-            assert options is not None
             if as_vcf:
                 lines = _header_lines(header, options, prefix, provenance, found.contigs)
                 _merge_vcf(lines, parts, target)
