@@ -20,7 +20,7 @@ from megabase.inference import (
     score_variants,
 )
 from megabase.models import PRESETS, resolve_model
-from megabase.models.loading import shown_name
+from megabase.models.loading import load, shown_name
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +89,12 @@ def test_a_prompt_in_place_of_a_model_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "prompt.json").write_text("{}")
     with pytest.raises(MegabaseError, match="holds a soft prompt and no model"):
         resolve_model(tmp_path)
+
+
+def test_verbs_share_a_loaded_model() -> None:
+    model = load("default")
+    assert load(model) is load(model, head="language") is model
+    texts = ["ACGTTGCAACGT"]
+    shared = score(model, texts).table
+    assert shared.equals(score(None, texts).table)
+    np.testing.assert_array_equal(embed(model, texts).vectors, embed(None, texts).vectors)
