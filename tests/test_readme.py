@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 import megabase
-from megabase.cli.config_errors import field_names
 from megabase.cli.main import VERBS
+from megabase.cli.settings_options import field_names, settings_of
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -72,7 +72,8 @@ def parse_recipe(file: Path) -> Any:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser()
     pretrain.add_arguments(parser)
-    return pretrain.config_of(parser.parse_args(["--config", str(file)]))
+    args = parser.instantiate(parser.parse_args(["--config", str(file)]))
+    return settings_of(pretrain.SETTINGS, args)
 
 
 def test_python_of_the_readme_runs_offline(tmp_path: Path) -> None:

@@ -35,9 +35,10 @@ TEXT_BYTES = 256 << 20
 YAML_BYTES = 1 << 20
 """Largest YAML file; the parser reads about a megabyte a second."""
 _YAML_NODES = 20_000
-_YAML_DEPTH = 32
-_LARGEST = 1 << 63
-_SHOWN = 80
+"""Values of a settings file with its aliases followed; ours have a few hundred."""
+_YAML_DEPTH = 32  # ours have four levels; the parser recurses
+_LARGEST = 1 << 63  # longer integers are slow to print, and nothing here takes them
+_SHOWN = 80  # characters of a value in a message: about a line of a terminal
 
 
 def shown(value: object) -> str:

@@ -31,7 +31,7 @@ def test_convert_writes_a_folder_and_says_what_it_decided(
     ("source", "problem"),
     [
         ("nothing.ckpt", "nothing.ckpt: there is no such file"),
-        ("text.ckpt", "text.ckpt: is damaged or no torch checkpoint"),
+        ("text.ckpt", "text.ckpt: is damaged or not a torch checkpoint"),
         ("harm.ckpt", "posix.system"),
         ("empty", "empty: expected weights"),
     ],

@@ -182,7 +182,7 @@ def test_models_without_probabilities_of_bases_are_refused(
             DNABERTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                           intermediate_size=16, vocab_size=69, k=3)
         )  # fmt: skip
-        message = "reads words of several bases"
+        message = "longer than a base"
     model.save_pretrained(tmp_path / "model")
     genome = ["--genome", str(run.parent / "toy.mb"), "--regions", "chr2", "--no-baselines"]
     capsys.readouterr()

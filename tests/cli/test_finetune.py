@@ -24,7 +24,7 @@ def small(table: Path, *more: str) -> list[str]:
     shape = '{"d_model": 8, "n_layer": 1, "filter_order": 4}'
     return [
         "finetune", "--train", str(table), "--test", str(table), "--family", "hyenadna",
-        "--overrides", shape, "--steps", "2", "--global_batch", "4",
+        "--overrides", shape, "--steps", "2", "--global-batch", "4",
         "--devices.accelerator", "cpu", "--output", str(table.parent / "run"), *more,
     ]  # fmt: skip
 
@@ -68,7 +68,7 @@ def test_crops_and_special_tokens_exclude_each_other(
     assert main(small(table, "--head.crop", "0.5")) == 0
     shown = json.loads((table.parent / "run" / "result.json").read_text())
     assert shown["steps"] == 2
-    specials = ["--head.crop", "0.5", "--head.special_tokens", "yes", "--dry-run"]
+    specials = ["--head.crop", "0.5", "--head.special-tokens", "yes", "--dry-run"]
     assert main(small(table, *specials, "--output", str(table.parent / "s"))) == 2
     assert "would lose the special tokens" in capsys.readouterr().err
     assert main(small(table, "--head.crop", "0", "--dry-run")) == 2
@@ -90,20 +90,20 @@ def test_a_picture_of_a_region(table: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["genome", "build", str(folder / "g.fa"), "-o", str(folder / "g.mb")]) == 0
     command = [
         "finetune", "--train", str(folder / "g.mb"), "--genome.features", f"[{folder / 'x.bed'}]",
-        "--genome.length", "16", "--genome.test", "[two]", "--steps", "1", "--global_batch", "2",
+        "--genome.length", "16", "--genome.test", "[two]", "--steps", "1", "--global-batch", "2",
         "--family", "hyenadna", "--overrides", '{"d_model": 8, "n_layer": 1, "filter_order": 4}',
         "--devices.accelerator", "cpu", "--output", str(folder / "run"), "--picture",
     ]  # fmt: skip
     for more, message in (
-        (["two:9-40"], "--picture needs --predictions true"),
-        (["two:9-x", "--predictions", "true"], "two:9-x"),
+        (["two:9-40"], "--picture needs --predictions"),
+        (["two:9-x", "--predictions"], "two:9-x"),
     ):
         capsys.readouterr()
         assert main([*command, *more]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert len(error.strip().splitlines()) == 1
-    assert main([*command, "two:9-40", "--predictions", "true"]) == 0
+    assert main([*command, "two:9-40", "--predictions"]) == 0
     assert f"wrote {folder / 'run' / 'picture.png'}" in capsys.readouterr().out
     assert (folder / "run" / "picture.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -119,8 +119,8 @@ def test_dry_run_writes_nothing(table: Path, capsys: pytest.CaptureFixture[str])
     [
         (["--table.label", "class"], "has no column 'class'"),
         (["--valid", "/nowhere.csv"], "there is no file /nowhere.csv"),
-        (["--epoch", "3"], "did you mean 'epochs'"),
-        (["--head.poling", "max"], "did you mean 'head.pooling'"),
+        (["--epoch", "3"], "did you mean '--epochs'"),
+        (["--head.poling", "max"], "did you mean '--head.pooling'"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -141,4 +141,4 @@ def test_help_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "--head.reverse_complement" in done.stdout
+    assert "--head.reverse-complement" in done.stdout

@@ -59,7 +59,7 @@ def test_empty_class_of_nucleotides(tmp_path: Path, capsys: pytest.CaptureFixtur
     features = table(tmp_path, "two\t2\t5\n", "x.bed")
     error = refused(
         tmp_path, capsys, tmp_path / "g.mb", "--genome.features", f"[{features}]",
-        "--genome.test", "[two]", "--table.validation_fraction", "0",
+        "--genome.test", "[two]", "--table.validation-fraction", "0",
     )  # fmt: skip
     assert "no training base of" in error
     assert "is of the class 'feature'" in error
@@ -100,7 +100,7 @@ def test_intervals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "g.fa").write_text(">one\nACGTACGTAC\n")
     GenomeStore.build(tmp_path / "g.fa", tmp_path / "g.mb")
     rows = table(tmp_path, "one\t0\t4\ta\none\t8\t14\tb\n", "x.bed")
-    store = ("--genome.store", str(tmp_path / "g.mb"), "--genome.strict", "true")
+    store = ("--genome.store", str(tmp_path / "g.mb"), "--genome.strict")
     error = refused(tmp_path, capsys, rows, *store)
     assert f"{rows}, line 2: the row ends at 14, past the end of contig 'one'" in error
     assert "intervals need genome.store" in refused(tmp_path, capsys, rows)

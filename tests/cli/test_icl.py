@@ -28,7 +28,7 @@ def small(table: Path, *more: str) -> list[str]:
 
 
 def test_several_numbers_of_shots(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(small(table, "--shots_list", "0", "2")) == 0
+    assert main(small(table, "--shots-list", "0", "2")) == 0
     shown = capsys.readouterr()
     assert "nothing is trained" in shown.err
     assert "strict_accuracy" in shown.out
@@ -46,8 +46,8 @@ def test_several_numbers_of_shots(table: Path, capsys: pytest.CaptureFixture[str
     [
         (["--shots", "99"], "take shots of at most"),
         (["--tune", "some"], "tune"),
-        (["--shot", "3"], "did you mean 'shots'"),
-        (["--samples_list", "2", "4"], "for --tune prompt or --tune all"),
+        (["--shot", "3"], "did you mean '--shots'"),
+        (["--samples-list", "2", "4"], "for --tune prompt or --tune all"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -69,4 +69,4 @@ def test_help_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "--shots_list" in done.stdout
+    assert "--shots-list" in done.stdout

@@ -79,17 +79,17 @@ def test_help_imports_neither_torch_nor_transformers() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--optim.lrr", "1"], r"no field 'optim\.lrr'; did you mean 'optim\.lr'\?"),
+        (["--optim.lrr", "1"], r"no option --optim\.lrr; did you mean '--optim\.lr'\?"),
         (["--stages", "[{length: 8, stps: 3}]"], r"no field 'stages\.stps'.*'stages\.steps'"),
         (["--model.preset", "tiny-1"], r"tiny-1"),
         (["--model.overrides", "{d_modle: 3}"], r"d_modle"),
-        (["--model.max_length", "40"], r"stages\[1\]\.length is 64, above .* 40"),
+        (["--model.max-length", "40"], r"stages\[1\]\.length is 64, above .* 40"),
         (["--optim.lr", "-1", "--optim.clip", "0"], r"lr is -1.*clip is 0"),
         (["--data.genome", "nowhere.mb"], r"nowhere\.mb"),
         (["--data.validation", "[chr9]"], r"chr9.*chr1"),
         (["--data.validation", "['chr2:1-3000']"], r"chr2.*3,?000"),
         (["--data.include", "['chr1:1-40']"], r"window of 65 bases"),
-        (["--data.eval_length", "4000", "--model.max_length", "5000"], r"no window of 4,000"),
+        (["--data.eval-length", "4000", "--model.max-length", "5000"], r"no window of 4,000"),
         (["--data.windows", "tiled", "--stages", "[{length: 9000, steps: 1}]"], r"9,00[01]"),
         (["--resume"], r"no run to resume in .*run"),
         (["--config", "none.yaml"], r"none\.yaml"),
@@ -131,7 +131,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
 def test_a_run_that_cannot_fit_stops_before_its_first_step(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    huge = ["--stages", "[{length: 64, steps: 1}]", "--global_batch", "400000000"]
+    huge = ["--stages", "[{length: 64, steps: 1}]", "--global-batch", "400000000"]
     assert main(["pretrain", "--config", str(recipe), "--dry-run", *huge]) == 2
     assert "GB are available" in capsys.readouterr().err
     assert main(["pretrain", "--config", str(recipe), "--dry-run", "--force", *huge]) == 0
@@ -194,7 +194,7 @@ def test_printed_config_is_the_resolved_recipe(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["pretrain", "--config", str(recipe), "--optim.lr", "0.5", "--print_config"])
+        main(["pretrain", "--config", str(recipe), "--optim.lr", "0.5", "--print-config"])
     assert ended.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["optim"]["lr"] == 0.5
@@ -208,8 +208,8 @@ def test_other_windows_and_objectives_run(recipe: Path, tmp_path: Path) -> None:
     common = ["pretrain", "--config", str(recipe), "--steps", "2", "--overwrite"]
     published = [
         *("--data.windows", "intervals", "--data.intervals", str(bed), "--data.validation", "[]"),
-        *("--objective.special_tokens", "published", "--objective.count_n_and_padding", "true"),
-        *("--length_rule", "published", "--optim.schedule", "published", "--global_batch", "2"),
+        *("--objective.special-tokens", "published", "--objective.count-n-and-padding"),
+        *("--length-rule", "published", "--optim.schedule", "published", "--global-batch", "2"),
         *("--stages", "[{length: 31, epochs: 2, micro_batch: 2}]"),
     ]
     assert main([*common, *published]) == 0
@@ -234,21 +234,19 @@ def test_a_model_and_an_objective_that_do_not_fit(
 
 def test_other_precision_and_checkpointing_run(recipe: Path) -> None:
     common = ["pretrain", "--config", str(recipe), "--steps", "2", "--overwrite"]
-    assert main([*common, "--precision", "bf16-mixed", "--activation_checkpointing", "true"]) == 0
-    assert (
-        main([*common, "--activation_checkpointing", "true", "--checkpointing_stretch", "2"]) == 0
-    )
+    assert main([*common, "--precision", "bf16-mixed", "--activation-checkpointing"]) == 0
+    assert main([*common, "--activation-checkpointing", "--checkpointing-stretch", "2"]) == 0
 
 
 def test_stretches_need_checkpointing(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["pretrain", "--config", str(recipe), "--checkpointing_stretch", "2"]) != 0
+    assert main(["pretrain", "--config", str(recipe), "--checkpointing-stretch", "2"]) != 0
     assert "checkpointing_stretch needs activation_checkpointing" in capsys.readouterr().err
 
 
 def test_sigterm_ends_with_143(recipe: Path, tmp_path: Path) -> None:
     command = [
         *(sys.executable, "-m", "megabase.cli.main", "pretrain", "--config", str(recipe)),
-        *("--steps", "100000", "--eval_every", "100000", "--checkpoint_every", "100000"),
+        *("--steps", "100000", "--eval-every", "100000", "--checkpoint-every", "100000"),
     ]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -65,12 +65,12 @@ def test_a_picture_of_a_region(table: Path, capsys: pytest.CaptureFixture[str]) 
     command = [
         "prompt", "default", "--train", str(folder / "g.mb"), "--genome.features",
         f"[{folder / 'x.bed'}]", "--genome.length", "16", "--genome.test", "[two]", "--steps", "1",
-        "--prompt.answer", "head", "--global_batch", "2", "--devices.accelerator", "cpu",
+        "--prompt.answer", "head", "--global-batch", "2", "--devices.accelerator", "cpu",
         "--lengths", "0", "1", "--output", str(folder / "run"), "--picture", "two:9-40",
     ]  # fmt: skip
     assert main(command) == 2
-    assert "--picture needs --predictions true" in capsys.readouterr().err
-    assert main([*command, "--predictions", "true"]) == 0
+    assert "--picture needs --predictions" in capsys.readouterr().err
+    assert main([*command, "--predictions"]) == 0
     shown = capsys.readouterr().out
     for name in ("length-0", "length-1"):
         picture = folder / "run" / name / "picture.png"
@@ -93,7 +93,7 @@ def test_a_recipe_of_a_run(table: Path) -> None:
     ("more", "message"),
     [
         (["--prompt.position", "middle"], "prompt.position"),
-        (["--prompt.lenght", "3"], "did you mean 'prompt.length'"),
+        (["--prompt.lenght", "3"], "did you mean '--prompt.length'"),
         (["--prompt.length", "2000"], "leaves no room for a sequence"),
         (["--lengths", "-1"], "must be at least 0"),
     ],

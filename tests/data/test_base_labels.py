@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megabase.data.batches import Draw, LabeledBatches, Padding, Ragged, tokenize
+from megabase.data.batches import Draw, LabeledBatches, Padding, tokenize
 from megabase.data.label_files import read_text
-from megabase.data.labeled import LabeledSequences, label_splits
+from megabase.data.labeled import LabeledSequences, Ragged, label_splits
 from megabase.errors import InputError
 from megabase.genome import alphabet
 

@@ -10,11 +10,12 @@ import polars as pl
 import pytest
 import torch
 
-from megabase.data.batches import Draw, LabeledBatches, Padding, Ragged, tokenize
+from megabase.data.batches import Draw, LabeledBatches, Padding, tokenize
 from megabase.data.label_files import find_splits, read_text
 from megabase.data.labeled import (
     IGNORED,
     LabeledSequences,
+    Ragged,
     label_splits,
     published_split,
     split_rows,

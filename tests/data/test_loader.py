@@ -16,7 +16,7 @@ def load(number: int) -> dict[str, Tensor]:
 
 
 def workers() -> int:
-    return sum(thread.name == "prefetch" for thread in threading.enumerate())
+    return sum(thread.name.startswith("prefetch") for thread in threading.enumerate())
 
 
 def test_batches_come_in_order_and_end() -> None:

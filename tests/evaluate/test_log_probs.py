@@ -178,7 +178,7 @@ def test_models_that_cannot_score_bases_are_refused() -> None:
         language_model_kind(HyenaDNAModel(config))
     with pytest.raises(InputError, match="bidirectional"):
         language_model_kind(hyena(bidirectional="two_sided"))
-    with pytest.raises(InputError, match="words of several"):
+    with pytest.raises(InputError, match="longer than a base"):
         language_model_kind(HyenaDNAForCausalLM(HyenaDNAConfig(vocab_size=100, d_model=16)))
     with pytest.raises(InputError, match="expected ids"):
         token_log_probs(hyena(), torch.tensor([7, 8]))

@@ -95,7 +95,7 @@ CASES = (
     ),
     Case(
         "finetune",
-        "finetune default --train @/train.csv --test @/test.csv --steps 3 --global_batch 8 "
+        "finetune default --train @/train.csv --test @/test.csv --steps 3 --global-batch 8 "
         "--devices.accelerator cpu --output @/tuned",
         ("tuned/result.json",),
     ),
@@ -133,9 +133,9 @@ CASES = (
     Case(
         "pretrain",
         "pretrain --data.genome @/genome.mb --data.validation '[\"chr2:1-200\"]' --data.test "
-        "'[\"chr2:201-400\"]' --model.d_model 8 --model.n_layer 1 --model.overrides "
-        "'{filter_order: 8}' --stages '[{length: 32, micro_batch: 4}]' --global_batch 4 --steps 4 "
-        "--eval_every 2 --log_every 1 --devices.accelerator cpu --devices.devices 1 "
+        "'[\"chr2:201-400\"]' --model.d-model 8 --model.n-layer 1 --model.overrides "
+        "'{filter_order: 8}' --stages '[{length: 32, micro_batch: 4}]' --global-batch 4 --steps 4 "
+        "--eval-every 2 --log-every 1 --devices.accelerator cpu --devices.devices 1 "
         "--devices.threads 1 --output @/pretrained",
         ("pretrained/metrics.jsonl",),
     ),

@@ -155,7 +155,7 @@ def model(path: Path) -> None:
 
 
 def recipe(path: Path) -> None:
-    from megabase.cli.config_errors import check_recipe
+    from megabase.cli.settings_options import check_recipe
 
     check_recipe(str(path))
 

@@ -173,7 +173,7 @@ def raw_programs(marker: Path) -> dict[str, tuple[bytes, str]]:
         # A record is not a function.
         "call a record": (
             start + stack_global("omegaconf.x", "Y") + pickle.EMPTY_TUPLE + pickle.REDUCE
-            + pickle.EMPTY_TUPLE + pickle.REDUCE + b".", "which is no class"),
+            + pickle.EMPTY_TUPLE + pickle.REDUCE + b".", "which is not a class"),
     }  # fmt: skip
 
 
@@ -325,7 +325,7 @@ def test_folders(tmp_path: Path) -> None:
     assert set(weights.tensors) == {"a", "b"}
     assert weights.config == {"d_model": 1}
     index.write_text('{"weight_map": {"a": "../one.safetensors"}}')
-    with pytest.raises(CheckpointError, match="not beside it"):
+    with pytest.raises(CheckpointError, match="not next to it"):
         read_weights(tmp_path)
 
 

@@ -277,7 +277,7 @@ def test_pickled_weights_of_a_folder_meet_the_restricted_reader(tmp_path: Path) 
         "x" * 999 + ".bin",
     ):
         (path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"w": place}}))
-        with pytest.raises(CheckpointError, match="not beside it"):
+        with pytest.raises(CheckpointError, match="not next to it"):
             load_model(path)
 
 

@@ -59,8 +59,8 @@ def test_from_a_genome_to_called_stretches(
     assert main([
         "prompt", model, "--train", store, "--genome.features", json.dumps([features]),
         "--genome.test", "[b]", "--genome.length", "64", "--prompt.answer", "head",
-        "--prompt.length", str(VECTORS), "--head.strand_average", "true", "--predictions", "true",
-        "--epochs", "12", "--global_batch", "8", "--optim.lr", "0.03",
+        "--prompt.length", str(VECTORS), "--head.strand-average", "--predictions",
+        "--epochs", "12", "--global-batch", "8", "--optim.lr", "0.03",
         "--devices.accelerator", "cpu", "--devices.devices", "1", "--output", str(run),
     ]) == 0  # fmt: skip
 

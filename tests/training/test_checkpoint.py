@@ -14,7 +14,7 @@ import torch
 
 from megabase.errors import RunError
 from megabase.training import checkpoint as checkpoints
-from megabase.training.schedule import build_optimizer
+from megabase.training.engine import _build_optimizer as build_optimizer
 
 
 def test_tied_and_plain_state_survive(toy: ModuleType, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from torch import nn
 from megabase.errors import NotFiniteError
 from megabase.training import checkpoint as checkpoints
 from megabase.training import engine, evaluation
-from megabase.training.engine import step_seed
+from megabase.training.engine import _step_seed as step_seed
 
 
 def weights(model: nn.Module) -> list[torch.Tensor]:

@@ -2,7 +2,7 @@
 
 SUITE is genomic-benchmarks, nucleotide-transformer, gue, chromatin, species, biotype or table (any
 labelled files). Before training, rows that occur in several splits are counted. The output folder
-gets results.md, results.parquet, summary.parquet, results.html and the run folders. --resume true
+gets results.md, results.parquet, summary.parquet, results.html and the run folders. --resume
 goes on with an interrupted sweep, and adds models, tasks and seeds to a finished one. The word
 collect in place of a suite makes one table of several sweeps (--data A,B --output C). Exit status:
 0 at the end, 2 for an input to mend, 143 or 130 when SIGTERM or SIGINT stopped it after a
@@ -11,53 +11,35 @@ checkpoint was saved.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megabase.benchmarking.config import BenchmarkConfig
-from megabase.cli.config_errors import add_recipe, explain_errors
+from megabase.cli.settings_options import add_settings, settings_of
 from megabase.errors import InputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
     from rich.console import Console
 
-__all__ = ["EXAMPLES", "add_arguments", "run"]
-
+SETTINGS = BenchmarkConfig
+"""What the arguments are made into."""
 EXAMPLES = ("megabase benchmark gue --data GUE --models kmer,default --output runs/gue",)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the suite, the recipe and every field of :class:`BenchmarkConfig`."""
     parser.add_argument("suite", help="name of the suite")
-    add_recipe(parser)
     parser.add_argument("--no-page", action="store_true", help="write no results.html")
-    parser.add_class_arguments(BenchmarkConfig, skip={"suite"})
-    explain_errors(parser, BenchmarkConfig)
-
-
-def config_of(args: Namespace) -> BenchmarkConfig:
-    """Build the configuration from parsed arguments."""
-    from jsonargparse import ArgumentParser
-
-    skipped: set[str | int] = {"suite"}
-    names = {field.name for field in dataclasses.fields(BenchmarkConfig)} - skipped
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(BenchmarkConfig, skip=skipped)
-    values = args.clone()
-    for name in list(vars(values)):
-        if name not in names:
-            values.pop(name)
-    return BenchmarkConfig(suite=args.suite, **vars(parser.instantiate(values)))
+    add_settings(parser, BenchmarkConfig, skip={"suite"})
 
 
 def run(args: Namespace) -> int:
     """Run the verb; give the exit status."""
     if args.suite == "collect":
         return _collect(args)
-    config = config_of(args)
+    config = settings_of(BenchmarkConfig, args)
     from megabase.training.process import keep_freed_memory
 
     keep_freed_memory()
@@ -72,7 +54,7 @@ def run(args: Namespace) -> int:
         run_benchmark(config, console=console, done=lambda: _write(config, output, order))
     except Stopped as stop:
         console.print(
-            f"stopped by signal {stop.signal}; the same command with --resume true goes on",
+            f"stopped by signal {stop.signal}; the same command with --resume goes on",
             markup=False,
         )
         return 128 + stop.signal
@@ -90,7 +72,7 @@ def _collect(args: Namespace) -> int:
             raise InputError(f"{folder} is no folder of a sweep; name some as --data A,B")
     output = Path(args.output)
     if output.is_dir() and any(output.iterdir()) and not args.overwrite:
-        raise InputError(f"output folder {output} is not empty; add --overwrite true")
+        raise InputError(f"output folder {output} is not empty; add --overwrite")
     output.mkdir(parents=True, exist_ok=True)
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     page = not args.no_page

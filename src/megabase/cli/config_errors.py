@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 import re
 import sys
-import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from megabase.errors import ConfigError
-from megabase.untrusted import YAML_BYTES, parse_yaml, read_text, recognise
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
-
-__all__ = ["add_recipe", "as_typed", "explain_errors", "field_names"]
 
 
 _PATTERNS = (
@@ -35,63 +30,21 @@ _PYTHON_OPTION = re.compile(
 
 
 _SEARCHED = 10_000
+"""Characters that are searched: jsonargparse may quote a whole recipe."""
 _LONGEST = 400
 """Characters of an error in the parser's own words, which quotes the values it was given."""
 
 
-def add_recipe(parser: ArgumentParser) -> None:
-    """Add ``--config``: a YAML file, checked before the parser makes values of it."""
-    from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
-
-    class Recipe(ActionConfigFile):
-        def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
-            check_recipe(values)
-            super().__call__(parser, cfg, values, option_string)
-
-    parser.add_argument("--config", action=Recipe, help="recipe: a YAML file of the fields below")
-
-
-def check_recipe(path: str) -> None:
-    """Check that a recipe is a short YAML table, and names no other recipe.
-
-    Raises
-    ------
-    ConfigError
-        Naming the file and what it is instead; nothing of its content is quoted at length.
-    """
-    text = read_text(path, ConfigError, YAML_BYTES)
-    content = parse_yaml(text, path, ConfigError)
-    if not isinstance(content, dict):
-        what = recognise(path) or f"holds one {type(content).__name__}"
-        raise ConfigError(f"{path} {what}; a recipe holds one NAME: VALUE on each line")
-    if "config" in content:
-        raise ConfigError(f"{path}: there is no field 'config': a recipe cannot name another one")
-
-
-def field_names(config: type, prefix: str = "") -> list[str]:
-    """Give the dotted names of every field of a configuration, tables such as stages included."""
-    names: list[str] = []
-    hints = typing.get_type_hints(config)
-    for field in dataclasses.fields(config):
-        name = prefix + field.name
-        names.append(name)
-        for part in (hints[field.name], *typing.get_args(hints[field.name])):
-            if isinstance(part, type) and dataclasses.is_dataclass(part):
-                names += field_names(part, f"{name}.")
-    return names
-
-
-def explain_errors(parser: ArgumentParser, config: type | None = None) -> None:
+def explain_errors(parser: ArgumentParser, names: Sequence[str] = ()) -> None:
     """Make a parser raise :class:`ConfigError`, in one line, in place of usage and exit.
 
     Parameters
     ----------
     parser
         Parser of a verb.
-    config
-        Configuration dataclass whose fields a misspelt name is compared with.
+    names
+        Fields of a recipe, which a misspelled name is compared with.
     """
-    names = [] if config is None else field_names(config)
 
     def error(message: str, ex: Exception | None = None) -> NoReturn:
         raise ConfigError(_explain(message, parser, names)) from ex
@@ -121,7 +74,7 @@ def _actions(parser: ArgumentParser) -> Iterator[argparse.Action]:
 def _typed(action: argparse.Action) -> str:
     """Write an argument as it is typed: --output, FILE."""
     if action.option_strings:
-        return max(action.option_strings, key=len)
+        return next((o for o in action.option_strings if o[:2] == "--"), action.option_strings[0])
     name = action.metavar or action.dest.upper()
     return name if isinstance(name, str) else name[0]
 
@@ -133,11 +86,11 @@ def _written(parser: ArgumentParser, dest: str) -> str:
     return f"--{dest}"
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def _explain(message: str, parser: ArgumentParser, names: list[str]) -> str:
+def _explain(message: str, parser: ArgumentParser, names: Sequence[str]) -> str:
     text = " ".join(message[:_SEARCHED].split()).removeprefix("error: ")
     program = " ".join(parser.prog.split()[:2])
     help_hint = f"{program} --help lists what it takes"
@@ -151,7 +104,7 @@ def _explain(message: str, parser: ArgumentParser, names: list[str]) -> str:
         groups: dict[str, Any] = match.groupdict()
         parent = groups.get("group") or (key.group(1) if key else "")
         full = f"{parent}.{found}" if parent and not found.startswith(f"{parent}.") else found
-        if names:
+        if names and "rguments" not in match[0]:
             plain = [name for name in switches if "." not in name]
             return f"there is no field {full!r}{_nearest(full, [*names, *plain])}"
         near = _nearest(full, switches, "--")
@@ -167,7 +120,8 @@ def _explain(message: str, parser: ArgumentParser, names: list[str]) -> str:
         recipe = " (as flags or in the recipe of --config)" if names else ""
         return f"{_listed(missing)} {verb} missing{recipe}; {help_hint}"
     if match := re.search(r'[Kk]ey "([\w.]+)" is required', text):
-        return f"{match.group(1)} is missing; give it in the recipe or as --{match.group(1)}"
+        name = match.group(1)
+        return f"{name} is missing; give it in the recipe or as {_written(parser, name)}"
     if match := re.search(r'expected "\w+" to be one of \{([\w,]+)\}', text):
         return f"name what to do: {', '.join(match.group(1).split(','))}; {help_hint}"
     if match := re.search(r"argument (\S+): expected (?:one|at least one) argument", text):
@@ -224,7 +178,7 @@ def as_typed(message: str, parser: ArgumentParser) -> str:
             return match[0]
         if action.nargs == 0 or value == "..." or not action.option_strings:
             return _typed(action)
-        return f"{_typed(action)} {value.strip(chr(39)).replace('True', 'true')}"
+        return f"{_typed(action)} {value.strip(chr(39))}"
 
     def drop(match: re.Match[str]) -> str:
         inner = _PYTHON_OPTION.fullmatch(match[1])

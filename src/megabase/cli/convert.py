@@ -31,7 +31,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("destination", metavar="DST", help="model folder to write")
     parser.add_argument(
         "--config", default=None, type=str, metavar="FILE",
-        help="config.json to use instead of the one beside the weights",
+        help="config.json to use instead of the one next to the weights",
     )  # fmt: skip
     parser.add_argument(
         "--window-shift", default=None, type=float, metavar="NUMBER",
@@ -41,7 +41,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--longest", default=None, type=int, metavar="POSITIONS",
         help="give a trained HyenaDNA room for longer inputs: SRC is a model folder, a run folder "
-        "or `default`; what it says of inputs it could take before stays the same",
+        "or `default`; outputs for inputs that it could take before stay the same",
     )  # fmt: skip
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an earlier model folder of this name"
@@ -49,7 +49,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Convert; say what was made and what was decided."""
+    """Convert; report what was made and what was decided."""
     from rich.console import Console
 
     from megabase.models.checkpoints.convert import convert_checkpoint, lengthen_model

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
+# Shown by --help.
 EXAMPLES = (
     "megabase genome build hg38.fa.gz -o hg38.mb",
     "megabase genome info hg38.mb",
 )
 
-_SHOWN_CONTIGS = 50
+_SHOWN_CONTIGS = 50  # a screenful; an assembly may have a million
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Say what a model is, what it takes and what it needs; or list the published shapes.
+"""Describe a model, its inputs and the memory it needs; or list the published shapes.
 
 The memory is an estimate for float32 on a CPU, meant to be right within a third.
 """
@@ -14,19 +14,20 @@ if TYPE_CHECKING:
 
     from megabase.models.describe import ModelDescription
 
-__all__ = ["EXAMPLES", "add_arguments", "run"]
-
 EXAMPLES = (
     "megabase info",
     "megabase info runs/mine --length 1024 --batch 32",
     "megabase info --presets",
 )
+"""Shown under the help text."""
 
 _SHOWN_LABELS = 10
-# Measured on HyenaDNA in float32 without gradients: values alive at the peak, per position and unit
-# of width (14 at 4 x 65,536 tokens), and a process that has imported torch and transformers.
+"""Classes that are listed: a line or two; JSON has all of them."""
 _SCORING_VALUES = 14
+"""Values alive at the peak, per position and unit of width: measured on HyenaDNA in float32 without
+gradients, at 4 x 65,536 tokens."""
 _PROCESS_BYTES = 500_000_000
+"""Of a process that has imported torch and transformers: measured."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -73,7 +74,7 @@ def run(args: Namespace) -> int:
 
 
 def _memory(model: ModelDescription, length: int | None, batch: int) -> dict[str, int] | None:
-    """Estimate bytes for scoring and for a training step; None where the formula says nothing."""
+    """Estimate bytes for scoring and for a training step; None where the formula does not apply."""
     if model.layers is None or model.width is None or length is None:
         return None
     from megabase.models.describe import TrainingStep

@@ -172,6 +172,8 @@ def _dispatch(arguments: list[str]) -> int:
     try:
         with terminable():
             args = parser.parse_args(arguments[1:])
+            if hasattr(module, "SETTINGS"):
+                args = parser.instantiate(args)
             progress.quiet = args.quiet
             status = module.run(args)
     except MegabaseError as error:
@@ -196,6 +198,7 @@ def build_parser(verb: str) -> tuple[ArgumentParser, ModuleType]:
         epilog=examples_text(getattr(module, "EXAMPLES", ())),
         formatter_class=HelpFormatter,
         allow_abbrev=False,
+        print_config="--print-config",
     )
     module.add_arguments(parser)
     group = parser.add_argument_group("for every verb")

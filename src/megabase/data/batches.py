@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megabase.data.hashing import derive_key, draw_bits, unit_float
-from megabase.data.labeled import IGNORED, LabeledSequences
+from megabase.data.labeled import IGNORED, LabeledSequences, Ragged
 from megabase.data.vocabulary import PAD_ID, SEP_ID, text_to_ids
 from megabase.errors import InputError, TruncationWarning, warn
 from megabase.genome import alphabet
@@ -29,62 +29,30 @@ _POOL = 50
 _Ints = npt.NDArray[np.int64]
 
 
-class Ragged(NamedTuple):
-    """Arrays of different lengths in one buffer; row i is ``values[offsets[i]:offsets[i + 1]]``."""
-
-    values: npt.NDArray[Any]
-    offsets: _Ints
-
-    @property
-    def lengths(self) -> _Ints:
-        """Values of each row."""
-        return np.diff(self.offsets)
-
-    def row(self, index: int) -> npt.NDArray[Any]:
-        """Give the values of a row."""
-        return self.values[self.offsets[index] : self.offsets[index + 1]]
-
-
 class Padding(NamedTuple):
-    """How rows of different lengths are made equal.
-
-    Parameters
-    ----------
-    token
-        Token that fills shorter rows.
-    left
-        Whether it goes before the sequence and not after it.
-    full
-        Pad to the requested length, as published, instead of the longest row of the batch.
-    """
+    """How rows of different lengths are made equal."""
 
     token: int
+    """Token that fills shorter rows."""
     left: bool = False
+    """Whether it goes before the sequence and not after it."""
     full: bool = False
+    """Pad to the requested length, as published, instead of the longest row of the batch."""
 
 
 class Draw(NamedTuple):
-    """What is drawn at random for every epoch.
-
-    Parameters
-    ----------
-    seed
-        Decides the order of every epoch, the strands and the segments.
-    shuffle
-        False: index i is row i.
-    block
-        Sequences of a step. Rows of a block have similar lengths when lengths differ.
-    reverse_probability
-        Chance that a row is read as its reverse complement.
-    crop
-        Share of every row that is read, in (0, 1]: a segment at a random position.
-    """
+    """What is drawn at random for every epoch."""
 
     seed: int = 0
+    """Decides the order of every epoch, the strands and the segments."""
     shuffle: bool = True
+    """False: index i is row i."""
     block: int = 1
+    """Sequences of a step. Rows of a block have similar lengths when lengths differ."""
     reverse_probability: float = 0.0
+    """Chance that a row is read as its reverse complement."""
     crop: float = 1.0
+    """Share of every row that is read, in (0, 1]: a segment at a random position."""
 
 
 def tokenize(
@@ -100,10 +68,8 @@ def tokenize(
 
     Parameters
     ----------
-    sequences
-        What to encode.
-    encode
-        From base codes (length,) to token ids.
+    sequences, encode
+        What to encode, and how.
     reverse
         Encode the reverse complement instead.
     max_bases, max_tokens
@@ -146,17 +112,11 @@ def tokenize(
             f"{cut:,} of {len(rows):,} sequences of {sequences.text.source} are cut to {limit}",
             TruncationWarning,
         )
-    ids = np.concatenate(rows) if rows else np.zeros(0, dtype=np.uint8)
-    return Ragged(ids, np.concatenate([[0], np.cumsum(lengths)]))
+    return Ragged.of(rows)
 
 
-def _refuse(
-    sequences: LabeledSequences,
-    lengths: npt.NDArray[np.int64],
-    limit: int,
-    unit: str,
-    what: str,
-) -> None:
+def _refuse(sequences: LabeledSequences, lengths: _Ints, limit: int, unit: str, what: str) -> None:
+    """Raise an InputError about the first sequence above a limit."""
     over = np.flatnonzero(lengths > limit)
     first, longest = int(over[0]), int(lengths.max())
     raise InputError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from megabase.data.labeled import IGNORED, LabeledSequences, LabelTable
+from megabase.data.labeled import IGNORED, LabeledSequences, LabelTable, Ragged
 from megabase.data.regions import Regions
 from megabase.errors import InputError, IntervalWarning, NoUsableRowError, warn
 from megabase.genome import alphabet
@@ -515,11 +515,11 @@ def label_windows(
             labels.append(np.where(known, painted[index][low:high], IGNORED).astype(np.int16))
     if not codes:
         raise InputError(f"the regions of {store.path} hold no base with a label")
-    offsets = np.concatenate([[0], np.cumsum([len(window) for window in codes])])
+    values, offsets = Ragged.of(codes)
     text = LabelTable(str(store.path), [], [], ("label",), intervals=tuple(intervals))
     return LabeledSequences(
-        np.concatenate(codes),
-        offsets.astype(np.int64),
+        values,
+        offsets,
         np.concatenate(labels),
         "nucleotides",
         features.classes,

@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,32 @@ _UNKNOWN = "."  # as in BED and VCF
 _MOST_CLASSES = int(np.iinfo(np.int16).max)  # nucleotide labels are int16
 
 _Rows = npt.NDArray[np.int64]
+
+
+class Ragged(NamedTuple):
+    """Arrays of different lengths in one buffer; row i is ``values[offsets[i]:offsets[i + 1]]``."""
+
+    values: npt.NDArray[Any]
+    offsets: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike = np.uint8) -> Ragged:
+        """Join arrays; without any, an empty one of this type."""
+        values = np.concatenate(rows) if rows else np.zeros(0, dtype=dtype)
+        return cls(values, np.cumsum([0, *map(len, rows)], dtype=np.int64))
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Values of each row."""
+        return np.diff(self.offsets)
+
+    def row(self, index: int) -> npt.NDArray[Any]:
+        """Give the values of a row."""
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Ragged:
+        """Give some of the rows, in the given order."""
+        return Ragged.of([self.row(int(i)) for i in rows], self.values.dtype)
 
 
 @dataclass(frozen=True)
@@ -141,13 +167,9 @@ class LabeledSequences:
 
     def take(self, indices: npt.NDArray[np.int64]) -> LabeledSequences:
         """Give some of the sequences, in the given order."""
-        lengths = self.lengths[indices]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        pieces = [self.sequence(int(i)) for i in indices]
-        codes = np.concatenate(pieces) if pieces else self.codes[:0]
+        codes, offsets = Ragged(self.codes, self.offsets).take(indices)
         if self.kind == "nucleotides":
-            parts = [self.labels[self.offsets[i] : self.offsets[i + 1]] for i in indices]
-            labels = np.concatenate(parts) if parts else self.labels[:0]
+            labels = Ragged(self.labels, self.offsets).take(indices).values
         else:
             labels = self.labels[indices]
         return replace(self, codes=codes, offsets=offsets, labels=labels, rows=self.rows[indices])
@@ -177,22 +199,17 @@ def label_splits(
     Parameters
     ----------
     texts
-        Split name to rows; ``train`` must be there.
+        Examples by split; ``train`` must be there.
     kind
-        What the labels are. ``auto``: several columns, or cells of several 0s and 1s divided by
+        What the labels are. ``auto``: several columns, or cells of several 0s and 1s separated by
         blanks, commas or semicolons, are yes-or-no labels; numbers with a fraction are numbers;
-        everything else are class names. Labels of nucleotides are never guessed.
-
-    Returns
-    -------
-    dict
-        Split name to sequences.
+        anything else is a class name. Labels of nucleotides are never guessed.
 
     Raises
     ------
     InputError
-        With file and row: for letters that are no DNA, a label that no training row has, a label of
-        the wrong form, training rows of fewer than two classes, or splits with other columns.
+        With file and row: for letters that are not DNA, a label that no training example has or of
+        the wrong form, training examples of fewer than two classes, or splits with other columns.
     """
     train = texts["train"]
     found = _guess(train) if kind == "auto" else kind
@@ -225,8 +242,7 @@ def _number_of(cell: str) -> float | None:
     try:
         return float(cell)
     except ValueError:
-        lowered = cell.lower()
-        return {"true": 1.0, "false": 0.0}.get(lowered)
+        return {"true": 1.0, "false": 0.0}.get(cell.lower())
 
 
 def _class_names(train: LabelTable, kind: Kind) -> tuple[str, ...]:
@@ -314,7 +330,7 @@ def _nucleotide_numbers(text: LabelTable, classes: Sequence[str]) -> npt.NDArray
                 f"are {_shown(classes)})"
             ) from None
         parts.append(np.array(found, dtype=np.int16))
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int16)
+    return Ragged.of(parts, np.int16).values
 
 
 def _symbols(cell: str) -> Sequence[str]:
@@ -370,8 +386,7 @@ def _floats(text: LabelTable, kind: Kind, classes: tuple[str, ...]) -> npt.NDArr
 
 
 def _encode(text: LabelTable) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    lengths = [len(letters) for letters in text.sequences]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    offsets = np.cumsum([0, *map(len, text.sequences)], dtype=np.int64)
     ambiguous: Counter[str] = Counter()
     try:
         codes = alphabet.encode("".join(text.sequences), ambiguous)

@@ -68,18 +68,13 @@ class Regions:
     """A set of positions on the contigs of one genome, as sorted, disjoint, non-touching intervals.
 
     Build it with :meth:`of`, which sorts and merges; the fields are read-only facts.
-
-    Parameters
-    ----------
-    contig
-        int32 (n,): index of the contig in the order of the genome store.
-    start, end
-        int64 (n,): 0-based half-open.
     """
 
     contig: npt.NDArray[np.int32]
+    """int32 (n,): index of the contig in the order of the genome store."""
     start: _Ints
     end: _Ints
+    """int64 (n,): 0-based half-open."""
 
     @classmethod
     def of(

@@ -26,7 +26,7 @@ SEP_ID, MASK_ID, PAD_ID, UNKNOWN_ID, N_ID = 1, 3, 4, 6, 11
 LOGIT_COLUMNS = 16
 """Rows of the embedding and columns of the logits: 12 tokens padded to a multiple of 8."""
 COMPLEMENT_TOKEN_IDS: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 10, 9, 8, 7, 11, 12, 13, 14, 15)
-"""Token id of the complement of every id 0-15: A and T, C and G change places."""
+"""Token id of the complement of every id 0-15: A and T, C and G swap."""
 SPECIAL_TOKEN_HABITS: dict[str, str] = {
     "hyenadna": "eos",  # SEP appended: the training repository and the -hf repositories, Caduceus
     "standalone": "cls_sep",  # CLS before, SEP after: the standalone file and the notebook
@@ -72,19 +72,10 @@ def letter_table(case_sensitive: bool = False, iupac: str = "n") -> bytes:
 
 
 def text_to_ids(text: str, *, case_sensitive: bool = False) -> npt.NDArray[np.int64]:
-    """Look letters up as token ids; everything but A, C, G, T, N is unknown (6).
+    """Look letters up as token ids, int64 (len(text),).
 
-    Parameters
-    ----------
-    text
-        Any text.
-    case_sensitive
-        Take lower case as unknown; published in HyenaDNA, not in Caduceus.
-
-    Returns
-    -------
-    numpy.ndarray
-        int64 (len(text),).
+    Everything but A, C, G, T, N is unknown (6); so is lower case when it is `case_sensitive`, which
+    is published in HyenaDNA, not in Caduceus.
     """
     table = letter_table(case_sensitive, "unk")
     ids = text.encode("latin-1", "replace").translate(table)

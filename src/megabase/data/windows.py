@@ -36,28 +36,20 @@ _NCounter = Callable[[npt.NDArray[np.int32], _Ints, int], _Ints]
 
 
 class WindowBatch(NamedTuple):
-    """Windows of one length.
-
-    Parameters
-    ----------
-    contig
-        int32 (n,): index of the contig in the genome store.
-    start
-        int64 (n,): first position, 0-based; may be negative, positions off the contig are padding.
-    length
-        Bases in each window, with the extra ones.
-    reverse
-        bool (n,): read the window as its reverse complement.
-    lower, upper
-        int64 (n,) or None: only positions in [lower, upper) are read, the others are padding.
-    """
+    """Windows of one length."""
 
     contig: npt.NDArray[np.int32]
+    """int32 (n,): index of the contig in the genome store."""
     start: _Ints
+    """int64 (n,): first position, 0-based; may be negative, positions off the contig are
+    padding."""
     length: int
+    """Bases in each window, with the extra ones."""
     reverse: npt.NDArray[np.bool_]
+    """bool (n,): read the window as its reverse complement."""
     lower: _Ints | None = None
     upper: _Ints | None = None
+    """int64 (n,) or None: only positions in [lower, upper) are read, the others are padding."""
 
 
 class WindowSource(ABC):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +22,9 @@ from megabase.genome.files import lacks_bgzip_end
 __all__ = ["Bases", "Header", "read_fasta"]
 
 CHUNK_BYTES = 1 << 20  # fits the second-level cache: faster than larger parts
-_LONGEST_HEADER = 1 << 20
-_WHITESPACE = b"\n\r \t"
-_INVALID = 0xFF
+_LONGEST_HEADER = 1 << 20  # ten thousand times the longest known; a file without line ends has more
+_WHITESPACE = b"\n\r \t"  # dropped from lines of bases
+_INVALID = 0xFF  # what the table of letters gives for other characters
 _OTHER_FORMATS = {
     b"BZh": "bzip2: decompress it first (bunzip2)",
     b"\xfd7zXZ\x00": "xz: decompress it first (unxz)",
@@ -43,6 +42,7 @@ _OTHER_FORMATS = {
     b"<!DOCTYPE html": "an HTML page: download the file itself from its direct address",
     b"<html": "an HTML page: download the file itself from its direct address",
 }
+"""First bytes of what people give by mistake, and what to do."""
 
 # While a file is read, each IUPAC letter is a mark of its own, above all codes, so that one look at
 # the largest byte of a part tells whether there is anything to count or to refuse.
@@ -62,19 +62,8 @@ def _marking_tables() -> tuple[bytes, bytes]:
 _MARK, _UNMARK = _marking_tables()
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """A header line of a FASTA file.
-
-    Parameters
-    ----------
-    name
-        First word after ``>``.
-    description
-        The rest of the line.
-    line
-        Its 1-based line number.
-    """
+class Header(NamedTuple):
+    """First word of a FASTA header line, the rest of it, and its 1-based line number."""
 
     name: str
     description: str
@@ -82,11 +71,7 @@ class Header:
 
 
 class Bases(NamedTuple):
-    """Some consecutive bases of the contig whose header came last.
-
-    ``codes`` holds one byte for each base; ``ambiguous`` counts the IUPAC letters, by letter, that
-    were turned into N among them.
-    """
+    """Codes of consecutive bases of the last header's contig, and counts of letters read as N."""
 
     codes: bytes
     ambiguous: dict[str, int]
@@ -162,8 +147,8 @@ def read_fasta(
     ------
     GenomeError
         When the file is missing, unreadable, empty, cut short, has no header line, a contig
-        without a name or without bases, or a character that is no IUPAC letter; the message names
-        the file, the line and the contig.
+        without a name or bases, or a character that is not an IUPAC letter; the message names the
+        file, the line and the contig.
     """
     source = _Source(Path(path))
     try:

@@ -60,67 +60,44 @@ _CHECK_BYTES = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Contig:
-    """One sequence of a genome, as a store describes it.
-
-    Parameters
-    ----------
-    name
-        First word of the FASTA header.
-    length
-        Number of bases.
-    offset
-        Index of its first code among the codes of the whole store.
-    sha256
-        Hexadecimal sha256 of its codes, soft-mask bits included.
-    description
-        Rest of the FASTA header.
-    source
-        Name of the file that it was read from.
-    n_count
-        Number of bases that are N in the store, those counted by ``iupac_count`` included.
-    iupac_count
-        Number of other IUPAC letters that were turned into N.
-    soft_masked_count
-        Number of bases written in lower case.
-    """
+    """One sequence of a genome, as a store describes it."""
 
     name: str
+    """First word of the FASTA header."""
     length: int
+    """Number of bases."""
     offset: int
+    """Index of its first code among the codes of the whole store."""
     sha256: str
+    """Hexadecimal sha256 of its codes, soft-mask bits included."""
     description: str = ""
+    """Rest of the FASTA header."""
     source: str = ""
+    """Name of the file that it was read from."""
     n_count: int = 0
+    """Number of bases that are N in the store, those counted by ``iupac_count`` included."""
     iupac_count: int = 0
+    """Number of other IUPAC letters that were turned into N."""
     soft_masked_count: int = 0
+    """Number of bases written in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What a store records about itself.
-
-    Parameters
-    ----------
-    name
-        Name of the genome.
-    contigs
-        The contigs, in the order of the sources.
-    sources
-        Names of the files that were read.
-    iupac_letters
-        How often each IUPAC letter (upper case) was turned into N.
-    checksum
-        sha256 over names, lengths and checksums of the contigs.
-    created_by
-        Program and version that wrote the store.
-    """
+    """What a store records about itself."""
 
     name: str
+    """Name of the genome."""
     contigs: tuple[Contig, ...]
+    """The contigs, in the order of the sources."""
     sources: tuple[str, ...]
+    """Names of the files that were read."""
     iupac_letters: dict[str, int]
+    """How often each IUPAC letter (upper case) was turned into N."""
     checksum: str
+    """sha256 over names, lengths and checksums of the contigs."""
     created_by: str
+    """Program and version that wrote the store."""
 
     def to_bytes(self) -> bytes:
         """JSON in UTF-8; the same metadata always gives the same bytes."""

@@ -37,11 +37,10 @@ _VARIANT = re.compile(
 
 
 def zero_based(position: _Number) -> _Number:
-    """0-based index of a 1-based position.
+    """0-based index of a 1-based position: an integer, an array or a polars expression.
 
     The start of a closed 1-based interval (VCF, GFF, ``chr1:1,001-2,000``) converts this way; its
-    end is the same number in half-open 0-based coordinates and needs no conversion. Works on
-    integers, arrays and polars expressions.
+    end is the same number in half-open 0-based coordinates.
     """
     return position - 1
 
@@ -105,17 +104,6 @@ def _contig_name(value: object) -> str:
 class Interval:
     """A segment of a contig, 0-based and half-open.
 
-    Parameters
-    ----------
-    contig
-        Name of the contig.
-    start
-        0-based index of the first base. May be negative: a window that begins before its contig.
-    end
-        0-based index after the last base; greater than ``start``.
-    strand
-        Strand; fetching a ``Strand.REVERSE`` interval gives its reverse complement.
-
     Raises
     ------
     GenomeError
@@ -131,9 +119,13 @@ class Interval:
     """
 
     contig: str
+    """Name of the contig."""
     start: int
+    """0-based index of the first base. May be negative: a window that begins before its contig."""
     end: int
+    """0-based index after the last base; greater than ``start``."""
     strand: Strand = Strand.UNSTRANDED
+    """Fetching a ``Strand.REVERSE`` interval gives its reverse complement."""
 
     def __post_init__(self) -> None:
         _contig_name(self.contig)
@@ -154,13 +146,8 @@ class Interval:
         """Read ``chr1:1,001-2,000``: 1-based, both ends included, commas optional.
 
         A single position (``chr1:1,001``) is an interval of one base. A strand may follow in
-        brackets: ``chr1:1,001-2,000(-)``. The name of the contig may stand in braces, which tells
-        where it ends: ``{HLA-A*01:01}:1-100``.
-
-        Raises
-        ------
-        GenomeError
-            When the text has another form, or describes no base.
+        parentheses: ``chr1:1,001-2,000(-)``. Braces around the name of the contig show where it
+        ends: ``{HLA-A*01:01}:1-100``. Any other text is a GenomeError.
         """
         match = _INTERVAL.fullmatch(text.strip())
         if match is None:
@@ -210,11 +197,11 @@ class Interval:
         return replace(self, start=self.start + offset, end=self.end + offset)
 
     def overlaps(self, other: Interval) -> bool:
-        """Whether the two share at least one base; strands are not looked at."""
+        """Whether the two share at least one base, on either strand."""
         return self.contig == other.contig and self.start < other.end and other.start < self.end
 
     def contains(self, other: Interval) -> bool:
-        """Whether every base of ``other`` lies in this interval; strands are not looked at."""
+        """Whether every base of ``other`` lies in this interval, on either strand."""
         return self.contig == other.contig and self.start <= other.start and other.end <= self.end
 
     def __str__(self) -> str:
@@ -224,18 +211,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Variant:
-    """A replacement of reference bases by others, on the forward strand.
-
-    Parameters
-    ----------
-    contig
-        Name of the contig.
-    position
-        0-based index of the first reference base (the VCF column POS minus one).
-    ref
-        Reference bases, one or more of A, C, G, T, N; stored in upper case.
-    alt
-        Bases in their place, one or more; stored in upper case.
+    """A substitution, insertion or deletion of bases, on the forward strand.
 
     Raises
     ------
@@ -251,9 +227,12 @@ class Variant:
     """
 
     contig: str
+    """Name of the contig."""
     position: int
+    """0-based index of the first reference base (the VCF column POS minus one)."""
     ref: str
     alt: str
+    """Reference bases and their replacement, one or more of A, C, G, T, N; stored in upper case."""
 
     def __post_init__(self) -> None:
         _contig_name(self.contig)
@@ -277,10 +256,7 @@ class Variant:
     def parse(cls, text: str) -> Self:
         """Read ``chr1:1,001:A>G`` or ``chr1-1001-A-G``; the position is 1-based, as in VCF.
 
-        Raises
-        ------
-        GenomeError
-            When the text has another form.
+        Any other text is a GenomeError.
         """
         match = _VARIANT.fullmatch(text.strip())
         if match is None or int(match["position"].replace(",", "")) < 1:

@@ -29,7 +29,7 @@ _GATHER_BYTES = 1 << 18
 
 
 class GenomeStore:
-    """A genome in a store file, ready to be fetched from.
+    """A genome in a store file.
 
     Opening reads its contig table and maps the file; :meth:`build` makes one from FASTA.
 
@@ -136,15 +136,8 @@ class GenomeStore:
     def contig_index(self, name: str) -> int:
         """Index of a contig in :attr:`contigs`, found by name or by alias.
 
-        Raises
-        ------
-        UnknownContigError
-            When there is no such contig; the message names the nearest ones.
-
-        Warns
-        -----
-        ContigAliasWarning
-            Once for each alias used (:func:`megabase.genome.interval.contig_aliases`).
+        An alias (:func:`~megabase.genome.interval.contig_aliases`) warns once
+        (ContigAliasWarning); an UnknownContigError names the nearest contigs.
         """
         index = self._index.get(name)
         if index is None:
@@ -244,10 +237,8 @@ class GenomeStore:
 
         Raises
         ------
-        GenomeError
-            When the interval reaches outside its contig and ``pad`` is ``"error"``.
-        UnknownContigError
-            When there is no such contig.
+        GenomeError, UnknownContigError
+            When the interval reaches outside its contig (and is not padded), or has none.
         """
         if pad not in ("error", "pad", "n"):
             raise GenomeError(f"pad must be 'error', 'pad' or 'n', found {pad!r}")

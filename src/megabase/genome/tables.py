@@ -79,7 +79,7 @@ class _RowSource:
     def refuse(
         self, frame: pl.DataFrame, wrong: pl.Expr, describe: Callable[[dict[str, Any]], str]
     ) -> None:
-        """Raise a InputError about the first row where ``wrong`` holds."""
+        """Raise an InputError about the first row where ``wrong`` holds."""
         row = frame.filter(wrong).head(1)
         if row.height:
             found = row.row(0, named=True)
@@ -350,12 +350,7 @@ def read_gff(
     Raises
     ------
     InputError, UnknownContigError
-        As for :func:`read_bed`.
-
-    Warns
-    -----
-    LeftOutWarning
-        As for :func:`read_bed`.
+        As for :func:`read_bed`, which also describes the warning.
     """
     source = _RowSource(Path(path))
     numbers, texts, circular = [], [], set[str]()
@@ -495,16 +490,13 @@ def write_bed(frame: pl.DataFrame, path: str | Path, overwrite: bool = False) ->
     ----------
     frame
         Columns contig, start, end (0-based half-open) and, if there, name, score and strand; a
-        column that a later one needs before it is filled (name ``.``, score 0). Other columns are
-        not written.
-    path
-        The file; complete or not there at all.
-    overwrite
-        Replace a file that exists.
+        column that a later one needs before it is filled (name ``.``, score 0).
+    path, overwrite
+        As for :func:`megabase.genome.files.atomic_file`.
 
     Raises
     ------
-    InputError
+    InputError, OutputError
         When a column is missing, or the file exists or cannot be written.
     """
     missing = [name for name in _BED6[:3] if name not in frame.columns]

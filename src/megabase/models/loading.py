@@ -133,7 +133,7 @@ def load(
         ``language``: it must give probabilities to single bases; a module then need not be of
         megabase, if it takes ``input_ids``.
     prompt
-        Folder of a soft prompt for this model; the model then answers as the prompt says.
+        Folder of a soft prompt for this model; the model then gives the prompt's answers.
     device, dtype
         Where a loaded model goes, and the type of its weights; the CPU and float32 when None.
 
@@ -258,8 +258,8 @@ def language_model_kind(model: nn.Module) -> Literal["causal", "masked"]:
     size = getattr(config, "vocab_size", None) or 0
     if size > LOGIT_COLUMNS:
         raise InputError(
-            f"{name} has a vocabulary of {size:,} tokens: it reads words of several "
-            "bases, and gives no probability to single ones; use a model of characters"
+            f"{name} has a vocabulary of {size:,} tokens: its tokens are longer "
+            "than a base, so it gives no probability to single bases; use a character-level model"
         )
     if name.endswith("ForMaskedLM"):
         return "masked"

@@ -26,32 +26,23 @@ Batch = dict[str, Tensor]
 
 
 class Output(NamedTuple):
-    """Sums over a batch.
-
-    Parameters
-    ----------
-    loss_sum
-        0-d float32: weighted sum of the losses of all targets, in nats; carries the gradient.
-    count
-        0-d float32: sum of the weights of the targets.
-    metrics
-        0-d float32 sums without gradient, to be added over batches: ``targets`` (known targets)
-        and, except for regression, ``correct``. Language models also give ``nll`` (unweighted
-        negative log-likelihood over all logit columns), ``acgt_targets`` and ``acgt_nll``: the
-        same over targets A, C, G, T with the probabilities renormalized over these four.
-    outputs
-        Of labels: float32 (n, K) or (n, length, K) logits or numbers, averaged over the strands,
-        without gradient.
-    table
-        Of nucleotide labels, when requested: int64 (size,) counts
-        (:func:`megabase.objectives.nucleotides.count_table`).
-    """
+    """Sums over a batch."""
 
     loss_sum: Tensor
+    """0-d float32: weighted sum of the losses of all targets, in nats; carries the gradient."""
     count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
+    """0-d float32: sum of the weights of the targets."""
     metrics: dict[str, Tensor]
+    """0-d float32 sums without gradient, to be added over batches: ``targets`` (known targets) and,
+    except for regression, ``correct``. Language models also give ``nll`` (unweighted negative
+    log-likelihood over all logit columns), ``acgt_targets`` and ``acgt_nll``: the same over targets
+    A, C, G, T with the probabilities renormalized over these four."""
     outputs: Tensor | None = None
+    """Of labels: float32 (n, K) or (n, length, K) logits or numbers, averaged over the strands,
+    without gradient."""
     table: Tensor | None = None
+    """Of nucleotide labels, when requested: int64 (size,) counts
+    (:func:`megabase.objectives.nucleotides.count_table`)."""
 
 
 Objective = Callable[[Any, Batch], Output]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megabase.data.batches import Draw, LabeledBatches, Padding, Ragged, tokenize
+from megabase.data.batches import Draw, LabeledBatches, Padding, tokenize
 from megabase.data.genome_labels import (
     cut_tail,
     divide_rows,
@@ -23,6 +23,7 @@ from megabase.data.label_files import find_splits, read_text
 from megabase.data.labeled import (
     LabeledSequences,
     LabelTable,
+    Ragged,
     label_splits,
     published_split,
     split_rows,

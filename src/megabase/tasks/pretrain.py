@@ -168,7 +168,7 @@ def _check_lengths(config: PretrainConfig, model: PreTrainedModel) -> None:
 
 
 def _objective(spec: ObjectiveConfig) -> Objective:
-    """Build the objective; refuse an option that it does not have."""
+    """Build the objective; a ConfigError for an option that it does not have."""
     make = OBJECTIVES[spec.name]
     given = {
         "soft_mask_weight": spec.soft_mask_weight,

@@ -41,8 +41,9 @@ from megabase.untrusted import build, parsing, read_json, read_text, shown
 SaveModel = Callable[[Path, Mapping[str, torch.Tensor]], None]
 """Writes the model into a folder, given its full state dict on the CPU."""
 
-_STEP = re.compile(r"step-(\d{8,})$")
-_PARTIAL = ".partial-"
+_STEP = re.compile(r"step-(\d{8,})$")  # eight digits sort as text; longer runs still read
+_FOLDER = "checkpoints"  # of a run
+_PARTIAL = ".partial-"  # hidden, and no name of a checkpoint
 _SEPARATOR = "/"  # between a parameter's name and the name of its optimizer value
 
 
@@ -68,14 +69,9 @@ class Progress:
     """Time spent training, over all sessions of the run."""
 
 
-def checkpoints_folder(run: Path) -> Path:
-    """Give the folder of a run that holds its checkpoints."""
-    return run / "checkpoints"
-
-
 def finished_checkpoints(run: Path) -> list[Path]:
     """Give the complete checkpoints of a run, oldest first."""
-    folder = checkpoints_folder(run)
+    folder = run / _FOLDER
     found = [path for path in folder.iterdir() if _STEP.match(path.name)] if folder.is_dir() else []
     return sorted(found, key=_step_of)
 
@@ -118,18 +114,13 @@ def save_checkpoint(
     save_model
         Writes the model in its own format into the given folder.
 
-    Returns
-    -------
-    pathlib.Path
-        The checkpoint.
-
     Raises
     ------
     RunError
         When the disk is full or cannot be written. Earlier checkpoints are untouched, and the
         partial folder is removed.
     """
-    folder = checkpoints_folder(run)
+    folder = run / _FOLDER
     final = folder / f"step-{progress.step:08d}"
     partial = folder / f"{_PARTIAL}{final.name}-{uuid.uuid4().hex[:8]}"
     try:
@@ -281,7 +272,7 @@ def prune(run: Path, keep: int, best_step: int | None) -> None:
 
 def clean_partial(run: Path) -> None:
     """Delete what a killed process left half written."""
-    folder = checkpoints_folder(run)
+    folder = run / _FOLDER
     if folder.is_dir():
         for path in folder.iterdir():
             if path.name.startswith(_PARTIAL):

@@ -34,19 +34,13 @@ from megabase.data.hashing import FIRST, GOLDEN, SECOND, mix_word
 from megabase.data.loader import Prefetcher
 from megabase.errors import NotFiniteError, RunError
 from megabase.objectives.base import Batch, Objective
-from megabase.settings import TrainConfig
+from megabase.settings import OptimConfig, TrainConfig
 from megabase.training import checkpoint as checkpoints
 from megabase.training.evaluation import Batches, EvalSet, evaluate
 from megabase.training.logging import RunLog, perplexity, ratios
 from megabase.training.memory import resident_mb
 from megabase.training.process import StopSignal
-from megabase.training.schedule import (
-    LengthSchedule,
-    StagePoint,
-    build_optimizer,
-    scale_gradients,
-    set_lr,
-)
+from megabase.training.schedule import LengthSchedule, StagePoint, lr_at
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,7 @@ class _StepSums:
     metrics: dict[str, float]
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
+def _step_seed(seed: int, step: int, rank: int) -> int:
     """Mix seed, step and process number into a seed of 63 bits."""
     return mix_word(seed * GOLDEN + step * FIRST + rank * SECOND) >> 1
 
@@ -146,10 +140,10 @@ def fit(
         for step in range(first, total):
             # 1. One step over the global batch.
             point = schedule.at(step)
-            torch.manual_seed(step_seed(config.seed, step, fabric.global_rank))
+            torch.manual_seed(_step_seed(config.seed, step, fabric.global_rank))
             sums = _backward(model, objective, batches, point, fabric, stop.received is not None)
             grad_norm = _clip(model, optimizer, config, fabric)
-            lr = set_lr(optimizer.optimizer, step, config.optim, total)
+            lr = _set_lr(optimizer.optimizer, step, config.optim, total)
             loss = sums.loss / sums.count if sums.count else 0.0
             usable = math.isfinite(loss) and math.isfinite(grad_norm)
             if usable and sums.count:
@@ -222,8 +216,50 @@ def _set_up(
         torch._dynamo.config.recompile_limit = 64  # pyright: ignore[reportAttributeAccessIssue]
         inner = torch.compile(module, dynamic=False)
     model = fabric.setup_module(inner)
-    optimizer: Any = fabric.setup_optimizers(build_optimizer(module, config.optim))
+    optimizer: Any = fabric.setup_optimizers(_build_optimizer(module, config.optim))
     return model, optimizer
+
+
+def _build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Build AdamW over the parameter groups that the module asks for.
+
+    The kernel is fused where every parameter lies on a device that has one. Each group carries
+    ``base_lr``, the highest rate that :func:`_set_lr` scales from.
+    """
+    describe = getattr(module, "parameter_groups", None)
+    if callable(describe):
+        groups: list[dict[str, Any]] = [
+            {key: group[key] for key in ("params", "lr", "weight_decay") if key in group}
+            for group in describe(config.lr, config.weight_decay)  # pyright: ignore[reportGeneralTypeIssues]
+        ]
+    else:
+        groups = [{"params": [p for p in module.parameters() if p.requires_grad]}]
+    groups = [group for group in groups if group["params"]]
+    for group in groups:
+        group["base_lr"] = group.get("lr", config.lr)
+    kinds = {p.device.type for group in groups for p in group["params"]}
+    return torch.optim.AdamW(
+        groups,
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=kinds <= {"cpu", "cuda", "mps"},
+    )
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, step: int, config: OptimConfig, total: int) -> float:
+    """Give every group its learning rate for a step; return the rate of ``config.lr`` itself."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr_at(step, config, total, base_lr=group["base_lr"])
+    return lr_at(step, config, total)
+
+
+def _scale_gradients(module: nn.Module, factor: torch.Tensor) -> None:
+    """Multiply every gradient in place by ``factor``, a tensor without dimensions."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _restore(
@@ -299,7 +335,7 @@ def _backward(
     sums = torch.stack([loss_sum, count, flag, *metrics.values()]).float()
     sums = torch.as_tensor(fabric.all_reduce(sums, reduce_op="sum"))
     # DDP and FSDP give the mean of the processes' gradients: world turns it into their sum.
-    scale_gradients(model, world * nominal / sums[1].clamp(min=1e-12))
+    _scale_gradients(model, world * nominal / sums[1].clamp(min=1e-12))
     # The step's one wait for the device: whether to step is decided on the host.
     values: Sequence[float] = sums.tolist()
     return _StepSums(

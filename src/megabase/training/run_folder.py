@@ -56,18 +56,12 @@ _LONGEST = 80  # characters of a value in a message: about a line of a terminal
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The records of a run, read from its folder without loading a model.
-
-    Parameters
-    ----------
-    path
-        The folder.
-    error
-        Class of the error about a file that is missing or damaged.
-    """
+    """The records of a run, read from its folder without loading a model."""
 
     path: Path
+    """The folder."""
     error: type[MegabaseError] = RunError
+    """Class of the error about a file that is missing or damaged."""
 
     def config(self) -> dict[str, Any]:
         """Read ``config.yaml``."""
@@ -131,23 +125,19 @@ def check_run(config: RunConfig, resolved: str) -> list[str]:
 
     Parameters
     ----------
-    config
-        Settings of the run.
-    resolved
-        The same as YAML, as they would be saved.
+    config, resolved
+        Settings of the run, and the same as YAML, as they would be saved.
 
     Returns
     -------
     list of str
-        What differs from the settings of the run that is resumed, to be told.
+        What differs from the settings of the run that is resumed.
 
     Raises
     ------
-    RunError
-        When the folder is taken, when there is nothing to resume, or when the run was made with
+    RunError, InUseError
+        When the folder is taken or in use, there is nothing to resume, or the run was made with
         settings that cannot change half-way.
-    InUseError
-        When a run that is alive writes it.
     """
     run = Path(config.output)
     Lock(run / LOCK_NAME, run).refuse_used()
@@ -201,13 +191,7 @@ def _check_resume(run: Path, resolved: str) -> list[str]:
 
 
 def changed_settings(before: str, after: str) -> dict[str, str]:
-    """Compare two saved configurations; free settings are left out.
-
-    Returns
-    -------
-    dict
-        As :func:`differences`.
-    """
+    """Compare two saved configurations as :func:`differences` does; free settings are left out."""
     old, new = (parse_yaml(text, "config.yaml", RunError) or {} for text in (before, after))
     with parsing("config.yaml", RunError, "expected the settings of a run"):
         for name in RETIRED:
@@ -218,15 +202,7 @@ def changed_settings(before: str, after: str) -> dict[str, str]:
 
 
 def start_run(config: RunConfig, resolved: str, data: Mapping[str, Any] | None = None) -> Path:
-    """Make the folder ready: cleared if asked, with its records in it. First process only.
-
-    Raises
-    ------
-    RunError
-        When `data` differs from what the run that is resumed was trained on.
-    OutputError
-        When the folder cannot be written.
-    """
+    """Make the folder ready: cleared if requested, with its records in it. First process only."""
     run = Path(config.output)
     if config.resume:
         refuse_changed(run, data or {})
@@ -248,21 +224,19 @@ def start_run(config: RunConfig, resolved: str, data: Mapping[str, Any] | None =
 
 
 def refuse_changed(run: Path, data: Mapping[str, Any], name: str = "data.json") -> None:
-    """Refuse to go on with other inputs: compare all digests that a run recorded.
+    """Refuse to resume with other inputs: compare all checksums that a run recorded.
 
     Parameters
     ----------
-    run
-        Folder of the run.
+    run, name
+        Folder of the run, and file of the record.
     data
         What the run would record now; the values named ``sha256`` are compared.
-    name
-        File of the record.
 
     Raises
     ------
     RunError
-        Naming every input that differs, with both digests.
+        Naming every input that differs, with both checksums.
     """
     if not (run / name).is_file():
         return
@@ -287,17 +261,10 @@ def finished_result(
 
     Parameters
     ----------
-    run
-        Folder of the run.
-    resolved
-        Settings as they would be saved.
+    run, resolved
+        Folder of the run, and its settings as they would be saved.
     data
-        Gives what the run would record of its inputs now.
-
-    Raises
-    ------
-    RunError
-        When the inputs are others now.
+        Gives what the run would record of its inputs now; a RunError when they are others.
     """
     file = run / "result.json"
     saved = run / "config.yaml"
@@ -313,13 +280,7 @@ def finished_result(
 
 @contextlib.contextmanager
 def own_folder(run: Path) -> Iterator[None]:
-    """Be the one job that writes a folder; the processes of a job share it, the first holds it.
-
-    Raises
-    ------
-    InUseError
-        When another job does.
-    """
+    """Be the one job that writes a folder (else InUseError); its first process holds the lock."""
     if any(int(os.environ.get(name) or 0) for name in _RANKS):
         yield
         return
@@ -359,8 +320,8 @@ def started_run(
     Raises
     ------
     RunError, OutputError
-        In all processes, when the folder is taken or in use, or cannot be written, or the inputs
-        are others than before.
+        In all processes, when the folder is taken, in use or cannot be written, or the inputs have
+        changed.
     """
     run = Path(config.output)
     fabric.barrier()  # every process has checked the folder before the first one fills it
@@ -379,12 +340,9 @@ def started_run(
 
 
 def environment() -> dict[str, Any]:
-    """Collect versions, machine facts, devices and, in a git checkout, the commit.
+    """Collect versions, machine facts, devices and, in a git checkout, the commit, as plain values.
 
-    Returns
-    -------
-    dict
-        Plain values, ready for JSON. Nothing personal: no user, no environment variables.
+    Nothing personal is recorded: no user, no environment variables.
     """
     import torch
 
@@ -456,13 +414,7 @@ def _git(folder: Path) -> dict[str, Any] | None:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Compare two records of settings, inputs or checksums.
-
-    Returns
-    -------
-    dict
-        Dotted name of each value that differs -> "name: old then, new now", checksums shortened.
-    """
+    """Compare two records; dotted name of each difference -> "name: old then, new now"."""
     old, new = _flat(before), _flat(now)
     return {
         name: f"{name}: {_short(old.get(name))} then, {_short(new.get(name))} now"

@@ -1,7 +1,6 @@
 """Learning rate, sequence length and position in the data as pure functions of the step.
 
-Schedules hold no state, so there is nothing to save and a run resumes by naming its step. The
-optimizer that follows them is built here too.
+Schedules hold no state, so there is nothing to save and a run resumes by naming its step.
 
 The published rules are those of the HyenaDNA repository (HazyResearch/hyena-dna,
 ``src/callbacks/seqlen_warmup_reload.py``, ``train.py`` and the timm cosine schedule);
@@ -14,10 +13,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import nn
 
 from megabase.errors import ConfigError
 from megabase.settings import OptimConfig, TrainConfig
@@ -67,59 +62,6 @@ def lr_at(step: int, config: OptimConfig, total: int, base_lr: float | None = No
     low = config.min_lr_ratio * peak
     progress = min(1.0, (step - warmup) / max(1, span - warmup))
     return low + 0.5 * (peak - low) * (1 + math.cos(math.pi * progress))
-
-
-def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Build AdamW for a module.
-
-    Parameters
-    ----------
-    module
-        Its method ``parameter_groups(lr, weight_decay)``, when it has one, says which parameters
-        learn at which rate and decay; otherwise all form one group.
-    config
-        Rates, betas, epsilon.
-
-    Returns
-    -------
-    torch.optim.AdamW
-        The fused kernel where every parameter lies on a device that has one. Each group carries
-        ``base_lr``, the highest rate that :func:`set_lr` scales from.
-    """
-    describe = getattr(module, "parameter_groups", None)
-    if callable(describe):
-        groups: list[dict[str, Any]] = [
-            {key: group[key] for key in ("params", "lr", "weight_decay") if key in group}
-            for group in describe(config.lr, config.weight_decay)  # pyright: ignore[reportGeneralTypeIssues]
-        ]
-    else:
-        groups = [{"params": [p for p in module.parameters() if p.requires_grad]}]
-    groups = [group for group in groups if group["params"]]
-    for group in groups:
-        group["base_lr"] = group.get("lr", config.lr)
-    kinds = {p.device.type for group in groups for p in group["params"]}
-    return torch.optim.AdamW(
-        groups,
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=kinds <= {"cpu", "cuda", "mps"},
-    )
-
-
-def set_lr(optimizer: torch.optim.Optimizer, step: int, config: OptimConfig, total: int) -> float:
-    """Give every group its learning rate for a step; return the rate of ``config.lr`` itself."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr_at(step, config, total, base_lr=group["base_lr"])
-    return lr_at(step, config, total)
-
-
-def scale_gradients(module: nn.Module, factor: torch.Tensor) -> None:
-    """Multiply every gradient in place by ``factor``, a tensor without dimensions."""
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    if gradients:
-        torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
 
 
 @dataclass(frozen=True)

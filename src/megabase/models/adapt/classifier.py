@@ -76,7 +76,7 @@ def family_of_start(start: StartConfig, task: str = "sequence-classification") -
     Parameters
     ----------
     start
-        Says which model.
+        Names the model.
     task
         Kind of model that the run needs.
 
@@ -250,15 +250,15 @@ def save_classifier(
 ) -> None:
     """Write weights, configuration with class names and tokenizer into a folder that exists.
 
-    Adapters are folded into the weights; where the settings ask for it, they are written beside
-    them too, with the head.
+    Adapters are folded into the weights; where the settings ask for it, they are written next
+    to them too, with the head.
 
     Parameters
     ----------
     model
         Gives configuration and names.
     tokenizer
-        Saved beside it.
+        Saved with it.
     folder
         Where to.
     state
@@ -293,8 +293,8 @@ def balanced_weights(counts: Mapping[str, int]) -> list[float]:
     empty = [name for name, count in counts.items() if not count]
     if empty:
         raise ConfigError(
-            f"head.class_weights is balanced, but no training row is of the class {empty[0]!r}; "
-            "give the weights as numbers"
+            "head.class_weights is balanced, but no training example is of the class "
+            f"{empty[0]!r}; give the weights as numbers"
         )
     total = sum(counts.values())
     return [total / (len(counts) * count) for count in counts.values()]

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA) through peft: trained beside frozen weights, saved with the head.
+"""Low-rank adapters (LoRA) through peft: trained next to frozen weights, saved with the head.
 
 peft puts the two small matrices of each adapted linear layer in place. Our operators read the
 ``weight`` of a layer directly, so an adapted layer gives the sum, weight + scale * B A, under that
@@ -99,7 +99,7 @@ def add_adapters(model: nn.Module, base: nn.Module, config: LoraConfig) -> None:
     linear = {
         name: module
         for name, module in model.named_modules()
-        # The networks that compute filters are no maps of the sequence's vectors.
+        # The networks that compute filters do not map the sequence's vectors.
         if isinstance(module, nn.Linear) and id(module) in inside and "implicit_filter" not in name
     }
     wanted = [
@@ -225,7 +225,7 @@ def save_adapter(
 
 
 def load_adapter(folder: str | Path, start: str | None = None) -> Any:
-    """Load the model that an adapter was trained beside, with adapter and head in place.
+    """Load the model of an adapter, with adapter and head in place.
 
     Needs no peft: the product is added to the weights.
 
@@ -239,12 +239,12 @@ def load_adapter(folder: str | Path, start: str | None = None) -> Any:
     Returns
     -------
     PreTrainedModel
-        In evaluation mode; it says the same as the merged model of the run.
+        In evaluation mode; its outputs are those of the merged model of the run.
 
     Raises
     ------
     ConfigError
-        When the folder is no adapter, or the model is another one.
+        When the folder is not an adapter, or the model is another one.
     MegabaseError
         When the model cannot be loaded.
     """

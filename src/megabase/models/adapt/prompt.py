@@ -49,18 +49,16 @@ _PAD, _PROMPT, _TOKEN, _END = range(4)
 _NOISE = 0.02
 """Standard deviation of the initial vectors, as published."""
 _LONGEST_BLOCK = 1 << 24
-"""Tokens of a sequence behind solved examples that a file may claim: beyond any model's input."""
+"""Tokens of a sequence behind demonstrations that a file may claim: beyond any model's input."""
 
 
 def label_letters(classes: int) -> str:
-    """Give the letter that stands for each class.
-
-    Two classes are A and N, three A, G and N, as published; four and five go on in the same way.
+    """Give the letter of each class: AN for two and AGN for three, as published.
 
     Raises
     ------
     ModelError
-        For a number of classes that there are no letters for.
+        For another number of classes.
 
     Examples
     --------
@@ -102,11 +100,11 @@ class PromptSpec:
     over: _Over = "sequence"
     """Head for sequences: which positions; the prompt's own, the sequence's, or all."""
     examples: tuple[int, ...] = ()
-    """Label tokens: ids of solved examples between prompt and sequence."""
+    """Label tokens: ids of the demonstrations between prompt and sequence."""
     block: int = 0
-    """With examples: tokens of each sequence, shorter ones padded on the left."""
+    """With demonstrations: tokens of each sequence, shorter ones padded on the left."""
     pad_id: int = 4
-    """With examples: the padding token."""
+    """With demonstrations: the padding token."""
 
     def __post_init__(self) -> None:
         problems: list[str] = []
@@ -125,7 +123,7 @@ class PromptSpec:
         ]
         if self.examples and (self.answer == "head" or self.block < 1 or self.sides[1]):
             problems.append(
-                "solved examples need label tokens, a length, and a prompt that stands before them"
+                "demonstrations need label tokens, a length, and a prompt that stands before them"
             )
         if self.answer == "label_tokens":
             if self.kind != "classes":
@@ -156,7 +154,7 @@ class PromptSpec:
 
 @dataclass
 class PromptedOutput:
-    """What a prompted model says."""
+    """Answers of a prompted model."""
 
     logits: Tensor
     """(n, K), or (n, length, K) for nucleotides. With label tokens these are the log-probabilities
@@ -173,8 +171,8 @@ class PromptedModel(nn.Module):
     ----------
     model
         Of the families in :data:`PROMPTED_FAMILIES`; with a next-token head for label tokens. No
-        weight of it gets a gradient, and it is no part of the state dict, which holds the prompt
-        and the head alone.
+        weight of it gets a gradient, and it is not part of the state dict, which holds the
+        prompt and the head alone.
     spec
         What the prompt is.
     start
@@ -199,7 +197,7 @@ class PromptedModel(nn.Module):
         super().__init__()
         _check_model(model, spec)
         model.requires_grad_(False)
-        # In a tuple it is no submodule: it is neither saved nor synchronised with the prompt.
+        # In a tuple it is not a submodule: it is neither saved nor synchronized with the prompt.
         self._frozen = (model,)
         self.spec = spec
         self.dropout = dropout
@@ -286,7 +284,7 @@ class PromptedModel(nn.Module):
             prompt and sequence, as published.
         positions
             Label tokens only, int64 (n, m): positions in `input_ids` whose next token is the
-            answer. The ids then bring solved examples and separators of their own.
+            answer. The ids then bring demonstrations and separators of their own.
 
         Raises
         ------
@@ -314,21 +312,20 @@ class PromptedModel(nn.Module):
         before, after = self.spec.sides
         if after or self.spec.answer == "head":
             raise ModelError(
-                "solved examples are answered by label tokens, behind a prompt that stands before "
-                "them"
+                "demonstrations are answered by label tokens, behind a prompt before the sequence"
             )
         hidden, _ = self._encode(input_ids, None, closed=False)
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
         return self._letters(hidden[rows, positions + before])
 
     def _behind_examples(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Put the solved examples before sequences that are padded on the left to their length."""
+        """Put the demonstrations before sequences that are padded on the left to their length."""
         spec, (rows, length) = self.spec, input_ids.shape
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         longest = int(real.sum(dim=1).max())
         if longest > spec.block:
             raise ModelError(
-                f"a sequence has {longest:,} tokens, but the prompt's solved examples have "
+                f"a sequence has {longest:,} tokens, but the prompt's demonstrations have "
                 f"{spec.block:,}; cut it"
             )
         order = real.bool().long().argsort(dim=1, stable=True)  # padding first
@@ -432,7 +429,7 @@ def _check_model(model: PreTrainedModel, spec: PromptSpec) -> None:
         if spec.position == "before" and spec.over == "prompt":
             raise ModelError(
                 "a prompt before the sequence does not see it in a model that reads left to right, "
-                "so its own positions say nothing; let the head read the sequence"
+                "so its own positions carry no information; let the head read the sequence"
             )
     longest = getattr(model.config, "max_length", None)
     if longest is not None and spec.extra >= longest:
@@ -478,7 +475,7 @@ def save_prompt(
     model
         Name of the model: a folder, a Hub name, or ``default``.
     state, spec
-        In place of the prompt's own: a gathered state dict, a spec with solved examples added.
+        In place of the prompt's own: a gathered state dict, a spec with demonstrations added.
     facts
         Further facts, plain values.
     """
@@ -522,7 +519,7 @@ def read_prompt(path: str | Path) -> SavedPrompt:
     if folder is None:
         what = "there is no such folder" if not given.is_dir() else f"it holds no {PROMPT_FILES[0]}"
         raise ModelError(
-            f"{given}: is no prompt ({what}); expected a folder written by megabase prompt"
+            f"{given}: is not a prompt ({what}); expected a folder written by megabase prompt"
         )
     file = folder / PROMPT_FILES[0]
     record = read_json(file, ModelError)

@@ -20,17 +20,12 @@ from megabase.errors import NotFiniteError
 def require_finite_weights(model: nn.Module, name: str) -> None:
     """Refuse a model with a parameter or buffer that is not finite.
 
-    Parameters
-    ----------
-    model
-        Any module. Tensors without data (on the meta device) are passed over.
-    name
-        Its name, for the message.
+    Tensors without data (on the meta device) are passed over.
 
     Raises
     ------
     NotFiniteError
-        Naming the first such tensor.
+        Naming the model as `name`, and the first such tensor.
     """
     for where, tensor in chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
@@ -38,10 +33,10 @@ def require_finite_weights(model: nn.Module, name: str) -> None:
         finite = torch.isfinite(tensor.detach())
         if bool(finite.all()):
             continue
-        place = (~finite).nonzero()
+        wrong = (~finite).nonzero()
         raise NotFiniteError(
-            f"{name}: {len(place):,} of {tensor.numel():,} values of the tensor {where} are not "
-            f"finite (NaN or infinite), the first at {place[0].tolist()}; the file is damaged or "
+            f"{name}: {len(wrong):,} of {tensor.numel():,} values of the tensor {where} are not "
+            f"finite (NaN or infinite), the first at {wrong[0].tolist()}; the file is damaged or "
             "the training diverged: use another checkpoint"
         )
 

@@ -60,7 +60,7 @@ def convert_checkpoint(
     destination
         Folder to write.
     config
-        A ``config.json`` to use instead of the one beside the weights.
+        A ``config.json`` to use instead of the one next to the weights.
     overwrite
         Replace an earlier model folder.
     **overrides
@@ -138,7 +138,7 @@ def lengthen_model(
 
 
 def _tokenizer(source: Path, config: Any) -> Any:
-    """Take the tokenizer beside the weights if it is one of ours, else a new one."""
+    """Take the tokenizer next to the weights if it is one of ours, else a new one."""
     family = family_of(config.model_type)
     assert family is not None  # its converter has made the model
     tokenizer_class = family.tokenizer_classes()[0]

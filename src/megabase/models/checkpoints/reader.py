@@ -52,14 +52,14 @@ _DIRECTORY_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors of a checkpoint, and what the files say beside them."""
+    """Tensors of a checkpoint, and what the files say about them."""
 
     path: Path
     """File or folder that was read."""
     tensors: dict[str, Tensor]
     """By the names in the file."""
     config: dict[str, Any] | None = None
-    """``config.json`` beside the weights."""
+    """``config.json`` next to the weights."""
     hyper_parameters: dict[str, Any] = field(default_factory=dict)
     """What a Lightning checkpoint says about its run; empty otherwise."""
     files: tuple[Path, ...] = ()
@@ -146,7 +146,7 @@ def read_weights(path: str | Path, config: str | Path | None = None) -> Weights:
     path
         A ``.safetensors``, ``.ckpt``, ``.pt``, ``.pth`` or ``.bin`` file, or a folder with one.
     config
-        A ``config.json``; by default the one beside the weights, if there is one.
+        A ``config.json``; by default the one next to the weights, if there is one.
 
     Returns
     -------
@@ -201,7 +201,7 @@ def _shards(index: Path) -> list[Path]:
         beside = isinstance(name, str) and name == Path(name).name and name.endswith(_SUFFIXES)
         # Without a look at the name itself: one that is too long for a file is an OSError.
         if not beside or name not in os.listdir(index.parent):
-            raise CheckpointError(f"{index}: names {shown(name)}, which is not beside it")
+            raise CheckpointError(f"{index}: names {shown(name)}, which is not next to it")
     return [index.parent / name for name in sorted(set(names.values()))]
 
 
@@ -318,7 +318,7 @@ def _read_archive(path: Path) -> Any:
         if any(name.endswith("constants.pkl") for name in names):
             raise CheckpointError("is a TorchScript program; give a checkpoint of weights")
         if len(roots) != 1:
-            raise CheckpointError("the archive has no data.pkl; it is no torch checkpoint")
+            raise CheckpointError("the archive has no data.pkl; it is not a torch checkpoint")
         prefix = roots[0].removesuffix("data.pkl")
         order = f"{prefix}byteorder"
         if order in names and member(order).strip() != b"little":
@@ -424,6 +424,6 @@ def read_pickle(path: str | Path) -> Any:
         raise type(error)(f"{path}: {error}") from error
     except _DAMAGE as error:
         reason = recognise(path) or (
-            f"is damaged or no torch checkpoint ({type(error).__name__}: {str(error)[:200]})"
+            f"is damaged or not a torch checkpoint ({type(error).__name__}: {str(error)[:200]})"
         )
         raise CheckpointError(f"{path}: {reason}") from error

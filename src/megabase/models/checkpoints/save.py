@@ -33,7 +33,7 @@ def save_model_folder(
     model, tokenizer
         What to save.
     records
-        JSON files to put beside them, by name.
+        JSON files to put next to them, by name.
     overwrite
         Replace an earlier model folder. A folder that holds anything else is never replaced.
 
@@ -97,20 +97,7 @@ def write_model(
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
-    """Refuse an output folder that must not be written, before any work is done.
-
-    Parameters
-    ----------
-    folder
-        Folder to make.
-    overwrite
-        Whether an earlier model folder may be replaced.
-
-    Raises
-    ------
-    OutputError
-        Saying what stands in the way.
-    """
+    """Refuse an output folder that must not be written (:class:`OutputError`)."""
     if not folder.parent.is_dir():
         raise OutputError(f"{folder.parent}: there is no such folder to write {folder.name} into")
     if not folder.exists():

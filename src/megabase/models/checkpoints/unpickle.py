@@ -1,6 +1,6 @@
 """A reader of torch checkpoints that cannot run code.
 
-A pickle is a program, and ``torch.load`` without ``weights_only`` runs whatever it says. This
+A pickle is a program, and ``torch.load`` without ``weights_only`` runs whatever it contains. This
 module interprets the pickle's instructions itself: nothing is imported, and nothing is called but
 the builders below, which make tensors, plain containers and numpy values. A class or function named
 in a pickle stays a name (:class:`Global`); objects of training libraries become :class:`Inert`
@@ -58,7 +58,7 @@ _MOST_AXES = 64
 """Axes of a tensor: torch's own limit."""
 _EXPANDED_ELEMENTS = 1 << 20
 """Elements a tensor may have beyond those of its storage (one value seen at many places)."""
-# Named beside tensors; nothing is built of them.
+# Named along with tensors; nothing is built of them.
 _TENSOR_TYPES = {("torch", "Tensor"), ("torch.nn.parameter", "Parameter")}
 
 
@@ -296,7 +296,7 @@ def _call(function: Any, arguments: Any, budget: _Budget) -> Any:
     if isinstance(function, Global) and function.name == "_reconstructor":
         function, arguments = arguments[0], ()
     if not isinstance(function, Global) or not isinstance(arguments, tuple):
-        raise CheckpointError(f"the pickle calls {shown(function)}, which is no class")
+        raise CheckpointError(f"the pickle calls {shown(function)}, which is not a class")
     builder = _BUILDERS.get(function)
     if builder is not None:
         budget.spend_copies(arguments)

@@ -160,12 +160,12 @@ class BPETokenizer(PreTrainedTokenizerFast):
     **kwargs
         As for :class:`transformers.PreTrainedTokenizerFast`: ``tokenizer_object`` or
         ``tokenizer_file``, ``model_max_length``; and ``strict``. True (default): a character that
-        is no DNA letter is an error. False: it becomes ``[UNK]``.
+        is not a DNA letter is an error. False: it becomes ``[UNK]``.
 
     Raises
     ------
     GenomeError
-        When called, for a character that is no DNA letter, with its position.
+        When called, for a character that is not a DNA letter, with its position.
     """
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 (the library's own form)

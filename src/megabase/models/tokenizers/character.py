@@ -37,7 +37,7 @@ Ids = NDArray[np.int64]
 _CHARACTERS = ("A", "C", "G", "T", "N")
 # [RESERVED] is missing: the published tokenizers keep it in a text without special tokens.
 _SKIPPED_WITH_SPECIALS = frozenset({0, 1, 2, 3, 4, 6, *range(12, LOGIT_COLUMNS)})
-# Keys of published tokenizer_config.json files that say nothing beyond the vocabulary.
+# Keys of published tokenizer_config.json files that add nothing to the vocabulary.
 _PUBLISHED_KEYS = ("complement_map", "char_ords", "auto_map")
 SPECIAL_TOKEN_NAMES = {
     "bos_token": "[BOS]", "eos_token": "[SEP]", "unk_token": "[UNK]", "sep_token": "[SEP]",
@@ -216,7 +216,7 @@ class DNATokenizer(PreTrainedTokenizer):
     Parameters
     ----------
     special_tokens
-        Which special tokens a call adds (unless it says ``add_special_tokens=False``):
+        Which special tokens a call adds (unless it has ``add_special_tokens=False``):
         ``"hyenadna"`` appends SEP, as the training repository, the ``-hf`` repositories and
         Caduceus do; ``"standalone"`` puts CLS before and SEP after, as the standalone file does;
         ``"none"`` adds nothing.
@@ -243,8 +243,8 @@ class DNATokenizer(PreTrainedTokenizer):
     Notes
     -----
     Calls with ``return_tensors`` build no Python list. Without it transformers promises lists of
-    integers, and gets them. An empty text without special tokens stays empty even when padding is
-    asked for, as in every published tokenizer.
+    integers, and gets them. An empty text without special tokens stays empty even with padding,
+    as in every published tokenizer.
 
     Examples
     --------
@@ -278,7 +278,7 @@ class DNATokenizer(PreTrainedTokenizer):
             )
         for key in _PUBLISHED_KEYS:
             kwargs.pop(key, None)
-        if kwargs.get("add_special_tokens") is False:  # of published files; it says nothing here
+        if kwargs.get("add_special_tokens") is False:  # of published files; has no meaning here
             del kwargs["add_special_tokens"]
         kwargs.pop("special_tokens_pattern", None)
         # Named, so that a side set later is saved too.
@@ -304,7 +304,7 @@ class DNATokenizer(PreTrainedTokenizer):
 
     @property
     def is_fast(self) -> bool:
-        """Whether tokens know their place in the text (``return_offsets_mapping``): they do."""
+        """Whether tokens know their position in the text (``return_offsets_mapping``): they do."""
         return True
 
     @property
@@ -342,16 +342,6 @@ class DNATokenizer(PreTrainedTokenizer):
 
     def encode_array(self, sequence: str | bytes) -> Ids:
         """Encode letters alone: no special tokens added, none looked for in the text.
-
-        Parameters
-        ----------
-        sequence
-            DNA letters.
-
-        Returns
-        -------
-        NDArray[np.int64]
-            Token ids, shape (length,).
 
         Warns
         -----
@@ -509,12 +499,12 @@ class DNATokenizer(PreTrainedTokenizer):
         skip_special_tokens
             Leave out special tokens and ids 12-15 (``[RESERVED]`` stays, as published).
         **kwargs
-            Taken for compatibility; there is nothing to clean up.
+            Accepted for compatibility; there is nothing to clean up.
 
         Returns
         -------
         str or list[str]
-            The text, or one text for each sequence of a batch.
+            One text for each sequence of a batch.
 
         Raises
         ------
@@ -555,9 +545,9 @@ class DNATokenizer(PreTrainedTokenizer):
 
 
 class HyenaDNATokenizer(DNATokenizer):
-    """The tokenizer under the name that ``LongSafari/hyenadna-*-hf`` folders ask for.
+    """The tokenizer under the name that ``LongSafari/hyenadna-*-hf`` folders name.
 
-    Pads on the left when the folder does not say, as published; otherwise a
+    Pads on the left unless the folder says otherwise, as published; otherwise a
     :class:`DNATokenizer`, lower-case bases included.
     """
 
@@ -565,4 +555,4 @@ class HyenaDNATokenizer(DNATokenizer):
 
 
 class CaduceusTokenizer(HyenaDNATokenizer):
-    """The tokenizer under the name that ``kuleshov-group/caduceus-*`` folders ask for."""
+    """The tokenizer under the name that ``kuleshov-group/caduceus-*`` folders name."""

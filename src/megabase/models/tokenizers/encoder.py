@@ -26,7 +26,7 @@ from megabase.untrusted import parse_yaml, read_text
 _PROBE = "ACGTACGTTGCATGCA"
 """Tokens of this text show which special tokens stand around a sequence; every k fits into it."""
 _BYTE_PAIRS = 4096
-"""Tokens of a byte-pair vocabulary when nothing else is said."""
+"""Tokens of a byte-pair vocabulary unless the settings give another number."""
 _MOST_BASES = 16
 """More bases than any k-mer has: where the search for the longest sequence that fits begins."""
 

@@ -1,20 +1,18 @@
 """k-mer tokenizers: HyenaDNA's variant (GPT reads it too) and DNABERT's.
 
 They take plain DNA strings. Lower case is upper-cased, a k-mer with N or another IUPAC letter is
-``[UNK]``, and a character that is no DNA letter is an error. They also number k-mers straight from
-base codes on the device of the codes (``ids_from_codes``), which is what training reads. The number
-of a k-mer b_0 .. b_{k-1} is ``sum(digit(b_j) * 4 ** (k - 1 - j))``, the last base running fastest,
-where the digits of the bases follow the order of the vocabulary (A, C, G, T; A, T, C, G for
-DNABERT).
+``[UNK]``, and any other character is an error. They also number k-mers straight from base codes on
+the device of the codes (``ids_from_codes``), which is what training reads: the number of a k-mer
+b_0 .. b_{k-1} is ``sum(digit(b_j) * 4 ** (k - 1 - j))``, with the digits of the bases in the order
+of the vocabulary (A, C, G, T; A, T, C, G for DNABERT).
 
 No code or vocabulary of HyenaDNA's 6-mer ablation was published; :class:`KmerTokenizer` is our
 choice. k-mers lie **side by side** (stride k). In a causal model with overlapping k-mers the next
 token repeats k - 1 bases of the current one, so most of the loss is copying and nothing is gained
 in length; side by side a token is k new bases, the likelihood of a sequence is a plain product over
 its tokens, and the input is k times as short: the trade of resolution for length that the ablation
-is about. Overlapping k-mers remain an option (``stride=1``). Up to k - 1 bases left at the end of a
-sequence become single-base tokens, so every base is read and the number of tokens depends on the
-length alone.
+is about. Up to k - 1 bases left at the end of a sequence become single-base tokens, so every base
+is read and the number of tokens depends on the length alone.
 
 Shape suffixes: B sequences, L bases, T k-mers.
 """
@@ -53,14 +51,7 @@ _SPECIAL_POSITIONS = 2
 
 
 def all_kmers(k: int, order: str = alphabet.BASES) -> list[str]:
-    """List every k-mer, the last base running fastest.
-
-    Parameters
-    ----------
-    k
-        Bases in a k-mer, 1 to 8.
-    order
-        The four bases in the order of the vocabulary.
+    """List every k-mer of 1 to 8 bases, the last base running fastest.
 
     Raises
     ------
@@ -95,10 +86,8 @@ def split_kmers(sequence: str, k: int, stride: int = 1, drop_last: bool = False)
     ----------
     sequence
         Any string; nothing is checked or changed.
-    k
-        Letters in a k-mer.
-    stride
-        Letters between the starts of neighbors: 1 overlapping, `k` side by side.
+    k, stride
+        Letters in a k-mer, and between the starts of neighbors: 1 overlapping, `k` side by side.
     drop_last
         Leave out a k-mer that ends with the sequence, as the script that prepared DNABERT's
         pretraining data did.
@@ -248,8 +237,7 @@ class KmerTokenizer(_KmerTokenizer):
     special_tokens
         As in :class:`.character.DNATokenizer`: ``"hyenadna"`` appends SEP.
     strict
-        True (default): a character that is no DNA letter is an error. False: it makes its k-mer
-        ``[UNK]``.
+        Refuse letters other than DNA; otherwise they make their k-mer ``[UNK]``.
     **kwargs
         Passed on to transformers.
 
@@ -329,11 +317,6 @@ class KmerTokenizer(_KmerTokenizer):
 def read_dnabert_vocabulary(path: str | Path) -> int:
     """Check a DNABERT ``vocab.txt`` and give its k, 3 to 6 for the published files.
 
-    Parameters
-    ----------
-    path
-        One token a line: five special tokens, then all k-mers in the order A, T, C, G.
-
     Raises
     ------
     ModelError
@@ -372,11 +355,10 @@ class DNABERTTokenizer(_KmerTokenizer):
     k
         Bases in a k-mer. Ignored when a file is given.
     strict
-        True (default): a character that is no DNA letter, a word that is no k-mer and a sequence
-        shorter than `k` are errors. False: they become ``[UNK]`` or nothing, as published.
+        Refuse letters other than DNA, words other than k-mers and sequences shorter than `k`;
+        otherwise they become ``[UNK]`` or nothing, as published.
     upper_case
-        Upper-case the input. False, with ``strict=False``, makes lower-case k-mers unknown, as
-        published.
+        Upper-case the input. Without, and not strict, lower-case k-mers are unknown, as published.
     drop_last
         Leave out the last k-mer, as the script that prepared DNABERT's pretraining data did.
     long_inputs
