@@ -21,43 +21,30 @@ _Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Blocks:
-    """Segments of target bases, in the order of the genome.
-
-    Parameters
-    ----------
-    contig
-        int32 (n,): index of the contig in the genome store.
-    start, end
-        int64 (n,): 0-based half-open.
-    """
+    """Segments of target bases, in the order of the genome."""
 
     contig: npt.NDArray[np.int32]
+    """Index of the contig in the genome store, (n,)."""
     start: _Ints
+    """0-based, (n,)."""
     end: _Ints
+    """Half-open, (n,)."""
 
     def __len__(self) -> int:
         return int(self.start.size)
 
 
 class _Rows(NamedTuple):
-    """Some blocks with the DNA around them.
-
-    Parameters
-    ----------
-    number
-        int64 (n,): number of each block.
-    codes
-        uint8 (n, length): base codes, padding outside the contig.
-    lead
-        Position of the first target in every row.
-    wanted
-        bool (n, targets): columns ``lead ..`` that belong to the block.
-    """
+    """Some blocks with the DNA around them."""
 
     number: _Ints
+    """Number of each block, (n,)."""
     codes: npt.NDArray[np.uint8]
+    """Base codes, (n, length); padding outside the contig."""
     lead: int
+    """Position of the first target in every row."""
     wanted: npt.NDArray[np.bool_]
+    """Which columns from ``lead`` on belong to the block, (n, targets)."""
 
 
 def tile_blocks(

@@ -57,42 +57,29 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What is measured, and with which windows.
-
-    Parameters
-    ----------
-    window
-        Input positions of a forward pass; when None the last of :func:`default_context_lengths`,
-        but no more than the longest region has.
-    stride
-        Targets of a window, its last ones; the window when None.
-    max_windows
-        Most windows to score, evenly spread; all when None.
-    context_lengths
-        Context lengths of the curve, in bases. When None :func:`default_context_lengths`, as far
-        as the contigs reach; no curve when empty.
-    context_targets
-        Bases of a target block of the curve; 1 gives every target exactly the stated context.
-    context_blocks
-        Number of these blocks; when None 2,048, or fewer for contexts above 2,048 bases (about
-        4 million positions at the longest context, and at least 32 blocks).
-    baselines
-        Whether Markov models are trained on the training regions.
-    max_order
-        Highest order of the Markov models.
-    batch_tokens
-        Positions of a batch; it changes time and memory, not the result.
-    """
+    """What is measured, and with which windows."""
 
     window: int | None = None
+    """Input positions of a forward pass; when None the last of :func:`default_context_lengths`,
+    but no more than the longest region has."""
     stride: int | None = None
+    """Targets of a window, its last ones; the window when None."""
     max_windows: int | None = None
+    """Most windows to score, evenly spread; all when None."""
     context_lengths: Sequence[int] | None = None
+    """Context lengths of the curve, in bases. When None :func:`default_context_lengths`, as far as
+    the contigs reach; no curve when empty."""
     context_targets: int = 16
+    """Bases of a target block of the curve; 1 gives every target exactly the stated context."""
     context_blocks: int | None = None
+    """Number of these blocks; when None 2,048, or fewer for contexts above 2,048 bases (about 4
+    million positions at the longest context, and at least 32 blocks)."""
     baselines: bool = True
+    """Whether Markov models are trained on the training regions."""
     max_order: int = 12
+    """Highest order of the Markov models."""
     batch_tokens: int = 1 << 16
+    """Positions of a batch; it changes time and memory, not the result."""
 
 
 @dataclass(frozen=True)

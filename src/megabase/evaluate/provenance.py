@@ -11,8 +11,6 @@ from typing import Any
 
 from megabase import __version__
 
-__all__ = ["Provenance", "file_digest"]
-
 
 def file_digest(path: str | Path) -> str:
     """Give the sha256 of a file, in hexadecimal."""
@@ -22,32 +20,19 @@ def file_digest(path: str | Path) -> str:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the numbers of an output come from.
-
-    Parameters
-    ----------
-    verb
-        What was done: ``score``, ``variants``, ...
-    model, model_sha256
-        Name of the model and the sha256 over its configuration and weights
-        (:func:`megabase.models.checkpoints.checks.model_digest`).
-    genome, genome_sha256
-        Name and checksum of the genome; None without one.
-    inputs
-        File names of the inputs, each with its sha256.
-    options
-        Everything that changes a number.
-    version
-        Version of megabase.
-    """
+    """Where the numbers of an output come from."""
 
     verb: str
+    """What was done: ``score``, ``variants``, ..."""
     model: str
     model_sha256: str
+    """Over configuration and weights."""
     genome: str | None = None
     genome_sha256: str | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
+    """File names of the inputs, each with its sha256."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    """Everything that changes a number."""
     version: str = __version__
 
     def to_dict(self) -> dict[str, Any]:

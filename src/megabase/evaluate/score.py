@@ -44,27 +44,18 @@ _COLUMNS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """What changes a score.
-
-    Parameters
-    ----------
-    strands
-        Which strand is read: ``"forward"`` as given, ``"reverse"`` its reverse complement,
-        ``"both"`` the mean of the two.
-    window
-        Positions of a forward pass for sequences that are longer; the longest input of the model
-        when None.
-    stride
-        By how much windows move; every base but those of the first window then has at least
-        ``window - stride`` bases of context. Half a window when None.
-    per_base
-        Keep the log-probability of every base.
-    """
+    """What changes a score."""
 
     strands: Strands = "forward"
+    """Which strand is read: as given, its reverse complement, or the mean of both."""
     window: int | None = None
+    """Positions of a forward pass for sequences that are longer; the longest input of the model
+    when None."""
     stride: int | None = None
+    """By how much windows move; every base but those of the first window then has at least
+    ``window - stride`` bases of context. Half a window when None."""
     per_base: bool = False
+    """Keep the log-probability of every base."""
 
     def __post_init__(self) -> None:
         if self.strands not in STRANDS:
