@@ -27,23 +27,13 @@ from megabase.models.families import KINDS, all_families, family_of
 from megabase.models.presets import PRESETS
 from megabase.untrusted import parsing, read_json, shown
 
-__all__ = [
-    "DEFAULT_MODEL",
-    "find_checkpoint",
-    "find_kind",
-    "load_config",
-    "load_model",
-    "load_tokenizer",
-    "resolve_model",
-]
-
 DEFAULT_MODEL = Path(__file__).parent / "default"
 """Folder of the model inside the package."""
 
-_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
-_HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")
-_CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.ckpt", "*.bin")
-_CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")  # owner/name
+_HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")  # of a model folder: never code or pickles
+_CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.ckpt", "*.bin")  # of what convert reads
+_CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")  # to hint at convert
 
 
 def resolve_model(spec: str | Path | None = None) -> Path:
@@ -55,11 +45,6 @@ def resolve_model(spec: str | Path | None = None) -> Path:
         None or ``default`` for the model inside the package; a model folder; a run folder (its
         best checkpoint, else its last); a preset's name; or a Hub repository (``owner/name``),
         which is fetched unless it is in the local cache.
-
-    Returns
-    -------
-    pathlib.Path
-        A folder with a ``config.json``.
 
     Raises
     ------
@@ -100,6 +85,7 @@ def resolve_model(spec: str | Path | None = None) -> Path:
 
 
 def _folder(path: Path) -> Path:
+    """Find the model inside a folder that exists."""
     if (path / "config.json").is_file():
         return path
     for link in ("best", "last"):
@@ -121,6 +107,7 @@ def _folder(path: Path) -> Path:
 
 
 def _fetch(repository: str, patterns: Sequence[str] = _HUB_FILES) -> Path:
+    """Give the local copy of a Hub repository."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -140,17 +127,8 @@ def find_checkpoint(spec: str | Path) -> Path:
     Parameters
     ----------
     spec
-        A path, a preset's name (its original checkpoint) or ``owner/name``.
-
-    Returns
-    -------
-    pathlib.Path
-        An existing file or folder.
-
-    Raises
-    ------
-    ModelError
-        When there is none.
+        A path, a preset's name (its original checkpoint) or ``owner/name``; ModelError when there
+        is none.
     """
     path = Path(spec).expanduser()
     if path.exists():
@@ -170,17 +148,10 @@ def load_config(spec: str | Path | None = None) -> PreTrainedConfig:
     spec
         As for :func:`resolve_model`.
 
-    Returns
-    -------
-    PreTrainedConfig
-        Of one of our families.
-
     Raises
     ------
     ModelError
-        When there is no such model.
-    ModelError
-        When it is of a family that megabase does not have, or its configuration is damaged.
+        When there is no such model, its family is unknown, or its configuration is damaged.
     """
     return _config(resolve_model(spec))
 
@@ -212,7 +183,7 @@ def _config(path: Path) -> PreTrainedConfig:
 def find_kind(
     path: Path, config: PreTrainedConfig, kind: str | None = None
 ) -> tuple[str, type[PreTrainedModel]]:
-    """Find the class that loads a model.
+    """Find what a model is for, one of :data:`~megabase.models.families.KINDS`, and its class.
 
     Parameters
     ----------
@@ -221,19 +192,8 @@ def find_kind(
     config
         Its configuration, of one of our families.
     kind
-        What it is wanted for; by default what it was saved as.
-
-    Returns
-    -------
-    kind : str
-        One of :data:`~megabase.models.families.KINDS`.
-    model_class : type
-        The class.
-
-    Raises
-    ------
-    ModelError
-        When the family has no such class.
+        What it is wanted for, by default what it was saved as; ModelError when its family has no
+        such class.
     """
     family = family_of(config.model_type)
     classes = family.classes() if family is not None else {}
@@ -286,9 +246,7 @@ def load_model(
     Raises
     ------
     ModelError
-        When there is no such model.
-    ModelError
-        When it is of another family, or has no such head.
+        When there is no such model, its family is unknown, or it has no such head.
     CheckpointError
         Naming every missing, unexpected and mis-shaped tensor.
     NotFiniteError
@@ -402,17 +360,10 @@ def load_tokenizer(spec: str | Path | None = None) -> Any:
     spec
         As for :func:`resolve_model`.
 
-    Returns
-    -------
-    PreTrainedTokenizer
-        One of ours.
-
     Raises
     ------
     ModelError
-        When there is no such model.
-    ModelError
-        When it is of a family that megabase does not have.
+        When there is no such model, or its family is unknown.
     """
     path = resolve_model(spec)
     config = _config(path)
@@ -426,7 +377,7 @@ def load_tokenizer(spec: str | Path | None = None) -> Any:
 
 
 def read_tokenizer(folder: Path, usual: Any = None, longest: int | None = None) -> Any:
-    """Read the tokenizer of a folder with one of our classes.
+    """Read the tokenizer of a folder with one of our classes; ModelError when it names another.
 
     Parameters
     ----------
@@ -436,11 +387,6 @@ def read_tokenizer(folder: Path, usual: Any = None, longest: int | None = None) 
         Class when the folder names none.
     longest
         Longest input when the folder does not say, in tokens.
-
-    Raises
-    ------
-    ModelError
-        When the folder names another class, or its files are damaged.
     """
     file = folder / "tokenizer_config.json"
     said = read_json(file, ModelError) if file.is_file() else {}

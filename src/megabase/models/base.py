@@ -6,7 +6,6 @@ Shape suffixes: B sequences, L tokens.
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
@@ -21,7 +20,6 @@ from transformers import (
     PreTrainedModel,
     SuppressTokensLogitsProcessor,
 )
-from transformers import initialization as init
 from transformers.utils.generic import ModelOutput, TransformersKwargs
 
 from megabase.data.vocabulary import VOCABULARY
@@ -287,10 +285,7 @@ class DNAModel(PreTrainedModel):
     def tied_names(self, names: Iterable[str]) -> dict[str, str]:
         """Name the copies of shared tensors, and the name each is a copy of.
 
-        Parameters
-        ----------
-        names
-            All parameters of the model. Copies that are not among them do not matter.
+        Copies that are not among `names`, all parameters of the model, do not matter.
         """
         return {}
 
@@ -336,7 +331,7 @@ class DNAModel(PreTrainedModel):
 
 
 def refuse_rest(model: nn.Module, rest: Mapping[str, Any], allowed: Iterable[str] = ()) -> None:
-    """Refuse arguments that a forward pass cannot honor.
+    """Raise ConfigError for arguments that a forward pass cannot honor.
 
     Standard arguments of transformers may be there as None, False or 0, and ``use_cache`` without
     a cache changes nothing.
@@ -349,11 +344,6 @@ def refuse_rest(model: nn.Module, rest: Mapping[str, Any], allowed: Iterable[str
         The keyword arguments left over.
     allowed
         Names that the caller does honor.
-
-    Raises
-    ------
-    ConfigError
-        Naming the first argument that is unknown, or requests what the family does not have.
     """
     for name, value in rest.items():
         if name in allowed or name == "use_cache":
@@ -506,29 +496,6 @@ def grouped_parameters(
         {"params": others, "lr": lr, "weight_decay": 0.0, "name": "no decay"},
     ]
     return [group for group in groups if group["params"]]
-
-
-def torch_default_init(module: nn.Module) -> None:
-    """Initialize a linear, convolution, embedding or batch norm layer the way torch does.
-
-    transformers would draw all of them from a normal distribution of width 0.02. Tensors that were
-    loaded are left alone.
-    """
-    if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-        init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-        if module.bias is not None:
-            bound = 1 / math.sqrt(module.weight[0].numel())
-            init.uniform_(module.bias, -bound, bound)
-    elif isinstance(module, nn.Embedding):
-        init.normal_(module.weight)
-    elif isinstance(module, nn.BatchNorm1d):
-        init.ones_(module.weight)
-        init.zeros_(module.bias)
-        if module.running_mean is not None and module.running_var is not None:
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-        if module.num_batches_tracked is not None:
-            init.zeros_(module.num_batches_tracked)
 
 
 def checkpoint_activations(model: PreTrainedModel, segment: int = 1) -> None:

@@ -174,7 +174,7 @@ class DecoderConfig(LanguageModelConfig):
         raise NotImplementedError
 
 
-class DecoderBlock(GradientCheckpointingLayer, Block):
+class _Block(GradientCheckpointingLayer, Block):
     """A block whose activations transformers can recompute in the backward pass."""
 
 
@@ -184,7 +184,7 @@ class DecoderPreTrainedModel(DNAModel):
     config: DecoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     token_table = "backbone.embeddings.word_embeddings"
     encoder_options = ("output_attentions",)
-    _no_split_modules = ["DecoderBlock"]  # noqa: RUF012 (the library's own form)
+    _no_split_modules = ["_Block"]  # noqa: RUF012 (the library's own form)
     _supports_sdpa = True
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -321,7 +321,7 @@ class DecoderModel(DecoderPreTrainedModel):
     def __init__(self, config: DecoderConfig, **_: Any) -> None:
         super().__init__(config)
         layers = [
-            DecoderBlock(
+            _Block(
                 MIXERS[mixer](config, i),
                 config.d_model,
                 cast("int", config.d_inner),

@@ -104,17 +104,10 @@ def describe(spec: str | Path | None = None) -> ModelDescription:
     spec
         As for :func:`~megabase.models.auto.resolve_model`.
 
-    Returns
-    -------
-    ModelDescription
-        Read from the configuration and the file sizes; no weight is loaded.
-
     Raises
     ------
     ModelError
-        When there is no such model.
-    ModelError
-        When it is of a family that megabase does not have.
+        When there is no such model, or its family is unknown.
     """
     path = resolve_model(spec)
     config = load_config(path)

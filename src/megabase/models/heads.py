@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 from transformers.utils.generic import ModelOutput
 
@@ -19,7 +21,6 @@ from megabase.models.base import (
     LetterGenerationMixin,
     finish,
     refuse_rest,
-    torch_default_init,
 )
 
 IGNORE_INDEX = -100
@@ -40,24 +41,12 @@ _NO_OPTIONS = LossOptions()
 """The mean over the labels of one batch, the usual case."""
 
 
-def loss_options(
+def _loss_options(
     model: nn.Module, rest: Mapping[str, Any], allowed: tuple[str, ...] = ()
 ) -> LossOptions:
     """Take what concerns the loss out of the arguments left over, and refuse what is unknown.
 
-    Parameters
-    ----------
-    model
-        The model, for messages.
-    rest
-        The keyword arguments that the forward pass has no parameter for.
-    allowed
-        Names that are known besides ``num_items_in_batch``.
-
-    Raises
-    ------
-    ConfigError
-        As :func:`megabase.models.base.refuse_rest`.
+    Known are ``num_items_in_batch`` and the names in `allowed`.
     """
     if not rest:
         return _NO_OPTIONS
@@ -304,7 +293,7 @@ class _LanguageModel(Head):
             ``logits`` of shape (batch, length, config.vocab_rows), rows past the vocabulary
             included; ``loss``, the mean cross entropy, when `labels` are given.
         """
-        options = loss_options(self, rest, (*self.loss_arguments, *self.encoder_options))
+        options = _loss_options(self, rest, (*self.loss_arguments, *self.encoder_options))
         encoded = self._encode(
             rest,
             input_ids=input_ids,
@@ -404,7 +393,7 @@ class _Classifier(Head):
             ``logits`` of shape (batch, num_labels) or (batch, length, num_labels), the mean over
             the strands that are scored; ``loss`` when `labels` are given.
         """
-        options = loss_options(self, rest, self.encoder_options)
+        options = _loss_options(self, rest, self.encoder_options)
         strands, states = self._strands(
             rest,
             input_ids,
@@ -472,7 +461,23 @@ class SupervisedClassifier(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        torch_default_init(module)
+        """Initialize the way torch does; transformers would draw everything with width 0.02."""
+        if isinstance(module, (nn.Linear, nn.Conv1d)):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, nn.BatchNorm1d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            for name, value in (
+                ("running_mean", 0),
+                ("running_var", 1),
+                ("num_batches_tracked", 0),
+            ):
+                init.constant_(getattr(module, name), value)
 
     def predict(self, input_ids: Tensor, attention_mask: Tensor | None, **options: Any) -> Tensor:
         """Give logits (batch, labels)."""
@@ -517,7 +522,7 @@ class SupervisedClassifier(PreTrainedModel):
         ConfigError
             For an argument that the family cannot honor.
         """
-        options = loss_options(self, rest, self.prediction_options)
+        options = _loss_options(self, rest, self.prediction_options)
         own = {name: rest[name] for name in self.prediction_options if name in rest}
         logits: Any = self.predict(input_ids, attention_mask, **own)
         loss: Any = None if labels is None else self.loss(logits, labels, options)

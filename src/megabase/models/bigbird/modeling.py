@@ -21,12 +21,6 @@ from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAtt
 from megabase.models.bert import BertLike, BertMaskedLM, BertSequenceClassifier
 from megabase.models.bigbird.configuration import GenomicBigBirdConfig
 
-__all__ = [
-    "GenomicBigBirdForMaskedLM",
-    "GenomicBigBirdForSequenceClassification",
-    "GenomicBigBirdModel",
-]
-
 
 @contextmanager
 def _numpy_random_state_kept() -> Iterator[None]:

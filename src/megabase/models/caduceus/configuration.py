@@ -11,20 +11,16 @@ from megabase.models.state_space import StateSpaceConfig
 
 
 def complement_list(given: Any, rows: int) -> list[Any]:
-    """Bring a complement map into one form: the complement of every token id, by id.
+    """List the complement of every token id, by id.
 
     Parameters
     ----------
     given
-        A list, or a dictionary with ids as keys, whole numbers or (after JSON) texts, in any order.
-        None for the published vocabulary.
+        A list, or a dictionary with ids as keys, whole numbers or (after JSON) texts, in any order,
+        whose gaps become None, for the check of the configuration. None for the published
+        vocabulary.
     rows
         Rows of the vocabulary; ids past the given ones are their own complements.
-
-    Returns
-    -------
-    list
-        Values by id. Gaps of a dictionary become None, for the check of the configuration.
     """
     if given is None:
         given = COMPLEMENT_TOKEN_IDS

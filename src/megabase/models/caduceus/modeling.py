@@ -37,13 +37,6 @@ from megabase.models.heads import (
 )
 from megabase.models.state_space import StateSpacePreTrainedModel
 
-__all__ = [
-    "CaduceusForMaskedLM",
-    "CaduceusForSequenceClassification",
-    "CaduceusForTokenClassification",
-    "CaduceusModel",
-]
-
 _REVERSE = re.compile(r"^(.*\.mamba_)rev(\.(?:in|out)_proj\.(?:weight|bias))$")
 """Projections of the reverse direction, which may be those of the forward one."""
 

@@ -38,11 +38,6 @@ def from_state_dict(
         Passed on to :class:`GenomicCNNConfig`; ``variant`` and ``num_labels`` follow the last
         layer when left out (one output: the original with two classes).
 
-    Returns
-    -------
-    GenomicCNNForSequenceClassification
-        In evaluation mode.
-
     Raises
     ------
     ConfigError

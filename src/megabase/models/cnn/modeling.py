@@ -23,8 +23,6 @@ from megabase.models.cnn.configuration import (
 )
 from megabase.models.heads import LossOptions, SupervisedClassifier, binary_loss, sequence_loss
 
-__all__ = ["GenomicCNNForSequenceClassification"]
-
 
 class GenomicCNNForSequenceClassification(SupervisedClassifier):
     """Class scores of whole sequences.

@@ -38,24 +38,8 @@ def _names(found: Iterable[str]) -> dict[str, str] | None:
     return None
 
 
-def from_kipoi(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of a Kipoi DeepSEA model.
-
-    Parameters
-    ----------
-    state_dict
-        With or without the prefix of the prediction (``2.``) or variant-effect model (``1.``).
-
-    Returns
-    -------
-    dict[str, Tensor]
-        For :class:`DeepSEAForSequenceClassification`.
-
-    Raises
-    ------
-    ConfigError
-        When the weights are of another model.
-    """
+def _from_kipoi(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename Kipoi weights, those of the prediction or the variant-effect model included."""
     names = _names(state_dict)
     if names is not None:
         found = {ours: state_dict[theirs] for theirs, ours in names.items()}
@@ -79,23 +63,18 @@ def from_state_dict(
     Parameters
     ----------
     state_dict
-        See :func:`from_kipoi`.
+        With or without the prefix of the prediction (``2.``) or variant-effect model (``1.``).
     max_length
         Bases the model was built for.
     **settings
         Passed on to :class:`DeepSEAConfig`.
-
-    Returns
-    -------
-    DeepSEAForSequenceClassification
-        In evaluation mode.
 
     Raises
     ------
     ConfigError
         When the weights are of another model or another input length.
     """
-    weights = from_kipoi(state_dict)
+    weights = _from_kipoi(state_dict)
     first, second, third = (weights[f"conv{index}.weight"] for index in (1, 2, 3))
     kernel, pool = first.shape[-1], settings.get("pool", 4)
     flat = weights["hidden.weight"].shape[1]

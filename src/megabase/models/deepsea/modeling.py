@@ -21,8 +21,6 @@ from megabase.models.base import fit_length, grouped_parameters
 from megabase.models.deepsea.configuration import DeepSEAConfig, flatten_length
 from megabase.models.heads import SupervisedClassifier
 
-__all__ = ["DeepSEAForSequenceClassification", "average_logits"]
-
 _CHANNEL_ORDER = "AGCT"
 """Order of the one-hot channels in the released weights; reversing it complements."""
 

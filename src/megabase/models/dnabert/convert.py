@@ -30,17 +30,7 @@ _HEAD_SIZE = 64
 
 
 def is_dnabert_folder(folder: str | Path) -> bool:
-    """Tell whether a model folder holds a DNABERT: a BERT with a vocabulary of k-mers.
-
-    Parameters
-    ----------
-    folder
-        With ``config.json``; ``vocab.txt`` is looked into when it is there.
-
-    Returns
-    -------
-    bool
-    """
+    """Tell whether a model folder holds a DNABERT: a BERT with a vocabulary of k-mers."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         return False
@@ -73,10 +63,6 @@ def load_tokenizer(folder: str | Path, **settings: Any) -> DNABERTTokenizer:
         A published or saved folder.
     **settings
         Settings of :class:`DNABERTTokenizer` to change.
-
-    Returns
-    -------
-    DNABERTTokenizer
 
     Raises
     ------

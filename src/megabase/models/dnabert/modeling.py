@@ -19,8 +19,6 @@ from megabase.models.base import finish, refuse_rest
 from megabase.models.bert import BertLike, BertMaskedLM, BertSequenceClassifier
 from megabase.models.dnabert.configuration import DNABERTConfig
 
-__all__ = ["DNABERTForMaskedLM", "DNABERTForSequenceClassification", "DNABERTModel"]
-
 
 class _DNABERT(BertLike):
     config_class = DNABERTConfig

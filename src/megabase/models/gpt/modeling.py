@@ -10,13 +10,6 @@ from megabase.models.decoder import DecoderModel, DecoderPreTrainedModel
 from megabase.models.gpt.configuration import GPTConfig
 from megabase.models.heads import CausalLM, SequenceClassifier, TokenClassifier
 
-__all__ = [
-    "GPTForCausalLM",
-    "GPTForSequenceClassification",
-    "GPTForTokenClassification",
-    "GPTModel",
-]
-
 
 class _GPT(DecoderPreTrainedModel):
     config_class = GPTConfig

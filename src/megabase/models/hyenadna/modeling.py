@@ -22,14 +22,6 @@ from megabase.models.decoder import DecoderModel, DecoderPreTrainedModel
 from megabase.models.heads import CausalLM, SequenceClassifier, TokenClassifier
 from megabase.models.hyenadna.configuration import HyenaDNAConfig
 
-__all__ = [
-    "HyenaDNAForCausalLM",
-    "HyenaDNAForSequenceClassification",
-    "HyenaDNAForTokenClassification",
-    "HyenaDNAModel",
-    "lengthen",
-]
-
 
 class _HyenaDNA(DecoderPreTrainedModel):
     config_class = HyenaDNAConfig

@@ -22,20 +22,12 @@ from megabase.models.heads import CausalLM, SequenceClassifier, TokenClassifier
 from megabase.models.mamba.configuration import MambaConfig
 from megabase.models.state_space import StateSpacePreTrainedModel
 
-__all__ = [
-    "MambaForCausalLM",
-    "MambaForSequenceClassification",
-    "MambaForTokenClassification",
-    "MambaModel",
-    "MambaOutput",
-]
-
 MambaCache = tuple[MambaState, ...]
 """What the model remembers of the positions before: one state for each block."""
 
 
 @dataclass
-class MambaOutput(ModelOutput):
+class _MambaOutput(ModelOutput):
     """Hidden vectors of a Mamba model."""
 
     last_hidden_state: Tensor | None = None
@@ -97,7 +89,7 @@ class MambaModel(_MambaPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **rest: Any,
-    ) -> MambaOutput | tuple[Any, ...]:
+    ) -> _MambaOutput | tuple[Any, ...]:
         """Encode token ids.
 
         Parameters
@@ -121,7 +113,7 @@ class MambaModel(_MambaPreTrainedModel):
 
         Returns
         -------
-        MambaOutput
+        ModelOutput
             ``last_hidden_state`` has shape (batch, length, width).
 
         Raises
@@ -145,7 +137,7 @@ class MambaModel(_MambaPreTrainedModel):
             if use_cache:
                 states.append(state)
         hidden = add_norm(self.norm_f, hidden, residual, self.config.residual_in_fp32)[0]
-        output = MambaOutput(
+        output = _MambaOutput(
             last_hidden_state=hidden,
             cache=tuple(states) if use_cache else None,
             hidden_states=(*seen, hidden) if collect else None,
