@@ -366,7 +366,8 @@ def _checked(lengths: Sequence[int], longest: int | None, targets: int) -> list[
 
 
 def _both(logits: Tensor, ids: Tensor) -> Tensor:
-    """Give the log-probabilities over all columns and over A, C, G, T, (..., 2)."""
+    """Give the log-probabilities over all columns and over A, C, G, T, (..., 2) in float32."""
+    logits = logits.float()  # of float64 models too: millions of targets are held at a time
     return torch.stack((look_up(logits, ids, "all"), look_up(logits, ids)), dim=-1)
 
 
