@@ -243,10 +243,8 @@ def load_adapter(folder: str | Path, start: str | None = None) -> Any:
 
     Raises
     ------
-    ConfigError
-        When the folder is not an adapter, or the model is another one.
     MegabaseError
-        When the model cannot be loaded.
+        When the folder is not an adapter, or the model is another one or cannot be loaded.
     """
     folder = Path(folder)
     record = read_json(folder / _RECORD, ConfigError)

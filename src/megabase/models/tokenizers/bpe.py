@@ -41,16 +41,10 @@ def genome_pieces(
     store
         The genome.
     piece
-        Bases in a piece. The BigBird paper learns from sentences of 500 to 1000 bases.
-    max_bases
+        Bases in a piece; the last one of a contig is shorter. The BigBird paper learns from
+        sentences of 500 to 1000 bases.
+    max_bases, seed
         About how many bases to take, evenly at random from the whole genome; None: all of it.
-    seed
-        Of that choice.
-
-    Yields
-    ------
-    str
-        Upper-case pieces, the last of a contig shorter.
 
     Raises
     ------
@@ -94,10 +88,6 @@ def train_bpe(
         Longest token in bases; None: no limit, and runs of N become tokens of their own.
     model_max_length
         Tokens that the model reads, for truncation.
-
-    Returns
-    -------
-    BPETokenizer
 
     Raises
     ------
