@@ -12,13 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from megabase.tasks.pretrain_config import PretrainConfig
 
 import megabase
 from megabase.cli.main import main
 from megabase.errors import ConfigError, ContigAliasWarning
 from megabase.genome.store import GenomeStore
-from megabase.tasks import pretrain_config
+from megabase.tasks.config import DataConfig, PretrainConfig
 
 SOURCE = Path(megabase.__file__).parent
 
@@ -243,9 +242,8 @@ def test_an_error_of_the_program_itself_is_not_hidden(monkeypatch: pytest.Monkey
 )
 def test_settings_of_another_type_are_named(settings: dict[str, object], text: str) -> None:
     given: dict[str, object] = {
-        "output": "x", "data": pretrain_config.DataConfig(genome="g.mb"), **settings
+        "output": "x", "data": DataConfig(genome="g.mb"), **settings
     }  # fmt: skip
     make: Callable[..., object] = PretrainConfig
     with pytest.raises(ConfigError, match=text):
         make(**given)
-    assert {"Stage", "OptimConfig", "DeviceConfig"} <= set(pretrain_config.__all__)

@@ -214,7 +214,7 @@ def bedgraph(path: Path) -> None:
 
 
 def bigwig(path: Path) -> None:
-    from megabase.cli.genome_report import _bigwig_track
+    from megabase.report.genome_tracks import _bigwig_track
 
     _bigwig_track(str(path), "x", places())
 

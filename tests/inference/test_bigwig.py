@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megabase.cli.genome_report import _bigwig_track
 from megabase.errors import ConfigError
 from megabase.genome.interval import Interval
 from megabase.inference.tracks import Run, check_bigwig, write_bigwig
+from megabase.report.genome_tracks import _bigwig_track
 
 pytest.importorskip("pybigtools")
 

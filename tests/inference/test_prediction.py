@@ -94,9 +94,8 @@ def test_outputs_of_both_strands_are_averaged(by_base: bool) -> None:
 
 
 def test_strands_are_read_as_the_figures_of_the_training_were_taken(tmp_path: Path) -> None:
-    from megabase.tasks.finetune_config import FinetuneConfig
-
     from megabase.settings import DeviceConfig, HeadConfig, OptimConfig
+    from megabase.tasks.config import FinetuneConfig
     from megabase.tasks.finetune import finetune
 
     rng = np.random.default_rng(0)
