@@ -41,70 +41,28 @@ def _look_up(table: Tensor, codes: Tensor) -> Tensor:
 
 
 def codes_to_ids(codes: Tensor) -> Tensor:
-    """Look base codes up as token ids; the soft-mask bit makes no difference.
+    """Look base codes up as int64 token ids: A 7, C 8, G 9, T 10, N 11, padding 4.
 
-    Parameters
-    ----------
-    codes
-        uint8 of any shape, as :mod:`megabase.genome.alphabet` defines them.
-
-    Returns
-    -------
-    torch.Tensor
-        int64 of the same shape: A 7, C 8, G 9, T 10, N 11, padding 4.
+    The soft-mask bit makes no difference.
     """
     return _look_up(_token_table(codes.device), codes)
 
 
 def reverse_complement_codes(codes: Tensor, reverse: Tensor) -> Tensor:
-    """Take the reverse complement of the marked rows.
+    """Take the reverse complement of the rows of codes (n, length) marked by a bool (n,).
 
     Padding is reversed with the rest, so it moves to the other end. The soft-mask bit stays with
     its base.
-
-    Parameters
-    ----------
-    codes
-        uint8 (n, length).
-    reverse
-        bool (n,).
-
-    Returns
-    -------
-    torch.Tensor
-        uint8 (n, length).
     """
     flipped = _look_up(_complement_table(codes.device), codes.flip(-1))
     return torch.where(reverse[:, None], flipped, codes)
 
 
 def is_base(codes: Tensor) -> Tensor:
-    """Tell which codes are A, C, G or T (not N, not padding).
-
-    Parameters
-    ----------
-    codes
-        uint8 of any shape.
-
-    Returns
-    -------
-    torch.Tensor
-        bool of the same shape.
-    """
+    """Tell which codes are A, C, G or T (not N, not padding), bool of the same shape."""
     return (codes & alphabet.BASE_BITS) <= alphabet.T
 
 
 def is_soft_masked(codes: Tensor) -> Tensor:
-    """Tell which bases were written in lower case.
-
-    Parameters
-    ----------
-    codes
-        uint8 of any shape.
-
-    Returns
-    -------
-    torch.Tensor
-        bool of the same shape.
-    """
+    """Tell which bases were written in lower case, bool of the same shape."""
     return (codes & alphabet.SOFT_MASK) != 0

@@ -64,7 +64,7 @@ def tokenize(
     max_tokens: int | None = None,
     truncate: bool = False,
 ) -> Ragged:
-    """Turn every sequence into tokens.
+    """Turn every sequence into tokens, in the smallest integer type that holds every id.
 
     Parameters
     ----------
@@ -75,14 +75,9 @@ def tokenize(
     max_bases, max_tokens
         Longest sequence, in bases and in tokens.
     truncate
-        Keep the beginning of longer ones, with a :class:`TruncationWarning` that counts them, in
-        place of an error. Bases are cut before the reverse complement is taken, so both strands
-        are of the same segment.
-
-    Returns
-    -------
-    Ragged
-        Token ids, in the smallest integer type that holds every id.
+        Keep the beginning of longer ones, with a TruncationWarning that counts them, in place of an
+        error. Bases are cut before the reverse complement is taken, so both strands cover the same
+        segment.
 
     Raises
     ------
@@ -330,23 +325,18 @@ def answer_positions(length: int, demonstrations: int) -> _Ints:
 
 
 def in_context_item(query: str, demonstrations: Sequence[tuple[str, str]], length: int) -> _Ints:
-    """Build an in-context prompt: demonstrations, then the query.
+    """Build an in-context prompt, int64: demonstrations, then the query.
 
     Parameters
     ----------
     query
         Sequence to classify.
     demonstrations
-        (sequence, label letter) pairs, in the order of the prompt. Published letters are A and N
-        for two classes, A, G and N for three.
+        (sequence, label letter) pairs, in the order of the prompt: each gives its sequence, a
+        separator, the label, a separator. Published letters are A and N for two classes, A, G and N
+        for three.
     length
         Tokens of each sequence: cut on the right, padded on the left.
-
-    Returns
-    -------
-    numpy.ndarray
-        int64: for each demonstration sequence, separator, label, separator; then the query and a
-        separator. The model's next token is the answer.
     """
 
     def block(text: str) -> _Ints:

@@ -53,44 +53,37 @@ def read_interval_text(
     Parameters
     ----------
     path
-        BED, narrowPeak, broadPeak, GFF3, GTF or VCF (one row for each alternative allele; the
+        BED, narrowPeak, broadPeak, GFF3, GTF or VCF (one example for each alternative allele; the
         sequence is that of the genome), plain or gzip.
     store
         The genome.
     label
         Column or columns of the labels: of a BED by the names of
-        :func:`megabase.genome.tables.read_bed`, None takes ``name``; of a GFF its columns or keys
-        of its attributes, None takes ``type``; of a VCF ``filter``, ``id``, ``qual`` or keys of
-        INFO.
+        :func:`megabase.genome.tables.read_bed` (default ``name``); of a GFF its columns or keys of
+        its attributes (default ``type``); of a VCF ``filter``, ``id``, ``qual`` or keys of INFO.
     length
         Bases to read around the center; None takes the interval as it is.
     flank
-        Bases to read besides on either side.
+        Bases to read in addition on either side.
     center
         ``middle`` of the interval (of an even length, the base after it), or ``summit`` of a
         narrowPeak (the middle where it is not known).
     orient
-        Whether rows of the strand ``-`` are read as their reverse complement.
+        Whether intervals on the strand ``-`` are read as their reverse complement.
     strict
-        Refuse rows that are not on the genome, which are left out otherwise.
+        Refuse rows that are not on the genome; otherwise a LeftOutWarning counts them by reason.
 
     Returns
     -------
     LabelTable
-        Rows in the order of the file, with their intervals.
+        In the order of the file, with intervals. Past the end of a contig stands N, with an
+        IntervalWarning.
 
     Raises
     ------
     MegabaseError
         With file and row or line: for a broken file, one without a row on the genome, a missing
         label column, an empty label, or a summit outside its peak.
-
-    Warns
-    -----
-    LeftOutWarning
-        With the number of rows that are not on the genome, by reason.
-    IntervalWarning
-        With their number, when windows reach past the end of a contig: N stands there.
     """
     path = Path(path)
     label = (label,) if isinstance(label, str) else label
@@ -216,14 +209,12 @@ def _bounds(
 def divide_rows(
     text: LabelTable, store: GenomeStore, train: Regions | None, valid: Regions, test: Regions
 ) -> dict[str, LabelTable]:
-    """Give each example to the split whose regions its sequence touches.
+    """Assign each example to the split whose regions its sequence touches.
 
     Parameters
     ----------
-    text
-        Examples with intervals.
-    store
-        The genome.
+    text, store
+        Examples with intervals, and their genome.
     train
         Regions to train on; None: all others.
     valid, test
@@ -233,17 +224,13 @@ def divide_rows(
     -------
     dict
         Split name to examples, for splits that have any. One that touches held-out regions and
-        others is held out: nothing of it is trained on.
+        others is held out: nothing of it is trained on. An IntervalWarning counts those in no
+        split.
 
     Raises
     ------
     InputError
-        When a row touches both valid and test, or no row is left for training.
-
-    Warns
-    -----
-    IntervalWarning
-        With the number of rows that lie in no split.
+        When an example touches both valid and test, or none is left for training.
     """
     intervals = text.intervals or ()
     contig = np.array([store.contig_index(i.contig) for i in intervals], dtype=np.int64)
@@ -328,23 +315,14 @@ def read_features(
     strand
         Which features count.
     strict
-        Refuse features that are not on the genome, which are left out otherwise.
-
-    Returns
-    -------
-    Features
-        Those on the genome.
+        Refuse features that are not on the genome; otherwise a LeftOutWarning counts them by
+        reason.
 
     Raises
     ------
     MegabaseError
         For a file of another kind, a row that cannot be used (with file and line), GFF files
         without types, a type without rows, or features that all lie on other contigs.
-
-    Warns
-    -----
-    LeftOutWarning
-        With the number of features that are not on the genome, by reason.
     """
     import polars as pl
 
@@ -474,17 +452,15 @@ def label_windows(
 
     Parameters
     ----------
-    store
-        The genome.
-    regions
-        What to cut; the last window of each region is shorter.
+    store, regions
+        The genome, and what to cut; the last window of each region is shorter.
     features
         Where the classes come from.
     length
-        Labelled bases of a window.
+        Labeled bases of a window.
     flank
-        Bases that are read on either side besides, without labels: context for the outermost ones.
-        Windows at the end of a contig have fewer; flanks may lie outside the regions.
+        Unlabeled bases that are read on either side as context; fewer at the end of a contig, and
+        possibly outside the regions.
 
     Returns
     -------

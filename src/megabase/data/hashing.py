@@ -21,18 +21,7 @@ _ROUNDS = 6
 
 
 def mix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Mix the bits of every value (a bijection on 64-bit words).
-
-    Parameters
-    ----------
-    values
-        uint64 array of any shape.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint64 array of the same shape.
-    """
+    """Mix the bits of every value: a bijection on 64-bit words, of any shape."""
     z = np.asarray(values, dtype=np.uint64)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(FIRST)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(SECOND)
@@ -56,20 +45,7 @@ def derive_key(*words: int) -> int:
 
 
 def draw_bits(key: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    """Give the 64 random bits that belong to each index under a key.
-
-    Parameters
-    ----------
-    key
-        From :func:`derive_key`.
-    indices
-        Non-negative integers, any shape.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint64, same shape.
-    """
+    """Give the 64 random bits (uint64) of each non-negative index, of any shape, under a key."""
     counters = np.asarray(indices, dtype=np.int64).astype(np.uint64)
     return mix64((counters + np.uint64(1)) * np.uint64(GOLDEN) + np.uint64(key))
 
@@ -77,22 +53,11 @@ def draw_bits(key: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64
 def uniform_below(
     bits: npt.NDArray[np.uint64], bound: int | npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Turn random bits into integers uniform in [0, bound).
+    """Turn random bits into integers (int64) uniform in [0, bound).
 
     The upper half of the 128-bit product bits * bound. No value is likelier than another by more
-    than bound / 2**64 (1.7e-10 for three billion positions); a remainder would favour small ones.
-
-    Parameters
-    ----------
-    bits
-        uint64 random bits.
-    bound
-        One bound or one for each value, at least 1 and below 2**63.
-
-    Returns
-    -------
-    numpy.ndarray
-        int64 of the shape of `bits`.
+    than bound / 2**64 (1.7e-10 for three billion positions); a remainder would favor small ones. A
+    bound, or one for each value, is at least 1 and below 2**63.
     """
     b = np.asarray(bound, dtype=np.int64).astype(np.uint64)
     low32, by32 = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -104,25 +69,14 @@ def uniform_below(
 
 
 def unit_float(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
-    """Turn random bits into floats uniform in [0, 1) with 53 bits.
-
-    Parameters
-    ----------
-    bits
-        uint64 random bits.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64 of the same shape.
-    """
+    """Turn random bits into float64 uniform in [0, 1), with 53 bits."""
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permute(
     indices: npt.NDArray[np.int64], size: int, keys: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.int64]:
-    """Apply a pseudorandom permutation of range(size) at the given places only.
+    """Apply a pseudorandom permutation of range(size) at the given positions only.
 
     A Feistel network on the next even power of two, walked until the value lies below `size`: no
     table of the whole permutation is ever made, whatever the size.
@@ -130,16 +84,11 @@ def permute(
     Parameters
     ----------
     indices
-        Places, int64 (n,), each in [0, size).
+        Positions, int64 (n,), each in [0, size).
     size
         Number of elements permuted, at least 1.
     keys
-        uint64 (n,): which permutation (one key, one permutation).
-
-    Returns
-    -------
-    numpy.ndarray
-        int64 (n,), each in [0, size); for one key the map is one-to-one.
+        uint64 (n,): which permutation; for one key the result (int64 (n,)) is one-to-one.
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     low = np.uint64((1 << int(half)) - 1)

@@ -54,20 +54,12 @@ _SPARE = 1 << 20  # a small column may expand more: a megabyte is always fine
 
 
 def find_splits(folder: str | Path) -> dict[str, Path]:
-    """Find train, valid and test in a folder, as files or as subfolders.
-
-    Accepted names are train, valid (also val, dev, validation) and test, with any suffix that
-    :func:`read_text` reads.
+    """Find train, valid (or val, dev, validation) and test in a folder, as files or subfolders.
 
     Returns
     -------
     dict
-        Split name to path; empty when the folder holds none.
-
-    Raises
-    ------
-    InputError
-        When a split is there more than once.
+        Split name to path; empty when the folder holds none. An InputError when one is there twice.
     """
     found: dict[str, Path] = {}
     paths = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
@@ -92,7 +84,7 @@ def read_text(
     label: str | Sequence[str] | None = None,
     fasta_label: FastaLabel = "last_word",
 ) -> LabelTable:
-    """Read a file or folder of labelled sequences.
+    """Read a file or folder of labeled sequences.
 
     Parameters
     ----------
@@ -109,7 +101,7 @@ def read_text(
     Returns
     -------
     LabelTable
-        Examples in the order of the file; of a folder, sorted by class and name.
+        In the order of the file; of a folder, sorted by class and name.
 
     Raises
     ------
@@ -215,12 +207,8 @@ def read_sequence_table(
     Returns
     -------
     names, sequences : list of str
-        Column ``name`` or ``id``, else the number of the row, from 1; and the letters.
-
-    Raises
-    ------
-    InputError
-        Naming file and row: no such column, no row, an empty sequence.
+        Column ``name`` or ``id``, else the number of the row, from 1; and the letters. An
+        InputError names file and row of what is missing.
     """
     import polars as pl
 
@@ -373,17 +361,7 @@ class _Thrift:
 def read_parquet(path: Path, error: type[MegabaseError]) -> pl.DataFrame:
     """Read a Parquet file.
 
-    Parameters
-    ----------
-    path
-        The file.
-    error
-        Class of the error.
-
-    Raises
-    ------
-    MegabaseError
-        Of class `error`: no Parquet file, damaged, or one that claims more than it can hold.
+    An `error` of the given class when it is not Parquet, damaged, or claims more than it can hold.
     """
     import polars as pl
 

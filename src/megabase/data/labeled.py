@@ -407,7 +407,7 @@ def split_rows(
     seed: int,
     groups: npt.NDArray[np.int64] | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Cut a share of the rows off at random, class by class when labels are class numbers.
+    """Cut a share of the examples off at random, class by class when labels are class numbers.
 
     Parameters
     ----------
@@ -475,16 +475,14 @@ def _split_groups(
 def members_by_class(
     labels: npt.NDArray[Any], member: npt.NDArray[np.int64], groups: int
 ) -> list[npt.NDArray[np.bool_]]:
-    """Deal groups out by the class that most of their rows have; one set for other labels.
+    """Assign groups to the class that most of their rows have; one set for other labels.
 
     Parameters
     ----------
-    labels
-        (n,) integers or (n, K) floats.
-    member
-        Number of the group of each row (n,), from 0.
+    labels, member
+        (n,) integers or (n, K) floats, and the group of each row (n,), from 0.
     groups
-        How many there are.
+        Number of groups.
 
     Returns
     -------
@@ -505,17 +503,9 @@ def published_split(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Split training rows into validation and training as the Caduceus paper does.
 
-    ``torch.utils.data.random_split`` with these shares and a generator of this seed: the first part
-    is validation, and rows left over by rounding go to the parts in turn.
-
-    Parameters
-    ----------
-    rows
-        Number of training rows.
-    seed
-        1 to 5 in the paper (arXiv 2403.03234).
-    shares
-        Validation and training.
+    ``torch.utils.data.random_split`` with the two `shares` and a generator of this seed (1 to 5 in
+    the paper, arXiv 2403.03234): the first part is validation, and rows left over by rounding go to
+    the parts in turn.
 
     Returns
     -------

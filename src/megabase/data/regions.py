@@ -187,7 +187,7 @@ class Split:
 
 
 def regions_of(store: GenomeStore, places: Iterable[Place], *, strict: bool = True) -> Regions:
-    """Give the positions of named regions.
+    """Give the positions of named regions: their union, empty for no places.
 
     Parameters
     ----------
@@ -199,16 +199,11 @@ def regions_of(store: GenomeStore, places: Iterable[Place], *, strict: bool = Tr
         Refuse rows of BED files that are not on the genome: a held-out region must not vanish.
         False: they are left out and counted.
 
-    Returns
-    -------
-    Regions
-        Their union; empty for no places.
-
     Raises
     ------
     MegabaseError
-        For an unknown contig, a region past the end of its contig, or a BED file that is missing
-        or broken.
+        For an unknown contig, a region past the end of its contig, or a BED file that is missing or
+        broken.
     """
     from megabase.genome.tables import read_bed
 
@@ -243,12 +238,7 @@ def read_intervals(store: GenomeStore, path: Place, split: str) -> Intervals:
     path
         The table; the published ones have ``train``, ``valid`` and ``test``.
     split
-        Which rows to read.
-
-    Returns
-    -------
-    Intervals
-        In the order of the file, for :class:`megabase.data.windows.IntervalWindows`.
+        Which rows to read; they keep the order of the file.
 
     Raises
     ------

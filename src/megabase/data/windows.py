@@ -386,15 +386,7 @@ class IntervalWindows(WindowSource):
         return WindowBatch(contig, upper - wanted, wanted, _forward(row), lower, upper)
 
     def touching(self, regions: Regions, length: int, extra: int = 0) -> int:
-        """Count the rows whose windows (unshifted) share a position with the given regions.
-
-        Parameters
-        ----------
-        regions
-            Positions that should not be seen, such as the held-out ones.
-        length, extra
-            Positions the model reads, and target bases after them.
-        """
+        """Count the rows whose windows (unshifted) share a position with regions to be avoided."""
         row = np.arange(self.epoch_size(length, extra) or 0, dtype=np.int64)
         start = self._start(row, length + extra)
         return int(regions.overlap(self.intervals.contig, start, start + length + extra).sum())

@@ -98,19 +98,14 @@ def warn_ambiguous(counts: Mapping[str, int], where: object) -> None:
 
 
 def encode(sequence: str | bytes, ambiguous: Counter[str] | None = None) -> NDArray[np.uint8]:
-    """Turn letters into codes.
+    """Turn letters into codes (length,), with the soft-mask bit for lower case.
 
     Parameters
     ----------
     sequence
-        DNA letters, upper or lower case; IUPAC letters other than A, C, G, T become N.
+        DNA letters; IUPAC letters other than A, C, G, T become N.
     ambiguous
         Where to count those letters, for :func:`warn_ambiguous`; they are not counted when None.
-
-    Returns
-    -------
-    NDArray[np.uint8]
-        One code for each letter, with the soft-mask bit for lower case; shape (length,).
 
     Raises
     ------
@@ -142,19 +137,9 @@ def encode(sequence: str | bytes, ambiguous: Counter[str] | None = None) -> NDAr
 
 
 def decode(codes: NDArray[np.uint8], soft_mask: bool = False) -> str:
-    """Turn codes into letters.
+    """Turn codes (length,) into letters; a padding position is written as ``.``.
 
-    Parameters
-    ----------
-    codes
-        Codes of shape (length,).
-    soft_mask
-        Write soft-masked bases in lower case; all upper case otherwise.
-
-    Returns
-    -------
-    str
-        One letter for each code; a padding position is written as ``.``.
+    Soft-masked bases are written in lower case with `soft_mask`, else all are upper case.
 
     Raises
     ------
@@ -180,18 +165,9 @@ def decode(codes: NDArray[np.uint8], soft_mask: bool = False) -> str:
 
 
 def reverse_complement(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Reverse complement along the last axis.
+    """Reverse complement of codes (..., length) along the last axis, as a new array.
 
-    Parameters
-    ----------
-    codes
-        Codes of shape (..., length).
-
-    Returns
-    -------
-    NDArray[np.uint8]
-        A new array of the same shape: A and T, C and G exchanged, N and padding kept; the soft-mask
-        bit moves with its base.
+    A and T, C and G are exchanged, N and padding kept; the soft-mask bit moves with its base.
 
     Examples
     --------

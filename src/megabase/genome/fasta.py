@@ -124,7 +124,7 @@ def read_fasta(
     chunk_bytes: int = CHUNK_BYTES,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Header | Bases]:
-    r"""Stream a FASTA file.
+    """Stream a FASTA file: for each contig its header, then its bases in parts.
 
     Plain, gzip and bgzip files are told apart by their content. Windows line ends, blank lines,
     blanks and tabs inside lines, and a last line without a line end are all fine.
@@ -134,21 +134,16 @@ def read_fasta(
     path
         The file.
     chunk_bytes
-        How many bytes to read at a time.
+        Most bytes to read, and bases to give, at a time.
     progress
         Called after each part with the number of bytes of the file read so far.
-
-    Yields
-    ------
-    Header or Bases
-        For each contig its header, then its bases in parts of at most ``chunk_bytes``.
 
     Raises
     ------
     GenomeError
-        When the file is missing, unreadable, empty, cut short, has no header line, a contig
-        without a name or bases, or a character that is not an IUPAC letter; the message names the
-        file, the line and the contig.
+        When the file is missing, unreadable, empty, cut short, has no header line, a contig without
+        a name or bases, or a character that is not an IUPAC letter; the message names the file, the
+        line and the contig.
     """
     source = _Source(Path(path))
     try:

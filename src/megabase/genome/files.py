@@ -111,8 +111,8 @@ def check_output(target: Path, overwrite: bool = False, *, seeks: bool = False) 
     Raises
     ------
     OutputError
-        When it exists (and `overwrite` is off), is a folder, a block device or a socket, would lie
-        in no folder or in one that cannot be written to.
+        When it exists (and `overwrite` is off), is a folder, a block device or a socket, or its
+        folder is missing or cannot be written to.
     """
     mode = _mode(target)
     if not target.name:
@@ -152,18 +152,11 @@ def _refuse_existing(target: Path) -> None:
 def writing(target: Path, advice: str = "make room or write elsewhere") -> Iterator[None]:
     """Turn every failure to write `target` into one line, whichever library raises it.
 
-    Parameters
-    ----------
-    target
-        Named in the message.
-    advice
-        What to do when there is no room.
-
     Raises
     ------
     OutputError
-        Saying the system's reason; :class:`~megabase.errors.ResumableError` for a full disk, a
-        quota or a limit on the size of files. Errors that are not the system's go through.
+        With the system's reason; a ResumableError, ending with `advice`, for a full disk, a quota
+        or a limit on the size of files. Errors that are not the system's pass through.
     """
     try:
         yield
@@ -218,21 +211,16 @@ def new_name(target: Path) -> Path:
 def atomic_file(
     target: Path, overwrite: bool = False, *, seeks: bool = False
 ) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of ``target`` when the block ends well.
+    """Open a file that takes the place of ``target`` when the block ends without an error.
 
-    Parameters
-    ----------
-    target
-        The file to write; of a link, what it names. A pipe or a device is written to directly.
-    overwrite
-        Whether an existing file may be replaced.
-    seeks
-        As for :func:`check_output`. Then the file has a path, its ``name``.
+    Of a link, the file it names is replaced; a pipe or a device is written to directly. With
+    `seeks` (see :func:`check_output`) the file has a path, its ``name``.
 
     Raises
     ------
     OutputError
-        When the file exists already or cannot be written. Nothing is left behind then.
+        When the file exists already (and `overwrite` is off) or cannot be written. Nothing is left
+        behind then.
     """
     check_output(target, overwrite, seeks=seeks)
     with writing(target):
@@ -388,12 +376,8 @@ class Lock:
     def acquire(self) -> None:
         """Become the owner.
 
-        Raises
-        ------
-        InUseError
-            When another process, or another run in this one, is.
-        OutputError
-            When the file cannot be written.
+        An InUseError when another process, or another run in this one, is; an OutputError when the
+        file cannot be written.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:

@@ -39,10 +39,7 @@ def pack_kmers(codes: _Codes, k: int) -> tuple[_Kmers, npt.NDArray[np.bool_]]:
 
 
 def canonical_kmers(codes: _Codes, k: int) -> tuple[_Kmers, npt.NDArray[np.bool_]]:
-    """Pack every k-mer, as the smaller of it and its reverse complement.
-
-    Parameters and results are those of :func:`pack_kmers`.
-    """
+    """Pack every k-mer like :func:`pack_kmers`, as the smaller of it and its reverse complement."""
     if len(codes) < k:
         return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=bool)
     two, known = _two_bits(codes, k)

@@ -280,8 +280,8 @@ class GenomeStore:
         contig_index
             Index into :attr:`contigs` for each window; shape (n,), integers.
         start
-            0-based first base of each window; shape (n,), integers. A window may reach outside
-            its contig on either side, or lie outside altogether.
+            0-based first base of each window; shape (n,), integers. A window may reach outside its
+            contig on either side, or lie outside altogether.
         length
             Number of bases of every window.
         out
@@ -290,12 +290,8 @@ class GenomeStore:
         Returns
         -------
         NDArray[np.uint8]
-            Shape (n, length), soft-mask bits included, padding code 5 outside the contig.
-
-        Raises
-        ------
-        GenomeError
-            When shapes, types or contig indices do not fit.
+            Shape (n, length), soft-mask bits included, padding code 5 outside the contig. A
+            GenomeError when shapes, types or contig indices do not fit.
         """
         index, first = _integers(contig_index, "contig_index"), _integers(start, "start")
         if index.ndim != 1 or index.shape != first.shape:
@@ -343,17 +339,10 @@ class GenomeStore:
     # -- integrity --------------------------------------------------------------------------------
 
     def verify(self, progress: Progress | None = None) -> None:
-        """Read every base and compare it with the recorded digests and counts.
+        """Read every base and compare it with the recorded checksums and counts.
 
-        Parameters
-        ----------
-        progress
-            Called after each part with the number of bases read and the total.
-
-        Raises
-        ------
-        GenomeError
-            When a contig does not have its recorded sha256 or counts, naming all such contigs.
+        `progress` is called after each part with the number of bases read and the total. A
+        GenomeError names all contigs that differ.
         """
         damaged = check_store(self.path, self.contigs, progress)
         if damaged:

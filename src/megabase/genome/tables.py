@@ -235,8 +235,8 @@ def read_bed(
 ) -> pl.DataFrame:
     """Read a BED file: BED3 to BED12 with any further columns, narrowPeak or broadPeak.
 
-    Comments (``#``), ``track`` and ``browser`` lines, a header row and blank lines are passed over;
-    the file may be gzip or bgzip. A file without tabs is split at blanks.
+    Comments (``#``), ``track`` and ``browser`` lines, a header row and blank lines are skipped; the
+    file may be gzip or bgzip. A file without tabs is split at blanks.
 
     Parameters
     ----------
@@ -245,13 +245,14 @@ def read_bed(
     store
         Genome to check against.
     kind
-        What the columns after the sixth mean; ``"auto"`` goes by the file name
-        (``.narrowPeak``, ``.broadPeak``, anything else is BED).
+        What the columns after the sixth mean; ``"auto"`` goes by the file name (``.narrowPeak``,
+        ``.broadPeak``, anything else is BED).
     columns
         Read the first N columns only (3 or more), for files whose later columns are not those of
         BED.
     strict
-        Refuse rows on unknown contigs, or not within their contig, which are left out otherwise.
+        Refuse rows on unknown contigs, or not within their contig; otherwise they are left out, and
+        a LeftOutWarning counts them by reason.
 
     Returns
     -------
@@ -265,11 +266,6 @@ def read_bed(
     ------
     InputError, UnknownContigError
         Naming file and line of the first row that is broken, or when no row can be used.
-
-    Warns
-    -----
-    LeftOutWarning
-        With the number of rows that were left out, by reason.
     """
     if columns is not None and columns < 3:
         raise InputError(f"a BED file has 3 columns or more, asked for {columns}")
@@ -330,27 +326,20 @@ def read_gff(
     Parameters
     ----------
     path
-        The file, plain or gzip. A sequence section (``##FASTA``) is passed over.
-    store
-        Genome to check against.
+        The file, plain or gzip. A sequence section (``##FASTA``) is skipped.
+    store, strict
+        As for :func:`read_bed`, which also lists the errors and the warning.
     attributes
-        Keys of the ninth column to take out, each into a String column of its name (null where a
-        row does not have it), such as ``("ID", "Name")`` or ``("gene_id", "gene_name")``.
+        Keys of the ninth column to extract, each into a String column of its name (null where a row
+        does not have it), such as ``("ID", "Name")`` or ``("gene_id", "gene_name")``.
     types
         Keep rows of these types only (``("exon", "CDS")``).
-    strict
-        As for :func:`read_bed`.
 
     Returns
     -------
     polars.DataFrame
         contig, start, end (0-based half-open), source, type, score (Float64), strand, phase
-        (Int64), attributes (the ninth column as it is), and the columns asked for.
-
-    Raises
-    ------
-    InputError, UnknownContigError
-        As for :func:`read_bed`, which also describes the warning.
+        (Int64), attributes (the ninth column as it is), and the requested columns.
     """
     source = _RowSource(Path(path))
     numbers, texts, circular = [], [], set[str]()
@@ -406,34 +395,29 @@ def read_vcf(
     store
         Genome to check against (where either has N, the reference allele is not compared).
     info
-        Keys of the INFO column to take out, each into a String column of its name: null where a
+        Keys of the INFO column to extract, each into a String column of its name: null where a
         record does not have it, empty for a flag.
     bases_only
-        Leave out alleles that are no sequence in the place of REF, too: those with a reason.
+        Leave out alleles that cannot replace REF, too: those with a reason.
     strict
-        Refuse what is left out otherwise, records without a locus in the genome included
-        (:func:`megabase.genome.vcf.why_unplaced`).
+        Refuse what is left out otherwise, including records without a place in the genome
+        (:func:`megabase.genome.vcf.placed_records`). A LeftOutWarning counts alleles by reason.
 
     Returns
     -------
     polars.DataFrame
         contig, start, end (of the reference allele, 0-based half-open), ref and alt (upper case;
-        alt null for a record without one; symbolic alleles such as ``<DEL>`` as they are), id,
-        qual (Float64), filter, record (0-based number of the record in the file), allele (0-based
-        number of the alternative within its record), reason (why the allele is no sequence in the
-        place of REF, such as ``SYMBOLIC_ALT``: :data:`megabase.genome.left_out.REASONS`; null for
-        one that is), and the columns asked for.
+        alt null for a record without one; symbolic alleles such as ``<DEL>`` as they are), id, qual
+        (Float64), filter, record (0-based number of the record in the file), allele (0-based number
+        of the alternative within its record), reason (why the allele cannot replace REF, such as
+        ``SYMBOLIC_ALT``: :data:`megabase.genome.left_out.REASONS`; else null), and the requested
+        columns.
 
     Raises
     ------
     InputError, UnknownContigError
         Naming file and line (of a BCF: record) of the first one that is broken; when no record can
         be used, or REF looks like that of another assembly.
-
-    Warns
-    -----
-    LeftOutWarning
-        With the number of alleles that were left out, by reason.
     """
     source = _RowSource(Path(path), unit="record" if is_bcf(Path(path)) else "line")
     left_out = LeftOut(source.path, source.unit, strict)

@@ -79,21 +79,9 @@ def register_objective(name: str, make: Callable[..., Objective]) -> None:
 def code_weights(
     codes: Tensor, *, soft_mask_weight: float, n_weight: float, padding_weight: float
 ) -> Tensor:
-    """Give the loss weight of each target base.
+    """Give the loss weight of each target base of codes (n, length), as float32.
 
-    Parameters
-    ----------
-    codes
-        uint8 (n, length).
-    soft_mask_weight
-        Weight of A, C, G, T in lower case; upper case has 1.
-    n_weight, padding_weight
-        Weights of N and of padding.
-
-    Returns
-    -------
-    torch.Tensor
-        float32 (n, length).
+    Upper-case A, C, G, T weigh 1, lower-case ones `soft_mask_weight`.
     """
     weights = torch.where(is_soft_masked(codes), soft_mask_weight, 1.0)
     others = torch.where((codes & alphabet.BASE_BITS) == alphabet.N, n_weight, padding_weight)

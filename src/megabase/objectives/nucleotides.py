@@ -101,19 +101,10 @@ class NucleotideLabels:
 
 
 def align_strands(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Average both strands base by base.
+    """Average both strands base by base: logits (2 n, length, K) to (n, length, K).
 
-    Parameters
-    ----------
-    logits
-        (2 n, length, K): rows as given, then their reverse complements.
-    mask
-        (2 n, length), 1 at real tokens; None when all are.
-
-    Returns
-    -------
-    Tensor
-        (n, length, K) in the direction of the rows as given.
+    Rows as given come first, then their reverse complements. The mask (2 n, length) is 1 at real
+    tokens; None when all are.
     """
     rows, length = logits.shape[0] // 2, logits.shape[1]
     forward, other = logits[:rows], logits[rows:]

@@ -101,14 +101,12 @@ def save_checkpoint(
     state: tuple[dict[str, Any], dict[str, Any]],
     save_model: SaveModel,
 ) -> Path:
-    """Write the checkpoint of ``progress.step`` and point ``last`` at it.
+    """Write the checkpoint of ``progress.step`` and point ``last`` at it (and ``best``, if it is).
 
     Parameters
     ----------
-    run
-        Run folder.
-    progress
-        Counters to keep; ``best`` is pointed here when ``best_step`` is this step.
+    run, progress
+        Run folder, and counters to keep.
     state
         Result of :func:`gather_state`.
     save_model

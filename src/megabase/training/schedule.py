@@ -19,7 +19,7 @@ from megabase.settings import OptimConfig, TrainConfig
 
 
 def lr_at(step: int, config: OptimConfig, total: int, base_lr: float | None = None) -> float:
-    """Learning rate of optimizer step ``step``.
+    """Learning rate of optimizer step ``step``; past the end of the schedule, its final value.
 
     Parameters
     ----------
@@ -32,11 +32,6 @@ def lr_at(step: int, config: OptimConfig, total: int, base_lr: float | None = No
     base_lr
         Highest rate of the parameter group; ``config.lr`` when None. The published schedule ends
         every group at the same absolute rate, ``min_lr_ratio * config.lr``.
-
-    Returns
-    -------
-    float
-        Learning rate. Past the end of the schedule it stays at its final value.
     """
     peak = config.lr if base_lr is None else base_lr
     span = int(config.schedule_steps or total)
