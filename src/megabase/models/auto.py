@@ -79,8 +79,8 @@ def resolve_model(spec: str | Path | None = None) -> Path:
     if isinstance(spec, str) and _HUB_NAME.match(name) and not Path(name.split("/")[0]).is_dir():
         return _folder(_fetch(name))
     raise ModelError(
-        f"{name}: there is no such folder, and it is no preset (megabase info --presets) "
-        "and no Hub repository (owner/name)"
+        f"{name}: there is no such folder, and it is neither a preset (megabase info --presets) "
+        "nor a Hub repository (owner/name)"
     )
 
 
@@ -91,7 +91,7 @@ def _folder(path: Path) -> Path:
     for link in ("best", "last"):
         if (path / link / "config.json").is_file():
             return (path / link).resolve()
-    if any((place / "prompt.json").is_file() for place in (path, path / "prompt", path / "last")):
+    if any((folder / "prompt.json").is_file() for folder in (path, path / "prompt", path / "last")):
         raise ModelError(
             f"{path}: holds a soft prompt and no model; name the model that it was made for, and "
             f"the prompt beside it (megabase predict MODEL FILE --prompt {path})"
@@ -103,7 +103,7 @@ def _folder(path: Path) -> Path:
         )
     weights = sorted(file.name for file in path.iterdir() if file.suffix in _CHECKPOINT_SUFFIXES)
     hint = f"; make one of {weights[0]} with: megabase convert {path} FOLDER" if weights else ""
-    raise ModelError(f"{path}: has no config.json, so it is no model folder{hint}")
+    raise ModelError(f"{path}: has no config.json, so it is not a model folder{hint}")
 
 
 def _fetch(repository: str, patterns: Sequence[str] = _HUB_FILES) -> Path:
@@ -116,7 +116,7 @@ def _fetch(repository: str, patterns: Sequence[str] = _HUB_FILES) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{repository}: is no local folder, and cannot be fetched from the Hub ({reason})"
+            f"{repository}: is not a local folder, and cannot be fetched from the Hub ({reason})"
         ) from error
     return folder
 

@@ -36,7 +36,7 @@ _AUTO_CLASSES: dict[str, tuple[str, Any]] = {
     "token-classification": ("ForTokenClassification", AutoModelForTokenClassification),
     "base": ("", AutoModel),
 }
-"""What a class is for, told by the end of its name as in transformers."""
+"""What a class is for, by the end of its name, as in transformers."""
 KINDS: tuple[str, ...] = tuple(_AUTO_CLASSES)
 """What a model is for: the names of the heads, and ``base`` for none."""
 

@@ -35,7 +35,7 @@ from megabase.models.heads import (
     Strand,
     TokenClassifier,
 )
-from megabase.models.state_space import StateSpacePreTrainedModel
+from megabase.models.mamba.modeling import StateSpacePreTrainedModel
 
 _REVERSE = re.compile(r"^(.*\.mamba_)rev(\.(?:in|out)_proj\.(?:weight|bias))$")
 """Projections of the reverse direction, which may be those of the forward one."""
@@ -167,18 +167,11 @@ class CaduceusModel(_CaduceusPreTrainedModel):
 
         Parameters
         ----------
-        input_ids
-            Shape (batch, length); or give `inputs_embeds`.
-        attention_mask
-            1 at real tokens, shape (batch, length). Padding neither enters convolutions nor states,
-            so real positions do not depend on it, unless ``config.mask_padding`` is False (the
-            published models ignore the mask).
+        input_ids, attention_mask, output_hidden_states, return_dict
+            As in :meth:`megabase.models.mamba.MambaModel.forward`.
         inputs_embeds
-            Embeddings instead of ids, shape (batch, length, ``config.hidden_size``).
-        output_hidden_states
-            Whether to return the input of every block and the final output as well.
-        return_dict
-            Whether to return an object instead of a tuple.
+            Embeddings instead of ids, shape (batch, length, ``config.hidden_size``); ConfigError
+            for another width.
 
         Returns
         -------
@@ -187,12 +180,6 @@ class CaduceusModel(_CaduceusPreTrainedModel):
             equivariant model the first half belongs to the strand as given, the second half to the
             other one, with channels in reverse order: the reverse complement of the input turns
             the output around in length and channels.
-
-        Raises
-        ------
-        ConfigError
-            When not exactly one of `input_ids` and `inputs_embeds` is given, or the latter has
-            another width.
         """
         refuse_rest(self, rest)
         given_once(input_ids, inputs_embeds)

@@ -52,7 +52,7 @@ def is_dnabert_folder(folder: str | Path) -> bool:
 
 
 def load_tokenizer(folder: str | Path, **settings: Any) -> DNABERTTokenizer:
-    """Load the tokenizer of a DNABERT folder, whatever its ``tokenizer_config.json`` asks for.
+    """Load the tokenizer of a DNABERT folder, whatever its ``tokenizer_config.json`` names.
 
     The published settings say ``do_lower_case: true``, with which every k-mer becomes unknown; it
     has no effect here.

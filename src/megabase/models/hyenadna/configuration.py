@@ -18,12 +18,6 @@ class HyenaDNAConfig(DecoderConfig):
 
     Attributes
     ----------
-    vocab_size : int
-        Tokens of the vocabulary (12: seven specials, A, C, G, T, N).
-    pad_vocab_size_multiple : int
-        Rows of the embedding and of the logits are rounded up to a multiple of this.
-    d_model, n_layer : int
-        Width and number of blocks.
     d_inner : int or None
         Width inside the MLP; four times the width when None.
     max_seq_len : int
@@ -81,17 +75,10 @@ class HyenaDNAConfig(DecoderConfig):
         Epsilon of every LayerNorm; standard deviation of initial weights.
     residual_in_fp32 : bool
         Whether the running sum is kept in float32 at least.
-    mask_padding : bool
-        Whether padded positions are emptied where real ones could see them. False is the published
-        behaviour.
-    pooling : str
-        How a sequence classifier pools positions (:data:`megabase.layers.pooling.POOLINGS`).
-    head_bias : bool
-        Whether a classifier's head has a bias.
-    pad_token_id, bos_token_id, eos_token_id : int or None
-        Special tokens.
-    tie_word_embeddings : bool
-        Whether the next-token head is the embedding matrix.
+
+    Notes
+    -----
+    The other settings are those of :class:`megabase.models.base.LanguageModelConfig`.
     """
 
     model_type = "hyenadna"

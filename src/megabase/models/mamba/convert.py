@@ -22,13 +22,12 @@ from megabase.models.checkpoints.published import (
     renamed,
 )
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.mamba.configuration import MambaConfig
+from megabase.models.mamba.configuration import MambaConfig, MixerSettings
 from megabase.models.mamba.modeling import (
     MambaForCausalLM,
     MambaForSequenceClassification,
     MambaModel,
 )
-from megabase.models.state_space import MixerSettings
 
 _RULES = (HEAD_RULE, (r"^backbone\.embeddings\.weight", "backbone.embedding.weight"))
 """The second is the name in transformers' own Mamba."""
