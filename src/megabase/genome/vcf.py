@@ -34,8 +34,8 @@ __all__ = [
     "why_unusable",
 ]
 
-_BASES = frozenset("ACGTacgt")
-_IUPAC = frozenset("ACGTN" + AMBIGUITY_LETTERS)
+_BASES = frozenset("ACGTacgt")  # what a model can read as an allele
+_IUPAC = frozenset("ACGTN" + AMBIGUITY_LETTERS)  # what VCF allows in REF
 _SYMBOLS = frozenset("<>[]*")  # of symbolic alleles, breakends and overlapping deletions
 _BREAKEND = re.compile(r"\.[A-Za-z]+|[A-Za-z]+\.")  # a single breakend: .C or T.
 _PLACELESS = ("UNKNOWN_CONTIG", "OUTSIDE_CONTIG", "REF_MISMATCH")
@@ -217,7 +217,7 @@ def check_record(record: VcfRecord, store: GenomeStore, contig: int | None) -> R
 
 
 def check_allele(ref: str, alt: str) -> Reason | None:
-    """Say why an alternative allele is no sequence in the place of `ref`, or None."""
+    """Say why an alternative allele is not a sequence that replaces `ref`, or None."""
     if alt and _BASES.issuperset(alt):
         return "ALT_IS_REF" if alt.upper() == ref.upper() else None
     symbolic = not alt or not _SYMBOLS.isdisjoint(alt) or _BREAKEND.fullmatch(alt)

@@ -1,1 +1,1 @@
-"""Writing DNA: prompts, sampling, incremental decoding, and checks of what was written."""
+"""Generating DNA: prompts, sampling, incremental decoding, and checks of the result."""

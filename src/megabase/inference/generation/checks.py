@@ -374,7 +374,7 @@ def _extend(queries: _Codes, query: _Ints, codes: _Codes, at: _Ints, k: int) -> 
 def _keep_longest(
     best: list[ExactMatch], table: _Queries, query: _Ints, length: _Ints, contig: str, at: _Ints
 ) -> None:
-    """Put agreements in the place of shorter matches of the same query."""
+    """Let agreements replace shorter matches of the same query."""
     number = np.searchsorted(table.starts, query, side="right") - 1
     # The longest first; among those the first in the genome.
     for i in np.lexsort((at, -length)).tolist():

@@ -29,7 +29,7 @@ from megabase.models.loading import ModelSpec, choose_device, load
 __all__ = ["generate_file", "generate_records"]
 
 _LINE = 80  # letters of a line of FASTA, as NCBI writes it
-_PLAIN = (".fa", ".fasta", ".fna", ".ffn")
+_PLAIN = (".fa", ".fasta", ".fna", ".ffn")  # the endings of nucleotides that NCBI uses
 _FASTA_SUFFIXES = (*_PLAIN, *(f"{end}{more}" for end in _PLAIN for more in (".gz", ".bgz")))
 """Endings of an output that readers of FASTA know, plain or bgzip."""
 

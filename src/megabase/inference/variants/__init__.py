@@ -1,1 +1,1 @@
-"""Variant effects: alleles, windows, the models' readings, and what is written to a VCF."""
+"""Variant effects: windows of both alleles, forward passes, scores, and VCF files."""

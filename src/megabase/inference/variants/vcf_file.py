@@ -83,8 +83,8 @@ def survey(
     store
         The genome.
     allow_mismatches
-        Continue when REF differs from the genome in so many records that the file looks as if it
-        was made for another assembly.
+        Continue when REF differs from the genome in more records than a file for this assembly
+        would have.
     strict
         Refuse the first allele that can have no score.
 
