@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megabase.errors import ConfigError
+from megabase.errors import ReportError
 from megabase.genome.interval import Interval
-from megabase.inference.tracks import Run, check_bigwig, write_bigwig
-from megabase.report.genome_tracks import _bigwig_track
+from megabase.inference.tracks import Run, write_bigwig
+from megabase.report.genome_tracks import _bigwig_track, _check_bigwig
 
 pytest.importorskip("pybigtools")
 
@@ -32,7 +32,7 @@ def read(path: Path) -> int:
 
 
 def test_a_good_file_is_read(track: Path) -> None:
-    check_bigwig(track)
+    _check_bigwig(track)
     assert read(track) == 4_000
 
 
@@ -44,7 +44,7 @@ def test_a_claimed_block_is_not_allocated(track: Path, size: int) -> None:
         index = struct.unpack_from("<Q", raw, index + 4 + 16)[0]
     struct.pack_into("<Q", raw, index + 4 + 24, size)
     track.write_bytes(raw)
-    with pytest.raises(ConfigError, match="lies outside the file"):
+    with pytest.raises(ReportError, match="lies outside the file"):
         read(track)
 
 
@@ -60,7 +60,7 @@ def test_damage_is_one_error(track: Path, capfd: pytest.CaptureFixture[str]) -> 
         track.write_bytes(raw)
         try:
             read(track)
-        except ConfigError as error:
+        except ReportError as error:
             messages.append(str(error))
     assert len(messages) > 100
     assert all(str(track) in message for message in messages)

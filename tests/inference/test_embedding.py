@@ -292,7 +292,7 @@ def test_alleles_of_a_variant_have_the_same_number_of_bases(folder: Path) -> Non
 
 def test_chunks_and_batches_do_not_show(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = np.load(_embed(folder, "whole.npy"))
-    monkeypatch.setattr("megabase.inference.embedding._CHUNK_SEQUENCES", 1)
+    monkeypatch.setattr("megabase.data.sources._CHUNK_SEQUENCES", 1)
     np.testing.assert_allclose(np.load(_embed(folder, "single.npy")), whole, atol=1e-6)
     small = np.load(_embed(folder, "small.npy", batch_tokens=1))
     np.testing.assert_allclose(small, whole, atol=1e-6)
@@ -301,7 +301,7 @@ def test_chunks_and_batches_do_not_show(folder: Path, monkeypatch: pytest.Monkey
 def test_an_interrupted_run_goes_on_to_the_same_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megabase.inference.embedding._CHUNK_SEQUENCES", 1)
+    monkeypatch.setattr("megabase.data.sources._CHUNK_SEQUENCES", 1)
     whole = _embed(folder, "whole.npz").read_bytes()
     written = jobs._write_part
 

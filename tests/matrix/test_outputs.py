@@ -61,7 +61,7 @@ def parts(call: str, *endings: str) -> list[Verb]:
 
 SCORE = parts("score lm small.fa", ".tsv", ".parquet")
 VARIANTS = parts(
-    "variants v.vcf --genome g.mb --model lm --window 20",
+    "variants lm v.vcf g.mb --window 20",
     ".vcf", ".vcf.gz", ".bcf", ".tsv", ".parquet",
 )  # fmt: skip
 EMBED = parts("embed lm small.fa", ".parquet", ".npy", ".npz", ".zarr", ".h5ad")

@@ -43,8 +43,11 @@ def run(args: Namespace) -> int:
     """Run the verb; errors are raised as MegabaseError."""
     from megabase.data.sources import genome_store
     from megabase.inference.ism import ism_file, read_ism
+    from megabase.inference.variants.scorer import VariantOptions
     from megabase.inference.writers import require_suffix
 
+    methods = None if args.methods is None else tuple(args.methods)
+    options = VariantOptions(args.window, methods, args.strands, args.placement)
     with contextlib.ExitStack() as stack:
         genome = args.genome
         if args.plot:
@@ -56,18 +59,14 @@ def run(args: Namespace) -> int:
             genome = store.path
         how = stack.enter_context(running(args, "bases"))
         found = ism_file(
-            args.model, args.region, genome, args.output, window=args.window,
-            methods=args.methods, strands=args.strands, placement=args.placement,
-            bigwig=args.bigwig, **how,
-        )  # fmt: skip
-    if found is None:
-        return 0  # another rank writes the output
-    for path in (found.output, *found.tracks.values()):
+            args.model, args.region, genome, args.output, options, bigwig=args.bigwig, **how
+        )
+    for path in found:  # nothing for a rank of torchrun that does not write
         print(f"wrote {path}", file=sys.stderr)
-    if args.plot:
+    if args.plot and found:
         from megabase.report.logos import save_heat_map
 
-        read = read_ism(found.output)
+        read = read_ism(found[0])
         method = next(iter(read.scores))
         save_heat_map(
             Path(args.plot), read.ref, read.scores[method], title=str(read.interval),

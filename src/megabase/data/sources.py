@@ -53,6 +53,8 @@ _OTHER_FORMATS = {
 
 
 _Item = TypeVar("_Item")
+_CHUNK_BASES = 1 << 20  # seconds of work on a CPU: what an interrupted run loses at most
+_CHUNK_SEQUENCES = 4096  # so that short sequences make chunks for several processes too
 _STORE_MAGIC = b"\x89MBG"  # first bytes of a genome store
 
 
@@ -236,14 +238,22 @@ class SequenceInput:
                 name = f"{contig}:{start + 1}:{ref}>{alt}:{which}"
                 yield Sequence(name, codes, 0, Interval(contig, start, end))
 
-    def chunks(self, bases: int, most: int, context: int = 0) -> Iterator[list[Sequence]]:
-        """Cut the stream of :meth:`read` into lists of about `bases` bases, `most` sequences.
+    def chunks(self, cost: int = 1, context: int = 0) -> Iterator[list[Sequence]]:
+        """Cut the stream of :meth:`read` into lists, each some seconds of work.
+
+        Parameters
+        ----------
+        cost
+            How many times as much work as a forward pass a sequence is.
+        context
+            As for :meth:`read`.
 
         Raises
         ------
         InputError
             When there is no sequence.
         """
+        bases, most = _CHUNK_BASES // cost, _CHUNK_SEQUENCES // cost
         chunk: list[Sequence] = []
         size = 0
         for item in self.read(context=context):

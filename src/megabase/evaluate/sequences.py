@@ -94,6 +94,47 @@ def as_codes(
     raise InputError(f"a sequence is DNA letters, or base codes (uint8); found {found}")
 
 
+def stitched(
+    spans: Sequence[Span],
+    part: tuple[int, int],
+    batch_tokens: int,
+    answer: Callable[[Sequence[Span]], NDArray[np.float32]],
+) -> NDArray[np.float32]:
+    """Put what windows say together; where several count, the mean.
+
+    Parameters
+    ----------
+    spans
+        Windows of one length that answer for all bases of the part (:func:`plan_windows`).
+    part
+        First base and base after the last one that are wanted.
+    batch_tokens
+        About how many bases are asked about at once.
+    answer
+        Called with some of the windows; gives float32 (windows, window, width).
+
+    Returns
+    -------
+    NDArray[np.float32]
+        float32 (bases of the part, width).
+    """
+    low, high = part
+    rows = max(1, batch_tokens // max(spans[0].end - spans[0].start, 1))
+    total = count = np.zeros((0, 1), dtype=np.float32)
+    for begin in range(0, len(spans), rows):
+        group = spans[begin : begin + rows]
+        found = answer(group)
+        if not len(total):
+            total = np.zeros((high - low, found.shape[-1]), dtype=np.float32)
+            count = np.zeros((high - low, 1), dtype=np.float32)
+        for span, values in zip(group, found, strict=True):
+            first, last = max(span.first, low), min(span.last, high)
+            if first < last:
+                total[first - low : last - low] += values[first - span.start : last - span.start]
+                count[first - low : last - low] += 1
+    return total / count
+
+
 def run_batched(
     items: Sequence[_Codes],
     function: Callable[[_Codes, NDArray[np.int64]], Sequence[_Result]],

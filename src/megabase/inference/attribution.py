@@ -61,8 +61,6 @@ every position. (An embedding of zeros is no baseline: the norm layers are steep
 Codes = NDArray[np.uint8]
 _LOG_LIKELIHOOD = "log-likelihood"  # name of the output of a language model
 _SUFFIXES = (".parquet", ".npz", ".bw", ".bigwig")  # formats that hold a number for each base
-_CHUNK_BASES = 1 << 16  # each base is read some 64 times, so a chunk is as long as of other verbs
-_CHUNK_SEQUENCES = 256  # likewise
 
 
 @dataclass(frozen=True, repr=False)
@@ -400,11 +398,6 @@ def attribute_file(
     **running
         See :class:`megabase.inference.jobs.RunOptions`.
 
-    Returns
-    -------
-    pathlib.Path
-        The output.
-
     Raises
     ------
     MegabaseError
@@ -439,8 +432,7 @@ def attribute_file(
                 contigs = {contig.name: contig.length for contig in store.contigs}
             write_bigwig(target, contigs, _runs(parts))
 
-    chunks = partial(SequenceInput.chunks, bases=_CHUNK_BASES, most=_CHUNK_SEQUENCES)
-    work = Work(_rows, make, chunks)
+    work = Work(_rows, make, partial(SequenceInput.chunks, cost=16))  # of 64 steps, forth and back
     return map_sequences("attribute", work, given, output, describe, merge, **running)
 
 

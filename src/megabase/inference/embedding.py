@@ -23,7 +23,7 @@ from torch import Tensor
 from megabase.data.sources import Sequence as Given
 from megabase.data.sources import SequenceInput, region_columns
 from megabase.errors import InputError
-from megabase.evaluate.sequences import Stitch, codes_of, plan_windows, run_batched
+from megabase.evaluate.sequences import Span, Stitch, codes_of, plan_windows, run_batched, stitched
 from megabase.genome.alphabet import encode, reverse_complement
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, map_sequences
 from megabase.inference.writers import matrix_frame, merge_matrix, require_matrix
@@ -47,9 +47,6 @@ Averaged = Literal["forward", "both"]
 
 Codes = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
-
-_CHUNK_BASES = 1 << 20  # seconds of work on a CPU: what an interrupted run loses at most
-_CHUNK_SEQUENCES = 4096  # vectors of short sequences are held in memory until a part is written
 
 
 @dataclass(frozen=True, repr=False)
@@ -279,23 +276,18 @@ class Embedder:
             yield found
 
     def _along(self, codes: Codes, overlap: int | None, stitch: Stitch) -> Vectors:
+        """Give the states of every base of one sequence."""
         self._pieces([codes] if self.long == "error" else [codes[:1]])
         window = len(codes) if self.longest is None else self.longest - self.encoder.extra
         shared = window // 2 if overlap is None else overlap
         spans = plan_windows(len(codes), max(window, 1), min(shared, window - 1), stitch)
-        out = np.zeros((len(codes), self.width), dtype=np.float32)
-        count = np.zeros((len(codes), 1), dtype=np.float32)
-        width = spans[0].end - spans[0].start
-        step = max(1, self.batch_tokens // max(width, 1))
-        for low in range(0, len(spans), step):
-            group = spans[low : low + step]
-            rows = np.stack([codes[s.start : s.end] for s in group])
+
+        def answer(group: Sequence[Span]) -> Vectors:
+            rows = np.stack([codes[span.start : span.end] for span in group])
             states, mask = self._states(rows, self.layer)
-            found = states[0][mask].view(len(group), width, -1).float().cpu().numpy()
-            for span, row in zip(group, found, strict=True):
-                out[span.first : span.last] += row[span.first - span.start : span.last - span.start]
-                count[span.first : span.last] += 1
-        return out / count
+            return states[0][mask].view(*rows.shape, -1).float().cpu().numpy()
+
+        return stitched(spans, (0, len(codes)), self.batch_tokens, answer)
 
     def _states(self, codes: Codes, layer: int | None) -> tuple[tuple[Tensor, ...], Tensor]:
         """Give the states of one layer (or of all), and which tokens are bases."""
@@ -387,23 +379,16 @@ def embed_file(
 
     Parameters
     ----------
-    model
-        Model folder, run folder, preset or Hub name; None for the packaged model; or a model.
+    model, layer, long, strands
+        As for :class:`Embedder`.
     source
         What is read.
     output
         Its ending says the format (:data:`megabase.inference.writers.MATRIX_SUFFIXES`).
-    layer, long, strands
-        As for :class:`Embedder`.
     pooling
         As for :class:`Embedder`; ``"none"`` for one vector for each base.
     **running
         See :class:`megabase.inference.jobs.RunOptions`.
-
-    Returns
-    -------
-    pathlib.Path
-        The output.
 
     Raises
     ------
@@ -416,7 +401,6 @@ def embed_file(
         Embedder, model, layer=layer, pooling="mean" if per_base else pooling, long=long,
         strands=strands, batch_tokens=running.get("batch_tokens", BATCH_TOKENS),
     )  # fmt: skip
-    chunks = partial(SequenceInput.chunks, bases=_CHUNK_BASES, most=_CHUNK_SEQUENCES)
 
     def describe(ready: Embedder) -> dict[str, Any]:
         return {
@@ -424,7 +408,7 @@ def embed_file(
             "both_strands": ready.both_strands,
         }  # fmt: skip
 
-    work = Work(_per_base if per_base else _pooled, make, chunks)
+    work = Work(_per_base if per_base else _pooled, make, SequenceInput.chunks)
     return map_sequences("embed", work, source, output, describe, merge_matrix, **running)
 
 

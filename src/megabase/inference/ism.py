@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Unpack
+from typing import Unpack
 
 import numpy as np
 import polars as pl
@@ -82,26 +82,6 @@ class Mutagenesis:
         return -self.scores[method].sum(1) / np.float32(3)
 
 
-class MutagenesisRunOptions(RunOptions, total=False):
-    """How the work of :func:`ism_file` is done, and the tracks beside its output.
-
-    Parameters
-    ----------
-    bigwig
-        Prefix of a track for each method, PREFIX.METHOD.bw: :meth:`Mutagenesis.importance`. The
-        output is then ``.parquet`` or ``.npz``.
-    """
-
-    bigwig: str | None
-
-
-class MutagenesisFile(NamedTuple):
-    """What :func:`ism_file` wrote: the file, and a track for each method."""
-
-    output: Path
-    tracks: dict[str, Path]
-
-
 def ism(
     model: ModelSpec,
     region: str | Interval,
@@ -154,50 +134,53 @@ def ism_file(
     region: str | Interval,
     genome: str | Path,
     output: str | Path,
+    options: VariantOptions | None = None,
     *,
-    window: int | None = None,
-    methods: Sequence[str] | None = None,
-    strands: Strands = "both",
-    placement: Placement = "centred",
-    **running: Unpack[MutagenesisRunOptions],
-) -> MutagenesisFile | None:
+    bigwig: str | None = None,
+    **running: Unpack[RunOptions],
+) -> list[Path]:
     """Score every substitution of a region into a file.
 
     Parameters
     ----------
-    model, region, genome, window, methods, strands, placement
+    model, region, genome
         As for :func:`ism`.
     output
         ``.parquet`` or ``.tsv``: a row for each substitution. ``.npz``: a matrix for each method.
+    options
+        What changes a score.
+    bigwig
+        Prefix of a track for each method, PREFIX.METHOD.bw: :meth:`Mutagenesis.importance`. The
+        output is then ``.parquet`` or ``.npz``.
     **running
-        See :class:`MutagenesisRunOptions`.
+        See :class:`megabase.inference.jobs.RunOptions`.
 
     Returns
     -------
-    MutagenesisFile or None
-        None for a rank of ``torchrun`` other than the one that writes.
+    list of Path
+        What was written, the output first; empty for a rank of ``torchrun`` other than the one
+        that writes.
 
     Raises
     ------
     MegabaseError
         For a region, a genome, a model or an output that cannot be used.
     """
-    options = VariantOptions(window, methods, strands, placement)
-    output, prefix = Path(output), running.pop("bigwig", None)
-    require_suffix(output, (".parquet", ".npz") if prefix else (*TABLE_SUFFIXES, ".npz"))
-    if prefix:
+    output, options = Path(output), options or VariantOptions()
+    require_suffix(output, (".parquet", ".npz") if bigwig else (*TABLE_SUFFIXES, ".npz"))
+    if bigwig:
         require_bigwig()
     check_run(output, **running)
-    written: list[dict[str, Path]] = []
+    written: list[Path] = []
+    tracks: dict[str, Path] = {}
     with genome_store(genome) as store:
         interval = _region(store, region)
 
         def describe(ready: VariantScorer) -> Provenance:
-            names = ready.options.methods or ()
-            tracks = {name: Path(f"{prefix}.{name}.bw") for name in names if prefix}
-            for path in tracks.values():
-                refuse_existing(path, running.get("overwrite", False))
-            written.append(tracks)
+            for name in (ready.options.methods or ()) if bigwig else ():
+                tracks[name] = Path(f"{bigwig}.{name}.bw")
+                refuse_existing(tracks[name], running.get("overwrite", False))
+            written.extend((output, *tracks.values()))
             return ready.provenance("ism", region=str(interval))
 
         work = Work(
@@ -207,11 +190,9 @@ def ism_file(
             _bases,
         )
         map_file(work, output, describe, _merge, **running)
-        if not written:
-            return None
-        if written[0]:
-            _write_tracks(read_ism(output), store, written[0])
-    return MutagenesisFile(output, written[0])
+        if tracks:
+            _write_tracks(read_ism(output), store, tracks)
+    return written
 
 
 def read_ism(path: str | Path) -> Mutagenesis:

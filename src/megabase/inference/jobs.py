@@ -378,7 +378,7 @@ def _write_part(result: Part, path: Path) -> None:
 
 def _help(work: Work, output: Path, share: Share) -> Path:
     """Compute the share of a rank of ``torchrun`` other than 0, which begins the folder."""
-    folder = PartFolder.join(output, work.suffix)
+    folder = PartFolder(output, work.suffix)
     while not (folder.path / _started()).is_file():  # torchrun ends this rank when rank 0 fails
         time.sleep(_POLL_SECONDS)
     _work(work, folder, share)
@@ -405,7 +405,7 @@ def _child(work: Work, output: Path, parts: Path, share: Share, failed: Any) -> 
     # The parent reads the same input and says it once.
     warnings.simplefilter("ignore", InputWarning)
     try:
-        _work(work, PartFolder.join(output, work.suffix, parts), share)
+        _work(work, PartFolder(output, work.suffix, parts), share)
     except MegabaseError as error:
         # Not through a file: the disk may be what is full.
         failed.put((isinstance(error, ResumableError), str(error)))

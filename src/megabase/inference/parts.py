@@ -32,13 +32,11 @@ from megabase.genome.files import (
 )
 from megabase.untrusted import read_json
 
-__all__ = ["PartFolder", "refuse_existing"]
-
-_MANIFEST = "manifest.json"
+_MANIFEST = "manifest.json"  # what is computed
 _MERGED = ".merged"  # marks that the output is whole and only has to be put in its place
 _ZARR_GROUP = ".zgroup"  # the one kind of output that is a folder
-_NOT_STREAMED = (".parquet", ".npz", ".zarr", ".h5ad", ".bw", ".bigwig")
-_ADVICE = "make room and go on with resume=True"
+_NOT_STREAMED = (".parquet", ".npz", ".zarr", ".h5ad", ".bw", ".bigwig")  # their writers seek
+_ADVICE = "make room and go on with resume=True"  # on a full disk
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:
@@ -55,6 +53,7 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
 
 
 def _check(target: Path, overwrite: bool) -> None:
+    """Refuse an output that cannot be written."""
     if target.is_dir() and (target / _ZARR_GROUP).is_file():
         if not overwrite:
             raise OutputError(
@@ -66,9 +65,7 @@ def _check(target: Path, overwrite: bool) -> None:
 
 
 class PartFolder:
-    """The finished parts of one output.
-
-    Use :meth:`open`.
+    """The finished parts of one output; ``PartFolder(...)`` joins the folder of another process.
 
     Parameters
     ----------
@@ -98,18 +95,16 @@ class PartFolder:
         resume: bool = False,
         overwrite: bool = False,
     ) -> PartFolder:
-        """Begin an output, or go on with an interrupted one; :meth:`release` it at the end.
+        """Begin an output, or resume an interrupted one; :meth:`release` it at the end.
 
         Parameters
         ----------
-        target
-            The output.
+        target, suffix
+            As for the class.
         provenance
-            What is computed; an interrupted run is continued only with the same.
-        suffix
-            Ending of the part files, with its dot.
+            What is computed; an interrupted run is resumed only with the same.
         resume
-            Whether to go on with an interrupted run; without one the work begins anew.
+            Whether to resume an interrupted run; without one the work begins anew.
         overwrite
             Whether an existing output, or what an interrupted run left, may be replaced.
 
@@ -117,8 +112,7 @@ class PartFolder:
         ------
         OutputError
             When the output exists or another process is making it; when an interrupted run left
-            parts and neither `resume` nor `overwrite` is on; when the options or inputs differ from
-            those of the interrupted run.
+            parts and neither `resume` nor `overwrite` is on, or had other options or inputs.
         """
         refuse_existing(target, overwrite)
         if is_stream(target):
@@ -142,26 +136,26 @@ class PartFolder:
         while True:
             with writing(self.target):
                 self.path.mkdir(exist_ok=True)
-            # Between the two the owner before may have removed it.
             try:
-                self._acquire()
-            except _GoneError:
-                continue
+                if self._acquired():
+                    return
             except BaseException:
                 with contextlib.suppress(OSError):
                     self.path.rmdir()  # made just now, if it is empty
                 raise
-            return
 
-    def _acquire(self) -> None:
+    def _acquired(self) -> bool:
+        """Become the owner; tell that the owner before removed the folder meanwhile."""
         try:
             self._lock.acquire()
         except OutputError as error:
             if isinstance(error.__cause__, FileNotFoundError):
-                raise _GoneError from None
+                return False
             raise
+        return True
 
     def _begin(self, provenance: Provenance, resume: bool, overwrite: bool) -> None:
+        """Write the manifest, or compare with that of the interrupted run."""
         _check(self.target, overwrite)  # another process may just have finished it
         manifest = self.path / _MANIFEST
         if manifest.is_file():
@@ -201,19 +195,14 @@ class PartFolder:
         if not (self.path / _MERGED).is_file():
             self._lock.refuse_used()
             return
-        with contextlib.suppress(_GoneError):
-            self._acquire()
+        if self._acquired():
             # Only the last step moves the merged output away.
             if (self.path / _MERGED).is_file() and not self._merged.exists():
                 self.discard()
             self.release()
 
-    @classmethod
-    def join(cls, target: Path, suffix: str, path: Path | None = None) -> PartFolder:
-        """Use the folder that another process began."""
-        return cls(target, suffix, path)
-
     def _require_same(self, provenance: Provenance, record: dict[str, object]) -> None:
+        """Refuse to resume a run that computes something else."""
         differences = provenance.differences(record)
         if differences:
             shown = "; ".join(differences[:3])
@@ -225,7 +214,7 @@ class PartFolder:
 
     @property
     def _merged(self) -> Path:
-        # Written inside the folder: whatever happens, nothing half-done lies beside the output.
+        """Path of the merged output: inside the folder, so nothing half-done lies beside it."""
         return self.path / "output" / real_place(self.target).name
 
     def part(self, number: int) -> Path:
@@ -261,14 +250,9 @@ class PartFolder:
                     temporary.unlink(missing_ok=True)
 
     def finish(self, chunks: int, merge: Callable[[list[Path], Path], object]) -> None:
-        """Merge the parts into the output and remove the folder.
+        """Merge the parts of all chunks into the output and remove the folder.
 
-        Parameters
-        ----------
-        chunks
-            Number of parts.
-        merge
-            Called with the parts in order and the path to write.
+        `merge` is called with the parts in order and the path to write.
 
         Raises
         ------
@@ -300,7 +284,3 @@ class PartFolder:
     def release(self) -> None:
         """End the ownership."""
         self._lock.release()
-
-
-class _GoneError(Exception):
-    """The folder went away between two looks at it."""

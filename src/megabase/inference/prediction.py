@@ -18,7 +18,7 @@ from torch import Tensor
 from megabase.data.sources import Sequence as Given
 from megabase.data.sources import SequenceInput, region_columns
 from megabase.errors import InputError
-from megabase.evaluate.sequences import Span, Stitch, codes_of, plan_windows, run_batched
+from megabase.evaluate.sequences import Span, Stitch, codes_of, plan_windows, run_batched, stitched
 from megabase.genome.alphabet import BASE_BITS, PAD, reverse_complement
 from megabase.genome.interval import one_based
 from megabase.inference.embedding import Averaged
@@ -32,9 +32,6 @@ __all__ = ["Predictions", "Predictor", "predict"]
 
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-
-_CHUNK_BASES = 1 << 20  # seconds of work on a CPU: what an interrupted run loses at most
-_CHUNK_SEQUENCES = 4096  # so that short sequences make chunks for several processes too
 
 
 @dataclass(frozen=True, repr=False)
@@ -186,9 +183,7 @@ class Predictor:
                     f"({self._loaded.longest:,} positions); cut it, or predict along it with "
                     "windows (a track)"
                 )
-        return self._run(items, record)
 
-    def _run(self, items: Sequence[Codes], record: Callable[[int], str]) -> Floats:
         def probabilities(codes: Codes, rows: NDArray[np.int64]) -> list[Floats]:
             values, mask = self._probabilities(codes, lambda row: record(int(rows[row])))
             if self.by_base:
@@ -229,8 +224,6 @@ class Predictor:
             inputs["strand_average"] = self.both_strands
         return self._loaded.model(**inputs).logits.float()
 
-    # -- along a sequence -----------------------------------------------------------------------
-
     def along(
         self,
         codes: Codes,
@@ -238,6 +231,8 @@ class Predictor:
         window: int | None = None,
         overlap: int | None = None,
         stitch: Stitch = "centre",
+        part: tuple[int, int] | None = None,
+        name: str = "the sequence",
     ) -> Floats:
         """Predict along a sequence of any length.
 
@@ -252,72 +247,12 @@ class Predictor:
         window
             Bases that the model reads at once; the longest it can when None.
         overlap
-            Bases that neighbouring windows share; half of the window when None.
+            Bases that neighboring windows share; half of the window when None.
         stitch
             Which window answers for a base (:data:`megabase.evaluate.sequences.Stitch`).
-
-        Returns
-        -------
-        ndarray
-            float32 (length, classes).
-
-        Raises
-        ------
-        InputError
-            For lengths that do not fit.
-        """
-        spans = self.plan(len(codes), window, overlap, stitch)
-        return self.spans(codes, 0, spans, (0, len(codes)))
-
-    def plan(
-        self,
-        length: int,
-        window: int | None,
-        overlap: int | None,
-        stitch: Stitch,
-        part: tuple[int, int] | None = None,
-    ) -> list[Span]:
-        """Lay windows over a sequence of so many bases.
-
-        Arguments as for :meth:`along`, and the part to answer for
-        (:func:`megabase.evaluate.sequences.plan_windows`).
-        """
-        most = self.longest
-        if not self._loaded.encoder.per_base and self.by_base:
-            raise InputError(
-                f"{self.name} labels tokens of several bases, not bases; predict whole sequences"
-            )
-        if window is None:
-            window = length if most is None else min(most, length)
-        if window < 1:
-            raise InputError(f"a window needs 1 base or more, found {window}")
-        if most is not None and window > most:
-            raise InputError(
-                f"a window of {window:,} bases does not fit {self.name}, which reads {most:,}"
-            )
-        shared = window // 2 if overlap is None else overlap
-        return plan_windows(length, window, shared, stitch, part)
-
-    def spans(
-        self,
-        codes: Codes,
-        offset: int,
-        spans: Sequence[Span],
-        part: tuple[int, int],
-        name: str = "the sequence",
-    ) -> Floats:
-        """Predict the bases of a part with the windows of a plan.
-
-        Parameters
-        ----------
-        codes
-            The bases from `offset` on; they hold every window.
-        offset
-            Position of the first code in the whole sequence.
-        spans
-            Windows that answer for all bases of the part, all of one length.
         part
-            First base and base after the last one, in the whole sequence.
+            First base and base after the last one to predict, with the windows of the whole
+            sequence; all of it when None.
         name
             Name of the sequence, for messages.
 
@@ -325,31 +260,42 @@ class Predictor:
         -------
         ndarray
             float32 (bases of the part, classes).
+
+        Raises
+        ------
+        InputError
+            For lengths that do not fit.
         """
-        low, high = part
-        total = np.zeros((high - low, len(self.classes)), dtype=np.float32)
-        count = np.zeros((high - low, 1), dtype=np.float32)
-        width = spans[0].end - spans[0].start
-        step = max(1, self.batch_tokens // width)
-        for begin in range(0, len(spans), step):
-            group = spans[begin : begin + step]
-            rows = np.stack([codes[s.start - offset : s.end - offset] for s in group])
-            values, _ = self._probabilities(
-                rows, lambda row, group=group: f"{name}, bases {one_based(group[row].start):,} to "
-                f"{group[row].end:,}"
-            )  # fmt: skip
+        most, encoder = self.longest, self._loaded.encoder
+        if not encoder.per_base and self.by_base:
+            raise InputError(
+                f"{self.name} labels tokens of several bases, not bases; predict whole sequences"
+            )
+        if window is None:
+            window = len(codes) if most is None else min(most, len(codes))
+        if window < 1:
+            raise InputError(f"a window needs 1 base or more, found {window}")
+        if most is not None and window > most:
+            raise InputError(
+                f"a window of {window:,} bases does not fit {self.name}, which reads {most:,}"
+            )
+
+        def answer(spans: Sequence[Span]) -> Floats:
+            rows = np.stack([codes[span.start : span.end] for span in spans])
+
+            def record(row: int) -> str:
+                span = spans[row]
+                return f"{name}, bases {one_based(span.start):,} to {span.end:,}"
+
+            values = self._probabilities(rows, record)[0].cpu().numpy()
+            width = rows.shape[1]
             if self.by_base:
-                before = self._loaded.encoder.before
-                values = values[:, before : before + width]
-            found = values.cpu().numpy()
-            for span, value in zip(group, found, strict=True):
-                first, last = max(span.first, low), min(span.last, high)
-                if first >= last:
-                    continue
-                own = value[first - span.start : last - span.start] if self.by_base else value
-                total[first - low : last - low] += own
-                count[first - low : last - low] += 1
-        return total / count
+                return values[:, encoder.before : encoder.before + width]
+            return np.broadcast_to(values[:, None], (len(rows), width, values.shape[-1]))
+
+        shared = window // 2 if overlap is None else overlap
+        spans = plan_windows(len(codes), window, shared, stitch, part)
+        return stitched(spans, part or (0, len(codes)), self.batch_tokens, answer)
 
 
 def _turned(codes: Codes, lengths: NDArray[np.int64]) -> Codes:
@@ -424,11 +370,6 @@ def predict_file(
     **running
         See :class:`megabase.inference.jobs.RunOptions`.
 
-    Returns
-    -------
-    pathlib.Path
-        The output.
-
     Raises
     ------
     MegabaseError
@@ -439,9 +380,8 @@ def predict_file(
         Predictor, model, prompt=prompt, strands=strands,
         batch_tokens=running.get("batch_tokens", BATCH_TOKENS),
     )  # fmt: skip
-    chunks = partial(SequenceInput.chunks, bases=_CHUNK_BASES, most=_CHUNK_SEQUENCES)
     return map_sequences(
-        "predict", Work(_rows, make, chunks), source, output,
+        "predict", Work(_rows, make, SequenceInput.chunks), source, output,
         lambda ready: {"both_strands": ready.both_strands}, merge_tables, **running,
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from megabase.evaluate.provenance import Provenance
 from megabase.evaluate.sequences import Stitch
 from megabase.genome.alphabet import BASE_BITS, T
 from megabase.genome.files import atomic_file, check_output
-from megabase.genome.interval import Interval, one_based
+from megabase.genome.interval import one_based
 from megabase.genome.store import GenomeStore
 from megabase.inference.embedding import Averaged
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, check_run, map_file
@@ -102,11 +102,6 @@ def predict_track(
         Refuse rows of BED files that are not on the genome, which are left out otherwise.
     **running
         See :class:`megabase.inference.jobs.RunOptions`.
-
-    Returns
-    -------
-    pathlib.Path
-        The output.
 
     Raises
     ------
@@ -199,13 +194,12 @@ def _block(ready: _Tracker, block: tuple[str, int, int]) -> Mapping[str, NDArray
     track of the whole genome, and blocks only share out the windows.
     """
     contig, low, high = block
-    predictor, store, options = ready.predictor, ready.store, ready.options
-    spans = predictor.plan(
-        store.contig(contig).length, options.window, options.overlap, options.stitch, (low, high)
-    )
-    codes = store.fetch(Interval(contig, spans[0].start, spans[-1].end))
-    values = predictor.spans(codes, spans[0].start, spans, (low, high), contig)[:, ready.column]
-    values[(store.fetch(Interval(contig, low, high)) & BASE_BITS) > T] = np.nan
+    options, codes = ready.options, ready.store.view(contig)
+    values = ready.predictor.along(
+        codes, window=options.window, overlap=options.overlap, stitch=options.stitch,
+        part=(low, high), name=contig,
+    )[:, ready.column]  # fmt: skip
+    values[(codes[low:high] & BASE_BITS) > T] = np.nan
     return {"contig": np.array(contig), "start": np.array(low), "values": values}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Unpack
+from typing import Unpack
 
 import polars as pl
 
@@ -20,9 +20,6 @@ from megabase.genome.alphabet import warn_ambiguous
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, map_sequences
 from megabase.inference.writers import merge_tables, require_suffix
 from megabase.models.loading import Loaded, ModelSpec, load
-
-_CHUNK_BASES = 1 << 19  # seconds of work on a CPU: what an interrupted run loses at most
-_CHUNK_SEQUENCES = 4096  # so that short sequences make chunks for several processes too
 
 
 @dataclass(frozen=True, repr=False)
@@ -136,11 +133,6 @@ def score_file(
     **running
         See :class:`megabase.inference.jobs.RunOptions`.
 
-    Returns
-    -------
-    pathlib.Path
-        The output.
-
     Raises
     ------
     MegabaseError
@@ -154,42 +146,19 @@ def score_file(
         raise InputError(f"context=... must be 0 or more, found {context}")
     if context and given.genome is None:
         raise InputError("context=... needs genome=...: a FASTA sequence has no DNA before it")
-    make = partial(_scorer, model, options, running.get("batch_tokens", BATCH_TOKENS))
     # Which side is context depends on the strand that is read, so both sides are read.
-    chunks = partial(
-        SequenceInput.chunks, bases=_CHUNK_BASES, most=_CHUNK_SEQUENCES, context=context
+    chunks = partial(SequenceInput.chunks, context=context)
+    work = Work(
+        partial(_rows, options, running.get("batch_tokens", BATCH_TOKENS)),
+        partial(load, model, head="language"),
+        chunks,
     )
-    return map_sequences(
-        "score", Work(_rows, make, chunks), given, output,
-        lambda _: {**asdict(options), "context": context}, merge_tables, **running,
-    )  # fmt: skip
+    asked = {**asdict(options), "context": context}
+    return map_sequences("score", work, given, output, lambda _: asked, merge_tables, **running)
 
 
-class _Scorer(NamedTuple):
-    """A language model and what is asked of it."""
-
-    model: Loaded
-    options: ScoreOptions
-    batch_tokens: int
-
-    @property
-    def name(self) -> str:
-        """Name of the model."""
-        return self.model.name
-
-    @property
-    def digest(self) -> str:
-        """sha256 of the model."""
-        return self.model.digest
-
-
-def _scorer(
-    model: ModelSpec, options: ScoreOptions, batch_tokens: int, device: str | None = None
-) -> _Scorer:
-    """Load the model."""
-    return _Scorer(load(model, head="language", device=device), options, batch_tokens)
-
-
-def _rows(ready: _Scorer, chunk: list[Sequence]) -> pl.DataFrame:
+def _rows(
+    options: ScoreOptions, batch_tokens: int, model: Loaded, chunk: list[Sequence]
+) -> pl.DataFrame:
     """Give a row for each sequence."""
-    return score_table(ready.model, chunk, ready.options, ready.batch_tokens)
+    return score_table(model, chunk, options, batch_tokens)

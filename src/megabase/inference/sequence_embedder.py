@@ -17,22 +17,13 @@ try:
 except ImportError:
     raise MissingDependencyError("scikit-learn", "suites", "SequenceEmbedder") from None
 
-__all__ = ["SequenceEmbedder"]
-
 
 class SequenceEmbedder(TransformerMixin, BaseEstimator):
-    """Turns sequences into vectors, as a step of a scikit-learn pipeline.
+    """Turns sequences (DNA letters) into vectors, as a step of a scikit-learn pipeline.
 
     Nothing is learnt: ``fit`` loads the model. Parameters are as in
-    :class:`megabase.inference.embedding.Embedder`; a copy (``clone``, cross-validation, processes)
-    carries the name of the model, not its weights.
-
-    Parameters
-    ----------
-    model
-        Model folder, run folder, preset or Hub name; None for the packaged model.
-    layer, pooling, long, strands, batch_tokens, device
-        What the vectors are, and how they are computed.
+    :class:`megabase.inference.embedding.Embedder`, whose errors are raised; a copy (``clone``,
+    cross-validation, processes) carries the name of the model, not its weights.
 
     Examples
     --------
@@ -55,25 +46,16 @@ class SequenceEmbedder(TransformerMixin, BaseEstimator):
         device: str | None = None,
     ) -> None:
         self.model = model
-        self.layer = layer
-        self.pooling = pooling
-        self.long = long
-        self.strands = strands
-        self.batch_tokens = batch_tokens
-        self.device = device
+        self.layer, self.pooling, self.long, self.strands = layer, pooling, long, strands
+        self.batch_tokens, self.device = batch_tokens, device
 
     def fit(self, X: Iterable[str], y: Any = None) -> Self:
-        """Load the model; the sequences are not looked at.
-
-        Raises
-        ------
-        MegabaseError
-            For a model that cannot be loaded, or an unknown option.
-        """
+        """Load the model; the sequences are not looked at."""
         self._ready()
         return self
 
     def _ready(self) -> Embedder:
+        """Load the model, unless it was loaded with the same parameters."""
         wanted = self.get_params()
         if getattr(self, "_embedder_params", None) != wanted:
             spec = wanted.pop("model")
@@ -82,30 +64,13 @@ class SequenceEmbedder(TransformerMixin, BaseEstimator):
         return self._embedder
 
     def transform(self, X: Iterable[str]) -> NDArray[np.float32]:
-        """Embed sequences.
-
-        Parameters
-        ----------
-        X
-            DNA letters, one text for each sequence: a list, an array, or a column of a frame.
-
-        Returns
-        -------
-        ndarray
-            float32 (sequences, width).
-
-        Raises
-        ------
-        InputError
-            When an item is no text, has no base, or is too long.
-        """
-        texts: list[str | bytes] = []
-        for number, item in enumerate(np.asarray(X, dtype=object).ravel().tolist()):
+        """Embed texts of DNA letters (a list, an array or a column): float32 (texts, width)."""
+        texts = np.asarray(X, dtype=object).ravel().tolist()
+        for number, item in enumerate(texts):
             if not isinstance(item, (str, bytes)):
                 raise InputError(
                     f"item {number} is {type(item).__name__}, expected DNA letters as text"
                 )
-            texts.append(item)
         return self._ready().pooled(codes_of(texts))[0]
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
@@ -114,17 +79,13 @@ class SequenceEmbedder(TransformerMixin, BaseEstimator):
 
     def __getstate__(self) -> dict[str, Any]:
         state: Any = super().__getstate__()
-        kept: dict[str, Any] = dict(state)
-        for name in ("_embedder", "_embedder_params"):
-            kept.pop(name, None)
-        return kept
+        return {name: value for name, value in state.items() if not name.startswith("_embedder")}
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.string = True
-        tags.input_tags.two_d_array = False
+        tags.input_tags.string, tags.input_tags.two_d_array = True, False
         tags.requires_fit = False
         return tags

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import mmap
+import struct
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -271,14 +273,14 @@ def read_track(
 
 def _bigwig_track(path: str, name: str, regions: Sequence[Interval]) -> SignalTrack:
     """Read the numbers of a bigWig file."""
-    from megabase.inference.tracks import check_bigwig, require_bigwig
+    from megabase.inference.tracks import require_bigwig
 
     require_bigwig("reading bigWig")
     import pybigtools
 
     segments: list[Segment] = []
     with parsing(Path(path), ReportError, "it is damaged or not a bigWig file"):
-        check_bigwig(Path(path))
+        _check_bigwig(Path(path))
         opened: Any = pybigtools.open(path)
         contigs = dict(opened.chroms())
         for region in regions:
@@ -411,3 +413,72 @@ def _union(parts: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
         else:
             joined.append([start, end])
     return tuple((start, end) for start, end in joined)
+
+
+_MAGIC, _TREE, _INDEX = 0x888FFC26, 0x78CA8C91, 0x2468ACE0  # of a bigWig, its contigs, its blocks
+_NODES = 1_000_000  # of a tree: the index of a human genome, one entry a base pair, has fewer
+_SHRINK = 1_100  # deflate shrinks at most 1,032 times
+_KEY_BYTES = 4_096  # of a contig name: far more than any has
+
+
+def _check_bigwig(path: Path) -> None:
+    """Compare the offsets and sizes of a bigWig file with its size, before a reader allocates them.
+
+    Raises
+    ------
+    ValueError, struct.error, OSError
+        When it is no little-endian bigWig file, or claims more than it can hold.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+        size = len(raw)
+        magic, _, zooms, tree, _, index, *_, buffer, _ = struct.unpack_from("<IHHQQQHHQQIQ", raw)
+        if magic != _MAGIC:
+            raise ValueError("not a bigWig file")
+        magic, _, key, value, count = struct.unpack_from("<IIIIQ", raw, tree)
+        if magic != _TREE or not 0 < key <= _KEY_BYTES or value != 8 or count * 8 > size:
+            raise ValueError("its list of contigs is damaged")
+        _check_tree(raw, tree + 32, key, count)
+        largest = _check_index(raw, index)
+        for zoom in range(zooms):
+            *_, start = struct.unpack_from("<IIQQ", raw, 64 + 24 * zoom)
+            largest = max(largest, _check_index(raw, start))
+        if buffer > _SHRINK * largest + (1 << 20):
+            raise ValueError(f"blocks of {largest:,} bytes claim {buffer:,} bytes")
+
+
+def _check_tree(raw: Any, start: int, key: int, count: int) -> None:
+    """Walk the contigs: a tree whose nodes lie in the file, each seen once."""
+    left, found, seen = [start], 0, set[int]()
+    while left:
+        at = left.pop()
+        leaf, _, items = struct.unpack_from("<BBH", raw, at)
+        if at in seen or len(seen) > _NODES or at + 4 + items * (key + 8) > len(raw):
+            raise ValueError("its list of contigs is damaged")
+        seen.add(at)
+        found += items if leaf else 0
+        for item in range(0 if leaf else items):
+            left += struct.unpack_from("<Q", raw, at + 4 + item * (key + 8) + key)
+    if found != count:
+        raise ValueError(f"it lists {found:,} contigs and claims {count:,}")
+
+
+def _check_index(raw: Any, root: int) -> int:
+    """Walk an index of blocks; give the size of the largest."""
+    if struct.unpack_from("<I", raw, root)[0] != _INDEX:
+        raise ValueError("its index is damaged")
+    left, largest, seen = [root + 48], 0, set[int]()
+    while left:
+        at = left.pop()
+        leaf, _, items = struct.unpack_from("<BBH", raw, at)
+        if at in seen or len(seen) > _NODES:
+            raise ValueError("its index is damaged")
+        seen.add(at)
+        for item in range(items):
+            if not leaf:
+                left += struct.unpack_from("<Q", raw, at + 4 + item * 24 + 16)
+                continue
+            start, length = struct.unpack_from("<QQ", raw, at + 4 + item * 32 + 16)
+            if start + length > len(raw):
+                raise ValueError(f"a block of {length:,} bytes lies outside the file")
+            largest = max(largest, length)
+    return largest
