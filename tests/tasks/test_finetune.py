@@ -14,7 +14,7 @@ from megabase.errors import ConfigError, InputError, MegabaseError
 from megabase.settings import DeviceConfig, HeadConfig, OptimConfig, Stage
 from megabase.tasks.config import FinetuneConfig, TableConfig, to_yaml
 from megabase.tasks.finetune import finetune, finetune_seeds, plan_run
-from megabase.tasks.labeled import read_splits
+from megabase.tasks.labeled_data import read_splits
 from megabase.tasks.run import spread
 from megabase.training.process import build_fabric
 

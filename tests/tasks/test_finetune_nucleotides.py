@@ -18,7 +18,7 @@ from megabase.models.auto import load_model
 from megabase.settings import DeviceConfig, HeadConfig, OptimConfig
 from megabase.tasks.config import FinetuneConfig, GenomeConfig, TableConfig
 from megabase.tasks.finetune import finetune
-from megabase.tasks.labeled import read_splits
+from megabase.tasks.labeled_data import read_splits
 
 TINY: dict[str, Any] = {"d_model": 16, "n_layer": 1, "filter_order": 8, "embed_dropout": 0.0}
 SHAPES: dict[str, dict[str, Any]] = {

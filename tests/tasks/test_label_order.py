@@ -12,7 +12,7 @@ import pytest
 
 from megabase.genome import alphabet
 from megabase.tasks.config import FinetuneConfig
-from megabase.tasks.labeled import read_splits
+from megabase.tasks.labeled_data import read_splits
 
 BASES = {"apple": "A", "cherry": "C", "grape": "G", "tomato": "T"}
 

@@ -32,7 +32,7 @@ from megabase.data.leaks import (
 from megabase.errors import InputError
 from megabase.evaluate import metrics
 from megabase.genome.files import write_json
-from megabase.tasks.labeled import digest, hash_of
+from megabase.tasks.labeled_data import digest, hash_of
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -50,7 +50,7 @@ from megabase.evaluate.baselines import fit_kmers, fit_overlap, require_baseline
 from megabase.genome.files import LOCK_NAME, Lock, atomic_file, without_nan, write_json
 from megabase.tasks.config import FinetuneConfig
 from megabase.tasks.finetune import finetune
-from megabase.tasks.labeled import digest, hash_of, start_record
+from megabase.tasks.labeled_data import digest, hash_of, start_record
 from megabase.tasks.run import write_arrays
 from megabase.training.run_folder import environment, folder_taken, own_folder, refuse_changed
 

@@ -13,44 +13,21 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from megabase.data.leaks import overlap_hint
 from megabase.genome.files import write_json
 from megabase.models.adapt.classifier import (
     Labels,
     build_classifier,
-    family_of_start,
     save_classifier,
 )
 from megabase.models.base import checkpoint_activations
-from megabase.models.tokenizers.encoder import build_encoder
 from megabase.settings import StartConfig, part_of
 from megabase.tasks.config import FinetuneConfig
-from megabase.tasks.labeled import (
-    LabeledResult,
-    batches_of,
-    check_predictions,
-    describe_data,
-    drawn,
-    evaluation_of,
-    label_line,
-    labeled_facts,
-    letters_of,
-    measure_splits,
-    metrics_of,
-    notes_of,
-    objective_of,
-    read_splits,
-    resolve,
-    split_lines,
-    tokenize_splits,
-    training_lines,
-)
+from megabase.tasks.labeled import LabeledResult, LabeledRun, measure_splits, stages_drawn
+from megabase.tasks.labeled_data import describe_data, read_splits
 from megabase.tasks.run import (
     Done,
     Plan,
-    common_facts,
     execute,
-    lay_out,
     member,
     spread,
     sweep,
@@ -110,77 +87,33 @@ def finetune(
 
 def plan_run(config: FinetuneConfig, fabric: Fabric) -> Plan:
     """Build everything a run needs and describe it; writes nothing."""
-    splits = read_splits(config)
-    train, head, table, lora = splits["train"], config.head, config.table, config.lora
-    start = part_of(config, StartConfig)
-    names, monitor = metrics_of(config.metrics, config.monitor, train.kind)
-    labels = Labels(train.kind, train.classes)
-    family = family_of_start(start, labels.task)
-    tokens = build_encoder(start, head, family, lambda: letters_of(train), per_base=labels.per_base)
-    rows, longest = tokenize_splits(splits, tokens, table, head)
+    start, lora = part_of(config, StartConfig), config.lora
+    run = LabeledRun(config, start)
+    run.tokenize()
     torch.manual_seed(config.seed)
-    model: Any = build_classifier(start, head, lora, family, labels, tokens, longest)
+    model: Any = build_classifier(
+        start, config.head, lora, run.family, run.labels, run.tokens, run.longest
+    )
     if config.activation_checkpointing:
         checkpoint_activations(model, config.checkpointing_stretch)
     limit = getattr(model.config, "max_length", None)
-    if limit is not None and longest > limit:
-        rows, longest = tokenize_splits(splits, tokens, table, head, limit)
-    block = config.global_batch or 1
-    sets = batches_of(splits, rows, tokens.pad_id, head, seed=config.seed, block=block)
-    settings = resolve(config, len(train), longest)
-    schedule = lay_out(settings, fabric, sets["train"])
-    if config.predictions:
-        check_predictions(splits, schedule.world)
-    double = bool(getattr(model.config, "double_sigmoid", False))
-    beyond = int((rows["train", False].lengths > settings.longest).sum())
-    notes = notes_of(splits)
-    if beyond:
-        notes.append(
-            f"{beyond:,} of {len(train):,} training sequences have more tokens than the longest "
-            f"stage, {settings.longest:,}: training never reads their ends"
-        )
+    if limit is not None and run.longest > limit:
+        run.tokenize(limit)
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    lines = [
-        f"model       {family}, {parameters:,} parameters"
+    bases, tokenizer = run.train.lengths, run.tokens.tokenizer
+    line = (
+        f"model       {run.family}, {parameters:,} parameters"
         + (f", {trained:,} of them trained" if trained < parameters else "")
-        + f", from {start.trained or 'fresh weights'}; "
-        f"tokenizer {type(tokens.tokenizer).__name__}",
-        label_line(train),
-        *split_lines(splits),
-        f"lengths     {int(train.lengths.min()):,} to {int(train.lengths.max()):,} bases, "
-        f"{longest:,} tokens at most",
-        *training_lines(
-            settings,
-            schedule.total_steps,
-            schedule.at(0).global_batch,
-            monitor if "valid" in splits else None,
-        ),
-        *(f"note        {note}" for note in notes),
-        f"output      {config.output}",
-    ]
-    return Plan(
-        settings=settings,
-        family=family,
-        model=model,
-        batches=sets["train"],
-        objective=objective_of(train, head, double_sigmoid=double),
-        evaluations={
-            name: evaluation_of(
-                splits[name], sets[name], longest, names, monitor, double_sigmoid=double
-            )
-            for name in splits
-            if name != "train"
-        },
-        schedule=schedule,
-        save_model=lambda folder, state: save_classifier(
-            model, tokens.tokenizer, folder, state, lora, start
-        ),
-        data=describe_data(splits, start.trained),
-        text="\n".join(lines),
-        splits=splits,
-        notes=notes,
-        hints=(overlap_hint(splits),),
+        + f", from {start.trained or 'fresh weights'}; tokenizer {type(tokenizer).__name__}"
+    )
+    return run.plan(
+        fabric,
+        model,
+        lambda folder, state: save_classifier(model, tokenizer, folder, state, lora, start),
+        [line],
+        lengths=f"{int(bases.min()):,} to {int(bases.max()):,} bases, "
+        f"{run.longest:,} tokens at most",
     )
 
 
@@ -194,17 +127,15 @@ def _conclude(done: Done, *, predictions: bool, padding: str) -> FinetuneResult:
         task = Labels(train.kind, train.classes).task
         model = load_model(done.chosen, task, device=done.fabric.device)
         metrics = measure_splits(done, model, predictions=predictions, padding=padding)
-    facts = labeled_facts(done)
-    seconds, batches = facts["training_seconds"], cast("LabeledBatches", plan.batches)
-    stages = drawn(done)
+    batches, stages = cast("LabeledBatches", plan.batches), stages_drawn(done)
     tokens = sum(batches.token_count(stage, 0, count, length) for stage, length, count in stages)
     bases = sum(count for *_, count in stages) * float(plan.splits["train"].lengths.mean())
-    return FinetuneResult(
-        parameters=sum(p.numel() for p in plan.model.parameters()),
+    seconds = done.outcome.progress.seconds if done.outcome is not None else 0.0
+    return FinetuneResult.of(
+        done,
+        metrics,
         tokens_per_second=tokens / seconds if seconds else 0.0,
         bases_per_second=bases / seconds if seconds else 0.0,
-        **common_facts(done, metrics),
-        **facts,
     )
 
 

@@ -21,8 +21,8 @@ from megabase.models.tokenizers.character import DNATokenizer
 from megabase.objectives.prompting import InContext, strict_accuracy
 from megabase.settings import Stage, TrainConfig, part_of
 from megabase.tasks.config import InContextConfig
-from megabase.tasks.labeled import describe_data, read_files, split_lines
-from megabase.tasks.run import Done, Plan, RunResult, common_facts, execute, lay_out, member, sweep
+from megabase.tasks.labeled_data import describe_data, read_files, split_lines
+from megabase.tasks.run import Done, Plan, RunResult, execute, lay_out, member, sweep
 from megabase.training.evaluation import EvalSet, evaluate
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def in_context(
 
     def conclude(done: Done) -> InContextResult:
         found = {} if done.stopped else _measure(done, config.tune)
-        return InContextResult(**held["facts"], **common_facts(done, found))
+        return InContextResult.of(done, found, **held["facts"])
 
     return execute(config, prepare, conclude, dry_run=dry_run, console=console)
 

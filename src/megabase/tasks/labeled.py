@@ -1,55 +1,41 @@
-"""Labeled sequences of a run: files or windows of a genome, as tokens, batches and metrics."""
+"""A run on labeled sequences: tokens, batches, losses, metrics and the plan."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from megabase.data.batches import Draw, LabeledBatches, Padding, tokenize
-from megabase.data.genome_labels import (
-    cut_tail,
-    divide_rows,
-    label_windows,
-    read_features,
-    read_interval_text,
-)
-from megabase.data.label_files import find_splits, read_text
 from megabase.data.labeled import (
     LabeledSequences,
-    LabelTable,
     Ragged,
-    label_splits,
-    published_split,
-    split_rows,
 )
-from megabase.data.regions import Regions, regions_of, split_genome
-from megabase.errors import ConfigError, InputError
+from megabase.data.leaks import overlap_hint
+from megabase.errors import ConfigError
 from megabase.evaluate import metrics
 from megabase.evaluate.base_probabilities import NucleotidePredictions
 from megabase.genome import alphabet
-from megabase.genome.store import GenomeStore
+from megabase.models.adapt.classifier import Labels, balanced_weights, family_of_start
+from megabase.models.tokenizers.encoder import build_encoder
 from megabase.objectives.classification import SequenceLabels
 from megabase.objectives.nucleotides import NucleotideLabels
-from megabase.settings import HeadConfig, Stage, TrainConfig, part_of
-from megabase.tasks.config import ExamplesConfig, GenomeConfig, LabeledConfig, TableConfig
-from megabase.tasks.run import Done, RunResult, write_arrays
+from megabase.objectives.prompting import LabelTokens, strict_accuracy
+from megabase.settings import HeadConfig, Stage, StartConfig, TrainConfig, part_of
+from megabase.tasks.config import LabeledConfig
+from megabase.tasks.labeled_data import describe_data, read_splits, split_lines
+from megabase.tasks.run import Done, Plan, RunResult, lay_out, write_arrays
 from megabase.training.evaluation import EvalSet, evaluate
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
     from torch import nn
 
-    from megabase.models.tokenizers.encoder import TokenEncoder
+    from megabase.training.checkpoint import SaveModel
 
-_STORE = ".mb"
-"""Suffix of genome stores, by which training rows are told from windows of a genome."""
-_WINDOW = 1024
-"""Labeled bases of a window by default: long enough for genes, short enough for every model."""
+
 _EVAL_BATCH = 64
 """Most sequences of a validation batch by default: more are no faster and take memory."""
 _MONITORS = {
@@ -60,224 +46,236 @@ _MOST_CLASSES = 10
 """Classes that the plan lists: as many as fit a line."""
 
 
-# -- reading --------------------------------------------------------------------------------------
+class LabeledRun:
+    """A run on labeled sequences: what is the same for every model that learns them.
 
+    Reading, metrics and tokens come first; the verb builds its model from them and gives it to
+    :meth:`plan`.
 
-def read_files(
-    config: ExamplesConfig, splits: Sequence[str] = ("train", "valid", "test")
-) -> dict[str, LabelTable]:
-    """Read the files of the splits; a folder given as ``train`` may hold all of them.
+    Parameters
+    ----------
+    config
+        Settings of the run.
+    start
+        The model that it starts from.
+    task
+        Kind of model that the verb needs; None takes the one that fits the labels.
 
     Raises
     ------
-    InputError
-        Naming file and row.
+    MegabaseError
+        For data, metrics, a model or a tokenizer that cannot be used.
     """
-    given: dict[str, str | Path | None] = {name: getattr(config, name) for name in splits}
-    inside = find_splits(config.train) if Path(config.train).is_dir() else {}
-    if "train" in inside:
-        given = {name: given[name] or inside.get(name) for name in splits}
-        given["train"] = inside["train"]
-    table = config.table
-    return {
-        name: read_text(
-            path, sequence=table.sequence, label=table.label, fasta_label=table.fasta_label
+
+    def __init__(self, config: LabeledConfig, start: StartConfig, task: str | None = None) -> None:
+        self._config, self.start = config, start
+        self.splits = read_splits(config)
+        self.train = self.splits["train"]
+        kind = self.train.kind
+        names = list(config.metrics or metrics.default_metrics(kind))
+        self.monitor = config.monitor or _MONITORS[kind]
+        if self.monitor != "loss" and self.monitor not in names:
+            names.append(self.monitor)
+        metrics.check(names, kind)
+        self.names = tuple(names)
+        self.labels = Labels(kind, self.train.classes)
+        self.family = family_of_start(start, task or self.labels.task)
+        self.tokens = build_encoder(
+            start,
+            config.head,
+            self.family,
+            lambda: (alphabet.decode(self.train.sequence(i)) for i in range(len(self.train))),
+            per_base=self.labels.per_base,
         )
-        for name, path in given.items()
-        if path is not None
-    }
+        self.rows: dict[tuple[str, bool], Ragged] = {}
+        """Tokens by split and by strand (True: the reverse complement)."""
+        self.longest = 0
+        """Most tokens of a sequence."""
 
-
-def read_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
-    """Read train, valid and test, with the same classes everywhere.
-
-    Validation rows are cut off the training rows when there is no file for them.
-
-    Raises
-    ------
-    InputError
-        Naming file and row.
-    """
-    table = config.table
-    if config.train.endswith(_STORE) and not Path(config.train).is_dir():
-        return _genome_splits(config)
-    from_intervals = config.genome.store is not None
-    texts = _interval_texts(config) if from_intervals else read_files(config)
-    splits = label_splits(texts, table.kind)
-    train, fraction = splits["train"], table.validation_fraction
-    if "valid" not in splits and fraction:
-        if table.validation_split == "published":
-            cut, kept = published_split(len(train), config.seed, (fraction, 1 - fraction))
-        else:
-            # A row with a class for every base has no class of its own.
-            one_each = train.kind != "nucleotides"
-            labels = train.labels if one_each else np.zeros((len(train), 1))
-            kept, cut = split_rows(labels, fraction, config.seed)
-        splits.update(train=train.take(kept), valid=train.take(cut))
-    for name, split in splits.items():
-        if split.unknown and split.unknown == split.labels.size:
-            raise InputError(
-                f"none of the {len(split):,} {name} rows has a label that is known (all are nan): "
-                "nothing can be measured on them"
+    def tokenize(self, limit: int | None = None) -> None:
+        """Make the tokens of every split and strand; `limit` is the model's longest input."""
+        table, head = self._config.table, self._config.head
+        bases = table.max_length
+        room = self.tokens.room(limit) if limit is not None and table.truncate else None
+        if room is not None:
+            bases = room if bases is None else min(bases, room)
+        self.rows = {
+            (name, reverse): tokenize(
+                split,
+                self.tokens.encode,
+                reverse=reverse,
+                max_bases=bases,
+                max_tokens=limit,
+                truncate=table.truncate,
             )
-    return splits
-
-
-def _interval_texts(config: LabeledConfig) -> dict[str, LabelTable]:
-    """Read intervals, from one file for each split, or from one that regions divide."""
-    genome = config.genome
-    store = GenomeStore.open(genome.store or "")
-
-    def read(path: str) -> LabelTable:
-        return read_interval_text(
-            path,
-            store,
-            label=config.table.label,
-            length=genome.length,
-            flank=genome.flank,
-            center=genome.center,
-            orient=genome.orient,
-            strict=genome.strict,
-        )
-
-    files = {"valid": config.valid, "test": config.test}
-    named = {name: read(path) for name, path in files.items() if path is not None}
-    twice = [name for name in named if getattr(genome, name)]
-    if twice:
-        raise ConfigError(
-            f"{twice[0]} and genome.{twice[0]} are both given; name a file of intervals, or places "
-            "whose rows are taken from train"
-        )
-    parts = divide_rows(
-        read(config.train),
-        store,
-        regions_of(store, genome.train) if genome.train else None,
-        regions_of(store, genome.valid),
-        regions_of(store, genome.test),
-    )
-    empty = [name for name in files if getattr(genome, name) and name not in parts]
-    if empty:
-        raise InputError(f"no interval of {config.train} touches the places of genome.{empty[0]}")
-    return {**parts, **named}
-
-
-def _genome_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
-    """Cut windows with a class for every base out of one genome, or one for each split."""
-    table, genome = config.table, config.genome
-    if table.kind not in ("auto", "nucleotides"):
-        raise ConfigError(
-            f"table.kind is {table.kind}, but features of a genome store give labels of nucleotides"
-        )
-    if genome.store is not None:
-        raise ConfigError(
-            f"genome.store is for intervals, but train is a genome store itself: {config.train}"
-        )
-    if genome.strand != "either" and (config.head.reverse_complement or config.head.strand_average):
-        raise ConfigError(
-            f"genome.strand is {genome.strand}: such labels belong to one strand, so neither "
-            "head.reverse_complement nor head.strand_average can be used"
-        )
-    store = GenomeStore.open(config.train)
-    places = {"valid": genome.valid, "test": genome.test}
-    others = {"valid": config.valid, "test": config.test}
-    own = {name: places[name] for name in places if others[name] is None}
-    split = split_genome(
-        store,
-        include=genome.train,
-        validation=own.get("valid", ()),
-        test=own.get("test", ()),
-    )
-    regions = {"train": split.train}
-    if own.get("valid"):
-        regions["valid"] = split.validation
-    elif "valid" in own and table.validation_fraction:
-        regions["train"], regions["valid"] = cut_tail(
-            split.train, table.validation_fraction, genome.length or _WINDOW
-        )
-    if own.get("test"):
-        regions["test"] = split.test
-    found = {name: _windows(genome, store, part) for name, part in regions.items()}
-    for name, path in others.items():
-        if path is not None:
-            other = GenomeStore.open(path)
-            chosen = places[name]
-            part = regions_of(other, chosen) if chosen else Regions.whole(other.lengths)
-            found[name] = _windows(genome, other, part)
-    empty = [name for name, count in found["train"].class_counts().items() if not count]
-    if empty:
-        raise InputError(
-            f"no training base of {store.path} is of the class {empty[0]!r}; the features of this "
-            "class lie in other regions, or under features of a type named before"
-        )
-    return {name: found[name] for name in ("train", "valid", "test") if name in found}
-
-
-def _windows(genome: GenomeConfig, store: GenomeStore, regions: Regions) -> LabeledSequences:
-    features = read_features(
-        store,
-        genome.features,
-        genome.types,
-        background=genome.background,
-        strand=genome.strand,
-        strict=genome.strict,
-    )
-    return label_windows(
-        store, regions, features, length=genome.length or _WINDOW, flank=genome.flank
-    )
-
-
-# -- what a run is made from ----------------------------------------------------------------------
-
-
-def digest(rows: LabeledSequences) -> str:
-    """Give a hash of sequences, labels and class names."""
-    found = _checksum(rows)
-    found.update("\0".join(rows.classes).encode())
-    return found.hexdigest()[:16]
-
-
-def hash_of(values: Any) -> str:
-    """Give a short hash of plain values."""
-    text = json.dumps(values, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def _checksum(rows: LabeledSequences) -> Any:
-    found = hashlib.sha256()
-    for array in (rows.codes, rows.offsets, np.ascontiguousarray(rows.labels)):
-        found.update(array.tobytes())
-    return found
-
-
-def start_record(model: str | None) -> dict[str, str]:
-    """Give name and weight checksum of the model that a run starts from; empty for none."""
-    if model is None:
-        return {}
-    from megabase.models.auto import resolve_model
-    from megabase.models.checkpoints.checks import weights_checksum
-
-    return {"model": model, "sha256": weights_checksum(resolve_model(model))}
-
-
-def describe_data(splits: Mapping[str, LabeledSequences], model: str | None) -> dict[str, Any]:
-    """Give what a run is made from: its rows and the model it starts from, with checksums."""
-    described: dict[str, Any] = {"kind": splits["train"].kind}
-    described["classes"] = list(splits["train"].classes)
-    if model is not None:
-        described["start"] = start_record(model)
-    for name, split in splits.items():
-        described[name] = {
-            "source": str(Path(split.text.source).absolute()),
-            "rows": len(split),
-            "bases": int(split.offsets[-1]),
-            "sha256": _checksum(split).hexdigest(),
-            "classes": split.class_counts(),
-            **({"unknown_labels": split.unknown} if split.unknown else {}),
+            for name, split in self.splits.items()
+            for reverse in (False, True)
+            if not reverse
+            or (head.reverse_complement > 0 if name == "train" else head.strand_average)
         }
-    return described
+        self.longest = max(int(found.lengths.max(initial=1)) for found in self.rows.values())
+
+    def plan(
+        self,
+        fabric: Fabric,
+        model: Any,
+        save_model: SaveModel,
+        first_lines: Sequence[str],
+        *,
+        lengths: str,
+        label_tokens: LabelTokens | None = None,
+        trains: bool = True,
+    ) -> Plan:
+        """Put the plan together.
+
+        Parameters
+        ----------
+        fabric
+            Of the run.
+        model, save_model
+            What is trained, and what writes it.
+        first_lines
+            Describe the model.
+        lengths
+            Describes the lengths of the sequences.
+        label_tokens
+            Loss of an answer by label tokens; None for a head.
+        trains
+            Whether the model has anything to train.
+        """
+        config, splits, head = self._config, self.splits, self._config.head
+        double = bool(getattr(model.config, "double_sigmoid", False))
+        sets = self._batches()
+        settings = self._resolved()
+        schedule = lay_out(settings, fabric, sets["train"])
+        if config.predictions:
+            _check_predictions(splits, schedule.world)
+        beyond = int((self.rows["train", False].lengths > settings.longest).sum())
+        notes = _notes_of(splits)
+        if beyond:
+            notes.append(
+                f"{beyond:,} of {len(self.train):,} training sequences have more tokens than the "
+                f"longest stage, {settings.longest:,}: training never reads their ends"
+            )
+        optim, budget = settings.optim, "nothing to train: the frozen model is measured as it is"
+        if trains:
+            budget = f"{schedule.total_steps:,} steps of {schedule.at(0).global_batch} sequences"
+        lines = [
+            *first_lines,
+            _label_line(self.train),
+            *split_lines(splits),
+            f"lengths     {lengths}",
+            f"budget      {budget}",
+        ]
+        if trains:
+            lines.append(
+                f"optimizer   AdamW, lr {optim.lr:g} ({optim.schedule}), "
+                f"weight decay {optim.weight_decay:g}, precision {settings.precision}"
+            )
+        if trains and "valid" in splits:
+            lines.append(
+                f"validation  every {settings.eval_every} steps; {self.monitor} chooses the best"
+            )
+        lines += [f"note        {note}" for note in notes]
+        return Plan(
+            settings=settings,
+            family=self.family,
+            model=model,
+            batches=sets["train"],
+            objective=label_tokens or _objective_of(self.train, head, double),
+            evaluations={
+                name: self._evaluation(split, sets[name], double, label_tokens)
+                for name, split in splits.items()
+                if name != "train"
+            },
+            schedule=schedule,
+            save_model=save_model,
+            data=describe_data(splits, self.start.trained),
+            text="\n".join([*lines, f"output      {config.output}"]),
+            splits=splits,
+            notes=notes,
+            hints=(overlap_hint(splits),),
+            trains=trains,
+        )
+
+    def _batches(self) -> dict[str, LabeledBatches]:
+        config, head = self._config, self._config.head
+        return {
+            name: LabeledBatches(
+                self.rows[name, False],
+                Ragged(split.labels, split.offsets)
+                if split.kind == "nucleotides"
+                else split.labels,
+                padding=Padding(self.tokens.pad_id, head.padding == "left", head.pad_to_longest),
+                draw=Draw(
+                    seed=config.seed,
+                    shuffle=name == "train",
+                    block=config.global_batch or 1,
+                    reverse_probability=head.reverse_complement if name == "train" else 0.0,
+                    crop=head.crop if name == "train" else 1.0,
+                ),
+                reverse=self.rows.get((name, True)),
+                both_strands=name != "train" and head.strand_average,
+            )
+            for name, split in self.splits.items()
+        }
+
+    def _resolved(self) -> TrainConfig:
+        """Give what the loop reads, with what depends on the data: length, steps of an epoch."""
+        config = self._config
+        stages = config.stages
+        if not stages:
+            open_ended = config.steps is not None or config.tokens is not None
+            epochs = None if open_ended else config.epochs
+            stages = (Stage(length=self.longest, micro_batch=config.micro_batch, epochs=epochs),)
+        by_tokens = max(1, int(config.global_batch_tokens or 1) // self.longest)
+        batch = config.global_batch or by_tokens
+        return part_of(
+            config,
+            TrainConfig,
+            stages=stages,
+            eval_every=config.eval_every or -(-len(self.train) // batch),
+            eval_batch=config.eval_batch or config.micro_batch or min(batch, _EVAL_BATCH),
+        )
+
+    def _evaluation(
+        self,
+        split: LabeledSequences,
+        data: LabeledBatches,
+        double_sigmoid: bool,
+        label_tokens: LabelTokens | None,
+    ) -> EvalSet:
+        """Give what measures a split: plain loss, and metrics over the whole of it."""
+        names = self.names
+        common: dict[str, Any] = {
+            "data": data, "windows": len(split), "length": self.longest, "monitor": self.monitor,
+            "higher": metrics.higher_is_better(self.monitor),
+        }  # fmt: skip
+        if split.kind == "nucleotides":
+            return EvalSet(
+                objective=NucleotideLabels(tabulate=True),
+                table_figures=lambda table: metrics.measure_table(names, split.outputs, table),
+                **common,
+            )
+        if label_tokens is None:
+            return EvalSet(
+                objective=SequenceLabels(split.kind, double_sigmoid=double_sigmoid),
+                figures=lambda outputs: metrics.measure(names, split.kind, outputs, split.labels),
+                **common,
+            )
+        ids = list(label_tokens.label_ids)
+        # The published accuracy is stricter: the answer must win among all tokens.
+        return EvalSet(
+            objective=label_tokens,
+            figures=lambda outputs: {
+                **metrics.measure(names, split.kind, outputs[:, ids], split.labels),
+                "strict_accuracy": strict_accuracy(outputs, split.labels, ids),
+            },
+            **common,
+        )
 
 
-def notes_of(splits: Mapping[str, LabeledSequences]) -> list[str]:
+def _notes_of(splits: Mapping[str, LabeledSequences]) -> list[str]:
     """Say what a reader of the numbers has to know."""
     if "valid" not in splits:
         return ["no validation rows: the last checkpoint is measured"]
@@ -292,129 +290,24 @@ def notes_of(splits: Mapping[str, LabeledSequences]) -> list[str]:
     ]
 
 
-def letters_of(sequences: LabeledSequences) -> Iterable[str]:
-    """Give every sequence as text."""
-    return (alphabet.decode(sequences.sequence(i)) for i in range(len(sequences)))
-
-
-# -- tokens and batches ---------------------------------------------------------------------------
-
-Rows = Mapping[tuple[str, bool], Ragged]
-"""Tokens by split and by strand (True: the reverse complement)."""
-
-
-def tokenize_splits(
-    splits: Mapping[str, LabeledSequences],
-    tokens: TokenEncoder,
-    table: TableConfig,
-    head: HeadConfig,
-    limit: int | None = None,
-) -> tuple[Rows, int]:
-    """Give the tokens of every split and strand that is needed, and the most of a sequence.
-
-    `limit` is the longest input of the model in tokens.
-    """
-    bases = table.max_length
-    room = tokens.room(limit) if limit is not None and table.truncate else None
-    if room is not None:
-        bases = room if bases is None else min(bases, room)
-    both = {
-        name: head.reverse_complement > 0 if name == "train" else head.strand_average
-        for name in splits
-    }
-    rows = {
-        (name, reverse): tokenize(
-            split,
-            tokens.encode,
-            reverse=reverse,
-            max_bases=bases,
-            max_tokens=limit,
-            truncate=table.truncate,
-        )
-        for name, split in splits.items()
-        for reverse in (False, True)
-        if not reverse or both[name]
-    }
-    return rows, max(int(found.lengths.max(initial=1)) for found in rows.values())
-
-
-def batches_of(
-    splits: Mapping[str, LabeledSequences],
-    rows: Rows,
-    pad_id: int,
-    head: HeadConfig,
-    *,
-    seed: int,
-    block: int,
-) -> dict[str, LabeledBatches]:
-    """Give the batches of every split; `block` is the number of sequences of a step."""
-    return {
-        name: LabeledBatches(
-            rows[name, False],
-            Ragged(split.labels, split.offsets) if split.kind == "nucleotides" else split.labels,
-            padding=Padding(pad_id, head.padding == "left", head.pad_to_longest),
-            draw=Draw(
-                seed=seed,
-                shuffle=name == "train",
-                block=block,
-                reverse_probability=head.reverse_complement if name == "train" else 0.0,
-                crop=head.crop if name == "train" else 1.0,
-            ),
-            reverse=rows.get((name, True)),
-            both_strands=name != "train" and head.strand_average,
-        )
-        for name, split in splits.items()
-    }
-
-
-def resolve(config: LabeledConfig, rows: int, longest: int) -> TrainConfig:
-    """Give what the loop reads, with what depends on the data: the length, the steps of an epoch.
-
-    Parameters
-    ----------
-    config
-        Settings of the run.
-    rows
-        Training sequences.
-    longest
-        Longest sequence in tokens.
-    """
-    stages = config.stages
-    if not stages:
-        open_ended = config.steps is not None or config.tokens is not None
-        epochs = None if open_ended else config.epochs
-        stages = (Stage(length=longest, micro_batch=config.micro_batch, epochs=epochs),)
-    batch = config.global_batch or max(1, int(config.global_batch_tokens or 1) // longest)
-    return part_of(
-        config,
-        TrainConfig,
-        stages=stages,
-        eval_every=config.eval_every or -(-rows // batch),
-        eval_batch=config.eval_batch or config.micro_batch or min(batch, _EVAL_BATCH),
+def _label_line(train: LabeledSequences) -> str:
+    """Describe the labels."""
+    counts = train.class_counts()
+    classes = ", ".join(f"{name} {n:,}" for name, n in list(counts.items())[:_MOST_CLASSES])
+    more = ", ..." if len(counts) > _MOST_CLASSES else ""
+    return (
+        f"labels      {train.kind}: {train.outputs} "
+        + (f"({classes}{more})" if counts else "numbers")
+        + (", in bases" if train.kind == "nucleotides" else "")
     )
 
 
-# -- loss and metrics -----------------------------------------------------------------------------
-
-
-def metrics_of(names: Sequence[str], monitor: str | None, kind: str) -> tuple[tuple[str, ...], str]:
-    """Give the metrics to report and the one that chooses; both are checked."""
-    found = list(names or metrics.default_metrics(kind))
-    chosen = monitor or _MONITORS[kind]
-    if chosen != "loss" and chosen not in found:
-        found.append(chosen)
-    metrics.check(found, kind)
-    return tuple(found), chosen
-
-
-def objective_of(
-    train: LabeledSequences, head: HeadConfig, *, double_sigmoid: bool = False
+def _objective_of(
+    train: LabeledSequences, head: HeadConfig, double_sigmoid: bool
 ) -> SequenceLabels | NucleotideLabels:
     """Give the training loss."""
     weights = head.class_weights
     if weights == "balanced":
-        from megabase.models.adapt.classifier import balanced_weights
-
         weights = balanced_weights(train.class_counts())
     if weights is not None and len(weights) != train.outputs:
         raise ConfigError(
@@ -432,34 +325,7 @@ def objective_of(
     )
 
 
-def evaluation_of(
-    split: LabeledSequences,
-    data: LabeledBatches,
-    longest: int,
-    names: tuple[str, ...],
-    monitor: str,
-    *,
-    double_sigmoid: bool = False,
-) -> EvalSet:
-    """Give what measures a split: plain loss, and metrics over the whole of it."""
-    common: dict[str, Any] = {
-        "data": data, "windows": len(split), "length": longest, "monitor": monitor,
-        "higher": metrics.higher_is_better(monitor),
-    }  # fmt: skip
-    if split.kind == "nucleotides":
-        return EvalSet(
-            objective=NucleotideLabels(tabulate=True),
-            table_figures=lambda table: metrics.measure_table(names, split.outputs, table),
-            **common,
-        )
-    return EvalSet(
-        objective=SequenceLabels(split.kind, double_sigmoid=double_sigmoid),
-        figures=lambda outputs: metrics.measure(names, split.kind, outputs, split.labels),
-        **common,
-    )
-
-
-def check_predictions(splits: Mapping[str, LabeledSequences], world: int) -> None:
+def _check_predictions(splits: Mapping[str, LabeledSequences], world: int) -> None:
     """Check that predictions of the test bases can be written."""
     text = splits["test"].text if "test" in splits else None
     if splits["train"].kind != "nucleotides" or text is None or text.intervals is None:
@@ -516,43 +382,6 @@ def measure_splits(
     return found
 
 
-# -- words for people -----------------------------------------------------------------------------
-
-
-def split_lines(splits: Mapping[str, LabeledSequences]) -> list[str]:
-    """Describe the splits, one line each."""
-    return [
-        f"{name:<11} {len(split):,} sequences of {split.text.source}"
-        + (f", {split.unknown:,} of {split.labels.size:,} labels not known" * bool(split.unknown))
-        for name, split in splits.items()
-    ]
-
-
-def label_line(train: LabeledSequences) -> str:
-    """Describe the labels."""
-    counts = train.class_counts()
-    classes = ", ".join(f"{name} {n:,}" for name, n in list(counts.items())[:_MOST_CLASSES])
-    more = ", ..." if len(counts) > _MOST_CLASSES else ""
-    return (
-        f"labels      {train.kind}: {train.outputs} "
-        + (f"({classes}{more})" if counts else "numbers")
-        + (", in bases" if train.kind == "nucleotides" else "")
-    )
-
-
-def training_lines(settings: TrainConfig, steps: int, batch: int, monitor: str | None) -> list[str]:
-    """Describe steps, optimizer and validation (`monitor` None: there is none)."""
-    optim = settings.optim
-    lines = [
-        f"budget      {steps:,} steps of {batch} sequences",
-        f"optimizer   AdamW, lr {optim.lr:g} ({optim.schedule}), "
-        f"weight decay {optim.weight_decay:g}, precision {settings.precision}",
-    ]
-    if monitor is not None:
-        lines.append(f"validation  every {settings.eval_every} steps; {monitor} chooses the best")
-    return lines
-
-
 @dataclass(frozen=True, kw_only=True)
 class LabeledResult(RunResult):
     """What a run on labeled sequences comes to."""
@@ -570,23 +399,25 @@ class LabeledResult(RunResult):
     training_seconds: float
     """Time of the training steps."""
 
+    @classmethod
+    def of(cls, done: Done, metrics: Mapping[str, dict[str, float]], **more: Any) -> Self:
+        """Build the result of a run from its metrics by split; `more` are fields of the verb."""
+        plan, train = done.plan, done.plan.splits["train"]
+        valid = plan.evaluations.get("valid") if done.outcome is not None else None
+        facts: dict[str, Any] = {
+            "parameters": sum(p.numel() for p in plan.model.parameters()),
+            "kind": train.kind,
+            "classes": list(train.classes),
+            "epochs": sum(count for *_, count in stages_drawn(done)) / len(train),
+            "monitor": valid.monitor if valid is not None else "none",
+            "training_seconds": done.outcome.progress.seconds if done.outcome is not None else 0.0,
+        }
+        return super().of(done, metrics, **{**facts, **more})
 
-def labeled_facts(done: Done) -> dict[str, Any]:
-    """Give the fields of :class:`LabeledResult` that follow from the labels and the schedule."""
-    plan, train = done.plan, done.plan.splits["train"]
-    valid = plan.evaluations.get("valid") if done.outcome is not None else None
-    return {
-        "kind": train.kind,
-        "classes": list(train.classes),
-        "epochs": sum(count for *_, count in drawn(done)) / len(train),
-        "monitor": valid.monitor if valid is not None else "none",
-        "training_seconds": done.outcome.progress.seconds if done.outcome is not None else 0.0,
-    }
 
-
-def drawn(done: Done) -> list[tuple[int, int, int]]:
+def stages_drawn(done: Done) -> list[tuple[int, int, int]]:
     """Give number, length and trained sequences of every stage that was begun."""
-    left = done.outcome.progress.step if done.outcome is not None else 0
+    left = done.steps
     found: list[tuple[int, int, int]] = []
     for point, steps in done.plan.schedule.stages():
         steps = min(steps, left)

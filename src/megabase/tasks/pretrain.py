@@ -29,7 +29,7 @@ from megabase.objectives.base import OBJECTIVES, Objective
 from megabase.objectives.language import CausalLM
 from megabase.settings import TrainConfig, part_of
 from megabase.tasks.config import DataConfig, ObjectiveConfig, PretrainConfig
-from megabase.tasks.labeled import start_record
+from megabase.tasks.labeled_data import start_record
 from megabase.tasks.run import Plan, execute, lay_out
 from megabase.training.engine import FitResult
 from megabase.training.evaluation import EvalSet

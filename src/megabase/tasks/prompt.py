@@ -14,39 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from megabase.data.batches import LabeledBatches
 from megabase.data.labeled import LabeledSequences
-from megabase.data.leaks import overlap_hint
 from megabase.errors import ConfigError, InputError, ModelError
-from megabase.evaluate import metrics
 from megabase.genome.files import write_json, write_whole
-from megabase.models.adapt.classifier import Labels, family_of_start
-from megabase.models.tokenizers.encoder import TokenEncoder, build_encoder
-from megabase.objectives.prompting import LabelTokens, strict_accuracy
-from megabase.settings import HeadConfig, StartConfig
-from megabase.tasks.config import PromptConfig, PromptSettings, TableConfig
-from megabase.tasks.labeled import (
-    LabeledResult,
-    Rows,
-    batches_of,
-    check_predictions,
-    describe_data,
-    evaluation_of,
-    label_line,
-    labeled_facts,
-    letters_of,
-    measure_splits,
-    metrics_of,
-    notes_of,
-    objective_of,
-    read_splits,
-    resolve,
-    split_lines,
-    tokenize_splits,
-    training_lines,
-)
-from megabase.tasks.run import Done, Plan, common_facts, execute, lay_out, member, sweep
-from megabase.training.evaluation import EvalSet
+from megabase.models.tokenizers.encoder import TokenEncoder
+from megabase.objectives.prompting import LabelTokens
+from megabase.settings import StartConfig
+from megabase.tasks.config import PromptConfig, PromptSettings
+from megabase.tasks.labeled import LabeledResult, LabeledRun, measure_splits
+from megabase.tasks.labeled_data import describe_data, read_splits
+from megabase.tasks.run import Done, Plan, execute, member, sweep
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -118,35 +95,23 @@ def _plan(config: PromptConfig, fabric: Fabric) -> Plan:
     """Build everything a run needs and describe it; writes nothing."""
     from megabase.models.adapt.prompt import PROMPTED_FAMILIES
 
-    splits = read_splits(config)
-    train, head = splits["train"], config.head
-    names, monitor = metrics_of(config.metrics, config.monitor, train.kind)
-    start = StartConfig(model=config.model)
-    family = family_of_start(start)
-    if family not in PROMPTED_FAMILIES:
+    head = config.head
+    run = LabeledRun(config, StartConfig(model=config.model), "sequence-classification")
+    if run.family not in PROMPTED_FAMILIES:
         raise ModelError(
-            f"{config.model} is of the family {family}, which cannot read a soft prompt; the "
+            f"{config.model} is of the family {run.family}, which cannot read a soft prompt; the "
             f"families {', '.join(PROMPTED_FAMILIES)} can"
         )
-    per_base = Labels(train.kind, train.classes).per_base
-    tokens = build_encoder(start, head, family, lambda: letters_of(train), per_base=per_base)
     torch.manual_seed(config.seed)
-    spec = _spec(config.prompt, head.pooling, tokens, train)
+    spec = _spec(config.prompt, head.pooling, run.tokens, run.train)
     stretch = config.checkpointing_stretch if config.activation_checkpointing else None
-    model = _prompted_model(config.model, config.prompt, spec, tokens, stretch)
-    rows, longest = _token_rows(splits, tokens, config.table, head, model)
-    block = config.global_batch or 1
-    sets = batches_of(splits, rows, tokens.pad_id, head, seed=config.seed, block=block)
-    settings = resolve(config, len(train), longest)
-    schedule = lay_out(settings, fabric, sets["train"])
-    if config.predictions:
-        check_predictions(splits, schedule.world)
-    notes, trains = notes_of(splits), model.trained_parameters > 0
+    model = _prompted_model(config.model, config.prompt, spec, run.tokens, stretch)
+    _tokenize(run, model, truncate=config.table.truncate)
     facts = {
         "padding": head.padding,
         "strand_average": head.strand_average,
         "reverse_complement": head.reverse_complement,
-        "longest": sets["train"].longest,
+        "longest": int(run.rows["train", False].lengths.max(initial=1)),
     }
     named = str(Path(config.model).absolute()) if Path(config.model).exists() else config.model
 
@@ -155,43 +120,16 @@ def _plan(config: PromptConfig, fabric: Fabric) -> Plan:
 
         save_prompt(model, folder, model=named, state=state, facts=facts)
 
-    batch = schedule.at(0).global_batch
-    lines = [
-        *_model_lines(config.model, family, model, train),
-        label_line(train),
-        *split_lines(splits),
-        f"lengths     {longest:,} tokens at most, {longest + spec.extra:,} with the prompt",
-        *(
-            training_lines(
-                settings, schedule.total_steps, batch, monitor if "valid" in splits else None
-            )
-            if trains
-            else ["budget      nothing to train: the frozen model is measured as it is"]
-        ),
-        *(f"note        {note}" for note in notes),
-        f"output      {config.output}",
-    ]
-    return Plan(
-        settings=settings,
-        family=family,
-        model=model,
-        batches=sets["train"],
-        objective=objective_of(train, head)
+    return run.plan(
+        fabric,
+        model,
+        save,
+        _model_lines(config.model, run.family, model, run.train),
+        lengths=f"{run.longest:,} tokens at most, {run.longest + spec.extra:,} with the prompt",
+        label_tokens=None
         if spec.answer == "head"
         else LabelTokens(spec.label_ids, restricted=spec.restricted),
-        evaluations={
-            name: _evaluation(spec, split, sets[name], longest, names, monitor)
-            for name, split in splits.items()
-            if name != "train"
-        },
-        schedule=schedule,
-        save_model=save,
-        data=describe_data(splits, config.model),
-        text="\n".join(lines),
-        splits=splits,
-        notes=notes,
-        hints=(overlap_hint(splits),),
-        trains=trains,
+        trains=model.trained_parameters > 0,
     )
 
 
@@ -261,56 +199,28 @@ def _token(tokens: TokenEncoder, letter: str) -> int:
     return int(found)
 
 
-def _token_rows(
-    splits: Mapping[str, LabeledSequences],
-    tokens: TokenEncoder,
-    table: TableConfig,
-    head: HeadConfig,
-    model: PromptedModel,
-) -> tuple[Rows, int]:
+def _tokenize(run: LabeledRun, model: PromptedModel, *, truncate: bool) -> None:
     """Turn sequences into tokens; each must fit in the model together with the prompt."""
     limit, spec = model.max_length, model.spec
-    rows, longest = tokenize_splits(splits, tokens, table, head)
-    if limit is None or longest <= limit:
-        return rows, longest
-    if table.truncate:
-        return tokenize_splits(splits, tokens, table, head, limit)
+    run.tokenize()
+    if limit is None or run.longest <= limit:
+        return
+    if truncate:
+        run.tokenize(limit)
+        return
     (name, _), found = next(
-        item for item in rows.items() if int(item[1].lengths.max(initial=1)) > limit
+        item for item in run.rows.items() if int(item[1].lengths.max(initial=1)) > limit
     )
     over = np.flatnonzero(found.lengths > limit)
     first, separator = int(over[0]), spec.extra - spec.length
     room = limit + spec.length - int(found.lengths.max())
     shorter = f", take a prompt of at most {room} vectors" if room >= 0 else ""
     raise InputError(
-        f"{splits[name].where(first)}: {int(found.lengths[first]):,} tokens, a prompt of "
+        f"{run.splits[name].where(first)}: {int(found.lengths[first]):,} tokens, a prompt of "
         f"{spec.length:,}{' and a separator' if separator else ''} are longer than the "
         f"model's longest input, {limit + spec.extra:,} ({len(over):,} rows are too long, "
         f"the longest has {int(found.lengths.max()):,} tokens); cut them with "
         f"table.truncate{shorter}, or take a model with a longer input"
-    )
-
-
-def _evaluation(
-    spec: PromptSpec,
-    split: LabeledSequences,
-    data: LabeledBatches,
-    longest: int,
-    names: tuple[str, ...],
-    monitor: str,
-) -> EvalSet:
-    """Give what measures a split; with label tokens also the published, stricter accuracy."""
-    windows = evaluation_of(split, data, longest, names, monitor)
-    if spec.answer == "head":
-        return windows
-    ids = list(spec.label_ids)
-    return replace(
-        windows,
-        objective=LabelTokens(ids, restricted=spec.restricted),
-        figures=lambda outputs: {
-            **metrics.measure(names, split.kind, outputs[:, ids], split.labels),
-            "strict_accuracy": strict_accuracy(outputs, split.labels, ids),
-        },
     )
 
 
@@ -353,15 +263,16 @@ def _result(done: Done, model: str, found: Mapping[str, dict[str, float]]) -> Pr
 
     prompted, folder = done.plan.model, done.run / "prompt"
     spec = prompted.spec
-    return PromptResult(
+    return PromptResult.of(
+        done,
+        found,
         model=model,
         length=spec.length,
         position=spec.position,
         answer=spec.answer,
         parameters=sum(p.numel() for p in prompted.model.parameters()),
+        trained_parameters=prompted.trained_parameters,
         prompt_bytes=prompt_bytes(folder) if folder.is_dir() else 0,
-        **{**common_facts(done, found), "trained_parameters": prompted.trained_parameters},
-        **labeled_facts(done),
     )
 
 

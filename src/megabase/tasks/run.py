@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
@@ -96,6 +96,11 @@ class Done(NamedTuple):
         return self.outcome is not None and self.outcome.signal is not None
 
     @property
+    def steps(self) -> int:
+        """Optimizer steps done."""
+        return self.outcome.progress.step if self.outcome is not None else 0
+
+    @property
     def chosen(self) -> Path:
         """The checkpoint to measure: the best one, the last one without validation."""
         best = self.run / "best"
@@ -129,24 +134,25 @@ class RunResult:
     signal: int | None = None
     """Signal that stopped the run early; then nothing was measured."""
 
-
-def common_facts(done: Done, metrics: Mapping[str, dict[str, float]]) -> dict[str, Any]:
-    """Give the fields of :class:`RunResult`, from the metrics by split."""
-    plan, outcome = done.plan, done.outcome
-    measured = outcome is not None and "valid" in plan.evaluations
-    return {
-        "run": plan.settings.output,
-        "family": plan.family,
-        "trained_parameters": plan.trained_parameters if outcome is not None else 0,
-        "rows": {name: len(split) for name, split in plan.splits.items()},
-        "steps": outcome.progress.step if outcome is not None else 0,
-        "best_step": outcome.progress.best_step if outcome is not None and measured else None,
-        "seconds": time.perf_counter() - done.started,
-        "valid": metrics.get("valid", {}),
-        "test": metrics.get("test", {}),
-        "notes": plan.notes,
-        "signal": outcome.signal if outcome is not None else None,
-    }
+    @classmethod
+    def of(cls, done: Done, metrics: Mapping[str, dict[str, float]], **more: Any) -> Self:
+        """Build the result of a run from its metrics by split; `more` are fields of the verb."""
+        plan, outcome = done.plan, done.outcome
+        measured = outcome is not None and "valid" in plan.evaluations
+        facts: dict[str, Any] = {
+            "run": plan.settings.output,
+            "family": plan.family,
+            "trained_parameters": plan.trained_parameters if outcome is not None else 0,
+            "rows": {name: len(split) for name, split in plan.splits.items()},
+            "steps": done.steps,
+            "best_step": outcome.progress.best_step if outcome is not None and measured else None,
+            "seconds": time.perf_counter() - done.started,
+            "valid": metrics.get("valid", {}),
+            "test": metrics.get("test", {}),
+            "notes": plan.notes,
+            "signal": outcome.signal if outcome is not None else None,
+        }
+        return cls(**{**facts, **more})
 
 
 def lay_out(settings: TrainConfig, fabric: Fabric, batches: Batches) -> LengthSchedule:

@@ -30,7 +30,7 @@ from megabase.errors import InputError, MissingDependencyError
 from megabase.evaluate import metrics
 from megabase.evaluate.baselines import kmer_counts
 from megabase.genome.files import numbered_lines, without_nan, write_json
-from megabase.tasks.labeled import digest, hash_of
+from megabase.tasks.labeled_data import digest, hash_of
 from megabase.tasks.run import write_arrays
 
 if TYPE_CHECKING:
