@@ -44,7 +44,7 @@ class Sine(nn.Module):
         return torch.sin(self.freq.to(x.dtype) * x)
 
 
-class FilterLinear(nn.Linear):
+class _FilterLinear(nn.Linear):
     """A linear map of the filter network, computed in the dtype of its input."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -201,8 +201,8 @@ class HyenaFilter(nn.Module):
         network: list[nn.Module] = []
         for inputs in [options.emb_dim] + [width] * options.num_inner_mlps:
             sine = Sine(width, options.sine_freq, options.train_freq)
-            network += [FilterLinear(inputs, width), sine]
-        network.append(FilterLinear(width, channels, bias=False))
+            network += [_FilterLinear(inputs, width), sine]
+        network.append(_FilterLinear(width, channels, bias=False))
         self.implicit_filter = nn.Sequential(*network)
         self.modulation = ExponentialWindow(channels, **options.window)
         # Built without values, each name waits for its own tensor of the checkpoint: the model ties
@@ -268,7 +268,7 @@ class HyenaFilter(nn.Module):
         parts = (*network, self.modulation)
         return (
             not self.options.normalized
-            and all(type(module) in (FilterLinear, Sine) for module in network)
+            and all(type(module) in (_FilterLinear, Sine) for module in network)
             and len({id(sine.freq) for sine in self._sines()}) == 1
             and untouched(self.implicit_filter, *parts)
             and present(*parts, device=self.bias.device)

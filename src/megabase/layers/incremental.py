@@ -60,7 +60,7 @@ class _Steps(Protocol):
     def step(self, x_BD: Tensor) -> Tensor: ...
 
 
-class HyenaSteps:
+class _HyenaSteps:
     """A causal Hyena operator of any order, position by position.
 
     Parameters
@@ -143,7 +143,7 @@ def _short_taps(short: nn.Conv1d, device: torch.device) -> tuple[Tensor, Tensor]
     return taps_PK.t()[:, None].contiguous(), bias_P
 
 
-class AttentionSteps:
+class _AttentionSteps:
     """Causal self-attention with the keys and values of all positions so far.
 
     Parameters
@@ -194,9 +194,9 @@ class _BlockSteps:
     def __init__(self, block: Block, length: int) -> None:
         mixer = block.mixer
         if isinstance(mixer, HyenaOperator):
-            self.mixer: _Steps = HyenaSteps(mixer, length)
+            self.mixer: _Steps = _HyenaSteps(mixer, length)
         elif isinstance(mixer, SelfAttention):
-            self.mixer = AttentionSteps(mixer, length)
+            self.mixer = _AttentionSteps(mixer, length)
         else:
             raise MegabaseError(f"a block with {type(mixer).__name__} has no steps")
         self.block = block

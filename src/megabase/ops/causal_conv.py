@@ -64,9 +64,9 @@ def causal_conv(
         When shapes, dtypes or devices do not fit; the message lists everything.
     """
     given = (x_BLE, taps_EK, bias_E, past_BPE)
-    causal_conv_kernel.check(*given, reverse)
+    _forward.check(*given, reverse)
     if backend.use_kernels(*given) and taps_EK.shape[1] <= kernels.package().MAX_TAPS:
-        return causal_conv_kernel(*given, reverse)
+        return _forward(*given, reverse)
     dtype = x_BLE.dtype
     taps_EK = taps_EK.to(dtype)
     others = (None if t is None else t.to(dtype) for t in (bias_E, past_BPE))
@@ -124,7 +124,7 @@ def _wide(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
 
 
 @operator("causal_conv", lambda x, taps, *_: taps_flops(x, taps), **_CHECKS)
-def causal_conv_kernel(
+def _forward(
     x: Annotated[Tensor, "B L E"],
     taps: Annotated[Tensor, "E K"],
     bias: Annotated[Tensor | None, "E"],
@@ -142,7 +142,7 @@ def causal_conv_kernel(
     return y.to(dtype)
 
 
-@causal_conv_kernel.register_fake
+@_forward.register_fake
 def _(x: Tensor, *_: Any) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
@@ -190,6 +190,6 @@ def _(dy: Tensor, x: Tensor, *others: Any) -> list[Tensor]:
     ]
 
 
-@causal_conv_kernel.register_gradients
+@_forward.register_gradients
 def _(saved: Saved, dy: Tensor) -> list[Tensor]:
     return _backward(dy, *saved.inputs)

@@ -35,6 +35,7 @@ def _find_onednn() -> bool:
 
 
 _ONEDNN: list[bool] = []
+"""Whether oneDNN is there, once it was looked for: a list, because compilers can read one."""
 
 
 def uses_onednn() -> bool:

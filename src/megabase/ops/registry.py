@@ -60,7 +60,8 @@ def wide_dtype(*dtypes: torch.dtype) -> torch.dtype:
 def without_autocast(like: Tensor) -> AbstractContextManager[object]:
     """Switch autocast off: operators choose their dtypes themselves."""
     kind = like.device.type
-    if not torch.amp.autocast_mode.is_autocast_available(kind):  # of the meta device
+    available = torch.amp.autocast_mode.is_autocast_available(kind)  # not of the meta device
+    if not available or not torch.is_autocast_enabled(kind):
         return nullcontext()
     return torch.autocast(device_type=kind, enabled=False)
 
@@ -332,7 +333,10 @@ class Operator(Arguments):
             for key, hint in fields.items()
         }
         super().__init__(name, {key: _shape(hint) for key, hint in fields.items()}, **checks)
+        self._gives_list = results == "Tensor[]"
         self._is_tensor = [kind.startswith("Tensor") for kind in kinds.values()]
+        # A backward pass gets what a checked forward pass saved.
+        self._direct = self._checked(function, again=not name.endswith("_backward"))
         self.definition = torch.library.custom_op(
             f"megabase::{name}",
             self._checked(function),
@@ -360,9 +364,10 @@ class Operator(Arguments):
         """
         self.gradients = function
 
-    def _checked(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _checked(self, function: Callable[..., Any], again: bool = True) -> Callable[..., Any]:
         def checked(*flat: Any) -> Any:
-            self.check(*flat)
+            if again:
+                self.check(*flat)
             with without_autocast(_first(flat)):
                 return function(*self._grouped(flat))
 
@@ -379,7 +384,7 @@ class Operator(Arguments):
 
     def save(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         """Save what the gradient needs: all inputs, and results that are for it only."""
-        leaves, ctx.spec = pytree.tree_flatten(list(inputs))
+        leaves, ctx.lengths = _leaves(inputs), _lengths(inputs)
         ctx.others = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
         kept = output[len(output) - self.kept :] if self.kept else ()
         if self.gradients is not _no_second_derivative:
@@ -397,7 +402,7 @@ class Operator(Arguments):
             return pytree.tree_map(lambda _: None, tuple(needs))
         saved = list(ctx.saved_tensors)
         leaves = [saved.pop(0) if other is None else other[0] for other in ctx.others]
-        inputs = pytree.tree_unflatten(leaves, ctx.spec)
+        inputs = _nested(leaves, ctx.lengths)
         given = Saved(self._grouped(inputs), self._grouped(needs), saved)
         found = iter(self.gradients(given, *grads))
         results: list[Any] = []
@@ -426,16 +431,21 @@ class Operator(Arguments):
     def _run(self, flat: list[Any]) -> Any:
         if torch.compiler.is_compiling():
             return self.overload(*flat)
-        leaves = pytree.tree_leaves(flat)
+        leaves = _leaves(flat)
         if torch._C._are_functorch_transforms_active():
             # torch's own class for operators with gradients does not take the transformations.
-            return _Call(self, self.overload).apply(flat)
+            return self._differentiable(self.overload, flat, leaves)
         if is_in_torch_dispatch_mode() or any(_is_special(leaf) for leaf in leaves):
             return self.overload(*flat)
         # Otherwise nothing has to see the operator, and its dispatch (0.1 ms of a forward and
         # backward pass) is left out.
-        run = self._checked(self.function)
-        return _Call(self, run).apply(flat) if wants_gradient(*leaves) else run(*flat)
+        if wants_gradient(*leaves):
+            return self._differentiable(self._direct, flat, leaves)
+        return self._direct(*flat)
+
+    def _differentiable(self, run: Callable[..., Any], flat: list[Any], leaves: list[Any]) -> Any:
+        found = _Differentiable.apply(_Call(self, run, _lengths(flat)), *leaves)
+        return list(found) if self._gives_list else found
 
     def _one_by_one(self, info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
         """Run the members of a vmapped axis one after another, and stack what they give."""
@@ -488,25 +498,33 @@ def _no_second_derivative(*_: Any) -> Any:
     )
 
 
-class _Call:
-    """A call of an operator as a function of flat arguments and results."""
+class _Call(NamedTuple):
+    """How an operator is called on flat arguments."""
 
-    def __init__(self, operator: Operator, run: Callable[..., Any]) -> None:
-        self.operator, self.run = operator, run
-        self.spec: Any = None
-        self.out: Any = None
+    operator: Operator
+    run: Callable[..., Any]
+    lengths: list[int | None]
 
-    def apply(self, arguments: list[Any]) -> Any:
-        flat, self.spec = pytree.tree_flatten(arguments)
-        found = _Differentiable.apply(self, *flat)
-        return pytree.tree_unflatten([found] if isinstance(found, Tensor) else found, self.out)
 
-    def arguments(self, flat: Sequence[Any]) -> Any:
-        return pytree.tree_unflatten(list(flat), self.spec)
+def _leaves(values: Sequence[Any]) -> list[Any]:
+    """Flatten arguments, some of which may be lists."""
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, list):
+            found.extend(value)
+        else:
+            found.append(value)
+    return found
 
-    def flat(self, found: Any) -> Any:
-        leaves, self.out = pytree.tree_flatten(found)
-        return found if isinstance(found, Tensor) else tuple(leaves)
+
+def _lengths(values: Sequence[Any]) -> list[int | None]:
+    """Give what :func:`_nested` needs to undo :func:`_leaves`."""
+    return [len(value) if isinstance(value, list) else None for value in values]
+
+
+def _nested(leaves: Sequence[Any], lengths: list[int | None]) -> list[Any]:
+    rest = iter(leaves)
+    return [next(rest) if n is None else [next(rest) for _ in range(n)] for n in lengths]
 
 
 class _Differentiable(torch.autograd.Function):
@@ -514,20 +532,21 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def forward(call: _Call, *flat: Any) -> Any:
-        return call.flat(call.run(*call.arguments(flat)))
+        found = call.run(*_nested(flat, call.lengths))
+        return found if isinstance(found, Tensor) else tuple(found)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         call, *flat = inputs
         ctx.call = call
-        call.operator.save(ctx, call.arguments(flat), output)
+        call.operator.save(ctx, _nested(flat, call.lengths), output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         needs = ctx.needs_input_grad
-        ctx.needs_input_grad = ctx.call.arguments(needs[1:])
+        ctx.needs_input_grad = _nested(needs[1:], ctx.call.lengths)
         try:
-            return (None, *pytree.tree_leaves(ctx.call.operator.backward(ctx, *grads)))
+            return (None, *_leaves(ctx.call.operator.backward(ctx, *grads)))
         finally:
             ctx.needs_input_grad = needs
 
@@ -535,6 +554,8 @@ class _Differentiable(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], *given: Any) -> Any:
         call, *flat = given
         found, dims = call.operator._one_by_one(
-            info, call.arguments(in_dims[1:]), *call.arguments(flat)
+            info, _nested(in_dims[1:], call.lengths), *_nested(flat, call.lengths)
         )
-        return call.flat(found), 0 if isinstance(found, Tensor) else tuple(pytree.tree_leaves(dims))
+        if isinstance(found, Tensor):
+            return found, 0
+        return tuple(found), tuple(dims)

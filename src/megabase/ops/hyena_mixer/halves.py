@@ -23,7 +23,7 @@ from megabase.ops import kernels
 from megabase.ops.fft_lengths import fft_length
 
 
-def half_length(length: int) -> int:
+def _half_length(length: int) -> int:
     """Give N: an even length that transforms are quick at, at least `length`."""
     found = fft_length(length)
     return found + found % 2
@@ -50,7 +50,7 @@ class Halves:
 
     def __init__(self, length: int, two_sided: bool, dtype: torch.dtype) -> None:
         self.length, self.two_sided, self.dtype = length, two_sided, dtype
-        self.n = half_length(length)
+        self.n = _half_length(length)
         self.half = self.n // 2
         self.weights = _weights(self.half, dtype)
         self.pairs = torch.complex64 if dtype == torch.float32 else torch.complex128
