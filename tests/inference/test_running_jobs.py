@@ -19,10 +19,10 @@ from megabase.data.sources import (
     read_sequences,
 )
 from megabase.errors import AmbiguousLettersWarning, InputError, OutputError
-from megabase.evaluate.provenance import Provenance
 from megabase.evaluate.sequences import run_batched
 from megabase.genome.alphabet import PAD, decode, encode
 from megabase.inference.jobs import Work, map_file
+from megabase.inference.parts import Provenance
 from megabase.inference.writers import merge_tables
 from megabase.models.loading import load
 

@@ -22,9 +22,9 @@ from megabase.errors import InputError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from megabase.evaluate.provenance import Provenance
     from megabase.genome.store import GenomeStore
     from megabase.inference.generation.generate import Generated
+    from megabase.inference.parts import Provenance
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 

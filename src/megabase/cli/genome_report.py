@@ -95,8 +95,8 @@ class _Page:
 
     def build(self) -> str:
         """Compute all parts and put the page together."""
-        from megabase.evaluate.provenance import file_digest
         from megabase.genome.alphabet import decode
+        from megabase.genome.files import file_digest
         from megabase.genome.interval import Interval
         from megabase.report.genome_page import GenomePage, Region, build_genome_page
         from megabase.report.genome_tracks import (

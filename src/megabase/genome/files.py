@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import gzip
+import hashlib
 import io
 import json
 import math
@@ -59,6 +60,12 @@ LOCK_NAME = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """A file system without locks (some network ones): the record in the file has to do."""
 _WAIT_SECONDS, _TRIES = 0.02, 50  # an owner writes its record right after it has the lock
+
+
+def file_digest(path: str | Path) -> str:
+    """Give the sha256 of a file, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def real_place(target: Path) -> Path:

@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from megabase.data.sources import Sequence as Given
 from megabase.data.sources import SequenceInput, genome_store, region_columns
 from megabase.errors import InputError, MissingDependencyError, OutputError
-from megabase.evaluate.provenance import Provenance
 from megabase.evaluate.sequences import codes_of
 from megabase.genome import alphabet
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, map_sequences
+from megabase.inference.parts import Provenance
 from megabase.inference.tracks import Run, require_bigwig, write_bigwig
 from megabase.inference.writers import merge_tables, require_suffix, write_npz
 from megabase.models.checkpoints.checks import require_finite

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from megabase.data.label_files import read_parquet
 from megabase.data.sources import genome_store
 from megabase.errors import InputError
-from megabase.evaluate.provenance import Provenance
 from megabase.evaluate.score import Strands
 from megabase.genome.alphabet import BASE_BITS, BASES, decode
 from megabase.genome.files import atomic_file
@@ -34,7 +33,7 @@ from megabase.inference.jobs import (
     check_run,
     map_file,
 )
-from megabase.inference.parts import refuse_existing
+from megabase.inference.parts import Provenance, refuse_existing
 from megabase.inference.tracks import Run, require_bigwig, write_bigwig
 from megabase.inference.variants.alleles import Placement
 from megabase.inference.variants.scorer import (

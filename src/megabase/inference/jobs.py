@@ -29,9 +29,8 @@ from numpy.typing import NDArray
 
 from megabase.data.sources import SequenceInput, genome_store
 from megabase.errors import InputError, InputWarning, MegabaseError, ResumableError
-from megabase.evaluate.provenance import Provenance, file_digest
-from megabase.genome.files import is_stream, writing
-from megabase.inference.parts import PartFolder, refuse_existing
+from megabase.genome.files import file_digest, is_stream, writing
+from megabase.inference.parts import PartFolder, Provenance, refuse_existing
 from megabase.models.loading import choose_device, threads
 
 Progress = Callable[[str, int, int | None], None]

@@ -11,14 +11,18 @@ of an output that is a pipe or a device lie in the folder for temporary files.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from megabase import __version__
 from megabase.errors import OutputError
-from megabase.evaluate.provenance import Provenance
 from megabase.genome.files import (
     LOCK_NAME,
     Lock,
@@ -37,6 +41,43 @@ _MERGED = ".merged"  # marks that the output is whole and only has to be put in 
 _ZARR_GROUP = ".zgroup"  # the one kind of output that is a folder
 _NOT_STREAMED = (".parquet", ".npz", ".zarr", ".h5ad", ".bw", ".bigwig")  # their writers seek
 _ADVICE = "make room and go on with resume=True"  # on a full disk
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the numbers of an output come from."""
+
+    verb: str
+    """What was done: ``score``, ``variants``, ..."""
+    model: str
+    model_sha256: str
+    """Over configuration and weights."""
+    genome: str | None = None
+    genome_sha256: str | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """File names of the inputs, each with its sha256."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Everything that changes a number."""
+    version: str = __version__
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values, ready for JSON."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """Give one line of JSON with sorted keys: equal text for equal runs."""
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def digest(self) -> str:
+        """sha256 of :meth:`to_json`: tells whether two runs would write the same file."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """Say in which fields another record (of :meth:`to_dict`) differs from this one."""
+        from megabase.training.run_folder import differences
+
+        return list(differences(other, json.loads(self.to_json())).values())
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:

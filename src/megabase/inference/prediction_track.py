@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from megabase.data.sources import genome_store
 from megabase.errors import InputError, OutputError
-from megabase.evaluate.provenance import Provenance
 from megabase.evaluate.sequences import Stitch
 from megabase.genome.alphabet import BASE_BITS, T
 from megabase.genome.files import atomic_file, check_output
@@ -22,6 +21,7 @@ from megabase.genome.interval import one_based
 from megabase.genome.store import GenomeStore
 from megabase.inference.embedding import Averaged
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, check_run, map_file
+from megabase.inference.parts import Provenance
 from megabase.inference.prediction import Predictor
 from megabase.inference.tracks import Run, call_regions, require_bigwig, write_bigwig
 from megabase.inference.writers import require_suffix

@@ -13,11 +13,11 @@ import polars as pl
 
 from megabase.data.sources import Sequence, SequenceInput
 from megabase.errors import InputError
-from megabase.evaluate.provenance import Provenance
 from megabase.evaluate.score import ScoreOptions, Strands, score_table
 from megabase.evaluate.sequences import as_codes, require_several
 from megabase.genome.alphabet import warn_ambiguous
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, map_sequences
+from megabase.inference.parts import Provenance
 from megabase.inference.writers import merge_tables, require_suffix
 from megabase.models.loading import Loaded, ModelSpec, load
 

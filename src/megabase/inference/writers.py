@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from megabase.errors import MissingDependencyError, OutputError
-from megabase.evaluate.provenance import Provenance
+from megabase.inference.parts import Provenance
 
 TABLE_SUFFIXES = (".parquet", ".tsv")
 """Endings of tables."""

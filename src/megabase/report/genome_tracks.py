@@ -14,8 +14,7 @@ import numpy as np
 import polars as pl
 
 from megabase.errors import InputError, ReportError, UnknownContigError
-from megabase.evaluate.provenance import file_digest
-from megabase.genome.files import numbered_lines
+from megabase.genome.files import file_digest, numbered_lines
 from megabase.genome.interval import Interval, one_based
 from megabase.genome.store import GenomeStore
 from megabase.genome.tables import read_bed, read_gff, read_vcf

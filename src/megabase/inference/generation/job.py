@@ -13,7 +13,6 @@ import torch
 
 from megabase.data.sources import SequenceInput
 from megabase.errors import InputError
-from megabase.evaluate.provenance import Provenance
 from megabase.genome.files import is_stream
 from megabase.inference.generation.generate import (
     Generated,
@@ -23,6 +22,7 @@ from megabase.inference.generation.generate import (
     prompt_chunks,
 )
 from megabase.inference.jobs import Progress, RunOptions, Work, map_file, provenance_of
+from megabase.inference.parts import Provenance
 from megabase.inference.writers import require_suffix
 from megabase.models.loading import ModelSpec, choose_device, load
 

@@ -19,8 +19,8 @@ import polars as pl
 
 from megabase.data.sources import chunked, genome_store, no_file
 from megabase.errors import InputError, OutputError
-from megabase.evaluate.provenance import Provenance, file_digest
 from megabase.evaluate.score import Strands
+from megabase.genome.files import file_digest
 from megabase.genome.interval import contig_aliases
 from megabase.genome.left_out import REASONS, LeftOut
 from megabase.genome.store import GenomeStore
@@ -34,6 +34,7 @@ from megabase.genome.vcf import (
     why_unusable,
 )
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, check_run, map_file
+from megabase.inference.parts import Provenance
 from megabase.inference.variants.alleles import Placement
 from megabase.inference.variants.scorer import (
     METHODS,
