@@ -20,9 +20,16 @@ from megabase.genome.alphabet import decode
 from megabase.genome.files import numbered_lines
 from megabase.genome.interval import Interval, Strand
 from megabase.genome.store import GenomeStore
-from megabase.genome.tables import read_bed, read_gff, read_vcf, to_intervals, write_bed
+from megabase.genome.tables import read_bed, read_gff, read_vcf, write_bed
 
 SEQUENCE = "ACGTACGTNNACCGTTacgtR" * 5  # 105 bases
+
+
+def to_intervals(frame: pl.DataFrame) -> list[Interval]:
+    """Intervals of the rows of a frame, with the strand where there is such a column."""
+    strands = frame["strand"] if "strand" in frame.columns else [Strand.UNSTRANDED] * frame.height
+    rows = zip(frame["contig"], frame["start"], frame["end"], strands, strict=True)
+    return [Interval(contig, start, end, Strand(strand)) for contig, start, end, strand in rows]
 
 
 @pytest.fixture(scope="module")

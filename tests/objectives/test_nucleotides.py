@@ -13,7 +13,7 @@ from megabase.evaluate.metrics import measure, measure_table
 from megabase.objectives.nucleotides import (
     SCORE_BINS,
     NucleotideLabels,
-    align_strands,
+    _align_strands,
     count_table,
 )
 
@@ -72,13 +72,13 @@ def test_strands_are_averaged_base_by_base() -> None:
     other = torch.tensor([[30.0, 20.0, 10.0, 90.0], [40.0, 30.0, 20.0, 10.0]])
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]).repeat(2, 1)
     logits = torch.cat([forward, other])[..., None]
-    found = align_strands(logits, mask)[..., 0]
+    found = _align_strands(logits, mask)[..., 0]
     assert found[0, :3].tolist() == [5.5, 11.0, 16.5]
     assert found[1].tolist() == [5.5, 11.0, 16.5, 22.0]
     left = torch.tensor([[90.0, 1.0, 2.0, 3.0], [90.0, 30.0, 20.0, 10.0]])[..., None]
     mask = torch.tensor([[0, 1, 1, 1]]).repeat(2, 1)
-    assert align_strands(left, mask)[0, 1:, 0].tolist() == [5.5, 11.0, 16.5]
-    whole = align_strands(logits[[1, 3]], None)[0, :, 0]
+    assert _align_strands(left, mask)[0, 1:, 0].tolist() == [5.5, 11.0, 16.5]
+    whole = _align_strands(logits[[1, 3]], None)[0, :, 0]
     assert whole.tolist() == found[1].tolist()
     batch = run(logits.expand(-1, -1, 2).tolist(), [[0, 0, 0, -100], [0, 0, 0, 0]])
     assert batch.outputs.shape == (2, 4, 2)

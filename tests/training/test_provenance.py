@@ -23,12 +23,12 @@ def test_versions_and_machine_without_anything_personal() -> None:
 
 def test_a_resumed_run_adds_its_environment(tmp_path: Path) -> None:
     path = tmp_path / "environment.json"
-    provenance.record_environment(path, resumed=True)
+    provenance._record_environment(path, resumed=True)
     assert "resumed" not in json.loads(path.read_text())
-    provenance.record_environment(path, resumed=True)
-    provenance.record_environment(path, resumed=True)
+    provenance._record_environment(path, resumed=True)
+    provenance._record_environment(path, resumed=True)
     assert len(json.loads(path.read_text())["resumed"]) == 2
-    provenance.record_environment(path, resumed=False)
+    provenance._record_environment(path, resumed=False)
     assert "resumed" not in json.loads(path.read_text())
     assert [path.name for path in tmp_path.iterdir()] == ["environment.json"]
 

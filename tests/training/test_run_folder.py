@@ -8,7 +8,7 @@ import pytest
 
 from megabase.errors import RunError
 from megabase.settings import TrainConfig
-from megabase.training.run_folder import changed_settings, check_run, finished_result, start_run
+from megabase.training.run_folder import _changed_settings, check_run, finished_result, start_run
 
 
 def config(path: Path, **fields: bool) -> TrainConfig:
@@ -65,7 +65,7 @@ def test_resume_needs_a_run_of_the_same_settings(tmp_path: Path) -> None:
 
 
 def test_changes_name_the_field() -> None:
-    assert changed_settings("a: {b: 1}\n", "a: {b: 2, c: 3}\n") == {
+    assert _changed_settings("a: {b: 1}\n", "a: {b: 2, c: 3}\n") == {
         "a.b": "a.b: 1 then, 2 now",
         "a.c": "a.c: None then, 3 now",
     }

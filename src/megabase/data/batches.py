@@ -313,12 +313,12 @@ def prompt_tokens(length: int, demonstrations: int) -> int:
     return demonstrations * (length + 3) + length + 1
 
 
-def answer_positions(length: int, demonstrations: int) -> _Ints:
+def _answer_positions(length: int, demonstrations: int) -> _Ints:
     """Give the positions whose next token is a label: of the demonstrations, then of the query.
 
     Examples
     --------
-    >>> answer_positions(3, 2).tolist()
+    >>> _answer_positions(3, 2).tolist()
     [3, 9, 15]
     """
     return np.arange(demonstrations + 1, dtype=np.int64) * (length + 3) + length
@@ -487,7 +487,7 @@ class InContextBatches:
             solved = [(text, self._letters[c]) for text, c in zip(texts, classes, strict=True)]
             ids.append(in_context_item(_text(self._queries, row, reverse[-1]), solved, self.length))
             answers.append([*classes, int(self._queries.labels[row])])
-        places = answer_positions(self.length, len(answers[0]) - 1)
+        places = _answer_positions(self.length, len(answers[0]) - 1)
         found = np.array(answers, dtype=np.int64)
         return {
             "input_ids": torch.from_numpy(np.stack(ids)),

@@ -21,7 +21,7 @@ import polars as pl
 
 from megabase.errors import InputError, UnknownContigError
 from megabase.genome.files import atomic_file, numbered_lines
-from megabase.genome.interval import Interval, Strand, zero_based
+from megabase.genome.interval import Strand, zero_based
 from megabase.genome.left_out import LeftOut
 from megabase.genome.store import GenomeStore
 from megabase.genome.vcf import (
@@ -458,13 +458,6 @@ def _info(key: str) -> pl.Expr:
     found = pl.col("info").str.contains(pattern)
     value = pl.col("info").str.extract(pattern, 1).fill_null("")
     return pl.when(found).then(value).alias(key)
-
-
-def to_intervals(frame: pl.DataFrame) -> list[Interval]:
-    """Intervals of the rows of a frame, with the strand where there is such a column."""
-    strands = frame["strand"] if "strand" in frame.columns else [Strand.UNSTRANDED] * frame.height
-    rows = zip(frame["contig"], frame["start"], frame["end"], strands, strict=True)
-    return [Interval(contig, start, end, Strand(strand)) for contig, start, end, strand in rows]
 
 
 def write_bed(frame: pl.DataFrame, path: str | Path, overwrite: bool = False) -> None:

@@ -61,7 +61,7 @@ class NucleotideLabels:
         """Compare the model's output for every base with the labels of a batch."""
         logits, labels = at_least_float32(run_model(model, batch).logits), batch["labels"]
         if logits.shape[0] == 2 * labels.shape[0]:
-            logits = align_strands(logits, batch.get("attention_mask"))
+            logits = _align_strands(logits, batch.get("attention_mask"))
         return self.compare(logits, labels)
 
     def compare(self, logits: Tensor, labels: Tensor) -> Output:
@@ -100,7 +100,7 @@ class NucleotideLabels:
         return Output(loss, count, metrics, logits.detach(), table)
 
 
-def align_strands(logits: Tensor, mask: Tensor | None) -> Tensor:
+def _align_strands(logits: Tensor, mask: Tensor | None) -> Tensor:
     """Average both strands base by base: logits (2 n, length, K) to (n, length, K).
 
     Rows as given come first, then their reverse complements. The mask (2 n, length) is 1 at real

@@ -180,7 +180,7 @@ def _check_resume(run: Path, resolved: str) -> list[str]:
     saved = run / "config.yaml"
     if not saved.is_file():
         raise RunError(f"there is no run to resume in {run}: {saved} is missing")
-    changes = changed_settings(read_text(saved, RunError), resolved)
+    changes = _changed_settings(read_text(saved, RunError), resolved)
     fixed = [text for name, text in changes.items() if name.split(".")[0] not in _ANNOUNCED]
     if fixed:
         raise RunError(
@@ -190,7 +190,7 @@ def _check_resume(run: Path, resolved: str) -> list[str]:
     return list(changes.values())
 
 
-def changed_settings(before: str, after: str) -> dict[str, str]:
+def _changed_settings(before: str, after: str) -> dict[str, str]:
     """Compare two saved configurations as :func:`differences` does; free settings are left out."""
     old, new = (parse_yaml(text, "config.yaml", RunError) or {} for text in (before, after))
     with parsing("config.yaml", RunError, "expected the settings of a run"):
@@ -218,7 +218,7 @@ def start_run(config: RunConfig, resolved: str, data: Mapping[str, Any] | None =
         if not config.resume:
             write_whole(run / "config.yaml", resolved)
         if data is not None:
-            record_environment(run / "environment.json", resumed=config.resume)
+            _record_environment(run / "environment.json", resumed=config.resume)
             write_json(run / "data.json", data)
     return run
 
@@ -268,7 +268,7 @@ def finished_result(
     """
     file = run / "result.json"
     saved = run / "config.yaml"
-    if not file.is_file() or changed_settings(read_text(saved, RunError), resolved):
+    if not file.is_file() or _changed_settings(read_text(saved, RunError), resolved):
         return None
     refuse_changed(run, data())
     values = read_json(file, RunError)
@@ -365,7 +365,7 @@ def _program(path: Path) -> str:
     return "megabase" if path.stem == "__main__" else path.name
 
 
-def record_environment(path: Path, resumed: bool) -> None:
+def _record_environment(path: Path, resumed: bool) -> None:
     """Write ``environment.json``; a resumed run adds its environment to the list ``resumed``."""
     if resumed and path.exists():
         first = json.loads(path.read_text())
