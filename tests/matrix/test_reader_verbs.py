@@ -197,7 +197,7 @@ def test_the_name_of_a_contig_that_reads_as_a_place_is_ambiguous(folder: Path) -
     for ask in (store.region, store.fetch, lambda text: regions_of(store, [text])):
         with pytest.raises(UnknownContigError, match=r"write \{chr1:100-150\} for the contig, or"):
             ask("chr1:100-150")
-    with pytest.raises(UnknownContigError, match="could be the contig of this name or a place"):
+    with pytest.raises(UnknownContigError, match="could be the contig of this name or a region"):
         ism("lm", "chr1:100-150", store, window=16)
     assert store.region("{chr1:100-150}") == Interval("chr1:100-150", 0, 100)
     assert store.region("{chr1}:100-150") == Interval("chr1", 99, 150)

@@ -189,14 +189,15 @@ class GenomeStore:
             return Interval(contig.name, 0, contig.length)
         if text not in self._index:
             return Interval.parse(text)
-        with contextlib.suppress(GenomeError):
+        other = ""
+        with contextlib.suppress(GenomeError):  # of a name that does not read as a region
             other = Interval.parse(text).contig
-            if any(name in self._index for name in (other, *contig_aliases(other))):
-                raise UnknownContigError(
-                    f"{text!r} could be the contig of this name or a region on {other!r}, and "
-                    f"genome {self.name!r} has both; write {{{text}}} for the contig, or "
-                    f"{{{other}}}:{text.removeprefix(other + ':')} for the place"
-                )
+        if other and any(name in self._index for name in (other, *contig_aliases(other))):
+            raise UnknownContigError(
+                f"{text!r} could be the contig of this name or a region on {other!r}, and "
+                f"genome {self.name!r} has both; write {{{text}}} for the contig, or "
+                f"{{{other}}}:{text.removeprefix(other + ':')} for the region"
+            )
         contig = self.contig(text)
         return Interval(contig.name, 0, contig.length)
 
