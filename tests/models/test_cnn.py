@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from megabase.errors import InputError, MegabaseError
 from megabase.models.checkpoints.reader import Weights
 from megabase.models.cnn.configuration import SHORTEST, GenomicCNNConfig
-from megabase.models.cnn.convert import convert, from_state_dict, recognizes
+from megabase.models.cnn.convert import convert, recognizes
 from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
 from megabase.models.presets import PRESETS
 from megabase.models.tokenizers.table import LetterTokenizer, letter_vocabulary
@@ -87,8 +87,8 @@ def test_a_model_survives_saving_and_published_names(tmp_path: Path) -> None:
     assert torch.equal(again(_IDS).logits, model(_IDS).logits)
     renamed = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     assert recognizes(renamed)
-    assert torch.equal(from_state_dict(renamed, 64).eval()(_IDS).logits, model(_IDS).logits)
     converted = convert(Weights(tmp_path, renamed), max_length=64)
+    assert torch.equal(converted.model(_IDS).logits, model(_IDS).logits)
     assert converted.model.config.variant == "caduceus"
 
 
@@ -99,11 +99,11 @@ def test_bad_settings_and_foreign_weights_are_refused(tmp_path: Path) -> None:
         GenomicCNNConfig(double_sigmoid=True, num_labels=3)
     state = _model().state_dict()
     with pytest.raises(MegabaseError, match="for inputs of 57 to 64 tokens, not 500"):
-        from_state_dict(state, 500)
+        convert(Weights(tmp_path, dict(state)), max_length=500)
     with pytest.raises(MegabaseError, match="nothing tells the input length"):
         convert(Weights(tmp_path, dict(state)))
     with pytest.raises(MegabaseError, match="checkpoint of another family"):
-        from_state_dict({"backbone.x": torch.zeros(1)}, 64)
+        convert(Weights(tmp_path, {"backbone.x": torch.zeros(1)}), max_length=64)
     (tmp_path / "config.json").write_text('{"model_type": "hyenadna"}')
     with pytest.raises(MegabaseError, match="'hyenadna', not a GenomicBenchmarks CNN"):
         GenomicCNNConfig.from_pretrained(tmp_path)

@@ -12,7 +12,7 @@ from megabase.data.vocabulary import COMPLEMENT_TOKEN_IDS
 from megabase.errors import MegabaseError
 from megabase.models.checkpoints.reader import Weights
 from megabase.models.deepsea.configuration import DeepSEAConfig
-from megabase.models.deepsea.convert import KIPOI_NAMES, convert, from_state_dict, recognizes
+from megabase.models.deepsea.convert import KIPOI_NAMES, convert, recognizes
 from megabase.models.deepsea.modeling import DeepSEAForSequenceClassification, average_logits
 from megabase.models.presets import PRESETS
 
@@ -111,9 +111,9 @@ def test_kipoi_names_load(prefix: str, tmp_path: Path) -> None:
     weights = _to_kipoi(model, prefix)
     assert weights[f"{prefix}0.weight"].shape == (6, 4, 1, 8)
     assert recognizes(weights)
-    again = from_state_dict(weights, _LENGTH)
-    assert torch.equal(again(_IDS).logits, model(_IDS).logits)
     converted = convert(Weights(tmp_path, weights), max_length=_LENGTH)
+    again = convert(Weights(tmp_path, weights), max_length=_LENGTH, strand_average=True).model
+    assert torch.equal(again(_IDS).logits, model(_IDS).logits)
     assert converted.model.config.strand_average == (prefix != "1.")
 
 
@@ -125,7 +125,7 @@ def test_a_model_survives_saving(tmp_path: Path) -> None:
     assert again(_IDS, labels=torch.tensor([0, 1, 1])).loss.ndim == 0
 
 
-def test_bad_input_is_refused() -> None:
+def test_bad_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MegabaseError, match="201 tokens, this DeepSEA network reads 200"):
         _model()(F.pad(_IDS, (0, 1), value=7))
     with pytest.raises(MegabaseError, match=r"channels must be.*dropout must be"):
@@ -134,6 +134,6 @@ def test_bad_input_is_refused() -> None:
         DeepSEAConfig(max_length=162)
     DeepSEAConfig(max_length=163)
     with pytest.raises(MegabaseError, match="checkpoint of another family"):
-        from_state_dict({"a": torch.zeros(1)})
+        convert(Weights(tmp_path, {"a": torch.zeros(1)}))
     with pytest.raises(MegabaseError, match="not what 1,000 bases leave"):
-        from_state_dict(_to_kipoi(_model()))
+        convert(Weights(tmp_path, _to_kipoi(_model())))

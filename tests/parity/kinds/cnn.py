@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from harness import Case, covers
 
 from megabase.errors import ConfigError
+from megabase.models.checkpoints.reader import Weights
 from megabase.models.cnn.configuration import SHORTEST, GenomicCNNConfig, flatten_size
-from megabase.models.cnn.convert import from_state_dict
+from megabase.models.cnn.convert import convert
 from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
 from megabase.models.tokenizers.table import letter_tokens
 
@@ -25,13 +26,13 @@ def genomic_benchmarks_cnn(case: Case) -> None:
     binary = case.config["number_of_classes"] == 2
 
     def build() -> GenomicCNNForSequenceClassification:
-        return from_state_dict(
-            weights,
-            case.config["input_len"],
+        return convert(
+            Weights(case.path, weights),
+            max_length=case.config["input_len"],
             variant="genomic-benchmarks",
             num_labels=case.config["number_of_classes"],
             double_sigmoid=binary,
-        )
+        ).model
 
     model = build()
     assert model.config.vocab_size == case.config["vocab_size"]
@@ -75,7 +76,8 @@ def genomic_benchmarks_cnn(case: Case) -> None:
 @covers("genomic_benchmarks_cnn_logits")
 def genomic_benchmarks_cnn_logits(case: Case) -> None:
     weights, ids = _tensors(case)
-    model = from_state_dict(weights, case.config["input_len"], variant="caduceus")
+    read = Weights(case.path, weights)
+    model = convert(read, max_length=case.config["input_len"], variant="caduceus").model
     assert model.config.num_labels == case.config["number_of_classes"]
     assert model.config.vocab_size == case.config["vocab_size"]
     case.check({"logits": model(ids).logits, "f64/logits": model.double()(ids).logits})

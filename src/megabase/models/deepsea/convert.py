@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from megabase.errors import ConfigError
-from megabase.models.checkpoints.published import ConvertedModel
+from megabase.models.checkpoints.published import ConvertedModel, build
 from megabase.models.checkpoints.reader import Weights
 from megabase.models.deepsea.configuration import DeepSEAConfig, flatten_length
 from megabase.models.deepsea.modeling import DeepSEAForSequenceClassification
@@ -55,74 +55,48 @@ def _from_kipoi(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     )
 
 
-def from_state_dict(
-    state_dict: Mapping[str, Tensor], max_length: int = 1000, **settings: Any
-) -> DeepSEAForSequenceClassification:
-    """Build a model from Kipoi weights; the shape is read from them.
-
-    Parameters
-    ----------
-    state_dict
-        With or without the prefix of the prediction (``2.``) or variant-effect model (``1.``).
-    max_length
-        Bases the model was built for.
-    **settings
-        Passed on to :class:`DeepSEAConfig`.
-
-    Raises
-    ------
-    ConfigError
-        When the weights are of another model or another input length.
-    """
-    weights = _from_kipoi(state_dict)
-    first, second, third = (weights[f"conv{index}.weight"] for index in (1, 2, 3))
-    kernel, pool = first.shape[-1], settings.get("pool", 4)
-    flat = weights["hidden.weight"].shape[1]
-    if flat != third.shape[0] * flatten_length(max_length, kernel, pool):
-        raise ConfigError(
-            f"the weights have {flat:,} inputs to the dense layer, which is not what "
-            f"{max_length:,} bases leave; pass the max_length the model was trained with"
-        )
-    config = DeepSEAConfig(
-        channels=[first.shape[0], second.shape[0], third.shape[0]],
-        kernel=kernel,
-        hidden=weights["hidden.weight"].shape[0],
-        max_length=max_length,
-        **{"num_labels": weights["output.weight"].shape[0], **settings},
-    )
-    model = DeepSEAForSequenceClassification(config)
-    # The table of channels is not part of a file.
-    model.load_state_dict(weights)
-    return model.eval()
-
-
 def recognizes(names: Iterable[str]) -> bool:
     """Tell whether tensor names are those of a Kipoi DeepSEA model."""
     return _names(names) is not None
 
 
 def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
-    """Build a model from Kipoi weights.
+    """Build a model from Kipoi weights; the shape is read from them.
 
     Parameters
     ----------
     weights
-        As :func:`~megabase.models.checkpoints.reader.read_weights` gives them.
+        With or without the prefix of the prediction (``2.``) or variant-effect model (``1.``).
     **overrides
-        Fields of :class:`DeepSEAConfig`, such as ``max_length`` and ``strand_average``.
+        Fields of :class:`DeepSEAConfig`, such as ``max_length`` (1000 bases) and
+        ``strand_average``.
 
     Raises
     ------
     ConfigError
         When the weights are of another model or another input length.
     """
-    given = {name: value for name, value in overrides.items() if value is not None}
-    model = from_state_dict(weights.tensors, **given)
-    variant = any(name.startswith("1.") for name in weights.tensors)
-    if not variant or "strand_average" in given:
-        return ConvertedModel(model, (), ())
-    # The published variant model reads the forward strand alone.
-    model.config.strand_average = False
-    return ConvertedModel(
-        model, ("this is the variant-effect model: strands are not averaged, as published",), ()
+    tensors = _from_kipoi(weights.tensors)
+    settings = {name: value for name, value in overrides.items() if value is not None}
+    first, second, third = (tensors[f"conv{index}.weight"] for index in (1, 2, 3))
+    kernel, length = first.shape[-1], settings.setdefault("max_length", DeepSEAConfig.max_length)
+    flat = tensors["hidden.weight"].shape[1]
+    pool = settings.get("pool", DeepSEAConfig.pool)
+    if flat != third.shape[0] * flatten_length(length, kernel, pool):
+        raise ConfigError(
+            f"the weights have {flat:,} inputs to the dense layer, which is not what "
+            f"{length:,} bases leave; pass the max_length the model was trained with"
+        )
+    notes: tuple[str, ...] = ()
+    if any(name.startswith("1.") for name in weights.tensors) and "strand_average" not in settings:
+        # The published variant model reads the forward strand alone.
+        settings["strand_average"] = False
+        notes = ("this is the variant-effect model: strands are not averaged, as published",)
+    config = DeepSEAConfig(
+        channels=[first.shape[0], second.shape[0], third.shape[0]],
+        kernel=kernel,
+        hidden=tensors["hidden.weight"].shape[0],
+        **{"num_labels": tensors["output.weight"].shape[0], **settings},
     )
+    model, _ = build(DeepSEAForSequenceClassification, config, tensors, weights.path)
+    return ConvertedModel(model, notes, ())
