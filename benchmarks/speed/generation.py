@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from benchmarks.speed.config import BenchError, GenerateConfig
 from benchmarks.speed.others import OtherWork
 from benchmarks.speed.point import build_model
-from megabase.inference.generation.decoding import Decoder, step_threads
+from megabase.inference.generation.decoding import Decoder
 from megabase.inference.generation.sampling import Sampler, SamplingOptions
 from megabase.models.loading import threads
 
@@ -88,7 +88,7 @@ def run_generation(
         forgetful = 0.0
         for number in range(config.repeats):
             reader.reset()
-            with threads(step_threads(model, config.batch)):  # as generate() does
+            with threads(reader.threads):  # as generate() does
                 written = _write(reader, config, config.tokens, _places(config, config.tokens))
             worst = max(worst, _difference(model, written, config))
             if number == 0:
@@ -118,7 +118,7 @@ def run_generation(
         "cpu_seconds_per_token": statistics.median(run["cpu_seconds_per_token"] for run in runs),
         "slowest_token_seconds": statistics.median(run["slowest"] for run in runs),
         "decoder_seconds": built,
-        "step_threads": step_threads(model, config.batch) or torch.get_num_threads(),
+        "step_threads": reader.threads or torch.get_num_threads(),
         "compared_at": {
             "length": config.compare_at,
             "full_pass_seconds": full,

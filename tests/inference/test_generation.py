@@ -14,7 +14,6 @@ from megabase.inference.generation.generate import (
     Prompt,
     SequenceGenerator,
     generate,
-    prompt_chunks,
 )
 from megabase.inference.generation.sampling import SamplingOptions
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
@@ -116,7 +115,7 @@ def test_results_come_as_prompts_are_read(model: HyenaDNAForCausalLM) -> None:
 
     options = GenerateOptions(length=2, batch_size=2)
     generator = SequenceGenerator(load(model, head="language"), options)
-    chunks = prompt_chunks(prompts(), options)  # pyright: ignore
+    chunks = options.chunks(prompts())  # pyright: ignore
     stream = (one for chunk in chunks for one in generator.generate(chunk))
     assert next(stream).name == "0"
     assert len(read) == 16

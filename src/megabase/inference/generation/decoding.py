@@ -19,7 +19,7 @@ from megabase.layers.linear import function_of
 from megabase.models.loading import language_model_kind
 from megabase.models.mamba import MambaForCausalLM
 
-__all__ = ["Decoder", "step_threads"]
+__all__ = ["Decoder"]
 
 _SMALL_STEP = 1 << 23
 """Products of a step below which one thread is used: they take less time than waking a second."""
@@ -116,8 +116,7 @@ class Decoder:
             )
         self._advance(input_ids.shape[1])
         if input_ids.shape[1] == 0:
-            columns = int(self.model.lm_head.out_features)
-            return torch.zeros(self.batch, columns, device=input_ids.device)
+            return torch.zeros(self.batch, self.columns, device=input_ids.device)
         return self._head(self._steps.prefill(input_ids))
 
     def step(self, input_ids: Tensor) -> Tensor:
@@ -137,6 +136,21 @@ class Decoder:
         self.batch, self.position = self.batch if batch is None else batch, 0
         with torch.inference_mode():
             self._steps.reset(self.batch)
+
+    @property
+    def columns(self) -> int:
+        """Columns of the scores."""
+        return int(self.model.lm_head.out_features)
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads that single steps should use; None for torch's own number.
+
+        A step of a small model takes tens of microseconds. Split between threads it is hardly
+        faster, and on a busy machine it waits for whichever thread the system has put aside.
+        """
+        products = self.batch * sum(parameter.numel() for parameter in self.model.parameters())
+        return 1 if products < _SMALL_STEP else None
 
     def _advance(self, count: int) -> None:
         """Count positions; refuse those beyond the length."""
@@ -176,13 +190,3 @@ class _MambaSteps:
 def _as_it_is(scores: Tensor) -> Tensor:
     """Stand for a head where steps give scores."""
     return scores
-
-
-def step_threads(model: nn.Module, batch: int) -> int | None:
-    """Give the CPU threads that single steps of a model should use; None for torch's own number.
-
-    A step of a small model takes tens of microseconds. Split between threads it is hardly faster,
-    and on a busy machine it waits for whichever thread the system has put aside.
-    """
-    products = batch * sum(parameter.numel() for parameter in model.parameters())
-    return 1 if products < _SMALL_STEP else None

@@ -16,13 +16,12 @@ from megabase.data.augment import codes_to_ids
 from megabase.errors import InputError
 from megabase.evaluate.sequences import as_codes, require_several
 from megabase.genome.alphabet import decode, encode
-from megabase.inference.generation.decoding import Decoder, step_threads
+from megabase.inference.generation.decoding import Decoder
 from megabase.inference.generation.sampling import Sampler, SamplingOptions
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, ModelSpec, inference_mode, load, threads
 
-__all__ = ["GenerateOptions", "Generated", "Prompt", "SequenceGenerator", "generate",
-           "prompt_chunks"]  # fmt: skip
+__all__ = ["GenerateOptions", "Generated", "Prompt", "SequenceGenerator", "generate"]
 
 _BATCH_POSITIONS = 1 << 19
 """Most positions of a batch, whose activations and caches fit in a few GB."""
@@ -109,6 +108,28 @@ class GenerateOptions:
         fit = _BATCH_POSITIONS // (prompt + self.length)
         return self.batch_size or max(1, min(_MOST_SIDE_BY_SIDE, fit))
 
+    def chunks(self, prompts: Iterable[str | Prompt]) -> Iterator[list[Prompt]]:
+        """Give the prompt of every sequence to generate, numbered, in the same chunks every time.
+
+        A chunk is a batch, or a few where the prompts differ in length: those of one length are
+        found among them.
+        """
+        chunk: list[Prompt] = []
+        numbers = count()
+        for given in require_several(prompts):
+            prompt = given if isinstance(given, Prompt) else Prompt.of(given)
+            for _ in range(self.samples):
+                chunk.append(prompt._replace(number=next(numbers)))
+                size = len(chunk[0].codes)
+                most = 8 * (self.batch_size or _MOST_SIDE_BY_SIDE)
+                if all(len(one.codes) == size for one in chunk):
+                    most = self.width(size)
+                if len(chunk) >= most:
+                    yield chunk
+                    chunk = []
+        if chunk:
+            yield chunk
+
 
 def generate(
     model: ModelSpec = None,
@@ -150,33 +171,7 @@ def generate(
     sampling = options or SamplingOptions()
     every = GenerateOptions(length, samples, tuple(stop), batch_size, sampling=sampling)
     generator = SequenceGenerator(load(model, head="language"), every, progress)
-    chunks = prompt_chunks(prompts, every)
-    return tuple(one for chunk in chunks for one in generator.generate(chunk))
-
-
-def prompt_chunks(
-    prompts: Iterable[str | Prompt], options: GenerateOptions
-) -> Iterator[list[Prompt]]:
-    """Give the prompt of every sequence to generate, numbered, in the same chunks every time.
-
-    A chunk is a batch, or a few where the prompts differ in length: those of one length are found
-    among them.
-    """
-    chunk: list[Prompt] = []
-    numbers = count()
-    for given in require_several(prompts):
-        prompt = given if isinstance(given, Prompt) else Prompt.of(given)
-        for _ in range(options.samples):
-            chunk.append(prompt._replace(number=next(numbers)))
-            size = len(chunk[0].codes)
-            most = 8 * (options.batch_size or _MOST_SIDE_BY_SIDE)
-            if all(len(one.codes) == size for one in chunk):
-                most = options.width(size)
-            if len(chunk) >= most:
-                yield chunk
-                chunk = []
-    if chunk:
-        yield chunk
+    return tuple(one for chunk in every.chunks(prompts) for one in generator.generate(chunk))
 
 
 class SequenceGenerator:
@@ -245,7 +240,7 @@ class SequenceGenerator:
         codes = np.stack([prompt.codes for prompt in prompts]).reshape(batch, size)
         ids = codes_to_ids(torch.from_numpy(codes)).to(self.model.device)
         scores = self._decoder.prefill(ids)
-        with threads(step_threads(self.model.model, batch)):
+        with threads(self._decoder.threads):
             return self._steps(prompts, self._decoder, scores)
 
     def _steps(self, prompts: list[Prompt], decoder: Decoder, scores: Tensor) -> list[Generated]:

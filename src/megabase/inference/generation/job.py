@@ -19,7 +19,6 @@ from megabase.inference.generation.generate import (
     GenerateOptions,
     Prompt,
     SequenceGenerator,
-    prompt_chunks,
 )
 from megabase.inference.jobs import Progress, RunOptions, Work, map_file, provenance_of
 from megabase.inference.parts import Provenance
@@ -192,7 +191,7 @@ def _read(prompts: str | SequenceInput) -> Iterator[Prompt]:
 def _chunks(prompts: str | SequenceInput, options: GenerateOptions) -> Iterator[list[Prompt]]:
     """Give the prompts of all sequences in chunks; refuse a file without any."""
     chunk: list[Prompt] | None = None
-    for chunk in prompt_chunks(_read(prompts), options):
+    for chunk in options.chunks(_read(prompts)):
         yield chunk
     if chunk is None and isinstance(prompts, SequenceInput):
         raise InputError(f"{prompts.path}: holds no prompt")
