@@ -122,17 +122,13 @@ class Stage(Settings):
 
     length: int
     """Input positions per sequence; one position reads one base."""
-
     micro_batch: int | None = None
     """Sequences that one device takes through the model at a time (null: all of its share)."""
-
     steps: int | None = None
     """Duration in optimizer steps. Give one of steps, tokens, epochs; the last stage may give
     none and then runs to the end of the budget (steps or tokens of the run)."""
-
     tokens: int | float | None = None
     """Duration in input positions, rounded up to whole steps."""
-
     epochs: int | float | None = None
     """Duration in passes over the windows; only for window kinds with a fixed number of windows."""
 
@@ -155,37 +151,27 @@ class OptimConfig(Settings):
 
     lr: float = 6e-4
     """Highest learning rate."""
-
     weight_decay: float = 0.1
     """Decoupled weight decay of the ordinary parameters (a model may exempt its own, such as the
     filter of the Hyena operator)."""
-
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's two running means."""
-
     eps: float = 1e-8
     """Added to the denominator of AdamW."""
-
     clip: float | None = 1.0
     """Largest global gradient norm; null does not clip."""
-
     schedule: Literal["cosine", "constant", "published"] = "cosine"
     """How the learning rate moves. cosine: linear warm-up from 0, then half a cosine to
     min_lr_ratio. constant: warm-up, then level. published: the schedule of the HyenaDNA
     repository, whose cosine counts from step 0 and not from the end of the warm-up."""
-
     warmup_steps: int | None = None
     """Steps of warm-up; null takes warmup_fraction."""
-
     warmup_fraction: float = 0.01
     """Share of the schedule spent on warm-up when warmup_steps is null."""
-
     warmup_lr: float = 1e-6
     """Learning rate at step 0 (schedule published only)."""
-
     min_lr_ratio: float = 0.1
     """Final learning rate as a share of the highest."""
-
     schedule_steps: int | float | None = None
     """Length of the schedule in steps; null takes the length of the run. The published 1k run
     used 381500, far more than its about 13300 steps."""
@@ -210,17 +196,13 @@ class DeviceConfig(Settings):
 
     accelerator: str = "auto"
     """auto, cpu, cuda or mps."""
-
     devices: int | Literal["auto"] = "auto"
     """Devices (processes) per node; auto takes every GPU, or one process on a CPU."""
-
     nodes: int = 1
     """Number of machines."""
-
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """auto: one process, or ddp when there are several. fsdp shards parameters, gradients and
     optimizer state over the devices."""
-
     threads: int | None = None
     """CPU threads of torch per process; null leaves torch's own choice."""
 
@@ -234,23 +216,18 @@ class BudgetConfig(Settings):
 
     stages: tuple[Stage, ...] = (Stage(length=1024),)
     """The sequence-length warm-up as a table; one row trains at one length."""
-
     length_rule: Literal["constant", "published"] = "constant"
     """constant: every step sees global_batch, whatever the number of devices. published: the
     HyenaDNA repository's way (epochs only; accumulation is global_batch // micro_batch and ignores
     the number of devices, so k devices see k times global_batch; a stage of 0 epochs runs one)."""
-
     global_batch: int | None = 64
     """Sequences per optimizer step, over all devices and micro-batches."""
-
     global_batch_tokens: int | float | None = None
     """Input positions per step in place of sequences: longer stages take fewer sequences."""
-
     steps: int | float | None = None
-    """Budget: the run ends after so many optimizer steps."""
-
+    """Budget: the run ends after this many optimizer steps."""
     tokens: int | float | None = None
-    """Budget: the run ends after so many input positions, rounded up to whole steps."""
+    """Budget: the run ends after this many input positions, rounded up to whole steps."""
 
     @property
     def longest(self) -> int:
@@ -304,52 +281,37 @@ class RunConfig(Settings):
 
     output: str
     """Folder of the run. It must be new or empty, unless resume or overwrite is set."""
-
     devices: DeviceConfig = field(default_factory=DeviceConfig)
     """Devices, nodes and strategy."""
-
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-
     checkpointing_stretch: int = 1
     """With activation_checkpointing: layers in a row that keep one input between them. Deep models
     at the longest lengths need less memory with 2 or 3, and a fifth more time."""
-
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and learning rate."""
-
     precision: Literal["fp32", "bf16-mixed"] = "fp32"
     """fp32, or bf16-mixed: bfloat16 matrix products over float32 weights."""
-
     seed: int = 0
     """Seed of the initial weights, the order of the data and the dropout masks."""
-
     eval_every: int | None = 500
     """Steps between validations (and one at the end); null never validates."""
-
     eval_batch: int | None = None
     """Sequences per forward pass in validation; null takes the micro-batch of the last stage."""
-
     checkpoint_every: int | None = 500
     """Steps between checkpoints (one is always written at the end); null writes only that one and
     the best."""
-
     keep: int = 2
     """Checkpoints kept besides the best one; older ones are deleted."""
-
     patience: int | None = None
-    """The run ends early after so many validations in a row without a new best one; null never."""
-
+    """The run ends early after this many validations in a row without a new best; null: never."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl and of the console."""
-
     max_non_finite: int = 10
     """Steps with a loss or gradient that is not finite are skipped; after this many in a run it
     stops."""
-
     resume: bool = False
     """Continue from the last checkpoint of the output folder, exactly."""
-
     overwrite: bool = False
     """Delete an earlier run in the output folder and start anew."""
 
@@ -382,23 +344,17 @@ class ModelConfig(Settings):
     preset: str | None = None
     """Shape of a published checkpoint (``megabase info`` lists them), with fresh weights; null
     builds from the fields below."""
-
     family: str = "hyenadna"
     """Model family."""
-
     d_model: int = 128
     """Width."""
-
     n_layer: int = 2
     """Number of blocks."""
-
     max_length: int | None = None
     """Longest input the model is built for, in positions; null takes the longest stage plus the two
     special positions of the published models. The filter depends on it."""
-
     overrides: dict[str, Any] = field(default_factory=dict)
     """Further fields of the family's configuration, by name; they win over everything else."""
-
     init_from: str | None = None
     """Model folder, run folder or Hub name whose weights to start from; the fields above are then
     ignored."""
@@ -417,22 +373,17 @@ class StartConfig(Settings):
 
     model: str | None = None
     """Model to start from: a model folder, a run folder, a Hub name, or default."""
-
     from_scratch: bool = False
     """Take the shape of the model and fresh weights."""
-
     family: str | None = None
     """Family of a new model with fresh weights: hyenadna, gpt, mamba, caduceus, cnn, deepsea,
     dnabert or bigbird."""
-
     preset: str | None = None
     """Shape of a new model with fresh weights: that of a published checkpoint (``megabase info
     --presets`` lists them)."""
-
     overrides: dict[str, Any] = field(default_factory=dict)
     """Fields of the model's configuration, by name; they win over the preset, and over the settings
     of a model that is loaded."""
-
     tokenizer: str | None = None
     """null: the tokenizer of the model or family. char, 2mer to 8mer (k-mers side by side),
     bpe:4096 (byte pairs learned from the training sequences), or a folder that holds one."""
@@ -465,39 +416,28 @@ class HeadConfig(Settings):
     pooling: str | None = None
     """How positions become one vector: mean, last, first, max or sum over real tokens,
     published_mean over padding too; null keeps the model's own way."""
-
     special_tokens: Literal["auto", "yes", "no"] = "auto"
     """Whether the tokenizer adds its special tokens; auto: in dnabert and bigbird."""
-
     padding: Literal["right", "left"] = "right"
     """Side that shorter sequences of a batch are padded on (left, as published)."""
-
     pad_to_longest: bool = False
     """Pad every batch to the longest sequence of all, as published, instead of its own longest."""
-
     freeze: bool = False
-    """Train only the head; the weights below it stay as they are."""
-
+    """Train only the head; the weights below it are frozen."""
     freeze_blocks: int = 0
-    """Keep the first so many blocks as they are, and the embedding below them."""
-
+    """Freeze the first blocks, this many of them, and the embedding below them."""
     freeze_embeddings: bool = False
-    """Keep the token embedding as it is."""
-
+    """Freeze the token embedding."""
     class_weights: Literal["balanced"] | list[float] | None = None
     """Loss weights of the classes (of the positive answers, for several labels): balanced is
     inverse to their number; or one number for each, in the order of the sorted names."""
-
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
-
     reverse_complement: float = 0.0
     """Probability that a training sequence is read as its reverse complement."""
-
     crop: float = 1.0
-    """Share of every training sequence that is read, a stretch at a place drawn anew in each epoch;
+    """Share of every training sequence that is read, from a start drawn anew in each epoch;
     validation and test read the whole. Not with special tokens."""
-
     strand_average: bool = False
     """Validate and test on the mean of the outputs for both strands."""
 
@@ -516,14 +456,11 @@ class LoraConfig(Settings):
 
     rank: int = 0
     """Rank of the adapters; 0 has none. The weights below the head are frozen, the head learns."""
-
     alpha: float | None = None
     """The adapter counts alpha / rank times; null takes twice the rank."""
-
     targets: list[str] = field(default_factory=list)
     """Linear layers that get one, by the last part of their names; empty takes all below the head
     but those that compute filters."""
-
     save: Literal["merged", "adapter"] = "merged"
     """merged: checkpoints hold the whole model with the adapters folded in. adapter: beside it, in
     the folder adapter, adapters and head alone."""

@@ -23,6 +23,7 @@ _PATTERNS = (
     re.compile(r"unrecognized arguments?: --(?P<name>[\w.\-]+)"),
 )
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+"""How a type of Python is called in a message, for readers who do not know Python."""
 _PYTHON_OPTION = re.compile(
     # Not inside a path or a word: resume=True, long='chunks', resplit=0.25, genome=...
     r"(?<![\w/.=-])(?P<name>[a-z_][\w.]*)=(?P<value>True|False|'[^']*'|\d+(?:\.\d+)?|\.\.\.)"
@@ -144,7 +145,7 @@ def _shown(parser: ArgumentParser, name: str) -> str:
 
 
 def _nearest(found: str, names: list[str], dashes: str = "") -> str:
-    """Name the field nearest to a misspelt one, compared whole and by its last part."""
+    """Name the field nearest to a misspelled one, compared whole and by its last part."""
     near = difflib.get_close_matches(found, names, n=1, cutoff=0.6)
     if not near:
         head, _, last = found.rpartition(".")

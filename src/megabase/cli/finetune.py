@@ -1,4 +1,4 @@
-"""Train a model on labelled sequences and measure it.
+"""Train a model on labeled sequences and measure it.
 
 MODEL is a model folder, a run folder, a Hub name or `default`; without it, --family or --preset
 starts from fresh weights. Every option can stand in a recipe (--config). Validation chooses the
@@ -29,6 +29,7 @@ EXAMPLES = (
     "megabase finetune default --train train.csv --test test.csv --output runs/tuned",
     "megabase finetune --family cnn --train train.csv --test test.csv --output runs/cnn",
 )
+"""The shortest calls that do something useful, for the help."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SETTINGS = InContextConfig
 """What the arguments are made into."""
 EXAMPLES = ("megabase icl default --train train.csv --test test.csv --output runs/icl",)
+"""The shortest calls that do something useful, for the help."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -23,6 +23,7 @@ EXAMPLES = (
     "megabase pretrain --config recipe.yaml --dry-run",
     "megabase pretrain --config recipe.yaml --resume",
 )
+"""The shortest calls that do something useful, for the help."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:

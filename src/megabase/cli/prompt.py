@@ -1,4 +1,4 @@
-"""Learn a soft prompt on labelled sequences for a frozen model, and measure it.
+"""Learn a soft prompt on labeled sequences for a frozen model, and measure it.
 
 MODEL is a model folder, a run folder, a Hub name or `default`. Only the soft-prompt tokens (and
 a head, with --prompt.answer head) are trained; OUTPUT/prompt holds them, a few kilobytes, with the
@@ -29,6 +29,7 @@ SETTINGS = PromptConfig
 EXAMPLES = (
     "megabase prompt default --train train.csv --test test.csv --prompt.length 32 --output runs/p",
 )
+"""The shortest calls that do something useful, for the help."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -29,49 +29,37 @@ from megabase.settings import (
 class DataConfig(Settings):
     """Which parts of which genome to read.
 
-    A place is a contig (chr20), a stretch as people write it (chr20:45,000,001-50,000,000: 1-based,
+    A region is a contig (chr20), a region as people write it (chr20:45,000,001-50,000,000: 1-based,
     both ends included) or a BED file.
     """
 
     genome: str
     """Genome store, made by ``megabase genome build``."""
-
     windows: Literal["random", "tiled", "intervals"] = "random"
     """random: uniform over every allowed position. tiled: side by side, each position once per
     epoch. intervals: one window per row of a BED file, the published way."""
-
     intervals: str | None = None
     """BED file of the rows (windows intervals); with a fourth column, its train rows are for
     training and its valid rows for validation."""
-
     include: list[str] = field(default_factory=list)
-    """Places to train on; empty takes the whole genome."""
-
+    """Regions to train on; empty takes the whole genome."""
     exclude: list[str] = field(default_factory=list)
-    """Places kept out of every split."""
-
+    """Regions kept out of every split."""
     validation: list[str] = field(default_factory=list)
-    """Places held out for validation during training."""
-
+    """Regions held out for validation during training."""
     test: list[str] = field(default_factory=list)
-    """Places held out and never read by this command."""
-
+    """Regions held out and never read by this command."""
     max_n_fraction: float = 0.1
     """Random windows with a larger share of N are drawn again."""
-
     reverse_complement: float = 0.5
     """Probability that a training window is read as its reverse complement."""
-
     shift: tuple[int, int] | None = None
     """Smallest and largest random shift of an interval in bases (windows intervals)."""
-
     padding: Literal["in_place", "left"] = "in_place"
     """Where windows that leave their contig are padded (windows intervals): where the bases are
     missing, or always on the left, as published."""
-
     eval_windows: int | None = 256
     """Validation windows, a fixed sample of those that tile the validation places; null: all."""
-
     eval_length: int | None = None
     """Length of the validation windows in positions; null takes the longest stage."""
 
@@ -100,17 +88,13 @@ class ObjectiveConfig(Settings):
     name: str = "causal_lm"
     """causal_lm: each base from the bases before it. masked_lm: hidden bases from both sides. Or
     the name of a registered objective."""
-
     soft_mask_weight: float = 1.0
     """Loss weight of bases in lower case (repeats)."""
-
     special_tokens: Literal["none", "published"] = "none"
     """published ends every window with the separator token in place of the last base
     (causal_lm only)."""
-
     count_n_and_padding: bool = False
     """Let N and padding be targets, as published."""
-
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of the objective, by name."""
 
@@ -127,13 +111,10 @@ class PretrainConfig(TrainConfig):
 
     data: DataConfig
     """Genome, splits and windows."""
-
     model: ModelConfig = field(default_factory=ModelConfig)
     """Model to train."""
-
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """Loss."""
-
     force: bool = False
     """Start although the estimated memory does not fit."""
 
@@ -144,27 +125,20 @@ class TableConfig(Settings):
 
     sequence: str | None = None
     """Column of the sequences; null takes sequence or seq."""
-
     label: list[str] | str | None = None
     """Column or columns of the labels; null takes label."""
-
     fasta_label: Literal["last_word", "last_character"] = "last_word"
     """Where a FASTA header keeps the label: its last word, or its last character."""
-
     kind: Literal["auto", "classes", "multi_label", "regression", "nucleotides"] = "auto"
     """What the labels are. auto: several columns of 0 and 1 are multi_label, numbers with a
     fraction are regression, everything else are names of classes. nucleotides: one character for
-    each base (or names divided by blanks), a dot where a base has no label."""
-
+    each base (or names separated by blanks), a dot where a base has no label."""
     max_length: int | None = None
     """Longest sequence in bases; null takes the longest input of the model."""
-
     truncate: bool = False
     """Cut longer sequences to their beginning, and say how many, instead of stopping."""
-
     validation_fraction: float = 0.1
     """Share of the training rows held out for validation when there is no valid file; 0: none."""
-
     validation_split: Literal["by_class", "published"] = "by_class"
     """by_class: the share is taken from every class. published: random_split of the Caduceus
     paper's five-fold protocol, with the seed of the run."""
@@ -181,57 +155,45 @@ class GenomeConfig(Settings):
     """Labels that lie on a genome.
 
     Of nucleotides, from features: train is then a genome store (.mb). Of intervals: store is set,
-    and train, valid and test are BED, narrowPeak, broadPeak, GFF or VCF files. A place is a contig
-    (chr20), a stretch as people write it (chr20:45,000,001-50,000,000: 1-based, both ends included)
+    and train, valid and test are BED, narrowPeak, broadPeak, GFF or VCF files. A region is a contig
+    (chr20), a region as people write it (chr20:45,000,001-50,000,000: 1-based, both ends included)
     or a BED file.
     """
 
     features: list[str] = field(default_factory=list)
     """BED, GFF or GTF files (.gz too) whose features give the bases their classes."""
-
     types: list[str] = field(default_factory=list)
     """Which features count: types of a GFF (CDS), names of a BED. Each is a class, or of the class
     that is named after it: CDS=coding. Where features overlap, the type named first wins. Empty,
     for BED: all rows are one class."""
-
     background: str = "background"
     """Class of the bases without a feature: the first class, so of two the feature is the positive
     one."""
-
     strand: Literal["either", "forward", "reverse"] = "either"
     """Which features count: those on either strand, or those on one only."""
-
     length: int | None = None
     """Labeled bases of a window, of those that lie side by side (null: 1,024); of intervals the
     bases that are read around the middle of each (null: the interval as it is)."""
-
     flank: int = 0
     """Bases that are read besides on either side of a window (without labels) or interval."""
-
     store: str | None = None
     """Genome store that the intervals of train, valid and test are read from; table.label names
     their label: columns of a BED (null: name; the columns after those of BED are column_7, ...),
     type or attributes of a GFF (null: type), keys of INFO of a VCF."""
-
     center: Literal["middle", "summit"] = "middle"
     """Where length is laid around: the middle of an interval, or the summit of a narrowPeak."""
-
     orient: bool = False
     """Read intervals of the reverse strand as their reverse complement."""
-
     strict: bool = False
     """Refuse the first row of a table of intervals that is not on the genome, instead of leaving
     such rows out."""
-
     train: list[str] = field(default_factory=list)
-    """Places to train on; empty takes all that is neither valid nor test."""
-
+    """Regions to train on; empty takes all that is neither valid nor test."""
     valid: list[str] = field(default_factory=list)
-    """Places that choose the best checkpoint; empty cuts the last part off every training region
+    """Regions that choose the best checkpoint; empty cuts the last part off every training region
     (table.validation_fraction)."""
-
     test: list[str] = field(default_factory=list)
-    """Places that are measured once, at the end."""
+    """Regions that are measured once, at the end."""
 
     _prefix = "genome."
 
@@ -252,13 +214,10 @@ class ExamplesConfig(Settings):
     """Labeled sequences: CSV, TSV, Parquet or FASTA (.gz too), a folder CLASS/NAME.txt, a folder
     that holds all splits under the names train, valid (dev, val) and test, a genome store (.mb)
     with features, or intervals over a genome store (see genome)."""
-
     valid: str | None = None
     """Sequences that choose the best checkpoint; null cuts them off the training rows."""
-
     test: str | None = None
     """Sequences measured once, at the end; null measures none."""
-
     table: TableConfig = field(default_factory=TableConfig)
     """How to read the files."""
 
@@ -273,37 +232,27 @@ class LabeledConfig(ExamplesConfig, BudgetConfig, RunConfig):
 
     genome: GenomeConfig = field(default_factory=GenomeConfig)
     """Labels that lie on a genome: features, or intervals."""
-
     head: HeadConfig = field(default_factory=HeadConfig)
     """Head, strands and loss."""
-
     stages: tuple[Stage, ...] = ()
     """Sequence-length warm-up, in tokens: sequences lose their end in the shorter stages. Empty:
     one stage at the length of the longest sequence, for epochs or steps."""
-
     epochs: float = 10
     """Passes over the training rows, unless steps, tokens or stages say otherwise."""
-
     micro_batch: int | None = None
     """Sequences that one device takes through the model at a time (null: all of its share)."""
-
     monitor: str | None = None
     """What chooses the best checkpoint on validation: loss, or a metric; null takes accuracy,
     AUROC (several labels, nucleotides) or Pearson correlation (numbers)."""
-
     metrics: list[str] = field(default_factory=list)
     """Metrics to report, by name; empty takes those usual for the kind of labels."""
-
     predictions: bool = False
     """Write what the model says of the test bases to predictions.parquet (labels of nucleotides
     from a genome)."""
-
     eval_every: int | None = None
     """Steps between validations; null validates after every epoch."""
-
     checkpoint_every: int | None = None
     """Steps between checkpoints; null writes the best one and the last."""
-
     keep: int = 1
     """Checkpoints kept besides the best one."""
 
@@ -331,30 +280,24 @@ class FinetuneConfig(LabeledConfig, TrainConfig, StartConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSettings(Settings):
-    """The learnable vectors, and how the answer is read."""
+    """The soft-prompt tokens, and how the answer is read."""
 
     length: int = 8
-    """Learnable vectors; 0 asks the model as it is (with the head: trains the head alone)."""
-
+    """Soft-prompt tokens; 0 measures the frozen model (with the head: trains the head alone)."""
     position: Literal["before", "after", "both"] = "before"
     """Where they are: before the sequence (as published), after it, or half on each side."""
-
     answer: Literal["label_tokens", "head"] = "label_tokens"
     """label_tokens: the next token after a separator is the letter of the class, as published
     (classes only, up to five). head: a linear layer over the model's hidden vectors."""
-
     letters: Literal["all", "labels"] = "all"
     """Label tokens are told apart from all tokens, as published, or from one another only."""
-
     over: Literal["auto", "sequence", "prompt", "all"] = "auto"
     """Positions that the head's pooling takes; auto: the sequence's own, with vectors after the
     sequence all."""
-
     start: Literal["noise", "vocabulary"] = "noise"
     """Initial vectors: normal noise of width 0.02, as published, or embeddings of random bases."""
-
     dropout: float = 0.1
-    """Dropout of the vectors in training."""
+    """Dropout of the soft-prompt tokens in training."""
 
     _prefix = "prompt."
 
@@ -369,16 +312,12 @@ class PromptConfig(LabeledConfig):
 
     model: str
     """Model to prompt: a model folder, a run folder, a Hub name, or default."""
-
     prompt: PromptSettings = field(default_factory=PromptSettings)
     """The prompt."""
-
     head: HeadConfig = field(default_factory=lambda: HeadConfig(reverse_complement=0.5))
     """Pooling of the head, padding, strands and loss."""
-
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.0))
     """Optimizer and learning rate."""
-
     global_batch: int | None = 16
     """Sequences per optimizer step."""
 
@@ -409,68 +348,50 @@ class InContextConfig(ExamplesConfig, RunConfig):
 
     model: str
     """Language model: a model folder, a run folder, a Hub name, or default."""
-
     shots: int = 1
-    """Solved examples of each class in front of a question; 0 for none."""
-
+    """Demonstrations of each class in front of a query; 0 for none."""
     tune: Literal["none", "prompt", "all"] = "none"
-    """What learns from questions of the training rows. none: nothing. prompt: soft prompt vectors,
+    """What learns from queries of the training rows. none: nothing. prompt: soft-prompt tokens,
     with the model frozen. all: every weight of the model (instruction tuning)."""
-
     samples: int | None = None
-    """Training questions (published for tune all: 2, 16, 64, 256); null takes all training rows."""
-
+    """Training queries (published for tune all: 2, 16, 64, 256); null takes all training rows."""
     vectors: int = 32
-    """Vectors of the soft prompt (tune prompt)."""
-
+    """Soft-prompt tokens (tune prompt)."""
     dropout: float = 0.1
-    """Dropout of the vectors in training."""
-
+    """Dropout of the soft-prompt tokens in training."""
     letters: Literal["all", "labels"] = "all"
     """The letters of the classes are told apart from all tokens, as published, or from one another
     only."""
-
     examples: Literal["train", "published"] = "train"
-    """Where the examples of valid and test questions come from: the training rows; published: the
-    questions' own split, as in the HyenaDNA repository, which shows the model labels of the split
+    """Where the demonstrations of valid and test queries come from: the training rows; published:
+    the queries' own split, as in the HyenaDNA repository, which shows the model labels of the split
     that it is measured on."""
-
     max_length: int | None = None
     """Tokens of each sequence: longer ones lose their end and are counted, shorter ones are padded
     on the left. null takes the longest sequence."""
-
     test_rows: int | None = None
-    """Ask only so many test sequences, drawn at random; null asks all."""
-
+    """Evaluate only this many test sequences, drawn at random; null takes all."""
     reverse_complement: float = 0.0
     """Probability that a training sequence is read as its reverse complement (published: 0.5 for
     soft prompts, 0 for instruction tuning)."""
-
     epochs: float = 1
-    """Passes over the training questions, unless steps says otherwise."""
-
+    """Passes over the training queries, unless steps says otherwise."""
     steps: int | float | None = None
     """Budget: the run ends after this many optimizer steps."""
-
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
             lr=1e-4, weight_decay=0.0, schedule="constant", warmup_steps=0
         )
     )
     """Optimizer (published: rate 1e-4 for instruction tuning, 1e-3 for soft prompts)."""
-
     global_batch: int = 2
-    """Questions per optimizer step (published: 2 for instruction tuning, 16 for soft prompts)."""
-
+    """Queries per optimizer step (published: 2 for instruction tuning, 16 for soft prompts)."""
     micro_batch: int | None = None
-    """Questions that one device takes through the model at a time (null: all of its share)."""
-
+    """Queries that one device takes through the model at a time (null: all of its share)."""
     eval_every: int | None = None
     """Steps between validations (tune prompt); null validates after every epoch."""
-
     checkpoint_every: int | None = None
     """Steps between checkpoints; null writes the best one and the last."""
-
     keep: int = 1
     """Checkpoints kept besides the best one."""
 

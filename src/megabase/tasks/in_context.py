@@ -1,4 +1,4 @@
-"""In-context learning: queries behind demonstrations, for a model as it is or after tuning."""
+"""In-context learning: queries behind demonstrations, for a model before or after tuning."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class InContextResult(RunResult):
 def in_context(
     config: InContextConfig, *, dry_run: bool = False, console: Console | None = None
 ) -> InContextResult | None:
-    """Ask a language model questions behind solved examples, after tuning if asked for.
+    """Evaluate a language model on queries behind demonstrations, after tuning on request.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ def _plan(config: InContextConfig, fabric: Fabric) -> tuple[Plan, dict[str, Any]
     source = "their own split" if config.examples == "published" else "the training rows"
     lines = [
         f"model       {family.name}, {parameters:,} parameters, from {config.model}; {tuned}",
-        f"questions   {shots} solved examples for each of {len(train.classes)} classes "
+        f"queries     {shots} demonstrations for each of {len(train.classes)} classes "
         f"({', '.join(f'{n} = {x}' for n, x in named.items())}), from {source}; "
         f"{length:,} tokens a sequence, {tokens:,} in all",
         *split_lines(splits),
@@ -195,7 +195,7 @@ def _plan(config: InContextConfig, fabric: Fabric) -> tuple[Plan, dict[str, Any]
         optim = config.optim
         lines.append(
             f"budget      {schedule.total_steps:,} steps of "
-            f"{schedule.at(0).global_batch} questions out of {len(batches):,}; AdamW, "
+            f"{schedule.at(0).global_batch} queries out of {len(batches):,}; AdamW, "
             f"lr {optim.lr:g} ({optim.schedule}), weight decay {optim.weight_decay:g}"
         )
     lines += [f"note        {note}" for note in notes]
@@ -244,10 +244,10 @@ def _read_splits(config: InContextConfig) -> tuple[dict[str, LabeledSequences], 
     if rows is not None and config.test_rows is not None and config.test_rows < len(rows):
         order = np.random.default_rng([config.seed, 2]).permutation(len(rows))
         splits["test"] = rows.take(np.sort(order[: config.test_rows]))
-        notes.append(f"{config.test_rows:,} of {len(rows):,} test sequences are asked")
+        notes.append(f"{config.test_rows:,} of {len(rows):,} test sequences are evaluated")
     if config.examples == "published" and config.shots:
         notes.append(
-            "the examples of valid and test questions come from the questions' own split, as in "
+            "the demonstrations of valid and test queries come from the queries' own split, as in "
             "the published code: the model is shown labels of the split that it is measured on"
         )
     return {name: splits[name] for name in ("train", "valid", "test") if name in splits}, notes
@@ -267,11 +267,11 @@ def _count_cut(splits: Mapping[str, LabeledSequences], length: int) -> None:
 def _check_model(name: str, tokenizer: Any, model: PreTrainedModel) -> None:
     if not isinstance(tokenizer, DNATokenizer):
         raise ConfigError(
-            f"solved examples need one token for each base; the tokenizer of {name} is "
+            f"demonstrations need one token for each base; the tokenizer of {name} is "
             f"{type(tokenizer).__name__}"
         )
     if not getattr(model.config, "is_causal_model", True):
-        raise ConfigError(f"{name} looks ahead; questions need a model that reads left to right")
+        raise ConfigError(f"{name} looks ahead; queries need a model that reads left to right")
 
 
 def _check_length(
@@ -283,7 +283,7 @@ def _check_length(
         fits = int((limit - vectors - length - 1) // ((length + 3) * classes))
         first = f"shots of at most {fits}, " if fits >= 0 else ""
         raise ConfigError(
-            f"{shots} examples for each of {classes} classes, sequences of {length:,} tokens"
+            f"{shots} demonstrations for each of {classes} classes, sequences of {length:,} tokens"
             + (f" and a prompt of {vectors:,}" if vectors else "")
             + f" make {needed:,} tokens, and {name} reads {int(limit):,}; take {first}"
             "shorter sequences (max_length), or a model with a longer input"
@@ -369,9 +369,9 @@ def in_context_grid(
     config
         Settings; their own numbers are not used where others are given.
     shots
-        Examples of each class.
+        Demonstrations of each class.
     samples
-        Training questions; empty keeps ``config.samples``.
+        Training queries; empty keeps ``config.samples``.
     dry_run
         Only show the plans.
     console
