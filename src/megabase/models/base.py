@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -462,40 +462,53 @@ def fit_length(
     return fitted.scatter(1, position_BL, ids_BL)[:, :length]
 
 
-def grouped_parameters(
-    module: nn.Module, lr: float, weight_decay: float, *, decay_embeddings: bool = True
+def optimizer_groups(
+    module: nn.Module,
+    settings: Mapping[str, tuple[float, float]],
+    group_of: Callable[[str, nn.Parameter], str],
 ) -> list[dict[str, Any]]:
-    """Split parameters into those that decay and those that do not.
-
-    Biases and the weights of norms (everything of one dimension) do not decay, as in the public
-    BERT and GenomicBenchmarks recipes.
+    """Group the trained parameters of a module for an optimizer.
 
     Parameters
     ----------
     module
         The model; frozen parameters are left out.
-    lr, weight_decay
-        The rate of both groups; the decay of the first.
-    decay_embeddings
-        Whether embedding tables decay.
+    settings
+        Learning rate and weight decay of every group.
+    group_of
+        From the name of a parameter and the parameter to its group.
 
     Returns
     -------
-    list[dict]
-        Groups with ``params``, ``lr``, ``weight_decay`` and ``name``; empty ones left out.
+    list of dict
+        Each with ``name``, ``params``, ``lr`` and ``weight_decay``; empty groups are left out.
     """
-    spared: set[int] = set()
-    if not decay_embeddings:
-        tables = (m for m in module.modules() if isinstance(m, nn.Embedding))
-        spared = {id(table.weight) for table in tables}
-    trained = [p for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim > 1 and id(p) not in spared]
-    others = [p for p in trained if p.ndim <= 1 or id(p) in spared]
-    groups = [
-        {"params": decayed, "lr": lr, "weight_decay": weight_decay, "name": "decay"},
-        {"params": others, "lr": lr, "weight_decay": 0.0, "name": "no decay"},
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in settings}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            members[group_of(name, parameter)].append(parameter)
+    return [
+        {"name": name, "params": members[name], "lr": lr, "weight_decay": weight_decay}
+        for name, (lr, weight_decay) in settings.items()
+        if members[name]
     ]
-    return [group for group in groups if group["params"]]
+
+
+def grouped_parameters(
+    module: nn.Module, lr: float, weight_decay: float, *, decay_embeddings: bool = True
+) -> list[dict[str, Any]]:
+    """Group parameters into those that decay and those that do not, for an optimizer.
+
+    Biases and the weights of norms (everything of one dimension) do not decay, as in the public
+    BERT and GenomicBenchmarks recipes; embedding tables do where `decay_embeddings`.
+    """
+    tables = [m for m in module.modules() if isinstance(m, nn.Embedding) and not decay_embeddings]
+    spared = {id(table.weight) for table in tables}
+    return optimizer_groups(
+        module,
+        {"decay": (lr, weight_decay), "no decay": (lr, 0.0)},
+        lambda _, p: "decay" if p.ndim > 1 and id(p) not in spared else "no decay",
+    )
 
 
 def checkpoint_activations(model: PreTrainedModel, segment: int = 1) -> None:

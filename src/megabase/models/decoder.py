@@ -35,6 +35,7 @@ from megabase.models.base import (
     collects,
     finish,
     given_once,
+    optimizer_groups,
     refuse_rest,
 )
 from megabase.registry import Registry
@@ -261,11 +262,6 @@ class DecoderPreTrainedModel(DNAModel):
             the public training code. ``"standard"``: biases, norms, embeddings and the skip term
             do not decay.
 
-        Returns
-        -------
-        list of dict
-            Each with ``name``, ``params``, ``lr`` and ``weight_decay``; empty groups are left out.
-
         Raises
         ------
         ConfigError
@@ -279,24 +275,16 @@ class DecoderPreTrainedModel(DNAModel):
             "filter": (lr, filter_weight_decay),
             "positions": (getattr(self.config, "lr_pos_emb", 0.0), 0.0),
         }
-        members: dict[str, list[nn.Parameter]] = {name: [] for name in settings}
-        for name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                continue
+
+        def group_of(name: str, parameter: nn.Parameter) -> str:
             if ".pos_emb." in name:
-                group = "positions"
-            elif ".implicit_filter." in name:
-                group = "filter"
-            elif decay == "standard" and (parameter.dim() < 2 or "embeddings." in name):
-                group = "not_decayed"
-            else:
-                group = "decayed"
-            members[group].append(parameter)
-        return [
-            {"name": name, "params": members[name], "lr": rate, "weight_decay": wd}
-            for name, (rate, wd) in settings.items()
-            if members[name]
-        ]
+                return "positions"
+            if ".implicit_filter." in name:
+                return "filter"
+            spared = decay == "standard" and (parameter.dim() < 2 or "embeddings." in name)
+            return "not_decayed" if spared else "decayed"
+
+        return optimizer_groups(self, settings, group_of)
 
     def _real_tokens(
         self, input_ids: Tensor | None, attention_mask: Tensor | None

@@ -22,7 +22,14 @@ from megabase.layers.linear import can_read
 from megabase.layers.mamba import MambaBlock, MambaMixer, MambaState
 from megabase.layers.norms import RMSNorm, add_norm, make_norm
 from megabase.layers.rcps import RCPSEmbedding, RCPSHead
-from megabase.models.base import DNAModel, collects, finish, given_once, refuse_rest
+from megabase.models.base import (
+    DNAModel,
+    collects,
+    finish,
+    given_once,
+    optimizer_groups,
+    refuse_rest,
+)
 from megabase.models.heads import CausalLM, SequenceClassifier, TokenClassifier
 from megabase.models.mamba.configuration import MambaConfig, MixerSettings, StateSpaceConfig
 
@@ -112,11 +119,6 @@ class StateSpacePreTrainedModel(DNAModel):
         decay_rms_norm
             Whether the weights of RMSNorms decay, as in the public training code, whose list of
             exceptions does not know that norm.
-
-        Returns
-        -------
-        list of dict
-            Each with ``name``, ``params``, ``lr`` and ``weight_decay``; empty groups are left out.
         """
         spared: set[int] = set()
         for module in self.modules():
@@ -124,19 +126,14 @@ class StateSpacePreTrainedModel(DNAModel):
                 isinstance(module, RMSNorm) and not decay_rms_norm
             ):
                 spared.update(id(parameter) for parameter in module.parameters(recurse=False))
-        decayed: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                continue
+
+        def group_of(name: str, parameter: nn.Parameter) -> str:
             last = name.rsplit(".", 1)[-1]
             keeps = id(parameter) in spared or last in ("A_log", "D", "bias")
-            (others if keeps else decayed).append(parameter)
-        groups = [
-            {"name": "decayed", "params": decayed, "lr": lr, "weight_decay": weight_decay},
-            {"name": "not_decayed", "params": others, "lr": lr, "weight_decay": 0.0},
-        ]
-        return [group for group in groups if group["params"]]
+            return "not_decayed" if keeps else "decayed"
+
+        settings = {"decayed": (lr, weight_decay), "not_decayed": (lr, 0.0)}
+        return optimizer_groups(self, settings, group_of)
 
     def mixer_mask(self, attention_mask: Tensor | None) -> Tensor | None:
         """Give the mask the mixers need, or None when nothing has to be hidden."""
