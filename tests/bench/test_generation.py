@@ -28,7 +28,7 @@ def test_every_family_is_measured(model: str) -> None:
 
 
 def test_wrong_scores_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = generation.decoder
+    make = generation.Decoder
 
     def wrong(*arguments: object) -> object:
         reader = make(*arguments)  # pyright: ignore
@@ -36,7 +36,7 @@ def test_wrong_scores_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
         reader.step = lambda ids: step(ids) + 2e-4 * (reader.position == 60)
         return reader
 
-    monkeypatch.setattr(generation, "decoder", wrong)
+    monkeypatch.setattr(generation, "Decoder", wrong)
     with pytest.raises(BenchError, match="nothing is reported"):
         generation.run_generation(GenerateConfig(**{**SMALL, "positions": 96}))
 
