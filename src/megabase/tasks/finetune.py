@@ -22,7 +22,7 @@ from megabase.models.adapt.classifier import (
 from megabase.models.base import checkpoint_activations
 from megabase.settings import StartConfig, part_of
 from megabase.tasks.config import FinetuneConfig
-from megabase.tasks.labeled import LabeledResult, LabeledRun, measure_splits, stages_drawn
+from megabase.tasks.labeled import LabeledResult, LabeledRun, measure_splits
 from megabase.tasks.labeled_data import describe_data, read_splits
 from megabase.tasks.run import (
     Done,
@@ -127,7 +127,7 @@ def _conclude(done: Done, *, predictions: bool, padding: str) -> FinetuneResult:
         task = Labels(train.kind, train.classes).task
         model = load_model(done.chosen, task, device=done.fabric.device)
         metrics = measure_splits(done, model, predictions=predictions, padding=padding)
-    batches, stages = cast("LabeledBatches", plan.batches), stages_drawn(done)
+    batches, stages = cast("LabeledBatches", plan.batches), done.drawn()
     tokens = sum(batches.token_count(stage, 0, count, length) for stage, length, count in stages)
     bases = sum(count for *_, count in stages) * float(plan.splits["train"].lengths.mean())
     seconds = done.outcome.progress.seconds if done.outcome is not None else 0.0

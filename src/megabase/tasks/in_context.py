@@ -399,7 +399,7 @@ def in_context_grid(
     def summarize(results: list[InContextResult]) -> None:
         output = Path(config.output)
         write_json(output / "result.json", {"runs": [vars(r) for r in results]})
-        write_whole(output / "table.md", in_context_table(results))
+        write_whole(output / "table.md", _table(results))
 
     return sweep(
         config.output,
@@ -412,7 +412,7 @@ def in_context_grid(
     )
 
 
-def in_context_table(results: Sequence[InContextResult]) -> str:
+def _table(results: Sequence[InContextResult]) -> str:
     """Write results as a Markdown table; it holds nothing that differs between two equal runs."""
     split = "test" if results[0].test else "valid"
     names = list(getattr(results[0], split))

@@ -408,19 +408,8 @@ class LabeledResult(RunResult):
             "parameters": sum(p.numel() for p in plan.model.parameters()),
             "kind": train.kind,
             "classes": list(train.classes),
-            "epochs": sum(count for *_, count in stages_drawn(done)) / len(train),
+            "epochs": sum(count for *_, count in done.drawn()) / len(train),
             "monitor": valid.monitor if valid is not None else "none",
             "training_seconds": done.outcome.progress.seconds if done.outcome is not None else 0.0,
         }
         return super().of(done, metrics, **{**facts, **more})
-
-
-def stages_drawn(done: Done) -> list[tuple[int, int, int]]:
-    """Give number, length and trained sequences of every stage that was begun."""
-    left = done.steps
-    found: list[tuple[int, int, int]] = []
-    for point, steps in done.plan.schedule.stages():
-        steps = min(steps, left)
-        left -= steps
-        found.append((point.stage, point.length, steps * point.global_batch))
-    return found

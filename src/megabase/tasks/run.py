@@ -100,6 +100,15 @@ class Done(NamedTuple):
         """Optimizer steps done."""
         return self.outcome.progress.step if self.outcome is not None else 0
 
+    def drawn(self) -> list[tuple[int, int, int]]:
+        """Give number, length and trained sequences of every stage."""
+        left, found = self.steps, []
+        for point, steps in self.plan.schedule.stages():
+            steps = min(steps, left)
+            left -= steps
+            found.append((point.stage, point.length, steps * point.global_batch))
+        return found
+
     @property
     def chosen(self) -> Path:
         """The checkpoint to measure: the best one, the last one without validation."""
