@@ -20,7 +20,7 @@ from megabase.inference import (
     score_variants,
 )
 from megabase.models import PRESETS, resolve_model
-from megabase.models.loading import load, shown_name
+from megabase.models.loading import _shown_name, load
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +78,11 @@ def test_results_are_short_to_look_at(genome: Path) -> None:
 def test_a_model_of_a_run_is_named_after_the_run(tmp_path: Path) -> None:
     step = tmp_path / "tuned" / "checkpoints" / "step-00000006"
     step.mkdir(parents=True)
-    assert shown_name(tmp_path / "tuned", step) == "tuned/step-00000006"
-    assert shown_name(tmp_path / "tuned", tmp_path / "tuned") == "tuned"
-    assert shown_name("default", step) == shown_name(None, step) == "megabase default"
+    assert _shown_name(tmp_path / "tuned", step) == "tuned/step-00000006"
+    assert _shown_name(tmp_path / "tuned", tmp_path / "tuned") == "tuned"
+    assert _shown_name("default", step) == _shown_name(None, step) == "megabase default"
     preset = next(iter(PRESETS))
-    assert shown_name(preset, step) == preset
+    assert _shown_name(preset, step) == preset
 
 
 def test_a_prompt_in_place_of_a_model_is_told_so(tmp_path: Path) -> None:

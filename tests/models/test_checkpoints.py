@@ -20,8 +20,8 @@ from torch import nn
 
 from megabase.errors import CheckpointError
 from megabase.models.checkpoints.reader import (
-    plain,
-    read_pickle,
+    _plain,
+    _read_pickle,
     read_weights,
     require_fit,
 )
@@ -51,7 +51,7 @@ def test_tensors_are_read_as_torch_reads_them(tmp_path: Path, zipped: bool) -> N
         "nested": [{"deep": (torch.ones(1), None, "text", 2.5, 10**20, b"bytes", {1, 2})}],
     }
     torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
-    got = read_pickle(tmp_path / "a.pt")
+    got = _read_pickle(tmp_path / "a.pt")
     for key in ("transposed", "slice", "scalar", "empty", "ints", "bools", "half", "bfloat"):
         assert torch.equal(got[key], content[key]), key
         assert got[key].dtype == content[key].dtype
@@ -64,7 +64,7 @@ def test_tensors_are_read_as_torch_reads_them(tmp_path: Path, zipped: bool) -> N
 def test_tied_tensors_share_memory(tmp_path: Path) -> None:
     tensor = torch.randn(3)
     torch.save({"a": tensor, "b": tensor}, tmp_path / "a.pt")
-    got = read_pickle(tmp_path / "a.pt")
+    got = _read_pickle(tmp_path / "a.pt")
     assert got["a"].data_ptr() == got["b"].data_ptr()
 
 
@@ -99,14 +99,14 @@ def test_a_training_checkpoint_is_read_with_inert_objects(tmp_path: Path) -> Non
         },
         tmp_path / "a.ckpt",
     )
-    content = read_pickle(tmp_path / "a.ckpt")
+    content = _read_pickle(tmp_path / "a.ckpt")
     assert str(content["path"].origin).startswith("pathlib")
     assert content["counts"] == {"a": 1}
     assert content["type"] is torch.float32
     assert content["size"] == (1, 2)
     assert content["numpy"][0] == 2.5
     assert content["numpy"][1].tolist() == [0, 1, 2]
-    assert plain(content["hyper_parameters"]) == {
+    assert _plain(content["hyper_parameters"]) == {
         "model": {"d_model": 3, "layer": {"l_max": 66, "lr": "${optimizer.lr}"}, "list": [1, None]}
     }
     moments = content["optimizer_states"][0]["state"][0]["exp_avg"]
@@ -204,7 +204,7 @@ def test_a_harmful_program_is_refused_and_not_run(tmp_path: Path, name: str, for
     else:
         file.write_bytes(program)
     with pytest.raises(CheckpointError) as caught:
-        read_pickle(file)
+        _read_pickle(file)
     assert named in str(caught.value)
     assert not marker.exists()
 
@@ -242,7 +242,7 @@ def test_a_harmful_object_in_a_real_checkpoint_is_refused(
 def test_a_pickled_model_is_refused_with_advice(tmp_path: Path) -> None:
     torch.save(make_module(), tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=r"torch\.nn.*state_dict"):
-        read_pickle(tmp_path / "a.pt")
+        _read_pickle(tmp_path / "a.pt")
 
 
 # ------------------------------------------------------------------------------- damaged files
@@ -288,9 +288,9 @@ def test_a_storage_that_claims_too_much_is_an_error(tmp_path: Path) -> None:
     storage = ("storage", torch.FloatStorage, "0", "cpu", 10**12)
     Pickler(program, 2).dump({"state_dict": storage})
     with pytest.raises(CheckpointError, match="storage 0"):
-        read_pickle(write_archive(tmp_path / "a.ckpt", program.getvalue()))
+        _read_pickle(write_archive(tmp_path / "a.ckpt", program.getvalue()))
     with pytest.raises(CheckpointError, match="storage 0"):
-        read_pickle(write_stream(tmp_path / "b.ckpt", program.getvalue()))
+        _read_pickle(write_stream(tmp_path / "b.ckpt", program.getvalue()))
 
 
 def test_other_files_are_named(tmp_path: Path) -> None:

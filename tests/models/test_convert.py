@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from megabase.errors import CheckpointError
 from megabase.models.auto import load_model
-from megabase.models.checkpoints.convert import convert_checkpoint, model_from_weights
+from megabase.models.checkpoints.convert import _model_from_weights, convert_checkpoint
 from megabase.models.checkpoints.published import renamed
 from megabase.models.checkpoints.reader import read_weights
 from megabase.models.checkpoints.save import OutputError
@@ -79,10 +79,10 @@ def test_every_published_naming_gives_the_recorded_logits(
 
 
 def test_what_the_files_do_not_say_is_noted() -> None:
-    made = model_from_weights(read_weights(NAMING / "lightning.ckpt"))
+    made = _model_from_weights(read_weights(NAMING / "lightning.ckpt"))
     assert made.model.config.window_shift == 0.05
     assert any("window shift" in note for note in made.notes)
-    given = model_from_weights(read_weights(NAMING / "lightning.ckpt"), window_shift=0.0)
+    given = _model_from_weights(read_weights(NAMING / "lightning.ckpt"), window_shift=0.0)
     assert given.model.config.window_shift == 0.0
     assert not any("window shift" in note for note in given.notes)
 
@@ -116,7 +116,7 @@ def test_the_weights_win_over_a_wrong_configuration(tmp_path: Path) -> None:
     config["d_model"] = 32
     config["layer"]["l_max"] = 1026
     (tmp_path / "config.json").write_text(json.dumps(config))
-    made = model_from_weights(read_weights(NAMING / "lightning.ckpt", tmp_path))
+    made = _model_from_weights(read_weights(NAMING / "lightning.ckpt", tmp_path))
     assert (made.model.config.d_model, made.model.config.max_seq_len) == (16, 66)
     assert sum("the weights are taken" in note for note in made.notes) == 2
 
@@ -169,7 +169,7 @@ def test_the_settings_inside_a_lightning_checkpoint_are_used(tmp_path: Path) -> 
     )  # fmt: skip
     state = {f"model.{k}": v for k, v in to_published(model.state_dict()).items()}
     torch.save({"state_dict": state, "hyper_parameters": settings}, tmp_path / "weights.ckpt")
-    made = model_from_weights(read_weights(tmp_path / "weights.ckpt"))
+    made = _model_from_weights(read_weights(tmp_path / "weights.ckpt"))
     assert made.model.config.bidirectional == "published"
     assert made.model.config.embed_dropout == 0.3
 
@@ -180,8 +180,8 @@ def test_half_precision_and_missing_tables_are_filled(tmp_path: Path) -> None:
              if not name.endswith((".z", ".t", ".deltas", "3.freq", "5.freq"))}  # fmt: skip
     save_file(state, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match="l_max under layer"):
-        model_from_weights(read_weights(tmp_path / "a.safetensors"))
-    made = model_from_weights(read_weights(tmp_path / "a.safetensors"), max_seq_len=40)
+        _model_from_weights(read_weights(tmp_path / "a.safetensors"))
+    made = _model_from_weights(read_weights(tmp_path / "a.safetensors"), max_seq_len=40)
     assert all(tensor.dtype == torch.float32 for tensor in made.model.state_dict().values())
     ids = torch.randint(7, 11, (2, 40))
     torch.testing.assert_close(made.model(ids).logits, model(ids).logits, atol=2e-2, rtol=0)
@@ -197,7 +197,7 @@ def test_any_copy_of_the_sine_frequency_will_do(tmp_path: Path, number: int) -> 
              if not name.endswith(".freq") or name.endswith(f".{number}.freq")}  # fmt: skip
     state = {name: tensor.clone() for name, tensor in state.items()}
     save_file(state, tmp_path / "a.safetensors")
-    made = model_from_weights(read_weights(tmp_path / "a.safetensors"))
+    made = _model_from_weights(read_weights(tmp_path / "a.safetensors"))
     ids = torch.randint(7, 11, (1, 30))
     torch.testing.assert_close(made.model(ids).logits, model(ids).logits, atol=1e-5, rtol=0)
 
@@ -227,7 +227,7 @@ def test_other_families_are_refused(tmp_path: Path) -> None:
     assert not recognizes(["encoder.weight"])
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CheckpointError, match="bert"):
-        model_from_weights(read_weights(NAMING / "weights.safetensors", tmp_path / "config.json"))
+        _model_from_weights(read_weights(NAMING / "weights.safetensors", tmp_path / "config.json"))
 
 
 def test_output_folders_are_whole_or_absent(

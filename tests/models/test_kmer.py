@@ -17,10 +17,10 @@ from megabase.models.tokenizers.bpe import BPETokenizer, genome_pieces, train_bp
 from megabase.models.tokenizers.kmer import (
     DNABERTTokenizer,
     KmerTokenizer,
-    all_kmers,
-    kmer_count,
+    _all_kmers,
+    _kmer_count,
+    _split_kmers,
     read_dnabert_vocabulary,
-    split_kmers,
 )
 
 
@@ -41,7 +41,7 @@ def test_dnabert_ids_follow_the_order_a_t_c_g(k: int) -> None:
         6,
         4**k + 4,
     ]
-    assert all_kmers(k, "ATCG")[:2] == ["A" * k, "A" * (k - 1) + "T"]
+    assert _all_kmers(k, "ATCG")[:2] == ["A" * k, "A" * (k - 1) + "T"]
 
 
 @pytest.mark.filterwarnings("ignore:the tokenizer:megabase.errors.AmbiguousLettersWarning")
@@ -141,7 +141,7 @@ def test_a_published_folder_is_recognised_whatever_its_settings_say(tmp_path: Pa
 
 def test_a_vocabulary_of_another_model_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "vocab.txt"
-    file.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *all_kmers(3)]))
+    file.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *_all_kmers(3)]))
     with pytest.raises(MegabaseError, match=r"line 7: expected 'AAT'.*found 'AAC'"):
         read_dnabert_vocabulary(file)
     file.write_text("a\nb\n")
@@ -159,7 +159,7 @@ def test_a_vocabulary_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_splitting_counts() -> None:
     for length in range(12):
         for k, stride in ((3, 1), (3, 3), (6, 1), (6, 6)):
-            assert len(split_kmers("A" * length, k, stride)) == kmer_count(length, k, stride)
+            assert len(_split_kmers("A" * length, k, stride)) == _kmer_count(length, k, stride)
 
 
 def test_the_six_mer_hyenadna_reads_what_its_tokenizer_gives() -> None:

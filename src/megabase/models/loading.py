@@ -44,13 +44,7 @@ class Loaded:
 
     @cached_property
     def encoder(self) -> TokenEncoder:
-        """From base codes to its tokens.
-
-        Raises
-        ------
-        InputError
-            When a model in memory has another vocabulary than its family's tokenizer.
-        """
+        """From base codes to its tokens."""
         config = self.model.config
         if self.folder is not None:
             tokenizer = load_tokenizer(self.folder)
@@ -139,8 +133,6 @@ def load(
 
     Raises
     ------
-    ModelError, CheckpointError
-        When there is no such model or prompt, it cannot be loaded, or they do not belong together.
     NotFiniteError
         When a weight is NaN or infinite.
     InputError
@@ -174,7 +166,7 @@ def load(
         model = load_model(folder, "base" if bare else saved, device=device, dtype=dtype)
     kind = f"{language_model_kind(model)}-lm" if head == "language" else "base" if bare else saved
     both = bool(getattr(model.config, "strand_average", False))
-    return Loaded(model, kind, shown_name(spec, folder), folder, both)
+    return Loaded(model, kind, _shown_name(spec, folder), folder, both)
 
 
 def _given(model: nn.Module, head: str) -> Loaded:
@@ -209,24 +201,17 @@ def _load_prompted(
         raise InputError(f"a prompt cannot be given to {type(spec).__name__}")
     else:
         folder = resolve_model(spec)
-        prompted, name = load_prompt(prompt, folder, device=device), shown_name(spec, folder)
+        prompted, name = load_prompt(prompt, folder, device=device), _shown_name(spec, folder)
     by_base = prompted.spec.kind == "nucleotides"
     kind = "token-classification" if by_base else "sequence-classification"
     strands = bool(read_prompt(prompt).facts.get("strand_average", False))
     return Loaded(prompted, kind, f"{name} + prompt {Path(prompt).name}", folder, strands)
 
 
-def shown_name(spec: str | Path | None, folder: Path) -> str:
+def _shown_name(spec: str | Path | None, folder: Path) -> str:
     """Give the name of a model for outputs: never a path of this machine.
 
     A checkpoint is named after its run, such as ``tuned/step-00000100``.
-
-    Parameters
-    ----------
-    spec
-        What names the model.
-    folder
-        Where it was found.
     """
     if spec is not None and Path(spec).expanduser().exists():
         folder = folder.resolve()
@@ -236,23 +221,11 @@ def shown_name(spec: str | Path | None, folder: Path) -> str:
 
 
 def language_model_kind(model: nn.Module) -> Literal["causal", "masked"]:
-    """Tell how a model gives a probability to a base.
+    """Tell how a model gives a probability to a base: ``causal`` or ``masked``.
 
-    Parameters
-    ----------
-    model
-        A model with a language-model head and one token for each base.
-
-    Returns
-    -------
-    str
-        ``"causal"``: from the bases before it. ``"masked"``: from both sides, itself hidden.
-
-    Raises
-    ------
-    InputError
-        When the model has no such head, has other tokens than bases, or was given a next-token head
-        although its positions see later ones.
+    Causal: from the bases before it; masked: from both sides, itself hidden. Raises
+    :class:`InputError` when the model has no language-model head, has other tokens than bases, or
+    was given a next-token head although its positions see later ones.
     """
     name, config = type(model).__name__, getattr(model, "config", None)
     size = getattr(config, "vocab_size", None) or 0
@@ -334,13 +307,7 @@ def threads(number: int | None) -> Iterator[None]:
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """Give the device of this name; when None a GPU if there is one, else the CPU.
-
-    Raises
-    ------
-    InputError
-        When torch does not know the device or cannot use it.
-    """
+    """Give the device of this name if torch can use it; for None a GPU if available, or the CPU."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -15,7 +15,7 @@ from megabase.models.bigbird.modeling import (
 )
 from megabase.models.dnabert.configuration import DNABERTConfig
 from megabase.models.dnabert.modeling import DNABERTForMaskedLM, DNABERTForSequenceClassification
-from megabase.models.tokenizers.kmer import DNABERTTokenizer, split_kmers
+from megabase.models.tokenizers.kmer import DNABERTTokenizer, _split_kmers
 
 
 def _shape(config: dict[str, Any]) -> dict[str, Any]:
@@ -126,13 +126,13 @@ def dnabert_kmer_tokenizer(case: Case) -> None:
 def _check_text(row: dict[str, Any], tokenizer: DNABERTTokenizer) -> None:
     text, k = row["text"], row["k"]
     line = text.replace("\n", "")
-    sentence = " ".join(split_kmers(text, k))
+    sentence = " ".join(_split_kmers(text, k))
     assert sentence == row["seq2kmer"]
-    assert " ".join(split_kmers(line, k, drop_last=True)) == row["get_kmer_sentence"]
-    side_by_side = " ".join(split_kmers(line, k, stride=k, drop_last=True))
+    assert " ".join(_split_kmers(line, k, drop_last=True)) == row["get_kmer_sentence"]
+    side_by_side = " ".join(_split_kmers(line, k, stride=k, drop_last=True))
     assert side_by_side == row["get_kmer_sentence_stride_k"]
     # The published function gives what there is of a sequence shorter than k.
-    assert (split_kmers(line, k) or [line]) == row["get_kmer_sequence"]
+    assert (_split_kmers(line, k) or [line]) == row["get_kmer_sequence"]
     # The recorded ids are those of the sentence of k-mers.
     assert tokenizer(sentence)["input_ids"] == row["ids"]
     assert tokenizer(sentence, add_special_tokens=False)["input_ids"] == row["ids_no_special"]

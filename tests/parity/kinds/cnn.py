@@ -11,7 +11,7 @@ from megabase.models.checkpoints.reader import Weights
 from megabase.models.cnn.configuration import SHORTEST, GenomicCNNConfig, flatten_size
 from megabase.models.cnn.convert import convert
 from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
-from megabase.models.tokenizers.table import letter_tokens
+from megabase.models.tokenizers.table import _letter_tokens
 
 
 def _tensors(case: Case) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -87,7 +87,7 @@ def genomic_benchmarks_cnn_logits(case: Case) -> None:
 def cnn_behaviours(case: Case) -> None:
     recorded = case.output_json
     for text, tokens in recorded["letter_tokenizer"].items():
-        assert letter_tokens(text) == tokens, text
+        assert _letter_tokens(text) == tokens, text
     for length, counts in recorded["parameter_counts_embedding100_vocab8"].items():
         assert flatten_size(int(length)) == counts["flatten"]
         for name, classes in (("binary", 2), ("three_class", 3)):

@@ -1,4 +1,4 @@
-"""A model with a head for labels."""
+"""A model with a head for labels: built from settings, and saved."""
 
 from __future__ import annotations
 
@@ -71,20 +71,7 @@ class Labels:
 
 
 def family_of_start(start: StartConfig, task: str = "sequence-classification") -> str:
-    """Name the family of the model that a run starts from.
-
-    Parameters
-    ----------
-    start
-        Names the model.
-    task
-        Kind of model that the run needs.
-
-    Raises
-    ------
-    MegabaseError
-        For an unknown family, preset or model.
-    """
+    """Name the family of the model that a run starts from; it must have the kind of the task."""
     if start.model is not None:
         found = family_of(load_config(start.model).model_type)
         name = "" if found is None else found.name
@@ -112,27 +99,8 @@ def build_classifier(
 ) -> PreTrainedModel:
     """Build a model with a head for labels, from torch's current seed.
 
-    Parameters
-    ----------
-    start
-        Model to start from, or shape of a new one.
-    head, lora
-        Pooling and frozen parts; adapters, if any.
-    family
-        Result of :func:`family_of_start`.
-    labels
-        Outputs of the head.
-    tokens
-        Result of :func:`~megabase.models.tokenizers.encoder.build_encoder`.
-    longest
-        Longest sequence of all splits in tokens; a new model is built for it where its family has
-        such a setting and the settings do not say otherwise.
-
-    Raises
-    ------
-    MegabaseError
-        For a model that cannot be loaded, fields its family does not have, or settings that cannot
-        be built.
+    `longest` is the longest sequence of all splits in tokens; a new model is built for it where its
+    family has such a setting and the settings do not say otherwise.
     """
     if labels.per_base and head.pooling is not None:
         raise ConfigError(
@@ -250,23 +218,9 @@ def save_classifier(
 ) -> None:
     """Write weights, configuration with class names and tokenizer into a folder that exists.
 
-    Adapters are folded into the weights; where the settings ask for it, they are written next
-    to them too, with the head.
-
-    Parameters
-    ----------
-    model
-        Gives configuration and names.
-    tokenizer
-        Saved with it.
-    folder
-        Where to.
-    state
-        Full state dict, which may differ from the model's own when it is sharded.
-    lora
-        Adapters; None for a model without.
-    start
-        What the adapters were trained on; needed to write them on their own.
+    `state` is the full state dict, which may differ from the model's own when it is sharded.
+    Adapters are folded into the weights; where the settings ask for it, they are also written next
+    to them with the head, for which `start` names what they were trained on.
     """
     whole = state
     if lora is not None and lora.rank:
@@ -278,18 +232,7 @@ def save_classifier(
 
 
 def balanced_weights(counts: Mapping[str, int]) -> list[float]:
-    """Give every class the weight n / (classes * its examples), so that all weigh the same.
-
-    Raises
-    ------
-    ConfigError
-        When a class has no example.
-
-    Examples
-    --------
-    >>> balanced_weights({"a": 30, "b": 10})
-    [0.6666666666666666, 2.0]
-    """
+    """Give every class the weight n / (classes * its examples), so that all weigh the same."""
     empty = [name for name, count in counts.items() if not count]
     if empty:
         raise ConfigError(

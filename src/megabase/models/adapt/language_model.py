@@ -31,20 +31,9 @@ def build_language_model(
 ) -> PreTrainedModel:
     """Build a language model with fresh weights from torch's seed, or load ``init_from``.
 
-    Parameters
-    ----------
-    spec
-        Preset or fields.
-    longest
-        Longest input the run will give, in positions; decides the length of the model when neither
-        preset nor ``max_length`` does.
-    objective
-        ``causal_lm``, or ``masked_lm`` for a model that reads both sides of a base.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown family, preset or field, or a model that cannot learn the objective.
+    `longest`, the longest input of the run in positions, decides the length of the model when
+    neither preset nor ``max_length`` does. Raises :class:`ConfigError` for an unknown family,
+    preset or field, or a model that cannot learn the objective.
     """
     if spec.init_from is not None:
         source = resolve_model(spec.init_from)
@@ -81,22 +70,7 @@ def config_fields(config_class: Any) -> set[str]:
 
 
 def new_model(model_class: Any, fields: dict[str, Any], what: str) -> Any:
-    """Build a model of settings from elsewhere, if this machine's memory can hold its numbers.
-
-    Parameters
-    ----------
-    model_class
-        One of a family's classes.
-    fields
-        Of its configuration.
-    what
-        Where they are from, for messages.
-
-    Raises
-    ------
-    ConfigError
-        When the settings cannot be built, or the model is too large for this machine.
-    """
+    """Build a model of settings that `what` gave, if this machine's memory can hold it."""
     check_config(fields, Path(what), ConfigError)
     config = model_class.config_class(**fields)
     with parsing("the model", ConfigError), torch.device("meta"):
@@ -159,17 +133,7 @@ def _check_objective(model: PreTrainedModel, objective: str) -> None:
 def save_language_model(
     model: PreTrainedModel, folder: Path, state: Mapping[str, torch.Tensor]
 ) -> None:
-    """Write weights, configuration and the tokenizer of pretraining into a folder that exists.
-
-    Parameters
-    ----------
-    model
-        Gives configuration and names.
-    folder
-        Where to.
-    state
-        Full state dict, which may differ from the model's own when it is sharded.
-    """
+    """Write weights, configuration and the tokenizer of pretraining into a folder that exists."""
     limit = getattr(model.config, "max_length", None)
     # As it was trained: bases only, padded on the right.
     tokenizer = DNATokenizer(model_max_length=limit, special_tokens="none", padding_side="right")

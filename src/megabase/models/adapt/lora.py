@@ -72,23 +72,8 @@ def _layer_class() -> type[nn.Module]:
 def add_adapters(model: nn.Module, base: nn.Module, config: LoraConfig) -> None:
     """Freeze a model below its head and give its linear layers adapters, from torch's seed.
 
-    The adapters begin as zero: nothing changes at first.
-
-    Parameters
-    ----------
-    model
-        The model with its head, which goes on learning as a whole.
-    base
-        The part below the head.
-    config
-        Rank, scale and layers.
-
-    Raises
-    ------
-    ConfigError
-        When no layer has a name of the settings, or there is no part below the head.
-    MissingDependencyError
-        When peft is not installed.
+    The adapters begin as zero: nothing changes at first. The head, outside `base`, is trained as a
+    whole. Raises :class:`ConfigError` when no layer has a name of the settings.
     """
     if base is model:
         raise ConfigError(
@@ -175,20 +160,8 @@ def save_adapter(
 ) -> None:
     """Write adapter and head alone, in the format of peft, a few hundred kilobytes at most.
 
-    Parameters
-    ----------
-    model
-        With adapters.
-    folder
-        Is made.
-    state
-        Full state dict.
-    config
-        Settings of the adapters.
-    start
-        Model that was started from.
-    fields
-        Names of settings of the model that may differ from the start's.
+    `start` is the model that the run started from, and `fields` names settings that may differ from
+    its own.
     """
     family = family_of(model.config.model_type)
     kinds = family.classes().items() if family is not None else ()
@@ -225,26 +198,11 @@ def save_adapter(
 
 
 def load_adapter(folder: str | Path, start: str | None = None) -> Any:
-    """Load the model of an adapter, with adapter and head in place.
+    """Load the model of an adapter that :func:`save_adapter` wrote, in evaluation mode.
 
-    Needs no peft: the product is added to the weights.
-
-    Parameters
-    ----------
-    folder
-        Folder that :func:`save_adapter` wrote.
-    start
-        Model that was started from, when it is no longer where it was.
-
-    Returns
-    -------
-    PreTrainedModel
-        In evaluation mode; its outputs are those of the merged model of the run.
-
-    Raises
-    ------
-    MegabaseError
-        When the folder is not an adapter, or the model is another one or cannot be loaded.
+    Needs no peft: the product is added to the weights, so its outputs are those of the merged model
+    of the run. `start` names the model that was started from when it is no longer where it was; a
+    model with other weights is a :class:`ConfigError`.
     """
     folder = Path(folder)
     record = read_json(folder / _RECORD, ConfigError)

@@ -53,18 +53,7 @@ _LONGEST_BLOCK = 1 << 24
 
 
 def label_letters(classes: int) -> str:
-    """Give the letter of each class: AN for two and AGN for three, as published.
-
-    Raises
-    ------
-    ModelError
-        For another number of classes.
-
-    Examples
-    --------
-    >>> label_letters(3)
-    'AGN'
-    """
+    """Give the letter of each of 2 to 5 classes: AN for two and AGN for three, as published."""
     if classes not in _LETTERS:
         raise ModelError(
             f"label tokens are letters of the alphabet A, C, G, T, N: there are letters for 2 to "
@@ -153,7 +142,7 @@ class PromptSpec:
 
 
 @dataclass
-class PromptedOutput:
+class _PromptedOutput:
     """Answers of a prompted model."""
 
     logits: Tensor
@@ -165,7 +154,7 @@ class PromptedOutput:
 
 
 class PromptedModel(nn.Module):
-    """A frozen model with a prompt.
+    """A frozen model with a soft prompt.
 
     Parameters
     ----------
@@ -176,14 +165,9 @@ class PromptedModel(nn.Module):
     spec
         What the prompt is.
     start
-        Initial vectors (length, width); by default noise N(0, 0.02^2), as published.
+        Initial soft-prompt tokens (length, width); by default noise N(0, 0.02^2), as published.
     dropout
-        Dropout of the prompt vectors in training (published: 0.1).
-
-    Raises
-    ------
-    ModelError
-        For a model that cannot be prompted this way.
+        Dropout of the soft-prompt tokens in training (published: 0.1).
     """
 
     def __init__(
@@ -271,7 +255,7 @@ class PromptedModel(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
-    ) -> PromptedOutput:
+    ) -> _PromptedOutput:
         """Answer for sequences.
 
         Parameters
@@ -285,11 +269,6 @@ class PromptedModel(nn.Module):
         positions
             Label tokens only, int64 (n, m): positions in `input_ids` whose next token is the
             answer. The ids then bring demonstrations and separators of their own.
-
-        Raises
-        ------
-        ModelError
-            When prompt and sequence are longer than the model's input.
         """
         if positions is not None:
             return self._at(input_ids, positions)
@@ -302,12 +281,12 @@ class PromptedModel(nn.Module):
         head = cast("nn.Linear", self.head)
         if self.spec.kind == "nucleotides":
             first = self.spec.sides[0]
-            return PromptedOutput(head(hidden[:, first : first + input_ids.shape[1]]))
+            return _PromptedOutput(head(hidden[:, first : first + input_ids.shape[1]]))
         over = {"sequence": kinds == _TOKEN, "prompt": kinds == _PROMPT, "all": kinds != _PAD}
         pooling = cast("Any", self.spec.pooling)
-        return PromptedOutput(head(pool(hidden, pooling, over[self.spec.over])))
+        return _PromptedOutput(head(pool(hidden, pooling, over[self.spec.over])))
 
-    def _at(self, input_ids: Tensor, positions: Tensor) -> PromptedOutput:
+    def _at(self, input_ids: Tensor, positions: Tensor) -> _PromptedOutput:
         """Answer with label tokens at given positions of the ids."""
         before, after = self.spec.sides
         if after or self.spec.answer == "head":
@@ -336,13 +315,13 @@ class PromptedModel(nn.Module):
         examples = padded.new_tensor(spec.examples).expand(rows, -1)
         return torch.cat([examples, block], dim=1)
 
-    def _letters(self, hidden: Tensor) -> PromptedOutput:
+    def _letters(self, hidden: Tensor) -> _PromptedOutput:
         """Answer with label tokens from hidden vectors."""
         token_logits = cast("nn.Module", self.model.get_output_embeddings())(hidden)
         ids = list(self.spec.label_ids)
         wide = token_logits.to(torch.promote_types(token_logits.dtype, torch.float32))
         scores = wide if self.spec.restricted else F.log_softmax(wide, dim=-1)
-        return PromptedOutput(scores[..., ids], wide)
+        return _PromptedOutput(scores[..., ids], wide)
 
     def _encode(
         self, input_ids: Tensor, attention_mask: Tensor | None, closed: bool = True
@@ -440,7 +419,7 @@ def _check_model(model: PreTrainedModel, spec: PromptSpec) -> None:
 
 
 @dataclass(frozen=True)
-class SavedPrompt:
+class _SavedPrompt:
     """A saved prompt without its model."""
 
     folder: Path
@@ -464,20 +443,10 @@ def save_prompt(
     facts: Mapping[str, Any] | None = None,
     spec: PromptSpec | None = None,
 ) -> None:
-    """Write a prompt; the model itself is named, not copied.
+    """Write a prompt into a folder; its model is named, not copied.
 
-    Parameters
-    ----------
-    prompted
-        What to save.
-    folder
-        Made when it is missing.
-    model
-        Name of the model: a folder, a Hub name, or ``default``.
-    state, spec
-        In place of the prompt's own: a gathered state dict, a spec with demonstrations added.
-    facts
-        Further facts, plain values.
+    `state` and `spec` stand in for the prompt's own: a gathered state dict, a spec with
+    demonstrations added. `facts` are further plain values.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -500,19 +469,8 @@ def prompt_bytes(folder: str | Path) -> int:
     return sum((Path(folder) / name).stat().st_size for name in PROMPT_FILES)
 
 
-def read_prompt(path: str | Path) -> SavedPrompt:
-    """Read a saved prompt without its model.
-
-    Parameters
-    ----------
-    path
-        Folder of a prompt, or a run folder of ``megabase prompt``.
-
-    Raises
-    ------
-    ModelError
-        When there is none, or its files are damaged.
-    """
+def read_prompt(path: str | Path) -> _SavedPrompt:
+    """Read a saved prompt, without its model, from its folder or the run folder around it."""
     given = Path(path).expanduser()
     folders = [given, given / "prompt", given / "best", given / "last"]
     folder = next((known for known in folders if (known / PROMPT_FILES[0]).is_file()), None)
@@ -535,7 +493,7 @@ def read_prompt(path: str | Path) -> SavedPrompt:
         )
         told = {name: record[name] for name in ("model", "model_hash")}
         told |= {"folder": folder, "spec": spec, "tensors": {}, "facts": record.get("facts", {})}
-        saved = build(SavedPrompt, told)
+        saved = build(_SavedPrompt, told)
     with parsing(folder / PROMPT_FILES[1], ModelError, "expected a prompt that megabase wrote"):
         tensors = load_file(folder / PROMPT_FILES[1])
     held = sum(tensor.numel() for tensor in tensors.values())
@@ -550,27 +508,17 @@ def load_prompt(
     *,
     device: str | torch.device | None = None,
 ) -> PromptedModel:
-    """Load a prompt together with the model that it was made for.
+    """Load a prompt, in evaluation mode, together with the model that it was made for.
 
     Parameters
     ----------
     path
-        As for :func:`read_prompt`.
+        Folder of a prompt, or a run folder of ``megabase prompt``.
     model
         The model, or where to load it from (see :func:`megabase.models.load_model`); by default the
-        name that the prompt was saved with.
+        name that the prompt was saved with. Another one than that is a :class:`ModelError`.
     device
         Where a model that is loaded here goes; the CPU by default.
-
-    Returns
-    -------
-    PromptedModel
-        In evaluation mode; ``config.id2label`` has the class names.
-
-    Raises
-    ------
-    ModelError
-        When the prompt cannot be read, or the model is missing or another one.
     """
     saved = read_prompt(path)
     label_tokens = saved.spec.answer == "label_tokens"

@@ -1,4 +1,4 @@
-"""What is checked of a model's numbers: that they are finite, and which model they are of."""
+"""Checks of a model's numbers, that they are finite, and hashes of its weights."""
 
 from __future__ import annotations
 
@@ -18,14 +18,9 @@ from megabase.errors import NotFiniteError
 
 
 def require_finite_weights(model: nn.Module, name: str) -> None:
-    """Refuse a model with a parameter or buffer that is not finite.
+    """Refuse a model with a parameter or buffer that is not finite, naming the first such tensor.
 
-    Tensors without data (on the meta device) are passed over.
-
-    Raises
-    ------
-    NotFiniteError
-        Naming the model as `name`, and the first such tensor.
+    Tensors on the meta device have no data and pass.
     """
     for where, tensor in chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
@@ -48,25 +43,10 @@ def require_finite(
     record: Callable[[int], str],
     known: Tensor | np.ndarray[Any, Any] | None = None,
 ) -> None:
-    """Refuse outputs of a model that are not finite.
+    """Refuse outputs of a model that are not finite, naming the first such record.
 
-    Parameters
-    ----------
-    values
-        Outputs, one row for each record.
-    model
-        Name of the model, for the message.
-    what
-        What the values are, for the message.
-    record
-        Gives the name of a record by its row.
-    known
-        Which values there are, of the shape of `values`; all when None. Others may be NaN.
-
-    Raises
-    ------
-    NotFiniteError
-        Naming the first record with such a value.
+    `values` has one row per record, whose name `record` gives; `what` says what they are. Values
+    may be NaN where `known`, of the same shape, is False.
     """
     wrong: Any = ~(torch.isfinite(values) if isinstance(values, Tensor) else np.isfinite(values))
     if known is not None:
@@ -104,12 +84,7 @@ def model_digest(model: nn.Module) -> str:
 def weights_hash(model: PreTrainedModel, *, next_token: bool = False) -> str:
     """Give the sha256 over the weights below a model's head: what a soft prompt belongs to.
 
-    Parameters
-    ----------
-    model
-        The model; a head for labels does not count.
-    next_token
-        Whether the next-token head counts, too.
+    A head for labels does not count; the next-token head does with `next_token`.
     """
     digest = hashlib.sha256(str(model.config.model_type).encode())
     tensors = dict(model.base_model.state_dict())

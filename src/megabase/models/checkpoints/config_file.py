@@ -30,18 +30,8 @@ _MOST_LABELS = 100_000
 def read_config(path: Path, error: type[MegabaseError]) -> dict[str, Any]:
     """Read the settings of a model from its ``config.json``, those that name code left out.
 
-    Parameters
-    ----------
-    path
-        The file.
-    error
-        Class of the error.
-
-    Raises
-    ------
-    MegabaseError
-        Of class `error`: no JSON object, a number beyond what any model has, or a setting that
-        would make transformers fetch or import what the file names.
+    Raises `error` when it is not a JSON object, for a number beyond what any model has, and for a
+    setting that would make transformers fetch or import what the file names.
     """
     return check_config(read_json(path, error), path, error)
 

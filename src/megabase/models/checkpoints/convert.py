@@ -1,4 +1,4 @@
-"""Published checkpoints of any family into model folders."""
+"""Convert published checkpoints of any family into model folders."""
 
 from __future__ import annotations
 
@@ -17,20 +17,10 @@ from megabase.models.tokenizers.character import DNATokenizer
 from megabase.untrusted import parsing
 
 
-def model_from_weights(weights: Weights, **overrides: Any) -> ConvertedModel:
+def _model_from_weights(weights: Weights, **overrides: Any) -> ConvertedModel:
     """Build a model from published weights, whatever the family; nothing is written.
 
-    Parameters
-    ----------
-    weights
-        As :func:`.reader.read_weights` gives them.
-    **overrides
-        Fields of the family's configuration that win over what is inferred.
-
-    Raises
-    ------
-    CheckpointError
-        When no family knows the names, or the weights do not fit.
+    Overrides are fields of the family's configuration that win over what is inferred.
     """
     names = list(weights.tensors)
     readers = [(family.name, reader) for family in all_families() if (reader := family.converter())]
@@ -53,30 +43,14 @@ def convert_checkpoint(
 ) -> ConvertedModel:
     """Read a published checkpoint and write a model folder.
 
-    Parameters
-    ----------
-    source
-        File or folder (see :func:`.reader.read_weights`), a preset's name, or a Hub repository.
-    destination
-        Folder to write.
-    config
-        A ``config.json`` to use instead of the one next to the weights.
-    overwrite
-        Replace an earlier model folder.
-    **overrides
-        Fields of the family's configuration that win over what is inferred.
-
-    Raises
-    ------
-    CheckpointError
-        When the checkpoint cannot be read or does not fit.
-    MegabaseError
-        When the source is missing or the destination stands in the way.
+    `source` is a file or folder (see :func:`.reader.read_weights`), a preset's name, or a Hub
+    repository; `config` a ``config.json`` in place of the one next to the weights. Overrides are
+    fields of the family's configuration that win over what is inferred.
     """
     check_output(Path(destination).expanduser(), overwrite)
     path = find_checkpoint(source)
     weights = read_weights(path, config)
-    made = model_from_weights(weights, **{k: v for k, v in overrides.items() if v is not None})
+    made = _model_from_weights(weights, **{k: v for k, v in overrides.items() if v is not None})
     sums: dict[str, str] = {}
     for file in weights.files:
         with file.open("rb") as stream:
@@ -97,24 +71,10 @@ def convert_checkpoint(
 def lengthen_model(
     source: str | Path, destination: str | Path, longest: int, overwrite: bool = False
 ) -> ConvertedModel:
-    """Write a trained HyenaDNA with room for longer inputs.
+    """Write a trained HyenaDNA with room for inputs of `longest` positions.
 
-    Parameters
-    ----------
-    source
-        As for :func:`~megabase.models.auto.resolve_model`: default, a model folder, a run folder.
-    destination
-        Folder to write.
-    longest
-        Positions of the new longest input.
-    overwrite
-        Replace an earlier model folder.
-
-    Raises
-    ------
-    MegabaseError
-        When the model cannot be made longer (see
-        :func:`~megabase.models.hyenadna.modeling.lengthen`) or the destination stands in the way.
+    `source` is as for :func:`~megabase.models.auto.resolve_model`; see
+    :func:`~megabase.models.hyenadna.modeling.lengthen` for which models can be made longer.
     """
     from megabase.models.hyenadna.modeling import lengthen
 

@@ -40,26 +40,11 @@ class ConvertedModel(NamedTuple):
 def renamed(
     tensors: Mapping[str, Tensor], rules: Sequence[tuple[str, str]] = (HEAD_RULE,)
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Rename published tensors.
+    """Rename published tensors: (tensors under our names, names that are not part of the model).
 
-    Parameters
-    ----------
-    tensors
-        By the names of any published file, or by ours.
-    rules
-        Pairs of a pattern and its replacement, applied in order to names without wrappers.
-
-    Returns
-    -------
-    tensors : dict[str, Tensor]
-        Under our names; unknown names stay, for the report.
-    dropped : tuple of str
-        Names that are not part of the model (counters of torchmetrics).
-
-    Raises
-    ------
-    CheckpointError
-        When two names of the file stand for one tensor and their values differ.
+    Rules are pairs of a pattern and its replacement, applied in order to names without wrappers;
+    unknown names stay, for the report. Counters of torchmetrics are left out. Two names of one
+    tensor with different values are a :class:`CheckpointError`.
     """
     found: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
@@ -82,26 +67,10 @@ def renamed(
 def recorded_settings(
     weights: Weights, config_class: type[Any], accepted: Collection[str | None]
 ) -> dict[str, Any]:
-    """Read the settings that a ``config.json`` or a Lightning checkpoint records.
+    """Read the settings, under our names, that a ``config.json`` or a Lightning checkpoint records.
 
-    Parameters
-    ----------
-    weights
-        What was read.
-    config_class
-        Its fields are the settings there are.
-    accepted
-        Values of ``model_type`` that belong to the family; None for files without one.
-
-    Returns
-    -------
-    dict
-        Settings under our names.
-
-    Raises
-    ------
-    CheckpointError
-        When the configuration is that of another family.
+    `accepted` are the values of ``model_type`` of the family (None: the file has none); another one
+    is a :class:`CheckpointError`.
     """
     known = {field.name for field in dataclasses.fields(config_class)} | set(LABEL_KEYS)
     run = weights.hyper_parameters.get("model") or {}
@@ -128,31 +97,12 @@ def build(
     source: object,
     computed: str = r"$^",
 ) -> tuple[Any, list[str]]:
-    """Build a model and give it its weights, strictly.
+    """Build a model in evaluation mode and load its weights: (model, names that were filled in).
 
-    Parameters
-    ----------
-    model_class, config
-        What to build.
-    tensors
-        By our names; of a tied tensor, either copy or both. A checkpoint in half precision is
-        widened: filters and tables need float32.
-    source
-        Where the weights are from, for messages.
-    computed
-        Pattern of names that a file may lack, since the configuration gives the values.
-
-    Returns
-    -------
-    model : PreTrainedModel
-        In evaluation mode, in the dtype of its fresh weights (float32).
-    filled : list of str
-        Names that the file lacked.
-
-    Raises
-    ------
-    CheckpointError
-        Naming every missing, unexpected and mis-shaped tensor, and tied ones that differ.
+    Tensors have our names; of a tied tensor, either copy or both. A checkpoint in half precision is
+    widened: filters and tables need float32. A file may lack names that match `computed`, since the
+    configuration gives their values. Every missing, unexpected and mis-shaped tensor is named in a
+    :class:`CheckpointError`.
     """
     model = model_class(config)
     state, expected = dict(tensors), model.state_dict()

@@ -1,9 +1,8 @@
 """Weights from files of every published form, and strict reports of how they fit a model.
 
-Read are safetensors, Lightning checkpoints (``.ckpt``), ``torch.save`` files (``.pt``, ``.bin``)
-and folders that hold one of them. Both containers of ``torch.save`` are read: the zip archive, and
-the older stream that begins with a magic number. Their pickles go through :mod:`.unpickle`, which
-runs no code, and no more bytes are taken for storages than the file has.
+Safetensors, Lightning checkpoints (``.ckpt``), ``torch.save`` files (``.pt``, ``.bin``; the zip
+archive and the older stream) and folders with one of them. Their pickles go through
+:mod:`.unpickle`, which runs no code, and no more bytes are taken for storages than the file has.
 """
 
 from __future__ import annotations
@@ -73,21 +72,10 @@ def require_fit(
     unexpected: Sequence[str],
     mismatched: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]],
 ) -> None:
-    """Refuse weights that do not fit a model exactly.
+    """Refuse weights that do not fit a model exactly (:class:`CheckpointError`).
 
-    Parameters
-    ----------
-    source, model
-        Where the weights come from, and what they should fit, for the message.
-    missing, unexpected
-        Names that only the model has, and that only the weights have.
-    mismatched
-        Names with the shape in the model and the shape of the weights.
-
-    Raises
-    ------
-    CheckpointError
-        Naming every missing, unexpected and mis-shaped tensor.
+    `missing` are names that only the model has, `unexpected` those that only the weights have, and
+    `mismatched` names with the shape in the model and the shape of the weights.
     """
     shapes = [f"{name} is {found}, the model has {want}" for name, want, found in mismatched]
     parts: list[str] = []
@@ -103,10 +91,10 @@ def require_fit(
 
 
 _PLAIN_VALUES, _PLAIN_DEPTH = 100_000, 64
-"""What :func:`plain` gives at most; the settings of the published runs have some hundred values."""
+"""What :func:`_plain` gives at most; settings of the published runs have some hundred values."""
 
 
-def plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """Turn omegaconf records of a checkpoint into plain data; other records become their name.
 
     Interpolations such as ``${optimizer.lr}`` stay text.
@@ -156,8 +144,7 @@ def read_weights(path: str | Path, config: str | Path | None = None) -> Weights:
     Raises
     ------
     CheckpointError
-        When there is no such file, it is damaged or holds no weights, or a pickle names anything
-        but data.
+        When the file is missing or damaged, holds no weights, or a pickle names anything but data.
     """
     path = Path(path)
     if not path.exists():
@@ -222,7 +209,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a pickle and find the state dict in it: (tensors, hyper-parameters)."""
-    content = read_pickle(path)
+    content = _read_pickle(path)
     state = content
     for key in _STATE_KEYS:
         if isinstance(content, dict) and _is_state(content.get(key)):
@@ -233,7 +220,7 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path}: holds no state dict; expected names with tensors, or such a table under "
             f"{', '.join(_STATE_KEYS)}, found {_describe(content)}"
         )
-    hyper = plain(content.get("hyper_parameters") or {}) if state is not content else {}
+    hyper = _plain(content.get("hyper_parameters") or {}) if state is not content else {}
     return (
         {
             name if isinstance(name, str) else shown(name): tensor
@@ -394,26 +381,12 @@ _DAMAGE = (
 )  # fmt: skip
 
 
-def read_pickle(path: str | Path) -> Any:
+def _read_pickle(path: str | Path) -> Any:
     """Read a ``torch.save`` file (``.ckpt``, ``.pt``, ``.bin``) without executing anything.
 
-    Parameters
-    ----------
-    path
-        The file; zip archives and the older stream format.
-
-    Returns
-    -------
-    Any
-        Containers, numbers, texts and CPU tensors (tied tensors share memory), with
-        :class:`Inert` records and :class:`Global` names where the file has objects and classes of
-        training libraries.
-
-    Raises
-    ------
-    CheckpointError
-        The file is missing, damaged, of another format, or names a class or function outside the
-        known ones.
+    Gives containers, numbers, texts and CPU tensors (tied tensors share memory), with
+    :class:`Inert` records and :class:`Global` names where the file has objects and classes of
+    training libraries.
     """
     path = Path(path)
     if not path.is_file():

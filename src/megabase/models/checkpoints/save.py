@@ -26,21 +26,8 @@ def save_model_folder(
 ) -> None:
     """Write a folder that transformers loads, whole or not at all.
 
-    Parameters
-    ----------
-    folder
-        Folder to make; its parent must exist.
-    model, tokenizer
-        What to save.
-    records
-        JSON files to put next to them, by name.
-    overwrite
-        Replace an earlier model folder. A folder that holds anything else is never replaced.
-
-    Raises
-    ------
-    OutputError
-        When the folder exists or cannot be written; nothing is left half written.
+    Its parent must exist; `records` are JSON files to put next to the model, by name. `overwrite`
+    replaces an earlier model folder, never one that holds anything else (:class:`OutputError`).
     """
     folder = Path(folder).expanduser()
     check_output(folder, overwrite)
@@ -70,14 +57,7 @@ def write_model(
 ) -> None:
     """Write weights, configuration and tokenizer into a folder that exists.
 
-    Parameters
-    ----------
-    folder
-        Where to.
-    model, tokenizer
-        What to save.
-    state
-        Full state dict in place of the model's own, which may be sharded.
+    `state` is a full state dict in place of the model's own, which may be sharded.
     """
     # The library's bar over the files it writes would cut through a run's own.
     bars = logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Byte pairs of DNA: a vocabulary of frequent pieces, learned from a genome.
+"""Byte-pair encoding of DNA: a vocabulary of frequent pieces, learned from a genome.
 
 ``[PAD]`` 0, ``[UNK]`` 1, ``[CLS]`` 2, ``[SEP]`` 3, ``[MASK]`` 4, then A, C, G, N, T and the merged
 pieces. The whole tokenizer, case folding included, is in ``tokenizer.json``, so the folder of a
@@ -34,22 +34,11 @@ _PIECES_AT_ONCE = 1024
 def genome_pieces(
     store: GenomeStore, piece: int = 1000, max_bases: int | None = 50_000_000, seed: int = 0
 ) -> Iterator[str]:
-    """Cut a genome into pieces to learn from; pieces of nothing but N are left out.
+    """Cut a genome into pieces of `piece` bases to learn from; pieces of N alone are left out.
 
-    Parameters
-    ----------
-    store
-        The genome.
-    piece
-        Bases in a piece; the last one of a contig is shorter. The BigBird paper learns from
-        sentences of 500 to 1000 bases.
-    max_bases, seed
-        About how many bases to take, evenly at random from the whole genome; None: all of it.
-
-    Raises
-    ------
-    ModelError
-        When a piece is shorter than one base.
+    The last piece of a contig is shorter. About `max_bases` are taken evenly at random from the
+    whole genome; None takes all of it. The BigBird paper learns from sentences of 500 to 1000
+    bases.
     """
     if piece < 1:
         raise ModelError(f"pieces need a length of 1 or more, found {piece}")
@@ -75,24 +64,13 @@ def train_bpe(
     longest: int | None = 64,
     model_max_length: int = 4096,
 ) -> BPETokenizer:
-    """Learn a byte-pair vocabulary.
+    """Learn a byte-pair vocabulary from DNA, such as the output of :func:`genome_pieces`.
 
-    Parameters
-    ----------
-    sequences
-        DNA to learn from, such as :func:`genome_pieces` gives.
-    vocab_size
-        Tokens in the end, the five special ones and five letters included (BigBird: 32,000).
-        Fewer come out when the sequences hold too few repeated pairs.
-    longest
-        Longest token in bases; None: no limit, and runs of N become tokens of their own.
-    model_max_length
-        Tokens that the model reads, for truncation.
-
-    Raises
-    ------
-    ModelError
-        When the vocabulary cannot hold the letters, or there is nothing to learn from.
+    `vocab_size` counts the five special tokens and five letters (BigBird: 32,000); it comes out
+    smaller when the sequences hold too few repeated pairs. `longest` limits a token in bases;
+    without a limit (None) runs of N become tokens of their own. `model_max_length` is the model's
+    longest input in tokens. Raises :class:`ModelError` when the vocabulary cannot hold the letters,
+    or the sequences are empty.
     """
     fewest = len(_SPECIAL) + len(_LETTERS)
     if vocab_size < fewest:
@@ -143,19 +121,9 @@ class BPETokenizer(PreTrainedTokenizerFast):
     """Byte pairs of DNA, ``[CLS]`` before and ``[SEP]`` after.
 
     Made by :func:`train_bpe` or read from a model folder. Lower case is upper-cased, IUPAC letters
-    other than A, C, G, T become N.
-
-    Parameters
-    ----------
-    **kwargs
-        As for :class:`transformers.PreTrainedTokenizerFast`: ``tokenizer_object`` or
-        ``tokenizer_file``, ``model_max_length``; and ``strict``. True (default): a character that
-        is not a DNA letter is an error. False: it becomes ``[UNK]``.
-
-    Raises
-    ------
-    GenomeError
-        When called, for a character that is not a DNA letter, with its position.
+    other than A, C, G, T become N. Takes what :class:`transformers.PreTrainedTokenizerFast` does,
+    and ``strict``: by default (True) a character that is not a DNA letter is a :class:`GenomeError`
+    with its position, otherwise it becomes ``[UNK]``.
     """
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012 (the library's own form)

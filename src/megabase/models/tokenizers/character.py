@@ -51,14 +51,7 @@ _SPECIAL = re.compile(r"\[[A-Za-z_0-9]+\]")
 def warn_letters(*texts: Any) -> None:
     """Warn once for a call, with the number of letters of its texts that are read as N.
 
-    Parameters
-    ----------
-    *texts
-        Texts, in any nesting of lists; special tokens such as ``[MASK]`` in them are not letters.
-
-    Warns
-    -----
-    AmbiguousLettersWarning
+    Texts come in any nesting of lists; special tokens such as ``[MASK]`` in them are not letters.
     """
     ambiguous: Counter[str] = Counter()
     waiting = list(texts)
@@ -226,25 +219,16 @@ class DNATokenizer(PreTrainedTokenizer):
     iupac
         ``"n"`` (default): IUPAC letters other than A, C, G, T become N. ``"unk"``: they become
         ``[UNK]``, as published.
-    padding_side
-        ``"right"`` (default) or ``"left"``, the published side; a folder's own
-        ``tokenizer_config.json`` decides when loading.
-    model_max_length
-        Longest input in tokens, used by ``truncation=True`` and ``padding="max_length"``.
     **kwargs
-        Passed on to transformers. With ``split_special_tokens=True`` special tokens written in the
-        text are read as letters, as transformers before 4.34 did.
-
-    Raises
-    ------
-    ModelError
-        For an unknown option, or a folder whose character list is not A, C, G, T, N.
+        Passed on to transformers: `padding_side` (default ``"right"``; a folder's own
+        ``tokenizer_config.json`` decides when loading), `model_max_length` and others. With
+        ``split_special_tokens=True`` special tokens written in the text are read as letters, as
+        transformers before 4.34 did.
 
     Notes
     -----
-    Calls with ``return_tensors`` build no Python list. Without it transformers promises lists of
-    integers, and gets them. An empty text without special tokens stays empty even with padding,
-    as in every published tokenizer.
+    Calls with ``return_tensors`` build no Python list. An empty text without special tokens stays
+    empty even with padding, as in every published tokenizer.
 
     Examples
     --------
@@ -304,7 +288,7 @@ class DNATokenizer(PreTrainedTokenizer):
 
     @property
     def is_fast(self) -> bool:
-        """Whether tokens know their position in the text (``return_offsets_mapping``): they do."""
+        """True: tokens know their position in the text (``return_offsets_mapping``)."""
         return True
 
     @property
@@ -341,13 +325,7 @@ class DNATokenizer(PreTrainedTokenizer):
         return raw.translate(self._letters)
 
     def encode_array(self, sequence: str | bytes) -> Ids:
-        """Encode letters alone: no special tokens added, none looked for in the text.
-
-        Warns
-        -----
-        AmbiguousLettersWarning
-            When letters are read as N.
-        """
+        """Encode letters alone: no special tokens are added, none are looked for in the text."""
         if self.iupac == "n":
             warn_letters(sequence)
         return self._ids(sequence)
@@ -490,26 +468,10 @@ class DNATokenizer(PreTrainedTokenizer):
         skip_special_tokens: bool = False,
         **kwargs: Any,
     ) -> str | list[str]:
-        """Turn token ids into text.
+        """Turn token ids (one, a sequence, or a batch: one text for each sequence) into text.
 
-        Parameters
-        ----------
-        token_ids
-            One id, a sequence of ids (list, array or tensor), or a batch of sequences.
-        skip_special_tokens
-            Leave out special tokens and ids 12-15 (``[RESERVED]`` stays, as published).
-        **kwargs
-            Accepted for compatibility; there is nothing to clean up.
-
-        Returns
-        -------
-        str or list[str]
-            One text for each sequence of a batch.
-
-        Raises
-        ------
-        ModelError
-            For an id below 0 or above 15 that was not added by the user.
+        ``skip_special_tokens`` leaves out ids 12-15 too (``[RESERVED]`` stays, as published). An id
+        outside 0-15 that the user did not add is a :class:`ModelError`.
         """
         if hasattr(token_ids, "detach"):
             token_ids = token_ids.detach().cpu().numpy()
@@ -545,14 +507,10 @@ class DNATokenizer(PreTrainedTokenizer):
 
 
 class HyenaDNATokenizer(DNATokenizer):
-    """The tokenizer under the name that ``LongSafari/hyenadna-*-hf`` folders name.
-
-    Pads on the left unless the folder says otherwise, as published; otherwise a
-    :class:`DNATokenizer`, lower-case bases included.
-    """
+    """The tokenizer that ``LongSafari/hyenadna-*-hf`` folders name; pads on the left, as these."""
 
     padding_side: str = "left"
 
 
 class CaduceusTokenizer(HyenaDNATokenizer):
-    """The tokenizer under the name that ``kuleshov-group/caduceus-*`` folders name."""
+    """The tokenizer that ``kuleshov-group/caduceus-*`` folders name."""

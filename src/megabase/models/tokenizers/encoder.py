@@ -51,27 +51,11 @@ class TokenBatch:
 
 
 class TokenEncoder:
-    """Turns base codes into tokens.
+    """Turns base codes into tokens, with special tokens around each sequence if wanted.
 
-    Parameters
-    ----------
-    tokenizer
-        A tokenizer of ours.
-    special_tokens
-        Put the special tokens of the tokenizer around each sequence.
-
-    Attributes
-    ----------
-    per_base
-        Whether every base is one token.
-    before
-        Special tokens in front of a sequence.
-    extra
-        Special tokens of a sequence.
-    pad_id
-        Token that fills shorter rows.
-    size
-        Number of tokens of the vocabulary.
+    Attributes: ``per_base``, whether every base is one token; ``before``, special tokens in front
+    of a sequence, and ``extra``, all of them; ``pad_id``, which fills shorter rows; ``size`` of the
+    vocabulary.
     """
 
     def __init__(self, tokenizer: Any, special_tokens: bool = False) -> None:
@@ -96,13 +80,7 @@ class TokenEncoder:
         return self._surrounded(self._look_up(codes))
 
     def row(self, codes: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Give the tokens of one sequence as :meth:`encode` does, at least one of them.
-
-        Raises
-        ------
-        InputError
-            When there is none: the sequence is empty, or shorter than one token.
-        """
+        """Encode one sequence as :meth:`encode` does; :class:`InputError` if it gives no token."""
         found = self._look_up(codes)
         if not len(found):
             raise InputError(
@@ -125,15 +103,7 @@ class TokenEncoder:
         return np.array(self._ids(alphabet.decode(codes), False), dtype=np.int64)
 
     def batch(self, codes: NDArray[np.uint8], device: torch.device) -> TokenBatch:
-        """Encode rows of codes.
-
-        Parameters
-        ----------
-        codes
-            uint8 (rows, length), padding codes on the right of shorter sequences.
-        device
-            Where the tensors go.
-        """
+        """Encode rows of codes, uint8 (rows, length), padded on the right with padding codes."""
         if self._table is not None and not self.extra:
             ids = torch.from_numpy(self._table[codes].astype(np.int64)).to(device)
             real = torch.from_numpy((codes & alphabet.BASE_BITS) != alphabet.PAD).to(device)
@@ -178,14 +148,8 @@ class TokenEncoder:
 def uses_special_tokens(folder: Path | None, model_type: str) -> bool:
     """Tell whether a model reads special tokens around a sequence.
 
-    A fine-tuning run says so in its ``config.yaml``; otherwise it is a habit of the family.
-
-    Parameters
-    ----------
-    folder
-        Folder of the model; None for a model in memory.
-    model_type
-        That of its configuration.
+    A fine-tuning run says so in its ``config.yaml``; otherwise it is a habit of the family. The
+    folder is None for a model in memory.
     """
     family = family_of(model_type)
     habit = family is not None and family.special_tokens
@@ -207,25 +171,10 @@ def build_encoder(
     *,
     per_base: bool = False,
 ) -> TokenEncoder:
-    """Give the encoder of a fine-tuning run.
+    """Give the encoder of a fine-tuning run; `per_base` when every token has to be one base.
 
-    Parameters
-    ----------
-    start
-        Names the tokenizer, or the model that has it.
-    head
-        Says whether there are special tokens.
-    family
-        Family of the model.
-    training
-        Gives the training sequences, for byte pairs that are learned from them.
-    per_base
-        Whether every token has to be one base.
-
-    Raises
-    ------
-    ConfigError
-        When there is no such tokenizer, or it does not fit the other settings.
+    `training` gives the training sequences, for byte pairs that are learned from them. Raises
+    :class:`ConfigError` for an unknown tokenizer, or one that does not fit the other settings.
     """
     tokenizer = _tokenizer(start, family, training)
     if per_base and (not isinstance(tokenizer, DNATokenizer) or head.special_tokens == "yes"):

@@ -50,52 +50,23 @@ _SPECIAL_POSITIONS = 2
 """Positions beyond those of the bases that the published HyenaDNA filters have room for."""
 
 
-def all_kmers(k: int, order: str = alphabet.BASES) -> list[str]:
-    """List every k-mer of 1 to 8 bases, the last base running fastest.
-
-    Raises
-    ------
-    ModelError
-        For another `k`.
-
-    Examples
-    --------
-    >>> all_kmers(2, "ATCG")[:5]
-    ['AA', 'AT', 'AC', 'AG', 'TA']
-    """
+def _all_kmers(k: int, order: str = alphabet.BASES) -> list[str]:
+    """List every k-mer of 1 to 8 bases, the last base running fastest."""
     if not 1 <= k <= _LARGEST_K:
         raise ModelError(f"expected a k-mer length between 1 and {_LARGEST_K}, found k={k}")
     return ["".join(letters) for letters in product(order, repeat=k)]
 
 
-def kmer_count(length: int, k: int, stride: int = 1) -> int:
-    """Count the whole k-mers of a sequence.
-
-    Examples
-    --------
-    >>> kmer_count(10, 6), kmer_count(10, 6, stride=6), kmer_count(5, 6)
-    (5, 1, 0)
-    """
+def _kmer_count(length: int, k: int, stride: int = 1) -> int:
+    """Count the whole k-mers of a sequence."""
     return max((length - k) // stride + 1, 0) if length >= k else 0
 
 
-def split_kmers(sequence: str, k: int, stride: int = 1, drop_last: bool = False) -> list[str]:
+def _split_kmers(sequence: str, k: int, stride: int = 1, drop_last: bool = False) -> list[str]:
     """Cut a string into whole k-mers; bases after the last whole k-mer are left out.
 
-    Parameters
-    ----------
-    sequence
-        Any string; nothing is checked or changed.
-    k, stride
-        Letters in a k-mer, and between the starts of neighbors: 1 overlapping, `k` side by side.
-    drop_last
-        Leave out a k-mer that ends with the sequence, as the script that prepared DNABERT's
-        pretraining data did.
-
-    Examples
-    --------
-    >>> split_kmers("ACGTA", 3), split_kmers("ACGTA", 3, drop_last=True)
-    (['ACG', 'CGT', 'GTA'], ['ACG', 'CGT'])
+    `drop_last` leaves out a k-mer that ends with the sequence, as the script that prepared
+    DNABERT's pretraining data did.
     """
     stop = len(sequence) - k + (0 if drop_last else 1)
     return [sequence[start : start + k] for start in range(0, max(stop, 0), stride)]
@@ -114,7 +85,7 @@ def _kmer_numbers(codes_BL: Tensor, k: int, stride: int, order: str) -> tuple[Te
     length = codes_BL.shape[-1]
     if length < k:
         raise ModelError(f"sequences of {length} bases hold no {k}-mer; give {k} bases or more")
-    span = (kmer_count(length, k, stride) - 1) * stride + 1
+    span = (_kmer_count(length, k, stride) - 1) * stride + 1
     table = _digit_table(order, codes_BL.device)
     digits_BL = table.index_select(0, codes_BL.reshape(-1).int()).view(codes_BL.shape)
     outside_BL = (codes_BL & alphabet.BASE_BITS) == alphabet.PAD
@@ -147,7 +118,7 @@ class _KmerTokenizer(TableTokenizer):
 
     def _set_kmers(self, k: int, named: Any) -> None:
         self.k, self._first = k, len(named)
-        self._set_tokens([*named, *all_kmers(k, self._order)])
+        self._set_tokens([*named, *_all_kmers(k, self._order)])
 
     def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:  # pyright: ignore[reportIncompatibleMethodOverride]
         warn_letters(text, text_pair)
@@ -169,28 +140,16 @@ class _KmerTokenizer(TableTokenizer):
 
     def token_count(self, bases: int, add_special_tokens: bool = True) -> int:
         """Count the tokens of a sequence of this many bases."""
-        count = max(kmer_count(bases, self.k, self.stride) - int(self.drop_last), 0)
+        count = max(_kmer_count(bases, self.k, self.stride) - int(self.drop_last), 0)
         count += bases % self.k if self.stride > 1 else 0
         return count + (self.num_special_tokens_to_add() if add_special_tokens else 0)
 
     def ids_from_codes(self, codes: Tensor) -> Tensor:
-        """Look up the k-mers of base codes; no special tokens are added.
+        """Look up the k-mers of base codes, uint8 (batch, bases) of at least `k` bases.
 
-        Parameters
-        ----------
-        codes
-            uint8 (batch, bases), see :mod:`megabase.genome.alphabet`.
-
-        Returns
-        -------
-        Tensor
-            int64 (batch, ``token_count(bases, add_special_tokens=False)``): token ids, ``[UNK]``
-            where a k-mer holds N or touches padding, ``[PAD]`` where it is padding throughout.
-
-        Raises
-        ------
-        ModelError
-            When the sequences are shorter than `k`.
+        Gives int64 ids (batch, ``token_count(bases, add_special_tokens=False)``) without special
+        tokens: ``[UNK]`` where a k-mer holds N or touches padding, ``[PAD]`` where it is padding
+        throughout.
         """
         numbers, padding = _kmer_numbers(codes, self.k, self.stride, self._order)
         ids = torch.where(numbers < 0, self._ids["[UNK]"], numbers + self._first)
@@ -223,9 +182,9 @@ class _KmerTokenizer(TableTokenizer):
 class KmerTokenizer(_KmerTokenizer):
     """k-mers side by side on top of the character vocabulary: HyenaDNA's k-mer variant.
 
-    Ids 0-11 are those of :class:`.character.DNATokenizer` (special tokens,
-    A 7, C 8, G 9, T 10, N 11); the k-mer with number n in the order A, C, G, T is ``12 + n``. The
-    vocabulary has 12 + 4**k tokens, 4,108 for k = 6; models pad it to 4,112.
+    Ids 0-11 are those of :class:`.character.DNATokenizer` (special tokens, A 7, C 8, G 9, T 10, N
+    11); the k-mer with number n in the order A, C, G, T is ``12 + n``. The vocabulary has 12 + 4**k
+    tokens, 4,108 for k = 6; models pad it to 4,112.
 
     Parameters
     ----------
@@ -233,18 +192,13 @@ class KmerTokenizer(_KmerTokenizer):
         Bases in a k-mer, 2 to 8.
     stride
         `k` (default): side by side, with single-base tokens for the bases left at the end.
-        1: overlapping, sequences shorter than `k` refused. See the module's text for the choice.
+        1: overlapping, sequences shorter than `k` refused. The module's text gives the reasons.
     special_tokens
         As in :class:`.character.DNATokenizer`: ``"hyenadna"`` appends SEP.
     strict
-        Refuse letters other than DNA; otherwise they make their k-mer ``[UNK]``.
+        Refuse letters other than DNA and text with spaces; otherwise they give ``[UNK]``.
     **kwargs
         Passed on to transformers.
-
-    Raises
-    ------
-    ModelError
-        For an unknown option, and (when called and strict) text with spaces.
 
     Examples
     --------
@@ -289,12 +243,6 @@ class KmerTokenizer(_KmerTokenizer):
 
         Its ``vocab_size`` and ``model_max_length`` are the ``vocab_size`` and ``max_seq_len`` of
         the model's configuration.
-
-        Examples
-        --------
-        >>> tokenizer = KmerTokenizer.for_bases(1024)
-        >>> tokenizer.vocab_size, tokenizer.model_max_length
-        (4108, 176)
         """
         made = cls(k, stride)
         made.model_max_length = made.token_count(bases, False) + _SPECIAL_POSITIONS
@@ -306,7 +254,7 @@ class KmerTokenizer(_KmerTokenizer):
             raise ModelError(f"expected one DNA string without spaces, found {_shown(text)}")
         if self.stride == 1 and self.strict and 0 < len(text) < self.k:
             raise self._too_short(text)
-        kmers = split_kmers(text, self.k, self.stride)
+        kmers = _split_kmers(text, self.k, self.stride)
         rest = text[len(kmers) * self.k :] if self.stride == self.k else ""
         return [
             *kmers,
@@ -315,13 +263,7 @@ class KmerTokenizer(_KmerTokenizer):
 
 
 def read_dnabert_vocabulary(path: str | Path) -> int:
-    """Check a DNABERT ``vocab.txt`` and give its k, 3 to 6 for the published files.
-
-    Raises
-    ------
-    ModelError
-        When the file is another vocabulary, with the first line that differs.
-    """
+    """Check a DNABERT ``vocab.txt`` and give its k, 3 to 6 for the published files."""
     tokens = read_text(path, ModelError).split("\n")
     while tokens and not tokens[-1]:
         tokens.pop()
@@ -332,7 +274,7 @@ def read_dnabert_vocabulary(path: str | Path) -> int:
             f"{path} holds {len(tokens):,} tokens; a DNABERT vocabulary holds 4**k + 5 "
             "(69, 261, 1,029 or 4,101 for k = 3 to 6). This is the vocabulary of another model"
         )
-    expected = [*_DNABERT_SPECIAL, *all_kmers(k, _DNABERT_ORDER)]
+    expected = [*_DNABERT_SPECIAL, *_all_kmers(k, _DNABERT_ORDER)]
     for line, (found, wanted) in enumerate(zip(tokens, expected, strict=True), start=1):
         if found.rstrip("\r") != wanted:
             raise ModelError(
@@ -346,7 +288,8 @@ class DNABERTTokenizer(_KmerTokenizer):
     """Overlapping k-mers with DNABERT's ids, ``[CLS]`` before and ``[SEP]`` after.
 
     ``[PAD]`` 0, ``[UNK]`` 1, ``[CLS]`` 2, ``[SEP]`` 3, ``[MASK]`` 4, then all k-mers in the base
-    order A, T, C, G.
+    order A, T, C, G. A text that contains spaces is read as k-mers already cut, the form that
+    DNABERT's own scripts write.
 
     Parameters
     ----------
@@ -372,24 +315,11 @@ class DNABERTTokenizer(_KmerTokenizer):
         Passed on to transformers. ``do_lower_case``, which the published folders set although it
         would make every k-mer unknown, is ignored.
 
-    Raises
-    ------
-    ModelError
-        For a vocabulary file of another model, an unknown option, and (when called) sequences that
-        do not fit.
-
-    Notes
-    -----
-    A text that contains spaces is read as k-mers already cut, the form that DNABERT's own scripts
-    write.
-
     Examples
     --------
     >>> tokenizer = DNABERTTokenizer(k=3)
     >>> tokenizer("AAAT")["input_ids"]
     [2, 5, 6, 3]
-    >>> tokenizer.decode([2, 5, 6, 3], skip_special_tokens=True)
-    'AAAT'
     """
 
     vocab_files_names = {"vocab_file": "vocab.txt"}  # noqa: RUF012 (the library's own form)
@@ -456,7 +386,7 @@ class DNABERTTokenizer(_KmerTokenizer):
             return words
         if len(text) < self.k:
             raise self._too_short(text)
-        return split_kmers(text, self.k, drop_last=self.drop_last)
+        return _split_kmers(text, self.k, drop_last=self.drop_last)
 
     def _piece_starts(self, count: int) -> list[int]:
         """Give where the pieces of a sequence of this many k-mers start."""

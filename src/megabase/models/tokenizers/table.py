@@ -64,60 +64,36 @@ class TableTokenizer(PreTrainedTokenizer):
     def save_vocabulary(
         self, save_directory: str, filename_prefix: str | None = None
     ) -> tuple[str, ...]:
-        """Save nothing: the tokenizer's configuration says it all."""
+        """Save nothing: the tokenizer's configuration holds the tokens."""
         return ()
 
 
-def letter_tokens(text: str) -> list[str]:
-    """Cut a text into letters, line ends left out, between ``<bos>`` and ``<eos>``.
-
-    Examples
-    --------
-    >>> letter_tokens("AC")
-    ['<bos>', 'A', 'C', '<eos>']
-    """
+def _letter_tokens(text: str) -> list[str]:
+    """Cut a text into letters between ``<bos>`` and ``<eos>``; line ends are left out."""
     return [_BOS, *text.replace("\n", ""), _EOS]
 
 
 def letter_vocabulary(sequences: Iterable[str], padding: bool) -> list[str]:
-    """List the tokens of a training set by id.
-
-    Parameters
-    ----------
-    sequences
-        Training sequences, in their order.
-    padding
-        Whether ``<pad>`` is needed: the sequences differ in length.
-
-    Examples
-    --------
-    >>> letter_vocabulary(["GA", "TN"], padding=True)
-    ['<unk>', '<bos>', 'G', 'A', '<eos>', 'T', 'N', '<pad>']
-    """
-    seen = dict.fromkeys(token for text in sequences for token in letter_tokens(text))
+    """List the tokens of a training set by id; `padding` when its sequences differ in length."""
+    seen = dict.fromkeys(token for text in sequences for token in _letter_tokens(text))
     return [_UNK, *seen, *([_PAD] if padding else [])]
 
 
 class LetterTokenizer(TableTokenizer):
-    """One token a letter, with the ids of a training set.
+    """One token per letter, with the ids of a training set.
 
     Parameters
     ----------
     tokens
-        Tokens by id, from :func:`letter_vocabulary`.
+        Tokens by id: distinct, with ``<unk>``, ``<bos>`` and ``<eos>``.
     upper_case
         Upper-case the input first; the published tokenizer did not.
     **kwargs
         Passed on to transformers.
 
-    Raises
-    ------
-    ModelError
-        When ``<unk>``, ``<bos>`` or ``<eos>`` is missing, or a token comes twice.
-
     Examples
     --------
-    >>> tokenizer = LetterTokenizer(letter_vocabulary(["GA"], padding=False))
+    >>> tokenizer = LetterTokenizer(["<unk>", "<bos>", "G", "A", "<eos>"])
     >>> tokenizer("AGT")["input_ids"]
     [1, 3, 2, 0, 4]
     """
@@ -145,4 +121,4 @@ class LetterTokenizer(TableTokenizer):
         )
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        return letter_tokens(text.upper() if self.upper_case else text)[1:-1]
+        return _letter_tokens(text.upper() if self.upper_case else text)[1:-1]
