@@ -30,20 +30,20 @@ from megabase.data.augment import codes_to_ids, reverse_complement_codes
 from megabase.data.loader import Prefetcher
 from megabase.data.regions import Regions
 from megabase.data.windows import GenomeWindows, RandomWindows, count_n
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 STEP_SECONDS = 1.5
 """A step of tiny-1k (2 layers, width 128) at 32 x 1,024 on two cores, float32."""
 
 
-def made_up_store(folder: Path, bases: int) -> GenomeStore:
+def made_up_store(folder: Path, bases: int) -> Genome:
     """Build a store of random letters, one contig, 60 to a line."""
     letters = np.frombuffer(b"ACGTacgt", dtype=np.uint8)
     text = letters[np.random.default_rng(0).integers(0, 8, bases - bases % 60)].reshape(-1, 60)
     lines = np.concatenate((text, np.full((len(text), 1), ord("\n"), np.uint8)), axis=1)
     fasta = folder / "made_up.fa"
     fasta.write_bytes(b">chr1\n" + lines.tobytes())
-    return GenomeStore.build(fasta, folder / "made_up.mb")
+    return Genome.build(fasta, folder / "made_up.mb")
 
 
 def seconds(call: Callable[[int], object], repeats: int) -> float:
@@ -56,7 +56,7 @@ def seconds(call: Callable[[int], object], repeats: int) -> float:
     return statistics.median(times[1:])
 
 
-def measure(store: GenomeStore, batch: int, length: int, repeats: int) -> dict[str, float]:
+def measure(store: Genome, batch: int, length: int, repeats: int) -> dict[str, float]:
     """Time the parts of the data path for batches of a shape, in seconds."""
     source = RandomWindows(
         Regions.whole(store.lengths),
@@ -81,7 +81,7 @@ def measure(store: GenomeStore, batch: int, length: int, repeats: int) -> dict[s
     }
 
 
-def waiting(store: GenomeStore, batch: int, length: int, step: float, steps: int) -> float:
+def waiting(store: Genome, batch: int, length: int, step: float, steps: int) -> float:
     """Give the time a busy loop waits for a batch that is read ahead, in seconds a step."""
     source = RandomWindows(Regions.whole(store.lengths), seed=1, reverse_complement=0.5)
     data = GenomeWindows(store, source)
@@ -113,7 +113,7 @@ def main() -> None:
         if options.genome is None:
             store = made_up_store(Path(folder), options.bases)
         else:
-            store = GenomeStore.open(options.genome)
+            store = Genome(options.genome)
         tokens = options.batch * options.length
         rows = []
         print(f"{store.name}, {store.total_length:,} bases; {torch.get_num_threads()} threads")

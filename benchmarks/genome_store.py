@@ -24,15 +24,15 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from megabase import __version__
-from megabase.genome import GenomeStore, Interval, Strand
+from megabase.genome import Genome, Interval, Strand
 
 LINE = 60
 _BUILD = """
 import json, resource, sys, time
 from pathlib import Path
-from megabase.genome import GenomeStore
+from megabase.genome import Genome
 begin = time.perf_counter()
-store = GenomeStore.build(sys.argv[1], sys.argv[2], overwrite=True)
+store = Genome.build(sys.argv[1], sys.argv[2], overwrite=True)
 seconds = time.perf_counter() - begin
 status = Path("/proc/self/status")
 if status.exists():
@@ -70,7 +70,7 @@ def write_genome(path: Path, bases: int, contigs: int, packed: bool, seed: int) 
             file.close()
 
 
-def time_fetches(store: GenomeStore, seed: int) -> dict[str, float]:
+def time_fetches(store: Genome, seed: int) -> dict[str, float]:
     """Microseconds for single windows, and for each window of a batch; after a first, cold pass."""
     rng = np.random.default_rng(seed)
     results: dict[str, float] = {}
@@ -135,13 +135,13 @@ def main() -> None:
         rate = args.bases / built["seconds"] / 1e6
         print(f"build: {built['seconds']:.1f} s, {rate:,.0f} MB/s (million bases a second), "
               f"peak memory {built['peak_bytes'] / 1e6:,.0f} MB")  # fmt: skip
-        store = GenomeStore.open(target)
+        store = Genome(target)
         begin = time.perf_counter()
         store.verify()
         verify_seconds = time.perf_counter() - begin
         print(f"verify: {verify_seconds:.1f} s")
         begin = time.perf_counter()
-        GenomeStore.open(target)
+        Genome(target)
         open_ms = (time.perf_counter() - begin) * 1e3
         print(f"open: {open_ms:.2f} ms")
         fetches = time_fetches(store, args.seed)

@@ -28,7 +28,7 @@ import numpy as np
 import yaml
 from safetensors.torch import load_file
 
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.training.checkpoint import finished_checkpoints, read_progress
 
 FILES = (
@@ -42,7 +42,7 @@ def recipe(folder: Path, steps: int) -> Path:
     letters = np.frombuffer(b"ACGTacgtN", dtype=np.uint8)
     codes = np.random.default_rng(0).choice(9, 200_000, p=[0.15] * 4 + [0.0975] * 4 + [0.01])
     (folder / "made_up.fa").write_text(f">chr1\n{letters[codes].tobytes().decode()}\n")
-    GenomeStore.build([folder / "made_up.fa"], folder / "made_up.mb")
+    Genome.build([folder / "made_up.fa"], folder / "made_up.mb")
     values = {
         "data": {"genome": str(folder / "made_up.mb"), "validation": ["chr1:1-20,000"]},
         "model": {"d_model": 16, "n_layer": 2, "overrides": {"embed_dropout": 0.1}},

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from megabase.genome.alphabet import decode
 from megabase.genome.interval import Variant
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.inference import score_variants
 
 METHODS = ("llr_window", "llr_after", "llr_site", "cosine", "l2")
@@ -62,7 +62,7 @@ def oriented(values: NDArray[np.float64], method: str) -> NDArray[np.float64]:
 
 
 def common_snvs(genome: Path, snps: Path, args: argparse.Namespace, folder: Path) -> dict:
-    store = GenomeStore.build(genome, folder / "piece.mb")
+    store = Genome.build(genome, folder / "piece.mb")
     name = store.contigs[0].name
     text = decode(store.view(name))
     with snps.open() as file:

@@ -47,7 +47,7 @@ import torch
 from benchmarks.speed.plain import PlainHyenaDNA
 from megabase.data.augment import codes_to_ids
 from megabase.genome.alphabet import BASE_TOKEN_IDS
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
 from megabase.inference.variants.alleles import AlleleWindows, Placement, cut_windows
 from megabase.inference.variants.scorer import VariantOptions, VariantScorer
@@ -79,7 +79,7 @@ def build(window: int) -> HyenaDNAForCausalLM:
 
 def records(case: Case, process: int) -> list[VcfRecord]:
     """Give the records of a process: stretches of the file, as the chunks of a job are."""
-    contig = GenomeStore.open(case.store).contigs[0].name
+    contig = Genome(case.store).contigs[0].name
     rows = pl.read_csv(case.snps).slice(process * case.variants, case.variants).rows()
     if len(rows) < case.variants:
         raise SystemExit(f"{case.snps} holds too few SNVs for {case.variants} a process")
@@ -92,12 +92,12 @@ def records(case: Case, process: int) -> list[VcfRecord]:
 def scorer(case: Case) -> VariantScorer:
     model = Loaded(build(case.window), "causal-lm", "")
     options = VariantOptions(case.window, placement=case.placement)
-    return VariantScorer(model, GenomeStore.open(case.store), options)
+    return VariantScorer(model, Genome(case.store), options)
 
 
 def windows(case: Case, few: list[VcfRecord]) -> list[list[AlleleWindows]]:
     """Cut the windows of variants on both strands."""
-    view, found = GenomeStore.open(case.store).view(0), []
+    view, found = Genome(case.store).view(0), []
     for one in few:
         both = [
             cut_windows(
@@ -267,7 +267,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "genome.mb"
-        GenomeStore.build(args.genome, store)
+        Genome.build(args.genome, store)
         for window in args.windows:
             for placement in args.placements:
                 case = Case(

@@ -20,7 +20,7 @@ import torch
 
 import megabase.models  # noqa: F401  (registers our classes with the Auto classes)
 from megabase.cli.main import main as megabase_command
-from megabase.genome import GenomeStore, decode, read_gff, write_bed
+from megabase.genome import Genome, decode, read_gff, write_bed
 from megabase.models import load_model, load_tokenizer
 
 OUTPUT = Path("demo-output")
@@ -116,7 +116,7 @@ def reload_through_transformers(store: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
-    genome = GenomeStore.open(store)
+    genome = Genome(store)
     dna = decode(genome.fetch(f"{genome.contigs[0].name}:100,001-101,000"))
     ids = tokenizer(dna, add_special_tokens=False, return_tensors="pt")["input_ids"]
     with torch.no_grad():

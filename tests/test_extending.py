@@ -15,7 +15,7 @@ import pytest
 
 import megabase
 from megabase.errors import ConfigError
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.models.decoder import MIXERS, register_mixer
 from megabase.models.families import FAMILIES, Family, register_family
 from megabase.objectives.base import OBJECTIVES, register_objective
@@ -57,7 +57,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     (folder / "genome.fa").write_text(f">chr1\n{SEQUENCE}\n")
     (folder / "sequences.fa").write_text(f">a\n{SEQUENCE[:90]}\n>b\n{SEQUENCE[30:70]}\n")
-    GenomeStore.build([folder / "genome.fa"], folder / "genome.mb", name="toy")
+    Genome.build([folder / "genome.fa"], folder / "genome.mb", name="toy")
     return folder
 
 

@@ -84,12 +84,12 @@ def make_inputs(folder: Path) -> None:
     """Write a genome store, a labelled table and a folder of a suite."""
     import numpy as np
 
-    from megabase.genome.store import GenomeStore
+    from megabase.genome.store import Genome
 
     rng = np.random.default_rng(0)
     dna = ["".join(rng.choice(list("ACGT"), size=n)) for n in (2000, 400, *[30] * 40)]
     (folder / "g.fa").write_text(f">chr1\n{dna[0]}\n>chr2\n{dna[1]}\n")
-    GenomeStore.build(folder / "g.fa", folder / "g.mb")
+    Genome.build(folder / "g.fa", folder / "g.mb")
     rows = "\n".join(f"{text},{'ab'[i % 2]}" for i, text in enumerate(dna[2:]))
     (folder / "sets" / "mine").mkdir(parents=True)
     for file in ("t.csv", "sets/mine/train.csv", "sets/mine/test.csv"):

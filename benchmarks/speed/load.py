@@ -20,7 +20,7 @@ from megabase.data.loader import Prefetcher
 from megabase.data.regions import Regions
 from megabase.data.windows import GenomeWindows, RandomWindows, count_n
 from megabase.genome.interval import Interval
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 __all__ = ["made_up_store", "run_load"]
 
@@ -29,7 +29,7 @@ _BUSY = 0.02
 """Seconds that the loop which waits for batches is busy between two of them."""
 
 
-def made_up_store(folder: Path, bases: int) -> GenomeStore:
+def made_up_store(folder: Path, bases: int) -> Genome:
     """Build a store of random letters, one contig, 60 to a line."""
     letters = np.frombuffer(b"ACGTacgt", dtype=np.uint8)
     drawn = letters[np.random.default_rng(0).integers(0, 8, -(-bases // _LINE) * _LINE)]
@@ -37,7 +37,7 @@ def made_up_store(folder: Path, bases: int) -> GenomeStore:
     lines = np.concatenate((text, np.full((len(text), 1), ord("\n"), np.uint8)), axis=1)
     fasta = folder / "made_up.fa"
     fasta.write_bytes(b">chr1\n" + lines.tobytes())
-    return GenomeStore.build(fasta, folder / "made_up.mb")
+    return Genome.build(fasta, folder / "made_up.mb")
 
 
 def _seconds(call: Callable[[int], object], repeats: int) -> float:
@@ -50,7 +50,7 @@ def _seconds(call: Callable[[int], object], repeats: int) -> float:
     return statistics.median(times[1:])
 
 
-def _data(store: GenomeStore) -> tuple[RandomWindows, GenomeWindows]:
+def _data(store: Genome) -> tuple[RandomWindows, GenomeWindows]:
     source = RandomWindows(
         Regions.whole(store.lengths), seed=1, reverse_complement=0.5, max_n_fraction=0.1,
         count_n=partial(count_n, store),
@@ -58,7 +58,7 @@ def _data(store: GenomeStore) -> tuple[RandomWindows, GenomeWindows]:
     return source, GenomeWindows(store, source)
 
 
-def _check(store: GenomeStore, data: GenomeWindows, config: LoadConfig) -> None:
+def _check(store: Genome, data: GenomeWindows, config: LoadConfig) -> None:
     """Compare a batch with the bases fetched one window at a time."""
     numbers = np.arange(config.batch)
     codes = data.batch(0, numbers, config.length)["codes"].numpy()
@@ -94,7 +94,7 @@ def run_load(
         store = (
             made_up_store(Path(folder), config.bases)
             if config.genome is None
-            else GenomeStore.open(Path(config.genome))
+            else Genome(Path(config.genome))
         )
         say(f"{store.name}, {store.total_length:,} bases")
         source, data = _data(store)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from megabase.cli.main import main
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate")
     letters = np.random.default_rng(4).choice(list("ACGTacgt"), size=6_000)
     (folder / "toy.fa").write_text(f">chr1\n{''.join(letters)}\n>chr2\n{'ACGGT' * 300}\n")
-    store = GenomeStore.build(folder / "toy.fa", folder / "toy.mb", name="toy")
+    store = Genome.build(folder / "toy.fa", folder / "toy.mb", name="toy")
     recipe = f"""
 data: {{genome: {store.path}, validation: ["chr2:1-500"], test: ["chr2:501-1,500"]}}
 model: {{d_model: 8, n_layer: 1, overrides: {{filter_order: 8}}}}
@@ -196,7 +196,7 @@ def test_a_masked_model_is_asked_as_one(run: Path) -> None:
     from megabase.models.caduceus import CaduceusConfig
     from megabase.models.caduceus.modeling import CaduceusForMaskedLM
 
-    store = GenomeStore.open(run.parent / "toy.mb")
+    store = Genome(run.parent / "toy.mb")
     model = CaduceusForMaskedLM(CaduceusConfig(d_model=8, n_layer=1))
     found = evaluate(
         model,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megabase.cli.main import main
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 SHAPE = '{"d_model": 8, "n_layer": 1, "filter_order": 4, "max_seq_len": 12}'
 GOOD = "seq,label\nACGTACGT,a\nGGGTACGT,b\nACGTACGA,a\nGGGTACGG,b\n"
@@ -55,7 +55,7 @@ def test_empty_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_empty_class_of_nucleotides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "g.fa").write_text(">one\nACGTACGTAC\n>two\nACGTACGTAC\n")
-    GenomeStore.build(tmp_path / "g.fa", tmp_path / "g.mb")
+    Genome.build(tmp_path / "g.fa", tmp_path / "g.mb")
     features = table(tmp_path, "two\t2\t5\n", "x.bed")
     error = refused(
         tmp_path, capsys, tmp_path / "g.mb", "--genome.features", f"[{features}]",
@@ -98,7 +98,7 @@ def test_sequence_beyond_the_longest_input(
 
 def test_intervals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "g.fa").write_text(">one\nACGTACGTAC\n")
-    GenomeStore.build(tmp_path / "g.fa", tmp_path / "g.mb")
+    Genome.build(tmp_path / "g.fa", tmp_path / "g.mb")
     rows = table(tmp_path, "one\t0\t4\ta\none\t8\t14\tb\n", "x.bed")
     store = ("--genome.store", str(tmp_path / "g.mb"), "--genome.strict")
     error = refused(tmp_path, capsys, rows, *store)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from megabase.cli.main import main
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.inference.generation.generate import generate
 from megabase.inference.generation.sampling import SamplingOptions
 from megabase.models.auto import load_model
@@ -44,7 +44,7 @@ def genome(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("genome")
     letters = "".join(np.random.default_rng(0).choice(list("ACGT"), 3_000))
     (folder / "g.fa").write_text(f">one\n{letters}\n")
-    GenomeStore.build(folder / "g.fa", folder / "g.mb")
+    Genome.build(folder / "g.fa", folder / "g.mb")
     return folder / "g.mb"
 
 
@@ -85,7 +85,7 @@ def test_prompts_from_a_bed_file_and_the_check(
     call += ["--check", str(genome), "--kmer", "2", "--json", str(tmp_path / "c.json")]
     assert main(call) == 0
     said = capsys.readouterr()
-    store = GenomeStore.open(genome)
+    store = Genome(genome)
     (head, first), (_, second) = records(said.out)
     assert f" genome={store.name} genome_sha256={store.checksum[:16]} " in head
     assert first[:20] == _text(store, "one:11-30(-)")
@@ -100,7 +100,7 @@ def test_prompts_from_a_bed_file_and_the_check(
     assert found["longest_copy"] == max(row["copy"]["length"] for row in found["sequences"])
 
 
-def _text(store: GenomeStore, place: str) -> str:
+def _text(store: Genome, place: str) -> str:
     from megabase.genome.alphabet import decode
 
     return decode(store.fetch(place))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from megabase.cli.main import main
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 FASTA = ">chr1 first\nACGTNacgtnRy\n>chr2\nGGGG\n"
 
@@ -27,7 +27,7 @@ def fasta(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(fasta: Path) -> Path:
     path = fasta.with_name("toy.mb")
-    GenomeStore.build(fasta, path)
+    Genome.build(fasta, path)
     return path
 
 
@@ -37,12 +37,12 @@ def test_build_says_what_it_wrote(fasta: Path, capsys: pytest.CaptureFixture[str
     target = fasta.with_name("g.mb")
     assert main(["genome", "build", str(fasta), str(packed), "-o", str(target)]) == 0
     out = capsys.readouterr().out
-    assert GenomeStore.open(target).total_length == 20
+    assert Genome(target).total_length == 20
     for words in (
         "toy.fa, more.fa.gz",
         "R 1, U 4, Y 1",
         "U is RNA",
-        GenomeStore.open(target).checksum,
+        Genome(target).checksum,
     ):
         assert words in out
     assert main(["genome", "verify", str(target)]) == 0
@@ -56,9 +56,9 @@ def test_name_and_overwrite(fasta: Path, store: Path, capsys: pytest.CaptureFixt
     assert error.startswith("megabase genome: error: ")
     assert "exists already" in error
     assert error.count("\n") == 1
-    assert GenomeStore.open(store).name == "toy"
+    assert Genome(store).name == "toy"
     assert main([*build, "--overwrite"]) == 0
-    assert GenomeStore.open(store).name == "mine"
+    assert Genome(store).name == "mine"
 
 
 def test_info_as_table_and_as_json(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +68,7 @@ def test_info_as_table_and_as_json(store: Path, capsys: pytest.CaptureFixture[st
         assert words in out
     assert main(["genome", "info", str(store), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    opened = GenomeStore.open(store)
+    opened = Genome(store)
     assert record["checksum"] == opened.checksum
     assert record["total_length"] == 16
     assert [row["name"] for row in record["contigs"]] == ["chr1", "chr2"]
@@ -81,7 +81,7 @@ def test_info_lists_the_first_contigs_unless_asked(
 ) -> None:
     fasta, store = tmp_path / "x.fa", tmp_path / "x.mb"
     fasta.write_text("".join(f">scaffold[{i}] {'word ' * 40}\nACGT\n" for i in range(60)))
-    GenomeStore.build(fasta, store)
+    Genome.build(fasta, store)
     assert main(["genome", "info", str(store)]) == 0
     out = capsys.readouterr().out
     assert "scaffold[49]" in out

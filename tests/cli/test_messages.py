@@ -16,7 +16,7 @@ import pytest
 import megabase
 from megabase.cli.main import main
 from megabase.errors import ConfigError, ContigAliasWarning
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.tasks.config import DataConfig, PretrainConfig
 
 SOURCE = Path(megabase.__file__).parent
@@ -89,7 +89,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "v.vcf").write_text(
         "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
     )
-    GenomeStore.build(folder / "g.fa", folder / "g.mb")
+    Genome.build(folder / "g.fa", folder / "g.mb")
     (folder / "o.vcf").write_text("")
     (folder / "o.tsv").write_text("")
     return folder
@@ -122,7 +122,7 @@ def test_wrong_options_come_before_an_existing_output_and_are_written_as_flags(
 
 def test_python_is_told_python_options(place: Path) -> None:
     with pytest.raises(ValueError, match=r"use overwrite=True$"):
-        GenomeStore.build(place / "g.fa", place / "g.mb")
+        Genome.build(place / "g.fa", place / "g.mb")
 
 
 def test_no_error_outside_the_command_line_names_a_flag() -> None:
@@ -144,7 +144,7 @@ def test_no_error_outside_the_command_line_names_a_flag() -> None:
 
 
 def test_a_warning_shows_the_line_of_the_caller(place: Path) -> None:
-    store = GenomeStore.open(place / "g.mb")
+    store = Genome(place / "g.mb")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         store.region("1:1-9")
@@ -182,7 +182,7 @@ def test_standard_output_that_is_closed_or_full_ends_with_one_line(verb: str, pl
 
 def test_names_that_a_terminal_cannot_show_get_other_letters(place: Path) -> None:
     (place / "u.fa").write_text(">chr\u00e9\u4e2d\nACGT\n", encoding="utf-8")
-    GenomeStore.build(place / "u.fa", place / "u.mb", overwrite=True)
+    Genome.build(place / "u.fa", place / "u.mb", overwrite=True)
     ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     status, output, error = shell("megabase genome info u.mb", place, **ascii_only)
     assert (status, error) == (0, "")
@@ -210,7 +210,7 @@ def test_what_the_machine_does_not_give_is_one_line_with_a_way_to_see_more(
     def fail(*_: object, **__: object) -> None:
         raise raised
 
-    monkeypatch.setattr(GenomeStore, "open", fail)
+    monkeypatch.setattr(Genome, "__init__", fail)
     error = error_of("genome info g.mb", capsys)
     assert text in error
     assert "MEGABASE_DEBUG=1" in error or isinstance(raised, OSError)
@@ -223,7 +223,7 @@ def test_an_error_of_the_program_itself_is_not_hidden(monkeypatch: pytest.Monkey
     def wrong(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(GenomeStore, "open", wrong)
+    monkeypatch.setattr(Genome, "__init__", wrong)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["genome", "info", "g.mb"])
 

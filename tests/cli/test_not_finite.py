@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from megabase.cli.main import main
 from megabase.errors import NotFiniteError
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.inference import embed, generate, score
 from megabase.models.auto import load_model
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
@@ -37,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, save_tiny: Callable[..., Non
     CaduceusForMaskedLM(CaduceusConfig(d_model=16, n_layer=1)).save_pretrained(folder / "masked")
     letters = "".join(np.random.default_rng(0).choice(list("ACGT"), 600))
     (folder / "g.fa").write_text(f">chr1\n{letters}\n")
-    GenomeStore.build(folder / "g.fa", folder / "g.mb")
+    Genome.build(folder / "g.fa", folder / "g.mb")
     alt = "ACGT"[("ACGT".index(letters[SNV - 1]) + 1) % 4]
     (folder / "v.vcf").write_text(
         "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from megabase.cli.main import main
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def genome(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, length in (("chr1", 6000), ("chr2", 2000)):
             text = letters[draw.integers(4, size=length)].tobytes().decode()
             file.write(f">{name}\n{text[:700]}{'N' * 200}{text[900:]}\n")
-    GenomeStore.build([folder / "toy.fa"], folder / "toy.mb", name="toy")
+    Genome.build([folder / "toy.fa"], folder / "toy.mb", name="toy")
     return folder / "toy.mb"
 
 

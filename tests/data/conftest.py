@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 LENGTHS = {"chr1": 5_000, "chr2": 3_000, "chr3": 40}
 
@@ -25,8 +25,8 @@ def genome() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def store(genome: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> GenomeStore:
+def store(genome: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Genome:
     folder: Path = tmp_path_factory.mktemp("genome")
     fasta = folder / "toy.fa"
     fasta.write_text("".join(f">{name}\n{text}\n" for name, text in genome.items()))
-    return GenomeStore.build(fasta, folder / "toy.mb")
+    return Genome.build(fasta, folder / "toy.mb")

@@ -17,7 +17,7 @@ from megabase.data.windows import (
     count_n,
 )
 from megabase.genome.alphabet import PAD, decode
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.objectives.language import CausalLM
 
 
@@ -29,9 +29,7 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_batches_hold_the_letters_of_their_windows(
-    store: GenomeStore, genome: dict[str, str]
-) -> None:
+def test_batches_hold_the_letters_of_their_windows(store: Genome, genome: dict[str, str]) -> None:
     source = RandomWindows(Regions.whole(store.lengths), seed=1, reverse_complement=0.5)
     data = GenomeWindows(store, source, extra=1)
     indices = np.arange(20)
@@ -50,7 +48,7 @@ def test_batches_hold_the_letters_of_their_windows(
     assert data.epoch_size(64) is None
 
 
-def test_parts_of_a_batch_are_the_batch(store: GenomeStore) -> None:
+def test_parts_of_a_batch_are_the_batch(store: Genome) -> None:
     source = RandomWindows(Regions.whole(store.lengths), seed=1, reverse_complement=0.5)
     data = GenomeWindows(store, source)
     whole = data.batch(2, np.arange(100, 112), 32)
@@ -62,7 +60,7 @@ def _read(data: GenomeWindows) -> list[list[int]]:
     return data.batch(1, np.arange(5), 16)["codes"].tolist()
 
 
-def test_batches_are_the_same_in_another_process(store: GenomeStore) -> None:
+def test_batches_are_the_same_in_another_process(store: Genome) -> None:
     source = RandomWindows(
         Regions.whole(store.lengths), seed=1, max_n_fraction=0.1, count_n=partial(count_n, store)
     )
@@ -72,7 +70,7 @@ def test_batches_are_the_same_in_another_process(store: GenomeStore) -> None:
         assert pool.apply(_read, (data,)) == _read(data)
 
 
-def test_limit_on_n_holds_in_the_batch(store: GenomeStore) -> None:
+def test_limit_on_n_holds_in_the_batch(store: Genome) -> None:
     regions = Regions.of([1], [0], [3000])  # a sixth of chr2 is N
     source = RandomWindows(regions, seed=1, max_n_fraction=0.05, count_n=partial(count_n, store))
     codes = GenomeWindows(store, source).batch(0, np.arange(300), 99)["codes"]
@@ -83,7 +81,7 @@ def test_limit_on_n_holds_in_the_batch(store: GenomeStore) -> None:
     assert ((plain & 7) == 4).float().mean(1).max() > 0.9
 
 
-def test_held_out_letters_never_reach_a_batch(store: GenomeStore) -> None:
+def test_held_out_letters_never_reach_a_batch(store: Genome) -> None:
     split = split_genome(store, include=["chr1"], test=["chr1:2,001-3,000"])
     held_out = set(range(2000, 3000))
     for source in (RandomWindows(split.train, seed=3), TiledWindows(split.train)):
@@ -95,9 +93,7 @@ def test_held_out_letters_never_reach_a_batch(store: GenomeStore) -> None:
             assert not read & held_out
 
 
-def test_short_tiles_are_padded_after_their_region(
-    store: GenomeStore, genome: dict[str, str]
-) -> None:
+def test_short_tiles_are_padded_after_their_region(store: Genome, genome: dict[str, str]) -> None:
     source = TiledWindows(Regions.of([0], [10], [130]), shuffle=False)
     batch = GenomeWindows(store, source).batch(0, np.arange(2), 100)
     first, second = texts(batch["codes"])
@@ -106,7 +102,7 @@ def test_short_tiles_are_padded_after_their_region(
 
 
 def test_left_padded_intervals_give_the_published_items(
-    store: GenomeStore, genome: dict[str, str]
+    store: Genome, genome: dict[str, str]
 ) -> None:
     rows = [(0, 100, 120), (0, 0, 8), (2, 0, 40), (2, 30, 38), (0, 4_990, 5_000), (0, 10, 90)]
     contig, start, end = (np.array(column) for column in zip(*rows, strict=True))

@@ -12,7 +12,7 @@ from megabase.data.genome_labels import (
 )
 from megabase.data.regions import Regions
 from megabase.errors import InputError, LeftOutWarning
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 GFF = """##gff-version 3
 one\tx\tgene\t1\t20\t.\t+\t.\tID=a
@@ -24,10 +24,10 @@ two\tx\tCDS\t1\t4\t.\t.\t0\tID=d
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> GenomeStore:
+def store(tmp_path: Path) -> Genome:
     fasta = tmp_path / "g.fa"
     fasta.write_text(">one\nACGTACGTACNNACGTACGT\n>two\nacgtacgtac\n")
-    return GenomeStore.build(fasta, tmp_path / "g.mb")
+    return Genome.build(fasta, tmp_path / "g.mb")
 
 
 @pytest.fixture
@@ -37,12 +37,12 @@ def gff(tmp_path: Path) -> Path:
     return path
 
 
-def painted(store: GenomeStore, gff: Path, *types: str, **options: str) -> str:
+def painted(store: Genome, gff: Path, *types: str, **options: str) -> str:
     features = read_features(store, [gff], types, **options)  # type: ignore[arg-type]
     return "".join(map(str, features.paint(0, 20)))
 
 
-def test_bases_get_the_class_of_their_feature(store: GenomeStore, gff: Path) -> None:
+def test_bases_get_the_class_of_their_feature(store: Genome, gff: Path) -> None:
     # 1-based 3 to 6, 9 to 10; both strands count.
     assert painted(store, gff, "CDS") == "00111100110000000000"
     assert painted(store, gff, "CDS", strand="forward") == "00111100000000000000"
@@ -51,7 +51,7 @@ def test_bases_get_the_class_of_their_feature(store: GenomeStore, gff: Path) -> 
     assert two.paint(1, 10).tolist() == [1] * 4 + [0] * 6  # without strand: counts for each
 
 
-def test_classes_are_sorted_and_the_first_type_wins(store: GenomeStore, gff: Path) -> None:
+def test_classes_are_sorted_and_the_first_type_wins(store: Genome, gff: Path) -> None:
     names = read_features(store, [gff], ["tRNA", "CDS=coding"], background="rest").classes
     assert names == ("rest", "coding", "tRNA")
     assert painted(store, gff, "tRNA", "CDS") == "00111222110000000000"
@@ -59,7 +59,7 @@ def test_classes_are_sorted_and_the_first_type_wins(store: GenomeStore, gff: Pat
     assert painted(store, gff, "CDS=x", "tRNA=x") == "00111111110000000000"
 
 
-def test_bed_rows(store: GenomeStore, tmp_path: Path) -> None:
+def test_bed_rows(store: Genome, tmp_path: Path) -> None:
     bed = tmp_path / "peaks.bed"
     bed.write_text("one\t2\t6\tp1\none\t5\t8\tp2\n")
     assert painted(store, bed) == "00111111000000000000"
@@ -67,7 +67,7 @@ def test_bed_rows(store: GenomeStore, tmp_path: Path) -> None:
     assert painted(store, bed, "p2") == "00000111000000000000"
 
 
-def test_windows(store: GenomeStore, gff: Path) -> None:
+def test_windows(store: Genome, gff: Path) -> None:
     features = read_features(store, [gff], ["CDS"])
     found = label_windows(store, Regions.whole([20, 10]), features, length=8)
     assert found.lengths.tolist() == [8, 8, 4, 8, 2]
@@ -93,7 +93,7 @@ def test_tail_of_every_region() -> None:
         cut_tail(Regions.of([0], [0], [9]), 0.2, 5)
 
 
-def test_other_contigs_are_counted(store: GenomeStore, gff: Path) -> None:
+def test_other_contigs_are_counted(store: Genome, gff: Path) -> None:
     gff.write_text(GFF + "three\tx\tCDS\t1\t4\t.\t+\t0\tID=e\n")
     with pytest.warns(LeftOutWarning, match=r"1 UNKNOWN_CONTIG \("):
         read_features(store, [gff], ["CDS"])
@@ -102,7 +102,7 @@ def test_other_contigs_are_counted(store: GenomeStore, gff: Path) -> None:
         read_features(store, [gff], ["CDS"])
 
 
-def test_what_cannot_be_used(store: GenomeStore, gff: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_used(store: Genome, gff: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no row of .* is of the type 'exon'"):
         read_features(store, [gff], ["CDS", "exon"])
     with pytest.raises(InputError, match="name the types that count"):

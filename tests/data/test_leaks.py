@@ -17,7 +17,7 @@ from megabase.data.leaks import (
 from megabase.data.regions import regions_of
 from megabase.genome import alphabet
 from megabase.genome.kmers import canonical_kmers
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 RNG = np.random.default_rng(5)
 
@@ -117,7 +117,7 @@ def test_rows_of_the_pretraining_regions(tmp_path: Path) -> None:
     genome = letters(4000)
     fasta = tmp_path / "g.fa"
     fasta.write_text(f">chr1\n{genome}\n")
-    store = GenomeStore.build([fasta], tmp_path / "g.mb")
+    store = Genome.build([fasta], tmp_path / "g.mb")
     inside, outside = genome[500:700], genome[2500:2700]
     splits = rows_of(
         train=[(inside, "a"), (letters(200), "b")],

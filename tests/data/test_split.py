@@ -7,10 +7,10 @@ import pytest
 
 from megabase.data.regions import Regions, read_intervals, regions_of, split_genome
 from megabase.errors import InputError, MegabaseError
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 
-def test_places_are_contigs_stretches_and_bed_files(store: GenomeStore, tmp_path: Path) -> None:
+def test_places_are_contigs_stretches_and_bed_files(store: Genome, tmp_path: Path) -> None:
     bed = tmp_path / "gaps.bed"
     bed.write_text("chr1\t10\t20\nchr1\t15\t30\nchr2\t0\t5\n")
     got = regions_of(store, ["chr3", "chr1:1,001-2,000", str(bed), bed])
@@ -19,7 +19,7 @@ def test_places_are_contigs_stretches_and_bed_files(store: GenomeStore, tmp_path
     assert len(regions_of(store, [])) == 0
 
 
-def test_training_gets_what_is_not_held_out(store: GenomeStore) -> None:
+def test_training_gets_what_is_not_held_out(store: Genome) -> None:
     split = split_genome(
         store,
         include=["chr1", "chr2"],
@@ -33,7 +33,7 @@ def test_training_gets_what_is_not_held_out(store: GenomeStore) -> None:
     assert split_genome(store).train.total == 8040
 
 
-def test_bad_splits_say_what_is_wrong(store: GenomeStore, tmp_path: Path) -> None:
+def test_bad_splits_say_what_is_wrong(store: Genome, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="overlap, first at chr1:101-200"):
         split_genome(store, validation=["chr1:1-200"], test=["chr1:101-300"])
     with pytest.raises(InputError, match="no position is left"):
@@ -46,7 +46,7 @@ def test_bad_splits_say_what_is_wrong(store: GenomeStore, tmp_path: Path) -> Non
         regions_of(store, [str(tmp_path / "none.bed")])
 
 
-def test_intervals_are_read_by_split(store: GenomeStore, tmp_path: Path) -> None:
+def test_intervals_are_read_by_split(store: Genome, tmp_path: Path) -> None:
     bed = tmp_path / "sequences.bed"
     bed.write_text("chr2\t5\t25\ttrain\nchr1\t0\t20\tvalid\nchr1\t30\t50\ttrain\n")
     got = read_intervals(store, bed, "train")

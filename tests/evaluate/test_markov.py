@@ -11,7 +11,7 @@ from megabase.data.regions import Regions
 from megabase.errors import InputError
 from megabase.evaluate.markov import DEFAULT_RATE, MarkovModel, train_markov
 from megabase.genome.alphabet import encode
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 
 def dictionary_model(pieces: list[str], order: int, rate: float) -> Callable[[str, int], float]:
@@ -98,10 +98,10 @@ def test_rows_are_scored_like_single_sequences() -> None:
         np.testing.assert_array_equal(together[:, i], model.log_probabilities(row, first=7))
 
 
-def store_of(tmp_path: Path, **contigs: str) -> GenomeStore:
+def store_of(tmp_path: Path, **contigs: str) -> Genome:
     fasta = tmp_path / "genome.fa"
     fasta.write_text("".join(f">{name}\n{text}\n" for name, text in contigs.items()))
-    return GenomeStore.build(fasta, tmp_path / "genome.mb")
+    return Genome.build(fasta, tmp_path / "genome.mb")
 
 
 def test_training_stays_inside_the_regions(tmp_path: Path) -> None:

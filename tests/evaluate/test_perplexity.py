@@ -16,7 +16,7 @@ from megabase.data.regions import Regions
 from megabase.errors import InputError, NotFiniteError, OutputError
 from megabase.evaluate.perplexity import EvaluateOptions, default_context_lengths, evaluate
 from megabase.evaluate.results import EvaluationResult, measure
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 
 class Toy(nn.Module):
@@ -63,22 +63,22 @@ def running_mean(ids: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> GenomeStore:
+def store(tmp_path: Path) -> Genome:
     generator = np.random.default_rng(5)
     letters = "".join(generator.choice(list("ACGTacgtN"), size=3_000))
     fasta = tmp_path / "toy.fa"
     fasta.write_text(
         f">mixed\n{letters}\n>ramp\n{'ACGT' * 500}\n>flat\n{'A' * 2_000}\n>short\nACGTACG\n"
     )
-    return GenomeStore.build(fasta, tmp_path / "toy.mb")
+    return Genome.build(fasta, tmp_path / "toy.mb")
 
 
-def on(store: GenomeStore, contig: str, start: int = 0, end: int | None = None) -> Regions:
+def on(store: Genome, contig: str, start: int = 0, end: int | None = None) -> Regions:
     index = store.contig_index(contig)
     return Regions.of([index], [start], [int(store.lengths[index]) if end is None else end])
 
 
-def test_uniform_model_has_sixteen_and_four(store: GenomeStore) -> None:
+def test_uniform_model_has_sixteen_and_four(store: Genome) -> None:
     result = evaluate(Toy(uniform, 256), store, on(store, "mixed"))
     assert result.overall.perplexity == pytest.approx(16)
     assert result.overall.perplexity_acgt == pytest.approx(4)
@@ -87,7 +87,7 @@ def test_uniform_model_has_sixteen_and_four(store: GenomeStore) -> None:
     assert result.baselines[0].measure.targets == result.overall.targets
 
 
-def test_targets_are_the_bases_after_the_first_and_the_rest_is_counted(store: GenomeStore) -> None:
+def test_targets_are_the_bases_after_the_first_and_the_rest_is_counted(store: Genome) -> None:
     codes = store.view("mixed")
     result = evaluate(
         Toy(uniform, 256), store, on(store, "mixed"), EvaluateOptions(context_lengths=[])
@@ -101,13 +101,13 @@ def test_targets_are_the_bases_after_the_first_and_the_rest_is_counted(store: Ge
     assert result.context == ()
 
 
-def test_a_model_that_knows_the_rule_has_perplexity_one(store: GenomeStore) -> None:
+def test_a_model_that_knows_the_rule_has_perplexity_one(store: Genome) -> None:
     result = evaluate(Toy(next_letter, 64), store, on(store, "ramp"))
     assert result.overall.perplexity == pytest.approx(1)
     assert result.overall.perplexity_acgt == pytest.approx(1)
 
 
-def test_each_target_sees_the_stated_context(store: GenomeStore) -> None:
+def test_each_target_sees_the_stated_context(store: Genome) -> None:
     lengths = (4, 8, 16)
     result = evaluate(
         Toy(by_context, 16),
@@ -124,7 +124,7 @@ def test_each_target_sees_the_stated_context(store: GenomeStore) -> None:
     assert result.context[2].saved_nats == pytest.approx(saved)
 
 
-def test_blocks_of_one_see_exactly_the_stated_context(store: GenomeStore) -> None:
+def test_blocks_of_one_see_exactly_the_stated_context(store: Genome) -> None:
     result = evaluate(
         Toy(by_context, 16),
         store,
@@ -136,7 +136,7 @@ def test_blocks_of_one_see_exactly_the_stated_context(store: GenomeStore) -> Non
         assert point.measure.perplexity_acgt == pytest.approx(1 / (1 - 0.5**point.context))
 
 
-def test_headline_windows_give_contexts_from_one_to_the_window(store: GenomeStore) -> None:
+def test_headline_windows_give_contexts_from_one_to_the_window(store: Genome) -> None:
     result = evaluate(
         Toy(by_context, 10), store, on(store, "flat", 100, 200), EvaluateOptions(context_lengths=[])
     )
@@ -144,7 +144,7 @@ def test_headline_windows_give_contexts_from_one_to_the_window(store: GenomeStor
     assert result.overall.nats_acgt == pytest.approx(-np.log1p(-(0.5 ** np.arange(1, 11))).mean())
 
 
-def test_stride_leaves_context_in_front_of_every_target(store: GenomeStore) -> None:
+def test_stride_leaves_context_in_front_of_every_target(store: Genome) -> None:
     result = evaluate(
         Toy(by_context, 10),
         store,
@@ -156,7 +156,7 @@ def test_stride_leaves_context_in_front_of_every_target(store: GenomeStore) -> N
     )
 
 
-def test_every_context_scores_the_same_targets(store: GenomeStore) -> None:
+def test_every_context_scores_the_same_targets(store: Genome) -> None:
     result = evaluate(
         Toy(running_mean, 128), store, on(store, "mixed"), EvaluateOptions(context_blocks=20)
     )
@@ -166,7 +166,7 @@ def test_every_context_scores_the_same_targets(store: GenomeStore) -> None:
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 5_000, 1 << 20])
-def test_batch_size_makes_no_difference(store: GenomeStore, batch_tokens: int) -> None:
+def test_batch_size_makes_no_difference(store: Genome, batch_tokens: int) -> None:
     regions = Regions.whole(store.lengths)
     model = Toy(running_mean, 100)
     reference = evaluate(model, store, regions, EvaluateOptions(max_order=3), train_regions=regions)
@@ -190,7 +190,7 @@ def _numbers(value: Any) -> list[float]:
     return [value] if isinstance(value, float) else []
 
 
-def test_equals_a_plain_loop(store: GenomeStore) -> None:
+def test_equals_a_plain_loop(store: Genome) -> None:
     codes = store.view("mixed") & 7
     model = Toy(running_mean, 50)
     result = evaluate(
@@ -209,7 +209,7 @@ def test_equals_a_plain_loop(store: GenomeStore) -> None:
     assert result.overall.nats == pytest.approx(total / count, rel=1e-6)
 
 
-def test_bases_after_a_target_change_nothing(store: GenomeStore) -> None:
+def test_bases_after_a_target_change_nothing(store: Genome) -> None:
     whole = evaluate(
         Toy(running_mean, 64),
         store,
@@ -229,7 +229,7 @@ def test_bases_after_a_target_change_nothing(store: GenomeStore) -> None:
     assert whole.overall.nats * whole.overall.targets == pytest.approx(total)
 
 
-def test_contigs_are_told_apart(store: GenomeStore) -> None:
+def test_contigs_are_told_apart(store: Genome) -> None:
     regions = Regions.whole(store.lengths)
     result = evaluate(Toy(next_letter, 128), store, regions)
     assert set(result.by_contig) == {"mixed", "ramp", "flat", "short"}
@@ -238,7 +238,7 @@ def test_contigs_are_told_apart(store: GenomeStore) -> None:
     assert result.by_contig["flat"].perplexity_acgt > 4
 
 
-def test_sampled_windows_are_spread_evenly(store: GenomeStore) -> None:
+def test_sampled_windows_are_spread_evenly(store: Genome) -> None:
     result = evaluate(
         Toy(uniform, 10),
         store,
@@ -249,7 +249,7 @@ def test_sampled_windows_are_spread_evenly(store: GenomeStore) -> None:
     assert result.overall.targets == 50
 
 
-def test_markov_baselines_see_the_same_targets(store: GenomeStore) -> None:
+def test_markov_baselines_see_the_same_targets(store: Genome) -> None:
     regions = on(store, "ramp", 1_000)
     train = on(store, "ramp", 0, 1_000)
     result = evaluate(
@@ -268,7 +268,7 @@ def test_markov_baselines_see_the_same_targets(store: GenomeStore) -> None:
     assert result.baselines[2].measure.perplexity_acgt == pytest.approx(1, abs=0.05)
 
 
-def test_masked_models_never_see_their_target(store: GenomeStore) -> None:
+def test_masked_models_never_see_their_target(store: Genome) -> None:
     def copies(ids: Tensor) -> Tensor:
         """Certain of what it reads; knows nothing where the mask token stands."""
         return torch.where((ids == 3)[..., None], 0.0, 40.0 * nn.functional.one_hot(ids, 16))
@@ -279,7 +279,7 @@ def test_masked_models_never_see_their_target(store: GenomeStore) -> None:
     assert result.overall.targets == ((store.view("mixed") & 7) < 4).sum()
 
 
-def test_masked_models_see_both_sides(store: GenomeStore) -> None:
+def test_masked_models_see_both_sides(store: Genome) -> None:
     def between(ids: Tensor) -> Tensor:
         """In ACGTACGT...: the letter after the left neighbour, if it is not hidden itself."""
         left = torch.roll(ids, 1, 1)
@@ -294,7 +294,7 @@ def test_masked_models_see_both_sides(store: GenomeStore) -> None:
     assert result.context[0].measure.perplexity_acgt == pytest.approx(1)
 
 
-def test_result_survives_json(store: GenomeStore, tmp_path: Path) -> None:
+def test_result_survives_json(store: Genome, tmp_path: Path) -> None:
     regions = on(store, "mixed")
     result = evaluate(
         Toy(running_mean, 100), store, regions, EvaluateOptions(max_order=2), train_regions=regions
@@ -328,7 +328,7 @@ def _tiny_result() -> EvaluationResult:
     return EvaluationResult(*facts, part, {}, {}, (), (), 0, 0.0, "0")
 
 
-def test_training_mode_is_restored(store: GenomeStore) -> None:
+def test_training_mode_is_restored(store: Genome) -> None:
     model = Toy(uniform, 64)
     model.train()
     evaluate(model, store, on(store, "short"), EvaluateOptions(context_lengths=[]))
@@ -346,13 +346,13 @@ def test_training_mode_is_restored(store: GenomeStore) -> None:
     ],
 )
 def test_lengths_that_do_not_fit_are_refused(
-    store: GenomeStore, options: dict[str, Any], message: str
+    store: Genome, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         evaluate(Toy(uniform, 64), store, on(store, "mixed"), EvaluateOptions(**options))
 
 
-def test_regions_without_bases_are_refused(store: GenomeStore) -> None:
+def test_regions_without_bases_are_refused(store: Genome) -> None:
     with pytest.raises(InputError, match="no regions"):
         evaluate(Toy(uniform, 64), store, Regions.of([], [], []))
     with pytest.raises(InputError, match="no A, C, G or T to score"):
@@ -363,7 +363,7 @@ def test_regions_without_bases_are_refused(store: GenomeStore) -> None:
         evaluate(Toy(uniform, 64), store, on(store, "short"), EvaluateOptions(context_lengths=[64]))
 
 
-def test_a_broken_model_is_named(store: GenomeStore) -> None:
+def test_a_broken_model_is_named(store: Genome) -> None:
     def broken(ids: Tensor) -> Tensor:
         return torch.full((*ids.shape, 16), math.nan)
 

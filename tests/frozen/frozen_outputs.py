@@ -201,9 +201,9 @@ def render(path: Path) -> str:
     """Give the content of an output as text, numbers in full."""
     suffix = path.suffix
     if suffix == ".info":
-        from megabase.genome.store import GenomeStore
+        from megabase.genome.store import Genome
 
-        store = GenomeStore.open(path.with_suffix(".mb"))
+        store = Genome(path.with_suffix(".mb"))
         contigs = [f"{contig.name} {contig.length}" for contig in store.contigs]
         return "\n".join([str(store.checksum), *contigs])
     if suffix == ".parquet":

@@ -63,9 +63,9 @@ def fasta(path: Path) -> None:
 
 @cache
 def genome(folder: Path) -> Any:
-    from megabase.genome.store import GenomeStore
+    from megabase.genome.store import Genome
 
-    return GenomeStore(folder / "genome.mb")
+    return Genome(folder / "genome.mb")
 
 
 def places() -> list[Any]:
@@ -116,9 +116,9 @@ def table(path: Path) -> None:
 
 def store(path: Path) -> None:
     from megabase.genome.alphabet import decode
-    from megabase.genome.store import GenomeStore
+    from megabase.genome.store import Genome
 
-    opened = GenomeStore(path)
+    opened = Genome(path)
     repr(opened)
     for index, contig in enumerate(opened.contigs):
         decode(opened.view(index))
@@ -287,13 +287,13 @@ def _tables(folder: Path) -> None:
     import pysam
     import pysam.bcftools
 
-    from megabase.genome.store import GenomeStore
+    from megabase.genome.store import Genome
     from megabase.inference.tracks import Run, write_bigwig
 
     chromosomes = {"chr1": letters(600), "chr2": letters(200)}
     lines = "".join(f">{name} x\n{text[:80]}\n{text[80:]}\n" for name, text in chromosomes.items())
     (folder / "a.fa").write_text(lines + ">chr3\nACGTNNRYacgtn\n")
-    GenomeStore.build(folder / "a.fa", folder / "genome.mb")
+    Genome.build(folder / "a.fa", folder / "genome.mb")
     shutil.copy(folder / "genome.mb", folder / "a.mb")
     (folder / "a.bed").write_text(
         "track name=x\n" + "".join(f"chr1\t{i}\t{i + 20}\tn{i}\t{i}\t+\n" for i in range(0, 90, 9))
@@ -430,7 +430,7 @@ def _models(folder: Path) -> None:
 
 
 def _runs(folder: Path) -> None:
-    from megabase.genome.store import GenomeStore
+    from megabase.genome.store import Genome
     from megabase.training.checkpoint import Progress
 
     place = ROOT / "tests" / "report" / "conftest.py"
@@ -446,7 +446,7 @@ def _runs(folder: Path) -> None:
     lines = (json.dumps(record) + "\n" for record in records.metrics_records(((64, 10),)))
     (run / "metrics.jsonl").write_text("".join(lines))
     (run / "environment.json").write_text('{"megabase": "1"}')
-    store = GenomeStore(folder / "genome.mb")
+    store = Genome(folder / "genome.mb")
     part = {"regions": ["chr1:1-300"], "number_of_regions": 1, "bases": 300}
     data = {
         "genome": {"path": str(folder / "genome.mb"), "sha256": store.checksum},

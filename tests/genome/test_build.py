@@ -19,7 +19,7 @@ from hypothesis.strategies import DrawFn
 from megabase.errors import GenomeError, OutputError
 from megabase.genome.alphabet import encode
 from megabase.genome.fasta import Header, read_fasta
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 LETTERS = "ACGTNacgtnRYKMryswbdhvU"
 
@@ -75,7 +75,7 @@ def test_several_sources_of_several_kinds(tmp_path: Path) -> None:
     blocks = tmp_path / "c.fa.bgz"
     with pysam.BGZFile(str(blocks), "wb", None) as file:
         file.write(b">four  spaced   description \n" + b"ACGTacgtNn\n" * 20_000)
-    store = GenomeStore.build([plain, str(packed), blocks], tmp_path / "g.mb")
+    store = Genome.build([plain, str(packed), blocks], tmp_path / "g.mb")
     assert [contig.name for contig in store.contigs] == ["one", "two", "three", "four"]
     assert store.lengths.tolist() == [10, 7, 6, 200_000]
     one, two, three, four = store.contigs
@@ -98,8 +98,8 @@ def test_several_sources_of_several_kinds(tmp_path: Path) -> None:
 )
 def test_the_name_comes_from_the_source(tmp_path: Path, source: str, expected: str) -> None:
     path = write(tmp_path / source, ">a\nACGT\n")
-    assert GenomeStore.build(path, tmp_path / "g.mb").name == expected
-    named = GenomeStore.build(path, tmp_path / "h.mb", name="mine")
+    assert Genome.build(path, tmp_path / "g.mb").name == expected
+    named = Genome.build(path, tmp_path / "h.mb", name="mine")
     assert named.name == "mine"
 
 
@@ -107,9 +107,9 @@ def test_checksum_names_the_sequence_alone(tmp_path: Path) -> None:
     first = write(tmp_path / "a.fa", ">a x\nACGT\n>b\nGG\n")
     same = write(tmp_path / "b.fa", ">a other words\r\nAC\r\nGT\r\n>b\r\nGG")
     other = write(tmp_path / "c.fa", ">a x\nACGt\n>b\nGG\n")
-    stores = [GenomeStore.build(path, f"{path}.mb") for path in (first, same, other)]
+    stores = [Genome.build(path, f"{path}.mb") for path in (first, same, other)]
     assert stores[0].checksum == stores[1].checksum != stores[2].checksum
-    again = GenomeStore.build(first, tmp_path / "again.mb")
+    again = Genome.build(first, tmp_path / "again.mb")
     assert again.path.read_bytes() == stores[0].path.read_bytes()
 
 
@@ -152,7 +152,7 @@ def test_a_bad_source_is_one_clear_line_and_leaves_nothing(
 ) -> None:
     path = write(tmp_path / "x.fa", content)
     with pytest.raises(GenomeError, match=message) as caught:
-        GenomeStore.build(path, tmp_path / "g.mb")
+        Genome.build(path, tmp_path / "g.mb")
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == [path]
 
@@ -160,7 +160,7 @@ def test_a_bad_source_is_one_clear_line_and_leaves_nothing(
 def test_a_name_that_comes_in_two_sources(tmp_path: Path) -> None:
     first, second = (write(tmp_path / name, ">chr1\nACGT\n") for name in ("a.fa", "b.fa"))
     with pytest.raises(GenomeError, match=r"b\.fa, line 1: contig 'chr1' .*a\.fa, line 1"):
-        GenomeStore.build([first, second], tmp_path / "g.mb")
+        Genome.build([first, second], tmp_path / "g.mb")
 
 
 def test_the_line_is_right_across_parts(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_truncated_gzip_names_file_and_place(tmp_path: Path, cut: int) -> None
     packed = gzip.compress(random_fasta(), compresslevel=1)
     path = write(tmp_path / "x.fa.gz", packed[:cut])
     with pytest.raises(GenomeError, match=r"x\.fa\.gz, line [\d,]+.*cut short or damaged"):
-        GenomeStore.build(path, tmp_path / "g.mb")
+        Genome.build(path, tmp_path / "g.mb")
     assert sorted(tmp_path.iterdir()) == [path]
 
 
@@ -194,7 +194,7 @@ def test_a_damaged_gzip_is_refused(tmp_path: Path) -> None:
     packed[len(packed) // 2] ^= 0xFF
     path = write(tmp_path / "x.fa.gz", bytes(packed))
     with pytest.raises(GenomeError, match="cut short or damaged"):
-        GenomeStore.build(path, tmp_path / "g.mb")
+        Genome.build(path, tmp_path / "g.mb")
 
 
 def test_a_bgzip_cut_between_two_blocks_is_refused(tmp_path: Path) -> None:
@@ -206,41 +206,41 @@ def test_a_bgzip_cut_between_two_blocks_is_refused(tmp_path: Path) -> None:
     assert gzip.decompress(whole[:first_block])  # which nobody would notice otherwise
     path.write_bytes(whole[:first_block])
     with pytest.raises(GenomeError, match="cut short: it is a bgzip file without"):
-        GenomeStore.build(path, tmp_path / "g.mb")
+        Genome.build(path, tmp_path / "g.mb")
 
 
 def test_missing_source_folder_source_and_no_source(tmp_path: Path) -> None:
     with pytest.raises(GenomeError, match=r"there is no FASTA file .*x\.fa"):
-        GenomeStore.build(tmp_path / "x.fa", tmp_path / "g.mb")
+        Genome.build(tmp_path / "x.fa", tmp_path / "g.mb")
     with pytest.raises(GenomeError, match="cannot read"):
-        GenomeStore.build(tmp_path, tmp_path / "g.mb")
+        Genome.build(tmp_path, tmp_path / "g.mb")
     with pytest.raises(GenomeError, match="no FASTA file was given"):
-        GenomeStore.build([], tmp_path / "g.mb")
+        Genome.build([], tmp_path / "g.mb")
 
 
 def test_an_existing_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
     path = write(tmp_path / "x.fa", ">a\nACGT\n")
     target = write(tmp_path / "g.mb", "precious")
     with pytest.raises(OutputError, match=r"g\.mb exists already.*overwrite=True"):
-        GenomeStore.build(path, target)
+        Genome.build(path, target)
     assert target.read_text() == "precious"
     bad = write(tmp_path / "bad.fa", ">a\nAC*T\n")
     with pytest.raises(GenomeError):
-        GenomeStore.build(bad, target, overwrite=True)
+        Genome.build(bad, target, overwrite=True)
     assert target.read_text() == "precious"
-    assert GenomeStore.build(path, target, overwrite=True).total_length == 4
+    assert Genome.build(path, target, overwrite=True).total_length == 4
     with pytest.raises(GenomeError, match="one of its own sources"):
-        GenomeStore.build(path, path, overwrite=True)
+        Genome.build(path, path, overwrite=True)
     with pytest.raises(OutputError, match="there is no folder"):
-        GenomeStore.build(path, tmp_path / "nowhere" / "g.mb")
+        Genome.build(path, tmp_path / "nowhere" / "g.mb")
     with pytest.raises(OutputError, match="it is a folder"):
-        GenomeStore.build(path, tmp_path)
+        Genome.build(path, tmp_path)
 
 
 def test_an_open_store_survives_being_replaced(tmp_path: Path) -> None:
     target = tmp_path / "g.mb"
-    old = GenomeStore.build(write(tmp_path / "a.fa", ">a\nACGT\n"), target)
-    GenomeStore.build(write(tmp_path / "b.fa", ">a\nTTTT\n"), target, overwrite=True)
+    old = Genome.build(write(tmp_path / "a.fa", ">a\nACGT\n"), target)
+    Genome.build(write(tmp_path / "b.fa", ">a\nTTTT\n"), target, overwrite=True)
     assert old.fetch("a:1-4").tolist() == [0, 1, 2, 3]
 
 
@@ -252,7 +252,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutputError, match=r"cannot write .*g\.mb: No space left on device"):
-        GenomeStore.build(path, tmp_path / "g.mb")
+        Genome.build(path, tmp_path / "g.mb")
     assert sorted(tmp_path.iterdir()) == [path]
 
 
@@ -263,14 +263,14 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        GenomeStore.build(path, tmp_path / "g.mb", progress=interrupt)
+        Genome.build(path, tmp_path / "g.mb", progress=interrupt)
     assert sorted(tmp_path.iterdir()) == [path]
 
 
 def test_progress_counts_the_bytes_of_all_sources(tmp_path: Path) -> None:
     sources = [write(tmp_path / f"{name}.fa", f">{name}\nACGT\n") for name in "ab"]
     seen = []
-    GenomeStore.build(sources, tmp_path / "g.mb", progress=lambda *row: seen.append(row))
+    Genome.build(sources, tmp_path / "g.mb", progress=lambda *row: seen.append(row))
     assert seen == [(8, 16), (16, 16)]
 
 
@@ -278,14 +278,14 @@ def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     with io.FileIO(writer, "w") as file:
         file.write(b">a\nACGT\n")
-    store = GenomeStore.build(f"/dev/fd/{reader}", tmp_path / "g.mb", name="piped")
+    store = Genome.build(f"/dev/fd/{reader}", tmp_path / "g.mb", name="piped")
     os.close(reader)
     assert store.total_length == 4
 
 
 def test_many_small_contigs(tmp_path: Path) -> None:
     text = "".join(f">s{i} d\n{'ACGT'[i % 4] * (1 + i % 3)}\n" for i in range(5000))
-    store = GenomeStore.build(write(tmp_path / "x.fa", text), tmp_path / "g.mb")
+    store = Genome.build(write(tmp_path / "x.fa", text), tmp_path / "g.mb")
     assert len(store.contigs) == 5000
     assert store.view("s4999").tolist() == [3] * (1 + 4999 % 3)
     store.verify()

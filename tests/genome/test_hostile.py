@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from megabase.errors import GenomeError, MegabaseError
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.genome.vcf import read_vcf_records
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     (tmp_path / "a.fa").write_text(">chr1 first\nACGTNNRacgt\n>chr2\nTTTTACG\n")
-    GenomeStore.build(tmp_path / "a.fa", tmp_path / "a.mb")
+    Genome.build(tmp_path / "a.fa", tmp_path / "a.mb")
     return tmp_path / "a.mb"
 
 
@@ -61,7 +61,7 @@ def test_metadata_of_the_wrong_type_or_size_is_named(store: Path, where: list[An
         store.write_bytes(whole)
         edited(store, where, value)
         try:
-            opened = GenomeStore.open(store)
+            opened = Genome(store)
         except GenomeError as error:
             messages.append(str(error))
             continue
@@ -78,7 +78,7 @@ def test_metadata_of_the_wrong_type_or_size_is_named(store: Path, where: list[An
 )
 def test_metadata_that_is_no_record_is_named(store: Path, metadata: bytes) -> None:
     with pytest.raises(GenomeError, match="damaged: its metadata"):
-        GenomeStore.open(with_metadata(store, metadata))
+        Genome(with_metadata(store, metadata))
 
 
 def test_contigs_do_not_overlap_or_share_a_name(store: Path) -> None:
@@ -91,7 +91,7 @@ def test_contigs_do_not_overlap_or_share_a_name(store: Path) -> None:
     ):
         store.write_bytes(whole)
         with pytest.raises(GenomeError, match="damaged"):
-            GenomeStore.open(edited(store, where, value))
+            Genome(edited(store, where, value))
 
 
 def test_other_files_are_recognised(tmp_path: Path) -> None:
@@ -102,9 +102,9 @@ def test_other_files_are_recognised(tmp_path: Path) -> None:
     ):
         path.write_text(content)
         with pytest.raises(GenomeError, match=says):
-            GenomeStore.open(path)
+            Genome(path)
         with pytest.raises(MegabaseError, match=says):
-            GenomeStore.build(path, tmp_path / "b.mb")
+            Genome.build(path, tmp_path / "b.mb")
 
 
 def bcf(path: Path) -> bytes:

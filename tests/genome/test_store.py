@@ -15,7 +15,7 @@ from megabase.errors import ContigAliasWarning, GenomeError, UnknownContigError
 from megabase.genome.alphabet import AMBIGUITY_LETTERS, PAD, N, decode, encode, reverse_complement
 from megabase.genome.format import FORMAT_VERSION, MAGIC
 from megabase.genome.interval import Interval, Strand, contig_aliases
-from megabase.genome.store import GenomeStore, PadMode
+from megabase.genome.store import Genome, PadMode
 
 LENGTHS = {"chr1": 5000, "chr2": 777, "tiny": 3, "chrM": 1234}
 
@@ -35,8 +35,8 @@ def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def store(fasta: Path) -> GenomeStore:
-    return GenomeStore.build(fasta, fasta.with_suffix(".mb"), name="made up")
+def store(fasta: Path) -> Genome:
+    return Genome.build(fasta, fasta.with_suffix(".mb"), name="made up")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def expected_text(oracle: pysam.FastaFile, interval: Interval, fill: str = ".") 
     return text.translate(COMPLEMENT)[::-1] if interval.strand is Strand.REVERSE else text
 
 
-def test_fetch_equals_pysam(store: GenomeStore, oracle: pysam.FastaFile) -> None:
+def test_fetch_equals_pysam(store: Genome, oracle: pysam.FastaFile) -> None:
     rng = np.random.default_rng(0)
     for _ in range(2000):
         interval = random_interval(rng)
@@ -82,7 +82,7 @@ def test_fetch_equals_pysam(store: GenomeStore, oracle: pysam.FastaFile) -> None
 
 @pytest.mark.parametrize(("pad", "fill"), [("pad", "."), ("n", "N")])
 def test_fetch_past_the_edges_equals_pysam_with_padding(
-    store: GenomeStore, oracle: pysam.FastaFile, pad: PadMode, fill: str
+    store: Genome, oracle: pysam.FastaFile, pad: PadMode, fill: str
 ) -> None:
     rng = np.random.default_rng(1)
     for _ in range(1000):
@@ -92,7 +92,7 @@ def test_fetch_past_the_edges_equals_pysam_with_padding(
 
 
 @pytest.mark.parametrize("name", LENGTHS)
-def test_the_edges_of_every_contig(store: GenomeStore, oracle: pysam.FastaFile, name: str) -> None:
+def test_the_edges_of_every_contig(store: Genome, oracle: pysam.FastaFile, name: str) -> None:
     length = LENGTHS[name]
     for start, end in [
         (0, 1),
@@ -110,7 +110,7 @@ def test_the_edges_of_every_contig(store: GenomeStore, oracle: pysam.FastaFile, 
     assert store.fetch(Interval(name, -2, 0, "-"), "n").tolist() == [N, N]
 
 
-def test_what_is_fetched_belongs_to_the_caller(store: GenomeStore) -> None:
+def test_what_is_fetched_belongs_to_the_caller(store: Genome) -> None:
     codes = store.fetch("chr1:1-10")
     codes[:] = PAD
     assert store.fetch("chr1:1-10").max() != PAD
@@ -118,13 +118,13 @@ def test_what_is_fetched_belongs_to_the_caller(store: GenomeStore) -> None:
         store.view("chr1")[0] = 0
 
 
-def test_an_unknown_padding_is_refused(store: GenomeStore) -> None:
+def test_an_unknown_padding_is_refused(store: Genome) -> None:
     with pytest.raises(GenomeError, match="'error', 'pad' or 'n', found 'zero'"):
         store.fetch(Interval("chr1", -1, 1), pad="zero")
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 64, 700, 6000, 20_000])
-def test_fetch_many_equals_fetch(store: GenomeStore, length: int) -> None:
+def test_fetch_many_equals_fetch(store: Genome, length: int) -> None:
     rng = np.random.default_rng(length)
     index = rng.integers(0, len(store.contigs), 300)
     start = rng.integers(-length - 20, 20, 300) + (rng.random(300) * store.lengths[index]).astype(
@@ -147,7 +147,7 @@ def test_windows_longer_than_the_gather_threshold(tmp_path: Path) -> None:
     text = rng.choice(np.frombuffer(b"ACGT", np.uint8), 200_000).tobytes().decode()
     path = tmp_path / "x.fa"
     path.write_text(f">a\n{text[:150_000]}\n>b\n{text[150_000:]}\n")
-    store = GenomeStore.build(path, tmp_path / "g.mb")
+    store = Genome.build(path, tmp_path / "g.mb")
     for length in (1000, 16_384, 16_385, 131_072):
         found = store.fetch_many([0, 0, 1, 1], [0, 150_000 - length, 0, 50_000 - length], length)
         edges = [Interval("a", 0, length), Interval("a", 150_000 - length, 150_000)]
@@ -157,7 +157,7 @@ def test_windows_longer_than_the_gather_threshold(tmp_path: Path) -> None:
         assert np.array_equal(found[3], store.fetch(Interval("b", 50_000 - length, 50_000), "pad"))
 
 
-def test_fetch_many_of_nothing_and_of_nonsense(store: GenomeStore) -> None:
+def test_fetch_many_of_nothing_and_of_nonsense(store: Genome) -> None:
     assert store.fetch_many([], [], 10).shape == (0, 10)
     with pytest.raises(GenomeError, match="one shape"):
         store.fetch_many([0, 1], [0], 10)
@@ -173,14 +173,14 @@ def test_fetch_many_of_nothing_and_of_nonsense(store: GenomeStore) -> None:
         store.fetch_many([0], [0], 10, out=np.zeros((1, 9), np.uint8))
 
 
-def test_view_is_the_contig(store: GenomeStore, oracle: pysam.FastaFile) -> None:
+def test_view_is_the_contig(store: Genome, oracle: pysam.FastaFile) -> None:
     for i, name in enumerate(LENGTHS):
         text = oracle.fetch(name).translate(AMBIGUOUS)
         assert decode(store.view(name), soft_mask=True) == text
         assert np.array_equal(store.view(i), store.view(name))
 
 
-def test_region_reads_what_people_write(store: GenomeStore) -> None:
+def test_region_reads_what_people_write(store: Genome) -> None:
     assert store.region("chr2") == Interval("chr2", 0, 777)
     assert store.region("chr1:1,001-2,000(-)") == Interval("chr1", 1000, 2000, "-")
     with pytest.raises(GenomeError, match="past the end"):
@@ -195,7 +195,7 @@ def test_region_reads_what_people_write(store: GenomeStore) -> None:
 
 
 def test_aliases_are_stated_once(fasta: Path) -> None:
-    store = GenomeStore.open(fasta.with_suffix(".mb"))
+    store = Genome(fasta.with_suffix(".mb"))
     with pytest.warns(ContigAliasWarning, match=r"contig '1' is taken to be 'chr1' of genome"):
         assert store.contig("1").name == "chr1"
     with pytest.warns(ContigAliasWarning, match=r"contig 'MT' is taken to be 'chrM'"):
@@ -210,7 +210,7 @@ def test_aliases_are_stated_once(fasta: Path) -> None:
 def test_aliases_in_the_other_direction(tmp_path: Path) -> None:
     path = tmp_path / "ensembl.fa"
     path.write_text(">1\nAC\n>MT\nGT\n>chr2\nA\n>2\nC\n")
-    store = GenomeStore.build(path, tmp_path / "g.mb")
+    store = Genome.build(path, tmp_path / "g.mb")
     with pytest.warns(ContigAliasWarning):
         assert store.contig("chr1").name == "1"
     with pytest.warns(ContigAliasWarning):
@@ -227,7 +227,7 @@ def test_alias_rule() -> None:
     assert contig_aliases("chr") == ()
 
 
-def test_an_unknown_contig_comes_with_the_nearest_names(store: GenomeStore) -> None:
+def test_an_unknown_contig_comes_with_the_nearest_names(store: Genome) -> None:
     with pytest.raises(UnknownContigError, match=r"no contig 'chr3'; the nearest names are 'chr"):
         store.fetch(Interval("chr3", 0, 5))
     with pytest.raises(UnknownContigError, match=r"no contig 'Q'; its contigs are .*4 in all"):
@@ -244,14 +244,14 @@ def intervals_for_workers() -> list[Interval]:
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_fetch_what_we_fetch(store: GenomeStore, method: str) -> None:
+def test_workers_fetch_what_we_fetch(store: Genome, method: str) -> None:
     work = intervals_for_workers()
     with multiprocessing.get_context(method).Pool(2) as pool:
         found = pool.map(store.fetch, work, chunksize=25)
     assert all(np.array_equal(a, store.fetch(b)) for a, b in zip(found, work, strict=True))
 
 
-def test_pickling_opens_the_same_file_again(store: GenomeStore) -> None:
+def test_pickling_opens_the_same_file_again(store: Genome) -> None:
     copy = pickle.loads(pickle.dumps(store))
     assert len(pickle.dumps(store)) < 1000
     assert (copy.name, copy.checksum, copy.contigs) == (store.name, store.checksum, store.contigs)
@@ -261,9 +261,9 @@ def test_pickling_opens_the_same_file_again(store: GenomeStore) -> None:
 def test_pickling_does_not_open_another_genome(tmp_path: Path) -> None:
     path = tmp_path / "x.fa"
     path.write_text(">a\nACGT\n")
-    parcel = pickle.dumps(GenomeStore.build(path, tmp_path / "g.mb"))
+    parcel = pickle.dumps(Genome.build(path, tmp_path / "g.mb"))
     path.write_text(">a\nACGG\n")
-    GenomeStore.build(path, tmp_path / "g.mb", overwrite=True)
+    Genome.build(path, tmp_path / "g.mb", overwrite=True)
     with pytest.raises(GenomeError, match="replaced by another genome"):
         pickle.loads(parcel)
 
@@ -272,7 +272,7 @@ def test_pickling_does_not_open_another_genome(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def whole(store: GenomeStore) -> bytes:
+def whole(store: Genome) -> bytes:
     return store.path.read_bytes()
 
 
@@ -281,14 +281,14 @@ def test_a_store_cut_short(tmp_path: Path, whole: bytes, cut: int) -> None:
     path = tmp_path / "cut.mb"
     path.write_bytes(whole[:cut])
     with pytest.raises(GenomeError, match=r"cut\.mb is cut short: expected [\d,]+ bytes, found"):
-        GenomeStore.open(path)
+        Genome(path)
 
 
 def test_a_store_with_something_after_its_end(tmp_path: Path, whole: bytes) -> None:
     path = tmp_path / "long.mb"
     path.write_bytes(whole + b"x")
     with pytest.raises(GenomeError, match="bytes after its end"):
-        GenomeStore.open(path)
+        Genome(path)
 
 
 @pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 4_000_000_000])
@@ -296,10 +296,10 @@ def test_a_store_of_a_newer_format(tmp_path: Path, whole: bytes, version: int) -
     path = tmp_path / "new.mb"
     path.write_bytes(whole[:8] + struct.pack("<I", version) + whole[12:])
     with pytest.raises(GenomeError, match=f"format version {version}.*upgrade megabase"):
-        GenomeStore.open(path)
+        Genome(path)
     path.write_bytes(MAGIC + struct.pack("<I", version) + b"a format of its own")
     with pytest.raises(GenomeError, match=f"format version {version}"):
-        GenomeStore.open(path)
+        Genome(path)
 
 
 @pytest.mark.parametrize("content", [b"", b">a\nACGT\n", b"\x00" * 5000, b"\x1f\x8b\x08\x00"])
@@ -307,33 +307,33 @@ def test_a_file_that_is_no_store(tmp_path: Path, content: str | bytes) -> None:
     path = tmp_path / "other.mb"
     path.write_bytes(content)
     with pytest.raises(GenomeError, match=r"other\.mb is not a genome store"):
-        GenomeStore.open(path)
+        Genome(path)
 
 
 def test_no_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(GenomeError, match=r"no genome store .*megabase genome build"):
-        GenomeStore.open(tmp_path / "none.mb")
+        Genome(tmp_path / "none.mb")
     with pytest.raises(GenomeError, match="cannot read genome store"):
-        GenomeStore.open(tmp_path)
+        Genome(tmp_path)
 
 
 def test_damaged_metadata_and_header(tmp_path: Path, whole: bytes) -> None:
     path = tmp_path / "bad.mb"
     path.write_bytes(whole[:-5] + b"#" + whole[-4:])
     with pytest.raises(GenomeError, match="metadata does not have the recorded sha256"):
-        GenomeStore.open(path)
+        Genome(path)
     path.write_bytes(whole[:24] + struct.pack("<Q", 17) + whole[32:])
     with pytest.raises(GenomeError, match="header contradicts itself"):
-        GenomeStore.open(path)
+        Genome(path)
 
 
 def test_verify_finds_a_changed_base_and_names_the_contig(
-    tmp_path: Path, whole: bytes, store: GenomeStore
+    tmp_path: Path, whole: bytes, store: Genome
 ) -> None:
     path = tmp_path / "bad.mb"
     place = 4096 + store.contig("chr2").offset + 5
     path.write_bytes(whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
-    damaged = GenomeStore.open(path)
+    damaged = Genome(path)
     with pytest.raises(GenomeError, match=r"1 of 4 contigs differ .*\('chr2'\)"):
         damaged.verify()
     seen = []
@@ -344,19 +344,19 @@ def test_verify_finds_a_changed_base_and_names_the_contig(
 def test_verify_of_a_file_cut_while_open(tmp_path: Path, whole: bytes) -> None:
     path = tmp_path / "g.mb"
     path.write_bytes(whole)
-    store = GenomeStore.open(path)
+    store = Genome(path)
     path.write_bytes(whole[:4100])
     with pytest.raises(GenomeError, match="damaged"):
         store.verify()
 
 
-def test_repr_and_summary(store: GenomeStore) -> None:
+def test_repr_and_summary(store: Genome) -> None:
     assert "made up" in repr(store)
     assert store.total_length == sum(LENGTHS.values())
     assert len(store.checksum) == 64
 
 
-def test_reverse_strand_is_the_reverse_complement(store: GenomeStore) -> None:
+def test_reverse_strand_is_the_reverse_complement(store: Genome) -> None:
     forward = store.fetch(Interval("chr1", 100, 200))
     assert np.array_equal(store.fetch(Interval("chr1", 100, 200, "-")), reverse_complement(forward))
     assert decode(forward) == decode(encode(decode(forward)))

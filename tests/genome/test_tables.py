@@ -19,7 +19,7 @@ from megabase.errors import (
 from megabase.genome.alphabet import decode
 from megabase.genome.files import numbered_lines
 from megabase.genome.interval import Interval, Strand
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.genome.tables import read_bed, read_gff, read_vcf, write_bed
 
 SEQUENCE = "ACGTACGTNNACCGTTacgtR" * 5  # 105 bases
@@ -33,10 +33,10 @@ def to_intervals(frame: pl.DataFrame) -> list[Interval]:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> GenomeStore:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Genome:
     folder = tmp_path_factory.mktemp("genome")
     (folder / "x.fa").write_text(f">chr1\n{SEQUENCE}\n>chr2\n{SEQUENCE[::-1]}\n")
-    return GenomeStore.build(folder / "x.fa", folder / "x.mb", name="toy")
+    return Genome.build(folder / "x.fa", folder / "x.mb", name="toy")
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -164,7 +164,7 @@ def test_no_file(tmp_path: Path) -> None:
             read(tmp_path)
 
 
-def test_bed_against_a_store(tmp_path: Path, store: GenomeStore) -> None:
+def test_bed_against_a_store(tmp_path: Path, store: Genome) -> None:
     good = write(tmp_path / "good.bed", "chr1\t0\t105\nchr2\t104\t105\n")
     assert read_bed(good, store).equals(read_bed(good))
     long = write(tmp_path / "long.bed", "# x\nchr1\t0\t105\nchr2\t100\t106\n")
@@ -178,7 +178,7 @@ def test_bed_against_a_store(tmp_path: Path, store: GenomeStore) -> None:
         read_bed(unknown, store, strict=True)
     alias = write(tmp_path / "alias.bed", "2\t0\t5\nchr1\t0\t5\n1\t0\t5\n")
     with pytest.warns(ContigAliasWarning):
-        frame = read_bed(alias, GenomeStore.open(store.path))
+        frame = read_bed(alias, Genome(store.path))
     assert frame["contig"].to_list() == ["chr2", "chr1", "chr1"]
 
 
@@ -220,7 +220,7 @@ def test_write_bed_fills_and_never_overwrites(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_rows_off_the_genome_are_left_out_and_counted(tmp_path: Path, store: GenomeStore) -> None:
+def test_rows_off_the_genome_are_left_out_and_counted(tmp_path: Path, store: Genome) -> None:
     text = "chr1\t0\t5\nchr9\t0\t5\nchr9\t1\t5\nchr2\t100\t106\nchr2\t-1\t6\n"
     said = (
         r"x\.bed: 4 of 5 rows are left out: 2 UNKNOWN_CONTIG \(.*first in line 2\), "
@@ -233,7 +233,7 @@ def test_rows_off_the_genome_are_left_out_and_counted(tmp_path: Path, store: Gen
 
 
 def test_a_feature_over_the_origin_of_a_circular_contig_ends_there(
-    tmp_path: Path, store: GenomeStore
+    tmp_path: Path, store: Genome
 ) -> None:
     rows = (
         "chr1\tx\tregion\t1\t105\t.\t+\t.\tID=chr1;Is_circular=true\n"
@@ -263,7 +263,7 @@ GTF = (
 )
 
 
-def test_gff3_counts_from_one(tmp_path: Path, store: GenomeStore) -> None:
+def test_gff3_counts_from_one(tmp_path: Path, store: Genome) -> None:
     path = write(tmp_path / "x.gff3", GFF3)
     frame = read_gff(path, store, attributes=("ID", "Name", "Parent", "missing"))
     assert frame.columns == [
@@ -290,7 +290,7 @@ def test_gtf_attributes(tmp_path: Path) -> None:
     assert frame["exon_number"].to_list() == ["2", None]
 
 
-def test_gff_start_codon_is_the_three_bases(tmp_path: Path, store: GenomeStore) -> None:
+def test_gff_start_codon_is_the_three_bases(tmp_path: Path, store: Genome) -> None:
     path = write(tmp_path / "x.gff", "chr1\tx\tcodon\t2\t4\t.\t-\t0\tID=a\n")
     interval = to_intervals(read_gff(path, store))[0]
     assert str(interval) == "chr1:2-4(-)"
@@ -313,7 +313,7 @@ def test_gff_start_codon_is_the_three_bases(tmp_path: Path, store: GenomeStore) 
     ],
 )
 def test_a_bad_gff_names_file_and_line(
-    tmp_path: Path, store: GenomeStore, row: str, message: str
+    tmp_path: Path, store: Genome, row: str, message: str
 ) -> None:
     with pytest.raises(InputError, match=rf"x\.gff, {message}"):
         read_gff(write(tmp_path / "x.gff", f"##gff-version 3\n{row}\n"), store, strict=True)
@@ -352,7 +352,7 @@ RECORDS = (
 )
 
 
-def test_vcf_is_zero_based_and_keeps_its_order(tmp_path: Path, store: GenomeStore) -> None:
+def test_vcf_is_zero_based_and_keeps_its_order(tmp_path: Path, store: Genome) -> None:
     frame = read_vcf(write(tmp_path / "x.vcf", vcf(*RECORDS)), store, info=("AF", "DB"))
     assert frame.select("contig", "start", "end", "ref", "alt", "record", "allele").rows() == [
         ("chr1", 4, 5, "A", "G", 0, 0),
@@ -409,15 +409,13 @@ def test_bgzip_and_bcf_give_the_same_frame(tmp_path: Path, mode: str) -> None:
     ],
 )
 def test_a_bad_vcf_names_file_and_line(
-    tmp_path: Path, store: GenomeStore, record: str, message: str
+    tmp_path: Path, store: Genome, record: str, message: str
 ) -> None:
     with pytest.raises(InputError, match=rf"x\.vcf, {message}"):
         read_vcf(write(tmp_path / "x.vcf", vcf(record)), store, strict=True)
 
 
-def test_reference_is_compared_across_lengths_and_ambiguity(
-    tmp_path: Path, store: GenomeStore
-) -> None:
+def test_reference_is_compared_across_lengths_and_ambiguity(tmp_path: Path, store: Genome) -> None:
     records = (
         "chr1\t17\t.\tA\tG\t.\t.\t.",
         "chr1\t9\t.\tAN\tG\t.\t.\t.",
@@ -431,7 +429,7 @@ def test_reference_is_compared_across_lengths_and_ambiguity(
         read_vcf(tmp_path / "y.vcf", store)
 
 
-def test_odd_records_are_left_out_and_counted(tmp_path: Path, store: GenomeStore) -> None:
+def test_odd_records_are_left_out_and_counted(tmp_path: Path, store: Genome) -> None:
     records = (
         *(f"chr1\t{4 * i + 1}\t.\tA\tG\t.\t.\t." for i in (0, 1)),
         "chr1\t2\t.\tC\tG,*,<DEL>,C[chr2:5[,.C,T.,R\t.\t.\t.",
@@ -468,7 +466,7 @@ def test_a_bcf_cut_short(tmp_path: Path) -> None:
 
 
 def test_a_line_that_does_not_end_is_not_read_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: GenomeStore
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Genome
 ) -> None:
     monkeypatch.setattr("megabase.genome.files._LONGEST_LINE", 50)
     path = tmp_path / "x.bed.gz"

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from megabase.genome.alphabet import decode, encode, reverse_complement
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.inference.generation import checks
 from megabase.inference.generation.checks import longest_exact_matches
 
 
-def build(path: Path, **contigs: str) -> GenomeStore:
+def build(path: Path, **contigs: str) -> Genome:
     fasta = path / "g.fa"
     fasta.write_text("".join(f">{name}\n{text}\n" for name, text in contigs.items()))
-    return GenomeStore.build(fasta, path / "g.mb")
+    return Genome.build(fasta, path / "g.mb")
 
 
 def by_hand(query: str, contigs: list[str]) -> int:

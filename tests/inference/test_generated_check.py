@@ -8,7 +8,7 @@ import pytest
 from megabase.errors import InputError
 from megabase.genome.alphabet import encode
 from megabase.genome.kmers import count_kmers
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.inference.generation.checks import check_generated, kmer_distance
 from megabase.inference.generation.generate import Generated
 
@@ -42,7 +42,7 @@ def test_distance_of_tables() -> None:
 def test_an_exact_match_to_the_genome_is_found(tmp_path: Path) -> None:
     letters = "".join(np.random.default_rng(1).choice(list("ACGT"), 5_000))
     (tmp_path / "g.fa").write_text(f">c\n{letters}\n")
-    store = GenomeStore.build(tmp_path / "g.fa", tmp_path / "g.mb")
+    store = Genome.build(tmp_path / "g.fa", tmp_path / "g.mb")
     check = check_generated(written(letters[700:900], "GC" * 50), store, kmer=3)
     assert (check.bases, check.letters["N"]) == (300, 0)
     assert check.longest_copy == 200
@@ -60,7 +60,7 @@ def test_without_a_genome_and_longer_than_its_contigs(tmp_path: Path) -> None:
     assert check.gc == 0.75
     assert check.kmer_distance is None
     (tmp_path / "g.fa").write_text(">c\nACGTACGTTG\n")
-    store = GenomeStore.build(tmp_path / "g.fa", tmp_path / "g.mb")
+    store = Genome.build(tmp_path / "g.fa", tmp_path / "g.mb")
     found = check_generated(written("ACGTACGTTGACGT", ""), store, kmer=2)
     assert found.longest_copy == 10
     assert found.to_dict()["sequences"][1]["gc"] is None

@@ -13,7 +13,7 @@ import torch
 from drawn import pictures
 
 from megabase.cli.main import main
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.inference import ism, score_variants
 from megabase.inference.ism import read_ism
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
@@ -113,7 +113,7 @@ def test_bad_input_is_one_line(
 
 
 def test_store_is_taken_as_it_is(fasta: Path, model: Path, tmp_path: Path) -> None:
-    store = GenomeStore.build(fasta, tmp_path / "g.mb")
+    store = Genome.build(fasta, tmp_path / "g.mb")
     found = ism(str(model), "chr1:1-3", store, window=32, strands="forward")
     assert found.provenance is not None
     assert found.provenance.genome_sha256 == store.checksum

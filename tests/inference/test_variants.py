@@ -13,7 +13,7 @@ import torch
 
 from megabase.errors import InputError
 from megabase.genome.interval import Variant
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.inference import score_variants
 from megabase.inference.variants.alleles import PLACEMENTS, cut_windows
 from megabase.inference.variants.forward import shares_prefix
@@ -38,11 +38,11 @@ def contigs() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def store(contigs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> GenomeStore:
+def store(contigs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Genome:
     folder = tmp_path_factory.mktemp("genome")
     text = "".join(f">{name}\n{bases}\n" for name, bases in contigs.items())
     (folder / "toy.fa").write_text(text)
-    return GenomeStore.build(folder / "toy.fa", folder / "toy.mb")
+    return Genome.build(folder / "toy.fa", folder / "toy.mb")
 
 
 def hyena(**options: object) -> torch.nn.Module:
@@ -160,7 +160,7 @@ METHODS = ("llr_window", "llr_after", "llr_site", "cosine", "l2")
 @pytest.mark.parametrize("kind", ["fast", "no bias", "plain"])
 def test_every_kind_of_record_equals_string_surgery(
     contigs: dict[str, str],
-    store: GenomeStore,
+    store: Genome,
     tmp_path: Path,
     methods: tuple[str, ...],
     kind: str,
@@ -210,7 +210,7 @@ def test_the_fast_reader_is_used_where_it_can_be(model: torch.nn.Module) -> None
 @pytest.mark.parametrize("placement", ["centred", "grid"])
 def test_batches_and_order_do_not_change_scores(
     contigs: dict[str, str],
-    store: GenomeStore,
+    store: Genome,
     model: torch.nn.Module,
     placement: Literal["centred", "grid"],
 ) -> None:
@@ -241,7 +241,7 @@ def test_batches_and_order_do_not_change_scores(
 
 
 def test_mirrored_variant_has_the_scores_of_the_other_strand(
-    contigs: dict[str, str], store: GenomeStore, model: torch.nn.Module, tmp_path: Path
+    contigs: dict[str, str], store: Genome, model: torch.nn.Module, tmp_path: Path
 ) -> None:
     genome = contigs["chr1"].upper()
     (tmp_path / "back.fa").write_text(f">chr1\n{reverse(genome)}\n")
@@ -275,7 +275,7 @@ def test_grid_windows_hold_the_variant_in_their_middle_half_and_are_shared(windo
 
 
 def test_what_cannot_be_scored_says_why(
-    contigs: dict[str, str], store: GenomeStore, model: torch.nn.Module, tmp_path: Path
+    contigs: dict[str, str], store: Genome, model: torch.nn.Module, tmp_path: Path
 ) -> None:
     genome = contigs["chr1"].upper()
     wrong = "ACGT"[("ACGT".index(genome[9]) + 1) % 4]
@@ -299,7 +299,7 @@ def test_what_cannot_be_scored_says_why(
                                                        table["reason"]]  # fmt: skip
 
 
-def test_masked_model_hides_the_allele(contigs: dict[str, str], store: GenomeStore) -> None:
+def test_masked_model_hides_the_allele(contigs: dict[str, str], store: Genome) -> None:
     torch.manual_seed(0)
     masked = CaduceusForMaskedLM(CaduceusConfig(d_model=8, n_layer=1)).eval()
     genome = contigs["chr1"].upper()
@@ -335,7 +335,7 @@ def test_masked_model_hides_the_allele(contigs: dict[str, str], store: GenomeSto
     ],
 )
 def test_options_that_do_not_fit_are_refused(
-    store: GenomeStore, model: torch.nn.Module, options: dict[str, object], message: str
+    store: Genome, model: torch.nn.Module, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         score_variants(model, ["chr1:40:A>C"], store, **options)  # pyright: ignore[reportArgumentType]

@@ -21,7 +21,7 @@ from megabase.data.regions import regions_of
 from megabase.data.sources import genome_store
 from megabase.errors import AmbiguousLettersWarning, UnknownContigError
 from megabase.genome.interval import Interval
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.inference.ism import ism
 from megabase.inference.prediction_track import _region_texts
 from megabase.models.hyenadna import (
@@ -51,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     HyenaDNAForCausalLM(config).save_pretrained(folder / "lm")
     HyenaDNAForSequenceClassification(config).save_pretrained(folder / "labels")
     (folder / "g.fa").write_text(f">chr20\n{BASES}\n")
-    GenomeStore.build(folder / "g.fa", folder / "g.mb")
+    Genome.build(folder / "g.fa", folder / "g.mb")
     (folder / "v.vcf").write_text(HEADER + COLUMNS + "".join(f"{r}\n" for r in RECORDS))
     (folder / "odd.bed").write_text("chr20\t0\t40\tone\nchrX\t0\t40\ttwo\nchr20\t90\t101\tthree\n")
     (folder / "odd.gff3").write_text(
@@ -193,7 +193,7 @@ def test_report_reads_a_vcf_without_the_line_of_its_format(folder: Path) -> None
 
 def test_the_name_of_a_contig_that_reads_as_a_place_is_ambiguous(folder: Path) -> None:
     Path("a.fa").write_text(f">chr1\n{BASES}{BASES}\n>chr1:100-150\n{BASES}\n>HLA:1\n{BASES}\n")
-    store = GenomeStore.build("a.fa", "a.mb")
+    store = Genome.build("a.fa", "a.mb")
     for ask in (store.region, store.fetch, lambda text: regions_of(store, [text])):
         with pytest.raises(UnknownContigError, match=r"write \{chr1:100-150\} for the contig, or"):
             ask("chr1:100-150")
@@ -222,7 +222,7 @@ def test_a_genome_is_built_from_standard_input(folder: Path) -> None:
     command = [sys.executable, "-m", "megabase", "genome", "build", "-", "-o", "piped.mb"]
     ran = subprocess.run(command, input=Path("g.fa").read_bytes(), capture_output=True)
     assert ran.returncode == 0, ran.stderr
-    piped, built = GenomeStore.open("piped.mb"), GenomeStore.open("g.mb")
+    piped, built = Genome("piped.mb"), Genome("g.mb")
     assert (piped.name, piped.checksum) == ("piped", built.checksum)
 
 

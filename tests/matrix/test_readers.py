@@ -24,7 +24,7 @@ from megabase.data.regions import regions_of
 from megabase.data.sources import SequenceInput
 from megabase.errors import AmbiguousLettersWarning, LeftOutWarning, MegabaseError
 from megabase.genome.alphabet import decode
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.genome.tables import read_bed, read_gff, read_vcf
 from megabase.inference.variants.vcf_file import survey
 
@@ -70,53 +70,53 @@ REASON = {
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> GenomeStore:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Genome:
     folder = tmp_path_factory.mktemp("genome")
     (folder / "g.fa").write_text(f">c\n{CONTIG}\n")
-    return GenomeStore.build(folder / "g.fa", folder / "g.mb")
+    return Genome.build(folder / "g.fa", folder / "g.mb")
 
 
-def sequences(path: Path, store: GenomeStore) -> Any:
+def sequences(path: Path, store: Genome) -> Any:
     placed = path.name.startswith(("x.bed", "x.vcf"))
     source = SequenceInput(str(path), str(store.path) if placed else None, window=20)
     return [(one.name, decode(one.codes)) for one in source.read()]
 
 
-def build(path: Path, _: GenomeStore) -> Any:
-    built = GenomeStore.build(path, path.with_suffix(".mb"), overwrite=True)
+def build(path: Path, _: Genome) -> Any:
+    built = Genome.build(path, path.with_suffix(".mb"), overwrite=True)
     return [(contig.name, decode(built.view(contig.name))) for contig in built.contigs]
 
 
-def labels(path: Path, _: GenomeStore) -> Any:
+def labels(path: Path, _: Genome) -> Any:
     rows = label_splits({"train": read_text(path)})["train"]
     return rows.codes.tolist(), rows.labels.tolist()
 
 
-def intervals(path: Path, store: GenomeStore) -> Any:
+def intervals(path: Path, store: Genome) -> Any:
     label = {"x.vcf": "L"}.get(path.name.removesuffix(".gz"))
     text = read_interval_text(path, store, label=label)
     return text.sequences, text.labels
 
 
-def places(path: Path, store: GenomeStore) -> Any:
+def places(path: Path, store: Genome) -> Any:
     found = regions_of(store, [path], strict=False)
     return found.start.tolist(), found.end.tolist()
 
 
-def sites(path: Path, store: GenomeStore) -> Any:
+def sites(path: Path, store: Genome) -> Any:
     return read_vcf(path, store, info=["L"]).rows()
 
 
-def features(path: Path, store: GenomeStore) -> Any:
+def features(path: Path, store: Genome) -> Any:
     read = read_gff if path.name.startswith("x.gff3") else read_bed
     return read(path, store).rows()
 
 
-def variants(path: Path, store: GenomeStore) -> Any:
+def variants(path: Path, store: Genome) -> Any:
     return survey(path, store).records
 
 
-READERS: dict[str, tuple[Callable[[Path, GenomeStore], Any], tuple[str, ...]]] = {
+READERS: dict[str, tuple[Callable[[Path, Genome], Any], tuple[str, ...]]] = {
     "sequences": (sequences, ("x.fa", "x.csv", "x.bed", "x.vcf")),
     "build": (build, ("x.fa",)),
     "labels": (labels, ("x.fa", "x.csv")),
@@ -130,13 +130,13 @@ CELLS = [(reader, name) for reader, (_, names) in READERS.items() for name in na
 every_cell = pytest.mark.parametrize(("reader", "name"), CELLS)
 
 
-def read(reader: str, path: Path, store: GenomeStore) -> tuple[Any, list[warnings.WarningMessage]]:
+def read(reader: str, path: Path, store: Genome) -> tuple[Any, list[warnings.WarningMessage]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         return READERS[reader][0](path, store), caught
 
 
-def refused(reader: str, path: Path, store: GenomeStore) -> str:
+def refused(reader: str, path: Path, store: Genome) -> str:
     with pytest.raises(MegabaseError) as caught:
         read(reader, path, store)
     assert "\n" not in str(caught.value)
@@ -145,7 +145,7 @@ def refused(reader: str, path: Path, store: GenomeStore) -> str:
 
 
 @pytest.fixture
-def clean(tmp_path: Path, store: GenomeStore) -> Callable[[str, str], Any]:
+def clean(tmp_path: Path, store: Genome) -> Callable[[str, str], Any]:
     def give(reader: str, name: str) -> Any:
         (tmp_path / name).write_text(CLEAN[name])
         found, said = read(reader, tmp_path / name, store)
@@ -158,7 +158,7 @@ def clean(tmp_path: Path, store: GenomeStore) -> Callable[[str, str], Any]:
 @every_cell
 @pytest.mark.parametrize("kind", ["CRLF", "BOM", "no line end", "gzip", "bgzip"])
 def test_the_same_rows_in_another_dress(
-    tmp_path: Path, store: GenomeStore, clean: Any, reader: str, name: str, kind: str
+    tmp_path: Path, store: Genome, clean: Any, reader: str, name: str, kind: str
 ) -> None:
     text = CLEAN[name].encode()
     path = tmp_path / (f"{name}.gz" if "gzip" in kind else name)
@@ -176,7 +176,7 @@ def test_the_same_rows_in_another_dress(
 
 @every_cell
 def test_latin_1_is_refused_with_its_line(
-    tmp_path: Path, store: GenomeStore, reader: str, name: str
+    tmp_path: Path, store: Genome, reader: str, name: str
 ) -> None:
     path = tmp_path / name
     row = f">caf\xe9\n{CONTIG}\n" if name == "x.fa" else CLEAN[name].splitlines()[-1] + "caf\xe9\n"
@@ -188,14 +188,14 @@ def test_latin_1_is_refused_with_its_line(
 
 
 @pytest.mark.parametrize(("reader", "name"), [c for c in CELLS if c[1] in ("x.fa", "x.csv")])
-def test_rna_is_counted(tmp_path: Path, store: GenomeStore, reader: str, name: str) -> None:
+def test_rna_is_counted(tmp_path: Path, store: Genome, reader: str, name: str) -> None:
     path = tmp_path / name
     path.write_text(CLEAN[name].replace("GTT", "GUu"))
     found, said = read(reader, path, store)
     assert found
     text = "30 letters read as N: U 30; U is RNA: write T for U to keep those bases"
     if reader == "build":
-        assert GenomeStore.open(path.with_suffix(".mb")).metadata.iupac_letters == {"U": 30}
+        assert Genome(path.with_suffix(".mb")).metadata.iupac_letters == {"U": 30}
     else:
         assert [str(one.message) for one in said] == [f"{path}: {text}"]
         assert said[0].category is AmbiguousLettersWarning
@@ -206,7 +206,7 @@ def test_rna_is_counted(tmp_path: Path, store: GenomeStore, reader: str, name: s
     [(*cell, kind) for cell in CELLS for kind, rows in ODD_ROWS.items() if cell[1] in rows],
 )
 def test_an_odd_row_is_left_out_and_counted(
-    tmp_path: Path, store: GenomeStore, clean: Any, reader: str, name: str, kind: str
+    tmp_path: Path, store: Genome, clean: Any, reader: str, name: str, kind: str
 ) -> None:
     expected = clean(reader, name)
     path = tmp_path / name
@@ -227,7 +227,7 @@ def test_an_odd_row_is_left_out_and_counted(
 
 
 @every_cell
-def test_an_empty_file(tmp_path: Path, store: GenomeStore, reader: str, name: str) -> None:
+def test_an_empty_file(tmp_path: Path, store: Genome, reader: str, name: str) -> None:
     path = tmp_path / name
     path.write_text("")
     nothing_is_fine = {"places", "features"} | ({"sequences"} if name == "x.bed" else set())
@@ -241,7 +241,7 @@ def test_an_empty_file(tmp_path: Path, store: GenomeStore, reader: str, name: st
 @every_cell
 @pytest.mark.parametrize("kind", ["plain", "gzip", "bgzip"])
 def test_a_file_that_is_cut_short(
-    tmp_path: Path, store: GenomeStore, clean: Any, reader: str, name: str, kind: str
+    tmp_path: Path, store: Genome, clean: Any, reader: str, name: str, kind: str
 ) -> None:
     text = CLEAN[name].encode()
     path = tmp_path / (name if kind == "plain" else f"{name}.gz")
@@ -263,7 +263,7 @@ def test_a_file_that_is_cut_short(
 
 
 @pytest.mark.parametrize("name", ["x.fa", "x.fastq", "x.fq.gz", "x.txt"])
-def test_fastq_is_named(tmp_path: Path, store: GenomeStore, name: str) -> None:
+def test_fastq_is_named(tmp_path: Path, store: Genome, name: str) -> None:
     path = tmp_path / name
     text = b"@read\nACGT\n+\nIIII\n"
     path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
@@ -273,7 +273,7 @@ def test_fastq_is_named(tmp_path: Path, store: GenomeStore, name: str) -> None:
         assert "FASTQ" in refused("labels", path, store)
 
 
-def test_rows_of_csv_that_no_reader_should_guess_at(tmp_path: Path, store: GenomeStore) -> None:
+def test_rows_of_csv_that_no_reader_should_guess_at(tmp_path: Path, store: Genome) -> None:
     path = tmp_path / "x.csv"
     for rows, said in (
         ("a,C,x\nb,C\n", r"line 3 (row 2): expected 3 cells, as the header has, found 2: 'b,C'"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from megabase.errors import ReportError
-from megabase.genome import GenomeStore, Interval
+from megabase.genome import Genome, Interval
 from megabase.report.genome_page import (
     Column,
     Feature,
@@ -123,7 +123,7 @@ def test_pages_that_cannot_be_made(changes: dict[str, Any], message: str) -> Non
 
 def test_genes_have_the_union_of_their_exons(tmp_path: Path) -> None:
     (tmp_path / "g.fa").write_text(">chr1\n" + "ACGT" * 100 + "\n")
-    store = GenomeStore.build(tmp_path / "g.fa", tmp_path / "g.mb")
+    store = Genome.build(tmp_path / "g.fa", tmp_path / "g.mb")
     rows = [
         ("gene", 11, 100, "+", "ID=g1;Name=ABC1"),
         ("mRNA", 11, 100, "+", "ID=t1;Parent=g1"),

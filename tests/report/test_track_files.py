@@ -13,16 +13,16 @@ import pytest
 
 from megabase.cli.main import main
 from megabase.errors import InputError, ReportError
-from megabase.genome import GenomeStore
+from megabase.genome import Genome
 from megabase.genome.interval import Interval
 from megabase.report.genome_tracks import TRACK_ENDINGS, bedgraph_track, track_kind
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> GenomeStore:
+def store(tmp_path: Path) -> Genome:
     letters = "".join(np.random.default_rng(0).choice(list("ACGT"), 6000))
     (tmp_path / "g.fa").write_text(f">chr1\n{letters}\n>chr2\n{letters[:500]}\n")
-    return GenomeStore.build(tmp_path / "g.fa", tmp_path / "g.mb")
+    return Genome.build(tmp_path / "g.fa", tmp_path / "g.mb")
 
 
 def page_tracks(folder: Path, *tracks: str) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def page_tracks(folder: Path, *tracks: str) -> list[dict[str, Any]]:
     return json.loads(found.group(1))["tracks"]
 
 
-def test_a_bedgraph_is_a_signal(store: GenomeStore, tmp_path: Path) -> None:
+def test_a_bedgraph_is_a_signal(store: Genome, tmp_path: Path) -> None:
     text = (
         "track type=bedGraph name=x\n# a remark\nbrowser position chr1:1-10\n\n"
         "chr1\t0\t100\t1.5\nchr1 200 300 -2e0\nchr1\t900\t1200\t4\nchr7\t0\t9\t1\nchr2\t0\t9\t8\n"
@@ -67,14 +67,14 @@ def test_a_bedgraph_is_a_signal(store: GenomeStore, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_number_is_refused_with_its_line(
-    store: GenomeStore, tmp_path: Path, row: str, message: str
+    store: Genome, tmp_path: Path, row: str, message: str
 ) -> None:
     (tmp_path / "x.bg").write_text(f"chr1\t0\t1\t1\n{row}\n")
     with pytest.raises(InputError, match=re.escape(message)):
         bedgraph_track(tmp_path / "x.bg", store, [Interval("chr1", 0, 20)], "x")
 
 
-def test_a_bedgraph_of_other_contigs_is_refused(store: GenomeStore, tmp_path: Path) -> None:
+def test_a_bedgraph_of_other_contigs_is_refused(store: Genome, tmp_path: Path) -> None:
     (tmp_path / "x.bg").write_text("chrX\t0\t1\t1\n")
     with pytest.raises(InputError, match="no row on the contigs shown"):
         bedgraph_track(tmp_path / "x.bg", store, [Interval("chr1", 0, 20)], "x")
@@ -106,7 +106,7 @@ def test_every_known_ending_is_taken_in_any_case() -> None:
     ],
 )
 def test_the_page_falls_back_to_no_other_format(
-    store: GenomeStore, tmp_path: Path, options: list[str], message: str,
+    store: Genome, tmp_path: Path, options: list[str], message: str,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)

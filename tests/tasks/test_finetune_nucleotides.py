@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from megabase.errors import MegabaseError
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.models.auto import load_model
 from megabase.settings import DeviceConfig, HeadConfig, OptimConfig
 from megabase.tasks.config import FinetuneConfig, GenomeConfig, TableConfig
@@ -59,7 +59,7 @@ def genome(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         fasta.append(f">{name}\n{''.join(letters)}")
     (folder / "g.fa").write_text("\n".join(fasta) + "\n")
     (folder / "g.gff").write_text("\n".join(rows) + "\n")
-    GenomeStore.build(folder / "g.fa", folder / "g.mb")
+    Genome.build(folder / "g.fa", folder / "g.mb")
     return folder / "g.mb", folder / "g.gff"
 
 

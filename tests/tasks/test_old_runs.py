@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from megabase.cli.main import main
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 OLD = Path(__file__).parent / "old_runs"
 """config.yaml of each verb as that version wrote it."""
@@ -23,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = ["".join(rng.choice(list("ACGT"), size=20)) + f",{'ab'[i % 2]}" for i in range(40)]
     Path("train.csv").write_text("\n".join(["sequence,label", *rows]) + "\n")
     Path("g.fa").write_text(">chr1\n" + "".join(rng.choice(list("ACGT"), size=2000)) + "\n")
-    GenomeStore.build("g.fa", "GENOME")
+    Genome.build("g.fa", "GENOME")
     return tmp_path
 
 

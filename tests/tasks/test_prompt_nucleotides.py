@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from megabase.cli.main import main
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.models.adapt.prompt import load_prompt
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.tokenizers.character import DNATokenizer
@@ -34,7 +34,7 @@ def genome(tmp_path: Path) -> tuple[str, str]:
         fasta.append(f">{name}\n{letters}")
     (tmp_path / "g.fa").write_text("\n".join(fasta) + "\n")
     (tmp_path / "genes.bed").write_text("\n".join(rows) + "\n")
-    GenomeStore.build(tmp_path / "g.fa", tmp_path / "g.mb")
+    Genome.build(tmp_path / "g.fa", tmp_path / "g.mb")
     return str(tmp_path / "g.mb"), str(tmp_path / "genes.bed")
 
 

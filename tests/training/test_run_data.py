@@ -11,18 +11,18 @@ import yaml
 
 from megabase.data.regions import Regions
 from megabase.errors import InputError
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.training.run_data import find_run
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> GenomeStore:
+def store(tmp_path: Path) -> Genome:
     fasta = tmp_path / "toy.fa"
     fasta.write_text(f">chr1\n{'ACGT' * 250}\n>chr2\n{'GATTACA' * 100}\n")
-    return GenomeStore.build(fasta, tmp_path / "toy.mb")
+    return Genome.build(fasta, tmp_path / "toy.mb")
 
 
-def write_run(folder: Path, store: GenomeStore, listed: int = 10) -> Path:
+def write_run(folder: Path, store: Genome, listed: int = 10) -> Path:
     """A run that held out chr2 for test and four small places for validation."""
     places = [f"chr1:{start}-{start + 9}" for start in (1, 101, 201, 301)]
     data = {
@@ -52,9 +52,7 @@ def write_run(folder: Path, store: GenomeStore, listed: int = 10) -> Path:
 
 
 @pytest.mark.parametrize("place", [".", "best", "checkpoints/step-00000010"])
-def test_run_is_found_from_any_of_its_folders(
-    tmp_path: Path, store: GenomeStore, place: str
-) -> None:
+def test_run_is_found_from_any_of_its_folders(tmp_path: Path, store: Genome, place: str) -> None:
     run = write_run(tmp_path / "run", store)
     found = find_run(run / place)
     assert found is not None
@@ -68,7 +66,7 @@ def test_other_folders_and_names_have_no_run(tmp_path: Path) -> None:
     assert find_run("LongSafari/hyenadna-tiny-1k-seqlen-hf") is None
 
 
-def test_a_fine_tuning_has_no_genome(tmp_path: Path, store: GenomeStore) -> None:
+def test_a_fine_tuning_has_no_genome(tmp_path: Path, store: Genome) -> None:
     folder = write_run(tmp_path / "run", store)
     (folder / "data.json").write_text('{"kind": "classes", "train": {"rows": 3}}')
     assert find_run(folder) is None
@@ -76,7 +74,7 @@ def test_a_fine_tuning_has_no_genome(tmp_path: Path, store: GenomeStore) -> None
 
 @pytest.mark.parametrize("listed", [10, 2, 0])
 def test_split_is_complete_even_when_the_record_lists_only_its_beginning(
-    tmp_path: Path, store: GenomeStore, listed: int
+    tmp_path: Path, store: Genome, listed: int
 ) -> None:
     run = find_run(write_run(tmp_path / "run", store, listed))
     assert run is not None
@@ -86,9 +84,7 @@ def test_split_is_complete_even_when_the_record_lists_only_its_beginning(
     assert run.regions(store, "train").total == 960
 
 
-def test_split_that_cannot_be_worked_out_again_is_refused(
-    tmp_path: Path, store: GenomeStore
-) -> None:
+def test_split_that_cannot_be_worked_out_again_is_refused(tmp_path: Path, store: Genome) -> None:
     folder = write_run(tmp_path / "run", store, listed=0)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["data"]["exclude"] = ["chr1:501-600"]
@@ -99,16 +95,16 @@ def test_split_that_cannot_be_worked_out_again_is_refused(
         run.regions(store, "train")
 
 
-def test_another_genome_is_refused(tmp_path: Path, store: GenomeStore) -> None:
+def test_another_genome_is_refused(tmp_path: Path, store: Genome) -> None:
     run = find_run(write_run(tmp_path / "run", store))
     assert run is not None
     (tmp_path / "other.fa").write_text(">chr1\nACGT\n")
-    other = GenomeStore.build(tmp_path / "other.fa", tmp_path / "other.mb")
+    other = Genome.build(tmp_path / "other.fa", tmp_path / "other.mb")
     with pytest.raises(InputError, match=r"other\.mb is not the genome of the run"):
         run.regions(other, "train")
 
 
-def test_broken_record_is_named(tmp_path: Path, store: GenomeStore) -> None:
+def test_broken_record_is_named(tmp_path: Path, store: Genome) -> None:
     folder = write_run(tmp_path / "run", store)
     (folder / "data.json").write_text("{}")
     with pytest.raises(InputError, match=r"data\.json cannot be read"):

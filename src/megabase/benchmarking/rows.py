@@ -382,12 +382,12 @@ def _genomes(config: BenchmarkConfig) -> list[tuple[str, list[str]]]:
 
 def _pretraining(config: BenchmarkConfig, task: Task) -> list[Any]:
     from megabase.data.regions import Regions, regions_of
-    from megabase.genome.store import GenomeStore
+    from megabase.genome.store import Genome
     from megabase.training.run_data import find_run
 
     found = []
     for path, places in _genomes(config):
-        store = GenomeStore.open(path)
+        store = Genome(path)
         if places and places[0].startswith("run:"):
             run = find_run(places[0].removeprefix("run:"))
             regions = run.regions(store, "train") if run is not None else Regions.of([], [], [])

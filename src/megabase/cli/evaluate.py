@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from megabase.data.regions import Regions
     from megabase.evaluate.results import EvaluationResult, Measure
-    from megabase.genome.store import GenomeStore
+    from megabase.genome.store import Genome
     from megabase.training.run_data import RunData
 
 EXAMPLES = (
@@ -140,19 +140,19 @@ def _files(args: Namespace, model_run: RunData | None) -> tuple[Path | None, Pat
     return file, folder
 
 
-def _store(args: Namespace, model_run: RunData | None) -> GenomeStore:
+def _store(args: Namespace, model_run: RunData | None) -> Genome:
     """Open the genome, that of the run unless another is named."""
-    from megabase.genome.store import GenomeStore
+    from megabase.genome.store import Genome
 
     if args.genome is not None:
-        return GenomeStore.open(args.genome)
+        return Genome(args.genome)
     if model_run is None:
         raise ConfigError("--genome is missing: name a store made by `megabase genome build`")
-    return GenomeStore.open(model_run.genome_path)
+    return Genome(model_run.genome_path)
 
 
 def _regions(
-    args: Namespace, store: GenomeStore, model_run: RunData | None
+    args: Namespace, store: Genome, model_run: RunData | None
 ) -> tuple[Regions, Regions | None]:
     """Give the regions to score, and the training regions if they are known."""
     from megabase.data.regions import regions_of

@@ -22,7 +22,7 @@ from megabase.errors import InputError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from megabase.genome.store import GenomeStore
+    from megabase.genome.store import Genome
     from megabase.inference.generation.generate import Generated
     from megabase.inference.parts import Provenance
 
@@ -157,9 +157,7 @@ def _refuse(args: Namespace) -> None:
         raise OutputError(f"--output and --json are one file, {files[0]}")
 
 
-def _check(
-    args: Namespace, generated: list[tuple[Generated, Provenance]], genome: GenomeStore
-) -> None:
+def _check(args: Namespace, generated: list[tuple[Generated, Provenance]], genome: Genome) -> None:
     """Print the comparison with a genome, and keep it as JSON."""
     from dataclasses import replace
 

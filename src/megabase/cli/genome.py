@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
     from rich.console import Console
 
-    from megabase.genome.store import GenomeStore
+    from megabase.genome.store import Genome
 
 __all__ = ["EXAMPLES", "add_arguments", "run"]
 
@@ -86,11 +86,11 @@ def run(args: Namespace) -> int:
 
 
 def _build(args: Namespace, console: Console) -> None:
-    from megabase.genome.store import GenomeStore
+    from megabase.genome.store import Genome
 
     begin = time.perf_counter()
     with show_progress("bytes") as progress:
-        store = GenomeStore.build(
+        store = Genome.build(
             args.sources, args.output, name=args.name, overwrite=args.overwrite,
             progress=progress and partial(progress, "reading FASTA"),
         )  # fmt: skip
@@ -104,9 +104,9 @@ def _build(args: Namespace, console: Console) -> None:
 
 
 def _info(args: Namespace, console: Console) -> None:
-    from megabase.genome.store import GenomeStore
+    from megabase.genome.store import Genome
 
-    store = GenomeStore.open(args.store)
+    store = Genome(args.store)
     if args.json:
         import json
         from dataclasses import asdict
@@ -119,9 +119,9 @@ def _info(args: Namespace, console: Console) -> None:
 
 
 def _verify(args: Namespace, console: Console) -> None:
-    from megabase.genome.store import GenomeStore
+    from megabase.genome.store import Genome
 
-    store = GenomeStore.open(args.store)
+    store = Genome(args.store)
     with show_progress("bases") as progress:
         store.verify(progress and partial(progress, "reading the store"))
     console.print(
@@ -135,7 +135,7 @@ def _share(part: int, whole: int) -> str:
     return f"{part:,} ({part / whole:.2%})" if part else "0"
 
 
-def _print_summary(store: GenomeStore, console: Console) -> None:
+def _print_summary(store: Genome, console: Console) -> None:
     from rich.table import Table
 
     from megabase.genome.alphabet import describe_ambiguous
@@ -163,7 +163,7 @@ def _print_summary(store: GenomeStore, console: Console) -> None:
     console.print(table)
 
 
-def _print_contigs(store: GenomeStore, console: Console, limit: int | None) -> None:
+def _print_contigs(store: Genome, console: Console, limit: int | None) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
 
     from megabase.genome.interval import Interval
-    from megabase.genome.store import GenomeStore
+    from megabase.genome.store import Genome
     from megabase.models.loading import Loaded
     from megabase.report.genome_page import FeatureTrack, Logo, SignalTrack
 
@@ -59,7 +59,7 @@ def write_genome_page(args: Namespace) -> Path:
     return target
 
 
-def _regions(variants: pl.DataFrame | None, store: GenomeStore, flank: int) -> list[Interval]:
+def _regions(variants: pl.DataFrame | None, store: Genome, flank: int) -> list[Interval]:
     """Give what lies around variants, joined where it meets."""
     from megabase.genome.interval import Interval
 
@@ -80,7 +80,7 @@ class _Page:
     def __init__(
         self,
         args: Namespace,
-        store: GenomeStore,
+        store: Genome,
         regions: list[Interval],
         variants: pl.DataFrame | None,
         model: Loaded | None,

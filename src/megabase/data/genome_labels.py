@@ -17,7 +17,7 @@ from megabase.data.regions import Regions
 from megabase.errors import InputError, IntervalWarning, NoUsableRowError, warn
 from megabase.genome import alphabet
 from megabase.genome.interval import Interval, Strand
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 if TYPE_CHECKING:
     import polars as pl
@@ -39,7 +39,7 @@ _Ints = npt.NDArray[np.int64]
 
 def read_interval_text(
     path: str | Path,
-    store: GenomeStore,
+    store: Genome,
     *,
     label: str | Sequence[str] | None = None,
     length: int | None = None,
@@ -120,14 +120,14 @@ def _suffix(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz").removesuffix(".bgz")).suffix
 
 
-def _fetch(store: GenomeStore, contig: str, first: int, last: int) -> npt.NDArray[np.uint8]:
+def _fetch(store: Genome, contig: str, first: int, last: int) -> npt.NDArray[np.uint8]:
     index = np.array([store.contig_index(contig)])
     codes = store.fetch_many(index, np.array([first]), last - first)[0]
     return np.where(codes == alphabet.PAD, np.uint8(alphabet.N), codes)
 
 
 def _read_intervals(
-    path: Path, store: GenomeStore, label: Sequence[str] | None, strict: bool
+    path: Path, store: Genome, label: Sequence[str] | None, strict: bool
 ) -> tuple[pl.DataFrame, tuple[str, ...]]:
     """Read the table, and find the label columns."""
     import polars as pl
@@ -207,7 +207,7 @@ def _bounds(
 
 
 def divide_rows(
-    text: LabelTable, store: GenomeStore, train: Regions | None, valid: Regions, test: Regions
+    text: LabelTable, store: Genome, train: Regions | None, valid: Regions, test: Regions
 ) -> dict[str, LabelTable]:
     """Assign each example to the split whose regions its sequence touches.
 
@@ -289,7 +289,7 @@ class Features(NamedTuple):
 
 
 def read_features(
-    store: GenomeStore,
+    store: Genome,
     paths: Iterable[str | Path],
     types: Sequence[str] = (),
     *,
@@ -378,9 +378,7 @@ def _class_of_type(types: Sequence[str], background: str) -> dict[str, str]:
     return names
 
 
-def _read_features(
-    path: Path, store: GenomeStore, *, types_given: bool, strict: bool
-) -> pl.DataFrame:
+def _read_features(path: Path, store: Genome, *, types_given: bool, strict: bool) -> pl.DataFrame:
     """Read a file into contig, start, end, strand and type, with the row's place in the file."""
     import polars as pl
 
@@ -446,7 +444,7 @@ def cut_tail(regions: Regions, fraction: float, least: int) -> tuple[Regions, Re
 
 
 def label_windows(
-    store: GenomeStore, regions: Regions, features: Features, *, length: int, flank: int = 0
+    store: Genome, regions: Regions, features: Features, *, length: int, flank: int = 0
 ) -> LabeledSequences:
     """Cut regions into windows side by side, with the class of every base.
 

@@ -22,7 +22,7 @@ from megabase.data.labeled import LabeledSequences
 from megabase.data.regions import Regions
 from megabase.genome import alphabet
 from megabase.genome.kmers import canonical_kmers
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 _K_NEAR = 16
 """Bases of a k-mer where examples are compared: a 16-mer rarely occurs twice by chance, and a few
@@ -216,7 +216,7 @@ class Overlap:
 
 def genome_overlap(
     splits: Mapping[str, LabeledSequences],
-    store: GenomeStore,
+    store: Genome,
     regions: Regions,
     share: float = 0.5,
 ) -> Overlap:
@@ -256,7 +256,7 @@ def genome_overlap(
     return Overlap(f"{store.path.name} ({regions.total:,} bases of {store.name})", found)
 
 
-def _region_pieces(store: GenomeStore, regions: Regions) -> Iterator[npt.NDArray[np.uint8]]:
+def _region_pieces(store: Genome, regions: Regions) -> Iterator[npt.NDArray[np.uint8]]:
     for contig, start, end in zip(regions.contig, regions.start, regions.end, strict=True):
         whole = store.view(int(contig))
         for low in range(int(start), int(end), _CHUNK):

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.errors import InputError
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 if TYPE_CHECKING:
     import polars as pl
@@ -186,7 +186,7 @@ class Split:
     test: Regions
 
 
-def regions_of(store: GenomeStore, places: Iterable[Place], *, strict: bool = True) -> Regions:
+def regions_of(store: Genome, places: Iterable[Place], *, strict: bool = True) -> Regions:
     """Give the positions of named regions: their union, empty for no places.
 
     Parameters
@@ -220,7 +220,7 @@ def regions_of(store: GenomeStore, places: Iterable[Place], *, strict: bool = Tr
     return found
 
 
-def _columns(store: GenomeStore, table: pl.DataFrame) -> Intervals:
+def _columns(store: Genome, table: pl.DataFrame) -> Intervals:
     number = {contig.name: index for index, contig in enumerate(store.contigs)}
     contig = [number[name] for name in table["contig"].to_list()]
     return Intervals(
@@ -228,7 +228,7 @@ def _columns(store: GenomeStore, table: pl.DataFrame) -> Intervals:
     )
 
 
-def read_intervals(store: GenomeStore, path: Place, split: str) -> Intervals:
+def read_intervals(store: Genome, path: Place, split: str) -> Intervals:
     """Read the rows of one split from a BED file whose fourth column names the split.
 
     Parameters
@@ -258,7 +258,7 @@ def read_intervals(store: GenomeStore, path: Place, split: str) -> Intervals:
 
 
 def split_genome(
-    store: GenomeStore,
+    store: Genome,
     *,
     include: Iterable[Place] = (),
     exclude: Iterable[Place] = (),

@@ -20,7 +20,7 @@ from megabase.genome.alphabet import encode, warn_ambiguous
 from megabase.genome.fasta import Header, read_fasta
 from megabase.genome.files import numbered_lines
 from megabase.genome.interval import Interval, Strand
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.genome.vcf import is_bcf
 
 __all__ = [
@@ -214,7 +214,7 @@ class SequenceInput:
             else:
                 yield from self._read_alleles(store)
 
-    def _read_alleles(self, store: GenomeStore) -> Iterator[Sequence]:
+    def _read_alleles(self, store: Genome) -> Iterator[Sequence]:
         """Give the window of the reference and of each alternative allele, one after the other.
 
         The allele begins at index ``window // 2`` of its window, and what follows is as long as the
@@ -322,7 +322,7 @@ def _read_table(path: Path, column: str | None) -> Iterator[Sequence]:
 
 def read_intervals(
     path: str | Path,
-    store: GenomeStore,
+    store: Genome,
     *,
     context: int = 0,
     after: int = 0,
@@ -380,7 +380,7 @@ def chunked(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
 
 
 @contextmanager
-def genome_store(path: str | Path) -> Iterator[GenomeStore]:
+def genome_store(path: str | Path) -> Iterator[Genome]:
     """Open a genome: a store, or a FASTA file, which is turned into a store for the time being.
 
     Raises
@@ -400,10 +400,10 @@ def genome_store(path: str | Path) -> Iterator[GenomeStore]:
     except OSError as error:
         raise GenomeError(f"cannot read {path}: {error.strerror}") from error
     if is_store:
-        yield GenomeStore.open(path)
+        yield Genome(path)
         return
     with tempfile.TemporaryDirectory(prefix="megabase-") as folder:
-        store = GenomeStore.build(path, Path(folder) / "genome.mb")
+        store = Genome.build(path, Path(folder) / "genome.mb")
         warn_ambiguous(store.metadata.iupac_letters, path)
         yield store
 

@@ -23,7 +23,7 @@ from megabase.data.hashing import derive_key, draw_bits, mix64, permute, uniform
 from megabase.data.regions import Intervals, Regions
 from megabase.errors import InputError
 from megabase.genome import alphabet
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 _POSITION, _REVERSE, _ORDER, _SHIFT = range(4)  # part of a draw's key: purposes are independent
 _MASK_SEED = 0x6D61736B
@@ -408,7 +408,7 @@ class GenomeWindows:
         for next-token prediction, 0 for masked bases.
     """
 
-    def __init__(self, store: GenomeStore, source: WindowSource, extra: int = 1) -> None:
+    def __init__(self, store: Genome, source: WindowSource, extra: int = 1) -> None:
         self.store = store
         self.source = source
         self.extra = extra
@@ -448,7 +448,7 @@ class GenomeWindows:
         }
 
 
-def count_n(store: GenomeStore, contig: npt.NDArray[np.int32], start: _Ints, length: int) -> _Ints:
+def count_n(store: Genome, contig: npt.NDArray[np.int32], start: _Ints, length: int) -> _Ints:
     """Count N in windows of a store, (n,): with the store bound, for :class:`RandomWindows`."""
     codes = store.fetch_many(contig, start, length)
     codes &= np.uint8(alphabet.BASE_BITS)

@@ -25,7 +25,7 @@ from megabase.evaluate.sequences import plan_windows, run_batched
 from megabase.genome.alphabet import BASE_BITS, PAD, T, encode
 from megabase.genome.files import atomic_file
 from megabase.genome.interval import Interval, one_based
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, inference_mode
 
@@ -36,7 +36,7 @@ _WINDOW = 1024
 
 def base_probabilities(
     model: Loaded,
-    store: GenomeStore,
+    store: Genome,
     region: Interval,
     *,
     window: int | None = None,
@@ -118,7 +118,7 @@ def _sequence_probabilities(
 
 def allele_probabilities(
     model: Loaded,
-    store: GenomeStore,
+    store: Genome,
     variants: Sequence[tuple[str, int, int, str, str | None]],
     *,
     around: int,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.data.regions import Regions
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 _Ints = npt.NDArray[np.int64]
 
@@ -85,7 +85,7 @@ def tile_blocks(
 
 
 def read_rows(
-    store: GenomeStore,
+    store: Genome,
     blocks: Blocks,
     *,
     targets: int,

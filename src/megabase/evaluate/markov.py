@@ -32,7 +32,7 @@ from megabase.evaluate.blocks import Blocks, read_rows
 from megabase.evaluate.results import Baseline, Measure, measure, paired_saving
 from megabase.genome.alphabet import BASE_BITS, N, T
 from megabase.genome.kmers import pack_kmers
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 DEFAULT_RATE = 8.0
 """Weight of the next shorter context, in counts, where no rate is fitted: one number for all
@@ -212,7 +212,7 @@ class MarkovModel:
         return steps
 
 
-def train_markov(store: GenomeStore, regions: Regions, max_order: int = 12) -> MarkovModel:
+def train_markov(store: Genome, regions: Regions, max_order: int = 12) -> MarkovModel:
     """Count k-mers in regions of a genome, streaming over them, and fit the rates.
 
     One part in twenty of the regions, spread evenly and at most 1 Mb, is held back; the rates are
@@ -289,7 +289,7 @@ def _kmers(
 
 
 def score_baselines(
-    store: GenomeStore,
+    store: Genome,
     blocks: Blocks,
     model_nll: npt.NDArray[np.float64],
     curve_blocks: Blocks | None = None,
@@ -356,7 +356,7 @@ def _rates(markov: MarkovModel | None) -> list[tuple[float, ...]]:
 
 
 def _score(
-    store: GenomeStore, blocks: Blocks, markov: MarkovModel | None
+    store: Genome, blocks: Blocks, markov: MarkovModel | None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Sum -ln p over the targets of each block: (baselines, blocks), and the number of targets."""
     choices = _rates(markov)

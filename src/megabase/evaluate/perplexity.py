@@ -39,7 +39,7 @@ from megabase.evaluate.results import (
     paired_saving,
 )
 from megabase.genome.interval import Interval
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import inference_mode, language_model_kind
 
@@ -109,7 +109,7 @@ class _Evaluation:
     """What all forward passes of an evaluation share."""
 
     model: nn.Module
-    store: GenomeStore
+    store: Genome
     regions: Regions
     causal: bool
     batch_tokens: int
@@ -201,7 +201,7 @@ class _Evaluation:
 
 def evaluate(
     model: nn.Module,
-    store: GenomeStore,
+    store: Genome,
     regions: Regions,
     options: EvaluateOptions | None = None,
     *,
@@ -371,7 +371,7 @@ def _both(logits: Tensor, ids: Tensor) -> Tensor:
     return torch.stack((look_up(logits, ids, "all"), look_up(logits, ids)), dim=-1)
 
 
-def _by_contig(store: GenomeStore, blocks: Blocks, scores: _Scores) -> dict[str, Measure]:
+def _by_contig(store: Genome, blocks: Blocks, scores: _Scores) -> dict[str, Measure]:
     """Measure each contig that has a target, in the order of the genome."""
     found: dict[str, Measure] = {}
     for contig in np.unique(blocks.contig).tolist():
@@ -381,7 +381,7 @@ def _by_contig(store: GenomeStore, blocks: Blocks, scores: _Scores) -> dict[str,
     return found
 
 
-def _texts(store: GenomeStore, regions: Regions) -> tuple[str, ...]:
+def _texts(store: Genome, regions: Regions) -> tuple[str, ...]:
     """Write the first regions, 1-based with both ends."""
     shown = slice(_SHOWN_REGIONS)
     rows = zip(

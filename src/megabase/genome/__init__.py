@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from megabase.genome.alphabet import decode, encode, reverse_complement
 from megabase.genome.interval import Interval, Strand, Variant
-from megabase.genome.store import Contig, GenomeStore
+from megabase.genome.store import Contig, Genome
 
 if TYPE_CHECKING:
     from megabase.genome.tables import read_bed, read_gff, read_vcf, write_bed
 
 __all__ = [
-    "Contig", "GenomeStore", "Interval", "Strand", "Variant", "decode", "encode", "read_bed",
+    "Contig", "Genome", "Interval", "Strand", "Variant", "decode", "encode", "read_bed",
     "read_gff", "read_vcf", "reverse_complement", "write_bed",
 ]  # fmt: skip
 

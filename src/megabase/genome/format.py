@@ -381,7 +381,7 @@ def build_store(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Stream FASTA files into a store file; see :meth:`GenomeStore.build`."""
+    """Stream FASTA files into a store file; see :meth:`Genome.build`."""
     given = [sources] if isinstance(sources, str | Path) else list(sources)
     files = [_STANDARD_INPUT if str(source) == "-" else Path(source) for source in given]
     target = Path(path)

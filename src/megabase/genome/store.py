@@ -1,4 +1,4 @@
-"""GenomeStore: a genome as one memory-mapped file of base codes.
+"""Genome: a genome as one memory-mapped file of base codes.
 
 Opening a store reads its contig table and maps the file; the operating system loads the pages that
 are fetched and shares them between all processes. A store holds no open handle that a fork could
@@ -28,7 +28,7 @@ _GATHER_BYTES = 1 << 18
 """Bytes that are gathered at a time: they are still in the cache when they are copied."""
 
 
-class GenomeStore:
+class Genome:
     """A genome in a store file.
 
     Opening reads its contig table and maps the file; :meth:`build` makes one from FASTA.
@@ -64,11 +64,6 @@ class GenomeStore:
         self._aliases: dict[str, int] = {}
 
     @classmethod
-    def open(cls, path: str | Path) -> GenomeStore:
-        """Open a store file."""
-        return cls(path)
-
-    @classmethod
     def build(
         cls,
         sources: str | Path | Sequence[str | Path],
@@ -77,7 +72,7 @@ class GenomeStore:
         name: str | None = None,
         overwrite: bool = False,
         progress: Progress | None = None,
-    ) -> GenomeStore:
+    ) -> Genome:
         """Stream FASTA files into a store file and open it.
 
         Parameters
@@ -124,7 +119,7 @@ class GenomeStore:
 
     def __repr__(self) -> str:
         return (
-            f"GenomeStore({self.name!r}, {len(self.contigs):,} contigs, {self.total_length:,} "
+            f"Genome({self.name!r}, {len(self.contigs):,} contigs, {self.total_length:,} "
             f"bases, sha256 {self.checksum[:12]}, {str(self.path)!r})"
         )
 
@@ -362,8 +357,8 @@ def _integers(values: ArrayLike, what: str) -> NDArray[np.int64]:
     return array.astype(np.int64, copy=False)
 
 
-def _reopen(path: str, checksum: str) -> GenomeStore:
-    store = GenomeStore(path)
+def _reopen(path: str, checksum: str) -> Genome:
+    store = Genome(path)
     if store.checksum != checksum:
         raise GenomeError(
             f"genome store {path} was replaced by another genome (sha256 {store.checksum[:12]}, "

@@ -23,7 +23,7 @@ from megabase.errors import InputError, UnknownContigError
 from megabase.genome.files import atomic_file, numbered_lines
 from megabase.genome.interval import Strand, zero_based
 from megabase.genome.left_out import LeftOut
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.genome.vcf import (
     check_allele,
     checked_records,
@@ -156,7 +156,7 @@ class _RowSource:
     def on_genome(
         self,
         frame: pl.DataFrame,
-        store: GenomeStore | None,
+        store: Genome | None,
         left_out: LeftOut,
         circular: Collection[str] = (),
     ) -> pl.DataFrame:
@@ -204,7 +204,7 @@ class _RowSource:
         return frame.with_columns(pl.col("contig").replace(known)).drop("limit")
 
     def _known(
-        self, frame: pl.DataFrame, store: GenomeStore, left_out: LeftOut
+        self, frame: pl.DataFrame, store: Genome, left_out: LeftOut
     ) -> tuple[dict[str, str], pl.DataFrame]:
         """Give the store's names of contigs by those of the file, and the rows that have one."""
         names: dict[str, str] = {}
@@ -227,7 +227,7 @@ class _RowSource:
 
 def read_bed(
     path: str | Path,
-    store: GenomeStore | None = None,
+    store: Genome | None = None,
     *,
     kind: BedKind = "auto",
     columns: int | None = None,
@@ -312,7 +312,7 @@ def _bed_names(path: Path, kind: BedKind, width: int) -> list[str]:
 
 def read_gff(
     path: str | Path,
-    store: GenomeStore | None = None,
+    store: Genome | None = None,
     *,
     attributes: Sequence[str] = (),
     types: Sequence[str] | None = None,
@@ -378,7 +378,7 @@ def _attribute(frame: pl.DataFrame, key: str) -> pl.Series:
 
 def read_vcf(
     path: str | Path,
-    store: GenomeStore | None = None,
+    store: Genome | None = None,
     *,
     info: Sequence[str] = (),
     bases_only: bool = False,

@@ -14,7 +14,7 @@ from megabase.genome.alphabet import AMBIGUITY_LETTERS, decode
 from megabase.genome.files import numbered_lines
 from megabase.genome.interval import one_based, zero_based
 from megabase.genome.left_out import REASONS, Reason, require_assembly
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 if TYPE_CHECKING:
     from pysam import VariantFile
@@ -189,7 +189,7 @@ def read_vcf_records(path: str | Path, *, sites: bool = False) -> Iterator[VcfRe
         yield VcfRecord(number, fields, contig, zero_based(int(position)), ref, alts)
 
 
-def check_record(record: VcfRecord, store: GenomeStore, contig: int | None) -> Reason | None:
+def check_record(record: VcfRecord, store: Genome, contig: int | None) -> Reason | None:
     """Say why no allele of a record can be used, or None.
 
     Parameters
@@ -225,7 +225,7 @@ def check_allele(ref: str, alt: str) -> Reason | None:
 
 
 def checked_records(
-    path: Path, store: GenomeStore | None, advice: str | None = ""
+    path: Path, store: Genome | None, advice: str | None = ""
 ) -> Iterator[tuple[VcfRecord, int | None, Reason | None]]:
     """Stream the sites of a file with what a genome says about each.
 
@@ -275,7 +275,7 @@ def why_unplaced(record: VcfRecord, reason: Reason | None) -> Reason | None:
     return None if usable else "REF_NOT_BASES"
 
 
-def find_contig(store: GenomeStore, name: str, known: dict[str, int | None]) -> int | None:
+def find_contig(store: Genome, name: str, known: dict[str, int | None]) -> int | None:
     """Index of a contig, None where the genome has none; `known` keeps what was found."""
     if name not in known:
         try:
@@ -285,7 +285,7 @@ def find_contig(store: GenomeStore, name: str, known: dict[str, int | None]) -> 
     return known[name]
 
 
-def why_unusable(record: VcfRecord, store: GenomeStore | None, reason: Reason) -> str:
+def why_unusable(record: VcfRecord, store: Genome | None, reason: Reason) -> str:
     """Say in words what is wrong with a record (:func:`check_record`) or its alleles."""
     if reason == "OUTSIDE_CONTIG" and record.position < 0:
         return f"POS must be 1 or more, found {one_based(record.position)}"

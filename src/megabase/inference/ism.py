@@ -23,7 +23,7 @@ from megabase.evaluate.score import Strands
 from megabase.genome.alphabet import BASE_BITS, BASES, decode
 from megabase.genome.files import atomic_file
 from megabase.genome.interval import Interval, Strand, one_based
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
 from megabase.inference.jobs import (
     BATCH_TOKENS,
@@ -84,7 +84,7 @@ class Mutagenesis:
 def ism(
     model: ModelSpec,
     region: str | Interval,
-    genome: GenomeStore | str | Path,
+    genome: Genome | str | Path,
     *,
     window: int | None = None,
     methods: Sequence[str] | None = None,
@@ -115,7 +115,7 @@ def ism(
         When model, window and methods do not fit.
     """
     options = VariantOptions(window, methods, strands, placement)
-    if not isinstance(genome, GenomeStore):
+    if not isinstance(genome, Genome):
         with genome_store(genome) as store:
             return ism(
                 model, region, store, window=window, methods=methods, strands=strands,
@@ -217,7 +217,7 @@ def read_ism(path: str | Path) -> Mutagenesis:
         return Mutagenesis(interval, ref, scores)
 
 
-def _records(store: GenomeStore, interval: Interval) -> list[VcfRecord]:
+def _records(store: Genome, interval: Interval) -> list[VcfRecord]:
     """Give a record with the three substitutions for each base of an interval."""
     records: list[VcfRecord] = []
     bases = decode(store.fetch(interval) & np.uint8(BASE_BITS))
@@ -235,7 +235,7 @@ def _records(store: GenomeStore, interval: Interval) -> list[VcfRecord]:
     return records
 
 
-def _region(store: GenomeStore, region: str | Interval) -> Interval:
+def _region(store: Genome, region: str | Interval) -> Interval:
     """Find a region, without its strand."""
     found = store.region(region)
     return Interval(found.contig, found.start, found.end, Strand.UNSTRANDED)
@@ -258,7 +258,7 @@ def _scorer(
 ) -> VariantScorer:  # fmt: skip
     """Load the model."""
     loaded = load(model, head="language", device=device)
-    return VariantScorer(loaded, GenomeStore.open(genome), options, batch_tokens)
+    return VariantScorer(loaded, Genome(genome), options, batch_tokens)
 
 
 def _rows(scorer: VariantScorer, part: Interval) -> pl.DataFrame:
@@ -308,7 +308,7 @@ def _from_table(table: pl.DataFrame, provenance: Provenance | None = None) -> Mu
     return Mutagenesis(interval, ref, scores, provenance)
 
 
-def _write_tracks(found: Mutagenesis, store: GenomeStore, paths: dict[str, Path]) -> None:
+def _write_tracks(found: Mutagenesis, store: Genome, paths: dict[str, Path]) -> None:
     """Write the importance of each base by each method as bigWig."""
     contigs = {contig.name: contig.length for contig in store.contigs}
     for method, path in paths.items():

@@ -18,7 +18,7 @@ from megabase.evaluate.sequences import Stitch
 from megabase.genome.alphabet import BASE_BITS, T
 from megabase.genome.files import atomic_file, check_output
 from megabase.genome.interval import one_based
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.inference.embedding import Averaged
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, check_run, map_file
 from megabase.inference.parts import Provenance
@@ -59,7 +59,7 @@ class _Tracker(NamedTuple):
     """A model, the genome, and the output of the model that is followed along it."""
 
     predictor: Predictor
-    store: GenomeStore
+    store: Genome
     options: TrackOptions
     column: int
 
@@ -172,7 +172,7 @@ def _tracker(
             f"{ready.name} has {len(names)} outputs; name the one whose track is wanted: "
             f"{', '.join(names[:20])}"
         )
-    return _Tracker(ready, GenomeStore.open(genome), options, column)
+    return _Tracker(ready, Genome(genome), options, column)
 
 
 def _blocks(regions: Iterable[tuple[str, int, int]]) -> Iterator[tuple[str, int, int]]:
@@ -236,7 +236,7 @@ def _runs(parts: list[Path]) -> Iterator[Run]:
 
 
 def _regions(
-    store: GenomeStore, places: Sequence[str] | None, strict: bool
+    store: Genome, places: Sequence[str] | None, strict: bool
 ) -> tuple[tuple[str, int, int], ...]:
     """Find regions, in the order of the genome."""
     if not places:

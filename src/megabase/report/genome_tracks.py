@@ -16,7 +16,7 @@ import polars as pl
 from megabase.errors import InputError, ReportError, UnknownContigError
 from megabase.genome.files import file_digest, numbered_lines
 from megabase.genome.interval import Interval, one_based
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.genome.tables import read_bed, read_gff, read_vcf
 from megabase.genome.vcf import float_info_keys, read_vcf_header
 from megabase.report.genome_page import (
@@ -79,7 +79,7 @@ def track_kind(path: str | Path, kinds: Sequence[str] = ()) -> str:
 
 def genes_track(
     path: str | Path,
-    store: GenomeStore,
+    store: Genome,
     places: Iterable[Interval],
     name: str = "genes",
     *,
@@ -141,7 +141,7 @@ def genes_track(
 
 def bed_track(
     path: str | Path,
-    store: GenomeStore,
+    store: Genome,
     places: Iterable[Interval],
     name: str,
     *,
@@ -161,7 +161,7 @@ def bed_track(
 
 
 def bedgraph_track(
-    path: str | Path, store: GenomeStore, places: Sequence[Interval], name: str
+    path: str | Path, store: Genome, places: Sequence[Interval], name: str
 ) -> SignalTrack:
     """Read the numbers of a bedGraph file along places; bases without a row have none.
 
@@ -226,7 +226,7 @@ def bedgraph_track(
 
 
 def read_track(
-    text: str, store: GenomeStore, regions: Sequence[Interval], *, strict: bool = False
+    text: str, store: Genome, regions: Sequence[Interval], *, strict: bool = False
 ) -> tuple[FeatureTrack | SignalTrack, tuple[str, str]]:
     """Read a file of any kind of track.
 
@@ -294,7 +294,7 @@ def _bigwig_track(path: str, name: str, regions: Sequence[Interval]) -> SignalTr
 
 def read_variants(
     path: str | Path,
-    store: GenomeStore,
+    store: Genome,
     region: Interval | None = None,
     *,
     info: Sequence[str] = (),

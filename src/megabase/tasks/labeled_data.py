@@ -27,7 +27,7 @@ from megabase.data.labeled import (
 )
 from megabase.data.regions import Regions, regions_of, split_genome
 from megabase.errors import ConfigError, InputError
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.tasks.config import ExamplesConfig, GenomeConfig, LabeledConfig
 
 _STORE = ".mb"
@@ -99,7 +99,7 @@ def read_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
 def _interval_texts(config: LabeledConfig) -> dict[str, LabelTable]:
     """Read intervals, from one file for each split, or from one that regions divide."""
     genome = config.genome
-    store = GenomeStore.open(genome.store or "")
+    store = Genome(genome.store or "")
 
     def read(path: str) -> LabelTable:
         return read_interval_text(
@@ -150,7 +150,7 @@ def _genome_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
             f"genome.strand is {genome.strand}: such labels belong to one strand, so neither "
             "head.reverse_complement nor head.strand_average can be used"
         )
-    store = GenomeStore.open(config.train)
+    store = Genome(config.train)
     places = {"valid": genome.valid, "test": genome.test}
     others = {"valid": config.valid, "test": config.test}
     own = {name: places[name] for name in places if others[name] is None}
@@ -172,7 +172,7 @@ def _genome_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
     found = {name: _windows(genome, store, part) for name, part in regions.items()}
     for name, path in others.items():
         if path is not None:
-            other = GenomeStore.open(path)
+            other = Genome(path)
             chosen = places[name]
             part = regions_of(other, chosen) if chosen else Regions.whole(other.lengths)
             found[name] = _windows(genome, other, part)
@@ -185,7 +185,7 @@ def _genome_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
     return {name: found[name] for name in ("train", "valid", "test") if name in found}
 
 
-def _windows(genome: GenomeConfig, store: GenomeStore, regions: Regions) -> LabeledSequences:
+def _windows(genome: GenomeConfig, store: Genome, regions: Regions) -> LabeledSequences:
     features = read_features(
         store,
         genome.features,

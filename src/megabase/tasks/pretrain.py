@@ -21,7 +21,7 @@ from megabase.data.windows import (
     count_n,
 )
 from megabase.errors import ConfigError
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.models.adapt.language_model import build_language_model, save_language_model
 from megabase.models.base import checkpoint_activations
 from megabase.models.describe import Estimate, TrainingStep
@@ -89,7 +89,7 @@ def _plan(config: PretrainConfig, fabric: Fabric) -> Plan:
     _check_lengths(config, model)
     if config.activation_checkpointing:
         checkpoint_activations(model, config.checkpointing_stretch)
-    store = GenomeStore.open(data.genome)
+    store = Genome(data.genome)
     split, source = _build_source(data, store, config.seed)
     windows = GenomeWindows(store, source, extra=getattr(objective, "extra_bases", 0))
     eval_batch = config.eval_batch or config.stages[-1].micro_batch
@@ -183,7 +183,7 @@ def _objective(spec: ObjectiveConfig) -> Objective:
         raise ConfigError(f"objective.options of {spec.name}: {error}") from error
 
 
-def _build_source(data: DataConfig, store: GenomeStore, seed: int) -> tuple[Split, WindowSource]:
+def _build_source(data: DataConfig, store: Genome, seed: int) -> tuple[Split, WindowSource]:
     """Give the split of the genome and the training windows."""
     split = split_genome(
         store,
@@ -208,7 +208,7 @@ def _build_source(data: DataConfig, store: GenomeStore, seed: int) -> tuple[Spli
 
 
 def _build_intervals(
-    data: DataConfig, store: GenomeStore, split: Split, seed: int
+    data: DataConfig, store: Genome, split: Split, seed: int
 ) -> tuple[Split, WindowSource]:
     path = data.intervals or ""
     rows = read_intervals(store, path, "train")
@@ -247,7 +247,7 @@ def _notes(windows: GenomeWindows, schedule: LengthSchedule, split: Split) -> li
 
 
 def _validation(
-    store: GenomeStore,
+    store: Genome,
     split: Split,
     objective: Objective,
     length: int,
@@ -326,7 +326,7 @@ def _schedule_lines(settings: TrainConfig, schedule: LengthSchedule) -> list[str
 
 
 def _data_facts(
-    windows: str, store: GenomeStore, split: Split, validation: EvalSet | None
+    windows: str, store: Genome, split: Split, validation: EvalSet | None
 ) -> dict[str, Any]:
     """Give the content of ``data.json``: genome, checksum, contigs, regions of each split."""
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
@@ -356,7 +356,7 @@ def _digest(regions: Regions) -> str:
     return digest.hexdigest()
 
 
-def _written_out(store: GenomeStore, regions: Regions) -> list[str]:
+def _written_out(store: Genome, regions: Regions) -> list[str]:
     """Write the first regions as people do, 1-based with both ends."""
     first = slice(_LISTED_REGIONS)
     rows = zip(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from megabase.data.regions import Regions, read_intervals, regions_of, split_genome
 from megabase.errors import InputError
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.training.run_folder import RunFolder
 from megabase.untrusted import parsing
 
@@ -41,7 +41,7 @@ class RunData(RunFolder):
             lengths = [stage.get("length") for stage in self.config().get("stages") or []]
             return max((int(length) for length in lengths if length), default=None)
 
-    def regions(self, store: GenomeStore, part: Literal["train", "validation", "test"]) -> Regions:
+    def regions(self, store: Genome, part: Literal["train", "validation", "test"]) -> Regions:
         """Give the regions of a part of the split; empty when the run had no such part.
 
         Parameters

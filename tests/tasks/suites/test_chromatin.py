@@ -14,7 +14,7 @@ from megabase.data.regions import Regions
 from megabase.errors import InputError
 from megabase.evaluate.metrics import median_by_group
 from megabase.genome import alphabet
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 RNG = np.random.default_rng(3)
 GENOME = "".join(RNG.choice(list("ACGT"), 20_000))
@@ -24,7 +24,7 @@ GENOME = "".join(RNG.choice(list("ACGT"), 20_000))
 def store(tmp_path: Path) -> Path:
     fasta = tmp_path / "g.fa"
     fasta.write_text(f">chr1\n{GENOME}\n>chr2\n{GENOME[::-1]}\n")
-    return GenomeStore.build([fasta], tmp_path / "g.mb").path
+    return Genome.build([fasta], tmp_path / "g.mb").path
 
 
 def test_more_than_half_of_the_bin() -> None:

@@ -22,7 +22,7 @@ from megabase.data.regions import Regions, split_genome
 from megabase.errors import InputError, MissingDependencyError, UnknownContigError
 from megabase.genome import alphabet
 from megabase.genome.interval import Interval
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 
 _INSTRUCTIONS = (
     "Give --chromatin.genome STORE and either --data with {train,val,test}_*_coords_targets.csv "
@@ -155,7 +155,7 @@ def bin_labels(
     return (2 * (covered(end) - covered(start)) > end - start).astype(np.uint8)
 
 
-def _peaks(store: GenomeStore, path: str) -> tuple[Regions, int]:
+def _peaks(store: Genome, path: str) -> tuple[Regions, int]:
     """Read peaks; give those on the genome, and how many lie on other contigs."""
     from megabase.genome.tables import read_bed
 
@@ -173,7 +173,7 @@ def _peaks(store: GenomeStore, path: str) -> tuple[Regions, int]:
 
 
 def _from_peaks(
-    config: BenchmarkConfig, store: GenomeStore
+    config: BenchmarkConfig, store: Genome
 ) -> tuple[tuple[str, ...], dict[str, Windows], list[str]]:
     chosen = config.chromatin
     if not chosen.test:
@@ -215,9 +215,7 @@ def _from_peaks(
     return names, found, notes
 
 
-def _bins(
-    store: GenomeStore, chosen: Any, regions: Regions, row: int, peaks: list[Regions]
-) -> Windows:
+def _bins(store: Genome, chosen: Any, regions: Regions, row: int, peaks: list[Regions]) -> Windows:
     contig, low, high = int(regions.contig[row]), int(regions.start[row]), int(regions.end[row])
     margin = (chosen.length - chosen.bin) // 2
     first = -(-(low + margin) // chosen.stride) * chosen.stride
@@ -256,7 +254,7 @@ def load(config: BenchmarkConfig, name: str) -> Task:
         raise InputError(
             f"chromatin.length is {chosen.length}; it must be even and at least {chosen.bin}"
         )
-    store = GenomeStore.open(str(chosen.genome))
+    store = Genome(str(chosen.genome))
     notes: list[str] = []
     if config.data:
         labels, windows, notes = _from_tables(config)
@@ -312,7 +310,7 @@ def _from_tables(
     return labels, found, notes
 
 
-def _text(store: GenomeStore, part: str, windows: Windows, labels: tuple[str, ...]) -> LabelTable:
+def _text(store: Genome, part: str, windows: Windows, labels: tuple[str, ...]) -> LabelTable:
     sequences = [
         alphabet.decode(store.fetch(Interval(contig, start, end), pad="n"))
         for contig, start, end in zip(

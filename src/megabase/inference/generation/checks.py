@@ -23,7 +23,7 @@ from megabase.genome.alphabet import BASE_BITS, N, encode, reverse_complement
 from megabase.genome.files import write_json
 from megabase.genome.interval import Interval
 from megabase.genome.kmers import count_kmers, pack_kmers
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.inference.generation.generate import Generated
 
 __all__ = ["ExactMatch", "GenerationCheck", "check_generated", "kmer_distance",
@@ -129,7 +129,7 @@ def kmer_distance(one: _Ints, other: _Ints) -> float:
 
 def check_generated(
     generated: Sequence[Generated],
-    genome: GenomeStore | None = None,
+    genome: Genome | None = None,
     *,
     kmer: int = 6,
     seed: int = 0,
@@ -217,7 +217,7 @@ def _gc(text: str) -> float:
 
 
 def _random_regions(
-    genome: GenomeStore, lengths: Sequence[int], rng: np.random.Generator
+    genome: Genome, lengths: Sequence[int], rng: np.random.Generator
 ) -> list[_Codes]:
     """Fetch random regions; those that are mostly N are drawn again, a few times."""
     found: list[_Codes] = []
@@ -290,7 +290,7 @@ def _expand(begin: _Ints, end: _Ints) -> tuple[_Ints, _Ints]:
 
 
 def longest_exact_matches(
-    queries: Sequence[_Codes], store: GenomeStore, progress: _Progress | None = None
+    queries: Sequence[_Codes], store: Genome, progress: _Progress | None = None
 ) -> tuple[ExactMatch, ...]:
     """Find the longest exact match of each query in a genome.
 
@@ -329,7 +329,7 @@ def longest_exact_matches(
 
 
 def _search(
-    queries: Sequence[_Codes], store: GenomeStore, k: int, progress: _Progress | None
+    queries: Sequence[_Codes], store: Genome, k: int, progress: _Progress | None
 ) -> list[ExactMatch]:
     """Find the longest matches of at least k bases."""
     table = _Queries(queries, k)

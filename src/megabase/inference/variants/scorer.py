@@ -18,7 +18,7 @@ from megabase.evaluate.score import STRANDS, Strands
 from megabase.genome.alphabet import T
 from megabase.genome.interval import Variant, one_based
 from megabase.genome.left_out import Reason
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.genome.vcf import (
     VcfRecord,
     check_allele,
@@ -251,7 +251,7 @@ class VariantScorer:
     def __init__(
         self,
         model: Loaded,
-        store: GenomeStore,
+        store: Genome,
         options: VariantOptions,
         batch_tokens: int = BATCH_TOKENS,
     ) -> None:
@@ -427,7 +427,7 @@ def _records(variants: str | Path | Iterable[Variant | str]) -> list[VcfRecord]:
 def score_variants(
     model: ModelSpec,
     variants: str | Path | Iterable[Variant | str],
-    genome: GenomeStore | str | Path,
+    genome: Genome | str | Path,
     *,
     window: int | None = None,
     methods: Sequence[str] | None = None,
@@ -464,7 +464,7 @@ def score_variants(
     options = VariantOptions(window, methods, strands, placement)
     records = _records(variants)
     loaded = load(model, head="language", device=passes.get("device"))
-    given = nullcontext(genome) if isinstance(genome, GenomeStore) else genome_store(genome)
+    given = nullcontext(genome) if isinstance(genome, Genome) else genome_store(genome)
     with given as store:
         scorer = VariantScorer(loaded, store, options, passes.get("batch_tokens", BATCH_TOKENS))
         scores: list[tuple[AlleleScore, ...]] = []

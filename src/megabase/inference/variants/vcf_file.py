@@ -23,7 +23,7 @@ from megabase.evaluate.score import Strands
 from megabase.genome.files import file_digest
 from megabase.genome.interval import contig_aliases
 from megabase.genome.left_out import REASONS, LeftOut
-from megabase.genome.store import GenomeStore
+from megabase.genome.store import Genome
 from megabase.genome.vcf import (
     VcfRecord,
     check_allele,
@@ -73,7 +73,7 @@ class _Survey(NamedTuple):
 
 
 def survey(
-    path: Path, store: GenomeStore, *, allow_mismatches: bool = False, strict: bool = False
+    path: Path, store: Genome, *, allow_mismatches: bool = False, strict: bool = False
 ) -> _Survey:
     """Read a file of variants once, against the genome.
 
@@ -238,7 +238,7 @@ def _scorer(
 ) -> VariantScorer:  # fmt: skip
     """Load the model."""
     loaded = load(model, head="language", device=device)
-    return VariantScorer(loaded, GenomeStore.open(genome), options, batch_tokens)
+    return VariantScorer(loaded, Genome(genome), options, batch_tokens)
 
 
 def _chunks(source: Path) -> Iterator[tuple[int, list[VcfRecord]]]:

@@ -21,7 +21,7 @@ from megabase.genome import alphabet
 from megabase.models.tokenizers.character import warn_letters
 
 if TYPE_CHECKING:
-    from megabase.genome import GenomeStore
+    from megabase.genome import Genome
 
 # DNABERT's five, at the same ids.
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -32,7 +32,7 @@ _PIECES_AT_ONCE = 1024
 
 
 def genome_pieces(
-    store: GenomeStore, piece: int = 1000, max_bases: int | None = 50_000_000, seed: int = 0
+    store: Genome, piece: int = 1000, max_bases: int | None = 50_000_000, seed: int = 0
 ) -> Iterator[str]:
     """Cut a genome into pieces of `piece` bases to learn from; pieces of N alone are left out.
 
