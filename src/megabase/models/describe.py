@@ -165,7 +165,8 @@ def _own_settings(config: Any) -> dict[str, Any]:
     """Give the fields that the family's configuration class itself declares."""
     family = family_of(config.model_type)
     own = vars(family.config_class()).get("__annotations__", {}) if family else {}
-    return {name: getattr(config, name) for name in own if hasattr(config, name)}
+    held = config.to_dict()  # leaves out what a file leaves out
+    return {name: getattr(config, name) for name in own if name in held}
 
 
 @dataclass(frozen=True)
