@@ -14,12 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from megabase.errors import CheckpointError
+from megabase.errors import CheckpointError, OutputError
 from megabase.models.auto import load_model
 from megabase.models.checkpoints.convert import _model_from_weights, convert_checkpoint
 from megabase.models.checkpoints.published import renamed
 from megabase.models.checkpoints.reader import read_weights
-from megabase.models.checkpoints.save import OutputError
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.hyenadna.convert import NAME_RULES, recognizes
 from megabase.models.tokenizers.character import DNATokenizer

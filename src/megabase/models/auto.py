@@ -18,8 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from megabase.errors import CheckpointError, ModelError
-from megabase.models.checkpoints.checks import require_finite_weights
-from megabase.models.checkpoints.config_file import read_config
+from megabase.models.checkpoints.checks import read_config, require_finite_weights
 from megabase.models.checkpoints.reader import read_weights, require_fit
 from megabase.models.dnabert.convert import is_dnabert_folder
 from megabase.models.dnabert.convert import load_tokenizer as load_dnabert_tokenizer

@@ -15,7 +15,7 @@ from megabase.errors import ConfigError
 from megabase.models.adapt.language_model import config_fields, new_model
 from megabase.models.adapt.lora import ADAPTER_FOLDER, add_adapters, merged_state, save_adapter
 from megabase.models.auto import load_config, load_model
-from megabase.models.checkpoints.save import write_model
+from megabase.models.checkpoints.convert import write_model
 from megabase.models.families import FAMILIES, all_families, family_of
 from megabase.models.presets import find_preset
 from megabase.models.tokenizers.character import DNATokenizer

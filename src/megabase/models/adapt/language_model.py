@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from megabase.errors import ConfigError
 from megabase.models.auto import load_config, load_model, resolve_model
-from megabase.models.checkpoints.config_file import check_config
-from megabase.models.checkpoints.save import write_model
+from megabase.models.checkpoints.checks import check_config
+from megabase.models.checkpoints.convert import write_model
 from megabase.models.families import FAMILIES, Family, all_families
 from megabase.models.presets import find_preset
 from megabase.models.tokenizers.character import DNATokenizer

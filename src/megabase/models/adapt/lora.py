@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from megabase.errors import ConfigError, MissingDependencyError
 from megabase.models.auto import load_model, resolve_model
-from megabase.models.checkpoints.checks import weights_checksum
-from megabase.models.checkpoints.config_file import check_config
+from megabase.models.checkpoints.checks import check_config, weights_checksum
 from megabase.models.families import family_of
 from megabase.settings import LoraConfig
 from megabase.untrusted import build, parsing, read_json

@@ -1,17 +1,25 @@
-"""Convert published checkpoints of any family into model folders."""
+"""Published checkpoints of any family into model folders, which are either whole or absent."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
 from megabase import __version__
-from megabase.errors import CheckpointError
+from megabase.errors import CheckpointError, OutputError
+from megabase.genome.files import real_place, write_json, writing
 from megabase.models.auto import find_checkpoint, load_model, load_tokenizer
 from megabase.models.checkpoints.published import ConvertedModel
 from megabase.models.checkpoints.reader import Weights, read_weights
-from megabase.models.checkpoints.save import check_output, save_model_folder
 from megabase.models.families import all_families, family_of
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.untrusted import parsing
@@ -47,7 +55,7 @@ def convert_checkpoint(
     repository; `config` a ``config.json`` in place of the one next to the weights. Overrides are
     fields of the family's configuration that win over what is inferred.
     """
-    check_output(Path(destination).expanduser(), overwrite)
+    _check_output(Path(destination).expanduser(), overwrite)
     path = find_checkpoint(source)
     weights = read_weights(path, config)
     made = _model_from_weights(weights, **{k: v for k, v in overrides.items() if v is not None})
@@ -56,7 +64,6 @@ def convert_checkpoint(
         with file.open("rb") as stream:
             sums[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
     record = {
-        "megabase": __version__,
         "source": str(source),
         "sha256": sums,
         "model": type(made.model).__name__,
@@ -64,7 +71,7 @@ def convert_checkpoint(
         "left_out": list(made.dropped),
     }
     tokenizer = _tokenizer(path, made.model.config)
-    save_model_folder(destination, made.model, tokenizer, {"conversion.json": record}, overwrite)
+    _save_model_folder(destination, made.model, tokenizer, record, overwrite)
     return made
 
 
@@ -78,22 +85,17 @@ def lengthen_model(
     """
     from megabase.models.hyenadna.modeling import lengthen
 
-    check_output(Path(destination).expanduser(), overwrite)
+    _check_output(Path(destination).expanduser(), overwrite)
     model = load_model(source)
     longer = lengthen(model, longest)
     note = (
         f"the longest input was {model.config.max_seq_len:,} positions and is {longest:,}: filters "
         "are as they were for the lags they had, and nothing was trained beyond them"
     )
-    record = {
-        "megabase": __version__,
-        "source": str(source),
-        "model": type(longer).__name__,
-        "notes": [note],
-    }
+    record = {"source": str(source), "model": type(longer).__name__, "notes": [note]}
     tokenizer = load_tokenizer(source)
     tokenizer.model_max_length = longest
-    save_model_folder(destination, longer, tokenizer, {"conversion.json": record}, overwrite)
+    _save_model_folder(destination, longer, tokenizer, record, overwrite)
     return ConvertedModel(longer, (note,), ())
 
 
@@ -110,3 +112,75 @@ def _tokenizer(source: Path, config: Any) -> Any:
     if for_config is not None:  # its vocabulary depends on the model
         return for_config(config)
     return tokenizer_class(model_max_length=getattr(config, "max_length", None))
+
+
+def _save_model_folder(
+    folder: str | Path,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    record: Mapping[str, Any],
+    overwrite: bool,
+) -> None:
+    """Write a folder that transformers loads, whole or not at all.
+
+    Its parent must exist. `overwrite` replaces an earlier model folder, never one that holds
+    anything else (:class:`OutputError`).
+    """
+    folder = Path(folder).expanduser()
+    _check_output(folder, overwrite)
+    final = real_place(folder)  # a link stays, and what it names is replaced
+    token = uuid.uuid4().hex[:8]
+    partial = final.parent / f".{final.name}.partial-{token}"
+    replaced = final.parent / f".{final.name}.replaced-{token}"
+    try:
+        with writing(folder):
+            partial.mkdir()
+            write_model(partial, model, tokenizer)
+            write_json(partial / "conversion.json", {"megabase": __version__, **record})
+            if final.exists():
+                final.rename(replaced)
+            partial.rename(final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        if replaced.exists() and not final.exists():
+            replaced.rename(final)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_model(
+    folder: Path, model: PreTrainedModel, tokenizer: Any, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write weights, configuration and tokenizer into a folder that exists.
+
+    `state` is a full state dict in place of the model's own, which may be sharded.
+    """
+    # The library's bar over the files it writes would cut through a run's own.
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder, state_dict=None if state is None else dict(state))
+        tokenizer.save_pretrained(folder)
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    # Give files the mode a plain open would: safetensors makes them private to the user.
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.iterdir():
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
+
+
+def _check_output(folder: Path, overwrite: bool) -> None:
+    """Refuse an output folder that must not be written (:class:`OutputError`)."""
+    if not folder.parent.is_dir():
+        raise OutputError(f"{folder.parent}: there is no such folder to write {folder.name} into")
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise OutputError(f"{folder}: exists already; choose another name or pass overwrite=True")
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: is a file, not a model folder; it is not replaced")
+    if any(folder.iterdir()) and not (folder / "config.json").is_file():
+        raise OutputError(f"{folder}: holds something else than a model; it is not replaced")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from megabase.errors import CheckpointError
-from megabase.models.checkpoints.config_file import read_config
+from megabase.models.checkpoints.checks import read_config
 from megabase.models.checkpoints.unpickle import (
     STORAGE_TYPES,
     Global,

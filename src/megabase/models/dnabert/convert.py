@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from megabase.errors import ConfigError, ModelError
-from megabase.models.checkpoints.config_file import read_config
+from megabase.models.checkpoints.checks import read_config
 from megabase.models.checkpoints.published import ConvertedModel, build
 from megabase.models.checkpoints.reader import Weights
 from megabase.models.dnabert.configuration import DNABERTConfig
