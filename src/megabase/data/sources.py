@@ -23,17 +23,6 @@ from megabase.genome.interval import Interval, Strand
 from megabase.genome.store import Genome
 from megabase.genome.vcf import is_bcf
 
-__all__ = [
-    "Sequence",
-    "SequenceInput",
-    "chunked",
-    "genome_store",
-    "no_file",
-    "read_intervals",
-    "read_sequences",
-    "region_columns",
-]
-
 _Kind = Literal["auto", "fasta", "bed", "vcf", "table"]
 
 _ENDINGS = {
@@ -60,18 +49,10 @@ _STORE_MAGIC = b"\x89MBG"  # first bytes of a genome store
 
 @dataclass(frozen=True)
 class Sequence:
-    """DNA to be read by a model.
+    """DNA to be read by a model: base codes in reading direction, uint8 (length,).
 
-    Parameters
-    ----------
-    name
-        Name of the sequence or interval.
-    codes
-        Base codes, uint8 (context + length + after,), in reading direction.
-    context, after
-        How many codes at the start and at the end are context: read, but not asked about.
-    interval
-        Where it comes from (without the context); None for a sequence of a FASTA file.
+    `context` codes at the start and `after` at the end are read but not asked about; `interval` is
+    where the rest comes from, None for a sequence of a FASTA file.
     """
 
     name: str
@@ -179,13 +160,7 @@ class SequenceInput:
         )
 
     def refuse_variants(self) -> None:
-        """Refuse VCF, for a verb that reads sequences and intervals only.
-
-        Raises
-        ------
-        InputError
-            When the file is VCF.
-        """
+        """Refuse VCF, for a verb that reads sequences and intervals only."""
         if self.found_kind == "vcf":
             raise InputError(
                 f"{self.path} is VCF, and here the input is FASTA, a table, or BED with a genome "
@@ -193,13 +168,7 @@ class SequenceInput:
             )
 
     def read(self, *, context: int = 0) -> Iterator[Sequence]:
-        """Stream the sequences, in file order.
-
-        Parameters
-        ----------
-        context
-            Bases on both sides of an interval that are read as well.
-        """
+        """Stream the sequences, in file order; intervals with `context` bases on both sides."""
         if self.found_kind == "fasta":
             yield from read_sequences(self.path)
             return
@@ -215,10 +184,9 @@ class SequenceInput:
                 yield from self._read_alleles(store)
 
     def _read_alleles(self, store: Genome) -> Iterator[Sequence]:
-        """Give the window of the reference and of each alternative allele, one after the other.
+        """Give the window of REF and of each ALT, of the same number of bases, one after the other.
 
-        The allele begins at index ``window // 2`` of its window, and what follows is as long as the
-        window leaves room for, so both have the same number of bases; nearer to the end of a contig
+        The allele begins at index ``window // 2`` of its window; nearer to the end of a contig
         there is less on that side.
         """
         from megabase.genome.tables import read_vcf
@@ -241,17 +209,7 @@ class SequenceInput:
     def chunks(self, cost: int = 1, context: int = 0) -> Iterator[list[Sequence]]:
         """Cut the stream of :meth:`read` into lists, each some seconds of work.
 
-        Parameters
-        ----------
-        cost
-            How many times as much work as a forward pass a sequence is.
-        context
-            As for :meth:`read`.
-
-        Raises
-        ------
-        InputError
-            When there is no sequence.
+        `cost` is how many times as much work as a forward pass a sequence is.
         """
         bases, most = _CHUNK_BASES // cost, _CHUNK_SEQUENCES // cost
         chunk: list[Sequence] = []
@@ -281,18 +239,7 @@ def region_columns(sequences: list[Sequence]) -> dict[str, Any]:
 
 
 def read_sequences(path: str | Path) -> Iterator[Sequence]:
-    """Stream the sequences of a FASTA file: plain, gzip or bgzip.
-
-    Raises
-    ------
-    GenomeError
-        When the file cannot be read; the message names file, line and sequence.
-
-    Warns
-    -----
-    AmbiguousLettersWarning
-        When the file was read and had letters that are read as N.
-    """
+    """Stream the sequences of a FASTA file: plain, gzip or bgzip."""
     name: str | None = None
     parts: list[bytes] = []
     ambiguous: Counter[str] = Counter()
@@ -328,27 +275,10 @@ def read_intervals(
     after: int = 0,
     strict: bool = False,
 ) -> Iterator[Sequence]:
-    """Read the intervals of a BED file from a genome, in file order.
+    """Read the intervals of a BED file from a genome, in file order and reading direction.
 
-    An interval on the reverse strand is read as its reverse complement. The table is checked as a
-    whole before the first interval is given; DNA is read when its turn comes.
-
-    Parameters
-    ----------
-    path
-        The BED file.
-    store
-        The genome.
-    context, after
-        Bases before and after the interval, in reading direction, that are read as well; fewer
-        where the contig ends sooner.
-    strict
-        Refuse rows that are not on the genome, which are left out otherwise.
-
-    Raises
-    ------
-    InputError, UnknownContigError
-        As :func:`megabase.genome.tables.read_bed`.
+    The table is checked as a whole first, as by :func:`megabase.genome.tables.read_bed`. `context`
+    bases before and `after` bases after an interval are read as well, fewer at the end of a contig.
     """
     from megabase.genome.tables import read_bed
 
@@ -381,15 +311,7 @@ def chunked(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
 
 @contextmanager
 def genome_store(path: str | Path) -> Iterator[Genome]:
-    """Open a genome: a store, or a FASTA file, which is turned into a store for the time being.
-
-    Raises
-    ------
-    InputError
-        When there is no such file.
-    GenomeError, GenomeError
-        When it is neither an intact store nor FASTA.
-    """
+    """Open a genome: a store, or a FASTA file, which is turned into a store for the time being."""
     path = Path(path)
     if not path.is_file():
         why = no_file(path).replace("there is no file", "there is no genome")

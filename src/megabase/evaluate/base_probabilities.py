@@ -1,9 +1,4 @@
-"""Probabilities along a genome: of A, C, G, T under a language model, of classes under a labeler.
-
-A causal model predicts a position from the bases before it, a masked model with every seventh
-position of a window hidden at a time (:mod:`megabase.evaluate.log_probs`). Both are over
-A, C, G, T.
-"""
+"""Probabilities along a genome: of A, C, G, T by a language model, of classes by a labeler."""
 
 from __future__ import annotations
 
@@ -42,33 +37,12 @@ def base_probabilities(
     window: int | None = None,
     batch_tokens: int = 1 << 16,
 ) -> Floats:
-    """Give the probability of A, C, G, T at every base of a region.
+    """Give the probability of A, C, G, T at every base of a region, float32 (length, 4).
 
-    Parameters
-    ----------
-    model
-        A language model.
-    store
-        The genome.
-    region
-        Read on the forward strand.
-    window
-        Bases that the model reads at once: those before the region are read as well, so that a
-        causal model sees half a window or more before every base, as far as the contig reaches.
-        As many as the model can, up to 1,024, when None.
-    batch_tokens
-        About how many positions a forward pass takes.
-
-    Returns
-    -------
-    ndarray
-        float32 (region.length, 4). A causal model knows nothing about the first base of a contig:
-        a quarter each.
-
-    Raises
-    ------
-    InputError
-        When the window does not fit the model.
+    The region is read on the forward strand, in windows that half overlap, with the bases around it
+    as context: a causal model sees half a window or more before every base, as far as the contig
+    reaches. The window is up to 1,024 bases when None. A quarter each at the first base of a contig
+    under a causal model.
     """
     window = _window(model, window)
     length = store.contig(region.contig).length
@@ -93,10 +67,7 @@ def _sequence_probabilities(
     batch_tokens: int,
     record: Callable[[int], str],
 ) -> list[Floats]:
-    """Give the probability of A, C, G, T at every base of sequences, (length, 4) each.
-
-    An output that is not finite is reported with `record` of the number of its sequence.
-    """
+    """Give the probability of A, C, G, T at every base of sequences, (length, 4) each."""
 
     def compute(codes: NDArray[np.uint8], rows: NDArray[np.int64]) -> list[Floats]:
         known = torch.from_numpy(codes != PAD).to(model.device)[..., None]
@@ -125,24 +96,12 @@ def allele_probabilities(
     window: int | None = None,
     batch_tokens: int = 1 << 16,
 ) -> list[tuple[int, int, Floats]]:
-    """Give the probability of A, C, G, T around variants when the alternative stands there.
+    """Give probabilities around variants when the alternative stands there.
 
-    Parameters
-    ----------
-    model, store, window, batch_tokens
-        As for :func:`base_probabilities`; a window holds the alternative and as many bases before
-        it as fit (of a masked model half a window).
-    variants
-        contig, start, end (0-based half-open), REF and ALT. Those without letters for ALT, or with
-        more than a quarter of the window, are skipped.
-    around
-        Bases on either side of the alternative.
-
-    Returns
-    -------
-    list of tuple
-        Number of the variant, 0-based position of the first base on the contig, and probabilities,
-        float32 (bases, 4).
+    Of each variant: its number, the 0-based position of the first base on the contig, and float32
+    (bases, 4) from `around` bases before the alternative to as many after it. Variants are contig,
+    start, end (0-based half-open), REF and ALT; those without letters for ALT, or with more than a
+    quarter of the window, are skipped.
     """
     size = _window(model, window)
     rows: list[NDArray[np.uint8]] = []
@@ -173,20 +132,7 @@ def allele_probabilities(
 
 
 def log_likelihood(probabilities: Floats, codes: NDArray[np.uint8]) -> Floats:
-    """Give the natural log-probability of the base that stands at each position.
-
-    Parameters
-    ----------
-    probabilities
-        float (length, 4).
-    codes
-        uint8 (length,).
-
-    Returns
-    -------
-    ndarray
-        float32 (length,); NaN where the base is not A, C, G or T.
-    """
+    """Give the natural log-probability of the base at each position; NaN unless A, C, G, T."""
     base = codes & BASE_BITS
     known = base <= T
     own = probabilities[np.arange(len(codes)), np.where(known, base, 0)]
@@ -196,12 +142,7 @@ def log_likelihood(probabilities: Floats, codes: NDArray[np.uint8]) -> Floats:
 class NucleotidePredictions:
     """Collects the class probabilities of every labeled base of a genome, and writes them.
 
-    Parameters
-    ----------
-    windows
-        Of the kind ``nucleotides``, cut out of a genome.
-    left
-        Whether the rows of a batch are padded on the left.
+    `left` says whether the rows of a batch are padded on the left.
     """
 
     def __init__(self, windows: LabeledSequences, *, left: bool = False) -> None:
@@ -220,11 +161,7 @@ class NucleotidePredictions:
             self._parts.append(values[start : start + size].astype(np.float32))
 
     def write(self, path: Path) -> None:
-        """Write one row for each labeled base, replacing an earlier file.
-
-        Columns: ``contig``, ``position`` (0-based), ``label`` (class name) and ``p_CLASS``, the
-        probability of each class.
-        """
+        """Write a row for each labeled base: contig, 0-based position, label and p_CLASS."""
         windows = self._windows
         contigs: list[str] = []
         positions: list[NDArray[np.int64]] = []

@@ -1,9 +1,8 @@
 """Baselines without a network: logistic regression on k-mer counts, and on sequence overlap.
 
-A k-mer and its reverse complement are one feature, so both strands of a sequence look the same.
-K-mers of 1 to k bases are counted as shares of the sequence's k-mers, and each feature is divided
-by its standard deviation over the training rows. The strength of the penalty is chosen on the
-validation rows, among nine values; test rows are scored once.
+A k-mer and its reverse complement are one feature. K-mers of 1 to k bases are counted as shares of
+the sequence's k-mers, and each feature is divided by its standard deviation over the training rows.
+The penalty is chosen on the validation rows, among nine values; test rows are scored once.
 """
 
 from __future__ import annotations
@@ -64,19 +63,10 @@ def _canonical(k: int) -> npt.NDArray[np.uint64]:
 
 
 def kmer_counts(rows: LabeledSequences, k: int) -> Any:
-    """Count canonical k-mers of 1 to k bases.
+    """Count canonical k-mers of 1 to k bases, k at most 8: float32 csr_matrix (n, F).
 
-    Parameters
-    ----------
-    rows
-        Sequences; k-mers with a base that is not A, C, G or T are left out.
-    k
-        Longest k-mer, 1 to 8.
-
-    Returns
-    -------
-    scipy.sparse.csr_matrix
-        float32 (n, F): the share of each k-mer among the sequence's k-mers of its length.
+    Values are the share of each k-mer among the sequence's k-mers of its length; k-mers with a base
+    that is not A, C, G or T are left out.
     """
     from scipy import sparse
 
@@ -100,13 +90,7 @@ def kmer_counts(rows: LabeledSequences, k: int) -> Any:
 
 
 def require_baseline() -> None:
-    """Refuse to begin without the packages of the baseline.
-
-    Raises
-    ------
-    MissingDependencyError
-        Without scikit-learn and scipy (the extra suites).
-    """
+    """Refuse to begin without scikit-learn and scipy (the extra suites)."""
     try:
         import scipy.sparse  # noqa: F401
         import sklearn  # noqa: F401
@@ -120,24 +104,7 @@ def fit_kmers(
     metric: str,
     names: Sequence[str],
 ) -> BaselineResult:
-    """Fit the k-mer baseline and measure it.
-
-    Parameters
-    ----------
-    splits
-        train, valid, test.
-    lengths
-        Longest k-mers to try; validation chooses.
-    metric
-        What chooses on validation.
-    names
-        Metrics to report.
-
-    Raises
-    ------
-    MissingDependencyError
-        Without scikit-learn and scipy (the extra suites).
-    """
+    """Fit the k-mer baseline, with the longest k-mer and penalty that validation chooses."""
     require_baseline()
     started = time.perf_counter()
     best: _Choice | None = None
@@ -160,26 +127,10 @@ def fit_overlap(
     """Fit the overlap baseline on the training rows and measure it.
 
     For every row and class, the features are the largest share of the row's distinct 16-mers
-    (either strand) that one training row of that class holds, and the square root of that share,
-    which tells a little from nothing; a training row is not compared with itself. Nothing else of
-    the sequence is looked at: where this baseline comes near a model, the model's metric says
-    little about new sequences.
-
-    Parameters
-    ----------
-    splits
-        train, valid, test; labels are classes.
-    metric
-        What chooses the penalty on validation.
-    names
-        Metrics to report.
-
-    Raises
-    ------
-    InputError
-        For labels that are not classes, or a metric without a value on validation.
-    MissingDependencyError
-        Without scikit-learn and scipy (the extra suites).
+    (either strand) that one other training row of that class holds, and its square root, which
+    tells a little from nothing. Where this baseline comes near a model, the model's metric says
+    little about new sequences. InputError for labels that are not classes, or a metric without a
+    value on validation.
     """
     require_baseline()
     started = time.perf_counter()

@@ -1,7 +1,7 @@
 """Target blocks: which bases are scored, and the windows of DNA around them.
 
-A block is a segment of one contig whose bases are targets together. Blocks tile regions, or are
-spread evenly over them; a model and its baselines are scored on the same blocks.
+Blocks tile regions, or are spread evenly over them; a model and its baselines are scored on the
+same.
 """
 
 from __future__ import annotations
@@ -50,24 +50,10 @@ class _Rows(NamedTuple):
 def tile_blocks(
     regions: Regions, size: int, *, before: int = 0, whole: bool = False, limit: int | None = None
 ) -> Blocks:
-    """Cut regions into blocks side by side.
+    """Cut regions into blocks of `size` bases; the last one of a region may be shorter.
 
-    Parameters
-    ----------
-    regions
-        Where the targets lie.
-    size
-        Bases of a block; the last one of a region may be shorter.
-    before
-        Bases that must lie in front of a block on its contig (in the region or not).
-    whole
-        Leave out the blocks that are shorter.
-    limit
-        Most blocks to keep, evenly spread over all of them.
-
-    Returns
-    -------
-    Blocks
+    `before` bases must lie in front of a block on its contig. `whole` leaves out the shorter
+    blocks; `limit` keeps at most so many, evenly spread.
     """
     first = np.maximum(regions.start, before)
     bases = np.maximum(regions.end - first, 0)
@@ -93,21 +79,9 @@ def read_rows(
     after: int = 0,
     bases: int = 1 << 16,
 ) -> Iterator[_Rows]:
-    """Read blocks with DNA before and after them, many at a time.
+    """Read blocks with DNA before and after the widest, `targets`, about `bases` at a time.
 
-    Parameters
-    ----------
-    store
-        The genome.
-    blocks
-        What to read.
-    targets
-        Width of the widest block.
-    before, after
-        Bases in front of and behind it. Where the contig begins sooner there are fewer in front;
-        behind the end of the contig there is padding.
-    bases
-        About how many bases to give at once.
+    There are fewer bases in front where the contig begins sooner, and padding behind its end.
     """
     lead = np.minimum(blocks.start, before)
     for width in np.unique(lead).tolist():

@@ -1,22 +1,12 @@
 """The probabilities that a language model gives to bases, computed here for every verb.
 
-What a model may see of a sequence when it predicts a base is named by a masking rule:
-
-``"causal"``
-    The tokens before it. One pass for all positions, for causal models.
-``"single"``
-    Everything but the base itself: each position is hidden alone, in a pass of its own. The sum is
-    a pseudo-log-likelihood. The default for masked models.
-``"seventh"``
-    Every seventh position is hidden at a time, a share of 0.15 as in training, in seven passes.
-    Positions that are hidden together do not see each other.
-``"together"``
-    All positions to predict are hidden at once. One pass.
-
-The rules give different numbers for the same base; docs/scoring.md lists which verb uses which.
-
-Long sequences are read by causal HyenaDNA models in about two copies of their hidden vectors
-(:mod:`megabase.layers.incremental`); nothing of their context is cut.
+What a model may see when it predicts a base is named by a masking rule: ``"causal"``, the tokens
+before it; ``"single"``, everything but the base itself, in a pass of its own (the default for
+masked models, a pseudo-log-likelihood); ``"seventh"``, every seventh position hidden at a time, a
+share of 0.15 as in training, in seven passes; ``"together"``, all positions to predict hidden at
+once. The rules give different numbers for the same base; docs/scoring.md lists which verb uses
+which. Causal HyenaDNA models read long sequences in about two copies of their hidden vectors
+(:mod:`megabase.layers.incremental`).
 
 Shape suffixes: B batch, L positions, V columns of the logits.
 """
@@ -166,36 +156,11 @@ def predict_tokens(
 ) -> Tensor:
     """Predict tokens under a masking rule; the core of all verbs, for models in inference mode.
 
-    Parameters
-    ----------
-    model
-        Gives ``model(input_ids=ids).logits`` of shape (batch, length, V).
-    ids_BL
-        Token ids, int64.
-    masking
-        The rule.
-    read
-        Turns logits (..., V) and the ids (...) that they predict into values (..., K) or (...).
-    columns
-        Predict these columns only. A causal model is then not given what stands after the second
-        last of them, and reads long sequences whole.
-    wanted_BL
-        Positions to hide, for ``"single"`` and ``"together"``.
-    attention_mask
-        1 at real tokens.
-    batch_tokens
-        About how many positions ``"single"`` reads at a time.
-
-    Returns
-    -------
-    Tensor
-        What `read` gave, (batch, length, K) or (batch, length); 0 elsewhere, and in the first
-        column under ``"causal"``.
-
-    Raises
-    ------
-    InputError
-        When the logits do not have one row of columns for each position.
+    `read` turns logits (..., V) and the ids (...) that they predict into values (..., K) or (...).
+    Gives (batch, length, K) or (batch, length): 0 elsewhere, and in the first column under
+    ``"causal"``. With `columns` only these are predicted, and a causal model is not given what
+    stands after the second last of them. `wanted_BL` are the positions to hide, for ``"single"``
+    and ``"together"``.
     """
     if masking == "causal":
         found = _next_tokens(model, ids_BL, attention_mask, columns)
@@ -228,17 +193,7 @@ def _is_base(ids: Tensor) -> Tensor:
 
 
 def look_up(logits: Tensor, ids: Tensor, over: Literal["bases", "all"] = "bases") -> Tensor:
-    """Give the log-probability of each token, in float32 at least; over bases only bases count.
-
-    Parameters
-    ----------
-    logits
-        (..., V).
-    ids
-        Tokens (...).
-    over
-        ``"bases"`` or ``"all"`` columns.
-    """
+    """Give the log-probability of each token, in float32 at least; over bases only bases count."""
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if over == "bases":
         scores, ids = scores[..., _FIRST : _LAST + 1], (ids - _FIRST).clamp(0, _LAST - _FIRST)

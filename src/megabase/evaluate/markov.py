@@ -5,16 +5,11 @@ with the prediction of the next shorter one:
 
     p_k(b | c) = (n(c b) + r_k p_{k-1}(b | c')) / (n(c) + r_k),    p_{-1}(b) = 1/4
 
-n counts occurrences in the training regions, c' is c without its oldest base, and the rate r_k is
-the weight of the shorter context in counts. A context is made of A, C, G, T: counting passes over
-contexts broken by an N or by the start of a region, and prediction falls back on the longest whole
-one, so every base has a probability. Counts are those of the forward strand.
-
-Two rules for the rate: one fixed number for all orders (:data:`DEFAULT_RATE`), and rates fitted
-order by order on a part of the training regions that is held back from the counts until they are
-chosen (:func:`train_markov`). The second is the stronger baseline where the DNA to predict is as
-much like the counted DNA as the held-back part is; on DNA without the repeats or relatives that
-training has, it trusts long contexts too much.
+n counts occurrences in the training regions on the forward strand, c' is c without its oldest base,
+and the rate r_k is the weight of the shorter context in counts. Contexts broken by an N or by the
+start of a region are not counted; prediction falls back on the longest whole one. Rates are either
+one fixed number (:data:`DEFAULT_RATE`), or fitted on a part of the training regions that is held
+back; the second trusts long contexts too much on DNA without the repeats that training has.
 """
 
 from __future__ import annotations
@@ -47,21 +42,8 @@ _RATES = 2.0 ** np.arange(-1.0, 11.5, 0.5)  # finer steps move no digit of a per
 class MarkovModel:
     """Interpolated Markov models of every order from 0 to ``max_order``, over one set of counts.
 
-    Parameters
-    ----------
-    max_order
-        Longest context in bases, 0 to 14. Memory is about 1.4 * 4 ** (max_order + 2) bytes (360 MB
-        at order 12).
-
-    Attributes
-    ----------
-    fitted_rates
-        One rate for each order, or None before :meth:`fit_rates`.
-
-    Raises
-    ------
-    InputError
-        For an order out of range.
+    Memory is about 1.4 * 4 ** (max_order + 2) bytes (360 MB at order 12). ``fitted_rates`` has one
+    rate for each order, or is None before :meth:`fit_rates`.
     """
 
     def __init__(self, max_order: int = 12) -> None:
@@ -78,16 +60,7 @@ class MarkovModel:
         self._summed: list[npt.NDArray[Any]] = []
 
     def add(self, codes: npt.NDArray[np.uint8], first: int = 0) -> None:
-        """Count the bases of a piece of DNA.
-
-        Parameters
-        ----------
-        codes
-            uint8 (length,) or (rows, length): base codes, with or without the soft-mask bit.
-            Anything but A, C, G, T breaks the contexts it stands in.
-        first
-            Bases before this index serve as context and are not counted.
-        """
+        """Count the bases of DNA, uint8 (length,) or (rows, length), from index `first` on."""
         kmer, run = _kmers(codes, self.max_order)
         kmer, run = kmer[..., first:].ravel(), run[..., first:].ravel()
         self._summed = []
@@ -101,18 +74,10 @@ class MarkovModel:
         return int(self.counts(0).sum())
 
     def counts(self, order: int) -> npt.NDArray[np.integer]:
-        """Occurrences of each k-mer of order + 1 bases.
+        """Occurrences of each k-mer of order + 1 bases, (4 ** order, 4).
 
-        Parameters
-        ----------
-        order
-            Bases before the last one of the k-mer.
-
-        Returns
-        -------
-        numpy.ndarray
-            (4 ** order, 4): row is the context read as a number in base 4, oldest base first;
-            column the base after it.
+        The row is the context read as a number in base 4, oldest base first; the column the base
+        after it.
         """
         if not self._summed:
             summed: list[npt.NDArray[Any]] = [self._counts[-1]]
@@ -127,27 +92,11 @@ class MarkovModel:
         first: int = 0,
         rates: float | Sequence[float] = DEFAULT_RATE,
     ) -> npt.NDArray[np.float64]:
-        """Natural logarithm of the probability of each base after the bases before it.
+        """Natural log-probability of each base from index `first` on, after the bases before it.
 
-        Parameters
-        ----------
-        codes
-            uint8 (length,) or (rows, length): base codes, with or without the soft-mask bit.
-        first
-            Bases before this index serve as context only.
-        rates
-            One rate for all orders, or one for each.
-
-        Returns
-        -------
-        numpy.ndarray
-            float64 (max_order + 1, length - first) or (max_order + 1, rows, length - first):
-            row k is the model of order k. NaN where the base is not A, C, G or T.
-
-        Raises
-        ------
-        InputError
-            When the number of rates is not the number of orders, or one is not positive.
+        Codes are uint8 (length,) or (rows, length). Gives float64 (max_order + 1, ..., length -
+        first), NaN where the base is not A, C, G or T. `rates` is one for all orders or one for
+        each.
         """
         steps = self._rates(rates)
         kmer, run = _kmers(codes, self.max_order)
@@ -163,18 +112,7 @@ class MarkovModel:
         return out
 
     def fit_rates(self, codes: Sequence[npt.NDArray[np.uint8]]) -> tuple[float, ...]:
-        """Choose the rate of each order, from order 0 up, by the likelihood of DNA not yet counted.
-
-        Parameters
-        ----------
-        codes
-            Pieces of DNA, uint8 (length,) each; every base with what stands before it in its piece.
-
-        Returns
-        -------
-        tuple of float
-            One rate for each order, kept as :attr:`fitted_rates`.
-        """
+        """Choose the rate of each order, from 0 up, by the likelihood of DNA not yet counted."""
         pairs = [_kmers(piece, self.max_order) for piece in codes]
         kmer = np.concatenate([kmer[run > 0] for kmer, run in pairs])
         run = np.concatenate([run[run > 0] for _, run in pairs])
@@ -215,22 +153,8 @@ class MarkovModel:
 def train_markov(store: Genome, regions: Regions, max_order: int = 12) -> MarkovModel:
     """Count k-mers in regions of a genome, streaming over them, and fit the rates.
 
-    One part in twenty of the regions, spread evenly and at most 1 Mb, is held back; the rates are
-    chosen by its likelihood under the counts of the rest, and then it is counted as well.
-
-    Parameters
-    ----------
-    store
-        The genome.
-    regions
-        Where to count; a context never begins before its region.
-    max_order
-        Longest context in bases.
-
-    Raises
-    ------
-    InputError
-        When the regions hold no base to count.
+    One part in twenty, spread evenly and at most 1 Mb, is held back; the rates are chosen by its
+    likelihood under the counts of the rest, and then it is counted as well.
     """
     model = MarkovModel(max_order)
     pieces = _pieces(regions, max_order)
@@ -274,8 +198,8 @@ def _kmers(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Pack the k-mer of max_order + 1 bases that ends at each position, the newest base lowest.
 
-    Also gives the number of unbroken bases (A, C, G, T) that end there, the position's included;
-    digits of the k-mer beyond it mean nothing.
+    Also gives the number of unbroken bases (A, C, G, T) that end there; digits beyond it mean
+    nothing.
     """
     # Rows are packed as one sequence, apart by as many N as a k-mer reaches back.
     gaps = [(0, 0)] * (codes.ndim - 1) + [(max_order, 0)]
@@ -298,33 +222,9 @@ def score_baselines(
 ) -> tuple[tuple[Baseline, ...], int]:
     """Score the uniform model and Markov models on the targets of an evaluation.
 
-    Parameters
-    ----------
-    store
-        The genome.
-    blocks
-        Targets of the evaluation.
-    model_nll
-        float64 (blocks,): the model's sums of -ln p over A, C, G, T on these targets.
-    curve_blocks
-        Targets of the context curve; None without one.
-    train_regions
-        Where the Markov models count; None leaves them out.
-    max_order
-        Highest order.
-
-    Returns
-    -------
-    baselines : tuple of Baseline
-        Uniform; orders 0 to `max_order` with one fixed rate; the same with fitted rates (left out
-        where the training regions are too short to hold a part back).
-    bases : int
-        Bases that the Markov models counted.
-
-    Raises
-    ------
-    InputError
-        When the training regions hold no base.
+    `model_nll` are the model's sums of -ln p over A, C, G, T for each block. Gives the uniform
+    model, orders 0 to `max_order` with one fixed rate and the same with fitted rates (left out
+    where the training regions are too short to hold a part back), and the bases that were counted.
     """
     markov = None if train_regions is None else train_markov(store, train_regions, max_order)
     names: list[tuple[str, int | None, tuple[float, ...], bool]] = [("uniform", None, (), False)]

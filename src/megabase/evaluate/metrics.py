@@ -1,13 +1,10 @@
 """Metrics of labeled sequences, always over a whole data set and never a mean of batch means.
 
-A metric takes the outputs of a model for every sequence, float (n, K), and the labels, int64 (n,)
-class numbers or float (n, K) with NaN where a label is not known. Class metrics read the largest
-logit; with several labels an answer is yes above a logit of 0, each label is measured by itself,
-and the value is the mean over labels.
-
-Rank metrics and Pearson's correlation are those of torchmetrics. What depends on the confusion
-matrix alone is computed from it in float64, so that a bootstrap and streamed counts give the same
-digits as the outputs.
+Outputs are float (n, K); labels int64 (n,) class numbers or float (n, K) with NaN where a label is
+not known. Class metrics read the largest logit; of several labels each is measured by itself, yes
+being a logit above 0, and the value is the mean over labels. Rank metrics and Pearson's correlation
+are those of torchmetrics; what depends on the confusion matrix alone is computed from it in
+float64, so that a bootstrap and streamed counts give the same digits.
 """
 
 from __future__ import annotations
@@ -47,10 +44,7 @@ class _Metric(NamedTuple):
 
 
 def confusion(outputs: _Outputs, labels: _Labels) -> npt.NDArray[np.int64]:
-    """Count (true class, predicted class) pairs: (C, C); the largest of the logits (n, C) counts.
-
-    Yes-or-no logits (n,) are read as two classes.
-    """
+    """Count (true, predicted) classes, (C, C), of logits (n, C), or (n,) for yes or no."""
     if outputs.ndim == 1:
         outputs, labels = np.stack([np.zeros_like(outputs), outputs], 1), labels.astype(np.int64)
     classes = outputs.shape[1]
@@ -123,10 +117,7 @@ def _by_class(kind: str) -> Callable[[_Outputs, _Labels], float]:
 
 
 def _ranks(values: _Outputs) -> _Outputs:
-    """Give each value its rank among the distinct values, scaled into [0, 1].
-
-    Rank metrics are the same for it, and logits are not squashed to equal probabilities.
-    """
+    """Rank values within [0, 1]: rank metrics keep their value, and logits are not squashed."""
     distinct, rank = np.unique(values, return_inverse=True)
     return rank.reshape(-1).astype(np.float64) / max(1, len(distinct) - 1)
 
@@ -195,13 +186,7 @@ def default_metrics(kind: str) -> tuple[str, ...]:
 
 
 def higher_is_better(name: str) -> bool:
-    """Tell whether more is better; the loss is known too.
-
-    Raises
-    ------
-    InputError
-        For an unknown name.
-    """
+    """Tell whether more of a metric, or of the loss, is better; InputError for an unknown name."""
     return name != "loss" and _find(name).higher
 
 
@@ -213,13 +198,7 @@ def _find(name: str) -> _Metric:
 
 
 def check(names: Iterable[str], kind: str) -> None:
-    """Check that metrics exist and are for a kind of labels.
-
-    Raises
-    ------
-    InputError
-        Naming the first that is not.
-    """
+    """Refuse metrics that do not exist or are not for a kind of labels, with an InputError."""
     for name in names:
         if kind not in _find(name).kinds:
             fitting = ", ".join(n for n, metric in METRICS.items() if kind in metric.kinds)
@@ -229,28 +208,10 @@ def check(names: Iterable[str], kind: str) -> None:
 def measure(
     names: Iterable[str], kind: str, outputs: _Outputs, labels: _Labels
 ) -> dict[str, float]:
-    """Compute metrics over a whole data set.
+    """Compute metrics over a whole data set; NaN where one is not defined.
 
-    Parameters
-    ----------
-    names
-        Keys of :data:`METRICS`.
-    kind
-        ``classes``, ``multi_label``, ``regression`` or ``nucleotides``.
-    outputs
-        float (n, K): logits or numbers; of nucleotides the rows are bases.
-    labels
-        int64 (n,), or float (n, K); bases of the class -100 count nowhere.
-
-    Returns
-    -------
-    dict
-        Name to value; NaN where it is not defined (AUROC of one class only).
-
-    Raises
-    ------
-    InputError
-        For a metric that is unknown or not for this kind.
+    Outputs are float (n, K), of nucleotides one row for each base, and those of the class -100
+    count nowhere. InputError as :func:`check`.
     """
     names = tuple(names)
     check(names, kind)
@@ -263,22 +224,7 @@ def measure(
 
 
 def by_label(name: str, outputs: _Outputs, labels: _Labels) -> list[float]:
-    """Compute a metric for every label by itself.
-
-    Parameters
-    ----------
-    name
-        Key of :data:`METRICS`.
-    outputs
-        float (n, K).
-    labels
-        float (n, K); NaN is not counted.
-
-    Returns
-    -------
-    list of float
-        K values; NaN where it is not defined (a label of one kind only).
-    """
+    """Compute a metric for every label by itself: K values, NaN where it is not defined."""
     values: list[float] = []
     for said, true in zip(outputs.T, labels.T, strict=True):
         known = np.isfinite(true)
@@ -291,19 +237,8 @@ def median_by_group(
 ) -> dict[str, float]:
     """Give the median over the labels of each group, as chromatin profiles are reported.
 
-    Parameters
-    ----------
-    name
-        Key of :data:`METRICS`, usually auroc.
-    outputs, labels
-        (n, K).
-    groups
-        Group name -> its first column and the one after its last.
-
-    Returns
-    -------
-    dict
-        Group -> median over the labels that have both answers among the rows; NaN without any.
+    `groups` has the first column of each and the one after its last; NaN for a group without a
+    label that has both answers.
     """
     values = np.array(by_label(name, outputs, labels))
     found: dict[str, float] = {}
@@ -322,28 +257,10 @@ def _mean(values: list[float]) -> float:
 def measure_table(
     names: Iterable[str], classes: int, table: npt.NDArray[np.int64]
 ) -> dict[str, float]:
-    """Compute metrics from the table of :func:`megabase.objectives.nucleotides.count_table`.
+    """Compute metrics from :func:`megabase.objectives.nucleotides.count_table`.
 
-    Parameters
-    ----------
-    names
-        Metrics of the kind ``nucleotides``.
-    classes
-        Number of classes.
-    table
-        int64 (size,), summed over the whole data set.
-
-    Returns
-    -------
-    dict
-        Name to value, as :func:`measure` gives it for the same outputs; for
-        AUROC and AUPRC, log odds less than 0.001 apart count as equal. NaN where a metric is not
-        defined.
-
-    Raises
-    ------
-    InputError
-        For a metric that is unknown or not for nucleotides.
+    The table is summed over the whole data set. Values are those of :func:`measure` for the same
+    outputs; for AUROC and AUPRC, log odds less than 0.001 apart count as equal.
     """
     names = tuple(names)
     check(names, "nucleotides")
@@ -384,24 +301,9 @@ def bootstrap_interval(
 ) -> tuple[float | None, float | None]:
     """Give the 95 % interval of the mean of a metric over runs, by drawing test rows again.
 
-    Runs that were tested on the same rows get the same draws, so the interval says how much the
-    mean would move with other test rows, the models being what they are.
-
-    Parameters
-    ----------
-    runs
-        (run folder, digest of its test rows) pairs.
-    kind
-        What the labels are.
-    metric
-        Name of the metric.
-    resamples
-        Number of draws.
-
-    Returns
-    -------
-    low, high : float or None
-        Percentiles 2.5 and 97.5; None where outputs are missing or there are more than 16 labels.
+    Runs are (run folder, digest of its test rows); those tested on the same rows get the same
+    draws, so the interval says how much the mean would move with other test rows, the models being
+    what they are. None where outputs are missing or there are more than 16 labels.
     """
     held: list[tuple[int, int, Callable[[Any], float]]] = []
     for folder, digest in runs:

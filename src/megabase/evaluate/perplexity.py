@@ -1,16 +1,13 @@
 """Perplexity of a language model on held-out DNA, against baselines without a network.
 
-With p(x) the probability of a target base x, perplexity is exp(mean of -ln p(x)) over all target
-bases: sums over the data set, never a mean of batch means. Two are given, over all columns of the
-model's vocabulary and renormalized over A, C, G, T. Targets are the A, C, G, T of the regions;
-anything else is skipped and counted. Context comes from the contig, so it may lie before the
-region: only what is predicted is held out.
+Perplexity is exp(mean of -ln p(x)) over all target bases x, the A, C, G, T of the regions: over all
+columns of the vocabulary, and renormalized over A, C, G, T. Context comes from the contig, so it
+may lie before the region.
 
 A forward pass reads ``window`` positions and its last ``stride`` bases are targets: they see
-``window - stride + 1, ..., window`` bases of context. The headline number has ``stride = window``
-(windows side by side, each base a target once, as in training). The context curve scores one fixed
-set of target blocks again and again, each time with a longer window; the targets of a block of t
-bases then see ``c - t + 1, ..., c`` bases at context length c, and exactly c when t is 1.
+``window - stride + 1, ..., window`` bases of context. The context curve scores one fixed set of
+target blocks again with longer and longer windows; the targets of a block of t bases see ``c - t +
+1, ..., c`` bases at context length c.
 """
 
 from __future__ import annotations
@@ -307,13 +304,9 @@ def evaluate(
 
 
 def default_context_lengths(longest: int) -> tuple[int, ...]:
-    """Give 64, 128, ... up to the longest input.
+    """Give 64, 128, ... up to the longest input in positions.
 
-    Parameters
-    ----------
-    longest
-        Longest input in positions. It ends the list unless a power of two comes within 5 percent
-        of it (1,024 for a model of 1,026 positions).
+    It ends the list unless a power of two comes within 5 percent of it (1,024 of 1,026).
 
     Examples
     --------

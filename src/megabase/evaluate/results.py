@@ -1,9 +1,4 @@
-"""What an evaluation found, as small frozen records, and evaluations of several models compared.
-
-A causal model gives a base its probability from the bases before it; a masked one from both sides.
-The first number is a perplexity, the second a pseudo-perplexity. They may stand in one table, for
-the same bases, as long as the table says what each model saw.
-"""
+"""What an evaluation found, as small frozen records, and evaluations of several models compared."""
 
 from __future__ import annotations
 
@@ -154,13 +149,7 @@ class EvaluationResult:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Self:
-        """Make the result that :meth:`to_dict` turned into this record.
-
-        Raises
-        ------
-        InputError
-            When the record is of another kind or format.
-        """
+        """Make the result that :meth:`to_dict` turned into a record, or raise InputError."""
         if record.get("kind") != "evaluation" or record.get("format") != _FORMAT:
             raise InputError(
                 f"expected an evaluation of format {_FORMAT}, found kind {record.get('kind')!r}, "
@@ -183,13 +172,7 @@ class EvaluationResult:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what :meth:`save` wrote.
-
-        Raises
-        ------
-        InputError
-            When the file cannot be read or is not an evaluation.
-        """
+        """Read what :meth:`save` wrote; InputError for another file."""
         record = read_json(path, InputError)
         with parsing(Path(path), InputError, "expected what megabase evaluate wrote"):
             return cls.from_dict(record)
@@ -247,22 +230,10 @@ def measure(
     targets: npt.NDArray[np.int64],
     nll: npt.NDArray[np.float64] | None = None,
 ) -> Measure:
-    """Sum up rows of scores into one perplexity.
+    """Sum up rows of scores, float64 (rows,) sums of -ln p, into one perplexity.
 
-    Parameters
-    ----------
-    nll_acgt
-        float64 (rows,): sum of -ln p over the targets of each row, renormalized over A, C, G, T.
-        Neighboring rows must be neighbors in the genome: they make the bootstrap's blocks.
-    targets
-        int64 (rows,): number of targets of each row.
-    nll
-        The same over the whole vocabulary.
-
-    Raises
-    ------
-    InputError
-        When there is no target.
+    Neighboring rows must be neighbors in the genome: they make the bootstrap's blocks. InputError
+    when there is no target.
     """
     total = int(targets.sum())
     if total == 0:
@@ -285,7 +256,7 @@ def _standard_error(
     units = min(_UNITS, sums.size)
     if units < 2:
         return None
-    # Neighbouring rows are alike; drawing them together keeps that in the error.
+    # Neighboring rows are alike; drawing them together keeps that in the error.
     starts = np.arange(units) * sums.size // units
     sums, weights = np.add.reduceat(sums, starts), np.add.reduceat(weights, starts)
     drawn = _draws(units)
@@ -305,38 +276,14 @@ def paired_saving(
     longer: npt.NDArray[np.float64],
     targets: npt.NDArray[np.int64],
 ) -> tuple[float, float | None]:
-    """Mean saving in nats per target of one scoring over another, with its standard error.
-
-    Parameters
-    ----------
-    shortest, longer
-        float64 (rows,): sums of -ln p over the same targets.
-    targets
-        int64 (rows,): number of targets of each row.
-    """
+    """Mean saving in nats per target of one scoring over another, with its standard error."""
     difference = shortest - longer
     saved = float(difference.sum() / targets.sum())
     return saved, _standard_error(difference, targets, exponential=False)
 
 
 def compare(results: Sequence[EvaluationResult]) -> Comparison:
-    """Put evaluations side by side.
-
-    Parameters
-    ----------
-    results
-        At least one; all of the same regions of the same genome.
-
-    Returns
-    -------
-    Comparison
-        The models in the order given, and the best of their baselines.
-
-    Raises
-    ------
-    InputError
-        When they were not measured on the same bases.
-    """
+    """Put evaluations of the same bases side by side, with the best of their baselines."""
     if not results:
         raise InputError("there is no evaluation to compare")
     first = results[0]

@@ -1,9 +1,8 @@
 """Log-likelihood and perplexity of sequences under a language model.
 
-A causal model gives every base but the first a probability, from the bases before it; a masked
-model gives every base one from both sides, itself hidden (a pseudo-log-likelihood). Probabilities
-are over A, C, G, T; other letters are read but not scored. The first base of a sequence has nothing
-before it and is not scored by a causal model, unless context before it is read as well.
+A causal model predicts every base but the first from the bases before it; a masked model every base
+from both sides, itself hidden (a pseudo-log-likelihood). Probabilities are over A, C, G, T; other
+letters are read but not scored.
 """
 
 from __future__ import annotations
@@ -133,33 +132,14 @@ def score_table(
     options: ScoreOptions,
     batch_tokens: int = 1 << 16,
 ) -> pl.DataFrame:
-    """Score sequences.
+    """Score sequences, a row for each, in positions of the forward strand.
 
-    Parameters
-    ----------
-    model
-        The model.
-    sequences
-        What to score. A causal model uses the context before a sequence (on the reverse strand:
-        behind it), a masked model both.
-    options
-        Strands, windows, output.
-    batch_tokens
-        Most positions of a batch: time and memory, not the result.
-
-    Returns
-    -------
-    polars.DataFrame
-        name; contig, start, end (0-based half-open) and strand, null for sequences without an
-        interval; length; scored (bases with a score, both strands together); log_likelihood
-        (natural; the mean of the strands when both are read) and perplexity, exp(-mean over scored
-        bases), both null when nothing is scored; and with ``per_base`` log_probs, a list with one
-        value for each base (NaN where there is no score; of two strands their mean).
-
-    Raises
-    ------
-    InputError
-        When a window does not fit the model.
+    Columns: name; contig, start, end (0-based half-open) and strand, null without an interval;
+    length; scored (bases with a score, both strands together); log_likelihood (natural; the mean of
+    the strands when both are read) and perplexity, exp(-mean over scored bases), both null when
+    nothing is scored; and with ``per_base`` log_probs, a list with one value for each base (NaN
+    where there is no score; of two strands their mean). A causal model uses the context before a
+    sequence (on the reverse strand: behind it), a masked model both.
     """
     rows: list[_Row] = []
     for one in sequences:

@@ -29,13 +29,7 @@ _WIDEST_PADDING = 0.75
 
 
 def require_several(sequences: Iterable[_Item]) -> Iterable[_Item]:
-    """Refuse a single text, whose letters would be taken for sequences, and what is not iterable.
-
-    Raises
-    ------
-    InputError
-        Saying what was expected.
-    """
+    """Refuse a single text, whose letters would be taken for sequences, and what has no items."""
     if isinstance(sequences, (str, bytes, Path)):
         raise InputError(
             f"expected a list of sequences, found one text, {str(sequences)[:40]!r}; a single one "
@@ -60,26 +54,8 @@ def as_codes(
 ) -> NDArray[np.uint8]:
     """Give the base codes of letters; codes are taken as they are.
 
-    Parameters
-    ----------
-    sequence
-        Letters or codes.
-    what
-        What they are, for the warning.
-    ambiguous
-        Where letters that are read as N are counted instead of a warning.
-
-    Warns
-    -----
-    AmbiguousLettersWarning
-        When letters are read as N.
-
-    Raises
-    ------
-    GenomeError
-        For a letter that is not a DNA letter.
-    InputError
-        For anything else.
+    Letters that are read as N are counted in `ambiguous`, or else warned about under the name
+    `what`.
     """
     if isinstance(sequence, (str, bytes)):
         counts = Counter[str]() if ambiguous is None else ambiguous
@@ -100,23 +76,10 @@ def stitched(
     batch_tokens: int,
     answer: Callable[[Sequence[Span]], NDArray[np.float32]],
 ) -> NDArray[np.float32]:
-    """Put what windows say together; where several count, the mean.
+    """Put what windows say together, float32 (bases, width); where several count, the mean.
 
-    Parameters
-    ----------
-    spans
-        Windows of one length that answer for all bases of the part (:func:`plan_windows`).
-    part
-        First base and base after the last one that are wanted.
-    batch_tokens
-        About how many bases are asked about at once.
-    answer
-        Called with some of the windows; gives float32 (windows, window, width).
-
-    Returns
-    -------
-    NDArray[np.float32]
-        float32 (bases of the part, width).
+    `spans` of one length answer for all bases of the part, (first, after the last); `answer` gives
+    float32 (windows, window, width) for some of them.
     """
     low, high = part
     rows = max(1, batch_tokens // max(spans[0].end - spans[0].start, 1))
@@ -142,28 +105,12 @@ def run_batched(
     batch_tokens: int = 1 << 16,
     pad: bool = False,
 ) -> list[_Result]:
-    """Run a function over batches of sequences.
+    """Run a function over batches of sequences of base codes; results are in the order of `items`.
 
-    Longer sequences go first, so that running out of memory happens at once or never.
-
-    Parameters
-    ----------
-    items
-        Base codes, uint8 (length,) each.
-    function
-        Called with codes (rows, length) and the numbers of these rows in `items` (rows,); gives
-        one result for each row.
-    batch_tokens
-        Most positions of a batch; a longer sequence is a batch of its own.
-    pad
-        Whether rows of different lengths may share a batch, filled up on the right with padding
-        codes. Right for causal models only: a padded position never changes an earlier one. When
-        False, all rows of a batch have the same length and nothing is padded.
-
-    Returns
-    -------
-    list
-        Results in the order of `items`.
+    It is called with codes (rows, length) and the numbers of these rows in `items`. Longer
+    sequences go first, so that running out of memory happens at once or never; one above
+    `batch_tokens` is a batch of its own. `pad` lets rows of different lengths share a batch, filled
+    up on the right: for causal models only, where a padded position never changes an earlier one.
     """
     lengths = np.array([len(item) for item in items], dtype=np.int64)
     results: list[_Result | None] = [None] * len(items)
@@ -208,35 +155,12 @@ def plan_windows(
     rule: Stitch = "centre",
     part: tuple[int, int] | None = None,
 ) -> list[Span]:
-    """Lay windows over a sequence.
+    """Lay windows over a sequence, one every ``window - overlap`` bases.
 
-    Windows begin every ``window - overlap`` bases; the last one is moved back to end with the
-    sequence, so that all have the same length. A sequence no longer than a window is one window.
-
-    Parameters
-    ----------
-    length
-        Bases of the sequence.
-    window
-        Bases of a window.
-    overlap
-        Bases that neighboring windows share.
-    rule
-        Which of the windows over a base it is taken from. With ``centre`` neighbors meet in the
-        middle of what they share; with ``before`` the earlier window keeps all of it.
-    part
-        Give only the windows with values for bases of this part, (first, after the last); they are
-        the same as in the plan of the whole sequence.
-
-    Returns
-    -------
-    list of Span
-        In order. Their parts tile the sequence, but for ``average``, where they are the windows.
-
-    Raises
-    ------
-    InputError
-        For an unknown rule, or an overlap that is negative or not smaller than the window.
+    The last one is moved back to end with the sequence, so that all have the same length. With
+    ``centre`` neighbors meet in the middle of what they share; with ``before`` the earlier window
+    keeps all of it; the parts of ``average`` are whole windows. `part` gives only the windows with
+    values for these bases, (first, after the last), out of the plan of the whole sequence.
 
     Examples
     --------

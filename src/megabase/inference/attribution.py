@@ -1,17 +1,10 @@
 """Attribution: what each base of a sequence does to an output of a model.
 
-Tokens are numbers without a slope, so the gradient is taken where bases become numbers: a sequence
-is a one-hot matrix X of shape (length, 4), the embedding of a position is X @ E with the rows of E
-for A, C, G, T, and the output f is a function of X.
-
-``gradient``
-    df/dX: (length, 4).
-``gradient_input``
-    df/dX at the base that stands there: what the gradient says it contributes.
-``integrated_gradients``
-    (X - X') times the mean gradient on the straight way from a baseline X' to X (Sundararajan,
-    Taly and Yan, arXiv 1703.01365), computed by captum. It is complete: the sum over all positions
-    and letters is f(X) - f(X'), and how far the sum misses it is given beside it.
+A sequence is a one-hot matrix X of shape (length, 4), the embedding of a position is X @ E with the
+rows of E for A, C, G, T, and the output f is a function of X. ``gradient`` is df/dX;
+``gradient_input`` is df/dX at the base that stands there. ``integrated_gradients`` is (X - X')
+times the mean gradient on the straight way from a baseline X' to X (Sundararajan, Taly and Yan,
+arXiv 1703.01365), computed by captum: its sum is f(X) - f(X') but for a gap, which is given.
 """
 
 from __future__ import annotations
@@ -46,8 +39,6 @@ from megabase.models.loading import (
     language_model_kind,
     load,
 )
-
-__all__ = ["BASELINES", "METHODS", "Attribution", "Attributor", "attribute"]
 
 Method = Literal["gradient", "gradient_input", "integrated_gradients"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -98,8 +89,7 @@ class Attributor:
     Parameters
     ----------
     spec
-        Model folder, run folder, preset or Hub name; None for the packaged model; or a
-        transformers model of ours.
+        Model folder, run folder, preset or Hub name; None for the packaged model; or a model.
     target
         A class, by name or number: its logit, or the mean of its logit over all positions for a
         model that labels every base. None: the log-likelihood of the sequence for a causal
@@ -110,15 +100,8 @@ class Attributor:
         One of :data:`BASELINES`.
     steps
         Points on the way from the baseline (Gauss-Legendre).
-    batch_tokens
-        About how many positions a pass takes.
-    device
-        Where a model that is loaded goes; the CPU when None.
-
-    Raises
-    ------
-    MegabaseError
-        For a model that cannot be loaded or attributed, or an option that does not fit it.
+    batch_tokens, device
+        As for :class:`megabase.inference.jobs.PassOptions`.
     """
 
     def __init__(
@@ -192,21 +175,10 @@ class Attributor:
         return torch.from_numpy(self.encoder.row(codes)[self.encoder.before :][:5]).to(self.device)
 
     def __call__(self, codes: Codes, name: str = "the sequence") -> Attribution:
-        """Attribute one sequence.
+        """Attribute one sequence of base codes, uint8 (length,).
 
-        Parameters
-        ----------
-        codes
-            Base codes, uint8 (length,).
-        name
-            Its name, for messages.
-
-        Raises
-        ------
-        InputError
-            When the sequence is empty, or longer than the model reads.
-        NotFiniteError
-            When the model gives NaN or infinity.
+        InputError when it is empty or longer than the model reads, NotFiniteError for NaN or
+        infinity.
         """
         if not len(codes):
             raise InputError(f"{name} has no base; leave it out")
@@ -397,11 +369,6 @@ def attribute_file(
         ``.bw``: the values along the genome, for BED input in its order without overlap.
     **running
         See :class:`megabase.inference.jobs.RunOptions`.
-
-    Raises
-    ------
-    MegabaseError
-        For input, a model or an output that cannot be used.
     """
     suffix = require_suffix(output, _SUFFIXES)
     given = source if isinstance(source, SequenceInput) else SequenceInput(source)

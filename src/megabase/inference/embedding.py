@@ -1,9 +1,8 @@
 """Embeddings: hidden states of a model, one vector for each sequence or for each base.
 
-Hidden states are those of :meth:`transformers` models with ``output_hidden_states``: layer 0 is the
-token embedding, layer k the output of block k, and the last one comes after the final norm. Only
-tokens that stand for bases are pooled, never padding or special tokens, and every sequence gets the
-vector that it would get alone.
+Layer 0 is the token embedding, layer k the output of block k, and the last one comes after the
+final norm (``output_hidden_states``). Only tokens that stand for bases are pooled, and every
+sequence gets the vector that it would get alone.
 """
 
 from __future__ import annotations
@@ -29,8 +28,6 @@ from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, map_sequence
 from megabase.inference.writers import matrix_frame, merge_matrix, require_matrix
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import ModelSpec, inference_mode, load
-
-__all__ = ["LONG", "POOLINGS", "Embedder", "Embeddings", "embed", "embed_file"]
 
 Pool = Literal["mean", "max", "sum", "first", "last"]
 POOLINGS: tuple[str, ...] = get_args(Pool)
@@ -88,8 +85,7 @@ class Embedder:
     Parameters
     ----------
     spec
-        Model folder, run folder, preset or Hub name; None for the packaged model; or a
-        transformers model of ours, used where and as it is.
+        Model folder, run folder, preset or Hub name; None for the packaged model; or a model.
     layer
         0 for the token embedding, k for the output of block k; negative numbers count from the
         last.
@@ -100,15 +96,8 @@ class Embedder:
     strands
         ``"both"`` averages with the reverse complement: pooled vectors, or the vectors of each base
         on both strands.
-    batch_tokens
-        About how many positions a forward pass takes: time and memory, not the result.
-    device
-        Where a model that is loaded goes; the CPU when None.
-
-    Raises
-    ------
-    MegabaseError
-        For a model that cannot be loaded or has no hidden states, or an unknown option.
+    batch_tokens, device
+        As for :class:`megabase.inference.jobs.PassOptions`.
     """
 
     def __init__(
@@ -146,26 +135,9 @@ class Embedder:
     def pooled(
         self, sequences: Sequence[Codes], names: Sequence[str] | None = None
     ) -> tuple[Vectors, NDArray[np.int64]]:
-        """Embed sequences.
+        """Embed base codes: float32 (sequences, width), and int64 (sequences,), the pieces of each.
 
-        Parameters
-        ----------
-        sequences
-            Base codes, uint8 (length,) each.
-        names
-            Their names, for messages.
-
-        Returns
-        -------
-        vectors : ndarray
-            float32 (sequences, width).
-        chunks : ndarray
-            int64 (sequences,): pieces of each.
-
-        Raises
-        ------
-        InputError
-            For a sequence without a base, or one that is too long when that is an error.
+        InputError for a sequence without a base, or one that is too long when that is an error.
         """
         pieces, owner = self._pieces(sequences, names)
         found = self._pool_pieces(pieces)
@@ -236,30 +208,11 @@ class Embedder:
         overlap: int | None = None,
         stitch: Stitch = "before",
     ) -> Iterator[Vectors]:
-        """Give the hidden states of every base, sequence by sequence.
+        """Give the hidden states of every base, float32 (length, width), sequence by sequence.
 
-        Parameters
-        ----------
-        sequences
-            Base codes, uint8 (length,) each.
-        names
-            Their names, for messages.
-        overlap
-            Bases that windows share over a sequence longer than the model reads; half of the
-            longest input when None.
-        stitch
-            Which window answers for a base (:data:`megabase.evaluate.sequences.Stitch`).
-
-        Yields
-        ------
-        ndarray
-            float32 (length, width).
-
-        Raises
-        ------
-        InputError
-            For a model whose tokens are not single bases, or a sequence that is too long when that
-            is an error.
+        `overlap` is the number of bases that windows share over a sequence longer than the model
+        reads, half of its longest input when None. InputError for a model whose tokens are not
+        single bases, or a sequence that is too long when that is an error.
         """
         if not self.encoder.per_base:
             raise InputError(
@@ -336,11 +289,6 @@ def embed(
     layer, pooling, long, strands, batch_tokens, device
         As for :class:`Embedder`.
 
-    Raises
-    ------
-    MegabaseError
-        For a model or sequences that cannot be used.
-
     Examples
     --------
     >>> found = embed(None, ["ACGTACGT", "TTGACA"], pooling="mean")
@@ -389,11 +337,6 @@ def embed_file(
         As for :class:`Embedder`; ``"none"`` for one vector for each base.
     **running
         See :class:`megabase.inference.jobs.RunOptions`.
-
-    Raises
-    ------
-    MegabaseError
-        For input, a model or an output that cannot be used.
     """
     require_matrix(output)
     per_base = pooling == "none"

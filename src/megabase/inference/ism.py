@@ -1,7 +1,7 @@
 """In-silico mutagenesis (ISM): every substitution of a region, scored as a variant.
 
-The numbers are those :func:`megabase.inference.score_variants` gives to the same SNVs: each base
-has a window of its own, with the base at the middle.
+Scores are those of :func:`megabase.inference.score_variants`: each base has a window of its own,
+with the base at the middle.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Mutagenesis:
         For each method float32 (length, 4), in the order A, C, G, T: 0 at the base of the genome,
         NaN where there is no score.
     provenance
-        Model, genome and options; empty when read from a file without them.
+        Model, genome and options; None when read from a file.
     """
 
     interval: Interval
@@ -74,7 +74,7 @@ class Mutagenesis:
         return f"Mutagenesis({self.interval}, {', '.join(self.scores)})"
 
     def importance(self, method: str) -> NDArray[np.float32]:
-        """Give each base the mean of its three substitutions' scores with the sign turned.
+        """Give each base the negated mean of its three substitutions' scores.
 
         High where the model objects to every change; NaN where a substitution has no score.
         """
@@ -97,7 +97,7 @@ def ism(
     Parameters
     ----------
     model
-        A model, or the name of one; the packaged model when None. The mode of a model is restored.
+        A model, or the name of one; the packaged model when None.
     region
         ``chr1:1,001-2,000`` (1-based, both ends included) or an interval.
     genome
@@ -157,13 +157,7 @@ def ism_file(
     Returns
     -------
     list of Path
-        What was written, the output first; empty for a rank of ``torchrun`` other than the one
-        that writes.
-
-    Raises
-    ------
-    MegabaseError
-        For a region, a genome, a model or an output that cannot be used.
+        What was written, the output first; empty for a rank of ``torchrun`` that does not write.
     """
     output, options = Path(output), options or VariantOptions()
     require_suffix(output, (".parquet", ".npz") if bigwig else (*TABLE_SUFFIXES, ".npz"))
@@ -195,13 +189,7 @@ def ism_file(
 
 
 def read_ism(path: str | Path) -> Mutagenesis:
-    """Read what ``megabase ism`` wrote as ``.parquet`` or ``.npz``.
-
-    Raises
-    ------
-    InputError
-        When the file is something else.
-    """
+    """Read what ``megabase ism`` wrote as ``.parquet`` or ``.npz``; InputError for another file."""
     path = Path(path)
     with parsing(path, InputError, "expected a file that megabase ism wrote"):
         if path.suffix.lower() == ".parquet":

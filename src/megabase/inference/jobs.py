@@ -1,9 +1,8 @@
 """One engine for every verb that maps a file: chunks, shared out over processes, merged in order.
 
-The chunks are the same however many processes there are, and each is computed by one process with
-a fixed number of threads, so the output does not depend on their number. Processes talk through
-the part folder alone: chunk n goes to process n modulo their number, which works on one machine,
-over several GPUs, and under ``torchrun`` on machines that share a file system.
+Chunks do not depend on the number of processes, and each is computed by one process with a fixed
+number of threads, so neither does the output. Processes talk through the part folder alone: chunk n
+goes to process n modulo their number, also under ``torchrun`` on a shared file system.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class PassOptions(TypedDict, total=False):
     batch_tokens
         About how many positions a forward pass takes: time and memory.
     device
-        Where a model that is loaded goes: ``cpu``, ``cuda``, ``cuda:1``, ...
+        Where a model that is loaded goes: ``cpu``, ``cuda``, ``cuda:1``, ...; the CPU when None.
     """
 
     batch_tokens: int
@@ -67,14 +66,13 @@ class RunOptions(PassOptions, total=False):
     Parameters
     ----------
     workers
-        Processes; as many as GPUs or cores when None. Input of a single chunk is computed in this
-        process.
+        Processes; as many as GPUs or cores when None. A single chunk is computed in this process.
     device
-        ``cpu``, ``cuda`` (worker i takes GPU i), ``cuda:1``, ...; a GPU if there is one when None.
+        ``cpu``, ``cuda`` (worker i takes GPU i), ``cuda:1``, ...; a GPU if one is there when None.
     threads
         Threads of each process for tensor operations on the CPU.
     resume, overwrite
-        As for :meth:`megabase.inference.parts.PartFolder.open`.
+        Resume an interrupted run; replace an existing output or what an interrupted run left.
     batch_tokens
         As for :class:`PassOptions`; not for ``generate``.
     progress
@@ -124,13 +122,7 @@ class Share:
 
 
 def check_run(output: str | Path, **running: Unpack[RunOptions]) -> Share:
-    """Refuse options that cannot be, and an output that cannot be written, before any work.
-
-    Raises
-    ------
-    MegabaseError
-        Saying which.
-    """
+    """Refuse options that cannot be, and an output that cannot be written, before any work."""
     workers, device = running.get("workers"), running.get("device")
     number = running.get("threads", 1)
     if workers is not None and workers < 1:
@@ -158,31 +150,11 @@ def map_file(
 ) -> Path:
     """Compute all chunks of an input and merge them into the output.
 
-    Parameters
-    ----------
-    work
-        What is done to each chunk.
-    output
-        The file (or zarr group) to write.
-    describe
-        Called in this process with what ``work.make`` gave, before the first chunk: checks it, and
-        gives what is computed. Equal provenance means equal output.
-    merge
-        Called with all parts in order, the path to write, and the provenance.
-    **running
-        See :class:`RunOptions`.
-
-    Returns
-    -------
-    pathlib.Path
-        The output. Under ``torchrun`` rank 0 writes it and the other ranks return when their
-        chunks are done.
-
-    Raises
-    ------
-    MegabaseError
-        Whatever the work raises; a folder of parts begun by this call is removed then. After an
-        interrupt, a kill, a lost worker or on a full disk it stays, for ``resume``.
+    `describe` is called in this process with what ``work.make`` gave, before the first chunk: it
+    checks that and gives the provenance; equal provenance means equal output. `merge` is called
+    with all parts in order, the path to write, and the provenance. Under ``torchrun`` rank 0 writes
+    the output. A folder of parts begun by this call stays, for ``resume``, after an interrupt, a
+    kill, a lost worker or on a full disk; other errors remove it.
     """
     output = Path(output)
     workers, device = running.get("workers"), running.get("device")
@@ -228,21 +200,9 @@ def map_sequences(
 ) -> Path:
     """Compute all chunks of a file of sequences, as :func:`map_file`.
 
-    A genome given as FASTA becomes a store for the time being, for all processes.
-
-    Parameters
-    ----------
-    verb
-        Its name, for the provenance.
-    work
-        As for :func:`map_file`, but ``chunks`` is called with the input; an InputError of
-        ``work.verb`` is given the name of the file.
-    source
-        The input, or the path of one that needs no genome.
-    output, merge, **running
-        As for :func:`map_file`.
-    describe
-        Called with what ``work.make`` gave; gives the options, all that changes a number.
+    ``work.chunks`` is called with the input, a FASTA genome of which becomes a store for all
+    processes; an InputError of ``work.verb`` is given the name of the file. `describe` gives the
+    options, all that changes a number.
     """
     if not isinstance(source, SequenceInput):
         source = SequenceInput(source)
@@ -266,17 +226,7 @@ def map_sequences(
 def provenance_of(
     verb: str, ready: Any, source: SequenceInput, options: Mapping[str, Any]
 ) -> Provenance:
-    """Give what an output is made from.
-
-    Parameters
-    ----------
-    verb, options
-        What was done, and all that changes a number.
-    ready
-        The model: ``name`` and ``digest``.
-    source
-        The input.
-    """
+    """Give what an output is made from; `ready` has the ``name`` and ``digest`` of the model."""
     name: str | None = None
     checksum: str | None = None
     if source.genome is not None:
@@ -413,10 +363,7 @@ def _child(work: Work, output: Path, parts: Path, share: Share, failed: Any) -> 
 
 @contextlib.contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """Let processes begun in this block ignore Ctrl-C, which goes to all; their parent ends them.
-
-    Otherwise each would show where it was.
-    """
+    """Let processes begun here ignore Ctrl-C, which goes to all; their parent ends them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,11 +1,9 @@
 """Outputs made of finished parts, so that an interrupted run goes on where it stopped.
 
-While ``OUTPUT`` is being made there is a folder ``OUTPUT.partial`` beside it: ``manifest.json``
-(what is being computed, with which options), one file for each finished chunk of work, and the lock
-of the process that makes it. Every part is written beside its place and renamed, so a part that is
-there is whole. At the end the parts are merged in order, the output takes its place in one step,
-and the folder goes away; one that a kill left after that step goes away at the next run. The parts
-of an output that is a pipe or a device lie in the folder for temporary files.
+``OUTPUT.partial`` beside an output holds ``manifest.json`` (what is computed, with which options),
+a file for each finished chunk, and the lock of the process that makes it. Everything is renamed
+into place, so a part that is there is whole. Of an output that is a pipe or a device it lies in the
+folder for temporary files.
 """
 
 from __future__ import annotations
@@ -70,7 +68,7 @@ class Provenance:
 
     @property
     def digest(self) -> str:
-        """sha256 of :meth:`to_json`: tells whether two runs would write the same file."""
+        """Give the sha256 of :meth:`to_json`: tells whether two runs would write the same file."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
@@ -81,13 +79,7 @@ class Provenance:
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:
-    """Refuse an output that cannot be written, before any work is done.
-
-    Raises
-    ------
-    OutputError
-        As :func:`megabase.genome.files.check_output`; when another process is making it.
-    """
+    """Refuse an output that cannot be written or that another process is making."""
     if real_place(target).name and not is_stream(target):
         PartFolder(target, "").tidy()
     _check(target, overwrite)
@@ -108,14 +100,7 @@ def _check(target: Path, overwrite: bool) -> None:
 class PartFolder:
     """The finished parts of one output; ``PartFolder(...)`` joins the folder of another process.
 
-    Parameters
-    ----------
-    target
-        The output.
-    suffix
-        Ending of the part files, with its dot.
-    path
-        The folder; beside the output when None.
+    `suffix` is the ending of the part files; the folder lies beside the output when `path` is None.
     """
 
     def __init__(self, target: Path, suffix: str, path: Path | None = None) -> None:
@@ -138,22 +123,9 @@ class PartFolder:
     ) -> PartFolder:
         """Begin an output, or resume an interrupted one; :meth:`release` it at the end.
 
-        Parameters
-        ----------
-        target, suffix
-            As for the class.
-        provenance
-            What is computed; an interrupted run is resumed only with the same.
-        resume
-            Whether to resume an interrupted run; without one the work begins anew.
-        overwrite
-            Whether an existing output, or what an interrupted run left, may be replaced.
-
-        Raises
-        ------
-        OutputError
-            When the output exists or another process is making it; when an interrupted run left
-            parts and neither `resume` nor `overwrite` is on, or had other options or inputs.
+        An interrupted run is resumed only with equal provenance. OutputError when the output exists
+        or is being made by another process, or when an interrupted run left parts and neither
+        `resume` nor `overwrite` is on.
         """
         refuse_existing(target, overwrite)
         if is_stream(target):
@@ -273,13 +245,7 @@ class PartFolder:
         )
 
     def write(self, number: int, write: Callable[[Path], object]) -> None:
-        """Write the part of a chunk: `write` is given a path, whose file is then renamed.
-
-        Raises
-        ------
-        OutputError
-            When it cannot be written; :class:`~megabase.errors.ResumableError` on a full disk.
-        """
+        """Write the part of a chunk: `write` is given a path, whose file is then renamed."""
         part = self.part(number)
         temporary = new_name(part)
         with writing(self.target, _ADVICE):
@@ -291,15 +257,7 @@ class PartFolder:
                     temporary.unlink(missing_ok=True)
 
     def finish(self, chunks: int, merge: Callable[[list[Path], Path], object]) -> None:
-        """Merge the parts of all chunks into the output and remove the folder.
-
-        `merge` is called with the parts in order and the path to write.
-
-        Raises
-        ------
-        OutputError
-            When the output cannot be written.
-        """
+        """Merge all parts, in order, with `merge` (parts, path to write); remove the folder."""
         parts = [self.part(number) for number in range(chunks)]
         merged, mark = self._merged, self.path / _MERGED
         with writing(self.target, _ADVICE):

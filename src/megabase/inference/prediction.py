@@ -28,8 +28,6 @@ from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import ModelSpec, inference_mode, load
 from megabase.models.tokenizers.encoder import TokenBatch
 
-__all__ = ["Predictions", "Predictor", "predict"]
-
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
@@ -65,9 +63,9 @@ class Predictions:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Label of each sequence: the most likely class.
+        """Label of each sequence: the most likely class; empty for a regression.
 
-        When several may hold, those above one half, joined by commas; empty for a regression.
+        When several may hold, those of at least one half, joined by commas.
         """
         return _labels(self.values, self.classes, self.problem)
 
@@ -97,15 +95,8 @@ class Predictor:
     strands
         ``"both"`` averages the outputs (logits) of both strands, ``"forward"`` reads the given one.
         When None as the metrics of the model's training were taken (``head.strand_average``).
-    batch_tokens
-        About how many positions a forward pass takes: time and memory, not the result.
-    device
-        Where a model that is loaded goes; the CPU when None.
-
-    Raises
-    ------
-    MegabaseError
-        For a model that cannot be loaded or has no such head.
+    batch_tokens, device
+        As for :class:`megabase.inference.jobs.PassOptions`.
     """
 
     def __init__(
@@ -144,30 +135,15 @@ class Predictor:
 
     @property
     def longest(self) -> int | None:
-        """Longest sequence in bases that fits for certain; None when there is no limit."""
+        """Longest sequence in bases that fits for certain; None without a limit."""
         longest = self._loaded.longest
         return None if longest is None else self._loaded.encoder.bases_for(longest)
 
     def sequences(self, items: Sequence[Codes], names: Sequence[str] | None = None) -> Floats:
-        """Predict the labels of sequences.
+        """Predict the labels of sequences of base codes: float32 (sequences, classes).
 
-        Parameters
-        ----------
-        items
-            Base codes, uint8 (length,) each.
-        names
-            Their names, for messages.
-
-        Returns
-        -------
-        ndarray
-            float32 (sequences, classes). A model that labels every base gives the mean over the
-            bases of each sequence.
-
-        Raises
-        ------
-        InputError
-            For a sequence without a base, or longer than the model reads.
+        A model that labels every base gives the mean over the bases of each sequence. InputError
+        for a sequence without a base, or longer than the model reads.
         """
 
         def record(number: int) -> str:
@@ -234,11 +210,11 @@ class Predictor:
         part: tuple[int, int] | None = None,
         name: str = "the sequence",
     ) -> Floats:
-        """Predict along a sequence of any length.
+        """Predict every base along a sequence of any length: float32 (bases of the part, classes).
 
-        A model that labels every base answers for each of them. A model that labels sequences is
-        asked about windows; the answer of a window is given to the part of it that counts, so
-        that with an overlap of ``window - s`` there is a new answer every s bases.
+        A model that labels sequences is asked about windows; the answer of a window is given to
+        the part of it that counts, so that with an overlap of ``window - s`` there is a new answer
+        every s bases.
 
         Parameters
         ----------
@@ -255,16 +231,6 @@ class Predictor:
             sequence; all of it when None.
         name
             Name of the sequence, for messages.
-
-        Returns
-        -------
-        ndarray
-            float32 (bases of the part, classes).
-
-        Raises
-        ------
-        InputError
-            For lengths that do not fit.
         """
         most, encoder = self.longest, self._loaded.encoder
         if not encoder.per_base and self.by_base:
@@ -307,7 +273,7 @@ def _turned(codes: Codes, lengths: NDArray[np.int64]) -> Codes:
 
 
 def _turned_back(logits: Tensor, bases: Tensor) -> Tensor:
-    """Give each base of a row the logits of its place on the other strand: (rows, tokens, K)."""
+    """Give each base of a row the logits of its position on the other strand: (rows, tokens, K)."""
     place = torch.arange(bases.shape[1], device=bases.device).expand_as(bases)
     ends = place.masked_fill(~bases, bases.shape[1]).amin(1) + place.masked_fill(~bases, -1).amax(1)
     other = torch.where(bases, ends[:, None] - place, place)
@@ -333,11 +299,6 @@ def predict(
         Letters, or base codes.
     prompt, strands, batch_tokens, device
         As for :class:`Predictor`.
-
-    Raises
-    ------
-    MegabaseError
-        For a model or sequences that cannot be used.
     """
     ready = model if isinstance(model, Predictor) else Predictor(
         model, prompt=prompt, strands=strands, batch_tokens=batch_tokens, device=device
@@ -369,11 +330,6 @@ def predict_file(
         One row for each sequence, with its label and a probability for each class.
     **running
         See :class:`megabase.inference.jobs.RunOptions`.
-
-    Raises
-    ------
-    MegabaseError
-        For input, a model or an output that cannot be used.
     """
     require_suffix(output)
     make = partial(

@@ -42,7 +42,7 @@ class TrackOptions:
     window: int | None = None
     """Bases that the model reads at once; as many as it can when None."""
     overlap: int | None = None
-    """Bases that neighbouring windows share; half of the window when None."""
+    """Bases that neighboring windows share; half of the window when None."""
     stitch: Stitch = "centre"
     """Which window answers for a base: centre, before or average."""
     strands: Averaged | None = None
@@ -102,11 +102,6 @@ def predict_track(
         Refuse rows of BED files that are not on the genome, which are left out otherwise.
     **running
         See :class:`megabase.inference.jobs.RunOptions`.
-
-    Raises
-    ------
-    MegabaseError
-        For input, a model or an output that cannot be used.
     """
     output, options = Path(output), options or TrackOptions()
     overwrite = running.get("overwrite", False)
@@ -217,10 +212,7 @@ def _write_calls(
 
 
 def _region_texts(regions: Sequence[tuple[str, int, int]]) -> list[str] | dict[str, Any]:
-    """Give regions as people write them (1-based, both ends included), or their number and sha256.
-
-    A genome has 10^5 peaks, and this goes into one line of every header.
-    """
+    """Give regions as text, 1-based with both ends, or their number and sha256 if they are many."""
     texts = [f"{contig}:{one_based(start)}-{end}" for contig, start, end in regions]
     if len(texts) <= _LISTED:
         return texts

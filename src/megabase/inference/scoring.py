@@ -24,16 +24,7 @@ from megabase.models.loading import Loaded, ModelSpec, load
 
 @dataclass(frozen=True, repr=False)
 class SequenceScores:
-    """Scores of sequences, with where they come from.
-
-    Parameters
-    ----------
-    table
-        One row for each sequence, in input order; see
-        :func:`megabase.evaluate.score.score_table`.
-    provenance
-        Model, genome and options.
-    """
+    """Scores of sequences (:func:`megabase.evaluate.score.score_table`), with their provenance."""
 
     table: pl.DataFrame
     provenance: Provenance
@@ -64,10 +55,8 @@ def score(
         :class:`~megabase.data.sources.Sequence` objects.
     strands, window, stride, per_base
         See :class:`megabase.evaluate.score.ScoreOptions`.
-    batch_tokens
-        Most positions of a batch: time and memory, not the result.
-    device
-        Where a model that is named goes; the CPU when None.
+    batch_tokens, device
+        See :class:`megabase.inference.jobs.PassOptions`.
 
     Raises
     ------
@@ -132,11 +121,6 @@ def score_file(
         Bases read before (on the reverse strand: behind) an interval of a BED file.
     **running
         See :class:`megabase.inference.jobs.RunOptions`.
-
-    Raises
-    ------
-    MegabaseError
-        For input, a model or an output that cannot be used.
     """
     require_suffix(output)
     options = ScoreOptions(strands, window, stride, per_base)

@@ -21,9 +21,9 @@ except ImportError:
 class SequenceEmbedder(TransformerMixin, BaseEstimator):
     """Turns sequences (DNA letters) into vectors, as a step of a scikit-learn pipeline.
 
-    Nothing is learnt: ``fit`` loads the model. Parameters are as in
-    :class:`megabase.inference.embedding.Embedder`, whose errors are raised; a copy (``clone``,
-    cross-validation, processes) carries the name of the model, not its weights.
+    ``fit`` only loads the model. Parameters and errors are those of
+    :class:`megabase.inference.embedding.Embedder`; a copy (``clone``, cross-validation, processes)
+    carries the name of the model, not its weights.
 
     Examples
     --------

@@ -14,17 +14,7 @@ from megabase.genome.files import writing
 
 
 class Run(NamedTuple):
-    """Numbers of neighbouring bases.
-
-    Parameters
-    ----------
-    contig
-        Name of the contig.
-    start
-        0-based index of the first base.
-    values
-        float32 (n,); NaN where there is none.
-    """
+    """Numbers of neighboring bases from 0-based `start`: float32 (n,), NaN where there is none."""
 
     contig: str
     start: int
@@ -41,13 +31,7 @@ class Call(NamedTuple):
 
 
 def require_bigwig(purpose: str = "writing bigWig") -> None:
-    """Refuse `purpose`, which needs the package for bigWig files, when that is missing.
-
-    Raises
-    ------
-    MissingDependencyError
-        Naming the extra that brings it.
-    """
+    """Refuse `purpose`, which needs the package for bigWig files, when that is missing."""
     try:
         import pybigtools  # noqa: F401
     except ImportError:
@@ -55,24 +39,10 @@ def require_bigwig(purpose: str = "writing bigWig") -> None:
 
 
 def write_bigwig(path: Path, contigs: Mapping[str, int], runs: Iterable[Run]) -> None:
-    """Write numbers along a genome.
+    """Write numbers along a genome; `contigs` has the length of every contig.
 
-    Parameters
-    ----------
-    path
-        File to write; the caller gives it its place once it is whole.
-    contigs
-        Length of every contig of the genome.
-    runs
-        In the order of the genome, without overlap; contigs one after the other.
-
-    Raises
-    ------
-    OutputError
-        When a run lies outside its contig or before one that was written, when there is no number,
-        or the file cannot be written.
-    MissingDependencyError
-        When pybigtools is not installed.
+    OutputError when runs overlap, are not in the order of the genome or lie outside their contig,
+    or when there is no number.
     """
     require_bigwig()
     import pybigtools
@@ -106,7 +76,7 @@ def write_bigwig(path: Path, contigs: Mapping[str, int], runs: Iterable[Run]) ->
 def _entries(
     name: str, contigs: Mapping[str, int], runs: Iterable[Run]
 ) -> Iterator[tuple[str, int, int, float]]:
-    """Give the stretches of one value of all runs, which are checked for their order."""
+    """Give the segments of one value of all runs, which are checked for their order."""
     contig, reached, finished = "", 0, set[str]()
     for run in runs:
         if run.contig != contig:
@@ -137,20 +107,11 @@ def _entries(
 def call_regions(
     runs: Iterable[Run], threshold: float, *, shortest: int = 1, join: int = 0
 ) -> Iterator[Call]:
-    """Call regions whose bases reach a threshold.
+    """Call regions of at least `shortest` bases that all reach a threshold.
 
-    Parameters
-    ----------
-    runs
-        In the order of the genome, without overlap; neighbours may touch, and a region goes on
-        over the border.
-    threshold
-        Smallest number of a base that counts.
-    shortest
-        Shortest region in bases, after joining.
-    join
-        Regions with at most this many bases between them become one. The mean is over the bases
-        that count.
+    Runs come in the order of the genome without overlap; a region goes on over their borders.
+    Regions with at most `join` bases between them become one, whose mean is over the bases that
+    reach it.
     """
     contig, start, end, total, count = "", 0, 0, 0.0, 0
 

@@ -1,7 +1,6 @@
-"""Outputs merged from parts on disk: tables, and rows with vectors in the formats of matrices.
+"""Outputs merged from parts on disk: tables, and vectors in the formats of matrices.
 
-A part is Parquet. Merging never holds more than one part, whatever the size of the whole. Rows with
-vectors have columns that say what a row is, and ``embedding``, a fixed-size list of float32.
+A part is Parquet. Merging never holds more than one part, whatever the size of the whole.
 """
 
 from __future__ import annotations
@@ -32,13 +31,7 @@ _HDF5_SLACK = 1 << 14  # what HDF5 adds for one more array: headers and alignmen
 
 
 def require_suffix(target: str | Path, suffixes: Sequence[str] = TABLE_SUFFIXES) -> str:
-    """Give the ending of an output, which says its format.
-
-    Raises
-    ------
-    OutputError
-        When it is none of `suffixes`.
-    """
+    """Give the ending of an output, which says its format; OutputError if not in `suffixes`."""
     for suffix in suffixes:
         if Path(target).name.lower().endswith(suffix):
             return suffix
@@ -48,15 +41,7 @@ def require_suffix(target: str | Path, suffixes: Sequence[str] = TABLE_SUFFIXES)
 
 
 def require_matrix(target: str | Path) -> str:
-    """Give the ending of an output of rows with vectors, once its format can be written here.
-
-    Raises
-    ------
-    OutputError
-        When the ending is none of :data:`MATRIX_SUFFIXES`.
-    MissingDependencyError
-        When the package for the format is not installed.
-    """
+    """Give the ending of an output of vectors, once its format can be written here."""
     suffix = require_suffix(target, MATRIX_SUFFIXES)
     package = {".zarr": "zarr", ".h5ad": "anndata"}.get(suffix)
     if package is not None:
@@ -70,14 +55,8 @@ def require_matrix(target: str | Path) -> str:
 def merge_tables(parts: Sequence[Path], target: Path, provenance: Provenance) -> None:
     """Merge parts, in order, into Parquet or TSV by the ending of `target`.
 
-    Parquet has the provenance as JSON in its metadata under ``megabase``; TSV in its first line,
-    ``#megabase: {...}``, before the line of column names. A column of lists is written to TSV as
-    numbers with commas between, and numbers with a fraction have seven significant digits there.
-
-    Raises
-    ------
-    OutputError
-        When the ending is another.
+    Provenance as JSON is metadata ``megabase`` of Parquet, and the first line of TSV, ``#megabase:
+    {...}``. TSV has lists as numbers with commas between, and seven significant digits.
     """
     suffix = require_suffix(target)
     frame = pl.scan_parquet(list(parts), glob=False)
@@ -113,11 +92,9 @@ def matrix_frame(columns: dict[str, Any], vectors: NDArray[np.float32]) -> pl.Da
 def merge_matrix(parts: Sequence[Path], target: Path, provenance: Provenance) -> None:
     """Merge parts, in order, in the format of the ending of `target`.
 
-    ``.parquet``: the columns of the parts. ``.npy``: the matrix alone. ``.npz``: arrays
-    ``embedding`` and one for each column, and ``megabase`` (JSON). ``.zarr``: the same in a group,
-    with the JSON as attribute ``megabase``. ``.h5ad``: AnnData with the matrix as X, the columns
-    as obs (texts as categories), the names made unique as obs_names, h0, h1, ... as var_names, and
-    the JSON as ``uns["megabase"]``.
+    ``.npz``: arrays ``embedding`` and one for each column, and ``megabase`` (JSON). ``.zarr``: the
+    same in a group, the JSON as an attribute. ``.h5ad``: AnnData with the matrix as X, the columns
+    as obs (texts as categories), unique names as obs_names, and the JSON as ``uns["megabase"]``.
     """
     suffix = require_suffix(target, MATRIX_SUFFIXES)
     if suffix == ".parquet":
