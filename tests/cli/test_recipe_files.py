@@ -74,7 +74,7 @@ def test_aliases_that_stay_small_are_read(
     ],
 )
 def test_models_that_no_machine_holds_are_refused(settings: dict[str, int], said: str) -> None:
-    from megabase.models.adapt.language_model import build_language_model
+    from megabase.models.adapt.build import build_language_model
     from megabase.settings import ModelConfig
 
     with pytest.raises(ConfigError, match=said):

@@ -14,11 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from megabase.genome.files import write_json
-from megabase.models.adapt.classifier import (
-    Labels,
-    build_classifier,
-    save_classifier,
-)
+from megabase.models.adapt.build import Labels, build_classifier, save_classifier
 from megabase.models.base import checkpoint_activations
 from megabase.settings import StartConfig, part_of
 from megabase.tasks.config import FinetuneConfig

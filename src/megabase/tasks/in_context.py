@@ -16,7 +16,7 @@ from megabase.data.vocabulary import PAD_ID
 from megabase.errors import ConfigError, ModelError, TruncationWarning, warn
 from megabase.evaluate import metrics
 from megabase.genome.files import write_json, write_whole
-from megabase.models.adapt.classifier import save_classifier
+from megabase.models.checkpoints.convert import write_model
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.objectives.prompting import InContext, strict_accuracy
 from megabase.settings import Stage, TrainConfig, part_of
@@ -162,7 +162,7 @@ def _plan(config: InContextConfig, fabric: Fabric) -> tuple[Plan, dict[str, Any]
 
     def save(folder: Path, state: Mapping[str, Any]) -> None:
         if not prompts:
-            save_classifier(model, tokenizer, folder, state)
+            write_model(folder, model, tokenizer, state)
             return
         from megabase.models.adapt.prompt import save_prompt
 

@@ -18,7 +18,7 @@ from megabase.errors import ConfigError
 from megabase.evaluate import metrics
 from megabase.evaluate.base_probabilities import NucleotidePredictions
 from megabase.genome import alphabet
-from megabase.models.adapt.classifier import Labels, balanced_weights, family_of_start
+from megabase.models.adapt.build import Labels, family_of_start
 from megabase.models.tokenizers.encoder import build_encoder
 from megabase.objectives.classification import SequenceLabels
 from megabase.objectives.nucleotides import NucleotideLabels
@@ -308,7 +308,7 @@ def _objective_of(
     """Give the training loss."""
     weights = head.class_weights
     if weights == "balanced":
-        weights = balanced_weights(train.class_counts())
+        weights = _balanced_weights(train.class_counts())
     if weights is not None and len(weights) != train.outputs:
         raise ConfigError(
             f"head.class_weights has {len(weights)} numbers, but there are {train.outputs} "
@@ -323,6 +323,18 @@ def _objective_of(
         label_smoothing=smoothing,
         double_sigmoid=double_sigmoid,
     )
+
+
+def _balanced_weights(counts: Mapping[str, int]) -> list[float]:
+    """Give every class the weight n / (classes * its examples), so that all weigh the same."""
+    empty = [name for name, count in counts.items() if not count]
+    if empty:
+        raise ConfigError(
+            "head.class_weights is balanced, but no training example is of the class "
+            f"{empty[0]!r}; give the weights as numbers"
+        )
+    total = sum(counts.values())
+    return [total / (len(counts) * count) for count in counts.values()]
 
 
 def _check_predictions(splits: Mapping[str, LabeledSequences], world: int) -> None:

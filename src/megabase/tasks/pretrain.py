@@ -22,7 +22,7 @@ from megabase.data.windows import (
 )
 from megabase.errors import ConfigError
 from megabase.genome.store import Genome
-from megabase.models.adapt.language_model import build_language_model, save_language_model
+from megabase.models.adapt.build import build_language_model, save_language_model
 from megabase.models.base import checkpoint_activations
 from megabase.models.describe import Estimate, TrainingStep
 from megabase.objectives.base import OBJECTIVES, Objective

@@ -1,27 +1,34 @@
-"""A model with a head for labels: built from settings, and saved."""
+"""Models from settings: language models to pretrain, and classifiers to fine-tune."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from megabase.errors import ConfigError
-from megabase.models.adapt.language_model import config_fields, new_model
 from megabase.models.adapt.lora import ADAPTER_FOLDER, add_adapters, merged_state, save_adapter
-from megabase.models.auto import load_config, load_model
+from megabase.models.auto import load_config, load_model, resolve_model
+from megabase.models.checkpoints.checks import check_config
 from megabase.models.checkpoints.convert import write_model
-from megabase.models.families import FAMILIES, all_families, family_of
+from megabase.models.families import FAMILIES, Family, all_families, family_of
 from megabase.models.presets import find_preset
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.models.tokenizers.encoder import TokenEncoder, named_fields
-from megabase.settings import HeadConfig, LoraConfig, StartConfig
+from megabase.objectives.base import OBJECTIVES
+from megabase.settings import HeadConfig, LoraConfig, ModelConfig, StartConfig
+from megabase.untrusted import parsing
 
+_SPECIAL_POSITIONS = 2
+"""Positions beyond the bases in the published models (l_max = length + 2)."""
 # Field that holds the longest input of a family, positions to add to the longest sequence, and the
 # least that can be built (shorter sequences are padded).
 _LENGTH_FIELDS = {
@@ -39,6 +46,115 @@ _PROBLEMS = {
     "regression": "regression",
     "nucleotides": "single_label_classification",
 }
+
+
+def build_language_model(
+    spec: ModelConfig, longest: int, objective: str = "causal_lm"
+) -> PreTrainedModel:
+    """Build a language model with fresh weights from torch's seed, or load ``init_from``.
+
+    `longest`, the longest input of the run in positions, decides the length of the model when
+    neither preset nor ``max_length`` does. Raises :class:`ConfigError` for an unknown family,
+    preset or field, or a model that cannot learn the objective.
+    """
+    if spec.init_from is not None:
+        source = resolve_model(spec.init_from)
+        masked = any("ForMaskedLM" in name for name in load_config(source).architectures or ())
+        model = load_model(source, kind="masked-lm" if masked else "causal-lm")
+        _check_objective(model, objective)
+        return model.train()
+    if spec.preset is not None:
+        preset = find_preset(spec.preset)
+        name, fields, length = preset.family, dict(preset.config), spec.max_length
+    else:
+        name, length = spec.family, spec.max_length or longest + _SPECIAL_POSITIONS
+        fields = {"d_model": spec.d_model, "n_layer": spec.n_layer}
+    family = _pretrained_family(name)
+    if length is not None and family.length_field is not None:
+        fields[family.length_field] = length
+    model_class = _model_class(family, objective)
+    fields.update(spec.overrides)
+    unknown = set(fields) - _config_fields(model_class.config_class)
+    if unknown:
+        raise ConfigError(
+            f"model.overrides has {', '.join(sorted(map(str, unknown)))}, which "
+            f"{model_class.config_class.__name__} does not have; its fields are listed in its "
+            "documentation"
+        )
+    model = _new_model(model_class, fields)
+    _check_objective(model, objective)
+    return model
+
+
+def _config_fields(config_class: Any) -> set[str]:
+    """Name the fields of a configuration class."""
+    return {field.name for field in dataclasses.fields(config_class)}
+
+
+def _new_model(model_class: Any, fields: dict[str, Any]) -> Any:
+    """Build a model with fresh weights, if this machine's memory can hold them."""
+    check_config(fields, Path("model"), ConfigError)
+    config = model_class.config_class(**fields)
+    with parsing("the model", ConfigError), torch.device("meta"):
+        state = model_class(config).state_dict().values()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise ConfigError(
+            f"the model takes {size / 1e9:,.0f} GB, more than the {memory / 1e9:,.0f} GB of this "
+            "machine; give fewer layers, a smaller width or a shorter input"
+        )
+    return model_class(config)
+
+
+def _pretrained_family(name: str) -> Family:
+    """Give the family of a name, if its models can be pretrained."""
+    if name not in FAMILIES or not FAMILIES[name].pretrained:
+        known = ", ".join(family.name for family in all_families() if family.pretrained)
+        raise ConfigError(f"model.family is {name!r}; pretraining knows {known}")
+    return FAMILIES[name]
+
+
+def _model_class(family: Family, objective: str) -> Any:
+    """Find the class of a family that learns an objective."""
+    classes = family.classes()
+    causal_only = getattr(OBJECTIVES[objective], "both_sides", None) is False
+    # A family without a masked class, such as HyenaDNA, learns the masked objective with the same
+    # head, when it reads both sides.
+    for kind in ("causal-lm",) if causal_only else ("masked-lm", "causal-lm"):
+        if kind in classes:
+            return classes[kind]
+    raise ConfigError(
+        f"model.family {family.name} is bidirectional, so next-token prediction would see its "
+        "target; set objective.name to masked_lm"
+    )
+
+
+def _check_objective(model: PreTrainedModel, objective: str) -> None:
+    """Refuse a pair of model and objective that learns nothing, or learns to copy."""
+    both_sides = getattr(model.config, "bidirectional", "none") not in ("none", False)
+    wanted = getattr(OBJECTIVES[objective], "both_sides", None)  # None: any model learns it
+    if both_sides and wanted is False:
+        raise ConfigError(
+            "the model is bidirectional, so next-token prediction would see its target; set "
+            "objective.name to masked_lm, or a model.overrides.bidirectional that is causal"
+        )
+    if not both_sides and wanted is True:
+        raise ConfigError(
+            f"objective.name is {objective}, and the model reads one side only; use a model of "
+            "both sides (model.family caduceus, or hyenadna with model.overrides.bidirectional "
+            "two_sided), or causal_lm"
+        )
+
+
+def save_language_model(
+    model: PreTrainedModel, folder: Path, state: Mapping[str, torch.Tensor]
+) -> None:
+    """Write weights, configuration and the tokenizer of pretraining into a folder that exists."""
+    limit = getattr(model.config, "max_length", None)
+    # As it was trained: bases only, padded on the right.
+    tokenizer = DNATokenizer(model_max_length=limit, special_tokens="none", padding_side="right")
+    write_model(folder, model, tokenizer, state)
 
 
 @dataclass(frozen=True)
@@ -111,7 +227,7 @@ def build_classifier(
     if start.model is not None and not start.from_scratch:
         model = load_model(start.model, labels.task, new_head=True, **fields).train()
     else:
-        model = _new_model(start, family, labels.task, fields, tokens, longest)
+        model = _new_classifier(start, family, labels.task, fields, tokens, longest)
     # For whoever loads the folder: what is answered, and how the run's metrics were taken.
     model.config.label_kind = labels.kind
     model.config.strand_average = head.strand_average
@@ -124,7 +240,7 @@ def build_classifier(
 
 def _head_fields(start: StartConfig, head: HeadConfig, family: str) -> dict[str, Any]:
     """Give the fields of the configuration that the settings name; all must be the family's."""
-    known = config_fields(next(iter(_classes(family).values())).config_class)
+    known = _config_fields(FAMILIES[family].config_class())
     unknown = sorted(str(name) for name in set(start.overrides) - known)
     if unknown:
         near = [difflib.get_close_matches(name, known, n=1) for name in unknown]
@@ -145,7 +261,7 @@ def _head_fields(start: StartConfig, head: HeadConfig, family: str) -> dict[str,
     return fields
 
 
-def _new_model(
+def _new_classifier(
     start: StartConfig,
     family: str,
     task: str,
@@ -154,14 +270,14 @@ def _new_model(
     longest: int,
 ) -> PreTrainedModel:
     """Build a model with fresh weights, in the shape of another one or of its own."""
-    model_class = _classes(family)[task]
+    model_class = FAMILIES[family].classes()[task]
     shape: dict[str, Any] = {}
     if family in _LENGTH_FIELDS:
         name, extra, least = _LENGTH_FIELDS[family]
         shape[name] = max(longest + extra, least)
     if start.model is not None:
         loaded = load_config(start.model)
-        known = config_fields(model_class.config_class)
+        known = _config_fields(model_class.config_class)
         for name in known - {"architectures", "id2label", "label2id", "problem_type"}:
             shape[name] = getattr(loaded, name)
     shape.update({**named_fields(start), **fields})
@@ -170,11 +286,7 @@ def _new_model(
     too_small = shape.get("vocab_size", tokens.size) < tokens.size
     if too_small or not isinstance(tokens.tokenizer, DNATokenizer):
         shape.update(vocab_size=tokens.size, pad_token_id=tokens.pad_id)
-    return new_model(model_class, shape, "model")
-
-
-def _classes(family: str) -> Mapping[str, Any]:
-    return FAMILIES[family].classes()
+    return _new_model(model_class, shape)
 
 
 def _freeze(model: PreTrainedModel, head: HeadConfig) -> None:
@@ -190,7 +302,9 @@ def _freeze(model: PreTrainedModel, head: HeadConfig) -> None:
         return
     if head.freeze_embeddings or head.freeze_blocks:
         model.get_input_embeddings().requires_grad_(False)
-    blocks = _blocks(base)
+    # The blocks of a model are the members of its first list of modules that holds any.
+    lists = (found for found in base.modules() if isinstance(found, nn.ModuleList) and len(found))
+    blocks = list(next(lists, ()))
     if head.freeze_blocks > len(blocks):
         raise ConfigError(
             f"head.freeze_blocks is {head.freeze_blocks}, but {type(model).__name__} has "
@@ -200,21 +314,13 @@ def _freeze(model: PreTrainedModel, head: HeadConfig) -> None:
         block.requires_grad_(False)
 
 
-def _blocks(base: nn.Module) -> list[nn.Module]:
-    """Give the blocks of a model: the members of its first list of modules that holds any."""
-    for module in base.modules():
-        if isinstance(module, nn.ModuleList) and len(module):
-            return list(module)
-    return []
-
-
 def save_classifier(
     model: PreTrainedModel,
     tokenizer: Any,
     folder: Path,
     state: Mapping[str, Tensor],
-    lora: LoraConfig | None = None,
-    start: StartConfig | None = None,
+    lora: LoraConfig,
+    start: StartConfig,
 ) -> None:
     """Write weights, configuration with class names and tokenizer into a folder that exists.
 
@@ -222,22 +328,7 @@ def save_classifier(
     Adapters are folded into the weights; where the settings ask for it, they are also written next
     to them with the head, for which `start` names what they were trained on.
     """
-    whole = state
-    if lora is not None and lora.rank:
-        whole = merged_state(model, state)
-        if lora.save == "adapter" and start is not None:
-            names = ("id2label", "label2id", "problem_type", *_POOLING_FIELDS, *start.overrides)
-            save_adapter(model, folder / ADAPTER_FOLDER, state, lora, start.model, names)
-    write_model(folder, model, tokenizer, whole)
-
-
-def balanced_weights(counts: Mapping[str, int]) -> list[float]:
-    """Give every class the weight n / (classes * its examples), so that all weigh the same."""
-    empty = [name for name, count in counts.items() if not count]
-    if empty:
-        raise ConfigError(
-            "head.class_weights is balanced, but no training example is of the class "
-            f"{empty[0]!r}; give the weights as numbers"
-        )
-    total = sum(counts.values())
-    return [total / (len(counts) * count) for count in counts.values()]
+    if lora.rank and lora.save == "adapter":
+        names = ("id2label", "label2id", "problem_type", *_POOLING_FIELDS, *start.overrides)
+        save_adapter(model, folder / ADAPTER_FOLDER, state, lora, start.model, names)
+    write_model(folder, model, tokenizer, merged_state(model, state) if lora.rank else state)
