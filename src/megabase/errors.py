@@ -7,33 +7,6 @@ to do. The command line prints an error as one line and exits with status 2.
 import sys
 import warnings
 
-__all__ = [
-    "AmbiguousLettersWarning",
-    "CheckpointError",
-    "ConfigError",
-    "ContigAliasWarning",
-    "GenomeError",
-    "InUseError",
-    "InputError",
-    "InputWarning",
-    "IntervalWarning",
-    "LeftOutWarning",
-    "MegabaseError",
-    "MissingDependencyError",
-    "ModelError",
-    "NoUsableRowError",
-    "NotFiniteError",
-    "OperatorError",
-    "OutputError",
-    "ReportError",
-    "ResumableError",
-    "RunError",
-    "TruncationWarning",
-    "UnknownContigError",
-    "sequence_too_long",
-    "warn",
-]
-
 
 class MegabaseError(ValueError):
     """Something the user gave is not usable; the message says what, where and what to do."""
@@ -96,17 +69,7 @@ class ReportError(MegabaseError):
 
 
 class MissingDependencyError(MegabaseError):
-    """An optional dependency is not installed.
-
-    Parameters
-    ----------
-    package
-        Name of the package that could not be imported.
-    extra
-        Name of the extra of megabase that brings it.
-    purpose
-        What needs it, for the message.
-    """
+    """An optional dependency, which an extra of megabase brings, is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         self.package = package
@@ -151,15 +114,7 @@ class IntervalWarning(InputWarning):
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn at the line outside megabase that led here, so that Python shows the user's own line.
-
-    Parameters
-    ----------
-    message
-        What is taken to be so, in full: the command line shows nothing else.
-    category
-        A class of warnings of ours.
-    """
+    """Warn at the line outside megabase that led here, so that Python shows the user's own line."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("megabase"):
         frame, level = frame.f_back, level + 1

@@ -17,17 +17,6 @@ from typing import Any, TypeVar
 
 from megabase.errors import MegabaseError
 
-__all__ = [
-    "YAML_BYTES",
-    "build",
-    "parse_yaml",
-    "parsing",
-    "read_json",
-    "read_text",
-    "recognise",
-    "shown",
-]
-
 _Record = TypeVar("_Record")
 
 TEXT_BYTES = 256 << 20
@@ -53,13 +42,7 @@ def shown(value: object) -> str:
 
 
 def recognise(path: str | Path) -> str:
-    """Tell what a file is when it is a well-known wrong one; empty otherwise.
-
-    Returns
-    -------
-    str
-        Text to continue ``PATH`` with, such as ``is a git-lfs pointer ...: run git lfs pull``.
-    """
+    """Say what a well-known wrong file is (``is an HTML page ...``), or nothing."""
     try:
         with Path(path).open("rb") as file:
             start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -74,17 +57,7 @@ def recognise(path: str | Path) -> str:
 
 @contextlib.contextmanager
 def parsing(what: object, error: type[MegabaseError], advice: str = "") -> Iterator[None]:
-    """Turn whatever a parser raises on foreign bytes into one error for people.
-
-    Parameters
-    ----------
-    what
-        The file, or the place in it.
-    error
-        Class of the error.
-    advice
-        What to do, at the end of the message.
-    """
+    """Turn whatever a parser raises on foreign bytes into one error that ends with `advice`."""
     try:
         yield
     except MegabaseError:
@@ -102,13 +75,7 @@ def parsing(what: object, error: type[MegabaseError], advice: str = "") -> Itera
 
 
 def read_text(path: str | Path, error: type[MegabaseError], limit: int = TEXT_BYTES) -> str:
-    """Read a whole text file.
-
-    Raises
-    ------
-    MegabaseError
-        Of class `error`, when the file is missing, not UTF-8, or larger than `limit` bytes.
-    """
+    """Read a whole text file that is UTF-8 and has at most `limit` bytes."""
     path = Path(path)
     try:
         raw = bytearray()
@@ -127,13 +94,7 @@ def read_text(path: str | Path, error: type[MegabaseError], limit: int = TEXT_BY
 
 
 def read_json(path: str | Path, error: type[MegabaseError]) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
-
-    Raises
-    ------
-    MegabaseError
-        Of class `error`, when it cannot be read, or holds anything else.
-    """
+    """Read a JSON file that holds an object; the error when it holds anything else."""
     path = Path(path)
     text = read_text(path, error)
     with parsing(path, error, "expected JSON"):
@@ -144,22 +105,10 @@ def read_json(path: str | Path, error: type[MegabaseError]) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: object, error: type[MegabaseError]) -> Any:
-    """Read YAML after counting what its aliases stand for.
+    """Read YAML after counting what its aliases stand for; `where` is the file, for messages.
 
-    Parameters
-    ----------
-    text
-        The document.
-    where
-        The file, for messages.
-    error
-        Class of the error.
-
-    Raises
-    ------
-    MegabaseError
-        Of class `error`: no YAML, too large, nested too deep, or with aliases that contain
-        themselves or stand for too many values.
+    The error when it is not YAML, too large, nested too deep, or with aliases that contain
+    themselves or stand for too many values.
     """
     import yaml
 
@@ -201,20 +150,10 @@ def _check_events(events: Any, where: object, error: type[MegabaseError]) -> Non
 
 
 def build(kind: type[_Record], values: Any) -> _Record:
-    """Make a dataclass of a record, with every field of its declared type.
+    """Make a dataclass of a record of plain values, with every field of its declared type.
 
-    Parameters
-    ----------
-    kind
-        The dataclass; its fields are plain values, and sequences and tables of them.
-    values
-        Values by name, as JSON gives them.
-
-    Raises
-    ------
-    ValueError, TypeError
-        For a value of another type, a missing field or an unknown one; to be raised inside of
-        :func:`parsing`.
+    A ValueError or TypeError for a value of another type, a missing field or an unknown one; to be
+    called inside of :func:`parsing`.
     """
     hints = typing.get_type_hints(kind)
     if not isinstance(values, Mapping):

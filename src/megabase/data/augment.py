@@ -15,13 +15,6 @@ from torch import Tensor
 
 from megabase.genome import alphabet
 
-__all__ = [
-    "codes_to_ids",
-    "is_base",
-    "is_soft_masked",
-    "reverse_complement_codes",
-]
-
 
 @cache
 def _token_table(device: torch.device) -> Tensor:

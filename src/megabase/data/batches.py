@@ -66,23 +66,9 @@ def tokenize(
 ) -> Ragged:
     """Turn every sequence into tokens, in the smallest integer type that holds every id.
 
-    Parameters
-    ----------
-    sequences, encode
-        What to encode, and how.
-    reverse
-        Encode the reverse complement instead.
-    max_bases, max_tokens
-        Longest sequence, in bases and in tokens.
-    truncate
-        Keep the beginning of longer ones, with a TruncationWarning that counts them, in place of an
-        error. Bases are cut before the reverse complement is taken, so both strands cover the same
-        segment.
-
-    Raises
-    ------
-    InputError
-        Naming file and row, for a sequence that is too long, or one that gives no token.
+    With `truncate` the beginning of longer ones is kept, and a TruncationWarning counts them; bases
+    are cut before the reverse complement is taken, so both strands cover the same segment. An
+    InputError names file and row of a sequence that is too long, or that gives no token.
     """
     longest = int(sequences.lengths.max(initial=0))
     if max_bases is not None and longest > max_bases and not truncate:
@@ -124,29 +110,11 @@ def _refuse(sequences: LabeledSequences, lengths: _Ints, limit: int, unit: str, 
 class LabeledBatches:
     """Labeled sequences by number, for the training loop.
 
-    Parameters
-    ----------
-    rows
-        Tokens of the forward strand.
-    labels
-        int64 (n,) or float32 (n, K); or the classes of all bases, where every token is one base.
-    padding
-        How rows are padded.
-    draw
-        What is random; None takes the defaults.
-    reverse
-        Tokens of the reverse complement, for a ``reverse_probability`` and `both_strands`.
-    both_strands
-        Give each row twice: all rows forward, then all rows as their reverse complement, while
-        ``labels`` holds each once.
+    `rows` are the tokens of the forward strand and `reverse` those of the reverse complement, for a
+    ``reverse_probability`` and `both_strands`: each row twice, all rows forward, then all as their
+    reverse complement, while ``labels`` holds each once. Labels are int64 (n,), float32 (n, K), or
+    the classes of all bases, where every token is one base.
 
-    Raises
-    ------
-    InputError
-        For a share outside (0, 1], or reverse complements without their tokens.
-
-    Notes
-    -----
     An epoch is one permutation of all rows; index i lies in epoch i // n. Which row an index gives
     depends on neither the micro-batch nor the number of processes.
     """
@@ -208,23 +176,11 @@ class LabeledBatches:
         return total
 
     def batch(self, stream: int, indices: _Ints, length: int) -> dict[str, Tensor]:
-        """Give sequences by number.
+        """Give sequences by their int64 (n,) running numbers in a stage, cut to `length` tokens.
 
-        Parameters
-        ----------
-        stream
-            Number of the stage.
-        indices
-            int64 (n,) running numbers in the stage.
-        length
-            Most tokens of a row; longer rows lose their end (length warm-up).
-
-        Returns
-        -------
-        dict
-            ``input_ids`` int64 (n, width), or (2 n, width) with both strands; ``labels`` (n,) or
-            (n, K), or for bases int64 (n, width) in the direction of the row, -100 at padding;
-            ``attention_mask`` int64 like the ids, only when a row is padded.
+        ``input_ids`` is int64 (n, width), or (2 n, width) with both strands; ``labels`` (n,) or (n,
+        K), or for bases int64 (n, width) in the direction of the row, -100 at padding;
+        ``attention_mask`` int64 like the ids, only when a row is padded.
         """
         rows = self.rows_of(stream, indices)
         reverse = np.zeros(len(rows), dtype=bool)
@@ -316,8 +272,6 @@ def prompt_tokens(length: int, demonstrations: int) -> int:
 def _answer_positions(length: int, demonstrations: int) -> _Ints:
     """Give the positions whose next token is a label: of the demonstrations, then of the query.
 
-    Examples
-    --------
     >>> _answer_positions(3, 2).tolist()
     [3, 9, 15]
     """
@@ -327,16 +281,9 @@ def _answer_positions(length: int, demonstrations: int) -> _Ints:
 def in_context_item(query: str, demonstrations: Sequence[tuple[str, str]], length: int) -> _Ints:
     """Build an in-context prompt, int64: demonstrations, then the query.
 
-    Parameters
-    ----------
-    query
-        Sequence to classify.
-    demonstrations
-        (sequence, label letter) pairs, in the order of the prompt: each gives its sequence, a
-        separator, the label, a separator. Published letters are A and N for two classes, A, G and N
-        for three.
-    length
-        Tokens of each sequence: cut on the right, padded on the left.
+    Each (sequence, label letter) pair gives its sequence, a separator, the label, a separator.
+    Published letters are A and N for two classes, A, G and N for three. Sequences are cut on the
+    right to `length` tokens, or padded on the left.
     """
 
     def block(text: str) -> _Ints:
@@ -354,37 +301,13 @@ def in_context_item(query: str, demonstrations: Sequence[tuple[str, str]], lengt
 class InContextBatches:
     """Queries by number, each behind its own demonstrations.
 
-    A prompt holds, for each demonstration, the sequence, a separator, the letter of its class and a
-    separator, and then the query and a separator: the next token is the answer. Which
-    demonstrations a query gets is a pure function of (seed, number of the query).
+    A prompt holds, for each of `shots` demonstrations a class, the sequence, a separator, the
+    letter of its class and a separator, and then the query and a separator: the next token is the
+    answer. Sequences longer than `length` tokens lose their end, shorter ones are padded on the
+    left. Which demonstrations a query gets is a pure function of (seed, number of the query); where
+    they come from the query's own file, a query never demonstrates itself. An InputError when a
+    class has too few examples.
 
-    Parameters
-    ----------
-    queries
-        Sequences to classify.
-    examples
-        Sequences that demonstrations are drawn from. When they are of the same file, a query never
-        demonstrates itself.
-    letters
-        Letter of each class.
-    length
-        Tokens of each sequence: longer ones lose their end, shorter ones are padded on the left.
-    shots
-        Demonstrations of each class.
-    seed
-        Decides demonstrations, order and strands.
-    shuffle
-        Whether the queries come in random order, epoch by epoch.
-    reverse_probability
-        Chance that a sequence is read as its reverse complement.
-
-    Raises
-    ------
-    InputError
-        When a class has too few examples.
-
-    Notes
-    -----
     Source: ``src/dataloaders/datasets/icl_genomics_dataset.py`` of HazyResearch/hyena-dna. There
     the demonstrations come from the split that the query is in, the test split included; here they
     come from the training examples unless the caller passes others.
@@ -447,14 +370,9 @@ class InContextBatches:
         return rows
 
     def demonstrations_of(self, index: int, row: int) -> _Ints:
-        """Give the rows of the demonstrations of a query, in the order of the prompt.
+        """Give the rows of the demonstrations of the query in a row, in the order of the prompt.
 
-        Parameters
-        ----------
-        index
-            Running number, which the draw depends on.
-        row
-            Row of the query.
+        `index` is its running number, which the draw depends on.
         """
         rng = np.random.default_rng([self._seed, index])
         chosen: list[int] = []
@@ -467,14 +385,11 @@ class InContextBatches:
         return rng.permutation(np.array(chosen, dtype=np.int64))
 
     def batch(self, stream: int, indices: _Ints, length: int) -> dict[str, Tensor]:
-        """Give queries by number.
+        """Give queries by number, with their prompts and answers.
 
-        Returns
-        -------
-        dict
-            ``input_ids`` int64 (n, tokens); ``places`` int64 (n, m), the positions whose next token
-            is an answer, that of the query last; ``answers`` int64 (n, m), the classes of
-            demonstrations and query; ``labels`` int64 (n,), the class of the query.
+        ``input_ids`` int64 (n, tokens); ``places`` int64 (n, m), the positions whose next token is
+        an answer, that of the query last; ``answers`` int64 (n, m), the classes of demonstrations
+        and query; ``labels`` int64 (n,), the class of the query.
         """
         rows = self.rows_of(stream, indices)
         ids: list[_Ints] = []

@@ -48,42 +48,19 @@ def read_interval_text(
     orient: bool = False,
     strict: bool = False,
 ) -> LabelTable:
-    """Read intervals with labels, and their sequences from a genome.
+    """Read intervals with labels, and their sequences, from a genome, in the order of the file.
 
-    Parameters
-    ----------
-    path
-        BED, narrowPeak, broadPeak, GFF3, GTF or VCF (one example for each alternative allele; the
-        sequence is that of the genome), plain or gzip.
-    store
-        The genome.
-    label
-        Column or columns of the labels: of a BED by the names of
-        :func:`megabase.genome.tables.read_bed` (default ``name``); of a GFF its columns or keys of
-        its attributes (default ``type``); of a VCF ``filter``, ``id``, ``qual`` or keys of INFO.
-    length
-        Bases to read around the center; None takes the interval as it is.
-    flank
-        Bases to read in addition on either side.
-    center
-        ``middle`` of the interval (of an even length, the base after it), or ``summit`` of a
-        narrowPeak (the middle where it is not known).
-    orient
-        Whether intervals on the strand ``-`` are read as their reverse complement.
-    strict
-        Refuse rows that are not on the genome; otherwise a LeftOutWarning counts them by reason.
+    The file is BED, narrowPeak, broadPeak, GFF3, GTF or VCF (one example for each alternative
+    allele; the sequence is that of the genome), plain or gzip. Labels are columns: of a BED by the
+    names of :func:`megabase.genome.tables.read_bed` (default ``name``); of a GFF its columns or
+    keys of its attributes (default ``type``); of a VCF ``filter``, ``id``, ``qual`` or keys of
+    INFO.
 
-    Returns
-    -------
-    LabelTable
-        In the order of the file, with intervals. Past the end of a contig stands N, with an
-        IntervalWarning.
-
-    Raises
-    ------
-    MegabaseError
-        With file and row or line: for a broken file, one without a row on the genome, a missing
-        label column, an empty label, or a summit outside its peak.
+    `length` bases are read around the `center` (the ``middle``, of an even length the base after
+    it, or the ``summit`` of a narrowPeak where it is known), and `flank` bases more on either side;
+    N stands past the end of a contig, with an IntervalWarning. With `orient`, intervals on the
+    strand ``-`` are read as their reverse complement. Rows that are not on the genome are left out
+    with a LeftOutWarning, or refused when `strict`; errors name file and row or line.
     """
     path = Path(path)
     label = (label,) if isinstance(label, str) else label
@@ -211,26 +188,9 @@ def divide_rows(
 ) -> dict[str, LabelTable]:
     """Assign each example to the split whose regions its sequence touches.
 
-    Parameters
-    ----------
-    text, store
-        Examples with intervals, and their genome.
-    train
-        Regions to train on; None: all others.
-    valid, test
-        Held-out regions.
-
-    Returns
-    -------
-    dict
-        Split name to examples, for splits that have any. One that touches held-out regions and
-        others is held out: nothing of it is trained on. An IntervalWarning counts those in no
-        split.
-
-    Raises
-    ------
-    InputError
-        When an example touches both valid and test, or none is left for training.
+    `train` None means all other regions. An example that touches held-out regions and others is
+    held out: nothing of it is trained on. An IntervalWarning counts those in no split; an
+    InputError when one touches both valid and test, or none is left for training.
     """
     intervals = text.intervals or ()
     contig = np.array([store.contig_index(i.contig) for i in intervals], dtype=np.int64)
@@ -297,32 +257,14 @@ def read_features(
     strand: FeatureStrand = "either",
     strict: bool = False,
 ) -> Features:
-    """Read features and name their classes.
+    """Read features (BED, narrowPeak, broadPeak, GFF3 or GTF) and name their classes.
 
-    Parameters
-    ----------
-    store
-        The genome.
-    paths
-        BED, narrowPeak, broadPeak, GFF3 or GTF files, plain or gzip.
-    types
-        Which rows count: types of a GFF (its third column), names of a BED (its fourth). Each is a
-        class of its own, or of another name: ``CDS=coding``. Where features overlap, the type that
-        is named first wins. Empty, for BED files only: all rows are the class ``feature``.
-    background
-        Name of the class of all other bases; its number is 0, so with one type the feature is the
-        second class, which metrics take as the positive one.
-    strand
-        Which features count.
-    strict
-        Refuse features that are not on the genome; otherwise a LeftOutWarning counts them by
-        reason.
-
-    Raises
-    ------
-    MegabaseError
-        For a file of another kind, a row that cannot be used (with file and line), GFF files
-        without types, a type without rows, or features that all lie on other contigs.
+    `types` say which rows count: types of a GFF (its third column), names of a BED (its fourth).
+    Each is a class of its own, or of another name: ``CDS=coding``. Where features overlap, the type
+    that is named first wins. Empty, for BED files only: all rows are the class ``feature``.
+    `background` names the class of all other bases; its number is 0, so with one type the feature
+    is the second class, which metrics take as the positive one. Features that are not on the genome
+    are left out with a LeftOutWarning, or refused when `strict`.
     """
     import polars as pl
 
@@ -409,25 +351,10 @@ def _read_features(path: Path, store: Genome, *, types_given: bool, strict: bool
 
 
 def cut_tail(regions: Regions, fraction: float, least: int) -> tuple[Regions, Regions]:
-    """Cut the last part of every region off, for validation: one segment each, no scattered rows.
+    """Cut the last share of every region off, for validation: one segment each, no scattered rows.
 
-    Parameters
-    ----------
-    regions
-        Positions to divide.
-    fraction
-        Share to cut off, above 0 and below 1.
-    least
-        Fewest bases that are cut off a region; shorter regions are kept whole.
-
-    Returns
-    -------
-    kept, cut : Regions
-
-    Raises
-    ------
-    InputError
-        When no region is long enough.
+    At least `least` bases are cut off a region; shorter regions are kept whole, and an InputError
+    says when none is long enough. Gives what is kept and what is cut off.
     """
     size = regions.end - regions.start
     tail = np.where(size >= 2 * least, np.maximum(np.round(size * fraction), least), 0)
@@ -448,23 +375,9 @@ def label_windows(
 ) -> LabeledSequences:
     """Cut regions into windows side by side, with the class of every base.
 
-    Parameters
-    ----------
-    store, regions
-        The genome, and what to cut; the last window of each region is shorter.
-    features
-        Where the classes come from.
-    length
-        Labeled bases of a window.
-    flank
-        Unlabeled bases that are read on either side as context; fewer at the end of a contig, and
-        possibly outside the regions.
-
-    Returns
-    -------
-    LabeledSequences
-        Of the kind ``nucleotides``. Bases that are N have no label; windows of nothing else are
-        left out.
+    A window has `length` labeled bases (the last of a region fewer) and `flank` unlabeled bases on
+    either side as context: fewer at the end of a contig, and possibly outside the regions. Bases
+    that are N have no label; windows of nothing else are left out.
     """
     intervals: list[Interval] = []
     codes: list[npt.NDArray[np.uint8]] = []

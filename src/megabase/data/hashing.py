@@ -53,11 +53,10 @@ def draw_bits(key: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64
 def uniform_below(
     bits: npt.NDArray[np.uint64], bound: int | npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Turn random bits into integers (int64) uniform in [0, bound).
+    """Turn random bits into integers (int64) uniform in [0, bound), bound in [1, 2**63).
 
     The upper half of the 128-bit product bits * bound. No value is likelier than another by more
-    than bound / 2**64 (1.7e-10 for three billion positions); a remainder would favor small ones. A
-    bound, or one for each value, is at least 1 and below 2**63.
+    than bound / 2**64 (1.7e-10 for three billion positions); a remainder would favor small ones.
     """
     b = np.asarray(bound, dtype=np.int64).astype(np.uint64)
     low32, by32 = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -76,19 +75,10 @@ def unit_float(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
 def permute(
     indices: npt.NDArray[np.int64], size: int, keys: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.int64]:
-    """Apply a pseudorandom permutation of range(size) at the given positions only.
+    """Apply a pseudorandom permutation of range(size) at the given positions, int64 (n,), only.
 
     A Feistel network on the next even power of two, walked until the value lies below `size`: no
-    table of the whole permutation is ever made, whatever the size.
-
-    Parameters
-    ----------
-    indices
-        Positions, int64 (n,), each in [0, size).
-    size
-        Number of elements permuted, at least 1.
-    keys
-        uint64 (n,): which permutation; for one key the result (int64 (n,)) is one-to-one.
+    table of the whole permutation is ever made. `keys`, uint64 (n,), say which permutation.
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     low = np.uint64((1 << int(half)) - 1)

@@ -56,10 +56,8 @@ _SPARE = 1 << 20  # a small column may expand more: a megabyte is always fine
 def find_splits(folder: str | Path) -> dict[str, Path]:
     """Find train, valid (or val, dev, validation) and test in a folder, as files or subfolders.
 
-    Returns
-    -------
-    dict
-        Split name to path; empty when the folder holds none. An InputError when one is there twice.
+    Gives split name to path, empty when the folder holds none; an InputError when one is there
+    twice.
     """
     found: dict[str, Path] = {}
     paths = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
@@ -84,30 +82,13 @@ def read_text(
     label: str | Sequence[str] | None = None,
     fasta_label: FastaLabel = "last_word",
 ) -> LabelTable:
-    """Read a file or folder of labeled sequences.
+    """Read a file or folder of labeled sequences; of a folder, sorted by class and name.
 
-    Parameters
-    ----------
-    path
-        CSV or TSV (plain or gzip) with a header, Parquet, FASTA (plain or gzip) with the label in
-        the header, or a folder ``CLASS/NAME.txt`` with one sequence in each file.
-    sequence
-        Column of the sequences; None takes ``sequence`` or ``seq``.
-    label
-        Column or columns of the labels; None takes ``label``.
-    fasta_label
-        Where a FASTA header keeps the label.
-
-    Returns
-    -------
-    LabelTable
-        In the order of the file; of a folder, sorted by class and name.
-
-    Raises
-    ------
-    InputError
-        For a file that is missing, empty, of an unknown kind or without the columns, a class folder
-        without files, or an empty sequence or label.
+    `path` is CSV or TSV (plain or gzip) with a header, Parquet, FASTA (plain or gzip) with the
+    label in the header where `fasta_label` says, or a folder ``CLASS/NAME.txt`` with one sequence
+    in each file. Columns are ``sequence`` (or ``seq``) and ``label`` unless named. An InputError
+    for a file that is missing, empty, of an unknown kind or without the columns, a class folder
+    without files, or an empty sequence or label.
     """
     path = Path(path)
     if path.is_dir():
@@ -195,20 +176,10 @@ def _read_table(
 def read_sequence_table(
     path: str | Path, sequence: str | None = None
 ) -> tuple[list[str], list[str]]:
-    """Read sequences from CSV, TSV (plain or gzip) or Parquet; labels are not looked for.
+    """Read names and sequences from CSV, TSV (plain or gzip) or Parquet with a header.
 
-    Parameters
-    ----------
-    path
-        The table, with a header.
-    sequence
-        Column of the sequences; None takes ``sequence`` or ``seq``.
-
-    Returns
-    -------
-    names, sequences : list of str
-        Column ``name`` or ``id``, else the number of the row, from 1; and the letters. An
-        InputError names file and row of what is missing.
+    The name is the column ``name`` or ``id``, else the number of the row, from 1. An InputError
+    names file and row of what is missing.
     """
     import polars as pl
 

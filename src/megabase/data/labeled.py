@@ -98,13 +98,7 @@ class LabelTable:
         )
 
     def checked(self) -> LabelTable:
-        """Give the table back when every example has a sequence and labels.
-
-        Raises
-        ------
-        InputError
-            Naming the first that has not, or the file when it has no example.
-        """
+        """Give the table back; an InputError names an example without sequence or labels."""
         if not self.sequences:
             raise InputError(f"{self.source} holds no sequence; expected one in each row")
         for row, (letters, labels) in enumerate(zip(self.sequences, self.labels, strict=True)):
@@ -196,20 +190,13 @@ def label_splits(
 ) -> dict[str, LabeledSequences]:
     """Turn letters into codes and labels into numbers, the same way for every split.
 
-    Parameters
-    ----------
-    texts
-        Examples by split; ``train`` must be there.
-    kind
-        What the labels are. ``auto``: several columns, or cells of several 0s and 1s separated by
-        blanks, commas or semicolons, are yes-or-no labels; numbers with a fraction are numbers;
-        anything else is a class name. Labels of nucleotides are never guessed.
+    ``train`` must be there. With `kind` ``auto``, several columns, or cells of several 0s and 1s
+    separated by blanks, commas or semicolons, are yes-or-no labels; numbers with a fraction are
+    numbers; anything else is a class name. Labels of nucleotides are never guessed.
 
-    Raises
-    ------
-    InputError
-        With file and row: for letters that are not DNA, a label that no training example has or of
-        the wrong form, training examples of fewer than two classes, or splits with other columns.
+    An InputError names file and row: for letters that are not DNA, a label that no training example
+    has or of the wrong form, training examples of fewer than two classes, or splits with other
+    columns.
     """
     train = texts["train"]
     found = _guess(train) if kind == "auto" else kind
@@ -409,28 +396,10 @@ def split_rows(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Cut a share of the examples off at random, class by class when labels are class numbers.
 
-    Parameters
-    ----------
-    labels
-        (n,) integers or (n, K) floats.
-    fraction
-        Share to cut off, above 0 and below 1.
-    seed
-        The same seed gives the same rows.
-    groups
-        Group of each row (n,), such as those of :func:`megabase.data.leaks.overlap_groups`: rows of
-        one stay on one side. A group counts for the class that most of its rows have, and as many
-        whole groups are cut off as fit in the share.
-
-    Returns
-    -------
-    kept, cut : numpy.ndarray
-        int64 row numbers, each in increasing order; both hold at least one row.
-
-    Raises
-    ------
-    InputError
-        For a share outside (0, 1), too few rows, or groups too large to cut any off.
+    `groups` (n,), such as those of :func:`megabase.data.leaks.overlap_groups`, stay on one side. A
+    group counts for the class that most of its rows have, and as many whole groups are cut off as
+    fit in the share. Gives the int64 row numbers that are kept and those that are cut off, each
+    increasing and not empty; else an InputError.
     """
     if not 0 < fraction < 1:
         raise InputError(f"the share to split off is {fraction}; expected one in (0, 1)")
@@ -475,19 +444,10 @@ def _split_groups(
 def members_by_class(
     labels: npt.NDArray[Any], member: npt.NDArray[np.int64], groups: int
 ) -> list[npt.NDArray[np.bool_]]:
-    """Assign groups to the class that most of their rows have; one set for other labels.
+    """Assign groups to the class that most of their rows have; one set for labels (n, K).
 
-    Parameters
-    ----------
-    labels, member
-        (n,) integers or (n, K) floats, and the group of each row (n,), from 0.
-    groups
-        Number of groups.
-
-    Returns
-    -------
-    list of numpy.ndarray
-        bool (groups,) each; every group is in one of them.
+    `member` is the group of each row (n,), from 0. Gives a bool (groups,) for each class; every
+    group is in one of them.
     """
     if labels.ndim != 1:
         return [np.ones(groups, dtype=bool)]
@@ -506,11 +466,6 @@ def published_split(
     ``torch.utils.data.random_split`` with the two `shares` and a generator of this seed (1 to 5 in
     the paper, arXiv 2403.03234): the first part is validation, and rows left over by rounding go to
     the parts in turn.
-
-    Returns
-    -------
-    validation, training : numpy.ndarray
-        int64 row numbers in the order of the draw.
     """
     sizes = [int(rows * share) for share in shares]
     for i in range(rows - sum(sizes)):

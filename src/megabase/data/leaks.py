@@ -101,11 +101,10 @@ def sampling_rate(*sets: LabeledSequences) -> int:
 
 
 def _shared_kmers(one: RowKmers, two: RowKmers) -> Iterator[tuple[_Rows, _Rows, _Rows]]:
-    """Count the k-mers that pairs of rows share, for all pairs that share any.
+    """Count the k-mers that pairs of rows share: row of one, row of two and count, each pair once.
 
-    K-mers that more than 200 rows of the second set hold are left out. Each pair is given once, as
-    row of one, row of two and count, and all pairs of a row of the first set come in one piece;
-    pieces are of about four million hits, so that memory stays small.
+    K-mers that more than 200 rows of the second set hold are left out. All pairs of a row of the
+    first set come in one piece; pieces are of about four million hits, so that memory stays small.
     """
     kmers, row = one.kmers, one.row
     order = np.argsort(two.kmers, kind="stable")
@@ -150,23 +149,8 @@ def largest_shares(
 ) -> npt.NDArray[np.float32]:
     """Give, by class, the largest share of a row's k-mers that one row of that class holds.
 
-    Parameters
-    ----------
-    one
-        K-mers of the rows in question.
-    two
-        K-mers of the rows with labels.
-    labels
-        Class of each row of the second set.
-    classes
-        Number of classes.
-    same
-        Both sets are the same rows: a row is not compared with itself.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32 (rows of one, classes), 0 to 1.
+    `labels` are the classes of the second set; with `same` both sets are the same rows, and a row
+    is not compared with itself. Gives float32 (rows of one, classes), 0 to 1.
     """
     sizes = np.maximum(one.sizes, 1)
     found = np.zeros((one.rows, classes), dtype=np.float32)
@@ -179,15 +163,11 @@ def largest_shares(
 
 
 def overlap_groups(rows: LabeledSequences, share: float) -> _Rows:
-    """Put sequences that overlap into groups, directly or through others.
+    """Put sequences that overlap into groups, directly or through others: int64 (rows,).
 
     Two belong together when one holds at least `share` (above 0, at most 1) of the other's distinct
-    16-mers, on either strand; k-mers that more than 200 sequences hold do not count.
-
-    Returns
-    -------
-    numpy.ndarray
-        int64 (rows,): the group of each row, named by its first row.
+    16-mers, on either strand; k-mers that more than 200 sequences hold do not count. A group is
+    named by its first row.
     """
     kmers = RowKmers.of(rows, sampling_rate(rows))
     one, two = _near_pairs(kmers, kmers, share, same=True)
@@ -220,20 +200,9 @@ def genome_overlap(
     regions: Regions,
     share: float = 0.5,
 ) -> Overlap:
-    """Count examples that lie in regions of a genome, by their 31-mers on either strand.
+    """Count examples with at least `share` of their 31-mers, on either strand, in regions.
 
     The genome is read once; examples need no coordinates.
-
-    Parameters
-    ----------
-    splits
-        Examples by split.
-    store
-        The genome.
-    regions
-        Where the model was trained.
-    share
-        Share of an example's k-mers that must lie there.
     """
     # Long genomes: one k-mer of four is plenty, every row has tens of them left.
     every = max(1 if regions.total < _CHUNK else 4, sampling_rate(*splits.values()))
@@ -342,14 +311,9 @@ def _kinds(train: _Index, other: _Index, threshold: float) -> tuple[_Mask, _Mask
 
 
 def leaks(splits: Mapping[str, LabeledSequences], threshold: float = 0.5) -> Leaks:
-    """Count examples that occur in several splits, or several times in one.
+    """Count examples that occur in several of train, valid and test, or several times in one.
 
-    Parameters
-    ----------
-    splits
-        train, valid, test; any may be missing.
-    threshold
-        Share of the k-mers of an example that make it a near duplicate.
+    `threshold` is the share of the k-mers of an example that make it a near duplicate.
     """
     every = sampling_rate(*splits.values())
     indices = {name: _Index(rows, every) for name, rows in splits.items()}

@@ -17,28 +17,12 @@ _Batch = dict[str, Tensor]
 class Prefetcher(Generic[_Request]):
     """An iterator over batches that a background thread makes ahead of time.
 
-    One thread is enough: reading windows of a memory-mapped store takes a small part of a step,
-    and numpy releases the interpreter while it copies. An error in the thread is raised by the
-    ``next`` that would have given the batch. Leaving the ``with`` block, or :meth:`close`, ends
-    the thread, whether or not all batches were taken.
-
-    Parameters
-    ----------
-    load
-        Makes the batch of a request.
-    requests
-        What to load, in order; consumed by the thread, and may be endless.
-    depth
-        Batches held ready, besides the one being made.
-    pin_memory
-        Copy batches into page-locked memory, from which a GPU can read while it computes. None:
-        when a CUDA device is there.
-
-    Examples
-    --------
-    >>> with Prefetcher(lambda n: {"n": torch.tensor(n)}, range(3)) as batches:
-    ...     [int(batch["n"]) for batch in batches]
-    [0, 1, 2]
+    `load` makes the batch of each of the `requests` (which may be endless), and `depth` are held
+    ready. One thread is enough: reading windows of a memory-mapped store takes a small part of a
+    step, and numpy releases the interpreter while it copies. An error in the thread is raised by
+    the ``next`` that would have given the batch. Leaving the ``with`` block, or :meth:`close`, ends
+    the thread. `pin_memory` (None: when a CUDA device is there) copies batches into page-locked
+    memory, from which a GPU can read while it computes.
     """
 
     def __init__(

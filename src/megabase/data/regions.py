@@ -83,12 +83,9 @@ class Regions:
         start: Sequence[int] | npt.NDArray[np.integer],
         end: Sequence[int] | npt.NDArray[np.integer],
     ) -> Regions:
-        """Make the union of intervals in any order; empty ones vanish, touching ones merge.
+        """Make the union of intervals (n,) in any order; empty ones vanish, touching ones merge.
 
-        Parameters
-        ----------
-        contig, start, end
-            Equally long; contig indices and 0-based half-open coordinates, start >= 0.
+        Coordinates are 0-based half-open, with start >= 0.
         """
         base = np.asarray(contig, dtype=np.int64) * _STRIDE
         low = base + np.asarray(start, dtype=np.int64)
@@ -156,12 +153,9 @@ class Regions:
         start: npt.NDArray[np.integer],
         end: npt.NDArray[np.integer],
     ) -> npt.NDArray[np.bool_]:
-        """Tell for each interval whether it shares a position with the set, bool (n,).
+        """Tell which intervals (n,), 0-based half-open, share a position with the set.
 
-        Parameters
-        ----------
-        contig, start, end
-            (n,) each, 0-based half-open; coordinates outside the contig hold no position.
+        Coordinates outside the contig hold no position.
         """
         base = np.asarray(contig, dtype=np.int64) * _STRIDE
         low = base + np.maximum(np.asarray(start, dtype=np.int64), 0)
@@ -187,23 +181,10 @@ class Split:
 
 
 def regions_of(store: Genome, places: Iterable[Place], *, strict: bool = True) -> Regions:
-    """Give the positions of named regions: their union, empty for no places.
+    """Give the union of contig names, regions and BED files, in any mixture; empty for none.
 
-    Parameters
-    ----------
-    store
-        The genome.
-    places
-        Contig names, regions and BED files, in any mixture.
-    strict
-        Refuse rows of BED files that are not on the genome: a held-out region must not vanish.
-        False: they are left out and counted.
-
-    Raises
-    ------
-    MegabaseError
-        For an unknown contig, a region past the end of its contig, or a BED file that is missing or
-        broken.
+    Strict: rows of BED files that are not on the genome are refused, for a held-out region must not
+    vanish; otherwise they are left out and counted.
     """
     from megabase.genome.tables import read_bed
 
@@ -229,22 +210,10 @@ def _columns(store: Genome, table: pl.DataFrame) -> Intervals:
 
 
 def read_intervals(store: Genome, path: Place, split: str) -> Intervals:
-    """Read the rows of one split from a BED file whose fourth column names the split.
+    """Read the rows of one split from a BED file, in order; its fourth column names the split.
 
-    Parameters
-    ----------
-    store
-        The genome.
-    path
-        The table; the published ones have ``train``, ``valid`` and ``test``.
-    split
-        Which rows to read; they keep the order of the file.
-
-    Raises
-    ------
-    MegabaseError
-        When the file is missing or broken, a row does not lie on the genome, or no row is of this
-        split.
+    The published ones have ``train``, ``valid`` and ``test``. An InputError when a row does not lie
+    on the genome, or no row is of this split.
     """
     from megabase.genome.tables import read_bed
 
@@ -265,24 +234,10 @@ def split_genome(
     validation: Iterable[Place] = (),
     test: Iterable[Place] = (),
 ) -> Split:
-    """Split a genome: training gets everything allowed that is not held out.
+    """Split a genome: training gets all that is included (None: everything) and not held out.
 
-    Parameters
-    ----------
-    store
-        The genome.
-    include
-        Regions that may be used; none named means the whole genome. Held-out regions need not be
-        among them.
-    exclude
-        Regions in no part.
-    validation, test
-        Held-out regions; the two must not overlap.
-
-    Raises
-    ------
-    InputError
-        When validation and test overlap, or nothing is left for training.
+    Held-out regions need not be among the included ones. An InputError when validation and test
+    overlap, or nothing is left for training.
     """
     included, excluded = list(include), regions_of(store, exclude)
     allowed = regions_of(store, included) if included else Regions.whole(store.lengths)

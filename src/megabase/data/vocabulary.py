@@ -43,22 +43,8 @@ TOKEN_OF_ID: tuple[str, ...] = (
 def letter_table(case_sensitive: bool = False, iupac: str = "n") -> bytes:
     """Give the token id of each byte, as a table for :meth:`bytes.translate`.
 
-    Parameters
-    ----------
-    case_sensitive
-        Lower-case letters are unknown.
-    iupac
-        ``"n"``: IUPAC letters other than A, C, G, T are N; ``"unk"``: they are unknown.
-
-    Returns
-    -------
-    bytes
-        256 token ids.
-
-    Raises
-    ------
-    ModelError
-        For another value of `iupac`.
+    With `case_sensitive`, lower-case letters are unknown. IUPAC letters other than A, C, G, T are N
+    with `iupac` ``"n"`` and unknown with ``"unk"``; any other value is a ModelError.
     """
     if iupac not in ("n", "unk"):
         raise ModelError(f"iupac is 'n' or 'unk', not {iupac!r}")

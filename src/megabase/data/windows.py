@@ -55,19 +55,7 @@ class WindowBatch(NamedTuple):
 class WindowSource(ABC):
     """Windows by number, each read as its reverse complement with a given probability.
 
-    Parameters
-    ----------
-    seed
-        Seed of all draws.
-    shuffle
-        Shuffle the order, anew in each epoch.
-    reverse_complement
-        Probability that a window is read as its reverse complement.
-
-    Raises
-    ------
-    InputError
-        For a probability outside [0, 1].
+    The order is shuffled anew in each epoch; `seed` decides all draws.
     """
 
     def __init__(self, seed: int, shuffle: bool, reverse_complement: float) -> None:
@@ -84,24 +72,9 @@ class WindowSource(ABC):
     def draw(self, stream: int, indices: _Ints, length: int, extra: int = 0) -> WindowBatch:
         """Give the windows with these numbers; numbers past an epoch continue in the next.
 
-        Parameters
-        ----------
-        stream
-            Stage of the length warm-up.
-        indices
-            int64 (n,): running numbers inside the stage.
-        length, extra
-            Positions the model reads, and target bases after them.
-
-        Returns
-        -------
-        WindowBatch
-            Windows of ``length + extra`` bases.
-
-        Raises
-        ------
-        InputError
-            For a bad length or number, or when the source holds no such window.
+        `indices`, int64 (n,), are running numbers inside a stage of the length warm-up (`stream`).
+        Windows have ``length + extra`` bases: positions the model reads, and target bases after
+        them. An InputError for a bad length or number, or when the source holds no such window.
         """
         numbers = _check_numbers(indices, length, extra)
         windows = self._place(stream, numbers, length, extra)
@@ -150,26 +123,11 @@ def _forward(numbers: _Ints) -> npt.NDArray[np.bool_]:
 class RandomWindows(WindowSource):
     """Windows uniform over the allowed positions: each admissible start is equally likely.
 
-    A window with its extra bases lies within one region, so it never touches a position outside
-    the allowed ones. There are no epochs.
-
-    Parameters
-    ----------
-    regions
-        The allowed positions.
-    seed, reverse_complement
-        As for :class:`WindowSource`.
-    max_n_fraction
-        Windows with a larger share of N are drawn again (with the number of the attempt in the
-        hash, so the result stays a pure function). 1.0 takes every window.
-    count_n
-        ``(contig, start, length)`` -> number of N in each window, (n,); needed when
-        `max_n_fraction` is below 1. See :func:`count_n`.
-
-    Raises
-    ------
-    InputError
-        For no allowed positions, or options out of range.
+    A window with its extra bases lies within one region, so it never touches a position outside the
+    allowed ones. There are no epochs. Windows with a larger share of N than `max_n_fraction` are
+    drawn again (with the number of the attempt in the hash, so the result stays a pure function);
+    `count_n` (see :func:`count_n`) counts it: ``(contig, start, length)`` -> number of N in each
+    window, (n,).
     """
 
     def __init__(
@@ -235,21 +193,8 @@ class TiledWindows(WindowSource):
 
     Inputs do not overlap. With ``extra = 1`` the last base of a window, which is only a target, is
     the first input of the next, so that each base but the first of a region is a target once.
-
-    Parameters
-    ----------
-    regions
-        The allowed positions.
-    seed, shuffle, reverse_complement
-        As for :class:`WindowSource`.
-    last
-        What to do with the rest of a region that fills no window: "short" keeps it, with padding
-        after it; "drop" leaves it out.
-
-    Raises
-    ------
-    InputError
-        For options out of range.
+    `last` says what happens to the rest of a region that fills no window: "short" keeps it, with
+    padding after it; "drop" leaves it out.
     """
 
     def __init__(
@@ -298,29 +243,12 @@ class TiledWindows(WindowSource):
 class IntervalWindows(WindowSource):
     """One window for each row of a table of intervals: the published way (HyenaDNA paper, A.1).
 
-    An interval shorter than the window is lengthened on both sides, the odd base on the right; of
-    a longer one only the first bases are ever used. Where a lengthened interval leaves its contig,
-    the missing positions are padding. Lengthened windows may run into held-out regions: nothing
-    of the published rule prevents it (see :meth:`touching`).
-
-    Parameters
-    ----------
-    intervals
-        The rows, in the order of the table.
-    contig_lengths
-        Length in bases of every contig, by index.
-    seed, shuffle, reverse_complement
-        As for :class:`WindowSource`.
-    shift
-        Smallest and largest random shift of an interval in bases (kept on the contig), or None.
-    padding
-        Where padding of clipped windows goes: "in_place" where the bases are missing, "left"
-        always before the sequence, as published.
-
-    Raises
-    ------
-    InputError
-        For an empty table, an interval outside its contig at the start, or a bad option.
+    An interval shorter than the window is lengthened on both sides, the odd base on the right; of a
+    longer one only the first bases are ever used. `shift` is the smallest and largest random shift
+    of an interval in bases (kept on the contig). Where a lengthened interval leaves its contig, the
+    missing positions are padding: "in_place" where the bases are missing, or "left", always before
+    the sequence, as published. Lengthened windows may run into held-out regions: nothing of the
+    published rule prevents it (see :meth:`touching`).
     """
 
     def __init__(
@@ -395,17 +323,9 @@ class IntervalWindows(WindowSource):
 class GenomeWindows:
     """Windows of a genome by number, as batches of codes.
 
-    A batch is a pure function of (stream, indices, length), the store and the source.
-
-    Parameters
-    ----------
-    store
-        The genome.
-    source
-        Selects the windows.
-    extra
-        Bases beyond the model's input positions that the objective needs (its ``extra_bases``): 1
-        for next-token prediction, 0 for masked bases.
+    A batch is a pure function of (stream, indices, length), the store and the source. `extra` is
+    the number of bases beyond the model's input positions that the objective needs (its
+    ``extra_bases``): 1 for next-token prediction, 0 for masked bases.
     """
 
     def __init__(self, store: Genome, source: WindowSource, extra: int = 1) -> None:
@@ -418,24 +338,12 @@ class GenomeWindows:
         return self.source.epoch_size(length, self.extra)
 
     def batch(self, stream: int, indices: _Ints, length: int) -> dict[str, Tensor]:
-        """Read the windows with these numbers.
+        """Read the windows with these int64 (n,) numbers in a stage, for `length` positions.
 
-        Parameters
-        ----------
-        stream
-            Stage of the length warm-up.
-        indices
-            int64 (n,): running numbers inside the stage.
-        length
-            Positions that the model reads.
-
-        Returns
-        -------
-        dict
-            ``codes`` uint8 (n, length + extra), forward strand, soft-mask bit kept, padding code
-            outside the contig; ``reverse`` bool (n,), rows to read as their reverse complement (on
-            the device, by :func:`megabase.data.augment.reverse_complement_codes`); ``mask_seed``
-            int64 (n,), random bits that belong to the sequence, for objectives that mask.
+        ``codes`` uint8 (n, length + extra), forward strand, soft-mask bit kept, padding code
+        outside the contig; ``reverse`` bool (n,), rows to read as their reverse complement (on the
+        device, by :func:`megabase.data.augment.reverse_complement_codes`); ``mask_seed`` int64
+        (n,), random bits that belong to the sequence, for objectives that mask.
         """
         windows = self.source.draw(stream, indices, length, self.extra)
         codes = self.store.fetch_many(windows.contig, windows.start, windows.length)

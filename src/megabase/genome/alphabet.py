@@ -100,20 +100,10 @@ def warn_ambiguous(counts: Mapping[str, int], where: object) -> None:
 def encode(sequence: str | bytes, ambiguous: Counter[str] | None = None) -> NDArray[np.uint8]:
     """Turn letters into codes (length,), with the soft-mask bit for lower case.
 
-    Parameters
-    ----------
-    sequence
-        DNA letters; IUPAC letters other than A, C, G, T become N.
-    ambiguous
-        Where to count those letters, for :func:`warn_ambiguous`; they are not counted when None.
+    IUPAC letters other than A, C, G, T become N, and are counted in `ambiguous` for
+    :func:`warn_ambiguous`. Any other character (gaps and stops too) is a GenomeError that gives its
+    0-based position.
 
-    Raises
-    ------
-    GenomeError
-        For a character that is not an IUPAC letter (gaps and stops too), with its 0-based position.
-
-    Examples
-    --------
     >>> encode("ACgtR").tolist()
     [0, 1, 10, 11, 4]
     """
@@ -139,15 +129,9 @@ def encode(sequence: str | bytes, ambiguous: Counter[str] | None = None) -> NDAr
 def decode(codes: NDArray[np.uint8], soft_mask: bool = False) -> str:
     """Turn codes (length,) into letters; a padding position is written as ``.``.
 
-    Soft-masked bases are written in lower case with `soft_mask`, else all are upper case.
+    Soft-masked bases are written in lower case with `soft_mask`, else all are upper case. A byte
+    that is not a code is a GenomeError that gives its 0-based position.
 
-    Raises
-    ------
-    GenomeError
-        For a byte that is not a code, with its 0-based position.
-
-    Examples
-    --------
     >>> decode(encode("ACgtR"), soft_mask=True)
     'ACgtN'
     """
@@ -169,8 +153,6 @@ def reverse_complement(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     A and T, C and G are exchanged, N and padding kept; the soft-mask bit moves with its base.
 
-    Examples
-    --------
     >>> decode(reverse_complement(encode("AACgtN")), soft_mask=True)
     'NacGTT'
     """

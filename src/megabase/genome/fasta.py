@@ -19,8 +19,6 @@ from megabase.errors import GenomeError
 from megabase.genome.alphabet import AMBIGUITY_LETTERS, CODE_OF_LETTER, SOFT_MASK, N
 from megabase.genome.files import lacks_bgzip_end
 
-__all__ = ["Bases", "Header", "read_fasta"]
-
 CHUNK_BYTES = 1 << 20  # fits the second-level cache: faster than larger parts
 _LONGEST_HEADER = 1 << 20  # ten thousand times the longest known; a file without line ends has more
 _WHITESPACE = b"\n\r \t"  # dropped from lines of bases
@@ -129,21 +127,9 @@ def read_fasta(
     Plain, gzip and bgzip files are told apart by their content. Windows line ends, blank lines,
     blanks and tabs inside lines, and a last line without a line end are all fine.
 
-    Parameters
-    ----------
-    path
-        The file.
-    chunk_bytes
-        Most bytes to read, and bases to give, at a time.
-    progress
-        Called after each part with the number of bytes of the file read so far.
-
-    Raises
-    ------
-    GenomeError
-        When the file is missing, unreadable, empty, cut short, has no header line, a contig without
-        a name or bases, or a character that is not an IUPAC letter; the message names the file, the
-        line and the contig.
+    At most `chunk_bytes` are read at a time; `progress` is called after each part with the number
+    of bytes of the file read so far. A GenomeError names file, line and contig of what is not FASTA
+    of IUPAC letters, empty or cut short.
     """
     source = _Source(Path(path))
     try:

@@ -104,22 +104,10 @@ def _descriptor(target: Path) -> int | None:
 
 
 def check_output(target: Path, overwrite: bool = False, *, seeks: bool = False) -> None:
-    """Refuse an output that cannot be written, before any work is done.
+    """Refuse an output that cannot be written (OutputError), before any work is done.
 
-    Parameters
-    ----------
-    target
-        The file to write.
-    overwrite
-        Whether an existing file may be replaced.
-    seeks
-        Whether its format is not written from beginning to end, so that a pipe cannot take it.
-
-    Raises
-    ------
-    OutputError
-        When it exists (and `overwrite` is off), is a folder, a block device or a socket, or its
-        folder is missing or cannot be written to.
+    `seeks` says that its format is not written from beginning to end, so that a pipe cannot take
+    it.
     """
     mode = _mode(target)
     if not target.name:
@@ -157,13 +145,10 @@ def _refuse_existing(target: Path) -> None:
 
 @contextlib.contextmanager
 def writing(target: Path, advice: str = "make room or write elsewhere") -> Iterator[None]:
-    """Turn every failure to write `target` into one line, whichever library raises it.
+    """Turn every failure to write `target` into an OutputError of one line.
 
-    Raises
-    ------
-    OutputError
-        With the system's reason; a ResumableError, ending with `advice`, for a full disk, a quota
-        or a limit on the size of files. Errors that are not the system's pass through.
+    A full disk, a quota or a limit on the size of files is a ResumableError, which ends with
+    `advice`. Errors that are not the system's pass through.
     """
     try:
         yield
@@ -221,13 +206,8 @@ def atomic_file(
     """Open a file that takes the place of ``target`` when the block ends without an error.
 
     Of a link, the file it names is replaced; a pipe or a device is written to directly. With
-    `seeks` (see :func:`check_output`) the file has a path, its ``name``.
-
-    Raises
-    ------
-    OutputError
-        When the file exists already (and `overwrite` is off) or cannot be written. Nothing is left
-        behind then.
+    `seeks` (see :func:`check_output`) the file has a path, its ``name``. An OutputError when the
+    file exists (and `overwrite` is off) or cannot be written; nothing is left behind then.
     """
     check_output(target, overwrite, seeks=seeks)
     with writing(target):
@@ -303,8 +283,7 @@ def without_nan(value: Any) -> Any:
 def lacks_bgzip_end(raw: io.BufferedReader) -> bool:
     """Whether a file just opened is bgzip without the empty block that ends every bgzip file.
 
-    One that is cut between two blocks decompresses without complaint; this is the only sign. Of a
-    pipe nothing is known.
+    It is the only sign that one was cut between two blocks. Of a pipe nothing is known.
     """
     start = raw.peek(16)[:16]
     is_bgzip = start[:4] == b"\x1f\x8b\x08\x04" and start[12:14] == b"BC"
@@ -320,10 +299,7 @@ def lacks_bgzip_end(raw: io.BufferedReader) -> bool:
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines of a plain or gzip text file with their 1-based numbers, without line ends.
 
-    Raises
-    ------
-    InputError
-        When the file is missing, cut short, or no text.
+    An InputError when the file is missing, cut short, or not text.
     """
     number = 0
     try:
@@ -362,17 +338,10 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 class Lock:
-    """Ownership of an output by one process.
+    """Ownership of `output` by one process, recorded in a lock file with its machine and start.
 
-    The lock file holds the process, its machine and when it started. The system releases the lock
-    when the process ends, however it ends, so a file left by a killed process locks nothing.
-
-    Parameters
-    ----------
-    path
-        The lock file; its folder must exist.
-    output
-        What is owned, for messages.
+    The system releases the lock when the process ends, however it ends, so a file left by a killed
+    process locks nothing.
     """
 
     def __init__(self, path: Path, output: Path) -> None:
@@ -381,11 +350,7 @@ class Lock:
         self._handle: int | None = None
 
     def acquire(self) -> None:
-        """Become the owner.
-
-        An InUseError when another process, or another run in this one, is; an OutputError when the
-        file cannot be written.
-        """
+        """Become the owner; an InUseError when another process, or another run in this one, is."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
             with writing(self.output):

@@ -107,10 +107,7 @@ class Metadata:
     def from_bytes(cls, raw: bytes, codes: int) -> Self:
         """Inverse of :meth:`to_bytes`, given the number of codes; unknown fields are ignored.
 
-        Raises
-        ------
-        GenomeError
-            Naming the field that is missing, of another type, or beyond the codes.
+        A GenomeError names the field that is missing, of another type, or beyond the codes.
         """
         fields = _Fields(json.loads(raw))
         contigs: list[Contig] = []
@@ -184,11 +181,7 @@ class _Fields:
 
 
 def _genome_checksum(contigs: Iterable[Contig]) -> str:
-    r"""Hexadecimal sha256 over ``name\tlength\tsha256\n`` of the contigs, in order.
-
-    It names the sequence and nothing else: descriptions, file names and the genome's name have no
-    part in it.
-    """
+    r"""Hexadecimal sha256 over ``name\tlength\tsha256\n`` of the contigs, in order."""
     digest = hashlib.sha256()
     for contig in contigs:
         digest.update(f"{contig.name}\t{contig.length}\t{contig.sha256}\n".encode())
@@ -212,10 +205,8 @@ class Layout(NamedTuple):
     def read(cls, path: Path) -> tuple[Self, Metadata]:
         """Read and check the header and the metadata of a store file.
 
-        Raises
-        ------
-        GenomeError
-            When the file is missing, no store, of a newer format, cut short or damaged.
+        A GenomeError when the file is missing, not a store, of a newer format, cut short or
+        damaged.
         """
         try:
             with path.open("rb") as file:

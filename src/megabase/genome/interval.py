@@ -51,13 +51,8 @@ def one_based(index: _Number) -> _Number:
 
 
 def contig_aliases(name: str) -> tuple[str, ...]:
-    """Return other spellings under which a contig is looked for, in order.
+    """Return other spellings under which a contig is looked for; an exact name always wins.
 
-    ``chr1`` and ``1`` are the same contig, and so are ``chrM``, ``MT``, ``M`` and ``chrMT``. An
-    exact name always wins over an alias.
-
-    Examples
-    --------
     >>> contig_aliases("chr20"), contig_aliases("MT")
     (('20',), ('chrM', 'M', 'chrMT'))
     """
@@ -104,13 +99,8 @@ def _contig_name(value: object) -> str:
 class Interval:
     """A segment of a contig, 0-based and half-open.
 
-    Raises
-    ------
-    GenomeError
-        When ``start >= end``, or a coordinate is not a whole number.
+    A GenomeError when ``start >= end``, or a coordinate is not a whole number.
 
-    Examples
-    --------
     >>> interval = Interval("chr1", 1000, 2000)
     >>> str(interval), interval.length
     ('chr1:1,001-2,000', 1000)
@@ -213,14 +203,9 @@ class Interval:
 class Variant:
     """A substitution, insertion or deletion of bases, on the forward strand.
 
-    Raises
-    ------
-    GenomeError
-        When the position is negative or an allele is not made of A, C, G, T, N (symbolic alleles
-        such as ``<DEL>`` are not sequences).
+    A GenomeError when the position is negative or an allele is not made of A, C, G, T, N (symbolic
+    alleles such as ``<DEL>`` are not sequences).
 
-    Examples
-    --------
     >>> variant = Variant.parse("chr1:1,001:A>G")
     >>> variant.position, str(variant), variant.is_snv
     (1000, 'chr1:1,001:A>G', True)

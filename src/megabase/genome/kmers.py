@@ -15,22 +15,10 @@ _PIECE = 1 << 22
 
 
 def pack_kmers(codes: _Codes, k: int) -> tuple[_Kmers, npt.NDArray[np.bool_]]:
-    """Pack every k-mer of a sequence into an integer.
+    """Pack every k-mer (k 1 to 32) of base codes (n,) into an uint64 (n - k + 1,), or empty.
 
-    Parameters
-    ----------
-    codes
-        Base codes (n,); the soft-mask bit makes no difference.
-    k
-        1 to 32.
-
-    Returns
-    -------
-    kmers : numpy.ndarray
-        uint64 (n - k + 1,), or empty: the k-mer that starts at each position.
-    known : numpy.ndarray
-        bool of the same shape: whether it is all A, C, G, T. Others are packed as if they had an A
-        in place of each other letter.
+    The second array, bool of the same shape, says which are all A, C, G, T; others are packed as if
+    they had an A in place of each other letter.
     """
     if len(codes) < k:
         return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=bool)

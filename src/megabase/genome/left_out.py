@@ -43,16 +43,9 @@ _ONE = 1  # a single odd record says nothing about the assembly
 
 
 class LeftOut:
-    """The rows of one file that are left out.
+    """The rows of a file that are left out; `strict` makes the first such row an error.
 
-    Parameters
-    ----------
-    path
-        The file.
-    unit
-        What is counted in messages: the lines of a file, or its records.
-    strict
-        Whether the first such row is an error.
+    `unit` is what messages count: the lines of a file, or its records.
     """
 
     def __init__(self, path: Path, unit: str = "line", strict: bool = False) -> None:
@@ -81,17 +74,9 @@ class LeftOut:
             self._first[reason] = (line, detail())
 
     def report(self, used: int, what: str = "rows", fate: str = "are left out") -> None:
-        """Report in one line what was left out, next to the number of rows that are used.
+        """Warn in one line (LeftOutWarning) of what was left out, next to the number of rows used.
 
-        Raises
-        ------
-        NoUsableRowError
-            When there are rows, and none can be used.
-
-        Warns
-        -----
-        LeftOutWarning
-            When some were left out.
+        A NoUsableRowError when there are rows, and none can be used.
         """
         total = sum(self.counts.values())
         if total and not used:
@@ -118,22 +103,10 @@ class LeftOut:
 def require_assembly(
     path: Path, mismatches: int, compared: int, genome: str, advice: str = ""
 ) -> None:
-    """Refuse a file whose REF differ from the genome in more than a fifth of its records.
+    """Refuse a file (InputError) whose REF differs from the genome in more than 20% of records.
 
-    Parameters
-    ----------
-    path, genome
-        The file, and the name of the genome.
-    mismatches, compared
-        Records whose REF differs, and those whose REF could be compared. A single one that differs
-        is never taken for another assembly.
-    advice
-        What can be done besides taking another genome.
-
-    Raises
-    ------
-    InputError
-        With both numbers.
+    A single record that differs is never taken for another assembly; `compared` counts those whose
+    REF could be compared.
     """
     if mismatches > max(_ONE, _MANY * compared):
         raise InputError(

@@ -88,8 +88,7 @@ class Genome:
         overwrite
             Replace a file that exists already.
         progress
-            Called now and then with the number of bytes read so far and the number of all sources
-            together (0 when unknown).
+            Called now and then with the bytes read so far and those of all sources (0: unknown).
 
         Raises
         ------
@@ -162,15 +161,10 @@ class Genome:
     def region(self, text: str | Interval) -> Interval:
         """Interval that a person names: ``chr1``, ``chr1:1,001-2,000`` or ``chr1:1001-2000(-)``.
 
-        The result carries the contig name of this genome and lies within the contig. Braces tell
-        a contig from a place where names hold colons: ``{chr1:100-200}`` is the contig of that
-        name, ``{chr1}:100-200`` a region on chr1.
-
-        Raises
-        ------
-        GenomeError, UnknownContigError
-            When the text cannot be read, could be both a contig and a region on another, or the
-            place is not in this genome.
+        The result carries the contig name of this genome and lies within the contig. Braces tell a
+        contig from a position where names hold colons: ``{chr1:100-200}`` is the contig of that
+        name, ``{chr1}:100-200`` a region on chr1. A GenomeError when the text cannot be read, could
+        be both, or is not in this genome.
         """
         interval = self._named(text) if isinstance(text, str) else text
         contig = self.contig(interval.contig)

@@ -66,11 +66,7 @@ _VCF = {
 
 @dataclass(frozen=True, slots=True)
 class _RowSource:
-    """Where the rows of a frame come from, for messages.
-
-    A frame on its way through these checks has an Int64 column ``line``: the number of each row's
-    line in the file.
-    """
+    """The file of a frame, whose Int64 column ``line`` numbers its rows, for messages."""
 
     path: Path
     unit: str = "line"
@@ -248,11 +244,10 @@ def read_bed(
         What the columns after the sixth mean; ``"auto"`` goes by the file name (``.narrowPeak``,
         ``.broadPeak``, anything else is BED).
     columns
-        Read the first N columns only (3 or more), for files whose later columns are not those of
-        BED.
+        Read the first N columns only (3 or more), for files whose later columns are not BED's.
     strict
-        Refuse rows on unknown contigs, or not within their contig; otherwise they are left out, and
-        a LeftOutWarning counts them by reason.
+        Refuse rows on unknown contigs or outside their contig; otherwise they are left out, and a
+        LeftOutWarning counts them by reason.
 
     Returns
     -------
@@ -318,20 +313,18 @@ def read_gff(
     types: Sequence[str] | None = None,
     strict: bool = False,
 ) -> pl.DataFrame:
-    """Read a GFF3 or GTF file; the two differ in their ninth column only.
+    """Read a GFF3 or GTF file (plain or gzip); the two differ in their ninth column only.
 
     A feature over the origin of a circular contig (``Is_circular=true`` in any row of the contig)
-    ends at the last base of the contig.
+    ends at the last base of the contig. A sequence section (``##FASTA``) is skipped.
 
     Parameters
     ----------
-    path
-        The file, plain or gzip. A sequence section (``##FASTA``) is skipped.
-    store, strict
+    path, store, strict
         As for :func:`read_bed`, which also lists the errors and the warning.
     attributes
         Keys of the ninth column to extract, each into a String column of its name (null where a row
-        does not have it), such as ``("ID", "Name")`` or ``("gene_id", "gene_name")``.
+        lacks it), such as ``("ID", "Name")`` or ``("gene_id", "gene_name")``.
     types
         Keep rows of these types only (``("exon", "CDS")``).
 
@@ -386,22 +379,20 @@ def read_vcf(
 ) -> pl.DataFrame:
     """Read the sites of a VCF or BCF file, one row for each alternative allele, in file order.
 
-    Genotype columns are not read.
-
     Parameters
     ----------
     path
-        The file: plain, gzip or bgzip VCF, or BCF.
+        The file: plain, gzip or bgzip VCF, or BCF. Genotypes are not read.
     store
         Genome to check against (where either has N, the reference allele is not compared).
     info
         Keys of the INFO column to extract, each into a String column of its name: null where a
-        record does not have it, empty for a flag.
+        record lacks it, empty for a flag.
     bases_only
         Leave out alleles that cannot replace REF, too: those with a reason.
     strict
-        Refuse what is left out otherwise, including records without a place in the genome
-        (:func:`megabase.genome.vcf.placed_records`). A LeftOutWarning counts alleles by reason.
+        Refuse what is left out otherwise, including records whose position is not on the genome. A
+        LeftOutWarning counts alleles by reason.
 
     Returns
     -------
@@ -409,9 +400,8 @@ def read_vcf(
         contig, start, end (of the reference allele, 0-based half-open), ref and alt (upper case;
         alt null for a record without one; symbolic alleles such as ``<DEL>`` as they are), id, qual
         (Float64), filter, record (0-based number of the record in the file), allele (0-based number
-        of the alternative within its record), reason (why the allele cannot replace REF, such as
-        ``SYMBOLIC_ALT``: :data:`megabase.genome.left_out.REASONS`; else null), and the requested
-        columns.
+        of the alternative within its record), reason (why the allele cannot replace REF:
+        :data:`megabase.genome.left_out.REASONS`; else null), and the requested columns.
 
     Raises
     ------
@@ -463,18 +453,8 @@ def _info(key: str) -> pl.Expr:
 def write_bed(frame: pl.DataFrame, path: str | Path, overwrite: bool = False) -> None:
     """Write a frame as BED3 to BED6; bgzip when the name ends in ``.gz``.
 
-    Parameters
-    ----------
-    frame
-        Columns contig, start, end (0-based half-open) and, if there, name, score and strand; a
-        column that a later one needs before it is filled (name ``.``, score 0).
-    path, overwrite
-        As for :func:`megabase.genome.files.atomic_file`.
-
-    Raises
-    ------
-    InputError, OutputError
-        When a column is missing, or the file exists or cannot be written.
+    The frame has contig, start, end (0-based half-open; else an InputError) and maybe name, score
+    and strand; a column that a later one needs before it is filled (name ``.``, score 0).
     """
     missing = [name for name in _BED6[:3] if name not in frame.columns]
     if missing:

@@ -60,18 +60,13 @@ def register_objective(name: str, make: Callable[..., Objective]) -> None:
     Parameters
     ----------
     name
-        A name that is not taken.
+        A name that is not taken; else a ConfigError.
     make
         Usually a class. It is called with ``objective.options``, and with those of
         ``soft_mask_weight``, ``special_tokens``, ``include_n`` and ``include_padding`` that it has
         parameters for; gives an objective with ``extra_bases``. Its attribute ``both_sides`` says
         whether the model must read both sides of a base (True), only earlier bases (False), or
         either (None, or missing).
-
-    Raises
-    ------
-    ConfigError
-        When another objective has the name.
     """
     OBJECTIVES.register(name, make)
 
@@ -89,21 +84,10 @@ def code_weights(
 
 
 def score_targets(logits: Tensor, targets: Tensor, weights: Tensor) -> Output:
-    """Compare logits with targets; softmax and sums are float32 even when the model is in less.
+    """Compare logits (n, length, vocabulary) with int64 token ids (n, length).
 
-    Parameters
-    ----------
-    logits
-        (n, length, vocabulary).
-    targets
-        int64 (n, length) token ids.
-    weights
-        float32 (n, length); a target of weight 0 counts nowhere and passes no gradient.
-
-    Raises
-    ------
-    InputError
-        When the model gives another number of positions than there are targets.
+    A target of weight 0 counts nowhere and passes no gradient. Softmax and sums are float32 even
+    when the model is in less. An InputError when the model gives another number of positions.
     """
     if logits.shape[:-1] != targets.shape:
         raise InputError(

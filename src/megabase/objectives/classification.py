@@ -16,26 +16,16 @@ from megabase.objectives.base import Batch, Output, at_least_float32, average_st
 class SequenceLabels:
     """Compare a model's output for whole sequences with their labels.
 
-    Parameters
-    ----------
-    kind
-        ``"classes"``: cross entropy. ``"multi_label"``: binary cross entropy of every label.
-        ``"regression"``: squared error.
-    class_weights
-        For classes: weight of each. For several labels: weight of the positive answer of each.
-    label_smoothing
-        Share of the target spread over all classes (over both answers of a label).
-    double_sigmoid
-        The published two-class loss of the GenomicBenchmarks CNN: binary cross entropy for logits,
-        applied to the output of a sigmoid.
+    The loss is cross entropy for ``"classes"``, binary cross entropy of every label for
+    ``"multi_label"`` (`class_weights` then weigh the positive answers), and squared error for
+    ``"regression"``. `label_smoothing` is the share of the target spread over all classes, or over
+    both answers of a label. `double_sigmoid` is the published two-class loss of the
+    GenomicBenchmarks CNN: binary cross entropy for logits, applied to the output of a sigmoid.
 
-    Notes
-    -----
     Called with a model and a batch of ``input_ids``, ``labels`` and maybe ``attention_mask``. When
     there are twice as many sequences as labels, the second half are the reverse complements of the
-    first, and the two logits are averaged.
-    Labels that are NaN count nowhere. With class weights the mean loss is that of
-    :func:`torch.nn.functional.cross_entropy` over the whole global batch.
+    first, and the two logits are averaged. Labels that are NaN count nowhere. With class weights
+    the mean loss is that of :func:`torch.nn.functional.cross_entropy` over the whole global batch.
     """
 
     unit = "sequences"
@@ -71,13 +61,7 @@ class SequenceLabels:
         return self.compare(average_strands(logits, batch["labels"]), batch["labels"])
 
     def compare(self, logits: Tensor, labels: Tensor) -> Output:
-        """Take the loss of logits (n, K) against labels (n,) or (n, K).
-
-        Raises
-        ------
-        InputError
-            When the model gives another number of outputs than there are labels or weights.
-        """
+        """Take the loss of logits (n, K) against labels (n,) or (n, K) that fit them."""
         fits = labels.shape == (logits.shape if labels.ndim == 2 else logits.shape[:1])
         if logits.ndim != 2 or not fits:
             raise InputError(

@@ -38,21 +38,14 @@ class CausalLM:
     soft_mask_weight
         Loss weight of targets in lower case (repeats); 1 treats them as any other, 0 leaves them
         out.
-    include_n
-        Count N as a target like a base.
-    include_padding
-        Count padding as a target like a base.
+    include_n, include_padding
+        Count N, or padding, as a target like a base.
     n_as_padding
         Read N as the padding token, and treat it as padding among the targets.
     special_tokens
         "none", or "published": the separator replaces the last base, so the last target is the
         separator, as if one ended every window. In a row with padding on the left no base is lost:
         the padding becomes one shorter.
-
-    Raises
-    ------
-    InputError
-        For an unknown option or a negative weight.
     """
 
     extra_bases = 1
@@ -98,17 +91,9 @@ class CausalLM:
         return torch.where(ids == N_ID, PAD_ID, ids) if self.n_as_padding else ids
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Turn a batch into inputs, targets and weights.
+        """Turn ``codes`` uint8 (n, length + 1) and ``reverse`` (n,) into a comparison.
 
-        Parameters
-        ----------
-        batch
-            ``codes`` uint8 (n, length + 1) and ``reverse`` bool (n,).
-
-        Returns
-        -------
-        input_ids, targets, weights : torch.Tensor
-            int64, int64 and float32, (n, length).
+        Inputs, targets and weights are int64, int64 and float32, each (n, length).
         """
         codes = _oriented_codes(batch)
         if self.special_tokens == "none":
@@ -170,11 +155,6 @@ class MaskedLM:
         (and hidden) too, but are no targets (Caduceus repository).
     n_as_padding
         Read N as the padding token, as the Caduceus repository always does.
-
-    Raises
-    ------
-    InputError
-        For an unknown option, or a share outside its range.
     """
 
     extra_bases = 0
@@ -229,18 +209,11 @@ class MaskedLM:
         return torch.where(picked & ~masked & replaced, random, hidden), picked
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Turn a batch into inputs, targets and weights.
+        """Turn ``codes`` uint8 (n, length), ``reverse`` and ``mask_seed`` (n,) into a comparison.
 
-        Parameters
-        ----------
-        batch
-            ``codes`` uint8 (n, length), ``reverse`` bool (n,), ``mask_seed`` int64 (n,).
-
-        Returns
-        -------
-        input_ids, targets, weights : torch.Tensor
-            int64, int64 and float32, (n, length): hidden positions are masked or replaced, targets
-            are the tokens that were there, and weights are 0 where no base was hidden.
+        Inputs, targets and weights are int64, int64 and float32, (n, length): hidden positions are
+        masked or replaced, targets are the tokens that were there, and weights are 0 where no base
+        was hidden.
         """
         codes = _oriented_codes(batch)
         ids, bases = codes_to_ids(codes), is_base(codes)

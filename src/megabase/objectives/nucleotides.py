@@ -24,22 +24,12 @@ _SCORE_LIMIT = 32.0
 class NucleotideLabels:
     """Compare a model's output for every base with its class: cross entropy.
 
-    Parameters
-    ----------
-    class_weights
-        Weight of each class.
-    label_smoothing
-        Share of the target spread over all classes.
-    tabulate
-        Fill ``table``, for evaluation.
-
-    Notes
-    -----
-    Called with a model and a batch of ``input_ids``, ``labels`` (n, length) and maybe
-    ``attention_mask``. When there are twice as many sequences as rows of labels, the second half
-    are the reverse complements of the first; their logits are turned around and averaged with
-    those of the first. A causal model sees only what lies before a base; the other strand brings
-    what lies after it.
+    `label_smoothing` is the share of the target spread over all classes; `tabulate` fills
+    ``table``, for evaluation. Called with a model and a batch of ``input_ids``, ``labels`` (n,
+    length) and maybe ``attention_mask``. When there are twice as many sequences as rows of labels,
+    the second half are the reverse complements of the first; their logits are reversed and averaged
+    with those of the first. A causal model sees only what lies before a base; the other strand
+    brings what lies after it.
     """
 
     unit = "bases"
@@ -65,14 +55,7 @@ class NucleotideLabels:
         return self.compare(logits, labels)
 
     def compare(self, logits: Tensor, labels: Tensor) -> Output:
-        """Take the loss of logits (n, length, K) against labels (n, length).
-
-        Raises
-        ------
-        InputError
-            When the model gives another number of positions or classes than there are labels or
-            weights.
-        """
+        """Take the loss of logits (n, length, K) against labels (n, length) that fit them."""
         if logits.ndim != 3 or logits.shape[:2] != labels.shape:
             raise InputError(
                 f"the model gave outputs of shape {tuple(logits.shape)} for labels of shape "
@@ -101,11 +84,7 @@ class NucleotideLabels:
 
 
 def _align_strands(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Average both strands base by base: logits (2 n, length, K) to (n, length, K).
-
-    Rows as given come first, then their reverse complements. The mask (2 n, length) is 1 at real
-    tokens; None when all are.
-    """
+    """Average both strands, forward rows first: logits (2 n, length, K) to (n, length, K)."""
     rows, length = logits.shape[0] // 2, logits.shape[1]
     forward, other = logits[:rows], logits[rows:]
     place = torch.arange(length, device=logits.device).expand(rows, length)
@@ -122,22 +101,11 @@ def _align_strands(logits: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def count_table(logits: Tensor, labels: Tensor) -> Tensor:
-    """Count everything that the metrics of a data set depend on.
+    """Count everything that metrics depend on: int64 (K * K + 2 * K * SCORE_BINS,).
 
-    Parameters
-    ----------
-    logits
-        (n, K) of labelled bases.
-    labels
-        int64 (n,) class numbers.
-
-    Returns
-    -------
-    Tensor
-        int64 (K * K + 2 * K * SCORE_BINS,): pairs (true, predicted) in K x K cells,
-        then for each class the log odds of that class against all others, in :data:`SCORE_BINS`
-        equal bins from -32 to 32: first over bases of the other classes, then over its own. Scores
-        in one bin count as equal.
+    First the pairs (true, predicted) in K x K cells, then for each class the log odds of that class
+    against all others, in :data:`SCORE_BINS` equal bins from -32 to 32: first over bases of the
+    other classes, then over its own. Scores in one bin count as equal.
     """
     classes = logits.shape[1]
     pairs = labels * classes + logits.argmax(dim=1)

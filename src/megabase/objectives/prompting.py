@@ -23,21 +23,9 @@ from megabase.objectives.base import Batch, Output, at_least_float32, average_st
 class LabelTokens:
     """Cross entropy of the token that stands for the class, after a soft prompt.
 
-    Parameters
-    ----------
-    label_ids
-        Token id of each class.
-    restricted
-        Compare the tokens of the classes only. False, the published way: the softmax runs over all
-        logits, so the model also learns that a label token is due.
+    `restricted` compares the tokens of the classes only. By default, the published way, the softmax
+    runs over all logits, so the model also learns that a label token is due.
 
-    Raises
-    ------
-    InputError
-        For fewer than two label tokens, or the same one twice.
-
-    Notes
-    -----
     Called with a :class:`megabase.models.adapt.prompt.PromptedModel` (anything whose output has
     ``token_logits``, one row for each sequence) and a batch of ``input_ids``, ``labels`` and maybe
     ``attention_mask``. With twice as many sequences as labels, the second half are the reverse
@@ -65,21 +53,11 @@ class LabelTokens:
 class InContext:
     """Cross entropy of the label tokens, read at the separators before them.
 
-    Parameters
-    ----------
-    label_ids, restricted
-        As for :class:`LabelTokens`.
-    every_answer
-        Whether the labels of the demonstrations count too, as in published training, or the
-        query's alone.
-    prompted
-        Whether the model is a ``PromptedModel``, which takes the positions, or a language model,
-        whose logits are read there.
-
-    Notes
-    -----
-    Batches are those of :class:`megabase.data.batches.InContextBatches`. ``outputs`` are the logits
-    of all tokens for the query.
+    With `every_answer` the labels of the demonstrations count too, as in published training, not
+    the query's alone. A `prompted` model is a ``PromptedModel``, which takes the positions; of a
+    language model the logits are read there. Batches are those of
+    :class:`megabase.data.batches.InContextBatches`. ``outputs`` are the logits of all tokens for
+    the query.
     """
 
     unit = "sequences"
@@ -134,15 +112,5 @@ def _compare(logits: Tensor, labels: Tensor, label_ids: Sequence[int], restricte
 def strict_accuracy(
     outputs: npt.NDArray[Any], labels: npt.NDArray[Any], label_ids: Sequence[int]
 ) -> float:
-    """Give the share of answers whose largest logit of all tokens is the right label token.
-
-    Parameters
-    ----------
-    outputs
-        Logits of all tokens, (n, vocabulary).
-    labels
-        Class numbers (n,).
-    label_ids
-        Token id of each class.
-    """
+    """Give the share of outputs (n, vocabulary) whose largest logit is the right label token."""
     return float((outputs.argmax(axis=1) == np.asarray(label_ids)[labels]).mean())

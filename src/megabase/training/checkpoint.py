@@ -103,20 +103,7 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint of ``progress.step`` and point ``last`` at it (and ``best``, if it is).
 
-    Parameters
-    ----------
-    run, progress
-        Run folder, and counters to keep.
-    state
-        Result of :func:`gather_state`.
-    save_model
-        Writes the model in its own format into the given folder.
-
-    Raises
-    ------
-    RunError
-        When the disk is full or cannot be written. Earlier checkpoints are untouched, and the
-        partial folder is removed.
+    A RunError when the disk is full or cannot be written; earlier checkpoints are untouched then.
     """
     folder = run / _FOLDER
     final = folder / f"step-{progress.step:08d}"
@@ -221,12 +208,8 @@ def load_checkpoint(
 ) -> Progress:
     """Put a checkpoint's weights and optimizer state into place; give its counters.
 
-    A collective with DDP and FSDP. Every process reads the files.
-
-    Raises
-    ------
-    RunError
-        When files are missing or do not belong to this model.
+    A collective with DDP and FSDP: every process reads the files. A RunError when files are missing
+    or do not belong to this model.
     """
     record = _record(checkpoint)
     folder = checkpoint / "training_state"

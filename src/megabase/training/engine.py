@@ -81,39 +81,12 @@ def fit(
 ) -> FitResult:
     """Train a module until the end of the schedule, a signal, or too many bad steps.
 
-    Parameters
-    ----------
-    module
-        Any module the objective can call. ``parameter_groups(lr, weight_decay)`` is honored.
-    objective
-        ``(module, batch) -> sums``; its attribute ``unit`` names what it counts (tokens).
-    data
-        Training windows or examples.
-    config
-        Settings of the run. Its folder ``config.output`` must exist; metrics and checkpoints go
-        there.
-    fabric
-        Launched Lightning Fabric.
-    save_model
-        Writes the model in its own format; called in the first process only.
-    validation
-        Validated every ``config.eval_every`` steps and at the end.
-    console
-        Where to show progress; used in the first process only.
-
-    Returns
-    -------
-    FitResult
-        Counters, and the signal that stopped the run, if any.
-
-    Raises
-    ------
-    ConfigError
-        When a stage cannot be laid out in steps.
-    NotFiniteError
-        When ``config.max_non_finite`` steps have been skipped.
-    RunError
-        When a checkpoint cannot be written or read.
+    `module` is anything the objective can call, which gives sums for ``(module, batch)`` and whose
+    ``unit`` names what it counts; its ``parameter_groups(lr, weight_decay)`` is honored. The folder
+    ``config.output`` must exist: metrics and checkpoints go there. `save_model` (in the first
+    process only) writes the model in its own format. `validation` is read every
+    ``config.eval_every`` steps and at the end. A NotFiniteError when ``config.max_non_finite``
+    steps have been skipped, a RunError when a checkpoint cannot be written or read.
     """
     run = Path(config.output)
     schedule = LengthSchedule(config, fabric.world_size, data.epoch_size)
@@ -221,10 +194,9 @@ def _set_up(
 
 
 def _build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Build AdamW over the parameter groups that the module asks for.
+    """Build AdamW, fused where possible, over the parameter groups that the module wants.
 
-    The kernel is fused where every parameter lies on a device that has one. Each group carries
-    ``base_lr``, the highest rate that :func:`_set_lr` scales from.
+    Each group carries ``base_lr``, the highest rate that :func:`_set_lr` scales from.
     """
     describe = getattr(module, "parameter_groups", None)
     if callable(describe):

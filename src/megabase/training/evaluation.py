@@ -77,21 +77,8 @@ class Evaluation:
 def evaluate(model: nn.Module, windows: EvalSet, size: int, fabric: Fabric) -> Evaluation:
     """Run a model over a fixed set. A collective: every process gets the same result.
 
-    Parameters
-    ----------
-    model
-        As set up by `fabric`, or any module on its device. Left in the mode it was in.
-    windows
-        The set.
-    size
-        Windows per forward pass and process.
-    fabric
-        Launched Lightning Fabric.
-
-    Raises
-    ------
-    NotFiniteError
-        When the loss is NaN or infinite, or no window has a target.
+    `size` are the windows per forward pass and process. The model is left in the mode it was in. A
+    NotFiniteError when the loss is NaN or infinite, or no window has a target.
     """
     world, rank = fabric.world_size, fabric.global_rank
     totals: dict[str, Tensor] = {}

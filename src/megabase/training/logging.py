@@ -30,7 +30,7 @@ def perplexity(loss: float) -> float:
 
 
 def ratios(sums: Mapping[str, float]) -> dict[str, float]:
-    """Turn an objective's sums into figures per target.
+    """Turn an objective's sums into metrics per target.
 
     ``PREFIX_nll`` over ``PREFIX_targets`` gives ``PREFIX_perplexity`` (none for the plain ``nll``,
     which is the loss unless targets are weighted), and ``correct`` over ``targets`` ``accuracy``.
@@ -53,26 +53,11 @@ def _duration(seconds: float) -> str:
 
 
 class RunLog:
-    """Writes the records of a run and shows how it goes.
+    """Appends the records of a run to ``metrics.jsonl`` and shows how it goes (both optional).
 
-    Parameters
-    ----------
-    path
-        ``metrics.jsonl``, appended to; None writes no file.
-    total
-        Steps of the run.
-    first
-        Step the run starts or resumes at.
-    console
-        Where to show; None shows nothing (processes other than the first).
-    unit
-        What the objective counts. Losses of ``tokens`` are shown with their perplexity, those of
-        ``sequences`` with the accuracy and other figures.
-
-    Notes
-    -----
-    One JSON object a line, with ``kind`` ``train``, ``validation``, ``skipped`` or ``checkpoint``
-    and ``step``, the number of steps done. Losses are in nats per token.
+    Losses of ``tokens`` are shown with their perplexity, those of ``sequences`` with the accuracy
+    and other metrics. One JSON object a line, with ``kind`` ``train``, ``validation``, ``skipped``
+    or ``checkpoint`` and ``step``, the number of steps done. Losses are in nats per token.
     """
 
     def __init__(

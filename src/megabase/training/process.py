@@ -36,13 +36,7 @@ largest size, so the heap is never trimmed; growing it by 16 MB keeps system cal
 
 
 def build_fabric(devices: DeviceConfig, precision: str) -> Fabric:
-    """Build Fabric for the devices; the caller launches it.
-
-    Raises
-    ------
-    ConfigError
-        When the machine lacks the requested devices.
-    """
+    """Build Fabric, for the caller to launch; a ConfigError when the machine lacks the devices."""
     import torch
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
@@ -87,13 +81,8 @@ def keep_freed_memory() -> bool:
     large block to the system, which maps and clears its pages anew each time: as expensive as the
     arithmetic. Blocks of 32 MB and more are still mapped on their own: clearing their pages costs a
     few percent, and on the heap they would leave gaps that smaller blocks fill, so that a step
-    needs twice the memory.
-
-    Returns
-    -------
-    bool
-        Whether the settings are in force: False where the C library is not glibc, or the user has
-        configured the allocator through ``GLIBC_TUNABLES``, which wins.
+    needs twice the memory. False where the C library is not glibc, or ``GLIBC_TUNABLES``, which
+    wins, is set.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -111,8 +100,7 @@ def keep_freed_memory() -> bool:
 class Terminated(KeyboardInterrupt):
     """SIGTERM was received; whatever cleans up after Ctrl-C cleans up after it too.
 
-    Notes added to it (``add_note``), as to any ``KeyboardInterrupt``, are shown to the user: they
-    explain how to resume.
+    Notes added to it (``add_note``) are shown to the user: they explain how to resume.
     """
 
 

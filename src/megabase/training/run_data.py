@@ -44,18 +44,8 @@ class RunData(RunFolder):
     def regions(self, store: Genome, part: Literal["train", "validation", "test"]) -> Regions:
         """Give the regions of a part of the split; empty when the run had no such part.
 
-        Parameters
-        ----------
-        store
-            The genome of the run.
-        part
-            Which part.
-
-        Raises
-        ------
-        InputError
-            When `store` holds another genome than the run was trained on, or the split cannot be
-            worked out again.
+        An InputError when `store` is not the genome of the run, or the split cannot be worked out
+        again.
         """
         if store.checksum != self.genome_checksum:
             raise self.error(
@@ -83,22 +73,9 @@ class RunData(RunFolder):
 
 
 def find_run(folder: str | Path) -> RunData | None:
-    """Find the run that a model belongs to.
+    """Find the run of a model: from its run folder, or a checkpoint inside one.
 
-    Parameters
-    ----------
-    folder
-        A run folder, or a checkpoint inside one.
-
-    Returns
-    -------
-    RunData or None
-        None when there is none, or when it was trained on labeled sequences, not on a genome.
-
-    Raises
-    ------
-    InputError
-        When the run's ``data.json`` is broken.
+    None when there is none, or when it was trained on labeled sequences, not on a genome.
     """
     start = Path(folder).expanduser().absolute()
     if not start.is_dir():

@@ -121,23 +121,11 @@ class RunFolder:
 
 
 def check_run(config: RunConfig, resolved: str) -> list[str]:
-    """Check the output folder without touching it.
+    """Check the output folder without touching it; list what differs from the settings resumed.
 
-    Parameters
-    ----------
-    config, resolved
-        Settings of the run, and the same as YAML, as they would be saved.
-
-    Returns
-    -------
-    list of str
-        What differs from the settings of the run that is resumed.
-
-    Raises
-    ------
-    RunError, InUseError
-        When the folder is taken or in use, there is nothing to resume, or the run was made with
-        settings that cannot change half-way.
+    `resolved` are the settings as YAML, as they would be saved. A RunError when the folder is
+    taken, there is nothing to resume, or the run was made with settings that cannot change
+    half-way; an InUseError when it is in use.
     """
     run = Path(config.output)
     Lock(run / LOCK_NAME, run).refuse_used()
@@ -224,20 +212,7 @@ def start_run(config: RunConfig, resolved: str, data: Mapping[str, Any] | None =
 
 
 def refuse_changed(run: Path, data: Mapping[str, Any], name: str = "data.json") -> None:
-    """Refuse to resume with other inputs: compare all checksums that a run recorded.
-
-    Parameters
-    ----------
-    run, name
-        Folder of the run, and file of the record.
-    data
-        What the run would record now; the values named ``sha256`` are compared.
-
-    Raises
-    ------
-    RunError
-        Naming every input that differs, with both checksums.
-    """
+    """Refuse to resume with inputs whose recorded ``sha256`` differs: a RunError names them."""
     if not (run / name).is_file():
         return
     before = read_json(run / name, RunError)
@@ -259,12 +234,7 @@ def finished_result(
 ) -> dict[str, Any] | None:
     """Give ``result.json`` of a run that is complete and was made with these settings.
 
-    Parameters
-    ----------
-    run, resolved
-        Folder of the run, and its settings as they would be saved.
-    data
-        Gives what the run would record of its inputs now; a RunError when they are others.
+    `data` gives what the run would record of its inputs now; a RunError when they are others.
     """
     file = run / "result.json"
     saved = run / "config.yaml"
@@ -308,20 +278,8 @@ def started_run(
 ) -> Iterator[Path]:
     """Own the folder of a run, with its settings, environment and inputs recorded. A collective.
 
-    Parameters
-    ----------
-    config, resolved
-        As for :func:`check_run`.
-    fabric
-        Launched Lightning Fabric.
-    data
-        What the run is made from; on resume compared with the record.
-
-    Raises
-    ------
-    RunError, OutputError
-        In all processes, when the folder is taken, in use or cannot be written, or the inputs have
-        changed.
+    The error (the folder is taken, in use, cannot be written, or the inputs have changed) is raised
+    in all processes.
     """
     run = Path(config.output)
     fabric.barrier()  # every process has checked the folder before the first one fills it

@@ -19,19 +19,10 @@ from megabase.settings import OptimConfig, TrainConfig
 
 
 def lr_at(step: int, config: OptimConfig, total: int, base_lr: float | None = None) -> float:
-    """Learning rate of optimizer step ``step``; past the end of the schedule, its final value.
+    """Learning rate of a step (from 0) of `total`; past the end of the schedule, its final value.
 
-    Parameters
-    ----------
-    step
-        Number of the step, from 0.
-    config
-        Optimizer settings.
-    total
-        Steps of the run; ``config.schedule_steps`` takes its place when given.
-    base_lr
-        Highest rate of the parameter group; ``config.lr`` when None. The published schedule ends
-        every group at the same absolute rate, ``min_lr_ratio * config.lr``.
+    `base_lr` is the highest rate of the parameter group. The published schedule ends every group at
+    the same absolute rate, ``min_lr_ratio * config.lr``.
     """
     peak = config.lr if base_lr is None else base_lr
     span = int(config.schedule_steps or total)
@@ -78,28 +69,12 @@ class StagePoint:
 
 
 class LengthSchedule:
-    """The stages of a run laid out in optimizer steps.
+    """The stages of a run laid out in optimizer steps on `world` devices.
 
-    Parameters
-    ----------
-    config
-        The run.
-    world
-        Number of devices over all nodes.
-    epoch_size
-        Number of windows in one pass at a length, or None when there is no such number (random
-        windows). Only called for stages given in epochs.
-
-    Raises
-    ------
-    ConfigError
-        When a stage cannot be laid out: epochs of a source without epochs, or a global batch that
-        does not divide by the number of devices.
-
-    Notes
-    -----
-    With ``length_rule="constant"`` the global batch of a step depends on neither the number of
-    devices nor the micro-batch. With ``"published"`` it is
+    `epoch_size` gives the windows in one pass at a length, or None when there is no such number
+    (random windows). A ConfigError for epochs of a source without epochs, or a global batch that
+    does not divide by the number of devices. With ``length_rule="constant"`` the global batch of a
+    step depends on neither the number of devices nor the micro-batch. With ``"published"`` it is
     ``world * micro_batch * (global_batch // micro_batch)``.
     """
 
