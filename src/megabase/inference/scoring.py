@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -28,6 +29,14 @@ class SequenceScores:
 
     table: pl.DataFrame
     provenance: Provenance
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity over all scored bases of all sequences; NaN when none was scored."""
+        known = self.table.filter(pl.col("scored") > 0)
+        strands = 2 if self.provenance.options.get("strands") == "both" else 1
+        total = known["log_likelihood"].sum() * strands
+        return math.exp(-total / known["scored"].sum()) if known.height else math.nan
 
     def __repr__(self) -> str:
         return f"SequenceScores by {self.provenance.model}\n{self.table}"

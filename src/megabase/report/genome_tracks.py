@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from megabase.errors import InputError, ReportError, UnknownContigError
+from megabase.errors import InputError, MissingDependencyError, ReportError, UnknownContigError
 from megabase.genome.files import file_digest, numbered_lines
 from megabase.genome.interval import Interval, one_based
 from megabase.genome.store import Genome
@@ -272,10 +272,10 @@ def read_track(
 
 def _bigwig_track(path: str, name: str, regions: Sequence[Interval]) -> SignalTrack:
     """Read the numbers of a bigWig file."""
-    from megabase.inference.tracks import require_bigwig
-
-    require_bigwig("reading bigWig")
-    import pybigtools
+    try:
+        import pybigtools
+    except ImportError:
+        raise MissingDependencyError("pybigtools", "tracks", "reading bigWig") from None
 
     segments: list[Segment] = []
     with parsing(Path(path), ReportError, "it is damaged or not a bigWig file"):

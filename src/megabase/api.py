@@ -1,0 +1,538 @@
+"""The model object whose methods are the verbs.
+
+Everything here is exported by ``megabase`` itself::
+
+    import megabase as mb
+
+    model = mb.load("runs/mine")
+    model.score(["ACGTACGT"]).perplexity
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack, overload
+
+from megabase.data.regions import Regions, regions_of
+from megabase.data.sources import Sequence as SequenceItem
+from megabase.data.sources import SequenceInput, genome_store
+from megabase.errors import InputError
+from megabase.evaluate.perplexity import EvaluateOptions, evaluate
+from megabase.genome.store import Genome
+from megabase.inference.attribution import Attribution, attribute, attribute_file
+from megabase.inference.embedding import Embeddings, embed, embed_file
+from megabase.inference.generation.generate import Generated, generate
+from megabase.inference.generation.job import GenerateOptions, generate_file
+from megabase.inference.generation.sampling import SamplingOptions
+from megabase.inference.ism import Mutagenesis, ism, ism_file
+from megabase.inference.jobs import RunOptions
+from megabase.inference.prediction import Predictions, predict, predict_file
+from megabase.inference.prediction_track import TrackOptions, predict_track
+from megabase.inference.scoring import SequenceScores, score, score_file
+from megabase.inference.variants.scorer import VariantOptions, VariantScores, score_variants
+from megabase.inference.variants.vcf_file import score_variants_file
+from megabase.models.loading import Loaded, ModelSpec, choose_device
+from megabase.models.loading import load as load_model
+from megabase.options import (
+    AttributeOptions,
+    EmbedOptions,
+    GenerationOptions,
+    PredictOptions,
+    ScoreOptions,
+    VariantFileScoring,
+    VariantScoring,
+)
+from megabase.training.run_data import find_run
+
+if TYPE_CHECKING:
+    from torch import dtype as DType
+    from transformers import PreTrainedModel
+
+    from megabase.evaluate.results import EvaluationResult
+    from megabase.genome.interval import Interval, Variant
+
+Sequences = str | Path | Mapping[str, str] | Iterable[str]
+"""A file (FASTA, table; BED or VCF with a genome), one sequence, several, or by name."""
+GenomeLike = Genome | str | Path
+"""An open genome, or the path of a store or FASTA file."""
+
+
+def load(
+    model: ModelSpec = None,
+    *,
+    prompt: str | Path | None = None,
+    device: str | None = "auto",
+    dtype: DType | None = None,
+) -> Model:
+    """Load a model: the first step of everything else.
+
+    Parameters
+    ----------
+    model
+        Model folder, run folder, preset or Hub name; None or ``default`` for the packaged model;
+        or a transformers model of megabase as it is.
+    prompt
+        Folder of a soft prompt for this model; :meth:`Model.predict` then answers as it says.
+    device
+        ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    dtype
+        Type of the weights; float32 when None.
+
+    Raises
+    ------
+    ModelError, CheckpointError, NotFiniteError, InputError
+        When there is no such model, it cannot be loaded, or a weight is not finite.
+    """
+    where = choose_device(None if device == "auto" else device)
+    in_memory = isinstance(model, Loaded) or hasattr(model, "forward")
+    found = load_model(model, prompt=prompt, device=None if in_memory else where, dtype=dtype)
+    return Model(**{field.name: getattr(found, field.name) for field in dataclasses.fields(found)})
+
+
+@dataclass(frozen=True)
+class Model(Loaded):
+    """A loaded model; its methods are the verbs of the command line.
+
+    Every verb reads sequences from memory or from a file. With ``out=`` it writes a file instead of
+    giving the result: in chunks, shared out over ``workers`` processes, resumable with
+    ``resume=True``; the format goes by the ending. Coordinates are 0-based and half-open, but in
+    region strings (``chr1:1,001-2,000``), VCF and GFF, which are 1-based.
+    """
+
+    @property
+    def hf(self) -> PreTrainedModel:
+        """The transformers model itself, with ``generate``, ``save_pretrained`` and the rest."""
+        return self.model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers that belongs to the model."""
+        return self.encoder.tokenizer
+
+    @overload
+    def score(
+        self,
+        sequences: Sequences,
+        genome: GenomeLike | None = None,
+        *,
+        out: None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> SequenceScores: ...
+    @overload
+    def score(
+        self,
+        sequences: Sequences,
+        genome: GenomeLike | None = None,
+        *,
+        out: str | Path,
+        **options: Unpack[ScoreOptions],
+    ) -> Path: ...
+    def score(
+        self,
+        sequences: Sequences,
+        genome: GenomeLike | None = None,
+        *,
+        out: str | Path | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> SequenceScores | Path:
+        """Score sequences: log-likelihood and perplexity.
+
+        Parameters
+        ----------
+        sequences
+            File or sequences (:data:`Sequences`).
+        genome
+            Genome of the intervals of a BED file.
+        out
+            ``.tsv`` or ``.parquet``.
+        options
+            See :class:`ScoreOptions`.
+        """
+        own, run = _split(options, out)
+        if out is not None:
+            return score_file(self, _file(sequences, genome), out, **own, **run)
+        given = _read(sequences, genome, own.pop("context", 0))
+        return score(self, given, **own, **run)
+
+    @overload
+    def score_variants(
+        self,
+        variants: str | Path | Iterable[Variant | str],
+        genome: GenomeLike,
+        *,
+        out: None = None,
+        **options: Unpack[VariantFileScoring],
+    ) -> VariantScores: ...
+    @overload
+    def score_variants(
+        self,
+        variants: str | Path | Iterable[Variant | str],
+        genome: GenomeLike,
+        *,
+        out: str | Path,
+        **options: Unpack[VariantFileScoring],
+    ) -> Path: ...
+    def score_variants(
+        self,
+        variants: str | Path | Iterable[Variant | str],
+        genome: GenomeLike,
+        *,
+        out: str | Path | None = None,
+        **options: Unpack[VariantFileScoring],
+    ) -> VariantScores | Path:
+        """Score variants: what the model gives the alternative allele against the reference.
+
+        Parameters
+        ----------
+        variants
+            VCF or BCF file, or variants such as ``"chr1:1001:A>G"`` (1-based).
+        genome
+            The genome that they lie on.
+        out
+            ``.vcf``, ``.vcf.gz`` or ``.bcf`` with scores in INFO, or ``.parquet`` or ``.tsv``.
+        options
+            See :class:`VariantFileScoring`.
+        """
+        own, run = _split(options, out)
+        if out is None:
+            return score_variants(self, variants, genome, **own, **run)
+        if not isinstance(variants, str | Path):
+            raise InputError("out= needs the variants as a file (VCF or BCF)")
+        score_variants_file(self, variants, _path(genome), out, **own, **run)
+        return Path(out)
+
+    @overload
+    def ism(
+        self,
+        region: str | Interval,
+        genome: GenomeLike,
+        *,
+        out: None = None,
+        **options: Unpack[VariantScoring],
+    ) -> Mutagenesis: ...
+    @overload
+    def ism(
+        self,
+        region: str | Interval,
+        genome: GenomeLike,
+        *,
+        out: str | Path,
+        **options: Unpack[VariantScoring],
+    ) -> Path: ...
+    def ism(
+        self,
+        region: str | Interval,
+        genome: GenomeLike,
+        *,
+        out: str | Path | None = None,
+        **options: Unpack[VariantScoring],
+    ) -> Mutagenesis | Path:
+        """Score every substitution of a region (in-silico saturation mutagenesis).
+
+        Parameters
+        ----------
+        region
+            Region string, 1-based inclusive, or an interval.
+        genome
+            The genome.
+        out
+            ``.tsv`` or ``.parquet``.
+        options
+            See :class:`VariantScoring`.
+        """
+        own, run = _split(options, out)
+        if out is None:
+            return ism(self, region, genome, **own, **run)
+        ism_file(self, region, _path(genome), out, VariantOptions(**own), **run)
+        return Path(out)
+
+    @overload
+    def embed(
+        self,
+        sequences: Sequences,
+        genome: GenomeLike | None = None,
+        *,
+        out: None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Embeddings: ...
+    @overload
+    def embed(
+        self,
+        sequences: Sequences,
+        genome: GenomeLike | None = None,
+        *,
+        out: str | Path,
+        **options: Unpack[EmbedOptions],
+    ) -> Path: ...
+    def embed(
+        self,
+        sequences: Sequences,
+        genome: GenomeLike | None = None,
+        *,
+        out: str | Path | None = None,
+        **options: Unpack[EmbedOptions],
+    ) -> Embeddings | Path:
+        """Embed sequences: hidden states of a layer, float32 (n, width) in ``.vectors``.
+
+        Parameters
+        ----------
+        sequences
+            File or sequences (:data:`Sequences`).
+        genome
+            Genome of the intervals or variants of a BED or VCF file.
+        out
+            ``.npy``, ``.npz``, ``.zarr``, ``.h5ad`` or ``.parquet``.
+        options
+            See :class:`EmbedOptions`.
+        """
+        own, run = _split(options, out)
+        if out is not None:
+            return embed_file(self, _file(sequences, genome), out, **own, **run)
+        return embed(self, _codes(sequences, genome), **own, **run)
+
+    @overload
+    def predict(
+        self,
+        sequences: Sequences,
+        genome: GenomeLike | None = None,
+        *,
+        out: None = None,
+        **options: Unpack[PredictOptions],
+    ) -> Predictions: ...
+    @overload
+    def predict(
+        self,
+        sequences: Sequences,
+        genome: GenomeLike | None = None,
+        *,
+        out: str | Path,
+        **options: Unpack[PredictOptions],
+    ) -> Path: ...
+    def predict(
+        self,
+        sequences: Sequences,
+        genome: GenomeLike | None = None,
+        *,
+        out: str | Path | None = None,
+        **options: Unpack[PredictOptions],
+    ) -> Predictions | Path:
+        """Predict with the model's head: probabilities, labels or numbers, one row a sequence.
+
+        Parameters
+        ----------
+        sequences
+            File or sequences (:data:`Sequences`).
+        genome
+            Genome of the intervals or variants of a BED or VCF file.
+        out
+            ``.tsv``, ``.parquet``, ...
+        options
+            See :class:`PredictOptions`.
+        """
+        own, run = _split(options, out)
+        if out is not None:
+            return predict_file(self, _file(sequences, genome), out, **own, **run)
+        return predict(self, _codes(sequences, genome), **own, **run)
+
+    def predict_track(
+        self,
+        genome: GenomeLike,
+        *,
+        out: str | Path,
+        regions: Sequence[str] | None = None,
+        options: TrackOptions | None = None,
+        calls: str | Path | None = None,
+        **run: Unpack[RunOptions],
+    ) -> Path:
+        """Predict every base along a genome, into a bigWig or bedGraph file.
+
+        Parameters
+        ----------
+        genome
+            Genome store or FASTA file.
+        out
+            ``.bw`` or ``.bedgraph``.
+        regions
+            Contigs, region strings or BED files; the whole genome when None.
+        options
+            Windows, stitching and class.
+        calls
+            BED file of the regions called positive.
+        run
+            See :class:`~megabase.inference.jobs.RunOptions`.
+        """
+        return predict_track(
+            self, _path(genome), out, regions=regions, options=options, calls=calls, **run
+        )
+
+    @overload
+    def attribute(
+        self,
+        sequences: Sequences,
+        genome: GenomeLike | None = None,
+        *,
+        out: None = None,
+        **options: Unpack[AttributeOptions],
+    ) -> list[Attribution]: ...
+    @overload
+    def attribute(
+        self,
+        sequences: Sequences,
+        genome: GenomeLike | None = None,
+        *,
+        out: str | Path,
+        **options: Unpack[AttributeOptions],
+    ) -> Path: ...
+    def attribute(
+        self,
+        sequences: Sequences,
+        genome: GenomeLike | None = None,
+        *,
+        out: str | Path | None = None,
+        **options: Unpack[AttributeOptions],
+    ) -> list[Attribution] | Path:
+        """Attribute an output of the model to the bases of its input.
+
+        Parameters
+        ----------
+        sequences
+            File or sequences (:data:`Sequences`).
+        genome
+            Genome of the intervals or variants of a BED or VCF file.
+        out
+            ``.npz`` or ``.parquet``.
+        options
+            See :class:`AttributeOptions`.
+        """
+        own, run = _split(options, out)
+        if out is not None:
+            return attribute_file(self, _file(sequences, genome), out, **own, **run)
+        return attribute(self, _codes(sequences, genome), **own, **run)
+
+    @overload
+    def generate(
+        self,
+        prompts: str | Path | Iterable[str] = "",
+        *,
+        out: None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> tuple[Generated, ...]: ...
+    @overload
+    def generate(
+        self,
+        prompts: str | Path | Iterable[str] = "",
+        *,
+        out: str | Path,
+        **options: Unpack[GenerationOptions],
+    ) -> Path: ...
+    def generate(
+        self,
+        prompts: str | Path | Iterable[str] = "",
+        *,
+        out: str | Path | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> tuple[Generated, ...] | Path:
+        """Generate DNA with a causal model.
+
+        Parameters
+        ----------
+        prompts
+            A prompt, several, or (with ``out=``) a FASTA file of them.
+        out
+            FASTA file.
+        options
+            See :class:`GenerationOptions`.
+        """
+        own, run = _split(options, out)
+        keys = {field.name for field in dataclasses.fields(SamplingOptions)}
+        sampling = SamplingOptions(**{key: own.pop(key) for key in list(own) if key in keys})
+        if out is None:
+            given = [prompts] if isinstance(prompts, str | Path) else prompts
+            return generate(self, [str(one) for one in given], options=sampling, **own)
+        given = GenerateOptions(sampling=sampling, **own)
+        if not isinstance(prompts, str | Path):
+            raise InputError("out= needs one prompt, or a FASTA file of prompts")
+        source = SequenceInput(prompts) if _is_file(prompts) else str(prompts)
+        return generate_file(self, out, source, given, **run)
+
+    def evaluate(
+        self,
+        genome: GenomeLike | None = None,
+        *,
+        regions: Sequence[str] | None = None,
+        train_regions: Sequence[str] | None = None,
+        options: EvaluateOptions | None = None,
+    ) -> EvaluationResult:
+        """Measure the perplexity on held-out DNA, against Markov baselines.
+
+        Parameters
+        ----------
+        genome
+            The genome; that of the run when None, for a model in a run folder.
+        regions
+            Where the target bases lie: contigs, region strings or BED files; the test regions of
+            the run, or else the whole genome, when None.
+        train_regions
+            Where the Markov baselines are trained; the training regions of the run when None.
+            Without them the uniform model is the only baseline.
+        options
+            Windows, context curve and baselines.
+        """
+        run = find_run(self.folder) if self.folder is not None else None
+        if genome is None:
+            if run is None:
+                raise InputError(
+                    f"{self.name} is not in a run folder: name a genome to evaluate on"
+                )
+            genome = run.genome_path
+        with genome_store(_path(genome)) as store:
+            own = run if run is not None and run.genome_checksum == store.checksum else None
+            where = regions_of(store, regions) if regions else own and own.regions(store, "test")
+            seen = (
+                regions_of(store, train_regions)
+                if train_regions
+                else own and own.regions(store, "train")
+            )
+            where = where or Regions.whole(store.lengths)
+            return evaluate(self.model, store, where, options, name=self.name, train_regions=seen)
+
+
+def _split(options: Mapping[str, Any], out: object) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part the keywords of a verb from those that say how the work is done."""
+    known = RunOptions.__optional_keys__
+    run = {name: value for name, value in options.items() if name in known}
+    only_files = sorted(run.keys() - {"batch_tokens", "device"})
+    if out is None and only_files:
+        raise InputError(f"{', '.join(only_files)}: for work on a file; name it with out=")
+    return {name: value for name, value in options.items() if name not in known}, run
+
+
+def _is_file(given: object) -> bool:
+    return isinstance(given, Path) or (isinstance(given, str) and Path(given).is_file())
+
+
+def _path(genome: GenomeLike) -> str | Path:
+    return genome.path if isinstance(genome, Genome) else genome
+
+
+def _file(sequences: Sequences, genome: GenomeLike | None) -> SequenceInput:
+    if not isinstance(sequences, str | Path):
+        raise InputError("out= needs the sequences as a file")
+    return SequenceInput(sequences, None if genome is None else _path(genome))
+
+
+def _read(sequences: Sequences, genome: GenomeLike | None, context: int = 0) -> Any:
+    """Give sequences in memory, read from their file where that is named."""
+    if _is_file(sequences) or genome is not None:
+        return list(_file(sequences, genome).read(context=context))
+    return [sequences] if isinstance(sequences, str) else sequences
+
+
+def _codes(sequences: Sequences, genome: GenomeLike | None) -> list[Any]:
+    found = _read(sequences, genome)
+    if isinstance(found, Mapping):
+        return list(found.values())
+    return [one.codes if isinstance(one, SequenceItem) else one for one in found]
