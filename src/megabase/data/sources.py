@@ -268,12 +268,7 @@ def _read_table(path: Path, column: str | None) -> Iterator[Sequence]:
 
 
 def read_intervals(
-    path: str | Path,
-    store: Genome,
-    *,
-    context: int = 0,
-    after: int = 0,
-    strict: bool = False,
+    path: str | Path, store: Genome, *, context: int = 0, after: int = 0, strict: bool = False
 ) -> Iterator[Sequence]:
     """Read the intervals of a BED file from a genome, in file order and reading direction.
 

@@ -81,8 +81,7 @@ def kmer_counts(rows: LabeledSequences, k: int) -> Any:
         feature = np.searchsorted(_canonical(size), kmers[known])
         row = row[known]
         counts = sparse.coo_matrix(
-            (np.ones(len(row), dtype=np.float32), (row, feature)),
-            shape=(n, len(_canonical(size))),
+            (np.ones(len(row), dtype=np.float32), (row, feature)), shape=(n, len(_canonical(size)))
         ).tocsr()
         totals = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1.0)
         blocks.append(sparse.diags((1.0 / totals).astype(np.float32)) @ counts)

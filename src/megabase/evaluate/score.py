@@ -127,10 +127,7 @@ def _log_probs(
 
 
 def score_table(
-    model: Loaded,
-    sequences: list[Sequence],
-    options: ScoreOptions,
-    batch_tokens: int = 1 << 16,
+    model: Loaded, sequences: list[Sequence], options: ScoreOptions, batch_tokens: int = 1 << 16
 ) -> pl.DataFrame:
     """Score sequences, a row for each, in positions of the forward strand.
 

@@ -115,10 +115,7 @@ class Attributor:
         batch_tokens: int = BATCH_TOKENS // 2,
         device: str | torch.device | None = None,
     ) -> None:
-        for name, value, known in (
-            ("method", method, METHODS),
-            ("baseline", baseline, BASELINES),
-        ):
+        for name, value, known in (("method", method, METHODS), ("baseline", baseline, BASELINES)):
             if value not in known:
                 raise InputError(f"{name} is one of {', '.join(known)}; found {value!r}")
         if steps < 1:

@@ -25,22 +25,11 @@ from megabase.genome.files import atomic_file
 from megabase.genome.interval import Interval, Strand, one_based
 from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
-from megabase.inference.jobs import (
-    BATCH_TOKENS,
-    PassOptions,
-    RunOptions,
-    Work,
-    check_run,
-    map_file,
-)
+from megabase.inference.jobs import BATCH_TOKENS, PassOptions, RunOptions, Work, check_run, map_file
 from megabase.inference.parts import Provenance, refuse_existing
 from megabase.inference.tracks import Run, require_bigwig, write_bigwig
 from megabase.inference.variants.alleles import Placement
-from megabase.inference.variants.scorer import (
-    VariantOptions,
-    VariantScorer,
-    variant_table,
-)
+from megabase.inference.variants.scorer import VariantOptions, VariantScorer, variant_table
 from megabase.inference.writers import TABLE_SUFFIXES, merge_tables, require_suffix
 from megabase.models.loading import ModelSpec, load
 from megabase.untrusted import parsing
