@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from megabase.data.label_files import read_parquet
 from megabase.data.sources import genome_store
 from megabase.errors import InputError
-from megabase.evaluate.score import Strands
 from megabase.genome.alphabet import BASE_BITS, BASES, decode
 from megabase.genome.files import atomic_file
 from megabase.genome.interval import Interval, Strand, one_based
@@ -27,6 +26,7 @@ from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
 from megabase.inference.jobs import BATCH_TOKENS, PassOptions, RunOptions, Work, check_run, map_file
 from megabase.inference.parts import Provenance, refuse_existing
+from megabase.inference.scoring import Strands
 from megabase.inference.tracks import Run, require_bigwig, write_bigwig
 from megabase.inference.variants.alleles import Placement
 from megabase.inference.variants.scorer import VariantOptions, VariantScorer, variant_table

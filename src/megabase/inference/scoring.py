@@ -1,31 +1,63 @@
-"""Log-likelihood and perplexity of sequences: in memory, or of a file into a table."""
+"""Log-likelihood and perplexity of sequences: in memory, or of a file into a table.
+
+A causal model predicts every base but the first from the bases before it; a masked model every base
+from both sides, itself hidden (a pseudo-log-likelihood). Probabilities are over A, C, G, T; other
+letters are read but not scored.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
+import numpy as np
 import polars as pl
+import torch
+from numpy.typing import NDArray
 
+from megabase.data.augment import codes_to_ids
 from megabase.data.sources import Sequence, SequenceInput
 from megabase.errors import InputError
-from megabase.evaluate.score import ScoreOptions, Strands, score_table
-from megabase.evaluate.sequences import as_codes, require_several
-from megabase.genome.alphabet import warn_ambiguous
+from megabase.evaluate.log_probs import token_log_probs
+from megabase.evaluate.sequences import (
+    Span,
+    as_codes,
+    plan_windows,
+    require_several,
+    run_batched,
+)
+from megabase.genome.alphabet import reverse_complement, warn_ambiguous
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, map_sequences
 from megabase.inference.parts import Provenance
 from megabase.inference.writers import merge_tables, require_suffix
-from megabase.models.loading import Loaded, ModelSpec, load
+from megabase.models.loading import Loaded, ModelSpec, load, require_length
+
+Strands = Literal["forward", "reverse", "both"]
+STRANDS: tuple[Strands, ...] = ("forward", "reverse", "both")
+"""Strands that can be read; ``"both"`` is the mean of the two."""
+_COLUMNS: dict[str, Any] = {
+    "name": pl.String, "contig": pl.String, "start": pl.Int64, "end": pl.Int64,
+    "strand": pl.String, "length": pl.Int64, "scored": pl.Int64,
+    "log_likelihood": pl.Float64, "perplexity": pl.Float64,
+}  # fmt: skip
+"""Columns of a table of scores, stated so that an empty table has them too."""
 
 
 @dataclass(frozen=True, repr=False)
 class SequenceScores:
-    """Scores of sequences (:func:`megabase.evaluate.score.score_table`), with their provenance."""
+    """Scores of sequences, with their provenance.
+
+    The table has a row for each sequence: name; contig, start, end (0-based half-open) and strand,
+    null without an interval; length; scored (bases with a score, both strands together);
+    log_likelihood (natural; the mean of the strands when both are read) and perplexity, exp(-mean
+    over scored bases), both null when nothing is scored; and with ``per_base`` log_probs, a list
+    with one value for each base (NaN where there is no score; of two strands their mean).
+    """
 
     table: pl.DataFrame
     provenance: Provenance
@@ -40,6 +72,24 @@ class SequenceScores:
 
     def __repr__(self) -> str:
         return f"SequenceScores by {self.provenance.model}\n{self.table}"
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What changes a score."""
+
+    strands: Strands
+    window: int | None
+    stride: int | None
+    per_base: bool
+
+    def __post_init__(self) -> None:
+        if self.strands not in STRANDS:
+            raise InputError(f"strands is one of {', '.join(STRANDS)}; found {self.strands!r}")
+        if self.window is not None and self.window < 2:
+            raise InputError(f"a window needs 2 positions or more, found {self.window}")
+        if self.stride is not None and not 1 <= self.stride <= (self.window or self.stride):
+            raise InputError(f"stride must lie between 1 and the window, found {self.stride:,}")
 
 
 def score(
@@ -62,8 +112,15 @@ def score(
     sequences
         DNA texts (named by their number from 0), names and texts, or
         :class:`~megabase.data.sources.Sequence` objects.
-    strands, window, stride, per_base
-        See :class:`megabase.evaluate.score.ScoreOptions`.
+    strands
+        Which strand is read: as given, its reverse complement, or the mean of both.
+    window
+        Positions of a forward pass for longer sequences; as many as the model reads when None.
+    stride
+        By how much windows move; every base but those of the first window then has at least
+        ``window - stride`` bases of context. Half a window when None.
+    per_base
+        Keep the log-probability of every base.
     batch_tokens, device
         See :class:`megabase.inference.jobs.PassOptions`.
 
@@ -81,7 +138,7 @@ def score(
     >>> scores.table["scored"].to_list()
     [11, 11]
     """
-    options = ScoreOptions(strands, window, stride, per_base)
+    options = _Options(strands, window, stride, per_base)
     named = (
         sequences.items()
         if isinstance(sequences, Mapping)
@@ -96,7 +153,7 @@ def score(
     ]
     warn_ambiguous(ambiguous, "the sequences")
     loaded = load(model, head="language", device=device)
-    table = score_table(loaded, items, options, batch_tokens)
+    table = _rows(options, batch_tokens, loaded, items)
     provenance = Provenance("score", loaded.name, loaded.digest, options=asdict(options))
     return SequenceScores(table, provenance)
 
@@ -117,22 +174,19 @@ def score_file(
 
     Parameters
     ----------
-    model
-        Model folder, run folder, preset or Hub name; None for the packaged model; or a model.
+    model, strands, window, stride, per_base
+        As for :func:`score`.
     source
         What is read.
     output
-        ``.parquet`` or ``.tsv``: a row for each sequence
-        (:func:`megabase.evaluate.score.score_table`).
-    strands, window, stride, per_base
-        See :class:`megabase.evaluate.score.ScoreOptions`.
+        ``.parquet`` or ``.tsv``: the table of :class:`SequenceScores`.
     context
         Bases read before (on the reverse strand: behind) an interval of a BED file.
     **running
         See :class:`megabase.inference.jobs.RunOptions`.
     """
     require_suffix(output)
-    options = ScoreOptions(strands, window, stride, per_base)
+    options = _Options(strands, window, stride, per_base)
     given = source if isinstance(source, SequenceInput) else SequenceInput(source)
     given.refuse_variants()
     if context < 0:
@@ -150,8 +204,114 @@ def score_file(
     return map_sequences("score", work, given, output, lambda _: asked, merge_tables, **running)
 
 
+class _Row(NamedTuple):
+    """Codes to read in one direction; those at the start and at the end are context only."""
+
+    codes: NDArray[np.uint8]
+    lead: int
+    after: int
+
+
+def _windows(row: _Row, masked: bool, window: int, stride: int) -> list[Span]:
+    """Lay windows over a sequence: a causal model looks back, a masked one to both sides."""
+    length, lead, stop = len(row.codes), row.lead, len(row.codes) - row.after
+    if length <= window:
+        return [Span(0, length, lead, stop)]
+    if not masked:
+        spans = plan_windows(stop, window, window - stride, "before", (lead, stop))
+        return [span._replace(first=max(span.first, lead)) for span in spans]
+    spans: list[Span] = []
+    for first in range(lead, stop, stride):
+        start = min(max(0, first - (window - stride) // 2), length - window)
+        spans.append(Span(start, start + window, first, min(first + stride, stop)))
+    return spans
+
+
+def _log_probs(
+    model: Loaded,
+    rows: list[_Row],
+    options: _Options,
+    batch_tokens: int,
+    record: Callable[[int], str],
+) -> list[NDArray[np.float32]]:
+    """Give the log-probability of every base of each row, as read; NaN where there is no score."""
+    widest = max((len(row.codes) for row in rows), default=0)
+    window = options.window or min(model.longest or widest, max(widest, 2))
+    require_length(model, window, "a window")
+    stride = options.stride or max(1, window // 2)
+    if stride > window:
+        raise InputError(f"stride {stride:,} is longer than the window, {window:,}")
+    pieces = [
+        (owner, span)
+        for owner, row in enumerate(rows)
+        for span in _windows(row, model.masked, window, stride)
+    ]
+
+    def run(codes: NDArray[np.uint8], numbers: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+        ids = codes_to_ids(torch.from_numpy(codes).to(model.device))
+        found = token_log_probs(
+            model, ids, first="nan", batch_tokens=batch_tokens,
+            record=lambda row: record(pieces[numbers[row]][0]),
+        )  # fmt: skip
+        return list(found.cpu().numpy())
+
+    items = [rows[owner].codes[span.start : span.end] for owner, span in pieces]
+    read = run_batched(items, run, batch_tokens=batch_tokens, pad=not model.masked)
+    found = [np.full(len(row.codes), np.nan, np.float32) for row in rows]
+    for (owner, span), values in zip(pieces, read, strict=True):
+        found[owner][span.first : span.last] = span.part(values)
+    return [
+        values[row.lead : len(values) - row.after] for values, row in zip(found, rows, strict=True)
+    ]
+
+
 def _rows(
-    options: ScoreOptions, batch_tokens: int, model: Loaded, chunk: list[Sequence]
+    options: _Options, batch_tokens: int, model: Loaded, sequences: list[Sequence]
 ) -> pl.DataFrame:
-    """Give a row for each sequence."""
-    return score_table(model, chunk, options, batch_tokens)
+    """Give a row for each sequence.
+
+    A causal model uses the context before a sequence (on the reverse strand: behind it), a masked
+    model both.
+    """
+    rows: list[_Row] = []
+    for one in sequences:
+        directions = (
+            _Row(one.codes, one.context, one.after),
+            _Row(reverse_complement(one.codes), one.after, one.context),
+        )
+        for strand, row in zip(STRANDS, directions, strict=False):
+            if options.strands in (strand, "both"):
+                # A causal model never reads what stands behind the bases it scores.
+                stop = len(row.codes) - row.after
+                rows.append(row if model.masked else _Row(row.codes[:stop], row.lead, 0))
+    strands = 2 if options.strands == "both" else 1
+    found = _log_probs(
+        model, rows, options, batch_tokens, lambda row: sequences[row // strands].name
+    )
+    records: list[dict[str, Any]] = []
+    for number, one in enumerate(sequences):
+        values = found[number * strands : (number + 1) * strands]
+        if options.strands != "forward":
+            values[-1] = values[-1][::-1]  # back to the order of the sequence
+        stacked = np.stack(values)
+        known = ~np.isnan(stacked)
+        scored, total = int(known.sum()), float(np.nansum(stacked, dtype=np.float64))
+        interval = one.interval
+        record = {
+            "name": one.name,
+            "contig": interval and interval.contig,
+            "start": interval and interval.start,
+            "end": interval and interval.end,
+            "strand": interval and str(interval.strand),
+            "length": one.length,
+            "scored": scored,
+            "log_likelihood": total / strands if scored else None,
+            "perplexity": float(np.exp(-total / scored)) if scored else None,
+        }
+        if options.per_base:
+            count = known.sum(0)
+            sums = np.where(known, stacked, 0).sum(0)
+            record["log_probs"] = np.where(count > 0, sums / np.maximum(count, 1), np.nan)
+        records.append(record)
+    per_base: dict[str, Any] = {"log_probs": pl.List(pl.Float32)} if options.per_base else {}
+    return pl.DataFrame(records, schema={**_COLUMNS, **per_base})

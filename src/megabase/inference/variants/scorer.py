@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from megabase.data.sources import genome_store
 from megabase.errors import InputError
-from megabase.evaluate.score import STRANDS, Strands
 from megabase.genome.alphabet import T
 from megabase.genome.interval import Variant, one_based
 from megabase.genome.left_out import Reason
@@ -28,6 +27,7 @@ from megabase.genome.vcf import (
 )
 from megabase.inference.jobs import BATCH_TOKENS, PassOptions
 from megabase.inference.parts import Provenance
+from megabase.inference.scoring import STRANDS, Strands
 from megabase.inference.variants.alleles import PLACEMENTS, AlleleWindows, Placement, cut_windows
 from megabase.inference.variants.forward import AlleleOutputs, Need, read_alleles
 from megabase.models.checkpoints.checks import require_finite

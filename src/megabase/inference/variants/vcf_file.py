@@ -19,7 +19,6 @@ import polars as pl
 
 from megabase.data.sources import chunked, genome_store, no_file
 from megabase.errors import InputError, OutputError
-from megabase.evaluate.score import Strands
 from megabase.genome.files import file_digest
 from megabase.genome.interval import contig_aliases
 from megabase.genome.left_out import REASONS, LeftOut
@@ -35,6 +34,7 @@ from megabase.genome.vcf import (
 )
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, check_run, map_file
 from megabase.inference.parts import Provenance
+from megabase.inference.scoring import Strands
 from megabase.inference.variants.alleles import Placement
 from megabase.inference.variants.scorer import (
     METHODS,
