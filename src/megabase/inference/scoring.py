@@ -24,13 +24,7 @@ from megabase.data.augment import codes_to_ids
 from megabase.data.sources import Sequence, SequenceInput
 from megabase.errors import InputError
 from megabase.evaluate.log_probs import token_log_probs
-from megabase.evaluate.sequences import (
-    Span,
-    as_codes,
-    plan_windows,
-    require_several,
-    run_batched,
-)
+from megabase.evaluate.sequences import Span, as_codes, plan_windows, require_several, run_batched
 from megabase.genome.alphabet import reverse_complement, warn_ambiguous
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, map_sequences
 from megabase.inference.parts import Provenance

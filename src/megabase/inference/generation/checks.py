@@ -1,9 +1,8 @@
 """Checks of generated sequences: composition, k-mers, and longest exact matches to a genome.
 
 Longest exact matches are found, not estimated. The genome is streamed; memory is that of the
-queries and of one part of the genome. K-mers of the queries are looked up among the k-mers of each
-part. From every position where both agree, unless they already agreed one base before, the
-agreement is followed to its end. Both strands of the genome are searched.
+queries and of one part of the genome. K-mers of the queries are looked up among those of each part,
+and agreements are followed to their ends from where they begin, on both strands.
 """
 
 from __future__ import annotations
@@ -25,9 +24,6 @@ from megabase.genome.interval import Interval
 from megabase.genome.kmers import count_kmers, pack_kmers
 from megabase.genome.store import Genome
 from megabase.inference.generation.generate import Generated
-
-__all__ = ["ExactMatch", "GenerationCheck", "check_generated", "kmer_distance",
-           "longest_exact_matches"]  # fmt: skip
 
 _PART = 1 << 20
 """Bases of the genome whose k-mers are held at a time: some 20 MB."""
@@ -74,10 +70,7 @@ class _SequenceCheck:
 
 @dataclass(frozen=True)
 class GenerationCheck:
-    """Findings about generated sequences against a genome; None where there is no genome.
-
-    Names of attributes are keys of the JSON output.
-    """
+    """Findings about sequences against a genome, if any; attributes are keys of the JSON output."""
 
     bases: int
     """Of all sequences together, as `gc` and `letters`."""
@@ -137,23 +130,8 @@ def check_generated(
 ) -> GenerationCheck:
     """Compare generated sequences, without their prompts, with a genome.
 
-    Parameters
-    ----------
-    generated
-        The sequences.
-    genome
-        Genome to compare with, such as the one the model was trained on.
-    kmer
-        Size of the k-mers that are compared, 1 to 10.
-    seed
-        Of the random regions and letters that serve as references.
-    progress
-        Called with genome bases searched for exact matches and the number in all.
-
-    Raises
-    ------
-    InputError
-        When `kmer` is out of range.
+    K-mers of 1 to 10 bases are compared; `seed` is that of the random regions and letters that
+    serve as references; `progress` is called with genome bases searched and the number in all.
     """
     if not 1 <= kmer <= 10:
         raise InputError(f"kmer must lie between 1 and 10, found {kmer}")
@@ -292,21 +270,9 @@ def _expand(begin: _Ints, end: _Ints) -> tuple[_Ints, _Ints]:
 def longest_exact_matches(
     queries: Sequence[_Codes], store: Genome, progress: _Progress | None = None
 ) -> tuple[ExactMatch, ...]:
-    """Find the longest exact match of each query in a genome.
+    """Find the longest exact match of each query in a genome, on both strands.
 
-    Parameters
-    ----------
-    queries
-        Base codes, each uint8 (length,). N agrees with nothing.
-    store
-        The genome, searched on both strands.
-    progress
-        Called with genome bases searched so far and in all.
-
-    Returns
-    -------
-    tuple of ExactMatch
-        One for each query; of several equally long ones the first in the genome.
+    N agrees with nothing; of several equally long matches it is the first in the genome.
     """
     best = [ExactMatch() for _ in queries]
     bases = sum(len(query) for query in queries)

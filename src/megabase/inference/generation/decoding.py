@@ -1,8 +1,7 @@
 """Causal language models one token at a time: one interface for all families.
 
-Scores are those of the full forward pass; what differs is the cost of a token. HyenaDNA's long
-convolutions run online (:mod:`megabase.ops.online_conv`), attention keeps keys and values, Mamba
-its states.
+Scores are those of the full forward pass. HyenaDNA's long convolutions run online
+(:mod:`megabase.ops.online_conv`), attention keeps keys and values, Mamba its states.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from megabase.layers.incremental import BackboneSteps
 from megabase.layers.linear import function_of
 from megabase.models.loading import language_model_kind
 from megabase.models.mamba import MambaForCausalLM
-
-__all__ = ["Decoder"]
 
 _SMALL_STEP = 1 << 23
 """Products of a step below which one thread is used: they take less time than waking a second."""
@@ -41,18 +38,8 @@ class Decoder:
 
     Attributes
     ----------
-    batch
-        Sequences read side by side.
-    length
-        Positions that can be read; None for no limit.
     position
         Positions read so far.
-
-    Raises
-    ------
-    InputError
-        When the model has no next-token head, is bidirectional or of another family; when `batch`
-        or `length` is not above 0, or `length` is over what the model takes.
     """
 
     def __init__(self, model: nn.Module, batch: int = 1, length: int | None = None) -> None:
@@ -90,20 +77,8 @@ class Decoder:
     def prefill(self, input_ids: Tensor) -> Tensor:
         """Read prompts of one length, after which only :meth:`step` may follow.
 
-        Parameters
-        ----------
-        input_ids
-            Shape (batch, length), without padding. The length may be 0.
-
-        Returns
-        -------
-        Tensor
-            Scores of the next token, shape (batch, columns). All equal after an empty prompt.
-
-        Raises
-        ------
-        InputError
-            When something was read before, or the prompt is longer than :attr:`length`.
+        Ids are (batch, length) without padding. Gives the scores of the next token, (batch,
+        columns): all equal after an empty prompt.
         """
         if input_ids.dim() != 2 or input_ids.shape[0] != self.batch:
             raise InputError(
@@ -120,13 +95,7 @@ class Decoder:
         return self._head(self._steps.prefill(input_ids))
 
     def step(self, input_ids: Tensor) -> Tensor:
-        """Read one more token of every sequence, (batch,); give scores as :meth:`prefill`.
-
-        Raises
-        ------
-        InputError
-            When :attr:`length` positions were read already.
-        """
+        """Read one more token of every sequence, (batch,); give scores as :meth:`prefill`."""
         self._advance(1)
         with torch.inference_mode():
             return self._head(self._steps.step(input_ids))
@@ -146,8 +115,8 @@ class Decoder:
     def threads(self) -> int | None:
         """CPU threads that single steps should use; None for torch's own number.
 
-        A step of a small model takes tens of microseconds. Split between threads it is hardly
-        faster, and on a busy machine it waits for whichever thread the system has put aside.
+        Split between threads a step of a small model, of tens of microseconds, is hardly faster,
+        and on a busy machine it waits for whichever thread the system has put aside.
         """
         products = self.batch * sum(parameter.numel() for parameter in self.model.parameters())
         return 1 if products < _SMALL_STEP else None

@@ -21,8 +21,6 @@ from megabase.inference.generation.sampling import Sampler, SamplingOptions
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, ModelSpec, inference_mode, load, threads
 
-__all__ = ["GenerateOptions", "Generated", "Prompt", "SequenceGenerator", "generate"]
-
 _BATCH_POSITIONS = 1 << 19
 """Most positions of a batch, whose activations and caches fit in a few GB."""
 _MOST_SIDE_BY_SIDE = 16
@@ -73,13 +71,7 @@ class Generated:
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Everything but model and prompts that determines the letters.
-
-    Raises
-    ------
-    InputError
-        For a number below 1.
-    """
+    """Everything but model and prompts that determines the letters."""
 
     length: int = 1_000
     """Most bases to generate after each prompt."""
@@ -111,8 +103,7 @@ class GenerateOptions:
     def chunks(self, prompts: Iterable[str | Prompt]) -> Iterator[list[Prompt]]:
         """Give the prompt of every sequence to generate, numbered, in the same chunks every time.
 
-        A chunk is a batch, or a few where the prompts differ in length: those of one length are
-        found among them.
+        A chunk is a batch, or a few where the prompts differ in length.
         """
         chunk: list[Prompt] = []
         numbers = count()
@@ -142,7 +133,7 @@ def generate(
     batch_size: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[Generated, ...]:
-    """Generate sequences with a causal language model.
+    """Generate sequences with a causal language model, in the order of the prompts.
 
     Parameters
     ----------
@@ -158,11 +149,6 @@ def generate(
     progress
         Called with the number of bases generated since the last call.
 
-    Returns
-    -------
-    tuple of Generated
-        In the order of the prompts.
-
     Raises
     ------
     InputError
@@ -175,22 +161,7 @@ def generate(
 
 
 class SequenceGenerator:
-    """Generates chunks of sequences with one model.
-
-    Parameters
-    ----------
-    model
-        A causal language model.
-    options
-        What determines the letters.
-    progress
-        Called with the number of bases generated since the last call.
-
-    Raises
-    ------
-    InputError
-        When the model cannot generate, or a motif has other letters than those of IUPAC.
-    """
+    """Generates chunks of sequences with one model."""
 
     def __init__(
         self,

@@ -25,8 +25,6 @@ from megabase.inference.parts import Provenance
 from megabase.inference.writers import require_suffix
 from megabase.models.loading import ModelSpec, choose_device, load
 
-__all__ = ["generate_file", "generate_records"]
-
 _LINE = 80  # letters of a line of FASTA, as NCBI writes it
 _PLAIN = (".fa", ".fasta", ".fna", ".ffn")  # the endings of nucleotides that NCBI uses
 _FASTA_SUFFIXES = (*_PLAIN, *(f"{end}{more}" for end in _PLAIN for more in (".gz", ".bgz")))
@@ -94,16 +92,6 @@ def generate_file(
         Called with every sequence in order, once all are there, and what it was made from.
     **running
         See :class:`megabase.inference.jobs.RunOptions`; the items of ``progress`` are bases.
-
-    Returns
-    -------
-    pathlib.Path
-        The output.
-
-    Raises
-    ------
-    MegabaseError
-        For prompts, a model or an output that cannot be used.
     """
     output, options = Path(output), options or GenerateOptions()
     if not is_stream(output):
@@ -144,10 +132,7 @@ def generate_records(
     keep: Keep | None = None,
     progress: Progress | None = None,
 ) -> Iterator[str]:
-    """Give the records of :func:`generate_file`, each as soon as its chunk is generated.
-
-    Parameters are those of :func:`generate_file`.
-    """
+    """Give the records of :func:`generate_file`, each as soon as its chunk is generated."""
     options = options or GenerateOptions()
     if isinstance(prompts, SequenceInput):
         prompts.refuse_variants()

@@ -1,8 +1,7 @@
 """Sampling the next token: temperature, top-k, top-p, min-p, allowed letters, and seeds.
 
-Works on NumPy rows of scores: at a few letters, a tensor operation costs more than the arithmetic.
-
-Shape suffixes: B sequences, V columns of the scores, A allowed letters.
+Works on NumPy rows: at a few letters, a tensor operation costs more than the arithmetic. Shape
+suffixes: B sequences, V columns of the scores, A allowed letters.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ from megabase.data.vocabulary import VOCABULARY
 from megabase.errors import ConfigError
 from megabase.genome.alphabet import encode
 
-__all__ = ["Sampler", "SamplingOptions", "probabilities"]
-
 _LETTERS = "ACGTN"
 """Letters with a token of their own; other tokens are not DNA."""
 _BLOCK = 1024
@@ -27,13 +24,7 @@ _BLOCK = 1024
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How the next letter is drawn.
-
-    Raises
-    ------
-    ConfigError
-        With all problems together.
-    """
+    """How the next letter is drawn."""
 
     temperature: float = 1.0
     """Scores are divided by it; 0 takes the most probable letter."""
@@ -107,13 +98,7 @@ def probabilities(scores_BA: NDArray[np.floating], options: SamplingOptions) -> 
 class Sampler:
     """Draws letters for sequences side by side, each with random numbers of its own.
 
-    Parameters
-    ----------
-    options
-        How to draw.
-    numbers
-        Running numbers of the sequences: with the seed they decide the random numbers, so a
-        sequence draws the same in any batch and order.
+    The running numbers of the sequences decide these with the seed, in any batch and order.
     """
 
     def __init__(self, options: SamplingOptions, numbers: Sequence[int]) -> None:
@@ -129,20 +114,10 @@ class Sampler:
         self._columns = slice(first, first + len(self.ids)) if in_order else self.ids
 
     def draw(self, scores_BV: NDArray[np.floating]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        """Draw one letter for every sequence.
+        """Draw one letter for every sequence, given the scores of all tokens.
 
-        Parameters
-        ----------
-        scores_BV
-            Scores of all tokens, shape (sequences, columns).
-
-        Returns
-        -------
-        letters : NDArray[np.intp]
-            Index of each letter in ``options.letters``, shape (sequences,).
-        log_probs : NDArray[np.float64]
-            Its natural log-probability among the allowed letters, under the model itself: at
-            temperature 1 and without cuts.
+        Gives the index of each in ``options.letters``, and its natural log-probability among these
+        under the model itself: at temperature 1 and without cuts.
         """
         if self._drawn == _BLOCK:
             for column, stream in enumerate(self._streams):

@@ -1,13 +1,11 @@
 """Windows around variants: the same number of bases for both alleles, on either strand.
 
-The rule. REF and ALT are trimmed of what they share, first at the front (in reading direction) and
-then at the back. Centered, the first base at which they differ stands at index ``window // 2`` of
-the window. On the grid, windows begin at whole multiples of ``window // 2``, and the one is taken
-that has this base in its middle half; alleles longer than an eighth of the window are centered. At
-the ends of a contig the window is moved inside instead of being padded. The window of ALT begins at
-the same base and has as many bases: a deletion takes more from behind, an insertion fewer. The
-reverse strand is the same rule in the reverse complement of the contig, so scores of a variant and
-of its reverse complement are those of the other strand.
+REF and ALT are trimmed of what they share, first at the front (in reading direction) and then at
+the back. Centered, the first base at which they differ stands at index ``window // 2``. On the
+grid, windows begin at whole multiples of ``window // 2``, and the one is taken that has this base
+in its middle half; alleles longer than an eighth of the window are centered. At the ends of a
+contig the window is moved inside instead of being padded. The window of ALT begins at the same base
+and has as many bases. The reverse strand is the same rule in the reverse complement of the contig.
 """
 
 from __future__ import annotations
@@ -19,8 +17,6 @@ from numpy.typing import NDArray
 
 from megabase.genome.alphabet import BASE_BITS, encode, reverse_complement
 from megabase.genome.left_out import Reason
-
-__all__ = ["PLACEMENTS", "AlleleWindows", "Placement", "cut_windows"]
 
 Placement = Literal["centred", "grid"]
 PLACEMENTS: tuple[Placement, ...] = ("centred", "grid")
@@ -55,20 +51,8 @@ def cut_windows(
 ) -> AlleleWindows | Reason:
     """Cut the windows of both alleles, or give the reason why there are none.
 
-    Parameters
-    ----------
-    contig
-        Base codes of the whole contig.
-    position
-        0-based index of the first base of `ref`.
-    ref, alt
-        Alleles of A, C, G, T that differ; `ref` is what the contig has.
-    window
-        Number of bases.
-    reverse
-        Whether to read the reverse complement.
-    placement
-        ``"centred"`` or ``"grid"``, as in the rule above.
+    `position` is the 0-based index of the first base of `ref` in the codes of the whole contig; the
+    alleles of A, C, G, T differ, and `ref` is what the contig has.
     """
     length = len(contig)
     old, new = encode(ref) & np.uint8(BASE_BITS), encode(alt) & np.uint8(BASE_BITS)

@@ -1,13 +1,11 @@
 """Model outputs for both alleles of variants: plain passes, or only what differs.
 
 Any model is read by plain passes over whole windows, equal windows once. Under a causal Hyena model
-the windows of REF and ALT are equal before the variant, and so is everything computed there: REF is
-read once, and ALT from the variant on. With u the gated input of a long convolution, y = k conv u
-is linear, so y_alt = y_ref + k conv (u_alt - u_ref), where the difference lives on the part after
-the variant: a transform of half the length. In the first layer u and the gate depend on a few bases
-and are looked up; a substitution changes u there only at its own position and at the taps of the
-short convolution, which needs no transform either. In the last layer, what no score reads is not
-computed. Variants of one window, wherever in it they are, share the pass over REF.
+REF is read once, and ALT from the variant on. With u the gated input of a long convolution, y = k
+conv u is linear, so y_alt = y_ref + k conv (u_alt - u_ref): a transform over the part after the
+variant only. In the first layer u and the gate are looked up; a substitution changes u there only
+at its own position and at the taps of the short convolution, which needs no transform either. In
+the last layer, what no score reads is not computed. Variants of one window share the pass over REF.
 
 Shape suffixes: R reference windows, A alternative alleles, B either, W bases of a window, P
 positions, F positions from the first variant of the windows on, S positions from one variant on, L
@@ -36,8 +34,6 @@ from megabase.layers.hyena import HyenaOperator
 from megabase.layers.linear import bare, untouched
 from megabase.models.loading import Loaded, inference_mode
 from megabase.ops.hyena_mixer.packed import letter_log_probs
-
-__all__ = ["AlleleOutputs", "Need", "read_alleles", "shares_prefix"]
 
 _SPARSE = 8
 """Changed samples up to which adding them tap by tap was faster than a transform."""
@@ -74,28 +70,8 @@ def read_alleles(
 ) -> list[_Pair]:
     """Run a language model on both alleles of variants, as fast as the model allows.
 
-    Parameters
-    ----------
-    model
-        Any language model.
-    windows
-        The windows; they may differ in length.
-    needs
-        What to compute.
-    batch_tokens
-        Most positions of a batch; on a CPU, shared prefixes use fewer.
-
-    Returns
-    -------
-    list of (AlleleOutputs, AlleleOutputs)
-        For REF and ALT of each variant.
-
-    Raises
-    ------
-    InputError
-        When hidden states are needed of a model that gives none.
-    NotFiniteError
-        When a log-probability of a plain pass is not finite.
+    Windows may differ in length; the outputs are for REF and ALT of each. InputError when hidden
+    states are needed of a model that gives none.
     """
     if not shares_prefix(model.model):
         return _plain(model, windows, needs, batch_tokens)
@@ -382,12 +358,7 @@ class _SharedPrefix:
         return _Reference(first, layers, logits, scores, states)
 
     def _alternative(
-        self,
-        codes_AW: _Codes,
-        begin: int,
-        reference: _Reference,
-        owner: list[int],
-        changed: slice,
+        self, codes_AW: _Codes, begin: int, reference: _Reference, owner: list[int], changed: slice
     ) -> tuple[list[_Values], _Values | None, _Values | None]:
         """Read ALT from `begin` on; give log-probabilities, pooled states of REF and of ALT."""
         positions = self._positions(codes_AW.shape[1])

@@ -1,9 +1,8 @@
 """Parts of a Hyena layer that are computed alone, keeping what many windows share.
 
 What the first layer makes of DNA before its long convolution depends on a k-mer of as many bases as
-the short convolution has taps: u = x1 * v and the gate x0 are looked up in a table of k-mers. Of
-the layers behind it, everything but the long convolution is done by C++ kernels where they are
-installed, and else by products of pieces that fit the cache.
+the short convolution has taps: u = x1 * v and the gate x0 are looked up in a table of k-mers.
+Behind it, everything but the long convolution is done by C++ kernels where they are installed.
 
 Shape suffixes: B rows, L positions, D width, C projected channels, F frequencies, K k-mers.
 """
@@ -26,8 +25,6 @@ from megabase.ops.hyena_mixer.packed import PackedLayer
 from megabase.ops.products import matmul, matmul_gelu
 from megabase.ops.short_conv import short_conv
 
-__all__ = ["PrefixLayers"]
-
 _ROWS = 1 << 10
 """Positions whose inner activations exist at a time: they stay in the cache."""
 _LONG = 128
@@ -41,13 +38,7 @@ _STEPS = 8
 
 
 class PrefixLayers:
-    """The layers of a causal Hyena model of order 2, one operation at a time.
-
-    Parameters
-    ----------
-    blocks
-        The layers; their mixers are Hyena operators.
-    """
+    """The layers of a causal Hyena model of order 2, one operation at a time."""
 
     def __init__(self, blocks: list[Block]) -> None:
         self.blocks = blocks

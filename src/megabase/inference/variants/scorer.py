@@ -18,13 +18,7 @@ from megabase.genome.alphabet import T
 from megabase.genome.interval import Variant, one_based
 from megabase.genome.left_out import Reason
 from megabase.genome.store import Genome
-from megabase.genome.vcf import (
-    VcfRecord,
-    check_allele,
-    check_record,
-    find_contig,
-    read_vcf_records,
-)
+from megabase.genome.vcf import VcfRecord, check_allele, check_record, find_contig, read_vcf_records
 from megabase.inference.jobs import BATCH_TOKENS, PassOptions
 from megabase.inference.parts import Provenance
 from megabase.inference.scoring import STRANDS, Strands
@@ -32,9 +26,6 @@ from megabase.inference.variants.alleles import PLACEMENTS, AlleleWindows, Place
 from megabase.inference.variants.forward import AlleleOutputs, Need, read_alleles
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, ModelSpec, load, require_length
-
-__all__ = ["METHODS", "AlleleScore", "VariantOptions", "VariantScorer", "VariantScores",
-           "score_variants", "variant_table"]  # fmt: skip
 
 DEFAULT_WINDOW = 1_024
 """Long enough for what small models use of the context, and fast; models of 1k take no more."""
@@ -150,11 +141,6 @@ class VariantOptions:
         ``"centred"``: each variant in the middle of a window of its own. ``"grid"``: in the middle
         half of a window that begins at a multiple of half its length, which neighboring variants
         share; faster. See :mod:`megabase.inference.variants.alleles`.
-
-    Raises
-    ------
-    InputError
-        For a value that no model takes.
     """
 
     window: int | None = None
@@ -181,13 +167,7 @@ class VariantOptions:
             raise InputError(f"a window needs 2 bases or more, found {self.window}")
 
     def resolved(self, model: Loaded) -> VariantOptions:
-        """Fill in what depends on the model.
-
-        Raises
-        ------
-        InputError
-            When the window or a method does not fit the model.
-        """
+        """Fill in what depends on the model; InputError for what does not fit it."""
         window = self.window or min(DEFAULT_WINDOW, model.longest or DEFAULT_WINDOW)
         require_length(model, window, "a window")
         names = self.methods or (_MASKED_DEFAULT if model.masked else _CAUSAL_DEFAULT)
@@ -211,15 +191,7 @@ class AlleleScore(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class VariantScores:
-    """Scores of variants, with their provenance.
-
-    Parameters
-    ----------
-    table
-        One row for each alternative allele, in input order; see :func:`variant_table`.
-    provenance
-        Model, genome and options.
-    """
+    """Scores of variants (:func:`variant_table`), with their provenance."""
 
     table: pl.DataFrame
     provenance: Provenance
@@ -229,24 +201,7 @@ class VariantScores:
 
 
 class VariantScorer:
-    """Scores records with one model on one genome.
-
-    Parameters
-    ----------
-    model
-        A language model.
-    store
-        The genome.
-    options
-        What changes a score.
-    batch_tokens
-        Most positions of a batch: time and memory, not the result.
-
-    Raises
-    ------
-    InputError
-        When the options do not fit the model.
-    """
+    """Scores records with one model on one genome."""
 
     def __init__(
         self,
@@ -269,13 +224,9 @@ class VariantScorer:
         )  # fmt: skip
 
     def score(self, records: Sequence[VcfRecord]) -> list[tuple[AlleleScore, ...]]:
-        """Score records, in any order.
+        """Score records, in any order: one score for each alternative allele.
 
-        Returns
-        -------
-        list
-            For each record one score for each alternative allele; a single one with a reason for
-            a record without any.
+        A record without any has a single one, with a reason.
         """
         strands = STRANDS[:2] if self.options.strands == "both" else (self.options.strands,)
         windows: list[AlleleWindows] = []
@@ -369,24 +320,11 @@ def variant_table(
     methods: Sequence[str],
     first_record: int = 0,
 ) -> pl.DataFrame:
-    """Put scores into a table.
+    """Put scores into a table, one row for each alternative allele, or for a record without.
 
-    Parameters
-    ----------
-    records, scores
-        What was scored, and :meth:`VariantScorer.score` of it.
-    methods
-        Names of the columns of scores.
-    first_record
-        0-based number of the first record in its file.
-
-    Returns
-    -------
-    polars.DataFrame
-        One row for each alternative allele (and one for a record without): contig, start, end (of
-        REF, 0-based half-open), pos (1-based, as in VCF), ref, alt, id, record and allele (0-based
-        numbers), one Float64 column for each method (null where there is no value), and reason
-        (null where every method has a value).
+    Columns: contig, start, end (of REF, 0-based half-open), pos (1-based), ref, alt, id, record and
+    allele (0-based numbers), one for each method and reason; null where there is no value, and no
+    reason where every method has one. `first_record` is the number of the first in its file.
     """
     rows: list[tuple[Any, ...]] = []
     for number, (record, alleles) in enumerate(zip(records, scores, strict=True), first_record):
@@ -437,6 +375,8 @@ def score_variants(
 ) -> VariantScores:
     """Score variants with a language model.
 
+    What cannot be scored keeps its row, with the reason.
+
     Parameters
     ----------
     model
@@ -450,11 +390,6 @@ def score_variants(
         See :class:`VariantOptions`.
     **passes
         See :class:`megabase.inference.jobs.PassOptions`.
-
-    Returns
-    -------
-    VariantScores
-        What cannot be scored keeps its row, with the reason.
 
     Raises
     ------

@@ -1,8 +1,4 @@
-"""Scoring a VCF or BCF file, chunk by chunk.
-
-VCF and BCF come back with INFO fields and header lines for the scores, everything else as it was;
-or the scores go into a table.
-"""
+"""Scoring a VCF or BCF file, chunk by chunk, into its INFO fields or into a table."""
 
 from __future__ import annotations
 
@@ -46,8 +42,6 @@ from megabase.inference.variants.scorer import (
 from megabase.inference.writers import TABLE_SUFFIXES, merge_tables, require_suffix
 from megabase.models.loading import ModelSpec, load
 
-__all__ = ["VariantRunOptions", "score_variants_file", "survey"]
-
 _CHUNK = 512  # records: seconds of work, and few enough that many processes have a share
 _VCF_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")
 """Endings that bcftools knows too."""
@@ -75,29 +69,10 @@ class _Survey(NamedTuple):
 def survey(
     path: Path, store: Genome, *, allow_mismatches: bool = False, strict: bool = False
 ) -> _Survey:
-    """Read a file of variants once, against the genome.
+    """Read a file of variants once, against the genome, and report what can have no score.
 
-    Parameters
-    ----------
-    path
-        The file.
-    store
-        The genome.
-    allow_mismatches
-        Continue when REF differs from the genome in more records than a file for this assembly
-        would have.
-    strict
-        Refuse the first allele that can have no score.
-
-    Raises
-    ------
-    InputError
-        When a record cannot be read, no allele can be scored, or the assembly is another.
-
-    Warns
-    -----
-    LeftOutWarning
-        With the number of alleles that can have no score, by reason.
+    InputError when a record cannot be read, no allele can be scored, or REF differs from the genome
+    in more records than a file for this assembly would have.
     """
     contigs: dict[str, int | None] = {}
     left_out = LeftOut(path, "record" if is_bcf(path) else "line", strict)
@@ -129,8 +104,11 @@ class VariantRunOptions(RunOptions, total=False):
     ----------
     prefix
         Beginning of the INFO keys; ``MB`` unless given.
-    allow_mismatches, strict
-        As for :func:`survey`.
+    allow_mismatches
+        Continue when REF differs from the genome in more records than a file for this assembly
+        would have.
+    strict
+        Refuse the first allele that can have no score.
     """
 
     prefix: str
@@ -173,12 +151,6 @@ def score_variants_file(
     (survey, Path or None) or None
         What the file holds, and the index of the output: bgzip VCF and BCF in order have one. None
         for a rank of ``torchrun`` other than the one that writes.
-
-    Raises
-    ------
-    MegabaseError
-        For input, a genome, a model or an output that cannot be used; when the file looks as if it
-        was made for another assembly.
     """
     source, output = Path(variants), Path(output)
     options = VariantOptions(window, methods, strands, placement)
