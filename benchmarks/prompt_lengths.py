@@ -34,10 +34,10 @@ from megabase.genome import alphabet
 from megabase.genome.files import write_json
 from megabase.models import load_model
 from megabase.models.adapt.prompt import (
+    PROMPT_FILES,
     PromptedModel,
     PromptSpec,
     label_letters,
-    prompt_bytes,
     save_prompt,
 )
 from megabase.report.plots import save_prompt_lengths
@@ -255,8 +255,9 @@ def finish(learner: Learner, rows: Rows, folder: Path) -> dict[str, Any]:
         output = prompted(rows.ids[:_CHECKED])
     said = output.logits if output.token_logits is None else output.token_logits
     save_prompt(prompted, folder, model="default")
+    size = sum((folder / name).stat().st_size for name in PROMPT_FILES)
     return {
-        "trained": prompted.trained_parameters, "bytes": prompt_bytes(folder), "test": figures,
+        "trained": prompted.trained_parameters, "bytes": size, "test": figures,
         "largest_difference": float((said - logits[:_CHECKED]).abs().max()),
     }  # fmt: skip
 

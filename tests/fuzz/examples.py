@@ -186,11 +186,11 @@ def progress(path: Path) -> None:
 
 def run(path: Path) -> None:
     from megabase.errors import MegabaseError
-    from megabase.models.tokenizers.encoder import uses_special_tokens
+    from megabase.models.loading import _uses_special_tokens
     from megabase.report.run_record import read_run
     from megabase.training.run_data import find_run
 
-    for read in (read_run, lambda folder: uses_special_tokens(folder, "hyenadna")):
+    for read in (read_run, lambda folder: _uses_special_tokens(folder, "hyenadna")):
         with contextlib.suppress(MegabaseError):
             read(path.parent)
     found = find_run(path.parent)

@@ -29,7 +29,7 @@ from megabase.genome.alphabet import reverse_complement, warn_ambiguous
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, map_sequences
 from megabase.inference.parts import Provenance
 from megabase.inference.writers import merge_tables, require_suffix
-from megabase.models.loading import Loaded, ModelSpec, load, require_length
+from megabase.models.loading import Loaded, ModelSpec, load
 
 Strands = Literal["forward", "reverse", "both"]
 STRANDS: tuple[Strands, ...] = ("forward", "reverse", "both")
@@ -231,7 +231,7 @@ def _log_probs(
     """Give the log-probability of every base of each row, as read; NaN where there is no score."""
     widest = max((len(row.codes) for row in rows), default=0)
     window = options.window or min(model.longest or widest, max(widest, 2))
-    require_length(model, window, "a window")
+    model.require_length(window, "a window")
     stride = options.stride or max(1, window // 2)
     if stride > window:
         raise InputError(f"stride {stride:,} is longer than the window, {window:,}")

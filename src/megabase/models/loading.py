@@ -21,7 +21,8 @@ from megabase.models.adapt.prompt import PromptedModel, load_prompt, read_prompt
 from megabase.models.auto import find_kind, load_config, load_model, load_tokenizer, resolve_model
 from megabase.models.checkpoints.checks import model_digest, require_finite_weights
 from megabase.models.families import family_of
-from megabase.models.tokenizers.encoder import TokenEncoder, uses_special_tokens
+from megabase.models.tokenizers.encoder import TokenEncoder
+from megabase.untrusted import parse_yaml, read_text
 
 _SHOWN_CLASSES = 20
 """Outputs that an error message lists: more than two lines help nobody."""
@@ -60,7 +61,7 @@ class Loaded:
                 )
         if isinstance(self.model, PromptedModel):
             return TokenEncoder(tokenizer)
-        return TokenEncoder(tokenizer, uses_special_tokens(self.folder, config.model_type))
+        return TokenEncoder(tokenizer, _uses_special_tokens(self.folder, config.model_type))
 
     @cached_property
     def digest(self) -> str:
@@ -95,6 +96,14 @@ class Loaded:
         config = self.model.config
         causal = getattr(config, "is_causal_model", config.model_type == "megabase_mamba")
         return self.encoder.per_base and bool(causal)
+
+    def require_length(self, length: int, what: str) -> None:
+        """Refuse inputs of more positions than the model takes (:class:`InputError`)."""
+        if self.longest is not None and length > self.longest:
+            raise InputError(
+                f"{what} of {length:,} does not fit the model {self.name}, whose longest input is "
+                f"{self.longest:,} positions"
+            )
 
     def class_names(self) -> tuple[str, ...]:
         """Give the names of the outputs of a head, by number."""
@@ -167,6 +176,24 @@ def load(
     kind = f"{language_model_kind(model)}-lm" if head == "language" else "base" if bare else saved
     both = bool(getattr(model.config, "strand_average", False))
     return Loaded(model, kind, _shown_name(spec, folder), folder, both)
+
+
+def _uses_special_tokens(folder: Path | None, model_type: str) -> bool:
+    """Tell whether a model reads special tokens around a sequence.
+
+    A fine-tuning run says so in its ``config.yaml``; otherwise it is a habit of the family. The
+    folder is None for a model in memory.
+    """
+    family = family_of(model_type)
+    habit = family is not None and family.special_tokens
+    for parent in () if folder is None else (folder, *folder.resolve().parents[:2]):
+        file = parent / "config.yaml"
+        if file.is_file():
+            settings = parse_yaml(read_text(file, InputError), file, InputError)
+            head = settings.get("head") if isinstance(settings, dict) else None
+            wanted = head.get("special_tokens", "auto") if isinstance(head, dict) else "auto"
+            return habit if wanted == "auto" else wanted == "yes"
+    return habit
 
 
 def _given(model: nn.Module, head: str) -> Loaded:
@@ -253,15 +280,6 @@ def language_model_kind(model: nn.Module) -> Literal["causal", "masked"]:
             "model, or one trained on masked bases"
         )
     return "causal"
-
-
-def require_length(model: Loaded, length: int, what: str) -> None:
-    """Refuse inputs of more positions than the model takes (:class:`InputError`)."""
-    if model.longest is not None and length > model.longest:
-        raise InputError(
-            f"{what} of {length:,} does not fit the model {model.name}, whose longest input is "
-            f"{model.longest:,} positions"
-        )
 
 
 def find_class(names: Sequence[str], wanted: str | int, model: str) -> int:

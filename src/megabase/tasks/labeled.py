@@ -18,8 +18,7 @@ from megabase.errors import ConfigError
 from megabase.evaluate import metrics
 from megabase.evaluate.base_probabilities import NucleotidePredictions
 from megabase.genome import alphabet
-from megabase.models.adapt.build import Labels, family_of_start
-from megabase.models.tokenizers.encoder import build_encoder
+from megabase.models.adapt.build import Labels, build_encoder, family_of_start
 from megabase.objectives.classification import SequenceLabels
 from megabase.objectives.nucleotides import NucleotideLabels
 from megabase.objectives.prompting import LabelTokens, strict_accuracy

@@ -22,9 +22,11 @@ from megabase.data.windows import (
 )
 from megabase.errors import ConfigError
 from megabase.genome.store import Genome
-from megabase.models.adapt.build import build_language_model, save_language_model
+from megabase.models.adapt.build import build_language_model
 from megabase.models.base import checkpoint_activations
+from megabase.models.checkpoints.convert import write_model
 from megabase.models.describe import Estimate, TrainingStep
+from megabase.models.tokenizers.character import DNATokenizer
 from megabase.objectives.base import OBJECTIVES, Objective
 from megabase.objectives.language import CausalLM
 from megabase.settings import TrainConfig, part_of
@@ -137,6 +139,12 @@ def _plan(config: PretrainConfig, fabric: Fabric) -> Plan:
         f"output      {config.output}",
         *(f"note        {note}" for note in notes),
     ]
+    # As it was trained: bases only, padded on the right.
+    tokenizer = DNATokenizer(
+        model_max_length=getattr(model.config, "max_length", None),
+        special_tokens="none",
+        padding_side="right",
+    )
     return Plan(
         settings=settings,
         family=str(getattr(model.config, "model_type", "")),
@@ -145,7 +153,7 @@ def _plan(config: PretrainConfig, fabric: Fabric) -> Plan:
         objective=objective,
         evaluations={} if validation is None else {"valid": validation},
         schedule=schedule,
-        save_model=lambda folder, state: save_language_model(model, folder, state),
+        save_model=lambda folder, state: write_model(folder, model, tokenizer, state),
         data=facts,
         text="\n".join(lines),
         notes=notes,

@@ -259,10 +259,11 @@ def _keep_best(done: Done) -> PromptedModel:
 
 
 def _result(done: Done, model: str, found: Mapping[str, dict[str, float]]) -> PromptResult:
-    from megabase.models.adapt.prompt import prompt_bytes
+    from megabase.models.adapt.prompt import PROMPT_FILES
 
     prompted, folder = done.plan.model, done.run / "prompt"
     spec = prompted.spec
+    files = [folder / name for name in PROMPT_FILES] if folder.is_dir() else []
     return PromptResult.of(
         done,
         found,
@@ -272,7 +273,7 @@ def _result(done: Done, model: str, found: Mapping[str, dict[str, float]]) -> Pr
         answer=spec.answer,
         parameters=sum(p.numel() for p in prompted.model.parameters()),
         trained_parameters=prompted.trained_parameters,
-        prompt_bytes=prompt_bytes(folder) if folder.is_dir() else 0,
+        prompt_bytes=sum(file.stat().st_size for file in files),
     )
 
 

@@ -25,7 +25,7 @@ from megabase.inference.scoring import STRANDS, Strands
 from megabase.inference.variants.alleles import PLACEMENTS, AlleleWindows, Placement, cut_windows
 from megabase.inference.variants.forward import AlleleOutputs, Need, read_alleles
 from megabase.models.checkpoints.checks import require_finite
-from megabase.models.loading import Loaded, ModelSpec, load, require_length
+from megabase.models.loading import Loaded, ModelSpec, load
 
 DEFAULT_WINDOW = 1_024
 """Long enough for what small models use of the context, and fast; models of 1k take no more."""
@@ -169,7 +169,7 @@ class VariantOptions:
     def resolved(self, model: Loaded) -> VariantOptions:
         """Fill in what depends on the model; InputError for what does not fit it."""
         window = self.window or min(DEFAULT_WINDOW, model.longest or DEFAULT_WINDOW)
-        require_length(model, window, "a window")
+        model.require_length(window, "a window")
         names = self.methods or (_MASKED_DEFAULT if model.masked else _CAUSAL_DEFAULT)
         for name in names:
             if METHODS[name].need == "masked" and not model.masked:

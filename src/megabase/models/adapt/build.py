@@ -1,11 +1,12 @@
-"""Models from settings: language models to pretrain, and classifiers to fine-tune."""
+"""From settings: language models to pretrain, classifiers to fine-tune, and their encoders."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,21 @@ from transformers import PreTrainedModel
 
 from megabase.errors import ConfigError
 from megabase.models.adapt.lora import ADAPTER_FOLDER, add_adapters, merged_state, save_adapter
-from megabase.models.auto import load_config, load_model, resolve_model
+from megabase.models.auto import (
+    load_config,
+    load_model,
+    load_tokenizer,
+    read_tokenizer,
+    resolve_model,
+)
 from megabase.models.checkpoints.checks import check_config
 from megabase.models.checkpoints.convert import write_model
 from megabase.models.families import FAMILIES, Family, all_families, family_of
 from megabase.models.presets import find_preset
+from megabase.models.tokenizers.bpe import train_bpe
 from megabase.models.tokenizers.character import DNATokenizer
-from megabase.models.tokenizers.encoder import TokenEncoder, named_fields
+from megabase.models.tokenizers.encoder import TokenEncoder
+from megabase.models.tokenizers.kmer import DNABERTTokenizer, KmerTokenizer
 from megabase.objectives.base import OBJECTIVES
 from megabase.settings import HeadConfig, LoraConfig, ModelConfig, StartConfig
 from megabase.untrusted import parsing
@@ -37,6 +46,8 @@ _LENGTH_FIELDS = {
     "cnn": ("max_length", 0, 57),
     "deepsea": ("max_length", 0, 163),
 }
+_BYTE_PAIRS = 4096
+"""Tokens of a byte-pair vocabulary unless the settings give another number."""
 _POOLING_FIELDS = ("pooling", "pooling_strategy")
 """What the families call the way from positions to one vector."""
 # Names of transformers for what a head answers.
@@ -147,16 +158,6 @@ def _check_objective(model: PreTrainedModel, objective: str) -> None:
         )
 
 
-def save_language_model(
-    model: PreTrainedModel, folder: Path, state: Mapping[str, torch.Tensor]
-) -> None:
-    """Write weights, configuration and the tokenizer of pretraining into a folder that exists."""
-    limit = getattr(model.config, "max_length", None)
-    # As it was trained: bases only, padded on the right.
-    tokenizer = DNATokenizer(model_max_length=limit, special_tokens="none", padding_side="right")
-    write_model(folder, model, tokenizer, state)
-
-
 @dataclass(frozen=True)
 class Labels:
     """The answers of a head."""
@@ -202,6 +203,64 @@ def family_of_start(start: StartConfig, task: str = "sequence-classification") -
             f"family {name!r} has no model for labels of {what}; take one of {', '.join(fitting)}"
         )
     return name
+
+
+def build_encoder(
+    start: StartConfig,
+    head: HeadConfig,
+    family: str,
+    training: Callable[[], Iterable[str]],
+    *,
+    per_base: bool = False,
+) -> TokenEncoder:
+    """Give the encoder of a fine-tuning run; `per_base` when every token has to be one base.
+
+    `training` gives the training sequences, for byte pairs that are learned from them. Raises
+    :class:`ConfigError` for an unknown tokenizer, or one that does not fit the other settings.
+    """
+    tokenizer = _tokenizer(start, family, training)
+    if per_base and (not isinstance(tokenizer, DNATokenizer) or head.special_tokens == "yes"):
+        raise ConfigError(
+            "labels of nucleotides need one token for each base: the tokenizer char, and no "
+            f"special tokens (head.special_tokens); this one is {type(tokenizer).__name__}"
+        )
+    specials = head.special_tokens == "yes" or (
+        head.special_tokens == "auto" and FAMILIES[family].special_tokens
+    )
+    if specials and head.crop < 1:
+        raise ConfigError(
+            f"head.crop is {head.crop}: segments are cut out of the tokens, and would lose "
+            "the special tokens around them; leave it out, or set head.special_tokens no"
+        )
+    return TokenEncoder(tokenizer, specials)
+
+
+def _tokenizer(start: StartConfig, family: str, training: Callable[[], Iterable[str]]) -> Any:
+    """Load, make or learn the tokenizer that the settings name."""
+    wanted = start.tokenizer
+    if wanted is None and start.model is not None:
+        return load_tokenizer(start.model)
+    if wanted is None and family == "dnabert":
+        return DNABERTTokenizer(k=int(_named_fields(start).get("k", 6)))
+    if wanted is None and family == "bigbird":
+        wanted = f"bpe:{_named_fields(start).get('vocab_size', _BYTE_PAIRS)}"
+    if wanted in (None, "char"):
+        return DNATokenizer()
+    if kmer := re.fullmatch(r"([2-8])mer", wanted):
+        return KmerTokenizer(k=int(kmer.group(1)))
+    if pairs := re.fullmatch(r"bpe:(\d+)", wanted):
+        return train_bpe(training(), vocab_size=int(pairs.group(1)))
+    if Path(wanted).is_dir():
+        return read_tokenizer(Path(wanted))
+    raise ConfigError(
+        f"tokenizer is {wanted!r}; expected char, 2mer to 8mer, bpe:SIZE or a folder that holds one"
+    )
+
+
+def _named_fields(start: StartConfig) -> dict[str, Any]:
+    """Give the fields of a new model that preset and overrides name."""
+    fields = {} if start.preset is None else find_preset(start.preset).config
+    return {**fields, **start.overrides}
 
 
 def build_classifier(
@@ -280,7 +339,7 @@ def _new_classifier(
         known = _config_fields(model_class.config_class)
         for name in known - {"architectures", "id2label", "label2id", "problem_type"}:
             shape[name] = getattr(loaded, name)
-    shape.update({**named_fields(start), **fields})
+    shape.update({**_named_fields(start), **fields})
     # A vocabulary that is learned or counted decides the rows of the embedding; so does one that a
     # published shape is too small for.
     too_small = shape.get("vocab_size", tokens.size) < tokens.size

@@ -464,11 +464,6 @@ def save_prompt(
     write_whole(folder / PROMPT_FILES[1], save(tensors))
 
 
-def prompt_bytes(folder: str | Path) -> int:
-    """Give the size of a saved prompt."""
-    return sum((Path(folder) / name).stat().st_size for name in PROMPT_FILES)
-
-
 def read_prompt(path: str | Path) -> _SavedPrompt:
     """Read a saved prompt, without its model, from its folder or the run folder around it."""
     given = Path(path).expanduser()

@@ -22,13 +22,7 @@ from torch import Tensor
 
 from megabase.errors import CheckpointError
 from megabase.models.checkpoints.checks import read_config
-from megabase.models.checkpoints.unpickle import (
-    STORAGE_TYPES,
-    Global,
-    Inert,
-    Storage,
-    interpret,
-)
+from megabase.models.checkpoints.unpickle import STORAGE_TYPES, Global, Inert, Storage, interpret
 from megabase.untrusted import parsing, read_json, recognise, shown
 
 _SAFETENSORS, _SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"

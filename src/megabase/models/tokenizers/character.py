@@ -463,10 +463,7 @@ class DNATokenizer(PreTrainedTokenizer):
     # -- decoding ------------------------------------------------------------------------------
 
     def decode(
-        self,
-        token_ids: Any,
-        skip_special_tokens: bool = False,
-        **kwargs: Any,
+        self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any
     ) -> str | list[str]:
         """Turn token ids (one, a sequence, or a batch: one text for each sequence) into text.
 

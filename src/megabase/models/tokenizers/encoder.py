@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,20 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megabase.errors import ConfigError, InputError
+from megabase.errors import InputError
 from megabase.genome import alphabet
-from megabase.models.families import FAMILIES, family_of
-from megabase.models.tokenizers.bpe import train_bpe
 from megabase.models.tokenizers.character import DNATokenizer
-from megabase.models.tokenizers.kmer import DNABERTTokenizer, KmerTokenizer
 from megabase.models.tokenizers.table import LetterTokenizer
-from megabase.settings import HeadConfig, StartConfig
-from megabase.untrusted import parse_yaml, read_text
 
 _PROBE = "ACGTACGTTGCATGCA"
 """Tokens of this text show which special tokens stand around a sequence; every k fits into it."""
-_BYTE_PAIRS = 4096
-"""Tokens of a byte-pair vocabulary unless the settings give another number."""
 _MOST_BASES = 16
 """More bases than any k-mer has: where the search for the longest sequence that fits begins."""
 
@@ -143,83 +133,3 @@ class TokenEncoder:
     def bases_for(self, tokens: int) -> int:
         """Give the length in bases of a sequence that fits for certain."""
         return self.room(tokens) or max(1, tokens - self.extra)  # a token is one base or more
-
-
-def uses_special_tokens(folder: Path | None, model_type: str) -> bool:
-    """Tell whether a model reads special tokens around a sequence.
-
-    A fine-tuning run says so in its ``config.yaml``; otherwise it is a habit of the family. The
-    folder is None for a model in memory.
-    """
-    family = family_of(model_type)
-    habit = family is not None and family.special_tokens
-    for parent in () if folder is None else (folder, *folder.resolve().parents[:2]):
-        file = parent / "config.yaml"
-        if file.is_file():
-            settings = parse_yaml(read_text(file, InputError), file, InputError)
-            head = settings.get("head") if isinstance(settings, dict) else None
-            wanted = head.get("special_tokens", "auto") if isinstance(head, dict) else "auto"
-            return habit if wanted == "auto" else wanted == "yes"
-    return habit
-
-
-def build_encoder(
-    start: StartConfig,
-    head: HeadConfig,
-    family: str,
-    training: Callable[[], Iterable[str]],
-    *,
-    per_base: bool = False,
-) -> TokenEncoder:
-    """Give the encoder of a fine-tuning run; `per_base` when every token has to be one base.
-
-    `training` gives the training sequences, for byte pairs that are learned from them. Raises
-    :class:`ConfigError` for an unknown tokenizer, or one that does not fit the other settings.
-    """
-    tokenizer = _tokenizer(start, family, training)
-    if per_base and (not isinstance(tokenizer, DNATokenizer) or head.special_tokens == "yes"):
-        raise ConfigError(
-            "labels of nucleotides need one token for each base: the tokenizer char, and no "
-            f"special tokens (head.special_tokens); this one is {type(tokenizer).__name__}"
-        )
-    specials = head.special_tokens == "yes" or (
-        head.special_tokens == "auto" and FAMILIES[family].special_tokens
-    )
-    if specials and head.crop < 1:
-        raise ConfigError(
-            f"head.crop is {head.crop}: segments are cut out of the tokens, and would lose "
-            "the special tokens around them; leave it out, or set head.special_tokens no"
-        )
-    return TokenEncoder(tokenizer, specials)
-
-
-def _tokenizer(start: StartConfig, family: str, training: Callable[[], Iterable[str]]) -> Any:
-    """Load, make or learn the tokenizer that the settings name."""
-    from megabase.models.auto import load_tokenizer, read_tokenizer
-
-    wanted = start.tokenizer
-    if wanted is None and start.model is not None:
-        return load_tokenizer(start.model)
-    if wanted is None and family == "dnabert":
-        return DNABERTTokenizer(k=int(named_fields(start).get("k", 6)))
-    if wanted is None and family == "bigbird":
-        wanted = f"bpe:{named_fields(start).get('vocab_size', _BYTE_PAIRS)}"
-    if wanted in (None, "char"):
-        return DNATokenizer()
-    if kmer := re.fullmatch(r"([2-8])mer", wanted):
-        return KmerTokenizer(k=int(kmer.group(1)))
-    if pairs := re.fullmatch(r"bpe:(\d+)", wanted):
-        return train_bpe(training(), vocab_size=int(pairs.group(1)))
-    if Path(wanted).is_dir():
-        return read_tokenizer(Path(wanted))
-    raise ConfigError(
-        f"tokenizer is {wanted!r}; expected char, 2mer to 8mer, bpe:SIZE or a folder that holds one"
-    )
-
-
-def named_fields(start: StartConfig) -> dict[str, Any]:
-    """Give the fields of a new model that preset and overrides name."""
-    from megabase.models.presets import find_preset
-
-    fields = {} if start.preset is None else find_preset(start.preset).config
-    return {**fields, **start.overrides}

@@ -114,10 +114,7 @@ class LetterTokenizer(TableTokenizer):
             if token in self._ids:
                 kwargs.setdefault(f"{name}_token", token)
         super().__init__(
-            tokens=self._tokens,
-            upper_case=upper_case,
-            special_tokens_pattern="bos_eos",
-            **kwargs,
+            tokens=self._tokens, upper_case=upper_case, special_tokens_pattern="bos_eos", **kwargs
         )
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
