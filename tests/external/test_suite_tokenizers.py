@@ -18,7 +18,7 @@ from transformers_tests.test_tokenization_common import TokenizerTesterMixin
 from megabase.models.tokenizers.bpe import BPETokenizer, train_bpe
 from megabase.models.tokenizers.character import CaduceusTokenizer, DNATokenizer, HyenaDNATokenizer
 from megabase.models.tokenizers.kmer import DNABERTTokenizer, KmerTokenizer
-from megabase.models.tokenizers.table import LetterTokenizer, letter_vocabulary
+from megabase.models.tokenizers.table import LetterTokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -100,7 +100,7 @@ class TestLetterTokenizer(_Suite, TestCase):
 
     @classmethod
     def make(cls) -> Any:
-        return LetterTokenizer(letter_vocabulary(["ACGTN"], padding=True))
+        return LetterTokenizer.from_sequences(["ACGTN"], padding=True)
 
 
 class TestBPETokenizer(_Suite, TestCase):

@@ -14,7 +14,7 @@ from megabase.models.cnn.configuration import SHORTEST, GenomicCNNConfig
 from megabase.models.cnn.convert import convert, recognizes
 from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
 from megabase.models.presets import PRESETS
-from megabase.models.tokenizers.table import LetterTokenizer, letter_vocabulary
+from megabase.models.tokenizers.table import LetterTokenizer
 
 _IDS = torch.randint(7, 11, (3, 60), generator=torch.Generator().manual_seed(0))
 
@@ -110,7 +110,7 @@ def test_bad_settings_and_foreign_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_letters_are_numbered_in_order_of_appearance(tmp_path: Path) -> None:
-    tokenizer = LetterTokenizer(letter_vocabulary(["TGA", "CN"], padding=True))
+    tokenizer = LetterTokenizer.from_sequences(["TGA", "CN"], padding=True)
     assert tokenizer("tgx")["input_ids"] == [1, 2, 3, 0, 5]
     assert tokenizer(["T", "TG"], padding=True)["input_ids"][0] == [1, 2, 5, 8]
     tokenizer.save_pretrained(tmp_path)

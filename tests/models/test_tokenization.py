@@ -16,7 +16,7 @@ from megabase.errors import AmbiguousLettersWarning, ModelError
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForTokenClassification
 from megabase.models.tokenizers.character import CaduceusTokenizer, DNATokenizer, HyenaDNATokenizer
 from megabase.models.tokenizers.kmer import KmerTokenizer
-from megabase.models.tokenizers.table import LetterTokenizer, letter_vocabulary
+from megabase.models.tokenizers.table import LetterTokenizer
 
 
 def test_letters_have_the_published_ids() -> None:
@@ -291,7 +291,7 @@ def test_offsets_are_given_or_refused() -> None:
     with pytest.raises(NotImplementedError, match="KmerTokenizer gives no offsets"):
         KmerTokenizer(k=2)("ACGT", **asked)
     with pytest.raises(NotImplementedError, match="LetterTokenizer gives no offsets"):
-        LetterTokenizer(letter_vocabulary(["ACGT"], padding=False))("ACGT", **asked)
+        LetterTokenizer.from_sequences(["ACGT"], padding=False)("ACGT", **asked)
     with pytest.raises(ModelError, match="overflowing pieces have no offsets"):
         DNATokenizer()(
             "ACGT", return_overflowing_tokens=True, max_length=2, truncation=True, **asked

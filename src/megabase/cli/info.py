@@ -5,8 +5,9 @@ The memory is an estimate for float32 on a CPU, meant to be right within a third
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -67,7 +68,8 @@ def run(args: Namespace) -> int:
         )
     memory = _memory(model, args.length or model.longest, args.batch)
     if args.json:
-        print(json.dumps({**_as_json(model), "memory": memory}, indent=2))
+        described = {**dataclasses.asdict(model), "path": str(model.path), "memory": memory}
+        print(json.dumps(described, indent=2))
     else:
         _show(console, model, memory, used_default=args.model is None)
     return 0
@@ -88,8 +90,7 @@ def _memory(model: ModelDescription, length: int | None, batch: int) -> dict[str
         length=length,
         fused=model.piecewise,
     ).memory()
-    positions = batch * length
-    scoring = positions * (_SCORING_VALUES * 4 * model.width + 12 * (model.columns or 0))
+    scoring = batch * length * (_SCORING_VALUES * 4 * model.width + 12 * (model.columns or 0))
     stored = 4 * model.constants
     return {
         "length": length,
@@ -97,12 +98,6 @@ def _memory(model: ModelDescription, length: int | None, batch: int) -> dict[str
         "inference_bytes": _PROCESS_BYTES + 4 * model.parameters + stored + scoring,
         "training_step_bytes": step.total + stored,
     }
-
-
-def _as_json(model: ModelDescription) -> dict[str, Any]:
-    import dataclasses
-
-    return {**dataclasses.asdict(model), "path": str(model.path)}
 
 
 def _size(count: int) -> str:
@@ -129,8 +124,7 @@ def _show(
 
     row("model", f"{model.path}{' (packaged with megabase)' if used_default else ''}")
     row("class", f"{model.class_name} ({model.model_type}, {model.kind})")
-    shape = f"{model.layers} layers of width {model.width}" if model.layers else ""
-    row("shape", shape)
+    row("shape", f"{model.layers} layers of width {model.width}" if model.layers else "")
     row("parameters", f"{model.parameters:,}")
     row("constants", f"{model.constants:,} (stored, not trained)" if model.constants else "")
     row("file size", _size(model.file_bytes))
@@ -154,25 +148,20 @@ def _show(
 
 
 def _presets(console: Console, as_json: bool) -> None:
-    import dataclasses
+    from rich.table import Table
 
     from megabase.models.presets import PRESETS
 
     if as_json:
-        rows = [
-            {**dataclasses.asdict(preset), "config": dict(preset.config)}
-            for preset in PRESETS.values()
-        ]
+        presets = PRESETS.values()
+        rows = [{**dataclasses.asdict(one), "config": dict(one.config)} for one in presets]
         print(json.dumps(rows, indent=2))
         return
-    from rich.table import Table
-
     table = Table(box=None, pad_edge=False)
-    for name, justify in (("preset", "left"), ("family", "left"), ("parameters", "right"),
-                          ("bases", "right"), ("repository", "left")):  # fmt: skip
+    for name in ("preset", "family", "parameters", "bases", "repository"):
         table.add_column(
             name,
-            justify=justify,  # pyright: ignore[reportArgumentType]
+            justify="right" if name in ("parameters", "bases") else "left",
             no_wrap=name != "repository",
             overflow="fold",
         )

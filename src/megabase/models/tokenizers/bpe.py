@@ -8,6 +8,7 @@ model also loads where only transformers is installed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # In the order that the trainer gives them ids.
 _LETTERS = sorted(alphabet.BASES + "N")
+_LONGEST = 64
+"""Bases of the longest token; without a limit runs of N become tokens of their own."""
+_POSITIONS = 4096
+"""Tokens that BigBird reads."""
 _PIECES_AT_ONCE = 1024
 """Pieces of a genome that are read in one go: a megabyte at the usual length."""
 
@@ -57,20 +62,12 @@ def genome_pieces(
                 yield alphabet.decode(bases)
 
 
-def train_bpe(
-    sequences: Iterable[str],
-    vocab_size: int = 32000,
-    *,
-    longest: int | None = 64,
-    model_max_length: int = 4096,
-) -> BPETokenizer:
+def train_bpe(sequences: Iterable[str], vocab_size: int = 32000) -> BPETokenizer:
     """Learn a byte-pair vocabulary from DNA, such as the output of :func:`genome_pieces`.
 
     `vocab_size` counts the five special tokens and five letters (BigBird: 32,000); it comes out
-    smaller when the sequences hold too few repeated pairs. `longest` limits a token in bases;
-    without a limit (None) runs of N become tokens of their own. `model_max_length` is the model's
-    longest input in tokens. Raises :class:`ModelError` when the vocabulary cannot hold the letters,
-    or the sequences are empty.
+    smaller when the sequences hold too few repeated pairs. Raises :class:`ModelError` when the
+    vocabulary cannot hold the letters, or the sequences are empty.
     """
     fewest = len(_SPECIAL) + len(_LETTERS)
     if vocab_size < fewest:
@@ -84,21 +81,15 @@ def train_bpe(
         special_tokens=list(_SPECIAL),
         initial_alphabet=_LETTERS,
         show_progress=False,
-        max_token_length=longest,
+        max_token_length=_LONGEST,
     )
-    seen = False
-
-    def watched() -> Iterator[str]:
-        nonlocal seen
-        for text in sequences:
-            seen = seen or bool(text)
-            yield text
-
-    tokenizer.train_from_iterator(watched(), trainer)
-    if not seen:
+    texts = (text for text in sequences if text)
+    first = next(texts, None)
+    if first is None:
         raise ModelError("there are no sequences to learn a byte-pair vocabulary from")
+    tokenizer.train_from_iterator(chain([first], texts), trainer)
     names = {f"{token[1:-1].lower()}_token": token for token in _SPECIAL}
-    return BPETokenizer(tokenizer_object=tokenizer, model_max_length=model_max_length, **names)
+    return BPETokenizer(tokenizer_object=tokenizer, model_max_length=_POSITIONS, **names)
 
 
 def _empty() -> Tokenizer:

@@ -279,8 +279,6 @@ class DNATokenizer(PreTrainedTokenizer):
             **{**SPECIAL_TOKEN_NAMES, **kwargs},
         )
 
-    # -- vocabulary ----------------------------------------------------------------------------
-
     @property
     def vocab_size(self) -> int:
         """Number of named tokens, 12 (models have 16 rows)."""
@@ -316,8 +314,6 @@ class DNATokenizer(PreTrainedTokenizer):
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return [TOKEN_OF_ID[index] for index in self._translate(text)]
-
-    # -- encoding ------------------------------------------------------------------------------
 
     def _translate(self, text: str | bytes) -> bytes:
         # One byte for each character: whatever is not Latin-1 becomes "?", which is unknown.
@@ -369,7 +365,6 @@ class DNATokenizer(PreTrainedTokenizer):
         max_length: int | None = None,
         **kwargs: Any,
     ) -> BatchEncoding:
-        """Encode texts, pairs of texts, or lists of words, without character lists."""
         if self.iupac == "n":
             warn_letters(text, text_pair)
         words = bool(kwargs.get("is_split_into_words"))
@@ -402,19 +397,16 @@ class DNATokenizer(PreTrainedTokenizer):
                 excess = sum(len(part.ids) for part in parts) + added - max_length
                 parts = _truncate(parts, excess, truncation_strategy, self.truncation_side)
             rows.append(_join(parts, pattern))
-            self._eventual_warn_about_too_long_sequence(
-                rows[-1].ids,  # pyright: ignore[reportArgumentType]
-                max_length,
-                bool(kwargs.get("verbose", True)),
-            )
+            ids, verbose = cast("Any", rows[-1].ids), bool(kwargs.get("verbose", True))
+            self._eventual_warn_about_too_long_sequence(ids, max_length, verbose)
         batched = isinstance(text, (list, tuple)) and not (
             words and text and isinstance(text[0], (str, bytes))
         )
         lengths = [len(row.ids) for row in rows]
         # A single empty text is left empty, as transformers does.
         if padding_strategy != PaddingStrategy.DO_NOT_PAD and (batched or any(lengths)) and lengths:
-            width = max_length if padding_strategy == PaddingStrategy.MAX_LENGTH else None
-            width = max(lengths) if width is None else width
+            fixed = padding_strategy == PaddingStrategy.MAX_LENGTH and max_length is not None
+            width = max_length if fixed else max(lengths)
             multiple = kwargs.get("pad_to_multiple_of") or 1
             left = (kwargs.get("padding_side") or self.padding_side) == "left"
             rows = [_pad(row, -(-width // multiple) * multiple, left) for row in rows]
@@ -422,18 +414,13 @@ class DNATokenizer(PreTrainedTokenizer):
 
     def _finish(self, rows: list[_Row], batched: bool, wanted: dict[str, Any]) -> BatchEncoding:
         """Give the columns that a call wants, as lists or in one array for each."""
-
-        def wants(name: str, option: str) -> bool:
-            flag = wanted.get(option)
-            return name in self.model_input_names if flag is None else bool(flag)
-
         found: dict[str, list[Any]] = {"input_ids": [row.ids for row in rows]}
-        if wants("token_type_ids", "return_token_type_ids"):
-            found["token_type_ids"] = [row.types for row in rows]
-        if wants("attention_mask", "return_attention_mask"):
-            found["attention_mask"] = [row.real for row in rows]
-        if wanted.get("return_special_tokens_mask"):
-            found["special_tokens_mask"] = [row.special for row in rows]
+        columns = {"token_type_ids": "types", "attention_mask": "real",
+                   "special_tokens_mask": "special"}  # fmt: skip
+        for name, column in columns.items():
+            flag = wanted.get(f"return_{name}")
+            if name in self.model_input_names if flag is None else flag:
+                found[name] = [getattr(row, column) for row in rows]
         if wanted.get("return_length"):
             found["length"] = [np.int64(len(row.ids)) for row in rows]
         encodings = cast("Any", [_TokenMap(row) for row in rows])
@@ -460,8 +447,6 @@ class DNATokenizer(PreTrainedTokenizer):
 
         return BatchEncoding({k: torch.from_numpy(v) for k, v in arrays.items()}, encodings)
 
-    # -- decoding ------------------------------------------------------------------------------
-
     def decode(
         self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any
     ) -> str | list[str]:
@@ -472,29 +457,29 @@ class DNATokenizer(PreTrainedTokenizer):
         """
         if hasattr(token_ids, "detach"):
             token_ids = token_ids.detach().cpu().numpy()
-        if not isinstance(token_ids, np.ndarray):
+        if isinstance(token_ids, np.ndarray):
+            batched = token_ids.ndim > 1
+        else:
             token_ids = to_py_obj(token_ids)
-            if (
+            batched = (
                 isinstance(token_ids, Sequence)
-                and len(token_ids)
+                and len(token_ids) > 0
                 and isinstance(token_ids[0], (list, tuple, np.ndarray))
-            ):
-                return [self._decode_row(np.asarray(row), skip_special_tokens) for row in token_ids]
-            token_ids = np.asarray(token_ids)
-        if token_ids.ndim > 1:
-            return [self._decode_row(row, skip_special_tokens) for row in token_ids]
-        return self._decode_row(token_ids, skip_special_tokens)
+            )
+        if batched:
+            return [self._decode_row(np.asarray(row), skip_special_tokens) for row in token_ids]
+        return self._decode_row(np.asarray(token_ids), skip_special_tokens)
 
     def _decode_row(self, ids: NDArray[Any], skip_special_tokens: bool) -> str:
         ids = np.atleast_1d(ids).astype(np.int64)
         added = {i: str(token) for i, token in self._added_tokens_decoder.items()}
-        distinct = np.unique(ids)
+        distinct = np.unique(ids).tolist()
         if all(VOCABULARY["A"] <= index <= VOCABULARY["N"] for index in distinct):
             return np.frombuffer(b"ACGTN", dtype=np.uint8)[ids - VOCABULARY["A"]].tobytes().decode()
         skipped = set(self.all_special_ids) | _SKIPPED_WITH_SPECIALS if skip_special_tokens else ()
         texts = {
             index: "" if index in skipped else added.get(index) or self._convert_id_to_token(index)
-            for index in distinct.tolist()
+            for index in distinct
         }
         return "".join(texts[index] for index in ids.tolist())
 

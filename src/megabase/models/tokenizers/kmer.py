@@ -1,18 +1,16 @@
 """k-mer tokenizers: HyenaDNA's variant (GPT reads it too) and DNABERT's.
 
-They take plain DNA strings. Lower case is upper-cased, a k-mer with N or another IUPAC letter is
-``[UNK]``, and any other character is an error. They also number k-mers straight from base codes on
-the device of the codes (``ids_from_codes``), which is what training reads: the number of a k-mer
-b_0 .. b_{k-1} is ``sum(digit(b_j) * 4 ** (k - 1 - j))``, with the digits of the bases in the order
-of the vocabulary (A, C, G, T; A, T, C, G for DNABERT).
+Lower case is upper-cased, a k-mer with N or another IUPAC letter is ``[UNK]``, and any other
+character is an error. Training reads ids straight from base codes (``ids_from_codes``): the number
+of a k-mer b_0 .. b_{k-1} is ``sum(digit(b_j) * 4 ** (k - 1 - j))``, with the digits of the bases in
+the order of the vocabulary (A, C, G, T; A, T, C, G for DNABERT).
 
 No code or vocabulary of HyenaDNA's 6-mer ablation was published; :class:`KmerTokenizer` is our
-choice. k-mers lie **side by side** (stride k). In a causal model with overlapping k-mers the next
-token repeats k - 1 bases of the current one, so most of the loss is copying and nothing is gained
-in length; side by side a token is k new bases, the likelihood of a sequence is a plain product over
-its tokens, and the input is k times as short: the trade of resolution for length that the ablation
-is about. Up to k - 1 bases left at the end of a sequence become single-base tokens, so every base
-is read and the number of tokens depends on the length alone.
+choice. k-mers lie **side by side** (stride k): with overlapping ones the next token of a causal
+model repeats k - 1 bases of the current one, so most of the loss is copying and nothing is gained
+in length. Side by side the input is k times as short, the trade of resolution for length that the
+ablation is about. Up to k - 1 bases left at the end of a sequence become single-base tokens, so
+every base is read and the number of tokens depends on the length alone.
 
 Shape suffixes: B sequences, L bases, T k-mers.
 """
@@ -26,13 +24,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BatchEncoding
 
 from megabase.data.vocabulary import SPECIAL_TOKEN_HABITS, VOCABULARY
 from megabase.errors import ModelError
 from megabase.genome import alphabet
 from megabase.genome.files import write_whole
-from megabase.models.tokenizers.character import SPECIAL_TOKEN_NAMES, warn_letters
+from megabase.models.tokenizers.character import SPECIAL_TOKEN_NAMES
 from megabase.models.tokenizers.table import TableTokenizer
 from megabase.untrusted import read_text
 
@@ -116,13 +113,11 @@ class _KmerTokenizer(TableTokenizer):
     _first: int
     """Id of the first k-mer."""
 
+    _warns = True
+
     def _set_kmers(self, k: int, named: Any) -> None:
         self.k, self._first = k, len(named)
         self._set_tokens([*named, *_all_kmers(k, self._order)])
-
-    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:  # pyright: ignore[reportIncompatibleMethodOverride]
-        warn_letters(text, text_pair)
-        return super()._encode_plus(text, text_pair, **kwargs)
 
     def _clean(self, text: str) -> str:
         text = text.strip()
@@ -256,10 +251,7 @@ class KmerTokenizer(_KmerTokenizer):
             raise self._too_short(text)
         kmers = _split_kmers(text, self.k, self.stride)
         rest = text[len(kmers) * self.k :] if self.stride == self.k else ""
-        return [
-            *kmers,
-            *("N" if letter in alphabet.AMBIGUITY_LETTERS else letter for letter in rest),
-        ]
+        return kmers + ["N" if base in alphabet.AMBIGUITY_LETTERS else base for base in rest]
 
 
 def read_dnabert_vocabulary(path: str | Path) -> int:

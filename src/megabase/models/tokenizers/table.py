@@ -14,6 +14,7 @@ from typing import Any
 from transformers import BatchEncoding, PreTrainedTokenizer
 
 from megabase.errors import ModelError
+from megabase.models.tokenizers.character import warn_letters
 
 # The published names.
 _BOS, _EOS, _UNK, _PAD = "<bos>", "<eos>", "<unk>", "<pad>"
@@ -26,6 +27,8 @@ class TableTokenizer(PreTrainedTokenizer):
     vocab_files_names: dict[str, str] = {}  # noqa: RUF012
     padding_side: str = "right"
     _unknown = "[UNK]"
+    _warns = False
+    """Whether a call warns of letters that are read as N."""
     _tokens: list[str]
     _ids: dict[str, int]
 
@@ -43,6 +46,8 @@ class TableTokenizer(PreTrainedTokenizer):
         return {**self._ids, **self._added_tokens_encoder}
 
     def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if self._warns:
+            warn_letters(text, text_pair)
         if kwargs.get("return_offsets_mapping"):
             raise NotImplementedError(
                 f"{type(self).__name__} gives no offsets; leave out return_offsets_mapping"
@@ -73,12 +78,6 @@ def _letter_tokens(text: str) -> list[str]:
     return [_BOS, *text.replace("\n", ""), _EOS]
 
 
-def letter_vocabulary(sequences: Iterable[str], padding: bool) -> list[str]:
-    """List the tokens of a training set by id; `padding` when its sequences differ in length."""
-    seen = dict.fromkeys(token for text in sequences for token in _letter_tokens(text))
-    return [_UNK, *seen, *([_PAD] if padding else [])]
-
-
 class LetterTokenizer(TableTokenizer):
     """One token per letter, with the ids of a training set.
 
@@ -105,8 +104,8 @@ class LetterTokenizer(TableTokenizer):
         missing = {_UNK, _BOS, _EOS} - set(self._ids)
         if missing or len(self._ids) != len(self._tokens):
             raise ModelError(
-                f"expected distinct tokens with {_UNK}, {_BOS} and {_EOS} (see letter_vocabulary), "
-                f"found {self._tokens}"
+                f"expected distinct tokens with {_UNK}, {_BOS} and {_EOS} (see "
+                f"LetterTokenizer.from_sequences), found {self._tokens}"
             )
         self.upper_case = upper_case
         kwargs.pop("special_tokens_pattern", None)
@@ -116,6 +115,12 @@ class LetterTokenizer(TableTokenizer):
         super().__init__(
             tokens=self._tokens, upper_case=upper_case, special_tokens_pattern="bos_eos", **kwargs
         )
+
+    @classmethod
+    def from_sequences(cls, sequences: Iterable[str], padding: bool) -> LetterTokenizer:
+        """Make the tokenizer of a training set, `padding` when its sequences differ in length."""
+        seen = dict.fromkeys(token for text in sequences for token in _letter_tokens(text))
+        return cls([_UNK, *seen, *([_PAD] if padding else [])])
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return _letter_tokens(text.upper() if self.upper_case else text)[1:-1]
