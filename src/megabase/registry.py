@@ -13,19 +13,11 @@ _T = TypeVar("_T")  # what a registry holds
 
 
 class Registry(Generic[_T]):
-    """Things by name. Installed packages add theirs through an entry point.
+    """Things by name. Installed packages add theirs through an entry point of `group`.
 
     The name of the entry point is the name of the thing, and its value the thing itself
-    (``module:attribute``), which is imported when it is first looked up.
-
-    Parameters
-    ----------
-    kind
-        What the things are, for messages.
-    group
-        Group of entry points.
-    added
-        Called with each thing before it becomes known.
+    (``module:attribute``), which is imported when it is first looked up. `kind` names the things in
+    messages; `added` is called with each before it becomes known.
     """
 
     def __init__(self, kind: str, group: str, added: Callable[[_T], None] | None = None) -> None:

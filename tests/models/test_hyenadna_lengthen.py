@@ -81,7 +81,7 @@ def test_convert_writes_a_longer_model(tmp_path: Path, capsys: pytest.CaptureFix
     [
         ({}, 66, "takes 66 already"),
         ({"bidirectional": "two_sided"}, 100, "two-sided"),
-        ({"max_position_embeddings": 66}, 100, "learnt positions"),
+        ({"max_position_embeddings": 66}, 100, "learned positions"),
     ],
 )
 def test_what_cannot_be_lengthened(settings: Any, longest: int, message: str) -> None:

@@ -43,12 +43,7 @@ def resolve_model(spec: str | Path | None = None) -> Path:
     spec
         None or ``default`` for the model inside the package; a model folder; a run folder (its
         best checkpoint, else its last); a preset's name; or a Hub repository (``owner/name``),
-        which is fetched unless it is in the local cache.
-
-    Raises
-    ------
-    ModelError
-        When there is no such model; the message says what was found instead.
+        which is fetched unless it is in the local cache. ModelError says what was found instead.
     """
     if spec is None:
         if not (DEFAULT_MODEL / "config.json").is_file():
@@ -123,11 +118,7 @@ def _fetch(repository: str, patterns: Sequence[str] = _HUB_FILES) -> Path:
 def find_checkpoint(spec: str | Path) -> Path:
     """Find a checkpoint to convert: a file or folder as it is, else a Hub repository.
 
-    Parameters
-    ----------
-    spec
-        A path, a preset's name (its original checkpoint) or ``owner/name``; ModelError when there
-        is none.
+    `spec` is a path, a preset's name (its original checkpoint) or ``owner/name``.
     """
     path = Path(spec).expanduser()
     if path.exists():
@@ -140,17 +131,9 @@ def find_checkpoint(spec: str | Path) -> Path:
 
 
 def load_config(spec: str | Path | None = None) -> PreTrainedConfig:
-    """Read the configuration of a model.
+    """Read the configuration of a model; `spec` as for :func:`resolve_model`.
 
-    Parameters
-    ----------
-    spec
-        As for :func:`resolve_model`.
-
-    Raises
-    ------
-    ModelError
-        When there is no such model, its family is unknown, or its configuration is damaged.
+    ModelError when its family is unknown or its configuration is damaged.
     """
     return _config(resolve_model(spec))
 
@@ -184,15 +167,8 @@ def find_kind(
 ) -> tuple[str, type[PreTrainedModel]]:
     """Find what a model is for, one of :data:`~megabase.models.families.KINDS`, and its class.
 
-    Parameters
-    ----------
-    path
-        Folder of the model, for the message.
-    config
-        Its configuration, of one of our families.
-    kind
-        What it is wanted for, by default what it was saved as; ModelError when its family has no
-        such class.
+    By default that is what it was saved as; `path` is for the message of a ModelError when its
+    family has no class of the requested `kind`.
     """
     family = family_of(config.model_type)
     classes = family.classes() if family is not None else {}
@@ -219,7 +195,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     **overrides: Any,
 ) -> PreTrainedModel:
-    """Load a model with its weights.
+    """Load a model with its weights, in evaluation mode.
 
     Parameters
     ----------
@@ -236,11 +212,6 @@ def load_model(
         Type of the weights; float32 by default.
     **overrides
         Fields of the configuration that are changed, such as ``num_labels``.
-
-    Returns
-    -------
-    PreTrainedModel
-        In evaluation mode.
 
     Raises
     ------
@@ -352,18 +323,7 @@ def _quiet() -> Iterator[None]:
 
 
 def load_tokenizer(spec: str | Path | None = None) -> Any:
-    """Load the tokenizer of a model; the family's own when the folder has none.
-
-    Parameters
-    ----------
-    spec
-        As for :func:`resolve_model`.
-
-    Raises
-    ------
-    ModelError
-        When there is no such model, or its family is unknown.
-    """
+    """Load the tokenizer of a model; the family's own when the folder has none."""
     path = resolve_model(spec)
     config = _config(path)
     if config.model_type == "dnabert":
@@ -378,14 +338,8 @@ def load_tokenizer(spec: str | Path | None = None) -> Any:
 def read_tokenizer(folder: Path, usual: Any = None, longest: int | None = None) -> Any:
     """Read the tokenizer of a folder with one of our classes; ModelError when it names another.
 
-    Parameters
-    ----------
-    folder
-        With or without ``tokenizer_config.json``.
-    usual
-        Class when the folder names none.
-    longest
-        Longest input when the folder does not say, in tokens.
+    `usual` is the class when the folder names none, and `longest` the longest input in tokens when
+    it does not say.
     """
     file = folder / "tokenizer_config.json"
     said = read_json(file, ModelError) if file.is_file() else {}

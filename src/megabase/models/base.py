@@ -50,15 +50,7 @@ _Output = TypeVar("_Output", bound=ModelOutput)
 
 
 class Problems:
-    """Collects everything that is wrong with a set of settings, for one error.
-
-    Parameters
-    ----------
-    title
-        Subject of the error message.
-    settings
-        Object that holds the settings as attributes.
-    """
+    """Collects everything that is wrong with the attributes of `settings`, for one error."""
 
     def __init__(self, title: str, settings: object) -> None:
         self.title = title
@@ -203,12 +195,8 @@ class LetterGenerationMixin(GenerationMixin):
 
         Special tokens and rows of the embedding past the vocabulary are never drawn. The end token
         that the tokenizer puts behind a prompt stays in the result and is not read: what follows
-        an end does not depend on the prompt.
-
-        Raises
-        ------
-        ConfigError
-            When only some prompts of a batch end with the end token, or a prompt is nothing else.
+        an end does not depend on the prompt. ConfigError when only some prompts of a batch end with
+        it, or a prompt is nothing else.
         """
         model: Any = self
         prompt = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
@@ -227,7 +215,7 @@ class LetterGenerationMixin(GenerationMixin):
         return library.generate(*args, logits_processor=processors, **kwargs)
 
     def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> Any:
-        """Give the criteria of the library, with the longest input that the model really has.
+        """Give the library's criteria, with the longest input that the model really has.
 
         The library takes ``max_position_embeddings`` for it, which published HyenaDNA sets to 0.
         """
@@ -283,7 +271,7 @@ class DNAModel(PreTrainedModel):
     """Name of the token embedding inside the base model."""
 
     def tied_names(self, names: Iterable[str]) -> dict[str, str]:
-        """Name the copies of shared tensors, and the name each is a copy of.
+        """Map the copies of shared tensors to the name each is a copy of.
 
         Copies that are not among `names`, all parameters of the model, do not matter.
         """
@@ -311,8 +299,8 @@ class DNAModel(PreTrainedModel):
     def get_submodule(self, target: str) -> nn.Module:
         """Give a module by its name.
 
-        peft looks for the token table under BERT's name, and else for a table of as many rows as
-        there are tokens; ours have more rows, and names of their own.
+        peft looks for the token table under BERT's name, and otherwise for a table of as many rows
+        as there are tokens; ours have more rows, and names of their own.
         """
         if target == "embeddings.word_embeddings":
             return self.get_input_embeddings()
@@ -333,17 +321,8 @@ class DNAModel(PreTrainedModel):
 def refuse_rest(model: nn.Module, rest: Mapping[str, Any], allowed: Iterable[str] = ()) -> None:
     """Raise ConfigError for arguments that a forward pass cannot honor.
 
-    Standard arguments of transformers may be there as None, False or 0, and ``use_cache`` without
-    a cache changes nothing.
-
-    Parameters
-    ----------
-    model
-        The model, for the message.
-    rest
-        The keyword arguments left over.
-    allowed
-        Names that the caller does honor.
+    Those named in `allowed` are honored. Standard arguments of transformers may be there as None,
+    False or 0, and ``use_cache`` without a cache changes nothing.
     """
     for name, value in rest.items():
         if name in allowed or name == "use_cache":
@@ -366,7 +345,7 @@ def refuse_rest(model: nn.Module, rest: Mapping[str, Any], allowed: Iterable[str
 
 
 def given_once(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-    """Give the one that is there; ConfigError when not exactly one is."""
+    """Give the argument that is there; ConfigError when not exactly one is."""
     given = input_ids if input_ids is not None else inputs_embeds
     if given is None or (input_ids is not None and inputs_embeds is not None):
         raise ConfigError("give exactly one of input_ids and inputs_embeds")
@@ -403,35 +382,12 @@ def fit_length(
     side: Literal["left", "right"],
     model: str,
 ) -> Tensor:
-    """Bring inputs to the one length that a model is built for.
+    """Bring ids (B, L) to the one length that a model is built for, ``config.max_length``.
 
-    Where an attention mask marks the real tokens, they are laid side by side and padded on `side`,
-    so the result does not depend on where and how far the batch was padded before. Without a mask
-    every token is real.
-
-    Parameters
-    ----------
-    ids_BL
-        int64 token ids.
-    mask_BL
-        1 for a real token, 0 for padding; or None.
-    config
-        ``max_length``: tokens the model is built for. ``pad_token_id``: what fills up.
-        ``too_long``: ``"error"`` refuses more real tokens than that, ``"trim"`` keeps the first.
-    side
-        Side that is filled up.
-    model
-        Name for the error message.
-
-    Returns
-    -------
-    Tensor
-        int64 (B, ``config.max_length``).
-
-    Raises
-    ------
-    InputError
-        For longer inputs, unless they are trimmed.
+    Where an attention mask marks the real tokens, they are laid side by side and padded with
+    ``config.pad_token_id`` on `side`, so the result does not depend on where and how far the batch
+    was padded before. Without a mask every token is real. More real tokens than that are an
+    InputError, or cut to the first ones where ``config.too_long`` is ``"trim"``.
     """
     length: int = config.max_length
     batch, given = ids_BL.shape
@@ -467,21 +423,10 @@ def optimizer_groups(
     settings: Mapping[str, tuple[float, float]],
     group_of: Callable[[str, nn.Parameter], str],
 ) -> list[dict[str, Any]]:
-    """Group the trained parameters of a module for an optimizer.
+    """Group the trained parameters of a module for an optimizer; empty groups are left out.
 
-    Parameters
-    ----------
-    module
-        The model; frozen parameters are left out.
-    settings
-        Learning rate and weight decay of every group.
-    group_of
-        From the name of a parameter and the parameter to its group.
-
-    Returns
-    -------
-    list of dict
-        Each with ``name``, ``params``, ``lr`` and ``weight_decay``; empty groups are left out.
+    `settings` holds the learning rate and weight decay of every group, and `group_of` gives the
+    group of a parameter by its name and value.
     """
     members: dict[str, list[nn.Parameter]] = {name: [] for name in settings}
     for name, parameter in module.named_parameters():
@@ -514,17 +459,8 @@ def grouped_parameters(
 def checkpoint_activations(model: PreTrainedModel, segment: int = 1) -> None:
     """Recompute the activations of all blocks in the backward pass instead of keeping them.
 
-    Parameters
-    ----------
-    model
-        Any model with blocks.
-    segment
-        Consecutive blocks that keep one input between them.
-
-    Raises
-    ------
-    ConfigError
-        When `segment` is above 1 and the family recomputes single blocks only.
+    `segment` consecutive blocks keep one input between them; ConfigError when it is above 1 and the
+    family recomputes single blocks only.
     """
     backbones = [module for module in model.modules() if isinstance(module, Backbone)]
     if segment != 1 and not backbones:

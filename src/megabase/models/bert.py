@@ -20,7 +20,7 @@ class BertLike(nn.Module):
     """Class of transformers, whose forward pass takes any argument and loses the unknown ones."""
 
     def _describe_limit(self) -> tuple[str, str]:
-        """Name the model, and what to do with a longer input, for the error message."""
+        """Name the model, and the remedy for a longer input, for the error message."""
         raise NotImplementedError
 
     def _ready(self, tokens: int) -> AbstractContextManager[None]:
@@ -34,30 +34,10 @@ class BertLike(nn.Module):
         token_type_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Run the class of transformers.
+        """Run the class of transformers, which takes the other arguments.
 
-        Parameters
-        ----------
-        input_ids
-            int64 (batch, tokens); or give ``inputs_embeds``.
-        attention_mask
-            (batch, tokens), 1 for real tokens.
-        token_type_ids
-            (batch, tokens), all 0 for single sequences.
-        **kwargs
-            What else transformers' class takes.
-
-        Returns
-        -------
-        ModelOutput
-            As the class of transformers gives it.
-
-        Raises
-        ------
-        InputError
-            For more tokens than ``config.max_position_embeddings``.
-        ConfigError
-            For an argument that transformers' class cannot honor.
+        Ids, mask and types are (batch, tokens); InputError for more tokens than
+        ``config.max_position_embeddings``, ConfigError for an argument that cannot be honored.
         """
         given = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
         tokens = 0 if given is None else given.shape[1]  # transformers refuses the lack of both
@@ -91,14 +71,9 @@ class BertSequenceClassifier(BertLike):
     ) -> Any:
         """Run the class of transformers, and take the loss of its logits.
 
-        Parameters
-        ----------
-        input_ids, attention_mask, token_type_ids, **kwargs
-            As for :meth:`BertLike.forward`.
-        labels
-            Of a classifier: class numbers (batch,), or numbers (batch, labels); see
-            ``config.problem_type``. Of a masked language model: ids (batch, tokens), where -100
-            takes no part.
+        Labels of a classifier are class numbers (batch,), or numbers (batch, labels), see
+        ``config.problem_type``; of a masked language model ids (batch, tokens), where -100 takes no
+        part.
         """
         options = LossOptions(kwargs.pop("num_items_in_batch", None))
         result = self._run(input_ids, attention_mask, token_type_ids, **kwargs)

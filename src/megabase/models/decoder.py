@@ -58,17 +58,12 @@ def register_mixer(name: str, build: MixerBuilder) -> None:
     Parameters
     ----------
     name
-        A name that is not taken.
+        ConfigError when another mixer has it.
     build
         Called as ``build(config, layer)`` for every block that has the mixer; gives a module that
         is called as ``mixer(x, mask)`` with x of shape (batch, length, width), and mask True at
         real positions, shape (batch, length), or None. Where ``config.is_causal_model``, a
         position of its output must not depend on later ones.
-
-    Raises
-    ------
-    ConfigError
-        When another mixer has the name.
     """
     MIXERS.register(name, build)
 
@@ -225,7 +220,7 @@ class DecoderPreTrainedModel(DNAModel):
             init.normal_(module.bias)
 
     def tied_names(self, names: Iterable[str]) -> dict[str, str]:
-        """Name the copies of shared tensors.
+        """Map the copies of shared tensors to their first names.
 
         The sines of a filter share one frequency in every model; the head shares the embedding
         when ``config.tie_word_embeddings``.
@@ -261,11 +256,6 @@ class DecoderPreTrainedModel(DNAModel):
             ``"published"``: every other parameter decays, biases, norms and embeddings too, as in
             the public training code. ``"standard"``: biases, norms, embeddings and the skip term
             do not decay.
-
-        Raises
-        ------
-        ConfigError
-            When `decay` is unknown.
         """
         if decay not in ("published", "standard"):
             raise ConfigError(f"decay must be published or standard, found {decay!r}")
@@ -298,13 +288,7 @@ class DecoderPreTrainedModel(DNAModel):
 
 
 class DecoderModel(DecoderPreTrainedModel):
-    """A decoder without a head: one vector per position.
-
-    Parameters
-    ----------
-    config
-        The model's settings.
-    """
+    """A decoder without a head: one vector per position."""
 
     def __init__(self, config: DecoderConfig, **_: Any) -> None:
         super().__init__(config)
@@ -336,39 +320,25 @@ class DecoderModel(DecoderPreTrainedModel):
         output_attentions: bool | None = None,
         **rest: Any,
     ) -> BaseModelOutput | tuple[Any, ...]:
-        """Encode token ids.
+        """Encode token ids to ``last_hidden_state`` (batch, length, width).
 
         Parameters
         ----------
-        input_ids
-            Shape (batch, length); or give `inputs_embeds`.
+        input_ids, inputs_embeds
+            Exactly one of ids (batch, length) and embeddings (batch, length, width); InputError
+            when longer than ``config.max_length``.
         attention_mask
             1 at real tokens, shape (batch, length). A causal model on right-padded input gives the
             same vectors at real positions with and without it. With left padding, or in a model
             that also looks ahead, padded positions are emptied before every convolution unless
             ``config.mask_padding`` is False (the published models ignore the mask).
-        inputs_embeds
-            Embeddings instead of ids, shape (batch, length, width).
         output_hidden_states
             Whether to return the input of every block and the final output as well.
         return_dict
             Whether to return an object instead of a tuple.
         output_attentions
             Whether to return the weights of every block that attends, each (batch, heads, length,
-            length). They take memory in the square of the length.
-
-        Returns
-        -------
-        BaseModelOutput
-            ``last_hidden_state`` has shape (batch, length, width).
-
-        Raises
-        ------
-        InputError
-            When the input is longer than ``config.max_length``.
-        ConfigError
-            When not exactly one of `input_ids` and `inputs_embeds` is given, or for an argument
-            that the model cannot honor: attention weights where no block attends.
+            length): memory in the square of the length. ConfigError where no block attends.
         """
         refuse_rest(self, rest)
         given = given_once(input_ids, inputs_embeds)

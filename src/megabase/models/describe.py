@@ -97,18 +97,7 @@ class ModelDescription:
 
 
 def describe(spec: str | Path | None = None) -> ModelDescription:
-    """Describe a model.
-
-    Parameters
-    ----------
-    spec
-        As for :func:`~megabase.models.auto.resolve_model`.
-
-    Raises
-    ------
-    ModelError
-        When there is no such model, or its family is unknown.
-    """
+    """Describe a model; `spec` as for :func:`~megabase.models.auto.resolve_model`."""
     path = resolve_model(spec)
     config = load_config(path)
     kind, model_class = find_kind(path, config)

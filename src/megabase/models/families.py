@@ -131,15 +131,7 @@ FAMILIES: Registry[Family] = Registry("family", "megabase.families", _register_w
 def register_family(family: Family) -> None:
     """Make a family known to megabase and to the ``Auto`` classes of transformers.
 
-    Parameters
-    ----------
-    family
-        Its name and the ``model_type`` of its configuration must not be taken.
-
-    Raises
-    ------
-    ConfigError
-        When another family has the name.
+    Its name and the ``model_type`` of its configuration must not be taken (ConfigError).
     """
     FAMILIES.register(family.name, family)
 

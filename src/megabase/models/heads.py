@@ -44,9 +44,9 @@ _NO_OPTIONS = LossOptions()
 def _loss_options(
     model: nn.Module, rest: Mapping[str, Any], allowed: tuple[str, ...] = ()
 ) -> LossOptions:
-    """Take what concerns the loss out of the arguments left over, and refuse what is unknown.
+    """Take the loss's arguments, ``num_items_in_batch`` and those in `allowed`, out of the rest.
 
-    Known are ``num_items_in_batch`` and the names in `allowed`.
+    Unknown ones are a ConfigError.
     """
     if not rest:
         return _NO_OPTIONS
@@ -77,25 +77,10 @@ def token_loss(
     loss_weights: Tensor | None = None,
     pad_id: int | None = None,
 ) -> Tensor:
-    """Cross entropy of tokens, in float32 at least.
+    """Cross entropy of logits (batch, length, rows), in float32 at least.
 
-    Parameters
-    ----------
-    logits
-        Shape (batch, length, rows).
-    labels
-        Token ids, shape (batch, length). The value -100 and `pad_id` take no part.
-    options
-        What the sum is divided by: the labels that take part, unless this says otherwise.
-    loss_weights
-        Weights of the sum and of the mean, shape (batch, length); all one when None.
-    pad_id
-        Second value that takes no part.
-
-    Returns
-    -------
-    Tensor
-        0-d; the mean is not a number when no label takes part.
+    The labels -100 and `pad_id` take no part, and without any other the mean is NaN.
+    `loss_weights` (batch, length) weigh the sum and the mean.
     """
     wide = _wide(logits).flatten(0, -2)
     labels = labels.to(logits.device).flatten()
@@ -125,24 +110,11 @@ def _problem_of(config: PreTrainedConfig, labels: Tensor) -> str:
 def sequence_loss(
     logits: Tensor, labels: Tensor, config: PreTrainedConfig, options: LossOptions = _NO_OPTIONS
 ) -> Tensor:
-    """Loss of a batch of sequence predictions, in float32 at least.
+    """Loss of logits (batch, labels), in float32 at least.
 
-    Parameters
-    ----------
-    logits
-        (batch, labels).
-    labels
-        (batch,) class numbers, or (batch, labels) or (batch,) numbers.
-    config
-        Its ``problem_type`` and ``num_labels`` decide: cross entropy, binary cross entropy over
-        all labels, or squared error.
-    options
-        What the sum is divided by: the number of labels, unless this says otherwise.
-
-    Returns
-    -------
-    Tensor
-        0-d.
+    ``config.problem_type``, else ``num_labels`` and the type of the labels, decides: cross entropy
+    of class numbers (batch,), binary cross entropy over all labels (batch, labels), or squared
+    error.
     """
     logits, labels, reduction = _wide(logits), labels.to(logits.device), _reduction(options)
     match _problem_of(config, labels):
@@ -191,13 +163,7 @@ class Strand(NamedTuple):
 
 
 class Head(DNAModel):
-    """A base model with something on top; a family adds its configuration and its base model.
-
-    Parameters
-    ----------
-    config
-        The model's settings.
-    """
+    """A base model with something on top; a family adds its configuration and its base model."""
 
     base_class: ClassVar[type[PreTrainedModel]]
     """The family's model without a head, which is kept under ``base_model_prefix``."""
@@ -272,7 +238,7 @@ class _LanguageModel(Head):
         return_dict: bool | None = None,
         **rest: Any,
     ) -> LanguageModelOutput | tuple[Any, ...]:
-        """Predict tokens.
+        """Predict tokens: logits (batch, length, config.vocab_rows), and the loss of `labels`.
 
         Parameters
         ----------
@@ -286,12 +252,6 @@ class _LanguageModel(Head):
             Further arguments of the base model (``encoder_options``); ``num_items_in_batch`` of
             transformers; of next-token models ``shift_labels`` of transformers; of masked ones
             ``loss_weights``, the weights of labels in the mean, shape (batch, length).
-
-        Returns
-        -------
-        LanguageModelOutput
-            ``logits`` of shape (batch, length, config.vocab_rows), rows past the vocabulary
-            included; ``loss``, the mean cross entropy, when `labels` are given.
         """
         options = _loss_options(self, rest, (*self.loss_arguments, *self.encoder_options))
         encoded = self._encode(
@@ -313,13 +273,7 @@ class _LanguageModel(Head):
 
 
 class CausalLM(LetterGenerationMixin, _LanguageModel):
-    """The base model with the next-token head it is pretrained with.
-
-    Parameters
-    ----------
-    config
-        The model's settings.
-    """
+    """The base model with the next-token head it is pretrained with."""
 
     loss_arguments = ("shift_labels",)
 
@@ -332,13 +286,7 @@ class CausalLM(LetterGenerationMixin, _LanguageModel):
 
 
 class MaskedLM(_LanguageModel):
-    """The base model with a head for hidden tokens, each predicted at its own position.
-
-    Parameters
-    ----------
-    config
-        The model's settings.
-    """
+    """The base model with a head for hidden tokens, each predicted at its own position."""
 
     loss_arguments = ("loss_weights",)
 
@@ -366,7 +314,10 @@ class _Classifier(Head):
         return_dict: bool | None = None,
         **rest: Any,
     ) -> SequenceClassifierOutput | TokenClassifierOutput | tuple[Any, ...]:
-        """Classify sequences, or every nucleotide.
+        """Classify sequences or nucleotides.
+
+        Logits are (batch, num_labels) or (batch, length, num_labels), the mean over the strands
+        that are scored.
 
         Parameters
         ----------
@@ -386,12 +337,6 @@ class _Classifier(Head):
             given; -100 takes no part.
         **rest
             Further arguments of the base model, and ``num_items_in_batch`` of transformers.
-
-        Returns
-        -------
-        SequenceClassifierOutput or TokenClassifierOutput
-            ``logits`` of shape (batch, num_labels) or (batch, length, num_labels), the mean over
-            the strands that are scored; ``loss`` when `labels` are given.
         """
         options = _loss_options(self, rest, self.encoder_options)
         strands, states = self._strands(
@@ -414,13 +359,7 @@ class _Classifier(Head):
 
 
 class SequenceClassifier(_Classifier):
-    """The base model, pooled over positions, with a linear head for labels of sequences.
-
-    Parameters
-    ----------
-    config
-        The model's settings; ``pooling``, ``head_bias`` and ``num_labels`` shape the head.
-    """
+    """The base model, pooled over positions, with a linear head for labels of sequences."""
 
     output_class = SequenceClassifierOutput
 
@@ -433,13 +372,7 @@ class SequenceClassifier(_Classifier):
 
 
 class TokenClassifier(_Classifier):
-    """The base model with a linear head at every position, for labels of nucleotides.
-
-    Parameters
-    ----------
-    config
-        The model's settings; ``head_bias`` and ``num_labels`` shape the head.
-    """
+    """The base model with a linear head at every position, for labels of nucleotides."""
 
     output_class = TokenClassifierOutput
 
@@ -495,32 +428,19 @@ class SupervisedClassifier(PreTrainedModel):
         return_dict: bool | None = None,
         **rest: Any,
     ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        """Score sequences.
+        """Score sequences: ``logits`` (batch, labels), and the ``loss`` of `labels`.
 
         Parameters
         ----------
         input_ids
-            int64 (batch, length), brought to ``config.max_length`` tokens.
+            int64 (batch, length), brought to ``config.max_length`` tokens; InputError for more,
+            unless ``config.too_long`` is ``"trim"``.
         attention_mask
             (batch, length), 1 for real tokens; only tells padding from tokens.
         labels
             Class numbers (batch,), or numbers (batch, labels); see ``config.problem_type``.
-        return_dict
-            Whether to return an object instead of a tuple.
         **rest
             What :meth:`predict` takes, and ``num_items_in_batch`` of transformers.
-
-        Returns
-        -------
-        SequenceClassifierOutput
-            ``loss`` with labels, ``logits`` (batch, labels).
-
-        Raises
-        ------
-        InputError
-            For more tokens than ``config.max_length``, unless ``config.too_long`` is ``"trim"``.
-        ConfigError
-            For an argument that the family cannot honor.
         """
         options = _loss_options(self, rest, self.prediction_options)
         own = {name: rest[name] for name in self.prediction_options if name in rest}

@@ -153,18 +153,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset
 
 
 def find_preset(name: str) -> Preset:
-    """Give the preset of a name.
-
-    Parameters
-    ----------
-    name
-        Name of the preset, or of its Hub repository.
-
-    Raises
-    ------
-    MegabaseError
-        When there is none; the message names the nearest.
-    """
+    """Give the preset of this name, or of this Hub repository; MegabaseError names the nearest."""
     for preset in PRESETS.values():
         if name in (preset.name, preset.hub, preset.checkpoint):
             return preset

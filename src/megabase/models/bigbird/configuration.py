@@ -13,9 +13,7 @@ class GenomicBigBirdConfig(OwnFamilyConfig, BigBirdConfig):  # pyright: ignore[r
     """BigBird with the sparsity of its genomics experiments (arXiv 2007.14062, appendix F).
 
     Blocks of 64 tokens; the first and last block global, a window of three blocks, three random
-    blocks; 12 layers of width 768 and 12 heads, 4096 positions, 32,000 byte pairs: the defaults. A
-    width that a CPU can train is a matter of ``hidden_size``, ``intermediate_size``,
-    ``num_hidden_layers`` and ``num_attention_heads``.
+    blocks; 12 layers of width 768 and 12 heads, 4096 positions, 32,000 byte pairs: the defaults.
 
     Parameters
     ----------
@@ -26,11 +24,6 @@ class GenomicBigBirdConfig(OwnFamilyConfig, BigBirdConfig):  # pyright: ignore[r
     **kwargs
         Everything that :class:`transformers.BigBirdConfig` takes. Special tokens are those of
         :class:`megabase.models.tokenizers.bpe.BPETokenizer`.
-
-    Raises
-    ------
-    ConfigError
-        For values that cannot be built, all of them at once.
     """
 
     model_type = "genomic-bigbird"

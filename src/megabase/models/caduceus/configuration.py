@@ -11,16 +11,11 @@ from megabase.models.mamba.configuration import StateSpaceConfig
 
 
 def complement_list(given: Any, rows: int) -> list[Any]:
-    """List the complement of every token id, by id.
+    """List the complement of every token id, by id; None gives that of the published vocabulary.
 
-    Parameters
-    ----------
-    given
-        A list, or a dictionary with ids as keys, whole numbers or (after JSON) texts, in any order,
-        whose gaps become None, for the check of the configuration. None for the published
-        vocabulary.
-    rows
-        Rows of the vocabulary; ids past the given ones are their own complements.
+    A dictionary has ids as keys, integers or (after JSON) strings, in any order, whose gaps become
+    None, for the check of the configuration. Ids past the given ones, up to `rows`, are their own
+    complements.
     """
     if given is None:
         given = COMPLEMENT_TOKEN_IDS
@@ -34,18 +29,13 @@ class CaduceusConfig(StateSpaceConfig):
     """Settings of a Caduceus model (arXiv 2403.03234).
 
     Names are those of the published ``kuleshov-group/caduceus-*`` folders, so that such a folder
-    loads as it is. Defaults are Caduceus-Ph of 470,702 parameters. One error lists every problem.
+    loads as it is. Defaults are Caduceus-Ph of 470,702 parameters. The other settings are those of
+    :class:`~megabase.models.mamba.MambaConfig`.
 
     Attributes
     ----------
     d_model : int
         Width of one strand.
-    vocab_size, pad_vocab_size_multiple, n_layer, max_seq_len : int
-        As in :class:`~megabase.models.mamba.MambaConfig`.
-    ssm_cfg, rms_norm, residual_in_fp32, norm_epsilon, initializer_cfg
-        As there.
-    mask_padding, pooling, tie_word_embeddings
-        As there.
     fused_add_norm : bool
         In an RC-equivariant model, whether every block exchanges the two strands, as the kernel of
         all published ones does; it also decides the names of the norms' weights. Without effect in
@@ -66,8 +56,6 @@ class CaduceusConfig(StateSpaceConfig):
         equivariant one always joins its strands, and needs one of them.
     head_bias : bool
         Whether a classifier's head has a bias; the published ones have none.
-    pad_token_id, mask_token_id, bos_token_id, eos_token_id : int or None
-        Special tokens.
     """
 
     model_type = "caduceus"

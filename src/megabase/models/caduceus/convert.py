@@ -37,13 +37,7 @@ def recognizes(names: Iterable[str]) -> bool:
 
 
 def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
-    """Build a masked language model, a classifier, or the bare model, by the heads of the weights.
-
-    Raises
-    ------
-    CheckpointError
-        Naming every missing, unexpected and mis-shaped tensor.
-    """
+    """Build a masked language model, classifier or bare model, by the heads of the weights."""
     tensors, dropped = renamed(weights.tensors, _RULES)
     settings = recorded_settings(weights, CaduceusConfig, (None, CaduceusConfig.model_type))
     rcps = any(".mixer.submodule." in name for name in tensors)

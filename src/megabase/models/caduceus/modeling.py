@@ -110,7 +110,7 @@ class _CaduceusPreTrainedModel(StateSpacePreTrainedModel):
     _no_split_modules = ["_Block", "_StrandBlock"]  # noqa: RUF012 (the library's own form)
 
     def tied_names(self, names: Iterable[str]) -> dict[str, str]:
-        """Name the copies of shared tensors.
+        """Map the copies of shared tensors to their first names.
 
         The two directions of a mixer share their projections when
         ``config.bidirectional_weight_tie``; the head is the embedding when
@@ -141,13 +141,7 @@ class _CaduceusPreTrainedModel(StateSpacePreTrainedModel):
 
 
 class CaduceusModel(_CaduceusPreTrainedModel):
-    """Caduceus without a head: one vector per position, of both strands with ``config.rcps``.
-
-    Parameters
-    ----------
-    config
-        The model's settings.
-    """
+    """Caduceus without a head: one vector per position, of both strands with ``config.rcps``."""
 
     def __init__(self, config: CaduceusConfig, **_: Any) -> None:
         super().__init__(config)
@@ -163,23 +157,13 @@ class CaduceusModel(_CaduceusPreTrainedModel):
         return_dict: bool | None = None,
         **rest: Any,
     ) -> BaseModelOutput | tuple[Any, ...]:
-        """Encode token ids.
+        """Encode token ids to ``last_hidden_state`` (batch, length, ``config.hidden_size``).
 
-        Parameters
-        ----------
-        input_ids, attention_mask, output_hidden_states, return_dict
-            As in :meth:`megabase.models.mamba.MambaModel.forward`.
-        inputs_embeds
-            Embeddings instead of ids, shape (batch, length, ``config.hidden_size``); ConfigError
-            for another width.
-
-        Returns
-        -------
-        BaseModelOutput
-            ``last_hidden_state`` has shape (batch, length, ``config.hidden_size``). In an
-            equivariant model the first half belongs to the strand as given, the second half to the
-            other one, with channels in reverse order: the reverse complement of the input turns
-            the output around in length and channels.
+        In an equivariant model the first half of the channels belongs to the strand as given, the
+        second half to the other one, in reverse order: the reverse complement of the input turns
+        the output around in length and channels. Arguments are those of
+        :meth:`megabase.models.mamba.MambaModel.forward`, with `inputs_embeds` of
+        ``config.hidden_size`` channels (ConfigError for another width).
         """
         refuse_rest(self, rest)
         given_once(input_ids, inputs_embeds)

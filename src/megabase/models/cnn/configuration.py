@@ -21,8 +21,6 @@ SHORTEST = 57
 def flatten_size(length: int) -> int:
     """Give the width of the first dense layer's input, 4 channels of what is left of the length.
 
-    Examples
-    --------
     >>> flatten_size(1024), flatten_size(251), flatten_size(57)
     (484, 100, 4)
     """
@@ -60,11 +58,6 @@ class GenomicCNNConfig(OwnFamilyConfig, PreTrainedConfig):  # pyright: ignore[re
         statistics of its batch norms, as building the published model does.
     **kwargs
         ``num_labels``, ``id2label``, ``problem_type`` and the rest of transformers' configuration.
-
-    Raises
-    ------
-    ConfigError
-        For values that cannot be built, all of them at once.
     """
 
     model_type = "genomic-cnn"

@@ -42,22 +42,11 @@ def recognizes(names: Iterable[str]) -> bool:
 
 
 def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
-    """Build a model from published weights.
+    """Build a model from published weights; a leading ``model.`` of their names is allowed.
 
-    Parameters
-    ----------
-    weights
-        With published names; a leading ``model.`` is allowed.
-    **overrides
-        Fields of :class:`GenomicCNNConfig`; ``variant`` and ``num_labels`` follow the last layer
-        when left out (one output: the original with two classes). ``max_length`` is needed unless
-        the ``config.json`` beside the weights has it: the weights tell the input length only up to
-        7 tokens.
-
-    Raises
-    ------
-    ConfigError
-        When the weights are of another model, or nothing tells the input length.
+    ``variant`` and ``num_labels`` follow the last layer when left out (one output: the original
+    with two classes). ``max_length`` is needed unless the ``config.json`` beside the weights has it
+    (ConfigError): the weights tell the input length only up to 7 tokens.
     """
     tensors = _published_names(weights.tensors)
     settings = {name: value for name, value in overrides.items() if value is not None}

@@ -27,13 +27,6 @@ from megabase.models.heads import LossOptions, SupervisedClassifier, binary_loss
 class GenomicCNNForSequenceClassification(SupervisedClassifier):
     """Class scores of whole sequences.
 
-    Parameters
-    ----------
-    config
-        Shape and published habits.
-
-    Notes
-    -----
     With two classes the original has one output z. Its logits are given as (0, z), whose softmax
     is (1 - sigmoid(z), sigmoid(z)) and whose cross entropy is the binary cross entropy of z: one
     form for every classifier here.
@@ -80,32 +73,15 @@ class GenomicCNNForSequenceClassification(SupervisedClassifier):
         self.embeddings = cast("nn.Embedding", value)
 
     def scores(self, input_ids: Tensor) -> Tensor:
-        """Give the output of the last dense layer.
+        """Give the last dense layer's output (batch, ``config.outputs``), before any sigmoid.
 
-        Parameters
-        ----------
-        input_ids
-            int64 (batch, ``config.max_length``).
-
-        Returns
-        -------
-        Tensor
-            (batch, ``config.outputs``), before any sigmoid.
+        Ids are (batch, ``config.max_length``).
         """
         embedded = self.embeddings(input_ids).transpose(1, 2)  # (B, D, L)
         return self.dense_model(self.cnn_model(embedded))
 
     def predict(self, input_ids: Tensor, attention_mask: Tensor | None, **options: Any) -> Tensor:
-        """Give logits (batch, labels).
-
-        Parameters
-        ----------
-        input_ids
-            int64 (batch, length), brought to ``config.max_length`` tokens: padded on
-            ``config.padding_side`` with ``config.pad_token_id``.
-        attention_mask
-            (batch, length), 1 for real tokens.
-        """
+        """Give logits (batch, labels), padded on ``config.padding_side``."""
         side = cast("Any", self.config.padding_side)
         ids = fit_length(input_ids, attention_mask, self.config, side=side, model="this CNN")
         scores = self.scores(ids)

@@ -12,8 +12,6 @@ from megabase.models.base import OwnFamilyConfig, Problems
 def flatten_length(length: int, kernel: int, pool: int) -> int:
     """Count the positions that three convolutions and two poolings leave.
 
-    Examples
-    --------
     >>> flatten_length(1000, 8, 4)
     53
     """
@@ -39,7 +37,7 @@ class DeepSEAConfig(OwnFamilyConfig, PreTrainedConfig):  # pyright: ignore[repor
         What a rectified unit gives where its input is not positive.
     max_length
         Bases of every input: the dense layer has a weight for each position. Shorter inputs are
-        padded on the right with positions that are no base.
+        padded on the right with positions that are not a base.
     too_long
         ``"error"`` refuses longer inputs; ``"trim"`` keeps their first `max_length` bases.
     unknown_value
@@ -52,11 +50,6 @@ class DeepSEAConfig(OwnFamilyConfig, PreTrainedConfig):  # pyright: ignore[repor
     **kwargs
         ``num_labels`` (919), ``problem_type`` (``"multi_label_classification"``) and the rest of
         transformers' configuration.
-
-    Raises
-    ------
-    ConfigError
-        For values that cannot be built, all of them at once.
     """
 
     model_type = "deepsea"

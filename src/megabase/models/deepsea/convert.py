@@ -61,20 +61,9 @@ def recognizes(names: Iterable[str]) -> bool:
 
 
 def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
-    """Build a model from Kipoi weights; the shape is read from them.
+    """Build a model from Kipoi weights, which give its shape, but for ``max_length`` (1000 bases).
 
-    Parameters
-    ----------
-    weights
-        With or without the prefix of the prediction (``2.``) or variant-effect model (``1.``).
-    **overrides
-        Fields of :class:`DeepSEAConfig`, such as ``max_length`` (1000 bases) and
-        ``strand_average``.
-
-    Raises
-    ------
-    ConfigError
-        When the weights are of another model or another input length.
+    ConfigError when the weights are of another model or another input length.
     """
     tensors = _from_kipoi(weights.tensors)
     settings = {name: value for name, value in overrides.items() if value is not None}

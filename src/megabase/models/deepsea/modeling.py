@@ -35,20 +35,10 @@ def _channel_table(unknown_value: float, vocab_size: int) -> Tensor:
 
 
 def average_logits(first: Tensor, second: Tensor, problem_type: str | None) -> Tensor:
-    """Give the logits of the mean of two predictions.
+    """Give the logits (batch, labels) of the mean of two predictions.
 
-    Parameters
-    ----------
-    first, second
-        (batch, labels).
-    problem_type
-        Several labels: logits of the mean probability of each. One class: logarithms of the mean
-        probabilities of the classes. Regression: the mean.
-
-    Returns
-    -------
-    Tensor
-        (batch, labels).
+    Several labels: logits of the mean probability of each. One class: logarithms of the mean
+    probabilities of the classes. Regression: the mean.
     """
     if problem_type == "regression":
         return (first + second) / 2
@@ -63,13 +53,7 @@ def average_logits(first: Tensor, second: Tensor, problem_type: str | None) -> T
 
 
 class DeepSEAForSequenceClassification(SupervisedClassifier):
-    """Chromatin features, or any labels, of sequences.
-
-    Parameters
-    ----------
-    config
-        Shape; the defaults are the published one.
-    """
+    """Chromatin features, or any labels, of sequences."""
 
     config_class = DeepSEAConfig
     config: DeepSEAConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -101,24 +85,9 @@ class DeepSEAForSequenceClassification(SupervisedClassifier):
             super()._init_weights(module)
 
     def one_hot(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Turn token ids into the network's input.
+        """Turn ids (A 7, C 8, G 9, T 10, N 11) into (batch, 4, ``config.max_length``).
 
-        Parameters
-        ----------
-        input_ids
-            int64 (batch, length), the published ids (A 7, C 8, G 9, T 10, N 11).
-        attention_mask
-            (batch, length), 1 for real tokens.
-
-        Returns
-        -------
-        Tensor
-            (batch, 4, ``config.max_length``) with channels A, G, C, T.
-
-        Raises
-        ------
-        InputError
-            For more bases than ``config.max_length``, unless they are to be trimmed.
+        Channels are A, G, C, T. InputError for more bases, unless they are to be trimmed.
         """
         ids = fit_length(
             input_ids, attention_mask, self.config, side="right", model="this DeepSEA network"
@@ -141,18 +110,7 @@ class DeepSEAForSequenceClassification(SupervisedClassifier):
         return F.threshold(x, 0.0, self.config.floor)
 
     def scores(self, bases_BCL: Tensor) -> Tensor:
-        """Run the network on one strand.
-
-        Parameters
-        ----------
-        bases_BCL
-            (batch, 4, ``config.max_length``) with channels A, G, C, T.
-
-        Returns
-        -------
-        Tensor
-            (batch, labels): logits.
-        """
+        """Give the logits (batch, labels) of one strand, one-hot as by :meth:`one_hot`."""
         config, training = self.config, self.training
         x = F.max_pool1d(self._rectify(self.conv1(bases_BCL)), config.pool)
         x = F.dropout(x, config.dropout[0], training)
@@ -170,12 +128,7 @@ class DeepSEAForSequenceClassification(SupervisedClassifier):
     ) -> Tensor:
         """Give logits (batch, labels), those of the mean probability where strands are averaged.
 
-        Parameters
-        ----------
-        input_ids, attention_mask
-            See :meth:`one_hot`.
-        strand_average
-            Average over both strands; None: in evaluation mode, where ``config.strand_average``.
+        That is in evaluation mode, where ``config.strand_average``, unless `strand_average` says.
         """
         bases = self.one_hot(input_ids, attention_mask)
         logits = self.scores(bases)

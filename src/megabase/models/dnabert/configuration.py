@@ -31,11 +31,6 @@ class DNABERTConfig(OwnFamilyConfig, BertConfig):  # pyright: ignore[reportIncom
         weights were not released.)
     **kwargs
         Everything that :class:`transformers.BertConfig` takes.
-
-    Raises
-    ------
-    ConfigError
-        When `vocab_size` is not that of a k-mer vocabulary, or `long_inputs` is unknown.
     """
 
     model_type = "dnabert"

@@ -55,19 +55,8 @@ def load_tokenizer(folder: str | Path, **settings: Any) -> DNABERTTokenizer:
     """Load the tokenizer of a DNABERT folder, whatever its ``tokenizer_config.json`` names.
 
     The published settings say ``do_lower_case: true``, with which every k-mer becomes unknown; it
-    has no effect here.
-
-    Parameters
-    ----------
-    folder
-        A published or saved folder.
-    **settings
-        Settings of :class:`DNABERTTokenizer` to change.
-
-    Raises
-    ------
-    ConfigError
-        When the folder holds another family, or its vocabulary does not fit its configuration.
+    has no effect here. ConfigError when the folder holds another family, or its vocabulary does not
+    fit its configuration.
     """
     folder = Path(folder)
     if not is_dnabert_folder(folder):
@@ -99,12 +88,7 @@ def recognizes(names: Iterable[str]) -> bool:
 def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
     """Build a masked language model, a classifier or the bare model, by the heads of the weights.
 
-    Raises
-    ------
-    ConfigError
-        When the vocabulary is not one of k-mers.
-    CheckpointError
-        Naming every missing and mis-shaped tensor.
+    ConfigError when the vocabulary is not one of k-mers.
     """
     tensors = dict(weights.tensors)
     prefix = "bert." if f"bert.{_EMBEDDING}" in tensors else ""

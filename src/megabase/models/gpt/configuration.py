@@ -10,8 +10,8 @@ class GPTConfig(DecoderConfig):
     """Settings of the Transformer baseline of the HyenaDNA paper (arXiv 2306.15794, section 4.1).
 
     The decoder of HyenaDNA with causal attention and learned positions in place of the Hyena
-    operator. Defaults are the published two-layer baseline of 529,920 parameters. One error lists
-    every problem.
+    operator. Defaults are the published two-layer baseline of 529,920 parameters. The other
+    settings are those of :class:`megabase.models.hyenadna.HyenaDNAConfig`.
 
     Attributes
     ----------
@@ -22,12 +22,6 @@ class GPTConfig(DecoderConfig):
     max_position_embeddings : int
         Rows of the position table, which is the longest input in tokens. Positions count from the
         left end of the padded input.
-    attention_dropout : float
-        Dropout of attention weights.
-
-    Notes
-    -----
-    The other settings are those of :class:`megabase.models.hyenadna.HyenaDNAConfig`.
     """
 
     model_type = "megabase_gpt"

@@ -13,8 +13,8 @@ class HyenaDNAConfig(DecoderConfig):
     """Settings of a HyenaDNA model (HyenaDNA paper, arXiv 2306.15794).
 
     Names are those of the published ``LongSafari/hyenadna-*-hf`` folders, so that such a folder
-    loads as it is. Defaults are the shape of the published tiny-1k model. All settings are checked
-    together: one error lists every problem.
+    loads as it is. Defaults are the shape of the published tiny-1k model. The other settings are
+    those of :class:`megabase.models.base.LanguageModelConfig`.
 
     Attributes
     ----------
@@ -75,10 +75,6 @@ class HyenaDNAConfig(DecoderConfig):
         Epsilon of every LayerNorm; standard deviation of initial weights.
     residual_in_fp32 : bool
         Whether the running sum is kept in float32 at least.
-
-    Notes
-    -----
-    The other settings are those of :class:`megabase.models.base.LanguageModelConfig`.
     """
 
     model_type = "hyenadna"

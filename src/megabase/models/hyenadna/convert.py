@@ -188,10 +188,7 @@ def _decay(deltas: Tensor | None) -> dict[str, float]:
 def _infer_settings(
     weights: Weights, tensors: Mapping[str, Tensor], given: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Give the arguments of the configuration, and notes on what files contradict or leave open.
-
-    The settings in `given` win over everything else.
-    """
+    """Give the configuration's arguments, `given` ones first, and notes on open questions."""
     settings = _published_settings(weights)
     shapes = _shapes(tensors, weights.path)
     notes = [
@@ -258,18 +255,8 @@ def _model_class(weights: Weights, tensors: Mapping[str, Tensor]) -> type[PreTra
 def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
     """Build a causal language model, a classifier, or the bare model, by the heads of the weights.
 
-    Parameters
-    ----------
-    weights
-        As :func:`~megabase.models.checkpoints.reader.read_weights` gives them.
-    **overrides
-        Fields of :class:`HyenaDNAConfig` that win over what is inferred, such as
-        ``window_shift=0.0`` or ``filter_layout="standalone"``.
-
-    Raises
-    ------
-    CheckpointError
-        Naming every missing, unexpected and mis-shaped tensor.
+    `overrides` are fields of :class:`HyenaDNAConfig` that win over what is inferred, such as
+    ``window_shift=0.0`` or ``filter_layout="standalone"``.
     """
     tensors, dropped = renamed(weights.tensors, NAME_RULES)
     settings, notes = _infer_settings(weights, tensors, overrides)

@@ -53,25 +53,11 @@ class HyenaDNAForTokenClassification(_HyenaDNA, TokenClassifier):
 
 
 def lengthen(model: PreTrainedModel, longest: int) -> PreTrainedModel:
-    """Give the model room for longer inputs; on those it took before it says the same.
+    """Give a HyenaDNA room for inputs of `longest` positions.
 
-    Parameters
-    ----------
-    model
-        A HyenaDNA that reads left to right; not changed.
-    longest
-        Positions of the new longest input (``max_seq_len``).
-
-    Returns
-    -------
-    transformers.PreTrainedModel
-        A model of the same class with the same parameters.
-
-    Raises
-    ------
-    MegabaseError
-        For another family, a two-sided model, tables or positions that were learnt, or a length
-        that is not above the present one.
+    On inputs it took before its output is the same. The given model is not changed; the new one has
+    its class and parameters. MegabaseError for another family, a two-sided model, tables or
+    positions that were learned, or a length that is not above the present one.
     """
     config: Any = model.config
     if config.model_type != "hyenadna":
@@ -80,7 +66,7 @@ def lengthen(model: PreTrainedModel, longest: int) -> PreTrainedModel:
         )
     if config.bidirectional != "none" or config.lr_pos_emb or config.max_position_embeddings:
         raise MegabaseError(
-            "the model is two-sided or has learnt positions; only a HyenaDNA that reads left to "
+            "the model is two-sided or has learned positions; only a HyenaDNA that reads left to "
             "right, with computed positions, is made longer"
         )
     if longest <= config.max_seq_len:

@@ -143,7 +143,8 @@ class MambaConfig(StateSpaceConfig):
     """Settings of a Mamba language model (arXiv 2312.00752).
 
     Names are those of the public state-spaces/mamba code. Defaults are the next-token baseline of
-    the Caduceus paper (arXiv 2403.03234), of 468,608 parameters. One error lists every problem.
+    the Caduceus paper (arXiv 2403.03234), of 468,608 parameters. The other settings are those of
+    :class:`megabase.models.base.LanguageModelConfig`; the last was published as ``tie_embeddings``.
 
     Attributes
     ----------
@@ -162,11 +163,6 @@ class MambaConfig(StateSpaceConfig):
     initializer_cfg : dict or None
         ``initializer_range`` (0.02), ``rescale_prenorm_residual`` (True) and
         ``n_residuals_per_layer`` (1).
-
-    Notes
-    -----
-    The other settings are those of :class:`megabase.models.base.LanguageModelConfig`; the last was
-    published as ``tie_embeddings``.
     """
 
     model_type = "megabase_mamba"

@@ -43,30 +43,10 @@ def recognizes(names: Iterable[str]) -> bool:
 def read_shapes(
     tensors: Mapping[str, Tensor], embedding: str, layers: str, mixer: str, source: object
 ) -> dict[str, Any]:
-    """Read from the weights the settings that they decide.
+    """Read from the weights, by our names, the settings that they decide.
 
-    Parameters
-    ----------
-    tensors
-        By our names.
-    embedding
-        Name of the embedding matrix.
-    layers
-        What the names of blocks begin with.
-    mixer
-        What follows the number of a block, in the names of its mixer.
-    source
-        Where the weights are from, for the message.
-
-    Returns
-    -------
-    dict
-        Settings under our names.
-
-    Raises
-    ------
-    CheckpointError
-        When a tensor that decides is missing.
+    `layers` is what the names of blocks begin with, and `mixer` what follows the number of a block
+    in the names of its mixer. CheckpointError when a tensor that decides is missing.
     """
     first = f"{layers}0.{mixer}"
     needed = [embedding, *(f"{first}{end}" for end in ("A_log", "conv1d.weight", "dt_proj.weight"))]
@@ -105,13 +85,7 @@ def without_lm_head(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], t
 
 
 def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
-    """Build a causal language model, a classifier, or the bare model, by the heads of the weights.
-
-    Raises
-    ------
-    CheckpointError
-        Naming every missing, unexpected and mis-shaped tensor.
-    """
+    """Build a causal language model, classifier or bare model, by the heads of the weights."""
     tensors, dropped = renamed(weights.tensors, _RULES)
     bare = "embedding.weight" in tensors
     if bare:

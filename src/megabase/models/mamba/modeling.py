@@ -91,10 +91,7 @@ class StateSpacePreTrainedModel(DNAModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a model folder; as in transformers, but strict about tied tensors.
 
-        Raises
-        ------
-        CheckpointError
-            When both copies of a tied tensor are in the file with different values.
+        CheckpointError when both copies of a tied tensor are in the file with different values.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(
@@ -109,16 +106,9 @@ class StateSpacePreTrainedModel(DNAModel):
     ) -> list[dict[str, Any]]:
         """Group the parameters for an optimizer.
 
-        Parameters
-        ----------
-        lr
-            Learning rate of all of them.
-        weight_decay
-            Weight decay of ordinary parameters. Biases, embeddings (and a head tied to them),
-            LayerNorms, ``A_log`` and ``D`` do not decay.
-        decay_rms_norm
-            Whether the weights of RMSNorms decay, as in the public training code, whose list of
-            exceptions does not know that norm.
+        Biases, embeddings (and a head tied to them), LayerNorms, ``A_log`` and ``D`` do not decay.
+        RMSNorms do where `decay_rms_norm`, as in the public training code, whose list of exceptions
+        does not know that norm.
         """
         spared: set[int] = set()
         for module in self.modules():
@@ -196,13 +186,7 @@ class _Block(GradientCheckpointingLayer, MambaBlock):
 
 
 class MambaModel(_MambaPreTrainedModel):
-    """Mamba without a head: one vector per position.
-
-    Parameters
-    ----------
-    config
-        The model's settings.
-    """
+    """Mamba without a head: one vector per position."""
 
     def __init__(self, config: MambaConfig, **_: Any) -> None:
         super().__init__(config)
@@ -231,7 +215,7 @@ class MambaModel(_MambaPreTrainedModel):
         return_dict: bool | None = None,
         **rest: Any,
     ) -> _MambaOutput | tuple[Any, ...]:
-        """Encode token ids.
+        """Encode token ids to ``last_hidden_state`` (batch, length, width).
 
         Parameters
         ----------
@@ -245,11 +229,6 @@ class MambaModel(_MambaPreTrainedModel):
             ``cache`` of an earlier output, to continue after its last position.
         use_cache
             Whether to return a cache.
-
-        Returns
-        -------
-        ModelOutput
-            ``last_hidden_state`` has shape (batch, length, width).
         """
         refuse_rest(self, rest)
         given_once(input_ids, inputs_embeds)
@@ -283,23 +262,11 @@ class MambaForCausalLM(_MambaPreTrainedModel, CausalLM):
 
     @torch.no_grad()
     def step(self, input_ids: Tensor, cache: MambaCache | None = None) -> tuple[Tensor, MambaCache]:
-        """Read one more token of every sequence.
+        """Read one more token of every sequence, ids (batch,) or (batch, 1).
 
-        Parameters
-        ----------
-        input_ids
-            Shape (batch,) or (batch, 1).
-        cache
-            What the call before returned, or the ``cache`` of a forward pass with ``use_cache``;
-            None at the first token.
-
-        Returns
-        -------
-        logits : Tensor
-            Scores of the next token, shape (batch, config.vocab_rows): those of the full pass at
-            this position.
-        cache : tuple of MambaState
-            For the next call. Its size does not grow.
+        Gives the logits (batch, config.vocab_rows) of the full pass at this position, and the cache
+        for the next call, whose size does not grow. `cache` is that of the call before, or of a
+        forward pass with ``use_cache``; None at the first token.
         """
         output = self(
             input_ids=input_ids.reshape(-1, 1), cache=cache, use_cache=True, return_dict=True
