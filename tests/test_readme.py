@@ -65,15 +65,13 @@ def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def parse_recipe(file: Path) -> Any:
     """Read a recipe as the verb that it is for does."""
-    from jsonargparse import ArgumentParser, set_parsing_settings
+    from megabase.cli.parser import build_parser
+    from megabase.tasks.config import PretrainConfig
 
-    from megabase.cli import pretrain
-
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser()
-    pretrain.add_arguments(parser)
-    args = parser.instantiate(parser.parse_args(["--config", str(file)]))
-    return settings_of(pretrain.SETTINGS, args)
+    parser, _ = build_parser("pretrain", "megabase.cli.verbs.train")
+    return settings_of(
+        PretrainConfig, parser.instantiate(parser.parse_args(["--config", str(file)]))
+    )
 
 
 def test_python_of_the_readme_runs_offline(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jsonargparse import ArgumentParser, set_parsing_settings
     from rich.console import Console
 
-    from megabase.cli.help_text import HelpFormatter
+    from megabase.cli.parser import HelpFormatter
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser(config: type, description: str, output: str) -> ArgumentParser:
     from jsonargparse import ArgumentParser
 
-    from megabase.cli.help_text import HelpFormatter
+    from megabase.cli.parser import HelpFormatter
 
     parser = ArgumentParser(formatter_class=HelpFormatter, description=description)
     folder = config is RuntimeConfig

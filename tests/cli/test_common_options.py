@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megabase.cli import progress
+from megabase.cli import streams
 from megabase.cli.main import VERBS, main
 
 
@@ -41,7 +41,7 @@ def test_lines_of_progress_have_rate_and_time_left(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    with progress.show_progress("sequences") as update:
+    with streams.show_progress("sequences") as update:
         assert update is not None
         for second in range(100):
             now[0] = float(second)
@@ -52,8 +52,8 @@ def test_lines_of_progress_have_rate_and_time_left(
 
 
 def test_quiet_shows_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "quiet", True)
-    with progress.show_progress("sequences") as update:
+    monkeypatch.setattr(streams, "quiet", True)
+    with streams.show_progress("sequences") as update:
         assert update is None
 
 

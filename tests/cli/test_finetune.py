@@ -104,7 +104,7 @@ def test_a_picture_of_a_region(table: Path, capsys: pytest.CaptureFixture[str]) 
         assert message in error
         assert len(error.strip().splitlines()) == 1
     assert main([*command, "two:9-40", "--predictions"]) == 0
-    assert f"wrote {folder / 'run' / 'picture.png'}" in capsys.readouterr().out
+    assert f"wrote {folder / 'run' / 'picture.png'}" in capsys.readouterr().err
     assert (folder / "run" / "picture.png").read_bytes()[:4] == b"\x89PNG"
 
 

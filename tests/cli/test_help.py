@@ -34,12 +34,13 @@ def test_the_parser_takes_the_examples(
     monkeypatch.chdir(str(tmp_path))
     with open("recipe.yaml", "w") as recipe:
         recipe.write("output: runs/mine\ndata: {genome: hg38.mb}\n")
-    module = importlib.import_module(VERBS[verb][0])
-    assert module.EXAMPLES
+    module = importlib.import_module(f"megabase.cli.verbs.{VERBS[verb][0]}")
+    command = module.VERBS[verb]
+    assert command.examples
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    for example in module.EXAMPLES:
+    for example in command.examples:
         program, name, *arguments = shlex.split(example)
         assert (program, name) == ("megabase", verb)
         parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-        module.add_arguments(parser)
+        command.add_arguments(parser)
         parser.parse_args(arguments)

@@ -71,7 +71,7 @@ def test_a_picture_of_a_region(table: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(command) == 2
     assert "--picture needs --predictions" in capsys.readouterr().err
     assert main([*command, "--predictions"]) == 0
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr().err
     for name in ("length-0", "length-1"):
         picture = folder / "run" / name / "picture.png"
         assert f"wrote {picture}" in shown

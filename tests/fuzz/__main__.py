@@ -44,9 +44,9 @@ MODULES = ("torch", "transformers", "polars", "pysam", "pybigtools", "safetensor
            "megabase.models.describe", "megabase.models.adapt.prompt",
            "megabase.models.adapt.lora",
            "megabase.report.genome_tracks", "megabase.report.run_record",
-           "megabase.data.label_files", "megabase.training.run_data", "megabase.cli.pretrain",
+           "megabase.data.label_files", "megabase.training.run_data", "megabase.cli.verbs.train",
            "megabase.inference.ism", "megabase.data.sources",
-           "megabase.cli.genome_report")  # fmt: skip
+           "megabase.cli.verbs.report")  # fmt: skip
 
 
 class Inputs:

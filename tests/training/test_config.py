@@ -97,7 +97,7 @@ def test_saved_settings_leave_out_what_belongs_to_one_call() -> None:
 
 def test_settings_import_no_torch() -> None:
     code = (
-        "import sys, megabase.tasks.config, megabase.cli.pretrain\n"
+        "import sys, megabase.tasks.config, megabase.cli.verbs.train\n"
         "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

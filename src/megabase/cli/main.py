@@ -7,45 +7,41 @@ transformers only when it runs, so every ``--help`` answers at once.
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megabase import __version__
 from megabase.cli.streams import discard_output, open_streams, output_fails, say
 from megabase.errors import MegabaseError
 from megabase.training.process import Terminated, terminable
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
-
 VERBS: dict[str, tuple[str, str]] = {
-    "genome": ("megabase.cli.genome", "build, describe and verify genome stores"),
-    "score": ("megabase.cli.score", "log-likelihood and perplexity of sequences or intervals"),
-    "variants": ("megabase.cli.variants", "variant-effect scores for a VCF"),
-    "ism": ("megabase.cli.ism", "in-silico mutagenesis: every substitution of a region"),
-    "embed": ("megabase.cli.embed", "embeddings of sequences: hidden states of any layer"),
-    "predict": ("megabase.cli.predict", "labels and probabilities, by sequence or along a genome"),
-    "attribute": ("megabase.cli.attribute", "attribute an output of a model to input bases"),
-    "generate": ("megabase.cli.generate", "generate DNA with a causal language model"),
-    "evaluate": ("megabase.cli.evaluate", "perplexity of a model against Markov baselines"),
-    "compare": ("megabase.cli.compare", "evaluations of several models in one table"),
-    "report": ("megabase.cli.report", "a self-contained HTML page about a run or a region"),
-    "pretrain": ("megabase.cli.pretrain", "pretrain a language model on a genome"),
-    "finetune": ("megabase.cli.finetune", "fine-tune a model on labelled sequences"),
-    "prompt": ("megabase.cli.prompt", "soft-prompt tuning with a frozen model"),
-    "icl": ("megabase.cli.icl", "few-shot in-context classification"),
-    "benchmark": ("megabase.cli.benchmark", "models on benchmark suites: leaks, seeds, one table"),
-    "convert": ("megabase.cli.convert", "turn a published checkpoint into a model folder"),
-    "info": ("megabase.cli.info", "describe a model: kind, size, limits; list the presets"),
-    "completion": ("megabase.cli.completion", "print a completion script for a shell"),
+    "genome": ("genome", "build, describe and verify genome stores"),
+    "score": ("score", "log-likelihood and perplexity of sequences or intervals"),
+    "variants": ("score", "variant-effect scores for a VCF"),
+    "ism": ("score", "in-silico mutagenesis: every substitution of a region"),
+    "embed": ("sequences", "embeddings of sequences: hidden states of any layer"),
+    "predict": ("sequences", "labels and probabilities, by sequence or along a genome"),
+    "attribute": ("sequences", "attribute an output of a model to input bases"),
+    "generate": ("generate", "generate DNA with a causal language model"),
+    "evaluate": ("evaluate", "perplexity of a model against Markov baselines"),
+    "compare": ("evaluate", "evaluations of several models in one table"),
+    "report": ("report", "a self-contained HTML page about a run or a region"),
+    "pretrain": ("train", "pretrain a language model on a genome"),
+    "finetune": ("train", "fine-tune a model on labelled sequences"),
+    "prompt": ("train", "soft-prompt tuning with a frozen model"),
+    "icl": ("train", "few-shot in-context classification"),
+    "benchmark": ("benchmark", "models on benchmark suites: leaks, seeds, one table"),
+    "convert": ("models", "turn a published checkpoint into a model folder"),
+    "info": ("models", "describe a model: kind, size, limits; list the presets"),
+    "completion": ("completion", "print a completion script for a shell"),
 }
-"""Name -> module, what it does; in the order of the help text: use a model, then train one."""
+"""Name -> module of :mod:`megabase.cli.verbs`, what it does; in the order of the help text: use a
+model, then train one."""
 
 
 _SHOWN_WARNINGS: set[str] = set()
@@ -66,10 +62,6 @@ def _usage() -> str:
     )
 
 
-def _load(verb: str) -> ModuleType:
-    return importlib.import_module(VERBS[verb][0])
-
-
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning as one line for people, once, without the source line Python would add."""
     if str(message) in _SHOWN_WARNINGS:
@@ -79,18 +71,10 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line with arguments, those of the process when None; give the exit status.
 
-    Parameters
-    ----------
-    argv
-        Arguments without the program name; ``sys.argv[1:]`` when None.
-
-    Returns
-    -------
-    int
-        Exit status: 0 on success, 2 for input the user has to change and for a machine that gives
-        out, 130 after an interrupt, 143 after SIGTERM.
+    0: success; 2: input that the user has to change, or a machine that gives out; 130: interrupted;
+    143: SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not open_streams():
@@ -163,56 +147,21 @@ def _dispatch(arguments: list[str]) -> int:
         near = difflib.get_close_matches(verb, [*VERBS, "help"], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise MegabaseError(f"there is no verb {verb!r}{hint} (megabase --help lists them)")
-    from megabase.cli import progress
-    from megabase.cli.config_errors import as_typed
+    from megabase.cli import streams
+    from megabase.cli.messages import as_typed
+    from megabase.cli.parser import build_parser
 
     warnings.showwarning = _show_warning
     _SHOWN_WARNINGS.clear()
-    parser, module = build_parser(verb)
+    parser, command = build_parser(verb, f"megabase.cli.verbs.{VERBS[verb][0]}")
     try:
         with terminable():
-            args = parser.parse_args(arguments[1:])
-            if hasattr(module, "SETTINGS"):
-                args = parser.instantiate(args)
-            progress.quiet = args.quiet
-            status = module.run(args)
+            args = parser.instantiate(parser.parse_args(arguments[1:]))
+            streams.quiet = args.quiet
+            return command.run(args)
     except MegabaseError as error:
         error.args = (as_typed(str(error), parser),)
         raise
-    return 0 if status is None else int(status)
-
-
-def build_parser(verb: str) -> tuple[ArgumentParser, ModuleType]:
-    """Give the parser of a verb, with what all verbs have, and the verb's module."""
-    from jsonargparse import ArgumentParser, set_parsing_settings
-
-    from megabase.cli.config_errors import explain_errors
-    from megabase.cli.help_text import HelpFormatter, examples_text
-
-    # The attribute docstrings of the configuration dataclasses are the help texts.
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    module = _load(verb)
-    parser = ArgumentParser(
-        prog=f"megabase {verb}",
-        description=module.__doc__,
-        epilog=examples_text(getattr(module, "EXAMPLES", ())),
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-        print_config="--print-config",
-    )
-    module.add_arguments(parser)
-    group = parser.add_argument_group("for every verb")
-    if "--config" not in parser._option_string_actions:
-        group.add_argument(
-            "--config", action="config", metavar="FILE.yaml",
-            help="options by name, with underscores; those of the command line win",
-        )  # fmt: skip
-    group.add_argument("--quiet", action="store_true", help="show no progress and no notes")
-    group.add_argument(
-        "--verbose", action="store_true", help="show where an error was raised, as MEGABASE_DEBUG=1"
-    )
-    explain_errors(parser)
-    return parser, module
 
 
 if __name__ == "__main__":

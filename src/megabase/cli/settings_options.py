@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from megabase.cli.config_errors import explain_errors
+from megabase.cli.messages import explain_errors
 from megabase.errors import ConfigError
 from megabase.settings import RETIRED, Settings
 from megabase.untrusted import YAML_BYTES, parse_yaml, read_text, recognise

@@ -1,4 +1,7 @@
-"""Standard output and error as they may be: closed, full, or without letters for a name."""
+"""What a command says beside its output: notes, progress; and streams as they may be.
+
+Streams may be closed, full, or without letters for a name.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,18 @@ import contextlib
 import io
 import os
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 
-__all__ = ["discard_output", "open_streams", "output_fails", "say"]
+Progress = Callable[[str, int, "int | None"], None]
+"""Called with what is being done, items done, and items in all (None while unknown)."""
+
+_LINE_SECONDS = 30.0
+"""Between two lines in a log: often enough to see that work goes on, too seldom to fill it."""
+
+quiet = False
+"""Whether ``--quiet`` was given: no progress and no notes. Set by the command line, once a call."""
 
 
 def open_streams() -> bool:
@@ -26,6 +39,12 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def note(text: object) -> None:
+    """Print what a command did ("wrote FILE") on standard error, unless ``--quiet`` was given."""
+    if not quiet:
+        say(str(text))
+
+
 def output_fails() -> bool:
     """Say whether standard output cannot be written to: one more end of line is tried."""
     try:
@@ -40,3 +59,69 @@ def discard_output() -> None:
     """Throw away what standard output still holds, so that nothing fails at the end of Python."""
     with contextlib.suppress(OSError):  # a stream in memory has no number
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def show_progress(unit: str) -> Iterator[Progress | None]:
+    """Show progress on standard error while the block runs, counted in `unit` (in the plural).
+
+    Yields a callable to be called now and then, from any thread; None with ``--quiet``.
+    """
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        with _bar(unit) as update:
+            yield update
+    else:
+        yield _Lines(unit)
+
+
+@contextlib.contextmanager
+def _bar(unit: str) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None, count="")
+
+        def update(what: str, done: int, total: int | None) -> None:
+            count = f"{done:,} {unit}" if total is None else f"{done:,} of {total:,} {unit}"
+            bar.update(task, description=what, completed=done, total=total, count=count)
+
+        yield update
+
+
+class _Lines:
+    """Writes a line every 30 seconds: what, how many, how fast, how long it will still take."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._what: str | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        """Take note of the progress, and write a line if the last one is long ago."""
+        now = time.monotonic()
+        with self._lock:
+            if what != self._what:  # another stage of the work has a rate of its own
+                self._what, self._first, self._start, self._last = what, done, now, now
+            if now - self._last < _LINE_SECONDS:
+                return
+            self._last = now
+            rate = (done - self._first) / (now - self._start)
+        count = f"{done:,}" if total is None else f"{done:,} of {total:,}"
+        left = f", {_duration((total - done) / rate)} left" if total and rate > 0 else ""
+        say(f"megabase: {what}: {count} {self._unit}, {rate:,.3g} a second{left}")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,18 +1,15 @@
-"""Print a script that completes verbs, options and their choices in a shell.
-
-bash: `source <(megabase completion bash)`; zsh: the same with zsh, in ~/.zshrc; fish:
-`megabase completion fish > ~/.config/fish/completions/megabase.fish`.
-"""
+"""The verb that prints a completion script."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
+from megabase.cli.parser import Verb, build_parser
+
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-EXAMPLES = ("megabase completion bash",)
 
 _BASH = """\
 _megabase() {{
@@ -44,20 +41,27 @@ complete -o filenames -F _megabase megabase
 """
 """Takes the verb from the second word; what begins with no dash is a file."""
 
+
 _ZSH = "#compdef megabase\nautoload -U +X bashcompinit && bashcompinit\n"
 """zsh runs completions written for bash."""
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Add the name of the shell."""
+def _add_completion(parser: ArgumentParser) -> None:
     parser.add_argument("shell", choices=["bash", "zsh", "fish"], help="which shell")
 
 
-def run(args: Namespace) -> int:
-    """Print the script."""
-    from megabase.cli.main import VERBS, build_parser
+def _completion(args: Namespace) -> int:
+    """Print a script that completes verbs, options and their choices in a shell.
 
-    parsers = {verb: build_parser(verb)[0] for verb in VERBS}
+    bash: `source <(megabase completion bash)`; zsh: the same with zsh, in ~/.zshrc; fish:
+    `megabase completion fish > ~/.config/fish/completions/megabase.fish`.
+    """
+    from megabase.cli import main
+
+    parsers = {
+        name: build_parser(name, f"megabase.cli.verbs.{module}")[0]
+        for name, (module, _) in main.VERBS.items()
+    }
     print(_fish(parsers) if args.shell == "fish" else _bash(parsers, args.shell == "zsh"), end="")
     return 0
 
@@ -95,11 +99,11 @@ def _bash(parsers: dict[str, ArgumentParser], zsh: bool) -> str:
 
 
 def _fish(parsers: dict[str, ArgumentParser]) -> str:
-    from megabase.cli.main import VERBS
+    from megabase.cli import main
 
     lines = [
         f"complete -c megabase -n __fish_use_subcommand -a {verb} -d '{text}'"
-        for verb, (_, text) in VERBS.items()
+        for verb, (_, text) in main.VERBS.items()
     ]
     for verb, parser in parsers.items():
         here = f"complete -c megabase -n '__fish_seen_subcommand_from {verb}'"
@@ -112,3 +116,11 @@ def _fish(parsers: dict[str, ArgumentParser]) -> str:
             elif values or option[0] != "<":
                 lines.append(f"{here} -a '{' '.join(values) or option}'")
     return "\n".join(lines) + "\n"
+
+
+# fmt: off
+VERBS = {
+    "completion": Verb(_add_completion, _completion, (
+        "megabase completion bash",
+    )),
+}

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from megabase.cli.progress import show_progress
+from megabase.cli.streams import show_progress
 from megabase.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,37 +40,27 @@ def add_source_options(
     parser.add_argument("input", metavar="FILE", type=str, help=f"{kinds}, plain or gzip")
     parser.add_argument("-o", "--output", type=str, required=True, metavar="FILE", help=output)
     genome = "BED and VCF" if variants else "BED"
-    parser.add_argument(
-        "--genome", type=str, default=None, help=f"genome store or FASTA, for {genome}"
-    )
+    parser.add_argument("--genome", type=str, help=f"genome store or FASTA, for {genome}")
     add_kind_options(parser, variants=variants)
     if variants:
-        parser.add_argument(
-            "--window", type=int, default=None,
-            help="bases around a variant (VCF), for each allele (default: 1024)",
-        )  # fmt: skip
+        parser.add_argument("--window", type=int, help="bases around a variant (VCF), for each "
+            "allele (default: 1024)")  # fmt: skip
 
 
 def add_kind_options(parser: ArgumentParser, *, variants: bool = True) -> None:
     """Add what says how a file of sequences is read."""
     kinds = ["auto", "fasta", "bed", *(["vcf"] if variants else []), "table"]
-    parser.add_argument(
-        "--kind", default="auto", choices=kinds,
-        help="what the input is (default: by its ending; .csv, .tsv and .parquet are tables)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--sequence", default=None, type=str, metavar="COLUMN",
-        help="column of a table's sequences (default: sequence or seq)",
-    )  # fmt: skip
+    parser.add_argument("--kind", default="auto", choices=kinds, help="what the input is (default: "
+        "by its ending; .csv, .tsv and .parquet are tables)")  # fmt: skip
+    parser.add_argument("--sequence", type=str, metavar="COLUMN", help="column of a table's "
+        "sequences (default: sequence or seq)")  # fmt: skip
     add_strict_option(parser)
 
 
 def add_strict_option(parser: ArgumentParser) -> None:
     """Add ``--strict``."""
-    parser.add_argument(
-        "--strict", action="store_true",
-        help="refuse the input for its first row that cannot be used, instead of leaving it out",
-    )  # fmt: skip
+    parser.add_argument("--strict", action="store_true", help="refuse the input for its first row "
+        "that cannot be used, instead of leaving it out")  # fmt: skip
 
 
 def source_of(args: Namespace) -> SequenceInput:
@@ -93,39 +83,28 @@ def source_of(args: Namespace) -> SequenceInput:
 
 def add_variant_options(parser: ArgumentParser, methods: str) -> None:
     """Add what changes the score of a variant; `methods` says which methods there are."""
-    parser.add_argument(
-        "--window", type=int, default=None, help="bases of a window (default: 1024)"
-    )
-    parser.add_argument("--methods", nargs="+", default=None, metavar="NAME", help=methods)
-    parser.add_argument(
-        "--strands", choices=["forward", "reverse", "both"], default="both",
-        help="strand that is read; the mean of both by default",
-    )  # fmt: skip
-    parser.add_argument(
-        "--placement", choices=["centred", "grid"], default="centred",
+    parser.add_argument("--window", type=int, help="bases of a window (default: 1024)")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help=methods)
+    parser.add_argument("--strands", choices=["forward", "reverse", "both"], default="both",
+        help="strand that is read; the mean of both by default")  # fmt: skip
+    parser.add_argument("--placement", choices=["centred", "grid"], default="centred",
         help="centred: a window of its own around each variant; grid: windows at multiples of half "
-        "their length, shared by neighbors (faster)",
-    )  # fmt: skip
+        "their length, shared by neighbors (faster)")  # fmt: skip
 
 
 def add_run_options(parser: ArgumentParser, *, batch_tokens: bool = True) -> None:
     """Add what decides how the work is done, not what comes out."""
     group = parser.add_argument_group("execution options (they do not change results)")
     group.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    group.add_argument(
-        "--resume", action="store_true",
-        help="resume an interrupted run (its parts are in OUTPUT.partial)",
-    )  # fmt: skip
-    group.add_argument(
-        "--workers", type=int, default=None,
-        help="number of worker processes (default: one for each GPU, else for each core)",
-    )  # fmt: skip
-    group.add_argument("--device", type=str, default=None, help="cpu, cuda, cuda:1 or mps")
+    group.add_argument("--resume", action="store_true", help="resume an interrupted run (its parts "
+        "are in OUTPUT.partial)")  # fmt: skip
+    group.add_argument("--workers", type=int, help="number of worker processes (default: one for "
+        "each GPU, else for each core)")  # fmt: skip
+    group.add_argument("--device", type=str, help="cpu, cuda, cuda:1 or mps")
     group.add_argument("--threads", type=int, default=1, help="threads of each process on the CPU")
     if batch_tokens:
-        group.add_argument(
-            "--batch-tokens", type=int, default=65_536, help="positions of a batch: time and memory"
-        )
+        group.add_argument("--batch-tokens", type=int, default=65_536, help="positions of a batch: "
+            "time and memory")  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Build, describe and verify genome stores: one memory-mapped file for each genome."""
+"""The verb that makes, describes and verifies genome stores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from megabase.cli.progress import show_progress
+from megabase.cli.parser import Verb
+from megabase.cli.streams import note, show_progress
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -16,40 +17,27 @@ if TYPE_CHECKING:
 
     from megabase.genome.store import Genome
 
-__all__ = ["EXAMPLES", "add_arguments", "run"]
-
-# Shown by --help.
-EXAMPLES = (
-    "megabase genome build hg38.fa.gz -o hg38.mb",
-    "megabase genome info hg38.mb",
-)
 
 _SHOWN_CONTIGS = 50  # a screenful; an assembly may have a million
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Add the actions build, info and verify to the parser of ``megabase genome``."""
+def _add_genome(parser: ArgumentParser) -> None:
     from jsonargparse import ArgumentParser
 
-    from megabase.cli.help_text import HelpFormatter
+    from megabase.cli.parser import HelpFormatter
 
     actions = parser.add_subcommands(required=True, dest="action")
 
     build = ArgumentParser(
         formatter_class=HelpFormatter, description="Stream FASTA files into one genome store."
     )
-    build.add_argument(
-        "sources", nargs="+", metavar="FASTA",
-        help="FASTA files: plain, gzip or bgzip, told apart by their content; - is standard input",
-    )  # fmt: skip
+    build.add_argument("sources", nargs="+", metavar="FASTA", help="FASTA files: plain, gzip or "
+        "bgzip, told apart by their content; - is standard input")  # fmt: skip
     build.add_argument("-o", "--output", required=True, help="the store file to write")
-    build.add_argument(
-        "--name", default=None, type=str,
-        help="name of the genome, written into every output (default: from the file name)",
-    )  # fmt: skip
-    build.add_argument(
-        "--overwrite", action="store_true", help="replace the output if it exists already"
-    )
+    build.add_argument("--name", type=str, help="name of the genome, written into every output "
+        "(default: from the file name)")  # fmt: skip
+    build.add_argument("--overwrite", action="store_true", help="replace the output if it exists "
+        "already")  # fmt: skip
     actions.add_subcommand("build", build, help="FASTA files into one store")
 
     info = ArgumentParser(
@@ -57,9 +45,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     info.add_argument("store", help="the store file")
     info.add_argument("--json", action="store_true", help="print everything as JSON")
-    info.add_argument(
-        "--all", action="store_true", help=f"list every contig, not the first {_SHOWN_CONTIGS}"
-    )
+    info.add_argument("--all", action="store_true", help=f"list every contig, not the first "
+        f"{_SHOWN_CONTIGS}")  # fmt: skip
     actions.add_subcommand("info", info, help="what a store holds")
 
     verify = ArgumentParser(
@@ -70,8 +57,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     actions.add_subcommand("verify", verify, help="compare a store with its checksums")
 
 
-def run(args: Namespace) -> int:
-    """Run one action; errors are raised as MegabaseError."""
+def _genome(args: Namespace) -> int:
+    """Build, describe and verify genome stores: one memory-mapped file for each genome."""
     from rich.console import Console
 
     # Away from a terminal rich would wrap at 80 columns and cut names; give tables their width.
@@ -95,7 +82,7 @@ def _build(args: Namespace, console: Console) -> None:
             progress=progress and partial(progress, "reading FASTA"),
         )  # fmt: skip
     seconds = time.perf_counter() - begin
-    console.print(f"wrote {args.output}", markup=False)
+    note(f"wrote {args.output}")
     _print_summary(store, console)
     console.print(
         f"built in {seconds:.1f} s ({store.total_length / max(seconds, 1e-9) / 1e6:,.0f} million "
@@ -197,3 +184,12 @@ def _plain(text: str) -> Any:
     from rich.text import Text
 
     return Text(text)
+
+
+# fmt: off
+VERBS = {
+    "genome": Verb(_add_genome, _genome, (
+        "megabase genome build hg38.fa.gz -o hg38.mb",
+        "megabase genome info hg38.mb",
+    )),
+}

@@ -1,13 +1,4 @@
-"""Measure models on benchmark suites: several models, seeds and tasks, one protocol, one table.
-
-SUITE is genomic-benchmarks, nucleotide-transformer, gue, chromatin, species, biotype or table (any
-labelled files). Before training, rows that occur in several splits are counted. The output folder
-gets results.md, results.parquet, summary.parquet, results.html and the run folders. --resume
-goes on with an interrupted sweep, and adds models, tasks and seeds to a finished one. The word
-collect in place of a suite makes one table of several sweeps (--data A,B --output C). Exit status:
-0 at the end, 2 for an input to mend, 143 or 130 when SIGTERM or SIGINT stopped it after a
-checkpoint was saved.
-"""
+"""The verb that measures models on benchmark suites."""
 
 from __future__ import annotations
 
@@ -16,27 +7,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megabase.benchmarking.config import BenchmarkConfig
+from megabase.cli.parser import Verb
 from megabase.cli.settings_options import add_settings, settings_of
+from megabase.cli.streams import note
 from megabase.errors import InputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
     from rich.console import Console
 
-SETTINGS = BenchmarkConfig
-"""What the arguments are made into."""
-EXAMPLES = ("megabase benchmark gue --data GUE --models kmer,default --output runs/gue",)
 
-
-def add_arguments(parser: ArgumentParser) -> None:
-    """Add the suite, the recipe and every field of :class:`BenchmarkConfig`."""
+def _add_benchmark(parser: ArgumentParser) -> None:
     parser.add_argument("suite", help="name of the suite")
     parser.add_argument("--no-page", action="store_true", help="write no results.html")
     add_settings(parser, BenchmarkConfig, skip={"suite"})
 
 
-def run(args: Namespace) -> int:
-    """Run the verb; give the exit status."""
+def _benchmark(args: Namespace) -> int:
+    """Measure models on benchmark suites: several models, seeds and tasks, one protocol, one table.
+
+    SUITE is genomic-benchmarks, nucleotide-transformer, gue, chromatin, species, biotype or table
+    (any labeled files). Before training, rows that occur in several splits are counted. The output
+    folder gets results.md, results.parquet, summary.parquet, results.html and the run folders.
+    --resume resumes an interrupted sweep, or adds models, tasks and seeds to a finished one. The
+    word collect in place of a suite makes one table of several sweeps (--data A,B --output C). Exit
+    status: 0 at the end, 2 for invalid input, 143 or 130 when SIGTERM or SIGINT stopped it after a
+    checkpoint was saved.
+    """
     if args.suite == "collect":
         return _collect(args)
     config = settings_of(BenchmarkConfig, args)
@@ -69,7 +66,7 @@ def _collect(args: Namespace) -> int:
     folders = [Path(word.strip()).expanduser() for word in str(args.data or "").split(",")]
     for folder in folders:
         if not (folder / "benchmark.json").is_file():
-            raise InputError(f"{folder} is no folder of a sweep; name some as --data A,B")
+            raise InputError(f"{folder} is not a benchmark output folder; name them as --data A,B")
     output = Path(args.output)
     if output.is_dir() and any(output.iterdir()) and not args.overwrite:
         raise InputError(f"output folder {output} is not empty; add --overwrite")
@@ -108,14 +105,22 @@ def _finish(
     records = list(runs.values())
     found = lines(records, order, resamples)
     for path in write_tables(output, found, records):
-        console.print(f"wrote {path}", markup=False)
+        note(f"wrote {path}")
     if page:
         from megabase.report.benchmark_page import write_benchmark_page
 
         try:
             path = write_benchmark_page(output, table_of(found, records))
         except MissingDependencyError as error:
-            console.print(f"no page: {error}", markup=False)
+            note(f"no page: {error}")
         else:
-            console.print(f"wrote {path}", markup=False)
+            note(f"wrote {path}")
     print((output / "results.md").read_text())
+
+
+# fmt: off
+VERBS = {
+    "benchmark": Verb(_add_benchmark, _benchmark, (
+        "megabase benchmark gue --data GUE --models kmer,default --output runs/gue",
+    )),
+}

@@ -1,13 +1,14 @@
-"""Describe a model, its inputs and the memory it needs; or list the published shapes.
-
-The memory is an estimate for float32 on a CPU, meant to be right within a third.
-"""
+"""Verbs about model folders: convert a checkpoint, describe a model."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from megabase.cli.parser import Verb
+from megabase.errors import MegabaseError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -15,39 +16,87 @@ if TYPE_CHECKING:
 
     from megabase.models.describe import ModelDescription
 
-EXAMPLES = (
-    "megabase info",
-    "megabase info runs/mine --length 1024 --batch 32",
-    "megabase info --presets",
-)
-"""Shown under the help text."""
+
+def _add_convert(parser: ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help="checkpoint file, folder with one, preset "
+        "name or Hub repository (owner/name)")  # fmt: skip
+    parser.add_argument("destination", metavar="DST", help="model folder to write")
+    parser.add_argument("--config", type=str, metavar="FILE", help="config.json to use instead of "
+        "the one next to the weights")  # fmt: skip
+    parser.add_argument("--window-shift", type=float, metavar="NUMBER", help="constant added to a "
+        "Hyena filter's window: 0.05 in the published loaders (default), 0.0 in the published "
+        "training code; no file records it")  # fmt: skip
+    parser.add_argument("--longest", type=int, metavar="POSITIONS", help="give a trained HyenaDNA "
+        "room for longer inputs: SRC is a model folder, a run folder or `default`; outputs for "
+        "inputs that it could take before stay the same")  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier model folder "
+        "of this name")  # fmt: skip
+
+
+def _convert(args: Namespace) -> int:
+    """Turn a published checkpoint into a model folder.
+
+    Reads Lightning checkpoints (.ckpt), torch files (.pt, .bin), safetensors and Hugging Face
+    folders. Pickles are read without running any code in them. Every tensor that is missing,
+    unexpected or of another shape is named.
+    """
+    from rich.console import Console
+
+    from megabase.models.checkpoints.convert import convert_checkpoint, lengthen_model
+
+    if args.longest is not None:
+        if args.config is not None or args.window_shift is not None:
+            raise MegabaseError(
+                "--longest takes a model folder as it is; convert the checkpoint first, then give "
+                "the folder with --longest alone"
+            )
+        made = lengthen_model(args.source, args.destination, args.longest, args.overwrite)
+    else:
+        options = {} if args.window_shift is None else {"window_shift": args.window_shift}
+        made = convert_checkpoint(
+            args.source, args.destination, config=args.config, overwrite=args.overwrite, **options
+        )
+    console = Console(highlight=False, soft_wrap=True)
+    count = sum(parameter.numel() for parameter in made.model.parameters())
+    limit = getattr(made.model.config, "max_length", None)
+    longest = f", inputs of up to {limit:,} tokens" if limit else ""
+    console.print(f"{type(made.model).__name__}: {count:,} parameters{longest}", markup=False)
+    for text in made.notes:
+        console.print(f"note: {text}", markup=False)
+    if made.dropped:
+        console.print(f"left out: {', '.join(made.dropped)}", markup=False)
+    note(f"wrote {Path(args.destination).expanduser()}")
+    return 0
+
 
 _SHOWN_LABELS = 10
 """Classes that are listed: a line or two; JSON has all of them."""
+
+
 _SCORING_VALUES = 14
 """Values alive at the peak, per position and unit of width: measured on HyenaDNA in float32 without
 gradients, at 4 x 65,536 tokens."""
+
+
 _PROCESS_BYTES = 500_000_000
 """Of a process that has imported torch and transformers: measured."""
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Add the model and the options."""
-    parser.add_argument(
-        "model", nargs="?", default=None, type=str, metavar="MODEL",
-        help="model folder, run folder, preset or Hub repository (default: the packaged model)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--length", default=None, type=int,
-        help="tokens of each input in the memory estimate (default: the longest input)",
-    )  # fmt: skip
+def _add_info(parser: ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", type=str, metavar="MODEL", help="model folder, run "
+        "folder, preset or Hub repository (default: the packaged model)")  # fmt: skip
+    parser.add_argument("--length", type=int, help="tokens of each input in the memory estimate "
+        "(default: the longest input)")  # fmt: skip
     parser.add_argument("--batch", default=1, type=int, help="inputs in one batch of the estimate")
     parser.add_argument("--presets", action="store_true", help="list the published shapes")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
-def run(args: Namespace) -> int:
-    """Print the description or the table."""
+def _info(args: Namespace) -> int:
+    """Describe a model, its inputs and the memory it needs; or list the published shapes.
+
+    The memory is an estimate for float32 on a CPU, meant to be right within a third.
+    """
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -71,7 +120,7 @@ def run(args: Namespace) -> int:
         described = {**dataclasses.asdict(model), "path": str(model.path), "memory": memory}
         print(json.dumps(described, indent=2))
     else:
-        _show(console, model, memory, used_default=args.model is None)
+        _show_model(console, model, memory, used_default=args.model is None)
     return 0
 
 
@@ -109,7 +158,7 @@ def _size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{value:.3g} {unit}"
 
 
-def _show(
+def _show_model(
     console: Console, model: ModelDescription, memory: dict[str, int] | None, used_default: bool
 ) -> None:
     from rich.table import Table
@@ -169,3 +218,17 @@ def _presets(console: Console, as_json: bool) -> None:
         table.add_row(preset.name, preset.family, f"{preset.parameters:,}", f"{preset.length:,}",
                       preset.hub or preset.checkpoint or "")  # fmt: skip
     console.print(table)
+
+
+# fmt: off
+VERBS = {
+    "convert": Verb(_add_convert, _convert, (
+        "megabase convert weights.ckpt folder",
+        "megabase convert default longer --longest 16386",
+    )),
+    "info": Verb(_add_info, _info, (
+        "megabase info",
+        "megabase info runs/mine --length 1024 --batch 32",
+        "megabase info --presets",
+    )),
+}

@@ -1,22 +1,18 @@
-"""Generate DNA with a causal language model, base by base.
-
-Writes FASTA, or prints it without --output. Prompts come from --prompt, from a FASTA file or a
-table, or from a BED file over a genome; without any, the first base is drawn evenly. The header of
-each record holds everything that determines it: model, seed, number and options. --check compares
-the sequences with a genome: composition, k-mers, longest exact match.
-"""
+"""The verb that generates DNA."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
 
-from megabase.cli.inference_options import (
+from megabase.cli.options import (
     add_kind_options,
     add_run_options,
     refuse_unused,
     running,
 )
+from megabase.cli.parser import Verb
+from megabase.cli.streams import note
 from megabase.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,60 +22,50 @@ if TYPE_CHECKING:
     from megabase.inference.generation.generate import Generated
     from megabase.inference.parts import Provenance
 
-__all__ = ["EXAMPLES", "add_arguments", "run"]
 
-EXAMPLES = (
-    "megabase generate --length 2000 --samples 4 --seed 1 -o generated.fa",
-    "megabase generate runs/mine --prompts starts.bed --genome hg38.mb -o generated.fa",
-)
-
-
-def add_arguments(parser: ArgumentParser) -> None:
-    """Add the arguments of ``megabase generate``."""
+def _add_generate(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "model", nargs="?", default=None, type=str,
-        help="model folder, run folder, preset or Hub name (default: the model in the package)",
-    )  # fmt: skip
-    add(
-        "-o", "--output", type=str, default=None,
-        help="FASTA file to write, bgzip when it ends in .gz (default, or -: standard output)",
-    )  # fmt: skip
+    add("model", nargs="?", type=str, help="model folder, run folder, preset or Hub name (default: "
+        "the model in the package)")  # fmt: skip
+    add("-o", "--output", type=str, help="FASTA file to write, bgzip when it ends in .gz (default, "
+        "or -: standard output)")  # fmt: skip
     add("--length", type=int, default=1_000, help="maximum number of bases after each prompt")
     add("--samples", type=int, default=1, help="sequences for each prompt")
-    add("--prompt", type=str, default=None, help="letters to begin with")
-    add(
-        "--prompts", type=str, default=None, metavar="FILE",
-        help="prompts: a FASTA file or a table; with --genome a BED file",
-    )  # fmt: skip
-    add("--genome", type=str, default=None, help="genome store (or FASTA) of the BED file")
+    add("--prompt", type=str, help="letters to begin with")
+    add("--prompts", type=str, metavar="FILE", help="prompts: a FASTA file or a table; with "
+        "--genome a BED file")  # fmt: skip
+    add("--genome", type=str, help="genome store (or FASTA) of the BED file")
     add_kind_options(parser, variants=False)
     add("--with-prompt", action="store_true", help="write the prompt before its continuation")
-    add(
-        "--batch-size", type=int, default=None,
-        help="sequences generated side by side (default: by their length)",
-    )  # fmt: skip
+    add("--batch-size", type=int, help="sequences generated side by side (default: by their "
+        "length)")  # fmt: skip
     add = parser.add_argument_group("sampling").add_argument
     add("--temperature", type=float, default=1.0, help="0 takes the most probable base")
-    add("--top-k", type=int, default=None, help="sample from the k most probable bases")
-    add("--top-p", type=float, default=None, help="sample from the fewest bases that together "
-        "have this probability")  # fmt: skip
-    add("--min-p", type=float, default=None, help="sample from bases of at least this share of "
-        "the most probable one's probability")  # fmt: skip
+    add("--top-k", type=int, help="sample from the k most probable bases")
+    add("--top-p", type=float, help="sample from the fewest bases that together have this "
+        "probability")  # fmt: skip
+    add("--min-p", type=float, help="sample from bases of at least this share of the most probable "
+        "one's probability")  # fmt: skip
     add("--letters", type=str, default="ACGT", help="letters that may be generated")
     add("--seed", type=int, default=0, help="determines all draws")
     add("--stop", nargs="+", default=[], metavar="MOTIF", help="end a sequence after one of these "
         "motifs (IUPAC letters)")  # fmt: skip
     add = parser.add_argument_group("quality checks").add_argument
-    add("--check", type=str, default=None, metavar="GENOME", help="compare with this genome "
-        "(store or FASTA), such as that of the training")  # fmt: skip
+    add("--check", type=str, metavar="GENOME", help="compare with this genome (store or FASTA), "
+        "such as that of the training")  # fmt: skip
     add("--kmer", type=int, default=6, help="size of the k-mers that are compared")
-    add("--json", type=str, default=None, metavar="FILE", help="write the findings as JSON")
+    add("--json", type=str, metavar="FILE", help="write the findings as JSON")
     add_run_options(parser, batch_tokens=False)
 
 
-def run(args: Namespace) -> int:
-    """Run the verb; errors are raised as MegabaseError."""
+def _generate(args: Namespace) -> int:
+    """Generate DNA with a causal language model, base by base.
+
+    Writes FASTA, or prints it without --output. Prompts come from --prompt, from a FASTA file or a
+    table, or from a BED file over a genome; without any, the first base is drawn evenly. The header
+    of each record holds everything that determines it: model, seed, number and options. --check
+    compares the sequences with a genome: composition, k-mers, longest exact match.
+    """
     if args.output == "-":
         args.output = None
     _refuse(args)
@@ -123,7 +109,7 @@ def run(args: Namespace) -> int:
                 sys.stdout.flush()
         else:
             target = generate_file(args.model, args.output, prompts, options, keep=keep, **how)
-            print(f"wrote {target}", file=sys.stderr)
+            note(f"wrote {target}")
         if genome is not None and generated:  # of the ranks of torchrun, the one that writes
             _check(args, generated, genome)
     return 0
@@ -183,4 +169,13 @@ def _check(args: Namespace, generated: list[tuple[Generated, Provenance]], genom
     for name, text in lines:
         print(f"{name:<24}{text}", file=sys.stderr if args.output is None else sys.stdout)
     if args.json is not None:
-        print(f"wrote {args.json}", file=sys.stderr)
+        note(f"wrote {args.json}")
+
+
+# fmt: off
+VERBS = {
+    "generate": Verb(_add_generate, _generate, (
+        "megabase generate --length 2000 --samples 4 --seed 1 -o generated.fa",
+        "megabase generate runs/mine --prompts starts.bed --genome hg38.mb -o generated.fa",
+    )),
+}

@@ -1,9 +1,4 @@
-"""Measure the perplexity of a language model on held-out DNA, against its baselines.
-
-Regions are contigs (chr20), parts of them (chr20:50,000,001-55,000,000: 1-based, both ends
-included) or BED files. For a model inside a run folder, genome and training regions are those of
-the run, and the regions evaluated are its test regions unless others are named.
-"""
+"""Verbs that measure a language model on held-out DNA and compare several."""
 
 from __future__ import annotations
 
@@ -12,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megabase.cli.progress import show_progress
-from megabase.errors import ConfigError
+from megabase.cli.parser import Verb
+from megabase.cli.streams import note, show_progress
+from megabase.errors import ConfigError, MegabaseError
 from megabase.genome.files import check_output
 
 if TYPE_CHECKING:
@@ -25,70 +21,49 @@ if TYPE_CHECKING:
     from megabase.genome.store import Genome
     from megabase.training.run_data import RunData
 
-EXAMPLES = (
-    "megabase evaluate runs/mine",
-    "megabase evaluate --genome hg38.mb --regions chr20:50,000,001-51,000,000 --no-baselines",
-)
-"""Shown by ``--help``."""
+
 _SHOWN_CONTIGS = 10
 """Contigs in the terminal: an assembly may have thousands, and the JSON has them all."""
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Add the arguments of ``megabase evaluate``."""
-    parser.add_argument(
-        "model", nargs="?", default=None, type=str,
-        help="model folder, run folder, preset or Hub name (default: the model in the package)",
-    )  # fmt: skip
-    parser.add_argument("--genome", type=str, default=None, help="genome store")
+def _add_evaluate(parser: ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", type=str, help="model folder, run folder, preset or "
+        "Hub name (default: the model in the package)")  # fmt: skip
+    parser.add_argument("--genome", type=str, help="genome store")
     parser.add_argument("--regions", nargs="+", default=[], metavar="REGION", help="what to score")
-    parser.add_argument(
-        "--train-regions", nargs="+", default=[], metavar="REGION",
-        help="where the Markov baselines are trained (default: those of the run)",
-    )  # fmt: skip
+    parser.add_argument("--train-regions", nargs="+", default=[], metavar="REGION",
+        help="where the Markov baselines are trained (default: those of the run)")  # fmt: skip
     parser.add_argument("--no-baselines", action="store_true", help="score the model alone")
-    parser.add_argument(
-        "--max-order", type=int, default=12, help="highest order of the Markov baselines"
-    )
-    parser.add_argument(
-        "--window", type=int, default=None,
-        help="input positions of a forward pass (default: the longest input of the model)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--stride", type=int, default=None,
-        help="scored bases of a window, its last ones (default: all)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max-windows", type=int, default=None, help="most windows to score, evenly spread"
-    )
-    parser.add_argument(
-        "--context-lengths", nargs="+", type=int, default=None, metavar="BASES",
-        help="contexts of the curve (default: 64, 128, ... up to the longest input)",
-    )  # fmt: skip
+    parser.add_argument("--max-order", type=int, default=12, help="highest order of the Markov "
+        "baselines")  # fmt: skip
+    parser.add_argument("--window", type=int, help="input positions of a forward pass (default: "
+        "the longest input of the model)")  # fmt: skip
+    parser.add_argument("--stride", type=int, help="scored bases of a window, its last ones "
+        "(default: all)")  # fmt: skip
+    parser.add_argument("--max-windows", type=int, help="most windows to score, evenly spread")
+    parser.add_argument("--context-lengths", nargs="+", type=int, metavar="BASES",
+        help="contexts of the curve (default: 64, 128, ... up to the longest input)")  # fmt: skip
     parser.add_argument("--no-context", action="store_true", help="leave the context curve out")
-    parser.add_argument(
-        "--context-targets", type=int, default=16,
-        help="bases of a target block of the curve; 1 gives each exactly the stated context",
-    )  # fmt: skip
-    parser.add_argument(
-        "--context-blocks", type=int, default=None,
-        help="target blocks of the curve (default: 2048, fewer for contexts above 2,048 bases)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--batch-tokens", type=int, default=65_536,
-        help="positions of a batch: time and memory, not the result",
-    )  # fmt: skip
-    parser.add_argument("--device", type=str, default=None, help="cpu, cuda, cuda:1 or mps")
-    parser.add_argument("--json", type=str, default=None, metavar="FILE", help="write the result")
-    parser.add_argument(
-        "-o", "--output", type=str, default=None, metavar="FOLDER",
-        help="write evaluation.json and the plots there (default for a run folder: the run folder)",
-    )  # fmt: skip
+    parser.add_argument("--context-targets", type=int, default=16, help="bases of a target block "
+        "of the curve; 1 gives each exactly the stated context")  # fmt: skip
+    parser.add_argument("--context-blocks", type=int, help="target blocks of the curve (default: "
+        "2048, fewer for contexts above 2,048 bases)")  # fmt: skip
+    parser.add_argument("--batch-tokens", type=int, default=65_536, help="positions of a batch: "
+        "time and memory, not the result")  # fmt: skip
+    parser.add_argument("--device", type=str, help="cpu, cuda, cuda:1 or mps")
+    parser.add_argument("--json", type=str, metavar="FILE", help="write the result")
+    parser.add_argument("-o", "--output", type=str, metavar="FOLDER", help="write evaluation.json "
+        "and the plots there (default for a run folder: the run folder)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation")
 
 
-def run(args: Namespace) -> int:
-    """Run the verb; errors are raised as MegabaseError."""
+def _evaluate(args: Namespace) -> int:
+    """Measure the perplexity of a language model on held-out DNA, against its baselines.
+
+    Regions are contigs (chr20), parts of them (chr20:50,000,001-55,000,000: 1-based, both ends
+    included) or BED files. For a model inside a run folder, genome and training regions are those
+    of the run, and the regions evaluated are its test regions unless others are named.
+    """
     from megabase.training.run_data import find_run
 
     model_run = None if args.model is None else find_run(args.model)
@@ -314,3 +289,54 @@ def _with_error(value: float | None, error: float | None, digits: int = 3) -> st
     if value is None:
         return ""
     return f"{value:.{digits}f}" + ("" if error is None else f" +- {error:.{digits}f}")
+
+
+def _add_compare(parser: ArgumentParser) -> None:
+    parser.add_argument("evaluations", nargs="+", type=str, metavar="EVALUATION", help="run "
+        "folders with an evaluation.json, or such files")  # fmt: skip
+    parser.add_argument("-o", "--output", type=str, metavar="FILE", help="write the table "
+        "(Markdown)")  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+
+
+def _compare(args: Namespace) -> int:
+    """Put evaluations of several models on the same bases into one table.
+
+    Reads what `megabase evaluate` wrote. Causal models have a perplexity, masked ones a
+    pseudo-perplexity; the table says which number is which and what each model saw of a base's
+    neighbors.
+    """
+    from megabase.evaluate.results import EvaluationResult, compare
+    from megabase.genome.files import write_whole
+
+    output = None if args.output is None else Path(args.output)
+    text = compare(
+        [EvaluationResult.load(_evaluation_file(name)) for name in args.evaluations]
+    ).markdown()
+    print(text, end="")
+    if output is not None:
+        write_whole(output, text, args.overwrite)
+        note(f"wrote {output}")
+    return 0
+
+
+def _evaluation_file(name: str) -> Path:
+    """Give the evaluation of a run folder, or the file itself."""
+    path = Path(name)
+    if path.is_dir():
+        path = path / "evaluation.json"
+    if not path.is_file():
+        raise MegabaseError(f"{path} does not exist; make it with: megabase evaluate {name}")
+    return path
+
+
+# fmt: off
+VERBS = {
+    "evaluate": Verb(_add_evaluate, _evaluate, (
+        "megabase evaluate runs/mine",
+        "megabase evaluate --genome hg38.mb --regions chr20:50,000,001-51,000,000 --no-baselines",
+    )),
+    "compare": Verb(_add_compare, _compare, (
+        "megabase compare runs/causal runs/masked -o table.md",
+    )),
+}

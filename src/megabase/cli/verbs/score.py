@@ -1,0 +1,174 @@
+"""Verbs that score DNA with a language model: sequences, variants, every substitution."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megabase.cli.options import (
+    MODEL,
+    add_run_options,
+    add_source_options,
+    add_strict_option,
+    add_variant_options,
+    running,
+)
+from megabase.cli.parser import Verb
+from megabase.cli.streams import note
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+
+def _add_score(parser: ArgumentParser) -> None:
+    add_source_options(parser, ".parquet or .tsv", variants=False)
+    parser.add_argument("--strands", choices=["forward", "reverse", "both"], default="forward",
+        help="read as given, as reverse complement, or both and take the mean")  # fmt: skip
+    parser.add_argument("--context", type=int, default=0, help="bases before an interval that are "
+        "read but not scored (BED only)")  # fmt: skip
+    parser.add_argument("--window", type=int, help="positions of a forward pass, for longer "
+        "sequences (default: longest of the model)")  # fmt: skip
+    parser.add_argument("--stride", type=int, help="by how much windows move (default: half a "
+        "window)")  # fmt: skip
+    parser.add_argument("--per-base", action="store_true", help="keep the log-probability of every "
+        "base")  # fmt: skip
+    add_run_options(parser)
+
+
+def _score(args: Namespace) -> int:
+    """Compute log-likelihood and perplexity of sequences (FASTA, tables) or intervals (BED).
+
+    Writes one row for each sequence, to Parquet or TSV by the ending of the output.
+    """
+    from megabase.data.sources import SequenceInput
+    from megabase.inference.scoring import score_file
+
+    source = SequenceInput(
+        args.input, args.genome, args.kind, column=args.sequence, strict=args.strict
+    )
+    with running(args, "sequences") as how:
+        target = score_file(
+            args.model, source, args.output, strands=args.strands, window=args.window,
+            stride=args.stride, per_base=args.per_base, context=args.context, **how,
+        )  # fmt: skip
+    note(f"wrote {target}")
+    return 0
+
+
+def _add_variants(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", type=str, help=MODEL)
+    add("variants", metavar="VCF", type=str, help="VCF (plain, bgzip) or BCF file")
+    add("genome", metavar="GENOME", type=str, help="genome store, or FASTA file")
+    add("-o", "--output", required=True, type=str, help="OUT.vcf, .vcf.gz, .bcf (with scores in "
+        "INFO), .parquet or .tsv")  # fmt: skip
+    add_variant_options(
+        parser,
+        "llr_window, llr_after, llr_site, masked, cosine, l2 (default: the first three; masked for "
+        "a masked model)",
+    )
+    add("--prefix", type=str, default="MB", help="beginning of the INFO keys")
+    add_strict_option(parser)
+    add("--allow-mismatches", action="store_true", help="continue when many REF differ from the "
+        "genome")  # fmt: skip
+    add_run_options(parser)
+
+
+def _variants(args: Namespace) -> int:
+    """Score the variants of a VCF or BCF file: how a language model rates ALT against REF.
+
+    Every record is written again with its scores as INFO fields (or as a row of a table); one that
+    cannot be scored keeps its line, with the reason.
+    """
+    from pathlib import Path
+
+    from megabase.inference.variants.vcf_file import score_variants_file
+
+    with running(args, "records") as how:
+        written = score_variants_file(
+            args.model, args.variants, args.genome, args.output, window=args.window,
+            methods=args.methods, strands=args.strands, placement=args.placement,
+            prefix=args.prefix, allow_mismatches=args.allow_mismatches, strict=args.strict, **how,
+        )  # fmt: skip
+    if written is None:
+        return 0  # another rank writes the output
+    found, index = written
+    note(f"wrote {args.output}: {found.records:,} records")
+    if index is not None:
+        note(f"wrote {index}")
+    elif args.output.lower().endswith((".gz", ".bgz", ".bcf")) and Path(args.output).is_file():
+        note("no index: the records are not in order (bcftools sort)")
+    return 0
+
+
+def _add_ism(parser: ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", type=str, help=MODEL)
+    parser.add_argument("region", metavar="REGION", type=str, help="CONTIG:START-END, 1-based with "
+        "both ends included, such as chr1:1,001-1,200")  # fmt: skip
+    parser.add_argument("genome", metavar="GENOME", type=str, help="genome store, or FASTA file")
+    parser.add_argument("-o", "--output", required=True, type=str, help="OUT.parquet, .tsv or .npz")
+    add_variant_options(parser, "as for megabase variants; the first one is drawn")
+    parser.add_argument("--bigwig", type=str, metavar="PREFIX", help="write PREFIX.METHOD.bw: at "
+        "each base the mean loss of its three substitutions")  # fmt: skip
+    parser.add_argument("--plot", type=str, metavar="FILE", help="draw a heat map under a sequence "
+        "logo (.svg, .png or .pdf)")  # fmt: skip
+    add_run_options(parser)
+
+
+def _ism(args: Namespace) -> int:
+    """In-silico mutagenesis (ISM): score every substitution of a region of a genome.
+
+    Writes the scores as a table or as matrices, and on request tracks (bigWig) and a picture.
+    """
+    from megabase.data.sources import genome_store
+    from megabase.inference.ism import ism_file, read_ism
+    from megabase.inference.variants.scorer import VariantOptions
+    from megabase.inference.writers import require_suffix
+
+    methods = None if args.methods is None else tuple(args.methods)
+    options = VariantOptions(args.window, methods, args.strands, args.placement)
+    with contextlib.ExitStack() as stack:
+        genome = args.genome
+        if args.plot:
+            from megabase.report.logos import check_heat_map
+
+            require_suffix(args.output, (".parquet", ".npz"))
+            store = stack.enter_context(genome_store(genome))
+            check_heat_map(Path(args.plot), store.region(args.region).length, args.overwrite)
+            genome = store.path
+        how = stack.enter_context(running(args, "bases"))
+        found = ism_file(
+            args.model, args.region, genome, args.output, options, bigwig=args.bigwig, **how
+        )
+    for path in found:  # nothing for a rank of torchrun that does not write
+        note(f"wrote {path}")
+    if args.plot and found:
+        from megabase.report.logos import save_heat_map
+
+        read = read_ism(found[0])
+        method = next(iter(read.scores))
+        save_heat_map(
+            Path(args.plot), read.ref, read.scores[method], title=str(read.interval),
+            label=method, first=read.interval.start + 1, overwrite=args.overwrite,
+        )  # fmt: skip
+        note(f"wrote {args.plot}")
+    return 0
+
+
+# fmt: off
+VERBS = {
+    "score": Verb(_add_score, _score, (
+        "megabase score default genes.fa -o genes.tsv",
+        "megabase score runs/mine peaks.bed --genome hg38.mb --context 512 --strands both -o "
+        "p.parquet",
+    )),
+    "variants": Verb(_add_variants, _variants, (
+        "megabase variants default in.vcf.gz hg38.mb -o out.vcf.gz",
+        "megabase variants runs/mine in.bcf hg38.fa -o out.tsv --window 4096 --methods "
+        "llr_window l2",
+    )),
+    "ism": Verb(_add_ism, _ism, (
+        "megabase ism default chr20:1,000,001-1,000,200 hg38.mb -o r.parquet --plot r.svg",
+    )),
+}

@@ -1,0 +1,359 @@
+"""Verbs that turn sequences into numbers: embeddings, labels, attributions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megabase.cli.options import (
+    add_kind_options,
+    add_run_options,
+    add_source_options,
+    refuse_unused,
+    running,
+    source_of,
+)
+from megabase.cli.parser import Verb
+from megabase.cli.streams import note
+from megabase.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from megabase.data.sources import SequenceInput
+
+
+def _add_embed(parser: ArgumentParser) -> None:
+    add_source_options(parser, ".parquet, .npy, .npz, .zarr or .h5ad")
+    parser.add_argument("--layer", type=int, default=-1, help="0 for the token embedding, k for "
+        "block k, negative from the last (default: the last)")  # fmt: skip
+    parser.add_argument("--pooling", type=str, default="mean", help="mean, max, sum, first, last; "
+        "none: every base")  # fmt: skip
+    parser.add_argument("--long", type=str, default="error", help="sequences longer than the model "
+        "reads: error, chunks (pooled over all positions of all pieces) or published (plain mean "
+        "of the pieces)")  # fmt: skip
+    parser.add_argument("--strands", choices=["forward", "both"], default="forward",
+        help="read as given, or average with the reverse complement")  # fmt: skip
+    parser.add_argument("--plot", type=str, metavar="FILE", help="map of the sequences with their "
+        "nearest neighbors (.svg, .png or .pdf)")  # fmt: skip
+    parser.add_argument("--map", type=str, default="auto", help="umap, tsne or pca (default: the "
+        "first of these that is installed)")  # fmt: skip
+    parser.add_argument("--labels", type=str, metavar="TSV", help="name and label of the "
+        "sequences, two columns, for the colors of the map")  # fmt: skip
+    add_run_options(parser)
+
+
+def _embed(args: Namespace) -> int:
+    """Turn sequences into vectors: hidden states of any layer, pooled or for each base.
+
+    The input is FASTA, or BED or VCF with a genome (each allele of a variant is a sequence). The
+    ending of the output says its format: .parquet, .npy, .npz, .zarr or .h5ad (AnnData).
+    """
+    from megabase.inference.embedding import embed_file
+
+    if args.plot is not None:
+        from megabase.report.embedding_plot import check_embedding_plot
+
+        check_embedding_plot(Path(args.plot), args.map, args.overwrite)
+        if args.pooling == "none":
+            raise OutputError("a map is of sequences, not of bases; leave --plot or --pooling none")
+        if Path(args.output).suffix.lower() not in (".parquet", ".npz"):
+            raise OutputError("for a map write .parquet or .npz, which have the names")
+        if args.labels is not None and not Path(args.labels).is_file():
+            raise InputError(f"there is no file {args.labels}")
+    else:
+        refuse_unused(
+            {"--labels": args.labels is not None, "--map": args.map != "auto"},
+            "for the picture, and --plot FILE is missing",
+        )
+    source = source_of(args)
+    with running(args, "sequences") as how:
+        target = embed_file(
+            args.model, source, args.output, layer=args.layer, pooling=args.pooling,
+            long=args.long, strands=args.strands, **how,
+        )  # fmt: skip
+    note(f"wrote {target}")
+    if args.plot is not None:
+        _plot(args, target)
+    return 0
+
+
+def _plot(args: Namespace, target: Path) -> None:
+    """Draw the map of what was written."""
+    import numpy as np
+
+    from megabase.report.embedding_plot import save_embedding_plot
+
+    if target.suffix.lower() == ".parquet":
+        import polars as pl
+
+        frame = pl.read_parquet(target)
+        names, vectors = frame["name"].to_list(), frame["embedding"].to_numpy()
+    else:
+        with np.load(target) as found:
+            names, vectors = found["name"].tolist(), found["embedding"]
+    labels = None if args.labels is None else _labels(Path(args.labels), names)
+    path = Path(args.plot)
+    kept = save_embedding_plot(
+        path, vectors, labels, title=f"{len(names):,} sequences, {args.pooling} of layer "
+        f"{args.layer}", how=args.map, overwrite=args.overwrite,
+    )  # fmt: skip
+    note(f"wrote {path}")
+    if kept is not None:
+        print(f"the nearest neighbor has the same label for {kept:.1%} of the sequences")
+
+
+def _labels(path: Path, names: list[str]) -> list[str]:
+    """Read the label of each sequence from two columns."""
+    from megabase.genome.files import numbered_lines
+
+    found: dict[str, str] = {}
+    for number, line in numbered_lines(path):
+        if not line.strip() or line.startswith("#"):
+            continue
+        cells = line.split("\t")
+        if len(cells) < 2:
+            raise InputError(
+                f"{path}, line {number}: expected a name, a tab and a label; found {line[:60]!r}"
+            )
+        found[cells[0]] = cells[1]
+    missing = [name for name in names if name not in found]
+    if len(missing) == len(names):
+        raise InputError(f"{path}: names none of the sequences (such as {names[0]!r})")
+    return [found.get(name, "no label") for name in names]
+
+
+def _add_predict(parser: ArgumentParser) -> None:
+    parser.add_argument("model", type=str, help="folder of `megabase finetune`, or with --prompt a "
+        "language model (or `default`)")  # fmt: skip
+    parser.add_argument("--prompt", type=str, metavar="FOLDER", help="soft prompt of `megabase "
+        "prompt`, made for this model")  # fmt: skip
+    parser.add_argument("input", nargs="?", type=str, metavar="FILE", help="FASTA, a table, BED or "
+        "VCF; none for a track")  # fmt: skip
+    parser.add_argument("-o", "--output", type=str, required=True, metavar="FILE",
+        help=".parquet or .tsv; .bw or .bed for a track")  # fmt: skip
+    parser.add_argument("--genome", type=str, help="store or FASTA, for BED, VCF and tracks")
+    add_kind_options(parser)
+    parser.add_argument("--strands", choices=["forward", "both"], help="read as given, or average "
+        "both (default: as in training, head.strand_average)")  # fmt: skip
+    parser.add_argument("--window", type=int, help="bases that the model reads at once along a "
+        "genome (default: as many as it can), or around a variant (default: 1024)")  # fmt: skip
+    group = parser.add_argument_group("tracks")
+    group.add_argument("--regions", nargs="+", default=[], metavar="REGION", help="contigs, "
+        "regions or BED files (default: the genome)")  # fmt: skip
+    group.add_argument("--class", dest="output_class", type=str, metavar="NAME",
+        help="whose probability (default: the second of two)")  # fmt: skip
+    group.add_argument("--overlap", type=int, help="bases that windows share (default: half of "
+        "them)")  # fmt: skip
+    group.add_argument("--stitch", default="centre", choices=["centre", "before", "average"],
+        help="which window is used for a base: the one that has it nearest to its center, the one "
+        "with most DNA before it, or the average of all")  # fmt: skip
+    group.add_argument("--calls", type=str, metavar="BED", help="also write the regions above the "
+        "threshold")  # fmt: skip
+    group.add_argument("--threshold", type=float, default=0.5, help="smallest probability called")
+    group.add_argument("--min-length", type=int, default=1, help="shortest region called")
+    group.add_argument("--join", type=int, default=0, help="join regions with at most this many "
+        "bases between")  # fmt: skip
+    add_run_options(parser)
+
+
+def _predict(args: Namespace) -> int:
+    """Predict labels and probabilities with a fine-tuned model, or a model with a soft prompt.
+
+    With a file of sequences (FASTA, or BED or VCF with a genome) the output is a table, .parquet or
+    .tsv: a row for each sequence. With a genome alone the output is a track along it or along
+    --regions: .bw, or .bed with the regions above --threshold.
+    """
+    from megabase.inference.prediction import predict_file
+    from megabase.inference.prediction_track import TRACK_SUFFIXES, TrackOptions, predict_track
+
+    track = str(args.output).lower().endswith(TRACK_SUFFIXES)
+    if track and args.input is not None:
+        raise InputError(
+            f"{args.output} is a track along a genome: name regions with --regions instead of the "
+            f"input {args.input}, or write .parquet or .tsv"
+        )
+    calls = {
+        "--threshold": args.threshold != 0.5,
+        "--min-length": args.min_length != 1,
+        "--join": args.join != 0,
+    }
+    if track:
+        refuse_unused({"--sequence": args.sequence is not None}, "for a table of sequences")
+        if args.genome is None:
+            raise InputError("a track needs --genome: a genome store or a FASTA file")
+        if args.calls is None and not str(args.output).lower().endswith(".bed"):
+            refuse_unused(calls, "for called regions: name a file for them with --calls")
+        options = TrackOptions(
+            output=args.output_class, window=args.window, overlap=args.overlap, stitch=args.stitch,
+            strands=args.strands, threshold=args.threshold, shortest=args.min_length,
+            join=args.join,
+        )  # fmt: skip
+        with running(args, "bases") as how:
+            target = predict_track(
+                args.model, args.genome, args.output, regions=args.regions, options=options,
+                calls=args.calls, strict=args.strict, prompt=args.prompt, **how,
+            )  # fmt: skip
+        note(f"wrote {target}" + (f" and {args.calls}" if args.calls else ""))
+        return 0
+    if args.input is None:
+        if Path(args.model).is_file():
+            raise InputError(
+                f"{args.model} is a file and stands where the model is named; the model comes "
+                "first: megabase predict MODEL FILE -o OUTPUT"
+            )
+        raise InputError(
+            "name a file of sequences (FASTA, a table, BED or VCF), or a track as output (.bw or "
+            ".bed)"
+        )
+    refuse_unused(
+        {
+            "--regions": bool(args.regions),
+            "--class": args.output_class is not None,
+            "--overlap": args.overlap is not None,
+            "--stitch": args.stitch != "centre",
+            "--calls": args.calls is not None,
+            **calls,
+        },
+        "for a track along a genome (an output that ends in .bw or .bed, and no input)",
+    )
+    source = source_of(args)
+    with running(args, "sequences") as how:
+        target = predict_file(
+            args.model, source, args.output, strands=args.strands,
+            prompt=args.prompt, **how,
+        )  # fmt: skip
+    note(f"wrote {target}")
+    return 0
+
+
+_STEPS = 64  # as the default of attribute(): an option that was not given can then be told
+
+
+_LOGO_BASES = 120  # bases that can be read across a page
+
+
+def _add_attribute(parser: ArgumentParser) -> None:
+    add_source_options(parser, ".parquet, .npz, or .bw for the intervals of a BED file")
+    parser.add_argument("--target", type=str, help="class, by name or number")
+    parser.add_argument("--method", type=str, default="integrated_gradients",
+        help="integrated_gradients, gradient_input or gradient")  # fmt: skip
+    parser.add_argument("--baseline", type=str, default="uniform", help="where integrated "
+        "gradients begin: uniform or n")  # fmt: skip
+    parser.add_argument("--steps", type=int, default=_STEPS, help="points of integrated gradients")
+    parser.add_argument("--logo", type=str, metavar="FILE", help="draw one sequence as a logo "
+        "(.svg, .png or .pdf)")  # fmt: skip
+    parser.add_argument("--logo-of", type=str, metavar="NAME", help="which sequence (default: the "
+        "first)")  # fmt: skip
+    parser.add_argument("--logo-from", type=int, default=1, help="first base of the logo, 1-based")
+    parser.add_argument("--logo-bases", type=int, default=_LOGO_BASES, help="bases of the logo")
+    parser.add_argument("--logo-stack", action="store_true", help="draw all four letters at each "
+        "base, in place of the base that stands there at the height of their sum")  # fmt: skip
+    add_run_options(parser)
+
+
+def _attribute(args: Namespace) -> int:
+    """Attribute an output of a model to the input bases: gradients or integrated gradients.
+
+    The output is a class of a fine-tuned model (--target), or the log-likelihood of the sequence
+    for a causal language model. .parquet and .npz hold a number for each base and four by letter;
+    .bw is a track along the intervals of a BED file.
+    """
+    from megabase.inference.attribution import attribute_file
+
+    if args.logo is not None:
+        if not str(args.output).lower().endswith(".parquet"):
+            raise OutputError("for a logo write .parquet, which has the numbers by letter")
+        from megabase.report.logos import check_logo
+
+        if args.logo_from < 1:
+            raise InputError(f"--logo-from counts from 1, found {args.logo_from}")
+        check_logo(Path(args.logo), args.logo_bases, args.overwrite)
+    else:
+        refuse_unused(
+            {
+                "--logo-of": args.logo_of is not None,
+                "--logo-from": args.logo_from != 1,
+                "--logo-bases": args.logo_bases != _LOGO_BASES,
+                "--logo-stack": args.logo_stack,
+            },
+            "for the picture, and --logo FILE is missing",
+        )
+    if args.method != "integrated_gradients":
+        refuse_unused(
+            {"--baseline": args.baseline != "uniform", "--steps": args.steps != _STEPS},
+            f"for integrated gradients, and --method is {args.method}",
+        )
+    source = source_of(args)
+    if args.logo is not None:
+        _check_logo(args, source)
+    with running(args, "sequences") as how:
+        target = attribute_file(
+            args.model, source, args.output, target=args.target, method=args.method,
+            baseline=args.baseline, steps=args.steps, **how,
+        )  # fmt: skip
+    note(f"wrote {target}")
+    if args.logo is not None:
+        _draw_logo(args, source, target)
+    return 0
+
+
+def _check_logo(args: Namespace, source: SequenceInput) -> None:
+    """Refuse a logo of a sequence or a base that the input does not have, before any work."""
+    one = next((s for s in source.read() if args.logo_of in (None, s.name)), None)
+    if one is None and args.logo_of is not None:
+        raise InputError(f"{args.input}: has no sequence named {args.logo_of!r} (--logo-of)")
+    if one is not None and args.logo_from > len(one.codes):
+        raise InputError(
+            f"--logo-from {args.logo_from:,} is past the end of {one.name}, which has "
+            f"{len(one.codes):,} bases"
+        )
+
+
+def _draw_logo(args: Namespace, source: SequenceInput, table: Path) -> None:
+    """Draw the logo of one sequence."""
+    import numpy as np
+    import polars as pl
+
+    from megabase.genome.alphabet import decode
+    from megabase.report.logos import own_heights, save_logo
+
+    frame = pl.scan_parquet(table)
+    if args.logo_of is not None:
+        frame = frame.filter(pl.col("name") == args.logo_of)
+    found = frame.head(1).collect()
+    if not found.height:
+        raise InputError(f"{table}: has no sequence named {args.logo_of!r}")
+    row = found.row(0, named=True)
+    if args.logo_stack:
+        letters = np.array(row["letters"], dtype=np.float32).reshape(-1, 4)
+    else:
+        bases = next(decode(one.codes) for one in source.read() if one.name == row["name"])
+        letters = own_heights(bases, np.array(row["values"], dtype=np.float32))
+    low = args.logo_from - 1
+    path = Path(args.logo)
+    save_logo(
+        path, letters[low : low + args.logo_bases], title=str(row["name"]),
+        ylabel=args.method.replace("_", " "), first=args.logo_from, overwrite=args.overwrite,
+    )  # fmt: skip
+    note(f"wrote {path}")
+
+
+# fmt: off
+VERBS = {
+    "embed": Verb(_add_embed, _embed, (
+        "megabase embed default genes.fa -o genes.h5ad",
+        "megabase embed runs/mine peaks.bed --genome hg38.mb -o peaks.parquet --strands both",
+        "megabase embed default genes.fa -o genes.parquet --plot map.png --labels biotypes.tsv",
+    )),
+    "predict": Verb(_add_predict, _predict, (
+        "megabase predict runs/tuned candidates.fa -o labels.tsv",
+        "megabase predict default candidates.fa --prompt runs/p/prompt -o labels.tsv",
+        "megabase predict runs/coding --genome hg38.mb --regions chr20 -o coding.bw --calls "
+        "coding.bed",
+    )),
+    "attribute": Verb(_add_attribute, _attribute, (
+        "megabase attribute default seqs.fa -o why.parquet --logo why.png",
+        "megabase attribute runs/tuned seqs.fa --target promoter -o why.parquet",
+    )),
+}
