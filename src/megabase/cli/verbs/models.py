@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megabase.cli.parser import Verb
+from megabase.cli.streams import note
 from megabase.errors import MegabaseError
 
 if TYPE_CHECKING:
@@ -191,8 +192,8 @@ def _show_model(
         row("memory, training", f"{_size(memory['training_step_bytes'])} {at}")
     if model.source:
         row("converted from", model.source.get("source"))
-        for note in model.source.get("notes", []):
-            row("", f"note: {note}")
+        for text in model.source.get("notes", []):
+            row("", f"note: {text}")
     console.print(table, markup=False)
 
 

@@ -255,9 +255,9 @@ class _Page:
             found = base_probabilities(model, self.store, region, **options)
             own = log_likelihood(found, self.store.fetch(region))
             likelihoods.append(Segment(region.contig, region.start, own))
-            note = "Letters as high as their information in bits."
+            text = "Letters as high as their information in bits."
             self.logos.append(
-                Logo("What the model expects", note, region.contig, region.start, found,
+                Logo("What the model expects", text, region.contig, region.start, found,
                      "probability")
             )  # fmt: skip
         # Against knowing nothing (1/4 for every base), so that the line at zero means something.
@@ -276,9 +276,9 @@ class _Page:
         ):
             contig, _, _, ref, alt = rows[number]
             shift = "" if len(ref) == len(alt) else " Places after it are those of the alternative."
-            note = f"The same with {alt[:20]} in place of {ref[:20]}.{shift}"
+            text = f"The same with {alt[:20]} in place of {ref[:20]}.{shift}"
             self.logos.append(
-                Logo("With the variant", note, contig, start, found, "probability", number)
+                Logo("With the variant", text, contig, start, found, "probability", number)
             )
 
     def _substitute(self, model: Loaded) -> None:
@@ -308,12 +308,12 @@ class _Page:
         mean = Segment(region.contig, region.start, -found.importance(method))
         name = f"mean effect of a substitution ({method})"
         self.tracks.append(SignalTrack(name, (mean,), below="#b4530a", height=80))
-        note = (
+        text = (
             f"Letters as high as the mean loss of the three changes ({method}); below, each "
             "change: red for less likely, blue for more."
         )
         self.logos.append(
-            Logo("What a substitution would change", note, region.contig, region.start, effects,
+            Logo("What a substitution would change", text, region.contig, region.start, effects,
                  "effects")
         )  # fmt: skip
         self.facts.append(("substitutions", f"{region}, {method}, both strands"))
