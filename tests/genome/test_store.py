@@ -1,6 +1,8 @@
 """Fetching: equal to pysam on random intervals, exact at the edges, safe in worker processes."""
 
+import gzip
 import multiprocessing
+import os
 import pickle
 import struct
 import warnings
@@ -11,7 +13,14 @@ import numpy as np
 import pysam
 import pytest
 
-from megabase.errors import ContigAliasWarning, GenomeError, UnknownContigError
+from megabase.errors import (
+    AmbiguousLettersWarning,
+    ContigAliasWarning,
+    GenomeError,
+    InputWarning,
+    OutputError,
+    UnknownContigError,
+)
 from megabase.genome.alphabet import AMBIGUITY_LETTERS, PAD, N, decode, encode, reverse_complement
 from megabase.genome.format import FORMAT_VERSION, MAGIC
 from megabase.genome.interval import Interval, Strand, contig_aliases
@@ -360,3 +369,91 @@ def test_reverse_strand_is_the_reverse_complement(store: Genome) -> None:
     forward = store.fetch(Interval("chr1", 100, 200))
     assert np.array_equal(store.fetch(Interval("chr1", 100, 200, "-")), reverse_complement(forward))
     assert decode(forward) == decode(encode(decode(forward)))
+
+
+# -- a FASTA file and the store beside it ---------------------------------------------------------
+
+
+def _modify(path: Path, content: bytes, seconds: int) -> None:
+    """Write a file as if it was modified some seconds after the store beside it."""
+    path.write_bytes(content)
+    later = (path.parent / f"{path.name}.mb").stat().st_mtime + seconds
+    os.utime(path, (later, later))
+
+
+@pytest.mark.parametrize("kind", ["plain", "gzip", "bgzip"])
+def test_a_fasta_file_is_built_into_a_store_beside_it_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ("g.fa" if kind == "plain" else "g.fa.gz")
+    content = b"\xef\xbb\xbf>one first\nACGTacgtNN\n>two\nGGA\n"
+    if kind == "bgzip":
+        with pysam.BGZFile(str(path), "wb", None) as file:
+            file.write(content)
+    else:
+        path.write_bytes(content if kind == "plain" else gzip.compress(content))
+    genome = Genome(path)
+    assert genome.path == tmp_path / f"{path.name}.mb"
+    assert genome.name == "g"
+    assert decode(genome.fetch("one:3-6"), soft_mask=True) == "GTac"
+    assert genome.checksum == Genome.build(path, tmp_path / "other.mb").checksum
+    assert genome.path.read_bytes() == (tmp_path / "other.mb").read_bytes()
+    built = genome.path.stat()
+    again = Genome(str(path))
+    assert again.path.stat().st_ino == built.st_ino
+    assert again.path.stat().st_mtime_ns == path.stat().st_mtime_ns
+    assert pickle.loads(pickle.dumps(again)).checksum == genome.checksum
+    assert sorted(item.name for item in tmp_path.iterdir()) == sorted(
+        [path.name, f"{path.name}.mb", "other.mb"]
+    )
+
+
+def test_a_store_beside_a_fasta_file_that_changed_is_built_again(tmp_path: Path) -> None:
+    path = tmp_path / "g.fa"
+    path.write_bytes(b">a\nACGT\n")
+    before = Genome(path)
+    _modify(path, b">a\nACGTT\n", 1)
+    with pytest.warns(InputWarning, match=r"g\.fa has changed since g\.fa\.mb was built"):
+        after = Genome(path)
+    assert after.total_length == 5
+    assert before.total_length == 4  # what is open stays what it was
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Genome(path).checksum == after.checksum
+
+
+def test_letters_read_as_n_are_reported_when_a_fasta_file_is_built(tmp_path: Path) -> None:
+    path = tmp_path / "g.fa"
+    path.write_bytes(b">a\nACRYT\n")
+    with pytest.warns(AmbiguousLettersWarning, match="2 letters read as N"):
+        Genome(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Genome(path).metadata.iupac_letters == {"R": 1, "Y": 1}
+
+
+def test_a_store_that_cannot_be_written_beside_its_fasta_file_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "g.fa"
+    path.write_bytes(b">a\nACGT\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("megabase.genome.files.os.access", lambda *_, **__: False)
+        with pytest.raises(OutputError, match=r"cannot write .*g\.fa\.mb: .*Genome\.build\("):
+            Genome(path)
+    assert [item.name for item in tmp_path.iterdir()] == ["g.fa"]
+
+
+def test_a_broken_fasta_file_leaves_no_store(tmp_path: Path) -> None:
+    path = tmp_path / "g.fa"
+    path.write_bytes(b">a\nACGT*\n")
+    with pytest.raises(GenomeError, match=r"g\.fa, line 2, contig 'a'"):
+        Genome(path)
+    assert [item.name for item in tmp_path.iterdir()] == ["g.fa"]
+
+
+def test_what_is_not_a_store_is_not_replaced_by_one(tmp_path: Path) -> None:
+    path, other = tmp_path / "g.fa", tmp_path / "g.fa.mb"
+    other.write_bytes(b"notes")
+    _modify(path, b">a\nACGT\n", 1)
+    with pytest.raises(GenomeError, match=r"g\.fa\.mb is not a genome store"):
+        Genome(path)
+    assert other.read_bytes() == b"notes"

@@ -22,6 +22,7 @@ from megabase.genome.files import lacks_bgzip_end
 CHUNK_BYTES = 1 << 20  # fits the second-level cache: faster than larger parts
 _LONGEST_HEADER = 1 << 20  # ten thousand times the longest known; a file without line ends has more
 _WHITESPACE = b"\n\r \t"  # dropped from lines of bases
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of Windows editors
 _INVALID = 0xFF  # what the table of letters gives for other characters
 _OTHER_FORMATS = {
     b"BZh": "bzip2: decompress it first (bunzip2)",
@@ -138,6 +139,20 @@ def read_fasta(
         source.close()
 
 
+def is_fasta(path: Path) -> bool:
+    """Whether a regular file begins like FASTA, inside gzip too; False when it cannot be read."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as raw:
+            packed = raw.peek(2)[:2] == b"\x1f\x8b"
+            stream = gzip.GzipFile(fileobj=raw) if packed else raw
+            start = stream.read(1 << 10)
+    except (OSError, EOFError, zlib.error):
+        return False
+    return start.removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b">")
+
+
 def _refuse_others(path: Path, start: bytes) -> None:
     for magic, what in _OTHER_FORMATS.items():
         if start.startswith(magic):
@@ -177,7 +192,7 @@ class _Parser:
             if not block:
                 break
             if first:
-                block = block.removeprefix(b"\xef\xbb\xbf")  # byte order mark of Windows editors
+                block = block.removeprefix(_BYTE_ORDER_MARK)
                 _refuse_others(self.path, block)  # inside gzip
                 first = False
             yield from self.parse_block(block)

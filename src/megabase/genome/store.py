@@ -8,6 +8,7 @@ share by accident, and pickles as its path, so workers of any start method use i
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,13 +16,22 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from megabase.errors import ContigAliasWarning, GenomeError, UnknownContigError, warn
-from megabase.genome.alphabet import PAD, N, reverse_complement
+from megabase.errors import (
+    ContigAliasWarning,
+    GenomeError,
+    InputWarning,
+    OutputError,
+    UnknownContigError,
+    warn,
+)
+from megabase.genome.alphabet import PAD, N, reverse_complement, warn_ambiguous
+from megabase.genome.fasta import is_fasta
 from megabase.genome.format import Contig, Layout, Progress, build_store, check_store
 from megabase.genome.interval import Interval, Strand, contig_aliases, nearest_contigs
 
 PadMode = Literal["error", "pad", "n"]
 _FILL: dict[str, int] = {"pad": PAD, "n": N}  # codes by mode
+_SUFFIX = ".mb"  # of a store; a FASTA file by such a name is a mistake
 _LONG_WINDOW = 1 << 14
 """Bases of a window from where on a copy of its own is as fast as gathering."""
 _GATHER_BYTES = 1 << 18
@@ -29,23 +39,26 @@ _GATHER_BYTES = 1 << 18
 
 
 class Genome:
-    """A genome in a store file.
-
-    Opening reads its contig table and maps the file; :meth:`build` makes one from FASTA.
+    """A genome: a memory-mapped store, opened by its path or by that of its FASTA file.
 
     Parameters
     ----------
     path
-        The store file.
+        A store file, or one FASTA file (plain, gzip or bgzip). A FASTA file is turned into a store
+        beside it (``hg38.fa.gz`` into ``hg38.fa.gz.mb``), once: the next time that store is opened.
+        It is built again, with an InputWarning, when the FASTA file was modified after it.
 
     Raises
     ------
     GenomeError
-        When the file is missing, not a store, of a newer format, cut short or damaged.
+        When the file is missing, neither FASTA nor a store, of a newer format, cut short or
+        damaged.
+    OutputError
+        When the store of a FASTA file cannot be written beside it: :meth:`build` takes a path.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path: Path = Path(path).absolute()
+        self.path: Path = _store_of(Path(path).absolute())
         self._layout, self.metadata = Layout.read(self.path)
         mapped = np.memmap(
             self.path,
@@ -358,4 +371,25 @@ def _reopen(path: str, checksum: str) -> Genome:
             f"genome store {path} was replaced by another genome (sha256 {store.checksum[:12]}, "
             f"expected {checksum[:12]}) while a process was using it; start again"
         )
+    return store
+
+
+def _store_of(path: Path) -> Path:
+    """Path of the store that a genome is read from: for FASTA the one beside it, built if due."""
+    if path.suffix == _SUFFIX or not is_fasta(path):
+        return path
+    store = path.with_name(path.name + _SUFFIX)
+    modified = path.stat().st_mtime_ns  # before it is read: what is written meanwhile is newer
+    if store.exists():
+        if store.stat().st_mtime_ns >= modified:
+            return store
+        Layout.read(store)  # of something else by this name, nothing is replaced
+        warn(f"{path} has changed since {store.name} was built: building it again", InputWarning)
+    try:
+        build_store(path, store, overwrite=True)
+        os.utime(store, ns=(modified, modified))
+        warn_ambiguous(Layout.read(store)[1].iupac_letters, path)
+    except OutputError as error:
+        advice = f"build the store elsewhere: Genome.build({str(path)!r}, 'PATH.mb')"
+        raise type(error)(f"{error}; {advice}") from error
     return store

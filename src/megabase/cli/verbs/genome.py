@@ -91,9 +91,7 @@ def _build(args: Namespace, console: Console) -> None:
 
 
 def _info(args: Namespace, console: Console) -> None:
-    from megabase.genome.store import Genome
-
-    store = Genome(args.store)
+    store = _opened(args.store)
     if args.json:
         import json
         from dataclasses import asdict
@@ -106,9 +104,7 @@ def _info(args: Namespace, console: Console) -> None:
 
 
 def _verify(args: Namespace, console: Console) -> None:
-    from megabase.genome.store import Genome
-
-    store = Genome(args.store)
+    store = _opened(args.store)
     with show_progress("bases") as progress:
         store.verify(progress and partial(progress, "reading the store"))
     console.print(
@@ -116,6 +112,17 @@ def _verify(args: Namespace, console: Console) -> None:
         f"their recorded sha256 and counts",
         markup=False,
     )
+
+
+def _opened(path: str) -> Genome:
+    """Open a store; of FASTA none is built for this, unlike by ``Genome``."""
+    from pathlib import Path
+
+    from megabase.genome.format import Layout
+    from megabase.genome.store import Genome
+
+    Layout.read(Path(path))
+    return Genome(path)
 
 
 def _share(part: int, whole: int) -> str:
