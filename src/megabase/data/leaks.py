@@ -195,10 +195,7 @@ class Overlap:
 
 
 def genome_overlap(
-    splits: Mapping[str, LabeledSequences],
-    store: Genome,
-    regions: Regions,
-    share: float = 0.5,
+    splits: Mapping[str, LabeledSequences], store: Genome, regions: Regions, share: float = 0.5
 ) -> Overlap:
     """Count examples with at least `share` of their 31-mers, on either strand, in regions.
 

@@ -119,9 +119,7 @@ class _Source:
 
 
 def read_fasta(
-    path: str | Path,
-    chunk_bytes: int = CHUNK_BYTES,
-    progress: Callable[[int], None] | None = None,
+    path: str | Path, chunk_bytes: int = CHUNK_BYTES, progress: Callable[[int], None] | None = None
 ) -> Iterator[Header | Bases]:
     """Stream a FASTA file: for each contig its header, then its bases in parts.
 

@@ -29,13 +29,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from megabase.errors import (
-    InputError,
-    InUseError,
-    MegabaseError,
-    OutputError,
-    ResumableError,
-)
+from megabase.errors import InputError, InUseError, MegabaseError, OutputError, ResumableError
 
 _BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 """The empty block that ends every bgzip file (SAM specification, section 4.1.2)."""

@@ -24,13 +24,7 @@ from megabase.genome.files import atomic_file, numbered_lines
 from megabase.genome.interval import Strand, zero_based
 from megabase.genome.left_out import LeftOut
 from megabase.genome.store import Genome
-from megabase.genome.vcf import (
-    check_allele,
-    checked_records,
-    is_bcf,
-    why_unplaced,
-    why_unusable,
-)
+from megabase.genome.vcf import check_allele, checked_records, is_bcf, why_unplaced, why_unusable
 
 BedKind = Literal["auto", "bed", "narrowPeak", "broadPeak"]
 
