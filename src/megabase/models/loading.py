@@ -25,7 +25,7 @@ from megabase.models.tokenizers.encoder import TokenEncoder
 from megabase.untrusted import parse_yaml, read_text
 
 _SHOWN_CLASSES = 20
-"""Outputs that an error message lists: more than two lines help nobody."""
+"""Outputs that an error message lists: about two lines."""
 
 
 @dataclass(frozen=True)

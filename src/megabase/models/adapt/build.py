@@ -49,7 +49,7 @@ _LENGTH_FIELDS = {
 _BYTE_PAIRS = 4096
 """Tokens of a byte-pair vocabulary unless the settings give another number."""
 _POOLING_FIELDS = ("pooling", "pooling_strategy")
-"""What the families call the way from positions to one vector."""
+"""Names that the families give to the pooling of positions into one vector."""
 # Names of transformers for what a head answers.
 _PROBLEMS = {
     "classes": "single_label_classification",

@@ -29,9 +29,8 @@ from megabase.untrusted import build, parsing, read_json
 
 ADAPTER_FOLDER = "adapter"
 """Folder of the adapter inside a checkpoint."""
-
 _NAME = "default"
-"""What peft calls an adapter when nobody names it."""
+"""Name of an adapter in peft unless another is given."""
 # Of the parameters of an adapted layer, in peft.
 _PARTS = ("base_layer.", f"lora_A.{_NAME}.weight", f"lora_B.{_NAME}.weight")
 _PREFIX = "base_model.model."
@@ -86,17 +85,16 @@ def add_adapters(model: nn.Module, base: nn.Module, config: LoraConfig) -> None:
         # The networks that compute filters do not map the sequence's vectors.
         if isinstance(module, nn.Linear) and id(module) in inside and "implicit_filter" not in name
     }
-    wanted = [
-        name for name in linear if not config.targets or name.split(".")[-1] in config.targets
-    ]
-    unknown = set(config.targets) - {name.split(".")[-1] for name in linear}
+    layers = sorted({name.split(".")[-1] for name in linear})
+    targets = config.targets or layers
+    wanted = [name for name in linear if name.split(".")[-1] in targets]
+    unknown = set(targets) - set(layers)
     if unknown or not wanted:
-        there = sorted({name.split(".")[-1] for name in linear})
         raise ConfigError(
             f"lora.targets names {', '.join(sorted(unknown)) or 'nothing'}; the linear layers of "
-            f"{type(model).__name__} are {', '.join(there) or 'none'}"
+            f"{type(model).__name__} are {', '.join(layers) or 'none'}"
         )
-    head = [parameter for name, parameter in _head(model, base)]
+    head = [parameter for _, parameter in _head(model, base)]
     settings = peft.LoraConfig(
         r=config.rank, lora_alpha=_alpha(config), target_modules=wanted, bias="none"
     )

@@ -1,12 +1,10 @@
-"""Soft prompts: learnable vectors next to a sequence, and a frozen language model.
+"""Soft prompts: learnable tokens next to a sequence, and a frozen language model.
 
-:class:`PromptedModel` puts the vectors before, after or on both sides of the embedded tokens and
-reads an answer off the model: the next token after a separator (label tokens, the published way) or
-a small linear head over hidden vectors. A saved prompt is ``prompt.json`` and
-``prompt.safetensors``, tied to one model by its hash.
+The model answers with the next token after a separator (label tokens, the published way) or through
+a small linear head. A saved prompt is tied to one model by its hash.
 
 Source: arXiv 2306.15794v2, section 4.3, and ``evals/soft_prompting_genomics.py`` of
-HazyResearch/hyena-dna, which puts the vectors first.
+HazyResearch/hyena-dna, which puts the prompt first.
 """
 
 from __future__ import annotations
@@ -46,8 +44,11 @@ _LETTERS = {2: "AN", 3: "AGN", 4: "ACGN", 5: "ACGTN"}
 """Label tokens by the number of classes: the first two as published, the others likewise."""
 # What a position of the model's input is.
 _PAD, _PROMPT, _TOKEN, _END = range(4)
+# Names of transformers for what a prompt answers; it has none for nucleotides.
+_PROBLEMS = {"classes": "single_label_classification", "multi_label": "multi_label_classification",
+             "regression": "regression", "nucleotides": None}  # fmt: skip
 _NOISE = 0.02
-"""Standard deviation of the initial vectors, as published."""
+"""Standard deviation of the initial soft-prompt tokens, as published."""
 _LONGEST_BLOCK = 1 << 24
 """Tokens of a sequence behind demonstrations that a file may claim: beyond any model's input."""
 
@@ -67,13 +68,13 @@ class PromptSpec:
     """What a prompt is, apart from its numbers."""
 
     length: int
-    """Learnable vectors; 0 for none."""
+    """Soft-prompt tokens, which are learned; 0 for none."""
     classes: tuple[str, ...]
     """Names of the answers, in the order of the outputs."""
     kind: str = "classes"
     """classes, multi_label, regression, or nucleotides: a class for each of them."""
     position: _Position = "before"
-    """Where the vectors are. ``both``: the first half, rounded up, before and the rest after."""
+    """Where it is. ``both``: the first half, rounded up, before and the rest after the sequence."""
     answer: _Answer = "label_tokens"
     """Next token after a separator, or a linear head."""
     letters: str = ""
@@ -98,7 +99,7 @@ class PromptSpec:
     def __post_init__(self) -> None:
         problems: list[str] = []
         if self.length < 0:
-            problems.append(f"a prompt has 0 vectors or more, found {self.length}")
+            problems.append(f"a prompt has 0 soft-prompt tokens or more, found {self.length}")
         choices = {
             "position": get_args(_Position),
             "answer": get_args(_Answer),
@@ -131,7 +132,7 @@ class PromptSpec:
 
     @property
     def sides(self) -> tuple[int, int]:
-        """Vectors before and after the sequence."""
+        """Soft-prompt tokens before and after the sequence."""
         before = {"before": self.length, "after": 0, "both": -(-self.length // 2)}[self.position]
         return before, self.length - before
 
@@ -193,7 +194,7 @@ class PromptedModel(nn.Module):
             start = torch.randn(spec.length, width, dtype=torch.float32) * _NOISE
         if start.shape != (spec.length, width):
             raise ModelError(
-                f"initial vectors of shape {tuple(start.shape)}; expected {(spec.length, width)}"
+                f"initial tokens of shape {tuple(start.shape)}; expected {(spec.length, width)}"
             )
         self.vectors: nn.Parameter | None = None
         if spec.length:
@@ -232,12 +233,7 @@ class PromptedModel(nn.Module):
         config: Any = copy.deepcopy(self.model.config)
         config.id2label = dict(enumerate(self.spec.classes))
         config.label2id = {name: i for i, name in enumerate(self.spec.classes)}
-        config.problem_type = {
-            "classes": "single_label_classification",
-            "multi_label": "multi_label_classification",
-            "regression": "regression",
-            "nucleotides": None,
-        }[self.spec.kind]
+        config.problem_type = _PROBLEMS[self.spec.kind]
         return config
 
     def train(self, mode: bool = True) -> Self:
@@ -351,8 +347,8 @@ class PromptedModel(nn.Module):
         parts: list[Tensor] = [table(input_ids)]
         if self.vectors is not None:
             # Each sequence of a batch drops its own numbers.
-            vectors = F.dropout(self.vectors.expand(rows, -1, -1), self.dropout, self.training)
-            parts = [vectors[:, :before], *parts, vectors[:, before:]]
+            prompt = F.dropout(self.vectors.expand(rows, -1, -1), self.dropout, self.training)
+            parts = [prompt[:, :before], *parts, prompt[:, before:]]
         if end:
             separator = torch.full_like(input_ids[:, :1], cast("int", self.spec.end_id))
             parts.append(table(separator))
@@ -413,7 +409,7 @@ def _check_model(model: PreTrainedModel, spec: PromptSpec) -> None:
     longest = getattr(model.config, "max_length", None)
     if longest is not None and spec.extra >= longest:
         raise ModelError(
-            f"a prompt of {spec.length:,} vectors leaves no room for a sequence in a model that "
+            f"a prompt of {spec.length:,} tokens leaves no room for a sequence in a model that "
             f"reads {int(longest):,} tokens"
         )
 
@@ -426,10 +422,8 @@ class _SavedPrompt:
     model: str
     """Name of the model that it was made for, as it was given then."""
     model_hash: str
-    """:func:`~megabase.models.checkpoints.checks.weights_hash` of that model."""
     spec: PromptSpec
     tensors: Mapping[str, Tensor]
-    """Its numbers, by the names of :class:`PromptedModel`."""
     facts: Mapping[str, Any]
     """Further facts of its making, such as the padding side and the strands."""
 
@@ -486,14 +480,14 @@ def read_prompt(path: str | Path) -> _SavedPrompt:
         spec = build(
             PromptSpec, {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         )
-        told = {name: record[name] for name in ("model", "model_hash")}
-        told |= {"folder": folder, "spec": spec, "tensors": {}, "facts": record.get("facts", {})}
-        saved = build(_SavedPrompt, told)
+        known = {name: record[name] for name in ("model", "model_hash")}
+        known |= {"folder": folder, "spec": spec, "tensors": {}, "facts": record.get("facts", {})}
+        saved = build(_SavedPrompt, known)
     with parsing(folder / PROMPT_FILES[1], ModelError, "expected a prompt that megabase wrote"):
         tensors = load_file(folder / PROMPT_FILES[1])
     held = sum(tensor.numel() for tensor in tensors.values())
     if spec.length > max(held, 1) or spec.block > _LONGEST_BLOCK:
-        raise ModelError(f"{file}: claims {spec.length:,} vectors; the prompt has {held:,} numbers")
+        raise ModelError(f"{file}: claims {spec.length:,} tokens; the prompt has {held:,} numbers")
     return replace(saved, tensors=tensors)
 
 

@@ -183,7 +183,7 @@ def _rebuild_from_type(function: Any, _type: Any, arguments: Any, *_: Any) -> An
     builder = _TENSOR_BUILDERS.get(function) if isinstance(function, Global) else None
     if builder is None:
         name = function if isinstance(function, Global) else shown(function)
-        raise CheckpointError(f"the checkpoint asks to call {name} to build a tensor")
+        raise CheckpointError(f"the checkpoint calls {name} to build a tensor")
     return builder(*arguments)
 
 

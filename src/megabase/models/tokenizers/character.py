@@ -1,4 +1,4 @@
-"""The character tokenizer of the published DNA language models, made fast and forgiving.
+"""The character tokenizer of the published DNA language models, made fast.
 
 One token per base, with the ids of :mod:`megabase.data.vocabulary`. Letters are looked up in a
 256-byte table and rows are joined, cut and padded as numpy arrays by the rules of transformers, so

@@ -306,12 +306,6 @@ class DNABERTTokenizer(_KmerTokenizer):
     **kwargs
         Passed on to transformers. ``do_lower_case``, which the published folders set although it
         would make every k-mer unknown, is ignored.
-
-    Examples
-    --------
-    >>> tokenizer = DNABERTTokenizer(k=3)
-    >>> tokenizer("AAAT")["input_ids"]
-    [2, 5, 6, 3]
     """
 
     vocab_files_names = {"vocab_file": "vocab.txt"}  # noqa: RUF012 (the library's own form)
