@@ -27,13 +27,9 @@ _Part = TypeVar("_Part", bound="Settings")
 class Settings:
     """Base of all settings: a dataclass that checks itself and reports all of its problems at once.
 
-    A class says what is wrong with its own fields in ``_problems``, and brings values of another
-    notation (``1e6`` for a whole number, a list for a tuple) into one form in ``_normalize``.
-
-    Raises
-    ------
-    ConfigError
-        Naming every field that cannot be used.
+    A class says what is wrong with its own fields in ``_problems`` (all are raised in one
+    :class:`ConfigError`), and brings values of another notation (``1e6`` for a whole number, a list
+    for a tuple) into one form in ``_normalize``.
     """
 
     _prefix: ClassVar[str] = ""

@@ -81,10 +81,10 @@ def of(path: Path) -> Any:
 
 def bed(path: Path) -> None:
     from megabase.genome.tables import read_bed
-    from megabase.report.genome_tracks import bed_track
+    from megabase.report.genome_tracks import _bed_track
 
     read_bed(path)
-    bed_track(path, of(path), places(), "x")
+    _bed_track(path, of(path), places(), "x")
 
 
 def gff(path: Path) -> None:
@@ -208,9 +208,9 @@ def evaluation(path: Path) -> None:
 
 
 def bedgraph(path: Path) -> None:
-    from megabase.report.genome_tracks import bedgraph_track
+    from megabase.report.genome_tracks import _bedgraph_track
 
-    bedgraph_track(path, of(path), places(), "x")
+    _bedgraph_track(path, of(path), places(), "x")
 
 
 def bigwig(path: Path) -> None:

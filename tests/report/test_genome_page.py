@@ -28,7 +28,7 @@ from megabase.report.genome_page import (
     _pack,
     build_genome_page,
 )
-from megabase.report.genome_tracks import bed_track, genes_at, genes_track
+from megabase.report.genome_tracks import _bed_track, _genes_at, genes_track
 
 
 def _page(**changes: Any) -> str:
@@ -139,8 +139,8 @@ def test_genes_have_the_union_of_their_exons(tmp_path: Path) -> None:
     (gene,) = track.features
     assert (gene.name, gene.start, gene.end, gene.strand) == ("ABC1", 10, 100, "+")
     assert gene.exons == ((10, 40), (60, 100))
-    assert genes_at(track, "chr1", 99, 100) == "ABC1"
-    assert genes_at(track, "chr1", 100, 101) == ""
+    assert _genes_at(track, "chr1", 99, 100) == "ABC1"
+    assert _genes_at(track, "chr1", 100, 101) == ""
     (tmp_path / "b.bed").write_text("chr1\t5\t9\tpeak\nchr1\t350\t360\tfar\n")
-    peaks = bed_track(tmp_path / "b.bed", store, [Interval("chr1", 0, 200)], "peaks")
+    peaks = _bed_track(tmp_path / "b.bed", store, [Interval("chr1", 0, 200)], "peaks")
     assert [f.name for f in peaks.features] == ["peak"]

@@ -7,7 +7,11 @@ import polars as pl
 import pytest
 
 from megabase.errors import OutputError, ReportError
-from megabase.report.nucleotide_plot import draw_nucleotides, read_predictions, save_nucleotide_plot
+from megabase.report.nucleotide_plot import (
+    _draw_nucleotides,
+    _read_predictions,
+    save_nucleotide_plot,
+)
 
 
 @pytest.fixture
@@ -24,19 +28,19 @@ def predictions(tmp_path: Path) -> Path:
 
 
 def test_a_place_is_read_in_order(predictions: Path) -> None:
-    assert len(read_predictions(predictions, "c")) == 100
-    part = read_predictions(predictions, "c:511-520")  # 1-based, both ends included
+    assert len(_read_predictions(predictions, "c")) == 100
+    part = _read_predictions(predictions, "c:511-520")  # 1-based, both ends included
     assert part["position"].to_list() == list(range(510, 520))
     with pytest.raises(ReportError, match="no base of d; it has bases of c"):
-        read_predictions(predictions, "d")
+        _read_predictions(predictions, "d")
     with pytest.raises(ReportError, match="no base of c:1-9"):
-        read_predictions(predictions, "c:1-9")
+        _read_predictions(predictions, "c:1-9")
 
 
 def test_the_line_is_the_prediction_and_the_bars_are_the_truth(predictions: Path) -> None:
     pytest.importorskip("matplotlib")
-    table = read_predictions(predictions, "c")
-    axes = draw_nucleotides(table).axes[0]
+    table = _read_predictions(predictions, "c")
+    axes = _draw_nucleotides(table).axes[0]
     line = axes.lines[0]
     np.testing.assert_array_equal(line.get_xdata(), np.arange(501, 601))
     np.testing.assert_allclose(line.get_ydata(), table["p_on"])

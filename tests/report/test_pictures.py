@@ -15,7 +15,7 @@ from drawn import Picture, pictures
 
 from megabase.report import benchmark_plots, plots
 from megabase.report.embedding_plot import save_embedding_plot
-from megabase.report.nucleotide_plot import draw_nucleotides
+from megabase.report.nucleotide_plot import _draw_nucleotides
 from megabase.report.style import NARROW, SIZES, WIDE, Size, as_svg
 
 RNG = np.random.default_rng(0)
@@ -81,7 +81,7 @@ def test_legends_keep_every_name_inside(size: Size) -> None:
                  "classes": [f"_class {i} {LONG}" for i in range(classes)]}  # fmt: skip
         drawn_by(benchmark_plots.draw_points, cloud, size=size).check(marks=400)
     prompts = {"_head": [(0, 0.7), (8, 0.75), (128, 0.8)]}
-    picture = drawn_by(plots.draw_prompt_lengths, prompts, "accuracy", None, size=size)
+    picture = drawn_by(plots._draw_prompt_lengths, prompts, "accuracy", None, size=size)
     picture.check(marks=3)
     assert " _head" in picture.texts
 
@@ -105,7 +105,7 @@ def test_positions_along_a_genome_are_whole_and_1_based() -> None:
         "p_off": np.linspace(1, 0, 30), "p_on": np.linspace(0, 1, 30),
     })  # fmt: skip
     with pictures() as seen:
-        draw_nucleotides(table).savefig("/dev/null", format="png")
+        _draw_nucleotides(table).savefig("/dev/null", format="png")
     seen[0].check(marks=30)
     assert seen[0].panels[0].axes.get_xlim() == (999_995.5, 1_000_025.5)
 

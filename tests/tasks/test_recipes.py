@@ -8,10 +8,10 @@ import yaml
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry, flatten
 from megabase.benchmarking.models import (
     RECIPES,
+    _read_recipe,
+    _with_settings,
     finetune_settings,
-    read_recipe,
     recipe_settings,
-    with_settings,
 )
 from megabase.benchmarking.suites.base import Task
 from megabase.benchmarking.suites.labelled import GENOMIC_BENCHMARKS, NUCLEOTIDE_TRANSFORMER
@@ -28,20 +28,21 @@ FOUND = [
 
 @pytest.mark.parametrize(("suite", "task"), FOUND)
 def test_every_recipe_is_settings_of_finetuning(suite: str, task: str) -> None:
-    variants = read_recipe(suite, task)
+    variants = _read_recipe(suite, task)
     assert variants
     for name, variant in variants.items():
         assert variant["source"], name
         settings = {k: v for k, v in variant.items() if k not in ("source", "for")}
         base = FinetuneConfig(train="x", output="y", family="hyenadna")
-        run = with_settings(base, settings)
+        run = _with_settings(base, settings)
         assert run.optim.lr == flatten(settings)["optim.lr"]
 
 
 def test_every_published_data_set_has_one() -> None:
-    assert all("default" in read_recipe("genomic-benchmarks", name) for name in GENOMIC_BENCHMARKS)
+    assert all("default" in _read_recipe("genomic-benchmarks", name) for name in GENOMIC_BENCHMARKS)
     assert all(
-        "caduceus" in read_recipe("nucleotide-transformer", name) for name in NUCLEOTIDE_TRANSFORMER
+        "caduceus" in _read_recipe("nucleotide-transformer", name)
+        for name in NUCLEOTIDE_TRANSFORMER
     )
 
 

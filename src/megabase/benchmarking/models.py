@@ -34,13 +34,7 @@ def is_baseline(start: str) -> bool:
 
 
 def kmer_words(start: str) -> tuple[int, ...] | None:
-    """Give the word lengths of a baseline entry (kmer, kmer:5), or None for other models.
-
-    Raises
-    ------
-    InputError
-        For a length outside 1 to 8.
-    """
+    """Give the k-mer lengths of a baseline entry (kmer, kmer:5), or None for other models."""
     if start == "kmer":
         return KMER_WORDS
     found = re.fullmatch(r"kmer:(\d+)", start)
@@ -54,10 +48,7 @@ def kmer_words(start: str) -> tuple[int, ...] | None:
 def resolve_entry(entry: ModelEntry) -> dict[str, Any]:
     """Give the fields of the fine-tuning settings that say what the model is.
 
-    Raises
-    ------
-    InputError
-        When `start` names nothing that is there.
+    An :class:`InputError` when `start` names nothing that exists.
     """
     from megabase.models.families import FAMILIES
     from megabase.models.presets import PRESETS
@@ -88,36 +79,21 @@ def resolve_entry(entry: ModelEntry) -> dict[str, Any]:
 
 
 def check_entry(config: BenchmarkConfig, entry: ModelEntry) -> None:
-    """Check a model and its settings before anything is read or written.
-
-    Raises
-    ------
-    MegabaseError
-        For a model that is not there, or a setting that fine-tuning does not have.
-    """
+    """Check that a model exists and its settings are known, before anything is read or written."""
     base = FinetuneConfig(train="train", output="output", **resolve_entry(entry))
     first = {name: values[0] for name, values in entry.tune.items() if values}
     common = {**flatten(config.settings), **flatten(entry.settings), **first}
     for own in ({}, *config.task_settings.values(), *entry.task_settings.values()):
         settings = {**common, **flatten(own)}
         settings.pop("warmup", None)
-        with_settings(base, settings)
+        _with_settings(base, settings)
 
 
 def settings_by_task(config: BenchmarkConfig, tasks: Sequence[str]) -> BenchmarkConfig:
     """Name the tasks of ``task_settings`` in full, those of the entries too.
 
-    Parameters
-    ----------
-    config
-        The sweep.
-    tasks
-        Names of all tasks of the suite's data, whether they are run or not.
-
-    Raises
-    ------
-    InputError
-        For a name that no task has, or several.
+    `tasks` are all tasks of the suite's data, whether they are run or not; an :class:`InputError`
+    for a name that no task has, or several.
     """
 
     def named(given: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -134,14 +110,8 @@ def settings_by_task(config: BenchmarkConfig, tasks: Sequence[str]) -> Benchmark
     return dataclasses.replace(config, task_settings=named(config.task_settings), models=entries)
 
 
-def with_settings(config: FinetuneConfig, settings: Mapping[str, Any]) -> FinetuneConfig:
-    """Set fields by dotted name.
-
-    Raises
-    ------
-    InputError
-        For a name that fine-tuning does not have.
-    """
+def _with_settings(config: FinetuneConfig, settings: Mapping[str, Any]) -> FinetuneConfig:
+    """Set fields by dotted name; an InputError for a name that fine-tuning does not have."""
     return _set(config, flatten(settings), "")
 
 
@@ -216,28 +186,15 @@ def finetune_settings(
     columns = task.splits["train"].text.columns
     settings["table.sequence"] = "sequence"
     settings["table.label"] = None if columns == ("label",) else list(columns)
-    return with_settings(base, settings)
+    return _with_settings(base, settings)
 
 
 def go_on_from(
     before: Mapping[str, Any], run: FinetuneConfig, settings: Mapping[str, Any], output: Path
 ) -> tuple[FinetuneConfig, dict[str, Any]]:
-    """Start a run from an earlier one of the sweep.
+    """Start a run from an earlier one of the sweep: its settings, also as the record keeps them.
 
-    Parameters
-    ----------
-    before
-        Record of the earlier run.
-    run, settings
-        Settings of the new one, also as the record keeps them.
-    output
-        Folder of the sweep.
-
-    Returns
-    -------
-    run, settings
-        With the earlier run as the model. The record names it by task and folder: where the sweep
-        lies decides no figure.
+    The record names the earlier run by task and folder: where the sweep lies decides no metric.
     """
     fresh: dict[str, Any] = {
         "family": None, "preset": None, "from_scratch": False, "overrides": {}
@@ -273,20 +230,7 @@ def combinations(tune: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
 
 
 def check_overlap(config: BenchmarkConfig, task: Task | None = None) -> None:
-    """Refuse the overlap baseline where there are no classes, or no rows that it could read.
-
-    Parameters
-    ----------
-    config
-        The sweep.
-    task
-        A task of it; None for a suite that compares embeddings.
-
-    Raises
-    ------
-    InputError
-        With the name of the entry.
-    """
+    """Refuse the overlap baseline where there are no classes, or (`task` None) no rows to read."""
     names = [entry.name for entry in config.entries if entry.start == "overlap"]
     if names and task is None:
         raise InputError(
@@ -300,7 +244,7 @@ def check_overlap(config: BenchmarkConfig, task: Task | None = None) -> None:
         )
 
 
-def read_recipe(suite: str, task: str) -> dict[str, dict[str, Any]]:
+def _read_recipe(suite: str, task: str) -> dict[str, dict[str, Any]]:
     """Read the variants of a task; empty when it has no recipe."""
     import yaml
 
@@ -310,16 +254,10 @@ def read_recipe(suite: str, task: str) -> dict[str, dict[str, Any]]:
 
 
 def recipe_settings(name: str | None, task: Task) -> dict[str, Any]:
-    """Give the settings of a variant for a task.
-
-    Raises
-    ------
-    InputError
-        When the task has no such variant.
-    """
+    """Give the settings of a variant for a task; an InputError when it has no such variant."""
     if name is None:
         return {}
-    variants = read_recipe(task.suite, task.name)
+    variants = _read_recipe(task.suite, task.name)
     if name not in variants:
         held = ", ".join(variants) or "none"
         raise InputError(f"{task.suite} {task.name} has no recipe {name!r}; it has {held}")

@@ -63,13 +63,7 @@ PROTOCOLS: dict[str, str] = {
 
 
 class Together:
-    """Groups of rows that overlap, so that none is cut; remembers what it found.
-
-    Parameters
-    ----------
-    share
-        Share of a row's 16-mers in another that makes them overlap; None: rows stand alone.
-    """
+    """Groups of rows that share `share` of their 16-mers, so that none is cut; remembers them."""
 
     def __init__(self, share: float | None) -> None:
         self.share = share
@@ -143,30 +137,10 @@ def join(parts: list[LabeledSequences]) -> LabeledSequences:
 def split_task(
     task: Task, protocol: str, unit: Unit, folds: int, together: Together
 ) -> dict[str, LabeledSequences]:
-    """Give train, valid and test of one run.
+    """Give train, valid and test of one run: a pure function of its arguments.
 
-    Parameters
-    ----------
-    task
-        Its splits are as the data have them.
-    protocol
-        Key of :data:`PROTOCOLS`.
-    unit
-        Which run.
-    folds
-        Number of folds (kfold).
-    together
-        Gives groups of rows that have to stay on one side of a cut.
-
-    Returns
-    -------
-    dict
-        train, valid, test. A pure function of its arguments.
-
-    Raises
-    ------
-    InputError
-        When the data have no test rows and the protocol needs them, or too few rows for the folds.
+    An :class:`InputError` when the data have no test rows and the protocol needs them, or too few
+    rows for the folds.
     """
     splits: Mapping[str, LabeledSequences] = task.splits
     if protocol == "kfold":
@@ -199,11 +173,7 @@ def _fold(task: Task, unit: Unit, folds: int, together: Together) -> dict[str, L
     test, rest = np.flatnonzero(fold == unit.fold), np.flatnonzero(fold != unit.fold)
     inner = None if groups is None else groups[rest]
     kept, cut = split_rows(rows.labels[rest], 0.1, unit.seed, inner)
-    return {
-        "train": rows.take(rest[kept]),
-        "valid": rows.take(rest[cut]),
-        "test": rows.take(test),
-    }
+    return {"train": rows.take(rest[kept]), "valid": rows.take(rest[cut]), "test": rows.take(test)}
 
 
 def _folds(
@@ -279,12 +249,9 @@ def checked_for_leaks(
 
 
 class RowsApart:
-    """Tell test rows that occur in no other split from those that do; remembers what it found.
+    """Tells test rows that occur in no other split from those that do; remembers what it found.
 
-    Parameters
-    ----------
-    threshold
-        Share of the words of a test row that make it a near duplicate.
+    `threshold` is the share of the 16-mers of a test row that makes it a near duplicate.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -309,23 +276,9 @@ class RowsApart:
 def metrics_apart(
     folder: Path, apart: npt.NDArray[np.bool_], names: Sequence[str], kind: Kind
 ) -> dict[str, Any]:
-    """Measure the test rows that meet no training row, where some do and some do not.
+    """Measure the test rows marked in `apart`, which meet no training row, where some do.
 
-    Parameters
-    ----------
-    folder
-        Of the run; its outputs are read.
-    apart
-        Result of :class:`RowsApart`.
-    names
-        Metrics.
-    kind
-        What the labels are.
-
-    Returns
-    -------
-    dict
-        ``rows_apart`` and ``test_apart``, or nothing.
+    Reads the outputs of the run; gives ``rows_apart`` and ``test_apart``, or nothing.
     """
     count = int(apart.sum())
     if not 0 < count < len(apart):

@@ -62,13 +62,7 @@ _FORMAT = 1
 
 
 class Stopped(Exception):  # noqa: N818 (not an error: a signal asked for it)
-    """A signal ended a run after its checkpoint was saved.
-
-    Parameters
-    ----------
-    signal
-        Its number.
-    """
+    """A signal (its number is `signal`) ended a run after its checkpoint was saved."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
@@ -96,21 +90,16 @@ def run_benchmark(
     console: Console | None = None,
     done: Callable[[], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Run a sweep.
+    """Run a sweep and give its records, in order.
 
     Parameters
     ----------
     config
         Settings.
     console
-        Where to show what is done; None shows nothing.
+        Where to show progress; None shows nothing.
     done
         Called after every finished run, to bring the table up to date.
-
-    Returns
-    -------
-    list of dict
-        The records of this sweep, in order.
 
     Raises
     ------
@@ -431,9 +420,7 @@ def _write_splits(output: Path, job: _Job) -> dict[str, str]:
         if path.is_file():
             continue
         text = rows.text
-        columns: dict[str, Any] = {
-            "sequence": [text.sequences[row] for row in rows.rows.tolist()],
-        }
+        columns: dict[str, Any] = {"sequence": [text.sequences[row] for row in rows.rows.tolist()]}
         for number, column in enumerate(text.columns):
             columns[column] = [text.labels[row][number] for row in rows.rows.tolist()]
         with atomic_file(path, overwrite=True) as file:

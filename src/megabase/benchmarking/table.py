@@ -25,7 +25,7 @@ _METRIC_NAMES = {"mcc": "MCC", "f1": "F1", "auroc": "AUROC", "auprc": "AUPRC"}
 
 
 @dataclass(frozen=True)
-class Line:
+class _Line:
     """One model on one task: all its runs."""
 
     suite: str
@@ -66,17 +66,11 @@ def read_records(output: Path) -> list[dict[str, Any]]:
 
 def lines(
     records: Sequence[Mapping[str, Any]], order: Sequence[str] = (), resamples: int = 500
-) -> list[Line]:
-    """Summarise runs: one line for each task, model, protocol and setting.
+) -> list[_Line]:
+    """Summarize runs: one line for each task, model, protocol and setting.
 
-    Parameters
-    ----------
-    records
-        Result of :func:`read_records`.
-    order
-        Names of models in the wanted order; others follow.
-    resamples
-        Behind the intervals; 0 gives none.
+    Models are in the given order, others follow; `resamples` are behind the intervals, 0 gives
+    none.
     """
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for record in records:
@@ -92,7 +86,7 @@ def lines(
         length = groups[item][0]["length"] or 0
         return suite, length, task, protocol, place.get(model, len(place)), model, key
 
-    found: list[Line] = []
+    found: list[_Line] = []
     for key in sorted(groups, key=rank):
         runs = sorted(groups[key], key=lambda r: (r["seed"], r["fold"] or 0))
         several = len(names[key[:4]]) > 1
@@ -101,7 +95,7 @@ def lines(
     return found
 
 
-def _line(runs: Sequence[Mapping[str, Any]], name: str, resamples: int) -> Line:
+def _line(runs: Sequence[Mapping[str, Any]], name: str, resamples: int) -> _Line:
     first = runs[0]
     metric = first["metric"]
     values = [math.nan if r["test"].get(metric) is None else r["test"][metric] for r in runs]
@@ -113,7 +107,7 @@ def _line(runs: Sequence[Mapping[str, Any]], name: str, resamples: int) -> Line:
         key = tuple((r["path"], r["test_rows"]) for r in runs)
         low, high = bootstrap_interval(key, first["kind"], metric, resamples)
     said = _published(first)
-    return Line(
+    return _Line(
         suite=first["suite"],
         task=first["task"],
         model=name,
@@ -168,7 +162,7 @@ def _cell(value: float | None, digits: int = 3, sign: bool = False) -> str:
     return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
 
 
-def markdown(found: Sequence[Line], records: Sequence[Mapping[str, Any]]) -> str:
+def markdown(found: Sequence[_Line], records: Sequence[Mapping[str, Any]]) -> str:
     """Write the tables of a sweep, task by task, with protocol, leaks and published figures."""
     parts = ["# Benchmark"]
     for protocol in dict.fromkeys(line.protocol for line in found):
@@ -183,7 +177,7 @@ def markdown(found: Sequence[Line], records: Sequence[Mapping[str, Any]]) -> str
         own = [r for r in records if (r["suite"], r["task"]) == (suite, task)]
         parts.append(f"## {suite}: {task}")
         parts.append(_table(mine, own))
-        parts += [f"- {note}" for note in task_notes(own)]
+        parts += [f"- {note}" for note in _task_notes(own)]
     return "\n\n".join(_joined(parts)) + "\n"
 
 
@@ -198,8 +192,8 @@ def _joined(parts: Iterable[str]) -> list[str]:
     return blocks
 
 
-def table_cells(
-    found: Sequence[Line], records: Sequence[Mapping[str, Any]]
+def _table_cells(
+    found: Sequence[_Line], records: Sequence[Mapping[str, Any]]
 ) -> tuple[list[str], list[list[str]]]:
     """Give the head and the rows of a task's table as text."""
     metric = found[0].metric
@@ -244,14 +238,14 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _table(found: Sequence[Line], records: Sequence[Mapping[str, Any]]) -> str:
-    head, rows = table_cells(found, records)
+def _table(found: Sequence[_Line], records: Sequence[Mapping[str, Any]]) -> str:
+    head, rows = _table_cells(found, records)
     text = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     text += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(text)
 
 
-def task_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def _task_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say what a reader of a task's figures has to know: rows, leaks, comparability."""
     first = records[0]
     notes: list[str] = []
@@ -305,20 +299,20 @@ def task_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def table_of(
-    found: Sequence[Line], records: Sequence[Mapping[str, Any]]
+    found: Sequence[_Line], records: Sequence[Mapping[str, Any]]
 ) -> Callable[[str, str], tuple[list[str], list[list[str]], list[str]]]:
     """Give a function from (suite, task) to head, rows and notes of its table, for the page."""
 
     def describe(suite: str, task: str) -> tuple[list[str], list[list[str]], list[str]]:
         mine = [line for line in found if (line.suite, line.task) == (suite, task)]
         own = [r for r in records if (r["suite"], r["task"]) == (suite, task)]
-        return *table_cells(mine, own), task_notes(own)
+        return *_table_cells(mine, own), _task_notes(own)
 
     return describe
 
 
 def write_tables(
-    output: Path, found: Sequence[Line], records: Sequence[Mapping[str, Any]]
+    output: Path, found: Sequence[_Line], records: Sequence[Mapping[str, Any]]
 ) -> list[Path]:
     """Write results.parquet (a row for each run and figure), summary.parquet and results.md."""
     import polars as pl

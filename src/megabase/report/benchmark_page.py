@@ -25,28 +25,11 @@ _MOST_CLASSES = 12
 
 
 def write_benchmark_page(output: Path, describe: Describe | None = None) -> Path:
-    """Write ``results.html`` of a sweep from the files beside it; replaces an earlier one.
+    """Write ``results.html`` of a sweep from the files in its folder; replaces an earlier one.
 
-    Where tasks differ by the length of their sequences, ``lengths.svg`` is written too.
-
-    Parameters
-    ----------
-    output
-        Folder of the sweep.
-    describe
-        Gives head, rows and notes of the table of (suite, task); None leaves tables out.
-
-    Returns
-    -------
-    pathlib.Path
-        The page.
-
-    Raises
-    ------
-    ReportError
-        When there is no finished run.
-    MissingDependencyError
-        Without matplotlib.
+    Where tasks differ by the length of their sequences, ``lengths.svg`` is written too. `describe`
+    gives head, rows and notes of the table of (suite, task); None leaves tables out. A
+    :class:`ReportError` when there is no finished run.
     """
     require_matplotlib()
     path = output / "results.html"

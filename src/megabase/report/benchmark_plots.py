@@ -61,21 +61,10 @@ def draw_bars(lines: Sequence[Record], figure: Figure, theme: Theme, size: Size)
     axes.set_xlabel(str(lines[0]["metric"]))
 
 
-def binary_curves(scores: _Values, labels: npt.NDArray[Any]) -> dict[str, tuple[_Values, _Values]]:
-    """Give the points of the ROC and the precision-recall curve.
+def _binary_curves(scores: _Values, labels: npt.NDArray[Any]) -> dict[str, tuple[_Values, _Values]]:
+    """Give (x, y) of the ROC and precision-recall curves, one point for each distinct score.
 
-    Parameters
-    ----------
-    scores
-        (n,): more is more likely positive.
-    labels
-        (n,): 1 for positive.
-
-    Returns
-    -------
-    dict
-        roc -> (false positive rate, true positive rate); pr -> (recall, precision). One point for
-        each distinct score.
+    `scores` (n,) are larger for likelier positives, which have label 1.
     """
     order = np.argsort(-scores, kind="stable")
     positive = (labels[order] == 1).astype(np.float64)
@@ -85,10 +74,7 @@ def binary_curves(scores: _Values, labels: npt.NDArray[Any]) -> dict[str, tuple[
     total = positive.sum()
     recall = true / max(total, 1.0)
     return {
-        "roc": (
-            np.append(0.0, false / max(len(labels) - total, 1.0)),
-            np.append(0.0, recall),
-        ),
+        "roc": (np.append(0.0, false / max(len(labels) - total, 1.0)), np.append(0.0, recall)),
         "pr": (recall, true / (true + false)),
     }
 
@@ -113,7 +99,7 @@ def draw_curves(
     names = {"roc": ("false positive rate", "true positive rate"), "pr": ("recall", "precision")}
     for axes, kind in zip(np.ravel(grid), ("roc", "pr"), strict=True):
         for number, (model, scores, labels) in enumerate(series):
-            x, y = binary_curves(scores, labels)[kind]
+            x, y = _binary_curves(scores, labels)[kind]
             color = theme.floor if model.startswith("kmer") else theme.model
             axes.plot(
                 x, y, LINE_STYLES[number % 4], label=shown_name(model), color=color, linewidth=1.5,
@@ -142,12 +128,7 @@ def draw_confusion(
     bottom = (0.36 * max(map(len, names)) + 3.2 if several else 3.6) * size.text
     side = min(size.width - left - 10, size.height - bottom - 0.6 * size.text)
     axes = figure.add_axes(
-        (
-            left / size.width,
-            bottom / size.height,
-            side / size.width,
-            side / size.height,
-        )
+        (left / size.width, bottom / size.height, side / size.width, side / size.height)
     )
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     colors = LinearSegmentedColormap.from_list("share", [theme.faint, theme.model])

@@ -37,12 +37,8 @@ Floats = npt.NDArray[np.floating[Any]]
 def check_embedding_plot(path: Path, how: str = "auto", overwrite: bool = False) -> None:
     """Refuse a map that cannot be drawn, before any work is done.
 
-    Raises
-    ------
-    ReportError
-        For another ending, a file that exists, or a method that is unknown or not installed.
-    MissingDependencyError
-        When matplotlib is not installed.
+    A :class:`ReportError` for another ending, a file that exists or an unknown method; a
+    :class:`MissingDependencyError` without its package.
     """
     check_picture(path, "the map", overwrite)
     if how not in MAPS:
@@ -54,31 +50,7 @@ def check_embedding_plot(path: Path, how: str = "auto", overwrite: bool = False)
 
 
 def _project(vectors: Floats, how: str = "auto", seed: int = 0) -> tuple[Floats, str]:
-    """Lay vectors out in the plane.
-
-    Parameters
-    ----------
-    vectors
-        float (n, width).
-    how
-        ``umap``, ``tsne``, ``pca``, or ``auto``: UMAP when umap-learn is installed, else t-SNE
-        when scikit-learn is, else the first two principal components. Few points (fewer than 8)
-        are always laid out by principal components.
-    seed
-        Decides the layout of UMAP and t-SNE.
-
-    Returns
-    -------
-    places : ndarray
-        float (n, 2).
-    name : str
-        What was done, for the axis.
-
-    Raises
-    ------
-    ReportError, MissingDependencyError
-        When the method is unknown or its package missing.
-    """
+    """Lay vectors (n, width) out in the plane: (n, 2), and what was done, for the axis."""
     if how not in MAPS:
         raise ReportError(f"a map is one of {', '.join(MAPS)}; found {how!r}")
     centered = np.asarray(vectors, dtype=np.float64) - np.mean(vectors, axis=0)
@@ -136,33 +108,9 @@ def save_embedding_plot(
     """Draw the map of embeddings; a thin line joins each point to its nearest neighbor.
 
     Neighbors are those of the full vectors, not of the map, so the lines show what it tears apart.
-
-    Parameters
-    ----------
-    path
-        ``.svg``, ``.png`` or ``.pdf``.
-    vectors
-        float (n, width); more than 5,000 are thinned evenly.
-    labels
-        One for each vector, for colors: the nine most frequent and the rest.
-    title
-        Plain text.
-    how, seed
-        As for :func:`_project`.
-    overwrite
-        Replace a file that exists.
-
-    Returns
-    -------
-    float or None
-        With labels, the share of points whose nearest neighbor has the same label.
-
-    Raises
-    ------
-    ReportError
-        For fewer than two vectors, and as for :func:`check_embedding_plot`.
-    MissingDependencyError
-        As there.
+    Of `vectors` (n, width) more than 5,000 are thinned evenly; `labels` give colors: the nine most
+    frequent and the rest. Returns, with labels, the share of points whose nearest neighbor has the
+    same label. Errors are those of :func:`check_embedding_plot`.
     """
     check_embedding_plot(path, how, overwrite)
     if len(vectors) < 2:

@@ -37,19 +37,7 @@ _NOTHING = 65_535
 
 @dataclass(frozen=True)
 class Region:
-    """Sequence that the page carries.
-
-    Parameters
-    ----------
-    contig
-        Name of the contig.
-    start
-        0-based index of the first base.
-    letters
-        The bases, as letters.
-    contig_length
-        Length of the whole contig.
-    """
+    """Sequence that the page carries: letters of a contig from the 0-based position `start` on."""
 
     contig: str
     start: int
@@ -73,20 +61,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class SignalTrack:
-    """Numbers along a genome.
+    """Numbers along a genome, one for `step` bases; segments must not overlap.
 
-    Parameters
-    ----------
-    name
-        Shown beside the track.
-    segments
-        The numbers, without overlap.
-    step
-        Bases that one number is for.
-    color, below
-        CSS colors, for values above and below zero; the same when `below` is empty.
-    height
-        CSS pixels.
+    `color` is for values above zero, `below` (empty: the same) for those below it; `height` is in
+    CSS pixels.
     """
 
     name: str
@@ -144,22 +122,12 @@ class FeatureTrack:
 
 @dataclass(frozen=True)
 class Logo:
-    """Four numbers for each position, drawn as letters.
+    """Four numbers for each position, drawn as letters: `values` is float (n, 4) for A, C, G, T.
 
-    Parameters
-    ----------
-    name, note
-        Heading, and a sentence that says what the letters mean.
-    contig, start
-        Where the first row stands, 0-based.
-    values
-        float (n, 4): A, C, G, T.
-    kind
-        ``probability``: rows that sum to 1, drawn as high as their information in bits.
-        ``effects``: the effect of each substitution, NaN at the base that stands there; drawn as
-        the mean loss, with a heat map below. ``signed``: letters as high as the numbers.
-    row
-        Number of the row of the table that the logo belongs to; None for all.
+    ``probability``: rows that sum to 1, drawn as high as their information in bits. ``effects``:
+    the effect of each substitution, NaN at the base that stands there, drawn as the mean loss with
+    a heat map below. ``signed``: letters as high as the numbers. `start` is 0-based; `row` is that
+    of the table that the logo belongs to, None for all.
     """
 
     name: str
@@ -187,20 +155,10 @@ class Logo:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table.
+    """A column of the table; ``place`` is a position, already 1-based.
 
-    Parameters
-    ----------
-    name
-        Heading.
-    kind
-        ``text``, ``place`` (a position, already 1-based) or ``number``.
-    digits
-        Decimals of numbers.
-    minor
-        Leave it out on narrow screens.
-    ascending
-        The first click sorts the smallest to the top (numbers begin with the largest otherwise).
+    `minor` columns are left out on narrow screens. With `ascending` the first click sorts the
+    smallest to the top (numbers begin with the largest otherwise).
     """
 
     name: str
@@ -212,7 +170,7 @@ class Column:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of the table and the place it is about, 0-based half-open."""
+    """A row of the table and the region it is about, 0-based half-open."""
 
     contig: str
     start: int
@@ -244,51 +202,22 @@ def _finite(cell: Cell) -> Cell:
 
 
 def _pack(values: Floats) -> dict[str, Any]:
-    """Pack numbers into 16 bits each, as base64.
-
-    The error is at most half of (largest - smallest) / 65,534: far less than a pixel of a picture.
-
-    Parameters
-    ----------
-    values
-        float (n,); what is not finite becomes "no value".
-    """
+    """Pack numbers into 16 bits each, as base64; what is not finite becomes "no value"."""
     known = np.isfinite(values)
     low, high = (float(f(values[known])) if known.any() else 0.0 for f in (np.min, np.max))
     steps = np.full(values.shape, _NOTHING, dtype="<u2")
     width = (high - low) or 1.0
     steps[known] = np.rint((values[known].astype(np.float64) - low) / width * _STEPS)
-    return {
-        "low": low,
-        "high": high,
-        "data": base64.b64encode(steps.tobytes()).decode(),
-    }
+    return {"low": low, "high": high, "data": base64.b64encode(steps.tobytes()).decode()}
 
 
 @dataclass(frozen=True)
 class GenomePage:
     """Everything a page shows.
 
-    Parameters
-    ----------
-    title, lead
-        Heading, and a sentence below it.
-    genome
-        Name of the genome.
-    regions
-        Sequence to carry; none may overlap another.
-    locus
-        What is shown first, such as ``chr1:1,001-2,000``.
-    tracks
-        From top to bottom.
-    logos
-        Drawn below the browser for what it shows.
-    table
-        Variants; None for none.
-    numbers
-        The row of large numbers: (number, what stands beside it, what it is).
-    facts
-        Name and value of what the page was made from.
+    `regions` (the sequence to carry) must not overlap. `locus`, such as ``chr1:1,001-2,000``, is
+    shown first. Tracks go from top to bottom, logos below the browser. `numbers` are (number, what
+    stands next to it, what it is), `facts` name and value of what the page was made from.
     """
 
     title: str
@@ -304,17 +233,9 @@ class GenomePage:
 
 
 def build_genome_page(page: GenomePage) -> str:
-    """Make the page.
+    """Make the page: HTML without any reference to other files or hosts.
 
-    Returns
-    -------
-    str
-        HTML without any reference to other files or hosts.
-
-    Raises
-    ------
-    ReportError
-        When there is no sequence, or more than :data:`MOST_BASES`.
+    A :class:`ReportError` when there is no sequence, or more than :data:`MOST_BASES`.
     """
     total = sum(len(region.letters) for region in page.regions)
     if not total:

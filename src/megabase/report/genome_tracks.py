@@ -56,13 +56,7 @@ _TRANSCRIPTS = (
 
 
 def track_kind(path: str | Path, kinds: Sequence[str] = ()) -> str:
-    """Give what a file of a track is, by its ending: one of `kinds`, or any.
-
-    Raises
-    ------
-    ReportError
-        For another ending, with those that are read.
-    """
+    """Give what a file of a track is, by its ending: one of `kinds`, or any; else a ReportError."""
     name = Path(path).name.lower()
     plain = name.removesuffix(".gz").removesuffix(".bgz")
     kind = TRACK_ENDINGS.get(Path(plain).suffix)
@@ -85,25 +79,10 @@ def genes_track(
     *,
     strict: bool = False,
 ) -> FeatureTrack:
-    """Read the genes near places, each with the union of its exons (or coding parts).
+    """Read the genes that share a base with a region, each with the union of its exons.
 
-    Parameters
-    ----------
-    path
-        GFF3 or GTF, plain or gzip.
-    store
-        The genome, for the names of contigs.
-    places
-        Genes that share a base with one of these are kept.
-    name
-        Name of the track.
-    strict
-        Refuse rows that are not on the genome, which are left out otherwise.
-
-    Raises
-    ------
-    InputError, UnknownContigError
-        As :func:`megabase.genome.tables.read_gff`.
+    A gene without exons has its coding parts. `strict` refuses rows that are not on the genome,
+    which are left out otherwise.
     """
     keys = ("ID", "Parent", "Name", "gene_id", "gene_name", "gene")
     kinds = (*_GENES, *_TRANSCRIPTS, *_PARTS)
@@ -139,15 +118,10 @@ def genes_track(
     return FeatureTrack(name, tuple(features), height=60)
 
 
-def bed_track(
-    path: str | Path,
-    store: Genome,
-    places: Iterable[Interval],
-    name: str,
-    *,
-    strict: bool = False,
+def _bed_track(
+    path: str | Path, store: Genome, places: Iterable[Interval], name: str, *, strict: bool = False
 ) -> FeatureTrack:
-    """Read the rows of a BED file that share a base with one of the places."""
+    """Read the rows of a BED file that share a base with one of the regions."""
     wanted = _by_contig(places)
     frame = read_bed(path, store, strict=strict)
     features = [
@@ -160,16 +134,14 @@ def bed_track(
     return FeatureTrack(name, tuple(features), color="#2f7d4f", height=50)
 
 
-def bedgraph_track(
+def _bedgraph_track(
     path: str | Path, store: Genome, places: Sequence[Interval], name: str
 ) -> SignalTrack:
-    """Read the numbers of a bedGraph file along places; bases without a row have none.
+    """Read the numbers of a bedGraph file along regions; bases without a row have none.
 
-    Raises
-    ------
-    InputError
-        Naming file and line of the first row that cannot be used: not four columns, a value that
-        is not a finite number, or a base of the places that has a number already.
+    An :class:`InputError` names file and line of the first row that cannot be used: not four
+    columns, a value that is not a finite number, or a base of the regions that has a number
+    already.
     """
 
     @cache
@@ -228,30 +200,10 @@ def bedgraph_track(
 def read_track(
     text: str, store: Genome, regions: Sequence[Interval], *, strict: bool = False
 ) -> tuple[FeatureTrack | SignalTrack, tuple[str, str]]:
-    """Read a file of any kind of track.
+    """Read a file of any kind of track, given as ``NAME=FILE`` or the file alone.
 
-    Parameters
-    ----------
-    text
-        ``NAME=FILE``, or the file alone.
-    store
-        The genome.
-    regions
-        What the page shows.
-    strict
-        Refuse the first row that cannot be used, instead of leaving it out.
-
-    Returns
-    -------
-    track : FeatureTrack or SignalTrack
-        The track.
-    fact : tuple of str
-        What the page says of the file: its name and checksum.
-
-    Raises
-    ------
-    ReportError, InputError, GenomeError
-        When there is no such file, or it cannot be read.
+    Returns the track, and what the page says of the file: its name and checksum. `strict` refuses
+    the first row that cannot be used, instead of leaving it out.
     """
     name, _, path = text.rpartition("=")
     path = path or text
@@ -262,11 +214,11 @@ def read_track(
     if kind == "bigwig":
         track = _bigwig_track(path, label, regions)
     elif kind == "bedgraph":
-        track = bedgraph_track(path, store, regions, label)
+        track = _bedgraph_track(path, store, regions, label)
     elif kind == "genes":
         track = genes_track(path, store, regions, label, strict=strict)
     else:
-        track = bed_track(path, store, regions, label, strict=strict)
+        track = _bed_track(path, store, regions, label, strict=strict)
     return track, (f"track {label}", f"{Path(path).name}, sha256 {file_digest(path)}")
 
 
@@ -302,29 +254,10 @@ def read_variants(
 ) -> pl.DataFrame:
     """Read the alleles of a VCF file with numbers from its INFO fields.
 
-    Parameters
-    ----------
-    path
-        The file.
-    store
-        The genome.
-    region
-        Leave out what does not lie inside it.
-    info
-        INFO fields with a number for each allele; all such fields of the header when empty.
-    strict
-        Refuse the first record that cannot be used, instead of leaving it out.
-
-    Returns
-    -------
-    polars.DataFrame
-        contig, start, end (0-based half-open), ref, alt, id, record, qual, filter, reason (why an
-        allele has no score), and a column of numbers for each INFO field.
-
-    Raises
-    ------
-    ReportError
-        When no variant is left.
+    Columns: contig, start, end (0-based half-open), ref, alt, id, record, qual, filter, reason (why
+    an allele has no score), and one of numbers for each field of `info` (all fields of the header
+    with a number for each allele when empty). A `region` leaves out what does not lie inside it; a
+    :class:`ReportError` when no variant is left.
     """
     keys = list(info) or float_info_keys(read_vcf_header(path))
     frame = read_vcf(path, store, info=[*keys, _REASON], strict=strict)
@@ -372,7 +305,7 @@ def variants_track(
     features: list[Feature] = []
     for row in variants.iter_rows(named=True):
         locus = contig, start, end = row["contig"], row["start"], row["end"]
-        gene = [genes_at(genes, *locus)] if genes is not None else []
+        gene = [_genes_at(genes, *locus)] if genes is not None else []
         facts = [row[name] for name in given if name != "reason"]
         cells = [contig, one_based(start), row["ref"], row["alt"] or "", row["id"] or "", *gene]
         cells += [*facts, *(row[key] for key in keys)]
@@ -383,8 +316,8 @@ def variants_track(
     return track, VariantTable(tuple(columns), tuple(rows))
 
 
-def genes_at(track: FeatureTrack, contig: str, start: int, end: int) -> str:
-    """Name the genes of a track that share a base with a place, with commas between."""
+def _genes_at(track: FeatureTrack, contig: str, start: int, end: int) -> str:
+    """Name the genes of a track that share a base with a region, with commas between."""
     names = [
         feature.name
         for feature in track.features
@@ -421,13 +354,7 @@ _KEY_BYTES = 4_096  # of a contig name: far more than any has
 
 
 def _check_bigwig(path: Path) -> None:
-    """Compare the offsets and sizes of a bigWig file with its size, before a reader allocates them.
-
-    Raises
-    ------
-    ValueError, struct.error, OSError
-        When it is no little-endian bigWig file, or claims more than it can hold.
-    """
+    """Check offsets and sizes of a bigWig against its file size, before a reader allocates them."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
         size = len(raw)
         magic, _, zooms, tree, _, index, *_, buffer, _ = struct.unpack_from("<IHHQQQHHQQIQ", raw)

@@ -30,14 +30,8 @@ MOST_HEAT_MAP = 300
 """Bases of a heat map: the picture would be wider than 36 inches beyond."""
 
 
-def check_letters(path: Path, count: int, most: int, what: str, overwrite: bool) -> None:
-    """Refuse a picture of letters that cannot be drawn; `what` names it, `most` are its letters.
-
-    Raises
-    ------
-    ReportError, MissingDependencyError
-        As for :func:`check_logo`.
-    """
+def _check_letters(path: Path, count: int, most: int, what: str, overwrite: bool) -> None:
+    """Refuse a picture of letters that cannot be drawn; `what` names it, `most` are its letters."""
     check_picture(path, what, overwrite)
     try:
         import logomaker  # noqa: F401
@@ -52,14 +46,10 @@ def check_letters(path: Path, count: int, most: int, what: str, overwrite: bool)
 def check_logo(path: Path, bases: int, overwrite: bool = False) -> None:
     """Refuse a logo that cannot be drawn, before any work is done.
 
-    Raises
-    ------
-    ReportError
-        For another ending, too many positions, or a file that exists.
-    MissingDependencyError
-        When matplotlib or logomaker is not installed.
+    A :class:`ReportError` for another ending or too many positions; a
+    :class:`MissingDependencyError` without matplotlib or logomaker.
     """
-    check_letters(path, bases, _MOST_LOGO, "a logo", overwrite)
+    _check_letters(path, bases, _MOST_LOGO, "a logo", overwrite)
 
 
 def own_heights(bases: str, values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
@@ -74,7 +64,7 @@ def own_heights(bases: str, values: npt.NDArray[np.floating[Any]]) -> npt.NDArra
     return heights
 
 
-def draw_letters(
+def _draw_letters(
     axes: Axes, letters: npt.NDArray[np.floating[Any]], first: int, ylabel: str
 ) -> None:
     """Draw letters (length, 4) on axes that show exactly their positions; NaN has no letter."""
@@ -108,25 +98,10 @@ def save_logo(
     first: int = 1,
     overwrite: bool = False,
 ) -> None:
-    """Draw letters as high as their numbers.
+    """Draw letters (length, 4) for A, C, G, T as high as their numbers, negative ones downwards.
 
-    Parameters
-    ----------
-    path
-        ``.svg``, ``.png`` or ``.pdf``.
-    letters
-        float (length, 4): A, C, G, T; negative ones hang below the line.
-    title, ylabel
-        Plain text.
-    first
-        Number of the first position on the axis.
-    overwrite
-        Replace a file that exists.
-
-    Raises
-    ------
-    ReportError, MissingDependencyError
-        As for :func:`check_logo`.
+    `path` ends in ``.svg``, ``.png`` or ``.pdf``; `first` is the number of the first position.
+    Errors are those of :func:`check_logo`.
     """
     check_logo(path, len(letters), overwrite)
     import matplotlib as mpl
@@ -137,27 +112,19 @@ def save_logo(
         width = min(24.0, max(6.0, 0.16 * len(letters)))
         figure = Figure(figsize=(width, 2.6), dpi=144, layout="constrained")
         axes = figure.add_subplot()
-        draw_letters(axes, letters, first, ylabel)
+        _draw_letters(axes, letters, first, ylabel)
         axes.set_title(shortened(title, 62 * width, WIDE.text), loc="left")
         save_picture(figure, path, overwrite)
 
 
 def check_heat_map(path: Path, bases: int, overwrite: bool = False) -> None:
-    """Refuse a picture that cannot be drawn, before any work is done.
-
-    Raises
-    ------
-    ReportError
-        For another ending, too many bases, or a file that exists.
-    MissingDependencyError
-        When matplotlib or logomaker is not installed.
-    """
+    """Refuse a heat map that cannot be drawn, before any work is done; as :func:`check_logo`."""
     if bases > MOST_HEAT_MAP:
         raise ReportError(
             f"{path}: a heat map shows up to {MOST_HEAT_MAP} bases, found {bases:,}; choose a "
             "shorter region, or draw up to 2,000 in a page with megabase report --ism"
         )
-    check_letters(path, bases, MOST_HEAT_MAP, "a heat map", overwrite)
+    _check_letters(path, bases, MOST_HEAT_MAP, "a heat map", overwrite)
 
 
 def save_heat_map(
@@ -172,25 +139,9 @@ def save_heat_map(
 ) -> None:
     """Draw a logo of the bases, as high as the mean loss of their substitutions, and a heat map.
 
-    Parameters
-    ----------
-    path
-        ``.svg``, ``.png`` or ``.pdf``.
-    ref
-        Bases of the region.
-    scores
-        float (length, 4): A, C, G, T; 0 at the base itself, NaN without a score (drawn grey).
-    title, label
-        Plain text; the label says what the numbers are.
-    first
-        1-based position of the first base.
-    overwrite
-        Replace a file that exists.
-
-    Raises
-    ------
-    ReportError, MissingDependencyError
-        As for :func:`check_heat_map`.
+    `scores` are float (length, 4) for A, C, G, T: 0 at the base of `ref` itself, NaN without a
+    score (drawn gray). `first` is the 1-based position of the first base; `label` says what the
+    numbers are. Errors are those of :func:`check_heat_map`.
     """
     check_heat_map(path, len(ref), overwrite)
     import matplotlib as mpl
@@ -215,7 +166,7 @@ def save_heat_map(
         if not np.isfinite(matrix).any():
             bottom.text(0.5, 0.5, "no base has a score", transform=bottom.transAxes, ha="center",
                         va="center")  # fmt: skip
-        draw_letters(top, own_heights(ref, -matrix.sum(1) / 3), first, "mean loss")
+        _draw_letters(top, own_heights(ref, -matrix.sum(1) / 3), first, "mean loss")
         top.set_title(shortened(title, 55 * width, WIDE.text), loc="left")
         figure.colorbar(image, ax=[top, bottom], label=label, shrink=0.8, pad=0.01)
         save_picture(figure, path, overwrite)

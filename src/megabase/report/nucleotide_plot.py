@@ -34,25 +34,10 @@ _PREFIX = "p_"
 """Beginning of the columns with a class's probability."""
 
 
-def read_predictions(path: str | Path, place: str) -> pl.DataFrame:
-    """Read the predicted bases of a region.
+def _read_predictions(path: str | Path, place: str) -> pl.DataFrame:
+    """Read the predicted bases of a contig or region (``chr1:1,001-2,000``), sorted by position.
 
-    Parameters
-    ----------
-    path
-        ``predictions.parquet``.
-    place
-        A contig, or a region string, 1-based inclusive (``chr1:1,001-2,000``).
-
-    Returns
-    -------
-    polars.DataFrame
-        Rows in the order of positions.
-
-    Raises
-    ------
-    ReportError
-        When the file is missing, or has no base there.
+    A :class:`ReportError` when the file is missing or has no base there.
     """
     import polars as pl
 
@@ -74,29 +59,12 @@ def read_predictions(path: str | Path, place: str) -> pl.DataFrame:
     return chosen.sort("position")
 
 
-def draw_nucleotides(
+def _draw_nucleotides(
     table: pl.DataFrame, theme: Theme = LIGHT, size: Size = _SIZE, title: str | None = None
 ) -> Figure:
     """Draw probabilities as lines, and the true classes as bars under them.
 
-    Parameters
-    ----------
-    table
-        Result of :func:`read_predictions`. Of more bases than the picture has room for, means of
-        equally many neighbors are drawn.
-    theme, size
-        Colours and size.
-    title
-        Text above; None names the place.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    MissingDependencyError
-        When matplotlib is not installed.
+    Of more bases than the picture has room for, means of equally many neighbors are drawn.
     """
     require_matplotlib()
     import matplotlib as mpl
@@ -155,34 +123,15 @@ def _bars(
 def save_nucleotide_plot(
     predictions: str | Path, place: str, output: str | Path, *, overwrite: bool = False
 ) -> Path:
-    """Draw a place and write the picture.
+    """Draw a region from ``predictions.parquet`` of a run; `output` ends in ``.png`` or ``.svg``.
 
-    Parameters
-    ----------
-    predictions
-        ``predictions.parquet`` of a run.
-    place
-        What to draw.
-    output
-        File ending in ``.png`` or ``.svg``.
-    overwrite
-        Replace a file that exists.
-
-    Returns
-    -------
-    pathlib.Path
-        The file.
-
-    Raises
-    ------
-    ReportError
-        When there is nothing to draw, or the file cannot be written.
+    A :class:`ReportError` when there is nothing to draw, or the file cannot be written.
     """
     output = Path(output)
     kind = output.suffix.lower().lstrip(".")
     if kind not in ("png", "svg"):
         raise ReportError(f"cannot write {output}: expected a name ending in .png or .svg")
-    figure = draw_nucleotides(read_predictions(predictions, place))
+    figure = _draw_nucleotides(_read_predictions(predictions, place))
     buffer = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else None
     figure.savefig(buffer, format=kind, dpi=144, facecolor=LIGHT.background, metadata=metadata)

@@ -86,19 +86,7 @@ code {{ font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-s
 def document(
     title: str, parts: Iterable[str], *, styles: str = "", scripts: Sequence[str] = ()
 ) -> str:
-    """Put parts of HTML together as a page.
-
-    Parameters
-    ----------
-    title
-        Plain text for the window.
-    parts
-        HTML.
-    styles
-        CSS after that of all pages.
-    scripts
-        JavaScript, run in this order at the end of the page.
-    """
+    """Put parts of HTML together as a page; `title` is plain text, scripts run at its end."""
     body = "\n".join(part for part in parts if part)
     # The policy makes the promise binding: even by mistake nothing could be fetched.
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -145,13 +133,7 @@ def section(heading: str, parts: Iterable[str]) -> str:
 
 
 def statistics(items: Sequence[tuple[str, str, str]]) -> str:
-    """Give a row of large numbers.
-
-    Parameters
-    ----------
-    items
-        (number, what stands small beside it, what it is), plain text.
-    """
+    """Give a row of large numbers: (number, small text next to it, what it is), plain text."""
     cells: list[str] = []
     for number, beside, what in items:
         small = f" <small>{escape(beside)}</small>" if beside else ""
@@ -184,14 +166,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], marked: Iterable[i
 def figure(draw: Draw, alternative: str, caption: str) -> str:
     """Give a picture in four versions (light and dark, wide and narrow); the browser picks one.
 
-    Parameters
-    ----------
-    draw
-        Draws on a figure.
-    alternative
-        What the picture shows, for those who do not see it; plain text.
-    caption
-        Plain text below it.
+    `alternative`, for those who do not see the picture, and `caption` are plain text.
     """
     dark, narrow = "(prefers-color-scheme: dark)", f"(max-width: {_BREAK}px)"
     sources = "".join(

@@ -42,21 +42,10 @@ Series = Mapping[str, Sequence[tuple[int, float]]]
 
 
 def save_plots(evaluation: Record, folder: Path, stem: str = "evaluation") -> list[Path]:
-    """Write the plots of an evaluation as SVG files on a white background.
+    """Write the plots of an evaluation's JSON record as SVG files on a white background.
 
-    Parameters
-    ----------
-    evaluation
-        JSON record of an evaluation.
-    folder
-        Existing folder; files of the same names are replaced.
-    stem
-        Start of the file names.
-
-    Returns
-    -------
-    list of Path
-        ``STEM-context.svg`` (with a context curve) and ``STEM-floors.svg`` (with Markov baselines).
+    ``STEM-context.svg`` with a context curve, ``STEM-floors.svg`` with Markov baselines; files of
+    the same names are replaced.
     """
     written: list[Path] = []
     for name, wanted, draw in (
@@ -73,19 +62,10 @@ def save_plots(evaluation: Record, folder: Path, stem: str = "evaluation") -> li
 
 
 def best_baseline(evaluation: Record, key: str = "measure") -> Record | None:
-    """Give the baseline with the lowest perplexity over A, C, G, T.
+    """Give the baseline with the lowest perplexity over A, C, G, T; None without baselines.
 
-    Parameters
-    ----------
-    evaluation
-        JSON record of an evaluation.
-    key
-        "measure" for its targets, "context_measure" for those of the context curve.
-
-    Returns
-    -------
-    dict or None
-        None when there is no baseline.
+    `key` is "measure" for the targets of the evaluation, "context_measure" for those of its context
+    curve.
     """
     floors = [floor for floor in evaluation["floors"] if floor[key] is not None]
     return min(floors, key=lambda floor: floor[key]["nats_acgt"], default=None)
@@ -264,7 +244,7 @@ def draw_baselines(evaluation: Record, figure: Figure, theme: Theme, size: Size)
     label_right(axes, labels, size)
 
 
-def draw_prompt_lengths(
+def _draw_prompt_lengths(
     series: Series,
     metric: str,
     reference: tuple[str, float] | None,
@@ -274,16 +254,7 @@ def draw_prompt_lengths(
 ) -> None:
     """Draw a metric against the number of soft-prompt tokens, one line for each series.
 
-    Parameters
-    ----------
-    series
-        Name of a line -> (tokens, metric) of its prompts.
-    metric
-        Name of the metric.
-    reference
-        Name and value to compare with, such as full fine-tuning: a dashed line.
-    figure, theme, size
-        What is drawn on.
+    `reference` is a name and a value to compare with, such as full fine-tuning: a dashed line.
     """
     axes = add_axes(figure, size, right=10, y_label=metric)
     for number, (name, points) in enumerate(series.items()):
@@ -310,10 +281,11 @@ def draw_prompt_lengths(
 
 
 def save_prompt_lengths(
-    path: Path,
-    series: Series,
-    metric: str = "accuracy",
-    reference: tuple[str, float] | None = None,
+    path: Path, series: Series, metric: str = "accuracy", reference: tuple[str, float] | None = None
 ) -> None:
-    """Write :func:`draw_prompt_lengths` as SVG; an earlier file is replaced."""
-    write_whole(path, as_svg(partial(draw_prompt_lengths, series, metric, reference)))
+    """Write metrics against soft-prompt tokens as SVG; an earlier file is replaced.
+
+    `series` maps the name of a line to (tokens, metric) of its prompts; `reference` is a dashed
+    line.
+    """
+    write_whole(path, as_svg(partial(_draw_prompt_lengths, series, metric, reference)))

@@ -29,31 +29,11 @@ def write_run_page(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """Write the page of a run.
+    """Write the page of a run of ``megabase pretrain`` and give its path.
 
-    Parameters
-    ----------
-    run
-        Run folder of ``megabase pretrain``.
-    output
-        The page; ``report.html`` in the run folder when None.
-    evaluation
-        JSON of ``megabase evaluate``; ``evaluation.json`` in the run folder when None, if it is
-        there.
-    overwrite
-        Replace a page that exists.
-
-    Returns
-    -------
-    Path
-        The page.
-
-    Raises
-    ------
-    ReportError
-        When something cannot be read or written, or the page exists.
-    MissingDependencyError
-        When matplotlib is not installed.
+    `output` is by default ``report.html`` in the run folder; `evaluation`, the JSON of ``megabase
+    evaluate``, is ``evaluation.json`` there, if it exists. A :class:`ReportError` when something
+    cannot be read or written, or the page exists.
     """
     require_matplotlib()
     target = Path(output) if output is not None else Path(run) / "report.html"
@@ -66,20 +46,7 @@ def write_run_page(
 
 
 def build_run_page(run: RunRecord, evaluation: Record | None) -> str:
-    """Make the page of a run.
-
-    Parameters
-    ----------
-    run
-        What the run folder tells.
-    evaluation
-        JSON record of an evaluation; None leaves its parts out and says so.
-
-    Returns
-    -------
-    str
-        HTML without any reference to other files or hosts.
-    """
+    """Make the page of a run, without any reference to other files or hosts."""
     title = f"{_family_name(run)} on {run.data['genome']['name']}"
     return document(
         f"{title} - megabase",
@@ -318,11 +285,7 @@ def _breakdown(run: RunRecord, evaluation: Record | None) -> str:
     return section(
         "Where it was measured",
         [
-            table(
-                ["", "bases", "perplexity"],
-                rows,
-                [len(rows) - 1],
-            ),
+            table(["", "bases", "perplexity"], rows, [len(rows) - 1]),
             f'<p class="note">Regions: {escape(places)}. Windows of '
             f"{evaluation['window']:,} positions; a base sees {seen:,} to "
             f"{evaluation['window']:,} bases of context. {evaluation['skipped']:,} bases that are "

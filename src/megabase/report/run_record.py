@@ -10,29 +10,15 @@ from megabase.errors import ReportError
 from megabase.training.run_folder import RunFolder
 from megabase.untrusted import read_json
 
-__all__ = ["RunRecord", "read_evaluation", "read_run"]
-
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Contents of a run folder.
+    """Contents of a run folder: its files, and ``config.json`` of its chosen checkpoint.
 
-    Parameters
-    ----------
-    folder
-        The run folder.
-    config, data, environment
-        ``config.yaml``, ``data.json``, ``environment.json``.
-    metrics
-        Records of ``metrics.jsonl``, in order.
-    model
-        ``config.json`` of the best checkpoint (of the last one without validation).
-    parameters
-        Number of trained weights of that checkpoint, shared ones counted once.
-    checkpoint
-        Name of that checkpoint.
+    That is the best checkpoint, the last one without validation; `parameters` counts its trained
+    weights, shared ones once.
     """
 
     folder: Path
@@ -50,14 +36,7 @@ class RunRecord:
 
 
 def read_run(folder: str | Path) -> RunRecord:
-    """Read a run folder.
-
-    Raises
-    ------
-    ReportError
-        When the folder is not a run folder, a file in it is missing or broken, or no step has been
-        recorded yet.
-    """
+    """Read a run folder; a :class:`ReportError` when it is none, damaged, or without a step yet."""
     run = Path(folder)
     if not (run / "metrics.jsonl").is_file():
         raise ReportError(
@@ -85,13 +64,7 @@ def read_run(folder: str | Path) -> RunRecord:
 
 
 def read_evaluation(path: str | Path) -> Record:
-    """Read the JSON of an evaluation.
-
-    Raises
-    ------
-    ReportError
-        When the file cannot be read or is not an evaluation.
-    """
+    """Read the JSON of an evaluation; a :class:`ReportError` for any other file."""
     record = read_json(path, ReportError)
     if record.get("kind") != "evaluation":
         raise ReportError(

@@ -122,14 +122,7 @@ def require_matplotlib() -> None:
 def check_picture(path: Path, what: str, overwrite: bool) -> None:
     """Refuse a picture that cannot be written, before any work is done; `what` names it.
 
-    Raises
-    ------
-    ReportError
-        For another ending.
-    OutputError
-        For a file that exists or cannot be written.
-    MissingDependencyError
-        When matplotlib is not installed.
+    A :class:`ReportError` for another ending, an :class:`OutputError` for a file that exists.
     """
     require_matplotlib()
     if path.suffix.lower() not in SUFFIXES:
@@ -220,10 +213,7 @@ def padded(values: Sequence[float], least: float = 0.02) -> tuple[float, float]:
 
 
 def shown_name(name: str, most: int = 28) -> str:
-    """Give a name as a legend shows it: cut to `most` letters, and never left out.
-
-    matplotlib leaves labels out that begin with an underscore; a space before it keeps them.
-    """
+    """Give a name as a legend shows it: cut to `most` letters, and never left out."""
     text = shortened(name, 0.62 * most, 1.0)
     return f" {text}" if text.startswith("_") else text
 

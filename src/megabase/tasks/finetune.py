@@ -20,14 +20,7 @@ from megabase.settings import StartConfig, part_of
 from megabase.tasks.config import FinetuneConfig
 from megabase.tasks.labeled import LabeledResult, LabeledRun, measure_splits
 from megabase.tasks.labeled_data import describe_data, read_splits
-from megabase.tasks.run import (
-    Done,
-    Plan,
-    execute,
-    member,
-    spread,
-    sweep,
-)
+from megabase.tasks.run import Done, Plan, execute, member, spread, sweep
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -56,14 +49,9 @@ def finetune(
     config
         Settings of the run.
     dry_run
-        Stop after the plan: nothing is written.
+        Stop after the plan, before anything is written; the result is then None.
     console
         Where to show the plan and the progress; None shows nothing.
-
-    Returns
-    -------
-    FinetuneResult or None
-        None after a dry run.
 
     Raises
     ------
@@ -142,28 +130,12 @@ def finetune_seeds(
     dry_run: bool = False,
     console: Console | None = None,
 ) -> list[FinetuneResult]:
-    """Run a fine-tuning once for each seed, in ``OUTPUT/seed-N``.
+    """Run a fine-tuning once for each seed, in ``OUTPUT/seed-N``; results in their order.
 
     The seed decides the new weights, the order of the rows, the dropout and, where validation rows
     are cut off the training rows, which ones. With ``resume``, finished seeds are kept and the
-    others go on or start.
-
-    Parameters
-    ----------
-    config
-        Settings; its own seed is not used.
-    seeds
-        Different whole numbers.
-    dry_run
-        Only show the plans.
-    console
-        Where to show plans and progress.
-
-    Returns
-    -------
-    list of FinetuneResult
-        In the order of the seeds; shorter when a signal stopped one (the last). Mean and standard
-        deviation of every metric are written to ``OUTPUT/result.json``.
+    others go on or start. Mean and standard deviation of every metric are written to
+    ``OUTPUT/result.json``, unless a signal stopped a run (then the last).
     """
 
     def summarize(results: list[FinetuneResult]) -> None:

@@ -38,7 +38,7 @@ _EVAL_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class InContextResult(RunResult):
+class _InContextResult(RunResult):
     """What a run came to; written to ``result.json``."""
 
     model: str
@@ -61,27 +61,10 @@ class InContextResult(RunResult):
 
 def in_context(
     config: InContextConfig, *, dry_run: bool = False, console: Console | None = None
-) -> InContextResult | None:
+) -> _InContextResult | None:
     """Evaluate a language model on queries behind demonstrations, after tuning on request.
 
-    Parameters
-    ----------
-    config
-        Settings of the run.
-    dry_run
-        Stop after the plan: nothing is written.
-    console
-        Where to show the plan and the progress; None shows nothing.
-
-    Returns
-    -------
-    InContextResult or None
-        None after a dry run.
-
-    Raises
-    ------
-    MegabaseError
-        For settings, data, a model or a folder that cannot be used.
+    Arguments and errors are those of :func:`megabase.tasks.finetune.finetune`.
     """
     held: dict[str, Any] = {}
 
@@ -89,9 +72,9 @@ def in_context(
         plan, held["facts"] = _plan(config, fabric)
         return plan
 
-    def conclude(done: Done) -> InContextResult:
+    def conclude(done: Done) -> _InContextResult:
         found = {} if done.stopped else _measure(done, config.tune)
-        return InContextResult.of(done, found, **held["facts"])
+        return _InContextResult.of(done, found, **held["facts"])
 
     return execute(config, prepare, conclude, dry_run=dry_run, console=console)
 
@@ -313,10 +296,7 @@ def _prompted(
 
 
 def _fixed_examples(spec: PromptSpec, batches: InContextBatches, shots: int) -> PromptSpec:
-    """Give what a saved prompt is: with one draw of demonstrations, the same for every query.
-
-    So a prompt that was learned in front of demonstrations can be used on sequences alone.
-    """
+    """Give the spec of a saved prompt, with one draw of demonstrations for every query."""
     if not shots:
         return spec
     first = batches.batch(0, np.zeros(1, dtype=np.int64), 0)["input_ids"][0]
@@ -358,35 +338,12 @@ def in_context_grid(
     *,
     dry_run: bool = False,
     console: Console | None = None,
-) -> list[InContextResult]:
+) -> list[_InContextResult]:
     """Run every number of shots with every number of samples, and write one table.
 
     Each run is in ``OUTPUT/shots-K`` or ``OUTPUT/shots-K-samples-N``. With ``resume``, finished
-    runs are kept and the others go on or start.
-
-    Parameters
-    ----------
-    config
-        Settings; their own numbers are not used where others are given.
-    shots
-        Demonstrations of each class.
-    samples
-        Training queries; empty keeps ``config.samples``.
-    dry_run
-        Only show the plans.
-    console
-        Where to show plans and progress.
-
-    Returns
-    -------
-    list of InContextResult
-        Shorter when a signal stopped one (the last). Otherwise ``OUTPUT/result.json`` and
-        ``OUTPUT/table.md`` hold all of them.
-
-    Raises
-    ------
-    ConfigError
-        Before anything runs, when a folder is taken or a setting cannot be used.
+    runs are kept and the others go on or start. Unless a signal stopped a run (then the last),
+    ``OUTPUT/result.json`` and ``OUTPUT/table.md`` hold all of them.
     """
     if samples and config.tune == "none":
         raise ConfigError("several numbers of samples are for tune='prompt' or tune='all'")
@@ -396,7 +353,7 @@ def in_context_grid(
             name = f"shots-{number}" + (f"-samples-{size}" if samples else "")
             runs.append(member(config, name, shots=number, samples=size))
 
-    def summarize(results: list[InContextResult]) -> None:
+    def summarize(results: list[_InContextResult]) -> None:
         output = Path(config.output)
         write_json(output / "result.json", {"runs": [vars(r) for r in results]})
         write_whole(output / "table.md", _table(results))
@@ -405,14 +362,14 @@ def in_context_grid(
         config.output,
         runs,
         lambda one: in_context(one, dry_run=dry_run, console=console),
-        InContextResult,
+        _InContextResult,
         lambda one: describe_data(_read_splits(one)[0], one.model),
         summarize,
         dry_run=dry_run,
     )
 
 
-def _table(results: Sequence[InContextResult]) -> str:
+def _table(results: Sequence[_InContextResult]) -> str:
     """Write results as a Markdown table; it holds nothing that differs between two equal runs."""
     split = "test" if results[0].test else "valid"
     names = list(getattr(results[0], split))

@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from megabase.data.batches import Draw, LabeledBatches, Padding, tokenize
-from megabase.data.labeled import (
-    LabeledSequences,
-    Ragged,
-)
+from megabase.data.labeled import LabeledSequences, Ragged
 from megabase.data.leaks import overlap_hint
 from megabase.errors import ConfigError
 from megabase.evaluate import metrics
@@ -49,21 +46,8 @@ class LabeledRun:
     """A run on labeled sequences: what is the same for every model that learns them.
 
     Reading, metrics and tokens come first; the verb builds its model from them and gives it to
-    :meth:`plan`.
-
-    Parameters
-    ----------
-    config
-        Settings of the run.
-    start
-        The model that it starts from.
-    task
-        Kind of model that the verb needs; None takes the one that fits the labels.
-
-    Raises
-    ------
-    MegabaseError
-        For data, metrics, a model or a tokenizer that cannot be used.
+    :meth:`plan`. `task` is the kind of model that the verb needs; None takes the one that fits the
+    labels.
     """
 
     def __init__(self, config: LabeledConfig, start: StartConfig, task: str | None = None) -> None:
@@ -125,22 +109,9 @@ class LabeledRun:
         label_tokens: LabelTokens | None = None,
         trains: bool = True,
     ) -> Plan:
-        """Put the plan together.
+        """Put the plan together; `first_lines` describe the model, `lengths` the sequences.
 
-        Parameters
-        ----------
-        fabric
-            Of the run.
-        model, save_model
-            What is trained, and what writes it.
-        first_lines
-            Describe the model.
-        lengths
-            Describes the lengths of the sequences.
-        label_tokens
-            Loss of an answer by label tokens; None for a head.
-        trains
-            Whether the model has anything to train.
+        `label_tokens` is the loss of an answer by label tokens; None for a head.
         """
         config, splits, head = self._config, self.splits, self._config.head
         double = bool(getattr(model.config, "double_sigmoid", False))
@@ -317,10 +288,7 @@ def _objective_of(
     if train.kind == "nucleotides":
         return NucleotideLabels(class_weights=weights, label_smoothing=smoothing)
     return SequenceLabels(
-        train.kind,
-        class_weights=weights,
-        label_smoothing=smoothing,
-        double_sigmoid=double_sigmoid,
+        train.kind, class_weights=weights, label_smoothing=smoothing, double_sigmoid=double_sigmoid
     )
 
 
@@ -358,20 +326,10 @@ def measure_splits(
     padding: str = "right",
     columns: Sequence[int] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Give loss and metrics of each split, and write what the model said.
+    """Give loss and metrics of each split with the chosen model, and write its outputs.
 
-    Parameters
-    ----------
-    done
-        The run.
-    model
-        The chosen checkpoint.
-    predictions
-        Whether to write predictions of the test bases.
-    padding
-        Side that batches are padded on.
-    columns
-        Columns of the outputs that stand for the classes; None when all do, in order.
+    `predictions` writes those of the test bases, for batches padded on the `padding` side;
+    `columns` are the outputs that stand for the classes, None for all in order.
     """
     plan = done.plan
     found: dict[str, dict[str, float]] = {}

@@ -39,13 +39,7 @@ _WINDOW = 1024
 def read_files(
     config: ExamplesConfig, splits: Sequence[str] = ("train", "valid", "test")
 ) -> dict[str, LabelTable]:
-    """Read the files of the splits; a folder given as ``train`` may hold all of them.
-
-    Raises
-    ------
-    InputError
-        Naming file and row.
-    """
+    """Read the files of the splits; a folder given as ``train`` may hold all of them."""
     given: dict[str, str | Path | None] = {name: getattr(config, name) for name in splits}
     inside = find_splits(config.train) if Path(config.train).is_dir() else {}
     if "train" in inside:
@@ -65,11 +59,6 @@ def read_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
     """Read train, valid and test, with the same classes everywhere.
 
     Validation rows are cut off the training rows when there is no file for them.
-
-    Raises
-    ------
-    InputError
-        Naming file and row.
     """
     table = config.table
     if config.train.endswith(_STORE) and not Path(config.train).is_dir():
@@ -155,10 +144,7 @@ def _genome_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
     others = {"valid": config.valid, "test": config.test}
     own = {name: places[name] for name in places if others[name] is None}
     split = split_genome(
-        store,
-        include=genome.train,
-        validation=own.get("valid", ()),
-        test=own.get("test", ()),
+        store, include=genome.train, validation=own.get("valid", ()), test=own.get("test", ())
     )
     regions = {"train": split.train}
     if own.get("valid"):

@@ -59,14 +59,9 @@ def pretrain(
     config
         Settings of the run.
     dry_run
-        Stop after the plan: nothing is written.
+        Stop after the plan, before anything is written; the result is then None.
     console
         Where to show the plan and the progress; None shows nothing.
-
-    Returns
-    -------
-    FitResult or None
-        None after a dry run.
 
     Raises
     ------
@@ -255,11 +250,7 @@ def _notes(windows: GenomeWindows, schedule: LengthSchedule, split: Split) -> li
 
 
 def _validation(
-    store: Genome,
-    split: Split,
-    objective: Objective,
-    length: int,
-    most: int | None,
+    store: Genome, split: Split, objective: Objective, length: int, most: int | None
 ) -> EvalSet:
     """Give at most `most` (None: all) validation windows of a length."""
     source = TiledWindows(split.validation, seed=_EVAL_SEED, shuffle=True, last="drop")

@@ -53,25 +53,7 @@ def learn_prompt(
 ) -> PromptResult | None:
     """Learn a prompt for a frozen model and measure it.
 
-    Parameters
-    ----------
-    config
-        Settings of the run.
-    dry_run
-        Stop after the plan: nothing is written.
-    console
-        Where to show the plan and the progress; None shows nothing.
-
-    Returns
-    -------
-    PromptResult or None
-        None after a dry run.
-
-    Raises
-    ------
-    MegabaseError
-        For settings, data, a model or a folder that cannot be used, too many non-finite steps, or a
-        checkpoint that cannot be written.
+    Arguments and errors are those of :func:`megabase.tasks.finetune.finetune`.
     """
     model, predictions, padding = config.model, config.predictions, config.head.padding
 
@@ -134,11 +116,7 @@ def _plan(config: PromptConfig, fabric: Fabric) -> Plan:
 
 
 def _prompted_model(
-    name: str,
-    settings: PromptSettings,
-    spec: PromptSpec,
-    tokens: TokenEncoder,
-    stretch: int | None,
+    name: str, settings: PromptSettings, spec: PromptSpec, tokens: TokenEncoder, stretch: int | None
 ) -> PromptedModel:
     """Load the model and put a new prompt in front of it, from torch's current seed."""
     from megabase.models.adapt.prompt import PromptedModel
@@ -286,29 +264,8 @@ def prompt_lengths(
 ) -> list[PromptResult]:
     """Learn a prompt of each length, in ``OUTPUT/length-N``, and write one table of them.
 
-    With ``resume``, finished lengths are kept and the others go on or start.
-
-    Parameters
-    ----------
-    config
-        Settings; its own length is not used.
-    lengths
-        Different whole numbers, 0 allowed.
-    dry_run
-        Only show the plans.
-    console
-        Where to show plans and progress.
-
-    Returns
-    -------
-    list of PromptResult
-        In the order of the lengths; shorter when a signal stopped one (the last). Otherwise
-        ``OUTPUT/result.json`` and ``OUTPUT/table.md`` hold all of them.
-
-    Raises
-    ------
-    ConfigError
-        Before anything runs, when a folder is taken or a length is negative.
+    With ``resume``, finished lengths are kept and the others go on or start. Unless a signal
+    stopped a run (then the last), ``OUTPUT/result.json`` and ``OUTPUT/table.md`` hold all of them.
     """
     if not lengths:
         raise ConfigError("lengths is empty; give one or more whole numbers")
@@ -316,7 +273,7 @@ def prompt_lengths(
     def summarize(results: list[PromptResult]) -> None:
         output = Path(config.output)
         write_json(output / "result.json", {"runs": [vars(r) for r in results]})
-        write_whole(output / "table.md", prompt_table(results))
+        write_whole(output / "table.md", _prompt_table(results))
 
     return sweep(
         config.output,
@@ -332,11 +289,8 @@ def prompt_lengths(
     )
 
 
-def prompt_table(results: Sequence[PromptResult]) -> str:
-    """Write results as a Markdown table, one row for each length.
-
-    It holds nothing that differs between two equal runs, such as times.
-    """
+def _prompt_table(results: Sequence[PromptResult]) -> str:
+    """Write results as a Markdown table, without what differs between equal runs, such as times."""
     splits = [name for name in ("valid", "test") if getattr(results[0], name)]
     columns = [(split, name) for split in splits for name in getattr(results[0], split)]
     head = ["vectors", "parameters trained", "bytes saved", "steps"]

@@ -178,31 +178,11 @@ def execute(
     dry_run: bool = False,
     console: Console | None = None,
 ) -> _Result | None:
-    """Run the skeleton that all verbs share.
+    """Run the skeleton that all verbs share; None after a dry run.
 
-    Parameters
-    ----------
-    config
-        Settings of the run.
-    prepare
-        Builds everything the run needs; writes nothing.
-    conclude
-        Measures what was trained; a :class:`RunResult` is written to ``result.json``.
-    dry_run
-        Stop after the plan.
-    console
-        Where the first process shows the plan and the progress; None shows nothing.
-
-    Returns
-    -------
-    object or None
-        Result of `conclude`; None after a dry run.
-
-    Raises
-    ------
-    MegabaseError
-        For settings, data, a model or a folder that cannot be used, too many non-finite steps, or
-        a checkpoint that cannot be written.
+    `prepare` builds everything the run needs and writes nothing; `conclude` measures what was
+    trained, and a :class:`RunResult` of it is written to ``result.json``. The first process shows
+    plan and progress on `console`.
     """
     started = time.perf_counter()
     resolved = to_yaml(config)
@@ -279,29 +259,10 @@ def sweep(
     *,
     dry_run: bool = False,
 ) -> list[_Found]:
-    """Run several settings one after the other; finished runs are read from their folders.
+    """Run the members of a sweep one after the other; finished ones are read from their folders.
 
-    Parameters
-    ----------
-    output
-        Folder of the sweep.
-    runs
-        Results of :func:`member`.
-    run_one
-        Runs one of them.
-    result_type
-        What it gives.
-    data_of
-        Gives what a run would record of its inputs now; a finished run must have had the same.
-    summarize
-        Writes what all runs together came to; not called when a signal stopped one.
-    dry_run
-        Only show the plans.
-
-    Returns
-    -------
-    list
-        Results in the order of `runs`; shorter when a signal stopped one (the last).
+    A finished run must have had the inputs that `data_of` describes now. The results are shorter
+    when a signal stopped one (the last); then `summarize` is not called.
     """
     results: list[_Found] = []
     with contextlib.nullcontext() if dry_run else own_folder(Path(output)):

@@ -62,7 +62,7 @@ def test_trees_on_frozen_embeddings_and_the_picture(tmp_path: Path) -> None:
 
 
 def test_pieces_of_a_long_gene_are_averaged(tmp_path: Path) -> None:
-    rows = biotype.read_genes(config(tmp_path))
+    rows = biotype._read_genes(config(tmp_path))
     model = biotype._model(config(tmp_path).entries[0])
     whole = biotype._pieces(model, rows, BiotypeConfig(max_length=20))
     from megabase.inference.embedding import Embedder
@@ -75,7 +75,7 @@ def test_pieces_of_a_long_gene_are_averaged(tmp_path: Path) -> None:
 
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="1 biotypes"):
-        biotype.read_genes(config(tmp_path, biotype=BiotypeConfig(top=1)))
+        biotype._read_genes(config(tmp_path, biotype=BiotypeConfig(top=1)))
     with pytest.raises(InputError, match="holdout only"):
         biotype.names(config(tmp_path, protocol="kfold"))
 

@@ -30,11 +30,11 @@ def store(tmp_path: Path) -> Path:
 def test_more_than_half_of_the_bin() -> None:
     peaks = Regions.of([0, 0, 0, 1], [90, 190, 350, 0], [150, 210, 420, 1000])
     start = np.array([0, 100, 200, 300, 400])
-    found = chromatin.bin_labels(peaks, 0, start, start + 100)
+    found = chromatin._bin_labels(peaks, 0, start, start + 100)
     # Covered: 10, 50 + 10, 10, 50 (not more than half), 20.
     assert found.tolist() == [0, 1, 0, 0, 0]
-    assert chromatin.bin_labels(peaks, 1, start, start + 100).tolist() == [1] * 5
-    assert chromatin.bin_labels(peaks, 2, start, start + 100).tolist() == [0] * 5
+    assert chromatin._bin_labels(peaks, 1, start, start + 100).tolist() == [1] * 5
+    assert chromatin._bin_labels(peaks, 2, start, start + 100).tolist() == [0] * 5
 
 
 def test_windows_from_peaks(store: Path, tmp_path: Path) -> None:
@@ -133,13 +133,13 @@ def test_lift_over_drops_what_does_not_fit(tmp_path: Path) -> None:
     chain = tmp_path / "a.chain"
     # chr1[0, 5000) -> chr1[100, 5100), a gap of 10 in the target, then the rest.
     chain.write_text("chain 1000 chr1 9000 + 0 9000 chr1 9110 + 100 9110 1\n5000 0 10\n4000\n\n")
-    windows = chromatin.Windows(
+    windows = chromatin._Windows(
         ["chr1", "chr1", "chr1", "chr3"],
         np.array([200, 4500, 7000, 10]),
         np.array([1200, 5500, 8000, 1010]),
         np.arange(8, dtype=np.uint8).reshape(4, 2) % 2,
     )
-    found = chromatin.lift(windows, chain)
+    found = chromatin._lift(windows, chain)
     assert (found.contig, found.start.tolist()) == (["chr1", "chr1"], [300, 7110])
     assert found.end.tolist() == [1300, 8110]
 

@@ -60,8 +60,8 @@ def test_segments_come_from_their_own_end(tmp_path: Path) -> None:
 def test_orthologous_blocks_share_their_split(tmp_path: Path) -> None:
     for name in ("human", "chimp"):
         fasta(tmp_path / f"{name}.fa", {f"{name}.{i} block={i}": letters(90) for i in range(60)})
-    genomes = species.read_genomes(config(data=str(tmp_path)))
-    parts = species.split_records(genomes, SpeciesConfig(split="block"))
+    genomes = species._read_genomes(config(data=str(tmp_path)))
+    parts = species._split_records(genomes, SpeciesConfig(split="block"))
     sizes = {name: [len(parts[name][p]) for p in parts[name]] for name in parts}
     assert sizes["human"] == sizes["chimp"]
     assert sum(sizes["human"]) == 60
@@ -82,12 +82,12 @@ def test_published_chromosomes(tmp_path: Path) -> None:
         folder.mkdir()
         for chromosome in ("chr1", "chr2", "chr5", "chrX"):
             fasta(folder / f"{chromosome}.fa", {f"NC_{chromosome}": letters(300)})
-    genomes = species.read_genomes(config(data=str(tmp_path)))
-    parts = species.split_records(genomes, SpeciesConfig())
+    genomes = species._read_genomes(config(data=str(tmp_path)))
+    parts = species._split_records(genomes, SpeciesConfig())
     assert {p: len(x) for p, x in parts["mouse"].items()} == {"train": 2, "valid": 1, "test": 1}
     (tmp_path / "mouse" / "chr5.fa").unlink()
     with pytest.raises(InputError, match="mouse has no record for test"):
-        species.split_records(species.read_genomes(config(data=str(tmp_path))), SpeciesConfig())
+        species._split_records(species._read_genomes(config(data=str(tmp_path))), SpeciesConfig())
 
 
 def test_warm_up_becomes_stages(tmp_path: Path) -> None:
@@ -150,6 +150,6 @@ def test_longer_lengths_go_on_from_shorter_ones(tmp_path: Path) -> None:
 def test_too_few_species(tmp_path: Path) -> None:
     path = fasta(tmp_path / "one.fa", {"a": letters(100)})
     with pytest.raises(InputError, match="found 1 species"):
-        species.read_genomes(config(data=str(path)))
+        species._read_genomes(config(data=str(path)))
     with pytest.raises(InputError, match="NCBI"):
-        species.read_genomes(config())
+        species._read_genomes(config())

@@ -88,13 +88,7 @@ def published(suite: str, task: str | int, metric: str = "") -> tuple[Published,
 
 
 def need_folder(data: str | None, suite: str, instructions: str) -> Path:
-    """Give the folder of the data.
-
-    Raises
-    ------
-    InputError
-        With instructions when none is named or it is not there.
-    """
+    """Give the folder of the data; an InputError with instructions when it is not there."""
     if data is None:
         raise InputError(f"{suite} needs data=...: {instructions}")
     folder = Path(data).expanduser()
@@ -104,13 +98,7 @@ def need_folder(data: str | None, suite: str, instructions: str) -> Path:
 
 
 def choose_tasks(found: Sequence[str], wanted: Sequence[str], where: str) -> list[str]:
-    """Choose tasks by name; the end of a name (``core_tata``) is enough when only one has it.
-
-    Raises
-    ------
-    InputError
-        For a name that no task has, or several.
-    """
+    """Choose tasks by name; the end of a name (``core_tata``) is enough when only one has it."""
     if not wanted:
         return list(found)
     chosen: list[str] = []
@@ -134,28 +122,9 @@ def read_task(
 ) -> tuple[dict[str, LabeledSequences], bool, tuple[str, ...]]:
     """Read the splits of a task, with the same classes everywhere.
 
-    Parameters
-    ----------
-    config
-        Says whether the test rows are split again, with which seed, and what stays together.
-    paths
-        Split -> labelled file or folder.
-    reading
-        Keywords of :func:`megabase.data.label_files.read_text`, and ``kind``.
-
-    Returns
-    -------
-    splits : dict
-        By name.
-    official : bool
-        Whether the test rows are as they come.
-    notes : tuple of str
-        What was done to them.
-
-    Raises
-    ------
-    InputError
-        Without training rows.
+    `paths` maps splits to labeled files or folders, `reading` holds keywords of
+    :func:`megabase.data.label_files.read_text` and ``kind``. Returns the splits, whether the test
+    rows are as they come, and what was done to them. An :class:`InputError` without training rows.
     """
     kind = reading.pop("kind")
     if config.resplit is not None:

@@ -66,14 +66,8 @@ def names(config: BenchmarkConfig) -> list[str]:
     return choose_tasks([f"biotype-{path.name.split('.')[0]}"], config.task_names, str(path))
 
 
-def read_genes(config: BenchmarkConfig) -> LabeledSequences:
-    """Read genes of the most frequent biotypes.
-
-    Raises
-    ------
-    InputError
-        When fewer than two biotypes have two genes.
-    """
+def _read_genes(config: BenchmarkConfig) -> LabeledSequences:
+    """Read genes of the most frequent biotypes; an InputError with fewer than two."""
     path = Path(str(config.data)).expanduser()
     fasta = re.search(r"\.(fa|fna|fasta)(\.gz)?$", path.name, re.IGNORECASE)
     headers = fasta and next(iter(numbered_lines(path)), (0, ""))[1]
@@ -124,14 +118,9 @@ def run(
     """Embed the genes with every model, train the trees with every seed, and draw the picture.
 
     Finished runs and embeddings in `output` are kept.
-
-    Raises
-    ------
-    MegabaseError
-        For genes or models that cannot be used, or without xgboost (the extra biotype).
     """
     require()
-    genes = read_genes(config)
+    genes = _read_genes(config)
     groups = Together(config.together).groups(genes)
     records: list[dict[str, Any]] = []
     pictures: list[dict[str, Any]] = []
@@ -153,13 +142,7 @@ def run(
 
 
 def require() -> None:
-    """Refuse to begin without the packages of the trees.
-
-    Raises
-    ------
-    MissingDependencyError
-        Without xgboost and scikit-learn (the extra biotype).
-    """
+    """Refuse to begin without xgboost and scikit-learn (the extra biotype)."""
     for package in ("xgboost", "sklearn"):
         try:
             __import__(package)

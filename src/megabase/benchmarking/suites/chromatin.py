@@ -38,7 +38,7 @@ DEEPSEA_GROUPS = {"DHS": (0, 125), "TF": (125, 815), "HM": (815, 919)}
 
 
 @dataclass(frozen=True)
-class Windows:
+class _Windows:
     """Places with labels: contig names (n,), start and end (n,) 0-based half-open, (n, K) 0/1."""
 
     contig: list[str]
@@ -46,23 +46,17 @@ class Windows:
     end: npt.NDArray[np.int64]
     labels: npt.NDArray[np.uint8]
 
-    def take(self, rows: npt.NDArray[Any]) -> Windows:
+    def take(self, rows: npt.NDArray[Any]) -> _Windows:
         """Give some of the windows."""
         numbers = np.arange(len(self.contig))[rows]
-        return Windows(
+        return _Windows(
             [self.contig[i] for i in numbers.tolist()],
             self.start[numbers], self.end[numbers], self.labels[numbers],
         )  # fmt: skip
 
 
-def read_coordinates(path: Path) -> tuple[tuple[str, ...], Windows]:
-    """Read a table of coordinates and labels, as published.
-
-    Raises
-    ------
-    InputError
-        Without the named columns, or with labels that are not true or false.
-    """
+def _read_coordinates(path: Path) -> tuple[tuple[str, ...], _Windows]:
+    """Read label names and windows from a table of coordinates, as published."""
     import polars as pl
 
     table = pl.read_csv(path, infer_schema_length=None)
@@ -75,7 +69,7 @@ def read_coordinates(path: Path) -> tuple[tuple[str, ...], Windows]:
         labels = table.select(pl.col(profiles).cast(pl.Boolean).cast(pl.UInt8)).to_numpy()
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{path}: labels must be true and false, or 1 and 0 ({error})") from error
-    return profiles, Windows(
+    return profiles, _Windows(
         [f"chr{number + 1}" for number in table["Chr_No"].to_list()],
         table["Start"].cast(pl.Int64).to_numpy(),
         table["End"].cast(pl.Int64).to_numpy(),
@@ -83,16 +77,11 @@ def read_coordinates(path: Path) -> tuple[tuple[str, ...], Windows]:
     )
 
 
-def lift(windows: Windows, chain: Path) -> Windows:
+def _lift(windows: _Windows, chain: Path) -> _Windows:
     """Move windows to another assembly as published: both ends by themselves.
 
     Windows whose ends do not map, land on different contigs, or are not as far apart as before are
-    dropped.
-
-    Raises
-    ------
-    MissingDependencyError
-        Without pyliftover (the extra suites).
+    dropped. Needs pyliftover (the extra suites).
     """
     try:
         from pyliftover import LiftOver  # pyright: ignore[reportMissingImports]
@@ -113,7 +102,7 @@ def lift(windows: Windows, chain: Path) -> Windows:
             kept.append(row)
             moved.append((low[0][0], low[0][1], high[0][1]))
     labels = windows.labels[np.array(kept, dtype=np.int64)]
-    return Windows(
+    return _Windows(
         [contig for contig, _, _ in moved],
         np.array([start for _, start, _ in moved], dtype=np.int64),
         np.array([end for _, _, end in moved], dtype=np.int64),
@@ -121,25 +110,10 @@ def lift(windows: Windows, chain: Path) -> Windows:
     )
 
 
-def bin_labels(
+def _bin_labels(
     peaks: Regions, contig: int, start: npt.NDArray[np.int64], end: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.uint8]:
-    """Label bins by the published rule: more than half of the bin is covered by peaks.
-
-    Parameters
-    ----------
-    peaks
-        Union of the peaks of a label.
-    contig
-        Index of the contig.
-    start, end
-        (n,) bins, 0-based half-open.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 (n,) of 0 and 1.
-    """
+    """Label bins (n,), 0 or 1: by the published rule, 1 when peaks cover more than half."""
     mine = peaks.contig == contig
     low, high = peaks.start[mine], peaks.end[mine]
     before = np.concatenate([[0], np.cumsum(high - low)])
@@ -174,7 +148,7 @@ def _peaks(store: Genome, path: str) -> tuple[Regions, int]:
 
 def _from_peaks(
     config: BenchmarkConfig, store: Genome
-) -> tuple[tuple[str, ...], dict[str, Windows], list[str]]:
+) -> tuple[tuple[str, ...], dict[str, _Windows], list[str]]:
     chosen = config.chromatin
     if not chosen.test:
         raise InputError("chromatin.test is empty; name the places of the test windows")
@@ -188,7 +162,7 @@ def _from_peaks(
         peaks.append(regions)
         text = f"{name}: {len(regions):,} peaks of {Path(chosen.peaks[name]).name}"
         notes.append(text + (f" ({elsewhere:,} more on other contigs)" if elsewhere else ""))
-    found: dict[str, Windows] = {}
+    found: dict[str, _Windows] = {}
     for part, regions in (
         ("train", split.train),
         ("valid", split.validation),
@@ -197,7 +171,7 @@ def _from_peaks(
         if not len(regions):
             continue
         pieces = [_bins(store, chosen, regions, row, peaks) for row in range(len(regions))]
-        found[part] = Windows(
+        found[part] = _Windows(
             [name for piece in pieces for name in piece.contig],
             np.concatenate([piece.start for piece in pieces]),
             np.concatenate([piece.end for piece in pieces]),
@@ -215,7 +189,7 @@ def _from_peaks(
     return names, found, notes
 
 
-def _bins(store: Genome, chosen: Any, regions: Regions, row: int, peaks: list[Regions]) -> Windows:
+def _bins(store: Genome, chosen: Any, regions: Regions, row: int, peaks: list[Regions]) -> _Windows:
     contig, low, high = int(regions.contig[row]), int(regions.start[row]), int(regions.end[row])
     margin = (chosen.length - chosen.bin) // 2
     first = -(-(low + margin) // chosen.stride) * chosen.stride
@@ -225,9 +199,9 @@ def _bins(store: Genome, chosen: Any, regions: Regions, row: int, peaks: list[Re
     unknown = bad[end + margin] - bad[start - margin]
     keep = 2 * unknown <= chosen.length
     start, end = start[keep], end[keep]
-    labels = np.stack([bin_labels(p, contig, start, end) for p in peaks], axis=1)
+    labels = np.stack([_bin_labels(p, contig, start, end) for p in peaks], axis=1)
     name = store.contigs[contig].name
-    return Windows([name] * len(start), start - margin, end + margin, labels)
+    return _Windows([name] * len(start), start - margin, end + margin, labels)
 
 
 def _tables(config: BenchmarkConfig) -> dict[str, Path]:
@@ -284,33 +258,31 @@ def load(config: BenchmarkConfig, name: str) -> Task:
     )
 
 
-def _from_tables(
-    config: BenchmarkConfig,
-) -> tuple[tuple[str, ...], dict[str, Windows], list[str]]:
+def _from_tables(config: BenchmarkConfig) -> tuple[tuple[str, ...], dict[str, _Windows], list[str]]:
     chosen, found, notes = config.chromatin, {}, []
     labels: tuple[str, ...] = ()
     tables = _tables(config)
     if "train" not in tables or "test" not in tables:
         raise InputError(f"{config.data} lacks a train or test table. {_INSTRUCTIONS}")
     for part, path in tables.items():
-        own, windows = read_coordinates(path)
+        own, windows = _read_coordinates(path)
         if labels and own != labels:
             raise InputError(f"{path} has other label columns than {tables['train']}")
         labels = own
         if chosen.chain is not None:
             before = len(windows.contig)
-            windows = lift(windows, Path(chosen.chain).expanduser())
+            windows = _lift(windows, Path(chosen.chain).expanduser())
             notes.append(f"{part}: {before - len(windows.contig):,} of {before:,} windows were not "
                          "lifted over")  # fmt: skip
         # int(x / 2) as in the published loader: towards zero when the window shrinks.
         margin = int((chosen.length - CHROMATIN_WINDOW) / 2)
-        found[part] = Windows(
+        found[part] = _Windows(
             windows.contig, windows.start - margin, windows.end + margin, windows.labels
         )
     return labels, found, notes
 
 
-def _text(store: Genome, part: str, windows: Windows, labels: tuple[str, ...]) -> LabelTable:
+def _text(store: Genome, part: str, windows: _Windows, labels: tuple[str, ...]) -> LabelTable:
     sequences = [
         alphabet.decode(store.fetch(Interval(contig, start, end), pad="n"))
         for contig, start, end in zip(

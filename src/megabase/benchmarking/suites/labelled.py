@@ -21,13 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from megabase.benchmarking.config import BenchmarkConfig
-from megabase.benchmarking.suites.base import (
-    Task,
-    choose_tasks,
-    need_folder,
-    published,
-    read_task,
-)
+from megabase.benchmarking.suites.base import Task, choose_tasks, need_folder, published, read_task
 from megabase.data.label_files import find_splits
 from megabase.errors import InputError
 from megabase.evaluate.metrics import default_metrics
@@ -216,9 +210,7 @@ def _download(config: BenchmarkConfig, name: str) -> Path:
     if target.is_dir():
         return target
     try:
-        from genomic_benchmarks.loc2seq import (  # pyright: ignore[reportMissingImports]
-            download_dataset,
-        )
+        from genomic_benchmarks.loc2seq import download_dataset  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(
             "download=True needs the package genomic-benchmarks (pip install genomic-benchmarks)"

@@ -64,17 +64,17 @@ SPECIES_SPLITS: Mapping[str, Mapping[str, Sequence[str]]] = {
 """Chromosomes of each split of the species task, by species (HyenaDNA repository)."""
 
 
-class Record:
+class _Record:
     """A record of a genome: its name, what follows it, and its bases."""
 
     def __init__(self, name: str, description: str, codes: Codes) -> None:
         self.name, self.description, self.codes = name, description, codes
 
 
-def _records(path: Path) -> list[Record]:
+def _records(path: Path) -> list[_Record]:
     """Read the records of a FASTA, or of all of them in a folder."""
     files = sorted(p for p in path.iterdir() if _FASTA.search(p.name)) if path.is_dir() else [path]
-    found: list[Record] = []
+    found: list[_Record] = []
     for file in files:
         parts: list[bytes] = []
         header: Header | None = None
@@ -92,23 +92,17 @@ def _records(path: Path) -> list[Record]:
     return found
 
 
-def _record(header: Header, parts: list[bytes], file: Path, path: Path) -> Record:
+def _record(header: Header, parts: list[bytes], file: Path, path: Path) -> _Record:
     # In a folder of chromosomes the file says which one it is.
     name = _FASTA.sub("", file.name) if path.is_dir() else header.name
     codes = np.frombuffer(b"".join(parts), dtype=np.uint8) & np.uint8(alphabet.BASE_BITS)
-    return Record(name, header.description, codes)
+    return _Record(name, header.description, codes)
 
 
-def read_genomes(config: BenchmarkConfig) -> dict[str, list[Record]]:
-    """Read the records of every species, species sorted by name.
-
-    Raises
-    ------
-    InputError
-        When no genome is named, or fewer than two species are found.
-    """
+def _read_genomes(config: BenchmarkConfig) -> dict[str, list[_Record]]:
+    """Read the records of every species, sorted by name; an InputError with fewer than two."""
     given = config.species.genomes
-    found: dict[str, list[Record]] = {}
+    found: dict[str, list[_Record]] = {}
     if given:
         for species, path in given.items():
             if not Path(path).expanduser().exists():
@@ -132,26 +126,19 @@ def read_genomes(config: BenchmarkConfig) -> dict[str, list[Record]]:
     return dict(sorted(found.items()))
 
 
-def _species_of(record: Record) -> str:
+def _species_of(record: _Record) -> str:
     """Take "Genus species" from the description of an assembly's record, else its name."""
     words = re.match(r"([A-Z][a-z]+) ([a-z]+)\b", record.description)
     return f"{words.group(1)} {words.group(2)}" if words else record.name
 
 
-def split_records(
-    genomes: Mapping[str, list[Record]], config: SpeciesConfig
+def _split_records(
+    genomes: Mapping[str, list[_Record]], config: SpeciesConfig
 ) -> dict[str, dict[str, list[Codes]]]:
-    """Deal the bases of every species out to train, valid and test.
+    """Deal the bases of every species out: species -> split -> segments of base codes.
 
-    Returns
-    -------
-    dict
-        Species -> split -> segments of base codes.
-
-    Raises
-    ------
-    InputError
-        When a species has nothing for a split, or its records lack what the split goes by.
+    An :class:`InputError` when a species has nothing for a split, or its records lack what the
+    split goes by.
     """
     found: dict[str, dict[str, list[Codes]]] = {}
     for species, records in genomes.items():
@@ -179,7 +166,7 @@ def split_records(
     return found
 
 
-def _by_chromosome(species: str, records: list[Record], parts: dict[str, list[Codes]]) -> None:
+def _by_chromosome(species: str, records: list[_Record], parts: dict[str, list[Codes]]) -> None:
     table = SPECIES_SPLITS.get(species.lower(), SPECIES_SPLITS["human"])
     for record in records:
         name = re.sub(r"^chr(omosome)?_?", "", record.name, flags=re.IGNORECASE)
@@ -188,7 +175,7 @@ def _by_chromosome(species: str, records: list[Record], parts: dict[str, list[Co
                 parts[part].append(record.codes)
 
 
-def _number(record: Record, split: str) -> int:
+def _number(record: _Record, split: str) -> int:
     """Give the number that decides the part of a record."""
     if split == "record":
         return int.from_bytes(record.name.encode()[-7:], "big")
@@ -214,26 +201,13 @@ def _joined(pieces: list[Codes]) -> list[Codes]:
     return [np.concatenate([part for piece in pieces for part in (piece, gap)])]
 
 
-def draw_samples(
+def _draw_samples(
     pieces: list[Codes], length: int, count: int, rng: np.random.Generator
 ) -> list[str]:
-    """Draw segments: every place where one fits is as likely as any other.
+    """Draw segments of at most half N: every position where one fits is equally likely.
 
-    Parameters
-    ----------
-    pieces
-        Base codes; those shorter than `length` are passed over.
-    length
-        Bases of a segment.
-    count
-        How many; none of them has more than half N.
-    rng
-        Source of the places.
-
-    Raises
-    ------
-    InputError
-        When no segment fits.
+    Pieces (base codes) shorter than `length` are passed over; an :class:`InputError` when none
+    fits.
     """
     places = np.array([max(0, len(piece) - length + 1) for piece in pieces])
     ends = np.cumsum(places)
@@ -263,8 +237,8 @@ def load(config: BenchmarkConfig, name: str) -> Task:
     """Draw the samples of a length."""
     length = int(name.rsplit("-", 1)[1])
     chosen = config.species
-    genomes = read_genomes(config)
-    parts = split_records(genomes, chosen)
+    genomes = _read_genomes(config)
+    parts = _split_records(genomes, chosen)
     rows = {
         "train": max(1, round(chosen.train_bases / length / len(parts))),
         "valid": max(1, chosen.eval_samples // len(parts)),
@@ -277,7 +251,7 @@ def load(config: BenchmarkConfig, name: str) -> Task:
         for species, pieces in parts.items():
             pool = _joined(pieces[part]) if chosen.pool_records else pieces[part]
             rng = np.random.default_rng([length, _PARTS.index(part), list(parts).index(species)])
-            sequences += draw_samples(pool, length, rows[part], rng)
+            sequences += _draw_samples(pool, length, rows[part], rng)
             labels += [(species,)] * rows[part]
         texts[part] = LabelTable(f"{part} samples of species", sequences, labels, ("label",))
     split = {
