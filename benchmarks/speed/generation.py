@@ -24,7 +24,7 @@ from benchmarks.speed.config import BenchError, GenerateConfig
 from benchmarks.speed.others import OtherWork
 from benchmarks.speed.point import build_model
 from megabase.inference.generation.decoding import Decoder
-from megabase.inference.generation.sampling import Sampler, SamplingOptions
+from megabase.inference.generation.generate import Sampler, SamplingOptions
 from megabase.models.loading import threads
 
 __all__ = ["run_generation"]

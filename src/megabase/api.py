@@ -24,9 +24,8 @@ from megabase.evaluate.perplexity import EvaluateOptions, evaluate
 from megabase.genome.store import Genome
 from megabase.inference.attribution import Attribution, attribute, attribute_file
 from megabase.inference.embedding import Embeddings, embed, embed_file
-from megabase.inference.generation.generate import Generated, generate
+from megabase.inference.generation.generate import Generated, SamplingOptions, generate
 from megabase.inference.generation.job import GenerateOptions, generate_file
-from megabase.inference.generation.sampling import SamplingOptions
 from megabase.inference.ism import Mutagenesis, ism, ism_file
 from megabase.inference.jobs import RunOptions
 from megabase.inference.prediction import Predictions, predict, predict_file

@@ -13,8 +13,7 @@ import pytest
 
 from megabase.cli.main import main
 from megabase.genome.store import Genome
-from megabase.inference.generation.generate import generate
-from megabase.inference.generation.sampling import SamplingOptions
+from megabase.inference.generation.generate import SamplingOptions, generate
 from megabase.models.auto import load_model
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.checkpoints.checks import model_digest

@@ -9,7 +9,7 @@ import pytest
 
 from megabase.data.regions import Regions
 from megabase.errors import InputError
-from megabase.evaluate.markov import DEFAULT_RATE, MarkovModel, train_markov
+from megabase.evaluate.markov import DEFAULT_RATE, _MarkovModel, _train_markov
 from megabase.genome.alphabet import encode
 from megabase.genome.store import Genome
 
@@ -38,7 +38,7 @@ def dictionary_model(pieces: list[str], order: int, rate: float) -> Callable[[st
 
 
 def test_hand_computed_example() -> None:
-    model = MarkovModel(1)
+    model = _MarkovModel(1)
     model.add(encode("AACAAC"))
     # A follows A twice, C follows A twice, A follows C once; six bases in all.
     assert model.counts(0).tolist() == [[4, 2, 0, 0]]
@@ -57,7 +57,7 @@ def test_equals_dictionaries_on_dna_with_gaps(order: int) -> None:
     pieces = ["".join(generator.choice(list("ACGTN"), p=[0.3, 0.2, 0.2, 0.2, 0.1], size=300))
               for _ in range(3)]  # fmt: skip
     text = "".join(generator.choice(list("ACGTN"), p=[0.3, 0.2, 0.2, 0.2, 0.1], size=200))
-    model = MarkovModel(order)
+    model = _MarkovModel(order)
     for piece in pieces:
         model.add(encode(piece))
     expected = dictionary_model(pieces, order, 3.0)
@@ -70,7 +70,7 @@ def test_equals_dictionaries_on_dna_with_gaps(order: int) -> None:
 
 
 def test_probabilities_of_four_bases_sum_to_one() -> None:
-    model = MarkovModel(4)
+    model = _MarkovModel(4)
     model.add(encode("ACGTTGCAACGGTCATTACGATCGATTTACG" * 4))
     total = sum(np.exp(model.log_probabilities(encode("ACGGT" + base), first=5)) for base in "ACGT")
     assert total == pytest.approx(np.ones((5, 1)))
@@ -79,7 +79,7 @@ def test_probabilities_of_four_bases_sum_to_one() -> None:
 def test_pieces_cut_anywhere_give_the_same_counts(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)
     codes = generator.integers(0, 5, 5_000).astype(np.uint8)
-    whole, parts = MarkovModel(3), MarkovModel(3)
+    whole, parts = _MarkovModel(3), _MarkovModel(3)
     whole.add(codes)
     for start in range(0, codes.size, 617):
         first = min(3, start)
@@ -90,7 +90,7 @@ def test_pieces_cut_anywhere_give_the_same_counts(tmp_path: Path) -> None:
 
 def test_rows_are_scored_like_single_sequences() -> None:
     generator = np.random.default_rng(2)
-    model = MarkovModel(2)
+    model = _MarkovModel(2)
     rows = generator.integers(0, 5, (6, 50)).astype(np.uint8)
     model.add(rows)
     together = model.log_probabilities(rows, first=7)
@@ -106,7 +106,7 @@ def store_of(tmp_path: Path, **contigs: str) -> Genome:
 
 def test_training_stays_inside_the_regions(tmp_path: Path) -> None:
     store = store_of(tmp_path, one="A" * 100 + "C" * 100, two="G" * 100)
-    model = train_markov(store, Regions.of([0, 1], [0, 50], [100, 60]), 2)
+    model = _train_markov(store, Regions.of([0, 1], [0, 50], [100, 60]), 2)
     assert model.counts(0).tolist() == [[100, 0, 10, 0]]
     # The ten G begin without context, so two of them have no context of two bases.
     assert model.counts(2).sum() == 98 + 8
@@ -116,7 +116,7 @@ def test_fitted_rates_beat_the_fixed_one_on_noise(tmp_path: Path) -> None:
     generator = np.random.default_rng(3)
     noise = "".join(generator.choice(list("ACGT"), size=60_000))
     store = store_of(tmp_path, noise=noise)
-    model = train_markov(store, Regions.of([0], [0], [50_000]), 8)
+    model = _train_markov(store, Regions.of([0], [0], [50_000]), 8)
     assert model.bases == 50_000
     held_out = store.view(0)[50_000:]
     fixed = -model.log_probabilities(held_out, 8)[-1].mean()
@@ -128,12 +128,12 @@ def test_fitted_rates_beat_the_fixed_one_on_noise(tmp_path: Path) -> None:
 
 def test_unusable_requests_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="between 0 and 14, found 15"):
-        MarkovModel(15)
+        _MarkovModel(15)
     with pytest.raises(InputError, match="3 of them"):
-        MarkovModel(2).log_probabilities(encode("ACGT"), rates=[1.0])
+        _MarkovModel(2).log_probabilities(encode("ACGT"), rates=[1.0])
     store = store_of(tmp_path, gap="N" * 50)
     with pytest.raises(InputError, match="hold no A, C, G or T"):
-        train_markov(store, Regions.whole(store.lengths), 2)
+        _train_markov(store, Regions.whole(store.lengths), 2)
 
 
 def test_default_rate_is_eight() -> None:

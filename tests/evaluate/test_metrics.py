@@ -8,7 +8,7 @@ import pytest
 from megabase.errors import InputError
 from megabase.evaluate.metrics import (
     METRICS,
-    by_label,
+    _by_label,
     confusion,
     default_metrics,
     higher_is_better,
@@ -149,7 +149,7 @@ def test_median_by_group_by_hand() -> None:
     labels = np.array([[1.0, 0, 1, 1], [0, 1, 0, 1], [0, 0, math.nan, 1]])
     outputs = np.array([[3.0, 2, 1, 0], [2, 1, 2, 0], [1, 3, 9, 0]])
     # By label: 1 (first), 0 (second), 0 (third, two rows known), none (fourth: all yes).
-    assert by_label("auroc", outputs, labels)[:3] == [1.0, 0.0, 0.0]
+    assert _by_label("auroc", outputs, labels)[:3] == [1.0, 0.0, 0.0]
     found = median_by_group("auroc", outputs, labels, {"A": (0, 2), "B": (2, 4), "C": (3, 4)})
     assert (found["A"], found["B"]) == (0.5, 0.0)
     assert math.isnan(found["C"])

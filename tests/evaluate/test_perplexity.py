@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from megabase.data.regions import Regions
 from megabase.errors import InputError, NotFiniteError, OutputError
-from megabase.evaluate.perplexity import EvaluateOptions, default_context_lengths, evaluate
+from megabase.evaluate.perplexity import EvaluateOptions, _default_context_lengths, evaluate
 from megabase.evaluate.results import EvaluationResult, measure
 from megabase.genome.store import Genome
 
@@ -378,9 +378,9 @@ def test_a_broken_model_is_named(store: Genome) -> None:
 
 
 def test_default_context_lengths() -> None:
-    assert default_context_lengths(1_026) == (64, 128, 256, 512, 1_024)
-    assert default_context_lengths(1_000) == (64, 128, 256, 512, 1_000)
-    assert default_context_lengths(40) == (40,)
+    assert _default_context_lengths(1_026) == (64, 128, 256, 512, 1_024)
+    assert _default_context_lengths(1_000) == (64, 128, 256, 512, 1_000)
+    assert _default_context_lengths(40) == (40,)
 
 
 def test_standard_error_is_that_of_the_mean() -> None:

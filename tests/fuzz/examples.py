@@ -54,11 +54,11 @@ def letters(count: int) -> str:
 
 
 def fasta(path: Path) -> None:
-    from megabase.data.sources import read_sequences
+    from megabase.data.sources import _read_fasta
     from megabase.genome.fasta import read_fasta
 
     list(read_fasta(path))
-    list(read_sequences(path))
+    list(_read_fasta(path))
 
 
 @cache
@@ -288,7 +288,7 @@ def _tables(folder: Path) -> None:
     import pysam.bcftools
 
     from megabase.genome.store import Genome
-    from megabase.inference.tracks import Run, write_bigwig
+    from megabase.inference.writers import Run, write_bigwig
 
     chromosomes = {"chr1": letters(600), "chr2": letters(200)}
     lines = "".join(f">{name} x\n{text[:80]}\n{text[80:]}\n" for name, text in chromosomes.items())

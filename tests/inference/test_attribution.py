@@ -14,7 +14,7 @@ import torch
 from megabase.data.sources import SequenceInput
 from megabase.errors import InputError, MegabaseError, OutputError
 from megabase.genome import encode
-from megabase.inference.attribution import Attributor, attribute, attribute_file
+from megabase.inference.attribution import _Attributor, attribute, attribute_file
 from megabase.models.deepsea.configuration import DeepSEAConfig
 from megabase.models.deepsea.modeling import DeepSEAForSequenceClassification
 from megabase.models.hyenadna import (
@@ -127,7 +127,7 @@ def test_a_base_that_the_model_cannot_see_gets_nothing() -> None:
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Attributor(_model("sequence"), **options)
+        _Attributor(_model("sequence"), **options)
 
 
 def test_models_without_an_embedding_are_refused() -> None:
@@ -138,11 +138,11 @@ def test_models_without_an_embedding_are_refused() -> None:
 
 def test_a_next_token_head_that_sees_both_sides_is_refused() -> None:
     with pytest.raises(MegabaseError, match="is bidirectional"):
-        Attributor(_model("lm", bidirectional="two_sided"))
+        _Attributor(_model("lm", bidirectional="two_sided"))
 
 
 def test_a_sequence_that_is_too_long_or_empty_is_refused() -> None:
-    ready = Attributor(_model("lm"), steps=2)
+    ready = _Attributor(_model("lm"), steps=2)
     with pytest.raises(InputError, match="67 bases, more than"):
         ready(encode("A" * 67))
     with pytest.raises(InputError, match="no base"):

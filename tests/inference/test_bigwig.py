@@ -11,7 +11,7 @@ import pytest
 
 from megabase.errors import ReportError
 from megabase.genome.interval import Interval
-from megabase.inference.tracks import Run, write_bigwig
+from megabase.inference.writers import Run, write_bigwig
 from megabase.report.genome_tracks import _bigwig_track, _check_bigwig
 
 pytest.importorskip("pybigtools")

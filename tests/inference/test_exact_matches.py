@@ -8,7 +8,7 @@ import pytest
 from megabase.genome.alphabet import decode, encode, reverse_complement
 from megabase.genome.store import Genome
 from megabase.inference.generation import checks
-from megabase.inference.generation.checks import longest_exact_matches
+from megabase.inference.generation.checks import _longest_exact_matches
 
 
 def build(path: Path, **contigs: str) -> Genome:
@@ -50,7 +50,7 @@ def test_random_queries(
         decode(reverse_complement(encode(contigs["two"])))[200:] + "GC",
         letters(rng, 80, "ACGTN"),
     ]
-    found = longest_exact_matches([encode(query) for query in queries], store)
+    found = _longest_exact_matches([encode(query) for query in queries], store)
     for query, match in zip(queries, found, strict=True):
         wanted = by_hand(query, list(contigs.values()))
         assert match.length == wanted if wanted >= 6 else match.length == 0
@@ -63,8 +63,8 @@ def test_random_queries(
 
 def test_nothing_to_look_for(tmp_path: Path) -> None:
     store = build(tmp_path, c="ACGTACGTAC")
-    assert longest_exact_matches([], store) == ()
-    empty, short, none = longest_exact_matches(
+    assert _longest_exact_matches([], store) == ()
+    empty, short, none = _longest_exact_matches(
         [encode(""), encode("ACG"), encode("NNNNNNNN")], store
     )
     assert empty.length == short.length == none.length == 0
@@ -72,6 +72,6 @@ def test_nothing_to_look_for(tmp_path: Path) -> None:
 
 def test_the_end_of_a_contig_and_a_whole_query(tmp_path: Path) -> None:
     store = build(tmp_path, c="GATTACAGATTACATTGC", d="TTGCCCCCC")
-    whole, beyond = longest_exact_matches([encode("ACATTGC"), encode("ACATTGCTTGCC")], store)
+    whole, beyond = _longest_exact_matches([encode("ACATTGC"), encode("ACATTGCTTGCC")], store)
     assert (whole.length, whole.contig, whole.start, whole.end) == (7, "c", 11, 18)
     assert (beyond.length, beyond.strand) == (7, "+")

@@ -12,10 +12,10 @@ from megabase.evaluate.log_probs import token_log_probs
 from megabase.inference.generation.generate import (
     GenerateOptions,
     Prompt,
+    SamplingOptions,
     SequenceGenerator,
     generate,
 )
-from megabase.inference.generation.sampling import SamplingOptions
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.loading import load

@@ -13,10 +13,9 @@ import pytest
 
 from megabase.data.sources import (
     SequenceInput,
-    chunked,
+    _read_fasta,
     genome_store,
     read_intervals,
-    read_sequences,
 )
 from megabase.errors import AmbiguousLettersWarning, InputError, OutputError
 from megabase.evaluate.sequences import run_batched
@@ -47,7 +46,7 @@ def squares(ready: Squares, chunk: list[int]) -> pl.DataFrame:
 
 def numbers() -> Iterator[list[int]]:
     """Give the numbers below ten, three to a chunk."""
-    return chunked(iter(range(10)), 3)
+    return [list(range(first, min(first + 3, 10))) for first in range(0, 10, 3)]
 
 
 def describe(ready: Squares) -> Provenance:
@@ -137,10 +136,10 @@ def test_batches_give_results_in_input_order(pad: bool) -> None:
 def test_sequences_and_intervals_are_streamed(tmp_path: Path) -> None:
     (tmp_path / "g.fa").write_text(">one first\nACGT\nacgN\n>two\n>three\nRY\n")
     with pytest.raises(ValueError, match="two"):
-        list(read_sequences(tmp_path / "g.fa"))
+        list(_read_fasta(tmp_path / "g.fa"))
     (tmp_path / "g.fa").write_text(">one first\nACGT\nacgN\n>three\nRY\n")
     with pytest.warns(AmbiguousLettersWarning, match=r"g\.fa: 2 letters read as N: R 1, Y 1$"):
-        found = [(s.name, decode(s.codes)) for s in read_sequences(tmp_path / "g.fa")]
+        found = [(s.name, decode(s.codes)) for s in _read_fasta(tmp_path / "g.fa")]
     assert found == [("one", "ACGTACGN"), ("three", "NN")]
     bed = "one\t1\t3\tx\t0\t+\none\t1\t3\t.\t0\t-\none\t5\t8\ty\t0\t-\n"
     (tmp_path / "g.bed").write_text(bed)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from megabase.errors import ConfigError
-from megabase.inference.generation.sampling import Sampler, SamplingOptions, probabilities
+from megabase.inference.generation.generate import Sampler, SamplingOptions, _probabilities
 
 SCORES = np.log(np.array([[0.5, 0.2, 0.2, 0.1]]))
 
@@ -30,7 +30,7 @@ SCORES = np.log(np.array([[0.5, 0.2, 0.2, 0.1]]))
     ],
 )
 def test_probabilities_by_hand(options: dict[str, float], wanted: list[float]) -> None:
-    found = probabilities(SCORES, SamplingOptions(**options))  # pyright: ignore
+    found = _probabilities(SCORES, SamplingOptions(**options))  # pyright: ignore
     assert found[0] == pytest.approx(wanted)
 
 

@@ -16,7 +16,7 @@ from megabase.genome.interval import Variant
 from megabase.genome.store import Genome
 from megabase.inference import score_variants
 from megabase.inference.variants.alleles import PLACEMENTS, cut_windows
-from megabase.inference.variants.forward import shares_prefix
+from megabase.inference.variants.forward import _shares_prefix
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
@@ -202,9 +202,9 @@ def test_every_kind_of_record_equals_string_surgery(
 
 
 def test_the_fast_reader_is_used_where_it_can_be(model: torch.nn.Module) -> None:
-    assert shares_prefix(model)
-    assert not shares_prefix(GPTForCausalLM(GPTConfig(d_model=16, n_layer=1)))
-    assert not shares_prefix(hyena(hyena_order=3))
+    assert _shares_prefix(model)
+    assert not _shares_prefix(GPTForCausalLM(GPTConfig(d_model=16, n_layer=1)))
+    assert not _shares_prefix(hyena(hyena_order=3))
 
 
 @pytest.mark.parametrize("placement", ["centred", "grid"])

@@ -26,7 +26,7 @@ from megabase.errors import AmbiguousLettersWarning, LeftOutWarning, MegabaseErr
 from megabase.genome.alphabet import decode
 from megabase.genome.store import Genome
 from megabase.genome.tables import read_bed, read_gff, read_vcf
-from megabase.inference.variants.vcf_file import survey
+from megabase.inference.variants.vcf_file import _survey
 
 CONTIG = "ACGTTGCAAC" * 10
 VCF_HEADER = (
@@ -113,7 +113,7 @@ def features(path: Path, store: Genome) -> Any:
 
 
 def variants(path: Path, store: Genome) -> Any:
-    return survey(path, store).records
+    return _survey(path, store).records
 
 
 READERS: dict[str, tuple[Callable[[Path, Genome], Any], tuple[str, ...]]] = {

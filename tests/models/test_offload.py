@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from megabase.inference import attribute, embed, generate, score
 from megabase.inference.generation.decoding import Decoder
-from megabase.inference.generation.sampling import SamplingOptions
+from megabase.inference.generation.generate import SamplingOptions
 from megabase.layers.incremental import can_stream
 from megabase.layers.linear import bare
 from megabase.models.auto import load_model

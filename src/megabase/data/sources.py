@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -170,7 +170,7 @@ class SequenceInput:
     def read(self, *, context: int = 0) -> Iterator[Sequence]:
         """Stream the sequences, in file order; intervals with `context` bases on both sides."""
         if self.found_kind == "fasta":
-            yield from read_sequences(self.path)
+            yield from _read_fasta(self.path)
             return
         if self.found_kind == "table":
             yield from _read_table(Path(self.path), self.column)
@@ -238,7 +238,7 @@ def region_columns(sequences: list[Sequence]) -> dict[str, Any]:
     return columns
 
 
-def read_sequences(path: str | Path) -> Iterator[Sequence]:
+def _read_fasta(path: str | Path) -> Iterator[Sequence]:
     """Stream the sequences of a FASTA file: plain, gzip or bgzip."""
     name: str | None = None
     parts: list[bytes] = []
@@ -290,18 +290,6 @@ def read_intervals(
         before, behind = (right, left) if reverse else (left, right)
         shown = name if name not in (None, ".", "") else str(interval)
         yield Sequence(shown, store.fetch(read), before, interval, behind)
-
-
-def chunked(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    """Cut a stream into lists of `size` items; the last may be shorter."""
-    chunk: list[_Item] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 @contextmanager

@@ -37,7 +37,7 @@ _Predict = Callable[[Any], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class BaselineResult:
+class _BaselineResult:
     """Outputs and metrics of a fitted baseline."""
 
     outputs: _Outputs
@@ -102,7 +102,7 @@ def fit_kmers(
     lengths: Sequence[int],
     metric: str,
     names: Sequence[str],
-) -> BaselineResult:
+) -> _BaselineResult:
     """Fit the k-mer baseline, with the longest k-mer and penalty that validation chooses."""
     require_baseline()
     started = time.perf_counter()
@@ -122,7 +122,7 @@ def fit_kmers(
 
 def fit_overlap(
     splits: Mapping[str, LabeledSequences], metric: str, names: Sequence[str]
-) -> BaselineResult:
+) -> _BaselineResult:
     """Fit the overlap baseline on the training rows and measure it.
 
     For every row and class, the features are the largest share of the row's distinct 16-mers
@@ -165,11 +165,11 @@ class _Choice:
 
     def result(
         self, splits: Mapping[str, LabeledSequences], names: Sequence[str], started: float
-    ) -> BaselineResult:
+    ) -> _BaselineResult:
         """Measure the outputs."""
         train = splits["train"]
         columns = 1 if train.kind == "classes" and train.outputs == 2 else train.outputs
-        return BaselineResult(
+        return _BaselineResult(
             outputs=self.outputs,
             metrics={
                 name: metrics.measure(names, train.kind, outputs, splits[name].labels)

@@ -39,7 +39,7 @@ _TUNING_BASES = 1 << 20  # enough to choose a dozen rates; more changes nothing
 _RATES = 2.0 ** np.arange(-1.0, 11.5, 0.5)  # finer steps move no digit of a perplexity shown
 
 
-class MarkovModel:
+class _MarkovModel:
     """Interpolated Markov models of every order from 0 to ``max_order``, over one set of counts.
 
     Memory is about 1.4 * 4 ** (max_order + 2) bytes (360 MB at order 12). ``fitted_rates`` has one
@@ -150,13 +150,13 @@ class MarkovModel:
         return steps
 
 
-def train_markov(store: Genome, regions: Regions, max_order: int = 12) -> MarkovModel:
+def _train_markov(store: Genome, regions: Regions, max_order: int = 12) -> _MarkovModel:
     """Count k-mers in regions of a genome, streaming over them, and fit the rates.
 
     One part in twenty, spread evenly and at most 1 Mb, is held back; the rates are chosen by its
     likelihood under the counts of the rest, and then it is counted as well.
     """
-    model = MarkovModel(max_order)
+    model = _MarkovModel(max_order)
     pieces = _pieces(regions, max_order)
     held_back: list[tuple[npt.NDArray[np.uint8], int]] = []
     room = _TUNING_BASES
@@ -226,7 +226,7 @@ def score_baselines(
     model, orders 0 to `max_order` with one fixed rate and the same with fitted rates (left out
     where the training regions are too short to hold a part back), and the bases that were counted.
     """
-    markov = None if train_regions is None else train_markov(store, train_regions, max_order)
+    markov = None if train_regions is None else _train_markov(store, train_regions, max_order)
     names: list[tuple[str, int | None, tuple[float, ...], bool]] = [("uniform", None, (), False)]
     for fitted, rates in enumerate(_rates(markov)):
         names += [
@@ -247,7 +247,7 @@ def score_baselines(
     return tuple(baselines), 0 if markov is None else markov.bases
 
 
-def _rates(markov: MarkovModel | None) -> list[tuple[float, ...]]:
+def _rates(markov: _MarkovModel | None) -> list[tuple[float, ...]]:
     """Give the rates of all orders: the fixed ones, and the fitted ones if there are."""
     if markov is None:
         return []
@@ -256,7 +256,7 @@ def _rates(markov: MarkovModel | None) -> list[tuple[float, ...]]:
 
 
 def _score(
-    store: Genome, blocks: Blocks, markov: MarkovModel | None
+    store: Genome, blocks: Blocks, markov: _MarkovModel | None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Sum -ln p over the targets of each block: (baselines, blocks), and the number of targets."""
     choices = _rates(markov)

@@ -220,10 +220,10 @@ def measure(
         outputs, labels = outputs[known], labels[known].astype(np.int64)
     if kind in ("classes", "nucleotides"):
         return {name: METRICS[name].one(outputs, labels) for name in names}
-    return {name: _mean(by_label(name, outputs, labels)) for name in names}
+    return {name: _mean(_by_label(name, outputs, labels)) for name in names}
 
 
-def by_label(name: str, outputs: _Outputs, labels: _Labels) -> list[float]:
+def _by_label(name: str, outputs: _Outputs, labels: _Labels) -> list[float]:
     """Compute a metric for every label by itself: K values, NaN where it is not defined."""
     values: list[float] = []
     for said, true in zip(outputs.T, labels.T, strict=True):
@@ -240,7 +240,7 @@ def median_by_group(
     `groups` has the first column of each and the one after its last; NaN for a group without a
     label that has both answers.
     """
-    values = np.array(by_label(name, outputs, labels))
+    values = np.array(_by_label(name, outputs, labels))
     found: dict[str, float] = {}
     for group, (first, last) in groups.items():
         known = values[first:last][~np.isnan(values[first:last])]

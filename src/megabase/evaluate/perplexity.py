@@ -57,14 +57,14 @@ class EvaluateOptions:
     """What is measured, and with which windows."""
 
     window: int | None = None
-    """Input positions of a forward pass; when None the last of :func:`default_context_lengths`,
+    """Input positions of a forward pass; when None the last of :func:`_default_context_lengths`,
     but no more than the longest region has."""
     stride: int | None = None
     """Targets of a window, its last ones; the window when None."""
     max_windows: int | None = None
     """Most windows to score, evenly spread; all when None."""
     context_lengths: Sequence[int] | None = None
-    """Context lengths of the curve, in bases. When None :func:`default_context_lengths`, as far as
+    """Context lengths of the curve, in bases. When None :func:`_default_context_lengths`, as far as
     the contigs reach; no curve when empty."""
     context_targets: int = 16
     """Bases of a target block of the curve; 1 gives every target exactly the stated context."""
@@ -253,7 +253,7 @@ def evaluate(
     if options.context_lengths is None:
         lengths = [  # as far as the targets of the regions have DNA in front of them
             length
-            for length in default_context_lengths(longest or window)
+            for length in _default_context_lengths(longest or window)
             if length >= width and len(job.curve_blocks(length, width, 1))
         ]
     else:
@@ -303,14 +303,14 @@ def evaluate(
     )
 
 
-def default_context_lengths(longest: int) -> tuple[int, ...]:
+def _default_context_lengths(longest: int) -> tuple[int, ...]:
     """Give 64, 128, ... up to the longest input in positions.
 
     It ends the list unless a power of two comes within 5 percent of it (1,024 of 1,026).
 
     Examples
     --------
-    >>> default_context_lengths(514), default_context_lengths(400)
+    >>> _default_context_lengths(514), _default_context_lengths(400)
     ((64, 128, 256, 512), (64, 128, 256, 400))
     """
     lengths = [64 << step for step in range(32) if 64 << step <= longest]
@@ -329,7 +329,7 @@ def _window(window: int | None, longest: int | None, regions: Regions) -> int:
                 "the model reads inputs of any length; say how many positions a window has "
                 "(window=...)"
             )
-        return min(default_context_lengths(longest)[-1], regions.longest)
+        return min(_default_context_lengths(longest)[-1], regions.longest)
     if window < 1:
         raise InputError(f"a window needs 1 position or more, found {window:,}")
     if longest is not None and window > longest:

@@ -190,7 +190,7 @@ class _Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class _Comparison:
     """Models that were measured on the same bases."""
 
     first: EvaluationResult
@@ -282,7 +282,7 @@ def paired_saving(
     return saved, _standard_error(difference, targets, exponential=False)
 
 
-def compare(results: Sequence[EvaluationResult]) -> Comparison:
+def compare(results: Sequence[EvaluationResult]) -> _Comparison:
     """Put evaluations of the same bases side by side, with the best of their baselines."""
     if not results:
         raise InputError("there is no evaluation to compare")
@@ -315,7 +315,7 @@ def compare(results: Sequence[EvaluationResult]) -> Comparison:
         for result in results
         if result.train_overlap
     ]
-    return Comparison(first, tuple(rows), tuple(notes))
+    return _Comparison(first, tuple(rows), tuple(notes))
 
 
 def _row(result: EvaluationResult) -> _Row:

@@ -29,8 +29,14 @@ from megabase.evaluate.sequences import codes_of
 from megabase.genome import alphabet
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, map_sequences
 from megabase.inference.parts import Provenance
-from megabase.inference.tracks import Run, require_bigwig, write_bigwig
-from megabase.inference.writers import merge_tables, require_suffix, write_npz
+from megabase.inference.writers import (
+    Run,
+    merge_tables,
+    require_bigwig,
+    require_suffix,
+    write_bigwig,
+    write_npz,
+)
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import (
     ModelSpec,
@@ -83,7 +89,7 @@ class Attribution:
         return f"Attribution({len(self.values):,} bases, output {self.output:.4g})"
 
 
-class Attributor:
+class _Attributor:
     """A model and an output of it, ready to attribute.
 
     Parameters
@@ -313,7 +319,7 @@ def _require_captum() -> None:
 
 
 def attribute(
-    model: ModelSpec | Attributor,
+    model: ModelSpec | _Attributor,
     sequences: Iterable[str | Codes],
     *,
     target: str | int | None = None,
@@ -328,13 +334,13 @@ def attribute(
     Parameters
     ----------
     model
-        As for :class:`Attributor`; or an attributor, whose own options then hold.
+        As for :class:`_Attributor`; or an attributor, whose own options then hold.
     sequences
         Letters, or base codes.
     target, method, baseline, steps, batch_tokens, device
-        As for :class:`Attributor`.
+        As for :class:`_Attributor`.
     """
-    ready = model if isinstance(model, Attributor) else Attributor(
+    ready = model if isinstance(model, _Attributor) else _Attributor(
         model, target=target, method=method, baseline=baseline, steps=steps,
         batch_tokens=batch_tokens, device=device,
     )  # fmt: skip
@@ -357,7 +363,7 @@ def attribute_file(
     Parameters
     ----------
     model, target, method, baseline, steps
-        As for :class:`Attributor`.
+        As for :class:`_Attributor`.
     source
         What is read.
     output
@@ -377,11 +383,11 @@ def attribute_file(
                 "or npz"
             )
     make = partial(
-        Attributor, model, target=target, method=method, baseline=baseline, steps=steps,
+        _Attributor, model, target=target, method=method, baseline=baseline, steps=steps,
         batch_tokens=running.get("batch_tokens", BATCH_TOKENS // 2),
     )  # fmt: skip
 
-    def describe(ready: Attributor) -> dict[str, Any]:
+    def describe(ready: _Attributor) -> dict[str, Any]:
         return {
             "target": ready.target_name, "method": method, "baseline": baseline, "steps": steps,
         }  # fmt: skip
@@ -400,7 +406,7 @@ def attribute_file(
     return map_sequences("attribute", work, given, output, describe, merge, **running)
 
 
-def _rows(ready: Attributor, chunk: list[Given]) -> pl.DataFrame:
+def _rows(ready: _Attributor, chunk: list[Given]) -> pl.DataFrame:
     """Give a row for each sequence."""
     found = [ready(item.codes, item.name) for item in chunk]
     floats = pl.List(pl.Float32)

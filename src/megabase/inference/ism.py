@@ -27,10 +27,16 @@ from megabase.genome.vcf import VcfRecord
 from megabase.inference.jobs import BATCH_TOKENS, PassOptions, RunOptions, Work, check_run, map_file
 from megabase.inference.parts import Provenance, refuse_existing
 from megabase.inference.scoring import Strands
-from megabase.inference.tracks import Run, require_bigwig, write_bigwig
 from megabase.inference.variants.alleles import Placement
 from megabase.inference.variants.scorer import VariantOptions, VariantScorer, variant_table
-from megabase.inference.writers import TABLE_SUFFIXES, merge_tables, require_suffix
+from megabase.inference.writers import (
+    TABLE_SUFFIXES,
+    Run,
+    merge_tables,
+    require_bigwig,
+    require_suffix,
+    write_bigwig,
+)
 from megabase.models.loading import ModelSpec, load
 from megabase.untrusted import parsing
 
@@ -165,12 +171,9 @@ def ism_file(
             written.extend((output, *tracks.values()))
             return ready.provenance("ism", region=str(interval))
 
-        work = Work(
-            _rows,
-            partial(_scorer, model, store.path, options, running.get("batch_tokens", BATCH_TOKENS)),
-            partial(_chunks, interval),
-            _bases,
-        )
+        batch_tokens = running.get("batch_tokens", BATCH_TOKENS)
+        make = partial(VariantScorer.load, model, store.path, options, batch_tokens)
+        work = Work(_rows, make, partial(_chunks, interval), _bases)
         map_file(work, output, describe, _merge, **running)
         if tracks:
             _write_tracks(read_ism(output), store, tracks)
@@ -184,11 +187,8 @@ def read_ism(path: str | Path) -> Mutagenesis:
         if path.suffix.lower() == ".parquet":
             return _from_table(read_parquet(path, InputError))
         with np.load(path) as file:
-            scores = {
-                name: file[name]
-                for name in file.files
-                if name not in ("ref", "contig", "start", "megabase")
-            }
+            own = ("ref", "contig", "start", "megabase")
+            scores = {name: file[name] for name in file.files if name not in own}
             ref, start = str(file["ref"]), int(file["start"])
             interval = Interval(str(file["contig"]), start, start + len(ref))
         return Mutagenesis(interval, ref, scores)
@@ -229,15 +229,6 @@ def _bases(part: Interval) -> int:
     return part.length
 
 
-def _scorer(
-    model: ModelSpec, genome: Path, options: VariantOptions, batch_tokens: int,
-    device: str | None = None,
-) -> VariantScorer:  # fmt: skip
-    """Load the model."""
-    loaded = load(model, head="language", device=device)
-    return VariantScorer(loaded, Genome(genome), options, batch_tokens)
-
-
 def _rows(scorer: VariantScorer, part: Interval) -> pl.DataFrame:
     """Give a row for each substitution."""
     records = _records(scorer.store, part)
@@ -253,13 +244,10 @@ def _merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
     found = _from_table(pl.concat([pl.read_parquet(part) for part in parts]))
     with target.open("wb") as file:
         np.savez_compressed(
-            file,
-            ref=np.array(found.ref),
-            contig=np.array(found.interval.contig),
-            start=np.array(found.interval.start),
-            megabase=np.array(provenance.to_json()),
+            file, ref=np.array(found.ref), contig=np.array(found.interval.contig),
+            start=np.array(found.interval.start), megabase=np.array(provenance.to_json()),
             **found.scores,  # pyright: ignore[reportArgumentType]
-        )
+        )  # fmt: skip
 
 
 def _from_table(table: pl.DataFrame, provenance: Provenance | None = None) -> Mutagenesis:

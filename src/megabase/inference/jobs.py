@@ -112,7 +112,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Share:
+class _Share:
     """Which chunks a process computes, and with what."""
 
     rank: int = 0
@@ -121,7 +121,7 @@ class Share:
     threads: int = 1
 
 
-def check_run(output: str | Path, **running: Unpack[RunOptions]) -> Share:
+def check_run(output: str | Path, **running: Unpack[RunOptions]) -> _Share:
     """Refuse options that cannot be, and an output that cannot be written, before any work."""
     workers, device = running.get("workers"), running.get("device")
     number = running.get("threads", 1)
@@ -138,7 +138,7 @@ def check_run(output: str | Path, **running: Unpack[RunOptions]) -> Share:
     if rank == 0:
         refuse_existing(Path(output), running.get("overwrite", False))
     local = int(os.environ.get("LOCAL_RANK", rank)) if world > 1 else 0
-    return Share(rank, world, _worker_device(device, local), number)
+    return _Share(rank, world, _worker_device(device, local), number)
 
 
 def map_file(
@@ -297,7 +297,7 @@ def _begun(
 
 
 def _work(
-    work: Work, folder: PartFolder, share: Share, ready: Any = None,
+    work: Work, folder: PartFolder, share: _Share, ready: Any = None,
     progress: Progress | None = None,
 ) -> int:  # fmt: skip
     """Compute the chunks of one process; give the number of all chunks."""
@@ -325,7 +325,7 @@ def _write_part(result: Part, path: Path) -> None:
             np.savez(file, **result)  # pyright: ignore[reportArgumentType]
 
 
-def _help(work: Work, output: Path, share: Share) -> Path:
+def _help(work: Work, output: Path, share: _Share) -> Path:
     """Compute the share of a rank of ``torchrun`` other than 0, which begins the folder."""
     folder = PartFolder(output, work.suffix)
     while not (folder.path / _started()).is_file():  # torchrun ends this rank when rank 0 fails
@@ -348,7 +348,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _child(work: Work, output: Path, parts: Path, share: Share, failed: Any) -> None:
+def _child(work: Work, output: Path, parts: Path, share: _Share, failed: Any) -> None:
     """Compute the share of a worker process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # The parent reads the same input and says it once.
@@ -384,7 +384,7 @@ def _spawn(
     failed = context.SimpleQueue()
     children = []
     for rank in range(world):
-        share = Share(rank, world, _worker_device(device, rank), number)
+        share = _Share(rank, world, _worker_device(device, rank), number)
         told = (work, folder.target, folder.path, share, failed)
         children.append(context.Process(target=_child, args=told, daemon=True))
     try:

@@ -23,8 +23,7 @@ from megabase.inference.embedding import Averaged
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, check_run, map_file
 from megabase.inference.parts import Provenance
 from megabase.inference.prediction import Predictor
-from megabase.inference.tracks import Run, call_regions, require_bigwig, write_bigwig
-from megabase.inference.writers import require_suffix
+from megabase.inference.writers import Run, require_bigwig, require_suffix, write_bigwig
 from megabase.models.loading import ModelSpec, find_class
 
 TRACK_SUFFIXES = (".bw", ".bigwig", ".bed")
@@ -53,6 +52,15 @@ class TrackOptions:
     """Shortest called region in bases."""
     join: int = 0
     """Called regions with at most this many bases between them become one."""
+
+
+class _Call(NamedTuple):
+    """A region whose bases all reach a threshold: 0-based half-open, with the mean of them."""
+
+    contig: str
+    start: int
+    end: int
+    mean: float
 
 
 class _Tracker(NamedTuple):
@@ -204,7 +212,7 @@ def _write_calls(
     """Write the regions above the threshold as BED."""
     name = provenance.options["output"].replace("\t", " ")
     file.write(f"#megabase: {provenance.to_json()}\n".encode())
-    for call in call_regions(
+    for call in _call_regions(
         _runs(parts), options.threshold, shortest=options.shortest, join=options.join
     ):
         score = round(1000 * min(max(call.mean, 0.0), 1.0))
@@ -238,3 +246,31 @@ def _regions(
     found = regions_of(store, places, strict=strict)
     rows = zip(found.contig.tolist(), found.start.tolist(), found.end.tolist(), strict=True)
     return tuple((store.contigs[i].name, start, end) for i, start, end in rows)
+
+
+def _call_regions(
+    runs: Iterable[Run], threshold: float, *, shortest: int = 1, join: int = 0
+) -> Iterator[_Call]:
+    """Call regions of at least `shortest` bases that all reach a threshold.
+
+    Runs come in the order of the genome without overlap; a region goes on over their borders.
+    Regions with at most `join` bases between them become one, whose mean is over the bases that
+    reach it.
+    """
+    contig, start, end, total, count = "", 0, 0, 0.0, 0
+
+    def finished() -> Iterator[_Call]:
+        if count and end - start >= shortest:
+            yield _Call(contig, start, end, total / count)
+
+    for run in runs:
+        above = np.concatenate(([False], run.values >= threshold, [False]))
+        edges = np.flatnonzero(above[1:] != above[:-1])
+        for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+            amount = float(run.values[first:last].astype(np.float64).sum())
+            begin, stop = run.start + first, run.start + last
+            if not (count and run.contig == contig and begin - end <= join):
+                yield from finished()
+                contig, start, total, count = run.contig, begin, 0.0, 0
+            end, total, count = stop, total + amount, count + (stop - begin)
+    yield from finished()

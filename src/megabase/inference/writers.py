@@ -1,4 +1,4 @@
-"""Outputs merged from parts on disk: tables, and vectors in the formats of matrices.
+"""Outputs merged from parts on disk: tables, matrices of vectors, and numbers along a genome.
 
 A part is Parquet. Merging never holds more than one part, whatever the size of the whole.
 """
@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from megabase.errors import MissingDependencyError, OutputError
+from megabase.genome.files import writing
 from megabase.inference.parts import Provenance
 
 TABLE_SUFFIXES = (".parquet", ".tsv")
@@ -250,3 +251,85 @@ def _take_room(file: int, size: int) -> None:
     at, zeros = os.fstat(file).st_size, bytes(1 << 20)
     while at < size:  # macOS has no such call
         at += os.pwrite(file, zeros[: size - at], at)
+
+
+class Run(NamedTuple):
+    """Numbers of neighboring bases from 0-based `start`: float32 (n,), NaN where there is none."""
+
+    contig: str
+    start: int
+    values: NDArray[np.float32]
+
+
+def require_bigwig(purpose: str = "writing bigWig") -> None:
+    """Refuse `purpose`, which needs the package for bigWig files, when that is missing."""
+    try:
+        import pybigtools  # noqa: F401
+    except ImportError:
+        raise MissingDependencyError("pybigtools", "tracks", purpose) from None
+
+
+def write_bigwig(path: Path, contigs: Mapping[str, int], runs: Iterable[Run]) -> None:
+    """Write numbers along a genome; `contigs` has the length of every contig.
+
+    OutputError when runs overlap, are not in the order of the genome or lie outside their contig,
+    or when there is no number.
+    """
+    require_bigwig()
+    import pybigtools
+
+    name = path.name.rpartition(".tmp.")[2]  # what it will be called
+    entries = _entries(name, contigs, runs)
+    first = next(entries, None)
+    if first is None:
+        raise OutputError(f"{name}: there is no number to write")
+    # The writer swallows what its input raises, so the error is kept and raised again.
+    failure: list[BaseException] = []
+
+    def guarded() -> Iterator[tuple[str, int, int, float]]:
+        try:
+            yield first
+            yield from entries
+        except BaseException as error:  # noqa: BLE001
+            failure.append(error)
+
+    try:
+        pybigtools.open(str(path), "w").write(dict(contigs), guarded())
+    except (OSError, ValueError, RuntimeError) as error:
+        if failure:
+            raise failure[0] from error
+        with writing(path):
+            raise
+    if failure:
+        raise failure[0]
+
+
+def _entries(
+    name: str, contigs: Mapping[str, int], runs: Iterable[Run]
+) -> Iterator[tuple[str, int, int, float]]:
+    """Give the segments of one value of all runs, which are checked for their order."""
+    contig, reached, finished = "", 0, set[str]()
+    for run in runs:
+        if run.contig != contig:
+            finished.add(contig)
+            contig, reached = run.contig, 0
+        length = contigs.get(run.contig, 0)
+        if run.contig in finished or run.start < reached:
+            raise OutputError(
+                f"{name}: {run.contig}:{run.start + 1:,} comes after a later position; "
+                "tracks are written in the order of the genome, without overlap"
+            )
+        reached = run.start + len(run.values)
+        if reached > length:
+            raise OutputError(
+                f"{name}: {run.contig}:{run.start + 1:,}-{reached:,} reaches past the end "
+                f"of the contig ({length:,})"
+            )
+        if not len(run.values):
+            continue
+        changes = np.flatnonzero(run.values[1:] != run.values[:-1]) + 1  # NaN differs from itself
+        bounds = np.concatenate(([0], changes, [len(run.values)]))
+        for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            value = float(run.values[first])
+            if not np.isnan(value):
+                yield run.contig, run.start + first, run.start + last, value

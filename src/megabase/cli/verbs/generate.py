@@ -73,9 +73,8 @@ def _generate(args: Namespace) -> int:
     from contextlib import ExitStack
 
     from megabase.data.sources import SequenceInput, genome_store
-    from megabase.inference.generation.generate import GenerateOptions
+    from megabase.inference.generation.generate import GenerateOptions, SamplingOptions
     from megabase.inference.generation.job import generate_file, generate_records
-    from megabase.inference.generation.sampling import SamplingOptions
     from megabase.models.loading import threads
 
     sampling = SamplingOptions(

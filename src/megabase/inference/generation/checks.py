@@ -40,7 +40,7 @@ _Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
-class ExactMatch:
+class _ExactMatch:
     """The longest part of a query that a genome contains; None where there is none."""
 
     length: int = 0
@@ -65,11 +65,11 @@ class _SequenceCheck:
     length: int  # bases generated
     gc: float  # share of G and C among A, C, G, T; NaN without any
     bits_per_base: float  # negative log2 probability of its letters, under the model itself
-    copy: ExactMatch | None  # longest exact match, prompt excluded; None without a genome
+    copy: _ExactMatch | None  # longest exact match, prompt excluded; None without a genome
 
 
 @dataclass(frozen=True)
-class GenerationCheck:
+class _GenerationCheck:
     """Findings about sequences against a genome, if any; attributes are keys of the JSON output."""
 
     bases: int
@@ -127,7 +127,7 @@ def check_generated(
     kmer: int = 6,
     seed: int = 0,
     progress: _Progress | None = None,
-) -> GenerationCheck:
+) -> _GenerationCheck:
     """Compare generated sequences, without their prompts, with a genome.
 
     K-mers of 1 to 10 bases are compared; `seed` is that of the random regions and letters that
@@ -136,14 +136,14 @@ def check_generated(
     if not 1 <= kmer <= 10:
         raise InputError(f"kmer must lie between 1 and 10, found {kmer}")
     codes = [encode(one.sequence) for one in generated]
-    matches: list[ExactMatch | None] = [None] * len(codes)
+    matches: list[_ExactMatch | None] = [None] * len(codes)
     chance: int | None = None
     genome_gc: float | None = None
     distances: list[float | None] = [None, None, None]
     if genome is not None:
         rng = np.random.default_rng(seed)
         uniform = [rng.integers(0, 4, len(row), dtype=np.uint8) for row in codes]
-        found = longest_exact_matches([*codes, *uniform], genome, progress)
+        found = _longest_exact_matches([*codes, *uniform], genome, progress)
         matches = list(found[: len(codes)])
         chance = max((match.length for match in found[len(codes) :]), default=0)
         contigs = [genome.view(contig.name) for contig in genome.contigs]
@@ -166,7 +166,7 @@ def check_generated(
         for one, match in zip(generated, matches, strict=True)
     )
     text = "".join(one.sequence for one in generated)
-    return GenerationCheck(
+    return _GenerationCheck(
         bases=len(text),
         gc=_gc(text),
         letters={letter: text.count(letter) for letter in "ACGTN"},
@@ -267,14 +267,14 @@ def _expand(begin: _Ints, end: _Ints) -> tuple[_Ints, _Ints]:
     return rows, np.repeat(begin, count) + np.arange(int(count.sum())) - before
 
 
-def longest_exact_matches(
+def _longest_exact_matches(
     queries: Sequence[_Codes], store: Genome, progress: _Progress | None = None
-) -> tuple[ExactMatch, ...]:
+) -> tuple[_ExactMatch, ...]:
     """Find the longest exact match of each query in a genome, on both strands.
 
     N agrees with nothing; of several equally long matches it is the first in the genome.
     """
-    best = [ExactMatch() for _ in queries]
+    best = [_ExactMatch() for _ in queries]
     bases = sum(len(query) for query in queries)
     if bases == 0 or store.total_length == 0:
         return tuple(best)
@@ -296,10 +296,10 @@ def longest_exact_matches(
 
 def _search(
     queries: Sequence[_Codes], store: Genome, k: int, progress: _Progress | None
-) -> list[ExactMatch]:
+) -> list[_ExactMatch]:
     """Find the longest matches of at least k bases."""
     table = _Queries(queries, k)
-    best = [ExactMatch() for _ in queries]
+    best = [_ExactMatch() for _ in queries]
     searched = 0
     for contig in store.contigs:
         codes = store.view(contig.name)
@@ -338,7 +338,7 @@ def _extend(queries: _Codes, query: _Ints, codes: _Codes, at: _Ints, k: int) -> 
 
 
 def _keep_longest(
-    best: list[ExactMatch], table: _Queries, query: _Ints, length: _Ints, contig: str, at: _Ints
+    best: list[_ExactMatch], table: _Queries, query: _Ints, length: _Ints, contig: str, at: _Ints
 ) -> None:
     """Let agreements replace shorter matches of the same query."""
     number = np.searchsorted(table.starts, query, side="right") - 1
@@ -350,4 +350,4 @@ def _keep_longest(
             offset = int(query[i] - table.starts[number[i]])
             start = table.lengths[row] - offset - size if reverse else offset
             begin, strand = int(at[i]), "-" if reverse else "+"
-            best[row] = ExactMatch(size, start, contig, begin, begin + size, strand)
+            best[row] = _ExactMatch(size, start, contig, begin, begin + size, strand)

@@ -73,7 +73,7 @@ def read_alleles(
     Windows may differ in length; the outputs are for REF and ALT of each. InputError when hidden
     states are needed of a model that gives none.
     """
-    if not shares_prefix(model.model):
+    if not _shares_prefix(model.model):
         return _plain(model, windows, needs, batch_tokens)
     found = _SharedPrefix(model.model, windows, "pooled" in needs, batch_tokens).read()
     rest = [number for number in range(len(windows)) if number not in found]
@@ -83,7 +83,7 @@ def read_alleles(
     return [found[number] for number in range(len(windows))]
 
 
-def shares_prefix(model: nn.Module) -> bool:
+def _shares_prefix(model: nn.Module) -> bool:
     """Whether a model is a stack of causal Hyena operators of order 2 with a linear head."""
     base: Any = getattr(model, "base_model", None)
     backbone = getattr(base, "backbone", None)
@@ -205,7 +205,7 @@ class _Reference(NamedTuple):
 
 
 class _SharedPrefix:
-    """Passes over REF whole and over ALT from the variant on, of a model that `shares_prefix`."""
+    """Passes over REF whole and over ALT from the variant on, of a model for which it can be."""
 
     def __init__(
         self, model: Any, windows: Sequence[AlleleWindows], pooled: bool, batch_tokens: int

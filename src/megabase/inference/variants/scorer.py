@@ -215,6 +215,15 @@ class VariantScorer:
         self.methods = [METHODS[name] for name in self.options.methods or ()]
         self._contigs: dict[str, int | None] = {}
 
+    @classmethod
+    def load(
+        cls, model: ModelSpec, genome: Path, options: VariantOptions, batch_tokens: int,
+        device: str | None = None,
+    ) -> VariantScorer:  # fmt: skip
+        """Load the model and open the genome, in each process that scores."""
+        loaded = load(model, head="language", device=device)
+        return cls(loaded, Genome(genome), options, batch_tokens)
+
     def provenance(self, verb: str, **more: Any) -> Provenance:
         """Describe where scores come from; `more` are further options than those of a score."""
         return Provenance(

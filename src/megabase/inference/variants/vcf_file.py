@@ -8,12 +8,13 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Unpack
 
 import polars as pl
 
-from megabase.data.sources import chunked, genome_store, no_file
+from megabase.data.sources import genome_store, no_file
 from megabase.errors import InputError, OutputError
 from megabase.genome.files import file_digest
 from megabase.genome.interval import contig_aliases
@@ -40,7 +41,7 @@ from megabase.inference.variants.scorer import (
     variant_table,
 )
 from megabase.inference.writers import TABLE_SUFFIXES, merge_tables, require_suffix
-from megabase.models.loading import ModelSpec, load
+from megabase.models.loading import ModelSpec
 
 _CHUNK = 512  # records: seconds of work, and few enough that many processes have a share
 _VCF_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")
@@ -66,7 +67,7 @@ class _Survey(NamedTuple):
     """Whether contigs are not mixed and positions never go back."""
 
 
-def survey(
+def _survey(
     path: Path, store: Genome, *, allow_mismatches: bool = False, strict: bool = False
 ) -> _Survey:
     """Read a file of variants once, against the genome, and report what can have no score.
@@ -171,7 +172,7 @@ def score_variants_file(
         def describe(scorer: VariantScorer) -> Provenance:
             nonlocal found, options
             options = scorer.options
-            found = survey(source, store, allow_mismatches=mismatches, strict=strict)
+            found = _survey(source, store, allow_mismatches=mismatches, strict=strict)
             if as_vcf:
                 _require_names(found.contigs, source)
             inputs = {source.name: file_digest(source)}
@@ -195,30 +196,19 @@ def score_variants_file(
         batch_tokens = running.get("batch_tokens", BATCH_TOKENS)
         work = Work(
             partial(_lines, prefix) if as_vcf else _table,
-            partial(_scorer, model, store.path, options, batch_tokens),
-            partial(_chunks, source),
-            _count,
-            ".vcf" if as_vcf else ".parquet",
-        )
+            partial(VariantScorer.load, model, store.path, options, batch_tokens),
+            partial(_chunks, source), _count, ".vcf" if as_vcf else ".parquet",
+        )  # fmt: skip
         map_file(work, output, describe, merge, **running)
     return None if found is None else (found, _index(output, found))
 
 
-def _scorer(
-    model: ModelSpec, genome: Path, options: VariantOptions, batch_tokens: int,
-    device: str | None = None,
-) -> VariantScorer:  # fmt: skip
-    """Load the model."""
-    loaded = load(model, head="language", device=device)
-    return VariantScorer(loaded, Genome(genome), options, batch_tokens)
-
-
 def _chunks(source: Path) -> Iterator[tuple[int, list[VcfRecord]]]:
     """Read the records, with the number of the first one of each chunk."""
-    first = 0
-    for records in chunked(read_vcf_records(source), _CHUNK):
-        yield first, records
-        first += len(records)
+    records, first = iter(read_vcf_records(source)), 0
+    while chunk := list(islice(records, _CHUNK)):
+        yield first, chunk
+        first += len(chunk)
 
 
 def _count(chunk: tuple[int, list[VcfRecord]]) -> int:
