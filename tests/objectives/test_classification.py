@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megabase.errors import InputError
-from megabase.objectives.classification import SequenceLabels
+from megabase.objectives.labels import SequenceLabels
 
 
 def fixed(logits: Tensor) -> Any:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megabase.errors import InputError
-from megabase.objectives.prompting import InContext
+from megabase.objectives.labels import InContext
 
 
 def batch() -> dict[str, torch.Tensor]:

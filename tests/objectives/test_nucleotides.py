@@ -10,7 +10,7 @@ import torch
 
 from megabase.errors import InputError
 from megabase.evaluate.metrics import measure, measure_table
-from megabase.objectives.nucleotides import (
+from megabase.objectives.labels import (
     SCORE_BINS,
     NucleotideLabels,
     _align_strands,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megabase.errors import InputError
-from megabase.objectives.prompting import LabelTokens, strict_accuracy
+from megabase.objectives.labels import LabelTokens, strict_accuracy
 
 LOGITS = torch.tensor([[math.log(4.0), math.log(2.0), math.log(2.0)], [0.0, 3.0, 1.0]])
 

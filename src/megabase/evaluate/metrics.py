@@ -22,7 +22,7 @@ import torch
 
 from megabase.data.labeled import IGNORED
 from megabase.errors import InputError
-from megabase.objectives.nucleotides import SCORE_BINS
+from megabase.objectives.labels import SCORE_BINS
 
 _Outputs = npt.NDArray[np.floating[Any]]
 _Labels = npt.NDArray[Any]
@@ -257,7 +257,7 @@ def _mean(values: list[float]) -> float:
 def measure_table(
     names: Iterable[str], classes: int, table: npt.NDArray[np.int64]
 ) -> dict[str, float]:
-    """Compute metrics from :func:`megabase.objectives.nucleotides.count_table`.
+    """Compute metrics from :func:`megabase.objectives.labels.count_table`.
 
     The table is summed over the whole data set. Values are those of :func:`measure` for the same
     outputs; for AUROC and AUPRC, log odds less than 0.001 apart count as equal.

@@ -11,15 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from megabase.data.augment import is_base, is_soft_masked
+from megabase.data.labeled import IGNORED
 from megabase.errors import InputError
 from megabase.genome import alphabet
 from megabase.registry import Registry
 
-IGNORED = -100
-"""Class number of a target that counts nowhere; the default of torch's cross entropy."""
 _FIRST_BASE, _LAST_BASE = alphabet.BASE_TOKEN_IDS[0], alphabet.BASE_TOKEN_IDS[-1]  # adjacent ids
 
 Batch = dict[str, Tensor]
@@ -42,7 +40,7 @@ class Output(NamedTuple):
     without gradient."""
     table: Tensor | None = None
     """Of nucleotide labels, when requested: int64 (size,) counts
-    (:func:`megabase.objectives.nucleotides.count_table`)."""
+    (:func:`megabase.objectives.labels.count_table`)."""
 
 
 Objective = Callable[[Any, Batch], Output]
@@ -69,18 +67,6 @@ def register_objective(name: str, make: Callable[..., Objective]) -> None:
         either (None, or missing).
     """
     OBJECTIVES.register(name, make)
-
-
-def code_weights(
-    codes: Tensor, *, soft_mask_weight: float, n_weight: float, padding_weight: float
-) -> Tensor:
-    """Give the loss weight of each target base of codes (n, length), as float32.
-
-    Upper-case A, C, G, T weigh 1, lower-case ones `soft_mask_weight`.
-    """
-    weights = torch.where(is_soft_masked(codes), soft_mask_weight, 1.0)
-    others = torch.where((codes & alphabet.BASE_BITS) == alphabet.N, n_weight, padding_weight)
-    return torch.where(is_base(codes), weights, others).float()
 
 
 def score_targets(logits: Tensor, targets: Tensor, weights: Tensor) -> Output:
@@ -126,18 +112,3 @@ def _metrics(scores: Tensor, targets: Tensor, counted: Tensor, nll: Tensor) -> d
 def at_least_float32(values: Tensor) -> Tensor:
     """Give the values in float32, or float64 as they are."""
     return values if values.dtype == torch.float64 else values.float()
-
-
-def run_model(model: nn.Module, batch: Batch) -> Any:
-    """Run a model on ``input_ids``, with the ``attention_mask`` that a padded batch has."""
-    return model(**{name: batch[name] for name in ("input_ids", "attention_mask") if name in batch})
-
-
-def average_strands(logits: Tensor, labels: Tensor) -> Tensor:
-    """Average both strands: with 2 n sequences for n labels, the second half are the complements.
-
-    Post-hoc conjoining of the Caduceus paper (arXiv 2403.03234).
-    """
-    if logits.shape[0] == 2 * labels.shape[0]:
-        return logits.unflatten(0, (2, -1)).mean(dim=0)
-    return logits

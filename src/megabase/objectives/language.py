@@ -7,17 +7,29 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from megabase.data.augment import codes_to_ids, is_base, reverse_complement_codes
+from megabase.data.augment import codes_to_ids, is_base, is_soft_masked, reverse_complement_codes
 from megabase.data.hashing import FIRST, GOLDEN, SECOND
 from megabase.data.vocabulary import MASK_ID, N_ID, PAD_ID, SEP_ID, VOCABULARY_SIZE
 from megabase.errors import InputError
 from megabase.genome import alphabet
-from megabase.objectives.base import Batch, Output, code_weights, register_objective, score_targets
+from megabase.objectives.base import Batch, Output, _code_weights, register_objective, score_targets
 
 
 def _oriented_codes(batch: Batch) -> Tensor:
     """Give ``codes`` with the rows marked in ``reverse`` turned to their reverse complement."""
     return reverse_complement_codes(batch["codes"], batch["reverse"])
+
+
+def _code_weights(
+    codes: Tensor, *, soft_mask_weight: float, n_weight: float, padding_weight: float
+) -> Tensor:
+    """Give the loss weight of each target base of codes (n, length), as float32.
+
+    Upper-case A, C, G, T weigh 1, lower-case ones `soft_mask_weight`.
+    """
+    weights = torch.where(is_soft_masked(codes), soft_mask_weight, 1.0)
+    others = torch.where((codes & alphabet.BASE_BITS) == alphabet.N, n_weight, padding_weight)
+    return torch.where(is_base(codes), weights, others).float()
 
 
 class CausalLM:
@@ -73,7 +85,7 @@ class CausalLM:
 
     def _weights(self, codes: Tensor) -> Tensor:
         padding = float(self.include_padding)
-        return code_weights(
+        return _code_weights(
             codes,
             soft_mask_weight=self.soft_mask_weight,
             n_weight=padding if self.n_as_padding else float(self.include_n),
@@ -215,7 +227,7 @@ class MaskedLM:
             ids = torch.where(ids == N_ID, PAD_ID, ids)
         eligible = torch.ones_like(bases) if self.replacements == "published" else bases
         hidden, picked = self._mask(ids, eligible, batch["mask_seed"])
-        weights = code_weights(
+        weights = _code_weights(
             codes, soft_mask_weight=self.soft_mask_weight, n_weight=0.0, padding_weight=0.0
         )
         return hidden, ids, torch.where(picked, weights, 0.0)

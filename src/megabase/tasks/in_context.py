@@ -18,7 +18,7 @@ from megabase.evaluate import metrics
 from megabase.genome.files import write_json, write_whole
 from megabase.models.checkpoints.convert import write_model
 from megabase.models.tokenizers.character import DNATokenizer
-from megabase.objectives.prompting import InContext, strict_accuracy
+from megabase.objectives.labels import InContext, strict_accuracy
 from megabase.settings import Stage, TrainConfig, part_of
 from megabase.tasks.config import InContextConfig
 from megabase.tasks.labeled_data import describe_data, read_files, split_lines

@@ -16,9 +16,12 @@ from megabase.evaluate import metrics
 from megabase.evaluate.base_probabilities import NucleotidePredictions
 from megabase.genome import alphabet
 from megabase.models.adapt.build import Labels, build_encoder, family_of_start
-from megabase.objectives.classification import SequenceLabels
-from megabase.objectives.nucleotides import NucleotideLabels
-from megabase.objectives.prompting import LabelTokens, strict_accuracy
+from megabase.objectives.labels import (
+    LabelTokens,
+    NucleotideLabels,
+    SequenceLabels,
+    strict_accuracy,
+)
 from megabase.settings import HeadConfig, Stage, StartConfig, TrainConfig, part_of
 from megabase.tasks.config import LabeledConfig
 from megabase.tasks.labeled_data import describe_data, read_splits, split_lines

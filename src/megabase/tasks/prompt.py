@@ -18,7 +18,7 @@ from megabase.data.labeled import LabeledSequences
 from megabase.errors import ConfigError, InputError, ModelError
 from megabase.genome.files import write_json, write_whole
 from megabase.models.tokenizers.encoder import TokenEncoder
-from megabase.objectives.prompting import LabelTokens
+from megabase.objectives.labels import LabelTokens
 from megabase.settings import StartConfig
 from megabase.tasks.config import PromptConfig, PromptSettings
 from megabase.tasks.labeled import LabeledResult, LabeledRun, measure_splits

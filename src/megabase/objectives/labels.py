@@ -1,0 +1,357 @@
+"""Losses of labels: of whole sequences, of every nucleotide, and answers by label tokens.
+
+Label tokens follow ``evals/soft_prompting_genomics.py`` of HazyResearch/hyena-dna. Its training
+without demonstrations reads the logits one position too early (at the last base, and not at the
+separator, where its evaluation reads them); here both read them at the separator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megabase.data.labeled import IGNORED
+from megabase.errors import InputError
+from megabase.objectives.base import Batch, Output, at_least_float32
+
+SCORE_BINS = 1 << 16
+"""Bins of the log odds of a class: 0.001 wide, so metrics over ranks differ in the fifth digit."""
+_SCORE_LIMIT = 32.0
+"""Log odds beyond this, on either side, are counted as this: probabilities of 1e-14 are extreme."""
+
+
+def _run(model: nn.Module, batch: Batch) -> Any:
+    """Run a model on ``input_ids``, with the ``attention_mask`` that a padded batch has."""
+    return model(**{name: batch[name] for name in ("input_ids", "attention_mask") if name in batch})
+
+
+def _average_strands(logits: Tensor, labels: Tensor) -> Tensor:
+    """Average both strands: with 2 n sequences for n labels, the second half are the complements.
+
+    Post-hoc conjoining of the Caduceus paper (arXiv 2403.03234).
+    """
+    if logits.shape[0] == 2 * labels.shape[0]:
+        return logits.unflatten(0, (2, -1)).mean(dim=0)
+    return logits
+
+
+def _check_smoothing(label_smoothing: float) -> None:
+    if not 0 <= label_smoothing < 1:
+        raise InputError(f"label_smoothing is {label_smoothing}; expected 0 to below 1")
+
+
+def _tensor(class_weights: Sequence[float] | None) -> Tensor | None:
+    return None if class_weights is None else torch.tensor(list(class_weights))
+
+
+def _fitting_weights(weights: Tensor | None, logits: Tensor, what: str) -> Tensor | None:
+    """Put class weights where the logits (..., K) are; an InputError when they are not K."""
+    if weights is not None and len(weights) != logits.shape[-1]:
+        raise InputError(f"{len(weights)} class weights for a model with {logits.shape[-1]} {what}")
+    return None if weights is None else weights.to(logits)
+
+
+class SequenceLabels:
+    """Compare a model's output for whole sequences with their labels.
+
+    The loss is cross entropy for ``"classes"``, binary cross entropy of every label for
+    ``"multi_label"`` (`class_weights` then weigh the positive answers), and squared error for
+    ``"regression"``. `label_smoothing` is the share of the target spread over all classes, or over
+    both answers of a label. `double_sigmoid` is the published two-class loss of the
+    GenomicBenchmarks CNN: binary cross entropy for logits, applied to the output of a sigmoid.
+
+    Called with a model and a batch of ``input_ids``, ``labels`` and maybe ``attention_mask``. When
+    there are twice as many sequences as labels, the second half are the reverse complements of the
+    first, and the two logits are averaged. Labels that are NaN count nowhere. With class weights
+    the mean loss is that of :func:`torch.nn.functional.cross_entropy` over the whole global batch.
+    """
+
+    unit = "sequences"
+
+    def __init__(
+        self,
+        kind: Literal["classes", "multi_label", "regression"],
+        *,
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        double_sigmoid: bool = False,
+    ) -> None:
+        if kind not in ("classes", "multi_label", "regression"):
+            raise InputError(f"kind is {kind!r}; expected classes, multi_label or regression")
+        _check_smoothing(label_smoothing)
+        plain = class_weights is None and not label_smoothing
+        if not plain and (kind == "regression" or double_sigmoid):
+            raise InputError(
+                "class weights and label smoothing are for classes and several labels, not for "
+                "regression or the double sigmoid"
+            )
+        if double_sigmoid and kind != "classes":
+            raise InputError("the double sigmoid is a loss of two classes")
+        self.kind = kind
+        self.class_weights = _tensor(class_weights)
+        self.label_smoothing = label_smoothing
+        self.double_sigmoid = double_sigmoid
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Output:
+        """Compare the model's output with the labels of a batch."""
+        logits = at_least_float32(_run(model, batch).logits)
+        return self.compare(_average_strands(logits, batch["labels"]), batch["labels"])
+
+    def compare(self, logits: Tensor, labels: Tensor) -> Output:
+        """Take the loss of logits (n, K) against labels (n,) or (n, K) that fit them."""
+        fits = labels.shape == (logits.shape if labels.ndim == 2 else logits.shape[:1])
+        if logits.ndim != 2 or not fits:
+            raise InputError(
+                f"the model gave outputs of shape {tuple(logits.shape)} for labels of shape "
+                f"{tuple(labels.shape)}"
+            )
+        weights = self.class_weights = _fitting_weights(self.class_weights, logits, "outputs")
+        losses, counts, correct = (
+            self._classes(logits, labels, weights)
+            if self.kind == "classes"
+            else self._numbers(logits, labels, weights)
+        )
+        known = torch.isfinite(labels) if labels.is_floating_point() else torch.ones_like(labels)
+        metrics = {"targets": known.float().sum()}
+        if correct is not None:
+            metrics["correct"] = correct.float().sum()
+        return Output(losses.sum(), counts.sum(), metrics, logits.detach())
+
+    def _classes(
+        self, logits: Tensor, labels: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        correct = logits.detach().argmax(dim=1) == labels
+        ones = torch.ones_like(logits[:, 0])
+        if self.double_sigmoid:
+            if logits.shape[1] != 2:
+                raise InputError(
+                    f"the double sigmoid is a loss of two classes, not of {logits.shape[1]}"
+                )
+            answer = torch.sigmoid(logits[:, 1] - logits[:, 0])
+            target = labels.to(answer.dtype)
+            losses = F.binary_cross_entropy_with_logits(answer, target, reduction="none")
+            return losses, ones, correct
+        losses = F.cross_entropy(
+            logits, labels, weight=weights, label_smoothing=self.label_smoothing, reduction="none"
+        )
+        return losses, ones if weights is None else weights[labels], correct
+
+    def _numbers(
+        self, outputs: Tensor, labels: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        targets = labels.to(outputs.dtype)
+        known = torch.isfinite(targets)
+        targets = torch.where(known, targets, 0.0)
+        if self.kind == "regression":
+            losses, correct = (outputs - targets).square(), None
+        else:
+            soft = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
+            losses = F.binary_cross_entropy_with_logits(
+                outputs, soft, pos_weight=weights, reduction="none"
+            )
+            correct = ((outputs.detach() > 0) == (targets > 0.5)) & known
+        return torch.where(known, losses, 0.0), known.to(outputs.dtype), correct
+
+
+class NucleotideLabels:
+    """Compare a model's output for every base with its class: cross entropy.
+
+    `label_smoothing` is the share of the target spread over all classes; `tabulate` fills
+    ``table``, for evaluation. Called with a model and a batch of ``input_ids``, ``labels`` (n,
+    length) and maybe ``attention_mask``. When there are twice as many sequences as rows of labels,
+    the second half are the reverse complements of the first; their logits are reversed and averaged
+    with those of the first. A causal model sees only what lies before a base; the other strand
+    brings what lies after it.
+    """
+
+    unit = "bases"
+
+    def __init__(
+        self,
+        *,
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        tabulate: bool = False,
+    ) -> None:
+        _check_smoothing(label_smoothing)
+        self.class_weights = _tensor(class_weights)
+        self.label_smoothing = label_smoothing
+        self.tabulate = tabulate
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Output:
+        """Compare the model's output for every base with the labels of a batch."""
+        logits, labels = at_least_float32(_run(model, batch).logits), batch["labels"]
+        if logits.shape[0] == 2 * labels.shape[0]:
+            logits = _align_strands(logits, batch.get("attention_mask"))
+        return self.compare(logits, labels)
+
+    def compare(self, logits: Tensor, labels: Tensor) -> Output:
+        """Take the loss of logits (n, length, K) against labels (n, length) that fit them."""
+        if logits.ndim != 3 or logits.shape[:2] != labels.shape:
+            raise InputError(
+                f"the model gave outputs of shape {tuple(logits.shape)} for labels of shape "
+                f"{tuple(labels.shape)}; every base needs one answer"
+            )
+        weights = self.class_weights = _fitting_weights(self.class_weights, logits, "classes")
+        known = labels != IGNORED
+        scores, targets = logits[known], labels[known]
+        loss = F.cross_entropy(
+            scores, targets, weight=weights, label_smoothing=self.label_smoothing, reduction="sum"
+        )
+        count = known.sum().to(logits) if weights is None else weights[targets].sum()
+        plain = scores.detach()
+        metrics = {
+            "targets": known.float().sum(),
+            "correct": (plain.argmax(dim=1) == targets).float().sum(),
+        }
+        table = count_table(plain, targets) if self.tabulate else None
+        return Output(loss, count, metrics, logits.detach(), table)
+
+
+def _align_strands(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Average both strands, forward rows first: logits (2 n, length, K) to (n, length, K)."""
+    rows, length = logits.shape[0] // 2, logits.shape[1]
+    forward, other = logits[:rows], logits[rows:]
+    place = torch.arange(length, device=logits.device).expand(rows, length)
+    if mask is None:
+        turned = length - 1 - place
+    else:
+        real = mask[:rows].bool()
+        # Base p of a row whose tokens are first .. last is base first + last - p of the other.
+        first = torch.where(real, place, length).amin(dim=1, keepdim=True)
+        last = torch.where(real, place, -1).amax(dim=1, keepdim=True)
+        turned = (first + last - place).clamp(0, length - 1)
+    index = turned[..., None].expand_as(other)
+    return (forward + other.gather(1, index)) / 2
+
+
+def count_table(logits: Tensor, labels: Tensor) -> Tensor:
+    """Count everything that metrics depend on: int64 (K * K + 2 * K * SCORE_BINS,).
+
+    First the pairs (true, predicted) in K x K cells, then for each class the log odds of that class
+    against all others, in :data:`SCORE_BINS` equal bins from -32 to 32: first over bases of the
+    other classes, then over its own. Scores in one bin count as equal.
+    """
+    classes = logits.shape[1]
+    pairs = labels * classes + logits.argmax(dim=1)
+    confusion = torch.bincount(pairs, minlength=classes * classes)
+    number = torch.arange(classes, device=logits.device)
+    odds = _log_odds(logits).clamp(-_SCORE_LIMIT, _SCORE_LIMIT)
+    bins = ((odds + _SCORE_LIMIT) * ((SCORE_BINS - 1) / (2 * _SCORE_LIMIT))).round().long()
+    own = (labels[:, None] == number).long()
+    place = (2 * number + own) * SCORE_BINS + bins
+    histograms = torch.bincount(place.flatten(), minlength=2 * classes * SCORE_BINS)
+    return torch.cat([confusion, histograms])
+
+
+def _log_odds(logits: Tensor) -> Tensor:
+    """Give log p / (1 - p) of every class, (n, K)."""
+    if logits.shape[1] == 2:
+        return logits - logits.flip(1)
+    columns = range(logits.shape[1])
+    others = [logits[:, [j for j in columns if j != i]].logsumexp(dim=1) for i in columns]
+    return logits - torch.stack(others, dim=1)
+
+
+class LabelTokens:
+    """Cross entropy of the token that stands for the class, after a soft prompt.
+
+    `restricted` compares the tokens of the classes only. By default, the published way, the softmax
+    runs over all logits, so the model also learns that a label token is due.
+
+    Called with a :class:`megabase.models.adapt.prompt.PromptedModel` (anything whose output has
+    ``token_logits``, one row for each sequence) and a batch of ``input_ids``, ``labels`` and maybe
+    ``attention_mask``. With twice as many sequences as labels, the second half are the reverse
+    complements, and the logits are averaged. ``outputs`` are the logits of all tokens.
+    """
+
+    unit = "sequences"
+
+    def __init__(self, label_ids: Sequence[int], *, restricted: bool = False) -> None:
+        self.label_ids = _label_ids(label_ids)
+        self.restricted = restricted
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Output:
+        """Compare the model's label tokens with the labels of a batch."""
+        labels = batch["labels"]
+        logits = _average_strands(_run(model, batch).token_logits, labels)
+        if logits.ndim != 2 or logits.shape[0] != labels.shape[0]:
+            raise InputError(
+                f"the model gave token logits of shape {tuple(logits.shape)} for "
+                f"{labels.shape[0]} labels"
+            )
+        return _compare_tokens(logits[:, None], labels[:, None], self.label_ids, self.restricted)
+
+
+class InContext:
+    """Cross entropy of the label tokens, read at the separators before them.
+
+    With `every_answer` the labels of the demonstrations count too, as in published training, not
+    the query's alone. A `prompted` model is a ``PromptedModel``, which takes the positions; of a
+    language model the logits are read there. Batches are those of
+    :class:`megabase.data.batches.InContextBatches`. ``outputs`` are the logits of all tokens for
+    the query.
+    """
+
+    unit = "sequences"
+
+    def __init__(
+        self,
+        label_ids: Sequence[int],
+        *,
+        restricted: bool = False,
+        every_answer: bool = False,
+        prompted: bool = False,
+    ) -> None:
+        self.label_ids = _label_ids(label_ids)
+        self.restricted = restricted
+        self.every_answer = every_answer
+        self.prompted = prompted
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Output:
+        """Compare the model's label tokens with the labels of a batch."""
+        ids, places, answers = batch["input_ids"], batch["places"], batch["answers"]
+        if not self.every_answer:
+            places, answers = places[:, -1:], answers[:, -1:]
+        if self.prompted:
+            logits: Tensor = model(input_ids=ids, positions=places).token_logits
+        else:
+            everywhere: Tensor = model(input_ids=ids).logits
+            logits = everywhere[torch.arange(len(ids), device=ids.device)[:, None], places]
+        return _compare_tokens(at_least_float32(logits), answers, self.label_ids, self.restricted)
+
+
+def _label_ids(label_ids: Sequence[int]) -> tuple[int, ...]:
+    if len(label_ids) < 2 or len(set(label_ids)) != len(label_ids):
+        raise InputError(f"expected two or more different label tokens, found {label_ids}")
+    return tuple(label_ids)
+
+
+def _compare_tokens(
+    logits: Tensor, labels: Tensor, label_ids: Sequence[int], restricted: bool
+) -> Output:
+    """Take the loss of logits (n, m, vocabulary) at m answers against class numbers (n, m)."""
+    ids = torch.tensor(label_ids, device=logits.device)
+    scores, targets = (logits[..., ids], labels) if restricted else (logits, ids[labels])
+    losses = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none")
+    last, asked = logits.detach()[:, -1], labels[:, -1]
+    metrics = {
+        "targets": torch.ones_like(asked, dtype=torch.float32).sum(),
+        "correct": (last[:, ids].argmax(dim=1) == asked).float().sum(),
+        "strict": (last.argmax(dim=1) == ids[asked]).float().sum(),
+    }
+    count = torch.ones_like(losses.detach()).sum()
+    return Output(losses.sum(), count, metrics, last)
+
+
+def strict_accuracy(
+    outputs: npt.NDArray[Any], labels: npt.NDArray[Any], label_ids: Sequence[int]
+) -> float:
+    """Give the share of outputs (n, vocabulary) whose largest logit is the right label token."""
+    return float((outputs.argmax(axis=1) == np.asarray(label_ids)[labels]).mean())
