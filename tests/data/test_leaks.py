@@ -7,11 +7,10 @@ import pytest
 
 from megabase.data.labeled import LabeledSequences, LabelTable, label_splits
 from megabase.data.leaks import (
+    Leaks,
     RowKmers,
     genome_overlap,
     leaking_rows,
-    leaks,
-    overlap_hint,
     rows_in_others,
 )
 from megabase.data.regions import regions_of
@@ -82,7 +81,7 @@ def known_leaks() -> dict[str, LabeledSequences]:
 
 def test_finds_what_was_planted() -> None:
     splits = known_leaks()
-    found = leaks(splits)
+    found = Leaks.of(splits)
     pair = found.across["train-test"]
     assert (pair.exact, pair.reverse_complement, pair.near, pair.other_label) == (2, 1, 2, 1)
     assert found.across["train-valid"].exact == 1
@@ -95,13 +94,13 @@ def test_finds_what_was_planted() -> None:
     bad = leaking_rows(splits["train"], splits["test"])
     assert np.flatnonzero(bad).tolist() == [1, 2, 3, 4, 5]
     kept = {**splits, "train": splits["train"].take(np.flatnonzero(~bad))}
-    after = leaks(kept).across["train-test"]
+    after = Leaks.of(kept).across["train-test"]
     assert (after.exact, after.reverse_complement, after.near) == (0, 0, 0)
 
 
 def test_a_hint_names_what_is_in_train_and_nothing_else() -> None:
     splits = known_leaks()
-    hint = overlap_hint(splits)
+    hint = Leaks.hint(splits)
     assert hint is not None
     assert "5 of 7 test rows are in train (2 equal, 1 as reverse complement, 2 near; 1 with" in hint
     assert "1 of 2 valid rows are in train (1 equal" in hint
@@ -109,8 +108,8 @@ def test_a_hint_names_what_is_in_train_and_nothing_else() -> None:
         "train": splits["train"],
         "test": rows_of(train=[(letters(80), x) for x in "ab"])["train"],
     }
-    assert overlap_hint(clean) is None
-    assert overlap_hint({"train": splits["train"]}) is None
+    assert Leaks.hint(clean) is None
+    assert Leaks.hint({"train": splits["train"]}) is None
 
 
 def test_rows_of_the_pretraining_regions(tmp_path: Path) -> None:

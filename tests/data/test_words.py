@@ -5,7 +5,7 @@ import pytest
 
 from megabase.data import leaks as words
 from megabase.data.labeled import LabeledSequences, LabelTable, label_splits
-from megabase.data.leaks import RowKmers, largest_shares, overlap_groups
+from megabase.data.leaks import RowKmers, overlap_groups
 
 COMPLEMENT = str.maketrans("ACGT", "TGCA")
 
@@ -45,8 +45,8 @@ def test_shares_are_those_of_sets_of_words(
     train = some_rows(1, 24)
     asked = train if same else some_rows(2, 17)
     rows, others = labelled(asked), labelled(train)
-    found = largest_shares(
-        RowKmers.of(rows), RowKmers.of(others), others.labels, others.outputs, same=same
+    found = RowKmers.of(rows).largest_shares(
+        RowKmers.of(others), others.labels, others.outputs, same=same
     )
     expected = np.zeros((len(asked), 3), dtype=np.float32)
     for i, (text, _) in enumerate(asked):
@@ -62,7 +62,7 @@ def test_shares_are_those_of_sets_of_words(
 def test_rows_without_words_share_nothing() -> None:
     rows = labelled([("ACGT", "a"), ("ACGT", "b")])
     own = RowKmers.of(rows)
-    assert largest_shares(own, own, rows.labels, 2).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    assert own.largest_shares(own, rows.labels, 2).tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 
 @pytest.mark.parametrize("share", [0.2, 0.6])

@@ -21,11 +21,10 @@ from megabase.data.labeled import (
     split_rows,
 )
 from megabase.data.leaks import (
+    Leaks,
     Pair,
-    describe_pair,
     genome_overlap,
     leaking_rows,
-    leaks,
     overlap_groups,
     rows_in_others,
 )
@@ -233,7 +232,7 @@ def checked_for_leaks(
                 bad = leaking_rows(splits[name], splits["test"], config.leak_threshold)
                 splits[name] = splits[name].take(np.flatnonzero(~bad))
     if not file.is_file():
-        found = leaks(task.splits, config.leak_threshold)
+        found = Leaks.of(task.splits, config.leak_threshold)
         found = replace(
             found,
             dropped={n: len(task.splits[n]) - len(splits[n]) for n in splits}
@@ -291,8 +290,7 @@ def metrics_apart(
 def describe_leaks(found: Mapping[str, Any]) -> str:
     """Say the counts of a leak check in a sentence."""
     parts = [
-        describe_pair(pair, Pair(**counts), found["rows"])
-        for pair, counts in found["across"].items()
+        Pair(**counts).describe(pair, found["rows"]) for pair, counts in found["across"].items()
     ]
     counts = found.get("classes", {})
     inside, whole = (sum(pair[i] for pair in counts.values()) for i in (0, 1))

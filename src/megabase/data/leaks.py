@@ -52,7 +52,7 @@ class RowKmers(NamedTuple):
 
     @classmethod
     def of(cls, rows: LabeledSequences, every: int = 1, k: int = _K_NEAR) -> RowKmers:
-        """Collect k-mers, or the 1/`every` of them that a hash selects (:func:`sampling_rate`)."""
+        """Collect k-mers, or the 1/`every` of them that a hash selects."""
         kmers: list[_Kmers] = [np.zeros(0, dtype=np.uint64)]
         numbers: list[_Rows] = [np.zeros(0, dtype=np.int64)]
         for first, last in _pieces(rows.offsets):
@@ -69,6 +69,29 @@ class RowKmers(NamedTuple):
             kmers.append(found[new])
             numbers.append(row[new])
         return cls(np.concatenate(kmers), np.concatenate(numbers), len(rows))
+
+    @classmethod
+    def of_each(cls, splits: Mapping[str, LabeledSequences]) -> dict[str, RowKmers]:
+        """Collect the k-mers of every split, the same share of them everywhere."""
+        every = _sampling_rate(*splits.values())
+        return {name: cls.of(rows, every) for name, rows in splits.items()}
+
+    def largest_shares(
+        self, others: RowKmers, labels: _Rows, classes: int, *, same: bool = False
+    ) -> npt.NDArray[np.float32]:
+        """Give, by class, the largest share of a row's k-mers that one other row of it holds.
+
+        `labels` are the classes of the others; with `same` both sets are the same rows, and a row
+        is not compared with itself. Gives float32 (rows, classes), 0 to 1.
+        """
+        sizes = np.maximum(self.sizes, 1)
+        found = np.zeros((self.rows, classes), dtype=np.float32)
+        for row, other, shared in _shared_kmers(self, others):
+            if same:
+                apart = row != other
+                row, other, shared = row[apart], other[apart], shared[apart]
+            np.maximum.at(found, (row, labels[other]), (shared / sizes[row]).astype(np.float32))
+        return found
 
     @property
     def sizes(self) -> _Rows:
@@ -94,7 +117,7 @@ def _pieces(offsets: _Rows) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def sampling_rate(*sets: LabeledSequences) -> int:
+def _sampling_rate(*sets: LabeledSequences) -> int:
     """Give N where 1/N of all k-mers is looked at, so that time and memory last."""
     bases = sum(int(rows.offsets[-1]) for rows in sets)
     return max(1, -(-bases // _MOST_KMERS))
@@ -144,24 +167,6 @@ def _near_pairs(
     return np.concatenate(first), np.concatenate(second)
 
 
-def largest_shares(
-    one: RowKmers, two: RowKmers, labels: _Rows, classes: int, *, same: bool = False
-) -> npt.NDArray[np.float32]:
-    """Give, by class, the largest share of a row's k-mers that one row of that class holds.
-
-    `labels` are the classes of the second set; with `same` both sets are the same rows, and a row
-    is not compared with itself. Gives float32 (rows of one, classes), 0 to 1.
-    """
-    sizes = np.maximum(one.sizes, 1)
-    found = np.zeros((one.rows, classes), dtype=np.float32)
-    for row, other, shared in _shared_kmers(one, two):
-        if same:
-            apart = row != other
-            row, other, shared = row[apart], other[apart], shared[apart]
-        np.maximum.at(found, (row, labels[other]), (shared / sizes[row]).astype(np.float32))
-    return found
-
-
 def overlap_groups(rows: LabeledSequences, share: float) -> _Rows:
     """Put sequences that overlap into groups, directly or through others: int64 (rows,).
 
@@ -169,7 +174,7 @@ def overlap_groups(rows: LabeledSequences, share: float) -> _Rows:
     16-mers, on either strand; k-mers that more than 200 sequences hold do not count. A group is
     named by its first row.
     """
-    kmers = RowKmers.of(rows, sampling_rate(rows))
+    kmers = RowKmers.of(rows, _sampling_rate(rows))
     one, two = _near_pairs(kmers, kmers, share, same=True)
     group = np.arange(len(rows))
     while True:
@@ -185,7 +190,7 @@ def overlap_groups(rows: LabeledSequences, share: float) -> _Rows:
 
 
 @dataclass(frozen=True)
-class Overlap:
+class _Overlap:
     """Examples found in the regions a model was pretrained on."""
 
     genome: str
@@ -196,13 +201,13 @@ class Overlap:
 
 def genome_overlap(
     splits: Mapping[str, LabeledSequences], store: Genome, regions: Regions, share: float = 0.5
-) -> Overlap:
+) -> _Overlap:
     """Count examples with at least `share` of their 31-mers, on either strand, in regions.
 
     The genome is read once; examples need no coordinates.
     """
     # Long genomes: one k-mer of four is plenty, every row has tens of them left.
-    every = max(1 if regions.total < _CHUNK else 4, sampling_rate(*splits.values()))
+    every = max(1 if regions.total < _CHUNK else 4, _sampling_rate(*splits.values()))
     indices = {name: RowKmers.of(rows, every, _K_GENOME) for name, rows in splits.items()}
     wanted = np.unique(np.concatenate([index.kmers for index in indices.values()]))
     present = np.zeros(len(wanted), dtype=bool)
@@ -219,7 +224,7 @@ def genome_overlap(
         inside = present[np.searchsorted(wanted, index.kmers)].astype(np.float64)
         hits = np.bincount(index.row, weights=inside, minlength=index.rows)
         found[name] = int(((index.sizes > 0) & (hits >= share * index.sizes)).sum())
-    return Overlap(f"{store.path.name} ({regions.total:,} bases of {store.name})", found)
+    return _Overlap(f"{store.path.name} ({regions.total:,} bases of {store.name})", found)
 
 
 def _region_pieces(store: Genome, regions: Regions) -> Iterator[npt.NDArray[np.uint8]]:
@@ -248,6 +253,18 @@ class Pair:
         """Examples that occur in the other split in any way."""
         return self.exact + self.reverse_complement + self.near
 
+    def describe(self, pair: str, rows: Mapping[str, int]) -> str:
+        """Say what the second split of a pair such as "train-test" holds of the first."""
+        first, second = pair.split("-")
+        text = (
+            f"{self.total:,} of {rows[second]:,} {second} rows are in {first} "
+            f"({self.exact:,} equal, {self.reverse_complement:,} as reverse complement, "
+            f"{self.near:,} near"
+        )
+        if self.other_label:
+            text += f"; {self.other_label:,} with another label"
+        return text + ")"
+
 
 @dataclass(frozen=True)
 class Leaks:
@@ -265,11 +282,62 @@ class Leaks:
     """K-mer sampling rate: 1/N of all k-mers, by hash, was looked at."""
     dropped: dict[str, int] = field(default_factory=dict)
     """By split, examples that were removed."""
-    pretraining: list[Overlap] = field(default_factory=list)
+    pretraining: list[_Overlap] = field(default_factory=list)
     """By genome."""
     classes: dict[str, tuple[int, int]] = field(default_factory=dict)
     """By class, test examples that occur in train (any kind), and all of them. Empty without train
     and test, and for labels that are not classes."""
+
+    @classmethod
+    def of(cls, splits: Mapping[str, LabeledSequences], threshold: float = 0.5) -> Leaks:
+        """Count examples that occur in several of train, valid and test, or several times in one.
+
+        `threshold` is the share of the k-mers of an example that make it a near duplicate.
+        """
+        every = _sampling_rate(*splits.values())
+        indices = {name: _Index(rows, every) for name, rows in splits.items()}
+        across: dict[str, Pair] = {}
+        classes: dict[str, tuple[int, int]] = {}
+        for first, second in (("train", "test"), ("valid", "test"), ("train", "valid")):
+            if first not in indices or second not in indices:
+                continue
+            one, two = indices[first], indices[second]
+            exact, turned, near = _kinds(one, two, threshold)
+            other = _other_labels(one, two, exact, turned)
+            counts = Pair(int(exact.sum()), int(turned.sum()), int(near.sum()), other)
+            across[f"{first}-{second}"] = counts
+            if (first, second) == ("train", "test"):
+                classes = _by_class(two.rows, exact | turned | near)
+        return cls(
+            rows={name: len(rows) for name, rows in splits.items()},
+            within={name: _repeats(index) for name, index in indices.items()},
+            across=across,
+            threshold=threshold,
+            sampled=every,
+            classes=classes,
+        )
+
+    @classmethod
+    def hint(cls, splits: Mapping[str, LabeledSequences]) -> str | None:
+        """Warn of test (or validation) examples that are in train; None when there are none.
+
+        Splits with a class for every base are not looked at: regions divide them.
+        """
+        if splits["train"].kind == "nucleotides":
+            return None
+        found = cls.of({name: rows for name, rows in splits.items() if len(rows)})
+        pairs = [
+            counts.describe(pair, found.rows)
+            for pair, counts in found.across.items()
+            if pair.startswith("train-") and counts.total
+        ]
+        if not pairs:
+            return None
+        return (
+            f"overlap: {'; '.join(pairs)}. What is learnt by heart counts there and says little of "
+            "new sequences; megabase benchmark measures the others apart, and splits rows that "
+            "overlap together"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Turn into plain values."""
@@ -305,70 +373,6 @@ def _kinds(train: _Index, other: _Index, threshold: float) -> tuple[_Mask, _Mask
     near = np.zeros(len(other.rows), dtype=bool)
     near[_near_pairs(other.kmers, train.kmers, threshold)[0]] = True
     return exact, turned, near & ~exact & ~turned
-
-
-def leaks(splits: Mapping[str, LabeledSequences], threshold: float = 0.5) -> Leaks:
-    """Count examples that occur in several of train, valid and test, or several times in one.
-
-    `threshold` is the share of the k-mers of an example that make it a near duplicate.
-    """
-    every = sampling_rate(*splits.values())
-    indices = {name: _Index(rows, every) for name, rows in splits.items()}
-    across: dict[str, Pair] = {}
-    classes: dict[str, tuple[int, int]] = {}
-    for first, second in (("train", "test"), ("valid", "test"), ("train", "valid")):
-        if first not in indices or second not in indices:
-            continue
-        one, two = indices[first], indices[second]
-        exact, turned, near = _kinds(one, two, threshold)
-        other = _other_labels(one, two, exact, turned)
-        counts = Pair(int(exact.sum()), int(turned.sum()), int(near.sum()), other)
-        across[f"{first}-{second}"] = counts
-        if (first, second) == ("train", "test"):
-            classes = _by_class(two.rows, exact | turned | near)
-    return Leaks(
-        rows={name: len(rows) for name, rows in splits.items()},
-        within={name: _repeats(index) for name, index in indices.items()},
-        across=across,
-        threshold=threshold,
-        sampled=every,
-        classes=classes,
-    )
-
-
-def describe_pair(pair: str, counts: Pair, rows: Mapping[str, int]) -> str:
-    """Describe what one split holds of another: a pair such as "train-test", and all row counts."""
-    first, second = pair.split("-")
-    text = (
-        f"{counts.total:,} of {rows[second]:,} {second} rows are in {first} "
-        f"({counts.exact:,} equal, {counts.reverse_complement:,} as reverse complement, "
-        f"{counts.near:,} near"
-    )
-    if counts.other_label:
-        text += f"; {counts.other_label:,} with another label"
-    return text + ")"
-
-
-def overlap_hint(splits: Mapping[str, LabeledSequences]) -> str | None:
-    """Warn of test (or validation) examples that are in train; None when there are none.
-
-    Splits with a class for every base are not looked at: regions divide them.
-    """
-    if splits["train"].kind == "nucleotides":
-        return None
-    found = leaks({name: rows for name, rows in splits.items() if len(rows)})
-    pairs = [
-        describe_pair(pair, counts, found.rows)
-        for pair, counts in found.across.items()
-        if pair.startswith("train-") and counts.total
-    ]
-    if not pairs:
-        return None
-    return (
-        f"overlap: {'; '.join(pairs)}. What is learnt by heart counts there and says little of new "
-        "sequences; megabase benchmark measures the others apart, and splits rows that overlap "
-        "together"
-    )
 
 
 def _by_class(rows: LabeledSequences, bad: _Mask) -> dict[str, tuple[int, int]]:
@@ -407,7 +411,7 @@ def leaking_rows(
     A pair is near when the threshold is met from either side, so after dropping these no test
     example has a near duplicate left.
     """
-    every = sampling_rate(rows, test)
+    every = _sampling_rate(rows, test)
     one, two = _Index(rows, every), _Index(test, every)
     exact, turned, near = _kinds(two, one, threshold)
     found = exact | turned | near
@@ -419,7 +423,7 @@ def rows_in_others(
     test: LabeledSequences, others: Sequence[LabeledSequences], threshold: float = 0.5
 ) -> npt.NDArray[np.bool_]:
     """Tell which test examples occur in other splits: equal, mirrored or nearly; bool (test,)."""
-    every = sampling_rate(test, *others)
+    every = _sampling_rate(test, *others)
     index = _Index(test, every)
     found = np.zeros(len(test), dtype=bool)
     for rows in others:

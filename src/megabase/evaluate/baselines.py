@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.data.labeled import LabeledSequences
-from megabase.data.leaks import RowKmers, largest_shares, sampling_rate
+from megabase.data.leaks import RowKmers
 from megabase.errors import InputError, MissingDependencyError
 from megabase.evaluate import metrics
 from megabase.genome.kmers import canonical_kmers
@@ -138,12 +138,11 @@ def fit_overlap(
         raise InputError(
             f"the overlap baseline is for tasks with classes; these labels are of kind {train.kind}"
         )
-    every = sampling_rate(*splits.values())
-    kmers = {name: RowKmers.of(rows, every) for name, rows in splits.items()}
+    kmers = RowKmers.of_each(splits)
     features = {}
     for name, own in kmers.items():
-        shares = largest_shares(
-            own, kmers["train"], train.labels, train.outputs, same=name == "train"
+        shares = own.largest_shares(
+            kmers["train"], train.labels, train.outputs, same=name == "train"
         )
         features[name] = np.concatenate([shares, np.sqrt(shares)], axis=1)
     best = _choose(features, splits, metric, {})

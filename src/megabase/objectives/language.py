@@ -12,7 +12,7 @@ from megabase.data.hashing import FIRST, GOLDEN, SECOND
 from megabase.data.vocabulary import MASK_ID, N_ID, PAD_ID, SEP_ID, VOCABULARY_SIZE
 from megabase.errors import InputError
 from megabase.genome import alphabet
-from megabase.objectives.base import Batch, Output, _code_weights, register_objective, score_targets
+from megabase.objectives.base import Batch, Output, register_objective, score_targets
 
 
 def _oriented_codes(batch: Batch) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 
 from megabase.data.batches import Draw, LabeledBatches, Padding, tokenize
 from megabase.data.labeled import LabeledSequences, Ragged
-from megabase.data.leaks import overlap_hint
+from megabase.data.leaks import Leaks
 from megabase.errors import ConfigError
 from megabase.evaluate import metrics
 from megabase.evaluate.base_probabilities import NucleotidePredictions
@@ -167,7 +167,7 @@ class LabeledRun:
             text="\n".join([*lines, f"output      {config.output}"]),
             splits=splits,
             notes=notes,
-            hints=(overlap_hint(splits),),
+            hints=(Leaks.hint(splits),),
             trains=trains,
         )
 
