@@ -29,7 +29,7 @@ import yaml
 from safetensors.torch import load_file
 
 from megabase.genome.store import Genome
-from megabase.training.checkpoint import finished_checkpoints, read_progress
+from megabase.training.checkpoint import Checkpoints
 
 FILES = (
     "model.safetensors",
@@ -116,13 +116,13 @@ def one_kill(
         return None
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    checkpoints = finished_checkpoints(run)
+    checkpoints = Checkpoints(run).finished()
     for folder in checkpoints:
-        read_progress(folder)
+        Checkpoints.progress_of(folder)
         for name in FILES:
             load_file(folder / name)
     # Now, since the resumed run deletes older checkpoints.
-    resumed_from = read_progress(checkpoints[-1]).step if checkpoints else 0
+    resumed_from = Checkpoints.progress_of(checkpoints[-1]).step if checkpoints else 0
     partial = len(list((run / "checkpoints").glob(".partial-*")))
     finish(start(path, run, "--resume"))
     equal = all(

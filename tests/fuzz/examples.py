@@ -179,9 +179,9 @@ def adapter(path: Path) -> None:
 
 
 def progress(path: Path) -> None:
-    from megabase.training.checkpoint import read_progress
+    from megabase.training.checkpoint import Checkpoints
 
-    read_progress(path.parents[1])
+    Checkpoints.progress_of(path.parents[1])
 
 
 def run(path: Path) -> None:

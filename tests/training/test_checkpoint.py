@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from megabase.errors import RunError
-from megabase.training import checkpoint as checkpoints
+from megabase.training import checkpoint
+from megabase.training.checkpoint import Checkpoints, _truncate_metrics
 from megabase.training.engine import _build_optimizer as build_optimizer
 
 
@@ -22,7 +23,7 @@ def test_tied_and_plain_state_survive(toy: ModuleType, tmp_path: Path) -> None:
     _, model = toy.run(settings)
     other = toy.ToyModel()
     optimizer = build_optimizer(other, settings.optim)
-    progress = checkpoints.load_checkpoint(tmp_path / "last", other, optimizer)
+    progress = Checkpoints.load(tmp_path / "last", other, optimizer)
     assert progress.step == 20
     assert progress.tokens == 5 * 64 + 15 * 128
     assert other.head.weight is other.embedding.weight
@@ -55,7 +56,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
 
     if where != "model":
         name = "save_file" if where == "state" else "_flush"
-        original = getattr(checkpoints, name)
+        original = getattr(checkpoint, name)
 
         def failing(*arguments: Any, **named: Any) -> Any:
             if saves == 2:
@@ -64,12 +65,12 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
                 raise full
             return original(*arguments, **named)
 
-        monkeypatch.setattr(checkpoints, name, failing)
+        monkeypatch.setattr(checkpoint, name, failing)
     with pytest.raises(RunError, match=r"step-00000006.*disk is full.*step-00000004 is whole"):
         toy.run(toy.config(tmp_path), save=save)
     monkeypatch.undo()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
-    assert checkpoints.read_progress(tmp_path / "last").step == 4
+    assert Checkpoints.progress_of(tmp_path / "last").step == 4
     result, _ = toy.run(toy.config(tmp_path, resume=True))
     assert result.progress.step == 20
 
@@ -109,16 +110,16 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"kind": "train", "step": step}) for step in (1, 2, 3, 4)]
     path.write_text("\n".join(lines) + '\n{"kind": "tr')
-    checkpoints.truncate_metrics(path, 3)
+    _truncate_metrics(path, 3)
     assert path.read_text() == "\n".join(lines[:3]) + "\n"
-    checkpoints.truncate_metrics(path, 9)
+    _truncate_metrics(path, 9)
     assert len(path.read_text().splitlines()) == 3
-    checkpoints.truncate_metrics(tmp_path / "none.jsonl", 1)
+    _truncate_metrics(tmp_path / "none.jsonl", 1)
 
 
 def test_only_whole_folders_count(tmp_path: Path) -> None:
-    assert checkpoints.finished_checkpoints(tmp_path) == []
+    assert Checkpoints(tmp_path).finished() == []
     for name in ("step-00000010", ".partial-step-00000020-ab", "step-00000009", "notes"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    found = [path.name for path in checkpoints.finished_checkpoints(tmp_path)]
+    found = [path.name for path in Checkpoints(tmp_path).finished()]
     assert found == ["step-00000009", "step-00000010"]

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from megabase.errors import NotFiniteError
-from megabase.training import checkpoint as checkpoints
 from megabase.training import engine, evaluation
+from megabase.training.checkpoint import Checkpoints, Progress
 from megabase.training.engine import _step_seed as step_seed
 
 
@@ -119,7 +119,7 @@ def test_a_resumed_run_is_the_same_run(toy: ModuleType, tmp_path: Path, kept: in
     whole = toy.run(toy.config(tmp_path / "whole", keep=9))[1]
     cut = tmp_path / "cut"
     shutil.copytree(tmp_path / "whole", cut, symlinks=True)
-    for folder in checkpoints.finished_checkpoints(cut):
+    for folder in Checkpoints(cut).finished():
         if int(folder.name[5:]) > kept:
             shutil.rmtree(folder)
     (cut / "checkpoints" / ".partial-step-00000099-abc").mkdir()
@@ -150,7 +150,7 @@ def test_resuming_a_finished_run_does_nothing(toy: ModuleType, tmp_path: Path) -
 def test_best_and_last_are_kept(toy: ModuleType, tmp_path: Path) -> None:
     result, _ = toy.run(toy.config(tmp_path, keep=1, checkpoint_every=1))
     best = result.progress.best_step
-    names = {path.name for path in checkpoints.finished_checkpoints(tmp_path)}
+    names = {path.name for path in Checkpoints(tmp_path).finished()}
     assert names == {f"step-{best:08d}", "step-00000020"}
     assert (tmp_path / "last").resolve().name == "step-00000020"
     assert (tmp_path / "best").resolve().name == f"step-{best:08d}"
@@ -226,7 +226,7 @@ def test_too_many_bad_steps_stop_the_run(toy: ModuleType, tmp_path: Path) -> Non
     )
     with pytest.raises(NotFiniteError, match=r"step 8: 3 steps.*lower optim\.lr.*clip.*step-0"):
         toy.run(settings, loss=Spoiled(toy, {2, 5, 7}))
-    assert checkpoints.read_progress(tmp_path / "last").step == 7
+    assert Checkpoints.progress_of(tmp_path / "last").step == 7
     # The count survives a resume: one more bad step and it stops again.
     resumed = toy.config(
         tmp_path, stages=[{"length": 8}], checkpoint_every=1, max_non_finite=3, resume=True
@@ -283,7 +283,7 @@ def test_a_signal_saves_and_ends(toy: ModuleType, tmp_path: Path, number: int) -
     assert signal.getsignal(number) == previous
     stopped = result.progress.step
     assert stopped < 20
-    assert checkpoints.read_progress(tmp_path / "cut/last").step == stopped
+    assert Checkpoints.progress_of(tmp_path / "cut/last").step == stopped
     assert equal(whole, toy.run(toy.config(tmp_path / "cut", resume=True))[1])
 
 
@@ -325,7 +325,7 @@ def test_of_equal_metrics_the_lower_loss_is_the_best(
         return evaluation.Evaluation(loss, {"count": 1.0}, {"accuracy": accuracy})
 
     monkeypatch.setattr(engine, "evaluate", evaluated)
-    progress = checkpoints.Progress()
+    progress = Progress()
     log = SimpleNamespace(validation=lambda *_, **__: None)
     settings = toy.config(tmp_path, stages=[{"length": 8}], steps=10, eval_batch=2)
     windows = SimpleNamespace(monitor="accuracy", higher=True)

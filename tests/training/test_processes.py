@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from megabase.training import checkpoint as checkpoints
+from megabase.training.checkpoint import Checkpoints
 
 FINAL = Path("last/training_state")
 
@@ -57,9 +57,9 @@ def test_killed_runs_end_as_if_nothing_had_happened(toy_script: Path, tmp_path: 
         if not (run / "config.yaml").exists():
             run = tmp_path / f"killed{attempt}"  # killed before the folder was made
             finish(start(toy_script, output=run, **fields))
-        for folder in checkpoints.finished_checkpoints(run):
+        for folder in Checkpoints(run).finished():
             load_file(folder / "training_state/model.safetensors")
-            checkpoints.read_progress(folder)
+            Checkpoints.progress_of(folder)
     finish(start(toy_script, output=run, resume=True, **fields))
     assert same_bytes(tmp_path / "whole", run)
 
@@ -74,7 +74,7 @@ def test_sigterm_saves_and_says_so_by_its_status(toy_script: Path, tmp_path: Pat
     process.send_signal(signal.SIGTERM)
     stopped = finish(process, 143)["step"]
     assert 5 <= stopped < 400
-    assert checkpoints.read_progress(tmp_path / "last").step == stopped
+    assert Checkpoints.progress_of(tmp_path / "last").step == stopped
 
 
 @pytest.mark.parametrize("precision", ["fp32"])
@@ -98,4 +98,4 @@ def test_two_processes_agree_with_one(toy_script: Path, tmp_path: Path, precisio
     assert losses("two") == pytest.approx(losses("one"), abs=1e-5)
     # A run begun by two continues with one, and ends within rounding of the same weights.
     folder = tmp_path / "two" / "checkpoints" / "step-00000020"
-    assert checkpoints.read_progress(folder).step == 20
+    assert Checkpoints.progress_of(folder).step == 20

@@ -23,7 +23,7 @@ from megabase.settings import DeviceConfig, OptimConfig, Stage, TrainConfig
 from megabase.training.engine import FitResult, fit
 from megabase.training.evaluation import EvalSet
 from megabase.training.process import build_fabric
-from megabase.training.run_folder import check_run, start_run
+from megabase.training.run_folder import _start_run, check_run
 
 WORDS = 6  # codes 0-3 are targets, 4 and 5 are read and never counted
 
@@ -138,7 +138,7 @@ def run(
     model = ToyModel() if model is None else model
     data = ToyData() if data is None else data
     if fabric.global_rank == 0:
-        start_run(settings, "{}")
+        _start_run(settings, "{}")
     fabric.barrier()
     result = fit(
         model,

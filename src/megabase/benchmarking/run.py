@@ -52,7 +52,7 @@ from megabase.tasks.config import FinetuneConfig
 from megabase.tasks.finetune import finetune
 from megabase.tasks.labeled_data import digest, hash_of, start_record
 from megabase.tasks.run import write_arrays
-from megabase.training.run_folder import environment, folder_taken, own_folder, refuse_changed
+from megabase.training.run_folder import RunFolder, environment
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,7 +111,7 @@ def run_benchmark(
     output = Path(config.output)
     Lock(output / LOCK_NAME, output).refuse_used()
     _check_output(config, output)
-    with own_folder(output):
+    with RunFolder(output).owned():
         module = suite_module(config.suite)
         names = module.names(config)
         if config.task_settings or any(entry.task_settings for entry in config.entries):
@@ -137,7 +137,7 @@ def run_benchmark(
 def _check_output(config: BenchmarkConfig, output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise RunError(f"output {output} is a file; name a folder")
-    taken = folder_taken(output)
+    taken = RunFolder(output).taken
     ours = (output / "benchmark.json").is_file()
     if taken and not (config.resume or config.overwrite):
         raise RunError(
@@ -165,7 +165,7 @@ def _start(config: BenchmarkConfig, output: Path) -> None:
         "starts": starts,
     }  # fmt: skip
     if config.resume:
-        refuse_changed(output, values, "benchmark.json")
+        RunFolder(output).refuse_changed(values, "benchmark.json")
     write_json(output / "benchmark.json", json.loads(json.dumps(values, default=str)))
 
 

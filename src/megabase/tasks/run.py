@@ -21,7 +21,7 @@ from megabase.tasks.config import to_yaml
 from megabase.training.engine import FitResult, fit
 from megabase.training.evaluation import Batches, EvalSet
 from megabase.training.process import build_fabric, planned_world
-from megabase.training.run_folder import check_run, finished_result, own_folder, started_run
+from megabase.training.run_folder import RunFolder, check_run, started_run
 from megabase.training.schedule import LengthSchedule
 
 if TYPE_CHECKING:
@@ -265,12 +265,12 @@ def sweep(
     when a signal stopped one (the last); then `summarize` is not called.
     """
     results: list[_Found] = []
-    with contextlib.nullcontext() if dry_run else own_folder(Path(output)):
+    with contextlib.nullcontext() if dry_run else RunFolder(Path(output)).owned():
         for one in runs:
             kept = None
             if one.resume:
                 data = partial(data_of, one)
-                kept = finished_result(Path(one.output), to_yaml(one), data)
+                kept = RunFolder(Path(one.output)).finished_result(to_yaml(one), data)
             result = run_one(one) if kept is None else result_type(**kept)
             if result is None:
                 continue

@@ -40,9 +40,10 @@ from megabase.untrusted import build, parsing, read_json, read_text, shown
 
 SaveModel = Callable[[Path, Mapping[str, torch.Tensor]], None]
 """Writes the model into a folder, given its full state dict on the CPU."""
+_State = tuple[dict[str, Any], dict[str, Any]]
+"""State dicts of the model and of the optimizer."""
 
 _STEP = re.compile(r"step-(\d{8,})$")  # eight digits sort as text; longer runs still read
-_FOLDER = "checkpoints"  # of a run
 _PARTIAL = ".partial-"  # hidden, and no name of a checkpoint
 _SEPARATOR = "/"  # between a parameter's name and the name of its optimizer value
 
@@ -62,18 +63,145 @@ class Progress:
     best_step: int | None = None
     """Step of ``best_loss``."""
     best_score: float | None = None
-    """Monitored figure of the best validation (the loss, unless the task names another)."""
+    """Monitored metric of the best validation (the loss, unless the task names another)."""
     stale: int = 0
     """Validations since the best one."""
     seconds: float = 0.0
     """Time spent training, over all sessions of the run."""
 
 
-def finished_checkpoints(run: Path) -> list[Path]:
-    """Give the complete checkpoints of a run, oldest first."""
-    folder = run / _FOLDER
-    found = [path for path in folder.iterdir() if _STEP.match(path.name)] if folder.is_dir() else []
-    return sorted(found, key=_step_of)
+class Checkpoints:
+    """The checkpoints of a run: its folder ``checkpoints``, and the links ``last`` and ``best``."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.folder = run / "checkpoints"
+
+    def finished(self) -> list[Path]:
+        """Give the complete checkpoints, oldest first."""
+        names = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted((path for path in names if _STEP.match(path.name)), key=_step_of)
+
+    @staticmethod
+    def state_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
+        """Collect the full model and optimizer state on the CPU of the first process.
+
+        A collective: every process calls it. With FSDP the others get empty dictionaries.
+        """
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return (
+            get_model_state_dict(module, options=options),
+            get_optimizer_state_dict(module, optimizer, options=options),
+        )
+
+    def save(self, progress: Progress, state: _State, save_model: SaveModel) -> Path:
+        """Write the checkpoint of ``progress.step``; point ``last`` at it, and ``best`` if it is.
+
+        A RunError when the disk is full or cannot be written; earlier checkpoints are kept then.
+        """
+        final = self.folder / f"step-{progress.step:08d}"
+        partial = self.folder / f"{_PARTIAL}{final.name}-{uuid.uuid4().hex[:8]}"
+        try:
+            (partial / "training_state").mkdir(parents=True)
+            save_model(partial, state[0])
+            _write_state(partial / "training_state", progress, state)
+            _flush_tree(partial)
+            if final.exists():
+                # Only after a resume that repeats this step; the numbers are the same.
+                shutil.rmtree(final)
+            partial.rename(final)
+            _flush(self.folder)
+            write_link(self.run / "last", final.relative_to(self.run))
+            if progress.best_step == progress.step:
+                write_link(self.run / "best", final.relative_to(self.run))
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise RunError(self._describe(error, final)) from error
+        except Exception as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            # safetensors reports a full disk as an error of its own with the message of the system.
+            if "os error 28" in str(error) or "No space left" in str(error):
+                full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise RunError(self._describe(full, final)) from error
+            raise
+        return final
+
+    def _describe(self, error: OSError, final: Path) -> str:
+        earlier = [path.name for path in self.finished() if path != final]
+        kept = (
+            f"the checkpoint {earlier[-1]} is whole"
+            if earlier
+            else "there is no earlier checkpoint"
+        )
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            try:
+                free = f"{shutil.disk_usage(final.parent).free / 1e6:,.1f} MB free"
+            except OSError:
+                free = "no space left"
+            return (
+                f"cannot write checkpoint {final}: the disk is full ({free}); {kept}; make room or "
+                "lower keep, then continue with resume=True"
+            )
+        return f"cannot write checkpoint {final}: {error.strerror or error}; {kept}"
+
+    @staticmethod
+    def progress_of(checkpoint: Path) -> Progress:
+        """Read the counters of a checkpoint."""
+        return _progress(_record(checkpoint), checkpoint)
+
+    @staticmethod
+    def load(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+        """Put a checkpoint's weights and optimizer state into place; give its counters.
+
+        A collective with DDP and FSDP: every process reads the files. A RunError when files are
+        missing or do not belong to this model.
+        """
+        record = _record(checkpoint)
+        folder = checkpoint / "training_state"
+        with parsing(folder, RunError):
+            tensors: dict[str, Any] = dict(load_file(folder / "model.safetensors"))
+            values = load_file(folder / "optimizer.safetensors")
+            for name, first in record["aliases"].items():
+                tensors[name] = tensors[first]
+            entries: dict[str, dict[str, Any]] = {}
+            for path, value in values.items():
+                name, key = path.rsplit(_SEPARATOR, 1)
+                entries.setdefault(name, {})[key] = value
+            for name, plain in record["optimizer"]["plain"].items():
+                entries.setdefault(name, {}).update(plain)
+            groups = record["optimizer"]["param_groups"]
+            for group in groups:
+                group["betas"] = tuple(group["betas"])
+        options = StateDictOptions(full_state_dict=True)
+        state: Any = {"state": entries, "param_groups": groups}
+        try:
+            # The optimizer first: torch makes a step of rate 0 to create its state.
+            set_optimizer_state_dict(module, optimizer, state, options=options)
+            set_model_state_dict(module, tensors, options=options)
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            reason = shown(str(error).partition("\n")[0])
+            raise RunError(
+                f"{checkpoint} does not fit this model: {reason}; resume with the settings of the "
+                "run"
+            ) from error
+        return _progress(record, checkpoint)
+
+    def prune(self, keep: int, best_step: int | None) -> None:
+        """Delete all but the newest ``keep`` checkpoints and the best one."""
+        for path in self.finished()[:-keep]:
+            if _step_of(path) != best_step:
+                # Renamed first: a deletion cut short leaves no half checkpoint under a final name.
+                doomed = path.with_name(f"{_PARTIAL}{path.name}-{uuid.uuid4().hex[:8]}")
+                path.rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+    def clean(self, step: int) -> None:
+        """Delete what a killed process left half written, and the records of steps after `step`."""
+        for path in self.folder.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self.run.glob(".*.tmp.*"):
+            path.unlink(missing_ok=True)
+        _truncate_metrics(self.run / "metrics.jsonl", step)
 
 
 def _step_of(path: Path) -> int:
@@ -81,77 +209,7 @@ def _step_of(path: Path) -> int:
     return int(match.group(1)) if match else -1
 
 
-def gather_state(
-    module: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Collect the full model and optimizer state on the CPU of the first process.
-
-    A collective: every process calls it. With FSDP the others get empty dictionaries.
-    """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return (
-        get_model_state_dict(module, options=options),
-        get_optimizer_state_dict(module, optimizer, options=options),
-    )
-
-
-def save_checkpoint(
-    run: Path,
-    progress: Progress,
-    state: tuple[dict[str, Any], dict[str, Any]],
-    save_model: SaveModel,
-) -> Path:
-    """Write the checkpoint of ``progress.step`` and point ``last`` at it (and ``best``, if it is).
-
-    A RunError when the disk is full or cannot be written; earlier checkpoints are untouched then.
-    """
-    folder = run / _FOLDER
-    final = folder / f"step-{progress.step:08d}"
-    partial = folder / f"{_PARTIAL}{final.name}-{uuid.uuid4().hex[:8]}"
-    try:
-        (partial / "training_state").mkdir(parents=True)
-        save_model(partial, state[0])
-        _write_state(partial / "training_state", progress, state)
-        _flush_tree(partial)
-        if final.exists():
-            # Only after a resume that repeats this step; the numbers are the same.
-            shutil.rmtree(final)
-        partial.rename(final)
-        _flush(folder)
-        write_link(run / "last", final.relative_to(run))
-        if progress.best_step == progress.step:
-            write_link(run / "best", final.relative_to(run))
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise RunError(_describe(error, final)) from error
-    except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        # safetensors reports a full disk as an error of its own with the message of the system.
-        if "os error 28" in str(error) or "No space left" in str(error):
-            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            raise RunError(_describe(full, final)) from error
-        raise
-    return final
-
-
-def _describe(error: OSError, final: Path) -> str:
-    earlier = [path.name for path in finished_checkpoints(final.parents[1]) if path != final]
-    kept = f"the checkpoint {earlier[-1]} is whole" if earlier else "there is no earlier checkpoint"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        try:
-            free = f"{shutil.disk_usage(final.parent).free / 1e6:,.1f} MB free"
-        except OSError:
-            free = "no space left"
-        return (
-            f"cannot write checkpoint {final}: the disk is full ({free}); {kept}; make room or "
-            "lower keep, then continue with resume=True"
-        )
-    return f"cannot write checkpoint {final}: {error.strerror or error}; {kept}"
-
-
-def _write_state(
-    folder: Path, progress: Progress, state: tuple[dict[str, Any], dict[str, Any]]
-) -> None:
+def _write_state(folder: Path, progress: Progress, state: _State) -> None:
     model, optimizer = state
     shared: dict[int, str] = {}
     tensors: dict[str, torch.Tensor] = {}
@@ -182,11 +240,6 @@ def _write_state(
     (folder / "state.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def read_progress(checkpoint: Path) -> Progress:
-    """Read the counters of a checkpoint."""
-    return _progress(_record(checkpoint), checkpoint)
-
-
 def _progress(record: dict[str, Any], checkpoint: Path) -> Progress:
     with parsing(checkpoint / "training_state" / "state.json", RunError):
         return build(Progress, record["progress"])
@@ -203,66 +256,7 @@ def _record(checkpoint: Path) -> dict[str, Any]:
     return record
 
 
-def load_checkpoint(
-    checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer
-) -> Progress:
-    """Put a checkpoint's weights and optimizer state into place; give its counters.
-
-    A collective with DDP and FSDP: every process reads the files. A RunError when files are missing
-    or do not belong to this model.
-    """
-    record = _record(checkpoint)
-    folder = checkpoint / "training_state"
-    with parsing(folder, RunError):
-        tensors: dict[str, Any] = dict(load_file(folder / "model.safetensors"))
-        values = load_file(folder / "optimizer.safetensors")
-        for name, first in record["aliases"].items():
-            tensors[name] = tensors[first]
-        entries: dict[str, dict[str, Any]] = {}
-        for path, value in values.items():
-            name, key = path.rsplit(_SEPARATOR, 1)
-            entries.setdefault(name, {})[key] = value
-        for name, plain in record["optimizer"]["plain"].items():
-            entries.setdefault(name, {}).update(plain)
-        groups = record["optimizer"]["param_groups"]
-        for group in groups:
-            group["betas"] = tuple(group["betas"])
-    options = StateDictOptions(full_state_dict=True)
-    state: Any = {"state": entries, "param_groups": groups}
-    try:
-        # The optimizer first: torch makes a step of rate 0 to create its state.
-        set_optimizer_state_dict(module, optimizer, state, options=options)
-        set_model_state_dict(module, tensors, options=options)
-    except (RuntimeError, LookupError, TypeError, ValueError) as error:
-        reason = shown(str(error).partition("\n")[0])
-        raise RunError(
-            f"{checkpoint} does not fit this model: {reason}; resume with the settings of the run"
-        ) from error
-    return _progress(record, checkpoint)
-
-
-def prune(run: Path, keep: int, best_step: int | None) -> None:
-    """Delete all but the newest ``keep`` checkpoints and the best one."""
-    for path in finished_checkpoints(run)[:-keep]:
-        if _step_of(path) != best_step:
-            # Renamed first: a deletion cut short leaves no half checkpoint under a final name.
-            doomed = path.with_name(f"{_PARTIAL}{path.name}-{uuid.uuid4().hex[:8]}")
-            path.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
-
-
-def clean_partial(run: Path) -> None:
-    """Delete what a killed process left half written."""
-    folder = run / _FOLDER
-    if folder.is_dir():
-        for path in folder.iterdir():
-            if path.name.startswith(_PARTIAL):
-                shutil.rmtree(path, ignore_errors=True)
-    for path in run.glob(".*.tmp.*"):
-        path.unlink(missing_ok=True)
-
-
-def truncate_metrics(path: Path, step: int) -> None:
+def _truncate_metrics(path: Path, step: int) -> None:
     """Cut ``metrics.jsonl`` back to the records of steps up to ``step``."""
     if not path.exists():
         return

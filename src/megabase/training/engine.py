@@ -35,7 +35,7 @@ from megabase.data.loader import Prefetcher
 from megabase.errors import NotFiniteError, RunError
 from megabase.objectives.base import Batch, Objective
 from megabase.settings import OptimConfig, TrainConfig
-from megabase.training import checkpoint as checkpoints
+from megabase.training.checkpoint import Checkpoints, Progress, SaveModel
 from megabase.training.evaluation import Batches, EvalSet, evaluate
 from megabase.training.logging import RunLog, perplexity, ratios
 from megabase.training.memory import resident_mb
@@ -47,7 +47,7 @@ from megabase.training.schedule import LengthSchedule, StagePoint, lr_at
 class FitResult:
     """How a call of :func:`fit` ended."""
 
-    progress: checkpoints.Progress
+    progress: Progress
     """Counters at the end."""
     signal: int | None = None
     """Number of the signal that stopped the run early; None when it reached its end."""
@@ -75,7 +75,7 @@ def fit(
     config: TrainConfig,
     *,
     fabric: Fabric,
-    save_model: checkpoints.SaveModel,
+    save_model: SaveModel,
     validation: EvalSet | None = None,
     console: Console | None = None,
 ) -> FitResult:
@@ -171,7 +171,7 @@ def fit(
     return FitResult(progress, signal)
 
 
-def _out_of_patience(progress: checkpoints.Progress, config: TrainConfig) -> bool:
+def _out_of_patience(progress: Progress, config: TrainConfig) -> bool:
     return config.patience is not None and progress.stale >= config.patience
 
 
@@ -240,18 +240,17 @@ def _restore(
     optimizer: _FabricOptimizer,
     config: TrainConfig,
     fabric: Fabric,
-) -> checkpoints.Progress:
+) -> Progress:
     """Give the counters to start from, with weights and optimizer state in place."""
-    finished = checkpoints.finished_checkpoints(run) if config.resume else []
+    finished = Checkpoints(run).finished() if config.resume else []
     # The newest complete folder, not the link: a kill may fall between the two.
     progress = (
-        checkpoints.load_checkpoint(finished[-1], _bare(model), optimizer.optimizer)
+        Checkpoints.load(finished[-1], _bare(model), optimizer.optimizer)
         if finished
-        else checkpoints.Progress()
+        else Progress()
     )
     if fabric.global_rank == 0:
-        checkpoints.clean_partial(run)
-        checkpoints.truncate_metrics(run / "metrics.jsonl", progress.step)
+        Checkpoints(run).clean(progress.step)
     return progress
 
 
@@ -332,7 +331,7 @@ def _validate(
     validation: EvalSet,
     config: TrainConfig,
     fabric: Fabric,
-    progress: checkpoints.Progress,
+    progress: Progress,
     log: RunLog,
 ) -> bool:
     """Run over the fixed windows; say whether the monitored metric is the best so far.
@@ -370,20 +369,20 @@ def _keep(
     run: Path,
     model: _FabricModule,
     optimizer: _FabricOptimizer,
-    progress: checkpoints.Progress,
+    progress: Progress,
     config: TrainConfig,
     fabric: Fabric,
-    save_model: checkpoints.SaveModel,
+    save_model: SaveModel,
     log: RunLog,
 ) -> None:
     """Write a checkpoint and delete those no longer kept. A collective."""
-    state = checkpoints.gather_state(_bare(model), optimizer.optimizer)
+    state = Checkpoints.state_of(_bare(model), optimizer.optimizer)
     failure: Exception | None = None
     if fabric.global_rank == 0:
         log.flush()
         try:
-            folder = checkpoints.save_checkpoint(run, progress, state, save_model)
-            checkpoints.prune(run, config.keep, progress.best_step)
+            folder = Checkpoints(run).save(progress, state, save_model)
+            Checkpoints(run).prune(config.keep, progress.best_step)
             log.write("checkpoint", progress.step, folder=folder.name)
         except Exception as error:  # noqa: BLE001 (raised below, in all processes)
             failure = error
@@ -398,14 +397,14 @@ def _skip_text(step: int, loss: float, grad_norm: float, skipped: int, config: T
     return f"step {step} skipped: {what} ({skipped} of {config.max_non_finite} allowed)"
 
 
-def _stop_text(run: Path, progress: checkpoints.Progress, config: TrainConfig, lr: float) -> str:
+def _stop_text(run: Path, progress: Progress, config: TrainConfig, lr: float) -> str:
     tips = [f"a lower optim.lr (it is {config.optim.lr:g}, {lr:.3g} at this step)"]
     if config.optim.clip is None:
         tips.append("optim.clip 1.0")
     if config.precision != "fp32":
         tips.append("precision fp32")
     tips.append("a longer warm-up (optim.warmup_steps)")
-    saved = checkpoints.finished_checkpoints(run)
+    saved = Checkpoints(run).finished()
     last = f"the last checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
     return (
         f"stopped at step {progress.step}: {progress.non_finite} steps had a loss or gradient that "

@@ -119,6 +119,70 @@ class RunFolder:
                 if name != "__metadata__"
             }
 
+    @property
+    def taken(self) -> bool:
+        """Whether the folder holds anything but a lock."""
+        return self.path.is_dir() and any(path.name != LOCK_NAME for path in self.path.iterdir())
+
+    def refuse_changed(self, data: Mapping[str, Any], name: str = "data.json") -> None:
+        """Refuse to resume with inputs whose recorded ``sha256`` differs: the error names them."""
+        if not (self.path / name).is_file():
+            return
+        before = self.record(name)
+        found = differences(before, json.loads(json.dumps(data, default=str)))
+        changed = [
+            text
+            for key, text in found.items()
+            if key.rpartition(".")[2] == "sha256" and "None" not in text.split()
+        ]
+        if changed:
+            raise self.error(
+                f"the run in {self.path} was made from other inputs ({'; '.join(changed)}); give "
+                "it the same ones again, or start anew in another folder or with overwrite=True"
+            )
+
+    def finished_result(
+        self, resolved: str, data: Callable[[], Mapping[str, Any]]
+    ) -> dict[str, Any] | None:
+        """Give ``result.json`` of a run that is complete and was made with these settings.
+
+        `data` gives what the run would record of its inputs now; an error when they are others.
+        """
+        file = self.path / "result.json"
+        saved = self.path / "config.yaml"
+        if not file.is_file() or _changed_settings(read_text(saved, self.error), resolved):
+            return None
+        self.refuse_changed(data())
+        values = self.record(file.name)
+        with parsing(file, self.error, "expected the result of a run"):
+            for split in ("valid", "test"):
+                values[split] = {k: math.nan if v is None else v for k, v in values[split].items()}
+        return values
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Be the one job that writes it (else InUseError); its first process holds the lock."""
+        if any(int(os.environ.get(name) or 0) for name in _RANKS):
+            yield
+            return
+        run = self.path
+        made = not run.exists()
+        with writing(run):
+            run.mkdir(parents=True, exist_ok=True)
+        lock = Lock(run / LOCK_NAME, run)
+        lock.acquire()
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            if not getattr(stop, "__notes__", None):  # a run in a folder of runs has said so
+                stop.add_note(f"go on with --resume (what is finished is in {run})")
+            raise
+        finally:
+            lock.release()
+            if made:
+                with contextlib.suppress(OSError):
+                    run.rmdir()  # only when nothing came of it
+
 
 def check_run(config: RunConfig, resolved: str) -> list[str]:
     """Check the output folder without touching it; list what differs from the settings resumed.
@@ -136,7 +200,7 @@ def _check(config: RunConfig, resolved: str) -> list[str]:
     run = Path(config.output)
     if run.exists() and not run.is_dir():
         raise RunError(f"output {run} is a file; name a folder")
-    taken = folder_taken(run)
+    taken = RunFolder(run).taken
     if config.resume:
         return _check_resume(run, resolved)
     if not taken:
@@ -157,11 +221,6 @@ def _check(config: RunConfig, resolved: str) -> list[str]:
             f"output folder {run} is not only a run ({what}), so overwrite=True does not delete it"
         )
     return []
-
-
-def folder_taken(run: Path) -> bool:
-    """Whether an output folder holds anything but a lock."""
-    return run.is_dir() and any(path.name != LOCK_NAME for path in run.iterdir())
 
 
 def _check_resume(run: Path, resolved: str) -> list[str]:
@@ -189,11 +248,11 @@ def _changed_settings(before: str, after: str) -> dict[str, str]:
     return {name: text for name, text in found.items() if name.split(".")[0] not in _FREE}
 
 
-def start_run(config: RunConfig, resolved: str, data: Mapping[str, Any] | None = None) -> Path:
+def _start_run(config: RunConfig, resolved: str, data: Mapping[str, Any] | None = None) -> Path:
     """Make the folder ready: cleared if requested, with its records in it. First process only."""
     run = Path(config.output)
     if config.resume:
-        refuse_changed(run, data or {})
+        RunFolder(run).refuse_changed(data or {})
     with writing(run):
         if config.overwrite and not config.resume and run.is_dir():
             for name in (*_FOLDERS, *_FILES):
@@ -211,67 +270,6 @@ def start_run(config: RunConfig, resolved: str, data: Mapping[str, Any] | None =
     return run
 
 
-def refuse_changed(run: Path, data: Mapping[str, Any], name: str = "data.json") -> None:
-    """Refuse to resume with inputs whose recorded ``sha256`` differs: a RunError names them."""
-    if not (run / name).is_file():
-        return
-    before = read_json(run / name, RunError)
-    found = differences(before, json.loads(json.dumps(data, default=str)))
-    changed = [
-        text
-        for key, text in found.items()
-        if key.rpartition(".")[2] == "sha256" and "None" not in text.split()
-    ]
-    if changed:
-        raise RunError(
-            f"the run in {run} was made from other inputs ({'; '.join(changed)}); give it the same "
-            "ones again, or start anew in another folder or with overwrite=True"
-        )
-
-
-def finished_result(
-    run: Path, resolved: str, data: Callable[[], Mapping[str, Any]]
-) -> dict[str, Any] | None:
-    """Give ``result.json`` of a run that is complete and was made with these settings.
-
-    `data` gives what the run would record of its inputs now; a RunError when they are others.
-    """
-    file = run / "result.json"
-    saved = run / "config.yaml"
-    if not file.is_file() or _changed_settings(read_text(saved, RunError), resolved):
-        return None
-    refuse_changed(run, data())
-    values = read_json(file, RunError)
-    with parsing(file, RunError, "expected the result of a run"):
-        for split in ("valid", "test"):
-            values[split] = {k: math.nan if v is None else v for k, v in values[split].items()}
-    return values
-
-
-@contextlib.contextmanager
-def own_folder(run: Path) -> Iterator[None]:
-    """Be the one job that writes a folder (else InUseError); its first process holds the lock."""
-    if any(int(os.environ.get(name) or 0) for name in _RANKS):
-        yield
-        return
-    made = not run.exists()
-    with writing(run):
-        run.mkdir(parents=True, exist_ok=True)
-    lock = Lock(run / LOCK_NAME, run)
-    lock.acquire()
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        if not getattr(stop, "__notes__", None):  # a run in a folder of runs has said so
-            stop.add_note(f"go on with --resume (what is finished is in {run})")
-        raise
-    finally:
-        lock.release()
-        if made:
-            with contextlib.suppress(OSError):
-                run.rmdir()  # only when nothing came of it
-
-
 @contextlib.contextmanager
 def started_run(
     config: RunConfig, resolved: str, fabric: Fabric, data: Mapping[str, Any]
@@ -287,9 +285,9 @@ def started_run(
     with contextlib.ExitStack() as stack:
         if fabric.global_rank == 0:
             try:
-                stack.enter_context(own_folder(run))
+                stack.enter_context(RunFolder(run).owned())
                 _check(config, resolved)  # another job may have come and gone since
-                start_run(config, resolved, data)
+                _start_run(config, resolved, data)
             except MegabaseError as error:
                 failure = error
         if fabric.broadcast(failure is not None):
