@@ -66,7 +66,7 @@ def causal_conv(
     given = (x_BLE, taps_EK, bias_E, past_BPE)
     _forward.check(*given, reverse)
     if backend.use_kernels(*given) and taps_EK.shape[1] <= kernels.package().MAX_TAPS:
-        return _forward(*given, reverse)
+        return _forward(*given, reverse, checked=True)
     dtype = x_BLE.dtype
     taps_EK = taps_EK.to(dtype)
     others = (None if t is None else t.to(dtype) for t in (bias_E, past_BPE))

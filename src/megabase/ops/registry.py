@@ -40,6 +40,9 @@ SINGLE_OR_DOUBLE = (torch.float32, torch.float64)
 _REMEMBERED = 1024
 """Kinds of arguments that an operator remembers to fit: some kilobytes each."""
 
+_ORDINARY = (Tensor, torch.nn.Parameter)
+"""Tensors that are nothing but their values; a subclass has its own way with operators."""
+
 _SCHEMA_TYPES: dict[Any, str] = {
     Tensor: "Tensor", Tensor | None: "Tensor?", list[Tensor]: "Tensor[]", int: "int",
     float: "float", bool: "bool", torch.dtype | None: "ScalarType?",
@@ -109,7 +112,7 @@ class _Shape(NamedTuple):
 
 
 class Arguments:
-    """What a function accepts.
+    """What a function accepts; ``check`` tells what does not fit.
 
     Parameters
     ----------
@@ -130,9 +133,7 @@ class Arguments:
     same
         Tensors that must be of the dtype of another one, by argument.
     alike
-        Whether all tensors must be of one dtype.
-    dtypes
-        Dtypes that are accepted.
+        Whether all tensors must be of one dtype, one of `dtypes`.
     """
 
     def __init__(
@@ -163,13 +164,7 @@ class Arguments:
         self.fitting: set[Any] = set()
 
     def check(self, *args: Any) -> None:
-        """Check rank, size, dtype, layout and device of every tensor.
-
-        Raises
-        ------
-        OperatorError
-            With everything that does not fit.
-        """
+        """Check rank, size, dtype, layout and device of every tensor; tell all that do not fit."""
         if torch.compiler.is_compiling():
             self._check(args)
             return
@@ -334,9 +329,10 @@ class Operator(Arguments):
         }
         super().__init__(name, {key: _shape(hint) for key, hint in fields.items()}, **checks)
         self._gives_list = results == "Tensor[]"
+        self._takes_lists = "Tensor[]" in kinds.values()
         self._is_tensor = [kind.startswith("Tensor") for kind in kinds.values()]
         # A backward pass gets what a checked forward pass saved.
-        self._direct = self._checked(function, again=not name.endswith("_backward"))
+        self._trusts = name.endswith("_backward")
         self.definition = torch.library.custom_op(
             f"megabase::{name}",
             self._checked(function),
@@ -364,14 +360,18 @@ class Operator(Arguments):
         """
         self.gradients = function
 
-    def _checked(self, function: Callable[..., Any], again: bool = True) -> Callable[..., Any]:
+    def _checked(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Give a function of the arguments of the schema, which are checked first."""
+
         def checked(*flat: Any) -> Any:
-            if again:
-                self.check(*flat)
-            with without_autocast(_first(flat)):
-                return function(*self._grouped(flat))
+            self.check(*flat)
+            return self._compute(function, flat)
 
         return checked
+
+    def _compute(self, function: Callable[..., Any], flat: Sequence[Any]) -> Any:
+        with without_autocast(next(value for value in flat if isinstance(value, Tensor))):
+            return function(*self._grouped(flat))
 
     def _grouped(self, flat: Sequence[Any]) -> list[Any]:
         """Give the arguments of the function from those of the schema."""
@@ -384,11 +384,12 @@ class Operator(Arguments):
 
     def save(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         """Save what the gradient needs: all inputs, and results that are for it only."""
-        leaves, ctx.lengths = _leaves(inputs), _lengths(inputs)
+        ctx.lengths = _lengths(inputs) if self._takes_lists else None
+        leaves = _leaves(inputs) if self._takes_lists else inputs
         ctx.others = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
         kept = output[len(output) - self.kept :] if self.kept else ()
         if self.gradients is not _no_second_derivative:
-            ctx.save_for_backward(*(t for t in leaves if isinstance(t, Tensor)), *kept)
+            ctx.save_for_backward(*[t for t in leaves if isinstance(t, Tensor)], *kept)
         ctx.mark_non_differentiable(*kept)
         ctx.set_materialize_grads(False)
 
@@ -400,10 +401,10 @@ class Operator(Arguments):
         grads = grads[: len(grads) - self.kept]
         if all(grad is None for grad in grads):
             return pytree.tree_map(lambda _: None, tuple(needs))
-        saved = list(ctx.saved_tensors)
-        leaves = [saved.pop(0) if other is None else other[0] for other in ctx.others]
+        saved = iter(ctx.saved_tensors)
+        leaves = [next(saved) if other is None else other[0] for other in ctx.others]
         inputs = _nested(leaves, ctx.lengths)
-        given = Saved(self._grouped(inputs), self._grouped(needs), saved)
+        given = Saved(self._grouped(inputs), self._grouped(needs), list(saved))
         found = iter(self.gradients(given, *grads))
         results: list[Any] = []
         for value, need, is_tensor in zip(inputs, needs, self._is_tensor, strict=True):
@@ -418,33 +419,43 @@ class Operator(Arguments):
                     results.append(grad.to(value.dtype))
         return tuple(results)
 
-    def __call__(self, *args: Any) -> Any:
-        """Run the operator on the arguments of its function."""
+    def __call__(self, *args: Any, checked: bool = False) -> Any:
+        """Run the operator on the arguments of its function; with `checked` these are known to fit.
+
+        Nothing but a compiler, a mode, a transformation or a tensor of another kind has to see the
+        operator; elsewhere its dispatch (0.1 ms of a forward and backward pass) is left out.
+        """
         flat: list[Any] = []
         for value in args:
             if isinstance(value, tuple):
                 flat.extend(value)
             else:
                 flat.append(value)
-        return self._run(flat)
-
-    def _run(self, flat: list[Any]) -> Any:
         if torch.compiler.is_compiling():
             return self.overload(*flat)
-        leaves = _leaves(flat)
+        leaves = _leaves(flat) if self._takes_lists else flat
         if torch._C._are_functorch_transforms_active():
             # torch's own class for operators with gradients does not take the transformations.
-            return self._differentiable(self.overload, flat, leaves)
-        if is_in_torch_dispatch_mode() or any(_is_special(leaf) for leaf in leaves):
+            return self._differentiable(_Transformed, flat, leaves)
+        wanted = False
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                if type(leaf) not in _ORDINARY or leaf.is_meta:
+                    return self.overload(*flat)
+                wanted = wanted or leaf.requires_grad
+        if is_in_torch_dispatch_mode():
             return self.overload(*flat)
-        # Otherwise nothing has to see the operator, and its dispatch (0.1 ms of a forward and
-        # backward pass) is left out.
-        if wants_gradient(*leaves):
-            return self._differentiable(self._direct, flat, leaves)
-        return self._direct(*flat)
+        if not checked and not self._trusts:
+            self.check(*flat)
+        if wanted and torch.is_grad_enabled():
+            return self._differentiable(_Direct, flat, leaves)
+        return self._compute(self.function, flat)
 
-    def _differentiable(self, run: Callable[..., Any], flat: list[Any], leaves: list[Any]) -> Any:
-        found = _Differentiable.apply(_Call(self, run, _lengths(flat)), *leaves)
+    def _differentiable(
+        self, kind: type[torch.autograd.Function], flat: list[Any], leaves: list[Any]
+    ) -> Any:
+        call = _Call(self, _lengths(flat) if self._takes_lists else None)
+        found = kind.apply(call, *leaves)
         return list(found) if self._gives_list else found
 
     def _one_by_one(self, info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
@@ -454,7 +465,7 @@ class Operator(Arguments):
         found = []
         for i in range(info.batch_size):
             one = [x if d is None else x.select(d, i) for x, d in zip(flat, dims, strict=True)]
-            found.append(self._run(pytree.tree_unflatten(one, spec)))
+            found.append(self(*pytree.tree_unflatten(one, spec)))
         stacked = pytree.tree_map(lambda *each: torch.stack(each), *found)
         return stacked, pytree.tree_map(lambda _: 0, stacked)
 
@@ -469,17 +480,6 @@ def operator(
 def _shape(hint: Any) -> str | None:
     """Give the shape that annotates a tensor."""
     return getattr(hint, "__metadata__", (None,))[0]
-
-
-def _first(flat: Sequence[Any]) -> Tensor:
-    return next(value for value in flat if isinstance(value, Tensor))
-
-
-def _is_special(leaf: Any) -> bool:
-    """Whether a tensor is of a subclass, or without values."""
-    return isinstance(leaf, Tensor) and (
-        type(leaf) not in (Tensor, torch.nn.Parameter) or leaf.device.type == "meta"
-    )
 
 
 def _kind(value: Any) -> Any:
@@ -499,11 +499,10 @@ def _no_second_derivative(*_: Any) -> Any:
 
 
 class _Call(NamedTuple):
-    """How an operator is called on flat arguments."""
+    """An operator, and how its flat arguments are nested."""
 
     operator: Operator
-    run: Callable[..., Any]
-    lengths: list[int | None]
+    lengths: list[int | None] | None
 
 
 def _leaves(values: Sequence[Any]) -> list[Any]:
@@ -522,39 +521,56 @@ def _lengths(values: Sequence[Any]) -> list[int | None]:
     return [len(value) if isinstance(value, list) else None for value in values]
 
 
-def _nested(leaves: Sequence[Any], lengths: list[int | None]) -> list[Any]:
+def _nested(leaves: Sequence[Any], lengths: list[int | None] | None) -> Sequence[Any]:
+    """Undo :func:`_leaves`; without lengths there are no lists."""
+    if lengths is None:
+        return leaves
     rest = iter(leaves)
     return [next(rest) if n is None else [next(rest) for _ in range(n)] for n in lengths]
 
 
-class _Differentiable(torch.autograd.Function):
-    """Any operator, as autograd and the transformations of ``torch.func`` take it."""
+class _Direct(torch.autograd.Function):
+    """Any operator, as autograd takes it: the arguments are checked, nothing else has to see it."""
 
     @staticmethod
-    def forward(call: _Call, *flat: Any) -> Any:
-        found = call.run(*_nested(flat, call.lengths))
+    def forward(ctx: Any, call: _Call, *leaves: Any) -> Any:
+        flat = _nested(leaves, call.lengths)
+        found = call.operator._compute(call.operator.function, flat)
+        found = found if isinstance(found, Tensor) else tuple(found)
+        ctx.call = call
+        call.operator.save(ctx, flat, found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        call, needs = ctx.call, ctx.needs_input_grad
+        ctx.needs_input_grad = _nested(needs[1:], call.lengths)
+        try:
+            found = call.operator.backward(ctx, *grads)
+            return (None, *(found if call.lengths is None else _leaves(found)))
+        finally:
+            ctx.needs_input_grad = needs
+
+
+class _Transformed(_Direct):
+    """Any operator, as the transformations of ``torch.func`` take it."""
+
+    @staticmethod
+    def forward(call: _Call, *leaves: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        found = call.operator.overload(*_nested(leaves, call.lengths))
         return found if isinstance(found, Tensor) else tuple(found)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        call, *flat = inputs
+        call, *leaves = inputs
         ctx.call = call
-        call.operator.save(ctx, _nested(flat, call.lengths), output)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        needs = ctx.needs_input_grad
-        ctx.needs_input_grad = _nested(needs[1:], ctx.call.lengths)
-        try:
-            return (None, *_leaves(ctx.call.operator.backward(ctx, *grads)))
-        finally:
-            ctx.needs_input_grad = needs
+        call.operator.save(ctx, _nested(leaves, call.lengths), output)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *given: Any) -> Any:
-        call, *flat = given
+        call, *leaves = given
         found, dims = call.operator._one_by_one(
-            info, _nested(in_dims[1:], call.lengths), *_nested(flat, call.lengths)
+            info, _nested(in_dims[1:], call.lengths), *_nested(leaves, call.lengths)
         )
         if isinstance(found, Tensor):
             return found, 0

@@ -58,7 +58,7 @@ def selective_scan(
     if backend.use_kernels(*x):
         dtype = wide_dtype(x.u.dtype)
         wide: Any = (t if t is None or t.dtype == dtype else t.to(dtype) for t in x)
-        y_BLE, state_BEN, _ = scan_kernel(ScanInputs(*wide), softplus, reverse, keep)
+        y_BLE, state_BEN, _ = scan_kernel(ScanInputs(*wide), softplus, reverse, keep, checked=True)
         return (y_BLE if y_BLE.dtype == x.u.dtype else y_BLE.to(x.u.dtype)), state_BEN
     with without_autocast(x.u):
         if reverse:
@@ -68,7 +68,7 @@ def selective_scan(
         if backend.use_reference():
             y_BLE, state_BEN = selective_scan_reference(x, softplus=softplus)
         else:
-            y_BLE, state_BEN, _ = scan_blocked(x, softplus, keep)
+            y_BLE, state_BEN, _ = scan_blocked(x, softplus, keep, checked=True)
         return (y_BLE.flip(1) if reverse else y_BLE), state_BEN
 
 
