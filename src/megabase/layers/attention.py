@@ -16,17 +16,8 @@ from megabase.layers.linear import ResidualLinear
 class SelfAttention(nn.Module):
     """Self-attention through torch's fused operator.
 
-    Parameters
-    ----------
-    d_model
-        Width; the first, second and last third of ``Wqkv`` give queries, keys and values of all
-        heads.
-    num_heads
-        Number of heads; must divide `d_model`.
-    causal
-        Whether a position sees only itself and earlier ones.
-    dropout
-        Probability of dropping attention weights while training.
+    The thirds of ``Wqkv`` give queries, keys and values of all heads; when `causal` a position sees
+    only itself and earlier ones; `dropout` is of attention weights.
     """
 
     def __init__(
@@ -49,22 +40,10 @@ class SelfAttention(nn.Module):
         mask_BL: Tensor | None = None,
         attentions: list[Tensor] | None = None,
     ) -> Tensor:
-        """Mix positions.
+        """Mix positions of (batch, length, width); those masked by `mask_BL` are not attended to.
 
-        Parameters
-        ----------
-        x_BLD
-            Input, shape (batch, length, width).
-        mask_BL
-            True at real positions; padded ones are not attended to.
-        attentions
-            Takes the attention weights, shape (batch, heads, length, length), which the fused
-            operator never writes down.
-
-        Returns
-        -------
-        Tensor
-            Shape of `x_BLD`.
+        `attentions` takes the attention weights, (batch, heads, length, length), which the fused
+        operator never writes down.
         """
         qkv = self.Wqkv(x_BLD).unflatten(-1, (3, self.num_heads, -1))
         q_BNLH, k_BNLH, v_BNLH = qkv.permute(2, 0, 3, 1, 4).unbind(0)

@@ -1,4 +1,4 @@
-"""The pre-norm shell shared by HyenaDNA and the Transformer baseline.
+"""The decoder backbone shared by HyenaDNA and the Transformer baseline.
 
 Embeddings, blocks of mixer and MLP that each read a LayerNorm of the running sum, and a final
 LayerNorm. The names are those of the published checkpoints.
@@ -33,14 +33,7 @@ def _normed(norm: nn.LayerNorm, residual: Tensor) -> Tensor:
 class Embeddings(nn.Module):
     """Token embeddings, plus learned position embeddings when `positions` is above 0.
 
-    Parameters
-    ----------
-    rows
-        Rows of the token table (the padded vocabulary).
-    d_model
-        Width.
-    positions
-        Rows of the position table; 0 for none. Positions count from the left end of the input.
+    Positions count from the left end of the input.
     """
 
     def __init__(self, rows: int, d_model: int, positions: int = 0) -> None:
@@ -58,15 +51,7 @@ class Embeddings(nn.Module):
 
 
 class Mlp(nn.Module):
-    """``fc2(gelu(fc1(x)))`` with the tanh form of GELU.
-
-    Parameters
-    ----------
-    d_model
-        Width of input and output.
-    d_inner
-        Width between the two maps.
-    """
+    """``fc2(gelu(fc1(x)))`` with the tanh form of GELU."""
 
     def __init__(self, d_model: int, d_inner: int) -> None:
         super().__init__()
@@ -98,18 +83,9 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """``x + mixer(norm1(x))``, then ``x + mlp(norm2(x))``, in add-before-norm form.
 
-    Parameters
-    ----------
-    mixer
-        Module called as ``mixer(x, mask)``.
-    d_model, d_inner
-        Widths of the block and its MLP.
-    norm_eps
-        Epsilon of both LayerNorms.
-    dropout_in, dropout
-        Dropout of the block's input and of the mixer's output before they join the running sum.
-    residual_in_fp32
-        Whether the running sum is kept in float32 at least.
+    The mixer is called as ``mixer(x, mask)``. `dropout_in` and `dropout` are of the block's input
+    and of the mixer's output before they join the running sum, which is kept in float32 at least
+    when `residual_in_fp32`.
     """
 
     def __init__(
@@ -164,21 +140,7 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Embeddings, blocks and the final LayerNorm.
-
-    Parameters
-    ----------
-    embeddings
-        The embedding module.
-    layers
-        The blocks.
-    d_model
-        Width.
-    norm_eps
-        Epsilon of the final LayerNorm.
-    dropout
-        Dropout of the last block's output.
-    """
+    """Embeddings, blocks, dropout of the last block's output, and the final LayerNorm."""
 
     def __init__(
         self,
@@ -207,27 +169,11 @@ class Backbone(nn.Module):
         collect: bool = False,
         attentions: list[Tensor] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """Run the shell.
+        """Run the backbone on ids (batch, length) or embeddings (batch, length, width).
 
-        Parameters
-        ----------
-        input_ids
-            Token ids, shape (batch, length); or give `inputs_embeds`.
-        inputs_embeds
-            Token embeddings, shape (batch, length, width).
-        mask
-            True at real positions, shape (batch, length), for the mixers; None for no masking.
-        collect
-            Whether to return what enters every block as well.
-        attentions
-            Takes the attention weights of every block that attends.
-
-        Returns
-        -------
-        hidden : Tensor
-            Output of the final LayerNorm, shape (batch, length, width).
-        states : tuple of Tensor or None
-            The input of every block and `hidden`, when `collect`.
+        Gives the output of the final LayerNorm and, when `collect`, the input of every block
+        followed by that output. `mask` is True at real positions; `attentions` takes the weights of
+        every block that attends.
         """
         hidden = self.embeddings(input_ids, inputs_embeds)
         residual: Tensor | None = None

@@ -43,21 +43,11 @@ ACTIVATIONS = {
 
 
 def published_two_sided(k_DL: Tensor) -> Tensor:
-    """Arrange one-sided taps as the published bidirectional mode applies them.
+    """Arrange one-sided taps as the published bidirectional mode applies them: (channels, 2L - 1).
 
     The published code pads the input by half its length on both sides, convolves on a circle of
     2L, and keeps the first L samples instead of the central ones. Tap j is thus applied at lag
     j + L // 2 (about), or at j + L // 2 - 2L around the circle; nearby positions are not reached.
-
-    Parameters
-    ----------
-    k_DL
-        Taps of lags 0 to L - 1, shape (channels, L).
-
-    Returns
-    -------
-    Tensor
-        Taps of lags -(L - 1) to L - 1, shape (channels, 2L - 1).
     """
     length = k_DL.shape[1]
     padded = length + 2 * (length // 2)
@@ -73,27 +63,10 @@ def published_two_sided(k_DL: Tensor) -> Tensor:
 class HyenaOperator(nn.Module):
     """Hyena mixer of any order (HyenaDNA paper, arXiv 2306.15794, equation 3).
 
-    For order 2, with ``x0, x1, v`` the three blocks of the projected, short-convolved input:
-    ``y = x0 * (h conv (x1 * v) + bias * (x1 * v))``.
-
-    Parameters
-    ----------
-    d_model
-        Width.
-    l_max
-        Longest input.
-    order
-        Number of gates, at least 2.
-    short_filter_order
-        Taps of the short convolution.
-    bidirectional
-        Which positions the convolutions reach. ``"two_sided"`` also centers the short convolution.
-    output_activation
-        Name in :data:`ACTIVATIONS`.
-    dropout
-        Probability of dropping gated values before a long convolution.
-    filter_options
-        Settings of the filters.
+    For order 2, with ``x0, x1, v`` the three blocks of the projected, short-convolved input: ``y =
+    x0 * (h conv (x1 * v) + bias * (x1 * v))``. Higher orders have as many gates. `dropout` is of
+    gated values before a long convolution, `output_activation` a name in :data:`ACTIVATIONS`;
+    ``"two_sided"`` also centers the short convolution, of `short_filter_order` taps.
     """
 
     without_kernels = "Hyena blocks run in torch; their C++ operators are about 1.5 times as fast"
@@ -154,25 +127,10 @@ class HyenaOperator(nn.Module):
         return k_ODM, [None] * len(k_ODM) if skip_C is None else [*self.per_convolution(skip_C)]
 
     def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Mix positions.
+        """Mix positions of (batch, length, width); InputError for inputs longer than ``l_max``.
 
-        Parameters
-        ----------
-        x_BLD
-            Input, shape (batch, length, width).
-        mask_BL
-            True at real positions. Padded ones are emptied before every convolution, so that real
-            positions do not see them. A causal operator on right-padded input needs none.
-
-        Returns
-        -------
-        Tensor
-            Shape of `x_BLD`.
-
-        Raises
-        ------
-        InputError
-            When the input is longer than ``l_max``.
+        Positions where `mask_BL` is False are emptied before every convolution, so that real ones
+        do not see them. A causal operator on right-padded input needs no mask.
         """
         k_ODM, skips = self.filters(x_BLD.shape[1])
         p_BPL = to_channel_major(self.in_proj, x_BLD)

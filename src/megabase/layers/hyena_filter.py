@@ -1,7 +1,6 @@
 """The implicit filter of the Hyena operator: a small network of the lag, times a decaying window.
 
-Shape suffixes: L lags from 0, M lags of both signs, E positional features, W width of the network,
-C filter channels (model width times order - 1).
+Shape suffixes: L lags from 0, M lags of both signs, E positional features, C filter channels.
 """
 
 from __future__ import annotations
@@ -22,17 +21,7 @@ from megabase.ops.registry import without_autocast
 
 
 class Sine(nn.Module):
-    """``sin(freq * x)`` with one frequency per channel.
-
-    Parameters
-    ----------
-    width
-        Number of channels.
-    frequency
-        Initial value of every frequency.
-    trainable
-        Whether the frequencies learn.
-    """
+    """``sin(freq * x)`` with one frequency per channel, learned when `trainable`."""
 
     def __init__(self, width: int, frequency: float, trainable: bool = True) -> None:
         super().__init__()
@@ -54,16 +43,10 @@ class _FilterLinear(nn.Linear):
 
 
 class PositionalFeatures(nn.Module):
-    """Table of positional features ``z`` and normalised times ``t`` for every lag.
+    """Table of positional features ``z`` and normalized times ``t`` for `l_max` lags.
 
-    Parameters
-    ----------
-    features
-        Number of features per lag, odd and at least 3: time, cosines, negative sines.
-    l_max
-        Number of lags. The table depends on it, so it is part of the model.
-    trainable
-        Whether ``z`` is a parameter instead of a buffer.
+    The features, an odd number of 3 or more, are time, cosines and negative sines. The table
+    depends on `l_max`, so it is part of the model; `trainable` makes ``z`` a parameter.
     """
 
     z: Tensor
@@ -105,19 +88,11 @@ class PositionalFeatures(nn.Module):
 
 
 class ExponentialWindow(nn.Module):
-    """The window ``exp(-t |delta|) + shift``, one decay rate per channel.
+    """The window ``exp(-t |delta|) + shift``, one decay rate per channel, channel 0 the slowest.
 
-    Parameters
-    ----------
-    channels
-        Number of filter channels; their rates are spread evenly, channel 0 the slowest.
-    fast_decay, slow_decay
-        Share of the longest input after which the fastest and slowest channel fall to `target`.
-    target
-        Level that defines the decay.
-    shift
-        Constant added to the window. The published training code has 0.0, the published loaders
-        0.05; a state dict does not tell.
+    `fast_decay` and `slow_decay` are shares of the longest input after which the fastest and
+    slowest channel fall to `target`. The published training code has a shift of 0.0, the published
+    loaders 0.05; a state dict does not tell.
     """
 
     deltas: Tensor
@@ -180,17 +155,7 @@ class FilterOptions:
 
 
 class HyenaFilter(nn.Module):
-    """Filter taps as a function of the lag (HyenaDNA paper, arXiv 2306.15794, section 3.1).
-
-    Parameters
-    ----------
-    channels
-        Number of filters: model width times (order - 1).
-    l_max
-        Number of lags the positional table holds; the longest input.
-    options
-        Further settings.
-    """
+    """Taps of `channels` filters as a function of the lag (arXiv 2306.15794, section 3.1)."""
 
     def __init__(self, channels: int, l_max: int, options: FilterOptions = FilterOptions()) -> None:
         super().__init__()
@@ -231,29 +196,12 @@ class HyenaFilter(nn.Module):
     def forward(
         self, length: int, sides: Literal["one", "both"] = "one"
     ) -> tuple[Tensor, Tensor | None]:
-        """Compute the taps for an input of `length` positions, and give the skip term.
+        """Give taps (channels, lags), float32 at least whatever the autocast, and the skip term.
 
-        Parameters
-        ----------
-        length
-            Number of positions, at most ``l_max``. The first rows of the table are used; taps are
-            never resampled.
-        sides
-            ``"one"``: lags 0 to length - 1. ``"both"``: lags -(length - 1) to length - 1; negative
-            lags are the same network and window at negative time, where the time and the sine
-            features change sign and the cosines do not.
-
-        Returns
-        -------
-        taps : Tensor
-            Shape (channels, lags), float32 at least, whatever the autocast.
-        skip : Tensor or None
-            Weight of the unconvolved input, shape (channels,); None when it is off.
-
-        Raises
-        ------
-        InputError
-            When `length` is over ``l_max``.
+        ``"one"``: lags 0 to length - 1, the first rows of the table; taps are never resampled.
+        ``"both"``: lags -(length - 1) to length - 1; negative ones are the same network and window
+        at negative time, where time and sines change sign. The skip term, (channels,), is None when
+        off. InputError when `length` is over ``l_max``.
         """
         if length > self.l_max:
             raise sequence_too_long(length, self.l_max, "max_seq_len")

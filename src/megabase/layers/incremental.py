@@ -1,15 +1,10 @@
 """The decoder backbone without gradients over very long sequences: step by step, or streamed.
 
-:class:`BackboneSteps` reads one position at a time and remembers for each mixer what the next
-position needs. A step does in few calls what a full pass does at one position: at one position of
-a small model the calls cost more than the arithmetic.
-
-:func:`stream_backbone` reads one whole sequence in little more than two copies of it. Nothing is
-cut: every position sees all that it sees in an ordinary pass. What acts on positions (norms,
-projections, the MLP) runs piece by piece along the sequence; what acts on channels (short
-convolution, gates, long convolutions) runs channel by channel along the whole of it. One copy is
-the running sum, updated in place; the other holds the filter of a layer, whose rows are replaced by
-the mixer's outputs as channels are done.
+:class:`BackboneSteps` reads one position at a time, in few calls: at one position of a small model
+these cost more than the arithmetic. :func:`stream_backbone` reads one whole sequence in little more
+than two copies of it, the running sum and the filter of a layer, whose rows are replaced by the
+mixer's outputs: norms, projections and MLP run piece by piece along the sequence, convolutions
+channel by channel along the whole of it. Nothing is cut.
 
 Shape suffixes: B batch, L positions, D model width, P projected channels, K taps of the short
 convolution, N heads, H width of a head, T positions of a block; l and d are pieces of L and D.
@@ -61,15 +56,7 @@ class _Steps(Protocol):
 
 
 class _HyenaSteps:
-    """A causal Hyena operator of any order, position by position.
-
-    Parameters
-    ----------
-    operator
-        The operator; it is read, not changed.
-    length
-        Positions there will be at most. Time of a step and memory depend on it.
-    """
+    """A causal Hyena operator of any order, by position; time and memory depend on `length`."""
 
     def __init__(self, operator: HyenaOperator, length: int) -> None:
         if operator.bidirectional != "none":
@@ -144,15 +131,7 @@ def _short_taps(short: nn.Conv1d, device: torch.device) -> tuple[Tensor, Tensor]
 
 
 class _AttentionSteps:
-    """Causal self-attention with the keys and values of all positions so far.
-
-    Parameters
-    ----------
-    attention
-        The layer; it is read, not changed.
-    length
-        Positions there will be at most.
-    """
+    """Causal self-attention with the keys and values of all positions so far, `length` at most."""
 
     def __init__(self, attention: SelfAttention, length: int) -> None:
         if not attention.causal:
@@ -221,17 +200,7 @@ class _BlockSteps:
 
 
 class BackboneSteps:
-    """Embeddings, blocks and final norm, position by position.
-
-    Parameters
-    ----------
-    backbone
-        The shell; it is read, not changed, and has no dropout here.
-    length
-        Positions there will be at most.
-    residual_in_fp32
-        Whether the running sum is kept in float32 at least.
-    """
+    """Embeddings, blocks and final norm, by position: `length` at most, without dropout."""
 
     def __init__(self, backbone: Backbone, length: int, residual_in_fp32: bool) -> None:
         self.backbone = backbone
@@ -253,10 +222,7 @@ class BackboneSteps:
         self._position = 0
 
     def prefill(self, ids_BL: Tensor) -> Tensor:
-        """Read a prompt of 1 position or more, at the beginning only.
-
-        Gives the final vector of its last position, shape (batch, width).
-        """
+        """Read a prompt, at the beginning only; give its last final vector, (batch, width)."""
         residual = self.backbone.embeddings(ids_BL).to(self._wide)
         for block in self.blocks:
             residual = block.prefill(residual)
@@ -293,21 +259,10 @@ def can_stream(backbone: Backbone) -> bool:
 
 
 def stream_backbone(backbone: Backbone, ids_1L: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Give the final vectors of one sequence, piece by piece.
+    """Give positions and final vectors, (1, positions, width), of one sequence, piece by piece.
 
-    Parameters
-    ----------
-    backbone
-        A backbone of causal Hyena blocks (:func:`can_stream`), taken as in evaluation.
-    ids_1L
-        Token ids, shape (1, length), without padding before or between them.
-
-    Yields
-    ------
-    where : slice
-        Positions.
-    hidden : Tensor
-        Output of the final norm there, shape (1, positions, width).
+    The backbone (:func:`can_stream`) is taken as in evaluation; ids are without padding before or
+    between them.
     """
     with torch.no_grad():
         total_LD = backbone.embeddings(ids_1L)[0]

@@ -1,11 +1,8 @@
 """Maps of the layers as modules, or as operators on their weights where that is the same.
 
-A module may do more than its weights say: adapters and quantization put another class in its place,
-hooks change what goes in and out, and libraries that keep weights elsewhere (on disk, in shards)
-bring them in when the module is called. :func:`bare` tells; everything that reads the weights of
-another module asks it first, and calls the module where the answer is no.
-
-Shape suffixes: B batch, L positions, D input channels, E output channels, K taps.
+A module may do more than its weights say: adapters, quantization, hooks, or weights kept elsewhere
+until the module is called. What reads the weights of another module asks :func:`bare` first, and
+calls the module where the answer is no.
 """
 
 from __future__ import annotations
@@ -29,10 +26,7 @@ _PLAIN = (nn.Linear, nn.LayerNorm, nn.Conv1d, ResidualLinear)
 
 
 def untouched(*modules: nn.Module) -> bool:
-    """Whether calling modules does nothing but run the forward pass of their class.
-
-    False with hooks of their own or of all modules, or a forward pass put in place of the class's.
-    """
+    """Whether calling modules only runs their class's forward pass: there are no hooks."""
     if torch_module._has_any_global_hook():
         return False
     return not any(
@@ -46,10 +40,7 @@ def untouched(*modules: nn.Module) -> bool:
 
 
 def present(*modules: nn.Module, device: torch.device | None = None) -> bool:
-    """Whether the tensors of modules are ordinary ones with values, on `device` if one is given.
-
-    False for tensors that are elsewhere until the module is called, and for shards.
-    """
+    """Whether tensors of modules are ordinary ones with values (no shards), on `device`."""
     return not any(
         # A parameter of a subclass (a shard, packed integers) is more than a tensor.
         type(tensor) not in (nn.Parameter, Tensor)
@@ -62,15 +53,10 @@ def present(*modules: nn.Module, device: torch.device | None = None) -> bool:
 
 
 def bare(*modules: nn.Module, device: torch.device | None = None) -> bool:
-    """Whether modules do nothing but what their weights say, so that an operator may use these.
+    """Whether modules do only what their weights say, so that an operator may use these.
 
-    Parameters
-    ----------
-    *modules
-        False for a module of another class (an adapter in its place), one that is not
-        :func:`untouched`, and one whose weights are computed or not :func:`present`.
-    device
-        Where the input is; weights elsewhere are not for the operator. Any place when None.
+    False for another class (an adapter in its place), one not :func:`untouched`, and for weights
+    that are computed or not :func:`present` on `device`.
     """
     return (
         untouched(*modules)
@@ -85,8 +71,7 @@ def bare(*modules: nn.Module, device: torch.device | None = None) -> bool:
 def can_read(mask: Tensor) -> bool:
     """Whether Python may decide by the values of a mask; where it may not, the mask is applied.
 
-    On an accelerator reading a value would wait for the device, and a graph that is being captured
-    or a function that is being transformed (vmap) has no values.
+    An accelerator would be waited for, and captured graphs and vmapped functions have no values.
     """
     return (
         mask.device.type == "cpu"
@@ -97,10 +82,7 @@ def can_read(mask: Tensor) -> bool:
 
 
 def function_of(module: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Give a linear map or LayerNorm as a function, for callers that apply it very often.
-
-    Its weights are bound where it does nothing else, which saves the module's call.
-    """
+    """Give a linear map or LayerNorm as a function, with its weights where it is :func:`bare`."""
     if bare(module, device=device):
         if isinstance(module, nn.Linear):
             return partial(F.linear, weight=module.weight, bias=module.bias)

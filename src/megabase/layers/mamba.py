@@ -1,7 +1,7 @@
 """The Mamba mixer, a short convolution and a selective scan between two projections, and blocks.
 
-Mamba (arXiv 2312.00752), section 3.4, with the parameter names of the public state-spaces/mamba
-code; in both directions as in Caduceus (arXiv 2403.03234, section 3.1).
+Mamba (arXiv 2312.00752), section 3.4, with the parameter names of state-spaces/mamba; in both
+directions as in Caduceus (arXiv 2403.03234, section 3.1).
 
 Shape suffixes: B batch, L positions, D channels of the model, E inner channels, F two times E,
 N states per channel, K taps of the convolution, P = K - 1.
@@ -49,22 +49,8 @@ class MambaState:
 class MambaMixer(nn.Module):
     """Mix positions causally by a selective state-space model.
 
-    Parameters
-    ----------
-    d_model
-        Width.
-    d_state
-        States per inner channel.
-    d_conv
-        Taps of the short convolution.
-    expand
-        Inner channels over `d_model`.
-    dt_rank
-        Rank of the step sizes; ``"auto"`` is ``ceil(d_model / 16)``.
-    conv_bias
-        Whether the convolution has a bias.
-    bias
-        Whether the input and output projections have biases.
+    `expand` is inner channels over `d_model`; `dt_rank` the rank of the step sizes, ``"auto"``
+    being ``ceil(d_model / 16)``; `bias` that of the input and output projections.
     """
 
     without_kernels = "the selective scan runs in torch; its C++ operators are several times faster"
@@ -101,26 +87,10 @@ class MambaMixer(nn.Module):
         state: MambaState | None = None,
         reverse: bool = False,
     ) -> tuple[Tensor, MambaState]:
-        """Mix positions.
+        """Mix positions of (batch, length, width); give them, and what the next position needs.
 
-        Parameters
-        ----------
-        hidden_BLD
-            Shape (batch, length, width).
-        mask_BL
-            True at real positions, shape (batch, length): others neither enter the convolution
-            nor the states. All are real when None.
-        state
-            What came before; nothing when None.
-        reverse
-            Whether to read from the last position to the first.
-
-        Returns
-        -------
-        out : Tensor
-            Shape of `hidden_BLD`.
-        state : MambaState
-            What the next position needs.
+        Positions where `mask_BL` is False enter neither the convolution nor the states. `reverse`
+        reads from the last position to the first.
         """
         if state is not None and hidden_BLD.shape[1] == 1 and not torch.is_grad_enabled():
             return self.step(hidden_BLD, state, mask_BL)
@@ -136,19 +106,7 @@ class MambaMixer(nn.Module):
     ) -> tuple[Tensor, MambaState]:
         """Do what lies between the projections: convolution, recurrence, gate.
 
-        Parameters
-        ----------
-        xz_BLF
-            Output of ``in_proj``, shape (batch, length, 2 * inner channels).
-        mask_BL, state, reverse
-            As for :meth:`forward`.
-
-        Returns
-        -------
-        y : Tensor
-            Input of ``out_proj``, shape (batch, length, inner channels).
-        state : MambaState
-            What the next position needs.
+        From the output of ``in_proj``, (batch, length, 2 * inner), to the input of ``out_proj``.
         """
         x_BLE, z_BLE = xz_BLF.chunk(2, dim=-1)
         x_BLE = _only_real(x_BLE, mask_BL)
@@ -226,20 +184,9 @@ def _only_real(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class MambaBlock(nn.Module):
-    """Add to the running sum, normalise, mix.
+    """Add to the running sum, normalize by RMSNorm or LayerNorm, mix.
 
-    Parameters
-    ----------
-    d_model
-        Width.
-    mixer
-        The mixer.
-    rms_norm
-        Whether the norm is RMSNorm; LayerNorm otherwise.
-    norm_eps
-        Its epsilon.
-    residual_in_fp32
-        Whether the running sum is kept in float32 at least.
+    The running sum is kept in float32 at least when `residual_in_fp32`.
     """
 
     def __init__(
@@ -269,24 +216,10 @@ class MambaBlock(nn.Module):
 
 
 class BidirectionalMamba(nn.Module):
-    """One Mamba mixer along the sequence and one against it.
+    """One Mamba mixer along the sequence and, when `bidirectional`, one against it.
 
-    Parameters
-    ----------
-    d_model
-        Width.
-    bidirectional
-        Whether there is a second direction.
-    strategy
-        Whether the two outputs are added or multiplied.
-    **options
-        Settings of each :class:`~megabase.layers.mamba.MambaMixer`.
-
-    Notes
-    -----
-    Published models tie the input and output projections of the two directions. Tying is the
-    model's business (its ``_tied_weights_keys``); this layer sees that they are one tensor, and
-    then applies each once.
+    Published models tie the projections of the two directions. Tying is the model's business (its
+    ``_tied_weights_keys``); this layer sees that they are one tensor, and applies each once.
     """
 
     def __init__(
@@ -331,17 +264,7 @@ def _same(one: nn.Module, other: nn.Module) -> bool:
 
 
 class BidirectionalBlock(nn.Module):
-    """Add to the running sum, normalise, mix.
-
-    Parameters
-    ----------
-    norm
-        The norm.
-    mixer
-        Called as ``mixer(hidden, mask)``.
-    residual_in_fp32
-        Whether the running sum is kept in float32 at least.
-    """
+    """Add to the running sum, normalize, mix by ``mixer(hidden, mask)``."""
 
     def __init__(self, norm: Norm, mixer: nn.Module, residual_in_fp32: bool = False) -> None:
         super().__init__()

@@ -11,15 +11,7 @@ from torch.nn import functional as F
 
 
 class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x^2) + eps) * weight``, over the last axis; see :class:`LayerNorm`.
-
-    Parameters
-    ----------
-    d_model
-        Size of the last axis.
-    eps
-        Added to the mean square.
-    """
+    """``x / sqrt(mean(x^2) + eps) * weight``, over the last axis; see :class:`LayerNorm`."""
 
     bias = None
 
@@ -29,7 +21,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(d_model))
 
     def forward(self, residual_BLD: Tensor, strands: int = 1) -> Tensor:
-        """Normalise a running sum; see :meth:`LayerNorm.forward`."""
+        """Normalize a running sum; see :meth:`LayerNorm.forward`."""
         return _normed(self, residual_BLD, strands)
 
 
@@ -37,9 +29,9 @@ class LayerNorm(nn.LayerNorm):
     """LayerNorm of one strand or of two."""
 
     def forward(self, input: Tensor, strands: int = 1) -> Tensor:
-        """Normalise a running sum in float32 at least; give the dtype of the weights.
+        """Normalize a running sum in float32 at least; give the dtype of the weights.
 
-        With two strands the channels are two halves, each normalised by itself; the second one is
+        With two strands the channels are two halves, each normalized by itself; the second one is
         in reverse order, and so are the weights it is multiplied by.
         """
         return _normed(self, input, strands)
@@ -82,27 +74,10 @@ def add_norm(
     residual_in_fp32: bool = False,
     strands: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Add to the running sum and normalise it.
+    """Add what the last block gave to the running sum (None at the first) and normalize it.
 
-    Parameters
-    ----------
-    norm
-        The norm, or what stands in its place.
-    hidden_BLD
-        What the last block gave.
-    residual_BLD
-        The running sum before it; None at the first block.
-    residual_in_fp32
-        Whether the running sum is kept in float32 at least.
-    strands
-        2 when the channels are those of two strands, the second in reverse order.
-
-    Returns
-    -------
-    normed : Tensor
-        Input of the next mixer.
-    residual : Tensor
-        The new running sum.
+    Gives both; the sum in float32 at least when `residual_in_fp32`. `strands` is 2 when the
+    channels are those of two strands, the second in reverse order.
     """
     total = hidden_BLD if residual_BLD is None else hidden_BLD + residual_BLD
     if residual_in_fp32:

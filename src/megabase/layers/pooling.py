@@ -22,27 +22,10 @@ POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
 def pool(hidden: Tensor, mode: Pooling, mask: Tensor | None = None) -> Tensor:
-    """Pool positions.
+    """Pool positions of (batch, length, width) by a mode of :data:`POOLINGS`.
 
-    Parameters
-    ----------
-    hidden
-        Shape (batch, length, width).
-    mode
-        One of :data:`POOLINGS`.
-    mask
-        True at real tokens, shape (batch, length); all are real when None.
-
-    Returns
-    -------
-    Tensor
-        Shape (batch, width). A sequence without any real token gives zeros (``mean``, ``sum``,
-        ``max``) or its last or first position.
-
-    Raises
-    ------
-    MegabaseError
-        When `mode` is unknown.
+    `mask` is True at real tokens; all are real when None. A sequence without any gives zeros
+    (``mean``, ``sum``, ``max``) or its last or first position.
     """
     if mode not in POOLINGS:
         raise MegabaseError(f"expected a pooling of {', '.join(POOLINGS)}, found {mode!r}")

@@ -51,19 +51,10 @@ class _Complements:
 
 
 class RCPSEmbedding(_Complements, nn.Embedding):
-    """Embed tokens and, beside them, their complements.
+    """Embed tokens and, beside them, their complements, given for every token id.
 
     The matrix belongs to the module ``embedding`` inside, whose name checkpoints have. To callers
     this is an embedding, so that they can read it and change its number of rows.
-
-    Parameters
-    ----------
-    rows
-        Rows of the embedding, one for each entry of `complement`.
-    d_model
-        Width of one strand.
-    complement
-        Token id of the complement of every token id.
     """
 
     def __init__(self, rows: int, d_model: int, complement: Sequence[int]) -> None:
@@ -91,13 +82,7 @@ class RCPSEmbedding(_Complements, nn.Embedding):
 
 
 class RCPSWrapper(nn.Module):
-    """Apply one module to both strands, each read in its own direction.
-
-    Parameters
-    ----------
-    submodule
-        Called as ``submodule(hidden, mask)``, with both strands side by side in the batch.
-    """
+    """Apply ``submodule(hidden, mask)`` to both strands, each read in its own direction."""
 
     def __init__(self, submodule: nn.Module) -> None:
         super().__init__()
@@ -112,13 +97,7 @@ class RCPSWrapper(nn.Module):
 
 
 class RCPSAddNorm(nn.Module):
-    """Add to the running sum and normalise each strand by the same norm.
-
-    Parameters
-    ----------
-    submodule
-        Norm over the channels of one strand.
-    """
+    """Add to the running sum and normalize each strand by the same norm, over one's channels."""
 
     def __init__(self, submodule: Norm) -> None:
         super().__init__()
@@ -132,21 +111,12 @@ class RCPSAddNorm(nn.Module):
 
 
 class RCPSBlock(nn.Module):
-    """Add to the running sum, normalise and mix, each strand alike.
+    """Add to the running sum, normalize and mix, each strand alike.
 
-    Parameters
-    ----------
-    norm
-        Norm over the channels of one strand.
-    mixer
-        Mixer of one strand, called as ``mixer(hidden, mask)``.
-    fused
-        Whether the two halves change places first, in hidden vectors and running sum. The fused
-        kernel of the public code does so, and all published models were trained with it; its norm
-        also goes by another name (``norm.weight``, not ``norm.submodule.weight``). Either way the
-        block is equivariant.
-    residual_in_fp32
-        Whether the running sum is kept in float32 at least.
+    When `fused` the two halves change places first, in hidden vectors and running sum, as in the
+    fused kernel of the public code, with which all published models were trained; its norm also
+    goes by another name (``norm.weight``, not ``norm.submodule.weight``). Either way the block is
+    equivariant.
     """
 
     def __init__(
@@ -186,15 +156,6 @@ class RCPSHead(_Complements, nn.Linear):
     """Token scores that turn around with the strand: ``W a + W[complement] flip(b)``.
 
     The matrix belongs to the module ``lm_head`` inside, whose name checkpoints have.
-
-    Parameters
-    ----------
-    d_model
-        Width of one strand.
-    rows
-        Rows of the vocabulary.
-    complement
-        Token id of the complement of every token id.
     """
 
     def __init__(self, d_model: int, rows: int, complement: Sequence[int]) -> None:

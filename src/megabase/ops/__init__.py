@@ -1,4 +1,5 @@
-"""Operators: each a plain reference beside a fast path with the same signature.
+"""Operators of the model families: a definition in torch, a fast path, and some in C++.
 
-Import them from their own packages, for instance ``from megabase.ops.long_conv import long_conv``.
+All raise :class:`~megabase.errors.OperatorError` with everything that does not fit when shapes,
+dtypes or devices do not.
 """

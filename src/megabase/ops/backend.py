@@ -1,10 +1,8 @@
-"""Which implementation of the operators runs, and how to ask for another.
+"""Which implementation of the operators runs: ``kernels``, ``fast`` or ``reference``.
 
-Every operator has a plain reference and a fast path in torch with the same signature and the same
-values. Some have a third one in C++, where the optional distribution ``megabase-kernels`` is
-installed; it takes CPU tensors, and where an operator has none the fast path runs. The best that is
-there runs unless the environment variable ``MEGABASE_BACKEND`` or :func:`override` names one.
-Nothing switches silently: an unknown name, or kernels that are asked for and missing, are errors.
+The best that is there, unless the environment variable ``MEGABASE_BACKEND`` or :func:`override`
+names one. The kernels take CPU tensors; where an operator has none the fast path runs. An unknown
+name, or kernels that are asked for and missing, are errors.
 """
 
 from __future__ import annotations
@@ -40,18 +38,7 @@ def _checked(name: str, where: str) -> str:
 
 
 def active() -> str:
-    """Name the implementation that operators use now.
-
-    Returns
-    -------
-    str
-        ``"kernels"``, ``"fast"`` or ``"reference"``.
-
-    Raises
-    ------
-    OperatorError
-        When ``MEGABASE_BACKEND`` holds an unknown name, or asks for kernels that are missing.
-    """
+    """Name the implementation that operators use now."""
     if _overrides:
         return _overrides[-1]
     best = "fast" if kernels.package() is None else "kernels"
@@ -70,18 +57,7 @@ def use_kernels(*tensors: torch.Tensor | None) -> bool:
 
 @contextmanager
 def override(name: str) -> Iterator[None]:
-    """Use the named implementation inside a ``with`` block.
-
-    Parameters
-    ----------
-    name
-        ``"kernels"``, ``"fast"`` or ``"reference"``.
-
-    Raises
-    ------
-    OperatorError
-        When the name is unknown, or asks for kernels that are missing.
-    """
+    """Use the implementation `name`, one of :data:`BACKENDS`, inside a ``with`` block."""
     _overrides.append(_checked(name, "backend.override"))
     try:
         yield

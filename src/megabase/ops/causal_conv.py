@@ -1,7 +1,6 @@
 """A short causal convolution of every channel with its own taps, then SiLU.
 
-What stands before the selective scan in a Mamba mixer (arXiv 2312.00752, figure 3). Its kernel, the
-torch operator ``megabase::causal_conv``, takes CPU tensors and reads every input once.
+What stands before the selective scan in a Mamba mixer (arXiv 2312.00752, figure 3).
 
 Shape suffixes: B batch, L positions, E channels, K taps, P = K - 1 positions before the first.
 """
@@ -57,11 +56,6 @@ def causal_conv(
     -------
     Tensor
         Shape and dtype of `x_BLE`.
-
-    Raises
-    ------
-    OperatorError
-        When shapes, dtypes or devices do not fit; the message lists everything.
     """
     given = (x_BLE, taps_EK, bias_E, past_BPE)
     _forward.check(*given, reverse)

@@ -1,10 +1,9 @@
 """Filter taps as a function of the lag: a network with sines, times a decaying window.
 
-Shape suffixes: M lags, E features, W width, C filter channels; m is a piece of M.
+The hidden values would take several times the memory of the taps: the fast path goes piece by piece
+over lags, and its backward pass computes them again.
 
-The hidden values of a long filter would take several times the memory of its taps; the fast path
-goes piece by piece over lags, and its backward pass computes them again. With ``megabase-kernels``
-the same happens in C++.
+Shape suffixes: M lags, E features, W width, C filter channels; m is a piece of M.
 """
 
 from __future__ import annotations
@@ -57,11 +56,6 @@ def implicit_filter(z_ME: Tensor, t_M: Tensor, weights: FilterWeights) -> Tensor
     -------
     Tensor
         Shape (channels, lags).
-
-    Raises
-    ------
-    OperatorError
-        When shapes, dtypes or devices do not fit; the message lists everything.
     """
     if backend.use_reference():
         _forward.check(z_ME, t_M, *weights)

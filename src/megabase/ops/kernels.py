@@ -1,7 +1,4 @@
-"""The optional distribution ``megabase-kernels``: whether it is there, and fits.
-
-Nothing else imports it. Where it is missing, or was built for another version, the torch paths run.
-"""
+"""The optional distribution ``megabase-kernels``: whether it is there, and fits."""
 
 from __future__ import annotations
 
@@ -46,13 +43,7 @@ def package() -> Any:
 
 
 def native_package() -> Any:
-    """Give the module ``megabase_kernels``.
-
-    Raises
-    ------
-    OperatorError
-        When there is none that fits.
-    """
+    """Give the module ``megabase_kernels``; OperatorError when there is none that fits."""
     if _package is None:
         raise OperatorError(f"this operator exists in C++ only, but {_why}")
     return _package
@@ -64,19 +55,9 @@ def why_missing() -> str | None:
 
 
 def slower_than_possible(model: nn.Module, device: torch.device) -> str | None:
-    """Say in one line how much faster a long run would be with kernels.
+    """Say in one line how much faster a long run of a model would be with kernels, or None.
 
-    Parameters
-    ----------
-    model
-        Any model; the classes of modules that gain by kernels say so in ``without_kernels``.
-    device
-        Where it runs; the kernels are for CPUs.
-
-    Returns
-    -------
-    str or None
-        None where nothing would be faster.
+    Classes of modules that gain by kernels say so in ``without_kernels``.
     """
     if _why is None or device.type != "cpu":
         return None
@@ -113,7 +94,7 @@ def alike(dtype: torch.dtype, *tensors: Tensor | None) -> bool:
 
 
 def multiplies(product: torch.dtype | None, weight: Tensor) -> bool:
-    """Whether the kernels compute matrix products of `weight` in the dtype `product`.
+    """Whether the kernels compute products of `weight` in the dtype `product`.
 
     Of bfloat16 where the processor has it, over float32 weights of an even width.
     """

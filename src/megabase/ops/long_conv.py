@@ -1,12 +1,11 @@
 """The long convolution: every position with every other, by FFT.
 
-Shape suffixes: B batch, D channels, L positions, M lags, N transform length, F frequencies;
-b and c are blocks of B and D; T output and S input positions of the definition's matrix.
+Work goes block by block, so that a block's spectra stay in the cache and nothing of size 2L
+outlives its block. The backward pass transforms anew: cheaper than reading saved spectra from
+memory.
 
-Work goes block by block, so that one block's spectra stay in the cache and nothing of size 2L
-lives longer than its block. The backward pass transforms `u`, `k` and the incoming gradient anew:
-that is cheaper than reading saved spectra back from memory, and keeps memory at the size of the
-inputs.
+Shape suffixes: B batch, D channels, L positions, M lags, N transform length, F frequencies; b and c
+are blocks of B and D; T output and S input positions of the definition's matrix.
 """
 
 from __future__ import annotations
@@ -60,11 +59,6 @@ def long_conv(
     Tensor
         Shape and dtype of `u_BDL`. Sums are formed in float32 at least.
 
-    Raises
-    ------
-    OperatorError
-        When shapes, dtypes or devices do not fit; the message lists everything.
-
     Notes
     -----
     Equation (4) of the HyenaDNA paper (arXiv 2306.15794). The fast path saves only its inputs for
@@ -79,7 +73,7 @@ def long_conv(
 def long_conv_reference(
     u_BDL: Tensor, k_DM: Tensor, skip_D: Tensor | None = None, *, two_sided: bool = False
 ) -> Tensor:
-    """Convolve by the L x L matrix of all pairs of positions: the definition of :func:`long_conv`.
+    """Convolve by the matrix of all pairs of positions: the definition of :func:`long_conv`.
 
     A matrix that is too large is built some rows at a time, and those again for the gradient.
     """
@@ -135,16 +129,7 @@ def _blocks(batch: int, channels: int, n_fft: int) -> tuple[list[slice], list[sl
 class FilterSpectra:
     """Transforms of a filter with its skip term, and the way back for their gradients.
 
-    Attributes
-    ----------
-    taps, skip
-        Taps (channels, lags) and skip term (channels,).
-    length
-        Positions of the input.
-    two_sided
-        Whether the taps have negative lags.
-    dtype
-        Dtype of the samples.
+    Taps are (channels, lags) for inputs of `length` positions; samples are of `dtype`.
     """
 
     taps: Tensor

@@ -1,11 +1,9 @@
 """LayerNorm and the position-wise network of a block, in one pass.
 
-Shape suffixes: N positions, D width, E inner width; n is a piece of N.
+The inner values of a piece live in two buffers that stay in the cache. GELU in its tanh form is
+``a s(a (c + d a^2))`` with the logistic function s, which costs a tenth of a tanh.
 
-The inner values of a piece, four times as wide as its input, live in two buffers that stay in the
-cache. GELU in its tanh form is ``a s(a (c + d a^2))`` with the logistic function s, which costs a
-tenth of a tanh; the backward pass uses one s for the value and the derivative. With
-``megabase-kernels`` the same happens in C++, block of positions by block of positions.
+Shape suffixes: N positions, D width, E inner width; n is a piece of N.
 """
 
 from __future__ import annotations
@@ -60,11 +58,6 @@ def norm_mlp(x: Tensor, weights: MlpWeights, product: torch.dtype | None = None)
     -------
     Tensor
         Shape of `x`, in the dtype of the products.
-
-    Raises
-    ------
-    OperatorError
-        When shapes, dtypes or devices do not fit; the message lists everything.
 
     Notes
     -----

@@ -1,6 +1,4 @@
-"""The long convolution, one position at a time: what comes next is not known yet.
-
-The fast path works in tiles: O(L log^2 L) for L positions, exact.
+"""The long convolution, one position at a time: in tiles, O(L log^2 L) for L positions, exact.
 
 Shape suffixes: B batch, D channels, L positions, M lags, T positions of a block, U positions of a
 tile, N transform length, F frequencies; d is a block of D.
@@ -45,11 +43,6 @@ def online_conv(k_DM: Tensor, skip_D: Tensor | None, batch: int) -> OnlineConv:
     -------
     OnlineConv
         Gives outputs equal to those of :func:`megabase.ops.long_conv.long_conv` on all inputs.
-
-    Raises
-    ------
-    OperatorError
-        When the shapes do not fit.
     """
     fits = k_DM.dim() == 2 and k_DM.shape[1] > 0 and batch > 0
     if not fits or (skip_D is not None and skip_D.shape != k_DM.shape[:1]):
@@ -76,17 +69,11 @@ class OnlineConv(ABC):
 
     @abstractmethod
     def prefill(self, u_BDL: Tensor) -> Tensor:
-        """Read the inputs (batch, channels, length) of a prompt; give the outputs there.
-
-        At the beginning only.
-        """
+        """Read a prompt (batch, channels, length), at the beginning only; give its outputs."""
 
     @abstractmethod
     def advance(self) -> Tensor:
-        """Take the input from :attr:`slot`; give the output at its position.
-
-        It may be a view that holds until the next call.
-        """
+        """Take the input from :attr:`slot`; give its output, a view until the next call."""
 
     def step(self, u_BD: Tensor) -> Tensor:
         """Read one input, shape (batch, channels), and give the output at its position."""

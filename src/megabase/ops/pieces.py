@@ -43,22 +43,10 @@ class Piece:
 def pieces(
     rows: slice, length: int, like: Tensor, before: int = 0, after: int = 0
 ) -> Iterator[Piece]:
-    """Cut the sequences `rows` into pieces: several whole sequences, or a stretch of one.
+    """Cut the sequences `rows` into pieces: several whole sequences, or a part of one.
 
-    Parameters
-    ----------
-    rows
-        Sequences to cut.
-    length
-        Positions of each.
-    like
-        Tensor on the device of the work.
-    before, after
-        Neighbouring positions that `wide` adds on either side, as far as there are any.
-
-    Yields
-    ------
-    Piece
+    `like` is on the device of the work; `before` and `after` are neighboring positions that `wide`
+    adds on either side, as far as there are any.
     """
     size = PIECE_POSITIONS if like.device.type == "cpu" else _FAR
     together = max(1, size // max(1, length))
@@ -73,15 +61,7 @@ def pieces(
 
 @dataclass(frozen=True)
 class Norm:
-    """A LayerNorm over the last axis, or none when `weight` is None.
-
-    Attributes
-    ----------
-    weight, bias
-        Shape (width,), or None.
-    eps
-        Added to the variance.
-    """
+    """A LayerNorm over the last axis, or none when `weight` is None."""
 
     weight: Tensor | None
     bias: Tensor | None

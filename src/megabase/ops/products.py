@@ -1,9 +1,7 @@
 """Matrix products by the quickest library at hand.
 
 On x86 torch multiplies float32 matrices with MKL, which on some processors leaves half of the
-vector width unused; oneDNN, which torch brings too and uses for bfloat16, does not. Where that
-library is there it computes float32 products on the CPU; all others, and small ones, are torch's.
-Values differ by rounding only.
+vector width unused; oneDNN, which torch brings too, does not. Values differ by rounding only.
 """
 
 from __future__ import annotations
@@ -57,19 +55,9 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply two matrices.
+    """Multiply (m, k) by (k, n), row-major or column-major; the result is whichever is quicker.
 
-    Parameters
-    ----------
-    a, b
-        Shapes (m, k) and (k, n), of one dtype, row-major or column-major.
-    bias
-        Added to every row, shape (n,), or to every column, shape (m, 1).
-
-    Returns
-    -------
-    Tensor
-        Shape (m, n); row-major or column-major, whichever is quicker to compute.
+    The bias is added to every row, shape (n,), or to every column, shape (m, 1).
     """
     if (
         a.dtype != torch.float32
@@ -96,19 +84,9 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def matmul_gelu(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply two matrices and apply GELU in its tanh form, without a gradient.
+    """Multiply (m, k) by column-major (k, n), add `bias` (n,), and apply GELU in its tanh form.
 
-    Parameters
-    ----------
-    a, b
-        Shapes (m, k) and (k, n), of one dtype; `b` column-major.
-    bias
-        Added to every row, shape (n,).
-
-    Returns
-    -------
-    Tensor
-        Shape (m, n).
+    Without a gradient.
     """
     if (
         a.dtype != torch.float32
@@ -121,15 +99,7 @@ def matmul_gelu(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add ``a @ b`` to `total`, which may be wider than the factors.
-
-    Parameters
-    ----------
-    total
-        Shape (m, n).
-    a, b
-        Shapes (m, k) and (k, n); or (b, m, k) and (b, k, n), whose products are summed.
-    """
+    """Add ``a @ b`` to `total`, (m, n), which may be wider; of stacks the sum of all products."""
     if a.dim() == 3:
         if a.shape[0] > 1 and a.shape[2] < 128:
             total += torch.bmm(a, b).sum(0, dtype=total.dtype)

@@ -2,17 +2,12 @@
 
 An operator is declared once: by the signature of the function that computes it, in which a named
 tuple stands for its fields, and by the shapes that annotate its tensors. Every call, through the
-Python functions, through ``torch.ops.megabase`` or from a compiler, is checked against these before
-any memory is read. Gradients, ``vmap`` and the count of operations are declared in the same place,
-so that the transformations of ``torch.func`` (grad, vjp, jacrev, vmap) and those of autograd run
-one formula.
+Python functions, ``torch.ops.megabase`` or a compiler, is checked against these before any memory
+is read. Autograd and the transformations of ``torch.func`` run one formula.
 
-Operations are counted for ``torch.utils.flop_counter.FlopCounterMode`` in torch's convention, with
-transforms added: a multiply-add counts as two; elementwise work (norms, gates, activations,
-products of spectra) is not counted; a real transform of n points counts as 2.5 n log2 n. What a
-backward pass computes again is not counted, so that counts compare with those of the definitions:
-the gradient of a product counts twice the product, and that of a convolution by transforms as much
-as the convolution.
+Operations are counted for ``torch.utils.flop_counter.FlopCounterMode`` in torch's convention: a
+multiply-add is two, elementwise work is not counted, a real transform of n points is 2.5 n log2 n,
+and what a backward pass computes again is not counted.
 """
 
 from __future__ import annotations

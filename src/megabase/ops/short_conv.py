@@ -1,7 +1,6 @@
 """The short convolution: a few taps per channel, causal or centered, as shifted multiply-adds.
 
-On CPUs these are two to three times as fast as the grouped convolution of the library, and nearly
-as fast as copying the input.
+On CPUs two to three times as fast as the grouped convolution of the library.
 
 Shape suffixes: B batch, C channels, L positions, K taps.
 """
@@ -49,11 +48,6 @@ def short_conv(
     -------
     Tensor
         Shape and dtype of `x_BCL`.
-
-    Raises
-    ------
-    OperatorError
-        When shapes, dtypes or devices do not fit.
     """
     after = taps_behind(w_CK, centered)
     if backend.use_reference():

@@ -68,11 +68,6 @@ def hyena_mixer(
     Tensor
         Shape of `x`, in the dtype of the products.
 
-    Raises
-    ------
-    OperatorError
-        When shapes, dtypes or devices do not fit; the message lists everything.
-
     Notes
     -----
     Equals a LayerNorm, a linear map, a short and a long convolution with gates around it, and a

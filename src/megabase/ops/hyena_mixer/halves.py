@@ -36,16 +36,9 @@ def _weights(half: int, dtype: torch.dtype) -> Tensor:
 
 
 class Halves:
-    """Transforms of one convolution's blocks.
+    """Transforms of the blocks of one convolution of `length` positions.
 
-    Parameters
-    ----------
-    length
-        Positions L of the input.
-    two_sided
-        Whether the filter has negative lags: 2 L - 1 taps in place of L.
-    dtype
-        Dtype of the samples, float32 or float64.
+    Samples are of `dtype`, float32 or float64; a `two_sided` filter has 2 L - 1 taps.
     """
 
     def __init__(self, length: int, two_sided: bool, dtype: torch.dtype) -> None:
@@ -74,16 +67,10 @@ class Halves:
         return torch.fft.fft(z_RH.view(*leading, self.half))
 
     def back(self, cyclic_RN: Tensor, Z_RH: Tensor, y_RL: Tensor) -> None:
-        """Write the product of the length of `y_RL`: rows without gaps, in place.
+        """Write the lower half of a product into `y_RL`, rows without gaps.
 
-        Parameters
-        ----------
-        cyclic_RN
-            The product modulo x^N - 1, transformed back (:meth:`cyclic_back`).
-        Z_RH
-            Spectrum of the product modulo x^N + 1.
-        y_RL
-            The lower half of the product.
+        Given are the product modulo x^N - 1, transformed back, and the spectrum of that modulo
+        x^N + 1.
         """
         z_RH = torch.fft.ifft(Z_RH)
         self._native(

@@ -1,13 +1,12 @@
 """The Hyena mixer by ``megabase-kernels``: everything but the transforms in C++.
 
-Shape suffixes: B batch, L positions, D width, K taps, M lags; N samples of a transform, F and H its
-frequencies modulo x^N - 1 and x^N + 1 (see :mod:`megabase.ops.hyena_mixer.halves`); g is a group of
-channels, b and c are a block of sequences and of channels of the group.
-
 As long as the sequence are only the input, the output and what the transforms read and write: one
-array forward, two backward, of all channels or, for long sequences, of a group of them. LayerNorm,
-projection, short convolution and gates happen to blocks of positions that stay in a core's cache;
-their values are computed again in the backward pass.
+array forward, two backward, of all channels or, for long sequences, of a group of them. All else
+happens to blocks of positions in a core's cache, and again in the backward pass.
+
+Shape suffixes: B batch, L positions, D width, K taps, M lags; N samples of a transform, F and H its
+frequencies modulo x^N - 1 and x^N + 1 (:mod:`.halves`); g is a group of channels, b and c are a
+block of sequences and of channels of the group.
 """
 
 from __future__ import annotations
@@ -95,13 +94,7 @@ def _room(m: Mixer, g: slice) -> Tensor:
 def _blocks(
     m: Mixer, halves: Halves, g: slice
 ) -> Iterator[tuple[slice, slice, tuple[Tensor, Tensor], list[slice]]]:
-    """Cut a group's channels into blocks for one call of the transforms.
-
-    Yields
-    ------
-    tuple
-        The block in the group, and among all channels; its filters' spectra; blocks of sequences.
-    """
+    """Cut a group into blocks: channels in the group, among all, filter spectra, sequences."""
     rows, channels = transform_blocks(m.batch, g.stop - g.start, halves.n)
     for c in channels:
         at = slice(g.start + c.start, g.start + c.stop)
@@ -110,15 +103,7 @@ def _blocks(
 
 
 def forward(m: Mixer, kept: Tensor) -> Tensor:
-    """Compute the output, shape (batch, length, width).
-
-    Parameters
-    ----------
-    m
-        The mixer.
-    kept
-        Takes the transforms' result, shape (batch, width, length), if it has elements.
-    """
+    """Compute the output; `kept`, (B, D, L), takes the transforms' result if it has elements."""
     call = _Call(m, sums=False)
     groups = call.groups()
     out_BLD = torch.empty(m.x.shape, dtype=m.wide, device=m.x.device)
@@ -146,19 +131,10 @@ def forward(m: Mixer, kept: Tensor) -> Tensor:
 
 
 def backward(m: Mixer, dy_BLD: Tensor, kept: Tensor, grads: list[Tensor]) -> None:
-    """Fill `grads`, in the order of the inputs; one without elements is not wanted.
+    """Fill `grads`; one without elements is not wanted.
 
-    Parameters
-    ----------
-    m
-        The mixer.
-    dy_BLD
-        Gradient of the output, shape (batch, length, width).
-    kept
-        What :func:`forward` kept, or without elements.
-    grads
-        Of input, LayerNorm's weight and bias, projection, its bias, short convolution, its bias,
-        filter, skip, output projection, its bias.
+    They are of input, LayerNorm's weight and bias, projection, its bias, short convolution, its
+    bias, filter, skip, output projection, its bias. `kept` is what :func:`forward` kept.
     """
     dx, dnorm_w, dnorm_b, dw_in, db_in, dw, db, dk_DM, dskip_D, dw_out, db_out = grads
     sums = dw_in.numel() > 0

@@ -1,8 +1,7 @@
 """A Hyena layer of order 2 without its transforms, its weights packed once; letters at the end.
 
-For callers that run the same layer over many short pieces, where packing for every call would take
-a good part of the time. There is no gradient, and no path but that of ``megabase-kernels``: where
-they do not compute it, :meth:`PackedLayer.of` and :func:`letter_log_probs` give None.
+For callers that run one layer over many short pieces. There is no gradient; where the kernels do
+not compute it, :meth:`PackedLayer.of` and :func:`letter_log_probs` give None.
 
 Shape suffixes: B batch, L positions, D width.
 """
@@ -66,21 +65,10 @@ class PackedLayer:
     def of(
         cls, norms: Sequence[tuple[Tensor, Tensor | None, float]], weights: Sequence[Tensor | None]
     ) -> PackedLayer | None:
-        """Pack a layer.
+        """Pack a layer; None where the kernels do not compute it.
 
-        Parameters
-        ----------
-        norms
-            Weight, bias and epsilon of the LayerNorms before the mixer and before the MLP.
-        weights
-            Projection (3 width, width) and its bias, taps of the short convolution (3 width, taps)
-            and its bias, output projection (width, width) and its bias, and of the MLP the two maps
-            (inner, width) and (width, inner), each with its bias.
-
-        Returns
-        -------
-        PackedLayer or None
-            None where the kernels do not compute this layer.
+        `norms` are weight, bias and epsilon of the two LayerNorms. `weights` are projection (3D,
+        D), taps (3D, K), output projection and the MLP's two maps, each followed by its bias.
         """
         (w1, b1, eps1), (w2, b2, eps2) = norms
         if any(t is None for t in weights):
@@ -102,20 +90,10 @@ class PackedLayer:
         return cls(packed, w_in)
 
     def open(self, x_BLD: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """Normalise, project, convolve shortly and gate.
+        """Normalize, project, convolve shortly and gate the running sum.
 
-        Parameters
-        ----------
-        x_BLD
-            The running sum.
-        first
-            Position from which the results count.
-
-        Returns
-        -------
-        gate, u : Tensor
-            The output gate (B, L - first, D) and the input of the long convolution
-            (B, D, L - first), without the positions before `first`.
+        Gives the output gate (B, L - first, D) and the input of the long convolution
+        (B, D, L - first), without the positions before `first`.
         """
         _OPEN.check(self._w_in, x_BLD, first)
         x_BLD = kernels.dense(x_BLD)
@@ -129,11 +107,6 @@ class PackedLayer:
         """Gate and project what the long convolution gave, add it to `x_BLD`, and add the MLP.
 
         The gate may be overwritten.
-
-        Returns
-        -------
-        Tensor
-            The running sum after the layer, (B, L, D).
         """
         _CLOSE.check(self._w_in, y_BDL, gate_BLD, x_BLD)
         y_BDL, gate_BLD, x_BLD = (kernels.dense(t) for t in (y_BDL, gate_BLD, x_BLD))
@@ -150,26 +123,11 @@ def letter_log_probs(
     before_B4: Tensor | None,
     codes: Tensor,
 ) -> tuple[Tensor, Tensor] | None:
-    """Give the natural log-probabilities of letters, among A, C, G and T.
+    """Give natural log-probabilities of letters, among A, C, G and T, and logits (B, L, 4).
 
-    Parameters
-    ----------
-    x_BLD
-        The running sum behind the last layer.
-    norm
-        Weight, bias and epsilon of the last LayerNorm.
-    w_4D
-        Rows of the head.
-    before_B4
-        Logits in front of those of `x_BLD`, or None.
-    codes
-        Codes (0 to 3, others have no letter) that follow each row of logits, uint8.
-
-    Returns
-    -------
-    scores, logits : Tensor
-        In float32, of the shape of `codes`, NaN where there is no letter; and (B, L, 4). None
-        instead of both where the kernels do not compute them.
+    `norm` is weight, bias and epsilon of the last LayerNorm, `before_B4` logits in front of those
+    of `x_BLD`, `codes` (uint8) the letter behind each row of logits: 0 to 3, others are none.
+    Scores are float32 of the shape of `codes`, NaN without a letter.
     """
     weight, bias, eps = norm
     given = (x_BLD, weight, bias, w_4D, before_B4)

@@ -1,14 +1,12 @@
 """Forward and backward pass of the Hyena mixer in torch.
 
+One group of channels (and sequences) is worked on at a time: pieces of positions go through
+LayerNorm, projection, short convolution and gate in a core's cache, then blocks of channels through
+the transforms, then pieces again. Nothing of width 3 D is ever as long as the sequence.
+
 Shape suffixes: B batch, L positions, D width, K taps, N transform length, F frequencies; b, c and t
 are a group of sequences, a group of channels and the positions of a piece, q the 3 c projected
 channels of a group.
-
-One group of channels (and sequences) is worked on at a time. Within it, pieces of positions go
-through LayerNorm, projection, short convolution and gate while they are in a core's cache, then
-blocks of channels through the transforms, then pieces again through gate and output projection.
-Nothing of width 3 D is ever as long as the sequence. The backward pass does the same once more and
-keeps what it needs of one group.
 """
 
 from __future__ import annotations

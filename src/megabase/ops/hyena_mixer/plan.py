@@ -144,8 +144,7 @@ class Mixer:
     def spectrum(self, c: slice, j: slice, kept: dict[int, Tensor]) -> Tensor:
         """Give the filter's spectrum for the block `j` of the channels `c`.
 
-        It is kept while several groups of sequences need it, and not otherwise: for one long
-        sequence all of them together would take as much memory as several activations.
+        Kept only while several groups of sequences need it: all together take much memory.
         """
         at = c.start + j.start
         if at in kept:

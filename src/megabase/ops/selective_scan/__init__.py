@@ -41,11 +41,6 @@ def selective_scan(
     state_BEN : Tensor
         States after the last position read, shape (batch, channels, states), float32 at least.
 
-    Raises
-    ------
-    OperatorError
-        When shapes, dtypes or devices do not fit; the message lists everything.
-
     Notes
     -----
     Mamba (arXiv 2312.00752), algorithm 2, with the discretization of its public code: the input
@@ -123,11 +118,6 @@ def selective_step(x: ScanInputs, *, softplus: bool = True) -> tuple[Tensor, Ten
         Output of the position, shape and dtype of ``x.u``.
     state_BEN : Tensor
         States after it.
-
-    Raises
-    ------
-    OperatorError
-        When shapes, dtypes or devices do not fit; the message lists everything.
     """
     _STEP.check(*x)
     with without_autocast(x.u):

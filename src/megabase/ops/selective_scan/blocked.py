@@ -1,13 +1,9 @@
 """The selective scan, blocked over length, with a backward pass that recomputes the states.
 
 The sequence is cut into blocks of T positions. Everything but the recurrence is computed for a
-whole block at once, and the recurrence itself is one multiply-add per position. Where one sequence
-is too little work for a call, K neighbouring blocks advance together: first from a zero state, to
-find what each hands to the next, then from the right one. That is exact, and no quotient of decays
-is ever formed, so nothing underflows into a division.
-
-Only the state at the start of each block is kept for the backward pass, which computes the others
-again. With T = 4 N they take a quarter of the memory of one input, whatever the number of states.
+whole block at once; the recurrence is one multiply-add per position. Where one sequence is too
+little work for a call, K blocks advance together: first from a zero state, to find what each hands
+to the next, then from the right one. No quotient of decays is formed, so nothing underflows.
 
 Shape suffixes: B batch, L positions, E channels, N states per channel; inside a block T steps,
 G sequences, K blocks, M lanes (a lane is one block of one sequence, M = G K), X any.
@@ -345,10 +341,7 @@ class _Backward:
 
 
 def scan_flops(u: Sequence[int], A: Sequence[int]) -> int:
-    """Count 6 operations for a position, channel and state.
-
-    They are of the exponent, the recurrence and the sum over states.
-    """
+    """Count 6 operations for a position, channel and state: exponent, recurrence, sum."""
     return 6 * math.prod(u) * A[1]
 
 

@@ -1,8 +1,4 @@
-"""The selective scan by ``megabase-kernels``, as a torch operator.
-
-``megabase::selective_scan`` and its gradient ``megabase::selective_scan_backward`` are ordinary
-operators to autograd, to activation checkpointing and to torch.compile. CPU tensors of float32 or
-float64 only.
+"""The selective scan by ``megabase-kernels``: CPU tensors of float32 or float64.
 
 Shape suffixes: B batch, L positions, E channels, N states per channel.
 """
