@@ -52,7 +52,7 @@ def test_causal_and_masked_models_meet_in_one_table(
     jsons = []
     for number, folder in enumerate((run, tmp_path / "masked")):
         jsons.append(str(tmp_path / f"{number}.json"))
-        options = ["--no-context", "--no-baselines", "--json", jsons[-1]]
+        options = ["--no-context", "--no-baselines", "-o", jsons[-1]]
         assert main(["evaluate", str(folder), *options]) == 0
     windows = [json.loads(Path(file).read_text())["window"] for file in jsons]
     assert windows == [64, 64]
@@ -62,7 +62,7 @@ def test_causal_and_masked_models_meet_in_one_table(
     assert "| pseudo-perplexity | bases on both sides | up to 63 |" in table
     assert "1,000 bases of toy" in table
     assert main(["evaluate", str(tmp_path / "masked" / "best"), "--no-context", "--no-baselines",
-                 "--json", str(tmp_path / "best.json")]) == 0  # fmt: skip
+                 "-o", str(tmp_path / "best.json")]) == 0  # fmt: skip
 
 
 def test_run_is_measured_on_its_test_regions_with_its_floors(
@@ -112,7 +112,7 @@ def test_result_goes_to_the_run_and_is_not_overwritten_unasked(
 def test_training_regions_are_pointed_out(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = ["--regions", "chr1:1-200", "chr2:501-600", "--json", str(tmp_path / "x.json")]
+    place = ["--regions", "chr1:1-200", "chr2:501-600", "-o", str(tmp_path / "x.json")]
     assert main(["evaluate", str(run / "best"), *place, "--no-context", "--max-order", "1"]) == 0
     assert "NOT HELD OUT: 200 of 300 bases" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
@@ -158,7 +158,7 @@ def test_bad_requests_end_with_one_line(
     message: str,
 ) -> None:
     out = tmp_path / "x.json"
-    assert main(["evaluate", str(run), "--json", str(out), *arguments]) == 2
+    assert main(["evaluate", str(run), "-o", str(out), *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

@@ -81,7 +81,7 @@ def test_prompts_from_a_bed_file_and_the_check(
     )
     call = ["generate", str(models / "causal"), "--prompts", str(tmp_path / "p.bed")]
     call += ["--genome", str(genome), "--length", "60", "--with-prompt"]
-    call += ["--check", str(genome), "--kmer", "2", "--json", str(tmp_path / "c.json")]
+    call += ["--check", str(genome), "--kmer", "2", "--findings", str(tmp_path / "c.json")]
     assert main(call) == 0
     said = capsys.readouterr()
     store = Genome(genome)
@@ -188,7 +188,7 @@ def test_bgzip_that_samtools_reads(models: Path, tmp_path: Path) -> None:
         ("causal", ["--prompts", "none.fa"], "there is no file none.fa"),
         ("causal", ["--prompt", "A", "--prompts", "p.fa"], "not both"),
         ("causal", ["--genome", "g.mb"], "--prompts is missing"),
-        ("causal", ["--json", "c.json"], "--check GENOME, which is missing"),
+        ("causal", ["--findings", "c.json"], "--check GENOME, which is missing"),
         ("causal", ["--check", "g.mb", "--kmer", "11"], "between 1 and 10"),
         ("causal", ["--check", "none.mb"], "there is no genome none.mb"),
         ("causal", ["--top-p", "0", "--letters", "ACU"], "top_p must lie.*letters must be"),

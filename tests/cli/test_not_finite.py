@@ -91,7 +91,7 @@ CASES = {
     "generate": ("causal", "generate {m} --length 20 -o {o}.fa"),
     "evaluate": (
         "causal",
-        "evaluate {m} --genome {d}/g.mb --regions chr1 --no-baselines --no-context --json {o}.json",
+        "evaluate {m} --genome {d}/g.mb --regions chr1 --no-baselines --no-context -o {o}.json",
     ),
     "report": ("causal", "report {m} --genome {d}/g.mb --region chr1:250-350 -o {o}.html"),
 }

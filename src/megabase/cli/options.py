@@ -19,32 +19,23 @@ MODEL = "model folder, run folder, preset or Hub name; default: the model in the
 """Help of the argument MODEL."""
 
 
-def add_source_options(
-    parser: ArgumentParser, output: str, *, variants: bool = True, model: str = MODEL
-) -> None:
-    """Add model, input and output of a verb that reads sequences.
+def add_source_options(parser: ArgumentParser, output: str, *, variants: bool = True) -> None:
+    """Add model, input and output of a verb that reads sequences, and with `variants` VCF.
 
-    Parameters
-    ----------
-    parser
-        The verb.
-    output
-        Formats of the output, for the help.
-    variants
-        Whether it reads VCF.
-    model
-        What models it takes, for the help.
+    `output` names the formats of the output in the help.
     """
+    add = parser.add_argument
     kinds = "FASTA, a table, BED or VCF" if variants else "FASTA, a table or BED"
-    parser.add_argument("model", metavar="MODEL", type=str, help=model)
-    parser.add_argument("input", metavar="FILE", type=str, help=f"{kinds}, plain or gzip")
-    parser.add_argument("-o", "--output", type=str, required=True, metavar="FILE", help=output)
+    add("model", metavar="MODEL", type=str, help=MODEL)
+    add("input", metavar="FILE", type=str, help=f"{kinds}, plain or gzip")
+    add("-o", "--output", type=str, required=True, metavar="FILE", help=output)
     genome = "BED and VCF" if variants else "BED"
-    parser.add_argument("--genome", type=str, help=f"genome store or FASTA, for {genome}")
+    add("--genome", type=str, help=f"genome store or FASTA, for {genome}")
     add_kind_options(parser, variants=variants)
+    add_regions_option(parser, f"restrict {genome} to what overlaps these")
     if variants:
-        parser.add_argument("--window", type=int, help="bases around a variant (VCF), for each "
-            "allele (default: 1024)")  # fmt: skip
+        add("--window", type=int, help="bases around a variant (VCF), for each allele (default: "
+            "1024)")  # fmt: skip
 
 
 def add_kind_options(parser: ArgumentParser, *, variants: bool = True) -> None:
@@ -57,25 +48,27 @@ def add_kind_options(parser: ArgumentParser, *, variants: bool = True) -> None:
     add_strict_option(parser)
 
 
+def add_regions_option(parser: ArgumentParser, text: str) -> None:
+    """Add ``--regions``; `text` says in the help what is done with them."""
+    parser.add_argument("--regions", nargs="+", default=[], metavar="REGION",
+        help=f"{text}: contigs, regions (chr1:1,001-2,000) or BED files")  # fmt: skip
+
+
 def add_strict_option(parser: ArgumentParser) -> None:
     """Add ``--strict``."""
     parser.add_argument("--strict", action="store_true", help="refuse the input for its first row "
         "that cannot be used, instead of leaving it out")  # fmt: skip
 
 
-def source_of(args: Namespace) -> SequenceInput:
-    """Give the input of a verb that reads sequences.
-
-    Raises
-    ------
-    InputError
-        For an input that is not there or not clear, or ``--window`` without variants.
-    """
+def source_of(args: Namespace, *, variants: bool = True) -> SequenceInput:
+    """Give the input of a verb that reads sequences; ``--window`` is refused without variants."""
     from megabase.data.sources import SequenceInput
 
-    window = SequenceInput.window if args.window is None else args.window
-    source = SequenceInput(args.input, args.genome, args.kind, window, args.sequence, args.strict)
-    if source.found_kind != "vcf":
+    window = SequenceInput.window if args.window is None or not variants else args.window
+    source = SequenceInput(
+        args.input, args.genome, args.kind, window, args.sequence, args.strict, tuple(args.regions)
+    )
+    if variants and source.found_kind != "vcf":
         why = f"for variants (VCF), and {args.input} holds none"
         refuse_unused({"--window": args.window is not None}, why)
     return source
@@ -83,28 +76,29 @@ def source_of(args: Namespace) -> SequenceInput:
 
 def add_variant_options(parser: ArgumentParser, methods: str) -> None:
     """Add what changes the score of a variant; `methods` says which methods there are."""
-    parser.add_argument("--window", type=int, help="bases of a window (default: 1024)")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help=methods)
-    parser.add_argument("--strands", choices=["forward", "reverse", "both"], default="both",
-        help="strand that is read; the mean of both by default")  # fmt: skip
-    parser.add_argument("--placement", choices=["centred", "grid"], default="centred",
-        help="centred: a window of its own around each variant; grid: windows at multiples of half "
-        "their length, shared by neighbors (faster)")  # fmt: skip
+    add = parser.add_argument
+    add("--window", type=int, help="bases of a window (default: 1024)")
+    add("--methods", nargs="+", metavar="NAME", help=methods)
+    add("--strands", choices=["forward", "reverse", "both"], default="both", help="strand that is "
+        "read; the mean of both by default")  # fmt: skip
+    add("--placement", choices=["centred", "grid"], default="centred", help="centred: a window of "
+        "its own around each variant; grid: windows at multiples of half their length, shared by "
+        "neighbors (faster)")  # fmt: skip
 
 
 def add_run_options(parser: ArgumentParser, *, batch_tokens: bool = True) -> None:
     """Add what decides how the work is done, not what comes out."""
-    group = parser.add_argument_group("execution options (they do not change results)")
-    group.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    group.add_argument("--resume", action="store_true", help="resume an interrupted run (its parts "
-        "are in OUTPUT.partial)")  # fmt: skip
-    group.add_argument("--workers", type=int, help="number of worker processes (default: one for "
-        "each GPU, else for each core)")  # fmt: skip
-    group.add_argument("--device", type=str, help="cpu, cuda, cuda:1 or mps")
-    group.add_argument("--threads", type=int, default=1, help="threads of each process on the CPU")
+    add = parser.add_argument_group("execution options (they do not change results)").add_argument
+    add("--overwrite", action="store_true", help="replace an existing output")
+    add("--resume", action="store_true", help="resume an interrupted run (its parts are in "
+        "OUTPUT.partial)")  # fmt: skip
+    add("--workers", type=int, help="number of worker processes (default: one for each GPU, else "
+        "for each core)")  # fmt: skip
+    add("--device", type=str, help="cpu, cuda, cuda:1 or mps")
+    add("--threads", type=int, default=1, help="threads of each process on the CPU")
     if batch_tokens:
-        group.add_argument("--batch-tokens", type=int, default=65_536, help="positions of a batch: "
-            "time and memory")  # fmt: skip
+        add("--batch-tokens", type=int, default=65_536, help="positions of a batch: time and "
+            "memory")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -121,20 +115,7 @@ def running(args: Namespace, unit: str) -> Iterator[RunOptions]:
 
 
 def refuse_unused(given: Mapping[str, bool], why: str) -> None:
-    """Refuse options that would do nothing.
-
-    Parameters
-    ----------
-    given
-        Whether each option was given, by its name.
-    why
-        What they are for.
-
-    Raises
-    ------
-    InputError
-        Naming those that were given.
-    """
+    """Refuse those of the options that were given; `why` says what they are for."""
     names = [name for name, is_given in given.items() if is_given]
     if names:
         verb = "is" if len(names) == 1 else "are"

@@ -162,6 +162,10 @@ class Regions:
         high = base + np.asarray(end, dtype=np.int64)
         return _overlapping(low, high, *self._line())[1] > 0
 
+    def touches(self, contig: int, start: int, end: int) -> bool:
+        """Tell whether one interval, 0-based half-open, shares a position with the set."""
+        return bool(self.overlap(np.array([contig]), np.array([start]), np.array([end]))[0])
+
 
 class Intervals(NamedTuple):
     """Rows of a table of intervals: contig indices, and 0-based half-open coordinates."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megabase.data.label_files import TABLE_SUFFIXES, read_sequence_table
+from megabase.data.regions import regions_of
 from megabase.errors import GenomeError, InputError
 from megabase.genome.alphabet import encode, warn_ambiguous
 from megabase.genome.fasta import Header, read_fasta
@@ -88,11 +89,14 @@ class SequenceInput:
         ``seq``.
     strict
         Refuse rows that cannot be used.
+    regions
+        Contigs, regions (``chr1:1,001-2,000``) or BED files: intervals and variants that do not
+        overlap them are left out; empty reads all.
 
     Raises
     ------
     InputError
-        When the kind is not clear, or a genome is missing or of no use.
+        When the kind is not clear, or a genome or regions are missing or of no use.
     """
 
     path: str | Path
@@ -101,6 +105,7 @@ class SequenceInput:
     window: int = 1024
     column: str | None = None
     strict: bool = False
+    regions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(_Kind):
@@ -119,6 +124,11 @@ class SequenceInput:
             raise InputError(
                 f"{self.path} is {what}, which holds its sequences itself: leave {self.genome} out "
                 "(genome=...), or say what it is (kind=...)"
+            )
+        if not placed and self.regions:
+            raise InputError(
+                f"{self.path} is not placed on a genome: leave out the regions, which restrict "
+                "intervals and variants (regions=...)"
             )
         if self.column is not None and self.found_kind != "table":
             raise InputError(
@@ -177,11 +187,20 @@ class SequenceInput:
             return
         with genome_store(str(self.genome)) as store:
             if self.found_kind == "bed":
-                yield from read_intervals(
+                found = read_intervals(
                     self.path, store, context=context, after=context, strict=self.strict
                 )
             else:
-                yield from self._read_alleles(store)
+                found = self._read_alleles(store)
+            if not self.regions:
+                yield from found
+                return
+            kept = regions_of(store, self.regions)
+            for item in found:
+                place = item.interval
+                assert place is not None  # both kinds have one
+                if kept.touches(store.contig_index(place.contig), place.start, place.end):
+                    yield item
 
     def _read_alleles(self, store: Genome) -> Iterator[Sequence]:
         """Give the window of REF and of each ALT, of the same number of bases, one after the other.

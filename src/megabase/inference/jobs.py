@@ -237,6 +237,9 @@ def provenance_of(
     if source.column is not None:
         options = {**options, "sequence": source.column}
     inputs = {Path(source.path).name: file_digest(source.path)}
+    if source.regions:
+        options = {**options, "regions": list(source.regions)}
+        inputs |= {Path(r).name: file_digest(r) for r in source.regions if Path(r).is_file()}
     return Provenance(verb, ready.name, ready.digest, name, checksum, inputs, options)
 
 

@@ -69,6 +69,6 @@ def read_evaluation(path: str | Path) -> Record:
     if record.get("kind") != "evaluation":
         raise ReportError(
             f"{path} is not an evaluation (kind {record.get('kind')!r}); "
-            "`megabase evaluate --json` writes one"
+            "`megabase evaluate -o FILE.json` writes one"
         )
     return record

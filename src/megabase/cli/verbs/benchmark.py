@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 from megabase.benchmarking.config import BenchmarkConfig
 from megabase.cli.parser import Verb
 from megabase.cli.settings_options import add_settings, settings_of
-from megabase.cli.streams import note
+from megabase.cli.streams import note, say
 from megabase.errors import InputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
-    from rich.console import Console
 
 
 def _add_benchmark(parser: ArgumentParser) -> None:
@@ -44,25 +43,21 @@ def _benchmark(args: Namespace) -> int:
 
     from megabase.benchmarking.run import Stopped, run_benchmark
 
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    width = None if sys.stdout.isatty() else 160
+    console = Console(width=width, highlight=False, quiet=args.quiet)
     output = Path(config.output)
     order = [entry.name for entry in config.entries]
     try:
         run_benchmark(config, console=console, done=lambda: _write(config, output, order))
     except Stopped as stop:
-        console.print(
-            f"stopped by signal {stop.signal}; the same command with --resume goes on",
-            markup=False,
-        )
+        say(f"stopped by signal {stop.signal}; the same command with --resume goes on")
         return 128 + stop.signal
-    _finish([output], output, order, console, resamples=config.bootstrap, page=not args.no_page)
+    _finish([output], output, order, resamples=config.bootstrap, page=not args.no_page)
     return 0
 
 
 def _collect(args: Namespace) -> int:
     """Make one table of the finished runs of several sweeps."""
-    from rich.console import Console
-
     folders = [Path(word.strip()).expanduser() for word in str(args.data or "").split(",")]
     for folder in folders:
         if not (folder / "benchmark.json").is_file():
@@ -71,9 +66,7 @@ def _collect(args: Namespace) -> int:
     if output.is_dir() and any(output.iterdir()) and not args.overwrite:
         raise InputError(f"output folder {output} is not empty; add --overwrite")
     output.mkdir(parents=True, exist_ok=True)
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    page = not args.no_page
-    _finish(folders, output, [], console, resamples=int(args.bootstrap), page=page)
+    _finish(folders, output, [], resamples=int(args.bootstrap), page=not args.no_page)
     return 0
 
 
@@ -86,14 +79,9 @@ def _write(config: BenchmarkConfig, output: Path, order: list[str]) -> None:
 
 
 def _finish(
-    sources: list[Path],
-    output: Path,
-    order: list[str],
-    console: Console,
-    *,
-    resamples: int,
-    page: bool,
+    sources: list[Path], output: Path, order: list[str], *, resamples: int, page: bool
 ) -> None:
+    """Write the tables of all runs and the page, and print the main table."""
     from megabase.benchmarking.table import lines, read_records, table_of, write_tables
     from megabase.errors import MissingDependencyError
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megabase.cli.options import add_regions_option
 from megabase.cli.parser import Verb
 from megabase.cli.streams import note, show_progress
 from megabase.errors import ConfigError, MegabaseError
@@ -27,34 +29,33 @@ _SHOWN_CONTIGS = 10
 
 
 def _add_evaluate(parser: ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", type=str, help="model folder, run folder, preset or "
-        "Hub name (default: the model in the package)")  # fmt: skip
-    parser.add_argument("--genome", type=str, help="genome store")
-    parser.add_argument("--regions", nargs="+", default=[], metavar="REGION", help="what to score")
-    parser.add_argument("--train-regions", nargs="+", default=[], metavar="REGION",
-        help="where the Markov baselines are trained (default: those of the run)")  # fmt: skip
-    parser.add_argument("--no-baselines", action="store_true", help="score the model alone")
-    parser.add_argument("--max-order", type=int, default=12, help="highest order of the Markov "
-        "baselines")  # fmt: skip
-    parser.add_argument("--window", type=int, help="input positions of a forward pass (default: "
-        "the longest input of the model)")  # fmt: skip
-    parser.add_argument("--stride", type=int, help="scored bases of a window, its last ones "
-        "(default: all)")  # fmt: skip
-    parser.add_argument("--max-windows", type=int, help="most windows to score, evenly spread")
-    parser.add_argument("--context-lengths", nargs="+", type=int, metavar="BASES",
-        help="contexts of the curve (default: 64, 128, ... up to the longest input)")  # fmt: skip
-    parser.add_argument("--no-context", action="store_true", help="leave the context curve out")
-    parser.add_argument("--context-targets", type=int, default=16, help="bases of a target block "
-        "of the curve; 1 gives each exactly the stated context")  # fmt: skip
-    parser.add_argument("--context-blocks", type=int, help="target blocks of the curve (default: "
-        "2048, fewer for contexts above 2,048 bases)")  # fmt: skip
-    parser.add_argument("--batch-tokens", type=int, default=65_536, help="positions of a batch: "
-        "time and memory, not the result")  # fmt: skip
-    parser.add_argument("--device", type=str, help="cpu, cuda, cuda:1 or mps")
-    parser.add_argument("--json", type=str, metavar="FILE", help="write the result")
-    parser.add_argument("-o", "--output", type=str, metavar="FOLDER", help="write evaluation.json "
-        "and the plots there (default for a run folder: the run folder)")  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation")
+    add = parser.add_argument
+    add("model", nargs="?", type=str, help="model folder, run folder, preset or Hub name (default: "
+        "the model in the package)")  # fmt: skip
+    add("--genome", type=str, help="genome store")
+    add_regions_option(parser, "what to score")
+    add("--train-regions", nargs="+", default=[], metavar="REGION", help="where the Markov "
+        "baselines are trained (default: those of the run)")  # fmt: skip
+    add("--no-baselines", action="store_true", help="score the model alone")
+    add("--max-order", type=int, default=12, help="highest order of the Markov baselines")
+    add("--window", type=int, help="input positions of a forward pass (default: the longest input "
+        "of the model)")  # fmt: skip
+    add("--stride", type=int, help="scored bases of a window, its last ones (default: all)")
+    add("--max-windows", type=int, help="most windows to score, evenly spread")
+    add("--context-lengths", nargs="+", type=int, metavar="BASES", help="contexts of the curve "
+        "(default: 64, 128, ... up to the longest input)")  # fmt: skip
+    add("--no-context", action="store_true", help="leave the context curve out")
+    add("--context-targets", type=int, default=16, help="bases of a target block of the curve; 1 "
+        "gives each exactly the stated context")  # fmt: skip
+    add("--context-blocks", type=int, help="target blocks of the curve (default: 2048, fewer for "
+        "contexts above 2,048 bases)")  # fmt: skip
+    add("--batch-tokens", type=int, default=65_536, help="positions of a batch: time and memory, "
+        "not the result")  # fmt: skip
+    add("--device", type=str, help="cpu, cuda, cuda:1 or mps")
+    add("--json", action="store_true", help="print everything as JSON")
+    add("-o", "--output", type=str, help="folder to write evaluation.json and the plots to "
+        "(default for a run: its folder), or a .json file for the result alone")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace an earlier evaluation")
 
 
 def _evaluate(args: Namespace) -> int:
@@ -97,22 +98,29 @@ def _evaluate(args: Namespace) -> int:
             loaded.model, store, regions, options, name=args.model or loaded.name,
             train_regions=train, progress=progress,
         )  # fmt: skip
-    _print(result, console)
-    _write(result, files, console)
+    if args.json:
+        print(json.dumps(result.to_dict(), indent=2))
+    else:
+        _print(result, console)
+    _write(result, *files)
     return 0
 
 
 def _files(args: Namespace, model_run: RunData | None) -> tuple[Path | None, Path | None]:
     """Give the JSON file and the folder of the plots, checked before any work is done."""
-    folder: Path | None = None
     if args.output is not None:
-        folder = Path(args.output)
-    elif args.json is None and model_run is not None:
-        folder = model_run.path
-    file = Path(args.json) if args.json is not None else folder and folder / "evaluation.json"
-    if file is not None and (args.json is not None or file.parent.is_dir()):
+        target = Path(args.output)
+    elif model_run is not None:
+        target = model_run.path
+    else:
+        return None, None
+    if target.suffix.lower() == ".json":
+        check_output(target, args.overwrite)
+        return target, None
+    file = target / "evaluation.json"
+    if target.is_dir():
         check_output(file, args.overwrite)
-    return file, folder
+    return file, target
 
 
 def _store(args: Namespace, model_run: RunData | None) -> Genome:
@@ -148,26 +156,23 @@ def _regions(
     return regions, None if own is None else own.regions(store, "train")
 
 
-def _write(
-    result: EvaluationResult, files: tuple[Path | None, Path | None], console: Console
-) -> None:
+def _write(result: EvaluationResult, file: Path | None, folder: Path | None) -> None:
     """Write the JSON and the plots."""
-    file, folder = files
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     if file is not None:
         result.save(file)
-        console.print(f"wrote {file}", markup=False)
+        note(f"wrote {file}")
     if folder is not None:
         from megabase.errors import MissingDependencyError
         from megabase.report.plots import save_plots
 
         try:
             for path in save_plots(result.to_dict(), folder):
-                console.print(f"wrote {path}", markup=False)
+                note(f"wrote {path}")
         except MissingDependencyError as error:
             # The numbers are written; only the pictures are missing, and why is said.
-            console.print(f"no plots: {error}", markup=False)
+            note(f"no plots: {error}")
 
 
 def _print(result: EvaluationResult, console: Console) -> None:
@@ -292,11 +297,11 @@ def _with_error(value: float | None, error: float | None, digits: int = 3) -> st
 
 
 def _add_compare(parser: ArgumentParser) -> None:
-    parser.add_argument("evaluations", nargs="+", type=str, metavar="EVALUATION", help="run "
-        "folders with an evaluation.json, or such files")  # fmt: skip
-    parser.add_argument("-o", "--output", type=str, metavar="FILE", help="write the table "
-        "(Markdown)")  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    add = parser.add_argument
+    add("evaluations", nargs="+", type=str, metavar="EVALUATION", help="run folders with an "
+        "evaluation.json, or such files")  # fmt: skip
+    add("-o", "--output", type=str, metavar="FILE", help="write the table (Markdown)")
+    add("--overwrite", action="store_true", help="replace a file that exists")
 
 
 def _compare(args: Namespace) -> int:

@@ -54,7 +54,7 @@ def _add_generate(parser: ArgumentParser) -> None:
     add("--check", type=str, metavar="GENOME", help="compare with this genome (store or FASTA), "
         "such as that of the training")  # fmt: skip
     add("--kmer", type=int, default=6, help="size of the k-mers that are compared")
-    add("--json", type=str, metavar="FILE", help="write the findings as JSON")
+    add("--findings", type=str, metavar="FILE", help="write what --check finds as JSON")
     add_run_options(parser, batch_tokens=False)
 
 
@@ -129,17 +129,17 @@ def _refuse(args: Namespace) -> None:
         given = {"--kind": args.kind != "auto", "--sequence": args.sequence is not None,
                  "--strict": args.strict}  # fmt: skip
         refuse_unused(given, "for a file of prompts (--prompts)")
-    if args.json is not None and args.check is None:
-        raise OutputError("--json holds the findings of --check GENOME, which is missing")
+    if args.findings is not None and args.check is None:
+        raise OutputError("--findings holds the findings of --check GENOME, which is missing")
     if not 1 <= args.kmer <= 10:
         raise InputError(f"--kmer must lie between 1 and 10, found {args.kmer}")
     if args.output is None and (args.resume or (args.workers or 1) > 1):
         raise OutputError("--resume and --workers need --output: parts of the work lie beside it")
-    files = [Path(name) for name in (args.output, args.json) if name is not None]
+    files = [Path(name) for name in (args.output, args.findings) if name is not None]
     for file in files:
         refuse_existing(file, args.overwrite)
     if len({file.absolute() for file in files}) < len(files):
-        raise OutputError(f"--output and --json are one file, {files[0]}")
+        raise OutputError(f"--output and --findings are one file, {files[0]}")
 
 
 def _check(args: Namespace, generated: list[tuple[Generated, Provenance]], genome: Genome) -> None:
@@ -149,9 +149,9 @@ def _check(args: Namespace, generated: list[tuple[Generated, Provenance]], genom
     from megabase.inference.generation.checks import check_generated
 
     check = check_generated([one for one, _ in generated], genome, kmer=args.kmer)
-    if args.json is not None:
+    if args.findings is not None:
         about = replace(generated[0][1], genome=genome.name, genome_sha256=genome.checksum)
-        check.save(args.json, **about.to_dict())
+        check.save(args.findings, **about.to_dict())
     lines = [
         ("bases generated", f"{check.bases:,} in {len(check.sequences):,} sequences"),
         ("G and C", f"{check.gc:.3f} (genome {check.genome_gc:.3f})"),
@@ -167,8 +167,8 @@ def _check(args: Namespace, generated: list[tuple[Generated, Provenance]], genom
             lines.append((f"  generated_{row.number}", f"{match.length:,} bases of {region}"))
     for name, text in lines:
         print(f"{name:<24}{text}", file=sys.stderr if args.output is None else sys.stdout)
-    if args.json is not None:
-        note(f"wrote {args.json}")
+    if args.findings is not None:
+        note(f"wrote {args.findings}")
 
 
 # fmt: off

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 def _add_convert(parser: ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SRC", help="checkpoint file, folder with one, preset "
-        "name or Hub repository (owner/name)")  # fmt: skip
-    parser.add_argument("destination", metavar="DST", help="model folder to write")
-    parser.add_argument("--config", type=str, metavar="FILE", help="config.json to use instead of "
-        "the one next to the weights")  # fmt: skip
-    parser.add_argument("--window-shift", type=float, metavar="NUMBER", help="constant added to a "
-        "Hyena filter's window: 0.05 in the published loaders (default), 0.0 in the published "
-        "training code; no file records it")  # fmt: skip
-    parser.add_argument("--longest", type=int, metavar="POSITIONS", help="give a trained HyenaDNA "
-        "room for longer inputs: SRC is a model folder, a run folder or `default`; outputs for "
-        "inputs that it could take before stay the same")  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier model folder "
-        "of this name")  # fmt: skip
+    add = parser.add_argument
+    add("source", metavar="SRC", help="checkpoint file, folder with one, preset name or Hub "
+        "repository (owner/name)")  # fmt: skip
+    add("destination", metavar="DST", help="model folder to write")
+    add("--config", type=str, metavar="FILE", help="config.json to use instead of the one next to "
+        "the weights")  # fmt: skip
+    add("--window-shift", type=float, metavar="NUMBER", help="constant added to a Hyena filter's "
+        "window: 0.05 in the published loaders (default), 0.0 in the published training code; no "
+        "file records it")  # fmt: skip
+    add("--longest", type=int, metavar="POSITIONS", help="give a trained HyenaDNA room for longer "
+        "inputs: SRC is a model folder, a run folder or `default`; outputs for inputs that it "
+        "could take before stay the same")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace an earlier model folder of this name")
 
 
 def _convert(args: Namespace) -> int:
@@ -84,13 +84,14 @@ _PROCESS_BYTES = 500_000_000
 
 
 def _add_info(parser: ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", type=str, metavar="MODEL", help="model folder, run "
-        "folder, preset or Hub repository (default: the packaged model)")  # fmt: skip
-    parser.add_argument("--length", type=int, help="tokens of each input in the memory estimate "
-        "(default: the longest input)")  # fmt: skip
-    parser.add_argument("--batch", default=1, type=int, help="inputs in one batch of the estimate")
-    parser.add_argument("--presets", action="store_true", help="list the published shapes")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    add = parser.add_argument
+    add("model", nargs="?", type=str, metavar="MODEL", help="model folder, run folder, preset or "
+        "Hub repository (default: the packaged model)")  # fmt: skip
+    add("--length", type=int, help="tokens of each input in the memory estimate (default: the "
+        "longest input)")  # fmt: skip
+    add("--batch", default=1, type=int, help="inputs in one batch of the estimate")
+    add("--presets", action="store_true", help="list the published shapes")
+    add("--json", action="store_true", help="print everything as JSON")
 
 
 def _info(args: Namespace) -> int:

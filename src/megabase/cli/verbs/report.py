@@ -30,35 +30,32 @@ _AROUND = 24
 
 
 def _add_report(parser: ArgumentParser) -> None:
-    parser.add_argument("run", nargs="?", type=str, help="run folder of `megabase pretrain`; for a "
-        "genome page any language model (default: the model in the package)")  # fmt: skip
-    parser.add_argument("-o", "--output", type=str, metavar="FILE", help="the page (default: "
-        "report.html in the run folder, or genome.html)")  # fmt: skip
-    parser.add_argument("--evaluation", type=str, metavar="JSON", help="result of `megabase "
-        "evaluate` (default: evaluation.json in the run folder, if there)")  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace a page that exists")
-    group = parser.add_argument_group("genome page")
-    group.add_argument("--region", type=str, metavar="REGION", help="what to show: a contig, or "
-        "chr1:1,001-2,000")  # fmt: skip
-    group.add_argument("--vcf", type=str, metavar="FILE", help="variants to show (without "
-        "--region: what is around them)")  # fmt: skip
-    group.add_argument("--genome", type=str, help="genome store or FASTA")
-    group.add_argument("--genes", type=str, metavar="GFF", help="GFF3 or GTF")
-    group.add_argument("--track", nargs="+", default=[], metavar="NAME=FILE", help="more tracks: "
-        "bigWig or bedGraph (numbers), BED, narrowPeak or GFF (intervals)")  # fmt: skip
-    group.add_argument("--info", nargs="+", default=[], metavar="KEY", help="INFO fields of the "
-        "VCF for the table (default: all with one number an allele)")  # fmt: skip
-    group.add_argument("--ism", type=str, metavar="REGION", help="score every substitution of this "
-        "stretch")  # fmt: skip
-    group.add_argument("--flank", type=int, default=250, help="bases shown beside each variant")
-    group.add_argument("--window", type=int, help="bases the model reads at once (default: up to "
-        "1,024)")  # fmt: skip
-    group.add_argument("--no-model", action="store_true", help="show no model")
-    group.add_argument("--strict", action="store_true", help="refuse the first row of a file that "
-        "cannot be used, instead of leaving it out")  # fmt: skip
-    group.add_argument("--device", type=str, help="cpu, cuda, cuda:1 or mps")
-    group.add_argument("--batch-tokens", type=int, default=65_536, help="positions of a batch: "
-        "time and memory")  # fmt: skip
+    add = parser.add_argument
+    add("run", nargs="?", type=str, help="run folder of `megabase pretrain`; for a genome page any "
+        "language model (default: the model in the package)")  # fmt: skip
+    add("-o", "--output", type=str, metavar="FILE", help="the page (default: report.html in the "
+        "run folder, or genome.html)")  # fmt: skip
+    add("--evaluation", type=str, metavar="JSON", help="result of `megabase evaluate` (default: "
+        "evaluation.json in the run folder, if there)")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace a page that exists")
+    add = parser.add_argument_group("genome page").add_argument
+    add("--region", type=str, metavar="REGION", help="what to show: a contig, or chr1:1,001-2,000")
+    add("--vcf", type=str, metavar="FILE", help="variants to show (without --region: what is "
+        "around them)")  # fmt: skip
+    add("--genome", type=str, help="genome store or FASTA")
+    add("--genes", type=str, metavar="GFF", help="GFF3 or GTF")
+    add("--track", nargs="+", default=[], metavar="NAME=FILE", help="more tracks: bigWig or "
+        "bedGraph (numbers), BED, narrowPeak or GFF (intervals)")  # fmt: skip
+    add("--info", nargs="+", default=[], metavar="KEY", help="INFO fields of the VCF for the table "
+        "(default: all with one number an allele)")  # fmt: skip
+    add("--ism", type=str, metavar="REGION", help="score every substitution of this stretch")
+    add("--flank", type=int, default=250, help="bases shown beside each variant")
+    add("--window", type=int, help="bases the model reads at once (default: up to 1,024)")
+    add("--no-model", action="store_true", help="show no model")
+    add("--strict", action="store_true", help="refuse the first row of a file that cannot be used, "
+        "instead of leaving it out")  # fmt: skip
+    add("--device", type=str, help="cpu, cuda, cuda:1 or mps")
+    add("--batch-tokens", type=int, default=65_536, help="positions of a batch: time and memory")
 
 
 def _report(args: Namespace) -> int:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from megabase.cli.options import (
     MODEL,
+    add_regions_option,
     add_run_options,
     add_source_options,
     add_strict_option,
     add_variant_options,
     running,
+    source_of,
 )
 from megabase.cli.parser import Verb
 from megabase.cli.streams import note
@@ -22,17 +24,16 @@ if TYPE_CHECKING:
 
 
 def _add_score(parser: ArgumentParser) -> None:
+    add = parser.add_argument
     add_source_options(parser, ".parquet or .tsv", variants=False)
-    parser.add_argument("--strands", choices=["forward", "reverse", "both"], default="forward",
-        help="read as given, as reverse complement, or both and take the mean")  # fmt: skip
-    parser.add_argument("--context", type=int, default=0, help="bases before an interval that are "
-        "read but not scored (BED only)")  # fmt: skip
-    parser.add_argument("--window", type=int, help="positions of a forward pass, for longer "
-        "sequences (default: longest of the model)")  # fmt: skip
-    parser.add_argument("--stride", type=int, help="by how much windows move (default: half a "
-        "window)")  # fmt: skip
-    parser.add_argument("--per-base", action="store_true", help="keep the log-probability of every "
-        "base")  # fmt: skip
+    add("--strands", choices=["forward", "reverse", "both"], default="forward", help="read as "
+        "given, as reverse complement, or both and take the mean")  # fmt: skip
+    add("--context", type=int, default=0, help="bases before an interval that are read but not "
+        "scored (BED only)")  # fmt: skip
+    add("--window", type=int, help="positions of a forward pass, for longer sequences (default: "
+        "longest of the model)")  # fmt: skip
+    add("--stride", type=int, help="by how much windows move (default: half a window)")
+    add("--per-base", action="store_true", help="keep the log-probability of every base")
     add_run_options(parser)
 
 
@@ -41,12 +42,9 @@ def _score(args: Namespace) -> int:
 
     Writes one row for each sequence, to Parquet or TSV by the ending of the output.
     """
-    from megabase.data.sources import SequenceInput
     from megabase.inference.scoring import score_file
 
-    source = SequenceInput(
-        args.input, args.genome, args.kind, column=args.sequence, strict=args.strict
-    )
+    source = source_of(args, variants=False)
     with running(args, "sequences") as how:
         target = score_file(
             args.model, source, args.output, strands=args.strands, window=args.window,
@@ -68,6 +66,7 @@ def _add_variants(parser: ArgumentParser) -> None:
         "llr_window, llr_after, llr_site, masked, cosine, l2 (default: the first three; masked for "
         "a masked model)",
     )
+    add_regions_option(parser, "score and write only the records that overlap these")
     add("--prefix", type=str, default="MB", help="beginning of the INFO keys")
     add_strict_option(parser)
     add("--allow-mismatches", action="store_true", help="continue when many REF differ from the "
@@ -81,15 +80,14 @@ def _variants(args: Namespace) -> int:
     Every record is written again with its scores as INFO fields (or as a row of a table); one that
     cannot be scored keeps its line, with the reason.
     """
-    from pathlib import Path
-
     from megabase.inference.variants.vcf_file import score_variants_file
 
     with running(args, "records") as how:
         written = score_variants_file(
             args.model, args.variants, args.genome, args.output, window=args.window,
             methods=args.methods, strands=args.strands, placement=args.placement,
-            prefix=args.prefix, allow_mismatches=args.allow_mismatches, strict=args.strict, **how,
+            prefix=args.prefix, allow_mismatches=args.allow_mismatches, strict=args.strict,
+            regions=args.regions, **how,
         )  # fmt: skip
     if written is None:
         return 0  # another rank writes the output
@@ -103,16 +101,17 @@ def _variants(args: Namespace) -> int:
 
 
 def _add_ism(parser: ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", type=str, help=MODEL)
-    parser.add_argument("region", metavar="REGION", type=str, help="CONTIG:START-END, 1-based with "
-        "both ends included, such as chr1:1,001-1,200")  # fmt: skip
-    parser.add_argument("genome", metavar="GENOME", type=str, help="genome store, or FASTA file")
-    parser.add_argument("-o", "--output", required=True, type=str, help="OUT.parquet, .tsv or .npz")
+    add = parser.add_argument
+    add("model", metavar="MODEL", type=str, help=MODEL)
+    add("region", metavar="REGION", type=str, help="CONTIG:START-END, 1-based with both ends "
+        "included, such as chr1:1,001-1,200")  # fmt: skip
+    add("genome", metavar="GENOME", type=str, help="genome store, or FASTA file")
+    add("-o", "--output", required=True, type=str, help="OUT.parquet, .tsv or .npz")
     add_variant_options(parser, "as for megabase variants; the first one is drawn")
-    parser.add_argument("--bigwig", type=str, metavar="PREFIX", help="write PREFIX.METHOD.bw: at "
-        "each base the mean loss of its three substitutions")  # fmt: skip
-    parser.add_argument("--plot", type=str, metavar="FILE", help="draw a heat map under a sequence "
-        "logo (.svg, .png or .pdf)")  # fmt: skip
+    add("--bigwig", type=str, metavar="PREFIX", help="write PREFIX.METHOD.bw: at each base the "
+        "mean loss of its three substitutions")  # fmt: skip
+    add("--plot", type=str, metavar="FILE", help="draw a heat map under a sequence logo (.svg, "
+        ".png or .pdf)")  # fmt: skip
     add_run_options(parser)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from megabase.cli.options import (
     add_kind_options,
+    add_regions_option,
     add_run_options,
     add_source_options,
     refuse_unused,
@@ -24,22 +25,21 @@ if TYPE_CHECKING:
 
 
 def _add_embed(parser: ArgumentParser) -> None:
+    add = parser.add_argument
     add_source_options(parser, ".parquet, .npy, .npz, .zarr or .h5ad")
-    parser.add_argument("--layer", type=int, default=-1, help="0 for the token embedding, k for "
-        "block k, negative from the last (default: the last)")  # fmt: skip
-    parser.add_argument("--pooling", type=str, default="mean", help="mean, max, sum, first, last; "
-        "none: every base")  # fmt: skip
-    parser.add_argument("--long", type=str, default="error", help="sequences longer than the model "
-        "reads: error, chunks (pooled over all positions of all pieces) or published (plain mean "
-        "of the pieces)")  # fmt: skip
-    parser.add_argument("--strands", choices=["forward", "both"], default="forward",
-        help="read as given, or average with the reverse complement")  # fmt: skip
-    parser.add_argument("--plot", type=str, metavar="FILE", help="map of the sequences with their "
-        "nearest neighbors (.svg, .png or .pdf)")  # fmt: skip
-    parser.add_argument("--map", type=str, default="auto", help="umap, tsne or pca (default: the "
-        "first of these that is installed)")  # fmt: skip
-    parser.add_argument("--labels", type=str, metavar="TSV", help="name and label of the "
-        "sequences, two columns, for the colors of the map")  # fmt: skip
+    add("--layer", type=int, default=-1, help="0 for the token embedding, k for block k, negative "
+        "from the last (default: the last)")  # fmt: skip
+    add("--pooling", type=str, default="mean", help="mean, max, sum, first, last; none: every base")
+    add("--long", type=str, default="error", help="sequences longer than the model reads: error, "
+        "chunks (pooled over all positions) or published (plain mean of the pieces)")  # fmt: skip
+    add("--strands", choices=["forward", "both"], default="forward", help="read as given, or "
+        "average with the reverse complement")  # fmt: skip
+    add("--plot", type=str, metavar="FILE", help="map of the sequences with their nearest "
+        "neighbors (.svg, .png or .pdf)")  # fmt: skip
+    add("--map", type=str, default="auto", help="umap, tsne or pca (default: the first of these "
+        "that is installed)")  # fmt: skip
+    add("--labels", type=str, metavar="TSV", help="name and label of the sequences, two columns, "
+        "for the colors of the map")  # fmt: skip
     add_run_options(parser)
 
 
@@ -124,36 +124,33 @@ def _labels(path: Path, names: list[str]) -> list[str]:
 
 
 def _add_predict(parser: ArgumentParser) -> None:
-    parser.add_argument("model", type=str, help="folder of `megabase finetune`, or with --prompt a "
-        "language model (or `default`)")  # fmt: skip
-    parser.add_argument("--prompt", type=str, metavar="FOLDER", help="soft prompt of `megabase "
-        "prompt`, made for this model")  # fmt: skip
-    parser.add_argument("input", nargs="?", type=str, metavar="FILE", help="FASTA, a table, BED or "
-        "VCF; none for a track")  # fmt: skip
-    parser.add_argument("-o", "--output", type=str, required=True, metavar="FILE",
-        help=".parquet or .tsv; .bw or .bed for a track")  # fmt: skip
-    parser.add_argument("--genome", type=str, help="store or FASTA, for BED, VCF and tracks")
+    add = parser.add_argument
+    add("model", type=str, help="folder of `megabase finetune`, or with --prompt a language model "
+        "(or `default`)")  # fmt: skip
+    add("--prompt", type=str, metavar="FOLDER", help="soft prompt of `megabase prompt`, made for "
+        "this model")  # fmt: skip
+    add("input", nargs="?", type=str, metavar="FILE", help="FASTA, a table, BED or VCF; none for a "
+        "track")  # fmt: skip
+    add("-o", "--output", type=str, required=True, metavar="FILE", help=".parquet or .tsv; .bw or "
+        ".bed for a track")  # fmt: skip
+    add("--genome", type=str, help="store or FASTA, for BED, VCF and tracks")
     add_kind_options(parser)
-    parser.add_argument("--strands", choices=["forward", "both"], help="read as given, or average "
-        "both (default: as in training, head.strand_average)")  # fmt: skip
-    parser.add_argument("--window", type=int, help="bases that the model reads at once along a "
-        "genome (default: as many as it can), or around a variant (default: 1024)")  # fmt: skip
-    group = parser.add_argument_group("tracks")
-    group.add_argument("--regions", nargs="+", default=[], metavar="REGION", help="contigs, "
-        "regions or BED files (default: the genome)")  # fmt: skip
-    group.add_argument("--class", dest="output_class", type=str, metavar="NAME",
-        help="whose probability (default: the second of two)")  # fmt: skip
-    group.add_argument("--overlap", type=int, help="bases that windows share (default: half of "
-        "them)")  # fmt: skip
-    group.add_argument("--stitch", default="centre", choices=["centre", "before", "average"],
-        help="which window is used for a base: the one that has it nearest to its center, the one "
-        "with most DNA before it, or the average of all")  # fmt: skip
-    group.add_argument("--calls", type=str, metavar="BED", help="also write the regions above the "
-        "threshold")  # fmt: skip
-    group.add_argument("--threshold", type=float, default=0.5, help="smallest probability called")
-    group.add_argument("--min-length", type=int, default=1, help="shortest region called")
-    group.add_argument("--join", type=int, default=0, help="join regions with at most this many "
-        "bases between")  # fmt: skip
+    add("--strands", choices=["forward", "both"], help="read as given, or average both (default: "
+        "as in training, head.strand_average)")  # fmt: skip
+    add("--window", type=int, help="bases that the model reads at once along a genome (default: as "
+        "many as it can), or around a variant (default: 1024)")  # fmt: skip
+    add_regions_option(parser, "restrict a track, BED or VCF to these")
+    add = parser.add_argument_group("tracks").add_argument
+    add("--class", dest="output_class", type=str, metavar="NAME", help="whose probability "
+        "(default: the second of two)")  # fmt: skip
+    add("--overlap", type=int, help="bases that windows share (default: half of them)")
+    add("--stitch", default="centre", choices=["centre", "before", "average"], help="which window "
+        "is used for a base: the one that has it nearest to its center, the one with most DNA "
+        "before it, or the average of all")  # fmt: skip
+    add("--calls", type=str, metavar="BED", help="also write the regions above the threshold")
+    add("--threshold", type=float, default=0.5, help="smallest probability called")
+    add("--min-length", type=int, default=1, help="shortest region called")
+    add("--join", type=int, default=0, help="join regions with at most this many bases between")
     add_run_options(parser)
 
 
@@ -208,7 +205,6 @@ def _predict(args: Namespace) -> int:
         )
     refuse_unused(
         {
-            "--regions": bool(args.regions),
             "--class": args.output_class is not None,
             "--overlap": args.overlap is not None,
             "--stitch": args.stitch != "centre",
@@ -234,21 +230,20 @@ _LOGO_BASES = 120  # bases that can be read across a page
 
 
 def _add_attribute(parser: ArgumentParser) -> None:
+    add = parser.add_argument
     add_source_options(parser, ".parquet, .npz, or .bw for the intervals of a BED file")
-    parser.add_argument("--target", type=str, help="class, by name or number")
-    parser.add_argument("--method", type=str, default="integrated_gradients",
-        help="integrated_gradients, gradient_input or gradient")  # fmt: skip
-    parser.add_argument("--baseline", type=str, default="uniform", help="where integrated "
-        "gradients begin: uniform or n")  # fmt: skip
-    parser.add_argument("--steps", type=int, default=_STEPS, help="points of integrated gradients")
-    parser.add_argument("--logo", type=str, metavar="FILE", help="draw one sequence as a logo "
-        "(.svg, .png or .pdf)")  # fmt: skip
-    parser.add_argument("--logo-of", type=str, metavar="NAME", help="which sequence (default: the "
-        "first)")  # fmt: skip
-    parser.add_argument("--logo-from", type=int, default=1, help="first base of the logo, 1-based")
-    parser.add_argument("--logo-bases", type=int, default=_LOGO_BASES, help="bases of the logo")
-    parser.add_argument("--logo-stack", action="store_true", help="draw all four letters at each "
-        "base, in place of the base that stands there at the height of their sum")  # fmt: skip
+    add("--target", type=str, help="class, by name or number")
+    add("--method", type=str, default="integrated_gradients", help="integrated_gradients, "
+        "gradient_input or gradient")  # fmt: skip
+    add("--baseline", type=str, default="uniform", help="where integrated gradients begin: uniform "
+        "or n")  # fmt: skip
+    add("--steps", type=int, default=_STEPS, help="points of integrated gradients")
+    add("--logo", type=str, metavar="FILE", help="draw one sequence as a logo (.svg, .png or .pdf)")
+    add("--logo-of", type=str, metavar="NAME", help="which sequence (default: the first)")
+    add("--logo-from", type=int, default=1, help="first base of the logo, 1-based")
+    add("--logo-bases", type=int, default=_LOGO_BASES, help="bases of the logo")
+    add("--logo-stack", action="store_true", help="draw all four letters at each base, in place of "
+        "the base that stands there at the height of their sum")  # fmt: skip
     add_run_options(parser)
 
 

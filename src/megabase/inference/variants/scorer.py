@@ -327,16 +327,17 @@ def variant_table(
     records: Sequence[VcfRecord],
     scores: Sequence[tuple[AlleleScore, ...]],
     methods: Sequence[str],
-    first_record: int = 0,
+    numbers: Iterable[int] | None = None,
 ) -> pl.DataFrame:
     """Put scores into a table, one row for each alternative allele, or for a record without.
 
     Columns: contig, start, end (of REF, 0-based half-open), pos (1-based), ref, alt, id, record and
     allele (0-based numbers), one for each method and reason; null where there is no value, and no
-    reason where every method has one. `first_record` is the number of the first in its file.
+    reason where every method has one. `numbers` are those of the records in their file.
     """
     rows: list[tuple[Any, ...]] = []
-    for number, (record, alleles) in enumerate(zip(records, scores, strict=True), first_record):
+    numbers = range(len(records)) if numbers is None else numbers
+    for number, record, alleles in zip(numbers, records, scores, strict=True):
         site = (record.contig, record.position, record.position + len(record.ref),
                 one_based(record.position), record.ref)  # fmt: skip
         name = None if record.fields[2] == "." else record.fields[2]

@@ -14,6 +14,7 @@ from typing import NamedTuple, Unpack
 
 import polars as pl
 
+from megabase.data.regions import Regions, regions_of
 from megabase.data.sources import genome_store, no_file
 from megabase.errors import InputError, OutputError
 from megabase.genome.files import file_digest
@@ -24,6 +25,7 @@ from megabase.genome.vcf import (
     VcfRecord,
     check_allele,
     checked_records,
+    find_contig,
     is_bcf,
     read_vcf_header,
     read_vcf_records,
@@ -68,8 +70,9 @@ class _Survey(NamedTuple):
 
 
 def _survey(
-    path: Path, store: Genome, *, allow_mismatches: bool = False, strict: bool = False
-) -> _Survey:
+    path: Path, store: Genome, kept: Regions | None = None, *, allow_mismatches: bool = False,
+    strict: bool = False,
+) -> _Survey:  # fmt: skip
     """Read a file of variants once, against the genome, and report what can have no score.
 
     InputError when a record cannot be read, no allele can be scored, or REF differs from the genome
@@ -81,6 +84,8 @@ def _survey(
     in_order, last, position = True, None, -2
     advice = None if allow_mismatches else ", or score the rest with allow_mismatches=True"
     for record, contig, reason in checked_records(path, store, advice):
+        if not _is_kept(record, contig, kept):
+            continue
         records += 1
         name = record.contig
         if name not in contigs:
@@ -96,6 +101,13 @@ def _survey(
                 left_out.add(why, record.line, partial(why_unusable, record, store, why))
     left_out.report(usable, "alleles", "have no score")
     return _Survey(records, contigs, in_order)
+
+
+def _is_kept(record: VcfRecord, contig: int | None, kept: Regions | None) -> bool:
+    """Tell whether REF overlaps the regions; without regions every record is kept."""
+    if kept is None or contig is None:
+        return kept is None
+    return kept.touches(contig, record.position, record.position + max(1, len(record.ref)))
 
 
 class VariantRunOptions(RunOptions, total=False):
@@ -115,6 +127,7 @@ class VariantRunOptions(RunOptions, total=False):
     prefix: str
     allow_mismatches: bool
     strict: bool
+    regions: Sequence[str]
 
 
 def score_variants_file(
@@ -155,7 +168,7 @@ def score_variants_file(
     """
     source, output = Path(variants), Path(output)
     options = VariantOptions(window, methods, strands, placement)
-    prefix = running.pop("prefix", "MB")
+    prefix, regions = running.pop("prefix", "MB"), running.pop("regions", ())
     mismatches, strict = running.pop("allow_mismatches", False), running.pop("strict", False)
     require_suffix(output, (*_VCF_SUFFIXES, *TABLE_SUFFIXES))
     _require_prefix(prefix)
@@ -164,6 +177,7 @@ def score_variants_file(
     with genome_store(genome) as store:
         if not source.is_file():
             raise InputError(no_file(source))
+        kept = regions_of(store, regions) if regions else None
         header = read_vcf_header(source)
         as_vcf = output.name.lower().endswith(_VCF_SUFFIXES)
         if as_vcf:
@@ -172,11 +186,13 @@ def score_variants_file(
         def describe(scorer: VariantScorer) -> Provenance:
             nonlocal found, options
             options = scorer.options
-            found = _survey(source, store, allow_mismatches=mismatches, strict=strict)
+            found = _survey(source, store, kept, allow_mismatches=mismatches, strict=strict)
             if as_vcf:
                 _require_names(found.contigs, source)
             inputs = {source.name: file_digest(source)}
-            return replace(scorer.provenance("variants", prefix=prefix), inputs=inputs)
+            inputs |= {Path(r).name: file_digest(r) for r in regions if Path(r).is_file()}
+            more = {"regions": list(regions)} if regions else {}
+            return replace(scorer.provenance("variants", prefix=prefix, **more), inputs=inputs)
 
         def merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
             assert found is not None
@@ -197,34 +213,35 @@ def score_variants_file(
         work = Work(
             partial(_lines, prefix) if as_vcf else _table,
             partial(VariantScorer.load, model, store.path, options, batch_tokens),
-            partial(_chunks, source), _count, ".vcf" if as_vcf else ".parquet",
+            partial(_chunks, source, store.path, kept), suffix=".vcf" if as_vcf else ".parquet",
         )  # fmt: skip
         map_file(work, output, describe, merge, **running)
     return None if found is None else (found, _index(output, found))
 
 
-def _chunks(source: Path) -> Iterator[tuple[int, list[VcfRecord]]]:
-    """Read the records, with the number of the first one of each chunk."""
-    records, first = iter(read_vcf_records(source)), 0
+def _chunks(
+    source: Path, genome: Path, kept: Regions | None
+) -> Iterator[list[tuple[int, VcfRecord]]]:
+    """Read the records that are kept, with their numbers in the file."""
+    store, known = Genome(genome), dict[str, int | None]()
+    records = (
+        (number, record)
+        for number, record in enumerate(read_vcf_records(source))
+        if kept is None or _is_kept(record, find_contig(store, record.contig, known), kept)
+    )
     while chunk := list(islice(records, _CHUNK)):
-        yield first, chunk
-        first += len(chunk)
+        yield chunk
 
 
-def _count(chunk: tuple[int, list[VcfRecord]]) -> int:
-    """Count records."""
-    return len(chunk[1])
-
-
-def _table(scorer: VariantScorer, chunk: tuple[int, list[VcfRecord]]) -> pl.DataFrame:
+def _table(scorer: VariantScorer, chunk: list[tuple[int, VcfRecord]]) -> pl.DataFrame:
     """Score a chunk into the rows of a table."""
-    first, records = chunk
-    return variant_table(records, scorer.score(records), scorer.options.methods or (), first)
+    numbers, records = zip(*chunk, strict=True)
+    return variant_table(records, scorer.score(records), scorer.options.methods or (), numbers)
 
 
-def _lines(prefix: str, scorer: VariantScorer, chunk: tuple[int, list[VcfRecord]]) -> str:
+def _lines(prefix: str, scorer: VariantScorer, chunk: list[tuple[int, VcfRecord]]) -> str:
     """Score a chunk into lines of VCF."""
-    records, methods = chunk[1], scorer.options.methods or ()
+    records, methods = [record for _, record in chunk], scorer.options.methods or ()
     scored = zip(records, scorer.score(records), strict=True)
     return "".join(f"{_annotated_line(one, alleles, methods, prefix)}\n" for one, alleles in scored)
 
