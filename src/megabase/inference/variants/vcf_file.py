@@ -122,6 +122,8 @@ class VariantRunOptions(RunOptions, total=False):
         would have.
     strict
         Refuse the first allele that can have no score.
+    regions
+        Contigs, regions or BED files: only the records whose REF overlaps them are read.
     """
 
     prefix: str
