@@ -45,13 +45,13 @@ def test_score(model: mb.Model, fasta: Path, tmp_path: Path) -> None:
     out = model.score(fasta, out=tmp_path / "scores.tsv", workers=1)
     assert pl.read_csv(out, separator="\t", comment_prefix="#").height == 2
     (tmp_path / "x.bed").write_text("chr1\t10\t50\n")
-    genome = mb.Genome.build(fasta, tmp_path / "g.mb")
+    genome = mb.Genome(fasta)
     found = model.score(tmp_path / "x.bed", genome, strands="both")
     assert found.table["length"].to_list() == [40]
 
 
 def test_variants_and_mutagenesis(model: mb.Model, fasta: Path, tmp_path: Path) -> None:
-    genome = mb.Genome.build(fasta, tmp_path / "g.mb")
+    genome = mb.Genome(fasta)
     ref = CONTIG[1000]
     alt = "A" if ref != "A" else "C"
     frame = model.score_variants([f"chr1:1001:{ref}>{alt}"], genome, window=64).table
@@ -96,7 +96,7 @@ def test_finetune_predict_attribute(tmp_path: Path) -> None:
 
 
 def test_pretrain_from_settings_and_from_a_recipe(fasta: Path, tmp_path: Path) -> None:
-    genome = mb.Genome.build(fasta, tmp_path / "g.mb")
+    genome = mb.Genome(fasta)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"output: {tmp_path / 'run'}\nsteps: 2\nglobal_batch: 2\nstages: [{{length: 64}}]\n"
