@@ -45,7 +45,7 @@ def main(run: Path) -> None:
         fabric = build_fabric(config.devices, config.precision)
         fabric.launch()
         found = evaluate(model, plan_run(config, fabric).evaluations["test"], 16, fabric)
-        figures = "  ".join(f"{key} {value:.4f}" for key, value in found.figures.items())
+        figures = "  ".join(f"{key} {value:.4f}" for key, value in found.metrics.items())
         print(f"{name:<28} {figures}", flush=True)
 
 

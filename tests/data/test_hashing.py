@@ -6,12 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megabase.data.hashing import (
-    derive_key,
-    draw_bits,
+    Draws,
+    _uniform_below,
     mix64,
     permute,
-    uniform_below,
-    unit_float,
 )
 
 
@@ -27,9 +25,9 @@ def test_mixer_gives_the_published_sequence() -> None:
 
 
 def test_key_depends_on_every_word_and_their_order() -> None:
-    keys = {derive_key(*words) for words in [(1,), (1, 0), (0, 1), (2, 0), (1, 0, 0)]}
+    keys = {Draws(*words).key for words in [(1,), (1, 0), (0, 1), (2, 0), (1, 0, 0)]}
     assert len(keys) == 5
-    assert derive_key(-1) == derive_key(2**64 - 1)
+    assert Draws(-1).key == Draws(2**64 - 1).key
 
 
 @given(
@@ -37,13 +35,13 @@ def test_key_depends_on_every_word_and_their_order() -> None:
     st.integers(1, 2**63 - 1),
 )
 def test_uniform_below_is_the_high_half_of_the_exact_product(words: list[int], bound: int) -> None:
-    got = uniform_below(np.array(words, dtype=np.uint64), bound)
+    got = _uniform_below(np.array(words, dtype=np.uint64), bound)
     assert got.tolist() == [word * bound >> 64 for word in words]
 
 
 @pytest.mark.parametrize("bound", [1, 7, 64, 1000])
 def test_uniform_below_is_uniform(bound: int) -> None:
-    values = uniform_below(draw_bits(derive_key(3), np.arange(200_000)), bound)
+    values = Draws(3).below(np.arange(200_000), bound)
     counts = np.bincount(values, minlength=bound)
     expected = values.size / bound
     chi_square = ((counts - expected) ** 2 / expected).sum()
@@ -53,8 +51,8 @@ def test_uniform_below_is_uniform(bound: int) -> None:
 
 def test_bits_of_neighbouring_indices_and_keys_are_unrelated() -> None:
     indices = np.arange(50_000)
-    first = unit_float(draw_bits(derive_key(1), indices))
-    second = unit_float(draw_bits(derive_key(2), indices))
+    first = Draws(1).floats(indices)
+    second = Draws(2).floats(indices)
     assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.02
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.02
     assert first.min() >= 0.0

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megabase.data.regions import Regions
-from megabase.data.windows import RandomWindows, TiledWindows, WindowBatch, WindowSource
+from megabase.data.windows import RandomWindows, TiledWindows, WindowSource, _WindowBatch
 from megabase.errors import InputError
 
 REGIONS = Regions.of([0, 0, 1, 2], [0, 700, 50, 0], [400, 1000, 1050, 30])
 
 
-def rows(windows: WindowBatch) -> list[tuple[int, int, bool]]:
+def rows(windows: _WindowBatch) -> list[tuple[int, int, bool]]:
     return list(
         zip(
             windows.contig.tolist(),

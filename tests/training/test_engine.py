@@ -320,9 +320,9 @@ def test_of_equal_metrics_the_lower_loss_is_the_best(
     seen = [(0.5, 0.9), (0.94, 0.58), (0.94, 0.60), (0.94, 0.35), (0.93, 0.1), (0.94, 0.35)]
     results = iter(seen)
 
-    def evaluated(*_: object) -> evaluation.Evaluation:
+    def evaluated(*_: object) -> evaluation._Evaluation:
         accuracy, loss = next(results)
-        return evaluation.Evaluation(loss, {"count": 1.0}, {"accuracy": accuracy})
+        return evaluation._Evaluation(loss, {"count": 1.0}, {"accuracy": accuracy})
 
     monkeypatch.setattr(engine, "evaluate", evaluated)
     progress = Progress()

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from megabase.data.hashing import derive_key, draw_bits, unit_float
+from megabase.data.hashing import Draws
 from megabase.data.labeled import IGNORED, LabeledSequences, Ragged
 from megabase.data.vocabulary import PAD_ID, SEP_ID, text_to_ids
 from megabase.errors import InputError, TruncationWarning, warn
@@ -185,8 +185,8 @@ class LabeledBatches:
         rows = self.rows_of(stream, indices)
         reverse = np.zeros(len(rows), dtype=bool)
         if self._draw.reverse_probability:
-            key = derive_key(self._draw.seed, stream, _STRAND)
-            reverse = unit_float(draw_bits(key, indices)) < self._draw.reverse_probability
+            coins = Draws(self._draw.seed, stream, _STRAND).floats(indices)
+            reverse = coins < self._draw.reverse_probability
         if self._both:
             rows, reverse = np.tile(rows, 2), np.repeat([False, True], len(rows))
         starts = self._starts(stream, indices, rows)
@@ -229,7 +229,7 @@ class LabeledBatches:
         """Draw where in its row each segment begins: 0 first, to 1 last."""
         if self._draw.crop == 1:
             return np.zeros(len(rows))
-        drawn = unit_float(draw_bits(derive_key(self._draw.seed, stream, _CROP), indices))
+        drawn = Draws(self._draw.seed, stream, _CROP).floats(indices)
         return np.resize(drawn, len(rows))
 
     def _segment(self, values: npt.NDArray[Any], start: float) -> npt.NDArray[Any]:
@@ -242,14 +242,14 @@ class LabeledBatches:
         if kept is not None and kept[0] == (stream, epoch):
             return kept[1]
         number = np.arange(len(self), dtype=np.int64)
-        order = np.argsort(draw_bits(derive_key(self._draw.seed, stream, epoch, _ORDER), number))
+        order = np.argsort(Draws(self._draw.seed, stream, epoch, _ORDER).bits(number))
         lengths = self._rows.lengths
         if lengths.min() != lengths.max():
-            order = self._bucketed(order, derive_key(self._draw.seed, stream, epoch, _BLOCKS))
+            order = self._bucketed(order, Draws(self._draw.seed, stream, epoch, _BLOCKS))
         self._order = ((stream, epoch), order)
         return order
 
-    def _bucketed(self, order: _Ints, key: int) -> _Ints:
+    def _bucketed(self, order: _Ints, draws: Draws) -> _Ints:
         """Sort by length inside pools of blocks, then shuffle the blocks of all pools."""
         pool = self._draw.block * _POOL
         lengths = self._rows.lengths
@@ -260,7 +260,7 @@ class LabeledBatches:
         joined = np.concatenate(ordered)
         full = len(joined) // self._draw.block * self._draw.block
         blocks = joined[:full].reshape(-1, self._draw.block)
-        shuffled = np.argsort(draw_bits(key, np.arange(len(blocks), dtype=np.int64)))
+        shuffled = np.argsort(draws.bits(np.arange(len(blocks), dtype=np.int64)))
         return np.concatenate([blocks[shuffled].ravel(), joined[full:]])
 
 
@@ -278,7 +278,7 @@ def _answer_positions(length: int, demonstrations: int) -> _Ints:
     return np.arange(demonstrations + 1, dtype=np.int64) * (length + 3) + length
 
 
-def in_context_item(query: str, demonstrations: Sequence[tuple[str, str]], length: int) -> _Ints:
+def _in_context_item(query: str, demonstrations: Sequence[tuple[str, str]], length: int) -> _Ints:
     """Build an in-context prompt, int64: demonstrations, then the query.
 
     Each (sequence, label letter) pair gives its sequence, a separator, the label, a separator.
@@ -364,9 +364,9 @@ class InContextBatches:
         rows = np.empty_like(places)
         number = np.arange(len(self), dtype=np.int64)
         for epoch in np.unique(epochs):
-            key = derive_key(self._seed, stream, int(epoch), _ORDER)
+            order = Draws(self._seed, stream, int(epoch), _ORDER).bits(number)
             inside = epochs == epoch
-            rows[inside] = np.argsort(draw_bits(key, number))[places[inside]]
+            rows[inside] = np.argsort(order)[places[inside]]
         return rows
 
     def demonstrations_of(self, index: int, row: int) -> _Ints:
@@ -400,7 +400,9 @@ class InContextBatches:
             texts = [_text(self._examples, i, r) for i, r in zip(chosen, reverse, strict=False)]
             classes = [int(self._examples.labels[i]) for i in chosen]
             solved = [(text, self._letters[c]) for text, c in zip(texts, classes, strict=True)]
-            ids.append(in_context_item(_text(self._queries, row, reverse[-1]), solved, self.length))
+            ids.append(
+                _in_context_item(_text(self._queries, row, reverse[-1]), solved, self.length)
+            )
             answers.append([*classes, int(self._queries.labels[row])])
         places = _answer_positions(self.length, len(answers[0]) - 1)
         found = np.array(answers, dtype=np.int64)
@@ -415,8 +417,8 @@ class InContextBatches:
         """Draw which sequences of a prompt are read as their reverse complement."""
         if not self._probability:
             return [False] * number
-        key = derive_key(self._seed, stream, index, _STRAND)
-        drawn: Any = unit_float(draw_bits(key, np.arange(number, dtype=np.int64)))
+        draws = Draws(self._seed, stream, index, _STRAND)
+        drawn: Any = draws.floats(np.arange(number, dtype=np.int64))
         return (drawn < self._probability).tolist()
 
 

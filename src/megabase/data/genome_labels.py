@@ -220,7 +220,7 @@ def divide_rows(
     return {name: text.take(np.flatnonzero(rows)) for name, rows in parts.items() if rows.any()}
 
 
-class Features(NamedTuple):
+class _Features(NamedTuple):
     """Intervals of a genome with a class, sorted by contig."""
 
     contig: _Ints
@@ -256,7 +256,7 @@ def read_features(
     background: str = "background",
     strand: FeatureStrand = "either",
     strict: bool = False,
-) -> Features:
+) -> _Features:
     """Read features (BED, narrowPeak, broadPeak, GFF3 or GTF) and name their classes.
 
     `types` say which rows count: types of a GFF (its third column), names of a BED (its fourth).
@@ -304,7 +304,7 @@ def read_features(
     order = np.argsort(contig, kind="stable")
     start, end = table["start"].to_numpy(), table["end"].to_numpy()
     priority = tuple(dict.fromkeys(number[name] for name in names.values()))
-    return Features(contig[order], start[order], end[order], label[order], classes, priority)
+    return _Features(contig[order], start[order], end[order], label[order], classes, priority)
 
 
 def _class_of_type(types: Sequence[str], background: str) -> dict[str, str]:
@@ -371,7 +371,7 @@ def cut_tail(regions: Regions, fraction: float, least: int) -> tuple[Regions, Re
 
 
 def label_windows(
-    store: Genome, regions: Regions, features: Features, *, length: int, flank: int = 0
+    store: Genome, regions: Regions, features: _Features, *, length: int, flank: int = 0
 ) -> LabeledSequences:
     """Cut regions into windows side by side, with the class of every base.
 

@@ -36,24 +36,35 @@ def mix_word(word: int) -> int:
     return z ^ (z >> 31)
 
 
-def derive_key(*words: int) -> int:
-    """Hash integers (seed, stream, purpose, ...; low 64 bits, in order) into a 64-bit key."""
-    key = 0
-    for word in words:
-        key = mix_word(key + GOLDEN + (word & _MASK))
-    return key
+class Draws:
+    """Random numbers by index, under a key: the hash of integers (seed, stream, purpose, ...)."""
+
+    def __init__(self, *words: int) -> None:
+        self.key = 0
+        """64 bits; the low 64 bits of each word count, and their order."""
+        for word in words:
+            self.key = mix_word(self.key + GOLDEN + (word & _MASK))
+
+    def bits(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        """Give the 64 random bits of each non-negative index, of any shape."""
+        counters = np.asarray(indices, dtype=np.int64).astype(np.uint64)
+        return mix64((counters + np.uint64(1)) * np.uint64(GOLDEN) + np.uint64(self.key))
+
+    def floats(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Give float64 uniform in [0, 1), with 53 bits."""
+        return (self.bits(indices) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+    def below(
+        self, indices: npt.NDArray[np.int64], bound: int | npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Give integers uniform in [0, bound), bound in [1, 2**63)."""
+        return _uniform_below(self.bits(indices), bound)
 
 
-def draw_bits(key: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    """Give the 64 random bits (uint64) of each non-negative index, of any shape, under a key."""
-    counters = np.asarray(indices, dtype=np.int64).astype(np.uint64)
-    return mix64((counters + np.uint64(1)) * np.uint64(GOLDEN) + np.uint64(key))
-
-
-def uniform_below(
+def _uniform_below(
     bits: npt.NDArray[np.uint64], bound: int | npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Turn random bits into integers (int64) uniform in [0, bound), bound in [1, 2**63).
+    """Turn random bits into integers (int64) uniform in [0, bound).
 
     The upper half of the 128-bit product bits * bound. No value is likelier than another by more
     than bound / 2**64 (1.7e-10 for three billion positions); a remainder would favor small ones.
@@ -65,11 +76,6 @@ def uniform_below(
     middle = bits_high * b_low + ((bits_low * b_low) >> by32)
     other = bits_low * b_high + (middle & low32)
     return (bits_high * b_high + (middle >> by32) + (other >> by32)).astype(np.int64)
-
-
-def unit_float(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
-    """Turn random bits into float64 uniform in [0, 1), with 53 bits."""
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permute(

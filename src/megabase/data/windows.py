@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from megabase.data.hashing import derive_key, draw_bits, mix64, permute, uniform_below, unit_float
+from megabase.data.hashing import Draws, mix64, permute
 from megabase.data.regions import Intervals, Regions
 from megabase.errors import InputError
 from megabase.genome import alphabet
@@ -35,7 +35,7 @@ _Ints = npt.NDArray[np.int64]
 _NCounter = Callable[[npt.NDArray[np.int32], _Ints, int], _Ints]
 
 
-class WindowBatch(NamedTuple):
+class _WindowBatch(NamedTuple):
     """Windows of one length."""
 
     contig: npt.NDArray[np.int32]
@@ -69,7 +69,7 @@ class WindowSource(ABC):
         _check_numbers(np.zeros(1, np.int64), length, extra)
         return self._count(length, extra)
 
-    def draw(self, stream: int, indices: _Ints, length: int, extra: int = 0) -> WindowBatch:
+    def draw(self, stream: int, indices: _Ints, length: int, extra: int = 0) -> _WindowBatch:
         """Give the windows with these numbers; numbers past an epoch continue in the next.
 
         `indices`, int64 (n,), are running numbers inside a stage of the length warm-up (`stream`).
@@ -79,7 +79,7 @@ class WindowSource(ABC):
         numbers = _check_numbers(indices, length, extra)
         windows = self._place(stream, numbers, length, extra)
         if self.reverse_complement > 0:
-            coins = unit_float(draw_bits(derive_key(self.seed, stream, _REVERSE), numbers))
+            coins = Draws(self.seed, stream, _REVERSE).floats(numbers)
             windows = windows._replace(reverse=coins < self.reverse_complement)
         return windows
 
@@ -87,7 +87,7 @@ class WindowSource(ABC):
     def _count(self, length: int, extra: int) -> int | None: ...
 
     @abstractmethod
-    def _place(self, stream: int, numbers: _Ints, length: int, extra: int) -> WindowBatch:
+    def _place(self, stream: int, numbers: _Ints, length: int, extra: int) -> _WindowBatch:
         """Give the windows on the forward strand."""
 
     def _in_epoch(self, stream: int, numbers: _Ints, size: int) -> _Ints:
@@ -95,8 +95,7 @@ class WindowSource(ABC):
         epoch, place = np.divmod(numbers, np.int64(size))
         if not self.shuffle:
             return place
-        key = derive_key(self.seed, stream, _ORDER)
-        return permute(place, size, mix64(draw_bits(key, epoch)))
+        return permute(place, size, mix64(Draws(self.seed, stream, _ORDER).bits(epoch)))
 
 
 def _check_numbers(indices: _Ints, length: int, extra: int) -> _Ints:
@@ -155,7 +154,7 @@ class RandomWindows(WindowSource):
     def _count(self, length: int, extra: int) -> int | None:
         return None
 
-    def _place(self, stream: int, numbers: _Ints, length: int, extra: int) -> WindowBatch:
+    def _place(self, stream: int, numbers: _Ints, length: int, extra: int) -> _WindowBatch:
         wanted = length + extra
         starts = np.maximum(self.regions.end - self.regions.start - wanted + 1, 0)
         ends = np.cumsum(starts)
@@ -169,8 +168,8 @@ class RandomWindows(WindowSource):
         start = np.empty(numbers.shape, dtype=np.int64)
         pending = np.arange(numbers.size)
         for attempt in range(_ATTEMPTS):
-            key = derive_key(self.seed, stream, _POSITION, attempt)
-            place = uniform_below(draw_bits(key, numbers[pending]), total)
+            draws = Draws(self.seed, stream, _POSITION, attempt)
+            place = draws.below(numbers[pending], total)
             region = np.searchsorted(ends, place, side="right")
             contig[pending] = self.regions.contig[region]
             start[pending] = self.regions.start[region] + place - (ends - starts)[region]
@@ -185,7 +184,7 @@ class RandomWindows(WindowSource):
                 f"no window of {wanted:,} bases with at most {self.max_n_fraction:.0%} N was found "
                 f"in {_ATTEMPTS} attempts; exclude long runs of N or raise max_n_fraction"
             )
-        return WindowBatch(contig, start, wanted, _forward(numbers))
+        return _WindowBatch(contig, start, wanted, _forward(numbers))
 
 
 class TiledWindows(WindowSource):
@@ -223,7 +222,7 @@ class TiledWindows(WindowSource):
         ends = self._ends(length, extra)
         return int(ends[-1]) if ends.size else 0
 
-    def _place(self, stream: int, numbers: _Ints, length: int, extra: int) -> WindowBatch:
+    def _place(self, stream: int, numbers: _Ints, length: int, extra: int) -> _WindowBatch:
         ends = self._ends(length, extra)
         total = int(ends[-1]) if ends.size else 0
         if total == 0:
@@ -237,7 +236,7 @@ class TiledWindows(WindowSource):
         start = self.regions.start[region] + (tile - before) * length
         upper = self.regions.end[region]
         contig = self.regions.contig[region]
-        return WindowBatch(contig, start, length + extra, _forward(numbers), upper=upper)
+        return _WindowBatch(contig, start, length + extra, _forward(numbers), upper=upper)
 
 
 class IntervalWindows(WindowSource):
@@ -293,25 +292,25 @@ class IntervalWindows(WindowSource):
         contig, start, end = self.intervals
         lowest = np.maximum(self.shift[0], -start[row])
         highest = np.minimum(self.shift[1], self.contig_lengths[contig[row]] - end[row])
-        bits = draw_bits(derive_key(self.seed, stream, _SHIFT), numbers)
-        return lowest + uniform_below(bits, np.maximum(highest, lowest) - lowest + 1)
+        number = np.maximum(highest, lowest) - lowest + 1
+        return lowest + Draws(self.seed, stream, _SHIFT).below(numbers, number)
 
     def _start(self, row: _Ints, wanted: int) -> _Ints:
         """Give the first base of an interval lengthened to a window."""
         length = (self.intervals.end - self.intervals.start)[row]
         return self.intervals.start[row] - np.maximum(wanted - length, 0) // 2
 
-    def _place(self, stream: int, numbers: _Ints, length: int, extra: int) -> WindowBatch:
+    def _place(self, stream: int, numbers: _Ints, length: int, extra: int) -> _WindowBatch:
         wanted = length + extra
         row = self._in_epoch(stream, numbers, self.intervals.start.size)
         contig = self.intervals.contig[row]
         start = self._start(row, wanted) + self._shifts(stream, numbers, row)
         if self.padding == "in_place":
-            return WindowBatch(contig, start, wanted, _forward(row))
+            return _WindowBatch(contig, start, wanted, _forward(row))
         # The published loader keeps what lies on the contig and pads it on the left to full length.
         upper = np.minimum(start + wanted, self.contig_lengths[contig])
         lower = np.maximum(start, 0)
-        return WindowBatch(contig, upper - wanted, wanted, _forward(row), lower, upper)
+        return _WindowBatch(contig, upper - wanted, wanted, _forward(row), lower, upper)
 
     def touching(self, regions: Regions, length: int, extra: int = 0) -> int:
         """Count the rows whose windows (unshifted) share a position with regions to be avoided."""
@@ -348,11 +347,11 @@ class GenomeWindows:
         windows = self.source.draw(stream, indices, length, self.extra)
         codes = self.store.fetch_many(windows.contig, windows.start, windows.length)
         _pad_outside(codes, windows)
-        key = derive_key(self.source.seed, stream, _MASK_SEED)
+        seeds = Draws(self.source.seed, stream, _MASK_SEED).bits(indices)
         return {
             "codes": torch.from_numpy(codes),
             "reverse": torch.from_numpy(windows.reverse),
-            "mask_seed": torch.from_numpy(draw_bits(key, indices).view(np.int64)),
+            "mask_seed": torch.from_numpy(seeds.view(np.int64)),
         }
 
 
@@ -363,7 +362,7 @@ def count_n(store: Genome, contig: npt.NDArray[np.int32], start: _Ints, length: 
     return np.count_nonzero(codes == alphabet.N, axis=1).astype(np.int64)
 
 
-def _pad_outside(codes: npt.NDArray[np.uint8], windows: WindowBatch) -> None:
+def _pad_outside(codes: npt.NDArray[np.uint8], windows: _WindowBatch) -> None:
     """Overwrite positions outside [lower, upper) with padding; few windows have any."""
     stop = windows.start + windows.length
     if windows.upper is not None:

@@ -19,20 +19,6 @@ from megabase.genome.store import Genome
 if TYPE_CHECKING:
     from pysam import VariantFile
 
-__all__ = [
-    "VcfRecord",
-    "check_allele",
-    "check_record",
-    "checked_records",
-    "find_contig",
-    "float_info_keys",
-    "is_bcf",
-    "open_bcf",
-    "read_vcf_header",
-    "read_vcf_records",
-    "why_unplaced",
-    "why_unusable",
-]
 
 _BASES = frozenset("ACGTacgt")  # what a model can read as an allele
 _IUPAC = frozenset("ACGTN" + AMBIGUITY_LETTERS)  # what VCF allows in REF
@@ -46,22 +32,10 @@ _LONGEST_POSITION = 18  # digits of a number that fits into 64 bits
 
 @dataclass(frozen=True, slots=True)
 class VcfRecord:
-    """One record.
+    """One record; of a BCF as it is written as text.
 
-    Parameters
-    ----------
-    line
-        1-based number of its line in the file (in a BCF: of the record).
-    fields
-        Its columns, as they are in the file (of a BCF: as it is written as text).
-    contig
-        The column CHROM.
-    position
-        0-based index of the first base of REF (POS - 1; -1 is the telomere).
-    ref
-        REF, as it is.
-    alts
-        The alternative alleles, as they are; empty for a record without any.
+    `line` is its 1-based line in the file (of a BCF: the record), `position` the 0-based index of
+    the first base of REF (POS - 1; -1 is the telomere); `alts` are empty for a record without any.
     """
 
     line: int
@@ -87,7 +61,7 @@ def is_bcf(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def open_bcf(path: Path) -> Iterator[VariantFile]:
+def _open_bcf(path: Path) -> Iterator[VariantFile]:
     """Open a BCF (or VCF) file without a word on standard error about an index it does not need."""
     import pysam
 
@@ -108,7 +82,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         yield from numbered_lines(path)
         return
     try:
-        with open_bcf(path) as file:
+        with _open_bcf(path) as file:
             for line in str(file.header).splitlines():
                 yield 0, line
             for number, record in enumerate(file, start=1):
@@ -118,13 +92,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_vcf_header(path: str | Path) -> list[str]:
-    """Give the header lines of a VCF or BCF file, the line ``#CHROM`` last.
-
-    Raises
-    ------
-    InputError
-        When the file is missing, damaged, or has no header.
-    """
+    """Give the header lines of a VCF or BCF file, the line ``#CHROM`` last."""
     path, header = Path(path), []
     for number, text in _lines(path):
         if not text.startswith("#"):
@@ -154,17 +122,8 @@ def float_info_keys(header: Sequence[str]) -> list[str]:
 def read_vcf_records(path: str | Path, *, sites: bool = False) -> Iterator[VcfRecord]:
     """Stream the records of a VCF (plain, gzip, bgzip) or BCF file, in file order.
 
-    Parameters
-    ----------
-    path
-        The file.
-    sites
-        Drop the columns of the genotypes at once.
-
-    Raises
-    ------
-    InputError
-        Naming file and line of the first record that has no eight columns or no position.
+    `sites` drops the columns of the genotypes at once. An InputError names file and line of the
+    first record that has no eight columns or no position.
     """
     path = Path(path)
     read_vcf_header(path)
@@ -190,17 +149,7 @@ def read_vcf_records(path: str | Path, *, sites: bool = False) -> Iterator[VcfRe
 
 
 def check_record(record: VcfRecord, store: Genome, contig: int | None) -> Reason | None:
-    """Say why no allele of a record can be used, or None.
-
-    Parameters
-    ----------
-    record
-        The record.
-    store
-        The genome.
-    contig
-        Index of its contig; None when the genome does not have it.
-    """
+    """Say why no allele of a record can be used; `contig` is its index in the store, if any."""
     if contig is None:
         return "UNKNOWN_CONTIG"
     end = record.position + len(record.ref)
@@ -227,28 +176,11 @@ def check_allele(ref: str, alt: str) -> Reason | None:
 def checked_records(
     path: Path, store: Genome | None, advice: str | None = ""
 ) -> Iterator[tuple[VcfRecord, int | None, Reason | None]]:
-    """Stream the sites of a file with what a genome says about each.
+    """Stream the sites of a file with what a genome says: record, contig index and reason.
 
-    Parameters
-    ----------
-    path
-        The file.
-    store
-        The genome; None when there is nothing to compare with.
-    advice
-        What can be done besides taking another genome, for the error about REF of another assembly;
-        None to accept such a file.
-
-    Yields
-    ------
-    record, contig, reason
-        The record without genotypes, the index of its contig, and why none of its alleles can be
-        used (:func:`check_record`); without a genome, only ``NO_ALT`` is known.
-
-    Raises
-    ------
-    InputError
-        For a broken file; for REF of another assembly, once the whole file was read.
+    The reason is why none of its alleles can be used (:func:`check_record`); without a genome, only
+    ``NO_ALT`` is known. Once the whole file was read, an InputError for REF of another assembly,
+    with `advice` on what can be done besides taking another genome; None accepts such a file.
     """
     contigs: dict[str, int | None] = {}
     compared = mismatches = 0

@@ -128,7 +128,7 @@ def _plan(config: InContextConfig, fabric: Fabric) -> tuple[Plan, dict[str, Any]
             windows=len(rows),
             length=batches.longest,
             objective=InContext(ids, restricted=restricted, prompted=prompts),
-            figures=_metrics_of(rows, ids),
+            metrics=_metrics_of(rows, ids),
         )
         for split, rows in splits.items()
         if split != "train"
@@ -327,7 +327,7 @@ def _measure(done: Done, tune: str) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for name, windows in done.plan.evaluations.items():
         scored = evaluate(model, windows, done.plan.settings.eval_batch or 1, done.fabric)
-        found[name] = {"loss": scored.loss, **scored.figures}
+        found[name] = {"loss": scored.loss, **scored.metrics}
     return found
 
 

@@ -227,20 +227,20 @@ class LabeledRun:
         if split.kind == "nucleotides":
             return EvalSet(
                 objective=NucleotideLabels(tabulate=True),
-                table_figures=lambda table: metrics.measure_table(names, split.outputs, table),
+                table_metrics=lambda table: metrics.measure_table(names, split.outputs, table),
                 **common,
             )
         if label_tokens is None:
             return EvalSet(
                 objective=SequenceLabels(split.kind, double_sigmoid=double_sigmoid),
-                figures=lambda outputs: metrics.measure(names, split.kind, outputs, split.labels),
+                metrics=lambda outputs: metrics.measure(names, split.kind, outputs, split.labels),
                 **common,
             )
         ids = list(label_tokens.label_ids)
         # The published accuracy is stricter: the answer must win among all tokens.
         return EvalSet(
             objective=label_tokens,
-            figures=lambda outputs: {
+            metrics=lambda outputs: {
                 **metrics.measure(names, split.kind, outputs[:, ids], split.labels),
                 "strict_accuracy": strict_accuracy(outputs, split.labels, ids),
             },
@@ -345,7 +345,7 @@ def measure_splits(
         scored = evaluate(model, windows, plan.settings.eval_batch or 1, done.fabric)
         if said is not None:
             said.write(done.run / "predictions.parquet")
-        found[name] = {"loss": scored.loss, **scored.figures}
+        found[name] = {"loss": scored.loss, **scored.metrics}
         if scored.outputs is not None and split.kind != "nucleotides":
             outputs = scored.outputs if columns is None else scored.outputs[:, columns]
             kept |= {name: outputs, f"{name}_labels": split.labels}

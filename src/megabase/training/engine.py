@@ -16,6 +16,8 @@ resumed by as many processes is the same run.
 from __future__ import annotations
 
 import math
+import resource
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,7 +40,6 @@ from megabase.settings import OptimConfig, TrainConfig
 from megabase.training.checkpoint import Checkpoints, Progress, SaveModel
 from megabase.training.evaluation import Batches, EvalSet, evaluate
 from megabase.training.logging import RunLog, perplexity, ratios
-from megabase.training.memory import resident_mb
 from megabase.training.process import StopSignal
 from megabase.training.schedule import LengthSchedule, StagePoint, lr_at
 
@@ -145,7 +146,7 @@ def fit(
                     perplexity=perplexity(loss), lr=lr, grad_norm=grad_norm,
                     tokens=progress.tokens, count=sums.count, seconds=round(progress.seconds, 3),
                     tokens_per_second=lap_tokens / (progress.seconds - lap),
-                    memory_mb=resident_mb(fabric.device),
+                    memory_mb=_resident_mb(fabric.device),
                     **ratios(sums.metrics),
                 )  # fmt: skip
                 lap, lap_tokens = progress.seconds, 0
@@ -357,7 +358,7 @@ def _validate(
         loss=result.loss,
         perplexity=perplexity(result.loss),
         count=result.sums["count"],
-        **{**ratios(result.sums), **result.figures},
+        **{**ratios(result.sums), **result.metrics},
         tokens=progress.tokens,
         seconds=round(progress.seconds, 3),
         best=best,
@@ -390,6 +391,14 @@ def _keep(
     failed = torch.tensor(float(failure is not None), device=fabric.device)
     if torch.as_tensor(fabric.all_reduce(failed, reduce_op="sum")) > 0:
         raise failure or RunError("the first process could not save; see there")
+
+
+def _resident_mb(device: torch.device) -> float:
+    """Peak memory so far in MB: of the process on a CPU, of the allocator on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def _skip_text(step: int, loss: float, grad_norm: float, skipped: int, config: TrainConfig) -> str:

@@ -40,14 +40,14 @@ class EvalSet:
     """Input positions per window."""
     objective: Objective
     """Loss to report, without augmentation or weights."""
-    figures: Callable[[np.ndarray], Mapping[str, float]] | None = None
-    """Figures that are no sums over windows, such as AUROC: from the ``outputs`` (windows, K) that
+    metrics: Callable[[np.ndarray], Mapping[str, float]] | None = None
+    """Metrics that are no sums over windows, such as AUROC: from the ``outputs`` (windows, K) that
     the objective gave for all windows, in their order."""
-    table_figures: Callable[[np.ndarray], Mapping[str, float]] | None = None
+    table_metrics: Callable[[np.ndarray], Mapping[str, float]] | None = None
     """The same from the ``table`` of the objective, int64 counts that are summed over all windows:
     for so many outputs (one for every base) that they are not kept."""
     monitor: str = "loss"
-    """What decides which checkpoint is the best: the loss, or one of `figures`."""
+    """What decides which checkpoint is the best: the loss, or one of `metrics`."""
     higher: bool = False
     """Whether more of `monitor` is better."""
     on_batch: Callable[[np.ndarray, Any], None] | None = None
@@ -56,25 +56,25 @@ class EvalSet:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class _Evaluation:
     """What came out."""
 
     loss: float
     """Mean loss in nats."""
     sums: dict[str, float]
     """Sums over all windows: ``loss``, ``count`` and the objective's metrics."""
-    figures: dict[str, float]
-    """Result of ``EvalSet.figures`` and ``EvalSet.table_figures``."""
+    metrics: dict[str, float]
+    """Result of ``EvalSet.metrics`` and ``EvalSet.table_metrics``."""
     outputs: np.ndarray | None = None
-    """float32 (windows, K), when there are figures to take from them."""
+    """float32 (windows, K), when there are metrics to take from them."""
 
     def value(self, monitor: str) -> float:
-        """Give the loss, or a figure by name."""
-        return self.loss if monitor == "loss" else self.figures.get(monitor, math.nan)
+        """Give the loss, or a metric by name."""
+        return self.loss if monitor == "loss" else self.metrics.get(monitor, math.nan)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, windows: EvalSet, size: int, fabric: Fabric) -> Evaluation:
+def evaluate(model: nn.Module, windows: EvalSet, size: int, fabric: Fabric) -> _Evaluation:
     """Run a model over a fixed set. A collective: every process gets the same result.
 
     `size` are the windows per forward pass and process. The model is left in the mode it was in. A
@@ -96,13 +96,13 @@ def evaluate(model: nn.Module, windows: EvalSet, size: int, fabric: Fabric) -> E
         loss = windows.objective(model, batch)
         for name, value in {"loss": loss.loss_sum, "count": loss.count, **loss.metrics}.items():
             totals[name] = totals.get(name, torch.zeros((), device=fabric.device)) + weight * value
-        if windows.figures is not None:
+        if windows.metrics is not None:
             outputs: Any = loss.outputs
             if kept is None:
                 kept = torch.zeros(windows.windows, outputs.shape[1], device=fabric.device)
             if len(mine):
                 kept[mine[0] : mine[-1] + 1] = outputs.float()
-        if windows.table_figures is not None:
+        if windows.table_metrics is not None:
             counts: Any = loss.table
             counts = counts if len(mine) else torch.zeros_like(counts)
             table = counts if table is None else table.add_(counts)
@@ -122,11 +122,11 @@ def evaluate(model: nn.Module, windows: EvalSet, size: int, fabric: Fabric) -> E
             f"the loss over {windows.windows:,} windows is {mean}: the model's outputs are not "
             "finite; begin again from an earlier checkpoint with a lower optim.lr"
         )
-    if table is not None and windows.table_figures is not None:
+    if table is not None and windows.table_metrics is not None:
         table = torch.as_tensor(fabric.all_reduce(table, reduce_op="sum"))
-        return Evaluation(mean, sums, dict(windows.table_figures(table.cpu().numpy())))
-    if kept is None or windows.figures is None:
-        return Evaluation(mean, sums, {})
+        return _Evaluation(mean, sums, dict(windows.table_metrics(table.cpu().numpy())))
+    if kept is None or windows.metrics is None:
+        return _Evaluation(mean, sums, {})
     # Each row was filled by one process and is zero in the others.
     rows = torch.as_tensor(fabric.all_reduce(kept, reduce_op="sum")).cpu().numpy()
-    return Evaluation(mean, sums, dict(windows.figures(rows)), rows)
+    return _Evaluation(mean, sums, dict(windows.metrics(rows)), rows)

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from megabase.errors import RunError
 
 # Values of a record that are shown in their own way, or not at all.
-_NOT_FIGURES = {
+_NOT_METRICS = {
     "loss", "perplexity", "count", "tokens", "seconds", "best", "stage", "length", "lr",
     "grad_norm", "tokens_per_second", "memory_mb",
 }  # fmt: skip
@@ -35,15 +35,15 @@ def ratios(sums: Mapping[str, float]) -> dict[str, float]:
     ``PREFIX_nll`` over ``PREFIX_targets`` gives ``PREFIX_perplexity`` (none for the plain ``nll``,
     which is the loss unless targets are weighted), and ``correct`` over ``targets`` ``accuracy``.
     """
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, value in sums.items():
         prefix = name.removesuffix("nll")
         targets = sums.get(f"{prefix}targets", 0.0)
         if name.endswith("_nll") and targets:
-            figures[f"{prefix}perplexity"] = perplexity(value / targets)
+            metrics[f"{prefix}perplexity"] = perplexity(value / targets)
     if sums.get("targets") and "correct" in sums:
-        figures["accuracy"] = sums["correct"] / sums["targets"]
-    return figures
+        metrics["accuracy"] = sums["correct"] / sums["targets"]
+    return metrics
 
 
 def _duration(seconds: float) -> str:
@@ -132,7 +132,7 @@ class RunLog:
         pace = (time.monotonic() - start) / max(1, step - first)
         text = (
             f"length {values['length']:,}  loss {values['loss']:.4f}  "
-            f"{self._figures(values, 'ppl {:.3f}')}lr {values['lr']:.2e}  "
+            f"{self._metrics(values, 'ppl {:.3f}')}lr {values['lr']:.2e}  "
             f"{values['tokens_per_second']:,.0f} tok/s  "
             f"ETA {_duration(pace * (self._total - step))}  "
             f"{values['memory_mb']:,.0f} MB"
@@ -149,15 +149,15 @@ class RunLog:
         best = "  (best so far)" if values.get("best") else ""
         self._say(
             f"step {step}/{self._total}  validation loss {values['loss']:.4f}  "
-            f"{self._figures(values, 'ppl {:.4f}')}{acgt}over {values['count']:,.0f} "
+            f"{self._metrics(values, 'ppl {:.4f}')}{acgt}over {values['count']:,.0f} "
             f"{self._unit}{best}"
         )
 
-    def _figures(self, values: Mapping[str, Any], perplexity_form: str) -> str:
+    def _metrics(self, values: Mapping[str, Any], perplexity_form: str) -> str:
         if self._unit == "tokens":
             return perplexity_form.format(values["perplexity"]) + "  "
-        figures = {name: values[name] for name in values if name not in _NOT_FIGURES}
-        return "".join(f"{name} {value:.4f}  " for name, value in figures.items())
+        metrics = {name: values[name] for name in values if name not in _NOT_METRICS}
+        return "".join(f"{name} {value:.4f}  " for name, value in metrics.items())
 
     def note(self, text: str) -> None:
         """Show a line."""

@@ -1,8 +1,7 @@
-"""How much memory this process has used, and how much there is."""
+"""How much memory there is."""
 
 from __future__ import annotations
 
-import resource
 import sys
 from pathlib import Path
 
@@ -63,11 +62,3 @@ def _room(limit: Path, usage: Path) -> int | None:
         return None if text == "max" else max(0, int(text) - int(usage.read_text()))
     except (OSError, ValueError):
         return None
-
-
-def resident_mb(device: torch.device) -> float:
-    """Peak memory so far in MB: of the process on a CPU, of the allocator on a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

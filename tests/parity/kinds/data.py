@@ -14,7 +14,7 @@ from harness import Case, covers
 from published_training import published_masking
 
 from megabase.benchmarking.suites.species import SPECIES_SPLITS
-from megabase.data.batches import in_context_item
+from megabase.data.batches import _in_context_item
 from megabase.data.vocabulary import text_to_ids
 
 
@@ -226,7 +226,7 @@ def check_in_context(texts: dict[str, str], rows: list[dict[str, Any]], length: 
         assert count == row["shots"] * len(letters)
         chosen = [known[tuple(ids[i * step : i * step + length])] for i in range(count)]
         query, answer = known[tuple(ids[count * step : count * step + length])]
-        same(in_context_item(query, chosen, length), ids, row)
+        same(_in_context_item(query, chosen, length), ids, row)
         same(row["result"]["target"], token[answer], row)
         given = [letter for _, letter in chosen]
         assert all(given.count(letter) == row["shots"] for letter in letters.values())

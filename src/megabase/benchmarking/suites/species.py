@@ -190,9 +190,9 @@ def _number(record: _Record, split: str) -> int:
 
 def _part_of(number: int) -> str:
     """Deal numbers out by hash, 70 to 10 to 20, the same in every species."""
-    from megabase.data.hashing import derive_key
+    from megabase.data.hashing import Draws
 
-    place = derive_key(number) / 2**64
+    place = Draws(number).key / 2**64
     return "train" if place < 0.7 else "valid" if place < 0.8 else "test"
 
 
