@@ -13,7 +13,7 @@ from megabase.errors import MegabaseError
 from megabase.models.checkpoints.reader import Weights
 from megabase.models.deepsea.configuration import DeepSEAConfig
 from megabase.models.deepsea.convert import KIPOI_NAMES, convert, recognizes
-from megabase.models.deepsea.modeling import DeepSEAForSequenceClassification, average_logits
+from megabase.models.deepsea.modeling import DeepSEAForSequenceClassification, _average_logits
 from megabase.models.presets import PRESETS
 
 _LENGTH = 200
@@ -98,10 +98,10 @@ def test_averaged_predictions_do_not_know_the_strand(length: int) -> None:
 
 def test_averages_of_other_tasks() -> None:
     first, second = torch.randn(2, 3), torch.randn(2, 3)
-    mean = average_logits(first, second, "single_label_classification").softmax(-1)
+    mean = _average_logits(first, second, "single_label_classification").softmax(-1)
     torch.testing.assert_close(mean, (first.softmax(-1) + second.softmax(-1)) / 2)
-    assert torch.equal(average_logits(first, second, "regression"), (first + second) / 2)
-    extreme = average_logits(torch.tensor([[80.0]]), torch.tensor([[80.0]]), None)
+    assert torch.equal(_average_logits(first, second, "regression"), (first + second) / 2)
+    extreme = _average_logits(torch.tensor([[80.0]]), torch.tensor([[80.0]]), None)
     torch.testing.assert_close(extreme, torch.tensor([[80.0]]))
 
 

@@ -1,28 +1,16 @@
-"""What the families share below their heads: settings, tied tensors, generation, arguments.
-
-Shape suffixes: B sequences, L tokens.
-"""
+"""What the families share below their heads: settings, tied tensors, arguments, groups."""
 
 from __future__ import annotations
 
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
-from transformers import (
-    GenerationMixin,
-    LogitsProcessorList,
-    MaxLengthCriteria,
-    PreTrainedConfig,
-    PreTrainedModel,
-    SuppressTokensLogitsProcessor,
-)
-from transformers.utils.generic import ModelOutput, TransformersKwargs
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils.generic import TransformersKwargs
 
-from megabase.data.vocabulary import VOCABULARY
 from megabase.errors import ConfigError, InputError
 from megabase.layers.backbone import Backbone
 from megabase.layers.pooling import POOLINGS
@@ -42,11 +30,6 @@ _STANDARD = frozenset(TransformersKwargs.__annotations__) | {
 }
 """Arguments that callers of transformers models pass to any model, so that None, False or 0 in one
 of them must not stop a family that has nothing of the kind."""
-
-_SPECIAL = [number for token, number in VOCABULARY.items() if token.startswith("[")]
-"""Ids that generation never draws: only letters are DNA."""
-
-_Output = TypeVar("_Output", bound=ModelOutput)
 
 
 class Problems:
@@ -180,85 +163,6 @@ class OwnFamilyConfig:
         return {**config, "model_type": own}, rest
 
 
-class LetterGenerationMixin(GenerationMixin):
-    """``generate()`` that draws letters only.
-
-    Each token is that of a full pass over everything so far, unless the family hands on a cache.
-    :func:`megabase.inference.generate` gives the same sequences at the cost of one pass.
-    """
-
-    # What was read cannot be taken back, as assisted decoding would have to.
-    _is_stateful = True
-
-    def generate(self, *args: Any, logits_processor: Any = None, **kwargs: Any) -> Any:
-        """Generate sequences; see transformers.
-
-        Special tokens and rows of the embedding past the vocabulary are never drawn. The end token
-        that the tokenizer puts behind a prompt stays in the result and is not read: what follows
-        an end does not depend on the prompt. ConfigError when only some prompts of a batch end with
-        it, or a prompt is nothing else.
-        """
-        model: Any = self
-        prompt = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
-        end = model.config.eos_token_id
-        if prompt is not None and end is not None:
-            ends = prompt[:, -1] == end
-            if bool(ends.any()) and (not bool(ends.all()) or prompt.shape[1] == 1):
-                raise ConfigError(
-                    "some prompts end with the end token and others do not, or a prompt holds no "
-                    "letter; tokenize them with add_special_tokens=False and left padding"
-                )
-        unused = [*_SPECIAL, *range(model.config.vocab_size, model.config.vocab_rows)]
-        processors = LogitsProcessorList(logits_processor or [])
-        processors.append(SuppressTokensLogitsProcessor(unused, device=str(model.device)))
-        library: Any = super()
-        return library.generate(*args, logits_processor=processors, **kwargs)
-
-    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> Any:
-        """Give the library's criteria, with the longest input that the model really has.
-
-        The library takes ``max_position_embeddings`` for it, which published HyenaDNA sets to 0.
-        """
-        model: Any = self
-        library: Any = super()
-        found = library._get_stopping_criteria(*args, **kwargs)
-        for one in found:
-            if isinstance(one, MaxLengthCriteria):
-                one.max_position_embeddings = model.config.max_length
-        return found
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False
-
-    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Give everything read so far, as the forward pass takes it."""
-        model: Any = self
-        names = ("output_attentions", "output_hidden_states")
-        inputs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        end = model.config.eos_token_id
-        if inputs_embeds is None and end is not None:
-            read = (input_ids != end).any(dim=0)
-            if attention_mask is not None and attention_mask.shape == input_ids.shape:
-                attention_mask = attention_mask[:, read]
-            input_ids = input_ids[:, read]
-        if attention_mask is not None:
-            inputs["attention_mask"] = attention_mask
-        if inputs_embeds is None:
-            return {**inputs, "input_ids": input_ids}
-        # The mask grows with every token that is generated after the given vectors.
-        length = inputs_embeds.shape[1] if attention_mask is None else attention_mask.shape[1]
-        drawn = input_ids[:, input_ids.shape[1] - (length - inputs_embeds.shape[1]) :]
-        vectors = torch.cat([inputs_embeds, model.get_input_embeddings()(drawn)], dim=1)
-        return {**inputs, "inputs_embeds": vectors}
-
-
 class DNAModel(PreTrainedModel):
     """A language model of ours, with or without a head.
 
@@ -317,6 +221,17 @@ class DNAModel(PreTrainedModel):
             config.pad_vocab_size_multiple = 1
         return table
 
+    def _given(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """Give the argument that is there; ConfigError when not exactly one is."""
+        given = input_ids if input_ids is not None else inputs_embeds
+        if given is None or (input_ids is not None and inputs_embeds is not None):
+            raise ConfigError("give exactly one of input_ids and inputs_embeds")
+        return given
+
+    def _collects(self, wanted: bool | None) -> bool:
+        """Whether hidden states are returned: as the caller says, or else the configuration."""
+        return bool(self.config.output_hidden_states if wanted is None else wanted)
+
 
 def refuse_rest(model: nn.Module, rest: Mapping[str, Any], allowed: Iterable[str] = ()) -> None:
     """Raise ConfigError for arguments that a forward pass cannot honor.
@@ -329,8 +244,8 @@ def refuse_rest(model: nn.Module, rest: Mapping[str, Any], allowed: Iterable[str
             continue
         kind = type(model).__name__
         if name not in _STANDARD:
-            taken = [p for p in inspect.signature(model.forward).parameters if p != "rest"]
-            taken += [extra for extra in allowed if extra not in taken]
+            own = [p for p in inspect.signature(model.forward).parameters if p != "rest"]
+            taken = dict.fromkeys((*own, "return_dict", *allowed))
             raise ConfigError(
                 f"{kind} has no argument {name!r}; its forward pass takes {', '.join(taken)}"
             )
@@ -344,78 +259,12 @@ def refuse_rest(model: nn.Module, rest: Mapping[str, Any], allowed: Iterable[str
             )
 
 
-def given_once(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-    """Give the argument that is there; ConfigError when not exactly one is."""
-    given = input_ids if input_ids is not None else inputs_embeds
-    if given is None or (input_ids is not None and inputs_embeds is not None):
-        raise ConfigError("give exactly one of input_ids and inputs_embeds")
-    return given
-
-
-def collects(config: PreTrainedConfig, output_hidden_states: bool | None) -> bool:
-    """Whether hidden states are returned: as the caller says, or else the configuration."""
-    wanted = output_hidden_states
-    return bool(config.output_hidden_states if wanted is None else wanted)
-
-
-def finish(
-    model: PreTrainedModel, output: _Output, return_dict: bool | None
-) -> _Output | tuple[Any, ...]:
-    """Give an output as an object, or as a tuple where the caller or the configuration says so."""
-    wanted = model.config.return_dict if return_dict is None else return_dict
-    return output if wanted else output.to_tuple()
-
-
 def check_length(length: int, limit: int, model: str, advice: str) -> None:
     """Refuse an input of more than `limit` tokens with an InputError that names both lengths."""
     if length > limit:
         raise InputError(
             f"the input has {length:,} tokens, {model} reads {limit:,} at most; {advice}"
         )
-
-
-def fit_length(
-    ids_BL: Tensor,
-    mask_BL: Tensor | None,
-    config: Any,
-    *,
-    side: Literal["left", "right"],
-    model: str,
-) -> Tensor:
-    """Bring ids (B, L) to the one length that a model is built for, ``config.max_length``.
-
-    Where an attention mask marks the real tokens, they are laid side by side and padded with
-    ``config.pad_token_id`` on `side`, so the result does not depend on where and how far the batch
-    was padded before. Without a mask every token is real. More real tokens than that are an
-    InputError, or cut to the first ones where ``config.too_long`` is ``"trim"``.
-    """
-    length: int = config.max_length
-    batch, given = ids_BL.shape
-    if mask_BL is None:
-        if given == length:
-            return ids_BL
-        mask_BL = torch.ones_like(ids_BL)
-    mask_BL = mask_BL.bool()
-    count_B1 = mask_BL.sum(dim=1, keepdim=True)
-    if given > length and config.too_long == "error":
-        # Only a batch wider than the model pays for looking at the counts.
-        check_length(
-            int(count_B1.max()),
-            length,
-            model,
-            "shorten the sequences (special tokens count: add_special_tokens=False leaves them "
-            'out), set too_long="trim" to keep their beginning, or build the model with a larger '
-            "max_length",
-        )
-    kept_B1 = count_B1.clamp(max=length)
-    position_BL = mask_BL.cumsum(dim=1) - 1
-    wanted_BL = mask_BL & (position_BL < kept_B1)
-    if side == "left":
-        position_BL = position_BL + (length - kept_B1)
-    # One extra column takes what is not wanted.
-    position_BL = torch.where(wanted_BL, position_BL, length)
-    fitted = ids_BL.new_full((batch, length + 1), config.pad_token_id or 0)
-    return fitted.scatter(1, position_BL, ids_BL)[:, :length]
 
 
 def optimizer_groups(

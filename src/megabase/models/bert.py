@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from transformers.utils.generic import can_return_tuple
 
 from megabase.models.base import check_length, grouped_parameters, refuse_rest
-from megabase.models.heads import LossOptions, sequence_loss, token_loss
+from megabase.models.heads import sequence_loss, token_loss
 
 
 class BertLike(nn.Module):
@@ -27,41 +28,8 @@ class BertLike(nn.Module):
         """Get ready for inputs of a length, and give what the forward pass runs in."""
         return nullcontext()
 
+    @can_return_tuple
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Run the class of transformers, which takes the other arguments.
-
-        Ids, mask and types are (batch, tokens); InputError for more tokens than
-        ``config.max_position_embeddings``, ConfigError for an argument that cannot be honored.
-        """
-        given = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
-        tokens = 0 if given is None else given.shape[1]  # transformers refuses the lack of both
-        check_length(tokens, self.config.max_position_embeddings, *self._describe_limit())
-        taken = set(inspect.signature(self.library_class.forward).parameters)
-        taken |= {"output_attentions", "output_hidden_states", "return_dict"}
-        refuse_rest(self, kwargs, taken)
-        with self._ready(tokens):
-            return super().forward(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                token_type_ids=token_type_ids,
-                **{name: value for name, value in kwargs.items() if name in taken},
-            )
-
-    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Give parameters for the optimizer; biases and layer norms do not decay, as published."""
-        return grouped_parameters(self, lr, weight_decay)
-
-
-class BertSequenceClassifier(BertLike):
-    """A class of transformers with a head, whose loss is ours."""
-
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -69,33 +37,49 @@ class BertSequenceClassifier(BertLike):
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Run the class of transformers, and take the loss of its logits.
+        """Run the class of transformers, which takes the other arguments; the loss is ours.
 
+        Ids, mask and types are (batch, tokens); InputError for more tokens than
+        ``config.max_position_embeddings``, ConfigError for an argument that cannot be honored.
         Labels of a classifier are class numbers (batch,), or numbers (batch, labels), see
         ``config.problem_type``; of a masked language model ids (batch, tokens), where -100 takes no
         part.
         """
-        options = LossOptions(kwargs.pop("num_items_in_batch", None))
-        result = self._run(input_ids, attention_mask, token_type_ids, **kwargs)
+        items = None
+        if "labels" in inspect.signature(self.library_class.forward).parameters:
+            items = kwargs.pop("num_items_in_batch", None)
+        else:
+            refuse_rest(self, {"labels": labels})
+        output = self._run(input_ids, attention_mask, token_type_ids, **kwargs)
         if labels is None:
-            return result
-        if isinstance(result, tuple):
-            return (self._loss(result[0], labels, options), *result)
-        result.loss = self._loss(result.logits, labels, options)
-        return result
+            return output
+        if output.logits.dim() == 3:
+            loss = token_loss(output.logits, labels, items)
+        else:
+            loss = sequence_loss(output.logits, labels, self.config, items)
+        return type(output)(**{**output, "loss": loss})
 
     def _run(
         self, ids: Tensor | None, mask: Tensor | None, types: Tensor | None, **kwargs: Any
     ) -> Any:
         """Give the output without a loss."""
-        return super().forward(ids, mask, types, **kwargs)
+        given = ids if ids is not None else kwargs.get("inputs_embeds")
+        tokens = 0 if given is None else given.shape[1]  # transformers refuses the lack of both
+        check_length(tokens, self.config.max_position_embeddings, *self._describe_limit())
+        taken = set(inspect.signature(self.library_class.forward).parameters)
+        taken |= {"output_attentions", "output_hidden_states", "return_dict"}
+        refuse_rest(self, kwargs, taken)
+        kwargs = {name: value for name, value in kwargs.items() if name in taken}
+        parent: Any = super()
+        with self._ready(tokens):
+            return parent.forward(
+                input_ids=ids,
+                attention_mask=mask,
+                token_type_ids=types,
+                **kwargs,
+                return_dict=True,
+            )
 
-    def _loss(self, logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
-        return sequence_loss(logits, labels, self.config, options)
-
-
-class BertMaskedLM(BertSequenceClassifier):
-    """A class of transformers that predicts hidden tokens, whose loss is ours."""
-
-    def _loss(self, logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
-        return token_loss(logits, labels, options)
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Give parameters for the optimizer; biases and layer norms do not decay, as published."""
+        return grouped_parameters(self, lr, weight_decay)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from megabase.errors import ConfigError, sequence_too_long
 from megabase.layers.attention import SelfAttention
@@ -32,9 +33,6 @@ from megabase.models.base import (
     DNAModel,
     LanguageModelConfig,
     Problems,
-    collects,
-    finish,
-    given_once,
     optimizer_groups,
     refuse_rest,
 )
@@ -310,16 +308,16 @@ class DecoderModel(DecoderPreTrainedModel):
         )
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         output_attentions: bool | None = None,
         **rest: Any,
-    ) -> BaseModelOutput | tuple[Any, ...]:
+    ) -> Any:
         """Encode token ids to ``last_hidden_state`` (batch, length, width).
 
         Parameters
@@ -334,28 +332,25 @@ class DecoderModel(DecoderPreTrainedModel):
             ``config.mask_padding`` is False (the published models ignore the mask).
         output_hidden_states
             Whether to return the input of every block and the final output as well.
-        return_dict
-            Whether to return an object instead of a tuple.
         output_attentions
             Whether to return the weights of every block that attends, each (batch, heads, length,
             length): memory in the square of the length. ConfigError where no block attends.
         """
         refuse_rest(self, rest)
-        given = given_once(input_ids, inputs_embeds)
+        given = self._given(input_ids, inputs_embeds)
         if given.shape[1] > self.config.max_length:
             raise sequence_too_long(
                 given.shape[1], self.config.max_length, self.config.length_setting
             )
-        collect = collects(self.config, output_hidden_states)
+        collect = self._collects(output_hidden_states)
         attentions = self._attentions(output_attentions)
         mask = self._mixer_mask(attention_mask)
         hidden, states = self.backbone(input_ids, inputs_embeds, mask, collect, attentions)
-        output = BaseModelOutput(
+        return BaseModelOutput(
             last_hidden_state=hidden,
             hidden_states=states,
             attentions=None if attentions is None else cast("Any", tuple(attentions)),
         )
-        return finish(self, output, return_dict)
 
     def _attentions(self, wanted: bool | None) -> list[Tensor] | None:
         """Give an empty list for attention weights, where they are requested."""

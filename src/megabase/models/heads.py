@@ -3,67 +3,57 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import (
+    GenerationMixin,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SuppressTokensLogitsProcessor,
+)
 from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
-from transformers.utils.generic import ModelOutput
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
+from megabase.data.vocabulary import VOCABULARY
+from megabase.errors import ConfigError
 from megabase.layers.pooling import pool
-from megabase.models.base import (
-    DNAModel,
-    LetterGenerationMixin,
-    finish,
-    refuse_rest,
-)
+from megabase.models.base import DNAModel, check_length, grouped_parameters, refuse_rest
 
 IGNORE_INDEX = -100
 """Label that takes no part in a loss: the convention of torch and transformers."""
 
+_SPECIAL = [number for token, number in VOCABULARY.items() if token.startswith("[")]
+"""Ids that generation never draws: only letters are DNA."""
 
-class LossOptions(NamedTuple):
-    """How the caller wants a loss to be taken."""
-
-    num_items_in_batch: Tensor | int | None = None
-    """Labels in all the batches and processes of one step, which the sum is divided by; the mean
-    over this batch's own labels when None."""
-    shift_labels: Tensor | None = None
-    """Labels of a next-token head that are aligned with the logits already."""
+Strand = tuple[Tensor, Tensor | None]
+"""Hidden vectors of one strand, in its own direction, (batch, length, width), and a mask that is
+True at real tokens, (batch, length), or None."""
 
 
-_NO_OPTIONS = LossOptions()
-"""The mean over the labels of one batch, the usual case."""
+def _share(loss: Tensor, items: Tensor | int) -> Tensor:
+    """Divide a sum by the number of labels in all the batches and processes of one step."""
+    return loss / (items.to(loss.device) if isinstance(items, Tensor) else items)
 
 
-def _loss_options(
-    model: nn.Module, rest: Mapping[str, Any], allowed: tuple[str, ...] = ()
-) -> LossOptions:
-    """Take the loss's arguments, ``num_items_in_batch`` and those in `allowed`, out of the rest.
-
-    Unknown ones are a ConfigError.
-    """
-    if not rest:
-        return _NO_OPTIONS
-    refuse_rest(model, rest, ("num_items_in_batch", *allowed))
-    return LossOptions(rest.get("num_items_in_batch"), rest.get("shift_labels"))
-
-
-def _per_item(loss: Tensor, options: LossOptions) -> Tensor:
-    """Divide a sum by the number that the caller gave; leave a mean alone."""
-    number = options.num_items_in_batch
-    if number is None:
-        return loss
-    return loss / (number.to(loss.device) if isinstance(number, Tensor) else number)
-
-
-def _reduction(options: LossOptions) -> str:
-    return "mean" if options.num_items_in_batch is None else "sum"
+def _average(
+    loss: Callable[..., Tensor],
+    logits: Tensor,
+    targets: Tensor,
+    items: Tensor | int | None,
+    **options: Any,
+) -> Tensor:
+    """Give the mean of a loss over this batch's labels, or its sum over `items` labels."""
+    if items is None:
+        return loss(logits, targets, **options)
+    return _share(loss(logits, targets, reduction="sum", **options), items)
 
 
 def _wide(logits: Tensor) -> Tensor:
@@ -73,72 +63,58 @@ def _wide(logits: Tensor) -> Tensor:
 def token_loss(
     logits: Tensor,
     labels: Tensor,
-    options: LossOptions = _NO_OPTIONS,
+    items: Tensor | int | None = None,
     loss_weights: Tensor | None = None,
     pad_id: int | None = None,
 ) -> Tensor:
     """Cross entropy of logits (batch, length, rows), in float32 at least.
 
-    The labels -100 and `pad_id` take no part, and without any other the mean is NaN.
-    `loss_weights` (batch, length) weigh the sum and the mean.
+    The labels -100 and `pad_id` take no part, and without any other the mean is NaN. `items` is the
+    number that a sum is divided by, in place of the mean over this batch's labels. `loss_weights`
+    (batch, length) weigh the sum and the mean.
     """
     wide = _wide(logits).flatten(0, -2)
     labels = labels.to(logits.device).flatten()
     if pad_id is not None:
         labels = torch.where(labels == pad_id, IGNORE_INDEX, labels)
     if loss_weights is None:
-        reduction = _reduction(options)
-        loss = F.cross_entropy(wide, labels, ignore_index=IGNORE_INDEX, reduction=reduction)
-        return _per_item(loss, options)
+        return _average(F.cross_entropy, wide, labels, items, ignore_index=IGNORE_INDEX)
     losses = F.cross_entropy(wide, labels, ignore_index=IGNORE_INDEX, reduction="none")
     weights = loss_weights.to(losses).flatten() * (labels != IGNORE_INDEX)
-    if options.num_items_in_batch is None:
-        weights = weights / weights.sum()
-    return _per_item((losses * weights).sum(), options)
-
-
-def _problem_of(config: PreTrainedConfig, labels: Tensor) -> str:
-    """Name the kind of task, from the configuration or else from the labels, as transformers."""
-    if config.problem_type is not None:
-        return config.problem_type
-    if config.num_labels == 1:
-        return "regression"
-    several = labels.is_floating_point()
-    return "multi_label_classification" if several else "single_label_classification"
+    if items is None:
+        return (losses * (weights / weights.sum())).sum()
+    return _share((losses * weights).sum(), items)
 
 
 def sequence_loss(
-    logits: Tensor, labels: Tensor, config: PreTrainedConfig, options: LossOptions = _NO_OPTIONS
+    logits: Tensor,
+    labels: Tensor,
+    config: PreTrainedConfig,
+    items: Tensor | int | None = None,
+    problem: str | None = None,
 ) -> Tensor:
-    """Loss of logits (batch, labels), in float32 at least.
+    """Loss of logits (batch, labels), in float32 at least; `items` as for :func:`token_loss`.
 
-    ``config.problem_type``, else ``num_labels`` and the type of the labels, decides: cross entropy
-    of class numbers (batch,), binary cross entropy over all labels (batch, labels), or squared
-    error.
+    `problem`, else ``config.problem_type``, else ``num_labels`` and the type of the labels, chooses
+    cross entropy of class numbers (batch,), binary cross entropy over all labels (batch, labels),
+    or squared error.
     """
-    logits, labels, reduction = _wide(logits), labels.to(logits.device), _reduction(options)
-    match _problem_of(config, labels):
-        case "regression":
-            targets = labels.reshape(-1).to(logits.dtype)
-            loss = F.mse_loss(logits.reshape(-1), targets, reduction=reduction)
-        case "single_label_classification":
-            loss = F.cross_entropy(logits, labels.reshape(-1).long(), reduction=reduction)
-        case _:
-            return binary_loss(logits, labels, options)
-    return _per_item(loss, options)
-
-
-def binary_loss(logits: Tensor, labels: Tensor, options: LossOptions = _NO_OPTIONS) -> Tensor:
-    """Binary cross entropy of logits and labels of one shape, in float32 at least."""
-    logits = _wide(logits)
-    targets = labels.to(logits)
-    reduction = _reduction(options)
-    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction=reduction)
-    return _per_item(loss, options)
+    logits, labels = _wide(logits), labels.to(logits.device)
+    problem = problem or config.problem_type
+    if problem is None and config.num_labels == 1:
+        problem = "regression"
+    if problem == "regression":
+        targets = labels.reshape(-1).to(logits.dtype)
+        return _average(F.mse_loss, logits.reshape(-1), targets, items)
+    if problem == "single_label_classification" or (
+        problem is None and not labels.is_floating_point()
+    ):
+        return _average(F.cross_entropy, logits, labels.reshape(-1).long(), items)
+    return _average(F.binary_cross_entropy_with_logits, logits, labels.to(logits), items)
 
 
 @dataclass
-class LanguageModelOutput(ModelOutput):
+class _LanguageModelOutput(ModelOutput):
     """Predictions of a language model."""
 
     loss: Tensor | None = None
@@ -153,22 +129,16 @@ class LanguageModelOutput(ModelOutput):
     """Attention weights of the blocks that have them, when they were requested."""
 
 
-class Strand(NamedTuple):
-    """Hidden vectors of one strand, in its own direction."""
-
-    hidden: Tensor
-    """Shape (batch, length, width)."""
-    mask: Tensor | None
-    """True at real tokens, shape (batch, length)."""
-
-
-class Head(DNAModel):
+class _Head(DNAModel):
     """A base model with something on top; a family adds its configuration and its base model."""
 
     base_class: ClassVar[type[PreTrainedModel]]
     """The family's model without a head, which is kept under ``base_model_prefix``."""
     encoder_options: ClassVar[tuple[str, ...]] = ()
     """Arguments of the base model beyond those that all families have."""
+    loss_arguments: ClassVar[tuple[str, ...]] = ()
+    """Arguments that concern the loss alone, beyond the number of items."""
+    output_class: ClassVar[Any]
 
     def __init__(self, config: Any, **_: Any) -> None:
         super().__init__(config)
@@ -180,10 +150,69 @@ class Head(DNAModel):
         """Add the layer on top; a linear classifier unless a subclass has another."""
         self.score = nn.Linear(config.d_model, config.num_labels or 2, bias=config.head_bias)
 
-    def _encode(self, rest: Mapping[str, Any], **inputs: Any) -> Any:
-        """Run the base model, with what it takes of the arguments left over."""
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **rest: Any,
+    ) -> Any:
+        """Predict tokens, or classify sequences or nucleotides.
+
+        Logits are (batch, length, config.vocab_rows) of a language model, rows past the vocabulary
+        included; (batch, num_labels) or (batch, length, num_labels) of a classifier, the mean over
+        the strands that are scored. With `labels` there is a loss.
+
+        Parameters
+        ----------
+        input_ids, inputs_embeds, output_hidden_states
+            As for the base model. A Caduceus classifier that conjoins strands takes ids (batch,
+            length, 2), as given and of the reverse complement; or (batch, length), whose tokens it
+            reverses and complements itself; or embeddings (batch, length, width, 2). The hidden
+            states are those of the strand as given.
+        attention_mask
+            1 at real tokens; of a conjoined input, one mask holds for both strands when ids of both
+            are given. When it is missing, tokens other than ``config.pad_token_id`` are real.
+            In a decoder, pooling ``hf`` looks at pad tokens only, never at the mask.
+        labels
+            Of a language model: token ids (batch, length), aligned with `input_ids`; next-token
+            models shift them by one inside, the library's habit. Pad tokens take part in next-token
+            models unless they are set to -100, and do not in masked ones.
+            Of sequences: class numbers (batch,), floats (batch,) or (batch, 1) for regression, or
+            0/1 vectors (batch, num_labels), by ``config.problem_type`` or else by their number and
+            type. Of nucleotides: class numbers (batch, length), in the direction of the strand as
+            given. Where they are per position, -100 takes no part.
+        **rest
+            Further arguments of the base model (``encoder_options``); ``num_items_in_batch`` of
+            transformers; of next-token models ``shift_labels`` of transformers; of masked ones
+            ``loss_weights``, the weights of labels in the mean, shape (batch, length).
+        """
+        refuse_rest(self, rest, ("num_items_in_batch", *self.loss_arguments, *self.encoder_options))
+        strands, states = self._strands(
+            rest,
+            input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=output_hidden_states,
+        )
+        logits = self._logits(strands)
+        loss = self._loss(logits, labels, rest)
+        return self.output_class(loss=loss, logits=logits, **states)
+
+    def _strands(
+        self, rest: Mapping[str, Any], input_ids: Tensor | None, **inputs: Any
+    ) -> tuple[list[Strand], dict[str, Any]]:
+        """Give the strands that are scored, and what an output hands on from the base model's."""
         extra = {name: rest[name] for name in self.encoder_options if name in rest}
-        return self.base_model(**inputs, **extra, return_dict=True)
+        encoded = self.base_model(input_ids=input_ids, **inputs, **extra, return_dict=True)
+        mask = self._real_tokens(input_ids, inputs["attention_mask"])
+        names = ("cache", "hidden_states", "attentions")
+        states = {name: getattr(encoded, name, None) for name in names}
+        states = {name: value for name, value in states.items() if value is not None}
+        return [(encoded.last_hidden_state, mask)], states
 
     def _real_tokens(
         self, input_ids: Tensor | None, attention_mask: Tensor | None
@@ -194,28 +223,20 @@ class Head(DNAModel):
             return attention_mask
         return input_ids != pad
 
-    def _strands(
-        self, rest: Mapping[str, Any], input_ids: Tensor | None, **inputs: Any
-    ) -> tuple[list[Strand], dict[str, Any]]:
-        """Give the strands that a classifier scores, and the hidden states and attentions."""
-        encoded = self._encode(rest, input_ids=input_ids, **inputs)
-        mask = self._real_tokens(input_ids, inputs["attention_mask"])
-        return [Strand(encoded.last_hidden_state, mask)], _states(encoded)
+    def _logits(self, strands: list[Strand]) -> Tensor:
+        """Score every strand, and average."""
+        raise NotImplementedError
+
+    def _loss(self, logits: Tensor, labels: Tensor | None, rest: dict[str, Any]) -> Tensor | None:
+        """Give the loss, where there are labels."""
+        raise NotImplementedError
 
 
-def _states(encoded: Any) -> dict[str, Any]:
-    """Give what the output of a head hands on from the base model's."""
-    names = ("cache", "hidden_states", "attentions")
-    found = {name: getattr(encoded, name, None) for name in names}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-class _LanguageModel(Head):
+class _LanguageModel(_Head):
     """The base model with scores of tokens at every position."""
 
     lm_head: nn.Module
-    loss_arguments: ClassVar[tuple[str, ...]]
-    """Arguments that concern the loss alone."""
+    output_class = _LanguageModelOutput
 
     def _add_head(self, config: Any) -> None:
         self.lm_head = nn.Linear(config.d_model, config.vocab_rows, bias=False)
@@ -228,61 +249,94 @@ class _LanguageModel(Head):
         """Replace the head."""
         self.lm_head = new_embeddings
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        **rest: Any,
-    ) -> LanguageModelOutput | tuple[Any, ...]:
-        """Predict tokens: logits (batch, length, config.vocab_rows), and the loss of `labels`.
-
-        Parameters
-        ----------
-        input_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict
-            As for the base model.
-        labels
-            Token ids to predict, shape (batch, length), aligned with `input_ids`; next-token
-            models shift them by one inside, the library's habit. The value -100 takes no part; pad
-            tokens do in next-token models unless they are set to it, and do not in masked ones.
-        **rest
-            Further arguments of the base model (``encoder_options``); ``num_items_in_batch`` of
-            transformers; of next-token models ``shift_labels`` of transformers; of masked ones
-            ``loss_weights``, the weights of labels in the mean, shape (batch, length).
-        """
-        options = _loss_options(self, rest, (*self.loss_arguments, *self.encoder_options))
-        encoded = self._encode(
-            rest,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            output_hidden_states=output_hidden_states,
-        )
-        logits = self.lm_head(encoded.last_hidden_state)
-        loss = self._loss(logits, labels, options, rest)
-        output = LanguageModelOutput(loss=loss, logits=logits, **_states(encoded))
-        return finish(self, output, return_dict)
-
-    def _loss(
-        self, logits: Tensor, labels: Tensor | None, options: LossOptions, rest: Mapping[str, Any]
-    ) -> Tensor | None:
-        raise NotImplementedError
+    def _logits(self, strands: list[Strand]) -> Tensor:
+        return self.lm_head(strands[0][0])
 
 
-class CausalLM(LetterGenerationMixin, _LanguageModel):
-    """The base model with the next-token head it is pretrained with."""
+class CausalLM(GenerationMixin, _LanguageModel):
+    """The base model with the next-token head it is pretrained with.
+
+    ``generate()`` draws letters only. Each token is that of a full pass over everything so far,
+    unless the family hands on a cache; :func:`megabase.inference.generate` gives the same sequences
+    at the cost of one pass.
+    """
 
     loss_arguments = ("shift_labels",)
+    # What was read cannot be taken back, as assisted decoding would have to.
+    _is_stateful = True
 
-    def _loss(
-        self, logits: Tensor, labels: Tensor | None, options: LossOptions, rest: Mapping[str, Any]
-    ) -> Tensor | None:
-        if options.shift_labels is not None:
-            return token_loss(logits, options.shift_labels, options)
-        return None if labels is None else token_loss(logits[:, :-1], labels[:, 1:], options)
+    def _loss(self, logits: Tensor, labels: Tensor | None, rest: dict[str, Any]) -> Tensor | None:
+        items, aligned = rest.get("num_items_in_batch"), rest.get("shift_labels")
+        if aligned is not None:
+            return token_loss(logits, aligned, items)
+        return None if labels is None else token_loss(logits[:, :-1], labels[:, 1:], items)
+
+    def generate(self, *args: Any, logits_processor: Any = None, **kwargs: Any) -> Any:
+        """Generate sequences; see transformers.
+
+        Special tokens and rows of the embedding past the vocabulary are never drawn. The end token
+        that the tokenizer puts behind a prompt stays in the result and is not read: what follows an
+        end does not depend on the prompt. ConfigError when only some prompts of a batch end with
+        it, or a prompt is nothing else.
+        """
+        config: Any = self.config
+        prompt = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+        end = config.eos_token_id
+        if prompt is not None and end is not None:
+            ends = prompt[:, -1] == end
+            if bool(ends.any()) and (not bool(ends.all()) or prompt.shape[1] == 1):
+                raise ConfigError(
+                    "some prompts end with the end token and others do not, or a prompt holds no "
+                    "letter; tokenize them with add_special_tokens=False and left padding"
+                )
+        unused = [*_SPECIAL, *range(config.vocab_size, config.vocab_rows)]
+        processors = LogitsProcessorList(logits_processor or [])
+        processors.append(SuppressTokensLogitsProcessor(unused, device=str(self.device)))
+        library: Any = super()
+        return library.generate(*args, logits_processor=processors, **kwargs)
+
+    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> Any:
+        """Give the library's criteria, with the longest input that the model really has.
+
+        The library takes ``max_position_embeddings`` for it, which published HyenaDNA sets to 0.
+        """
+        config: Any = self.config
+        library: Any = super()
+        found = library._get_stopping_criteria(*args, **kwargs)
+        for one in found:
+            if isinstance(one, MaxLengthCriteria):
+                one.max_position_embeddings = config.max_length
+        return found
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Give everything read so far, as the forward pass takes it."""
+        names = ("output_attentions", "output_hidden_states")
+        inputs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        end = self.config.eos_token_id
+        if inputs_embeds is None and end is not None:
+            read = (input_ids != end).any(dim=0)
+            if attention_mask is not None and attention_mask.shape == input_ids.shape:
+                attention_mask = attention_mask[:, read]
+            input_ids = input_ids[:, read]
+        if attention_mask is not None:
+            inputs["attention_mask"] = attention_mask
+        if inputs_embeds is None:
+            return {**inputs, "input_ids": input_ids}
+        # The mask grows with every token that is generated after the given vectors.
+        length = inputs_embeds.shape[1] if attention_mask is None else attention_mask.shape[1]
+        drawn = input_ids[:, input_ids.shape[1] - (length - inputs_embeds.shape[1]) :]
+        vectors = torch.cat([inputs_embeds, self.get_input_embeddings()(drawn)], dim=1)
+        return {**inputs, "inputs_embeds": vectors}
 
 
 class MaskedLM(_LanguageModel):
@@ -290,88 +344,29 @@ class MaskedLM(_LanguageModel):
 
     loss_arguments = ("loss_weights",)
 
-    def _loss(
-        self, logits: Tensor, labels: Tensor | None, options: LossOptions, rest: Mapping[str, Any]
-    ) -> Tensor | None:
+    def _loss(self, logits: Tensor, labels: Tensor | None, rest: dict[str, Any]) -> Tensor | None:
         if labels is None:
             return None
-        pad_id = self.config.pad_token_id
-        return token_loss(logits, labels, options, rest.get("loss_weights"), pad_id)
+        items, weights = rest.get("num_items_in_batch"), rest.get("loss_weights")
+        return token_loss(logits, labels, items, weights, self.config.pad_token_id)
 
 
-class _Classifier(Head):
-    """The base model with a linear head for labels."""
-
-    output_class: ClassVar[Any]
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        **rest: Any,
-    ) -> SequenceClassifierOutput | TokenClassifierOutput | tuple[Any, ...]:
-        """Classify sequences or nucleotides.
-
-        Logits are (batch, num_labels) or (batch, length, num_labels), the mean over the strands
-        that are scored.
-
-        Parameters
-        ----------
-        input_ids, inputs_embeds, output_hidden_states, return_dict
-            As for the base model. A Caduceus that conjoins strands takes ids (batch, length, 2),
-            as given and of the reverse complement; or (batch, length), whose tokens it reverses
-            and complements itself; or embeddings (batch, length, width, 2). The hidden states are
-            those of the strand as given.
-        attention_mask
-            1 at real tokens; of a conjoined input, one mask holds for both strands when ids of both
-            are given. When it is missing, tokens other than ``config.pad_token_id`` are real.
-            In a decoder, pooling ``hf`` looks at pad tokens only, never at the mask.
-        labels
-            Of sequences: class numbers (batch,), floats (batch,) or (batch, 1) for regression, or
-            0/1 vectors (batch, num_labels), by ``config.problem_type`` or else by their number and
-            type. Of nucleotides: class numbers (batch, length), in the direction of the strand as
-            given; -100 takes no part.
-        **rest
-            Further arguments of the base model, and ``num_items_in_batch`` of transformers.
-        """
-        options = _loss_options(self, rest, self.encoder_options)
-        strands, states = self._strands(
-            rest,
-            input_ids,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            output_hidden_states=output_hidden_states,
-        )
-        logits = self._logits(strands)
-        loss = None if labels is None else self._loss(logits, labels, options)
-        return finish(self, self.output_class(loss=loss, logits=logits, **states), return_dict)
-
-    def _logits(self, strands: list[Strand]) -> Tensor:
-        """Score every strand, and average."""
-        raise NotImplementedError
-
-    def _loss(self, logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
-        raise NotImplementedError
-
-
-class SequenceClassifier(_Classifier):
+class SequenceClassifier(_Head):
     """The base model, pooled over positions, with a linear head for labels of sequences."""
 
     output_class = SequenceClassifierOutput
 
     def _logits(self, strands: list[Strand]) -> Tensor:
-        scores = [self.score(pool(hidden, self.config.pooling, mask)) for hidden, mask in strands]
+        config: Any = self.config
+        scores = [self.score(pool(hidden, config.pooling, mask)) for hidden, mask in strands]
         return scores[0] if len(scores) == 1 else torch.stack(scores).mean(dim=0)
 
-    def _loss(self, logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
-        return sequence_loss(logits, labels, self.config, options)
+    def _loss(self, logits: Tensor, labels: Tensor | None, rest: dict[str, Any]) -> Tensor | None:
+        items = rest.get("num_items_in_batch")
+        return None if labels is None else sequence_loss(logits, labels, self.config, items)
 
 
-class TokenClassifier(_Classifier):
+class TokenClassifier(_Head):
     """The base model with a linear head at every position, for labels of nucleotides."""
 
     output_class = TokenClassifierOutput
@@ -380,8 +375,9 @@ class TokenClassifier(_Classifier):
         scores = [self.score(hidden) for hidden, _ in strands]
         return scores[0] if len(scores) == 1 else (scores[0] + scores[1].flip(1)) / 2
 
-    def _loss(self, logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
-        return token_loss(logits, labels, options)
+    def _loss(self, logits: Tensor, labels: Tensor | None, rest: dict[str, Any]) -> Tensor | None:
+        items = rest.get("num_items_in_batch")
+        return None if labels is None else token_loss(logits, labels, items)
 
 
 class SupervisedClassifier(PreTrainedModel):
@@ -391,6 +387,8 @@ class SupervisedClassifier(PreTrainedModel):
     base_model_prefix = ""
     prediction_options: ClassVar[tuple[str, ...]] = ()
     """Arguments of :meth:`predict` beyond ids and mask."""
+    shown_name: ClassVar[str]
+    """Name in the message about longer inputs."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -405,29 +403,30 @@ class SupervisedClassifier(PreTrainedModel):
         elif isinstance(module, nn.BatchNorm1d):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-            for name, value in (
-                ("running_mean", 0),
-                ("running_var", 1),
-                ("num_batches_tracked", 0),
-            ):
+            initial = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
+            for name, value in initial.items():
                 init.constant_(getattr(module, name), value)
 
     def predict(self, input_ids: Tensor, attention_mask: Tensor | None, **options: Any) -> Tensor:
         """Give logits (batch, labels)."""
         raise NotImplementedError
 
-    def loss(self, logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
         """Give the loss of logits (batch, labels)."""
-        return sequence_loss(logits, labels, self.config, options)
+        return sequence_loss(logits, labels, self.config, items)
 
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Give parameters for the optimizer; biases, norms and the embedding do not decay."""
+        return grouped_parameters(self, lr, weight_decay, decay_embeddings=False)
+
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        return_dict: bool | None = None,
         **rest: Any,
-    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
+    ) -> Any:
         """Score sequences: ``logits`` (batch, labels), and the ``loss`` of `labels`.
 
         Parameters
@@ -442,8 +441,44 @@ class SupervisedClassifier(PreTrainedModel):
         **rest
             What :meth:`predict` takes, and ``num_items_in_batch`` of transformers.
         """
-        options = _loss_options(self, rest, self.prediction_options)
+        refuse_rest(self, rest, ("num_items_in_batch", *self.prediction_options))
         own = {name: rest[name] for name in self.prediction_options if name in rest}
         logits: Any = self.predict(input_ids, attention_mask, **own)
-        loss: Any = None if labels is None else self.loss(logits, labels, options)
-        return finish(self, SequenceClassifierOutput(loss=loss, logits=logits), return_dict)
+        items = rest.get("num_items_in_batch")
+        loss: Any = None if labels is None else self.loss(logits, labels, items)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def _fit_length(self, ids_BL: Tensor, mask_BL: Tensor | None, side: str) -> Tensor:
+        """Bring ids to the one length of the network, ``config.max_length``.
+
+        Where an attention mask marks the real tokens, they are laid side by side and padded on
+        `side`, so the result does not depend on where and how far the batch was padded before.
+        """
+        config: Any = self.config
+        length: int = config.max_length
+        batch, given = ids_BL.shape
+        if mask_BL is None:
+            if given == length:
+                return ids_BL
+            mask_BL = torch.ones_like(ids_BL)
+        mask_BL = mask_BL.bool()
+        count_B1 = mask_BL.sum(dim=1, keepdim=True)
+        if given > length and config.too_long == "error":
+            # Only a batch wider than the model pays for looking at the counts.
+            check_length(
+                int(count_B1.max()),
+                length,
+                self.shown_name,
+                "shorten the sequences (special tokens count: add_special_tokens=False leaves them "
+                'out), set too_long="trim" to keep their beginning, or build the model with a '
+                "larger max_length",
+            )
+        kept_B1 = count_B1.clamp(max=length)
+        position_BL = mask_BL.cumsum(dim=1) - 1
+        wanted_BL = mask_BL & (position_BL < kept_B1)
+        if side == "left":
+            position_BL = position_BL + (length - kept_B1)
+        # One extra column takes what is not wanted.
+        position_BL = torch.where(wanted_BL, position_BL, length)
+        fitted = ids_BL.new_full((batch, length + 1), config.pad_token_id or 0)
+        return fitted.scatter(1, position_BL, ids_BL)[:, :length]

@@ -18,7 +18,7 @@ import torch
 from transformers import BigBirdForMaskedLM, BigBirdForSequenceClassification, BigBirdModel
 from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
 
-from megabase.models.bert import BertLike, BertMaskedLM, BertSequenceClassifier
+from megabase.models.bert import BertLike
 from megabase.models.bigbird.configuration import GenomicBigBirdConfig
 
 
@@ -82,14 +82,14 @@ class GenomicBigBirdModel(_BigBird, BigBirdModel):  # pyright: ignore
     library_class = BigBirdModel
 
 
-class GenomicBigBirdForMaskedLM(BertMaskedLM, _BigBird, BigBirdForMaskedLM):  # pyright: ignore
+class GenomicBigBirdForMaskedLM(_BigBird, BigBirdForMaskedLM):  # pyright: ignore
     """Encoder with a head that predicts hidden tokens."""
 
     library_class = BigBirdForMaskedLM
 
 
 class GenomicBigBirdForSequenceClassification(  # pyright: ignore
-    BertSequenceClassifier, _BigBird, BigBirdForSequenceClassification
+    _BigBird, BigBirdForSequenceClassification
 ):
     """Encoder with transformers' head (dense, activation, linear) on the first token."""
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from megabase.errors import ConfigError
 from megabase.layers.mamba import BidirectionalBlock, BidirectionalMamba
@@ -27,7 +28,7 @@ from megabase.layers.rcps import (
     split_strands,
     strand_add_norm,
 )
-from megabase.models.base import collects, finish, given_once, refuse_rest
+from megabase.models.base import refuse_rest
 from megabase.models.caduceus.configuration import CaduceusConfig, complement_list
 from megabase.models.heads import (
     MaskedLM,
@@ -148,15 +149,15 @@ class CaduceusModel(_CaduceusPreTrainedModel):
         self.backbone = _Backbone(config)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         **rest: Any,
-    ) -> BaseModelOutput | tuple[Any, ...]:
+    ) -> Any:
         """Encode token ids to ``last_hidden_state`` (batch, length, ``config.hidden_size``).
 
         In an equivariant model the first half of the channels belongs to the strand as given, the
@@ -166,7 +167,7 @@ class CaduceusModel(_CaduceusPreTrainedModel):
         ``config.hidden_size`` channels (ConfigError for another width).
         """
         refuse_rest(self, rest)
-        given_once(input_ids, inputs_embeds)
+        self._given(input_ids, inputs_embeds)
         if inputs_embeds is None:
             hidden = self.backbone.embeddings(cast("Tensor", input_ids))
         elif inputs_embeds.shape[-1] != self.config.hidden_size:
@@ -177,10 +178,9 @@ class CaduceusModel(_CaduceusPreTrainedModel):
             )
         else:
             hidden = inputs_embeds
-        collect = collects(self.config, output_hidden_states)
+        collect = self._collects(output_hidden_states)
         hidden, states = self.backbone(hidden, self.mixer_mask(attention_mask), collect)
-        output = BaseModelOutput(last_hidden_state=hidden, hidden_states=cast("Any", states))
-        return finish(self, output, return_dict)
+        return BaseModelOutput(last_hidden_state=hidden, hidden_states=cast("Any", states))
 
 
 class CaduceusForMaskedLM(_CaduceusPreTrainedModel, MaskedLM):
@@ -225,7 +225,7 @@ class _Classifier(_CaduceusPreTrainedModel):
         self, rest: Mapping[str, Any], input_ids: Tensor | None, **inputs: Any
     ) -> tuple[list[Strand], dict[str, Any]]:
         mask, inputs_embeds = inputs.pop("attention_mask"), inputs.pop("inputs_embeds")
-        given = given_once(input_ids, inputs_embeds)
+        given = self._given(input_ids, inputs_embeds)
         batch, conjoins = len(given), self._conjoins()
         if conjoins:
             input_ids, mask, inputs_embeds = self._both(input_ids, mask, inputs_embeds)
@@ -235,21 +235,20 @@ class _Classifier(_CaduceusPreTrainedModel):
                 f"{tuple(given.shape)}; both strands are read with conjoin_train, or in evaluation "
                 "with conjoin_eval, by a model that is not equivariant"
             )
-        (strand,), states = super()._strands(  # pyright: ignore
+        ((hidden, mask),), states = super()._strands(  # pyright: ignore
             rest, input_ids, attention_mask=mask, inputs_embeds=inputs_embeds, **inputs
         )
-        hidden, mask = strand
         if conjoins:
             masks = (None, None) if mask is None else mask.split(batch)
-            strands = [Strand(*pair) for pair in zip(hidden.split(batch), masks, strict=True)]
+            strands: list[Strand] = list(zip(hidden.split(batch), masks, strict=True))
             if "hidden_states" in states:
                 states["hidden_states"] = tuple(s[:batch] for s in states["hidden_states"])
             return strands, states
         if self.config.rcps:
             one, other = split_strands(hidden)
             flipped = None if mask is None else mask.flip(1)
-            return [Strand(one, mask), Strand(other, flipped)], states
-        return [strand], states
+            return [(one, mask), (other, flipped)], states
+        return [(hidden, mask)], states
 
     def _both(
         self, input_ids: Tensor | None, mask: Tensor | None, inputs_embeds: Tensor | None

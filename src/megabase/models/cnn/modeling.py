@@ -13,7 +13,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from megabase.models.base import fit_length, grouped_parameters
 from megabase.models.cnn.configuration import (
     CHANNELS,
     DENSE,
@@ -21,7 +20,7 @@ from megabase.models.cnn.configuration import (
     GenomicCNNConfig,
     flatten_size,
 )
-from megabase.models.heads import LossOptions, SupervisedClassifier, binary_loss, sequence_loss
+from megabase.models.heads import SupervisedClassifier, sequence_loss
 
 
 class GenomicCNNForSequenceClassification(SupervisedClassifier):
@@ -33,6 +32,7 @@ class GenomicCNNForSequenceClassification(SupervisedClassifier):
     """
 
     config_class = GenomicCNNConfig
+    shown_name = "this CNN"
     config: GenomicCNNConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, config: GenomicCNNConfig) -> None:
@@ -82,19 +82,16 @@ class GenomicCNNForSequenceClassification(SupervisedClassifier):
 
     def predict(self, input_ids: Tensor, attention_mask: Tensor | None, **options: Any) -> Tensor:
         """Give logits (batch, labels), padded on ``config.padding_side``."""
-        side = cast("Any", self.config.padding_side)
-        ids = fit_length(input_ids, attention_mask, self.config, side=side, model="this CNN")
-        scores = self.scores(ids)
+        side = cast("str", self.config.padding_side)
+        scores = self.scores(self._fit_length(input_ids, attention_mask, side))
         if self.config.outputs == 1 and self.config.num_labels == 2:
             return torch.cat([torch.zeros_like(scores), scores], dim=1)
         return scores
 
-    def loss(self, logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
         """Give the loss of logits (batch, labels), the published one of a sigmoid on request."""
         if self.config.double_sigmoid:
-            return binary_loss(torch.sigmoid(logits[:, 1:]), labels.reshape(-1, 1), options)
-        return sequence_loss(logits, labels, self.config, options)
-
-    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Give parameters for the optimizer; biases, batch norms and the embedding do not decay."""
-        return grouped_parameters(self, lr, weight_decay, decay_embeddings=False)
+            binary, labels = torch.sigmoid(logits[:, 1:]), labels.reshape(-1, 1)
+            problem = "multi_label_classification"
+            return sequence_loss(binary, labels, self.config, items, problem)
+        return super().loss(logits, labels, items)

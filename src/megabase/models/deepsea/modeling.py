@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from megabase.genome import alphabet
-from megabase.models.base import fit_length, grouped_parameters
 from megabase.models.deepsea.configuration import DeepSEAConfig, flatten_length
 from megabase.models.heads import SupervisedClassifier
 
@@ -34,7 +33,7 @@ def _channel_table(unknown_value: float, vocab_size: int) -> Tensor:
     return table
 
 
-def average_logits(first: Tensor, second: Tensor, problem_type: str | None) -> Tensor:
+def _average_logits(first: Tensor, second: Tensor, problem_type: str | None) -> Tensor:
     """Give the logits (batch, labels) of the mean of two predictions.
 
     Several labels: logits of the mean probability of each. One class: logarithms of the mean
@@ -57,6 +56,7 @@ class DeepSEAForSequenceClassification(SupervisedClassifier):
 
     config_class = DeepSEAConfig
     config: DeepSEAConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    shown_name = "this DeepSEA network"
     prediction_options = ("strand_average",)
 
     def __init__(self, config: DeepSEAConfig) -> None:
@@ -89,9 +89,7 @@ class DeepSEAForSequenceClassification(SupervisedClassifier):
 
         Channels are A, G, C, T. InputError for more bases, unless they are to be trimmed.
         """
-        ids = fit_length(
-            input_ids, attention_mask, self.config, side="right", model="this DeepSEA network"
-        )
+        ids = self._fit_length(input_ids, attention_mask, "right")
         return F.embedding(ids, cast("Tensor", self.channels_of_id)).transpose(1, 2)
 
     def _opposite(self, bases_BCL: Tensor, input_ids: Tensor, mask: Tensor | None) -> Tensor:
@@ -137,8 +135,4 @@ class DeepSEAForSequenceClassification(SupervisedClassifier):
         if not strand_average:
             return logits
         opposite = self.scores(self._opposite(bases, input_ids, attention_mask))
-        return average_logits(logits, opposite, self.config.problem_type)
-
-    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Give parameters for the optimizer; biases do not decay."""
-        return grouped_parameters(self, lr, weight_decay)
+        return _average_logits(logits, opposite, self.config.problem_type)

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from megabase.models.base import finish, refuse_rest
-from megabase.models.bert import BertLike, BertMaskedLM, BertSequenceClassifier
+from megabase.models.base import refuse_rest
+from megabase.models.bert import BertLike
 from megabase.models.dnabert.configuration import DNABERTConfig
 
 
@@ -39,15 +39,13 @@ class DNABERTModel(_DNABERT, BertModel):  # pyright: ignore
     library_class = BertModel
 
 
-class DNABERTForMaskedLM(BertMaskedLM, _DNABERT, BertForMaskedLM):  # pyright: ignore
+class DNABERTForMaskedLM(_DNABERT, BertForMaskedLM):  # pyright: ignore
     """Encoder with a head that predicts hidden k-mers."""
 
     library_class = BertForMaskedLM
 
 
-class DNABERTForSequenceClassification(  # pyright: ignore
-    BertSequenceClassifier, _DNABERT, BertForSequenceClassification
-):
+class DNABERTForSequenceClassification(_DNABERT, BertForSequenceClassification):  # pyright: ignore
     """Encoder with a linear head on the pooled ``[CLS]``.
 
     With ``config.long_inputs == "pieces"`` an input may have any number of tokens: every
@@ -62,10 +60,9 @@ class DNABERTForSequenceClassification(  # pyright: ignore
         room = self.config.max_position_embeddings
         if self.config.long_inputs != "pieces" or ids is None or ids.shape[1] <= room:
             return super()._run(ids, mask, types, **kwargs)
-        return_dict = kwargs.pop("return_dict", None)
         refuse_rest(self, kwargs)
         logits = cast("torch.FloatTensor", self._score_pieces(ids, mask, room))
-        return finish(self, SequenceClassifierOutput(logits=logits), return_dict)
+        return SequenceClassifierOutput(logits=logits)
 
     def _score_pieces(self, ids: Tensor, mask: Tensor | None, room: int) -> Tensor:
         """Average the pooled vectors of pieces of `room` tokens; empty pieces do not count."""

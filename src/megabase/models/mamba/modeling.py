@@ -15,21 +15,14 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils.generic import ModelOutput
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from megabase.errors import CheckpointError
 from megabase.layers.linear import can_read
 from megabase.layers.mamba import MambaBlock, MambaMixer, MambaState
 from megabase.layers.norms import RMSNorm, add_norm, make_norm
 from megabase.layers.rcps import RCPSEmbedding, RCPSHead
-from megabase.models.base import (
-    DNAModel,
-    collects,
-    finish,
-    given_once,
-    optimizer_groups,
-    refuse_rest,
-)
+from megabase.models.base import DNAModel, optimizer_groups, refuse_rest
 from megabase.models.heads import CausalLM, SequenceClassifier, TokenClassifier
 from megabase.models.mamba.configuration import MambaConfig, MixerSettings, StateSpaceConfig
 
@@ -204,6 +197,7 @@ class MambaModel(_MambaPreTrainedModel):
         self.norm_f = make_norm(config.d_model, config.rms_norm, config.norm_epsilon)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -212,14 +206,13 @@ class MambaModel(_MambaPreTrainedModel):
         cache: MambaCache | None = None,
         use_cache: bool = False,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         **rest: Any,
-    ) -> _MambaOutput | tuple[Any, ...]:
+    ) -> Any:
         """Encode token ids to ``last_hidden_state`` (batch, length, width).
 
         Parameters
         ----------
-        input_ids, inputs_embeds, output_hidden_states, return_dict
+        input_ids, inputs_embeds, output_hidden_states
             As in :meth:`megabase.models.decoder.DecoderModel.forward`.
         attention_mask
             1 at real tokens, shape (batch, length). Padding neither enters convolutions nor states,
@@ -231,9 +224,9 @@ class MambaModel(_MambaPreTrainedModel):
             Whether to return a cache.
         """
         refuse_rest(self, rest)
-        given_once(input_ids, inputs_embeds)
+        self._given(input_ids, inputs_embeds)
         hidden: Tensor = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
-        collect = collects(self.config, output_hidden_states)
+        collect = self._collects(output_hidden_states)
         mask = self.mixer_mask(attention_mask)
         residual: Tensor | None = None
         seen: list[Tensor] = []
@@ -246,12 +239,11 @@ class MambaModel(_MambaPreTrainedModel):
             if use_cache:
                 states.append(state)
         hidden = add_norm(self.norm_f, hidden, residual, self.config.residual_in_fp32)[0]
-        output = _MambaOutput(
+        return _MambaOutput(
             last_hidden_state=hidden,
             cache=tuple(states) if use_cache else None,
             hidden_states=(*seen, hidden) if collect else None,
         )
-        return finish(self, output, return_dict)
 
 
 class MambaForCausalLM(_MambaPreTrainedModel, CausalLM):
