@@ -187,7 +187,7 @@ def progress(path: Path) -> None:
 def run(path: Path) -> None:
     from megabase.errors import MegabaseError
     from megabase.models.loading import _uses_special_tokens
-    from megabase.report.run_record import read_run
+    from megabase.report.run_page import read_run
     from megabase.training.run_data import find_run
 
     for read in (read_run, lambda folder: _uses_special_tokens(folder, "hyenadna")):
@@ -201,7 +201,7 @@ def run(path: Path) -> None:
 
 def evaluation(path: Path) -> None:
     from megabase.evaluate.results import EvaluationResult
-    from megabase.report.run_record import read_evaluation
+    from megabase.report.run_page import read_evaluation
 
     EvaluationResult.load(path)
     read_evaluation(path)

@@ -16,8 +16,7 @@ from megabase.errors import OutputError, ReportError
 from megabase.genome.files import write_whole
 from megabase.report import run_page
 from megabase.report.page import document, figure
-from megabase.report.run_page import build_run_page, write_run_page
-from megabase.report.run_record import read_evaluation, read_run
+from megabase.report.run_page import build_run_page, read_evaluation, read_run, write_run_page
 
 Record = dict[str, Any]
 

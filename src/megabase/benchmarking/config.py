@@ -20,27 +20,21 @@ class ModelEntry:
 
     name: str
     """Name in the table."""
-
     start: str
     """default, scratch (the shape of default, fresh weights), START:scratch, a family, a preset, a
     run or model folder, a Hub name; or the baseline kmer (kmer:5 counts words of up to 5)."""
-
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the fine-tuning by dotted name, such as optim.lr or head.reverse_complement; and
     warmup, a list of lengths that are trained before the full one, for half of the epochs in all
     (those shorter than the task's length)."""
-
     task_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Task -> settings of this model for that task alone; they win over settings."""
-
     tune: dict[str, list[Any]] = field(default_factory=dict)
     """Settings with several values: all combinations are trained with the first seed, the best on
     validation is kept. Test rows are not read for it."""
-
     carry: bool = False
     """Start every further task from the run of the task before it, with the same seed and a new
     head: a length warm-up over tasks of growing length. The model must take the longest of them."""
-
     compare: str | None = None
     """Published model to compare with; null takes the one of the same family."""
 
@@ -52,22 +46,17 @@ class SpeciesConfig:
     genomes: dict[str, str] = field(default_factory=dict)
     """Species name -> FASTA (plain or gzip) or folder of them, one for each chromosome. Empty: the
     records of --data (one FASTA for all species, named by the record or by SPECIES.fa[.gz])."""
-
     split: Literal["chromosome", "segment", "block", "record"] = "chromosome"
     """chromosome: the published chromosomes (train others, valid 1, 3, 12, 13, test 5, 7, 9, 10,
     11). segment: every record is cut along its length (70, 10, 20 %) into blocks of its own part.
     block: records named block=N are dealt out by N, the same N to the same split in all species.
     record: whole records are dealt out by their name."""
-
     lengths: list[int] = field(default_factory=lambda: [1024])
     """Bases of a sample; one task for each."""
-
     train_bases: float = 4e6
     """Bases of all training samples of one task."""
-
     eval_samples: int = 1000
     """Samples of validation and of test."""
-
     pool_records: bool = False
     """Join the records of a split end to end before samples are drawn (for short blocks); joints
     are marked by one N."""
@@ -79,35 +68,25 @@ class ChromatinConfig:
 
     genome: str | None = None
     """Genome store that the coordinates belong to."""
-
     peaks: dict[str, str] = field(default_factory=dict)
     """Label name -> BED or narrowPeak file; labels are made by the published rule: more than half
     of the central bin is covered. GROUP:NAME puts a label into a group of the medians."""
-
     length: int = 1000
     """Bases of a window."""
-
     bin: int = 200
     """Bases of the central bin that is labelled."""
-
     stride: int = 200
     """Bases between bins, along the regions."""
-
     regions: list[str] = field(default_factory=list)
     """Where windows are made (contigs, regions, BED files); empty: everywhere."""
-
     validation: list[str] = field(default_factory=list)
     """Regions of the validation windows."""
-
     test: list[str] = field(default_factory=list)
     """Regions of the test windows."""
-
     keep_unlabelled: float = 1.0
     """Share of the windows without any label that stay (published: none of them)."""
-
     max_windows: int | None = None
     """Most windows of each split, chosen at random."""
-
     chain: str | None = None
     """Chain file: coordinates of a table are lifted over with it (needs the extra suites)."""
 
@@ -118,20 +97,15 @@ class BiotypeConfig:
 
     top: int = 10
     """Most frequent biotypes that are kept."""
-
     test_fraction: float = 0.2
     """Share of the genes that are tested."""
-
     max_length: int | None = None
     """Bases of a piece; longer genes are cut into pieces whose embeddings are averaged. null: the
     longest input of the model."""
-
     trees: int = 1000
     """Boosted trees."""
-
     depth: int = 3
     """Depth of a tree."""
-
     learning_rate: float = 0.1
     """Shrinkage of the boosting."""
 
@@ -142,138 +116,102 @@ class BenchmarkConfig(Settings):
 
     suite: str
     """genomic-benchmarks, nucleotide-transformer, gue, chromatin, species, biotype or table."""
-
     output: str
     """Folder of the sweep: runs, results.parquet, results.md, results.html."""
-
     data: str | None = None
     """Folder (or file) of the suite's data."""
-
     tasks: list[str] | str = field(default_factory=list)
     """Tasks to run, by name or by the end of their name (a,b or [a, b]); empty: all there are."""
-
     models: list[ModelEntry | str] | str = "default,scratch,kmer"
     """Models: comma-separated names (default, scratch, START:scratch, families, presets, folders,
     kmer, overlap), or in a recipe a list of names and entries with settings of their own."""
-
     seeds: list[int] | int | str | None = None
     """One run for each (1,2,3 or [1, 2, 3]); by default 1 to 3, and 1 to 5 for protocol cv5."""
-
     protocol: Protocol = "holdout"
     """holdout: validation from the data or cut from the training rows, test rows scored once. cv5:
     five random 90/10 splits of the training rows (Caduceus). kfold: all rows, each tested once.
     published: best epoch on the test rows (HyenaDNA)."""
-
     folds: int = 5
     """Folds of kfold."""
-
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the fine-tuning for every model, by dotted name; a model's own win."""
-
     task_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Task, by name or the end of its name -> settings for that task alone, such as a lower rate
     for the longest length. They win over settings; a model's own win over both."""
-
     recipe: str | None = None
     """Variant of the recipes of the suite's tasks, such as default, hyenadna or caduceus_ph;
     settings given here win over it."""
-
     metric: str | None = None
     """Metric of the table; null takes the suite's."""
-
     table: TableConfig = field(default_factory=TableConfig)
     """How to read labelled files."""
-
     resplit: float | None = None
     """Use the test rows alone, and this share of them as the test split (0.25)."""
-
     resplit_seed: int = 0
     """Seed of that split."""
-
     together: float | None = None
     """Rows that overlap stay on one side of every split that is made here (of test, validation and
     folds): the share of a row's 16-mers, on either strand, that another row must hold, directly or
     through others, such as 0.1. null splits row by row."""
-
     drop_leaks: bool = False
     """Remove training and validation rows that equal or nearly equal a test row."""
-
     leak_threshold: float = 0.5
     """Share of the 16-mers of a row (both strands) that another row must hold to be a near
     duplicate."""
-
     pretrain_genome: str | None = None
     """Genome store that the models were pretrained on; null takes that of the run folders."""
-
     pretrain_regions: list[str] = field(default_factory=list)
     """Regions of it that they were trained on; empty: those of the run, else the whole genome."""
-
     bootstrap: int = 500
     """Resamples of the test rows behind a confidence interval; 0 gives none."""
-
     download: bool = False
     """Let the suite's package download the data into --data."""
-
     species: SpeciesConfig = field(default_factory=SpeciesConfig)
     """Suite species."""
-
     chromatin: ChromatinConfig = field(default_factory=ChromatinConfig)
     """Suite chromatin."""
-
     biotype: BiotypeConfig = field(default_factory=BiotypeConfig)
     """Suite biotype."""
-
     resume: bool = False
     """Continue in an output folder: finished runs are kept, an interrupted one continues."""
-
     overwrite: bool = False
     """Delete an earlier sweep in the output folder."""
 
     def _problems(self) -> Iterator[str]:
         from megabase.benchmarking.suites import SUITES
 
-        problems: list[str] = []
         if self.suite not in SUITES:
-            problems.append(f"there is no suite {self.suite!r}; there are {', '.join(SUITES)}")
+            yield f"there is no suite {self.suite!r}; there are {', '.join(SUITES)}"
         if not self.output:
-            problems.append("output is empty; name the folder of the sweep")
+            yield "output is empty; name the folder of the sweep"
         if self.resume and self.overwrite:
-            problems.append("resume and overwrite are both set; they exclude each other")
-        if self.folds < 2:
-            problems.append(f"folds is {self.folds}; it must be at least 2")
+            yield "resume and overwrite are both set; they exclude each other"
+        yield from self._at_least(2, "folds")
         if self.resplit is not None and not 0 < self.resplit < 1:
-            problems.append(f"resplit is {self.resplit}; it must lie in 0 to 1, both excluded")
-        if self.together is not None and not 0 < self.together <= 1:
-            problems.append(f"together is {self.together}; it must lie in 0 to 1, 0 excluded")
-        if self.together is not None and self.protocol in ("cv5", "published"):
-            problems.append(
-                f"protocol {self.protocol} splits as its paper did, row by row; leave together out "
-                "or take holdout or kfold"
-            )
-        if not 0 < self.leak_threshold <= 1:
-            problems.append(
-                f"leak_threshold is {self.leak_threshold}; it must lie in 0 to 1, 0 excluded"
-            )
-        if self.bootstrap < 0:
-            problems.append(f"bootstrap is {self.bootstrap}; it must be at least 0")
+            yield f"resplit is {self.resplit}; it must lie in 0 to 1, both excluded"
+        if self.together is not None:
+            yield from self._share("together", excluded=0)
+            if self.protocol in ("cv5", "published"):
+                yield (
+                    f"protocol {self.protocol} splits as its paper did, row by row; leave together "
+                    "out or take holdout or kfold"
+                )
+        yield from self._share("leak_threshold", excluded=0)
+        yield from self._at_least(0, "bootstrap")
         try:
-            seeds = self.seed_numbers
-            if not seeds:
-                problems.append("seeds is empty; give at least one")
+            if not self.seed_numbers:
+                yield "seeds is empty; give at least one"
         except ValueError:
-            problems.append(f"seeds is {self.seeds!r}; expected whole numbers, such as 1,2,3")
+            yield f"seeds is {self.seeds!r}; expected whole numbers, such as 1,2,3"
         if not self.entries:
-            problems.append("models is empty; name at least one")
-        problems += [
-            f"the model {entry.name} has tune and carry; they exclude each other"
-            for entry in self.entries
-            if entry.tune and entry.carry
-        ]
+            yield "models is empty; name at least one"
+        for entry in self.entries:
+            if entry.tune and entry.carry:
+                yield f"the model {entry.name} has tune and carry; they exclude each other"
         names = [entry.name for entry in self.entries]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            problems.append(f"the name {', '.join(twice)} is given to several models; change one")
-        yield from problems
+            yield f"the name {', '.join(twice)} is given to several models; change one"
 
     @property
     def task_names(self) -> list[str]:

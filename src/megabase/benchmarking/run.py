@@ -245,15 +245,11 @@ class _Sweep:
     def _key(self, job: _Job, settings: Any) -> str:
         """Name a run by a hash of all that decides its metrics."""
         config = self._config
-        return hash_of(
-            {
-                "protocol": config.protocol,
-                "folds": config.folds if config.protocol == "kfold" else None,
-                "data": job.rows_digest,
-                "settings": settings,
-                "metric": job.task.metric,
-            }
-        )
+        folds = config.folds if config.protocol == "kfold" else None
+        return hash_of({
+            "protocol": config.protocol, "folds": folds, "data": job.rows_digest,
+            "settings": settings, "metric": job.task.metric,
+        })  # fmt: skip
 
     def _settings(self, job: _Job, chosen: Mapping[str, Any]) -> tuple[FinetuneConfig, Any]:
         """Give the settings of a run, as they are and as JSON holds them."""
@@ -289,38 +285,25 @@ class _Sweep:
             result = _finetune(replace(run, **files, seed=unit.seed, output=str(folder)))
             result["chosen"] = dict(chosen)
         record = {
-            "format": _FORMAT,
-            "suite": task.suite,
-            "task": task.name,
-            "model": entry.name,
-            "start": entry.start,
-            "compare": entry.compare,
+            "format": _FORMAT, "suite": task.suite, "task": task.name, "model": entry.name,
+            "start": entry.start, "compare": entry.compare,
             "overrides": settings.get("overrides", {}),
             "key": hash_of(
                 {"model": settings, "protocol": config.protocol, "drop": config.drop_leaks}
                 | ({"resplit": config.resplit_seed} if config.resplit_seed else {})
                 | ({"together": config.together} if config.together is not None else {})
             ),
-            "protocol": config.protocol,
-            "recipe": config.recipe,
-            "seed": unit.seed,
-            "fold": unit.fold,
-            "metric": task.metric,
-            "metrics": names,
-            "kind": task.kind,
-            "classes": list(job.splits["train"].classes),
-            "groups": dict(task.groups),
-            "official": task.official,
-            "length": task.length,
+            "protocol": config.protocol, "recipe": config.recipe, "seed": unit.seed,
+            "fold": unit.fold, "metric": task.metric, "metrics": names, "kind": task.kind,
+            "classes": list(job.splits["train"].classes), "groups": dict(task.groups),
+            "official": task.official, "length": task.length,
             "published": [asdict(item) for item in task.published],
             "rows": {name: len(rows) for name, rows in job.splits.items()},
-            "test_rows": digest(job.splits["test"]),
-            "settings": settings,
-            "tuning_seconds": tuning,
-            "folder": folder.name,
+            "test_rows": digest(job.splits["test"]), "settings": settings,
+            "tuning_seconds": tuning, "folder": folder.name,
             **result,
             "notes": [*task.notes, *carried, *result["notes"]],
-        }
+        }  # fmt: skip
         record["test"] |= _group_metrics(folder, task)
         record |= metrics_apart(folder, job.apart, names, task.kind)
         record = without_nan(record)

@@ -13,7 +13,7 @@ from typing import Any
 from megabase.benchmarking.rows import PROTOCOLS, describe_leaks
 from megabase.evaluate.metrics import bootstrap_interval
 from megabase.genome.files import atomic_file, write_whole
-from megabase.tasks.run import spread
+from megabase.tasks.run import markdown_table, spread
 
 _FAMILY_NAMES = {
     "hyenadna": "HyenaDNA", "gpt": "GPT", "mamba": "Mamba", "cnn": "CNN", "dnabert": "DNABERT",
@@ -107,26 +107,17 @@ def _line(runs: Sequence[Mapping[str, Any]], name: str, resamples: int) -> _Line
         key = tuple((r["path"], r["test_rows"]) for r in runs)
         low, high = bootstrap_interval(key, first["kind"], metric, resamples)
     said = _published(first)
+    seconds = sum(r["seconds"] for r in runs)
     return _Line(
-        suite=first["suite"],
-        task=first["task"],
-        model=name,
-        protocol=first["protocol"],
-        metric=metric,
-        mean=mean,
-        spread=deviation,
-        low=low,
-        high=high,
-        runs=len(runs),
-        parameters=first["parameters"],
-        minutes=sum(r["seconds"] for r in runs) / len(runs) / 60,
-        total_minutes=(sum(r["seconds"] for r in runs) + first["tuning_seconds"]) / 60,
+        **{name: first[name] for name in ("suite", "task", "protocol", "parameters", "length")},
+        model=name, metric=metric, mean=mean, spread=deviation, low=low, high=high,
+        runs=len(runs), minutes=seconds / len(runs) / 60,
+        total_minutes=(seconds + first["tuning_seconds"]) / 60,
         published=None if said is None else said["value"],
-        published_source=None if said is None else _source(said),
+        published_source=None if said is None else f"{said['model']}, {said['source']}",
         difference=None if said is None else mean - said["value"],
-        length=first["length"],
         folders=tuple(str(r["path"]) for r in runs),
-    )
+    )  # fmt: skip
 
 
 def _model_name(record: Mapping[str, Any]) -> str | None:
@@ -152,10 +143,6 @@ def _published(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None
 
 
-def _source(said: Mapping[str, Any]) -> str:
-    return f"{said['model']}, {said['source']}"
-
-
 def _cell(value: float | None, digits: int = 3, sign: bool = False) -> str:
     if value is None or math.isnan(value):
         return ""
@@ -176,7 +163,7 @@ def markdown(found: Sequence[_Line], records: Sequence[Mapping[str, Any]]) -> st
         mine = [line for line in found if (line.suite, line.task) == (suite, task)]
         own = [r for r in records if (r["suite"], r["task"]) == (suite, task)]
         parts.append(f"## {suite}: {task}")
-        parts.append(_table(mine, own))
+        parts.append(markdown_table(*_table_cells(mine, own)))
         parts += [f"- {note}" for note in _task_notes(own)]
     return "\n\n".join(_joined(parts)) + "\n"
 
@@ -238,13 +225,6 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _table(found: Sequence[_Line], records: Sequence[Mapping[str, Any]]) -> str:
-    head, rows = _table_cells(found, records)
-    text = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    text += [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join(text)
-
-
 def _task_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say what a reader of a task's figures has to know: rows, leaks, comparability."""
     first = records[0]
@@ -261,7 +241,7 @@ def _task_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     said: list[str] = []
     for record in records:
-        for note in (*record["notes"],):
+        for note in record["notes"]:
             if note.startswith("leaks:"):
                 # SWEEP/runs/TASK/RUN -> SWEEP/leaks
                 file = Path(record["path"]).parents[2] / "leaks" / note.removeprefix("leaks:")
@@ -322,21 +302,15 @@ def write_tables(
         rows = {**record["rows"], "test_apart": record.get("rows_apart")}
         for split in ("valid", "test", "test_apart"):
             for metric, value in record.get(split, {}).items():
-                tidy.append(
-                    {
-                        **{k: record[k] for k in ("suite", "task", "model", "start", "family")},
-                        **{k: record[k] for k in ("key", "protocol", "seed", "fold", "length")},
-                        "split": split,
-                        "metric": metric,
-                        "value": value,
-                        "rows": rows[split],
-                        "official_test": record["official"],
-                        "parameters": record["parameters"],
-                        "minutes": record["seconds"] / 60,
-                        "tuning_minutes": record["tuning_seconds"] / 60,
-                        "folder": os.path.relpath(record["path"], output),
-                    }
-                )
+                tidy.append({
+                    **{k: record[k] for k in ("suite", "task", "model", "start", "family")},
+                    **{k: record[k] for k in ("key", "protocol", "seed", "fold", "length")},
+                    "split": split, "metric": metric, "value": value, "rows": rows[split],
+                    "official_test": record["official"], "parameters": record["parameters"],
+                    "minutes": record["seconds"] / 60,
+                    "tuning_minutes": record["tuning_seconds"] / 60,
+                    "folder": os.path.relpath(record["path"], output),
+                })  # fmt: skip
     summary = [
         {**asdict(line), "folders": [os.path.relpath(f, output) for f in line.folders]}
         for line in found

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from megabase.report.style import LINE_STYLES, Size, Theme, add_axes, padded, shortened, shown_name
+from megabase.report.style import (
+    LINE_STYLES,
+    Size,
+    Theme,
+    add_axes,
+    axes_between,
+    padded,
+    shortened,
+    shown_name,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,14 +33,7 @@ def draw_bars(lines: Sequence[Record], figure: Figure, theme: Theme, size: Size)
     widest = max((len(line["model"]) for line in shown), default=1)
     left = min(0.64 * size.text * widest + 16, 0.45 * size.width)
     bottom, top = 3.6 * size.text, 8.0
-    axes = figure.add_axes(
-        (
-            left / size.width,
-            bottom / size.height,
-            1 - (left + 4.5 * size.text) / size.width,
-            1 - (bottom + top) / size.height,
-        )
-    )
+    axes = axes_between(figure, size, left, bottom, 4.5 * size.text, top)
     for place, line in enumerate(shown):
         color = theme.floor if str(line["model"]).startswith("kmer") else theme.model
         axes.barh(place, line["mean"], height=0.6, color=color, alpha=0.85)
@@ -88,14 +90,8 @@ def draw_curves(
     """Draw ROC and precision-recall curves of (model, scores (n,), labels (n,)), side by side."""
     side_by_side = size.width > size.height * 1.5
     grid = figure.subplots(1, 2) if side_by_side else figure.subplots(2, 1)
-    figure.subplots_adjust(
-        left=0.09 if side_by_side else 0.16,
-        right=0.97,
-        bottom=0.16,
-        top=0.95,
-        wspace=0.25,
-        hspace=0.6,
-    )
+    left = 0.09 if side_by_side else 0.16
+    figure.subplots_adjust(left=left, right=0.97, bottom=0.16, top=0.95, wspace=0.25, hspace=0.6)
     names = {"roc": ("false positive rate", "true positive rate"), "pr": ("recall", "precision")}
     for axes, kind in zip(np.ravel(grid), ("roc", "pr"), strict=True):
         for number, (model, scores, labels) in enumerate(series):

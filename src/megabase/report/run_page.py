@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from megabase.errors import ReportError
 from megabase.genome.files import check_output, write_whole
 from megabase.report.page import definitions, document, figure, section, statistics, table
 from megabase.report.plots import (
@@ -16,10 +18,72 @@ from megabase.report.plots import (
     draw_context_curve,
     draw_learning_curve,
 )
-from megabase.report.run_record import RunRecord, read_evaluation, read_run
 from megabase.report.style import require_matplotlib
+from megabase.training.run_folder import RunFolder
+from megabase.untrusted import read_json
 
 Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Contents of a run folder: its files, and ``config.json`` of its chosen checkpoint.
+
+    That is the best checkpoint, the last one without validation; `parameters` counts its trained
+    weights, shared ones once.
+    """
+
+    folder: Path
+    config: Record
+    data: Record
+    environment: Record
+    metrics: tuple[Record, ...]
+    model: Record
+    parameters: int
+    checkpoint: str
+
+    def of_kind(self, kind: str) -> list[Record]:
+        """Give the metrics of one kind."""
+        return [record for record in self.metrics if record.get("kind") == kind]
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """Read a run folder; a :class:`ReportError` when it is none, damaged, or without a step yet."""
+    run = Path(folder)
+    if not (run / "metrics.jsonl").is_file():
+        raise ReportError(
+            f"{run} is not a run folder: it has no metrics.jsonl; name the folder that "
+            "`megabase pretrain` wrote to"
+        )
+    reader = RunFolder(run, ReportError)
+    metrics = reader.metrics()
+    if not any(record.get("kind") == "train" for record in metrics):
+        raise ReportError(f"{run / 'metrics.jsonl'} holds no training step yet")
+    config = reader.config()
+    best = reader.checkpoint()
+    if best is None:
+        raise ReportError(f"{run} holds no checkpoint yet (neither best nor last)")
+    return RunRecord(
+        folder=run,
+        config=config,
+        data=reader.record("data.json"),
+        environment=reader.record("environment.json"),
+        metrics=tuple(metrics),
+        model=read_json(best / "config.json", ReportError),
+        parameters=reader.parameters(best),
+        checkpoint=best.resolve().name,
+    )
+
+
+def read_evaluation(path: str | Path) -> Record:
+    """Read the JSON of an evaluation; a :class:`ReportError` for any other file."""
+    record = read_json(path, ReportError)
+    if record.get("kind") != "evaluation":
+        raise ReportError(
+            f"{path} is not an evaluation (kind {record.get('kind')!r}); "
+            "`megabase evaluate -o FILE.json` writes one"
+        )
+    return record
 
 
 def write_run_page(
@@ -113,18 +177,11 @@ def _headline(run: RunRecord, evaluation: Record | None) -> list[tuple[str, str,
     items: list[tuple[str, str, str]] = []
     if evaluation is not None:
         model, floor = evaluation["overall"], best_baseline(evaluation)
-        items.append(
-            (f"{model['perplexity_acgt']:.3f}", _plus_minus(model),
-             "perplexity over A,\u00a0C,\u00a0G,\u00a0T")
-        )  # fmt: skip
+        what = "perplexity over A,\u00a0C,\u00a0G,\u00a0T"
+        items.append((f"{model['perplexity_acgt']:.3f}", _plus_minus(model), what))
         if floor is not None:
-            items.append(
-                (
-                    f"{floor['measure']['perplexity_acgt']:.3f}",
-                    "",
-                    f"best baseline: {floor['name']}",
-                )
-            )
+            value = f"{floor['measure']['perplexity_acgt']:.3f}"
+            items.append((value, "", f"best baseline: {floor['name']}"))
     items += [
         (_short_number(run.parameters), "", "parameters"),
         (_short_number(last["tokens"]), "", f"tokens seen in {_duration(last['seconds'])}"),
@@ -274,10 +331,7 @@ def _breakdown(run: RunRecord, evaluation: Record | None) -> str:
     contigs = list(evaluation["by_contig"].items())
     groups = list(evaluation["by_soft_mask"].items()) + (contigs[:20] if len(contigs) > 1 else [])
     model = evaluation["overall"]
-    rows = [
-        [name, f"{part['targets']:,}", _with_error(part)]
-        for name, part in [*groups, ("all", model)]
-    ]
+    rows = [[n, f"{part['targets']:,}", _with_error(part)] for n, part in [*groups, ("all", model)]]
     places = ", ".join(evaluation["regions"][:5])
     if evaluation["region_count"] > 5:
         places += f" and {evaluation['region_count'] - 5:,} more"
@@ -360,30 +414,23 @@ def _data_section(run: RunRecord) -> str:
         more = split["number_of_regions"] - 4
         return f"{split['bases']:,} bases: {shown}" + (f" and {more:,} more" if more > 0 else "")
 
-    return section(
-        "Data",
-        [
-            definitions(
-                [
-                    (
-                        "genome",
-                        f"{genome['name']}, {sum(run.data['contigs'].values()):,} bases in "
-                        f"{len(run.data['contigs']):,} contigs",
-                    ),
-                    ("sha256", genome["sha256"]),
-                    ("training", part("train")),
-                    ("validation", part("validation")),
-                    ("test", part("test")),
-                    ("windows", str(run.data["windows"])),
-                    (
-                        "reverse complement",
-                        f"{run.config['data'].get('reverse_complement', 0):.0%} of "
-                        "the training windows",
-                    ),
-                ]
-            )
-        ],
-    )
+    facts = [
+        (
+            "genome",
+            f"{genome['name']}, {sum(run.data['contigs'].values()):,} bases in "
+            f"{len(run.data['contigs']):,} contigs",
+        ),
+        ("sha256", genome["sha256"]),
+        ("training", part("train")),
+        ("validation", part("validation")),
+        ("test", part("test")),
+        ("windows", str(run.data["windows"])),
+        (
+            "reverse complement",
+            f"{run.config['data'].get('reverse_complement', 0):.0%} of the training windows",
+        ),
+    ]
+    return section("Data", [definitions(facts)])
 
 
 def _settings_section(run: RunRecord) -> str:
@@ -397,54 +444,42 @@ def _settings_section(run: RunRecord) -> str:
     commit = place.get("git") or {}
     memory = max(record.get("memory_mb") or 0.0 for record in run.of_kind("train"))
     devices = ", ".join(place.get("devices") or []) or place.get("processor") or ""
-    return section(
-        "Run",
-        [
-            definitions(
-                [
-                    (
-                        "model",
-                        f"{_family_name(run)}, {layers} layers, width {width}"
-                        + (f", longest input {longest:,}" if longest else ""),
-                    ),
-                    ("parameters", f"{run.parameters:,}"),
-                    ("checkpoint", run.checkpoint),
-                    ("steps", f"{last['step']:,} of {_batch(config)}"),
-                    (
-                        "optimizer",
-                        f"AdamW, learning rate {optim.get('lr', 0):g} "
-                        f"({optim.get('schedule')}), weight decay "
-                        f"{optim.get('weight_decay', 0):g}",
-                    ),
-                    ("precision", str(config.get("precision", ""))),
-                    ("seed", str(config.get("seed", ""))),
-                    (
-                        "time",
-                        f"{_duration(last['seconds'])} of training steps, "
-                        f"{last['tokens'] / max(last['seconds'], 1e-9):,.0f} tokens a second",
-                    ),
-                    ("memory", f"{memory:,.0f} MB" if memory else ""),
-                    ("machine", f"{devices}, {place.get('cores')} cores"),
-                    (
-                        "software",
-                        ", ".join(
-                            [f"megabase {place.get('megabase')}", f"Python {place.get('python')}"]
-                            + [
-                                f"{name} {version}"
-                                for name, version in place.get("packages", {}).items()
-                                if version and name in ("torch", "transformers", "lightning-fabric")
-                            ]
-                        ),
-                    ),
-                    (
-                        "commit",
-                        str(commit.get("commit", ""))[:12]
-                        + (" with changes" if commit.get("changed") else ""),
-                    ),
-                ]
-            )
-        ],
-    )
+    packages = place.get("packages", {})
+    software = [f"megabase {place.get('megabase')}", f"Python {place.get('python')}"] + [
+        f"{name} {version}"
+        for name, version in packages.items()
+        if version and name in ("torch", "transformers", "lightning-fabric")
+    ]
+    facts = [
+        (
+            "model",
+            f"{_family_name(run)}, {layers} layers, width {width}"
+            + (f", longest input {longest:,}" if longest else ""),
+        ),
+        ("parameters", f"{run.parameters:,}"),
+        ("checkpoint", run.checkpoint),
+        ("steps", f"{last['step']:,} of {_batch(config)}"),
+        (
+            "optimizer",
+            f"AdamW, learning rate {optim.get('lr', 0):g} ({optim.get('schedule')}), "
+            f"weight decay {optim.get('weight_decay', 0):g}",
+        ),
+        ("precision", str(config.get("precision", ""))),
+        ("seed", str(config.get("seed", ""))),
+        (
+            "time",
+            f"{_duration(last['seconds'])} of training steps, "
+            f"{last['tokens'] / max(last['seconds'], 1e-9):,.0f} tokens a second",
+        ),
+        ("memory", f"{memory:,.0f} MB" if memory else ""),
+        ("machine", f"{devices}, {place.get('cores')} cores"),
+        ("software", ", ".join(software)),
+        (
+            "commit",
+            str(commit.get("commit", ""))[:12] + (" with changes" if commit.get("changed") else ""),
+        ),
+    ]
+    return section("Run", [definitions(facts)])
 
 
 def _batch(config: Record) -> str:

@@ -78,37 +78,21 @@ _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial,
 def settings(theme: Theme, size: Size) -> dict[str, Any]:
     """Give matplotlib's settings for a theme and a size."""
     return {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "megabase",
-        "font.family": "DejaVu Sans",
-        "font.size": size.text,
+        "svg.fonttype": "none", "svg.hashsalt": "megabase",
+        "font.family": "DejaVu Sans", "font.size": size.text,
         "text.parse_math": False,  # names may hold dollar signs
-        "axes.titlesize": size.text,
-        "axes.labelsize": size.text,
-        "xtick.labelsize": size.text - 1,
-        "ytick.labelsize": size.text - 1,
-        "text.color": theme.ink,
-        "axes.labelcolor": theme.muted,
-        "axes.edgecolor": theme.muted,
-        "axes.facecolor": "none",
-        "figure.facecolor": "none",
-        "savefig.facecolor": "none",
-        "xtick.color": theme.muted,
-        "ytick.color": theme.muted,
-        "grid.color": theme.faint,
-        "grid.linewidth": 1.0,
-        "axes.linewidth": 0.8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "axes.axisbelow": True,
-        "xtick.major.width": 0.8,
-        "ytick.major.width": 0.0,
-        "xtick.minor.size": 0.0,
-        "ytick.minor.size": 0.0,
-        "lines.solid_capstyle": "round",
-        "lines.linewidth": 2.0,
-    }
+        "axes.titlesize": size.text, "axes.labelsize": size.text,
+        "xtick.labelsize": size.text - 1, "ytick.labelsize": size.text - 1,
+        "text.color": theme.ink, "axes.labelcolor": theme.muted, "axes.edgecolor": theme.muted,
+        "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none",
+        "xtick.color": theme.muted, "ytick.color": theme.muted,
+        "grid.color": theme.faint, "grid.linewidth": 1.0,
+        "axes.linewidth": 0.8, "axes.axisbelow": True,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+        "xtick.major.width": 0.8, "ytick.major.width": 0.0,
+        "xtick.minor.size": 0.0, "ytick.minor.size": 0.0,
+        "lines.solid_capstyle": "round", "lines.linewidth": 2.0,
+    }  # fmt: skip
 
 
 def require_matplotlib() -> None:
@@ -180,28 +164,27 @@ def as_svg(draw: Draw, theme: Theme = LIGHT, size: Size = WIDE) -> str:
     return re.sub(r'(width|height)="([\d.]+)pt"', r'\1="\2"', text, count=2)
 
 
+def axes_between(
+    figure: Figure, size: Size, left: float, bottom: float, right: float, top: float
+) -> Axes:
+    """Give axes with these margins in pixels."""
+    width = 1 - (left + right) / size.width
+    height = 1 - (bottom + top) / size.height
+    return figure.add_axes((left / size.width, bottom / size.height, width, height))
+
+
 def add_axes(figure: Figure, size: Size, right: float, y_label: str, top: float = 26) -> Axes:
     """Give axes with fixed margins in pixels, a light grid, and the y label lying on top."""
     left, bottom = 3.6 * size.text, 3.8 * size.text
-    axes = figure.add_axes(
-        (
-            left / size.width,
-            bottom / size.height,
-            1 - (left + right) / size.width,
-            1 - (bottom + top) / size.height,
-        )
-    )
+    axes = axes_between(figure, size, left, bottom, right, top)
     axes.grid(axis="y")
     across, along = size.width - left - right, size.height - bottom - top
     axes.text(
         0.005 - left / across,
         1 + (top - 16) / along,
-        y_label,
-        transform=axes.transAxes,
-        va="bottom",
-        ha="left",
+        y_label, transform=axes.transAxes, va="bottom", ha="left",
         color=axes.xaxis.label.get_color(),
-    )
+    )  # fmt: skip
     return axes
 
 

@@ -18,11 +18,21 @@ from megabase.evaluate import metrics
 from megabase.genome.files import write_json, write_whole
 from megabase.models.checkpoints.convert import write_model
 from megabase.models.tokenizers.character import DNATokenizer
-from megabase.objectives.labels import InContext, strict_accuracy
+from megabase.objectives.labels import InContext
 from megabase.settings import Stage, TrainConfig, part_of
 from megabase.tasks.config import InContextConfig
+from megabase.tasks.labeled import answer_metrics
 from megabase.tasks.labeled_data import describe_data, read_files, split_lines
-from megabase.tasks.run import Done, Plan, RunResult, execute, lay_out, member, sweep
+from megabase.tasks.run import (
+    Done,
+    Plan,
+    RunResult,
+    execute,
+    lay_out,
+    markdown_table,
+    member,
+    sweep,
+)
 from megabase.training.evaluation import EvalSet, evaluate
 
 if TYPE_CHECKING:
@@ -128,7 +138,7 @@ def _plan(config: InContextConfig, fabric: Fabric) -> tuple[Plan, dict[str, Any]
             windows=len(rows),
             length=batches.longest,
             objective=InContext(ids, restricted=restricted, prompted=prompts),
-            metrics=_metrics_of(rows, ids),
+            metrics=answer_metrics(metrics.default_metrics("classes"), rows, ids),
         )
         for split, rows in splits.items()
         if split != "train"
@@ -198,15 +208,10 @@ def _plan(config: InContextConfig, fabric: Fabric) -> tuple[Plan, dict[str, Any]
         trains=config.tune != "none",
     )
     return plan, {
-        "model": config.model,
-        "tune": config.tune,
-        "shots": shots,
-        "samples": len(batches) if plan.trains else 0,
-        "vectors": vectors,
-        "examples": config.examples,
-        "letters": named,
-        "tokens": tokens,
-    }
+        "model": config.model, "tune": config.tune, "shots": shots,
+        "samples": len(batches) if plan.trains else 0, "vectors": vectors,
+        "examples": config.examples, "letters": named, "tokens": tokens,
+    }  # fmt: skip
 
 
 def _read_splits(config: InContextConfig) -> tuple[dict[str, LabeledSequences], list[str]]:
@@ -304,15 +309,6 @@ def _fixed_examples(spec: PromptSpec, batches: InContextBatches, shots: int) -> 
     return replace(spec, examples=examples, block=batches.length, pad_id=PAD_ID)
 
 
-def _metrics_of(rows: LabeledSequences, ids: tuple[int, ...]) -> Any:
-    names = metrics.default_metrics("classes")
-    columns = list(ids)
-    return lambda outputs: {
-        **metrics.measure(names, "classes", outputs[:, columns], rows.labels),
-        "strict_accuracy": strict_accuracy(outputs, rows.labels, columns),
-    }
-
-
 def _measure(done: Done, tune: str) -> dict[str, dict[str, float]]:
     """Evaluate valid and test queries, with the chosen checkpoint where there is one."""
     model: nn.Module = done.plan.model
@@ -375,9 +371,9 @@ def _table(results: Sequence[_InContextResult]) -> str:
     names = list(getattr(results[0], split))
     head = ["tuned", "shots", "samples", "vectors", "examples from"]
     head += [f"{split} {name}" for name in names]
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    for one in results:
-        cells = [one.tune, str(one.shots), str(one.samples), str(one.vectors), one.examples]
-        cells += [f"{getattr(one, split)[name]:.4f}" for name in names]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        [one.tune, str(one.shots), str(one.samples), str(one.vectors), one.examples,
+         *(f"{getattr(one, split)[name]:.4f}" for name in names)]
+        for one in results
+    ]  # fmt: skip
+    return markdown_table(head, rows) + "\n"

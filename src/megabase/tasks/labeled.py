@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -87,18 +87,14 @@ class LabeledRun:
             bases = room if bases is None else min(bases, room)
         self.rows = {
             (name, reverse): tokenize(
-                split,
-                self.tokens.encode,
-                reverse=reverse,
-                max_bases=bases,
-                max_tokens=limit,
+                split, self.tokens.encode, reverse=reverse, max_bases=bases, max_tokens=limit,
                 truncate=table.truncate,
             )
             for name, split in self.splits.items()
             for reverse in (False, True)
             if not reverse
             or (head.reverse_complement > 0 if name == "train" else head.strand_average)
-        }
+        }  # fmt: skip
         self.longest = max(int(found.lengths.max(initial=1)) for found in self.rows.values())
 
     def plan(
@@ -236,16 +232,22 @@ class LabeledRun:
                 metrics=lambda outputs: metrics.measure(names, split.kind, outputs, split.labels),
                 **common,
             )
-        ids = list(label_tokens.label_ids)
-        # The published accuracy is stricter: the answer must win among all tokens.
-        return EvalSet(
-            objective=label_tokens,
-            metrics=lambda outputs: {
-                **metrics.measure(names, split.kind, outputs[:, ids], split.labels),
-                "strict_accuracy": strict_accuracy(outputs, split.labels, ids),
-            },
-            **common,
-        )
+        measure = answer_metrics(names, split, label_tokens.label_ids)
+        return EvalSet(objective=label_tokens, metrics=measure, **common)
+
+
+def answer_metrics(
+    names: Sequence[str], rows: LabeledSequences, ids: Sequence[int]
+) -> Callable[[np.ndarray], dict[str, float]]:
+    """Give what measures answers by label tokens, whose columns of the outputs are `ids`.
+
+    The published accuracy, ``strict_accuracy``, demands that the answer wins among all tokens.
+    """
+    columns = list(ids)
+    return lambda outputs: {
+        **metrics.measure(names, rows.kind, outputs[:, columns], rows.labels),
+        "strict_accuracy": strict_accuracy(outputs, rows.labels, columns),
+    }
 
 
 def _notes_of(splits: Mapping[str, LabeledSequences]) -> list[str]:
@@ -359,11 +361,9 @@ class LabeledResult(RunResult):
     """What a run on labeled sequences comes to."""
 
     parameters: int
-    """Number of parameters of the model, tied ones once."""
+    """Those of the model, tied ones once."""
     kind: str
-    """What the labels are."""
     classes: list[str]
-    """Names of the outputs."""
     epochs: float
     """Passes over the training rows."""
     monitor: str

@@ -92,15 +92,9 @@ def _interval_texts(config: LabeledConfig) -> dict[str, LabelTable]:
 
     def read(path: str) -> LabelTable:
         return read_interval_text(
-            path,
-            store,
-            label=config.table.label,
-            length=genome.length,
-            flank=genome.flank,
-            center=genome.center,
-            orient=genome.orient,
-            strict=genome.strict,
-        )
+            path, store, label=config.table.label, length=genome.length, flank=genome.flank,
+            center=genome.center, orient=genome.orient, strict=genome.strict,
+        )  # fmt: skip
 
     files = {"valid": config.valid, "test": config.test}
     named = {name: read(path) for name, path in files.items() if path is not None}
@@ -173,13 +167,9 @@ def _genome_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
 
 def _windows(genome: GenomeConfig, store: Genome, regions: Regions) -> LabeledSequences:
     features = read_features(
-        store,
-        genome.features,
-        genome.types,
-        background=genome.background,
-        strand=genome.strand,
+        store, genome.features, genome.types, background=genome.background, strand=genome.strand,
         strict=genome.strict,
-    )
+    )  # fmt: skip
     return label_windows(
         store, regions, features, length=genome.length or _WINDOW, flank=genome.flank
     )

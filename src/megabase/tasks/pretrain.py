@@ -189,30 +189,17 @@ def _objective(spec: ObjectiveConfig) -> Objective:
 def _build_source(data: DataConfig, store: Genome, seed: int) -> tuple[Split, WindowSource]:
     """Give the split of the genome and the training windows."""
     split = split_genome(
-        store,
-        include=data.include,
-        exclude=data.exclude,
-        validation=data.validation,
+        store, include=data.include, exclude=data.exclude, validation=data.validation,
         test=data.test,
-    )
+    )  # fmt: skip
+    common: dict[str, Any] = {"seed": seed, "reverse_complement": data.reverse_complement}
     if data.windows == "random":
+        counted = partial(count_n, store)
         return split, RandomWindows(
-            split.train,
-            seed=seed,
-            reverse_complement=data.reverse_complement,
-            max_n_fraction=data.max_n_fraction,
-            count_n=partial(count_n, store),
+            split.train, max_n_fraction=data.max_n_fraction, count_n=counted, **common
         )
     if data.windows == "tiled":
-        return split, TiledWindows(
-            split.train, seed=seed, reverse_complement=data.reverse_complement
-        )
-    return _build_intervals(data, store, split, seed)
-
-
-def _build_intervals(
-    data: DataConfig, store: Genome, split: Split, seed: int
-) -> tuple[Split, WindowSource]:
+        return split, TiledWindows(split.train, **common)
     path = data.intervals or ""
     rows = read_intervals(store, path, "train")
     split = replace(split, train=Regions.of(*rows))
@@ -221,10 +208,9 @@ def _build_intervals(
     return split, IntervalWindows(
         rows,
         contig_lengths=np.array([c.length for c in store.contigs], dtype=np.int64),
-        seed=seed,
         shift=data.shift,
-        reverse_complement=data.reverse_complement,
         padding=data.padding,
+        **common,
     )
 
 
@@ -265,11 +251,6 @@ def _validation(
     return EvalSet(data=data, windows=windows, length=length, objective=objective)
 
 
-def _count_parameters(model: PreTrainedModel) -> int:
-    """Count the parameters of a model; shared tensors count once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def _largest(
     model: PreTrainedModel, settings: TrainConfig, schedule: LengthSchedule, *, on_cpu: bool
 ) -> Estimate:
@@ -277,7 +258,7 @@ def _largest(
     shape: Any = model.config
     estimates = [
         TrainingStep(
-            parameters=_count_parameters(model),
+            parameters=model.num_parameters(),
             layers=shape.num_hidden_layers,
             width=shape.hidden_size,
             columns=getattr(shape, "vocab_rows", shape.vocab_size),
@@ -300,7 +281,7 @@ def _model_line(model: PreTrainedModel, longest: int) -> str:
     limit = getattr(shape, "max_length", longest)
     return (
         f"model       {shape.model_type}, {shape.num_hidden_layers} layers, width "
-        f"{shape.hidden_size}, {_count_parameters(model):,} parameters, "
+        f"{shape.hidden_size}, {model.num_parameters():,} parameters, "
         + (f"longest input {limit:,}" if limit is not None else "no limit of the input's length")
     )
 
@@ -358,10 +339,6 @@ def _digest(regions: Regions) -> str:
 def _written_out(store: Genome, regions: Regions) -> list[str]:
     """Write the first regions as people do, 1-based with both ends."""
     first = slice(_LISTED_REGIONS)
-    rows = zip(
-        regions.contig[first].tolist(),
-        regions.start[first].tolist(),
-        regions.end[first].tolist(),
-        strict=True,
-    )
+    columns = (regions.contig, regions.start, regions.end)
+    rows = zip(*(column[first].tolist() for column in columns), strict=True)
     return [f"{store.contigs[contig].name}:{start + 1:,}-{end:,}" for contig, start, end in rows]

@@ -23,7 +23,7 @@ from megabase.settings import StartConfig
 from megabase.tasks.config import PromptConfig, PromptSettings
 from megabase.tasks.labeled import LabeledResult, LabeledRun, measure_splits
 from megabase.tasks.labeled_data import describe_data, read_splits
-from megabase.tasks.run import Done, Plan, execute, member, sweep
+from megabase.tasks.run import Done, Plan, execute, markdown_table, member, sweep
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -41,9 +41,7 @@ class PromptResult(LabeledResult):
     length: int
     """Soft-prompt tokens."""
     position: str
-    """Where they are."""
     answer: str
-    """label_tokens or head."""
     prompt_bytes: int
     """Size of the saved prompt."""
 
@@ -141,12 +139,9 @@ def _spec(
     from megabase.models.adapt.prompt import PromptSpec, label_letters
 
     spec: dict[str, Any] = {
-        "length": settings.length,
-        "position": settings.position,
-        "answer": settings.answer,
-        "classes": train.classes,
-        "kind": train.kind,
-    }
+        "length": settings.length, "position": settings.position, "answer": settings.answer,
+        "classes": train.classes, "kind": train.kind,
+    }  # fmt: skip
     if settings.answer == "head":
         over = settings.over
         if over == "auto":
@@ -243,16 +238,11 @@ def _result(done: Done, model: str, found: Mapping[str, dict[str, float]]) -> Pr
     spec = prompted.spec
     files = [folder / name for name in PROMPT_FILES] if folder.is_dir() else []
     return PromptResult.of(
-        done,
-        found,
-        model=model,
-        length=spec.length,
-        position=spec.position,
-        answer=spec.answer,
+        done, found, model=model, length=spec.length, position=spec.position, answer=spec.answer,
         parameters=sum(p.numel() for p in prompted.model.parameters()),
         trained_parameters=prompted.trained_parameters,
         prompt_bytes=sum(file.stat().st_size for file in files),
-    )
+    )  # fmt: skip
 
 
 def prompt_lengths(
@@ -295,10 +285,9 @@ def _prompt_table(results: Sequence[PromptResult]) -> str:
     columns = [(split, name) for split in splits for name in getattr(results[0], split)]
     head = ["vectors", "parameters trained", "bytes saved", "steps"]
     head += [f"{split} {name}" for split, name in columns]
-    lines = [f"| {' | '.join(head)} |", f"|{' ---: |' * len(head)}"]
-    for result in results:
-        cells = [f"{result.length}", f"{result.trained_parameters:,}",
-                 f"{result.prompt_bytes:,}", f"{result.steps:,}"]  # fmt: skip
-        cells += [f"{getattr(result, split)[name]:.4f}" for split, name in columns]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        [f"{one.length}", f"{one.trained_parameters:,}", f"{one.prompt_bytes:,}", f"{one.steps:,}",
+         *(f"{getattr(one, split)[name]:.4f}" for split, name in columns)]
+        for one in results
+    ]  # fmt: skip
+    return markdown_table(head, rows, " ---: |") + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -44,17 +44,14 @@ class Plan:
     settings: TrainConfig
     """What the loop reads, with everything filled in that depends on the data."""
     family: str
-    """Model family."""
     model: Any
-    """The model with its initial weights."""
+    """With its initial weights."""
     batches: Batches
     """Training windows or examples."""
     objective: Objective
-    """Training loss."""
     evaluations: Mapping[str, EvalSet]
     """Validation (``valid``) and test."""
     schedule: LengthSchedule
-    """Stages in steps."""
     save_model: SaveModel
     """Writes the model into a checkpoint."""
     data: Mapping[str, Any]
@@ -62,7 +59,7 @@ class Plan:
     text: str
     """All of it for people."""
     splits: Mapping[str, LabeledSequences] = field(default_factory=dict)
-    """Labeled sequences: train, and valid and test where there are any."""
+    """Labeled sequences of train, and of valid and test where they exist."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the numbers has to know."""
     hints: Sequence[str | None] = ()
@@ -123,13 +120,10 @@ class RunResult:
     run: str
     """Run folder."""
     family: str
-    """Model family."""
     trained_parameters: int
-    """Number of parameters that were trained."""
     rows: dict[str, int]
     """Sequences of each split."""
     steps: int
-    """Optimizer steps done."""
     best_step: int | None
     """Step of the checkpoint that was measured; None without validation or training."""
     seconds: float
@@ -205,15 +199,9 @@ def execute(
         outcome = None
         if plan.trains:
             outcome = fit(
-                plan.model,
-                plan.objective,
-                plan.batches,
-                plan.settings,
-                fabric=fabric,
-                save_model=plan.save_model,
-                validation=plan.evaluations.get("valid"),
-                console=show,
-            )
+                plan.model, plan.objective, plan.batches, plan.settings, fabric=fabric,
+                save_model=plan.save_model, validation=plan.evaluations.get("valid"), console=show,
+            )  # fmt: skip
         else:
             plan.model.to(fabric.device)
         done = Done(plan, run, fabric, outcome, started)
@@ -227,6 +215,12 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write named arrays, whole or not at all."""
     with atomic_file(path, overwrite=True) as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], rule: str = " --- |") -> str:
+    """Write a table as Markdown, without a last line break; `rule` is a cell below the head."""
+    lines = [f"| {' | '.join(head)} |", f"|{rule * len(head)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None]:

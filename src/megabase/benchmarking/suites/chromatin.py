@@ -101,12 +101,12 @@ def _lift(windows: _Windows, chain: Path) -> _Windows:
         if high[0][1] - low[0][1] == end - start:
             kept.append(row)
             moved.append((low[0][0], low[0][1], high[0][1]))
-    labels = windows.labels[np.array(kept, dtype=np.int64)]
+    contigs, starts, ends = ([place[i] for place in moved] for i in range(3))
     return _Windows(
-        [contig for contig, _, _ in moved],
-        np.array([start for _, start, _ in moved], dtype=np.int64),
-        np.array([end for _, _, end in moved], dtype=np.int64),
-        labels,
+        contigs,
+        np.array(starts, dtype=np.int64),
+        np.array(ends, dtype=np.int64),
+        windows.labels[np.array(kept, dtype=np.int64)],
     )
 
 
@@ -163,11 +163,8 @@ def _from_peaks(
         text = f"{name}: {len(regions):,} peaks of {Path(chosen.peaks[name]).name}"
         notes.append(text + (f" ({elsewhere:,} more on other contigs)" if elsewhere else ""))
     found: dict[str, _Windows] = {}
-    for part, regions in (
-        ("train", split.train),
-        ("valid", split.validation),
-        ("test", split.test),
-    ):
+    parts = {"train": split.train, "valid": split.validation, "test": split.test}
+    for part, regions in parts.items():
         if not len(regions):
             continue
         pieces = [_bins(store, chosen, regions, row, peaks) for row in range(len(regions))]
@@ -283,19 +280,15 @@ def _from_tables(config: BenchmarkConfig) -> tuple[tuple[str, ...], dict[str, _W
 
 
 def _text(store: Genome, part: str, windows: _Windows, labels: tuple[str, ...]) -> LabelTable:
-    sequences = [
-        alphabet.decode(store.fetch(Interval(contig, start, end), pad="n"))
+    places = [
+        Interval(contig, start, end)
         for contig, start, end in zip(
             windows.contig, windows.start.tolist(), windows.end.tolist(), strict=True
         )
     ]
+    sequences = [alphabet.decode(store.fetch(place, pad="n")) for place in places]
     rows = [tuple("01"[value] for value in row) for row in windows.labels.tolist()]
-    names = [
-        f"{part} window {contig}:{start + 1:,}-{end:,}"
-        for contig, start, end in zip(
-            windows.contig, windows.start.tolist(), windows.end.tolist(), strict=True
-        )
-    ]
+    names = [f"{part} window {p.contig}:{p.start + 1:,}-{p.end:,}" for p in places]
     return LabelTable(f"{part} windows of {store.path.name}", sequences, rows, labels, names)
 
 

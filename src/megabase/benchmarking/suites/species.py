@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -64,11 +65,12 @@ SPECIES_SPLITS: Mapping[str, Mapping[str, Sequence[str]]] = {
 """Chromosomes of each split of the species task, by species (HyenaDNA repository)."""
 
 
-class _Record:
+class _Record(NamedTuple):
     """A record of a genome: its name, what follows it, and its bases."""
 
-    def __init__(self, name: str, description: str, codes: Codes) -> None:
-        self.name, self.description, self.codes = name, description, codes
+    name: str
+    description: str
+    codes: Codes
 
 
 def _records(path: Path) -> list[_Record]:
