@@ -15,7 +15,7 @@ import yaml
 
 import megabase
 from megabase.cli.main import VERBS
-from megabase.cli.settings_options import field_names, settings_of
+from megabase.cli.settings_options import _field_names, settings_of
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -127,7 +127,7 @@ def test_every_field_of_a_recipe_is_documented() -> None:
     groups = {"data", "devices", "model", "objective", "optim", "stages"}
     missing = [
         name
-        for name in field_names(PretrainConfig)
+        for name in _field_names(PretrainConfig)
         if name not in groups and f"`{name}`" not in text
     ]
     assert missing == []

@@ -155,9 +155,9 @@ def model(path: Path) -> None:
 
 
 def recipe(path: Path) -> None:
-    from megabase.cli.settings_options import check_recipe
+    from megabase.cli.settings_options import _check_recipe
 
-    check_recipe(str(path))
+    _check_recipe(str(path))
 
 
 def command(path: Path) -> None:

@@ -32,7 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("evaluate", "evaluations of several models in one table"),
     "report": ("report", "a self-contained HTML page about a run or a region"),
     "pretrain": ("train", "pretrain a language model on a genome"),
-    "finetune": ("train", "fine-tune a model on labelled sequences"),
+    "finetune": ("train", "fine-tune a model on labeled sequences"),
     "prompt": ("train", "soft-prompt tuning with a frozen model"),
     "icl": ("train", "few-shot in-context classification"),
     "benchmark": ("benchmark", "models on benchmark suites: leaks, seeds, one table"),

@@ -39,12 +39,7 @@ _LONGEST = 400
 def explain_errors(parser: ArgumentParser, names: Sequence[str] = ()) -> None:
     """Make a parser raise :class:`ConfigError`, in one line, in place of usage and exit.
 
-    Parameters
-    ----------
-    parser
-        Parser of a verb.
-    names
-        Fields of a recipe, which a misspelled name is compared with.
+    `names` are the fields of a recipe, which a misspelled name is compared with.
     """
 
     def error(message: str, ex: Exception | None = None) -> NoReturn:

@@ -43,23 +43,17 @@ def add_settings(
             parser._option_string_actions.pop(option)
         action.option_strings = flags
         parser._option_string_actions.update(dict.fromkeys(flags, action))
-    explain_errors(parser, field_names(config))
+    explain_errors(parser, _field_names(config))
 
 
 def settings_of(config: type[_Config], args: Namespace, **changes: Any) -> _Config:
-    """Build settings from arguments that the parser has parsed and instantiated.
-
-    Raises
-    ------
-    ConfigError
-        Naming every field that cannot be used.
-    """
+    """Build settings from arguments that the parser has parsed and instantiated."""
     names = {field.name for field in dataclasses.fields(config)}
     values = {name: value for name, value in vars(args).items() if name in names}
     return config(**{**values, **changes})
 
 
-def field_names(config: type, prefix: str = "") -> list[str]:
+def _field_names(config: type, prefix: str = "") -> list[str]:
     """Give the dotted names of every field of a configuration, tables such as stages included."""
     names: list[str] = []
     hints = typing.get_type_hints(config)
@@ -68,7 +62,7 @@ def field_names(config: type, prefix: str = "") -> list[str]:
         names.append(name)
         for part in (hints[field.name], *typing.get_args(hints[field.name])):
             if isinstance(part, type) and dataclasses.is_dataclass(part):
-                names += field_names(part, f"{name}.")
+                names += _field_names(part, f"{name}.")
     return names
 
 
@@ -93,7 +87,7 @@ def _add_recipe(parser: ArgumentParser) -> None:
 
     class Recipe(ActionConfigFile):
         def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
-            content = check_recipe(values)
+            content = _check_recipe(values)
             known = {action.dest.partition(".")[0] for action in parser._actions}
             kept = {k: v for k, v in content.items() if k in known or k not in RETIRED}
             if len(kept) < len(content):
@@ -105,14 +99,8 @@ def _add_recipe(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action=Recipe, help="recipe: a YAML file of the fields below")
 
 
-def check_recipe(path: str) -> dict[str, Any]:
-    """Read a recipe, which must be a short YAML table that names no other recipe.
-
-    Raises
-    ------
-    ConfigError
-        Naming the file and what it is instead; nothing of its content is quoted at length.
-    """
+def _check_recipe(path: str) -> dict[str, Any]:
+    """Read a recipe, a short YAML table; a ConfigError names the file and what it is instead."""
     text = read_text(path, ConfigError, YAML_BYTES)
     content = parse_yaml(text, path, ConfigError)
     if not isinstance(content, dict):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from megabase.cli.options import add_regions_option
 from megabase.cli.parser import Verb
 from megabase.cli.streams import note, show_progress
-from megabase.errors import ConfigError, MegabaseError
+from megabase.errors import ConfigError, MegabaseError, MissingDependencyError
 from megabase.genome.files import check_output
 
 if TYPE_CHECKING:
@@ -82,16 +82,11 @@ def _evaluate(args: Namespace) -> int:
     if window is None and loaded.longest is None and model_run:
         window = model_run.longest  # the model reads any length; it was trained on this one
     options = EvaluateOptions(
-        window=window,
-        stride=args.stride,
-        max_windows=args.max_windows,
+        window=window, stride=args.stride, max_windows=args.max_windows,
         context_lengths=[] if args.no_context else args.context_lengths,
-        context_targets=args.context_targets,
-        context_blocks=args.context_blocks,
-        baselines=not args.no_baselines,
-        max_order=args.max_order,
-        batch_tokens=args.batch_tokens,
-    )
+        context_targets=args.context_targets, context_blocks=args.context_blocks,
+        baselines=not args.no_baselines, max_order=args.max_order, batch_tokens=args.batch_tokens,
+    )  # fmt: skip
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     with show_progress("windows") as progress:
         result = evaluate(
@@ -158,21 +153,18 @@ def _regions(
 
 def _write(result: EvaluationResult, file: Path | None, folder: Path | None) -> None:
     """Write the JSON and the plots."""
+    from megabase.report.plots import save_plots
+
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     if file is not None:
         result.save(file)
         note(f"wrote {file}")
-    if folder is not None:
-        from megabase.errors import MissingDependencyError
-        from megabase.report.plots import save_plots
-
-        try:
-            for path in save_plots(result.to_dict(), folder):
-                note(f"wrote {path}")
-        except MissingDependencyError as error:
-            # The numbers are written; only the pictures are missing, and why is said.
-            note(f"no plots: {error}")
+    try:
+        for path in () if folder is None else save_plots(result.to_dict(), folder):
+            note(f"wrote {path}")
+    except MissingDependencyError as error:  # the numbers are written; only the plots are missing
+        note(f"no plots: {error}")
 
 
 def _print(result: EvaluationResult, console: Console) -> None:
@@ -213,11 +205,8 @@ def _print_baselines(result: EvaluationResult, console: Console) -> None:
     """Show the model under its baselines, and how far it is from the best of them."""
     model, baselines = result.overall, result.baselines
     fitted = {one.order: _acgt(one.measure) for one in baselines if one.fitted}
-    rows = [
-        (one.name, _acgt(one.measure), fitted.get(one.order, ""), "")
-        for one in baselines
-        if not one.fitted
-    ]
+    plain = [one for one in baselines if not one.fitted]
+    rows = [(one.name, _acgt(one.measure), fitted.get(one.order, ""), "") for one in plain]
     rows.append(("model", _acgt(model), "", _with_error(model.perplexity, model.perplexity_se)))
     _table(console, ("", "perplexity A,C,G,T", "rates fitted", "all tokens"), rows, strong=True)
     if len(baselines) == 1:
@@ -314,14 +303,12 @@ def _compare(args: Namespace) -> int:
     from megabase.evaluate.results import EvaluationResult, compare
     from megabase.genome.files import write_whole
 
-    output = None if args.output is None else Path(args.output)
-    text = compare(
-        [EvaluationResult.load(_evaluation_file(name)) for name in args.evaluations]
-    ).markdown()
+    results = [EvaluationResult.load(_evaluation_file(name)) for name in args.evaluations]
+    text = compare(results).markdown()
     print(text, end="")
-    if output is not None:
-        write_whole(output, text, args.overwrite)
-        note(f"wrote {output}")
+    if args.output is not None:
+        write_whole(Path(args.output), text, args.overwrite)
+        note(f"wrote {args.output}")
     return 0
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,12 @@ def _add_genome(parser: ArgumentParser) -> None:
 
     actions = parser.add_subcommands(required=True, dest="action")
 
-    build = ArgumentParser(
-        formatter_class=HelpFormatter, description="Stream FASTA files into one genome store."
-    )
+    def action(name: str, short: str, description: str) -> ArgumentParser:
+        parser = ArgumentParser(formatter_class=HelpFormatter, description=description)
+        actions.add_subcommand(name, parser, help=short)
+        return parser
+
+    build = action("build", "FASTA files into one store", "Stream FASTA files into one store.")
     build.add_argument("sources", nargs="+", metavar="FASTA", help="FASTA files: plain, gzip or "
         "bgzip, told apart by their content; - is standard input")  # fmt: skip
     build.add_argument("-o", "--output", required=True, help="the store file to write")
@@ -38,23 +42,14 @@ def _add_genome(parser: ArgumentParser) -> None:
         "(default: from the file name)")  # fmt: skip
     build.add_argument("--overwrite", action="store_true", help="replace the output if it exists "
         "already")  # fmt: skip
-    actions.add_subcommand("build", build, help="FASTA files into one store")
-
-    info = ArgumentParser(
-        formatter_class=HelpFormatter, description="Say what a genome store holds."
-    )
+    info = action("info", "what a store holds", "Say what a genome store holds.")
     info.add_argument("store", help="the store file")
     info.add_argument("--json", action="store_true", help="print everything as JSON")
     info.add_argument("--all", action="store_true", help=f"list every contig, not the first "
         f"{_SHOWN_CONTIGS}")  # fmt: skip
-    actions.add_subcommand("info", info, help="what a store holds")
-
-    verify = ArgumentParser(
-        formatter_class=HelpFormatter,
-        description="Read every base of a genome store and compare it with the recorded sha256.",
-    )
+    verify = action("verify", "compare a store with its checksums",
+        "Read every base of a genome store and compare it with the recorded sha256.")  # fmt: skip
     verify.add_argument("store", help="the store file")
-    actions.add_subcommand("verify", verify, help="compare a store with its checksums")
 
 
 def _genome(args: Namespace) -> int:
@@ -63,16 +58,12 @@ def _genome(args: Namespace) -> int:
 
     # Away from a terminal rich would wrap at 80 columns and cut names; give tables their width.
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    action: Callable[[Namespace, Console], None] = {
-        "build": _build,
-        "info": _info,
-        "verify": _verify,
-    }[args.action]
-    action(args[args.action], console)
+    {"build": _build, "info": _info, "verify": _verify}[args.action](args[args.action], console)
     return 0
 
 
 def _build(args: Namespace, console: Console) -> None:
+    """Build a store and say what it holds."""
     from megabase.genome.store import Genome
 
     begin = time.perf_counter()
@@ -93,9 +84,6 @@ def _build(args: Namespace, console: Console) -> None:
 def _info(args: Namespace, console: Console) -> None:
     store = _opened(args.store)
     if args.json:
-        import json
-        from dataclasses import asdict
-
         record = {"path": str(store.path), "total_length": store.total_length}
         print(json.dumps(record | asdict(store.metadata), indent=2))
         return
@@ -167,23 +155,15 @@ def _print_contigs(store: Genome, console: Console, limit: int | None) -> None:
     table.add_column("sha256", no_wrap=True)
     table.add_column("description")
     for contig in store.contigs[:limit]:
-        table.add_row(
-            _plain(contig.name),
-            f"{contig.length:,}",
-            f"{contig.n_count:,}",
-            f"{contig.iupac_count:,}",
-            f"{contig.soft_masked_count:,}",
-            contig.sha256[:12],
-            _plain(_shortened(contig.description, 40)),
-        )
+        counts = (contig.length, contig.n_count, contig.iupac_count, contig.soft_masked_count)
+        text = contig.description
+        text = text if len(text) <= 40 else f"{text[:37]}..."
+        cells = (*(f"{count:,}" for count in counts), contig.sha256[:12])
+        table.add_row(_plain(contig.name), *cells, _plain(text))
     console.print()
     console.print(table)
     if limit is not None and len(store.contigs) > limit:
         console.print(f"... and {len(store.contigs) - limit:,} more (--all lists them)")
-
-
-def _shortened(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def _plain(text: str) -> Any:

@@ -72,8 +72,6 @@ def _convert(args: Namespace) -> int:
 
 _SHOWN_LABELS = 10
 """Classes that are listed: a line or two; JSON has all of them."""
-
-
 _SCORING_VALUES = 14
 """Values alive at the peak, per position and unit of width: measured on HyenaDNA in float32 without
 gradients, at 4 x 65,536 tokens."""
@@ -107,7 +105,6 @@ def _info(args: Namespace) -> int:
     if args.presets:
         _presets(console, args.json)
         return 0
-    from megabase.errors import MegabaseError
     from megabase.models.describe import describe
 
     model = describe(args.model)
@@ -133,14 +130,9 @@ def _memory(model: ModelDescription, length: int | None, batch: int) -> dict[str
     from megabase.models.describe import TrainingStep
 
     step = TrainingStep(
-        parameters=model.parameters,
-        layers=model.layers,
-        width=model.width,
-        columns=model.columns or 0,
-        micro_batch=batch,
-        length=length,
-        fused=model.piecewise,
-    ).memory()
+        parameters=model.parameters, layers=model.layers, width=model.width,
+        columns=model.columns or 0, micro_batch=batch, length=length, fused=model.piecewise,
+    ).memory()  # fmt: skip
     scoring = batch * length * (_SCORING_VALUES * 4 * model.width + 12 * (model.columns or 0))
     stored = 4 * model.constants
     return {

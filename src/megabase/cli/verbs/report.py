@@ -142,13 +142,9 @@ class _Page:
     """What the page is made of."""
 
     def __init__(
-        self,
-        args: Namespace,
-        store: Genome,
-        regions: list[Interval],
-        variants: pl.DataFrame | None,
-        model: Loaded | None,
-    ) -> None:
+        self, args: Namespace, store: Genome, regions: list[Interval],
+        variants: pl.DataFrame | None, model: Loaded | None,
+    ) -> None:  # fmt: skip
         self.args, self.store, self.regions = args, store, regions
         self.variants, self.model = variants, model
         self.tracks: list[FeatureTrack | SignalTrack] = []
@@ -199,28 +195,17 @@ class _Page:
         self.tracks += [track for track, _ in more]
         self.facts += [fact for _, fact in more]
         first = regions[0]
-        return build_genome_page(
-            GenomePage(
-                title=f"{where} of {store.name}",
-                lead=self._lead(),
-                genome=store.name,
-                regions=[
-                    Region(
-                        region.contig,
-                        region.start,
-                        decode(store.fetch(Interval(region.contig, region.start, region.end))),
-                        store.contig(region.contig).length,
-                    )
-                    for region in regions
-                ],
-                locus=str(Interval(first.contig, first.start, first.end)),
-                tracks=self.tracks,
-                logos=self.logos,
-                table=table,
-                numbers=self.numbers,
-                facts=self.facts,
-            )
-        )
+        letters = [decode(store.fetch(Interval(r.contig, r.start, r.end))) for r in regions]
+        shown = [
+            Region(region.contig, region.start, text, store.contig(region.contig).length)
+            for region, text in zip(regions, letters, strict=True)
+        ]
+        page = GenomePage(
+            title=f"{where} of {store.name}", lead=self._lead(), genome=store.name, regions=shown,
+            locus=str(Interval(first.contig, first.start, first.end)), tracks=self.tracks,
+            logos=self.logos, table=table, numbers=self.numbers, facts=self.facts,
+        )  # fmt: skip
+        return build_genome_page(page)
 
     def _lead(self) -> str:
         """Write the sentence below the title."""

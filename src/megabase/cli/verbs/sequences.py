@@ -224,8 +224,6 @@ def _predict(args: Namespace) -> int:
 
 
 _STEPS = 64  # as the default of attribute(): an option that was not given can then be told
-
-
 _LOGO_BASES = 120  # bases that can be read across a page
 
 
