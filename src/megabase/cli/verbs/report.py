@@ -48,7 +48,7 @@ def _add_report(parser: ArgumentParser) -> None:
         "bedGraph (numbers), BED, narrowPeak or GFF (intervals)")  # fmt: skip
     add("--info", nargs="+", default=[], metavar="KEY", help="INFO fields of the VCF for the table "
         "(default: all with one number an allele)")  # fmt: skip
-    add("--ism", type=str, metavar="REGION", help="score every substitution of this stretch")
+    add("--ism", type=str, metavar="REGION", help="score every substitution of this region")
     add("--flank", type=int, default=250, help="bases shown beside each variant")
     add("--window", type=int, help="bases the model reads at once (default: up to 1,024)")
     add("--no-model", action="store_true", help="show no model")
