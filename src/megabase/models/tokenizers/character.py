@@ -405,8 +405,8 @@ class DNATokenizer(PreTrainedTokenizer):
         lengths = [len(row.ids) for row in rows]
         # A single empty text is left empty, as transformers does.
         if padding_strategy != PaddingStrategy.DO_NOT_PAD and (batched or any(lengths)) and lengths:
-            fixed = padding_strategy == PaddingStrategy.MAX_LENGTH and max_length is not None
-            width = max_length if fixed else max(lengths)
+            width = max_length if padding_strategy == PaddingStrategy.MAX_LENGTH else None
+            width = max(lengths) if width is None else width
             multiple = kwargs.get("pad_to_multiple_of") or 1
             left = (kwargs.get("padding_side") or self.padding_side) == "left"
             rows = [_pad(row, -(-width // multiple) * multiple, left) for row in rows]
