@@ -249,6 +249,11 @@ def load_model(
     return model.eval()
 
 
+# Torch remembers the constructors that a device context redirects as it first finds them, and
+# transformers replaces one (linspace) while it loads a model. Seen before that, all of them stay on
+# the meta device in _check_size, whatever the settings of a folder ask to allocate.
+with torch.device("meta"):
+    torch.empty(0)
 _SPARE_NUMBERS = 1 << 26
 """What a model may have beyond twice the numbers of its weights: a new head, shared tensors."""
 
