@@ -7,7 +7,7 @@ from typing import Any
 
 from megabase.data.vocabulary import COMPLEMENT_TOKEN_IDS
 from megabase.models.base import Problems
-from megabase.models.mamba.configuration import StateSpaceConfig
+from megabase.models.state_space import StateSpaceConfig
 
 
 def complement_list(given: Any, rows: int) -> list[Any]:

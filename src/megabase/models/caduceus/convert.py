@@ -21,7 +21,7 @@ from megabase.models.checkpoints.published import (
     renamed,
 )
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.mamba.convert import read_shapes, without_lm_head
+from megabase.models.state_space import read_shapes, without_lm_head
 
 _RULES = (HEAD_RULE, (r"^backbone\.", "caduceus.backbone."))
 """The bare model is published without the prefix of one with a head."""

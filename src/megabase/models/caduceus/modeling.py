@@ -36,7 +36,7 @@ from megabase.models.heads import (
     Strand,
     TokenClassifier,
 )
-from megabase.models.mamba.modeling import StateSpacePreTrainedModel
+from megabase.models.state_space import StateSpacePreTrainedModel
 
 _REVERSE = re.compile(r"^(.*\.mamba_)rev(\.(?:in|out)_proj\.(?:weight|bias))$")
 """Projections of the reverse direction, which may be those of the forward one."""
