@@ -61,12 +61,9 @@ def base_probabilities(
 
 
 def _sequence_probabilities(
-    model: Loaded,
-    sequences: Sequence[NDArray[np.uint8]],
-    *,
-    batch_tokens: int,
+    model: Loaded, sequences: Sequence[NDArray[np.uint8]], *, batch_tokens: int,
     record: Callable[[int], str],
-) -> list[Floats]:
+) -> list[Floats]:  # fmt: skip
     """Give the probability of A, C, G, T at every base of sequences, (length, 4) each."""
 
     def compute(codes: NDArray[np.uint8], rows: NDArray[np.int64]) -> list[Floats]:

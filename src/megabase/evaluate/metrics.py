@@ -153,12 +153,9 @@ def _mean_squared_error(outputs: _Outputs, labels: _Labels) -> float:
 _ANSWERS, _NUMBERS = ("classes", "multi_label", "nucleotides"), ("regression",)
 """Kinds of labels with answers to choose from, and with numbers."""
 _COUNTED: dict[str, Callable[[npt.NDArray[Any]], float]] = {
-    "accuracy": _accuracy,
-    "mcc": _mcc,
-    "f1": _f1,
-    "f1_positive": _f1_yes,
+    "accuracy": _accuracy, "mcc": _mcc, "f1": _f1, "f1_positive": _f1_yes,
     "f1_weighted": _f1_weighted,
-}
+}  # fmt: skip
 """Metrics of the confusion matrix (true, predicted) alone."""
 METRICS: dict[str, _Metric] = {
     **{

@@ -266,13 +266,9 @@ def evaluate(
     if progress is not None:
         progress("baselines", 0, 1)
     baselines, baseline_bases = score_baselines(
-        store,
-        blocks,
-        scores.nll_acgt.sum(1),
-        curve_blocks,
-        train_regions if options.baselines else None,
-        options.max_order,
-    )
+        store, blocks, scores.nll_acgt.sum(1), curve_blocks,
+        train_regions if options.baselines else None, options.max_order,
+    )  # fmt: skip
     covered = int((blocks.end - blocks.start).sum())
     return EvaluationResult(
         model=name,

@@ -325,13 +325,9 @@ def _row(result: EvaluationResult) -> _Row:
     else:
         context = f"up to {result.window - 1:,}"
     return _Row(
-        result.model,
-        result.parameters,
-        _METRIC[result.objective],
-        _SEES[result.objective],
-        context,
-        result.overall,
-    )
+        result.model, result.parameters, _METRIC[result.objective], _SEES[result.objective],
+        context, result.overall,
+    )  # fmt: skip
 
 
 def _spell_out(value: Any) -> None:

@@ -12,27 +12,8 @@ from megabase.inference.variants.scorer import VariantScores, score_variants
 from megabase.inference.variants.vcf_file import score_variants_file
 
 __all__ = [
-    "Attribution",
-    "Embeddings",
-    "Generated",
-    "Mutagenesis",
-    "Predictions",
-    "SequenceScores",
-    "TrackOptions",
-    "VariantScores",
-    "attribute",
-    "attribute_file",
-    "embed",
-    "embed_file",
-    "generate",
-    "generate_file",
-    "ism",
-    "ism_file",
-    "predict",
-    "predict_file",
-    "predict_track",
-    "score",
-    "score_file",
-    "score_variants",
-    "score_variants_file",
-]
+    "Attribution", "Embeddings", "Generated", "Mutagenesis", "Predictions", "SequenceScores",
+    "TrackOptions", "VariantScores", "attribute", "attribute_file", "embed", "embed_file",
+    "generate", "generate_file", "ism", "ism_file", "predict", "predict_file", "predict_track",
+    "score", "score_file", "score_variants", "score_variants_file",
+]  # fmt: skip

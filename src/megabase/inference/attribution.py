@@ -90,25 +90,7 @@ class Attribution:
 
 
 class _Attributor:
-    """A model and an output of it, ready to attribute.
-
-    Parameters
-    ----------
-    spec
-        Model folder, run folder, preset or Hub name; None for the packaged model; or a model.
-    target
-        A class, by name or number: its logit, or the mean of its logit over all positions for a
-        model that labels every base. None: the log-likelihood of the sequence for a causal
-        language model, and the only output of a model with one.
-    method
-        One of :data:`METHODS`.
-    baseline
-        One of :data:`BASELINES`.
-    steps
-        Points on the way from the baseline (Gauss-Legendre).
-    batch_tokens, device
-        As for :class:`megabase.inference.jobs.PassOptions`.
-    """
+    """A model and an output of it, ready to attribute; options are those of :func:`attribute`."""
 
     def __init__(
         self,
@@ -228,12 +210,9 @@ class _Attributor:
         elif self.baseline == "n":
             start[..., 4] = 1.0
         shares = IntegratedGradients(forward).attribute(
-            x,
-            baselines=start,
-            n_steps=self.steps,
-            method="gausslegendre",
+            x, baselines=start, n_steps=self.steps, method="gausslegendre",
             internal_batch_size=max(1, self.batch_tokens // x.shape[1]),
-        )
+        )  # fmt: skip
         shares = cast("Tensor", shares).detach()[0]
         with torch.no_grad():
             output, base = float(forward(x)[0]), float(forward(start)[0])
@@ -334,11 +313,21 @@ def attribute(
     Parameters
     ----------
     model
-        As for :class:`_Attributor`; or an attributor, whose own options then hold.
+        Model folder, run folder, preset or Hub name; None for the packaged model; or a model.
     sequences
         Letters, or base codes.
-    target, method, baseline, steps, batch_tokens, device
-        As for :class:`_Attributor`.
+    target
+        A class, by name or number: its logit, or the mean of its logit over all positions for a
+        model that labels every base. None: the log-likelihood of the sequence for a causal
+        language model, and the only output of a model with one.
+    method
+        One of :data:`METHODS`.
+    baseline
+        One of :data:`BASELINES`.
+    steps
+        Points on the way from the baseline (Gauss-Legendre).
+    batch_tokens, device
+        See :class:`megabase.inference.jobs.PassOptions`.
     """
     ready = model if isinstance(model, _Attributor) else _Attributor(
         model, target=target, method=method, baseline=baseline, steps=steps,
@@ -358,20 +347,11 @@ def attribute_file(
     steps: int = 64,
     **running: Unpack[RunOptions],
 ) -> Path:
-    """Attribute an output of a model to the bases of a file of sequences.
+    """Attribute an output of a model to the bases of a file of sequences as :func:`attribute`.
 
-    Parameters
-    ----------
-    model, target, method, baseline, steps
-        As for :class:`_Attributor`.
-    source
-        What is read.
-    output
-        ``.parquet``: a row for each sequence with lists ``values`` (a number for each base) and
-        ``letters`` (four for each base, A, C, G, T). ``.npz``: the same end to end, with offsets.
-        ``.bw``: the values along the genome, for BED input in its order without overlap.
-    **running
-        See :class:`megabase.inference.jobs.RunOptions`.
+    ``.parquet``: a row for each sequence with lists ``values`` (a number for each base) and
+    ``letters`` (four for each base, A, C, G, T). ``.npz``: the same end to end, with offsets.
+    ``.bw``: the values along the genome, for BED input in its order without overlap.
     """
     suffix = require_suffix(output, _SUFFIXES)
     given = source if isinstance(source, SequenceInput) else SequenceInput(source)

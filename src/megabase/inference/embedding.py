@@ -57,12 +57,9 @@ class Embeddings:
     lengths
         int64 (sequences,): bases.
     chunks
-        int64 (sequences,): pieces that a sequence was read in; 1 unless it is longer than the
-        model reads.
-    layer, pooling
-        What the vectors are.
-    model, model_sha256
-        Name of the model, and the sha256 over its configuration and weights.
+        int64 (sequences,): pieces that each was read in.
+    layer, pooling, model, model_sha256
+        What the vectors are; the sha256 is over configuration and weights.
     """
 
     vectors: Vectors
@@ -80,25 +77,7 @@ class Embeddings:
 
 
 class Embedder:
-    """A model ready to embed sequences.
-
-    Parameters
-    ----------
-    spec
-        Model folder, run folder, preset or Hub name; None for the packaged model; or a model.
-    layer
-        0 for the token embedding, k for the output of block k; negative numbers count from the
-        last.
-    pooling
-        One of :data:`POOLINGS`.
-    long
-        One of :data:`LONG`.
-    strands
-        ``"both"`` averages with the reverse complement: pooled vectors, or the vectors of each base
-        on both strands.
-    batch_tokens, device
-        As for :class:`megabase.inference.jobs.PassOptions`.
-    """
+    """A model ready to embed sequences; options are those of :func:`embed`."""
 
     def __init__(
         self,
@@ -135,10 +114,7 @@ class Embedder:
     def pooled(
         self, sequences: Sequence[Codes], names: Sequence[str] | None = None
     ) -> tuple[Vectors, NDArray[np.int64]]:
-        """Embed base codes: float32 (sequences, width), and int64 (sequences,), the pieces of each.
-
-        InputError for a sequence without a base, or one that is too long when that is an error.
-        """
+        """Embed base codes: float32 (sequences, width), and int64 (sequences,), their pieces."""
         pieces, owner = self._pieces(sequences, names)
         found = self._pool_pieces(pieces)
         if self.both_strands:
@@ -210,9 +186,8 @@ class Embedder:
     ) -> Iterator[Vectors]:
         """Give the hidden states of every base, float32 (length, width), sequence by sequence.
 
-        `overlap` is the number of bases that windows share over a sequence longer than the model
-        reads, half of its longest input when None. InputError for a model whose tokens are not
-        single bases, or a sequence that is too long when that is an error.
+        Windows over a sequence longer than the model reads share `overlap` bases, half of its
+        longest input when None. InputError for a model whose tokens are not single bases.
         """
         if not self.encoder.per_base:
             raise InputError(
@@ -283,11 +258,20 @@ def embed(
     Parameters
     ----------
     model
-        As for :class:`Embedder`; or an embedder, whose own options then hold.
+        Model folder, run folder, preset or Hub name; None for the packaged model; or a model. An
+        embedder keeps its own options.
     sequences
         Letters, or base codes.
-    layer, pooling, long, strands, batch_tokens, device
-        As for :class:`Embedder`.
+    layer
+        0 for the token embedding, k for the output of block k; negative from the last.
+    pooling
+        One of :data:`POOLINGS`.
+    long
+        One of :data:`LONG`.
+    strands
+        ``"both"`` averages with the reverse complement: pooled vectors, or those of each base.
+    batch_tokens, device
+        See :class:`megabase.inference.jobs.PassOptions`.
 
     Examples
     --------
@@ -302,14 +286,10 @@ def embed(
     codes = codes_of(sequences)
     vectors, chunks = embedder.pooled(codes)
     return Embeddings(
-        vectors=vectors,
-        lengths=np.array([len(c) for c in codes], dtype=np.int64),
-        chunks=chunks,
-        layer=embedder.layer,
-        pooling=embedder.pooling,
-        model=embedder.name,
+        vectors=vectors, lengths=np.array([len(c) for c in codes], dtype=np.int64), chunks=chunks,
+        layer=embedder.layer, pooling=embedder.pooling, model=embedder.name,
         model_sha256=embedder.digest,
-    )
+    )  # fmt: skip
 
 
 def embed_file(
@@ -323,20 +303,10 @@ def embed_file(
     strands: Averaged = "forward",
     **running: Unpack[RunOptions],
 ) -> Path:
-    """Embed a file of sequences.
+    """Embed a file of sequences as :func:`embed`, in the format of the ending of `output`.
 
-    Parameters
-    ----------
-    model, layer, long, strands
-        As for :class:`Embedder`.
-    source
-        What is read.
-    output
-        Its ending says the format (:data:`megabase.inference.writers.MATRIX_SUFFIXES`).
-    pooling
-        As for :class:`Embedder`; ``"none"`` for one vector for each base.
-    **running
-        See :class:`megabase.inference.jobs.RunOptions`.
+    Formats are :data:`megabase.inference.writers.MATRIX_SUFFIXES`; with the pooling ``"none"``
+    there is one vector for each base.
     """
     require_matrix(output)
     per_base = pooling == "none"

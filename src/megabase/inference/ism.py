@@ -133,26 +133,12 @@ def ism_file(
     bigwig: str | None = None,
     **running: Unpack[RunOptions],
 ) -> list[Path]:
-    """Score every substitution of a region into a file.
+    """Score every substitution of a region as :func:`ism` into a file; give all, `output` first.
 
-    Parameters
-    ----------
-    model, region, genome
-        As for :func:`ism`.
-    output
-        ``.parquet`` or ``.tsv``: a row for each substitution. ``.npz``: a matrix for each method.
-    options
-        What changes a score.
-    bigwig
-        Prefix of a track for each method, PREFIX.METHOD.bw: :meth:`Mutagenesis.importance`. The
-        output is then ``.parquet`` or ``.npz``.
-    **running
-        See :class:`megabase.inference.jobs.RunOptions`.
-
-    Returns
-    -------
-    list of Path
-        What was written, the output first; empty for a rank of ``torchrun`` that does not write.
+    ``.parquet`` or ``.tsv``: a row for each substitution. ``.npz``: a matrix for each method.
+    `bigwig` is the prefix of a track for each method, PREFIX.METHOD.bw:
+    :meth:`Mutagenesis.importance`; the output is then ``.parquet`` or ``.npz``. A rank of
+    ``torchrun`` that does not write gives no file.
     """
     output, options = Path(output), options or VariantOptions()
     require_suffix(output, (".parquet", ".npz") if bigwig else (*TABLE_SUFFIXES, ".npz"))
@@ -201,13 +187,8 @@ def _records(store: Genome, interval: Interval) -> list[VcfRecord]:
     for position, ref in enumerate(bases, start=interval.start):
         alts = tuple(base for base in BASES if base != ref) if ref in BASES else ()
         fields = (
-            interval.contig,
-            str(one_based(position)),
-            ".",
-            ref,
-            ",".join(alts) or ".",
-            *"...",
-        )
+            interval.contig, str(one_based(position)), ".", ref, ",".join(alts) or ".", *"...",
+        )  # fmt: skip
         records.append(VcfRecord(position, fields, interval.contig, position, ref, alts))
     return records
 

@@ -83,21 +83,7 @@ def _labels(values: Floats, classes: Sequence[str], problem: str) -> tuple[str, 
 
 
 class Predictor:
-    """A model with a head for labels, ready to predict.
-
-    Parameters
-    ----------
-    spec
-        Folder of ``megabase finetune`` or of one of its checkpoints, or a transformers model of
-        ours with a head for sequences or for bases; with a prompt, the model that it was made for.
-    prompt
-        Folder of ``megabase prompt``.
-    strands
-        ``"both"`` averages the outputs (logits) of both strands, ``"forward"`` reads the given one.
-        When None as the metrics of the model's training were taken (``head.strand_average``).
-    batch_tokens, device
-        As for :class:`megabase.inference.jobs.PassOptions`.
-    """
+    """A model with a head for labels, ready to predict; options are those of :func:`predict`."""
 
     def __init__(
         self,
@@ -212,25 +198,10 @@ class Predictor:
     ) -> Floats:
         """Predict every base along a sequence of any length: float32 (bases of the part, classes).
 
-        A model that labels sequences is asked about windows; the answer of a window is given to
-        the part of it that counts, so that with an overlap of ``window - s`` there is a new answer
-        every s bases.
-
-        Parameters
-        ----------
-        codes
-            Base codes, uint8 (length,).
-        window
-            Bases that the model reads at once; the longest it can when None.
-        overlap
-            Bases that neighboring windows share; half of the window when None.
-        stitch
-            Which window answers for a base (:data:`megabase.evaluate.sequences.Stitch`).
-        part
-            First base and base after the last one to predict, with the windows of the whole
-            sequence; all of it when None.
-        name
-            Name of the sequence, for messages.
+        A model that labels sequences is asked about windows; the answer of a window is given to the
+        part of it that counts. The window is the longest possible when None, and half of it is
+        shared. `part` is the first base to predict and the one after the last, with the windows of
+        the whole sequence.
         """
         most, encoder = self.longest, self._loaded.encoder
         if not encoder.per_base and self.by_base:
@@ -294,11 +265,18 @@ def predict(
     Parameters
     ----------
     model
-        As for :class:`Predictor`; or a predictor, whose own options then hold.
+        Folder of ``megabase finetune`` or of one of its checkpoints, or a model with a head for
+        sequences or for bases; with a prompt, the model that it was made for. A predictor keeps its
+        own options.
     sequences
         Letters, or base codes.
-    prompt, strands, batch_tokens, device
-        As for :class:`Predictor`.
+    prompt
+        Folder of ``megabase prompt``.
+    strands
+        ``"both"`` averages the outputs (logits) of both strands, ``"forward"`` reads the given one.
+        When None as the metrics of the model's training were taken (``head.strand_average``).
+    batch_tokens, device
+        See :class:`megabase.inference.jobs.PassOptions`.
     """
     ready = model if isinstance(model, Predictor) else Predictor(
         model, prompt=prompt, strands=strands, batch_tokens=batch_tokens, device=device
@@ -318,18 +296,9 @@ def predict_file(
     strands: Averaged | None = None,
     **running: Unpack[RunOptions],
 ) -> Path:
-    """Predict the labels of the sequences of a file, into Parquet or TSV.
+    """Predict the labels of the sequences of a file as :func:`predict`, into Parquet or TSV.
 
-    Parameters
-    ----------
-    model, prompt, strands
-        As for :class:`Predictor`.
-    source
-        What is read.
-    output
-        One row for each sequence, with its label and a probability for each class.
-    **running
-        See :class:`megabase.inference.jobs.RunOptions`.
+    There is one row for each sequence, with its label and a probability for each class.
     """
     require_suffix(output)
     make = partial(

@@ -89,27 +89,13 @@ def predict_track(
     strict: bool = False,
     **running: Unpack[RunOptions],
 ) -> Path:
-    """Predict along a genome, into bigWig or BED.
+    """Predict along a genome (a store or FASTA), or along regions of it, into bigWig or BED.
 
-    Parameters
-    ----------
-    model, prompt
-        As for :class:`megabase.inference.prediction.Predictor`.
-    genome
-        Genome store or FASTA.
-    output
-        ``.bw`` or ``.bigwig``: the probability of one class at every base that is A, C, G or T.
-        ``.bed``: the regions where it reaches the threshold, with 1000 times its mean as score.
-    regions
-        Contigs, regions (``chr1:1,001-2,000``) or BED files; the whole genome when None.
-    options
-        What decides the numbers.
-    calls
-        BED file to write beside a bigWig.
-    strict
-        Refuse rows of BED files that are not on the genome, which are left out otherwise.
-    **running
-        See :class:`megabase.inference.jobs.RunOptions`.
+    ``.bw`` or ``.bigwig``: the probability of one class at every base that is A, C, G or T.
+    ``.bed``: the regions where it reaches the threshold, with 1000 times its mean as score; `calls`
+    is such a file beside a bigWig. Regions are contigs, ``chr1:1,001-2,000`` or BED files; `strict`
+    refuses their rows that are not on the genome. Model and prompt are those of
+    :func:`megabase.inference.predict`.
     """
     output, options = Path(output), options or TrackOptions()
     overwrite = running.get("overwrite", False)

@@ -164,20 +164,10 @@ def score_file(
     context: int = 0,
     **running: Unpack[RunOptions],
 ) -> Path:
-    """Score the sequences of a FASTA file or a table, or the intervals of a BED file.
+    """Score a file of sequences, or the intervals of a BED file, as :func:`score`.
 
-    Parameters
-    ----------
-    model, strands, window, stride, per_base
-        As for :func:`score`.
-    source
-        What is read.
-    output
-        ``.parquet`` or ``.tsv``: the table of :class:`SequenceScores`.
-    context
-        Bases read before (on the reverse strand: behind) an interval of a BED file.
-    **running
-        See :class:`megabase.inference.jobs.RunOptions`.
+    The output, ``.parquet`` or ``.tsv``, is the table of :class:`SequenceScores`. `context` bases
+    before (on the reverse strand: behind) an interval of a BED file are read as well.
     """
     require_suffix(output)
     options = _Options(strands, window, stride, per_base)
@@ -222,12 +212,9 @@ def _windows(row: _Row, masked: bool, window: int, stride: int) -> list[Span]:
 
 
 def _log_probs(
-    model: Loaded,
-    rows: list[_Row],
-    options: _Options,
-    batch_tokens: int,
+    model: Loaded, rows: list[_Row], options: _Options, batch_tokens: int,
     record: Callable[[int], str],
-) -> list[NDArray[np.float32]]:
+) -> list[NDArray[np.float32]]:  # fmt: skip
     """Give the log-probability of every base of each row, as read; NaN where there is no score."""
     widest = max((len(row.codes) for row in rows), default=0)
     window = options.window or min(model.longest or widest, max(widest, 2))
@@ -292,16 +279,12 @@ def _rows(
         scored, total = int(known.sum()), float(np.nansum(stacked, dtype=np.float64))
         interval = one.interval
         record = {
-            "name": one.name,
-            "contig": interval and interval.contig,
-            "start": interval and interval.start,
-            "end": interval and interval.end,
-            "strand": interval and str(interval.strand),
-            "length": one.length,
-            "scored": scored,
+            "name": one.name, "contig": interval and interval.contig,
+            "start": interval and interval.start, "end": interval and interval.end,
+            "strand": interval and str(interval.strand), "length": one.length, "scored": scored,
             "log_likelihood": total / strands if scored else None,
             "perplexity": float(np.exp(-total / scored)) if scored else None,
-        }
+        }  # fmt: skip
         if options.per_base:
             count = known.sum(0)
             sums = np.where(known, stacked, 0).sum(0)

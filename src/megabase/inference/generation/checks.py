@@ -156,31 +156,21 @@ def check_generated(
         genome_gc = float((bases[1] + bases[2]) / bases.sum()) if bases.sum() else float("nan")
     rows = tuple(
         _SequenceCheck(
-            one.number,
-            one.name,
-            len(one.sequence),
-            _gc(one.sequence),
-            -one.log_prob / np.log(2) / max(1, len(one.sequence)),
-            match,
+            one.number, one.name, len(one.sequence), _gc(one.sequence),
+            -one.log_prob / np.log(2) / max(1, len(one.sequence)), match,
         )
         for one, match in zip(generated, matches, strict=True)
-    )
+    )  # fmt: skip
     text = "".join(one.sequence for one in generated)
     return _GenerationCheck(
-        bases=len(text),
-        gc=_gc(text),
-        letters={letter: text.count(letter) for letter in "ACGTN"},
-        kmer=kmer,
-        genome=None if genome is None else genome.name,
-        genome_sha256=None if genome is None else genome.checksum,
-        genome_gc=genome_gc,
-        kmer_distance=distances[0],
-        kmer_distance_genome=distances[1],
+        bases=len(text), gc=_gc(text), letters={letter: text.count(letter) for letter in "ACGTN"},
+        kmer=kmer, genome=None if genome is None else genome.name,
+        genome_sha256=None if genome is None else genome.checksum, genome_gc=genome_gc,
+        kmer_distance=distances[0], kmer_distance_genome=distances[1],
         kmer_distance_uniform=distances[2],
         longest_copy=max((match.length for match in matches if match), default=None),
-        longest_copy_uniform=chance,
-        sequences=rows,
-    )
+        longest_copy_uniform=chance, sequences=rows,
+    )  # fmt: skip
 
 
 def _count_all(rows: Iterable[_Codes], size: int) -> _Ints:

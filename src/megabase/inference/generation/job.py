@@ -35,23 +35,15 @@ def _record(one: Generated, provenance: Provenance, options: GenerateOptions) ->
     """Give the FASTA record of a sequence; its header holds what determines it."""
     sampling, sha256 = options.sampling, provenance.genome_sha256
     facts: dict[str, Any] = {
-        "model": _one_word(provenance.model),
-        "model_sha256": provenance.model_sha256[:16],
-        "seed": sampling.seed,
-        "number": one.number,
-        "temperature": f"{sampling.temperature:g}",
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p,
+        "model": _one_word(provenance.model), "model_sha256": provenance.model_sha256[:16],
+        "seed": sampling.seed, "number": one.number, "temperature": f"{sampling.temperature:g}",
+        "top_k": sampling.top_k, "top_p": sampling.top_p, "min_p": sampling.min_p,
         "letters": None if sampling.letters == "ACGT" else sampling.letters,
         "genome": None if provenance.genome is None else _one_word(provenance.genome),
         "genome_sha256": None if sha256 is None else sha256[:16],
-        "prompt": _one_word(one.name) or None,
-        "prompt_bases": len(one.prompt),
-        "written": len(one.sequence),
-        "stopped": one.stopped,
-        "log_prob": f"{one.log_prob:.4f}",
-    }
+        "prompt": _one_word(one.name) or None, "prompt_bases": len(one.prompt),
+        "written": len(one.sequence), "stopped": one.stopped, "log_prob": f"{one.log_prob:.4f}",
+    }  # fmt: skip
     text = " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
     letters = one.prompt + one.sequence if options.with_prompt else one.sequence
     lines = [letters[i : i + _LINE] for i in range(0, len(letters), _LINE)]
@@ -76,22 +68,10 @@ def generate_file(
     keep: Keep | None = None,
     **running: Unpack[RunOptions],
 ) -> Path:
-    """Generate sequences with a causal language model into a FASTA file.
+    """Generate sequences as :func:`megabase.inference.generate` into a FASTA file, plain or bgzip.
 
-    Parameters
-    ----------
-    model
-        Model folder, run folder, preset or Hub name; None for the packaged model; or a model.
-    output
-        The FASTA file; bgzip when it ends in ``.gz``.
-    prompts
-        What sequences begin with: letters, or the records of a file.
-    options
-        What determines the letters.
-    keep
-        Called with every sequence in order, once all are there, and what it was made from.
-    **running
-        See :class:`megabase.inference.jobs.RunOptions`; the items of ``progress`` are bases.
+    `prompts` are letters, or the records of a file. `keep` is called with every sequence in order,
+    once all are there, and what it was made from. The items of ``progress`` are bases.
     """
     output, options = Path(output), options or GenerateOptions()
     if not is_stream(output):

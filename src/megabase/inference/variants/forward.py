@@ -396,14 +396,9 @@ class _SharedPrefix:
         return scores, ref_pooled, alt_pooled
 
     def _substitute(
-        self,
-        codes_AW: _Codes,
-        begin: int,
-        changed: slice,
-        u_ADS: Tensor,
-        y_ADS: Tensor,
+        self, codes_AW: _Codes, begin: int, changed: slice, u_ADS: Tensor, y_ADS: Tensor,
         gate_ASD: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Add the few samples of the first convolution that differ tap by tap; give y and gate."""
         length = y_ADS.shape[-1]
         k_DP, skip_D = self.layers.filter(0, begin + length)

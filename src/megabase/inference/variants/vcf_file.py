@@ -144,29 +144,12 @@ def score_variants_file(
     placement: Placement = "centred",
     **running: Unpack[VariantRunOptions],
 ) -> tuple[_Survey, Path | None] | None:
-    """Score the records of a VCF or BCF file into VCF, BCF or a table.
+    """Score the records of a VCF or BCF file as :func:`megabase.inference.score_variants`.
 
-    Parameters
-    ----------
-    model
-        Model folder, run folder, preset or Hub name; None for the packaged model; or a model.
-    variants
-        The file.
-    genome
-        Genome store, or FASTA.
-    output
-        ``.vcf``, ``.vcf.gz``, ``.vcf.bgz`` or ``.bcf``: every record again, with scores in INFO.
-        ``.parquet`` or ``.tsv``: a row for each alternative allele.
-    window, methods, strands, placement
-        As for :func:`megabase.inference.score_variants`.
-    **running
-        See :class:`VariantRunOptions`.
-
-    Returns
-    -------
-    (survey, Path or None) or None
-        What the file holds, and the index of the output: bgzip VCF and BCF in order have one. None
-        for a rank of ``torchrun`` other than the one that writes.
+    The output is VCF or BCF, every record again with scores in INFO, or a table, a row for each
+    alternative allele. Gives what the file holds, and the index of the output, which bgzip VCF and
+    BCF in order have; None for a rank of ``torchrun`` that does not write. An InputError when the
+    file looks as if it was made for another assembly.
     """
     source, output = Path(variants), Path(output)
     options = VariantOptions(window, methods, strands, placement)
@@ -322,12 +305,9 @@ def _annotated_line(
 
 
 def _header_lines(
-    header: Sequence[str],
-    options: VariantOptions,
-    prefix: str,
-    provenance: Provenance,
+    header: Sequence[str], options: VariantOptions, prefix: str, provenance: Provenance,
     contigs: Mapping[str, int | None],
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """Give a header with the lines for the new fields before its last line.
 
     A header of the column names alone gets the line of the format, without which nothing reads it.
