@@ -16,7 +16,6 @@ from megabase.errors import InputError, OutputError
 from megabase.genome import encode, reverse_complement
 from megabase.inference import jobs
 from megabase.inference.embedding import Embedder, embed, embed_file
-from megabase.inference.writers import _unique
 from megabase.models.dnabert.configuration import DNABERTConfig
 from megabase.models.dnabert.modeling import DNABERTForMaskedLM, DNABERTModel
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAModel
@@ -256,15 +255,6 @@ def test_other_libraries_read_odd_and_repeated_names(folder: Path) -> None:
     group: Any = zarr.open_group(str(group_path), mode="r")
     assert group["name"][:].tolist() == names
     assert data[data.obs["contig"] == "chr10"].n_obs == 4
-
-
-def test_obs_names_are_those_that_anndata_would_make() -> None:
-    import anndata.utils
-    import pandas as pd
-
-    names = ["a", "b", "a", "a", "c", "b"]
-    assert _unique(names) == anndata.utils.make_index_unique(pd.Index(names)).tolist()
-    assert _unique(["a", "a-1", "a", "a", "a-1"]) == ["a", "a-1", "a-2", "a-3", "a-1-1"]
 
 
 def test_places_of_a_bed_file_give_the_vectors_of_their_sequences(folder: Path) -> None:

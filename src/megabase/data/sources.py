@@ -312,8 +312,14 @@ def read_intervals(
 
 
 @contextmanager
-def genome_store(path: str | Path) -> Iterator[Genome]:
-    """Open a genome: a store, or a FASTA file, which is turned into a store for the time being."""
+def genome_store(path: Genome | str | Path) -> Iterator[Genome]:
+    """Open a genome: a store, or a FASTA file, which is turned into a store for the time being.
+
+    One that is open is given as it is.
+    """
+    if isinstance(path, Genome):
+        yield path
+        return
     path = Path(path)
     if not path.is_file():
         why = no_file(path).replace("there is no file", "there is no genome")

@@ -11,9 +11,8 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +35,7 @@ _Outputs = dict[str, npt.NDArray[np.float32]]
 _Predict = Callable[[Any], npt.NDArray[np.float32]]
 
 
-@dataclass(frozen=True)
-class _BaselineResult:
+class _BaselineResult(NamedTuple):
     """Outputs and metrics of a fitted baseline."""
 
     outputs: _Outputs
@@ -117,7 +115,7 @@ def fit_kmers(
             best = found
     if best is None:
         raise InputError(f"{metric} is not defined on the validation rows")
-    return best.result(splits, names, started)
+    return _result(best, splits, names, started)
 
 
 def fit_overlap(
@@ -148,11 +146,10 @@ def fit_overlap(
     best = _choose(features, splits, metric, {})
     if best.value == -math.inf:
         raise InputError(f"{metric} is not defined on the validation rows")
-    return best.result(splits, names, started)
+    return _result(best, splits, names, started)
 
 
-@dataclass(frozen=True)
-class _Choice:
+class _Choice(NamedTuple):
     """The best penalty for some features."""
 
     value: float
@@ -162,22 +159,19 @@ class _Choice:
     width: int
     """Number of features."""
 
-    def result(
-        self, splits: Mapping[str, LabeledSequences], names: Sequence[str], started: float
-    ) -> _BaselineResult:
-        """Measure the outputs."""
-        train = splits["train"]
-        columns = 1 if train.kind == "classes" and train.outputs == 2 else train.outputs
-        return _BaselineResult(
-            outputs=self.outputs,
-            metrics={
-                name: metrics.measure(names, train.kind, outputs, splits[name].labels)
-                for name, outputs in self.outputs.items()
-            },
-            chosen=self.chosen,
-            parameters=(self.width + 1) * columns,
-            seconds=time.perf_counter() - started,
-        )
+
+def _result(
+    best: _Choice, splits: Mapping[str, LabeledSequences], names: Sequence[str], started: float
+) -> _BaselineResult:
+    """Measure the outputs of the best fit."""
+    train = splits["train"]
+    columns = 1 if train.kind == "classes" and train.outputs == 2 else train.outputs
+    measured = {
+        name: metrics.measure(names, train.kind, outputs, splits[name].labels)
+        for name, outputs in best.outputs.items()
+    }
+    parameters, seconds = (best.width + 1) * columns, time.perf_counter() - started
+    return _BaselineResult(best.outputs, measured, best.chosen, parameters, seconds)
 
 
 def _choose(

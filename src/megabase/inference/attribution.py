@@ -122,14 +122,14 @@ class _Attributor:
         self.method, self.baseline, self.steps = method, baseline, steps
         self.batch_tokens = batch_tokens
         self.target = self._find_target(target)
-        self.rows = self._base_rows()
+        codes = np.arange(5, dtype=np.uint8)  # token ids of A, C, G, T and N
+        rows = self.encoder.row(codes)[self.encoder.before :][:5]
+        self.rows = torch.from_numpy(rows).to(self.device)
 
     @property
     def target_name(self) -> str:
         """What is attributed, in words."""
-        if isinstance(self.target, str):
-            return self.target
-        return self._names[self.target]
+        return self.target if isinstance(self.target, str) else self._names[self.target]
 
     def _find_target(self, target: str | int | None) -> int | str:
         if self.kind == "causal-lm":
@@ -153,11 +153,6 @@ class _Attributor:
                 f"{', '.join(self._names[:20])}"
             )
         return find_class(self._names, target, self.name)
-
-    def _base_rows(self) -> Tensor:
-        """Token ids of A, C, G, T and N."""
-        codes = np.arange(5, dtype=np.uint8)
-        return torch.from_numpy(self.encoder.row(codes)[self.encoder.before :][:5]).to(self.device)
 
     def __call__(self, codes: Codes, name: str = "the sequence") -> Attribution:
         """Attribute one sequence of base codes, uint8 (length,).
@@ -298,7 +293,7 @@ def _require_captum() -> None:
 
 
 def attribute(
-    model: ModelSpec | _Attributor,
+    model: ModelSpec,
     sequences: Iterable[str | Codes],
     *,
     target: str | int | None = None,
@@ -329,7 +324,7 @@ def attribute(
     batch_tokens, device
         See :class:`megabase.inference.jobs.PassOptions`.
     """
-    ready = model if isinstance(model, _Attributor) else _Attributor(
+    ready = _Attributor(
         model, target=target, method=method, baseline=baseline, steps=steps,
         batch_tokens=batch_tokens, device=device,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Unpack
 
@@ -110,16 +111,11 @@ def ism(
         When model, window and methods do not fit.
     """
     options = VariantOptions(window, methods, strands, placement)
-    if not isinstance(genome, Genome):
-        with genome_store(genome) as store:
-            return ism(
-                model, region, store, window=window, methods=methods, strands=strands,
-                placement=placement, **passes,
-            )  # fmt: skip
     loaded = load(model, head="language", device=passes.get("device"))
-    scorer = VariantScorer(loaded, genome, options, passes.get("batch_tokens", BATCH_TOKENS))
-    interval = _region(genome, region)
-    tables = [_rows(scorer, part) for part in _chunks(interval)]
+    with genome_store(genome) as store:
+        scorer = VariantScorer(loaded, store, options, passes.get("batch_tokens", BATCH_TOKENS))
+        interval = _region(store, region)
+        tables = [_rows(scorer, part) for part in _chunks(interval)]
     return _from_table(pl.concat(tables), scorer.provenance("ism", region=str(interval)))
 
 
@@ -159,7 +155,7 @@ def ism_file(
 
         batch_tokens = running.get("batch_tokens", BATCH_TOKENS)
         make = partial(VariantScorer.load, model, store.path, options, batch_tokens)
-        work = Work(_rows, make, partial(_chunks, interval), _bases)
+        work = Work(_rows, make, partial(_chunks, interval), attrgetter("length"))
         map_file(work, output, describe, _merge, **running)
         if tracks:
             _write_tracks(read_ism(output), store, tracks)
@@ -203,11 +199,6 @@ def _chunks(interval: Interval) -> Iterator[Interval]:
     """Cut a region into the parts that chunks answer for."""
     for start in range(interval.start, interval.end, _CHUNK):
         yield Interval(interval.contig, start, min(start + _CHUNK, interval.end))
-
-
-def _bases(part: Interval) -> int:
-    """Count bases."""
-    return part.length
 
 
 def _rows(scorer: VariantScorer, part: Interval) -> pl.DataFrame:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -184,23 +185,6 @@ def _write_zarr(
     group.attrs["megabase"] = json.loads(about)
 
 
-def _unique(names: Sequence[str]) -> list[str]:
-    """Make names unique as anndata does: a, a-1, a-2."""
-    taken, used, last = set(names), set[str](), dict[str, int]()
-    found: list[str] = []
-    for name in names:
-        one = name
-        if name in used:
-            number = last.get(name, 0) + 1
-            while (one := f"{name}-{number}") in taken:
-                number += 1
-            last[name] = number
-            taken.add(one)
-        used.add(one)
-        found.append(one)
-    return found
-
-
 def _write_h5ad(
     target: Path, shape: tuple[int, int], parts: Sequence[Path], columns: pl.DataFrame, about: str
 ) -> None:
@@ -214,7 +198,10 @@ def _write_h5ad(
     def index(names: list[str]) -> Any:
         return pd.Index(names, dtype=object)
 
-    obs = pd.DataFrame(index=index(_unique(columns["name"].to_list())))
+    with warnings.catch_warnings():  # a name that ends like the added numbers is no mistake
+        warnings.simplefilter("ignore")
+        unique = anndata.utils.make_index_unique(index(columns["name"].to_list()))
+    obs = pd.DataFrame(index=index(unique.tolist()))
     for name in columns.columns:
         column = columns[name]
         if column.dtype == pl.String:

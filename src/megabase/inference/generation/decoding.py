@@ -65,7 +65,7 @@ class Decoder:
             head = self.model.lm_head
             self._head = function_of(head, head.weight.device)
         elif isinstance(model, MambaForCausalLM):
-            self._steps, self._head = _MambaSteps(model), _as_it_is
+            self._steps, self._head = _MambaSteps(model), nn.Identity()
         else:
             raise InputError(
                 f"{name} cannot be read token by token here; the families that can are HyenaDNA, "
@@ -154,8 +154,3 @@ class _MambaSteps:
         """Read a token."""
         logits, self._cache = self.model.step(ids_B, self._cache)
         return logits
-
-
-def _as_it_is(scores: Tensor) -> Tensor:
-    """Stand for a head where steps give scores."""
-    return scores

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
@@ -409,11 +408,9 @@ def score_variants(
     options = VariantOptions(window, methods, strands, placement)
     records = _records(variants)
     loaded = load(model, head="language", device=passes.get("device"))
-    given = nullcontext(genome) if isinstance(genome, Genome) else genome_store(genome)
-    with given as store:
+    with genome_store(genome) as store:
         scorer = VariantScorer(loaded, store, options, passes.get("batch_tokens", BATCH_TOKENS))
-        scores: list[tuple[AlleleScore, ...]] = []
-        for low in range(0, len(records), _CHUNK):
-            scores += scorer.score(records[low : low + _CHUNK])
+        starts = range(0, len(records), _CHUNK)
+        scores = [one for low in starts for one in scorer.score(records[low : low + _CHUNK])]
         provenance = scorer.provenance("variants")
     return VariantScores(variant_table(records, scores, scorer.options.methods or ()), provenance)
