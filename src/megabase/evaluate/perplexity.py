@@ -372,13 +372,8 @@ def _by_contig(store: Genome, blocks: Blocks, scores: _Scores) -> dict[str, Meas
 
 def _texts(store: Genome, regions: Regions) -> tuple[str, ...]:
     """Write the first regions, 1-based with both ends."""
-    shown = slice(_SHOWN_REGIONS)
-    rows = zip(
-        regions.contig[shown].tolist(),
-        regions.start[shown].tolist(),
-        regions.end[shown].tolist(),
-        strict=True,
-    )
+    columns = (regions.contig, regions.start, regions.end)
+    rows = zip(*(column[:_SHOWN_REGIONS].tolist() for column in columns), strict=True)
     return tuple(
         str(Interval(store.contigs[contig].name, start, end)) for contig, start, end in rows
     )

@@ -207,16 +207,13 @@ class _Comparison:
         lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
         for row in self.rows:
             error = row.measure.perplexity_acgt_se
+            parameters = "" if row.parameters is None else f"{row.parameters:,}"
+            spread = "" if error is None else f" +- {error:.3f}"
             cells = (
-                row.name,
-                "" if row.parameters is None else f"{row.parameters:,}",
-                row.metric,
-                row.sees,
-                row.context,
-                f"{row.measure.perplexity_acgt:.3f}"
-                + ("" if error is None else f" +- {error:.3f}"),
+                row.name, parameters, row.metric, row.sees, row.context,
+                f"{row.measure.perplexity_acgt:.3f}{spread}",
                 f"{row.measure.nats_acgt / math.log(2):.4f}",
-            )
+            )  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
         first = self.first
         shown = ", ".join(first.regions[:3]) + (", ..." if len(first.regions) > 3 else "")

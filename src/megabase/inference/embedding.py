@@ -169,9 +169,12 @@ class Embedder:
         return pieces, np.array(owner, dtype=np.int64)
 
     def _pool_pieces(self, pieces: Sequence[Codes]) -> Vectors:
+        """Give the pooled vector of each piece."""
+        from megabase.layers.pooling import pool
+
         def vectors(codes: Codes, _: NDArray[np.int64]) -> list[Vectors]:
             states, mask = self._states(codes, self.layer)
-            return list(_pool(states[0], mask, self.pooling).cpu().numpy())
+            return list(pool(states[0].float(), self.pooling, mask).cpu().numpy())
 
         found = run_batched(pieces, vectors, batch_tokens=self.batch_tokens, pad=self._pad)
         return np.stack(found) if found else np.zeros((0, self.width), dtype=np.float32)
@@ -234,12 +237,6 @@ class Embedder:
 
 def _named(names: Sequence[str] | None, number: int) -> str:
     return f"sequence {names[number] if names else number + 1}"
-
-
-def _pool(states: Tensor, mask: Tensor, mode: str) -> Tensor:
-    from megabase.layers.pooling import pool
-
-    return pool(states.float(), mode, mask)  # pyright: ignore[reportArgumentType]
 
 
 def embed(

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -17,7 +18,7 @@ from megabase.errors import InputError, OutputError
 from megabase.evaluate.sequences import Stitch
 from megabase.genome.alphabet import BASE_BITS, T
 from megabase.genome.files import atomic_file, check_output
-from megabase.genome.interval import one_based
+from megabase.genome.interval import Interval, one_based
 from megabase.genome.store import Genome
 from megabase.inference.embedding import Averaged
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, check_run, map_file
@@ -138,7 +139,7 @@ def predict_track(
         batch_tokens = running.get("batch_tokens", BATCH_TOKENS)
         work = Work(
             _block, partial(_tracker, model, prompt, store.path, options, batch_tokens),
-            partial(_blocks, chosen), _bases, ".npz",
+            partial(_blocks, chosen), attrgetter("length"), ".npz",
         )  # fmt: skip
         return map_file(work, output, describe, merge, **running)
 
@@ -164,25 +165,20 @@ def _tracker(
     return _Tracker(ready, Genome(genome), options, column)
 
 
-def _blocks(regions: Iterable[tuple[str, int, int]]) -> Iterator[tuple[str, int, int]]:
+def _blocks(regions: Iterable[tuple[str, int, int]]) -> Iterator[Interval]:
     """Cut regions into the blocks that chunks answer for."""
     for contig, start, end in regions:
         for low in range(start, end, _BLOCK):
-            yield contig, low, min(low + _BLOCK, end)
+            yield Interval(contig, low, min(low + _BLOCK, end))
 
 
-def _bases(block: tuple[str, int, int]) -> int:
-    """Count the bases of a block."""
-    return block[2] - block[1]
-
-
-def _block(ready: _Tracker, block: tuple[str, int, int]) -> Mapping[str, NDArray[Any]]:
+def _block(ready: _Tracker, block: Interval) -> Mapping[str, NDArray[Any]]:
     """Answer for the bases of a block; NaN where the genome has no A, C, G or T.
 
     The grid of windows is that of the whole contig, so a region has the numbers that it has in a
     track of the whole genome, and blocks only share out the windows.
     """
-    contig, low, high = block
+    contig, low, high = block.contig, block.start, block.end
     options, codes = ready.options, ready.store.view(contig)
     values = ready.predictor.along(
         codes, window=options.window, overlap=options.overlap, stitch=options.stitch,

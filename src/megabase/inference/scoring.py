@@ -133,11 +133,10 @@ def score(
     [11, 11]
     """
     options = _Options(strands, window, stride, per_base)
-    named = (
-        sequences.items()
-        if isinstance(sequences, Mapping)
-        else enumerate(require_several(sequences))
-    )
+    if isinstance(sequences, Mapping):
+        named = sequences.items()
+    else:
+        named = enumerate(require_several(sequences))
     ambiguous: Counter[str] = Counter()
     items = [
         one
@@ -179,11 +178,8 @@ def score_file(
         raise InputError("context=... needs genome=...: a FASTA sequence has no DNA before it")
     # Which side is context depends on the strand that is read, so both sides are read.
     chunks = partial(SequenceInput.chunks, context=context)
-    work = Work(
-        partial(_rows, options, running.get("batch_tokens", BATCH_TOKENS)),
-        partial(load, model, head="language"),
-        chunks,
-    )
+    verb = partial(_rows, options, running.get("batch_tokens", BATCH_TOKENS))
+    work = Work(verb, partial(load, model, head="language"), chunks)
     asked = {**asdict(options), "context": context}
     return map_sequences("score", work, given, output, lambda _: asked, merge_tables, **running)
 

@@ -176,12 +176,8 @@ def _plain(
     results = []
     for one, (ref, alt) in zip(windows, pairs, strict=True):
         sums = next(of_same, (None, None)) if one.ref_bases == one.alt_bases else (None, None)
-        results.append(
-            (
-                AlleleOutputs(log_probs[ref], pooled[ref], sums[0]),
-                AlleleOutputs(log_probs[alt], pooled[alt], sums[1]),
-            )
-        )
+        one_ref = AlleleOutputs(log_probs[ref], pooled[ref], sums[0])
+        results.append((one_ref, AlleleOutputs(log_probs[alt], pooled[alt], sums[1])))
     return results
 
 
@@ -274,14 +270,10 @@ class _SharedPrefix:
                 )
                 for i, (number, row) in enumerate(part):
                     offset = self.windows[number].offset
-                    ref_scores = reference.scores[row][offset - first :]
-                    self.results[number] = (
-                        AlleleOutputs(ref_scores, None if ref_pooled is None else ref_pooled[i]),
-                        AlleleOutputs(
-                            scores[i][offset - begin :],
-                            None if alt_pooled is None else alt_pooled[i],
-                        ),
-                    )
+                    both = (reference.scores[row][offset - first :], scores[i][offset - begin :])
+                    means = [None if x is None else x[i] for x in (ref_pooled, alt_pooled)]
+                    ref, alt = map(AlleleOutputs, both, means)
+                    self.results[number] = (ref, alt)
 
     def _changed_samples(self, one: AlleleWindows, positions: int) -> int:
         """Count the samples of the first convolution that differ; 0 when too many do."""

@@ -258,15 +258,13 @@ class VariantScorer:
             plan.append(alleles)
         values = self._values(windows)
         none = (float("nan"),) * len(self.methods)
-        return [
-            tuple(
-                AlleleScore(none, one)
-                if isinstance(one, str)
-                else self._allele(values[one].mean(0))
-                for one in alleles
-            )
-            for alleles in plan
-        ]
+
+        def score_of(one: slice | Reason) -> AlleleScore:
+            if isinstance(one, str):
+                return AlleleScore(none, one)
+            return self._allele(values[one].mean(0))
+
+        return [tuple(map(score_of, alleles)) for alleles in plan]
 
     def _windows(
         self, view: NDArray[np.uint8], record: VcfRecord, alt: str, strands: Sequence[Strands]
@@ -317,9 +315,8 @@ class VariantScorer:
             )
         for other in (outputs.pooled, outputs.masked):
             if other is not None:
-                require_finite(
-                    np.atleast_1d(other)[None], self.model.name, "outputs", lambda _: name
-                )
+                found = np.atleast_1d(other)[None]
+                require_finite(found, self.model.name, "outputs", lambda _: name)
 
 
 def variant_table(
