@@ -39,10 +39,9 @@ def base_probabilities(
 ) -> Floats:
     """Give the probability of A, C, G, T at every base of a region, float32 (length, 4).
 
-    The region is read on the forward strand, in windows that half overlap, with the bases around it
-    as context: a causal model sees half a window or more before every base, as far as the contig
-    reaches. The window is up to 1,024 bases when None. A quarter each at the first base of a contig
-    under a causal model.
+    Windows, of up to 1,024 bases when None, overlap by half and reach beyond the region: a causal
+    model sees half a window or more before every base, as far as the contig reaches. Its first base
+    has a quarter each under a causal model.
     """
     window = _window(model, window)
     length = store.contig(region.contig).length

@@ -54,7 +54,10 @@ def token_log_probs(
     batch_tokens: int = 1 << 16,
     record: Callable[[int], str] = lambda row: f"row {row}",
 ) -> Tensor:
-    """Give the natural log-probability of every token.
+    """Give the natural log-probability of every token, (batch, length), float32 at least.
+
+    NaN where there is no value: padding and, over bases, N and special tokens; sum with
+    :func:`torch.nansum`.
 
     Parameters
     ----------
@@ -62,30 +65,21 @@ def token_log_probs(
         A causal or masked language model with one token for each base. It is run in evaluation
         mode and without gradients; its mode is restored.
     input_ids
-        Token ids, shape (batch, length), on the device of the model.
+        Token ids, (batch, length), on the device of the model.
     attention_mask
-        1 at real tokens, shape (batch, length). With right padding a causal model gives a sequence
-        the values it has alone. All tokens are real when None.
+        1 at real tokens, (batch, length); all are real when None.
     masking
         Masking rule; when None ``"causal"`` for causal models and ``"single"`` for masked ones.
     over
-        ``"bases"``: probabilities are renormalized over A, C, G, T, and only these have a value.
-        ``"all"``: over all columns of the logits, specials and unused rows included; every real
-        token has a value.
+        ``"bases"``: renormalized over A, C, G, T. ``"all"``: over all columns of the logits; every
+        real token has a value.
     first
         Value of the first real token of a row in a causal model, which has nothing before it:
-        ``"uniform"`` (-ln 4 over bases, -ln of the columns over all), with which the sum is the
-        log-probability of the whole sequence; or ``"nan"``.
+        ``"uniform"`` (-ln 4 over bases, -ln of the columns over all) or ``"nan"``.
     batch_tokens
         About how many positions ``"single"`` reads at a time; time and memory, not the result.
     record
         Name of a row, for messages.
-
-    Returns
-    -------
-    Tensor
-        Shape (batch, length), float32 at least. NaN where there is no value: padding and, over
-        bases, N and special tokens; sum with :func:`torch.nansum`.
 
     Raises
     ------

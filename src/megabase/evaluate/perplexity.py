@@ -303,11 +303,6 @@ def _default_context_lengths(longest: int) -> tuple[int, ...]:
     """Give 64, 128, ... up to the longest input in positions.
 
     It ends the list unless a power of two comes within 5 percent of it (1,024 of 1,026).
-
-    Examples
-    --------
-    >>> _default_context_lengths(514), _default_context_lengths(400)
-    ((64, 128, 256, 512), (64, 128, 256, 400))
     """
     lengths = [64 << step for step in range(32) if 64 << step <= longest]
     if not lengths or longest > 1.05 * lengths[-1]:

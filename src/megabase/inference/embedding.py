@@ -99,7 +99,8 @@ class Embedder:
         self._loaded = loaded = load(spec, head="none", device=device)
         self.model, self.name, self.digest = loaded.model, loaded.name, loaded.digest
         self.encoder, self.longest, self._pad = loaded.encoder, loaded.longest, loaded.padded
-        self.pooling, self.long, self.both_strands = pooling, long, strands == "both"
+        self.pooling: Pool = pooling
+        self.long, self.both_strands = long, strands == "both"
         self.batch_tokens = batch_tokens
         # One base tells how many layers there are, and how wide they are.
         states = self._states(encode("ACGTACGTACGTACGT")[None], None)[0]

@@ -90,13 +90,12 @@ def predict_track(
     strict: bool = False,
     **running: Unpack[RunOptions],
 ) -> Path:
-    """Predict along a genome (a store or FASTA), or along regions of it, into bigWig or BED.
+    """Predict along a genome (a store or FASTA), or regions of it, with a model as for `predict`.
 
     ``.bw`` or ``.bigwig``: the probability of one class at every base that is A, C, G or T.
     ``.bed``: the regions where it reaches the threshold, with 1000 times its mean as score; `calls`
     is such a file beside a bigWig. Regions are contigs, ``chr1:1,001-2,000`` or BED files; `strict`
-    refuses their rows that are not on the genome. Model and prompt are those of
-    :func:`megabase.inference.predict`.
+    refuses their rows that are not on the genome.
     """
     output, options = Path(output), options or TrackOptions()
     overwrite = running.get("overwrite", False)

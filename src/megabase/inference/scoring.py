@@ -61,8 +61,8 @@ class SequenceScores:
         """Perplexity over all scored bases of all sequences; NaN when none was scored."""
         known = self.table.filter(pl.col("scored") > 0)
         strands = 2 if self.provenance.options.get("strands") == "both" else 1
-        total = known["log_likelihood"].sum() * strands
-        return math.exp(-total / known["scored"].sum()) if known.height else math.nan
+        total = float(known["log_likelihood"].sum()) * strands
+        return math.exp(-total / int(known["scored"].sum())) if known.height else math.nan
 
     def __repr__(self) -> str:
         return f"SequenceScores by {self.provenance.model}\n{self.table}"

@@ -118,12 +118,9 @@ class VariantRunOptions(RunOptions, total=False):
     prefix
         Beginning of the INFO keys; ``MB`` unless given.
     allow_mismatches
-        Continue when REF differs from the genome in more records than a file for this assembly
-        would have.
+        Go on although more REF differ from the genome than in a file for this assembly.
     strict
         Refuse the first allele that can have no score.
-    regions
-        Contigs, regions or BED files: only the records whose REF overlaps them are read.
     """
 
     prefix: str
