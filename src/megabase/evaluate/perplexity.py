@@ -57,15 +57,15 @@ class EvaluateOptions:
     """What is measured, and with which windows."""
 
     window: int | None = None
-    """Input positions of a forward pass; when None the last of :func:`_default_context_lengths`,
-    but no more than the longest region has."""
+    """Input positions of a forward pass; when None the last of the default context lengths, but no
+    more than the longest region has."""
     stride: int | None = None
     """Targets of a window, its last ones; the window when None."""
     max_windows: int | None = None
     """Most windows to score, evenly spread; all when None."""
     context_lengths: Sequence[int] | None = None
-    """Context lengths of the curve, in bases. When None :func:`_default_context_lengths`, as far as
-    the contigs reach; no curve when empty."""
+    """Context lengths of the curve, in bases. When None 64, 128, ... up to the longest input of the
+    model, as far as the contigs reach; no curve when empty."""
     context_targets: int = 16
     """Bases of a target block of the curve; 1 gives every target exactly the stated context."""
     context_blocks: int | None = None
