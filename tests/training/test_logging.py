@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from megabase.errors import RunError
-from megabase.training.logging import RunLog, perplexity, ratios
+from megabase.training.engine import _ratios
+from megabase.training.logging import RunLog, perplexity
 
 STEP = {
     "stage": 1, "length": 1024, "loss": 1.25, "perplexity": perplexity(1.25), "lr": 6e-4,
@@ -60,7 +61,7 @@ def test_a_full_disk_is_named() -> None:
 
 def test_figures_of_an_objective() -> None:
     sums = {"targets": 4.0, "nll": 4.0, "correct": 1.0, "acgt_targets": 2.0, "acgt_nll": 2.0}
-    assert ratios(sums) == {"accuracy": 0.25, "acgt_perplexity": pytest.approx(math.e)}
-    assert ratios({}) == {}
-    assert ratios({"acgt_nll": 0.0, "acgt_targets": 0.0}) == {}
+    assert _ratios(sums) == {"accuracy": 0.25, "acgt_perplexity": pytest.approx(math.e)}
+    assert _ratios({}) == {}
+    assert _ratios({"acgt_nll": 0.0, "acgt_targets": 0.0}) == {}
     assert perplexity(1e6) == math.inf

@@ -1,9 +1,8 @@
 """Counter-based random numbers: every draw is a pure function of a key and an index.
 
-A generator with state must be replayed to reach its millionth draw; a hash of the counter is there
-at once. So any split of the indices over processes and micro-batches sees the same draws, and a
-resumed run needs no state. The mixer is the finalizer of SplitMix64 (Steele, Lea and Flood, "Fast
-splittable pseudorandom number generators", OOPSLA 2014).
+So any split of the indices over processes and micro-batches sees the same draws, and a resumed run
+needs no state. The mixer is the finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable
+pseudorandom number generators", OOPSLA 2014).
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Files of sequences with labels, read as text: tables, FASTA, folders of text files.
 
-Nothing is interpreted here; :mod:`megabase.data.labeled` turns letters into codes and labels into
-numbers. Of Parquet, what a file claims about sizes is compared with the file before anything is
-allocated: the footer and the header of every page are Thrift structures in the compact protocol,
-read here as far as sizes go (Apache Parquet format 2.11, ``parquet.thrift``).
+Of Parquet, what a file claims about sizes is compared with the file before anything is allocated:
+the footer and the header of every page are Thrift structures in the compact protocol, read here as
+far as sizes go (Apache Parquet format 2.11, ``parquet.thrift``).
 """
 
 from __future__ import annotations

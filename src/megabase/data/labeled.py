@@ -1,11 +1,9 @@
 """Labeled sequences: base codes in one buffer, labels as numbers that mean the same everywhere.
 
 Class names are sorted (as numbers when all of them are whole numbers) and taken from the training
-examples; every other split is numbered with the same names, whatever the order of files on disk.
-
-For nucleotide labels, a label cell holds one symbol for each base of its sequence: characters side
-by side (``00111``), or names separated by blanks, commas or semicolons (``exon exon intron``). A
-dot is a base without a label.
+examples. A cell of nucleotide labels holds one symbol for each base of its sequence: characters
+side by side (``00111``), or names separated by blanks, commas or semicolons (``exon exon intron``);
+a dot is a base without a label.
 """
 
 from __future__ import annotations

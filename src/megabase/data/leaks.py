@@ -1,10 +1,8 @@
 """Examples that occur more than once: the same, as their reverse complement, or nearly.
 
-An example leaks when one of another split tells its label. Exact copies and reverse complements are
-found by a hash of the bases. Near duplicates share k-mers (k = 16 here, each counted with its
-reverse complement): an example is near another when at least a share ``threshold`` of its distinct
-k-mers lies in that one. Of large sets only a fixed share of all k-mers is looked at, chosen by
-hash, the same ones everywhere (FracMinHash).
+Copies are found by a hash of the bases. An example is near another when at least a share
+``threshold`` of its distinct 16-mers, on either strand, lies in that one. Of large sets only a
+fixed share of all k-mers is looked at, chosen by hash, the same ones everywhere (FracMinHash).
 """
 
 from __future__ import annotations

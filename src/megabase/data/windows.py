@@ -1,11 +1,8 @@
 """Windows of a genome by number: pure functions of (seed, stream, index, length).
 
-No rank, world size, micro-batch or history enters, so every split of the indices over processes
-gives the same windows, and a resumed run needs nothing but its step. A stream is one stage of the
-length warm-up; the index is the running number of the window inside that stage.
-
-All coordinates are 0-based half-open. `length` counts the positions the model reads, and `extra`
-the bases after them that only a target needs (1 for next-token prediction).
+A stream is one stage of the length warm-up; the index is the running number of the window inside
+that stage. Coordinates are 0-based half-open. `length` counts the positions the model reads, and
+`extra` the bases after them that only a target needs (1 for next-token prediction).
 """
 
 from __future__ import annotations

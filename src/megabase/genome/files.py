@@ -1,9 +1,8 @@
 """Outputs written whole or not at all and owned by one process; text files read line by line.
 
-An output is written under an unpredictable name next to its target (``O_EXCL``) and renamed, so it
-appears complete. A symbolic link stays, and the file it names is replaced. Pipes, terminals and
-``/dev/null`` are written to directly. Every failure to write is an
-:class:`~megabase.errors.OutputError` of one line, whatever library raised it.
+An output is written under an unpredictable name next to its target (``O_EXCL``) and renamed. A
+symbolic link stays, and the file it names is replaced; pipes, terminals and ``/dev/null`` are
+written to directly. Every failure to write is an OutputError of one line.
 """
 
 from __future__ import annotations
@@ -244,13 +243,6 @@ def _open_stream(target: Path) -> BinaryIO:
         sys.stdout.flush()
     # A copy of the descriptor: opened anew by name, a file would be written from its beginning.
     return os.fdopen(os.dup(number), "wb")
-
-
-def write_link(link: Path, target: Path) -> None:
-    """Point a symbolic link at a path relative to its folder, replacing another in one step."""
-    temporary = new_name(link)
-    temporary.symlink_to(target, target_is_directory=True)
-    os.replace(temporary, link)
 
 
 def write_whole(target: Path, content: str | bytes, overwrite: bool = True) -> None:

@@ -1,18 +1,14 @@
-"""Places in a genome: contig names, strands, intervals and variants.
+"""Contig names, strands, intervals and variants.
 
-Coordinates are 0-based and half-open everywhere in megabase: ``Interval("chr1", 1000, 2000)`` holds
-the 1,000 bases with indices 1000 to 1999. Text for people is 1-based and closed: the same interval
-is shown as ``chr1:1,001-2,000``. :func:`zero_based` and :func:`one_based` are the only place where
-one becomes the other.
+Coordinates are 0-based and half-open everywhere in megabase; text for people is 1-based and closed:
+``Interval("chr1", 1000, 2000)`` is shown as ``chr1:1,001-2,000``. Only :func:`zero_based` and
+:func:`one_based` turn one into the other.
 """
 
 from __future__ import annotations
 
-import difflib
-import itertools
 import operator
 import re
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Self, TypeVar
@@ -61,15 +57,6 @@ def contig_aliases(name: str) -> tuple[str, ...]:
     if name.startswith("chr"):
         return (name[3:],) if len(name) > 3 else ()
     return (f"chr{name}",)
-
-
-def nearest_contigs(name: str, names: Collection[str]) -> str:
-    """List the names that a person may have meant, for the end of an error message."""
-    near = difflib.get_close_matches(name, list(itertools.islice(names, 10_000)), n=3, cutoff=0.5)
-    if near:
-        return "the nearest names are " + ", ".join(map(repr, near))
-    more = f", ... ({len(names):,} in all)" if len(names) > 3 else ""
-    return "its contigs are " + ", ".join(map(repr, itertools.islice(names, 3))) + more
 
 
 class Strand(StrEnum):

@@ -1,9 +1,7 @@
 """Rows that cannot be used: one set of reasons, one count and one message for every reader.
 
-Files of a whole genome meet stores of one chromosome, and VCF files hold telomeres, breakends and
-``*``. Such rows are left out, counted by reason and reported in one line; a strict reader refuses
-the first of them. A file without any usable row, or one whose reference alleles look like those of
-another assembly, is always refused.
+Such rows are left out, counted by reason and reported in one line; a strict reader refuses the
+first of them. A file without any usable row is always refused.
 """
 
 from __future__ import annotations
@@ -36,10 +34,6 @@ REASONS: dict[Reason, str] = {
     "LENGTHS_DIFFER": "a method that hides the allele has no value for alleles of two lengths",
 }
 """Why a row cannot be used, or an allele has no score (or lacks one)."""
-
-_MANY = 0.2
-"""Share of records with another REF: by chance three of four differ, errors are far rarer."""
-_ONE = 1  # a single odd record says nothing about the assembly
 
 
 class LeftOut:
@@ -98,18 +92,3 @@ class LeftOut:
             said.append(self.note)
         if said:
             warn(f"{self.path}: {'; '.join(said)}", LeftOutWarning)
-
-
-def require_assembly(
-    path: Path, mismatches: int, compared: int, genome: str, advice: str = ""
-) -> None:
-    """Refuse a file (InputError) whose REF differs from the genome in more than 20% of records.
-
-    A single record that differs is never taken for another assembly; `compared` counts those whose
-    REF could be compared.
-    """
-    if mismatches > max(_ONE, _MANY * compared):
-        raise InputError(
-            f"{path}: REF differs from genome {genome!r} in {mismatches:,} of {compared:,} "
-            f"records; is the file made for another assembly? Use its genome{advice}"
-        )

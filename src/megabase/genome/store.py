@@ -8,8 +8,10 @@ share by accident, and pickles as its path, so workers of any start method use i
 from __future__ import annotations
 
 import contextlib
+import difflib
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +29,7 @@ from megabase.errors import (
 from megabase.genome.alphabet import PAD, N, reverse_complement, warn_ambiguous
 from megabase.genome.fasta import is_fasta
 from megabase.genome.format import Contig, Layout, Progress, build_store, check_store
-from megabase.genome.interval import Interval, Strand, contig_aliases, nearest_contigs
+from megabase.genome.interval import Interval, Strand, contig_aliases
 
 PadMode = Literal["error", "pad", "n"]
 _FILL: dict[str, int] = {"pad": PAD, "n": N}  # codes by mode
@@ -164,7 +166,7 @@ class Genome:
                 return self._index[alias]
         raise UnknownContigError(
             f"genome {self.name!r} ({self.path.name}) has no contig {name!r}; "
-            + nearest_contigs(name, self._index)
+            + _nearest_contigs(name, self._index)
         )
 
     def contig(self, name: str) -> Contig:
@@ -393,3 +395,12 @@ def _store_of(path: Path) -> Path:
         advice = f"build the store elsewhere: Genome.build({str(path)!r}, 'PATH.mb')"
         raise type(error)(f"{error}; {advice}") from error
     return store
+
+
+def _nearest_contigs(name: str, names: Collection[str]) -> str:
+    """List the names that a person may have meant, for the end of an error message."""
+    near = difflib.get_close_matches(name, list(itertools.islice(names, 10_000)), n=3, cutoff=0.5)
+    if near:
+        return "the nearest names are " + ", ".join(map(repr, near))
+    more = f", ... ({len(names):,} in all)" if len(names) > 3 else ""
+    return "its contigs are " + ", ".join(map(repr, itertools.islice(names, 3))) + more

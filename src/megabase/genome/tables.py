@@ -1,9 +1,7 @@
 """BED, GFF and VCF files as polars frames with validated, 0-based half-open coordinates.
 
-Every frame has the columns ``contig`` (String), ``start`` and ``end`` (Int64, 0-based half-open),
-in the order of the file. GFF and VCF count from 1; they are converted here by
-:func:`megabase.genome.interval.zero_based`, and nowhere else. Given a store, a reader also checks
-every row against the genome and gives contigs the names that the store uses: rows that do not lie
+Every frame has the columns ``contig`` (String), ``start`` and ``end`` (Int64), in the order of the
+file. Given a store, a reader also gives contigs the names that the store uses; rows that do not lie
 on it are left out, counted and reported (:mod:`megabase.genome.left_out`), or refused when strict.
 """
 

@@ -13,7 +13,7 @@ from megabase.errors import InputError, UnknownContigError
 from megabase.genome.alphabet import AMBIGUITY_LETTERS, decode
 from megabase.genome.files import numbered_lines
 from megabase.genome.interval import one_based, zero_based
-from megabase.genome.left_out import REASONS, Reason, require_assembly
+from megabase.genome.left_out import REASONS, Reason
 from megabase.genome.store import Genome
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ _PLACELESS = ("UNKNOWN_CONTIG", "OUTSIDE_CONTIG", "REF_MISMATCH")
 """Reasons for which a record is about no locus of the genome."""
 _SITES = 8  # columns before FORMAT and the samples
 _LONGEST_POSITION = 18  # digits of a number that fits into 64 bits
+_MANY = 0.2
+"""Share of records with another REF: by chance three of four differ, errors are far rarer."""
+_ONE = 1  # a single odd record says nothing about the assembly
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +197,22 @@ def checked_records(
         mismatches += reason == "REF_MISMATCH"
         yield record, contig, reason
     if store is not None and advice is not None:
-        require_assembly(path, mismatches, compared, store.name, advice)
+        _require_assembly(path, mismatches, compared, store.name, advice)
+
+
+def _require_assembly(
+    path: Path, mismatches: int, compared: int, genome: str, advice: str = ""
+) -> None:
+    """Refuse a file (InputError) whose REF differs from the genome in more than 20% of records.
+
+    A single record that differs is never taken for another assembly; `compared` counts those whose
+    REF could be compared.
+    """
+    if mismatches > max(_ONE, _MANY * compared):
+        raise InputError(
+            f"{path}: REF differs from genome {genome!r} in {mismatches:,} of {compared:,} "
+            f"records; is the file made for another assembly? Use its genome{advice}"
+        )
 
 
 def why_unplaced(record: VcfRecord, reason: Reason | None) -> Reason | None:

@@ -20,7 +20,7 @@ from megabase.settings import RunConfig, TrainConfig
 from megabase.tasks.config import to_yaml
 from megabase.training.engine import FitResult, fit
 from megabase.training.evaluation import Batches, EvalSet
-from megabase.training.process import build_fabric, planned_world
+from megabase.training.process import build_fabric
 from megabase.training.run_folder import RunFolder, check_run, started_run
 from megabase.training.schedule import LengthSchedule
 
@@ -160,7 +160,8 @@ class RunResult:
 
 def lay_out(settings: TrainConfig, fabric: Fabric, batches: Batches) -> LengthSchedule:
     """Lay out the stages for as many processes as there are, or as a launch will make."""
-    world = max(fabric.world_size, planned_world(fabric, settings.devices))
+    planned = int(getattr(fabric.strategy, "num_processes", 1)) * settings.devices.nodes
+    world = max(fabric.world_size, planned)  # of a launch to come, too
     return LengthSchedule(settings, world, batches.epoch_size)
 
 

@@ -1,13 +1,9 @@
 """Checkpoints that are either whole or absent, and a run that continues from them exactly.
 
-A checkpoint is a folder ``checkpoints/step-00000100``: the model in its own format (written by the
-caller's ``save_model``, a Hugging Face folder for our models) and ``training_state/`` with weights,
-optimizer state and counters. It is written under a temporary name beside its place, flushed to the
-disk and renamed, so a folder with a final name is complete. ``last`` and ``best`` are symbolic
-links in the run folder, replaced in one step each.
-
-Nothing is pickled: tensors are safetensors, the rest is JSON. Names are those of the module, so one
-process, DDP and FSDP write and read the same files.
+A checkpoint is a folder ``checkpoints/step-00000100``: the model in its own format and
+``training_state/`` with weights, optimizer state and counters. It is written under a temporary
+name, flushed to the disk and renamed, so a folder with a final name is complete. Nothing is
+pickled. Names are those of the module: one process, DDP and FSDP write and read the same files.
 """
 
 from __future__ import annotations
@@ -35,7 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from megabase.errors import RunError
-from megabase.genome.files import write_link, write_whole
+from megabase.genome.files import new_name, write_whole
 from megabase.untrusted import build, parsing, read_json, read_text, shown
 
 SaveModel = Callable[[Path, Mapping[str, torch.Tensor]], None]
@@ -111,9 +107,9 @@ class Checkpoints:
                 shutil.rmtree(final)
             partial.rename(final)
             _flush(self.folder)
-            write_link(self.run / "last", final.relative_to(self.run))
+            _write_link(self.run / "last", final.relative_to(self.run))
             if progress.best_step == progress.step:
-                write_link(self.run / "best", final.relative_to(self.run))
+                _write_link(self.run / "best", final.relative_to(self.run))
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise RunError(self._describe(error, final)) from error
@@ -270,6 +266,13 @@ def _truncate_metrics(path: Path, step: int) -> None:
             break  # the line a killed process was writing
         kept.append(line + "\n")
     write_whole(path, "".join(kept))
+
+
+def _write_link(link: Path, target: Path) -> None:
+    """Point a symbolic link at a path relative to its folder, replacing another in one step."""
+    temporary = new_name(link)
+    temporary.symlink_to(target, target_is_directory=True)
+    os.replace(temporary, link)
 
 
 def _flush(path: Path) -> None:

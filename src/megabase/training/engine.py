@@ -19,7 +19,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -39,7 +39,7 @@ from megabase.objectives.base import Batch, Objective
 from megabase.settings import OptimConfig, TrainConfig
 from megabase.training.checkpoint import Checkpoints, Progress, SaveModel
 from megabase.training.evaluation import Batches, EvalSet, evaluate
-from megabase.training.logging import RunLog, perplexity, ratios
+from megabase.training.logging import RunLog, perplexity
 from megabase.training.process import StopSignal
 from megabase.training.schedule import LengthSchedule, StagePoint, lr_at
 
@@ -147,7 +147,7 @@ def fit(
                     tokens=progress.tokens, count=sums.count, seconds=round(progress.seconds, 3),
                     tokens_per_second=lap_tokens / (progress.seconds - lap),
                     memory_mb=_resident_mb(fabric.device),
-                    **ratios(sums.metrics),
+                    **_ratios(sums.metrics),
                 )  # fmt: skip
                 lap, lap_tokens = progress.seconds, 0
 
@@ -358,7 +358,7 @@ def _validate(
         loss=result.loss,
         perplexity=perplexity(result.loss),
         count=result.sums["count"],
-        **{**ratios(result.sums), **result.metrics},
+        **{**_ratios(result.sums), **result.metrics},
         tokens=progress.tokens,
         seconds=round(progress.seconds, 3),
         best=best,
@@ -399,6 +399,23 @@ def _resident_mb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _ratios(sums: Mapping[str, float]) -> dict[str, float]:
+    """Turn an objective's sums into metrics per target.
+
+    ``PREFIX_nll`` over ``PREFIX_targets`` gives ``PREFIX_perplexity`` (none for the plain ``nll``,
+    which is the loss unless targets are weighted), and ``correct`` over ``targets`` ``accuracy``.
+    """
+    metrics: dict[str, float] = {}
+    for name, value in sums.items():
+        prefix = name.removesuffix("nll")
+        targets = sums.get(f"{prefix}targets", 0.0)
+        if name.endswith("_nll") and targets:
+            metrics[f"{prefix}perplexity"] = perplexity(value / targets)
+    if sums.get("targets") and "correct" in sums:
+        metrics["accuracy"] = sums["correct"] / sums["targets"]
+    return metrics
 
 
 def _skip_text(step: int, loss: float, grad_norm: float, skipped: int, config: TrainConfig) -> str:

@@ -29,23 +29,6 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def ratios(sums: Mapping[str, float]) -> dict[str, float]:
-    """Turn an objective's sums into metrics per target.
-
-    ``PREFIX_nll`` over ``PREFIX_targets`` gives ``PREFIX_perplexity`` (none for the plain ``nll``,
-    which is the loss unless targets are weighted), and ``correct`` over ``targets`` ``accuracy``.
-    """
-    metrics: dict[str, float] = {}
-    for name, value in sums.items():
-        prefix = name.removesuffix("nll")
-        targets = sums.get(f"{prefix}targets", 0.0)
-        if name.endswith("_nll") and targets:
-            metrics[f"{prefix}perplexity"] = perplexity(value / targets)
-    if sums.get("targets") and "correct" in sums:
-        metrics["accuracy"] = sums["correct"] / sums["targets"]
-    return metrics
-
-
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)

@@ -69,11 +69,6 @@ def build_fabric(devices: DeviceConfig, precision: str) -> Fabric:
         ) from error
 
 
-def planned_world(fabric: Fabric, devices: DeviceConfig) -> int:
-    """Give the number of processes that a launch will make, without launching."""
-    return max(fabric.world_size, int(getattr(fabric.strategy, "num_processes", 1)) * devices.nodes)
-
-
 def keep_freed_memory() -> bool:
     """Make glibc's allocator keep freed blocks; call it once, before the first large tensor.
 

@@ -1,10 +1,8 @@
 """Learning rate, sequence length and position in the data as pure functions of the step.
 
-Schedules hold no state, so there is nothing to save and a run resumes by naming its step.
-
 The published rules are those of the HyenaDNA repository (HazyResearch/hyena-dna,
-``src/callbacks/seqlen_warmup_reload.py``, ``train.py`` and the timm cosine schedule);
-sequence-length warm-up is described in the HyenaDNA paper (arXiv 2306.15794), section 3.2.
+``src/callbacks/seqlen_warmup_reload.py``, ``train.py`` and the timm cosine schedule); warm-up of
+the sequence length is described in the HyenaDNA paper (arXiv 2306.15794), section 3.2.
 """
 
 from __future__ import annotations
