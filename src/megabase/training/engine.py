@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,12 +54,11 @@ class FitResult:
     """Number of the signal that stopped the run early; None when it reached its end."""
 
 
-@dataclass(frozen=True)
-class _StepSums:
+class _StepSums(NamedTuple):
     """Global sums of one optimizer step."""
 
     loss: float
-    count: float
+    count: float  # pyright: ignore[reportIncompatibleMethodOverride]
     stop: bool
     metrics: dict[str, float]
 
@@ -310,12 +309,8 @@ def _backward(
     _scale_gradients(model, world * nominal / sums[1].clamp(min=1e-12))
     # The step's one wait for the device: whether to step is decided on the host.
     values: Sequence[float] = sums.tolist()
-    return _StepSums(
-        loss=values[0],
-        count=values[1],
-        stop=values[2] > 0,
-        metrics=dict(zip(metrics, values[3:], strict=True)),
-    )
+    named = dict(zip(metrics, values[3:], strict=True))
+    return _StepSums(values[0], values[1], values[2] > 0, named)
 
 
 def _clip(

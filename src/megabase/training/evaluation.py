@@ -45,7 +45,7 @@ class EvalSet:
     the objective gave for all windows, in their order."""
     table_metrics: Callable[[np.ndarray], Mapping[str, float]] | None = None
     """The same from the ``table`` of the objective, int64 counts that are summed over all windows:
-    for so many outputs (one for every base) that they are not kept."""
+    for outputs that are too many to keep (one for every base)."""
     monitor: str = "loss"
     """What decides which checkpoint is the best: the loss, or one of `metrics`."""
     higher: bool = False

@@ -123,14 +123,14 @@ class RunLog:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text, stage=values["stage"])
         else:
-            self._say(f"step {step}/{self._total}  stage {values['stage']}  {text}")
+            self.note(f"step {step}/{self._total}  stage {values['stage']}  {text}")
 
     def validation(self, step: int, **values: Any) -> None:
         """Record and show a validation."""
         self.write("validation", step, **values)
         acgt = f"(ACGT {values['acgt_perplexity']:.4f})  " if "acgt_perplexity" in values else ""
         best = "  (best so far)" if values.get("best") else ""
-        self._say(
+        self.note(
             f"step {step}/{self._total}  validation loss {values['loss']:.4f}  "
             f"{self._metrics(values, 'ppl {:.4f}')}{acgt}over {values['count']:,.0f} "
             f"{self._unit}{best}"
@@ -144,8 +144,5 @@ class RunLog:
 
     def note(self, text: str) -> None:
         """Show a line."""
-        self._say(text)
-
-    def _say(self, text: str) -> None:
         if self._console is not None:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
