@@ -264,11 +264,6 @@ class LabeledBatches:
         return np.concatenate([blocks[shuffled].ravel(), joined[full:]])
 
 
-def prompt_tokens(length: int, demonstrations: int) -> int:
-    """Give the tokens of a query after N demonstrations, each sequence of `length` tokens."""
-    return demonstrations * (length + 3) + length + 1
-
-
 def _answer_positions(length: int, demonstrations: int) -> _Ints:
     """Give the positions whose next token is a label: of the demonstrations, then of the query.
 
@@ -340,13 +335,18 @@ class InContextBatches:
                     f"{shots} examples for each question need {needed}"
                 )
 
+    @staticmethod
+    def tokens_of(length: int, demonstrations: int) -> int:
+        """Give the tokens of a query after N demonstrations, each sequence of `length` tokens."""
+        return demonstrations * (length + 3) + length + 1
+
     def __len__(self) -> int:
         return len(self._queries)
 
     @property
     def longest(self) -> int:
         """Tokens of a query with its demonstrations."""
-        return prompt_tokens(self.length, self._shots * len(self._letters))
+        return self.tokens_of(self.length, self._shots * len(self._letters))
 
     def epoch_size(self, length: int) -> int:
         """Give the number of queries."""

@@ -332,7 +332,7 @@ class Leaks:
         if not pairs:
             return None
         return (
-            f"overlap: {'; '.join(pairs)}. What is learnt by heart counts there and says little of "
+            f"overlap: {'; '.join(pairs)}. What is memorized counts there and says little of "
             "new sequences; megabase benchmark measures the others apart, and splits rows that "
             "overlap together"
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from megabase.data.batches import InContextBatches, prompt_tokens
+from megabase.data.batches import InContextBatches
 from megabase.data.labeled import LabeledSequences, label_splits, split_rows
 from megabase.data.vocabulary import PAD_ID
 from megabase.errors import ConfigError, ModelError, TruncationWarning, warn
@@ -266,7 +266,7 @@ def _check_length(
     name: str, limit: int | None, shots: int, length: int, classes: int, vectors: int
 ) -> int:
     """Give the tokens of a query with its demonstrations and prompt, which must fit the model."""
-    needed = prompt_tokens(length, shots * classes) + vectors
+    needed = InContextBatches.tokens_of(length, shots * classes) + vectors
     if limit is not None and needed > limit:
         fits = int((limit - vectors - length - 1) // ((length + 3) * classes))
         first = f"shots of at most {fits}, " if fits >= 0 else ""
