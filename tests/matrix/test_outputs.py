@@ -474,8 +474,6 @@ def test_an_output_in_use_is_refused(
     lock = Lock(work / LOCK_NAME, target)
     lock.acquire()
     for more in ([], ["--overwrite"], ["--resume"]):
-        if verb.call.startswith("benchmark"):
-            more = [word for one in more for word in (one, "true")]
         outcome = run(verb, target, *more)
         refused(outcome, f"{target} is in use by process {os.getpid()} on ", " since 2")
         assert "interrupted" not in outcome.err
