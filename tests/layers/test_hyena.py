@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megabase.errors import InputError
-from megabase.layers.hyena import Bidirectional, HyenaOperator, published_two_sided
+from megabase.layers.hyena import Bidirectional, HyenaOperator, _published_two_sided
 from megabase.layers.hyena_filter import (
     ExponentialWindow,
     FilterLayout,
@@ -186,7 +186,7 @@ def test_published_bidirectional_arithmetic(length: int) -> None:
     x = F.pad(u, (before, padded - length - before))
     n = 2 * length
     want = torch.fft.irfft(torch.fft.rfft(x, n) * torch.fft.rfft(k[0], n), n)[:length]
-    taps = published_two_sided(k)[0]
+    taps = _published_two_sided(k)[0]
     got = torch.stack(
         [sum(taps[t - s + length - 1] * u[s] for s in range(length)) for t in range(length)]  # pyright: ignore
     )

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from megabase.errors import OperatorError
 from megabase.ops import backend, kernels
 from megabase.ops.causal_conv import (
+    _causal_conv_reference,
+    _causal_conv_shifted,
     causal_conv,
-    causal_conv_reference,
-    causal_conv_shifted,
 )
 
 needs_kernels = pytest.mark.skipif(kernels.package() is None, reason=kernels.why_missing() or "")
@@ -29,7 +29,7 @@ def causal_conv_kernel(
 
 
 IMPLEMENTATIONS = [
-    pytest.param(causal_conv_shifted, id="shifted"),
+    pytest.param(_causal_conv_shifted, id="shifted"),
     pytest.param(causal_conv_kernel, id="kernel", marks=needs_kernels),
 ]
 
@@ -66,10 +66,10 @@ def _each_set(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def test_the_definition_by_hand() -> None:
     x = torch.tensor([1.0, 2.0, 3.0])[None, :, None]
-    y = causal_conv_reference(x, torch.tensor([[10.0, 1.0]]), torch.tensor([0.5]))
+    y = _causal_conv_reference(x, torch.tensor([[10.0, 1.0]]), torch.tensor([0.5]))
     torch.testing.assert_close(y.flatten(), F.silu(torch.tensor([1.5, 12.5, 23.5])))
     past = torch.full((1, 1, 1), 7.0)
-    y = causal_conv_reference(x, torch.tensor([[10.0, 1.0]]), None, past)
+    y = _causal_conv_reference(x, torch.tensor([[10.0, 1.0]]), None, past)
     torch.testing.assert_close(y.flatten(), F.silu(torch.tensor([71.0, 12.0, 23.0])))
 
 
@@ -80,7 +80,7 @@ def test_values_and_gradients_are_those_of_the_definition(
     conv: Callable[..., Tensor], length: int, options: bool
 ) -> None:
     given = make(3 if length < 1000 else 1, length, 19, 4, options)
-    compare(run(causal_conv_reference, given), run(conv, given))
+    compare(run(_causal_conv_reference, given), run(conv, given))
 
 
 @needs_kernels
@@ -88,7 +88,7 @@ def test_values_and_gradients_are_those_of_the_definition(
 @pytest.mark.parametrize("taps", range(1, 9))
 def test_any_number_of_taps(taps: int) -> None:
     given = make(2, 140, 21, taps)
-    compare(run(causal_conv_reference, given), run(causal_conv_kernel, given))
+    compare(run(_causal_conv_reference, given), run(causal_conv_kernel, given))
 
 
 @pytest.mark.parametrize("name", ["kernels", "fast", "reference"])
@@ -98,7 +98,7 @@ def test_against_the_direction_is_turning_around_twice(name: str) -> None:
     given = make(2, 150, 5, 4)
 
     def turned(x: Tensor, *more: Tensor) -> Tensor:
-        return causal_conv_reference(x.flip(1), *more).flip(1)
+        return _causal_conv_reference(x.flip(1), *more).flip(1)
 
     with backend.override(name):
         compare(run(turned, given), run(causal_conv, given, reverse=True))
@@ -123,7 +123,7 @@ def test_strided_inputs_are_read_as_they_are() -> None:
     x, taps, bias, past = make(2, 33, 6, 4)
     wide = torch.cat([x, x + 1], dim=-1).chunk(2, dim=-1)[0]
     assert not wide.is_contiguous()
-    want = causal_conv_reference(x, taps, bias, past)
+    want = _causal_conv_reference(x, taps, bias, past)
     torch.testing.assert_close(causal_conv_kernel(wide, taps, bias, past), want)
     turned = x.transpose(1, 2).contiguous().transpose(1, 2)
     torch.testing.assert_close(causal_conv_kernel(turned, taps, bias, past), want)
@@ -133,7 +133,7 @@ def test_strided_inputs_are_read_as_they_are() -> None:
 def test_many_taps_run_in_torch() -> None:
     given = make(2, 30, 3, 12)
     with backend.override("kernels"):
-        compare(run(causal_conv_reference, given), run(causal_conv, given))
+        compare(run(_causal_conv_reference, given), run(causal_conv, given))
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3, 2), (2, 0, 3, 2), (2, 5, 0, 2)])
@@ -149,7 +149,7 @@ def test_lower_precision_keeps_its_dtype() -> None:
     given = [t.detach().to(torch.bfloat16) for t in make(2, 30, 6, 4)]
     y = causal_conv(*given)
     assert y.dtype == torch.bfloat16
-    want = causal_conv_reference(*(t.float() for t in given))
+    want = _causal_conv_reference(*(t.float() for t in given))
     torch.testing.assert_close(y.float(), want, atol=0.05, rtol=0.05)
 
 

@@ -11,9 +11,9 @@ from operator_cases import FUNCTIONS, B, D, L, N, tensors
 from torch.utils.flop_counter import FlopCounterMode
 
 from megabase.ops import backend, kernels
-from megabase.ops.fft_lengths import fft_length, transform_flops
+from megabase.ops.fft_lengths import _transform_flops, fft_length
 
-TRANSFORMS = (2 * B + 1) * D * transform_flops(fft_length(2 * L - 1))
+TRANSFORMS = (2 * B + 1) * D * _transform_flops(fft_length(2 * L - 1))
 MATRIX = 2 * B * D * L * L
 """What the definition's matrix of all pairs of positions counts in place of the transforms."""
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from megabase.errors import OperatorError
 from megabase.ops import pieces
-from megabase.ops.hyena_mixer import MixerWeights, hyena_mixer, kernel, plan
-from megabase.ops.hyena_mixer import hyena_mixer_reference as reference
+from megabase.ops.hyena_mixer import MixerWeights, hyena_mixer, kernel, passes
+from megabase.ops.hyena_mixer import _hyena_mixer_reference as reference
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -97,11 +97,11 @@ def test_pieces_and_groups_do_not_change_values(
     positions: int, channels: int, centered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pieces, "PIECE_POSITIONS", positions)
-    monkeypatch.setattr(plan, "MIN_GROUP", channels)
-    monkeypatch.setattr(plan, "GROUP_SAMPLES", 100)
-    monkeypatch.setattr(plan, "CHANNEL_SAMPLES", 100)
-    monkeypatch.setattr(plan, "TRANSFORM_SAMPLES", 100)
-    monkeypatch.setattr(plan, "MIN_ROWS", 1)
+    monkeypatch.setattr(passes, "MIN_GROUP", channels)
+    monkeypatch.setattr(passes, "GROUP_SAMPLES", 100)
+    monkeypatch.setattr(passes, "CHANNEL_SAMPLES", 100)
+    monkeypatch.setattr(passes, "TRANSFORM_SAMPLES", 100)
+    monkeypatch.setattr(passes, "MIN_ROWS", 1)
     _compare(_inputs(29, centered, taps=4), centered=centered, two_sided=centered)
 
 

@@ -13,8 +13,8 @@ from megabase.layers.hyena_filter import FilterOptions, HyenaFilter
 from megabase.ops import backend, kernels, pieces
 from megabase.ops.implicit_filter import (
     FilterWeights,
+    _implicit_filter_reference,
     implicit_filter,
-    implicit_filter_reference,
 )
 
 pytestmark = pytest.mark.usefixtures("path")
@@ -42,7 +42,7 @@ def _taps(z: Tensor, t: Tensor, *weights: Any) -> Tensor:
 
 
 def _definition(z: Tensor, t: Tensor, *weights: Any) -> Tensor:
-    return implicit_filter_reference(z, t, FilterWeights(*weights))
+    return _implicit_filter_reference(z, t, FilterWeights(*weights))
 
 
 def _leaves(inputs: list[Any]) -> list[Tensor]:

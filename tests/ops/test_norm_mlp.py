@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from megabase.ops import pieces
 from megabase.ops.norm_mlp import (
     MlpWeights,
-    gelu,
-    gelu_with_derivative,
+    _gelu,
+    _gelu_with_derivative,
+    _norm_mlp_reference,
     norm_mlp,
-    norm_mlp_reference,
 )
 from megabase.ops.products import add_product, matmul
 
@@ -39,7 +39,7 @@ def _apply(x: Tensor, *weights: Any, product: torch.dtype | None = None) -> Tens
 
 
 def _definition(x: Tensor, *weights: Any) -> Tensor:
-    return norm_mlp_reference(x, MlpWeights(*weights))
+    return _norm_mlp_reference(x, MlpWeights(*weights))
 
 
 def _tensors(inputs: list[Any]) -> list[Tensor]:
@@ -102,9 +102,9 @@ def test_gelu_over_its_range(dtype: torch.dtype) -> None:
     (slope,) = torch.autograd.grad(want.sum(), exact)
     tolerance = {"atol": 1e-14, "rtol": 1e-12} if dtype == torch.float64 else {
         "atol": 3e-7, "rtol": 3e-6}  # fmt: skip
-    got = gelu(a, torch.empty_like(a), torch.empty_like(a))
+    got = _gelu(a, torch.empty_like(a), torch.empty_like(a))
     torch.testing.assert_close(got.double(), want.detach(), **tolerance)
-    value, derivative = gelu_with_derivative(a.clone(), torch.empty_like(a), torch.empty_like(a))
+    value, derivative = _gelu_with_derivative(a.clone(), torch.empty_like(a), torch.empty_like(a))
     torch.testing.assert_close(value, got)
     torch.testing.assert_close(derivative.double(), slope, **tolerance)
 

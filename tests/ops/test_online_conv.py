@@ -6,7 +6,7 @@ import torch
 from megabase.errors import OperatorError
 from megabase.ops import backend, kernels
 from megabase.ops.long_conv import long_conv_reference
-from megabase.ops.online_conv import OnlineConvReference, online_conv
+from megabase.ops.online_conv import _OnlineConvReference, online_conv
 
 
 def case(
@@ -68,7 +68,7 @@ def test_a_filter_may_reach_further_than_the_positions_that_are_read() -> None:
 def test_the_backend_and_the_shapes() -> None:
     _, k, skip = case(5)
     with backend.override("reference"):
-        assert isinstance(online_conv(k, skip, 1), OnlineConvReference)
+        assert isinstance(online_conv(k, skip, 1), _OnlineConvReference)
     with pytest.raises(OperatorError, match="expected k"):
         online_conv(k, skip[:2], 1)
     with pytest.raises(OperatorError, match="batch of 1 or more"):

@@ -12,7 +12,7 @@ from torch import Tensor
 from megabase.errors import OperatorError
 from megabase.ops import backend
 from megabase.ops import selective_scan as module
-from megabase.ops.selective_scan import ScanInputs, blocked, selective_step
+from megabase.ops.selective_scan import ScanInputs, selective_step
 
 OPTIONS = ("D", "z", "bias", "initial")
 Arguments = dict[str, Any]
@@ -28,7 +28,7 @@ def scan_blocked(softplus: bool = True, **inputs: Any) -> tuple[Tensor, Tensor]:
 
 
 def scan_reference(softplus: bool = True, **inputs: Any) -> tuple[Tensor, Tensor]:
-    return module.selective_scan_reference(ScanInputs(**inputs), softplus=softplus)
+    return module._selective_scan_reference(ScanInputs(**inputs), softplus=softplus)
 
 
 def make(
@@ -86,7 +86,7 @@ def compare(arguments: Arguments, tolerance: float = 1e-10, **more: Any) -> None
 def test_values_and_gradients_are_the_sequential_ones(
     length: int, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(blocked.STEP_ELEMENTS, "cpu", elements)
+    monkeypatch.setitem(module._STEP_ELEMENTS, "cpu", elements)
     compare(make(3 if length < 1000 else 1, length, 5, 4))
 
 
@@ -103,9 +103,9 @@ def test_without_any_option_and_without_softplus() -> None:
 
 
 def test_gradients_are_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(blocked.STEP_ELEMENTS, "cpu", 24)
-    monkeypatch.setattr(blocked, "LEAST_STEPS", 2)
-    monkeypatch.setattr(blocked, "STEPS_PER_STATE", 1)
+    monkeypatch.setitem(module._STEP_ELEMENTS, "cpu", 24)
+    monkeypatch.setattr(module, "_LEAST_STEPS", 2)
+    monkeypatch.setattr(module, "_STEPS_PER_STATE", 1)
     arguments = make(2, 7, 2, 2)
     names = list(arguments)
 

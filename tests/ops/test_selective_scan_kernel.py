@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from megabase.errors import OperatorError
 from megabase.ops import backend, kernels
+from megabase.ops.selective_scan import _KERNEL_STEPS as STEPS
 from megabase.ops.selective_scan import ScanInputs, selective_scan
-from megabase.ops.selective_scan.kernel import STEPS
 
 pytestmark = pytest.mark.skipif(kernels.package() is None, reason=kernels.why_missing() or "")
 

@@ -35,10 +35,7 @@ class SelfAttention(nn.Module):
         self.out_proj = ResidualLinear(d_model, d_model)
 
     def forward(
-        self,
-        x_BLD: Tensor,
-        mask_BL: Tensor | None = None,
-        attentions: list[Tensor] | None = None,
+        self, x_BLD: Tensor, mask_BL: Tensor | None = None, attentions: list[Tensor] | None = None
     ) -> Tensor:
         """Mix positions of (batch, length, width); those masked by `mask_BL` are not attended to.
 

@@ -42,7 +42,7 @@ ACTIVATIONS = {
 """Functions that may stand between the last gate and the output projection."""
 
 
-def published_two_sided(k_DL: Tensor) -> Tensor:
+def _published_two_sided(k_DL: Tensor) -> Tensor:
     """Arrange one-sided taps as the published bidirectional mode applies them: (channels, 2L - 1).
 
     The published code pads the input by half its length on both sides, convolves on a circle of
@@ -122,7 +122,7 @@ class HyenaOperator(nn.Module):
         sides = "both" if self.bidirectional == "two_sided" else "one"
         k_CM, skip_C = self.filter_fn(length, sides)
         if self.bidirectional == "published":
-            k_CM = published_two_sided(k_CM)
+            k_CM = _published_two_sided(k_CM)
         k_ODM = self.per_convolution(k_CM)
         return k_ODM, [None] * len(k_ODM) if skip_C is None else [*self.per_convolution(skip_C)]
 

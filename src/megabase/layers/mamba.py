@@ -223,11 +223,7 @@ class BidirectionalMamba(nn.Module):
     """
 
     def __init__(
-        self,
-        d_model: int,
-        bidirectional: bool = True,
-        strategy: Strategy = "add",
-        **options: Any,
+        self, d_model: int, bidirectional: bool = True, strategy: Strategy = "add", **options: Any
     ) -> None:
         super().__init__()
         if strategy not in STRATEGIES:

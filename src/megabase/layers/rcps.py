@@ -24,12 +24,12 @@ def split_strands(hidden_BLW: Tensor) -> tuple[Tensor, Tensor]:
     return given_BLD, other_BLD.flip((1, 2))
 
 
-def join_strands(given_BLD: Tensor, other_BLD: Tensor) -> Tensor:
+def _join_strands(given_BLD: Tensor, other_BLD: Tensor) -> Tensor:
     """Undo :func:`split_strands`."""
     return torch.cat([given_BLD, other_BLD.flip((1, 2))], dim=-1)
 
 
-def swap_halves(hidden_BLW: Tensor) -> Tensor:
+def _swap_halves(hidden_BLW: Tensor) -> Tensor:
     """Exchange the two halves of the channels, as published models do before every mixer."""
     return hidden_BLW.roll(hidden_BLW.shape[-1] // 2, dims=-1)
 
@@ -81,7 +81,7 @@ class RCPSEmbedding(_Complements, nn.Embedding):
         return torch.cat([given_BLD, other_BLD.flip(-1)], dim=-1)
 
 
-class RCPSWrapper(nn.Module):
+class _RCPSWrapper(nn.Module):
     """Apply ``submodule(hidden, mask)`` to both strands, each read in its own direction."""
 
     def __init__(self, submodule: nn.Module) -> None:
@@ -93,7 +93,7 @@ class RCPSWrapper(nn.Module):
         both = torch.cat(split_strands(hidden_BLW))
         if mask_BL is not None:
             mask_BL = torch.cat([mask_BL, mask_BL.flip(1)])
-        return join_strands(*self.submodule(both, mask_BL).chunk(2))
+        return _join_strands(*self.submodule(both, mask_BL).chunk(2))
 
 
 class RCPSAddNorm(nn.Module):
@@ -120,16 +120,12 @@ class RCPSBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        norm: Norm,
-        mixer: nn.Module,
-        fused: bool = True,
-        residual_in_fp32: bool = False,
+        self, norm: Norm, mixer: nn.Module, fused: bool = True, residual_in_fp32: bool = False
     ) -> None:
         super().__init__()
         self.fused = fused
         self.norm = norm if fused else RCPSAddNorm(norm)
-        self.mixer = RCPSWrapper(mixer)
+        self.mixer = _RCPSWrapper(mixer)
         self.residual_in_fp32 = residual_in_fp32
 
     def forward(
@@ -137,8 +133,8 @@ class RCPSBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Give (output of the mixer, running sum before it), each (batch, length, 2 D)."""
         if self.fused:
-            hidden = swap_halves(hidden)
-            residual = None if residual is None else swap_halves(residual)
+            hidden = _swap_halves(hidden)
+            residual = None if residual is None else _swap_halves(residual)
         hidden, residual = strand_add_norm(self.norm, hidden, residual, self.residual_in_fp32)
         return self.mixer(hidden, mask), residual
 

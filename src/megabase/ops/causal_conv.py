@@ -64,13 +64,13 @@ def causal_conv(
     dtype = x_BLE.dtype
     taps_EK = taps_EK.to(dtype)
     others = (None if t is None else t.to(dtype) for t in (bias_E, past_BPE))
-    run = causal_conv_reference if backend.use_reference() else causal_conv_shifted
+    run = _causal_conv_reference if backend.use_reference() else _causal_conv_shifted
     if reverse:
         return run(x_BLE.flip(1), taps_EK, *others).flip(1)
     return run(x_BLE, taps_EK, *others)
 
 
-def causal_conv_reference(
+def _causal_conv_reference(
     x_BLE: Tensor, taps_EK: Tensor, bias_E: Tensor | None = None, past_BPE: Tensor | None = None
 ) -> Tensor:
     """Convolve by the library's convolution: the definition of :func:`causal_conv`."""
@@ -83,7 +83,7 @@ def causal_conv_reference(
     return F.silu(y_BEL).transpose(1, 2)
 
 
-def causal_conv_shifted(
+def _causal_conv_shifted(
     x_BLE: Tensor, taps_EK: Tensor, bias_E: Tensor | None = None, past_BPE: Tensor | None = None
 ) -> Tensor:
     """Add shifted inputs: the fast path of :func:`causal_conv` in torch."""

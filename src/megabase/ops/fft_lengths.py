@@ -76,11 +76,11 @@ def fft_length(minimum: int) -> int:
     return best
 
 
-def transform_flops(points: int) -> int:
+def _transform_flops(points: int) -> int:
     """Count the operations of a real Fourier transform of `points`."""
     return round(2.5 * points * math.log2(points)) if points > 1 else 0
 
 
 def convolution_flops(batch: int, channels: int, length: int) -> int:
     """Count the operations of a long convolution of every channel with its own filter."""
-    return (2 * batch + 1) * channels * transform_flops(fft_length(2 * length - 1))
+    return (2 * batch + 1) * channels * _transform_flops(fft_length(2 * length - 1))

@@ -59,11 +59,11 @@ def implicit_filter(z_ME: Tensor, t_M: Tensor, weights: FilterWeights) -> Tensor
     """
     if backend.use_reference():
         _forward.check(z_ME, t_M, *weights)
-        return implicit_filter_reference(z_ME, t_M, weights)
+        return _implicit_filter_reference(z_ME, t_M, weights)
     return _forward(z_ME, t_M, weights)
 
 
-def implicit_filter_reference(z_ME: Tensor, t_M: Tensor, weights: FilterWeights) -> Tensor:
+def _implicit_filter_reference(z_ME: Tensor, t_M: Tensor, weights: FilterWeights) -> Tensor:
     """Compute the taps by torch's functions: the definition of :func:`implicit_filter`."""
     h_MW, rate_C = z_ME, weights.rate
     for w, b in zip(weights.weights, weights.biases, strict=True):

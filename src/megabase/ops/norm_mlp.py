@@ -66,11 +66,11 @@ def norm_mlp(x: Tensor, weights: MlpWeights, product: torch.dtype | None = None)
     """
     if backend.use_reference():
         _forward.check(x, *weights, product)
-        return norm_mlp_reference(x, weights, product)
+        return _norm_mlp_reference(x, weights, product)
     return _forward(x, weights, product)
 
 
-def norm_mlp_reference(
+def _norm_mlp_reference(
     x: Tensor, weights: MlpWeights, product: torch.dtype | None = None
 ) -> Tensor:
     """Normalize and apply the MLP by torch's functions: the definition of :func:`norm_mlp`."""
@@ -92,13 +92,13 @@ def _logistic(a: Tensor, square: Tensor, s: Tensor) -> None:
     torch.sigmoid(s, out=s)
 
 
-def gelu(a: Tensor, square: Tensor, out: Tensor) -> Tensor:
+def _gelu(a: Tensor, square: Tensor, out: Tensor) -> Tensor:
     """Write the tanh form of GELU of `a` into `out`; `square` is overwritten."""
     _logistic(a, square, out)
     return out.mul_(a)
 
 
-def gelu_with_derivative(a: Tensor, square: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def _gelu_with_derivative(a: Tensor, square: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Write GELU of `a` into `value` and its derivative into `square`."""
     _logistic(a, square, value)
     square.mul_(3 * _D).add_(_C).mul_(a)
@@ -155,7 +155,7 @@ def _forward(
     for piece in pieces(slice(0, 1), len(x_ND), x):
         h_nD = norm.apply(x_ND[piece.at], dtype)
         a_nE = matmul(h_nD, w1_ED.t(), b1_E).to(wide_dtype(dtype))
-        g_nE = gelu(a_nE, torch.empty_like(a_nE), torch.empty_like(a_nE)).to(dtype)
+        g_nE = _gelu(a_nE, torch.empty_like(a_nE), torch.empty_like(a_nE)).to(dtype)
         y_ND[piece.at] = matmul(g_nE, w2_DE.t(), b2_D)
     return y
 
@@ -212,7 +212,7 @@ def _backward(
         h_nD = norm.apply(x_nD, dtype)
         a_nE = matmul(h_nD, w1_ED.t(), b1_E).to(wide)
         square_nE, g_nE = torch.empty_like(a_nE), torch.empty_like(a_nE)
-        g_nE, slope_nE = gelu_with_derivative(a_nE, square_nE, g_nE)
+        g_nE, slope_nE = _gelu_with_derivative(a_nE, square_nE, g_nE)
         if needs_weights:
             add_product(dw2_DE, dy_nD.t(), g_nE.to(dtype))
             db2_D += dy_nD.sum(0, dtype=wide)

@@ -26,7 +26,7 @@ _CACHED_USES = 4
 """Spectra of a tile size are kept when this many tiles of it lie ahead."""
 
 
-def online_conv(k_DM: Tensor, skip_D: Tensor | None, batch: int) -> OnlineConv:
+def online_conv(k_DM: Tensor, skip_D: Tensor | None, batch: int) -> _OnlineConv:
     """Begin a causal long convolution whose inputs come one by one.
 
     Parameters
@@ -41,7 +41,7 @@ def online_conv(k_DM: Tensor, skip_D: Tensor | None, batch: int) -> OnlineConv:
 
     Returns
     -------
-    OnlineConv
+    _OnlineConv
         Gives outputs equal to those of :func:`megabase.ops.long_conv.long_conv` on all inputs.
     """
     fits = k_DM.dim() == 2 and k_DM.shape[1] > 0 and batch > 0
@@ -57,11 +57,11 @@ def online_conv(k_DM: Tensor, skip_D: Tensor | None, batch: int) -> OnlineConv:
             raise OperatorError(
                 f"online_conv: {name} is {tensor.dtype}; expected floating-point numbers"
             )
-    run = OnlineConvReference if backend.use_reference() else _Tiled
+    run = _OnlineConvReference if backend.use_reference() else _Tiled
     return run(k_DM, None if skip_D is None else skip_D.to(k_DM.dtype), batch)
 
 
-class OnlineConv(ABC):
+class _OnlineConv(ABC):
     """A causal long convolution whose inputs come one by one; made by :func:`online_conv`."""
 
     slot: Tensor
@@ -86,7 +86,7 @@ class OnlineConv(ABC):
         return self.advance().to(u_BD.dtype, copy=True)
 
 
-class OnlineConvReference(OnlineConv):
+class _OnlineConvReference(_OnlineConv):
     """The definition: keep all inputs, and sum over them at each step."""
 
     def __init__(self, k_DM: Tensor, skip_D: Tensor | None, batch: int) -> None:
@@ -106,7 +106,7 @@ class OnlineConvReference(OnlineConv):
         return y_BD if self.skip_D is None else y_BD + self.skip_D * self.slot
 
 
-class _Tiled(OnlineConv):
+class _Tiled(_OnlineConv):
     """Inputs and pending outputs in tiles of one buffer."""
 
     def __init__(self, k_DM: Tensor, skip_D: Tensor | None, batch: int) -> None:

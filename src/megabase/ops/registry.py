@@ -278,7 +278,7 @@ class Saved(NamedTuple):
     """Results that are for the backward pass only."""
 
 
-class Operator(Arguments):
+class _Operator(Arguments):
     """An operator of torch under ``torch.ops.megabase``, called like its function.
 
     Parameters
@@ -467,9 +467,9 @@ class Operator(Arguments):
 
 def operator(
     name: str, flops: Callable[..., int], **options: Any
-) -> Callable[[Callable[..., Any]], Operator]:
-    """Declare an operator by the function that computes it: a decorator; see :class:`Operator`."""
-    return lambda function: Operator(name, function, flops, **options)
+) -> Callable[[Callable[..., Any]], _Operator]:
+    """Declare an operator by the function that computes it: a decorator; see :class:`_Operator`."""
+    return lambda function: _Operator(name, function, flops, **options)
 
 
 def _shape(hint: Any) -> str | None:
@@ -496,7 +496,7 @@ def _no_second_derivative(*_: Any) -> Any:
 class _Call(NamedTuple):
     """An operator, and how its flat arguments are nested."""
 
-    operator: Operator
+    operator: _Operator
     lengths: list[int | None] | None
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kinds.mamba import mixer_settings
 from megabase.layers.pooling import pool
-from megabase.layers.rcps import swap_halves
+from megabase.layers.rcps import _swap_halves
 from megabase.models.caduceus import (
     CaduceusConfig,
     CaduceusForMaskedLM,
@@ -158,8 +158,8 @@ def _exchanged(model: CaduceusForMaskedLM, tokens: Tensor) -> Tensor:
     backbone = model.caduceus.backbone
     hidden, residual = backbone.embeddings(tokens), None
     for layer in backbone.layers:
-        residual = None if residual is None else swap_halves(residual)
-        hidden, residual = layer(swap_halves(hidden), residual)
+        residual = None if residual is None else _swap_halves(residual)
+        hidden, residual = layer(_swap_halves(hidden), residual)
     return backbone.norm_f(hidden, residual)[0]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megabase.errors import ConfigError, InputError
-from megabase.layers.hyena import published_two_sided
+from megabase.layers.hyena import _published_two_sided
 from megabase.layers.hyena_filter import FilterOptions, HyenaFilter
 from megabase.layers.pooling import Pooling, pool
 from megabase.models.checkpoints.published import renamed
@@ -366,7 +366,7 @@ def hyena_behaviours(case: Case) -> None:
             for length, matrix in want.items():
                 taps = torch.arange(1.0, int(length) + 1, dtype=torch.float64)[None]
                 steps = torch.eye(int(length), dtype=torch.float64)[:, None]
-                answer = long_conv(steps, published_two_sided(taps), two_sided=True)[:, 0].T
+                answer = long_conv(steps, _published_two_sided(taps), two_sided=True)[:, 0].T
                 torch.testing.assert_close(
                     answer, torch.tensor(matrix, dtype=torch.float64), atol=1e-5, rtol=0
                 )

@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from megabase.ops import backend
 from megabase.ops.fft_lengths import convolution_flops, lags
 from megabase.ops.hyena_mixer import kernel
-from megabase.ops.hyena_mixer.passes import Backward, run_forward
-from megabase.ops.hyena_mixer.plan import (
+from megabase.ops.hyena_mixer.passes import (
+    Backward,
     Mixer,
     MixerNeeds,
     MixerOptions,
     MixerWeights,
-    product_dtype,
+    run_forward,
 )
 from megabase.ops.long_conv import long_conv_reference
 from megabase.ops.registry import Saved, operator, wants_gradient, wide_dtype
@@ -76,13 +76,13 @@ def hyena_mixer(
     options = MixerOptions(taps_behind(weights.w, centered), two_sided, product)
     if backend.use_reference():
         _forward.check(x, *weights, *options, False)
-        return hyena_mixer_reference(
+        return _hyena_mixer_reference(
             x, weights, centered=centered, two_sided=two_sided, product=product
         )
     return _forward(x, weights, options, wants_gradient(x, weights))[0]
 
 
-def hyena_mixer_reference(
+def _hyena_mixer_reference(
     x: Tensor,
     weights: MixerWeights,
     *,
@@ -111,7 +111,7 @@ def _room_to_keep(x: Tensor, weights: MixerWeights, options: MixerOptions, keep:
     """Make room for the transforms' result, channels first; without elements if it is not kept."""
     batch, length, width = x.shape
     keep = keep and kernel.takes(x, weights, options) and kernel.keeps(x)
-    wide = wide_dtype(product_dtype(weights, options))
+    wide = wide_dtype(options.product_dtype(weights))
     return x.new_empty((batch, width, length) if keep else (0,), dtype=wide)
 
 
@@ -174,7 +174,7 @@ def _room(
     """Make room for the gradients; sums over positions are kept in float32 at least."""
     projected, width = weights.w_in.shape
     k, skip = weights.k, weights.skip
-    wide = wide_dtype(product_dtype(weights, options))
+    wide = wide_dtype(options.product_dtype(weights))
 
     def sums(*shape: int) -> Tensor:
         return weights.w_in.new_empty(shape if needs.needs_weights else (0,), dtype=wide)

@@ -37,9 +37,7 @@ _OPEN = Arguments(
 """What must be like the packed projection."""
 
 _CLOSE = Arguments(
-    "PackedLayer.close",
-    {"w_in": "3D D", "y": "B D L", "gate": "B L D", "x": "B L D"},
-    alike=True,
+    "PackedLayer.close", {"w_in": "3D D", "y": "B D L", "gate": "B L D", "x": "B L D"}, alike=True
 )
 """What must be like the packed projection."""
 

@@ -19,17 +19,47 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megabase.ops.registry import Operator, Saved, operator, wide_dtype
+from megabase.ops import backend, kernels
+from megabase.ops.registry import (
+    SINGLE_OR_DOUBLE,
+    Arguments,
+    Saved,
+    operator,
+    wants_gradient,
+    wide_dtype,
+    without_autocast,
+)
 
-STEP_ELEMENTS = {"cpu": 1 << 15, "other": 1 << 20}
+_STEP_ELEMENTS = {"cpu": 1 << 15, "other": 1 << 20}
 """States that advance in one call, by kind of device: enough to pay for the call, few enough to
 stay in the cache over a block."""
 
-STEPS_PER_STATE = 4
+_STEPS_PER_STATE = 4
 """Block length over states per channel; sets the memory kept for the backward pass."""
 
-LEAST_STEPS = 16
+_LEAST_STEPS = 16
 """Shortest block, where there are few states."""
+
+
+_CHECKS: dict[str, Any] = {
+    "least": {"L": 1},
+    "rules": {"T": lambda _, x: _Plan(x["u"], x["A"].shape[1], torch.float32, 0).all_blocks},
+}  # fmt: skip
+"""What holds for the operator and for its gradient."""
+
+
+_KERNEL_STEPS = 64
+"""Positions between the states that are kept for the backward pass. At 16 states these take a
+quarter of the memory of one input."""
+
+_SINGLE_THREAD = 1 << 16
+"""Products of batch, length, channels and states below which threads do not pay."""
+
+_KERNEL_CHECKS: dict[str, Any] = {
+    "rules": {"T": lambda sizes, _: -(-sizes["L"] // _KERNEL_STEPS)}, "least": {"L": 1},
+    "alike": True, "dtypes": SINGLE_OR_DOUBLE, "device_types": "cpu",
+}  # fmt: skip
+"""What holds for the operator and for its gradient."""
 
 
 class _Segment(NamedTuple):
@@ -68,9 +98,9 @@ class _Plan:
     def __init__(self, u_BLE: Tensor, states: int, dtype: torch.dtype, buffers: int) -> None:
         self.batch, self.length, self.channels = u_BLE.shape
         self.states = states
-        kind = u_BLE.device.type if u_BLE.device.type in STEP_ELEMENTS else "other"
-        lanes = max(1, STEP_ELEMENTS[kind] // max(1, states * self.channels))
-        count = -(-self.length // max(LEAST_STEPS, STEPS_PER_STATE * states))
+        kind = u_BLE.device.type if u_BLE.device.type in _STEP_ELEMENTS else "other"
+        lanes = max(1, _STEP_ELEMENTS[kind] // max(1, states * self.channels))
+        count = -(-self.length // max(_LEAST_STEPS, _STEPS_PER_STATE * states))
         self.steps = -(-self.length // count)
         self.all_blocks = -(-self.length // self.steps)
         self.group = max(1, min(self.batch, lanes))
@@ -212,8 +242,9 @@ def _contract_channels(weight_TME: Tensor, state_TMNE: Tensor) -> Tensor:
     return torch.bmm(weight_TME.flatten(0, 1).unsqueeze(1), state).view(*weight_TME.shape[:2], -1)
 
 
-def _forward(x: ScanInputs, softplus: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Give the output, the final state, and with `keep` the state that enters each block."""
+@operator("selective_scan_blocked", lambda x, *_: _scan_flops(x.u, x.A), kept=1, **_CHECKS)
+def _scan_blocked(x: ScanInputs, softplus: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Give output, final state, and with `keep` what enters each block."""
     plan = _Plan(x.u, x.A.shape[1], wide_dtype(x.u.dtype), buffers=2)
     _, log2_NE = _rates(x)
     y_BLE, final_BEN, kept = _outputs(x, softplus, keep)
@@ -340,18 +371,12 @@ class _Backward:
         return gate.mul_(dy)
 
 
-def scan_flops(u: Sequence[int], A: Sequence[int]) -> int:
+def _scan_flops(u: Sequence[int], A: Sequence[int]) -> int:
     """Count 6 operations for a position, channel and state: exponent, recurrence, sum."""
     return 6 * math.prod(u) * A[1]
 
 
-_CHECKS: dict[str, Any] = {
-    "least": {"L": 1},
-    "rules": {"T": lambda _, x: _Plan(x["u"], x["A"].shape[1], torch.float32, 0).all_blocks},
-}  # fmt: skip
-"""What holds for the operator and for its gradient."""
-
-
+@_scan_blocked.register_fake
 def _outputs(x: ScanInputs, _softplus: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Make room for the output, the final state and, with `keep`, what enters each block."""
     dtype = wide_dtype(x.u.dtype)
@@ -364,15 +389,9 @@ def _outputs(x: ScanInputs, _softplus: bool, keep: bool) -> tuple[Tensor, Tensor
     )
 
 
-scan_blocked = Operator(
-    "selective_scan_blocked", _forward, lambda x, *_: scan_flops(x.u, x.A), kept=1, **_CHECKS
-)
-scan_blocked.register_fake(_outputs)
-
-
 @operator(
     "selective_scan_blocked_backward",
-    lambda dy, dfinal, kept, x, _: 2 * scan_flops(x.u, x.A),
+    lambda dy, dfinal, kept, x, _: 2 * _scan_flops(x.u, x.A),
     **_CHECKS,
 )
 def _backward(
@@ -390,8 +409,202 @@ def _(_dy: Tensor, _dfinal: Any, _kept: Tensor, x: ScanInputs, _softplus: bool) 
     return [x.u.new_empty((0,)) if t is None else t.new_empty(t.shape) for t in x]
 
 
-@scan_blocked.register_gradients
+@_scan_blocked.register_gradients
 def _(saved: Saved, dy: Tensor | None, dfinal: Tensor | None) -> list[Tensor]:
     x, softplus, _ = saved.inputs
     dy = torch.zeros_like(x.u) if dy is None else dy
     return _backward(dy, dfinal, *saved.kept, x, softplus)
+
+
+def _call_kernel(
+    which: str, x: ScanInputs, softplus: bool, reverse: bool, further: list[Tensor | None]
+) -> None:
+    """Call a function of the kernels, which read rows side by side, or arrays without gaps."""
+    native = getattr(kernels.native_package().native, which)
+    states = x.A.shape[1]
+    threads = 1 if x.u.numel() * states < _SINGLE_THREAD else torch.get_num_threads()
+    kinds = (kernels.beside if t is not None and t.dim() == 3 else kernels.dense for t in x[:-1])
+    inputs = [kind(t) for kind, t in zip(kinds, x[:-1], strict=True)]
+    native(
+        x.u.dtype == torch.float64, (*x.u.shape, states, _KERNEL_STEPS, softplus, reverse),
+        *(kernels.array(t) for t in (*inputs, kernels.dense(x.initial), *further)), threads,
+    )  # fmt: skip
+
+
+@operator("selective_scan", lambda x, *_: _scan_flops(x.u, x.A), kept=1, **_KERNEL_CHECKS)
+def _scan_kernel(
+    x: ScanInputs, softplus: bool, reverse: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give the output, the final state and, with `keep`, the states between steps."""
+    y, final, kept = found = _kernel_outputs(x, softplus, reverse, keep)
+    _call_kernel("scan_forward", x, softplus, reverse, [y, final, kept if keep else None])
+    return found
+
+
+@_scan_kernel.register_fake
+def _kernel_outputs(
+    x: ScanInputs, _softplus: bool, _reverse: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    options: Any = {"dtype": x.u.dtype, "device": x.u.device}
+    batch, length, channels = x.u.shape
+    kept = (batch, -(-length // _KERNEL_STEPS), x.A.shape[1], channels) if keep else (0,)
+    return (
+        torch.empty(x.u.shape, **options),
+        torch.empty((batch, *x.A.shape), **options),
+        torch.empty(kept, **options),
+    )
+
+
+@operator(
+    "selective_scan_backward",
+    lambda dy, dfinal, kept, x, *_: 2 * _scan_flops(x.u, x.A),
+    **_KERNEL_CHECKS,
+)
+def _kernel_backward(
+    dy: Annotated[Tensor, "B L E"],
+    dfinal: Annotated[Tensor | None, "B E N"],
+    kept: Annotated[Tensor, "B T N E"],
+    x: ScanInputs,
+    softplus: bool,
+    reverse: bool,
+) -> list[Tensor]:
+    grads = _kernel_room(dy, dfinal, kept, x, softplus, reverse)
+    du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = (
+        None if t is None else grad for grad, t in zip(grads, x, strict=True)
+    )
+    # These two are sums that the kernels always make.
+    dD = torch.empty(x.A.shape[:1], dtype=dy.dtype, device=dy.device) if dD is None else dD
+    dbias = torch.empty_like(dD) if dbias is None else dbias
+    given = [kernels.beside(dy), kernels.dense(dfinal), kernels.dense(kept)]
+    found = [du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial]
+    _call_kernel("scan_backward", x, softplus, reverse, [*given, *found])
+    return grads
+
+
+@_kernel_backward.register_fake
+def _kernel_room(
+    dy: Tensor, _dfinal: Any, _kept: Tensor, x: ScanInputs, _softplus: bool, _reverse: bool
+) -> list[Tensor]:
+    return [
+        torch.empty((0,) if t is None else t.shape, dtype=dy.dtype, device=dy.device) for t in x
+    ]
+
+
+@_scan_kernel.register_gradients
+def _(saved: Saved, dy: Tensor | None, dfinal: Tensor | None) -> list[Tensor]:
+    x, softplus, reverse, _ = saved.inputs
+    dy = torch.zeros_like(x.u) if dy is None else dy
+    return _kernel_backward(dy, dfinal, *saved.kept, x, softplus, reverse)
+
+
+def selective_scan(
+    x: ScanInputs, *, softplus: bool = True, reverse: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Run the selective state-space recurrence along a sequence.
+
+    With ``d_t = softplus(delta_t + bias)``, for every channel and state::
+
+        s_t = exp(d_t A) s_{t-1} + d_t B_t u_t
+        y_t = (sum over states of C_t s_t + D u_t) * silu(z_t)
+
+    Parameters
+    ----------
+    x
+        The inputs.
+    softplus
+        Whether the step sizes go through softplus.
+    reverse
+        Whether to read from the last position to the first: every sequence is turned around, and
+        the output back again. The initial state is then the one after the last position.
+
+    Returns
+    -------
+    y_BLE : Tensor
+        Shape and dtype of ``x.u``. Everything inside is float32 at least, under autocast too.
+    state_BEN : Tensor
+        States after the last position read, shape (batch, channels, states), float32 at least.
+
+    Notes
+    -----
+    Mamba (arXiv 2312.00752), algorithm 2, with the discretization of its public code: the input
+    matrix enters as ``d_t B_t`` (Euler), not as the zero-order hold of the paper's equation 4. The
+    fast paths save their inputs and some states for the backward pass, and have no second
+    derivative.
+    """
+    _scan_blocked.check(*x, softplus, False)
+    keep = wants_gradient(x)
+    if backend.use_kernels(*x):
+        dtype = wide_dtype(x.u.dtype)
+        wide: Any = (t if t is None or t.dtype == dtype else t.to(dtype) for t in x)
+        y_BLE, state_BEN, _ = _scan_kernel(ScanInputs(*wide), softplus, reverse, keep, checked=True)
+        return (y_BLE if y_BLE.dtype == x.u.dtype else y_BLE.to(x.u.dtype)), state_BEN
+    with without_autocast(x.u):
+        if reverse:
+            u, delta, B, C = (t.flip(1) for t in (x.u, x.delta, x.B, x.C))
+            z = None if x.z is None else x.z.flip(1)
+            x = x._replace(u=u, delta=delta, B=B, C=C, z=z)
+        if backend.use_reference():
+            y_BLE, state_BEN = _selective_scan_reference(x, softplus=softplus)
+        else:
+            y_BLE, state_BEN, _ = _scan_blocked(x, softplus, keep, checked=True)
+        return (y_BLE.flip(1) if reverse else y_BLE), state_BEN
+
+
+def _selective_scan_reference(x: ScanInputs, *, softplus: bool = True) -> tuple[Tensor, Tensor]:
+    """Scan one position after another: the definition of :func:`selective_scan`."""
+    dtype = wide_dtype(x.u.dtype)
+    u, delta, B, C = (t.to(dtype) for t in (x.u, x.delta, x.B, x.C))
+    if x.bias is not None:
+        delta = delta + x.bias.to(dtype)
+    if softplus:
+        delta = F.softplus(delta)
+    state = u.new_zeros(u.shape[0], *x.A.shape)
+    if x.initial is not None:
+        state = state + x.initial.to(dtype)
+    y = []
+    for t in range(u.shape[1]):
+        delta_t, u_t = delta[:, t, :, None], u[:, t, :, None]
+        state = torch.exp(delta_t * x.A) * state + delta_t * B[:, t, None, :] * u_t
+        y.append((state * C[:, t, None, :]).sum(dim=-1))
+    y_BLE = torch.stack(y, dim=1)
+    if x.D is not None:
+        y_BLE = y_BLE + x.D * u
+    if x.z is not None:
+        y_BLE = y_BLE * F.silu(x.z.to(dtype))
+    return y_BLE.to(x.u.dtype), state
+
+
+_STEP = Arguments(
+    "selective_step",
+    {
+        "u": "B E", "delta": "B E", "A": "E N", "B": "B N", "C": "B N", "D": "E", "z": "B E",
+        "bias": "E", "initial": "B E N",
+    },
+)  # fmt: skip
+"""Shapes of the inputs of one step."""
+
+
+def selective_step(x: ScanInputs, *, softplus: bool = True) -> tuple[Tensor, Tensor]:
+    """Advance the recurrence of :func:`selective_scan` by one position.
+
+    Of the inputs u, delta and z are of shape (batch, channels), B and C of (batch, states), and
+    ``initial``, which is not changed, are the states before the position. Gives its output in the
+    dtype of ``x.u``, and the states after it.
+    """
+    _STEP.check(*x)
+    with without_autocast(x.u):
+        dtype = wide_dtype(x.u.dtype)
+        u, delta, B, C = (t.to(dtype) for t in (x.u, x.delta, x.B, x.C))
+        if x.bias is not None:
+            delta = delta + x.bias
+        if softplus:
+            delta = F.softplus(delta)
+        state_BEN = (delta * u)[..., None] * B[:, None]
+        if x.initial is not None:
+            state_BEN = torch.exp(delta[..., None] * x.A) * x.initial + state_BEN
+        y_BE = (state_BEN * C[:, None]).sum(dim=-1)
+        if x.D is not None:
+            y_BE = y_BE + x.D * u
+        if x.z is not None:
+            y_BE = y_BE * F.silu(x.z.to(dtype))
+        return y_BE.to(x.u.dtype), state_BEN
