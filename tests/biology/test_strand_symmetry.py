@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from megabase.data.vocabulary import COMPLEMENT_TOKEN_IDS
-from megabase.layers.mamba import BidirectionalMamba
-from megabase.layers.norms import make_norm
+from megabase.layers.mamba import BidirectionalMamba, make_norm
 from megabase.layers.rcps import (
     RCPSAddNorm,
     RCPSBlock,

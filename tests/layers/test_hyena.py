@@ -10,13 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megabase.errors import InputError
-from megabase.layers.hyena import Bidirectional, HyenaOperator, _published_two_sided
-from megabase.layers.hyena_filter import (
+from megabase.layers.hyena import (
+    Bidirectional,
     ExponentialWindow,
     FilterLayout,
     FilterOptions,
     HyenaFilter,
+    HyenaOperator,
     PositionalFeatures,
+    _published_two_sided,
 )
 from megabase.ops import backend
 

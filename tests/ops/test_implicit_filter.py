@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megabase.layers.hyena_filter import FilterOptions, HyenaFilter
+from megabase.layers.hyena import FilterOptions, HyenaFilter
 from megabase.ops import backend, kernels, pieces
 from megabase.ops.implicit_filter import (
     FilterWeights,

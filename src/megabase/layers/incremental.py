@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +47,6 @@ _CHANNELS = 16
 
 _CONVOLVED = 4
 """Channels convolved at a time: their spectra are alive together."""
-
-
-class _Steps(Protocol):
-    def reset(self, batch: int) -> None: ...
-    def prefill(self, x_BLD: Tensor) -> Tensor: ...
-    def step(self, x_BD: Tensor) -> Tensor: ...
 
 
 class _HyenaSteps:
@@ -173,7 +167,7 @@ class _BlockSteps:
     def __init__(self, block: Block, length: int) -> None:
         mixer = block.mixer
         if isinstance(mixer, HyenaOperator):
-            self.mixer: _Steps = _HyenaSteps(mixer, length)
+            self.mixer: _HyenaSteps | _AttentionSteps = _HyenaSteps(mixer, length)
         elif isinstance(mixer, SelfAttention):
             self.mixer = _AttentionSteps(mixer, length)
         else:

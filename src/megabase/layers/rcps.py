@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from megabase.layers.norms import Norm, add_norm
+from megabase.layers.mamba import Norm, add_norm
 
 
 def split_strands(hidden_BLW: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +106,7 @@ class RCPSAddNorm(nn.Module):
     def forward(
         self, hidden: Tensor, residual: Tensor | None = None, residual_in_fp32: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Give (normalised, running sum), each (batch, length, 2 D)."""
+        """Give (normalized, running sum), each (batch, length, 2 D)."""
         return add_norm(self.submodule, hidden, residual, residual_in_fp32, strands=2)
 
 
@@ -142,7 +142,7 @@ class RCPSBlock(nn.Module):
 def strand_add_norm(
     norm: nn.Module, hidden: Tensor, residual: Tensor | None, residual_in_fp32: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Add and normalise both strands by an :class:`RCPSAddNorm`, or by the norm inside of one."""
+    """Add and normalize both strands by an :class:`RCPSAddNorm`, or by the norm inside of one."""
     if isinstance(norm, RCPSAddNorm):
         return norm(hidden, residual, residual_in_fp32)
     return add_norm(norm, hidden, residual, residual_in_fp32, strands=2)

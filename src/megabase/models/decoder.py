@@ -20,11 +20,11 @@ from transformers.utils.generic import can_return_tuple
 from megabase.errors import ConfigError, sequence_too_long
 from megabase.layers.attention import SelfAttention
 from megabase.layers.backbone import Backbone, Block, Embeddings
-from megabase.layers.hyena import HyenaOperator
-from megabase.layers.hyena_filter import (
+from megabase.layers.hyena import (
     ExponentialWindow,
     FilterOptions,
     HyenaFilter,
+    HyenaOperator,
     PositionalFeatures,
     Sine,
 )

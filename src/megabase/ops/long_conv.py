@@ -26,7 +26,7 @@ BLOCK_SAMPLES = 1 << 20
 """Samples per transform call: large enough to fill all cores, small enough for the cache."""
 
 _MIN_ROWS = 16
-"""Rows per transform call at least, because the library parallelises over rows."""
+"""Rows per transform call at least, because the library parallelizes over rows."""
 
 _MATRIX_ELEMENTS = 1 << 27
 """Elements of the definition's matrix that exist at a time: 512 MB in float32."""

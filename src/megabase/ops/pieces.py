@@ -68,7 +68,7 @@ class Norm:
     eps: float
 
     def apply(self, x_blD: Tensor, dtype: torch.dtype) -> Tensor:
-        """Normalise in the dtype of the weights, and give the result in `dtype`."""
+        """Normalize in the dtype of the weights, and give the result in `dtype`."""
         if self.weight is None:
             return x_blD.to(dtype)
         x_blD = x_blD.to(self.weight.dtype)

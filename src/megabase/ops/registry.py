@@ -279,24 +279,7 @@ class Saved(NamedTuple):
 
 
 class _Operator(Arguments):
-    """An operator of torch under ``torch.ops.megabase``, called like its function.
-
-    Parameters
-    ----------
-    name
-        Name behind ``megabase::``.
-    function
-        What computes it. The types of its arguments and results make the schema; a named tuple
-        stands for its fields. The shape of a tensor is its annotation (see :class:`Arguments`).
-    flops
-        Its operations, a function of its arguments with shapes in the place of tensors.
-    kept
-        How many of its results, the last ones, are for the backward pass only.
-    device_types
-        Devices that it runs on; all when None.
-    **checks
-        Further arguments of :class:`Arguments`.
-    """
+    """An operator of torch under ``torch.ops.megabase``, called like its function."""
 
     def __init__(
         self,
@@ -468,7 +451,14 @@ class _Operator(Arguments):
 def operator(
     name: str, flops: Callable[..., int], **options: Any
 ) -> Callable[[Callable[..., Any]], _Operator]:
-    """Declare an operator by the function that computes it: a decorator; see :class:`_Operator`."""
+    """Declare an operator by the function that computes it: a decorator.
+
+    The types of its arguments and results make the schema; a named tuple stands for its fields, and
+    the shape of a tensor is its annotation. `flops` counts operations from its arguments, with
+    shapes in the place of tensors. Options are ``kept``, how many of its results (the last ones)
+    are for the backward pass only, ``device_types`` that it runs on, and those of
+    :class:`Arguments`.
+    """
     return lambda function: _Operator(name, function, flops, **options)
 
 

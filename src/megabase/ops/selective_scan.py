@@ -1,9 +1,8 @@
 """The selective scan, blocked over length, with a backward pass that recomputes the states.
 
-The sequence is cut into blocks of T positions. Everything but the recurrence is computed for a
-whole block at once; the recurrence is one multiply-add per position. Where one sequence is too
-little work for a call, K blocks advance together: first from a zero state, to find what each hands
-to the next, then from the right one. No quotient of decays is formed, so nothing underflows.
+Everything but the recurrence, one multiply-add per position, is computed for a block of T positions
+at once. Where one sequence is too little work for a call, K blocks advance together: first from a
+zero state, to find what each hands on, then from the right one. No quotient of decays is formed.
 
 Shape suffixes: B batch, L positions, E channels, N states per channel; inside a block T steps,
 G sequences, K blocks, M lanes (a lane is one block of one sequence, M = G K), X any.
@@ -31,8 +30,7 @@ from megabase.ops.registry import (
 )
 
 _STEP_ELEMENTS = {"cpu": 1 << 15, "other": 1 << 20}
-"""States that advance in one call, by kind of device: enough to pay for the call, few enough to
-stay in the cache over a block."""
+"""States that advance in one call, by device: enough to pay for it, few enough for the cache."""
 
 _STEPS_PER_STATE = 4
 """Block length over states per channel; sets the memory kept for the backward pass."""
@@ -49,8 +47,7 @@ _CHECKS: dict[str, Any] = {
 
 
 _KERNEL_STEPS = 64
-"""Positions between the states that are kept for the backward pass. At 16 states these take a
-quarter of the memory of one input."""
+"""Positions between states kept for the backward pass: at 16 states a quarter of one input."""
 
 _SINGLE_THREAD = 1 << 16
 """Products of batch, length, channels and states below which threads do not pay."""
@@ -128,10 +125,7 @@ class _Plan:
 
 
 class ScanInputs(NamedTuple):
-    """Inputs of a selective scan over B sequences of L positions, E channels and N states each.
-
-    For one step the axis of positions is left out. What is None is left out of the formula.
-    """
+    """Inputs of a scan, for one step without L; what is None is left out of the formula."""
 
     u: Annotated[Tensor, "B L E"]
     """Input."""
@@ -435,7 +429,7 @@ def _call_kernel(
 def _scan_kernel(
     x: ScanInputs, softplus: bool, reverse: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give the output, the final state and, with `keep`, the states between steps."""
+    """Scan in C++; with `keep` also give the states between steps."""
     y, final, kept = found = _kernel_outputs(x, softplus, reverse, keep)
     _call_kernel("scan_forward", x, softplus, reverse, [y, final, kept if keep else None])
     return found
@@ -507,10 +501,11 @@ def selective_scan(
         s_t = exp(d_t A) s_{t-1} + d_t B_t u_t
         y_t = (sum over states of C_t s_t + D u_t) * silu(z_t)
 
+    Mamba (arXiv 2312.00752), algorithm 2, with the discretization of its public code: the input
+    matrix enters as ``d_t B_t`` (Euler), not as the zero-order hold of the paper's equation 4.
+
     Parameters
     ----------
-    x
-        The inputs.
     softplus
         Whether the step sizes go through softplus.
     reverse
@@ -523,13 +518,6 @@ def selective_scan(
         Shape and dtype of ``x.u``. Everything inside is float32 at least, under autocast too.
     state_BEN : Tensor
         States after the last position read, shape (batch, channels, states), float32 at least.
-
-    Notes
-    -----
-    Mamba (arXiv 2312.00752), algorithm 2, with the discretization of its public code: the input
-    matrix enters as ``d_t B_t`` (Euler), not as the zero-order hold of the paper's equation 4. The
-    fast paths save their inputs and some states for the backward pass, and have no second
-    derivative.
     """
     _scan_blocked.check(*x, softplus, False)
     keep = wants_gradient(x)

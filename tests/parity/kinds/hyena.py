@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megabase.errors import ConfigError, InputError
-from megabase.layers.hyena import _published_two_sided
-from megabase.layers.hyena_filter import FilterOptions, HyenaFilter
+from megabase.layers.hyena import FilterOptions, HyenaFilter, _published_two_sided
 from megabase.layers.pooling import Pooling, pool
 from megabase.models.checkpoints.published import renamed
 from megabase.models.checkpoints.reader import read_weights

@@ -18,8 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from megabase.errors import ConfigError
-from megabase.layers.mamba import BidirectionalBlock, BidirectionalMamba
-from megabase.layers.norms import add_norm, make_norm
+from megabase.layers.mamba import BidirectionalBlock, BidirectionalMamba, add_norm, make_norm
 from megabase.layers.rcps import (
     RCPSAddNorm,
     RCPSBlock,

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from megabase.errors import MegabaseError
-from megabase.layers.hyena_filter import PositionalFeatures
+from megabase.layers.hyena import PositionalFeatures
 from megabase.models.decoder import DecoderModel, DecoderPreTrainedModel
 from megabase.models.heads import CausalLM, SequenceClassifier, TokenClassifier
 from megabase.models.hyenadna.configuration import HyenaDNAConfig

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from megabase.layers.mamba import MambaBlock, MambaMixer, MambaState
-from megabase.layers.norms import add_norm, make_norm
+from megabase.layers.mamba import MambaBlock, MambaMixer, MambaState, add_norm, make_norm
 from megabase.models.base import refuse_rest
 from megabase.models.heads import CausalLM, SequenceClassifier, TokenClassifier
 from megabase.models.mamba.configuration import MambaConfig

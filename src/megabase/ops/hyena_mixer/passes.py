@@ -167,7 +167,7 @@ class Mixer:
         )  # pyright: ignore[reportReturnType]
 
     def project(self, piece: Piece, w_qD: Tensor, b_q1: Tensor) -> Tensor:
-        """Normalise and project a piece and its neighbours: (b, 3 c, t) in the products' dtype."""
+        """Normalize and project a piece and its neighbors: (b, 3 c, t) in the products' dtype."""
         h_btD = self.norm.apply(self.x[piece.b, piece.wide], self.dtype)
         return _product(w_qD, h_btD.transpose(1, 2), b_q1)
 
@@ -234,7 +234,7 @@ class Backward:
         self.dgate = torch.empty_like(self.x0)
         shape = (self.x0.shape[0], 3 * self.x0.shape[1], m.length)
         self.p = torch.empty(shape, dtype=m.dtype, device=self.x0.device)
-        # Gradients of the normalised input add up over groups of channels, wide.
+        # Gradients of the normalized input add up over groups of channels, wide.
         needs_h = needs_x or (needs_weights and m.norm.weight is not None)
         self.needs_h, self.single = needs_h, len(self.columns) == 1
         self.dh_BLD: Tensor | None = None
@@ -376,7 +376,7 @@ class Backward:
                 self.dh_BLD[piece.b, piece.at] += dh_btD
 
     def _norm(self, b: slice, at: slice, dh_btD: Tensor) -> None:
-        """Take the gradient of the normalised input through the LayerNorm."""
+        """Take the gradient of the normalized input through the LayerNorm."""
         sums = (self.dnorm_w, self.dnorm_b) if self.needs_weights else None
         dx_btD = self.m.norm.backward(dh_btD, self.m.x[b, at], sums)
         if self.needs_x:
