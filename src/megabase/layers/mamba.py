@@ -106,18 +106,12 @@ def add_norm(
 
 @dataclass(frozen=True)
 class MambaState:
-    """What one mixer remembers of the positions before.
-
-    Attributes
-    ----------
-    conv : Tensor
-        The last K - 1 inputs of the convolution, shape (batch, K - 1, inner channels).
-    ssm : Tensor
-        States of the recurrence, shape (batch, inner channels, states), float32 at least.
-    """
+    """What one mixer remembers of the positions before."""
 
     conv: Tensor
+    """The last K - 1 inputs of the convolution, shape (batch, K - 1, inner channels)."""
     ssm: Tensor
+    """States of the recurrence, shape (batch, inner channels, states), float32 at least."""
 
 
 class MambaMixer(nn.Module):

@@ -36,7 +36,7 @@ def causal_conv(
 ) -> Tensor:
     """Convolve each channel with its taps, and apply SiLU.
 
-    ``y_t = silu(bias + sum over k of taps[k] x_{t - (K - 1) + k})``.
+    ``y_t = silu(bias + sum over k of taps[k] x_{t - (K - 1) + k})``, of the dtype of `x_BLE`.
 
     Parameters
     ----------
@@ -51,11 +51,6 @@ def causal_conv(
     reverse
         Whether the convolution reads from the last position to the first: every sequence is turned
         around before it, and the output back again.
-
-    Returns
-    -------
-    Tensor
-        Shape and dtype of `x_BLE`.
     """
     given = (x_BLE, taps_EK, bias_E, past_BPE)
     _forward.check(*given, reverse)

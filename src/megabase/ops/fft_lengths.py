@@ -40,17 +40,8 @@ def fft_length(minimum: int) -> int:
     """Give the cheapest good transform length of at least `minimum`.
 
     Candidates are 2^a 3^b 5^c 7^d with a multiple of 16 (short lengths excepted); among those up to
-    the next power of two the one with the lowest expected cost is taken.
-
-    Parameters
-    ----------
-    minimum
-        Smallest length that is right (2L - 1 for a linear convolution of L samples).
-
-    Returns
-    -------
-    int
-        The transform length.
+    the next power of two the one with the lowest expected cost is taken. A linear convolution of L
+    samples needs 2L - 1.
 
     Examples
     --------

@@ -42,6 +42,8 @@ def long_conv(
 
     One-sided (causal): ``y[t] = sum_{j=0..t} k[j] u[t-j] + skip u[t]``. Two-sided:
     ``y[t] = sum_s k[t-s+L-1] u[s] + skip u[t]``, the filter holding lags -(L-1) to L-1.
+    Equation (4) of the HyenaDNA paper (arXiv 2306.15794). Shape and dtype stay; sums are formed in
+    float32 at least. The fast path saves only its inputs, and has no second derivative.
 
     Parameters
     ----------
@@ -53,16 +55,6 @@ def long_conv(
         Weight of the unconvolved input, shape (channels,); left out when None.
     two_sided
         Whether the filter also has negative lags, which reach later positions.
-
-    Returns
-    -------
-    Tensor
-        Shape and dtype of `u_BDL`. Sums are formed in float32 at least.
-
-    Notes
-    -----
-    Equation (4) of the HyenaDNA paper (arXiv 2306.15794). The fast path saves only its inputs for
-    the backward pass, and has no second derivative.
     """
     if backend.use_reference():
         _forward.check(u_BDL, k_DM, skip_D, two_sided)

@@ -44,6 +44,9 @@ class MlpWeights(NamedTuple):
 def norm_mlp(x: Tensor, weights: MlpWeights, product: torch.dtype | None = None) -> Tensor:
     """Compute ``w2 gelu(w1 norm(x) + b1) + b2`` with the tanh form of GELU.
 
+    The fast path keeps only its inputs for the backward pass; sums over positions are in float32 at
+    least.
+
     Parameters
     ----------
     x
@@ -58,11 +61,6 @@ def norm_mlp(x: Tensor, weights: MlpWeights, product: torch.dtype | None = None)
     -------
     Tensor
         Shape of `x`, in the dtype of the products.
-
-    Notes
-    -----
-    The fast path keeps only its inputs for the backward pass and computes the inner values again,
-    piece by piece; sums over positions are in float32 at least.
     """
     if backend.use_reference():
         _forward.check(x, *weights, product)

@@ -29,20 +29,8 @@ _CACHED_USES = 4
 def online_conv(k_DM: Tensor, skip_D: Tensor | None, batch: int) -> _OnlineConv:
     """Begin a causal long convolution whose inputs come one by one.
 
-    Parameters
-    ----------
-    k_DM
-        Filter, shape (channels, length), float32 or float64: as many lags as there will be
-        positions at most.
-    skip_D
-        Weight of the unconvolved input, shape (channels,), or None.
-    batch
-        Sequences.
-
-    Returns
-    -------
-    _OnlineConv
-        Gives outputs equal to those of :func:`megabase.ops.long_conv.long_conv` on all inputs.
+    Of float32 or float64, with as many lags as there will be positions at most: (channels, length).
+    Outputs equal those of :func:`megabase.ops.long_conv.long_conv` on all inputs.
     """
     fits = k_DM.dim() == 2 and k_DM.shape[1] > 0 and batch > 0
     if not fits or (skip_D is not None and skip_D.shape != k_DM.shape[:1]):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,26 +19,17 @@ _FAR = 1 << 16
 """Positions of a piece elsewhere, where starting an operation costs more than memory."""
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Some positions of some sequences.
-
-    Attributes
-    ----------
-    b
-        Sequences.
-    at
-        Positions.
-    wide
-        Positions with those around them that a short convolution reads.
-    inner
-        Where `at` lies within `wide`.
-    """
+class Piece(NamedTuple):
+    """Some positions of some sequences."""
 
     b: slice
+    """Sequences."""
     at: slice
+    """Positions."""
     wide: slice
+    """Positions with those around them that a short convolution reads."""
     inner: slice
+    """Where `at` lies within `wide`."""
 
 
 def pieces(

@@ -54,17 +54,22 @@ def _dense(x: Tensor) -> Tensor:
     return x.contiguous() if x.stride(1) == 1 else x.t().contiguous().t()
 
 
+def _pays(a: Tensor, b: Tensor) -> bool:
+    """Whether oneDNN multiplies these."""
+    return (
+        a.dtype == torch.float32
+        and a.device.type == "cpu"
+        and a.shape[0] * a.shape[1] * b.shape[1] >= _SMALL
+        and uses_onednn()
+    )
+
+
 def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply (m, k) by (k, n), row-major or column-major; the result is whichever is quicker.
 
     The bias is added to every row, shape (n,), or to every column, shape (m, 1).
     """
-    if (
-        a.dtype != torch.float32
-        or a.device.type != "cpu"
-        or a.shape[0] * a.shape[1] * b.shape[1] < _SMALL
-        or not uses_onednn()
-    ):
+    if not _pays(a, b):
         return a @ b if bias is None else torch.addmm(bias, a, b)
     # The library has a slow general way for matrices with gaps between their rows.
     a, b = _dense(a), _dense(b)
@@ -88,12 +93,7 @@ def matmul_gelu(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Without a gradient.
     """
-    if (
-        a.dtype != torch.float32
-        or a.device.type != "cpu"
-        or a.shape[0] * a.shape[1] * b.shape[1] < _SMALL
-        or not uses_onednn()
-    ):
+    if not _pays(a, b):
         return F.gelu(a @ b if bias is None else torch.addmm(bias, a, b), approximate="tanh")
     return torch.ops.mkldnn._linear_pointwise(_dense(a), b.t(), bias, "gelu", [], "tanh")
 

@@ -31,7 +31,7 @@ def short_conv(
     """Convolve each channel of `x_BCL` with its own few taps along the last axis.
 
     Causal: ``y[t] = b + sum_j w[j] x[t - (K-1) + j]``, positions before the start being zero.
-    Centered: the same with K // 2 positions before and (K-1) // 2 after.
+    Centered: the same with K // 2 positions before and (K-1) // 2 after. Shape and dtype stay.
 
     Parameters
     ----------
@@ -43,11 +43,6 @@ def short_conv(
         Bias, shape (channels,), or None.
     centered
         Whether the taps lie around the position instead of before it.
-
-    Returns
-    -------
-    Tensor
-        Shape and dtype of `x_BCL`.
     """
     after = taps_behind(w_CK, centered)
     if backend.use_reference():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,14 +17,7 @@ from torch.nn import functional as F
 from megabase.ops import backend
 from megabase.ops.fft_lengths import convolution_flops, lags
 from megabase.ops.hyena_mixer import kernel
-from megabase.ops.hyena_mixer.passes import (
-    Backward,
-    Mixer,
-    MixerNeeds,
-    MixerOptions,
-    MixerWeights,
-    run_forward,
-)
+from megabase.ops.hyena_mixer.passes import Backward, Mixer, MixerOptions, MixerWeights, run_forward
 from megabase.ops.long_conv import long_conv_reference
 from megabase.ops.registry import Saved, operator, wants_gradient, wide_dtype
 from megabase.ops.short_conv import short_conv_reference, taps_behind, taps_flops
@@ -34,6 +27,14 @@ _CHECKS: dict[str, Any] = {
     "same": {"norm_b": "norm_w"},
 }  # fmt: skip
 """What holds for the operator and for its gradient."""
+
+
+class _Needs(NamedTuple):
+    """Which gradients of a mixer are wanted."""
+
+    needs_x: bool
+    needs_weights: bool
+    needs_filter: bool
 
 
 def hyena_mixer(
@@ -133,7 +134,7 @@ def _(x: Tensor, weights: MixerWeights, options: MixerOptions, keep: bool) -> tu
 
 
 def _backward_flops(
-    dy: Any, kept: Any, x: Sequence[int], weights: Any, options: Any, needs: MixerNeeds
+    dy: Any, kept: Any, x: Sequence[int], weights: Any, options: Any, needs: _Needs
 ) -> int:
     batch, length, width = x
     project = 2 * batch * length * math.prod(weights.w_in)
@@ -152,7 +153,7 @@ def _backward(
     x: Annotated[Tensor, "B L D"],
     weights: MixerWeights,
     options: MixerOptions,
-    needs: MixerNeeds,
+    needs: _Needs,
 ) -> list[Tensor]:
     m, grads = Mixer(x, weights, options), _room(dy, kept, x, weights, options, needs)
     if kernel.takes(x, weights, options):
@@ -169,7 +170,7 @@ def _room(
     x: Tensor,
     weights: MixerWeights,
     options: MixerOptions,
-    needs: MixerNeeds,
+    needs: _Needs,
 ) -> list[Tensor]:
     """Make room for the gradients; sums over positions are kept in float32 at least."""
     projected, width = weights.w_in.shape
@@ -197,5 +198,5 @@ def _(saved: Saved, dy: Tensor) -> list[Tensor]:
     needs_weights = any(needs._replace(k=False, skip=False))
     return _backward(
         dy, *saved.kept, x, weights, options,
-        MixerNeeds(needs_x, needs_weights, needs.k or needs.skip),
+        _Needs(needs_x, needs_weights, needs.k or needs.skip),
     )  # fmt: skip

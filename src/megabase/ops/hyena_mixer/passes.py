@@ -103,14 +103,6 @@ class MixerOptions(NamedTuple):
         return weights.w_in.dtype if self.product is None else self.product
 
 
-class MixerNeeds(NamedTuple):
-    """Which gradients of a mixer are wanted."""
-
-    needs_x: bool
-    needs_weights: bool
-    needs_filter: bool
-
-
 class Mixer:
     """Input (batch, length, width) and weights, converted once, and what follows from them."""
 
