@@ -20,8 +20,8 @@ from megabase.layers.rcps import (
     RCPSBlock,
     RCPSEmbedding,
     RCPSHead,
-    RCPSWrapper,
-    join_strands,
+    _join_strands,
+    _RCPSWrapper,
     split_strands,
 )
 from megabase.models.caduceus import (
@@ -206,13 +206,13 @@ def test_each_layer_is_equivariant() -> None:
     hidden = embedding(ids)
     check(turned(embedding(reverse_complement(ids))), hidden)
     given, other = split_strands(hidden)
-    assert torch.equal(join_strands(given, other), hidden)
+    assert torch.equal(_join_strands(given, other), hidden)
     assert torch.equal(other, embedding.embedding(reverse_complement(ids)))
     hidden, residual = torch.randn(2, 3, 15, 2 * width)
     mixer = BidirectionalMamba(width, d_state=3)
     for name, parameter in mixer.named_parameters():
         torch.nn.init.normal_(parameter, std=0.3) if "A_log" not in name else parameter.zero_()
-    wrapper = RCPSWrapper(mixer)
+    wrapper = _RCPSWrapper(mixer)
     check(turned(wrapper(turned(hidden))), wrapper(hidden))
     for rms in (True, False):
         norm = make_norm(width, rms)
