@@ -13,8 +13,7 @@ from transformers import initialization as init
 
 from megabase.errors import CheckpointError
 from megabase.layers.linear import can_read
-from megabase.layers.mamba import MambaMixer
-from megabase.layers.norms import RMSNorm
+from megabase.layers.mamba import MambaMixer, RMSNorm
 from megabase.layers.rcps import RCPSEmbedding, RCPSHead
 from megabase.models.base import DNAModel, LanguageModelConfig, Problems, optimizer_groups
 
