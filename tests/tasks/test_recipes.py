@@ -14,7 +14,7 @@ from megabase.benchmarking.models import (
     recipe_settings,
 )
 from megabase.benchmarking.suites.base import Task
-from megabase.benchmarking.suites.labelled import GENOMIC_BENCHMARKS, NUCLEOTIDE_TRANSFORMER
+from megabase.benchmarking.suites.labeled import GENOMIC_BENCHMARKS, NUCLEOTIDE_TRANSFORMER
 from megabase.data.labeled import LabelTable, label_splits
 from megabase.errors import InputError
 from megabase.tasks.config import FinetuneConfig

@@ -74,7 +74,7 @@ class ChromatinConfig:
     length: int = 1000
     """Bases of a window."""
     bin: int = 200
-    """Bases of the central bin that is labelled."""
+    """Bases of the central bin that is labeled."""
     stride: int = 200
     """Bases between bins, along the regions."""
     regions: list[str] = field(default_factory=list)
@@ -144,7 +144,7 @@ class BenchmarkConfig(Settings):
     metric: str | None = None
     """Metric of the table; null takes the suite's."""
     table: TableConfig = field(default_factory=TableConfig)
-    """How to read labelled files."""
+    """How to read labeled files."""
     resplit: float | None = None
     """Use the test rows alone, and this share of them as the test split (0.25)."""
     resplit_seed: int = 0

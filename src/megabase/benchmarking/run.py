@@ -1,7 +1,7 @@
 """The runner: a suite, models, a protocol and seeds become runs, and runs become one table.
 
 Every run has a folder of its own under ``OUTPUT/runs``, named by a hash of all that decides its
-figures, with a ``record.json`` once it is finished. A sweep that was stopped finds the finished
+metrics, with a ``record.json`` once it is finished. A sweep that was stopped finds the finished
 records, continues the run it was in, and goes on; the table is made from the records alone.
 """
 

@@ -212,7 +212,7 @@ def _table_cells(
 
 
 def _metrics_apart(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Choose the figures shown for the test rows that are in no other split; none without such."""
+    """Choose the metrics shown for the test rows that are in no other split; none without such."""
     metric = records[0]["metric"]
     if not any("test_apart" in record for record in records):
         return []
@@ -226,7 +226,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _task_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say what a reader of a task's figures has to know: rows, leaks, comparability."""
+    """Say what a reader of a task's metrics has to know: rows, leaks, comparability."""
     first = records[0]
     notes: list[str] = []
     rows = ", ".join(f"{count:,} {name}" for name, count in first["rows"].items())
@@ -294,7 +294,7 @@ def table_of(
 def write_tables(
     output: Path, found: Sequence[_Line], records: Sequence[Mapping[str, Any]]
 ) -> list[Path]:
-    """Write results.parquet (a row for each run and figure), summary.parquet and results.md."""
+    """Write results.parquet (a row for each run and metric), summary.parquet and results.md."""
     import polars as pl
 
     tidy: list[dict[str, Any]] = []

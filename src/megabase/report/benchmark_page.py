@@ -121,7 +121,7 @@ def _task_parts(output: Path, lines: Sequence[Record], describe: Describe | None
 
 
 def _by_length(lines: Sequence[Record]) -> list[str]:
-    """Draw figures against length, where tasks differ by it."""
+    """Draw metrics against length, where tasks differ by it."""
     series = _series(lines)
     if not series:
         return []

@@ -10,13 +10,13 @@ import importlib
 from types import ModuleType
 
 SUITES: dict[str, tuple[str, str]] = {
-    "genomic-benchmarks": ("labelled", "eight tasks of regulatory elements, accuracy"),
-    "nucleotide-transformer": ("labelled", "eighteen tasks, MCC and F1"),
-    "gue": ("labelled", "genome understanding evaluation, MCC"),
+    "genomic-benchmarks": ("labeled", "eight tasks of regulatory elements, accuracy"),
+    "nucleotide-transformer": ("labeled", "eighteen tasks, MCC and F1"),
+    "gue": ("labeled", "genome understanding evaluation, MCC"),
     "chromatin": ("chromatin", "chromatin profiles from coordinates or peak files, median AUROC"),
     "species": ("species", "which species a segment is from, accuracy at growing length"),
     "biotype": ("biotype", "gene biotypes from frozen embeddings, weighted F1"),
-    "table": ("labelled", "any labelled files"),
+    "table": ("labeled", "any labeled files"),
 }
 """Name on the command line -> module here, what it is."""
 

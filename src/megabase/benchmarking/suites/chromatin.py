@@ -101,11 +101,11 @@ def _lift(windows: _Windows, chain: Path) -> _Windows:
         if high[0][1] - low[0][1] == end - start:
             kept.append(row)
             moved.append((low[0][0], low[0][1], high[0][1]))
-    contigs, starts, ends = ([place[i] for place in moved] for i in range(3))
+    bounds = np.array([place[1:] for place in moved], dtype=np.int64).reshape(-1, 2)
     return _Windows(
-        contigs,
-        np.array(starts, dtype=np.int64),
-        np.array(ends, dtype=np.int64),
+        [contig for contig, _, _ in moved],
+        bounds[:, 0],
+        bounds[:, 1],
         windows.labels[np.array(kept, dtype=np.int64)],
     )
 

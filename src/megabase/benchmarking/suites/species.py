@@ -34,7 +34,7 @@ _PARTS = ("train", "valid", "test")
 _FASTA = re.compile(r"\.(fa|fna|fasta)(\.gz)?$", re.IGNORECASE)
 """Endings that are cut off to name a species."""
 _PUBLISHED_SPECIES = {"human", "lemur", "mouse", "pig", "hippo"}
-"""Species of the HyenaDNA paper: with others its figures say nothing."""
+"""Species of the HyenaDNA paper: with others its metrics say nothing."""
 _PUBLISHED_LENGTHS = (1_024, 32_768, 250_000, 450_000, 1_000_000)
 """Bases of a sample in its tables."""
 

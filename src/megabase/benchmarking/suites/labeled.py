@@ -1,4 +1,4 @@
-"""Suites of labelled files: GenomicBenchmarks, the Nucleotide Transformer tasks, GUE, any table.
+"""Suites of labeled files: GenomicBenchmarks, the Nucleotide Transformer tasks, GUE, any table.
 
 ``genomic-benchmarks`` (Gresova et al. 2023): ``DATA/TASK/{train,test}/CLASS/NAME.txt``, as its
 package unpacks version 0, or tables of the same names; no validation split.
@@ -48,7 +48,7 @@ _INSTRUCTIONS = {
     ),
     "table": (
         "Name a folder that holds train, valid and test (CSV, TSV, Parquet, FASTA, or folders "
-        "CLASS/NAME.txt), a folder of such folders, or one labelled file with resplit=0.25"
+        "CLASS/NAME.txt), a folder of such folders, or one labeled file with resplit=0.25"
     ),
 }
 """Where each suite comes from, shown when the folder does not hold it."""
@@ -158,7 +158,7 @@ def _find(config: BenchmarkConfig) -> dict[str, Paths]:
         "genomic-benchmarks": (_folders_of_tasks, "no folder named after a task"),
         "nucleotide-transformer": (_fasta_of_tasks, "no FASTA of a known task"),
         "gue": (_folders_with_test, "no folder with a test table"),
-        "table": (_labelled_files, "no labelled files"),
+        "table": (_labeled_files, "no labeled files"),
     }
     finder, lacking = find[config.suite]
     found = finder(root)
@@ -178,7 +178,7 @@ def _folders_with_test(root: Path) -> dict[str, Paths]:
     return {name: paths for name, paths in found.items() if "test" in paths}
 
 
-def _labelled_files(root: Path) -> dict[str, Paths]:
+def _labeled_files(root: Path) -> dict[str, Paths]:
     own = {"train": root} if root.is_file() else find_splits(root)
     if own:
         return {root.name.split(".")[0]: own}
