@@ -169,8 +169,7 @@ def test_bad_requests_end_with_one_line(
 def test_models_without_probabilities_of_bases_are_refused(
     which: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from megabase.models.dnabert.configuration import DNABERTConfig
-    from megabase.models.dnabert.modeling import DNABERTForMaskedLM
+    from megabase.models.dnabert.modeling import DNABERTConfig, DNABERTForMaskedLM
     from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 
     if which == "two-sided":

@@ -12,8 +12,7 @@ import torch
 from transformers import pipeline, set_seed
 
 from megabase.errors import ConfigError
-from megabase.models.caduceus.configuration import CaduceusConfig
-from megabase.models.caduceus.modeling import CaduceusForMaskedLM
+from megabase.models.caduceus.modeling import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.mamba import MambaConfig, MambaForCausalLM

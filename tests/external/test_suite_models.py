@@ -18,29 +18,29 @@ from transformers_tests.generation.test_utils import GenerationTesterMixin
 from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_modeling_common import ModelTesterMixin
 
-from megabase.models.caduceus.configuration import CaduceusConfig
 from megabase.models.caduceus.modeling import (
+    CaduceusConfig,
     CaduceusForMaskedLM,
     CaduceusForSequenceClassification,
     CaduceusForTokenClassification,
     CaduceusModel,
 )
-from megabase.models.gpt.configuration import GPTConfig
-from megabase.models.gpt.modeling import (
+from megabase.models.gpt import (
+    GPTConfig,
     GPTForCausalLM,
     GPTForSequenceClassification,
     GPTForTokenClassification,
     GPTModel,
 )
-from megabase.models.hyenadna.configuration import HyenaDNAConfig
 from megabase.models.hyenadna.modeling import (
+    HyenaDNAConfig,
     HyenaDNAForCausalLM,
     HyenaDNAForSequenceClassification,
     HyenaDNAForTokenClassification,
     HyenaDNAModel,
 )
-from megabase.models.mamba.configuration import MambaConfig
 from megabase.models.mamba.modeling import (
+    MambaConfig,
     MambaForCausalLM,
     MambaForSequenceClassification,
     MambaForTokenClassification,

@@ -18,37 +18,38 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from megabase.errors import MegabaseError
-from megabase.models.bigbird.configuration import GenomicBigBirdConfig
-from megabase.models.bigbird.modeling import (
+from megabase.models.bigbird import (
+    GenomicBigBirdConfig,
     GenomicBigBirdForMaskedLM,
     GenomicBigBirdForSequenceClassification,
 )
-from megabase.models.caduceus.configuration import CaduceusConfig
 from megabase.models.caduceus.modeling import (
+    CaduceusConfig,
     CaduceusForMaskedLM,
     CaduceusForSequenceClassification,
     CaduceusForTokenClassification,
 )
-from megabase.models.cnn.configuration import GenomicCNNConfig
-from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
-from megabase.models.deepsea.configuration import DeepSEAConfig
-from megabase.models.deepsea.modeling import DeepSEAForSequenceClassification
-from megabase.models.dnabert.configuration import DNABERTConfig
-from megabase.models.dnabert.modeling import DNABERTForMaskedLM, DNABERTForSequenceClassification
-from megabase.models.gpt.configuration import GPTConfig
-from megabase.models.gpt.modeling import (
+from megabase.models.cnn.modeling import GenomicCNNConfig, GenomicCNNForSequenceClassification
+from megabase.models.deepsea.modeling import DeepSEAConfig, DeepSEAForSequenceClassification
+from megabase.models.dnabert.modeling import (
+    DNABERTConfig,
+    DNABERTForMaskedLM,
+    DNABERTForSequenceClassification,
+)
+from megabase.models.gpt import (
+    GPTConfig,
     GPTForCausalLM,
     GPTForSequenceClassification,
     GPTForTokenClassification,
 )
-from megabase.models.hyenadna.configuration import HyenaDNAConfig
 from megabase.models.hyenadna.modeling import (
+    HyenaDNAConfig,
     HyenaDNAForCausalLM,
     HyenaDNAForSequenceClassification,
     HyenaDNAForTokenClassification,
 )
-from megabase.models.mamba.configuration import MambaConfig
 from megabase.models.mamba.modeling import (
+    MambaConfig,
     MambaForCausalLM,
     MambaForSequenceClassification,
     MambaForTokenClassification,

@@ -9,15 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from megabase.models.bigbird.configuration import GenomicBigBirdConfig
-from megabase.models.bigbird.modeling import GenomicBigBirdForSequenceClassification
+from megabase.models.bigbird import GenomicBigBirdConfig, GenomicBigBirdForSequenceClassification
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
-from megabase.models.cnn.configuration import GenomicCNNConfig
-from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
-from megabase.models.deepsea.configuration import DeepSEAConfig
-from megabase.models.deepsea.modeling import DeepSEAForSequenceClassification
-from megabase.models.dnabert.configuration import DNABERTConfig
-from megabase.models.dnabert.modeling import DNABERTForSequenceClassification
+from megabase.models.cnn.modeling import GenomicCNNConfig, GenomicCNNForSequenceClassification
+from megabase.models.deepsea.modeling import DeepSEAConfig, DeepSEAForSequenceClassification
+from megabase.models.dnabert.modeling import DNABERTConfig, DNABERTForSequenceClassification
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.mamba import MambaConfig, MambaForCausalLM

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from megabase.errors import MegabaseError
-from megabase.models.bigbird.configuration import GenomicBigBirdConfig
-from megabase.models.bigbird.modeling import (
+from megabase.models.bigbird import (
+    GenomicBigBirdConfig,
     GenomicBigBirdForMaskedLM,
     GenomicBigBirdForSequenceClassification,
     GenomicBigBirdModel,

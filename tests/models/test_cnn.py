@@ -10,9 +10,12 @@ import torch.nn.functional as F
 
 from megabase.errors import InputError, MegabaseError
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.cnn.configuration import SHORTEST, GenomicCNNConfig
 from megabase.models.cnn.convert import convert, recognizes
-from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
+from megabase.models.cnn.modeling import (
+    SHORTEST,
+    GenomicCNNConfig,
+    GenomicCNNForSequenceClassification,
+)
 from megabase.models.presets import PRESETS
 from megabase.models.tokenizers.table import LetterTokenizer
 

@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from megabase.data.vocabulary import COMPLEMENT_TOKEN_IDS
 from megabase.errors import MegabaseError
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.deepsea.configuration import DeepSEAConfig
 from megabase.models.deepsea.convert import KIPOI_NAMES, convert, recognizes
-from megabase.models.deepsea.modeling import DeepSEAForSequenceClassification, _average_logits
+from megabase.models.deepsea.modeling import (
+    DeepSEAConfig,
+    DeepSEAForSequenceClassification,
+    _average_logits,
+)
 from megabase.models.presets import PRESETS
 
 _LENGTH = 200

@@ -13,9 +13,9 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 from megabase.errors import MegabaseError
 from megabase.models.auto import load_model, load_tokenizer
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.dnabert.configuration import DNABERTConfig
 from megabase.models.dnabert.convert import convert, recognizes
 from megabase.models.dnabert.modeling import (
+    DNABERTConfig,
     DNABERTForMaskedLM,
     DNABERTForSequenceClassification,
     DNABERTModel,

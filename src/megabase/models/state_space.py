@@ -269,13 +269,17 @@ def _check_ties(model: DNAModel, source: object) -> None:
 
 
 def read_shapes(
-    tensors: Mapping[str, Tensor], embedding: str, layers: str, mixer: str, source: object
+    tensors: dict[str, Tensor], embedding: str, head: str, layers: str, mixer: str, source: object
 ) -> dict[str, Any]:
     """Read from the weights, by our names, the settings that they decide.
 
-    `layers` is what the names of blocks begin with, and `mixer` what follows the number of a block
-    in the names of its mixer. CheckpointError when a tensor that decides is missing.
+    The embedding is filled in from the `head` where a file holds one of the two. `layers` is what
+    the names of blocks begin with, and `mixer` what follows the number of a block in the names of
+    its mixer. CheckpointError when a tensor that decides is missing.
     """
+    tied = tensors.get(head)
+    if tied is not None:  # a file may hold one of two tied tensors
+        tensors.setdefault(embedding, tied)
     first = f"{layers}0.{mixer}"
     needed = [embedding, *(f"{first}{end}" for end in ("A_log", "conv1d.weight", "dt_proj.weight"))]
     missing = [name for name in needed if name not in tensors]
@@ -298,6 +302,8 @@ def read_shapes(
         },
         "rms_norm": not any(name in tensors for name in norms),
     }
+    if tied is not None:
+        settings["tie_word_embeddings"] = torch.equal(tied, tensors[embedding])
     if rows != 16:  # the published vocabulary of 12, padded
         settings.update(vocab_size=rows, pad_vocab_size_multiple=1)
     if "score.weight" in tensors:

@@ -8,13 +8,16 @@ import torch
 from harness import Case, covers
 from span_masking import SPAN_OFFSETS, mask_kmer_spans
 
-from megabase.models.bigbird.configuration import GenomicBigBirdConfig
-from megabase.models.bigbird.modeling import (
+from megabase.models.bigbird import (
+    GenomicBigBirdConfig,
     GenomicBigBirdForMaskedLM,
     GenomicBigBirdForSequenceClassification,
 )
-from megabase.models.dnabert.configuration import DNABERTConfig
-from megabase.models.dnabert.modeling import DNABERTForMaskedLM, DNABERTForSequenceClassification
+from megabase.models.dnabert.modeling import (
+    DNABERTConfig,
+    DNABERTForMaskedLM,
+    DNABERTForSequenceClassification,
+)
 from megabase.models.tokenizers.kmer import DNABERTTokenizer, _split_kmers
 
 

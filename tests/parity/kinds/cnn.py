@@ -8,9 +8,13 @@ from harness import Case, covers
 
 from megabase.errors import ConfigError
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.cnn.configuration import SHORTEST, GenomicCNNConfig, flatten_size
 from megabase.models.cnn.convert import convert
-from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
+from megabase.models.cnn.modeling import (
+    SHORTEST,
+    GenomicCNNConfig,
+    GenomicCNNForSequenceClassification,
+    flatten_size,
+)
 from megabase.models.tokenizers.table import _letter_tokens
 
 

@@ -1,7 +1,7 @@
 """Caduceus: bidirectional Mamba, without and with equivariance under reverse complement."""
 
-from megabase.models.caduceus.configuration import CaduceusConfig
 from megabase.models.caduceus.modeling import (
+    CaduceusConfig,
     CaduceusForMaskedLM,
     CaduceusForSequenceClassification,
     CaduceusForTokenClassification,

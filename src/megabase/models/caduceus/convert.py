@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from megabase.models.caduceus.configuration import CaduceusConfig
 from megabase.models.caduceus.modeling import (
+    CaduceusConfig,
     CaduceusForMaskedLM,
     CaduceusForSequenceClassification,
     CaduceusModel,
@@ -43,10 +43,8 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
     rcps = any(".mixer.submodule." in name for name in tensors)
     embedding = _EMBEDDINGS + ("embedding.weight" if rcps else "weight")
     mixer = "mixer.submodule." if rcps else "mixer."
-    head = tensors.get("lm_head.lm_head.weight" if rcps else "lm_head.weight")
-    if head is not None:  # a file may hold one of two tied tensors
-        tensors.setdefault(embedding, head)
-    found = read_shapes(tensors, embedding, _LAYERS, f"{mixer}mamba_fwd.", weights.path)
+    head = "lm_head.lm_head.weight" if rcps else "lm_head.weight"
+    found = read_shapes(tensors, embedding, head, _LAYERS, f"{mixer}mamba_fwd.", weights.path)
     found["rcps"] = rcps
     found["bidirectional"] = any(".mamba_rev." in name for name in tensors)
     forward, reverse = (
@@ -54,8 +52,6 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
     )
     if forward is not None and reverse is not None:
         found["bidirectional_weight_tie"] = torch.equal(forward, reverse)
-    if head is not None:
-        found["tie_word_embeddings"] = torch.equal(head, tensors[embedding])
     notes = []
     if rcps:
         found["fused_add_norm"] = f"{_LAYERS}0.norm.weight" in tensors
@@ -71,7 +67,7 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
         model_class = CaduceusForSequenceClassification
         tensors, spare = without_lm_head(tensors)
         dropped += spare
-    elif head is None and not config.tie_word_embeddings:
+    elif head not in tensors and not config.tie_word_embeddings:
         model_class = CaduceusModel
         tensors = {name.removeprefix("caduceus."): tensor for name, tensor in tensors.items()}
     model, _ = build(model_class, config, tensors, weights.path, computed="complement_map$")

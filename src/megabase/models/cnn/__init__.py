@@ -1,6 +1,5 @@
 """The convolutional classifier of GenomicBenchmarks, and the Caduceus paper's variant of it."""
 
-from megabase.models.cnn.configuration import GenomicCNNConfig
-from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
+from megabase.models.cnn.modeling import GenomicCNNConfig, GenomicCNNForSequenceClassification
 
 __all__ = ["GenomicCNNConfig", "GenomicCNNForSequenceClassification"]

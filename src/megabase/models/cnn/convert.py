@@ -10,8 +10,13 @@ from torch import Tensor
 from megabase.errors import ConfigError
 from megabase.models.checkpoints.published import ConvertedModel, build
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.cnn.configuration import CHANNELS, SHORTEST, GenomicCNNConfig, flatten_size
-from megabase.models.cnn.modeling import GenomicCNNForSequenceClassification
+from megabase.models.cnn.modeling import (
+    CHANNELS,
+    SHORTEST,
+    GenomicCNNConfig,
+    GenomicCNNForSequenceClassification,
+    flatten_size,
+)
 
 _TELLING = frozenset({"embeddings.weight", "cnn_model.0.weight", "dense_model.0.weight"})
 """Names that together no other family has."""

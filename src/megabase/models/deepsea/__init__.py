@@ -1,6 +1,5 @@
 """DeepSEA: the convolutional network of chromatin profiles."""
 
-from megabase.models.deepsea.configuration import DeepSEAConfig
-from megabase.models.deepsea.modeling import DeepSEAForSequenceClassification
+from megabase.models.deepsea.modeling import DeepSEAConfig, DeepSEAForSequenceClassification
 
 __all__ = ["DeepSEAConfig", "DeepSEAForSequenceClassification"]

@@ -15,8 +15,11 @@ from torch import Tensor
 from megabase.errors import ConfigError
 from megabase.models.checkpoints.published import ConvertedModel, build
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.deepsea.configuration import DeepSEAConfig, flatten_length
-from megabase.models.deepsea.modeling import DeepSEAForSequenceClassification
+from megabase.models.deepsea.modeling import (
+    DeepSEAConfig,
+    DeepSEAForSequenceClassification,
+    flatten_length,
+)
 
 KIPOI_NAMES = {"0": "conv1", "4": "conv2", "8": "conv3", "12.1": "hidden", "14.1": "output"}
 """Layer of the stand-alone file -> layer here."""

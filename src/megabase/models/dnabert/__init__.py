@@ -1,7 +1,7 @@
 """DNABERT: BERT over k-mers of DNA."""
 
-from megabase.models.dnabert.configuration import DNABERTConfig
 from megabase.models.dnabert.modeling import (
+    DNABERTConfig,
     DNABERTForMaskedLM,
     DNABERTForSequenceClassification,
     DNABERTModel,

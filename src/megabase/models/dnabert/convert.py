@@ -13,8 +13,8 @@ from megabase.errors import ConfigError, ModelError
 from megabase.models.checkpoints.checks import read_config
 from megabase.models.checkpoints.published import ConvertedModel, build
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.dnabert.configuration import DNABERTConfig
 from megabase.models.dnabert.modeling import (
+    DNABERTConfig,
     DNABERTForMaskedLM,
     DNABERTForSequenceClassification,
     DNABERTModel,

@@ -1,7 +1,7 @@
 """HyenaDNA: a decoder whose positions are mixed by long implicit convolutions."""
 
-from megabase.models.hyenadna.configuration import HyenaDNAConfig
 from megabase.models.hyenadna.modeling import (
+    HyenaDNAConfig,
     HyenaDNAForCausalLM,
     HyenaDNAForSequenceClassification,
     HyenaDNAForTokenClassification,

@@ -26,8 +26,8 @@ from megabase.models.checkpoints.published import (
     renamed,
 )
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.hyenadna.configuration import HyenaDNAConfig
 from megabase.models.hyenadna.modeling import (
+    HyenaDNAConfig,
     HyenaDNAForCausalLM,
     HyenaDNAForSequenceClassification,
     HyenaDNAForTokenClassification,

@@ -1,7 +1,7 @@
 """Mamba: a language model of selective state spaces, which reads in one direction."""
 
-from megabase.models.mamba.configuration import MambaConfig
 from megabase.models.mamba.modeling import (
+    MambaConfig,
     MambaForCausalLM,
     MambaForSequenceClassification,
     MambaForTokenClassification,

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-
 from megabase.models.checkpoints.published import (
     HEAD_RULE,
     ConvertedModel,
@@ -19,8 +17,8 @@ from megabase.models.checkpoints.published import (
     renamed,
 )
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.mamba.configuration import MambaConfig
 from megabase.models.mamba.modeling import (
+    MambaConfig,
     MambaForCausalLM,
     MambaForSequenceClassification,
     MambaModel,
@@ -45,12 +43,8 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
     if bare:
         tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
     settings = recorded_settings(weights, MambaConfig, (None, MambaConfig.model_type, "mamba"))
-    head = tensors.get("lm_head.weight")
-    if head is not None:  # a file may hold one of two tied tensors
-        tensors.setdefault(_EMBEDDING, head)
-    found = read_shapes(tensors, _EMBEDDING, "backbone.layers.", "mixer.", weights.path)
-    if head is not None:
-        found["tie_word_embeddings"] = torch.equal(head, tensors[_EMBEDDING])
+    head = "lm_head.weight"
+    found = read_shapes(tensors, _EMBEDDING, head, "backbone.layers.", "mixer.", weights.path)
     found["ssm_cfg"] = {**settings.get("ssm_cfg", {}), **found["ssm_cfg"]}
     notes = []
     if "residual_in_fp32" not in settings:
@@ -61,7 +55,7 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
         model_class = MambaForSequenceClassification
         tensors, spare = without_lm_head(tensors)
         dropped += spare
-    elif bare and head is None:
+    elif bare and head not in tensors:
         model_class = MambaModel
         tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
     model, _ = build(model_class, config, tensors, weights.path)
