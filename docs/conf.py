@@ -1,6 +1,5 @@
 """Sphinx configuration."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,11 @@ release = version = __version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
-templates_path = ["_templates"]
-autosummary_generate = True
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False
@@ -29,7 +25,7 @@ napoleon_use_ivar = True  # an attribute in a docstring and in the code is descr
 suppress_warnings = ["ref.python"]
 html_theme = "furo"
 html_title = "megabase"
-exclude_patterns = ["_build", "_templates"]
+exclude_patterns = ["_build", "api"]
 
 
 def _keep_attribute_whole(
@@ -40,18 +36,20 @@ def _keep_attribute_whole(
         lines.insert(0, "")
 
 
-def _remove_stale_pages(app: Any) -> None:
-    """Delete generated pages of modules that are gone; autosummary leaves them."""
-    for page in (Path(__file__).parent / "api" / "generated").glob("*.rst"):
-        try:
-            known = importlib.util.find_spec(page.stem) is not None
-        except ModuleNotFoundError:
-            known = False
-        if not known:
-            page.unlink()
+def _write_verbs(app: Any) -> None:
+    """Write the help of every verb, which docs/command_line.md includes."""
+    import os
+
+    from megabase.cli.main import VERBS, build_parser
+
+    os.environ["COLUMNS"] = "100"
+    parts = [f"## {verb}\n\n```none\n{build_parser(verb)[0].format_help()}```\n" for verb in VERBS]
+    folder = Path(__file__).parent / "api" / "generated"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "verbs.md").write_text("\n".join(parts))
 
 
 def setup(app: Any) -> None:
-    """Connect before autosummary (500) writes its pages and napoleon (500) reads docstrings."""
-    app.connect("builder-inited", _remove_stale_pages, priority=400)
+    """Connect before napoleon (500) reads docstrings."""
+    app.connect("builder-inited", _write_verbs)
     app.connect("autodoc-process-docstring", _keep_attribute_whole, priority=400)
