@@ -40,10 +40,14 @@ def _write_verbs(app: Any) -> None:
     """Write the help of every verb, which docs/command_line.md includes."""
     import os
 
-    from megabase.cli.main import VERBS, build_parser
+    from megabase.cli.main import VERBS
+    from megabase.cli.parser import build_parser
 
     os.environ["COLUMNS"] = "100"
-    parts = [f"## {verb}\n\n```none\n{build_parser(verb)[0].format_help()}```\n" for verb in VERBS]
+    parts: list[str] = []
+    for verb, (module, _) in VERBS.items():
+        parser, _ = build_parser(verb, f"megabase.cli.verbs.{module}")
+        parts.append(f"## {verb}\n\n```none\n{parser.format_help()}```\n")
     folder = Path(__file__).parent / "api" / "generated"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "verbs.md").write_text("\n".join(parts))

@@ -50,7 +50,7 @@ def _random(rng: np.random.Generator, length: int, weights: tuple[int, ...] = (1
 
 def _write_genome(folder: Path, rng: np.random.Generator) -> dict[str, str]:
     """Write AT-rich contigs with a GC-rich gene in every 1,000 bases, and where the genes are."""
-    genome = {name: "" for name in LENGTHS}
+    genome = dict.fromkeys(LENGTHS, "")
     lines = ["##gff-version 3"]
     for name, length in LENGTHS.items():
         for start in range(0, length, SPACING):

@@ -4,7 +4,7 @@ Python blocks of a page share their names. ``bash`` blocks hold commands; in ``c
 lines after ``$ `` are commands and the others their output. A ``text`` block right after a Python
 or bash block is the output of that. Of output, ``...`` stands for anything, and numbers may differ
 by two percent. A YAML block that begins with ``# NAME.yaml`` is written to that file. A block after
-``<!-- not run: REASON -->`` is only compiled, and its commands are given to the parsers of the verbs.
+``<!-- not run: REASON -->`` is only compiled; its commands are given to the parsers of the verbs.
 
 ``MEGABASE_RECORD_DOCS=1`` writes the output of this machine into blocks that differ.
 """
@@ -27,13 +27,17 @@ from typing import Any
 
 import pytest
 
-from megabase.cli.main import build_parser, main
+from megabase.cli.main import VERBS, main
+from megabase.cli.parser import build_parser
+from megabase.errors import MegabaseError
 
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = {"extending.md"}
 """Pages that other tests run: its modules are installed as a package (tests/test_extending.py)."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [page for page in PAGES if page.name not in ELSEWHERE]
+SHELL = {"cut", "export", "grep", "head", "megabase", "sed", "tail"}
+"""Other commands that a page may run."""
 RECORD = bool(os.environ.get("MEGABASE_RECORD_DOCS"))
 
 _BLOCK = re.compile(
@@ -134,8 +138,9 @@ def parse_only(page: Path, block: Block) -> None:
             verb, *arguments = words[words.index("megabase") + 1 :]
             try:
                 with contextlib.redirect_stderr(io.StringIO()):
-                    build_parser(verb)[0].parse_args(arguments)
-            except (SystemExit, Exception) as error:
+                    module = f"megabase.cli.verbs.{VERBS[verb][0]}"
+                    build_parser(verb, module)[0].parse_args(arguments)
+            except (SystemExit, MegabaseError) as error:
                 pytest.fail(f"{page.name}: {line}: {error}")
 
 
@@ -171,7 +176,18 @@ def run_command(line: str, page: Path) -> str:
                 status = int(stop.code or 0)
         assert status == 0, f"{page.name}: {line}\n{output.getvalue()}"
         return output.getvalue()
-    assert words[0] in ("head", "tail", "cat", "ls", "cut", "grep", "zcat", "sed", "export", "megabase"), line
+    assert words[0] in (
+        "head",
+        "tail",
+        "cat",
+        "ls",
+        "cut",
+        "grep",
+        "zcat",
+        "sed",
+        "export",
+        "megabase",
+    ), line
     line = re.sub(r"\bmegabase (?=\w)", f"{shlex.quote(sys.executable)} -m megabase ", line)
     done = subprocess.run(
         ["bash", "-c", line], capture_output=True, text=True, check=False,
