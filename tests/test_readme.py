@@ -78,6 +78,7 @@ def test_python_of_the_readme_runs_offline(tmp_path: Path) -> None:
     code = blocks(README, "python")
     assert code, "the README shows no Python"
     (tmp_path / "genome.fa").write_text(">chr1 made up\n" + "ACGTTGCAAC" * 300 + "\n")
+    (tmp_path / "genes.fa").write_text(">one\n" + "ACGTTGCAAC" * 30 + "\n")
 
     result = python("\n".join(code), tmp_path)
 
