@@ -1,4 +1,4 @@
-r"""Train every system from fresh weights on one labelled table, with the same budget.
+r"""Train every system from fresh weights on one labeled table, with the same budget.
 
 CNN, DNABERT, GPT, DeepSEA, BigBird, Mamba, three kinds of Caduceus, HyenaDNA, HyenaDNA over 6-mers
 and two bidirectional HyenaDNA, all through the same call as ``megabase finetune``. Writes
@@ -219,7 +219,7 @@ def markdown(rows: Sequence[dict[str, Any]], metrics: Sequence[str], head: str) 
     return "\n".join(lines) + "\n"
 
 
-def summarise(
+def summarize(
     system: System, results: Sequence[FinetuneResult], options: argparse.Namespace
 ) -> dict[str, Any]:
     first = results[0]
@@ -294,7 +294,7 @@ def main() -> int:
             if any(result.signal is not None for result in results):
                 return 130
             names = names or [name for name in results[0].test if name != "loss"]
-            rows.append(summarise(system, results, options))
+            rows.append(summarize(system, results, options))
             if system.name in speeds:
                 both = zip(
                     ("tokens_per_second", "bases_per_second"), speeds[system.name], strict=True

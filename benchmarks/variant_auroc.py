@@ -83,7 +83,7 @@ def common_snvs(genome: Path, snps: Path, args: argparse.Namespace, folder: Path
     variants = [Variant(name, at, ref, alt) for at, ref, alt in (*rows, *matched)]
     table = score_variants(args.model, variants, store, window=args.window, methods=METHODS).table
     simulated = np.arange(len(variants)) >= len(rows)
-    # Neighbours share their windows: stretches of a window are drawn together.
+    # Neighbors share their windows: stretches of a window are drawn together.
     cluster = np.array([variant.position // args.window for variant in variants])
     return {
         "common": len(rows),

@@ -257,7 +257,7 @@ def main() -> None:
         "--snps", type=Path, required=True, help="CSV file: name, position, REF, ALT"
     )
     parser.add_argument("--windows", type=int, nargs="+", default=[1_024, 16_384])
-    parser.add_argument("--placements", nargs="+", default=["grid"], choices=["centred", "grid"])
+    parser.add_argument("--placements", nargs="+", default=["grid"], choices=["centered", "grid"])
     parser.add_argument("--variants", type=int, default=512, help="of each process")
     parser.add_argument("--plain", type=int, default=24, help="variants of the passes one by one")
     parser.add_argument("--rounds", type=int, default=3)

@@ -81,7 +81,7 @@ def _layer(file: str) -> int:
 
 
 def make_inputs(folder: Path) -> None:
-    """Write a genome store, a labelled table and a folder of a suite."""
+    """Write a genome store, a labeled table and a folder of a suite."""
     import numpy as np
 
     from megabase.genome.store import Genome

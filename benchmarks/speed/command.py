@@ -130,7 +130,7 @@ def _run(name: str, args: Namespace, console: Console) -> None:
 
 
 def _runtime(name: str, args: Namespace, console: Console) -> None:
-    from benchmarks.speed.runtime import prepare_output, run_runtime, summarise, write_runtime
+    from benchmarks.speed.runtime import prepare_output, run_runtime, summarize, write_runtime
 
     names = [field.name for field in dataclasses.fields(RuntimeConfig)]
     values = {name: args[name] for name in names}
@@ -146,10 +146,10 @@ def _runtime(name: str, args: Namespace, console: Console) -> None:
     def measured(point: Point) -> None:
         points.append(point)
         console.print(_line(point), markup=False)
-        write_runtime(path, summarise(config, points))
+        write_runtime(path, summarize(config, points))
 
     run_runtime(config, measured=measured)
-    summary = summarise(config, points)
+    summary = summarize(config, points)
     write_runtime(path, summary)
     for line in _conclusions(summary):
         console.print(line, markup=False)

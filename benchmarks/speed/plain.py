@@ -32,7 +32,7 @@ class Sin(nn.Module):
 
 
 class Positions(nn.Module):
-    """Positional features and normalised times of every lag."""
+    """Positional features and normalized times of every lag."""
 
     z: Tensor
     t: Tensor

@@ -31,7 +31,7 @@ __all__ = [
     "overtaking",
     "prepare_output",
     "run_runtime",
-    "summarise",
+    "summarize",
     "write_runtime",
 ]
 
@@ -254,7 +254,7 @@ def _too_long(
     return None
 
 
-def summarise(config: RuntimeConfig, points: list[Point]) -> dict[str, Any]:
+def summarize(config: RuntimeConfig, points: list[Point]) -> dict[str, Any]:
     """Put points, fits and comparisons together, ready for JSON.
 
     Parameters

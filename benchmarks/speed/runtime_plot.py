@@ -87,16 +87,16 @@ def _panel(axes: Axes, summary: Record, series: Record, what: str) -> None:
     axes.set_title(f"{kind} activation checkpointing", loc="left")
     axes.set_xlabel("tokens")
     for model, row in series["models"].items():
-        colour, name = _COLOURS[model], _NAMES[model]
+        color, name = _COLOURS[model], _NAMES[model]
         points = _measured(summary, model, checkpointing, what)
         if points:
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=4, label=name)
+            axes.plot(*zip(*points, strict=True), "o-", color=color, markersize=4, label=name)
         beyond = sorted((int(n), s) for n, s in row["extrapolated_seconds"].items())
         if what == "time" and points and beyond:
             fit = row["fit"]
             label = f"{name}: extrapolated, not run (length^{fit['exponent']:.2f})"
             line = [points[-1], *beyond]
-            axes.plot(*zip(*line, strict=True), "--", color=colour, linewidth=1.3, label=label)
+            axes.plot(*zip(*line, strict=True), "--", color=color, linewidth=1.3, label=label)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=9, loc="upper left")
 

@@ -229,7 +229,7 @@ class Model(Loaded):
         out: str | Path | None = None,
         **options: Unpack[VariantScoring],
     ) -> Mutagenesis | Path:
-        """Score every substitution of a region (in-silico saturation mutagenesis).
+        """Score every substitution of a region (in-silico mutagenesis).
 
         Parameters
         ----------

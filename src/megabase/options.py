@@ -33,7 +33,7 @@ class VariantScoring(RunOptions, total=False):
     """llr_window, llr_after, llr_site, masked, cosine, l2; those that fit the model when None."""
     strands: Literal["forward", "reverse", "both"]
     """Strand that is read; both, the default, takes the mean."""
-    placement: Literal["centred", "grid"]
+    placement: Literal["centered", "grid"]
     """A window of its own for each variant (default), or windows that neighbors share (faster)."""
 
 

@@ -41,7 +41,7 @@ def shown(value: object) -> str:
     return type(value).__name__
 
 
-def recognise(path: str | Path) -> str:
+def recognize(path: str | Path) -> str:
     """Say what a well-known wrong file is (``is an HTML page ...``), or nothing."""
     try:
         with Path(path).open("rb") as file:
@@ -63,10 +63,10 @@ def parsing(what: object, error: type[MegabaseError], advice: str = "") -> Itera
     except MegabaseError:
         raise
     except BaseException as problem:
-        # The panic of a library in Rust is no Exception for Python, and each has its own class.
-        if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
+        # The panic of a library in Rust is a BaseException, of a class that each library has anew.
+        if not isinstance(problem, Exception) and type(problem).__module__ != "pyo3_runtime":
             raise
-        known = recognise(what) if isinstance(what, Path) else ""
+        known = recognize(what) if isinstance(what, Path) else ""
         reason = " ".join(str(problem)[:300].split())
         raise error(
             f"{what} {known or f'cannot be read ({type(problem).__name__}: {reason})'}"

@@ -15,7 +15,7 @@ from benchmarks.speed.runtime import (
     prepare_output,
     run_point,
     run_runtime,
-    summarise,
+    summarize,
     write_runtime,
 )
 
@@ -104,7 +104,7 @@ def test_after_a_limit_nothing_longer_is_started() -> None:
 
 def test_the_summary_keeps_measured_and_extrapolated_apart(tmp_path: Path) -> None:
     points = run_runtime(_CONFIG, measure_point=_fake)
-    summary = summarise(_CONFIG, points)
+    summary = summarize(_CONFIG, points)
     [series] = summary["series"]
     gpt = series["models"]["gpt"]
     assert 4096 not in gpt["seconds"]
@@ -112,7 +112,7 @@ def test_the_summary_keeps_measured_and_extrapolated_apart(tmp_path: Path) -> No
     assert gpt["extrapolated_seconds"] == {4096: pytest.approx(2e-6 * 4096**2)}
     assert series["models"]["hyenadna"]["extrapolated_seconds"] == {}
     assert summary["disturbed_points"] == 0
-    busy = summarise(_CONFIG, [replace(points[0], other_cores=0.5), *points[1:]])
+    busy = summarize(_CONFIG, [replace(points[0], other_cores=0.5), *points[1:]])
     assert busy["disturbed_points"] == 1
     compared = series["comparisons"]["gpt"]
     assert compared["longest_common"] == 2048
@@ -131,7 +131,7 @@ def test_plots_show_extrapolation_as_such(tmp_path: Path) -> None:
     from benchmarks.speed.runtime_plot import draw_runtime, save_runtime_plots
 
     config = replace(_CONFIG, checkpointing="both")
-    summary = json.loads(json.dumps(summarise(config, run_runtime(config, measure_point=_fake))))
+    summary = json.loads(json.dumps(summarize(config, run_runtime(config, measure_point=_fake))))
     axes = draw_runtime(summary).axes
     assert len(axes) == 2
     styles = {line.get_label(): line.get_linestyle() for line in axes[0].lines}

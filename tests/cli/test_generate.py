@@ -26,11 +26,11 @@ from megabase.models.hyenadna import (
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, save_tiny: Callable[..., None]) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    causal, labelled = HyenaDNAForCausalLM, HyenaDNAForSequenceClassification
+    causal, labeled = HyenaDNAForCausalLM, HyenaDNAForSequenceClassification
     wanted = {
         "causal": (causal, {}),
         "two_sided": (causal, {"bidirectional": "two_sided"}),
-        "labels": (labelled, {"num_labels": 2}),
+        "labels": (labeled, {"num_labels": 2}),
     }
     save_tiny(folder, wanted, 120)
     masked = CaduceusForMaskedLM(CaduceusConfig(d_model=16, n_layer=1))

@@ -109,7 +109,7 @@ def test_bad_input_is_one_line(
     assert "Traceback" not in out
 
 
-def test_misspelt_field_in_the_recipe(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_misspelled_field_in_the_recipe(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe.write_text(recipe.read_text().replace("global_batch:", "global_bach:"))
     assert main(["pretrain", "--config", str(recipe)]) == 2
     err = capsys.readouterr().err

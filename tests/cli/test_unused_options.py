@@ -44,7 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "a map is one of auto, umap, tsne, pca",
         ),
         ("embed default s.fa -o o.npz --plot m.svg --labels l.tsv", "there is no file l.tsv"),
-        ("embed default - --kind fasta -o o.npz", "- is no file but a stream"),
+        ("embed default - --kind fasta -o o.npz", "- is a stream, not a file"),
         ("attribute default s.fa -o o.parquet --logo-of one", "--logo-of is for the picture"),
         (
             "attribute default s.fa -o o.parquet --method gradient --steps 9",
@@ -100,7 +100,7 @@ def test_what_would_be_passed_over_is_refused(
 def test_a_pipe_is_told_so(folder: Path, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo("pipe.fa")
     assert main([verb, "default", "pipe.fa", "-o", "o.parquet"]) == 2
-    assert "pipe.fa is no file but a stream" in capsys.readouterr().err
+    assert "pipe.fa is a stream, not a file" in capsys.readouterr().err
 
 
 def test_a_dash_is_standard_output(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,7 +112,7 @@ def test_what_cannot_be_used(store: Genome, gff: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="other than that of the background"):
         read_features(store, [gff], ["CDS=background"])
     (tmp_path / "x.txt").write_text("")
-    with pytest.raises(InputError, match="is no file of features"):
+    with pytest.raises(InputError, match="is not a file of features"):
         read_features(store, [tmp_path / "x.txt"], ["CDS"])
     gff.write_text("one\tx\tCDS\t1\t40\t.\t+\t0\tID=e\n")
     with pytest.raises(InputError, match=r"line 1: the row ends at 40, past the end of contig"):

@@ -49,7 +49,7 @@ def test_uniform_below_is_uniform(bound: int) -> None:
     assert chi_square <= (bound - 1) + 5 * np.sqrt(2 * bound)
 
 
-def test_bits_of_neighbouring_indices_and_keys_are_unrelated() -> None:
+def test_bits_of_neighboring_indices_and_keys_are_unrelated() -> None:
     indices = np.arange(50_000)
     first = Draws(1).floats(indices)
     second = Draws(2).floats(indices)

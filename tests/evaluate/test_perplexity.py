@@ -281,7 +281,7 @@ def test_masked_models_never_see_their_target(store: Genome) -> None:
 
 def test_masked_models_see_both_sides(store: Genome) -> None:
     def between(ids: Tensor) -> Tensor:
-        """In ACGTACGT...: the letter after the left neighbour, if it is not hidden itself."""
+        """In ACGTACGT...: the letter after the left neighbor, if it is not hidden itself."""
         left = torch.roll(ids, 1, 1)
         right = torch.roll(ids, -1, 1)
         guess = torch.where(left != 3, (left - 7 + 1) % 4 + 7, (right - 7 - 1) % 4 + 7)
@@ -394,7 +394,7 @@ def test_standard_error_is_that_of_the_mean() -> None:
     assert found.perplexity is None
 
 
-def test_standard_error_knows_that_neighbours_are_alike() -> None:
+def test_standard_error_knows_that_neighbors_are_alike() -> None:
     generator = np.random.default_rng(8)
     sums = np.repeat(generator.normal(100.0, 10.0, 1_000), 50)
     found = measure(sums, np.full(sums.size, 80))

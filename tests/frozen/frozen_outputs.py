@@ -155,7 +155,7 @@ CASES = (
 
 
 def make_inputs(folder: Path) -> None:
-    """Write a genome of two contigs, regions, variants, sequences and labelled tables."""
+    """Write a genome of two contigs, regions, variants, sequences and labeled tables."""
     rng = np.random.default_rng(20_261_129)
 
     def dna(length: int) -> str:

@@ -128,9 +128,9 @@ HEADERLESS = "expected a header line '>NAME' before the first bases, found"
         (">a\nAC\n>b\nGT\n>a\nTT\n", r"line 5: contig 'a' is there already \(.*x\.fa, line 1\)"),
         (
             ">a\nACGT\nAC*T\n",
-            r"x\.fa, line 3, contig 'a': character '\*' is no DNA letter.*protein",
+            r"x\.fa, line 3, contig 'a': character '\*' is not a DNA letter.*protein",
         ),
-        (">a\nACGT\n\nA-T\n", r"line 4, contig 'a': character '-' is no DNA letter.*gap"),
+        (">a\nACGT\n\nA-T\n", r"line 4, contig 'a': character '-' is not a DNA letter.*gap"),
         (">a\nACGT\n>b\nAC.GT\n", r"line 4, contig 'b': character '\.'"),
         (">a\nACGT\nAC>b\n", r"line 3, contig 'a': character '>'.*begins its own line"),
         (">a\nMEEPQSDPSV\n", r"line 2, contig 'a': character 'E'"),

@@ -94,7 +94,7 @@ def test_contigs_do_not_overlap_or_share_a_name(store: Path) -> None:
             Genome(edited(store, where, value))
 
 
-def test_other_files_are_recognised(tmp_path: Path) -> None:
+def test_other_files_are_recognized(tmp_path: Path) -> None:
     path = tmp_path / "a.mb"
     for content, says in (
         ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),

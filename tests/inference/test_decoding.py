@@ -17,7 +17,7 @@ HYENAS = {
     "order 4": {"hyena_order": 4},
     "order 3, standalone": {"hyena_order": 3, "filter_layout": "standalone"},
     "gelu, four taps": {"output_activation": "gelu", "short_filter_order": 4},
-    "no skip, normalised": {"use_bias": False, "normalized_filter": True},
+    "no skip, normalized": {"use_bias": False, "normalized_filter": True},
     "with attention": {"attention_layers": [1], "attention_heads": 2},
     "with positions": {"max_position_embeddings": LENGTH},
 }

@@ -207,7 +207,7 @@ def test_windows_tile_every_length() -> None:
     for length, window, overlap in itertools.product(range(1, 30), range(1, 9), range(8)):
         if overlap >= window:
             continue
-        for rule in ("centre", "before"):
+        for rule in ("center", "before"):
             spans = plan_windows(length, window, overlap, rule)
             assert [s.first for s in spans] == [0] + [s.last for s in spans[:-1]]
             assert spans[-1].last == length
@@ -218,7 +218,7 @@ def test_windows_tile_every_length() -> None:
             assert plan_windows(length, window, overlap, rule, part) == wanted
 
 
-@pytest.mark.parametrize("rule", ["centre", "before", "average"])
+@pytest.mark.parametrize("rule", ["center", "before", "average"])
 @pytest.mark.parametrize("both", [False, True])
 def test_bases_of_a_long_sequence_come_from_the_window_of_the_rule(rule: Any, both: bool) -> None:
     model = _model(by_base=True)

@@ -94,7 +94,7 @@ def vcf_records(contigs: dict[str, str]) -> list[tuple[str, int, str, str]]:
 
 
 def place(
-    genome: str, index: int, ref: str, alt: str, placement: str = "centred"
+    genome: str, index: int, ref: str, alt: str, placement: str = "centered"
 ) -> tuple[str, str, int, str, str]:
     """Windows of both alleles by cutting strings; index is 0-based."""
     while ref and alt and ref[0] == alt[0]:
@@ -155,7 +155,7 @@ def write_vcf(path: Path, rows: list[tuple[str, int, str, str]]) -> Path:
 METHODS = ("llr_window", "llr_after", "llr_site", "cosine", "l2")
 
 
-@pytest.mark.parametrize("placement", ["centred", "grid"])
+@pytest.mark.parametrize("placement", ["centered", "grid"])
 @pytest.mark.parametrize("methods", [METHODS, METHODS[:3]])
 @pytest.mark.parametrize("kind", ["fast", "no bias", "plain"])
 def test_every_kind_of_record_equals_string_surgery(
@@ -164,7 +164,7 @@ def test_every_kind_of_record_equals_string_surgery(
     tmp_path: Path,
     methods: tuple[str, ...],
     kind: str,
-    placement: Literal["centred", "grid"],
+    placement: Literal["centered", "grid"],
 ) -> None:
     torch.manual_seed(1)
     if kind == "plain":
@@ -207,12 +207,12 @@ def test_the_fast_reader_is_used_where_it_can_be(model: torch.nn.Module) -> None
     assert not _shares_prefix(hyena(hyena_order=3))
 
 
-@pytest.mark.parametrize("placement", ["centred", "grid"])
+@pytest.mark.parametrize("placement", ["centered", "grid"])
 def test_batches_and_order_do_not_change_scores(
     contigs: dict[str, str],
     store: Genome,
     model: torch.nn.Module,
-    placement: Literal["centred", "grid"],
+    placement: Literal["centered", "grid"],
 ) -> None:
     rng = np.random.default_rng(3)
     genome = contigs["chr1"].upper()
@@ -265,7 +265,7 @@ def test_grid_windows_hold_the_variant_in_their_middle_half_and_are_shared(windo
         one = cut_windows(view, position, ref, "C" if ref == "A" else "A", window, False, "grid")
         assert not isinstance(one, str)
         assert len(one.ref) == len(one.alt) == window
-        # Alleles longer than an eighth of the window, here of windows below 8, are centred.
+        # Alleles longer than an eighth of the window, here of windows below 8, are centered.
         if window >= 8:
             assert window // 4 <= one.offset < window // 4 + window // 2
         else:

@@ -264,7 +264,7 @@ def test_a_full_disk_is_one_line(verb: Verb, run: Callable[..., Outcome], tmp_pa
         refused(outcome, "cannot write", f"{target}", "No space left on device")
         assert not target.is_file()
         if verb.resumes and verb.ending:
-            assert "go on with --resume" in outcome.err
+            assert "continue with --resume" in outcome.err
 
 
 @by_name(EMBED)

@@ -305,7 +305,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 @pytest.mark.parametrize(
     ("content", "says"), [(POINTER, "git lfs pull"), ("<!DOCTYPE html><html>", "an HTML page")]
 )
-def test_pointers_and_pages_are_recognised(
+def test_pointers_and_pages_are_recognized(
     tmp_path: Path, name: str, content: str, says: str
 ) -> None:
     path = folder(tmp_path / "m")

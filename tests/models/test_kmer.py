@@ -131,7 +131,7 @@ def test_long_inputs_in_pieces() -> None:
     assert ours.token_count(513) == len(ours("A" * 513)["input_ids"])
 
 
-def test_a_published_folder_is_recognised_whatever_its_settings_say(tmp_path: Path) -> None:
+def test_a_published_folder_is_recognized_whatever_its_settings_say(tmp_path: Path) -> None:
     DNABERTTokenizer(k=3).save_vocabulary(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 69}))
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true, "max_len": 512}')

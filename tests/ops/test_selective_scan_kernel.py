@@ -21,7 +21,7 @@ from megabase.ops.selective_scan import ScanInputs, selective_scan
 pytestmark = pytest.mark.skipif(kernels.package() is None, reason=kernels.why_missing() or "")
 
 
-def _neighbour() -> ModuleType:
+def _neighbor() -> ModuleType:
     path = Path(__file__).with_name("test_selective_scan.py")
     spec = importlib.util.spec_from_file_location("scan_cases", path)
     assert spec is not None
@@ -31,7 +31,7 @@ def _neighbour() -> ModuleType:
     return module
 
 
-cases = _neighbour()
+cases = _neighbor()
 OPTIONS: tuple[str, ...] = cases.OPTIONS
 
 

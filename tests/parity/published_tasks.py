@@ -115,7 +115,7 @@ class ChromatinWindow(NamedTuple):
 
 
 def chromatin_windows(path: Path, length: int) -> tuple[tuple[str, ...], list[ChromatinWindow]]:
-    """Read the coordinates and labels of the chromatin profile, resized about their centres.
+    """Read the coordinates and labels of the chromatin profile, resized about their centers.
 
     Parameters
     ----------

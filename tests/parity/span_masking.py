@@ -1,6 +1,6 @@
 """Masking of k-mer spans, DNABERT's pretraining task.
 
-Overlapping k-mers give each other away, so around each drawn centre the neighbours that share its
+Overlapping k-mers give each other away, so around each drawn center the neighbors that share its
 bases are hidden too. The order of random draws is that of the DNABERT repository, so equal seeds
 give equal masks.
 
@@ -24,7 +24,7 @@ SPAN_OFFSETS: dict[int, tuple[int, ...]] = {
     5: (-2, -1, 1, 2),
     6: (-2, -1, 1, 2, 3),
 }
-"""k -> neighbours of a centre that are masked with it (DNABERT repository)."""
+"""k -> neighbors of a center that are masked with it (DNABERT repository)."""
 IGNORED = -100
 """Label of a position that is no target."""
 
@@ -45,14 +45,14 @@ class MaskedKmers(NamedTuple):
 
 
 def extend_spans(centres_BT: Tensor, allowed_BT: Tensor, k: int) -> Tensor:
-    """Add the neighbours of each centre, up to the ends of the sequence.
+    """Add the neighbors of each center, up to the ends of the sequence.
 
     Parameters
     ----------
     centres_BT
-        bool: drawn centres.
+        bool: drawn centers.
     allowed_BT
-        bool: positions that may be drawn (no special tokens, no padding). Neighbours are kept from
+        bool: positions that may be drawn (no special tokens, no padding). Neighbors are kept from
         position 1 to the last allowed position; positions between that are not allowed, such as
         the special tokens of an inner piece, are taken in, as published.
     k
@@ -61,7 +61,7 @@ def extend_spans(centres_BT: Tensor, allowed_BT: Tensor, k: int) -> Tensor:
     Returns
     -------
     Tensor
-        bool (B, T): centres and neighbours.
+        bool (B, T): centers and neighbors.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def mask_kmer_spans(
         makes a sequence's mask independent of the batch it is in; None draws from torch's global
         generator. Random numbers are drawn on the CPU, so that they are the same for any device.
     probability
-        Share of positions drawn as centres: 0.025 (k = 6); published runs use 0.15 / k.
+        Share of positions drawn as centers: 0.025 (k = 6); published runs use 0.15 / k.
     mask_id
         Id of ``[MASK]``.
     vocab_size

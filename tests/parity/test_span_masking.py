@@ -10,12 +10,12 @@ from megabase.errors import MegabaseError
 
 
 @pytest.mark.parametrize("k", [3, 4, 5, 6])
-def test_spans_cover_the_neighbours_and_stay_inside(k: int) -> None:
+def test_spans_cover_the_neighbors_and_stay_inside(k: int) -> None:
     allowed = torch.ones(2, 20, dtype=torch.bool)
     allowed[:, 0] = allowed[:, 15:] = False
-    centres = torch.zeros_like(allowed)
-    centres[0, 8] = centres[1, 1] = centres[1, 14] = True
-    spans = extend_spans(centres, allowed, k)
+    centers = torch.zeros_like(allowed)
+    centers[0, 8] = centers[1, 1] = centers[1, 14] = True
+    spans = extend_spans(centers, allowed, k)
     assert spans[0].nonzero().flatten().tolist() == sorted({8, *(8 + o for o in SPAN_OFFSETS[k])})
     inside = {place + o for place in (1, 14) for o in (0, *SPAN_OFFSETS[k])}
     assert set(spans[1].nonzero().flatten().tolist()) == {p for p in inside if 1 <= p <= 14}

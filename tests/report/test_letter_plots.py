@@ -41,14 +41,14 @@ def logo(
 
 def letters_of(picture: Picture) -> list[tuple[float, float, str]]:
     """Position, height with its sign, and letter of everything that a logo draws."""
-    names = {colour: letter for letter, colour in LETTER_COLORS.items()}
+    names = {color: letter for letter, color in LETTER_COLORS.items()}
     found: list[tuple[float, float, str]] = []
     for patch in picture.panels[0].axes.patches:
         assert isinstance(patch, PathPatch)
         box = patch.get_path().get_extents()
-        colour = "#" + "".join(f"{round(255 * c):02x}" for c in patch.get_facecolor()[:3])
+        color = "#" + "".join(f"{round(255 * c):02x}" for c in patch.get_facecolor()[:3])
         place = (box.x0 + box.x1) / 2
-        found.append((round(place), box.y1 if box.y1 > 1e-9 else box.y0, names[colour]))
+        found.append((round(place), box.y1 if box.y1 > 1e-9 else box.y0, names[color]))
     return sorted(found)
 
 

@@ -151,12 +151,12 @@ def test_settings_of_single_tasks_win_in_their_order(tmp_path: Path, data: Path)
         run_benchmark(asked)
     asked = replace(asked, task_settings={"1": asked.task_settings["1"]})
     found = {(r["task"], r["model"]): r["settings"] for r in run_benchmark(asked)}
-    learnt = {
+    learned = {
         key: (each["epochs"], each["optim"]["lr"], each["optim"]["weight_decay"])
         for key, each in found.items()
         if "kmer" not in each
     }
-    assert learnt == {
+    assert learned == {
         ("mouse_0", "plain"): (2, 1e-2, 0.1),
         ("mouse_1", "plain"): (2, 1e-2, 0.1),
         ("mouse_0", "own"): (2, 1e-2, 0.1),

@@ -1,4 +1,4 @@
-"""A soft prompt that answers for every base: learnt from a genome, saved, and used by predict."""
+"""A soft prompt that answers for every base: learned from a genome, saved, and used by predict."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class ChromatinConfig:
     """Regions of the validation windows."""
     test: list[str] = field(default_factory=list)
     """Regions of the test windows."""
-    keep_unlabelled: float = 1.0
+    keep_unlabeled: float = 1.0
     """Share of the windows without any label that stay (published: none of them)."""
     max_windows: int | None = None
     """Most windows of each split, chosen at random."""

@@ -141,8 +141,8 @@ def _check_output(config: BenchmarkConfig, output: Path) -> None:
     ours = (output / "benchmark.json").is_file()
     if taken and not (config.resume or config.overwrite):
         raise RunError(
-            f"output folder {output} exists and is not empty; go on with resume=True, replace it "
-            "with overwrite=True, or name another folder"
+            f"output folder {output} exists and is not empty; continue with resume=True, replace "
+            "it with overwrite=True, or name another folder"
         )
     if taken and not ours:
         raise RunError(f"output folder {output} holds no sweep; name another folder")
@@ -277,7 +277,7 @@ class _Sweep:
             return json.loads(file.read_text())
         names = [task.metric, *task.metrics]
         earlier = job.before["task"] if job.before is not None else None
-        carried = [f"{entry.name} goes on from its run of {earlier}"] if earlier else []
+        carried = [f"{entry.name} continues its run of {earlier}"] if earlier else []
         if run is None:
             result = _fit_baseline(job, folder, settings.get("kmer"), names)
         else:

@@ -122,11 +122,8 @@ def _reason(error: Exception) -> str | None:
     if isinstance(error, RecursionError):
         return f"the input is nested too deeply ({_DEBUG})"
     # torch says so in a RuntimeError: of a class of its own on a GPU, by its text on the CPU.
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    ):
+    full = (MemoryError, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError))
+    if isinstance(error, full) or "can't allocate memory" in str(error):
         return f"out of memory; take smaller batches or windows, or fewer processes ({_DEBUG})"
     return None
 

@@ -81,8 +81,8 @@ def add_variant_options(parser: ArgumentParser, methods: str) -> None:
     add("--methods", nargs="+", metavar="NAME", help=methods)
     add("--strands", choices=["forward", "reverse", "both"], default="both", help="strand that is "
         "read; the mean of both by default")  # fmt: skip
-    add("--placement", choices=["centred", "grid"], default="centred", help="centred: a window of "
-        "its own around each variant; grid: windows at multiples of half their length, shared by "
+    add("--placement", choices=["centered", "grid"], default="centered", help="centered: a window "
+        "of its own around each variant; grid: windows at multiples of half their length, shared by "
         "neighbors (faster)")  # fmt: skip
 
 

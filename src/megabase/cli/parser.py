@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_pa
 from megabase.cli.messages import explain_errors
 
 _EXAMPLES = "examples:\n"
+"""Marks a text of examples, whose lines are not to be filled."""
 
 
 class Verb(NamedTuple):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from megabase.cli.messages import explain_errors
 from megabase.errors import ConfigError
 from megabase.settings import RETIRED, Settings
-from megabase.untrusted import YAML_BYTES, parse_yaml, read_text, recognise
+from megabase.untrusted import YAML_BYTES, parse_yaml, read_text, recognize
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -104,7 +104,7 @@ def _check_recipe(path: str) -> dict[str, Any]:
     text = read_text(path, ConfigError, YAML_BYTES)
     content = parse_yaml(text, path, ConfigError)
     if not isinstance(content, dict):
-        what = recognise(path) or f"holds one {type(content).__name__}"
+        what = recognize(path) or f"holds one {type(content).__name__}"
         raise ConfigError(f"{path} {what}; a recipe holds one NAME: VALUE on each line")
     if "config" in content:
         raise ConfigError(f"{path}: there is no field 'config': a recipe cannot name another one")

@@ -114,7 +114,7 @@ def _read_intervals(
     suffix = _suffix(path)
     if suffix not in INTERVAL_SUFFIXES:
         raise InputError(
-            f"{path} is no file of intervals; expected a name ending in "
+            f"{path} is not a file of intervals; expected a name ending in "
             f"{', '.join(INTERVAL_SUFFIXES)} (.gz too)"
         )
     if not path.is_file():
@@ -314,8 +314,8 @@ def _class_of_type(types: Sequence[str], background: str) -> dict[str, str]:
         names[kind] = name or kind
         if not kind or names[kind] == background:
             raise InputError(
-                f"{text!r} is no type of features; expected TYPE or TYPE=NAME, with a name other "
-                f"than that of the background ({background})"
+                f"{text!r} is not a type of features; expected TYPE or TYPE=NAME, with a name "
+                f"other than that of the background ({background})"
             )
     return names
 
@@ -337,7 +337,7 @@ def _read_features(path: Path, store: Genome, *, types_given: bool, strict: bool
         )
     if suffix not in _BED:
         raise InputError(
-            f"{path} is no file of features; expected a name ending in "
+            f"{path} is not a file of features; expected a name ending in "
             f"{', '.join((*_BED, *_GFF))} (.gz too)"
         )
     table = read_bed(path, store, strict=strict)

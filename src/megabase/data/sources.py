@@ -343,7 +343,7 @@ def no_file(path: str | Path) -> str:
     path = Path(path)
     if str(path) == "-" or (path.exists() and not path.is_dir()):
         return (
-            f"{path} is no file but a stream; the input is read more than once (for its checksum, "
+            f"{path} is a stream, not a file; the input is read more than once (for its checksum, "
             "and to go on after a kill): write it to a file first"
         )
     return f"{path} is a folder; expected a file" if path.is_dir() else f"there is no file {path}"

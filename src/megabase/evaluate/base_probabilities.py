@@ -48,7 +48,7 @@ def base_probabilities(
     begin = max(0, region.start - window // 2)
     stop = min(length, region.end + window // 2) if model.masked else region.end
     codes = store.fetch(Interval(region.contig, begin, stop))
-    spans = plan_windows(len(codes), window, window // 2, "centre" if model.masked else "before")
+    spans = plan_windows(len(codes), window, window // 2, "center" if model.masked else "before")
     found = _sequence_probabilities(
         model, [codes[span.start : span.end] for span in spans], batch_tokens=batch_tokens,
         record=lambda row: str(

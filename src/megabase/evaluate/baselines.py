@@ -178,7 +178,7 @@ def _choose(
     features: Mapping[str, Any], splits: Mapping[str, LabeledSequences], metric: str,
     facts: dict[str, Any], patience: int = len(_PENALTIES),
 ) -> _Choice:  # fmt: skip
-    """Fit with every penalty until `patience` in a row are no better; choose on validation."""
+    """Fit with every penalty until `patience` in a row are not better; choose on validation."""
     train, best, worse = splits["train"], None, 0
     for penalty in _PENALTIES:
         predict = _fit(features["train"], train.labels, train.kind, penalty)

@@ -53,7 +53,7 @@ def tile_blocks(
     """Cut regions into blocks of `size` bases; the last one of a region may be shorter.
 
     `before` bases must lie in front of a block on its contig. `whole` leaves out the shorter
-    blocks; `limit` keeps at most so many, evenly spread.
+    blocks; `limit` keeps at most that number, evenly spread.
     """
     first = np.maximum(regions.start, before)
     bases = np.maximum(regions.end - first, 0)

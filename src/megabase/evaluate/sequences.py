@@ -19,8 +19,8 @@ _Codes = NDArray[np.uint8]
 _Given = str | bytes | _Codes
 _Array = NDArray[Any]
 
-Stitch = Literal["centre", "before", "average"]
-"""``centre``: a base is taken from the window in which it is farthest from both ends.
+Stitch = Literal["center", "before", "average"]
+"""``center``: a base is taken from the window in which it is farthest from both ends.
 ``before``: from the window that has most DNA in front of it, for models that look back only.
 ``average``: the mean of all windows that cover it."""
 
@@ -152,13 +152,13 @@ def plan_windows(
     length: int,
     window: int,
     overlap: int,
-    rule: Stitch = "centre",
+    rule: Stitch = "center",
     part: tuple[int, int] | None = None,
 ) -> list[Span]:
     """Lay windows over a sequence, one every ``window - overlap`` bases.
 
     The last one is moved back to end with the sequence, so that all have the same length. With
-    ``centre`` neighbors meet in the middle of what they share; with ``before`` the earlier window
+    ``center`` neighbors meet in the middle of what they share; with ``before`` the earlier window
     keeps all of it; the parts of ``average`` are whole windows. `part` gives only the windows with
     values for these bases, (first, after the last), out of the plan of the whole sequence.
 
@@ -191,7 +191,7 @@ def plan_windows(
         first, last = start, end
         if rule == "before":
             first = start_of(number - 1) + window if number else 0
-        elif rule == "centre":
+        elif rule == "center":
             first = (start + start_of(number - 1) + window + 1) // 2 if number else 0
             last = (start_of(number + 1) + end + 1) // 2 if number + 1 < count else length
         if first < high and last > low:

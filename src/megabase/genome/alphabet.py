@@ -1,7 +1,7 @@
 """The one table of bases: letters, codes, complements and token ids.
 
 A base is stored as one unsigned byte, its *code*: A 0, C 1, G 2, T 3, N 4, and 5 for padding (a
-position that is no base). Bit 8 (:data:`SOFT_MASK`) is set for a base that was written in lower
+position that is not a base). Bit 8 (:data:`SOFT_MASK`) is set for a base that was written in lower
 case, which is how repeats are marked; ``code & BASE_BITS`` is the base without it. IUPAC letters
 other than A, C, G, T (R, Y, S, W, K, M, B, D, H, V, and U) become N.
 """
@@ -44,7 +44,7 @@ def _letter_table() -> bytes:
 
 
 def _code_table(soft_mask: bool) -> bytes:
-    table = bytearray(256)  # 0 marks a byte that is no code
+    table = bytearray(256)  # 0 marks a byte that is not a code
     for code, letter in enumerate(_LETTERS):
         table[code] = ord(letter)
         table[code | SOFT_MASK] = ord(letter.lower() if soft_mask else letter)
@@ -52,7 +52,7 @@ def _code_table(soft_mask: bool) -> bytes:
 
 
 def _token_table() -> NDArray[np.uint8]:
-    table = np.full(256, 6, dtype=np.uint8)  # [UNK] for a byte that is no code
+    table = np.full(256, 6, dtype=np.uint8)  # [UNK] for a byte that is not a code
     for code, token in enumerate((*BASE_TOKEN_IDS, 11, 4)):
         table[code] = table[code | SOFT_MASK] = token
     table.flags.writeable = False
@@ -66,7 +66,7 @@ _LETTER_OF_CODE = {flag: _code_table(flag) for flag in (False, True)}
 
 TOKEN_ID_OF_CODE: NDArray[np.uint8] = _token_table()
 """uint8[256]: token id of a code, with or without the soft-mask bit (A 7, C 8, G 9, T 10, N 11;
-padding 4; 6, unknown, for a byte that is no code)."""
+padding 4; 6, unknown, for a byte that is not a code)."""
 
 
 # What to delete to count the rest.
@@ -118,7 +118,7 @@ def encode(sequence: str | bytes, ambiguous: Counter[str] | None = None) -> NDAr
         found = sequence[wrong : wrong + 1]
         found = found if isinstance(found, str) else found.decode("latin-1")
         raise GenomeError(
-            f"character {found!r} at position {wrong:,} (0-based) is no DNA letter; "
+            f"character {found!r} at position {wrong:,} (0-based) is not a DNA letter; "
             f"expected A, C, G, T, N or an IUPAC letter ({AMBIGUITY_LETTERS}), in either case"
         )
     if ambiguous is not None:
@@ -142,7 +142,7 @@ def decode(codes: NDArray[np.uint8], soft_mask: bool = False) -> str:
     wrong = letters.find(0)
     if wrong >= 0:
         raise GenomeError(
-            f"byte {int(array[wrong])} at position {wrong:,} (0-based) is no base code; "
+            f"byte {int(array[wrong])} at position {wrong:,} (0-based) is not a base code; "
             f"expected 0-5, plus {SOFT_MASK} for soft-masked bases"
         )
     return letters.decode("ascii")
@@ -156,7 +156,7 @@ def reverse_complement(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     >>> decode(reverse_complement(encode("AACgtN")), soft_mask=True)
     'NacGTT'
     """
-    # A C G T are 0..3, so complement is XOR 3; N and PAD have bit 4 set and stay as they are.
+    # A C G T are 0..3, so complement is XOR 3; N and PAD have bit 4 set and are unchanged.
     # Arithmetic on bytes is several times faster than a 256-entry table, and complementing before
     # turning round keeps it on contiguous memory.
     flip = ((codes & np.uint8(4)) == 0).view(np.uint8)

@@ -238,7 +238,7 @@ class _Parser:
         raw = (self.open_header or b"") + rest
         self.open_header = None
         self.close_contig()
-        self.contig = None  # what is wrong with this line is no matter of the contig before
+        self.contig = None  # what is wrong with this line does not concern the contig before
         # Descriptions are for people; a name is compared, so none may become another.
         words = raw[1:].split(maxsplit=1)
         try:
@@ -313,7 +313,7 @@ class _Parser:
             ">": " (a header begins its own line)",
         }.get(found, "")
         return self.fail(
-            f"character {found!r} is no DNA letter{hint}; expected A, C, G, T, N or an IUPAC "
+            f"character {found!r} is not a DNA letter{hint}; expected A, C, G, T, N or an IUPAC "
             f"letter ({AMBIGUITY_LETTERS}), in either case",
             line=self.line + segment[:wrong].count(b"\n"),
         )

@@ -1,4 +1,4 @@
-"""Outputs written whole or not at all and owned by one process; text files read line by line.
+"""Outputs written atomically and owned by one process; text files read line by line.
 
 An output is written under an unpredictable name next to its target (``O_EXCL``) and renamed. A
 symbolic link stays, and the file it names is replaced; pipes, terminals and ``/dev/null`` are

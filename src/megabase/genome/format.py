@@ -39,7 +39,7 @@ from megabase.errors import GenomeError
 from megabase.genome.alphabet import BASE_BITS, SOFT_MASK, N
 from megabase.genome.fasta import Header, read_fasta
 from megabase.genome.files import atomic_file
-from megabase.untrusted import parsing, recognise, shown
+from megabase.untrusted import parsing, recognize, shown
 
 Progress = Callable[[int, int], None]
 """Called now and then with the amount done and the total (0 when unknown)."""
@@ -228,7 +228,7 @@ class Layout(NamedTuple):
             raise GenomeError(
                 f"{path} is not a genome store: expected a file written by megabase genome build, "
                 f"found {kind}"
-                if not (known := recognise(path))
+                if not (known := recognize(path))
                 else f"{path} {known}"
             )
         if len(raw) >= 12:

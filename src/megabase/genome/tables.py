@@ -96,7 +96,7 @@ class _RowSource:
         return frame
 
     def cast_numbers(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Cast the columns that hold numbers; a dot is no value, except for coordinates."""
+        """Cast the columns that hold numbers; a dot is a missing value, except for coordinates."""
         for name in frame.columns:
             if name in _INTEGERS:
                 dtype, what = pl.Int64, "a whole number"

@@ -53,7 +53,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 Baseline = Literal["uniform", "n"]
 BASELINES: tuple[str, ...] = get_args(Baseline)
 """Where integrated gradients begin. ``uniform``: a quarter of every base. ``n``: the letter N at
-every position. (An embedding of zeros is no baseline: the norm layers are steep around it.)"""
+every position. (An embedding of zeros is not a baseline: the norm layers are steep around it.)"""
 
 Codes = NDArray[np.uint8]
 _LOG_LIKELIHOOD = "log-likelihood"  # name of the output of a language model
@@ -217,7 +217,7 @@ class _Attributor:
         )
 
     def _output(self, one_hot: Tensor, ids: Tensor, place: int, observed: Tensor) -> Tensor:
-        """Give f for one-hot rows (rows, length, 5); tokens other than bases stay as they are."""
+        """Give f for one-hot rows (rows, length, 5); tokens other than bases are unchanged."""
         rows, length = one_hot.shape[:2]
         with _embedded(self.model, one_hot, self.rows, place):
             output: Any = self.model(input_ids=ids.expand(rows, -1))

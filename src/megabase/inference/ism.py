@@ -85,7 +85,7 @@ def ism(
     window: int | None = None,
     methods: Sequence[str] | None = None,
     strands: Strands = "both",
-    placement: Placement = "centred",
+    placement: Placement = "centered",
     **passes: Unpack[PassOptions],
 ) -> Mutagenesis:
     """Score every substitution of a region.

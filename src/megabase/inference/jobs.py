@@ -285,7 +285,7 @@ def _begun(
         yield folder
     except KeyboardInterrupt as stop:
         if lasts:
-            stop.add_note(f"the finished parts are in {folder.path}; go on with --resume")
+            stop.add_note(f"the finished parts are in {folder.path}; continue with --resume")
         raise
     except ResumableError:
         raise

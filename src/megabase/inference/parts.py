@@ -38,7 +38,7 @@ _MANIFEST = "manifest.json"  # what is computed
 _MERGED = ".merged"  # marks that the output is whole and only has to be put in its place
 _ZARR_GROUP = ".zgroup"  # the one kind of output that is a folder
 _NOT_STREAMED = (".parquet", ".npz", ".zarr", ".h5ad", ".bw", ".bigwig")  # their writers seek
-_ADVICE = "make room and go on with resume=True"  # on a full disk
+_ADVICE = "make room and continue with resume=True"  # on a full disk
 
 
 @dataclass(frozen=True)

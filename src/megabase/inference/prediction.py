@@ -192,7 +192,7 @@ class Predictor:
         *,
         window: int | None = None,
         overlap: int | None = None,
-        stitch: Stitch = "centre",
+        stitch: Stitch = "center",
         part: tuple[int, int] | None = None,
         name: str = "the sequence",
     ) -> Floats:

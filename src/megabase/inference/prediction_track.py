@@ -43,8 +43,8 @@ class TrackOptions:
     """Bases that the model reads at once; as many as it can when None."""
     overlap: int | None = None
     """Bases that neighboring windows share; half of the window when None."""
-    stitch: Stitch = "centre"
-    """Which window answers for a base: centre, before or average."""
+    stitch: Stitch = "center"
+    """Which window answers for a base: center, before or average."""
     strands: Averaged | None = None
     """forward, or both for the mean; as in training when None."""
     threshold: float = 0.5

@@ -2,7 +2,7 @@
 
 A module may do more than its weights say: adapters, quantization, hooks, or weights kept elsewhere
 until the module is called. What reads the weights of another module asks :func:`bare` first, and
-calls the module where the answer is no.
+calls the module where it does not.
 """
 
 from __future__ import annotations

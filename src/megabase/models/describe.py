@@ -40,7 +40,7 @@ from megabase.errors import CheckpointError, ModelError
 from megabase.models.auto import find_kind, load_config, load_tokenizer, resolve_model
 from megabase.models.families import family_of
 from megabase.ops.hyena_mixer.kernel import KEEP_BYTES
-from megabase.untrusted import parsing, read_json, recognise
+from megabase.untrusted import parsing, read_json, recognize
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 """Names of files whose size is that of the weights: what models are published in."""
@@ -105,7 +105,7 @@ def describe(spec: str | Path | None = None) -> ModelDescription:
         model = model_class(config)
     weights = [file for file in path.iterdir() if file.suffix in _WEIGHT_SUFFIXES]
     for file in weights:
-        if known := recognise(file):
+        if known := recognize(file):
             raise CheckpointError(f"{file} {known}")
     head = kind in ("causal-lm", "masked-lm")
     embeddings = model.get_output_embeddings() if head else None

@@ -37,7 +37,7 @@ class CausalLM:
 
     A window of ``length + 1`` bases gives ``length`` positions: all but the last base go in, all
     but the first are targets. By default there are no special tokens, and N and padding are read
-    but are no targets. :meth:`published` gives the way of the HyenaDNA repository.
+    but are not targets. :meth:`published` gives the way of the HyenaDNA repository.
 
     Parameters
     ----------
@@ -152,13 +152,13 @@ class MaskedLM:
         Share of positions to pick as targets.
     masked, replaced
         Shares of the picked positions that become the mask token, and a random token; the rest
-        stays as it is.
+        is unchanged.
     soft_mask_weight
         Loss weight of targets in lower case.
     replacements
         "bases": random tokens are A, C, G or T, and only bases are picked. "published": random
         tokens are any id of the vocabulary, special ones included, and N and padding are picked
-        (and hidden) too, but are no targets (Caduceus repository).
+        (and hidden) too, but are not targets (Caduceus repository).
     n_as_padding
         Read N as the padding token, as the Caduceus repository always does.
     """

@@ -48,7 +48,7 @@ _EVAL_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class _InContextResult(RunResult):
+class InContextResult(RunResult):
     """What a run came to; written to ``result.json``."""
 
     model: str
@@ -71,7 +71,7 @@ class _InContextResult(RunResult):
 
 def in_context(
     config: InContextConfig, *, dry_run: bool = False, console: Console | None = None
-) -> _InContextResult | None:
+) -> InContextResult | None:
     """Evaluate a language model on queries behind demonstrations, after tuning on request.
 
     Arguments and errors are those of :func:`megabase.tasks.finetune.finetune`.
@@ -82,9 +82,9 @@ def in_context(
         plan, held["facts"] = _plan(config, fabric)
         return plan
 
-    def conclude(done: Done) -> _InContextResult:
+    def conclude(done: Done) -> InContextResult:
         found = {} if done.stopped else _measure(done, config.tune)
-        return _InContextResult.of(done, found, **held["facts"])
+        return InContextResult.of(done, found, **held["facts"])
 
     return execute(config, prepare, conclude, dry_run=dry_run, console=console)
 
@@ -334,7 +334,7 @@ def in_context_grid(
     *,
     dry_run: bool = False,
     console: Console | None = None,
-) -> list[_InContextResult]:
+) -> list[InContextResult]:
     """Run every number of shots with every number of samples, and write one table.
 
     Each run is in ``OUTPUT/shots-K`` or ``OUTPUT/shots-K-samples-N``. With ``resume``, finished
@@ -349,7 +349,7 @@ def in_context_grid(
             name = f"shots-{number}" + (f"-samples-{size}" if samples else "")
             runs.append(member(config, name, shots=number, samples=size))
 
-    def summarize(results: list[_InContextResult]) -> None:
+    def summarize(results: list[InContextResult]) -> None:
         output = Path(config.output)
         write_json(output / "result.json", {"runs": [vars(r) for r in results]})
         write_whole(output / "table.md", _table(results))
@@ -358,14 +358,14 @@ def in_context_grid(
         config.output,
         runs,
         lambda one: in_context(one, dry_run=dry_run, console=console),
-        _InContextResult,
+        InContextResult,
         lambda one: describe_data(_read_splits(one)[0], one.model),
         summarize,
         dry_run=dry_run,
     )
 
 
-def _table(results: Sequence[_InContextResult]) -> str:
+def _table(results: Sequence[InContextResult]) -> str:
     """Write results as a Markdown table; it holds nothing that differs between two equal runs."""
     split = "test" if results[0].test else "valid"
     names = list(getattr(results[0], split))

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 _EVAL_BATCH = 64
-"""Most sequences of a validation batch by default: more are no faster and take memory."""
+"""Most sequences of a validation batch by default: more are not faster and take memory."""
 _MONITORS = {
     "classes": "accuracy", "multi_label": "auroc", "regression": "pearson", "nucleotides": "auroc"
 }  # fmt: skip

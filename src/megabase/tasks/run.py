@@ -213,7 +213,7 @@ def execute(
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays, whole or not at all."""
+    """Write named arrays atomically."""
     with atomic_file(path, overwrite=True) as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
 

@@ -41,7 +41,7 @@ class EvalSet:
     objective: Objective
     """Loss to report, without augmentation or weights."""
     metrics: Callable[[np.ndarray], Mapping[str, float]] | None = None
-    """Metrics that are no sums over windows, such as AUROC: from the ``outputs`` (windows, K) that
+    """Metrics that are not sums over windows, such as AUROC: from the ``outputs`` (windows, K) that
     the objective gave for all windows, in their order."""
     table_metrics: Callable[[np.ndarray], Mapping[str, float]] | None = None
     """The same from the ``table`` of the objective, int64 counts that are summed over all windows:

@@ -175,7 +175,7 @@ class RunFolder:
             yield
         except KeyboardInterrupt as stop:
             if not getattr(stop, "__notes__", None):  # a run in a folder of runs has said so
-                stop.add_note(f"go on with --resume (what is finished is in {run})")
+                stop.add_note(f"continue with --resume (what is finished is in {run})")
             raise
         finally:
             lock.release()

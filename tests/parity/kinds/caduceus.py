@@ -1,4 +1,4 @@
-"""Caduceus: language models of every kind, classifiers, conjoining, counts and behaviours."""
+"""Caduceus: language models of every kind, classifiers, conjoining, counts and behaviors."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ def sequence_decoder_conjoin(case: Case) -> None:
     case.check(got)
 
 
-@covers("caduceus_behaviours")
-def caduceus_behaviours(case: Case) -> None:
+@covers("caduceus_behaviors")
+def caduceus_behaviors(case: Case) -> None:
     for text in case.output_json["differences"]:
         layers = int(text.split()[0])
         torch.manual_seed(layers)

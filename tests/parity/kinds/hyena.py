@@ -1,4 +1,4 @@
-"""HyenaDNA: backbones, language models, classifiers, filters, heads, counts and behaviours."""
+"""HyenaDNA: backbones, language models, classifiers, filters, heads, counts and behaviors."""
 
 from __future__ import annotations
 
@@ -357,8 +357,8 @@ def _check_initial_values(rows: dict[str, Any]) -> None:
         assert abs(std - row["std"]) <= margin, name
 
 
-@covers("hyena_behaviours")
-def hyena_behaviours(case: Case) -> None:
+@covers("hyena_behaviors")
+def hyena_behaviors(case: Case) -> None:
     recorded = case.output_json
     for name, want in recorded.items():
         if name.startswith("bidirectional long convolution"):

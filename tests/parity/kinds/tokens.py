@@ -96,4 +96,4 @@ def char_tokenizer_hf(case: Case) -> None:
             decoder.decode(range(len(decoder)), skip_special_tokens=name.endswith("skip")) == text
         )
     # The rest of this record documents defects of the -hf port's model (order 3 fails, a short
-    # filter other than 3 is not causal, no scaled initialisation); none of it is about tokens.
+    # filter other than 3 is not causal, no scaled initialization); none of it is about tokens.

@@ -122,7 +122,7 @@ def test_longer_lengths_go_on_from_shorter_ones(tmp_path: Path) -> None:
     ]
     assert first["settings"]["model"] is None
     assert longer["settings"]["model"] == f"species-32 {first['folder']}"
-    assert "longer goes on from its run of species-32" in longer["notes"]
+    assert "longer continues its run of species-32" in longer["notes"]
     pytest.importorskip("matplotlib")
     records = read_records(tmp_path / "sweep")
     write_tables(tmp_path / "sweep", lines(records, ["longer"], 0), records)

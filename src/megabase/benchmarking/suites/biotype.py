@@ -41,7 +41,7 @@ _INSTRUCTIONS = (
     "and ncrna files of ftp.ensembl.org/pub/current_fasta, or as the last word), or a table with "
     "columns sequence and label"
 )
-"""Told to those whose file is missing or has no biotypes."""
+"""Shown to users whose file is missing or has no biotypes."""
 _BIOTYPE = re.compile(r"\bgene_biotype:(\S+)")
 """As Ensembl writes it in the headers of its cdna and ncrna files."""
 _METRICS = ("f1_weighted", "accuracy", "f1", "mcc")

@@ -28,7 +28,7 @@ _INSTRUCTIONS = (
     "--species.genomes '{human: FOLDER_OR_FASTA, ...}'. The published task takes T2T-CHM13v2.0, "
     "mLemCat1.pri, A_J_v3, USMARCv1.0 and ASM2306583v1 from NCBI, one FASTA for each chromosome"
 )
-"""Told to those whose genomes are missing."""
+"""Shown to users whose genomes are missing."""
 _PARTS = ("train", "valid", "test")
 """In this order: the number of a part seeds its samples."""
 _FASTA = re.compile(r"\.(fa|fna|fasta)(\.gz)?$", re.IGNORECASE)

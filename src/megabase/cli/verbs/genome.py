@@ -167,7 +167,7 @@ def _print_contigs(store: Genome, console: Console, limit: int | None) -> None:
 
 
 def _plain(text: str) -> Any:
-    """Text as it is: brackets of a name or a description are no markup."""
+    """Text as it is: brackets of a name or a description are not markup."""
     from rich.text import Text
 
     return Text(text)

@@ -144,7 +144,7 @@ def _add_predict(parser: ArgumentParser) -> None:
     add("--class", dest="output_class", type=str, metavar="NAME", help="whose probability "
         "(default: the second of two)")  # fmt: skip
     add("--overlap", type=int, help="bases that windows share (default: half of them)")
-    add("--stitch", default="centre", choices=["centre", "before", "average"], help="which window "
+    add("--stitch", default="center", choices=["center", "before", "average"], help="which window "
         "is used for a base: the one that has it nearest to its center, the one with most DNA "
         "before it, or the average of all")  # fmt: skip
     add("--calls", type=str, metavar="BED", help="also write the regions above the threshold")
@@ -207,7 +207,7 @@ def _predict(args: Namespace) -> int:
         {
             "--class": args.output_class is not None,
             "--overlap": args.overlap is not None,
-            "--stitch": args.stitch != "centre",
+            "--stitch": args.stitch != "center",
             "--calls": args.calls is not None,
             **calls,
         },

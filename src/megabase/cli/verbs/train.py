@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from megabase.tasks.prompt import PromptResult
 
 _MODEL = "model folder, run folder, Hub name or `default`"
+"""Help of the model that all verbs here take."""
 _Config = TypeVar("_Config", bound=Settings)
 
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from megabase.genome.alphabet import BASE_BITS, encode, reverse_complement
 from megabase.genome.left_out import Reason
 
-Placement = Literal["centred", "grid"]
-PLACEMENTS: tuple[Placement, ...] = ("centred", "grid")
+Placement = Literal["centered", "grid"]
+PLACEMENTS: tuple[Placement, ...] = ("centered", "grid")
 """Both ways to place a window: the first isolates a variant, in the second neighbors share one."""
 
 
@@ -47,7 +47,7 @@ def cut_windows(
     alt: str,
     window: int,
     reverse: bool,
-    placement: Placement = "centred",
+    placement: Placement = "centered",
 ) -> AlleleWindows | Reason:
     """Cut the windows of both alleles, or give the reason why there are none.
 

@@ -137,7 +137,7 @@ class VariantOptions:
     strands
         ``"both"`` (the mean), ``"forward"`` or ``"reverse"``.
     placement
-        ``"centred"``: each variant in the middle of a window of its own. ``"grid"``: in the middle
+        ``"centered"``: each variant in the middle of a window of its own. ``"grid"``: in the middle
         half of a window that begins at a multiple of half its length, which neighboring variants
         share; faster. See :mod:`megabase.inference.variants.alleles`.
     """
@@ -145,7 +145,7 @@ class VariantOptions:
     window: int | None = None
     methods: Sequence[str] | None = None
     strands: Strands = "both"
-    placement: Placement = "centred"
+    placement: Placement = "centered"
 
     def __post_init__(self) -> None:
         if self.methods is not None:
@@ -376,7 +376,7 @@ def score_variants(
     window: int | None = None,
     methods: Sequence[str] | None = None,
     strands: Strands = "both",
-    placement: Placement = "centred",
+    placement: Placement = "centered",
     **passes: Unpack[PassOptions],
 ) -> VariantScores:
     """Score variants with a language model.

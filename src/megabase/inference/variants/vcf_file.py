@@ -138,7 +138,7 @@ def score_variants_file(
     window: int | None = None,
     methods: Sequence[str] | None = None,
     strands: Strands = "both",
-    placement: Placement = "centred",
+    placement: Placement = "centered",
     **running: Unpack[VariantRunOptions],
 ) -> tuple[_Survey, Path | None] | None:
     """Score the records of a VCF or BCF file as :func:`megabase.inference.score_variants`.

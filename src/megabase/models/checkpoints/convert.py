@@ -121,7 +121,7 @@ def _save_model_folder(
     record: Mapping[str, Any],
     overwrite: bool,
 ) -> None:
-    """Write a folder that transformers loads, whole or not at all.
+    """Write a folder that transformers loads, atomically.
 
     Its parent must exist. `overwrite` replaces an earlier model folder, never one that holds
     anything else (:class:`OutputError`).

@@ -23,7 +23,7 @@ from torch import Tensor
 from megabase.errors import CheckpointError
 from megabase.models.checkpoints.checks import read_config
 from megabase.models.checkpoints.unpickle import STORAGE_TYPES, Global, Inert, Storage, interpret
-from megabase.untrusted import parsing, read_json, recognise, shown
+from megabase.untrusted import parsing, read_json, recognize, shown
 
 _SAFETENSORS, _SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 # Of a folder with several, the first.
@@ -390,7 +390,7 @@ def _read_pickle(path: str | Path) -> Any:
     except CheckpointError as error:
         raise type(error)(f"{path}: {error}") from error
     except _DAMAGE as error:
-        reason = recognise(path) or (
+        reason = recognize(path) or (
             f"is damaged or not a torch checkpoint ({type(error).__name__}: {str(error)[:200]})"
         )
         raise CheckpointError(f"{path}: {reason}") from error

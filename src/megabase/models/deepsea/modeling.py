@@ -139,7 +139,7 @@ def _average_logits(first: Tensor, second: Tensor, problem_type: str | None) -> 
         return torch.logaddexp(first.log_softmax(-1), second.log_softmax(-1)) - torch.log(
             first.new_tensor(2.0)
         )
-    # logit of (s(a) + s(b)) / 2, where 1 - s(a) = s(-a); in logarithms nothing saturates.
+    # logit of (s(a) + s(b)) / 2, where 1 - s(a) = s(-a); logarithms keep full precision.
     yes = torch.logaddexp(F.logsigmoid(first), F.logsigmoid(second))
     no = torch.logaddexp(F.logsigmoid(-first), F.logsigmoid(-second))
     return yes - no

@@ -162,7 +162,7 @@ def _truncate(
 
 
 def _pad(row: _Row, width: int, left: bool) -> _Row:
-    """Pad a row on one side; a longer row stays as it is."""
+    """Pad a row on one side; a longer row is unchanged."""
     missing = width - len(row.ids)
     if missing <= 0:
         return row

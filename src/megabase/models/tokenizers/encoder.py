@@ -111,7 +111,7 @@ class TokenEncoder:
         return TokenBatch(*(torch.from_numpy(array).to(device) for array in (ids, real, bases)))
 
     def fits(self, codes: NDArray[np.uint8], longest: int | None) -> bool:
-        """Tell whether a sequence fits a model of this many positions; None is no limit."""
+        """Tell whether a sequence fits a model of this many positions; None means no limit."""
         if longest is None:
             return True
         return len(codes if self.per_base else self._look_up(codes)) + self.extra <= longest
