@@ -82,8 +82,8 @@ def add_variant_options(parser: ArgumentParser, methods: str) -> None:
     add("--strands", choices=["forward", "reverse", "both"], default="both", help="strand that is "
         "read; the mean of both by default")  # fmt: skip
     add("--placement", choices=["centered", "grid"], default="centered", help="centered: a window "
-        "of its own around each variant; grid: windows at multiples of half their length, shared by "
-        "neighbors (faster)")  # fmt: skip
+        "of its own around each variant; grid: windows at multiples of half their length, shared "
+        "by neighbors (faster)")  # fmt: skip
 
 
 def add_run_options(parser: ArgumentParser, *, batch_tokens: bool = True) -> None:

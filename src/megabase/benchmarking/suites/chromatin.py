@@ -30,7 +30,7 @@ _INSTRUCTIONS = (
     "deepsea.princeton.edu/help by the script of the HyenaDNA repository) or --chromatin.peaks "
     "'{GROUP:NAME: peaks.bed, ...}' with --chromatin.test and --chromatin.validation regions"
 )
-"""Told to those whose genome or labels are missing."""
+"""Shown to users whose genome or labels are missing."""
 CHROMATIN_WINDOW = 1000
 """Bases of the windows in the tables of the chromatin profile (DeepSEA)."""
 DEEPSEA_GROUPS = {"DHS": (0, 125), "TF": (125, 815), "HM": (815, 919)}
@@ -174,14 +174,14 @@ def _from_peaks(
             np.concatenate([piece.end for piece in pieces]),
             np.concatenate([piece.labels for piece in pieces]),
         )
-        if chosen.keep_unlabelled < 1:
+        if chosen.keep_unlabeled < 1:
             some = np.asarray(found[part].labels.any(axis=1))
             rng = np.random.default_rng(len(some))
-            found[part] = found[part].take(some | (rng.random(len(some)) < chosen.keep_unlabelled))
+            found[part] = found[part].take(some | (rng.random(len(some)) < chosen.keep_unlabeled))
     notes.append(
         f"a label is 1 when more than half of the central {chosen.bin} bases are covered; a bin "
         f"every {chosen.stride} bases; windows of {chosen.length} bases lie whole in their split; "
-        f"{chosen.keep_unlabelled:.0%} of the windows without a label are kept"
+        f"{chosen.keep_unlabeled:.0%} of the windows without a label are kept"
     )
     return names, found, notes
 
