@@ -198,7 +198,7 @@ def _write_h5ad(
     def index(names: list[str]) -> Any:
         return pd.Index(names, dtype=object)
 
-    with warnings.catch_warnings():  # a name that ends like the added numbers is no mistake
+    with warnings.catch_warnings():  # a name that ends like the added numbers is not a mistake
         warnings.simplefilter("ignore")
         unique = anndata.utils.make_index_unique(index(columns["name"].to_list()))
     obs = pd.DataFrame(index=index(unique.tolist()))
