@@ -49,7 +49,7 @@ from megabase.data.augment import codes_to_ids
 from megabase.genome.alphabet import BASE_TOKEN_IDS
 from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
-from megabase.inference.variants.alleles import AlleleWindows, Placement, cut_windows
+from megabase.inference.variants.forward import AlleleWindows, Placement, cut_windows
 from megabase.inference.variants.scorer import VariantOptions, VariantScorer
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.loading import Loaded

@@ -11,7 +11,7 @@ from operator_cases import FUNCTIONS, B, D, L, N, tensors
 from torch.utils.flop_counter import FlopCounterMode
 
 from megabase.ops import backend, kernels
-from megabase.ops.fft_lengths import _transform_flops, fft_length
+from megabase.ops.long_conv import _transform_flops, fft_length
 
 TRANSFORMS = (2 * B + 1) * D * _transform_flops(fft_length(2 * L - 1))
 MATRIX = 2 * B * D * L * L

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megabase.errors import OperatorError
-from megabase.ops import pieces
+from megabase.ops import products
 from megabase.ops.hyena_mixer import MixerWeights, hyena_mixer, kernel, passes
 from megabase.ops.hyena_mixer import _hyena_mixer_reference as reference
 
@@ -96,7 +96,7 @@ def test_groups_of_channels_do_not_change_values(
 def test_pieces_and_groups_do_not_change_values(
     positions: int, channels: int, centered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "PIECE_POSITIONS", positions)
+    monkeypatch.setattr(products, "PIECE_POSITIONS", positions)
     monkeypatch.setattr(passes, "MIN_GROUP", channels)
     monkeypatch.setattr(passes, "GROUP_SAMPLES", 100)
     monkeypatch.setattr(passes, "CHANNEL_SAMPLES", 100)

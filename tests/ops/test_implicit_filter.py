@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megabase.layers.hyena import FilterOptions, HyenaFilter
-from megabase.ops import backend, kernels, pieces
+from megabase.ops import backend, kernels, products
 from megabase.ops.implicit_filter import (
     FilterWeights,
     _implicit_filter_reference,
@@ -55,7 +55,7 @@ def _leaves(inputs: list[Any]) -> list[Tensor]:
 def test_equals_the_reference(
     lags: int, windowed: bool, positions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "PIECE_POSITIONS", positions)
+    monkeypatch.setattr(products, "PIECE_POSITIONS", positions)
     inputs = _inputs(lags)
     if not windowed:
         inputs[6] = None

@@ -10,8 +10,7 @@ from torch import Tensor
 from megabase.errors import OperatorError
 from megabase.ops import backend
 from megabase.ops import long_conv as module
-from megabase.ops.fft_lengths import fft_length
-from megabase.ops.long_conv import long_conv, long_conv_reference
+from megabase.ops.long_conv import fft_length, long_conv, long_conv_reference
 
 LENGTHS = (1, 2, 3, 63, 64, 251, 1000, 1024)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megabase.ops import pieces
+from megabase.ops import products
 from megabase.ops.norm_mlp import (
     MlpWeights,
     _gelu,
@@ -52,7 +52,7 @@ def _tensors(inputs: list[Any]) -> list[Tensor]:
 def test_equals_the_reference(
     shape: tuple[int, ...], positions: int, normed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "PIECE_POSITIONS", positions)
+    monkeypatch.setattr(products, "PIECE_POSITIONS", positions)
     inputs = _inputs(*shape)
     if not normed:
         inputs[1] = inputs[2] = None

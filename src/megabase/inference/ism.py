@@ -28,7 +28,7 @@ from megabase.genome.vcf import VcfRecord
 from megabase.inference.jobs import BATCH_TOKENS, PassOptions, RunOptions, Work, check_run, map_file
 from megabase.inference.parts import Provenance, refuse_existing
 from megabase.inference.scoring import Strands
-from megabase.inference.variants.alleles import Placement
+from megabase.inference.variants.forward import Placement
 from megabase.inference.variants.scorer import VariantOptions, VariantScorer, variant_table
 from megabase.inference.writers import (
     TABLE_SUFFIXES,

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megabase.ops import backend, kernels
-from megabase.ops.pieces import Norm, pieces
-from megabase.ops.products import add_product, matmul
+from megabase.ops.products import Norm, add_product, matmul, pieces
 from megabase.ops.registry import Saved, operator, wide_dtype
 
 # The two constants of GELU's tanh form, as arguments of a logistic function.

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from megabase.errors import OperatorError
 from megabase.ops import backend
-from megabase.ops.fft_lengths import fft_length
-from megabase.ops.long_conv import BLOCK_SAMPLES, long_conv
+from megabase.ops.long_conv import BLOCK_SAMPLES, fft_length, long_conv
 
 _BLOCK = 64
 """Positions within which inputs are added to outputs one by one: one small product in the cache."""

@@ -35,7 +35,7 @@ from megabase.tasks.labeled_data import start_record
 from megabase.tasks.run import Plan, execute, lay_out
 from megabase.training.engine import FitResult
 from megabase.training.evaluation import EvalSet
-from megabase.training.memory import available_bytes
+from megabase.training.process import available_bytes
 from megabase.training.schedule import LengthSchedule
 
 if TYPE_CHECKING:

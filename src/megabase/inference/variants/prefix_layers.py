@@ -20,8 +20,8 @@ from megabase.genome.alphabet import BASE_BITS
 from megabase.layers.backbone import Block
 from megabase.layers.linear import from_channel_major
 from megabase.ops import backend
-from megabase.ops.fft_lengths import fft_length
 from megabase.ops.hyena_mixer.packed import PackedLayer
+from megabase.ops.long_conv import fft_length
 from megabase.ops.products import matmul, matmul_gelu
 from megabase.ops.short_conv import short_conv
 

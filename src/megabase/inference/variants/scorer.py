@@ -21,8 +21,15 @@ from megabase.genome.vcf import VcfRecord, check_allele, check_record, find_cont
 from megabase.inference.jobs import BATCH_TOKENS, PassOptions
 from megabase.inference.parts import Provenance
 from megabase.inference.scoring import STRANDS, Strands
-from megabase.inference.variants.alleles import PLACEMENTS, AlleleWindows, Placement, cut_windows
-from megabase.inference.variants.forward import AlleleOutputs, Need, read_alleles
+from megabase.inference.variants.forward import (
+    PLACEMENTS,
+    AlleleOutputs,
+    AlleleWindows,
+    Need,
+    Placement,
+    cut_windows,
+    read_alleles,
+)
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, ModelSpec, load
 
@@ -139,7 +146,7 @@ class VariantOptions:
     placement
         ``"centered"``: each variant in the middle of a window of its own. ``"grid"``: in the middle
         half of a window that begins at a multiple of half its length, which neighboring variants
-        share; faster. See :mod:`megabase.inference.variants.alleles`.
+        share; faster. See :mod:`megabase.inference.variants.forward`.
     """
 
     window: int | None = None

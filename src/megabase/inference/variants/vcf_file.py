@@ -34,7 +34,7 @@ from megabase.genome.vcf import (
 from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, check_run, map_file
 from megabase.inference.parts import Provenance
 from megabase.inference.scoring import Strands
-from megabase.inference.variants.alleles import Placement
+from megabase.inference.variants.forward import Placement
 from megabase.inference.variants.scorer import (
     METHODS,
     AlleleScore,

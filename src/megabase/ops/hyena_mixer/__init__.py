@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megabase.ops import backend
-from megabase.ops.fft_lengths import convolution_flops, lags
 from megabase.ops.hyena_mixer import kernel
 from megabase.ops.hyena_mixer.passes import Backward, Mixer, MixerOptions, MixerWeights, run_forward
-from megabase.ops.long_conv import long_conv_reference
+from megabase.ops.long_conv import convolution_flops, lags, long_conv_reference
 from megabase.ops.registry import Saved, operator, wants_gradient, wide_dtype
 from megabase.ops.short_conv import short_conv_reference, taps_behind, taps_flops
 

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from megabase.ops import backend, kernels
-from megabase.ops.fft_lengths import fft_length
 from megabase.ops.hyena_mixer.passes import Mixer, MixerOptions, MixerWeights, transform_blocks
+from megabase.ops.long_conv import fft_length
 
 _OPEN, _GATE, _CLOSE, _OPEN_BACKWARD, _BACKWARD = range(5)
 

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from megabase.ops.long_conv import FilterSpectra
-from megabase.ops.pieces import Norm, Piece, pieces
-from megabase.ops.products import add_product, matmul
+from megabase.ops.products import Norm, Piece, add_product, matmul, pieces
 from megabase.ops.registry import wide_dtype
 from megabase.ops.short_conv import apply_taps, correlate_taps, transpose_taps
 
