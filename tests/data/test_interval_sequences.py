@@ -145,7 +145,7 @@ def test_a_summit_outside_its_peak_is_refused(tmp_path: Path, store: Genome) -> 
 
 
 def test_other_files(tmp_path: Path, store: Genome) -> None:
-    with pytest.raises(InputError, match="no file of intervals"):
+    with pytest.raises(InputError, match="not a file of intervals"):
         read_interval_text(tmp_path / "x.csv", store)
     with pytest.raises(InputError, match="there is no file"):
         read_interval_text(tmp_path / "none.bed", store)
