@@ -19,11 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
-
 from megabase.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
     from lightning_fabric import Fabric
 
     from megabase.settings import DeviceConfig
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 def available_bytes(device: torch.device) -> int:
     """Bytes that may still be used on a device; for the CPU the smallest of all known limits."""
     if device.type == "cuda":
+        import torch
+
         return int(torch.cuda.mem_get_info(device)[0])
     found = [_meminfo(), *_control_groups()]
     return min((value for value in found if value is not None), default=sys.maxsize)

@@ -118,7 +118,7 @@ def sequence_decoder_conjoin(case: Case) -> None:
     case.check(got)
 
 
-@covers("caduceus_behaviors")
+@covers("caduceus_behaviours")
 def caduceus_behaviors(case: Case) -> None:
     for text in case.output_json["differences"]:
         layers = int(text.split()[0])

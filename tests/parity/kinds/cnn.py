@@ -87,7 +87,7 @@ def genomic_benchmarks_cnn_logits(case: Case) -> None:
     case.check({"logits": model(ids).logits, "f64/logits": model.double()(ids).logits})
 
 
-@covers("cnn_behaviors")
+@covers("cnn_behaviours")
 def cnn_behaviors(case: Case) -> None:
     recorded = case.output_json
     for text, tokens in recorded["letter_tokenizer"].items():

@@ -357,7 +357,7 @@ def _check_initial_values(rows: dict[str, Any]) -> None:
         assert abs(std - row["std"]) <= margin, name
 
 
-@covers("hyena_behaviors")
+@covers("hyena_behaviours")
 def hyena_behaviors(case: Case) -> None:
     recorded = case.output_json
     for name, want in recorded.items():
