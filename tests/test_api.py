@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -105,9 +106,36 @@ def test_pretrain_from_settings_and_from_a_recipe(fasta: Path, tmp_path: Path) -
     )
     run = mb.pretrain(recipe)
     assert run.model.score(["ACGTACGT"]).perplexity > 1
-    recipe.write_text("outptu: x\n")
-    with pytest.raises(mb.MegabaseError, match="did you mean output"):
+    assert 1 < run.metrics["perplexity"] < 20  # of the validation at the end
+    options = mb.EvaluateOptions(context_lengths=[], baselines=False)
+    found = run.model.evaluate(options=options, regions=["chr2"])
+    assert found.overall.targets > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("outptu: x\n", "there is no field outptu; did you mean output"),
+        ("output: x\n", "expected data, which the recipe does not give"),
+        ("output: x\ndata: {genome: g.mb}\nsteps: many\n", "steps cannot be 'many'"),
+        ("output: x\ndata: [g.mb]\n", "expected fields of DataConfig"),
+        ("- x\n", "expected fields of PretrainConfig"),
+    ],
+)
+def test_a_recipe_that_cannot_be(text: str, message: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    with pytest.raises(mb.MegabaseError, match=rf"recipe.yaml.*{message}"):
         mb.pretrain(recipe)
+
+
+def test_the_model_of_a_prompt(tmp_path: Path) -> None:
+    train, test = labeled(tmp_path, "train.csv", 0, 40), labeled(tmp_path, "test.csv", 1, 20)
+    run = mb.prompt(mb.PromptConfig(
+        model="default", train=str(train), test=str(test), epochs=1, output=str(tmp_path / "p"),
+        eval_batch=8, devices=mb.DeviceConfig(accelerator="cpu"),
+    ))  # fmt: skip
+    assert run.model.predict(["ACGT" * 10]).classes == ("no", "yes")
 
 
 def test_benchmark(tmp_path: Path) -> None:
@@ -120,6 +148,12 @@ def test_benchmark(tmp_path: Path) -> None:
         output=str(tmp_path / "sweep"),
     ))  # fmt: skip
     assert table["model"].to_list() == ["kmer:2"]
+    recipe = tmp_path / "sweep.yaml"
+    recipe.write_text(
+        f"suite: table\noutput: {tmp_path / 'two'}\ndata: {tmp_path / 'data'}\n"
+        "models: [overlap, {name: words, start: 'kmer:2'}]\nbootstrap: 0\n"
+    )
+    assert mb.benchmark(recipe)["model"].to_list() == ["overlap", "words"]
 
 
 def test_options_of_files_need_a_file(model: mb.Model) -> None:
@@ -127,6 +161,36 @@ def test_options_of_files_need_a_file(model: mb.Model) -> None:
         model.score(["ACGT"], workers=2)
     with pytest.raises(mb.MegabaseError, match="out= needs the sequences as a file"):
         model.score(["ACGT"], out="x.tsv")
+    with pytest.raises(mb.MegabaseError, match="prefix: for work on a file"):
+        model.score_variants(["chr1:1:A>C"], "g.fa", prefix="X")
+
+
+def test_names_of_files_and_sequences_are_told_apart(model: mb.Model, tmp_path: Path) -> None:
+    assert model.score(CONTIG).table["length"].to_list() == [6000]  # too long for a name
+    with pytest.raises(mb.MegabaseError, match=r"there is no file .*none\.fa"):
+        model.score(str(tmp_path / "none.fa"))
+    (tmp_path / "prompts.fa").write_text(">p\nACGT\n>q\nTTTT\n")
+    made = model.generate(str(tmp_path / "prompts.fa"), length=5)
+    assert [one.name for one in made] == ["p", "q"]
+
+
+def test_misspelled_options_are_refused(model: mb.Model, fasta: Path, tmp_path: Path) -> None:
+    wrong: dict[str, Any] = {"overwrit": True}
+    with pytest.raises(mb.MegabaseError, match="no option overwrit; did you mean overwrite"):
+        model.score(fasta, out=tmp_path / "x.tsv", **wrong)
+    wrong = {"batch_token": 1}
+    with pytest.raises(mb.MegabaseError, match="no option batch_token; did you mean batch_tokens"):
+        model.score_variants(["chr1:1:A>C"], fasta, **wrong)
+    wrong = {"strnads": "both"}
+    with pytest.raises(TypeError, match="strnads"):
+        model.score(["ACGT"], **wrong)
+
+
+def test_an_evaluation_needs_regions(model: mb.Model, fasta: Path) -> None:
+    with pytest.raises(mb.MegabaseError, match=r"regions=\.\.\. is missing"):
+        model.evaluate(fasta)
+    with pytest.raises(mb.MegabaseError, match=r"genome=\.\.\. is missing"):
+        model.evaluate()
 
 
 def test_the_model_is_one_of_transformers(model: mb.Model) -> None:

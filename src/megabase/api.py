@@ -11,20 +11,20 @@ Everything here is exported by ``megabase`` itself::
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from megabase.data.regions import Regions, regions_of
 from megabase.data.sources import Sequence as SequenceItem
-from megabase.data.sources import SequenceInput, genome_store
+from megabase.data.sources import SequenceInput
 from megabase.errors import InputError
 from megabase.evaluate.perplexity import EvaluateOptions, evaluate
 from megabase.genome.store import Genome
 from megabase.inference.attribution import Attribution, attribute, attribute_file
 from megabase.inference.embedding import Embeddings, embed, embed_file
-from megabase.inference.generation.generate import Generated, SamplingOptions, generate
+from megabase.inference.generation.generate import Generated, Prompt, SamplingOptions, generate
 from megabase.inference.generation.job import GenerateOptions, generate_file
 from megabase.inference.ism import Mutagenesis, ism, ism_file
 from megabase.inference.jobs import RunOptions
@@ -44,7 +44,7 @@ from megabase.options import (
     VariantFileScoring,
     VariantScoring,
 )
-from megabase.training.run_data import find_run
+from megabase.training.run_data import evaluated_regions, find_run
 
 if TYPE_CHECKING:
     from torch import dtype as DType
@@ -57,6 +57,15 @@ Sequences = str | Path | Mapping[str, str] | Iterable[str]
 """A file (FASTA, table; BED or VCF with a genome), one sequence, several, or by name."""
 GenomeLike = Genome | str | Path
 """An open genome, or the path of a store or FASTA file."""
+
+_FILE_ONLY = (RunOptions.__optional_keys__ - {"batch_tokens", "device"}) | (
+    VariantFileScoring.__optional_keys__ - VariantScoring.__optional_keys__
+)
+"""Keywords that do nothing to a result in memory, and so need ``out=``."""
+_NO_SEQUENCE = re.compile(r"[./\\\d_-]")
+"""What names of files hold and sequences do not."""
+_LONGEST_NAME = 255
+"""Letters of the name of a file at most; the system refuses to look for a longer one."""
 
 
 def load(
@@ -449,8 +458,9 @@ class Model(Loaded):
         keys = {field.name for field in dataclasses.fields(SamplingOptions)}
         sampling = SamplingOptions(**{key: own.pop(key) for key in list(own) if key in keys})
         if out is None:
-            given = [prompts] if isinstance(prompts, str | Path) else prompts
-            return generate(self, [str(one) for one in given], options=sampling, **own)
+            given = _read(prompts, None)
+            read = [Prompt(p.codes, p.name) if isinstance(p, SequenceItem) else p for p in given]
+            return generate(self, read, options=sampling, **own)
         given = GenerateOptions(sampling=sampling, **own)
         if not isinstance(prompts, str | Path):
             raise InputError("out= needs one prompt, or a FASTA file of prompts")
@@ -473,44 +483,44 @@ class Model(Loaded):
             The genome; that of the run when None, for a model in a run folder.
         regions
             Where the target bases lie: contigs, region strings or BED files; the test regions of
-            the run, or else the whole genome, when None.
+            the run when None.
         train_regions
             Where the Markov baselines are trained; the training regions of the run when None.
             Without them the uniform model is the only baseline.
         options
             Windows, context curve and baselines.
+
+        Raises
+        ------
+        InputError, ConfigError
+            When it is not known where to evaluate, and as the command line does.
         """
         run = find_run(self.folder) if self.folder is not None else None
-        if genome is None:
-            if run is None:
-                raise InputError(
-                    f"{self.name} is not in a run folder: name a genome to evaluate on"
-                )
-            genome = run.genome_path
-        with genome_store(_path(genome)) as store:
-            own = run if run is not None and run.genome_checksum == store.checksum else None
-            where = regions_of(store, regions) if regions else own and own.regions(store, "test")
-            seen = (
-                regions_of(store, train_regions)
-                if train_regions
-                else own and own.regions(store, "train")
-            )
-            where = where or Regions.whole(store.lengths)
-            return evaluate(self.model, store, where, options, name=self.name, train_regions=seen)
+        given = Genome(genome) if isinstance(genome, str | Path) else genome
+        store, where, seen = evaluated_regions(run, given, regions, train_regions)
+        options = options or EvaluateOptions()
+        if options.window is None and self.longest is None and run is not None:
+            options = dataclasses.replace(options, window=run.longest)
+        return evaluate(self.model, store, where, options, name=self.name, train_regions=seen)
 
 
 def _split(options: Mapping[str, Any], out: object) -> tuple[dict[str, Any], dict[str, Any]]:
     """Part the keywords of a verb from those that say how the work is done."""
     known = RunOptions.__optional_keys__
     run = {name: value for name, value in options.items() if name in known}
-    only_files = sorted(run.keys() - {"batch_tokens", "device"})
+    only_files = sorted(options.keys() & _FILE_ONLY)
     if out is None and only_files:
         raise InputError(f"{', '.join(only_files)}: for work on a file; name it with out=")
     return {name: value for name, value in options.items() if name not in known}, run
 
 
 def _is_file(given: object) -> bool:
-    return isinstance(given, Path) or (isinstance(given, str) and Path(given).is_file())
+    """Tell the name of a file from a sequence: it exists, or holds what no sequence holds."""
+    if not isinstance(given, str):
+        return isinstance(given, Path)
+    if _NO_SEQUENCE.search(given):
+        return True
+    return len(given) <= _LONGEST_NAME and Path(given).is_file()
 
 
 def _path(genome: GenomeLike) -> str | Path:

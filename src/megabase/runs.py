@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import math
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import polars as pl
 
 from megabase.errors import ConfigError
-from megabase.untrusted import parse_yaml, read_text, shown
+from megabase.untrusted import fits, parse_yaml, read_text, shown
 
 if TYPE_CHECKING:
     from megabase.api import Model
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from megabase.tasks.config import FinetuneConfig, InContextConfig, PretrainConfig, PromptConfig
 
 _Config = TypeVar("_Config")
+_UNIONS = (typing.Union, types.UnionType)
+"""``A | B`` as typing gives it back: one for names in quotes, one for types."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +37,30 @@ class Run:
     """Run folder."""
     result: Any
     """What the run came to: a record of the verb, also in ``result.json``."""
+    frozen: str | None = None
+    """Model that the run left as it was: under a soft prompt, or asked with demonstrations."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Metrics of the test rows, or of the validation rows where there are no test rows."""
-        return self.result.test or self.result.valid
+        """Metrics of the test rows, or of the validation rows where there are no test rows.
+
+        Of pretraining ``loss`` (nats a token) and ``perplexity`` of the best validation. Empty when
+        nothing was measured.
+        """
+        if hasattr(self.result, "test"):
+            return self.result.test or self.result.valid
+        loss = self.result.progress.best_loss
+        return {} if loss is None else {"loss": loss, "perplexity": math.exp(loss)}
 
     @cached_property
     def model(self) -> Model:
         """The model that was measured: the best on validation, or the last one."""
         from megabase.api import load
 
-        return load(self.folder)
+        if self.frozen is None:
+            return load(self.folder)
+        learned = self.folder / "prompt"
+        return load(self.frozen, prompt=learned if learned.is_dir() else None)
 
 
 def pretrain(config: PretrainConfig | str | Path) -> Run:
@@ -70,7 +87,7 @@ def prompt(config: PromptConfig | str | Path) -> Run:
     from megabase.tasks.prompt import learn_prompt
 
     settings = _settings(config, PromptConfig)
-    return Run(Path(settings.output), learn_prompt(settings))
+    return Run(Path(settings.output), learn_prompt(settings), settings.model)
 
 
 def icl(config: InContextConfig | str | Path) -> Run:
@@ -79,7 +96,8 @@ def icl(config: InContextConfig | str | Path) -> Run:
     from megabase.tasks.in_context import in_context
 
     settings = _settings(config, InContextConfig)
-    return Run(Path(settings.output), in_context(settings))
+    frozen = None if settings.tune == "all" else settings.model
+    return Run(Path(settings.output), in_context(settings), frozen)
 
 
 def benchmark(config: BenchmarkConfig | str | Path) -> pl.DataFrame:
@@ -104,29 +122,45 @@ def _settings(config: Any, kind: type[_Config]) -> _Config:
     if not isinstance(config, str | Path):
         raise ConfigError(f"expected {kind.__name__} or the path of a recipe, found {config!r}")
     path = Path(config)
-    return _make(kind, parse_yaml(read_text(path, ConfigError), path, ConfigError), str(path), "")
+    values = parse_yaml(read_text(path, ConfigError), path, ConfigError)
+    return _make(kind, values, f"{path}: ", "")
 
 
-def _make(kind: Any, values: Any, path: str, group: str) -> Any:
-    """Make settings of a mapping, those below them too."""
+def _make(kind: Any, values: Any, where: str, group: str) -> Any:
+    """Make settings of a mapping, those below them too; `where` and `group` are for messages."""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}: expected fields of {kind.__name__}, found {shown(values)}")
+        raise ConfigError(f"{where}expected fields of {kind.__name__}, found {shown(values)}")
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind) if field.init]
-    made: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1)
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    for name in values:
+        if name not in fields:
+            near = difflib.get_close_matches(str(name), fields, n=1)
             hint = f"; did you mean {group}{near[0]}?" if near else ""
-            raise ConfigError(f"{path}: there is no field {group}{name}{hint}")
-        hint = hints[name]
-        rows = next((one for one in typing.get_args(hint) if dataclasses.is_dataclass(one)), None)
-        if dataclasses.is_dataclass(hint):
-            value = _make(hint, value, path, f"{group}{name}.")
-        elif rows is not None and isinstance(value, list):
-            value = tuple(
-                _make(rows, row, path, f"{group}{name}.") if isinstance(row, Mapping) else row
-                for row in value
-            )
-        made[name] = value
-    return kind(**made)
+            raise ConfigError(f"{where}there is no field {group}{name}{hint}")
+    unset = dataclasses.MISSING
+    lacking = [
+        f"{group}{name}"
+        for name, field in fields.items()
+        if name not in values and field.default is unset and field.default_factory is unset
+    ]
+    if lacking:
+        raise ConfigError(f"{where}expected {', '.join(lacking)}, which the recipe does not give")
+    return kind(**{n: _value(hints[n], value, where, f"{group}{n}") for n, value in values.items()})
+
+
+def _value(hint: Any, value: Any, where: str, name: str) -> Any:
+    """Bring a value of YAML to the type of its field: settings, rows of settings, 1e-3."""
+    known = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
+    if float in known and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)  # YAML takes 1e-3 for text
+    for one in known:
+        inner = typing.get_args(one)
+        if dataclasses.is_dataclass(one) and (isinstance(value, Mapping) or len(known) == 1):
+            return _make(one, value, where, f"{name}.")
+        if typing.get_origin(one) in (list, tuple) and isinstance(value, list):
+            made = [_value(inner[0], item, where, f"{name}[{i}]") for i, item in enumerate(value)]
+            return made if typing.get_origin(one) is list else tuple(made)
+    if not fits(value, hint):
+        raise ConfigError(f"{where}{name} cannot be {shown(value)}")
+    return value

@@ -159,15 +159,16 @@ def build(kind: type[_Record], values: Any) -> _Record:
     if not isinstance(values, Mapping):
         raise TypeError(f"expected an object, found {shown(values)}")
     for field in fields(kind):  # pyright: ignore[reportArgumentType]
-        if field.name in values and not _fits(values[field.name], hints[field.name]):
+        if field.name in values and not fits(values[field.name], hints[field.name]):
             raise TypeError(f"{field.name} cannot be {shown(values[field.name])}")
     return kind(**values)
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
+    """Tell whether a plain value is of a declared type; types of ours are not looked into."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, one) for one in inner)
+        return any(fits(value, one) for one in inner)
     if origin is typing.Literal:
         return any(value == one for one in inner)
     if hint is type(None):
@@ -179,7 +180,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(hint, type) and hint in (str, bool):
         return isinstance(value, hint)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(_fits(one, inner[1]) for one in value.values())
+        return isinstance(value, Mapping) and all(fits(one, inner[1]) for one in value.values())
     if isinstance(origin, type) and issubclass(origin, Sequence):
-        return isinstance(value, list | tuple) and all(_fits(one, inner[0]) for one in value)
+        return isinstance(value, list | tuple) and all(fits(one, inner[0]) for one in value)
     return True

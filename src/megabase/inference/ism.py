@@ -25,7 +25,15 @@ from megabase.genome.files import atomic_file
 from megabase.genome.interval import Interval, Strand, one_based
 from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
-from megabase.inference.jobs import BATCH_TOKENS, PassOptions, RunOptions, Work, check_run, map_file
+from megabase.inference.jobs import (
+    BATCH_TOKENS,
+    PassOptions,
+    RunOptions,
+    Work,
+    check_run,
+    map_file,
+    require_known,
+)
 from megabase.inference.parts import Provenance, refuse_existing
 from megabase.inference.scoring import Strands
 from megabase.inference.variants.forward import Placement
@@ -111,6 +119,7 @@ def ism(
         When model, window and methods do not fit.
     """
     options = VariantOptions(window, methods, strands, placement)
+    require_known(passes, PassOptions)
     loaded = load(model, head="language", device=passes.get("device"))
     with genome_store(genome) as store:
         scorer = VariantScorer(loaded, store, options, passes.get("batch_tokens", BATCH_TOKENS))

@@ -8,6 +8,7 @@ goes to process n modulo their number, also under ``torchrun`` on a shared file 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import itertools
 import multiprocessing
 import os
@@ -121,8 +122,17 @@ class _Share:
     threads: int = 1
 
 
+def require_known(options: Mapping[str, Any], kind: Any) -> None:
+    """Refuse keywords that a TypedDict does not have, which Python itself lets through."""
+    for name in options.keys() - kind.__optional_keys__:
+        near = difflib.get_close_matches(name, kind.__optional_keys__, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"there is no option {name}{hint}")
+
+
 def check_run(output: str | Path, **running: Unpack[RunOptions]) -> _Share:
     """Refuse options that cannot be, and an output that cannot be written, before any work."""
+    require_known(running, RunOptions)
     workers, device = running.get("workers"), running.get("device")
     number = running.get("threads", 1)
     if workers is not None and workers < 1:

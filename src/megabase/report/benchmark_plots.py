@@ -35,7 +35,7 @@ def draw_bars(lines: Sequence[Record], figure: Figure, theme: Theme, size: Size)
     bottom, top = 3.6 * size.text, 8.0
     axes = axes_between(figure, size, left, bottom, 4.5 * size.text, top)
     for place, line in enumerate(shown):
-        color = theme.floor if str(line["model"]).startswith("kmer") else theme.model
+        color = theme.baseline if str(line["model"]).startswith("kmer") else theme.model
         axes.barh(place, line["mean"], height=0.6, color=color, alpha=0.85)
         if line["spread"] is not None:
             axes.errorbar(
@@ -96,7 +96,7 @@ def draw_curves(
     for axes, kind in zip(np.ravel(grid), ("roc", "pr"), strict=True):
         for number, (model, scores, labels) in enumerate(series):
             x, y = _binary_curves(scores, labels)[kind]
-            color = theme.floor if model.startswith("kmer") else theme.model
+            color = theme.baseline if model.startswith("kmer") else theme.model
             axes.plot(
                 x, y, LINE_STYLES[number % 4], label=shown_name(model), color=color, linewidth=1.5,
                 alpha=1.0 - 0.12 * (number % 5),
@@ -147,7 +147,7 @@ def draw_lengths(lines: Sequence[Record], figure: Figure, theme: Theme, size: Si
     axes = add_axes(figure, size, right=10, y_label=str(lines[0]["metric"]))
     for number, model in enumerate(dict.fromkeys(line["model"] for line in lines)):
         mine = sorted((i for i in lines if i["model"] == model), key=lambda i: i["length"])
-        color = theme.floor if str(model).startswith("kmer") else theme.model
+        color = theme.baseline if str(model).startswith("kmer") else theme.model
         axes.errorbar(
             [line["length"] for line in mine],
             [line["mean"] for line in mine],

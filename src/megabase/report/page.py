@@ -18,12 +18,12 @@ _CSS = f"""
 :root {{
   color-scheme: light dark;
   --ink: {LIGHT.ink}; --muted: {LIGHT.muted}; --faint: {LIGHT.faint};
-  --model: {LIGHT.model}; --floor: {LIGHT.floor}; --paper: {LIGHT.background};
+  --model: {LIGHT.model}; --floor: {LIGHT.baseline}; --paper: {LIGHT.background};
 }}
 @media (prefers-color-scheme: dark) {{
   :root {{
     --ink: {DARK.ink}; --muted: {DARK.muted}; --faint: {DARK.faint};
-    --model: {DARK.model}; --floor: {DARK.floor}; --paper: {DARK.background};
+    --model: {DARK.model}; --floor: {DARK.baseline}; --paper: {DARK.background};
   }}
 }}
 * {{ box-sizing: border-box; }}

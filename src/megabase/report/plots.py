@@ -67,8 +67,8 @@ def best_baseline(evaluation: Record, key: str = "measure") -> Record | None:
     `key` is "measure" for the targets of the evaluation, "context_measure" for those of its context
     curve.
     """
-    floors = [floor for floor in evaluation["floors"] if floor[key] is not None]
-    return min(floors, key=lambda floor: floor[key]["nats_acgt"], default=None)
+    baselines = [baseline for baseline in evaluation["floors"] if baseline[key] is not None]
+    return min(baselines, key=lambda baseline: baseline[key]["nats_acgt"], default=None)
 
 
 def draw_learning_curve(
@@ -167,11 +167,11 @@ def draw_context_curve(evaluation: Record, figure: Figure, theme: Theme, size: S
     heights = [*(v - e for v, e in zip(found, errors, strict=True)),
                *(v + e for v, e in zip(found, errors, strict=True))]  # fmt: skip
     labels: list[Label] = [(found[-1], _model_label(found[-1], size), theme.model)]
-    floor = best_baseline(evaluation, "context_measure")
-    if floor is not None:
-        value = floor["context_measure"]["perplexity_acgt"]
-        axes.axhline(value, color=theme.floor, linewidth=1.4, linestyle=(0, (4, 3)))
-        labels.append((value, _floor_label(floor["name"], value, size), theme.floor))
+    baseline = best_baseline(evaluation, "context_measure")
+    if baseline is not None:
+        value = baseline["context_measure"]["perplexity_acgt"]
+        axes.axhline(value, color=theme.baseline, linewidth=1.4, linestyle=(0, (4, 3)))
+        labels.append((value, _baseline_label(baseline["name"], value, size), theme.baseline))
         heights.append(value)
     axes.set_ylim(*padded(heights))
     axes.set_xlim(context[0] / 1.15, context[-1] * 1.15)
@@ -182,7 +182,7 @@ def draw_context_curve(evaluation: Record, figure: Figure, theme: Theme, size: S
     label_right(axes, labels, size)
 
 
-def _floor_label(name: str, value: float, size: Size) -> str:
+def _baseline_label(name: str, value: float, size: Size) -> str:
     name = name.replace(", fitted", ",\nfitted")
     if size is WIDE:
         return f"{name} {value:.3f}" if "\n" in name else f"{name}\n{value:.3f}"
@@ -207,19 +207,19 @@ def draw_baselines(evaluation: Record, figure: Figure, theme: Theme, size: Size)
     orders: list[int] = []
     lines: list[tuple[str, list[float]]] = []
     for fitted in (False, True):
-        floors = [
+        baselines = [
             f for f in evaluation["floors"] if f["order"] is not None and f["fitted"] is fitted
         ]
-        if not floors:
+        if not baselines:
             continue
-        orders = [floor["order"] for floor in floors]
-        values = [floor["measure"]["perplexity_acgt"] for floor in floors]
+        orders = [baseline["order"] for baseline in baselines]
+        values = [baseline["measure"]["perplexity_acgt"] for baseline in baselines]
         style: dict[str, Any] = (
             {"marker": "D", "markerfacecolor": theme.background, "linewidth": 1.2}
             if fitted
             else {"marker": "o"}
         )
-        axes.plot(orders, values, color=theme.floor, markersize=4.5, **style)
+        axes.plot(orders, values, color=theme.baseline, markersize=4.5, **style)
         kind = "fitted rates" if fitted else "fixed rate"
         lines.append((f"Markov, {kind}" if size is WIDE else kind, values))
         shown += [min(values), max(values)]
@@ -230,14 +230,14 @@ def draw_baselines(evaluation: Record, figure: Figure, theme: Theme, size: Size)
     for text, values in lines:
         out = next((i for i, value in enumerate(values) if value > high), None)
         if out is None or out == 0:
-            labels.append((min(values[-1], high), text, theme.floor))
+            labels.append((min(values[-1], high), text, theme.baseline))
         else:  # named where it leaves the picture
             rise = (high - values[out - 1]) / (values[out] - values[out - 1])
             right = "fitted" in text
             axes.annotate(
                 text.removeprefix("Markov, "), (orders[out - 1] + rise, high),
                 xytext=(6 if right else -6, -3), textcoords="offset points", va="top",
-                ha="left" if right else "right", color=theme.floor,
+                ha="left" if right else "right", color=theme.baseline,
             )  # fmt: skip
     axes.set_xticks([order for order in orders if order % 2 == 0])
     axes.set_xlabel("order of the Markov model (bases of context)")
@@ -269,7 +269,7 @@ def _draw_prompt_lengths(
         )
     if reference is not None:
         axes.axhline(
-            reference[1], color=theme.floor, linestyle="--", label=shown_name(reference[0])
+            reference[1], color=theme.baseline, linestyle="--", label=shown_name(reference[0])
         )
     # Zero vectors stand on the axis too: linear up to 1, logarithmic from there.
     axes.set_xscale("symlog", base=2, linthresh=1)

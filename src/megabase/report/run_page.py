@@ -120,7 +120,7 @@ def build_run_page(run: RunRecord, evaluation: Record | None) -> str:
             statistics(_headline(run, evaluation)),
             _learning(run),
             _context(evaluation),
-            _floors(evaluation),
+            _baselines(evaluation),
             _breakdown(run, evaluation),
             _data_section(run),
             _settings_section(run),
@@ -135,18 +135,18 @@ def _verdict(run: RunRecord, evaluation: Record | None) -> str:
             "This run has not been evaluated on held-out DNA yet; megabase evaluate does that. "
             "What follows is what training itself recorded."
         )
-    model, floor = evaluation["overall"], best_baseline(evaluation)
+    model, baseline = evaluation["overall"], best_baseline(evaluation)
     kind = "held-out bases" if _held_out(run, evaluation) else "bases, not all of them held out,"
     text = (
         f"On {model['targets']:,} {kind} the model is as uncertain as if it had to choose "
         f"among {model['perplexity_acgt']:.3f} equally likely bases."
     )
-    if floor is None or floor["order"] is None:
+    if baseline is None or baseline["order"] is None:
         return text + " No Markov model was trained beside it."
-    name = floor["name"].replace("Markov order", "a Markov model of order", 1)
+    name = baseline["name"].replace("Markov order", "a Markov model of order", 1)
     name = name.replace(", fitted", " with fitted rates")
-    reference = f"the best baseline, {name} ({floor['measure']['perplexity_acgt']:.3f})"
-    margin, error = floor["margin_nats"], floor["margin_nats_se"] or 0.0
+    reference = f"the best baseline, {name} ({baseline['measure']['perplexity_acgt']:.3f})"
+    margin, error = baseline["margin_nats"], baseline["margin_nats_se"] or 0.0
     if abs(margin) <= 2 * error:
         return f"{text} That is level with {reference}."
     if margin > 0:
@@ -176,12 +176,12 @@ def _headline(run: RunRecord, evaluation: Record | None) -> list[tuple[str, str,
     last = run.of_kind("train")[-1]
     items: list[tuple[str, str, str]] = []
     if evaluation is not None:
-        model, floor = evaluation["overall"], best_baseline(evaluation)
+        model, baseline = evaluation["overall"], best_baseline(evaluation)
         what = "perplexity over A,\u00a0C,\u00a0G,\u00a0T"
         items.append((f"{model['perplexity_acgt']:.3f}", _plus_minus(model), what))
-        if floor is not None:
-            value = f"{floor['measure']['perplexity_acgt']:.3f}"
-            items.append((value, "", f"best baseline: {floor['name']}"))
+        if baseline is not None:
+            value = f"{baseline['measure']['perplexity_acgt']:.3f}"
+            items.append((value, "", f"best baseline: {baseline['name']}"))
     items += [
         (_short_number(run.parameters), "", "parameters"),
         (_short_number(last["tokens"]), "", f"tokens seen in {_duration(last['seconds'])}"),
@@ -284,16 +284,24 @@ def _context(evaluation: Record | None) -> str:
     )
 
 
-def _floors(evaluation: Record | None) -> str:
+def _baselines(evaluation: Record | None) -> str:
     if evaluation is None or len(evaluation["floors"]) < 2:
         return ""
     model = evaluation["overall"]
-    markov = [floor for floor in evaluation["floors"] if floor["order"] is not None]
-    fixed = [floor for floor in markov if not floor["fitted"]]
-    fitted = {floor["order"]: _with_error(floor["measure"]) for floor in markov if floor["fitted"]}
+    markov = [baseline for baseline in evaluation["floors"] if baseline["order"] is not None]
+    fixed = [baseline for baseline in markov if not baseline["fitted"]]
+    fitted = {
+        baseline["order"]: _with_error(baseline["measure"])
+        for baseline in markov
+        if baseline["fitted"]
+    }
     cells = [["uniform", "4.000", ""]] + [
-        [f"order {floor['order']}", _with_error(floor["measure"]), fitted.get(floor["order"], "")]
-        for floor in fixed
+        [
+            f"order {baseline['order']}",
+            _with_error(baseline["measure"]),
+            fitted.get(baseline["order"], ""),
+        ]
+        for baseline in fixed
     ]
     cells.append(["model", _with_error(model), ""])
     best = best_baseline(evaluation) or markov[0]

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Theme:
-    """Colors of a plot on one background: ``model`` for the model, ``floor`` for baselines."""
+    """Colors of a plot on one background: ``model`` for the model, ``baseline`` for baselines."""
 
     name: str
     ink: str
     muted: str
     faint: str
     model: str
-    floor: str
+    baseline: str
     background: str
 
 

@@ -84,8 +84,8 @@ def _plan(config: PromptConfig, fabric: Fabric) -> Plan:
         )
     torch.manual_seed(config.seed)
     spec = _spec(config.prompt, head.pooling, run.tokens, run.train)
-    stretch = config.checkpointing_stretch if config.activation_checkpointing else None
-    model = _prompted_model(config.model, config.prompt, spec, run.tokens, stretch)
+    every = config.checkpointing_stretch if config.activation_checkpointing else None
+    model = _prompted_model(config.model, config.prompt, spec, run.tokens, every)
     _tokenize(run, model, truncate=config.table.truncate)
     facts = {
         "padding": head.padding,
@@ -114,7 +114,7 @@ def _plan(config: PromptConfig, fabric: Fabric) -> Plan:
 
 
 def _prompted_model(
-    name: str, settings: PromptSettings, spec: PromptSpec, tokens: TokenEncoder, stretch: int | None
+    name: str, settings: PromptSettings, spec: PromptSpec, tokens: TokenEncoder, every: int | None
 ) -> PromptedModel:
     """Load the model and put a new prompt in front of it, from torch's current seed."""
     from megabase.models.adapt.prompt import PromptedModel
@@ -123,8 +123,8 @@ def _prompted_model(
 
     kind = "causal-lm" if settings.answer == "label_tokens" else "base"
     frozen = load_model(name, kind).train()
-    if stretch is not None:
-        checkpoint_activations(frozen, stretch)
+    if every is not None:
+        checkpoint_activations(frozen, every)
     start = None
     if settings.start == "vocabulary":
         bases = torch.tensor([_token(tokens, letter) for letter in "ACGT"])

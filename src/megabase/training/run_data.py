@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from megabase.data.regions import Regions, read_intervals, regions_of, split_genome
-from megabase.errors import InputError
+from megabase.errors import ConfigError, InputError
 from megabase.genome.store import Genome
 from megabase.training.run_folder import RunFolder
 from megabase.untrusted import parsing
@@ -89,3 +90,45 @@ def find_run(folder: str | Path) -> RunData | None:
                 _ = run.data["genome"]["sha256"], run.data["splits"]["train"]
             return run
     return None
+
+
+def evaluated_regions(
+    run: RunData | None,
+    genome: Genome | None,
+    regions: Iterable[str] | None,
+    train_regions: Iterable[str] | None,
+) -> tuple[Genome, Regions, Regions | None]:
+    """Settle the genome, the regions to evaluate on, and the training regions where known.
+
+    Parameters
+    ----------
+    run
+        Run of the model, whose genome and split are taken where others are not named.
+    genome
+        Another genome; of the run's split nothing is then taken, unless it holds the same bases.
+    regions, train_regions
+        Contigs, region strings or BED files.
+
+    Raises
+    ------
+    ConfigError
+        When there is no genome, or nothing says where to evaluate.
+    """
+    own = run
+    if genome is None:
+        if run is None:
+            raise ConfigError("genome=... is missing: name a store made by `megabase genome build`")
+        genome = Genome(run.genome_path)
+    elif run is not None and genome.checksum != run.genome_checksum:
+        own = None  # another genome on purpose: the split of the run says nothing about it
+    if regions:
+        found = regions_of(genome, regions)
+    elif own is None:
+        raise ConfigError("regions=... is missing: name contigs, regions or BED files")
+    else:
+        found = own.regions(genome, "test")
+        if not len(found):
+            raise ConfigError(f"the run {own.path} held nothing out for test; give regions=...")
+    if train_regions:
+        return genome, found, regions_of(genome, train_regions)
+    return genome, found, None if own is None else own.regions(genome, "train")

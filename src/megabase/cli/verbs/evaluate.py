@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING
 from megabase.cli.options import add_regions_option
 from megabase.cli.parser import Verb
 from megabase.cli.streams import note, show_progress
-from megabase.errors import ConfigError, MegabaseError, MissingDependencyError
+from megabase.errors import MegabaseError, MissingDependencyError
 from megabase.genome.files import check_output
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
     from rich.console import Console
 
-    from megabase.data.regions import Regions
     from megabase.evaluate.results import EvaluationResult, Measure
-    from megabase.genome.store import Genome
     from megabase.training.run_data import RunData
 
 
@@ -65,12 +63,13 @@ def _evaluate(args: Namespace) -> int:
     included) or BED files. For a model inside a run folder, genome and training regions are those
     of the run, and the regions evaluated are its test regions unless others are named.
     """
-    from megabase.training.run_data import find_run
+    from megabase.genome.store import Genome
+    from megabase.training.run_data import evaluated_regions, find_run
 
     model_run = None if args.model is None else find_run(args.model)
     files = _files(args, model_run)
-    store = _store(args, model_run)
-    regions, train = _regions(args, store, model_run)
+    genome = None if args.genome is None else Genome(args.genome)
+    store, regions, train = evaluated_regions(model_run, genome, args.regions, args.train_regions)
 
     from rich.console import Console
 
@@ -116,39 +115,6 @@ def _files(args: Namespace, model_run: RunData | None) -> tuple[Path | None, Pat
     if target.is_dir():
         check_output(file, args.overwrite)
     return file, target
-
-
-def _store(args: Namespace, model_run: RunData | None) -> Genome:
-    """Open the genome, that of the run unless another is named."""
-    from megabase.genome.store import Genome
-
-    if args.genome is not None:
-        return Genome(args.genome)
-    if model_run is None:
-        raise ConfigError("--genome is missing: name a store made by `megabase genome build`")
-    return Genome(model_run.genome_path)
-
-
-def _regions(
-    args: Namespace, store: Genome, model_run: RunData | None
-) -> tuple[Regions, Regions | None]:
-    """Give the regions to score, and the training regions if they are known."""
-    from megabase.data.regions import regions_of
-
-    own = model_run
-    if own is not None and args.genome is not None and store.checksum != own.genome_checksum:
-        own = None  # another genome on purpose: the split of the run says nothing about it
-    if args.regions:
-        regions = regions_of(store, args.regions)
-    elif own is not None:
-        regions = own.regions(store, "test")
-        if not len(regions):
-            raise ConfigError(f"the run {own.path} held nothing out for test; give --regions")
-    else:
-        raise ConfigError("--regions is missing: name contigs, regions or BED files")
-    if args.train_regions:
-        return regions, regions_of(store, args.train_regions)
-    return regions, None if own is None else own.regions(store, "train")
 
 
 def _write(result: EvaluationResult, file: Path | None, folder: Path | None) -> None:

@@ -18,7 +18,7 @@ from megabase.genome.interval import Variant, one_based
 from megabase.genome.left_out import Reason
 from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord, check_allele, check_record, find_contig, read_vcf_records
-from megabase.inference.jobs import BATCH_TOKENS, PassOptions
+from megabase.inference.jobs import BATCH_TOKENS, PassOptions, require_known
 from megabase.inference.parts import Provenance
 from megabase.inference.scoring import STRANDS, Strands
 from megabase.inference.variants.forward import (
@@ -411,6 +411,7 @@ def score_variants(
     """
     options = VariantOptions(window, methods, strands, placement)
     records = _records(variants)
+    require_known(passes, PassOptions)
     loaded = load(model, head="language", device=passes.get("device"))
     with genome_store(genome) as store:
         scorer = VariantScorer(loaded, store, options, passes.get("batch_tokens", BATCH_TOKENS))
