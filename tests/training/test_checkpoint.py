@@ -14,7 +14,7 @@ import torch
 
 from megabase.errors import RunError
 from megabase.training import checkpoint
-from megabase.training.checkpoint import Checkpoints, _truncate_metrics
+from megabase.training.checkpoint import Checkpoints
 from megabase.training.engine import _build_optimizer as build_optimizer
 
 
@@ -66,7 +66,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
             return original(*arguments, **named)
 
         monkeypatch.setattr(checkpoint, name, failing)
-    with pytest.raises(RunError, match=r"step-00000006.*disk is full.*step-00000004 is whole"):
+    with pytest.raises(RunError, match=r"step-00000006.*No space left.*step-00000004 is whole"):
         toy.run(toy.config(tmp_path), save=save)
     monkeypatch.undo()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
@@ -110,11 +110,11 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"kind": "train", "step": step}) for step in (1, 2, 3, 4)]
     path.write_text("\n".join(lines) + '\n{"kind": "tr')
-    _truncate_metrics(path, 3)
+    Checkpoints(tmp_path).clean(3)
     assert path.read_text() == "\n".join(lines[:3]) + "\n"
-    _truncate_metrics(path, 9)
+    Checkpoints(tmp_path).clean(9)
     assert len(path.read_text().splitlines()) == 3
-    _truncate_metrics(tmp_path / "none.jsonl", 1)
+    Checkpoints(tmp_path / "none").clean(1)
 
 
 def test_only_whole_folders_count(tmp_path: Path) -> None:

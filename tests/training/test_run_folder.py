@@ -19,25 +19,27 @@ def test_a_new_folder_is_made(tmp_path: Path) -> None:
     run = tmp_path / "a" / "b"
     assert check_run(config(run), "x: 1\n") == []
     assert not run.exists()
-    _start_run(config(run), "x: 1\n")
+    _start_run(config(run), "x: 1\n", {})
     assert (run / "config.yaml").read_text() == "x: 1\n"
 
 
 def test_a_taken_folder_is_refused(tmp_path: Path) -> None:
-    _start_run(config(tmp_path), "x: 1\n")
+    _start_run(config(tmp_path), "x: 1\n", {})
     with pytest.raises(RunError, match=r"exists and is not empty.*resume=True.*overwrite=True"):
         check_run(config(tmp_path), "x: 1\n")
 
 
 def test_overwrite_deletes_a_run_and_nothing_else(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    _start_run(config(run), "x: 1\n")
+    _start_run(config(run), "x: 1\n", {})
     (run / "checkpoints" / "step-00000001").mkdir(parents=True)
     (run / "last").symlink_to("checkpoints/step-00000001")
     (run / "metrics.jsonl").write_text("old")
     check_run(config(run, overwrite=True), "x: 2\n")
-    _start_run(config(run, overwrite=True), "x: 2\n")
-    assert [path.name for path in run.iterdir()] == ["config.yaml"]
+    _start_run(config(run, overwrite=True), "x: 2\n", {})
+    assert sorted(path.name for path in run.iterdir()) == [
+        "config.yaml", "data.json", "environment.json"
+    ]  # fmt: skip
     (run / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError, match=r"thesis\.tex"):
         check_run(config(run, overwrite=True), "x: 2\n")
@@ -57,7 +59,7 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
 def test_resume_needs_a_run_of_the_same_settings(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run to resume"):
         check_run(config(tmp_path, resume=True), "seed: 1\n")
-    _start_run(config(tmp_path), "seed: 1\nsteps: 5\nkeep: 2\ndata: {genome: a}\n")
+    _start_run(config(tmp_path), "seed: 1\nsteps: 5\nkeep: 2\ndata: {genome: a}\n", {})
     same = "seed: 1\nsteps: 9\nkeep: 3\ndata: {genome: a}\n"
     assert check_run(config(tmp_path, resume=True), same) == ["steps: 5 then, 9 now"]
     with pytest.raises(RunError, match=r"data\.genome: 'a' then, 'b' now.*seed: 1 then, 2 now"):

@@ -138,7 +138,7 @@ def run(
     model = ToyModel() if model is None else model
     data = ToyData() if data is None else data
     if fabric.global_rank == 0:
-        _start_run(settings, "{}")
+        _start_run(settings, "{}", {})
     fabric.barrier()
     result = fit(
         model,

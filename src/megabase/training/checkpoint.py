@@ -8,7 +8,6 @@ pickled. Names are those of the module: one process, DDP and FSDP write and read
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -30,9 +29,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from megabase.errors import RunError
-from megabase.genome.files import new_name, write_whole
-from megabase.untrusted import build, parsing, read_json, read_text, shown
+from megabase.errors import OutputError, RunError
+from megabase.genome.files import new_name, write_whole, writing
+from megabase.training.run_folder import RunFolder
+from megabase.untrusted import build, parsing, read_json, shown
 
 SaveModel = Callable[[Path, Mapping[str, torch.Tensor]], None]
 """Writes the model into a folder, given its full state dict on the CPU."""
@@ -98,52 +98,34 @@ class Checkpoints:
         final = self.folder / f"step-{progress.step:08d}"
         partial = self.folder / f"{_PARTIAL}{final.name}-{uuid.uuid4().hex[:8]}"
         try:
-            (partial / "training_state").mkdir(parents=True)
-            save_model(partial, state[0])
-            _write_state(partial / "training_state", progress, state)
-            _flush_tree(partial)
-            if final.exists():
-                # Only after a resume that repeats this step; the numbers are the same.
-                shutil.rmtree(final)
-            partial.rename(final)
-            _flush(self.folder)
-            _write_link(self.run / "last", final.relative_to(self.run))
-            if progress.best_step == progress.step:
-                _write_link(self.run / "best", final.relative_to(self.run))
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise RunError(self._describe(error, final)) from error
-        except Exception as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            # safetensors reports a full disk as an error of its own with the message of the system.
-            if "os error 28" in str(error) or "No space left" in str(error):
-                full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                raise RunError(self._describe(full, final)) from error
-            raise
+            with writing(self.run, "make room or lower keep"):
+                (partial / "training_state").mkdir(parents=True)
+                save_model(partial, state[0])
+                _write_state(partial / "training_state", progress, state)
+                _flush_tree(partial)
+                if final.exists():
+                    # Only after a resume that repeats this step; the numbers are the same.
+                    shutil.rmtree(final)
+                partial.rename(final)
+                _flush(self.folder)
+                _write_link(self.run / "last", final.relative_to(self.run))
+                if progress.best_step == progress.step:
+                    _write_link(self.run / "best", final.relative_to(self.run))
+        except OutputError as error:
+            earlier = [path.name for path in self.finished() if path != final]
+            kept = f"the checkpoint {earlier[-1]} is whole" if earlier else "there is none before"
+            raise RunError(
+                f"checkpoint {final.name} is not saved: {error}; {kept}; continue with resume=True"
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # gone once it has its final name
         return final
-
-    def _describe(self, error: OSError, final: Path) -> str:
-        earlier = [path.name for path in self.finished() if path != final]
-        kept = (
-            f"the checkpoint {earlier[-1]} is whole"
-            if earlier
-            else "there is no earlier checkpoint"
-        )
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            try:
-                free = f"{shutil.disk_usage(final.parent).free / 1e6:,.1f} MB free"
-            except OSError:
-                free = "no space left"
-            return (
-                f"cannot write checkpoint {final}: the disk is full ({free}); {kept}; make room or "
-                "lower keep, then continue with resume=True"
-            )
-        return f"cannot write checkpoint {final}: {error.strerror or error}; {kept}"
 
     @staticmethod
     def progress_of(checkpoint: Path) -> Progress:
         """Read the counters of a checkpoint."""
-        return _progress(_record(checkpoint), checkpoint)
+        with parsing(checkpoint / "training_state" / "state.json", RunError):
+            return build(Progress, _record(checkpoint)["progress"])
 
     @staticmethod
     def load(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
@@ -180,7 +162,7 @@ class Checkpoints:
                 f"{checkpoint} does not fit this model: {reason}; resume with the settings of the "
                 "run"
             ) from error
-        return _progress(record, checkpoint)
+        return Checkpoints.progress_of(checkpoint)
 
     def prune(self, keep: int, best_step: int | None) -> None:
         """Delete all but the newest ``keep`` checkpoints and the best one."""
@@ -197,7 +179,10 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
         for path in self.run.glob(".*.tmp.*"):
             path.unlink(missing_ok=True)
-        _truncate_metrics(self.run / "metrics.jsonl", step)
+        path = self.run / "metrics.jsonl"
+        if path.exists():
+            kept = (record for record in RunFolder(self.run).metrics() if record["step"] <= step)
+            write_whole(path, "".join(f"{json.dumps(record)}\n" for record in kept))
 
 
 def _step_of(path: Path) -> int:
@@ -236,11 +221,6 @@ def _write_state(folder: Path, progress: Progress, state: _State) -> None:
     (folder / "state.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _progress(record: dict[str, Any], checkpoint: Path) -> Progress:
-    with parsing(checkpoint / "training_state" / "state.json", RunError):
-        return build(Progress, record["progress"])
-
-
 def _record(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "training_state" / "state.json"
     record = read_json(path, RunError)
@@ -250,22 +230,6 @@ def _record(checkpoint: Path) -> dict[str, Any]:
             "use the megabase that wrote it"
         )
     return record
-
-
-def _truncate_metrics(path: Path, step: int) -> None:
-    """Cut ``metrics.jsonl`` back to the records of steps up to ``step``."""
-    if not path.exists():
-        return
-    kept: list[str] = []
-    for line in read_text(path, RunError).splitlines():
-        try:
-            record = json.loads(line)
-            if record.get("step", 0) > step:
-                break
-        except (ValueError, AttributeError, TypeError, RecursionError):
-            break  # the line a killed process was writing
-        kept.append(line + "\n")
-    write_whole(path, "".join(kept))
 
 
 def _write_link(link: Path, target: Path) -> None:

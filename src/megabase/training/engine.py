@@ -40,7 +40,7 @@ from megabase.settings import OptimConfig, TrainConfig
 from megabase.training.checkpoint import Checkpoints, Progress, SaveModel
 from megabase.training.evaluation import Batches, EvalSet, evaluate
 from megabase.training.logging import RunLog, perplexity
-from megabase.training.process import StopSignal
+from megabase.training.process import stop_signals
 from megabase.training.schedule import LengthSchedule, StagePoint, lr_at
 
 
@@ -101,7 +101,7 @@ def fit(
     log_file = run / "metrics.jsonl" if main else None
     unit = getattr(objective, "unit", "tokens")
     with (
-        StopSignal() as stop,
+        stop_signals() as stops,
         Prefetcher(lambda request: data.batch(*request), requests) as batches,
         RunLog(log_file, total, first, console if main else None, unit) as log,
     ):
@@ -114,7 +114,7 @@ def fit(
             # 1. One step over the global batch.
             point = schedule.at(step)
             torch.manual_seed(_step_seed(config.seed, step, fabric.global_rank))
-            sums = _backward(model, objective, batches, point, fabric, stop.received is not None)
+            sums = _backward(model, objective, batches, point, fabric, bool(stops))
             grad_norm = _clip(model, optimizer, config, fabric)
             lr = _set_lr(optimizer.optimizer, step, config.optim, total)
             loss = sums.loss / sums.count if sums.count else 0.0
@@ -155,7 +155,7 @@ def fit(
             if validation is not None and _due(done, total, config.eval_every):
                 improved = _validate(model, validation, config, fabric, progress, log)
                 clock = time.perf_counter()
-            signal = (stop.received or 15) if sums.stop else None
+            signal = (stops[-1] if stops else 15) if sums.stop else None
             enough = _out_of_patience(progress, config)
             regular = _due(done, total, config.checkpoint_every) or done == total or enough
             if regular or improved or signal is not None:

@@ -9,13 +9,13 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from megabase.errors import RunError
+from megabase.genome.files import without_nan
 
 # Values of a record that are shown in their own way, or not at all.
 _NOT_METRICS = {
@@ -72,16 +72,11 @@ class RunLog:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._bar is not None:
             self._bar.stop()
         if self._file is not None:
-            with suppress(OSError) if error is not None else nullcontext():
+            with suppress(OSError) if kind is not None else nullcontext():
                 self._file.close()
 
     def flush(self) -> None:
@@ -93,12 +88,9 @@ class RunLog:
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append a record; numbers that are not finite become null."""
         if self._file is not None:
-            clean = {
-                key: None if isinstance(value, float) and not math.isfinite(value) else value
-                for key, value in values.items()
-            }
+            record = without_nan({"kind": kind, "step": step, **values})
             try:
-                self._file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
+                self._file.write(json.dumps(record) + "\n")
                 self._file.flush()
             except OSError as failure:
                 raise RunError(

@@ -14,10 +14,10 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from megabase.errors import ConfigError
 
@@ -46,8 +46,6 @@ def _meminfo() -> int | None:
     except OSError:
         pass
     try:
-        import os
-
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return None
@@ -140,9 +138,8 @@ def keep_freed_memory() -> bool:
     needs twice the memory. False where the C library is not glibc, or ``GLIBC_TUNABLES``, which
     wins, is set.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+    chosen = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if chosen or not sys.platform.startswith("linux"):
         return False
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -161,44 +158,40 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
+    """Let `handler` take signals; outside the main thread, where none can be caught, do nothing."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in numbers if main}
+    try:
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
+
+
+@contextlib.contextmanager
 def terminable() -> Iterator[None]:
     """Raise :class:`Terminated` on SIGTERM; outside the main thread do nothing."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
-    if threading.current_thread() is not threading.main_thread():
+    with _handling(stop, signal.SIGTERM):
         yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
-class StopSignal:
-    """Context that turns SIGTERM and SIGINT into a flag.
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT in a list that the loop looks at after each step, to save and end.
 
-    The loop looks at :attr:`received` after each step, saves and ends. A second SIGINT interrupts
-    at once. Outside the main thread, where signals cannot be caught, it does nothing.
+    A second SIGINT interrupts at once. Outside the main thread none is caught.
     """
+    received: list[int] = []
 
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
+    def note(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
+        received.append(number)
+
+    with _handling(note, signal.SIGTERM, signal.SIGINT):
+        yield received

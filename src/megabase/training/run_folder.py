@@ -200,10 +200,19 @@ def _check(config: RunConfig, resolved: str) -> list[str]:
     run = Path(config.output)
     if run.exists() and not run.is_dir():
         raise RunError(f"output {run} is a file; name a folder")
-    taken = RunFolder(run).taken
+    saved = run / "config.yaml"
     if config.resume:
-        return _check_resume(run, resolved)
-    if not taken:
+        if not saved.is_file():
+            raise RunError(f"there is no run to resume in {run}: {saved} is missing")
+        changes = _changed_settings(read_text(saved, RunError), resolved)
+        fixed = [text for name, text in changes.items() if name.split(".")[0] not in _ANNOUNCED]
+        if fixed:
+            raise RunError(
+                f"the run in {run} was made with other settings: {'; '.join(fixed)}; resume with "
+                f"the settings in {saved}, or start anew in another folder"
+            )
+        return list(changes.values())
+    if not RunFolder(run).taken:
         return []
     if not config.overwrite:
         raise RunError(
@@ -215,26 +224,12 @@ def _check(config: RunConfig, resolved: str) -> list[str]:
         for path in run.iterdir()
         if path.name not in (*_FILES, *_FOLDERS) and not path.name.startswith(".")
     )
-    if "config.yaml" not in os.listdir(run) or strangers:
+    if strangers or not saved.exists():
         what = f"it holds {', '.join(strangers[:3])}" if strangers else "it has no config.yaml"
         raise RunError(
             f"output folder {run} is not only a run ({what}), so overwrite=True does not delete it"
         )
     return []
-
-
-def _check_resume(run: Path, resolved: str) -> list[str]:
-    saved = run / "config.yaml"
-    if not saved.is_file():
-        raise RunError(f"there is no run to resume in {run}: {saved} is missing")
-    changes = _changed_settings(read_text(saved, RunError), resolved)
-    fixed = [text for name, text in changes.items() if name.split(".")[0] not in _ANNOUNCED]
-    if fixed:
-        raise RunError(
-            f"the run in {run} was made with other settings: {'; '.join(fixed)}; resume with "
-            f"the settings in {saved}, or start anew in another folder"
-        )
-    return list(changes.values())
 
 
 def _changed_settings(before: str, after: str) -> dict[str, str]:
@@ -248,11 +243,11 @@ def _changed_settings(before: str, after: str) -> dict[str, str]:
     return {name: text for name, text in found.items() if name.split(".")[0] not in _FREE}
 
 
-def _start_run(config: RunConfig, resolved: str, data: Mapping[str, Any] | None = None) -> Path:
+def _start_run(config: RunConfig, resolved: str, data: Mapping[str, Any]) -> None:
     """Make the folder ready: cleared if requested, with its records in it. First process only."""
     run = Path(config.output)
     if config.resume:
-        RunFolder(run).refuse_changed(data or {})
+        RunFolder(run).refuse_changed(data)
     with writing(run):
         if config.overwrite and not config.resume and run.is_dir():
             for name in (*_FOLDERS, *_FILES):
@@ -264,10 +259,8 @@ def _start_run(config: RunConfig, resolved: str, data: Mapping[str, Any] | None 
         run.mkdir(parents=True, exist_ok=True)
         if not config.resume:
             write_whole(run / "config.yaml", resolved)
-        if data is not None:
-            _record_environment(run / "environment.json", resumed=config.resume)
-            write_json(run / "data.json", data)
-    return run
+        _record_environment(run / "environment.json", resumed=config.resume)
+        write_json(run / "data.json", data)
 
 
 @contextlib.contextmanager
@@ -302,6 +295,7 @@ def environment() -> dict[str, Any]:
     """
     import torch
 
+    program = Path(sys.argv[0])  # where it lies is a fact of the machine, not of the run
     return {
         "megabase": __version__,
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -312,23 +306,17 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "git": _git(Path(__file__).parent),
-        "command": [_program(Path(sys.argv[0])), *sys.argv[1:]],
+        "command": ["megabase" if program.stem == "__main__" else program.name, *sys.argv[1:]],
     }
-
-
-def _program(path: Path) -> str:
-    """Name the program; where it lies is a fact of the machine, not of the run."""
-    return "megabase" if path.stem == "__main__" else path.name
 
 
 def _record_environment(path: Path, resumed: bool) -> None:
     """Write ``environment.json``; a resumed run adds its environment to the list ``resumed``."""
+    record = environment()
     if resumed and path.exists():
         first = json.loads(path.read_text())
-        first.setdefault("resumed", []).append(environment())
-        write_json(path, first)
-    else:
-        write_json(path, environment())
+        record = {**first, "resumed": [*first.get("resumed", ()), record]}
+    write_json(path, record)
 
 
 def _version(package: str) -> str | None:

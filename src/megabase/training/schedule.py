@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 from megabase.errors import ConfigError
 from megabase.settings import OptimConfig, TrainConfig
@@ -24,13 +25,10 @@ def lr_at(step: int, config: OptimConfig, total: int, base_lr: float | None = No
     """
     peak = config.lr if base_lr is None else base_lr
     span = int(config.schedule_steps or total)
-    warmup = config.warmup_steps
+    warmup: float | None = config.warmup_steps
     if warmup is None:
-        warmup = (
-            config.warmup_fraction * span
-            if config.schedule == "published"
-            else round(config.warmup_fraction * span)
-        )
+        warmup = config.warmup_fraction * span
+        warmup = warmup if config.schedule == "published" else round(warmup)
     if config.schedule == "published":
         low = config.min_lr_ratio * config.lr
         if step < warmup:
@@ -48,8 +46,7 @@ def lr_at(step: int, config: OptimConfig, total: int, base_lr: float | None = No
     return low + 0.5 * (peak - low) * (1 + math.cos(math.pi * progress))
 
 
-@dataclass(frozen=True)
-class StagePoint:
+class StagePoint(NamedTuple):
     """Where a step stands in the run."""
 
     stage: int
@@ -60,10 +57,8 @@ class StagePoint:
     """Sequences per device and forward pass."""
     global_batch: int
     """Sequences of the step over all devices."""
-    first_index: int
+    first_index: int = 0
     """Running number, inside the stage, of the step's first sequence."""
-    tokens_before: int
-    """Input positions seen before this step."""
 
 
 class LengthSchedule:
@@ -77,64 +72,41 @@ class LengthSchedule:
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        world: int = 1,
-        epoch_size: Callable[[int], int | None] | None = None,
+        self, config: TrainConfig, world: int, epoch_size: Callable[[int], int | None]
     ) -> None:
-        self._lengths: list[int] = []
-        self._micro: list[int] = []
-        self._batch: list[int] = []
-        self._start: list[int] = [0]
-        self._tokens: list[int] = [0]
+        self.world = world
+        self.total_steps = 0
+        """Optimizer steps of the run."""
+        self.total_tokens = 0
+        """Input positions of the run."""
+        self._starts: list[int] = []
+        self._points: list[StagePoint] = []
         for number, stage in enumerate(config.stages):
             batch, micro = _batch_of(config, number, world)
-            steps = _steps_of(config, number, batch, world, epoch_size)
+            tokens = batch * stage.length
+            limits = [_steps_of(config, number, batch, world, epoch_size)]
             if config.steps is not None:
-                left = int(config.steps) - self._start[-1]
-                steps = left if steps is None else min(steps, left)
-            elif config.tokens is not None:
-                left = math.ceil((int(config.tokens) - self._tokens[-1]) / (batch * stage.length))
-                steps = left if steps is None else min(steps, left)
-            if steps is None:
-                raise ConfigError("the run has no end: give steps or tokens")
+                limits.append(int(config.steps) - self.total_steps)
+            if config.tokens is not None:
+                limits.append(math.ceil((int(config.tokens) - self.total_tokens) / tokens))
+            steps = min(limit for limit in limits if limit is not None)
             if steps <= 0:
                 break
-            self._lengths.append(stage.length)
-            self._micro.append(micro)
-            self._batch.append(batch)
-            self._start.append(self._start[-1] + steps)
-            self._tokens.append(self._tokens[-1] + steps * batch * stage.length)
-        self.world = world
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the run."""
-        return self._start[-1]
-
-    @property
-    def total_tokens(self) -> int:
-        """Input positions of the run."""
-        return self._tokens[-1]
+            self._starts.append(self.total_steps)
+            self._points.append(StagePoint(number, stage.length, micro, batch))
+            self.total_steps += steps
+            self.total_tokens += steps * tokens
 
     def stages(self) -> list[tuple[StagePoint, int]]:
         """Give the first point and the number of steps of every stage."""
-        spans = zip(self._start, self._start[1:], strict=False)
+        spans = pairwise([*self._starts, self.total_steps])
         return [(self.at(first), last - first) for first, last in spans]
 
     def at(self, step: int) -> StagePoint:
         """Give the point of a step; a step past the end continues the last stage."""
-        stage = min(bisect_right(self._start, step) - 1, len(self._lengths) - 1)
-        inside = step - self._start[stage]
-        batch, length = self._batch[stage], self._lengths[stage]
-        return StagePoint(
-            stage=stage,
-            length=length,
-            micro_batch=self._micro[stage],
-            global_batch=batch,
-            first_index=inside * batch,
-            tokens_before=self._tokens[stage] + inside * batch * length,
-        )
+        stage = bisect_right(self._starts, step) - 1
+        point = self._points[stage]
+        return point._replace(first_index=(step - self._starts[stage]) * point.global_batch)
 
 
 def _batch_of(config: TrainConfig, number: int, world: int) -> tuple[int, int]:
@@ -167,7 +139,7 @@ def _steps_of(
     number: int,
     batch: int,
     world: int,
-    epoch_size: Callable[[int], int | None] | None,
+    epoch_size: Callable[[int], int | None],
 ) -> int | None:
     """Give the steps of a stage; None when it runs to the end of the budget."""
     stage = config.stages[number]
@@ -177,7 +149,7 @@ def _steps_of(
         return math.ceil(stage.tokens / (batch * stage.length))
     if stage.epochs is None:
         return None
-    size = epoch_size(stage.length) if epoch_size is not None else None
+    size = epoch_size(stage.length)
     if size is None:
         raise ConfigError(
             f"stages[{number}] is given in epochs, but this kind of windows has no epochs; "
