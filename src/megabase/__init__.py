@@ -9,9 +9,12 @@ Importing the package is cheap: everything is loaded when it is first used::
     model.score_variants("in.vcf.gz", genome, out="out.vcf.gz")
 """
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False  # importing typing for it would take most of the time of importing this file
 if TYPE_CHECKING:
+    from typing import Any
+
     from megabase.api import Model, load
     from megabase.benchmarking.config import BenchmarkConfig
     from megabase.errors import MegabaseError

@@ -7,8 +7,6 @@ before either is loaded.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import logging
 import os
 import signal
 import sys
@@ -96,6 +94,8 @@ largest size, so the heap is never trimmed; growing it by 16 MB keeps system cal
 
 def build_fabric(devices: DeviceConfig, precision: str) -> Fabric:
     """Build Fabric, for the caller to launch; a ConfigError when the machine lacks the devices."""
+    import logging
+
     import torch
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
@@ -138,6 +138,8 @@ def keep_freed_memory() -> bool:
     needs twice the memory. False where the C library is not glibc, or ``GLIBC_TUNABLES``, which
     wins, is set.
     """
+    import ctypes
+
     chosen = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if chosen or not sys.platform.startswith("linux"):
         return False
