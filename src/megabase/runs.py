@@ -104,14 +104,13 @@ def benchmark(config: BenchmarkConfig | str | Path) -> pl.DataFrame:
     """Measure models on a benchmark suite; give the table, one row for each model and task."""
     from megabase.benchmarking.config import BenchmarkConfig
     from megabase.benchmarking.run import run_benchmark
-    from megabase.benchmarking.table import lines, read_records, write_tables
+    from megabase.benchmarking.table import Tables
 
     settings = _settings(config, BenchmarkConfig)
     run_benchmark(settings)
     output = Path(settings.output)
-    records = read_records(output)
     order = [entry.name for entry in settings.entries]
-    write_tables(output, lines(records, order, settings.bootstrap), records)
+    Tables(output, order=order, resamples=settings.bootstrap).write(output)
     return pl.read_parquet(output / "summary.parquet")
 
 

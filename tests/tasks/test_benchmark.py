@@ -15,7 +15,7 @@ import pytest
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
 from megabase.benchmarking.models import check_entry, is_baseline
 from megabase.benchmarking.run import Stopped, run_benchmark
-from megabase.benchmarking.table import lines, read_records, table_of, write_tables
+from megabase.benchmarking.table import Tables
 from megabase.errors import InputError, MegabaseError
 from megabase.report.benchmark_page import write_benchmark_page
 from megabase.training import engine
@@ -59,9 +59,7 @@ def settings(tmp_path: Path, data: Path, **options: Any) -> BenchmarkConfig:
 
 
 def table(output: Path, order: list[str] | None = None) -> str:
-    records = read_records(output)
-    found = lines(records, order or [], 20)
-    write_tables(output, found, records)
+    Tables(output, order=order or [], resamples=20).write(output)
     return (output / "results.md").read_text()
 
 
@@ -94,7 +92,7 @@ def test_one_table_and_the_same_again_after_a_kill(
     monkeypatch.setattr(engine, "evaluate", terminated)
     with pytest.raises(Stopped):
         run_benchmark(second)
-    assert len(read_records(tmp_path / "second")) == 1
+    assert len(Tables(tmp_path / "second", resamples=0).records) == 1
     monkeypatch.setattr(engine, "evaluate", real)
     with pytest.raises(MegabaseError, match="resume=True"):
         run_benchmark(second)
@@ -103,8 +101,7 @@ def test_one_table_and_the_same_again_after_a_kill(
     assert without_minutes(again) == without_minutes(first)
 
     page = write_benchmark_page(
-        tmp_path / "sweep",
-        table_of(lines(whole := read_records(tmp_path / "sweep"), ["tiny"], 20), whole),
+        tmp_path / "sweep", Tables(tmp_path / "sweep", order=["tiny"], resamples=20).of
     )
     text = page.read_text()
     assert "<script" not in text

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,78 +23,96 @@ _METRIC_NAMES = {"mcc": "MCC", "f1": "F1", "auroc": "AUROC", "auprc": "AUPRC"}
 """Metrics that are written in capitals."""
 
 
-@dataclass(frozen=True)
-class _Line:
-    """One model on one task: all its runs."""
-
-    suite: str
-    task: str
-    model: str
-    protocol: str
-    metric: str
-    mean: float
-    """Mean over runs."""
-    spread: float | None
-    """Standard deviation over runs (cv5: half their range); None for one run."""
-    low: float | None
-    """Lower end of the 95 % interval of the mean, by resampling test rows."""
-    high: float | None
-    runs: int
-    parameters: int
-    minutes: float
-    """Of one run, on average."""
-    total_minutes: float
-    """Of all runs and the tuning."""
-    published: float | None
-    """Figure of the same model in a paper."""
-    published_source: str | None
-    difference: float | None
-    """Mean minus published figure."""
-    length: int | None
-    folders: tuple[str, ...]
-    """Folders of the runs."""
+_Record = Mapping[str, Any]
+"""A run (``record.json`` and the ``path`` of its folder), or a line of a table."""
 
 
-def read_records(output: Path) -> list[dict[str, Any]]:
-    """Read the records of all finished runs of a sweep; ``path`` is the folder of each."""
-    records: list[dict[str, Any]] = []
-    for file in sorted((output / "runs").glob("*/*/record.json")):
-        records.append({**json.loads(file.read_text()), "path": str(file.parent)})
-    return records
+class Tables:
+    """The tables of finished runs: one line for each task, model, protocol and setting.
 
-
-def lines(
-    records: Sequence[Mapping[str, Any]], order: Sequence[str] = (), resamples: int = 500
-) -> list[_Line]:
-    """Summarize runs: one line for each task, model, protocol and setting.
-
-    Models are in the given order, others follow; `resamples` are behind the intervals, 0 gives
-    none.
+    `folders` are output folders of sweeps, of which some may hold the same run. Models are in the
+    given order, others follow; `resamples` are behind the intervals, 0 gives none.
     """
-    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for record in records:
-        key = (record["suite"], record["task"], record["protocol"], record["model"], record["key"])
-        groups.setdefault(key, []).append(record)
-    names: dict[tuple[str, ...], set[str]] = {}
-    for suite, task, protocol, model, key in groups:
-        names.setdefault((suite, task, protocol, model), set()).add(key)
-    place = {name: number for number, name in enumerate(order)}
 
-    def rank(item: tuple[str, ...]) -> tuple[Any, ...]:
-        suite, task, protocol, model, key = item
-        length = groups[item][0]["length"] or 0
-        return suite, length, task, protocol, place.get(model, len(place)), model, key
+    def __init__(self, *folders: Path, order: Sequence[str] = (), resamples: int = 500) -> None:
+        runs: dict[tuple[str, ...], dict[str, Any]] = {}
+        for folder in folders:
+            for file in sorted((folder / "runs").glob("*/*/record.json")):
+                record = {**json.loads(file.read_text()), "path": str(file.parent)}
+                # A run in two sweeps (a baseline of both) is one: its folder's name says all of it.
+                runs.setdefault((record["suite"], record["task"], record["folder"]), record)
+        self.records = list(runs.values())
+        groups: dict[tuple[str, ...], list[_Record]] = {}
+        for record in self.records:
+            key = tuple(record[x] for x in ("suite", "task", "protocol", "model", "key"))
+            groups.setdefault(key, []).append(record)
+        place = {name: number for number, name in enumerate(order)}
 
-    found: list[_Line] = []
-    for key in sorted(groups, key=rank):
-        runs = sorted(groups[key], key=lambda r: (r["seed"], r["fold"] or 0))
-        several = len(names[key[:4]]) > 1
-        name = f"{key[3]} #{key[4][:4]}" if several else key[3]
-        found.append(_line(runs, name, resamples))
-    return found
+        def rank(item: tuple[str, ...]) -> tuple[Any, ...]:
+            suite, task, protocol, model, key = item
+            length = groups[item][0]["length"] or 0
+            return suite, length, task, protocol, place.get(model, len(place)), model, key
+
+        self.lines: list[dict[str, Any]] = []
+        """Rows of ``summary.parquet``: ``spread`` is the standard deviation over runs (cv5: half of
+        their range), ``low`` to ``high`` the 95 % interval of the mean, from resampled rows."""
+        for key in sorted(groups, key=rank):
+            held = sorted(groups[key], key=lambda r: (r["seed"], r["fold"] or 0))
+            several = sum(other[:4] == key[:4] for other in groups) > 1
+            name = f"{key[3]} #{key[4][:4]}" if several else key[3]
+            self.lines.append(_line(held, name, resamples))
+
+    def of(self, suite: str, task: str) -> tuple[list[str], list[list[str]], list[str]]:
+        """Give head, rows and notes of the table of a task."""
+        own = [r for r in self.records if (r["suite"], r["task"]) == (suite, task)]
+        lines = [line for line in self.lines if (line["suite"], line["task"]) == (suite, task)]
+        return *_table_cells(lines, own), _task_notes(own)
+
+    def markdown(self) -> str:
+        """Give the tables, task by task, with protocol, leaks and published figures."""
+        parts = ["# Benchmark"]
+        for protocol in dict.fromkeys(line["protocol"] for line in self.lines):
+            parts.append(f"Protocol **{protocol}**: {PROTOCOLS[protocol]}.")
+        parts.append(
+            "The interval is the 95 % bootstrap over test rows of the mean. Minutes are wall-clock "
+            "on this machine; a model that was tuned spent the rest of its minutes on that."
+        )
+        for suite, task in dict.fromkeys((line["suite"], line["task"]) for line in self.lines):
+            head, rows, notes = self.of(suite, task)
+            parts += [f"## {suite}: {task}", markdown_table(head, rows)]
+            parts.append("\n".join(f"- {note}" for note in notes))
+        return "\n\n".join(parts) + "\n"
+
+    def write(self, output: Path) -> list[Path]:
+        """Write results.parquet (a row for each run and metric), summary.parquet and results.md."""
+        import polars as pl
+
+        tidy: list[dict[str, Any]] = []
+        for record in self.records:
+            rows = {**record["rows"], "test_apart": record.get("rows_apart")}
+            for split in ("valid", "test", "test_apart"):
+                for metric, value in record.get(split, {}).items():
+                    tidy.append({
+                        **{k: record[k] for k in ("suite", "task", "model", "start", "family")},
+                        **{k: record[k] for k in ("key", "protocol", "seed", "fold", "length")},
+                        "split": split, "metric": metric, "value": value, "rows": rows[split],
+                        "official_test": record["official"], "parameters": record["parameters"],
+                        "minutes": record["seconds"] / 60,
+                        "tuning_minutes": record["tuning_seconds"] / 60,
+                        "folder": os.path.relpath(record["path"], output),
+                    })  # fmt: skip
+        summary = [
+            {**line, "folders": [os.path.relpath(f, output) for f in line["folders"]]}
+            for line in self.lines
+        ]
+        for name, rows in (("results", tidy), ("summary", summary)):
+            with atomic_file(output / f"{name}.parquet", overwrite=True) as file:
+                pl.DataFrame(rows, infer_schema_length=None).write_parquet(file)
+        write_whole(output / "results.md", self.markdown())
+        return [output / name for name in ("results.parquet", "summary.parquet", "results.md")]
 
 
-def _line(runs: Sequence[Mapping[str, Any]], name: str, resamples: int) -> _Line:
+def _line(runs: Sequence[_Record], name: str, resamples: int) -> dict[str, Any]:
     first = runs[0]
     metric = first["metric"]
     values = [math.nan if r["test"].get(metric) is None else r["test"][metric] for r in runs]
@@ -108,32 +125,29 @@ def _line(runs: Sequence[Mapping[str, Any]], name: str, resamples: int) -> _Line
         low, high = bootstrap_interval(key, first["kind"], metric, resamples)
     said = _published(first)
     seconds = sum(r["seconds"] for r in runs)
-    return _Line(
-        **{name: first[name] for name in ("suite", "task", "protocol", "parameters", "length")},
-        model=name, metric=metric, mean=mean, spread=deviation, low=low, high=high,
-        runs=len(runs), minutes=seconds / len(runs) / 60,
-        total_minutes=(seconds + first["tuning_seconds"]) / 60,
-        published=None if said is None else said["value"],
-        published_source=None if said is None else f"{said['model']}, {said['source']}",
-        difference=None if said is None else mean - said["value"],
-        folders=tuple(str(r["path"]) for r in runs),
-    )  # fmt: skip
+    return {
+        "suite": first["suite"], "task": first["task"], "model": name,
+        "protocol": first["protocol"], "metric": metric, "mean": mean, "spread": deviation,
+        "low": low, "high": high, "runs": len(runs), "parameters": first["parameters"],
+        "minutes": seconds / len(runs) / 60,
+        "total_minutes": (seconds + first["tuning_seconds"]) / 60,
+        "published": said and said["value"],
+        "published_source": said and f"{said['model']}, {said['source']}",
+        "difference": said and mean - said["value"],
+        "length": first["length"], "folders": [r["path"] for r in runs],
+    }  # fmt: skip
 
 
-def _model_name(record: Mapping[str, Any]) -> str | None:
-    """Name the published model that a run is to be compared with."""
-    if record["compare"] is not None:
-        return record["compare"]
-    family, overrides = record["family"], record["overrides"] or {}
-    if family == "caduceus":
-        return "Caduceus-PS" if overrides.get("rcps") else "Caduceus-Ph"
-    name = _FAMILY_NAMES.get(family)
-    fresh = record["start"].endswith("scratch") or record["start"] == family
-    return f"{name} from scratch" if fresh and family in ("hyenadna", "gpt") else name
-
-
-def _published(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    name = _model_name(record)
+def _published(record: _Record) -> _Record | None:
+    """Find the figure that a run is to be compared with: that of `compare`, or of its family."""
+    family, name = record["family"], record["compare"]
+    if name is None:
+        name = _FAMILY_NAMES.get(family)
+        if family == "caduceus":
+            name = "Caduceus-PS" if (record["overrides"] or {}).get("rcps") else "Caduceus-Ph"
+        fresh = record["start"].endswith("scratch") or record["start"] == family
+        if fresh and family in ("hyenadna", "gpt"):
+            name = f"{name} from scratch"
     items = [p for p in record["published"] if p["metric"] == record["metric"]]
     for wanted in (name, name and name.removesuffix(" from scratch")):
         fitting = [p for p in items if p["model"] == wanted]
@@ -143,47 +157,15 @@ def _published(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None
 
 
-def _cell(value: float | None, digits: int = 3, sign: bool = False) -> str:
-    if value is None or math.isnan(value):
-        return ""
-    return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
-
-
-def markdown(found: Sequence[_Line], records: Sequence[Mapping[str, Any]]) -> str:
-    """Write the tables of a sweep, task by task, with protocol, leaks and published figures."""
-    parts = ["# Benchmark"]
-    for protocol in dict.fromkeys(line.protocol for line in found):
-        parts.append(f"Protocol **{protocol}**: {PROTOCOLS[protocol]}.")
-    parts.append(
-        "The interval is the 95 % bootstrap over test rows of the mean. Minutes are wall-clock on "
-        "this machine; a model that was tuned spent the rest of its minutes on that."
-    )
-    tasks = dict.fromkeys((line.suite, line.task) for line in found)
-    for suite, task in tasks:
-        mine = [line for line in found if (line.suite, line.task) == (suite, task)]
-        own = [r for r in records if (r["suite"], r["task"]) == (suite, task)]
-        parts.append(f"## {suite}: {task}")
-        parts.append(markdown_table(*_table_cells(mine, own)))
-        parts += [f"- {note}" for note in _task_notes(own)]
-    return "\n\n".join(_joined(parts)) + "\n"
-
-
-def _joined(parts: Iterable[str]) -> list[str]:
-    """Keep the items of a list together."""
-    blocks: list[str] = []
-    for part in parts:
-        if part.startswith("- ") and blocks and blocks[-1].startswith("- "):
-            blocks[-1] += f"\n{part}"
-        else:
-            blocks.append(part)
-    return blocks
+def _cell(value: float | None, form: str = ".3f") -> str:
+    return "" if value is None or math.isnan(value) else f"{value:{form}}"
 
 
 def _table_cells(
-    found: Sequence[_Line], records: Sequence[Mapping[str, Any]]
+    lines: Sequence[_Record], records: Sequence[_Record]
 ) -> tuple[list[str], list[list[str]]]:
     """Give the head and the rows of a task's table as text."""
-    metric = found[0].metric
+    metric = lines[0]["metric"]
     groups = list(records[0]["groups"])
     apart = _metrics_apart(records)
     head = [
@@ -193,25 +175,23 @@ def _table_cells(
         "parameters", "minutes a run", "minutes in all", "published", "difference", "published as",
     ]  # fmt: skip
     rows: list[list[str]] = []
-    for line in found:
-        interval_text = "" if line.low is None else f"{_cell(line.low)} to {_cell(line.high)}"
-        own = [record for record in records if record["path"] in line.folders]
+    for line in lines:
+        interval = "" if line["low"] is None else f"{_cell(line['low'])} to {_cell(line['high'])}"
+        own = [record for record in records if record["path"] in line["folders"]]
         further = [_mean(record.get("test_apart", {}).get(name) for record in own)
                    for name in apart]  # fmt: skip
         further += [_mean(record["test"].get(f"median_auroc_{group}") for record in own)
                     for group in groups]  # fmt: skip
-        rows.append(
-            [
-                line.model, line.protocol, _cell(line.mean), _cell(line.spread), interval_text,
-                f"{line.runs}", *map(_cell, further), f"{line.parameters:,}", f"{line.minutes:.1f}",
-                f"{line.total_minutes:.1f}", _cell(line.published),
-                _cell(line.difference, sign=True), line.published_source or "",
-            ]
-        )  # fmt: skip
+        rows.append([
+            line["model"], line["protocol"], _cell(line["mean"]), _cell(line["spread"]), interval,
+            f"{line['runs']}", *map(_cell, further), f"{line['parameters']:,}",
+            f"{line['minutes']:.1f}", f"{line['total_minutes']:.1f}", _cell(line["published"]),
+            _cell(line["difference"], "+.3f"), line["published_source"] or "",
+        ])  # fmt: skip
     return head, rows
 
 
-def _metrics_apart(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def _metrics_apart(records: Sequence[_Record]) -> list[str]:
     """Choose the metrics shown for the test rows that are in no other split; none without such."""
     metric = records[0]["metric"]
     if not any("test_apart" in record for record in records):
@@ -225,7 +205,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _task_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def _task_notes(records: Sequence[_Record]) -> list[str]:
     """Say what a reader of a task's metrics has to know: rows, leaks, comparability."""
     first = records[0]
     notes: list[str] = []
@@ -276,51 +256,3 @@ def _task_notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
     if chosen:
         notes.append(f"Chosen on validation: {'; '.join(chosen)}.")
     return notes
-
-
-def table_of(
-    found: Sequence[_Line], records: Sequence[Mapping[str, Any]]
-) -> Callable[[str, str], tuple[list[str], list[list[str]], list[str]]]:
-    """Give a function from (suite, task) to head, rows and notes of its table, for the page."""
-
-    def describe(suite: str, task: str) -> tuple[list[str], list[list[str]], list[str]]:
-        mine = [line for line in found if (line.suite, line.task) == (suite, task)]
-        own = [r for r in records if (r["suite"], r["task"]) == (suite, task)]
-        return *_table_cells(mine, own), _task_notes(own)
-
-    return describe
-
-
-def write_tables(
-    output: Path, found: Sequence[_Line], records: Sequence[Mapping[str, Any]]
-) -> list[Path]:
-    """Write results.parquet (a row for each run and metric), summary.parquet and results.md."""
-    import polars as pl
-
-    tidy: list[dict[str, Any]] = []
-    for record in records:
-        rows = {**record["rows"], "test_apart": record.get("rows_apart")}
-        for split in ("valid", "test", "test_apart"):
-            for metric, value in record.get(split, {}).items():
-                tidy.append({
-                    **{k: record[k] for k in ("suite", "task", "model", "start", "family")},
-                    **{k: record[k] for k in ("key", "protocol", "seed", "fold", "length")},
-                    "split": split, "metric": metric, "value": value, "rows": rows[split],
-                    "official_test": record["official"], "parameters": record["parameters"],
-                    "minutes": record["seconds"] / 60,
-                    "tuning_minutes": record["tuning_seconds"] / 60,
-                    "folder": os.path.relpath(record["path"], output),
-                })  # fmt: skip
-    summary = [
-        {**asdict(line), "folders": [os.path.relpath(f, output) for f in line.folders]}
-        for line in found
-    ]
-    written: list[Path] = []
-    for name, rows in (("results.parquet", tidy), ("summary.parquet", summary)):
-        path = output / name
-        with atomic_file(path, overwrite=True) as file:
-            pl.DataFrame(rows, infer_schema_length=None).write_parquet(file)
-        written.append(path)
-    path = output / "results.md"
-    write_whole(path, markdown(found, records))
-    return [*written, path]

@@ -10,7 +10,7 @@ import pytest
 from megabase.benchmarking.config import BenchmarkConfig, BiotypeConfig, ModelEntry
 from megabase.benchmarking.run import run_benchmark
 from megabase.benchmarking.suites import biotype
-from megabase.benchmarking.table import lines, read_records, write_tables
+from megabase.benchmarking.table import Tables
 from megabase.errors import InputError
 from megabase.report.benchmark_page import write_benchmark_page
 
@@ -51,9 +51,8 @@ def test_trees_on_frozen_embeddings_and_the_picture(tmp_path: Path) -> None:
     assert records[0]["rows"] == {"train": 48, "test": 12}
     assert all(r["test"]["f1_weighted"] > 0.5 for r in records[2:])
     output = tmp_path / "out"
-    found = read_records(output)
-    written = lines(found, ["tiny"], 10)
-    write_tables(output, written, found)
+    tables = Tables(output, order=["tiny"], resamples=10)
+    tables.write(output)
     assert "HyenaDNA 0.720" in (output / "results.md").read_text()
     page = write_benchmark_page(output).read_text()
     assert page.count("Picture of the embedding") == 2

@@ -9,7 +9,7 @@ import pytest
 from megabase.benchmarking.config import BenchmarkConfig, ChromatinConfig
 from megabase.benchmarking.run import run_benchmark
 from megabase.benchmarking.suites import chromatin
-from megabase.benchmarking.table import lines, markdown, read_records
+from megabase.benchmarking.table import Tables
 from megabase.data.regions import Regions
 from megabase.errors import InputError
 from megabase.evaluate.metrics import median_by_group
@@ -122,9 +122,10 @@ def test_medians_stand_in_the_table(store: Path, tmp_path: Path) -> None:
         seeds=[1], bootstrap=0, chromatin=ChromatinConfig(genome=str(store)),
     )  # fmt: skip
     run_benchmark(config)
-    records = read_records(tmp_path / "out")
+    tables = Tables(tmp_path / "out", resamples=0)
+    records = tables.records
     assert set(records[0]["groups"]) == {"y_DHS", "y_TF"}
-    text = markdown(lines(records, [], 0), records)
+    text = tables.markdown()
     assert "median AUROC y_DHS" in text
 
 

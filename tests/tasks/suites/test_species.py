@@ -12,7 +12,7 @@ from megabase.benchmarking.config import BenchmarkConfig, ModelEntry, SpeciesCon
 from megabase.benchmarking.models import finetune_settings
 from megabase.benchmarking.run import run_benchmark
 from megabase.benchmarking.suites import species
-from megabase.benchmarking.table import lines, read_records, write_tables
+from megabase.benchmarking.table import Tables
 from megabase.errors import InputError, MegabaseError
 from megabase.genome import alphabet
 from megabase.report.benchmark_page import write_benchmark_page
@@ -124,8 +124,8 @@ def test_longer_lengths_go_on_from_shorter_ones(tmp_path: Path) -> None:
     assert longer["settings"]["model"] == f"species-32 {first['folder']}"
     assert "longer continues its run of species-32" in longer["notes"]
     pytest.importorskip("matplotlib")
-    records = read_records(tmp_path / "sweep")
-    write_tables(tmp_path / "sweep", lines(records, ["longer"], 0), records)
+    tables = Tables(tmp_path / "sweep", order=["longer"], resamples=0)
+    tables.write(tmp_path / "sweep")
     write_benchmark_page(tmp_path / "sweep")
     assert "bases of a sequence" in (tmp_path / "sweep" / "lengths.svg").read_text()
     # With no further step the weights below the head are those of the shorter run.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megabase.benchmarking.config import BenchmarkConfig
 from megabase.cli.parser import Verb
@@ -14,6 +14,8 @@ from megabase.errors import InputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
+
+    from megabase.benchmarking.table import Tables
 
 
 def _add_benchmark(parser: ArgumentParser) -> None:
@@ -42,22 +44,29 @@ def _benchmark(args: Namespace) -> int:
     from rich.console import Console
 
     from megabase.benchmarking.run import Stopped, run_benchmark
+    from megabase.benchmarking.table import Tables
 
     width = None if sys.stdout.isatty() else 160
     console = Console(width=width, highlight=False, quiet=args.quiet)
     output = Path(config.output)
     order = [entry.name for entry in config.entries]
+
+    def update() -> None:
+        Tables(output, order=order, resamples=0).write(output)  # intervals wait for the end
+
     try:
-        run_benchmark(config, console=console, done=lambda: _write(config, output, order))
+        run_benchmark(config, console=console, done=update)
     except Stopped as stop:
         say(f"stopped by signal {stop.signal}; the same command with --resume goes on")
         return 128 + stop.signal
-    _finish([output], output, order, resamples=config.bootstrap, page=not args.no_page)
+    _finish(Tables(output, order=order, resamples=config.bootstrap), output, not args.no_page)
     return 0
 
 
 def _collect(args: Namespace) -> int:
     """Make one table of the finished runs of several sweeps."""
+    from megabase.benchmarking.table import Tables
+
     folders = [Path(word.strip()).expanduser() for word in str(args.data or "").split(",")]
     for folder in folders:
         if not (folder / "benchmark.json").is_file():
@@ -66,39 +75,21 @@ def _collect(args: Namespace) -> int:
     if output.is_dir() and any(output.iterdir()) and not args.overwrite:
         raise InputError(f"output folder {output} is not empty; add --overwrite")
     output.mkdir(parents=True, exist_ok=True)
-    _finish(folders, output, [], resamples=int(args.bootstrap), page=not args.no_page)
+    _finish(Tables(*folders, resamples=int(args.bootstrap)), output, not args.no_page)
     return 0
 
 
-def _write(config: BenchmarkConfig, output: Path, order: list[str]) -> None:
-    """Bring the tables up to date; intervals wait for the end."""
-    from megabase.benchmarking.table import lines, read_records, write_tables
-
-    records = read_records(output)
-    write_tables(output, lines(records, order, resamples=0), records)
-
-
-def _finish(
-    sources: list[Path], output: Path, order: list[str], *, resamples: int, page: bool
-) -> None:
+def _finish(tables: Tables, output: Path, page: bool) -> None:
     """Write the tables of all runs and the page, and print the main table."""
-    from megabase.benchmarking.table import lines, read_records, table_of, write_tables
     from megabase.errors import MissingDependencyError
 
-    # The same run in two sweeps (a baseline of both) is one run: its folder's name says all of it.
-    runs: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for source in sources:
-        for record in read_records(source):
-            runs.setdefault((record["suite"], record["task"], record["folder"]), record)
-    records = list(runs.values())
-    found = lines(records, order, resamples)
-    for path in write_tables(output, found, records):
+    for path in tables.write(output):
         note(f"wrote {path}")
     if page:
         from megabase.report.benchmark_page import write_benchmark_page
 
         try:
-            path = write_benchmark_page(output, table_of(found, records))
+            path = write_benchmark_page(output, tables.of)
         except MissingDependencyError as error:
             note(f"no page: {error}")
         else:
