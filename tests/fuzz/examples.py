@@ -84,7 +84,7 @@ def bed(path: Path) -> None:
     from megabase.report.genome_tracks import _bed_track
 
     read_bed(path)
-    _bed_track(path, of(path), places(), "x")
+    _bed_track(str(path), "x", of(path), places())
 
 
 def gff(path: Path) -> None:
@@ -92,7 +92,7 @@ def gff(path: Path) -> None:
     from megabase.report.genome_tracks import genes_track
 
     read_gff(path, attributes=("ID", "gene_id"))
-    genes_track(path, of(path), places())
+    genes_track(str(path), "x", of(path), places())
 
 
 def vcf(path: Path) -> None:
@@ -210,7 +210,7 @@ def evaluation(path: Path) -> None:
 def bedgraph(path: Path) -> None:
     from megabase.report.genome_tracks import _bedgraph_track
 
-    _bedgraph_track(path, of(path), places(), "x")
+    _bedgraph_track(str(path), "x", of(path), places())
 
 
 def bigwig(path: Path) -> None:

@@ -20,16 +20,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megabase.genome import Genome, Interval
 from megabase.report.genome_page import (
     Column,
     Feature,
-    FeatureTrack,
     GenomePage,
     Logo,
-    Region,
     Segment,
-    SignalTrack,
     TableRow,
+    Track,
     VariantTable,
     build_genome_page,
 )
@@ -142,6 +141,13 @@ def opened(page: Path, width: int, profile: Path) -> Iterator[Page]:
             os.close(end)
 
 
+def _store(folder: Path, name: str, contig: str, start: int, letters: str) -> Genome:
+    """A genome whose contig is unknown but for some letters in it."""
+    source = folder / f"{name}.fa"
+    source.write_text(f">{contig}\n{'N' * start}{letters}{'N' * start}\n")
+    return Genome.build(source, folder / f"{name}.mb", name=name)
+
+
 def _write_page(folder: Path) -> Path:
     """A region of 4,000 bases with 1,000 variants."""
     rng = np.random.default_rng(0)
@@ -162,12 +168,12 @@ def _write_page(folder: Path) -> Path:
     columns = (Column("contig"), Column("position", "place"), Column("ref"), Column("alt"),
                Column("id", minor=True), Column("LLR", "number", digits=1))  # fmt: skip
     page = GenomePage(
-        title="chr1:50,001-54,000 of toy", lead="A page for a test.", genome="toy",
-        regions=[Region("chr1", start, letters, 90_000)], locus="chr1:50,001-54,000",
+        _store(folder, "toy", "chr1", start, letters), [Interval("chr1", start, start + length)],
+        title="chr1:50,001-54,000 of toy", lead="A page for a test.",
         tracks=[
-            FeatureTrack("genes", (Feature("chr1", 50_100, 52_000, "ABC1", "+"),)),
-            FeatureTrack("variants", tuple(features)),
-            SignalTrack("signal", (Segment("chr1", start, rng.normal(size=length)),)),
+            Track("genes", (Feature("chr1", 50_100, 52_000, "ABC1", "+"),)),
+            Track("variants", tuple(features)),
+            Track("signal", segments=(Segment("chr1", start, rng.normal(size=length)),)),
         ],
         logos=[
             Logo("What the model expects", "", "chr1", start, chances, "probability"),
@@ -231,13 +237,12 @@ def _write_odd_page(folder: Path) -> Path:
         for i, text in enumerate(ODD_TEXTS)
     ]
     page = GenomePage(
-        title="wide", lead="", genome="a genome with a rather long name",
-        regions=[Region("chr20", start, letters, 2_000_000)],
-        locus="chr20:1,000,001-1,006,000",
+        _store(folder, "a genome with a rather long name", "chr20", start, letters),
+        [Interval("chr20", start, start + length)], title="wide",
         tracks=[
-            FeatureTrack("genes along the way", features),
-            SignalTrack("a signal with a long name", (Segment("chr20", start, tall),)),
-            SignalTrack("falling", (Segment("chr20", start, -tall),)),
+            Track("genes along the way", features),
+            Track("a signal with a long name", segments=(Segment("chr20", start, tall),)),
+            Track("falling", segments=(Segment("chr20", start, -tall),)),
         ],
         logos=[Logo("Substitutions", "", "chr20", start + 100, effects, "effects")],
         table=VariantTable(

@@ -15,7 +15,7 @@ from megabase.cli.main import main
 from megabase.errors import InputError, ReportError
 from megabase.genome import Genome
 from megabase.genome.interval import Interval
-from megabase.report.genome_tracks import TRACK_ENDINGS, _bedgraph_track, track_kind
+from megabase.report.genome_tracks import _ENDINGS, _bedgraph_track, track_kind
 
 
 @pytest.fixture
@@ -46,7 +46,9 @@ def test_a_bedgraph_is_a_signal(store: Genome, tmp_path: Path) -> None:
         (segment,) = track["segments"]
         assert (segment["values"]["low"], segment["values"]["high"]) == (-2.0, 4.0)
     places = [Interval("chr1", 50, 250), Interval("chr1", 1190, 1210), Interval("chr2", 0, 12)]
-    first, second, third = _bedgraph_track(tmp_path / "x.BedGraph", store, places, "x").segments
+    first, second, third = _bedgraph_track(
+        str(tmp_path / "x.BedGraph"), "x", store, places
+    ).segments
     expected = np.concatenate([np.full(50, 1.5), np.full(100, np.nan), np.full(50, -2.0)])
     np.testing.assert_array_equal(first.values, expected)
     np.testing.assert_array_equal(second.values, [4.0] * 10 + [np.nan] * 10)
@@ -71,13 +73,13 @@ def test_what_is_no_number_is_refused_with_its_line(
 ) -> None:
     (tmp_path / "x.bg").write_text(f"chr1\t0\t1\t1\n{row}\n")
     with pytest.raises(InputError, match=re.escape(message)):
-        _bedgraph_track(tmp_path / "x.bg", store, [Interval("chr1", 0, 20)], "x")
+        _bedgraph_track(str(tmp_path / "x.bg"), "x", store, [Interval("chr1", 0, 20)])
 
 
 def test_a_bedgraph_of_other_contigs_is_refused(store: Genome, tmp_path: Path) -> None:
     (tmp_path / "x.bg").write_text("chrX\t0\t1\t1\n")
     with pytest.raises(InputError, match="no row on the contigs shown"):
-        _bedgraph_track(tmp_path / "x.bg", store, [Interval("chr1", 0, 20)], "x")
+        _bedgraph_track(str(tmp_path / "x.bg"), "x", store, [Interval("chr1", 0, 20)])
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x.wig", "x.vcf", "x", "x.gz", "bed", "x.bigBed"])
@@ -87,7 +89,7 @@ def test_unknown_endings_are_refused_by_name(name: str) -> None:
 
 
 def test_every_known_ending_is_taken_in_any_case() -> None:
-    for ending, kind in TRACK_ENDINGS.items():
+    for ending, kind in _ENDINGS.items():
         assert track_kind(f"a.b{ending.upper()}") == kind
         if kind != "bigwig":
             assert track_kind(f"a{ending}.gz") == kind

@@ -10,24 +10,23 @@ from __future__ import annotations
 import base64
 import gzip
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from html import escape
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from megabase import __version__
-from megabase.errors import ReportError
+from megabase.genome.alphabet import decode
+from megabase.genome.files import without_nan
+from megabase.genome.interval import Interval, one_based
+from megabase.genome.store import Genome
 from megabase.report.page import definitions, document, json_island, section, statistics
 
-MOST_BASES = 2_000_000
-"""Bases a page carries at most; beyond that browsers become slow."""
-
 Floats = npt.NDArray[np.floating[Any]]
-Cell = str | int | float | None
 
 _STEPS = 65_534
 """Largest step of a number packed into 16 bits; one more stands for no value."""
@@ -35,23 +34,7 @@ _NOTHING = 65_535
 """Packed for what is not finite: the one number of 16 bits that _STEPS leaves over."""
 
 
-@dataclass(frozen=True)
-class Region:
-    """Sequence that the page carries: letters of a contig from the 0-based position `start` on."""
-
-    contig: str
-    start: int
-    letters: str
-    contig_length: int
-
-    @property
-    def end(self) -> int:
-        """0-based index after the last base."""
-        return self.start + len(self.letters)
-
-
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """Numbers side by side: where the first stands (0-based), and float (n,), NaN for none."""
 
     contig: str
@@ -59,35 +42,7 @@ class Segment:
     values: Floats
 
 
-@dataclass(frozen=True)
-class SignalTrack:
-    """Numbers along a genome, one for `step` bases; segments must not overlap.
-
-    `color` is for values above zero, `below` (empty: the same) for those below it; `height` is in
-    CSS pixels.
-    """
-
-    name: str
-    segments: tuple[Segment, ...]
-    step: int = 1
-    color: str = "#1a56c4"
-    below: str = ""
-    height: int = 64
-
-    def record(self, order: int) -> dict[str, Any]:
-        """Give the track as the page reads it."""
-        return {
-            "kind": "signal", "name": self.name, "step": self.step, "color": self.color,
-            "below": self.below, "height": self.height, "order": order,
-            "segments": [
-                {"contig": s.contig, "start": s.start, "values": _pack(s.values)}
-                for s in self.segments
-            ],
-        }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Feature:
+class Feature(NamedTuple):
     """A feature of a contig: 0-based half-open; ``exons`` are (start, end) pairs inside it."""
 
     contig: str
@@ -96,27 +51,28 @@ class Feature:
     name: str = ""
     strand: str = "."
     exons: tuple[tuple[int, int], ...] = ()
-    color: str = ""
 
 
 @dataclass(frozen=True)
-class FeatureTrack:
-    """Features in one track: genes, called regions, variants."""
+class Track:
+    """One track: numbers in `segments`, one a base, which must not overlap; or `features`.
+
+    `color` is for numbers above zero, `below` (empty: the same) for those below it; `height` is in
+    CSS pixels.
+    """
 
     name: str
-    features: tuple[Feature, ...]
-    color: str = "#3b5b7a"
-    height: int = 70
+    features: tuple[Feature, ...] = ()
+    segments: tuple[Segment, ...] = ()
+    color: str = "#1a56c4"
+    below: str = ""
+    height: int = 64
 
-    def record(self, order: int) -> dict[str, Any]:
-        """Give the track as the page reads it."""
-        rows = [
-            [f.contig, f.start, f.end, f.name, f.strand, [list(e) for e in f.exons], f.color]
-            for f in self.features
-        ]
+    def _record(self, order: int) -> dict[str, Any]:
+        segments = [segment._replace(values=_pack(segment.values)) for segment in self.segments]
         return {
-            "kind": "features", "name": self.name, "features": rows, "color": self.color,
-            "height": self.height, "order": order,
+            **vars(self), "kind": "signal" if segments else "features", "order": order,
+            "segments": [segment._asdict() for segment in segments],
         }  # fmt: skip
 
 
@@ -126,8 +82,8 @@ class Logo:
 
     ``probability``: rows that sum to 1, drawn as high as their information in bits. ``effects``:
     the effect of each substitution, NaN at the base that stands there, drawn as the mean loss with
-    a heat map below. ``signed``: letters as high as the numbers. `start` is 0-based; `row` is that
-    of the table that the logo belongs to, None for all.
+    a heat map below. `start` is 0-based; `row` is that of the table that the logo belongs to, None
+    for all.
     """
 
     name: str
@@ -135,70 +91,39 @@ class Logo:
     contig: str
     start: int
     values: Floats
-    kind: Literal["probability", "effects", "signed"]
+    kind: Literal["probability", "effects"]
     row: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.values.ndim != 2 or self.values.shape[1] != 4:
-            raise ReportError(
-                f"a logo needs values of shape (positions, 4), found {self.values.shape}"
-            )
-
-    def record(self) -> dict[str, Any]:
-        """Give the logo as the page reads it."""
-        record: dict[str, Any] = {
-            "name": self.name, "note": self.note, "contig": self.contig, "start": self.start,
-            "kind": self.kind, "length": len(self.values), "values": _pack(self.values.ravel()),
-        }  # fmt: skip
-        return record if self.row is None else {**record, "row": self.row}
+    def _record(self) -> dict[str, Any]:
+        return {**vars(self), "length": len(self.values), "values": _pack(self.values.ravel())}
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A column of the table; ``place`` is a position, already 1-based.
 
-    `minor` columns are left out on narrow screens. With `ascending` the first click sorts the
-    smallest to the top (numbers begin with the largest otherwise).
+    `minor` columns are left out on narrow screens.
     """
 
     name: str
     kind: Literal["text", "place", "number"] = "text"
     digits: int = 3
     minor: bool = False
-    ascending: bool = False
 
 
-@dataclass(frozen=True)
-class TableRow:
+class TableRow(NamedTuple):
     """A row of the table and the region it is about, 0-based half-open."""
 
     contig: str
     start: int
     end: int
-    cells: tuple[Cell, ...]
+    cells: Sequence[str | int | float | None]
 
 
-@dataclass(frozen=True)
-class VariantTable:
-    """The table of variants."""
+class VariantTable(NamedTuple):
+    """The table of variants; numbers that are not finite are shown as empty."""
 
-    columns: tuple[Column, ...]
-    rows: tuple[TableRow, ...]
-
-    def record(self) -> dict[str, Any]:
-        """Give the table as the page reads it; numbers that are not finite become empty."""
-        return {
-            "columns": [asdict(column) for column in self.columns],
-            "rows": [
-                {"contig": row.contig, "start": row.start, "end": row.end,
-                 "cells": [_finite(cell) for cell in row.cells]}
-                for row in self.rows
-            ],
-        }  # fmt: skip
-
-
-def _finite(cell: Cell) -> Cell:
-    return None if isinstance(cell, float) and not np.isfinite(cell) else cell
+    columns: Sequence[Column]
+    rows: Sequence[TableRow]
 
 
 def _pack(values: Floats) -> dict[str, Any]:
@@ -211,51 +136,41 @@ def _pack(values: Floats) -> dict[str, Any]:
     return {"low": low, "high": high, "data": base64.b64encode(steps.tobytes()).decode()}
 
 
-@dataclass(frozen=True)
+@dataclass
 class GenomePage:
     """Everything a page shows.
 
-    `regions` (the sequence to carry) must not overlap. `locus`, such as ``chr1:1,001-2,000``, is
-    shown first. Tracks go from top to bottom, logos below the browser. `numbers` are (number, what
-    stands next to it, what it is), `facts` name and value of what the page was made from.
+    The page carries the sequence of `regions`, on the forward strand, which must not overlap; the
+    first one is in view. Tracks go from top to bottom, logos below the browser. `numbers` are
+    (number, what stands next to it, what it is), `facts` name and value of what the page was made
+    from.
     """
 
-    title: str
-    lead: str
-    genome: str
-    regions: Sequence[Region]
-    locus: str
-    tracks: Sequence[SignalTrack | FeatureTrack] = ()
-    logos: Sequence[Logo] = ()
+    store: Genome
+    regions: Sequence[Interval]
+    title: str = ""
+    lead: str = ""
+    tracks: list[Track] = field(default_factory=list)
+    logos: list[Logo] = field(default_factory=list)
     table: VariantTable | None = None
-    numbers: Sequence[tuple[str, str, str]] = ()
-    facts: Sequence[tuple[str, str]] = field(default=())
+    numbers: list[tuple[str, str, str]] = field(default_factory=list)
+    facts: list[tuple[str, str]] = field(default_factory=list)
 
 
 def build_genome_page(page: GenomePage) -> str:
-    """Make the page: HTML without any reference to other files or hosts.
-
-    A :class:`ReportError` when there is no sequence, or more than :data:`MOST_BASES`.
-    """
-    total = sum(len(region.letters) for region in page.regions)
-    if not total:
-        raise ReportError("a page needs some sequence to show")
-    if total > MOST_BASES:
-        raise ReportError(
-            f"the page would carry {total:,} bases, more than {MOST_BASES:,}; "
-            "take a smaller region, fewer variants or fewer bases around each"
-        )
-    logos = [logo.record() for logo in page.logos]
-    tracks = [track.record(order + 1) for order, track in enumerate(page.tracks)]
+    """Make the page: HTML without any reference to other files or hosts."""
+    logos = [logo._record() for logo in page.logos]
+    table = page.table
     content = {
-        "genome": {"name": page.genome, "fasta": _fasta_uri(page.regions)},
+        "genome": {"name": page.store.name, "fasta": _fasta_uri(page)},
         "contigs": len({region.contig for region in page.regions}),
-        "locus": page.locus.replace(",", ""),
-        "tracks": tracks,
-        "logos": [logo for logo in logos if "row" not in logo],
-        "variant_logos": [logo for logo in logos if "row" in logo],
-        "table": None if page.table is None else page.table.record(),
-    }
+        "locus": str(page.regions[0]).replace(",", ""),
+        "tracks": [track._record(order) for order, track in enumerate(page.tracks, start=1)],
+        "logos": [logo for logo in logos if logo["row"] is None],
+        "variant_logos": [logo for logo in logos if logo["row"] is not None],
+        "table": table and {key: [part._asdict() for part in getattr(table, key)]
+                            for key in table._fields},
+    }  # fmt: skip
     return document(
         f"{page.title} - megabase",
         [
@@ -264,50 +179,42 @@ def build_genome_page(page: GenomePage) -> str:
             statistics(page.numbers) if page.numbers else "",
             '<div id="browser" class="browser" aria-label="genome browser"></div>',
             '<div id="logos" class="panel" aria-live="polite"></div>' if logos else "",
-            _table(page.table),
+            "" if table is None else _table(table.columns),
             section("What this was made from", [definitions(page.facts)]) if page.facts else "",
             f"<footer>Made by megabase {escape(__version__)} with igv.js (MIT license). "
             "This page asks no other host.</footer>",
-            json_island("page-data", content),
+            json_island("page-data", without_nan(content)),
         ],
         styles=_asset("browser.css"),
         scripts=[_asset("igv.min.js"), _asset("browser.js")],
     )
 
 
-def _fasta_uri(regions: Sequence[Region]) -> str:
+def _fasta_uri(page: GenomePage) -> str:
     """Give the sequence as a data URI; "@len" tells igv.js that a record is a part of a contig."""
-    records: list[str] = []
-    reached: dict[str, int] = {}
-    for region in sorted(regions, key=lambda s: (s.contig, s.start)):
-        if region.start < reached.get(region.contig, 0):
-            raise ReportError(f"regions of {region.contig} overlap at {region.start + 1:,}")
-        reached[region.contig] = region.end
-        records.append(
-            f">{region.contig}:{region.start + 1}-{region.end} @len={region.contig_length}\n"
-            f"{region.letters}\n"
-        )
-    packed = gzip.compress("".join(records).encode(), mtime=0)
+    text = "".join(
+        f">{region.contig}:{one_based(region.start)}-{region.end} "
+        f"@len={page.store.contig(region.contig).length}\n{decode(page.store.fetch(region))}\n"
+        for region in sorted(page.regions)
+    )
+    packed = gzip.compress(text.encode(), mtime=0)
     return "data:application/gzip;base64," + base64.b64encode(packed).decode()
 
 
-def _table(table: VariantTable | None) -> str:
-    if table is None:
-        return ""
+def _table(columns: Sequence[Column]) -> str:
     heads = "".join(
-        f'<th scope="col" class="{_classes(column.kind, column.minor)}">'
+        f'<th scope="col" class="{"text " * (column.kind == "text")}{"minor" * column.minor}">'
         f'<button type="button">{escape(column.name)}</button></th>'
-        for column in table.columns
+        for column in columns
     )
-    columns = sorted(enumerate(table.columns), key=lambda pair: pair[1].minor)  # scores first
-    numbers = [
+    numbers = "".join(
         f'<option value="{number}">{escape(column.name)}</option>'
-        for number, column in columns
+        for number, column in sorted(enumerate(columns), key=lambda pair: pair[1].minor)
         if column.kind == "number"
-    ]
+    )  # scores first
     limit = (
         '<label>size of <select id="score-column" aria-label="score to filter by">'
-        f'{"".join(numbers)}</select> at least <input id="least" type="number" step="any" min="0"'
+        f'{numbers}</select> at least <input id="least" type="number" step="any" min="0"'
         ' aria-label="smallest size of the score"></label>'
         if numbers
         else ""
@@ -326,10 +233,6 @@ def _table(table: VariantTable | None) -> str:
             "order.</p>",
         ],
     )
-
-
-def _classes(kind: str, minor: bool) -> str:
-    return " ".join(filter(None, ["text" if kind == "text" else "", "minor" if minor else ""]))
 
 
 @cache

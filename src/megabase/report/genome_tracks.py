@@ -13,24 +13,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from megabase.data.regions import Regions
 from megabase.errors import InputError, MissingDependencyError, ReportError, UnknownContigError
 from megabase.genome.files import file_digest, numbered_lines
 from megabase.genome.interval import Interval, one_based
 from megabase.genome.store import Genome
 from megabase.genome.tables import read_bed, read_gff, read_vcf
 from megabase.genome.vcf import float_info_keys, read_vcf_header
-from megabase.report.genome_page import (
-    Column,
-    Feature,
-    FeatureTrack,
-    Segment,
-    SignalTrack,
-    TableRow,
-    VariantTable,
-)
+from megabase.report.genome_page import Column, Feature, Segment, TableRow, Track, VariantTable
 from megabase.untrusted import parsing
 
-TRACK_ENDINGS = {
+_ENDINGS = {
     ".bw": "bigwig", ".bigwig": "bigwig",
     ".bedgraph": "bedgraph", ".bdg": "bedgraph", ".bg": "bedgraph",
     ".bed": "bed", ".narrowpeak": "bed", ".broadpeak": "bed",
@@ -59,11 +52,11 @@ def track_kind(path: str | Path, kinds: Sequence[str] = ()) -> str:
     """Give what a file of a track is, by its ending: one of `kinds`, or any; else a ReportError."""
     name = Path(path).name.lower()
     plain = name.removesuffix(".gz").removesuffix(".bgz")
-    kind = TRACK_ENDINGS.get(Path(plain).suffix)
+    kind = _ENDINGS.get(Path(plain).suffix)
     if kind == "bigwig" and plain != name:
         raise ReportError(f"{path}: bigWig is compressed already; decompress the file")
     if kind is None or (kinds and kind not in kinds):
-        known = [end for end, what in TRACK_ENDINGS.items() if not kinds or what in kinds]
+        known = [end for end, what in _ENDINGS.items() if not kinds or what in kinds]
         raise ReportError(
             f"{path}: the ending does not name a format read here; expected a name ending in "
             f"{', '.join(known)} (text files may end in .gz too)"
@@ -72,13 +65,8 @@ def track_kind(path: str | Path, kinds: Sequence[str] = ()) -> str:
 
 
 def genes_track(
-    path: str | Path,
-    store: Genome,
-    places: Iterable[Interval],
-    name: str = "genes",
-    *,
-    strict: bool = False,
-) -> FeatureTrack:
+    path: str, name: str, store: Genome, places: Sequence[Interval], *, strict: bool = False
+) -> Track:
     """Read the genes that share a base with a region, each with the union of its exons.
 
     A gene without exons has its coding parts. `strict` refuses rows that are not on the genome,
@@ -87,7 +75,7 @@ def genes_track(
     keys = ("ID", "Parent", "Name", "gene_id", "gene_name", "gene")
     kinds = (*_GENES, *_TRANSCRIPTS, *_PARTS)
     frame = read_gff(path, store, attributes=keys, types=kinds, strict=strict)
-    wanted = _by_contig(places)
+    frame = frame.filter(_on(places, store, frame) | ~frame["type"].is_in(_GENES))
     genes: dict[str, dict[str, Any]] = {}
     owner: dict[str, str] = {}  # transcript -> gene
     parts: dict[str, dict[str, set[tuple[int, int]]]] = {}
@@ -112,31 +100,26 @@ def genes_track(
             _union(found.get(key, ())),
         )
         for key, row in genes.items()
-        if _touches(wanted, row["contig"], row["start"], row["end"])
     ]  # fmt: skip
     features.sort(key=lambda f: (f.contig, f.start, f.end))
-    return FeatureTrack(name, tuple(features), height=60)
+    return Track(name, tuple(features), color="#3b5b7a", height=60)
 
 
 def _bed_track(
-    path: str | Path, store: Genome, places: Iterable[Interval], name: str, *, strict: bool = False
-) -> FeatureTrack:
+    path: str, name: str, store: Genome, places: Sequence[Interval], *, strict: bool = False
+) -> Track:
     """Read the rows of a BED file that share a base with one of the regions."""
-    wanted = _by_contig(places)
     frame = read_bed(path, store, strict=strict)
-    features = [
+    features = tuple(
         Feature(
             row["contig"], row["start"], row["end"], row.get("name") or "", row.get("strand") or "."
         )
-        for row in frame.iter_rows(named=True)
-        if _touches(wanted, row["contig"], row["start"], row["end"])
-    ]
-    return FeatureTrack(name, tuple(features), color="#2f7d4f", height=50)
+        for row in frame.filter(_on(places, store, frame)).iter_rows(named=True)
+    )
+    return Track(name, features, color="#2f7d4f", height=50)
 
 
-def _bedgraph_track(
-    path: str | Path, store: Genome, places: Sequence[Interval], name: str
-) -> SignalTrack:
+def _bedgraph_track(path: str, name: str, store: Genome, places: Sequence[Interval]) -> Track:
     """Read the numbers of a bedGraph file along regions; bases without a row have none.
 
     An :class:`InputError` names file and line of the first row that cannot be used: not four
@@ -194,12 +177,12 @@ def _bedgraph_track(
     if not found:
         shown = ", ".join(dict.fromkeys(place.contig for place in places))
         raise InputError(f"{path}: has no row on the contigs shown ({shown})")
-    return SignalTrack(name, segments, color="#2f7d4f", below="#b4530a")
+    return Track(name, segments=segments, color="#2f7d4f", below="#b4530a")
 
 
 def read_track(
     text: str, store: Genome, regions: Sequence[Interval], *, strict: bool = False
-) -> tuple[FeatureTrack | SignalTrack, tuple[str, str]]:
+) -> tuple[Track, tuple[str, str]]:
     """Read a file of any kind of track, given as ``NAME=FILE`` or the file alone.
 
     Returns the track, and what the page says of the file: its name and checksum. `strict` refuses
@@ -214,15 +197,14 @@ def read_track(
     if kind == "bigwig":
         track = _bigwig_track(path, label, regions)
     elif kind == "bedgraph":
-        track = _bedgraph_track(path, store, regions, label)
-    elif kind == "genes":
-        track = genes_track(path, store, regions, label, strict=strict)
+        track = _bedgraph_track(path, label, store, regions)
     else:
-        track = _bed_track(path, store, regions, label, strict=strict)
+        read = genes_track if kind == "genes" else _bed_track
+        track = read(path, label, store, regions, strict=strict)
     return track, (f"track {label}", f"{Path(path).name}, sha256 {file_digest(path)}")
 
 
-def _bigwig_track(path: str, name: str, regions: Sequence[Interval]) -> SignalTrack:
+def _bigwig_track(path: str, name: str, regions: Sequence[Interval]) -> Track:
     """Read the numbers of a bigWig file."""
     try:
         import pybigtools
@@ -241,7 +223,7 @@ def _bigwig_track(path: str, name: str, regions: Sequence[Interval]) -> SignalTr
                 segments.append(Segment(region.contig, region.start, values))
     if not segments:
         raise ReportError(f"{path}: has none of the contigs shown ({regions[0].contig})")
-    return SignalTrack(name, tuple(segments), color="#2f7d4f", below="#b4530a")
+    return Track(name, segments=tuple(segments), color="#2f7d4f", below="#b4530a")
 
 
 def read_variants(
@@ -282,41 +264,39 @@ def read_variants(
     return frame.select(*_VARIANT_COLUMNS, *keys)
 
 
-def variants_track(
-    variants: pl.DataFrame, genes: FeatureTrack | None
-) -> tuple[FeatureTrack, VariantTable]:
+def variants_track(variants: pl.DataFrame, genes: Track | None) -> tuple[Track, VariantTable]:
     """Make the track of variants, and their table with the genes they lie in."""
-    keys = variants.columns[len(_VARIANT_COLUMNS) :]
     # Of what every VCF file may hold, the table has what this one does.
-    given = [name for name in ("qual", "filter", "reason") if variants[name].is_not_null().any()]
-    columns = [
-        Column("contig"),
-        Column("position", "place"),
-        Column("ref"),
-        Column("alt"),
-        Column("id", minor=True),
-        *([Column("gene", minor=True)] if genes is not None else []),
-        *(Column(name, "number", 1, minor=True) for name in given if name == "qual"),
-        *(Column(name, minor=True) for name in given if name == "filter"),
-        *(Column(key, "number") for key in keys),
-        *(Column("no score because") for name in given if name == "reason"),
-    ]
+    given = {name for name in ("qual", "filter", "reason") if variants[name].is_not_null().any()}
+    columns = {
+        "contig": Column("contig"),
+        "first base": Column("position", "place"),
+        "ref": Column("ref"),
+        "alt": Column("alt"),
+        "id": Column("id", minor=True),
+        "genes here": Column("gene", minor=True),
+        "qual": Column("qual", "number", 1, minor=True),
+        "filter": Column("filter", minor=True),
+        **{key: Column(key, "number") for key in variants.columns[len(_VARIANT_COLUMNS) :]},
+        "reason": Column("no score because"),
+    }
+    if genes is None:
+        del columns["genes here"]
+    for name in {"qual", "filter", "reason"} - given:
+        del columns[name]
     rows: list[TableRow] = []
     features: list[Feature] = []
     for row in variants.iter_rows(named=True):
         locus = contig, start, end = row["contig"], row["start"], row["end"]
-        gene = [_genes_at(genes, *locus)] if genes is not None else []
-        facts = [row[name] for name in given if name != "reason"]
-        cells = [contig, one_based(start), row["ref"], row["alt"] or "", row["id"] or "", *gene]
-        cells += [*facts, *(row[key] for key in keys)]
-        cells += [row["reason"] or ""] if "reason" in given else []
-        rows.append(TableRow(contig, start, end, tuple(cells)))
+        row |= {name: row[name] or "" for name in ("alt", "id", "reason")}
+        row["first base"], row["genes here"] = one_based(start), genes and _genes_at(genes, *locus)
+        rows.append(TableRow(*locus, [row[name] for name in columns]))
         features.append(Feature(contig, start, end, f"{row['ref']}>{row['alt'] or '.'}"))
-    track = FeatureTrack("variants", tuple(features), color="#b4530a", height=50)
-    return track, VariantTable(tuple(columns), tuple(rows))
+    track = Track("variants", tuple(features), color="#b4530a", height=50)
+    return track, VariantTable(list(columns.values()), rows)
 
 
-def _genes_at(track: FeatureTrack, contig: str, start: int, end: int) -> str:
+def _genes_at(track: Track, contig: str, start: int, end: int) -> str:
     """Name the genes of a track that share a base with a region, with commas between."""
     names = [
         feature.name
@@ -326,15 +306,12 @@ def _genes_at(track: FeatureTrack, contig: str, start: int, end: int) -> str:
     return ", ".join(dict.fromkeys(filter(None, names)))
 
 
-def _by_contig(places: Iterable[Interval]) -> dict[str, list[tuple[int, int]]]:
-    wanted: dict[str, list[tuple[int, int]]] = {}
-    for place in places:
-        wanted.setdefault(place.contig, []).append((place.start, place.end))
-    return wanted
-
-
-def _touches(wanted: dict[str, list[tuple[int, int]]], contig: str, start: int, end: int) -> bool:
-    return any(low < end and start < high for low, high in wanted.get(contig, ()))
+def _on(places: Sequence[Interval], store: Genome, frame: pl.DataFrame) -> pl.Series:
+    """Tell which rows of a frame share a base with one of the places."""
+    starts, ends = [place.start for place in places], [place.end for place in places]
+    shown = Regions.of([store.contig_index(place.contig) for place in places], starts, ends)
+    contigs = np.array([store.contig_index(name) for name in frame["contig"]], dtype=np.int64)
+    return pl.Series(shown.overlap(contigs, frame["start"].to_numpy(), frame["end"].to_numpy()))
 
 
 def _union(parts: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from megabase.genome.interval import Interval
     from megabase.genome.store import Genome
     from megabase.models.loading import Loaded
-    from megabase.report.genome_page import FeatureTrack, Logo, SignalTrack
+    from megabase.report.genome_page import GenomePage
 
 
 _MOST_BASES = 500_000
@@ -98,19 +98,32 @@ def _report(args: Namespace) -> int:
 def _genome_page(args: Namespace) -> Path:
     """Make the genome page that the arguments describe."""
     from megabase.data.sources import genome_store
+    from megabase.genome.files import file_digest
+    from megabase.genome.interval import Interval
     from megabase.models.loading import load
-    from megabase.report.genome_tracks import read_variants
+    from megabase.report.genome_page import GenomePage, build_genome_page
+    from megabase.report.genome_tracks import (
+        genes_track,
+        read_track,
+        read_variants,
+        track_kind,
+        variants_track,
+    )
 
     if args.genome is None:
         raise ConfigError("--genome is missing: a page of a region or of variants needs a genome")
+    if args.ism is not None and args.no_model:
+        raise ConfigError("--ism needs the model; remove --no-model")
     target = Path(args.output or "genome.html")
     check_output(target, args.overwrite)
     with genome_store(args.genome) as store:
-        region = None if args.region is None else store.region(args.region)
-        variants = None
+        region = variants = genes = None
+        if args.region is not None:
+            region = store.region(args.region)
+            region = Interval(region.contig, region.start, region.end)
         if args.vcf is not None:
             variants = read_variants(args.vcf, store, region, info=args.info, strict=args.strict)
-        regions = [region] if region is not None else _regions(variants, store, args.flank)
+        regions = [region] if region is not None else _around(variants, store, args.flank)
         total = sum(one.length for one in regions)
         if total > _MOST_BASES:
             raise ConfigError(
@@ -118,12 +131,43 @@ def _genome_page(args: Namespace) -> Path:
                 "--region, fewer variants, or a smaller --flank"
             )
         model = None if args.no_model else load(args.run, head="language", device=args.device)
-        page = _Page(args, store, regions, variants, model)
-        write_whole(target, page.build(), args.overwrite)
+        page = GenomePage(store, regions)
+        where = str(region)
+        page.numbers.append((f"{total:,}", "", "bases shown"))
+        page.facts += [("genome", store.name), ("genome sha256", store.checksum)]
+        if args.genes is not None:
+            track_kind(args.genes, ["genes"])
+            genes = genes_track(args.genes, "genes", store, regions, strict=args.strict)
+            page.tracks.append(genes)
+            page.facts.append(("genes", Path(args.genes).name))
+        if variants is not None:
+            track, page.table = variants_track(variants, genes)
+            page.tracks.append(track)
+            number = variants["record"].n_unique()
+            records = f"{number:,} VCF record{'s' if number != 1 else ''}"
+            where = records if region is None else where
+            alleles = variants["alt"].count()  # a record without an alternative has a row too
+            page.numbers.append((f"{alleles:,}", f"in {records}", "alternative alleles"))
+            about = f"{Path(str(args.vcf)).name}, sha256 {file_digest(str(args.vcf))}"
+            page.facts.append(("variants", about))
+        # A bad file is reported before the model works.
+        more = [read_track(text, store, regions, strict=args.strict) for text in args.track]
+        if model is not None:
+            _expect(page, model, variants, args)
+            if args.ism is not None:
+                _substitute(page, model, args)
+        for track, fact in more:
+            page.tracks.append(track)
+            page.facts.append(fact)
+        page.title = f"{where} of {store.name}"
+        if variants is not None:
+            page.lead = f"{page.lead} A click on a row of the table shows the variant.".lstrip()
+        page.lead = page.lead or "The genome, and tracks along it."
+        write_whole(target, build_genome_page(page), args.overwrite)
     return target
 
 
-def _regions(variants: pl.DataFrame | None, store: Genome, flank: int) -> list[Interval]:
+def _around(variants: pl.DataFrame | None, store: Genome, flank: int) -> list[Interval]:
     """Give what lies around variants, joined where it meets."""
     from megabase.genome.interval import Interval
 
@@ -138,167 +182,87 @@ def _regions(variants: pl.DataFrame | None, store: Genome, flank: int) -> list[I
     return found
 
 
-class _Page:
-    """What the page is made of."""
+def _expect(
+    page: GenomePage, model: Loaded, variants: pl.DataFrame | None, args: Namespace
+) -> None:
+    """Add what the model expects, and how a variant changes that."""
+    import numpy as np
 
-    def __init__(
-        self, args: Namespace, store: Genome, regions: list[Interval],
-        variants: pl.DataFrame | None, model: Loaded | None,
-    ) -> None:  # fmt: skip
-        self.args, self.store, self.regions = args, store, regions
-        self.variants, self.model = variants, model
-        self.tracks: list[FeatureTrack | SignalTrack] = []
-        self.logos: list[Logo] = []
-        total = sum(region.length for region in regions)
-        self.numbers = [(f"{total:,}", "", "bases shown")]
-        self.facts = [("genome", store.name), ("genome sha256", store.checksum)]
+    from megabase.evaluate.base_probabilities import (
+        allele_probabilities,
+        base_probabilities,
+        log_likelihood,
+    )
+    from megabase.report.genome_page import Logo, Segment, Track
 
-    def build(self) -> str:
-        """Compute all parts and put the page together."""
-        from megabase.genome.alphabet import decode
-        from megabase.genome.files import file_digest
-        from megabase.genome.interval import Interval
-        from megabase.report.genome_page import GenomePage, Region, build_genome_page
-        from megabase.report.genome_tracks import (
-            genes_track,
-            read_track,
-            track_kind,
-            variants_track,
-        )
-
-        args, store, regions = self.args, self.store, self.regions
-        genes = table = None
-        if args.genes is not None:
-            track_kind(args.genes, ["genes"])
-            genes = genes_track(args.genes, store, regions, strict=args.strict)
-            self.tracks.append(genes)
-            self.facts.append(("genes", Path(str(args.genes)).name))
-        where = str(regions[0])
-        if self.variants is not None:
-            track, table = variants_track(self.variants, genes)
-            self.tracks.append(track)
-            number = self.variants["record"].n_unique()
-            records = f"{number:,} VCF record{'s' if number != 1 else ''}"
-            where = where if args.region is not None else records
-            alleles = self.variants["alt"].count()  # a record without an alternative has a row too
-            self.numbers.append((f"{alleles:,}", f"in {records}", "alternative alleles"))
-            digest = file_digest(str(args.vcf))
-            self.facts.append(("variants", f"{Path(str(args.vcf)).name}, sha256 {digest}"))
-        if args.ism is not None and self.model is None:
-            raise ConfigError("--ism needs the model; remove --no-model")
-        # A bad file is reported before the model works.
-        more = [read_track(text, store, regions, strict=args.strict) for text in args.track]
-        if self.model is not None:
-            self._expect(self.model)
-            if args.ism is not None:
-                self._substitute(self.model)
-        self.tracks += [track for track, _ in more]
-        self.facts += [fact for _, fact in more]
-        first = regions[0]
-        letters = [decode(store.fetch(Interval(r.contig, r.start, r.end))) for r in regions]
-        shown = [
-            Region(region.contig, region.start, text, store.contig(region.contig).length)
-            for region, text in zip(regions, letters, strict=True)
-        ]
-        page = GenomePage(
-            title=f"{where} of {store.name}", lead=self._lead(), genome=store.name, regions=shown,
-            locus=str(Interval(first.contig, first.start, first.end)), tracks=self.tracks,
-            logos=self.logos, table=table, numbers=self.numbers, facts=self.facts,
-        )  # fmt: skip
-        return build_genome_page(page)
-
-    def _lead(self) -> str:
-        """Write the sentence below the title."""
-        parts: list[str] = []
-        if self.model is not None:
-            view = "both sides of" if self.model.masked else "what stands before"
-            parts.append(
-                f"What the model {self.model.name} expects at every base, from {view} it. Zoom in "
-                "for letters: they follow the view."
-            )
-        if self.variants is not None:
-            parts.append("A click on a row of the table shows the variant.")
-        return " ".join(parts) or "The genome, and tracks along it."
-
-    def _expect(self, model: Loaded) -> None:
-        """Add what the model expects, and how a variant changes that."""
-        import numpy as np
-
-        from megabase.evaluate.base_probabilities import (
-            allele_probabilities,
-            base_probabilities,
-            log_likelihood,
-        )
-        from megabase.report.genome_page import Logo, Segment, SignalTrack
-
-        options = {"window": self.args.window, "batch_tokens": self.args.batch_tokens}
-        likelihoods: list[Segment] = []
-        for region in self.regions:
-            found = base_probabilities(model, self.store, region, **options)
-            own = log_likelihood(found, self.store.fetch(region))
-            likelihoods.append(Segment(region.contig, region.start, own))
-            text = "Letters as high as their information in bits."
-            self.logos.append(
-                Logo("What the model expects", text, region.contig, region.start, found,
-                     "probability")
-            )  # fmt: skip
+    options = {"window": args.window, "batch_tokens": args.batch_tokens}
+    above: list[Segment] = []
+    for region in page.regions:
+        found = base_probabilities(model, page.store, region, **options)
+        own = log_likelihood(found, page.store.fetch(region))
         # Against knowing nothing (1/4 for every base), so that the line at zero means something.
-        above = tuple(Segment(s.contig, s.start, s.values + np.log(4)) for s in likelihoods)
-        name = "log-likelihood above uniform (nats)"
-        self.tracks.append(SignalTrack(name, above, below="#b4530a", height=80))
-        every = np.concatenate([segment.values for segment in likelihoods])
-        perplexity = float(np.exp(-np.nanmean(every))) if np.isfinite(every).any() else np.nan
-        self.numbers.append((f"{perplexity:.3f}", "of 4", "perplexity of the model here"))
-        self.facts += [("model", model.name), ("model sha256", model.digest)]
-        if self.variants is None:
-            return
-        rows = self.variants.select("contig", "start", "end", "ref", "alt").rows()
-        for number, start, found in allele_probabilities(
-            model, self.store, rows, around=_AROUND, **options
-        ):
-            contig, _, _, ref, alt = rows[number]
-            shift = "" if len(ref) == len(alt) else " Places after it are those of the alternative."
-            text = f"The same with {alt[:20]} in place of {ref[:20]}.{shift}"
-            self.logos.append(
-                Logo("With the variant", text, contig, start, found, "probability", number)
-            )
-
-    def _substitute(self, model: Loaded) -> None:
-        """Add what every substitution of a region would change."""
-        import numpy as np
-
-        from megabase.genome.alphabet import BASES
-        from megabase.inference.ism import ism
-        from megabase.report.genome_page import Logo, Segment, SignalTrack
-
-        args = self.args
-        region = self.store.region(args.ism)
-        if not any(shown.contains(region) for shown in self.regions):
-            raise ConfigError(f"--ism {region} does not lie in what the page shows")
-        if region.length > _MOST_SUBSTITUTED:
-            raise ConfigError(
-                f"--ism {region} has {region.length:,} bases, more than "
-                f"{_MOST_SUBSTITUTED:,} (three changes each); take a shorter region, or add the "
-                "bigWig of megabase ism as a track"
-            )
-        found = ism(model, region, self.store, window=args.window, batch_tokens=args.batch_tokens)
-        method = next(iter(found.scores))
-        effects = found.scores[method].copy()
-        for number, base in enumerate(found.ref):
-            if base in BASES:
-                effects[number, BASES.index(base)] = np.nan
-        mean = Segment(region.contig, region.start, -found.importance(method))
-        name = f"mean effect of a substitution ({method})"
-        self.tracks.append(SignalTrack(name, (mean,), below="#b4530a", height=80))
-        text = (
-            f"Letters as high as the mean loss of the three changes ({method}); below, each "
-            "change: red for less likely, blue for more."
+        above.append(Segment(region.contig, region.start, own + np.log(4)))
+        text = "Letters as high as their information in bits."
+        page.logos.append(
+            Logo("What the model expects", text, region.contig, region.start, found, "probability")
         )
-        self.logos.append(
-            Logo("What a substitution would change", text, region.contig, region.start, effects,
-                 "effects")
-        )  # fmt: skip
-        self.facts.append(("substitutions", f"{region}, {method}, both strands"))
+    name = "log-likelihood above uniform (nats)"
+    page.tracks.append(Track(name, segments=tuple(above), below="#b4530a", height=80))
+    every = np.concatenate([segment.values for segment in above])
+    perplexity = 4 * float(np.exp(-np.nanmean(every))) if np.isfinite(every).any() else np.nan
+    page.numbers.append((f"{perplexity:.3f}", "of 4", "perplexity of the model here"))
+    page.facts += [("model", model.name), ("model sha256", model.digest)]
+    view = "both sides of" if model.masked else "what stands before"
+    page.lead = (
+        f"What the model {model.name} expects at every base, from {view} it. Zoom in for letters: "
+        "they follow the view."
+    )
+    rows = (
+        [] if variants is None else variants.select("contig", "start", "end", "ref", "alt").rows()
+    )
+    for number, start, found in allele_probabilities(
+        model, page.store, rows, around=_AROUND, **options
+    ):
+        contig, _, _, ref, alt = rows[number]
+        shift = "" if len(ref) == len(alt) else " Places after it are those of the alternative."
+        text = f"The same with {alt[:20]} in place of {ref[:20]}.{shift}"
+        page.logos.append(
+            Logo("With the variant", text, contig, start, found, "probability", number)
+        )
+
+
+def _substitute(page: GenomePage, model: Loaded, args: Namespace) -> None:
+    """Add what every substitution of a region would change."""
+    import numpy as np
+
+    from megabase.genome.alphabet import BASES
+    from megabase.inference.ism import ism
+    from megabase.report.genome_page import Logo, Segment, Track
+
+    region = page.store.region(args.ism)
+    if not any(shown.contains(region) for shown in page.regions):
+        raise ConfigError(f"--ism {region} does not lie in what the page shows")
+    if region.length > _MOST_SUBSTITUTED:
+        raise ConfigError(
+            f"--ism {region} has {region.length:,} bases, more than {_MOST_SUBSTITUTED:,} (three "
+            "changes each); take a shorter region, or add the bigWig of megabase ism as a track"
+        )
+    found = ism(model, region, page.store, window=args.window, batch_tokens=args.batch_tokens)
+    method = next(iter(found.scores))
+    effects = found.scores[method].copy()
+    for number, base in enumerate(found.ref):
+        if base in BASES:
+            effects[number, BASES.index(base)] = np.nan
+    mean = Segment(region.contig, region.start, -found.importance(method))
+    name = f"mean effect of a substitution ({method})"
+    page.tracks.append(Track(name, segments=(mean,), below="#b4530a", height=80))
+    text = (
+        f"Letters as high as the mean loss of the three changes ({method}); below, each change: "
+        "red for less likely, blue for more."
+    )
+    what = "What a substitution would change"
+    page.logos.append(Logo(what, text, region.contig, region.start, effects, "effects"))
+    page.facts.append(("substitutions", f"{region}, {method}, both strands"))
 
 
 # fmt: off

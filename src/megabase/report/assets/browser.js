@@ -58,15 +58,13 @@
         if (row.some(Number.isNaN)) { columns.push([]); continue; }
         const bits = 2 + row.reduce((sum, p) => sum + (p > 0 ? p * Math.log2(p) : 0), 0);
         columns.push(row.map((p, b) => [BASES[b], Math.max(0, p * bits)]));
-      } else if (logo.kind === "effects") {
+      } else {
         // One value for each substitution, none for the base that stands there: the letter of the
         // reference is as high as the mean loss.
         const present = row.filter((v) => !Number.isNaN(v));
         const reference = row.findIndex(Number.isNaN);
         if (present.length !== 3) { columns.push([]); continue; }
         columns.push([[BASES[reference], -present.reduce((a, b) => a + b, 0) / 3]]);
-      } else {
-        columns.push(row.map((v, b) => [BASES[b], Number.isNaN(v) ? 0 : v]));
       }
     }
     return columns;
@@ -291,17 +289,16 @@
         const values = unpack(segment.values);
         for (let i = 0; i < values.length; i++) {
           if (Number.isNaN(values[i])) continue;
-          const start = segment.start + i * track.step;
-          features.push({ chr: segment.contig, start, end: start + track.step, value: values[i] });
+          const start = segment.start + i;
+          features.push({ chr: segment.contig, start, end: start + 1, value: values[i] });
         }
       }
       return { ...common, type: "wig", features, autoscale: true, color: track.color,
-        altColor: track.below || track.color, graphType: track.step > 1 ? "line" : "bar" };
+        altColor: track.below || track.color, graphType: "bar" };
     }
-    const features = track.features.map(([chr, start, end, name, strand, exons, color]) => ({
+    const features = track.features.map(([chr, start, end, name, strand, exons]) => ({
       chr, start, end, name, strand,
       ...(exons && exons.length ? { exons: exons.map(([s, e]) => ({ start: s, end: e })) } : {}),
-      ...(color ? { color } : {}),
     }));
     return { ...common, type: "annotation", features, color: track.color, displayMode: "EXPANDED", margin: LABEL,
       searchable: true, searchableFields: ["name"] };
@@ -409,7 +406,7 @@
 
     heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
       const numeric = table.columns[column].kind === "number";
-      const first = numeric && !table.columns[column].ascending ? -1 : 1;
+      const first = numeric ? -1 : 1;
       const sign = sorted && sorted.column === column ? -sorted.sign : first;
       sorted = { column, sign };
       for (const other of heads) other.removeAttribute("aria-sort");
