@@ -2,10 +2,9 @@
 
 A pickle is a program, and ``torch.load`` without ``weights_only`` runs whatever it contains. This
 module interprets the pickle's instructions itself: nothing is imported, and nothing is called but
-the builders below, which make tensors, plain containers and numpy values. A class or function named
-in a pickle stays a name (:class:`Global`); objects of training libraries become :class:`Inert`
-records, and any other name is refused. The containers that hold the pickle are read by
-:mod:`.reader`.
+the builders below, which make tensors, tables and sets. A class or function named in a pickle stays
+a name (:class:`Global`); objects of training libraries become :class:`Inert` records, and any other
+name is refused. The containers that hold the pickle are read by :mod:`.reader`.
 
 A small file can describe a large object: values are shared, so forty instructions make a tuple of
 2**40 items. Instructions and copies are counted, only flat values become keys, no foreign value is
@@ -19,30 +18,22 @@ import pickletools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from megabase.errors import CheckpointError
 from megabase.untrusted import shown
 
 _BUDGET = 1_000_000
-"""Instructions of one pickle, and items or 64-byte pieces that they copy. A tensor takes about 35,
+"""Instructions of one pickle, and items that they copy. A tensor takes about 35,
 so this is enough for the weights and moments of 9,000 parameters, and some three seconds. The
 largest object that one instruction makes is an empty set of 216 bytes."""
 # Names a training checkpoint may carry and that stay inert. The reader would treat any other name
 # just as harmlessly; refusing it tells the user that the file is not what it seems to be.
-_INERT_MODULES = (
+_INERT_MODULES = tuple(f"{name}." for name in (
     "omegaconf", "antlr4", "hydra", "pytorch_lightning", "lightning", "lightning_fabric",
     "lightning_utilities", "torchmetrics", "transformers", "accelerate", "argparse", "pathlib",
-    "typing", "datetime", "enum", "torch.optim", "torch.distributed", "numpy.random", "src",
-)  # fmt: skip
-_BUILTIN_MODULES = ("builtins", "__builtin__")
-"""Python 3 and Python 2 call it by these names."""
-# Types that a pickle may name without building anything of them.
-_TYPE_NAMES = frozenset(
-    ("int", "float", "str", "bool", "complex", "bytes", "bytearray", "object", "type",
-     "long", "unicode", "list", "tuple", "dict", "set", "frozenset", "NoneType", "slice", "range")
-)  # fmt: skip
+    "typing", "datetime", "enum", "torch.optim", "torch.distributed", "numpy", "src",
+))  # fmt: skip
 # What torch calls the storages of its element types.
 STORAGE_TYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -58,8 +49,16 @@ _MOST_AXES = 64
 """Axes of a tensor: torch's own limit."""
 _EXPANDED_ELEMENTS = 1 << 20
 """Elements a tensor may have beyond those of its storage (one value seen at many places)."""
-# Named along with tensors; nothing is built of them.
-_TENSOR_TYPES = {("torch", "Tensor"), ("torch.nn.parameter", "Parameter")}
+# Further names that stay inert: of types, and of what torch and pickle write beside tensors.
+_INERT_NAMES = {
+    ("torch", "Tensor"), ("torch.nn.parameter", "Parameter"), ("torch", "Size"),
+    ("torch", "device"), ("torch.serialization", "_get_layout"), ("_codecs", "encode"),
+    ("copyreg", "_reconstructor"), ("copy_reg", "_reconstructor"),
+    *((module, name) for module in ("torch", "torch.storage") for name in STORAGE_TYPES),
+    *((module, name) for module in ("builtins", "__builtin__") for name in (
+        "int", "float", "str", "bool", "complex", "bytes", "bytearray", "object", "type", "long",
+        "unicode", "list", "tuple", "dict", "frozenset", "NoneType", "slice", "range")),
+}  # fmt: skip
 
 
 class Global(NamedTuple):
@@ -73,40 +72,11 @@ class Global(NamedTuple):
 
 
 class Inert:
-    """What a pickle says about an object that is not rebuilt: class, arguments, attributes."""
+    """What a pickle says about an object that is not rebuilt: its class and its attributes."""
 
-    def __init__(self, origin: Global, arguments: tuple[Any, ...]) -> None:
+    def __init__(self, origin: Global) -> None:
         self.origin = origin
-        self.arguments = arguments
         self.state: Any = None
-        self.content: list[Any] = []  # items of a list, or pairs of a table
-
-    def __repr__(self) -> str:
-        return f"<{self.origin}, not rebuilt>"
-
-
-class _Budget:
-    """What is left of :data:`_BUDGET`."""
-
-    def __init__(self) -> None:
-        self.left = _BUDGET
-
-    def spend(self, steps: int) -> None:
-        """Take from what is left, or refuse the file."""
-        self.left -= steps
-        if self.left < 0:
-            raise CheckpointError(
-                f"describes more than {_BUDGET:,} objects; save the weights alone "
-                "(model.state_dict())"
-            )
-
-    def spend_copies(self, values: Any) -> None:
-        """Take what copying the parts of a tuple costs: one step an item, or for 64 bytes."""
-        for value in values:
-            if isinstance(value, (str, bytes, bytearray)):
-                self.spend(len(value) >> 6)
-            elif isinstance(value, (list, tuple, dict, set, frozenset)):
-                self.spend(len(value))
 
 
 class Storage(NamedTuple):
@@ -117,8 +87,7 @@ class Storage(NamedTuple):
 
 
 # Values that are hashed in a few steps, whatever they hold.
-_FLAT = (str, bytes, float, type(None), torch.dtype, torch.Tensor, np.integer, np.floating,
-         np.bool_, np.str_, np.dtype, Global, Inert)  # fmt: skip
+_FLAT = (str, bytes, float, type(None), torch.dtype, torch.Tensor, Global, Inert)
 _LARGEST_KEY = (1 << 61) - 1
 """Whole numbers from here on can be chosen to share one hash, which makes a table slow."""
 
@@ -169,99 +138,40 @@ def _first(value: Any, *_: Any) -> Any:
     return value
 
 
-# How torch's own pickles rebuild tensors; the third version gives the element type, too.
-_TENSOR_BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
+def _rebuild_from_type(function: Any, _type: Any, arguments: Any, *_: Any) -> Any:
+    if not isinstance(function, Global) or function.module != "torch._utils":
+        name = function if isinstance(function, Global) else shown(function)
+        raise CheckpointError(f"the checkpoint calls {name} to build a tensor")
+    return _BUILDERS[function](*arguments)
+
+
+def _items(values: Any) -> Any:
+    if not isinstance(values, (list, tuple)):
+        raise CheckpointError(f"cannot build a table or set from {type(values).__name__}")
+    return values
+
+
+def _table(pairs: Any = (), *_: Any) -> dict[Any, Any]:
+    return {_check_key(key): value for key, value in _items(pairs)}
+
+
+def _set(values: Any = ()) -> set[Any]:
+    return {_check_key(value) for value in _items(values)}
+
+
+# Everything that a pickle can have built. The third version of a tensor gives its type, too.
+_BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor"): lambda *given: _tensor(*given[:4]),
     ("torch._utils", "_rebuild_tensor_v2"): lambda *given: _tensor(*given[:4]),
     ("torch._utils", "_rebuild_tensor_v3"): lambda *given: _tensor(*given[:4], dtype=given[6]),
-    ("torch._utils", "_rebuild_parameter"): _first,
-    ("torch._utils", "_rebuild_parameter_with_state"): _first,
-}
-
-
-def _rebuild_from_type(function: Any, _type: Any, arguments: Any, *_: Any) -> Any:
-    builder = _TENSOR_BUILDERS.get(function) if isinstance(function, Global) else None
-    if builder is None:
-        name = function if isinstance(function, Global) else shown(function)
-        raise CheckpointError(f"the checkpoint calls {name} to build a tensor")
-    return builder(*arguments)
-
-
-def _pairs(values: Any = (), *_: Any) -> dict[Any, Any]:
-    if isinstance(values, dict):
-        return dict(values)
-    return {_check_key(key): value for key, value in values}
-
-
-def _collection(kind: Callable[[Any], Any]) -> Callable[..., Any]:
-    def build(values: Any = ()) -> Any:
-        if not isinstance(values, (list, tuple, set, frozenset, dict)):
-            raise CheckpointError(f"cannot build a {kind} from {type(values).__name__}")
-        if kind in (set, frozenset):
-            values = [_check_key(value) for value in values]
-        return kind(values)
-
-    return build
-
-
-def _device(*parts: Any) -> str:
-    if len(parts) > 2 or not all(isinstance(part, (str, int)) for part in parts):
-        raise CheckpointError("the checkpoint names an impossible device")
-    return ":".join(part if isinstance(part, str) else shown(part) for part in parts)
-
-
-def _bytes(value: Any = b"", encoding: Any = "latin-1") -> bytes:
-    if isinstance(value, str):
-        return value.encode("latin-1" if encoding in ("latin-1", "latin1") else "utf-8")
-    if isinstance(value, (bytes, bytearray, list)):
-        return bytes(value)
-    raise CheckpointError(f"cannot build bytes from {type(value).__name__}")
-
-
-def _numpy_dtype(name: Any, *_: Any) -> np.dtype[Any]:
-    if not isinstance(name, str) or len(name) > 16 or np.dtype(name).kind not in "biufcSU":
-        raise CheckpointError(f"the checkpoint holds a numpy array of type {shown(name)}")
-    return np.dtype(name)
-
-
-def _numpy_from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray[Any, Any]:
-    sound = isinstance(dtype, np.dtype) and (shape == (-1,) or _is_size(shape))
-    if not sound or order not in ("C", "F"):
-        raise CheckpointError("the checkpoint holds a numpy array of impossible shape or type")
-    return np.frombuffer(_bytes(raw), dtype=dtype).reshape(shape, order=order)
-
-
-# Everything that a pickle can have built.
-_BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
-    **_TENSOR_BUILDERS,
+    ("torch._utils", "_rebuild_parameter"): lambda value, *_: value,
+    ("torch._utils", "_rebuild_parameter_with_state"): lambda value, *_: value,
     ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
-    ("torch", "Size"): _collection(tuple),
-    ("torch", "device"): _device,
-    ("torch.serialization", "_get_layout"): _first,
-    ("collections", "OrderedDict"): _pairs,
-    ("collections", "defaultdict"): lambda _factory=None, *rest: _pairs(*rest),
-    ("_codecs", "encode"): _bytes,
-    ("numpy", "dtype"): _numpy_dtype,
-    **{(module, name): builder
-       for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-       for name, builder in (
-           ("scalar", lambda dtype, raw: _numpy_from_buffer(raw, dtype, (-1,), "C")[0]),
-           # Filled by the BUILD that follows.
-           ("_reconstruct", lambda *_: np.empty(0, dtype=np.uint8)),
-       )},
-    ("numpy.core.numeric", "_frombuffer"): _numpy_from_buffer,
-    ("numpy._core.numeric", "_frombuffer"): _numpy_from_buffer,
-    **{(module, name): builder
-       for module in _BUILTIN_MODULES
-       for name, builder in (("list", _collection(list)), ("tuple", _collection(tuple)),
-                             ("set", _collection(set)), ("frozenset", _collection(frozenset)),
-                             ("dict", _pairs), ("bytes", _bytes), ("bytearray", _bytes),
-                             ("complex", complex))},
-}  # fmt: skip
-
-
-def _is_inert(name: Global) -> bool:
-    return any(name.module == root or name.module.startswith(f"{root}.") for root in _INERT_MODULES)
+    ("collections", "OrderedDict"): _table,
+    ("collections", "defaultdict"): lambda _factory=None, *rest: _table(*rest),
+    ("builtins", "set"): _set,
+    ("__builtin__", "set"): _set,
+}
 
 
 def _resolve(module: Any, name: Any) -> Any:
@@ -271,16 +181,7 @@ def _resolve(module: Any, name: Any) -> Any:
     found = Global(module, name)
     if module == "torch" and name in _DTYPES:
         return _DTYPES[name]
-    known = (
-        found in _BUILDERS
-        or found in _TENSOR_TYPES
-        or (module in ("torch", "torch.storage") and name in STORAGE_TYPES)
-        or (module in _BUILTIN_MODULES and name in _TYPE_NAMES)
-        or found in {("copyreg", "_reconstructor"), ("copy_reg", "_reconstructor")}
-        or (module == "numpy" and name == "ndarray")
-        or _is_inert(found)
-    )
-    if known:
+    if found in _BUILDERS or found in _INERT_NAMES or f"{module}.".startswith(_INERT_MODULES):
         return found
     hint = ""
     if module.startswith("torch.nn"):
@@ -291,59 +192,30 @@ def _resolve(module: Any, name: Any) -> Any:
     )
 
 
-def _call(function: Any, arguments: Any, budget: _Budget) -> Any:
-    """Build what the file asks for; the only functions reachable are those of ``_BUILDERS``."""
-    if isinstance(function, Global) and function.name == "_reconstructor":
-        function, arguments = arguments[0], ()
-    if not isinstance(function, Global) or not isinstance(arguments, tuple):
-        raise CheckpointError(f"the pickle calls {shown(function)}, which is not a class")
-    builder = _BUILDERS.get(function)
-    if builder is not None:
-        budget.spend_copies(arguments)
-        return builder(*arguments)
-    if _is_inert(function):
-        return Inert(function, arguments)
-    raise CheckpointError(f"refused, because the pickle calls {function}")
-
-
-def _set_state(target: Any, state: Any, budget: _Budget) -> Any:
-    """Give an object the state the file has for it: kept by records, used by numpy arrays."""
+def _set_state(target: Any, state: Any) -> None:
+    """Let a record keep the state the file has for it; that of tables and tensors is no weights."""
     if isinstance(target, Inert):
         target.state = state
-    elif isinstance(target, np.ndarray):
-        _version, shape, dtype, _order, raw = state
-        if not isinstance(dtype, np.dtype) or dtype.hasobject or not _is_size(shape):
-            raise CheckpointError(f"a numpy array of type {shown(dtype)} is not read")
-        budget.spend_copies((raw,))
-        target = _numpy_from_buffer(raw, dtype, shape, "F" if _order else "C").copy()
-    elif isinstance(target, np.dtype):
-        if state[1] == ">" or state[3] is not None:
-            raise CheckpointError("big-endian and structured arrays are not read")
-    elif not isinstance(target, (dict, torch.Tensor)):  # their attributes carry no weights
+    elif not isinstance(target, (dict, torch.Tensor)):
         raise CheckpointError(f"the pickle sets attributes of {shown(target)}")
-    return target
 
 
 def _extend(target: Any, values: list[Any]) -> None:
-    """Add items to a list or a set, or remember them in a record."""
+    """Add items to a list or a set; what a record holds is not kept."""
     if isinstance(target, list):
         target.extend(values)
     elif isinstance(target, set):
         target.update(_check_key(value) for value in values)
-    elif isinstance(target, Inert):
-        target.content.extend(values)
-    else:
+    elif not isinstance(target, Inert):
         raise CheckpointError(f"the pickle adds items to {type(target).__name__}")
 
 
 def _set_items(target: Any, values: list[Any]) -> None:
-    """Add alternating keys and values to a dictionary, or remember them in a record."""
-    pairs = list(zip(values[::2], values[1::2], strict=True))
+    """Add alternating keys and values to a table; what a record holds is not kept."""
     if isinstance(target, dict):
+        pairs = zip(values[::2], values[1::2], strict=True)
         target.update((_check_key(key), value) for key, value in pairs)
-    elif isinstance(target, Inert):
-        target.content.extend(pairs)
-    else:
+    elif not isinstance(target, Inert):
         raise CheckpointError(f"the pickle sets items of {type(target).__name__}")
 
 
@@ -366,7 +238,7 @@ def interpret(stream: Any, persistent: Callable[[Any], Any]) -> Any:
     """Follow one pickle to its STOP and give the object it describes."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
-    budget = _Budget()
+    left = _BUDGET
 
     def to_mark() -> list[Any]:
         start = len(stack) - 1 - next(i for i, v in enumerate(reversed(stack)) if v is _MARK)
@@ -377,7 +249,12 @@ def interpret(stream: Any, persistent: Callable[[Any], Any]) -> Any:
     argument: Any
     for opcode, argument, _ in pickletools.genops(stream):
         name = opcode.name
-        budget.spend(1)
+        left -= 1
+        if left < 0:
+            raise CheckpointError(
+                f"describes more than {_BUDGET:,} objects; save the weights alone "
+                "(model.state_dict())"
+            )
         if name in _LITERALS:
             stack.append(argument)
         elif name in _CONSTANTS:
@@ -414,20 +291,25 @@ def interpret(stream: Any, persistent: Callable[[Any], Any]) -> Any:
         elif name == "STACK_GLOBAL":
             attribute, module = stack.pop(), stack.pop()
             stack.append(_resolve(module, attribute))
-        elif name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX"):
+        elif name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ", "INST"):
             if name == "NEWOBJ_EX":
                 stack.pop()  # keywords
-            arguments, function = stack.pop(), stack.pop()
-            stack.append(_call(function, arguments, budget))
-        elif name == "OBJ":
-            function, *arguments = to_mark()
-            stack.append(_call(function, tuple(arguments), budget))
-        elif name == "INST":
-            function = _resolve(*str(argument).split(" ", 1))
-            stack.append(_call(function, tuple(to_mark()), budget))
+            if name == "OBJ":
+                function, *rest = to_mark()
+                arguments = tuple(rest)
+            elif name == "INST":
+                function, arguments = _resolve(*str(argument).split(" ", 1)), tuple(to_mark())
+            else:
+                arguments, function = stack.pop(), stack.pop()
+            if not isinstance(function, Global) or not isinstance(arguments, tuple):
+                raise CheckpointError(f"the pickle calls {shown(function)}, which is not a class")
+            left -= sum(len(value) for value in arguments if isinstance(value, (list, tuple)))
+            left -= len(arguments)
+            builder = _BUILDERS.get(function)  # nothing else is ever called
+            stack.append(Inert(function) if builder is None else builder(*arguments))
         elif name == "BUILD":
             state = stack.pop()
-            stack[-1] = _set_state(stack[-1], state, budget)
+            _set_state(stack[-1], state)
         elif name in ("BINPERSID", "PERSID"):
             stack.append(persistent(stack.pop() if name == "BINPERSID" else argument))
         elif name == "POP":
