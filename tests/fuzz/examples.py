@@ -172,12 +172,6 @@ def prompt(path: Path) -> None:
     read_prompt(path.parent)
 
 
-def adapter(path: Path) -> None:
-    from megabase.models.adapt.lora import load_adapter
-
-    load_adapter(path.parent)
-
-
 def progress(path: Path) -> None:
     from megabase.training.checkpoint import Checkpoints
 
@@ -257,7 +251,6 @@ KINDS: dict[str, Kind] = {
     "recipe, command": Kind(0.02, "recipe.yaml", command, "text"),
     "prompt.json": Kind(0.5, "prompt.json", prompt, "json", "prompt"),
     "prompt.safetensors": Kind(0.5, "prompt.safetensors", prompt, "safetensors", "prompt"),
-    "adapter": Kind(0.02, "megabase.json", adapter, "json", "adapter"),
     "state.json": Kind(0.5, "training_state/state.json", progress, "json"),
     "config.yaml": Kind(0.3, "config.yaml", run, "text", "run"),
     "data.json": Kind(0.5, "data.json", run, "json", "run"),
@@ -413,20 +406,6 @@ def _models(folder: Path) -> None:
     with torch.no_grad():
         prompted = PromptedModel(load_model(folder / "model", "base"), spec)
     save_prompt(prompted, folder / "prompt", model=str(folder / "model"))
-    made = folder / "adapter"
-    made.mkdir()
-    from safetensors.torch import save_file
-
-    from megabase.models.checkpoints.checks import weights_checksum
-
-    layer = next(n for n, p in load_model(DEFAULT_MODEL).named_parameters() if p.ndim == 1)
-    size = load_model(DEFAULT_MODEL).get_parameter(layer).numel()
-    save_file({f"base_model.model.{layer}": torch.ones(size)}, made / "adapter_model.safetensors")
-    record = {
-        "kind": "causal-lm", "start": "default", "sha256": weights_checksum(DEFAULT_MODEL),
-        "fields": {"id2label": {"0": "a"}}, "lora": {"rank": 2},
-    }  # fmt: skip
-    (made / "megabase.json").write_text(json.dumps(record))
 
 
 def _runs(folder: Path) -> None:

@@ -94,7 +94,7 @@ def plan_run(config: FinetuneConfig, fabric: Fabric) -> Plan:
     return run.plan(
         fabric,
         model,
-        lambda folder, state: save_classifier(model, tokenizer, folder, state, lora, start),
+        lambda folder, state: save_classifier(model, tokenizer, folder, state, lora, start.model),
         [line],
         lengths=f"{int(bases.min()):,} to {int(bases.max()):,} bases, "
         f"{run.longest:,} tokens at most",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from megabase.errors import ConfigError
-from megabase.models.adapt.lora import ADAPTER_FOLDER, add_adapters, merged_state, save_adapter
+from megabase.models.adapt.lora import add_adapters, merged_state, save_adapter
 from megabase.models.auto import (
     load_config,
     load_model,
@@ -379,15 +379,14 @@ def save_classifier(
     folder: Path,
     state: Mapping[str, Tensor],
     lora: LoraConfig,
-    start: StartConfig,
+    start: str | None,
 ) -> None:
     """Write weights, configuration with class names and tokenizer into a folder that exists.
 
     `state` is the full state dict, which may differ from the model's own when it is sharded.
     Adapters are folded into the weights; where the settings ask for it, they are also written next
-    to them with the head, for which `start` names what they were trained on.
+    to them with the head, for which `start` names the model they were trained on.
     """
     if lora.rank and lora.save == "adapter":
-        names = ("id2label", "label2id", "problem_type", *_POOLING_FIELDS, *start.overrides)
-        save_adapter(model, folder / ADAPTER_FOLDER, state, lora, start.model, names)
+        save_adapter(model, folder / "adapter", state, lora, start)
     write_model(folder, model, tokenizer, merged_state(model, state) if lora.rank else state)
