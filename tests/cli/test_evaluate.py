@@ -169,7 +169,7 @@ def test_bad_requests_end_with_one_line(
 def test_models_without_probabilities_of_bases_are_refused(
     which: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from megabase.models.dnabert.modeling import DNABERTConfig, DNABERTForMaskedLM
+    from megabase.models.dnabert import DNABERTConfig, DNABERTForMaskedLM
     from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 
     if which == "two-sided":
@@ -192,8 +192,7 @@ def test_models_without_probabilities_of_bases_are_refused(
 def test_a_masked_model_is_asked_as_one(run: Path) -> None:
     from megabase.data.regions import regions_of
     from megabase.evaluate.perplexity import EvaluateOptions, evaluate
-    from megabase.models.caduceus import CaduceusConfig
-    from megabase.models.caduceus.modeling import CaduceusForMaskedLM
+    from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 
     store = Genome(run.parent / "toy.mb")
     model = CaduceusForMaskedLM(CaduceusConfig(d_model=8, n_layer=1))

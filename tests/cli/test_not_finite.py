@@ -16,8 +16,11 @@ from megabase.genome.store import Genome
 from megabase.inference import embed, generate, score
 from megabase.models.auto import load_model
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
-from megabase.models.hyenadna import HyenaDNAForCausalLM, HyenaDNAForSequenceClassification
-from megabase.models.hyenadna.modeling import HyenaDNAForTokenClassification
+from megabase.models.hyenadna import (
+    HyenaDNAForCausalLM,
+    HyenaDNAForSequenceClassification,
+    HyenaDNAForTokenClassification,
+)
 from megabase.models.loading import load
 
 SNV = 300

@@ -12,7 +12,7 @@ import torch
 from transformers import pipeline, set_seed
 
 from megabase.errors import ConfigError
-from megabase.models.caduceus.modeling import CaduceusConfig, CaduceusForMaskedLM
+from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.mamba import MambaConfig, MambaForCausalLM

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from megabase.errors import MegabaseError
-from megabase.models.caduceus.modeling import CaduceusConfig, CaduceusForMaskedLM
+from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.mamba import MambaConfig, MambaForCausalLM

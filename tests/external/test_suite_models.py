@@ -18,7 +18,7 @@ from transformers_tests.generation.test_utils import GenerationTesterMixin
 from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_modeling_common import ModelTesterMixin
 
-from megabase.models.caduceus.modeling import (
+from megabase.models.caduceus import (
     CaduceusConfig,
     CaduceusForMaskedLM,
     CaduceusForSequenceClassification,
@@ -32,14 +32,14 @@ from megabase.models.gpt import (
     GPTForTokenClassification,
     GPTModel,
 )
-from megabase.models.hyenadna.modeling import (
+from megabase.models.hyenadna import (
     HyenaDNAConfig,
     HyenaDNAForCausalLM,
     HyenaDNAForSequenceClassification,
     HyenaDNAForTokenClassification,
     HyenaDNAModel,
 )
-from megabase.models.mamba.modeling import (
+from megabase.models.mamba import (
     MambaConfig,
     MambaForCausalLM,
     MambaForSequenceClassification,

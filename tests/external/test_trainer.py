@@ -23,15 +23,15 @@ from megabase.models.bigbird import (
     GenomicBigBirdForMaskedLM,
     GenomicBigBirdForSequenceClassification,
 )
-from megabase.models.caduceus.modeling import (
+from megabase.models.caduceus import (
     CaduceusConfig,
     CaduceusForMaskedLM,
     CaduceusForSequenceClassification,
     CaduceusForTokenClassification,
 )
-from megabase.models.cnn.modeling import GenomicCNNConfig, GenomicCNNForSequenceClassification
-from megabase.models.deepsea.modeling import DeepSEAConfig, DeepSEAForSequenceClassification
-from megabase.models.dnabert.modeling import (
+from megabase.models.cnn import GenomicCNNConfig, GenomicCNNForSequenceClassification
+from megabase.models.deepsea import DeepSEAConfig, DeepSEAForSequenceClassification
+from megabase.models.dnabert import (
     DNABERTConfig,
     DNABERTForMaskedLM,
     DNABERTForSequenceClassification,
@@ -42,13 +42,13 @@ from megabase.models.gpt import (
     GPTForSequenceClassification,
     GPTForTokenClassification,
 )
-from megabase.models.hyenadna.modeling import (
+from megabase.models.hyenadna import (
     HyenaDNAConfig,
     HyenaDNAForCausalLM,
     HyenaDNAForSequenceClassification,
     HyenaDNAForTokenClassification,
 )
-from megabase.models.mamba.modeling import (
+from megabase.models.mamba import (
     MambaConfig,
     MambaForCausalLM,
     MambaForSequenceClassification,

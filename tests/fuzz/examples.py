@@ -374,9 +374,8 @@ def _models(folder: Path) -> None:
     import torch
 
     from megabase.models.adapt.prompt import PromptedModel, PromptSpec, save_prompt
-    from megabase.models.auto import DEFAULT_MODEL
     from megabase.models.families import family_of
-    from megabase.models.hyenadna.modeling import HyenaDNAConfig
+    from megabase.models.hyenadna import HyenaDNAConfig
     from megabase.models.tokenizers.bpe import train_bpe
     from megabase.models.tokenizers.character import DNATokenizer
     from megabase.models.tokenizers.kmer import DNABERTTokenizer

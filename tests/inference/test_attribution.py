@@ -15,7 +15,7 @@ from megabase.data.sources import SequenceInput
 from megabase.errors import InputError, MegabaseError, OutputError
 from megabase.genome import encode
 from megabase.inference.attribution import _Attributor, attribute, attribute_file
-from megabase.models.deepsea.modeling import DeepSEAConfig, DeepSEAForSequenceClassification
+from megabase.models.deepsea import DeepSEAConfig, DeepSEAForSequenceClassification
 from megabase.models.hyenadna import (
     HyenaDNAConfig,
     HyenaDNAForCausalLM,

@@ -16,7 +16,7 @@ from megabase.errors import InputError, OutputError
 from megabase.genome import encode, reverse_complement
 from megabase.inference import jobs
 from megabase.inference.embedding import Embedder, embed, embed_file
-from megabase.models.dnabert.modeling import DNABERTConfig, DNABERTForMaskedLM, DNABERTModel
+from megabase.models.dnabert import DNABERTConfig, DNABERTForMaskedLM, DNABERTModel
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAModel
 from megabase.models.tokenizers.kmer import DNABERTTokenizer
 

@@ -157,8 +157,11 @@ def test_sequences_and_intervals_are_streamed(tmp_path: Path) -> None:
 def test_model_has_a_hash_of_its_weights_and_must_score_bases() -> None:
     import torch
 
-    from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
-    from megabase.models.hyenadna.modeling import HyenaDNAForSequenceClassification
+    from megabase.models.hyenadna import (
+        HyenaDNAConfig,
+        HyenaDNAForCausalLM,
+        HyenaDNAForSequenceClassification,
+    )
 
     torch.manual_seed(0)
     config = HyenaDNAConfig(d_model=8, n_layer=1, filter_order=8, max_seq_len=34)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from megabase.models.bigbird import GenomicBigBirdConfig, GenomicBigBirdForSequenceClassification
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
-from megabase.models.cnn.modeling import GenomicCNNConfig, GenomicCNNForSequenceClassification
-from megabase.models.deepsea.modeling import DeepSEAConfig, DeepSEAForSequenceClassification
-from megabase.models.dnabert.modeling import DNABERTConfig, DNABERTForSequenceClassification
+from megabase.models.cnn import GenomicCNNConfig, GenomicCNNForSequenceClassification
+from megabase.models.deepsea import DeepSEAConfig, DeepSEAForSequenceClassification
+from megabase.models.dnabert import DNABERTConfig, DNABERTForSequenceClassification
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.mamba import MambaConfig, MambaForCausalLM

@@ -11,7 +11,7 @@ from torch import Tensor
 from megabase.errors import ConfigError
 from megabase.models.base import checkpoint_activations
 from megabase.models.bigbird import GenomicBigBirdConfig, GenomicBigBirdModel
-from megabase.models.dnabert.modeling import DNABERTConfig, DNABERTModel
+from megabase.models.dnabert import DNABERTConfig, DNABERTModel
 from megabase.models.gpt import GPTConfig, GPTModel
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAModel
 from megabase.models.mamba import MambaConfig, MambaModel

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 
 from megabase.errors import InputError, MegabaseError
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.cnn.convert import convert, recognizes
-from megabase.models.cnn.modeling import (
+from megabase.models.cnn import (
     SHORTEST,
     GenomicCNNConfig,
     GenomicCNNForSequenceClassification,
 )
+from megabase.models.cnn.convert import convert, recognizes
 from megabase.models.presets import PRESETS
 from megabase.models.tokenizers.table import LetterTokenizer
 

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from megabase.data.vocabulary import COMPLEMENT_TOKEN_IDS
 from megabase.errors import MegabaseError
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.deepsea.convert import KIPOI_NAMES, convert, recognizes
-from megabase.models.deepsea.modeling import (
+from megabase.models.deepsea import (
     DeepSEAConfig,
     DeepSEAForSequenceClassification,
     _average_logits,
 )
+from megabase.models.deepsea.convert import KIPOI_NAMES, convert, recognizes
 from megabase.models.presets import PRESETS
 
 _LENGTH = 200

@@ -13,13 +13,13 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 from megabase.errors import MegabaseError
 from megabase.models.auto import load_model, load_tokenizer
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.dnabert.convert import convert, recognizes
-from megabase.models.dnabert.modeling import (
+from megabase.models.dnabert import (
     DNABERTConfig,
     DNABERTForMaskedLM,
     DNABERTForSequenceClassification,
     DNABERTModel,
 )
+from megabase.models.dnabert.convert import convert, recognizes
 from megabase.models.presets import PRESETS
 from megabase.models.tokenizers.kmer import DNABERTTokenizer
 

@@ -11,8 +11,7 @@ import torch
 from megabase.cli.main import main
 from megabase.errors import MegabaseError
 from megabase.models import load_model, load_tokenizer
-from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
-from megabase.models.hyenadna.modeling import lengthen
+from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM, lengthen
 
 
 def _model(**settings: Any) -> HyenaDNAForCausalLM:

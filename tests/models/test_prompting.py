@@ -238,7 +238,7 @@ def test_what_cannot_work_is_refused(make: Any, message: str) -> None:
 
 
 def test_families_without_prompts() -> None:
-    from megabase.models.cnn.modeling import GenomicCNNConfig, GenomicCNNForSequenceClassification
+    from megabase.models.cnn import GenomicCNNConfig, GenomicCNNForSequenceClassification
 
     with pytest.raises(ModelError, match="cannot read a soft prompt; models of the families hye"):
         PromptedModel(GenomicCNNForSequenceClassification(GenomicCNNConfig()), head(1))

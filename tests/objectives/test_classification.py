@@ -96,8 +96,8 @@ def test_double_sigmoid_by_hand() -> None:
 
 
 def test_double_sigmoid_is_that_of_the_cnn() -> None:
-    modeling = pytest.importorskip("megabase.models.cnn.modeling")
-    configuration = pytest.importorskip("megabase.models.cnn.modeling")
+    modeling = pytest.importorskip("megabase.models.cnn")
+    configuration = pytest.importorskip("megabase.models.cnn")
     torch.manual_seed(0)
     config = configuration.GenomicCNNConfig(max_length=60, double_sigmoid=True, num_labels=2)
     model = modeling.GenomicCNNForSequenceClassification(config).eval()

@@ -183,7 +183,7 @@ def test_early_stopping(tmp_path: Path, data: Path) -> None:
 
 
 def test_class_weights_and_other_families(tmp_path: Path, data: Path) -> None:
-    pytest.importorskip("megabase.models.cnn.modeling")
+    pytest.importorskip("megabase.models.cnn")
     for folder in ("train", "valid", "test"):
         write_table(data / f"{folder}.csv", 16, 3, length=(60, 61))
     config = settings(
@@ -315,7 +315,7 @@ class TestRefusals:
         assert result is not None
 
     def test_freezing_a_model_without_a_body(self, tmp_path: Path, data: Path) -> None:
-        pytest.importorskip("megabase.models.cnn.modeling")
+        pytest.importorskip("megabase.models.cnn")
         config = settings(tmp_path, data, family="cnn", overrides={"max_length": 60})
         with pytest.raises(ConfigError, match="no part below its head"):
             finetune(replace(config, head=HeadConfig(freeze=True)))

@@ -13,7 +13,7 @@ from megabase.models.bigbird import (
     GenomicBigBirdForMaskedLM,
     GenomicBigBirdForSequenceClassification,
 )
-from megabase.models.dnabert.modeling import (
+from megabase.models.dnabert import (
     DNABERTConfig,
     DNABERTForMaskedLM,
     DNABERTForSequenceClassification,

@@ -8,13 +8,13 @@ from harness import Case, covers
 
 from megabase.errors import ConfigError
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.cnn.convert import convert
-from megabase.models.cnn.modeling import (
+from megabase.models.cnn import (
     SHORTEST,
     GenomicCNNConfig,
     GenomicCNNForSequenceClassification,
     flatten_size,
 )
+from megabase.models.cnn.convert import convert
 from megabase.models.tokenizers.table import _letter_tokens
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from megabase.models.caduceus.modeling import (
+from megabase.models.caduceus import (
     CaduceusConfig,
     CaduceusForMaskedLM,
     CaduceusForSequenceClassification,

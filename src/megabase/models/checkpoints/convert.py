@@ -81,9 +81,9 @@ def lengthen_model(
     """Write a trained HyenaDNA with room for inputs of `longest` positions.
 
     `source` is as for :func:`~megabase.models.auto.resolve_model`; see
-    :func:`~megabase.models.hyenadna.modeling.lengthen` for which models can be made longer.
+    :func:`~megabase.models.hyenadna.lengthen` for which models can be made longer.
     """
-    from megabase.models.hyenadna.modeling import lengthen
+    from megabase.models.hyenadna import lengthen
 
     _check_output(Path(destination).expanduser(), overwrite)
     model = load_model(source)

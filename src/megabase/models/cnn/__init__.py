@@ -1,5 +1,184 @@
-"""The convolutional classifier of GenomicBenchmarks, and the Caduceus paper's variant of it."""
+"""The CNN of GenomicBenchmarks (Gresova et al. 2023) as a transformers model.
 
-from megabase.models.cnn.modeling import GenomicCNNConfig, GenomicCNNForSequenceClassification
+Embedding, three times (convolution of 8, batch norm, pooling by 2), two dense layers. Only the
+first convolution is followed by a ReLU, and there is nothing between the dense layers, as in the
+public code. State-dict names are the published ones: ``embeddings.weight``,
+``cnn_model.{0,1,4,5,7,8}.*``, ``dense_model.{0,1}.*``.
+"""
 
-__all__ = ["GenomicCNNConfig", "GenomicCNNForSequenceClassification"]
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from megabase.models.base import OwnFamilyConfig, Problems
+from megabase.models.heads import SupervisedClassifier, sequence_loss
+
+KERNEL = 8
+"""Width of the convolutions in the public code; weights of another width are of another model."""
+CHANNELS = (16, 8, 4)
+"""Filters of the three convolutions in the public code."""
+DENSE = 512
+"""Width between the two dense layers in the public code."""
+SHORTEST = 57
+"""Fewest tokens that three convolutions of 8 and three poolings by 2 leave anything of."""
+
+
+def flatten_size(length: int) -> int:
+    """Give the width of the first dense layer's input, 4 channels of what is left of the length.
+
+    >>> flatten_size(1024), flatten_size(251), flatten_size(57)
+    (484, 100, 4)
+    """
+    for _ in CHANNELS:
+        length = max(length - KERNEL + 1, 0) // 2
+    return CHANNELS[-1] * length
+
+
+class GenomicCNNConfig(OwnFamilyConfig, PreTrainedConfig):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Shape and published habits of the GenomicBenchmarks CNN.
+
+    Parameters
+    ----------
+    variant
+        ``"genomic-benchmarks"``: one output for two classes, padding on the right, as in the
+        GenomicBenchmarks repository. ``"caduceus"``: one output for each class, padding on the
+        left, as in the Caduceus repository.
+    max_length
+        Tokens of every input: the first dense layer has a weight for each position. Shorter
+        inputs are padded to it.
+    too_long
+        ``"error"`` refuses longer inputs; ``"trim"`` keeps their first `max_length` tokens.
+    padding_side
+        Side that shorter inputs are padded on; None: as the variant does.
+    vocab_size, pad_token_id
+        Those of the tokenizer; the defaults fit the character tokenizer.
+    embedding_dim
+        Width of the token embedding.
+    double_sigmoid
+        True: two classes are trained as published, with the loss for logits applied to the output
+        of a sigmoid. The loss then lies between 0.31 and 1.31 and its gradient is damped;
+        predictions are the same function of the weights. Only for ``"genomic-benchmarks"``.
+    published_statistics
+        True: a new model passes one batch of zeros in training mode, which moves the running
+        statistics of its batch norms, as building the published model does.
+    **kwargs
+        ``num_labels``, ``id2label``, ``problem_type`` and the rest of transformers' configuration.
+    """
+
+    model_type = "genomic-cnn"
+    family_title = "GenomicBenchmarks CNN"
+
+    variant: str = "genomic-benchmarks"
+    max_length: int = 1024
+    too_long: str = "error"
+    padding_side: str | None = None
+    vocab_size: int = 12
+    pad_token_id: int | None = 4
+    embedding_dim: int = 100
+    double_sigmoid: bool = False
+    published_statistics: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.padding_side is None:
+            self.padding_side = "left" if self.variant == "caduceus" else "right"
+        problems = Problems("CNN configuration", self)
+        problems.one_of("variant", ("genomic-benchmarks", "caduceus"))
+        problems.one_of("padding_side", ("left", "right"))
+        problems.one_of("too_long", ("error", "trim"))
+        problems.whole("vocab_size", "embedding_dim")
+        problems.demand(
+            self.max_length >= SHORTEST,
+            f"max_length={self.max_length} leaves nothing after three convolutions of width "
+            f"{KERNEL} and three poolings by 2; give {SHORTEST} or more",
+        )
+        problems.demand(
+            not self.double_sigmoid
+            or (self.variant == "genomic-benchmarks" and self.num_labels == 2),
+            'double_sigmoid belongs to variant="genomic-benchmarks" with two classes',
+        )
+        problems.report()
+
+    @property
+    def outputs(self) -> int:
+        """Width of the last layer: 1 for two classes in the original, else one for each label."""
+        binary = self.problem_type in (None, "single_label_classification") and self.num_labels == 2
+        return 1 if binary and self.variant == "genomic-benchmarks" else int(self.num_labels or 1)
+
+
+class GenomicCNNForSequenceClassification(SupervisedClassifier):
+    """Class scores of whole sequences.
+
+    With two classes the original has one output z. Its logits are given as (0, z), whose softmax
+    is (1 - sigmoid(z), sigmoid(z)) and whose cross entropy is the binary cross entropy of z: one
+    form for every classifier here.
+    """
+
+    config_class = GenomicCNNConfig
+    shown_name = "this CNN"
+    config: GenomicCNNConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, config: GenomicCNNConfig) -> None:
+        super().__init__(config)
+        width, (first, second, third) = config.embedding_dim, CHANNELS
+        self.embeddings = nn.Embedding(config.vocab_size, width)
+        self.cnn_model = nn.Sequential(
+            nn.Conv1d(width, first, KERNEL),
+            nn.BatchNorm1d(first),
+            nn.ReLU(),
+            nn.MaxPool1d(2),
+            nn.Conv1d(first, second, KERNEL),
+            nn.BatchNorm1d(second),
+            nn.MaxPool1d(2),
+            nn.Conv1d(second, third, KERNEL),
+            nn.BatchNorm1d(third),
+            nn.MaxPool1d(2),
+            nn.Flatten(),
+        )
+        self.dense_model = nn.Sequential(
+            nn.Linear(flatten_size(config.max_length), DENSE), nn.Linear(DENSE, config.outputs)
+        )
+        self.post_init()
+        if config.published_statistics and self.device.type != "meta":
+            self._move_statistics()
+
+    @torch.no_grad()
+    def _move_statistics(self) -> None:
+        self.train()
+        self.scores(torch.zeros(1, self.config.max_length, dtype=torch.long, device=self.device))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Give the token embedding."""
+        return self.embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding."""
+        self.embeddings = cast("nn.Embedding", value)
+
+    def scores(self, input_ids: Tensor) -> Tensor:
+        """Give the last dense layer's output (batch, ``config.outputs``), before any sigmoid.
+
+        Ids are (batch, ``config.max_length``).
+        """
+        embedded = self.embeddings(input_ids).transpose(1, 2)  # (B, D, L)
+        return self.dense_model(self.cnn_model(embedded))
+
+    def predict(self, input_ids: Tensor, attention_mask: Tensor | None, **options: Any) -> Tensor:
+        """Give logits (batch, labels), padded on ``config.padding_side``."""
+        side = cast("str", self.config.padding_side)
+        scores = self.scores(self._fit_length(input_ids, attention_mask, side))
+        if self.config.outputs == 1 and self.config.num_labels == 2:
+            return torch.cat([torch.zeros_like(scores), scores], dim=1)
+        return scores
+
+    def loss(self, logits: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
+        """Give the loss of logits (batch, labels), the published one of a sigmoid on request."""
+        if self.config.double_sigmoid:
+            binary, labels = torch.sigmoid(logits[:, 1:]), labels.reshape(-1, 1)
+            problem = "multi_label_classification"
+            return sequence_loss(binary, labels, self.config, items, problem)
+        return super().loss(logits, labels, items)

@@ -10,7 +10,7 @@ from torch import Tensor
 from megabase.errors import ConfigError
 from megabase.models.checkpoints.published import ConvertedModel, build
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.cnn.modeling import (
+from megabase.models.cnn import (
     CHANNELS,
     SHORTEST,
     GenomicCNNConfig,

@@ -1,5 +1,232 @@
-"""DeepSEA: the convolutional network of chromatin profiles."""
+"""DeepSEA (Zhou and Troyanskaya 2015) as a transformers model, on token ids.
 
-from megabase.models.deepsea.modeling import DeepSEAConfig, DeepSEAForSequenceClassification
+Three convolutions over one-hot bases with a floored rectifier, two poolings, two dense layers. The
+channel order inside is A, G, C, T; reversing it complements. The layers are those of the weights
+released through Kipoi; ``convert.py`` reads their names.
 
-__all__ = ["DeepSEAConfig", "DeepSEAForSequenceClassification"]
+Shape suffixes: B sequences, L bases, C channels (A, G, C, T).
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers import initialization as init
+
+from megabase.genome import alphabet
+from megabase.models.base import OwnFamilyConfig, Problems
+from megabase.models.heads import SupervisedClassifier
+
+
+def flatten_length(length: int, kernel: int, pool: int) -> int:
+    """Count the positions that three convolutions and two poolings leave.
+
+    >>> flatten_length(1000, 8, 4)
+    53
+    """
+    for _ in range(2):
+        length = max(length - kernel + 1, 0) // pool
+    return max(length - kernel + 1, 0)
+
+
+class DeepSEAConfig(OwnFamilyConfig, PreTrainedConfig):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Shape of a DeepSEA network; the defaults are the published one (52,843,119 parameters).
+
+    Parameters
+    ----------
+    channels
+        Filters of the three convolutions.
+    kernel, pool
+        Width of the convolutions, and of the pooling after the first two.
+    hidden
+        Width of the dense layer before the output.
+    dropout
+        After the first, second and third convolution.
+    floor
+        What a rectified unit gives where its input is not positive.
+    max_length
+        Bases of every input: the dense layer has a weight for each position. Shorter inputs are
+        padded on the right with positions that are not a base.
+    too_long
+        ``"error"`` refuses longer inputs; ``"trim"`` keeps their first `max_length` bases.
+    unknown_value
+        Value of all four channels at an N. 0, as the code that made DeepSEA's data did; some later
+        loaders used 0.25. Padding and special tokens are always 0.
+    strand_average
+        Average the probabilities of both strands in evaluation mode, as the published prediction
+        model does (its variant model does not). Training mode reads the forward strand: the other
+        one is its own sample.
+    **kwargs
+        ``num_labels`` (919), ``problem_type`` (``"multi_label_classification"``) and the rest of
+        transformers' configuration.
+    """
+
+    model_type = "deepsea"
+    family_title = "DeepSEA network"
+
+    channels: tuple[int, ...] | list[int] = (320, 480, 960)
+    kernel: int = 8
+    pool: int = 4
+    hidden: int = 925
+    dropout: tuple[float, ...] | list[float] = (0.2, 0.2, 0.5)
+    floor: float = 1e-6
+    max_length: int = 1000
+    too_long: str = "error"
+    unknown_value: float = 0.0
+    strand_average: bool = True
+    vocab_size: int = 12
+    pad_token_id: int | None = 4
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.id2label is None:
+            kwargs.setdefault("num_labels", 919)
+        if self.problem_type is None:
+            self.problem_type = "multi_label_classification"
+        super().__post_init__(**kwargs)
+        self.channels, self.dropout = list(self.channels), list(self.dropout)
+        problems = Problems("DeepSEA configuration", self)
+        problems.demand(
+            len(self.channels) == 3 and min(self.channels) >= 1,
+            f"channels must be three positive numbers, found {self.channels}",
+        )
+        problems.demand(
+            len(self.dropout) == 3 and all(0 <= share < 1 for share in self.dropout),
+            f"dropout must be three shares from 0 to below 1, found {self.dropout}",
+        )
+        problems.one_of("too_long", ("error", "trim"))
+        problems.whole("kernel", "pool", "hidden", "max_length", "vocab_size")
+        if not problems.found and not flatten_length(self.max_length, self.kernel, self.pool):
+            least = ((self.kernel * self.pool) + self.kernel - 1) * self.pool + self.kernel - 1
+            problems.demand(
+                False,
+                f"max_length={self.max_length} leaves nothing after three convolutions; "
+                f"give {least} or more",
+            )
+        problems.report()
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Give what is saved; labels always, since transformers leaves out two of them as usual."""
+        labels = {"id2label": self.id2label, "label2id": self.label2id}
+        return {**super().to_diff_dict(), **labels}
+
+
+_CHANNEL_ORDER = "AGCT"
+"""Order of the one-hot channels in the released weights; reversing it complements."""
+
+
+def _channel_table(unknown_value: float, vocab_size: int) -> Tensor:
+    """One row for each token id: its value in the channels A, G, C, T."""
+    table = torch.zeros(max(vocab_size, 12), 4)
+    for letter, token in zip(alphabet.BASES, alphabet.BASE_TOKEN_IDS, strict=True):
+        table[token, _CHANNEL_ORDER.index(letter)] = 1.0
+    table[int(alphabet.TOKEN_ID_OF_CODE[alphabet.N])] = unknown_value
+    return table
+
+
+def _average_logits(first: Tensor, second: Tensor, problem_type: str | None) -> Tensor:
+    """Give the logits (batch, labels) of the mean of two predictions.
+
+    Several labels: logits of the mean probability of each. One class: logarithms of the mean
+    probabilities of the classes. Regression: the mean.
+    """
+    if problem_type == "regression":
+        return (first + second) / 2
+    if problem_type == "single_label_classification":
+        return torch.logaddexp(first.log_softmax(-1), second.log_softmax(-1)) - torch.log(
+            first.new_tensor(2.0)
+        )
+    # logit of (s(a) + s(b)) / 2, where 1 - s(a) = s(-a); logarithms keep full precision.
+    yes = torch.logaddexp(F.logsigmoid(first), F.logsigmoid(second))
+    no = torch.logaddexp(F.logsigmoid(-first), F.logsigmoid(-second))
+    return yes - no
+
+
+class DeepSEAForSequenceClassification(SupervisedClassifier):
+    """Chromatin features, or any labels, of sequences."""
+
+    config_class = DeepSEAConfig
+    config: DeepSEAConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    shown_name = "this DeepSEA network"
+    prediction_options = ("strand_average",)
+
+    def __init__(self, config: DeepSEAConfig) -> None:
+        super().__init__(config)
+        first, second, third = config.channels
+        self.conv1 = nn.Conv1d(4, first, config.kernel)
+        self.conv2 = nn.Conv1d(first, second, config.kernel)
+        self.conv3 = nn.Conv1d(second, third, config.kernel)
+        flat = third * flatten_length(config.max_length, config.kernel, config.pool)
+        self.hidden = nn.Linear(flat, config.hidden)
+        self.output = nn.Linear(config.hidden, int(config.num_labels or 1))
+        self.register_buffer(
+            "channels_of_id",
+            _channel_table(config.unknown_value, config.vocab_size),
+            persistent=False,
+        )
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self:
+            # Built without storage when loading; this is where transformers has it filled.
+            table = _channel_table(self.config.unknown_value, self.config.vocab_size)
+            init.copy_(cast("Tensor", self.channels_of_id), table)
+        else:
+            super()._init_weights(module)
+
+    def one_hot(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Turn ids (A 7, C 8, G 9, T 10, N 11) into (batch, 4, ``config.max_length``).
+
+        Channels are A, G, C, T. InputError for more bases, unless they are to be trimmed.
+        """
+        ids = self._fit_length(input_ids, attention_mask, "right")
+        return F.embedding(ids, cast("Tensor", self.channels_of_id)).transpose(1, 2)
+
+    def _opposite(self, bases_BCL: Tensor, input_ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Reverse and complement the real positions; padding stays on the right."""
+        length = bases_BCL.shape[-1]
+        complement_BCL = bases_BCL.flip(1)  # A, G, C, T backwards is T, C, G, A
+        if mask is None and input_ids.shape[1] >= length:
+            return complement_BCL.flip(2)
+        real = torch.ones_like(input_ids) if mask is None else mask
+        count_B1 = real.bool().sum(dim=1, keepdim=True).clamp(max=length)
+        position_L = torch.arange(length, device=input_ids.device)
+        position_BL = torch.where(position_L < count_B1, count_B1 - 1 - position_L, position_L)
+        return complement_BCL.gather(2, position_BL[:, None].expand_as(complement_BCL))
+
+    def _rectify(self, x: Tensor) -> Tensor:
+        return F.threshold(x, 0.0, self.config.floor)
+
+    def scores(self, bases_BCL: Tensor) -> Tensor:
+        """Give the logits (batch, labels) of one strand, one-hot as by :meth:`one_hot`."""
+        config, training = self.config, self.training
+        x = F.max_pool1d(self._rectify(self.conv1(bases_BCL)), config.pool)
+        x = F.dropout(x, config.dropout[0], training)
+        x = F.max_pool1d(self._rectify(self.conv2(x)), config.pool)
+        x = F.dropout(x, config.dropout[1], training)
+        x = F.dropout(self._rectify(self.conv3(x)), config.dropout[2], training)
+        return self.output(self._rectify(self.hidden(x.flatten(1))))
+
+    def predict(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        strand_average: bool | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Give logits (batch, labels), those of the mean probability where strands are averaged.
+
+        That is in evaluation mode, where ``config.strand_average``, unless `strand_average` says.
+        """
+        bases = self.one_hot(input_ids, attention_mask)
+        logits = self.scores(bases)
+        if strand_average is None:
+            strand_average = self.config.strand_average and not self.training
+        if not strand_average:
+            return logits
+        opposite = self.scores(self._opposite(bases, input_ids, attention_mask))
+        return _average_logits(logits, opposite, self.config.problem_type)

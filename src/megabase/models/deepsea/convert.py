@@ -15,7 +15,7 @@ from torch import Tensor
 from megabase.errors import ConfigError
 from megabase.models.checkpoints.published import ConvertedModel, build
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.deepsea.modeling import (
+from megabase.models.deepsea import (
     DeepSEAConfig,
     DeepSEAForSequenceClassification,
     flatten_length,

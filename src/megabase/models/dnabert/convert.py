@@ -13,7 +13,7 @@ from megabase.errors import ConfigError, ModelError
 from megabase.models.checkpoints.checks import read_config
 from megabase.models.checkpoints.published import ConvertedModel, build
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.dnabert.modeling import (
+from megabase.models.dnabert import (
     DNABERTConfig,
     DNABERTForMaskedLM,
     DNABERTForSequenceClassification,

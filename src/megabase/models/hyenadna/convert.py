@@ -26,7 +26,7 @@ from megabase.models.checkpoints.published import (
     renamed,
 )
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.hyenadna.modeling import (
+from megabase.models.hyenadna import (
     HyenaDNAConfig,
     HyenaDNAForCausalLM,
     HyenaDNAForSequenceClassification,

@@ -17,7 +17,7 @@ from megabase.models.checkpoints.published import (
     renamed,
 )
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.mamba.modeling import (
+from megabase.models.mamba import (
     MambaConfig,
     MambaForCausalLM,
     MambaForSequenceClassification,
