@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -20,7 +20,7 @@ from transformers.utils import logging
 from megabase.errors import CheckpointError, ModelError
 from megabase.models.checkpoints.checks import read_config, require_finite_weights
 from megabase.models.checkpoints.reader import read_weights, require_fit
-from megabase.models.dnabert.convert import is_dnabert_folder
+from megabase.models.dnabert.convert import is_dnabert
 from megabase.models.dnabert.convert import load_tokenizer as load_dnabert_tokenizer
 from megabase.models.families import KINDS, all_families, family_of
 from megabase.models.presets import PRESETS
@@ -142,7 +142,7 @@ def _config(path: Path) -> PreTrainedConfig:
     file = path / "config.json"
     content = read_config(file, ModelError)
     model_type = content.get("model_type")
-    if model_type == "bert" and is_dnabert_folder(path):
+    if model_type == "bert" and is_dnabert(content, path):
         # The published folders call themselves just "bert"; the vocabulary tells.
         content["model_type"] = model_type = "dnabert"
         names = content.get("architectures") or []
@@ -333,7 +333,7 @@ def load_tokenizer(spec: str | Path | None = None) -> Any:
     config = _config(path)
     if config.model_type == "dnabert":
         with parsing(path / "vocab.txt", ModelError):
-            return load_dnabert_tokenizer(path)
+            return load_dnabert_tokenizer(path, cast("Any", config))
     family = family_of(config.model_type)
     usual = family.tokenizer_classes()[0] if family else None
     limit = getattr(config, "max_length", None)

@@ -116,15 +116,16 @@ class DecoderConfig(LanguageModelConfig):
     }
     keys_to_ignore_at_inference = ["hidden_states"]  # noqa: RUF012
 
-    if TYPE_CHECKING:  # each family declares its fields, with defaults of its own
-        d_inner: int | None
-        max_position_embeddings: int
-        embed_dropout: float
-        resid_dropout: float
-        attention_dropout: float
-        layer_norm_epsilon: float
-        initializer_range: float
-        residual_in_fp32: bool
+    d_inner: int | None = None
+    max_position_embeddings: int = 0
+    embed_dropout: float = 0.1
+    resid_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    residual_in_fp32: bool = True
+
+    if TYPE_CHECKING:
         num_attention_heads: int = 0
 
         @property

@@ -30,6 +30,7 @@ Peaks against estimates are measured by ``python -m benchmarks memory``.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,6 @@ import torch
 
 from megabase.errors import CheckpointError, ModelError
 from megabase.models.auto import find_kind, load_config, load_tokenizer, resolve_model
-from megabase.models.families import family_of
 from megabase.ops.hyena_mixer.kernel import KEEP_BYTES
 from megabase.untrusted import parsing, read_json, recognize
 
@@ -151,11 +151,11 @@ def _tokenizer(path: Path) -> dict[str, Any]:
 
 
 def _own_settings(config: Any) -> dict[str, Any]:
-    """Give the fields that the family's configuration class itself declares."""
-    family = family_of(config.model_type)
-    own = vars(family.config_class()).get("__annotations__", {}) if family else {}
+    """Give the fields that the classes of the family declare, not those of transformers."""
+    own = [kind for kind in type(config).__mro__ if not kind.__module__.startswith("transformers.")]
+    names = dict.fromkeys(name for kind in reversed(own) for name in inspect.get_annotations(kind))
     held = config.to_dict()  # leaves out what a file leaves out
-    return {name: getattr(config, name) for name in own if name in held}
+    return {name: getattr(config, name) for name in names if name in held}
 
 
 @dataclass(frozen=True)

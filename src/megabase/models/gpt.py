@@ -32,27 +32,10 @@ class GPTConfig(DecoderConfig):
     model_type = "megabase_gpt"
     attribute_map = {**DecoderConfig.attribute_map, "num_attention_heads": "num_heads"}  # noqa: RUF012
 
-    vocab_size: int = 12
-    pad_vocab_size_multiple: int = 8
-    d_model: int = 128
-    n_layer: int = 2
-    d_inner: int | None = None
     num_heads: int = 8
     causal: bool = True
     max_position_embeddings: int = 1024
-    embed_dropout: float = 0.1
-    resid_dropout: float = 0.0
     attention_dropout: float = 0.1
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
-    residual_in_fp32: bool = True
-    mask_padding: bool = True
-    pooling: str = "mean"
-    head_bias: bool = True
-    pad_token_id: int | None = 4
-    bos_token_id: int | None = 2
-    eos_token_id: int | None = 1
-    tie_word_embeddings: bool = True
 
     def _check(self, problems: Problems) -> None:
         problems.whole("max_position_embeddings")

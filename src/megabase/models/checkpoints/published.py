@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -65,22 +66,30 @@ def renamed(
 
 
 def recorded_settings(
-    weights: Weights, config_class: type[Any], accepted: Collection[str | None]
+    weights: Weights,
+    config_class: type[Any],
+    accepted: Collection[str | None],
+    tables: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Read the settings, under our names, that a ``config.json`` or a Lightning checkpoint records.
 
     `accepted` are the values of ``model_type`` of the family (None: the file has none); another one
-    is a :class:`CheckpointError`.
+    is a :class:`CheckpointError`. `tables` gives, by the name of a table inside of the settings,
+    or ``""`` for the settings themselves, the published names that are not ours.
     """
-    known = {field.name for field in dataclasses.fields(config_class)} | set(LABEL_KEYS)
+    known = {field.name: field.name for field in dataclasses.fields(config_class)}
+    known |= {name: name for name in LABEL_KEYS} | {"tie_embeddings": "tie_word_embeddings"}
+    tables = {**tables, "": {**known, **tables.get("", {})}}
     run = weights.hyper_parameters.get("model") or {}
-    sources = [run, run.get("config") if isinstance(run, Mapping) else None, weights.config]
     settings: dict[str, Any] = {}
-    for source in sources:
-        for name, value in source.items() if isinstance(source, Mapping) else ():
-            name = "tie_word_embeddings" if name == "tie_embeddings" else name
-            if name in known and value is not None and "${" not in str(value):
-                settings[name] = value
+    for source in (run, run.get("config") if isinstance(run, Mapping) else None, weights.config):
+        if not isinstance(source, Mapping):
+            continue
+        for part, names in tables.items():
+            values = source.get(part) if part else source
+            for name, value in values.items() if isinstance(values, Mapping) else ():
+                if name in names and value not in (None, "") and "${" not in str(value):
+                    settings[names[name]] = value
     model_type = (weights.config or {}).get("model_type")
     if model_type not in accepted:
         raise CheckpointError(

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
-
-from torch import Tensor
 
 from megabase.errors import ConfigError
 from megabase.models.checkpoints.published import ConvertedModel, build
 from megabase.models.checkpoints.reader import Weights
 from megabase.models.cnn import (
-    CHANNELS,
     SHORTEST,
     GenomicCNNConfig,
     GenomicCNNForSequenceClassification,
     flatten_size,
 )
 
-_TELLING = frozenset({"embeddings.weight", "cnn_model.0.weight", "dense_model.0.weight"})
+_TELLING = frozenset(
+    ("embeddings.weight", "cnn_model.0.weight", "dense_model.0.weight", "dense_model.1.weight")
+)
 """Names that together no other family has."""
 
 
@@ -26,19 +25,6 @@ def _lengths_of(flatten: int) -> range:
     """Give every input length that leads to a flattened width."""
     lengths = [n for n in range(SHORTEST, flatten * 2 + 128) if flatten_size(n) == flatten]
     return range(lengths[0], lengths[-1] + 1) if lengths else range(0)
-
-
-def _published_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    weights = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
-    shape = weights["cnn_model.7.weight"].shape[0] if "cnn_model.7.weight" in weights else None
-    if not set(weights) >= _TELLING or shape != CHANNELS[-1]:
-        found = ", ".join(sorted(state_dict)[:3]) or "nothing"
-        raise ConfigError(
-            "expected the weights of a GenomicBenchmarks CNN (embeddings.weight, "
-            f"cnn_model.0.weight, ..., dense_model.1.bias), found {found}, ...; this is a "
-            "checkpoint of another family"
-        )
-    return weights
 
 
 def recognizes(names: Iterable[str]) -> bool:
@@ -53,7 +39,7 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
     with two classes). ``max_length`` is needed unless the ``config.json`` beside the weights has it
     (ConfigError): the weights tell the input length only up to 7 tokens.
     """
-    tensors = _published_names(weights.tensors)
+    tensors = {name.removeprefix("model."): tensor for name, tensor in weights.tensors.items()}
     settings = {name: value for name, value in overrides.items() if value is not None}
     beside = weights.config or {}
     length = settings.pop("max_length", beside.get("max_length", beside.get("input_len")))

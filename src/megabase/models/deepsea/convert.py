@@ -7,10 +7,8 @@ convolutions are two-dimensional with a height of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
-
-from torch import Tensor
 
 from megabase.errors import ConfigError
 from megabase.models.checkpoints.published import ConvertedModel, build
@@ -41,23 +39,6 @@ def _names(found: Iterable[str]) -> dict[str, str] | None:
     return None
 
 
-def _from_kipoi(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename Kipoi weights, those of the prediction or the variant-effect model included."""
-    names = _names(state_dict)
-    if names is not None:
-        found = {ours: state_dict[theirs] for theirs, ours in names.items()}
-        return {
-            name: tensor.squeeze(2) if tensor.ndim == 4 and tensor.shape[2] == 1 else tensor
-            for name, tensor in found.items()
-        }
-    shown = ", ".join(sorted(state_dict)[:4]) or "nothing"
-    raise ConfigError(
-        "expected the weights of a Kipoi DeepSEA model (0.weight, 0.bias, 4.*, 8.*, 12.1.*, "
-        f"14.1.*, all under '2.' or '1.' or nothing), found {shown}, ...; this is a checkpoint "
-        "of another family"
-    )
-
-
 def recognizes(names: Iterable[str]) -> bool:
     """Tell whether tensor names are those of a Kipoi DeepSEA model."""
     return _names(names) is not None
@@ -68,7 +49,10 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
 
     ConfigError when the weights are of another model or another input length.
     """
-    tensors = _from_kipoi(weights.tensors)
+    tensors = {
+        ours: tensor.squeeze(2) if (tensor := weights.tensors[theirs]).ndim == 4 else tensor
+        for theirs, ours in (_names(weights.tensors) or {}).items()
+    }
     settings = {name: value for name, value in overrides.items() if value is not None}
     first, second, third = (tensors[f"conv{index}.weight"] for index in (1, 2, 3))
     kernel, length = first.shape[-1], settings.setdefault("max_length", DeepSEAConfig.max_length)

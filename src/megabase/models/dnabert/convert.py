@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from transformers import PreTrainedModel
 
 from megabase.errors import ConfigError, ModelError
-from megabase.models.checkpoints.checks import read_config
 from megabase.models.checkpoints.published import ConvertedModel, build
 from megabase.models.checkpoints.reader import Weights
 from megabase.models.dnabert import (
@@ -29,51 +28,28 @@ _HEAD_SIZE = 64
 """Width of an attention head in every BERT of the published sizes."""
 
 
-def is_dnabert_folder(folder: str | Path) -> bool:
-    """Tell whether a model folder holds a DNABERT: a BERT with a vocabulary of k-mers."""
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
+def is_dnabert(settings: Mapping[str, Any], folder: Path) -> bool:
+    """Tell whether a folder whose settings say ``bert`` has a vocabulary of k-mers."""
+    if not any(settings.get("vocab_size") == 4**k + 5 for k in range(3, 7)):
         return False
-    config = read_config(folder / "config.json", ConfigError)
-    if config.get("model_type") == "dnabert":
-        return True
-    if config.get("model_type", "bert") != "bert":
-        return False
-    if not any(config.get("vocab_size") == 4**k + 5 for k in range(3, 7)):
-        return False
-    vocabulary = folder / "vocab.txt"
-    if not vocabulary.exists():
-        return True
     try:
-        read_dnabert_vocabulary(vocabulary)
+        vocabulary = folder / "vocab.txt"
+        return not vocabulary.exists() or bool(read_dnabert_vocabulary(vocabulary))
     except ModelError:
         return False
-    return True
 
 
-def load_tokenizer(folder: str | Path, **settings: Any) -> DNABERTTokenizer:
+def load_tokenizer(folder: Path, config: DNABERTConfig) -> DNABERTTokenizer:
     """Load the tokenizer of a DNABERT folder, whatever its ``tokenizer_config.json`` names.
 
-    The published settings say ``do_lower_case: true``, with which every k-mer becomes unknown; it
-    has no effect here. ConfigError when the folder holds another family, or its vocabulary does not
-    fit its configuration.
+    ConfigError when its vocabulary does not fit its configuration.
     """
-    folder = Path(folder)
-    if not is_dnabert_folder(folder):
+    if not (folder / "vocab.txt").exists():
+        return DNABERTTokenizer(k=int(config.k or 0))
+    tokenizer = DNABERTTokenizer.from_pretrained(folder)
+    if tokenizer.vocab_size != config.vocab_size:
         raise ConfigError(
-            f"{folder} holds no DNABERT: expected a config.json of model_type 'bert' or 'dnabert' "
-            "with 69, 261, 1029 or 4101 tokens, and a vocab.txt of k-mers; load it with the family "
-            "it belongs to"
-        )
-    config = read_config(folder / "config.json", ConfigError)
-    if (folder / "vocab.txt").exists():
-        tokenizer = DNABERTTokenizer.from_pretrained(folder, **settings)
-    else:
-        k = next(k for k in range(3, 7) if 4**k + 5 == config.get("vocab_size", 4101))
-        tokenizer = DNABERTTokenizer(k=k, **settings)
-    if tokenizer.vocab_size != config.get("vocab_size", 4101):
-        raise ConfigError(
-            f"{folder}: the model reads {config.get('vocab_size')} tokens, its vocab.txt has "
+            f"{folder}: the model reads {config.vocab_size} tokens, its vocab.txt has "
             f"{tokenizer.vocab_size} ({tokenizer.k}-mers); the two files are of different models"
         )
     return tokenizer

@@ -94,11 +94,6 @@ class HyenaDNAConfig(DecoderConfig):
     model_type = "hyenadna"
     attribute_map = {**DecoderConfig.attribute_map, "num_attention_heads": "attention_heads"}  # noqa: RUF012
 
-    vocab_size: int = 12
-    pad_vocab_size_multiple: int = 8
-    d_model: int = 128
-    n_layer: int = 2
-    d_inner: int | None = None
     max_seq_len: int = 1026
     hyena_order: int = 2
     emb_dim: int = 5
@@ -121,22 +116,8 @@ class HyenaDNAConfig(DecoderConfig):
     attention_layers: list[int] | None = None
     mixers: str | list[str] | None = None
     attention_heads: int = 8
-    attention_dropout: float = 0.0
-    max_position_embeddings: int = 0
-    embed_dropout: float = 0.1
-    resid_dropout: float = 0.0
     hyena_dropout: float = 0.0
     hyena_filter_dropout: float = 0.0
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
-    residual_in_fp32: bool = True
-    mask_padding: bool = True
-    pooling: str = "mean"
-    head_bias: bool = True
-    pad_token_id: int | None = 4
-    bos_token_id: int | None = 2
-    eos_token_id: int | None = 1
-    tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.attention_layers = sorted(self.attention_layers or [])

@@ -23,6 +23,7 @@ from megabase.models.checkpoints.published import (
     LABEL_KEYS,
     ConvertedModel,
     build,
+    recorded_settings,
     renamed,
 )
 from megabase.models.checkpoints.reader import Weights
@@ -56,23 +57,20 @@ _TABLE = r"\.filter_fn\.(pos_emb\.[zt]|modulation\.deltas)$"
 _VOCABULARY, _ROWS = 12, 16
 """Tokens of every published model, and the rows they are padded to."""
 
-# Names of the original config.json and of the training repository's settings -> ours.
-_MODEL_KEYS = {name: name for name in (
-    "d_model", "n_layer", "d_inner", "vocab_size", "pad_vocab_size_multiple", "resid_dropout",
-    "embed_dropout", "residual_in_fp32", "layer_norm_epsilon", "max_position_embeddings",
-)} | {"attn_layer_idx": "attention_layers"}  # fmt: skip
-# The same for the settings of the operator, under "layer".
-_LAYER_KEYS = {name: name for name in (
-    "emb_dim", "filter_order", "num_inner_mlps", "short_filter_order", "modulate",
-    "fast_decay_pct", "slow_decay_pct", "lr_pos_emb",
-)} | {
-    "l_max": "max_seq_len", "order": "hyena_order", "w": "activation_freq",
-    "normalized": "normalized_filter", "bias": "use_bias", "shift": "window_shift",
-    "target": "decay_target", "dropout": "hyena_dropout", "activation": "output_activation",
-    "filter_dropout": "hyena_filter_dropout", "bidirectional": "bidirectional",
+# Names of the training repository's settings that are not ours, by the table that has them.
+_TABLES = {
+    "": {"attn_layer_idx": "attention_layers"},
+    "layer": {
+        **{name: name for name in (
+            "emb_dim", "filter_order", "num_inner_mlps", "short_filter_order", "modulate",
+            "fast_decay_pct", "slow_decay_pct", "lr_pos_emb", "bidirectional")},
+        "l_max": "max_seq_len", "order": "hyena_order", "w": "activation_freq",
+        "normalized": "normalized_filter", "bias": "use_bias", "shift": "window_shift",
+        "target": "decay_target", "dropout": "hyena_dropout", "activation": "output_activation",
+        "filter_dropout": "hyena_filter_dropout",
+    },
+    "attn_cfg": {"num_heads": "attention_heads", "dropout": "attention_dropout"},
 }  # fmt: skip
-# Settings of attention blocks in the training repository -> ours.
-_ATTENTION_KEYS = {"num_heads": "attention_heads", "dropout": "attention_dropout"}
 
 
 def recognizes(names: Iterable[str]) -> bool:
@@ -80,50 +78,20 @@ def recognizes(names: Iterable[str]) -> bool:
     return any(_FILTER_BIAS.search(name) for name in names)
 
 
-def _known(table: Mapping[str, str], values: Any) -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        return {}
-    unset = (None, "")
-    return {
-        ours: values[theirs]
-        for theirs, ours in table.items()
-        if values.get(theirs) not in unset and "${" not in str(values[theirs])
-    }
-
-
-def _from_original(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate the settings of the training repository (``config.json`` beside weights.ckpt)."""
-    settings = _known(_MODEL_KEYS, config)
-    settings.update(_known(_LAYER_KEYS, config.get("layer")))
-    settings.update(_known(_ATTENTION_KEYS, config.get("attn_cfg")))
-    if "bidirectional" in settings:
-        settings["bidirectional"] = "published" if settings["bidirectional"] is True else "none"
-    return settings
-
-
-def _from_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {field.name for field in dataclasses.fields(HyenaDNAConfig)} | set(LABEL_KEYS)
-    settings = {name: value for name, value in config.items() if name in fields}
-    settings.pop("tie_word_embeddings", None)  # the weights tell
-    if "pooling" not in config:  # written by the published port, not by us
-        settings["pooling"] = "hf"
-        settings.setdefault("window_shift", 0.05)
-    return settings
-
-
 def _published_settings(weights: Weights) -> dict[str, Any]:
-    settings = _from_original(weights.hyper_parameters.get("model") or {})
+    """Give what the files say, in the words of the training repository or of transformers."""
+    accepted = (None, HyenaDNAConfig.model_type)
+    settings = recorded_settings(weights, HyenaDNAConfig, accepted, _TABLES)
+    if isinstance(settings.get("bidirectional"), bool):
+        settings["bidirectional"] = "published" if settings["bidirectional"] else "none"
     config = weights.config or {}
-    model_type = config.get("model_type")
-    if model_type == HyenaDNAConfig.model_type:
-        settings.update(_from_transformers(config))
-    elif isinstance(model_type, str):
-        raise CheckpointError(
-            f"{weights.path}: the weights are of a HyenaDNA model, "
-            f"but the configuration says {model_type!r}"
-        )
-    else:
-        settings.update(_from_original(config))
+    if config.get("model_type") is not None:
+        fields = {field.name for field in dataclasses.fields(HyenaDNAConfig)} | set(LABEL_KEYS)
+        settings |= {name: value for name, value in config.items() if name in fields}
+        if "pooling" not in config:  # written by the published port, not by us
+            settings["pooling"] = "hf"
+            settings.setdefault("window_shift", 0.05)
+    settings.pop("tie_word_embeddings", None)  # the weights tell
     return settings
 
 
@@ -173,16 +141,15 @@ def _shapes(tensors: Mapping[str, Tensor], path: object) -> dict[str, Any]:
 
 def _decay(deltas: Tensor | None) -> dict[str, float]:
     """Give the decay rates of a stored window when they are not the published ones."""
-    defaults = HyenaDNAConfig()
     if deltas is None or deltas.numel() < 2:
         return {}
-    level = math.log(defaults.decay_target)
+    level = math.log(HyenaDNAConfig.decay_target)
     slow, fast = (level / float(deltas.flatten()[i]) for i in (0, -1))
-    if math.isclose(slow, defaults.slow_decay_pct, rel_tol=1e-4) and math.isclose(
-        fast, defaults.fast_decay_pct, rel_tol=1e-4
-    ):
-        return {}
-    return {"slow_decay_pct": slow, "fast_decay_pct": fast}
+    found = {"slow_decay_pct": slow, "fast_decay_pct": fast}
+    published = (
+        math.isclose(v, getattr(HyenaDNAConfig, n), rel_tol=1e-4) for n, v in found.items()
+    )
+    return {} if all(published) else found
 
 
 def _infer_settings(

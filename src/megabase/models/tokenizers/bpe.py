@@ -1,4 +1,4 @@
-"""Byte-pair encoding of DNA: a vocabulary of frequent pieces, learned from a genome.
+"""Byte-pair encoding of DNA: a vocabulary of frequent pieces, learned from sequences.
 
 ``[PAD]`` 0, ``[UNK]`` 1, ``[CLS]`` 2, ``[SEP]`` 3, ``[MASK]`` 4, then A, C, G, N, T and the merged
 pieces. The whole tokenizer, case folding included, is in ``tokenizer.json``, so the folder of a
@@ -7,11 +7,10 @@ model also loads where only transformers is installed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
@@ -21,9 +20,6 @@ from megabase.errors import ModelError
 from megabase.genome import alphabet
 from megabase.models.tokenizers.character import warn_letters
 
-if TYPE_CHECKING:
-    from megabase.genome import Genome
-
 # DNABERT's five, at the same ids.
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # In the order that the trainer gives them ids.
@@ -32,38 +28,10 @@ _LONGEST = 64
 """Bases of the longest token; without a limit runs of N become tokens of their own."""
 _POSITIONS = 4096
 """Tokens that BigBird reads."""
-_PIECES_AT_ONCE = 1024
-"""Pieces of a genome that are read in one go: a megabyte at the usual length."""
-
-
-def genome_pieces(
-    store: Genome, piece: int = 1000, max_bases: int | None = 50_000_000, seed: int = 0
-) -> Iterator[str]:
-    """Cut a genome into pieces of `piece` bases to learn from; pieces of N alone are left out.
-
-    The last piece of a contig is shorter. About `max_bases` are taken evenly at random from the
-    whole genome; None takes all of it. The BigBird paper learns from sentences of 500 to 1000
-    bases.
-    """
-    if piece < 1:
-        raise ModelError(f"pieces need a length of 1 or more, found {piece}")
-    counts = [-(-contig.length // piece) for contig in store.contigs]
-    contig = np.repeat(np.arange(len(counts)), counts)
-    number = np.concatenate([np.arange(count) for count in counts]) if counts else contig
-    wanted = len(contig) if max_bases is None else min(len(contig), -(-max_bases // piece))
-    chosen = np.arange(len(contig))
-    if wanted < len(contig):
-        chosen = np.sort(np.random.default_rng(seed).choice(chosen, wanted, replace=False))
-    for first in range(0, len(chosen), _PIECES_AT_ONCE):
-        rows = chosen[first : first + _PIECES_AT_ONCE]
-        for codes in store.fetch_many(contig[rows], number[rows] * piece, piece):
-            bases = codes[(codes & alphabet.BASE_BITS) != alphabet.PAD]
-            if ((bases & alphabet.BASE_BITS) != alphabet.N).any():
-                yield alphabet.decode(bases)
 
 
 def train_bpe(sequences: Iterable[str], vocab_size: int = 32000) -> BPETokenizer:
-    """Learn a byte-pair vocabulary from DNA, such as the output of :func:`genome_pieces`.
+    """Learn a byte-pair vocabulary from DNA; the BigBird paper takes pieces of 500 to 1000 bases.
 
     `vocab_size` counts the five special tokens and five letters (BigBird: 32,000); it comes out
     smaller when the sequences hold too few repeated pairs. Raises :class:`ModelError` when the
