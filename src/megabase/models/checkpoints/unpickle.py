@@ -193,7 +193,7 @@ def _resolve(module: Any, name: Any) -> Any:
 
 
 def _set_state(target: Any, state: Any) -> None:
-    """Let a record keep the state the file has for it; that of tables and tensors is no weights."""
+    """Let a record keep the state the file has for it; that of others is left out."""
     if isinstance(target, Inert):
         target.state = state
     elif not isinstance(target, (dict, torch.Tensor)):
