@@ -24,7 +24,7 @@ from benchmarks.speed.config import BenchError, GenerateConfig
 from benchmarks.speed.others import OtherWork
 from benchmarks.speed.point import build_model
 from megabase.inference.generation.decoding import Decoder
-from megabase.inference.generation.generate import Sampler, SamplingOptions
+from megabase.inference.generation.generate import GenerateOptions, Sampler
 from megabase.models.loading import threads
 
 __all__ = ["run_generation"]
@@ -146,11 +146,11 @@ def _places(config: GenerateConfig, tokens: int) -> set[int]:
 def _write(reader: Decoder, config: GenerateConfig, tokens: int, places: set[int]) -> _Written:
     """Write as ``generate`` of the library does, and read the last token too."""
     device = torch.device(config.device)
-    sampler = Sampler(SamplingOptions(seed=config.seed), range(config.batch))
+    sampler = Sampler(GenerateOptions(seed=config.seed), range(config.batch))
     ids = np.empty((tokens, config.batch), np.int64)
     stamps = np.empty(tokens)
     kept: dict[int, Tensor] = {}
-    scores = np.zeros((config.batch, reader.columns), np.float32)
+    scores = np.zeros((config.batch, reader.model.lm_head.out_features), np.float32)
     begin, cpu = time.perf_counter(), time.process_time()
     for step in range(tokens):
         places_drawn, _ = sampler.draw(scores)

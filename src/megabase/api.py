@@ -24,8 +24,8 @@ from megabase.evaluate.perplexity import EvaluateOptions, evaluate
 from megabase.genome.store import Genome
 from megabase.inference.attribution import Attribution, attribute, attribute_file
 from megabase.inference.embedding import Embeddings, embed, embed_file
-from megabase.inference.generation.generate import Generated, Prompt, SamplingOptions, generate
-from megabase.inference.generation.job import GenerateOptions, generate_file
+from megabase.inference.generation.generate import Generated, GenerateOptions, Prompt, generate
+from megabase.inference.generation.job import generate_file
 from megabase.inference.ism import Mutagenesis, ism, ism_file
 from megabase.inference.jobs import RunOptions
 from megabase.inference.prediction import Predictions, predict, predict_file
@@ -455,17 +455,15 @@ class Model(Loaded):
             See :class:`GenerationOptions`.
         """
         own, run = _split(options, out)
-        keys = {field.name for field in dataclasses.fields(SamplingOptions)}
-        sampling = SamplingOptions(**{key: own.pop(key) for key in list(own) if key in keys})
+        settings = GenerateOptions(**own)
         if out is None:
             given = _read(prompts, None)
             read = [Prompt(p.codes, p.name) if isinstance(p, SequenceItem) else p for p in given]
-            return generate(self, read, options=sampling, **own)
-        given = GenerateOptions(sampling=sampling, **own)
+            return generate(self, read, settings)
         if not isinstance(prompts, str | Path):
             raise InputError("out= needs one prompt, or a FASTA file of prompts")
         source = SequenceInput(prompts) if _is_file(prompts) else str(prompts)
-        return generate_file(self, out, source, given, **run)
+        return generate_file(self, out, source, settings, **run)
 
     def evaluate(
         self,

@@ -13,7 +13,7 @@ import pytest
 
 from megabase.cli.main import main
 from megabase.genome.store import Genome
-from megabase.inference.generation.generate import SamplingOptions, generate
+from megabase.inference.generation.generate import GenerateOptions, generate
 from megabase.models.auto import load_model
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.checkpoints.checks import model_digest
@@ -59,8 +59,8 @@ def test_fasta_with_what_decides_it(models: Path, tmp_path: Path) -> None:
     call += ["--prompts", str(tmp_path / "p.fa"), "--samples", "2", "--top-k", "3"]
     assert main(call) == 0
     model = load_model(models / "causal")
-    options = SamplingOptions(seed=3, top_k=3)
-    wanted = generate(model, ["ACGTN", "GG"], length=100, samples=2, options=options)
+    options = GenerateOptions(length=100, samples=2, seed=3, top_k=3)
+    wanted = generate(model, ["ACGTN", "GG"], options)
     found = records(out.read_text())
     assert [body for _, body in found] == [one.sequence for one in wanted]
     head = found[2][0]
@@ -160,7 +160,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert main([*call, "-o", str(out)]) == 2
     assert "--resume" in capsys.readouterr().err
     assert main([*call, "-o", str(out), "--resume", "--seed", "1"]) == 2
-    assert "options.sampling.seed: 0 then, 1 now" in capsys.readouterr().err
+    assert "options.seed: 0 then, 1 now" in capsys.readouterr().err
     assert kept[0].stat().st_mtime_ns == before
     assert main([*call, "-o", str(out), "--resume"]) == 0
     assert out.read_bytes() == (tmp_path / "whole.fa").read_bytes()

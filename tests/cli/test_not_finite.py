@@ -14,6 +14,7 @@ from megabase.cli.main import main
 from megabase.errors import NotFiniteError
 from megabase.genome.store import Genome
 from megabase.inference import embed, generate, score
+from megabase.inference.generation.generate import GenerateOptions
 from megabase.models.auto import load_model
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.hyenadna import (
@@ -163,7 +164,7 @@ def test_training_verbs_and_python_refuse_such_a_model_too(place: Path, tmp_path
         next(b for name, b in model.named_buffers() if name.endswith(".t")).view(-1)[0] = np.inf
     for ask in (
         lambda s, m: score(m, s),
-        lambda s, m: list(generate(m, s, length=2)),
+        lambda s, m: list(generate(m, s, GenerateOptions(2))),
         lambda s, m: embed(m, s),
     ):
         with pytest.raises(

@@ -63,7 +63,7 @@ def test_random_queries(
 
 def test_nothing_to_look_for(tmp_path: Path) -> None:
     store = build(tmp_path, c="ACGTACGTAC")
-    assert _longest_exact_matches([], store) == ()
+    assert _longest_exact_matches([], store) == []
     empty, short, none = _longest_exact_matches(
         [encode(""), encode("ACG"), encode("NNNNNNNN")], store
     )

@@ -9,10 +9,10 @@ import torch
 
 from megabase.errors import InputError
 from megabase.evaluate.log_probs import token_log_probs
+from megabase.genome.alphabet import encode
 from megabase.inference.generation.generate import (
     GenerateOptions,
     Prompt,
-    SamplingOptions,
     SequenceGenerator,
     generate,
 )
@@ -54,8 +54,8 @@ def by_hand(
 
 def test_every_base_is_drawn_from_the_full_pass(model: HyenaDNAForCausalLM) -> None:
     prompts = ["", "ACGTTGCA", "A", "TTTT", "ACGTTGCC"]
-    options = SamplingOptions(temperature=0.8, seed=4)
-    found = generate(model, prompts, length=60, samples=2, options=options)
+    options = GenerateOptions(60, 2, temperature=0.8, seed=4)
+    found = generate(model, prompts, options)
     assert [one.number for one in found] == list(range(10))
     for one in found:
         assert one.prompt == prompts[one.number // 2]
@@ -67,22 +67,23 @@ def test_every_base_is_drawn_from_the_full_pass(model: HyenaDNAForCausalLM) -> N
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_batch_makes_no_difference(model: HyenaDNAForCausalLM, batch_size: int) -> None:
     prompts = ["AC", "GT", "A", "TT", "GG"]
-    wanted = generate(model, prompts, length=90)
-    found = generate(model, prompts, length=90, batch_size=batch_size)
+    wanted = generate(model, prompts, GenerateOptions(90))
+    found = generate(model, prompts, GenerateOptions(90, batch_size=batch_size))
     assert [one.sequence for one in found] == [one.sequence for one in wanted]
 
 
 def test_the_log_probability_is_that_of_the_written_bases(model: HyenaDNAForCausalLM) -> None:
-    options = SamplingOptions(temperature=2.0, top_k=3)
-    for one in generate(model, ["ACCA", ""], length=30, options=options):
+    options = GenerateOptions(30, temperature=2.0, top_k=3)
+    for one in generate(model, ["ACCA", ""], options):
         ids = torch.tensor([[ID[x] for x in one.prompt + one.sequence]])
         wanted = token_log_probs(model, ids)[0, len(one.prompt) :].sum()
         assert one.log_prob == pytest.approx(float(wanted), abs=1e-9)
 
 
 def test_a_motif_ends_a_sequence_and_no_other(model: HyenaDNAForCausalLM) -> None:
-    free = generate(model, ["AC"] * 6, length=60)
-    found = generate(model, ["AC"] * 6, length=60, stop=["TNAC", "GGCA"], batch_size=4)
+    free = generate(model, ["AC"] * 6, GenerateOptions(60))
+    options = GenerateOptions(60, stop=("TNAC", "GGCA"), batch_size=4)
+    found = generate(model, ["AC"] * 6, options)
     kinds = set()
     for one, whole in zip(found, free, strict=True):
         hits = [
@@ -100,8 +101,7 @@ def test_a_motif_ends_a_sequence_and_no_other(model: HyenaDNAForCausalLM) -> Non
 
 
 def test_allowed_letters(model: HyenaDNAForCausalLM) -> None:
-    options = SamplingOptions(letters="GN", seed=2)
-    (one,) = generate(model, ["ACGT"], length=60, options=options)
+    (one,) = generate(model, ["ACGT"], GenerateOptions(60, letters="GN", seed=2))
     assert set(one.sequence) == {"G", "N"}
 
 
@@ -111,7 +111,7 @@ def test_results_come_as_prompts_are_read(model: HyenaDNAForCausalLM) -> None:
     def prompts() -> "object":
         for i in range(100):
             read.append(i)
-            yield Prompt.of("ACGT"[: i % 3], name=str(i))
+            yield Prompt(encode("ACGT"[: i % 3]), str(i))
 
     options = GenerateOptions(length=2, batch_size=2)
     generator = SequenceGenerator(load(model, head="language"), options)
@@ -124,27 +124,27 @@ def test_results_come_as_prompts_are_read(model: HyenaDNAForCausalLM) -> None:
 
 def test_progress_counts_every_base(model: HyenaDNAForCausalLM) -> None:
     counted: list[int] = []
-    generate(model, ["A", "AC", "C"], length=70, progress=counted.append)
+    generate(model, ["A", "AC", "C"], GenerateOptions(70), progress=counted.append)
     assert sum(counted) == 210
 
 
 def test_the_mode_of_the_model_is_restored(model: HyenaDNAForCausalLM) -> None:
     model.train()
-    generate(model, length=3)
+    generate(model, options=GenerateOptions(3))
     assert model.training
     model.eval()
 
 
 def test_what_does_not_fit_is_refused(model: HyenaDNAForCausalLM) -> None:
     with pytest.raises(InputError, match="prompt 'x' has 101 bases and 100 are to be"):
-        generate(model, [Prompt.of("A" * 101, "x")], length=100)
+        generate(model, [Prompt(encode("A" * 101), "x")], GenerateOptions(100))
     with pytest.raises(InputError, match="1 or more"):
-        generate(model, length=0)
+        GenerateOptions(length=0)
     with pytest.raises(InputError, match="IUPAC"):
-        generate(model, stop=["AX"])
+        generate(model, options=GenerateOptions(stop=("AX",)))
     masked = CaduceusForMaskedLM(CaduceusConfig(d_model=16, n_layer=1))
     with pytest.raises(InputError, match="fills masked bases"):
-        generate(masked, length=3)
+        generate(masked)
 
 
 def test_the_library_door() -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from megabase.errors import ConfigError
-from megabase.inference.generation.generate import Sampler, SamplingOptions, _probabilities
+from megabase.errors import InputError
+from megabase.inference.generation.generate import GenerateOptions, Sampler, _probabilities
 
 SCORES = np.log(np.array([[0.5, 0.2, 0.2, 0.1]]))
 
@@ -30,7 +30,7 @@ SCORES = np.log(np.array([[0.5, 0.2, 0.2, 0.1]]))
     ],
 )
 def test_probabilities_by_hand(options: dict[str, float], wanted: list[float]) -> None:
-    found = _probabilities(SCORES, SamplingOptions(**options))  # pyright: ignore
+    found = _probabilities(SCORES, GenerateOptions(**options))  # pyright: ignore
     assert found[0] == pytest.approx(wanted)
 
 
@@ -42,7 +42,7 @@ def row(values: dict[str, float]) -> np.ndarray:
 
 
 def test_draws_follow_the_probabilities_and_never_take_a_special_token() -> None:
-    sampler = Sampler(SamplingOptions(seed=5), [0])
+    sampler = Sampler(GenerateOptions(seed=5), [0])
     scores = row(dict(zip("ACGT", SCORES[0], strict=True)))
     drawn = np.array([sampler.draw(scores)[0][0] for _ in range(20_000)])
     share = np.bincount(drawn, minlength=4) / len(drawn)
@@ -50,7 +50,7 @@ def test_draws_follow_the_probabilities_and_never_take_a_special_token() -> None
 
 
 def test_letters_in_any_order_and_their_log_probability() -> None:
-    sampler = Sampler(SamplingOptions(letters="TA", temperature=0), [0])
+    sampler = Sampler(GenerateOptions(letters="TA", temperature=0), [0])
     places, log_probs = sampler.draw(row({"A": 1.0, "T": 2.0, "C": 9.0}))
     assert "TA"[places[0]] == "T"
     assert log_probs[0] == pytest.approx(-np.log1p(np.exp(-1.0)))
@@ -61,7 +61,7 @@ def test_a_sequence_draws_the_same_in_any_company() -> None:
     scores = np.random.default_rng(0).normal(size=(2_000, 16))
 
     def draws(numbers: list[int], own: int, seed: int = 3) -> list[int]:
-        sampler = Sampler(SamplingOptions(seed=seed), numbers)
+        sampler = Sampler(GenerateOptions(seed=seed), numbers)
         return [int(sampler.draw(np.tile(s, (len(numbers), 1)))[0][own]) for s in scores]
 
     alone = draws([7], 0)
@@ -72,14 +72,14 @@ def test_a_sequence_draws_the_same_in_any_company() -> None:
 
 
 def test_a_letter_without_probability_is_never_drawn() -> None:
-    sampler = Sampler(SamplingOptions(top_k=1), [0])
+    sampler = Sampler(GenerateOptions(top_k=1), [0])
     scores = row({"T": 3.0})
     assert {int(sampler.draw(scores)[0][0]) for _ in range(3_000)} == {3}
 
 
 def test_all_problems_are_told_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"temperature.*top_k.*top_p.*min_p.*letters.*seed"):
-        SamplingOptions(-1, 0, 0.0, 1.5, "ACX", -1)
+    with pytest.raises(InputError, match=r"temperature.*top_k.*top_p.*min_p.*letters.*seed"):
+        GenerateOptions(temperature=-1, top_k=0, top_p=0.0, min_p=1.5, letters="ACX", seed=-1)
     for letters in ("", "AAC", "acgt"):
-        with pytest.raises(ConfigError, match="letters"):
-            SamplingOptions(letters=letters)
+        with pytest.raises(InputError, match="letters"):
+            GenerateOptions(letters=letters)

@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from megabase.inference import attribute, embed, generate, score
 from megabase.inference.generation.decoding import Decoder
-from megabase.inference.generation.generate import SamplingOptions
+from megabase.inference.generation.generate import GenerateOptions
 from megabase.layers.incremental import can_stream
 from megabase.layers.linear import bare
 from megabase.models.auto import load_model
@@ -145,7 +145,7 @@ def test_inference_with_an_offloaded_model() -> None:
 
     def results() -> tuple[list[Any], list[Any]]:
         scores = score(model, sequences)
-        written = generate(model, ["ACGTAC"], length=9, options=SamplingOptions(temperature=0))
+        written = generate(model, ["ACGTAC"], GenerateOptions(9, temperature=0))
         numbers = [
             scores.table["log_likelihood"].to_list(),
             embed(model, sequences).vectors,

@@ -73,17 +73,15 @@ def _generate(args: Namespace) -> int:
     from contextlib import ExitStack
 
     from megabase.data.sources import SequenceInput, genome_store
-    from megabase.inference.generation.generate import GenerateOptions, SamplingOptions
+    from megabase.inference.generation.generate import GenerateOptions
     from megabase.inference.generation.job import generate_file, generate_records
     from megabase.models.loading import threads
 
-    sampling = SamplingOptions(
-        args.temperature, args.top_k, args.top_p, args.min_p, args.letters.upper(), args.seed
-    )
     stop = tuple(motif.upper() for motif in args.stop)
     options = GenerateOptions(
-        args.length, args.samples, stop, args.batch_size, args.with_prompt, sampling
-    )
+        args.length, args.samples, stop, args.batch_size, args.with_prompt, args.temperature,
+        args.top_k, args.top_p, args.min_p, args.letters.upper(), args.seed,
+    )  # fmt: skip
     prompts: str | SequenceInput = args.prompt or ""
     if args.prompts is not None:
         prompts = SequenceInput(
@@ -144,14 +142,14 @@ def _refuse(args: Namespace) -> None:
 
 def _check(args: Namespace, generated: list[tuple[Generated, Provenance]], genome: Genome) -> None:
     """Print the comparison with a genome, and keep it as JSON."""
-    from dataclasses import replace
+    from dataclasses import asdict
 
+    from megabase.genome.files import write_json
     from megabase.inference.generation.checks import check_generated
 
-    check = check_generated([one for one, _ in generated], genome, kmer=args.kmer)
+    check = check_generated([one for one, _ in generated], genome, args.kmer)
     if args.findings is not None:
-        about = replace(generated[0][1], genome=genome.name, genome_sha256=genome.checksum)
-        check.save(args.findings, **about.to_dict())
+        write_json(args.findings, {**asdict(generated[0][1]), **asdict(check)})
     lines = [
         ("bases generated", f"{check.bases:,} in {len(check.sequences):,} sequences"),
         ("G and C", f"{check.gc:.3f} (genome {check.genome_gc:.3f})"),
@@ -160,9 +158,9 @@ def _check(args: Namespace, generated: list[tuple[Generated, Provenance]], genom
         ("longest exact match", f"{check.longest_copy:,} bases (random letters "
          f"{check.longest_copy_uniform:,})"),
     ]  # fmt: skip
-    for row in sorted(check.sequences, key=lambda row: -(row.copy.length if row.copy else 0))[:5]:
+    for row in sorted(check.sequences, key=lambda row: -row.copy.length)[:5]:
         match = row.copy
-        if match is not None and match.contig is not None and match.start is not None:
+        if match.contig is not None and match.start is not None:
             region = f"{match.contig}:{match.start + 1:,}-{match.end:,}({match.strand})"
             lines.append((f"  generated_{row.number}", f"{match.length:,} bases of {region}"))
     for name, text in lines:

@@ -7,19 +7,14 @@ and agreements are followed to their ends from where they begin, on both strands
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megabase.errors import InputError
 from megabase.genome.alphabet import BASE_BITS, N, encode, reverse_complement
-from megabase.genome.files import write_json
 from megabase.genome.interval import Interval
 from megabase.genome.kmers import count_kmers, pack_kmers
 from megabase.genome.store import Genome
@@ -36,7 +31,6 @@ _MOST_N = 0.5
 
 _Codes = NDArray[np.uint8]
 _Ints = NDArray[np.int64]
-_Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
@@ -65,12 +59,12 @@ class _SequenceCheck:
     length: int  # bases generated
     gc: float  # share of G and C among A, C, G, T; NaN without any
     bits_per_base: float  # negative log2 probability of its letters, under the model itself
-    copy: _ExactMatch | None  # longest exact match, prompt excluded; None without a genome
+    copy: _ExactMatch  # longest exact match, prompt excluded
 
 
 @dataclass(frozen=True)
 class _GenerationCheck:
-    """Findings about sequences against a genome, if any; attributes are keys of the JSON output."""
+    """Findings about sequences against a genome; attributes are keys of the JSON output."""
 
     bases: int
     """Of all sequences together, as `gc` and `letters`."""
@@ -78,35 +72,27 @@ class _GenerationCheck:
     letters: dict[str, int]
     kmer: int
     """Size of the k-mers that are compared."""
-    genome: str | None
-    genome_sha256: str | None
-    genome_gc: float | None
-    kmer_distance: float | None
+    genome: str
+    genome_sha256: str
+    genome_gc: float
+    kmer_distance: float
     """Jensen-Shannon divergence, in bits, of the k-mer frequencies of sequences and genome: 0 when
     equal, 1 when they share no k-mer."""
-    kmer_distance_genome: float | None
+    kmer_distance_genome: float
     """The same for random regions of the genome of the same lengths: the value to expect of real
     DNA of this amount."""
-    kmer_distance_uniform: float | None
+    kmer_distance_uniform: float
     """The same for uniformly random letters."""
-    longest_copy: int | None
+    longest_copy: int
     """Bases of the longest exact match."""
-    longest_copy_uniform: int | None
+    longest_copy_uniform: int
     """Bases of the longest exact match of random letters of the same lengths: the value by
     chance."""
     sequences: tuple[_SequenceCheck, ...]
     """One by one."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Give plain values; NaN becomes None."""
-        return json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None)
 
-    def save(self, path: str | Path, **more: Any) -> None:
-        """Write JSON atomically; `more` are further fields."""
-        write_json(path, {**more, **self.to_dict()})
-
-
-def kmer_distance(one: _Ints, other: _Ints) -> float:
+def _kmer_distance(one: _Ints, other: _Ints) -> float:
     """Give the Jensen-Shannon divergence of two tables of counts, in bits; NaN without counts."""
     if not one.sum() or not other.sum():
         return float("nan")
@@ -121,55 +107,32 @@ def kmer_distance(one: _Ints, other: _Ints) -> float:
 
 
 def check_generated(
-    generated: Sequence[Generated],
-    genome: Genome | None = None,
-    *,
-    kmer: int = 6,
-    seed: int = 0,
-    progress: _Progress | None = None,
+    generated: Sequence[Generated], genome: Genome, kmer: int = 6
 ) -> _GenerationCheck:
-    """Compare generated sequences, without their prompts, with a genome.
-
-    K-mers of 1 to 10 bases are compared; `seed` is that of the random regions and letters that
-    serve as references; `progress` is called with genome bases searched and the number in all.
-    """
-    if not 1 <= kmer <= 10:
-        raise InputError(f"kmer must lie between 1 and 10, found {kmer}")
+    """Compare generated sequences, without their prompts, with a genome, by k-mers of 1 to 10."""
     codes = [encode(one.sequence) for one in generated]
-    matches: list[_ExactMatch | None] = [None] * len(codes)
-    chance: int | None = None
-    genome_gc: float | None = None
-    distances: list[float | None] = [None, None, None]
-    if genome is not None:
-        rng = np.random.default_rng(seed)
-        uniform = [rng.integers(0, 4, len(row), dtype=np.uint8) for row in codes]
-        found = _longest_exact_matches([*codes, *uniform], genome, progress)
-        matches = list(found[: len(codes)])
-        chance = max((match.length for match in found[len(codes) :]), default=0)
-        contigs = [genome.view(contig.name) for contig in genome.contigs]
-        table = _count_all(contigs, kmer)
-        regions = _random_regions(genome, [len(row) for row in codes], rng)
-        distances = [
-            kmer_distance(_count_all(rows, kmer), table) for rows in (codes, regions, uniform)
-        ]
-        bases = _count_all(contigs, 1)
-        genome_gc = float((bases[1] + bases[2]) / bases.sum()) if bases.sum() else float("nan")
+    rng = np.random.default_rng(0)
+    uniform = [rng.integers(0, 4, len(row), dtype=np.uint8) for row in codes]
+    matches = _longest_exact_matches([*codes, *uniform], genome)
+    lengths = [match.length for match in matches]
+    contigs = [genome.view(contig.name) for contig in genome.contigs]
+    table = _count_all(contigs, kmer)
+    regions = _random_regions(genome, [len(row) for row in codes], rng)
+    own, real, chance = (
+        _kmer_distance(_count_all(rows, kmer), table) for rows in (codes, regions, uniform)
+    )
     rows = tuple(
         _SequenceCheck(
-            one.number, one.name, len(one.sequence), _gc(one.sequence),
-            -one.log_prob / np.log(2) / max(1, len(one.sequence)), match,
+            one.number, one.name, len(row), _gc([row]),
+            -one.log_prob / np.log(2) / max(1, len(row)), match,
         )
-        for one, match in zip(generated, matches, strict=True)
+        for one, row, match in zip(generated, codes, matches, strict=False)
     )  # fmt: skip
     text = "".join(one.sequence for one in generated)
     return _GenerationCheck(
-        bases=len(text), gc=_gc(text), letters={letter: text.count(letter) for letter in "ACGTN"},
-        kmer=kmer, genome=None if genome is None else genome.name,
-        genome_sha256=None if genome is None else genome.checksum, genome_gc=genome_gc,
-        kmer_distance=distances[0], kmer_distance_genome=distances[1],
-        kmer_distance_uniform=distances[2],
-        longest_copy=max((match.length for match in matches if match), default=None),
-        longest_copy_uniform=chance, sequences=rows,
+        len(text), _gc(codes), {letter: text.count(letter) for letter in "ACGTN"}, kmer,
+        genome.name, genome.checksum, _gc(contigs), own, real, chance,
+        max(lengths[: len(codes)], default=0), max(lengths[len(codes) :], default=0), rows,
     )  # fmt: skip
 
 
@@ -178,10 +141,10 @@ def _count_all(rows: Iterable[_Codes], size: int) -> _Ints:
     return sum((count_kmers(row, size) for row in rows), np.zeros(4**size, np.int64))
 
 
-def _gc(text: str) -> float:
-    """Give the share of G and C."""
-    strong, weak = text.count("G") + text.count("C"), text.count("A") + text.count("T")
-    return strong / (strong + weak) if strong + weak else float("nan")
+def _gc(rows: Iterable[_Codes]) -> float:
+    """Give the share of G and C; NaN without a base."""
+    bases = _count_all(rows, 1)
+    return float((bases[1] + bases[2]) / bases.sum()) if bases.any() else float("nan")
 
 
 def _random_regions(
@@ -190,18 +153,14 @@ def _random_regions(
     """Fetch random regions; those that are mostly N are drawn again, a few times."""
     found: list[_Codes] = []
     for length in lengths:
+        ends = np.cumsum(np.maximum(genome.lengths - length + 1, 0))
         codes = np.empty(0, np.uint8)
-        for _ in range(20 if length else 0):
-            fits = genome.lengths >= length
-            room = np.where(fits, genome.lengths - length + 1, 0)
-            if not fits.any():
-                # No contig is as long: the whole of the longest one.
-                contig = genome.contigs[int(genome.lengths.argmax())]
-                codes = genome.view(contig.name)
-                break
-            position = int(rng.integers(int(room.sum())))
-            index = int(np.searchsorted(np.cumsum(room), position, side="right"))
-            start = position - int(room[:index].sum())
+        if length and not ends[-1]:  # no contig is as long: the whole of the longest one
+            codes = genome.view(genome.contigs[int(genome.lengths.argmax())].name)
+        for _ in range(20 if length and ends[-1] else 0):
+            position = int(rng.integers(int(ends[-1])))
+            index = int(np.searchsorted(ends, position, side="right"))
+            start = position - int(ends[index - 1]) * (index > 0)
             name = genome.contigs[index].name
             codes = genome.fetch(Interval(name, start, start + length))
             if ((codes & np.uint8(BASE_BITS)) < N).mean() > _MOST_N:
@@ -257,9 +216,7 @@ def _expand(begin: _Ints, end: _Ints) -> tuple[_Ints, _Ints]:
     return rows, np.repeat(begin, count) + np.arange(int(count.sum())) - before
 
 
-def _longest_exact_matches(
-    queries: Sequence[_Codes], store: Genome, progress: _Progress | None = None
-) -> tuple[_ExactMatch, ...]:
+def _longest_exact_matches(queries: Sequence[_Codes], store: Genome) -> list[_ExactMatch]:
     """Find the longest exact match of each query in a genome, on both strands.
 
     N agrees with nothing; of several equally long matches it is the first in the genome.
@@ -267,30 +224,27 @@ def _longest_exact_matches(
     best = [_ExactMatch() for _ in queries]
     bases = sum(len(query) for query in queries)
     if bases == 0 or store.total_length == 0:
-        return tuple(best)
+        return best
     # K-mers about as long as chance matches of this much DNA: few pairs, yet hardly a query
     # without one. Queries that share no such k-mer are searched again with shorter ones.
     chance = math.log(2 * bases * store.total_length, 4)
     k = min(_LONGEST, max(_SHORTEST, round(chance) - 2))
     todo = list(range(len(queries)))
     while todo:
-        found = _search([queries[i] for i in todo], store, k, progress)
+        found = _search([queries[i] for i in todo], store, k)
         for i, match in zip(todo, found, strict=True):
             best[i] = match
         todo = [i for i in todo if best[i].length == 0 and len(queries[i]) >= _SHORTEST]
         if k == _SHORTEST:
             break
         k = max(_SHORTEST, k - 4)
-    return tuple(best)
+    return best
 
 
-def _search(
-    queries: Sequence[_Codes], store: Genome, k: int, progress: _Progress | None
-) -> list[_ExactMatch]:
+def _search(queries: Sequence[_Codes], store: Genome, k: int) -> list[_ExactMatch]:
     """Find the longest matches of at least k bases."""
     table = _Queries(queries, k)
     best = [_ExactMatch() for _ in queries]
-    searched = 0
     for contig in store.contigs:
         codes = store.view(contig.name)
         for begin in range(0, max(0, len(codes) - k + 1), _PART):
@@ -307,9 +261,6 @@ def _search(
                     at = positions[rows][row] + first
                     length = _extend(table.codes, query, codes, at, k)
                     _keep_longest(best, table, query, length, contig.name, at)
-            searched += min(_PART, len(codes) - begin)
-            if progress is not None:
-                progress(searched, store.total_length)
     return best
 
 

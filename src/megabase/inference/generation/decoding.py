@@ -43,34 +43,25 @@ class Decoder:
     """
 
     def __init__(self, model: nn.Module, batch: int = 1, length: int | None = None) -> None:
-        name = type(model).__name__
-        if language_model_kind(model) != "causal":
-            raise InputError(
-                f"{name} fills masked bases and reads both sides: it cannot write from left to "
-                "right; use a causal model (HyenaDNA, GPT or Mamba)"
-            )
+        backbone = backbone_of(model)
         if batch < 1 or (length is not None and length < 1):
             raise InputError(f"batch and length must be 1 or more, found {batch} and {length}")
         self.model: Any = model
-        longest: int | None = getattr(self.model.config, "max_length", None)
-        if length is not None and longest is not None and length > longest:
-            raise self._too_long(length, longest)
-        self.batch, self.length, self.position = batch, length or longest, 0
-        backbone = getattr(getattr(model, "base_model", None), "backbone", None)
+        self.length: int | None = getattr(self.model.config, "max_length", None)
+        self.batch, self.position = batch, 0
         self._steps: BackboneSteps | _MambaSteps
-        if isinstance(backbone, Backbone) and self.length is not None:
+        if length is not None:
+            self._require(length)
+            self.length = length
+        if backbone is None:
+            self._steps, self._head = _MambaSteps(model), nn.Identity()
+        else:
+            assert self.length is not None  # every family with a backbone has a longest input
             with torch.inference_mode():
                 wide = self.model.config.residual_in_fp32
                 self._steps = BackboneSteps(backbone, self.length, wide)
             head = self.model.lm_head
             self._head = function_of(head, head.weight.device)
-        elif isinstance(model, MambaForCausalLM):
-            self._steps, self._head = _MambaSteps(model), nn.Identity()
-        else:
-            raise InputError(
-                f"{name} cannot be read token by token here; the families that can are HyenaDNA, "
-                "GPT and Mamba"
-            )
         self.reset()
 
     @torch.inference_mode()
@@ -91,7 +82,8 @@ class Decoder:
             )
         self._advance(input_ids.shape[1])
         if input_ids.shape[1] == 0:
-            return torch.zeros(self.batch, self.columns, device=input_ids.device)
+            columns = int(self.model.lm_head.out_features)
+            return torch.zeros(self.batch, columns, device=input_ids.device)
         return self._head(self._steps.prefill(input_ids))
 
     def step(self, input_ids: Tensor) -> Tensor:
@@ -107,11 +99,6 @@ class Decoder:
             self._steps.reset(self.batch)
 
     @property
-    def columns(self) -> int:
-        """Columns of the scores."""
-        return int(self.model.lm_head.out_features)
-
-    @property
     def threads(self) -> int | None:
         """CPU threads that single steps should use; None for torch's own number.
 
@@ -122,15 +109,34 @@ class Decoder:
         return 1 if products < _SMALL_STEP else None
 
     def _advance(self, count: int) -> None:
-        """Count positions; refuse those beyond the length."""
-        if self.length is not None and self.position + count > self.length:
-            raise self._too_long(self.position + count, self.length)
+        """Count positions."""
+        self._require(self.position + count)
         self.position += count
 
-    def _too_long(self, length: int, longest: int) -> InputError:
-        """Name the setting that bounds the length."""
-        setting = str(getattr(self.model.config, "length_setting", "its length"))
-        return sequence_too_long(length, longest, setting)
+    def _require(self, length: int) -> None:
+        """Refuse more positions than there is room for, naming the setting that bounds them."""
+        if self.length is not None and length > self.length:
+            setting = str(getattr(self.model.config, "length_setting", "its length"))
+            raise sequence_too_long(length, self.length, setting)
+
+
+def backbone_of(model: nn.Module) -> Backbone | None:
+    """Give the backbone that is read token by token, None for Mamba; refuse other models."""
+    name = type(model).__name__
+    if language_model_kind(model) != "causal":
+        raise InputError(
+            f"{name} fills masked bases and reads both sides: it cannot write from left to "
+            "right; use a causal model (HyenaDNA, GPT or Mamba)"
+        )
+    backbone = getattr(getattr(model, "base_model", None), "backbone", None)
+    if isinstance(backbone, Backbone):
+        return backbone
+    if isinstance(model, MambaForCausalLM):
+        return None
+    raise InputError(
+        f"{name} cannot be read token by token here; the families that can are HyenaDNA, GPT and "
+        "Mamba"
+    )
 
 
 class _MambaSteps:

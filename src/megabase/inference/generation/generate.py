@@ -6,7 +6,7 @@ Shape suffixes: B sequences, V columns of the scores, A allowed letters.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
 
@@ -17,10 +17,10 @@ from torch import Tensor
 
 from megabase.data.augment import codes_to_ids
 from megabase.data.vocabulary import VOCABULARY
-from megabase.errors import ConfigError, InputError
+from megabase.errors import InputError
 from megabase.evaluate.sequences import as_codes, require_several
 from megabase.genome.alphabet import decode, encode
-from megabase.inference.generation.decoding import Decoder
+from megabase.inference.generation.decoding import Decoder, backbone_of
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, ModelSpec, inference_mode, load, threads
 
@@ -51,11 +51,6 @@ class Prompt(NamedTuple):
     number: int = 0
     """Running number of the sequence; with the seed it determines all draws."""
 
-    @classmethod
-    def of(cls, text: str, name: str = "") -> Prompt:
-        """Encode letters; errors as :func:`megabase.genome.alphabet.encode`."""
-        return cls(as_codes(text, "the prompt"), name)
-
 
 @dataclass(frozen=True)
 class Generated:
@@ -77,9 +72,21 @@ class Generated:
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
-    """How the next letter is drawn."""
+class GenerateOptions:
+    """Everything but model and prompts that determines the letters."""
 
+    length: int = 1_000
+    """Most bases to generate after each prompt."""
+    samples: int = 1
+    """Sequences for each prompt."""
+    stop: tuple[str, ...] = ()
+    """Motifs (IUPAC letters) that end a sequence once its generated part ends with one; the motif
+    stays."""
+    batch_size: int | None = None
+    """Sequences generated side by side, by their length when None. It determines the last bits of
+    scores, and what a chunk is."""
+    with_prompt: bool = False
+    """Write the prompt before its continuation; for files."""
     temperature: float = 1.0
     """Scores are divided by it; 0 takes the most probable letter."""
     top_k: int | None = None
@@ -97,49 +104,23 @@ class SamplingOptions:
         problems = []
         if not (np.isfinite(self.temperature) and self.temperature >= 0):
             problems.append(f"temperature must be 0 or more, found {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            problems.append(f"top_k must be 1 or more, found {self.top_k}")
-        for name in ("top_p", "min_p"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                problems.append(f"{name} must lie in (0, 1], found {value}")
-        if (
-            not self.letters
-            or set(self.letters) - set(_LETTERS)
-            or len(set(self.letters)) < len(self.letters)
-        ):
+        problems += [
+            f"{name} must be 1 or more, found {value}"
+            for name in ("length", "samples", "batch_size", "top_k")
+            if (value := getattr(self, name)) is not None and value < 1
+        ]
+        problems += [
+            f"{name} must lie in (0, 1], found {value}"
+            for name in ("top_p", "min_p")
+            if (value := getattr(self, name)) is not None and not 0 < value <= 1
+        ]
+        different = set(self.letters)
+        if not different or different - set(_LETTERS) or len(different) < len(self.letters):
             problems.append(f"letters must be different ones of {_LETTERS}, found {self.letters!r}")
         if self.seed < 0:
             problems.append(f"seed must be 0 or more, found {self.seed}")
         if problems:
-            raise ConfigError("the sampling options cannot be used: " + "; ".join(problems))
-
-
-@dataclass(frozen=True)
-class GenerateOptions:
-    """Everything but model and prompts that determines the letters."""
-
-    length: int = 1_000
-    """Most bases to generate after each prompt."""
-    samples: int = 1
-    """Sequences for each prompt."""
-    stop: tuple[str, ...] = ()
-    """Motifs (IUPAC letters) that end a sequence once its generated part ends with one; the motif
-    stays."""
-    batch_size: int | None = None
-    """Sequences generated side by side, by their length when None. It determines the last bits of
-    scores, and what a chunk is."""
-    with_prompt: bool = False
-    """Write the prompt before its continuation; for files."""
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    """How letters are drawn."""
-
-    def __post_init__(self) -> None:
-        if self.length < 1 or self.samples < 1 or (self.batch_size or 1) < 1:
-            raise InputError(
-                "length, samples and batch_size must be 1 or more, found "
-                f"{self.length}, {self.samples} and {self.batch_size}"
-            )
+            raise InputError("the options cannot be used: " + "; ".join(problems))
 
     def width(self, prompt: int) -> int:
         """Give how many sequences are generated side by side after prompts of `prompt` bases."""
@@ -154,7 +135,9 @@ class GenerateOptions:
         chunk: list[Prompt] = []
         numbers = count()
         for given in require_several(prompts):
-            prompt = given if isinstance(given, Prompt) else Prompt.of(given)
+            prompt = given
+            if not isinstance(prompt, Prompt):
+                prompt = Prompt(as_codes(prompt, "the prompt"))
             for _ in range(self.samples):
                 chunk.append(prompt._replace(number=next(numbers)))
                 size = len(chunk[0].codes)
@@ -171,39 +154,20 @@ class GenerateOptions:
 def generate(
     model: ModelSpec = None,
     prompts: Iterable[str | Prompt] = ("",),
+    options: GenerateOptions | None = None,
     *,
-    length: int = 1_000,
-    samples: int = 1,
-    options: SamplingOptions | None = None,
-    stop: Sequence[str] = (),
-    batch_size: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[Generated, ...]:
     """Generate sequences with a causal language model, in the order of the prompts.
 
-    Parameters
-    ----------
-    model
-        A model, or how :func:`megabase.models.auto.load_model` finds it.
-    prompts
-        What sequences begin with: letters, or :class:`Prompt` with a name.
-    length, samples, stop, batch_size
-        See :class:`GenerateOptions`. Prompts of one length go together; but for rounding, the batch
-        changes time and memory only.
-    options
-        How letters are drawn.
-    progress
-        Called with the number of bases generated since the last call.
-
-    Raises
-    ------
-    InputError
-        When the model cannot generate, or a prompt and its continuation do not fit it.
+    Prompts are letters, or :class:`Prompt` with a name; those of one length go together, which but
+    for rounding changes time and memory only. `progress` is called with the number of bases
+    generated since the last call. InputError when the model cannot generate, or a prompt and its
+    continuation do not fit it.
     """
-    sampling = options or SamplingOptions()
-    every = GenerateOptions(length, samples, tuple(stop), batch_size, sampling=sampling)
-    generator = SequenceGenerator(load(model, head="language"), every, progress)
-    return tuple(one for chunk in every.chunks(prompts) for one in generator.generate(chunk))
+    options = options or GenerateOptions()
+    generator = SequenceGenerator(load(model, head="language"), options, progress)
+    return tuple(one for chunk in options.chunks(prompts) for one in generator.generate(chunk))
 
 
 class SequenceGenerator:
@@ -219,7 +183,7 @@ class SequenceGenerator:
         self.progress = progress or (lambda count: None)
         self._motifs = {motif.upper(): _allowed(motif) for motif in options.stop}
         self._decoder: Decoder | None = None
-        Decoder(model.model, 1, 1)  # refuses what cannot generate, before anything is read
+        backbone_of(model.model)  # refuses what cannot generate, before anything is read
 
     def check(self, prompt: Prompt) -> None:
         """Refuse a prompt that does not fit the model, with an InputError."""
@@ -263,7 +227,7 @@ class SequenceGenerator:
     def _steps(self, prompts: list[Prompt], decoder: Decoder, scores: Tensor) -> list[Generated]:
         """Draw letter after letter."""
         batch, length, device = len(prompts), self.options.length, self.model.device
-        sampler = Sampler(self.options.sampling, [prompt.number for prompt in prompts])
+        sampler = Sampler(self.options, [prompt.number for prompt in prompts])
         codes = np.empty((batch, length), np.uint8)
         log_probs = np.zeros(batch)
         ends: list[tuple[int, str]] = [(length, "length")] * batch
@@ -329,7 +293,7 @@ def _numpy(scores: Tensor) -> NDArray[np.floating]:
 
 
 def _probabilities(
-    scores_BA: NDArray[np.floating], options: SamplingOptions
+    scores_BA: NDArray[np.floating], options: GenerateOptions
 ) -> NDArray[np.float64]:
     """Give the probabilities of allowed letters from their logits, both (sequences, letters).
 
@@ -370,7 +334,7 @@ class Sampler:
     The running numbers of the sequences decide these with the seed, in any batch and order.
     """
 
-    def __init__(self, options: SamplingOptions, numbers: Sequence[int]) -> None:
+    def __init__(self, options: GenerateOptions, numbers: Sequence[int]) -> None:
         self.options = options
         self.ids = np.array([VOCABULARY[letter] for letter in options.letters])
         self.codes = encode(options.letters)

@@ -13,6 +13,7 @@ import torch
 
 from megabase.data.sources import SequenceInput
 from megabase.errors import InputError
+from megabase.evaluate.sequences import as_codes
 from megabase.genome.files import is_stream
 from megabase.inference.generation.generate import (
     Generated,
@@ -33,13 +34,13 @@ _FASTA_SUFFIXES = (*_PLAIN, *(f"{end}{more}" for end in _PLAIN for more in (".gz
 
 def _record(one: Generated, provenance: Provenance, options: GenerateOptions) -> str:
     """Give the FASTA record of a sequence; its header holds what determines it."""
-    sampling, sha256 = options.sampling, provenance.genome_sha256
+    genome, sha256 = provenance.genome, provenance.genome_sha256
     facts: dict[str, Any] = {
         "model": _one_word(provenance.model), "model_sha256": provenance.model_sha256[:16],
-        "seed": sampling.seed, "number": one.number, "temperature": f"{sampling.temperature:g}",
-        "top_k": sampling.top_k, "top_p": sampling.top_p, "min_p": sampling.min_p,
-        "letters": None if sampling.letters == "ACGT" else sampling.letters,
-        "genome": None if provenance.genome is None else _one_word(provenance.genome),
+        "seed": options.seed, "number": one.number, "temperature": f"{options.temperature:g}",
+        "top_k": options.top_k, "top_p": options.top_p, "min_p": options.min_p,
+        "letters": None if options.letters == "ACGT" else options.letters,
+        "genome": None if genome is None else _one_word(genome),
         "genome_sha256": None if sha256 is None else sha256[:16],
         "prompt": _one_word(one.name) or None, "prompt_bases": len(one.prompt),
         "written": len(one.sequence), "stopped": one.stopped, "log_prob": f"{one.log_prob:.4f}",
@@ -94,8 +95,6 @@ def generate_file(
                     if keep is not None:
                         keep(one, provenance)
 
-    if isinstance(prompts, SequenceInput):
-        prompts.refuse_variants()
     work = Work(
         _part, partial(_load, model, options), partial(_chunks, prompts, options),
         partial(_count, options.length), ".jsonl",
@@ -114,8 +113,6 @@ def generate_records(
 ) -> Iterator[str]:
     """Give the records of :func:`generate_file`, each as soon as its chunk is generated."""
     options = options or GenerateOptions()
-    if isinstance(prompts, SequenceInput):
-        prompts.refuse_variants()
     generator = _load(model, options, choose_device(device))
     provenance = _describe(prompts, generator)
     generator.progress = _Bases(progress).generated
@@ -148,7 +145,7 @@ class _Bases:
 def _read(prompts: str | SequenceInput) -> Iterator[Prompt]:
     """Stream the prompts, in file order."""
     if isinstance(prompts, str):
-        yield Prompt.of(prompts)
+        yield Prompt(as_codes(prompts, "the prompt"))
     else:
         yield from (Prompt(one.codes, one.name) for one in prompts.read())
 
@@ -176,10 +173,11 @@ def _load(
 
 def _describe(prompts: str | SequenceInput, generator: SequenceGenerator) -> Provenance:
     """Check the prompts against the model, before the first base is generated."""
+    if isinstance(prompts, SequenceInput):
+        prompts.refuse_variants()
     for prompt in _read(prompts):
         generator.check(prompt)
     model, options = generator.model, asdict(generator.options)
-    options["stop"] = list(generator.options.stop)
     if isinstance(prompts, SequenceInput):
         return provenance_of("generate", model, prompts, options)
     options["prompt"] = prompts
