@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
         if attentions is not None:
             scores_BNQK = q_BNLH @ k_BNLH.mT / q_BNLH.shape[-1] ** 0.5
             real_BL = x_BLD.new_ones(x_BLD.shape[:2]) if mask_BL is None else mask_BL
-            scores_BNQK = scores_BNQK.masked_fill(~self._allowed(real_BL), float("-inf"))
+            scores_BNQK = scores_BNQK.masked_fill(~self.allowed(real_BL), float("-inf"))
             weights_BNQK = scores_BNQK.softmax(dim=-1)
             attentions.append(weights_BNQK)
             y_BNLH = F.dropout(weights_BNQK, dropout) @ v_BNLH
@@ -57,13 +57,14 @@ class SelfAttention(nn.Module):
                 q_BNLH,
                 k_BNLH,
                 v_BNLH,
-                attn_mask=None if mask_BL is None else self._allowed(mask_BL),
+                attn_mask=None if mask_BL is None else self.allowed(mask_BL),
                 dropout_p=dropout,
                 is_causal=self.causal and mask_BL is None,
             )
         return self.out_proj(y_BNLH.transpose(1, 2).flatten(2))
 
-    def _allowed(self, mask_BL: Tensor) -> Tensor:
+    def allowed(self, mask_BL: Tensor) -> Tensor:
+        """Give which key each query may see, (batch, 1, length, length)."""
         length = mask_BL.shape[1]
         allowed_B1QK = mask_BL.bool()[:, None, None, :].expand(-1, 1, length, -1)
         itself_QK = torch.eye(length, dtype=torch.bool, device=mask_BL.device)

@@ -21,8 +21,10 @@ from megabase.ops import backend
 from megabase.ops.norm_mlp import MlpWeights, norm_mlp
 
 
-def _drop(x: Tensor, probability: float, training: bool) -> Tensor:
-    return F.dropout(x, probability) if probability > 0 and training else x
+def _drop(x: Tensor, probability: float, training: bool, sharded: Any) -> Tensor:
+    if probability == 0 or not training:
+        return x
+    return F.dropout(x, probability) if sharded is None else sharded.dropout(x, probability)
 
 
 def _normed(norm: nn.LayerNorm, residual: Tensor) -> Tensor:
@@ -36,6 +38,9 @@ class Embeddings(nn.Module):
     Positions count from the left end of the input.
     """
 
+    sharded: Any = None
+    """What :mod:`megabase.parallel` puts here when a sequence lies on several processes."""
+
     def __init__(self, rows: int, d_model: int, positions: int = 0) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(rows, d_model)
@@ -45,7 +50,12 @@ class Embeddings(nn.Module):
         """Embed ids of shape (batch, length), or add positions to given embeddings."""
         hidden = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.position_embeddings is not None:
-            places = torch.arange(hidden.shape[1], device=hidden.device)
+            length, device = hidden.shape[1], hidden.device
+            places = (
+                torch.arange(length, device=device)
+                if self.sharded is None
+                else self.sharded.places(length, device)
+            )
             hidden = hidden + self.position_embeddings(places)
         return hidden
 
@@ -88,6 +98,9 @@ class Block(nn.Module):
     when `residual_in_fp32`.
     """
 
+    sharded: Any = None
+    """As in :class:`Embeddings`."""
+
     def __init__(
         self,
         mixer: nn.Module,
@@ -118,15 +131,17 @@ class Block(nn.Module):
 
         A mixer that attends adds its weights to `attentions`.
         """
-        residual = self.join(_drop(hidden, self.dropout_in, self.training), residual)
+        residual = self.join(_drop(hidden, self.dropout_in, self.training, self.sharded), residual)
         mixer = self.mixer
-        if isinstance(mixer, HyenaOperator) and mixer.fuses(residual, self.norm1, mask):
+        if self.sharded is not None:
+            hidden = self.sharded.mix(self, residual, mask)
+        elif isinstance(mixer, HyenaOperator) and mixer.fuses(residual, self.norm1, mask):
             hidden = mixer.fused(residual, self.norm1)
         else:
             normed = _normed(self.norm1, residual)
             attends = attentions is not None and isinstance(mixer, SelfAttention)
             hidden = mixer(normed, mask, attentions) if attends else mixer(normed, mask)
-        residual = self.join(_drop(hidden, self.dropout, self.training), residual)
+        residual = self.join(_drop(hidden, self.dropout, self.training, self.sharded), residual)
         if self.mlp.fuses(residual, self.norm2):
             return self.mlp.fused(residual, self.norm2), residual
         return self.mlp(_normed(self.norm2, residual)), residual
@@ -141,6 +156,9 @@ class Block(nn.Module):
 
 class Backbone(nn.Module):
     """Embeddings, blocks, dropout of the last block's output, and the final LayerNorm."""
+
+    sharded: Any = None
+    """As in :class:`Embeddings`."""
 
     def __init__(
         self,
@@ -189,7 +207,7 @@ class Backbone(nn.Module):
                 hidden, residual = self._joined(first, hidden, residual)
                 run = partial(cast("Any", self)._gradient_checkpointing_func, run)
             hidden, residual = run(first, first + segment, hidden, residual, mask, attentions)
-        hidden = _drop(hidden, self.dropout, self.training)
+        hidden = _drop(hidden, self.dropout, self.training, self.sharded)
         total = hidden if residual is None else hidden + residual
         out = _normed(self.ln_f, total)
         return out, (*states, out) if collect else None

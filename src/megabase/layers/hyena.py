@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -208,21 +209,30 @@ class HyenaFilter(nn.Module):
         return self
 
     def forward(
-        self, length: int, sides: Literal["one", "both"] = "one"
+        self,
+        length: int,
+        sides: Literal["one", "both"] = "one",
+        rows: Tensor | None = None,
+        add_up: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Give taps (channels, lags), float32 at least whatever the autocast, and the skip term.
 
         ``"one"``: lags 0 to length - 1, the first rows of the table; taps are never resampled.
         ``"both"``: lags -(length - 1) to length - 1; negative ones are the same network and window
         at negative time, where time and sines change sign. The skip term, (channels,), is None when
-        off. InputError when `length` is over ``l_max``.
+        off. InputError when `length` is over ``l_max``. With `rows`, numbers of channels, only
+        these are computed; `add_up` adds what they have to those computed elsewhere.
         """
         if length > self.l_max:
             raise sequence_too_long(length, self.l_max, "max_seq_len")
         with without_autocast(self.bias):
             # A copy: libraries may take the parameter itself away after the call.
             skip_C = self.bias.clone() if self.options.use_bias else None
-            return self._taps(length, sides), skip_C
+            if rows is None:
+                return self._taps(length, sides), skip_C
+            rows = rows.to(self.bias.device)
+            skip_C = None if skip_C is None else skip_C[rows]
+            return self._taps(length, sides, rows, add_up or (lambda x: x)), skip_C
 
     def _is_plain(self) -> bool:
         """Whether the operator computes the same as the modules of the network."""
@@ -236,27 +246,33 @@ class HyenaFilter(nn.Module):
             and present(*parts, device=self.bias.device)
         )
 
-    def _taps(self, length: int, sides: Literal["one", "both"]) -> Tensor:
+    def _taps(
+        self,
+        length: int,
+        sides: Literal["one", "both"],
+        rows: Tensor | slice = slice(None),
+        add_up: Callable[[Tensor], Tensor] = lambda x: x,
+    ) -> Tensor:
         dtype = torch.promote_types(self.bias.dtype, torch.float32)
         h_ME, t_M = self.pos_emb(length, sides, dtype)
         if self._is_plain():
             *linears, out = cast("list[nn.Linear]", list(self.implicit_filter)[::2])
             freq = self._sines()[0].freq.to(dtype)
             rate_C = (
-                self.modulation.deltas.reshape(-1).abs().to(dtype)
+                self.modulation.deltas.reshape(-1)[rows].abs().to(dtype)
                 if self.options.modulate
                 else None
             )
             weights = FilterWeights(
                 freq, [m.weight.to(dtype) for m in linears], [m.bias.to(dtype) for m in linears],
-                out.weight.to(dtype), rate_C, self.modulation.shift,
+                out.weight[rows].to(dtype), rate_C, self.modulation.shift,
             )  # fmt: skip
             return implicit_filter(h_ME, t_M, weights)
-        k_CM = self.implicit_filter(h_ME).t()
+        k_CM = self.implicit_filter(h_ME).t()[rows]
         if self.options.modulate:
-            k_CM = k_CM * self.modulation(t_M)
+            k_CM = k_CM * self.modulation(t_M)[rows]
         if self.options.normalized:
-            k_CM = k_CM / k_CM.abs().sum(dim=0, keepdim=True)
+            k_CM = k_CM / add_up(k_CM.abs().sum(dim=0, keepdim=True))
         return k_CM.contiguous()
 
 
@@ -350,14 +366,27 @@ class HyenaOperator(nn.Module):
             grouped = x_C.unflatten(0, (convolutions, self.d_model))
         return list(grouped.unbind(0))
 
-    def filters(self, length: int) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Compute taps and skip terms of the long convolutions for `length` positions."""
-        sides = "both" if self.bidirectional == "two_sided" else "one"
-        k_CM, skip_C = self.filter_fn(length, sides)
+    def filters(
+        self,
+        length: int,
+        channels: slice | None = None,
+        add_up: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Compute taps and skip terms of the long convolutions for `length` positions.
+
+        With `channels` for these alone; `add_up` is that of :meth:`HyenaFilter.forward`.
+        """
+        sides, rows = "both" if self.bidirectional == "two_sided" else "one", None
+        split = self.per_convolution
+        if channels is not None:
+            numbers = self.per_convolution(torch.arange(self.d_model * (self.order - 1)))
+            rows = torch.cat([number_D[channels] for number_D in numbers])
+            split = partial(torch.chunk, chunks=self.order - 1)
+        k_CM, skip_C = self.filter_fn(length, sides, rows, add_up)
         if self.bidirectional == "published":
             k_CM = _published_two_sided(k_CM)
-        k_ODM = self.per_convolution(k_CM)
-        return k_ODM, [None] * len(k_ODM) if skip_C is None else [*self.per_convolution(skip_C)]
+        k_ODM = list(split(k_CM))
+        return k_ODM, [None] * len(k_ODM) if skip_C is None else [*split(skip_C)]
 
     def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
         """Mix positions of (batch, length, width); InputError for inputs longer than ``l_max``.

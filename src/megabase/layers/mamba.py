@@ -121,6 +121,9 @@ class MambaMixer(nn.Module):
     being ``ceil(d_model / 16)``; `bias` that of the input and output projections.
     """
 
+    sharded: Any = None
+    """What :mod:`megabase.parallel` puts here when a sequence lies on several processes."""
+
     without_kernels = "the selective scan runs in torch; its C++ operators are several times faster"
 
     def __init__(
@@ -181,12 +184,16 @@ class MambaMixer(nn.Module):
         past_BPE = None if state is None else state.conv
         last_BPE = x_BLE[:, : self.d_conv - 1].flip(1) if reverse else x_BLE
         tail_BPE = self._tail(last_BPE, past_BPE)
+        if self.sharded is not None:
+            past_BPE = self.sharded.past(x_BLE, self.d_conv, reverse)
         x_BLE = _only_real(self._convolve(x_BLE, past_BPE, reverse), mask_BL)
         delta_BLE, bias_E, B_BLN, C_BLN = self._steps(x_BLE)
         initial_BEN = None if state is None else state.ssm
         inputs = ScanInputs(
             x_BLE, delta_BLE, self._rates(), B_BLN, C_BLN, self.D, z_BLE, bias_E, initial_BEN
         )
+        if self.sharded is not None:
+            inputs = inputs._replace(initial=self.sharded.entering(inputs, reverse))
         y_BLE, ssm_BEN = selective_scan(inputs, reverse=reverse)
         return y_BLE, MambaState(tail_BPE, ssm_BEN)
 
@@ -302,23 +309,25 @@ class BidirectionalMamba(nn.Module):
         self.mamba_fwd = MambaMixer(d_model, **options)
         self.mamba_rev = MambaMixer(d_model, **options) if bidirectional else None
 
-    def forward(self, hidden_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Mix positions; shapes as for :meth:`MambaMixer.forward`."""
+    def forward(
+        self, hidden_BLD: Tensor, mask_BL: Tensor | None = None, reverse: bool = False
+    ) -> Tensor:
+        """Mix positions; arguments as for :meth:`MambaMixer.forward`."""
         fwd, rev = self.mamba_fwd, self.mamba_rev
         if rev is None:
-            return fwd(hidden_BLD, mask_BL)[0]
+            return fwd(hidden_BLD, mask_BL, reverse=reverse)[0]
         if untouched(fwd, rev) and _same(fwd.in_proj, rev.in_proj):
             # Projections act on each position alone: nothing needs to be turned around for them.
             xz_BLF = fwd.in_proj(hidden_BLD)
-            y_BLE, _ = fwd.scan(xz_BLF, mask_BL)
-            y_rev_BLE, _ = rev.scan(xz_BLF, mask_BL, reverse=True)
+            y_BLE, _ = fwd.scan(xz_BLF, mask_BL, reverse=reverse)
+            y_rev_BLE, _ = rev.scan(xz_BLF, mask_BL, reverse=not reverse)
             if self.strategy == "add" and _same(fwd.out_proj, rev.out_proj):
                 out_BLD = fwd.out_proj(y_BLE + y_rev_BLE)
                 return out_BLD if fwd.out_proj.bias is None else out_BLD + fwd.out_proj.bias
             out_BLD, out_rev_BLD = fwd.out_proj(y_BLE), rev.out_proj(y_rev_BLE)
         else:
-            out_BLD = fwd(hidden_BLD, mask_BL)[0]
-            out_rev_BLD = rev(hidden_BLD, mask_BL, reverse=True)[0]
+            out_BLD = fwd(hidden_BLD, mask_BL, reverse=reverse)[0]
+            out_rev_BLD = rev(hidden_BLD, mask_BL, reverse=not reverse)[0]
         return out_BLD + out_rev_BLD if self.strategy == "add" else out_BLD * out_rev_BLD
 
 

@@ -11,6 +11,7 @@ the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,12 +85,20 @@ class RCPSEmbedding(_Complements, nn.Embedding):
 class _RCPSWrapper(nn.Module):
     """Apply ``submodule(hidden, mask)`` to both strands, each read in its own direction."""
 
+    sharded: Any = None
+    """Set when a sequence lies on several processes: positions cannot be turned around here."""
+
     def __init__(self, submodule: nn.Module) -> None:
         super().__init__()
         self.submodule = submodule
 
     def forward(self, hidden_BLW: Tensor, mask_BL: Tensor | None = None) -> Tensor:
         """Map (batch, length, 2 D) to the same shape."""
+        if self.sharded is not None:
+            given_BLD, other_BLD = hidden_BLW.chunk(2, dim=-1)
+            given_BLD = self.submodule(given_BLD, mask_BL)
+            other_BLD = self.submodule(other_BLD.flip(-1), mask_BL, reverse=True)
+            return torch.cat([given_BLD, other_BLD.flip(-1)], dim=-1)
         both = torch.cat(split_strands(hidden_BLW))
         if mask_BL is not None:
             mask_BL = torch.cat([mask_BL, mask_BL.flip(1)])

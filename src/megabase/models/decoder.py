@@ -367,6 +367,8 @@ class DecoderModel(DecoderPreTrainedModel):
         if attention_mask is None or not self.config.mask_padding:
             return None
         mask = attention_mask.bool()
+        if self.backbone.sharded is not None:
+            return mask  # what other processes hold is not known here
         # Right padding lies after every real token: a causal model never sees it.
         readable = self.config.is_causal_model and can_read(mask)
         return None if readable and bool((mask[:, :-1] | ~mask[:, 1:]).all()) else mask

@@ -1,0 +1,192 @@
+"""Cases that run in every process of a group; a script for subprocesses, and a list for tests.
+
+``python ranks.py FOLDER small`` (or ``every``) makes groups of 2, 3 and 4 processes; each process
+writes ``SIZE-RANK.json`` with the largest differences from one process for each case.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
+from megabase.models.gpt import GPTConfig, GPTForCausalLM
+from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
+from megabase.models.mamba import MambaConfig, MambaForCausalLM
+from megabase.parallel import context_parallel
+
+LENGTHS = (48, 61)
+"""One that divides among 2, 3 and 4 processes, and one that divides among none."""
+
+OFF = dict.fromkeys(("embed_dropout", "resid_dropout", "attention_dropout"), 0.0)
+
+HYENA: dict[str, Any] = {"d_model": 14, "n_layer": 2, "max_seq_len": 64, "filter_order": 8}
+MAMBA: dict[str, Any] = {"d_model": 10, "n_layer": 2, "ssm_cfg": {"d_state": 4}}
+
+
+def hyena(**fields: Any) -> nn.Module:
+    return HyenaDNAForCausalLM(HyenaDNAConfig(**{**HYENA, **OFF, **fields}))
+
+
+def gpt(**fields: Any) -> nn.Module:
+    shape = {
+        "d_model": 20,
+        "n_layer": 2,
+        "num_attention_heads": 5,
+        "max_position_embeddings": 64,
+        **OFF,
+    }
+    return GPTForCausalLM(GPTConfig(**{**shape, **fields}))
+
+
+def mamba(**fields: Any) -> nn.Module:
+    return MambaForCausalLM(MambaConfig(**{**MAMBA, **fields}))
+
+
+def caduceus(**fields: Any) -> nn.Module:
+    return CaduceusForMaskedLM(CaduceusConfig(**{**MAMBA, **fields}))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "hyena order 2": hyena,
+    "hyena order 3": lambda: hyena(hyena_order=3, output_activation="gelu"),
+    "hyena order 3, standalone": lambda: hyena(hyena_order=3, filter_layout="standalone"),
+    "hyena two-sided": lambda: hyena(bidirectional="two_sided", short_filter_order=4),
+    "hyena order 3 two-sided": lambda: hyena(bidirectional="two_sided", hyena_order=3),
+    "hyena published two-sided": lambda: hyena(bidirectional="published"),
+    "hyena normalized": lambda: hyena(normalized_filter=True, hyena_order=3),
+    "hyena and attention": lambda: hyena(attention_layers=[1], attention_heads=7),
+    "gpt": gpt,
+    "mamba": mamba,
+    "caduceus-ph": caduceus,
+    "caduceus-ph, multiplied": lambda: caduceus(
+        bidirectional_strategy="ew_multiply", bidirectional_weight_tie=False
+    ),
+    "caduceus-ps": lambda: caduceus(rcps=True),
+    "caduceus-ps, not fused": lambda: caduceus(rcps=True, fused_add_norm=False),
+}
+
+
+def perturb(model: nn.Module) -> nn.Module:
+    """Give every parameter a value of its own, so that no gradient is trivially right."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.double()
+
+
+def loss_sum(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    kept = targets != -100
+    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    return total, kept.sum()
+
+
+def compare(name: str, length: int, group: Any, masked: bool = False) -> dict[str, float]:
+    """Give the largest differences of loss, logits and gradients from those of one process."""
+    torch.manual_seed(0)
+    whole = perturb(MODELS[name]())
+    model = copy.deepcopy(whole)
+    names = list(model.state_dict())
+    ids = torch.randint(7, 11, (2, length))
+    mask = torch.ones_like(ids)
+    if masked:
+        mask[0, : length // 3] = 0
+        mask[1, -length // 4 :] = 0
+    given = {"attention_mask": mask} if masked else {}
+    shifted = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], -100)], 1)
+    logits = whole(input_ids=ids, **given).logits
+    total, count = loss_sum(logits, shifted)
+    (total / count).backward()
+
+    shards = context_parallel(model, group)
+    part = shards.part(length)
+    mine = {key: value[:, part] for key, value in given.items()}
+    found = model(input_ids=ids[:, part], **mine).logits
+    loss = shards.mean(*loss_sum(found, shards.next_tokens(ids[:, part])))
+    loss.backward()
+    shards.sum_gradients(model)
+    assert list(model.state_dict()) == names
+    real = mask.bool()[:, part][..., None]
+    gradients = {
+        key: float((p.grad - q.grad).abs().max())
+        for (key, p), q in zip(model.named_parameters(), whole.parameters(), strict=True)
+        if q.grad is not None and p.grad is not None
+    }
+    assert len(gradients) > 5
+    if masked:  # of padding itself nothing is said
+        return {"logits": float(((found - logits[:, part]) * real).detach().abs().max())}
+    return {
+        "loss": float((loss.detach() - total.detach() / count).abs()),
+        "logits": float((found - logits[:, part]).detach().abs().max()),
+        "gradients": max(gradients.values()),
+        "scale": max(float(q.grad.abs().max()) for q in whole.parameters() if q.grad is not None),
+    }
+
+
+def small(size: int) -> list[tuple[str, int, bool]]:
+    """Cases that every run of the tests pays for: name, length, whether positions are padded."""
+    few = ("hyena order 2", "hyena order 3 two-sided", "gpt", "mamba", "caduceus-ph", "caduceus-ps")
+    names = list(MODELS) if size == 3 else few
+    cases = [(name, LENGTHS[1], False) for name in names]
+    if size == 4:
+        cases += [(name, LENGTHS[0], False) for name in few]
+    return cases + [(name, LENGTHS[1], True) for name in few if size == 2]
+
+
+def every(size: int) -> list[tuple[str, int, bool]]:
+    return [(name, n, masked) for name in MODELS for n in LENGTHS for masked in (False, True)]
+
+
+def in_group(folder: Path, size: int, run: Callable[[int, Any], Any]) -> list[Any]:
+    """Give what ``run(rank, mesh)`` gives in each process of a group, forked from this one."""
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            try:
+                torch.set_num_threads(1)
+                dist.init_process_group(
+                    "gloo", init_method=f"file://{folder}/meet{size}", rank=rank, world_size=size
+                )
+                mesh = dist.init_device_mesh("cpu", (1, size), mesh_dim_names=("dp", "cp"))["cp"]
+                found = run(rank, mesh)
+                (folder / f"{size}-{rank}.json").write_text(json.dumps(found))
+                dist.barrier()
+                dist.destroy_process_group()
+            except BaseException:  # noqa: BLE001 (told by the status)
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    failed = [child for child in children if os.waitpid(child, 0)[1]]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {size} processes failed")
+    return [json.loads((folder / f"{size}-{rank}.json").read_text()) for rank in range(size)]
+
+
+def main() -> None:
+    folder, cases = Path(sys.argv[1]), {"small": small, "every": every}[sys.argv[2]]
+    warnings.simplefilter("error")
+    for library in ("torch", "transformers"):
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=rf"{library}\..*")
+    for size in (2, 3, 4):
+        in_group(folder, size, lambda rank, mesh: {
+            f"{name}/{length}{'/padded' if masked else ''}": compare(name, length, mesh, masked)
+            for name, length, masked in cases(size)  # noqa: B023
+        })  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
