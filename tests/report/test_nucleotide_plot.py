@@ -40,7 +40,11 @@ def test_a_place_is_read_in_order(predictions: Path) -> None:
 def test_the_line_is_the_prediction_and_the_bars_are_the_truth(predictions: Path) -> None:
     pytest.importorskip("matplotlib")
     table = _read_predictions(predictions, "c")
-    axes = _draw_nucleotides(table).axes[0]
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    _draw_nucleotides(table, figure)
+    axes = figure.axes[0]
     line = axes.lines[0]
     np.testing.assert_array_equal(line.get_xdata(), np.arange(501, 601))
     np.testing.assert_allclose(line.get_ydata(), table["p_on"])
@@ -51,10 +55,11 @@ def test_the_line_is_the_prediction_and_the_bars_are_the_truth(predictions: Path
 
 def test_written_whole_and_never_over_another(predictions: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    path = save_nucleotide_plot(predictions, "c", tmp_path / "x.png")
+    path = tmp_path / "x.png"
+    save_nucleotide_plot(predictions, "c", path)
     assert path.read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(OutputError, match="exists already"):
         save_nucleotide_plot(predictions, "c", path)
     save_nucleotide_plot(predictions, "c", path, overwrite=True)
-    with pytest.raises(ReportError, match=r"ending in \.png or \.svg"):
-        save_nucleotide_plot(predictions, "c", tmp_path / "x.pdf")
+    with pytest.raises(ReportError, match=r"drawn as \.svg, \.png, \.pdf"):
+        save_nucleotide_plot(predictions, "c", tmp_path / "x.gif")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from drawn import Picture, pictures
 
 from megabase.report import benchmark_plots, plots
 from megabase.report.embedding_plot import save_embedding_plot
-from megabase.report.nucleotide_plot import _draw_nucleotides
+from megabase.report.nucleotide_plot import save_nucleotide_plot
 from megabase.report.style import NARROW, SIZES, WIDE, Size, as_svg
 
 RNG = np.random.default_rng(0)
@@ -80,8 +81,8 @@ def test_legends_keep_every_name_inside(size: Size) -> None:
                  "labels": (np.arange(400) % classes).tolist(),
                  "classes": [f"_class {i} {LONG}" for i in range(classes)]}  # fmt: skip
         drawn_by(benchmark_plots.draw_points, cloud, size=size).check(marks=400)
-    prompts = {"_head": [(0, 0.7), (8, 0.75), (128, 0.8)]}
-    picture = drawn_by(plots._draw_prompt_lengths, prompts, "accuracy", None, size=size)
+    prompts = {"_head": [(0, 0.7, None), (8, 0.75, None), (128, 0.8, None)]}
+    picture = drawn_by(plots.draw_lengths, prompts, ("vectors", "accuracy"), None, size=size)
     picture.check(marks=3)
     assert " _head" in picture.texts
 
@@ -90,13 +91,13 @@ def test_a_confusion_matrix_and_lengths_show_all_cells() -> None:
     table = RNG.integers(0, 999, (5, 5))
     names = [f"long class name {i}" for i in range(5)]
     drawn_by(benchmark_plots.draw_confusion, table, names).check(marks=24)
-    lines = [bar(m, 0.5, length=2**k) for k in (8, 10, 12) for m in ("one", "_two")]
-    picture = drawn_by(benchmark_plots.draw_lengths, lines)
+    lines = {name: [(2**k, 0.5, 0.01) for k in (8, 10, 12)] for name in ("one", "_two")}
+    picture = drawn_by(plots.draw_lengths, lines, ("bases", "mcc"), None)
     picture.check(marks=6)
     assert " _two" in picture.texts
 
 
-def test_positions_along_a_genome_are_whole_and_1_based() -> None:
+def test_positions_along_a_genome_are_whole_and_1_based(tmp_path: Path) -> None:
     import polars as pl
 
     place = np.arange(999_995, 1_000_025)
@@ -104,8 +105,9 @@ def test_positions_along_a_genome_are_whole_and_1_based() -> None:
         "contig": ["c"] * 30, "position": place, "label": ["off"] * 15 + ["on"] * 15,
         "p_off": np.linspace(1, 0, 30), "p_on": np.linspace(0, 1, 30),
     })  # fmt: skip
+    table.write_parquet(tmp_path / "predictions.parquet")
     with pictures() as seen:
-        _draw_nucleotides(table).savefig("/dev/null", format="png")
+        save_nucleotide_plot(tmp_path / "predictions.parquet", "c", tmp_path / "c.png")
     seen[0].check(marks=30)
     assert seen[0].panels[0].axes.get_xlim() == (999_995.5, 1_000_025.5)
 

@@ -114,14 +114,8 @@ class _Lines:
                 return
             self._last = now
             rate = (done - self._first) / (now - self._start)
+        from megabase.report.style import duration
+
         count = f"{done:,}" if total is None else f"{done:,} of {total:,}"
-        left = f", {_duration((total - done) / rate)} left" if total and rate > 0 else ""
+        left = f", {duration((total - done) / rate)} left" if total and rate > 0 else ""
         say(f"megabase: {what}: {count} {self._unit}, {rate:,.3g} a second{left}")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -15,7 +15,8 @@ from megabase.errors import ReportError
 from megabase.genome.files import write_whole
 from megabase.report import benchmark_plots as plots
 from megabase.report.page import document, figure, section, table
-from megabase.report.style import as_svg, require_matplotlib
+from megabase.report.plots import draw_lengths
+from megabase.report.style import Draw, as_svg, require_matplotlib
 
 Record = Mapping[str, Any]
 Describe = Callable[[str, str], tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]]
@@ -36,7 +37,7 @@ def write_benchmark_page(output: Path, describe: Describe | None = None) -> Path
     write_whole(path, _page(output, describe))
     series = _series(_lines(output))
     if series:
-        write_whole(output / "lengths.svg", as_svg(partial(plots.draw_lengths, series)))
+        write_whole(output / "lengths.svg", as_svg(_draw_lengths(series)))
     return path
 
 
@@ -120,13 +121,21 @@ def _task_parts(output: Path, lines: Sequence[Record], describe: Describe | None
     return parts
 
 
+def _draw_lengths(lines: Sequence[Record]) -> Draw:
+    series: dict[str, list[tuple[int, float, float | None]]] = {}
+    for line in lines:
+        point = (line["length"], line["mean"], line["spread"])
+        series.setdefault(str(line["model"]), []).append(point)
+    return partial(draw_lengths, series, ("bases of a sequence", str(lines[0]["metric"])), None)
+
+
 def _by_length(lines: Sequence[Record]) -> list[str]:
     """Draw metrics against length, where tasks differ by it."""
     series = _series(lines)
     if not series:
         return []
     picture = figure(
-        partial(plots.draw_lengths, series),
+        _draw_lengths(series),
         "; ".join(f"{i['model']} at {i['length']:,}: {i['mean']:.3f}" for i in series),
         "The figure against the length of the sequences; lines across points are the spread.",
     )

@@ -13,7 +13,6 @@ from megabase.report.style import (
     LINE_STYLES,
     Size,
     Theme,
-    add_axes,
     axes_between,
     padded,
     shortened,
@@ -138,33 +137,6 @@ def draw_confusion(
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("answer")
     axes.set_ylabel("truth")
-
-
-def draw_lengths(lines: Sequence[Record], figure: Figure, theme: Theme, size: Size) -> None:
-    """Draw the metric of every model against sequence length (rows of ``summary.parquet``)."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes = add_axes(figure, size, right=10, y_label=str(lines[0]["metric"]))
-    for number, model in enumerate(dict.fromkeys(line["model"] for line in lines)):
-        mine = sorted((i for i in lines if i["model"] == model), key=lambda i: i["length"])
-        color = theme.baseline if str(model).startswith("kmer") else theme.model
-        axes.errorbar(
-            [line["length"] for line in mine],
-            [line["mean"] for line in mine],
-            yerr=[line["spread"] or 0.0 for line in mine],
-            fmt=f"o{LINE_STYLES[number % 4]}",
-            color=color,
-            capsize=3,
-            markersize=5,
-            label=shown_name(str(model)),
-        )
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))  # labels of few letters
-    axes.set_xscale("log", base=2)
-    axes.minorticks_off()
-    lengths = sorted({line["length"] for line in lines})
-    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-    axes.set_xlabel("bases of a sequence")
-    axes.legend(frameon=False, loc="best", fontsize=size.text - 2)
 
 
 def draw_points(picture: Record, figure: Figure, theme: Theme, size: Size) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from megabase.report.style import (
     LIGHT,
     WIDE,
     check_picture,
-    save_picture,
-    settings,
+    picture,
     shortened,
     shown_name,
 )
@@ -43,56 +43,43 @@ def check_embedding_plot(path: Path, how: str = "auto", overwrite: bool = False)
     check_picture(path, "the map", overwrite)
     if how not in MAPS:
         raise ReportError(f"a map is one of {', '.join(MAPS)}; found {how!r}")
-    if how == "umap" and importlib.util.find_spec("umap") is None:
+    if how == "umap" and not find_spec("umap"):
         raise ReportError("UMAP needs umap-learn: pip install umap-learn")
-    if how == "tsne" and importlib.util.find_spec("sklearn") is None:
+    if how == "tsne" and not find_spec("sklearn"):
         raise MissingDependencyError("scikit-learn", "suites", "t-SNE")
 
 
-def _project(vectors: Floats, how: str = "auto", seed: int = 0) -> tuple[Floats, str]:
+def _project(vectors: Floats, how: str, seed: int) -> tuple[Floats, str]:
     """Lay vectors (n, width) out in the plane: (n, 2), and what was done, for the axis."""
-    if how not in MAPS:
-        raise ReportError(f"a map is one of {', '.join(MAPS)}; found {how!r}")
+    if how == "auto":
+        how = "umap" if find_spec("umap") else "tsne" if find_spec("sklearn") else "pca"
     centered = np.asarray(vectors, dtype=np.float64) - np.mean(vectors, axis=0)
     _, scale, axes = np.linalg.svd(centered, full_matrices=False)
     components = centered @ axes[:2].T
-    if components.shape[1] < 2:
-        components = np.pad(components, ((0, 0), (0, 2 - components.shape[1])))
-    share = float((scale[:2] ** 2).sum() / max((scale**2).sum(), 1e-30))
-    pca = (components, f"principal components 1 and 2 ({share:.0%} of the variance)")
+    components = np.pad(components, ((0, 0), (0, 2 - components.shape[1])))
     if how == "pca" or len(vectors) < 8:
-        return pca
-    if how in ("auto", "umap"):
-        try:
-            import umap  # pyright: ignore[reportMissingImports]
+        share = float((scale[:2] ** 2).sum() / max((scale**2).sum(), 1e-30))
+        return components, f"principal components 1 and 2 ({share:.0%} of the variance)"
+    if how == "umap":
+        import umap  # pyright: ignore[reportMissingImports]
 
-            found = umap.UMAP(random_state=seed, n_neighbors=min(15, len(vectors) - 1))
-            return found.fit_transform(vectors), "UMAP"
-        except ImportError as error:
-            if how == "umap":
-                raise ReportError("UMAP needs umap-learn: pip install umap-learn") from error
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        if how == "tsne":
-            raise MissingDependencyError("scikit-learn", "suites", "t-SNE") from error
-        return pca
+        found = umap.UMAP(random_state=seed, n_neighbors=min(15, len(vectors) - 1))
+        return found.fit_transform(vectors), "UMAP"
+    from sklearn.manifold import TSNE
+
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     start: Any = (components / max(float(components[:, 0].std()), 1e-12) * 1e-4).astype(np.float32)
     layout = TSNE(perplexity=perplexity, init=start, random_state=seed)
     return layout.fit_transform(np.asarray(vectors, dtype=np.float32)), "t-SNE"
 
 
-def _nearest(vectors: Floats, block: int = 1024) -> npt.NDArray[np.int64]:
+def _nearest(vectors: Floats) -> npt.NDArray[np.int64]:
     """Give the nearest other vector of each by cosine distance, int64 (n,)."""
     unit = np.asarray(vectors, dtype=np.float32)
     unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-    found = np.zeros(len(unit), dtype=np.int64)
-    for low in range(0, len(unit), block):
-        likeness = unit[low : low + block] @ unit.T
-        likeness[np.arange(len(likeness)), np.arange(low, low + len(likeness))] = -np.inf
-        found[low : low + block] = likeness.argmax(axis=1)
-    return found
+    likeness = unit @ unit.T
+    np.fill_diagonal(likeness, -np.inf)
+    return likeness.argmax(axis=1)
 
 
 def save_embedding_plot(
@@ -121,14 +108,10 @@ def save_embedding_plot(
         vectors = np.asarray(vectors[chosen])
     places, name = _project(vectors, how, seed)
     near = _nearest(vectors)
-    groups = _groups(labels, len(vectors))
-    import matplotlib as mpl
+    groups = _groups(labels or ["all"] * len(vectors))
     from matplotlib.collections import LineCollection
-    from matplotlib.figure import Figure
 
-    style: Any = {**settings(LIGHT, WIDE), "figure.facecolor": LIGHT.background}
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(7.2, 5.4), dpi=144, layout="constrained")
+    with picture(path, 7.2, 5.4, overwrite) as figure:
         axes = figure.add_subplot()
         lines: Any = np.stack([places, places[near]], axis=1)
         axes.add_collection(LineCollection(lines, colors=LIGHT.muted, linewidths=0.4, alpha=0.35))
@@ -143,23 +126,19 @@ def save_embedding_plot(
         axes.set_xlabel(name, loc="left")
         axes.set_xticks([])
         axes.set_yticks([])
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+        axes.spines["bottom"].set_visible(False)
         if labels is not None:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-        save_picture(figure, path, overwrite)
     if labels is None:
         return None
     return float(np.mean([labels[i] == labels[int(j)] for i, j in enumerate(near)]))
 
 
-def _groups(labels: Sequence[str] | None, count: int) -> list[tuple[str, npt.NDArray[np.int64]]]:
-    if labels is None:
-        return [("all", np.arange(count))]
-    names, numbers = np.unique(np.asarray(labels, dtype=str), return_counts=True)
-    order = names[np.argsort(-numbers, kind="stable")]
-    shown = order if len(order) <= len(_COLORS) else order[: len(_COLORS) - 1]
-    array = np.asarray(labels, dtype=str)
-    groups = [(str(name), np.flatnonzero(array == name)) for name in shown]
+def _groups(labels: Sequence[str]) -> list[tuple[str, npt.NDArray[np.int64]]]:
+    """Give the members of each label, the most frequent first; the rarest are one group."""
+    names = [name for name, _ in Counter(sorted(labels)).most_common()]
+    shown = names if len(names) <= len(_COLORS) else names[: len(_COLORS) - 1]
+    array = np.asarray(labels)
+    groups = [(name, np.flatnonzero(array == name)) for name in shown]
     rest = np.flatnonzero(~np.isin(array, shown))
     return [*groups, ("other", rest)] if len(rest) else groups

@@ -13,9 +13,8 @@ from megabase.report.style import (
     LIGHT,
     WIDE,
     check_picture,
+    picture,
     position_ticks,
-    save_picture,
-    settings,
     shortened,
 )
 
@@ -104,17 +103,11 @@ def save_logo(
     Errors are those of :func:`check_logo`.
     """
     check_logo(path, len(letters), overwrite)
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    chosen: Any = {**settings(LIGHT, WIDE), "figure.facecolor": LIGHT.background}
-    with mpl.rc_context(chosen):
-        width = min(24.0, max(6.0, 0.16 * len(letters)))
-        figure = Figure(figsize=(width, 2.6), dpi=144, layout="constrained")
+    width = min(24.0, max(6.0, 0.16 * len(letters)))
+    with picture(path, width, 2.6, overwrite) as figure:
         axes = figure.add_subplot()
         _draw_letters(axes, letters, first, ylabel)
         axes.set_title(shortened(title, 62 * width, WIDE.text), loc="left")
-        save_picture(figure, path, overwrite)
 
 
 def check_heat_map(path: Path, bases: int, overwrite: bool = False) -> None:
@@ -144,29 +137,24 @@ def save_heat_map(
     numbers are. Errors are those of :func:`check_heat_map`.
     """
     check_heat_map(path, len(ref), overwrite)
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+    from matplotlib import colormaps
 
-    matrix = np.asarray(scores, dtype=float)
-    matrix = np.where(np.isfinite(matrix), matrix, np.nan)
-    limit = float(np.nanmax(np.abs(matrix))) if np.isfinite(matrix).any() else 0.0
-    chosen: Any = {**settings(LIGHT, WIDE), "figure.facecolor": LIGHT.background}
-    with mpl.rc_context(chosen):
-        width = min(36.0, max(6.0, 0.14 * len(ref)))
-        figure = Figure(figsize=(width, 4.0), dpi=144, layout="constrained")
+    matrix = np.ma.masked_invalid(np.asarray(scores, dtype=float))
+    limit = float(np.ma.filled(np.abs(matrix).max(), 0.0))
+    width = min(36.0, max(6.0, 0.14 * len(ref)))
+    with picture(path, width, 4.0, overwrite) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-        colors = mpl.colormaps["RdBu"].with_extremes(bad="#d0d0d0")
+        colors = colormaps["RdBu"].with_extremes(bad="#d0d0d0")
         image = bottom.imshow(
-            np.ma.masked_invalid(matrix.T), aspect="auto", cmap=colors, vmin=-limit or -1,
+            matrix.T, aspect="auto", cmap=colors, vmin=-limit or -1,
             vmax=limit or 1, interpolation="nearest",
             extent=(first - 0.5, first + len(ref) - 0.5, 3.5, -0.5),
         )  # fmt: skip
         bottom.grid(visible=False)
         bottom.set_yticks(range(4), list("ACGT"))
-        if not np.isfinite(matrix).any():
+        if matrix.mask.all():
             bottom.text(0.5, 0.5, "no base has a score", transform=bottom.transAxes, ha="center",
                         va="center")  # fmt: skip
-        _draw_letters(top, own_heights(ref, -matrix.sum(1) / 3), first, "mean loss")
+        _draw_letters(top, own_heights(ref, -matrix.filled(np.nan).sum(1) / 3), first, "mean loss")
         top.set_title(shortened(title, 55 * width, WIDE.text), loc="left")
         figure.colorbar(image, ax=[top, bottom], label=label, shrink=0.8, pad=0.01)
-        save_picture(figure, path, overwrite)

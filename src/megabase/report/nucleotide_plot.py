@@ -6,24 +6,20 @@ one ``p_CLASS`` for each class, the background first.
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from megabase.errors import ReportError
-from megabase.genome.files import write_whole
 from megabase.genome.interval import Interval
-from megabase.report.style import LIGHT, Size, Theme, position_ticks, require_matplotlib, settings
+from megabase.report.style import LIGHT, check_picture, picture, position_ticks
 
 if TYPE_CHECKING:
     import polars as pl
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SIZE = Size("region", 960, 300, 12.0)
-"""Wider than other plots: a region is long."""
 _COLORS = ("#1a56c4", "#b4530a", "#2f7d4f", "#8a3ea8", "#8a6d00", "#5c6773")
 """One for each class; more classes begin again."""
 _MOST_POINTS = 4000
@@ -34,14 +30,13 @@ _PREFIX = "p_"
 """Beginning of the columns with a class's probability."""
 
 
-def _read_predictions(path: str | Path, place: str) -> pl.DataFrame:
+def _read_predictions(path: Path, place: str) -> pl.DataFrame:
     """Read the predicted bases of a contig or region (``chr1:1,001-2,000``), sorted by position.
 
     A :class:`ReportError` when the file is missing or has no base there.
     """
     import polars as pl
 
-    path = Path(path)
     if not path.is_file():
         raise ReportError(f"there is no file {path}; a run writes it with predictions=True")
     table = pl.scan_parquet(path)
@@ -59,44 +54,34 @@ def _read_predictions(path: str | Path, place: str) -> pl.DataFrame:
     return chosen.sort("position")
 
 
-def _draw_nucleotides(
-    table: pl.DataFrame, theme: Theme = LIGHT, size: Size = _SIZE, title: str | None = None
-) -> Figure:
+def _draw_nucleotides(table: pl.DataFrame, figure: Figure) -> None:
     """Draw probabilities as lines, and the true classes as bars under them.
 
     Of more bases than the picture has room for, means of equally many neighbors are drawn.
     """
-    require_matplotlib()
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    chosen: Any = {**settings(theme, size), "lines.linewidth": 1.2}
     # The first class is the background: what is left when the others are drawn.
     classes = [name[len(_PREFIX) :] for name in table.columns if name.startswith(_PREFIX)]
     shown = list(enumerate(classes))[1:]
     place = table["position"].to_numpy()
     label = table["label"].to_numpy()
-    with mpl.rc_context(chosen):
-        figure = Figure(figsize=(size.width / 72, size.height / 72), dpi=72, layout="constrained")
-        axes = figure.subplots()
-        for number, name in shown:
-            color = _COLORS[(number - 1) % len(_COLORS)]
-            values = table[f"{_PREFIX}{name}"].to_numpy()
-            _line(axes, place, values, color, f"probability of {name}")
-            low = -_BAR * (1.4 * number)
-            _bars(axes, place, label == name, low, color, f"{name}: annotated")
-        axes.set_ylim(-_BAR * (1.4 * len(shown) + 0.4), 1.02)
-        axes.set_yticks([0, 0.5, 1])
-        axes.axhline(0.5, color=theme.faint, linewidth=1, zorder=0)
-        axes.axhline(0, color=theme.muted, linewidth=0.6, zorder=0)
-        first, last = int(place[0]), int(place[-1]) + 1
-        axes.set_xlim(first + 0.5, last + 0.5)
-        position_ticks(axes, last, 0.9 * size.width)
-        contig = table["contig"][0]
-        axes.set_xlabel(f"position on {contig}")
-        axes.set_title(title or str(Interval(contig, first, last)), loc="left")
-        axes.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
-    return figure
+    axes = figure.subplots()
+    for number, name in shown:
+        color = _COLORS[(number - 1) % len(_COLORS)]
+        values = table[f"{_PREFIX}{name}"].to_numpy()
+        _line(axes, place, values, color, f"probability of {name}")
+        low = -_BAR * (1.4 * number)
+        _bars(axes, place, label == name, low, color, f"{name}: annotated")
+    axes.set_ylim(-_BAR * (1.4 * len(shown) + 0.4), 1.02)
+    axes.set_yticks([0, 0.5, 1])
+    axes.axhline(0.5, color=LIGHT.faint, linewidth=1, zorder=0)
+    axes.axhline(0, color=LIGHT.muted, linewidth=0.6, zorder=0)
+    first, last = int(place[0]), int(place[-1]) + 1
+    axes.set_xlim(first + 0.5, last + 0.5)
+    position_ticks(axes, last, 0.9 * 72 * figure.get_figwidth())
+    contig = table["contig"][0]
+    axes.set_xlabel(f"position on {contig}")
+    axes.set_title(str(Interval(contig, first, last)), loc="left")
+    axes.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
 
 
 def _line(axes: Axes, place: np.ndarray, values: np.ndarray, color: str, name: str) -> None:
@@ -107,7 +92,8 @@ def _line(axes: Axes, place: np.ndarray, values: np.ndarray, color: str, name: s
         edges = np.arange(0, len(part), step)
         counts = np.diff(np.append(edges, len(part)))
         height = np.add.reduceat(values[part].astype(np.float64), edges) / counts
-        axes.plot(place[part][edges] + 1, height, color=color, label=name if i == 0 else None)
+        label = name if i == 0 else None
+        axes.plot(place[part][edges] + 1, height, color=color, label=label, linewidth=1.2)
 
 
 def _bars(
@@ -121,19 +107,13 @@ def _bars(
 
 
 def save_nucleotide_plot(
-    predictions: str | Path, place: str, output: str | Path, *, overwrite: bool = False
-) -> Path:
-    """Draw a region from ``predictions.parquet`` of a run; `output` ends in ``.png`` or ``.svg``.
+    predictions: Path, place: str, output: Path, *, overwrite: bool = False
+) -> None:
+    """Draw a region from ``predictions.parquet`` of a run, as ``.png``, ``.svg`` or ``.pdf``.
 
     A :class:`ReportError` when there is nothing to draw, or the file cannot be written.
     """
-    output = Path(output)
-    kind = output.suffix.lower().lstrip(".")
-    if kind not in ("png", "svg"):
-        raise ReportError(f"cannot write {output}: expected a name ending in .png or .svg")
-    figure = _draw_nucleotides(_read_predictions(predictions, place))
-    buffer = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else None
-    figure.savefig(buffer, format=kind, dpi=144, facecolor=LIGHT.background, metadata=metadata)
-    write_whole(output, buffer.getvalue(), overwrite)
-    return output
+    check_picture(output, "a region", overwrite)
+    table = _read_predictions(predictions, place)
+    with picture(output, 13.3, 4.2, overwrite) as figure:
+        _draw_nucleotides(table, figure)

@@ -28,7 +28,6 @@ from megabase.report.style import (
     as_svg,
     label_right,
     padded,
-    short,
     shown_name,
 )
 
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 Values = npt.NDArray[np.float64]
-Series = Mapping[str, Sequence[tuple[int, float]]]
 
 
 def save_plots(evaluation: Record, folder: Path, stem: str = "evaluation") -> list[Path]:
@@ -75,7 +73,7 @@ def draw_learning_curve(
     metrics: Sequence[Record], figure: Figure, theme: Theme, size: Size
 ) -> None:
     """Draw perplexity against tokens seen (``metrics.jsonl``), with the stages as bands."""
-    from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
     known = [r for r in metrics if "loss" in r and math.isfinite(r["loss"] or math.nan)]
     train = [r for r in known if r["kind"] == "train"]
@@ -109,7 +107,7 @@ def draw_learning_curve(
     axes.set_xlabel("tokens seen")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if size is WIDE else (1, 3)))
     axes.xaxis.set_minor_locator(NullLocator())  # labels of minor ticks would run into each other
-    axes.xaxis.set_major_formatter(lambda value, _: short(value))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     label_right(axes, labels, size)
 
 
@@ -244,48 +242,54 @@ def draw_baselines(evaluation: Record, figure: Figure, theme: Theme, size: Size)
     label_right(axes, labels, size)
 
 
-def _draw_prompt_lengths(
-    series: Series,
-    metric: str,
+def draw_lengths(
+    series: Mapping[str, Sequence[tuple[int, float, float | None]]],
+    axis: tuple[str, str],
     reference: tuple[str, float] | None,
     figure: Figure,
     theme: Theme,
     size: Size,
 ) -> None:
-    """Draw a metric against the number of soft-prompt tokens, one line for each series.
+    """Draw a metric against a length, one line of (length, metric, spread) for each name.
 
-    `reference` is a name and a value to compare with, such as full fine-tuning: a dashed line.
+    `axis` names the length and the metric. `reference` is a name and a value to compare with, such
+    as full fine-tuning: a dashed line.
     """
-    axes = add_axes(figure, size, right=10, y_label=metric)
+    from matplotlib.ticker import MaxNLocator
+
+    axes = add_axes(figure, size, right=10, y_label=axis[1])
     for number, (name, points) in enumerate(series.items()):
-        known = sorted(points)
-        axes.plot(
-            [length for length, _ in known],
-            [value for _, value in known],
-            f"o{LINE_STYLES[number % 4]}",
-            color=theme.model,
-            markersize=5,
+        lengths, values, spreads = zip(*sorted(points), strict=True)
+        axes.errorbar(
+            lengths, values, fmt=f"o{LINE_STYLES[number % 4]}", capsize=3, markersize=5,
+            yerr=[spread or 0.0 for spread in spreads] if any(spreads) else None,
+            color=theme.baseline if name.startswith("kmer") else theme.model,
             label=shown_name(name),
-        )
+        )  # fmt: skip
     if reference is not None:
-        axes.axhline(
-            reference[1], color=theme.baseline, linestyle="--", label=shown_name(reference[0])
-        )
-    # Zero vectors stand on the axis too: linear up to 1, logarithmic from there.
+        name, value = reference
+        axes.axhline(value, color=theme.baseline, linestyle="--", label=shown_name(name))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))  # labels of few letters
+    # Prompts without a vector stand on the axis too: linear up to 1, logarithmic from there.
     axes.set_xscale("symlog", base=2, linthresh=1)
     axes.minorticks_off()
-    lengths = sorted({length for points in series.values() for length, _ in points})
-    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-    axes.set_xlabel("learnable vectors")
+    every = sorted({length for points in series.values() for length, *_ in points})
+    axes.set_xticks(every, [f"{length:,}" for length in every])
+    axes.set_xlabel(axis[0])
     axes.legend(frameon=False, loc="best", fontsize=size.text - 2)
 
 
 def save_prompt_lengths(
-    path: Path, series: Series, metric: str = "accuracy", reference: tuple[str, float] | None = None
+    path: Path,
+    series: Mapping[str, Sequence[tuple[int, float]]],
+    metric: str = "accuracy",
+    reference: tuple[str, float] | None = None,
 ) -> None:
     """Write metrics against soft-prompt tokens as SVG; an earlier file is replaced.
 
-    `series` maps the name of a line to (tokens, metric) of its prompts; `reference` is a dashed
-    line.
+    `series` maps the name of a line to (tokens, metric) of its prompts; `reference` is as in
+    :func:`draw_lengths`.
     """
-    write_whole(path, as_svg(partial(_draw_prompt_lengths, series, metric, reference)))
+    lines = {name: [(*point, None) for point in points] for name, points in series.items()}
+    axis = ("learnable vectors", metric)
+    write_whole(path, as_svg(partial(draw_lengths, lines, axis, reference)))

@@ -18,7 +18,7 @@ from megabase.report.plots import (
     draw_context_curve,
     draw_learning_curve,
 )
-from megabase.report.style import require_matplotlib
+from megabase.report.style import duration, require_matplotlib
 from megabase.training.run_folder import RunFolder
 from megabase.untrusted import read_json
 
@@ -184,7 +184,7 @@ def _headline(run: RunRecord, evaluation: Record | None) -> list[tuple[str, str,
             items.append((value, "", f"best baseline: {baseline['name']}"))
     items += [
         (_short_number(run.parameters), "", "parameters"),
-        (_short_number(last["tokens"]), "", f"tokens seen in {_duration(last['seconds'])}"),
+        (_short_number(last["tokens"]), "", f"tokens seen in {duration(last['seconds'])}"),
     ]
     return items
 
@@ -230,7 +230,7 @@ def _stage_table(train: list[Record], validation: list[Record]) -> str:
         checks = [v for v in validation if before["step"] < v["step"] <= last["step"]]
         rows.append([
             f"{stage + 1}", f"{last['length']:,}", _short_number(last["tokens"] - before["tokens"]),
-            _duration(last["seconds"] - before["seconds"]),
+            duration(last["seconds"] - before["seconds"]),
             f"{math.exp(checks[-1]['loss']):.3f}" if checks else "-",
         ])  # fmt: skip
         before = last
@@ -401,15 +401,6 @@ def _short_number(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def _duration(seconds: float) -> str:
-    """Write a time in hours and minutes, or minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 def _data_section(run: RunRecord) -> str:
     """Give the section on genome and split."""
     splits, genome = run.data["splits"], run.data["genome"]
@@ -476,7 +467,7 @@ def _settings_section(run: RunRecord) -> str:
         ("seed", str(config.get("seed", ""))),
         (
             "time",
-            f"{_duration(last['seconds'])} of training steps, "
+            f"{duration(last['seconds'])} of training steps, "
             f"{last['tokens'] / max(last['seconds'], 1e-9):,.0f} tokens a second",
         ),
         ("memory", f"{memory:,.0f} MB" if memory else ""),

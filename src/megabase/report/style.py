@@ -5,9 +5,10 @@ Every picture of a page is drawn for light and dark, wide and narrow.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ Draw = Callable[["Figure", Theme, Size], None]
 Label = tuple[float, str, str]
 """Height in data, text, color."""
 
-SUFFIXES = (".svg", ".png", ".pdf")
+_SUFFIXES = (".svg", ".png", ".pdf")
 """Endings that figures are written with: what matplotlib writes without a display."""
 
 LINE_STYLES = ("-", "--", "-.", ":")
@@ -109,19 +110,27 @@ def check_picture(path: Path, what: str, overwrite: bool) -> None:
     A :class:`ReportError` for another ending, an :class:`OutputError` for a file that exists.
     """
     require_matplotlib()
-    if path.suffix.lower() not in SUFFIXES:
-        raise ReportError(f"{path}: {what} is drawn as {', '.join(SUFFIXES)}")
+    if path.suffix.lower() not in _SUFFIXES:
+        raise ReportError(f"{path}: {what} is drawn as {', '.join(_SUFFIXES)}")
     check_output(path, overwrite)
 
 
-def save_picture(figure: Figure, path: Path, overwrite: bool) -> None:
-    """Write a figure on a white background, atomically; the ending gives the format."""
-    kind = path.suffix[1:].lower()
-    buffer = io.BytesIO()
-    # SVG and PDF name the time of writing, which would make equal pictures differ.
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-    figure.savefig(buffer, format=kind, facecolor=LIGHT.background, metadata=metadata)
-    write_whole(path, buffer.getvalue(), overwrite)
+@contextlib.contextmanager
+def picture(path: Path, width: float, height: float, overwrite: bool) -> Iterator[Figure]:
+    """Give a figure of a size in inches to draw on; then write it, atomically, on white."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    chosen: Any = {**settings(LIGHT, WIDE), "figure.facecolor": LIGHT.background}
+    with mpl.rc_context(chosen):
+        figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
+        yield figure
+        kind = path.suffix[1:].lower()
+        buffer = io.BytesIO()
+        # SVG and PDF name the time of writing, which would make equal pictures differ.
+        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+        figure.savefig(buffer, format=kind, facecolor=LIGHT.background, metadata=metadata)
+        write_whole(path, buffer.getvalue(), overwrite)
 
 
 def position_ticks(axes: Axes, last: int, points: float) -> None:
@@ -225,9 +234,10 @@ def label_right(axes: Axes, labels: Sequence[Label], size: Size) -> None:
         )  # fmt: skip
 
 
-def short(number: float) -> str:
-    """Write 1500000 as 1.5M."""
-    for scale, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= scale:
-            return f"{number / scale:g}{letter}"
-    return f"{number:g}"
+def duration(seconds: float) -> str:
+    """Write a time in hours and minutes, or minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

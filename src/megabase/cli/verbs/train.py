@@ -83,7 +83,7 @@ def _finish(
             return 128 + result.signal
     if results:
         show(results)
-    for result in results if picture else ():
+    for result in results if picture is not None else ():
         from megabase.report.nucleotide_plot import save_nucleotide_plot
 
         run = Path(result.run)
