@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import difflib
 import math
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,16 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import polars as pl
 
 from megabase.errors import ConfigError
-from megabase.untrusted import fits, parse_yaml, read_text, shown
+from megabase.settings import Settings, settings_from
+from megabase.untrusted import parse_yaml, read_text
 
 if TYPE_CHECKING:
     from megabase.api import Model
     from megabase.benchmarking.config import BenchmarkConfig
     from megabase.tasks.config import FinetuneConfig, InContextConfig, PretrainConfig, PromptConfig
 
-_Config = TypeVar("_Config")
-_UNIONS = (typing.Union, types.UnionType)
-"""``A | B`` as typing gives it back: one for names in quotes, one for types."""
+_Config = TypeVar("_Config", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -122,44 +115,4 @@ def _settings(config: Any, kind: type[_Config]) -> _Config:
         raise ConfigError(f"expected {kind.__name__} or the path of a recipe, found {config!r}")
     path = Path(config)
     values = parse_yaml(read_text(path, ConfigError), path, ConfigError)
-    return _make(kind, values, f"{path}: ", "")
-
-
-def _make(kind: Any, values: Any, where: str, group: str) -> Any:
-    """Make settings of a mapping, those below them too; `where` and `group` are for messages."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}expected fields of {kind.__name__}, found {shown(values)}")
-    hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
-    for name in values:
-        if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, n=1)
-            hint = f"; did you mean {group}{near[0]}?" if near else ""
-            raise ConfigError(f"{where}there is no field {group}{name}{hint}")
-    unset = dataclasses.MISSING
-    lacking = [
-        f"{group}{name}"
-        for name, field in fields.items()
-        if name not in values and field.default is unset and field.default_factory is unset
-    ]
-    if lacking:
-        raise ConfigError(f"{where}expected {', '.join(lacking)}, which the recipe does not give")
-    return kind(**{n: _value(hints[n], value, where, f"{group}{n}") for n, value in values.items()})
-
-
-def _value(hint: Any, value: Any, where: str, name: str) -> Any:
-    """Bring a value of YAML to the type of its field: settings, rows of settings, 1e-3."""
-    known = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
-    if float in known and isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            return float(value)  # YAML takes 1e-3 for text
-    for one in known:
-        inner = typing.get_args(one)
-        if dataclasses.is_dataclass(one) and (isinstance(value, Mapping) or len(known) == 1):
-            return _make(one, value, where, f"{name}.")
-        if typing.get_origin(one) in (list, tuple) and isinstance(value, list):
-            made = [_value(inner[0], item, where, f"{name}[{i}]") for i, item in enumerate(value)]
-            return made if typing.get_origin(one) is list else tuple(made)
-    if not fits(value, hint):
-        raise ConfigError(f"{where}{name} cannot be {shown(value)}")
-    return value
+    return settings_from(kind, values, f"{path}: ")

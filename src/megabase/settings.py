@@ -7,12 +7,16 @@ classes, so that recipes, flags and Python arguments have the same flat names.
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import types
 import typing
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 from megabase.errors import ConfigError
+from megabase.untrusted import fits, shown
 
 _MOST_POSITIONS = (1 << 31) - 1
 """Positions of an input: tables of them are indexed by 32-bit numbers in some libraries."""
@@ -110,6 +114,58 @@ def part_of(settings: object, part: type[_Part], **changes: Any) -> _Part:
     """Give the fields of `settings` that `part` has, as a `part` of its own, with `changes`."""
     values = {f.name: getattr(settings, f.name) for f in fields(part) if hasattr(settings, f.name)}  # pyright: ignore[reportArgumentType]
     return part(**{**values, **changes})
+
+
+def settings_from(
+    kind: type[_Part], values: Any, where: str = "", group: str = "", base: _Part | None = None
+) -> _Part:
+    """Make settings of a mapping of plain values, those below them too, or change those of `base`.
+
+    `where` and `group` are for messages. A :class:`ConfigError` names a field that does not exist,
+    is lacking, or cannot have its value.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}expected fields of {kind.__name__}, found {shown(values)}")
+    hints = typing.get_type_hints(kind)
+    known = {each.name: each for each in fields(kind) if each.init}
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {group}{near[0]}?" if near else ""
+            raise ConfigError(f"{where}there is no field {group}{name}{hint}")
+    lacking = [
+        f"{group}{name}"
+        for name, each in known.items()
+        if name not in values and each.default is MISSING and each.default_factory is MISSING
+    ]
+    if lacking and base is None:
+        raise ConfigError(f"{where}expected {', '.join(lacking)}, which the recipe does not give")
+    made = {
+        name: _value(hints[name], value, where, f"{group}{name}", base and getattr(base, name))
+        for name, value in values.items()
+    }
+    return kind(**made) if base is None else replace(base, **made)
+
+
+def _value(hint: Any, value: Any, where: str, name: str, base: Any = None) -> Any:
+    """Bring a value of YAML to the type of its field: settings, rows of settings, 1e-3."""
+    unions = (typing.Union, types.UnionType)
+    known = typing.get_args(hint) if typing.get_origin(hint) in unions else (hint,)
+    if float in known and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)  # YAML takes 1e-3 for text
+    for one in known:
+        inner = typing.get_args(one)
+        if is_dataclass(one) and (isinstance(value, Mapping) or len(known) == 1):
+            if isinstance(value, typing.cast("type", one)):
+                return value
+            return settings_from(typing.cast("Any", one), value, where, f"{name}.", base)
+        if typing.get_origin(one) in (list, tuple) and isinstance(value, list):
+            made = [_value(inner[0], item, where, f"{name}[{i}]") for i, item in enumerate(value)]
+            return made if typing.get_origin(one) is list else tuple(made)
+    if not fits(value, hint):
+        raise ConfigError(f"{where}{name} cannot be {shown(value)}")
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)

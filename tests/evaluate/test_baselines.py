@@ -17,7 +17,7 @@ def test_labels_that_are_not_classes_are_refused_with_the_name_of_the_entry() ->
     splits = label_splits({"train": text, "valid": text, "test": text}, "regression")
     config = BenchmarkConfig(suite="gue", output="out", models="kmer,overlap")
     task = Task("gue", "strength", splits, "pearson")
-    with pytest.raises(InputError, match="the labels of strength are of kind regression"):
+    with pytest.raises(InputError, match="strength, whose labels are of kind regression"):
         check_overlap(config, task)
     with pytest.raises(InputError, match="overlap baseline is for tasks with classes"):
         fit_overlap(splits, "pearson", ["pearson"])

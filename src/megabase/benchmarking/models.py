@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import itertools
 import re
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry, flatten
 from megabase.benchmarking.suites.base import Task, choose_tasks
-from megabase.errors import InputError
-from megabase.settings import Stage
+from megabase.errors import ConfigError, InputError
+from megabase.settings import settings_from
 from megabase.tasks.config import FinetuneConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "benchmarks"
@@ -111,46 +109,17 @@ def settings_by_task(config: BenchmarkConfig, tasks: Sequence[str]) -> Benchmark
 
 
 def _with_settings(config: FinetuneConfig, settings: Mapping[str, Any]) -> FinetuneConfig:
-    """Set fields by dotted name; an InputError for a name that fine-tuning does not have."""
-    return _set(config, flatten(settings), "")
-
-
-def _set(config: Any, settings: Mapping[str, Any], prefix: str) -> Any:
-    fields = {field.name for field in dataclasses.fields(config)} - set(_NOT_SET)
-    changes: dict[str, Any] = {}
-    below: dict[str, dict[str, Any]] = {}
-    for name, value in settings.items():
-        head, _, rest = name.partition(".")
-        if head not in fields:
-            near = difflib.get_close_matches(head, fields, n=1)
-            hint = f"; did you mean {prefix + near[0]!r}?" if near else ""
-            raise InputError(f"fine-tuning has no setting {prefix + name!r}{hint}")
-        if rest:
-            below.setdefault(head, {})[rest] = value
-        elif head == "stages":
-            changes[head] = tuple(s if isinstance(s, Stage) else Stage(**s) for s in value)
-        else:
-            changes[head] = _number(config, head, value)
-    for head, inner in below.items():
-        current = getattr(config, head)
-        if isinstance(current, dict):
-            changes[head] = {**current, **inner}
-        elif dataclasses.is_dataclass(current):
-            changes[head] = _set(current, inner, f"{prefix}{head}.")
-        else:
-            raise InputError(f"{prefix}{head} has nothing below it")
-    return dataclasses.replace(config, **changes)
-
-
-def _number(config: Any, name: str, value: Any) -> Any:
-    """Read 1e-3, which YAML takes for text, as the number it is."""
-    hint = typing.get_type_hints(type(config))[name]
-    if isinstance(value, str) and float in (hint, *typing.get_args(hint)):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    """Set fields by dotted name; a ConfigError for a name that fine-tuning does not have."""
+    nested: dict[str, Any] = {}
+    for name, value in flatten(settings).items():
+        *groups, last = name.split(".")
+        if name in _NOT_SET:
+            raise ConfigError(f"{name} is not for settings: the sweep itself fills it in")
+        below = nested
+        for group in groups:
+            below = below.setdefault(group, {})
+        below[last] = value
+    return settings_from(FinetuneConfig, nested, "settings: ", base=config)
 
 
 def finetune_settings(
@@ -217,31 +186,18 @@ def _warm_up(settings: dict[str, Any], length: int) -> None:
     ] + [{"length": length, "epochs": epochs / 2, "micro_batch": max(1, positions // length)}]
 
 
-def combinations(tune: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
-    """List every combination of the values of a grid, in order.
-
-    Examples
-    --------
-    >>> combinations({"optim.lr": [1e-3, 2e-3], "epochs": [5]})
-    [{'optim.lr': 0.001, 'epochs': 5}, {'optim.lr': 0.002, 'epochs': 5}]
-    """
-    names = list(tune)
-    return [dict(zip(names, values, strict=True)) for values in itertools.product(*tune.values())]
-
-
 def check_overlap(config: BenchmarkConfig, task: Task | None = None) -> None:
     """Refuse the overlap baseline where there are no classes, or (`task` None) no rows to read."""
-    names = [entry.name for entry in config.entries if entry.start == "overlap"]
-    if names and task is None:
-        raise InputError(
-            f"{names[0]}: overlap looks for test rows in training rows, and {config.suite} "
-            "compares embeddings; leave it out"
-        )
-    if names and task is not None and task.kind != "classes":
-        raise InputError(
-            f"{names[0]}: overlap is for tasks with classes; the labels of {task.name} are of "
-            f"kind {task.kind}. Leave it out"
-        )
+    kind = None if task is None else task.kind
+    for entry in config.entries:
+        if entry.start == "overlap" and kind != "classes":
+            where = (
+                config.suite if task is None else f"{task.name}, whose labels are of kind {kind}"
+            )
+            raise InputError(
+                f"{entry.name}: overlap looks for test rows in training rows of the same class, "
+                f"which does not fit {where}; leave it out"
+            )
 
 
 def _read_recipe(suite: str, task: str) -> dict[str, dict[str, Any]]:

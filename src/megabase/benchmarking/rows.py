@@ -36,6 +36,8 @@ from megabase.tasks.labeled_data import digest, hash_of
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from megabase.training.run_data import RunData
+
 PROTOCOLS: dict[str, str] = {
     "holdout": (
         "the data's own validation rows, or a tenth of the training rows of each class drawn with "
@@ -61,29 +63,40 @@ PROTOCOLS: dict[str, str] = {
 """Name -> what it does, printed with every table."""
 
 
-class Together:
-    """Groups of rows that share `share` of their 16-mers, so that none is cut; remembers them."""
+class RowOverlaps:
+    """What rows have in common, remembered: groups that share 16-mers, and test rows apart.
 
-    def __init__(self, share: float | None) -> None:
-        self.share = share
-        self._found: dict[str, npt.NDArray[np.int64]] = {}
+    `together` is the share of their 16-mers by which rows form a group, that no split then cuts
+    (None: there are no groups); `threshold` the share that makes a test row a near duplicate.
+    """
+
+    def __init__(self, together: float | None, threshold: float) -> None:
+        self._together, self._threshold = together, threshold
+        self._groups: dict[str, npt.NDArray[np.int64]] = {}
+        self._apart: dict[str, npt.NDArray[np.bool_]] = {}
 
     def groups(self, rows: LabeledSequences) -> npt.NDArray[np.int64] | None:
         """Give the group of each row (rows,), or None."""
-        if self.share is None:
+        if self._together is None:
             return None
         key = digest(rows)
-        if key not in self._found:
-            self._found[key] = overlap_groups(rows, self.share)
-        return self._found[key]
+        if key not in self._groups:
+            self._groups[key] = overlap_groups(rows, self._together)
+        return self._groups[key]
 
+    def apart(self, splits: Mapping[str, LabeledSequences]) -> npt.NDArray[np.bool_]:
+        """Mark the test rows that meet no training and no validation row: bool (test rows,).
 
-def together_note(share: float) -> str:
-    """Say what stays together, for the notes of a table."""
-    return (
-        f"rows that share at least {share:.0%} of their 16-mers, directly or through others, stay "
-        "on one side of every split made here"
-    )
+        Validation rows that are the test rows themselves (protocol published) do not count.
+        """
+        # All runs of a task have the same rows beside the test rows, cut in other places.
+        key = digest(splits["test"])
+        if key not in self._apart:
+            others = [splits["train"]]
+            if "valid" in splits and digest(splits["valid"]) != key:
+                others.append(splits["valid"])
+            self._apart[key] = ~rows_in_others(splits["test"], others, self._threshold)
+        return self._apart[key]
 
 
 @dataclass(frozen=True)
@@ -106,35 +119,32 @@ def units(protocol: str, seeds: list[int], folds: int) -> list[Unit]:
     return [Unit(seed, fold) for seed in seeds for fold in range(folds)]
 
 
-def join(parts: list[LabeledSequences]) -> LabeledSequences:
+def _join(parts: list[LabeledSequences]) -> LabeledSequences:
     """Put sequences of the same kind and classes one after the other; they lose their file."""
-    from megabase.data.labeled import LabelTable
-
     first = parts[0]
     if len(parts) == 1:
         return first
-    sequences: list[str] = []
-    labels: list[tuple[str, ...]] = []
-    names: list[str] = []
-    for part in parts:
-        for row in part.rows.tolist():
-            sequences.append(part.text.sequences[row])
-            labels.append(part.text.labels[row])
-            names.append(part.text.where(row))
-    text = LabelTable(first.text.source, sequences, labels, first.text.columns, names)
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate([p.lengths for p in parts]))])
+    texts = [part.text.take(part.rows) for part in parts]
+    rows = sum(len(text.sequences) for text in texts)
+    text = replace(
+        first.text,
+        sequences=[letters for text in texts for letters in text.sequences],
+        labels=[labels for text in texts for labels in text.labels],
+        names=[name for text in texts for name in text.names or ()],
+        intervals=None,
+    )
     return replace(
         first,
         codes=np.concatenate([p.codes[p.offsets[0] : p.offsets[-1]] for p in parts]),
-        offsets=offsets.astype(np.int64),
+        offsets=np.cumsum([0, *(n for p in parts for n in p.lengths.tolist())], dtype=np.int64),
         labels=np.concatenate([p.labels for p in parts]),
         text=text,
-        rows=np.arange(len(sequences), dtype=np.int64),
+        rows=np.arange(rows, dtype=np.int64),
     )
 
 
 def split_task(
-    task: Task, protocol: str, unit: Unit, folds: int, together: Together
+    task: Task, protocol: str, unit: Unit, folds: int, overlaps: RowOverlaps
 ) -> dict[str, LabeledSequences]:
     """Give train, valid and test of one run: a pure function of its arguments.
 
@@ -143,31 +153,34 @@ def split_task(
     """
     splits: Mapping[str, LabeledSequences] = task.splits
     if protocol == "kfold":
-        return _fold(task, unit, folds, together)
+        return _fold(task, unit, folds, overlaps)
+    if task.test_fraction is not None:
+        rows = splits["train"]
+        kept, cut = split_rows(rows.labels, task.test_fraction, unit.seed, overlaps.groups(rows))
+        return {"train": rows.take(kept), "test": rows.take(cut)}
     if "test" not in splits:
         raise InputError(
             f"{task.name} has no test rows, which protocol {protocol} needs; add resplit=0.25, "
             "or take protocol='kfold'"
         )
     train, test = splits["train"], splits["test"]
-    if protocol == "published":
-        pooled = join([train, splits["valid"]]) if "valid" in splits else train
-        return {"train": pooled, "valid": test, "test": test}
-    if protocol == "cv5":
-        pooled = join([train, splits["valid"]]) if "valid" in splits else train
+    if protocol in ("published", "cv5"):
+        pooled = _join([part for name, part in splits.items() if name != "test"])
+        if protocol == "published":
+            return {"train": pooled, "valid": test, "test": test}
         valid, kept = published_split(len(pooled), unit.seed)
         return {"train": pooled.take(kept), "valid": pooled.take(valid), "test": test}
     if "valid" in splits:
         return {"train": train, "valid": splits["valid"], "test": test}
-    kept, cut = split_rows(train.labels, 0.1, unit.seed, together.groups(train))
+    kept, cut = split_rows(train.labels, 0.1, unit.seed, overlaps.groups(train))
     return {"train": train.take(kept), "valid": train.take(cut), "test": test}
 
 
-def _fold(task: Task, unit: Unit, folds: int, together: Together) -> dict[str, LabeledSequences]:
-    rows = join([part for part in task.splits.values() if len(part)])
+def _fold(task: Task, unit: Unit, folds: int, overlaps: RowOverlaps) -> dict[str, LabeledSequences]:
+    rows = _join([part for part in task.splits.values() if len(part)])
     if len(rows) < 2 * folds:
         raise InputError(f"{task.name} has {len(rows):,} rows, too few for {folds} folds")
-    groups = together.groups(rows)
+    groups = overlaps.groups(rows)
     fold = _folds(rows, folds, unit.seed, groups)
     test, rest = np.flatnonzero(fold == unit.fold), np.flatnonzero(fold != unit.fold)
     inner = None if groups is None else groups[rest]
@@ -220,7 +233,7 @@ def checked_for_leaks(
             "rows": {name: digest(rows) for name, rows in task.splits.items()},
             "threshold": config.leak_threshold,
             "drop": config.drop_leaks,
-            "genomes": _genomes(config),
+            "genomes": [(path, str(places)) for path, places in _genomes(config)],
         }
     )
     file = output / "leaks" / f"{task.suite}.{task.name}-{key}.json"
@@ -245,31 +258,6 @@ def checked_for_leaks(
         console.print(f"{task.suite} {task.name}: {describe_leaks(json.loads(file.read_text()))}",
                       markup=False, highlight=False)  # fmt: skip
     return replace(task, splits=splits, notes=(*task.notes, f"leaks:{file.name}"))
-
-
-class RowsApart:
-    """Tells test rows that occur in no other split from those that do; remembers what it found.
-
-    `threshold` is the share of the 16-mers of a test row that makes it a near duplicate.
-    """
-
-    def __init__(self, threshold: float) -> None:
-        self._threshold = threshold
-        self._found: dict[str, npt.NDArray[np.bool_]] = {}
-
-    def of(self, splits: Mapping[str, LabeledSequences]) -> npt.NDArray[np.bool_]:
-        """Mark the test rows that meet no training and no validation row: bool (test rows,).
-
-        Validation rows that are the test rows themselves (protocol published) do not count.
-        """
-        # All runs of a task have the same rows beside the test rows, cut in other places.
-        key = digest(splits["test"])
-        if key not in self._found:
-            others = [splits["train"]]
-            if "valid" in splits and digest(splits["valid"]) != key:
-                others.append(splits["valid"])
-            self._found[key] = ~rows_in_others(splits["test"], others, self._threshold)
-        return self._found[key]
 
 
 def metrics_apart(
@@ -316,32 +304,26 @@ def describe_leaks(found: Mapping[str, Any]) -> str:
     return "; ".join([*parts, near])
 
 
-def _genomes(config: BenchmarkConfig) -> list[tuple[str, list[str]]]:
-    """List the genomes whose training regions are looked through: (store, regions)."""
-    if config.pretrain_genome is not None:
-        return [(config.pretrain_genome, list(config.pretrain_regions))]
+def _genomes(config: BenchmarkConfig) -> list[tuple[str, list[str] | RunData]]:
+    """List the genomes whose training regions are looked through: (store, regions or run)."""
     from megabase.training.run_data import find_run
 
-    found: list[tuple[str, list[str]]] = []
-    for entry in config.entries:
-        folder = Path(entry.start).expanduser()
-        run = find_run(folder) if folder.is_dir() else None
-        if run is not None and run.genome_path.is_file():
-            found.append((str(run.genome_path), [f"run:{run.path}"]))
-    return list({path: (path, regions) for path, regions in found}.values())
+    if config.pretrain_genome is not None:
+        return [(config.pretrain_genome, config.pretrain_regions)]
+    runs = [find_run(entry.start) for entry in config.entries]
+    found = {str(run.genome_path): run for run in runs if run and run.genome_path.is_file()}
+    return list(found.items())
 
 
 def _pretraining(config: BenchmarkConfig, task: Task) -> list[Any]:
     from megabase.data.regions import Regions, regions_of
     from megabase.genome.store import Genome
-    from megabase.training.run_data import find_run
 
     found = []
     for path, places in _genomes(config):
         store = Genome(path)
-        if places and places[0].startswith("run:"):
-            run = find_run(places[0].removeprefix("run:"))
-            regions = run.regions(store, "train") if run is not None else Regions.of([], [], [])
+        if not isinstance(places, list):
+            regions = places.regions(store, "train")
         else:
             regions = regions_of(store, places) if places else Regions.whole(store.lengths)
         found.append(genome_overlap(task.splits, store, regions))

@@ -7,6 +7,7 @@ records, continues the run it was in, and goes on; the table is made from the re
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -22,7 +23,6 @@ from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
 from megabase.benchmarking.models import (
     check_entry,
     check_overlap,
-    combinations,
     finetune_settings,
     go_on_from,
     is_baseline,
@@ -32,13 +32,11 @@ from megabase.benchmarking.models import (
     settings_by_task,
 )
 from megabase.benchmarking.rows import (
-    RowsApart,
-    Together,
+    RowOverlaps,
     Unit,
     checked_for_leaks,
     metrics_apart,
     split_task,
-    together_note,
     units,
 )
 from megabase.benchmarking.suites import suite_module
@@ -70,7 +68,7 @@ class Stopped(Exception):  # noqa: N818 (not an error: a signal asked for it)
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """One run: what decides its metrics."""
 
     task: Task
@@ -109,9 +107,12 @@ def run_benchmark(
         When a signal ended it early; the same call with ``resume`` continues.
     """
     output = Path(config.output)
+    folder = RunFolder(output)
     Lock(output / LOCK_NAME, output).refuse_used()
-    _check_output(config, output)
-    with RunFolder(output).owned():
+    folder.refuse_taken(resume=config.resume, overwrite=config.overwrite)
+    if folder.taken and not (output / "benchmark.json").is_file():
+        raise RunError(f"output folder {output} holds no sweep; name another folder")
+    with folder.owned():
         module = suite_module(config.suite)
         names = module.names(config)
         if config.task_settings or any(entry.task_settings for entry in config.entries):
@@ -125,27 +126,11 @@ def run_benchmark(
                 require_baseline()
             else:
                 check_entry(config, entry)
-        if hasattr(module, "run"):
+        if hasattr(module, "fit"):
             check_overlap(config)
         _start(config, output)
-        if hasattr(module, "run"):
-            return module.run(config, names, output, console, done)
-        sweep = _Sweep(config, output, console, done)
+        sweep = _Sweep(config, output, getattr(module, "fit", None), console, done)
         return [record for name in names for record in sweep.run(module.load(config, name))]
-
-
-def _check_output(config: BenchmarkConfig, output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise RunError(f"output {output} is a file; name a folder")
-    taken = RunFolder(output).taken
-    ours = (output / "benchmark.json").is_file()
-    if taken and not (config.resume or config.overwrite):
-        raise RunError(
-            f"output folder {output} exists and is not empty; continue with resume=True, replace "
-            "it with overwrite=True, or name another folder"
-        )
-    if taken and not ours:
-        raise RunError(f"output folder {output} holds no sweep; name another folder")
 
 
 def _start(config: BenchmarkConfig, output: Path) -> None:
@@ -190,13 +175,14 @@ class _Sweep:
         self,
         config: BenchmarkConfig,
         output: Path,
+        fit: Callable[[BenchmarkConfig, Job, Path, Path], dict[str, Any]] | None,
         console: Console | None,
         done: Callable[[], None] | None,
     ) -> None:
-        self._config = config
-        self._output = output
-        self._console = console
-        self._done = done
+        self._config, self._output = config, output
+        self._fit = fit
+        """Takes the place of fine-tuning and of the baselines, in suites that have their own."""
+        self._console, self._done = console, done
         self._earlier: dict[tuple[str, str], Mapping[str, Any]] = {}
         """(model, unit) -> record of its run on the task before."""
 
@@ -211,8 +197,12 @@ class _Sweep:
         check_overlap(config, task)
         task = checked_for_leaks(config, task, self._output, self._console)
         if config.together is not None:
-            task = replace(task, notes=(*task.notes, together_note(config.together)))
-        apart, together = RowsApart(config.leak_threshold), Together(config.together)
+            note = (
+                f"rows that share at least {config.together:.0%} of their 16-mers, directly or "
+                "through others, stay on one side of every split made here"
+            )
+            task = replace(task, notes=(*task.notes, note))
+        overlaps = RowOverlaps(config.together, config.leak_threshold)
         for entry in config.entries:
             chosen: dict[str, Any] = {}
             seen: set[str] = set()
@@ -220,14 +210,14 @@ class _Sweep:
             for number, unit in enumerate(
                 units(config.protocol, config.seed_numbers, config.folds)
             ):
-                splits = split_task(task, config.protocol, unit, config.folds, together)
+                splits = split_task(task, config.protocol, unit, config.folds, overlaps)
                 key = hash_of({name: digest(rows) for name, rows in splits.items()})
                 if is_baseline(entry.start) and key in seen:
                     continue  # without a seed of its own: the same rows give the same metrics
                 seen.add(key)
                 place = (entry.name, unit.name)
                 before = self._earlier.get(place) if entry.carry else None
-                job = _Job(task, entry, unit, splits, key, apart.of(splits), before)
+                job = Job(task, entry, unit, splits, key, overlaps.apart(splits), before)
                 if number == 0 and entry.tune:
                     chosen, tuning = self._tune(job)
                 record = self._record(job, chosen, tuning)
@@ -242,7 +232,7 @@ class _Sweep:
                 if self._done is not None:
                     self._done()
 
-    def _key(self, job: _Job, settings: Any) -> str:
+    def _key(self, job: Job, settings: Any) -> str:
         """Name a run by a hash of all that decides its metrics."""
         config = self._config
         folds = config.folds if config.protocol == "kfold" else None
@@ -251,19 +241,22 @@ class _Sweep:
             "settings": settings, "metric": job.task.metric,
         })  # fmt: skip
 
-    def _settings(self, job: _Job, chosen: Mapping[str, Any]) -> tuple[FinetuneConfig, Any]:
+    def _settings(self, job: Job, chosen: Mapping[str, Any]) -> tuple[FinetuneConfig, Any]:
         """Give the settings of a run, as they are and as JSON holds them."""
         recipe = recipe_settings(self._config.recipe, job.task)
         run = finetune_settings(self._config, job.task, job.entry, recipe=recipe, chosen=chosen)
         return run, _recorded(run)
 
-    def _record(self, job: _Job, chosen: Mapping[str, Any], tuning: float) -> dict[str, Any]:
+    def _record(self, job: Job, chosen: Mapping[str, Any], tuning: float) -> dict[str, Any]:
         """Run one seed of one model, or give the record of an earlier one."""
         config, task, entry, unit = self._config, job.task, job.entry, job.unit
         run: FinetuneConfig | None = None
-        if is_baseline(entry.start):
+        if self._fit is not None:
+            own = asdict(getattr(config, config.suite))
+            settings: Any = {**entry.settings, config.suite: own, "start": entry.start}
+        elif is_baseline(entry.start):
             words = kmer_words(entry.start)
-            settings: Any = {"overlap": True} if words is None else {"kmer": words}
+            settings = {"overlap": True} if words is None else {"kmer": words}
         else:
             run, settings = self._settings(job, chosen)
             if job.before is not None:
@@ -278,7 +271,9 @@ class _Sweep:
         names = [task.metric, *task.metrics]
         earlier = job.before["task"] if job.before is not None else None
         carried = [f"{entry.name} continues its run of {earlier}"] if earlier else []
-        if run is None:
+        if self._fit is not None:
+            result = self._fit(config, job, self._output, folder)
+        elif run is None:
             result = _fit_baseline(job, folder, settings.get("kmer"), names)
         else:
             files = _write_splits(self._output, job)
@@ -310,12 +305,14 @@ class _Sweep:
         write_json(file, record)
         return record
 
-    def _tune(self, job: _Job) -> tuple[dict[str, Any], float]:
+    def _tune(self, job: Job) -> tuple[dict[str, Any], float]:
         """Train every combination of a grid without the test rows; keep the best on validation."""
         best: tuple[float, dict[str, Any]] | None = None
         seconds = 0.0
         files = {**_write_splits(self._output, job), "test": None}
-        for chosen in combinations(job.entry.tune):
+        tune = job.entry.tune
+        for values in itertools.product(*tune.values()):
+            chosen = dict(zip(tune, values, strict=True))
             run, settings = self._settings(job, chosen)
             key = self._key(job, {**settings, "tuning": True})
             folder = self._output / "runs" / f"{job.task.suite}.{job.task.name}" / f"tuning-{key}"
@@ -338,7 +335,7 @@ class _Sweep:
 
 
 def _fit_baseline(
-    job: _Job, folder: Path, words: tuple[int, ...] | None, names: list[str]
+    job: Job, folder: Path, words: tuple[int, ...] | None, names: list[str]
 ) -> dict[str, Any]:
     """Fit k-mer counts of these lengths, or the overlap baseline, and keep the outputs."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -348,10 +345,8 @@ def _fit_baseline(
         if words is None
         else fit_kmers(job.splits, words, metric, names)
     )
-    kept: dict[str, np.ndarray] = {}
-    for name, values in found.outputs.items():
-        kept |= {name: values, f"{name}_labels": job.splits[name].labels}
-    write_arrays(folder / "outputs.npz", kept)
+    labels = {f"{name}_labels": job.splits[name].labels for name in found.outputs}
+    write_arrays(folder / "outputs.npz", {**found.outputs, **labels})
     return {
         "family": "overlap" if words is None else "kmer", "parameters": found.parameters,
         "trained_parameters": found.parameters, "seconds": found.seconds,
@@ -363,8 +358,10 @@ def _fit_baseline(
 
 def _finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Run a fine-tuning, from its last checkpoint if it was interrupted."""
-    started = (Path(config.output) / "config.yaml").is_file()
-    before = _earlier_seconds(Path(config.output)) if started else 0.0
+    folder = RunFolder(Path(config.output))
+    started, log = ((folder.path / name).is_file() for name in ("config.yaml", "metrics.jsonl"))
+    lines = folder.metrics() if started and log else []
+    before = max((line.get("seconds", 0.0) for line in lines), default=0.0)
     result = finetune(replace(config, resume=started), console=None)
     if result is None or result.signal is not None:
         raise Stopped(15 if result is None or result.signal is None else result.signal)
@@ -378,19 +375,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
     return {**values, "seconds": result.seconds + before}
 
 
-def _earlier_seconds(folder: Path) -> float:
-    """Give the training time of a run before it was interrupted, from its log."""
-    seconds = 0.0
-    file = folder / "metrics.jsonl"
-    for line in file.read_text().splitlines() if file.is_file() else ():
-        try:
-            seconds = max(seconds, float(json.loads(line).get("seconds", 0.0)))
-        except (ValueError, TypeError):
-            continue
-    return seconds
-
-
-def _write_splits(output: Path, job: _Job) -> dict[str, str]:
+def _write_splits(output: Path, job: Job) -> dict[str, str]:
     """Write the rows of a run as Parquet, once for all models; give their paths."""
     import polars as pl
 
@@ -402,12 +387,10 @@ def _write_splits(output: Path, job: _Job) -> dict[str, str]:
         paths[name] = str(path)
         if path.is_file():
             continue
-        text = rows.text
-        columns: dict[str, Any] = {"sequence": [text.sequences[row] for row in rows.rows.tolist()]}
-        for number, column in enumerate(text.columns):
-            columns[column] = [text.labels[row][number] for row in rows.rows.tolist()]
+        text = rows.text.take(rows.rows)
+        columns = dict(zip(text.columns, zip(*text.labels, strict=True), strict=True))
         with atomic_file(path, overwrite=True) as file:
-            pl.DataFrame(columns).write_parquet(file)
+            pl.DataFrame({"sequence": text.sequences, **columns}).write_parquet(file)
     return paths
 
 

@@ -50,6 +50,8 @@ _DEPTH = 16
 _SHRINK = 2_000
 """Snappy and LZ4 shrink at most 21 and 255 times, gzip 1,032 times; runs and dictionaries more."""
 _SPARE = 1 << 20  # a small column may expand more: a megabyte is always fine
+_BIOTYPE = re.compile(r"\bgene_biotype:(\S+)")
+"""As Ensembl writes it in the headers of its cdna and ncrna files."""
 
 
 def find_splits(folder: str | Path) -> dict[str, Path]:
@@ -231,6 +233,8 @@ def _read_fasta(path: Path, rule: FastaLabel) -> LabelTable:
 def _label_of(header: str, rule: FastaLabel, where: str) -> str:
     if rule == "last_character":
         return header[-1:]
+    if biotype := _BIOTYPE.search(header):
+        return biotype.group(1)
     words = [word for word in re.split(r"[\s|]+", header) if word]
     if len(words) < 2:
         raise InputError(

@@ -128,7 +128,8 @@ class TableConfig(Settings):
     label: list[str] | str | None = None
     """Column or columns of the labels; null takes label."""
     fasta_label: Literal["last_word", "last_character"] = "last_word"
-    """Where a FASTA header keeps the label: its last word, or its last character."""
+    """Where a FASTA header keeps the label: its last word (of Ensembl's, gene_biotype:NAME), or
+    its last character."""
     kind: Literal["auto", "classes", "multi_label", "regression", "nucleotides"] = "auto"
     """What the labels are. auto: several columns of 0 and 1 are multi_label, numbers with a
     fraction are regression, everything else are names of classes. nucleotides: one character for

@@ -124,6 +124,16 @@ class RunFolder:
         """Whether the folder holds anything but a lock."""
         return self.path.is_dir() and any(path.name != LOCK_NAME for path in self.path.iterdir())
 
+    def refuse_taken(self, *, resume: bool, overwrite: bool) -> None:
+        """Refuse a file, and a folder that holds something without leave to go on or replace."""
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"output {self.path} is a file; name a folder")
+        if self.taken and not (resume or overwrite):
+            raise RunError(
+                f"output folder {self.path} exists and is not empty; continue it with resume=True, "
+                "replace it with overwrite=True, or name another folder"
+            )
+
     def refuse_changed(self, data: Mapping[str, Any], name: str = "data.json") -> None:
         """Refuse to resume with inputs whose recorded ``sha256`` differs: the error names them."""
         if not (self.path / name).is_file():
@@ -198,8 +208,7 @@ def check_run(config: RunConfig, resolved: str) -> list[str]:
 
 def _check(config: RunConfig, resolved: str) -> list[str]:
     run = Path(config.output)
-    if run.exists() and not run.is_dir():
-        raise RunError(f"output {run} is a file; name a folder")
+    RunFolder(run).refuse_taken(resume=config.resume, overwrite=config.overwrite)
     saved = run / "config.yaml"
     if config.resume:
         if not saved.is_file():
@@ -214,11 +223,6 @@ def _check(config: RunConfig, resolved: str) -> list[str]:
         return list(changes.values())
     if not RunFolder(run).taken:
         return []
-    if not config.overwrite:
-        raise RunError(
-            f"output folder {run} exists and is not empty; continue it with resume=True, replace "
-            "it with overwrite=True, or name another folder"
-        )
     strangers = sorted(
         path.name
         for path in run.iterdir()

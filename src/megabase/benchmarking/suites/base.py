@@ -62,6 +62,9 @@ class Task:
     length: int | None = None
     """Bases of a sequence, where it is what a series of tasks varies."""
 
+    test_fraction: float | None = None
+    """Share of the training rows that every run tests, of its own choice, without validation."""
+
     @property
     def kind(self) -> Kind:
         """What the labels are."""

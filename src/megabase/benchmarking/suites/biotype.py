@@ -9,11 +9,8 @@ its split, so test genes are drawn here with the run's seed, class by class.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,19 +19,18 @@ import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig, BiotypeConfig, ModelEntry
 from megabase.benchmarking.models import kmer_words, resolve_entry
-from megabase.benchmarking.rows import Together, together_note
-from megabase.benchmarking.suites.base import choose_tasks, need_folder, published
+from megabase.benchmarking.suites.base import Task, choose_tasks, need_folder, published
 from megabase.data.label_files import read_text
-from megabase.data.labeled import LabeledSequences, LabelTable, label_splits, split_rows
+from megabase.data.labeled import LabeledSequences, label_splits
 from megabase.errors import InputError, MissingDependencyError
 from megabase.evaluate import metrics
 from megabase.evaluate.baselines import kmer_counts
-from megabase.genome.files import numbered_lines, without_nan, write_json
+from megabase.genome.files import write_json
 from megabase.tasks.labeled_data import digest, hash_of
 from megabase.tasks.run import write_arrays
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from megabase.benchmarking.run import Job
 
 _INSTRUCTIONS = (
     "Expected a FASTA of genes with their biotype in the header (gene_biotype:NAME, as in the cdna "
@@ -42,20 +38,10 @@ _INSTRUCTIONS = (
     "columns sequence and label"
 )
 """Shown to users whose file is missing or has no biotypes."""
-_BIOTYPE = re.compile(r"\bgene_biotype:(\S+)")
-"""As Ensembl writes it in the headers of its cdna and ncrna files."""
 _METRICS = ("f1_weighted", "accuracy", "f1", "mcc")
 """The first is that of the HyenaDNA paper."""
-
-
-@dataclass(frozen=True)
-class _Vectors:
-    """Embeddings of all genes, and what they cost."""
-
-    values: npt.NDArray[np.float32]
-    family: str
-    parameters: int
-    seconds: float
+_MOST_POINTS = 3000
+"""Genes of a picture: more hide one another."""
 
 
 def names(config: BenchmarkConfig) -> list[str]:
@@ -66,79 +52,39 @@ def names(config: BenchmarkConfig) -> list[str]:
     return choose_tasks([f"biotype-{path.name.split('.')[0]}"], config.task_names, str(path))
 
 
+def load(config: BenchmarkConfig, name: str) -> Task:
+    """Read the genes; every run draws its own test genes among them."""
+    chosen = config.biotype
+    return Task(
+        suite="biotype",
+        name=name,
+        splits={"train": _read_genes(config)},
+        metric=_METRICS[0],
+        metrics=_METRICS[1:],
+        published=published("biotype", "biotype"),
+        official=False,
+        notes=(
+            f"frozen embeddings, mean over positions; {chosen.trees} boosted trees of depth "
+            f"{chosen.depth}; no validation rows, test genes drawn class by class with the run's "
+            "seed (the paper states no split)",
+        ),
+        test_fraction=chosen.test_fraction,
+    )
+
+
 def _read_genes(config: BenchmarkConfig) -> LabeledSequences:
     """Read genes of the most frequent biotypes; an InputError with fewer than two."""
-    path = Path(str(config.data)).expanduser()
-    fasta = re.search(r"\.(fa|fna|fasta)(\.gz)?$", path.name, re.IGNORECASE)
-    headers = fasta and next(iter(numbered_lines(path)), (0, ""))[1]
-    text = _ensembl(path) if headers and _BIOTYPE.search(headers) else read_text(
-        path, sequence=config.table.sequence, label=config.table.label,
-        fasta_label=config.table.fasta_label,
-    )  # fmt: skip
+    path, table = Path(str(config.data)).expanduser(), config.table
+    text = read_text(
+        path, sequence=table.sequence, label=table.label, fasta_label=table.fasta_label
+    )
     counts = Counter(row[0] for row in text.labels)
     common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: config.biotype.top]
     kept = {name for name, count in common if count >= 2}
     if len(kept) < 2:
         raise InputError(f"{path} has {len(kept)} biotypes with two genes or more. {_INSTRUCTIONS}")
-    rows = [i for i, row in enumerate(text.labels) if row[0] in kept]
-    chosen = LabelTable(
-        text.source,
-        [text.sequences[i] for i in rows],
-        [text.labels[i] for i in rows],
-        text.columns,
-        [text.where(i) for i in rows],
-    )
-    return label_splits({"train": chosen}, "classes")["train"]
-
-
-def _ensembl(path: Path) -> LabelTable:
-    sequences: list[list[str]] = []
-    labels: list[tuple[str, ...]] = []
-    names: list[str] = []
-    for number, line in numbered_lines(path):
-        if line.startswith(">"):
-            found = _BIOTYPE.search(line)
-            if found is None:
-                raise InputError(f"{path}, line {number:,}: the header has no gene_biotype:NAME")
-            labels.append((found.group(1),))
-            names.append(f"{path}, line {number:,}")
-            sequences.append([])
-        elif line.strip():
-            sequences[-1].append(line.strip())
-    return LabelTable(str(path), ["".join(s) for s in sequences], labels, ("label",), names)
-
-
-def run(
-    config: BenchmarkConfig,
-    names: list[str],
-    output: Path,
-    console: Console | None,
-    done: Callable[[], None] | None,
-) -> list[dict[str, Any]]:
-    """Embed the genes with every model, train the trees with every seed, and draw the picture.
-
-    Finished runs and embeddings in `output` are kept.
-    """
-    require()
-    genes = _read_genes(config)
-    groups = Together(config.together).groups(genes)
-    records: list[dict[str, Any]] = []
-    pictures: list[dict[str, Any]] = []
-    for entry in config.entries:
-        found = _embed(config, entry, genes, output)
-        for seed in config.seed_numbers:
-            record = _one(config, entry, names[0], genes, groups, found, seed, output)
-            records.append(record)
-            if console is not None:
-                console.print(f"{names[0]}  {entry.name}  seed-{seed}: f1_weighted "
-                              f"{record['test']['f1_weighted']:.4f}", markup=False)  # fmt: skip
-            if done is not None:
-                done()
-        pictures.append(_picture(entry, genes, found, config.seed_numbers[0]))
-    folder = output / "pictures"
-    folder.mkdir(exist_ok=True)
-    write_json(folder / f"biotype.{names[0]}.json", {"method": "t-SNE", "items": pictures})
-    return records
+    rows = np.array([i for i, row in enumerate(text.labels) if row[0] in kept])
+    return label_splits({"train": text.take(rows)}, "classes")["train"]
 
 
 def require() -> None:
@@ -152,39 +98,63 @@ def require() -> None:
             ) from error
 
 
-def _key(config: BenchmarkConfig, entry: ModelEntry, genes: LabeledSequences) -> str:
-    return hash_of(
-        {"rows": digest(genes), "start": entry.start, "settings": entry.settings,
-         "pieces": config.biotype.max_length}
-    )  # fmt: skip
+def fit(config: BenchmarkConfig, job: Job, output: Path, folder: Path) -> dict[str, Any]:
+    """Embed the genes, train and test the trees; keeps embeddings and the picture in `output`."""
+    from xgboost import XGBClassifier
+
+    chosen, seed = config.biotype, job.unit.seed
+    vectors, about = _embed(config, job.entry, job.task.splits["train"], output)
+    started = time.perf_counter()
+    train, test = job.splits["train"], job.splits["test"]
+    trees = XGBClassifier(
+        n_estimators=chosen.trees,
+        max_depth=chosen.depth,
+        learning_rate=chosen.learning_rate,
+        objective="multi:softprob" if len(train.classes) > 2 else "binary:logistic",
+        random_state=seed,
+        n_jobs=1,
+    )
+    trees.fit(vectors[train.rows], train.labels)
+    chances = np.asarray(trees.predict_proba(vectors[test.rows]), dtype=np.float32)
+    outputs = np.log(np.maximum(chances, 1e-12))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_arrays(folder / "outputs.npz", {"test": outputs, "test_labels": test.labels})
+    seconds = about["seconds"] / len(config.seed_numbers) + time.perf_counter() - started
+    if seed == config.seed_numbers[0]:
+        _add_picture(job, vectors, output)
+    return {
+        **about, "trained_parameters": 0, "seconds": seconds, "training_seconds": seconds,
+        "valid": {}, "test": metrics.measure(_METRICS, "classes", outputs, test.labels),
+        "chosen": {}, "notes": [],
+    }  # fmt: skip
 
 
 def _embed(
     config: BenchmarkConfig, entry: ModelEntry, genes: LabeledSequences, output: Path
-) -> _Vectors:
-    """Embed all genes, or read what an earlier call kept."""
+) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+    """Embed all genes, or read what an earlier call kept; give family, parameters, seconds too."""
     folder = output / "embeddings"
     folder.mkdir(exist_ok=True)
-    file = folder / f"{_key(config, entry, genes)}.npz"
+    key = hash_of([digest(genes), entry.start, entry.settings, config.biotype.max_length])
+    file = folder / f"{key}.npz"
     if file.is_file():
         with np.load(file) as kept:
-            about = json.loads(str(kept["about"]))
-            return _Vectors(kept["values"], **about)
+            return kept["values"], json.loads(str(kept["about"]))
     started = time.perf_counter()
     words = kmer_words(entry.start)
     if words is not None:
         values = np.asarray(kmer_counts(genes, max(words)).toarray(), dtype=np.float32)
-        family, parameters = "kmer", 0
+        about: dict[str, Any] = {"family": "kmer", "parameters": 0}
     else:
         model = _model(entry)
-        family = str(model.config.model_type)
-        parameters = sum(p.numel() for p in model.parameters())
+        about = {
+            "family": str(model.config.model_type),
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
         values = _pieces(model, genes, config.biotype)
-    about = {
-        "family": family, "parameters": parameters, "seconds": time.perf_counter() - started,
-    }  # fmt: skip
+    about["seconds"] = time.perf_counter() - started
     write_arrays(file, {"values": values, "about": np.array(json.dumps(about))})
-    return _Vectors(values, **about)
+    return values, about
 
 
 def _model(entry: ModelEntry) -> Any:
@@ -236,81 +206,23 @@ def _pieces(model: Any, genes: LabeledSequences, config: BiotypeConfig) -> npt.N
     return (total / np.bincount(owner, minlength=len(genes))[:, None]).astype(np.float32)
 
 
-def _one(
-    config: BenchmarkConfig,
-    entry: ModelEntry,
-    task: str,
-    genes: LabeledSequences,
-    groups: npt.NDArray[np.int64] | None,
-    found: _Vectors,
-    seed: int,
-    output: Path,
-) -> dict[str, Any]:
-    """Train and test the trees with one seed."""
-    own = [config.together] if config.together is not None else []
-    key = hash_of([_key(config, entry, genes), asdict(config.biotype), *own])
-    folder = output / "runs" / f"biotype.{task}" / f"{hash_of(entry.name)}-seed-{seed}-{key}"
-    file = folder / "record.json"
-    if file.is_file():
-        return json.loads(file.read_text())
-    from xgboost import XGBClassifier
-
-    started = time.perf_counter()
-    train, test = split_rows(genes.labels, config.biotype.test_fraction, seed, groups)
-    trees = XGBClassifier(
-        n_estimators=config.biotype.trees,
-        max_depth=config.biotype.depth,
-        learning_rate=config.biotype.learning_rate,
-        objective="multi:softprob" if len(genes.classes) > 2 else "binary:logistic",
-        random_state=seed,
-        n_jobs=1,
-    )
-    trees.fit(found.values[train], genes.labels[train])
-    chances = np.asarray(trees.predict_proba(found.values[test]), dtype=np.float32)
-    outputs = np.log(np.maximum(chances, 1e-12))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_arrays(folder / "outputs.npz", {"test": outputs, "test_labels": genes.labels[test]})
-    measured = metrics.measure(_METRICS, "classes", outputs, genes.labels[test])
-    seconds = found.seconds / len(config.seed_numbers) + time.perf_counter() - started
-    record = {
-        "format": 1, "suite": "biotype", "task": task, "model": entry.name, "start": entry.start,
-        "compare": entry.compare, "overrides": entry.settings.get("overrides", {}), "key": key,
-        "protocol": config.protocol, "recipe": None, "seed": seed, "fold": None,
-        "metric": "f1_weighted", "metrics": list(_METRICS), "kind": "classes",
-        "classes": list(genes.classes), "groups": {}, "official": False, "length": None,
-        "notes": [
-            "frozen embeddings, mean over positions; "
-            f"{config.biotype.trees} boosted trees of depth {config.biotype.depth}; no validation "
-            "rows, test genes drawn class by class with the run's seed (the paper states no split)"
-            + ("" if config.together is None else f"; {together_note(config.together)}"),
-        ],
-        "published": [asdict(item) for item in published("biotype", "biotype")],
-        "rows": {"train": len(train), "test": len(test)},
-        "test_rows": digest(genes.take(test)), "settings": asdict(config.biotype),
-        "tuning_seconds": 0.0, "folder": folder.name, "family": found.family,
-        "parameters": found.parameters, "trained_parameters": 0, "seconds": seconds,
-        "training_seconds": seconds, "valid": {}, "test": measured, "chosen": {},
-    }  # fmt: skip
-    record = without_nan(record)
-    write_json(file, record)
-    return record
-
-
-def _picture(
-    entry: ModelEntry, genes: LabeledSequences, found: _Vectors, seed: int
-) -> dict[str, Any]:
-    """Lay the test genes of the first seed out in two dimensions."""
+def _add_picture(job: Job, vectors: npt.NDArray[np.float32], output: Path) -> None:
+    """Lay the test genes out in two dimensions, beside those of the other models."""
     from sklearn.manifold import TSNE
 
-    _, test = split_rows(genes.labels, 0.2, seed)
-    rows = test[:3000]
-    values = found.values[rows].astype(np.float64)
+    test = job.splits["test"].take(np.arange(min(len(job.splits["test"]), _MOST_POINTS)))
+    values = vectors[test.rows].astype(np.float64)
     values = (values - values.mean(axis=0)) / np.maximum(values.std(axis=0), 1e-9)
-    perplexity = min(30.0, max(2.0, (len(rows) - 1) / 3))
+    perplexity = min(30.0, max(2.0, (len(test) - 1) / 3))
     points = TSNE(perplexity=perplexity, init="random", random_state=0).fit_transform(values)
-    return {
-        "model": entry.name,
+    item = {
+        "model": job.entry.name,
         "points": np.asarray(points, dtype=np.float64).round(3).tolist(),
-        "labels": genes.labels[rows].tolist(),
-        "classes": list(genes.classes),
+        "labels": test.labels.tolist(),
+        "classes": list(test.classes),
     }
+    file = output / "pictures" / f"biotype.{job.task.name}.json"
+    file.parent.mkdir(exist_ok=True)
+    before = json.loads(file.read_text())["items"] if file.is_file() else []
+    others = [other for other in before if other["model"] != item["model"]]
+    write_json(file, {"method": "t-SNE", "items": [*others, item]})
