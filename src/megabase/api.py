@@ -21,6 +21,7 @@ from megabase.data.sources import Sequence as SequenceItem
 from megabase.data.sources import SequenceInput
 from megabase.errors import InputError
 from megabase.evaluate.perplexity import EvaluateOptions, evaluate
+from megabase.genome.interval import Interval, Variant
 from megabase.genome.store import Genome
 from megabase.inference.attribution import Attribution, attribute, attribute_file
 from megabase.inference.embedding import Embeddings, embed, embed_file
@@ -51,12 +52,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from megabase.evaluate.results import EvaluationResult
-    from megabase.genome.interval import Interval, Variant
 
-Sequences = str | Path | Mapping[str, str] | Iterable[str]
+File = str | Path
+"""Path of a file: what is read with ``out=``, and what is written."""
+Sequences = File | Mapping[str, str] | Iterable[str]
 """A file (FASTA, table; BED or VCF with a genome), one sequence, several, or by name."""
-GenomeLike = Genome | str | Path
+Prompts = File | Iterable[str]
+"""A prompt, several, or a FASTA file of them."""
+Variants = File | Iterable[Variant | str]
+"""A VCF or BCF file, or variants such as ``"chr1:1001:A>G"`` (1-based)."""
+GenomeLike = Genome | File
 """An open genome, or the path of a store or FASTA file."""
+MaybeGenome = GenomeLike | None
+"""The genome of a BED or VCF file; None where the sequences are given themselves."""
 
 _FILE_ONLY = (RunOptions.__optional_keys__ - {"batch_tokens", "device"}) | (
     VariantFileScoring.__optional_keys__ - VariantScoring.__optional_keys__
@@ -122,28 +130,23 @@ class Model(Loaded):
 
     @overload
     def score(
-        self,
-        sequences: Sequences,
-        genome: GenomeLike | None = None,
-        *,
-        out: None = None,
-        **options: Unpack[ScoreOptions],
+        self, sequences: Sequences, genome: MaybeGenome = None, **options: Unpack[ScoreOptions]
     ) -> SequenceScores: ...
     @overload
     def score(
         self,
-        sequences: Sequences,
-        genome: GenomeLike | None = None,
+        sequences: File,
+        genome: MaybeGenome = None,
         *,
-        out: str | Path,
+        out: File,
         **options: Unpack[ScoreOptions],
     ) -> Path: ...
     def score(
         self,
         sequences: Sequences,
-        genome: GenomeLike | None = None,
+        genome: MaybeGenome = None,
         *,
-        out: str | Path | None = None,
+        out: File | None = None,
         **options: Unpack[ScoreOptions],
     ) -> SequenceScores | Path:
         """Score sequences: log-likelihood and perplexity.
@@ -167,28 +170,23 @@ class Model(Loaded):
 
     @overload
     def score_variants(
-        self,
-        variants: str | Path | Iterable[Variant | str],
-        genome: GenomeLike,
-        *,
-        out: None = None,
-        **options: Unpack[VariantFileScoring],
+        self, variants: Variants, genome: GenomeLike, **options: Unpack[VariantFileScoring]
     ) -> VariantScores: ...
     @overload
     def score_variants(
         self,
-        variants: str | Path | Iterable[Variant | str],
+        variants: File,
         genome: GenomeLike,
         *,
-        out: str | Path,
+        out: File,
         **options: Unpack[VariantFileScoring],
     ) -> Path: ...
     def score_variants(
         self,
-        variants: str | Path | Iterable[Variant | str],
+        variants: Variants,
         genome: GenomeLike,
         *,
-        out: str | Path | None = None,
+        out: File | None = None,
         **options: Unpack[VariantFileScoring],
     ) -> VariantScores | Path:
         """Score variants: what the model gives the alternative allele against the reference.
@@ -214,12 +212,7 @@ class Model(Loaded):
 
     @overload
     def ism(
-        self,
-        region: str | Interval,
-        genome: GenomeLike,
-        *,
-        out: None = None,
-        **options: Unpack[VariantScoring],
+        self, region: str | Interval, genome: GenomeLike, **options: Unpack[VariantScoring]
     ) -> Mutagenesis: ...
     @overload
     def ism(
@@ -227,7 +220,7 @@ class Model(Loaded):
         region: str | Interval,
         genome: GenomeLike,
         *,
-        out: str | Path,
+        out: File,
         **options: Unpack[VariantScoring],
     ) -> Path: ...
     def ism(
@@ -235,7 +228,7 @@ class Model(Loaded):
         region: str | Interval,
         genome: GenomeLike,
         *,
-        out: str | Path | None = None,
+        out: File | None = None,
         **options: Unpack[VariantScoring],
     ) -> Mutagenesis | Path:
         """Score every substitution of a region (in-silico mutagenesis).
@@ -259,28 +252,23 @@ class Model(Loaded):
 
     @overload
     def embed(
-        self,
-        sequences: Sequences,
-        genome: GenomeLike | None = None,
-        *,
-        out: None = None,
-        **options: Unpack[EmbedOptions],
+        self, sequences: Sequences, genome: MaybeGenome = None, **options: Unpack[EmbedOptions]
     ) -> Embeddings: ...
     @overload
     def embed(
         self,
-        sequences: Sequences,
-        genome: GenomeLike | None = None,
+        sequences: File,
+        genome: MaybeGenome = None,
         *,
-        out: str | Path,
+        out: File,
         **options: Unpack[EmbedOptions],
     ) -> Path: ...
     def embed(
         self,
         sequences: Sequences,
-        genome: GenomeLike | None = None,
+        genome: MaybeGenome = None,
         *,
-        out: str | Path | None = None,
+        out: File | None = None,
         **options: Unpack[EmbedOptions],
     ) -> Embeddings | Path:
         """Embed sequences: hidden states of a layer, float32 (n, width) in ``.vectors``.
@@ -303,28 +291,23 @@ class Model(Loaded):
 
     @overload
     def predict(
-        self,
-        sequences: Sequences,
-        genome: GenomeLike | None = None,
-        *,
-        out: None = None,
-        **options: Unpack[PredictOptions],
+        self, sequences: Sequences, genome: MaybeGenome = None, **options: Unpack[PredictOptions]
     ) -> Predictions: ...
     @overload
     def predict(
         self,
-        sequences: Sequences,
-        genome: GenomeLike | None = None,
+        sequences: File,
+        genome: MaybeGenome = None,
         *,
-        out: str | Path,
+        out: File,
         **options: Unpack[PredictOptions],
     ) -> Path: ...
     def predict(
         self,
         sequences: Sequences,
-        genome: GenomeLike | None = None,
+        genome: MaybeGenome = None,
         *,
-        out: str | Path | None = None,
+        out: File | None = None,
         **options: Unpack[PredictOptions],
     ) -> Predictions | Path:
         """Predict with the model's head: probabilities, labels or numbers, one row a sequence.
@@ -349,7 +332,7 @@ class Model(Loaded):
         self,
         genome: GenomeLike,
         *,
-        out: str | Path,
+        out: File,
         regions: Sequence[str] | None = None,
         options: TrackOptions | None = None,
         calls: str | Path | None = None,
@@ -378,28 +361,23 @@ class Model(Loaded):
 
     @overload
     def attribute(
-        self,
-        sequences: Sequences,
-        genome: GenomeLike | None = None,
-        *,
-        out: None = None,
-        **options: Unpack[AttributeOptions],
+        self, sequences: Sequences, genome: MaybeGenome = None, **options: Unpack[AttributeOptions]
     ) -> list[Attribution]: ...
     @overload
     def attribute(
         self,
-        sequences: Sequences,
-        genome: GenomeLike | None = None,
+        sequences: File,
+        genome: MaybeGenome = None,
         *,
-        out: str | Path,
+        out: File,
         **options: Unpack[AttributeOptions],
     ) -> Path: ...
     def attribute(
         self,
         sequences: Sequences,
-        genome: GenomeLike | None = None,
+        genome: MaybeGenome = None,
         *,
-        out: str | Path | None = None,
+        out: File | None = None,
         **options: Unpack[AttributeOptions],
     ) -> list[Attribution] | Path:
         """Attribute an output of the model to the bases of its input.
@@ -422,25 +400,17 @@ class Model(Loaded):
 
     @overload
     def generate(
-        self,
-        prompts: str | Path | Iterable[str] = "",
-        *,
-        out: None = None,
-        **options: Unpack[GenerationOptions],
+        self, prompts: Prompts = "", **options: Unpack[GenerationOptions]
     ) -> tuple[Generated, ...]: ...
     @overload
     def generate(
-        self,
-        prompts: str | Path | Iterable[str] = "",
-        *,
-        out: str | Path,
-        **options: Unpack[GenerationOptions],
+        self, prompts: File = "", *, out: File, **options: Unpack[GenerationOptions]
     ) -> Path: ...
     def generate(
         self,
-        prompts: str | Path | Iterable[str] = "",
+        prompts: Prompts = "",
         *,
-        out: str | Path | None = None,
+        out: File | None = None,
         **options: Unpack[GenerationOptions],
     ) -> tuple[Generated, ...] | Path:
         """Generate DNA with a causal model.
@@ -467,7 +437,7 @@ class Model(Loaded):
 
     def evaluate(
         self,
-        genome: GenomeLike | None = None,
+        genome: MaybeGenome = None,
         *,
         regions: Sequence[str] | None = None,
         train_regions: Sequence[str] | None = None,
