@@ -24,8 +24,9 @@ from megabase.models.caduceus import (
     CaduceusForTokenClassification,
     CaduceusModel,
 )
-from megabase.models.caduceus.convert import convert, recognizes
+from megabase.models.caduceus.convert import convert
 from megabase.models.checkpoints.reader import Weights
+from megabase.models.families import FAMILIES
 from megabase.models.presets import PRESETS
 
 HEADS = (CaduceusForSequenceClassification, CaduceusForTokenClassification)
@@ -391,7 +392,7 @@ def test_optimizer_groups_are_the_published_ones() -> None:
 def test_lightning_checkpoints_convert(kind: str) -> None:
     model = build(**KINDS[kind])
     state = {f"model.{k}": v.clone() for k, v in model.state_dict().items()}
-    assert recognizes(state)
+    assert FAMILIES["caduceus"].recognizes(state)
     strategy = KINDS[kind].get("bidirectional_strategy", "add")
     hyper = {"model": {"config": {"bidirectional_strategy": strategy, "norm_epsilon": 1e-5}}}
     made = convert(Weights(Path("x.ckpt"), state, hyper_parameters=hyper))

@@ -15,7 +15,8 @@ from megabase.models.cnn import (
     GenomicCNNConfig,
     GenomicCNNForSequenceClassification,
 )
-from megabase.models.cnn.convert import convert, recognizes
+from megabase.models.cnn.convert import convert
+from megabase.models.families import FAMILIES
 from megabase.models.presets import PRESETS
 from megabase.models.tokenizers.table import LetterTokenizer
 
@@ -89,7 +90,7 @@ def test_a_model_survives_saving_and_published_names(tmp_path: Path) -> None:
     again = GenomicCNNForSequenceClassification.from_pretrained(tmp_path)
     assert torch.equal(again(_IDS).logits, model(_IDS).logits)
     renamed = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    assert recognizes(renamed)
+    assert FAMILIES["cnn"].recognizes(renamed)
     converted = convert(Weights(tmp_path, renamed), max_length=64)
     assert torch.equal(converted.model(_IDS).logits, model(_IDS).logits)
     assert converted.model.config.variant == "caduceus"
@@ -105,7 +106,7 @@ def test_bad_settings_and_foreign_weights_are_refused(tmp_path: Path) -> None:
         convert(Weights(tmp_path, dict(state)), max_length=500)
     with pytest.raises(MegabaseError, match="nothing tells the input length"):
         convert(Weights(tmp_path, dict(state)))
-    assert not recognizes(["backbone.x"])
+    assert not FAMILIES["cnn"].recognizes(["backbone.x"])
     (tmp_path / "config.json").write_text('{"model_type": "hyenadna"}')
     with pytest.raises(MegabaseError, match="'hyenadna', not a GenomicBenchmarks CNN"):
         GenomicCNNConfig.from_pretrained(tmp_path)

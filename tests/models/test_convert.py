@@ -19,8 +19,9 @@ from megabase.models.auto import load_model
 from megabase.models.checkpoints.convert import _model_from_weights, convert_checkpoint
 from megabase.models.checkpoints.published import renamed
 from megabase.models.checkpoints.reader import read_weights
+from megabase.models.families import FAMILIES
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
-from megabase.models.hyenadna.convert import NAME_RULES, recognizes
+from megabase.models.hyenadna.convert import NAME_RULES
 from megabase.models.tokenizers.character import DNATokenizer
 
 NAMING = Path(__file__).parents[1] / "golden" / "hyena_naming"
@@ -223,7 +224,7 @@ def test_other_families_are_refused(tmp_path: Path) -> None:
     save_file({"encoder.weight": torch.ones(1)}, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match=r"of no family.*encoder\.weight"):
         convert_checkpoint(tmp_path / "a.safetensors", tmp_path / "out")
-    assert not recognizes(["encoder.weight"])
+    assert not FAMILIES["hyenadna"].recognizes(["encoder.weight"])
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CheckpointError, match="bert"):
         _model_from_weights(read_weights(NAMING / "weights.safetensors", tmp_path / "config.json"))

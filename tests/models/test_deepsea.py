@@ -16,7 +16,8 @@ from megabase.models.deepsea import (
     DeepSEAForSequenceClassification,
     _average_logits,
 )
-from megabase.models.deepsea.convert import KIPOI_NAMES, convert, recognizes
+from megabase.models.deepsea.convert import KIPOI_NAMES, convert
+from megabase.models.families import FAMILIES
 from megabase.models.presets import PRESETS
 
 _LENGTH = 200
@@ -113,7 +114,7 @@ def test_kipoi_names_load(prefix: str, tmp_path: Path) -> None:
     model = _model()
     weights = _to_kipoi(model, prefix)
     assert weights[f"{prefix}0.weight"].shape == (6, 4, 1, 8)
-    assert recognizes(weights)
+    assert FAMILIES["deepsea"].recognizes(weights)
     converted = convert(Weights(tmp_path, weights), max_length=_LENGTH)
     again = convert(Weights(tmp_path, weights), max_length=_LENGTH, strand_average=True).model
     assert torch.equal(again(_IDS).logits, model(_IDS).logits)
@@ -136,6 +137,6 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MegabaseError, match="give 163 or more"):
         DeepSEAConfig(max_length=162)
     DeepSEAConfig(max_length=163)
-    assert not recognizes(["a"])
+    assert not FAMILIES["deepsea"].recognizes(["a"])
     with pytest.raises(MegabaseError, match="not what 1,000 bases leave"):
         convert(Weights(tmp_path, _to_kipoi(_model())))

@@ -19,7 +19,8 @@ from megabase.models.dnabert import (
     DNABERTForSequenceClassification,
     DNABERTModel,
 )
-from megabase.models.dnabert.convert import convert, recognizes
+from megabase.models.dnabert.convert import convert
+from megabase.models.families import FAMILIES
 from megabase.models.presets import PRESETS
 from megabase.models.tokenizers.kmer import DNABERTTokenizer
 
@@ -107,7 +108,7 @@ def test_published_weights_are_converted(tmp_path: Path) -> None:
     state |= {"bert.pooler.dense.weight": torch.zeros(32, 32), "extra": torch.zeros(1)}
     state.pop("cls.predictions.decoder.weight")
     config = {"num_attention_heads": 2, "model_type": "bert", "max_length": 20}
-    assert recognizes(state)
+    assert FAMILIES["dnabert"].recognizes(state)
     found = convert(Weights(tmp_path, state, config))
     ids = torch.randint(0, 69, (2, 12))
     assert torch.equal(found.model(ids).logits, model(ids).logits)

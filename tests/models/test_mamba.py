@@ -14,6 +14,7 @@ from torch import Tensor
 from megabase.errors import CheckpointError, ConfigError
 from megabase.models.auto import load_model
 from megabase.models.checkpoints.reader import Weights, read_weights
+from megabase.models.families import FAMILIES
 from megabase.models.mamba import (
     MambaConfig,
     MambaForCausalLM,
@@ -21,7 +22,7 @@ from megabase.models.mamba import (
     MambaForTokenClassification,
     MambaModel,
 )
-from megabase.models.mamba.convert import convert, recognizes
+from megabase.models.mamba.convert import convert
 from megabase.models.presets import PRESETS
 
 
@@ -245,7 +246,7 @@ def test_a_published_folder_converts(model: MambaForCausalLM, tmp_path: Path) ->
     }  # fmt: skip
     for name, settings in (("with", config), ("without", None)):
         weights = read_weights(published(model, tmp_path / name, settings))
-        assert recognizes(weights.tensors)
+        assert FAMILIES["mamba"].recognizes(weights.tensors)
         made = convert(weights)
         assert torch.equal(made.model(tokens()).logits, model(tokens()).logits)
         assert made.model.config.residual_in_fp32 == (settings is not None)

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from megabase.errors import CheckpointError, ModelError
-from megabase.models.checkpoints.checks import read_config, require_finite_weights
+from megabase.models.checkpoints.checks import check_config, require_finite_weights
 from megabase.models.checkpoints.reader import read_weights, require_fit
 from megabase.models.dnabert.convert import is_dnabert
 from megabase.models.dnabert.convert import load_tokenizer as load_dnabert_tokenizer
@@ -140,7 +140,7 @@ def load_config(spec: str | Path | None = None) -> PreTrainedConfig:
 
 def _config(path: Path) -> PreTrainedConfig:
     file = path / "config.json"
-    content = read_config(file, ModelError)
+    content = check_config(read_json(file, ModelError), file, ModelError)
     model_type = content.get("model_type")
     if model_type == "bert" and is_dnabert(content, path):
         # The published folders call themselves just "bert"; the vocabulary tells.

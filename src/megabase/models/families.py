@@ -9,10 +9,11 @@ value is the :class:`Family`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any
 
 from transformers import (
@@ -60,8 +61,11 @@ class Family:
     """Tokenizer classes as ``module:class``. The first is used when a folder names none; the
     others answer when a folder's ``tokenizer_config.json`` names them."""
     published: str | None = None
-    """Module that makes models of published weights: it has ``recognizes(names)`` and
-    ``convert(weights, **overrides)`` (:mod:`megabase.models.checkpoints.published`)."""
+    """Module that makes models of published weights: it has ``convert(weights, **overrides)``
+    (:mod:`megabase.models.checkpoints.published`)."""
+    telling: str = ""
+    """Pattern that tells published weights, or ours, of the family: it is searched, with ``^`` and
+    ``$`` at line ends, in the sorted names of the tensors, one a line."""
     pretrained: bool = False
     """Whether ``megabase pretrain`` trains it: it reads one token a base."""
     length_field: str | None = None
@@ -85,9 +89,10 @@ class Family:
         pairs = (reference.split(":") for reference in self.tokenizers)
         return tuple(getattr(importlib.import_module(module), name) for module, name in pairs)
 
-    def converter(self) -> ModuleType | None:
-        """Give the module that makes models of published weights; None when there is none."""
-        return None if self.published is None else importlib.import_module(self.published)
+    def recognizes(self, names: Iterable[str]) -> bool:
+        """Whether tensor names are those of published weights of the family."""
+        found = re.search(self.telling, "\n".join(sorted(names)), re.MULTILINE | re.DOTALL)
+        return self.published is not None and found is not None
 
 
 @cache
@@ -151,9 +156,8 @@ def family_of(model_type: str) -> Family | None:
 
 def _built_in(name: str, *tokenizers: str, **facts: Any) -> Family:
     package = f"megabase.models.{name}"
-    if facts.pop("convert", True):
-        facts["published"] = f"{package}.convert"
-    return Family(name, package, tokenizers or (_CHARACTERS,), **facts)
+    published = f"{package}.convert" if "telling" in facts else None
+    return Family(name, package, tokenizers or (_CHARACTERS,), published, **facts)
 
 
 for _family in (
@@ -164,30 +168,52 @@ for _family in (
         _KMERS,
         pretrained=True,
         length_field="max_seq_len",
+        telling=r"\.mixer\.(layer\.)?filter_fn\.bias$",
     ),
     _built_in(
         "gpt",
         _CHARACTERS,
         _KMERS,
-        convert=False,
         pretrained=True,
         length_field="max_position_embeddings",
     ),
-    _built_in("mamba", pretrained=True),
+    _built_in("mamba", pretrained=True, telling=r"\.mixer\.A_log$"),
     _built_in(
         "caduceus",
         _CHARACTERS,
         "megabase.models.tokenizers.character:CaduceusTokenizer",
         pretrained=True,
+        telling=r"\.mamba_fwd\.A_log$",
     ),
-    _built_in("cnn", _CHARACTERS, "megabase.models.tokenizers.table:LetterTokenizer"),
-    _built_in("deepsea"),
-    _built_in("dnabert", "megabase.models.tokenizers.kmer:DNABERTTokenizer", special_tokens=True),
+    _built_in(
+        "cnn",
+        _CHARACTERS,
+        "megabase.models.tokenizers.table:LetterTokenizer",
+        # Names that together no other family has.
+        telling=(
+            r"^(model\.)?cnn_model\.0\.weight$.*^(model\.)?dense_model\.0\.weight$"
+            r".*^(model\.)?dense_model\.1\.weight$"
+        ),
+    ),
+    _built_in(
+        "deepsea",
+        # Of the stand-alone file, the prediction and the variant-effect model, and wrapped ones.
+        telling=r"^([12]\.|model\.|module\.)?12\.1\.bias$.*^([12]\.|model\.|module\.)?14\.1\.bias$",
+    ),
+    _built_in(
+        "dnabert",
+        "megabase.models.tokenizers.kmer:DNABERTTokenizer",
+        special_tokens=True,
+        # The pooler of BigBird has another name.
+        telling=(
+            r"\A(?!.*^(bert\.)?pooler\.weight$).*^(bert\.)?embeddings\.word_embeddings\.weight$"
+            r".*^(bert\.)?encoder\.layer\.0\.attention\.self\.query\.weight$"
+        ),
+    ),
     _built_in(
         "bigbird",
         _CHARACTERS,
         "megabase.models.tokenizers.bpe:BPETokenizer",
-        convert=False,
         special_tokens=True,
     ),
 ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -29,11 +28,6 @@ _EMBEDDINGS = "caduceus.backbone.embeddings.word_embeddings."
 """Names of the embedding begin with this, whether it is equivariant or not."""
 _LAYERS = "caduceus.backbone.layers."
 """Names of the blocks begin with this."""
-
-
-def recognizes(names: Iterable[str]) -> bool:
-    """Whether tensor names, published or ours, are those of a Caduceus model."""
-    return any(name.endswith(".mamba_fwd.A_log") for name in names)
 
 
 def convert(weights: Weights, **overrides: Any) -> ConvertedModel:

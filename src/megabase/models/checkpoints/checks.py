@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from megabase.errors import MegabaseError, NotFiniteError
-from megabase.untrusted import read_json, shown
+from megabase.untrusted import shown
 
 _ATTENTION = (None, "eager", "sdpa")
 """Kinds of attention that are part of torch; transformers fetches code for others."""
@@ -39,17 +39,12 @@ _MOST_LABELS = 100_000
 """Classes of a head; the largest published one has 919."""
 
 
-def read_config(path: Path, error: type[MegabaseError]) -> dict[str, Any]:
-    """Read the settings of a model from its ``config.json``, those that name code left out.
-
-    Raises `error` when it is not a JSON object, for a number beyond what any model has, and for a
-    setting that would make transformers fetch or import what the file names.
-    """
-    return check_config(read_json(path, error), path, error)
-
-
 def check_config(content: dict[str, Any], path: Path, error: type[MegabaseError]) -> dict[str, Any]:
-    """Check settings from elsewhere as :func:`read_config` does."""
+    """Check a model's settings from elsewhere, and leave out those that name code.
+
+    Raises `error` for a number beyond what any model has, and for a setting that would make
+    transformers fetch or import what the file names.
+    """
     left = _MOST_VALUES
 
     def check(name: str, value: Any, depth: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import shutil
 import uuid
@@ -31,13 +32,13 @@ def _model_from_weights(weights: Weights, **overrides: Any) -> ConvertedModel:
     Overrides are fields of the family's configuration that win over what is inferred.
     """
     names = list(weights.tensors)
-    readers = [(family.name, reader) for family in all_families() if (reader := family.converter())]
-    for _, reader in readers:
-        if reader.recognizes(names):
+    for family in all_families():
+        if family.recognizes(names):
+            reader: Any = importlib.import_module(str(family.published))
             return reader.convert(weights, **overrides)
+    known = ", ".join(family.name for family in all_families() if family.published)
     raise CheckpointError(
-        f"{weights.path}: the tensor names are of no family that is converted "
-        f"({', '.join(name for name, _ in readers)}); "
+        f"{weights.path}: the tensor names are of no family that is converted ({known}); "
         f"found {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
     )
 

@@ -1,7 +1,7 @@
 """What the readers of published weights share: names, recorded settings and the strict build.
 
-A family's ``convert.py`` holds ``recognizes(names)``, whether tensor names are those of its
-published files, and ``convert(weights, **overrides)``, which gives a :class:`ConvertedModel`.
+A family's ``convert.py`` holds ``convert(weights, **overrides)``, which gives a
+:class:`ConvertedModel` of weights whose names the family recognizes.
 """
 
 from __future__ import annotations

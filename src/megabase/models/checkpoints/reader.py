@@ -12,17 +12,18 @@ import mmap
 import os
 import struct
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from megabase.errors import CheckpointError
-from megabase.models.checkpoints.checks import read_config
-from megabase.models.checkpoints.unpickle import STORAGE_TYPES, Global, Inert, Storage, interpret
+from megabase.models.checkpoints.checks import check_config
+from megabase.models.checkpoints.unpickle import interpret, plain
 from megabase.untrusted import parsing, read_json, recognize, shown
 
 _SAFETENSORS, _SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -37,8 +38,6 @@ _STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
 """Where training libraries put the state dict in a checkpoint."""
 # The first two objects of a stream that torch wrote before 1.6.
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-_SHOWN_KEY = 60
-"""Characters of a storage's name in a message: torch's own have one to three."""
 _DIRECTORY_BYTES = 16 << 20
 """Largest list of members of an archive; torch writes about 100 bytes for each storage."""
 
@@ -84,42 +83,6 @@ def require_fit(
         raise CheckpointError(f"{source}: the weights do not fit {model}; {'; '.join(parts)}")
 
 
-_PLAIN_VALUES, _PLAIN_DEPTH = 100_000, 64
-"""What :func:`_plain` gives at most; settings of the published runs have some hundred values."""
-
-
-def _plain(value: Any) -> Any:
-    """Turn omegaconf records of a checkpoint into plain data; other records become their name.
-
-    Interpolations such as ``${optimizer.lr}`` stay text.
-    """
-    left = _PLAIN_VALUES
-
-    def walk(value: Any, depth: int) -> Any:
-        nonlocal left
-        left -= 1
-        if left < 0 or depth > _PLAIN_DEPTH:
-            raise CheckpointError(
-                f"the checkpoint holds settings of more than {_PLAIN_VALUES:,} values or "
-                f"{_PLAIN_DEPTH} levels"
-            )
-        if isinstance(value, Inert) and value.origin.module.startswith("omegaconf"):
-            state = value.state if isinstance(value.state, dict) else {}
-            return walk(state.get("_content", state.get("_val")), depth + 1)
-        if isinstance(value, Mapping):
-            return {
-                key if isinstance(key, str) else shown(key): walk(item, depth + 1)
-                for key, item in value.items()
-            }
-        if isinstance(value, (Global, torch.dtype)):
-            return str(value)
-        if isinstance(value, (list, tuple, set, frozenset)):
-            return [walk(item, depth + 1) for item in value]
-        return str(value.origin) if isinstance(value, Inert) else value
-
-    return walk(value, 0)
-
-
 def read_weights(path: str | Path, config: str | Path | None = None) -> Weights:
     """Read the tensors of a checkpoint.
 
@@ -148,7 +111,8 @@ def read_weights(path: str | Path, config: str | Path | None = None) -> Weights:
     hyper_parameters: dict[str, Any] = {}
     for file in files:
         if file.suffix == ".safetensors":
-            found = _read_safetensors(file)
+            with parsing(file, CheckpointError, "it is damaged or not a safetensors file"):
+                found = load_file(file)
         else:
             found, hyper_parameters = _read_state(file)
         tensors.update(found)
@@ -187,18 +151,11 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _read_config(weights: Path, config: str | Path | None) -> dict[str, Any] | None:
-    if config is not None:
-        file = Path(config)
-        return read_config(file / "config.json" if file.is_dir() else file, CheckpointError)
-    beside = weights.parent / "config.json"
-    return read_config(beside, CheckpointError) if beside.is_file() else None
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    with parsing(path, CheckpointError, "it is damaged or not a safetensors file"):
-        return load_file(path)
+    file = weights.parent if config is None else Path(config)
+    file = file / "config.json" if file.is_dir() else file
+    if config is None and not file.is_file():
+        return None
+    return check_config(read_json(file, CheckpointError), file, CheckpointError)
 
 
 def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -214,7 +171,7 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path}: holds no state dict; expected names with tensors, or such a table under "
             f"{', '.join(_STATE_KEYS)}, found {_describe(content)}"
         )
-    hyper = _plain(content.get("hyper_parameters") or {}) if state is not content else {}
+    hyper = plain(content.get("hyper_parameters") or {}) if state is not content else {}
     return (
         {
             name if isinstance(name, str) else shown(name): tensor
@@ -236,20 +193,6 @@ def _describe(value: Any, limit: int = 6) -> str:
         key[:60] if isinstance(key, str) else shown(key) for key in list(value)[:limit]
     ]
     return f"the keys {', '.join(keys)}{', ...' if len(value) > limit else ''}"
-
-
-def _storage_key(identity: Any) -> tuple[str, torch.dtype, int]:
-    """Read a storage's (key, element type, number of elements) from its persistent id."""
-    match identity:
-        case ("storage", Global(name=name), str(key), _, int(count), *rest) if (
-            name in STORAGE_TYPES and 0 <= count < 1 << 48 and all(view is None for view in rest)
-        ):
-            return key, STORAGE_TYPES[name], count
-    raise CheckpointError(f"{shown(identity)} does not describe a tensor storage")
-
-
-def _from_bytes(raw: bytearray) -> torch.Tensor:
-    return torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
 
 
 def _check_directory(path: Path) -> None:
@@ -304,67 +247,59 @@ def _read_archive(path: Path) -> Any:
         order = f"{prefix}byteorder"
         if order in names and member(order).strip() != b"little":
             raise CheckpointError("was written on a big-endian machine")
-        storages: dict[str, torch.Tensor] = {}
+        storages: dict[str, Tensor] = {}
 
-        def persistent(identity: Any) -> Storage:
-            key, dtype, count = _storage_key(identity)
+        def storage(key: str, size: int) -> Tensor:
             if key not in storages:
                 name = f"{prefix}data/{key}"
                 if name not in names:
-                    raise CheckpointError(f"storage {key[:_SHOWN_KEY]} is missing from the archive")
+                    raise CheckpointError(f"storage {shown(key)} is missing from the archive")
                 raw = member(name)
-                if len(raw) < count * dtype.itemsize:
+                if len(raw) < size:
                     raise CheckpointError(
-                        f"storage {key[:_SHOWN_KEY]} should hold {count * dtype.itemsize:,} "
-                        f"bytes, but the archive has {len(raw):,}"
+                        f"storage {shown(key)} should hold {size:,} bytes, but the archive has "
+                        f"{len(raw):,}"
                     )
-                storages[key] = _from_bytes(raw)
-            return Storage(storages[key], dtype)
+                # An empty buffer is refused by torch.
+                storages[key] = torch.frombuffer(raw or bytearray(1), dtype=torch.uint8)[: len(raw)]
+            return storages[key]
 
-        return interpret(io.BytesIO(member(roots[0])), persistent)
+        return interpret(io.BytesIO(member(roots[0])), storage)
 
 
 def _read_stream(path: Path) -> Any:
     """Read the stream format of torch before 1.6, or a pickle without tensors."""
     left = path.stat().st_size
-    storages: dict[str, bytearray] = {}
-    tensors: dict[str, torch.Tensor] = {}
+    storages: dict[str, Tensor] = {}
 
-    def persistent(identity: Any) -> Storage:
+    def storage(key: str, size: int) -> Tensor:
         nonlocal left
-        key, dtype, count = _storage_key(identity)
         if key not in storages:
-            left -= count * dtype.itemsize
+            left -= size
             if left < 0:
-                raise CheckpointError(
-                    f"storage {key[:_SHOWN_KEY]} claims more bytes than the file has"
-                )
-            storages[key] = bytearray(count * dtype.itemsize)
-            tensors[key] = _from_bytes(storages[key])
-        return Storage(tensors[key], dtype)
-
-    def refuse(identity: Any) -> Any:
-        raise CheckpointError(f"unexpected {shown(identity)} before the weights")
+                raise CheckpointError(f"storage {shown(key)} claims more bytes than the file has")
+            storages[key] = torch.zeros(size, dtype=torch.uint8)
+        return storages[key]
 
     # Mapped, because reading from a map never reserves more than the file has left.
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
-        head = interpret(stream, refuse)
+        head = interpret(stream)
         if head != _LEGACY_MAGIC:
             return head
-        if interpret(stream, refuse) != _LEGACY_PROTOCOL:
+        if interpret(stream) != _LEGACY_PROTOCOL:
             raise CheckpointError("unknown version of the old torch format")
-        system = interpret(stream, refuse)
+        system = interpret(stream)
         if isinstance(system, dict) and not system.get("little_endian", True):
             raise CheckpointError("was written on a big-endian machine")
-        result = interpret(stream, persistent)
-        for key in interpret(stream, refuse):
+        result = interpret(stream, storage)
+        for key in interpret(stream):
             if not isinstance(key, str) or key not in storages:
                 raise CheckpointError(f"{shown(key)} does not name a storage")
             _count = stream.read(8)  # number of elements, known from the pickle already
             stored = stream.read(len(storages[key]))
             if len(stored) != len(storages[key]):
-                raise CheckpointError(f"storage {key[:_SHOWN_KEY]} is cut short")
-            storages[key][:] = stored
+                raise CheckpointError(f"storage {shown(key)} is cut short")
+            memoryview(storages[key].numpy())[:] = stored
     return result
 
 
@@ -375,16 +310,12 @@ _DAMAGE = (
 )  # fmt: skip
 
 
-def _read_pickle(path: str | Path) -> Any:
+def _read_pickle(path: Path) -> Any:
     """Read a ``torch.save`` file (``.ckpt``, ``.pt``, ``.bin``) without executing anything.
 
-    Gives containers, numbers, texts and CPU tensors (tied tensors share memory), with
-    :class:`Inert` records and :class:`Global` names where the file has objects and classes of
-    training libraries.
+    Gives containers, numbers, texts and CPU tensors (tied tensors share memory), with records and
+    names where the file has objects and classes of training libraries.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
     try:
         return _read_archive(path) if zipfile.is_zipfile(path) else _read_stream(path)
     except CheckpointError as error:

@@ -3,8 +3,8 @@
 A pickle is a program, and ``torch.load`` without ``weights_only`` runs whatever it contains. This
 module interprets the pickle's instructions itself: nothing is imported, and nothing is called but
 the builders below, which make tensors, tables and sets. A class or function named in a pickle stays
-a name (:class:`Global`); objects of training libraries become :class:`Inert` records, and any other
-name is refused. The containers that hold the pickle are read by :mod:`.reader`.
+a name; objects of training libraries become records of class and attributes, and any other name is
+refused. The containers that hold the pickle are read by :mod:`.reader`.
 
 A small file can describe a large object: values are shared, so forty instructions make a tuple of
 2**40 items. Instructions and copies are counted, only flat values become keys, no foreign value is
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +35,7 @@ _INERT_MODULES = tuple(f"{name}." for name in (
     "typing", "datetime", "enum", "torch.optim", "torch.distributed", "numpy", "src",
 ))  # fmt: skip
 # What torch calls the storages of its element types.
-STORAGE_TYPES = {
+_STORAGE_TYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
@@ -54,14 +54,14 @@ _INERT_NAMES = {
     ("torch", "Tensor"), ("torch.nn.parameter", "Parameter"), ("torch", "Size"),
     ("torch", "device"), ("torch.serialization", "_get_layout"), ("_codecs", "encode"),
     ("copyreg", "_reconstructor"), ("copy_reg", "_reconstructor"),
-    *((module, name) for module in ("torch", "torch.storage") for name in STORAGE_TYPES),
+    *((module, name) for module in ("torch", "torch.storage") for name in _STORAGE_TYPES),
     *((module, name) for module in ("builtins", "__builtin__") for name in (
         "int", "float", "str", "bool", "complex", "bytes", "bytearray", "object", "type", "long",
         "unicode", "list", "tuple", "dict", "frozenset", "NoneType", "slice", "range")),
 }  # fmt: skip
 
 
-class Global(NamedTuple):
+class _Global(NamedTuple):
     """The name of a class or function as a pickle writes it; never the thing itself."""
 
     module: str
@@ -71,15 +71,15 @@ class Global(NamedTuple):
         return f"{self.module}.{self.name}"
 
 
-class Inert:
+class _Record:
     """What a pickle says about an object that is not rebuilt: its class and its attributes."""
 
-    def __init__(self, origin: Global) -> None:
+    def __init__(self, origin: _Global) -> None:
         self.origin = origin
         self.state: Any = None
 
 
-class Storage(NamedTuple):
+class _Storage(NamedTuple):
     """Bytes of one storage and the type of its elements; tied tensors share the bytes."""
 
     raw: torch.Tensor
@@ -87,7 +87,7 @@ class Storage(NamedTuple):
 
 
 # Values that are hashed in a few steps, whatever they hold.
-_FLAT = (str, bytes, float, type(None), torch.dtype, torch.Tensor, Global, Inert)
+_FLAT = (str, bytes, float, type(None), torch.dtype, torch.Tensor, _Global, _Record)
 _LARGEST_KEY = (1 << 61) - 1
 """Whole numbers from here on can be chosen to share one hash, which makes a table slow."""
 
@@ -115,7 +115,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: Any = None) -> torch.Tensor:
-    if not isinstance(storage, Storage):
+    if not isinstance(storage, _Storage):
         raise CheckpointError("a tensor in the checkpoint has no storage")
     dtype = storage.dtype if dtype is None else dtype
     sound = _is_size(size) and _is_size(stride) and _is_size((offset,)) and len(size) == len(stride)
@@ -139,8 +139,8 @@ def _first(value: Any, *_: Any) -> Any:
 
 
 def _rebuild_from_type(function: Any, _type: Any, arguments: Any, *_: Any) -> Any:
-    if not isinstance(function, Global) or function.module != "torch._utils":
-        name = function if isinstance(function, Global) else shown(function)
+    if not isinstance(function, _Global) or function.module != "torch._utils":
+        name = function if isinstance(function, _Global) else shown(function)
         raise CheckpointError(f"the checkpoint calls {name} to build a tensor")
     return _BUILDERS[function](*arguments)
 
@@ -178,7 +178,7 @@ def _resolve(module: Any, name: Any) -> Any:
     """Turn a name of the file into a data type, or into an inert name; refuse what is unknown."""
     if not isinstance(module, str) or not isinstance(name, str):
         raise CheckpointError("a class name in the pickle is not text")
-    found = Global(module, name)
+    found = _Global(module, name)
     if module == "torch" and name in _DTYPES:
         return _DTYPES[name]
     if found in _BUILDERS or found in _INERT_NAMES or f"{module}.".startswith(_INERT_MODULES):
@@ -194,7 +194,7 @@ def _resolve(module: Any, name: Any) -> Any:
 
 def _set_state(target: Any, state: Any) -> None:
     """Let a record keep the state the file has for it; that of others is left out."""
-    if isinstance(target, Inert):
+    if isinstance(target, _Record):
         target.state = state
     elif not isinstance(target, (dict, torch.Tensor)):
         raise CheckpointError(f"the pickle sets attributes of {shown(target)}")
@@ -206,7 +206,7 @@ def _extend(target: Any, values: list[Any]) -> None:
         target.extend(values)
     elif isinstance(target, set):
         target.update(_check_key(value) for value in values)
-    elif not isinstance(target, Inert):
+    elif not isinstance(target, _Record):
         raise CheckpointError(f"the pickle adds items to {type(target).__name__}")
 
 
@@ -215,7 +215,7 @@ def _set_items(target: Any, values: list[Any]) -> None:
     if isinstance(target, dict):
         pairs = zip(values[::2], values[1::2], strict=True)
         target.update((_check_key(key), value) for key, value in pairs)
-    elif not isinstance(target, Inert):
+    elif not isinstance(target, _Record):
         raise CheckpointError(f"the pickle sets items of {type(target).__name__}")
 
 
@@ -234,8 +234,26 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
-def interpret(stream: Any, persistent: Callable[[Any], Any]) -> Any:
-    """Follow one pickle to its STOP and give the object it describes."""
+def _stored(identity: Any, storage: Callable[[str, int], torch.Tensor] | None) -> _Storage:
+    """Give the storage that a file describes by (key, element type, number of elements)."""
+    match identity:
+        case ("storage", _Global(name=name), str(key), _, int(count), *rest) if (
+            storage is not None
+            and name in _STORAGE_TYPES
+            and 0 <= count < 1 << 48
+            and all(view is None for view in rest)
+        ):
+            dtype = _STORAGE_TYPES[name]
+            return _Storage(storage(key, count * dtype.itemsize), dtype)
+    raise CheckpointError(f"{shown(identity)} does not describe a tensor storage")
+
+
+def interpret(stream: Any, storage: Callable[[str, int], torch.Tensor] | None = None) -> Any:
+    """Follow one pickle to its STOP and give the object it describes.
+
+    `storage` gives the bytes, uint8, of the storage of a name that has a number of them at least;
+    without it a pickle can hold no tensors.
+    """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     left = _BUDGET
@@ -301,17 +319,18 @@ def interpret(stream: Any, persistent: Callable[[Any], Any]) -> Any:
                 function, arguments = _resolve(*str(argument).split(" ", 1)), tuple(to_mark())
             else:
                 arguments, function = stack.pop(), stack.pop()
-            if not isinstance(function, Global) or not isinstance(arguments, tuple):
+            if not isinstance(function, _Global) or not isinstance(arguments, tuple):
                 raise CheckpointError(f"the pickle calls {shown(function)}, which is not a class")
             left -= sum(len(value) for value in arguments if isinstance(value, (list, tuple)))
             left -= len(arguments)
             builder = _BUILDERS.get(function)  # nothing else is ever called
-            stack.append(Inert(function) if builder is None else builder(*arguments))
+            stack.append(_Record(function) if builder is None else builder(*arguments))
         elif name == "BUILD":
             state = stack.pop()
             _set_state(stack[-1], state)
         elif name in ("BINPERSID", "PERSID"):
-            stack.append(persistent(stack.pop() if name == "BINPERSID" else argument))
+            identity = stack.pop() if name == "BINPERSID" else argument
+            stack.append(_stored(identity, storage))
         elif name == "POP":
             stack.pop()
         elif name == "POP_MARK":
@@ -323,3 +342,39 @@ def interpret(stream: Any, persistent: Callable[[Any], Any]) -> Any:
         elif name not in ("PROTO", "FRAME"):
             raise CheckpointError(f"the pickle instruction {name} is not allowed")
     raise CheckpointError("the pickle ends without saying so; the file is cut short")
+
+
+_PLAIN_VALUES, _PLAIN_DEPTH = 100_000, 64
+"""What :func:`plain` gives at most; settings of the published runs have some hundred values."""
+
+
+def plain(value: Any) -> Any:
+    """Turn omegaconf records of a checkpoint into plain data; other records become their name.
+
+    Interpolations such as ``${optimizer.lr}`` stay text.
+    """
+    left = _PLAIN_VALUES
+
+    def walk(value: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > _PLAIN_DEPTH:
+            raise CheckpointError(
+                f"the checkpoint holds settings of more than {_PLAIN_VALUES:,} values or "
+                f"{_PLAIN_DEPTH} levels"
+            )
+        if isinstance(value, _Record) and value.origin.module.startswith("omegaconf"):
+            state = value.state if isinstance(value.state, dict) else {}
+            return walk(state.get("_content", state.get("_val")), depth + 1)
+        if isinstance(value, Mapping):
+            return {
+                key if isinstance(key, str) else shown(key): walk(item, depth + 1)
+                for key, item in value.items()
+            }
+        if isinstance(value, (_Global, torch.dtype)):
+            return str(value)
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return [walk(item, depth + 1) for item in value]
+        return str(value.origin) if isinstance(value, _Record) else value
+
+    return walk(value, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from megabase.errors import ConfigError
@@ -15,21 +14,11 @@ from megabase.models.cnn import (
     flatten_size,
 )
 
-_TELLING = frozenset(
-    ("embeddings.weight", "cnn_model.0.weight", "dense_model.0.weight", "dense_model.1.weight")
-)
-"""Names that together no other family has."""
-
 
 def _lengths_of(flatten: int) -> range:
     """Give every input length that leads to a flattened width."""
     lengths = [n for n in range(SHORTEST, flatten * 2 + 128) if flatten_size(n) == flatten]
     return range(lengths[0], lengths[-1] + 1) if lengths else range(0)
-
-
-def recognizes(names: Iterable[str]) -> bool:
-    """Tell whether tensor names are those of a GenomicBenchmarks CNN."""
-    return {name.removeprefix("model.") for name in names} >= _TELLING
 
 
 def convert(weights: Weights, **overrides: Any) -> ConvertedModel:

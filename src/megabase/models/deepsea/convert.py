@@ -7,7 +7,6 @@ convolutions are two-dimensional with a height of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from megabase.errors import ConfigError
@@ -21,27 +20,6 @@ from megabase.models.deepsea import (
 
 KIPOI_NAMES = {"0": "conv1", "4": "conv2", "8": "conv3", "12.1": "hidden", "14.1": "output"}
 """Layer of the stand-alone file -> layer here."""
-_PREFIXES = ("", "2.", "1.", "model.", "module.")
-"""Of the stand-alone file, the prediction and the variant-effect model, and wrapped ones."""
-
-
-def _names(found: Iterable[str]) -> dict[str, str] | None:
-    """Give their name -> our name, or None when the names are of another model."""
-    present = set(found)
-    for prefix in _PREFIXES:
-        names = {
-            f"{prefix}{theirs}.{kind}": f"{ours}.{kind}"
-            for theirs, ours in KIPOI_NAMES.items()
-            for kind in ("weight", "bias")
-        }
-        if set(names) == present:
-            return names
-    return None
-
-
-def recognizes(names: Iterable[str]) -> bool:
-    """Tell whether tensor names are those of a Kipoi DeepSEA model."""
-    return _names(names) is not None
 
 
 def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
@@ -49,10 +27,16 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
 
     ConfigError when the weights are of another model or another input length.
     """
-    tensors = {
-        ours: tensor.squeeze(2) if (tensor := weights.tensors[theirs]).ndim == 4 else tensor
-        for theirs, ours in (_names(weights.tensors) or {}).items()
-    }
+    last = next(name for name in weights.tensors if name.endswith("14.1.bias"))
+    prefix = last.removesuffix("14.1.bias")  # of the prediction and the variant-effect model
+    tensors = {}
+    for name, tensor in weights.tensors.items():
+        layer, _, kind = name.removeprefix(prefix).rpartition(".")
+        flat = tensor.ndim == 4 and tensor.shape[2] == 1
+        tensors[f"{KIPOI_NAMES.get(layer, layer)}.{kind}"] = tensor.squeeze(2) if flat else tensor
+    needed = ("conv1.weight", "conv2.weight", "conv3.weight", "hidden.weight", "output.weight")
+    if missing := [name for name in needed if name not in tensors]:
+        raise ConfigError(f"{weights.path}: a DeepSEA network has {', '.join(missing)} too")
     settings = {name: value for name, value in overrides.items() if value is not None}
     first, second, third = (tensors[f"conv{index}.weight"] for index in (1, 2, 3))
     kernel, length = first.shape[-1], settings.setdefault("max_length", DeepSEAConfig.max_length)
@@ -64,7 +48,7 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
             f"{length:,} bases leave; pass the max_length the model was trained with"
         )
     notes: tuple[str, ...] = ()
-    if any(name.startswith("1.") for name in weights.tensors) and "strand_average" not in settings:
+    if prefix == "1." and "strand_average" not in settings:
         # The published variant model reads the forward strand alone.
         settings["strand_average"] = False
         notes = ("this is the variant-effect model: strands are not averaged, as published",)

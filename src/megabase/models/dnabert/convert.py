@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,6 @@ from megabase.models.tokenizers.kmer import DNABERTTokenizer, read_dnabert_vocab
 
 _EMBEDDING = "embeddings.word_embeddings.weight"
 """What tells the vocabulary and the width."""
-_QUERY = "encoder.layer.0.attention.self.query.weight"
-"""With the embedding, a tensor that every BERT has."""
 _HEAD_SIZE = 64
 """Width of an attention head in every BERT of the published sizes."""
 
@@ -53,12 +51,6 @@ def load_tokenizer(folder: Path, config: DNABERTConfig) -> DNABERTTokenizer:
             f"{tokenizer.vocab_size} ({tokenizer.k}-mers); the two files are of different models"
         )
     return tokenizer
-
-
-def recognizes(names: Iterable[str]) -> bool:
-    """Tell whether tensor names are those of a BERT (BigBird's differ in the pooler)."""
-    found = {name.removeprefix("bert.") for name in names}
-    return {_EMBEDDING, _QUERY} <= found and "pooler.weight" not in found
 
 
 def convert(weights: Weights, **overrides: Any) -> ConvertedModel:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -44,8 +44,6 @@ NAME_RULES = (
 """From the names of the training repository (HazyResearch/hyena-dna) to ours, which are those of
 the ``LongSafari/hyenadna-*-hf`` files: ``hyena.backbone.layers.0.mixer...``, ``lm_head.weight``,
 ``score.weight``."""
-_FILTER_BIAS = re.compile(r"\.mixer\.(?:layer\.)?filter_fn\.bias$")
-"""A tensor that every HyenaDNA has and no other family."""
 _EMBEDDING = "hyena.backbone.embeddings.word_embeddings.weight"
 """What tells the vocabulary and the width."""
 _POSITIONS = "hyena.backbone.embeddings.position_embeddings.weight"
@@ -71,11 +69,6 @@ _TABLES = {
     },
     "attn_cfg": {"num_heads": "attention_heads", "dropout": "attention_dropout"},
 }  # fmt: skip
-
-
-def recognizes(names: Iterable[str]) -> bool:
-    """Whether tensor names, published or ours, are those of a HyenaDNA model."""
-    return any(_FILTER_BIAS.search(name) for name in names)
 
 
 def _published_settings(weights: Weights) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Caduceus code, which trains the baseline, and of transformers' own Mamba.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from megabase.models.checkpoints.published import (
@@ -29,11 +28,6 @@ _RULES = (HEAD_RULE, (r"^backbone\.embeddings\.weight", "backbone.embedding.weig
 """The second is the name in transformers' own Mamba."""
 _EMBEDDING = "backbone.embedding.weight"
 """The tied copy of the head, and what tells the width."""
-
-
-def recognizes(names: Iterable[str]) -> bool:
-    """Whether tensor names are those of a Mamba model that reads in one direction."""
-    return any(name.endswith(".mixer.A_log") for name in names)
 
 
 def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
