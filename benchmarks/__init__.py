@@ -1,1 +1,1 @@
-"""Measurements of megabase: speed and memory (``python -m benchmarks``), and scripts."""
+"""Measurements of the models on the machine at hand: ``python -m benchmarks``."""

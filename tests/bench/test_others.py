@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from benchmarks.speed import others
-from benchmarks.speed.others import OtherWork, disturbed
+from benchmarks import harness
+from benchmarks.harness import OtherWork, disturbed
 
 _SPIN = "import time\nend = time.process_time() + {seconds}\nwhile time.process_time() < end: pass"
 
@@ -21,8 +21,8 @@ def _spin(seconds: float) -> None:
 
 
 def _made_up(monkeypatch: pytest.MonkeyPatch, busy: list[float], own: list[float]) -> None:
-    monkeypatch.setattr(others, "_all_busy", lambda: busy.pop(0))
-    monkeypatch.setattr(others, "_own", lambda: own.pop(0))
+    monkeypatch.setattr(harness, "_all_busy", lambda: busy.pop(0))
+    monkeypatch.setattr(harness, "_own", lambda: own.pop(0))
     clock = iter((100.0, 110.0))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
 
@@ -43,17 +43,17 @@ def test_a_clock_that_counts_in_steps_gives_nothing_negative(
 
 
 def test_without_the_file_nothing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(others, "Path", lambda name: tmp_path / "missing")
+    monkeypatch.setattr(harness, "Path", lambda name: tmp_path / "missing")
     assert OtherWork().cores() is None
     assert not disturbed(None)
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs /proc/stat")
 def test_processes_that_have_ended_count_as_own() -> None:
-    before = others._own()
+    before = harness._own()
     _spin(0.1)
     subprocess.run([sys.executable, "-c", _SPIN.format(seconds=0.3)], check=True)
-    assert others._own() - before >= 0.39
-    busy = others._all_busy()
+    assert harness._own() - before >= 0.39
+    busy = harness._all_busy()
     assert busy is not None
     assert busy > 0
