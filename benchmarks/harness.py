@@ -58,7 +58,7 @@ def build_model(name: str, width: int, layers: int, length: int) -> Any:
         return PlainHyenaDNA(build_model("hyenadna", width, layers, length))
     classes = FAMILIES[name].classes()
     model_class = classes.get("causal-lm") or classes["masked-lm"]
-    settings = {"d_model": width, "n_layer": layers}
+    settings: dict[str, Any] = {"d_model": width, "n_layer": layers}
     if name in _LENGTH_SETTING:
         settings[_LENGTH_SETTING[name]] = length
     known = model_class.config_class()

@@ -96,7 +96,9 @@ def run_scan(config: ScanConfig, say: Say) -> dict[str, Any]:
     keep_freed_memory()
     package = kernels.package()
     names = ["fast"] if package is None else ["fast", "kernels"]
-    found: dict[str, Any] = {"kernels": kernels.why_missing() or package.instruction_set()}
+    found: dict[str, Any] = {
+        "kernels": kernels.why_missing() if package is None else package.instruction_set()
+    }
     say(f"kernels: {found['kernels']}")
     with threads(config.threads or torch.get_num_threads()):
         found["equality"] = {name: _difference(config, name) for name in names}
