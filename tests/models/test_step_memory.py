@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from megabase.models.describe import Estimate, TrainingStep
+from megabase.models.describe import TrainingStep
 from megabase.ops.hyena_mixer.kernel import KEEP_BYTES
 
 
-def _estimate(**step: Any) -> Estimate:
+def _estimate(**step: Any) -> dict[str, int]:
     return TrainingStep(**step).memory()
 
 
@@ -16,38 +16,45 @@ def test_terms_grow_with_what_they_depend_on() -> None:
     shape = {"parameters": 1000, "layers": 2, "width": 8, "columns": 16, "micro_batch": 4}
     one = _estimate(**shape, length=100)
     two = _estimate(**shape, length=200)
-    assert two.activations == 2 * one.activations
-    assert two.workspace == 2 * one.workspace
-    assert one.parameters == one.gradients == 4000
-    assert one.optimizer == 8000
-    assert _estimate(**shape, length=100, half=True).activations < one.activations
-    assert _estimate(**shape, length=100, shards=4).optimizer == 2000
+    assert two["activations"] == 2 * one["activations"]
+    assert two["workspace"] == 2 * one["workspace"]
+    assert one["parameters"] == one["gradients"] == 4000
+    assert one["optimizer"] == 8000
+    assert _estimate(**shape, length=100, half=True)["activations"] < one["activations"]
+    assert _estimate(**shape, length=100, shards=4)["optimizer"] == 2000
     deep = {**shape, "layers": 12}
     checked = _estimate(**deep, length=100, checkpointing=True)
-    assert checked.activations < _estimate(**deep, length=100).activations / 3
-    assert one.total == sum(
-        (one.parameters, one.gradients, one.optimizer, one.activations, one.workspace, one.process)
+    assert checked["activations"] < _estimate(**deep, length=100)["activations"] / 3
+    assert one["total"] == sum(
+        (
+            one["parameters"],
+            one["gradients"],
+            one["optimizer"],
+            one["activations"],
+            one["workspace"],
+            one["process"],
+        )
     )
-    assert _estimate(**shape, length=100, on_cpu=False).process == 0
+    assert _estimate(**shape, length=100, on_cpu=False)["process"] == 0
 
 
 def test_piecewise_models_keep_running_sums_and_filters() -> None:
     shape = {"parameters": 1000, "layers": 2, "width": 64, "columns": 16, "micro_batch": 1}
     one = _estimate(**shape, length=1000, fused=True)
-    assert one.activations == 4 * 64 * 1000 * (6 + 2 + 3) + 24 * 16 * 1000
-    assert one.workspace == 8 * 1000 * 64 + 40 * 1000 * 64
-    assert one.total < _estimate(**shape, length=1000).total
+    assert one["activations"] == 4 * 64 * 1000 * (6 + 2 + 3) + 24 * 16 * 1000
+    assert one["workspace"] == 8 * 1000 * 64 + 40 * 1000 * 64
+    assert one["total"] < _estimate(**shape, length=1000)["total"]
     batch = _estimate(**{**shape, "micro_batch": 3}, length=1000, fused=True)
     # The filter belongs to the length, not to the sequences.
-    assert batch.activations == 3 * one.activations - 2 * 4 * 64 * 1000 * 3
+    assert batch["activations"] == 3 * one["activations"] - 2 * 4 * 64 * 1000 * 3
     deep = {**shape, "layers": 12}
     checked = _estimate(**deep, length=1000, fused=True, checkpointing=True)
-    assert checked.activations < _estimate(**deep, length=1000, fused=True).activations
+    assert checked["activations"] < _estimate(**deep, length=1000, fused=True)["activations"]
     # The long convolution's result is kept of short inputs only.
     length = KEEP_BYTES // (4 * 64) + 1
     long = _estimate(**shape, length=length, fused=True)
-    assert long.activations == 4 * 64 * length * (6 + 3) + 24 * 16 * length
+    assert long["activations"] == 4 * 64 * length * (6 + 3) + 24 * 16 * length
     # Of 12 layers in segments of 3, 4 + 2 inputs are alive in place of 12.
     stretched = _estimate(**deep, length=length, fused=True, checkpointing=True, segment=3)
     whole = _estimate(**deep, length=length, fused=True, checkpointing=True)
-    assert whole.activations - stretched.activations == 4 * 64 * length * 6
+    assert whole["activations"] - stretched["activations"] == 4 * 64 * length * 6

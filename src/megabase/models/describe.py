@@ -158,32 +158,6 @@ def _own_settings(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names if name in held}
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Memory of one process, in bytes."""
-
-    parameters: int
-    """Weights."""
-    gradients: int
-    """Gradients."""
-    optimizer: int
-    """Running means of AdamW."""
-    activations: int
-    """Kept from forward to backward."""
-    workspace: int
-    """Of the operator at work."""
-    process: int
-    """The process itself."""
-
-    @property
-    def total(self) -> int:
-        """Sum of all parts."""
-        return (
-            self.parameters + self.gradients + self.optimizer + self.activations
-            + self.workspace + self.process
-        )  # fmt: skip
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainingStep:
     """What the memory of a training step depends on."""
@@ -213,8 +187,13 @@ class TrainingStep:
     fused: bool = False
     """Whether the model works piece by piece (HyenaDNA of order 2) and keeps only running sums."""
 
-    def memory(self) -> Estimate:
-        """Estimate the memory of one process at its largest stage."""
+    def memory(self) -> dict[str, int]:
+        """Estimate the bytes that one process takes at its largest stage, by what they are for.
+
+        ``parameters``, ``gradients``, ``optimizer`` (running means of AdamW), ``activations`` (kept
+        from forward to backward), ``workspace`` (of the operator at work), ``process`` and
+        ``total``.
+        """
         positions = self.micro_batch * self.length
         inputs = -(-self.layers // self.segment) + self.segment - 1
         kept = inputs + _KEPT if self.checkpointing else self.layers * _KEPT
@@ -232,11 +211,12 @@ class TrainingStep:
             group = min(self.width, max(_FUSED_GROUP, (1 << 25) // max(1, positions)))
             transforms = max(1 << 20, min(16 * self.length, max(4 * self.length, 1 << 22)))
             workspace = 8 * positions * group + 40 * min(transforms, positions * self.width)
-        return Estimate(
-            parameters=share,
-            gradients=share,
-            optimizer=2 * share,
-            activations=activations,
-            workspace=workspace,
-            process=_PROCESS if self.on_cpu else 0,
-        )
+        parts = {
+            "parameters": share,
+            "gradients": share,
+            "optimizer": 2 * share,
+            "activations": activations,
+            "workspace": workspace,
+            "process": _PROCESS if self.on_cpu else 0,
+        }
+        return {**parts, "total": sum(parts.values())}

@@ -23,7 +23,7 @@ checked, and switches between kernels."""
 
 
 @dataclass(frozen=True)
-class MixerSettings:
+class _MixerSettings:
     """Settings of one Mamba mixer: the entries of ``ssm_cfg``, filled up with defaults."""
 
     d_state: int = 16
@@ -90,7 +90,7 @@ class StateSpaceConfig(LanguageModelConfig):
         if self.max_seq_len is not None:
             problems.whole("max_seq_len")
         problems.number("norm_epsilon")
-        known = set(MixerSettings.__dataclass_fields__)
+        known = set(_MixerSettings.__dataclass_fields__)
         given = dict(self.ssm_cfg or {})
         unknown = sorted(set(given) - known - set(_IGNORED_MIXER_KEYS))
         problems.demand(
@@ -124,10 +124,10 @@ class StateSpaceConfig(LanguageModelConfig):
         return {k: v for k, v in found.items() if k not in ("hidden_size", "num_attention_heads")}
 
     @property
-    def mixer(self) -> MixerSettings:
+    def mixer(self) -> _MixerSettings:
         """Settings of the mixers, complete."""
-        known = MixerSettings.__dataclass_fields__
-        return MixerSettings(**{k: v for k, v in (self.ssm_cfg or {}).items() if k in known})
+        known = _MixerSettings.__dataclass_fields__
+        return _MixerSettings(**{k: v for k, v in (self.ssm_cfg or {}).items() if k in known})
 
     @property
     def initializer_range(self) -> float:
@@ -232,7 +232,7 @@ class StateSpacePreTrainedModel(DNAModel):
         return None if can_read(mask) and bool(mask.all()) else mask
 
 
-def _init_mixer(mixer: MambaMixer, settings: MixerSettings, residual_scale: float) -> None:
+def _init_mixer(mixer: MambaMixer, settings: _MixerSettings, residual_scale: float) -> None:
     """Draw the initial weights of a mixer."""
     # Drawn for a copy too, so that the numbers after it do not depend on what is tied or loaded.
     drawn = torch.empty_like(mixer.out_proj.weight, device=mixer.D.device)
@@ -296,7 +296,7 @@ def read_shapes(
             "d_state": states,
             "d_conv": tensors[f"{first}conv1d.weight"].shape[-1],
             "expand": inner / width if inner % width else inner // width,
-            "dt_rank": MixerSettings.dt_rank if rank == -(-width // 16) else rank,
+            "dt_rank": _MixerSettings.dt_rank if rank == -(-width // 16) else rank,
             "conv_bias": f"{first}conv1d.bias" in tensors,
             "bias": f"{first}in_proj.bias" in tensors,
         },

@@ -25,7 +25,7 @@ from megabase.genome.store import Genome
 from megabase.models.adapt.build import build_language_model
 from megabase.models.base import checkpoint_activations
 from megabase.models.checkpoints.convert import write_model
-from megabase.models.describe import Estimate, TrainingStep
+from megabase.models.describe import TrainingStep
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.objectives.base import OBJECTIVES, Objective
 from megabase.objectives.language import CausalLM
@@ -109,7 +109,7 @@ def _plan(config: PretrainConfig, fabric: Fabric) -> Plan:
     if config.model.init_from is not None:
         facts["start"] = start_record(config.model.init_from)
     refusal = (
-        f"the run needs about {need.total / 1e9:.1f} GB in each process and "
+        f"the run needs about {need['total'] / 1e9:.1f} GB in each process and "
         f"{available / 1e9:.1f} GB are available; lower stages micro_batch, set "
         "activation_checkpointing (and, of a deep model, checkpointing_stretch), or start it "
         "all the same with force=True"
@@ -126,7 +126,7 @@ def _plan(config: PretrainConfig, fabric: Fabric) -> Plan:
             if validation
             else "none"
         ),
-        f"memory      about {need.total / 1e9:.2f} GB in each process "
+        f"memory      about {need['total'] / 1e9:.2f} GB in each process "
         f"(activations {need.activations / 1e9:.2f}, convolution {need.workspace / 1e9:.2f}, "
         f"weights, gradients and optimizer "
         f"{(need.parameters + need.gradients + need.optimizer) / 1e9:.2f}); "
@@ -152,7 +152,7 @@ def _plan(config: PretrainConfig, fabric: Fabric) -> Plan:
         data=facts,
         text="\n".join(lines),
         notes=notes,
-        refusal=refusal if need.total > available and not config.force else None,
+        refusal=refusal if need["total"] > available and not config.force else None,
     )
 
 
@@ -253,7 +253,7 @@ def _validation(
 
 def _largest(
     model: PreTrainedModel, settings: TrainConfig, schedule: LengthSchedule, *, on_cpu: bool
-) -> Estimate:
+) -> dict[str, int]:
     """Estimate the memory of the stage that needs most."""
     shape: Any = model.config
     estimates = [
@@ -273,7 +273,7 @@ def _largest(
         ).memory()
         for point, _ in schedule.stages()
     ]
-    return max(estimates, key=lambda estimate: estimate.total)
+    return max(estimates, key=lambda estimate: estimate["total"])
 
 
 def _model_line(model: PreTrainedModel, longest: int) -> str:

@@ -139,7 +139,7 @@ def _memory(model: ModelDescription, length: int | None, batch: int) -> dict[str
         "length": length,
         "batch": batch,
         "inference_bytes": _PROCESS_BYTES + 4 * model.parameters + stored + scoring,
-        "training_step_bytes": step.total + stored,
+        "training_step_bytes": step["total"] + stored,
     }
 
 

@@ -33,7 +33,8 @@ class MambaConfig(StateSpaceConfig):
     max_seq_len : int or None
         Longest input that evaluation and tokenizers assume. The model itself has no limit.
     ssm_cfg : dict or None
-        Settings of the mixers (:class:`megabase.models.state_space.MixerSettings`).
+        Settings of the mixers: ``d_state`` (16), ``d_conv`` (4), ``expand`` (2), ``dt_rank``
+        (``"auto"``: the width over 16), biases and initial step sizes.
     rms_norm : bool
         Whether norms are RMSNorm; LayerNorm otherwise.
     fused_add_norm : bool

@@ -18,7 +18,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from megabase.errors import ModelError
 from megabase.genome import alphabet
-from megabase.models.tokenizers.character import warn_letters
+from megabase.models.tokenizers.table import warn_letters
 
 # DNABERT's five, at the same ids.
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -8,13 +8,12 @@ a megabase is encoded in a few milliseconds and never becomes a list.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import BatchEncoding, PreTrainedTokenizer
+from transformers import BatchEncoding
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.generic import PaddingStrategy, TensorType, to_py_obj
 
@@ -24,12 +23,11 @@ from megabase.data.vocabulary import (
     PAD_ID,
     SPECIAL_TOKEN_HABITS,
     TOKEN_OF_ID,
-    UNKNOWN_ID,
     VOCABULARY,
     letter_table,
 )
 from megabase.errors import ModelError
-from megabase.genome.alphabet import count_ambiguous, warn_ambiguous
+from megabase.models.tokenizers.table import TableTokenizer, special_pattern, warn_letters
 
 Ids = NDArray[np.int64]
 
@@ -44,27 +42,6 @@ SPECIAL_TOKEN_NAMES = {
     "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
 }  # fmt: skip
 """Special tokens under the names of transformers; the end token is SEP, as published."""
-# A special token written in a text: its letters are not bases.
-_SPECIAL = re.compile(r"\[[A-Za-z_0-9]+\]")
-
-
-def warn_letters(*texts: Any) -> None:
-    """Warn once for a call, with the number of letters of its texts that are read as N.
-
-    Texts come in any nesting of lists; special tokens such as ``[MASK]`` in them are not letters.
-    """
-    ambiguous: Counter[str] = Counter()
-    waiting = list(texts)
-    while waiting:
-        text = waiting.pop()
-        if isinstance(text, (list, tuple)):
-            waiting += text
-        elif isinstance(text, (str, bytes)):
-            found = count_ambiguous(text)
-            if found and isinstance(text, str) and "[" in text:
-                found = count_ambiguous(_SPECIAL.sub("", text))
-            ambiguous += found
-    warn_ambiguous(ambiguous, "the tokenizer")
 
 
 class _Row(NamedTuple):
@@ -203,7 +180,7 @@ def _inputs_of(text: Any, text_pair: Any, words: bool) -> list[tuple[Any, ...]] 
     return inputs if fits else None
 
 
-class DNATokenizer(PreTrainedTokenizer):
+class DNATokenizer(TableTokenizer):
     """One token per base, with the published ids.
 
     Parameters
@@ -239,10 +216,6 @@ class DNATokenizer(PreTrainedTokenizer):
     'AC[RESERVED_12]'
     """
 
-    vocab_files_names: dict[str, str] = {}  # noqa: RUF012
-    model_input_names: list[str] = ["input_ids", "attention_mask"]  # noqa: RUF012
-    padding_side: str = "right"
-
     def __init__(
         self,
         special_tokens: str = "hyenadna",
@@ -250,10 +223,8 @@ class DNATokenizer(PreTrainedTokenizer):
         iupac: str = "n",
         **kwargs: Any,
     ) -> None:
-        if special_tokens not in SPECIAL_TOKEN_HABITS:
-            raise ModelError(
-                f"special_tokens is one of {tuple(SPECIAL_TOKEN_HABITS)}, not {special_tokens!r}"
-            )
+        self._tokens, self._ids = list(TOKEN_OF_ID), VOCABULARY
+        pattern = special_pattern(special_tokens)
         characters = tuple(kwargs.pop("characters", None) or _CHARACTERS)
         if characters != _CHARACTERS:
             raise ModelError(
@@ -275,14 +246,9 @@ class DNATokenizer(PreTrainedTokenizer):
             special_tokens=special_tokens,
             case_sensitive=self.case_sensitive,
             iupac=iupac,
-            special_tokens_pattern=SPECIAL_TOKEN_HABITS[special_tokens],
+            special_tokens_pattern=pattern,
             **{**SPECIAL_TOKEN_NAMES, **kwargs},
         )
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of named tokens, 12 (models have 16 rows)."""
-        return len(VOCABULARY)
 
     @property
     def is_fast(self) -> bool:
@@ -293,24 +259,6 @@ class DNATokenizer(PreTrainedTokenizer):
     def complement_map(self) -> dict[int, int]:
         """Token id of the complement of each of the 12 token ids."""
         return {index: COMPLEMENT_TOKEN_IDS[index] for index in VOCABULARY.values()}
-
-    def get_vocab(self) -> dict[str, int]:
-        """Give token -> id, tokens added by the user included."""
-        return {**VOCABULARY, **self._added_tokens_encoder}
-
-    def save_vocabulary(
-        self, save_directory: str, filename_prefix: str | None = None
-    ) -> tuple[str, ...]:
-        """Save nothing: the vocabulary is fixed."""
-        return ()
-
-    def _convert_token_to_id(self, token: str) -> int:
-        return VOCABULARY.get(token, UNKNOWN_ID)
-
-    def _convert_id_to_token(self, index: int) -> str:
-        if not 0 <= index < LOGIT_COLUMNS:
-            raise ModelError(f"token id {index} is outside 0-{LOGIT_COLUMNS - 1}")
-        return TOKEN_OF_ID[index]
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return [TOKEN_OF_ID[index] for index in self._translate(text)]
@@ -324,9 +272,9 @@ class DNATokenizer(PreTrainedTokenizer):
         """Encode letters alone: no special tokens are added, none are looked for in the text."""
         if self.iupac == "n":
             warn_letters(sequence)
-        return self._ids(sequence)
+        return self._letter_ids(sequence)
 
-    def _ids(self, text: str | bytes) -> Ids:
+    def _letter_ids(self, text: str | bytes) -> Ids:
         return np.frombuffer(self._translate(text), dtype=np.uint8).astype(np.int64)
 
     def _encode_text(self, text: str | bytes, split_special_tokens: bool, spans: bool) -> _Row:
@@ -339,10 +287,10 @@ class DNATokenizer(PreTrainedTokenizer):
         edges: list[Any] = []
         start = 0
         for match in re.finditer(pattern, text) if known else ():
-            pieces += [self._ids(text[start : match.start()]), [known[match.group()]]]
+            pieces += [self._letter_ids(text[start : match.start()]), [known[match.group()]]]
             edges.append(np.arange(start, match.start() + 1))
             start = match.end()
-        ids = np.concatenate([*pieces, self._ids(text[start:])])
+        ids = np.concatenate([*pieces, self._letter_ids(text[start:])])
         if not spans:
             return _row(ids, np.empty((0, 2)))
         # A token ends where the next one begins.
@@ -457,16 +405,10 @@ class DNATokenizer(PreTrainedTokenizer):
         """
         if hasattr(token_ids, "detach"):
             token_ids = token_ids.detach().cpu().numpy()
-        if isinstance(token_ids, np.ndarray):
-            batched = token_ids.ndim > 1
-        else:
+        elif not isinstance(token_ids, np.ndarray):
             token_ids = to_py_obj(token_ids)
-            batched = (
-                isinstance(token_ids, Sequence)
-                and len(token_ids) > 0
-                and isinstance(token_ids[0], (list, tuple, np.ndarray))
-            )
-        if batched:
+        several = isinstance(token_ids, Sequence) and any(map(np.ndim, token_ids[:1]))
+        if several or (isinstance(token_ids, np.ndarray) and token_ids.ndim > 1):
             return [self._decode_row(np.asarray(row), skip_special_tokens) for row in token_ids]
         return self._decode_row(np.asarray(token_ids), skip_special_tokens)
 
@@ -482,10 +424,6 @@ class DNATokenizer(PreTrainedTokenizer):
             for index in distinct
         }
         return "".join(texts[index] for index in ids.tolist())
-
-    def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Join tokens without spaces."""
-        return "".join(tokens)
 
 
 class HyenaDNATokenizer(DNATokenizer):

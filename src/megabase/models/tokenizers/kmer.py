@@ -25,12 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megabase.data.vocabulary import SPECIAL_TOKEN_HABITS, VOCABULARY
+from megabase.data.vocabulary import VOCABULARY
 from megabase.errors import ModelError
 from megabase.genome import alphabet
 from megabase.genome.files import write_whole
 from megabase.models.tokenizers.character import SPECIAL_TOKEN_NAMES
-from megabase.models.tokenizers.table import TableTokenizer
+from megabase.models.tokenizers.table import TableTokenizer, special_pattern
 from megabase.untrusted import read_text
 
 _LARGEST_K = 8
@@ -218,9 +218,6 @@ class KmerTokenizer(_KmerTokenizer):
         self._set_kmers(k, VOCABULARY)
         if stride not in (None, 1, k):
             raise ModelError(f"stride is 1 (overlapping) or k={k} (side by side), not {stride}")
-        if special_tokens not in SPECIAL_TOKEN_HABITS:
-            habits = ", ".join(SPECIAL_TOKEN_HABITS)
-            raise ModelError(f"special_tokens is one of {habits}, not {special_tokens!r}")
         kwargs.pop("special_tokens_pattern", None)
         self.stride, self.strict, self.special_tokens = stride or k, strict, special_tokens
         super().__init__(
@@ -228,7 +225,7 @@ class KmerTokenizer(_KmerTokenizer):
             stride=self.stride,
             special_tokens=special_tokens,
             strict=strict,
-            special_tokens_pattern=SPECIAL_TOKEN_HABITS[special_tokens],
+            special_tokens_pattern=special_pattern(special_tokens),
             **{**SPECIAL_TOKEN_NAMES, **kwargs},
         )
 

@@ -8,16 +8,50 @@ tokenizer.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizer
 
+from megabase.data.vocabulary import SPECIAL_TOKEN_HABITS
 from megabase.errors import ModelError
-from megabase.models.tokenizers.character import warn_letters
+from megabase.genome.alphabet import count_ambiguous, warn_ambiguous
 
 # The published names.
 _BOS, _EOS, _UNK, _PAD = "<bos>", "<eos>", "<unk>", "<pad>"
+
+
+# A special token written in a text: its letters are not bases.
+_SPECIAL = re.compile(r"\[[A-Za-z_0-9]+\]")
+
+
+def warn_letters(*texts: Any) -> None:
+    """Warn once for a call, with the number of letters of its texts that are read as N.
+
+    Texts come in any nesting of lists; special tokens such as ``[MASK]`` in them are not letters.
+    """
+    ambiguous: Counter[str] = Counter()
+    waiting = list(texts)
+    while waiting:
+        text = waiting.pop()
+        if isinstance(text, (list, tuple)):
+            waiting += text
+        elif isinstance(text, (str, bytes)):
+            found = count_ambiguous(text)
+            if found and isinstance(text, str) and "[" in text:
+                found = count_ambiguous(_SPECIAL.sub("", text))
+            ambiguous += found
+    warn_ambiguous(ambiguous, "the tokenizer")
+
+
+def special_pattern(habit: str) -> str:
+    """Give the name that transformers has for a habit of adding special tokens."""
+    if habit not in SPECIAL_TOKEN_HABITS:
+        known = ", ".join(SPECIAL_TOKEN_HABITS)
+        raise ModelError(f"special_tokens is one of {known}, not {habit!r}")
+    return SPECIAL_TOKEN_HABITS[habit]
 
 
 class TableTokenizer(PreTrainedTokenizer):
@@ -38,8 +72,8 @@ class TableTokenizer(PreTrainedTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens."""
-        return len(self._tokens)
+        """Number of named tokens."""
+        return len(self._ids)
 
     def get_vocab(self) -> dict[str, int]:
         """Give token -> id, tokens added by the user included."""
