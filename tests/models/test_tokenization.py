@@ -264,20 +264,21 @@ def test_tokens_know_their_place(kind: type[DNATokenizer]) -> None:
     cut = tokenizer("ACGTN", truncation=True, max_length=3, return_offsets_mapping=True)
     assert cut["offset_mapping"] == [(0, 1), (1, 2), (0, 0)]
     cut = kind(truncation_side="left")(
-        "ACGTN", "AC", truncation="only_first", max_length=6, return_offsets_mapping=True,
-        return_tensors="np",
-    )  # fmt: skip
-    assert cut["offset_mapping"].tolist() == [[[3, 4], [4, 5], [0, 0], [0, 1], [1, 2], [0, 0]]]
-    assert cut.sequence_ids() == [0, 0, None, 1, 1, None]
+        "ACGTN", truncation=True, max_length=3, return_offsets_mapping=True, return_tensors="np"
+    )
+    assert cut["offset_mapping"].tolist() == [[[3, 4], [4, 5], [0, 0]]]
+    assert cut.sequence_ids() == cut.word_ids() == [0, 0, None]
 
 
 def test_words_are_read_side_by_side() -> None:
     tokenizer = DNATokenizer()
     words = ["ACG", "", "tt"]
-    found = tokenizer(words, is_split_into_words=True, return_offsets_mapping=True)
+    found = tokenizer(words, is_split_into_words=True)
     assert found["input_ids"] == tokenizer("ACGTT")["input_ids"] == [7, 8, 9, 10, 10, 1]
-    assert found.word_ids() == [0, 0, 0, 2, 2, None]
-    assert found["offset_mapping"] == [(0, 1), (1, 2), (2, 3), (0, 1), (1, 2), (0, 0)]
+    with pytest.raises(ValueError, match="word_ids"):
+        found.word_ids()
+    with pytest.raises(ModelError, match="words and overflowing pieces have no offsets"):
+        tokenizer(words, is_split_into_words=True, return_offsets_mapping=True)
     batch = tokenizer([["A"], ["C", "G"]], is_split_into_words=True, padding=True)
     assert batch["input_ids"] == [[7, 1, 4], [8, 9, 1]]
     pairs = tokenizer([(["A"], ["C", "G"])], is_split_into_words=True)

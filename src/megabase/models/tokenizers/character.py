@@ -45,139 +45,43 @@ SPECIAL_TOKEN_NAMES = {
 
 
 class _Row(NamedTuple):
-    """One text, or one encoded input; all arrays have one entry for each token."""
+    """One encoded text; all arrays have one entry for each token."""
 
     ids: Ids
-    types: Ids
-    """0 for the first text, 1 for the second."""
     special: Ids
     """1 for an added token: a special token or padding."""
     real: Ids
     """0 for padding."""
-    words: Ids
-    """Number of the word."""
     spans: Ids
-    """First letter and the one past the last, in the text or in the word, shape (tokens, 2);
-    meaningless unless they are wanted."""
+    """First letter and the one past the last, shape (tokens, 2); meaningless unless wanted."""
 
-
-# What each column of a row holds where it is padding.
-_PADDING = _Row(*(np.array(fill) for fill in (PAD_ID, 0, 1, 0, 0, 0)))
+    def padded(self, before: int, after: int, fills: tuple[int, int, int]) -> _Row:
+        """Add tokens on both sides, with the id, the sign of a special token and that of a real."""
+        sides = [(before, after), (0, 0)]
+        columns = zip(self, (*fills, 0), strict=True)
+        return _Row(
+            *(
+                np.pad(column, sides[: column.ndim], constant_values=fill)
+                for column, fill in columns
+            )
+        )
 
 
 class _TokenMap:
-    """What the tokens of an input stand for: the part of tokenizers' ``Encoding`` that is read."""
+    """What the tokens of a text stand for: the part of tokenizers' ``Encoding`` that is read."""
+
+    n_sequences = 1
 
     def __init__(self, row: _Row) -> None:
         self._row = row
-        self.n_sequences = int(row.types.max(initial=0)) + 1
-
-    def _known(self, values: Ids) -> list[int | None]:
-        added = self._row.special.tolist()
-        return [None if a else value for a, value in zip(added, values.tolist(), strict=True)]
 
     @property
     def word_ids(self) -> list[int | None]:
-        """Number of the word of each token; None for added tokens."""
-        return self._known(self._row.words)
+        """Number of the word of each token, which is 0; None for added tokens."""
+        return [None if added else 0 for added in self._row.special.tolist()]
 
-    @property
-    def sequence_ids(self) -> list[int | None]:
-        """Number of the text of each token; None for added tokens."""
-        return self._known(self._row.types)
-
-
-def _row(ids: Any, spans: Any) -> _Row:
-    """Give the row of a text alone."""
-    ids = np.asarray(ids, dtype=np.int64)
-    nothing = np.zeros_like(ids)
-    return _Row(ids, nothing, nothing, np.ones_like(ids), nothing, np.asarray(spans, np.int64))
-
-
-def _concatenate(rows: Sequence[_Row]) -> _Row:
-    return _Row(
-        *(np.concatenate(column).astype(np.int64, copy=False) for column in zip(*rows, strict=True))
-    )
-
-
-def _join(parts: Sequence[_Row], pattern: str) -> _Row:
-    """Join one or two texts: ``eos`` puts SEP after each, ``cls_sep`` CLS before the first too."""
-
-    def added(name: str) -> _Row:
-        row = _row([VOCABULARY[name]], [[0, 0]])
-        return row._replace(special=np.ones_like(row.ids))
-
-    pieces: list[_Row] = []
-    for number, part in enumerate(parts):
-        before = [added("[CLS]")] if pattern == "cls_sep" and number == 0 else []
-        after = [] if pattern == "none" else [added("[SEP]")]
-        for piece in (*before, part, *after):
-            pieces.append(piece._replace(types=np.full_like(piece.ids, number)))
-    return _concatenate(pieces)
-
-
-def _truncate(
-    parts: list[_Row], excess: int, strategy: TruncationStrategy, side: str
-) -> list[_Row]:
-    """Cut tokens off one or two texts; of two, the longer one loses them first."""
-    if excess <= 0:
-        return parts
-    keep = [len(part.ids) for part in parts]
-    if len(parts) == 1 or strategy == TruncationStrategy.ONLY_FIRST:
-        keep[0] -= excess
-    elif strategy == TruncationStrategy.ONLY_SECOND:
-        keep[1] -= excess
-    else:
-        total = sum(keep) - excess
-        keep[0] = min(keep[0], max(-(-total // 2), total - keep[1]))
-        keep[1] = total - keep[0]
-    cut: list[_Row] = []
-    for part, length in zip(parts, keep, strict=True):
-        first = 0 if side == "right" else len(part.ids) - max(0, length)
-        cut.append(_Row(*(column[first : first + max(0, length)] for column in part)))
-    return cut
-
-
-def _pad(row: _Row, width: int, left: bool) -> _Row:
-    """Pad a row on one side; a longer row is unchanged."""
-    missing = width - len(row.ids)
-    if missing <= 0:
-        return row
-    sides = (missing, 0) if left else (0, missing)
-    return _Row(
-        *(
-            np.pad(column, [sides, (0, 0)][: column.ndim], constant_values=fill)
-            for column, fill in zip(row, _PADDING, strict=True)
-        )
-    )
-
-
-def _inputs_of(text: Any, text_pair: Any, words: bool) -> list[tuple[Any, ...]] | None:
-    """Give the one- or two-part inputs of a call, or None when a part is not text.
-
-    With `words` a part is a list of words, and of a batch only tuples are pairs.
-    """
-
-    def is_part(part: Any) -> bool:
-        if not words:
-            return isinstance(part, (str, bytes))
-        return isinstance(part, (list, tuple)) and all(isinstance(word, str) for word in part)
-
-    single = (is_part(text) and bool(text)) if words else not isinstance(text, (list, tuple))
-    pair_type = tuple if words else (list, tuple)
-    if single:
-        inputs: list[tuple[Any, ...]] = [(text,) if text_pair is None else (text, text_pair)]
-    elif text_pair is None:
-        is_pair = [isinstance(item, pair_type) and not is_part(item) for item in text]
-        inputs = [
-            tuple(item) if pair else (item,) for item, pair in zip(text, is_pair, strict=True)
-        ]
-    elif isinstance(text_pair, (list, tuple)) and len(text_pair) == len(text):
-        inputs = list(zip(text, text_pair, strict=True))
-    else:
-        return None
-    fits = all(len(parts) in (1, 2) and all(map(is_part, parts)) for parts in inputs)
-    return inputs if fits else None
+    sequence_ids = word_ids
+    """Number of the text of each token, which is 0 too."""
 
 
 class DNATokenizer(TableTokenizer):
@@ -290,18 +194,12 @@ class DNATokenizer(TableTokenizer):
             pieces += [self._letter_ids(text[start : match.start()]), [known[match.group()]]]
             edges.append(np.arange(start, match.start() + 1))
             start = match.end()
-        ids = np.concatenate([*pieces, self._letter_ids(text[start:])])
-        if not spans:
-            return _row(ids, np.empty((0, 2)))
-        # A token ends where the next one begins.
-        ends = np.concatenate([*edges, np.arange(start, len(text) + 1)])
-        return _row(ids, np.stack([ends[:-1], ends[1:]], axis=1))
-
-    def _encode_words(self, words: Sequence[str], split_special_tokens: bool, spans: bool) -> _Row:
-        """Encode words side by side as one text."""
-        found = [self._encode_text(word, split_special_tokens, spans) for word in words or [""]]
-        counts = [len(row.ids) for row in found]
-        return _concatenate(found)._replace(words=np.repeat(np.arange(len(found)), counts))
+        ids = np.concatenate([*pieces, self._letter_ids(text[start:])]).astype(np.int64)
+        places = np.empty((0, 2), dtype=np.int64)
+        if spans:  # a token ends where the next one begins
+            ends = np.concatenate([*edges, np.arange(start, len(text) + 1)])
+            places = np.stack([ends[:-1], ends[1:]], axis=1)
+        return _Row(ids, np.zeros_like(ids), np.ones_like(ids), places)
 
     def _encode_plus(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -315,15 +213,16 @@ class DNATokenizer(TableTokenizer):
     ) -> BatchEncoding:
         if self.iupac == "n":
             warn_letters(text, text_pair)
-        words = bool(kwargs.get("is_split_into_words"))
         spans = bool(kwargs.get("return_offsets_mapping"))
-        unusual = kwargs.get("return_overflowing_tokens") or kwargs.get("sanitize_control_tokens")
-        inputs = None if unusual else _inputs_of(text, text_pair, words)
-        if inputs is None:  # token ids or overflowing pieces: the general, slower way
+        batched = isinstance(text, (list, tuple))
+        texts = list(text) if batched else [text]
+        unusual = ("return_overflowing_tokens", "sanitize_control_tokens", "is_split_into_words")
+        plain = text_pair is None and all(isinstance(one, (str, bytes)) for one in texts)
+        if not plain or any(kwargs.get(name) for name in unusual):  # the general, slower way
             if spans:
                 raise ModelError(
-                    "token ids and overflowing pieces have no offsets; leave out "
-                    "return_offsets_mapping, or encode texts without return_overflowing_tokens"
+                    "token ids, pairs, words and overflowing pieces have no offsets; leave out "
+                    "return_offsets_mapping, or encode single texts"
                 )
             return super()._encode_plus(
                 text=cast("Any", text),
@@ -336,20 +235,20 @@ class DNATokenizer(TableTokenizer):
             )
         split = bool(kwargs.get("split_special_tokens", self.split_special_tokens))
         pattern = SPECIAL_TOKEN_HABITS[self.special_tokens] if add_special_tokens else "none"
-        encode = self._encode_words if words else self._encode_text
+        before, after = int(pattern == "cls_sep"), int(pattern != "none")
+        cuts = truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE
         rows: list[_Row] = []
-        for texts in inputs:
-            parts = [encode(part, split, spans) for part in texts]
-            if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE and max_length is not None:
-                added = self.num_special_tokens_to_add(len(parts) > 1) if add_special_tokens else 0
-                excess = sum(len(part.ids) for part in parts) + added - max_length
-                parts = _truncate(parts, excess, truncation_strategy, self.truncation_side)
-            rows.append(_join(parts, pattern))
+        for one in texts:
+            row = self._encode_text(one, split, spans)
+            excess = len(row.ids) + before + after - max_length if cuts and max_length else 0
+            if excess > 0:
+                kept = max(0, len(row.ids) - excess)
+                first = 0 if self.truncation_side == "right" else len(row.ids) - kept
+                row = _Row(*(column[first : first + kept] for column in row))
+            row = row.padded(before, 0, (VOCABULARY["[CLS]"], 1, 1))
+            rows.append(row.padded(0, after, (VOCABULARY["[SEP]"], 1, 1)))
             ids, verbose = cast("Any", rows[-1].ids), bool(kwargs.get("verbose", True))
             self._eventual_warn_about_too_long_sequence(ids, max_length, verbose)
-        batched = isinstance(text, (list, tuple)) and not (
-            words and text and isinstance(text[0], (str, bytes))
-        )
         lengths = [len(row.ids) for row in rows]
         # A single empty text is left empty, as transformers does.
         if padding_strategy != PaddingStrategy.DO_NOT_PAD and (batched or any(lengths)) and lengths:
@@ -357,18 +256,25 @@ class DNATokenizer(TableTokenizer):
             width = max(lengths) if width is None else width
             multiple = kwargs.get("pad_to_multiple_of") or 1
             left = (kwargs.get("padding_side") or self.padding_side) == "left"
-            rows = [_pad(row, -(-width // multiple) * multiple, left) for row in rows]
+            width = -(-width // multiple) * multiple
+            for number, row in enumerate(rows):
+                missing = max(0, width - len(row.ids))
+                sides = (missing, 0) if left else (0, missing)
+                rows[number] = row.padded(*sides, (PAD_ID, 1, 0))
         return self._finish(rows, batched, kwargs)
 
     def _finish(self, rows: list[_Row], batched: bool, wanted: dict[str, Any]) -> BatchEncoding:
         """Give the columns that a call wants, as lists or in one array for each."""
         found: dict[str, list[Any]] = {"input_ids": [row.ids for row in rows]}
-        columns = {"token_type_ids": "types", "attention_mask": "real",
-                   "special_tokens_mask": "special"}  # fmt: skip
+        columns = {
+            "token_type_ids": [np.zeros_like(row.ids) for row in rows],
+            "attention_mask": [row.real for row in rows],
+            "special_tokens_mask": [row.special for row in rows],
+        }
         for name, column in columns.items():
             flag = wanted.get(f"return_{name}")
             if name in self.model_input_names if flag is None else flag:
-                found[name] = [getattr(row, column) for row in rows]
+                found[name] = column
         if wanted.get("return_length"):
             found["length"] = [np.int64(len(row.ids)) for row in rows]
         encodings = cast("Any", [_TokenMap(row) for row in rows])
