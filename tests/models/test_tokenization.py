@@ -306,16 +306,13 @@ def test_settings_that_are_names_of_methods_are_refused() -> None:
     assert DNATokenizer(add_special_tokens=False)("A")["input_ids"] == [7, 1]  # as published
 
 
-@pytest.mark.parametrize("words", [False, True])
-def test_places_in_the_pipeline_of_transformers(words: bool) -> None:
+def test_places_in_the_pipeline_of_transformers() -> None:
     torch.manual_seed(0)
     config = HyenaDNAConfig(d_model=16, n_layer=1, max_seq_len=66, num_labels=2)
     model = HyenaDNAForTokenClassification(config).eval()
     tokenizer = DNATokenizer(model_max_length=66)
-    options = {"is_split_into_words": True, "delimiter": ""} if words else {}
     run = pipeline("token-classification", model=model, tokenizer=tokenizer)
-    found = run(["ACG", "TTN"] if words else "ACGTTN", ignore_labels=[], **options)
-    rows = found[0] if words else found
+    rows = run("ACGTTN", ignore_labels=[])
     assert [(row["start"], row["end"], row["word"]) for row in rows] == [
         (i, i + 1, letter) for i, letter in enumerate("ACGTTN")
     ]
