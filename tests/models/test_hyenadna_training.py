@@ -134,10 +134,10 @@ def test_standard_groups_spare_biases_norms_and_embeddings() -> None:
 
 def test_a_learned_positional_table_has_its_own_rate() -> None:
     model = _model(lr_pos_emb=1e-5)
-    groups = _groups(model, filter_weight_decay=0.01)
+    groups = _groups(model)
     assert groups["positions"][1:] == (1e-5, 0.0)
     assert len(groups["positions"][0]) == 2
-    assert groups["filter"][2] == 0.01
+    assert groups["filter"][2] == 0.0
     assert "hyena.backbone.layers.0.mixer.filter_fn.pos_emb.z" in _gradients(model)
 
 

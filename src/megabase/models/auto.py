@@ -6,6 +6,7 @@ it, never a freshly drawn number.
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -135,10 +136,7 @@ def load_config(spec: str | Path | None = None) -> PreTrainedConfig:
 
     ModelError when its family is unknown or its configuration is damaged.
     """
-    return _config(resolve_model(spec))
-
-
-def _config(path: Path) -> PreTrainedConfig:
+    path = resolve_model(spec)
     file = path / "config.json"
     content = check_config(read_json(file, ModelError), file, ModelError)
     model_type = content.get("model_type")
@@ -223,7 +221,7 @@ def load_model(
         Naming a tensor that holds NaN or infinity.
     """
     path = resolve_model(spec)
-    config = _config(path)
+    config = load_config(path)
     kind, model_class = find_kind(path, config, kind)
     for name, value in overrides.items():
         setattr(config, name, value)
@@ -276,6 +274,14 @@ def _check_size(
 
 
 def _check(model: PreTrainedModel, kind: str, info: Any, path: Path, new_head: bool) -> None:
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True).items()
+    apart = (pair for pair in tied if operator.is_not(*map(model.get_parameter, pair)))
+    if parted := [" and ".join(pair) for pair in apart]:
+        raise CheckpointError(
+            f"{path}: the configuration ties tensors that have different values in the file "
+            f"({'; '.join(parted)}); load it with tie_word_embeddings=False (the head) or "
+            "bidirectional_weight_tie=False (the two directions)"
+        )
     prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
 
     # The pooler of a BERT serves classifiers alone: masked prediction neither trains nor needs it.
@@ -330,7 +336,7 @@ def _quiet() -> Iterator[None]:
 def load_tokenizer(spec: str | Path | None = None) -> Any:
     """Load the tokenizer of a model; the family's own when the folder has none."""
     path = resolve_model(spec)
-    config = _config(path)
+    config = load_config(path)
     if config.model_type == "dnabert":
         with parsing(path / "vocab.txt", ModelError):
             return load_dnabert_tokenizer(path, cast("Any", config))

@@ -100,6 +100,7 @@ class LanguageModelConfig(PreTrainedConfig):
 
     attribute_map = {"num_hidden_layers": "n_layer"}  # noqa: RUF012 (the library's own form)
     keys_to_ignore_at_inference = ["hidden_states", "cache"]  # noqa: RUF012
+    computed: ClassVar[tuple[str, ...]] = ()
 
     vocab_size: int = 12
     pad_vocab_size_multiple: int = 8
@@ -127,6 +128,15 @@ class LanguageModelConfig(PreTrainedConfig):
 
     def _check(self, problems: Problems) -> None:
         """Add what is wrong with the other settings."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all settings, and what other libraries look for under the names of `computed`."""
+        return {**super().to_dict(), **{name: getattr(self, name) for name in self.computed}}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Give the settings that a file holds."""
+        found = super().to_diff_dict()
+        return {name: value for name, value in found.items() if name not in self.computed}
 
     def _get_generation_parameters(self) -> dict[str, Any]:
         # transformers takes every attribute of this name for a misplaced setting of generation.

@@ -237,7 +237,6 @@ class DecoderPreTrainedModel(DNAModel):
         self,
         lr: float,
         weight_decay: float,
-        filter_weight_decay: float = 0.0,
         decay: Literal["published", "standard"] = "published",
     ) -> list[dict[str, Any]]:
         """Group the parameters for an optimizer.
@@ -248,9 +247,7 @@ class DecoderPreTrainedModel(DNAModel):
             Learning rate of everything but a learned positional table, which has
             ``config.lr_pos_emb``.
         weight_decay
-            Weight decay of ordinary parameters.
-        filter_weight_decay
-            Weight decay of the filter networks and their sine frequencies (published: 0).
+            Weight decay of ordinary parameters; filter networks have none, as published.
         decay
             ``"published"``: every other parameter decays, biases, norms and embeddings too, as in
             the public training code. ``"standard"``: biases, norms, embeddings and the skip term
@@ -261,7 +258,7 @@ class DecoderPreTrainedModel(DNAModel):
         settings = {
             "decayed": (lr, weight_decay),
             "not_decayed": (lr, 0.0),
-            "filter": (lr, filter_weight_decay),
+            "filter": (lr, 0.0),
             "positions": (getattr(self.config, "lr_pos_emb", 0.0), 0.0),
         }
 

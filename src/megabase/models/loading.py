@@ -263,16 +263,12 @@ def language_model_kind(model: nn.Module) -> Literal["causal", "masked"]:
         )
     if name.endswith("ForMaskedLM"):
         return "masked"
-    if "For" in name and not name.endswith("ForCausalLM"):
+    headless = getattr(model, "base_model_prefix", None) and "For" not in name
+    headless = headless or ("For" in name and not name.endswith("ForCausalLM"))
+    if headless or (hasattr(model, "config_class") and not hasattr(model, "get_output_embeddings")):
         raise InputError(
             f"{name} has no language-model head; load the model as causal-lm or masked-lm, from a "
             "folder that has that head"
-        )
-    if hasattr(model, "config_class") and not hasattr(model, "get_output_embeddings"):
-        raise InputError(f"{name} has no language-model head")
-    if "For" not in name and getattr(model, "base_model_prefix", None):
-        raise InputError(
-            f"{name} has no language-model head; load the model as causal-lm or masked-lm"
         )
     if getattr(config, "is_causal_model", True) is False:
         raise InputError(

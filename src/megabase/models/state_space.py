@@ -68,6 +68,8 @@ class _MixerSettings:
 class StateSpaceConfig(LanguageModelConfig):
     """Settings of both families; see :class:`megabase.models.mamba.MambaConfig`."""
 
+    computed = ("hidden_size", "num_attention_heads")
+
     n_layer: int = 4
     max_seq_len: int | None = None
     ssm_cfg: dict[str, Any] | None = None
@@ -112,16 +114,6 @@ class StateSpaceConfig(LanguageModelConfig):
     def num_attention_heads(self) -> int:
         """One: there is no attention, but adapters divide the width by this."""
         return 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give all settings, and what other libraries look for under these names."""
-        heads = self.num_attention_heads
-        return {**super().to_dict(), "hidden_size": self.hidden_size, "num_attention_heads": heads}
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """Give the settings that a file holds."""
-        found = super().to_diff_dict()
-        return {k: v for k, v in found.items() if k not in ("hidden_size", "num_attention_heads")}
 
     @property
     def mixer(self) -> _MixerSettings:
@@ -186,35 +178,19 @@ class StateSpacePreTrainedModel(DNAModel):
         elif isinstance(module, MambaMixer):
             _init_mixer(module, self.config.mixer, self.config.residual_scale)
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a model folder; as in transformers, but strict about tied tensors.
-
-        CheckpointError when both copies of a tied tensor are in the file with different values.
-        """
-        wants_info = kwargs.pop("output_loading_info", False)
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
-        model, info = loaded
-        _check_ties(model, pretrained_model_name_or_path)
-        return (model, info) if wants_info else model
-
-    def parameter_groups(
-        self, lr: float, weight_decay: float, decay_rms_norm: bool = True
-    ) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Group the parameters for an optimizer.
 
         Biases, embeddings (and a head tied to them), LayerNorms, ``A_log`` and ``D`` do not decay.
-        RMSNorms do where `decay_rms_norm`, as in the public training code, whose list of exceptions
-        does not know that norm.
+        RMSNorms do, as in the public training code, whose list of exceptions does not know them.
         """
-        spared: set[int] = set()
-        for module in self.modules():
-            if isinstance(module, nn.Embedding | nn.LayerNorm) or (
-                isinstance(module, RMSNorm) and not decay_rms_norm
-            ):
-                spared.update(id(parameter) for parameter in module.parameters(recurse=False))
+        kinds = (nn.Embedding, nn.LayerNorm)
+        spared = {
+            id(parameter)
+            for module in self.modules()
+            if isinstance(module, kinds)
+            for parameter in module.parameters(recurse=False)
+        }
 
         def group_of(name: str, parameter: nn.Parameter) -> str:
             last = name.rsplit(".", 1)[-1]
@@ -251,21 +227,6 @@ def _init_mixer(mixer: MambaMixer, settings: _MixerSettings, residual_scale: flo
     rates = torch.arange(1, mixer.d_state + 1, dtype=mixer.A_log.dtype, device=mixer.A_log.device)
     init.copy_(mixer.A_log, torch.log(rates).expand_as(mixer.A_log))
     init.ones_(mixer.D)
-
-
-def _check_ties(model: DNAModel, source: object) -> None:
-    """Demand that tied tensors of a loaded model were one in its file."""
-    parted = [
-        f"{copy} and {first}"
-        for copy, first in model.get_expanded_tied_weights_keys().items()
-        if model.get_parameter(copy) is not model.get_parameter(first)
-    ]
-    if parted:
-        raise CheckpointError(
-            f"{source}: the configuration ties tensors that have different values in the file "
-            f"({'; '.join(parted)}); load it with tie_word_embeddings=False (the head) or "
-            "bidirectional_weight_tie=False (the two directions)"
-        )
 
 
 def read_shapes(

@@ -72,7 +72,7 @@ def convert_checkpoint(
         "left_out": list(made.dropped),
     }
     tokenizer = _tokenizer(path, made.model.config)
-    _save_model_folder(destination, made.model, tokenizer, record, overwrite)
+    _save_model_folder(destination, made.model, tokenizer, record)
     return made
 
 
@@ -96,7 +96,7 @@ def lengthen_model(
     record = {"source": str(source), "model": type(longer).__name__, "notes": [note]}
     tokenizer = load_tokenizer(source)
     tokenizer.model_max_length = longest
-    _save_model_folder(destination, longer, tokenizer, record, overwrite)
+    _save_model_folder(destination, longer, tokenizer, record)
     return ConvertedModel(longer, (note,), ())
 
 
@@ -120,15 +120,9 @@ def _save_model_folder(
     model: PreTrainedModel,
     tokenizer: Any,
     record: Mapping[str, Any],
-    overwrite: bool,
 ) -> None:
-    """Write a folder that transformers loads, atomically.
-
-    Its parent must exist. `overwrite` replaces an earlier model folder, never one that holds
-    anything else (:class:`OutputError`).
-    """
+    """Write a folder that transformers loads, atomically, in place of an earlier one."""
     folder = Path(folder).expanduser()
-    _check_output(folder, overwrite)
     final = real_place(folder)  # a link stays, and what it names is replaced
     token = uuid.uuid4().hex[:8]
     partial = final.parent / f".{final.name}.partial-{token}"

@@ -62,9 +62,6 @@ class GenomicCNNConfig(OwnFamilyConfig, PreTrainedConfig):  # pyright: ignore[re
         True: two classes are trained as published, with the loss for logits applied to the output
         of a sigmoid. The loss then lies between 0.31 and 1.31 and its gradient is damped;
         predictions are the same function of the weights. Only for ``"genomic-benchmarks"``.
-    published_statistics
-        True: a new model passes one batch of zeros in training mode, which moves the running
-        statistics of its batch norms, as building the published model does.
     **kwargs
         ``num_labels``, ``id2label``, ``problem_type`` and the rest of transformers' configuration.
     """
@@ -80,7 +77,6 @@ class GenomicCNNConfig(OwnFamilyConfig, PreTrainedConfig):  # pyright: ignore[re
     pad_token_id: int | None = 4
     embedding_dim: int = 100
     double_sigmoid: bool = False
-    published_statistics: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -143,13 +139,6 @@ class GenomicCNNForSequenceClassification(SupervisedClassifier):
             nn.Linear(flatten_size(config.max_length), DENSE), nn.Linear(DENSE, config.outputs)
         )
         self.post_init()
-        if config.published_statistics and self.device.type != "meta":
-            self._move_statistics()
-
-    @torch.no_grad()
-    def _move_statistics(self) -> None:
-        self.train()
-        self.scores(torch.zeros(1, self.config.max_length, dtype=torch.long, device=self.device))
 
     def get_input_embeddings(self) -> nn.Module:
         """Give the token embedding."""

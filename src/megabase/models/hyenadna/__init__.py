@@ -93,6 +93,7 @@ class HyenaDNAConfig(DecoderConfig):
 
     model_type = "hyenadna"
     attribute_map = {**DecoderConfig.attribute_map, "num_attention_heads": "attention_heads"}  # noqa: RUF012
+    computed = ("num_attention_heads",)
 
     max_seq_len: int = 1026
     hyena_order: int = 2
@@ -177,15 +178,9 @@ class HyenaDNAConfig(DecoderConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Give all settings, and the heads under the name that other libraries look for."""
-        found = {**super().to_dict(), "num_attention_heads": self.attention_heads}
+        found = super().to_dict()
         if found.get("mixers") is None:  # settings of before say nothing of it
             found.pop("mixers", None)
-        return found
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """Give the settings that a file holds."""
-        found = super().to_diff_dict()
-        found.pop("num_attention_heads", None)
         return found
 
     @property
