@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -366,9 +366,9 @@ def run_memory(config: MemoryConfig, say: Say) -> dict[str, Any]:
         segment=config.stretch,
         fused=True,
     ).memory()
-    ratio = parts.total / mine["peak_bytes"]
-    say(f"estimate {parts.total / 1e9:.2f} GB, {ratio:.2f} times the peak")
+    ratio = parts["total"] / mine["peak_bytes"]
+    say(f"estimate {parts['total'] / 1e9:.2f} GB, {ratio:.2f} times the peak")
     return record(
         "memory", config, others, equality=equality, sides=sides,
-        estimate={**asdict(parts), "total": parts.total}, estimate_to_peak=ratio,
+        estimate=parts, estimate_to_peak=ratio,
     )  # fmt: skip
