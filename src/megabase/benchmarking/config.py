@@ -164,8 +164,6 @@ class BenchmarkConfig(Settings):
     """Regions of it that they were trained on; empty: those of the run, else the whole genome."""
     bootstrap: int = 500
     """Resamples of the test rows behind a confidence interval; 0 gives none."""
-    download: bool = False
-    """Let the suite's package download the data into --data."""
     species: SpeciesConfig = field(default_factory=SpeciesConfig)
     """Suite species."""
     chromatin: ChromatinConfig = field(default_factory=ChromatinConfig)

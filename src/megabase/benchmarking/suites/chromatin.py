@@ -8,18 +8,18 @@ when more than half of it is covered by that label's peaks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
-from megabase.benchmarking.config import BenchmarkConfig
+from megabase.benchmarking.config import BenchmarkConfig, ChromatinConfig
 from megabase.benchmarking.suites.base import Task, published
 from megabase.data.labeled import LabelTable, label_splits
-from megabase.data.regions import Regions, split_genome
-from megabase.errors import InputError, MissingDependencyError, UnknownContigError
+from megabase.data.regions import Regions, regions_of, split_genome
+from megabase.errors import InputError, MissingDependencyError
 from megabase.genome import alphabet
 from megabase.genome.interval import Interval
 from megabase.genome.store import Genome
@@ -37,47 +37,31 @@ DEEPSEA_GROUPS = {"DHS": (0, 125), "TF": (125, 815), "HM": (815, 919)}
 """Columns of DeepSEA's 919 labels: group -> first and the one after its last."""
 
 
-@dataclass(frozen=True)
-class _Windows:
-    """Places with labels: contig names (n,), start and end (n,) 0-based half-open, (n, K) 0/1."""
-
-    contig: list[str]
-    start: npt.NDArray[np.int64]
-    end: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.uint8]
-
-    def take(self, rows: npt.NDArray[Any]) -> _Windows:
-        """Give some of the windows."""
-        numbers = np.arange(len(self.contig))[rows]
-        return _Windows(
-            [self.contig[i] for i in numbers.tolist()],
-            self.start[numbers], self.end[numbers], self.labels[numbers],
-        )  # fmt: skip
+_PLACE = ("#contig", "#start", "#end")
+"""Columns of a table of windows, 0-based half-open; the others are its labels, 0 or 1."""
 
 
-def _read_coordinates(path: Path) -> tuple[tuple[str, ...], _Windows]:
-    """Read label names and windows from a table of coordinates, as published."""
-    import polars as pl
-
+def _read_coordinates(path: Path) -> pl.DataFrame:
+    """Read windows from a table of coordinates, as published."""
     table = pl.read_csv(path, infer_schema_length=None)
     lacking = {"Chr_No", "Start", "End"} - set(table.columns)
-    profiles = tuple(name for name in table.columns if name.startswith("y_"))
+    profiles = [name for name in table.columns if name.startswith("y_")]
     if lacking or not profiles:
         what = ", ".join(sorted(lacking)) or "y_... (a label)"
         raise InputError(f"{path} has no column {what}")
+    contig, start, end = _PLACE
     try:
-        labels = table.select(pl.col(profiles).cast(pl.Boolean).cast(pl.UInt8)).to_numpy()
+        return table.select(
+            pl.format("chr{}", pl.col("Chr_No") + 1).alias(contig),
+            pl.col("Start").cast(pl.Int64).alias(start),
+            pl.col("End").cast(pl.Int64).alias(end),
+            pl.col(profiles).cast(pl.Boolean).cast(pl.UInt8),
+        )
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{path}: labels must be true and false, or 1 and 0 ({error})") from error
-    return profiles, _Windows(
-        [f"chr{number + 1}" for number in table["Chr_No"].to_list()],
-        table["Start"].cast(pl.Int64).to_numpy(),
-        table["End"].cast(pl.Int64).to_numpy(),
-        labels,
-    )
 
 
-def _lift(windows: _Windows, chain: Path) -> _Windows:
+def _lift(windows: pl.DataFrame, chain: Path) -> pl.DataFrame:
     """Move windows to another assembly as published: both ends by themselves.
 
     Windows whose ends do not map, land on different contigs, or are not as far apart as before are
@@ -92,8 +76,7 @@ def _lift(windows: _Windows, chain: Path) -> _Windows:
     lifter: Any = LiftOver(str(chain))
     kept: list[int] = []
     moved: list[tuple[str, int, int]] = []
-    ends = zip(windows.contig, windows.start.tolist(), windows.end.tolist(), strict=True)
-    for row, (contig, start, end) in enumerate(ends):
+    for row, (contig, start, end) in enumerate(windows.select(_PLACE).rows()):
         low = lifter.convert_coordinate(contig, start)
         high = lifter.convert_coordinate(contig, end)
         if not low or not high or low[0][0] != high[0][0]:
@@ -101,13 +84,8 @@ def _lift(windows: _Windows, chain: Path) -> _Windows:
         if high[0][1] - low[0][1] == end - start:
             kept.append(row)
             moved.append((low[0][0], low[0][1], high[0][1]))
-    bounds = np.array([place[1:] for place in moved], dtype=np.int64).reshape(-1, 2)
-    return _Windows(
-        [contig for contig, _, _ in moved],
-        bounds[:, 0],
-        bounds[:, 1],
-        windows.labels[np.array(kept, dtype=np.int64)],
-    )
+    places = pl.DataFrame(moved, windows.select(_PLACE).schema, orient="row")
+    return places.hstack(windows[kept].drop(_PLACE))
 
 
 def _bin_labels(
@@ -129,76 +107,58 @@ def _bin_labels(
     return (2 * (covered(end) - covered(start)) > end - start).astype(np.uint8)
 
 
-def _peaks(store: Genome, path: str) -> tuple[Regions, int]:
-    """Read peaks; give those on the genome, and how many lie on other contigs."""
-    from megabase.genome.tables import read_bed
-
-    table = read_bed(Path(path).expanduser(), columns=3)
-    index: dict[str, int] = {}
-    for name in table["contig"].unique().to_list():
-        try:
-            index[name] = store.contig_index(name)
-        except UnknownContigError:
-            index[name] = -1
-    contig = np.array([index[name] for name in table["contig"].to_list()], dtype=np.int64)
-    known = contig >= 0
-    start, end = table["start"].to_numpy()[known], table["end"].to_numpy()[known]
-    return Regions.of(contig[known], start, end), int((~known).sum())
-
-
 def _from_peaks(
     config: BenchmarkConfig, store: Genome
-) -> tuple[tuple[str, ...], dict[str, _Windows], list[str]]:
+) -> tuple[dict[str, pl.DataFrame], list[str]]:
     chosen = config.chromatin
     if not chosen.test:
         raise InputError("chromatin.test is empty; name the places of the test windows")
     split = split_genome(
         store, include=chosen.regions, validation=chosen.validation, test=chosen.test
     )
-    names = tuple(sorted(chosen.peaks, key=lambda name: (name.split(":")[0], name)))
-    peaks, notes = [], []
-    for name in names:
-        regions, elsewhere = _peaks(store, chosen.peaks[name])
-        peaks.append(regions)
-        text = f"{name}: {len(regions):,} peaks of {Path(chosen.peaks[name]).name}"
-        notes.append(text + (f" ({elsewhere:,} more on other contigs)" if elsewhere else ""))
-    found: dict[str, _Windows] = {}
+    peaks: dict[str, Regions] = {}
+    for name in sorted(chosen.peaks, key=lambda name: (name.split(":")[0], name)):
+        path = Path(chosen.peaks[name]).expanduser()
+        peaks[name] = regions_of(store, [path], strict=False)
+    notes = [
+        f"{name}: {len(regions):,} peaks of {Path(chosen.peaks[name]).name}"
+        for name, regions in peaks.items()
+    ]
+    found: dict[str, pl.DataFrame] = {}
     parts = {"train": split.train, "valid": split.validation, "test": split.test}
     for part, regions in parts.items():
         if not len(regions):
             continue
-        pieces = [_bins(store, chosen, regions, row, peaks) for row in range(len(regions))]
-        found[part] = _Windows(
-            [name for piece in pieces for name in piece.contig],
-            np.concatenate([piece.start for piece in pieces]),
-            np.concatenate([piece.end for piece in pieces]),
-            np.concatenate([piece.labels for piece in pieces]),
-        )
+        windows = pl.concat([_bins(store, chosen, regions, i, peaks) for i in range(len(regions))])
         if chosen.keep_unlabeled < 1:
-            some = np.asarray(found[part].labels.any(axis=1))
+            some = np.asarray(windows.drop(_PLACE).to_numpy().any(axis=1))
             rng = np.random.default_rng(len(some))
-            found[part] = found[part].take(some | (rng.random(len(some)) < chosen.keep_unlabeled))
+            windows = windows.filter(some | (rng.random(len(some)) < chosen.keep_unlabeled))
+        found[part] = windows
     notes.append(
         f"a label is 1 when more than half of the central {chosen.bin} bases are covered; a bin "
         f"every {chosen.stride} bases; windows of {chosen.length} bases lie whole in their split; "
         f"{chosen.keep_unlabeled:.0%} of the windows without a label are kept"
     )
-    return names, found, notes
+    return found, notes
 
 
-def _bins(store: Genome, chosen: Any, regions: Regions, row: int, peaks: list[Regions]) -> _Windows:
+def _bins(
+    store: Genome, chosen: ChromatinConfig, regions: Regions, row: int, peaks: dict[str, Regions]
+) -> pl.DataFrame:
     contig, low, high = int(regions.contig[row]), int(regions.start[row]), int(regions.end[row])
     margin = (chosen.length - chosen.bin) // 2
     first = -(-(low + margin) // chosen.stride) * chosen.stride
     start = np.arange(first, high - margin - chosen.bin + 1, chosen.stride, dtype=np.int64)
     end = start + chosen.bin
     bad = np.concatenate([[0], np.cumsum((store.view(contig) & alphabet.BASE_BITS) > alphabet.T)])
-    unknown = bad[end + margin] - bad[start - margin]
-    keep = 2 * unknown <= chosen.length
+    keep = 2 * (bad[end + margin] - bad[start - margin]) <= chosen.length
     start, end = start[keep], end[keep]
-    labels = np.stack([_bin_labels(p, contig, start, end) for p in peaks], axis=1)
-    name = store.contigs[contig].name
-    return _Windows([name] * len(start), start - margin, end + margin, labels)
+    names = [store.contigs[contig].name] * len(start)
+    places = zip(_PLACE, (pl.Series(names, dtype=pl.String), start - margin, end + margin),
+                 strict=True)  # fmt: skip
+    labels = {name: _bin_labels(each, contig, start, end) for name, each in peaks.items()}
+    return pl.DataFrame({**dict(places), **labels})
 
 
 def _tables(config: BenchmarkConfig) -> dict[str, Path]:
@@ -226,19 +186,23 @@ def load(config: BenchmarkConfig, name: str) -> Task:
             f"chromatin.length is {chosen.length}; it must be even and at least {chosen.bin}"
         )
     store = Genome(str(chosen.genome))
-    notes: list[str] = []
-    if config.data:
-        labels, windows, notes = _from_tables(config)
-    else:
-        labels, windows, notes = _from_peaks(config, store)
+    windows, notes = _from_tables(config) if config.data else _from_peaks(config, store)
+    labels = tuple(windows["train"].drop(_PLACE).columns)
     texts: dict[str, LabelTable] = {}
     for part, mine in windows.items():
-        if chosen.max_windows is not None and len(mine.contig) > chosen.max_windows:
-            rows = np.random.default_rng(0).permutation(len(mine.contig))[: chosen.max_windows]
-            notes.append(f"{chosen.max_windows:,} of {len(mine.contig):,} {part} windows")
-            mine = mine.take(np.sort(rows))
-        texts[part] = _text(store, part, mine, labels)
-        rate = mine.labels.mean(axis=0)
+        if chosen.max_windows is not None and len(mine) > chosen.max_windows:
+            rows = np.random.default_rng(0).permutation(len(mine))[: chosen.max_windows]
+            notes.append(f"{chosen.max_windows:,} of {len(mine):,} {part} windows")
+            mine = mine[np.sort(rows)]
+        places = [Interval(*place) for place in mine.select(_PLACE).rows()]
+        texts[part] = LabelTable(
+            f"{part} windows of {store.path.name}",
+            [alphabet.decode(store.fetch(place, pad="n")) for place in places],
+            [tuple(map(str, row)) for row in mine.drop(_PLACE).rows()],
+            labels,
+            [f"{part} window {p.contig}:{p.start + 1:,}-{p.end:,}" for p in places],
+        )
+        rate = mine.drop(_PLACE).to_numpy().mean(axis=0)
         notes.append(f"{part}: {rate.min():.4f} to {rate.max():.4f} of the windows have a label")
     groups = _groups(labels)
     return Task(
@@ -255,41 +219,26 @@ def load(config: BenchmarkConfig, name: str) -> Task:
     )
 
 
-def _from_tables(config: BenchmarkConfig) -> tuple[tuple[str, ...], dict[str, _Windows], list[str]]:
-    chosen, found, notes = config.chromatin, {}, []
-    labels: tuple[str, ...] = ()
+def _from_tables(config: BenchmarkConfig) -> tuple[dict[str, pl.DataFrame], list[str]]:
+    chosen, notes = config.chromatin, []
+    found: dict[str, pl.DataFrame] = {}
     tables = _tables(config)
     if "train" not in tables or "test" not in tables:
         raise InputError(f"{config.data} lacks a train or test table. {_INSTRUCTIONS}")
     for part, path in tables.items():
-        own, windows = _read_coordinates(path)
-        if labels and own != labels:
+        windows = _read_coordinates(path)
+        if found and windows.columns != next(iter(found.values())).columns:
             raise InputError(f"{path} has other label columns than {tables['train']}")
-        labels = own
         if chosen.chain is not None:
-            before = len(windows.contig)
+            before = len(windows)
             windows = _lift(windows, Path(chosen.chain).expanduser())
-            notes.append(f"{part}: {before - len(windows.contig):,} of {before:,} windows were not "
+            notes.append(f"{part}: {before - len(windows):,} of {before:,} windows were not "
                          "lifted over")  # fmt: skip
         # int(x / 2) as in the published loader: towards zero when the window shrinks.
         margin = int((chosen.length - CHROMATIN_WINDOW) / 2)
-        found[part] = _Windows(
-            windows.contig, windows.start - margin, windows.end + margin, windows.labels
-        )
-    return labels, found, notes
-
-
-def _text(store: Genome, part: str, windows: _Windows, labels: tuple[str, ...]) -> LabelTable:
-    places = [
-        Interval(contig, start, end)
-        for contig, start, end in zip(
-            windows.contig, windows.start.tolist(), windows.end.tolist(), strict=True
-        )
-    ]
-    sequences = [alphabet.decode(store.fetch(place, pad="n")) for place in places]
-    rows = [tuple("01"[value] for value in row) for row in windows.labels.tolist()]
-    names = [f"{part} window {p.contig}:{p.start + 1:,}-{p.end:,}" for p in places]
-    return LabelTable(f"{part} windows of {store.path.name}", sequences, rows, labels, names)
+        _, start, end = _PLACE
+        found[part] = windows.with_columns(pl.col(start) - margin, pl.col(end) + margin)
+    return found, notes
 
 
 def _groups(labels: tuple[str, ...]) -> dict[str, tuple[int, int]]:

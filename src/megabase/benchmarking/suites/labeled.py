@@ -33,8 +33,7 @@ _INSTRUCTIONS = {
     "genomic-benchmarks": (
         "Expected DATA/TASK/{train,test}/CLASS/NAME.txt (or train.csv and test.csv). To get it: "
         'pip install genomic-benchmarks; python -c "from genomic_benchmarks.loc2seq import '
-        "download_dataset as d; d('human_nontata_promoters', version=0, dest_path='DATA')\"; with "
-        "the package installed, download=True does the same"
+        "download_dataset as d; d('human_nontata_promoters', version=0, dest_path='DATA')\""
     ),
     "nucleotide-transformer": (
         "Expected DATA/TASK/{train,test}.fna with the label as the last character of each record "
@@ -98,8 +97,6 @@ _SEQUENCE_FILES = (
 
 def names(config: BenchmarkConfig) -> list[str]:
     """Name the tasks to run."""
-    if config.suite == "genomic-benchmarks" and config.download:
-        return choose_tasks(list(GENOMIC_BENCHMARKS), config.task_names, "GenomicBenchmarks")
     found = _find(config)
     wanted, usable = config.task_names, list(found)
     if config.suite == "nucleotide-transformer":
@@ -111,15 +108,13 @@ def names(config: BenchmarkConfig) -> list[str]:
 
 def load(config: BenchmarkConfig, name: str) -> Task:
     """Read a task."""
-    suite, table = config.suite, config.table
+    suite, table, paths = config.suite, config.table, _find(config)[name]
     reading: dict[str, Any] = {"sequence": table.sequence, "label": table.label, "kind": "classes"}
     settings: dict[str, Any] = {}
     if suite == "genomic-benchmarks":
-        paths = find_splits(_download(config, name)) if config.download else _find(config)[name]
         metric, metrics = "accuracy", ("mcc", "f1", "auroc", "auprc")
         settings = {"table.max_length": GENOMIC_BENCHMARKS[name], "table.truncate": True}
     elif suite == "nucleotide-transformer":
-        paths = _find(config)[name]
         if config.resplit is None and set(paths) != {"train", "test"}:
             raise InputError(f"{name} has only {', '.join(paths)}; expected train and test")
         reading = {"fasta_label": "last_character", "kind": "classes"}
@@ -127,7 +122,6 @@ def load(config: BenchmarkConfig, name: str) -> Task:
         metrics = tuple(m for m in ("mcc", "accuracy", "f1", "auroc") if m != metric)
         settings = {"table.max_length": length, "table.truncate": True}
     else:
-        paths = _find(config)[name]
         metric, metrics = "mcc", ("accuracy", "f1", "auroc", "auprc")
     if suite == "table":
         reading |= {"fasta_label": table.fasta_label, "kind": table.kind}
@@ -200,21 +194,3 @@ def _fasta_of_tasks(root: Path) -> dict[str, Paths]:
         if task is not None:
             found.setdefault(task, {})[split] = path
     return {name: found[name] for name in NUCLEOTIDE_TRANSFORMER if name in found}
-
-
-def _download(config: BenchmarkConfig, name: str) -> Path:
-    """Let the package of the benchmark fetch a data set (it checks nothing but the size)."""
-    if config.data is None:
-        raise InputError("download=True needs data=...: the folder to keep the files in")
-    target = Path(config.data).expanduser() / name
-    if target.is_dir():
-        return target
-    try:
-        from genomic_benchmarks.loc2seq import download_dataset  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise InputError(
-            "download=True needs the package genomic-benchmarks (pip install genomic-benchmarks)"
-        ) from error
-    target.parent.mkdir(parents=True, exist_ok=True)
-    download_dataset(name, version=0, dest_path=str(target.parent))
-    return target

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig, SpeciesConfig
-from megabase.benchmarking.suites.base import Published, Task, choose_tasks, published
+from megabase.benchmarking.suites.base import Task, choose_tasks, need_folder, published
 from megabase.data.labeled import LabelTable, label_splits
 from megabase.errors import InputError
 from megabase.genome import alphabet
@@ -76,29 +76,23 @@ class _Record(NamedTuple):
 def _records(path: Path) -> list[_Record]:
     """Read the records of a FASTA, or of all of them in a folder."""
     files = sorted(p for p in path.iterdir() if _FASTA.search(p.name)) if path.is_dir() else [path]
-    found: list[_Record] = []
+    found: list[tuple[str, str, list[bytes]]] = []
     for file in files:
-        parts: list[bytes] = []
-        header: Header | None = None
         for item in read_fasta(file):
             if isinstance(item, Header):
-                if header is not None:
-                    found.append(_record(header, parts, file, path))
-                header, parts = item, []
+                # In a folder of chromosomes the file says which one it is.
+                name = _FASTA.sub("", file.name) if path.is_dir() else item.name
+                found.append((name, item.description, []))
             else:
-                parts.append(item.codes)
-        if header is not None:
-            found.append(_record(header, parts, file, path))
+                found[-1][2].append(item.codes)
     if not found:
         raise InputError(f"{path} holds no FASTA (.fa, .fna, .fasta, .gz too)")
-    return found
-
-
-def _record(header: Header, parts: list[bytes], file: Path, path: Path) -> _Record:
-    # In a folder of chromosomes the file says which one it is.
-    name = _FASTA.sub("", file.name) if path.is_dir() else header.name
-    codes = np.frombuffer(b"".join(parts), dtype=np.uint8) & np.uint8(alphabet.BASE_BITS)
-    return _Record(name, header.description, codes)
+    return [
+        _Record(
+            name, about, np.frombuffer(b"".join(parts), np.uint8) & np.uint8(alphabet.BASE_BITS)
+        )
+        for name, about, parts in found
+    ]
 
 
 def _read_genomes(config: BenchmarkConfig) -> dict[str, list[_Record]]:
@@ -110,28 +104,20 @@ def _read_genomes(config: BenchmarkConfig) -> dict[str, list[_Record]]:
             if not Path(path).expanduser().exists():
                 raise InputError(f"there is no {path} for the species {species}")
             found[species] = _records(Path(path).expanduser())
-    elif config.data is None:
-        raise InputError(f"species needs genomes. {_INSTRUCTIONS}")
     else:
-        root = Path(config.data).expanduser()
-        if not root.exists():
-            raise InputError(f"there is no {root}. {_INSTRUCTIONS}")
+        root = need_folder(config.data, "species", _INSTRUCTIONS)
         if root.is_dir():
             for path in sorted(root.iterdir()):
                 if path.is_dir() or _FASTA.search(path.name):
                     found[_FASTA.sub("", path.name)] = _records(path)
         else:
             for record in _records(root):
-                found.setdefault(_species_of(record), []).append(record)
+                # "Genus species" of the description of an assembly's record, else its name.
+                words = re.match(r"[A-Z][a-z]+ [a-z]+\b", record.description)
+                found.setdefault(words[0] if words else record.name, []).append(record)
     if len(found) < 2:
         raise InputError(f"found {len(found)} species; two or more are needed. {_INSTRUCTIONS}")
     return dict(sorted(found.items()))
-
-
-def _species_of(record: _Record) -> str:
-    """Take "Genus species" from the description of an assembly's record, else its name."""
-    words = re.match(r"([A-Z][a-z]+) ([a-z]+)\b", record.description)
-    return f"{words.group(1)} {words.group(2)}" if words else record.name
 
 
 def _split_records(
@@ -153,7 +139,11 @@ def _split_records(
                     parts[part].append(record.codes[low:end])
                     low = end
         elif config.split == "chromosome":
-            _by_chromosome(species, records, parts)
+            table = SPECIES_SPLITS.get(species.lower(), SPECIES_SPLITS["human"])
+            for record in records:
+                name = re.sub(r"^chr(omosome)?_?", "", record.name, flags=re.IGNORECASE)
+                for part in (part for part in _PARTS if name in table[part]):
+                    parts[part].append(record.codes)
         else:
             for record in sorted(records, key=lambda r: _number(r, config.split)):
                 parts[_part_of(_number(record, config.split))].append(record.codes)
@@ -166,15 +156,6 @@ def _split_records(
             )
         found[species] = parts
     return found
-
-
-def _by_chromosome(species: str, records: list[_Record], parts: dict[str, list[Codes]]) -> None:
-    table = SPECIES_SPLITS.get(species.lower(), SPECIES_SPLITS["human"])
-    for record in records:
-        name = re.sub(r"^chr(omosome)?_?", "", record.name, flags=re.IGNORECASE)
-        for part in _PARTS:
-            if name in table[part]:
-                parts[part].append(record.codes)
 
 
 def _number(record: _Record, split: str) -> int:
@@ -196,11 +177,6 @@ def _part_of(number: int) -> str:
 
     place = Draws(number).key / 2**64
     return "train" if place < 0.7 else "valid" if place < 0.8 else "test"
-
-
-def _joined(pieces: list[Codes]) -> list[Codes]:
-    gap = np.full(1, alphabet.N, dtype=np.uint8)
-    return [np.concatenate([part for piece in pieces for part in (piece, gap)])]
 
 
 def _draw_samples(
@@ -251,7 +227,10 @@ def load(config: BenchmarkConfig, name: str) -> Task:
         sequences: list[str] = []
         labels: list[tuple[str, ...]] = []
         for species, pieces in parts.items():
-            pool = _joined(pieces[part]) if chosen.pool_records else pieces[part]
+            pool = pieces[part]
+            if chosen.pool_records:
+                gap = np.full(1, alphabet.N, dtype=np.uint8)
+                pool = [np.concatenate([codes for piece in pool for codes in (piece, gap)])]
             rng = np.random.default_rng([length, _PARTS.index(part), list(parts).index(species)])
             sequences += _draw_samples(pool, length, rows[part], rng)
             labels += [(species,)] * rows[part]
@@ -266,14 +245,16 @@ def load(config: BenchmarkConfig, name: str) -> Task:
         f"{species} {sum(map(len, pieces['train'])) / 1e6:.1f} Mb"
         for species, pieces in parts.items()
     )
+    known = set(parts) == _PUBLISHED_SPECIES
+    near = min(_PUBLISHED_LENGTHS, key=lambda other: abs(np.log(other / length)))
     return Task(
         suite="species",
         name=name,
         splits=label_splits(texts, "classes"),
         metric="accuracy",
         metrics=("f1", "mcc"),
-        published=_published(length) if set(parts) == _PUBLISHED_SPECIES else (),
-        official=chosen.split == "chromosome" and set(parts) == _PUBLISHED_SPECIES,
+        published=published("species", near) if known and abs(np.log(near / length)) <= 0.1 else (),
+        official=known and chosen.split == "chromosome",
         notes=(
             f"split: {split}; training genomes: {bases}; {len(parts)} species, chance is "
             f"{1 / len(parts):.3f}; segments overlap within a split, never across",
@@ -281,8 +262,3 @@ def load(config: BenchmarkConfig, name: str) -> Task:
         settings={"micro_batch": max(1, 65_536 // length)},
         length=length,
     )
-
-
-def _published(length: int) -> tuple[Published, ...]:
-    near = min(_PUBLISHED_LENGTHS, key=lambda known: abs(np.log(known / length)))
-    return () if abs(np.log(near / length)) > 0.1 else published("species", near)
