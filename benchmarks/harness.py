@@ -57,7 +57,7 @@ def build_model(name: str, width: int, layers: int, length: int) -> Any:
     if name == "plain":
         return PlainHyenaDNA(build_model("hyenadna", width, layers, length))
     classes = FAMILIES[name].classes()
-    model_class = classes.get("causal-lm") or classes["masked-lm"]
+    model_class: Any = classes.get("causal-lm") or classes["masked-lm"]
     settings: dict[str, Any] = {"d_model": width, "n_layer": layers}
     if name in _LENGTH_SETTING:
         settings[_LENGTH_SETTING[name]] = length

@@ -7,6 +7,7 @@ foreign file is never written whole into a message.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import types
 import typing
@@ -149,13 +150,18 @@ def _check_events(events: Any, where: object, error: type[MegabaseError]) -> Non
             )
 
 
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def build(kind: type[_Record], values: Any) -> _Record:
     """Make a dataclass of a record of plain values, with every field of its declared type.
 
     A ValueError or TypeError for a value of another type, a missing field or an unknown one; to be
     called inside of :func:`parsing`.
     """
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     if not isinstance(values, Mapping):
         raise TypeError(f"expected an object, found {shown(values)}")
     for field in fields(kind):  # pyright: ignore[reportArgumentType]

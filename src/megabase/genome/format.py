@@ -25,11 +25,12 @@ import hashlib
 import json
 import os
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ from megabase.errors import GenomeError
 from megabase.genome.alphabet import BASE_BITS, SOFT_MASK, N
 from megabase.genome.fasta import Header, read_fasta
 from megabase.genome.files import atomic_file
-from megabase.untrusted import parsing, recognize, shown
+from megabase.untrusted import build, parsing, recognize, shown
 
 Progress = Callable[[int, int], None]
 """Called now and then with the amount done and the total (0 when unknown)."""
@@ -54,6 +55,7 @@ _HEADER = struct.Struct("<8sIIQQQQ32s")  # the fields listed above
 _SUFFIXES = (".gz", ".bgz", ".bgzf", ".fa", ".fasta", ".fna", ".fas", ".ffn", ".seq", ".txt")
 """Endings of FASTA files, which are not part of a genome's name."""
 _STANDARD_INPUT = Path("/dev/stdin")  # opened by name as any other file
+_Record = TypeVar("_Record")
 _CHECK_BYTES = 1 << 22
 """Read at a time when a store is checked: the progress bar moves, memory stays small."""
 
@@ -107,77 +109,34 @@ class Metadata:
     def from_bytes(cls, raw: bytes, codes: int) -> Self:
         """Inverse of :meth:`to_bytes`, given the number of codes; unknown fields are ignored.
 
-        A GenomeError names the field that is missing, of another type, or beyond the codes.
+        A ValueError or TypeError names the field that is missing or of another type, or the contig
+        that lies beyond the codes.
         """
-        fields = _Fields(json.loads(raw))
-        contigs: list[Contig] = []
+        values = json.loads(raw)
+        # JSON can write halves of characters, which no file or terminal takes.
+        json.dumps(values, ensure_ascii=False).encode()
+        found = _record(cls, values)
+        contigs = tuple(_record(Contig, row) for row in found.contigs)
         end = 0
-        for row in fields.list("contigs"):
-            entry = _Fields(row)
-            length = entry.number("length", codes - end)
-            contig = Contig(
-                name=entry.text("name"),
-                length=length,
-                offset=entry.number("offset", codes),
-                sha256=entry.text("sha256"),
-                description=entry.text("description", ""),
-                source=entry.text("source", ""),
-                n_count=entry.number("n_count", length, 0),
-                iupac_count=entry.number("iupac_count", length, 0),
-                soft_masked_count=entry.number("soft_masked_count", length, 0),
-            )
-            if contig.offset != end:
-                raise GenomeError(f"contig {shown(contig.name)} does not begin where the last ends")
-            contigs.append(contig)
-            end += length
+        for contig in contigs:
+            counts = (contig.n_count, contig.iupac_count, contig.soft_masked_count)
+            if contig.offset != end or not 0 <= min(counts) <= max(counts) <= contig.length:
+                raise ValueError(
+                    f"contig {shown(contig.name)} contradicts the one before or itself"
+                )
+            end += contig.length
         if end != codes or len({contig.name for contig in contigs}) != len(contigs):
-            raise GenomeError("its contigs do not make up the codes, each with its own name")
-        letters = _Fields(fields.get("iupac_letters"))
-        return cls(
-            name=fields.text("name"),
-            contigs=tuple(contigs),
-            sources=tuple(
-                _Fields({"source": item}).text("source") for item in fields.list("sources")
-            ),
-            iupac_letters={letter: letters.number(letter, codes) for letter in letters.values},
-            checksum=fields.text("checksum"),
-            created_by=fields.text("created_by"),
-        )
+            raise ValueError("its contigs do not make up the codes, each with its own name")
+        if not all(0 <= count <= codes for count in found.iupac_letters.values()):
+            raise ValueError("iupac_letters counts more letters than there are")
+        return replace(found, contigs=contigs, sources=tuple(found.sources))
 
 
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise GenomeError(f"{name} must be text, found {shown(value)}")
-    value.encode()  # JSON can write halves of characters, which no file or terminal takes
-    return value
-
-
-class _Fields:
-    """An object of the metadata, whose fields are of the expected type or a GenomeError."""
-
-    def __init__(self, values: Any) -> None:
-        if not isinstance(values, dict):
-            raise GenomeError(f"expected an object, found {shown(values)}")
-        self.values: dict[str, Any] = values
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self.values.get(name, default)
-
-    def text(self, name: str, default: str | None = None) -> str:
-        return _text(name, self.get(name, default))
-
-    def number(self, name: str, most: int, default: int | None = None) -> int:
-        value = self.get(name, default)
-        if type(value) is not int or not 0 <= value <= most:
-            raise GenomeError(
-                f"{name[:60]} must be a whole number from 0 to {most:,}, found {shown(value)}"
-            )
-        return value
-
-    def list(self, name: str) -> list[Any]:
-        if not isinstance(value := self.get(name), list):
-            raise GenomeError(f"{name} must be a list, found {shown(value)}")
-        return value
+def _record(kind: type[_Record], values: Any) -> _Record:
+    """Make a dataclass of the fields that it knows."""
+    if isinstance(values, dict):
+        values = {f.name: values[f.name] for f in fields(kind) if f.name in values}  # pyright: ignore[reportArgumentType]
+    return build(kind, values)
 
 
 def _genome_checksum(contigs: Iterable[Contig]) -> str:
@@ -258,12 +217,10 @@ class Layout(NamedTuple):
                 f"genome store {path} is damaged: its metadata does not have the recorded sha256; "
                 "copy it again or build it again"
             )
-        place = f"genome store {path} is damaged: its metadata"
-        with parsing(place, GenomeError, "build it again"):
-            try:
-                return layout, Metadata.from_bytes(metadata, layout.codes_length)
-            except GenomeError as error:
-                raise GenomeError(f"{place}: {error}; build it again") from error
+        with parsing(
+            f"genome store {path} is damaged: its metadata", GenomeError, "build it again"
+        ):
+            return layout, Metadata.from_bytes(metadata, layout.codes_length)
 
 
 class _Tally:
@@ -271,9 +228,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
-        self.length = 0
-        self.n_count = 0
-        self.soft_masked_count = 0
+        self.length = self.n_count = self.soft_masked_count = 0
 
     def add(self, codes: NDArray[np.uint8]) -> None:
         self._digest.update(codes.data)
@@ -281,9 +236,12 @@ class _Tally:
         self.n_count += int(np.count_nonzero((codes & np.uint8(BASE_BITS)) == N))
         self.soft_masked_count += int(np.count_nonzero(codes >= SOFT_MASK))
 
-    @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
+    def facts(self) -> dict[str, Any]:
+        """Fields of a :class:`Contig`."""
+        return {
+            "length": self.length, "sha256": self._digest.hexdigest(), "n_count": self.n_count,
+            "soft_masked_count": self.soft_masked_count,
+        }  # fmt: skip
 
 
 class _Writer:
@@ -293,8 +251,7 @@ class _Writer:
         self._file = file
         self._file.write(bytes(_CODES_OFFSET))
         self.contigs: list[Contig] = []
-        self.iupac_letters: dict[str, int] = {}
-        self.total = 0
+        self.iupac_letters: Counter[str] = Counter()
         self._seen: dict[str, str] = {}
 
     def add_source(self, path: Path, progress: Callable[[int], None] | None) -> None:
@@ -303,42 +260,32 @@ class _Writer:
         for item in read_fasta(path, progress=progress):
             if isinstance(item, Header):
                 self._close(header, tally, iupac, path)
-                self._require_new(item, path)
+                here = f"{path}, line {item.line:,}"
+                if (before := self._seen.setdefault(item.name, here)) is not here:
+                    raise GenomeError(
+                        f"{here}: contig {item.name!r} is there already ({before}); the contigs of "
+                        "a genome need different names, so rename one"
+                    )
                 header, tally, iupac = item, _Tally(), 0
                 continue
             self._file.write(item.codes)
             tally.add(np.frombuffer(item.codes, dtype=np.uint8))
-            for letter, count in item.ambiguous.items():
-                iupac += count
-                self.iupac_letters[letter] = self.iupac_letters.get(letter, 0) + count
+            iupac += sum(item.ambiguous.values())
+            self.iupac_letters.update(item.ambiguous)
         self._close(header, tally, iupac, path)
 
-    def _require_new(self, header: Header, path: Path) -> None:
-        here = f"{path}, line {header.line:,}"
-        if header.name in self._seen:
-            raise GenomeError(
-                f"{here}: contig {header.name!r} is there already ({self._seen[header.name]}); the "
-                "contigs of a genome need different names, so rename one"
-            )
-        self._seen[header.name] = here
+    @property
+    def total(self) -> int:
+        return self.contigs[-1].offset + self.contigs[-1].length if self.contigs else 0
 
     def _close(self, header: Header | None, tally: _Tally, iupac: int, path: Path) -> None:
-        if header is None:
-            return
-        self.contigs.append(
-            Contig(
-                name=header.name,
-                length=tally.length,
-                offset=self.total,
-                sha256=tally.sha256,
-                description=header.description,
-                source=path.name,
-                n_count=tally.n_count,
-                iupac_count=iupac,
-                soft_masked_count=tally.soft_masked_count,
-            )
-        )
-        self.total += tally.length
+        if header is not None:
+            self.contigs.append(
+                Contig(
+                    name=header.name, offset=self.total, description=header.description,
+                    source=path.name, iupac_count=iupac, **tally.facts(),
+                )
+            )  # fmt: skip
 
     def finish(self, name: str, sources: Sequence[Path]) -> None:
         metadata = Metadata(
@@ -349,12 +296,9 @@ class _Writer:
             checksum=_genome_checksum(self.contigs),
             created_by=f"megabase {__version__}",
         ).to_bytes()
+        digest = hashlib.sha256(metadata).digest()
         layout = Layout(
-            codes_offset=_CODES_OFFSET,
-            codes_length=self.total,
-            metadata_offset=_CODES_OFFSET + self.total,
-            metadata_length=len(metadata),
-            metadata_sha256=hashlib.sha256(metadata).digest(),
+            _CODES_OFFSET, self.total, _CODES_OFFSET + self.total, len(metadata), digest
         )
         self._file.write(metadata)
         # The magic is written last: a file without its end is never taken for a store.
@@ -434,8 +378,7 @@ def check_store(
                     if progress is not None:
                         progress(done + tally.length, total)
                 done += contig.length
-                found = (tally.sha256, tally.n_count, tally.soft_masked_count)
-                if found != (contig.sha256, contig.n_count, contig.soft_masked_count):
+                if replace(contig, **tally.facts()) != contig:
                     damaged.append(contig.name)
     except OSError as error:
         raise GenomeError(f"cannot read genome store {path}: {error.strerror}") from error
