@@ -21,10 +21,9 @@ from megabase.data.labeled import (
     split_rows,
 )
 from megabase.data.leaks import (
-    Leaks,
-    Pair,
+    count_leaks,
+    describe_pairs,
     genome_overlap,
-    leaking_rows,
     overlap_groups,
     rows_in_others,
 )
@@ -242,18 +241,15 @@ def checked_for_leaks(
     if config.drop_leaks and "test" in splits:
         for name in ("train", "valid"):
             if name in splits:
-                bad = leaking_rows(splits[name], splits["test"], config.leak_threshold)
+                bad = rows_in_others(
+                    splits[name], [splits["test"]], config.leak_threshold, both_ways=True
+                )
                 splits[name] = splits[name].take(np.flatnonzero(~bad))
     if not file.is_file():
-        found = Leaks.of(task.splits, config.leak_threshold)
-        found = replace(
-            found,
-            dropped={n: len(task.splits[n]) - len(splits[n]) for n in splits}
-            if config.drop_leaks
-            else {},
-            pretraining=_pretraining(config, task),
-        )
-        write_json(file, found.to_dict())
+        found = count_leaks(task.splits, config.leak_threshold)
+        if config.drop_leaks:
+            found["dropped"] = {n: len(task.splits[n]) - len(splits[n]) for n in splits}
+        write_json(file, {**found, "pretraining": _pretraining(config, task)})
     if console is not None:
         console.print(f"{task.suite} {task.name}: {describe_leaks(json.loads(file.read_text()))}",
                       markup=False, highlight=False)  # fmt: skip
@@ -277,9 +273,7 @@ def metrics_apart(
 
 def describe_leaks(found: Mapping[str, Any]) -> str:
     """Say the counts of a leak check in a sentence."""
-    parts = [
-        Pair(**counts).describe(pair, found["rows"]) for pair, counts in found["across"].items()
-    ]
+    parts = describe_pairs(found)
     counts = found.get("classes", {})
     inside, whole = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
     if inside and len(counts) <= _MOST_CLASSES:

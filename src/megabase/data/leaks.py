@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -187,22 +186,13 @@ def overlap_groups(rows: LabeledSequences, share: float) -> _Rows:
         group = found
 
 
-@dataclass(frozen=True)
-class _Overlap:
-    """Examples found in the regions a model was pretrained on."""
-
-    genome: str
-    """Genome and where."""
-    rows: dict[str, int]
-    """By split, examples with at least half of their 31-mers there, on either strand."""
-
-
 def genome_overlap(
     splits: Mapping[str, LabeledSequences], store: Genome, regions: Regions, share: float = 0.5
-) -> _Overlap:
+) -> dict[str, Any]:
     """Count examples with at least `share` of their 31-mers, on either strand, in regions.
 
-    The genome is read once; examples need no coordinates.
+    The genome is read once; examples need no coordinates. Gives ``genome`` (which one, and how much
+    of it) and ``rows``, the count of each split.
     """
     # Long genomes: one k-mer of four is plenty, every row has tens of them left.
     every = max(1 if regions.total < _CHUNK else 4, _sampling_rate(*splits.values()))
@@ -222,7 +212,8 @@ def genome_overlap(
         inside = present[np.searchsorted(wanted, index.kmers)].astype(np.float64)
         hits = np.bincount(index.row, weights=inside, minlength=index.rows)
         found[name] = int(((index.sizes > 0) & (hits >= share * index.sizes)).sum())
-    return _Overlap(f"{store.path.name} ({regions.total:,} bases of {store.name})", found)
+    place = f"{store.path.name} ({regions.total:,} bases of {store.name})"
+    return {"genome": place, "rows": found}
 
 
 def _region_pieces(store: Genome, regions: Regions) -> Iterator[npt.NDArray[np.uint8]]:
@@ -233,113 +224,76 @@ def _region_pieces(store: Genome, regions: Regions) -> Iterator[npt.NDArray[np.u
             yield whole[low : min(low + _CHUNK + _K_GENOME - 1, int(end))]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Counts of a split against another."""
+def count_leaks(splits: Mapping[str, LabeledSequences], threshold: float = 0.5) -> dict[str, Any]:
+    """Count examples that occur in several of train, valid and test, or several times in one.
 
-    exact: int
-    """Examples of the second split that occur in the first, letter by letter."""
-    reverse_complement: int
-    """Further examples whose reverse complement occurs there."""
-    near: int
-    """Further examples that are nearly the same as one there, on either strand."""
-    other_label: int
-    """Of the exact and reverse-complement ones, those that have another label there."""
+    `threshold` is the share of the k-mers of an example that make it a near duplicate.
 
-    @property
-    def total(self) -> int:
-        """Examples that occur in the other split in any way."""
-        return self.exact + self.reverse_complement + self.near
+    Returns
+    -------
+    dict
+        ``rows`` of each split; ``within``: by split, those that repeat an earlier one of it (either
+        strand); ``across``: by pair, such as "train-test", those of the second split that occur in
+        the first, ``exact``, as ``reverse_complement`` or ``near`` (each counted once), and of the
+        first two kinds those with an ``other_label`` there; ``threshold``; ``sampled``: 1/N of all
+        k-mers was looked at; ``dropped`` and ``pretraining``, empty; ``classes``: by class, test
+        examples that occur in train, and all of them (only for labels that are classes).
+    """
+    every = _sampling_rate(*splits.values())
+    indices = {name: _Index(rows, every) for name, rows in splits.items()}
+    across: dict[str, dict[str, int]] = {}
+    classes: dict[str, tuple[int, int]] = {}
+    for first, second in (("train", "test"), ("valid", "test"), ("train", "valid")):
+        if first not in indices or second not in indices:
+            continue
+        one, two = indices[first], indices[second]
+        exact, turned, near = _kinds(one, two, threshold)
+        across[f"{first}-{second}"] = {
+            "exact": int(exact.sum()), "reverse_complement": int(turned.sum()),
+            "near": int(near.sum()), "other_label": _other_labels(one, two, exact, turned),
+        }  # fmt: skip
+        if (first, second) == ("train", "test"):
+            classes = _by_class(two.rows, exact | turned | near)
+    return {
+        "rows": {name: len(rows) for name, rows in splits.items()},
+        "within": {name: _repeats(index) for name, index in indices.items()},
+        "across": across, "threshold": threshold, "sampled": every, "dropped": {},
+        "pretraining": [], "classes": classes,
+    }  # fmt: skip
 
-    def describe(self, pair: str, rows: Mapping[str, int]) -> str:
-        """Say what the second split of a pair such as "train-test" holds of the first."""
-        first, second = pair.split("-")
-        text = (
-            f"{self.total:,} of {rows[second]:,} {second} rows are in {first} "
-            f"({self.exact:,} equal, {self.reverse_complement:,} as reverse complement, "
-            f"{self.near:,} near"
+
+def describe_pairs(found: Mapping[str, Any], first: str = "") -> list[str]:
+    """Say what :func:`count_leaks` found in each pair; with `first`, only where there is any."""
+    said = []
+    for pair, counts in found["across"].items():
+        one, two = pair.split("-")
+        total = counts["exact"] + counts["reverse_complement"] + counts["near"]
+        if first and (one != first or not total):
+            continue
+        other = f"; {counts['other_label']:,} with another label" * bool(counts["other_label"])
+        said.append(
+            f"{total:,} of {found['rows'][two]:,} {two} rows are in {one} "
+            f"({counts['exact']:,} equal, {counts['reverse_complement']:,} as reverse complement, "
+            f"{counts['near']:,} near{other})"
         )
-        if self.other_label:
-            text += f"; {self.other_label:,} with another label"
-        return text + ")"
+    return said
 
 
-@dataclass(frozen=True)
-class Leaks:
-    """Examples that occur in several splits, or several times in one."""
+def leak_hint(splits: Mapping[str, LabeledSequences]) -> str | None:
+    """Warn of test (or validation) examples that are in train; None when there are none.
 
-    rows: dict[str, int]
-    """Examples of each split."""
-    within: dict[str, int]
-    """By split, examples that repeat an earlier one of the split (either strand)."""
-    across: dict[str, Pair]
-    """By pair, such as "train-test"."""
-    threshold: float
-    """Share of the k-mers behind `near`."""
-    sampled: int
-    """K-mer sampling rate: 1/N of all k-mers, by hash, was looked at."""
-    dropped: dict[str, int] = field(default_factory=dict)
-    """By split, examples that were removed."""
-    pretraining: list[_Overlap] = field(default_factory=list)
-    """By genome."""
-    classes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """By class, test examples that occur in train (any kind), and all of them. Empty without train
-    and test, and for labels that are not classes."""
-
-    @classmethod
-    def of(cls, splits: Mapping[str, LabeledSequences], threshold: float = 0.5) -> Leaks:
-        """Count examples that occur in several of train, valid and test, or several times in one.
-
-        `threshold` is the share of the k-mers of an example that make it a near duplicate.
-        """
-        every = _sampling_rate(*splits.values())
-        indices = {name: _Index(rows, every) for name, rows in splits.items()}
-        across: dict[str, Pair] = {}
-        classes: dict[str, tuple[int, int]] = {}
-        for first, second in (("train", "test"), ("valid", "test"), ("train", "valid")):
-            if first not in indices or second not in indices:
-                continue
-            one, two = indices[first], indices[second]
-            exact, turned, near = _kinds(one, two, threshold)
-            other = _other_labels(one, two, exact, turned)
-            counts = Pair(int(exact.sum()), int(turned.sum()), int(near.sum()), other)
-            across[f"{first}-{second}"] = counts
-            if (first, second) == ("train", "test"):
-                classes = _by_class(two.rows, exact | turned | near)
-        return cls(
-            rows={name: len(rows) for name, rows in splits.items()},
-            within={name: _repeats(index) for name, index in indices.items()},
-            across=across,
-            threshold=threshold,
-            sampled=every,
-            classes=classes,
-        )
-
-    @classmethod
-    def hint(cls, splits: Mapping[str, LabeledSequences]) -> str | None:
-        """Warn of test (or validation) examples that are in train; None when there are none.
-
-        Splits with a class for every base are not looked at: regions divide them.
-        """
-        if splits["train"].kind == "nucleotides":
-            return None
-        found = cls.of({name: rows for name, rows in splits.items() if len(rows)})
-        pairs = [
-            counts.describe(pair, found.rows)
-            for pair, counts in found.across.items()
-            if pair.startswith("train-") and counts.total
-        ]
-        if not pairs:
-            return None
-        return (
-            f"overlap: {'; '.join(pairs)}. What is memorized counts there and says little of "
-            "new sequences; megabase benchmark measures the others apart, and splits rows that "
-            "overlap together"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Turn into plain values."""
-        return asdict(self)
+    Splits with a class for every base are not looked at: regions divide them.
+    """
+    if splits["train"].kind == "nucleotides":
+        return None
+    found = count_leaks({name: rows for name, rows in splits.items() if len(rows)})
+    if not (pairs := describe_pairs(found, "train")):
+        return None
+    return (
+        f"overlap: {'; '.join(pairs)}. What is memorized counts there and says little of new "
+        "sequences; megabase benchmark measures the others apart, and splits rows that overlap "
+        "together"
+    )
 
 
 class _Index:
@@ -401,30 +355,25 @@ def _other_labels(train: _Index, other: _Index, exact: _Mask, turned: _Mask) -> 
     return different
 
 
-def leaking_rows(
-    rows: LabeledSequences, test: LabeledSequences, threshold: float = 0.5
-) -> npt.NDArray[np.bool_]:
-    """Tell which training examples equal, mirror or nearly equal a test example, bool (rows,).
-
-    A pair is near when the threshold is met from either side, so after dropping these no test
-    example has a near duplicate left.
-    """
-    every = _sampling_rate(rows, test)
-    one, two = _Index(rows, every), _Index(test, every)
-    exact, turned, near = _kinds(two, one, threshold)
-    found = exact | turned | near
-    found[_near_pairs(two.kmers, one.kmers, threshold)[1]] = True
-    return found
-
-
 def rows_in_others(
-    test: LabeledSequences, others: Sequence[LabeledSequences], threshold: float = 0.5
+    rows: LabeledSequences,
+    others: Sequence[LabeledSequences],
+    threshold: float = 0.5,
+    *,
+    both_ways: bool = False,
 ) -> npt.NDArray[np.bool_]:
-    """Tell which test examples occur in other splits: equal, mirrored or nearly; bool (test,)."""
-    every = _sampling_rate(test, *others)
-    index = _Index(test, every)
-    found = np.zeros(len(test), dtype=bool)
-    for rows in others:
-        for kind in _kinds(_Index(rows, every), index, threshold):
+    """Tell which examples occur in other splits: equal, mirrored or nearly; bool (rows,).
+
+    With `both_ways` a pair is near when the threshold is met from either side, so that after
+    dropping these no example of the others has a near duplicate left.
+    """
+    every = _sampling_rate(rows, *others)
+    index = _Index(rows, every)
+    found = np.zeros(len(rows), dtype=bool)
+    for one in others:
+        other = _Index(one, every)
+        for kind in _kinds(other, index, threshold):
             found |= kind
+        if both_ways:
+            found[_near_pairs(other.kmers, index.kmers, threshold)[1]] = True
     return found

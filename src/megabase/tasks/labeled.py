@@ -10,7 +10,7 @@ import numpy as np
 
 from megabase.data.batches import Draw, LabeledBatches, Padding, tokenize
 from megabase.data.labeled import LabeledSequences, Ragged
-from megabase.data.leaks import Leaks
+from megabase.data.leaks import leak_hint
 from megabase.errors import ConfigError
 from megabase.evaluate import metrics
 from megabase.evaluate.base_probabilities import NucleotidePredictions
@@ -163,7 +163,7 @@ class LabeledRun:
             text="\n".join([*lines, f"output      {config.output}"]),
             splits=splits,
             notes=notes,
-            hints=(Leaks.hint(splits),),
+            hints=(leak_hint(splits),),
             trains=trains,
         )
 
