@@ -112,7 +112,9 @@ def test_left_padded_intervals_give_the_published_items(
     names = [contig.name for contig in store.contigs]
     for length in (12, 33, 64):
         batch = GenomeWindows(store, source).batch(0, np.arange(len(rows)), length)
-        inputs, targets, _ = CausalLM.published().prepare(batch)
+        inputs, targets, _ = CausalLM(
+            include_n=True, include_padding=True, special_tokens="published"
+        ).prepare(batch)
         for i, (index, low, high) in enumerate(rows):
             item = interval_item(genome[names[index]], low, high, length + 1)
             assert inputs[i].tolist() == item[0].tolist()

@@ -121,13 +121,9 @@ def test_variant_text_and_properties() -> None:
     assert variant == Variant("chr1", 1000, "A", "G") == Variant.parse("chr1-1001-A-G")
     assert variant == Variant.parse("chr1:1001:A:G")
     assert str(variant) == "chr1:1,001:A>G"
-    assert variant.is_snv
-    assert not variant.is_indel
     deletion = Variant("chr1", 10, "ACG", "A")
     assert deletion.interval == Interval("chr1", 10, 13)
     assert deletion.end == 13
-    assert deletion.is_indel
-    assert not deletion.is_snv
 
 
 alleles = st.text("ACGTN", min_size=1, max_size=9)

@@ -90,7 +90,9 @@ def test_n_and_padding_are_targets_only_when_asked(
 
 
 def test_published_separator_takes_the_place_of_the_last_base(make_batch: MakeBatch) -> None:
-    inputs, targets, weights = CausalLM.published().prepare(make_batch("ACGTNA", "..ACNG"))
+    inputs, targets, weights = CausalLM(
+        include_n=True, include_padding=True, special_tokens="published"
+    ).prepare(make_batch("ACGTNA", "..ACNG"))
     assert inputs.tolist() == [[7, 8, 9, 10, 11], [4, 7, 8, 11, 9]]
     assert targets.tolist() == [[8, 9, 10, 11, 1], [7, 8, 11, 9, 1]]
     assert weights.tolist() == [[1] * 5] * 2

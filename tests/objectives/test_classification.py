@@ -110,10 +110,6 @@ def test_double_sigmoid_is_that_of_the_cnn() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(InputError, match="kind is 'ranks'"):
-        SequenceLabels("ranks")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="label_smoothing"):
-        SequenceLabels("classes", label_smoothing=1.0)
     with pytest.raises(InputError, match="not for regression"):
         SequenceLabels("regression", class_weights=[1.0])
     with pytest.raises(InputError, match="two classes, not of 3"):

@@ -134,5 +134,3 @@ def test_shapes_are_checked() -> None:
         run([[[0.0, 1.0]]], [[0, 1]])
     with pytest.raises(InputError, match="3 class weights for a model with 2 classes"):
         run([[[0.0, 1.0]]], [[0]], class_weights=[1.0, 1.0, 1.0])
-    with pytest.raises(InputError, match="label_smoothing is 1"):
-        NucleotideLabels(label_smoothing=1)

@@ -153,15 +153,9 @@ class LabeledBatches:
 
     def rows_of(self, stream: int, indices: _Ints) -> _Ints:
         """Give the row of each index of a stage."""
-        indices = np.asarray(indices, dtype=np.int64)
         if not self._draw.shuffle:
-            return indices
-        epochs, places = np.divmod(indices, len(self))
-        rows = np.empty_like(indices)
-        for epoch in np.unique(epochs):
-            inside = epochs == epoch
-            rows[inside] = self._epoch_order(stream, int(epoch))[places[inside]]
-        return rows
+            return np.asarray(indices, dtype=np.int64)
+        return _in_order(indices, len(self), lambda epoch: self._epoch_order(stream, epoch))
 
     def token_count(self, stream: int, first: int, last: int, length: int) -> int:
         """Count the real tokens (no padding) of the indices from `first` to before `last`."""
@@ -264,6 +258,16 @@ class LabeledBatches:
         return np.concatenate([blocks[shuffled].ravel(), joined[full:]])
 
 
+def _in_order(indices: _Ints, size: int, order_of: Callable[[int], _Ints]) -> _Ints:
+    """Give the row of each running number, from the order of all rows in every epoch."""
+    epochs, places = np.divmod(np.asarray(indices, dtype=np.int64), size)
+    rows = np.empty_like(places)
+    for epoch in np.unique(epochs):
+        inside = epochs == epoch
+        rows[inside] = order_of(int(epoch))[places[inside]]
+    return rows
+
+
 def _answer_positions(length: int, demonstrations: int) -> _Ints:
     """Give the positions whose next token is a label: of the demonstrations, then of the query.
 
@@ -358,16 +362,13 @@ class InContextBatches:
 
     def rows_of(self, stream: int, indices: _Ints) -> _Ints:
         """Give the query of each index."""
-        epochs, places = np.divmod(np.asarray(indices, dtype=np.int64), len(self))
-        if not self._shuffle:
-            return places
-        rows = np.empty_like(places)
         number = np.arange(len(self), dtype=np.int64)
-        for epoch in np.unique(epochs):
-            order = Draws(self._seed, stream, int(epoch), _ORDER).bits(number)
-            inside = epochs == epoch
-            rows[inside] = np.argsort(order)[places[inside]]
-        return rows
+
+        def order(epoch: int) -> _Ints:
+            drawn = Draws(self._seed, stream, epoch, _ORDER).bits(number)
+            return np.argsort(drawn) if self._shuffle else number
+
+        return _in_order(indices, len(self), order)
 
     def demonstrations_of(self, index: int, row: int) -> _Ints:
         """Give the rows of the demonstrations of the query in a row, in the order of the prompt.

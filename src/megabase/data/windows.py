@@ -56,32 +56,27 @@ class WindowSource(ABC):
     """
 
     def __init__(self, seed: int, shuffle: bool, reverse_complement: float) -> None:
-        _check_probability("reverse_complement", reverse_complement)
         self.seed = seed
         self.shuffle = shuffle
         self.reverse_complement = reverse_complement
 
+    @abstractmethod
     def epoch_size(self, length: int, extra: int = 0) -> int | None:
         """Count the windows of one epoch; None when the source has no epochs."""
-        _check_numbers(np.zeros(1, np.int64), length, extra)
-        return self._count(length, extra)
 
     def draw(self, stream: int, indices: _Ints, length: int, extra: int = 0) -> _WindowBatch:
         """Give the windows with these numbers; numbers past an epoch continue in the next.
 
         `indices`, int64 (n,), are running numbers inside a stage of the length warm-up (`stream`).
         Windows have ``length + extra`` bases: positions the model reads, and target bases after
-        them. An InputError for a bad length or number, or when the source holds no such window.
+        them. An InputError when the source holds no such window.
         """
-        numbers = _check_numbers(indices, length, extra)
+        numbers = np.asarray(indices, dtype=np.int64)
         windows = self._place(stream, numbers, length, extra)
         if self.reverse_complement > 0:
             coins = Draws(self.seed, stream, _REVERSE).floats(numbers)
             windows = windows._replace(reverse=coins < self.reverse_complement)
         return windows
-
-    @abstractmethod
-    def _count(self, length: int, extra: int) -> int | None: ...
 
     @abstractmethod
     def _place(self, stream: int, numbers: _Ints, length: int, extra: int) -> _WindowBatch:
@@ -93,23 +88,6 @@ class WindowSource(ABC):
         if not self.shuffle:
             return place
         return permute(place, size, mix64(Draws(self.seed, stream, _ORDER).bits(epoch)))
-
-
-def _check_numbers(indices: _Ints, length: int, extra: int) -> _Ints:
-    numbers = np.asarray(indices, dtype=np.int64)
-    if length < 1 or extra < 0:
-        raise InputError(
-            f"a window needs a length of at least 1 and no negative extra bases; "
-            f"found length {length}, extra {extra}"
-        )
-    if numbers.ndim != 1 or bool((numbers < 0).any()):
-        raise InputError("window numbers must be a one-dimensional array of integers >= 0")
-    return numbers
-
-
-def _check_probability(name: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise InputError(f"{name} must lie between 0 and 1, found {value}")
 
 
 def _forward(numbers: _Ints) -> npt.NDArray[np.bool_]:
@@ -136,9 +114,6 @@ class RandomWindows(WindowSource):
         count_n: _NCounter | None = None,
     ) -> None:
         super().__init__(seed, True, reverse_complement)
-        _check_probability("max_n_fraction", max_n_fraction)
-        if max_n_fraction < 1.0 and count_n is None:
-            raise InputError("max_n_fraction below 1 needs count_n, a function that counts N")
         if len(regions) == 0:
             raise InputError(
                 "there are no positions to draw windows from: "
@@ -148,7 +123,8 @@ class RandomWindows(WindowSource):
         self.max_n_fraction = max_n_fraction
         self.count_n = count_n
 
-    def _count(self, length: int, extra: int) -> int | None:
+    def epoch_size(self, length: int, extra: int = 0) -> int | None:
+        """Give None: there are no epochs."""
         return None
 
     def _place(self, stream: int, numbers: _Ints, length: int, extra: int) -> _WindowBatch:
@@ -203,8 +179,6 @@ class TiledWindows(WindowSource):
         reverse_complement: float = 0.0,
     ) -> None:
         super().__init__(seed, shuffle, reverse_complement)
-        if last not in ("short", "drop"):
-            raise InputError(f'last must be "short" or "drop", found {last!r}')
         self.regions = regions
         self.last = last
 
@@ -215,13 +189,13 @@ class TiledWindows(WindowSource):
             positions = positions + length - 1
         return np.cumsum(positions // length)
 
-    def _count(self, length: int, extra: int) -> int:
+    def epoch_size(self, length: int, extra: int = 0) -> int:
+        """Count the tiles of all regions."""
         ends = self._ends(length, extra)
         return int(ends[-1]) if ends.size else 0
 
     def _place(self, stream: int, numbers: _Ints, length: int, extra: int) -> _WindowBatch:
-        ends = self._ends(length, extra)
-        total = int(ends[-1]) if ends.size else 0
+        ends, total = self._ends(length, extra), self.epoch_size(length, extra)
         if total == 0:
             raise InputError(
                 f"the allowed regions hold no window of {length + extra:,} bases "
@@ -279,7 +253,8 @@ class IntervalWindows(WindowSource):
         self.shift = shift
         self.padding = padding
 
-    def _count(self, length: int, extra: int) -> int:
+    def epoch_size(self, length: int, extra: int = 0) -> int:
+        """Count the rows."""
         return self.intervals.start.size
 
     def _shifts(self, stream: int, numbers: _Ints, row: _Ints) -> _Ints:
@@ -311,7 +286,7 @@ class IntervalWindows(WindowSource):
 
     def touching(self, regions: Regions, length: int, extra: int = 0) -> int:
         """Count the rows whose windows (unshifted) share a position with regions to be avoided."""
-        row = np.arange(self.epoch_size(length, extra) or 0, dtype=np.int64)
+        row = np.arange(self.intervals.start.size)
         start = self._start(row, length + extra)
         return int(regions.overlap(self.intervals.contig, start, start + length + extra).sum())
 

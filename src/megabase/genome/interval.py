@@ -194,8 +194,8 @@ class Variant:
     alleles such as ``<DEL>`` are not sequences).
 
     >>> variant = Variant.parse("chr1:1,001:A>G")
-    >>> variant.position, str(variant), variant.is_snv
-    (1000, 'chr1:1,001:A>G', True)
+    >>> variant.position, str(variant)
+    (1000, 'chr1:1,001:A>G')
     """
 
     contig: str
@@ -248,16 +248,6 @@ class Variant:
     def interval(self) -> Interval:
         """The reference bases that the variant replaces."""
         return Interval(self.contig, self.position, self.end)
-
-    @property
-    def is_snv(self) -> bool:
-        """Whether one base is replaced by one other."""
-        return len(self.ref) == len(self.alt) == 1 and self.ref != self.alt
-
-    @property
-    def is_indel(self) -> bool:
-        """Whether the two alleles differ in length."""
-        return len(self.ref) != len(self.alt)
 
     def __str__(self) -> str:
         return f"{self.contig}:{one_based(self.position):,}:{self.ref}>{self.alt}"

@@ -196,21 +196,11 @@ def checked_records(
         compared += reason in (None, "NO_ALT", "REF_MISMATCH")
         mismatches += reason == "REF_MISMATCH"
         yield record, contig, reason
-    if store is not None and advice is not None:
-        _require_assembly(path, mismatches, compared, store.name, advice)
-
-
-def _require_assembly(
-    path: Path, mismatches: int, compared: int, genome: str, advice: str = ""
-) -> None:
-    """Refuse a file (InputError) whose REF differs from the genome in more than 20% of records.
-
-    A single record that differs is never taken for another assembly; `compared` counts those whose
-    REF could be compared.
-    """
+    if store is None or advice is None:
+        return
     if mismatches > max(_ONE, _MANY * compared):
         raise InputError(
-            f"{path}: REF differs from genome {genome!r} in {mismatches:,} of {compared:,} "
+            f"{path}: REF differs from genome {store.name!r} in {mismatches:,} of {compared:,} "
             f"records; is the file made for another assembly? Use its genome{advice}"
         )
 

@@ -41,11 +41,6 @@ def _average_strands(logits: Tensor, labels: Tensor) -> Tensor:
     return logits
 
 
-def _check_smoothing(label_smoothing: float) -> None:
-    if not 0 <= label_smoothing < 1:
-        raise InputError(f"label_smoothing is {label_smoothing}; expected 0 to below 1")
-
-
 def _tensor(class_weights: Sequence[float] | None) -> Tensor | None:
     return None if class_weights is None else torch.tensor(list(class_weights))
 
@@ -82,9 +77,6 @@ class SequenceLabels:
         label_smoothing: float = 0.0,
         double_sigmoid: bool = False,
     ) -> None:
-        if kind not in ("classes", "multi_label", "regression"):
-            raise InputError(f"kind is {kind!r}; expected classes, multi_label or regression")
-        _check_smoothing(label_smoothing)
         plain = class_weights is None and not label_smoothing
         if not plain and (kind == "regression" or double_sigmoid):
             raise InputError(
@@ -179,7 +171,6 @@ class NucleotideLabels:
         label_smoothing: float = 0.0,
         tabulate: bool = False,
     ) -> None:
-        _check_smoothing(label_smoothing)
         self.class_weights = _tensor(class_weights)
         self.label_smoothing = label_smoothing
         self.tabulate = tabulate

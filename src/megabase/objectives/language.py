@@ -37,7 +37,7 @@ class CausalLM:
 
     A window of ``length + 1`` bases gives ``length`` positions: all but the last base go in, all
     but the first are targets. By default there are no special tokens, and N and padding are read
-    but are not targets. :meth:`published` gives the way of the HyenaDNA repository.
+    but are not targets. The HyenaDNA repository counts both, with special tokens.
 
     Parameters
     ----------
@@ -77,11 +77,6 @@ class CausalLM:
         self.include_padding = include_padding
         self.n_as_padding = n_as_padding
         self.special_tokens = special_tokens
-
-    @classmethod
-    def published(cls) -> CausalLM:
-        """Give the published objective: a separator at the end, every target counted alike."""
-        return cls(include_n=True, include_padding=True, special_tokens="published")
 
     def _weights(self, codes: Tensor) -> Tensor:
         padding = float(self.include_padding)
@@ -193,11 +188,6 @@ class MaskedLM:
         self.soft_mask_weight = soft_mask_weight
         self.replacements = replacements
         self.n_as_padding = n_as_padding
-
-    @classmethod
-    def published(cls) -> MaskedLM:
-        """Give the masking of the Caduceus repository."""
-        return cls(replacements="published", n_as_padding=True)
 
     def _mask(self, ids: Tensor, eligible: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """Hide some positions; give the ids, and which were picked as targets."""
