@@ -28,7 +28,6 @@ from megabase.inference.embedding import Embeddings, embed, embed_file
 from megabase.inference.generation.generate import Generated, GenerateOptions, Prompt, generate
 from megabase.inference.generation.job import generate_file
 from megabase.inference.ism import Mutagenesis, ism, ism_file
-from megabase.inference.jobs import RunOptions
 from megabase.inference.prediction import Predictions, predict, predict_file
 from megabase.inference.prediction_track import TrackOptions, predict_track
 from megabase.inference.scoring import SequenceScores, score, score_file
@@ -41,6 +40,7 @@ from megabase.options import (
     EmbedOptions,
     GenerationOptions,
     PredictOptions,
+    RunOptions,
     ScoreOptions,
     VariantFileScoring,
     VariantScoring,
@@ -353,7 +353,7 @@ class Model(Loaded):
         calls
             BED file of the regions called positive.
         run
-            See :class:`~megabase.inference.jobs.RunOptions`.
+            See :class:`~megabase.options.RunOptions`.
         """
         return predict_track(
             self, _path(genome), out, regions=regions, options=options, calls=calls, **run

@@ -1,25 +1,56 @@
-"""Keywords of the verbs of a model, which an editor completes."""
+"""Keywords of the verbs of a model: an editor completes them, the command line makes flags of them.
+
+The text under a keyword is the help of its flag, and says what happens when it is not given.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
-from megabase.inference.jobs import RunOptions
+Progress = Callable[[str, int, int | None], None]
+"""Called with what is being done, items done, and items in all (None while unknown)."""
+
+
+class PassOptions(TypedDict, total=False):
+    """How a model is run; the result does not depend on it."""
+
+    batch_tokens: int
+    """Positions of a forward pass: time and memory (default: 65536)."""
+    device: str | None
+    """Where the model goes: cpu, cuda, cuda:1 or mps; worker i takes GPU i of cuda."""
+
+
+class RunOptions(PassOptions, total=False):
+    """How the work on a file is done; the output does not depend on it.
+
+    ``batch_tokens`` is not for ``generate``.
+    """
+
+    workers: int | None
+    """Number of worker processes (default: one for each GPU, else for each core)."""
+    threads: int
+    """Threads of each process on the CPU (default: 1)."""
+    resume: bool
+    """Resume an interrupted run (its parts are in OUTPUT.partial)."""
+    overwrite: bool
+    """Replace an existing output, or what an interrupted run left."""
+    progress: Progress | None
+    """Called now and then."""
 
 
 class ScoreOptions(RunOptions, total=False):
     """Keywords of :meth:`Model.score`."""
 
     strands: Literal["forward", "reverse", "both"]
-    """Strand that is read; both takes the mean. By default forward."""
+    """Strand that is read; both takes the mean (default: forward)."""
     context: int
-    """Bases before an interval of a BED file that are read but not scored (0)."""
+    """Bases before an interval of a BED file that are read but not scored (default: 0)."""
     window: int | None
-    """Positions of a forward pass, for longer sequences; the longest of the model when None."""
+    """Positions of a forward pass, for longer sequences (default: the longest of the model)."""
     stride: int | None
-    """By how much windows move; half a window when None."""
+    """By how much windows move (default: half a window)."""
     per_base: bool
     """Keep the log-probability of every base."""
 
@@ -28,20 +59,22 @@ class VariantScoring(RunOptions, total=False):
     """Keywords of :meth:`Model.score_variants` and :meth:`Model.ism`."""
 
     window: int | None
-    """Bases of the window of an allele; up to 1,024 when None."""
+    """Bases of the window of an allele (default: up to 1,024)."""
     methods: Sequence[str] | None
-    """llr_window, llr_after, llr_site, masked, cosine, l2; those that fit the model when None."""
+    """llr_window, llr_after, llr_site, masked, cosine, l2 (default: the first three; masked for a
+    masked model)."""
     strands: Literal["forward", "reverse", "both"]
-    """Strand that is read; both, the default, takes the mean."""
+    """Strand that is read; both takes the mean (default: both)."""
     placement: Literal["centered", "grid"]
-    """A window of its own for each variant (default), or windows that neighbors share (faster)."""
+    """centered: a window of its own around each variant; grid: windows at multiples of half their
+    length, shared by neighbors, faster (default: centered)."""
 
 
 class VariantFileScoring(VariantScoring, total=False):
     """Keywords of :meth:`Model.score_variants`; those here are for ``out=``."""
 
     prefix: str
-    """Beginning of the INFO keys (MB)."""
+    """Beginning of the INFO keys (default: MB)."""
     allow_mismatches: bool
     """Go on although many REF differ from the genome."""
     strict: bool
@@ -52,55 +85,56 @@ class EmbedOptions(RunOptions, total=False):
     """Keywords of :meth:`Model.embed`."""
 
     layer: int
-    """Number of the layer whose hidden states are taken; -1, the default, is the last."""
+    """0 for the token embedding, k for block k, negative from the last (default: the last)."""
     pooling: Literal["mean", "max", "sum", "first", "last", "none"]
-    """Over the positions of a sequence (mean); none, for files, keeps a vector for each base."""
+    """Over the positions of a sequence; none, for files, keeps every base (default: mean)."""
     long: Literal["error", "chunks", "published"]
-    """What happens to sequences longer than the model takes (error)."""
+    """Sequences longer than the model reads: error, chunks (pooled over all positions) or published
+    (plain mean of the pieces) (default: error)."""
     strands: Literal["forward", "both"]
-    """Strand that is read; both takes the mean. By default forward."""
+    """Strand that is read; both takes the mean (default: forward)."""
 
 
 class PredictOptions(RunOptions, total=False):
     """Keywords of :meth:`Model.predict`."""
 
     prompt: str | Path | None
-    """Folder of a soft prompt."""
+    """Folder of a soft prompt, of `megabase prompt`, made for this model."""
     strands: Literal["forward", "both"] | None
-    """Strand that is read; as the metrics of the training were taken when None."""
+    """Strand that is read; both takes the mean (default: as in training, head.strand_average)."""
 
 
 class AttributeOptions(RunOptions, total=False):
     """Keywords of :meth:`Model.attribute`."""
 
     target: str | int | None
-    """Output to explain, by name or number; the most probable one when None."""
+    """Class to explain, by name or number (default: the most probable one)."""
     method: Literal["gradient", "gradient_input", "integrated_gradients"]
-    """By default integrated_gradients."""
+    """How an output is attributed (default: integrated_gradients)."""
     baseline: Literal["uniform", "n"]
-    """What a sequence without information is (uniform)."""
+    """Where integrated gradients begin, without information (default: uniform)."""
     steps: int
-    """Points of the integral (64)."""
+    """Points of integrated gradients (default: 64)."""
 
 
 class GenerationOptions(RunOptions, total=False):
     """Keywords of :meth:`Model.generate`."""
 
     length: int
-    """Bases to generate (1,000)."""
+    """Most bases after each prompt (default: 1000)."""
     samples: int
-    """Sequences for each prompt (1)."""
+    """Sequences for each prompt (default: 1)."""
     stop: Sequence[str]
-    """Generation ends after one of these."""
+    """End a sequence after one of these motifs (IUPAC letters)."""
     temperature: float
-    """Divides the logits (1); 0 takes the most probable base."""
+    """Divides the logits; 0 takes the most probable base (default: 1)."""
     top_k: int | None
-    """Keep the k most probable bases."""
+    """Sample from the k most probable bases."""
     top_p: float | None
-    """Keep the most probable bases that hold this share of the probability."""
+    """Sample from the fewest bases that together have this probability."""
     min_p: float | None
-    """Keep bases at least this fraction as probable as the most probable one."""
+    """Sample from bases of at least this share of the most probable one's probability."""
     letters: str
-    """Bases that may be drawn (ACGT)."""
+    """Bases that may be drawn (default: ACGT)."""
     seed: int
-    """Decides every draw (0)."""
+    """Decides every draw (default: 0)."""

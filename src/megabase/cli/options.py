@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+import typing
+from collections.abc import Iterator, Sequence
+from types import UnionType
+from typing import TYPE_CHECKING, Any
 
 from megabase.cli.streams import show_progress
 from megabase.errors import InputError
+from megabase.options import PassOptions, RunOptions
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from megabase.data.sources import SequenceInput
-    from megabase.inference.jobs import RunOptions
 
 MODEL = "model folder, run folder, preset or Hub name; default: the model in the package"
 """Help of the argument MODEL."""
@@ -41,11 +43,12 @@ def add_source_options(parser: ArgumentParser, output: str, *, variants: bool = 
 def add_kind_options(parser: ArgumentParser, *, variants: bool = True) -> None:
     """Add what says how a file of sequences is read."""
     kinds = ["auto", "fasta", "bed", *(["vcf"] if variants else []), "table"]
-    parser.add_argument("--kind", default="auto", choices=kinds, help="what the input is (default: "
+    parser.add_argument("--kind", choices=kinds, help="what the input is (default: "
         "by its ending; .csv, .tsv and .parquet are tables)")  # fmt: skip
     parser.add_argument("--sequence", type=str, metavar="COLUMN", help="column of a table's "
         "sequences (default: sequence or seq)")  # fmt: skip
-    add_strict_option(parser)
+    parser.add_argument("--strict", action="store_true", help="refuse the input for its first row "
+        "that cannot be used, instead of leaving it out")  # fmt: skip
 
 
 def add_regions_option(parser: ArgumentParser, text: str) -> None:
@@ -54,69 +57,73 @@ def add_regions_option(parser: ArgumentParser, text: str) -> None:
         help=f"{text}: contigs, regions (chr1:1,001-2,000) or BED files")  # fmt: skip
 
 
-def add_strict_option(parser: ArgumentParser) -> None:
-    """Add ``--strict``."""
-    parser.add_argument("--strict", action="store_true", help="refuse the input for its first row "
-        "that cannot be used, instead of leaving it out")  # fmt: skip
+def add_keywords(parser: Any, kind: Any, skip: str = "") -> None:
+    """Add a flag for each keyword of a class of :mod:`megabase.options`, and its text as help."""
+    from docstring_parser import parse_from_object
+
+    hints = typing.get_type_hints(kind)
+    for keyword in parse_from_object(kind).params:
+        hint = hints[keyword.arg_name]
+        parts = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        first, how = parts[0], {}
+        if first is bool:
+            how = {"action": "store_true"}
+        elif typing.get_origin(first) is typing.Literal:
+            how = {"choices": list(typing.get_args(first))}
+        elif typing.get_origin(first) is Sequence:
+            how = {"nargs": "+"}
+        elif first in (int, float, str):
+            how = {"type": first}
+        if how and keyword.arg_name != skip:  # the callback of the progress has no flag
+            flag = f"--{keyword.arg_name.replace('_', '-')}"
+            text = " ".join((keyword.description or "").removesuffix(".").split())
+            parser.add_argument(flag, **how, help=text[:1].lower() + text[1:])
+
+
+def add_run_options(parser: ArgumentParser, skip: str = "") -> None:
+    """Add what decides how the work is done, not what comes out."""
+    group = parser.add_argument_group("execution options (they do not change results)")
+    add_keywords(group, RunOptions)
+    add_keywords(group, PassOptions, skip)
+
+
+def given(args: Namespace, kind: Any) -> dict[str, Any]:
+    """Give the keywords of a class of options that were given; the others have their defaults."""
+    names = kind.__optional_keys__
+    if kind is not RunOptions:
+        names = names - RunOptions.__optional_keys__
+    return {name: args[name] for name in names if is_given(args.get(name))}
+
+
+def is_given(value: object) -> bool:
+    """Tell the value of an option from that of one that was left out."""
+    return value is not None and value is not False and value != []
 
 
 def source_of(args: Namespace, *, variants: bool = True) -> SequenceInput:
     """Give the input of a verb that reads sequences; ``--window`` is refused without variants."""
     from megabase.data.sources import SequenceInput
 
-    window = SequenceInput.window if args.window is None or not variants else args.window
+    window = args.window if variants and args.window is not None else SequenceInput.window
+    kind, regions = args.kind or "auto", tuple(args.regions)
     source = SequenceInput(
-        args.input, args.genome, args.kind, window, args.sequence, args.strict, tuple(args.regions)
+        args.input, args.genome, kind, window, args.sequence, args.strict, regions
     )
     if variants and source.found_kind != "vcf":
         why = f"for variants (VCF), and {args.input} holds none"
-        refuse_unused({"--window": args.window is not None}, why)
+        refuse_unused(args, "window", why)
     return source
 
 
-def add_variant_options(parser: ArgumentParser, methods: str) -> None:
-    """Add what changes the score of a variant; `methods` says which methods there are."""
-    add = parser.add_argument
-    add("--window", type=int, help="bases of a window (default: 1024)")
-    add("--methods", nargs="+", metavar="NAME", help=methods)
-    add("--strands", choices=["forward", "reverse", "both"], default="both", help="strand that is "
-        "read; the mean of both by default")  # fmt: skip
-    add("--placement", choices=["centered", "grid"], default="centered", help="centered: a window "
-        "of its own around each variant; grid: windows at multiples of half their length, shared "
-        "by neighbors (faster)")  # fmt: skip
-
-
-def add_run_options(parser: ArgumentParser, *, batch_tokens: bool = True) -> None:
-    """Add what decides how the work is done, not what comes out."""
-    add = parser.add_argument_group("execution options (they do not change results)").add_argument
-    add("--overwrite", action="store_true", help="replace an existing output")
-    add("--resume", action="store_true", help="resume an interrupted run (its parts are in "
-        "OUTPUT.partial)")  # fmt: skip
-    add("--workers", type=int, help="number of worker processes (default: one for each GPU, else "
-        "for each core)")  # fmt: skip
-    add("--device", type=str, help="cpu, cuda, cuda:1 or mps")
-    add("--threads", type=int, default=1, help="threads of each process on the CPU")
-    if batch_tokens:
-        add("--batch-tokens", type=int, default=65_536, help="positions of a batch: time and "
-            "memory")  # fmt: skip
-
-
 @contextlib.contextmanager
-def running(args: Namespace, unit: str) -> Iterator[RunOptions]:
+def running(args: Namespace, unit: str) -> Iterator[dict[str, Any]]:
     """Give the options of :func:`add_run_options`, with a progress bar that counts in `unit`."""
     with show_progress(unit) as progress:
-        options: RunOptions = {
-            "workers": args.workers, "device": args.device, "threads": args.threads,
-            "resume": args.resume, "overwrite": args.overwrite, "progress": progress,
-        }  # fmt: skip
-        if "batch_tokens" in args:
-            options["batch_tokens"] = args.batch_tokens
-        yield options
+        yield {**given(args, RunOptions), "progress": progress}
 
 
-def refuse_unused(given: Mapping[str, bool], why: str) -> None:
+def refuse_unused(args: Namespace, names: str, why: str) -> None:
     """Refuse those of the options that were given; `why` says what they are for."""
-    names = [name for name, is_given in given.items() if is_given]
-    if names:
-        verb = "is" if len(names) == 1 else "are"
-        raise InputError(f"{', '.join(names)} {verb} {why}")
+    flags = [f"--{name.replace('_', '-')}" for name in names.split() if is_given(args[name])]
+    if flags:
+        raise InputError(f"{', '.join(flags)} {'is' if len(flags) == 1 else 'are'} {why}")

@@ -11,10 +11,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-Progress = Callable[[str, int, "int | None"], None]
-"""Called with what is being done, items done, and items in all (None while unknown)."""
+if TYPE_CHECKING:
+    from megabase.options import Progress
 
 _LINE_SECONDS = 30.0
 """Between two lines in a log: often enough to see that work goes on, too seldom to fill it."""

@@ -27,7 +27,7 @@ from megabase.data.sources import SequenceInput, genome_store, region_columns
 from megabase.errors import InputError, MissingDependencyError, OutputError
 from megabase.evaluate.sequences import codes_of
 from megabase.genome import alphabet
-from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, map_sequences
+from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences
 from megabase.inference.parts import Provenance
 from megabase.inference.writers import (
     Run,
@@ -45,6 +45,7 @@ from megabase.models.loading import (
     language_model_kind,
     load,
 )
+from megabase.options import RunOptions
 
 Method = Literal["gradient", "gradient_input", "integrated_gradients"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -322,7 +323,7 @@ def attribute(
     steps
         Points on the way from the baseline (Gauss-Legendre).
     batch_tokens, device
-        See :class:`megabase.inference.jobs.PassOptions`.
+        See :class:`megabase.options.PassOptions`.
     """
     ready = _Attributor(
         model, target=target, method=method, baseline=baseline, steps=steps,

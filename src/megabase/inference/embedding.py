@@ -24,10 +24,11 @@ from megabase.data.sources import SequenceInput, region_columns
 from megabase.errors import InputError
 from megabase.evaluate.sequences import Span, Stitch, codes_of, plan_windows, run_batched, stitched
 from megabase.genome.alphabet import encode, reverse_complement
-from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, map_sequences
+from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences
 from megabase.inference.writers import matrix_frame, merge_matrix, require_matrix
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import ModelSpec, inference_mode, load
+from megabase.options import RunOptions
 
 Pool = Literal["mean", "max", "sum", "first", "last"]
 POOLINGS: tuple[str, ...] = get_args(Pool)
@@ -269,7 +270,7 @@ def embed(
     strands
         ``"both"`` averages with the reverse complement: pooled vectors, or those of each base.
     batch_tokens, device
-        See :class:`megabase.inference.jobs.PassOptions`.
+        See :class:`megabase.options.PassOptions`.
 
     Examples
     --------

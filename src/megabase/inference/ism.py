@@ -27,8 +27,6 @@ from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
 from megabase.inference.jobs import (
     BATCH_TOKENS,
-    PassOptions,
-    RunOptions,
     Work,
     check_run,
     map_file,
@@ -47,6 +45,7 @@ from megabase.inference.writers import (
     write_bigwig,
 )
 from megabase.models.loading import ModelSpec, load
+from megabase.options import PassOptions, RunOptions
 from megabase.untrusted import parsing
 
 _CHUNK = 128  # bases, of three variants each: as long as a chunk of a file of variants
@@ -109,7 +108,7 @@ def ism(
     window, methods, strands, placement
         As for :func:`megabase.inference.score_variants`.
     **passes
-        See :class:`megabase.inference.jobs.PassOptions`.
+        See :class:`megabase.options.PassOptions`.
 
     Raises
     ------

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import polars as pl
@@ -32,9 +32,7 @@ from megabase.errors import InputError, InputWarning, MegabaseError, ResumableEr
 from megabase.genome.files import file_digest, is_stream, writing
 from megabase.inference.parts import PartFolder, Provenance, refuse_existing
 from megabase.models.loading import choose_device, threads
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with what is being done, items done, and items in all (None while unknown)."""
+from megabase.options import Progress, RunOptions
 
 Part = pl.DataFrame | str | Mapping[str, NDArray[Any]]
 """Result of a chunk: a frame (kept as Parquet), lines of text, or arrays (kept as npz)."""
@@ -44,47 +42,6 @@ _POLL_SECONDS = 0.1  # a chunk takes seconds or more, so looking more often woul
 
 BATCH_TOKENS = 1 << 16
 """Positions of a forward pass: a small model then keeps a CPU or a GPU busy in a few GB."""
-
-
-class PassOptions(TypedDict, total=False):
-    """How a model is run; the result does not depend on it.
-
-    Parameters
-    ----------
-    batch_tokens
-        About how many positions a forward pass takes: time and memory.
-    device
-        Where a model that is loaded goes: ``cpu``, ``cuda``, ``cuda:1``, ...; the CPU when None.
-    """
-
-    batch_tokens: int
-    device: str | None
-
-
-class RunOptions(PassOptions, total=False):
-    """How the work on a file is done; the output does not depend on it.
-
-    Parameters
-    ----------
-    workers
-        Processes; as many as GPUs or cores when None. A single chunk is computed in this process.
-    device
-        ``cpu``, ``cuda`` (worker i takes GPU i), ``cuda:1``, ...; a GPU if one is there when None.
-    threads
-        Threads of each process for tensor operations on the CPU.
-    resume, overwrite
-        Resume an interrupted run; replace an existing output or what an interrupted run left.
-    batch_tokens
-        As for :class:`PassOptions`; not for ``generate``.
-    progress
-        Called now and then.
-    """
-
-    workers: int | None
-    threads: int
-    resume: bool
-    overwrite: bool
-    progress: Progress | None
 
 
 @dataclass(frozen=True)

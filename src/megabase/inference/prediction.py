@@ -22,11 +22,12 @@ from megabase.evaluate.sequences import Span, Stitch, codes_of, plan_windows, ru
 from megabase.genome.alphabet import BASE_BITS, PAD, reverse_complement
 from megabase.genome.interval import one_based
 from megabase.inference.embedding import Averaged
-from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, map_sequences
+from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences
 from megabase.inference.writers import merge_tables, require_suffix
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import ModelSpec, inference_mode, load
 from megabase.models.tokenizers.encoder import TokenBatch
+from megabase.options import RunOptions
 
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -276,7 +277,7 @@ def predict(
         ``"both"`` averages the outputs (logits) of both strands, ``"forward"`` reads the given one.
         When None as the metrics of the model's training were taken (``head.strand_average``).
     batch_tokens, device
-        See :class:`megabase.inference.jobs.PassOptions`.
+        See :class:`megabase.options.PassOptions`.
     """
     ready = model if isinstance(model, Predictor) else Predictor(
         model, prompt=prompt, strands=strands, batch_tokens=batch_tokens, device=device

@@ -21,11 +21,12 @@ from megabase.genome.files import atomic_file, check_output
 from megabase.genome.interval import Interval, one_based
 from megabase.genome.store import Genome
 from megabase.inference.embedding import Averaged
-from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, check_run, map_file
+from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file
 from megabase.inference.parts import Provenance
 from megabase.inference.prediction import Predictor
 from megabase.inference.writers import Run, require_bigwig, require_suffix, write_bigwig
 from megabase.models.loading import ModelSpec, find_class
+from megabase.options import RunOptions
 
 TRACK_SUFFIXES = (".bw", ".bigwig", ".bed")
 """Endings of a track, or of the regions called in it."""

@@ -26,10 +26,11 @@ from megabase.errors import InputError
 from megabase.evaluate.log_probs import token_log_probs
 from megabase.evaluate.sequences import Span, as_codes, plan_windows, require_several, run_batched
 from megabase.genome.alphabet import reverse_complement, warn_ambiguous
-from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, map_sequences
+from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences
 from megabase.inference.parts import Provenance
 from megabase.inference.writers import merge_tables, require_suffix
 from megabase.models.loading import Loaded, ModelSpec, load
+from megabase.options import RunOptions
 
 Strands = Literal["forward", "reverse", "both"]
 STRANDS: tuple[Strands, ...] = ("forward", "reverse", "both")
@@ -116,7 +117,7 @@ def score(
     per_base
         Keep the log-probability of every base.
     batch_tokens, device
-        See :class:`megabase.inference.jobs.PassOptions`.
+        See :class:`megabase.options.PassOptions`.
 
     Raises
     ------

@@ -6,14 +6,17 @@ import sys
 from typing import TYPE_CHECKING
 
 from megabase.cli.options import (
+    add_keywords,
     add_kind_options,
     add_run_options,
+    given,
     refuse_unused,
     running,
 )
 from megabase.cli.parser import Verb
 from megabase.cli.streams import note
 from megabase.errors import InputError
+from megabase.options import GenerationOptions
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -29,8 +32,6 @@ def _add_generate(parser: ArgumentParser) -> None:
         "the model in the package)")  # fmt: skip
     add("-o", "--output", type=str, help="FASTA file to write, bgzip when it ends in .gz (default, "
         "or -: standard output)")  # fmt: skip
-    add("--length", type=int, default=1_000, help="maximum number of bases after each prompt")
-    add("--samples", type=int, default=1, help="sequences for each prompt")
     add("--prompt", type=str, help="letters to begin with")
     add("--prompts", type=str, metavar="FILE", help="prompts: a FASTA file or a table; with "
         "--genome a BED file")  # fmt: skip
@@ -39,23 +40,13 @@ def _add_generate(parser: ArgumentParser) -> None:
     add("--with-prompt", action="store_true", help="write the prompt before its continuation")
     add("--batch-size", type=int, help="sequences generated side by side (default: by their "
         "length)")  # fmt: skip
-    add = parser.add_argument_group("sampling").add_argument
-    add("--temperature", type=float, default=1.0, help="0 takes the most probable base")
-    add("--top-k", type=int, help="sample from the k most probable bases")
-    add("--top-p", type=float, help="sample from the fewest bases that together have this "
-        "probability")  # fmt: skip
-    add("--min-p", type=float, help="sample from bases of at least this share of the most probable "
-        "one's probability")  # fmt: skip
-    add("--letters", type=str, default="ACGT", help="letters that may be generated")
-    add("--seed", type=int, default=0, help="determines all draws")
-    add("--stop", nargs="+", default=[], metavar="MOTIF", help="end a sequence after one of these "
-        "motifs (IUPAC letters)")  # fmt: skip
+    add_keywords(parser, GenerationOptions)
     add = parser.add_argument_group("quality checks").add_argument
     add("--check", type=str, metavar="GENOME", help="compare with this genome (store or FASTA), "
         "such as that of the training")  # fmt: skip
     add("--kmer", type=int, default=6, help="size of the k-mers that are compared")
     add("--findings", type=str, metavar="FILE", help="write what --check finds as JSON")
-    add_run_options(parser, batch_tokens=False)
+    add_run_options(parser, skip="batch_tokens")
 
 
 def _generate(args: Namespace) -> int:
@@ -77,15 +68,15 @@ def _generate(args: Namespace) -> int:
     from megabase.inference.generation.job import generate_file, generate_records
     from megabase.models.loading import threads
 
-    stop = tuple(motif.upper() for motif in args.stop)
+    args.stop = tuple(motif.upper() for motif in args.stop or ())
+    args.letters = args.letters and args.letters.upper()
     options = GenerateOptions(
-        args.length, args.samples, stop, args.batch_size, args.with_prompt, args.temperature,
-        args.top_k, args.top_p, args.min_p, args.letters.upper(), args.seed,
-    )  # fmt: skip
+        **given(args, GenerationOptions), batch_size=args.batch_size, with_prompt=args.with_prompt
+    )
     prompts: str | SequenceInput = args.prompt or ""
     if args.prompts is not None:
         prompts = SequenceInput(
-            args.prompts, args.genome, args.kind, column=args.sequence, strict=args.strict
+            args.prompts, args.genome, args.kind or "auto", column=args.sequence, strict=args.strict
         )
     generated: list[tuple[Generated, Provenance]] = []
 
@@ -97,7 +88,7 @@ def _generate(args: Namespace) -> int:
         genome = None if args.check is None else stack.enter_context(genome_store(args.check))
         how = stack.enter_context(running(args, "bases"))
         if args.output is None:
-            stack.enter_context(threads(args.threads))
+            stack.enter_context(threads(how.get("threads", 1)))
             for record in generate_records(
                 args.model, prompts, options, keep=keep,
                 device=args.device, progress=how.get("progress"),
@@ -124,9 +115,7 @@ def _refuse(args: Namespace) -> None:
     if args.genome is not None and args.prompts is None:
         raise InputError("--genome names the genome of a BED file: --prompts is missing")
     if args.prompts is None:
-        given = {"--kind": args.kind != "auto", "--sequence": args.sequence is not None,
-                 "--strict": args.strict}  # fmt: skip
-        refuse_unused(given, "for a file of prompts (--prompts)")
+        refuse_unused(args, "kind sequence strict", "for a file of prompts (--prompts)")
     if args.findings is not None and args.check is None:
         raise OutputError("--findings holds the findings of --check GENOME, which is missing")
     if not 1 <= args.kmer <= 10:

@@ -69,25 +69,16 @@ def _report(args: Namespace) -> int:
     output = None if args.output is None else Path(args.output)
     if output is not None and output.suffix.lower() not in (".html", ".htm", ""):
         raise ConfigError(f"{output}: the page is HTML; give a name that ends in .html")
-    for_genome_page = {
-        "--genome": args.genome is not None,
-        "--genes": args.genes is not None,
-        "--track": bool(args.track),
-        "--ism": args.ism is not None,
-        "--window": args.window is not None,
-        "--no-model": args.no_model,
-        "--strict": args.strict,
-    }
     if args.region is not None or args.vcf is not None:
-        refuse_unused({"--evaluation": args.evaluation is not None}, "for the page of a run")
+        refuse_unused(args, "evaluation", "for the page of a run")
         if args.vcf is None:
-            refuse_unused({"--info": bool(args.info)}, "for variants, and --vcf is missing")
+            refuse_unused(args, "info", "for variants, and --vcf is missing")
         page = _genome_page(args)
     elif args.run is None:
         raise ConfigError("name a run folder, or for a genome page --genome with --region or --vcf")
     else:
         why = "for a genome page, and neither --region nor --vcf is given"
-        refuse_unused({**for_genome_page, "--info": bool(args.info)}, why)
+        refuse_unused(args, "genome genes track ism window no_model strict info", why)
         from megabase.report.run_page import write_run_page
 
         page = write_run_page(args.run, args.output, args.evaluation, overwrite=args.overwrite)

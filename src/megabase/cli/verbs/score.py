@@ -8,32 +8,25 @@ from typing import TYPE_CHECKING
 
 from megabase.cli.options import (
     MODEL,
+    add_keywords,
     add_regions_option,
     add_run_options,
     add_source_options,
-    add_strict_option,
-    add_variant_options,
+    given,
     running,
     source_of,
 )
 from megabase.cli.parser import Verb
 from megabase.cli.streams import note
+from megabase.options import ScoreOptions, VariantFileScoring, VariantScoring
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
 
 def _add_score(parser: ArgumentParser) -> None:
-    add = parser.add_argument
     add_source_options(parser, ".parquet or .tsv", variants=False)
-    add("--strands", choices=["forward", "reverse", "both"], default="forward", help="read as "
-        "given, as reverse complement, or both and take the mean")  # fmt: skip
-    add("--context", type=int, default=0, help="bases before an interval that are read but not "
-        "scored (BED only)")  # fmt: skip
-    add("--window", type=int, help="positions of a forward pass, for longer sequences (default: "
-        "longest of the model)")  # fmt: skip
-    add("--stride", type=int, help="by how much windows move (default: half a window)")
-    add("--per-base", action="store_true", help="keep the log-probability of every base")
+    add_keywords(parser, ScoreOptions)
     add_run_options(parser)
 
 
@@ -46,10 +39,7 @@ def _score(args: Namespace) -> int:
 
     source = source_of(args, variants=False)
     with running(args, "sequences") as how:
-        target = score_file(
-            args.model, source, args.output, strands=args.strands, window=args.window,
-            stride=args.stride, per_base=args.per_base, context=args.context, **how,
-        )  # fmt: skip
+        target = score_file(args.model, source, args.output, **given(args, ScoreOptions), **how)
     note(f"wrote {target}")
     return 0
 
@@ -61,16 +51,9 @@ def _add_variants(parser: ArgumentParser) -> None:
     add("genome", metavar="GENOME", type=str, help="genome store, or FASTA file")
     add("-o", "--output", required=True, type=str, help="OUT.vcf, .vcf.gz, .bcf (with scores in "
         "INFO), .parquet or .tsv")  # fmt: skip
-    add_variant_options(
-        parser,
-        "llr_window, llr_after, llr_site, masked, cosine, l2 (default: the first three; masked for "
-        "a masked model)",
-    )
+    add_keywords(parser, VariantScoring)
+    add_keywords(parser, VariantFileScoring)
     add_regions_option(parser, "score and write only the records that overlap these")
-    add("--prefix", type=str, default="MB", help="beginning of the INFO keys")
-    add_strict_option(parser)
-    add("--allow-mismatches", action="store_true", help="continue when many REF differ from the "
-        "genome")  # fmt: skip
     add_run_options(parser)
 
 
@@ -84,10 +67,8 @@ def _variants(args: Namespace) -> int:
 
     with running(args, "records") as how:
         written = score_variants_file(
-            args.model, args.variants, args.genome, args.output, window=args.window,
-            methods=args.methods, strands=args.strands, placement=args.placement,
-            prefix=args.prefix, allow_mismatches=args.allow_mismatches, strict=args.strict,
-            regions=args.regions, **how,
+            args.model, args.variants, args.genome, args.output, regions=args.regions,
+            **given(args, VariantFileScoring), **how,
         )  # fmt: skip
     if written is None:
         return 0  # another rank writes the output
@@ -106,12 +87,13 @@ def _add_ism(parser: ArgumentParser) -> None:
     add("region", metavar="REGION", type=str, help="CONTIG:START-END, 1-based with both ends "
         "included, such as chr1:1,001-1,200")  # fmt: skip
     add("genome", metavar="GENOME", type=str, help="genome store, or FASTA file")
-    add("-o", "--output", required=True, type=str, help="OUT.parquet, .tsv or .npz")
-    add_variant_options(parser, "as for megabase variants; the first one is drawn")
+    add("-o", "--output", required=True, type=str, help="OUT.parquet, .npz, or .tsv (with neither "
+        "--bigwig nor --plot)")  # fmt: skip
+    add_keywords(parser, VariantScoring)
     add("--bigwig", type=str, metavar="PREFIX", help="write PREFIX.METHOD.bw: at each base the "
         "mean loss of its three substitutions")  # fmt: skip
-    add("--plot", type=str, metavar="FILE", help="draw a heat map under a sequence logo (.svg, "
-        ".png or .pdf)")  # fmt: skip
+    add("--plot", type=str, metavar="FILE", help="draw a heat map of the first method under a "
+        "sequence logo (.svg, .png or .pdf)")  # fmt: skip
     add_run_options(parser)
 
 
@@ -125,8 +107,7 @@ def _ism(args: Namespace) -> int:
     from megabase.inference.variants.scorer import VariantOptions
     from megabase.inference.writers import require_suffix
 
-    methods = None if args.methods is None else tuple(args.methods)
-    options = VariantOptions(args.window, methods, args.strands, args.placement)
+    options = VariantOptions(**given(args, VariantScoring))
     with contextlib.ExitStack() as stack:
         genome = args.genome
         if args.plot:

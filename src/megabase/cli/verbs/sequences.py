@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megabase.cli.options import (
+    add_keywords,
     add_kind_options,
     add_regions_option,
     add_run_options,
     add_source_options,
+    given,
+    is_given,
     refuse_unused,
     running,
     source_of,
@@ -17,6 +21,7 @@ from megabase.cli.options import (
 from megabase.cli.parser import Verb
 from megabase.cli.streams import note
 from megabase.errors import InputError, OutputError
+from megabase.options import AttributeOptions, EmbedOptions, PredictOptions
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -27,16 +32,10 @@ if TYPE_CHECKING:
 def _add_embed(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add_source_options(parser, ".parquet, .npy, .npz, .zarr or .h5ad")
-    add("--layer", type=int, default=-1, help="0 for the token embedding, k for block k, negative "
-        "from the last (default: the last)")  # fmt: skip
-    add("--pooling", type=str, default="mean", help="mean, max, sum, first, last; none: every base")
-    add("--long", type=str, default="error", help="sequences longer than the model reads: error, "
-        "chunks (pooled over all positions) or published (plain mean of the pieces)")  # fmt: skip
-    add("--strands", choices=["forward", "both"], default="forward", help="read as given, or "
-        "average with the reverse complement")  # fmt: skip
+    add_keywords(parser, EmbedOptions)
     add("--plot", type=str, metavar="FILE", help="map of the sequences with their nearest "
         "neighbors (.svg, .png or .pdf)")  # fmt: skip
-    add("--map", type=str, default="auto", help="umap, tsne or pca (default: the first of these "
+    add("--map", type=str, help="umap, tsne or pca (default: the first of these "
         "that is installed)")  # fmt: skip
     add("--labels", type=str, metavar="TSV", help="name and label of the sequences, two columns, "
         "for the colors of the map")  # fmt: skip
@@ -54,7 +53,7 @@ def _embed(args: Namespace) -> int:
     if args.plot is not None:
         from megabase.report.embedding_plot import check_embedding_plot
 
-        check_embedding_plot(Path(args.plot), args.map, args.overwrite)
+        check_embedding_plot(Path(args.plot), args.map or "auto", args.overwrite)
         if args.pooling == "none":
             raise OutputError("a map is of sequences, not of bases; leave --plot or --pooling none")
         if Path(args.output).suffix.lower() not in (".parquet", ".npz"):
@@ -62,16 +61,10 @@ def _embed(args: Namespace) -> int:
         if args.labels is not None and not Path(args.labels).is_file():
             raise InputError(f"there is no file {args.labels}")
     else:
-        refuse_unused(
-            {"--labels": args.labels is not None, "--map": args.map != "auto"},
-            "for the picture, and --plot FILE is missing",
-        )
+        refuse_unused(args, "labels map", "for the picture, and --plot FILE is missing")
     source = source_of(args)
     with running(args, "sequences") as how:
-        target = embed_file(
-            args.model, source, args.output, layer=args.layer, pooling=args.pooling,
-            long=args.long, strands=args.strands, **how,
-        )  # fmt: skip
+        target = embed_file(args.model, source, args.output, **given(args, EmbedOptions), **how)
     note(f"wrote {target}")
     if args.plot is not None:
         _plot(args, target)
@@ -95,8 +88,9 @@ def _plot(args: Namespace, target: Path) -> None:
     labels = None if args.labels is None else _labels(Path(args.labels), names)
     path = Path(args.plot)
     kept = save_embedding_plot(
-        path, vectors, labels, title=f"{len(names):,} sequences, {args.pooling} of layer "
-        f"{args.layer}", how=args.map, overwrite=args.overwrite,
+        path, vectors, labels, how=args.map or "auto", overwrite=args.overwrite,
+        title=f"{len(names):,} sequences, {args.pooling or 'mean'} of "
+        + ("the last layer" if args.layer is None else f"layer {args.layer}"),
     )  # fmt: skip
     note(f"wrote {path}")
     if kept is not None:
@@ -127,30 +121,27 @@ def _add_predict(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("model", type=str, help="folder of `megabase finetune`, or with --prompt a language model "
         "(or `default`)")  # fmt: skip
-    add("--prompt", type=str, metavar="FOLDER", help="soft prompt of `megabase prompt`, made for "
-        "this model")  # fmt: skip
     add("input", nargs="?", type=str, metavar="FILE", help="FASTA, a table, BED or VCF; none for a "
         "track")  # fmt: skip
     add("-o", "--output", type=str, required=True, metavar="FILE", help=".parquet or .tsv; .bw or "
         ".bed for a track")  # fmt: skip
     add("--genome", type=str, help="store or FASTA, for BED, VCF and tracks")
     add_kind_options(parser)
-    add("--strands", choices=["forward", "both"], help="read as given, or average both (default: "
-        "as in training, head.strand_average)")  # fmt: skip
+    add_keywords(parser, PredictOptions)
     add("--window", type=int, help="bases that the model reads at once along a genome (default: as "
         "many as it can), or around a variant (default: 1024)")  # fmt: skip
     add_regions_option(parser, "restrict a track, BED or VCF to these")
     add = parser.add_argument_group("tracks").add_argument
-    add("--class", dest="output_class", type=str, metavar="NAME", help="whose probability "
+    add("--class", type=str, metavar="NAME", help="whose probability "
         "(default: the second of two)")  # fmt: skip
     add("--overlap", type=int, help="bases that windows share (default: half of them)")
-    add("--stitch", default="center", choices=["center", "before", "average"], help="which window "
-        "is used for a base: the one that has it nearest to its center, the one with most DNA "
-        "before it, or the average of all")  # fmt: skip
+    add("--stitch", choices=["center", "before", "average"], help="which window is used for a "
+        "base: the one that has it nearest to its center, the one with most DNA before it, or the "
+        "average of all (default: center)")  # fmt: skip
     add("--calls", type=str, metavar="BED", help="also write the regions above the threshold")
-    add("--threshold", type=float, default=0.5, help="smallest probability called")
-    add("--min-length", type=int, default=1, help="shortest region called")
-    add("--join", type=int, default=0, help="join regions with at most this many bases between")
+    add("--threshold", type=float, help="smallest probability called (default: 0.5)")
+    add("--min-length", type=int, help="shortest region called (default: 1)")
+    add("--join", type=int, help="join regions with at most this many bases between (default: 0)")
     add_run_options(parser)
 
 
@@ -170,22 +161,16 @@ def _predict(args: Namespace) -> int:
             f"{args.output} is a track along a genome: name regions with --regions instead of the "
             f"input {args.input}, or write .parquet or .tsv"
         )
-    calls = {
-        "--threshold": args.threshold != 0.5,
-        "--min-length": args.min_length != 1,
-        "--join": args.join != 0,
-    }
+    calls = "threshold min_length join"
     if track:
-        refuse_unused({"--sequence": args.sequence is not None}, "for a table of sequences")
+        refuse_unused(args, "sequence", "for a table of sequences")
         if args.genome is None:
             raise InputError("a track needs --genome: a genome store or a FASTA file")
         if args.calls is None and not str(args.output).lower().endswith(".bed"):
-            refuse_unused(calls, "for called regions: name a file for them with --calls")
-        options = TrackOptions(
-            output=args.output_class, window=args.window, overlap=args.overlap, stitch=args.stitch,
-            strands=args.strands, threshold=args.threshold, shortest=args.min_length,
-            join=args.join,
-        )  # fmt: skip
+            refuse_unused(args, calls, "for called regions: name a file for them with --calls")
+        names = {"output": "class", "shortest": "min_length"}
+        asked = {one.name: args[names.get(one.name, one.name)] for one in fields(TrackOptions)}
+        options = TrackOptions(**{name: value for name, value in asked.items() if is_given(value)})
         with running(args, "bases") as how:
             target = predict_track(
                 args.model, args.genome, args.output, regions=args.regions, options=options,
@@ -203,43 +188,26 @@ def _predict(args: Namespace) -> int:
             "name a file of sequences (FASTA, a table, BED or VCF), or a track as output (.bw or "
             ".bed)"
         )
-    refuse_unused(
-        {
-            "--class": args.output_class is not None,
-            "--overlap": args.overlap is not None,
-            "--stitch": args.stitch != "center",
-            "--calls": args.calls is not None,
-            **calls,
-        },
-        "for a track along a genome (an output that ends in .bw or .bed, and no input)",
-    )
+    why = "for a track along a genome (an output that ends in .bw or .bed, and no input)"
+    refuse_unused(args, f"class overlap stitch calls {calls}", why)
     source = source_of(args)
     with running(args, "sequences") as how:
-        target = predict_file(
-            args.model, source, args.output, strands=args.strands,
-            prompt=args.prompt, **how,
-        )  # fmt: skip
+        target = predict_file(args.model, source, args.output, **given(args, PredictOptions), **how)
     note(f"wrote {target}")
     return 0
 
 
-_STEPS = 64  # as the default of attribute(): an option that was not given can then be told
 _LOGO_BASES = 120  # bases that can be read across a page
 
 
 def _add_attribute(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add_source_options(parser, ".parquet, .npz, or .bw for the intervals of a BED file")
-    add("--target", type=str, help="class, by name or number")
-    add("--method", type=str, default="integrated_gradients", help="integrated_gradients, "
-        "gradient_input or gradient")  # fmt: skip
-    add("--baseline", type=str, default="uniform", help="where integrated gradients begin: uniform "
-        "or n")  # fmt: skip
-    add("--steps", type=int, default=_STEPS, help="points of integrated gradients")
+    add_keywords(parser, AttributeOptions)
     add("--logo", type=str, metavar="FILE", help="draw one sequence as a logo (.svg, .png or .pdf)")
     add("--logo-of", type=str, metavar="NAME", help="which sequence (default: the first)")
-    add("--logo-from", type=int, default=1, help="first base of the logo, 1-based")
-    add("--logo-bases", type=int, default=_LOGO_BASES, help="bases of the logo")
+    add("--logo-from", type=int, help="first base of the logo, 1-based (default: 1)")
+    add("--logo-bases", type=int, help=f"bases of the logo (default: {_LOGO_BASES})")
     add("--logo-stack", action="store_true", help="draw all four letters at each base, in place of "
         "the base that stands there at the height of their sum")  # fmt: skip
     add_run_options(parser)
@@ -259,32 +227,22 @@ def _attribute(args: Namespace) -> int:
             raise OutputError("for a logo write .parquet, which has the numbers by letter")
         from megabase.report.logos import check_logo
 
-        if args.logo_from < 1:
+        if args.logo_from is not None and args.logo_from < 1:
             raise InputError(f"--logo-from counts from 1, found {args.logo_from}")
-        check_logo(Path(args.logo), args.logo_bases, args.overwrite)
+        bases = _LOGO_BASES if args.logo_bases is None else args.logo_bases
+        check_logo(Path(args.logo), bases, args.overwrite)
     else:
-        refuse_unused(
-            {
-                "--logo-of": args.logo_of is not None,
-                "--logo-from": args.logo_from != 1,
-                "--logo-bases": args.logo_bases != _LOGO_BASES,
-                "--logo-stack": args.logo_stack,
-            },
-            "for the picture, and --logo FILE is missing",
-        )
-    if args.method != "integrated_gradients":
-        refuse_unused(
-            {"--baseline": args.baseline != "uniform", "--steps": args.steps != _STEPS},
-            f"for integrated gradients, and --method is {args.method}",
-        )
+        why = "for the picture, and --logo FILE is missing"
+        refuse_unused(args, "logo_of logo_from logo_bases logo_stack", why)
+    if args.method not in (None, "integrated_gradients"):
+        why = f"for integrated gradients, and --method is {args.method}"
+        refuse_unused(args, "baseline steps", why)
     source = source_of(args)
     if args.logo is not None:
         _check_logo(args, source)
     with running(args, "sequences") as how:
-        target = attribute_file(
-            args.model, source, args.output, target=args.target, method=args.method,
-            baseline=args.baseline, steps=args.steps, **how,
-        )  # fmt: skip
+        options = given(args, AttributeOptions)
+        target = attribute_file(args.model, source, args.output, **options, **how)
     note(f"wrote {target}")
     if args.logo is not None:
         _draw_logo(args, source, target)
@@ -296,7 +254,7 @@ def _check_logo(args: Namespace, source: SequenceInput) -> None:
     one = next((s for s in source.read() if args.logo_of in (None, s.name)), None)
     if one is None and args.logo_of is not None:
         raise InputError(f"{args.input}: has no sequence named {args.logo_of!r} (--logo-of)")
-    if one is not None and args.logo_from > len(one.codes):
+    if one is not None and (args.logo_from or 1) > len(one.codes):
         raise InputError(
             f"--logo-from {args.logo_from:,} is past the end of {one.name}, which has "
             f"{len(one.codes):,} bases"
@@ -323,12 +281,12 @@ def _draw_logo(args: Namespace, source: SequenceInput, table: Path) -> None:
     else:
         bases = next(decode(one.codes) for one in source.read() if one.name == row["name"])
         letters = own_heights(bases, np.array(row["values"], dtype=np.float32))
-    low = args.logo_from - 1
+    first = args.logo_from or 1
+    letters = letters[first - 1 :][: args.logo_bases or _LOGO_BASES]
     path = Path(args.logo)
-    save_logo(
-        path, letters[low : low + args.logo_bases], title=str(row["name"]),
-        ylabel=args.method.replace("_", " "), first=args.logo_from, overwrite=args.overwrite,
-    )  # fmt: skip
+    method = (args.method or "integrated_gradients").replace("_", " ")
+    title = str(row["name"])
+    save_logo(path, letters, title=title, ylabel=method, first=first, overwrite=args.overwrite)
     note(f"wrote {path}")
 
 

@@ -21,10 +21,11 @@ from megabase.inference.generation.generate import (
     Prompt,
     SequenceGenerator,
 )
-from megabase.inference.jobs import Progress, RunOptions, Work, map_file, provenance_of
+from megabase.inference.jobs import Work, map_file, provenance_of
 from megabase.inference.parts import Provenance
 from megabase.inference.writers import require_suffix
 from megabase.models.loading import ModelSpec, choose_device, load
+from megabase.options import Progress, RunOptions
 
 _LINE = 80  # letters of a line of FASTA, as NCBI writes it
 _PLAIN = (".fa", ".fasta", ".fna", ".ffn")  # the endings of nucleotides that NCBI uses

@@ -18,7 +18,7 @@ from megabase.genome.interval import Variant, one_based
 from megabase.genome.left_out import Reason
 from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord, check_allele, check_record, find_contig, read_vcf_records
-from megabase.inference.jobs import BATCH_TOKENS, PassOptions, require_known
+from megabase.inference.jobs import BATCH_TOKENS, require_known
 from megabase.inference.parts import Provenance
 from megabase.inference.scoring import STRANDS, Strands
 from megabase.inference.variants.forward import (
@@ -32,6 +32,7 @@ from megabase.inference.variants.forward import (
 )
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, ModelSpec, load
+from megabase.options import PassOptions
 
 DEFAULT_WINDOW = 1_024
 """Long enough for what small models use of the context, and fast; models of 1k take no more."""
@@ -402,7 +403,7 @@ def score_variants(
     window, methods, strands, placement
         See :class:`VariantOptions`.
     **passes
-        See :class:`megabase.inference.jobs.PassOptions`.
+        See :class:`megabase.options.PassOptions`.
 
     Raises
     ------

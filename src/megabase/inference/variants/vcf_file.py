@@ -31,7 +31,7 @@ from megabase.genome.vcf import (
     read_vcf_records,
     why_unusable,
 )
-from megabase.inference.jobs import BATCH_TOKENS, RunOptions, Work, check_run, map_file
+from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file
 from megabase.inference.parts import Provenance
 from megabase.inference.scoring import Strands
 from megabase.inference.variants.forward import Placement
@@ -44,6 +44,7 @@ from megabase.inference.variants.scorer import (
 )
 from megabase.inference.writers import TABLE_SUFFIXES, merge_tables, require_suffix
 from megabase.models.loading import ModelSpec
+from megabase.options import RunOptions
 
 _CHUNK = 512  # records: seconds of work, and few enough that many processes have a share
 _VCF_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")
