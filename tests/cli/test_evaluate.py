@@ -65,7 +65,7 @@ def test_causal_and_masked_models_meet_in_one_table(
                  "-o", str(tmp_path / "best.json")]) == 0  # fmt: skip
 
 
-def test_run_is_measured_on_its_test_regions_with_its_floors(
+def test_run_is_measured_on_its_test_regions_with_its_baselines(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -76,13 +76,13 @@ def test_run_is_measured_on_its_test_regions_with_its_floors(
         assert text in shown
     assert "NOT HELD OUT" not in shown
     assert sorted(p.name for p in out.iterdir()) == [
-        "evaluation-context.svg", "evaluation-floors.svg", "evaluation.json",
+        "evaluation-context.svg", "evaluation-baselines.svg", "evaluation.json",
     ]  # fmt: skip
     record = json.loads((out / "evaluation.json").read_text())
     assert record["overall"]["targets"] == 1_000
     assert record["train_overlap"] == 0
-    assert record["floor_bases"] == 6_000
-    assert len(record["floors"]) == 1 + 2 * 4
+    assert record["baseline_bases"] == 6_000
+    assert len(record["baselines"]) == 1 + 2 * 4
     assert [point["context"] for point in record["context"]] == [64]
 
 

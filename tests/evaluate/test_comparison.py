@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from megabase.evaluate.results import Baseline, EvaluationResult, Measure, compa
 
 
 def measured(nats: float) -> Measure:
-    return Measure(1_000, None, nats, None, 0.01)
+    return Measure(1_000, None, nats, None, 0.01, None, math.exp(nats))
 
 
 def result(model: str, objective: str, nats: float) -> EvaluationResult:
@@ -48,7 +49,7 @@ def test_bases_in_training_are_named() -> None:
 
 @pytest.mark.parametrize(("field", "value"), [
     ("genome_checksum", "d" * 64), ("regions", ("chr2:1-1,000",)),
-    ("overall", Measure(999, None, 1.2, None, None)),
+    ("overall", replace(measured(1.2), targets=999)),
 ])  # fmt: skip
 def test_other_bases_are_refused(field: str, value: object) -> None:
     other = replace(result("both", "masked", 1.2), **{field: value})

@@ -311,7 +311,7 @@ def test_result_survives_json(store: Genome, tmp_path: Path) -> None:
 def test_files_that_are_no_evaluation_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text("{}")
-    with pytest.raises(InputError, match="expected an evaluation of format 1"):
+    with pytest.raises(InputError, match="expected an evaluation of format 2"):
         EvaluationResult.load(path)
     path.write_text("{")
     with pytest.raises(InputError, match=r"x\.json cannot be read"):
@@ -323,7 +323,7 @@ def test_files_that_are_no_evaluation_are_refused(tmp_path: Path) -> None:
 def _tiny_result() -> EvaluationResult:
     from megabase.evaluate.results import Measure
 
-    part = Measure(1, None, 1.0, None, None)
+    part = Measure(1, None, 1.0, None, None, None, math.e)
     facts = ("m", "causal", "g", "c", (), 0, 0, 1, 1, 1, None, 0)
     return EvaluationResult(*facts, part, {}, {}, (), (), 0, 0.0, "0")
 

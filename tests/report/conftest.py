@@ -51,7 +51,7 @@ def measured(perplexity: float, targets: int = 60_000, whole: bool = True) -> Re
     }  # fmt: skip
 
 
-def floor(name: str, order: int | None, value: float, fitted: bool = False) -> Record:
+def baseline(name: str, order: int | None, value: float, fitted: bool = False) -> Record:
     return {
         "name": name, "order": order, "rates": [] if order is None else [8.0] * (order + 1),
         "fitted": fitted, "measure": measured(value, whole=False),
@@ -61,8 +61,8 @@ def floor(name: str, order: int | None, value: float, fitted: bool = False) -> R
 
 
 def evaluation_record() -> Record:
-    """An evaluation whose model beats every floor."""
-    floors = [floor("uniform", None, 4.0)]
+    """An evaluation whose model beats every baseline."""
+    baselines = [baseline("uniform", None, 4.0)]
     fixed = [
         3.947,
         3.83,
@@ -79,8 +79,8 @@ def evaluation_record() -> Record:
         3.541,
     ]
     fitted = [*fixed[:8], 3.522, 3.457, 3.407, 3.374, 3.353]
-    floors += [floor(f"Markov order {k}", k, value) for k, value in enumerate(fixed)]
-    floors += [floor(f"Markov order {k}, fitted", k, v, True) for k, v in enumerate(fitted)]
+    baselines += [baseline(f"Markov order {k}", k, value) for k, value in enumerate(fixed)]
+    baselines += [baseline(f"Markov order {k}, fitted", k, v, True) for k, v in enumerate(fitted)]
     context = [
         {"context": c, "context_min": c - 15, "measure": measured(p, 32_768),
          "saved_nats": math.log(3.512 / p), "saved_nats_se": 0.001}
@@ -94,7 +94,7 @@ def evaluation_record() -> Record:
         "by_contig": {"chr20": measured(3.337, 4_999_988)},
         "by_soft_mask": {"upper case": measured(3.61, 2_400_000),
                          "soft-masked": measured(3.10, 2_599_988)},
-        "context": context, "floors": floors, "floor_bases": 54_505_436, "seconds": 92.1,
+        "context": context, "baselines": baselines, "baseline_bases": 54_505_436, "seconds": 92.1,
         "version": "0.1.0",
     }  # fmt: skip
 

@@ -75,26 +75,26 @@ def test_context_curve_names_context_and_best_baseline(evaluation: Record) -> No
         assert text in shown
 
 
-def test_floors_show_both_rates_and_the_model(evaluation: Record) -> None:
+def test_baselines_show_both_rates_and_the_model(evaluation: Record) -> None:
     shown = words(as_svg(partial(draw_baselines, evaluation)))
     for text in ("Markov, fixed rate", "Markov, fitted rates", "model 3.337", "uniform 4"):
         assert text in shown
 
 
-def test_best_floor_is_that_of_the_targets_asked_for(evaluation: Record) -> None:
+def test_best_baseline_is_that_of_the_targets_asked_for(evaluation: Record) -> None:
     found = best_baseline(evaluation)
     assert found is not None
     assert found["name"] == "Markov order 12, fitted"
-    evaluation["floors"][3]["context_measure"]["nats_acgt"] = 0.5
+    evaluation["baselines"][3]["context_measure"]["nats_acgt"] = 0.5
     found = best_baseline(evaluation, "context_measure")
     assert found is not None
     assert found["name"] == "Markov order 2"
-    assert best_baseline({"floors": []}) is None
+    assert best_baseline({"baselines": []}) is None
 
 
 def test_labels_never_overlap(evaluation: Record) -> None:
-    for name in range(1, len(evaluation["floors"])):
-        evaluation["floors"][name]["measure"]["perplexity_acgt"] = 3.3371
+    for name in range(1, len(evaluation["baselines"])):
+        evaluation["baselines"][name]["measure"]["perplexity_acgt"] = 3.3371
     svg = as_svg(partial(draw_baselines, evaluation))
     chosen = re.findall(r"translate\(([\d.]+) ([\d.]+)\)[^>]*>(?:Markov|model|uniform)", svg)
     if not chosen:
@@ -114,10 +114,10 @@ def test_the_same_records_give_the_same_bytes(evaluation: Record) -> None:
 
 def test_files_are_written_whole_on_white(evaluation: Record, tmp_path: Path) -> None:
     paths = save_plots(evaluation, tmp_path)
-    assert [path.name for path in paths] == ["evaluation-context.svg", "evaluation-floors.svg"]
+    assert [path.name for path in paths] == ["evaluation-context.svg", "evaluation-baselines.svg"]
     assert sorted(tmp_path.iterdir()) == sorted(paths)
     assert f'fill="{LIGHT.background}"' in paths[0].read_text()
-    evaluation["context"], evaluation["floors"] = [], evaluation["floors"][:1]
+    evaluation["context"], evaluation["baselines"] = [], evaluation["baselines"][:1]
     assert save_plots(evaluation, tmp_path, "other") == []
 
 

@@ -125,7 +125,7 @@ def test_stages_of_the_warm_up_are_listed_with_their_cost(
 def test_verdict_follows_the_paired_difference(
     run_folder: Path, evaluation: Record, margin: float, verdict: str
 ) -> None:
-    evaluation["floors"][-1]["margin_nats"] = margin
+    evaluation["baselines"][-1]["margin_nats"] = margin
     assert verdict in text_of(page_of(run_folder, evaluation))
 
 
@@ -160,8 +160,8 @@ def test_page_without_evaluation_says_so(run_folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_drawing")
-def test_page_without_floors_or_curve(run_folder: Path, evaluation: Record) -> None:
-    evaluation["floors"], evaluation["context"] = evaluation["floors"][:1], []
+def test_page_without_baselines_or_curve(run_folder: Path, evaluation: Record) -> None:
+    evaluation["baselines"], evaluation["context"] = evaluation["baselines"][:1], []
     page = page_of(run_folder, evaluation)
     assert page.count("<picture>") == 1
     assert "No Markov model was trained beside it" in text_of(page)

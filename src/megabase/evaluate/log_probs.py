@@ -13,7 +13,6 @@ Shape suffixes: B batch, L positions, V columns of the logits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -46,18 +45,15 @@ _Predictions = Iterator[tuple[_Index, Tensor]]
 def token_log_probs(
     model: nn.Module | Loaded,
     input_ids: Tensor,
-    attention_mask: Tensor | None = None,
     *,
     masking: Masking | None = None,
-    over: Literal["bases", "all"] = "bases",
-    first: Literal["uniform", "nan"] = "uniform",
     batch_tokens: int = 1 << 16,
     record: Callable[[int], str] = lambda row: f"row {row}",
 ) -> Tensor:
-    """Give the natural log-probability of every token, (batch, length), float32 at least.
+    """Give the natural log-probability of every base among A, C, G, T: (batch, length), float32 up.
 
-    NaN where there is no value: padding and, over bases, N and special tokens; sum with
-    :func:`torch.nansum`.
+    NaN where there is no value: at N and special tokens, and at the first token of a row in a
+    causal model, which has nothing before it; sum with :func:`torch.nansum`.
 
     Parameters
     ----------
@@ -65,17 +61,9 @@ def token_log_probs(
         A causal or masked language model with one token for each base. It is run in evaluation
         mode and without gradients; its mode is restored.
     input_ids
-        Token ids, (batch, length), on the device of the model.
-    attention_mask
-        1 at real tokens, (batch, length); all are real when None.
+        Token ids without padding on the left, (batch, length), on the device of the model.
     masking
         Masking rule; when None ``"causal"`` for causal models and ``"single"`` for masked ones.
-    over
-        ``"bases"``: renormalized over A, C, G, T. ``"all"``: over all columns of the logits; every
-        real token has a value.
-    first
-        Value of the first real token of a row in a causal model, which has nothing before it:
-        ``"uniform"`` (-ln 4 over bases, -ln of the columns over all) or ``"nan"``.
     batch_tokens
         About how many positions ``"single"`` reads at a time; time and memory, not the result.
     record
@@ -84,10 +72,10 @@ def token_log_probs(
     Raises
     ------
     InputError
-        When the model is not a language model over bases or cannot follow the rule, when the
-        shapes do not fit, or when the input is longer than the model takes.
+        When the model is not a language model over bases or cannot follow the rule, when ids are
+        not (batch, length), or when the input is longer than the model takes.
     NotFiniteError
-        When a token has a log-probability that is NaN or infinite.
+        When a base has a log-probability that is NaN or infinite.
     """
     name = model.name if isinstance(model, Loaded) else type(model).__name__
     module: nn.Module = model.model if isinstance(model, Loaded) else model
@@ -96,43 +84,16 @@ def token_log_probs(
     if (masking == "causal") != causal:
         kind, rules = ("causal", "causal") if causal else ("masked", "single, seventh or together")
         raise InputError(f"{name} is {kind}, so masking is {rules}; found {masking!r}")
-    if over not in ("bases", "all") or first not in ("uniform", "nan"):
-        raise InputError(
-            f"over is bases or all, first is uniform or nan; found {over!r} and {first!r}"
-        )
-    if input_ids.dim() != 2 or (
-        attention_mask is not None and attention_mask.shape != input_ids.shape
-    ):
-        raise InputError(
-            "expected ids (batch, length) and a mask of the same shape, found "
-            f"{tuple(input_ids.shape)} and "
-            f"{None if attention_mask is None else tuple(attention_mask.shape)}"
-        )
-    real_BL = torch.ones_like(input_ids, dtype=torch.bool)
-    if attention_mask is not None:
-        real_BL = attention_mask.bool()
-    wanted_BL = real_BL & _is_base(input_ids) if over == "bases" else real_BL
-    checked_BL = wanted_BL
+    if input_ids.dim() != 2:
+        raise InputError(f"expected ids (batch, length), found {tuple(input_ids.shape)}")
+    wanted_BL = (input_ids >= _FIRST) & (input_ids <= _LAST)
+    if causal:
+        wanted_BL[:, :1] = False
     with inference_mode(module):
-        columns = 0
-
-        def read(logits: Tensor, ids: Tensor) -> Tensor:
-            nonlocal columns
-            columns = logits.shape[-1]
-            return look_up(logits, ids, over)
-
         found_BL = predict_tokens(
-            module, input_ids, masking, read, wanted_BL=wanted_BL, attention_mask=attention_mask,
-            batch_tokens=batch_tokens,
-        )  # fmt: skip
-        if causal:
-            begins_BL = real_BL & (real_BL.cumsum(1) == 1)
-            head = getattr(module, "lm_head", None)
-            columns = columns or getattr(head, "out_features", _LAST + 1)
-            value = -math.log(4 if over == "bases" else columns) if first == "uniform" else math.nan
-            found_BL = torch.where(begins_BL, value, found_BL)
-            checked_BL = wanted_BL & ~begins_BL
-        require_finite(found_BL, name, "log-probabilities", record, checked_BL)
+            module, input_ids, masking, look_up, wanted_BL=wanted_BL, batch_tokens=batch_tokens
+        )
+        require_finite(found_BL, name, "log-probabilities", record, wanted_BL)
     # Not an inference tensor: what is returned may be used where gradients are taken.
     return torch.where(wanted_BL, found_BL.clone(), torch.nan)
 
@@ -145,7 +106,6 @@ def predict_tokens(
     *,
     columns: slice | None = None,
     wanted_BL: Tensor | None = None,
-    attention_mask: Tensor | None = None,
     batch_tokens: int = 1 << 16,
 ) -> Tensor:
     """Predict tokens under a masking rule; the core of all verbs, for models in inference mode.
@@ -157,17 +117,17 @@ def predict_tokens(
     and ``"together"``.
     """
     if masking == "causal":
-        found = _next_tokens(model, ids_BL, attention_mask, columns)
+        found = _next_tokens(model, ids_BL, columns)
     elif masking == "seventh":
-        found = _every_seventh(model, ids_BL, attention_mask, columns or slice(0, ids_BL.shape[1]))
+        found = _every_seventh(model, ids_BL, columns or slice(0, ids_BL.shape[1]))
     else:
         assert wanted_BL is not None
         hidden = wanted_BL.nonzero()
         rows = max(1, batch_tokens // max(1, ids_BL.shape[1]))
         found = (
-            _together(model, ids_BL, attention_mask, hidden)
+            _together(model, ids_BL, hidden)
             if masking == "together"
-            else _one_by_one(model, ids_BL, attention_mask, hidden.split(rows))
+            else _one_by_one(model, ids_BL, hidden.split(rows))
         )
     out: Tensor | None = None
     for at, logits in found:
@@ -179,11 +139,6 @@ def predict_tokens(
         values = read(torch.zeros(0, _LAST + 1, device=ids_BL.device), ids_BL.new_zeros(0))
         out = values.new_zeros(*ids_BL.shape, *values.shape[1:])
     return out
-
-
-def _is_base(ids: Tensor) -> Tensor:
-    """Tell which tokens are A, C, G or T."""
-    return (ids >= _FIRST) & (ids <= _LAST)
 
 
 def look_up(logits: Tensor, ids: Tensor, over: Literal["bases", "all"] = "bases") -> Tensor:
@@ -199,10 +154,9 @@ def base_logits(logits: Tensor) -> Tensor:
     return logits[..., _FIRST : _LAST + 1].float()
 
 
-def _logits(model: nn.Module, ids_BL: Tensor, attention_mask: Tensor | None) -> Tensor:
+def _logits(model: nn.Module, ids_BL: Tensor) -> Tensor:
     """Run the model; refuse logits that do not answer for each position."""
-    given = {} if attention_mask is None else {"attention_mask": attention_mask}
-    logits: Tensor = model(input_ids=ids_BL, **given).logits
+    logits: Tensor = model(input_ids=ids_BL).logits
     if logits.shape[:2] != ids_BL.shape or logits.shape[-1] <= _LAST:
         raise InputError(
             f"the model gave logits of shape {tuple(logits.shape)} for ids of shape "
@@ -212,9 +166,7 @@ def _logits(model: nn.Module, ids_BL: Tensor, attention_mask: Tensor | None) -> 
     return logits
 
 
-def _next_tokens(
-    model: nn.Module, ids_BL: Tensor, mask_BL: Tensor | None, columns: slice | None
-) -> _Predictions:
+def _next_tokens(model: nn.Module, ids_BL: Tensor, columns: slice | None) -> _Predictions:
     """Predict every token but the first from those before it, in blocks of rows and positions."""
     batch, length = ids_BL.shape
     if length < 2:
@@ -225,9 +177,9 @@ def _next_tokens(
     split = base is not model and isinstance(head, nn.Linear)
     if columns is not None:
         low, stop = columns.start - 1, columns.stop - 1
-        logits = _logits(model, ids_BL[:, :stop], mask_BL)
+        logits = _logits(model, ids_BL[:, :stop])
         yield (slice(None), columns), logits[:, low:]
-    elif split and length >= _STREAMED and _streams(model, backbone, mask_BL, length):
+    elif split and length >= _STREAMED and _streams(model, backbone, length):
         for row in range(batch):
             for at, hidden in stream_backbone(backbone, ids_BL[row : row + 1]):
                 count = min(at.stop, length - 1) - at.start
@@ -235,8 +187,7 @@ def _next_tokens(
                     part = slice(at.start + 1, at.start + 1 + count)
                     yield (slice(row, row + 1), part), head(hidden[:, :count])
     elif split:
-        given = {} if mask_BL is None else {"attention_mask": mask_BL}
-        hidden: Tensor = base(input_ids=ids_BL, **given, return_dict=True).last_hidden_state
+        hidden: Tensor = base(input_ids=ids_BL, return_dict=True).last_hidden_state
         rows = max(1, _HEAD_POSITIONS // length)
         for begin in range(0, batch, rows):
             b = slice(begin, begin + rows)
@@ -244,47 +195,37 @@ def _next_tokens(
                 stop = min(start + _HEAD_POSITIONS, length - 1)
                 yield (b, slice(start + 1, stop + 1)), head(hidden[b, start:stop])
     else:
-        yield (slice(None), slice(1, None)), _logits(model, ids_BL, mask_BL)[:, :-1]
+        yield (slice(None), slice(1, None)), _logits(model, ids_BL)[:, :-1]
 
 
-def _streams(model: nn.Module, backbone: Any, mask_BL: Tensor | None, length: int) -> bool:
-    """Whether a sequence can be read piece by piece: it fits, and is not padded on the left."""
+def _streams(model: nn.Module, backbone: Any, length: int) -> bool:
+    """Whether a sequence can be read piece by piece, and fits."""
     limit: int = model.config.max_length  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
-    before = mask_BL is not None and not bool((mask_BL[:, :-1] >= mask_BL[:, 1:]).all())
-    return (
-        isinstance(backbone, Backbone) and length <= limit and not before and can_stream(backbone)
-    )
+    return isinstance(backbone, Backbone) and length <= limit and can_stream(backbone)
 
 
-def _one_by_one(
-    model: nn.Module, ids_BL: Tensor, mask_BL: Tensor | None, parts: tuple[Tensor, ...]
-) -> _Predictions:
+def _one_by_one(model: nn.Module, ids_BL: Tensor, parts: tuple[Tensor, ...]) -> _Predictions:
     """Hide each position alone; `parts` hold (row, column) pairs that are read at a time."""
     for part in parts:
         row, column = part.unbind(1)
         number = torch.arange(len(row), device=row.device)
         hidden = ids_BL[row]
         hidden[number, column] = MASK_ID
-        mask = None if mask_BL is None else mask_BL[row]
-        yield (row, column), _logits(model, hidden, mask)[number, column]
+        yield (row, column), _logits(model, hidden)[number, column]
 
 
-def _together(
-    model: nn.Module, ids_BL: Tensor, mask_BL: Tensor | None, positions: Tensor
-) -> _Predictions:
+def _together(model: nn.Module, ids_BL: Tensor, positions: Tensor) -> _Predictions:
     """Hide all positions at once."""
     row, column = positions.unbind(1)
     hidden = ids_BL.clone()
     hidden[row, column] = MASK_ID
-    yield (row, column), _logits(model, hidden, mask_BL)[row, column]
+    yield (row, column), _logits(model, hidden)[row, column]
 
 
-def _every_seventh(
-    model: nn.Module, ids_BL: Tensor, mask_BL: Tensor | None, columns: slice
-) -> _Predictions:
+def _every_seventh(model: nn.Module, ids_BL: Tensor, columns: slice) -> _Predictions:
     """Hide every seventh of the columns at a time."""
     for turn in range(min(_PASSES, columns.stop - columns.start)):
         part = slice(columns.start + turn, columns.stop, _PASSES)
         hidden = ids_BL.clone()
         hidden[:, part] = MASK_ID
-        yield (slice(None), part), _logits(model, hidden, mask_BL)[:, part]
+        yield (slice(None), part), _logits(model, hidden)[:, part]

@@ -14,18 +14,14 @@ import numpy.typing as npt
 
 from megabase.errors import InputError
 from megabase.genome.files import write_json
-from megabase.untrusted import build, parsing, read_json
+from megabase.untrusted import build, parsing, read_json, shown
 
 _RESAMPLES = 1_000
 """Resamples of the bootstrap: the second digit of a standard error no longer moves."""
 _UNITS = 1_000
 """Most resampling units; more change no digit of a standard error."""
-_FORMAT = 1
+_FORMAT = 2
 """Format of the JSON; other formats are refused."""
-_JSON_NAMES = {"baselines": "floors", "baseline_bases": "floor_bases"}
-"""Fields with another name in the JSON, which files written before must keep."""
-_SPELLED_OUT = ("perplexity", "perplexity_acgt")
-"""Keys added to the JSON for its readers; computed from the nats when it is read back."""
 _SEES = {"causal": "bases before it", "masked": "bases on both sides"}
 """Where the context of a base lies, by objective."""
 _METRIC = {"causal": "perplexity", "masked": "pseudo-perplexity"}
@@ -54,16 +50,10 @@ class Measure:
     """Standard error by block bootstrap; None with fewer than two blocks."""
     perplexity_acgt_se: float | None
     """The same over A, C, G, T."""
-
-    @property
-    def perplexity(self) -> float | None:
-        """exp(nats)."""
-        return None if self.nats is None else math.exp(self.nats)
-
-    @property
-    def perplexity_acgt(self) -> float:
-        """exp(nats_acgt)."""
-        return math.exp(self.nats_acgt)
+    perplexity: float | None
+    """exp(nats)."""
+    perplexity_acgt: float
+    """exp(nats_acgt)."""
 
 
 @dataclass(frozen=True)
@@ -141,30 +131,8 @@ class EvaluationResult:
     """Trainable numbers of the model, tied ones once; None in older files."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Turn into plain values for JSON, with the perplexities spelled out."""
-        fields = {_JSON_NAMES.get(name, name): value for name, value in asdict(self).items()}
-        record = {"format": _FORMAT, "kind": "evaluation", **fields}
-        _spell_out(record)
-        return record
-
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Self:
-        """Make the result that :meth:`to_dict` turned into a record, or raise InputError."""
-        if record.get("kind") != "evaluation" or record.get("format") != _FORMAT:
-            raise InputError(
-                f"expected an evaluation of format {_FORMAT}, found kind {record.get('kind')!r}, "
-                f"format {record.get('format')!r}; evaluate again with this version"
-            )
-        fields = {key: value for key, value in record.items() if key not in ("kind", "format")}
-        for name, written in _JSON_NAMES.items():
-            fields[name] = fields.pop(written)
-        fields["regions"] = tuple(fields["regions"])
-        fields["overall"] = _read(Measure, fields["overall"])
-        for key in ("by_contig", "by_soft_mask"):
-            fields[key] = {name: _read(Measure, part) for name, part in fields[key].items()}
-        fields["context"] = tuple(_read(ContextPoint, point) for point in fields["context"])
-        fields["baselines"] = tuple(_read(Baseline, one) for one in fields["baselines"])
-        return build(cls, fields)
+        """Turn into plain values for JSON."""
+        return {"format": _FORMAT, "kind": "evaluation", **asdict(self)}
 
     def save(self, path: str | Path) -> None:
         """Write as JSON; the file appears complete or not at all."""
@@ -174,8 +142,32 @@ class EvaluationResult:
     def load(cls, path: str | Path) -> Self:
         """Read what :meth:`save` wrote; InputError for another file."""
         record = read_json(path, InputError)
+        kind, version = record.pop("kind", None), record.pop("format", None)
+        if kind != "evaluation" or version != _FORMAT:
+            raise InputError(
+                f"{path}: expected an evaluation of format {_FORMAT}, found kind {shown(kind)}, "
+                f"format {shown(version)}; evaluate again with this version"
+            )
         with parsing(Path(path), InputError, "expected what megabase evaluate wrote"):
-            return cls.from_dict(record)
+            record["regions"] = tuple(record["regions"])
+            record["overall"] = build(Measure, record["overall"])
+            for key in ("by_contig", "by_soft_mask"):
+                record[key] = {name: build(Measure, part) for name, part in record[key].items()}
+            record["context"] = tuple(_read(ContextPoint, point) for point in record["context"])
+            record["baselines"] = tuple(_read(Baseline, one) for one in record["baselines"])
+            return build(cls, record)
+
+
+def _read(kind: type[_Record], record: dict[str, Any]) -> _Record:
+    """Make a record that has measures."""
+    parts: dict[str, Any] = {
+        name: build(Measure, record[name])
+        for name in ("measure", "context_measure")
+        if record.get(name) is not None
+    }
+    if "rates" in record:
+        parts["rates"] = tuple(record["rates"])
+    return build(kind, {**record, **parts})
 
 
 class _Row(NamedTuple):
@@ -216,9 +208,9 @@ class _Comparison:
             )  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
         first = self.first
-        shown = ", ".join(first.regions[:3]) + (", ..." if len(first.regions) > 3 else "")
+        regions = ", ".join(first.regions[:3]) + (", ..." if len(first.regions) > 3 else "")
         lines += ["", f"{first.overall.targets:,} bases of {first.genome} (sha256 "
-                  f"{first.genome_checksum[:12]}): {shown}"]  # fmt: skip
+                  f"{first.genome_checksum[:12]}): {regions}"]  # fmt: skip
         return "\n".join([*lines, *self.notes]) + "\n"
 
 
@@ -235,13 +227,15 @@ def measure(
     total = int(targets.sum())
     if total == 0:
         raise InputError("there is no A, C, G or T to score in the regions")
-    return Measure(
-        targets=total,
-        nats=None if nll is None else float(nll.sum() / total),
-        nats_acgt=float(nll_acgt.sum() / total),
-        perplexity_se=None if nll is None else _standard_error(nll, targets, exponential=True),
-        perplexity_acgt_se=_standard_error(nll_acgt, targets, exponential=True),
+    nats = error = perplexity = None
+    if nll is not None:
+        nats, error = float(nll.sum() / total), _standard_error(nll, targets, exponential=True)
+        perplexity = math.exp(nats)
+    acgt, error_acgt = (
+        float(nll_acgt.sum() / total),
+        _standard_error(nll_acgt, targets, exponential=True),
     )
+    return Measure(total, nats, acgt, error, error_acgt, perplexity, math.exp(acgt))
 
 
 def _standard_error(
@@ -325,28 +319,3 @@ def _row(result: EvaluationResult) -> _Row:
         result.model, result.parameters, _METRIC[result.objective], _SEES[result.objective],
         context, result.overall,
     )  # fmt: skip
-
-
-def _spell_out(value: Any) -> None:
-    """Add the perplexities to every measure of a record."""
-    if isinstance(value, dict):
-        for part in list(value.values()):
-            _spell_out(part)
-        if "nats_acgt" in value:
-            nats = value["nats"]
-            value["perplexity"] = None if nats is None else math.exp(nats)
-            value["perplexity_acgt"] = math.exp(value["nats_acgt"])
-    elif isinstance(value, list | tuple):
-        for part in value:
-            _spell_out(part)
-
-
-def _read(kind: type[_Record], record: dict[str, Any]) -> _Record:
-    """Make a record again, without the perplexities that were spelled out."""
-    values = {key: value for key, value in record.items() if key not in _SPELLED_OUT}
-    for name in ("measure", "context_measure"):
-        if values.get(name) is not None:
-            values[name] = _read(Measure, values[name])
-    if "rates" in values:
-        values["rates"] = tuple(values["rates"])
-    return kind(**values)

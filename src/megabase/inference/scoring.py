@@ -228,7 +228,7 @@ def _log_probs(
     def run(codes: NDArray[np.uint8], numbers: NDArray[np.int64]) -> list[NDArray[np.float32]]:
         ids = codes_to_ids(torch.from_numpy(codes).to(model.device))
         found = token_log_probs(
-            model, ids, first="nan", batch_tokens=batch_tokens,
+            model, ids, batch_tokens=batch_tokens,
             record=lambda row: record(pieces[numbers[row]][0]),
         )  # fmt: skip
         return list(found.cpu().numpy())

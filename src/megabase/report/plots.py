@@ -42,13 +42,13 @@ Values = npt.NDArray[np.float64]
 def save_plots(evaluation: Record, folder: Path, stem: str = "evaluation") -> list[Path]:
     """Write the plots of an evaluation's JSON record as SVG files on a white background.
 
-    ``STEM-context.svg`` with a context curve, ``STEM-floors.svg`` with Markov baselines; files of
-    the same names are replaced.
+    ``STEM-context.svg`` with a context curve, ``STEM-baselines.svg`` with Markov baselines; files
+    of the same names are replaced.
     """
     written: list[Path] = []
     for name, wanted, draw in (
         ("context", bool(evaluation["context"]), draw_context_curve),
-        ("floors", len(evaluation["floors"]) > 1, draw_baselines),
+        ("baselines", len(evaluation["baselines"]) > 1, draw_baselines),
     ):
         if wanted:
             path = folder / f"{stem}-{name}.svg"
@@ -65,7 +65,7 @@ def best_baseline(evaluation: Record, key: str = "measure") -> Record | None:
     `key` is "measure" for the targets of the evaluation, "context_measure" for those of its context
     curve.
     """
-    baselines = [baseline for baseline in evaluation["floors"] if baseline[key] is not None]
+    baselines = [baseline for baseline in evaluation["baselines"] if baseline[key] is not None]
     return min(baselines, key=lambda baseline: baseline[key]["nats_acgt"], default=None)
 
 
@@ -206,7 +206,7 @@ def draw_baselines(evaluation: Record, figure: Figure, theme: Theme, size: Size)
     lines: list[tuple[str, list[float]]] = []
     for fitted in (False, True):
         baselines = [
-            f for f in evaluation["floors"] if f["order"] is not None and f["fitted"] is fitted
+            f for f in evaluation["baselines"] if f["order"] is not None and f["fitted"] is fitted
         ]
         if not baselines:
             continue

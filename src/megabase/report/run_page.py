@@ -285,10 +285,10 @@ def _context(evaluation: Record | None) -> str:
 
 
 def _baselines(evaluation: Record | None) -> str:
-    if evaluation is None or len(evaluation["floors"]) < 2:
+    if evaluation is None or len(evaluation["baselines"]) < 2:
         return ""
     model = evaluation["overall"]
-    markov = [baseline for baseline in evaluation["floors"] if baseline["order"] is not None]
+    markov = [baseline for baseline in evaluation["baselines"] if baseline["order"] is not None]
     fixed = [baseline for baseline in markov if not baseline["fitted"]]
     fitted = {
         baseline["order"]: _with_error(baseline["measure"])
@@ -317,7 +317,7 @@ def _baselines(evaluation: Record | None) -> str:
         [
             "<p>What a model must beat to have learned more than the frequencies of short k-mers. "
             "Markov models of order k predict a base from the k bases before it, by counts in the "
-            f"training regions ({evaluation['floor_bases']:,} bases), on the same targets. "
+            f"training regions ({evaluation['baseline_bases']:,} bases), on the same targets. "
             f"{escape(summary)}</p>",
             figure(
                 partial(draw_baselines, evaluation),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _FILES = (
     "config.yaml", "environment.json", "data.json", "metrics.jsonl", "result.json", "outputs.npz",
-    "best", "last", "evaluation.json", "evaluation-context.svg", "evaluation-floors.svg",
+    "best", "last", "evaluation.json", "evaluation-context.svg", "evaluation-baselines.svg",
     "report.html",
 )  # fmt: skip
 """What a run writes, and overwriting may delete; anything else in the folder is the user's."""

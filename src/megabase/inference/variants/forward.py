@@ -199,7 +199,7 @@ def _plain(
 
     def log_probs_of(codes: _Codes, rows: NDArray[np.int64]) -> list[_Values]:
         found = token_log_probs(
-            model, ids_of(codes), first="nan", batch_tokens=batch_tokens,
+            model, ids_of(codes), batch_tokens=batch_tokens,
             record=lambda row: names[rows[row]],
         )  # fmt: skip
         return list(found.float().cpu().numpy())
