@@ -76,7 +76,7 @@ def test_run_is_measured_on_its_test_regions_with_its_baselines(
         assert text in shown
     assert "NOT HELD OUT" not in shown
     assert sorted(p.name for p in out.iterdir()) == [
-        "evaluation-context.svg", "evaluation-baselines.svg", "evaluation.json",
+        "evaluation-baselines.svg", "evaluation-context.svg", "evaluation.json",
     ]  # fmt: skip
     record = json.loads((out / "evaluation.json").read_text())
     assert record["overall"]["targets"] == 1_000

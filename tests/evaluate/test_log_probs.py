@@ -1,6 +1,5 @@
 """Log-probabilities of bases equal those worked out one base at a time."""
 
-
 import pytest
 import torch
 from torch import Tensor

@@ -143,45 +143,35 @@ class NucleotidePredictions:
 
     def __init__(self, windows: LabeledSequences, *, left: bool = False) -> None:
         self._windows, self._left = windows, left
-        self._rows: list[int] = []
-        self._parts: list[NDArray[np.float32]] = []
+        self._parts: list[tuple[NDArray[Any], ...]] = []
 
     def __call__(self, rows: NDArray[np.int64], found: Any) -> None:
         """Take the ``outputs`` (n, length, K) of the windows with these numbers."""
+        windows = self._windows
         probabilities = found.outputs.softmax(dim=2).float().cpu().numpy()
         width = probabilities.shape[1]
         for row, values in zip(rows.tolist(), probabilities, strict=True):
-            size = min(int(self._windows.lengths[row]), width)
+            size = min(int(windows.lengths[row]), width)
             start = width - size if self._left else 0
-            self._rows.append(row)
-            self._parts.append(values[start : start + size].astype(np.float32))
+            interval = (windows.text.intervals or ())[int(windows.rows[row])]
+            first = int(windows.offsets[row])
+            truth = windows.labels[first : first + size]
+            known = np.flatnonzero(truth != IGNORED)
+            contig = np.repeat(np.array([interval.contig]), len(known))
+            self._parts.append(
+                (contig, interval.start + known, truth[known], values[start + known])
+            )
 
     def write(self, path: Path) -> None:
         """Write a row for each labeled base: contig, 0-based position, label and p_CLASS."""
-        windows = self._windows
-        contigs: list[str] = []
-        positions: list[NDArray[np.int64]] = []
-        labels: list[NDArray[np.int16]] = []
-        chosen: list[NDArray[np.float32]] = []
-        counts: list[int] = []
-        for row, values in zip(self._rows, self._parts, strict=True):
-            interval = (windows.text.intervals or ())[int(windows.rows[row])]
-            first = int(windows.offsets[row])
-            truth = windows.labels[first : first + len(values)]
-            known = np.flatnonzero(truth != IGNORED)
-            contigs.append(interval.contig)
-            counts.append(len(known))
-            positions.append(interval.start + known)
-            labels.append(truth[known])
-            chosen.append(values[known])
-        names = np.array(windows.classes)
-        table = np.concatenate(chosen)
+        classes = self._windows.classes
+        contigs, positions, labels, table = map(np.concatenate, zip(*self._parts, strict=True))
         frame = pl.DataFrame(
             {
-                "contig": np.repeat(np.array(contigs), counts),
-                "position": np.concatenate(positions),
-                "label": names[np.concatenate(labels)],
-                **{f"p_{name}": table[:, i] for i, name in enumerate(windows.classes)},
+                "contig": contigs,
+                "position": positions,
+                "label": np.array(classes)[labels],
+                **{f"p_{name}": table[:, i] for i, name in enumerate(classes)},
             }
         )
         with atomic_file(path, overwrite=True) as file:
@@ -195,13 +185,9 @@ def _softmax(logits: Tensor, _: Tensor) -> Tensor:
 
 def _window(model: Loaded, window: int | None) -> int:
     """Give the window, checked against the model."""
-    longest = model.longest
     if window is None:
-        return _WINDOW if longest is None else min(_WINDOW, longest)
+        return min(_WINDOW, model.longest or _WINDOW)
     if window < 2:
         raise InputError(f"a window needs 2 bases or more, found {window}")
-    if longest is not None and window > longest:
-        raise InputError(
-            f"a window of {window:,} bases does not fit {model.name}, which reads {longest:,}"
-        )
+    model.require_length(window, "a window")
     return window

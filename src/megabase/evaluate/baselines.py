@@ -38,14 +38,17 @@ _Predict = Callable[[Any], npt.NDArray[np.float32]]
 class _BaselineResult(NamedTuple):
     """Outputs and metrics of a fitted baseline."""
 
+    value: float
+    """Of the metric that chooses, on the validation rows, more being better; -inf where it is not
+    defined."""
     outputs: _Outputs
     """Scores of valid and test, as a model gives them: (n, K)."""
-    metrics: dict[str, dict[str, float]]
-    """Metrics of valid and test."""
     chosen: dict[str, Any]
     """k, and the penalty."""
     parameters: int
     """Weights and offsets."""
+    metrics: dict[str, dict[str, float]]
+    """Metrics of valid and test."""
     seconds: float
     """Time of all of it."""
 
@@ -104,18 +107,14 @@ def fit_kmers(
     """Fit the k-mer baseline, with the longest k-mer and penalty that validation chooses."""
     require_baseline()
     started = time.perf_counter()
-    best: _Choice | None = None
+    found: list[_BaselineResult] = []
     for k in lengths:
         counts = {name: kmer_counts(rows, k) for name, rows in splits.items()}
         scale = _deviations(counts["train"])
         features = {name: values @ scale for name, values in counts.items()}
         # Past the best, weaker penalties only take longer.
-        found = _choose(features, splits, metric, {"k": k}, patience=2)
-        if best is None or found.value > best.value:
-            best = found
-    if best is None:
-        raise InputError(f"{metric} is not defined on the validation rows")
-    return _result(best, splits, names, started)
+        found.append(_choose(features, splits, metric, {"k": k}, patience=2))
+    return _measured(max(found, key=lambda one: one.value), splits, names, started)
 
 
 def fit_overlap(
@@ -146,40 +145,31 @@ def fit_overlap(
     best = _choose(features, splits, metric, {})
     if best.value == -math.inf:
         raise InputError(f"{metric} is not defined on the validation rows")
-    return _result(best, splits, names, started)
+    return _measured(best, splits, names, started)
 
 
-class _Choice(NamedTuple):
-    """The best penalty for some features."""
-
-    value: float
-    """Of the metric that chooses, more being better; -inf where it is not defined."""
-    outputs: _Outputs
-    chosen: dict[str, Any]
-    width: int
-    """Number of features."""
-
-
-def _result(
-    best: _Choice, splits: Mapping[str, LabeledSequences], names: Sequence[str], started: float
+def _measured(
+    best: _BaselineResult,
+    splits: Mapping[str, LabeledSequences],
+    names: Sequence[str],
+    started: float,
 ) -> _BaselineResult:
     """Measure the outputs of the best fit."""
-    train = splits["train"]
-    columns = 1 if train.kind == "classes" and train.outputs == 2 else train.outputs
     measured = {
-        name: metrics.measure(names, train.kind, outputs, splits[name].labels)
+        name: metrics.measure(names, splits[name].kind, outputs, splits[name].labels)
         for name, outputs in best.outputs.items()
     }
-    parameters, seconds = (best.width + 1) * columns, time.perf_counter() - started
-    return _BaselineResult(best.outputs, measured, best.chosen, parameters, seconds)
+    return best._replace(metrics=measured, seconds=time.perf_counter() - started)
 
 
 def _choose(
     features: Mapping[str, Any], splits: Mapping[str, LabeledSequences], metric: str,
     facts: dict[str, Any], patience: int = len(_PENALTIES),
-) -> _Choice:  # fmt: skip
+) -> _BaselineResult:  # fmt: skip
     """Fit with every penalty until `patience` in a row are not better; choose on validation."""
     train, best, worse = splits["train"], None, 0
+    columns = 1 if train.kind == "classes" and train.outputs == 2 else train.outputs
+    parameters = (features["train"].shape[1] + 1) * columns
     for penalty in _PENALTIES:
         predict = _fit(features["train"], train.labels, train.kind, penalty)
         outputs = {name: predict(features[name]) for name in features if name != "train"}
@@ -189,8 +179,8 @@ def _choose(
         value = -math.inf if math.isnan(value) else value
         worse += 1
         if best is None or value > best.value:
-            width = features["train"].shape[1]
-            best, worse = _Choice(value, outputs, {**facts, "C": penalty}, width), 0
+            chosen, worse = {**facts, "C": penalty}, 0
+            best = _BaselineResult(value, outputs, chosen, parameters, {}, 0.0)
         if worse == patience:
             break
     assert best is not None

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from megabase.errors import InputError
 from megabase.genome.alphabet import PAD, encode, warn_ambiguous
+from megabase.models.loading import Loaded
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -68,6 +69,22 @@ def as_codes(
     kind = type(sequence).__name__
     found = f"an array of {sequence.dtype}" if isinstance(sequence, np.ndarray) else kind
     raise InputError(f"a sequence is DNA letters, or base codes (uint8); found {found}")
+
+
+def require_readable(model: Loaded, codes: _Codes, what: str, advice: str) -> None:
+    """Refuse a sequence without a base, or longer than the model reads (:class:`InputError`)."""
+    if not len(codes):
+        raise InputError(f"{what} has no base; leave it out")
+    if not model.encoder.fits(codes, model.longest):
+        raise InputError(
+            f"{what} has {len(codes):,} bases, more than {model.name} reads ({model.longest:,} "
+            f"positions); {advice}"
+        )
+
+
+def record_name(names: Sequence[str] | None, number: int) -> str:
+    """Name a sequence for messages, by its number from 1 where it has no name."""
+    return f"sequence {names[number] if names else number + 1}"
 
 
 def stitched(

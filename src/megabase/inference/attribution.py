@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from megabase.data.sources import Sequence as Given
 from megabase.data.sources import SequenceInput, genome_store, region_columns
 from megabase.errors import InputError, MissingDependencyError, OutputError
-from megabase.evaluate.sequences import codes_of
+from megabase.evaluate.sequences import codes_of, require_readable
 from megabase.genome import alphabet
 from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences
 from megabase.inference.parts import Provenance
 from megabase.inference.writers import (
-    Run,
     merge_tables,
+    read_runs,
     require_bigwig,
     require_suffix,
     write_bigwig,
@@ -111,9 +111,9 @@ class _Attributor:
             raise InputError(f"steps must be 1 or more, found {steps}")
         if method == "integrated_gradients":
             _require_captum()
-        loaded = load(spec, device=device)
+        self._loaded = loaded = load(spec, device=device)
         self.model, self.kind, self.name = loaded.model, loaded.kind, loaded.name
-        self.encoder, self.longest, self.digest = loaded.encoder, loaded.longest, loaded.digest
+        self.encoder, self.digest = loaded.encoder, loaded.digest
         self.device, self._names = loaded.device, loaded.class_names()
         if not self.encoder.per_base:
             raise InputError(
@@ -161,13 +161,7 @@ class _Attributor:
         InputError when it is empty or longer than the model reads, NotFiniteError for NaN or
         infinity.
         """
-        if not len(codes):
-            raise InputError(f"{name} has no base; leave it out")
-        if self.longest is not None and len(codes) + self.encoder.extra > self.longest:
-            raise InputError(
-                f"{name} has {len(codes):,} bases, more than {self.name} reads "
-                f"({self.longest:,} positions); attribute a shorter part"
-            )
+        require_readable(self._loaded, codes, name, "attribute a shorter part")
         with _attributable(self.model):
             found = self._attribute((codes & alphabet.BASE_BITS).astype(np.uint8))
         whole = [found.output]
@@ -376,7 +370,7 @@ def attribute_file(
         else:
             with genome_store(str(given.genome)) as store:
                 contigs = {contig.name: contig.length for contig in store.contigs}
-            write_bigwig(target, contigs, _runs(parts))
+            write_bigwig(target, contigs, read_runs(parts))
 
     work = Work(_rows, make, partial(SequenceInput.chunks, cost=16))  # of 64 steps, forth and back
     return map_sequences("attribute", work, given, output, describe, merge, **running)
@@ -412,12 +406,3 @@ def _write_npz(parts: list[Path], target: Path, provenance: Provenance) -> None:
             "megabase": np.array(provenance.to_json()),
         },
     )
-
-
-def _runs(parts: list[Path]) -> Iterator[Run]:
-    """Give the numbers of each interval in the order of the genome."""
-    columns = ["contig", "start", "strand", "values"]
-    for part in parts:
-        for contig, start, strand, values in pl.read_parquet(part, columns=columns).iter_rows():
-            along = np.array(values, dtype=np.float32)
-            yield Run(contig, start, along[::-1] if strand == "-" else along)

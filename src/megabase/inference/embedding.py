@@ -22,7 +22,15 @@ from torch import Tensor
 from megabase.data.sources import Sequence as Given
 from megabase.data.sources import SequenceInput, region_columns
 from megabase.errors import InputError
-from megabase.evaluate.sequences import Span, Stitch, codes_of, plan_windows, run_batched, stitched
+from megabase.evaluate.sequences import (
+    Span,
+    codes_of,
+    plan_windows,
+    record_name,
+    require_readable,
+    run_batched,
+    stitched,
+)
 from megabase.genome.alphabet import encode, reverse_complement
 from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences
 from megabase.inference.writers import matrix_frame, merge_matrix, require_matrix
@@ -123,7 +131,7 @@ class Embedder:
             turned = self._pool_pieces([reverse_complement(piece) for piece in pieces])
             found = (0.5 * (found + turned)).astype(np.float32)
         require_finite(
-            found, self.name, "hidden states", lambda row: _named(names, int(owner[row]))
+            found, self.name, "hidden states", lambda row: record_name(names, int(owner[row]))
         )
         count = np.bincount(owner, minlength=len(sequences))
         if len(pieces) == len(sequences):
@@ -149,22 +157,15 @@ class Embedder:
     def _pieces(
         self, sequences: Sequence[Codes], names: Sequence[str] | None = None
     ) -> tuple[list[Codes], NDArray[np.int64]]:
+        advice = "cut it into chunks (long='chunks'), or take a model with a longer input"
         pieces: list[Codes] = []
         owner: list[int] = []
         for number, codes in enumerate(sequences):
-            if not len(codes):
-                raise InputError(f"{_named(names, number)} has no base; leave it out")
-            if self.longest is None or self.encoder.fits(codes, self.longest):
-                pieces.append(codes)
-                owner.append(number)
-                continue
-            if self.long == "error":
-                raise InputError(
-                    f"{_named(names, number)} has {len(codes):,} bases, more than {self.name} "
-                    f"reads ({self.longest:,} positions); cut it into chunks (long='chunks'), "
-                    "or take a model with a longer input"
-                )
-            size = self.encoder.bases_for(self.longest)
+            size = max(1, len(codes))
+            if self.longest is not None and not self.encoder.fits(codes, self.longest):
+                size = self.encoder.bases_for(self.longest)
+            if self.long == "error" or not len(codes):
+                require_readable(self._loaded, codes, record_name(names, number), advice)
             for start in range(0, len(codes), size):
                 pieces.append(codes[start : start + size])
                 owner.append(number)
@@ -182,17 +183,13 @@ class Embedder:
         return np.stack(found) if found else np.zeros((0, self.width), dtype=np.float32)
 
     def per_base(
-        self,
-        sequences: Iterable[Codes],
-        names: Sequence[str] | None = None,
-        *,
-        overlap: int | None = None,
-        stitch: Stitch = "before",
+        self, sequences: Iterable[Codes], names: Sequence[str] | None = None
     ) -> Iterator[Vectors]:
         """Give the hidden states of every base, float32 (length, width), sequence by sequence.
 
-        Windows over a sequence longer than the model reads share `overlap` bases, half of its
-        longest input when None. InputError for a model whose tokens are not single bases.
+        Windows over a sequence longer than the model reads share half of its longest input, and a
+        base is taken from the one with most DNA before it. InputError for a model whose tokens are
+        not single bases.
         """
         if not self.encoder.per_base:
             raise InputError(
@@ -200,20 +197,19 @@ class Embedder:
                 "take pooled vectors"
             )
         for number, codes in enumerate(sequences):
-            found = self._along(codes, overlap, stitch)
+            found = self._along(codes)
             if self.both_strands:
-                turned = self._along(reverse_complement(codes), overlap, stitch)
+                turned = self._along(reverse_complement(codes))
                 found = (0.5 * (found + turned[::-1])).astype(np.float32)
-            what = _named(names, number)
+            what = record_name(names, number)
             require_finite(found[None], self.name, "hidden states", lambda _, what=what: what)
             yield found
 
-    def _along(self, codes: Codes, overlap: int | None, stitch: Stitch) -> Vectors:
+    def _along(self, codes: Codes) -> Vectors:
         """Give the states of every base of one sequence."""
         self._pieces([codes] if self.long == "error" else [codes[:1]])
         window = len(codes) if self.longest is None else self.longest - self.encoder.extra
-        shared = window // 2 if overlap is None else overlap
-        spans = plan_windows(len(codes), max(window, 1), min(shared, window - 1), stitch)
+        spans = plan_windows(len(codes), window, window // 2, "before")
 
         def answer(group: Sequence[Span]) -> Vectors:
             rows = np.stack([codes[span.start : span.end] for span in group])
@@ -235,10 +231,6 @@ class Embedder:
                 )
             chosen = tuple(states) if layer is None else (states[layer],)
         return chosen, batch.bases
-
-
-def _named(names: Sequence[str] | None, number: int) -> str:
-    return f"sequence {names[number] if names else number + 1}"
 
 
 def embed(

@@ -23,9 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from megabase.data.sources import SequenceInput, genome_store
 from megabase.errors import InputError, InputWarning, MegabaseError, ResumableError
@@ -34,8 +32,8 @@ from megabase.inference.parts import PartFolder, Provenance, refuse_existing
 from megabase.models.loading import choose_device, threads
 from megabase.options import Progress, RunOptions
 
-Part = pl.DataFrame | str | Mapping[str, NDArray[Any]]
-"""Result of a chunk: a frame (kept as Parquet), lines of text, or arrays (kept as npz)."""
+_Part = pl.DataFrame | str
+"""Result of a chunk: a frame (kept as Parquet), or lines of text."""
 
 _POLL_SECONDS = 0.1  # a chunk takes seconds or more, so looking more often would show nothing new
 
@@ -59,10 +57,10 @@ class Work:
     items
         Counts the items of a chunk, for the progress bar.
     suffix
-        Ending of part files: ``.parquet`` for frames, ``.npz`` for arrays, any other for text.
+        Ending of part files: ``.parquet`` for frames, any other for text.
     """
 
-    verb: Callable[[Any, Any], Part]
+    verb: Callable[[Any, Any], _Part]
     make: Callable[..., Any]
     chunks: Callable[..., Iterable[Any]]
     items: Callable[[Any], int] = len
@@ -203,14 +201,18 @@ def provenance_of(
         options = {**options, "window": source.window}
     if source.column is not None:
         options = {**options, "sequence": source.column}
-    inputs = {Path(source.path).name: file_digest(source.path)}
     if source.regions:
         options = {**options, "regions": list(source.regions)}
-        inputs |= {Path(r).name: file_digest(r) for r in source.regions if Path(r).is_file()}
+    inputs = digests(source.path, *source.regions)
     return Provenance(verb, ready.name, ready.digest, name, checksum, inputs, options)
 
 
-def _naming_the_file(verb: Callable[[Any, Any], Part], name: str, ready: Any, chunk: Any) -> Part:
+def digests(*given: str | Path) -> dict[str, str]:
+    """Give names and sha256 of the inputs that are files; regions may be named otherwise."""
+    return {Path(one).name: file_digest(one) for one in given if Path(one).is_file()}
+
+
+def _naming_the_file(verb: Callable[[Any, Any], _Part], name: str, ready: Any, chunk: Any) -> _Part:
     """Compute a chunk; say in which file an item is that cannot be used."""
     try:
         return verb(ready, chunk)
@@ -284,15 +286,12 @@ def _work(
     return number + 1
 
 
-def _write_part(result: Part, path: Path) -> None:
+def _write_part(result: _Part, path: Path) -> None:
     """Write the result of a chunk."""
-    if isinstance(result, pl.DataFrame):
-        result.write_parquet(path)
-    elif isinstance(result, str):
+    if isinstance(result, str):
         path.write_text(result, encoding="utf-8")
     else:
-        with path.open("wb") as file:
-            np.savez(file, **result)  # pyright: ignore[reportArgumentType]
+        result.write_parquet(path)
 
 
 def _help(work: Work, output: Path, share: _Share) -> Path:

@@ -9,7 +9,6 @@ folder for temporary files.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -58,24 +57,9 @@ class Provenance:
     """Everything that changes a number."""
     version: str = __version__
 
-    def to_dict(self) -> dict[str, Any]:
-        """Give plain values, ready for JSON."""
-        return asdict(self)
-
     def to_json(self) -> str:
         """Give one line of JSON with sorted keys: equal text for equal runs."""
-        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-
-    @property
-    def digest(self) -> str:
-        """Give the sha256 of :meth:`to_json`: tells whether two runs would write the same file."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
-
-    def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """Say in which fields another record (of :meth:`to_dict`) differs from this one."""
-        from megabase.training.run_folder import differences
-
-        return list(differences(other, json.loads(self.to_json())).values())
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:
@@ -128,12 +112,11 @@ class PartFolder:
         `resume` nor `overwrite` is on.
         """
         refuse_existing(target, overwrite)
-        if is_stream(target):
-            if resume:
-                raise OutputError(f"{target} is a pipe or a device: there is nothing to resume")
-            folder = cls(target, suffix, Path(tempfile.mkdtemp(prefix="megabase-")))
-        else:
-            folder = cls(target, suffix)
+        stream = is_stream(target)
+        if stream and resume:
+            raise OutputError(f"{target} is a pipe or a device: there is nothing to resume")
+        place = Path(tempfile.mkdtemp(prefix="megabase-")) if stream else None
+        folder = cls(target, suffix, place)
         folder._own()
         try:
             folder._begin(provenance, resume, overwrite)
@@ -186,7 +169,7 @@ class PartFolder:
         self._clear()
         self.created = True
         with writing(self.target):
-            write_json(manifest, provenance.to_dict())
+            write_json(manifest, asdict(provenance))
 
     def _clear(self) -> None:
         """Empty the folder, but for the lock."""
@@ -214,15 +197,17 @@ class PartFolder:
                 self.discard()
             self.release()
 
-    def _require_same(self, provenance: Provenance, record: dict[str, object]) -> None:
+    def _require_same(self, provenance: Provenance, record: dict[str, Any]) -> None:
         """Refuse to resume a run that computes something else."""
-        differences = provenance.differences(record)
-        if differences:
-            shown = "; ".join(differences[:3])
-            more = f" and {len(differences) - 3:,} more" if len(differences) > 3 else ""
+        from megabase.training.run_folder import differences
+
+        found = list(differences(record, json.loads(provenance.to_json())).values())
+        if found:
+            more = f" and {len(found) - 3:,} more" if len(found) > 3 else ""
             raise OutputError(
-                f"{self.path} belongs to a run with other options or inputs ({shown}{more}); use "
-                "the same ones, or start again with overwrite=True"
+                f"{self.path} belongs to a run with other options or inputs "
+                f"({'; '.join(found[:3])}{more}); use the same ones, or start again with "
+                "overwrite=True"
             )
 
     @property

@@ -18,7 +18,16 @@ from torch import Tensor
 from megabase.data.sources import Sequence as Given
 from megabase.data.sources import SequenceInput, region_columns
 from megabase.errors import InputError
-from megabase.evaluate.sequences import Span, Stitch, codes_of, plan_windows, run_batched, stitched
+from megabase.evaluate.sequences import (
+    Span,
+    Stitch,
+    codes_of,
+    plan_windows,
+    record_name,
+    require_readable,
+    run_batched,
+    stitched,
+)
 from megabase.genome.alphabet import BASE_BITS, PAD, reverse_complement
 from megabase.genome.interval import one_based
 from megabase.inference.embedding import Averaged
@@ -132,23 +141,14 @@ class Predictor:
         A model that labels every base gives the mean over the bases of each sequence. InputError
         for a sequence without a base, or longer than the model reads.
         """
-
-        def record(number: int) -> str:
-            return f"sequence {names[number] if names else number + 1}"
-
+        advice = "cut it, or predict along it with windows (a track)"
         for number, codes in enumerate(items):
-            what = record(number)
-            if not len(codes):
-                raise InputError(f"{what} has no base; leave it out")
-            if not self._loaded.encoder.fits(codes, self._loaded.longest):
-                raise InputError(
-                    f"{what} has {len(codes):,} bases, more than {self.name} reads "
-                    f"({self._loaded.longest:,} positions); cut it, or predict along it with "
-                    "windows (a track)"
-                )
+            require_readable(self._loaded, codes, record_name(names, number), advice)
 
         def probabilities(codes: Codes, rows: NDArray[np.int64]) -> list[Floats]:
-            values, mask = self._probabilities(codes, lambda row: record(int(rows[row])))
+            values, mask = self._probabilities(
+                codes, lambda row: record_name(names, int(rows[row]))
+            )
             if self.by_base:
                 weights = mask[..., None].to(values.dtype)
                 values = (values * weights).sum(1) / weights.sum(1)

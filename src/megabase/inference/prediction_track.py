@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from operator import attrgetter
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
-from numpy.typing import NDArray
+import polars as pl
 
 from megabase.data.sources import genome_store
 from megabase.errors import InputError, OutputError
@@ -24,7 +24,13 @@ from megabase.inference.embedding import Averaged
 from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file
 from megabase.inference.parts import Provenance
 from megabase.inference.prediction import Predictor
-from megabase.inference.writers import Run, require_bigwig, require_suffix, write_bigwig
+from megabase.inference.writers import (
+    Run,
+    read_runs,
+    require_bigwig,
+    require_suffix,
+    write_bigwig,
+)
 from megabase.models.loading import ModelSpec, find_class
 from megabase.options import RunOptions
 
@@ -131,7 +137,7 @@ def predict_track(
                     _write_calls(parts, file, options, provenance)
                 return
             contigs = {contig.name: contig.length for contig in store.contigs}
-            write_bigwig(target, contigs, _runs(parts))
+            write_bigwig(target, contigs, read_runs(parts))
             if calls is not None:
                 with atomic_file(Path(calls), overwrite) as file:
                     _write_calls(parts, file, options, provenance)
@@ -139,7 +145,7 @@ def predict_track(
         batch_tokens = running.get("batch_tokens", BATCH_TOKENS)
         work = Work(
             _block, partial(_tracker, model, prompt, store.path, options, batch_tokens),
-            partial(_blocks, chosen), attrgetter("length"), ".npz",
+            partial(_blocks, chosen), attrgetter("length"),
         )  # fmt: skip
         return map_file(work, output, describe, merge, **running)
 
@@ -172,7 +178,7 @@ def _blocks(regions: Iterable[tuple[str, int, int]]) -> Iterator[Interval]:
             yield Interval(contig, low, min(low + _BLOCK, end))
 
 
-def _block(ready: _Tracker, block: Interval) -> Mapping[str, NDArray[Any]]:
+def _block(ready: _Tracker, block: Interval) -> pl.DataFrame:
     """Answer for the bases of a block; NaN where the genome has no A, C, G or T.
 
     The grid of windows is that of the whole contig, so a region has the numbers that it has in a
@@ -185,7 +191,8 @@ def _block(ready: _Tracker, block: Interval) -> Mapping[str, NDArray[Any]]:
         part=(low, high), name=contig,
     )[:, ready.column]  # fmt: skip
     values[(codes[low:high] & BASE_BITS) > T] = np.nan
-    return {"contig": np.array(contig), "start": np.array(low), "values": values}
+    column = pl.Series("values", [values], dtype=pl.List(pl.Float32))
+    return pl.DataFrame({"contig": contig, "start": low, "strand": "+"}).with_columns(column)
 
 
 def _write_calls(
@@ -195,7 +202,7 @@ def _write_calls(
     name = provenance.options["output"].replace("\t", " ")
     file.write(f"#megabase: {provenance.to_json()}\n".encode())
     for call in _call_regions(
-        _runs(parts), options.threshold, shortest=options.shortest, join=options.join
+        read_runs(parts), options.threshold, shortest=options.shortest, join=options.join
     ):
         score = round(1000 * min(max(call.mean, 0.0), 1.0))
         file.write(f"{call.contig}\t{call.start}\t{call.end}\t{name}\t{score}\t.\n".encode())
@@ -208,13 +215,6 @@ def _region_texts(regions: Sequence[tuple[str, int, int]]) -> list[str] | dict[s
         return texts
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     return {"count": len(texts), "sha256": digest}
-
-
-def _runs(parts: list[Path]) -> Iterator[Run]:
-    """Read the numbers of all parts."""
-    for part in parts:
-        with np.load(part) as found:
-            yield Run(str(found["contig"]), int(found["start"]), found["values"])
 
 
 def _regions(

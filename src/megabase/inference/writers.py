@@ -240,6 +240,16 @@ def _take_room(file: int, size: int) -> None:
         at += os.pwrite(file, zeros[: size - at], at)
 
 
+def read_runs(parts: Sequence[Path]) -> Iterator[Run]:
+    """Read the numbers of the intervals of parts: contig, start, strand and a list ``values``."""
+    columns = ["contig", "start", "strand", "values"]
+    for part in parts:
+        frame = pl.read_parquet(part, columns=columns, glob=False)
+        for contig, start, strand, values in frame.iter_rows():
+            along = np.array(values, dtype=np.float32)
+            yield Run(contig, start, along[::-1] if strand == "-" else along)
+
+
 class Run(NamedTuple):
     """Numbers of neighboring bases from 0-based `start`: float32 (n,), NaN where there is none."""
 

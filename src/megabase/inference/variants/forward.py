@@ -14,6 +14,7 @@ these and those before them that the short convolution sees, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -119,16 +120,20 @@ Need = Literal["log_probs", "pooled", "masked"]
 """Fields of :class:`AlleleOutputs` that can be requested."""
 
 
-class AlleleOutputs(NamedTuple):
-    """What a model outputs for one allele; None where it was not requested."""
+_NOTHING: Any = np.empty(0, np.float32)
+"""What stands for outputs that were not requested."""
 
-    log_probs: _Values | None = None
+
+class AlleleOutputs(NamedTuple):
+    """What a model outputs for one allele; empty arrays where it was not requested."""
+
+    log_probs: _Values = _NOTHING
     """Natural log-probabilities of the bases up to the end of the window, NaN where there is none:
     from the start of the window, or from a base up to the first one that differs."""
-    pooled: _Values | None = None
+    pooled: _Values = _NOTHING
     """Mean of the last hidden states over the window, (width,)."""
-    masked: float | None = None
-    """Sum of the log-probabilities of the bases of the allele, all of them hidden at once; None for
+    masked: float = math.nan
+    """Sum of the log-probabilities of the bases of the allele, all of them hidden at once; NaN for
     alleles of different lengths too."""
 
 
@@ -224,30 +229,29 @@ def _plain(
                 lambda logits, _: base_logits(logits).log_softmax(-1),
                 wanted_BL=hidden.to(model.device),
             )  # fmt: skip
-        log_probs = found.cpu().numpy().astype(np.float64)
         values = []
-        for row, one in zip(log_probs, variants, strict=True):
-            part = slice(one.offset, one.offset + one.ref_bases)
-            site = np.arange(one.ref_bases)
-            sums = [float(row[part][site, allele[part]].sum()) for allele in (one.ref, one.alt)]
-            values.append((sums[0], sums[1]))
+        for row, one in zip(found.cpu().double().numpy(), variants, strict=True):
+            site = np.arange(one.offset, one.offset + one.ref_bases)
+            ref, alt = (row[site, allele[site]].sum() for allele in (one.ref, one.alt))
+            values.append((float(ref), float(alt)))
         return values
 
-    log_probs: list[Any] = [None] * len(distinct)
-    pooled: list[Any] = [None] * len(distinct)
-    masked: list[tuple[float, float]] = []
+    log_probs = pooled = [_NOTHING] * len(distinct)
     if "log_probs" in needs:
         log_probs = run_batched(distinct, log_probs_of, batch_tokens=batch_tokens)
     if "pooled" in needs:
         pooled = run_batched(distinct, pooled_of, batch_tokens=batch_tokens)
+    masked: list[tuple[float, float]] = []
     if "masked" in needs:
         masked = run_batched([one.ref for one in same], masked_of, batch_tokens=batch_tokens)
     of_same = iter(masked)
     results = []
     for one, (ref, alt) in zip(windows, pairs, strict=True):
-        sums = next(of_same, (None, None)) if one.ref_bases == one.alt_bases else (None, None)
-        one_ref = AlleleOutputs(log_probs[ref], pooled[ref], sums[0])
-        results.append((one_ref, AlleleOutputs(log_probs[alt], pooled[alt], sums[1])))
+        none = math.nan, math.nan
+        sums = next(of_same, none) if one.ref_bases == one.alt_bases else none
+        both = zip((ref, alt), sums, strict=True)
+        first, second = (AlleleOutputs(log_probs[i], pooled[i], value) for i, value in both)
+        results.append((first, second))
     return results
 
 
@@ -341,7 +345,7 @@ class _SharedPrefix:
                 for i, (number, row) in enumerate(part):
                     offset = self.windows[number].offset
                     both = (reference.scores[row][offset - first :], scores[i][offset - begin :])
-                    means = [None if x is None else x[i] for x in (ref_pooled, alt_pooled)]
+                    means = [x[i] if len(x) else x for x in (ref_pooled, alt_pooled)]
                     ref, alt = map(AlleleOutputs, both, means)
                     self.results[number] = (ref, alt)
 
@@ -421,7 +425,7 @@ class _SharedPrefix:
 
     def _alternative(
         self, codes_AW: _Codes, begin: int, reference: _Reference, owner: list[int], changed: slice
-    ) -> tuple[list[_Values], _Values | None, _Values | None]:
+    ) -> tuple[list[_Values], _Values, _Values]:
         """Read ALT from `begin` on; give log-probabilities, pooled states of REF and of ALT."""
         positions = self._positions(codes_AW.shape[1])
         at, before = begin - reference.first, self.reach - 1
@@ -450,7 +454,7 @@ class _SharedPrefix:
             x_ASD, codes_AW[:, begin:], reference.logits[rows][:, at]
         )
         if reference.states is None or states is None:
-            return scores, None, None
+            return scores, _NOTHING, _NOTHING
         own = reference.states[rows]
         shared = own[:, :begin].sum(1)
         means = [(shared + part.sum(1)) / positions for part in (own[:, begin:], states)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,14 +60,11 @@ def _sum(values: NDArray[np.float32]) -> float:
 
 def _from_variant(outputs: AlleleOutputs, windows: AlleleWindows) -> NDArray[np.float32]:
     """Give the log-probabilities from the first base that differs."""
-    assert outputs.log_probs is not None
     return outputs.log_probs[len(outputs.log_probs) - (len(windows.ref) - windows.offset) :]
 
 
 def _llr_window(ref: AlleleOutputs, alt: AlleleOutputs, _: AlleleWindows) -> float:
     """Compare the whole window; under a causal model, all before the variant is equal."""
-    assert ref.log_probs is not None
-    assert alt.log_probs is not None
     return _sum(alt.log_probs) - _sum(ref.log_probs)
 
 
@@ -79,24 +77,18 @@ def _llr_after(ref: AlleleOutputs, alt: AlleleOutputs, windows: AlleleWindows) -
 
 def _llr_site(ref: AlleleOutputs, alt: AlleleOutputs, windows: AlleleWindows) -> float:
     """Compare the bases that differ; NaN when the first has nothing before it."""
-    one = _from_variant(ref, windows)[: windows.ref_bases]
-    two = _from_variant(alt, windows)[: windows.alt_bases]
-    if np.isnan(one).any() or np.isnan(two).any():
-        return float("nan")
-    return _sum(two) - _sum(one)
+    one = _from_variant(ref, windows)[: windows.ref_bases].astype(np.float64)
+    two = _from_variant(alt, windows)[: windows.alt_bases].astype(np.float64)
+    return float(two.sum() - one.sum())
 
 
 def _masked(ref: AlleleOutputs, alt: AlleleOutputs, _: AlleleWindows) -> float:
     """Compare the probabilities of the hidden alleles; NaN for insertions and deletions."""
-    if ref.masked is None or alt.masked is None:
-        return float("nan")
     return alt.masked - ref.masked
 
 
 def _cosine(ref: AlleleOutputs, alt: AlleleOutputs, _: AlleleWindows) -> float:
     """Give 1 - cosine of the angle between the embeddings."""
-    assert ref.pooled is not None
-    assert alt.pooled is not None
     one, two = ref.pooled.astype(np.float64), alt.pooled.astype(np.float64)
     # 1 - cos is half the squared distance of the unit vectors, without the cancellation.
     apart = one / np.linalg.norm(one) - two / np.linalg.norm(two)
@@ -105,8 +97,6 @@ def _cosine(ref: AlleleOutputs, alt: AlleleOutputs, _: AlleleWindows) -> float:
 
 def _l2(ref: AlleleOutputs, alt: AlleleOutputs, _: AlleleWindows) -> float:
     """Give the distance between the embeddings."""
-    assert ref.pooled is not None
-    assert alt.pooled is not None
     return float(np.linalg.norm(alt.pooled.astype(np.float64) - ref.pooled))
 
 
@@ -265,12 +255,15 @@ class VariantScorer:
                     windows += found
             plan.append(alleles)
         values = self._values(windows)
-        none = (float("nan"),) * len(self.methods)
 
         def score_of(one: slice | Reason) -> AlleleScore:
+            """Give the values of an allele with the reason of the first that is missing."""
             if isinstance(one, str):
-                return AlleleScore(none, one)
-            return self._allele(values[one].mean(0))
+                return AlleleScore((math.nan,) * len(self.methods), one)
+            found = values[one].mean(0)
+            missing = np.flatnonzero(np.isnan(found))
+            reason = self.methods[int(missing[0])].lacks if len(missing) else None
+            return AlleleScore(tuple(found.tolist()), reason)
 
         return [tuple(map(score_of, alleles)) for alleles in plan]
 
@@ -290,12 +283,6 @@ class VariantScorer:
             found.append(one._replace(name=name))
         return found
 
-    def _allele(self, values: NDArray[np.float64]) -> AlleleScore:
-        """Give the values of an allele with the reason of the first that is missing."""
-        missing = np.flatnonzero(np.isnan(values))
-        reason = self.methods[int(missing[0])].lacks if len(missing) else None
-        return AlleleScore(tuple(values.tolist()), reason)
-
     def _values(self, windows: list[AlleleWindows]) -> NDArray[np.float64]:
         """Give the value of every method, (windows, methods)."""
         values = np.full((len(windows), len(self.methods)), np.nan)
@@ -304,6 +291,9 @@ class VariantScorer:
         for row, (one, (ref, alt)) in enumerate(zip(windows, outputs, strict=True)):
             self._require_finite(one.name, one.ref, ref)
             self._require_finite(one.name, one.alt, alt)
+            if "masked" in needs and one.ref_bases == one.alt_bases:
+                both = np.array([[ref.masked, alt.masked]])
+                require_finite(both, self.model.name, "outputs", lambda _, one=one: one.name)
             values[row] = [method.value(ref, alt, one) for method in self.methods]
         # Methods give NaN where they have no value for an allele; none gives infinity.
         require_finite(
@@ -313,18 +303,16 @@ class VariantScorer:
 
     def _require_finite(self, name: str, codes: NDArray[np.uint8], outputs: AlleleOutputs) -> None:
         """Refuse outputs that are not finite where there has to be a number."""
-        if (found := outputs.log_probs) is not None:
-            # N has no probability; nor has the first base of a window in a causal model.
-            known = codes[len(codes) - len(found) :] <= T
-            if not self.model.masked and len(found) == len(codes):
-                known[:1] = False
-            require_finite(
-                found[None], self.model.name, "log-probabilities", lambda _: name, known[None]
-            )
-        for other in (outputs.pooled, outputs.masked):
-            if other is not None:
-                found = np.atleast_1d(other)[None]
-                require_finite(found, self.model.name, "outputs", lambda _: name)
+        found = outputs.log_probs
+        # N has no probability; nor has the first base of a window in a causal model.
+        known = codes[len(codes) - len(found) :] <= T
+        if not self.model.masked and len(found) == len(codes):
+            known[:1] = False
+        for what, values, where in (
+            ("log-probabilities", found, known[None]),
+            ("outputs", outputs.pooled, None),
+        ):
+            require_finite(values[None], self.model.name, what, lambda _: name, where)
 
 
 def variant_table(

@@ -17,7 +17,6 @@ import polars as pl
 from megabase.data.regions import Regions, regions_of
 from megabase.data.sources import genome_store, no_file
 from megabase.errors import InputError, OutputError
-from megabase.genome.files import file_digest
 from megabase.genome.interval import contig_aliases
 from megabase.genome.left_out import REASONS, LeftOut
 from megabase.genome.store import Genome
@@ -31,7 +30,7 @@ from megabase.genome.vcf import (
     read_vcf_records,
     why_unusable,
 )
-from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file
+from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, digests, map_file
 from megabase.inference.parts import Provenance
 from megabase.inference.scoring import Strands
 from megabase.inference.variants.forward import Placement
@@ -154,7 +153,10 @@ def score_variants_file(
     prefix, regions = running.pop("prefix", "MB"), running.pop("regions", ())
     mismatches, strict = running.pop("allow_mismatches", False), running.pop("strict", False)
     require_suffix(output, (*_VCF_SUFFIXES, *TABLE_SUFFIXES))
-    _require_prefix(prefix)
+    if not _KEY.fullmatch(prefix):
+        raise InputError(
+            f"prefix {prefix!r} cannot begin an INFO key; expected letters, digits and _"
+        )
     check_run(output, **running)
     found: _Survey | None = None
     with genome_store(genome) as store:
@@ -172,8 +174,7 @@ def score_variants_file(
             found = _survey(source, store, kept, allow_mismatches=mismatches, strict=strict)
             if as_vcf:
                 _require_names(found.contigs, source)
-            inputs = {source.name: file_digest(source)}
-            inputs |= {Path(r).name: file_digest(r) for r in regions if Path(r).is_file()}
+            inputs = digests(source, *regions)
             more = {"regions": list(regions)} if regions else {}
             return replace(scorer.provenance("variants", prefix=prefix, **more), inputs=inputs)
 
@@ -182,15 +183,8 @@ def score_variants_file(
             if as_vcf:
                 lines = _header_lines(header, options, prefix, provenance, found.contigs)
                 _merge_vcf(lines, parts, target)
-            elif parts:
+            else:
                 merge_tables(parts, target, provenance)
-            else:  # a table without rows, as a VCF output would have no records
-                empty = target.with_name(f".{target.name}.empty")
-                variant_table([], [], options.methods or ()).write_parquet(empty)
-                try:
-                    merge_tables([empty], target, provenance)
-                finally:
-                    empty.unlink()
 
         batch_tokens = running.get("batch_tokens", BATCH_TOKENS)
         work = Work(
@@ -205,20 +199,21 @@ def score_variants_file(
 def _chunks(
     source: Path, genome: Path, kept: Regions | None
 ) -> Iterator[list[tuple[int, VcfRecord]]]:
-    """Read the records that are kept, with their numbers in the file."""
+    """Read the records that are kept, with their numbers in the file; at least one chunk."""
     store, known = Genome(genome), dict[str, int | None]()
     records = (
         (number, record)
         for number, record in enumerate(read_vcf_records(source))
         if kept is None or _is_kept(record, find_contig(store, record.contig, known), kept)
     )
+    yield list(islice(records, _CHUNK))
     while chunk := list(islice(records, _CHUNK)):
         yield chunk
 
 
 def _table(scorer: VariantScorer, chunk: list[tuple[int, VcfRecord]]) -> pl.DataFrame:
     """Score a chunk into the rows of a table."""
-    numbers, records = zip(*chunk, strict=True)
+    numbers, records = [number for number, _ in chunk], [record for _, record in chunk]
     return variant_table(records, scorer.score(records), scorer.options.methods or (), numbers)
 
 
@@ -250,14 +245,6 @@ def _index(output: Path, found: _Survey) -> Path | None:
 def _info_key(prefix: str, name: str) -> str:
     """Give the INFO key of a method, or of the reason."""
     return f"{prefix}_{name.upper()}"
-
-
-def _require_prefix(prefix: str) -> None:
-    """Refuse a prefix that cannot begin an INFO key, with an InputError."""
-    if not _KEY.fullmatch(prefix):
-        raise InputError(
-            f"prefix {prefix!r} cannot begin an INFO key; expected letters, digits and _"
-        )
 
 
 def _require_new_keys(header: Sequence[str], prefix: str, path: Path) -> None:
