@@ -280,7 +280,7 @@ class Model(Loaded):
         genome
             Genome of the intervals or variants of a BED or VCF file.
         out
-            ``.npy``, ``.npz``, ``.zarr``, ``.h5ad`` or ``.parquet``.
+            ``.npy``, ``.npz``, ``.h5ad`` or ``.parquet``.
         options
             See :class:`EmbedOptions`.
         """
@@ -389,7 +389,7 @@ class Model(Loaded):
         genome
             Genome of the intervals or variants of a BED or VCF file.
         out
-            ``.npz`` or ``.parquet``.
+            ``.parquet``, or ``.bw`` for the intervals of a BED file.
         options
             See :class:`AttributeOptions`.
         """
