@@ -27,7 +27,7 @@ from megabase.data.sources import SequenceInput, genome_store, region_columns
 from megabase.errors import InputError, MissingDependencyError, OutputError
 from megabase.evaluate.sequences import codes_of, require_readable
 from megabase.genome import alphabet
-from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences
+from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences, split_options
 from megabase.inference.parts import Provenance
 from megabase.inference.writers import (
     merge_tables,
@@ -44,7 +44,7 @@ from megabase.models.loading import (
     language_model_kind,
     load,
 )
-from megabase.options import RunOptions
+from megabase.options import AttributeOptions
 
 Method = Literal["gradient", "gradient_input", "integrated_gradients"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -90,7 +90,7 @@ class Attribution:
 
 
 class _Attributor:
-    """A model and an output of it, ready to attribute; options are those of :func:`attribute`."""
+    """A model and an output of it, ready to attribute; options: :class:`AttributeOptions`."""
 
     def __init__(
         self,
@@ -287,41 +287,16 @@ def _require_captum() -> None:
 
 
 def attribute(
-    model: ModelSpec,
-    sequences: Iterable[str | Codes],
-    *,
-    target: str | int | None = None,
-    method: Method = "integrated_gradients",
-    baseline: Baseline = "uniform",
-    steps: int = 64,
-    batch_tokens: int = BATCH_TOKENS // 2,
-    device: str | torch.device | None = None,
+    model: ModelSpec, sequences: Iterable[str | Codes], **options: Unpack[AttributeOptions]
 ) -> list[Attribution]:
-    """Attribute an output of a model to the bases of sequences, one by one.
+    """Attribute an output of a model to the bases of sequences, letters or base codes, one by one.
 
-    Parameters
-    ----------
-    model
-        Model folder, run folder, preset or Hub name; None for the packaged model; or a model.
-    sequences
-        Letters, or base codes.
-    target
-        A class, by name or number: its logit, or the mean of its logit over all positions for a
-        model that labels every base. None: the log-likelihood of the sequence for a causal
-        language model, and the only output of a model with one.
-    method
-        One of :data:`METHODS`.
-    baseline
-        One of :data:`BASELINES`.
-    steps
-        Points on the way from the baseline (Gauss-Legendre).
-    batch_tokens, device
-        See :class:`megabase.options.PassOptions`.
+    The output is the logit of a class, its mean over all positions for a model that labels every
+    base; or the log-likelihood of the sequence for a causal language model. Integrated gradients
+    are summed over the points of Gauss and Legendre.
     """
-    ready = _Attributor(
-        model, target=target, method=method, baseline=baseline, steps=steps,
-        batch_tokens=batch_tokens, device=device,
-    )  # fmt: skip
+    own, run = split_options(options, AttributeOptions)
+    ready = _Attributor(model, **own, **run)
     return [ready(one) for one in codes_of(sequences)]
 
 
@@ -329,12 +304,7 @@ def attribute_file(
     model: ModelSpec,
     source: SequenceInput | str | Path,
     output: str | Path,
-    *,
-    target: str | int | None = None,
-    method: Method = "integrated_gradients",
-    baseline: Baseline = "uniform",
-    steps: int = 64,
-    **running: Unpack[RunOptions],
+    **options: Unpack[AttributeOptions],
 ) -> Path:
     """Attribute an output of a model to the bases of a file of sequences as :func:`attribute`.
 
@@ -350,14 +320,12 @@ def attribute_file(
             raise OutputError(
                 f"{output}: a track needs positions in a genome; give a BED file, or write Parquet"
             )
-    make = partial(
-        _Attributor, model, target=target, method=method, baseline=baseline, steps=steps,
-        batch_tokens=running.get("batch_tokens", BATCH_TOKENS // 2),
-    )  # fmt: skip
+    own, run = split_options(options, AttributeOptions)
 
     def describe(ready: _Attributor) -> dict[str, Any]:
         return {
-            "target": ready.target_name, "method": method, "baseline": baseline, "steps": steps,
+            "target": ready.target_name, "method": ready.method, "baseline": ready.baseline,
+            "steps": ready.steps,
         }  # fmt: skip
 
     def merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
@@ -368,8 +336,9 @@ def attribute_file(
                 contigs = {contig.name: contig.length for contig in store.contigs}
             write_bigwig(target, contigs, read_runs(parts))
 
-    work = Work(_rows, make, partial(SequenceInput.chunks, cost=16))  # of 64 steps, forth and back
-    return map_sequences("attribute", work, given, output, describe, merge, **running)
+    chunks = partial(SequenceInput.chunks, cost=16)  # of 64 steps, forth and back
+    work = Work(_rows, partial(_Attributor, model, **own), chunks)
+    return map_sequences("attribute", work, given, output, describe, merge, **run)
 
 
 def _rows(ready: _Attributor, chunk: list[Given]) -> pl.DataFrame:

@@ -32,11 +32,11 @@ from megabase.evaluate.sequences import (
     stitched,
 )
 from megabase.genome.alphabet import encode, reverse_complement
-from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences
+from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences, split_options
 from megabase.inference.writers import matrix_frame, merge_matrix, require_matrix
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import ModelSpec, inference_mode, load
-from megabase.options import RunOptions
+from megabase.options import EmbedOptions
 
 Pool = Literal["mean", "max", "sum", "first", "last"]
 POOLINGS: tuple[str, ...] = get_args(Pool)
@@ -86,7 +86,7 @@ class Embeddings:
 
 
 class Embedder:
-    """A model ready to embed sequences; options are those of :func:`embed`."""
+    """A model ready to embed sequences; options are :class:`megabase.options.EmbedOptions`."""
 
     def __init__(
         self,
@@ -234,35 +234,9 @@ class Embedder:
 
 
 def embed(
-    model: ModelSpec | Embedder,
-    sequences: Iterable[str | Codes],
-    *,
-    layer: int = -1,
-    pooling: Pool = "mean",
-    long: Long = "error",
-    strands: Averaged = "forward",
-    batch_tokens: int = BATCH_TOKENS,
-    device: str | torch.device | None = None,
+    model: ModelSpec | Embedder, sequences: Iterable[str | Codes], **options: Unpack[EmbedOptions]
 ) -> Embeddings:
-    """Embed sequences, one vector for each.
-
-    Parameters
-    ----------
-    model
-        Model folder, run folder, preset or Hub name; None for the packaged model; or a model. An
-        embedder keeps its own options.
-    sequences
-        Letters, or base codes.
-    layer
-        0 for the token embedding, k for the output of block k; negative from the last.
-    pooling
-        One of :data:`POOLINGS`.
-    long
-        One of :data:`LONG`.
-    strands
-        ``"both"`` averages with the reverse complement: pooled vectors, or those of each base.
-    batch_tokens, device
-        See :class:`megabase.options.PassOptions`.
+    """Embed sequences, letters or base codes: one vector for each. An embedder keeps its options.
 
     Examples
     --------
@@ -270,10 +244,8 @@ def embed(
     >>> found.vectors.shape
     (2, 128)
     """
-    embedder = model if isinstance(model, Embedder) else Embedder(
-        model, layer=layer, pooling=pooling, long=long, strands=strands,
-        batch_tokens=batch_tokens, device=device,
-    )  # fmt: skip
+    own, run = split_options(options, EmbedOptions)
+    embedder = model if isinstance(model, Embedder) else Embedder(model, **own, **run)
     codes = codes_of(sequences)
     vectors, chunks = embedder.pooled(codes)
     return Embeddings(
@@ -287,12 +259,7 @@ def embed_file(
     model: ModelSpec,
     source: SequenceInput | str | Path,
     output: str | Path,
-    *,
-    layer: int = -1,
-    pooling: Pool | Literal["none"] = "mean",
-    long: Long = "error",
-    strands: Averaged = "forward",
-    **running: Unpack[RunOptions],
+    **options: Unpack[EmbedOptions],
 ) -> Path:
     """Embed a file of sequences as :func:`embed`, in the format of the ending of `output`.
 
@@ -300,20 +267,19 @@ def embed_file(
     there is one vector for each base.
     """
     require_matrix(output)
+    own, run = split_options(options, EmbedOptions)
+    pooling = own.get("pooling", "mean")
     per_base = pooling == "none"
-    make = partial(
-        Embedder, model, layer=layer, pooling="mean" if per_base else pooling, long=long,
-        strands=strands, batch_tokens=running.get("batch_tokens", BATCH_TOKENS),
-    )  # fmt: skip
+    make = partial(Embedder, model, **{**own, "pooling": "mean" if per_base else pooling})
 
     def describe(ready: Embedder) -> dict[str, Any]:
         return {
-            "layer": ready.layer, "pooling": pooling, "long": long,
+            "layer": ready.layer, "pooling": pooling, "long": ready.long,
             "both_strands": ready.both_strands,
         }  # fmt: skip
 
     work = Work(_per_base if per_base else _pooled, make, SequenceInput.chunks)
-    return map_sequences("embed", work, source, output, describe, merge_matrix, **running)
+    return map_sequences("embed", work, source, output, describe, merge_matrix, **run)
 
 
 def _pooled(ready: Embedder, chunk: list[Given]) -> pl.DataFrame:

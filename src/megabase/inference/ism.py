@@ -6,7 +6,7 @@ with the base at the middle.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -25,16 +25,8 @@ from megabase.genome.files import atomic_file
 from megabase.genome.interval import Interval, Strand, one_based
 from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
-from megabase.inference.jobs import (
-    BATCH_TOKENS,
-    Work,
-    check_run,
-    map_file,
-    require_known,
-)
+from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file, split_options
 from megabase.inference.parts import Provenance, refuse_existing
-from megabase.inference.scoring import Strands
-from megabase.inference.variants.forward import Placement
 from megabase.inference.variants.scorer import VariantOptions, VariantScorer, variant_table
 from megabase.inference.writers import (
     TABLE_SUFFIXES,
@@ -45,7 +37,7 @@ from megabase.inference.writers import (
     write_bigwig,
 )
 from megabase.models.loading import ModelSpec, load
-from megabase.options import PassOptions, RunOptions
+from megabase.options import RunOptions, VariantScoring
 from megabase.untrusted import parsing
 
 _CHUNK = 128  # bases, of three variants each: as long as a chunk of a file of variants
@@ -88,40 +80,18 @@ def ism(
     model: ModelSpec,
     region: str | Interval,
     genome: Genome | str | Path,
-    *,
-    window: int | None = None,
-    methods: Sequence[str] | None = None,
-    strands: Strands = "both",
-    placement: Placement = "centered",
-    **passes: Unpack[PassOptions],
+    **options: Unpack[VariantScoring],
 ) -> Mutagenesis:
-    """Score every substitution of a region.
+    """Score every substitution of a region, ``chr1:1,001-2,000`` (1-based) or an interval.
 
-    Parameters
-    ----------
-    model
-        A model, or the name of one; the packaged model when None.
-    region
-        ``chr1:1,001-2,000`` (1-based, both ends included) or an interval.
-    genome
-        The genome, or a store or FASTA file.
-    window, methods, strands, placement
-        As for :func:`megabase.inference.score_variants`.
-    **passes
-        See :class:`megabase.options.PassOptions`.
-
-    Raises
-    ------
-    GenomeError, UnknownContigError
-        When the region is not in the genome.
-    InputError
-        When model, window and methods do not fit.
+    GenomeError when the region is not in the genome; InputError when model, window and methods do
+    not fit.
     """
-    options = VariantOptions(window, methods, strands, placement)
-    require_known(passes, PassOptions)
-    loaded = load(model, head="language", device=passes.get("device"))
+    own, run = split_options(options, VariantScoring)
+    settings = VariantOptions(**own)
+    loaded = load(model, head="language", device=run.get("device"))
     with genome_store(genome) as store:
-        scorer = VariantScorer(loaded, store, options, passes.get("batch_tokens", BATCH_TOKENS))
+        scorer = VariantScorer(loaded, store, settings, run.get("batch_tokens", BATCH_TOKENS))
         interval = _region(store, region)
         tables = [_rows(scorer, part) for part in _chunks(interval)]
     return _from_table(pl.concat(tables), scorer.provenance("ism", region=str(interval)))
@@ -161,8 +131,7 @@ def ism_file(
             written.extend((output, *tracks.values()))
             return ready.provenance("ism", region=str(interval))
 
-        batch_tokens = running.get("batch_tokens", BATCH_TOKENS)
-        make = partial(VariantScorer.load, model, store.path, options, batch_tokens)
+        make = partial(VariantScorer.load, model, store.path, options)
         work = Work(_rows, make, partial(_chunks, interval), attrgetter("length"))
         map_file(work, output, describe, _merge, **running)
         if tracks:

@@ -85,6 +85,16 @@ def require_known(options: Mapping[str, Any], kind: Any) -> None:
         raise InputError(f"there is no option {name}{hint}")
 
 
+def split_options(options: Mapping[str, Any], kind: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part the keywords of a verb from those of :class:`RunOptions`; refuse others than of `kind`.
+
+    The first are all that changes a number.
+    """
+    require_known(options, kind)
+    run = {name: options[name] for name in options.keys() & RunOptions.__optional_keys__}
+    return {name: options[name] for name in options.keys() - run.keys()}, run
+
+
 def check_run(output: str | Path, **running: Unpack[RunOptions]) -> _Share:
     """Refuse options that cannot be, and an output that cannot be written, before any work."""
     require_known(running, RunOptions)
@@ -115,6 +125,8 @@ def map_file(
 ) -> Path:
     """Compute all chunks of an input and merge them into the output.
 
+    ``batch_tokens`` goes to ``work.make``.
+
     `describe` is called in this process with what ``work.make`` gave, before the first chunk: it
     checks that and gives the provenance; equal provenance means equal output. `merge` is called
     with all parts in order, the path to write, and the provenance. Under ``torchrun`` rank 0 writes
@@ -125,6 +137,8 @@ def map_file(
     workers, device = running.get("workers"), running.get("device")
     progress = running.get("progress")
     share = check_run(output, **running)
+    if "batch_tokens" in running:
+        work = replace(work, make=partial(work.make, batch_tokens=running["batch_tokens"]))
     if share.rank > 0:
         return _help(work, output, share)
     count = _worker_count(device) if workers is None else workers

@@ -31,12 +31,12 @@ from megabase.evaluate.sequences import (
 from megabase.genome.alphabet import BASE_BITS, PAD, reverse_complement
 from megabase.genome.interval import one_based
 from megabase.inference.embedding import Averaged
-from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences
+from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences, split_options
 from megabase.inference.writers import merge_tables, require_suffix
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import ModelSpec, inference_mode, load
 from megabase.models.tokenizers.encoder import TokenBatch
-from megabase.options import RunOptions
+from megabase.options import PredictOptions
 
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -93,7 +93,7 @@ def _labels(values: Floats, classes: Sequence[str], problem: str) -> tuple[str, 
 
 
 class Predictor:
-    """A model with a head for labels, ready to predict; options are those of :func:`predict`."""
+    """A model with a head for labels; options are :class:`megabase.options.PredictOptions`."""
 
     def __init__(
         self,
@@ -255,33 +255,15 @@ def _turned_back(logits: Tensor, bases: Tensor) -> Tensor:
 def predict(
     model: ModelSpec | Predictor,
     sequences: Iterable[str | Codes],
-    *,
-    prompt: str | Path | None = None,
-    strands: Averaged | None = None,
-    batch_tokens: int = BATCH_TOKENS,
-    device: str | torch.device | None = None,
+    **options: Unpack[PredictOptions],
 ) -> Predictions:
-    """Predict the labels of sequences.
+    """Predict the labels of sequences, letters or base codes.
 
-    Parameters
-    ----------
-    model
-        Folder of ``megabase finetune`` or of one of its checkpoints, or a model with a head for
-        sequences or for bases; with a prompt, the model that it was made for. A predictor keeps its
-        own options.
-    sequences
-        Letters, or base codes.
-    prompt
-        Folder of ``megabase prompt``.
-    strands
-        ``"both"`` averages the outputs (logits) of both strands, ``"forward"`` reads the given one.
-        When None as the metrics of the model's training were taken (``head.strand_average``).
-    batch_tokens, device
-        See :class:`megabase.options.PassOptions`.
+    The model has a head for sequences or for bases, or a prompt is given with the one that it was
+    made for. A predictor keeps its own options.
     """
-    ready = model if isinstance(model, Predictor) else Predictor(
-        model, prompt=prompt, strands=strands, batch_tokens=batch_tokens, device=device
-    )  # fmt: skip
+    own, run = split_options(options, PredictOptions)
+    ready = model if isinstance(model, Predictor) else Predictor(model, **own, **run)
     values = ready.sequences(codes_of(sequences))
     return Predictions(
         values, ready.classes, ready.problem, ready.name, ready.digest, ready.both_strands
@@ -292,23 +274,18 @@ def predict_file(
     model: ModelSpec,
     source: SequenceInput | str | Path,
     output: str | Path,
-    *,
-    prompt: str | Path | None = None,
-    strands: Averaged | None = None,
-    **running: Unpack[RunOptions],
+    **options: Unpack[PredictOptions],
 ) -> Path:
     """Predict the labels of the sequences of a file as :func:`predict`, into Parquet or TSV.
 
     There is one row for each sequence, with its label and a probability for each class.
     """
     require_suffix(output)
-    make = partial(
-        Predictor, model, prompt=prompt, strands=strands,
-        batch_tokens=running.get("batch_tokens", BATCH_TOKENS),
-    )  # fmt: skip
+    own, run = split_options(options, PredictOptions)
+    work = Work(_rows, partial(Predictor, model, **own), SequenceInput.chunks)
     return map_sequences(
-        "predict", Work(_rows, make, SequenceInput.chunks), source, output,
-        lambda ready: {"both_strands": ready.both_strands}, merge_tables, **running,
+        "predict", work, source, output, lambda ready: {"both_strands": ready.both_strands},
+        merge_tables, **run,
     )  # fmt: skip
 
 

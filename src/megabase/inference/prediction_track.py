@@ -21,7 +21,7 @@ from megabase.genome.files import atomic_file, check_output
 from megabase.genome.interval import Interval, one_based
 from megabase.genome.store import Genome
 from megabase.inference.embedding import Averaged
-from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file
+from megabase.inference.jobs import Work, check_run, map_file
 from megabase.inference.parts import Provenance
 from megabase.inference.prediction import Predictor
 from megabase.inference.writers import (
@@ -32,7 +32,7 @@ from megabase.inference.writers import (
     write_bigwig,
 )
 from megabase.models.loading import ModelSpec, find_class
-from megabase.options import RunOptions
+from megabase.options import PassOptions, RunOptions
 
 TRACK_SUFFIXES = (".bw", ".bigwig", ".bed")
 """Endings of a track, or of the regions called in it."""
@@ -142,9 +142,8 @@ def predict_track(
                 with atomic_file(Path(calls), overwrite) as file:
                     _write_calls(parts, file, options, provenance)
 
-        batch_tokens = running.get("batch_tokens", BATCH_TOKENS)
         work = Work(
-            _block, partial(_tracker, model, prompt, store.path, options, batch_tokens),
+            _block, partial(_tracker, model, prompt, store.path, options),
             partial(_blocks, chosen), attrgetter("length"),
         )  # fmt: skip
         return map_file(work, output, describe, merge, **running)
@@ -152,12 +151,10 @@ def predict_track(
 
 def _tracker(
     model: ModelSpec, prompt: str | Path | None, genome: Path, options: TrackOptions,
-    batch_tokens: int, device: str | None = None,
+    **passes: Unpack[PassOptions],
 ) -> _Tracker:  # fmt: skip
     """Load the model and find the class."""
-    ready = Predictor(
-        model, prompt=prompt, strands=options.strands, batch_tokens=batch_tokens, device=device
-    )
+    ready = Predictor(model, prompt=prompt, strands=options.strands, **passes)
     names = ready.classes
     if options.output is not None:
         column = find_class(names, options.output, ready.name)

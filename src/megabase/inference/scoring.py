@@ -26,11 +26,11 @@ from megabase.errors import InputError
 from megabase.evaluate.log_probs import token_log_probs
 from megabase.evaluate.sequences import Span, as_codes, plan_windows, require_several, run_batched
 from megabase.genome.alphabet import reverse_complement, warn_ambiguous
-from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences
+from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences, split_options
 from megabase.inference.parts import Provenance
 from megabase.inference.writers import merge_tables, require_suffix
 from megabase.models.loading import Loaded, ModelSpec, load
-from megabase.options import RunOptions
+from megabase.options import ScoreOptions
 
 Strands = Literal["forward", "reverse", "both"]
 STRANDS: tuple[Strands, ...] = ("forward", "reverse", "both")
@@ -73,10 +73,10 @@ class SequenceScores:
 class _Options:
     """What changes a score."""
 
-    strands: Strands
-    window: int | None
-    stride: int | None
-    per_base: bool
+    strands: Strands = "forward"
+    window: int | None = None
+    stride: int | None = None
+    per_base: bool = False
 
     def __post_init__(self) -> None:
         if self.strands not in STRANDS:
@@ -90,41 +90,13 @@ class _Options:
 def score(
     model: ModelSpec,
     sequences: Mapping[str, str] | Iterable[str | Sequence],
-    *,
-    strands: Strands = "forward",
-    window: int | None = None,
-    stride: int | None = None,
-    per_base: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
-    device: str | None = None,
+    **options: Unpack[ScoreOptions],
 ) -> SequenceScores:
-    """Score sequences with a language model.
+    """Score sequences with a language model, whose mode is restored.
 
-    Parameters
-    ----------
-    model
-        A model, or the name of one; the packaged model when None. The mode of a model is restored.
-    sequences
-        DNA texts (named by their number from 0), names and texts, or
-        :class:`~megabase.data.sources.Sequence` objects.
-    strands
-        Which strand is read: as given, its reverse complement, or the mean of both.
-    window
-        Positions of a forward pass for longer sequences; as many as the model reads when None.
-    stride
-        By how much windows move; every base but those of the first window then has at least
-        ``window - stride`` bases of context. Half a window when None.
-    per_base
-        Keep the log-probability of every base.
-    batch_tokens, device
-        See :class:`megabase.options.PassOptions`.
-
-    Raises
-    ------
-    GenomeError
-        For a letter that is not a DNA letter.
-    InputError
-        When the model gives no probabilities to bases, or a window does not fit it.
+    Sequences are DNA texts (named by their number from 0), names and texts, or
+    :class:`~megabase.data.sources.Sequence` objects. InputError when the model gives no
+    probabilities to bases, or a window does not fit it; GenomeError for a letter that is not DNA.
 
     Examples
     --------
@@ -133,7 +105,8 @@ def score(
     >>> scores.table["scored"].to_list()
     [11, 11]
     """
-    options = _Options(strands, window, stride, per_base)
+    own, run = split_options(options, ScoreOptions)
+    asked = _Options(**own)
     if isinstance(sequences, Mapping):
         named = sequences.items()
     else:
@@ -146,9 +119,9 @@ def score(
         for name, one in named
     ]
     warn_ambiguous(ambiguous, "the sequences")
-    loaded = load(model, head="language", device=device)
-    table = _rows(options, batch_tokens, loaded, items)
-    provenance = Provenance("score", loaded.name, loaded.digest, options=asdict(options))
+    loaded = load(model, head="language", device=run.get("device"))
+    table = _rows(asked, run.get("batch_tokens", BATCH_TOKENS), loaded, items)
+    provenance = Provenance("score", loaded.name, loaded.digest, options=asdict(asked))
     return SequenceScores(table, provenance)
 
 
@@ -156,21 +129,16 @@ def score_file(
     model: ModelSpec,
     source: SequenceInput | str | Path,
     output: str | Path,
-    *,
-    strands: Strands = "forward",
-    window: int | None = None,
-    stride: int | None = None,
-    per_base: bool = False,
-    context: int = 0,
-    **running: Unpack[RunOptions],
+    **options: Unpack[ScoreOptions],
 ) -> Path:
     """Score a file of sequences, or the intervals of a BED file, as :func:`score`.
 
-    The output, ``.parquet`` or ``.tsv``, is the table of :class:`SequenceScores`. `context` bases
+    The output, ``.parquet`` or ``.tsv``, is the table of :class:`SequenceScores`. ``context`` bases
     before (on the reverse strand: behind) an interval of a BED file are read as well.
     """
     require_suffix(output)
-    options = _Options(strands, window, stride, per_base)
+    own, run = split_options(options, ScoreOptions)
+    context, asked = own.pop("context", 0), _Options(**own)
     given = source if isinstance(source, SequenceInput) else SequenceInput(source)
     given.refuse_variants()
     if context < 0:
@@ -179,10 +147,10 @@ def score_file(
         raise InputError("context=... needs genome=...: a FASTA sequence has no DNA before it")
     # Which side is context depends on the strand that is read, so both sides are read.
     chunks = partial(SequenceInput.chunks, context=context)
-    verb = partial(_rows, options, running.get("batch_tokens", BATCH_TOKENS))
-    work = Work(verb, partial(load, model, head="language"), chunks)
-    asked = {**asdict(options), "context": context}
-    return map_sequences("score", work, given, output, lambda _: asked, merge_tables, **running)
+    verb = partial(_rows, asked, run.pop("batch_tokens", BATCH_TOKENS))
+    work, about = Work(verb, partial(load, model, head="language"), chunks), asdict(asked)
+    about["context"] = context
+    return map_sequences("score", work, given, output, lambda _: about, merge_tables, **run)
 
 
 class _Row(NamedTuple):

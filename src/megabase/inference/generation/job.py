@@ -78,6 +78,7 @@ def generate_file(
     output, options = Path(output), options or GenerateOptions()
     if not is_stream(output):
         require_suffix(output, _FASTA_SUFFIXES)
+    running.pop("batch_tokens", None)  # a batch is as long as its sequences
     show = running.get("progress")
     bases = _Bases(show)
     if show is not None:

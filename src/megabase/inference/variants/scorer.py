@@ -19,7 +19,7 @@ from megabase.genome.interval import Variant, one_based
 from megabase.genome.left_out import Reason
 from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord, check_allele, check_record, find_contig, read_vcf_records
-from megabase.inference.jobs import BATCH_TOKENS, require_known
+from megabase.inference.jobs import BATCH_TOKENS, split_options
 from megabase.inference.parts import Provenance
 from megabase.inference.scoring import STRANDS, Strands
 from megabase.inference.variants.forward import (
@@ -33,7 +33,7 @@ from megabase.inference.variants.forward import (
 )
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, ModelSpec, load
-from megabase.options import PassOptions
+from megabase.options import VariantScoring
 
 DEFAULT_WINDOW = 1_024
 """Long enough for what small models use of the context, and fast; models of 1k take no more."""
@@ -214,8 +214,8 @@ class VariantScorer:
 
     @classmethod
     def load(
-        cls, model: ModelSpec, genome: Path, options: VariantOptions, batch_tokens: int,
-        device: str | None = None,
+        cls, model: ModelSpec, genome: Path, options: VariantOptions,
+        batch_tokens: int = BATCH_TOKENS, device: str | None = None,
     ) -> VariantScorer:  # fmt: skip
         """Load the model and open the genome, in each process that scores."""
         loaded = load(model, head="language", device=device)
@@ -368,42 +368,19 @@ def score_variants(
     model: ModelSpec,
     variants: str | Path | Iterable[Variant | str],
     genome: Genome | str | Path,
-    *,
-    window: int | None = None,
-    methods: Sequence[str] | None = None,
-    strands: Strands = "both",
-    placement: Placement = "centered",
-    **passes: Unpack[PassOptions],
+    **options: Unpack[VariantScoring],
 ) -> VariantScores:
-    """Score variants with a language model.
+    """Score variants with a language model, whose mode is restored.
 
-    What cannot be scored keeps its row, with the reason.
-
-    Parameters
-    ----------
-    model
-        A model, whose mode is restored, or the name of one; the packaged model when None.
-    variants
-        A VCF or BCF file, or variants: :class:`~megabase.genome.interval.Variant` objects or texts
-        such as ``"chr1:1,001:A>G"`` (1-based).
-    genome
-        The genome, or a store or FASTA file.
-    window, methods, strands, placement
-        See :class:`VariantOptions`.
-    **passes
-        See :class:`megabase.options.PassOptions`.
-
-    Raises
-    ------
-    InputError
-        When the file cannot be read, or model, window and methods do not fit.
+    Variants are a VCF or BCF file, :class:`~megabase.genome.interval.Variant` objects, or texts
+    such as ``"chr1:1,001:A>G"`` (1-based). What cannot be scored keeps its row, with the reason.
+    InputError when the file cannot be read, or model, window and methods do not fit.
     """
-    options = VariantOptions(window, methods, strands, placement)
-    records = _records(variants)
-    require_known(passes, PassOptions)
-    loaded = load(model, head="language", device=passes.get("device"))
+    own, run = split_options(options, VariantScoring)
+    settings, records = VariantOptions(**own), _records(variants)
+    loaded = load(model, head="language", device=run.get("device"))
     with genome_store(genome) as store:
-        scorer = VariantScorer(loaded, store, options, passes.get("batch_tokens", BATCH_TOKENS))
+        scorer = VariantScorer(loaded, store, settings, run.get("batch_tokens", BATCH_TOKENS))
         starts = range(0, len(records), _CHUNK)
         scores = [one for low in starts for one in scorer.score(records[low : low + _CHUNK])]
         provenance = scorer.provenance("variants")

@@ -30,10 +30,8 @@ from megabase.genome.vcf import (
     read_vcf_records,
     why_unusable,
 )
-from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, digests, map_file
+from megabase.inference.jobs import Work, check_run, digests, map_file, split_options
 from megabase.inference.parts import Provenance
-from megabase.inference.scoring import Strands
-from megabase.inference.variants.forward import Placement
 from megabase.inference.variants.scorer import (
     METHODS,
     AlleleScore,
@@ -43,7 +41,7 @@ from megabase.inference.variants.scorer import (
 )
 from megabase.inference.writers import TABLE_SUFFIXES, merge_tables, require_suffix
 from megabase.models.loading import ModelSpec
-from megabase.options import RunOptions
+from megabase.options import VariantFileScoring
 
 _CHUNK = 512  # records: seconds of work, and few enough that many processes have a share
 _VCF_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")
@@ -110,36 +108,14 @@ def _is_kept(record: VcfRecord, contig: int | None, kept: Regions | None) -> boo
     return kept.touches(contig, record.position, record.position + max(1, len(record.ref)))
 
 
-class VariantRunOptions(RunOptions, total=False):
-    """How a file of variants is read and written, and how the work is done.
-
-    Parameters
-    ----------
-    prefix
-        Beginning of the INFO keys; ``MB`` unless given.
-    allow_mismatches
-        Go on although more REF differ from the genome than in a file for this assembly.
-    strict
-        Refuse the first allele that can have no score.
-    """
-
-    prefix: str
-    allow_mismatches: bool
-    strict: bool
-    regions: Sequence[str]
-
-
 def score_variants_file(
     model: ModelSpec,
     variants: str | Path,
     genome: str | Path,
     output: str | Path,
     *,
-    window: int | None = None,
-    methods: Sequence[str] | None = None,
-    strands: Strands = "both",
-    placement: Placement = "centered",
-    **running: Unpack[VariantRunOptions],
+    regions: Sequence[str] = (),
+    **options: Unpack[VariantFileScoring],
 ) -> tuple[_Survey, Path | None] | None:
     """Score the records of a VCF or BCF file as :func:`megabase.inference.score_variants`.
 
@@ -149,15 +125,15 @@ def score_variants_file(
     file looks as if it was made for another assembly.
     """
     source, output = Path(variants), Path(output)
-    options = VariantOptions(window, methods, strands, placement)
-    prefix, regions = running.pop("prefix", "MB"), running.pop("regions", ())
-    mismatches, strict = running.pop("allow_mismatches", False), running.pop("strict", False)
+    own, run = split_options(options, VariantFileScoring)
+    prefix, strict = own.pop("prefix", "MB"), own.pop("strict", False)
+    mismatches, settings = own.pop("allow_mismatches", False), VariantOptions(**own)
     require_suffix(output, (*_VCF_SUFFIXES, *TABLE_SUFFIXES))
     if not _KEY.fullmatch(prefix):
         raise InputError(
             f"prefix {prefix!r} cannot begin an INFO key; expected letters, digits and _"
         )
-    check_run(output, **running)
+    check_run(output, **run)
     found: _Survey | None = None
     with genome_store(genome) as store:
         if not source.is_file():
@@ -169,8 +145,8 @@ def score_variants_file(
             _require_new_keys(header, prefix, source)
 
         def describe(scorer: VariantScorer) -> Provenance:
-            nonlocal found, options
-            options = scorer.options
+            nonlocal found, settings
+            settings = scorer.options
             found = _survey(source, store, kept, allow_mismatches=mismatches, strict=strict)
             if as_vcf:
                 _require_names(found.contigs, source)
@@ -181,18 +157,17 @@ def score_variants_file(
         def merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
             assert found is not None
             if as_vcf:
-                lines = _header_lines(header, options, prefix, provenance, found.contigs)
+                lines = _header_lines(header, settings, prefix, provenance, found.contigs)
                 _merge_vcf(lines, parts, target)
             else:
                 merge_tables(parts, target, provenance)
 
-        batch_tokens = running.get("batch_tokens", BATCH_TOKENS)
         work = Work(
             partial(_lines, prefix) if as_vcf else _table,
-            partial(VariantScorer.load, model, store.path, options, batch_tokens),
+            partial(VariantScorer.load, model, store.path, settings),
             partial(_chunks, source, store.path, kept), suffix=".vcf" if as_vcf else ".parquet",
         )  # fmt: skip
-        map_file(work, output, describe, merge, **running)
+        map_file(work, output, describe, merge, **run)
     return None if found is None else (found, _index(output, found))
 
 
