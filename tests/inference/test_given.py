@@ -19,6 +19,7 @@ from megabase.inference import (
     score,
     score_variants,
 )
+from megabase.inference.generation.generate import GenerateOptions
 from megabase.models import PRESETS, resolve_model
 from megabase.models.loading import _shown_name, load
 
@@ -36,7 +37,7 @@ def genome(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         lambda given: score(None, given),
         lambda given: embed(None, given),
-        lambda given: generate(None, given, length=2),
+        lambda given: generate(None, given, GenerateOptions(2)),
         lambda given: attribute(None, given, method="gradient"),
     ],
 )
@@ -54,7 +55,7 @@ def test_variants_and_models_of_another_type_are_told_so(genome: Path) -> None:
         embed(["ACGT"], None)  # pyright: ignore[reportArgumentType]
     for function in (
         lambda model: score(model, ["ACGT"]),
-        lambda model: generate(model, length=2),
+        lambda model: generate(model, options=GenerateOptions(2)),
         lambda model: score_variants(model, "chr1:81:A>C", genome),
     ):
         with pytest.raises(MegabaseError, match="Linear is not a language model"):
