@@ -64,7 +64,8 @@ def add_keywords(parser: Any, kind: Any, skip: str = "") -> None:
     hints = typing.get_type_hints(kind)
     for keyword in parse_from_object(kind).params:
         hint = hints[keyword.arg_name]
-        parts = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        union = typing.get_origin(hint) in (UnionType, typing.Union)
+        parts = typing.get_args(hint) if union else (hint,)
         first, how = parts[0], {}
         if first is bool:
             how = {"action": "store_true"}

@@ -98,7 +98,13 @@ class _MarkovModel:
         first), NaN where the base is not A, C, G or T. `rates` is one for all orders or one for
         each.
         """
-        steps = self._rates(rates)
+        orders = self.max_order + 1
+        steps = [rates] * orders if isinstance(rates, int | float) else list(rates)
+        if len(steps) != orders or not all(rate > 0 for rate in steps):
+            raise InputError(
+                f"expected one rate above 0, or {orders} of them (orders 0 to {self.max_order}); "
+                f"found {rates!r}"
+            )
         kmer, run = _kmers(codes, self.max_order)
         kmer, run = kmer[..., first:], run[..., first:]
         out = np.empty((self.max_order + 1, *kmer.shape))
@@ -111,7 +117,7 @@ class _MarkovModel:
         out[:, run == 0] = np.nan
         return out
 
-    def fit_rates(self, codes: Sequence[npt.NDArray[np.uint8]]) -> tuple[float, ...]:
+    def fit_rates(self, codes: Sequence[npt.NDArray[np.uint8]]) -> None:
         """Choose the rate of each order, from 0 up, by the likelihood of DNA not yet counted."""
         pairs = [_kmers(piece, self.max_order) for piece in codes]
         kmer = np.concatenate([kmer[run > 0] for kmer, run in pairs])
@@ -127,7 +133,6 @@ class _MarkovModel:
             chosen.append(rate)
             probability[whole] = (seen + rate * shorter) / (total + rate)
         self.fitted_rates = tuple(chosen)
-        return self.fitted_rates
 
     def _seen(
         self, order: int, kmer: npt.NDArray[np.int64]
@@ -137,17 +142,6 @@ class _MarkovModel:
         after = self.counts(order)[part >> 2]
         seen = np.take_along_axis(after, (part & 3)[..., None], axis=-1)[..., 0]
         return seen.astype(np.float64), after.sum(-1, dtype=np.float64)
-
-    def _rates(self, rates: float | Sequence[float]) -> list[float]:
-        """Give one rate for each order, checked."""
-        orders = self.max_order + 1
-        steps = [float(rates)] * orders if isinstance(rates, int | float) else list(rates)
-        if len(steps) != orders or not all(rate > 0 for rate in steps):
-            raise InputError(
-                f"expected one rate above 0, or {orders} of them (orders 0 to {self.max_order}); "
-                f"found {rates!r}"
-            )
-        return steps
 
 
 def _train_markov(store: Genome, regions: Regions, max_order: int = 12) -> _MarkovModel:
@@ -238,13 +232,11 @@ def score_baselines(
     if curve_blocks is not None:
         curve_sums, curve_targets = _score(store, curve_blocks, markov)
         curve = [measure(line, curve_targets) for line in curve_sums]
-    baselines: list[Baseline] = []
-    for line, facts in enumerate(names):
-        here = measure(sums[line], targets)
-        baselines.append(
-            Baseline(*facts, here, curve[line], *paired_saving(sums[line], model_nll, targets))
-        )
-    return tuple(baselines), 0 if markov is None else markov.bases
+    baselines = tuple(
+        Baseline(*facts, measure(line, targets), of_curve, *paired_saving(line, model_nll, targets))
+        for facts, line, of_curve in zip(names, sums, curve, strict=True)
+    )
+    return baselines, 0 if markov is None else markov.bases
 
 
 def _rates(markov: _MarkovModel | None) -> list[tuple[float, ...]]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -91,14 +92,10 @@ class _Scores:
     nll_acgt: npt.NDArray[np.float64]
     targets: npt.NDArray[np.int64]
 
-    def measure(self, chosen: npt.NDArray[np.bool_] | None = None) -> Measure:
-        """Sum up all blocks, or the chosen ones (bool, (blocks,))."""
-        rows = slice(None) if chosen is None else chosen
-        return measure(self.nll_acgt[rows].sum(1), self.targets[rows].sum(1), self.nll[rows].sum(1))
-
-    def measure_case(self, case: int) -> Measure:
-        """Sum up the targets of one case."""
-        return measure(self.nll_acgt[:, case], self.targets[:, case], self.nll[:, case])
+    def measure(self, blocks: Any = slice(None), cases: Any = slice(None)) -> Measure:
+        """Sum up all blocks and cases, or the chosen ones."""
+        parts = (self.nll_acgt, self.targets, self.nll)
+        return measure(*(part[blocks][:, cases].sum(1) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -286,7 +283,7 @@ def evaluate(
         overall=scores.measure(),
         by_contig=_by_contig(store, blocks, scores),
         by_soft_mask={
-            name: scores.measure_case(case)
+            name: scores.measure(cases=[case])
             for case, name in enumerate(_CASES)
             if scores.targets[:, case].any()
         },
@@ -334,14 +331,16 @@ def _window(window: int | None, longest: int | None, regions: Regions) -> int:
 def _checked(lengths: Sequence[int], longest: int | None, targets: int) -> list[int]:
     """Give the context lengths in order, checked against the model and the target blocks."""
     chosen = sorted(set(lengths))
-    if chosen and targets < 1:
+    if not chosen:
+        return []
+    if targets < 1:
         raise InputError(f"a block of the context curve needs 1 base or more, found {targets}")
-    if chosen and chosen[0] < targets:
+    if chosen[0] < targets:
         raise InputError(
             f"a context of {chosen[0]:,} is shorter than a target block of {targets:,} bases; "
             "choose longer contexts or smaller blocks"
         )
-    if chosen and longest is not None and chosen[-1] > longest:
+    if longest is not None and chosen[-1] > longest:
         raise InputError(
             f"a context of {chosen[-1]:,} bases does not fit the model, whose longest input is "
             f"{longest:,} positions"
@@ -357,18 +356,13 @@ def _both(logits: Tensor, ids: Tensor) -> Tensor:
 
 def _by_contig(store: Genome, blocks: Blocks, scores: _Scores) -> dict[str, Measure]:
     """Measure each contig that has a target, in the order of the genome."""
-    found: dict[str, Measure] = {}
-    for contig in np.unique(blocks.contig).tolist():
-        chosen = blocks.contig == contig
-        if scores.targets[chosen].any():
-            found[store.contigs[contig].name] = scores.measure(chosen)
-    return found
+    known = np.unique(blocks.contig[scores.targets.any(1)]).tolist()
+    return {store.contigs[i].name: scores.measure(blocks.contig == i) for i in known}
 
 
 def _texts(store: Genome, regions: Regions) -> tuple[str, ...]:
     """Write the first regions, 1-based with both ends."""
-    columns = (regions.contig, regions.start, regions.end)
-    rows = zip(*(column[:_SHOWN_REGIONS].tolist() for column in columns), strict=True)
-    return tuple(
-        str(Interval(store.contigs[contig].name, start, end)) for contig, start, end in rows
-    )
+    first = slice(_SHOWN_REGIONS)
+    columns = (regions.contig[first], regions.start[first], regions.end[first])
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return tuple(str(Interval(store.contigs[i].name, start, end)) for i, start, end in rows)

@@ -137,11 +137,8 @@ class Embedder:
         if len(pieces) == len(sequences):
             return found, count
         sizes = np.array([len(piece) for piece in pieces], dtype=np.float64)
-        out = np.zeros((len(sequences), self.width), dtype=np.float32)
-        for number in range(len(sequences)):
-            mine = owner == number
-            out[number] = self._join(found[mine], sizes[mine])
-        return out, count
+        mine = [owner == number for number in range(len(sequences))]
+        return np.stack([self._join(found[own], sizes[own]) for own in mine]), count
 
     def _join(self, vectors: Vectors, sizes: NDArray[np.float64]) -> Vectors:
         if self.long == "published":

@@ -208,17 +208,14 @@ def _from_table(table: pl.DataFrame, provenance: Provenance | None = None) -> Mu
     index = rows["start"].to_numpy() - interval.start
     column = np.array([BASES.index(base) for base in rows["alt"]], dtype=np.int64)
     ref = "".join(bases["ref"])
-    known = np.array([base in BASES for base in ref])
-    at = np.array([max(0, BASES.find(base)) for base in ref])
+    known = [(i, BASES.index(base)) for i, base in enumerate(ref) if base in BASES]
+    own = tuple(np.array(known, dtype=np.int64).reshape(-1, 2).T)
     about = ("contig", "start", "end", "pos", "ref", "alt", "reason")
     scores: dict[str, NDArray[np.float32]] = {}
-    for name in table.columns:
-        if name in about:
-            continue
-        matrix = np.full((len(ref), 4), np.nan, dtype=np.float32)
-        matrix[index, column] = rows[name].fill_null(np.nan).to_numpy()
-        matrix[np.flatnonzero(known), at[known]] = 0
-        scores[name] = matrix
+    for name in (name for name in table.columns if name not in about):
+        scores[name] = np.full((len(ref), 4), np.nan, dtype=np.float32)
+        scores[name][index, column] = rows[name].fill_null(np.nan).to_numpy()
+        scores[name][own] = 0
     return Mutagenesis(interval, ref, scores, provenance)
 
 
