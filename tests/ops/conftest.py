@@ -28,12 +28,12 @@ def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(holder, name, _poisoned(getattr(holder, name)))
 
 
-@pytest.fixture(params=["fast", "avx512bf16", "avx512", "avx2", "portable"])
+@pytest.fixture(params=["plain", "fast", "avx512bf16", "avx512", "avx2", "portable"])
 def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run a test on the torch path, and on the kernels of every instruction set that runs here."""
-    if request.param == "fast":
-        with backend.override("fast"):
-            yield "fast"
+    """Run a test on the paths in torch, and on the kernels of every instruction set that runs."""
+    if request.param in ("plain", "fast"):
+        with backend.override(request.param):
+            yield request.param
         return
     package = kernels.package()
     if package is None:

@@ -7,6 +7,7 @@ import types
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megabase.errors import OperatorError
 from megabase.layers.hyena import HyenaOperator
@@ -28,7 +29,7 @@ def test_the_best_there_is_unless_asked_otherwise(monkeypatch: pytest.MonkeyPatc
 def test_unknown_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(backend.ENVIRONMENT_VARIABLE, "triton")
     with pytest.raises(
-        OperatorError, match=r"MEGABASE_BACKEND.*kernels, fast, reference.*'triton'"
+        OperatorError, match=r"MEGABASE_BACKEND.*kernels, fast, plain, reference.*'triton'"
     ):
         backend.active()
     with (
@@ -36,6 +37,23 @@ def test_unknown_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         backend.override("cuda"),
     ):
         pass
+
+
+def test_an_accelerator_has_the_plain_path_unless_the_definitions_are_asked_for() -> None:
+    here = torch.empty(1)
+    with FakeTensorMode():
+        there = torch.empty(1, device="cuda")
+    assert not backend.on_accelerator(here)
+    assert not backend.on_accelerator(torch.empty(1, device="meta"))
+    assert backend.on_accelerator(there)
+    for name in ("kernels", "fast") if kernels.package() else ("fast",):
+        with backend.override(name):
+            assert backend.use_plain(there)
+            assert not backend.use_plain(here)
+    with backend.override("plain"):
+        assert backend.use_plain(here)
+    with backend.override("reference"):
+        assert not backend.use_plain(there)
 
 
 def test_missing_kernels_are_said_when_asked_for_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from megabase.errors import OperatorError
 from megabase.ops import products
 from megabase.ops.hyena_mixer import MixerWeights, hyena_mixer, kernel, passes
-from megabase.ops.hyena_mixer import _hyena_mixer_reference as reference
+from megabase.ops.hyena_mixer import _hyena_mixer_by_parts as reference
 
 pytestmark = pytest.mark.usefixtures("path")
 

@@ -28,7 +28,8 @@ def scan_blocked(softplus: bool = True, **inputs: Any) -> tuple[Tensor, Tensor]:
 
 
 def scan_reference(softplus: bool = True, **inputs: Any) -> tuple[Tensor, Tensor]:
-    return module._selective_scan_reference(ScanInputs(**inputs), softplus=softplus)
+    with backend.override("reference"):
+        return module.selective_scan(ScanInputs(**inputs), softplus=softplus)
 
 
 def make(
@@ -86,7 +87,7 @@ def compare(arguments: Arguments, tolerance: float = 1e-10, **more: Any) -> None
 def test_values_and_gradients_are_the_sequential_ones(
     length: int, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(module._STEP_ELEMENTS, "cpu", elements)
+    monkeypatch.setattr(module, "_STEP_ELEMENTS", elements)
     compare(make(3 if length < 1000 else 1, length, 5, 4))
 
 
@@ -103,7 +104,7 @@ def test_without_any_option_and_without_softplus() -> None:
 
 
 def test_gradients_are_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module._STEP_ELEMENTS, "cpu", 24)
+    monkeypatch.setattr(module, "_STEP_ELEMENTS", 24)
     monkeypatch.setattr(module, "_LEAST_STEPS", 2)
     monkeypatch.setattr(module, "_STEPS_PER_STATE", 1)
     arguments = make(2, 7, 2, 2)

@@ -75,6 +75,7 @@ class Mlp(nn.Module):
             and bare(norm, self.fc1, self.fc2, device=x.device)
             and self.fc1.bias is not None
             and backend.active() != "reference"
+            and not backend.use_plain(x)
         )
 
     def fused(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:

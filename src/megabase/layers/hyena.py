@@ -412,6 +412,7 @@ class HyenaOperator(nn.Module):
             and untouched(self)
             and bare(norm, self.in_proj, self.short_filter, self.out_proj, device=x_BLD.device)
             and backend.active() != "reference"
+            and not backend.use_plain(x_BLD)
         )
 
     def fused(self, x_BLD: Tensor, norm: nn.LayerNorm) -> Tensor:

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
@@ -23,6 +24,10 @@ class ResidualLinear(nn.Linear):
 
 _PLAIN = (nn.Linear, nn.LayerNorm, nn.Conv1d, ResidualLinear)
 """Classes whose forward pass is known here; a subclass may do anything."""
+
+
+_ORDINARY = (nn.Parameter, Tensor, FakeTensor)
+"""Kinds of tensors that are nothing but their values, or their shapes where a step is traced."""
 
 
 def untouched(*modules: nn.Module) -> bool:
@@ -43,7 +48,7 @@ def present(*modules: nn.Module, device: torch.device | None = None) -> bool:
     """Whether tensors of modules are ordinary ones with values (no shards), on `device`."""
     return not any(
         # A parameter of a subclass (a shard, packed integers) is more than a tensor.
-        type(tensor) not in (nn.Parameter, Tensor)
+        type(tensor) not in _ORDINARY
         or tensor.device.type == "meta"
         or (device is not None and tensor.device != device)
         for module in modules

@@ -1,8 +1,10 @@
-"""Which implementation of the operators runs: ``kernels``, ``fast`` or ``reference``.
+"""Which implementation of the operators runs: ``kernels``, ``fast``, ``plain`` or ``reference``.
 
 The best that is there, unless the environment variable ``MEGABASE_BACKEND`` or :func:`override`
-names one. The kernels take CPU tensors; where an operator has none the fast path runs. An unknown
-name, or kernels that are asked for and missing, are errors.
+names one. The kernels and the fast path cut the work by the caches of a CPU, and where an operator
+has no kernel the fast path runs. On an accelerator the plain path runs in place of both: whole
+tensors, few launches, nothing that a compiler cannot see through. An unknown name, or kernels that
+are asked for and missing, are errors.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 from megabase.errors import OperatorError
 from megabase.ops import kernels
 
-BACKENDS = ("kernels", "fast", "reference")
+BACKENDS = ("kernels", "fast", "plain", "reference")
 """Names that can be asked for."""
 
 ENVIRONMENT_VARIABLE = "MEGABASE_BACKEND"
@@ -48,6 +50,17 @@ def active() -> str:
 def use_reference() -> bool:
     """Whether operators run their definitions."""
     return active() == "reference"
+
+
+def on_accelerator(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is on a device where launches and memory cost, and caches do not help."""
+    return tensor.device.type not in ("cpu", "meta")
+
+
+def use_plain(tensor: torch.Tensor) -> bool:
+    """Whether whole tensors are worked on at once by functions of torch alone."""
+    name = active()
+    return name == "plain" or (name in ("kernels", "fast") and on_accelerator(tensor))
 
 
 def use_kernels(*tensors: torch.Tensor | None) -> bool:

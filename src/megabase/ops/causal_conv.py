@@ -59,23 +59,32 @@ def causal_conv(
     dtype = x_BLE.dtype
     taps_EK = taps_EK.to(dtype)
     others = (None if t is None else t.to(dtype) for t in (bias_E, past_BPE))
-    run = _causal_conv_reference if backend.use_reference() else _causal_conv_shifted
+    if backend.use_reference() or backend.use_plain(x_BLE):
+        return _causal_conv_reference(x_BLE, taps_EK, *others, reverse)
     if reverse:
-        return run(x_BLE.flip(1), taps_EK, *others).flip(1)
-    return run(x_BLE, taps_EK, *others)
+        return _causal_conv_shifted(x_BLE.flip(1), taps_EK, *others).flip(1)
+    return _causal_conv_shifted(x_BLE, taps_EK, *others)
 
 
 def _causal_conv_reference(
-    x_BLE: Tensor, taps_EK: Tensor, bias_E: Tensor | None = None, past_BPE: Tensor | None = None
+    x_BLE: Tensor,
+    taps_EK: Tensor,
+    bias_E: Tensor | None = None,
+    past_BPE: Tensor | None = None,
+    reverse: bool = False,
 ) -> Tensor:
     """Convolve by the library's convolution: the definition of :func:`causal_conv`."""
-    before = taps_EK.shape[1] - 1
-    x_BEL = x_BLE.transpose(1, 2)
-    padded = F.pad(x_BEL, (before, 0))
+    (channels, taps), length = taps_EK.shape, x_BLE.shape[1]
+    if reverse:  # the taps are turned around, and the sequence is not
+        taps_EK = taps_EK.flip(1)
+    first = taps - 1 if reverse else 0
     if past_BPE is not None:
-        padded = padded + F.pad(past_BPE.transpose(1, 2), (0, x_BEL.shape[-1]))
-    y_BEL = F.conv1d(padded, taps_EK[:, None], bias_E, groups=taps_EK.shape[0])
-    return F.silu(y_BEL).transpose(1, 2)
+        x_BLE = torch.cat([x_BLE, past_BPE.flip(1)] if reverse else [past_BPE, x_BLE], dim=1)
+        first = taps - 1
+    y_BEL = F.conv1d(
+        x_BLE.transpose(1, 2), taps_EK[:, None], bias_E, padding=taps - 1, groups=channels
+    )
+    return F.silu(y_BEL[..., first : first + length]).transpose(1, 2)
 
 
 def _causal_conv_shifted(

@@ -56,7 +56,7 @@ def implicit_filter(z_ME: Tensor, t_M: Tensor, weights: FilterWeights) -> Tensor
     Tensor
         Shape (channels, lags).
     """
-    if backend.use_reference():
+    if backend.use_reference() or backend.use_plain(z_ME):
         _forward.check(z_ME, t_M, *weights)
         return _implicit_filter_reference(z_ME, t_M, weights)
     return _forward(z_ME, t_M, weights)
@@ -74,7 +74,7 @@ def _implicit_filter_reference(z_ME: Tensor, t_M: Tensor, weights: FilterWeights
 
 
 def _cut(z_ME: Tensor) -> Iterator[slice]:
-    return (piece.at for piece in pieces(slice(0, 1), z_ME.shape[0], z_ME))
+    return (piece.at for piece in pieces(slice(0, 1), z_ME.shape[0]))
 
 
 def _window(t_m: Tensor, weights: FilterWeights) -> Tensor | float:

@@ -11,6 +11,7 @@ are blocks of B and D; T output and S input positions of the definition's matrix
 from __future__ import annotations
 
 import math
+import operator as builtin
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -52,7 +53,7 @@ def _cost(n: int) -> float:
     return n * (1.0 if odd == 1 else 1.05 if odd == 3 else 1.2)
 
 
-@lru_cache(maxsize=1024)
+@torch.compiler.assume_constant_result  # compilers do not look into the search
 def fft_length(minimum: int) -> int:
     """Give the cheapest good transform length of at least `minimum`.
 
@@ -69,6 +70,11 @@ def fft_length(minimum: int) -> int:
     >>> fft_length(2 * 160_002 - 1)
     322560
     """
+    return _fft_length(minimum)
+
+
+@lru_cache(maxsize=1024)
+def _fft_length(minimum: int) -> int:
     if minimum <= _SMALL:
         return max(1, minimum)
     power = 1 << (minimum - 1).bit_length()
@@ -131,6 +137,9 @@ def long_conv(
     if backend.use_reference():
         _forward.check(u_BDL, k_DM, skip_D, two_sided)
         return long_conv_reference(u_BDL, k_DM, skip_D, two_sided=two_sided)
+    if backend.use_plain(u_BDL):
+        _forward.check(u_BDL, k_DM, skip_D, two_sided)
+        return _long_conv_plain(u_BDL, k_DM, skip_D, two_sided)
     return _forward(u_BDL, k_DM, skip_D, two_sided)
 
 
@@ -176,6 +185,21 @@ def _matrix_rows(u_BDL: Tensor, k_DM: Tensor, begin: int, end: int, two_sided: b
     else:
         matrix_DTS = k_DM[:, lag_TS.clamp(min=0)] * (lag_TS >= 0)
     return torch.einsum("dts,bds->bdt", matrix_DTS, u_BDL)
+
+
+def _long_conv_plain(u_BDL: Tensor, k_DM: Tensor, skip_D: Tensor | None, two_sided: bool) -> Tensor:
+    """Convolve by FFTs of whole tensors."""
+    dtype = wide_dtype(u_BDL.dtype, k_DM.dtype)
+    length = builtin.index(u_BDL.shape[-1])  # a number for compilers: one graph for each length
+    n_fft, k_DM = fft_length(2 * length - 1), k_DM.to(dtype)
+    if two_sided:  # on a circle
+        gap = k_DM.new_zeros(k_DM.shape[0], n_fft - k_DM.shape[1])
+        k_DM = torch.cat([k_DM[:, length - 1 :], gap, k_DM[:, : length - 1]], dim=1)
+    K_DF = torch.fft.rfft(k_DM, n=n_fft)
+    if skip_D is not None:
+        K_DF = K_DF + skip_D[:, None].to(dtype)
+    U_BDF = torch.fft.rfft(u_BDL.to(dtype), n=n_fft)
+    return torch.fft.irfft(U_BDF * K_DF, n=n_fft)[..., :length].to(u_BDL.dtype)
 
 
 def _blocks(batch: int, channels: int, n_fft: int) -> tuple[list[slice], list[slice]]:

@@ -61,7 +61,7 @@ def norm_mlp(x: Tensor, weights: MlpWeights, product: torch.dtype | None = None)
     Tensor
         Shape of `x`, in the dtype of the products.
     """
-    if backend.use_reference():
+    if backend.use_reference() or backend.use_plain(x):
         _forward.check(x, *weights, product)
         return _norm_mlp_reference(x, weights, product)
     return _forward(x, weights, product)
@@ -73,9 +73,11 @@ def _norm_mlp_reference(
     """Normalize and apply the MLP by torch's functions: the definition of :func:`norm_mlp`."""
     norm_w, norm_b, eps, *maps = weights
     w1, b1, w2, b2 = (t.to(_product_dtype(weights, product)) for t in maps)
+    dtype = w1.dtype if product is None else x.dtype
     if norm_w is not None:
         x = F.layer_norm(x.to(norm_w.dtype), x.shape[-1:], norm_w, norm_b, eps)
-    return F.linear(F.gelu(F.linear(x.to(w1.dtype), w1, b1), approximate="tanh"), w2, b2)
+    y = F.linear(F.gelu(F.linear(x.to(w1.dtype), w1, b1), approximate="tanh"), w2, b2)
+    return y.to(dtype)
 
 
 def _product_dtype(weights: MlpWeights, product: torch.dtype | None) -> torch.dtype:
@@ -149,7 +151,7 @@ def _forward(
     dtype = _product_dtype(weights, product)
     norm, x_ND, y_ND = Norm(*weights[:3]), x.reshape(-1, width), y.view(-1, width)
     w1_ED, b1_E, w2_DE, b2_D = (t.to(dtype) for t in weights[3:])
-    for piece in pieces(slice(0, 1), len(x_ND), x):
+    for piece in pieces(slice(0, 1), len(x_ND)):
         h_nD = norm.apply(x_ND[piece.at], dtype)
         a_nE = matmul(h_nD, w1_ED.t(), b1_E).to(wide_dtype(dtype))
         g_nE = _gelu(a_nE, torch.empty_like(a_nE), torch.empty_like(a_nE)).to(dtype)
@@ -204,7 +206,7 @@ def _backward(
     w1_ED, b1_E, w2_DE, _ = (t.to(dtype) for t in weights[3:])
     x_ND, dy_ND = x.reshape(-1, width), dy.reshape(-1, width)
     dx_ND = dx.view(-1, width) if needs_x else dx
-    for piece in pieces(slice(0, 1), len(x_ND), x):
+    for piece in pieces(slice(0, 1), len(x_ND)):
         x_nD, dy_nD = x_ND[piece.at], dy_ND[piece.at].to(dtype)
         h_nD = norm.apply(x_nD, dtype)
         a_nE = matmul(h_nD, w1_ED.t(), b1_E).to(wide)

@@ -16,10 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 PIECE_POSITIONS = 1024
-"""Positions of a piece on a CPU: long enough for products, short enough for a core's own cache."""
-
-_FAR = 1 << 16
-"""Positions of a piece elsewhere, where starting an operation costs more than memory."""
+"""Positions of a piece: long enough for products, short enough for a core's own cache."""
 
 
 class Piece(NamedTuple):
@@ -35,20 +32,17 @@ class Piece(NamedTuple):
     """Where `at` lies within `wide`."""
 
 
-def pieces(
-    rows: slice, length: int, like: Tensor, before: int = 0, after: int = 0
-) -> Iterator[Piece]:
+def pieces(rows: slice, length: int, before: int = 0, after: int = 0) -> Iterator[Piece]:
     """Cut the sequences `rows` into pieces: several whole sequences, or a part of one.
 
-    `like` is on the device of the work; `before` and `after` are neighboring positions that `wide`
-    adds on either side, as far as there are any.
+    `before` and `after` are neighboring positions that `wide` adds on either side, as far as there
+    are any.
     """
-    size = PIECE_POSITIONS if like.device.type == "cpu" else _FAR
-    together = max(1, size // max(1, length))
+    together = max(1, PIECE_POSITIONS // max(1, length))
     for first in range(rows.start, rows.stop, together):
         b = slice(first, min(first + together, rows.stop))
-        for start in range(0, length, size):
-            stop = min(start + size, length)
+        for start in range(0, length, PIECE_POSITIONS):
+            stop = min(start + PIECE_POSITIONS, length)
             wide = slice(max(0, start - before), min(length, stop + after))
             inner = slice(start - wide.start, stop - wide.start)
             yield Piece(b, slice(start, stop), wide, inner)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -28,9 +29,10 @@ from megabase.ops.registry import (
     wide_dtype,
     without_autocast,
 )
+from megabase.ops.whole_scan import ScanInputs, composed, stepwise_scan, whole_scan
 
-_STEP_ELEMENTS = {"cpu": 1 << 15, "other": 1 << 20}
-"""States that advance in one call, by device: enough to pay for it, few enough for the cache."""
+_STEP_ELEMENTS = 1 << 15
+"""States that advance in one call: enough to pay for it, few enough for the cache."""
 
 _STEPS_PER_STATE = 4
 """Block length over states per channel; sets the memory kept for the backward pass."""
@@ -95,8 +97,7 @@ class _Plan:
     def __init__(self, u_BLE: Tensor, states: int, dtype: torch.dtype, buffers: int) -> None:
         self.batch, self.length, self.channels = u_BLE.shape
         self.states = states
-        kind = u_BLE.device.type if u_BLE.device.type in _STEP_ELEMENTS else "other"
-        lanes = max(1, _STEP_ELEMENTS[kind] // max(1, states * self.channels))
+        lanes = max(1, _STEP_ELEMENTS // max(1, states * self.channels))
         count = -(-self.length // max(_LEAST_STEPS, _STEPS_PER_STATE * states))
         self.steps = -(-self.length // count)
         self.all_blocks = -(-self.length // self.steps)
@@ -122,29 +123,6 @@ class _Plan:
         lanes = (segment.rows.stop - segment.rows.start) * segment.blocks
         shape = (self.steps, lanes, self.states, self.channels)
         return [buffer[: math.prod(shape)].view(shape) for buffer in self.buffers]
-
-
-class ScanInputs(NamedTuple):
-    """Inputs of a scan, for one step without L; what is None is left out of the formula."""
-
-    u: Annotated[Tensor, "B L E"]
-    """Input."""
-    delta: Annotated[Tensor, "B L E"]
-    """Step sizes before bias and softplus."""
-    A: Annotated[Tensor, "E N"]
-    """Decay rates; negative in every published model."""
-    B: Annotated[Tensor, "B L N"]
-    """What enters the states."""
-    C: Annotated[Tensor, "B L N"]
-    """What leaves the states."""
-    D: Annotated[Tensor | None, "E"] = None
-    """Weight of the input that skips the states."""
-    z: Annotated[Tensor | None, "B L E"] = None
-    """Gate."""
-    bias: Annotated[Tensor | None, "E"] = None
-    """Bias of the step sizes."""
-    initial: Annotated[Tensor | None, "B E N"] = None
-    """States before the first position; zeros when None."""
 
 
 def _rates(x: ScanInputs) -> tuple[Tensor, Tensor]:
@@ -527,39 +505,17 @@ def selective_scan(
         y_BLE, state_BEN, _ = _scan_kernel(ScanInputs(*wide), softplus, reverse, keep, checked=True)
         return (y_BLE if y_BLE.dtype == x.u.dtype else y_BLE.to(x.u.dtype)), state_BEN
     with without_autocast(x.u):
+        if backend.use_plain(x.u):
+            return composed(x, softplus, partial(whole_scan, reverse=reverse))
         if reverse:
             u, delta, B, C = (t.flip(1) for t in (x.u, x.delta, x.B, x.C))
             z = None if x.z is None else x.z.flip(1)
             x = x._replace(u=u, delta=delta, B=B, C=C, z=z)
         if backend.use_reference():
-            y_BLE, state_BEN = _selective_scan_reference(x, softplus=softplus)
+            y_BLE, state_BEN = composed(x, softplus, stepwise_scan)
         else:
             y_BLE, state_BEN, _ = _scan_blocked(x, softplus, keep, checked=True)
         return (y_BLE.flip(1) if reverse else y_BLE), state_BEN
-
-
-def _selective_scan_reference(x: ScanInputs, *, softplus: bool = True) -> tuple[Tensor, Tensor]:
-    """Scan one position after another: the definition of :func:`selective_scan`."""
-    dtype = wide_dtype(x.u.dtype)
-    u, delta, B, C = (t.to(dtype) for t in (x.u, x.delta, x.B, x.C))
-    if x.bias is not None:
-        delta = delta + x.bias.to(dtype)
-    if softplus:
-        delta = F.softplus(delta)
-    state = u.new_zeros(u.shape[0], *x.A.shape)
-    if x.initial is not None:
-        state = state + x.initial.to(dtype)
-    y = []
-    for t in range(u.shape[1]):
-        delta_t, u_t = delta[:, t, :, None], u[:, t, :, None]
-        state = torch.exp(delta_t * x.A) * state + delta_t * B[:, t, None, :] * u_t
-        y.append((state * C[:, t, None, :]).sum(dim=-1))
-    y_BLE = torch.stack(y, dim=1)
-    if x.D is not None:
-        y_BLE = y_BLE + x.D * u
-    if x.z is not None:
-        y_BLE = y_BLE * F.silu(x.z.to(dtype))
-    return y_BLE.to(x.u.dtype), state
 
 
 _STEP = Arguments(

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from megabase.ops import backend
 from megabase.ops.hyena_mixer import kernel
 from megabase.ops.hyena_mixer.passes import Backward, Mixer, MixerOptions, MixerWeights, run_forward
-from megabase.ops.long_conv import convolution_flops, lags, long_conv_reference
+from megabase.ops.long_conv import convolution_flops, lags, long_conv
 from megabase.ops.registry import Saved, operator, wants_gradient, wide_dtype
-from megabase.ops.short_conv import short_conv_reference, taps_behind, taps_flops
+from megabase.ops.short_conv import short_conv, taps_behind, taps_flops
 
 _CHECKS: dict[str, Any] = {
     "rules": {"M": lags}, "least": {"L": 1, "K": 1}, "below": {"after": "K"},
@@ -74,15 +74,15 @@ def hyena_mixer(
     linear map. The fast path has no second derivative.
     """
     options = MixerOptions(taps_behind(weights.w, centered), two_sided, product)
-    if backend.use_reference():
+    if backend.use_reference() or backend.use_plain(x):
         _forward.check(x, *weights, *options, False)
-        return _hyena_mixer_reference(
+        return _hyena_mixer_by_parts(
             x, weights, centered=centered, two_sided=two_sided, product=product
         )
     return _forward(x, weights, options, wants_gradient(x, weights))[0]
 
 
-def _hyena_mixer_reference(
+def _hyena_mixer_by_parts(
     x: Tensor,
     weights: MixerWeights,
     *,
@@ -90,15 +90,18 @@ def _hyena_mixer_reference(
     two_sided: bool = False,
     product: torch.dtype | None = None,
 ) -> Tensor:
-    """Mix by the definitions of the parts: the definition of :func:`hyena_mixer`."""
+    """Mix by operators and functions of torch for the parts: the definition of the mixer."""
     norm_w, norm_b, eps, w_in, b_in, w, b, k, skip, w_out, b_out = weights
     dtype = w_in.dtype if product is None else product
+    out_dtype = dtype if product is None else x.dtype
     if norm_w is not None:
         x = F.layer_norm(x.to(norm_w.dtype), x.shape[-1:], norm_w, norm_b, eps)
-    p_BPL = F.linear(x.to(dtype), w_in.to(dtype), b_in.to(dtype)).transpose(1, 2)
-    first_BDL, gate_BDL, v_BDL = short_conv_reference(p_BPL, w, b, centered=centered).chunk(3, 1)
-    g_BDL = first_BDL * long_conv_reference(v_BDL * gate_BDL, k, skip, two_sided=two_sided)
-    return F.linear(g_BDL.to(dtype).transpose(1, 2), w_out.to(dtype), b_out.to(dtype))
+    p_BLP = F.linear(x.to(dtype), w_in.to(dtype), b_in.to(dtype))
+    p_BPL = p_BLP.transpose(1, 2).to(wide_dtype(dtype))
+    first_BDL, gate_BDL, v_BDL = short_conv(p_BPL, w, b, centered=centered).chunk(3, 1)
+    g_BDL = first_BDL * long_conv(v_BDL * gate_BDL, k, skip, two_sided=two_sided)
+    y = F.linear(g_BDL.to(dtype).transpose(1, 2), w_out.to(dtype), b_out.to(dtype))
+    return y.to(out_dtype)
 
 
 def _flops(x: Sequence[int], weights: Any, *_: Any) -> int:

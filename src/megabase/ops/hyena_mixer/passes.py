@@ -134,7 +134,7 @@ class Mixer:
 
     def pieces(self, b: slice, before: int = 0, after: int = 0) -> Iterator[Piece]:
         """Cut the sequences `b` into pieces of positions."""
-        return pieces(b, self.length, self.x, before, after)
+        return pieces(b, self.length, before, after)
 
     def spectrum(self, c: slice, j: slice, kept: dict[int, Tensor]) -> Tensor:
         """Give the filter's spectrum for the block `j` of the channels `c`.
