@@ -5,19 +5,19 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from megabase.benchmarking.config import BenchmarkConfig, ModelEntry, flatten
+from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
 from megabase.benchmarking.models import (
     RECIPES,
-    _read_recipe,
+    _recipe_settings,
     _with_settings,
     finetune_settings,
-    recipe_settings,
 )
 from megabase.benchmarking.suites.base import Task
 from megabase.benchmarking.suites.labeled import GENOMIC_BENCHMARKS, NUCLEOTIDE_TRANSFORMER
 from megabase.data.labeled import LabelTable, label_splits
 from megabase.errors import InputError
 from megabase.tasks.config import FinetuneConfig
+from megabase.training.run_folder import flatten
 
 FOUND = [
     (file.stem, task)
@@ -28,7 +28,7 @@ FOUND = [
 
 @pytest.mark.parametrize(("suite", "task"), FOUND)
 def test_every_recipe_is_settings_of_finetuning(suite: str, task: str) -> None:
-    variants = _read_recipe(suite, task)
+    variants = yaml.safe_load((RECIPES / f"{suite}.yaml").read_text())[task]
     assert variants
     for name, variant in variants.items():
         assert variant["source"], name
@@ -38,30 +38,32 @@ def test_every_recipe_is_settings_of_finetuning(suite: str, task: str) -> None:
         assert run.optim.lr == flatten(settings)["optim.lr"]
 
 
+def task_of(suite: str, name: str) -> Task:
+    rows = LabelTable("t", ["ACGT", "GGGG"], [("a",), ("b",)], ("label",))
+    return Task(
+        suite=suite, name=name, metric="accuracy", splits=label_splits({"train": rows}, "classes"),
+        settings={"table.max_length": 251},
+    )  # fmt: skip
+
+
 def test_every_published_data_set_has_one() -> None:
-    assert all("default" in _read_recipe("genomic-benchmarks", name) for name in GENOMIC_BENCHMARKS)
-    assert all(
-        "caduceus" in _read_recipe("nucleotide-transformer", name)
-        for name in NUCLEOTIDE_TRANSFORMER
-    )
+    for suite, names, variant in (
+        ("genomic-benchmarks", GENOMIC_BENCHMARKS, "default"),
+        ("nucleotide-transformer", NUCLEOTIDE_TRANSFORMER, "caduceus"),
+    ):
+        assert all(_recipe_settings(variant, task_of(suite, name)) for name in names)
 
 
 def test_what_is_given_wins_over_the_recipe() -> None:
-    rows = LabelTable("t", ["ACGT", "GGGG"], [("a",), ("b",)], ("label",))
-    task = Task(
-        suite="genomic-benchmarks", name="human_nontata_promoters", metric="accuracy",
-        splits=label_splits({"train": rows}, "classes"),
-        settings={"table.max_length": 251},
-    )  # fmt: skip
-    recipe = recipe_settings("caduceus_ph", task)
-    config = BenchmarkConfig(suite="gue", output="o", settings={"epochs": 3})
+    task = task_of("genomic-benchmarks", "human_nontata_promoters")
+    config = BenchmarkConfig(suite="gue", output="o", settings={"epochs": 3}, recipe="caduceus_ph")
     entry = ModelEntry(name="m", start="caduceus", settings={"optim.lr": "5e-4"})
-    run = finetune_settings(config, task, entry, recipe=recipe, chosen={"head.freeze": True})
+    run = finetune_settings(config, task, entry, {"head.freeze": True})
     assert (run.epochs, run.optim.lr, run.optim.schedule) == (3, 5e-4, "published")
     assert (run.global_batch, run.table.max_length) == (256, 251)
     assert run.head.strand_average
     assert run.head.freeze
     with pytest.raises(InputError, match="no recipe 'nope'; it has default, hyenadna"):
-        recipe_settings("nope", task)
+        _recipe_settings("nope", task)
     with pytest.raises(InputError, match="no recipe"):
-        recipe_settings("default", replace(task, suite="table", name="mine"))
+        _recipe_settings("default", replace(task, suite="table", name="mine"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -236,20 +236,3 @@ class BenchmarkConfig(Settings):
 def _words(given: Sequence[str] | str) -> list[str]:
     words = given.strip("[] ").split(",") if isinstance(given, str) else given
     return [word.strip(" '\"") for word in words if word.strip()]
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested settings into dotted names; what is below ``overrides`` is nested there too.
-
-    Examples
-    --------
-    >>> flatten({"optim": {"lr": 0.001}, "epochs": 3})
-    {'optim.lr': 0.001, 'epochs': 3}
-    """
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

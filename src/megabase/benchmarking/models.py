@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megabase.benchmarking.config import BenchmarkConfig, ModelEntry, flatten
+from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
 from megabase.benchmarking.suites.base import Task, choose_tasks
 from megabase.errors import ConfigError, InputError
 from megabase.settings import settings_from
 from megabase.tasks.config import FinetuneConfig
+from megabase.training.run_folder import flatten
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "benchmarks"
 """One YAML file for each suite: task (or ``*``: all), then variant, then settings of fine-tuning
@@ -52,18 +53,15 @@ def resolve_entry(entry: ModelEntry) -> dict[str, Any]:
     from megabase.models.presets import PRESETS
 
     start = entry.start
-    if start == "scratch":
-        return {"model": "default", "from_scratch": True}
-    if start.endswith(":scratch"):
-        return {"model": start.removesuffix(":scratch"), "from_scratch": True}
+    if start == "scratch" or start.endswith(":scratch"):
+        return {"model": start[: -len(":scratch")] or "default", "from_scratch": True}
     if start == "default":
         return {"model": "default"}
-    families = list(FAMILIES)
+    families, presets = list(FAMILIES), list(PRESETS)
     if start in families:
         return {"family": start}
     if Path(start).expanduser().is_dir():
         return {"model": str(Path(start).expanduser().absolute())}
-    presets = list(PRESETS)
     if start in presets:
         return {"preset": start}
     if start.count("/") == 1 and not start.startswith((".", "/", "~")):
@@ -118,7 +116,8 @@ def _with_settings(config: FinetuneConfig, settings: Mapping[str, Any]) -> Finet
         below = nested
         for group in groups:
             below = below.setdefault(group, {})
-        below[last] = value
+        if value != {}:  # an empty table changes nothing
+            below[last] = value
     return settings_from(FinetuneConfig, nested, "settings: ", base=config)
 
 
@@ -126,8 +125,6 @@ def finetune_settings(
     config: BenchmarkConfig,
     task: Task,
     entry: ModelEntry,
-    *,
-    recipe: Mapping[str, Any],
     chosen: Mapping[str, Any],
 ) -> FinetuneConfig:
     """Build the settings of one run; files, folder and seed are filled in by the runner.
@@ -142,7 +139,7 @@ def finetune_settings(
     settings["metrics"] = [metric, *(name for name in task.metrics if name != metric)]
     for more in (
         task.settings,
-        recipe,
+        _recipe_settings(config.recipe, task),
         config.settings,
         config.task_settings.get(task.name, {}),
         entry.settings,
@@ -200,20 +197,15 @@ def check_overlap(config: BenchmarkConfig, task: Task | None = None) -> None:
             )
 
 
-def _read_recipe(suite: str, task: str) -> dict[str, dict[str, Any]]:
-    """Read the variants of a task; empty when it has no recipe."""
-    import yaml
-
-    file = RECIPES / f"{suite}.yaml"
-    tasks = yaml.safe_load(file.read_text()) if file.is_file() else {}
-    return {**tasks.get("*", {}), **tasks.get(task, {})}
-
-
-def recipe_settings(name: str | None, task: Task) -> dict[str, Any]:
+def _recipe_settings(name: str | None, task: Task) -> dict[str, Any]:
     """Give the settings of a variant for a task; an InputError when it has no such variant."""
     if name is None:
         return {}
-    variants = _read_recipe(task.suite, task.name)
+    import yaml
+
+    file = RECIPES / f"{task.suite}.yaml"
+    tasks = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    variants = {**tasks.get("*", {}), **tasks.get(task.name, {})}
     if name not in variants:
         held = ", ".join(variants) or "none"
         raise InputError(f"{task.suite} {task.name} has no recipe {name!r}; it has {held}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ import numpy.typing as npt
 from megabase.benchmarking.config import BenchmarkConfig
 from megabase.benchmarking.suites.base import Task
 from megabase.data.labeled import (
-    Kind,
     LabeledSequences,
     members_by_class,
     published_split,
@@ -28,7 +27,6 @@ from megabase.data.leaks import (
     rows_in_others,
 )
 from megabase.errors import InputError
-from megabase.evaluate import metrics
 from megabase.genome.files import write_json
 from megabase.tasks.labeled_data import digest, hash_of
 
@@ -109,13 +107,6 @@ class Unit:
     def name(self) -> str:
         """Name of its folder."""
         return f"seed-{self.seed}" + ("" if self.fold is None else f"-fold-{self.fold}")
-
-
-def units(protocol: str, seeds: list[int], folds: int) -> list[Unit]:
-    """List the runs of a protocol."""
-    if protocol != "kfold":
-        return [Unit(seed) for seed in seeds]
-    return [Unit(seed, fold) for seed in seeds for fold in range(folds)]
 
 
 def _join(parts: list[LabeledSequences]) -> LabeledSequences:
@@ -254,21 +245,6 @@ def checked_for_leaks(
         console.print(f"{task.suite} {task.name}: {describe_leaks(json.loads(file.read_text()))}",
                       markup=False, highlight=False)  # fmt: skip
     return replace(task, splits=splits, notes=(*task.notes, f"leaks:{file.name}"))
-
-
-def metrics_apart(
-    folder: Path, apart: npt.NDArray[np.bool_], names: Sequence[str], kind: Kind
-) -> dict[str, Any]:
-    """Measure the test rows marked in `apart`, which meet no training row, where some do.
-
-    Reads the outputs of the run; gives ``rows_apart`` and ``test_apart``, or nothing.
-    """
-    count = int(apart.sum())
-    if not 0 < count < len(apart):
-        return {}
-    with np.load(folder / "outputs.npz") as kept:
-        outputs, labels = kept["test"][apart], kept["test_labels"][apart]
-    return {"rows_apart": count, "test_apart": metrics.measure(names, kind, outputs, labels)}
 
 
 def describe_leaks(found: Mapping[str, Any]) -> str:

@@ -27,7 +27,6 @@ from megabase.benchmarking.models import (
     go_on_from,
     is_baseline,
     kmer_words,
-    recipe_settings,
     resolve_entry,
     settings_by_task,
 )
@@ -35,9 +34,7 @@ from megabase.benchmarking.rows import (
     RowOverlaps,
     Unit,
     checked_for_leaks,
-    metrics_apart,
     split_task,
-    units,
 )
 from megabase.benchmarking.suites import suite_module
 from megabase.benchmarking.suites.base import Task
@@ -207,9 +204,9 @@ class _Sweep:
             chosen: dict[str, Any] = {}
             seen: set[str] = set()
             tuning = 0.0
-            for number, unit in enumerate(
-                units(config.protocol, config.seed_numbers, config.folds)
-            ):
+            folds = range(config.folds) if config.protocol == "kfold" else (None,)
+            units = [Unit(seed, fold) for seed in config.seed_numbers for fold in folds]
+            for number, unit in enumerate(units):
                 splits = split_task(task, config.protocol, unit, config.folds, overlaps)
                 key = hash_of({name: digest(rows) for name, rows in splits.items()})
                 if is_baseline(entry.start) and key in seen:
@@ -243,8 +240,7 @@ class _Sweep:
 
     def _settings(self, job: Job, chosen: Mapping[str, Any]) -> tuple[FinetuneConfig, Any]:
         """Give the settings of a run, as they are and as JSON holds them."""
-        recipe = recipe_settings(self._config.recipe, job.task)
-        run = finetune_settings(self._config, job.task, job.entry, recipe=recipe, chosen=chosen)
+        run = finetune_settings(self._config, job.task, job.entry, chosen)
         return run, _recorded(run)
 
     def _record(self, job: Job, chosen: Mapping[str, Any], tuning: float) -> dict[str, Any]:
@@ -299,9 +295,7 @@ class _Sweep:
             **result,
             "notes": [*task.notes, *carried, *result["notes"]],
         }  # fmt: skip
-        record["test"] |= _group_metrics(folder, task)
-        record |= metrics_apart(folder, job.apart, names, task.kind)
-        record = without_nan(record)
+        record = without_nan(_measured_further(record, job, folder))
         write_json(file, record)
         return record
 
@@ -394,9 +388,14 @@ def _write_splits(output: Path, job: Job) -> dict[str, str]:
     return paths
 
 
-def _group_metrics(folder: Path, task: Task) -> dict[str, float]:
-    if not task.groups:
-        return {}
+def _measured_further(record: dict[str, Any], job: Job, folder: Path) -> dict[str, Any]:
+    """Add medians by group, and the metrics of the test rows apart where some are not."""
+    task, count = job.task, int(job.apart.sum())
     with np.load(folder / "outputs.npz") as kept:
-        found = metrics.median_by_group("auroc", kept["test"], kept["test_labels"], task.groups)
-    return {f"median_auroc_{group}": value for group, value in found.items()}
+        outputs, labels = kept["test"], kept["test_labels"]
+    medians = metrics.median_by_group("auroc", outputs, labels, task.groups) if task.groups else {}
+    test = {**record["test"], **{f"median_auroc_{name}": x for name, x in medians.items()}}
+    if not 0 < count < len(job.apart):
+        return {**record, "test": test}
+    apart = metrics.measure(record["metrics"], task.kind, outputs[job.apart], labels[job.apart])
+    return {**record, "test": test, "rows_apart": count, "test_apart": apart}

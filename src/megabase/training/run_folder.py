@@ -363,7 +363,7 @@ def _git(folder: Path) -> dict[str, Any] | None:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """Compare two records; dotted name of each difference -> "name: old then, new now"."""
-    old, new = _flat(before), _flat(now)
+    old, new = flatten(before), flatten(now)
     return {
         name: f"{name}: {_short(old.get(name))} then, {_short(new.get(name))} now"
         for name in sorted({*old, *new})
@@ -371,11 +371,18 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested values into dotted names; an empty table stays a value.
+
+    Examples
+    --------
+    >>> flatten({"optim": {"lr": 0.001}, "epochs": 3})
+    {'optim.lr': 0.001, 'epochs': 3}
+    """
     flat: dict[str, Any] = {}
     for name, value in record.items():
         if isinstance(value, Mapping) and value:
-            flat.update(_flat(value, f"{prefix}{name}."))
+            flat.update(flatten(value, f"{prefix}{name}."))
         else:
             flat[f"{prefix}{name}"] = value
     return flat

@@ -95,7 +95,7 @@ def test_warm_up_becomes_stages(tmp_path: Path) -> None:
     asked = config(data=str(path), species={"split": "segment", "lengths": [256]})
     entry = ModelEntry(name="w", start="hyenadna", settings={"warmup": [64, 128, 512], "epochs": 8})
     task = species.load(asked, "species-256")
-    run = finetune_settings(asked, task, entry, recipe={}, chosen={})
+    run = finetune_settings(asked, task, entry, {})
     assert [(s.length, s.epochs) for s in run.stages] == [(64, 2.0), (128, 2.0), (256, 4.0)]
 
 

@@ -18,7 +18,7 @@ from megabase.errors import InputError
 
 
 @dataclass(frozen=True)
-class Published:
+class _Published:
     """A metric that a paper reports."""
 
     model: str
@@ -49,7 +49,7 @@ class Task:
     """The metric of the table."""
     metrics: tuple[str, ...] = ()
     """Further ones."""
-    published: tuple[Published, ...] = ()
+    published: tuple[_Published, ...] = ()
     """What papers report."""
     official: bool = True
     """Whether the test rows are those of the papers."""
@@ -71,18 +71,18 @@ class Task:
         return self.splits["train"].kind
 
 
-def published(suite: str, task: str | int, metric: str = "") -> tuple[Published, ...]:
+def published(suite: str, task: str | int, metric: str = "") -> tuple[_Published, ...]:
     """Give what papers report on a task (``published.yaml``), in `metric` if none is named."""
     import yaml
 
     file = resources.files("megabase.benchmarking.suites").joinpath("published.yaml")
-    found: list[Published] = []
+    found: list[_Published] = []
     for entry in yaml.safe_load(file.read_text(encoding="utf-8")).get(suite, ()):
         for model, cell in zip(entry["models"], entry["tasks"].get(task, ()), strict=False):
             if cell is not None:
                 value, spread = cell if isinstance(cell, list) else (cell, None)
                 found.append(
-                    Published(
+                    _Published(
                         model, value, entry["source"], entry.get("metric", metric),
                         entry["protocol"], spread,
                     )
