@@ -112,6 +112,9 @@ def write_run_page(
 def build_run_page(run: RunRecord, evaluation: Record | None) -> str:
     """Make the page of a run, without any reference to other files or hosts."""
     title = f"{_family_name(run)} on {run.data['genome']['name']}"
+    measured: list[str] = []
+    if evaluation is not None:
+        measured = [_context(evaluation), _baselines(evaluation), _breakdown(run, evaluation)]
     return document(
         f"{title} - megabase",
         [
@@ -119,9 +122,7 @@ def build_run_page(run: RunRecord, evaluation: Record | None) -> str:
             f'<p class="lead">{escape(_verdict(run, evaluation))}</p></header>',
             statistics(_headline(run, evaluation)),
             _learning(run),
-            _context(evaluation),
-            _baselines(evaluation),
-            _breakdown(run, evaluation),
+            *measured,
             _data_section(run),
             _settings_section(run),
             _footer(run, evaluation),
@@ -193,15 +194,15 @@ def _learning(run: RunRecord) -> str:
     train, validation = run.of_kind("train"), run.of_kind("validation")
     caption = (
         "Perplexity is exp of the mean loss over all columns of the vocabulary. Grey is training: "
-        "single steps thin, their running median thick"
+        "single steps thin, their running median thick; "
     )
     caption += (
-        "; blue is the mean over the fixed validation windows, which training never reads. "
+        "blue is the mean over the fixed validation windows, which training never reads. "
         if validation
-        else "; this run had no validation. "
+        else "this run had no validation. "
     )
-    lengths = list(dict.fromkeys(record["length"] for record in train))
-    if len(lengths) > 1:
+    several = len({record["length"] for record in train}) > 1
+    if several:
         caption += (
             "Bands are the stages of the length warm-up: short sequences have less context, so the "
             "training line is not comparable across bands; the validation line is. "
@@ -210,16 +211,10 @@ def _learning(run: RunRecord) -> str:
     if skipped:
         caption += f"{skipped} steps with a loss that was not finite were skipped. "
     ends = f"from {math.exp(train[0]['loss']):.2f} to {math.exp(train[-1]['loss']):.3f}"
-    parts = [
-        figure(
-            partial(draw_learning_curve, run.metrics),
-            f"Training perplexity against tokens seen falls {ends}.",
-            caption.strip(),
-        )
-    ]
-    if validation and len(lengths) > 1:
-        parts.append(_stage_table(train, validation))
-    return section("Learning curve", parts)
+    seen = f"Training perplexity against tokens seen falls {ends}."
+    curve = figure(partial(draw_learning_curve, run.metrics), seen, caption.strip())
+    stages = _stage_table(train, validation) if validation and several else ""
+    return section("Learning curve", [curve, stages])
 
 
 def _stage_table(train: list[Record], validation: list[Record]) -> str:
@@ -238,8 +233,8 @@ def _stage_table(train: list[Record], validation: list[Record]) -> str:
     return table(head, rows)
 
 
-def _context(evaluation: Record | None) -> str:
-    if evaluation is None or not evaluation["context"]:
+def _context(evaluation: Record) -> str:
+    if not evaluation["context"]:
         return ""
     points = evaluation["context"]
     first, last = points[0], points[-1]
@@ -249,60 +244,53 @@ def _context(evaluation: Record | None) -> str:
         if width > 1
         else ""
     )
-    saved, error = last["saved_nats"], last["saved_nats_se"] or 0.0
+    saved, error = last["saved_nats"] / math.log(2), (last["saved_nats_se"] or 0.0) / math.log(2)
     if abs(saved) > 2 * error:
         meaning = (
             f"Going from {first['context']:,} to {last['context']:,} bases of context "
-            f"{'saves' if saved > 0 else 'costs'} {abs(saved) / math.log(2):.4f} \u00b1 "
-            f"{error / math.log(2):.4f} bits a base (paired)."
+            f"{'saves' if saved > 0 else 'costs'} {abs(saved):.4f} \u00b1 {error:.4f} bits a base "
+            "(paired)."
         )
     else:
         meaning = (
             f"Beyond {first['context']:,} bases more context makes no measurable difference here "
-            f"({saved / math.log(2):.4f} \u00b1 {error / math.log(2):.4f} bits a base saved)."
+            f"({saved:.4f} \u00b1 {error:.4f} bits a base saved)."
         )
     rows = [
         [f"{p['context']:,}", _with_error(p["measure"]), f"{p['saved_nats'] / math.log(2):.4f}"]
         for p in points
     ]
+    alternative = (
+        f"Perplexity goes from {first['measure']['perplexity_acgt']:.3f} at {first['context']} "
+        f"bases of context to {last['measure']['perplexity_acgt']:.3f} at {last['context']}."
+    )
+    caption = (
+        f"The same {last['measure']['targets']:,} target bases at every context length, in blocks "
+        f"spread evenly over the held-out regions. {exact}Bars are standard errors of the level; "
+        "the points share their targets, so differences between them are known better than the "
+        "bars suggest. Dashed: the best baseline on these targets."
+    )
     return section(
         "Perplexity against context",
         [
             f"<p>{escape(meaning)}</p>",
-            figure(
-                partial(draw_context_curve, evaluation),
-                f"Perplexity goes from {first['measure']['perplexity_acgt']:.3f} at "
-                f"{first['context']} bases of context to {last['measure']['perplexity_acgt']:.3f} "
-                f"at {last['context']}.",
-                f"The same {last['measure']['targets']:,} target bases at every context length, in "
-                f"blocks spread evenly over the held-out regions. {exact}Bars are standard errors "
-                "of the level; the points share their targets, so differences between them are "
-                "known better than the bars suggest. Dashed: the best baseline on these targets.",
-            ),
+            figure(partial(draw_context_curve, evaluation), alternative, caption),
             table(["context", "perplexity", "bits saved a base"], rows),
         ],
     )
 
 
-def _baselines(evaluation: Record | None) -> str:
-    if evaluation is None or len(evaluation["baselines"]) < 2:
+def _baselines(evaluation: Record) -> str:
+    if len(evaluation["baselines"]) < 2:
         return ""
     model = evaluation["overall"]
     markov = [baseline for baseline in evaluation["baselines"] if baseline["order"] is not None]
-    fixed = [baseline for baseline in markov if not baseline["fitted"]]
-    fitted = {
-        baseline["order"]: _with_error(baseline["measure"])
-        for baseline in markov
-        if baseline["fitted"]
-    }
-    cells = [["uniform", "4.000", ""]] + [
-        [
-            f"order {baseline['order']}",
-            _with_error(baseline["measure"]),
-            fitted.get(baseline["order"], ""),
-        ]
-        for baseline in fixed
-    ]
+    plain, fitted = (
+        {one["order"]: _with_error(one["measure"]) for one in markov if one["fitted"] is kind}
+        for kind in (False, True)
+    )
+    cells = [["uniform", "4.000", ""]]
+    cells += [[f"order {k}", text, fitted.get(k, "")] for k, text in plain.items()]
     cells.append(["model", _with_error(model), ""])
     best = best_baseline(evaluation) or markov[0]
     margin, error = best["margin_nats"] / math.log(2), (best["margin_nats_se"] or 0) / math.log(2)
@@ -311,7 +299,6 @@ def _baselines(evaluation: Record | None) -> str:
         f"{best['measure']['perplexity_acgt']:.3f}. The model {'saves' if margin > 0 else 'costs'} "
         f"{abs(margin):.4f} \u00b1 {error:.4f} bits a base against it (paired)."
     )
-    rate = fixed[0]["rates"][0]
     return section(
         "Baselines",
         [
@@ -324,18 +311,16 @@ def _baselines(evaluation: Record | None) -> str:
                 f"Perplexity of Markov models by order, against {model['perplexity_acgt']:.3f} of "
                 "the model.",
                 "Each order is interpolated with the one below: a context seen n times has weight "
-                f"n / (n + r), with r = {rate:g} on one line and fitted for each order to a "
-                "held-back part of the training regions on the other. Long contexts that training "
-                "has seen too rarely make a model worse.",
+                f"n / (n + r), with r = {markov[0]['rates'][0]:g} on one line and fitted for each "
+                "order to a held-back part of the training regions on the other. Long contexts "
+                "that training has seen too rarely make a model worse.",
             ),
             table(["", "fixed rate", "fitted rates"], cells, [len(cells) - 1]),
         ],
     )
 
 
-def _breakdown(run: RunRecord, evaluation: Record | None) -> str:
-    if evaluation is None:
-        return ""
+def _breakdown(run: RunRecord, evaluation: Record) -> str:
     contigs = list(evaluation["by_contig"].items())
     groups = list(evaluation["by_soft_mask"].items()) + (contigs[:20] if len(contigs) > 1 else [])
     model = evaluation["overall"]
@@ -413,72 +398,52 @@ def _data_section(run: RunRecord) -> str:
         more = split["number_of_regions"] - 4
         return f"{split['bases']:,} bases: {shown}" + (f" and {more:,} more" if more > 0 else "")
 
-    facts = [
-        (
-            "genome",
-            f"{genome['name']}, {sum(run.data['contigs'].values()):,} bases in "
-            f"{len(run.data['contigs']):,} contigs",
-        ),
-        ("sha256", genome["sha256"]),
-        ("training", part("train")),
-        ("validation", part("validation")),
-        ("test", part("test")),
-        ("windows", str(run.data["windows"])),
-        (
-            "reverse complement",
-            f"{run.config['data'].get('reverse_complement', 0):.0%} of the training windows",
-        ),
-    ]
-    return section("Data", [definitions(facts)])
+    contigs, share = run.data["contigs"], run.config["data"].get("reverse_complement", 0)
+    facts = {
+        "genome": f"{genome['name']}, {sum(contigs.values()):,} bases in {len(contigs):,} contigs",
+        "sha256": genome["sha256"],
+        "training": part("train"),
+        "validation": part("validation"),
+        "test": part("test"),
+        "windows": str(run.data["windows"]),
+        "reverse complement": f"{share:.0%} of the training windows",
+    }
+    return section("Data", [definitions(facts.items())])
 
 
 def _settings_section(run: RunRecord) -> str:
     """Give the section on model, optimizer, time, machine and software."""
     config, optim = run.config, run.config.get("optim", {})
     last, place = run.of_kind("train")[-1], run.environment
-    shape = run.model
-    layers = shape.get("n_layer") or shape.get("num_hidden_layers")
-    width = shape.get("d_model") or shape.get("hidden_size")
-    longest = shape.get("max_seq_len") or shape.get("max_length")
+    layers = run.model.get("n_layer") or run.model.get("num_hidden_layers")
+    width = run.model.get("d_model") or run.model.get("hidden_size")
+    longest = run.model.get("max_seq_len") or run.model.get("max_length")
     commit = place.get("git") or {}
     memory = max(record.get("memory_mb") or 0.0 for record in run.of_kind("train"))
     devices = ", ".join(place.get("devices") or []) or place.get("processor") or ""
     packages = place.get("packages", {})
-    software = [f"megabase {place.get('megabase')}", f"Python {place.get('python')}"] + [
-        f"{name} {version}"
-        for name, version in packages.items()
-        if version and name in ("torch", "transformers", "lightning-fabric")
-    ]
-    facts = [
-        (
-            "model",
-            f"{_family_name(run)}, {layers} layers, width {width}"
-            + (f", longest input {longest:,}" if longest else ""),
-        ),
-        ("parameters", f"{run.parameters:,}"),
-        ("checkpoint", run.checkpoint),
-        ("steps", f"{last['step']:,} of {_batch(config)}"),
-        (
-            "optimizer",
-            f"AdamW, learning rate {optim.get('lr', 0):g} ({optim.get('schedule')}), "
-            f"weight decay {optim.get('weight_decay', 0):g}",
-        ),
-        ("precision", str(config.get("precision", ""))),
-        ("seed", str(config.get("seed", ""))),
-        (
-            "time",
-            f"{duration(last['seconds'])} of training steps, "
-            f"{last['tokens'] / max(last['seconds'], 1e-9):,.0f} tokens a second",
-        ),
-        ("memory", f"{memory:,.0f} MB" if memory else ""),
-        ("machine", f"{devices}, {place.get('cores')} cores"),
-        ("software", ", ".join(software)),
-        (
-            "commit",
-            str(commit.get("commit", ""))[:12] + (" with changes" if commit.get("changed") else ""),
-        ),
-    ]
-    return section("Run", [definitions(facts)])
+    named = [name for name in ("torch", "transformers", "lightning-fabric") if packages.get(name)]
+    software = [f"megabase {place.get('megabase')}", f"Python {place.get('python')}"]
+    software += [f"{name} {packages[name]}" for name in named]
+    facts = {
+        "model": f"{_family_name(run)}, {layers} layers, width {width}"
+        + (f", longest input {longest:,}" if longest else ""),
+        "parameters": f"{run.parameters:,}",
+        "checkpoint": run.checkpoint,
+        "steps": f"{last['step']:,} of {_batch(config)}",
+        "optimizer": f"AdamW, learning rate {optim.get('lr', 0):g} ({optim.get('schedule')}), "
+        f"weight decay {optim.get('weight_decay', 0):g}",
+        "precision": str(config.get("precision", "")),
+        "seed": str(config.get("seed", "")),
+        "time": f"{duration(last['seconds'])} of training steps, "
+        f"{last['tokens'] / max(last['seconds'], 1e-9):,.0f} tokens a second",
+        "memory": f"{memory:,.0f} MB" if memory else "",
+        "machine": f"{devices}, {place.get('cores')} cores",
+        "software": ", ".join(software),
+        "commit": str(commit.get("commit", ""))[:12]
+        + (" with changes" if commit.get("changed") else ""),
+    }
+    return section("Run", [definitions(facts.items())])
 
 
 def _batch(config: Record) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from megabase.cli.parser import Verb
 from megabase.cli.settings_options import add_settings, settings_of
 from megabase.cli.streams import note
-from megabase.errors import ConfigError
+from megabase.errors import ConfigError, MissingDependencyError
 from megabase.settings import Settings
 from megabase.tasks.config import FinetuneConfig, InContextConfig, PretrainConfig, PromptConfig
 
@@ -75,7 +76,9 @@ def _runs(
 
 
 def _finish(
-    results: list[Any], show: Callable[[list[Any]], None], picture: str | None = None
+    results: list[Any],
+    show: Callable[[list[Any]], None] = lambda results: None,
+    picture: str | None = None,
 ) -> int:
     """Show the results and draw their pictures; give the exit status."""
     for result in results:
@@ -124,10 +127,6 @@ def _show_lines(lines: Iterable[str], results: Sequence[Any]) -> None:
         Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _add_pretrain(parser: ArgumentParser) -> None:
-    _add_run(parser, PretrainConfig)
-
-
 def _pretrain(args: Namespace) -> int:
     """Pretrain a language model on a genome.
 
@@ -139,7 +138,7 @@ def _pretrain(args: Namespace) -> int:
     config = _settings(PretrainConfig, args)
     from megabase.tasks.pretrain import pretrain
 
-    return _finish(_runs(args, config, pretrain), lambda results: None)
+    return _finish(_runs(args, config, pretrain))
 
 
 def _add_finetune(parser: ArgumentParser) -> None:
@@ -217,7 +216,15 @@ def _prompt(args: Namespace) -> int:
     was saved.
     """
     config = _settings(PromptConfig, args)
-    plot = bool(args.lengths) and _can_draw()
+    plot = bool(args.lengths)
+    if plot:
+        from megabase.report.style import require_matplotlib
+
+        try:
+            require_matplotlib()
+        except MissingDependencyError as error:  # said before the training
+            note(f"no picture: {error}")
+            plot = False
     from megabase.tasks.prompt import learn_prompt, prompt_lengths
 
     results = _runs(args, config, learn_prompt, prompt_lengths, args.lengths)
@@ -225,19 +232,6 @@ def _prompt(args: Namespace) -> int:
     if plot and results and not status:
         _draw_lengths(results, Path(config.output) / "lengths.svg")
     return status
-
-
-def _can_draw() -> bool:
-    """Tell whether the plot next to the table can be drawn; warn before the training if not."""
-    from megabase.errors import MissingDependencyError
-    from megabase.report.style import require_matplotlib
-
-    try:
-        require_matplotlib()
-    except MissingDependencyError as error:
-        note(f"no picture: {error}")
-        return False
-    return True
 
 
 def _draw_lengths(results: list[PromptResult], path: Path) -> None:
@@ -315,7 +309,7 @@ def _show_in_context(results: list[InContextResult]) -> None:
 
 # fmt: off
 VERBS = {
-    "pretrain": Verb(_add_pretrain, _pretrain, (
+    "pretrain": Verb(partial(_add_run, config=PretrainConfig), _pretrain, (
         "megabase pretrain --config recipe.yaml --dry-run",
         "megabase pretrain --config recipe.yaml --resume",
     )),
