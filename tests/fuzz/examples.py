@@ -181,10 +181,10 @@ def progress(path: Path) -> None:
 def run(path: Path) -> None:
     from megabase.errors import MegabaseError
     from megabase.models.loading import _uses_special_tokens
-    from megabase.report.run_page import read_run
+    from megabase.report.run_page import _read_run
     from megabase.training.run_data import find_run
 
-    for read in (read_run, lambda folder: _uses_special_tokens(folder, "hyenadna")):
+    for read in (_read_run, lambda folder: _uses_special_tokens(folder, "hyenadna")):
         with contextlib.suppress(MegabaseError):
             read(path.parent)
     found = find_run(path.parent)
@@ -195,10 +195,10 @@ def run(path: Path) -> None:
 
 def evaluation(path: Path) -> None:
     from megabase.evaluate.results import EvaluationResult
-    from megabase.report.run_page import read_evaluation
+    from megabase.report.run_page import _read_evaluation
 
     EvaluationResult.load(path)
-    read_evaluation(path)
+    _read_evaluation(path)
 
 
 def bedgraph(path: Path) -> None:

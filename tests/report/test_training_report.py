@@ -16,7 +16,7 @@ from megabase.errors import OutputError, ReportError
 from megabase.genome.files import write_whole
 from megabase.report import run_page
 from megabase.report.page import document, figure
-from megabase.report.run_page import build_run_page, read_evaluation, read_run, write_run_page
+from megabase.report.run_page import _build_run_page, _read_evaluation, _read_run, write_run_page
 
 Record = dict[str, Any]
 
@@ -29,7 +29,7 @@ def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def page_of(run: Path, evaluation: Record | None) -> str:
-    return build_run_page(read_run(run), evaluation)
+    return _build_run_page(_read_run(run), evaluation)
 
 
 def text_of(page: str) -> str:
@@ -198,13 +198,13 @@ def test_training_parameters_come_from_the_optimizer(run_folder: Path) -> None:
     moments = {"w::exp_avg": np.zeros((3, 5), np.float32), "w::exp_avg_sq": np.zeros((3, 5)),
                "b::exp_avg": np.zeros(2, np.float32), "w::step": np.zeros(())}  # fmt: skip
     save_file(moments, state / "optimizer.safetensors")
-    assert read_run(run_folder).parameters == 17
+    assert _read_run(run_folder).parameters == 17
 
 
 def test_line_cut_short_by_a_kill_is_passed_over(run_folder: Path) -> None:
     path = run_folder / "metrics.jsonl"
     path.write_text(path.read_text() + '{"kind": "tra')
-    assert read_run(run_folder).of_kind("train")
+    assert _read_run(run_folder).of_kind("train")
 
 
 @pytest.mark.parametrize(
@@ -226,20 +226,20 @@ def test_broken_run_folders_are_named(
     else:
         (run_folder / name).write_text(content)
     with pytest.raises(ReportError, match=message):
-        read_run(run_folder)
+        _read_run(run_folder)
 
 
 def test_run_without_checkpoint_is_named(run_folder: Path) -> None:
     (run_folder / "best").unlink()
     (run_folder / "last").unlink()
     with pytest.raises(ReportError, match="holds no checkpoint yet"):
-        read_run(run_folder)
+        _read_run(run_folder)
 
 
 def test_what_is_no_evaluation_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"kind": "benchmark"}')
     with pytest.raises(ReportError, match="is not an evaluation"):
-        read_evaluation(tmp_path / "x.json")
+        _read_evaluation(tmp_path / "x.json")
 
 
 def test_page_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ class _Comparison:
 
     def markdown(self) -> str:
         """Write the table in Markdown."""
-        head = ("model", "parameters", "figure", "a base is told from", "bases of context",
+        head = ("model", "parameters", "metric", "predicted from", "bases of context",
                 "over A, C, G, T", "bits per base")  # fmt: skip
         lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
         for row in self.rows:

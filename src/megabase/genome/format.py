@@ -42,6 +42,8 @@ from megabase.genome.fasta import Header, read_fasta
 from megabase.genome.files import atomic_file
 from megabase.untrusted import build, parsing, recognize, shown
 
+_FASTA = (".fa", ".fasta", ".fna")
+"""Endings that name a FASTA file, before .gz: no store is to be made under such a name."""
 Progress = Callable[[int, int], None]
 """Called now and then with the amount done and the total (0 when unknown)."""
 
@@ -171,6 +173,8 @@ class Layout(NamedTuple):
             with path.open("rb") as file:
                 return cls._read(file, path)
         except FileNotFoundError:
+            if Path(path.name.removesuffix(".gz")).suffix.lower() in _FASTA:
+                raise GenomeError(f"there is no FASTA file {path}") from None
             raise GenomeError(
                 f"there is no genome store {path}; make one with: megabase genome build "
                 f"GENOME.fa -o {path}"

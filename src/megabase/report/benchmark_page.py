@@ -49,7 +49,7 @@ def _page(output: Path, describe: Describe | None = None) -> str:
         '<p class="kicker">megabase benchmark</p>',
         f"<h1>{', '.join(dict.fromkeys(str(line['suite']) for line in lines))}</h1>",
         f"<p class='note'>Protocol {protocols}. Bars are means over runs, lines across them the "
-        "spread (standard deviation; half the range for cv5); diamonds are published figures.</p>",
+        "spread (standard deviation; half the range for cv5); diamonds are published results.</p>",
     ]
     parts += _by_length(lines)
     for suite, task in dict.fromkeys((line["suite"], line["task"]) for line in lines):
@@ -137,7 +137,7 @@ def _by_length(lines: Sequence[Record]) -> list[str]:
     picture = figure(
         _draw_lengths(series),
         "; ".join(f"{i['model']} at {i['length']:,}: {i['mean']:.3f}" for i in series),
-        "The figure against the length of the sequences; lines across points are the spread.",
+        "The metric against the length of the sequences; lines across points are the spread.",
     )
     return [section("Against length", [picture])]
 

@@ -26,7 +26,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class _RunRecord:
     """Contents of a run folder: its files, and ``config.json`` of its chosen checkpoint.
 
     That is the best checkpoint, the last one without validation; `parameters` counts its trained
@@ -47,7 +47,7 @@ class RunRecord:
         return [record for record in self.metrics if record.get("kind") == kind]
 
 
-def read_run(folder: str | Path) -> RunRecord:
+def _read_run(folder: str | Path) -> _RunRecord:
     """Read a run folder; a :class:`ReportError` when it is none, damaged, or without a step yet."""
     run = Path(folder)
     if not (run / "metrics.jsonl").is_file():
@@ -63,7 +63,7 @@ def read_run(folder: str | Path) -> RunRecord:
     best = reader.checkpoint()
     if best is None:
         raise ReportError(f"{run} holds no checkpoint yet (neither best nor last)")
-    return RunRecord(
+    return _RunRecord(
         folder=run,
         config=config,
         data=reader.record("data.json"),
@@ -75,7 +75,7 @@ def read_run(folder: str | Path) -> RunRecord:
     )
 
 
-def read_evaluation(path: str | Path) -> Record:
+def _read_evaluation(path: str | Path) -> Record:
     """Read the JSON of an evaluation; a :class:`ReportError` for any other file."""
     record = read_json(path, ReportError)
     if record.get("kind") != "evaluation":
@@ -102,14 +102,14 @@ def write_run_page(
     require_matplotlib()
     target = Path(output) if output is not None else Path(run) / "report.html"
     check_output(target, overwrite)
-    record = read_run(run)
+    record = _read_run(run)
     found = Path(evaluation) if evaluation is not None else record.folder / "evaluation.json"
-    measured = read_evaluation(found) if evaluation is not None or found.is_file() else None
-    write_whole(target, build_run_page(record, measured), overwrite)
+    measured = _read_evaluation(found) if evaluation is not None or found.is_file() else None
+    write_whole(target, _build_run_page(record, measured), overwrite)
     return target
 
 
-def build_run_page(run: RunRecord, evaluation: Record | None) -> str:
+def _build_run_page(run: _RunRecord, evaluation: Record | None) -> str:
     """Make the page of a run, without any reference to other files or hosts."""
     title = f"{_family_name(run)} on {run.data['genome']['name']}"
     measured: list[str] = []
@@ -130,7 +130,7 @@ def build_run_page(run: RunRecord, evaluation: Record | None) -> str:
     )
 
 
-def _verdict(run: RunRecord, evaluation: Record | None) -> str:
+def _verdict(run: _RunRecord, evaluation: Record | None) -> str:
     if evaluation is None:
         return (
             "This run has not been evaluated on held-out DNA yet; megabase evaluate does that. "
@@ -158,7 +158,7 @@ def _verdict(run: RunRecord, evaluation: Record | None) -> str:
     )
 
 
-def _held_out(run: RunRecord, evaluation: Record) -> bool:
+def _held_out(run: _RunRecord, evaluation: Record) -> bool:
     """Whether the page may call the evaluated bases held out: known to be, or another genome."""
     same_genome = evaluation["genome_checksum"] == run.data["genome"]["sha256"]
     return evaluation["train_overlap"] == 0 or not same_genome
@@ -173,7 +173,7 @@ def _with_error(measure: Record, digits: int = 3) -> str:
     return f"{measure['perplexity_acgt']:.{digits}f} {_plus_minus(measure)}".strip()
 
 
-def _headline(run: RunRecord, evaluation: Record | None) -> list[tuple[str, str, str]]:
+def _headline(run: _RunRecord, evaluation: Record | None) -> list[tuple[str, str, str]]:
     last = run.of_kind("train")[-1]
     items: list[tuple[str, str, str]] = []
     if evaluation is not None:
@@ -190,7 +190,7 @@ def _headline(run: RunRecord, evaluation: Record | None) -> list[tuple[str, str,
     return items
 
 
-def _learning(run: RunRecord) -> str:
+def _learning(run: _RunRecord) -> str:
     train, validation = run.of_kind("train"), run.of_kind("validation")
     caption = (
         "Perplexity is exp of the mean loss over all columns of the vocabulary. Grey is training: "
@@ -320,7 +320,7 @@ def _baselines(evaluation: Record) -> str:
     )
 
 
-def _breakdown(run: RunRecord, evaluation: Record) -> str:
+def _breakdown(run: _RunRecord, evaluation: Record) -> str:
     contigs = list(evaluation["by_contig"].items())
     groups = list(evaluation["by_soft_mask"].items()) + (contigs[:20] if len(contigs) > 1 else [])
     model = evaluation["overall"]
@@ -345,7 +345,7 @@ def _breakdown(run: RunRecord, evaluation: Record) -> str:
     )
 
 
-def _overlap_note(run: RunRecord, evaluation: Record) -> str:
+def _overlap_note(run: _RunRecord, evaluation: Record) -> str:
     if evaluation["genome_checksum"] != run.data["genome"]["sha256"]:
         text = (
             f"The genome evaluated, {evaluation['genome']}, is not the one trained on. Whether "
@@ -363,7 +363,7 @@ def _overlap_note(run: RunRecord, evaluation: Record) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
-def _footer(run: RunRecord, evaluation: Record | None) -> str:
+def _footer(run: _RunRecord, evaluation: Record | None) -> str:
     version = (evaluation or {}).get("version") or run.environment.get("megabase", "")
     return (
         f"<footer>Made by megabase {escape(str(version))} from the run folder "
@@ -371,7 +371,7 @@ def _footer(run: RunRecord, evaluation: Record | None) -> str:
     )
 
 
-def _family_name(run: RunRecord) -> str:
+def _family_name(run: _RunRecord) -> str:
     """Give the name of the model family as its paper writes it."""
     names = {"hyenadna": "HyenaDNA", "gpt": "GPT", "mamba": "Mamba", "caduceus": "Caduceus"}
     kind = str(run.model.get("model_type", "model"))
@@ -386,7 +386,7 @@ def _short_number(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def _data_section(run: RunRecord) -> str:
+def _data_section(run: _RunRecord) -> str:
     """Give the section on genome and split."""
     splits, genome = run.data["splits"], run.data["genome"]
 
@@ -411,7 +411,7 @@ def _data_section(run: RunRecord) -> str:
     return section("Data", [definitions(facts.items())])
 
 
-def _settings_section(run: RunRecord) -> str:
+def _settings_section(run: _RunRecord) -> str:
     """Give the section on model, optimizer, time, machine and software."""
     config, optim = run.config, run.config.get("optim", {})
     last, place = run.of_kind("train")[-1], run.environment
