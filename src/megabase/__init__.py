@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from megabase.api import Model, load
     from megabase.benchmarking.config import BenchmarkConfig
     from megabase.errors import MegabaseError
-    from megabase.evaluate.perplexity import EvaluateOptions
     from megabase.genome.interval import Interval, Variant
     from megabase.genome.store import Genome
     from megabase.models.decoder import register_mixer
     from megabase.models.families import register_family
     from megabase.objectives.base import register_objective
+    from megabase.options import EvaluateOptions
     from megabase.runs import Run, benchmark, finetune, icl, pretrain, prompt
     from megabase.settings import (
         DeviceConfig,
@@ -51,12 +51,12 @@ _HOME = {
     "api": ("Model", "load"),
     "benchmarking.config": ("BenchmarkConfig",),
     "errors": ("MegabaseError",),
-    "evaluate.perplexity": ("EvaluateOptions",),
     "genome.interval": ("Interval", "Variant"),
     "genome.store": ("Genome",),
     "models.decoder": ("register_mixer",),
     "models.families": ("register_family",),
     "objectives.base": ("register_objective",),
+    "options": ("EvaluateOptions",),
     "runs": ("Run", "benchmark", "finetune", "icl", "pretrain", "prompt"),
     "settings": (
         "DeviceConfig", "HeadConfig", "LoraConfig", "ModelConfig", "OptimConfig", "Stage",

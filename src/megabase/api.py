@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 from megabase.data.sources import Sequence as SequenceItem
 from megabase.data.sources import SequenceInput
 from megabase.errors import InputError
-from megabase.evaluate.perplexity import EvaluateOptions, evaluate
+from megabase.evaluate.perplexity import evaluate
 from megabase.genome.interval import Interval, Variant
 from megabase.genome.store import Genome
 from megabase.inference.attribution import Attribution, attribute, attribute_file
@@ -38,6 +38,7 @@ from megabase.models.loading import load as load_model
 from megabase.options import (
     AttributeOptions,
     EmbedOptions,
+    EvaluateOptions,
     GenerationOptions,
     PredictOptions,
     RunOptions,

@@ -6,6 +6,7 @@ The text under a keyword is the help of its flag, and says what happens when it 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -138,3 +139,31 @@ class GenerationOptions(RunOptions, total=False):
     """Bases that may be drawn (default: ACGT)."""
     seed: int
     """Decides every draw (default: 0)."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What is measured in an evaluation, and with which windows."""
+
+    window: int | None = None
+    """Input positions of a forward pass (default: the longest input of the model, as far as the
+    regions reach)."""
+    stride: int | None = None
+    """Scored bases of a window, its last ones (default: all)."""
+    max_windows: int | None = None
+    """Most windows to score, evenly spread (default: all)."""
+    context_lengths: Sequence[int] | None = None
+    """Contexts of the curve, in bases; no curve for an empty list (default: 64, 128, ... up to the
+    longest input of the model, as far as the contigs reach)."""
+    context_targets: int = 16
+    """Bases of a target block of the curve; 1 gives each exactly the stated context (default:
+    16)."""
+    context_blocks: int | None = None
+    """Target blocks of the curve (default: 2048, fewer for contexts above 2,048 bases: about 4
+    million positions at the longest context, and at least 32 blocks)."""
+    baselines: bool = True
+    """Whether Markov models are trained on the training regions."""
+    max_order: int = 12
+    """Highest order of the Markov baselines (default: 12)."""
+    batch_tokens: int = 1 << 16
+    """Positions of a batch: time and memory, not the result (default: 65536)."""

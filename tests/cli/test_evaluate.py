@@ -191,8 +191,9 @@ def test_models_without_probabilities_of_bases_are_refused(
 
 def test_a_masked_model_is_asked_as_one(run: Path) -> None:
     from megabase.data.regions import regions_of
-    from megabase.evaluate.perplexity import EvaluateOptions, evaluate
+    from megabase.evaluate.perplexity import evaluate
     from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
+    from megabase.options import EvaluateOptions
 
     store = Genome(run.parent / "toy.mb")
     model = CaduceusForMaskedLM(CaduceusConfig(d_model=8, n_layer=1))

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from megabase.data.regions import Regions
 from megabase.errors import InputError, NotFiniteError, OutputError
-from megabase.evaluate.perplexity import EvaluateOptions, _default_context_lengths, evaluate
+from megabase.evaluate.perplexity import _default_context_lengths, evaluate
 from megabase.evaluate.results import EvaluationResult, measure
 from megabase.genome.store import Genome
+from megabase.options import EvaluateOptions
 
 
 class Toy(nn.Module):

@@ -72,7 +72,7 @@ def add_keywords(parser: Any, kind: Any, skip: str = "") -> None:
         elif typing.get_origin(first) is typing.Literal:
             how = {"choices": list(typing.get_args(first))}
         elif typing.get_origin(first) is Sequence:
-            how = {"nargs": "+"}
+            how = {"nargs": "+", "type": typing.get_args(first)[0]}
         elif first in (int, float, str):
             how = {"type": first}
         if how and keyword.arg_name != skip:  # the callback of the progress has no flag
@@ -90,9 +90,9 @@ def add_run_options(parser: ArgumentParser, skip: str = "") -> None:
 
 def given(args: Namespace, kind: Any) -> dict[str, Any]:
     """Give the keywords of a class of options that were given; the others have their defaults."""
-    names = kind.__optional_keys__
-    if kind is not RunOptions:
-        names = names - RunOptions.__optional_keys__
+    names, shared = set(typing.get_type_hints(kind)), RunOptions.__optional_keys__
+    if shared < names:  # of a verb: how the work is done is given by running()
+        names -= shared
     return {name: args[name] for name in names if is_given(args.get(name))}
 
 

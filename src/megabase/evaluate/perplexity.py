@@ -40,6 +40,7 @@ from megabase.genome.interval import Interval
 from megabase.genome.store import Genome
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import inference_mode, language_model_kind
+from megabase.options import EvaluateOptions
 
 _SHOWN_REGIONS = 50
 """Regions that a result lists: enough to see what they are, few enough for a JSON file."""
@@ -51,33 +52,6 @@ _CASES = ("upper case", "soft-masked")
 """What the last axis of :class:`_Scores` tells apart."""
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """What is measured, and with which windows."""
-
-    window: int | None = None
-    """Input positions of a forward pass; when None the last of the default context lengths, but no
-    more than the longest region has."""
-    stride: int | None = None
-    """Targets of a window, its last ones; the window when None."""
-    max_windows: int | None = None
-    """Most windows to score, evenly spread; all when None."""
-    context_lengths: Sequence[int] | None = None
-    """Context lengths of the curve, in bases. When None 64, 128, ... up to the longest input of the
-    model, as far as the contigs reach; no curve when empty."""
-    context_targets: int = 16
-    """Bases of a target block of the curve; 1 gives every target exactly the stated context."""
-    context_blocks: int | None = None
-    """Number of these blocks; when None 2,048, or fewer for contexts above 2,048 bases (about 4
-    million positions at the longest context, and at least 32 blocks)."""
-    baselines: bool = True
-    """Whether Markov models are trained on the training regions."""
-    max_order: int = 12
-    """Highest order of the Markov models."""
-    batch_tokens: int = 1 << 16
-    """Positions of a batch; it changes time and memory, not the result."""
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megabase.cli.options import add_regions_option
+from megabase.cli.options import add_keywords, add_regions_option, given
 from megabase.cli.parser import Verb
 from megabase.cli.streams import note, show_progress
 from megabase.errors import MegabaseError, MissingDependencyError
 from megabase.genome.files import check_output
+from megabase.options import EvaluateOptions
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -35,20 +36,8 @@ def _add_evaluate(parser: ArgumentParser) -> None:
     add("--train-regions", nargs="+", default=[], metavar="REGION", help="where the Markov "
         "baselines are trained (default: those of the run)")  # fmt: skip
     add("--no-baselines", action="store_true", help="score the model alone")
-    add("--max-order", type=int, default=12, help="highest order of the Markov baselines")
-    add("--window", type=int, help="input positions of a forward pass (default: the longest input "
-        "of the model)")  # fmt: skip
-    add("--stride", type=int, help="scored bases of a window, its last ones (default: all)")
-    add("--max-windows", type=int, help="most windows to score, evenly spread")
-    add("--context-lengths", nargs="+", type=int, metavar="BASES", help="contexts of the curve "
-        "(default: 64, 128, ... up to the longest input)")  # fmt: skip
     add("--no-context", action="store_true", help="leave the context curve out")
-    add("--context-targets", type=int, default=16, help="bases of a target block of the curve; 1 "
-        "gives each exactly the stated context")  # fmt: skip
-    add("--context-blocks", type=int, help="target blocks of the curve (default: 2048, fewer for "
-        "contexts above 2,048 bases)")  # fmt: skip
-    add("--batch-tokens", type=int, default=65_536, help="positions of a batch: time and memory, "
-        "not the result")  # fmt: skip
+    add_keywords(parser, EvaluateOptions, skip="baselines")
     add("--device", type=str, help="cpu, cuda, cuda:1 or mps")
     add("--json", action="store_true", help="print everything as JSON")
     add("-o", "--output", type=str, help="folder to write evaluation.json and the plots to "
@@ -73,19 +62,16 @@ def _evaluate(args: Namespace) -> int:
 
     from rich.console import Console
 
-    from megabase.evaluate.perplexity import EvaluateOptions, evaluate
+    from megabase.evaluate.perplexity import evaluate
     from megabase.models.loading import choose_device, load
 
     loaded = load(args.model, head="language", device=choose_device(args.device))
-    window = args.window
-    if window is None and loaded.longest is None and model_run:
-        window = model_run.longest  # the model reads any length; it was trained on this one
-    options = EvaluateOptions(
-        window=window, stride=args.stride, max_windows=args.max_windows,
-        context_lengths=[] if args.no_context else args.context_lengths,
-        context_targets=args.context_targets, context_blocks=args.context_blocks,
-        baselines=not args.no_baselines, max_order=args.max_order, batch_tokens=args.batch_tokens,
-    )  # fmt: skip
+    asked = given(args, EvaluateOptions)
+    if args.no_context:
+        asked["context_lengths"] = []
+    if loaded.longest is None and model_run and model_run.longest:
+        asked.setdefault("window", model_run.longest)  # the model reads any length
+    options = EvaluateOptions(**asked, baselines=not args.no_baselines)
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     with show_progress("windows") as progress:
         result = evaluate(
