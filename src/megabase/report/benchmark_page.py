@@ -33,16 +33,6 @@ def write_benchmark_page(output: Path, describe: Describe | None = None) -> Path
     :class:`ReportError` when there is no finished run.
     """
     require_matplotlib()
-    path = output / "results.html"
-    write_whole(path, _page(output, describe))
-    series = _series(_lines(output))
-    if series:
-        write_whole(output / "lengths.svg", as_svg(_draw_lengths(series)))
-    return path
-
-
-def _page(output: Path, describe: Describe | None = None) -> str:
-    """Give the page as text."""
     lines = _lines(output)
     protocols = ", ".join(dict.fromkeys(str(line["protocol"]) for line in lines))
     parts = [
@@ -51,11 +41,19 @@ def _page(output: Path, describe: Describe | None = None) -> str:
         f"<p class='note'>Protocol {protocols}. Bars are means over runs, lines across them the "
         "spread (standard deviation; half the range for cv5); diamonds are published results.</p>",
     ]
-    parts += _by_length(lines)
+    measured = [line for line in lines if line["length"] is not None]
+    if len({line["length"] for line in measured}) > 1:
+        draw = _lengths(measured)
+        write_whole(output / "lengths.svg", as_svg(draw))
+        what = "; ".join(f"{i['model']} at {i['length']:,}: {i['mean']:.3f}" for i in measured)
+        text = "The metric against the length of the sequences; lines across points are the spread."
+        parts.append(section("Against length", [figure(draw, what, text)]))
     for suite, task in dict.fromkeys((line["suite"], line["task"]) for line in lines):
         mine = [line for line in lines if (line["suite"], line["task"]) == (suite, task)]
         parts.append(section(f"{suite}: {task}", _task_parts(output, mine, describe)))
-    return document("megabase benchmark", parts)
+    path = output / "results.html"
+    write_whole(path, document("megabase benchmark", parts))
+    return path
 
 
 def _lines(output: Path) -> Sequence[Record]:
@@ -69,10 +67,12 @@ def _lines(output: Path) -> Sequence[Record]:
     return lines
 
 
-def _series(lines: Sequence[Record]) -> Sequence[Record]:
-    """Keep the rows of tasks with a length; none where fewer than two lengths differ."""
-    series = [line for line in lines if line["length"] is not None]
-    return series if len({line["length"] for line in series}) > 1 else []
+def _lengths(lines: Sequence[Record]) -> Draw:
+    series: dict[str, list[tuple[int, float, float | None]]] = {}
+    for line in lines:
+        point = (line["length"], line["mean"], line["spread"])
+        series.setdefault(str(line["model"]), []).append(point)
+    return partial(draw_lengths, series, ("bases of a sequence", str(lines[0]["metric"])), None)
 
 
 def _task_parts(output: Path, lines: Sequence[Record], describe: Describe | None) -> list[str]:
@@ -95,51 +95,30 @@ def _task_parts(output: Path, lines: Sequence[Record], describe: Describe | None
         if len(classes) == 2 and labels.ndim == 1
     ]
     if two:
-        parts.append(
-            figure(
-                partial(plots.draw_curves, two),
-                "ROC and precision-recall curves",
-                "ROC and precision-recall curves on the test rows, first run of each model.",
-            )
-        )
+        what = "ROC and precision-recall curves"
+        text = f"{what} on the test rows, first run of each model."
+        parts.append(figure(partial(plots.draw_curves, two), what, text))
     best = max(known, key=lambda item: item[0]["mean"], default=None)
     if best is not None and best[2].ndim == 1 and 2 <= len(best[3]) <= _MOST_CLASSES:
         line, outputs, labels, classes = best
         count = len(classes)
         pairs = labels * count + outputs.argmax(axis=1)
         counts = np.bincount(pairs, minlength=count * count).reshape(count, count)
-        parts.append(
-            figure(
-                partial(plots.draw_confusion, counts, classes),
-                f"Confusion matrix of {line['model']}",
-                f"Confusion matrix of {line['model']}, first run: truth down, answer across.",
-            )
-        )
+        what = f"Confusion matrix of {line['model']}"
+        text = f"{what}, first run: truth down, answer across."
+        parts.append(figure(partial(plots.draw_confusion, counts, classes), what, text))
     picture = output / "pictures" / f"{lines[0]['suite']}.{lines[0]['task']}.json"
-    if picture.is_file():
-        parts += _pictures(json.loads(picture.read_text()))
+    record = json.loads(picture.read_text()) if picture.is_file() else {"items": []}
+    parts += [
+        figure(
+            partial(plots.draw_points, item),
+            f"Picture of the embedding of {item['model']}",
+            f"Embedding of {item['model']} in two dimensions ({record['method']}), one point a "
+            "test sequence, colored by class.",
+        )
+        for item in record["items"]
+    ]
     return parts
-
-
-def _draw_lengths(lines: Sequence[Record]) -> Draw:
-    series: dict[str, list[tuple[int, float, float | None]]] = {}
-    for line in lines:
-        point = (line["length"], line["mean"], line["spread"])
-        series.setdefault(str(line["model"]), []).append(point)
-    return partial(draw_lengths, series, ("bases of a sequence", str(lines[0]["metric"])), None)
-
-
-def _by_length(lines: Sequence[Record]) -> list[str]:
-    """Draw metrics against length, where tasks differ by it."""
-    series = _series(lines)
-    if not series:
-        return []
-    picture = figure(
-        _draw_lengths(series),
-        "; ".join(f"{i['model']} at {i['length']:,}: {i['mean']:.3f}" for i in series),
-        "The metric against the length of the sequences; lines across points are the spread.",
-    )
-    return [section("Against length", [picture])]
 
 
 def _outputs(folder: Path) -> tuple[Any, Any, list[str]] | None:
@@ -149,15 +128,3 @@ def _outputs(folder: Path) -> tuple[Any, Any, list[str]] | None:
     with np.load(file) as kept:
         outputs, labels = kept["test"], kept["test_labels"]
     return outputs, labels, list(json.loads(record.read_text())["classes"])
-
-
-def _pictures(record: Record) -> list[str]:
-    return [
-        figure(
-            partial(plots.draw_points, item),
-            f"Picture of the embedding of {item['model']}",
-            f"Embedding of {item['model']} in two dimensions ({record['method']}), one point a "
-            "test sequence, colored by class.",
-        )
-        for item in record["items"]
-    ]

@@ -29,8 +29,14 @@ MOST_HEAT_MAP = 300
 """Bases of a heat map: the picture would be wider than 36 inches beyond."""
 
 
-def _check_letters(path: Path, count: int, most: int, what: str, overwrite: bool) -> None:
-    """Refuse a picture of letters that cannot be drawn; `what` names it, `most` are its letters."""
+def check_logo(
+    path: Path, count: int, overwrite: bool = False, what: str = "a logo", most: int = _MOST_LOGO
+) -> None:
+    """Refuse a logo that cannot be drawn, before any work is done.
+
+    A :class:`ReportError` for another ending or too many positions; a
+    :class:`MissingDependencyError` without matplotlib or logomaker.
+    """
     check_picture(path, what, overwrite)
     try:
         import logomaker  # noqa: F401
@@ -40,15 +46,6 @@ def _check_letters(path: Path, count: int, most: int, what: str, overwrite: bool
         raise ReportError(
             f"{what} shows 1 to {most} positions, found {count:,}; choose a shorter part"
         )
-
-
-def check_logo(path: Path, bases: int, overwrite: bool = False) -> None:
-    """Refuse a logo that cannot be drawn, before any work is done.
-
-    A :class:`ReportError` for another ending or too many positions; a
-    :class:`MissingDependencyError` without matplotlib or logomaker.
-    """
-    _check_letters(path, bases, _MOST_LOGO, "a logo", overwrite)
 
 
 def own_heights(bases: str, values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
@@ -117,7 +114,7 @@ def check_heat_map(path: Path, bases: int, overwrite: bool = False) -> None:
             f"{path}: a heat map shows up to {MOST_HEAT_MAP} bases, found {bases:,}; choose a "
             "shorter region, or draw up to 2,000 in a page with megabase report --ism"
         )
-    _check_letters(path, bases, MOST_HEAT_MAP, "a heat map", overwrite)
+    check_logo(path, bases, overwrite, "a heat map", MOST_HEAT_MAP)
 
 
 def save_heat_map(
