@@ -210,3 +210,10 @@ def test_importing_is_cheap_and_names_are_there() -> None:
     assert all(hasattr(mb, name) for name in mb.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         mb.nonsense  # noqa: B018
+
+
+def test_a_missing_fasta_is_no_store_to_be_made() -> None:
+    with pytest.raises(mb.MegabaseError, match=r"there is no FASTA file .*none\.fa\.gz$"):
+        mb.Genome("none.fa.gz")
+    with pytest.raises(mb.MegabaseError, match=r"make one with: megabase genome build"):
+        mb.Genome("none.mb")

@@ -67,15 +67,20 @@ def _completion(args: Namespace) -> int:
 
 
 def _options(parser: ArgumentParser) -> dict[str, list[str]]:
-    """Give every option of a parser and of its actions, and the choices of its value."""
-    found: dict[str, list[str]] = {}
+    """Give every option of a parser and of its actions, and the choices of its value.
+
+    Without a name stand the words that need no option before them.
+    """
+    found: dict[str, list[str]] = {"": []}
     for action in parser._actions:
+        choices = [str(choice) for choice in action.choices or ()]
         if isinstance(action, argparse._SubParsersAction):
-            for name, inner in action.choices.items():
-                found |= {name: [], **_options(inner)}
-            continue
-        for option in action.option_strings or [f"<{action.dest}>"]:
-            found[option] = [str(choice) for choice in action.choices or ()]
+            for inner in action.choices.values():
+                found |= _options(inner)
+        if action.option_strings:
+            found |= dict.fromkeys(action.option_strings, choices)
+        else:
+            found[""] = found[""] + choices
     return found
 
 
@@ -83,15 +88,12 @@ def _bash(parsers: dict[str, ArgumentParser], zsh: bool) -> str:
     choices, options = [], []
     for verb, parser in parsers.items():
         known = _options(parser)
-        options.append(f'      {verb}) options="{" ".join(o for o in known if o[0] != "<")}" ;;')
+        options.append(f'      {verb}) options="{" ".join(filter(None, known))}" ;;')
         choices += [
-            f'    "{verb} {verb if option[0] == "<" else option}") options="{" ".join(values)}" ;;'
+            f'    "{verb} {option or verb}") options="{" ".join(values)}" ;;'
             for option, values in known.items()
             if values
         ]
-        actions = [option for option in known if option[0] not in "<-"]
-        if actions:
-            choices.append(f'    "{verb} {verb}") options="{" ".join(actions)}" ;;')
     text = _BASH.format(
         verbs=" ".join([*parsers, "help"]), choices="\n".join(choices), options="\n".join(options)
     )
@@ -108,13 +110,12 @@ def _fish(parsers: dict[str, ArgumentParser]) -> str:
     for verb, parser in parsers.items():
         here = f"complete -c megabase -n '__fish_seen_subcommand_from {verb}'"
         for option, values in _options(parser).items():
-            name = option.lstrip("-")
-            if option[0] == "-":
-                kind = f"-l {name}" if option.startswith("--") else f"-s {name}"
-                given = f" -xa '{' '.join(values)}'" if values else ""
-                lines.append(f"{here} {kind}{given}")
-            elif values or option[0] != "<":
-                lines.append(f"{here} -a '{' '.join(values) or option}'")
+            words = " ".join(values)
+            if option:
+                kind = f"-l {option[2:]}" if option.startswith("--") else f"-s {option[1:]}"
+                lines.append(f"{here} {kind}" + (f" -xa '{words}'" if values else ""))
+            elif values:
+                lines.append(f"{here} -a '{words}'")
     return "\n".join(lines) + "\n"
 
 
