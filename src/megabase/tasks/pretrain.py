@@ -127,9 +127,9 @@ def _plan(config: PretrainConfig, fabric: Fabric) -> Plan:
             else "none"
         ),
         f"memory      about {need['total'] / 1e9:.2f} GB in each process "
-        f"(activations {need.activations / 1e9:.2f}, convolution {need.workspace / 1e9:.2f}, "
+        f"(activations {need['activations'] / 1e9:.2f}, convolution {need['workspace'] / 1e9:.2f}, "
         f"weights, gradients and optimizer "
-        f"{(need.parameters + need.gradients + need.optimizer) / 1e9:.2f}); "
+        f"{(need['parameters'] + need['gradients'] + need['optimizer']) / 1e9:.2f}); "
         f"{available / 1e9:.1f} GB available",
         f"output      {config.output}",
         *(f"note        {note}" for note in notes),
