@@ -255,11 +255,26 @@ class DeviceConfig(Settings):
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """auto: one process, or ddp when there are several. fsdp shards parameters, gradients and
     optimizer state over the devices."""
+    context_parallel: int = 1
+    """Devices that share each sequence, every one a part of its positions (pretraining only)."""
     threads: int | None = None
     """CPU threads of torch per process; null leaves torch's own choice."""
 
     def _problems(self) -> Iterator[str]:
-        yield from self._at_least(1, "nodes", "threads", "devices")
+        yield from self._at_least(1, "nodes", "threads", "devices", "context_parallel")
+        if self.context_parallel > 1 and self.strategy == "fsdp":
+            yield (
+                f"devices.context_parallel is {self.context_parallel} and devices.strategy is "
+                "fsdp; devices that share a sequence need the strategy ddp (or auto)"
+            )
+
+    def shares_no_sequence(self) -> Iterator[str]:
+        """Say what is wrong in a run whose sequences devices cannot share."""
+        if self.context_parallel > 1:
+            yield (
+                f"devices.context_parallel is {self.context_parallel}; only pretraining lets "
+                "devices share a sequence"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,6 +402,10 @@ class TrainConfig(BudgetConfig, RunConfig):
 
     compile: bool = False
     """Run the model through torch.compile."""
+
+    def _problems(self) -> Iterator[str]:
+        if self.compile and self.devices.context_parallel > 1:
+            yield "compile and devices.context_parallel are both set; they exclude each other"
 
 
 @dataclass(frozen=True, kw_only=True)

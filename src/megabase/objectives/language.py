@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -32,7 +33,27 @@ def _code_weights(
     return torch.where(is_base(codes), weights, others).float()
 
 
-class CausalLM:
+class _OfTokens:
+    """Compares logits with what :meth:`prepare` gives: inputs, targets and weights."""
+
+    part: Callable[[int], slice] | None = None
+    """Positions that this process reads of a window of some length, where several share it; the
+    sums of all of them are those of the window. None: all."""
+
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn a batch into input ids, targets and weights, each (n, length)."""
+        raise NotImplementedError
+
+    def __call__(self, model: Any, batch: Batch) -> Output:
+        """Compare the logits (n, length, vocabulary) of a model with the targets."""
+        # Whole windows first: which base is a target, or hidden, depends on its place in them.
+        input_ids, targets, weights = self.prepare(batch)
+        at = slice(None) if self.part is None else self.part(input_ids.shape[1])
+        logits = model(input_ids=input_ids[:, at]).logits
+        return score_targets(logits, targets[:, at], weights[:, at])
+
+
+class CausalLM(_OfTokens):
     """Cross entropy of each base given the bases before it.
 
     A window of ``length + 1`` bases gives ``length`` positions: all but the last base go in, all
@@ -107,11 +128,6 @@ class CausalLM:
         one = torch.ones(ids.shape[0], 1, dtype=weights.dtype, device=weights.device)
         return ids, torch.cat((ids[:, 1:], separator), 1), torch.cat((weights, one), 1)
 
-    def __call__(self, model: Any, batch: Batch) -> Output:
-        """Compare the logits (n, length, vocabulary) of a model with the next tokens."""
-        input_ids, targets, weights = self.prepare(batch)
-        return score_targets(model(input_ids=input_ids).logits, targets, weights)
-
 
 def _signed(word: int) -> int:
     return word - (1 << 64) if word >= 1 << 63 else word
@@ -135,7 +151,7 @@ def _position_bits(seeds: Tensor, length: int) -> Tensor:
     return z ^ _shift_right(z, 31)
 
 
-class MaskedLM:
+class MaskedLM(_OfTokens):
     """Cross entropy of hidden bases, given everything around them.
 
     Which positions are hidden is a hash of the sequence's own ``mask_seed`` and the position:
@@ -221,11 +237,6 @@ class MaskedLM:
             codes, soft_mask_weight=self.soft_mask_weight, n_weight=0.0, padding_weight=0.0
         )
         return hidden, ids, torch.where(picked, weights, 0.0)
-
-    def __call__(self, model: Any, batch: Batch) -> Output:
-        """Compare the logits (n, length, vocabulary) of a model with what was hidden."""
-        input_ids, targets, weights = self.prepare(batch)
-        return score_targets(model(input_ids=input_ids).logits, targets, weights)
 
 
 register_objective("causal_lm", CausalLM)

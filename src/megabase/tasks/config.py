@@ -260,6 +260,7 @@ class LabeledConfig(ExamplesConfig, BudgetConfig, RunConfig):
     def _problems(self) -> Iterator[str]:
         yield from self._above_zero("epochs")
         yield from self._at_least(1, "micro_batch")
+        yield from self.devices.shares_no_sequence()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,6 +401,7 @@ class InContextConfig(ExamplesConfig, RunConfig):
         self._make_whole("steps")
 
     def _problems(self) -> Iterator[str]:
+        yield from self.devices.shares_no_sequence()
         yield from self._at_least(0, "shots")
         yield from self._at_least(1, "vectors", "samples", "max_length", "test_rows")
         yield from self._at_least(1, "global_batch", "micro_batch", "steps")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
 from megabase.data.regions import Regions, Split, read_intervals, split_genome
 from megabase.data.windows import (
@@ -29,6 +32,7 @@ from megabase.models.describe import TrainingStep
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.objectives.base import OBJECTIVES, Objective
 from megabase.objectives.language import CausalLM
+from megabase.parallel import context_parallel
 from megabase.settings import TrainConfig, part_of
 from megabase.tasks.config import DataConfig, ObjectiveConfig, PretrainConfig
 from megabase.tasks.labeled_data import start_record
@@ -100,10 +104,20 @@ def _plan(config: PretrainConfig, fabric: Fabric) -> Plan:
         validation = _validation(
             store, split, plain, data.eval_length or config.longest, data.eval_windows
         )
+    if config.devices.context_parallel > 1:
+        evaluated = [] if validation is None else [validation]
+        _share(
+            model,
+            [objective, *(one.objective for one in evaluated)],
+            fabric,
+            settings,
+            [point.length for point, _ in schedule.stages()] + [o.length for o in evaluated],
+        )
     need = _largest(model, settings, schedule, on_cpu=fabric.device.type == "cpu")
     available = available_bytes(fabric.device)
     if fabric.device.type == "cpu":
-        available //= max(1, schedule.world // config.devices.nodes)
+        processes = schedule.world * config.devices.context_parallel
+        available //= max(1, processes // config.devices.nodes)
     notes = _notes(windows, schedule, split)
     facts = _data_facts(data.windows, store, split, validation)
     if config.model.init_from is not None:
@@ -154,6 +168,32 @@ def _plan(config: PretrainConfig, fabric: Fabric) -> Plan:
         notes=notes,
         refusal=refusal if need["total"] > available and not config.force else None,
     )
+
+
+def _share(
+    model: PreTrainedModel,
+    objectives: Sequence[Any],
+    fabric: Fabric,
+    settings: TrainConfig,
+    lengths: Sequence[int],
+) -> None:
+    """Let the processes of each reader share every window; refuse what cannot be shared."""
+    for objective in objectives:
+        if not hasattr(objective, "part"):
+            raise ConfigError(
+                f"the objective {type(objective).__name__} does not say how processes share a "
+                "window: it has no attribute part; leave devices.context_parallel at 1"
+            )
+    if not dist.is_initialized():
+        return  # a dry run: nothing is launched
+    shared = settings.devices.context_parallel
+    shape = (fabric.world_size // shared, shared)
+    mesh = init_device_mesh(fabric.device.type, shape, mesh_dim_names=("dp", "cp"))
+    shards = context_parallel(model, mesh["cp"])
+    for length in lengths:
+        shards.part(length)
+    for objective in objectives:
+        objective.part = shards.part
 
 
 def _check_lengths(config: PretrainConfig, model: PreTrainedModel) -> None:
@@ -263,7 +303,7 @@ def _largest(
             width=shape.hidden_size,
             columns=getattr(shape, "vocab_rows", shape.vocab_size),
             micro_batch=point.micro_batch,
-            length=point.length,
+            length=-(-point.length // settings.devices.context_parallel),
             half=settings.precision != "fp32",
             checkpointing=settings.activation_checkpointing,
             segment=settings.checkpointing_stretch,
@@ -289,12 +329,13 @@ def _model_line(model: PreTrainedModel, longest: int) -> str:
 def _schedule_lines(settings: TrainConfig, schedule: LengthSchedule) -> list[str]:
     lines: list[str] = []
     for point, steps in schedule.stages():
-        share = point.global_batch // schedule.world
+        share, shared = point.global_batch // schedule.world, settings.devices.context_parallel
+        among = f", {shared} processes for each" if shared > 1 else ""
         lines.append(
             f"stage {point.stage}     {steps:,} steps of {point.global_batch} x {point.length:,} = "
             f"{point.global_batch * point.length:,} tokens "
             f"({schedule.world} x {-(-share // point.micro_batch)} micro-batches of "
-            f"{min(point.micro_batch, share)})"
+            f"{min(point.micro_batch, share)}{among})"
         )
     optim = settings.optim
     return [

@@ -159,10 +159,19 @@ class RunResult:
 
 
 def lay_out(settings: TrainConfig, fabric: Fabric, batches: Batches) -> LengthSchedule:
-    """Lay out the stages for as many processes as there are, or as a launch will make."""
+    """Lay out the stages for as many readers as there are, or as a launch will make.
+
+    A ConfigError when processes do not divide into groups that share a sequence.
+    """
     planned = int(getattr(fabric.strategy, "num_processes", 1)) * settings.devices.nodes
     world = max(fabric.world_size, planned)  # of a launch to come, too
-    return LengthSchedule(settings, world, batches.epoch_size)
+    shared = settings.devices.context_parallel
+    if world % shared:
+        raise ConfigError(
+            f"devices.context_parallel is {shared}, and there are {world} processes; start a "
+            f"multiple of {shared} (devices.devices, or torchrun --nproc-per-node)"
+        )
+    return LengthSchedule(settings, world // shared, batches.epoch_size)
 
 
 def execute(

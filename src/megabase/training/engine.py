@@ -1,15 +1,17 @@
 """The training loop, to be read from top to bottom.
 
 One optimizer step reads the windows ``first_index .. first_index + global_batch`` of its stage.
-Each of the W processes takes an equal share in order, in micro-batches, so which windows a step
+Each of the W readers takes an equal share in order, in micro-batches, so which windows a step
 sees depends on neither. The gradient is that of the sum of the losses over all processes and
 micro-batches, divided by the global sum of the target weights (the number of valid tokens):
 without dropout 1 x 8 and 8 x 1 sequences, or 1 and 2 processes, take the same step up to rounding.
-Dropout masks are drawn anew for each process and micro-batch, so with dropout these are different
-draws of one step.
+Dropout masks are drawn anew for each reader and micro-batch, so with dropout these are different
+draws of one step. A reader is one process, or several that share each sequence
+(``devices.context_parallel``); all of these are given whole windows, and the objective takes its
+part of them.
 
 Data order, sequence length and learning rate are pure functions of the step, dropout masks of the
-step and the process. The only state is weights, optimizer state and a few counters, so a run
+step and the reader. The only state is weights, optimizer state and a few counters, so a run
 resumed by as many processes is the same run.
 """
 
@@ -40,7 +42,7 @@ from megabase.settings import OptimConfig, TrainConfig
 from megabase.training.checkpoint import Checkpoints, Progress, SaveModel
 from megabase.training.evaluation import Batches, EvalSet, evaluate
 from megabase.training.logging import RunLog, perplexity
-from megabase.training.process import stop_signals
+from megabase.training.process import readers_of, stop_signals
 from megabase.training.schedule import LengthSchedule, StagePoint, lr_at
 
 
@@ -63,9 +65,9 @@ class _StepSums(NamedTuple):
     metrics: dict[str, float]
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    """Mix seed, step and process number into a seed of 63 bits."""
-    return mix_word(seed * GOLDEN + step * FIRST + rank * SECOND) >> 1
+def _step_seed(seed: int, step: int, reader: int) -> int:
+    """Mix seed, step and number of the reader into a seed of 63 bits."""
+    return mix_word(seed * GOLDEN + step * FIRST + reader * SECOND) >> 1
 
 
 def fit(
@@ -89,12 +91,13 @@ def fit(
     steps have been skipped, a RunError when a checkpoint cannot be written or read.
     """
     run = Path(config.output)
-    schedule = LengthSchedule(config, fabric.world_size, data.epoch_size)
+    reader, readers = readers_of(fabric, config.devices.context_parallel)
+    schedule = LengthSchedule(config, readers, data.epoch_size)
     main = fabric.global_rank == 0
     model, optimizer = _set_up(module, config, fabric)
     progress = _restore(run, model, optimizer, config, fabric)
     first, total = progress.step, schedule.total_steps
-    requests = _requests(schedule, first, fabric)
+    requests = _requests(schedule, first, reader)
     signal: int | None = None
     fabric.barrier()
 
@@ -113,8 +116,9 @@ def fit(
         for step in range(first, total):
             # 1. One step over the global batch.
             point = schedule.at(step)
-            torch.manual_seed(_step_seed(config.seed, step, fabric.global_rank))
-            sums = _backward(model, objective, batches, point, fabric, bool(stops))
+            torch.manual_seed(_step_seed(config.seed, step, reader))
+            number = len(_shares(point, reader, readers))
+            sums = _backward(model, objective, batches, point, number, fabric, bool(stops))
             grad_norm = _clip(model, optimizer, config, fabric)
             lr = _set_lr(optimizer.optimizer, step, config.optim, total)
             loss = sums.loss / sums.count if sums.count else 0.0
@@ -261,19 +265,19 @@ def _bare(model: _FabricModule) -> nn.Module:
 
 
 def _requests(
-    schedule: LengthSchedule, first: int, fabric: Fabric
+    schedule: LengthSchedule, first: int, reader: int
 ) -> Iterator[tuple[int, np.ndarray, int]]:
-    """Yield (stage, window numbers, length) of every micro-batch of this process, in order."""
+    """Yield (stage, window numbers, length) of every micro-batch of this reader, in order."""
     for step in range(first, schedule.total_steps):
         point = schedule.at(step)
-        for indices in _shares(point, fabric.global_rank, fabric.world_size):
+        for indices in _shares(point, reader, schedule.world):
             yield point.stage, indices, point.length
 
 
-def _shares(point: StagePoint, rank: int, world: int) -> list[np.ndarray]:
-    """Give the window numbers of one process at a step, one array per micro-batch."""
-    share = point.global_batch // world
-    start = point.first_index + rank * share
+def _shares(point: StagePoint, reader: int, readers: int) -> list[np.ndarray]:
+    """Give the window numbers of one reader at a step, one array per micro-batch."""
+    share = point.global_batch // readers
+    start = point.first_index + reader * share
     edges = [*range(0, share, point.micro_batch), share]
     return [np.arange(start + low, start + high, dtype=np.int64) for low, high in pairwise(edges)]
 
@@ -283,12 +287,14 @@ def _backward(
     objective: Objective,
     batches: Iterator[Batch],
     point: StagePoint,
+    number: int,
     fabric: Fabric,
     stopping: bool,
 ) -> _StepSums:
-    """Accumulate the gradient of the mean loss over the global batch; give the global sums."""
-    world = fabric.world_size
-    number = len(_shares(point, 0, world))
+    """Accumulate the gradient of the mean loss over the global batch; give the global sums.
+
+    `number` are the micro-batches of every reader.
+    """
     # A known size for the backward pass; the true count is divided by at the end.
     nominal = point.global_batch * point.length
     loss_sum = count = torch.zeros((), device=fabric.device)
@@ -305,8 +311,9 @@ def _backward(
     flag = torch.full((), float(stopping), device=fabric.device)
     sums = torch.stack([loss_sum, count, flag, *metrics.values()]).float()
     sums = torch.as_tensor(fabric.all_reduce(sums, reduce_op="sum"))
-    # DDP and FSDP give the mean of the processes' gradients: world turns it into their sum.
-    _scale_gradients(model, world * nominal / sums[1].clamp(min=1e-12))
+    # DDP and FSDP give the mean of the processes' gradients, here made their sum; those of the
+    # processes that share a sequence add up as well.
+    _scale_gradients(model, fabric.world_size * nominal / sums[1].clamp(min=1e-12))
     # The step's one wait for the device: whether to step is decided on the host.
     values: Sequence[float] = sums.tolist()
     named = dict(zip(metrics, values[3:], strict=True))
@@ -335,7 +342,7 @@ def _validate(
     Of equal ones, as accuracies of few rows often are, the one with the lower loss is the best.
     """
     size = config.eval_batch or config.stages[-1].micro_batch or 8
-    result = evaluate(model, validation, size, fabric)
+    result = evaluate(model, validation, size, fabric, config.devices.context_parallel)
     value = result.value(validation.monitor)
     earlier = progress.best_loss if validation.monitor == "loss" else progress.best_score
     best = math.isfinite(value) and (

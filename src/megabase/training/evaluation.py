@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from megabase.errors import NotFiniteError
 from megabase.objectives.base import Batch, Objective
+from megabase.training.process import readers_of
 
 
 class Batches(Protocol):
@@ -74,13 +75,20 @@ class _Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, windows: EvalSet, size: int, fabric: Fabric) -> _Evaluation:
+def evaluate(
+    model: nn.Module,
+    windows: EvalSet,
+    size: int,
+    fabric: Fabric,
+    shared: int = 1,
+) -> _Evaluation:
     """Run a model over a fixed set. A collective: every process gets the same result.
 
-    `size` are the windows per forward pass and process. The model is left in the mode it was in. A
-    NotFiniteError when the loss is NaN or infinite, or no window has a target.
+    `size` are the windows per forward pass and reader: `shared` processes that read each window
+    together. The model is left in the mode it was in. A NotFiniteError when the loss is NaN or
+    infinite, or no window has a target.
     """
-    world, rank = fabric.world_size, fabric.global_rank
+    rank, world = readers_of(fabric, shared)
     totals: dict[str, Tensor] = {}
     kept: Tensor | None = None
     table: Tensor | None = None

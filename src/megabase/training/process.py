@@ -128,6 +128,11 @@ def build_fabric(devices: DeviceConfig, precision: str) -> Fabric:
         ) from error
 
 
+def readers_of(fabric: Fabric, shared: int) -> tuple[int, int]:
+    """Give the number of this process's reader, and of all: `shared` processes are one."""
+    return fabric.global_rank // shared, fabric.world_size // shared
+
+
 def keep_freed_memory() -> bool:
     """Make glibc's allocator keep freed blocks; call it once, before the first large tensor.
 
