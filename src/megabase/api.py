@@ -281,7 +281,7 @@ class Model(Loaded):
         genome
             Genome of the intervals or variants of a BED or VCF file.
         out
-            ``.npy``, ``.npz``, ``.h5ad`` or ``.parquet``.
+            ``.npy``, ``.npz``, ``.zarr``, ``.h5ad`` or ``.parquet``.
         options
             See :class:`EmbedOptions`.
         """
@@ -390,7 +390,7 @@ class Model(Loaded):
         genome
             Genome of the intervals or variants of a BED or VCF file.
         out
-            ``.parquet``, or ``.bw`` for the intervals of a BED file.
+            ``.npz`` or ``.parquet``.
         options
             See :class:`AttributeOptions`.
         """

@@ -91,7 +91,7 @@ CASES = {
     "embed bases": ("causal", "embed {m} {d}/s.fa --pooling none -o {o}.npz"),
     "predict": ("labels", "predict {m} {d}/s.fa -o {o}.tsv"),
     "predict bases": ("bases", "predict {m} --genome {d}/g.mb --regions chr1:1-100 -o {o}.bw"),
-    "attribute": ("labels", "attribute {m} {d}/s.fa --target 0 --steps 2 -o {o}.parquet"),
+    "attribute": ("labels", "attribute {m} {d}/s.fa --target 0 --steps 2 -o {o}.npz"),
     "generate": ("causal", "generate {m} --length 20 -o {o}.fa"),
     "evaluate": (
         "causal",

@@ -137,3 +137,21 @@ def test_a_file_without_variants_gives_an_output_without_rows(folder: Path, name
     else:
         assert Path(name).read_text().splitlines()[-1].startswith("#CHROM")
     assert not list(folder.glob(".o*"))
+
+
+def test_a_zarr_folder_is_replaced_only_when_asked(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("zarr")
+    call = ["embed", "default", "s.fa", "-o", "o.zarr", "--workers", "1"]
+    assert main(call) == 0
+    assert main(call) == 2
+    assert "o.zarr exists already" in capsys.readouterr().err
+    assert main([*call, "--overwrite", "--layer", "0"]) == 0
+    Path("p.zarr").write_text("a file")
+    assert main(["embed", "default", "s.fa", "-o", "p.zarr", "--workers", "1", "--overwrite"]) == 0
+    assert Path("p.zarr").is_dir()
+    Path("q.zarr").mkdir()
+    assert main(["embed", "default", "s.fa", "-o", "q.zarr", "--overwrite"]) == 2
+    assert "it is a folder" in capsys.readouterr().err
+    assert not list(folder.glob("*.partial"))

@@ -163,15 +163,17 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_format_holds_the_same_numbers(folder: Path) -> None:
     source = SequenceInput(str(folder / "places.bed"), str(folder / "genome.fa"))
-    table, track = (
+    table, arrays, track = (
         attribute_file(str(folder / "model"), source, folder / f"out{s}", steps=4, workers=1)
-        for s in (".parquet", ".bw")
+        for s in (".parquet", ".npz", ".bw")
     )
     frame = pl.read_parquet(table)
     values = [np.array(v, dtype=np.float32) for v in frame["values"].to_list()]
     assert [len(v) for v in values] == [30, 30]
-    letters = np.array(frame["letters"][0], dtype=np.float32).reshape(-1, 4)
-    np.testing.assert_allclose(letters.sum(1), values[0], atol=1e-5)
+    with np.load(arrays) as found:
+        np.testing.assert_array_equal(found["values"], np.concatenate(values))
+        np.testing.assert_allclose(found["letters"][:30].sum(1), values[0], atol=1e-5)
+        assert found["offsets"].tolist() == [0, 30, 60]
     with pyBigWig.open(str(track)) as opened:
         np.testing.assert_array_equal(np.float32(opened.values("chr1", 10, 40)), values[0])
         # The second place is on the reverse strand: its first base lies at the right end.

@@ -188,8 +188,9 @@ def _embed(folder: Path, name: str, **options: Any) -> Path:
 def test_every_format_holds_the_same_matrix(folder: Path) -> None:
     import anndata
     import pandas as pd
+    import zarr
 
-    files = [_embed(folder, f"out{s}") for s in (".parquet", ".npy", ".npz", ".h5ad")]
+    files = [_embed(folder, f"out{s}") for s in (".parquet", ".npy", ".npz", ".zarr", ".h5ad")]
     frame = pl.read_parquet(files[0])
     vectors = frame["embedding"].to_numpy()
     assert frame["name"].to_list() == ["a", "b", "c"]
@@ -198,7 +199,9 @@ def test_every_format_holds_the_same_matrix(folder: Path) -> None:
     with np.load(files[2]) as found:
         np.testing.assert_array_equal(found["embedding"], vectors)
         assert found["name"].tolist() == ["a", "b", "c"]
-    data = anndata.read_h5ad(files[3])
+    group: Any = zarr.open_group(str(files[3]), mode="r")
+    np.testing.assert_array_equal(group["embedding"][:], vectors)
+    data = anndata.read_h5ad(files[4])
     np.testing.assert_array_equal(data.X, vectors)
     assert data.obs["name"].tolist() == ["a", "b", "c"]
     assert '"verb":"embed"' in data.uns["megabase"]
@@ -226,6 +229,7 @@ ODD_NAMES = (
 def test_other_libraries_read_odd_and_repeated_names(folder: Path) -> None:
     """Natural and plain order of contigs and names differ, names repeat, are empty or numbers."""
     import anndata
+    import zarr
 
     contigs = ["chr1", "chr2", "chr10"]
     genome = (folder / "genome.fa").read_text().split("\n")[1]
@@ -234,9 +238,9 @@ def test_other_libraries_read_odd_and_repeated_names(folder: Path) -> None:
         "".join(f"{contigs[i % 3]}\t{i}\t{i + 20}\t{n}\n" for i, n in enumerate(ODD_NAMES))
     )
     source = SequenceInput(str(folder / "odd.bed"), str(folder / "odd.fa"))
-    h5ad, npz = (
+    h5ad, group_path, npz = (
         embed_file(str(folder / "model"), source, folder / f"odd{end}", workers=1)
-        for end in (".h5ad", ".npz")
+        for end in (".h5ad", ".zarr", ".npz")
     )
     data = anndata.read_h5ad(h5ad)
     with np.load(npz) as found:
@@ -247,6 +251,8 @@ def test_other_libraries_read_odd_and_repeated_names(folder: Path) -> None:
     assert data.obs_names.is_unique
     assert data.obs_names.tolist()[:6] == [*names[:5], "gene2-2"]
     assert data.var_names.tolist() == [f"h{i}" for i in range(data.n_vars)]
+    group: Any = zarr.open_group(str(group_path), mode="r")
+    assert group["name"][:].tolist() == names
     assert data[data.obs["contig"] == "chr10"].n_obs == 4
 
 

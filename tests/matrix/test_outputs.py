@@ -64,9 +64,9 @@ VARIANTS = parts(
     "variants lm v.vcf g.mb --window 20",
     ".vcf", ".vcf.gz", ".bcf", ".tsv", ".parquet",
 )  # fmt: skip
-EMBED = parts("embed lm small.fa", ".parquet", ".npy", ".npz", ".h5ad")
+EMBED = parts("embed lm small.fa", ".parquet", ".npy", ".npz", ".zarr", ".h5ad")
 PREDICT = parts("predict whole small.fa", ".tsv", ".parquet")
-ATTRIBUTE = parts("attribute lm small.fa --steps 2", ".parquet")
+ATTRIBUTE = parts("attribute lm small.fa --steps 2", ".parquet", ".npz")
 TRACK = parts("attribute lm places.bed --genome g.mb --steps 2", ".bw")
 ISM = parts("ism lm chr1:1-20 g.mb --window 20", ".tsv", ".npz")
 GENERATE = parts("generate lm --length 30 --samples 3", ".fa", ".fa.gz")

@@ -73,7 +73,7 @@ VERBS = {
     "embed": "embed lm v.vcf --genome g.mb --window 20 --workers 1 -o o.parquet",
     "predict": "predict labels odd.bed --genome g.mb --workers 1 -o o.tsv",
     "regions": "predict labels --regions odd.bed --genome g.mb --window 32 --workers 1 -o o.bed",
-    "attribute": "attribute labels odd.bed --genome g.mb --target 1 --workers 1 -o o.parquet",
+    "attribute": "attribute labels odd.bed --genome g.mb --target 1 --workers 1 -o o.npz",
     "generate": "generate lm --prompts odd.bed --genome g.mb --length 5 --workers 1 -o o.fa",
     "variants": "variants lm v.vcf g.mb --window 32 --workers 1 -o o.vcf",
     "report": "report --genome g.mb --region chr20:1-100 --no-model --vcf v.vcf --genes odd.gff3 "

@@ -35,6 +35,7 @@ from megabase.inference.writers import (
     require_bigwig,
     require_suffix,
     write_bigwig,
+    write_npz,
 )
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import (
@@ -57,7 +58,7 @@ every position. (An embedding of zeros is not a baseline: the norm layers are st
 
 Codes = NDArray[np.uint8]
 _LOG_LIKELIHOOD = "log-likelihood"  # name of the output of a language model
-_SUFFIXES = (".parquet", ".bw", ".bigwig")  # formats that hold a number for each base
+_SUFFIXES = (".parquet", ".npz", ".bw", ".bigwig")  # formats that hold a number for each base
 
 
 @dataclass(frozen=True, repr=False)
@@ -309,8 +310,8 @@ def attribute_file(
     """Attribute an output of a model to the bases of a file of sequences as :func:`attribute`.
 
     ``.parquet``: a row for each sequence with lists ``values`` (a number for each base) and
-    ``letters`` (four for each base, A, C, G, T). ``.bw``: the values along the genome, for BED
-    input in its order without overlap.
+    ``letters`` (four for each base, A, C, G, T). ``.npz``: the same end to end, with offsets.
+    ``.bw``: the values along the genome, for BED input in its order without overlap.
     """
     suffix = require_suffix(output, _SUFFIXES)
     given = source if isinstance(source, SequenceInput) else SequenceInput(source)
@@ -318,7 +319,8 @@ def attribute_file(
         require_bigwig()
         if given.found_kind != "bed":
             raise OutputError(
-                f"{output}: a track needs positions in a genome; give a BED file, or write Parquet"
+                f"{output}: a track needs positions in a genome; give a BED file, or write Parquet "
+                "or npz"
             )
     own, run = split_options(options, AttributeOptions)
 
@@ -331,6 +333,8 @@ def attribute_file(
     def merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
         if suffix == ".parquet":
             merge_tables(parts, target, provenance)
+        elif suffix == ".npz":
+            _write_npz(parts, target, provenance)
         else:
             with genome_store(str(given.genome)) as store:
                 contigs = {contig.name: contig.length for contig in store.contigs}
@@ -351,4 +355,23 @@ def _rows(ready: _Attributor, chunk: list[Given]) -> pl.DataFrame:
         pl.Series("gap", [one.gap for one in found]),
         pl.Series("values", [one.values.tolist() for one in found], dtype=floats),
         pl.Series("letters", [one.letters.ravel().tolist() for one in found], dtype=floats),
+    )
+
+
+def _write_npz(parts: list[Path], target: Path, provenance: Provenance) -> None:
+    """Write all sequences end to end."""
+    frame = pl.concat([pl.read_parquet(part, glob=False) for part in parts])
+    lengths = frame["length"].to_numpy()
+    write_npz(
+        target,
+        {
+            "names": np.array(frame["name"].to_list(), dtype=np.str_),
+            "offsets": np.concatenate(([0], np.cumsum(lengths))),
+            "values": frame["values"].explode().to_numpy(),
+            "letters": frame["letters"].explode().to_numpy().reshape(-1, 4),
+            "output": frame["output"].to_numpy(),
+            "baseline_output": frame["baseline_output"].to_numpy(),
+            "gap": frame["gap"].to_numpy(),
+            "megabase": np.array(provenance.to_json()),
+        },
     )

@@ -35,7 +35,8 @@ from megabase.untrusted import read_json
 
 _MANIFEST = "manifest.json"  # what is computed
 _MERGED = ".merged"  # marks that the output is whole and only has to be put in its place
-_NOT_STREAMED = (".parquet", ".npz", ".h5ad", ".bw", ".bigwig")  # their writers seek
+_ZARR_GROUP = ".zgroup"  # the one kind of output that is a folder
+_NOT_STREAMED = (".parquet", ".npz", ".zarr", ".h5ad", ".bw", ".bigwig")  # their writers seek
 _ADVICE = "make room and continue with resume=True"  # on a full disk
 
 
@@ -70,6 +71,13 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
 
 def _check(target: Path, overwrite: bool) -> None:
     """Refuse an output that cannot be written."""
+    if target.is_dir() and (target / _ZARR_GROUP).is_file():
+        if not overwrite:
+            raise OutputError(
+                f"{target} exists already and is not replaced unless asked; choose another name "
+                "or use overwrite=True"
+            )
+        return
     check_output(target, overwrite, seeks=target.name.lower().endswith(_NOT_STREAMED))
 
 
@@ -245,8 +253,12 @@ class PartFolder:
                 with atomic_file(self.target) as stream, merged.open("rb") as file:
                     shutil.copyfileobj(file, stream)
             else:
+                place = real_place(self.target)
                 mark.touch()
-                os.replace(merged, real_place(self.target))
+                if place.exists() and (merged.is_dir() or place.is_dir()):
+                    # A folder takes no other's place: the old one goes away with the parts.
+                    os.replace(place, self.path / "replaced")
+                os.replace(merged, place)
         self.discard()
 
     def discard(self) -> None:

@@ -5,6 +5,7 @@ A part is Parquet. Merging never holds more than one part, whatever the size of 
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 import zipfile
@@ -22,11 +23,12 @@ from megabase.inference.parts import Provenance
 
 TABLE_SUFFIXES = (".parquet", ".tsv")
 """Endings of tables."""
-MATRIX_SUFFIXES = (".parquet", ".npy", ".npz", ".h5ad")
+MATRIX_SUFFIXES = (".parquet", ".npy", ".npz", ".zarr", ".h5ad")
 """Endings of rows with vectors."""
 VECTOR = "embedding"  # the column or array of the vectors, under the name of what they are
 _ROW_GROUP = 1 << 16  # rows that a reader of Parquet has to hold at once
 _DIGITS = 7  # in text: as many as a model that computes in 32 bits gives
+_ZARR_CHUNK = 1 << 22  # bytes: few files, each small enough to be read for a handful of rows
 _HDF5_SLACK = 1 << 14  # what HDF5 adds for one more array: headers and alignment
 
 
@@ -43,11 +45,12 @@ def require_suffix(target: str | Path, suffixes: Sequence[str] = TABLE_SUFFIXES)
 def require_matrix(target: str | Path) -> str:
     """Give the ending of an output of vectors, once its format can be written here."""
     suffix = require_suffix(target, MATRIX_SUFFIXES)
-    if suffix == ".h5ad":
+    package = {".zarr": "zarr", ".h5ad": "anndata"}.get(suffix)
+    if package is not None:
         try:
-            import anndata  # noqa: F401
+            __import__(package)
         except ImportError:
-            raise MissingDependencyError("anndata", "anndata", "writing .h5ad") from None
+            raise MissingDependencyError(package, "anndata", f"writing {suffix}") from None
     return suffix
 
 
@@ -91,9 +94,9 @@ def matrix_frame(columns: dict[str, Any], vectors: NDArray[np.float32]) -> pl.Da
 def merge_matrix(parts: Sequence[Path], target: Path, provenance: Provenance) -> None:
     """Merge parts, in order, in the format of the ending of `target`.
 
-    ``.npz``: arrays ``embedding`` and one for each column, and ``megabase`` (JSON). ``.h5ad``:
-    AnnData with the matrix as X, the columns as obs (texts as categories), unique names as
-    obs_names, and the JSON as ``uns["megabase"]``.
+    ``.npz``: arrays ``embedding`` and one for each column, and ``megabase`` (JSON). ``.zarr``: the
+    same in a group, the JSON as an attribute. ``.h5ad``: AnnData with the matrix as X, the columns
+    as obs (texts as categories), unique names as obs_names, and the JSON as ``uns["megabase"]``.
     """
     suffix = require_suffix(target, MATRIX_SUFFIXES)
     if suffix == ".parquet":
@@ -107,8 +110,14 @@ def merge_matrix(parts: Sequence[Path], target: Path, provenance: Provenance) ->
             _write_matrix(file, shape, parts)
         return
     columns = frame.drop(VECTOR).collect()
-    write = _write_npz if suffix == ".npz" else _write_h5ad
+    write = {".npz": _write_npz, ".zarr": _write_zarr, ".h5ad": _write_h5ad}[suffix]
     write(target, shape, parts, columns, provenance.to_json())
+
+
+def write_npz(target: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays as npz, the same bytes whenever it is done."""
+    with zipfile.ZipFile(target, "w") as archive:
+        _add_arrays(archive, arrays)
 
 
 def _blocks(parts: Sequence[Path]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
@@ -144,14 +153,36 @@ def _write_npz(
         with archive.open(_entry(VECTOR), "w", force_zip64=True) as file:
             _write_matrix(file, shape, parts)
         small = {name: _plain(columns[name]) for name in columns.columns}
-        for name, values in {**small, "megabase": np.array(about)}.items():
-            with archive.open(_entry(name), "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, values, allow_pickle=False)
+        _add_arrays(archive, {**small, "megabase": np.array(about)})
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
     """Name an array; with a fixed date, so that the same numbers give the same file."""
     return zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+
+
+def _add_arrays(archive: zipfile.ZipFile, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays into an open archive."""
+    for name, values in arrays.items():
+        with archive.open(_entry(name), "w", force_zip64=True) as file:
+            np.lib.format.write_array(file, values, allow_pickle=False)
+
+
+def _write_zarr(
+    target: Path, shape: tuple[int, int], parts: Sequence[Path], columns: pl.DataFrame, about: str
+) -> None:
+    """Write matrix, columns and JSON as a zarr group."""
+    import zarr
+
+    group: Any = zarr.open_group(str(target), mode="w", zarr_format=2)
+    rows = max(1, min(shape[0], _ZARR_CHUNK // (4 * shape[1])))
+    matrix = group.create_array(VECTOR, shape=shape, dtype="f4", chunks=(rows, shape[1]))
+    for where, block in _blocks(parts):
+        matrix[where] = block
+    for name in columns.columns:
+        values = _plain(columns[name])
+        group.create_array(name, shape=values.shape, dtype=values.dtype)[:] = values
+    group.attrs["megabase"] = json.loads(about)
 
 
 def _write_h5ad(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def _add_embed(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add_source_options(parser, ".parquet, .npy, .npz or .h5ad")
+    add_source_options(parser, ".parquet, .npy, .npz, .zarr or .h5ad")
     add_keywords(parser, EmbedOptions)
     add("--plot", type=str, metavar="FILE", help="map of the sequences with their nearest "
         "neighbors (.svg, .png or .pdf)")  # fmt: skip
@@ -46,7 +46,7 @@ def _embed(args: Namespace) -> int:
     """Turn sequences into vectors: hidden states of any layer, pooled or for each base.
 
     The input is FASTA, or BED or VCF with a genome (each allele of a variant is a sequence). The
-    ending of the output says its format: .parquet, .npy, .npz or .h5ad (AnnData).
+    ending of the output says its format: .parquet, .npy, .npz, .zarr or .h5ad (AnnData).
     """
     from megabase.inference.embedding import embed_file
 
@@ -202,7 +202,7 @@ _LOGO_BASES = 120  # bases that can be read across a page
 
 def _add_attribute(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add_source_options(parser, ".parquet, or .bw for the intervals of a BED file")
+    add_source_options(parser, ".parquet, .npz, or .bw for the intervals of a BED file")
     add_keywords(parser, AttributeOptions)
     add("--logo", type=str, metavar="FILE", help="draw one sequence as a logo (.svg, .png or .pdf)")
     add("--logo-of", type=str, metavar="NAME", help="which sequence (default: the first)")
@@ -217,7 +217,7 @@ def _attribute(args: Namespace) -> int:
     """Attribute an output of a model to the input bases: gradients or integrated gradients.
 
     The output is a class of a fine-tuned model (--target), or the log-likelihood of the sequence
-    for a causal language model. .parquet holds a number for each base and four by letter;
+    for a causal language model. .parquet and .npz hold a number for each base and four by letter;
     .bw is a track along the intervals of a BED file.
     """
     from megabase.inference.attribution import attribute_file
