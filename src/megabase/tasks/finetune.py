@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from megabase.genome.files import write_json
 from megabase.models.adapt.build import Labels, build_classifier, save_classifier
 from megabase.models.base import checkpoint_activations
 from megabase.settings import StartConfig, part_of
 from megabase.tasks.config import FinetuneConfig
 from megabase.tasks.labeled import LabeledResult, LabeledRun, measure_splits
 from megabase.tasks.labeled_data import describe_data, read_splits
-from megabase.tasks.run import Done, Plan, execute, member, spread, sweep
+from megabase.tasks.run import Done, Plan, execute, spread, sweep
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -138,21 +136,21 @@ def finetune_seeds(
     ``OUTPUT/result.json``, unless a signal stopped a run (then the last).
     """
 
-    def summarize(results: list[FinetuneResult]) -> None:
+    def summarize(results: list[FinetuneResult]) -> tuple[dict[str, Any], None]:
         summary: dict[str, dict[str, dict[str, float | None]]] = {}
         for split in ("valid", "test"):
             for name in getattr(results[0], split):
                 mean, sd = spread([getattr(result, split)[name] for result in results])
                 summary.setdefault(split, {})[name] = {"mean": mean, "sd": sd}
-        record = {"seeds": list(seeds), **summary, "runs": [vars(result) for result in results]}
-        write_json(Path(config.output) / "result.json", record)
+        return {"seeds": list(seeds), **summary}, None
 
     return sweep(
-        config.output,
-        [member(config, f"seed-{seed}", seed=seed) for seed in dict.fromkeys(seeds)],
-        lambda one: finetune(one, dry_run=dry_run, console=console),
+        config,
+        {f"seed-{seed}": {"seed": seed} for seed in seeds},
+        finetune,
         FinetuneResult,
         lambda one: describe_data(read_splits(one), one.trained),
         summarize,
         dry_run=dry_run,
+        console=console,
     )

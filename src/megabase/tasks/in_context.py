@@ -15,7 +15,6 @@ from megabase.data.labeled import LabeledSequences, label_splits, split_rows
 from megabase.data.vocabulary import PAD_ID
 from megabase.errors import ConfigError, ModelError, TruncationWarning, warn
 from megabase.evaluate import metrics
-from megabase.genome.files import write_json, write_whole
 from megabase.models.checkpoints.convert import write_model
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.objectives.labels import InContext
@@ -29,8 +28,7 @@ from megabase.tasks.run import (
     RunResult,
     execute,
     lay_out,
-    markdown_table,
-    member,
+    results_table,
     sweep,
 )
 from megabase.training.evaluation import EvalSet, evaluate
@@ -76,21 +74,19 @@ def in_context(
 
     Arguments and errors are those of :func:`megabase.tasks.finetune.finetune`.
     """
-    held: dict[str, Any] = {}
-
-    def prepare(fabric: Fabric) -> Plan:
-        plan, held["facts"] = _plan(config, fabric)
-        return plan
+    tune = config.tune
 
     def conclude(done: Done) -> InContextResult:
-        found = {} if done.stopped else _measure(done, config.tune)
-        return InContextResult.of(done, found, **held["facts"])
+        found = {} if done.stopped else _measure(done, tune)
+        return InContextResult.of(done, found, **done.plan.facts)
 
-    return execute(config, prepare, conclude, dry_run=dry_run, console=console)
+    return execute(
+        config, lambda fabric: _plan(config, fabric), conclude, dry_run=dry_run, console=console
+    )
 
 
-def _plan(config: InContextConfig, fabric: Fabric) -> tuple[Plan, dict[str, Any]]:
-    """Build everything a run needs; give the plan and the facts of its result."""
+def _plan(config: InContextConfig, fabric: Fabric) -> Plan:
+    """Build everything a run needs and describe it; writes nothing."""
     from megabase.models.adapt.prompt import PROMPTED_FAMILIES, label_letters
     from megabase.models.auto import load_config, load_model, load_tokenizer
     from megabase.models.base import checkpoint_activations
@@ -192,7 +188,8 @@ def _plan(config: InContextConfig, fabric: Fabric) -> tuple[Plan, dict[str, Any]
             f"lr {optim.lr:g} ({optim.schedule}), weight decay {optim.weight_decay:g}"
         )
     lines += [f"note        {note}" for note in notes]
-    plan = Plan(
+    trains = config.tune != "none"
+    return Plan(
         settings=settings,
         family=family.name,
         model=asked,
@@ -205,13 +202,13 @@ def _plan(config: InContextConfig, fabric: Fabric) -> tuple[Plan, dict[str, Any]
         text="\n".join([*lines, f"output      {config.output}"]),
         splits=splits,
         notes=notes,
-        trains=config.tune != "none",
-    )
-    return plan, {
-        "model": config.model, "tune": config.tune, "shots": shots,
-        "samples": len(batches) if plan.trains else 0, "vectors": vectors,
-        "examples": config.examples, "letters": named, "tokens": tokens,
-    }  # fmt: skip
+        trains=trains,
+        facts={
+            "model": config.model, "tune": config.tune, "shots": shots,
+            "samples": len(batches) if trains else 0, "vectors": vectors,
+            "examples": config.examples, "letters": named, "tokens": tokens,
+        },
+    )  # fmt: skip
 
 
 def _read_splits(config: InContextConfig) -> tuple[dict[str, LabeledSequences], list[str]]:
@@ -343,37 +340,29 @@ def in_context_grid(
     """
     if samples and config.tune == "none":
         raise ConfigError("several numbers of samples are for tune='prompt' or tune='all'")
-    runs: list[InContextConfig] = []
-    for number in dict.fromkeys(shots or [config.shots]):
-        for size in dict.fromkeys(samples) if samples else [config.samples]:
+    members: dict[str, dict[str, Any]] = {}
+    for number in shots or [config.shots]:
+        for size in samples or [config.samples]:
             name = f"shots-{number}" + (f"-samples-{size}" if samples else "")
-            runs.append(member(config, name, shots=number, samples=size))
+            members[name] = {"shots": number, "samples": size}
 
-    def summarize(results: list[InContextResult]) -> None:
-        output = Path(config.output)
-        write_json(output / "result.json", {"runs": [vars(r) for r in results]})
-        write_whole(output / "table.md", _table(results))
+    def summarize(results: list[InContextResult]) -> tuple[dict[str, Any], str]:
+        facts = {
+            "tuned": lambda one: one.tune,
+            "shots": lambda one: str(one.shots),
+            "samples": lambda one: str(one.samples),
+            "vectors": lambda one: str(one.vectors),
+            "examples from": lambda one: one.examples,
+        }
+        return {}, results_table(results, facts, ["test" if results[0].test else "valid"])
 
     return sweep(
-        config.output,
-        runs,
-        lambda one: in_context(one, dry_run=dry_run, console=console),
+        config,
+        members,
+        in_context,
         InContextResult,
         lambda one: describe_data(_read_splits(one)[0], one.model),
         summarize,
         dry_run=dry_run,
+        console=console,
     )
-
-
-def _table(results: Sequence[InContextResult]) -> str:
-    """Write results as a Markdown table; it holds nothing that differs between two equal runs."""
-    split = "test" if results[0].test else "valid"
-    names = list(getattr(results[0], split))
-    head = ["tuned", "shots", "samples", "vectors", "examples from"]
-    head += [f"{split} {name}" for name in names]
-    rows = [
-        [one.tune, str(one.shots), str(one.samples), str(one.vectors), one.examples,
-         *(f"{getattr(one, split)[name]:.4f}" for name in names)]
-        for one in results
-    ]  # fmt: skip
-    return markdown_table(head, rows) + "\n"

@@ -16,14 +16,14 @@ import torch
 
 from megabase.data.labeled import LabeledSequences
 from megabase.errors import ConfigError, InputError, ModelError
-from megabase.genome.files import write_json, write_whole
+from megabase.genome.files import write_whole
 from megabase.models.tokenizers.encoder import TokenEncoder
 from megabase.objectives.labels import LabelTokens
 from megabase.settings import StartConfig
 from megabase.tasks.config import PromptConfig, PromptSettings
 from megabase.tasks.labeled import LabeledResult, LabeledRun, measure_splits
 from megabase.tasks.labeled_data import describe_data, read_splits
-from megabase.tasks.run import Done, Plan, execute, markdown_table, member, sweep
+from megabase.tasks.run import Done, Plan, execute, results_table, sweep
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -260,34 +260,22 @@ def prompt_lengths(
     if not lengths:
         raise ConfigError("lengths is empty; give one or more whole numbers")
 
-    def summarize(results: list[PromptResult]) -> None:
-        output = Path(config.output)
-        write_json(output / "result.json", {"runs": [vars(r) for r in results]})
-        write_whole(output / "table.md", _prompt_table(results))
+    def summarize(results: list[PromptResult]) -> tuple[dict[str, Any], str]:
+        facts = {
+            "vectors": lambda one: f"{one.length}",
+            "parameters trained": lambda one: f"{one.trained_parameters:,}",
+            "bytes saved": lambda one: f"{one.prompt_bytes:,}",
+            "steps": lambda one: f"{one.steps:,}",
+        }
+        return {}, results_table(results, facts, ("valid", "test"), " ---: |")
 
     return sweep(
-        config.output,
-        [
-            member(config, f"length-{length}", prompt=replace(config.prompt, length=length))
-            for length in dict.fromkeys(lengths)
-        ],
-        lambda one: learn_prompt(one, dry_run=dry_run, console=console),
+        config,
+        {f"length-{n}": {"prompt": replace(config.prompt, length=n)} for n in lengths},
+        learn_prompt,
         PromptResult,
         lambda one: describe_data(read_splits(one), one.model),
         summarize,
         dry_run=dry_run,
+        console=console,
     )
-
-
-def _prompt_table(results: Sequence[PromptResult]) -> str:
-    """Write results as a Markdown table, without what differs between equal runs, such as times."""
-    splits = [name for name in ("valid", "test") if getattr(results[0], name)]
-    columns = [(split, name) for split in splits for name in getattr(results[0], split)]
-    head = ["vectors", "parameters trained", "bytes saved", "steps"]
-    head += [f"{split} {name}" for split, name in columns]
-    rows = [
-        [f"{one.length}", f"{one.trained_parameters:,}", f"{one.prompt_bytes:,}", f"{one.steps:,}",
-         *(f"{getattr(one, split)[name]:.4f}" for split, name in columns)]
-        for one in results
-    ]  # fmt: skip
-    return markdown_table(head, rows, " ---: |") + "\n"

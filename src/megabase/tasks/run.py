@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 import numpy as np
 
 from megabase.errors import ConfigError
-from megabase.genome.files import atomic_file, write_json
+from megabase.genome.files import atomic_file, write_json, write_whole
 from megabase.ops.kernels import slower_than_possible
 from megabase.settings import RunConfig, TrainConfig
 from megabase.tasks.config import to_yaml
@@ -68,6 +68,8 @@ class Plan:
     """Why the run must not start, if so."""
     trains: bool = True
     """Whether there is anything to train."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the result that are known beforehand."""
 
     @property
     def trained_parameters(self) -> int:
@@ -233,6 +235,23 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], rule: str
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
+def results_table(
+    results: Sequence[Any],
+    facts: Mapping[str, Callable[[Any], str]],
+    splits: Iterable[str],
+    rule: str = " --- |",
+) -> str:
+    """Write facts and metrics of runs as Markdown; nothing that differs between two equal runs."""
+    columns = [(split, name) for split in splits for name in getattr(results[0], split)]
+    rows = [
+        [*(fact(one) for fact in facts.values()),
+         *(f"{getattr(one, split)[name]:.4f}" for split, name in columns)]
+        for one in results
+    ]  # fmt: skip
+    head = [*facts, *(f"{split} {name}" for split, name in columns)]
+    return markdown_table(head, rows, rule) + "\n"
+
+
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
     """Give mean and sample standard deviation (None for a single value)."""
     mean = sum(values) / len(values)
@@ -241,46 +260,45 @@ def spread(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
-def member(config: _Config, name: str, **changes: Any) -> _Config:
-    """Give the settings of one run of a sweep, in ``OUTPUT/name``; its folder is checked.
-
-    With ``resume``, a run that was begun goes on, and another one begins.
-    """
-    folder = Path(config.output) / name
-    resume = config.resume and (folder / "config.yaml").is_file()
-    one = replace(config, output=str(folder), resume=resume, **changes)
-    check_run(one, to_yaml(one))
-    return one
-
-
 def sweep(
-    output: str,
-    runs: Sequence[_Config],
-    run_one: Callable[[_Config], _Found | None],
-    result_type: type[_Found],
+    config: _Config,
+    members: Mapping[str, Mapping[str, Any]],
+    verb: Callable[..., _Found | None],
+    kind: type[_Found],
     data_of: Callable[[_Config], Mapping[str, Any]],
-    summarize: Callable[[list[_Found]], None],
-    *,
-    dry_run: bool = False,
+    summarize: Callable[[list[_Found]], tuple[dict[str, Any], str | None]],
+    **shown: Any,
 ) -> list[_Found]:
-    """Run the members of a sweep one after the other; finished ones are read from their folders.
+    """Run `verb` once for each member of a sweep: a folder in the output, and changed settings.
 
-    A finished run must have had the inputs that `data_of` describes now. The results are shorter
-    when a signal stopped one (the last); then `summarize` is not called.
+    With ``resume``, finished runs are read from their folders (they must have had the inputs that
+    `data_of` describes now), and the others go on or begin. Unless a signal stopped a run (the
+    last), ``result.json`` holds all results after the record that `summarize` gives, and
+    ``table.md`` its table. `shown` are ``dry_run`` and ``console``.
     """
+    output = Path(config.output)
+    runs: list[_Config] = []
+    for name, changes in members.items():
+        folder = output / name
+        resume = config.resume and (folder / "config.yaml").is_file()
+        runs.append(replace(config, output=str(folder), resume=resume, **changes))
+        check_run(runs[-1], to_yaml(runs[-1]))
     results: list[_Found] = []
-    with contextlib.nullcontext() if dry_run else RunFolder(Path(output)).owned():
+    with contextlib.nullcontext() if shown.get("dry_run") else RunFolder(output).owned():
         for one in runs:
             kept = None
             if one.resume:
                 data = partial(data_of, one)
                 kept = RunFolder(Path(one.output)).finished_result(to_yaml(one), data)
-            result = run_one(one) if kept is None else result_type(**kept)
+            result = verb(one, **shown) if kept is None else kind(**kept)
             if result is None:
                 continue
             results.append(result)
             if result.signal is not None:
                 return results
         if results:
-            summarize(results)
+            record, table = summarize(results)
+            write_json(output / "result.json", {**record, "runs": [vars(r) for r in results]})
+            if table is not None:
+                write_whole(output / "table.md", table)
     return results
