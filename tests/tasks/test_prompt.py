@@ -17,7 +17,7 @@ from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.settings import DeviceConfig, HeadConfig, OptimConfig
 from megabase.tasks.config import PromptConfig, PromptSettings, TableConfig
-from megabase.tasks.prompt import _prompt_table, learn_prompt, prompt_lengths
+from megabase.tasks.prompt import learn_prompt, prompt_lengths
 
 
 def write(path: Path, rows: int, seed: int, labels: Any, length: tuple[int, int] = (20, 25)) -> str:
@@ -160,7 +160,9 @@ def test_no_vectors_asks_the_plain_model(tmp_path: Path, model: str) -> None:
 def test_a_sweep_resumes_to_the_same_table(tmp_path: Path, model: str) -> None:
     whole = prompt_lengths(settings(tmp_path, model), [0, 2, 3])
     table = (tmp_path / "run" / "table.md").read_text()
-    assert table == _prompt_table(whole)
+    assert all(
+        f"{x:.4f}" in table for one in whole for x in (*one.valid.values(), *one.test.values())
+    )
     assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["0", "2", "3"]
     # A second sweep is cut short: one length done, one half done, one not begun.
     half = settings(tmp_path, model, output=str(tmp_path / "half"))

@@ -87,7 +87,13 @@ def in_context(
 
 def _plan(config: InContextConfig, fabric: Fabric) -> Plan:
     """Build everything a run needs and describe it; writes nothing."""
-    from megabase.models.adapt.prompt import PROMPTED_FAMILIES, label_letters
+    from megabase.models.adapt.prompt import (
+        PROMPTED_FAMILIES,
+        PromptedModel,
+        PromptSpec,
+        label_letters,
+        save_prompt,
+    )
     from megabase.models.auto import load_config, load_model, load_tokenizer
     from megabase.models.base import checkpoint_activations
     from megabase.models.families import family_of
@@ -102,7 +108,13 @@ def _plan(config: InContextConfig, fabric: Fabric) -> Plan:
         )
     letters = label_letters(len(train.classes))
     length = config.max_length or max(int(s.lengths.max(initial=1)) for s in splits.values())
-    _count_cut(splits, length)
+    for split in splits.values():
+        if cut := int((split.lengths > length).sum()):
+            warn(
+                f"{cut:,} of {len(split):,} sequences of {split.text.source} are cut to "
+                f"{length:,} bases",
+                TruncationWarning,
+            )
     torch.manual_seed(config.seed)
     model = load_model(config.model, "causal-lm").train()
     tokenizer: Any = load_tokenizer(config.model)
@@ -114,7 +126,15 @@ def _plan(config: InContextConfig, fabric: Fabric) -> Plan:
     restricted = config.letters == "labels"
     asked: nn.Module = model
     if prompts:
-        asked = _prompted(model, train, letters, ids, int(tokenizer.sep_token_id), config)
+        spec = PromptSpec(
+            length=vectors,
+            classes=train.classes,
+            letters=letters,
+            label_ids=ids,
+            end_id=int(tokenizer.sep_token_id),
+            restricted=restricted,
+        )
+        asked = PromptedModel(model, spec, dropout=config.dropout)
     if config.activation_checkpointing:
         checkpoint_activations(model, config.checkpointing_stretch)
     queries = train
@@ -153,8 +173,6 @@ def _plan(config: InContextConfig, fabric: Fabric) -> Plan:
         if not prompts:
             write_model(folder, model, tokenizer, state)
             return
-        from megabase.models.adapt.prompt import save_prompt
-
         path = Path(config.model)
         save_prompt(
             asked,  # pyright: ignore[reportArgumentType]
@@ -238,17 +256,6 @@ def _read_splits(config: InContextConfig) -> tuple[dict[str, LabeledSequences], 
     return {name: splits[name] for name in ("train", "valid", "test") if name in splits}, notes
 
 
-def _count_cut(splits: Mapping[str, LabeledSequences], length: int) -> None:
-    for split in splits.values():
-        cut = int((split.lengths > length).sum())
-        if cut:
-            warn(
-                f"{cut:,} of {len(split):,} sequences of {split.text.source} are cut to "
-                f"{length:,} bases",
-                TruncationWarning,
-            )
-
-
 def _check_model(name: str, tokenizer: Any, model: PreTrainedModel) -> None:
     if not isinstance(tokenizer, DNATokenizer):
         raise ConfigError(
@@ -274,27 +281,6 @@ def _check_length(
             "shorter sequences (max_length), or a model with a longer input"
         )
     return needed
-
-
-def _prompted(
-    model: PreTrainedModel,
-    train: LabeledSequences,
-    letters: str,
-    ids: tuple[int, ...],
-    end_id: int,
-    config: InContextConfig,
-) -> nn.Module:
-    from megabase.models.adapt.prompt import PromptedModel, PromptSpec
-
-    spec = PromptSpec(
-        length=config.vectors,
-        classes=train.classes,
-        letters=letters,
-        label_ids=ids,
-        end_id=end_id,
-        restricted=config.letters == "labels",
-    )
-    return PromptedModel(model, spec, dropout=config.dropout)
 
 
 def _fixed_examples(spec: PromptSpec, batches: InContextBatches, shots: int) -> PromptSpec:

@@ -64,7 +64,14 @@ def learn_prompt(
             found = measure_splits(
                 done, prompted, predictions=predictions, padding=padding, columns=columns
             )
-        return _result(done, model, found)
+        prompted, folder = done.plan.model, done.run / "prompt"
+        return PromptResult.of(
+            done, found, model=model, length=prompted.spec.length,
+            position=prompted.spec.position, answer=prompted.spec.answer,
+            parameters=sum(p.numel() for p in prompted.model.parameters()),
+            trained_parameters=prompted.trained_parameters,
+            prompt_bytes=sum(file.stat().st_size for file in folder.glob("*")),
+        )  # fmt: skip
 
     return execute(
         config, lambda fabric: _plan(config, fabric), conclude, dry_run=dry_run, console=console
@@ -73,7 +80,9 @@ def learn_prompt(
 
 def _plan(config: PromptConfig, fabric: Fabric) -> Plan:
     """Build everything a run needs and describe it; writes nothing."""
-    from megabase.models.adapt.prompt import PROMPTED_FAMILIES
+    from megabase.models.adapt.prompt import PROMPTED_FAMILIES, PromptedModel, save_prompt
+    from megabase.models.auto import load_model
+    from megabase.models.base import checkpoint_activations
 
     head = config.head
     run = LabeledRun(config, StartConfig(model=config.model), "sequence-classification")
@@ -84,8 +93,15 @@ def _plan(config: PromptConfig, fabric: Fabric) -> Plan:
         )
     torch.manual_seed(config.seed)
     spec = _spec(config.prompt, head.pooling, run.tokens, run.train)
-    every = config.checkpointing_stretch if config.activation_checkpointing else None
-    model = _prompted_model(config.model, config.prompt, spec, run.tokens, every)
+    frozen = load_model(config.model, "base" if spec.answer == "head" else "causal-lm").train()
+    if config.activation_checkpointing:
+        checkpoint_activations(frozen, config.checkpointing_stretch)
+    start = None
+    if config.prompt.start == "vocabulary":
+        bases = torch.tensor([_token(run.tokens, letter) for letter in "ACGT"])
+        table: Any = frozen.get_input_embeddings()
+        start = table.weight.detach()[bases[torch.randint(4, (spec.length,))]]
+    model = PromptedModel(frozen, spec, start=start, dropout=config.prompt.dropout)
     _tokenize(run, model, truncate=config.table.truncate)
     facts = {
         "padding": head.padding,
@@ -96,8 +112,6 @@ def _plan(config: PromptConfig, fabric: Fabric) -> Plan:
     named = str(Path(config.model).absolute()) if Path(config.model).exists() else config.model
 
     def save(folder: Path, state: Mapping[str, Any] | None) -> None:
-        from megabase.models.adapt.prompt import save_prompt
-
         save_prompt(model, folder, model=named, state=state, facts=facts)
 
     return run.plan(
@@ -111,26 +125,6 @@ def _plan(config: PromptConfig, fabric: Fabric) -> Plan:
         else LabelTokens(spec.label_ids, restricted=spec.restricted),
         trains=model.trained_parameters > 0,
     )
-
-
-def _prompted_model(
-    name: str, settings: PromptSettings, spec: PromptSpec, tokens: TokenEncoder, every: int | None
-) -> PromptedModel:
-    """Load the model and put a new prompt in front of it, from torch's current seed."""
-    from megabase.models.adapt.prompt import PromptedModel
-    from megabase.models.auto import load_model
-    from megabase.models.base import checkpoint_activations
-
-    kind = "causal-lm" if settings.answer == "label_tokens" else "base"
-    frozen = load_model(name, kind).train()
-    if every is not None:
-        checkpoint_activations(frozen, every)
-    start = None
-    if settings.start == "vocabulary":
-        bases = torch.tensor([_token(tokens, letter) for letter in "ACGT"])
-        table: Any = frozen.get_input_embeddings()
-        start = table.weight.detach()[bases[torch.randint(4, (spec.length,))]]
-    return PromptedModel(frozen, spec, start=start, dropout=settings.dropout)
 
 
 def _spec(
@@ -229,20 +223,6 @@ def _keep_best(done: Done) -> PromptedModel:
                 write_whole(target / name, (done.chosen / name).read_bytes())
     done.fabric.barrier()
     return load_prompt(target, done.plan.model.model)
-
-
-def _result(done: Done, model: str, found: Mapping[str, dict[str, float]]) -> PromptResult:
-    from megabase.models.adapt.prompt import PROMPT_FILES
-
-    prompted, folder = done.plan.model, done.run / "prompt"
-    spec = prompted.spec
-    files = [folder / name for name in PROMPT_FILES] if folder.is_dir() else []
-    return PromptResult.of(
-        done, found, model=model, length=spec.length, position=spec.position, answer=spec.answer,
-        parameters=sum(p.numel() for p in prompted.model.parameters()),
-        trained_parameters=prompted.trained_parameters,
-        prompt_bytes=sum(file.stat().st_size for file in files),
-    )  # fmt: skip
 
 
 def prompt_lengths(
