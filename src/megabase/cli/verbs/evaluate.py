@@ -88,12 +88,10 @@ def _evaluate(args: Namespace) -> int:
 
 def _files(args: Namespace, model_run: RunData | None) -> tuple[Path | None, Path | None]:
     """Give the JSON file and the folder of the plots, checked before any work is done."""
-    if args.output is not None:
-        target = Path(args.output)
-    elif model_run is not None:
-        target = model_run.path
-    else:
+    place = args.output if args.output is not None else model_run and model_run.path
+    if place is None:
         return None, None
+    target = Path(place)
     if target.suffix.lower() == ".json":
         check_output(target, args.overwrite)
         return target, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,9 +100,8 @@ def _info(args: Namespace) -> int:
     """
     from rich.console import Console
 
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a file or a pipe: nothing is gained by folding lines
-        console = Console(highlight=False, width=200)
+    # Into a file or a pipe nothing is gained by folding lines.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     if args.presets:
         _presets(console, args.json)
         return 0
@@ -201,13 +201,11 @@ def _presets(console: Console, as_json: bool) -> None:
         print(json.dumps(rows, indent=2))
         return
     table = Table(box=None, pad_edge=False)
-    for name in ("preset", "family", "parameters", "bases", "repository"):
-        table.add_column(
-            name,
-            justify="right" if name in ("parameters", "bases") else "left",
-            no_wrap=name != "repository",
-            overflow="fold",
-        )
+    table.add_column("preset", no_wrap=True)
+    table.add_column("family", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("bases", justify="right", no_wrap=True)
+    table.add_column("repository", overflow="fold")
     for preset in PRESETS.values():
         table.add_row(preset.name, preset.family, f"{preset.parameters:,}", f"{preset.length:,}",
                       preset.hub or preset.checkpoint or "")  # fmt: skip

@@ -29,9 +29,8 @@ _Config = TypeVar("_Config", bound=Settings)
 
 def _add_run(parser: ArgumentParser, config: type[Settings], skip: Iterable[str] = ()) -> None:
     """Add the settings of a run, and ``--dry-run``."""
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show the plan and stop before the first step"
-    )
+    add = parser.add_argument
+    add("--dry-run", action="store_true", help="show the plan and stop before the first step")
     add_settings(parser, config, skip)
 
 
