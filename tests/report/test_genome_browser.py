@@ -29,7 +29,6 @@ from megabase.report.genome_page import (
     Segment,
     TableRow,
     Track,
-    VariantTable,
     build_genome_page,
 )
 
@@ -179,7 +178,7 @@ def _write_page(folder: Path) -> Path:
             Logo("What the model expects", "", "chr1", start, chances, "probability"),
             Logo("What a substitution does", "", "chr1", start, effects, "effects"), *logos,
         ],
-        table=VariantTable(columns, tuple(rows)),
+        columns=columns, rows=rows,
     )  # fmt: skip
     path = folder / "page.html"
     path.write_text(build_genome_page(page))
@@ -245,9 +244,7 @@ def _write_odd_page(folder: Path) -> Path:
             Track("falling", segments=(Segment("chr20", start, -tall),)),
         ],
         logos=[Logo("Substitutions", "", "chr20", start + 100, effects, "effects")],
-        table=VariantTable(
-            (Column("position", "place"), Column("text"), Column("score", "number")), tuple(rows)
-        ),
+        columns=(Column("position", "place"), Column("text"), Column("score", "number")), rows=rows,
     )  # fmt: skip
     path = folder / "odd.html"
     path.write_text(build_genome_page(page))

@@ -21,7 +21,6 @@ from megabase.report.genome_page import (
     Segment,
     TableRow,
     Track,
-    VariantTable,
     _pack,
     build_genome_page,
 )
@@ -42,11 +41,11 @@ def page(tmp_path: Path) -> str:
             Track("signal", segments=(Segment("chr1", 100, rng.normal(size=100)),)),
         ],
         logos=[Logo("expects", "bits", "chr1", 100, expected, "probability")],
-        table=VariantTable(
-            [Column("position", "place"), Column("alt"), Column("LLR", "number")],
-            [TableRow("chr1", 120, 121, (121, "<script>", -1.5)),
-             TableRow("chr1", 130, 131, (131, "T", float("nan")))],
-        ),
+        columns=[Column("position", "place"), Column("alt"), Column("LLR", "number")],
+        rows=[
+            TableRow("chr1", 120, 121, (121, "<script>", -1.5)),
+            TableRow("chr1", 130, 131, (131, "T", float("nan"))),
+        ],
         numbers=[("100", "", "bases")], facts=[("model", "x")],
     ))  # fmt: skip
 

@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib")
 
 from drawn import Picture, pictures
 
-from megabase.report import benchmark_plots, plots
+from megabase.report import benchmark_page, plots
 from megabase.report.embedding_plot import save_embedding_plot
 from megabase.report.nucleotide_plot import save_nucleotide_plot
 from megabase.report.style import NARROW, SIZES, WIDE, Size, as_svg
@@ -61,10 +61,10 @@ def test_bars_of_any_sign_and_name(size: Size) -> None:
         [bar("$a$ and $b$", 0.5), bar("_x", 0.6)],
         [bar("one", math.nan)],
     ):
-        picture = drawn_by(benchmark_plots.draw_bars, lines, size=size)
+        picture = drawn_by(benchmark_page._draw_bars, lines, size=size)
         picture.check(marks=2 * len(lines))
     assert "no model has a result" in picture.texts
-    names = drawn_by(benchmark_plots.draw_bars, [bar("$a$ and $b$", 0.5)], size=size).texts
+    names = drawn_by(benchmark_page._draw_bars, [bar("$a$ and $b$", 0.5)], size=size).texts
     assert "$a$ and $b$" in names
 
 
@@ -73,14 +73,14 @@ def test_legends_keep_every_name_inside(size: Size) -> None:
     truth = RNG.integers(0, 2, 40)
     scores = RNG.normal(size=40) + truth
     series = [(name, scores, truth) for name in ("_hidden", LONG, "$kmer$")]
-    picture = drawn_by(benchmark_plots.draw_curves, series, size=size)
+    picture = drawn_by(benchmark_page._draw_curves, series, size=size)
     picture.check(marks=60)
     assert {" _hidden", "$kmer$"} <= set(picture.texts)
     for classes in (2, 200):
         cloud = {"points": RNG.normal(size=(400, 2)).tolist(),
                  "labels": (np.arange(400) % classes).tolist(),
                  "classes": [f"_class {i} {LONG}" for i in range(classes)]}  # fmt: skip
-        drawn_by(benchmark_plots.draw_points, cloud, size=size).check(marks=400)
+        drawn_by(benchmark_page._draw_points, cloud, size=size).check(marks=400)
     prompts = {"_head": [(0, 0.7, None), (8, 0.75, None), (128, 0.8, None)]}
     picture = drawn_by(plots.draw_lengths, prompts, ("vectors", "accuracy"), None, size=size)
     picture.check(marks=3)
@@ -90,7 +90,7 @@ def test_legends_keep_every_name_inside(size: Size) -> None:
 def test_a_confusion_matrix_and_lengths_show_all_cells() -> None:
     table = RNG.integers(0, 999, (5, 5))
     names = [f"long class name {i}" for i in range(5)]
-    drawn_by(benchmark_plots.draw_confusion, table, names).check(marks=24)
+    drawn_by(benchmark_page._draw_confusion, table, names).check(marks=24)
     lines = {name: [(2**k, 0.5, 0.01) for k in (8, 10, 12)] for name in ("one", "_two")}
     picture = drawn_by(plots.draw_lengths, lines, ("bases", "mcc"), None)
     picture.check(marks=6)

@@ -6,7 +6,9 @@ transformers only when it runs, so every ``--help`` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
 import sys
 import traceback
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from megabase import __version__
-from megabase.cli.streams import discard_output, open_streams, output_fails, say
+from megabase.cli.streams import say
 from megabase.errors import MegabaseError
 from megabase.training.process import Terminated, terminable
 
@@ -77,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     143: SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not open_streams():
+    if not _open_streams():
         say("megabase: error: standard output is closed; send it to a file or to /dev/null")
         return 2
     program = f"megabase {arguments[0]}" if arguments and arguments[0] in VERBS else "megabase"
@@ -87,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has enough
-        discard_output()
+        _discard_output()
         return 0
     except (MegabaseError, OSError, MemoryError, RecursionError, RuntimeError) as error:
         text = _reason(error)
@@ -105,6 +107,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
 
 
+def _open_streams() -> bool:
+    """Make both streams take any letter; give whether there is a standard output at all."""
+    if sys.stderr is None:  # closed by 2>&-: the next file opened would take its number
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    return sys.stdout is not None
+
+
+def _output_fails() -> bool:
+    """Say whether standard output cannot be written to: one more end of line is tried."""
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _discard_output() -> None:
+    """Throw away what standard output still holds, so that nothing fails at the end of Python."""
+    with contextlib.suppress(OSError):  # a stream in memory has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _reason(error: Exception) -> str | None:
     """Say in one line what the user or the machine has to change; None for an error of ours."""
     if isinstance(error, MegabaseError):
@@ -115,8 +143,8 @@ def _reason(error: Exception) -> str | None:
             name = os.fsdecode(error.filename)
             full = error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
             return f"cannot {'write' if full else 'open'} {name}: {error.strerror}"
-        if output_fails():
-            discard_output()
+        if _output_fails():
+            _discard_output()
             return f"cannot write to standard output: {error.strerror or error}"
         return f"{error.strerror or error} ({_DEBUG})"
     if isinstance(error, RecursionError):

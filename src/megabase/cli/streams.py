@@ -1,13 +1,8 @@
-"""What a command says beside its output: notes, progress; and streams as they may be.
-
-Streams may be closed, full, or without letters for a name.
-"""
+"""What a command says beside its output: notes and progress."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 import sys
 import threading
 import time
@@ -24,16 +19,6 @@ quiet = False
 """Whether ``--quiet`` was given: no progress and no notes. Set by the command line, once a call."""
 
 
-def open_streams() -> bool:
-    """Make both streams take any letter; give whether there is a standard output at all."""
-    if sys.stderr is None:  # closed by 2>&-: the next file opened would take its number
-        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    return sys.stdout is not None
-
-
 def say(text: str) -> None:
     """Print a line on standard error, if that can be written to."""
     with contextlib.suppress(OSError):
@@ -44,22 +29,6 @@ def note(text: object) -> None:
     """Print what a command did ("wrote FILE") on standard error, unless ``--quiet`` was given."""
     if not quiet:
         say(str(text))
-
-
-def output_fails() -> bool:
-    """Say whether standard output cannot be written to: one more end of line is tried."""
-    try:
-        sys.stdout.write("\n")
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
-
-
-def discard_output() -> None:
-    """Throw away what standard output still holds, so that nothing fails at the end of Python."""
-    with contextlib.suppress(OSError):  # a stream in memory has no number
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

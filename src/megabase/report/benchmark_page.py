@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from megabase.errors import ReportError
 from megabase.genome.files import write_whole
-from megabase.report import benchmark_plots as plots
 from megabase.report.page import document, figure, section, table
 from megabase.report.plots import draw_lengths
-from megabase.report.style import Draw, as_svg, require_matplotlib
+from megabase.report.style import (
+    LINE_STYLES,
+    Draw,
+    Size,
+    Theme,
+    as_svg,
+    axes_between,
+    padded,
+    require_matplotlib,
+    shortened,
+    shown_name,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
+_Values = npt.NDArray[np.floating[Any]]
 Describe = Callable[[str, str], tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]]
 """From (suite, task) to head, rows and notes of its table."""
 _MOST_CLASSES = 12
@@ -78,7 +94,7 @@ def _lengths(lines: Sequence[Record]) -> Draw:
 def _task_parts(output: Path, lines: Sequence[Record], describe: Describe | None) -> list[str]:
     parts = [
         figure(
-            partial(plots.draw_bars, lines),
+            partial(_draw_bars, lines),
             "; ".join(f"{line['model']} {line['mean']:.3f}" for line in lines),
             f"{lines[0]['metric']} of every model on the test rows.",
         )
@@ -97,7 +113,7 @@ def _task_parts(output: Path, lines: Sequence[Record], describe: Describe | None
     if two:
         what = "ROC and precision-recall curves"
         text = f"{what} on the test rows, first run of each model."
-        parts.append(figure(partial(plots.draw_curves, two), what, text))
+        parts.append(figure(partial(_draw_curves, two), what, text))
     best = max(known, key=lambda item: item[0]["mean"], default=None)
     if best is not None and best[2].ndim == 1 and 2 <= len(best[3]) <= _MOST_CLASSES:
         line, outputs, labels, classes = best
@@ -106,12 +122,12 @@ def _task_parts(output: Path, lines: Sequence[Record], describe: Describe | None
         counts = np.bincount(pairs, minlength=count * count).reshape(count, count)
         what = f"Confusion matrix of {line['model']}"
         text = f"{what}, first run: truth down, answer across."
-        parts.append(figure(partial(plots.draw_confusion, counts, classes), what, text))
+        parts.append(figure(partial(_draw_confusion, counts, classes), what, text))
     picture = output / "pictures" / f"{lines[0]['suite']}.{lines[0]['task']}.json"
     record = json.loads(picture.read_text()) if picture.is_file() else {"items": []}
     parts += [
         figure(
-            partial(plots.draw_points, item),
+            partial(_draw_points, item),
             f"Picture of the embedding of {item['model']}",
             f"Embedding of {item['model']} in two dimensions ({record['method']}), one point a "
             "test sequence, colored by class.",
@@ -128,3 +144,141 @@ def _outputs(folder: Path) -> tuple[Any, Any, list[str]] | None:
     with np.load(file) as kept:
         outputs, labels = kept["test"], kept["test_labels"]
     return outputs, labels, list(json.loads(record.read_text())["classes"])
+
+
+def _draw_bars(lines: Sequence[Record], figure: Figure, theme: Theme, size: Size) -> None:
+    """Draw mean and spread of the models of a task (``summary.parquet``), and the published."""
+    shown = [line for line in lines if not math.isnan(line["mean"])][::-1]
+    widest = max((len(line["model"]) for line in shown), default=1)
+    left = min(0.64 * size.text * widest + 16, 0.45 * size.width)
+    bottom, top = 3.6 * size.text, 8.0
+    axes = axes_between(figure, size, left, bottom, 4.5 * size.text, top)
+    for place, line in enumerate(shown):
+        color = theme.baseline if str(line["model"]).startswith("kmer") else theme.model
+        axes.barh(place, line["mean"], height=0.6, color=color, alpha=0.85)
+        if line["spread"] is not None:
+            axes.errorbar(
+                line["mean"], place, xerr=line["spread"], color=theme.ink, capsize=3, linewidth=1.2
+            )
+        if line["published"] is not None:
+            axes.plot(line["published"], place, marker="D", color=theme.ink, markersize=5,
+                      fillstyle="none")  # fmt: skip
+        # At the foot of the bar, where neither error nor published mark can lie.
+        axes.annotate(
+            f"{line['mean']:.3f}", (0.0, place), xycoords=axes.get_yaxis_transform(),
+            xytext=(6, 0), textcoords="offset points", va="center", color=theme.background,
+        )  # fmt: skip
+    names = [shortened(str(line["model"]), left - 12, size.text) for line in shown]
+    axes.set_yticks(range(len(shown)), names)
+    if not shown:
+        axes.text(0.5, 0.5, "no model has a result", transform=axes.transAxes, ha="center")
+    values = [line["mean"] for line in shown]
+    values += [line["published"] for line in shown if line["published"] is not None]
+    low, _ = padded(values, 0.1) if values else (0.0, 1.0)
+    # Bars start at zero unless all of them are far above it.
+    axes.set_xlim(max(0.0, math.floor(low * 10 - 1) / 10) if low > 0.5 else min(0.0, low), None)
+    axes.grid(axis="x")
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(str(lines[0]["metric"]))
+
+
+def _binary_curves(scores: _Values, labels: npt.NDArray[Any]) -> dict[str, tuple[_Values, _Values]]:
+    """Give (x, y) of the ROC and precision-recall curves, one point for each distinct score.
+
+    `scores` (n,) are larger for likelier positives, which have label 1.
+    """
+    order = np.argsort(-scores, kind="stable")
+    positive = (labels[order] == 1).astype(np.float64)
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    true = np.cumsum(positive)[last]
+    false = last + 1 - true
+    total = positive.sum()
+    recall = true / max(total, 1.0)
+    return {
+        "roc": (np.append(0.0, false / max(len(labels) - total, 1.0)), np.append(0.0, recall)),
+        "pr": (recall, true / (true + false)),
+    }
+
+
+def _draw_curves(
+    series: Sequence[tuple[str, _Values, npt.NDArray[Any]]],
+    figure: Figure,
+    theme: Theme,
+    size: Size,
+) -> None:
+    """Draw ROC and precision-recall curves of (model, scores (n,), labels (n,)), side by side."""
+    side_by_side = size.width > size.height * 1.5
+    grid = figure.subplots(1, 2) if side_by_side else figure.subplots(2, 1)
+    left = 0.09 if side_by_side else 0.16
+    figure.subplots_adjust(left=left, right=0.97, bottom=0.16, top=0.95, wspace=0.25, hspace=0.6)
+    names = {"roc": ("false positive rate", "true positive rate"), "pr": ("recall", "precision")}
+    for axes, kind in zip(np.ravel(grid), ("roc", "pr"), strict=True):
+        for number, (model, scores, labels) in enumerate(series):
+            x, y = _binary_curves(scores, labels)[kind]
+            color = theme.baseline if model.startswith("kmer") else theme.model
+            axes.plot(
+                x, y, LINE_STYLES[number % 4], label=shown_name(model), color=color, linewidth=1.5,
+                alpha=1.0 - 0.12 * (number % 5),
+            )  # fmt: skip
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.02)
+        axes.grid()
+        axes.set_xlabel(names[kind][0])
+        axes.set_ylabel(names[kind][1])
+    np.ravel(grid)[0].legend(frameon=False, loc="lower right", fontsize=size.text - 3)
+
+
+def _draw_confusion(
+    table: npt.NDArray[np.int64], classes: Sequence[str], figure: Figure, theme: Theme, size: Size
+) -> None:
+    """Draw a confusion matrix (C, C), truth down, prediction across: shares of each true class."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    # Words that all names begin with (a genus) say nothing here.
+    first = {name.split(" ")[0] for name in classes}
+    short_names = [name.split(" ", 1)[-1] if len(first) == 1 else name for name in classes]
+    names = [name if len(name) <= 16 else f"{name[:15]}." for name in short_names]
+    left = 0.62 * size.text * max(map(len, names)) + 2.2 * size.text
+    several = len(names) > 3
+    bottom = (0.36 * max(map(len, names)) + 3.2 if several else 3.6) * size.text
+    side = min(size.width - left - 10, size.height - bottom - 0.6 * size.text)
+    axes = figure.add_axes(
+        (left / size.width, bottom / size.height, side / size.width, side / size.height)
+    )
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    colors = LinearSegmentedColormap.from_list("share", [theme.faint, theme.model])
+    axes.imshow(shares, cmap=colors, vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(table):
+        ink = theme.background if shares[row, column] > 0.5 else theme.ink
+        axes.text(column, row, f"{count:,}", ha="center", va="center", color=ink,
+                  fontsize=size.text - (1 if len(names) < 6 else 4))  # fmt: skip
+    turn: dict[str, Any] = {"rotation": 30, "ha": "right"} if several else {}
+    axes.set_xticks(range(len(names)), names, **turn)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("answer")
+    axes.set_ylabel("truth")
+
+
+def _draw_points(picture: Record, figure: Figure, theme: Theme, size: Size) -> None:
+    """Draw an embedding: ``points`` (n, 2), ``labels`` (n,) class numbers, ``classes`` names."""
+    from matplotlib import colormaps
+
+    points, labels = np.array(picture["points"]), np.array(picture["labels"])
+    wide = size.width > 500
+    axes = figure.add_axes((0.02, 0.03, 0.62, 0.94) if wide else (0.03, 0.38, 0.94, 0.6))
+    most = 14 if wide else 10  # names that the legend has room for
+    colors = colormaps["tab10" if len(picture["classes"]) <= 10 else "tab20"]
+    for number, name in enumerate(picture["classes"]):
+        mine = points[labels == number]
+        label = shown_name(name, 24 if wide else 16) if number < most else None
+        axes.scatter(mine[:, 0], mine[:, 1], s=9, color=colors(number % colors.N), label=label)
+    rest = len(picture["classes"]) - most
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines["bottom"].set_visible(False)
+    axes.legend(
+        frameon=False, loc="center left" if wide else "upper center", handletextpad=0.2,
+        bbox_to_anchor=(1.0, 0.5) if wide else (0.5, 0.0), ncols=1 if wide else 2,
+        fontsize=size.text - 2, markerscale=1.8, labelcolor=theme.ink,
+        title=f"and {rest} more" if rest > 0 else None,
+    )  # fmt: skip

@@ -119,13 +119,6 @@ class TableRow(NamedTuple):
     cells: Sequence[str | int | float | None]
 
 
-class VariantTable(NamedTuple):
-    """The table of variants; numbers that are not finite are shown as empty."""
-
-    columns: Sequence[Column]
-    rows: Sequence[TableRow]
-
-
 def _pack(values: Floats) -> dict[str, Any]:
     """Pack numbers into 16 bits each, as base64; what is not finite becomes "no value"."""
     known = np.isfinite(values)
@@ -138,7 +131,7 @@ def _pack(values: Floats) -> dict[str, Any]:
 
 @dataclass
 class GenomePage:
-    """Everything a page shows.
+    """Everything a page shows; with `columns` a table of variants, `rows`.
 
     The page carries the sequence of `regions`, on the forward strand, which must not overlap; the
     first one is in view. Tracks go from top to bottom, logos below the browser. `numbers` are
@@ -152,7 +145,8 @@ class GenomePage:
     lead: str = ""
     tracks: list[Track] = field(default_factory=list)
     logos: list[Logo] = field(default_factory=list)
-    table: VariantTable | None = None
+    columns: Sequence[Column] = ()
+    rows: Sequence[TableRow] = ()
     numbers: list[tuple[str, str, str]] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
 
@@ -160,7 +154,6 @@ class GenomePage:
 def build_genome_page(page: GenomePage) -> str:
     """Make the page: HTML without any reference to other files or hosts."""
     logos = [logo._record() for logo in page.logos]
-    table = page.table
     content = {
         "genome": {"name": page.store.name, "fasta": _fasta_uri(page)},
         "contigs": len({region.contig for region in page.regions}),
@@ -168,9 +161,11 @@ def build_genome_page(page: GenomePage) -> str:
         "tracks": [track._record(order) for order, track in enumerate(page.tracks, start=1)],
         "logos": [logo for logo in logos if logo["row"] is None],
         "variant_logos": [logo for logo in logos if logo["row"] is not None],
-        "table": table and {key: [part._asdict() for part in getattr(table, key)]
-                            for key in table._fields},
-    }  # fmt: skip
+        "table": None,
+    }
+    if page.columns:
+        columns, rows = ([one._asdict() for one in part] for part in (page.columns, page.rows))
+        content["table"] = {"columns": columns, "rows": rows}
     return document(
         f"{page.title} - megabase",
         [
@@ -179,7 +174,7 @@ def build_genome_page(page: GenomePage) -> str:
             statistics(page.numbers) if page.numbers else "",
             '<div id="browser" class="browser" aria-label="genome browser"></div>',
             '<div id="logos" class="panel" aria-live="polite"></div>' if logos else "",
-            "" if table is None else _table(table.columns),
+            _table(page.columns) if page.columns else "",
             section("What this was made from", [definitions(page.facts)]) if page.facts else "",
             f"<footer>Made by megabase {escape(__version__)} with igv.js (MIT license). "
             "This page asks no other host.</footer>",

@@ -20,7 +20,7 @@ from megabase.genome.interval import Interval, one_based
 from megabase.genome.store import Genome
 from megabase.genome.tables import read_bed, read_gff, read_vcf
 from megabase.genome.vcf import float_info_keys, read_vcf_header
-from megabase.report.genome_page import Column, Feature, Segment, TableRow, Track, VariantTable
+from megabase.report.genome_page import Column, Feature, Segment, TableRow, Track
 from megabase.untrusted import parsing
 
 _ENDINGS = {
@@ -264,7 +264,9 @@ def read_variants(
     return frame.select(*_VARIANT_COLUMNS, *keys)
 
 
-def variants_track(variants: pl.DataFrame, genes: Track | None) -> tuple[Track, VariantTable]:
+def variants_track(
+    variants: pl.DataFrame, genes: Track | None
+) -> tuple[Track, list[Column], list[TableRow]]:
     """Make the track of variants, and their table with the genes they lie in."""
     # Of what every VCF file may hold, the table has what this one does.
     given = {name for name in ("qual", "filter", "reason") if variants[name].is_not_null().any()}
@@ -293,7 +295,7 @@ def variants_track(variants: pl.DataFrame, genes: Track | None) -> tuple[Track, 
         rows.append(TableRow(*locus, [row[name] for name in columns]))
         features.append(Feature(contig, start, end, f"{row['ref']}>{row['alt'] or '.'}"))
     track = Track("variants", tuple(features), color="#b4530a", height=50)
-    return track, VariantTable(list(columns.values()), rows)
+    return track, list(columns.values()), rows
 
 
 def _genes_at(track: Track, contig: str, start: int, end: int) -> str:

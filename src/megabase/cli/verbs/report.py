@@ -132,7 +132,7 @@ def _genome_page(args: Namespace) -> Path:
             page.tracks.append(genes)
             page.facts.append(("genes", Path(args.genes).name))
         if variants is not None:
-            track, page.table = variants_track(variants, genes)
+            track, page.columns, page.rows = variants_track(variants, genes)
             page.tracks.append(track)
             number = variants["record"].n_unique()
             records = f"{number:,} VCF record{'s' if number != 1 else ''}"
