@@ -182,7 +182,7 @@ def test_misspelled_options_are_refused(model: mb.Model, fasta: Path, tmp_path: 
     with pytest.raises(mb.MegabaseError, match="no option batch_token; did you mean batch_tokens"):
         model.score_variants(["chr1:1:A>C"], fasta, **wrong)
     wrong = {"strnads": "both"}
-    with pytest.raises(TypeError, match="strnads"):
+    with pytest.raises(mb.MegabaseError, match="no option strnads; did you mean strands"):
         model.score(["ACGT"], **wrong)
 
 
