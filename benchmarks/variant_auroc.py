@@ -32,7 +32,7 @@ from scipy.stats import mannwhitneyu
 from megabase.genome.alphabet import decode
 from megabase.genome.interval import Variant
 from megabase.genome.store import Genome
-from megabase.inference import score_variants
+from megabase.inference.variants.scorer import score_variants
 
 METHODS = ("llr_window", "llr_after", "llr_site", "cosine", "l2")
 """Scores of the likelihood are turned so that higher means more likely to be harmful."""

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from megabase.cli.main import main
 from megabase.errors import NotFiniteError
 from megabase.genome.store import Genome
-from megabase.inference import embed, generate, score
-from megabase.inference.generation.generate import GenerateOptions
+from megabase.inference.embedding import embed
+from megabase.inference.generation.generate import GenerateOptions, generate
+from megabase.inference.scoring import score
 from megabase.models.auto import load_model
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.hyenadna import (

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from megabase.cli.main import main
-from megabase.inference import score
+from megabase.inference.scoring import score
 
 
 @pytest.fixture(scope="module")

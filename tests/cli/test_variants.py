@@ -18,7 +18,7 @@ import pysam
 import pytest
 
 from megabase.cli.main import main
-from megabase.inference import score_variants
+from megabase.inference.variants.scorer import score_variants
 
 needs_bcftools = pytest.mark.skipif(not shutil.which("bcftools"), reason="bcftools is missing")
 HEADER = """##fileformat=VCFv4.3

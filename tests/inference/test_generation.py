@@ -150,12 +150,6 @@ def test_what_does_not_fit_is_refused(model: HyenaDNAForCausalLM) -> None:
         generate(masked)
 
 
-def test_the_library_door() -> None:
-    import megabase.inference
-
-    assert megabase.inference.generate is generate
-
-
 def test_only_endings_of_fasta_are_written(tmp_path: Path) -> None:
     from megabase.errors import OutputError
     from megabase.inference.generation.job import generate_file

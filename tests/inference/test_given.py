@@ -11,15 +11,12 @@ import pytest
 from torch import nn
 
 from megabase.errors import MegabaseError
-from megabase.inference import (
-    attribute,
-    embed,
-    generate,
-    ism,
-    score,
-    score_variants,
-)
-from megabase.inference.generation.generate import GenerateOptions
+from megabase.inference.attribution import attribute
+from megabase.inference.embedding import embed
+from megabase.inference.generation.generate import GenerateOptions, generate
+from megabase.inference.ism import ism
+from megabase.inference.scoring import score
+from megabase.inference.variants.scorer import score_variants
 from megabase.models import PRESETS, resolve_model
 from megabase.models.loading import _shown_name, load
 

@@ -14,8 +14,8 @@ from drawn import pictures
 
 from megabase.cli.main import main
 from megabase.genome.store import Genome
-from megabase.inference import ism, score_variants
-from megabase.inference.ism import read_ism
+from megabase.inference.ism import ism, read_ism
+from megabase.inference.variants.scorer import score_variants
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 
 

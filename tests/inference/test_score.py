@@ -11,7 +11,7 @@ import torch
 from megabase.data.sources import Sequence
 from megabase.errors import InputError
 from megabase.genome.alphabet import encode
-from megabase.inference import score
+from megabase.inference.scoring import score
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 

@@ -12,7 +12,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 
 from megabase.errors import InputError
-from megabase.inference import embed
+from megabase.inference.embedding import embed
 from megabase.inference.sequence_embedder import SequenceEmbedder
 
 

@@ -14,8 +14,8 @@ import torch
 from megabase.errors import InputError
 from megabase.genome.interval import Variant
 from megabase.genome.store import Genome
-from megabase.inference import score_variants
 from megabase.inference.variants.forward import PLACEMENTS, _shares_prefix, cut_windows
+from megabase.inference.variants.scorer import score_variants
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.modules.module import register_module_forward_hook
 
-from megabase.inference import attribute, embed, generate, score
+from megabase.inference.attribution import attribute
+from megabase.inference.embedding import embed
 from megabase.inference.generation.decoding import Decoder
-from megabase.inference.generation.generate import GenerateOptions
+from megabase.inference.generation.generate import GenerateOptions, generate
+from megabase.inference.scoring import score
 from megabase.layers.incremental import can_stream
 from megabase.layers.linear import bare
 from megabase.models.auto import load_model

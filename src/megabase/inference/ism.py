@@ -1,6 +1,6 @@
 """In-silico mutagenesis (ISM): every substitution of a region, scored as a variant.
 
-Scores are those of :func:`megabase.inference.score_variants`: each base has a window of its own,
+Scores are those of :mod:`megabase.inference.variants.scorer`: each base has a window of its own,
 with the base at the middle.
 """
 

@@ -77,7 +77,7 @@ class _Share:
     threads: int = 1
 
 
-def require_known(options: Mapping[str, Any], kind: Any) -> None:
+def _require_known(options: Mapping[str, Any], kind: Any) -> None:
     """Refuse keywords that a TypedDict does not have, which Python itself lets through."""
     for name in options.keys() - kind.__optional_keys__:
         near = difflib.get_close_matches(name, kind.__optional_keys__, n=1)
@@ -90,14 +90,14 @@ def split_options(options: Mapping[str, Any], kind: Any) -> tuple[dict[str, Any]
 
     The first are all that changes a number.
     """
-    require_known(options, kind)
+    _require_known(options, kind)
     run = {name: options[name] for name in options.keys() & RunOptions.__optional_keys__}
     return {name: options[name] for name in options.keys() - run.keys()}, run
 
 
 def check_run(output: str | Path, **running: Unpack[RunOptions]) -> _Share:
     """Refuse options that cannot be, and an output that cannot be written, before any work."""
-    require_known(running, RunOptions)
+    _require_known(running, RunOptions)
     workers, device = running.get("workers"), running.get("device")
     number = running.get("threads", 1)
     if workers is not None and workers < 1:

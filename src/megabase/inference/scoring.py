@@ -100,7 +100,7 @@ def score(
 
     Examples
     --------
-    >>> from megabase.inference import score
+    >>> from megabase.inference.scoring import score
     >>> scores = score(None, {"one": "ACGTACGTACGT", "two": "AAAAAAAAAAAA"})
     >>> scores.table["scored"].to_list()
     [11, 11]

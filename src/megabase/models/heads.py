@@ -257,8 +257,8 @@ class CausalLM(GenerationMixin, _LanguageModel):
     """The base model with the next-token head it is pretrained with.
 
     ``generate()`` draws letters only. Each token is that of a full pass over everything so far,
-    unless the family hands on a cache; :func:`megabase.inference.generate` gives the same sequences
-    at the cost of one pass.
+    unless the family hands on a cache; the verb ``generate`` gives the same sequences at the cost
+    of one pass.
     """
 
     loss_arguments = ("shift_labels",)

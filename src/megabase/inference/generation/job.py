@@ -70,7 +70,7 @@ def generate_file(
     keep: Keep | None = None,
     **running: Unpack[RunOptions],
 ) -> Path:
-    """Generate sequences as :func:`megabase.inference.generate` into a FASTA file, plain or bgzip.
+    """Generate sequences as :func:`generate` of the same package into FASTA, plain or bgzip.
 
     `prompts` are letters, or the records of a file. `keep` is called with every sequence in order,
     once all are there, and what it was made from. The items of ``progress`` are bases.

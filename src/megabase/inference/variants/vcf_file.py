@@ -117,7 +117,7 @@ def score_variants_file(
     regions: Sequence[str] = (),
     **options: Unpack[VariantFileScoring],
 ) -> tuple[_Survey, Path | None] | None:
-    """Score the records of a VCF or BCF file as :func:`megabase.inference.score_variants`.
+    """Score the records of a VCF or BCF file, as :mod:`megabase.inference.variants.scorer`.
 
     The output is VCF or BCF, every record again with scores in INFO, or a table, a row for each
     alternative allele. Gives what the file holds, and the index of the output, which bgzip VCF and
