@@ -233,8 +233,6 @@ class IntervalWindows(WindowSource):
         padding: Literal["in_place", "left"] = "in_place",
     ) -> None:
         super().__init__(seed, shuffle, reverse_complement)
-        if padding not in ("in_place", "left"):
-            raise InputError(f'padding must be "in_place" or "left", found {padding!r}')
         if shift is not None and not shift[0] <= 0 <= shift[1]:
             raise InputError(f"shift must be a range around 0, such as (-3, 3); found {shift}")
         self.intervals = intervals

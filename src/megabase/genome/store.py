@@ -77,6 +77,7 @@ class Genome:
         self.lengths.flags.writeable = False
         self._index = {contig.name: i for i, contig in enumerate(self.contigs)}
         self._aliases: dict[str, int] = {}
+        self._unknown: set[str] = set()
 
     @classmethod
     def build(
@@ -154,6 +155,15 @@ class Genome:
         if index is None:
             index = self._aliases[name] = self._find_alias(name)
         return index
+
+    def find_contig(self, name: str) -> int | None:
+        """Index of a contig as by :meth:`contig_index`, None where the genome has none."""
+        if name not in self._unknown:
+            try:
+                return self.contig_index(name)
+            except UnknownContigError:
+                self._unknown.add(name)
+        return None
 
     def _find_alias(self, name: str) -> int:
         for alias in contig_aliases(name):

@@ -22,7 +22,7 @@ from megabase.genome.files import atomic_file, numbered_lines
 from megabase.genome.interval import Strand, zero_based
 from megabase.genome.left_out import LeftOut
 from megabase.genome.store import Genome
-from megabase.genome.vcf import check_allele, checked_records, is_bcf, why_unplaced, why_unusable
+from megabase.genome.vcf import checked_records, is_bcf
 
 BedKind = Literal["auto", "bed", "narrowPeak", "broadPeak"]
 
@@ -405,11 +405,11 @@ def read_vcf(
     left_out = LeftOut(source.path, source.unit, strict)
     rows: list[tuple[Any, ...]] = []
     for number, (record, index, problem) in enumerate(checked_records(source.path, store)):
-        if wrong := why_unplaced(record, problem):
+        if wrong := record.why_unplaced(problem):
             left_out.add(
                 wrong,
                 record.line,
-                partial(why_unusable, record, store, wrong),
+                partial(record.why_unusable, store, wrong),
                 count=max(1, len(record.alts)),
                 error=UnknownContigError if wrong == "UNKNOWN_CONTIG" else InputError,
             )
@@ -419,9 +419,9 @@ def read_vcf(
         site = (record.line, contig, start, end, record.ref.upper())
         _, _, name, _, _, qual, filters, values = record.fields[:8]
         for allele, alt in enumerate(record.alts or (None,)):
-            reason = problem if alt is None or problem else check_allele(record.ref, alt)
+            reason = problem if alt is None or problem else record.check_allele(alt)
             if reason is not None and bases_only:
-                left_out.add(reason, record.line, partial(why_unusable, record, store, reason))
+                left_out.add(reason, record.line, partial(record.why_unusable, store, reason))
                 continue
             rows.append((*site, alt, name, qual, filters, values, number, allele, reason))
     left_out.report(len(rows), "alleles")

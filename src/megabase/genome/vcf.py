@@ -48,6 +48,64 @@ class VcfRecord:
     ref: str
     alts: tuple[str, ...]
 
+    def check(self, store: Genome, contig: int | None) -> Reason | None:
+        """Say why no allele can be used; `contig` is its index in the store, if any."""
+        if contig is None:
+            return "UNKNOWN_CONTIG"
+        end = self.position + len(self.ref)
+        if self.position < 0 or end > int(store.lengths[contig]):
+            return "OUTSIDE_CONTIG"
+        if not self.ref or not _BASES.issuperset(self.ref):
+            return "REF_NOT_BASES"
+        there = decode(store.view(contig)[self.position : end])
+        if there != self.ref.upper():
+            # A genome with N does not say which base there is: nothing contradicts REF, but the
+            # window would not hold it either.
+            return "REF_NOT_BASES" if "N" in there else "REF_MISMATCH"
+        return "NO_ALT" if not self.alts else None
+
+    def check_allele(self, alt: str) -> Reason | None:
+        """Say why an alternative allele is not a sequence that replaces REF, or None."""
+        if alt and _BASES.issuperset(alt):
+            return "ALT_IS_REF" if alt.upper() == self.ref.upper() else None
+        symbolic = not alt or not _SYMBOLS.isdisjoint(alt) or _BREAKEND.fullmatch(alt)
+        return "SYMBOLIC_ALT" if symbolic else "ALT_NOT_BASES"
+
+    def why_unplaced(self, reason: Reason | None) -> Reason | None:
+        """Say why there is no locus at all; `reason` is what :func:`checked_records` gave."""
+        if reason in _PLACELESS:
+            return reason
+        if self.position < 0:
+            return "OUTSIDE_CONTIG"
+        usable = self.ref and _IUPAC.issuperset(self.ref.upper())
+        return None if usable else "REF_NOT_BASES"
+
+    def why_unusable(self, store: Genome | None, reason: Reason) -> str:
+        """Say in words what is wrong with the record (:meth:`check`) or its alleles."""
+        if reason == "OUTSIDE_CONTIG" and self.position < 0:
+            return f"POS must be 1 or more, found {one_based(self.position)}"
+        if reason == "REF_NOT_BASES":
+            return f"REF must be one base or more, found {self.ref[:20]!r}"
+        if store is None or reason not in _PLACELESS:
+            alts = ",".join(self.alts)[:40] or "."
+            return f"REF {self.ref[:20]!r}, ALT {alts!r}: {REASONS[reason]}"
+        try:
+            contig = store.contig(self.contig)
+        except UnknownContigError as error:
+            return str(error)
+        end = self.position + len(self.ref)
+        if reason == "OUTSIDE_CONTIG":
+            return (
+                f"the row ends at {end:,}, past the end of contig {contig.name!r}, which has "
+                f"{contig.length:,} bases in genome {store.name!r}; is it made for this genome "
+                "build?"
+            )
+        there = decode(store.view(contig.name)[self.position : end][:20])
+        return (
+            f"REF is {self.ref[:20]!r}, and genome {store.name!r} has {there!r} at {contig.name}:"
+            f"{one_based(self.position):,}; is the file made for this genome build?"
+        )
+
 
 def is_bcf(path: Path) -> bool:
     """Whether a file is BCF; of a missing or damaged file False, its reader says what is wrong."""
@@ -151,48 +209,22 @@ def read_vcf_records(path: str | Path, *, sites: bool = False) -> Iterator[VcfRe
         yield VcfRecord(number, fields, contig, zero_based(int(position)), ref, alts)
 
 
-def check_record(record: VcfRecord, store: Genome, contig: int | None) -> Reason | None:
-    """Say why no allele of a record can be used; `contig` is its index in the store, if any."""
-    if contig is None:
-        return "UNKNOWN_CONTIG"
-    end = record.position + len(record.ref)
-    if record.position < 0 or end > int(store.lengths[contig]):
-        return "OUTSIDE_CONTIG"
-    if not record.ref or not _BASES.issuperset(record.ref):
-        return "REF_NOT_BASES"
-    there = decode(store.view(contig)[record.position : end])
-    if there != record.ref.upper():
-        # A genome with N does not say which base there is: nothing contradicts REF, but the
-        # window would not hold it either.
-        return "REF_NOT_BASES" if "N" in there else "REF_MISMATCH"
-    return "NO_ALT" if not record.alts else None
-
-
-def check_allele(ref: str, alt: str) -> Reason | None:
-    """Say why an alternative allele is not a sequence that replaces `ref`, or None."""
-    if alt and _BASES.issuperset(alt):
-        return "ALT_IS_REF" if alt.upper() == ref.upper() else None
-    symbolic = not alt or not _SYMBOLS.isdisjoint(alt) or _BREAKEND.fullmatch(alt)
-    return "SYMBOLIC_ALT" if symbolic else "ALT_NOT_BASES"
-
-
 def checked_records(
     path: Path, store: Genome | None, advice: str | None = ""
 ) -> Iterator[tuple[VcfRecord, int | None, Reason | None]]:
     """Stream the sites of a file with what a genome says: record, contig index and reason.
 
-    The reason is why none of its alleles can be used (:func:`check_record`); without a genome, only
+    The reason is why no allele can be used (:meth:`VcfRecord.check`); without a genome, only
     ``NO_ALT`` is known. Once the whole file was read, an InputError for REF of another assembly,
     with `advice` on what can be done besides taking another genome; None accepts such a file.
     """
-    contigs: dict[str, int | None] = {}
     compared = mismatches = 0
     for record in read_vcf_records(path, sites=True):
         if store is None:
             yield record, None, None if record.alts else "NO_ALT"
             continue
-        contig = find_contig(store, record.contig, contigs)
-        reason = check_record(record, store, contig)
+        contig = store.find_contig(record.contig)
+        reason = record.check(store, contig)
         compared += reason in (None, "NO_ALT", "REF_MISMATCH")
         mismatches += reason == "REF_MISMATCH"
         yield record, contig, reason
@@ -203,49 +235,3 @@ def checked_records(
             f"{path}: REF differs from genome {store.name!r} in {mismatches:,} of {compared:,} "
             f"records; is the file made for another assembly? Use its genome{advice}"
         )
-
-
-def why_unplaced(record: VcfRecord, reason: Reason | None) -> Reason | None:
-    """Say why a record has no locus at all; `reason` is what :func:`checked_records` gave."""
-    if reason in _PLACELESS:
-        return reason
-    if record.position < 0:
-        return "OUTSIDE_CONTIG"
-    usable = record.ref and _IUPAC.issuperset(record.ref.upper())
-    return None if usable else "REF_NOT_BASES"
-
-
-def find_contig(store: Genome, name: str, known: dict[str, int | None]) -> int | None:
-    """Index of a contig, None where the genome has none; `known` keeps what was found."""
-    if name not in known:
-        try:
-            known[name] = store.contig_index(name)
-        except UnknownContigError:
-            known[name] = None
-    return known[name]
-
-
-def why_unusable(record: VcfRecord, store: Genome | None, reason: Reason) -> str:
-    """Say in words what is wrong with a record (:func:`check_record`) or its alleles."""
-    if reason == "OUTSIDE_CONTIG" and record.position < 0:
-        return f"POS must be 1 or more, found {one_based(record.position)}"
-    if reason == "REF_NOT_BASES":
-        return f"REF must be one base or more, found {record.ref[:20]!r}"
-    if store is None or reason not in _PLACELESS:
-        alts = ",".join(record.alts)[:40] or "."
-        return f"REF {record.ref[:20]!r}, ALT {alts!r}: {REASONS[reason]}"
-    try:
-        contig = store.contig(record.contig)
-    except UnknownContigError as error:
-        return str(error)
-    end = record.position + len(record.ref)
-    if reason == "OUTSIDE_CONTIG":
-        return (
-            f"the row ends at {end:,}, past the end of contig {contig.name!r}, which has "
-            f"{contig.length:,} bases in genome {store.name!r}; is it made for this genome build?"
-        )
-    there = decode(store.view(contig.name)[record.position : end][:20])
-    return (
-        f"REF is {record.ref[:20]!r}, and genome {store.name!r} has {there!r} at {contig.name}:"
-        f"{one_based(record.position):,}; is the file made for this genome build?"
-    )

@@ -18,7 +18,7 @@ from megabase.genome.alphabet import T
 from megabase.genome.interval import Variant, one_based
 from megabase.genome.left_out import Reason
 from megabase.genome.store import Genome
-from megabase.genome.vcf import VcfRecord, check_allele, check_record, find_contig, read_vcf_records
+from megabase.genome.vcf import VcfRecord, read_vcf_records
 from megabase.inference.jobs import BATCH_TOKENS, split_options
 from megabase.inference.parts import Provenance
 from megabase.inference.scoring import STRANDS, Strands
@@ -210,7 +210,6 @@ class VariantScorer:
         self.model, self.store, self.batch_tokens = model, store, batch_tokens
         self.options = options.resolved(model)
         self.methods = [METHODS[name] for name in self.options.methods or ()]
-        self._contigs: dict[str, int | None] = {}
 
     @classmethod
     def load(
@@ -238,15 +237,15 @@ class VariantScorer:
         windows: list[AlleleWindows] = []
         plan: list[list[slice | Reason]] = []  # for each allele: its windows, or the reason
         for record in records:
-            contig = find_contig(self.store, record.contig, self._contigs)
-            problem = check_record(record, self.store, contig)
+            contig = self.store.find_contig(record.contig)
+            problem = record.check(self.store, contig)
             if problem is not None or contig is None:
                 plan.append([problem or "UNKNOWN_CONTIG"] * max(1, len(record.alts)))
                 continue
             view = self.store.view(contig)
             alleles: list[slice | Reason] = []
             for alt in record.alts:
-                reason = check_allele(record.ref, alt)
+                reason = record.check_allele(alt)
                 found = reason or self._windows(view, record, alt, strands)
                 if isinstance(found, str):
                     alleles.append(found)

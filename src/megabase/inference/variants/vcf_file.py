@@ -22,13 +22,10 @@ from megabase.genome.left_out import REASONS, LeftOut
 from megabase.genome.store import Genome
 from megabase.genome.vcf import (
     VcfRecord,
-    check_allele,
     checked_records,
-    find_contig,
     is_bcf,
     read_vcf_header,
     read_vcf_records,
-    why_unusable,
 )
 from megabase.inference.jobs import Work, check_run, digests, map_file, split_options
 from megabase.inference.parts import Provenance
@@ -92,11 +89,11 @@ def _survey(
             in_order = False
         last, position = name, record.position
         for alt in record.alts or (".",):
-            why = reason or check_allele(record.ref, alt)
+            why = reason or record.check_allele(alt)
             if why is None:
                 usable += 1
             else:
-                left_out.add(why, record.line, partial(why_unusable, record, store, why))
+                left_out.add(why, record.line, partial(record.why_unusable, store, why))
     left_out.report(usable, "alleles", "have no score")
     return _Survey(records, contigs, in_order)
 
@@ -175,11 +172,11 @@ def _chunks(
     source: Path, genome: Path, kept: Regions | None
 ) -> Iterator[list[tuple[int, VcfRecord]]]:
     """Read the records that are kept, with their numbers in the file; at least one chunk."""
-    store, known = Genome(genome), dict[str, int | None]()
+    store = Genome(genome)
     records = (
         (number, record)
         for number, record in enumerate(read_vcf_records(source))
-        if kept is None or _is_kept(record, find_contig(store, record.contig, known), kept)
+        if kept is None or _is_kept(record, store.find_contig(record.contig), kept)
     )
     yield list(islice(records, _CHUNK))
     while chunk := list(islice(records, _CHUNK)):
