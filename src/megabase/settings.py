@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -22,6 +22,16 @@ _MOST_POSITIONS = (1 << 31) - 1
 """Positions of an input: tables of them are indexed by 32-bit numbers in some libraries."""
 _MOST = 1 << 53
 """Largest number of a setting: from here on YAML's and JSON's floats are not exact."""
+_RULES: Mapping[str, Callable[[float], bool]] = {
+    "be at least 0": lambda value: value >= 0,
+    "be at least 1": lambda value: value >= 1,
+    "be at least 2": lambda value: value >= 2,
+    "be above 0": lambda value: value > 0,
+    "lie in 0 to 1": lambda value: 0 <= value <= 1,
+    "lie in 0 to 1, 0 excluded": lambda value: 0 < value <= 1,
+    "lie in 0 to 1, 1 excluded": lambda value: 0 <= value < 1,
+}
+"""Limits of a number, as messages say them; NaN keeps none."""
 RETIRED = ("lora",)
 """Settings that recipes of earlier runs hold although their verb has no such setting."""
 _Part = TypeVar("_Part", bound="Settings")
@@ -31,13 +41,15 @@ _Part = TypeVar("_Part", bound="Settings")
 class Settings:
     """Base of all settings: a dataclass that checks itself and reports all of its problems at once.
 
-    A class says what is wrong with its own fields in ``_problems`` (all are raised in one
-    :class:`ConfigError`), and brings values of another notation (``1e6`` for a whole number, a list
-    for a tuple) into one form in ``_normalize``.
+    A class says what its own fields must be in ``_limits``, what else is wrong with them in
+    ``_problems`` (all are raised in one :class:`ConfigError`), and brings values of another
+    notation (``1e6`` for a whole number, a list for a tuple) into one form in ``_normalize``.
     """
 
     _prefix: ClassVar[str] = ""
     """Stands before the names of the fields in messages."""
+    _limits: ClassVar[Mapping[str, str]] = {}
+    """Rule (of ``_RULES``) -> the fields of this class that it holds for, where they are given."""
 
     def __post_init__(self) -> None:
         wrong = [
@@ -50,12 +62,12 @@ class Settings:
         for cls in type(self).__mro__:
             if "_normalize" in vars(cls):
                 cls._normalize(self)
-        _raise_problems(
-            problem
-            for cls in type(self).__mro__
-            if "_problems" in vars(cls)
-            for problem in cls._problems(self)
-        )
+        problems: list[str] = []
+        for cls in type(self).__mro__:
+            problems += self._beyond_limits(cls)
+            if "_problems" in vars(cls):
+                problems += cls._problems(self)
+        _raise_problems(problems)
 
     def _normalize(self) -> None:
         """Bring fields into one form."""
@@ -77,30 +89,17 @@ class Settings:
                     raise ConfigError(f"{label} is {value!r}; it must be a whole number")
                 self._set(name, int(value))
 
-    def _at_least(self, least: float, *names: str) -> Iterator[str]:
-        for name in names:
-            value, label = getattr(self, name), f"{self._prefix}{name}"
-            if value is None or isinstance(value, str):
-                continue
-            most = _MOST_POSITIONS if label == "stage length" else _MOST
-            if not value >= least:
-                yield f"{label} is {value}; it must be at least {least}"
-            if value > most:
-                yield f"{label} is {value}; it must be at most {most:,}"
-
-    def _above_zero(self, *names: str, hint: str = "") -> Iterator[str]:
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                yield f"{self._prefix}{name} is {value}; it must be above 0{hint}"
-
-    def _share(self, *names: str, excluded: int | None = None) -> Iterator[str]:
-        """Check shares: from 0 to 1, of which one end may be excluded."""
-        for name in names:
-            value = getattr(self, name)
-            if not 0 <= value <= 1 or value == excluded:
-                without = "" if excluded is None else f", {excluded} excluded"
-                yield f"{self._prefix}{name} is {value}; it must lie in 0 to 1{without}"
+    def _beyond_limits(self, cls: type[Settings]) -> Iterator[str]:
+        for rule, names in vars(cls).get("_limits", {}).items():
+            for name in names.split():
+                value, label = getattr(self, name), f"{self._prefix}{name}"
+                if value is None or isinstance(value, str):
+                    continue
+                most = _MOST_POSITIONS if label == "stage length" else _MOST
+                if not _RULES[rule](value):
+                    yield f"{label} is {value}; it must {rule}"
+                if value > most:
+                    yield f"{label} is {value}; it must be at most {most:,}"
 
 
 def _raise_problems(problems: typing.Iterable[str]) -> None:
@@ -189,9 +188,12 @@ class Stage(Settings):
     def _normalize(self) -> None:
         self._make_whole("tokens")
 
+    _limits: ClassVar = {
+        "be at least 1": "length micro_batch steps tokens",
+        "be at least 0": "epochs",
+    }
+
     def _problems(self) -> Iterator[str]:
-        yield from self._at_least(1, "length", "micro_batch", "steps", "tokens")
-        yield from self._at_least(0, "epochs")
         given = [n for n in ("steps", "tokens", "epochs") if getattr(self, n) is not None]
         if len(given) > 1:
             yield f"stage of length {self.length} gives {' and '.join(given)}; give one of them"
@@ -232,14 +234,16 @@ class OptimConfig(Settings):
         self._make_whole("schedule_steps")
         self._set("betas", tuple(self.betas))
 
+    _limits: ClassVar = {
+        "be above 0": "lr clip",
+        "be at least 0": "weight_decay eps warmup_lr warmup_steps",
+        "lie in 0 to 1": "warmup_fraction min_lr_ratio",
+        "be at least 1": "schedule_steps",
+    }
+
     def _problems(self) -> Iterator[str]:
-        yield from self._above_zero("lr")
-        yield from self._at_least(0, "weight_decay", "eps", "warmup_lr", "warmup_steps")
-        yield from self._share("warmup_fraction", "min_lr_ratio")
         if not all(0 <= beta < 1 for beta in self.betas):
             yield f"betas are {self.betas}; each must lie in 0 to 1, 1 excluded"
-        yield from self._above_zero("clip", hint=", or null for no clipping")
-        yield from self._at_least(1, "schedule_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,8 +264,9 @@ class DeviceConfig(Settings):
     threads: int | None = None
     """CPU threads of torch per process; null leaves torch's own choice."""
 
+    _limits: ClassVar = {"be at least 1": "nodes threads devices context_parallel"}
+
     def _problems(self) -> Iterator[str]:
-        yield from self._at_least(1, "nodes", "threads", "devices", "context_parallel")
         if self.context_parallel > 1 and self.strategy == "fsdp":
             yield (
                 f"devices.context_parallel is {self.context_parallel} and devices.strategy is "
@@ -310,13 +315,14 @@ class BudgetConfig(Settings):
         if self.global_batch_tokens is not None:
             self._set("global_batch", None)  # tokens win over the default number of sequences
 
+    _limits: ClassVar = {"be at least 1": "global_batch global_batch_tokens steps tokens"}
+
     def _problems(self) -> Iterator[str]:
         may_be_empty = not type(self).stages  # the length is known once the data are read
         if not self.stages and not may_be_empty:
             yield "stages is empty; give at least one, such as {length: 1024}"
         if self.global_batch is None and self.global_batch_tokens is None:
             yield "global_batch and global_batch_tokens are both null; give one"
-        yield from self._at_least(1, "global_batch", "global_batch_tokens", "steps", "tokens")
         if self.steps is not None and self.tokens is not None:
             yield "steps and tokens are both given; the budget is one of them"
         endless = [
@@ -382,14 +388,14 @@ class RunConfig(Settings):
     overwrite: bool = False
     """Delete an earlier run in the output folder and start anew."""
 
+    _limits: ClassVar = {
+        "be at least 1": "eval_every eval_batch checkpoint_every keep patience log_every "
+        "max_non_finite checkpointing_stretch"
+    }
+
     def _problems(self) -> Iterator[str]:
         if not self.output:
             yield "output is empty; name the folder of the run"
-        yield from self._at_least(
-            1, "eval_every", "eval_batch", "checkpoint_every", "keep", "patience", "log_every",
-            "max_non_finite",
-        )  # fmt: skip
-        yield from self._at_least(1, "checkpointing_stretch")
         if self.checkpointing_stretch > 1 and not self.activation_checkpointing:
             yield "checkpointing_stretch needs activation_checkpointing true"
         if self.resume and self.overwrite:
@@ -432,8 +438,9 @@ class ModelConfig(Settings):
 
     _prefix = "model."
 
+    _limits: ClassVar = {"be at least 1": "d_model n_layer max_length"}
+
     def _problems(self) -> Iterator[str]:
-        yield from self._at_least(1, "d_model", "n_layer", "max_length")
         if self.preset is not None and self.init_from is not None:
             yield "model.preset and model.init_from are both given; choose one"
 
@@ -514,11 +521,12 @@ class HeadConfig(Settings):
 
     _prefix = "head."
 
-    def _problems(self) -> Iterator[str]:
-        yield from self._at_least(0, "freeze_blocks")
-        yield from self._share("label_smoothing", excluded=1)
-        yield from self._share("crop", excluded=0)
-        yield from self._share("reverse_complement")
+    _limits: ClassVar = {
+        "be at least 0": "freeze_blocks",
+        "lie in 0 to 1, 1 excluded": "label_smoothing",
+        "lie in 0 to 1, 0 excluded": "crop",
+        "lie in 0 to 1": "reverse_complement",
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -538,6 +546,4 @@ class LoraConfig(Settings):
 
     _prefix = "lora."
 
-    def _problems(self) -> Iterator[str]:
-        yield from self._at_least(0, "rank")
-        yield from self._above_zero("alpha")
+    _limits: ClassVar = {"be at least 0": "rank", "be above 0": "alpha"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from megabase.settings import Settings
 from megabase.tasks.config import TableConfig
@@ -175,6 +175,12 @@ class BenchmarkConfig(Settings):
     overwrite: bool = False
     """Delete an earlier sweep in the output folder."""
 
+    _limits: ClassVar = {
+        "be at least 2": "folds",
+        "lie in 0 to 1, 0 excluded": "together leak_threshold",
+        "be at least 0": "bootstrap",
+    }
+
     def _problems(self) -> Iterator[str]:
         from megabase.benchmarking.suites import SUITES
 
@@ -184,18 +190,13 @@ class BenchmarkConfig(Settings):
             yield "output is empty; name the folder of the sweep"
         if self.resume and self.overwrite:
             yield "resume and overwrite are both set; they exclude each other"
-        yield from self._at_least(2, "folds")
         if self.resplit is not None and not 0 < self.resplit < 1:
             yield f"resplit is {self.resplit}; it must lie in 0 to 1, both excluded"
-        if self.together is not None:
-            yield from self._share("together", excluded=0)
-            if self.protocol in ("cv5", "published"):
-                yield (
-                    f"protocol {self.protocol} splits as its paper did, row by row; leave together "
-                    "out or take holdout or kfold"
-                )
-        yield from self._share("leak_threshold", excluded=0)
-        yield from self._at_least(0, "bootstrap")
+        if self.together is not None and self.protocol in ("cv5", "published"):
+            yield (
+                f"protocol {self.protocol} splits as its paper did, row by row; leave together "
+                "out or take holdout or kfold"
+            )
         try:
             if not self.seed_numbers:
                 yield "seeds is empty; give at least one"

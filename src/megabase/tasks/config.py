@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from megabase.settings import (
     BudgetConfig,
@@ -69,11 +69,14 @@ class DataConfig(Settings):
         if self.shift is not None:
             self._set("shift", tuple(self.shift))
 
+    _limits: ClassVar = {
+        "lie in 0 to 1": "max_n_fraction reverse_complement",
+        "be at least 1": "eval_windows eval_length",
+    }
+
     def _problems(self) -> Iterator[str]:
         if not self.genome:
             yield "data.genome is empty; name a genome store, made by `megabase genome build`"
-        yield from self._share("max_n_fraction", "reverse_complement")
-        yield from self._at_least(1, "eval_windows", "eval_length")
         if (self.windows == "intervals") != (self.intervals is not None):
             yield (
                 f"data.windows is {self.windows} and data.intervals is {self.intervals}; "
@@ -99,10 +102,7 @@ class ObjectiveConfig(Settings):
     """Further options of the objective, by name."""
 
     _prefix = "objective."
-
-    def _problems(self) -> Iterator[str]:
-        if self.soft_mask_weight < 0:
-            yield f"objective.soft_mask_weight is {self.soft_mask_weight}; it must not be negative"
+    _limits: ClassVar = {"be at least 0": "soft_mask_weight"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +146,10 @@ class TableConfig(Settings):
 
     _prefix = "table."
 
-    def _problems(self) -> Iterator[str]:
-        yield from self._share("validation_fraction", excluded=1)
-        yield from self._at_least(1, "max_length")
+    _limits: ClassVar = {
+        "lie in 0 to 1, 1 excluded": "validation_fraction",
+        "be at least 1": "max_length",
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,9 +199,9 @@ class GenomeConfig(Settings):
 
     _prefix = "genome."
 
+    _limits: ClassVar = {"be at least 1": "length", "be at least 0": "flank"}
+
     def _problems(self) -> Iterator[str]:
-        yield from self._at_least(1, "length")
-        yield from self._at_least(0, "flank")
         if self.center == "summit" and self.length is None:
             yield "genome.center is summit, which needs genome.length"
         if not self.background:
@@ -257,9 +258,9 @@ class LabeledConfig(ExamplesConfig, BudgetConfig, RunConfig):
     keep: int = 1
     """Checkpoints kept besides the best one."""
 
+    _limits: ClassVar = {"be above 0": "epochs", "be at least 1": "micro_batch"}
+
     def _problems(self) -> Iterator[str]:
-        yield from self._above_zero("epochs")
-        yield from self._at_least(1, "micro_batch")
         yield from self.devices.shares_no_sequence()
 
 
@@ -303,9 +304,7 @@ class PromptSettings(Settings):
 
     _prefix = "prompt."
 
-    def _problems(self) -> Iterator[str]:
-        yield from self._at_least(0, "length")
-        yield from self._share("dropout", excluded=1)
+    _limits: ClassVar = {"be at least 0": "length", "lie in 0 to 1, 1 excluded": "dropout"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,14 +399,16 @@ class InContextConfig(ExamplesConfig, RunConfig):
     def _normalize(self) -> None:
         self._make_whole("steps")
 
+    _limits: ClassVar = {
+        "be at least 0": "shots",
+        "be at least 1": "vectors samples max_length test_rows global_batch micro_batch steps",
+        "lie in 0 to 1, 1 excluded": "dropout",
+        "lie in 0 to 1": "reverse_complement",
+        "be above 0": "epochs",
+    }
+
     def _problems(self) -> Iterator[str]:
         yield from self.devices.shares_no_sequence()
-        yield from self._at_least(0, "shots")
-        yield from self._at_least(1, "vectors", "samples", "max_length", "test_rows")
-        yield from self._at_least(1, "global_batch", "micro_batch", "steps")
-        yield from self._share("dropout", excluded=1)
-        yield from self._share("reverse_complement")
-        yield from self._above_zero("epochs")
         if self.tune != "prompt" and self.valid is not None:
             yield "valid chooses the best soft prompt; it is for tune prompt"
 
