@@ -193,9 +193,10 @@ def _case(store: Path, config: VariantsConfig, window: int, placement: Placement
             found = pool.map(_run, range(cores), chunksize=1)[0]
             took = time.perf_counter() - began
             seconds["variants"].append(took / (cores * config.variants))
-            gap = np.abs(np.array(expected) - np.array(found[: config.plain])).max()
-            worst = max(worst, float(gap))
-    refuse_difference(worst, TOLERANCE, "scores differ from those of single passes")
+            gap = float(np.abs(np.array(expected) - np.array(found[: config.plain])).max())
+            # Each round, since a maximum would hide what is no number (REF of another genome).
+            refuse_difference(gap, TOLERANCE, "scores differ from those of single passes")
+            worst = max(worst, gap)
     rates = {name: 1 / statistics.median(found) for name, found in seconds.items()}
     result: dict[str, Any] = {
         "window": window, "placement": placement, "cores": cores,
