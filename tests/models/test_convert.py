@@ -283,7 +283,8 @@ def chromosome_20_windows() -> torch.Tensor:
             if start >= 30_004_096:
                 break
     text = "".join(sequence)[:4096]
-    return torch.from_numpy(DNATokenizer().encode_array(text)).reshape(4, 1024)
+    found = DNATokenizer()(text, return_tensors="pt", add_special_tokens=False)
+    return found["input_ids"].reshape(4, 1024)
 
 
 def fixture_of(name: str) -> torch.Tensor:

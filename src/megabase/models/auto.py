@@ -67,14 +67,10 @@ def resolve_model(spec: str | Path | None = None) -> Path:
         if path.suffix in _CHECKPOINT_SUFFIXES:
             hint = f"; make one of it with: megabase convert {path} FOLDER"
         raise ModelError(f"{path}: is a file; expected a model folder{hint}")
-    name = str(spec)
-    preset = PRESETS.get(name)
-    if preset is not None and preset.hub:
-        return _folder(_fetch(preset.hub))
-    if isinstance(spec, str) and _HUB_NAME.match(name) and not Path(name.split("/")[0]).is_dir():
-        return _folder(_fetch(name))
+    if repository := _repository(spec, "hub"):
+        return _folder(_fetch(repository, _HUB_FILES))
     raise ModelError(
-        f"{name}: there is no such folder, and it is neither a preset (megabase info --presets) "
+        f"{spec}: there is no such folder, and it is neither a preset (megabase info --presets) "
         "nor a Hub repository (owner/name)"
     )
 
@@ -101,7 +97,16 @@ def _folder(path: Path) -> Path:
     raise ModelError(f"{path}: has no config.json, so it is not a model folder{hint}")
 
 
-def _fetch(repository: str, patterns: Sequence[str] = _HUB_FILES) -> Path:
+def _repository(spec: str | Path, kind: str) -> str | None:
+    """Give the Hub repository of a preset (its ``hub`` or ``checkpoint``) or of a name like one."""
+    name = str(spec)
+    if name in PRESETS:
+        return getattr(PRESETS[name], kind)
+    named = isinstance(spec, str) and _HUB_NAME.match(name)
+    return name if named and not Path(name.split("/")[0]).is_dir() else None
+
+
+def _fetch(repository: str, patterns: Sequence[str]) -> Path:
     """Give the local copy of a Hub repository."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -124,10 +129,8 @@ def find_checkpoint(spec: str | Path) -> Path:
     path = Path(spec).expanduser()
     if path.exists():
         return path
-    preset = PRESETS.get(str(spec))
-    name = preset.checkpoint if preset is not None else str(spec)
-    if name and _HUB_NAME.match(name) and not Path(name.split("/")[0]).is_dir():
-        return _fetch(name, _CHECKPOINT_FILES)
+    if repository := _repository(spec, "checkpoint"):
+        return _fetch(repository, _CHECKPOINT_FILES)
     raise ModelError(f"{spec}: there is no such file, folder, preset or Hub repository")
 
 

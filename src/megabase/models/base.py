@@ -181,6 +181,8 @@ class DNAModel(PreTrainedModel):
     """
 
     supports_gradient_checkpointing = True
+    base_class: ClassVar[type[PreTrainedModel]]
+    """The family's model without a head, which heads keep under ``base_model_prefix``."""
     token_table: ClassVar[str]
     """Name of the token embedding inside the base model."""
 

@@ -67,19 +67,16 @@ class GPTModel(_GPT, DecoderModel):
     """The Transformer baseline without a head: one vector per position."""
 
 
+_GPT.base_class = GPTModel
+
+
 class GPTForCausalLM(_GPT, CausalLM):
     """The Transformer baseline with a next-token head."""
-
-    base_class = GPTModel
 
 
 class GPTForSequenceClassification(_GPT, SequenceClassifier):
     """The Transformer baseline with a pooled linear head."""
 
-    base_class = GPTModel
-
 
 class GPTForTokenClassification(_GPT, TokenClassifier):
     """The Transformer baseline with a linear head at every position."""
-
-    base_class = GPTModel

@@ -132,8 +132,6 @@ class _LanguageModelOutput(ModelOutput):
 class _Head(DNAModel):
     """A base model with something on top; a family adds its configuration and its base model."""
 
-    base_class: ClassVar[type[PreTrainedModel]]
-    """The family's model without a head, which is kept under ``base_model_prefix``."""
     encoder_options: ClassVar[tuple[str, ...]] = ()
     """Arguments of the base model beyond those that all families have."""
     loss_arguments: ClassVar[tuple[str, ...]] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -43,81 +43,6 @@ _NARROW = {
 """A BERT that a CPU can train."""
 
 
-def _caduceus() -> Iterator[Preset]:
-    """Give the models of arXiv 2403.03234 and its Hub pages."""
-    for kind in ("ph", "ps"):
-        for shape, width, layers, length, parameters in (
-            ("seqlen-1k_d_model-118_n_layer-4_lr-8e-3", 118, 4, 1_024, 470_702),
-            ("seqlen-1k_d_model-256_n_layer-4_lr-8e-3", 256, 4, 1_024, 1_934_592),
-            ("seqlen-131k_d_model-256_n_layer-16", 256, 16, 131_072, 7_725_312),
-        ):
-            rcps = kind == "ps"
-            yield Preset(
-                f"caduceus-{kind}-{length // 1024}k-d{width}-n{layers}",
-                "caduceus",
-                {"d_model": width, "n_layer": layers, "rcps": rcps, "max_seq_len": length},
-                parameters,
-                length,
-                hub=f"kuleshov-group/caduceus-{kind}_{shape}",
-                source="arXiv 2403.03234",
-            )
-
-
-def _dnabert() -> Iterator[Preset]:
-    """Give the models of DNABERT; neighbors differ by the rows of the vocabulary."""
-    sizes = {3: 86_094_336, 4: 86_241_792, 5: 86_831_616, 6: 89_190_912}
-    for k, parameters in sizes.items():
-        yield Preset(
-            f"dnabert-{k}",
-            "dnabert",
-            {"k": k},
-            parameters,
-            509 + k,
-            checkpoint=f"zhihan1996/DNA_bert_{k}",
-            source="doi 10.1093/bioinformatics/btab083; encoder and pooler",
-        )
-    narrow = {"k": 6, **_NARROW}
-    source = "a shape for CPUs; encoder and pooler"
-    yield Preset("dnabert-6-narrow", "dnabert", narrow, 1_004_032, 515, source=source)
-
-
-def _hyenadna() -> Iterator[Preset]:
-    """Give the models of arXiv 2306.15794 and its Hub pages."""
-    for name, width, layers, length, parameters in (
-        ("tiny-1k-seqlen", 128, 2, 1_024, 436_096),
-        ("tiny-1k-seqlen-d256", 256, 2, 1_024, 1_641_088),
-        ("tiny-16k-seqlen-d128", 128, 2, 16_384, 436_096),
-        ("small-32k-seqlen", 256, 4, 32_768, 3_277_568),
-        ("medium-160k-seqlen", 256, 8, 160_000, 6_550_528),
-        ("medium-450k-seqlen", 256, 8, 450_000, 6_550_528),
-        ("large-1m-seqlen", 256, 8, 1_000_000, 6_550_528),
-    ):
-        shape = {"d_model": width, "n_layer": layers, "d_inner": 4 * width}
-        yield Preset(
-            f"hyenadna-{name}",
-            "hyenadna",
-            {**shape, "max_seq_len": length + 2},  # room for two special tokens in the filters
-            parameters,
-            length,
-            hub=f"LongSafari/hyenadna-{name}-hf",
-            checkpoint=f"LongSafari/hyenadna-{name}",
-            source="arXiv 2306.15794",
-        )
-
-
-def _mamba() -> Iterator[Preset]:
-    """Give the next-token baselines of arXiv 2403.03234; their weights are not on the Hub."""
-    for width, parameters in ((128, 468_608), (256, 1_756_416)):
-        yield Preset(
-            f"mamba-1k-d{width}-n4",
-            "mamba",
-            {"d_model": width, "n_layer": 4, "max_seq_len": 1_024},
-            parameters,
-            1_024,
-            source="arXiv 2403.03234",
-        )
-
-
 _BASES = 35_000  # 8.78 bases a BigBird token on average, 4096 positions
 
 PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in (
@@ -129,7 +54,16 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset
         "bigbird-narrow", "bigbird", {"vocab_size": 4096, **_NARROW}, 1_462_144, _BASES,
         source="a shape for CPUs; encoder and pooler",
     ),
-    *_caduceus(),
+    *(Preset(
+        f"caduceus-{kind}-{length // 1024}k-d{width}-n{layers}", "caduceus",
+        {"d_model": width, "n_layer": layers, "rcps": kind == "ps", "max_seq_len": length},
+        parameters, length, hub=f"kuleshov-group/caduceus-{kind}_{shape}",
+        source="arXiv 2403.03234",
+    ) for kind in ("ph", "ps") for shape, width, layers, length, parameters in (
+        ("seqlen-1k_d_model-118_n_layer-4_lr-8e-3", 118, 4, 1_024, 470_702),
+        ("seqlen-1k_d_model-256_n_layer-4_lr-8e-3", 256, 4, 1_024, 1_934_592),
+        ("seqlen-131k_d_model-256_n_layer-16", 256, 16, 131_072, 7_725_312),
+    )),
     Preset(
         "cnn-caduceus-1024", "cnn", {"variant": "caduceus", "max_length": 1024}, 264_710, 1024,
         source="arXiv 2403.03234, Table 1",
@@ -145,9 +79,35 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset
         "deepsea-narrow", "deepsea", {"channels": (32, 48, 96), "hidden": 93}, 610_015, 1000,
         source="a tenth of the published width",
     ),
-    *_dnabert(),
-    *_hyenadna(),
-    *_mamba(),
+    *(Preset(
+        f"dnabert-{k}", "dnabert", {"k": k}, parameters, 509 + k,
+        checkpoint=f"zhihan1996/DNA_bert_{k}",
+        source="doi 10.1093/bioinformatics/btab083; encoder and pooler",
+    ) for k, parameters in ((3, 86_094_336), (4, 86_241_792), (5, 86_831_616), (6, 89_190_912))),
+    Preset(
+        "dnabert-6-narrow", "dnabert", {"k": 6, **_NARROW}, 1_004_032, 515,
+        source="a shape for CPUs; encoder and pooler",
+    ),
+    *(Preset(
+        f"hyenadna-{name}", "hyenadna",
+        # Room for two special tokens in the filters.
+        {"d_model": width, "n_layer": layers, "d_inner": 4 * width, "max_seq_len": length + 2},
+        parameters, length, hub=f"LongSafari/hyenadna-{name}-hf",
+        checkpoint=f"LongSafari/hyenadna-{name}", source="arXiv 2306.15794",
+    ) for name, width, layers, length, parameters in (
+        ("tiny-1k-seqlen", 128, 2, 1_024, 436_096),
+        ("tiny-1k-seqlen-d256", 256, 2, 1_024, 1_641_088),
+        ("tiny-16k-seqlen-d128", 128, 2, 16_384, 436_096),
+        ("small-32k-seqlen", 256, 4, 32_768, 3_277_568),
+        ("medium-160k-seqlen", 256, 8, 160_000, 6_550_528),
+        ("medium-450k-seqlen", 256, 8, 450_000, 6_550_528),
+        ("large-1m-seqlen", 256, 8, 1_000_000, 6_550_528),
+    )),
+    # The next-token baselines of Caduceus; their weights are not on the Hub.
+    *(Preset(
+        f"mamba-1k-d{width}-n4", "mamba", {"d_model": width, "n_layer": 4, "max_seq_len": 1_024},
+        parameters, 1_024, source="arXiv 2403.03234",
+    ) for width, parameters in ((128, 468_608), (256, 1_756_416))),
 )})  # fmt: skip
 """Every preset by name."""
 

@@ -279,13 +279,14 @@ class CaduceusModel(_CaduceusPreTrainedModel):
         return BaseModelOutput(last_hidden_state=hidden, hidden_states=cast("Any", states))
 
 
+_CaduceusPreTrainedModel.base_class = CaduceusModel
+
+
 class CaduceusForMaskedLM(_CaduceusPreTrainedModel, MaskedLM):
     """Caduceus with the head it is pretrained with, for masked tokens.
 
     Its loss also leaves out labels of ``config.pad_token_id``, the published habit.
     """
-
-    base_class = CaduceusModel
 
     def _add_head(self, config: CaduceusConfig) -> None:
         if config.rcps:
@@ -309,8 +310,6 @@ class _Classifier(_CaduceusPreTrainedModel):
     strand; of others where ``config.conjoin_train`` or ``config.conjoin_eval`` say so (the
     post-hoc conjoining of Caduceus-Ph).
     """
-
-    base_class = CaduceusModel
 
     def _conjoins(self) -> bool:
         config = self.config

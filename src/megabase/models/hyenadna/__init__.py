@@ -223,22 +223,19 @@ class HyenaDNAModel(_HyenaDNA, DecoderModel):
     """HyenaDNA without a head: one vector per position."""
 
 
+_HyenaDNA.base_class = HyenaDNAModel
+
+
 class HyenaDNAForCausalLM(_HyenaDNA, CausalLM):
     """HyenaDNA with the next-token head it is pretrained with."""
-
-    base_class = HyenaDNAModel
 
 
 class HyenaDNAForSequenceClassification(_HyenaDNA, SequenceClassifier):
     """HyenaDNA with a pooled linear head, for labels of whole sequences."""
 
-    base_class = HyenaDNAModel
-
 
 class HyenaDNAForTokenClassification(_HyenaDNA, TokenClassifier):
     """HyenaDNA with a linear head at every position, for labels of nucleotides."""
-
-    base_class = HyenaDNAModel
 
 
 def lengthen(model: PreTrainedModel, longest: int) -> PreTrainedModel:

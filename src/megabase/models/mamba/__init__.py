@@ -157,10 +157,12 @@ class MambaModel(_MambaPreTrainedModel):
         )
 
 
+_MambaPreTrainedModel.base_class = MambaModel
+
+
 class MambaForCausalLM(_MambaPreTrainedModel, CausalLM):
     """Mamba with the next-token head it is pretrained with."""
 
-    base_class = MambaModel
     encoder_options = ("cache", "use_cache")
 
     @torch.no_grad()
@@ -180,10 +182,6 @@ class MambaForCausalLM(_MambaPreTrainedModel, CausalLM):
 class MambaForSequenceClassification(_MambaPreTrainedModel, SequenceClassifier):
     """Mamba, pooled over positions, with a linear head."""
 
-    base_class = MambaModel
-
 
 class MambaForTokenClassification(_MambaPreTrainedModel, TokenClassifier):
     """Mamba with a linear head at every position."""
-
-    base_class = MambaModel

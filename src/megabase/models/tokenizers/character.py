@@ -172,12 +172,6 @@ class DNATokenizer(TableTokenizer):
         raw = text.encode("latin-1", errors="replace") if isinstance(text, str) else bytes(text)
         return raw.translate(self._letters)
 
-    def encode_array(self, sequence: str | bytes) -> Ids:
-        """Encode letters alone: no special tokens are added, none are looked for in the text."""
-        if self.iupac == "n":
-            warn_letters(sequence)
-        return self._letter_ids(sequence)
-
     def _letter_ids(self, text: str | bytes) -> Ids:
         return np.frombuffer(self._translate(text), dtype=np.uint8).astype(np.int64)
 
