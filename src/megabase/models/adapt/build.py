@@ -80,7 +80,10 @@ def build_language_model(
     else:
         name, length = spec.family, spec.max_length or longest + _SPECIAL_POSITIONS
         fields = {"d_model": spec.d_model, "n_layer": spec.n_layer}
-    family = _pretrained_family(name)
+    if name not in FAMILIES or not FAMILIES[name].pretrained:
+        known = ", ".join(family.name for family in all_families() if family.pretrained)
+        raise ConfigError(f"model.family is {name!r}; pretraining knows {known}")
+    family = FAMILIES[name]
     if length is not None and family.length_field is not None:
         fields[family.length_field] = length
     model_class = _model_class(family, objective)
@@ -116,14 +119,6 @@ def _new_model(model_class: Any, fields: dict[str, Any]) -> Any:
             "machine; give fewer layers, a smaller width or a shorter input"
         )
     return model_class(config)
-
-
-def _pretrained_family(name: str) -> Family:
-    """Give the family of a name, if its models can be pretrained."""
-    if name not in FAMILIES or not FAMILIES[name].pretrained:
-        known = ", ".join(family.name for family in all_families() if family.pretrained)
-        raise ConfigError(f"model.family is {name!r}; pretraining knows {known}")
-    return FAMILIES[name]
 
 
 def _model_class(family: Family, objective: str) -> Any:

@@ -31,7 +31,7 @@ from megabase.genome import alphabet
 from megabase.genome.files import write_whole
 from megabase.models.tokenizers.character import SPECIAL_TOKEN_NAMES
 from megabase.models.tokenizers.table import TableTokenizer, special_pattern
-from megabase.untrusted import read_text
+from megabase.untrusted import read_text, shown
 
 _LARGEST_K = 8
 """4**8 = 65,536 k-mers; a larger vocabulary makes an embedding that no sequence fills."""
@@ -41,8 +41,6 @@ _DNABERT_ORDER = "ATCG"
 _DNABERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _LONG_INPUTS = ("error", "pieces", "published-pieces")
 """What :class:`DNABERTTokenizer` can do with too long a sequence; the first is the default."""
-_SHOWN = 20
-"""Characters of a sequence that an error message shows."""
 _SPECIAL_POSITIONS = 2
 """Positions beyond those of the bases that the published HyenaDNA filters have room for."""
 
@@ -96,11 +94,6 @@ def _kmer_numbers(codes_BL: Tensor, k: int, stride: int, order: str) -> tuple[Te
     return torch.where(known, numbers, -1), padding
 
 
-def _shown(text: str) -> str:
-    """Quote the beginning of a text for an error message."""
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
-
-
 class _KmerTokenizer(TableTokenizer):
     """Some named tokens, then every k-mer in the order of the bases."""
 
@@ -129,7 +122,7 @@ class _KmerTokenizer(TableTokenizer):
 
     def _too_short(self, text: str) -> ModelError:
         return ModelError(
-            f"the sequence {_shown(text)} has {len(text)} bases and no {self.k}-mer; "
+            f"the sequence {shown(text)} has {len(text)} bases and no {self.k}-mer; "
             f"give {self.k} bases or more"
         )
 
@@ -243,7 +236,7 @@ class KmerTokenizer(_KmerTokenizer):
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         text = self._clean(text)
         if self.strict and len(text.split()) > 1:
-            raise ModelError(f"expected one DNA string without spaces, found {_shown(text)}")
+            raise ModelError(f"expected one DNA string without spaces, found {shown(text)}")
         if self.stride == 1 and self.strict and 0 < len(text) < self.k:
             raise self._too_short(text)
         kmers = _split_kmers(text, self.k, self.stride)
@@ -364,7 +357,7 @@ class DNABERTTokenizer(_KmerTokenizer):
             if wrong is not None:
                 raise ModelError(
                     f"expected one DNA string without spaces, or {self.k}-mers separated by "
-                    f"spaces; found the word {_shown(wrong)} of {len(wrong)} letters"
+                    f"spaces; found the word {shown(wrong)} of {len(wrong)} letters"
                 )
             return words
         if len(text) < self.k:
