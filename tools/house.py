@@ -154,7 +154,7 @@ def look(house: House, tree: ast.Module, text: str, path: Path) -> None:
         if name and not has_reason(tree.body, position, lines):
             house.add("constants without their reason", f"{path}:{node.lineno} {name}")
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_kernel(node):
             arguments = node.args
             names = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
             count = len([a for a in names if a.arg not in ("self", "cls", "ctx")])
@@ -163,6 +163,11 @@ def look(house: House, tree: ast.Module, text: str, path: Path) -> None:
                 house.add("functions with more than 8 arguments", place)
         if isinstance(node, ast.Compare) and names_a_class(node):
             house.add("comparisons with class names as text", f"{path}:{node.lineno}")
+
+
+def is_kernel(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a function is compiled by Triton: each pointer and each size is an argument."""
+    return any(ast.unparse(one) == "triton.jit" for one in node.decorator_list)
 
 
 def constant_name(node: ast.stmt) -> str | None:

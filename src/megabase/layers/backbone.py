@@ -18,7 +18,7 @@ from megabase.layers.attention import SelfAttention
 from megabase.layers.hyena import HyenaOperator
 from megabase.layers.linear import ResidualLinear, bare, product_dtype, untouched
 from megabase.ops import backend
-from megabase.ops.norm_mlp import MlpWeights, norm_mlp
+from megabase.ops.norm_mlp import MlpWeights, NormKind, NormWeights, add_norm, norm_mlp
 
 
 def _drop(x: Tensor, probability: float, training: bool, sharded: Any) -> Tensor:
@@ -30,6 +30,18 @@ def _drop(x: Tensor, probability: float, training: bool, sharded: Any) -> Tensor
 def _normed(norm: nn.LayerNorm, residual: Tensor) -> Tensor:
     # The running sum may be wider (float32) than the weights; the block works in their dtype.
     return norm(residual.to(norm.weight.dtype))
+
+
+def _joins(norm: nn.LayerNorm, hidden: Tensor, residual: Tensor | None) -> bool:
+    """Whether there is a kernel that adds to the running sum and normalizes it."""
+    return bare(norm, device=hidden.device) and backend.use_triton(hidden, residual, norm.weight)
+
+
+def _add_norm(
+    norm: nn.LayerNorm, hidden: Tensor, residual: Tensor | None, wide: bool
+) -> tuple[Tensor, Tensor]:
+    kind = NormKind(wide=wide, dtype=product_dtype(hidden))
+    return add_norm(hidden, residual, NormWeights(norm.weight, norm.bias, norm.eps), kind)
 
 
 class Embeddings(nn.Module):
@@ -78,12 +90,11 @@ class Mlp(nn.Module):
             and not backend.use_plain(x)
         )
 
-    def fused(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """Apply to the LayerNorm of `x`, keeping only `x` for the backward pass."""
+    def fused(self, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
+        """Apply to the LayerNorm of `x` (to `x` without one), keeping only `x` for the gradient."""
         fc1, fc2 = self.fc1, self.fc2
-        weights = MlpWeights(
-            norm.weight, norm.bias, norm.eps, fc1.weight, fc1.bias, fc2.weight, fc2.bias
-        )
+        normed = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
+        weights = MlpWeights(*normed, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
         return norm_mlp(x, weights, product_dtype(x))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,20 +143,31 @@ class Block(nn.Module):
 
         A mixer that attends adds its weights to `attentions`.
         """
-        residual = self.join(_drop(hidden, self.dropout_in, self.training, self.sharded), residual)
+        hidden = _drop(hidden, self.dropout_in, self.training, self.sharded)
+        normed, residual = self._join(self.norm1, hidden, residual)
         mixer = self.mixer
         if self.sharded is not None:
             hidden = self.sharded.mix(self, residual, mask)
         elif isinstance(mixer, HyenaOperator) and mixer.fuses(residual, self.norm1, mask):
-            hidden = mixer.fused(residual, self.norm1)
+            hidden = mixer.fused(*((residual, self.norm1) if normed is None else (normed, None)))
         else:
-            normed = _normed(self.norm1, residual)
+            normed = _normed(self.norm1, residual) if normed is None else normed
             attends = attentions is not None and isinstance(mixer, SelfAttention)
             hidden = mixer(normed, mask, attentions) if attends else mixer(normed, mask)
-        residual = self.join(_drop(hidden, self.dropout, self.training, self.sharded), residual)
+        hidden = _drop(hidden, self.dropout, self.training, self.sharded)
+        normed, residual = self._join(self.norm2, hidden, residual)
         if self.mlp.fuses(residual, self.norm2):
-            return self.mlp.fused(residual, self.norm2), residual
-        return self.mlp(_normed(self.norm2, residual)), residual
+            read = (residual, self.norm2) if normed is None else (normed, None)
+            return self.mlp.fused(*read), residual
+        return self.mlp(_normed(self.norm2, residual) if normed is None else normed), residual
+
+    def _join(
+        self, norm: nn.LayerNorm, hidden: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor | None, Tensor]:
+        """Add to the running sum; give its norm too where one kernel does both."""
+        if _joins(norm, hidden, residual):
+            return _add_norm(norm, hidden, residual, self.residual_in_fp32)
+        return None, self.join(hidden, residual)
 
     def join(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
         """Add to the running sum."""
@@ -209,8 +231,10 @@ class Backbone(nn.Module):
                 run = partial(cast("Any", self)._gradient_checkpointing_func, run)
             hidden, residual = run(first, first + segment, hidden, residual, mask, attentions)
         hidden = _drop(hidden, self.dropout, self.training, self.sharded)
-        total = hidden if residual is None else hidden + residual
-        out = _normed(self.ln_f, total)
+        if _joins(self.ln_f, hidden, residual):
+            out, _ = _add_norm(self.ln_f, hidden, residual, False)
+        else:
+            out = _normed(self.ln_f, hidden if residual is None else hidden + residual)
         return out, (*states, out) if collect else None
 
     def _blocks(

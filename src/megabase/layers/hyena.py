@@ -415,11 +415,15 @@ class HyenaOperator(nn.Module):
             and not backend.use_plain(x_BLD)
         )
 
-    def fused(self, x_BLD: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """Mix the LayerNorm of `x_BLD`, keeping only it and the filter for the backward pass."""
+    def fused(self, x_BLD: Tensor, norm: nn.LayerNorm | None) -> Tensor:
+        """Mix the LayerNorm of `x_BLD`, keeping only it and the filter for the backward pass.
+
+        Without a norm `x_BLD` itself is mixed.
+        """
         (k_DM,), (skip_D,) = self.filters(x_BLD.shape[1])
+        normed = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
         weights = MixerWeights(
-            norm.weight, norm.bias, norm.eps, self.in_proj.weight, self.in_proj.bias,
+            *normed, self.in_proj.weight, self.in_proj.bias,
             self.short_filter.weight[:, 0], cast("Tensor", self.short_filter.bias),
             k_DM, skip_D, self.out_proj.weight, self.out_proj.bias,
         )  # fmt: skip

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megabase.errors import MegabaseError
-from megabase.layers.linear import bare, untouched
+from megabase.layers.linear import bare, present, untouched
+from megabase.ops import norm_mlp
 from megabase.ops.causal_conv import causal_conv
+from megabase.ops.norm_mlp import NormKind, NormWeights, normalize
 from megabase.ops.selective_scan import ScanInputs, selective_scan, selective_step
 
 Strategy = Literal["add", "ew_multiply"]
@@ -41,7 +43,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, residual_BLD: Tensor, strands: int = 1) -> Tensor:
         """Normalize a running sum; see :meth:`LayerNorm.forward`."""
-        return _normed(self, residual_BLD, strands)
+        weights = NormWeights(self.weight, None, self.eps)
+        return normalize(residual_BLD, weights, NormKind(rms=True, strands=strands))
 
 
 class LayerNorm(nn.LayerNorm):
@@ -53,7 +56,8 @@ class LayerNorm(nn.LayerNorm):
         With two strands the channels are two halves, each normalized by itself; the second one is
         in reverse order, and so are the weights it is multiplied by.
         """
-        return _normed(self, input, strands)
+        weights = NormWeights(self.weight, self.bias, self.eps)
+        return normalize(input, weights, NormKind(strands=strands))
 
 
 Norm = RMSNorm | LayerNorm
@@ -65,40 +69,31 @@ def make_norm(d_model: int, rms: bool, eps: float = 1e-5) -> Norm:
     return RMSNorm(d_model, eps) if rms else LayerNorm(d_model, eps=eps)
 
 
-def _normed(norm: Norm, residual_BLD: Tensor, strands: int) -> Tensor:
-    wide = residual_BLD.to(torch.promote_types(residual_BLD.dtype, torch.float32))
-    weight = norm.weight.to(wide.dtype)
-    bias = None if norm.bias is None else norm.bias.to(wide.dtype)
-    if strands == 1:
-        y = _normalize(norm, wide, weight, bias)
-    else:
-        y = _normalize(norm, wide.unflatten(-1, (2, -1)), None, None)
-        y = y * torch.stack([weight, weight.flip(0)])
-        if bias is not None:
-            y = y + torch.stack([bias, bias.flip(0)])
-        y = y.flatten(-2)
-    return y.to(norm.weight.dtype)
-
-
-def _normalize(norm: Norm, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    if isinstance(norm, RMSNorm):
-        return F.rms_norm(x, norm.weight.shape, weight, norm.eps)
-    return F.layer_norm(x, norm.weight.shape, weight, bias, norm.eps)
-
-
 def add_norm(
     norm: nn.Module,
     hidden_BLD: Tensor,
     residual_BLD: Tensor | None,
     residual_in_fp32: bool = False,
     strands: int = 1,
+    swap: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Add what the last block gave to the running sum (None at the first) and normalize it.
 
     Gives both; the sum in float32 at least when `residual_in_fp32`. `strands` is 2 when the
-    channels are those of two strands, the second in reverse order.
+    channels are those of two strands, the second in reverse order; with `swap` the two change
+    places first.
     """
+    if (
+        type(norm) in (RMSNorm, LayerNorm)
+        and untouched(norm)
+        and present(norm, device=hidden_BLD.device)
+    ):
+        weights = NormWeights(cast("Tensor", norm.weight), cast("Any", norm).bias, norm.eps)
+        kind = NormKind(type(norm) is RMSNorm, strands, swap, residual_in_fp32)
+        return norm_mlp.add_norm(hidden_BLD, residual_BLD, weights, kind)
     total = hidden_BLD if residual_BLD is None else hidden_BLD + residual_BLD
+    if swap:
+        total = total.roll(total.shape[-1] // 2, dims=-1)
     if residual_in_fp32:
         total = total.to(torch.promote_types(total.dtype, torch.float32))
     return norm(total) if strands == 1 else norm(total, strands), total

@@ -30,11 +30,6 @@ def _join_strands(given_BLD: Tensor, other_BLD: Tensor) -> Tensor:
     return torch.cat([given_BLD, other_BLD.flip((1, 2))], dim=-1)
 
 
-def _swap_halves(hidden_BLW: Tensor) -> Tensor:
-    """Exchange the two halves of the channels, as published models do before every mixer."""
-    return hidden_BLW.roll(hidden_BLW.shape[-1] // 2, dims=-1)
-
-
 class _Complements:
     """A module with a table of complements."""
 
@@ -141,20 +136,23 @@ class RCPSBlock(nn.Module):
         self, hidden: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Give (output of the mixer, running sum before it), each (batch, length, 2 D)."""
-        if self.fused:
-            hidden = _swap_halves(hidden)
-            residual = None if residual is None else _swap_halves(residual)
-        hidden, residual = strand_add_norm(self.norm, hidden, residual, self.residual_in_fp32)
+        hidden, residual = strand_add_norm(
+            self.norm, hidden, residual, self.residual_in_fp32, swap=self.fused
+        )  # fmt: skip
         return self.mixer(hidden, mask), residual
 
 
 def strand_add_norm(
-    norm: nn.Module, hidden: Tensor, residual: Tensor | None, residual_in_fp32: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Add and normalize both strands by an :class:`RCPSAddNorm`, or by the norm inside of one."""
+    norm: nn.Module, hidden: Tensor, residual: Tensor | None, residual_in_fp32: bool = False,
+    swap: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Add and normalize both strands by an :class:`RCPSAddNorm`, or by the norm inside of one.
+
+    With `swap` the strands change places first.
+    """
     if isinstance(norm, RCPSAddNorm):
         return norm(hidden, residual, residual_in_fp32)
-    return add_norm(norm, hidden, residual, residual_in_fp32, strands=2)
+    return add_norm(norm, hidden, residual, residual_in_fp32, strands=2, swap=swap)
 
 
 class RCPSHead(_Complements, nn.Linear):

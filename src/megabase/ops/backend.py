@@ -1,10 +1,11 @@
-"""Which implementation of the operators runs: ``kernels``, ``fast``, ``plain`` or ``reference``.
+"""Which implementation of the operators runs: a name in :data:`BACKENDS`.
 
 The best that is there, unless the environment variable ``MEGABASE_BACKEND`` or :func:`override`
-names one. The kernels and the fast path cut the work by the caches of a CPU, and where an operator
-has no kernel the fast path runs. On an accelerator the plain path runs in place of both: whole
-tensors, few launches, nothing that a compiler cannot see through. An unknown name, or kernels that
-are asked for and missing, are errors.
+names one. ``kernels`` and ``fast`` cut the work by the caches of a CPU, and where an operator has
+no kernel the fast path runs. On an accelerator ``plain`` runs in place of both: whole tensors, few
+launches, nothing that a compiler cannot see through. ``triton``, for accelerators, runs where it is
+asked for, and where an operator has no kernel of it the plain path. ``reference`` are the
+definitions. An unknown name, or kernels that are asked for and missing, are errors.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from contextlib import contextmanager
 import torch
 
 from megabase.errors import OperatorError
-from megabase.ops import kernels
+from megabase.ops import kernels, triton
 
-BACKENDS = ("kernels", "fast", "plain", "reference")
+BACKENDS = ("kernels", "fast", "plain", "triton", "reference")
 """Names that can be asked for."""
 
 ENVIRONMENT_VARIABLE = "MEGABASE_BACKEND"
@@ -36,6 +37,8 @@ def _checked(name: str, where: str) -> str:
         )
     if name == "kernels" and (why := kernels.why_missing()) is not None:
         raise OperatorError(f"{where}: kernels were asked for, but {why}")
+    if name == "triton" and (why := triton.why_missing()) is not None:
+        raise OperatorError(f"{where}: triton was asked for, but {why}")
     return name
 
 
@@ -57,15 +60,25 @@ def on_accelerator(tensor: torch.Tensor) -> bool:
     return tensor.device.type not in ("cpu", "meta")
 
 
-def use_plain(tensor: torch.Tensor) -> bool:
-    """Whether whole tensors are worked on at once by functions of torch alone."""
+def use_plain(tensor: torch.Tensor, in_triton: bool = True) -> bool:
+    """Whether whole tensors are worked on at once by functions of torch alone.
+
+    `in_triton` says whether the operator has kernels in Triton, for dtypes of 32 bits at most.
+    """
     name = active()
-    return name == "plain" or (name in ("kernels", "fast") and on_accelerator(tensor))
+    if name == "triton" and in_triton and tensor.dtype in triton.DTYPES:
+        return False
+    return name == "plain" or (name != "reference" and on_accelerator(tensor))
 
 
 def use_kernels(*tensors: torch.Tensor | None) -> bool:
     """Whether an operator that has a kernel runs it for these inputs: only on CPUs."""
     return active() == "kernels" and all(t is None or t.device.type == "cpu" for t in tensors)
+
+
+def use_triton(*tensors: torch.Tensor | None) -> bool:
+    """Whether an operator that has kernels in Triton runs them for these inputs."""
+    return active() == "triton" and all(t is None or t.dtype in triton.DTYPES for t in tensors)
 
 
 @contextmanager

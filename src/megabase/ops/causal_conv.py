@@ -22,7 +22,7 @@ _SINGLE_THREAD = 1 << 15
 """Elements below which starting threads costs more than they save."""
 
 _CHECKS: dict[str, Any] = {
-    "rules": {"P": lambda sizes, _: sizes["K"] - 1}, "least": {"K": 1}, "device_types": "cpu",
+    "rules": {"P": lambda sizes, _: sizes["K"] - 1}, "least": {"K": 1},
 }  # fmt: skip
 """What holds for the operator and for its gradient."""
 
@@ -54,7 +54,9 @@ def causal_conv(
     """
     given = (x_BLE, taps_EK, bias_E, past_BPE)
     _forward.check(*given, reverse)
-    if backend.use_kernels(*given) and taps_EK.shape[1] <= kernels.package().MAX_TAPS:
+    if backend.use_triton(*given) or (
+        backend.use_kernels(*given) and taps_EK.shape[1] <= kernels.package().MAX_TAPS
+    ):
         return _forward(*given, reverse, checked=True)
     dtype = x_BLE.dtype
     taps_EK = taps_EK.to(dtype)
@@ -103,6 +105,10 @@ def _causal_conv_shifted(
 
 
 def _sizes(x: Tensor, taps: Tensor, reverse: bool) -> tuple[Any, ...]:
+    if x.device.type != "cpu":
+        raise OperatorError(
+            f"causal_conv: expected tensors on the CPU, or the backend 'triton', found {x.device}"
+        )
     if taps.shape[1] > kernels.native_package().MAX_TAPS:
         raise OperatorError(
             f"causal_conv: expected at most {kernels.package().MAX_TAPS} taps, found "
@@ -129,7 +135,13 @@ def _forward(
     past: Annotated[Tensor | None, "B P E"],
     reverse: bool,
 ) -> Tensor:
-    """Convolve in C++, in float32 at least."""
+    """Convolve in C++ or in Triton, in float32 at least."""
+    if backend.use_triton(x, taps, bias, past):
+        from megabase.ops.triton.conv import conv
+
+        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        conv((x, taps, bias, past), reverse, y)
+        return y
     sizes, dtype = _sizes(x, taps, reverse), x.dtype
     x, taps, bias, past = _wide(x, taps.contiguous(), bias, past)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -154,7 +166,14 @@ def _backward(
     past: Annotated[Tensor | None, "B P E"],
     reverse: bool,
 ) -> list[Tensor]:
-    sizes, given = _sizes(x, taps, reverse), (x, taps, bias, past)
+    given = (x, taps, bias, past)
+    if backend.use_triton(dy, *given):
+        from megabase.ops.triton.conv import conv_backward
+
+        grads = _room(dy, *given)
+        conv_backward(dy, given, reverse, grads)
+        return grads
+    sizes = _sizes(x, taps, reverse)
     x, taps, bias, past, dy = _wide(x, taps.contiguous(), bias, past, dy)
     native = kernels.package().native
     channels, count = taps.shape
@@ -178,7 +197,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _(dy: Tensor, x: Tensor, *others: Any) -> list[Tensor]:
+def _room(_dy: Tensor, x: Tensor, *others: Any) -> list[Tensor]:
     wide = wide_dtype(x.dtype)
     return [
         x.new_empty((0,), dtype=wide)

@@ -96,6 +96,11 @@ def _in_kernels(z: Tensor, t: Tensor, weights: FilterWeights) -> bool:
     )
 
 
+def _in_triton(z: Tensor, t: Tensor, weights: FilterWeights) -> bool:
+    """Whether Triton computes this: at least one hidden layer."""
+    return len(weights.weights) > 0 and backend.use_triton(z, t, weights.last)
+
+
 def _run_kernels(
     z: Tensor, t: Tensor, taps: Tensor, weights: FilterWeights, found: Sequence[Tensor | None] = ()
 ) -> None:
@@ -115,6 +120,11 @@ def _forward(
     k_CM = torch.empty(weights.last.shape[0], z.shape[0], dtype=z.dtype, device=z.device)
     if _in_kernels(z, t, weights):
         _run_kernels(z, t, k_CM, weights)
+        return k_CM
+    if _in_triton(z, t, weights):
+        from megabase.ops.triton.filter import taps
+
+        taps(z, t, weights, k_CM)
         return k_CM
     for at in _cut(z):
         h_mW = z[at]
@@ -151,6 +161,11 @@ def _backward(
     if _in_kernels(z, t, weights):
         found = [dz_ME if needs_z else None, dfreq_W.view(-1), dlast_CW, *layers]
         _run_kernels(z, t, dk, weights, found)
+        return grads
+    if _in_triton(z, t, weights):
+        from megabase.ops.triton.filter import taps_backward
+
+        taps_backward(dk, z, t, weights, grads)
         return grads
     dweights, dbiases = layers[: len(hidden)], layers[len(hidden) :]
     for total in (dfreq_W, dlast_CW, *layers):

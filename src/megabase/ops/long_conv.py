@@ -137,7 +137,7 @@ def long_conv(
     if backend.use_reference():
         _forward.check(u_BDL, k_DM, skip_D, two_sided)
         return long_conv_reference(u_BDL, k_DM, skip_D, two_sided=two_sided)
-    if backend.use_plain(u_BDL):
+    if backend.use_plain(u_BDL, in_triton=False):
         _forward.check(u_BDL, k_DM, skip_D, two_sided)
         return _long_conv_plain(u_BDL, k_DM, skip_D, two_sided)
     return _forward(u_BDL, k_DM, skip_D, two_sided)

@@ -1,4 +1,4 @@
-"""LayerNorm and the position-wise network of a block, in one pass.
+"""The norm of a running sum; LayerNorm and the position-wise network of a block, in one pass.
 
 The inner values of a piece live in two buffers that stay in the cache. GELU in its tanh form is
 ``a s(a (c + d a^2))`` with the logistic function s, which costs a tenth of a tanh.
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megabase.ops import backend, kernels
-from megabase.ops.products import Norm, add_product, matmul, pieces
+from megabase.ops import backend, kernels, triton
+from megabase.ops.products import Norm, add_product, matmul, pieces, product_into
 from megabase.ops.registry import Saved, operator, wide_dtype
 
 # The two constants of GELU's tanh form, as arguments of a logistic function.
@@ -26,6 +26,161 @@ _D = 0.044715 * _C  # of the cube
 
 _CHECKS: dict[str, Any] = {"same": {"norm_b": "norm_w"}}
 """What holds for the operator and for its gradient."""
+
+
+class NormWeights(NamedTuple):
+    """Weights of a norm: LayerNorm, or RMSNorm, which has no bias."""
+
+    weight: Annotated[Tensor, "D"]
+    bias: Annotated[Tensor | None, "D"]
+    eps: float
+
+
+class NormKind(NamedTuple):
+    """How a running sum is kept and normalized."""
+
+    rms: bool = False
+    """Whether by the root of the mean square, without subtracting the mean."""
+    strands: int = 1
+    """1, or 2 where the channels are two halves, each normalized by itself, the second one in
+    reverse order, and the weights it is multiplied by too."""
+    swap: bool = False
+    """Whether the halves change places first."""
+    wide: bool = False
+    """Whether the sum is kept in float32 at least."""
+    dtype: torch.dtype | None = None
+    """Dtype of what is normalized; that of the weights when None."""
+
+
+PLAIN = NormKind()
+"""A LayerNorm, and a sum in the dtype of what is added."""
+
+
+def add_norm(
+    hidden: Tensor, residual: Tensor | None, weights: NormWeights, kind: NormKind = PLAIN
+) -> tuple[Tensor, Tensor]:
+    """Add to a running sum (None at the first) and normalize it, in float32 at least.
+
+    Parameters
+    ----------
+    hidden, residual
+        Shape (batch, length, strands x width).
+    weights
+        Shape (width,).
+
+    Returns
+    -------
+    normed, total : Tensor
+        Shape of `hidden`.
+    """
+    if backend.use_triton(hidden, residual, weights.weight):
+        return _add_norm(hidden, residual, weights, kind)
+    total = hidden if residual is None else hidden + residual
+    if kind.swap:
+        total = total.roll(total.shape[-1] // 2, dims=-1)
+    if kind.wide:
+        total = total.to(wide_dtype(total.dtype))
+    normed = normalize(total, weights, kind)
+    return (normed if kind.dtype is None else normed.to(kind.dtype)), total
+
+
+def normalize(total: Tensor, weights: NormWeights, kind: NormKind = PLAIN) -> Tensor:
+    """Normalize a running sum by torch's functions; see :func:`add_norm`."""
+    wide, weight = total.to(wide_dtype(total.dtype)), weights.weight
+    w_D = weight.to(wide.dtype)
+    b_D = None if weights.bias is None else weights.bias.to(wide.dtype)
+    if kind.strands == 1:
+        y = _rows_norm(wide, w_D, b_D, weights, kind)
+    else:
+        y = _rows_norm(wide.unflatten(-1, (2, -1)), None, None, weights, kind)
+        y = y * torch.stack([w_D, w_D.flip(0)])
+        if b_D is not None:
+            y = y + torch.stack([b_D, b_D.flip(0)])
+        y = y.flatten(-2)
+    return y.to(weight.dtype)
+
+
+def _rows_norm(
+    x: Tensor, w_D: Tensor | None, b_D: Tensor | None, weights: NormWeights, kind: NormKind
+) -> Tensor:
+    shape = weights.weight.shape
+    if kind.rms:
+        return F.rms_norm(x, shape, w_D, weights.eps)
+    return F.layer_norm(x, shape, w_D, b_D, weights.eps)
+
+
+_ADD_CHECKS: dict[str, Any] = {
+    "rules": {"D": lambda sizes, given: sizes["W"] // max(1, given["strands"])},
+    "same": {"bias": "weight"},
+}  # fmt: skip
+"""What holds for the running sum's operator and for its gradient."""
+
+
+@operator(
+    "add_norm", lambda *_: 0, unread=("hidden", "residual"), read=(1,), **_ADD_CHECKS
+)  # fmt: skip
+def _add_norm(
+    hidden: Annotated[Tensor, "B L W"],
+    residual: Annotated[Tensor | None, "B L W"],
+    weights: NormWeights,
+    kind: NormKind,
+) -> tuple[Tensor, Tensor]:
+    """Add and normalize in one kernel of Triton."""
+    from megabase.ops.triton import norm
+
+    found = _added(hidden, residual, weights, kind)
+    given = [None if t is None else t.contiguous() for t in (hidden, residual)]
+    norm.add_norm(given, weights, found, kind)
+    return found
+
+
+@_add_norm.register_fake
+def _added(
+    hidden: Tensor, residual: Tensor | None, weights: NormWeights, kind: NormKind
+) -> tuple[Tensor, Tensor]:
+    dtype = hidden.dtype if residual is None else torch.promote_types(hidden.dtype, residual.dtype)
+    shape, device = hidden.shape, hidden.device
+    return (
+        torch.empty(shape, dtype=kind.dtype or weights.weight.dtype, device=device),
+        torch.empty(shape, dtype=wide_dtype(dtype) if kind.wide else dtype, device=device),
+    )
+
+
+@operator("add_norm_backward", lambda *_: 0, **_ADD_CHECKS)
+def _add_norm_backward(
+    dnormed: Annotated[Tensor, "B L W"],
+    dtotal: Annotated[Tensor | None, "B L W"],
+    total: Annotated[Tensor, "B L W"],
+    weights: NormWeights,
+    kind: NormKind,
+) -> tuple[Tensor, Tensor]:
+    """Give the gradient of both summands, and of weight and bias one above the other."""
+    from megabase.ops.triton import norm
+
+    given = [t if t is None else t.contiguous() for t in (dnormed, dtotal, total)]
+    found = _added_backward(*given, weights, kind)
+    norm.add_norm_backward(given, weights, found, kind)
+    return found
+
+
+@_add_norm_backward.register_fake
+def _added_backward(
+    _dnormed: Tensor, _dtotal: Any, total: Tensor, weights: NormWeights, _kind: NormKind
+) -> tuple[Tensor, Tensor]:
+    shape = (2, weights.weight.shape[0])
+    return torch.empty(total.shape, dtype=total.dtype, device=total.device), torch.empty(
+        shape, dtype=torch.float32, device=total.device
+    )
+
+
+@_add_norm.register_gradients
+def _(saved: Saved, dnormed: Tensor | None, dtotal: Tensor | None) -> list[Tensor | None]:
+    _, _, weights, kind = saved.inputs
+    (total,) = saved.kept
+    if dnormed is None:
+        return [dtotal, dtotal, None, None]
+    dx, (dw, db) = _add_norm_backward(dnormed, dtotal, total, weights, kind)
+    return [dx, dx, dw, db]
 
 
 class MlpWeights(NamedTuple):
@@ -118,6 +273,11 @@ def _in_kernels(x: Tensor, weights: MlpWeights, product: torch.dtype | None) -> 
     )
 
 
+def _in_triton(x: Tensor, weights: MlpWeights, product: torch.dtype | None) -> bool:
+    """Whether Triton computes this, beside the library's products."""
+    return _product_dtype(weights, product) in triton.DTYPES and backend.use_triton(x)
+
+
 def _run_kernels(
     x: Tensor,
     weights: MlpWeights,
@@ -151,6 +311,13 @@ def _forward(
     dtype = _product_dtype(weights, product)
     norm, x_ND, y_ND = Norm(*weights[:3]), x.reshape(-1, width), y.view(-1, width)
     w1_ED, b1_E, w2_DE, b2_D = (t.to(dtype) for t in weights[3:])
+    if _in_triton(x, weights, product):
+        h_ND = norm.apply(x_ND, dtype)
+        if x.device.type == "cuda":  # where it is the tanh form, written with the product
+            g_NE = torch._addmm_activation(b1_E, h_ND, w1_ED.t(), use_gelu=True)
+        else:
+            g_NE = F.gelu(torch.addmm(b1_E, h_ND, w1_ED.t()), approximate="tanh")
+        return torch.addmm(b2_D, g_NE, w2_DE.t()).view(x.shape).to(y.dtype)
     for piece in pieces(slice(0, 1), len(x_ND)):
         h_nD = norm.apply(x_ND[piece.at], dtype)
         a_nE = matmul(h_nD, w1_ED.t(), b1_E).to(wide_dtype(dtype))
@@ -196,6 +363,9 @@ def _backward(
         further = [kernels.dense(dy.to(x.dtype)).view(-1, width), *found]
         _run_kernels(x, weights, product, further, True, needs_weights)
         return grads
+    if _in_triton(x, weights, product):
+        _backward_whole(dy, x, weights, _product_dtype(weights, product), grads)
+        return grads
     for total in sums:
         total.zero_()
     dnorm_w, dnorm_b, dw1_ED, db1_E, dw2_DE, db2_D = sums
@@ -228,6 +398,28 @@ def _backward(
     if needs_weights:
         dw1_ED.copy_(dw1_DE.t())
     return grads
+
+
+def _backward_whole(
+    dy: Tensor, x: Tensor, weights: MlpWeights, dtype: torch.dtype, grads: list[Tensor]
+) -> None:
+    """Fill the gradients for all positions at once, as an accelerator likes it."""
+    from megabase.ops.triton.norm import gelu_backward
+
+    dx, dnorm_w, dnorm_b, dw1_ED, db1_E, dw2_DE, db2_D = grads
+    norm, width = Norm(*weights[:3]), x.shape[-1]
+    w1_ED, b1_E, w2_DE, _ = (t.to(dtype) for t in weights[3:])
+    x_ND, dy_ND = x.reshape(-1, width), dy.reshape(-1, width).to(dtype)
+    h_ND = norm.apply(x_ND, dtype)
+    g_NE, da_NE = torch.addmm(b1_E, h_ND, w1_ED.t()), dy_ND @ w2_DE
+    gelu_backward(g_NE, da_NE, db1_E if db1_E.numel() else None)
+    if dw1_ED.numel():
+        product_into(dw2_DE, dy_ND.t(), g_NE)
+        product_into(dw1_ED, da_NE.t(), h_ND)
+        torch.sum(dy_ND, 0, dtype=db2_D.dtype, out=db2_D)
+    del g_NE
+    dx_ND = dx.view(-1, width) if dx.numel() else None
+    norm.backward_into(da_NE, w1_ED, x_ND, dx_ND, (dnorm_w, dnorm_b))
 
 
 @_backward.register_fake

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from megabase.ops.registry import wide_dtype
+
 PIECE_POSITIONS = 1024
 """Positions of a piece: long enough for products, short enough for a core's own cache."""
 
@@ -82,6 +84,34 @@ class Norm:
             sums[0].add_(dw_D)
             sums[1].add_(db_D)
         return dx_blD
+
+    def backward_into(
+        self, a: Tensor, b: Tensor, x_ND: Tensor, dx_ND: Tensor | None, sums: tuple[Tensor, Tensor]
+    ) -> None:
+        """Write the gradients of all positions, where that of the norm is the product ``a @ b``.
+
+        Those of weight and bias are written if they have elements.
+        """
+        for total in sums:
+            if total.numel():
+                total.zero_()
+        wanted = sums[0].numel() > 0 and self.weight is not None
+        if self.weight is None and dx_ND is not None:
+            product_into(dx_ND, a, b)
+        elif dx_ND is not None or wanted:
+            dh_ND = a @ b
+            wide = dh_ND.to(wide_dtype(dh_ND.dtype))
+            found = self.backward(wide, x_ND, sums if wanted else None)
+            if dx_ND is not None:
+                dx_ND.copy_(found)
+
+
+def product_into(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Write ``a @ b`` into `total`, which may be wider."""
+    if total.dtype == a.dtype:
+        torch.mm(a, b, out=total)
+    else:
+        total.copy_(a @ b)
 
 
 _SMALL = 1 << 18

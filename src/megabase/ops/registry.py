@@ -275,7 +275,7 @@ class Saved(NamedTuple):
     needs: list[Any]
     """Which of them need a gradient, in the same structure."""
     kept: list[Tensor]
-    """Results that are for the backward pass only."""
+    """Results that the backward pass reads, and those that are for it only."""
 
 
 class _Operator(Arguments):
@@ -288,10 +288,12 @@ class _Operator(Arguments):
         flops: Callable[..., int],
         *,
         kept: int = 0,
+        unread: Sequence[str] = (),
+        read: Sequence[int] = (),
         device_types: str | None = None,
         **checks: Any,
     ) -> None:
-        self.function, self.kept = function, kept
+        self.function, self.kept, self.read = function, kept, read
         hints = get_type_hints(function, include_extras=True)
         results = _SCHEMA_TYPES[hints.pop("return")]
         self._groups: list[tuple[Callable[..., Any] | None, int]] = []
@@ -306,6 +308,7 @@ class _Operator(Arguments):
             for key, hint in fields.items()
         }
         super().__init__(name, {key: _shape(hint) for key, hint in fields.items()}, **checks)
+        self._unread = {i for i, key in enumerate(fields) if key in unread}
         self._gives_list = results == "Tensor[]"
         self._takes_lists = "Tensor[]" in kinds.values()
         self._is_tensor = [kind.startswith("Tensor") for kind in kinds.values()]
@@ -361,13 +364,16 @@ class _Operator(Arguments):
         return found
 
     def save(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
-        """Save what the gradient needs: all inputs, and results that are for it only."""
+        """Save what the gradient needs: inputs, and results that it reads."""
+        if self._unread:
+            inputs = [None if i in self._unread else one for i, one in enumerate(inputs)]
         ctx.lengths = _lengths(inputs) if self._takes_lists else None
         leaves = _leaves(inputs) if self._takes_lists else inputs
         ctx.others = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
         kept = output[len(output) - self.kept :] if self.kept else ()
         if self.gradients is not _no_second_derivative:
-            ctx.save_for_backward(*[t for t in leaves if isinstance(t, Tensor)], *kept)
+            read = [output[i] for i in self.read]
+            ctx.save_for_backward(*[t for t in leaves if isinstance(t, Tensor)], *read, *kept)
         ctx.mark_non_differentiable(*kept)
         ctx.set_materialize_grads(False)
 
@@ -391,10 +397,10 @@ class _Operator(Arguments):
                 results.append([None if g is None else g.to(one.dtype) for g, one in own])
             else:
                 grad = next(found) if is_tensor else None
-                if grad is None or value is None or not need:
+                if grad is None or not need:
                     results.append(None)
-                else:
-                    results.append(grad.to(value.dtype))
+                else:  # where the value was not saved autograd sees to its dtype
+                    results.append(grad if value is None else grad.to(value.dtype))
         return tuple(results)
 
     def __call__(self, *args: Any, checked: bool = False) -> Any:
@@ -456,8 +462,9 @@ def operator(
     The types of its arguments and results make the schema; a named tuple stands for its fields, and
     the shape of a tensor is its annotation. `flops` counts operations from its arguments, with
     shapes in the place of tensors. Options are ``kept``, how many of its results (the last ones)
-    are for the backward pass only, ``device_types`` that it runs on, and those of
-    :class:`Arguments`.
+    are for the backward pass only, ``read``, which other results that pass reads, ``unread``, which
+    arguments it does not (of operators without lists), ``device_types`` that it runs on, and those
+    of :class:`Arguments`.
     """
     return lambda function: _Operator(name, function, flops, **options)
 

@@ -40,13 +40,11 @@ _STEPS_PER_STATE = 4
 _LEAST_STEPS = 16
 """Shortest block, where there are few states."""
 
-
 _CHECKS: dict[str, Any] = {
     "least": {"L": 1},
     "rules": {"T": lambda _, x: _Plan(x["u"], x["A"].shape[1], torch.float32, 0).all_blocks},
 }  # fmt: skip
 """What holds for the operator and for its gradient."""
-
 
 _KERNEL_STEPS = 64
 """Positions between states kept for the backward pass: at 16 states a quarter of one input."""
@@ -214,7 +212,7 @@ def _contract_channels(weight_TME: Tensor, state_TMNE: Tensor) -> Tensor:
     return torch.bmm(weight_TME.flatten(0, 1).unsqueeze(1), state).view(*weight_TME.shape[:2], -1)
 
 
-@operator("selective_scan_blocked", lambda x, *_: _scan_flops(x.u, x.A), kept=1, **_CHECKS)
+@operator("selective_scan_blocked", lambda x, *_: scan_flops(x.u, x.A), kept=1, **_CHECKS)
 def _scan_blocked(x: ScanInputs, softplus: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Give output, final state, and with `keep` what enters each block."""
     plan = _Plan(x.u, x.A.shape[1], wide_dtype(x.u.dtype), buffers=2)
@@ -343,7 +341,7 @@ class _Backward:
         return gate.mul_(dy)
 
 
-def _scan_flops(u: Sequence[int], A: Sequence[int]) -> int:
+def scan_flops(u: Sequence[int], A: Sequence[int]) -> int:
     """Count 6 operations for a position, channel and state: exponent, recurrence, sum."""
     return 6 * math.prod(u) * A[1]
 
@@ -363,7 +361,7 @@ def _outputs(x: ScanInputs, _softplus: bool, keep: bool) -> tuple[Tensor, Tensor
 
 @operator(
     "selective_scan_blocked_backward",
-    lambda dy, dfinal, kept, x, _: 2 * _scan_flops(x.u, x.A),
+    lambda dy, dfinal, kept, x, _: 2 * scan_flops(x.u, x.A),
     **_CHECKS,
 )
 def _backward(
@@ -403,7 +401,7 @@ def _call_kernel(
     )  # fmt: skip
 
 
-@operator("selective_scan", lambda x, *_: _scan_flops(x.u, x.A), kept=1, **_KERNEL_CHECKS)
+@operator("selective_scan", lambda x, *_: scan_flops(x.u, x.A), kept=1, **_KERNEL_CHECKS)
 def _scan_kernel(
     x: ScanInputs, softplus: bool, reverse: bool, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -429,7 +427,7 @@ def _kernel_outputs(
 
 @operator(
     "selective_scan_backward",
-    lambda dy, dfinal, kept, x, *_: 2 * _scan_flops(x.u, x.A),
+    lambda dy, dfinal, kept, x, *_: 2 * scan_flops(x.u, x.A),
     **_KERNEL_CHECKS,
 )
 def _kernel_backward(
@@ -504,6 +502,10 @@ def selective_scan(
         wide: Any = (t if t is None or t.dtype == dtype else t.to(dtype) for t in x)
         y_BLE, state_BEN, _ = _scan_kernel(ScanInputs(*wide), softplus, reverse, keep, checked=True)
         return (y_BLE if y_BLE.dtype == x.u.dtype else y_BLE.to(x.u.dtype)), state_BEN
+    if backend.use_triton(*x):
+        from megabase.ops.triton.scan import scan
+
+        return scan(x, softplus, reverse, keep, checked=True)[:2]
     with without_autocast(x.u):
         if backend.use_plain(x.u):
             return composed(x, softplus, partial(whole_scan, reverse=reverse))

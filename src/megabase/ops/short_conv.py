@@ -45,7 +45,7 @@ def short_conv(
         Whether the taps lie around the position instead of before it.
     """
     after = taps_behind(w_CK, centered)
-    if backend.use_reference() or backend.use_plain(x_BCL):
+    if backend.use_reference() or backend.use_plain(x_BCL, in_triton=False):
         _forward.check(x_BCL, w_CK, b_C, after)
         return short_conv_reference(x_BCL, w_CK, b_C, centered=centered)
     return _forward(x_BCL, w_CK, b_C, after)

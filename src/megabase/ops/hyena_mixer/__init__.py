@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megabase.ops import backend
+from megabase.ops import backend, triton
 from megabase.ops.hyena_mixer import kernel
 from megabase.ops.hyena_mixer.passes import Backward, Mixer, MixerOptions, MixerWeights, run_forward
 from megabase.ops.long_conv import convolution_flops, lags, long_conv
@@ -110,10 +110,21 @@ def _flops(x: Sequence[int], weights: Any, *_: Any) -> int:
     return 8 * batch * length * width**2 + short + convolution_flops(batch, width, length)
 
 
+def _in_triton(x: Tensor, weights: MixerWeights, options: MixerOptions) -> bool:
+    """Whether Triton computes this; products are in one of its dtypes."""
+    product = options.product_dtype(weights)
+    return (
+        product in triton.DTYPES and backend.use_triton(x, weights.k, weights.w) and x.numel() > 0
+    )
+
+
 def _room_to_keep(x: Tensor, weights: MixerWeights, options: MixerOptions, keep: bool) -> Tensor:
     """Make room for the transforms' result, channels first; without elements if it is not kept."""
     batch, length, width = x.shape
-    keep = keep and kernel.takes(x, weights, options) and kernel.keeps(x)
+    keep = keep and (
+        _in_triton(x, weights, options)
+        or (kernel.takes(x, weights, options) and kernel.keeps(x))
+    )  # fmt: skip
     wide = wide_dtype(options.product_dtype(weights))
     return x.new_empty((batch, width, length) if keep else (0,), dtype=wide)
 
@@ -126,6 +137,10 @@ def _forward(
     kept = _room_to_keep(x, weights, options, keep)
     if kernel.takes(x, weights, options):
         return kernel.forward(m, kept), kept
+    if _in_triton(x, weights, options):
+        from megabase.ops.triton import mixer
+
+        return mixer.forward(m, kept), kept
     return run_forward(m), kept
 
 
@@ -160,6 +175,10 @@ def _backward(
     m, grads = Mixer(x, weights, options), _room(dy, kept, x, weights, options, needs)
     if kernel.takes(x, weights, options):
         kernel.backward(m, dy, kept, grads)
+    elif _in_triton(x, weights, options):
+        from megabase.ops.triton import mixer
+
+        mixer.backward(m, dy, kept, grads)
     else:
         Backward(m, dy, grads).run()
     return grads
