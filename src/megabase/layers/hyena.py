@@ -424,7 +424,7 @@ class HyenaOperator(nn.Module):
         normed = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
         weights = MixerWeights(
             *normed, self.in_proj.weight, self.in_proj.bias,
-            self.short_filter.weight[:, 0], cast("Tensor", self.short_filter.bias),
+            self.short_filter.weight.squeeze(1), cast("Tensor", self.short_filter.bias),
             k_DM, skip_D, self.out_proj.weight, self.out_proj.bias,
         )  # fmt: skip
         return hyena_mixer(
@@ -439,7 +439,7 @@ class HyenaOperator(nn.Module):
         """Apply the short convolution to projected channels."""
         short, centered = self.short_filter, self.bidirectional == "two_sided"
         if bare(short, device=p_BPL.device):
-            return short_conv(p_BPL, short.weight[:, 0], short.bias, centered=centered)
+            return short_conv(p_BPL, short.weight.squeeze(1), short.bias, centered=centered)
         # The module pads both ends by taps - 1 and so gives more positions than there are: causal
         # ones come first.
         first = (short.kernel_size[0] - 1) // 2 if centered else 0

@@ -172,13 +172,29 @@ class MambaMixer(nn.Module):
     ) -> tuple[Tensor, MambaState]:
         """Do what lies between the projections: convolution, recurrence, gate.
 
-        From the output of ``in_proj``, (batch, length, 2 * inner), to the input of ``out_proj``.
+        From the output of ``in_proj``, (batch, length, 2 * inner), to the input of ``out_proj``,
+        and what the next position needs.
         """
+        y_BLE, ssm_BEN = self.between(xz_BLF, mask_BL, state, reverse)
+        first = max(0, xz_BLF.shape[1] - self.d_conv + 1)
+        at = slice(0, self.d_conv - 1) if reverse else slice(first, None)
+        mask_BP = None if mask_BL is None else mask_BL[:, at]
+        last_BPE = _only_real(xz_BLF[:, at, : self.d_inner], mask_BP)
+        past_BPE = None if state is None else state.conv
+        tail_BPE = self._tail(last_BPE.flip(1) if reverse else last_BPE, past_BPE)
+        return y_BLE, MambaState(tail_BPE, ssm_BEN)
+
+    def between(
+        self,
+        xz_BLF: Tensor,
+        mask_BL: Tensor | None = None,
+        state: MambaState | None = None,
+        reverse: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Do what :meth:`scan` does, and give the states of the recurrence beside it."""
         x_BLE, z_BLE = xz_BLF.chunk(2, dim=-1)
         x_BLE = _only_real(x_BLE, mask_BL)
         past_BPE = None if state is None else state.conv
-        last_BPE = x_BLE[:, : self.d_conv - 1].flip(1) if reverse else x_BLE
-        tail_BPE = self._tail(last_BPE, past_BPE)
         if self.sharded is not None:
             past_BPE = self.sharded.past(x_BLE, self.d_conv, reverse)
         x_BLE = _only_real(self._convolve(x_BLE, past_BPE, reverse), mask_BL)
@@ -189,8 +205,7 @@ class MambaMixer(nn.Module):
         )
         if self.sharded is not None:
             inputs = inputs._replace(initial=self.sharded.entering(inputs, reverse))
-        y_BLE, ssm_BEN = selective_scan(inputs, reverse=reverse)
-        return y_BLE, MambaState(tail_BPE, ssm_BEN)
+        return selective_scan(inputs, reverse=reverse)
 
     def step(
         self, hidden_B1D: Tensor, state: MambaState, mask_B1: Tensor | None = None
@@ -229,7 +244,7 @@ class MambaMixer(nn.Module):
     def _convolve(self, x_BLE: Tensor, past_BPE: Tensor | None, reverse: bool) -> Tensor:
         conv = self.conv1d
         if bare(conv, device=x_BLE.device):
-            return causal_conv(x_BLE, conv.weight[:, 0], conv.bias, past_BPE, reverse)
+            return causal_conv(x_BLE, conv.weight.squeeze(1), conv.bias, past_BPE, reverse)
         x_BLE = x_BLE.flip(1) if reverse else x_BLE
         if past_BPE is None:
             past_BPE = x_BLE.new_zeros(len(x_BLE), self.d_conv - 1, self.d_inner)
@@ -314,8 +329,8 @@ class BidirectionalMamba(nn.Module):
         if untouched(fwd, rev) and _same(fwd.in_proj, rev.in_proj):
             # Projections act on each position alone: nothing needs to be turned around for them.
             xz_BLF = fwd.in_proj(hidden_BLD)
-            y_BLE, _ = fwd.scan(xz_BLF, mask_BL, reverse=reverse)
-            y_rev_BLE, _ = rev.scan(xz_BLF, mask_BL, reverse=not reverse)
+            y_BLE, _ = fwd.between(xz_BLF, mask_BL, reverse=reverse)
+            y_rev_BLE, _ = rev.between(xz_BLF, mask_BL, reverse=not reverse)
             if self.strategy == "add" and _same(fwd.out_proj, rev.out_proj):
                 out_BLD = fwd.out_proj(y_BLE + y_rev_BLE)
                 return out_BLD if fwd.out_proj.bias is None else out_BLD + fwd.out_proj.bias

@@ -58,7 +58,8 @@ def short_conv_reference(
     channels, taps = w_CK.shape
     after = taps_behind(w_CK, centered)
     # Zeros at both ends, and positions left out, cost less than a copy with zeros at one.
-    y_BCL = F.conv1d(x_BCL, w_CK[:, None, :], b_C, padding=taps - 1, groups=channels)
+    w_C1K, b_C = w_CK[:, None].to(x_BCL.dtype), None if b_C is None else b_C.to(x_BCL.dtype)
+    y_BCL = F.conv1d(x_BCL, w_C1K, b_C, padding=taps - 1, groups=channels)
     return y_BCL[..., after : after + x_BCL.shape[-1]]
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from kinds.mamba import mixer_settings
 from megabase.layers.pooling import pool
-from megabase.layers.rcps import _swap_halves
 from megabase.models.caduceus import (
     CaduceusConfig,
     CaduceusForMaskedLM,
@@ -151,6 +150,10 @@ def _equivariant(layers: int, fused: bool) -> CaduceusForMaskedLM:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     return model
+
+
+def _swap_halves(hidden: Tensor) -> Tensor:
+    return hidden.roll(hidden.shape[-1] // 2, dims=-1)
 
 
 def _exchanged(model: CaduceusForMaskedLM, tokens: Tensor) -> Tensor:

@@ -22,10 +22,13 @@ from megabase.ops.triton import blocks, launch, power
 from megabase.ops.triton.shared import sine_cosine, sum_rows
 
 _LAGS = 32
-"""Lags of a block: hidden values of width 64 take 16 registers of each of 128 threads."""
+"""Lags of a block: hidden values of width 64 take 8 registers of each of 256 threads."""
 
 _CHANNELS = 64
 """Channels of the output map that are worked on at once."""
+
+_WARPS = 8
+"""Warps of a program: products of a tile are unrolled for each thread."""
 
 _PROGRAMS = 264
 """Programs that share the lags in the backward pass, two for each multiprocessor of an H100: each
@@ -221,7 +224,7 @@ def taps(z_ME: Tensor, t_M: Tensor, weights: Any, k_CM: Tensor) -> None:
         _taps, (blocks(numbers[1], constants["M"]),),
         [z_ME.contiguous(), t_M.contiguous(), _pack(weights), weights.last.contiguous(),
          None if weights.rate is None else weights.rate.contiguous()],
-        [k_CM], *numbers, weights.shift, **constants,
+        [k_CM], *numbers, weights.shift, warps=_WARPS, **constants,
     )  # fmt: skip
 
 
@@ -240,6 +243,6 @@ def taps_backward(
         [dk_CM.contiguous(), z_ME.contiguous(), t_M.contiguous(), net, weights.last.contiguous(),
          None if weights.rate is None else weights.rate.contiguous()],
         [dz if dz.numel() else None, partial], *numbers, weights.shift, net.shape[0],
-        **constants,
+        warps=_WARPS, **constants,
     )  # fmt: skip
     sum_rows(partial, [*sums, dlast])
