@@ -16,7 +16,7 @@ from matplotlib.patches import PathPatch
 from megabase.errors import ReportError
 from megabase.report.logos import (
     LETTER_COLORS,
-    check_heat_map,
+    check_logo,
     own_heights,
     save_heat_map,
     save_logo,
@@ -88,8 +88,8 @@ def test_one_base_is_a_heat_map(tmp_path: Path) -> None:
 
 
 def test_too_long_a_heat_map_names_the_page(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match=r"up to 300 bases, found 301.*megabase report --ism"):
-        check_heat_map(tmp_path / "s.png", 301)
+    with pytest.raises(ReportError, match=r"1 to 300 positions, found 301.*megabase report --ism"):
+        check_logo(tmp_path / "s.png", 301, what="a heat map")
 
 
 @pytest.mark.parametrize(("first", "count"), [(25, 20), (1, 30), (999_990, 12), (7, 1)])

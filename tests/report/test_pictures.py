@@ -17,7 +17,7 @@ from drawn import Picture, pictures
 from megabase.report import benchmark_page, plots
 from megabase.report.embedding_plot import save_embedding_plot
 from megabase.report.nucleotide_plot import save_nucleotide_plot
-from megabase.report.style import NARROW, SIZES, WIDE, Size, as_svg
+from megabase.report.style import NARROW, WIDE, Size, as_svg
 
 RNG = np.random.default_rng(0)
 LONG = "a model with a name that is far too long for any legend or axis of a picture"
@@ -34,7 +34,7 @@ def bar(model: str, mean: float, published: float | None = None, **more: Any) ->
             **more}  # fmt: skip
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: size.name)
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
 def test_plots_of_a_run_show_their_points(
     metrics: list[dict[str, Any]], evaluation: dict[str, Any], size: Size
 ) -> None:
@@ -52,7 +52,7 @@ def test_steps_without_a_finite_loss_are_left_out(metrics: list[dict[str, Any]])
     drawn_by(plots.draw_learning_curve, spoiled, size=WIDE).check(marks=80, outside=40)
 
 
-@pytest.mark.parametrize("size", [WIDE, NARROW], ids=lambda size: size.name)
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
 def test_bars_of_any_sign_and_name(size: Size) -> None:
     for lines in (
         [bar("one", 0.8), bar("kmer", 0.4, 0.9)],
@@ -68,7 +68,7 @@ def test_bars_of_any_sign_and_name(size: Size) -> None:
     assert "$a$ and $b$" in names
 
 
-@pytest.mark.parametrize("size", [WIDE, NARROW], ids=lambda size: size.name)
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
 def test_legends_keep_every_name_inside(size: Size) -> None:
     truth = RNG.integers(0, 2, 40)
     scores = RNG.normal(size=40) + truth
@@ -82,7 +82,7 @@ def test_legends_keep_every_name_inside(size: Size) -> None:
                  "classes": [f"_class {i} {LONG}" for i in range(classes)]}  # fmt: skip
         drawn_by(benchmark_page._draw_points, cloud, size=size).check(marks=400)
     prompts = {"_head": [(0, 0.7, None), (8, 0.75, None), (128, 0.8, None)]}
-    picture = drawn_by(plots.draw_lengths, prompts, ("vectors", "accuracy"), None, size=size)
+    picture = drawn_by(plots.draw_lengths, prompts, ("vectors", "accuracy"), size=size)
     picture.check(marks=3)
     assert " _head" in picture.texts
 
@@ -92,7 +92,7 @@ def test_a_confusion_matrix_and_lengths_show_all_cells() -> None:
     names = [f"long class name {i}" for i in range(5)]
     drawn_by(benchmark_page._draw_confusion, table, names).check(marks=24)
     lines = {name: [(2**k, 0.5, 0.01) for k in (8, 10, 12)] for name in ("one", "_two")}
-    picture = drawn_by(plots.draw_lengths, lines, ("bases", "mcc"), None)
+    picture = drawn_by(plots.draw_lengths, lines, ("bases", "mcc"))
     picture.check(marks=6)
     assert " _two" in picture.texts
 

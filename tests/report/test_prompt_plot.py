@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from functools import partial
 
 import pytest
 
-from megabase.report.plots import save_prompt_lengths
+from megabase.report.plots import draw_lengths
+from megabase.report.style import as_svg
 
 pytest.importorskip("matplotlib")
-SERIES = {"answer by head": [(8, 0.75), (0, 0.7), (128, 0.8)], "answer by label tokens": [(0, 0.5)]}
+SERIES = {
+    "answer by head": [(8, 0.75, None), (0, 0.7, None), (128, 0.8, None)],
+    "answer by label tokens": [(0, 0.5, None)],
+}
 
 
-def test_lines_ticks_and_reference(tmp_path: Path) -> None:
-    path = tmp_path / "lengths.svg"
-    save_prompt_lengths(path, SERIES, "test accuracy", ("full fine-tuning", 0.85))
-    shown = re.findall(r">([^<>]+)</text>", path.read_text())
-    for word in ("answer by head", "answer by label tokens", "full fine-tuning", "test accuracy"):
+def test_lines_and_ticks() -> None:
+    svg = as_svg(partial(draw_lengths, SERIES, ("learnable vectors", "test accuracy")))
+    shown = re.findall(r">([^<>]+)</text>", svg)
+    for word in ("answer by head", "answer by label tokens", "test accuracy"):
         assert word in shown
     assert {"0", "8", "128"} <= set(shown)
-    save_prompt_lengths(path, SERIES, "accuracy")
-    assert "full fine-tuning" not in path.read_text()
-
-
-def test_saving_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "lengths.svg"
-    path.write_text("old")
-    save_prompt_lengths(path, SERIES)
-    assert "<svg" in path.read_text()
-    assert [p.name for p in tmp_path.iterdir()] == ["lengths.svg"]

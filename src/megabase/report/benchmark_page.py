@@ -88,7 +88,7 @@ def _lengths(lines: Sequence[Record]) -> Draw:
     for line in lines:
         point = (line["length"], line["mean"], line["spread"])
         series.setdefault(str(line["model"]), []).append(point)
-    return partial(draw_lengths, series, ("bases of a sequence", str(lines[0]["metric"])), None)
+    return partial(draw_lengths, series, ("bases of a sequence", str(lines[0]["metric"])))
 
 
 def _task_parts(output: Path, lines: Sequence[Record], describe: Describe | None) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,7 +25,7 @@ from megabase.genome.alphabet import decode
 from megabase.genome.files import without_nan
 from megabase.genome.interval import Interval, one_based
 from megabase.genome.store import Genome
-from megabase.report.page import definitions, document, json_island, section, statistics
+from megabase.report.page import definitions, document, section, statistics
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -166,6 +167,9 @@ def build_genome_page(page: GenomePage) -> str:
     if page.columns:
         columns, rows = ([one._asdict() for one in part] for part in (page.columns, page.rows))
         content["table"] = {"columns": columns, "rows": rows}
+    text = json.dumps(without_nan(content), separators=(",", ":"), allow_nan=False)
+    # Inside a script element "<" could end it or begin a comment; JSON can write it otherwise.
+    data = text.replace("<", "\\u003c")
     return document(
         f"{page.title} - megabase",
         [
@@ -178,7 +182,7 @@ def build_genome_page(page: GenomePage) -> str:
             section("What this was made from", [definitions(page.facts)]) if page.facts else "",
             f"<footer>Made by megabase {escape(__version__)} with igv.js (MIT license). "
             "This page asks no other host.</footer>",
-            json_island("page-data", without_nan(content)),
+            f'<script type="application/json" id="page-data">{data}</script>',
         ],
         styles=_asset("browser.css"),
         scripts=[_asset("igv.min.js"), _asset("browser.js")],

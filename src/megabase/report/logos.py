@@ -23,20 +23,24 @@ if TYPE_CHECKING:
 
 LETTER_COLORS = {"A": "#2f9e44", "C": "#1a56c4", "G": "#d9820b", "T": "#c92a2a"}
 """The usual colors of logos: A green, C blue, G orange, T red."""
-_MOST_LOGO = 400
-"""Positions of a logo: beyond that letters are thinner than a pixel."""
-MOST_HEAT_MAP = 300
-"""Bases of a heat map: the picture would be wider than 36 inches beyond."""
+_MOST = {
+    "a logo": (400, "choose a shorter part"),
+    "a heat map": (
+        300,
+        "choose a shorter region, or draw up to 2,000 in a page with megabase report --ism",
+    ),
+}
+"""Picture -> most positions, and what to do with more: letters are thinner than a pixel beyond, and
+a heat map is wider than 36 inches."""
 
 
-def check_logo(
-    path: Path, count: int, overwrite: bool = False, what: str = "a logo", most: int = _MOST_LOGO
-) -> None:
-    """Refuse a logo that cannot be drawn, before any work is done.
+def check_logo(path: Path, count: int, overwrite: bool = False, what: str = "a logo") -> None:
+    """Refuse a logo, or "a heat map", that cannot be drawn, before any work is done.
 
     A :class:`ReportError` for another ending or too many positions; a
     :class:`MissingDependencyError` without matplotlib or logomaker.
     """
+    most, otherwise = _MOST[what]
     check_picture(path, what, overwrite)
     try:
         import logomaker  # noqa: F401
@@ -44,7 +48,7 @@ def check_logo(
         raise MissingDependencyError("logomaker", "plots", "drawing sequence logos") from None
     if not 0 < count <= most:
         raise ReportError(
-            f"{what} shows 1 to {most} positions, found {count:,}; choose a shorter part"
+            f"{path}: {what} shows 1 to {most} positions, found {count:,}; {otherwise}"
         )
 
 
@@ -107,16 +111,6 @@ def save_logo(
         axes.set_title(shortened(title, 62 * width, WIDE.text), loc="left")
 
 
-def check_heat_map(path: Path, bases: int, overwrite: bool = False) -> None:
-    """Refuse a heat map that cannot be drawn, before any work is done; as :func:`check_logo`."""
-    if bases > MOST_HEAT_MAP:
-        raise ReportError(
-            f"{path}: a heat map shows up to {MOST_HEAT_MAP} bases, found {bases:,}; choose a "
-            "shorter region, or draw up to 2,000 in a page with megabase report --ism"
-        )
-    check_logo(path, bases, overwrite, "a heat map", MOST_HEAT_MAP)
-
-
 def save_heat_map(
     path: Path,
     ref: str,
@@ -131,9 +125,9 @@ def save_heat_map(
 
     `scores` are float (length, 4) for A, C, G, T: 0 at the base of `ref` itself, NaN without a
     score (drawn gray). `first` is the 1-based position of the first base; `label` says what the
-    numbers are. Errors are those of :func:`check_heat_map`.
+    numbers are. Errors are those of :func:`check_logo`.
     """
-    check_heat_map(path, len(ref), overwrite)
+    check_logo(path, len(ref), overwrite, "a heat map")
     from matplotlib import colormaps
 
     matrix = np.ma.masked_invalid(np.asarray(scores, dtype=float))

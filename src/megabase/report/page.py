@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -107,14 +106,6 @@ def document(
 </body>
 </html>
 """
-
-
-def json_island(identifier: str, value: object) -> str:
-    """Give data for the scripts of a page, as JSON inside a script element of this id."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    # Inside a script element "<" could end it or begin a comment; JSON can write it otherwise.
-    safe = text.replace("<", "\\u003c")
-    return f'<script type="application/json" id="{escape(identifier, quote=True)}">{safe}</script>'
 
 
 def section(heading: str, parts: Iterable[str]) -> str:

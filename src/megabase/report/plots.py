@@ -21,12 +21,10 @@ from megabase.report.style import (
     LIGHT,
     LINE_STYLES,
     WIDE,
-    Label,
     Size,
     Theme,
-    add_axes,
     as_svg,
-    label_right,
+    axes_between,
     padded,
     shown_name,
 )
@@ -37,6 +35,8 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 Values = npt.NDArray[np.float64]
+_Label = tuple[float, str, str]
+"""Height in data, text, color."""
 
 
 def save_plots(evaluation: Record, folder: Path, stem: str = "evaluation") -> list[Path]:
@@ -81,12 +81,12 @@ def draw_learning_curve(
     tokens = np.array([r["tokens"] for r in train], float)
     steps = np.array([r["step"] for r in train], float)
     losses: Values = np.exp([r["loss"] for r in train])
-    axes = add_axes(figure, size, 92 if size is WIDE else 80, "perplexity", top=48)
+    axes = _add_axes(figure, size, 92 if size is WIDE else 80, "perplexity", top=48)
     axes.set_xscale("log")
     smooth = _smoothed(losses, [r["stage"] for r in train])
     axes.plot(tokens, losses, color=theme.muted, linewidth=0.8, alpha=0.45)
     axes.plot(tokens, smooth, color=theme.muted, linewidth=1.6)
-    labels: list[Label] = [(float(smooth[-1]), "training", theme.muted)]
+    labels: list[_Label] = [(float(smooth[-1]), "training", theme.muted)]
     shown = [float(smooth[-1])]
     if validation:
         at = np.interp([r["step"] for r in validation], steps, tokens)
@@ -108,7 +108,7 @@ def draw_learning_curve(
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if size is WIDE else (1, 3)))
     axes.xaxis.set_minor_locator(NullLocator())  # labels of minor ticks would run into each other
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    label_right(axes, labels, size)
+    _label_right(axes, labels, size)
 
 
 def _smoothed(values: Values, stages: Sequence[int]) -> Values:
@@ -156,7 +156,7 @@ def draw_context_curve(evaluation: Record, figure: Figure, theme: Theme, size: S
     context = [point["context"] for point in points]
     found = [point["measure"]["perplexity_acgt"] for point in points]
     errors = [point["measure"]["perplexity_acgt_se"] or 0.0 for point in points]
-    axes = add_axes(figure, size, 140 if size is WIDE else 84, "perplexity over A, C, G, T")
+    axes = _add_axes(figure, size, 140 if size is WIDE else 84, "perplexity over A, C, G, T")
     axes.set_xscale("log", base=2)
     axes.errorbar(
         context, found, yerr=errors, color=theme.model, marker="o", markersize=5, capsize=0,
@@ -164,7 +164,7 @@ def draw_context_curve(evaluation: Record, figure: Figure, theme: Theme, size: S
     )  # fmt: skip
     heights = [*(v - e for v, e in zip(found, errors, strict=True)),
                *(v + e for v, e in zip(found, errors, strict=True))]  # fmt: skip
-    labels: list[Label] = [(found[-1], _model_label(found[-1], size), theme.model)]
+    labels: list[_Label] = [(found[-1], _model_label(found[-1], size), theme.model)]
     baseline = best_baseline(evaluation, "context_measure")
     if baseline is not None:
         value = baseline["context_measure"]["perplexity_acgt"]
@@ -177,7 +177,7 @@ def draw_context_curve(evaluation: Record, figure: Figure, theme: Theme, size: S
     axes.set_xticks(context[::-step][::-1])
     axes.xaxis.set_major_formatter(lambda value, _: f"{int(value):,}")
     axes.set_xlabel("context before the base (bases)")
-    label_right(axes, labels, size)
+    _label_right(axes, labels, size)
 
 
 def _baseline_label(name: str, value: float, size: Size) -> str:
@@ -194,10 +194,10 @@ def _model_label(value: float, size: Size) -> str:
 def draw_baselines(evaluation: Record, figure: Figure, theme: Theme, size: Size) -> None:
     """Draw perplexity over A, C, G, T of the Markov models by order, and the model's."""
     model = evaluation["overall"]["perplexity_acgt"]
-    axes = add_axes(figure, size, 140 if size is WIDE else 84, "perplexity over A, C, G, T")
+    axes = _add_axes(figure, size, 140 if size is WIDE else 84, "perplexity over A, C, G, T")
     axes.axhline(4.0, color=theme.muted, linewidth=1.0, linestyle=(0, (1, 3)))
     axes.axhline(model, color=theme.model)
-    labels: list[Label] = [
+    labels: list[_Label] = [
         (4.0, "uniform 4", theme.muted),
         (model, _model_label(model, size), theme.model),
     ]
@@ -239,25 +239,23 @@ def draw_baselines(evaluation: Record, figure: Figure, theme: Theme, size: Size)
             )  # fmt: skip
     axes.set_xticks([order for order in orders if order % 2 == 0])
     axes.set_xlabel("order of the Markov model (bases of context)")
-    label_right(axes, labels, size)
+    _label_right(axes, labels, size)
 
 
 def draw_lengths(
     series: Mapping[str, Sequence[tuple[int, float, float | None]]],
     axis: tuple[str, str],
-    reference: tuple[str, float] | None,
     figure: Figure,
     theme: Theme,
     size: Size,
 ) -> None:
     """Draw a metric against a length, one line of (length, metric, spread) for each name.
 
-    `axis` names the length and the metric. `reference` is a name and a value to compare with, such
-    as full fine-tuning: a dashed line.
+    `axis` names the length and the metric.
     """
     from matplotlib.ticker import MaxNLocator
 
-    axes = add_axes(figure, size, right=10, y_label=axis[1])
+    axes = _add_axes(figure, size, right=10, y_label=axis[1])
     for number, (name, points) in enumerate(series.items()):
         lengths, values, spreads = zip(*sorted(points), strict=True)
         axes.errorbar(
@@ -266,9 +264,6 @@ def draw_lengths(
             color=theme.baseline if name.startswith("kmer") else theme.model,
             label=shown_name(name),
         )  # fmt: skip
-    if reference is not None:
-        name, value = reference
-        axes.axhline(value, color=theme.baseline, linestyle="--", label=shown_name(name))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))  # labels of few letters
     # Prompts without a vector stand on the axis too: linear up to 1, logarithmic from there.
     axes.set_xscale("symlog", base=2, linthresh=1)
@@ -279,17 +274,40 @@ def draw_lengths(
     axes.legend(frameon=False, loc="best", fontsize=size.text - 2)
 
 
-def save_prompt_lengths(
-    path: Path,
-    series: Mapping[str, Sequence[tuple[int, float]]],
-    metric: str = "accuracy",
-    reference: tuple[str, float] | None = None,
-) -> None:
-    """Write metrics against soft-prompt tokens as SVG; an earlier file is replaced.
+def _add_axes(figure: Figure, size: Size, right: float, y_label: str, top: float = 26) -> Axes:
+    """Give axes with fixed margins in pixels, a light grid, and the y label lying on top."""
+    left, bottom = 3.6 * size.text, 3.8 * size.text
+    axes = axes_between(figure, size, left, bottom, right, top)
+    axes.grid(axis="y")
+    across, along = size.width - left - right, size.height - bottom - top
+    axes.text(
+        0.005 - left / across,
+        1 + (top - 16) / along,
+        y_label, transform=axes.transAxes, va="bottom", ha="left",
+        color=axes.xaxis.label.get_color(),
+    )  # fmt: skip
+    return axes
 
-    `series` maps the name of a line to (tokens, metric) of its prompts; `reference` is as in
-    :func:`draw_lengths`.
-    """
-    lines = {name: [(*point, None) for point in points] for name, points in series.items()}
-    axis = ("learnable vectors", metric)
-    write_whole(path, as_svg(partial(draw_lengths, lines, axis, reference)))
+
+def _label_right(axes: Axes, labels: Sequence[_Label], size: Size) -> None:
+    """Write labels to the right of the axes at their heights, moved apart where they would meet."""
+    low, high = axes.get_ylim()
+    pixels = size.height * axes.get_position().height
+    gap = 1.35 * size.text
+    wanted = sorted(
+        (pixels * (height - low) / (high - low), text, color) for height, text, color in labels
+    )
+    # Upwards every label leaves room for the one below it; downwards none leaves the picture.
+    half = [0.5 * gap * (text.count("\n") + 1) for _, text, _ in wanted]
+    placed = [place for place, _, _ in wanted]
+    for i in range(1, len(placed)):
+        placed[i] = max(placed[i], placed[i - 1] + half[i - 1] + half[i])
+    above = pixels + gap
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], above - half[i])
+        above = placed[i] - half[i]
+    for place, (_, text, color) in zip(placed, wanted, strict=True):
+        axes.annotate(
+            text, (1.0, place / pixels), xycoords="axes fraction", xytext=(8, 0),
+            textcoords="offset points", va="center", ha="left", color=color, linespacing=1.2,
+        )  # fmt: skip

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 class Theme:
     """Colors of a plot on one background: ``model`` for the model, ``baseline`` for baselines."""
 
-    name: str
     ink: str
     muted: str
     faint: str
@@ -34,37 +33,29 @@ class Theme:
     background: str
 
 
-LIGHT = Theme("light", "#1b1f24", "#636c76", "#e4e7eb", "#1a56c4", "#b4530a", "#ffffff")
+LIGHT = Theme("#1b1f24", "#636c76", "#e4e7eb", "#1a56c4", "#b4530a", "#ffffff")
 """For white pages and for files."""
-DARK = Theme("dark", "#e6e9ee", "#98a2af", "#2c323a", "#7fb0ff", "#f2a65a", "#14171b")
+DARK = Theme("#e6e9ee", "#98a2af", "#2c323a", "#7fb0ff", "#f2a65a", "#14171b")
 """For dark pages: the same hues, lighter, so that text keeps its contrast."""
-THEMES = (LIGHT, DARK)
-"""A page carries every picture in both."""
 
 
 @dataclass(frozen=True)
 class Size:
     """Size of a picture in CSS pixels, and of its text."""
 
-    name: str
     width: int
     height: int
     text: float
 
 
-WIDE = Size("wide", 720, 360, 13.0)
+WIDE = Size(720, 360, 13.0)
 """Width of the text of a page."""
-NARROW = Size("narrow", 350, 300, 12.0)
+NARROW = Size(350, 300, 12.0)
 """Fits on a phone held upright, of 375 pixels."""
-SIZES = (WIDE, NARROW)
-"""A page carries every picture in both."""
 
 
 Draw = Callable[["Figure", Theme, Size], None]
 """Draws on a figure, for one page and size."""
-
-Label = tuple[float, str, str]
-"""Height in data, text, color."""
 
 _SUFFIXES = (".svg", ".png", ".pdf")
 """Endings that figures are written with: what matplotlib writes without a display."""
@@ -76,7 +67,7 @@ LINE_STYLES = ("-", "--", "-.", ":")
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
-def settings(theme: Theme, size: Size) -> dict[str, Any]:
+def _settings(theme: Theme, size: Size) -> dict[str, Any]:
     """Give matplotlib's settings for a theme and a size."""
     return {
         "svg.fonttype": "none", "svg.hashsalt": "megabase",
@@ -121,7 +112,7 @@ def picture(path: Path, width: float, height: float, overwrite: bool) -> Iterato
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    chosen: Any = {**settings(LIGHT, WIDE), "figure.facecolor": LIGHT.background}
+    chosen: Any = {**_settings(LIGHT, WIDE), "figure.facecolor": LIGHT.background}
     with mpl.rc_context(chosen):
         figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
         yield figure
@@ -160,7 +151,7 @@ def as_svg(draw: Draw, theme: Theme = LIGHT, size: Size = WIDE) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    chosen: Any = settings(theme, size)
+    chosen: Any = _settings(theme, size)
     with mpl.rc_context(chosen):
         # 72 dots per inch: one point of text and of size is one CSS pixel.
         figure = Figure(figsize=(size.width / 72, size.height / 72), dpi=72)
@@ -182,21 +173,6 @@ def axes_between(
     return figure.add_axes((left / size.width, bottom / size.height, width, height))
 
 
-def add_axes(figure: Figure, size: Size, right: float, y_label: str, top: float = 26) -> Axes:
-    """Give axes with fixed margins in pixels, a light grid, and the y label lying on top."""
-    left, bottom = 3.6 * size.text, 3.8 * size.text
-    axes = axes_between(figure, size, left, bottom, right, top)
-    axes.grid(axis="y")
-    across, along = size.width - left - right, size.height - bottom - top
-    axes.text(
-        0.005 - left / across,
-        1 + (top - 16) / along,
-        y_label, transform=axes.transAxes, va="bottom", ha="left",
-        color=axes.xaxis.label.get_color(),
-    )  # fmt: skip
-    return axes
-
-
 def padded(values: Sequence[float], least: float = 0.02) -> tuple[float, float]:
     """Give the limits of an axis that leaves some room around values."""
     low, high = min(values), max(values)
@@ -208,30 +184,6 @@ def shown_name(name: str, most: int = 28) -> str:
     """Give a name as a legend shows it: cut to `most` letters, and never left out."""
     text = shortened(name, 0.62 * most, 1.0)
     return f" {text}" if text.startswith("_") else text
-
-
-def label_right(axes: Axes, labels: Sequence[Label], size: Size) -> None:
-    """Write labels to the right of the axes at their heights, moved apart where they would meet."""
-    low, high = axes.get_ylim()
-    pixels = size.height * axes.get_position().height
-    gap = 1.35 * size.text
-    wanted = sorted(
-        (pixels * (height - low) / (high - low), text, color) for height, text, color in labels
-    )
-    # Upwards every label leaves room for the one below it; downwards none leaves the picture.
-    half = [0.5 * gap * (text.count("\n") + 1) for _, text, _ in wanted]
-    placed = [place for place, _, _ in wanted]
-    for i in range(1, len(placed)):
-        placed[i] = max(placed[i], placed[i - 1] + half[i - 1] + half[i])
-    above = pixels + gap
-    for i in reversed(range(len(placed))):
-        placed[i] = min(placed[i], above - half[i])
-        above = placed[i] - half[i]
-    for place, (_, text, color) in zip(placed, wanted, strict=True):
-        axes.annotate(
-            text, (1.0, place / pixels), xycoords="axes fraction", xytext=(8, 0),
-            textcoords="offset points", va="center", ha="left", color=color, linespacing=1.2,
-        )  # fmt: skip
 
 
 def duration(seconds: float) -> str:

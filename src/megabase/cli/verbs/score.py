@@ -111,11 +111,12 @@ def _ism(args: Namespace) -> int:
     with contextlib.ExitStack() as stack:
         genome = args.genome
         if args.plot:
-            from megabase.report.logos import check_heat_map
+            from megabase.report.logos import check_logo
 
             require_suffix(args.output, (".parquet", ".npz"))
             store = stack.enter_context(genome_store(genome))
-            check_heat_map(Path(args.plot), store.region(args.region).length, args.overwrite)
+            length = store.region(args.region).length
+            check_logo(Path(args.plot), length, args.overwrite, "a heat map")
             genome = store.path
         how = stack.enter_context(running(args, "bases"))
         found = ism_file(

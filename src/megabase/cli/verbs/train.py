@@ -235,19 +235,22 @@ def _prompt(args: Namespace) -> int:
 
 def _draw_lengths(results: list[PromptResult], path: Path) -> None:
     """Draw the chosen metric against the length."""
-    from megabase.report.plots import save_prompt_lengths
+    from megabase.genome.files import write_whole
+    from megabase.report.plots import draw_lengths
+    from megabase.report.style import as_svg
 
     found = [result.test or result.valid for result in results]
     chosen = next((r.monitor for r in results if r.monitor not in ("none", "loss")), None)
     metric = chosen or next((name for name in found[0] if name != "loss"), "loss")
     points = [
-        (result.length, values[metric])
+        (result.length, values[metric], None)
         for result, values in zip(results, found, strict=True)
         if metric in values
     ]
     if len(points) < 2:
         return
-    save_prompt_lengths(path, {f"answer by {results[0].answer}": points}, metric)
+    series = {f"answer by {results[0].answer}": points}
+    write_whole(path, as_svg(partial(draw_lengths, series, ("learnable vectors", metric))))
     note(f"wrote {path}")
 
 
