@@ -21,6 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megabase.evaluate.log_probs import token_log_probs
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
@@ -34,6 +35,10 @@ OFF = dict.fromkeys(("embed_dropout", "resid_dropout", "attention_dropout"), 0.0
 
 HYENA: dict[str, Any] = {"d_model": 14, "n_layer": 2, "max_seq_len": 64, "filter_order": 8}
 MAMBA: dict[str, Any] = {"d_model": 10, "n_layer": 2, "ssm_cfg": {"d_state": 4}}
+
+
+SCORED = ("hyena order 2", "caduceus-ps")
+"""Models whose probabilities of whole sequences are compared."""
 
 
 def hyena(**fields: Any) -> nn.Module:
@@ -135,6 +140,18 @@ def compare(name: str, length: int, group: Any, masked: bool = False) -> dict[st
     }
 
 
+def scored(name: str, length: int, group: Any) -> dict[str, float]:
+    """Give the largest difference of the probabilities of whole sequences."""
+    torch.manual_seed(0)
+    one = perturb(MODELS[name]())
+    model: Any = copy.deepcopy(one)
+    context_parallel(model, group, whole=True)
+    ids = torch.randint(7, 11, (2, length))
+    expected, found = token_log_probs(one, ids), token_log_probs(model, ids)
+    assert found.shape == ids.shape
+    return {"scored": float((found - expected).abs().max())}
+
+
 def small(size: int) -> list[tuple[str, int, bool]]:
     """Cases that every run of the tests pays for: name, length, whether positions are padded."""
     few = ("hyena order 2", "hyena order 3 two-sided", "gpt", "mamba", "caduceus-ph", "caduceus-ps")
@@ -185,7 +202,7 @@ def main() -> None:
         in_group(folder, size, lambda rank, mesh: {
             f"{name}/{length}{'/padded' if masked else ''}": compare(name, length, mesh, masked)
             for name, length, masked in cases(size)  # noqa: B023
-        })  # fmt: skip
+        } | {f"{name}/scored": scored(name, 13, mesh) for name in SCORED})  # fmt: skip
 
 
 if __name__ == "__main__":

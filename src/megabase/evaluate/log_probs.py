@@ -174,7 +174,9 @@ def _next_tokens(model: nn.Module, ids_BL: Tensor, columns: slice | None) -> _Pr
     base: Any = getattr(model, "base_model", model)
     head: Any = getattr(model, "lm_head", None)
     backbone: Any = getattr(base, "backbone", None)
-    split = base is not model and isinstance(head, nn.Linear)
+    # A model that shares whole sequences with other processes does so when it is called itself.
+    shared = getattr(model, "takes_whole_sequences", False)
+    split = base is not model and isinstance(head, nn.Linear) and not shared
     if columns is not None:
         low, stop = columns.start - 1, columns.stop - 1
         logits = _logits(model, ids_BL[:, :stop])

@@ -34,8 +34,14 @@ Drop = Callable[[Tensor, float], Tensor]
 """Dropout of (batch, positions, ...) by position in the whole sequence."""
 
 _PIECES = 8
-"""Pieces of a process's channels that are mixed one after the other: the memory of a mixer is
-divided by it, and the norm is computed as often."""
+"""Pieces of a process's channels that are mixed one after the other, at least: the memory of a
+mixer is divided by it, and the norm is computed as often."""
+
+_PIECE_SAMPLES = 1 << 23
+"""Samples that a piece has of the whole sequence, at most: several transforms of them are alive."""
+
+_POSITIONS = 1 << 15
+"""Positions that are projected at a time where nothing is kept for a backward pass."""
 
 
 class _Piece(NamedTuple):
@@ -86,11 +92,13 @@ def mix_hyena(
 
     def project(x_BSD: Tensor, mask_BS: Tensor | None, rows: Tensor | None) -> Tensor:
         linear = mixer.in_proj
-        p_BSP = (
-            linear(normed(x_BSD))
-            if rows is None
-            else F.linear(normed(x_BSD), linear.weight[rows], linear.bias[rows])
-        )
+        if rows is None:
+            p_BSP = linear(normed(x_BSD))
+        else:
+            weight, bias = linear.weight[rows], linear.bias[rows]
+            many = 1 if torch.is_grad_enabled() else -(-x_BSD.shape[1] // _POSITIONS)
+            parts = [F.linear(normed(x), weight, bias) for x in x_BSD.chunk(many, dim=1)]
+            p_BSP = parts[0] if many == 1 else torch.cat(parts, dim=1)
         p_BPS = p_BSP.transpose(1, 2)
         return p_BPS if mask_BS is None else p_BPS * mask_BS[:, None].to(p_BPS.dtype)
 
@@ -123,15 +131,25 @@ def mix_hyena(
             v_BcL = long_conv(v_BcL, k_cM, skip_c, two_sided=mixer.bidirectional != "none")
             v_BcS = swap(v_BcL, piece.counts, layout, to_channels=False)
         y_BSc = ACTIVATIONS[mixer.output_activation](v_BcS * first).transpose(1, 2)
-        return F.linear(y_BSc, out.weight[:, rows[:count]]) if plain else out(y_BSc.contiguous())
+        if not plain:
+            return out(y_BSc.contiguous())
+        weight = out.weight[:, rows[:count]]
+        if total is None or torch.is_grad_enabled():
+            return F.linear(y_BSc, weight)
+        for part, y in zip(
+            total.split(_POSITIONS, dim=1), y_BSc.split(_POSITIONS, dim=1), strict=True
+        ):
+            part.add_(F.linear(y, weight))
+        return total
 
     total: Tensor | None = None
-    for piece in _pieces(mixer.d_model, layout, _PIECES if plain else 1):
+    least = -(-(own.stop - own.start) * layout.total // _PIECE_SAMPLES)
+    for piece in _pieces(mixer.d_model, layout, max(_PIECES, least) if plain else 1):
         filters = [k_dM[piece.own] for k_dM in k_OdM]
         filters += [None if skip_d is None else skip_d[piece.own] for skip_d in skips]
         given = (piece, x_BSD, left_BPh, right_BPh, *filters)
         y_BSD = _again(mix, *given, random=dropping)
-        total = y_BSD if total is None else total.add_(y_BSD)
+        total = y_BSD if total is None or y_BSD is total else total.add_(y_BSD)
     assert total is not None
     return total + out.bias.to(total.dtype) if plain and out.bias is not None else total
 

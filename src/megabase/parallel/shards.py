@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 from functools import partial
 from typing import Any, cast
 
@@ -175,7 +177,7 @@ class Shards:
         return x * keep / (1 - probability) if probability < 1 else x * keep
 
 
-def context_parallel(model: nn.Module, mesh: Any) -> Shards:
+def context_parallel(model: nn.Module, mesh: Any, *, whole: bool = False) -> Shards:
     """Let a language model read one sequence that lies on several processes.
 
     The model itself is changed: it expects the part of this process
@@ -190,6 +192,10 @@ def context_parallel(model: nn.Module, mesh: Any) -> Shards:
         HyenaDNA, GPT, Mamba or Caduceus, with a language-model head or none.
     mesh
         One dimension of a ``torch.distributed`` device mesh, ``mesh["cp"]``, or a process group.
+    whole
+        The model takes whole sequences, the same in every process, and gives the logits of all
+        their positions, without gradient: for scores and evaluations, which need not be written
+        for parts.
 
     Returns
     -------
@@ -227,7 +233,25 @@ def context_parallel(model: nn.Module, mesh: Any) -> Shards:
     base.register_forward_pre_hook(partial(_begin, shards), with_kwargs=True)
     if base is not model:
         model.register_forward_pre_hook(_refuse_labels, with_kwargs=True)
+    if whole:
+        cast("Any", model).takes_whole_sequences = True
+        model.register_forward_pre_hook(partial(_take_part, shards), with_kwargs=True)
+        model.register_forward_hook(partial(_give_all, shards))
     return shards
+
+
+def join_processes(device: torch.device) -> Any:
+    """Join the group of all processes that torchrun started; a ConfigError without torchrun."""
+    if not dist.is_torchelastic_launched():
+        raise ConfigError(
+            "sequences are shared by several processes, and there is one; start them with: "
+            "torchrun --nproc-per-node N -m megabase ..."
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    atexit.register(dist.destroy_process_group)
+    return dist.group.WORLD
 
 
 def _check(mixer: nn.Module, size: int, name: str) -> int:
@@ -271,3 +295,19 @@ def _refuse_labels(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
             "a model that reads its part of a sequence gives no loss: take its logits, targets "
             "from Shards.next_tokens, and Shards.mean of the sum of their losses"
         )
+
+
+def _take_part(
+    shards: Shards, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Cut ids and masks (batch, length), or embeddings, to the part of this process."""
+
+    def cut(x: Any) -> Any:
+        return x[:, shards.part(x.shape[1])] if isinstance(x, Tensor) and x.dim() > 1 else x
+
+    return tuple(map(cut, args)), {name: cut(value) for name, value in kwargs.items()}
+
+
+def _give_all(shards: Shards, module: nn.Module, args: Any, output: Any) -> Any:
+    output.logits = shards.gather(output.logits.detach())
+    return output

@@ -39,7 +39,7 @@ from megabase.tasks.labeled_data import start_record
 from megabase.tasks.run import Plan, execute, lay_out
 from megabase.training.engine import FitResult
 from megabase.training.evaluation import EvalSet
-from megabase.training.process import available_bytes
+from megabase.training.process import MAPPED_PARTS, available_bytes, keep_freed_memory
 from megabase.training.schedule import LengthSchedule
 
 if TYPE_CHECKING:
@@ -186,6 +186,7 @@ def _share(
             )
     if not dist.is_initialized():
         return  # a dry run: nothing is launched
+    keep_freed_memory(MAPPED_PARTS)
     shared = settings.devices.context_parallel
     shape = (fabric.world_size // shared, shared)
     mesh = init_device_mesh(fabric.device.type, shape, mesh_dim_names=("dp", "cp"))

@@ -87,9 +87,16 @@ _PRECISION = {"fp32": "32-true", "bf16-mixed": "bf16-mixed"}
 
 # mallopt's numbers, from glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
-_MALLOPT = ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 16 << 20))
-"""32 MB is the largest mapping threshold that every version of glibc takes; -1 is read as the
-largest size, so the heap is never trimmed; growing it by 16 MB keeps system calls rare."""
+_MALLOPT = ((_TRIM_THRESHOLD, -1), (_TOP_PAD, 16 << 20))
+"""-1 is read as the largest size, so the heap is never trimmed; growing it by 16 MB keeps system
+calls rare."""
+
+_MAPPED = 32 << 20
+"""The largest mapping threshold that every version of glibc takes."""
+
+MAPPED_PARTS = 2 << 20
+"""Mapping threshold where processes share sequences to save memory: each works on small blocks, and
+their gaps on the heap would take as much as what is used."""
 
 
 def build_fabric(devices: DeviceConfig, precision: str) -> Fabric:
@@ -133,14 +140,15 @@ def readers_of(fabric: Fabric, shared: int) -> tuple[int, int]:
     return fabric.global_rank // shared, fabric.world_size // shared
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(mapped: int = _MAPPED) -> bool:
     """Make glibc's allocator keep freed blocks; call it once, before the first large tensor.
 
     A training step frees and requests the same activations again. By default glibc returns every
     large block to the system, which maps and clears its pages anew each time: as expensive as the
-    arithmetic. Blocks of 32 MB and more are still mapped on their own: clearing their pages costs a
-    few percent, and on the heap they would leave gaps that smaller blocks fill, so that a step
-    needs twice the memory. False where the C library is not glibc, or ``GLIBC_TUNABLES``, which
+    arithmetic. Blocks of `mapped` bytes and more are still mapped on their own: clearing their
+    pages costs a few percent, and on the heap they would leave gaps that smaller blocks fill, so
+    that a step needs twice the memory. False where the C library is not glibc, or
+    ``GLIBC_TUNABLES``, which
     wins, is set.
     """
     import ctypes
@@ -153,7 +161,7 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
-    taken = [mallopt(name, value) == 1 for name, value in _MALLOPT]
+    taken = [mallopt(name, value) == 1 for name, value in ((_MMAP_THRESHOLD, mapped), *_MALLOPT)]
     return all(taken)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -39,6 +40,8 @@ def _add_evaluate(parser: ArgumentParser) -> None:
     add("--no-context", action="store_true", help="leave the context curve out")
     add_keywords(parser, EvaluateOptions, skip="baselines")
     add("--device", type=str, help="cpu, cuda, cuda:1 or mps")
+    add("--context-parallel", action="store_true", help="under torchrun: all its processes share "
+        "every window, each a part of it, for windows too long for one")  # fmt: skip
     add("--json", action="store_true", help="print everything as JSON")
     add("-o", "--output", type=str, help="folder to write evaluation.json and the plots to "
         "(default for a run: its folder), or a .json file for the result alone")  # fmt: skip
@@ -65,7 +68,15 @@ def _evaluate(args: Namespace) -> int:
     from megabase.evaluate.perplexity import evaluate
     from megabase.models.loading import choose_device, load
 
-    loaded = load(args.model, head="language", device=choose_device(args.device))
+    device, first = choose_device(args.device), True
+    if args.context_parallel:
+        from megabase.parallel import context_parallel, join_processes
+
+        group = join_processes(device)
+        loaded = load(args.model, head="language", device=device)
+        first = context_parallel(loaded.model, group, whole=True).rank == 0
+    else:
+        loaded = load(args.model, head="language", device=device)
     asked = given(args, EvaluateOptions)
     if args.no_context:
         asked["context_lengths"] = []
@@ -73,11 +84,13 @@ def _evaluate(args: Namespace) -> int:
         asked.setdefault("window", model_run.longest)  # the model reads any length
     options = EvaluateOptions(**asked, baselines=not args.no_baselines)
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    with show_progress("windows") as progress:
+    with show_progress("windows") if first else contextlib.nullcontext() as progress:
         result = evaluate(
             loaded.model, store, regions, options, name=args.model or loaded.name,
             train_regions=train, progress=progress,
         )  # fmt: skip
+    if not first:
+        return 0  # every process has the same result
     if args.json:
         print(json.dumps(result.to_dict(), indent=2))
     else:
