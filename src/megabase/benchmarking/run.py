@@ -7,6 +7,7 @@ records, continues the run it was in, and goes on; the table is made from the re
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import math
@@ -36,8 +37,8 @@ from megabase.benchmarking.rows import (
     checked_for_leaks,
     split_task,
 )
-from megabase.benchmarking.suites import suite_module
-from megabase.benchmarking.suites.base import Task
+from megabase.benchmarking.suites import SUITES
+from megabase.benchmarking.suites.base import Suite, Task
 from megabase.data.labeled import LabeledSequences
 from megabase.errors import RunError
 from megabase.evaluate import metrics
@@ -110,24 +111,24 @@ def run_benchmark(
     if folder.taken and not (output / "benchmark.json").is_file():
         raise RunError(f"output folder {output} holds no sweep; name another folder")
     with folder.owned():
-        module = suite_module(config.suite)
-        names = module.names(config)
+        module = f"megabase.benchmarking.suites.{SUITES[config.suite][0]}"
+        suite: Suite = importlib.import_module(module).SUITE
+        names = suite.names(config)
         if config.task_settings or any(entry.task_settings for entry in config.entries):
             # Settings of a task that is not run this time are not a mistake.
-            everything = module.names(replace(config, tasks=[]))
+            everything = suite.names(replace(config, tasks=[]))
             config = settings_by_task(config, list(dict.fromkeys([*names, *everything])))
-        if hasattr(module, "require"):
-            module.require()
+        suite.require()
         for entry in config.entries:
             if is_baseline(entry.start):
                 require_baseline()
             else:
                 check_entry(config, entry)
-        if hasattr(module, "fit"):
+        if suite.fit is not None:
             check_overlap(config)
         _start(config, output)
-        sweep = _Sweep(config, output, getattr(module, "fit", None), console, done)
-        return [record for name in names for record in sweep.run(module.load(config, name))]
+        sweep = _Sweep(config, output, suite, console, done)
+        return [record for name in names for record in sweep.run(suite.load(config, name))]
 
 
 def _start(config: BenchmarkConfig, output: Path) -> None:
@@ -172,13 +173,12 @@ class _Sweep:
         self,
         config: BenchmarkConfig,
         output: Path,
-        fit: Callable[[BenchmarkConfig, Job, Path, Path], dict[str, Any]] | None,
+        suite: Suite,
         console: Console | None,
         done: Callable[[], None] | None,
     ) -> None:
         self._config, self._output = config, output
-        self._fit = fit
-        """Takes the place of fine-tuning and of the baselines, in suites that have their own."""
+        self._fit = suite.fit
         self._console, self._done = console, done
         self._earlier: dict[tuple[str, str], Mapping[str, Any]] = {}
         """(model, unit) -> record of its run on the task before."""

@@ -76,7 +76,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="1 biotypes"):
         biotype._read_genes(config(tmp_path, biotype=BiotypeConfig(top=1)))
     with pytest.raises(InputError, match="holdout only"):
-        biotype.names(config(tmp_path, protocol="kfold"))
+        biotype.SUITE.names(config(tmp_path, protocol="kfold"))
 
 
 def test_transcripts_that_overlap_stay_on_one_side(tmp_path: Path) -> None:

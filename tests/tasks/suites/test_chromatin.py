@@ -51,7 +51,7 @@ def test_windows_from_peaks(store: Path, tmp_path: Path) -> None:
         ),
     )  # fmt: skip
     with pytest.warns(LeftOutWarning):  # a peak on another contig
-        task = chromatin.load(config, chromatin.names(config)[0])
+        task = chromatin.SUITE.load(config, chromatin.SUITE.names(config)[0])
     assert task.groups == {"DHS": (0, 1), "TF": (1, 2)}
     test = task.splits["test"]
     # Bins at 200 bases whose windows (100 on each side) lie inside 14,000-17,000.
@@ -98,7 +98,7 @@ def test_919_columns_and_their_groups(store: Path, tmp_path: Path) -> None:
         bootstrap=0,
         chromatin=ChromatinConfig(genome=str(store), length=1100),
     )
-    task = chromatin.load(config, "chromatin-profile")
+    task = chromatin.SUITE.load(config, "chromatin-profile")
     assert task.groups == {"DHS": (0, 125), "TF": (125, 815), "HM": (815, 919)}
     assert task.splits["train"].classes == tuple(names)
     assert set(task.splits["train"].lengths.tolist()) == {1100}
@@ -149,7 +149,7 @@ def test_lift_over_drops_what_does_not_fit(tmp_path: Path) -> None:
 def test_what_is_missing_is_said(store: Path, tmp_path: Path) -> None:
     def load(**options: Any) -> Any:
         config = BenchmarkConfig(suite="chromatin", output="out", **options)
-        return chromatin.load(config, chromatin.names(config)[0])
+        return chromatin.SUITE.load(config, chromatin.SUITE.names(config)[0])
 
     with pytest.raises(InputError, match="deepsea_train_bundle"):
         load()

@@ -42,8 +42,8 @@ def test_segments_come_from_their_own_end(tmp_path: Path) -> None:
         {"x1 Drosophila alpha chromosome 4": text["a"], "x2 Drosophila beta": text["b"]},
     )
     asked = config(data=str(path), species={"split": "segment"})
-    assert species.names(asked) == ["species-64"]
-    task = species.load(asked, "species-64")
+    assert species.SUITE.names(asked) == ["species-64"]
+    task = species.SUITE.load(asked, "species-64")
     assert task.splits["train"].classes == ("Drosophila alpha", "Drosophila beta")
     assert {n: len(s) for n, s in task.splits.items()} == {"train": 62, "valid": 8, "test": 8}
     bounds = {"train": (0.0, 0.7), "valid": (0.7, 0.8), "test": (0.8, 1.0)}
@@ -53,7 +53,7 @@ def test_segments_come_from_their_own_end(tmp_path: Path) -> None:
             place = whole.index(alphabet.decode(rows.sequence(i)))
             low, high = (round(share * len(whole)) for share in bounds[part])
             assert low <= place <= place + 64 <= high
-    again = species.load(asked, "species-64")
+    again = species.SUITE.load(asked, "species-64")
     assert np.array_equal(again.splits["test"].codes, task.splits["test"].codes)
 
 
@@ -65,13 +65,13 @@ def test_orthologous_blocks_share_their_split(tmp_path: Path) -> None:
     sizes = {name: [len(parts[name][p]) for p in parts[name]] for name in parts}
     assert sizes["human"] == sizes["chimp"]
     assert sum(sizes["human"]) == 60
-    task = species.load(
+    task = species.SUITE.load(
         config(data=str(tmp_path), species={"split": "block", "pool_records": True,
                                             "lengths": [200]}), "species-200",
     )  # fmt: skip
     assert all("N" in alphabet.decode(task.splits["test"].sequence(i)) for i in range(8))
     with pytest.raises(InputError, match="no segment of 200 bases fits; the longest part has 90"):
-        species.load(
+        species.SUITE.load(
             config(data=str(tmp_path), species={"split": "block", "lengths": [200]}), "species-200"
         )
 
@@ -94,7 +94,7 @@ def test_warm_up_becomes_stages(tmp_path: Path) -> None:
     path = fasta(tmp_path / "all.fa", {"a": letters(3000), "b": letters(3000)})
     asked = config(data=str(path), species={"split": "segment", "lengths": [256]})
     entry = ModelEntry(name="w", start="hyenadna", settings={"warmup": [64, 128, 512], "epochs": 8})
-    task = species.load(asked, "species-256")
+    task = species.SUITE.load(asked, "species-256")
     run = finetune_settings(asked, task, entry, {})
     assert [(s.length, s.epochs) for s in run.stages] == [(64, 2.0), (128, 2.0), (256, 4.0)]
 

@@ -1,13 +1,9 @@
 """Benchmark suites: where the data lie, how they are split, what is measured, what was published.
 
-Each module has ``names(config)``, the tasks found in the data, and
-``load(config, name)``, one of them as a :class:`~megabase.benchmarking.suites.base.Task`.
+Each module has a ``SUITE``, a :class:`~megabase.benchmarking.suites.base.Suite`.
 """
 
 from __future__ import annotations
-
-import importlib
-from types import ModuleType
 
 SUITES: dict[str, tuple[str, str]] = {
     "genomic-benchmarks": ("labeled", "eight tasks of regulatory elements, accuracy"),
@@ -19,8 +15,3 @@ SUITES: dict[str, tuple[str, str]] = {
     "table": ("labeled", "any labeled files"),
 }
 """Name on the command line -> module here, what it is."""
-
-
-def suite_module(name: str) -> ModuleType:
-    """Import the module of a suite."""
-    return importlib.import_module(f"megabase.benchmarking.suites.{SUITES[name][0]}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from megabase.data.label_files import read_text
 from megabase.data.labeled import Kind, LabeledSequences, label_splits, split_rows
 from megabase.data.leaks import overlap_groups
 from megabase.errors import InputError
+
+if TYPE_CHECKING:
+    from megabase.benchmarking.run import Job
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,20 @@ class Task:
     def kind(self) -> Kind:
         """What the labels are."""
         return self.splits["train"].kind
+
+
+class Suite(NamedTuple):
+    """What a module of this folder gives as ``SUITE``."""
+
+    names: Callable[[BenchmarkConfig], list[str]]
+    """Names the tasks to run, of those found in the data."""
+    load: Callable[[BenchmarkConfig, str], Task]
+    """Reads or makes one of them."""
+    fit: Callable[[BenchmarkConfig, Job, Path, Path], dict[str, Any]] | None = None
+    """Takes the place of fine-tuning and of the baselines: from a run, the folder of the sweep and
+    that of the run to its record."""
+    require: Callable[[], None] = lambda: None
+    """Refuses to begin without the packages that it needs."""
 
 
 def published(suite: str, task: str | int, metric: str = "") -> tuple[_Published, ...]:

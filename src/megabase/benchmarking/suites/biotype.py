@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig, BiotypeConfig, ModelEntry
 from megabase.benchmarking.models import kmer_words, resolve_entry
-from megabase.benchmarking.suites.base import Task, choose_tasks, need_folder, published
+from megabase.benchmarking.suites.base import Suite, Task, choose_tasks, need_folder, published
 from megabase.data.label_files import read_text
 from megabase.data.labeled import LabeledSequences, label_splits
 from megabase.errors import InputError, MissingDependencyError
@@ -44,7 +44,7 @@ _MOST_POINTS = 3000
 """Genes of a picture: more hide one another."""
 
 
-def names(config: BenchmarkConfig) -> list[str]:
+def _names(config: BenchmarkConfig) -> list[str]:
     """Name the task."""
     path = need_folder(config.data, "biotype", _INSTRUCTIONS)
     if config.protocol != "holdout":
@@ -52,7 +52,7 @@ def names(config: BenchmarkConfig) -> list[str]:
     return choose_tasks([f"biotype-{path.name.split('.')[0]}"], config.task_names, str(path))
 
 
-def load(config: BenchmarkConfig, name: str) -> Task:
+def _load(config: BenchmarkConfig, name: str) -> Task:
     """Read the genes; every run draws its own test genes among them."""
     chosen = config.biotype
     return Task(
@@ -87,7 +87,7 @@ def _read_genes(config: BenchmarkConfig) -> LabeledSequences:
     return label_splits({"train": text.take(rows)}, "classes")["train"]
 
 
-def require() -> None:
+def _require() -> None:
     """Refuse to begin without xgboost and scikit-learn (the extra biotype)."""
     for package in ("xgboost", "sklearn"):
         try:
@@ -98,7 +98,7 @@ def require() -> None:
             ) from error
 
 
-def fit(config: BenchmarkConfig, job: Job, output: Path, folder: Path) -> dict[str, Any]:
+def _fit(config: BenchmarkConfig, job: Job, output: Path, folder: Path) -> dict[str, Any]:
     """Embed the genes, train and test the trees; keeps embeddings and the picture in `output`."""
     from xgboost import XGBClassifier
 
@@ -226,3 +226,7 @@ def _add_picture(job: Job, vectors: npt.NDArray[np.float32], output: Path) -> No
     before = json.loads(file.read_text())["items"] if file.is_file() else []
     others = [other for other in before if other["model"] != item["model"]]
     write_json(file, {"method": "t-SNE", "items": [*others, item]})
+
+
+SUITE = Suite(_names, _load, _fit, _require)
+"""What the runner calls."""

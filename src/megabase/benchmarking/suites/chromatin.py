@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 
 from megabase.benchmarking.config import BenchmarkConfig, ChromatinConfig
-from megabase.benchmarking.suites.base import Task, published
+from megabase.benchmarking.suites.base import Suite, Task, published
 from megabase.data.labeled import LabelTable, label_splits
 from megabase.data.regions import Regions, regions_of, split_genome
 from megabase.errors import InputError, MissingDependencyError
@@ -171,14 +171,14 @@ def _tables(config: BenchmarkConfig) -> dict[str, Path]:
     return found
 
 
-def names(config: BenchmarkConfig) -> list[str]:
+def _names(config: BenchmarkConfig) -> list[str]:
     """Name the task."""
     if config.chromatin.genome is None or not (config.data or config.chromatin.peaks):
         raise InputError(f"chromatin needs a genome and labels. {_INSTRUCTIONS}")
     return ["chromatin-profile" if config.data else "peaks"]
 
 
-def load(config: BenchmarkConfig, name: str) -> Task:
+def _load(config: BenchmarkConfig, name: str) -> Task:
     """Read or make the windows and their labels."""
     chosen = config.chromatin
     if chosen.length % 2 or chosen.length < chosen.bin:
@@ -250,3 +250,7 @@ def _groups(labels: tuple[str, ...]) -> dict[str, tuple[int, int]]:
         group: (owners.index(group), len(owners) - owners[::-1].index(group))
         for group in dict.fromkeys(owners)
     }
+
+
+SUITE = Suite(_names, _load)
+"""What the runner calls."""

@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from megabase.benchmarking.config import BenchmarkConfig
-from megabase.benchmarking.suites.base import Task, choose_tasks, need_folder, published, read_task
+from megabase.benchmarking.suites.base import (
+    Suite,
+    Task,
+    choose_tasks,
+    need_folder,
+    published,
+    read_task,
+)
 from megabase.data.label_files import find_splits
 from megabase.errors import InputError
 from megabase.evaluate.metrics import default_metrics
@@ -95,7 +102,7 @@ _SEQUENCE_FILES = (
 """Endings of the files that are looked at; archives and notes lie in the same folders."""
 
 
-def names(config: BenchmarkConfig) -> list[str]:
+def _names(config: BenchmarkConfig) -> list[str]:
     """Name the tasks to run."""
     found = _find(config)
     wanted, usable = config.task_names, list(found)
@@ -106,7 +113,7 @@ def names(config: BenchmarkConfig) -> list[str]:
     return choose_tasks(usable, wanted, str(config.data))
 
 
-def load(config: BenchmarkConfig, name: str) -> Task:
+def _load(config: BenchmarkConfig, name: str) -> Task:
     """Read a task."""
     suite, table, paths = config.suite, config.table, _find(config)[name]
     reading: dict[str, Any] = {"sequence": table.sequence, "label": table.label, "kind": "classes"}
@@ -194,3 +201,7 @@ def _fasta_of_tasks(root: Path) -> dict[str, Paths]:
         if task is not None:
             found.setdefault(task, {})[split] = path
     return {name: found[name] for name in NUCLEOTIDE_TRANSFORMER if name in found}
+
+
+SUITE = Suite(_names, _load)
+"""What the runner calls."""

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig, SpeciesConfig
-from megabase.benchmarking.suites.base import Task, choose_tasks, need_folder, published
+from megabase.benchmarking.suites.base import Suite, Task, choose_tasks, need_folder, published
 from megabase.data.labeled import LabelTable, label_splits
 from megabase.errors import InputError
 from megabase.genome import alphabet
@@ -205,13 +205,13 @@ def _draw_samples(
     raise InputError(f"segments of {length:,} bases are mostly N")
 
 
-def names(config: BenchmarkConfig) -> list[str]:
+def _names(config: BenchmarkConfig) -> list[str]:
     """Name the tasks: one for each length."""
     lengths = sorted(set(config.species.lengths))
     return choose_tasks([f"species-{n}" for n in lengths], config.task_names, "species")
 
 
-def load(config: BenchmarkConfig, name: str) -> Task:
+def _load(config: BenchmarkConfig, name: str) -> Task:
     """Draw the samples of a length."""
     length = int(name.rsplit("-", 1)[1])
     chosen = config.species
@@ -262,3 +262,7 @@ def load(config: BenchmarkConfig, name: str) -> Task:
         settings={"micro_batch": max(1, 65_536 // length)},
         length=length,
     )
+
+
+SUITE = Suite(_names, _load)
+"""What the runner calls."""
