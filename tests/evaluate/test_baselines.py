@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from megabase.benchmarking.config import BenchmarkConfig
-from megabase.benchmarking.models import check_overlap
+from megabase.benchmarking.run import _check_overlap
 from megabase.benchmarking.suites.base import Task
 from megabase.data.labeled import LabelTable, label_splits
 from megabase.errors import InputError
@@ -18,7 +18,7 @@ def test_labels_that_are_not_classes_are_refused_with_the_name_of_the_entry() ->
     config = BenchmarkConfig(suite="gue", output="out", models="kmer,overlap")
     task = Task("gue", "strength", splits, "pearson")
     with pytest.raises(InputError, match="strength, whose labels are of kind regression"):
-        check_overlap(config, task)
+        _check_overlap(config, task)
     with pytest.raises(InputError, match="overlap baseline is for tasks with classes"):
         fit_overlap(splits, "pearson", ["pearson"])
-    check_overlap(BenchmarkConfig(suite="gue", output="out", models="kmer"), task)
+    _check_overlap(BenchmarkConfig(suite="gue", output="out", models="kmer"), task)

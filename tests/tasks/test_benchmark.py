@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
-from megabase.benchmarking.models import check_entry, is_baseline
+from megabase.benchmarking.models import check_entry
 from megabase.benchmarking.run import Stopped, run_benchmark
 from megabase.benchmarking.table import Tables
 from megabase.errors import ConfigError, InputError, MegabaseError
@@ -254,7 +254,7 @@ def test_sweeps_of_the_examples_are_read_and_know_their_settings(path: Path) -> 
     values = vars(parser.instantiate(read))
     config = BenchmarkConfig(**{k: v for k, v in values.items() if k != "config"})
     for entry in config.entries:
-        if not is_baseline(entry.start):
+        if not entry.is_baseline:
             # Folders that the file's own commands make stand for the packaged model here.
             made = entry.start.startswith(("runs/", "long-"))
             check_entry(config, replace(entry, start="default") if made else entry)

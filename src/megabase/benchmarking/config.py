@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from megabase.errors import InputError
 from megabase.settings import Settings
 from megabase.tasks.config import TableConfig
 
 Protocol = Literal["holdout", "cv5", "kfold", "published"]
+_KMER_WORDS = (4, 5, 6)
+"""k of the baseline kmer: shorter ones know little, longer ones need more rows than there are."""
 _SEEDS = {"cv5": (1, 2, 3, 4, 5)}
 """Seeds of protocols that have seeds of their own: the five splits that Caduceus publishes."""
 
@@ -37,6 +43,49 @@ class ModelEntry:
     head: a length warm-up over tasks of growing length. The model must take the longest of them."""
     compare: str | None = None
     """Published model to compare with; null takes the one of the same family."""
+
+    @property
+    def words(self) -> tuple[int, ...] | None:
+        """The k-mer lengths of the baseline kmer (kmer, kmer:5); None for other models."""
+        if self.start == "kmer":
+            return _KMER_WORDS
+        found = re.fullmatch(r"kmer:(\d+)", self.start)
+        if not found:
+            return None
+        if not 1 <= int(found.group(1)) <= 8:
+            raise InputError(f"{self.start}: words have 1 to 8 bases")
+        return (int(found.group(1)),)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is a baseline without a network: kmer, kmer:5 or overlap."""
+        return self.start == "overlap" or self.words is not None
+
+    def model_fields(self) -> dict[str, Any]:
+        """Give the fields of the fine-tuning settings that say what the model is.
+
+        An :class:`InputError` when `start` names nothing that exists.
+        """
+        from megabase.models.families import FAMILIES
+        from megabase.models.presets import PRESETS
+
+        start = self.start
+        if start == "scratch" or start.endswith(":scratch"):
+            return {"model": start[: -len(":scratch")] or "default", "from_scratch": True}
+        if start in FAMILIES:
+            return {"family": start}
+        if start != "default" and Path(start).expanduser().is_dir():
+            return {"model": str(Path(start).expanduser().absolute())}
+        if start in PRESETS:
+            return {"preset": start}
+        if start == "default" or (start.count("/") == 1 and not start.startswith((".", "/", "~"))):
+            return {"model": start}
+        others = ["default", "scratch", "kmer", "overlap"]
+        near = difflib.get_close_matches(start, [*FAMILIES, *PRESETS, *others])
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(
+            f"model {start!r} is not a folder, family or preset, nor {', '.join(others)}{hint}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,62 +19,13 @@ RECIPES = Path(__file__).parents[1] / "recipes" / "benchmarks"
 and lines ``source`` (where they come from) and ``for`` (which models they are for)."""
 DEFAULTS: dict[str, Any] = {"epochs": 10, "global_batch": 64, "log_every": 50}
 """What every model takes when nothing else is said, beside the defaults of fine-tuning."""
-KMER_WORDS = (4, 5, 6)
-"""k of the baseline kmer: shorter ones know little, longer ones need more rows than there are."""
 _NOT_SET = ("train", "valid", "test", "output", "seed", "resume", "overwrite", "force")
 """Fields of fine-tuning that the sweep itself fills in: a recipe cannot."""
 
 
-def is_baseline(start: str) -> bool:
-    """Tell whether an entry is a baseline without a network: kmer, kmer:5 or overlap."""
-    return start == "overlap" or kmer_words(start) is not None
-
-
-def kmer_words(start: str) -> tuple[int, ...] | None:
-    """Give the k-mer lengths of a baseline entry (kmer, kmer:5), or None for other models."""
-    if start == "kmer":
-        return KMER_WORDS
-    found = re.fullmatch(r"kmer:(\d+)", start)
-    if not found:
-        return None
-    if not 1 <= int(found.group(1)) <= 8:
-        raise InputError(f"{start}: words have 1 to 8 bases")
-    return (int(found.group(1)),)
-
-
-def resolve_entry(entry: ModelEntry) -> dict[str, Any]:
-    """Give the fields of the fine-tuning settings that say what the model is.
-
-    An :class:`InputError` when `start` names nothing that exists.
-    """
-    from megabase.models.families import FAMILIES
-    from megabase.models.presets import PRESETS
-
-    start = entry.start
-    if start == "scratch" or start.endswith(":scratch"):
-        return {"model": start[: -len(":scratch")] or "default", "from_scratch": True}
-    if start == "default":
-        return {"model": "default"}
-    families, presets = list(FAMILIES), list(PRESETS)
-    if start in families:
-        return {"family": start}
-    if Path(start).expanduser().is_dir():
-        return {"model": str(Path(start).expanduser().absolute())}
-    if start in presets:
-        return {"preset": start}
-    if start.count("/") == 1 and not start.startswith((".", "/", "~")):
-        return {"model": start}
-    others = ["default", "scratch", "kmer", "overlap"]
-    near = difflib.get_close_matches(start, [*families, *presets, *others])
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise InputError(
-        f"model {start!r} is not a folder, family or preset, nor {', '.join(others)}{hint}"
-    )
-
-
 def check_entry(config: BenchmarkConfig, entry: ModelEntry) -> None:
     """Check that a model exists and its settings are known, before anything is read or written."""
-    base = FinetuneConfig(train="train", output="output", **resolve_entry(entry))
+    base = FinetuneConfig(train="train", output="output", **entry.model_fields())
     first = {name: values[0] for name, values in entry.tune.items() if values}
     common = {**flatten(config.settings), **flatten(entry.settings), **first}
     for own in ({}, *config.task_settings.values(), *entry.task_settings.values()):
@@ -132,9 +81,8 @@ def finetune_settings(
     What is said later wins: defaults, the data's needs, the recipe, the sweep, the entry (each with
     what it says of all tasks before what it says of this one), what tuning chose.
     """
-    start = resolve_entry(entry)
     metric = task.metric if task.kind != "multi_label" else "auroc"
-    base = FinetuneConfig(train="train", output="output", **start)
+    base = FinetuneConfig(train="train", output="output", **entry.model_fields())
     settings: dict[str, Any] = {**DEFAULTS, "monitor": metric, "table.kind": task.kind}
     settings["metrics"] = [metric, *(name for name in task.metrics if name != metric)]
     for more in (
@@ -155,21 +103,6 @@ def finetune_settings(
     return _with_settings(base, settings)
 
 
-def go_on_from(
-    before: Mapping[str, Any], run: FinetuneConfig, settings: Mapping[str, Any], output: Path
-) -> tuple[FinetuneConfig, dict[str, Any]]:
-    """Start a run from an earlier one of the sweep: its settings, also as the record keeps them.
-
-    The record names the earlier run by task and folder: where the sweep lies decides no metric.
-    """
-    fresh: dict[str, Any] = {
-        "family": None, "preset": None, "from_scratch": False, "overrides": {}
-    }  # fmt: skip
-    place = output / "runs" / f"{before['suite']}.{before['task']}" / before["folder"]
-    named = {**settings, **fresh, "model": f"{before['task']} {before['folder']}"}
-    return dataclasses.replace(run, model=str(place.absolute()), **fresh), named
-
-
 def _warm_up(settings: dict[str, Any], length: int) -> None:
     """Turn a list of warm-up lengths into stages: half of the epochs for all of them together."""
     wanted = settings.pop("warmup", None) or []
@@ -181,20 +114,6 @@ def _warm_up(settings: dict[str, Any], length: int) -> None:
     settings["stages"] = [
         {"length": w, "epochs": each, "micro_batch": max(1, positions // w)} for w in shorter
     ] + [{"length": length, "epochs": epochs / 2, "micro_batch": max(1, positions // length)}]
-
-
-def check_overlap(config: BenchmarkConfig, task: Task | None = None) -> None:
-    """Refuse the overlap baseline where there are no classes, or (`task` None) no rows to read."""
-    kind = None if task is None else task.kind
-    for entry in config.entries:
-        if entry.start == "overlap" and kind != "classes":
-            where = (
-                config.suite if task is None else f"{task.name}, whose labels are of kind {kind}"
-            )
-            raise InputError(
-                f"{entry.name}: overlap looks for test rows in training rows of the same class, "
-                f"which does not fit {where}; leave it out"
-            )
 
 
 def _recipe_settings(name: str | None, task: Task) -> dict[str, Any]:

@@ -60,25 +60,81 @@ PROTOCOLS: dict[str, str] = {
 """Name -> what it does, printed with every table."""
 
 
-class RowOverlaps:
-    """What rows have in common, remembered: groups that share 16-mers, and test rows apart.
+@dataclass(frozen=True)
+class Unit:
+    """One run: a seed, and the fold that is tested."""
 
-    `together` is the share of their 16-mers by which rows form a group, that no split then cuts
-    (None: there are no groups); `threshold` the share that makes a test row a near duplicate.
-    """
+    seed: int
+    fold: int | None = None
 
-    def __init__(self, together: float | None, threshold: float) -> None:
-        self._together, self._threshold = together, threshold
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"seed-{self.seed}" + ("" if self.fold is None else f"-fold-{self.fold}")
+
+
+class Splitter:
+    """Gives every run its rows, and remembers what rows have in common."""
+
+    def __init__(self, config: BenchmarkConfig) -> None:
+        self._config = config
         self._groups: dict[str, npt.NDArray[np.int64]] = {}
         self._apart: dict[str, npt.NDArray[np.bool_]] = {}
 
-    def groups(self, rows: LabeledSequences) -> npt.NDArray[np.int64] | None:
-        """Give the group of each row (rows,), or None."""
-        if self._together is None:
+    def split(self, task: Task, unit: Unit) -> dict[str, LabeledSequences]:
+        """Give train, valid and test of one run: a pure function of settings and arguments.
+
+        An :class:`InputError` when the data have no test rows and the protocol needs them, or too
+        few rows for the folds.
+        """
+        splits, protocol = task.splits, self._config.protocol
+        if protocol == "kfold":
+            return self._fold(task, unit)
+        if task.test_fraction is not None:
+            rows = splits["train"]
+            groups = self._groups_of(rows)
+            kept, cut = split_rows(rows.labels, task.test_fraction, unit.seed, groups)
+            return {"train": rows.take(kept), "test": rows.take(cut)}
+        if "test" not in splits:
+            raise InputError(
+                f"{task.name} has no test rows, which protocol {protocol} needs; add resplit=0.25, "
+                "or take protocol='kfold'"
+            )
+        train, test = splits["train"], splits["test"]
+        if protocol in ("published", "cv5"):
+            pooled = _join([part for name, part in splits.items() if name != "test"])
+            if protocol == "published":
+                return {"train": pooled, "valid": test, "test": test}
+            valid, kept = published_split(len(pooled), unit.seed)
+            return {"train": pooled.take(kept), "valid": pooled.take(valid), "test": test}
+        if "valid" in splits:
+            return {"train": train, "valid": splits["valid"], "test": test}
+        kept, cut = split_rows(train.labels, 0.1, unit.seed, self._groups_of(train))
+        return {"train": train.take(kept), "valid": train.take(cut), "test": test}
+
+    def _fold(self, task: Task, unit: Unit) -> dict[str, LabeledSequences]:
+        folds = self._config.folds
+        rows = _join([part for part in task.splits.values() if len(part)])
+        if len(rows) < 2 * folds:
+            raise InputError(f"{task.name} has {len(rows):,} rows, too few for {folds} folds")
+        groups = self._groups_of(rows)
+        fold = _folds(rows, folds, unit.seed, groups)
+        test, rest = np.flatnonzero(fold == unit.fold), np.flatnonzero(fold != unit.fold)
+        inner = None if groups is None else groups[rest]
+        kept, cut = split_rows(rows.labels[rest], 0.1, unit.seed, inner)
+        return {
+            "train": rows.take(rest[kept]),
+            "valid": rows.take(rest[cut]),
+            "test": rows.take(test),
+        }
+
+    def _groups_of(self, rows: LabeledSequences) -> npt.NDArray[np.int64] | None:
+        """Give the group of each row (rows,), which no split cuts; None where there are none."""
+        if self._config.together is None:
             return None
         key = digest(rows)
         if key not in self._groups:
-            self._groups[key] = overlap_groups(rows, self._together)
+            self._groups[key] = overlap_groups(rows, self._config.together)
         return self._groups[key]
 
     def apart(self, splits: Mapping[str, LabeledSequences]) -> npt.NDArray[np.bool_]:
@@ -92,21 +148,9 @@ class RowOverlaps:
             others = [splits["train"]]
             if "valid" in splits and digest(splits["valid"]) != key:
                 others.append(splits["valid"])
-            self._apart[key] = ~rows_in_others(splits["test"], others, self._threshold)
+            threshold = self._config.leak_threshold
+            self._apart[key] = ~rows_in_others(splits["test"], others, threshold)
         return self._apart[key]
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One run: a seed, and the fold that is tested."""
-
-    seed: int
-    fold: int | None = None
-
-    @property
-    def name(self) -> str:
-        """Name of its folder."""
-        return f"seed-{self.seed}" + ("" if self.fold is None else f"-fold-{self.fold}")
 
 
 def _join(parts: list[LabeledSequences]) -> LabeledSequences:
@@ -131,51 +175,6 @@ def _join(parts: list[LabeledSequences]) -> LabeledSequences:
         text=text,
         rows=np.arange(rows, dtype=np.int64),
     )
-
-
-def split_task(
-    task: Task, protocol: str, unit: Unit, folds: int, overlaps: RowOverlaps
-) -> dict[str, LabeledSequences]:
-    """Give train, valid and test of one run: a pure function of its arguments.
-
-    An :class:`InputError` when the data have no test rows and the protocol needs them, or too few
-    rows for the folds.
-    """
-    splits: Mapping[str, LabeledSequences] = task.splits
-    if protocol == "kfold":
-        return _fold(task, unit, folds, overlaps)
-    if task.test_fraction is not None:
-        rows = splits["train"]
-        kept, cut = split_rows(rows.labels, task.test_fraction, unit.seed, overlaps.groups(rows))
-        return {"train": rows.take(kept), "test": rows.take(cut)}
-    if "test" not in splits:
-        raise InputError(
-            f"{task.name} has no test rows, which protocol {protocol} needs; add resplit=0.25, "
-            "or take protocol='kfold'"
-        )
-    train, test = splits["train"], splits["test"]
-    if protocol in ("published", "cv5"):
-        pooled = _join([part for name, part in splits.items() if name != "test"])
-        if protocol == "published":
-            return {"train": pooled, "valid": test, "test": test}
-        valid, kept = published_split(len(pooled), unit.seed)
-        return {"train": pooled.take(kept), "valid": pooled.take(valid), "test": test}
-    if "valid" in splits:
-        return {"train": train, "valid": splits["valid"], "test": test}
-    kept, cut = split_rows(train.labels, 0.1, unit.seed, overlaps.groups(train))
-    return {"train": train.take(kept), "valid": train.take(cut), "test": test}
-
-
-def _fold(task: Task, unit: Unit, folds: int, overlaps: RowOverlaps) -> dict[str, LabeledSequences]:
-    rows = _join([part for part in task.splits.values() if len(part)])
-    if len(rows) < 2 * folds:
-        raise InputError(f"{task.name} has {len(rows):,} rows, too few for {folds} folds")
-    groups = overlaps.groups(rows)
-    fold = _folds(rows, folds, unit.seed, groups)
-    test, rest = np.flatnonzero(fold == unit.fold), np.flatnonzero(fold != unit.fold)
-    inner = None if groups is None else groups[rest]
-    kept, cut = split_rows(rows.labels[rest], 0.1, unit.seed, inner)
-    return {"train": rows.take(rest[kept]), "valid": rows.take(rest[cut]), "test": rows.take(test)}
 
 
 def _folds(

@@ -21,26 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
-from megabase.benchmarking.models import (
-    check_entry,
-    check_overlap,
-    finetune_settings,
-    go_on_from,
-    is_baseline,
-    kmer_words,
-    resolve_entry,
-    settings_by_task,
-)
-from megabase.benchmarking.rows import (
-    RowOverlaps,
-    Unit,
-    checked_for_leaks,
-    split_task,
-)
+from megabase.benchmarking.models import check_entry, finetune_settings, settings_by_task
+from megabase.benchmarking.rows import Splitter, Unit, checked_for_leaks
 from megabase.benchmarking.suites import SUITES
 from megabase.benchmarking.suites.base import Suite, Task
 from megabase.data.labeled import LabeledSequences
-from megabase.errors import RunError
+from megabase.errors import InputError, RunError
 from megabase.evaluate import metrics
 from megabase.evaluate.baselines import fit_kmers, fit_overlap, require_baseline
 from megabase.genome.files import LOCK_NAME, Lock, atomic_file, without_nan, write_json
@@ -120,12 +106,12 @@ def run_benchmark(
             config = settings_by_task(config, list(dict.fromkeys([*names, *everything])))
         suite.require()
         for entry in config.entries:
-            if is_baseline(entry.start):
+            if entry.is_baseline:
                 require_baseline()
             else:
                 check_entry(config, entry)
         if suite.fit is not None:
-            check_overlap(config)
+            _check_overlap(config)
         _start(config, output)
         sweep = _Sweep(config, output, suite, console, done)
         return [record for name in names for record in sweep.run(suite.load(config, name))]
@@ -138,10 +124,10 @@ def _start(config: BenchmarkConfig, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     starts = {
         entry.name: start_record(
-            FinetuneConfig(train="train", output="output", **resolve_entry(entry)).trained
+            FinetuneConfig(train="train", output="output", **entry.model_fields()).trained
         )
         for entry in config.entries
-        if not is_baseline(entry.start)
+        if not entry.is_baseline
     }
     values = {
         "format": _FORMAT, "config": asdict(config), "environment": environment(),
@@ -150,6 +136,20 @@ def _start(config: BenchmarkConfig, output: Path) -> None:
     if config.resume:
         RunFolder(output).refuse_changed(values, "benchmark.json")
     write_json(output / "benchmark.json", json.loads(json.dumps(values, default=str)))
+
+
+def _check_overlap(config: BenchmarkConfig, task: Task | None = None) -> None:
+    """Refuse the overlap baseline where there are no classes, or (`task` None) no rows to read."""
+    kind = None if task is None else task.kind
+    for entry in config.entries:
+        if entry.start == "overlap" and kind != "classes":
+            where = (
+                config.suite if task is None else f"{task.name}, whose labels are of kind {kind}"
+            )
+            raise InputError(
+                f"{entry.name}: overlap looks for test rows in training rows of the same class, "
+                f"which does not fit {where}; leave it out"
+            )
 
 
 def _with_metric(task: Task, metric: str | None) -> Task:
@@ -191,7 +191,7 @@ class _Sweep:
         """Run every model on a task; give a record for each run."""
         config = self._config
         task = _with_metric(task, config.metric)
-        check_overlap(config, task)
+        _check_overlap(config, task)
         task = checked_for_leaks(config, task, self._output, self._console)
         if config.together is not None:
             note = (
@@ -199,7 +199,7 @@ class _Sweep:
                 "through others, stay on one side of every split made here"
             )
             task = replace(task, notes=(*task.notes, note))
-        overlaps = RowOverlaps(config.together, config.leak_threshold)
+        splitter = Splitter(config)
         for entry in config.entries:
             chosen: dict[str, Any] = {}
             seen: set[str] = set()
@@ -207,14 +207,14 @@ class _Sweep:
             folds = range(config.folds) if config.protocol == "kfold" else (None,)
             units = [Unit(seed, fold) for seed in config.seed_numbers for fold in folds]
             for number, unit in enumerate(units):
-                splits = split_task(task, config.protocol, unit, config.folds, overlaps)
+                splits = splitter.split(task, unit)
                 key = hash_of({name: digest(rows) for name, rows in splits.items()})
-                if is_baseline(entry.start) and key in seen:
+                if entry.is_baseline and key in seen:
                     continue  # without a seed of its own: the same rows give the same metrics
                 seen.add(key)
                 place = (entry.name, unit.name)
                 before = self._earlier.get(place) if entry.carry else None
-                job = Job(task, entry, unit, splits, key, overlaps.apart(splits), before)
+                job = Job(task, entry, unit, splits, key, splitter.apart(splits), before)
                 if number == 0 and entry.tune:
                     chosen, tuning = self._tune(job)
                 record = self._record(job, chosen, tuning)
@@ -243,6 +243,20 @@ class _Sweep:
         run = finetune_settings(self._config, job.task, job.entry, chosen)
         return run, _recorded(run)
 
+    def _carried(
+        self, before: Mapping[str, Any], run: FinetuneConfig, settings: Mapping[str, Any]
+    ) -> tuple[FinetuneConfig, dict[str, Any]]:
+        """Start a run from an earlier one: its settings, also as the record keeps them.
+
+        The record names the earlier run by task and folder: where the sweep lies decides no metric.
+        """
+        fresh: dict[str, Any] = {
+            "family": None, "preset": None, "from_scratch": False, "overrides": {}
+        }  # fmt: skip
+        place = self._output / "runs" / f"{before['suite']}.{before['task']}" / before["folder"]
+        named = {**settings, **fresh, "model": f"{before['task']} {before['folder']}"}
+        return replace(run, model=str(place.absolute()), **fresh), named
+
     def _record(self, job: Job, chosen: Mapping[str, Any], tuning: float) -> dict[str, Any]:
         """Run one seed of one model, or give the record of an earlier one."""
         config, task, entry, unit = self._config, job.task, job.entry, job.unit
@@ -250,13 +264,13 @@ class _Sweep:
         if self._fit is not None:
             own = asdict(getattr(config, config.suite))
             settings: Any = {**entry.settings, config.suite: own, "start": entry.start}
-        elif is_baseline(entry.start):
-            words = kmer_words(entry.start)
+        elif entry.is_baseline:
+            words = entry.words
             settings = {"overlap": True} if words is None else {"kmer": words}
         else:
             run, settings = self._settings(job, chosen)
             if job.before is not None:
-                run, settings = go_on_from(job.before, run, settings, self._output)
+                run, settings = self._carried(job.before, run, settings)
         key = self._key(job, settings)
         slug = "".join(c if c.isalnum() or c in "-._" else "-" for c in Path(entry.name).name)
         parent = self._output / "runs" / f"{task.suite}.{task.name}"

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig, BiotypeConfig, ModelEntry
-from megabase.benchmarking.models import kmer_words, resolve_entry
 from megabase.benchmarking.suites.base import Suite, Task, choose_tasks, need_folder, published
 from megabase.data.label_files import read_text
 from megabase.data.labeled import LabeledSequences, label_splits
@@ -141,7 +140,7 @@ def _embed(
         with np.load(file) as kept:
             return kept["values"], json.loads(str(kept["about"]))
     started = time.perf_counter()
-    words = kmer_words(entry.start)
+    words = entry.words
     if words is not None:
         values = np.asarray(kmer_counts(genes, max(words)).toarray(), dtype=np.float32)
         about: dict[str, Any] = {"family": "kmer", "parameters": 0}
@@ -165,7 +164,7 @@ def _model(entry: ModelEntry) -> Any:
     from megabase.models.families import FAMILIES, family_of
     from megabase.models.presets import find_preset
 
-    start = resolve_entry(entry)
+    start = entry.model_fields()
     unknown = sorted(set(entry.settings) - {"overrides"})
     if unknown:
         raise InputError(f"{entry.name}: biotype trains no model, so {unknown[0]} has no meaning")
