@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -71,7 +72,8 @@ def launch(
     if 0 in grid:
         return
     arguments = [_real(t) if isinstance(t, Tensor) else t for t in (*reads, *writes)]
-    with torch.device(device):
+    # Triton launches on the device that is current, which need not be that of the tensors.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[grid](*arguments, *numbers, num_warps=warps, enable_fp_fusion=True, **constants)
 
 

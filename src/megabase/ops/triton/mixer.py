@@ -78,7 +78,7 @@ def _short(p, taps, bias, b, t, c, inside, length, projected, K: tl.constexpr, A
 def _pairs(T: tl.constexpr, C: tl.constexpr, b, width, samples):
     """Give where the samples of a tile lie among pairs, (C, T, 2), and which they are."""
     n = (tl.program_id(0) * T + tl.arange(0, T))[None, :, None]
-    c = (tl.program_id(1) * C + tl.arange(0, C))[:, None, None]
+    c = (tl.program_id(1) * C + tl.arange(0, C))[:, None, None].to(tl.int64)
     at = ((b * width + c) * samples + n) * 2 + tl.arange(0, 2)[None, None, :]
     return at, (n < samples) & (c < width), n, c
 
@@ -195,7 +195,7 @@ def _turn_taps(
     first = length - 1 if TWO else 0
     re = tl.load(k + c * lags + first + n, (n < length) & (c < width), 0.0).to(tl.float32)
     cos, sin = _turn(n, quarter)
-    at, here, _, _ = _pairs(T, C, 0, width.to(tl.int64), samples)
+    at, here, _, _ = _pairs(T, C, 0, width, samples)
     if TWO:
         back = samples - n
         lies = (back >= 1) & (back < length) & (c < width)
@@ -212,7 +212,7 @@ def _turn_taps_back(
 ):  # fmt: skip
     n = (tl.program_id(0) * T + tl.arange(0, T))[None, :]
     c = (tl.program_id(1) * C + tl.arange(0, C))[:, None].to(tl.int64)
-    at, here, _, _ = _pairs(T, C, 0, width.to(tl.int64), samples)
+    at, here, _, _ = _pairs(T, C, 0, width, samples)
     re, im = tl.split(tl.load(z + at, here, 0.0))
     cos, sin = _turn(n, quarter)
     lags = 2 * length - 1 if TWO else length
