@@ -259,14 +259,19 @@ class DeviceConfig(Settings):
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """auto: one process, or ddp when there are several. fsdp shards parameters, gradients and
     optimizer state over the devices."""
+    replicas: int = 1
+    """With fsdp: groups of devices that each hold the whole model between them (HSDP). As many as
+    machines keep the traffic of parameters inside a machine."""
     context_parallel: int = 1
     """Devices that share each sequence, every one a part of its positions (pretraining only)."""
     threads: int | None = None
     """CPU threads of torch per process; null leaves torch's own choice."""
 
-    _limits: ClassVar = {"be at least 1": "nodes threads devices context_parallel"}
+    _limits: ClassVar = {"be at least 1": "nodes threads devices context_parallel replicas"}
 
     def _problems(self) -> Iterator[str]:
+        if self.replicas > 1 and self.strategy != "fsdp":
+            yield f"devices.replicas is {self.replicas}; only the strategy fsdp has replicas"
         if self.context_parallel > 1 and self.strategy == "fsdp":
             yield (
                 f"devices.context_parallel is {self.context_parallel} and devices.strategy is "
@@ -363,8 +368,11 @@ class RunConfig(Settings):
     at the longest lengths need less memory with 2 or 3, and a fifth more time."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and learning rate."""
-    precision: Literal["fp32", "bf16-mixed"] = "fp32"
-    """fp32, or bf16-mixed: bfloat16 matrix products over float32 weights."""
+    precision: Literal["fp32", "tf32", "bf16-mixed", "bf16-true", "fp16-mixed"] = "fp32"
+    """fp32. tf32: float32 whose matrix products round their inputs. bf16-mixed, fp16-mixed: matrix
+    products in half precision over float32 weights, of float16 with a scaled loss. bf16-true:
+    weights in bfloat16 too. Filters, scan states, losses and log-probabilities are float32 in all.
+    tf32 and fp16-mixed need a CUDA device."""
     seed: int = 0
     """Seed of the initial weights, the order of the data and the dropout masks."""
     eval_every: int | None = 500

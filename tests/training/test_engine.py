@@ -16,13 +16,16 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from safetensors.torch import load_file
 from torch import nn
 
-from megabase.errors import NotFiniteError
+from megabase.errors import ConfigError, NotFiniteError
+from megabase.settings import DeviceConfig
 from megabase.training import engine, evaluation
 from megabase.training.checkpoint import Checkpoints, Progress
 from megabase.training.engine import _step_seed as step_seed
+from megabase.training.process import build_fabric
 
 
 def weights(model: nn.Module) -> list[torch.Tensor]:
@@ -336,3 +339,43 @@ def test_of_equal_metrics_the_lower_loss_is_the_best(
         best.append(engine._validate(*call))
     assert best == [True, True, False, True, False, False]
     assert (progress.best_step, progress.best_loss, progress.stale) == (4, 0.35, 2)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16-mixed"])
+def test_precisions_of_gpus_are_refused_elsewhere(precision: str) -> None:
+    with pytest.raises(ConfigError, match=f"precision is {precision}.*the device is cpu"):
+        build_fabric(DeviceConfig(accelerator="cpu"), precision)
+
+
+def test_whole_models_in_bfloat16(toy: ModuleType, tmp_path: Path) -> None:
+    toy.run(toy.config(tmp_path, steps=3, precision="bf16-true"), model=(model := toy.Hyena()))
+    kept = {name for name, t in model.state_dict().items() if t.dtype == torch.float32}
+    assert kept
+    assert all("pos_emb" in name or "modulation" in name for name in kept)
+    assert model.model.lm_head.weight.dtype == torch.bfloat16
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(line["loss"]) for line in metrics if line["kind"] == "train")
+
+
+def test_a_scaled_loss_steps_over_what_overflows(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """float16's scaler on a CPU: two steps overflow, are not counted, and it is resumed."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18)
+
+    def fabric(devices: DeviceConfig, precision: str) -> Fabric:
+        assert precision == "fp16-mixed"
+        return Fabric(
+            accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)]
+        )
+
+    monkeypatch.setattr(toy, "build_fabric", fabric)
+    result, _ = toy.run(toy.config(tmp_path, steps=12, precision="fp16-mixed"), validate=False)
+    assert result.progress.non_finite == 0
+    assert scaler.get_scale() < 2.0**18
+    skipped = [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+               if '"skipped"' in line]  # fmt: skip
+    assert 0 < len(skipped) < 12
+    saved = Checkpoints.progress_of(Checkpoints(tmp_path).finished()[-1]).scaler
+    assert saved is not None
+    assert saved["scale"] == scaler.get_scale()

@@ -99,3 +99,20 @@ def test_two_processes_agree_with_one(toy_script: Path, tmp_path: Path, precisio
     # A run begun by two continues with one, and ends within rounding of the same weights.
     folder = tmp_path / "two" / "checkpoints" / "step-00000020"
     assert Checkpoints.progress_of(folder).step == 20
+
+
+@pytest.mark.parametrize(("devices", "replicas"), [(2, 1), (4, 2)])
+def test_shards_take_the_steps_of_one_process(
+    toy_script: Path, tmp_path: Path, devices: int, replicas: int
+) -> None:
+    """Three steps of HyenaDNA with sharded blocks; one process continues their checkpoint."""
+    fields: dict[str, Any] = {"hyena": True, "steps": 3, "eval_every": None}
+    finish(start(toy_script, output=tmp_path / "one", **fields))
+    many = {"accelerator": "cpu", "devices": devices, "strategy": "fsdp", "replicas": replicas}
+    finish(start(toy_script, output=tmp_path / "many", devices={**many, "threads": 1}, **fields))
+    a = load_file(tmp_path / "one" / FINAL / "model.safetensors")
+    b = load_file(tmp_path / "many" / FINAL / "model.safetensors")
+    assert a.keys() == b.keys()
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 5e-5
+    more = {**fields, "steps": 4, "resume": True}
+    assert finish(start(toy_script, output=tmp_path / "many", **more))["step"] == 4

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 from megabase.settings import DeviceConfig, OptimConfig, Stage, TrainConfig
 from megabase.training.engine import FitResult, fit
 from megabase.training.evaluation import EvalSet
@@ -59,6 +60,18 @@ class ToyModel(nn.Module):
             {"name": "rest", "params": rest, "lr": lr, "weight_decay": weight_decay},
             {"name": "mix", "params": list(self.mix.parameters()), "lr": lr, "weight_decay": 0.0},
         ]
+
+
+class Hyena(nn.Module):
+    """A small HyenaDNA that reads and predicts the codes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shape = {"d_model": 16, "n_layer": 3, "max_seq_len": 32, "embed_dropout": 0.0}
+        self.model = HyenaDNAForCausalLM(HyenaDNAConfig(**shape))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.model(codes + 7).logits[..., 7 : 7 + WORDS]
 
 
 class ToyData:
@@ -157,6 +170,7 @@ def main() -> int:
     fields = json.loads(sys.argv[1])
     pause = fields.pop("pause", 0.0)
     dropout = fields.pop("dropout", 0.1)
+    hyena = fields.pop("hyena", False)
 
     def slow(model: Any, batch: dict[str, Tensor]) -> Sums:
         time.sleep(pause)
@@ -164,9 +178,12 @@ def main() -> int:
 
     torch.manual_seed(fields.get("seed", 0))
     print("ready", flush=True)
-    result, model = run(config(**fields), loss=slow, model=ToyModel(dropout=dropout))
+    model = Hyena() if hyena else ToyModel(dropout=dropout)
+    result, model = run(config(**fields), loss=slow, model=model)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        total = sum(float(p.detach().double().sum()) for p in model.parameters())
+        total = sum(
+            float(p.detach().double().sum()) for p in model.parameters() if type(p) is nn.Parameter
+        )
         print(json.dumps({"step": result.progress.step, "sum": total}), flush=True)
     return 128 + result.signal if result.signal is not None else 0
 

@@ -57,7 +57,19 @@ class _FilterLinear(nn.Linear):
         return F.linear(input, self.weight.to(input.dtype), bias)
 
 
-class PositionalFeatures(nn.Module):
+class _WideTables(nn.Module):
+    """Tables that stay as they are in a model of half precision: most lags would share values."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def moved(table: Tensor) -> Tensor:
+            found = fn(table)
+            narrower = found.is_floating_point() and found.itemsize < min(4, table.itemsize)
+            return table.to(found.device) if narrower else found
+
+        return super()._apply(moved, recurse)
+
+
+class PositionalFeatures(_WideTables):
     """Table of positional features ``z`` and normalized times ``t`` for `l_max` lags.
 
     The features, an odd number of 3 or more, are time, cosines and negative sines. The table
@@ -102,7 +114,7 @@ class PositionalFeatures(nn.Module):
         return h_ME, t_M
 
 
-class ExponentialWindow(nn.Module):
+class ExponentialWindow(_WideTables):
     """The window ``exp(-t |delta|) + shift``, one decay rate per channel, channel 0 the slowest.
 
     `fast_decay` and `slow_decay` are shares of the longest input after which the fastest and

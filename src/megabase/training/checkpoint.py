@@ -64,6 +64,8 @@ class Progress:
     """Validations since the best one."""
     seconds: float = 0.0
     """Time spent training, over all sessions of the run."""
+    scaler: dict[str, float] | None = None
+    """State of what scales the loss of float16."""
 
 
 class Checkpoints:
@@ -85,10 +87,13 @@ class Checkpoints:
         A collective: every process calls it. With FSDP the others get empty dictionaries.
         """
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return (
-            get_model_state_dict(module, options=options),
-            get_optimizer_state_dict(module, optimizer, options=options),
-        )
+        weights = get_model_state_dict(module, options=options)
+        # What was gathered from shards has a copy for each name of a shared tensor.
+        first: dict[nn.Parameter, str] = {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            if first.setdefault(parameter, name) in weights and name in weights:
+                weights[name] = weights[first[parameter]]
+        return weights, get_optimizer_state_dict(module, optimizer, options=options)
 
     def save(self, progress: Progress, state: _State, save_model: SaveModel) -> Path:
         """Write the checkpoint of ``progress.step``; point ``last`` at it, and ``best`` if it is.

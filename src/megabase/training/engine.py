@@ -21,7 +21,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +33,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 from rich.console import Console
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from megabase.data.hashing import FIRST, GOLDEN, SECOND, mix_word
 from megabase.data.loader import Prefetcher
@@ -62,6 +63,7 @@ class _StepSums(NamedTuple):
     loss: float
     count: float  # pyright: ignore[reportIncompatibleMethodOverride]
     stop: bool
+    grad_norm: float
     metrics: dict[str, float]
 
 
@@ -97,6 +99,7 @@ def fit(
     model, optimizer = _set_up(module, config, fabric)
     progress = _restore(run, model, optimizer, config, fabric)
     first, total = progress.step, schedule.total_steps
+    scaled = config.precision == "fp16-mixed"
     requests = _requests(schedule, first, reader)
     signal: int | None = None
     fabric.barrier()
@@ -118,12 +121,14 @@ def fit(
             point = schedule.at(step)
             torch.manual_seed(_step_seed(config.seed, step, reader))
             number = len(_shares(point, reader, readers))
-            sums = _backward(model, objective, batches, point, number, fabric, bool(stops))
-            grad_norm = _clip(model, optimizer, config, fabric)
+            added = _backward(model, objective, batches, point, number, fabric, bool(stops))
+            # The step's one wait for the device: whether to step is decided on the host.
+            sums = _read(added, _clip(model, optimizer, config, fabric))
             lr = _set_lr(optimizer.optimizer, step, config.optim, total)
             loss = sums.loss / sums.count if sums.count else 0.0
-            usable = math.isfinite(loss) and math.isfinite(grad_norm)
-            if usable and sums.count:
+            usable = math.isfinite(loss) and math.isfinite(sums.grad_norm)
+            # A scaler of float16 has to see every step: it skips those that overflow itself.
+            if scaled or (usable and sums.count):
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -138,15 +143,15 @@ def fit(
 
             # 3. Record it.
             if not usable:
-                progress.non_finite += 1
-                log.write("skipped", done, loss=loss, grad_norm=grad_norm, lr=lr)
-                log.note(_skip_text(done, loss, grad_norm, progress.non_finite, config))
+                progress.non_finite += not (scaled and math.isfinite(loss))
+                log.write("skipped", done, loss=loss, grad_norm=sums.grad_norm, lr=lr)
+                log.note(_skip_text(done, loss, sums.grad_norm, progress.non_finite, config))
                 if progress.non_finite >= config.max_non_finite:
                     raise NotFiniteError(_stop_text(run, progress, config, lr))
             elif done % config.log_every == 0 or done == total:
                 log.train(
                     done, stage=point.stage, length=point.length, loss=loss,
-                    perplexity=perplexity(loss), lr=lr, grad_norm=grad_norm,
+                    perplexity=perplexity(loss), lr=lr, grad_norm=sums.grad_norm,
                     tokens=progress.tokens, count=sums.count, seconds=round(progress.seconds, 3),
                     tokens_per_second=lap_tokens / (progress.seconds - lap),
                     memory_mb=_resident_mb(fabric.device),
@@ -193,12 +198,16 @@ def _set_up(
         torch._dynamo.config.recompile_limit = 64  # pyright: ignore[reportAttributeAccessIssue]
         inner = torch.compile(module, dynamic=False)
     model = fabric.setup_module(inner)
-    optimizer: Any = fabric.setup_optimizers(_build_optimizer(module, config.optim))
+    # A fused optimizer wants scaled gradients, and clipping wants them as they are.
+    fused = config.precision != "fp16-mixed"
+    optimizer: Any = fabric.setup_optimizers(_build_optimizer(module, config.optim, fused))
     return model, optimizer
 
 
-def _build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Build AdamW, fused where possible, over the parameter groups that the module wants.
+def _build_optimizer(
+    module: nn.Module, config: OptimConfig, fused: bool = True
+) -> torch.optim.AdamW:
+    """Build AdamW, `fused` where possible, over the parameter groups that the module wants.
 
     Each group carries ``base_lr``, the highest rate that :func:`_set_lr` scales from.
     """
@@ -220,7 +229,7 @@ def _build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Adam
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
-        fused=kinds <= {"cpu", "cuda", "mps"},
+        fused=fused and kinds <= {"cpu", "cuda", "mps"},
     )
 
 
@@ -234,6 +243,7 @@ def _set_lr(optimizer: torch.optim.Optimizer, step: int, config: OptimConfig, to
 def _scale_gradients(module: nn.Module, factor: torch.Tensor) -> None:
     """Multiply every gradient in place by ``factor``, a tensor without dimensions."""
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    gradients = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
     if gradients:
         torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
 
@@ -253,6 +263,8 @@ def _restore(
         if finished
         else Progress()
     )
+    if progress.scaler is not None:
+        fabric.strategy.precision.load_state_dict(progress.scaler)
     if fabric.global_rank == 0:
         Checkpoints(run).clean(progress.step)
     return progress
@@ -290,7 +302,7 @@ def _backward(
     number: int,
     fabric: Fabric,
     stopping: bool,
-) -> _StepSums:
+) -> dict[str, Tensor]:
     """Accumulate the gradient of the mean loss over the global batch; give the global sums.
 
     `number` are the micro-batches of every reader.
@@ -309,24 +321,31 @@ def _backward(
         for name, value in loss.metrics.items():
             metrics[name] = metrics[name] + value.detach() if name in metrics else value.detach()
     flag = torch.full((), float(stopping), device=fabric.device)
-    sums = torch.stack([loss_sum, count, flag, *metrics.values()]).float()
+    found = {"loss": loss_sum, "count": count, "stop": flag, **metrics}
+    sums = torch.stack(list(found.values())).float()
     sums = torch.as_tensor(fabric.all_reduce(sums, reduce_op="sum"))
     # DDP and FSDP give the mean of the processes' gradients, here made their sum; those of the
     # processes that share a sequence add up as well.
     _scale_gradients(model, fabric.world_size * nominal / sums[1].clamp(min=1e-12))
-    # The step's one wait for the device: whether to step is decided on the host.
-    values: Sequence[float] = sums.tolist()
-    named = dict(zip(metrics, values[3:], strict=True))
-    return _StepSums(values[0], values[1], values[2] > 0, named)
+    return dict(zip(found, sums, strict=True))
+
+
+def _read(sums: dict[str, Tensor], norm: Tensor) -> _StepSums:
+    """Bring the sums of a step and its gradient's norm to the host, together."""
+    loss, count, stop, *values, grad_norm = torch.stack([*sums.values(), norm]).tolist()
+    return _StepSums(
+        loss, count, stop > 0, grad_norm, dict(zip(list(sums)[3:], values, strict=True))
+    )
 
 
 def _clip(
     model: _FabricModule, optimizer: _FabricOptimizer, config: TrainConfig, fabric: Fabric
-) -> float:
+) -> Tensor:
     """Clip the gradient to ``optim.clip``; give its norm before that."""
     limit = math.inf if config.optim.clip is None else config.optim.clip
     norm = fabric.clip_gradients(model, optimizer, max_norm=limit, error_if_nonfinite=False)
-    return float(norm) if norm is not None else 0.0
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return torch.zeros((), device=fabric.device) if norm is None else norm.float()
 
 
 def _validate(
@@ -379,6 +398,7 @@ def _keep(
     log: RunLog,
 ) -> None:
     """Write a checkpoint and delete those no longer kept. A collective."""
+    progress.scaler = fabric.strategy.precision.state_dict() or None
     state = Checkpoints.state_of(_bare(model), optimizer.optimizer)
     failure: Exception | None = None
     if fabric.global_rank == 0:

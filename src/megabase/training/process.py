@@ -13,6 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from megabase.errors import ConfigError
 if TYPE_CHECKING:
     import torch
     from lightning_fabric import Fabric
+    from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
 
     from megabase.settings import DeviceConfig
 
@@ -82,8 +85,14 @@ def _room(limit: Path, usage: Path) -> int | None:
         return None
 
 
-_PRECISION = {"fp32": "32-true", "bf16-mixed": "bf16-mixed"}
-"""Fabric's names; half precision without a mixed copy of the weights does not train stably."""
+_PRECISION = {
+    "fp32": "32-true", "tf32": "32-true", "bf16-mixed": "bf16-mixed", "bf16-true": "bf16-true",
+    "fp16-mixed": "16-mixed",
+}  # fmt: skip
+"""Fabric's names."""
+
+_CUDA_ONLY = ("tf32", "fp16-mixed")
+"""Precisions of NVIDIA's and AMD's GPUs; elsewhere Fabric would quietly take another one."""
 
 # mallopt's numbers, from glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
@@ -106,6 +115,7 @@ def build_fabric(devices: DeviceConfig, precision: str) -> Fabric:
     import torch
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
+    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
     if devices.threads is not None:
         torch.set_num_threads(devices.threads)
@@ -117,10 +127,12 @@ def build_fabric(devices: DeviceConfig, precision: str) -> Fabric:
     strategy: Any = devices.strategy
     if strategy == "ddp":
         strategy = DDPStrategy(gradient_as_bucket_view=True)
+    elif strategy == "fsdp":
+        strategy = ModelParallelStrategy(partial(_shard, replicas=devices.replicas))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return Fabric(
+            fabric = Fabric(
                 accelerator=devices.accelerator,
                 devices=number,
                 num_nodes=devices.nodes,
@@ -133,6 +145,46 @@ def build_fabric(devices: DeviceConfig, precision: str) -> Fabric:
             f"devices cannot be set up (accelerator {devices.accelerator}, devices "
             f"{devices.devices}, strategy {devices.strategy}): {reason}"
         ) from error
+    kind = fabric.device.type
+    if precision in _CUDA_ONLY and kind != "cuda":
+        raise ConfigError(
+            f"precision is {precision}, which is for CUDA devices, and the device is {kind}; "
+            "choose fp32 or bf16-mixed"
+        )
+    if precision != "fp32" and kind == "mps":
+        raise ConfigError(f"precision is {precision}; on mps models train in fp32 only")
+    if precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    return fabric
+
+
+def _shard(model: nn.Module, mesh: DeviceMesh, replicas: int) -> nn.Module:
+    """Share parameters, gradients and optimizer state out (FSDP2), a block at a time.
+
+    With several `replicas` each is a group of processes that holds the whole model; gradients are
+    averaged over all.
+    """
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    world, kind = mesh.size(), mesh.device_type
+    if world % replicas:
+        raise ConfigError(
+            f"devices.replicas is {replicas} and there are {world} processes; give a number that "
+            "divides them"
+        )
+    if replicas > 1:
+        shape, names = (replicas, world // replicas), ("replicate", "shard")
+    else:
+        shape, names = (world,), ("shard",)
+    mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
+    model.to(torch.device(kind) if kind == "cpu" else torch.accelerator.current_accelerator())
+    for module in list(model.modules()):
+        if isinstance(module, GradientCheckpointingLayer):
+            fully_shard(module, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
 
 
 def readers_of(fabric: Fabric, shared: int) -> tuple[int, int]:
