@@ -17,7 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -96,8 +96,7 @@ class LaunchConfig(Settings):
     mask: bool = False
     """Give the model a mask whose values nobody knows."""
 
-    def _problems(self) -> Iterator[str]:
-        yield from self._at_least(1, "batch", "length", "width", "layers")
+    _limits: ClassVar = {"be at least 1": "batch length width layers"}
 
 
 class Launches(TorchDispatchMode):

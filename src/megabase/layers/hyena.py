@@ -31,7 +31,7 @@ from megabase.ops import backend
 from megabase.ops.hyena_mixer import MixerWeights, hyena_mixer
 from megabase.ops.implicit_filter import FilterWeights, implicit_filter
 from megabase.ops.long_conv import long_conv
-from megabase.ops.registry import without_autocast
+from megabase.ops.registry import exact_products, without_autocast
 from megabase.ops.short_conv import short_conv
 
 
@@ -237,7 +237,7 @@ class HyenaFilter(nn.Module):
         """
         if length > self.l_max:
             raise sequence_too_long(length, self.l_max, "max_seq_len")
-        with without_autocast(self.bias):
+        with without_autocast(self.bias), exact_products():
             # A copy: libraries may take the parameter itself away after the call.
             skip_C = self.bias.clone() if self.options.use_bias else None
             if rows is None:

@@ -64,6 +64,24 @@ def without_autocast(like: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(device_type=kind, enabled=False)
 
 
+class _ExactProducts:
+    """Float32 products as they are, where the process lets them round (TF32)."""
+
+    def __enter__(self) -> None:
+        self.before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_float32_matmul_precision(self.before)
+
+
+def exact_products() -> AbstractContextManager[object]:
+    """Keep matrix products of float32 from rounding their inputs; compiled graphs do as set."""
+    if torch.compiler.is_compiling() or torch.get_float32_matmul_precision() == "highest":
+        return nullcontext()
+    return _ExactProducts()
+
+
 def wants_gradient(*tensors: Tensor | Sequence[Any] | float | None) -> bool:
     """Whether autograd will ask for the gradient of a tensor, or of one in a tuple of weights."""
     return torch.is_grad_enabled() and any(

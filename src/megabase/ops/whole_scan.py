@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megabase.ops.registry import wide_dtype
+from megabase.ops.registry import exact_products, wide_dtype
 
 _STATES = 1 << 28
 """States that exist at a time, about: 1 GiB in float32, of which the backward pass needs five."""
@@ -141,7 +141,8 @@ class _Scan(torch.autograd.Function):
             if y and carry_BNE is not None:
                 kept.append(carry_BNE)
             state_BTNE = part.states(part.decays(), carry_BNE, reverse)
-            y.append((part.C[:, :, None] @ state_BTNE)[:, :, 0])
+            with exact_products():
+                y.append((part.C[:, :, None] @ state_BTNE)[:, :, 0])
             carry_BNE = state_BTNE[:, last].clone()
         assert carry_BNE is not None
         return (
@@ -167,9 +168,10 @@ class _Scan(torch.autograd.Function):
         carry_BNE, dA_NE = dfinal_BNE, None
         found = []
         for at, enters_BNE in zip(reversed(parts), reversed(enters), strict=True):
-            *own, carry_BNE, dA = _part_backward(
-                given.part(at), dy_BLE[:, at], carry_BNE, enters_BNE, reverse
-            )
+            with exact_products():
+                *own, carry_BNE, dA = _part_backward(
+                    given.part(at), dy_BLE[:, at], carry_BNE, enters_BNE, reverse
+                )
             dA_NE = dA if dA_NE is None else dA_NE + dA
             found.append(own)
         dstep, dv, dB, dC = (_joined(each, not reverse) for each in zip(*found, strict=True))
