@@ -165,9 +165,9 @@ def _shard(model: nn.Module, mesh: DeviceMesh, replicas: int) -> nn.Module:
     averaged over all.
     """
     import torch
+    from torch import nn
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
-    from transformers.modeling_layers import GradientCheckpointingLayer
 
     world, kind = mesh.size(), mesh.device_type
     if world % replicas:
@@ -181,9 +181,10 @@ def _shard(model: nn.Module, mesh: DeviceMesh, replicas: int) -> nn.Module:
         shape, names = (world,), ("shard",)
     mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
     model.to(torch.device(kind) if kind == "cpu" else torch.accelerator.current_accelerator())
-    for module in list(model.modules()):
-        if isinstance(module, GradientCheckpointingLayer):
-            fully_shard(module, mesh=mesh)
+    # In every family the blocks are in a list; of lists within lists the inner ones come first.
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    for block in (block for blocks in reversed(lists) for block in blocks):
+        fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
 
