@@ -58,7 +58,7 @@ class _FilterLinear(nn.Linear):
 
 
 class _WideTables(nn.Module):
-    """Tables that stay as they are in a model of half precision: most lags would share values."""
+    """Tables that stay in float32 in a model of half precision: most lags would share values."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def moved(table: Tensor) -> Tensor:
