@@ -31,7 +31,7 @@ from benchmarks.harness import (
 )
 from benchmarks.plain import PlainHyenaDNA
 from benchmarks.runtime import training_pass
-from megabase.models.describe import TrainingStep
+from megabase.models.describe import step_memory
 from megabase.ops.products import matmul, uses_onednn
 from megabase.settings import Settings
 from megabase.training.process import keep_freed_memory
@@ -315,7 +315,7 @@ def run_memory(config: MemoryConfig, say: Say) -> dict[str, Any]:
     dict
         Ready for JSON. ``sides``: for each the bytes of the idle process, of the peak, of the peak
         above idle, and seconds of the step, or why there are none. ``estimate``: what
-        :func:`megabase.models.describe.TrainingStep` says, by part.
+        :func:`megabase.models.describe.step_memory` says, by part.
 
     Raises
     ------
@@ -354,18 +354,20 @@ def run_memory(config: MemoryConfig, say: Say) -> dict[str, Any]:
     if "failed" in mine:
         raise BenchError(f"megabase could not be measured: {mine['failed']}")
     model_config = build_model("hyenadna", config.width, config.layers, 16).config
-    parts = TrainingStep(
-        parameters=mine["parameters"],
-        layers=config.layers,
-        width=config.width,
-        columns=int(model_config.vocab_rows),
-        micro_batch=config.batch,
-        length=config.length,
+    shape = {
+        "parameters": mine["parameters"],
+        "layers": config.layers,
+        "width": config.width,
+        "columns": int(model_config.vocab_rows),
+        "piecewise": True,
+    }
+    parts = step_memory(
+        shape,
+        config.batch,
+        config.length,
         half=config.precision == "bf16-mixed",
-        checkpointing=config.checkpointing,
-        segment=config.stretch,
-        fused=True,
-    ).memory()
+        segment=config.stretch if config.checkpointing else 0,
+    )
     ratio = parts["total"] / mine["peak_bytes"]
     say(f"estimate {parts['total'] / 1e9:.2f} GB, {ratio:.2f} times the peak")
     return record(

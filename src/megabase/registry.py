@@ -54,5 +54,9 @@ class Registry(Generic[_T]):
         installed = dict.fromkeys(found.name for found in entry_points(group=self.group))
         yield from (name for name in installed if name not in known)
 
+    def values(self) -> Iterator[_T]:
+        """Give every thing, those of installed packages last."""
+        return (self[name] for name in self)
+
     def __contains__(self, name: object) -> bool:
         return name in self._known or any(name == other for other in self)

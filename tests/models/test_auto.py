@@ -22,7 +22,7 @@ from transformers import (
 from megabase.errors import CheckpointError, ModelError
 from megabase.models import auto
 from megabase.models.auto import load_config, load_model, load_tokenizer, resolve_model
-from megabase.models.families import FAMILIES, KINDS, all_families, family_of
+from megabase.models.families import FAMILIES, KINDS, family_of
 from megabase.models.hyenadna import (
     HyenaDNAConfig,
     HyenaDNAForCausalLM,
@@ -61,7 +61,7 @@ def model_folder(path: Path, model_class: type = HyenaDNAForCausalLM, **config: 
 
 def test_every_family_is_registered() -> None:
     assert {"hyenadna", "gpt"} <= set(FAMILIES)
-    for family in all_families():
+    for family in FAMILIES.values():
         config_class = family.config_class()
         assert family_of(config_class.model_type) is family
         assert type(AutoConfig.for_model(config_class.model_type)) is config_class

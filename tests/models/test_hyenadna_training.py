@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from megabase.errors import ConfigError
 from megabase.models.base import checkpoint_activations
 from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 
@@ -90,7 +89,7 @@ def _count_passes(model: HyenaDNAForCausalLM) -> list[int]:
     return calls
 
 
-def _groups(model: HyenaDNAForCausalLM, **arguments: Any) -> dict[str, tuple[set[str], Any, Any]]:
+def _groups(model: HyenaDNAForCausalLM) -> dict[str, tuple[set[str], Any, Any]]:
     names = {id(p): name for name, p in model.named_parameters()}
     return {
         group["name"]: (
@@ -98,7 +97,7 @@ def _groups(model: HyenaDNAForCausalLM, **arguments: Any) -> dict[str, tuple[set
             group["lr"],
             group["weight_decay"],
         )
-        for group in model.parameter_groups(lr=6e-4, weight_decay=0.1, **arguments)
+        for group in model.parameter_groups(lr=6e-4, weight_decay=0.1)
     }
 
 
@@ -115,21 +114,6 @@ def test_published_groups_decay_everything_but_the_filter_network() -> None:
     assert "hyena.backbone.layers.0.norm1.weight" in ordinary[0]
     # Once each: a shared frequency has one slot in the optimizer.
     assert sum(name.endswith("freq") for name in filters[0]) == 2
-
-
-def test_standard_groups_spare_biases_norms_and_embeddings() -> None:
-    groups = _groups(_model(), decay="standard")
-    assert set(groups) == {"decayed", "not_decayed", "filter"}
-    spared, lr, decay = groups["not_decayed"]
-    assert (lr, decay) == (6e-4, 0.0)
-    for name in ("embeddings.word_embeddings.weight", "ln_f.bias", "layers.0.norm1.weight"):
-        assert f"hyena.backbone.{name}" in spared
-    assert all(
-        name.endswith(("proj.weight", "fc1.weight", "fc2.weight", "short_filter.weight"))
-        for name in groups["decayed"][0]
-    )
-    with pytest.raises(ConfigError, match="published or standard"):
-        _model().parameter_groups(1e-3, 0.1, decay="none")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_learned_positional_table_has_its_own_rate() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from megabase.models.describe import TrainingStep
+from megabase.models.describe import step_memory
 from megabase.ops.hyena_mixer.kernel import KEEP_BYTES
 
 
-def _estimate(**step: Any) -> dict[str, int]:
-    return TrainingStep(**step).memory()
+def _estimate(length: int, micro_batch: int, fused: bool = False, **step: Any) -> dict[str, int]:
+    shape = {name: step.pop(name) for name in ("parameters", "layers", "width", "columns")}
+    return step_memory({**shape, "piecewise": fused}, micro_batch, length, **step)
 
 
 def test_terms_grow_with_what_they_depend_on() -> None:
@@ -23,7 +24,7 @@ def test_terms_grow_with_what_they_depend_on() -> None:
     assert _estimate(**shape, length=100, half=True)["activations"] < one["activations"]
     assert _estimate(**shape, length=100, shards=4)["optimizer"] == 2000
     deep = {**shape, "layers": 12}
-    checked = _estimate(**deep, length=100, checkpointing=True)
+    checked = _estimate(**deep, length=100, segment=1)
     assert checked["activations"] < _estimate(**deep, length=100)["activations"] / 3
     assert one["total"] == sum(
         (
@@ -48,13 +49,13 @@ def test_piecewise_models_keep_running_sums_and_filters() -> None:
     # The filter belongs to the length, not to the sequences.
     assert batch["activations"] == 3 * one["activations"] - 2 * 4 * 64 * 1000 * 3
     deep = {**shape, "layers": 12}
-    checked = _estimate(**deep, length=1000, fused=True, checkpointing=True)
+    checked = _estimate(**deep, length=1000, fused=True, segment=1)
     assert checked["activations"] < _estimate(**deep, length=1000, fused=True)["activations"]
     # The long convolution's result is kept of short inputs only.
     length = KEEP_BYTES // (4 * 64) + 1
     long = _estimate(**shape, length=length, fused=True)
     assert long["activations"] == 4 * 64 * length * (6 + 3) + 24 * 16 * length
     # Of 12 layers in segments of 3, 4 + 2 inputs are alive in place of 12.
-    stretched = _estimate(**deep, length=length, fused=True, checkpointing=True, segment=3)
-    whole = _estimate(**deep, length=length, fused=True, checkpointing=True)
+    stretched = _estimate(**deep, length=length, fused=True, segment=3)
+    whole = _estimate(**deep, length=length, fused=True, segment=1)
     assert whole["activations"] - stretched["activations"] == 4 * 64 * length * 6

@@ -40,8 +40,8 @@ from megabase.inference.writers import (
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import (
     ModelSpec,
-    evaluation_mode,
     find_class,
+    inference_mode,
     language_model_kind,
     load,
 )
@@ -273,7 +273,7 @@ def _attributable(model: nn.Module) -> Iterator[None]:
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
-        with evaluation_mode(model), torch.enable_grad():
+        with inference_mode(model, gradients=True):
             yield
     finally:
         for parameter in trained:

@@ -12,19 +12,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from megabase.errors import CheckpointError, ModelError
+from megabase.errors import CheckpointError, ConfigError, ModelError
 from megabase.models.checkpoints.checks import check_config, require_finite_weights
 from megabase.models.checkpoints.reader import read_weights, require_fit
-from megabase.models.dnabert.convert import is_dnabert
-from megabase.models.dnabert.convert import load_tokenizer as load_dnabert_tokenizer
-from megabase.models.families import KINDS, all_families, family_of
+from megabase.models.families import FAMILIES, KINDS, family_of
 from megabase.models.presets import PRESETS
+from megabase.models.tokenizers.kmer import DNABERTTokenizer, read_dnabert_vocabulary
 from megabase.untrusted import parsing, read_json, shown
 
 DEFAULT_MODEL = Path(__file__).parent / "default"
@@ -143,14 +142,14 @@ def load_config(spec: str | Path | None = None) -> PreTrainedConfig:
     file = path / "config.json"
     content = check_config(read_json(file, ModelError), file, ModelError)
     model_type = content.get("model_type")
-    if model_type == "bert" and is_dnabert(content, path):
+    if model_type == "bert" and _is_dnabert(content, path):
         # The published folders call themselves just "bert"; the vocabulary tells.
         content["model_type"] = model_type = "dnabert"
         names = content.get("architectures") or []
         content["architectures"] = [name.replace("Bert", "DNABERT", 1) for name in names]
     family = family_of(model_type) if isinstance(model_type, str) else None
     if family is None:
-        known = (family.config_class().model_type for family in all_families())
+        known = (family.config_class().model_type for family in FAMILIES.values())
         hint = ""
         if model_type is None and "d_model" in content:
             hint = "; a published checkpoint becomes a model folder with: megabase convert"
@@ -161,6 +160,17 @@ def load_config(spec: str | Path | None = None) -> PreTrainedConfig:
         config = family.config_class().from_dict(content)
         config.name_or_path = str(path)
     return config
+
+
+def _is_dnabert(settings: Mapping[str, Any], folder: Path) -> bool:
+    """Tell whether a folder whose settings say ``bert`` has a vocabulary of k-mers."""
+    if not any(settings.get("vocab_size") == 4**k + 5 for k in range(3, 7)):
+        return False
+    try:
+        vocabulary = folder / "vocab.txt"
+        return not vocabulary.exists() or bool(read_dnabert_vocabulary(vocabulary))
+    except ModelError:
+        return False
 
 
 def find_kind(
@@ -342,11 +352,24 @@ def load_tokenizer(spec: str | Path | None = None) -> Any:
     config = load_config(path)
     if config.model_type == "dnabert":
         with parsing(path / "vocab.txt", ModelError):
-            return load_dnabert_tokenizer(path, cast("Any", config))
+            return _dnabert_tokenizer(path, config)
     family = family_of(config.model_type)
     usual = family.tokenizer_classes()[0] if family else None
     limit = getattr(config, "max_length", None)
     return read_tokenizer(path, usual, limit)
+
+
+def _dnabert_tokenizer(folder: Path, config: Any) -> DNABERTTokenizer:
+    """Load the tokenizer of a DNABERT folder, whatever its ``tokenizer_config.json`` names."""
+    if not (folder / "vocab.txt").exists():
+        return DNABERTTokenizer(k=int(config.k or 0))
+    tokenizer = DNABERTTokenizer.from_pretrained(folder)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise ConfigError(
+            f"{folder}: the model reads {config.vocab_size} tokens, its vocab.txt has "
+            f"{tokenizer.vocab_size} ({tokenizer.k}-mers); the two files are of different models"
+        )
+    return tokenizer
 
 
 def read_tokenizer(folder: Path, usual: Any = None, longest: int | None = None) -> Any:
@@ -357,7 +380,9 @@ def read_tokenizer(folder: Path, usual: Any = None, longest: int | None = None) 
     """
     file = folder / "tokenizer_config.json"
     said = read_json(file, ModelError) if file.is_file() else {}
-    ours = {kind.__name__: kind for family in all_families() for kind in family.tokenizer_classes()}
+    ours = {
+        kind.__name__: kind for family in FAMILIES.values() for kind in family.tokenizer_classes()
+    }
     name = said.get("tokenizer_class")
     # A name and nothing else: auto_map, which names code of the folder, is not followed.
     tokenizer_class = usual if name is None else ours.get(name) if isinstance(name, str) else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 from transformers import initialization as init
@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from megabase.errors import ConfigError, sequence_too_long
+from megabase.errors import sequence_too_long
 from megabase.layers.attention import SelfAttention
 from megabase.layers.backbone import Backbone, Block, Embeddings
 from megabase.layers.hyena import (
@@ -233,31 +233,15 @@ class DecoderPreTrainedModel(DNAModel):
             tied["lm_head.weight"] = f"{self.base_model_prefix}.{self.token_table}.weight"
         return tied
 
-    def parameter_groups(
-        self,
-        lr: float,
-        weight_decay: float,
-        decay: Literal["published", "standard"] = "published",
-    ) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Group the parameters for an optimizer.
 
-        Parameters
-        ----------
-        lr
-            Learning rate of everything but a learned positional table, which has
-            ``config.lr_pos_emb``.
-        weight_decay
-            Weight decay of ordinary parameters; filter networks have none, as published.
-        decay
-            ``"published"``: every other parameter decays, biases, norms and embeddings too, as in
-            the public training code. ``"standard"``: biases, norms, embeddings and the skip term
-            do not decay.
+        Filter networks do not decay, as published; everything else does, biases, norms and
+        embeddings too, as in the public training code. A learned positional table has the learning
+        rate ``config.lr_pos_emb``.
         """
-        if decay not in ("published", "standard"):
-            raise ConfigError(f"decay must be published or standard, found {decay!r}")
         settings = {
             "decayed": (lr, weight_decay),
-            "not_decayed": (lr, 0.0),
             "filter": (lr, 0.0),
             "positions": (getattr(self.config, "lr_pos_emb", 0.0), 0.0),
         }
@@ -265,10 +249,7 @@ class DecoderPreTrainedModel(DNAModel):
         def group_of(name: str, parameter: nn.Parameter) -> str:
             if ".pos_emb." in name:
                 return "positions"
-            if ".implicit_filter." in name:
-                return "filter"
-            spared = decay == "standard" and (parameter.dim() < 2 or "embeddings." in name)
-            return "not_decayed" if spared else "decayed"
+            return "filter" if ".implicit_filter." in name else "decayed"
 
         return optimizer_groups(self, settings, group_of)
 

@@ -31,7 +31,7 @@ Peaks against estimates are measured by ``python -m benchmarks memory``.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,46 +58,16 @@ _PROCESS = 700_000_000
 """Bytes of a process before it trains (interpreter, torch, transformers), as measured."""
 
 
-@dataclass(frozen=True)
-class ModelDescription:
-    """A model, in numbers and words."""
+def describe(spec: str | Path | None = None) -> dict[str, Any]:
+    """Describe a model; `spec` as for :func:`~megabase.models.auto.resolve_model`.
 
-    path: Path
-    """Folder it lies in."""
-    class_name: str
-    """Class that loads it."""
-    model_type: str
-    """Its family, as written in ``config.json``."""
-    kind: str
-    """What it is for: causal-lm, sequence-classification, ..."""
-    parameters: int
-    """Trainable numbers; tied and shared tensors count once."""
-    constants: int
-    """Numbers that are stored but never trained (positional tables and the like)."""
-    file_bytes: int
-    """Size of the weight files."""
-    longest: int | None
-    """Longest input in tokens; None when nothing limits it."""
-    layers: int | None
-    """Number of blocks, where that makes sense."""
-    width: int | None
-    """Width of a block, where that makes sense."""
-    columns: int | None
-    """Columns of a language model's logits."""
-    piecewise: bool
-    """Whether a training step keeps only the running sums and the filters."""
-    labels: tuple[str, ...]
-    """Names of a classifier's classes, in order."""
-    tokenizer: dict[str, Any]
-    """Class, special tokens, padding side and case of the tokenizer."""
-    settings: dict[str, Any]
-    """Configuration of the family's own fields."""
-    source: dict[str, Any] | None
-    """Where a converted model comes from (``conversion.json``)."""
-
-
-def describe(spec: str | Path | None = None) -> ModelDescription:
-    """Describe a model; `spec` as for :func:`~megabase.models.auto.resolve_model`."""
+    Gives its ``path``, ``class_name``, ``model_type`` and ``kind``; the numbers of trainable
+    ``parameters`` (tied ones once) and stored ``constants``, and the ``file_bytes`` of the weights;
+    the ``longest`` input in tokens, ``layers``, ``width`` and ``columns`` of the logits, each None
+    where there is none; ``piecewise``, whether a training step keeps only the running sums and the
+    filters; ``labels`` of a classifier; ``tokenizer``; ``settings`` of the family's own; and
+    ``source``, where a converted model comes from, or None.
+    """
     path = resolve_model(spec)
     config = load_config(path)
     kind, model_class = find_kind(path, config)
@@ -112,24 +82,24 @@ def describe(spec: str | Path | None = None) -> ModelDescription:
     classifier = kind.endswith("classification")
     names: dict[int, str] = (getattr(config, "id2label", None) or {}) if classifier else {}
     record = path / "conversion.json"
-    return ModelDescription(
-        path=path,
-        class_name=model_class.__name__,
-        model_type=config.model_type,
-        kind=kind,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        constants=sum(buffer.numel() for buffer in model.buffers()),
-        file_bytes=sum(file.stat().st_size for file in weights),
-        longest=_number(config, "max_length"),
-        layers=_number(config, "num_hidden_layers", "n_layer"),
-        width=_number(config, "hidden_size", "d_model"),
-        columns=getattr(embeddings, "out_features", None),
-        piecewise=bool(getattr(config, "works_piecewise", False)),
-        labels=tuple(names[index] for index in sorted(names)),
-        tokenizer=_tokenizer(path),
-        settings=_own_settings(config),
-        source=read_json(record, ModelError) if record.is_file() else None,
-    )
+    return {
+        "path": str(path),
+        "class_name": model_class.__name__,
+        "model_type": config.model_type,
+        "kind": kind,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "constants": sum(buffer.numel() for buffer in model.buffers()),
+        "file_bytes": sum(file.stat().st_size for file in weights),
+        "longest": _number(config, "max_length"),
+        "layers": _number(config, "num_hidden_layers", "n_layer"),
+        "width": _number(config, "hidden_size", "d_model"),
+        "columns": getattr(embeddings, "out_features", None),
+        "piecewise": bool(getattr(config, "works_piecewise", False)),
+        "labels": [names[index] for index in sorted(names)],
+        "tokenizer": _tokenizer(path),
+        "settings": _own_settings(config),
+        "source": read_json(record, ModelError) if record.is_file() else None,
+    }
 
 
 def _number(config: Any, *names: str) -> int | None:
@@ -158,65 +128,63 @@ def _own_settings(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names if name in held}
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingStep:
-    """What the memory of a training step depends on."""
+def step_memory(
+    shape: Mapping[str, Any],
+    batch: int,
+    length: int,
+    *,
+    half: bool = False,
+    segment: int = 0,
+    shards: int = 1,
+    on_cpu: bool = True,
+) -> dict[str, int]:
+    """Estimate the bytes that one process takes at its largest stage, by what they are for.
 
-    parameters: int
-    """Trainable numbers in the model."""
-    layers: int
-    """Blocks."""
-    width: int
-    """Width of a block."""
-    columns: int
-    """Columns of the logits."""
-    micro_batch: int
-    """Sequences per forward pass."""
-    length: int
-    """Input positions of each."""
-    half: bool = False
-    """Whether matrix products run in bfloat16."""
-    checkpointing: bool = False
-    """Whether activations are recomputed."""
-    segment: int = 1
-    """Checkpointed layers in a row that keep one input between them."""
-    shards: int = 1
-    """Devices that share parameters, gradients and optimizer state (FSDP)."""
-    on_cpu: bool = True
-    """Whether the process itself lies in the same memory."""
-    fused: bool = False
-    """Whether the model works piece by piece (HyenaDNA of order 2) and keeps only running sums."""
+    Parameters
+    ----------
+    shape
+        ``parameters``, ``layers``, ``width``, ``columns`` and ``piecewise`` as :func:`describe`
+        gives them.
+    batch, length
+        Sequences per forward pass, and input positions of each.
+    half
+        Whether matrix products run in bfloat16.
+    segment
+        Checkpointed layers in a row that keep one input between them; 0 without checkpointing.
+    shards
+        Devices that share parameters, gradients and optimizer state (FSDP).
+    on_cpu
+        Whether the process itself lies in the same memory.
 
-    def memory(self) -> dict[str, int]:
-        """Estimate the bytes that one process takes at its largest stage, by what they are for.
-
+    Returns
+    -------
+    dict
         ``parameters``, ``gradients``, ``optimizer`` (running means of AdamW), ``activations`` (kept
         from forward to backward), ``workspace`` (of the operator at work), ``process`` and
         ``total``.
-        """
-        positions = self.micro_batch * self.length
-        inputs = -(-self.layers // self.segment) + self.segment - 1
-        kept = inputs + _KEPT if self.checkpointing else self.layers * _KEPT
-        size = 3 if self.half else 4  # about half of the kept values stay float32
-        share = 4 * self.parameters // self.shards
-        activations = positions * (kept * self.width * size + 12 * self.columns)
-        workspace = _FFT_COPIES * 4 * positions * self.width * 2
-        if self.fused:
-            layers = self.layers
-            sums, filters = (inputs + 5, 2) if self.checkpointing else (2 * layers + 2, layers + 1)
-            if 4 * positions * self.width <= KEEP_BYTES:
-                sums += 1 if self.checkpointing else layers
-            values = positions * sums + self.length * filters
-            activations = 4 * self.width * values + 24 * self.columns * positions
-            group = min(self.width, max(_FUSED_GROUP, (1 << 25) // max(1, positions)))
-            transforms = max(1 << 20, min(16 * self.length, max(4 * self.length, 1 << 22)))
-            workspace = 8 * positions * group + 40 * min(transforms, positions * self.width)
-        parts = {
-            "parameters": share,
-            "gradients": share,
-            "optimizer": 2 * share,
-            "activations": activations,
-            "workspace": workspace,
-            "process": _PROCESS if self.on_cpu else 0,
-        }
-        return {**parts, "total": sum(parts.values())}
+    """
+    layers, width, columns = shape["layers"], shape["width"], shape["columns"] or 0
+    positions = batch * length
+    inputs = -(-layers // segment) + segment - 1 if segment else layers
+    kept = inputs + _KEPT if segment else layers * _KEPT
+    size = 3 if half else 4  # about half of the kept values stay float32
+    share = 4 * shape["parameters"] // shards
+    activations = positions * (kept * width * size + 12 * columns)
+    workspace = _FFT_COPIES * 4 * positions * width * 2
+    if shape["piecewise"]:
+        sums, filters = (inputs + 5, 2) if segment else (2 * layers + 2, layers + 1)
+        if 4 * positions * width <= KEEP_BYTES:
+            sums += 1 if segment else layers
+        activations = 4 * width * (positions * sums + length * filters) + 24 * columns * positions
+        group = min(width, max(_FUSED_GROUP, (1 << 25) // max(1, positions)))
+        transforms = max(1 << 20, min(16 * length, max(4 * length, 1 << 22)))
+        workspace = 8 * positions * group + 40 * min(transforms, positions * width)
+    parts = {
+        "parameters": share,
+        "gradients": share,
+        "optimizer": 2 * share,
+        "activations": activations,
+        "workspace": workspace,
+        "process": _PROCESS if on_cpu else 0,
+    }
+    return {**parts, "total": sum(parts.values())}

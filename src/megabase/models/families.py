@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -141,14 +141,9 @@ def register_family(family: Family) -> None:
     FAMILIES.register(family.name, family)
 
 
-def all_families() -> Iterator[Family]:
-    """Give every family, those of installed packages last."""
-    return (FAMILIES[name] for name in FAMILIES)
-
-
 def family_of(model_type: str) -> Family | None:
     """Give the family of a ``model_type``, or None when it is not known."""
-    for family in all_families():
+    for family in FAMILIES.values():
         if family.config_class().model_type == model_type:
             return family
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -33,9 +33,26 @@ IGNORE_INDEX = -100
 _SPECIAL = [number for token, number in VOCABULARY.items() if token.startswith("[")]
 """Ids that generation never draws: only letters are DNA."""
 
+HEADS = {
+    "classes": ("sequence-classification", "single_label_classification"),
+    "multi_label": ("sequence-classification", "multi_label_classification"),
+    "regression": ("sequence-classification", "regression"),
+    "nucleotides": ("token-classification", "single_label_classification"),
+}
+"""Kind of labels -> kind of model, and the name that transformers has for its problem."""
+
 Strand = tuple[Tensor, Tensor | None]
 """Hidden vectors of one strand, in its own direction, (batch, length, width), and a mask that is
 True at real tokens, (batch, length), or None."""
+
+
+def label_fields(kind: str, names: Sequence[str]) -> dict[str, Any]:
+    """Give the fields of a configuration that say what a head answers."""
+    return {
+        "problem_type": HEADS[kind][1],
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
 
 
 def _share(loss: Tensor, items: Tensor | int) -> Tensor:

@@ -21,6 +21,7 @@ from megabase.models.adapt.prompt import PromptedModel, load_prompt, read_prompt
 from megabase.models.auto import find_kind, load_config, load_model, load_tokenizer, resolve_model
 from megabase.models.checkpoints.checks import model_digest, require_finite_weights
 from megabase.models.families import family_of
+from megabase.models.heads import HEADS
 from megabase.models.tokenizers.encoder import TokenEncoder
 from megabase.untrusted import parse_yaml, read_text
 
@@ -229,8 +230,7 @@ def _load_prompted(
     else:
         folder = resolve_model(spec)
         prompted, name = load_prompt(prompt, folder, device=device), _shown_name(spec, folder)
-    by_base = prompted.spec.kind == "nucleotides"
-    kind = "token-classification" if by_base else "sequence-classification"
+    kind, _ = HEADS[prompted.spec.kind]
     strands = bool(read_prompt(prompt).facts.get("strand_average", False))
     return Loaded(prompted, kind, f"{name} + prompt {Path(prompt).name}", folder, strands)
 
@@ -290,22 +290,19 @@ def find_class(names: Sequence[str], wanted: str | int, model: str) -> int:
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside a ``with`` block; restore the mode of every module."""
+def inference_mode(model: nn.Module, gradients: bool = False) -> Iterator[None]:
+    """Switch dropout, and gradients unless they are wanted, off inside a ``with`` block.
+
+    The mode of every module is restored.
+    """
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        yield
+        with torch.enable_grad() if gradients else torch.inference_mode():
+            yield
     finally:
         for module, flag in training.items():
             module.training = flag
-
-
-@contextmanager
-def inference_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout and gradients off inside a ``with`` block; restore the modes."""
-    with evaluation_mode(model), torch.inference_mode():
-        yield
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from megabase.layers.linear import can_read
 from megabase.layers.mamba import MambaMixer, RMSNorm
 from megabase.layers.rcps import RCPSEmbedding, RCPSHead
 from megabase.models.base import DNAModel, LanguageModelConfig, Problems, optimizer_groups
+from megabase.models.checkpoints.published import ConvertedModel, build
+from megabase.models.families import family_of
 
 _IGNORED_MIXER_KEYS = ("layer", "use_fast_path", "device", "dtype")
 """Entries of a published ``ssm_cfg`` that do not change the numbers: the kind of mixer, which is
@@ -273,7 +275,31 @@ def read_shapes(
     return settings
 
 
-def without_lm_head(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Give a classifier's tensors, and the names of a language-model head that it carries along."""
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
-    return kept, tuple(name for name in tensors if name not in kept)
+def build_found(
+    config: StateSpaceConfig,
+    tensors: Mapping[str, Tensor],
+    source: object,
+    *,
+    bare: bool,
+    notes: Sequence[str],
+    dropped: tuple[str, ...],
+) -> ConvertedModel:
+    """Build the classifier, the bare model or the language model that tensors are of.
+
+    A language-model head that a classifier carries along is left out.
+    """
+    family = family_of(config.model_type)
+    assert family is not None
+    classes = family.classes()
+    if "score.weight" in tensors:
+        dropped += tuple(name for name in tensors if name.startswith("lm_head."))
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in dropped}
+        model_class = classes["sequence-classification"]
+    elif bare:
+        model_class = classes["base"]
+        prefix = f"{model_class.base_model_prefix}."
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    else:
+        model_class = next(classes[kind] for kind in ("masked-lm", "causal-lm") if kind in classes)
+    model, _ = build(model_class, config, tensors, source, computed="complement_map$")
+    return ConvertedModel(model, tuple(notes), dropped)

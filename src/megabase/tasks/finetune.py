@@ -7,18 +7,18 @@ scored once, with that checkpoint, at the end.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from megabase.models.adapt.build import Labels, build_classifier, save_classifier
+from megabase.models.adapt.build import build_classifier
+from megabase.models.adapt.lora import save_classifier
 from megabase.models.base import checkpoint_activations
 from megabase.settings import StartConfig, part_of
 from megabase.tasks.config import FinetuneConfig
-from megabase.tasks.labeled import LabeledResult, LabeledRun, measure_splits
+from megabase.tasks.labeled import LabeledRun, measure_splits
 from megabase.tasks.labeled_data import describe_data, read_splits
-from megabase.tasks.run import Done, Plan, execute, spread, sweep
+from megabase.tasks.run import Done, Plan, RunResult, execute, spread, sweep
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -27,19 +27,9 @@ if TYPE_CHECKING:
     from megabase.data.batches import LabeledBatches
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinetuneResult(LabeledResult):
-    """What a run came to; its ``best`` folder (without validation ``last``) is the model."""
-
-    tokens_per_second: float
-    """Real input tokens (no padding) by training second."""
-    bases_per_second: float
-    """The same in bases, of sequences of average length: comparable between tokenizers."""
-
-
 def finetune(
     config: FinetuneConfig, *, dry_run: bool = False, console: Console | None = None
-) -> FinetuneResult | None:
+) -> RunResult | None:
     """Train a model on labeled sequences and measure it.
 
     Parameters
@@ -51,6 +41,14 @@ def finetune(
     console
         Where to show the plan and the progress; None shows nothing.
 
+    Returns
+    -------
+    RunResult
+        With ``parameters`` of the model (tied ones once), ``kind``, ``classes``, ``epochs`` over
+        the training rows, ``monitor`` that chose the checkpoint, ``training_seconds`` of the steps,
+        ``tokens_per_second`` of them (padding left out), and ``bases_per_second``, of sequences of
+        average length: comparable between tokenizers.
+
     Raises
     ------
     MegabaseError
@@ -59,7 +57,7 @@ def finetune(
     """
     predictions, padding = config.predictions, config.head.padding
 
-    def conclude(done: Done) -> FinetuneResult:
+    def conclude(done: Done) -> RunResult:
         return _conclude(done, predictions=predictions, padding=padding)
 
     return execute(
@@ -73,8 +71,9 @@ def plan_run(config: FinetuneConfig, fabric: Fabric) -> Plan:
     run = LabeledRun(config, start)
     run.tokenize()
     torch.manual_seed(config.seed)
+    kind, classes = run.train.kind, run.train.classes
     model: Any = build_classifier(
-        start, config.head, lora, run.family, run.labels, run.tokens, run.longest
+        start, config.head, lora, run.family, kind, classes, run.tokens, run.longest
     )
     if config.activation_checkpointing:
         checkpoint_activations(model, config.checkpointing_stretch)
@@ -99,23 +98,23 @@ def plan_run(config: FinetuneConfig, fabric: Fabric) -> Plan:
     )
 
 
-def _conclude(done: Done, *, predictions: bool, padding: str) -> FinetuneResult:
+def _conclude(done: Done, *, predictions: bool, padding: str) -> RunResult:
     """Score valid and test with the chosen checkpoint, read back from its folder."""
     from megabase.models.auto import load_model
 
     plan, metrics = done.plan, {}
     if not done.stopped and plan.evaluations:
-        train = plan.splits["train"]
-        task = Labels(train.kind, train.classes).task
-        model = load_model(done.chosen, task, device=done.fabric.device)
+        model = load_model(done.chosen, device=done.fabric.device)
         metrics = measure_splits(done, model, predictions=predictions, padding=padding)
     batches, stages = cast("LabeledBatches", plan.batches), done.drawn()
     tokens = sum(batches.token_count(stage, 0, count, length) for stage, length, count in stages)
     bases = sum(count for *_, count in stages) * float(plan.splits["train"].lengths.mean())
-    seconds = done.outcome.progress.seconds if done.outcome is not None else 0.0
-    return FinetuneResult.of(
+    seconds = done.seconds
+    return RunResult.of(
         done,
         metrics,
+        epochs=done.epochs,
+        training_seconds=seconds,
         tokens_per_second=tokens / seconds if seconds else 0.0,
         bases_per_second=bases / seconds if seconds else 0.0,
     )
@@ -127,7 +126,7 @@ def finetune_seeds(
     *,
     dry_run: bool = False,
     console: Console | None = None,
-) -> list[FinetuneResult]:
+) -> list[RunResult]:
     """Run a fine-tuning once for each seed, in ``OUTPUT/seed-N``; results in their order.
 
     The seed decides the new weights, the order of the rows, the dropout and, where validation rows
@@ -136,7 +135,7 @@ def finetune_seeds(
     ``OUTPUT/result.json``, unless a signal stopped a run (then the last).
     """
 
-    def summarize(results: list[FinetuneResult]) -> tuple[dict[str, Any], None]:
+    def summarize(results: list[RunResult]) -> tuple[dict[str, Any], None]:
         summary: dict[str, dict[str, dict[str, float | None]]] = {}
         for split in ("valid", "test"):
             for name in getattr(results[0], split):
@@ -148,7 +147,6 @@ def finetune_seeds(
         config,
         {f"seed-{seed}": {"seed": seed} for seed in seeds},
         finetune,
-        FinetuneResult,
         lambda one: describe_data(read_splits(one), one.trained),
         summarize,
         dry_run=dry_run,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,40 +45,20 @@ _EVAL_BATCH = 16
 """Queries of a validation batch by default; each is many times as long as its sequence."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class InContextResult(RunResult):
-    """What a run came to; written to ``result.json``."""
-
-    model: str
-    """Name of the model that it started from."""
-    tune: str
-    """What was trained: none, prompt or all."""
-    shots: int
-    """Demonstrations of each class."""
-    samples: int
-    """Training queries; 0 without training."""
-    vectors: int
-    """Soft-prompt tokens."""
-    examples: str
-    """Where the demonstrations of valid and test queries came from."""
-    letters: dict[str, str]
-    """Class to letter."""
-    tokens: int
-    """Tokens of a query with its demonstrations and prompt."""
-
-
 def in_context(
     config: InContextConfig, *, dry_run: bool = False, console: Console | None = None
-) -> InContextResult | None:
+) -> RunResult | None:
     """Evaluate a language model on queries behind demonstrations, after tuning on request.
 
-    Arguments and errors are those of :func:`megabase.tasks.finetune.finetune`.
+    Arguments and errors are those of :func:`megabase.tasks.finetune.finetune`. The result has
+    ``model``, ``tune`` and ``examples`` as in the settings, ``shots`` of each class, ``samples``,
+    the training queries (0 without training), ``vectors``, the soft-prompt tokens, ``letters`` by
+    class, and ``tokens`` of a query with its demonstrations and prompt.
     """
     tune = config.tune
 
-    def conclude(done: Done) -> InContextResult:
-        found = {} if done.stopped else _measure(done, tune)
-        return InContextResult.of(done, found, **done.plan.facts)
+    def conclude(done: Done) -> RunResult:
+        return RunResult.of(done, {} if done.stopped else _measure(done, tune))
 
     return execute(
         config, lambda fabric: _plan(config, fabric), conclude, dry_run=dry_run, console=console
@@ -173,11 +153,10 @@ def _plan(config: InContextConfig, fabric: Fabric) -> Plan:
         if not prompts:
             write_model(folder, model, tokenizer, state)
             return
-        path = Path(config.model)
         save_prompt(
             asked,  # pyright: ignore[reportArgumentType]
             folder,
-            model=str(path.absolute()) if path.exists() else config.model,
+            model=config.model,
             state=state,
             facts={"shots": shots, "examples": "one draw of the training rows"},
             spec=_fixed_examples(asked.spec, batches, shots),  # pyright: ignore[reportArgumentType]
@@ -317,7 +296,7 @@ def in_context_grid(
     *,
     dry_run: bool = False,
     console: Console | None = None,
-) -> list[InContextResult]:
+) -> list[RunResult]:
     """Run every number of shots with every number of samples, and write one table.
 
     Each run is in ``OUTPUT/shots-K`` or ``OUTPUT/shots-K-samples-N``. With ``resume``, finished
@@ -332,7 +311,7 @@ def in_context_grid(
             name = f"shots-{number}" + (f"-samples-{size}" if samples else "")
             members[name] = {"shots": number, "samples": size}
 
-    def summarize(results: list[InContextResult]) -> tuple[dict[str, Any], str]:
+    def summarize(results: list[RunResult]) -> tuple[dict[str, Any], str]:
         facts = {
             "tuned": lambda one: one.tune,
             "shots": lambda one: str(one.shots),
@@ -346,7 +325,6 @@ def in_context_grid(
         config,
         members,
         in_context,
-        InContextResult,
         lambda one: describe_data(_read_splits(one)[0], one.model),
         summarize,
         dry_run=dry_run,

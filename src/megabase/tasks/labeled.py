@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from megabase.errors import ConfigError
 from megabase.evaluate import metrics
 from megabase.evaluate.base_probabilities import NucleotidePredictions
 from megabase.genome import alphabet
-from megabase.models.adapt.build import Labels, build_encoder, family_of_start
+from megabase.models.adapt.build import build_encoder
+from megabase.models.heads import HEADS
 from megabase.objectives.labels import (
     LabelTokens,
     NucleotideLabels,
@@ -25,7 +26,7 @@ from megabase.objectives.labels import (
 from megabase.settings import HeadConfig, Stage, StartConfig, TrainConfig, part_of
 from megabase.tasks.config import LabeledConfig
 from megabase.tasks.labeled_data import describe_data, read_splits, split_lines
-from megabase.tasks.run import Done, Plan, RunResult, lay_out, write_arrays
+from megabase.tasks.run import Done, Plan, lay_out, write_arrays
 from megabase.training.evaluation import EvalSet, evaluate
 
 if TYPE_CHECKING:
@@ -64,14 +65,12 @@ class LabeledRun:
             names.append(self.monitor)
         metrics.check(names, kind)
         self.names = tuple(names)
-        self.labels = Labels(kind, self.train.classes)
-        self.family = family_of_start(start, task or self.labels.task)
-        self.tokens = build_encoder(
+        self.family, self.tokens = build_encoder(
             start,
             config.head,
-            self.family,
+            task or HEADS[kind][0],
             lambda: (alphabet.decode(self.train.sequence(i)) for i in range(len(self.train))),
-            per_base=self.labels.per_base,
+            per_base=kind == "nucleotides",
         )
         self.rows: dict[tuple[str, bool], Ragged] = {}
         """Tokens by split and by strand (True: the reverse complement)."""
@@ -165,6 +164,12 @@ class LabeledRun:
             notes=notes,
             hints=(leak_hint(splits),),
             trains=trains,
+            facts={
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "kind": self.train.kind,
+                "classes": list(self.train.classes),
+                "monitor": self.monitor if trains and "valid" in splits else "none",
+            },
         )
 
     def _batches(self) -> dict[str, LabeledBatches]:
@@ -354,34 +359,3 @@ def measure_splits(
     if done.fabric.global_rank == 0 and kept:
         write_arrays(done.run / "outputs.npz", kept)
     return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabeledResult(RunResult):
-    """What a run on labeled sequences comes to."""
-
-    parameters: int
-    """Those of the model, tied ones once."""
-    kind: str
-    classes: list[str]
-    epochs: float
-    """Passes over the training rows."""
-    monitor: str
-    """What chose the checkpoint."""
-    training_seconds: float
-    """Time of the training steps."""
-
-    @classmethod
-    def of(cls, done: Done, metrics: Mapping[str, dict[str, float]], **more: Any) -> Self:
-        """Build the result of a run from its metrics by split; `more` are fields of the verb."""
-        plan, train = done.plan, done.plan.splits["train"]
-        valid = plan.evaluations.get("valid") if done.outcome is not None else None
-        facts: dict[str, Any] = {
-            "parameters": sum(p.numel() for p in plan.model.parameters()),
-            "kind": train.kind,
-            "classes": list(train.classes),
-            "epochs": sum(count for *_, count in done.drawn()) / len(train),
-            "monitor": valid.monitor if valid is not None else "none",
-            "training_seconds": done.outcome.progress.seconds if done.outcome is not None else 0.0,
-        }
-        return super().of(done, metrics, **{**facts, **more})

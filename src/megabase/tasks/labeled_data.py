@@ -200,9 +200,12 @@ def start_record(model: str | None) -> dict[str, str]:
     if model is None:
         return {}
     from megabase.models.auto import resolve_model
-    from megabase.models.checkpoints.checks import weights_checksum
 
-    return {"model": model, "sha256": weights_checksum(resolve_model(model))}
+    folder, found = resolve_model(model), hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        with file.open("rb") as opened:
+            found.update(hashlib.file_digest(opened, "sha256").digest())
+    return {"model": model, "sha256": found.hexdigest()}
 
 
 def describe_data(splits: Mapping[str, LabeledSequences], model: str | None) -> dict[str, Any]:

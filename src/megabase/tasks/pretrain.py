@@ -28,7 +28,7 @@ from megabase.genome.store import Genome
 from megabase.models.adapt.build import build_language_model
 from megabase.models.base import checkpoint_activations
 from megabase.models.checkpoints.convert import write_model
-from megabase.models.describe import TrainingStep
+from megabase.models.describe import step_memory
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.objectives.base import OBJECTIVES, Objective
 from megabase.objectives.language import CausalLM
@@ -296,22 +296,24 @@ def _largest(
     model: PreTrainedModel, settings: TrainConfig, schedule: LengthSchedule, *, on_cpu: bool
 ) -> dict[str, int]:
     """Estimate the memory of the stage that needs most."""
-    shape: Any = model.config
+    config: Any = model.config
+    shape = {
+        "parameters": model.num_parameters(),
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "columns": getattr(config, "vocab_rows", config.vocab_size),
+        "piecewise": getattr(config, "works_piecewise", False),
+    }
     estimates = [
-        TrainingStep(
-            parameters=model.num_parameters(),
-            layers=shape.num_hidden_layers,
-            width=shape.hidden_size,
-            columns=getattr(shape, "vocab_rows", shape.vocab_size),
-            micro_batch=point.micro_batch,
-            length=-(-point.length // settings.devices.context_parallel),
+        step_memory(
+            shape,
+            point.micro_batch,
+            -(-point.length // settings.devices.context_parallel),
             half=settings.precision != "fp32",
-            checkpointing=settings.activation_checkpointing,
-            segment=settings.checkpointing_stretch,
+            segment=settings.checkpointing_stretch if settings.activation_checkpointing else 0,
             shards=schedule.world if settings.devices.strategy == "fsdp" else 1,
             on_cpu=on_cpu,
-            fused=getattr(shape, "works_piecewise", False),
-        ).memory()
+        )
         for point, _ in schedule.stages()
     ]
     return max(estimates, key=lambda estimate: estimate["total"])

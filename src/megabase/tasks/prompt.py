@@ -7,7 +7,7 @@ once, with that prompt, at the end.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,9 @@ from megabase.models.tokenizers.encoder import TokenEncoder
 from megabase.objectives.labels import LabelTokens
 from megabase.settings import StartConfig
 from megabase.tasks.config import PromptConfig, PromptSettings
-from megabase.tasks.labeled import LabeledResult, LabeledRun, measure_splits
+from megabase.tasks.labeled import LabeledRun, measure_splits
 from megabase.tasks.labeled_data import describe_data, read_splits
-from megabase.tasks.run import Done, Plan, execute, results_table, sweep
+from megabase.tasks.run import Done, Plan, RunResult, execute, results_table, sweep
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -32,30 +32,18 @@ if TYPE_CHECKING:
     from megabase.models.adapt.prompt import PromptedModel, PromptSpec
 
 
-@dataclass(frozen=True, kw_only=True)
-class PromptResult(LabeledResult):
-    """What a run came to; ``prompt`` in its folder is the saved prompt."""
-
-    model: str
-    """Name of the frozen model."""
-    length: int
-    """Soft-prompt tokens."""
-    position: str
-    answer: str
-    prompt_bytes: int
-    """Size of the saved prompt."""
-
-
 def learn_prompt(
     config: PromptConfig, *, dry_run: bool = False, console: Console | None = None
-) -> PromptResult | None:
+) -> RunResult | None:
     """Learn a prompt for a frozen model and measure it.
 
-    Arguments and errors are those of :func:`megabase.tasks.finetune.finetune`.
+    Arguments, errors and the result are those of :func:`megabase.tasks.finetune.finetune`, without
+    the speeds; with ``model``, ``length`` in soft-prompt tokens, ``position``, ``answer`` and
+    ``prompt_bytes``, the size of the prompt that is saved in ``prompt``.
     """
     model, predictions, padding = config.model, config.predictions, config.head.padding
 
-    def conclude(done: Done) -> PromptResult:
+    def conclude(done: Done) -> RunResult:
         found: dict[str, dict[str, float]] = {}
         if not done.stopped:
             prompted = _keep_best(done)
@@ -65,11 +53,11 @@ def learn_prompt(
                 done, prompted, predictions=predictions, padding=padding, columns=columns
             )
         prompted, folder = done.plan.model, done.run / "prompt"
-        return PromptResult.of(
+        return RunResult.of(
             done, found, model=model, length=prompted.spec.length,
             position=prompted.spec.position, answer=prompted.spec.answer,
             parameters=sum(p.numel() for p in prompted.model.parameters()),
-            trained_parameters=prompted.trained_parameters,
+            epochs=done.epochs, training_seconds=done.seconds,
             prompt_bytes=sum(file.stat().st_size for file in folder.glob("*")),
         )  # fmt: skip
 
@@ -109,10 +97,9 @@ def _plan(config: PromptConfig, fabric: Fabric) -> Plan:
         "reverse_complement": head.reverse_complement,
         "longest": int(run.rows["train", False].lengths.max(initial=1)),
     }
-    named = str(Path(config.model).absolute()) if Path(config.model).exists() else config.model
 
     def save(folder: Path, state: Mapping[str, Any] | None) -> None:
-        save_prompt(model, folder, model=named, state=state, facts=facts)
+        save_prompt(model, folder, model=config.model, state=state, facts=facts)
 
     return run.plan(
         fabric,
@@ -231,7 +218,7 @@ def prompt_lengths(
     *,
     dry_run: bool = False,
     console: Console | None = None,
-) -> list[PromptResult]:
+) -> list[RunResult]:
     """Learn a prompt of each length, in ``OUTPUT/length-N``, and write one table of them.
 
     With ``resume``, finished lengths are kept and the others go on or start. Unless a signal
@@ -240,7 +227,7 @@ def prompt_lengths(
     if not lengths:
         raise ConfigError("lengths is empty; give one or more whole numbers")
 
-    def summarize(results: list[PromptResult]) -> tuple[dict[str, Any], str]:
+    def summarize(results: list[RunResult]) -> tuple[dict[str, Any], str]:
         facts = {
             "vectors": lambda one: f"{one.length}",
             "parameters trained": lambda one: f"{one.trained_parameters:,}",
@@ -253,7 +240,6 @@ def prompt_lengths(
         config,
         {f"length-{n}": {"prompt": replace(config.prompt, length=n)} for n in lengths},
         learn_prompt,
-        PromptResult,
         lambda one: describe_data(read_splits(one), one.model),
         summarize,
         dry_run=dry_run,

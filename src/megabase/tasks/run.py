@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 _Config = TypeVar("_Config", bound=RunConfig)
 _Result = TypeVar("_Result")
-_Found = TypeVar("_Found", bound="RunResult")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +99,16 @@ class Done(NamedTuple):
         """Optimizer steps done."""
         return self.outcome.progress.step if self.outcome is not None else 0
 
+    @property
+    def seconds(self) -> float:
+        """Time of the training steps."""
+        return self.outcome.progress.seconds if self.outcome is not None else 0.0
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training rows."""
+        return sum(count for *_, count in self.drawn()) / len(self.plan.splits["train"])
+
     def drawn(self) -> list[tuple[int, int, int]]:
         """Give number, length and trained sequences of every stage."""
         left, found = self.steps, []
@@ -115,9 +125,11 @@ class Done(NamedTuple):
         return best if "valid" in self.plan.evaluations and best.is_dir() else self.run / "last"
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """What every run that is measured comes to; written to ``result.json``."""
+class RunResult(SimpleNamespace):
+    """What a run that is measured comes to; written to ``result.json``.
+
+    Beside these fields it has those that its verb names.
+    """
 
     run: str
     """Run folder."""
@@ -130,13 +142,13 @@ class RunResult:
     """Step of the checkpoint that was measured; None without validation or training."""
     seconds: float
     """Time of the whole call: reading, training, validation, test."""
-    valid: dict[str, float] = field(default_factory=dict)
+    valid: dict[str, float]
     """Loss and metrics of the validation rows."""
-    test: dict[str, float] = field(default_factory=dict)
+    test: dict[str, float]
     """Loss and metrics of the test rows."""
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
     """What a reader of the numbers has to know."""
-    signal: int | None = None
+    signal: int | None
     """Signal that stopped the run early; then nothing was measured."""
 
     @classmethod
@@ -157,7 +169,7 @@ class RunResult:
             "notes": plan.notes,
             "signal": outcome.signal if outcome is not None else None,
         }
-        return cls(**{**facts, **more})
+        return cls(**{**facts, **plan.facts, **more})
 
 
 def lay_out(settings: TrainConfig, fabric: Fabric, batches: Batches) -> LengthSchedule:
@@ -263,12 +275,11 @@ def spread(values: Sequence[float]) -> tuple[float, float | None]:
 def sweep(
     config: _Config,
     members: Mapping[str, Mapping[str, Any]],
-    verb: Callable[..., _Found | None],
-    kind: type[_Found],
+    verb: Callable[..., RunResult | None],
     data_of: Callable[[_Config], Mapping[str, Any]],
-    summarize: Callable[[list[_Found]], tuple[dict[str, Any], str | None]],
+    summarize: Callable[[list[RunResult]], tuple[dict[str, Any], str | None]],
     **shown: Any,
-) -> list[_Found]:
+) -> list[RunResult]:
     """Run `verb` once for each member of a sweep: a folder in the output, and changed settings.
 
     With ``resume``, finished runs are read from their folders (they must have had the inputs that
@@ -283,14 +294,14 @@ def sweep(
         resume = config.resume and (folder / "config.yaml").is_file()
         runs.append(replace(config, output=str(folder), resume=resume, **changes))
         check_run(runs[-1], to_yaml(runs[-1]))
-    results: list[_Found] = []
+    results: list[RunResult] = []
     with contextlib.nullcontext() if shown.get("dry_run") else RunFolder(output).owned():
         for one in runs:
             kept = None
             if one.resume:
                 data = partial(data_of, one)
                 kept = RunFolder(Path(one.output)).finished_result(to_yaml(one), data)
-            result = verb(one, **shown) if kept is None else kind(**kept)
+            result = verb(one, **shown) if kept is None else RunResult(**kept)
             if result is None:
                 continue
             results.append(result)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megabase.cli.parser import Verb
 from megabase.cli.streams import note
@@ -15,8 +15,6 @@ from megabase.errors import MegabaseError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
     from rich.console import Console
-
-    from megabase.models.describe import ModelDescription
 
 
 def _add_convert(parser: ArgumentParser) -> None:
@@ -110,35 +108,32 @@ def _info(args: Namespace) -> int:
     model = describe(args.model)
     if args.batch < 1 or (args.length is not None and args.length < 1):
         raise MegabaseError("--length and --batch must be at least 1")
-    if args.length is not None and model.longest is not None and args.length > model.longest:
+    longest = model["longest"]
+    if args.length is not None and longest is not None and args.length > longest:
         raise MegabaseError(
-            f"--length {args.length:,} is over the longest input of {model.path}, {model.longest:,}"
+            f"--length {args.length:,} is over the longest input of {model['path']}, {longest:,}"
         )
-    memory = _memory(model, args.length or model.longest, args.batch)
+    memory = _memory(model, args.length or longest, args.batch)
     if args.json:
-        described = {**dataclasses.asdict(model), "path": str(model.path), "memory": memory}
-        print(json.dumps(described, indent=2))
+        print(json.dumps({**model, "memory": memory}, indent=2))
     else:
         _show_model(console, model, memory, used_default=args.model is None)
     return 0
 
 
-def _memory(model: ModelDescription, length: int | None, batch: int) -> dict[str, int] | None:
+def _memory(model: dict[str, Any], length: int | None, batch: int) -> dict[str, int] | None:
     """Estimate bytes for scoring and for a training step; None where the formula does not apply."""
-    if model.layers is None or model.width is None or length is None:
+    if model["layers"] is None or model["width"] is None or length is None:
         return None
-    from megabase.models.describe import TrainingStep
+    from megabase.models.describe import step_memory
 
-    step = TrainingStep(
-        parameters=model.parameters, layers=model.layers, width=model.width,
-        columns=model.columns or 0, micro_batch=batch, length=length, fused=model.piecewise,
-    ).memory()  # fmt: skip
-    scoring = batch * length * (_SCORING_VALUES * 4 * model.width + 12 * (model.columns or 0))
-    stored = 4 * model.constants
+    step = step_memory(model, batch, length)
+    scoring = batch * length * (_SCORING_VALUES * 4 * model["width"] + 12 * (model["columns"] or 0))
+    stored = 4 * model["constants"]
     return {
         "length": length,
         "batch": batch,
-        "inference_bytes": _PROCESS_BYTES + 4 * model.parameters + stored + scoring,
+        "inference_bytes": _PROCESS_BYTES + 4 * model["parameters"] + stored + scoring,
         "training_step_bytes": step["total"] + stored,
     }
 
@@ -153,7 +148,7 @@ def _size(count: int) -> str:
 
 
 def _show_model(
-    console: Console, model: ModelDescription, memory: dict[str, int] | None, used_default: bool
+    console: Console, model: dict[str, Any], memory: dict[str, int] | None, used_default: bool
 ) -> None:
     from rich.table import Table
 
@@ -165,27 +160,27 @@ def _show_model(
         if value not in (None, "", ()):
             table.add_row(name, str(value))
 
-    row("model", f"{model.path}{' (packaged with megabase)' if used_default else ''}")
-    row("class", f"{model.class_name} ({model.model_type}, {model.kind})")
-    row("shape", f"{model.layers} layers of width {model.width}" if model.layers else "")
-    row("parameters", f"{model.parameters:,}")
-    row("constants", f"{model.constants:,} (stored, not trained)" if model.constants else "")
-    row("file size", _size(model.file_bytes))
-    row("longest input", f"{model.longest:,} tokens" if model.longest else "")
-    shown = ", ".join(model.labels[:_SHOWN_LABELS])
-    more = len(model.labels) - _SHOWN_LABELS
+    row("model", f"{model['path']}{' (packaged with megabase)' if used_default else ''}")
+    row("class", f"{model['class_name']} ({model['model_type']}, {model['kind']})")
+    row("shape", f"{model['layers']} layers of width {model['width']}" if model["layers"] else "")
+    row("parameters", f"{model['parameters']:,}")
+    row("constants", f"{model['constants']:,} (stored, not trained)" if model["constants"] else "")
+    row("file size", _size(model["file_bytes"]))
+    row("longest input", f"{model['longest']:,} tokens" if model["longest"] else "")
+    shown = ", ".join(model["labels"][:_SHOWN_LABELS])
+    more = len(model["labels"]) - _SHOWN_LABELS
     row("labels", shown + (f", and {more} more" if more > 0 else ""))
-    tokenizer = dict(model.tokenizer)
+    tokenizer = dict(model["tokenizer"])
     name = tokenizer.pop("class")
     row("tokenizer", f"{name} ({', '.join(f'{k} {v}' for k, v in tokenizer.items())})")
-    row("window shift", model.settings.get("window_shift"))
+    row("window shift", model["settings"].get("window_shift"))
     if memory is not None:
         at = f"at {memory['batch']} x {memory['length']:,} tokens, estimated"
         row("memory, scoring", f"{_size(memory['inference_bytes'])} {at}")
         row("memory, training", f"{_size(memory['training_step_bytes'])} {at}")
-    if model.source:
-        row("converted from", model.source.get("source"))
-        for text in model.source.get("notes", []):
+    if model["source"]:
+        row("converted from", model["source"].get("source"))
+        for text in model["source"].get("notes", []):
             row("", f"note: {text}")
     console.print(table, markup=False)
 

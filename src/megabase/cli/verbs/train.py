@@ -18,9 +18,7 @@ from megabase.tasks.config import FinetuneConfig, InContextConfig, PretrainConfi
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from megabase.tasks.finetune import FinetuneResult
-    from megabase.tasks.in_context import InContextResult
-    from megabase.tasks.prompt import PromptResult
+    from megabase.tasks.run import RunResult
 
 _MODEL = "model folder, run folder, Hub name or `default`"
 """Help of the model that all verbs here take."""
@@ -166,7 +164,7 @@ def _finetune(args: Namespace) -> int:
     return _finish(results, _show_finetuned, args.picture)
 
 
-def _show_finetuned(results: list[FinetuneResult]) -> None:
+def _show_finetuned(results: list[RunResult]) -> None:
     """Print the metrics of one run, or mean and standard deviation of several."""
     from rich.console import Console
     from rich.table import Table
@@ -233,7 +231,7 @@ def _prompt(args: Namespace) -> int:
     return status
 
 
-def _draw_lengths(results: list[PromptResult], path: Path) -> None:
+def _draw_lengths(results: list[RunResult], path: Path) -> None:
     """Draw the chosen metric against the length."""
     from megabase.genome.files import write_whole
     from megabase.report.plots import draw_lengths
@@ -254,7 +252,7 @@ def _draw_lengths(results: list[PromptResult], path: Path) -> None:
     note(f"wrote {path}")
 
 
-def _show_prompts(results: list[PromptResult]) -> None:
+def _show_prompts(results: list[RunResult]) -> None:
     """Print the metrics, one column for each prompt."""
     first = results[0]
     heads = {
@@ -298,7 +296,7 @@ def _icl(args: Namespace) -> int:
     return _finish(_runs(args, config, in_context, in_context_grid, *lists), _show_in_context)
 
 
-def _show_in_context(results: list[InContextResult]) -> None:
+def _show_in_context(results: list[RunResult]) -> None:
     """Print the metrics, one column for each run."""
     heads = {
         "shots": [str(result.shots) for result in results],

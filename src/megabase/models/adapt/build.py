@@ -6,17 +6,16 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from megabase.errors import ConfigError
-from megabase.models.adapt.lora import add_adapters, merged_state, save_adapter
+from megabase.models.adapt.lora import add_adapters
 from megabase.models.auto import (
     load_config,
     load_model,
@@ -25,8 +24,8 @@ from megabase.models.auto import (
     resolve_model,
 )
 from megabase.models.checkpoints.checks import check_config
-from megabase.models.checkpoints.convert import write_model
-from megabase.models.families import FAMILIES, Family, all_families, family_of
+from megabase.models.families import FAMILIES, Family, family_of
+from megabase.models.heads import HEADS, label_fields
 from megabase.models.presets import find_preset
 from megabase.models.tokenizers.bpe import train_bpe
 from megabase.models.tokenizers.character import DNATokenizer
@@ -50,13 +49,6 @@ _BYTE_PAIRS = 4096
 """Tokens of a byte-pair vocabulary unless the settings give another number."""
 _POOLING_FIELDS = ("pooling", "pooling_strategy")
 """Names that the families give to the pooling of positions into one vector."""
-# Names of transformers for what a head answers.
-_PROBLEMS = {
-    "classes": "single_label_classification",
-    "multi_label": "multi_label_classification",
-    "regression": "regression",
-    "nucleotides": "single_label_classification",
-}
 
 
 def build_language_model(
@@ -81,7 +73,7 @@ def build_language_model(
         name, length = spec.family, spec.max_length or longest + _SPECIAL_POSITIONS
         fields = {"d_model": spec.d_model, "n_layer": spec.n_layer}
     if name not in FAMILIES or not FAMILIES[name].pretrained:
-        known = ", ".join(family.name for family in all_families() if family.pretrained)
+        known = ", ".join(family.name for family in FAMILIES.values() if family.pretrained)
         raise ConfigError(f"model.family is {name!r}; pretraining knows {known}")
     family = FAMILIES[name]
     if length is not None and family.length_field is not None:
@@ -153,81 +145,47 @@ def _check_objective(model: PreTrainedModel, objective: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Labels:
-    """The answers of a head."""
-
-    kind: str
-    """classes, multi_label, regression or nucleotides."""
-    names: tuple[str, ...]
-    """One for each output."""
-
-    @property
-    def per_base(self) -> bool:
-        """Whether every base has a label of its own."""
-        return self.kind == "nucleotides"
-
-    @property
-    def task(self) -> str:
-        """Kind of model: one of :data:`megabase.models.families.KINDS`."""
-        return "token-classification" if self.per_base else "sequence-classification"
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """Fields of a model's configuration."""
-        return {
-            "problem_type": _PROBLEMS[self.kind],
-            "id2label": dict(enumerate(self.names)),
-            "label2id": {name: i for i, name in enumerate(self.names)},
-        }
-
-
-def family_of_start(start: StartConfig, task: str = "sequence-classification") -> str:
-    """Name the family of the model that a run starts from; it must have the kind of the task."""
-    if start.model is not None:
-        found = family_of(load_config(start.model).model_type)
-        name = "" if found is None else found.name
-    elif start.preset is not None:
-        name = find_preset(start.preset).family
-    else:
-        name = start.family or ""
-    if task not in FAMILIES[name].classes():
-        what = "nucleotides" if task == "token-classification" else "sequences"
-        fitting = [family.name for family in all_families() if task in family.classes()]
-        raise ConfigError(
-            f"family {name!r} has no model for labels of {what}; take one of {', '.join(fitting)}"
-        )
-    return name
-
-
 def build_encoder(
     start: StartConfig,
     head: HeadConfig,
-    family: str,
+    task: str,
     training: Callable[[], Iterable[str]],
     *,
-    per_base: bool = False,
-) -> TokenEncoder:
-    """Give the encoder of a fine-tuning run; `per_base` when every token has to be one base.
+    per_base: bool,
+) -> tuple[str, TokenEncoder]:
+    """Give the family of the model that a run starts from, and its encoder.
 
-    `training` gives the training sequences, for byte pairs that are learned from them. Raises
-    :class:`ConfigError` for an unknown tokenizer, or one that does not fit the other settings.
+    `training` gives the training sequences, for byte pairs that are learned from them; with
+    `per_base` every token has to be one base. Raises
+    :class:`ConfigError` when the family has no model of the kind `task`, and for an unknown
+    tokenizer, or one that does not fit the other settings.
     """
-    tokenizer = _tokenizer(start, family, training)
+    if start.model is not None:
+        found = family_of(load_config(start.model).model_type)
+        name = "" if found is None else found.name
+    else:
+        name = find_preset(start.preset).family if start.preset is not None else start.family or ""
+    if task not in FAMILIES[name].classes():
+        what = "nucleotides" if task == "token-classification" else "sequences"
+        fitting = [family.name for family in FAMILIES.values() if task in family.classes()]
+        raise ConfigError(
+            f"family {name!r} has no model for labels of {what}; take one of {', '.join(fitting)}"
+        )
+    tokenizer = _tokenizer(start, name, training)
     if per_base and (not isinstance(tokenizer, DNATokenizer) or head.special_tokens == "yes"):
         raise ConfigError(
             "labels of nucleotides need one token for each base: the tokenizer char, and no "
             f"special tokens (head.special_tokens); this one is {type(tokenizer).__name__}"
         )
     specials = head.special_tokens == "yes" or (
-        head.special_tokens == "auto" and FAMILIES[family].special_tokens
+        head.special_tokens == "auto" and FAMILIES[name].special_tokens
     )
     if specials and head.crop < 1:
         raise ConfigError(
             f"head.crop is {head.crop}: segments are cut out of the tokens, and would lose "
             "the special tokens around them; leave it out, or set head.special_tokens no"
         )
-    return TokenEncoder(tokenizer, specials)
+    return name, TokenEncoder(tokenizer, specials)
 
 
 def _tokenizer(start: StartConfig, family: str, training: Callable[[], Iterable[str]]) -> Any:
@@ -263,27 +221,30 @@ def build_classifier(
     head: HeadConfig,
     lora: LoraConfig,
     family: str,
-    labels: Labels,
+    kind: str,
+    names: Sequence[str],
     tokens: TokenEncoder,
     longest: int,
 ) -> PreTrainedModel:
     """Build a model with a head for labels, from torch's current seed.
 
-    `longest` is the longest sequence of all splits in tokens; a new model is built for it where its
-    family has such a setting and the settings do not say otherwise.
+    `kind` is that of the labels, `names` one for each output, and `longest` the longest sequence of
+    all splits in tokens; a new model is built for it where its family has such a setting and the
+    settings do not say otherwise.
     """
-    if labels.per_base and head.pooling is not None:
+    task, _ = HEADS[kind]
+    if task == "token-classification" and head.pooling is not None:
         raise ConfigError(
             f"head.pooling is {head.pooling}, but with labels of nucleotides every base "
             "answers for itself; leave it out"
         )
-    fields: dict[str, Any] = {**labels.fields, **_head_fields(start, head, family)}
+    fields: dict[str, Any] = {**label_fields(kind, names), **_head_fields(start, head, family)}
     if start.model is not None and not start.from_scratch:
-        model = load_model(start.model, labels.task, new_head=True, **fields).train()
+        model = load_model(start.model, task, new_head=True, **fields).train()
     else:
-        model = _new_classifier(start, family, labels.task, fields, tokens, longest)
+        model = _new_classifier(start, family, task, fields, tokens, longest)
     # For whoever loads the folder: what is answered, and how the run's metrics were taken.
-    model.config.label_kind = labels.kind
+    model.config.label_kind = kind
     model.config.strand_average = head.strand_average
     if head.freeze or head.freeze_blocks or head.freeze_embeddings:
         _freeze(model, head)
@@ -366,22 +327,3 @@ def _freeze(model: PreTrainedModel, head: HeadConfig) -> None:
         )
     for block in blocks[: head.freeze_blocks]:
         block.requires_grad_(False)
-
-
-def save_classifier(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    folder: Path,
-    state: Mapping[str, Tensor],
-    lora: LoraConfig,
-    start: str | None,
-) -> None:
-    """Write weights, configuration with class names and tokenizer into a folder that exists.
-
-    `state` is the full state dict, which may differ from the model's own when it is sharded.
-    Adapters are folded into the weights; where the settings ask for it, they are also written next
-    to them with the head, for which `start` names the model they were trained on.
-    """
-    if lora.rank and lora.save == "adapter":
-        save_adapter(model, folder / "adapter", state, lora, start)
-    write_model(folder, model, tokenizer, merged_state(model, state) if lora.rank else state)

@@ -9,9 +9,11 @@ from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from megabase.errors import ConfigError, MissingDependencyError
 from megabase.models.auto import resolve_model
+from megabase.models.checkpoints.convert import write_model
 from megabase.settings import LoraConfig
 
 _NAME = "default"
@@ -90,7 +92,7 @@ def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
     return [(name, m) for name, m in model.named_modules() if hasattr(m, "lora_A")]
 
 
-def merged_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _merged_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Fold adapters into the weights: a full state dict under the names of the plain model."""
     scales = {name: module.scaling[_NAME] for name, module in _adapted(model)}
     found: dict[str, Tensor] = {}
@@ -109,7 +111,7 @@ def merged_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Ten
     return found
 
 
-def save_adapter(
+def _save_adapter(
     model: Any, folder: Path, state: Mapping[str, Tensor], config: LoraConfig, start: str | None
 ) -> None:
     """Write adapter and head alone, in the format of peft, a few hundred kilobytes at most.
@@ -134,3 +136,22 @@ def save_adapter(
         base_model_name_or_path=str(resolve_model(start)),
     )
     settings.save_pretrained(str(folder))
+
+
+def save_classifier(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    folder: Path,
+    state: Mapping[str, Tensor],
+    lora: LoraConfig,
+    start: str | None,
+) -> None:
+    """Write weights, configuration with class names and tokenizer into a folder that exists.
+
+    `state` is the full state dict, which may differ from the model's own when it is sharded.
+    Adapters are folded into the weights; where the settings ask for it, they are also written next
+    to them with the head, for which `start` names the model they were trained on.
+    """
+    if lora.rank and lora.save == "adapter":
+        _save_adapter(model, folder / "adapter", state, lora, start)
+    write_model(folder, model, tokenizer, _merged_state(model, state) if lora.rank else state)

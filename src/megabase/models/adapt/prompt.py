@@ -28,6 +28,7 @@ from megabase.layers.pooling import POOLINGS, pool
 from megabase.models.auto import load_model
 from megabase.models.checkpoints.checks import require_finite_weights, weights_hash
 from megabase.models.families import family_of
+from megabase.models.heads import label_fields
 from megabase.untrusted import build, parsing, read_json, shown
 
 _Position = Literal["before", "after", "both"]
@@ -44,9 +45,6 @@ _LETTERS = {2: "AN", 3: "AGN", 4: "ACGN", 5: "ACGTN"}
 """Label tokens by the number of classes: the first two as published, the others likewise."""
 # What a position of the model's input is.
 _PAD, _PROMPT, _TOKEN, _END = range(4)
-# Names of transformers for what a prompt answers; it has none for nucleotides.
-_PROBLEMS = {"classes": "single_label_classification", "multi_label": "multi_label_classification",
-             "regression": "regression", "nucleotides": None}  # fmt: skip
 _NOISE = 0.02
 """Standard deviation of the initial soft-prompt tokens, as published."""
 _LONGEST_BLOCK = 1 << 24
@@ -202,7 +200,9 @@ class PromptedModel(nn.Module):
         self.head: nn.Linear | None = None
         if spec.answer == "head":
             self.head = nn.Linear(width, len(spec.classes), **options)
-        self.config = self._describe()
+        self.config: Any = copy.deepcopy(model.config)
+        for name, value in label_fields(spec.kind, spec.classes).items():
+            setattr(self.config, name, value)
         self.train(model.training)
 
     @property
@@ -227,14 +227,6 @@ class PromptedModel(nn.Module):
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.device
-
-    def _describe(self) -> Any:
-        """Give the model's configuration with the names of the answers in it."""
-        config: Any = copy.deepcopy(self.model.config)
-        config.id2label = dict(enumerate(self.spec.classes))
-        config.label2id = {name: i for i, name in enumerate(self.spec.classes)}
-        config.problem_type = _PROBLEMS[self.spec.kind]
-        return config
 
     def train(self, mode: bool = True) -> Self:
         """Switch dropout on or off, in the frozen model too."""
@@ -439,8 +431,8 @@ def save_prompt(
 ) -> None:
     """Write a prompt into a folder; its model is named, not copied.
 
-    `state` and `spec` stand in for the prompt's own: a gathered state dict, a spec with
-    demonstrations added. `facts` are further plain values.
+    `model` is its name; a path becomes absolute. `state` and `spec` stand in for the prompt's own:
+    a gathered state dict, a spec with demonstrations added. `facts` are further plain values.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -448,7 +440,7 @@ def save_prompt(
     record = {
         "format": _FORMAT,
         "megabase": __version__,
-        "model": model,
+        "model": str(Path(model).absolute()) if Path(model).exists() else model,
         "model_hash": weights_hash(prompted.model, next_token=spec.answer == "label_tokens"),
         **asdict(spec),
         "facts": dict(facts or {}),

@@ -6,21 +6,15 @@ from typing import Any
 
 import torch
 
-from megabase.models.caduceus import (
-    CaduceusConfig,
-    CaduceusForMaskedLM,
-    CaduceusForSequenceClassification,
-    CaduceusModel,
-)
+from megabase.models.caduceus import CaduceusConfig
 from megabase.models.checkpoints.published import (
     HEAD_RULE,
     ConvertedModel,
-    build,
     recorded_settings,
     renamed,
 )
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.state_space import read_shapes, without_lm_head
+from megabase.models.state_space import build_found, read_shapes
 
 _RULES = (HEAD_RULE, (r"^backbone\.", "caduceus.backbone."))
 """The bare model is published without the prefix of one with a head."""
@@ -56,13 +50,5 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
         notes.append("bidirectional_strategy is not recorded; taken as add, as in all published")
     found["ssm_cfg"] = {**settings.get("ssm_cfg", {}), **found["ssm_cfg"]}
     config = CaduceusConfig(**{**settings, **found, **overrides})
-    model_class: Any = CaduceusForMaskedLM
-    if "score.weight" in tensors:
-        model_class = CaduceusForSequenceClassification
-        tensors, spare = without_lm_head(tensors)
-        dropped += spare
-    elif head not in tensors and not config.tie_word_embeddings:
-        model_class = CaduceusModel
-        tensors = {name.removeprefix("caduceus."): tensor for name, tensor in tensors.items()}
-    model, _ = build(model_class, config, tensors, weights.path, computed="complement_map$")
-    return ConvertedModel(model, tuple(notes), dropped)
+    bare = head not in tensors and not config.tie_word_embeddings
+    return build_found(config, tensors, weights.path, bare=bare, notes=notes, dropped=dropped)

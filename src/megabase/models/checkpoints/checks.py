@@ -168,15 +168,6 @@ def weights_hash(model: PreTrainedModel, *, next_token: bool = False) -> str:
     return digest.hexdigest()
 
 
-def weights_checksum(folder: Path) -> str:
-    """Give the sha256 over the weight files of a model folder."""
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
-
-
 def _update(digest: Any, tensors: Mapping[str, Tensor], end: str) -> None:
     """Add names, types, shapes and values, in the order of the names."""
     for name, tensor in sorted(tensors.items()):

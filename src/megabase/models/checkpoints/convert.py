@@ -21,7 +21,7 @@ from megabase.genome.files import real_place, write_json, writing
 from megabase.models.auto import find_checkpoint, load_model, load_tokenizer
 from megabase.models.checkpoints.published import ConvertedModel
 from megabase.models.checkpoints.reader import Weights, read_weights
-from megabase.models.families import all_families, family_of
+from megabase.models.families import FAMILIES, family_of
 from megabase.models.tokenizers.character import DNATokenizer
 from megabase.untrusted import parsing
 
@@ -32,11 +32,11 @@ def _model_from_weights(weights: Weights, **overrides: Any) -> ConvertedModel:
     Overrides are fields of the family's configuration that win over what is inferred.
     """
     names = list(weights.tensors)
-    for family in all_families():
+    for family in FAMILIES.values():
         if family.recognizes(names):
             reader: Any = importlib.import_module(str(family.published))
             return reader.convert(weights, **overrides)
-    known = ", ".join(family.name for family in all_families() if family.published)
+    known = ", ".join(family.name for family in FAMILIES.values() if family.published)
     raise CheckpointError(
         f"{weights.path}: the tensor names are of no family that is converted ({known}); "
         f"found {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"

@@ -134,10 +134,6 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: Any = None
     return flat.as_strided(tuple(size), tuple(stride), offset)
 
 
-def _first(value: Any, *_: Any) -> Any:
-    return value
-
-
 def _rebuild_from_type(function: Any, _type: Any, arguments: Any, *_: Any) -> Any:
     if not isinstance(function, _Global) or function.module != "torch._utils":
         name = function if isinstance(function, _Global) else shown(function)

@@ -1,15 +1,12 @@
-"""Published DNABERT folders and weights, which call themselves just ``"bert"``."""
+"""Published DNABERT weights into models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from megabase.errors import ConfigError, ModelError
 from megabase.models.checkpoints.published import ConvertedModel, build
 from megabase.models.checkpoints.reader import Weights
 from megabase.models.dnabert import (
@@ -18,39 +15,11 @@ from megabase.models.dnabert import (
     DNABERTForSequenceClassification,
     DNABERTModel,
 )
-from megabase.models.tokenizers.kmer import DNABERTTokenizer, read_dnabert_vocabulary
 
 _EMBEDDING = "embeddings.word_embeddings.weight"
 """What tells the vocabulary and the width."""
 _HEAD_SIZE = 64
 """Width of an attention head in every BERT of the published sizes."""
-
-
-def is_dnabert(settings: Mapping[str, Any], folder: Path) -> bool:
-    """Tell whether a folder whose settings say ``bert`` has a vocabulary of k-mers."""
-    if not any(settings.get("vocab_size") == 4**k + 5 for k in range(3, 7)):
-        return False
-    try:
-        vocabulary = folder / "vocab.txt"
-        return not vocabulary.exists() or bool(read_dnabert_vocabulary(vocabulary))
-    except ModelError:
-        return False
-
-
-def load_tokenizer(folder: Path, config: DNABERTConfig) -> DNABERTTokenizer:
-    """Load the tokenizer of a DNABERT folder, whatever its ``tokenizer_config.json`` names.
-
-    ConfigError when its vocabulary does not fit its configuration.
-    """
-    if not (folder / "vocab.txt").exists():
-        return DNABERTTokenizer(k=int(config.k or 0))
-    tokenizer = DNABERTTokenizer.from_pretrained(folder)
-    if tokenizer.vocab_size != config.vocab_size:
-        raise ConfigError(
-            f"{folder}: the model reads {config.vocab_size} tokens, its vocab.txt has "
-            f"{tokenizer.vocab_size} ({tokenizer.k}-mers); the two files are of different models"
-        )
-    return tokenizer
 
 
 def convert(weights: Weights, **overrides: Any) -> ConvertedModel:

@@ -11,18 +11,12 @@ from typing import Any
 from megabase.models.checkpoints.published import (
     HEAD_RULE,
     ConvertedModel,
-    build,
     recorded_settings,
     renamed,
 )
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.mamba import (
-    MambaConfig,
-    MambaForCausalLM,
-    MambaForSequenceClassification,
-    MambaModel,
-)
-from megabase.models.state_space import read_shapes, without_lm_head
+from megabase.models.mamba import MambaConfig
+from megabase.models.state_space import build_found, read_shapes
 
 _RULES = (HEAD_RULE, (r"^backbone\.embeddings\.weight", "backbone.embedding.weight"))
 """The second is the name in transformers' own Mamba."""
@@ -44,13 +38,11 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
     if "residual_in_fp32" not in settings:
         notes.append("residual_in_fp32 is not recorded; taken as False (it matters below float32)")
     config = MambaConfig(**{**settings, **found, **overrides})
-    model_class: type[Any] = MambaForCausalLM
-    if "score.weight" in tensors:
-        model_class = MambaForSequenceClassification
-        tensors, spare = without_lm_head(tensors)
-        dropped += spare
-    elif bare and head not in tensors:
-        model_class = MambaModel
-        tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
-    model, _ = build(model_class, config, tensors, weights.path)
-    return ConvertedModel(model, tuple(notes), dropped)
+    return build_found(
+        config,
+        tensors,
+        weights.path,
+        bare=bare and head not in tensors,
+        notes=notes,
+        dropped=dropped,
+    )
