@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ OFF = dict.fromkeys(("embed_dropout", "resid_dropout", "attention_dropout"), 0.0
 HYENA: dict[str, Any] = {"d_model": 14, "n_layer": 2, "max_seq_len": 64, "filter_order": 8}
 MAMBA: dict[str, Any] = {"d_model": 10, "n_layer": 2, "ssm_cfg": {"d_state": 4}}
 
+
+DROPPING: dict[str, Callable[[], nn.Module]] = {
+    "hyena": lambda: hyena(embed_dropout=0.2, resid_dropout=0.2, hyena_dropout=0.2),
+    "gpt": lambda: gpt(embed_dropout=0.2, resid_dropout=0.2, attention_dropout=0.2),
+}
+"""Models with dropout everywhere."""
 
 SCORED = ("hyena order 2", "caduceus-ps")
 """Models whose probabilities of whole sequences are compared."""
@@ -148,8 +155,40 @@ def scored(name: str, length: int, group: Any) -> dict[str, float]:
     context_parallel(model, group, whole=True)
     ids = torch.randint(7, 11, (2, length))
     expected, found = token_log_probs(one, ids), token_log_probs(model, ids)
-    assert found.shape == ids.shape
-    return {"scored": float((found - expected).abs().max())}
+    assert bool((found.isnan() == expected.isnan()).all())  # a first base has nothing before it
+    assert not bool(found[:, 1:].isnan().any())
+    return {"scored": float((found - expected).nan_to_num().abs().max())}
+
+
+def dropped(name: str, length: int, group: Any, alone: Any) -> dict[str, float]:
+    """Give the largest differences between sharing and not, when numbers are drawn for dropout."""
+    torch.manual_seed(0)
+    one = perturb(DROPPING[name]())
+    model = copy.deepcopy(one)
+    ids = torch.randint(7, 11, (2, length))
+    sums = []
+    for given, where in ((one, alone), (model, group)):
+        shards = context_parallel(given, where)
+        own = ids[:, shards.part(length)]
+        torch.manual_seed(1)
+        logits = given(input_ids=own).logits
+        loss = shards.mean(*loss_sum(logits, shards.next_tokens(own)))
+        loss.backward()
+        shards.sum_gradients(given)
+        sums.append(loss.detach())
+    given = copy.deepcopy(one).eval()
+    context_parallel(given, alone)
+    undropped, _ = loss_sum(given(input_ids=ids).logits[:, :-1], ids[:, 1:])
+    assert float((undropped / ids[:, 1:].numel() - sums[0]).detach().abs()) > 1e-4
+    gradients = zip(model.parameters(), one.parameters(), strict=True)
+    return {
+        "loss": float((sums[0] - sums[1]).abs()),
+        "gradients": max(
+            float((p.grad - q.grad).abs().max())
+            for p, q in gradients
+            if p.grad is not None and q.grad is not None
+        ),
+    }
 
 
 def small(size: int) -> list[tuple[str, int, bool]]:
@@ -193,16 +232,27 @@ def in_group(folder: Path, size: int, run: Callable[[int, Any], Any]) -> list[An
     return [json.loads((folder / f"{size}-{rank}.json").read_text()) for rank in range(size)]
 
 
+def measure(
+    cases: list[tuple[str, int, bool]], size: int, rank: int, mesh: Any
+) -> dict[str, dict[str, float]]:
+    """Run all cases in one process of a group."""
+    found = {
+        f"{name}/{length}{'/padded' if masked else ''}": compare(name, length, mesh, masked)
+        for name, length, masked in cases
+    }
+    found |= {f"{name}/scored": scored(name, 13, mesh) for name in SCORED}
+    # Every process makes the group of every one.
+    alone = [dist.new_group([other]) for other in range(size)][rank]
+    return found | {f"{name}/dropped": dropped(name, 61, mesh, alone) for name in DROPPING}
+
+
 def main() -> None:
     folder, cases = Path(sys.argv[1]), {"small": small, "every": every}[sys.argv[2]]
     warnings.simplefilter("error")
     for library in ("torch", "transformers"):
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=rf"{library}\..*")
     for size in (2, 3, 4):
-        in_group(folder, size, lambda rank, mesh: {
-            f"{name}/{length}{'/padded' if masked else ''}": compare(name, length, mesh, masked)
-            for name, length, masked in cases(size)  # noqa: B023
-        } | {f"{name}/scored": scored(name, 13, mesh) for name in SCORED})  # fmt: skip
+        in_group(folder, size, partial(measure, cases(size), size))
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ def check(found: dict[str, dict[str, float]]) -> None:
     worst: dict[str, Any] = {
         case: values
         for case, values in found.items()
-        if max(value for key, value in values.items() if key != "scale") > EXACT
+        if not all(value <= EXACT for key, value in values.items() if key != "scale")
     }
-    assert not worst
+    assert not worst  # a difference that is not a number, too
     # Gradients that vanish would agree with anything.
     assert all(values["scale"] > 0.1 for values in found.values() if "scale" in values)
 
