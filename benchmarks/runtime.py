@@ -51,7 +51,7 @@ _KINDS = {"both": (False, True), "on": (True,), "off": (False,)}
 """Whether activations are checkpointed, for each series to measure."""
 _FEWEST, _TAIL = 3, 4
 """Points that a fit needs, and the longest ones it sees: at short lengths fixed costs dominate."""
-_SIZE = Size("runtime", 720, 430, 12.0)
+_SIZE = Size(720, 430, 12.0)
 """The plots stand in the width of a page."""
 
 
