@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -56,9 +56,12 @@ class LoadConfig(Settings):
     step_seconds: float = 1.5
     """A training step of the same shape: tiny-1k at 32 x 1,024 on two cores, float32."""
 
+    _limits: ClassVar[Mapping[str, str]] = {
+        "be at least 1": "bases batch length repeats",
+        "be above 0": "step_seconds",
+    }
+
     def _problems(self) -> Iterator[str]:
-        yield from self._at_least(1, "bases", "batch", "length", "repeats")
-        yield from self._above_zero("step_seconds")
         if self.genome is None and self.bases < 2 * self.length:
             yield "bases must be at least twice the length"
 
@@ -74,8 +77,9 @@ class StoreConfig(Settings):
     repeats: int = 5
     """Passes over the windows of which the median counts, after a cold one."""
 
+    _limits: ClassVar[Mapping[str, str]] = {"be at least 1": "contigs repeats"}
+
     def _problems(self) -> Iterator[str]:
-        yield from self._at_least(1, "contigs", "repeats")
         if self.bases < 100 * self.contigs:
             yield "bases must be at least 100 for each contig"
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -77,12 +77,16 @@ class GenerateConfig(Settings):
     seed: int = 0
     """Of the weights and the draws."""
 
+    _limits: ClassVar[Mapping[str, str]] = {
+        "be at least 1": "width layers batch repeats positions",
+        "be at least 0": "threads seed",
+    }
+
     def _problems(self) -> Iterator[str]:
         if self.model not in GENERATORS:
             yield f"model is one of {', '.join(GENERATORS)}, found {self.model!r}"
-        yield from self._at_least(1, "width", "layers", "batch", "repeats", "positions")
-        yield from self._at_least(32, "tokens")
-        yield from self._at_least(0, "threads", "seed")
+        if self.tokens < 32:
+            yield f"tokens is {self.tokens}; it must be at least 32"
         if not 16 <= self.compare_at <= self.tokens:
             yield (
                 f"compare_at must lie between 16 and tokens ({self.tokens}), found "

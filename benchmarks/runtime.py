@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -95,6 +95,12 @@ class RuntimeConfig(Settings):
     seed: int = 0
     """Of the weights and the input."""
 
+    _limits: ClassVar[Mapping[str, str]] = {
+        "be at least 1": "min_length repeats width layers batch",
+        "be above 0": "time_limit model_time_limit",
+        "be at least 0": "memory_limit threads",
+    }
+
     def _problems(self) -> Iterator[str]:
         unknown = [name for name in self.models if name not in MODELS]
         if unknown or not self.models or len(set(self.models)) != len(self.models):
@@ -108,9 +114,6 @@ class RuntimeConfig(Settings):
             yield f"dtype is one of float32, bfloat16, found {self.dtype!r}"
         if self.max_length < self.min_length:
             yield f"max_length is {self.max_length}, below min_length, {self.min_length}"
-        yield from self._at_least(1, "min_length", "repeats", "width", "layers", "batch")
-        yield from self._above_zero("time_limit", "model_time_limit")
-        yield from self._at_least(0, "memory_limit", "threads")
 
     @property
     def lengths(self) -> list[int]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -71,11 +71,10 @@ class ScanConfig(Settings):
     model_batch: int = 8
     """Sequences in a batch of those models."""
 
-    def _problems(self) -> Iterator[str]:
-        yield from self._at_least(
-            1, "batch", "length", "channels", "states", "repeats", "inner", "model_batch"
-        )
-        yield from self._at_least(0, "threads", "memory_length")
+    _limits: ClassVar[Mapping[str, str]] = {
+        "be at least 1": "batch length channels states repeats inner model_batch",
+        "be at least 0": "threads memory_length",
+    }
 
 
 def run_scan(config: ScanConfig, say: Say) -> dict[str, Any]:

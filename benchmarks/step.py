@@ -7,10 +7,10 @@ were compared; nothing is reported when they differ.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -63,9 +63,12 @@ class _Shape(Settings):
     seed: int = 0
     """Of the weights and the input."""
 
+    _limits: ClassVar[Mapping[str, str]] = {
+        "be at least 1": "batch length width layers",
+        "be at least 0": "threads seed",
+    }
+
     def _problems(self) -> Iterator[str]:
-        yield from self._at_least(1, "batch", "length", "width", "layers")
-        yield from self._at_least(0, "threads", "seed")
         if self.precision not in _PRECISIONS:
             yield f"precision is one of {', '.join(_PRECISIONS)}, found {self.precision!r}"
 
@@ -90,8 +93,7 @@ class StepConfig(_Shape):
     """Also measure the published way with the C library's allocator as it comes, in a process of
     its own."""
 
-    def _problems(self) -> Iterator[str]:
-        yield from self._at_least(1, "repeats")
+    _limits: ClassVar[Mapping[str, str]] = {"be at least 1": "repeats"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +113,13 @@ class MemoryConfig(_Shape):
     time_limit: float = 600.0
     """Seconds that one side may take."""
 
+    _limits: ClassVar[Mapping[str, str]] = {
+        "be at least 1": "stretch steps",
+        "be at least 0": "memory_limit",
+        "be above 0": "time_limit",
+    }
+
     def _problems(self) -> Iterator[str]:
-        yield from self._at_least(1, "stretch", "steps")
-        yield from self._at_least(0, "memory_limit")
-        yield from self._above_zero("time_limit")
         if self.stretch > 1 and not self.checkpointing:
             yield "stretch needs checkpointing true"
 

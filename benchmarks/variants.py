@@ -24,10 +24,10 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import polars as pl
@@ -73,8 +73,9 @@ class VariantsConfig(Settings):
     repeats: int = 3
     """Rounds."""
 
+    _limits: ClassVar[Mapping[str, str]] = {"be at least 1": "variants plain repeats"}
+
     def _problems(self) -> Iterator[str]:
-        yield from self._at_least(1, "variants", "plain", "repeats")
         if not set(self.placements) <= set(_PLACEMENTS):
             yield f"placements are out of {', '.join(_PLACEMENTS)}, found {self.placements}"
 

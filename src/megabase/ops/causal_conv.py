@@ -60,12 +60,13 @@ def causal_conv(
         return _forward(*given, reverse, checked=True)
     dtype = x_BLE.dtype
     taps_EK = taps_EK.to(dtype)
-    others = (None if t is None else t.to(dtype) for t in (bias_E, past_BPE))
+    bias_E = None if bias_E is None else bias_E.to(dtype)
+    past_BPE = None if past_BPE is None else past_BPE.to(dtype)
     if backend.use_reference() or backend.use_plain(x_BLE):
-        return _causal_conv_reference(x_BLE, taps_EK, *others, reverse)
+        return _causal_conv_reference(x_BLE, taps_EK, bias_E, past_BPE, reverse)
     if reverse:
-        return _causal_conv_shifted(x_BLE.flip(1), taps_EK, *others).flip(1)
-    return _causal_conv_shifted(x_BLE, taps_EK, *others)
+        return _causal_conv_shifted(x_BLE.flip(1), taps_EK, bias_E, past_BPE).flip(1)
+    return _causal_conv_shifted(x_BLE, taps_EK, bias_E, past_BPE)
 
 
 def _causal_conv_reference(

@@ -10,7 +10,7 @@ Shape suffixes: B batch, L positions, T positions of a part, E channels, N state
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import index
 from typing import Annotated, Any, NamedTuple
 
@@ -120,8 +120,8 @@ def _part_length(given: _Inputs) -> int:
     return max(1, _STATES // max(1, batch * channels * given.A.shape[0]))
 
 
-def _joined(parts: Sequence[Tensor], reverse: bool) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts[::-1] if reverse else list(parts), 1)
+def _joined(parts: list[Tensor], reverse: bool) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts[::-1] if reverse else parts, 1)
 
 
 class _Scan(torch.autograd.Function):
@@ -174,7 +174,7 @@ class _Scan(torch.autograd.Function):
                 )
             dA_NE = dA if dA_NE is None else dA_NE + dA
             found.append(own)
-        dstep, dv, dB, dC = (_joined(each, not reverse) for each in zip(*found, strict=True))
+        dstep, dv, dB, dC = (_joined(list(each), not reverse) for each in zip(*found, strict=True))
         return None, dstep, dv, dA_NE, dB, dC, None if given.initial is None else carry_BNE
 
 

@@ -299,7 +299,7 @@ def _read_stream(path: Path) -> Any:
             stored = stream.read(len(storages[key]))
             if len(stored) != len(storages[key]):
                 raise CheckpointError(f"storage {shown(key)} is cut short")
-            memoryview(storages[key].numpy())[:] = stored
+            memoryview(storages[key].numpy().data)[:] = stored
     return result
 
 
