@@ -60,7 +60,7 @@ def test_lengths_double() -> None:
 
 
 def test_bad_settings_are_reported_together() -> None:
-    with pytest.raises(ConfigError, match=r"models are.*found rnn.*checkpointing is.*repeats is"):
+    with pytest.raises(ConfigError, match=r"repeats is.*models are.*found rnn.*checkpointing is"):
         RuntimeConfig(models=("rnn",), checkpointing="maybe", repeats=0)
     with pytest.raises(ConfigError, match="min_length"):
         RuntimeConfig(min_length=10, max_length=5)
