@@ -35,7 +35,6 @@ from megabase.inference.writers import (
     require_bigwig,
     require_suffix,
     write_bigwig,
-    write_npz,
 )
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import (
@@ -362,16 +361,13 @@ def _write_npz(parts: list[Path], target: Path, provenance: Provenance) -> None:
     """Write all sequences end to end."""
     frame = pl.concat([pl.read_parquet(part, glob=False) for part in parts])
     lengths = frame["length"].to_numpy()
-    write_npz(
-        target,
-        {
-            "names": np.array(frame["name"].to_list(), dtype=np.str_),
-            "offsets": np.concatenate(([0], np.cumsum(lengths))),
-            "values": frame["values"].explode().to_numpy(),
-            "letters": frame["letters"].explode().to_numpy().reshape(-1, 4),
-            "output": frame["output"].to_numpy(),
-            "baseline_output": frame["baseline_output"].to_numpy(),
-            "gap": frame["gap"].to_numpy(),
-            "megabase": np.array(provenance.to_json()),
-        },
-    )
+    with target.open("wb") as file:
+        np.savez(
+            file,
+            names=np.array(frame["name"].to_list(), dtype=np.str_),
+            offsets=np.concatenate(([0], np.cumsum(lengths))),
+            values=frame["values"].explode().to_numpy(),
+            letters=frame["letters"].explode().to_numpy().reshape(-1, 4),
+            megabase=np.array(provenance.to_json()),
+            **{name: frame[name].to_numpy() for name in ("output", "baseline_output", "gap")},  # pyright: ignore[reportArgumentType]
+        )

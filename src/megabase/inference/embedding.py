@@ -7,9 +7,14 @@ sequence gets the vector that it would get alone.
 
 from __future__ import annotations
 
+import json
+import os
+import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
@@ -21,7 +26,7 @@ from torch import Tensor
 
 from megabase.data.sources import Sequence as Given
 from megabase.data.sources import SequenceInput, region_columns
-from megabase.errors import InputError
+from megabase.errors import InputError, MissingDependencyError
 from megabase.evaluate.sequences import (
     Span,
     codes_of,
@@ -33,7 +38,8 @@ from megabase.evaluate.sequences import (
 )
 from megabase.genome.alphabet import encode, reverse_complement
 from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences, split_options
-from megabase.inference.writers import matrix_frame, merge_matrix, require_matrix
+from megabase.inference.parts import Provenance
+from megabase.inference.writers import merge_tables, require_suffix
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import ModelSpec, inference_mode, load
 from megabase.options import EmbedOptions
@@ -50,6 +56,11 @@ alike. ``published``: the plain mean of the vectors of the pieces, however short
 
 Averaged = Literal["forward", "both"]
 """Strands that are read: the one that is given, or the mean with its reverse complement."""
+
+_SUFFIXES = (".parquet", ".npy", ".npz", ".zarr", ".h5ad")  # formats of rows with vectors
+_VECTOR = "embedding"  # the column or array of the vectors, under the name of what they are
+_ZARR_CHUNK = 1 << 22  # bytes: few files, each small enough to be read for a handful of rows
+_HDF5_SLACK = 1 << 14  # what HDF5 adds for one more array: headers and alignment
 
 Codes = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
@@ -260,10 +271,13 @@ def embed_file(
 ) -> Path:
     """Embed a file of sequences as :func:`embed`, in the format of the ending of `output`.
 
-    Formats are :data:`megabase.inference.writers.MATRIX_SUFFIXES`; with the pooling ``"none"``
-    there is one vector for each base.
+    Formats are ``.parquet``, ``.npy``, ``.npz``, ``.zarr`` and ``.h5ad``; with the pooling
+    ``"none"`` there is one vector for each base.
     """
-    require_matrix(output)
+    suffix = require_suffix(output, _SUFFIXES)
+    package = {".zarr": "zarr", ".h5ad": "anndata"}.get(suffix)
+    if package and find_spec(package) is None:
+        raise MissingDependencyError(package, "anndata", f"writing {suffix}")
     own, run = split_options(options, EmbedOptions)
     pooling = own.get("pooling", "mean")
     per_base = pooling == "none"
@@ -276,13 +290,13 @@ def embed_file(
         }  # fmt: skip
 
     work = Work(_per_base if per_base else _pooled, make, SequenceInput.chunks)
-    return map_sequences("embed", work, source, output, describe, merge_matrix, **run)
+    return map_sequences("embed", work, source, output, describe, _merge, **run)
 
 
 def _pooled(ready: Embedder, chunk: list[Given]) -> pl.DataFrame:
     """Give a row for each sequence."""
     vectors, pieces = ready.pooled([item.codes for item in chunk], [item.name for item in chunk])
-    return matrix_frame({**region_columns(chunk), "chunks": pieces}, vectors)
+    return _frame({**region_columns(chunk), "chunks": pieces}, vectors)
 
 
 def _per_base(ready: Embedder, chunk: list[Given]) -> pl.DataFrame:
@@ -294,4 +308,144 @@ def _per_base(ready: Embedder, chunk: list[Given]) -> pl.DataFrame:
         "name": np.repeat(np.array(names, dtype=object), lengths).tolist(),
         "position": np.concatenate([np.arange(n, dtype=np.int64) for n in lengths]),
     }
-    return matrix_frame(columns, np.concatenate(found))
+    return _frame(columns, np.concatenate(found))
+
+
+def _frame(columns: dict[str, Any], vectors: NDArray[np.float32]) -> pl.DataFrame:
+    """Put what rows are and their vectors, float32 (rows, width), into one frame."""
+    array = pl.Series(_VECTOR, vectors, dtype=pl.Array(pl.Float32, vectors.shape[1]))
+    return pl.DataFrame(columns).with_columns(array)
+
+
+def _merge(parts: Sequence[Path], target: Path, provenance: Provenance) -> None:
+    """Merge parts, in order, in the format of the ending of `target`.
+
+    ``.npz``: arrays ``embedding`` and one for each column, and ``megabase`` (JSON). ``.zarr``: the
+    same in a group, the JSON as an attribute. ``.h5ad``: AnnData with the matrix as X, the columns
+    as obs (texts as categories), unique names as obs_names, and the JSON as ``uns["megabase"]``.
+    """
+    suffix = require_suffix(target, _SUFFIXES)
+    if suffix == ".parquet":
+        merge_tables(parts, target, provenance)
+        return
+    frame = pl.scan_parquet(list(parts), glob=False)
+    dtype: Any = frame.collect_schema()[_VECTOR]
+    shape = (int(frame.select(pl.len()).collect().item()), int(dtype.size))
+    if suffix == ".npy":
+        with target.open("wb") as file:
+            _write_matrix(file, shape, parts)
+        return
+    columns = frame.drop(_VECTOR).collect()
+    write = {".npz": _write_npz, ".zarr": _write_zarr, ".h5ad": _write_h5ad}[suffix]
+    write(target, shape, parts, columns, provenance.to_json())
+
+
+def _blocks(parts: Sequence[Path]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Give the vectors of each part, with the rows that they are in the whole."""
+    first = 0
+    for part in parts:
+        vectors = pl.read_parquet(part, columns=[_VECTOR], glob=False)[_VECTOR]
+        block = np.ascontiguousarray(vectors.to_numpy(), dtype=np.float32)
+        yield slice(first, first + len(block)), block
+        first += len(block)
+
+
+def _plain(column: pl.Series) -> NDArray[Any]:
+    """Give a column as an array without Python objects."""
+    if column.dtype == pl.String:
+        return np.array(column.fill_null("").to_list(), dtype=np.str_)
+    return column.to_numpy()
+
+
+def _write_matrix(file: Any, shape: tuple[int, int], parts: Sequence[Path]) -> None:
+    """Write the matrix in the format of npy."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_2_0(file, header)
+    for _, block in _blocks(parts):
+        file.write(block.tobytes())
+
+
+def _write_npz(
+    target: Path, shape: tuple[int, int], parts: Sequence[Path], columns: pl.DataFrame, about: str
+) -> None:
+    """Write matrix, columns and JSON as npz."""
+    small = {name: _plain(columns[name]) for name in columns.columns}
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, values in {_VECTOR: None, **small, "megabase": np.array(about)}.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                if values is None:
+                    _write_matrix(file, shape, parts)
+                else:
+                    np.lib.format.write_array(file, values, allow_pickle=False)
+
+
+def _write_zarr(
+    target: Path, shape: tuple[int, int], parts: Sequence[Path], columns: pl.DataFrame, about: str
+) -> None:
+    """Write matrix, columns and JSON as a zarr group."""
+    import zarr
+
+    group: Any = zarr.open_group(str(target), mode="w", zarr_format=2)
+    rows = max(1, min(shape[0], _ZARR_CHUNK // (4 * shape[1])))
+    matrix = group.create_array(_VECTOR, shape=shape, dtype="f4", chunks=(rows, shape[1]))
+    for where, block in _blocks(parts):
+        matrix[where] = block
+    for name in columns.columns:
+        values = _plain(columns[name])
+        group.create_array(name, shape=values.shape, dtype=values.dtype)[:] = values
+    group.attrs["megabase"] = json.loads(about)
+
+
+def _write_h5ad(
+    target: Path, shape: tuple[int, int], parts: Sequence[Path], columns: pl.DataFrame, about: str
+) -> None:
+    """Write matrix, columns and JSON as AnnData."""
+    import anndata
+    import h5py
+    import pandas as pd
+
+    # Plain objects: anndata cannot write the strings that pandas would choose by itself, nor those
+    # of the categories that anndata makes of a text column and puts into natural order.
+    def index(names: list[str]) -> Any:
+        return pd.Index(names, dtype=object)
+
+    with warnings.catch_warnings():  # a name that ends like the added numbers is not a mistake
+        warnings.simplefilter("ignore")
+        unique = anndata.utils.make_index_unique(index(columns["name"].to_list()))
+    obs = pd.DataFrame(index=index(unique.tolist()))
+    for name in columns.columns:
+        column = columns[name]
+        if column.dtype == pl.String:
+            known = index(column.drop_nulls().unique().sort().to_list())
+            obs[name] = pd.Categorical(column.to_list(), categories=known)
+        else:
+            obs[name] = _plain(column)
+    var = pd.DataFrame(index=index([f"h{i}" for i in range(shape[1])]))
+    data = anndata.AnnData(obs=obs, var=var, uns={"megabase": about})
+    # HDF5 does not survive a full disk. So all but the matrix is made in memory and written as
+    # bytes, and room for the matrix is taken from the disk before HDF5 writes into it.
+    with h5py.File("x.h5ad", "w", driver="core", backing_store=False) as small:
+        anndata.io.write_elem(small, "/", data)
+        if "X" in small:
+            del small["X"]
+        small.flush()
+        image = small.id.get_file_image()
+    with target.open("wb") as file:
+        file.write(image)
+        file.flush()
+        _take_room(file.fileno(), len(image) + 4 * shape[0] * shape[1] + _HDF5_SLACK)
+    with h5py.File(target, "r+") as whole:
+        matrix = whole.create_dataset("X", shape=shape, dtype="f4")
+        matrix.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        for where, block in _blocks(parts):
+            matrix[where] = block
+
+
+def _take_room(file: int, size: int) -> None:
+    """Make a file so long that `size` bytes of it are its own on the disk; fail when it is full."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+        return
+    at, zeros = os.fstat(file).st_size, bytes(1 << 20)
+    while at < size:  # macOS has no such call
+        at += os.pwrite(file, zeros[: size - at], at)

@@ -1,17 +1,13 @@
-"""Outputs merged from parts on disk: tables, matrices of vectors, and numbers along a genome.
+"""Outputs merged from parts on disk: tables, and numbers along a genome.
 
 A part is Parquet. Merging never holds more than one part, whatever the size of the whole.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import warnings
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -23,13 +19,8 @@ from megabase.inference.parts import Provenance
 
 TABLE_SUFFIXES = (".parquet", ".tsv")
 """Endings of tables."""
-MATRIX_SUFFIXES = (".parquet", ".npy", ".npz", ".zarr", ".h5ad")
-"""Endings of rows with vectors."""
-VECTOR = "embedding"  # the column or array of the vectors, under the name of what they are
 _ROW_GROUP = 1 << 16  # rows that a reader of Parquet has to hold at once
 _DIGITS = 7  # in text: as many as a model that computes in 32 bits gives
-_ZARR_CHUNK = 1 << 22  # bytes: few files, each small enough to be read for a handful of rows
-_HDF5_SLACK = 1 << 14  # what HDF5 adds for one more array: headers and alignment
 
 
 def require_suffix(target: str | Path, suffixes: Sequence[str] = TABLE_SUFFIXES) -> str:
@@ -40,18 +31,6 @@ def require_suffix(target: str | Path, suffixes: Sequence[str] = TABLE_SUFFIXES)
     raise OutputError(
         f"{target}: the ending says the format; expected one of {', '.join(suffixes)}"
     )
-
-
-def require_matrix(target: str | Path) -> str:
-    """Give the ending of an output of vectors, once its format can be written here."""
-    suffix = require_suffix(target, MATRIX_SUFFIXES)
-    package = {".zarr": "zarr", ".h5ad": "anndata"}.get(suffix)
-    if package is not None:
-        try:
-            __import__(package)
-        except ImportError:
-            raise MissingDependencyError(package, "anndata", f"writing {suffix}") from None
-    return suffix
 
 
 def merge_tables(parts: Sequence[Path], target: Path, provenance: Provenance) -> None:
@@ -83,161 +62,6 @@ def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
             each = each.round_sig_figs(_DIGITS)
         return pl.col(name).list.eval(each.cast(pl.String).fill_null("nan")).list.join(",")
     return pl.col(name).round_sig_figs(_DIGITS) if dtype.is_float() else pl.col(name)
-
-
-def matrix_frame(columns: dict[str, Any], vectors: NDArray[np.float32]) -> pl.DataFrame:
-    """Put what rows are and their vectors, float32 (rows, width), into one frame."""
-    array = pl.Series(VECTOR, vectors, dtype=pl.Array(pl.Float32, vectors.shape[1]))
-    return pl.DataFrame(columns).with_columns(array)
-
-
-def merge_matrix(parts: Sequence[Path], target: Path, provenance: Provenance) -> None:
-    """Merge parts, in order, in the format of the ending of `target`.
-
-    ``.npz``: arrays ``embedding`` and one for each column, and ``megabase`` (JSON). ``.zarr``: the
-    same in a group, the JSON as an attribute. ``.h5ad``: AnnData with the matrix as X, the columns
-    as obs (texts as categories), unique names as obs_names, and the JSON as ``uns["megabase"]``.
-    """
-    suffix = require_suffix(target, MATRIX_SUFFIXES)
-    if suffix == ".parquet":
-        merge_tables(parts, target, provenance)
-        return
-    frame = pl.scan_parquet(list(parts), glob=False)
-    dtype: Any = frame.collect_schema()[VECTOR]
-    shape = (int(frame.select(pl.len()).collect().item()), int(dtype.size))
-    if suffix == ".npy":
-        with target.open("wb") as file:
-            _write_matrix(file, shape, parts)
-        return
-    columns = frame.drop(VECTOR).collect()
-    write = {".npz": _write_npz, ".zarr": _write_zarr, ".h5ad": _write_h5ad}[suffix]
-    write(target, shape, parts, columns, provenance.to_json())
-
-
-def write_npz(target: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays as npz, the same bytes whenever it is done."""
-    with zipfile.ZipFile(target, "w") as archive:
-        _add_arrays(archive, arrays)
-
-
-def _blocks(parts: Sequence[Path]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Give the vectors of each part, with the rows that they are in the whole."""
-    first = 0
-    for part in parts:
-        vectors = pl.read_parquet(part, columns=[VECTOR], glob=False)[VECTOR]
-        block = np.ascontiguousarray(vectors.to_numpy(), dtype=np.float32)
-        yield slice(first, first + len(block)), block
-        first += len(block)
-
-
-def _plain(column: pl.Series) -> NDArray[Any]:
-    """Give a column as an array without Python objects."""
-    if column.dtype == pl.String:
-        return np.array(column.fill_null("").to_list(), dtype=np.str_)
-    return column.to_numpy()
-
-
-def _write_matrix(file: Any, shape: tuple[int, int], parts: Sequence[Path]) -> None:
-    """Write the matrix in the format of npy."""
-    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_2_0(file, header)
-    for _, block in _blocks(parts):
-        file.write(block.tobytes())
-
-
-def _write_npz(
-    target: Path, shape: tuple[int, int], parts: Sequence[Path], columns: pl.DataFrame, about: str
-) -> None:
-    """Write matrix, columns and JSON as npz."""
-    with zipfile.ZipFile(target, "w") as archive:
-        with archive.open(_entry(VECTOR), "w", force_zip64=True) as file:
-            _write_matrix(file, shape, parts)
-        small = {name: _plain(columns[name]) for name in columns.columns}
-        _add_arrays(archive, {**small, "megabase": np.array(about)})
-
-
-def _entry(name: str) -> zipfile.ZipInfo:
-    """Name an array; with a fixed date, so that the same numbers give the same file."""
-    return zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
-
-
-def _add_arrays(archive: zipfile.ZipFile, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays into an open archive."""
-    for name, values in arrays.items():
-        with archive.open(_entry(name), "w", force_zip64=True) as file:
-            np.lib.format.write_array(file, values, allow_pickle=False)
-
-
-def _write_zarr(
-    target: Path, shape: tuple[int, int], parts: Sequence[Path], columns: pl.DataFrame, about: str
-) -> None:
-    """Write matrix, columns and JSON as a zarr group."""
-    import zarr
-
-    group: Any = zarr.open_group(str(target), mode="w", zarr_format=2)
-    rows = max(1, min(shape[0], _ZARR_CHUNK // (4 * shape[1])))
-    matrix = group.create_array(VECTOR, shape=shape, dtype="f4", chunks=(rows, shape[1]))
-    for where, block in _blocks(parts):
-        matrix[where] = block
-    for name in columns.columns:
-        values = _plain(columns[name])
-        group.create_array(name, shape=values.shape, dtype=values.dtype)[:] = values
-    group.attrs["megabase"] = json.loads(about)
-
-
-def _write_h5ad(
-    target: Path, shape: tuple[int, int], parts: Sequence[Path], columns: pl.DataFrame, about: str
-) -> None:
-    """Write matrix, columns and JSON as AnnData."""
-    import anndata
-    import h5py
-    import pandas as pd
-
-    # Plain objects: anndata cannot write the strings that pandas would choose by itself, nor those
-    # of the categories that anndata makes of a text column and puts into natural order.
-    def index(names: list[str]) -> Any:
-        return pd.Index(names, dtype=object)
-
-    with warnings.catch_warnings():  # a name that ends like the added numbers is not a mistake
-        warnings.simplefilter("ignore")
-        unique = anndata.utils.make_index_unique(index(columns["name"].to_list()))
-    obs = pd.DataFrame(index=index(unique.tolist()))
-    for name in columns.columns:
-        column = columns[name]
-        if column.dtype == pl.String:
-            known = index(column.drop_nulls().unique().sort().to_list())
-            obs[name] = pd.Categorical(column.to_list(), categories=known)
-        else:
-            obs[name] = _plain(column)
-    var = pd.DataFrame(index=index([f"h{i}" for i in range(shape[1])]))
-    data = anndata.AnnData(obs=obs, var=var, uns={"megabase": about})
-    # HDF5 does not survive a full disk. So all but the matrix is made in memory and written as
-    # bytes, and room for the matrix is taken from the disk before HDF5 writes into it.
-    with h5py.File("x.h5ad", "w", driver="core", backing_store=False) as small:
-        anndata.io.write_elem(small, "/", data)
-        if "X" in small:
-            del small["X"]
-        small.flush()
-        image = small.id.get_file_image()
-    with target.open("wb") as file:
-        file.write(image)
-        file.flush()
-        _take_room(file.fileno(), len(image) + 4 * shape[0] * shape[1] + _HDF5_SLACK)
-    with h5py.File(target, "r+") as whole:
-        matrix = whole.create_dataset("X", shape=shape, dtype="f4")
-        matrix.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-        for where, block in _blocks(parts):
-            matrix[where] = block
-
-
-def _take_room(file: int, size: int) -> None:
-    """Make a file so long that `size` bytes of it are its own on the disk; fail when it is full."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
-        return
-    at, zeros = os.fstat(file).st_size, bytes(1 << 20)
-    while at < size:  # macOS has no such call
-        at += os.pwrite(file, zeros[: size - at], at)
 
 
 def read_runs(parts: Sequence[Path]) -> Iterator[Run]:
