@@ -12,7 +12,7 @@ import json
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -155,23 +155,46 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def build(kind: type[_Record], values: Any) -> _Record:
+def build(kind: type[_Record], values: Any, *, ignore: bool = False) -> _Record:
     """Make a dataclass of a record of plain values, with every field of its declared type.
 
-    A ValueError or TypeError for a value of another type, a missing field or an unknown one; to be
-    called inside of :func:`parsing`.
+    Fields that are dataclasses, or tuples or tables of them, are made likewise. A ValueError or
+    TypeError for a value of another type, a missing field or an unknown one (unless they are to be
+    ignored); to be called inside of :func:`parsing`.
     """
-    hints = _hints(kind)
     if not isinstance(values, Mapping):
         raise TypeError(f"expected an object, found {shown(values)}")
-    for field in fields(kind):  # pyright: ignore[reportArgumentType]
-        if field.name in values and not fits(values[field.name], hints[field.name]):
-            raise TypeError(f"{field.name} cannot be {shown(values[field.name])}")
-    return kind(**values)
+    made = {}
+    for name, hint in _hints(kind).items():
+        if name in values and not fits(values[name], hint):
+            raise TypeError(f"{name} cannot be {shown(values[name])}")
+        if name in values:
+            made[name] = _made(values[name], hint, ignore)
+    return kind(**(made if ignore else {**values, **made}))
+
+
+def _made(value: Any, hint: Any, ignore: bool) -> Any:
+    """Give a value that fits a type as that type, as far as it has dataclasses or tuples."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, type) and is_dataclass(hint) and not isinstance(value, hint):
+        return build(hint, value, ignore=ignore)
+    if origin in (typing.Union, types.UnionType):
+        return _made(
+            value,
+            next(
+                one for one in inner if (value is None) == (one is type(None)) and fits(value, one)
+            ),
+            ignore,
+        )
+    if origin is tuple:
+        return tuple(_made(one, inner[0], ignore) for one in value)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return {name: _made(one, inner[1], ignore) for name, one in value.items()}
+    return value
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Tell whether a plain value is of a declared type; types of ours are not looked into."""
+    """Tell whether a plain value is of a declared type; dataclasses are not looked into."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, one) for one in inner)

@@ -16,7 +16,7 @@ import pytest
 import megabase
 from megabase.cli.main import main
 from megabase.errors import ConfigError, ContigAliasWarning
-from megabase.genome.format import Layout
+from megabase.genome.format import Metadata
 from megabase.genome.store import Genome
 from megabase.tasks.config import DataConfig, PretrainConfig
 
@@ -211,7 +211,7 @@ def test_what_the_machine_does_not_give_is_one_line_with_a_way_to_see_more(
     def fail(*_: object, **__: object) -> None:
         raise raised
 
-    monkeypatch.setattr(Layout, "read", fail)
+    monkeypatch.setattr(Metadata, "read", fail)
     error = error_of("genome info g.mb", capsys)
     assert text in error
     assert "MEGABASE_DEBUG=1" in error or isinstance(raised, OSError)
@@ -224,7 +224,7 @@ def test_an_error_of_the_program_itself_is_not_hidden(monkeypatch: pytest.Monkey
     def wrong(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(Layout, "read", wrong)
+    monkeypatch.setattr(Metadata, "read", wrong)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["genome", "info", "g.mb"])
 

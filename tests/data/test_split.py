@@ -27,10 +27,10 @@ def test_training_gets_what_is_not_held_out(store: Genome) -> None:
         validation=["chr1:4,001-4,500"],
         test=["chr1:4,501-5,000", "chr3"],
     )
-    assert split.train == Regions.of([0, 1], [100, 0], [4000, 3000])
-    assert split.validation == Regions.of([0], [4000], [4500])
-    assert split.test == Regions.of([0, 2], [4500, 0], [5000, 40])
-    assert split_genome(store).train.total == 8040
+    assert split["train"] == Regions.of([0, 1], [100, 0], [4000, 3000])
+    assert split["validation"] == Regions.of([0], [4000], [4500])
+    assert split["test"] == Regions.of([0, 2], [4500, 0], [5000, 40])
+    assert split_genome(store)["train"].total == 8040
 
 
 def test_bad_splits_say_what_is_wrong(store: Genome, tmp_path: Path) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from megabase.genome.alphabet import encode
-from megabase.genome.kmers import canonical_kmers, count_kmers, pack_kmers
+from megabase.genome.kmers import canonical_kmers, pack_kmers
 
 DNA = "ACGTNacgtTTGCAANRGGATCCAGTACCGTTTAACGATTGCAGTCATGCA" * 2
 
@@ -33,15 +32,6 @@ def test_packing_equals_text(k: int) -> None:
             assert both == min(number(text), number(other_strand(text)))
 
 
-def test_counts_of_pieces_equal_counts_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    kmers, known = pack_kmers(encode(DNA), 3)
-    wanted = np.bincount(kmers[known].astype(int), minlength=64)
-    assert count_kmers(encode(DNA), 3).tolist() == wanted.tolist()
-    monkeypatch.setattr("megabase.genome.kmers._PIECE", 7)
-    assert count_kmers(encode(DNA), 3).tolist() == wanted.tolist()
-
-
 def test_short_sequences_have_none() -> None:
     assert not len(pack_kmers(encode("AC"), 3)[0])
     assert not len(canonical_kmers(encode(""), 1)[0])
-    assert count_kmers(encode("ACN"), 3).sum() == 0

@@ -175,15 +175,6 @@ class Intervals(NamedTuple):
     end: npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Split:
-    """Disjoint parts of a genome; any may be empty but ``train``."""
-
-    train: Regions
-    validation: Regions
-    test: Regions
-
-
 def regions_of(store: Genome, places: Iterable[Place], *, strict: bool = True) -> Regions:
     """Give the union of contig names, regions and BED files, in any mixture; empty for none.
 
@@ -237,10 +228,11 @@ def split_genome(
     exclude: Iterable[Place] = (),
     validation: Iterable[Place] = (),
     test: Iterable[Place] = (),
-) -> Split:
+) -> dict[str, Regions]:
     """Split a genome: training gets all that is included (None: everything) and not held out.
 
-    Held-out regions need not be among the included ones. An InputError when validation and test
+    Gives disjoint ``train``, ``validation`` and ``test``; any may be empty but ``train``. Held-out
+    regions need not be among the included ones. An InputError when validation and test
     overlap, or nothing is left for training.
     """
     included, excluded = list(include), regions_of(store, exclude)
@@ -259,4 +251,5 @@ def split_genome(
             "no position is left for training: the excluded, validation and test regions cover "
             "everything that is included"
         )
-    return Split(train, held_out[0].subtract(excluded), held_out[1].subtract(excluded))
+    kept = [regions.subtract(excluded) for regions in held_out]
+    return {"train": train, "validation": kept[0], "test": kept[1]}

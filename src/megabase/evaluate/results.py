@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,6 @@ _MIXED = (
     "sequence."
 )
 """Note under a table with both: they look alike and readers would rank them."""
-
-_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True)
@@ -149,69 +147,7 @@ class EvaluationResult:
                 f"format {shown(version)}; evaluate again with this version"
             )
         with parsing(Path(path), InputError, "expected what megabase evaluate wrote"):
-            record["regions"] = tuple(record["regions"])
-            record["overall"] = build(Measure, record["overall"])
-            for key in ("by_contig", "by_soft_mask"):
-                record[key] = {name: build(Measure, part) for name, part in record[key].items()}
-            record["context"] = tuple(_read(ContextPoint, point) for point in record["context"])
-            record["baselines"] = tuple(_read(Baseline, one) for one in record["baselines"])
             return build(cls, record)
-
-
-def _read(kind: type[_Record], record: dict[str, Any]) -> _Record:
-    """Make a record that has measures."""
-    parts: dict[str, Any] = {
-        name: build(Measure, record[name])
-        for name in ("measure", "context_measure")
-        if record.get(name) is not None
-    }
-    if "rates" in record:
-        parts["rates"] = tuple(record["rates"])
-    return build(kind, {**record, **parts})
-
-
-class _Row(NamedTuple):
-    """A line of a comparison: one model, or one baseline."""
-
-    name: str
-    parameters: int | None
-    metric: str
-    sees: str
-    context: str
-    measure: Measure
-
-
-@dataclass(frozen=True)
-class _Comparison:
-    """Models that were measured on the same bases."""
-
-    first: EvaluationResult
-    """The first of the evaluations, for what they have in common."""
-    rows: tuple[_Row, ...]
-    """Models in the order given, then the best baseline."""
-    notes: tuple[str, ...]
-    """What a reader of the table has to know."""
-
-    def markdown(self) -> str:
-        """Write the table in Markdown."""
-        head = ("model", "parameters", "metric", "predicted from", "bases of context",
-                "over A, C, G, T", "bits per base")  # fmt: skip
-        lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-        for row in self.rows:
-            error = row.measure.perplexity_acgt_se
-            parameters = "" if row.parameters is None else f"{row.parameters:,}"
-            spread = "" if error is None else f" +- {error:.3f}"
-            cells = (
-                row.name, parameters, row.metric, row.sees, row.context,
-                f"{row.measure.perplexity_acgt:.3f}{spread}",
-                f"{row.measure.nats_acgt / math.log(2):.4f}",
-            )  # fmt: skip
-            lines.append(f"| {' | '.join(cells)} |")
-        first = self.first
-        regions = ", ".join(first.regions[:3]) + (", ..." if len(first.regions) > 3 else "")
-        lines += ["", f"{first.overall.targets:,} bases of {first.genome} (sha256 "
-                  f"{first.genome_checksum[:12]}): {regions}"]  # fmt: skip
-        return "\n".join([*lines, *self.notes]) + "\n"
 
 
 def measure(
@@ -273,8 +209,11 @@ def paired_saving(
     return saved, _standard_error(difference, targets, exponential=False)
 
 
-def compare(results: Sequence[EvaluationResult]) -> _Comparison:
-    """Put evaluations of the same bases side by side, with the best of their baselines."""
+def compare(results: Sequence[EvaluationResult]) -> str:
+    """Put evaluations of the same bases side by side, with the best of their baselines.
+
+    Gives a table in Markdown: models in the order given, then the best baseline, and notes.
+    """
     if not results:
         raise InputError("there is no evaluation to compare")
     first = results[0]
@@ -290,32 +229,40 @@ def compare(results: Sequence[EvaluationResult]) -> _Comparison:
                     f"{what} differ, {one} and {two}; evaluate both on the same regions, with "
                     "the same stride and max_windows"
                 )
-    rows = [_row(result) for result in results]
+    head = ("model", "parameters", "metric", "predicted from", "bases of context",
+            "over A, C, G, T", "bits per base")  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for one in results:
+        context = f"up to {one.window - 1:,}"
+        if one.objective == "causal":
+            context = f"{one.window - one.stride + 1:,} to {one.window:,}"
+        parameters = "" if one.parameters is None else f"{one.parameters:,}"
+        lines.append(_row(one.model, parameters, one.objective, context, one.overall))
     baselines = [baseline for result in results for baseline in result.baselines]
     best = min(baselines, key=lambda baseline: baseline.measure.nats_acgt, default=None)
     if best is not None:
         context = f"up to {best.order:,}" if best.order is not None else "0"
-        name, metric = f"best baseline: {best.name}", _METRIC["causal"]
-        rows.append(_Row(name, None, metric, _SEES["causal"], context, best.measure))
-    notes: list[str] = []
+        lines.append(_row(f"best baseline: {best.name}", "", "causal", context, best.measure))
+    regions = ", ".join(first.regions[:3]) + (", ..." if len(first.regions) > 3 else "")
+    lines += ["", f"{first.overall.targets:,} bases of {first.genome} (sha256 "
+              f"{first.genome_checksum[:12]}): {regions}"]  # fmt: skip
     if len({result.objective for result in results}) > 1:
-        notes.append(_MIXED)
-    notes += [
+        lines.append(_MIXED)
+    lines += [
         f"NOT HELD OUT: {result.train_overlap:,} bases lie in the training regions of "
         f"{result.model}."
         for result in results
         if result.train_overlap
     ]
-    return _Comparison(first, tuple(rows), tuple(notes))
+    return "\n".join(lines) + "\n"
 
 
-def _row(result: EvaluationResult) -> _Row:
-    """Describe a model."""
-    if result.objective == "causal":
-        context = f"{result.window - result.stride + 1:,} to {result.window:,}"
-    else:
-        context = f"up to {result.window - 1:,}"
-    return _Row(
-        result.model, result.parameters, _METRIC[result.objective], _SEES[result.objective],
-        context, result.overall,
+def _row(name: str, parameters: str, objective: str, context: str, found: Measure) -> str:
+    """Describe a model or a baseline in a row of a table."""
+    error = found.perplexity_acgt_se
+    cells = (
+        name, parameters, _METRIC[objective], _SEES[objective], context,
+        f"{found.perplexity_acgt:.3f}" + ("" if error is None else f" +- {error:.3f}"),
+        f"{found.nats_acgt / math.log(2):.4f}",
     )  # fmt: skip
+    return f"| {' | '.join(cells)} |"

@@ -7,6 +7,7 @@ ends at once), so no Python code runs for a line, whatever the line length.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import numpy as np
 
 from megabase.errors import GenomeError
 from megabase.genome.alphabet import AMBIGUITY_LETTERS, CODE_OF_LETTER, SOFT_MASK, N
-from megabase.genome.files import lacks_bgzip_end
+from megabase.genome.files import require_bgzip_end
 
 CHUNK_BYTES = 1 << 20  # fits the second-level cache: faster than larger parts
 _LONGEST_HEADER = 1 << 20  # ten thousand times the longest known; a file without line ends has more
@@ -81,29 +82,20 @@ class _Source:
 
     def __init__(self, path: Path) -> None:
         try:
-            # A pipe (process substitution) is read like a file; only its size is unknown.
-            self._raw = path.open("rb")
+            with contextlib.ExitStack() as opened:
+                # A pipe (process substitution) is read like a file; only its size is unknown.
+                self._raw = opened.enter_context(path.open("rb"))
+                start = self._raw.peek(32)[:32]
+                _refuse_others(path, start)
+                require_bgzip_end(self._raw, path, GenomeError)
+                opened.pop_all()  # what can be read stays open
         except FileNotFoundError:
             raise GenomeError(f"there is no FASTA file {path}") from None
         except OSError as error:
             raise GenomeError(f"cannot read {path}: {error.strerror}") from error
-        try:
-            start = self._raw.peek(32)[:32]
-            _refuse_others(path, start)
-            self._gzip = start[:2] == b"\x1f\x8b"
-            if lacks_bgzip_end(self._raw):
-                raise GenomeError(
-                    f"{path} is cut short: it is a bgzip file without the empty block that ends "
-                    "every bgzip file; copy or download it again"
-                )
-        except OSError as error:
-            self._raw.close()
-            raise GenomeError(f"cannot read {path}: {error.strerror}") from error
-        except GenomeError:
-            self._raw.close()
-            raise
         self._seekable = self._raw.seekable()
-        self._stream = gzip.GzipFile(fileobj=self._raw) if self._gzip else self._raw
+        packed = start[:2] == b"\x1f\x8b"
+        self._stream = gzip.GzipFile(fileobj=self._raw) if packed else self._raw
 
     @property
     def position(self) -> int:
@@ -135,20 +127,6 @@ def read_fasta(
         yield from _Parser(Path(path)).parse(source, chunk_bytes, progress)
     finally:
         source.close()
-
-
-def is_fasta(path: Path) -> bool:
-    """Whether a regular file begins like FASTA, inside gzip too; False when it cannot be read."""
-    if not path.is_file():
-        return False
-    try:
-        with path.open("rb") as raw:
-            packed = raw.peek(2)[:2] == b"\x1f\x8b"
-            stream = gzip.GzipFile(fileobj=raw) if packed else raw
-            start = stream.read(1 << 10)
-    except (OSError, EOFError, zlib.error):
-        return False
-    return start.removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b">")
 
 
 def _refuse_others(path: Path, start: bytes) -> None:

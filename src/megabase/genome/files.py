@@ -266,20 +266,23 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def lacks_bgzip_end(raw: io.BufferedReader) -> bool:
-    """Whether a file just opened is bgzip without the empty block that ends every bgzip file.
+def require_bgzip_end(raw: io.BufferedReader, path: Path, error: type[MegabaseError]) -> None:
+    """Refuse a bgzip file just opened without the empty block that ends every bgzip file.
 
     It is the only sign that one was cut between two blocks. Of a pipe nothing is known.
     """
     start = raw.peek(16)[:16]
     is_bgzip = start[:4] == b"\x1f\x8b\x08\x04" and start[12:14] == b"BC"
     if not is_bgzip or not raw.seekable():
-        return False
+        return
     size = raw.seek(0, os.SEEK_END)
     raw.seek(-min(len(_BGZF_END), size), os.SEEK_END)
-    end = raw.read()
+    if raw.read() != _BGZF_END:
+        raise error(
+            f"{path} is cut short: it is a bgzip file without the empty block that ends every "
+            "bgzip file; copy or download it again"
+        )
     raw.seek(0)
-    return end != _BGZF_END
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -290,11 +293,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         with path.open("rb") as raw:
-            if lacks_bgzip_end(raw):
-                raise InputError(
-                    f"{path} is cut short: it is a bgzip file without the empty block that ends "
-                    "every bgzip file; copy or download it again"
-                )
+            require_bgzip_end(raw, path, InputError)
             packed = raw.peek(2)[:2] == b"\x1f\x8b"
             stream = gzip.GzipFile(fileobj=raw) if packed else raw
             lines = iter(lambda: stream.readline(_LONGEST_LINE + 1), b"")

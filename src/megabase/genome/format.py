@@ -26,11 +26,10 @@ import json
 import os
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,13 +50,12 @@ MAGIC = b"\x89MBG\r\n\x1a\n"
 """As that of PNG: the first byte is not text, and a conversion of line ends shows."""
 FORMAT_VERSION = 1
 """Raised by a change that older readers would misread; new fields of the metadata are none."""
-_CODES_OFFSET = 4096
+CODES_OFFSET = 4096
 """The codes begin on a page of their own, so the map of a file is aligned."""
 _HEADER = struct.Struct("<8sIIQQQQ32s")  # the fields listed above
 _SUFFIXES = (".gz", ".bgz", ".bgzf", ".fa", ".fasta", ".fna", ".fas", ".ffn", ".seq", ".txt")
 """Endings of FASTA files, which are not part of a genome's name."""
 _STANDARD_INPUT = Path("/dev/stdin")  # opened by name as any other file
-_Record = TypeVar("_Record")
 _CHECK_BYTES = 1 << 22
 """Read at a time when a store is checked: the progress bar moves, memory stays small."""
 
@@ -99,71 +97,12 @@ class Metadata:
     iupac_letters: dict[str, int]
     """How often each IUPAC letter (upper case) was turned into N."""
     checksum: str
-    """sha256 over names, lengths and checksums of the contigs."""
+    r"""sha256 over ``name\tlength\tsha256\n`` of the contigs, in order, in hexadecimal."""
     created_by: str
     """Program and version that wrote the store."""
 
-    def to_bytes(self) -> bytes:
-        """JSON in UTF-8; the same metadata always gives the same bytes."""
-        return json.dumps(asdict(self), separators=(",", ":"), ensure_ascii=False).encode()
-
     @classmethod
-    def from_bytes(cls, raw: bytes, codes: int) -> Self:
-        """Inverse of :meth:`to_bytes`, given the number of codes; unknown fields are ignored.
-
-        A ValueError or TypeError names the field that is missing or of another type, or the contig
-        that lies beyond the codes.
-        """
-        values = json.loads(raw)
-        # JSON can write halves of characters, which no file or terminal takes.
-        json.dumps(values, ensure_ascii=False).encode()
-        found = _record(cls, values)
-        contigs = tuple(_record(Contig, row) for row in found.contigs)
-        end = 0
-        for contig in contigs:
-            counts = (contig.n_count, contig.iupac_count, contig.soft_masked_count)
-            if contig.offset != end or not 0 <= min(counts) <= max(counts) <= contig.length:
-                raise ValueError(
-                    f"contig {shown(contig.name)} contradicts the one before or itself"
-                )
-            end += contig.length
-        if end != codes or len({contig.name for contig in contigs}) != len(contigs):
-            raise ValueError("its contigs do not make up the codes, each with its own name")
-        if not all(0 <= count <= codes for count in found.iupac_letters.values()):
-            raise ValueError("iupac_letters counts more letters than there are")
-        return replace(found, contigs=contigs, sources=tuple(found.sources))
-
-
-def _record(kind: type[_Record], values: Any) -> _Record:
-    """Make a dataclass of the fields that it knows."""
-    if isinstance(values, dict):
-        values = {f.name: values[f.name] for f in fields(kind) if f.name in values}  # pyright: ignore[reportArgumentType]
-    return build(kind, values)
-
-
-def _genome_checksum(contigs: Iterable[Contig]) -> str:
-    r"""Hexadecimal sha256 over ``name\tlength\tsha256\n`` of the contigs, in order."""
-    digest = hashlib.sha256()
-    for contig in contigs:
-        digest.update(f"{contig.name}\t{contig.length}\t{contig.sha256}\n".encode())
-    return digest.hexdigest()
-
-
-class Layout(NamedTuple):
-    """Where the parts of a store file lie; all in bytes."""
-
-    codes_offset: int
-    codes_length: int
-    metadata_offset: int
-    metadata_length: int
-    metadata_sha256: bytes
-
-    def to_bytes(self) -> bytes:
-        """Header that describes this layout, without the zeros after it."""
-        return _HEADER.pack(MAGIC, FORMAT_VERSION, 0, *self)
-
-    @classmethod
-    def read(cls, path: Path) -> tuple[Self, Metadata]:
+    def read(cls, path: Path) -> Self:
         """Read and check the header and the metadata of a store file.
 
         A GenomeError when the file is missing, not a store, of a newer format, cut short or
@@ -171,7 +110,7 @@ class Layout(NamedTuple):
         """
         try:
             with path.open("rb") as file:
-                return cls._read(file, path)
+                raw, codes = _raw_metadata(file, path)
         except FileNotFoundError:
             if Path(path.name.removesuffix(".gz")).suffix.lower() in _FASTA:
                 raise GenomeError(f"there is no FASTA file {path}") from None
@@ -181,50 +120,71 @@ class Layout(NamedTuple):
             ) from None
         except OSError as error:
             raise GenomeError(f"cannot read genome store {path}: {error.strerror}") from error
-
-    @classmethod
-    def _read(cls, file: BinaryIO, path: Path) -> tuple[Self, Metadata]:
-        raw = file.read(_HEADER.size)
-        size = os.fstat(file.fileno()).st_size
-        if not raw or raw[: len(MAGIC)] != MAGIC[: len(raw)]:
-            kind = "an empty file" if not raw else f"a file that begins with {raw[:8]!r}"
-            raise GenomeError(
-                f"{path} is not a genome store: expected a file written by megabase genome build, "
-                f"found {kind}"
-                if not (known := recognize(path))
-                else f"{path} {known}"
-            )
-        if len(raw) >= 12:
-            version = int.from_bytes(raw[8:12], "little")
-            if version > FORMAT_VERSION:
-                raise GenomeError(
-                    f"genome store {path} has format version {version}, and this megabase reads up "
-                    f"to version {FORMAT_VERSION}; upgrade megabase, or build the store again"
-                )
-        layout = cls(*_HEADER.unpack(raw)[3:]) if len(raw) == _HEADER.size else None
-        expected = layout.metadata_offset + layout.metadata_length if layout else _CODES_OFFSET
-        if layout and (
-            layout.codes_offset != _CODES_OFFSET
-            or layout.codes_offset + layout.codes_length != layout.metadata_offset
-        ):
-            raise GenomeError(f"genome store {path} is damaged: its header contradicts itself")
-        if layout is None or size != expected:
-            what = "is cut short" if size < expected else "has bytes after its end"
-            raise GenomeError(
-                f"genome store {path} {what}: expected {expected:,} bytes, found {size:,}; copy it "
-                "again or build it again"
-            )
-        file.seek(layout.metadata_offset)
-        metadata = file.read(layout.metadata_length)
-        if hashlib.sha256(metadata).digest() != layout.metadata_sha256:
-            raise GenomeError(
-                f"genome store {path} is damaged: its metadata does not have the recorded sha256; "
-                "copy it again or build it again"
-            )
         with parsing(
             f"genome store {path} is damaged: its metadata", GenomeError, "build it again"
         ):
-            return layout, Metadata.from_bytes(metadata, layout.codes_length)
+            values = json.loads(raw)
+            # JSON can write halves of characters, which no file or terminal takes.
+            json.dumps(values, ensure_ascii=False).encode()
+            found = build(cls, values, ignore=True)
+            found._check(codes)
+            return found
+
+    def _check(self, codes: int) -> None:
+        """Compare with the number of codes; a ValueError says what contradicts what."""
+        end = 0
+        for contig in self.contigs:
+            counts = (contig.n_count, contig.iupac_count, contig.soft_masked_count)
+            if contig.offset != end or not 0 <= min(counts) <= max(counts) <= contig.length:
+                raise ValueError(
+                    f"contig {shown(contig.name)} contradicts the one before or itself"
+                )
+            end += contig.length
+        if end != codes or len({contig.name for contig in self.contigs}) != len(self.contigs):
+            raise ValueError("its contigs do not make up the codes, each with its own name")
+        if not all(0 <= count <= codes for count in self.iupac_letters.values()):
+            raise ValueError("iupac_letters counts more letters than there are")
+
+
+def _raw_metadata(file: BinaryIO, path: Path) -> tuple[bytes, int]:
+    """Give the metadata of a store, whose checksum is right, and the number of codes."""
+    raw = file.read(_HEADER.size)
+    size = os.fstat(file.fileno()).st_size
+    if not raw or raw[: len(MAGIC)] != MAGIC[: len(raw)]:
+        kind = "an empty file" if not raw else f"a file that begins with {raw[:8]!r}"
+        raise GenomeError(
+            f"{path} is not a genome store: expected a file written by megabase genome build, "
+            f"found {kind}"
+            if not (known := recognize(path))
+            else f"{path} {known}"
+        )
+    version = int.from_bytes(raw[8:12], "little")
+    if version > FORMAT_VERSION:
+        raise GenomeError(
+            f"genome store {path} has format version {version}, and this megabase reads up "
+            f"to version {FORMAT_VERSION}; upgrade megabase, or build the store again"
+        )
+    place, expected = None, CODES_OFFSET
+    if len(raw) == _HEADER.size:
+        place = first, codes, start, length, _ = _HEADER.unpack(raw)[3:]
+        expected = start + length
+        if first != CODES_OFFSET or first + codes != start:
+            raise GenomeError(f"genome store {path} is damaged: its header contradicts itself")
+    if place is None or size != expected:
+        what = "is cut short" if size < expected else "has bytes after its end"
+        raise GenomeError(
+            f"genome store {path} {what}: expected {expected:,} bytes, found {size:,}; copy it "
+            "again or build it again"
+        )
+    _, codes, start, length, digest = place
+    file.seek(start)
+    metadata = file.read(length)
+    if hashlib.sha256(metadata).digest() != digest:
+        raise GenomeError(
+            f"genome store {path} is damaged: its metadata does not have the recorded sha256; "
+            "copy it again or build it again"
+        )
+    return metadata, codes
 
 
 class _Tally:
@@ -253,7 +213,7 @@ class _Writer:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._file.write(bytes(_CODES_OFFSET))
+        self._file.write(bytes(CODES_OFFSET))
         self.contigs: list[Contig] = []
         self.iupac_letters: Counter[str] = Counter()
         self._seen: dict[str, str] = {}
@@ -292,22 +252,25 @@ class _Writer:
             )  # fmt: skip
 
     def finish(self, name: str, sources: Sequence[Path]) -> None:
-        metadata = Metadata(
+        digest = hashlib.sha256()
+        for contig in self.contigs:
+            digest.update(f"{contig.name}\t{contig.length}\t{contig.sha256}\n".encode())
+        record = Metadata(
             name=name,
             contigs=tuple(self.contigs),
             sources=tuple(path.name for path in sources),
             iupac_letters=dict(sorted(self.iupac_letters.items())),
-            checksum=_genome_checksum(self.contigs),
+            checksum=digest.hexdigest(),
             created_by=f"megabase {__version__}",
-        ).to_bytes()
-        digest = hashlib.sha256(metadata).digest()
-        layout = Layout(
-            _CODES_OFFSET, self.total, _CODES_OFFSET + self.total, len(metadata), digest
         )
-        self._file.write(metadata)
+        # The same metadata always gives the same bytes.
+        raw = json.dumps(asdict(record), separators=(",", ":"), ensure_ascii=False).encode()
+        self._file.write(raw)
         # The magic is written last: a file without its end is never taken for a store.
         self._file.seek(0)
-        self._file.write(layout.to_bytes())
+        end, sha256 = CODES_OFFSET + self.total, hashlib.sha256(raw).digest()
+        header = (MAGIC, FORMAT_VERSION, 0, CODES_OFFSET, self.total, end, len(raw), sha256)
+        self._file.write(_HEADER.pack(*header))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -334,8 +297,9 @@ def build_store(
         writer = _Writer(file)
         done = 0
         for source, size in zip(files, sizes, strict=True):
-            report = None if progress is None else partial(_report, progress, done, total)
-            writer.add_source(source, report)
+            writer.add_source(
+                source, progress and (lambda at, before=done: progress(before + at, total))
+            )
             done += size
         writer.finish(name or _genome_name(files, target), files)
 
@@ -345,10 +309,6 @@ def _size(path: Path) -> int:
     if not path.exists():
         raise GenomeError(f"there is no FASTA file {path}")
     return path.stat().st_size if path.is_file() else 0
-
-
-def _report(progress: Progress, before: int, total: int, position: int) -> None:
-    progress(before + position, total)
 
 
 def _genome_name(sources: Sequence[Path], target: Path) -> str:
@@ -371,7 +331,7 @@ def check_store(
     done, total = 0, sum(contig.length for contig in contigs)
     try:
         with path.open("rb") as file:
-            file.seek(_CODES_OFFSET)
+            file.seek(CODES_OFFSET)
             for contig in contigs:
                 tally = _Tally()
                 while tally.length < contig.length:

@@ -10,9 +10,6 @@ from megabase.genome import alphabet
 _Codes = npt.NDArray[np.uint8]
 _Kmers = npt.NDArray[np.uint64]
 
-# Bases packed at a time where k-mers are only counted: some 100 MB of integers at most.
-_PIECE = 1 << 22
-
 
 def pack_kmers(codes: _Codes, k: int) -> tuple[_Kmers, npt.NDArray[np.bool_]]:
     """Pack every k-mer (k 1 to 32) of base codes (n,) into an uint64 (n - k + 1,), or empty.
@@ -23,7 +20,7 @@ def pack_kmers(codes: _Codes, k: int) -> tuple[_Kmers, npt.NDArray[np.bool_]]:
     if len(codes) < k:
         return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=bool)
     two, known = _two_bits(codes, k)
-    return _pack(two, k, False), known
+    return _pack(two, k), known
 
 
 def canonical_kmers(codes: _Codes, k: int) -> tuple[_Kmers, npt.NDArray[np.bool_]]:
@@ -31,16 +28,8 @@ def canonical_kmers(codes: _Codes, k: int) -> tuple[_Kmers, npt.NDArray[np.bool_
     if len(codes) < k:
         return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=bool)
     two, known = _two_bits(codes, k)
-    return np.minimum(_pack(two, k, False), _pack(np.uint64(3) - two, k, True)), known
-
-
-def count_kmers(codes: _Codes, k: int) -> npt.NDArray[np.int64]:
-    """Count k-mers, int64 (4 ** k,); those with a letter other than A, C, G, T are left out."""
-    counts = np.zeros(4**k, np.int64)
-    for begin in range(0, max(0, len(codes) - k + 1), _PIECE):
-        kmers, known = pack_kmers(codes[begin : begin + _PIECE + k - 1], k)
-        counts += np.bincount(kmers[known].astype(np.int64), minlength=4**k)
-    return counts
+    other = _pack(np.uint64(3) - two[::-1], k)[::-1]
+    return np.minimum(_pack(two, k), other), known
 
 
 def _two_bits(codes: _Codes, k: int) -> tuple[_Kmers, npt.NDArray[np.bool_]]:
@@ -49,18 +38,14 @@ def _two_bits(codes: _Codes, k: int) -> tuple[_Kmers, npt.NDArray[np.bool_]]:
     return np.where(base > alphabet.T, 0, base).astype(np.uint64), bad[k:] == bad[:-k]
 
 
-def _pack(two: _Kmers, k: int, reverse: bool) -> _Kmers:
+def _pack(two: _Kmers, k: int) -> _Kmers:
     """Pack k-mers from k-mers of half their length: log2(k) passes over the array."""
     if k == 1:
         return two
     half = k // 2
-    low, n = _pack(two, half, reverse), len(two) - k + 1
+    low, n = _pack(two, half), len(two) - k + 1
     first, second = low[:n], low[half : half + n]
     if k % 2:
         extra = two[half * 2 : half * 2 + n]
-        if reverse:  # later bases are higher: the reverse strand reads from the end
-            return (extra << np.uint64(4 * half)) | (second << np.uint64(2 * half)) | first
         return (first << np.uint64(2 * (half + 1))) | (second << np.uint64(2)) | extra
-    if reverse:
-        return (second << np.uint64(2 * half)) | first
     return (first << np.uint64(2 * half)) | second

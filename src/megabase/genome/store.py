@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import gzip
 import itertools
 import os
+import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
@@ -27,8 +29,14 @@ from megabase.errors import (
     warn,
 )
 from megabase.genome.alphabet import PAD, N, reverse_complement, warn_ambiguous
-from megabase.genome.fasta import is_fasta
-from megabase.genome.format import Contig, Layout, Progress, build_store, check_store
+from megabase.genome.format import (
+    CODES_OFFSET,
+    Contig,
+    Metadata,
+    Progress,
+    build_store,
+    check_store,
+)
 from megabase.genome.interval import Interval, Strand, contig_aliases
 
 PadMode = Literal["error", "pad", "n"]
@@ -61,18 +69,13 @@ class Genome:
 
     def __init__(self, path: str | Path) -> None:
         self.path: Path = _store_of(Path(path).absolute())
-        self._layout, self.metadata = Layout.read(self.path)
-        mapped = np.memmap(
-            self.path,
-            dtype=np.uint8,
-            mode="r",
-            offset=self._layout.codes_offset,
-            shape=(self._layout.codes_length,),
-        )
-        # A plain view: slicing np.memmap itself costs several microseconds for its subclass.
-        self._codes: NDArray[np.uint8] = mapped.view(np.ndarray)
+        self.metadata = Metadata.read(self.path)
         self.contigs: tuple[Contig, ...] = self.metadata.contigs
         self.lengths: NDArray[np.int64] = np.array([c.length for c in self.contigs], np.int64)
+        size = int(self.lengths.sum())
+        mapped = np.memmap(self.path, np.uint8, mode="r", offset=CODES_OFFSET, shape=(size,))
+        # A plain view: slicing np.memmap itself costs several microseconds for its subclass.
+        self._codes: NDArray[np.uint8] = mapped.view(np.ndarray)
         self._offsets: NDArray[np.int64] = np.array([c.offset for c in self.contigs], np.int64)
         self.lengths.flags.writeable = False
         self._index = {contig.name: i for i, contig in enumerate(self.contigs)}
@@ -130,7 +133,7 @@ class Genome:
     @property
     def total_length(self) -> int:
         """Number of bases of all contigs."""
-        return self._layout.codes_length
+        return self._codes.size
 
     def __repr__(self) -> str:
         return (
@@ -282,11 +285,7 @@ class Genome:
             out[first - start : last - start] = self._codes[offset + first : offset + last]
 
     def fetch_many(
-        self,
-        contig_index: ArrayLike,
-        start: ArrayLike,
-        length: int,
-        out: NDArray[np.uint8] | None = None,
+        self, contig_index: ArrayLike, start: ArrayLike, length: int
     ) -> NDArray[np.uint8]:
         """Codes of many windows of one length, on the forward strand.
 
@@ -299,8 +298,6 @@ class Genome:
             contig on either side, or lie outside altogether.
         length
             Number of bases of every window.
-        out
-            Array to write to: uint8 of shape (n, length); a new one when None.
 
         Returns
         -------
@@ -321,13 +318,7 @@ class Genome:
                 f"contig indices must lie in 0..{len(self.contigs) - 1}, found "
                 f"{int(index.min())}..{int(index.max())}"
             )
-        shape = (index.size, length)
-        if out is None:
-            out = np.empty(shape, dtype=np.uint8)
-        elif out.shape != shape or out.dtype != np.uint8:
-            raise GenomeError(
-                f"out must be uint8 of shape {shape}, found {out.dtype} of shape {out.shape}"
-            )
+        out = np.empty((index.size, length), dtype=np.uint8)
         limit, offset = self.lengths[index], self._offsets[index]
         inside = (first >= 0) & (first <= limit - length)
         if bool(inside.any()):
@@ -388,23 +379,36 @@ def _reopen(path: str, checksum: str) -> Genome:
 
 def _store_of(path: Path) -> Path:
     """Path of the store that a genome is read from: for FASTA the one beside it, built if due."""
-    if path.suffix == _SUFFIX or not is_fasta(path):
+    if path.suffix == _SUFFIX or not _is_fasta(path):
         return path
     store = path.with_name(path.name + _SUFFIX)
     modified = path.stat().st_mtime_ns  # before it is read: what is written meanwhile is newer
     if store.exists():
         if store.stat().st_mtime_ns >= modified:
             return store
-        Layout.read(store)  # of something else by this name, nothing is replaced
+        Metadata.read(store)  # of something else by this name, nothing is replaced
         warn(f"{path} has changed since {store.name} was built: building it again", InputWarning)
     try:
         build_store(path, store, overwrite=True)
         os.utime(store, ns=(modified, modified))
-        warn_ambiguous(Layout.read(store)[1].iupac_letters, path)
+        warn_ambiguous(Metadata.read(store).iupac_letters, path)
     except OutputError as error:
         advice = f"build the store elsewhere: Genome.build({str(path)!r}, 'PATH.mb')"
         raise type(error)(f"{error}; {advice}") from error
     return store
+
+
+def _is_fasta(path: Path) -> bool:
+    """Whether a regular file begins like FASTA, inside gzip too; False when it cannot be read."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as raw:
+            packed = raw.peek(2)[:2] == b"\x1f\x8b"
+            start = (gzip.GzipFile(fileobj=raw) if packed else raw).read(1 << 10)
+    except (OSError, EOFError, zlib.error):
+        return False
+    return start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b">")
 
 
 def _nearest_contigs(name: str, names: Collection[str]) -> str:

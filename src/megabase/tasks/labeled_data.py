@@ -140,15 +140,15 @@ def _genome_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
     split = split_genome(
         store, include=genome.train, validation=own.get("valid", ()), test=own.get("test", ())
     )
-    regions = {"train": split.train}
+    regions = {"train": split["train"]}
     if own.get("valid"):
-        regions["valid"] = split.validation
+        regions["valid"] = split["validation"]
     elif "valid" in own and table.validation_fraction:
         regions["train"], regions["valid"] = cut_tail(
-            split.train, table.validation_fraction, genome.length or _WINDOW
+            split["train"], table.validation_fraction, genome.length or _WINDOW
         )
     if own.get("test"):
-        regions["test"] = split.test
+        regions["test"] = split["test"]
     found = {name: _windows(genome, store, part) for name, part in regions.items()}
     for name, path in others.items():
         if path is not None:

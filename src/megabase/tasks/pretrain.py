@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from megabase.data.regions import Regions, Split, read_intervals, split_genome
+from megabase.data.regions import Regions, read_intervals, split_genome
 from megabase.data.windows import (
     GenomeWindows,
     IntervalWindows,
@@ -98,7 +97,7 @@ def _plan(config: PretrainConfig, fabric: Fabric) -> Plan:
     schedule = lay_out(settings, fabric, windows)
     _try_windows(windows, schedule)
     validation = None
-    if config.eval_every is not None and len(split.validation):
+    if config.eval_every is not None and len(split["validation"]):
         # Plain loss over the targets, whatever the training weighs.
         plain = CausalLM() if config.objective.name == "causal_lm" else objective
         validation = _validation(
@@ -130,9 +129,9 @@ def _plan(config: PretrainConfig, fabric: Fabric) -> Plan:
     )
     lines = [
         _model_line(model, config.longest),
-        f"genome      {store.name} (sha256 {store.checksum[:12]}): {split.train.total:,} bases to "
-        f"train on, {split.validation.total:,} for validation, {split.test.total:,} for test; "
-        f"windows {data.windows}",
+        f"genome      {store.name} (sha256 {store.checksum[:12]}): "
+        f"{split['train'].total:,} bases to train on, {split['validation'].total:,} for "
+        f"validation, {split['test'].total:,} for test; windows {data.windows}",
         *_schedule_lines(settings, schedule),
         "validation  "
         + (
@@ -227,7 +226,9 @@ def _objective(spec: ObjectiveConfig) -> Objective:
         raise ConfigError(f"objective.options of {spec.name}: {error}") from error
 
 
-def _build_source(data: DataConfig, store: Genome, seed: int) -> tuple[Split, WindowSource]:
+def _build_source(
+    data: DataConfig, store: Genome, seed: int
+) -> tuple[dict[str, Regions], WindowSource]:
     """Give the split of the genome and the training windows."""
     split = split_genome(
         store, include=data.include, exclude=data.exclude, validation=data.validation,
@@ -237,15 +238,15 @@ def _build_source(data: DataConfig, store: Genome, seed: int) -> tuple[Split, Wi
     if data.windows == "random":
         counted = partial(count_n, store)
         return split, RandomWindows(
-            split.train, max_n_fraction=data.max_n_fraction, count_n=counted, **common
+            split["train"], max_n_fraction=data.max_n_fraction, count_n=counted, **common
         )
     if data.windows == "tiled":
-        return split, TiledWindows(split.train, **common)
+        return split, TiledWindows(split["train"], **common)
     path = data.intervals or ""
     rows = read_intervals(store, path, "train")
-    split = replace(split, train=Regions.of(*rows))
-    if not len(split.validation):
-        split = replace(split, validation=Regions.of(*read_intervals(store, path, "valid")))
+    split["train"] = Regions.of(*rows)
+    if not len(split["validation"]):
+        split["validation"] = Regions.of(*read_intervals(store, path, "valid"))
     return split, IntervalWindows(
         rows,
         contig_lengths=np.array([c.length for c in store.contigs], dtype=np.int64),
@@ -261,11 +262,13 @@ def _try_windows(windows: GenomeWindows, schedule: LengthSchedule) -> None:
         windows.batch(point.stage, np.zeros(1, dtype=np.int64), point.length)
 
 
-def _notes(windows: GenomeWindows, schedule: LengthSchedule, split: Split) -> list[str]:
+def _notes(
+    windows: GenomeWindows, schedule: LengthSchedule, split: dict[str, Regions]
+) -> list[str]:
     """Say what the published way of cutting windows does not prevent."""
     source, notes = windows.source, []
     if isinstance(source, IntervalWindows):
-        held_out = split.validation.union(split.test)
+        held_out = split["validation"].union(split["test"])
         for point, _ in schedule.stages():
             found = source.touching(held_out, point.length, windows.extra)
             if found:
@@ -277,16 +280,16 @@ def _notes(windows: GenomeWindows, schedule: LengthSchedule, split: Split) -> li
 
 
 def _validation(
-    store: Genome, split: Split, objective: Objective, length: int, most: int | None
+    store: Genome, split: dict[str, Regions], objective: Objective, length: int, most: int | None
 ) -> EvalSet:
     """Give at most `most` (None: all) validation windows of a length."""
-    source = TiledWindows(split.validation, seed=_EVAL_SEED, shuffle=True, last="drop")
+    source = TiledWindows(split["validation"], seed=_EVAL_SEED, shuffle=True, last="drop")
     data = GenomeWindows(store, source, extra=getattr(objective, "extra_bases", 0))
     windows = data.epoch_size(length) or 0
     if windows == 0:
         raise ConfigError(
             f"the validation places hold no window of {length:,} positions; the longest has "
-            f"{split.validation.longest:,} bases: set data.eval_length or hold out more"
+            f"{split['validation'].longest:,} bases: set data.eval_length or hold out more"
         )
     windows = windows if most is None else min(windows, most)
     return EvalSet(data=data, windows=windows, length=length, objective=objective)
@@ -350,10 +353,9 @@ def _schedule_lines(settings: TrainConfig, schedule: LengthSchedule) -> list[str
 
 
 def _data_facts(
-    windows: str, store: Genome, split: Split, validation: EvalSet | None
+    windows: str, store: Genome, split: dict[str, Regions], validation: EvalSet | None
 ) -> dict[str, Any]:
     """Give the content of ``data.json``: genome, checksum, contigs, regions of each split."""
-    parts = {"train": split.train, "validation": split.validation, "test": split.test}
     return {
         "genome": {"name": store.name, "path": str(store.path), "sha256": store.checksum},
         "contigs": {contig.name: contig.length for contig in store.contigs},
@@ -365,7 +367,7 @@ def _data_facts(
                 "sha256": _digest(regions),
                 "regions": _written_out(store, regions),
             }
-            for name, regions in parts.items()
+            for name, regions in split.items()
         },
         "validation": (
             {"windows": validation.windows, "length": validation.length} if validation else None

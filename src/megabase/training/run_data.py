@@ -63,7 +63,7 @@ class RunData(RunFolder):
                 found = Regions.of(*read_intervals(store, settings["intervals"], "train"))
             else:
                 names = ("include", "exclude", "validation", "test")
-                found = getattr(split_genome(store, **{key: settings[key] for key in names}), part)
+                found = split_genome(store, **{key: settings[key] for key in names})[part]
             if found.total != split["bases"]:
                 raise self.error(
                     f"the {part} regions of the run {self.path} cannot be worked out again from "

@@ -125,7 +125,7 @@ def _from_peaks(
         for name, regions in peaks.items()
     ]
     found: dict[str, pl.DataFrame] = {}
-    parts = {"train": split.train, "valid": split.validation, "test": split.test}
+    parts = {"train": split["train"], "valid": split["validation"], "test": split["test"]}
     for part, regions in parts.items():
         if not len(regions):
             continue

@@ -267,7 +267,7 @@ def _compare(args: Namespace) -> int:
     from megabase.genome.files import write_whole
 
     results = [EvaluationResult.load(_evaluation_file(name)) for name in args.evaluations]
-    text = compare(results).markdown()
+    text = compare(results)
     print(text, end="")
     if args.output is not None:
         write_whole(Path(args.output), text, args.overwrite)

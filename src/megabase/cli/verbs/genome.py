@@ -106,10 +106,10 @@ def _opened(path: str) -> Genome:
     """Open a store; of FASTA none is built for this, unlike by ``Genome``."""
     from pathlib import Path
 
-    from megabase.genome.format import Layout
+    from megabase.genome.format import Metadata
     from megabase.genome.store import Genome
 
-    Layout.read(Path(path))
+    Metadata.read(Path(path))
     return Genome(path)
 
 

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from megabase.genome.alphabet import BASE_BITS, N, encode, reverse_complement
 from megabase.genome.interval import Interval
-from megabase.genome.kmers import count_kmers, pack_kmers
+from megabase.genome.kmers import pack_kmers
 from megabase.genome.store import Genome
 from megabase.inference.generation.generate import Generated
 
 _PART = 1 << 20
 """Bases of the genome whose k-mers are held at a time: some 20 MB."""
+_PIECE = 1 << 22
+"""Bases whose k-mers are counted at a time: some 100 MB of integers at most."""
 _PAIRS = 1 << 20
 """K-mers that are looked up at a time, since each may meet many in the queries."""
 _SHORTEST, _LONGEST = 6, 24
@@ -137,8 +139,13 @@ def check_generated(
 
 
 def _count_all(rows: Iterable[_Codes], size: int) -> _Ints:
-    """Count the k-mers of several sequences together."""
-    return sum((count_kmers(row, size) for row in rows), np.zeros(4**size, np.int64))
+    """Count k-mers of sequences, (4 ** size,), without those that hold N."""
+    counts = np.zeros(4**size, np.int64)
+    for row in rows:
+        for begin in range(0, len(row) - size + 1, _PIECE):
+            kmers, known = pack_kmers(row[begin : begin + _PIECE + size - 1], size)
+            counts += np.bincount(kmers[known].astype(np.int64), minlength=4**size)
+    return counts
 
 
 def _gc(rows: Iterable[_Codes]) -> float:
