@@ -39,7 +39,7 @@ from megabase.data.augment import codes_to_ids
 from megabase.genome.alphabet import BASE_TOKEN_IDS
 from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
-from megabase.inference.variants.forward import AlleleWindows, Placement, cut_windows
+from megabase.inference.variants.forward import AlleleWindows, Placement
 from megabase.inference.variants.scorer import VariantOptions, VariantScorer
 from megabase.models.loading import Loaded
 from megabase.ops import backend
@@ -173,7 +173,7 @@ def _case(store: Path, config: VariantsConfig, window: int, placement: Placement
     placed = []
     for one in _records(store, config, 0)[: config.plain]:
         both = [
-            cut_windows(view, one.position, one.ref, one.alts[0], window, reverse, placement)
+            AlleleWindows.cut(view, one.position, one.ref, one.alts[0], window, reverse, placement)
             for reverse in (False, True)
         ]
         placed.append([strand for strand in both if isinstance(strand, AlleleWindows)])

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from megabase.data.genome_labels import (
-    cut_tail,
     label_windows,
     read_features,
 )
@@ -86,11 +85,11 @@ def test_windows(store: Genome, gff: Path) -> None:
 
 
 def test_tail_of_every_region() -> None:
-    kept, cut = cut_tail(Regions.of([0, 1, 1], [0, 10, 50], [100, 20, 54]), 0.2, 5)
+    kept, cut = Regions.of([0, 1, 1], [0, 10, 50], [100, 20, 54]).cut_tails(0.2, 5)
     assert cut == Regions.of([0, 1], [80, 15], [100, 20])
     assert kept == Regions.of([0, 1, 1], [0, 10, 50], [80, 15, 54])
     with pytest.raises(InputError, match="no training region is long enough"):
-        cut_tail(Regions.of([0], [0], [9]), 0.2, 5)
+        Regions.of([0], [0], [9]).cut_tails(0.2, 5)
 
 
 def test_other_contigs_are_counted(store: Genome, gff: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from megabase.data.regions import Regions
 from megabase.errors import InputError, NotFiniteError, OutputError
 from megabase.evaluate.perplexity import _default_context_lengths, evaluate
-from megabase.evaluate.results import EvaluationResult, measure
+from megabase.evaluate.results import EvaluationResult, Measure
 from megabase.genome.store import Genome
 from megabase.options import EvaluateOptions
 
@@ -322,8 +322,6 @@ def test_files_that_are_no_evaluation_are_refused(tmp_path: Path) -> None:
 
 
 def _tiny_result() -> EvaluationResult:
-    from megabase.evaluate.results import Measure
-
     part = Measure(1, None, 1.0, None, None, None, math.e)
     facts = ("m", "causal", "g", "c", (), 0, 0, 1, 1, 1, None, 0)
     return EvaluationResult(*facts, part, {}, {}, (), (), 0, 0.0, "0")
@@ -388,7 +386,7 @@ def test_standard_error_is_that_of_the_mean() -> None:
     generator = np.random.default_rng(7)
     sums = generator.normal(100.0, 10.0, 5_000)
     targets = np.full(5_000, 80)
-    found = measure(sums, targets)
+    found = Measure.of(sums, targets)
     # The error of exp(m) is exp(m) times that of m, 10 / 80 / sqrt(5000).
     expected = found.perplexity_acgt * 10 / 80 / math.sqrt(5_000)
     assert found.perplexity_acgt_se == pytest.approx(expected, rel=0.1)
@@ -398,6 +396,6 @@ def test_standard_error_is_that_of_the_mean() -> None:
 def test_standard_error_knows_that_neighbors_are_alike() -> None:
     generator = np.random.default_rng(8)
     sums = np.repeat(generator.normal(100.0, 10.0, 1_000), 50)
-    found = measure(sums, np.full(sums.size, 80))
+    found = Measure.of(sums, np.full(sums.size, 80))
     expected = found.perplexity_acgt * 10 / 80 / math.sqrt(1_000)
     assert found.perplexity_acgt_se == pytest.approx(expected, rel=0.1)

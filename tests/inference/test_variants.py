@@ -14,7 +14,7 @@ import torch
 from megabase.errors import InputError
 from megabase.genome.interval import Variant
 from megabase.genome.store import Genome
-from megabase.inference.variants.forward import PLACEMENTS, _shares_prefix, cut_windows
+from megabase.inference.variants.forward import PLACEMENTS, AlleleWindows, _shares_prefix
 from megabase.inference.variants.scorer import score_variants
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
@@ -261,7 +261,9 @@ def test_grid_windows_hold_the_variant_in_their_middle_half_and_are_shared(windo
     starts = set()
     for position in range(2 * window, 4 * window):
         ref = "ACGT"[view[position]]
-        one = cut_windows(view, position, ref, "C" if ref == "A" else "A", window, False, "grid")
+        one = AlleleWindows.cut(
+            view, position, ref, "C" if ref == "A" else "A", window, False, "grid"
+        )
         assert not isinstance(one, str)
         assert len(one.ref) == len(one.alt) == window
         # Alleles longer than an eighth of the window, here of windows below 8, are centered.

@@ -14,7 +14,7 @@ from megabase.objectives.labels import (
     SCORE_BINS,
     NucleotideLabels,
     _align_strands,
-    count_table,
+    _count_table,
 )
 
 NAMES = ("accuracy", "mcc", "f1", "auroc", "auprc")
@@ -87,7 +87,7 @@ def test_strands_are_averaged_base_by_base() -> None:
 def test_figures_by_hand() -> None:
     # Log odds of class 1: -2, 1, 3 of class 0 and 2, 4 of class 1.
     logits = torch.tensor([[0.0, -2.0], [0.0, 1.0], [0.0, 3.0], [0.0, 2.0], [0.0, 4.0]])
-    table = count_table(logits, torch.tensor([0, 0, 0, 1, 1]))
+    table = _count_table(logits, torch.tensor([0, 0, 0, 1, 1]))
     assert len(table) == table_size(2)
     found = measure_table([*NAMES, "f1_positive"], 2, table.numpy())
     assert table[:4].tolist() == [1, 2, 0, 2]
@@ -105,7 +105,7 @@ def test_counts_add_up_to_the_figures_of_the_whole(classes: int) -> None:
     labels = rng.integers(0, classes, 3000)
     logits = (rng.normal(size=(3000, classes)) * 3 + 2 * np.eye(classes)[labels]).astype("float32")
     parts = [
-        count_table(torch.tensor(logits[part]), torch.tensor(labels[part]))
+        _count_table(torch.tensor(logits[part]), torch.tensor(labels[part]))
         for part in np.array_split(np.arange(3000), 7)
     ]
     found = measure_table(NAMES, classes, torch.stack(parts).sum(dim=0).numpy())
@@ -120,7 +120,7 @@ def test_counts_add_up_to_the_figures_of_the_whole(classes: int) -> None:
 
 def test_figures_that_are_not_defined() -> None:
     logits = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    one = measure_table(NAMES, 2, count_table(logits, torch.tensor([1, 1])).numpy())
+    one = measure_table(NAMES, 2, _count_table(logits, torch.tensor([1, 1])).numpy())
     assert math.isnan(one["auroc"])
     assert one["accuracy"] == 0.5
     none = measure_table(NAMES, 2, np.zeros(table_size(2), dtype=np.int64))

@@ -350,26 +350,6 @@ def _read_features(path: Path, store: Genome, *, types_given: bool, strict: bool
     return table.select("contig", "start", "end", strand.alias("strand"), kind.alias("type"))
 
 
-def cut_tail(regions: Regions, fraction: float, least: int) -> tuple[Regions, Regions]:
-    """Cut the last share of every region off, for validation: one segment each, no scattered rows.
-
-    At least `least` bases are cut off a region; shorter regions are kept whole, and an InputError
-    says when none is long enough. Gives what is kept and what is cut off.
-    """
-    size = regions.end - regions.start
-    tail = np.where(size >= 2 * least, np.maximum(np.round(size * fraction), least), 0)
-    if not tail.any():
-        raise InputError(
-            f"no training region is long enough to cut {least:,} bases off for validation; name "
-            "regions for it (genome.valid)"
-        )
-    middle = regions.end - tail.astype(np.int64)
-    return (
-        Regions.of(regions.contig, regions.start, middle),
-        Regions.of(regions.contig, middle, regions.end),
-    )
-
-
 def label_windows(
     store: Genome, regions: Regions, features: _Features, *, length: int, flank: int = 0
 ) -> LabeledSequences:

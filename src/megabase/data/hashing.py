@@ -16,7 +16,7 @@ FIRST, SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 """Multipliers of the finalizer, as published (Stafford's variant 13)."""
 _MASK = (1 << 64) - 1  # Python integers do not wrap at 64 bits
 _ROUNDS = 6
-"""Feistel rounds of :func:`permute`; four give a good shuffle, two more are a margin."""
+"""Feistel rounds of :meth:`Draws.permute`; four give a good shuffle, two more are a margin."""
 
 
 def mix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -59,6 +59,31 @@ class Draws:
         """Give integers uniform in [0, bound), bound in [1, 2**63)."""
         return _uniform_below(self.bits(indices), bound)
 
+    def permute(
+        self, places: npt.NDArray[np.int64], size: int, which: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Apply pseudorandom permutations of range(size) at the given places, int64 (n,), only.
+
+        A Feistel network on the next even power of two, walked until the value lies below `size`:
+        no table of a whole permutation is ever made. `which`, int64 (n,), numbers the permutations.
+        """
+        keys = mix64(self.bits(which))
+        half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+        low = np.uint64((1 << int(half)) - 1)
+        round_keys = [mix64(keys + np.uint64(number + 1)) for number in range(_ROUNDS)]
+        value = np.asarray(places, dtype=np.int64).astype(np.uint64)
+        pending = np.arange(value.size)
+        while pending.size:
+            current = value[pending]
+            left, right = current >> half, current & low
+            for round_key in round_keys:
+                mixed = mix64(right * np.uint64(GOLDEN) + round_key[pending])
+                left, right = right, left ^ (mixed >> np.uint64(32)) & low
+            current = (left << half) | right
+            value[pending] = current
+            pending = pending[current >= np.uint64(size)]
+        return value.astype(np.int64)
+
 
 def _uniform_below(
     bits: npt.NDArray[np.uint64], bound: int | npt.NDArray[np.int64]
@@ -75,28 +100,3 @@ def _uniform_below(
     middle = bits_high * b_low + ((bits_low * b_low) >> by32)
     other = bits_low * b_high + (middle & low32)
     return (bits_high * b_high + (middle >> by32) + (other >> by32)).astype(np.int64)
-
-
-def permute(
-    indices: npt.NDArray[np.int64], size: int, keys: npt.NDArray[np.uint64]
-) -> npt.NDArray[np.int64]:
-    """Apply a pseudorandom permutation of range(size) at the given positions, int64 (n,), only.
-
-    A Feistel network on the next even power of two, walked until the value lies below `size`: no
-    table of the whole permutation is ever made. `keys`, uint64 (n,), say which permutation.
-    """
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    low = np.uint64((1 << int(half)) - 1)
-    round_keys = [mix64(keys + np.uint64(number + 1)) for number in range(_ROUNDS)]
-    value = np.asarray(indices, dtype=np.int64).astype(np.uint64)
-    pending = np.arange(value.size)
-    while pending.size:
-        current = value[pending]
-        left, right = current >> half, current & low
-        for round_key in round_keys:
-            mixed = mix64(right * np.uint64(GOLDEN) + round_key[pending])
-            left, right = right, left ^ (mixed >> np.uint64(32)) & low
-        current = (left << half) | right
-        value[pending] = current
-        pending = pending[current >= np.uint64(size)]
-    return value.astype(np.int64)

@@ -162,6 +162,24 @@ class Regions:
         high = base + np.asarray(end, dtype=np.int64)
         return _overlapping(low, high, *self._line())[1] > 0
 
+    def cut_tails(self, fraction: float, least: int) -> tuple[Regions, Regions]:
+        """Cut the last share of every region off, for validation: one segment each.
+
+        At least `least` bases are cut off a region; shorter regions are kept whole, and an
+        InputError says when none is long enough. Gives what is kept and what is cut off.
+        """
+        size = self.end - self.start
+        tail = np.where(size >= 2 * least, np.maximum(np.round(size * fraction), least), 0)
+        if not tail.any():
+            raise InputError(
+                f"no training region is long enough to cut {least:,} bases off for validation; "
+                "name regions for it (genome.valid)"
+            )
+        middle = self.end - tail.astype(np.int64)
+        return Regions.of(self.contig, self.start, middle), Regions.of(
+            self.contig, middle, self.end
+        )
+
     def touches(self, contig: int, start: int, end: int) -> bool:
         """Tell whether one interval, 0-based half-open, shares a position with the set."""
         return bool(self.overlap(np.array([contig]), np.array([start]), np.array([end]))[0])

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from megabase.data.hashing import Draws, mix64, permute
+from megabase.data.hashing import Draws
 from megabase.data.regions import Intervals, Regions
 from megabase.errors import InputError
 from megabase.genome import alphabet
@@ -87,7 +87,7 @@ class WindowSource(ABC):
         epoch, place = np.divmod(numbers, np.int64(size))
         if not self.shuffle:
             return place
-        return permute(place, size, mix64(Draws(self.seed, stream, _ORDER).bits(epoch)))
+        return Draws(self.seed, stream, _ORDER).permute(place, size, epoch)
 
 
 def _forward(numbers: _Ints) -> npt.NDArray[np.bool_]:

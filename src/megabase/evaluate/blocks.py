@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from megabase.data.regions import Regions
 from megabase.genome.store import Genome
 
 _Ints = npt.NDArray[np.int64]
@@ -45,29 +44,6 @@ class _Rows(NamedTuple):
     """Position of the first target in every row."""
     wanted: npt.NDArray[np.bool_]
     """Which columns from ``lead`` on belong to the block, (n, targets)."""
-
-
-def tile_blocks(
-    regions: Regions, size: int, *, before: int = 0, whole: bool = False, limit: int | None = None
-) -> Blocks:
-    """Cut regions into blocks of `size` bases; the last one of a region may be shorter.
-
-    `before` bases must lie in front of a block on its contig. `whole` leaves out the shorter
-    blocks; `limit` keeps at most that number, evenly spread.
-    """
-    first = np.maximum(regions.start, before)
-    bases = np.maximum(regions.end - first, 0)
-    until = np.cumsum(bases // size if whole else -(-bases // size))
-    total = int(until[-1]) if until.size else 0
-    if limit is None or limit >= total:
-        chosen = np.arange(total)
-    else:
-        # Never the whole list: a genome has hundreds of millions of small blocks.
-        chosen = (2 * np.arange(limit) + 1) * total // (2 * limit)
-    region = np.searchsorted(until, chosen, side="right")
-    passed = np.concatenate(([0], until))[region]
-    start = first[region] + (chosen - passed) * size
-    return Blocks(regions.contig[region], start, np.minimum(start + size, regions.end[region]))
 
 
 def read_rows(

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from megabase.data.regions import Regions
 from megabase.errors import InputError
 from megabase.evaluate.blocks import Blocks, read_rows
-from megabase.evaluate.results import Baseline, Measure, measure, paired_saving
+from megabase.evaluate.results import Baseline, Measure, paired_saving
 from megabase.genome.alphabet import BASE_BITS, N, T
 from megabase.genome.kmers import pack_kmers
 from megabase.genome.store import Genome
@@ -231,9 +231,11 @@ def score_baselines(
     curve: list[Measure | None] = [None] * len(names)
     if curve_blocks is not None:
         curve_sums, curve_targets = _score(store, curve_blocks, markov)
-        curve = [measure(line, curve_targets) for line in curve_sums]
+        curve = [Measure.of(line, curve_targets) for line in curve_sums]
     baselines = tuple(
-        Baseline(*facts, measure(line, targets), of_curve, *paired_saving(line, model_nll, targets))
+        Baseline(
+            *facts, Measure.of(line, targets), of_curve, *paired_saving(line, model_nll, targets)
+        )
         for facts, line, of_curve in zip(names, sums, curve, strict=True)
     )
     return baselines, 0 if markov is None else markov.bases

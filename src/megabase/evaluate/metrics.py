@@ -254,7 +254,7 @@ def _mean(values: list[float]) -> float:
 def measure_table(
     names: Iterable[str], classes: int, table: npt.NDArray[np.int64]
 ) -> dict[str, float]:
-    """Compute metrics from :func:`megabase.objectives.labels.count_table`.
+    """Compute metrics from the table of :class:`megabase.objectives.labels.NucleotideLabels`.
 
     The table is summed over the whole data set. Values are those of :func:`measure` for the same
     outputs; for AUROC and AUPRC, log odds less than 0.001 apart count as equal.

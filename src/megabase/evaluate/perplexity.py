@@ -26,14 +26,13 @@ from megabase import __version__
 from megabase.data.augment import codes_to_ids, is_base, is_soft_masked
 from megabase.data.regions import Regions
 from megabase.errors import InputError
-from megabase.evaluate.blocks import Blocks, read_rows, tile_blocks
+from megabase.evaluate.blocks import Blocks, read_rows
 from megabase.evaluate.log_probs import look_up, predict_tokens
 from megabase.evaluate.markov import score_baselines
 from megabase.evaluate.results import (
     ContextPoint,
     EvaluationResult,
     Measure,
-    measure,
     paired_saving,
 )
 from megabase.genome.interval import Interval
@@ -69,7 +68,7 @@ class _Scores:
     def measure(self, blocks: Any = slice(None), cases: Any = slice(None)) -> Measure:
         """Sum up all blocks and cases, or the chosen ones."""
         parts = (self.nll_acgt, self.targets, self.nll)
-        return measure(*(part[blocks][:, cases].sum(1) for part in parts))
+        return Measure.of(*(part[blocks][:, cases].sum(1) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ class _Evaluation:
         inner = Regions.of(
             self.regions.contig, self.regions.start, np.minimum(self.regions.end, room)
         )
-        return tile_blocks(inner, targets, before=before, whole=True, limit=limit)
+        return _tile_blocks(inner, targets, before=before, whole=True, limit=limit)
 
     def curve(
         self, lengths: Sequence[int], targets: int, limit: int | None
@@ -231,7 +230,7 @@ def evaluate(
         lengths = _checked(options.context_lengths, longest, width)
 
     # Nothing stands before the first base of a contig.
-    blocks = tile_blocks(regions, stride, before=int(causal), limit=options.max_windows)
+    blocks = _tile_blocks(regions, stride, before=int(causal), limit=options.max_windows)
     scores = job.score("perplexity", blocks, window, stride)
     curve_blocks, curve = job.curve(lengths, width, options.context_blocks)
     if progress is not None:
@@ -268,6 +267,29 @@ def evaluate(
         version=__version__,
         parameters=sum(parameter.numel() for parameter in model.parameters()) or None,
     )
+
+
+def _tile_blocks(
+    regions: Regions, size: int, *, before: int = 0, whole: bool = False, limit: int | None = None
+) -> Blocks:
+    """Cut regions into blocks of `size` bases; the last one of a region may be shorter.
+
+    `before` bases must lie in front of a block on its contig. `whole` leaves out the shorter
+    blocks; `limit` keeps at most that number, evenly spread.
+    """
+    first = np.maximum(regions.start, before)
+    bases = np.maximum(regions.end - first, 0)
+    until = np.cumsum(bases // size if whole else -(-bases // size))
+    total = int(until[-1]) if until.size else 0
+    if limit is None or limit >= total:
+        chosen = np.arange(total)
+    else:
+        # Never the whole list: a genome has hundreds of millions of small blocks.
+        chosen = (2 * np.arange(limit) + 1) * total // (2 * limit)
+    region = np.searchsorted(until, chosen, side="right")
+    passed = np.concatenate(([0], until))[region]
+    start = first[region] + (chosen - passed) * size
+    return Blocks(regions.contig[region], start, np.minimum(start + size, regions.end[region]))
 
 
 def _default_context_lengths(longest: int) -> tuple[int, ...]:

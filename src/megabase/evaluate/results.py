@@ -53,6 +53,29 @@ class Measure:
     perplexity_acgt: float
     """exp(nats_acgt)."""
 
+    @classmethod
+    def of(
+        cls,
+        nll_acgt: npt.NDArray[np.float64],
+        targets: npt.NDArray[np.int64],
+        nll: npt.NDArray[np.float64] | None = None,
+    ) -> Self:
+        """Sum up rows of scores, float64 (rows,) sums of -ln p, into one perplexity.
+
+        Neighboring rows must be neighbors in the genome: they make the bootstrap's blocks.
+        InputError when there is no target.
+        """
+        total = int(targets.sum())
+        if total == 0:
+            raise InputError("there is no A, C, G or T to score in the regions")
+        nats = error = perplexity = None
+        if nll is not None:
+            nats, error = float(nll.sum() / total), _standard_error(nll, targets, exponential=True)
+            perplexity = math.exp(nats)
+        acgt = float(nll_acgt.sum() / total)
+        error_acgt = _standard_error(nll_acgt, targets, exponential=True)
+        return cls(total, nats, acgt, error, error_acgt, perplexity, math.exp(acgt))
+
 
 @dataclass(frozen=True)
 class ContextPoint:
@@ -148,30 +171,6 @@ class EvaluationResult:
             )
         with parsing(Path(path), InputError, "expected what megabase evaluate wrote"):
             return build(cls, record)
-
-
-def measure(
-    nll_acgt: npt.NDArray[np.float64],
-    targets: npt.NDArray[np.int64],
-    nll: npt.NDArray[np.float64] | None = None,
-) -> Measure:
-    """Sum up rows of scores, float64 (rows,) sums of -ln p, into one perplexity.
-
-    Neighboring rows must be neighbors in the genome: they make the bootstrap's blocks. InputError
-    when there is no target.
-    """
-    total = int(targets.sum())
-    if total == 0:
-        raise InputError("there is no A, C, G or T to score in the regions")
-    nats = error = perplexity = None
-    if nll is not None:
-        nats, error = float(nll.sum() / total), _standard_error(nll, targets, exponential=True)
-        perplexity = math.exp(nats)
-    acgt, error_acgt = (
-        float(nll_acgt.sum() / total),
-        _standard_error(nll_acgt, targets, exponential=True),
-    )
-    return Measure(total, nats, acgt, error, error_acgt, perplexity, math.exp(acgt))
 
 
 def _standard_error(

@@ -30,8 +30,8 @@ from megabase.genome import alphabet
 from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences, split_options
 from megabase.inference.parts import Provenance
 from megabase.inference.writers import (
+    Run,
     merge_tables,
-    read_runs,
     require_bigwig,
     require_suffix,
     write_bigwig,
@@ -337,7 +337,7 @@ def attribute_file(
         else:
             with genome_store(str(given.genome)) as store:
                 contigs = {contig.name: contig.length for contig in store.contigs}
-            write_bigwig(target, contigs, read_runs(parts))
+            write_bigwig(target, contigs, Run.read(parts))
 
     chunks = partial(SequenceInput.chunks, cost=16)  # of 64 steps, forth and back
     work = Work(_rows, partial(_Attributor, model, **own), chunks)

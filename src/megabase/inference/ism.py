@@ -27,7 +27,7 @@ from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
 from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file, split_options
 from megabase.inference.parts import Provenance, refuse_existing
-from megabase.inference.variants.scorer import VariantOptions, VariantScorer, variant_table
+from megabase.inference.variants.scorer import VariantOptions, VariantScorer
 from megabase.inference.writers import (
     TABLE_SUFFIXES,
     Run,
@@ -180,9 +180,7 @@ def _chunks(interval: Interval) -> Iterator[Interval]:
 
 def _rows(scorer: VariantScorer, part: Interval) -> pl.DataFrame:
     """Give a row for each substitution."""
-    records = _records(scorer.store, part)
-    frame = variant_table(records, scorer.score(records), scorer.options.methods or ())
-    return frame.drop("id", "record", "allele")
+    return scorer.table(_records(scorer.store, part)).drop("id", "record", "allele")
 
 
 def _merge(parts: list[Path], target: Path, provenance: Provenance) -> None:

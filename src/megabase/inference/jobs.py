@@ -27,7 +27,7 @@ import polars as pl
 
 from megabase.data.sources import SequenceInput, genome_store
 from megabase.errors import InputError, InputWarning, MegabaseError, ResumableError
-from megabase.genome.files import file_digest, is_stream, writing
+from megabase.genome.files import is_stream, writing
 from megabase.inference.parts import PartFolder, Provenance, refuse_existing
 from megabase.models.loading import choose_device, threads
 from megabase.options import Progress, RunOptions
@@ -197,33 +197,9 @@ def map_sequences(
         )
 
         def provenance(ready: Any) -> Provenance:
-            return provenance_of(verb, ready, source, describe(ready))
+            return Provenance.of(verb, ready, source, describe(ready))
 
         return map_file(ours, output, provenance, merge, **running)
-
-
-def provenance_of(
-    verb: str, ready: Any, source: SequenceInput, options: Mapping[str, Any]
-) -> Provenance:
-    """Give what an output is made from; `ready` has the ``name`` and ``digest`` of the model."""
-    name: str | None = None
-    checksum: str | None = None
-    if source.genome is not None:
-        with genome_store(source.genome) as store:
-            name, checksum = store.name, store.checksum
-    if source.found_kind == "vcf":
-        options = {**options, "window": source.window}
-    if source.column is not None:
-        options = {**options, "sequence": source.column}
-    if source.regions:
-        options = {**options, "regions": list(source.regions)}
-    inputs = digests(source.path, *source.regions)
-    return Provenance(verb, ready.name, ready.digest, name, checksum, inputs, options)
-
-
-def digests(*given: str | Path) -> dict[str, str]:
-    """Give names and sha256 of the inputs that are files; regions may be named otherwise."""
-    return {Path(one).name: file_digest(one) for one in given if Path(one).is_file()}
 
 
 def _naming_the_file(verb: Callable[[Any, Any], _Part], name: str, ready: Any, chunk: Any) -> _Part:

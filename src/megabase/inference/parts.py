@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from megabase import __version__
+from megabase.data.sources import SequenceInput, genome_store
 from megabase.errors import OutputError
 from megabase.genome.files import (
     LOCK_NAME,
     Lock,
     atomic_file,
     check_output,
+    file_digest,
     is_stream,
     new_name,
     real_place,
@@ -56,6 +58,29 @@ class Provenance:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Everything that changes a number."""
     version: str = __version__
+
+    @classmethod
+    def of(
+        cls, verb: str, ready: Any, source: SequenceInput, options: Mapping[str, Any]
+    ) -> Provenance:
+        """Describe what is made of a file; `ready` has the ``name`` and ``digest`` of a model."""
+        genome = sha256 = None
+        if source.genome is not None:
+            with genome_store(source.genome) as store:
+                genome, sha256 = store.name, store.checksum
+        if source.found_kind == "vcf":
+            options = {**options, "window": source.window}
+        if source.column is not None:
+            options = {**options, "sequence": source.column}
+        if source.regions:
+            options = {**options, "regions": list(source.regions)}
+        inputs = cls.digests(source.path, *source.regions)
+        return cls(verb, ready.name, ready.digest, genome, sha256, inputs, options)
+
+    @staticmethod
+    def digests(*given: str | Path) -> dict[str, str]:
+        """Give names and sha256 of the inputs that are files; regions may be named otherwise."""
+        return {Path(one).name: file_digest(one) for one in given if Path(one).is_file()}
 
     def to_json(self) -> str:
         """Give one line of JSON with sorted keys: equal text for equal runs."""

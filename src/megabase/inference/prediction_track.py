@@ -26,7 +26,6 @@ from megabase.inference.parts import Provenance
 from megabase.inference.prediction import Predictor
 from megabase.inference.writers import (
     Run,
-    read_runs,
     require_bigwig,
     require_suffix,
     write_bigwig,
@@ -137,7 +136,7 @@ def predict_track(
                     _write_calls(parts, file, options, provenance)
                 return
             contigs = {contig.name: contig.length for contig in store.contigs}
-            write_bigwig(target, contigs, read_runs(parts))
+            write_bigwig(target, contigs, Run.read(parts))
             if calls is not None:
                 with atomic_file(Path(calls), overwrite) as file:
                     _write_calls(parts, file, options, provenance)
@@ -199,7 +198,7 @@ def _write_calls(
     name = provenance.options["output"].replace("\t", " ")
     file.write(f"#megabase: {provenance.to_json()}\n".encode())
     for call in _call_regions(
-        read_runs(parts), options.threshold, shortest=options.shortest, join=options.join
+        Run.read(parts), options.threshold, shortest=options.shortest, join=options.join
     ):
         score = round(1000 * min(max(call.mean, 0.0), 1.0))
         file.write(f"{call.contig}\t{call.start}\t{call.end}\t{name}\t{score}\t.\n".encode())

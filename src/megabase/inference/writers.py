@@ -64,22 +64,22 @@ def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
     return pl.col(name).round_sig_figs(_DIGITS) if dtype.is_float() else pl.col(name)
 
 
-def read_runs(parts: Sequence[Path]) -> Iterator[Run]:
-    """Read the numbers of the intervals of parts: contig, start, strand and a list ``values``."""
-    columns = ["contig", "start", "strand", "values"]
-    for part in parts:
-        frame = pl.read_parquet(part, columns=columns, glob=False)
-        for contig, start, strand, values in frame.iter_rows():
-            along = np.array(values, dtype=np.float32)
-            yield Run(contig, start, along[::-1] if strand == "-" else along)
-
-
 class Run(NamedTuple):
     """Numbers of neighboring bases from 0-based `start`: float32 (n,), NaN where there is none."""
 
     contig: str
     start: int
     values: NDArray[np.float32]
+
+    @classmethod
+    def read(cls, parts: Sequence[Path]) -> Iterator[Run]:
+        """Read intervals of parts: contig, start, strand and a list ``values``."""
+        columns = ["contig", "start", "strand", "values"]
+        for part in parts:
+            frame = pl.read_parquet(part, columns=columns, glob=False)
+            for contig, start, strand, values in frame.iter_rows():
+                along = np.array(values, dtype=np.float32)
+                yield cls(contig, start, along[::-1] if strand == "-" else along)
 
 
 def require_bigwig(purpose: str = "writing bigWig") -> None:

@@ -39,8 +39,8 @@ class Output(NamedTuple):
     """Of labels: float32 (n, K) or (n, length, K) logits or numbers, averaged over the strands,
     without gradient."""
     table: Tensor | None = None
-    """Of nucleotide labels, when requested: int64 (size,) counts
-    (:func:`megabase.objectives.labels.count_table`)."""
+    """Of nucleotide labels, when requested: int64 (size,) counts, for
+    :func:`megabase.evaluate.metrics.measure_table`."""
 
 
 Objective = Callable[[Any, Batch], Output]

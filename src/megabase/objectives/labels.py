@@ -201,7 +201,7 @@ class NucleotideLabels:
             "targets": known.float().sum(),
             "correct": (plain.argmax(dim=1) == targets).float().sum(),
         }
-        table = count_table(plain, targets) if self.tabulate else None
+        table = _count_table(plain, targets) if self.tabulate else None
         return Output(loss, count, metrics, logits.detach(), table)
 
 
@@ -222,7 +222,7 @@ def _align_strands(logits: Tensor, mask: Tensor | None) -> Tensor:
     return (forward + other.gather(1, index)) / 2
 
 
-def count_table(logits: Tensor, labels: Tensor) -> Tensor:
+def _count_table(logits: Tensor, labels: Tensor) -> Tensor:
     """Count everything that metrics depend on: int64 (K * K + 2 * K * SCORE_BINS,).
 
     First the pairs (true, predicted) in K x K cells, then for each class the log odds of that class

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from megabase.data.genome_labels import (
-    cut_tail,
     divide_rows,
     label_windows,
     read_features,
@@ -144,8 +143,8 @@ def _genome_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
     if own.get("valid"):
         regions["valid"] = split["validation"]
     elif "valid" in own and table.validation_fraction:
-        regions["train"], regions["valid"] = cut_tail(
-            split["train"], table.validation_fraction, genome.length or _WINDOW
+        regions["train"], regions["valid"] = split["train"].cut_tails(
+            table.validation_fraction, genome.length or _WINDOW
         )
     if own.get("test"):
         regions["test"] = split["test"]

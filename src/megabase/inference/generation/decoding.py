@@ -43,7 +43,7 @@ class Decoder:
     """
 
     def __init__(self, model: nn.Module, batch: int = 1, length: int | None = None) -> None:
-        backbone = backbone_of(model)
+        backbone = self.backbone_of(model)
         if batch < 1 or (length is not None and length < 1):
             raise InputError(f"batch and length must be 1 or more, found {batch} and {length}")
         self.model: Any = model
@@ -63,6 +63,25 @@ class Decoder:
             head = self.model.lm_head
             self._head = function_of(head, head.weight.device)
         self.reset()
+
+    @staticmethod
+    def backbone_of(model: nn.Module) -> Backbone | None:
+        """Give the backbone that is read token by token, None for Mamba; refuse other models."""
+        name = type(model).__name__
+        if language_model_kind(model) != "causal":
+            raise InputError(
+                f"{name} fills masked bases and reads both sides: it cannot write from left to "
+                "right; use a causal model (HyenaDNA, GPT or Mamba)"
+            )
+        backbone = getattr(getattr(model, "base_model", None), "backbone", None)
+        if isinstance(backbone, Backbone):
+            return backbone
+        if isinstance(model, MambaForCausalLM):
+            return None
+        raise InputError(
+            f"{name} cannot be read token by token here; the families that can are HyenaDNA, GPT "
+            "and Mamba"
+        )
 
     @torch.inference_mode()
     def prefill(self, input_ids: Tensor) -> Tensor:
@@ -118,25 +137,6 @@ class Decoder:
         if self.length is not None and length > self.length:
             setting = str(getattr(self.model.config, "length_setting", "its length"))
             raise sequence_too_long(length, self.length, setting)
-
-
-def backbone_of(model: nn.Module) -> Backbone | None:
-    """Give the backbone that is read token by token, None for Mamba; refuse other models."""
-    name = type(model).__name__
-    if language_model_kind(model) != "causal":
-        raise InputError(
-            f"{name} fills masked bases and reads both sides: it cannot write from left to "
-            "right; use a causal model (HyenaDNA, GPT or Mamba)"
-        )
-    backbone = getattr(getattr(model, "base_model", None), "backbone", None)
-    if isinstance(backbone, Backbone):
-        return backbone
-    if isinstance(model, MambaForCausalLM):
-        return None
-    raise InputError(
-        f"{name} cannot be read token by token here; the families that can are HyenaDNA, GPT and "
-        "Mamba"
-    )
 
 
 class _MambaSteps:

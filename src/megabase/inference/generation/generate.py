@@ -20,7 +20,7 @@ from megabase.data.vocabulary import VOCABULARY
 from megabase.errors import InputError
 from megabase.evaluate.sequences import as_codes, require_several
 from megabase.genome.alphabet import decode, encode
-from megabase.inference.generation.decoding import Decoder, backbone_of
+from megabase.inference.generation.decoding import Decoder
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, ModelSpec, inference_mode, load, threads
 
@@ -183,7 +183,7 @@ class SequenceGenerator:
         self.progress = progress or (lambda count: None)
         self._motifs = {motif.upper(): _allowed(motif) for motif in options.stop}
         self._decoder: Decoder | None = None
-        backbone_of(model.model)  # refuses what cannot generate, before anything is read
+        Decoder.backbone_of(model.model)  # refuses what cannot generate, before anything is read
 
     def check(self, prompt: Prompt) -> None:
         """Refuse a prompt that does not fit the model, with an InputError."""

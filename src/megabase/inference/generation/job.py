@@ -21,7 +21,7 @@ from megabase.inference.generation.generate import (
     Prompt,
     SequenceGenerator,
 )
-from megabase.inference.jobs import Work, map_file, provenance_of
+from megabase.inference.jobs import Work, map_file
 from megabase.inference.parts import Provenance
 from megabase.inference.writers import require_suffix
 from megabase.models.loading import ModelSpec, choose_device, load
@@ -181,7 +181,7 @@ def _describe(prompts: str | SequenceInput, generator: SequenceGenerator) -> Pro
         generator.check(prompt)
     model, options = generator.model, asdict(generator.options)
     if isinstance(prompts, SequenceInput):
-        return provenance_of("generate", model, prompts, options)
+        return Provenance.of("generate", model, prompts, options)
     options["prompt"] = prompts
     return Provenance("generate", model.name, model.digest, options=options)
 

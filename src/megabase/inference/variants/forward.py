@@ -57,53 +57,54 @@ class AlleleWindows(NamedTuple):
     name: str = ""
     """The variant, for messages."""
 
+    @classmethod
+    def cut(
+        cls,
+        contig: NDArray[np.uint8],
+        position: int,
+        ref: str,
+        alt: str,
+        window: int,
+        reverse: bool,
+        placement: Placement = "centered",
+    ) -> AlleleWindows | Reason:
+        """Cut the windows of both alleles, or give the reason why there are none.
 
-def cut_windows(
-    contig: NDArray[np.uint8],
-    position: int,
-    ref: str,
-    alt: str,
-    window: int,
-    reverse: bool,
-    placement: Placement = "centered",
-) -> AlleleWindows | Reason:
-    """Cut the windows of both alleles, or give the reason why there are none.
-
-    `position` is the 0-based index of the first base of `ref` in the codes of the whole contig; the
-    alleles of A, C, G, T differ, and `ref` is what the contig has.
-    """
-    length = len(contig)
-    old, new = encode(ref) & np.uint8(BASE_BITS), encode(alt) & np.uint8(BASE_BITS)
-    if reverse:
-        position = length - position - len(old)
-        old, new = reverse_complement(old), reverse_complement(new)
-    shared = min(len(old), len(new))
-    front = 0
-    while front < shared and old[front] == new[front]:
-        front += 1
-    back = 0
-    while back < shared - front and old[len(old) - 1 - back] == new[len(new) - 1 - back]:
-        back += 1
-    old, new = old[front : len(old) - back], new[front : len(new) - back]
-    first, more = position + front, max(0, len(old) - len(new))
-    if length < window + more:
-        return "CONTIG_TOO_SHORT"
-    longest, step = max(len(old), len(new)), window // 2
-    start = first - step
-    if placement == "grid" and longest <= window // 8:
-        start = (first - window // 4) // step * step
-    start = min(max(0, start), length - window - more)
-    offset = first - start
-    if offset + longest > window:
-        return "ALLELE_TOO_LONG" if longest > window - step else "TOO_NEAR_END"
-    end = start + window + more
-    if reverse:
-        span = reverse_complement(contig[length - end : length - start])
-    else:
-        span = contig[start:end]
-    span = span & np.uint8(BASE_BITS)
-    changed = np.concatenate((span[:offset], new, span[offset + len(old) :]))[:window]
-    return AlleleWindows(span[:window], changed, offset, len(old), len(new))
+        `position` is the 0-based index of the first base of `ref` in the codes of the whole contig;
+        the alleles of A, C, G, T differ, and `ref` is what the contig has.
+        """
+        length = len(contig)
+        old, new = encode(ref) & np.uint8(BASE_BITS), encode(alt) & np.uint8(BASE_BITS)
+        if reverse:
+            position = length - position - len(old)
+            old, new = reverse_complement(old), reverse_complement(new)
+        shared = min(len(old), len(new))
+        front = 0
+        while front < shared and old[front] == new[front]:
+            front += 1
+        back = 0
+        while back < shared - front and old[len(old) - 1 - back] == new[len(new) - 1 - back]:
+            back += 1
+        old, new = old[front : len(old) - back], new[front : len(new) - back]
+        first, more = position + front, max(0, len(old) - len(new))
+        if length < window + more:
+            return "CONTIG_TOO_SHORT"
+        longest, step = max(len(old), len(new)), window // 2
+        start = first - step
+        if placement == "grid" and longest <= window // 8:
+            start = (first - window // 4) // step * step
+        start = min(max(0, start), length - window - more)
+        offset = first - start
+        if offset + longest > window:
+            return "ALLELE_TOO_LONG" if longest > window - step else "TOO_NEAR_END"
+        end = start + window + more
+        if reverse:
+            span = reverse_complement(contig[length - end : length - start])
+        else:
+            span = contig[start:end]
+        span = span & np.uint8(BASE_BITS)
+        changed = np.concatenate((span[:offset], new, span[offset + len(old) :]))[:window]
+        return cls(span[:window], changed, offset, len(old), len(new))
 
 
 _SPARSE = 8

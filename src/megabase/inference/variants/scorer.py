@@ -28,7 +28,6 @@ from megabase.inference.variants.forward import (
     AlleleWindows,
     Need,
     Placement,
-    cut_windows,
     read_alleles,
 )
 from megabase.models.checkpoints.checks import require_finite
@@ -188,7 +187,7 @@ class AlleleScore(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class VariantScores:
-    """Scores of variants (:func:`variant_table`), with their provenance."""
+    """Scores of variants (:meth:`VariantScorer.table`), with their provenance."""
 
     table: pl.DataFrame
     provenance: Provenance
@@ -266,6 +265,34 @@ class VariantScorer:
 
         return [tuple(map(score_of, alleles)) for alleles in plan]
 
+    def table(
+        self, records: Sequence[VcfRecord], numbers: Iterable[int] | None = None
+    ) -> pl.DataFrame:
+        """Score records into a table: a row for each alternative allele, or a record without.
+
+        Columns: contig, start, end (of REF, 0-based half-open), pos (1-based), ref, alt, id, record
+        and allele (0-based numbers), one for each method and reason; null where there is no value,
+        and no reason where every method has one. `numbers` are those of the records in their file.
+        """
+        methods = self.options.methods or ()
+        rows: list[tuple[Any, ...]] = []
+        numbers = range(len(records)) if numbers is None else numbers
+        for number, record, alleles in zip(numbers, records, self.score(records), strict=True):
+            site = (record.contig, record.position, record.position + len(record.ref),
+                    one_based(record.position), record.ref)  # fmt: skip
+            name = None if record.fields[2] == "." else record.fields[2]
+            for allele, score in enumerate(alleles):
+                alt = record.alts[allele] if record.alts else None
+                rows.append((*site, alt, name, number, allele, *score.values, score.reason))
+        text, integer = pl.String, pl.Int64
+        schema = {
+            "contig": text, "start": integer, "end": integer, "pos": integer, "ref": text,
+            "alt": text, "id": text, "record": integer, "allele": integer,
+            **dict.fromkeys(methods, pl.Float64), "reason": text,
+        }  # fmt: skip
+        frame = pl.DataFrame(rows, schema=schema, orient="row")
+        return frame.with_columns(pl.col(list(methods)).fill_nan(None))
+
     def _windows(
         self, view: NDArray[np.uint8], record: VcfRecord, alt: str, strands: Sequence[Strands]
     ) -> list[AlleleWindows] | Reason:
@@ -273,7 +300,7 @@ class VariantScorer:
         name = f"{record.contig}:{one_based(record.position):,}:{record.ref}>{alt}"
         window, found = self.options.window or DEFAULT_WINDOW, []
         for strand in strands:
-            one = cut_windows(
+            one = AlleleWindows.cut(
                 view, record.position, record.ref, alt, window, strand == "reverse",
                 self.options.placement,
             )  # fmt: skip
@@ -314,37 +341,6 @@ class VariantScorer:
             require_finite(values[None], self.model.name, what, lambda _: name, where)
 
 
-def variant_table(
-    records: Sequence[VcfRecord],
-    scores: Sequence[tuple[AlleleScore, ...]],
-    methods: Sequence[str],
-    numbers: Iterable[int] | None = None,
-) -> pl.DataFrame:
-    """Put scores into a table, one row for each alternative allele, or for a record without.
-
-    Columns: contig, start, end (of REF, 0-based half-open), pos (1-based), ref, alt, id, record and
-    allele (0-based numbers), one for each method and reason; null where there is no value, and no
-    reason where every method has one. `numbers` are those of the records in their file.
-    """
-    rows: list[tuple[Any, ...]] = []
-    numbers = range(len(records)) if numbers is None else numbers
-    for number, record, alleles in zip(numbers, records, scores, strict=True):
-        site = (record.contig, record.position, record.position + len(record.ref),
-                one_based(record.position), record.ref)  # fmt: skip
-        name = None if record.fields[2] == "." else record.fields[2]
-        for allele, score in enumerate(alleles):
-            alt = record.alts[allele] if record.alts else None
-            rows.append((*site, alt, name, number, allele, *score.values, score.reason))
-    text, integer = pl.String, pl.Int64
-    schema = {
-        "contig": text, "start": integer, "end": integer, "pos": integer, "ref": text, "alt": text,
-        "id": text, "record": integer, "allele": integer, **dict.fromkeys(methods, pl.Float64),
-        "reason": text,
-    }  # fmt: skip
-    frame = pl.DataFrame(rows, schema=schema, orient="row")
-    return frame.with_columns(pl.col(list(methods)).fill_nan(None))
-
-
 def _records(variants: str | Path | Iterable[Variant | str]) -> list[VcfRecord]:
     """Read a file, or put variants into records."""
     if isinstance(variants, Path) or (isinstance(variants, str) and ":" not in variants):
@@ -380,7 +376,8 @@ def score_variants(
     loaded = load(model, head="language", device=run.get("device"))
     with genome_store(genome) as store:
         scorer = VariantScorer(loaded, store, settings, run.get("batch_tokens", BATCH_TOKENS))
-        starts = range(0, len(records), _CHUNK)
-        scores = [one for low in starts for one in scorer.score(records[low : low + _CHUNK])]
-        provenance = scorer.provenance("variants")
-    return VariantScores(variant_table(records, scores, scorer.options.methods or ()), provenance)
+        tables = [scorer.table([])]
+        for low in range(0, len(records), _CHUNK):
+            part = records[low : low + _CHUNK]
+            tables.append(scorer.table(part, range(low, low + len(part))))
+        return VariantScores(pl.concat(tables), scorer.provenance("variants"))

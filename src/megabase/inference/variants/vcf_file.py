@@ -27,14 +27,13 @@ from megabase.genome.vcf import (
     read_vcf_header,
     read_vcf_records,
 )
-from megabase.inference.jobs import Work, check_run, digests, map_file, split_options
+from megabase.inference.jobs import Work, check_run, map_file, split_options
 from megabase.inference.parts import Provenance
 from megabase.inference.variants.scorer import (
     METHODS,
     AlleleScore,
     VariantOptions,
     VariantScorer,
-    variant_table,
 )
 from megabase.inference.writers import TABLE_SUFFIXES, merge_tables, require_suffix
 from megabase.models.loading import ModelSpec
@@ -147,7 +146,7 @@ def score_variants_file(
             found = _survey(source, store, kept, allow_mismatches=mismatches, strict=strict)
             if as_vcf:
                 _require_names(found.contigs, source)
-            inputs = digests(source, *regions)
+            inputs = Provenance.digests(source, *regions)
             more = {"regions": list(regions)} if regions else {}
             return replace(scorer.provenance("variants", prefix=prefix, **more), inputs=inputs)
 
@@ -185,8 +184,7 @@ def _chunks(
 
 def _table(scorer: VariantScorer, chunk: list[tuple[int, VcfRecord]]) -> pl.DataFrame:
     """Score a chunk into the rows of a table."""
-    numbers, records = [number for number, _ in chunk], [record for _, record in chunk]
-    return variant_table(records, scorer.score(records), scorer.options.methods or (), numbers)
+    return scorer.table([record for _, record in chunk], [number for number, _ in chunk])
 
 
 def _lines(prefix: str, scorer: VariantScorer, chunk: list[tuple[int, VcfRecord]]) -> str:
