@@ -27,7 +27,7 @@ from benchmarks.harness import (
 from megabase.data.augment import codes_to_ids, reverse_complement_codes
 from megabase.data.loader import Prefetcher
 from megabase.data.regions import Regions
-from megabase.data.windows import GenomeWindows, RandomWindows, count_n
+from megabase.data.windows import GenomeWindows, RandomWindows
 from megabase.genome.interval import Interval, Strand
 from megabase.genome.store import Genome
 from megabase.settings import Settings
@@ -109,7 +109,7 @@ def run_load(config: LoadConfig, say: Say) -> dict[str, Any]:
         say(f"{store.name}, {store.total_length:,} bases")
         source = RandomWindows(
             Regions.whole(store.lengths), seed=1, reverse_complement=0.5, max_n_fraction=0.1,
-            count_n=partial(count_n, store),
+            store=store,
         )  # fmt: skip
         data = GenomeWindows(store, source)
         _check(store, data, config)
@@ -210,10 +210,9 @@ def run_store(config: StoreConfig, say: Say) -> dict[str, Any]:
                 for start in starts[:64].tolist()
             ]
             contigs = rng.integers(0, len(store.contigs), count)
-            out = np.empty((count, length), dtype=np.uint8)
             runs = {
                 "one by one": lambda places=places: [store.fetch(place) for place in places],
-                "together": partial(store.fetch_many, contigs, starts, length, out),
+                "together": partial(store.fetch_many, contigs, starts, length),
             }
             found = medians(in_turns(runs, config.repeats))
             fetches[length] = {

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +13,6 @@ from megabase.data.windows import (
     IntervalWindows,
     RandomWindows,
     TiledWindows,
-    count_n,
 )
 from megabase.genome.alphabet import PAD, decode
 from megabase.genome.store import Genome
@@ -61,9 +59,7 @@ def _read(data: GenomeWindows) -> list[list[int]]:
 
 
 def test_batches_are_the_same_in_another_process(store: Genome) -> None:
-    source = RandomWindows(
-        Regions.whole(store.lengths), seed=1, max_n_fraction=0.1, count_n=partial(count_n, store)
-    )
+    source = RandomWindows(Regions.whole(store.lengths), seed=1, max_n_fraction=0.1, store=store)
     data = GenomeWindows(store, source)
     assert _read(pickle.loads(pickle.dumps(data))) == _read(data)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -72,7 +68,7 @@ def test_batches_are_the_same_in_another_process(store: Genome) -> None:
 
 def test_limit_on_n_holds_in_the_batch(store: Genome) -> None:
     regions = Regions.of([1], [0], [3000])  # a sixth of chr2 is N
-    source = RandomWindows(regions, seed=1, max_n_fraction=0.05, count_n=partial(count_n, store))
+    source = RandomWindows(regions, seed=1, max_n_fraction=0.05, store=store)
     codes = GenomeWindows(store, source).batch(0, np.arange(300), 99)["codes"]
     share = ((codes & 7) == 4).float().mean(1)
     assert 0 < share.max() <= 0.05

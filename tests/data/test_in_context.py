@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megabase.data.batches import InContextBatches, _answer_positions
+from megabase.data.batches import InContextBatches
 from megabase.data.labeled import LabeledSequences, LabelTable, label_splits
 from megabase.errors import InputError
 
@@ -20,7 +20,6 @@ def rows(sequences: list[str], labels: str, source: str = "x.csv") -> LabeledSeq
 def test_places_by_hand() -> None:
     # Sequences of 3 tokens, one example for each of two classes: the labels stand at 4, 10 and 16
     # and are read one position before, at the separators.
-    assert _answer_positions(3, 2).tolist() == [3, 9, 15]
     assert InContextBatches.tokens_of(3, 2) == 16
     examples, question = rows(["AAA", "CCC"], "ab"), rows(["GT", "TT"], "ab", "y.csv")
     batches = InContextBatches(question, examples, letters="AN", length=3, shots=1, seed=0)

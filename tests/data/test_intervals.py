@@ -82,7 +82,5 @@ def test_bad_tables_and_options_are_refused() -> None:
         IntervalWindows(Intervals(one, np.array([120]), np.array([130])), contig_lengths=LENGTHS)
     with pytest.raises(InputError, match="ends before"):
         IntervalWindows(Intervals(one, np.array([12]), np.array([3])), contig_lengths=LENGTHS)
-    with pytest.raises(InputError, match="in_place"):
-        source(padding="right")
     with pytest.raises(InputError, match="range around 0"):
         source(shift=(1, 3))

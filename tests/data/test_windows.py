@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from megabase.data.regions import Regions
 from megabase.data.windows import RandomWindows, TiledWindows, WindowSource, _WindowBatch
 from megabase.errors import InputError
+from megabase.genome.alphabet import N
+from megabase.genome.store import Genome
 
 REGIONS = Regions.of([0, 0, 1, 2], [0, 700, 50, 0], [400, 1000, 1050, 30])
 
@@ -137,35 +140,35 @@ def test_strand_coin_has_its_probability() -> None:
     assert abs(share - 0.25) < 0.01
 
 
-def test_windows_rich_in_n_are_drawn_again() -> None:
-    letters = np.zeros(1000, dtype=bool)
-    letters[200:700] = True
+def test_windows_rich_in_n_are_drawn_again(tmp_path: Path) -> None:
+    store = made(tmp_path, "A" * 200 + "N" * 500 + "A" * 300)
+    is_n = store.view(0) == N
 
-    def count(contig: np.ndarray, start: np.ndarray, length: int) -> np.ndarray:
-        return np.array([letters[s : s + length].sum() for s in start.tolist()], dtype=np.int64)
+    def count(windows: _WindowBatch) -> np.ndarray:
+        return np.array([is_n[s : s + 50].sum() for s in windows.start.tolist()], dtype=np.int64)
 
     regions = Regions.whole([1000])
-    source = RandomWindows(regions, seed=1, max_n_fraction=0.1, count_n=count)
+    source = RandomWindows(regions, seed=1, max_n_fraction=0.1, store=store)
     windows = source.draw(0, np.arange(2000), 50)
-    counts = count(windows.contig, windows.start, 50)
-    assert counts.max() == 5
+    assert count(windows).max() == 5
     # Windows that need no second try are those of the plain source; the rest are redrawn alone.
     plain = RandomWindows(regions, seed=1).draw(0, np.arange(2000), 50)
-    good = count(plain.contig, plain.start, 50) <= 5
+    good = count(plain) <= 5
     assert np.array_equal(windows.start[good], plain.start[good])
     alone = source.draw(0, np.array([int(np.flatnonzero(~good)[0])]), 50)
     assert alone.start[0] == windows.start[np.flatnonzero(~good)[0]]
 
 
-def test_a_genome_of_n_is_an_error_and_no_endless_loop() -> None:
-    source = RandomWindows(
-        Regions.whole([100]),
-        seed=1,
-        max_n_fraction=0.5,
-        count_n=lambda contig, start, length: np.full(start.shape, length),
-    )
+def test_a_genome_of_n_is_an_error_and_no_endless_loop(tmp_path: Path) -> None:
+    store = made(tmp_path, "N" * 100)
+    source = RandomWindows(Regions.whole([100]), seed=1, max_n_fraction=0.5, store=store)
     with pytest.raises(InputError, match="at most 50% N"):
         source.draw(0, np.arange(4), 10)
+
+
+def made(folder: Path, letters: str) -> Genome:
+    (folder / "g.fa").write_text(f">c\n{letters}\n")
+    return Genome.build(folder / "g.fa", folder / "g.mb")
 
 
 @pytest.mark.parametrize("extra", [0, 1])

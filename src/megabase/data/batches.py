@@ -268,15 +268,6 @@ def _in_order(indices: _Ints, size: int, order_of: Callable[[int], _Ints]) -> _I
     return rows
 
 
-def _answer_positions(length: int, demonstrations: int) -> _Ints:
-    """Give the positions whose next token is a label: of the demonstrations, then of the query.
-
-    >>> _answer_positions(3, 2).tolist()
-    [3, 9, 15]
-    """
-    return np.arange(demonstrations + 1, dtype=np.int64) * (length + 3) + length
-
-
 def _in_context_item(query: str, demonstrations: Sequence[tuple[str, str]], length: int) -> _Ints:
     """Build an in-context prompt, int64: demonstrations, then the query.
 
@@ -405,8 +396,9 @@ class InContextBatches:
                 _in_context_item(_text(self._queries, row, reverse[-1]), solved, self.length)
             )
             answers.append([*classes, int(self._queries.labels[row])])
-        places = _answer_positions(self.length, len(answers[0]) - 1)
         found = np.array(answers, dtype=np.int64)
+        # The separators before the labels of the demonstrations, and the last token.
+        places = np.arange(found.shape[1], dtype=np.int64) * (self.length + 3) + self.length
         return {
             "input_ids": torch.from_numpy(np.stack(ids)),
             "places": torch.from_numpy(np.tile(places, (len(ids), 1))),

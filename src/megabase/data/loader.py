@@ -17,12 +17,12 @@ _Batch = dict[str, Tensor]
 class Prefetcher(Generic[_Request]):
     """An iterator over batches that a background thread makes ahead of time.
 
-    `load` makes the batch of each of the `requests` (which may be endless), and `depth` are held
-    ready. One thread is enough: reading windows of a memory-mapped store takes a small part of a
-    step, and numpy releases the interpreter while it copies. An error in the thread is raised by
-    the ``next`` that would have given the batch. Leaving the ``with`` block, or :meth:`close`, ends
-    the thread. `pin_memory` (None: when a CUDA device is there) copies batches into page-locked
-    memory, from which a GPU can read while it computes.
+    `load` makes the batch of each of the `requests` (which may be endless); one is held ready. One
+    thread is enough: reading windows of a memory-mapped store takes a small part of a step, and
+    numpy releases the interpreter while it copies. An error in the thread is raised by the ``next``
+    that would have given the batch. Leaving the ``with`` block, or :meth:`close`, ends the thread.
+    `pin_memory` (None: when a CUDA device is there) copies batches into page-locked memory, from
+    which a GPU can read while it computes.
     """
 
     def __init__(
@@ -30,7 +30,6 @@ class Prefetcher(Generic[_Request]):
         load: Callable[[_Request], _Batch],
         requests: Iterable[_Request],
         *,
-        depth: int = 1,
         pin_memory: bool | None = None,
     ) -> None:
         self._load = load
@@ -38,7 +37,7 @@ class Prefetcher(Generic[_Request]):
         self._pin = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._pool = ThreadPoolExecutor(1, "prefetch")
         self._pending: deque[Future[_Batch | None]] = deque()
-        for _ in range(max(depth, 1) + 1):
+        for _ in range(2):  # one at work, one ready
             self._pending.append(self._pool.submit(self._make))
 
     def _make(self) -> _Batch | None:

@@ -8,7 +8,6 @@ that stage. Coordinates are 0-based half-open. `length` counts the positions the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -29,7 +28,6 @@ _ATTEMPTS = 100
 """Draws of a window with few N; after a hundred, the regions hold next to none."""
 
 _Ints = npt.NDArray[np.int64]
-_NCounter = Callable[[npt.NDArray[np.int32], _Ints, int], _Ints]
 
 
 class _WindowBatch(NamedTuple):
@@ -98,10 +96,9 @@ class RandomWindows(WindowSource):
     """Windows uniform over the allowed positions: each admissible start is equally likely.
 
     A window with its extra bases lies within one region, so it never touches a position outside the
-    allowed ones. There are no epochs. Windows with a larger share of N than `max_n_fraction` are
-    drawn again (with the number of the attempt in the hash, so the result stays a pure function);
-    `count_n` (see :func:`count_n`) counts it: ``(contig, start, length)`` -> number of N in each
-    window, (n,).
+    allowed ones. There are no epochs. Windows of the `store` with a larger share of N than
+    `max_n_fraction` are drawn again (with the number of the attempt in the hash, so the result
+    stays a pure function).
     """
 
     def __init__(
@@ -111,7 +108,7 @@ class RandomWindows(WindowSource):
         seed: int,
         reverse_complement: float = 0.0,
         max_n_fraction: float = 1.0,
-        count_n: _NCounter | None = None,
+        store: Genome | None = None,
     ) -> None:
         super().__init__(seed, True, reverse_complement)
         if len(regions) == 0:
@@ -121,7 +118,7 @@ class RandomWindows(WindowSource):
             )
         self.regions = regions
         self.max_n_fraction = max_n_fraction
-        self.count_n = count_n
+        self.store = store
 
     def epoch_size(self, length: int, extra: int = 0) -> int | None:
         """Give None: there are no epochs."""
@@ -146,9 +143,11 @@ class RandomWindows(WindowSource):
             region = np.searchsorted(ends, place, side="right")
             contig[pending] = self.regions.contig[region]
             start[pending] = self.regions.start[region] + place - (ends - starts)[region]
-            if self.max_n_fraction >= 1.0 or self.count_n is None:
+            if self.max_n_fraction >= 1.0 or self.store is None:
                 break
-            count = self.count_n(contig[pending], start[pending], wanted)
+            codes = self.store.fetch_many(contig[pending], start[pending], wanted)
+            codes &= np.uint8(alphabet.BASE_BITS)
+            count = np.count_nonzero(codes == alphabet.N, axis=1)
             pending = pending[count > self.max_n_fraction * wanted]
             if pending.size == 0:
                 break
@@ -323,13 +322,6 @@ class GenomeWindows:
             "reverse": torch.from_numpy(windows.reverse),
             "mask_seed": torch.from_numpy(seeds.view(np.int64)),
         }
-
-
-def count_n(store: Genome, contig: npt.NDArray[np.int32], start: _Ints, length: int) -> _Ints:
-    """Count N in windows of a store, (n,): with the store bound, for :class:`RandomWindows`."""
-    codes = store.fetch_many(contig, start, length)
-    codes &= np.uint8(alphabet.BASE_BITS)
-    return np.count_nonzero(codes == alphabet.N, axis=1).astype(np.int64)
 
 
 def _pad_outside(codes: npt.NDArray[np.uint8], windows: _WindowBatch) -> None:

@@ -335,11 +335,18 @@ class Lock:
         self._handle: int | None = None
 
     def acquire(self) -> None:
-        """Become the owner; an InUseError when another process, or another run in this one, is."""
+        """Become the owner; an InUseError when another process, or another run in this one, is.
+
+        The folder of the lock file is made if need be.
+        """
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
             with writing(self.output):
-                handle = os.open(self.path, flags, 0o666)
+                self.path.parent.mkdir(exist_ok=True)
+                try:
+                    handle = os.open(self.path, flags, 0o666)
+                except FileNotFoundError:  # the owner before removed the folder meanwhile
+                    continue
             try:
                 self._take(handle)
                 with contextlib.suppress(FileNotFoundError):

@@ -168,15 +168,6 @@ class Interval:
         start = self.center - length // 2
         return replace(self, start=start, end=start + length)
 
-    def shift(self, offset: int) -> Self:
-        """Interval moved by ``offset`` bases towards the end of the contig (negative: start)."""
-        offset = _index(offset, "offset")
-        return replace(self, start=self.start + offset, end=self.end + offset)
-
-    def overlaps(self, other: Interval) -> bool:
-        """Whether the two share at least one base, on either strand."""
-        return self.contig == other.contig and self.start < other.end and other.start < self.end
-
     def contains(self, other: Interval) -> bool:
         """Whether every base of ``other`` lies in this interval, on either strand."""
         return self.contig == other.contig and self.start <= other.start and other.end <= self.end

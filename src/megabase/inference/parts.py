@@ -36,7 +36,6 @@ from megabase.genome.files import (
 from megabase.untrusted import read_json
 
 _MANIFEST = "manifest.json"  # what is computed
-_MERGED = ".merged"  # marks that the output is whole and only has to be put in its place
 _ZARR_GROUP = ".zgroup"  # the one kind of output that is a folder
 _NOT_STREAMED = (".parquet", ".npz", ".zarr", ".h5ad", ".bw", ".bigwig")  # their writers seek
 _ADVICE = "make room and continue with resume=True"  # on a full disk
@@ -90,7 +89,7 @@ class Provenance:
 def refuse_existing(target: Path, overwrite: bool) -> None:
     """Refuse an output that cannot be written or that another process is making."""
     if real_place(target).name and not is_stream(target):
-        PartFolder(target, "").tidy()
+        PartFolder(target, "")._lock.refuse_used()
     _check(target, overwrite)
 
 
@@ -142,38 +141,17 @@ class PartFolder:
             raise OutputError(f"{target} is a pipe or a device: there is nothing to resume")
         place = Path(tempfile.mkdtemp(prefix="megabase-")) if stream else None
         folder = cls(target, suffix, place)
-        folder._own()
         try:
+            folder._lock.acquire()
             folder._begin(provenance, resume, overwrite)
         except BaseException:
             if folder.created:
                 folder.discard()
             folder.release()
+            with contextlib.suppress(OSError):
+                folder.path.rmdir()  # made just now, if it is empty
             raise
         return folder
-
-    def _own(self) -> None:
-        """Make the folder if need be, and become its owner."""
-        while True:
-            with writing(self.target):
-                self.path.mkdir(exist_ok=True)
-            try:
-                if self._acquired():
-                    return
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    self.path.rmdir()  # made just now, if it is empty
-                raise
-
-    def _acquired(self) -> bool:
-        """Become the owner; tell that the owner before removed the folder meanwhile."""
-        try:
-            self._lock.acquire()
-        except OutputError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return False
-            raise
-        return True
 
     def _begin(self, provenance: Provenance, resume: bool, overwrite: bool) -> None:
         """Write the manifest, or compare with that of the interrupted run."""
@@ -211,17 +189,6 @@ class PartFolder:
             else:
                 path.unlink(missing_ok=True)
 
-    def tidy(self) -> None:
-        """Refuse a folder in use; remove one that was killed after its output was in place."""
-        if not (self.path / _MERGED).is_file():
-            self._lock.refuse_used()
-            return
-        if self._acquired():
-            # Only the last step moves the merged output away.
-            if (self.path / _MERGED).is_file() and not self._merged.exists():
-                self.discard()
-            self.release()
-
     def _require_same(self, provenance: Provenance, record: dict[str, Any]) -> None:
         """Refuse to resume a run that computes something else."""
         from megabase.training.run_folder import differences
@@ -234,11 +201,6 @@ class PartFolder:
                 f"({'; '.join(found[:3])}{more}); use the same ones, or start again with "
                 "overwrite=True"
             )
-
-    @property
-    def _merged(self) -> Path:
-        """Path of the merged output: inside the folder, so nothing half-done lies beside it."""
-        return self.path / "output" / real_place(self.target).name
 
     def part(self, number: int) -> Path:
         """Place of the part of chunk `number`."""
@@ -269,9 +231,9 @@ class PartFolder:
     def finish(self, chunks: int, merge: Callable[[list[Path], Path], object]) -> None:
         """Merge all parts, in order, with `merge` (parts, path to write); remove the folder."""
         parts = [self.part(number) for number in range(chunks)]
-        merged, mark = self._merged, self.path / _MERGED
+        # Inside the folder, so that nothing half-done lies beside it.
+        merged = self.path / "output" / real_place(self.target).name
         with writing(self.target, _ADVICE):
-            mark.unlink(missing_ok=True)
             merged.parent.mkdir(exist_ok=True)
             merge(parts, merged)
             if is_stream(self.target):
@@ -279,7 +241,6 @@ class PartFolder:
                     shutil.copyfileobj(file, stream)
             else:
                 place = real_place(self.target)
-                mark.touch()
                 if place.exists() and (merged.is_dir() or place.is_dir()):
                     # A folder takes no other's place: the old one goes away with the parts.
                     os.replace(place, self.path / "replaced")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from megabase.data.windows import (
     RandomWindows,
     TiledWindows,
     WindowSource,
-    count_n,
 )
 from megabase.errors import ConfigError
 from megabase.genome.store import Genome
@@ -236,9 +234,8 @@ def _build_source(
     )  # fmt: skip
     common: dict[str, Any] = {"seed": seed, "reverse_complement": data.reverse_complement}
     if data.windows == "random":
-        counted = partial(count_n, store)
         return split, RandomWindows(
-            split["train"], max_n_fraction=data.max_n_fraction, count_n=counted, **common
+            split["train"], max_n_fraction=data.max_n_fraction, store=store, **common
         )
     if data.windows == "tiled":
         return split, TiledWindows(split["train"], **common)
