@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from benchmarks import data, generation, launches, runtime, scan, step, variants
+from benchmarks import context_parallel, data, generation, launches, runtime, scan, step, variants
 from benchmarks.harness import disturbed
 from megabase.cli.parser import HelpFormatter
 from megabase.errors import MegabaseError
@@ -20,6 +20,7 @@ MEASUREMENTS = {
     "generate": (generation.GenerateConfig, generation.run_generation),
     "step": (step.StepConfig, step.run_step),
     "memory": (step.MemoryConfig, step.run_memory),
+    "context-parallel": (context_parallel.SharingConfig, context_parallel.run_sharing),
     "launches": (launches.LaunchConfig, launches.run_launches),
     "load": (data.LoadConfig, data.run_load),
     "store": (data.StoreConfig, data.run_store),
