@@ -302,16 +302,18 @@ def _largest(
         "layers": config.num_hidden_layers,
         "width": config.hidden_size,
         "columns": getattr(config, "vocab_rows", config.vocab_size),
-        "piecewise": getattr(config, "works_piecewise", False),
+        "piecewise": on_cpu and getattr(config, "works_piecewise", False),
     }
     estimates = [
         step_memory(
             shape,
             point.micro_batch,
             -(-point.length // settings.devices.context_parallel),
-            half=settings.precision != "fp32",
+            half=settings.precision not in ("fp32", "tf32"),
             segment=settings.checkpointing_stretch if settings.activation_checkpointing else 0,
-            shards=schedule.world if settings.devices.strategy == "fsdp" else 1,
+            shards=schedule.world // settings.devices.replicas
+            if settings.devices.strategy == "fsdp"
+            else 1,
             on_cpu=on_cpu,
         )
         for point, _ in schedule.stages()
