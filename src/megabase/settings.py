@@ -278,14 +278,6 @@ class DeviceConfig(Settings):
                 "fsdp; devices that share a sequence need the strategy ddp (or auto)"
             )
 
-    def shares_no_sequence(self) -> Iterator[str]:
-        """Say what is wrong in a run whose sequences devices cannot share."""
-        if self.context_parallel > 1:
-            yield (
-                f"devices.context_parallel is {self.context_parallel}; only pretraining lets "
-                "devices share a sequence"
-            )
-
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig(Settings):

@@ -11,7 +11,8 @@ import torch
 from megabase.cli.main import main
 from megabase.errors import MegabaseError
 from megabase.models import load_model, load_tokenizer
-from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM, lengthen
+from megabase.models.checkpoints.convert import _lengthen
+from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
 
 
 def _model(**settings: Any) -> HyenaDNAForCausalLM:
@@ -23,7 +24,7 @@ def _model(**settings: Any) -> HyenaDNAForCausalLM:
 @torch.no_grad()
 def test_short_inputs_get_the_same_answer() -> None:
     model = _model()
-    longer = lengthen(model, 300)
+    longer = _lengthen(model, 300)
     assert sum(p.numel() for p in longer.parameters()) == sum(p.numel() for p in model.parameters())
     ids = torch.randint(7, 11, (2, 300))
     short = model(ids[:, :66]).logits
@@ -43,7 +44,7 @@ def test_short_inputs_get_the_same_answer() -> None:
 def test_the_window_decays_on_and_features_stay_in_their_range() -> None:
     model = _model()
     before = model.state_dict()
-    for name, table in lengthen(model, 200).state_dict().items():
+    for name, table in _lengthen(model, 200).state_dict().items():
         if name.endswith("pos_emb.t"):
             assert torch.equal(table[:, :66], before[name])
             steps = table[0, 1:, 0] - table[0, :-1, 0]
@@ -85,4 +86,4 @@ def test_convert_writes_a_longer_model(tmp_path: Path, capsys: pytest.CaptureFix
 )
 def test_what_cannot_be_lengthened(settings: Any, longest: int, message: str) -> None:
     with pytest.raises(MegabaseError, match=message):
-        lengthen(_model(**settings), longest)
+        _lengthen(_model(**settings), longest)

@@ -271,6 +271,17 @@ def refuse_rest(model: nn.Module, rest: Mapping[str, Any], allowed: Iterable[str
             )
 
 
+def positions_left(length: int, kernel: int, pools: Iterable[int]) -> int:
+    """Count the positions that convolutions leave, each with the pooling after it (1: none).
+
+    >>> positions_left(1000, 8, (4, 4, 1))
+    53
+    """
+    for pool in pools:
+        length = max(length - kernel + 1, 0) // pool
+    return length
+
+
 def check_length(length: int, limit: int, model: str, advice: str) -> None:
     """Refuse an input of more than `limit` tokens with an InputError that names both lengths."""
     if length > limit:

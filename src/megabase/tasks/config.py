@@ -209,8 +209,8 @@ class GenomeConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExamplesConfig(Settings):
-    """Labeled sequences of the three splits."""
+class ExamplesConfig(RunConfig):
+    """A run on labeled sequences of three splits."""
 
     train: str
     """Labeled sequences: CSV, TSV, Parquet or FASTA (.gz too), a folder CLASS/NAME.txt, a folder
@@ -222,14 +222,29 @@ class ExamplesConfig(Settings):
     """Sequences measured once, at the end; null measures none."""
     table: TableConfig = field(default_factory=TableConfig)
     """How to read the files."""
+    micro_batch: int | None = None
+    """Sequences that one device takes through the model at a time (null: all of its share)."""
+    eval_every: int | None = None
+    """Steps between validations; null validates after every epoch."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; null writes the best one and the last."""
+    keep: int = 1
+    """Checkpoints kept besides the best one."""
+
+    _limits: ClassVar = {"be at least 1": "micro_batch"}
 
     def _problems(self) -> Iterator[str]:
         if not self.train:
             yield "train is empty; name a file of labeled sequences"
+        if self.devices.context_parallel > 1:
+            yield (
+                f"devices.context_parallel is {self.devices.context_parallel}; only pretraining "
+                "lets devices share a sequence"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabeledConfig(ExamplesConfig, BudgetConfig, RunConfig):
+class LabeledConfig(BudgetConfig, ExamplesConfig):
     """Training on labeled sequences: what fine-tuning and learning a prompt share."""
 
     genome: GenomeConfig = field(default_factory=GenomeConfig)
@@ -241,8 +256,6 @@ class LabeledConfig(ExamplesConfig, BudgetConfig, RunConfig):
     one stage at the length of the longest sequence, for epochs or steps."""
     epochs: float = 10
     """Passes over the training rows, unless steps, tokens or stages say otherwise."""
-    micro_batch: int | None = None
-    """Sequences that one device takes through the model at a time (null: all of its share)."""
     monitor: str | None = None
     """What chooses the best checkpoint on validation: loss, or a metric; null takes accuracy,
     AUROC (several labels, nucleotides) or Pearson correlation (numbers)."""
@@ -251,17 +264,8 @@ class LabeledConfig(ExamplesConfig, BudgetConfig, RunConfig):
     predictions: bool = False
     """Write what the model says of the test bases to predictions.parquet (labels of nucleotides
     from a genome)."""
-    eval_every: int | None = None
-    """Steps between validations; null validates after every epoch."""
-    checkpoint_every: int | None = None
-    """Steps between checkpoints; null writes the best one and the last."""
-    keep: int = 1
-    """Checkpoints kept besides the best one."""
 
-    _limits: ClassVar = {"be above 0": "epochs", "be at least 1": "micro_batch"}
-
-    def _problems(self) -> Iterator[str]:
-        yield from self.devices.shares_no_sequence()
+    _limits: ClassVar = {"be above 0": "epochs"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,7 +348,7 @@ class PromptConfig(LabeledConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InContextConfig(ExamplesConfig, RunConfig):
+class InContextConfig(ExamplesConfig):
     """Few-shot learning of a language model, without training or with it."""
 
     model: str
@@ -387,28 +391,19 @@ class InContextConfig(ExamplesConfig, RunConfig):
     """Optimizer (published: rate 1e-4 for instruction tuning, 1e-3 for soft prompts)."""
     global_batch: int = 2
     """Queries per optimizer step (published: 2 for instruction tuning, 16 for soft prompts)."""
-    micro_batch: int | None = None
-    """Queries that one device takes through the model at a time (null: all of its share)."""
-    eval_every: int | None = None
-    """Steps between validations (tune prompt); null validates after every epoch."""
-    checkpoint_every: int | None = None
-    """Steps between checkpoints; null writes the best one and the last."""
-    keep: int = 1
-    """Checkpoints kept besides the best one."""
 
     def _normalize(self) -> None:
         self._make_whole("steps")
 
     _limits: ClassVar = {
         "be at least 0": "shots",
-        "be at least 1": "vectors samples max_length test_rows global_batch micro_batch steps",
+        "be at least 1": "vectors samples max_length test_rows global_batch steps",
         "lie in 0 to 1, 1 excluded": "dropout",
         "lie in 0 to 1": "reverse_complement",
         "be above 0": "epochs",
     }
 
     def _problems(self) -> Iterator[str]:
-        yield from self.devices.shares_no_sequence()
         if self.tune != "prompt" and self.valid is not None:
             yield "valid chooses the best soft prompt; it is for tune prompt"
 

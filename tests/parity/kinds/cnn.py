@@ -12,9 +12,8 @@ from megabase.models.cnn import (
     SHORTEST,
     GenomicCNNConfig,
     GenomicCNNForSequenceClassification,
-    flatten_size,
 )
-from megabase.models.cnn.convert import convert
+from megabase.models.cnn.convert import _flat, convert
 from megabase.models.tokenizers.table import _letter_tokens
 
 
@@ -41,7 +40,7 @@ def genomic_benchmarks_cnn(case: Case) -> None:
     model = build()
     assert model.config.vocab_size == case.config["vocab_size"]
     assert model.config.embedding_dim == case.config["embedding_dim"]
-    assert flatten_size(case.config["input_len"]) == case.config["flatten_size"]
+    assert _flat(case.config["input_len"]) == case.config["flatten_size"]
 
     def output(net: GenomicCNNForSequenceClassification) -> torch.Tensor:
         logits = net(ids).logits
@@ -93,7 +92,7 @@ def cnn_behaviors(case: Case) -> None:
     for text, tokens in recorded["letter_tokenizer"].items():
         assert _letter_tokens(text) == tokens, text
     for length, counts in recorded["parameter_counts_embedding100_vocab8"].items():
-        assert flatten_size(int(length)) == counts["flatten"]
+        assert _flat(int(length)) == counts["flatten"]
         for name, classes in (("binary", 2), ("three_class", 3)):
             with torch.device("meta"):
                 config = GenomicCNNConfig(

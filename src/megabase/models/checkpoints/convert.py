@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
+import math
 import os
 import shutil
 import uuid
@@ -11,13 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from megabase import __version__
-from megabase.errors import CheckpointError, OutputError
+from megabase.errors import CheckpointError, MegabaseError, OutputError
 from megabase.genome.files import real_place, write_json, writing
+from megabase.layers.hyena import PositionalFeatures
 from megabase.models.auto import find_checkpoint, load_model, load_tokenizer
 from megabase.models.checkpoints.published import ConvertedModel
 from megabase.models.checkpoints.reader import Weights, read_weights
@@ -81,14 +85,13 @@ def lengthen_model(
 ) -> ConvertedModel:
     """Write a trained HyenaDNA with room for inputs of `longest` positions.
 
-    `source` is as for :func:`~megabase.models.auto.resolve_model`; see
-    :func:`~megabase.models.hyenadna.lengthen` for which models can be made longer.
+    `source` is as for :func:`~megabase.models.auto.resolve_model`. Outputs for inputs that it took
+    before are the same. MegabaseError for another family, a two-sided model, tables or positions
+    that were learned, or a length that is not above the present one.
     """
-    from megabase.models.hyenadna import lengthen
-
     _check_output(Path(destination).expanduser(), overwrite)
     model = load_model(source)
-    longer = lengthen(model, longest)
+    longer = _lengthen(model, longest)
     note = (
         f"the longest input was {model.config.max_seq_len:,} positions and is {longest:,}: filters "
         "are as they were for the lags they had, and nothing was trained beyond them"
@@ -98,6 +101,49 @@ def lengthen_model(
     tokenizer.model_max_length = longest
     _save_model_folder(destination, longer, tokenizer, record)
     return ConvertedModel(longer, (note,), ())
+
+
+def _lengthen(model: PreTrainedModel, longest: int) -> PreTrainedModel:
+    """Give a longer model of the same class and parameters; the given one is not changed."""
+    config: Any = model.config
+    if config.model_type != "hyenadna":
+        raise MegabaseError(
+            f"the model is of the kind {config.model_type!r}; only hyenadna is made longer this way"
+        )
+    if config.bidirectional != "none" or config.lr_pos_emb or config.max_position_embeddings:
+        raise MegabaseError(
+            "the model is two-sided or has learned positions; only a HyenaDNA that reads left to "
+            "right, with computed positions, is made longer"
+        )
+    if longest <= config.max_seq_len:
+        raise MegabaseError(
+            f"the new longest input is {longest:,}, and the model takes {config.max_seq_len:,} "
+            "already; give more"
+        )
+    longer_config = copy.deepcopy(config)
+    longer_config.max_seq_len = longest
+    longer: PreTrainedModel = type(model)(longer_config)
+    state = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if isinstance(module, PositionalFeatures):
+            state[f"{name}.z"], state[f"{name}.t"] = _tables(module, longest)
+    longer.load_state_dict(state)
+    return longer.train(model.training)
+
+
+def _tables(module: PositionalFeatures, longest: int) -> tuple[Tensor, Tensor]:
+    """Continue the tables of a filter: ``z`` (1, longest, features) and ``t`` (1, longest, 1)."""
+    known, bands = module.l_max, (module.features - 1) // 2
+    lag = torch.arange(known, longest, dtype=torch.float64)[:, None]
+    time = lag / (known - 1)
+    band = torch.linspace(1e-4, bands - 1, bands, dtype=torch.float64)
+    phase = band * (2 * math.pi * lag / known)
+    features = torch.cat([time.clamp(max=1), phase.cos(), -phase.sin()], dim=-1)
+    z, t = module.z.detach(), module.t
+    return (
+        torch.cat([z, features[None].to(z)], dim=1),
+        torch.cat([t, time[None].to(t)], dim=1),
+    )
 
 
 def _tokenizer(source: Path, config: Any) -> Any:

@@ -14,28 +14,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from megabase.models.base import OwnFamilyConfig, Problems
+from megabase.models.base import OwnFamilyConfig, Problems, positions_left
 from megabase.models.heads import SupervisedClassifier, sequence_loss
 
 KERNEL = 8
 """Width of the convolutions in the public code; weights of another width are of another model."""
 CHANNELS = (16, 8, 4)
 """Filters of the three convolutions in the public code."""
+POOLS = (2, 2, 2)
+"""Pooling after each convolution in the public code."""
 DENSE = 512
 """Width between the two dense layers in the public code."""
 SHORTEST = 57
 """Fewest tokens that three convolutions of 8 and three poolings by 2 leave anything of."""
-
-
-def flatten_size(length: int) -> int:
-    """Give the width of the first dense layer's input, 4 channels of what is left of the length.
-
-    >>> flatten_size(1024), flatten_size(251), flatten_size(57)
-    (484, 100, 4)
-    """
-    for _ in CHANNELS:
-        length = max(length - KERNEL + 1, 0) // 2
-    return CHANNELS[-1] * length
 
 
 class GenomicCNNConfig(OwnFamilyConfig, PreTrainedConfig):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -135,9 +126,8 @@ class GenomicCNNForSequenceClassification(SupervisedClassifier):
             nn.MaxPool1d(2),
             nn.Flatten(),
         )
-        self.dense_model = nn.Sequential(
-            nn.Linear(flatten_size(config.max_length), DENSE), nn.Linear(DENSE, config.outputs)
-        )
+        flat = third * positions_left(config.max_length, KERNEL, POOLS)
+        self.dense_model = nn.Sequential(nn.Linear(flat, DENSE), nn.Linear(DENSE, config.outputs))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -5,19 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from megabase.errors import ConfigError
+from megabase.models.base import positions_left
 from megabase.models.checkpoints.published import ConvertedModel, build
 from megabase.models.checkpoints.reader import Weights
 from megabase.models.cnn import (
+    CHANNELS,
+    KERNEL,
+    POOLS,
     SHORTEST,
     GenomicCNNConfig,
     GenomicCNNForSequenceClassification,
-    flatten_size,
 )
+
+
+def _flat(length: int) -> int:
+    """Give the width of the first dense layer's input."""
+    return CHANNELS[-1] * positions_left(length, KERNEL, POOLS)
 
 
 def _lengths_of(flatten: int) -> range:
     """Give every input length that leads to a flattened width."""
-    lengths = [n for n in range(SHORTEST, flatten * 2 + 128) if flatten_size(n) == flatten]
+    lengths = [n for n in range(SHORTEST, flatten * 2 + 128) if _flat(n) == flatten]
     return range(lengths[0], lengths[-1] + 1) if lengths else range(0)
 
 
@@ -39,7 +47,7 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
             f"{weights.path}: nothing tells the input length of this CNN; pass max_length, which "
             f"lies between {known.start} and {known.stop - 1} tokens"
         )
-    if flatten != flatten_size(int(length)):
+    if flatten != _flat(int(length)):
         fits = f"of {known.start} to {known.stop - 1} tokens" if known else "of no length"
         raise ConfigError(
             f"the weights are of a CNN for inputs {fits}, not {int(length):,}; pass the max_length "

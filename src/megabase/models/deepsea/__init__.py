@@ -18,19 +18,8 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 
 from megabase.genome import alphabet
-from megabase.models.base import OwnFamilyConfig, Problems
+from megabase.models.base import OwnFamilyConfig, Problems, positions_left
 from megabase.models.heads import SupervisedClassifier
-
-
-def flatten_length(length: int, kernel: int, pool: int) -> int:
-    """Count the positions that three convolutions and two poolings leave.
-
-    >>> flatten_length(1000, 8, 4)
-    53
-    """
-    for _ in range(2):
-        length = max(length - kernel + 1, 0) // pool
-    return max(length - kernel + 1, 0)
 
 
 class DeepSEAConfig(OwnFamilyConfig, PreTrainedConfig):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -99,7 +88,7 @@ class DeepSEAConfig(OwnFamilyConfig, PreTrainedConfig):  # pyright: ignore[repor
         )
         problems.one_of("too_long", ("error", "trim"))
         problems.whole("kernel", "pool", "hidden", "max_length", "vocab_size")
-        if not problems.found and not flatten_length(self.max_length, self.kernel, self.pool):
+        if not problems.found and not self.positions:
             least = ((self.kernel * self.pool) + self.kernel - 1) * self.pool + self.kernel - 1
             problems.demand(
                 False,
@@ -107,6 +96,11 @@ class DeepSEAConfig(OwnFamilyConfig, PreTrainedConfig):  # pyright: ignore[repor
                 f"give {least} or more",
             )
         problems.report()
+
+    @property
+    def positions(self) -> int:
+        """Positions that three convolutions and two poolings leave."""
+        return positions_left(self.max_length, self.kernel, (self.pool, self.pool, 1))
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Give what is saved; labels always, since transformers leaves out two of them as usual."""
@@ -159,8 +153,7 @@ class DeepSEAForSequenceClassification(SupervisedClassifier):
         self.conv1 = nn.Conv1d(4, first, config.kernel)
         self.conv2 = nn.Conv1d(first, second, config.kernel)
         self.conv3 = nn.Conv1d(second, third, config.kernel)
-        flat = third * flatten_length(config.max_length, config.kernel, config.pool)
-        self.hidden = nn.Linear(flat, config.hidden)
+        self.hidden = nn.Linear(third * config.positions, config.hidden)
         self.output = nn.Linear(config.hidden, int(config.num_labels or 1))
         self.register_buffer(
             "channels_of_id",

@@ -10,13 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from megabase.errors import ConfigError
+from megabase.models.base import positions_left
 from megabase.models.checkpoints.published import ConvertedModel, build
 from megabase.models.checkpoints.reader import Weights
-from megabase.models.deepsea import (
-    DeepSEAConfig,
-    DeepSEAForSequenceClassification,
-    flatten_length,
-)
+from megabase.models.deepsea import DeepSEAConfig, DeepSEAForSequenceClassification
 
 KIPOI_NAMES = {"0": "conv1", "4": "conv2", "8": "conv3", "12.1": "hidden", "14.1": "output"}
 """Layer of the stand-alone file -> layer here."""
@@ -42,7 +39,7 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
     kernel, length = first.shape[-1], settings.setdefault("max_length", DeepSEAConfig.max_length)
     flat = tensors["hidden.weight"].shape[1]
     pool = settings.get("pool", DeepSEAConfig.pool)
-    if flat != third.shape[0] * flatten_length(length, kernel, pool):
+    if flat != third.shape[0] * positions_left(length, kernel, (pool, pool, 1)):
         raise ConfigError(
             f"the weights have {flat:,} inputs to the dense layer, which is not what "
             f"{length:,} bases leave; pass the max_length the model was trained with"

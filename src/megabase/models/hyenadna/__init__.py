@@ -8,16 +8,9 @@ values are taken from the checkpoint either way.
 
 from __future__ import annotations
 
-import copy
-import math
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from megabase.errors import MegabaseError
-from megabase.layers.hyena import ACTIVATIONS, PositionalFeatures
+from megabase.layers.hyena import ACTIVATIONS
 from megabase.models.base import Problems
 from megabase.models.decoder import MIXERS, DecoderConfig, DecoderModel, DecoderPreTrainedModel
 from megabase.models.heads import CausalLM, SequenceClassifier, TokenClassifier
@@ -236,51 +229,3 @@ class HyenaDNAForSequenceClassification(_HyenaDNA, SequenceClassifier):
 
 class HyenaDNAForTokenClassification(_HyenaDNA, TokenClassifier):
     """HyenaDNA with a linear head at every position, for labels of nucleotides."""
-
-
-def lengthen(model: PreTrainedModel, longest: int) -> PreTrainedModel:
-    """Give a HyenaDNA room for inputs of `longest` positions.
-
-    On inputs it took before its output is the same. The given model is not changed; the new one has
-    its class and parameters. MegabaseError for another family, a two-sided model, tables or
-    positions that were learned, or a length that is not above the present one.
-    """
-    config: Any = model.config
-    if config.model_type != "hyenadna":
-        raise MegabaseError(
-            f"the model is of the kind {config.model_type!r}; only hyenadna is made longer this way"
-        )
-    if config.bidirectional != "none" or config.lr_pos_emb or config.max_position_embeddings:
-        raise MegabaseError(
-            "the model is two-sided or has learned positions; only a HyenaDNA that reads left to "
-            "right, with computed positions, is made longer"
-        )
-    if longest <= config.max_seq_len:
-        raise MegabaseError(
-            f"the new longest input is {longest:,}, and the model takes {config.max_seq_len:,} "
-            "already; give more"
-        )
-    longer_config = copy.deepcopy(config)
-    longer_config.max_seq_len = longest
-    longer: PreTrainedModel = type(model)(longer_config)
-    state = dict(model.state_dict())
-    for name, module in model.named_modules():
-        if isinstance(module, PositionalFeatures):
-            state[f"{name}.z"], state[f"{name}.t"] = _tables(module, longest)
-    longer.load_state_dict(state)
-    return longer.train(model.training)
-
-
-def _tables(module: PositionalFeatures, longest: int) -> tuple[Tensor, Tensor]:
-    """Continue the tables of a filter: ``z`` (1, longest, features) and ``t`` (1, longest, 1)."""
-    known, bands = module.l_max, (module.features - 1) // 2
-    lag = torch.arange(known, longest, dtype=torch.float64)[:, None]
-    time = lag / (known - 1)
-    band = torch.linspace(1e-4, bands - 1, bands, dtype=torch.float64)
-    phase = band * (2 * math.pi * lag / known)
-    features = torch.cat([time.clamp(max=1), phase.cos(), -phase.sin()], dim=-1)
-    z, t = module.z.detach(), module.t
-    return (
-        torch.cat([z, features[None].to(z)], dim=1),
-        torch.cat([t, time[None].to(t)], dim=1),
-    )

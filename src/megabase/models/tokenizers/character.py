@@ -27,7 +27,7 @@ from megabase.data.vocabulary import (
     letter_table,
 )
 from megabase.errors import ModelError
-from megabase.models.tokenizers.table import TableTokenizer, special_pattern, warn_letters
+from megabase.models.tokenizers.table import TableTokenizer, warn_letters
 
 Ids = NDArray[np.int64]
 
@@ -128,7 +128,7 @@ class DNATokenizer(TableTokenizer):
         **kwargs: Any,
     ) -> None:
         self._tokens, self._ids = list(TOKEN_OF_ID), VOCABULARY
-        pattern = special_pattern(special_tokens)
+        pattern = self._pattern(special_tokens)
         characters = tuple(kwargs.pop("characters", None) or _CHARACTERS)
         if characters != _CHARACTERS:
             raise ModelError(

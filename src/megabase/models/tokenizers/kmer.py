@@ -30,7 +30,7 @@ from megabase.errors import ModelError
 from megabase.genome import alphabet
 from megabase.genome.files import write_whole
 from megabase.models.tokenizers.character import SPECIAL_TOKEN_NAMES
-from megabase.models.tokenizers.table import TableTokenizer, special_pattern
+from megabase.models.tokenizers.table import TableTokenizer
 from megabase.untrusted import read_text, shown
 
 _LARGEST_K = 8
@@ -218,7 +218,7 @@ class KmerTokenizer(_KmerTokenizer):
             stride=self.stride,
             special_tokens=special_tokens,
             strict=strict,
-            special_tokens_pattern=special_pattern(special_tokens),
+            special_tokens_pattern=self._pattern(special_tokens),
             **{**SPECIAL_TOKEN_NAMES, **kwargs},
         )
 

@@ -46,14 +46,6 @@ def warn_letters(*texts: Any) -> None:
     warn_ambiguous(ambiguous, "the tokenizer")
 
 
-def special_pattern(habit: str) -> str:
-    """Give the name that transformers has for a habit of adding special tokens."""
-    if habit not in SPECIAL_TOKEN_HABITS:
-        known = ", ".join(SPECIAL_TOKEN_HABITS)
-        raise ModelError(f"special_tokens is one of {known}, not {habit!r}")
-    return SPECIAL_TOKEN_HABITS[habit]
-
-
 class TableTokenizer(PreTrainedTokenizer):
     """Tokens by id in a list, which subclasses make before they call ``super().__init__``."""
 
@@ -65,6 +57,14 @@ class TableTokenizer(PreTrainedTokenizer):
     """Whether a call warns of letters that are read as N."""
     _tokens: list[str]
     _ids: dict[str, int]
+
+    @staticmethod
+    def _pattern(habit: str) -> str:
+        """Give the name that transformers has for a habit of adding special tokens."""
+        if habit not in SPECIAL_TOKEN_HABITS:
+            known = ", ".join(SPECIAL_TOKEN_HABITS)
+            raise ModelError(f"special_tokens is one of {known}, not {habit!r}")
+        return SPECIAL_TOKEN_HABITS[habit]
 
     def _set_tokens(self, tokens: Iterable[str]) -> None:
         self._tokens = list(tokens)
