@@ -6,6 +6,7 @@ uses; :func:`to_yaml` writes what re-creates a run.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -425,7 +426,7 @@ def to_yaml(config: RunConfig) -> str:
     """
     import yaml
 
-    values = _plain(asdict(config))
+    values = json.loads(json.dumps(asdict(config)))  # lists, where settings have tuples
     for name in _OF_ONE_CALL:
         values.pop(name, None)
     if not values.get("stages", True):
@@ -444,12 +445,3 @@ def to_yaml(config: RunConfig) -> str:
             elif isinstance(given, list):
                 found[name] = [str(Path(p).absolute()) if Path(p).is_file() else p for p in given]
     return yaml.safe_dump(values, sort_keys=False)
-
-
-def _plain(value: Any) -> Any:
-    """Turn tuples into lists, all the way down, as YAML has only lists."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

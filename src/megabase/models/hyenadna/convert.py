@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from megabase.errors import CheckpointError
 from megabase.models.checkpoints.published import (
@@ -203,15 +202,6 @@ def _head_settings(
     return head
 
 
-def _model_class(weights: Weights, tensors: Mapping[str, Tensor]) -> type[PreTrainedModel]:
-    if "score.weight" in tensors:
-        architectures = (weights.config or {}).get("architectures") or []
-        if any("TokenClassification" in str(name) for name in architectures):
-            return HyenaDNAForTokenClassification
-        return HyenaDNAForSequenceClassification
-    return HyenaDNAForCausalLM if "lm_head.weight" in tensors else HyenaDNAModel
-
-
 def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
     """Build a causal language model, a classifier, or the bare model, by the heads of the weights.
 
@@ -220,8 +210,15 @@ def convert(weights: Weights, **overrides: Any) -> ConvertedModel:
     """
     tensors, dropped = renamed(weights.tensors, NAME_RULES)
     settings, notes = _infer_settings(weights, tensors, overrides)
-    model_class = _model_class(weights, tensors)
-    if model_class is HyenaDNAModel:
+    model_class: type[Any] = HyenaDNAForCausalLM
+    if "score.weight" in tensors:
+        saved = (weights.config or {}).get("architectures") or []
+        by_base = any("TokenClassification" in str(name) for name in saved)
+        model_class = (
+            HyenaDNAForTokenClassification if by_base else HyenaDNAForSequenceClassification
+        )
+    elif "lm_head.weight" not in tensors:
+        model_class = HyenaDNAModel
         tensors = {name.removeprefix("hyena."): tensor for name, tensor in tensors.items()}
     config = HyenaDNAConfig(**settings)
     model, computed = build(model_class, config, tensors, weights.path, computed=_TABLE)
