@@ -20,7 +20,6 @@ from megabase.models.tokenizers.kmer import (
     _all_kmers,
     _kmer_count,
     _split_kmers,
-    read_dnabert_vocabulary,
 )
 
 
@@ -142,10 +141,10 @@ def test_a_vocabulary_of_another_model_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "vocab.txt"
     file.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *_all_kmers(3)]))
     with pytest.raises(MegabaseError, match=r"line 7: expected 'AAT'.*found 'AAC'"):
-        read_dnabert_vocabulary(file)
+        DNABERTTokenizer.read_k(file)
     file.write_text("a\nb\n")
     with pytest.raises(MegabaseError, match="holds 2 tokens"):
-        read_dnabert_vocabulary(file)
+        DNABERTTokenizer.read_k(file)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 30522}))
     with pytest.raises(MegabaseError, match="model_type is 'bert'"):
         load_tokenizer(tmp_path)

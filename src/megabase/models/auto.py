@@ -23,7 +23,7 @@ from megabase.models.checkpoints.checks import check_config, require_finite_weig
 from megabase.models.checkpoints.reader import read_weights, require_fit
 from megabase.models.families import FAMILIES, KINDS, family_of
 from megabase.models.presets import PRESETS
-from megabase.models.tokenizers.kmer import DNABERTTokenizer, read_dnabert_vocabulary
+from megabase.models.tokenizers.kmer import DNABERTTokenizer
 from megabase.untrusted import parsing, read_json, shown
 
 DEFAULT_MODEL = Path(__file__).parent / "default"
@@ -168,19 +168,21 @@ def _is_dnabert(settings: Mapping[str, Any], folder: Path) -> bool:
         return False
     try:
         vocabulary = folder / "vocab.txt"
-        return not vocabulary.exists() or bool(read_dnabert_vocabulary(vocabulary))
+        return not vocabulary.exists() or bool(DNABERTTokenizer.read_k(vocabulary))
     except ModelError:
         return False
 
 
-def find_kind(
-    path: Path, config: PreTrainedConfig, kind: str | None = None
-) -> tuple[str, type[PreTrainedModel]]:
-    """Find what a model is for, one of :data:`~megabase.models.families.KINDS`, and its class.
+def open_model(
+    spec: str | Path | None = None, kind: str | None = None
+) -> tuple[Path, Any, str, type[PreTrainedModel]]:
+    """Find a model: its folder, configuration, kind and class; `spec` as for :func:`resolve_model`.
 
-    By default that is what it was saved as; `path` is for the message of a ModelError when its
-    family has no class of the requested `kind`.
+    The kind, one of :data:`~megabase.models.families.KINDS`, is by default what the model was saved
+    as; a ModelError when its family has no class of the requested `kind`.
     """
+    path = resolve_model(spec)
+    config = load_config(path)
     family = family_of(config.model_type)
     classes = family.classes() if family is not None else {}
     if kind is None:
@@ -194,7 +196,7 @@ def find_kind(
             f"{path}: is a {config.model_type} model, which cannot be loaded as {kind}; "
             f"it has {', '.join(classes)}"
         )
-    return kind, classes[kind]
+    return path, config, kind, classes[kind]
 
 
 def load_model(
@@ -233,9 +235,7 @@ def load_model(
     NotFiniteError
         Naming a tensor that holds NaN or infinity.
     """
-    path = resolve_model(spec)
-    config = load_config(path)
-    kind, model_class = find_kind(path, config, kind)
+    path, config, kind, model_class = open_model(spec, kind)
     for name, value in overrides.items():
         setattr(config, name, value)
     tensors = read_weights(path).tensors

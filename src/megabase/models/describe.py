@@ -38,7 +38,7 @@ from typing import Any
 import torch
 
 from megabase.errors import CheckpointError, ModelError
-from megabase.models.auto import find_kind, load_config, load_tokenizer, resolve_model
+from megabase.models.auto import load_tokenizer, open_model
 from megabase.ops.hyena_mixer.kernel import KEEP_BYTES
 from megabase.untrusted import parsing, read_json, recognize
 
@@ -68,9 +68,7 @@ def describe(spec: str | Path | None = None) -> dict[str, Any]:
     filters; ``labels`` of a classifier; ``tokenizer``; ``settings`` of the family's own; and
     ``source``, where a converted model comes from, or None.
     """
-    path = resolve_model(spec)
-    config = load_config(path)
-    kind, model_class = find_kind(path, config)
+    path, config, kind, model_class = open_model(spec)
     with parsing(path / "config.json", ModelError), torch.device("meta"):
         model = model_class(config)
     weights = [file for file in path.iterdir() if file.suffix in _WEIGHT_SUFFIXES]

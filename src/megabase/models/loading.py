@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from megabase.data.vocabulary import LOGIT_COLUMNS
 from megabase.errors import InputError
 from megabase.models.adapt.prompt import PromptedModel, load_prompt, read_prompt
-from megabase.models.auto import find_kind, load_config, load_model, load_tokenizer, resolve_model
+from megabase.models.auto import load_model, load_tokenizer, open_model, resolve_model
 from megabase.models.checkpoints.checks import model_digest, require_finite_weights
 from megabase.models.families import family_of
 from megabase.models.heads import HEADS
@@ -158,9 +158,7 @@ def load(
         return _load_prompted(spec, prompt, device)
     if isinstance(spec, nn.Module):
         return _given(spec, head)
-    folder = resolve_model(spec)
-    config = load_config(folder)
-    saved, _ = find_kind(folder, config)
+    folder, config, saved, _ = open_model(spec)
     family = family_of(config.model_type)
     bare = head == "none" and family is not None and "base" in family.classes()
     if head == "language" and saved not in ("causal-lm", "masked-lm"):

@@ -244,28 +244,6 @@ class KmerTokenizer(_KmerTokenizer):
         return kmers + ["N" if base in alphabet.AMBIGUITY_LETTERS else base for base in rest]
 
 
-def read_dnabert_vocabulary(path: str | Path) -> int:
-    """Check a DNABERT ``vocab.txt`` and give its k, 3 to 6 for the published files."""
-    tokens = read_text(path, ModelError).split("\n")
-    while tokens and not tokens[-1]:
-        tokens.pop()
-    sizes = {4**k + len(_DNABERT_SPECIAL): k for k in range(1, _LARGEST_K + 1)}
-    k = sizes.get(len(tokens))
-    if k is None:
-        raise ModelError(
-            f"{path} holds {len(tokens):,} tokens; a DNABERT vocabulary holds 4**k + 5 "
-            "(69, 261, 1,029 or 4,101 for k = 3 to 6). This is the vocabulary of another model"
-        )
-    expected = [*_DNABERT_SPECIAL, *_all_kmers(k, _DNABERT_ORDER)]
-    for line, (found, wanted) in enumerate(zip(tokens, expected, strict=True), start=1):
-        if found.rstrip("\r") != wanted:
-            raise ModelError(
-                f"{path}, line {line}: expected {wanted!r} (k-mers in the order A, T, C, G), "
-                f"found {found!r}. This is the vocabulary of another model"
-            )
-    return k
-
-
 class DNABERTTokenizer(_KmerTokenizer):
     """Overlapping k-mers with DNABERT's ids, ``[CLS]`` before and ``[SEP]`` after.
 
@@ -320,7 +298,7 @@ class DNABERTTokenizer(_KmerTokenizer):
             )
         for key in ("do_lower_case", "special_tokens_pattern", "tokenize_chinese_chars"):
             kwargs.pop(key, None)
-        self._set_kmers(k if vocab_file is None else read_dnabert_vocabulary(vocab_file),
+        self._set_kmers(k if vocab_file is None else self.read_k(vocab_file),
                         _DNABERT_SPECIAL)  # fmt: skip
         self.strict, self.upper_case = strict, upper_case
         self.drop_last, self.long_inputs = drop_last, long_inputs
@@ -337,6 +315,28 @@ class DNABERTTokenizer(_KmerTokenizer):
             special_tokens_pattern="cls_sep",
             **kwargs,
         )
+
+    @staticmethod
+    def read_k(path: str | Path) -> int:
+        """Check a DNABERT ``vocab.txt`` and give its k, 3 to 6 for the published files."""
+        tokens = read_text(path, ModelError).split("\n")
+        while tokens and not tokens[-1]:
+            tokens.pop()
+        sizes = {4**k + len(_DNABERT_SPECIAL): k for k in range(1, _LARGEST_K + 1)}
+        k = sizes.get(len(tokens))
+        if k is None:
+            raise ModelError(
+                f"{path} holds {len(tokens):,} tokens; a DNABERT vocabulary holds 4**k + 5 "
+                "(69, 261, 1,029 or 4,101 for k = 3 to 6). This is the vocabulary of another model"
+            )
+        expected = [*_DNABERT_SPECIAL, *_all_kmers(k, _DNABERT_ORDER)]
+        for line, (found, wanted) in enumerate(zip(tokens, expected, strict=True), start=1):
+            if found.rstrip("\r") != wanted:
+                raise ModelError(
+                    f"{path}, line {line}: expected {wanted!r} (k-mers in the order A, T, C, G), "
+                    f"found {found!r}. This is the vocabulary of another model"
+                )
+        return k
 
     @classmethod
     def for_config(cls, config: Any) -> DNABERTTokenizer:
