@@ -15,35 +15,39 @@ TYPE_CHECKING = False  # importing typing for it would take most of the time of 
 if TYPE_CHECKING:
     from typing import Any
 
-    from megabase.api import Model, load
-    from megabase.benchmarking.config import BenchmarkConfig
-    from megabase.errors import MegabaseError
-    from megabase.genome.interval import Interval, Variant
-    from megabase.genome.store import Genome
-    from megabase.models.decoder import register_mixer
-    from megabase.models.families import register_family
-    from megabase.objectives.base import register_objective
-    from megabase.options import EvaluateOptions
-    from megabase.runs import Run, benchmark, finetune, icl, pretrain, prompt
-    from megabase.settings import (
-        DeviceConfig,
-        HeadConfig,
-        LoraConfig,
-        ModelConfig,
-        OptimConfig,
-        Stage,
-    )
-    from megabase.tasks.config import (
-        DataConfig,
-        FinetuneConfig,
-        GenomeConfig,
-        InContextConfig,
-        ObjectiveConfig,
-        PretrainConfig,
-        PromptConfig,
-        PromptSettings,
-        TableConfig,
-    )
+    # "as": the name is for users, which type checkers go by.
+    from megabase.api import Model as Model
+    from megabase.api import load as load
+    from megabase.benchmarking.config import BenchmarkConfig as BenchmarkConfig
+    from megabase.errors import MegabaseError as MegabaseError
+    from megabase.genome.interval import Interval as Interval
+    from megabase.genome.interval import Variant as Variant
+    from megabase.genome.store import Genome as Genome
+    from megabase.models.decoder import register_mixer as register_mixer
+    from megabase.models.families import register_family as register_family
+    from megabase.objectives.base import register_objective as register_objective
+    from megabase.options import EvaluateOptions as EvaluateOptions
+    from megabase.runs import Run as Run
+    from megabase.runs import benchmark as benchmark
+    from megabase.runs import finetune as finetune
+    from megabase.runs import icl as icl
+    from megabase.runs import pretrain as pretrain
+    from megabase.runs import prompt as prompt
+    from megabase.settings import DeviceConfig as DeviceConfig
+    from megabase.settings import HeadConfig as HeadConfig
+    from megabase.settings import LoraConfig as LoraConfig
+    from megabase.settings import ModelConfig as ModelConfig
+    from megabase.settings import OptimConfig as OptimConfig
+    from megabase.settings import Stage as Stage
+    from megabase.tasks.config import DataConfig as DataConfig
+    from megabase.tasks.config import FinetuneConfig as FinetuneConfig
+    from megabase.tasks.config import GenomeConfig as GenomeConfig
+    from megabase.tasks.config import InContextConfig as InContextConfig
+    from megabase.tasks.config import ObjectiveConfig as ObjectiveConfig
+    from megabase.tasks.config import PretrainConfig as PretrainConfig
+    from megabase.tasks.config import PromptConfig as PromptConfig
+    from megabase.tasks.config import PromptSettings as PromptSettings
+    from megabase.tasks.config import TableConfig as TableConfig
 
 __version__ = "0.1.0"
 
@@ -68,41 +72,9 @@ _HOME = {
 }  # fmt: skip
 """Module -> names that are imported from it when they are first used."""
 
-__all__ = [
-    "BenchmarkConfig",
-    "DataConfig",
-    "DeviceConfig",
-    "EvaluateOptions",
-    "FinetuneConfig",
-    "Genome",
-    "GenomeConfig",
-    "HeadConfig",
-    "InContextConfig",
-    "Interval",
-    "LoraConfig",
-    "MegabaseError",
-    "Model",
-    "ModelConfig",
-    "ObjectiveConfig",
-    "OptimConfig",
-    "PretrainConfig",
-    "PromptConfig",
-    "PromptSettings",
-    "Run",
-    "Stage",
-    "TableConfig",
-    "Variant",
-    "__version__",
-    "benchmark",
-    "finetune",
-    "icl",
-    "load",
-    "pretrain",
-    "prompt",
-    "register_family",
-    "register_mixer",
-    "register_objective",
-]
+__all__ = ["__version__"]
+for _names in _HOME.values():
+    __all__ += _names  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -28,6 +28,7 @@ from megabase.inference.embedding import Embeddings, embed, embed_file
 from megabase.inference.generation.generate import Generated, GenerateOptions, Prompt, generate
 from megabase.inference.generation.job import generate_file
 from megabase.inference.ism import Mutagenesis, ism, ism_file
+from megabase.inference.jobs import split_options
 from megabase.inference.prediction import Predictions, predict, predict_file
 from megabase.inference.prediction_track import TrackOptions, predict_track
 from megabase.inference.scoring import SequenceScores, score, score_file
@@ -163,11 +164,10 @@ class Model(Loaded):
         options
             See :class:`ScoreOptions`.
         """
-        own, run = _split(options, out)
+        given = _checked(options, out)
         if out is not None:
-            return score_file(self, _file(sequences, genome), out, **own, **run)
-        given = _read(sequences, genome, own.pop("context", 0))
-        return score(self, given, **own, **run)
+            return score_file(self, _file(sequences, genome), out, **given)
+        return score(self, _read(sequences, genome, given.pop("context", 0)), **given)
 
     @overload
     def score_variants(
@@ -203,12 +203,12 @@ class Model(Loaded):
         options
             See :class:`VariantFileScoring`.
         """
-        own, run = _split(options, out)
+        given = _checked(options, out)
         if out is None:
-            return score_variants(self, variants, genome, **own, **run)
+            return score_variants(self, variants, genome, **given)
         if not isinstance(variants, str | Path):
             raise InputError("out= needs the variants as a file (VCF or BCF)")
-        score_variants_file(self, variants, _path(genome), out, **own, **run)
+        score_variants_file(self, variants, _path(genome), out, **given)
         return Path(out)
 
     @overload
@@ -245,9 +245,10 @@ class Model(Loaded):
         options
             See :class:`VariantScoring`.
         """
-        own, run = _split(options, out)
+        given = _checked(options, out)
         if out is None:
-            return ism(self, region, genome, **own, **run)
+            return ism(self, region, genome, **given)
+        own, run = split_options(given, VariantScoring)
         ism_file(self, region, _path(genome), out, VariantOptions(**own), **run)
         return Path(out)
 
@@ -285,10 +286,10 @@ class Model(Loaded):
         options
             See :class:`EmbedOptions`.
         """
-        own, run = _split(options, out)
+        given = _checked(options, out)
         if out is not None:
-            return embed_file(self, _file(sequences, genome), out, **own, **run)
-        return embed(self, _codes(sequences, genome), **own, **run)
+            return embed_file(self, _file(sequences, genome), out, **given)
+        return embed(self, _codes(sequences, genome), **given)
 
     @overload
     def predict(
@@ -324,10 +325,10 @@ class Model(Loaded):
         options
             See :class:`PredictOptions`.
         """
-        own, run = _split(options, out)
+        given = _checked(options, out)
         if out is not None:
-            return predict_file(self, _file(sequences, genome), out, **own, **run)
-        return predict(self, _codes(sequences, genome), **own, **run)
+            return predict_file(self, _file(sequences, genome), out, **given)
+        return predict(self, _codes(sequences, genome), **given)
 
     def predict_track(
         self,
@@ -394,10 +395,10 @@ class Model(Loaded):
         options
             See :class:`AttributeOptions`.
         """
-        own, run = _split(options, out)
+        given = _checked(options, out)
         if out is not None:
-            return attribute_file(self, _file(sequences, genome), out, **own, **run)
-        return attribute(self, _codes(sequences, genome), **own, **run)
+            return attribute_file(self, _file(sequences, genome), out, **given)
+        return attribute(self, _codes(sequences, genome), **given)
 
     @overload
     def generate(
@@ -425,7 +426,7 @@ class Model(Loaded):
         options
             See :class:`GenerationOptions`.
         """
-        own, run = _split(options, out)
+        own, run = split_options(_checked(options, out), GenerationOptions)
         settings = GenerateOptions(**own)
         if out is None:
             given = _read(prompts, None)
@@ -473,14 +474,12 @@ class Model(Loaded):
         return evaluate(self.model, store, where, options, name=self.name, train_regions=seen)
 
 
-def _split(options: Mapping[str, Any], out: object) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Part the keywords of a verb from those that say how the work is done."""
-    known = RunOptions.__optional_keys__
-    run = {name: value for name, value in options.items() if name in known}
+def _checked(options: Mapping[str, Any], out: object) -> dict[str, Any]:
+    """Give the keywords of a verb; refuse those that do nothing without a file to write."""
     only_files = sorted(options.keys() & _FILE_ONLY)
     if out is None and only_files:
         raise InputError(f"{', '.join(only_files)}: for work on a file; name it with out=")
-    return {name: value for name, value in options.items() if name not in known}, run
+    return dict(options)
 
 
 def _is_file(given: object) -> bool:

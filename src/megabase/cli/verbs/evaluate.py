@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megabase.cli.options import add_keywords, add_regions_option, given
 from megabase.cli.parser import Verb
 from megabase.cli.streams import note, show_progress
+from megabase.cli.tables import output, print_table
 from megabase.errors import MegabaseError, MissingDependencyError
 from megabase.genome.files import check_output
 from megabase.options import EvaluateOptions
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
-    from rich.console import Console
 
     from megabase.evaluate.results import EvaluationResult, Measure
     from megabase.training.run_data import RunData
@@ -63,8 +63,6 @@ def _evaluate(args: Namespace) -> int:
     genome = None if args.genome is None else Genome(args.genome)
     store, regions, train = evaluated_regions(model_run, genome, args.regions, args.train_regions)
 
-    from rich.console import Console
-
     from megabase.evaluate.perplexity import evaluate
     from megabase.models.loading import choose_device, load
 
@@ -83,7 +81,6 @@ def _evaluate(args: Namespace) -> int:
     if loaded.longest is None and model_run and model_run.longest:
         asked.setdefault("window", model_run.longest)  # the model reads any length
     options = EvaluateOptions(**asked, baselines=not args.no_baselines)
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     with show_progress("windows") if first else contextlib.nullcontext() as progress:
         result = evaluate(
             loaded.model, store, regions, options, name=args.model or loaded.name,
@@ -94,7 +91,7 @@ def _evaluate(args: Namespace) -> int:
     if args.json:
         print(json.dumps(result.to_dict(), indent=2))
     else:
-        _print(result, console)
+        _print(result)
     _write(result, *files)
     return 0
 
@@ -130,8 +127,9 @@ def _write(result: EvaluationResult, file: Path | None, folder: Path | None) -> 
         note(f"no plots: {error}")
 
 
-def _print(result: EvaluationResult, console: Console) -> None:
+def _print(result: EvaluationResult) -> None:
     """Show an evaluation in the terminal."""
+    console = output()
     shown = ", ".join(result.regions[:3])
     if result.region_count > 3:
         shown += f" and {result.region_count - 3:,} more"
@@ -145,7 +143,7 @@ def _print(result: EvaluationResult, console: Console) -> None:
                    "others (not A, C, G, T) skipped"),
         ("time", f"{result.seconds:,.1f} s"),
     ):  # fmt: skip
-        console.print(f"{name:<9}{text}", markup=False, soft_wrap=True)
+        console.print(f"{name:<9}{text}")
     if result.objective == "masked":
         console.print("pseudo-perplexity: each base from both sides, itself hidden")
     if result.train_overlap:
@@ -154,24 +152,25 @@ def _print(result: EvaluationResult, console: Console) -> None:
             "training regions",
             style="bold",
         )
-    _print_baselines(result, console)
+    _print_baselines(result)
     parts = list(result.by_soft_mask.items()) if len(result.by_soft_mask) > 1 else []
     contigs = list(result.by_contig.items()) if len(result.by_contig) > 1 else []
     rows = [(name, *_cells(part)) for name, part in parts + contigs[:_SHOWN_CONTIGS]]
-    _table(console, ("part", "bases", "perplexity A,C,G,T", "all tokens"), rows)
+    _table(("part", "bases", "perplexity A,C,G,T", "all tokens"), rows)
     if len(contigs) > _SHOWN_CONTIGS:
         console.print(f"... and {len(contigs) - _SHOWN_CONTIGS:,} more contigs (in the JSON)")
-    _print_context(result, console)
+    _print_context(result)
 
 
-def _print_baselines(result: EvaluationResult, console: Console) -> None:
+def _print_baselines(result: EvaluationResult) -> None:
     """Show the model under its baselines, and how far it is from the best of them."""
+    console = output()
     model, baselines = result.overall, result.baselines
     fitted = {one.order: _acgt(one.measure) for one in baselines if one.fitted}
     plain = [one for one in baselines if not one.fitted]
     rows = [(one.name, _acgt(one.measure), fitted.get(one.order, ""), "") for one in plain]
     rows.append(("model", _acgt(model), "", _with_error(model.perplexity, model.perplexity_se)))
-    _table(console, ("", "perplexity A,C,G,T", "rates fitted", "all tokens"), rows, strong=True)
+    _table(("", "perplexity A,C,G,T", "rates fitted", "all tokens"), rows, strong=True)
     if len(baselines) == 1:
         console.print("no Markov baselines (they need --train-regions)", style="dim")
         return
@@ -185,11 +184,10 @@ def _print_baselines(result: EvaluationResult, console: Console) -> None:
         f"the Markov models counted {result.baseline_bases:,} bases of the training regions; the "
         f"next shorter context weighs {baselines[1].rates[0]:g} counts, or as fitted by order",
         style="dim",
-        soft_wrap=True,
     )
 
 
-def _print_context(result: EvaluationResult, console: Console) -> None:
+def _print_context(result: EvaluationResult) -> None:
     """Show perplexity against context length."""
     rows: list[tuple[str, ...]] = []
     for number, point in enumerate(result.context):
@@ -197,32 +195,20 @@ def _print_context(result: EvaluationResult, console: Console) -> None:
         saved = _bits(point.saved_nats, point.saved_nats_se) if number else ""
         rows.append((f"{least}{point.context:,}", *_cells(point.measure), saved))
     head = ("bases of context", "bases", "perplexity A,C,G,T", "all tokens", "bits saved")
-    _table(console, head, rows)
+    _table(head, rows)
     measures = [(one.name, one.context_measure) for one in result.baselines]
     known = [(name, measure) for name, measure in measures if measure is not None]
     if known:
         name, measure = min(known, key=lambda one: one[1].nats_acgt)
         text = f"best baseline on these bases: {name}, {measure.perplexity_acgt:.3f}"
-        console.print(text, style="dim")
+        output().print(text, style="dim")
 
 
-def _table(
-    console: Console, head: tuple[str, ...], rows: list[tuple[str, ...]], strong: bool = False
-) -> None:
-    """Print a table, nothing without rows; `strong`: the last row in bold."""
-    from rich.table import Table
-    from rich.text import Text
-
-    if not rows:
-        return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for number, name in enumerate(head):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
-    for number, cells in enumerate(rows, start=1):
-        style = "bold" if strong and number == len(rows) else None
-        table.add_row(*(Text(cell) for cell in cells), style=style)
-    console.print()
-    console.print(table)
+def _table(head: Sequence[str], rows: list[tuple[str, ...]], strong: bool = False) -> None:
+    """Print a table of numbers below an empty line, nothing without rows."""
+    if rows:
+        print()
+        print_table((head[0], *(f">{name}" for name in head[1:])), rows, strong=strong)
 
 
 def _cells(measure: Measure) -> tuple[str, str, str]:

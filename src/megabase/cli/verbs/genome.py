@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megabase.cli.parser import Verb
 from megabase.cli.streams import note, show_progress
+from megabase.cli.tables import output, print_facts, print_table
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
-    from rich.console import Console
 
     from megabase.genome.store import Genome
 
@@ -54,15 +53,11 @@ def _add_genome(parser: ArgumentParser) -> None:
 
 def _genome(args: Namespace) -> int:
     """Build, describe and verify genome stores: one memory-mapped file for each genome."""
-    from rich.console import Console
-
-    # Away from a terminal rich would wrap at 80 columns and cut names; give tables their width.
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    {"build": _build, "info": _info, "verify": _verify}[args.action](args[args.action], console)
+    {"build": _build, "info": _info, "verify": _verify}[args.action](args[args.action])
     return 0
 
 
-def _build(args: Namespace, console: Console) -> None:
+def _build(args: Namespace) -> None:
     """Build a store and say what it holds."""
     from megabase.genome.store import Genome
 
@@ -74,31 +69,30 @@ def _build(args: Namespace, console: Console) -> None:
         )  # fmt: skip
     seconds = time.perf_counter() - begin
     note(f"wrote {args.output}")
-    _print_summary(store, console)
-    console.print(
+    _print_summary(store)
+    output().print(
         f"built in {seconds:.1f} s ({store.total_length / max(seconds, 1e-9) / 1e6:,.0f} million "
         "bases/s)"
     )
 
 
-def _info(args: Namespace, console: Console) -> None:
+def _info(args: Namespace) -> None:
     store = _opened(args.store)
     if args.json:
         record = {"path": str(store.path), "total_length": store.total_length}
         print(json.dumps(record | asdict(store.metadata), indent=2))
         return
-    _print_summary(store, console)
-    _print_contigs(store, console, None if args.all else _SHOWN_CONTIGS)
+    _print_summary(store)
+    _print_contigs(store, None if args.all else _SHOWN_CONTIGS)
 
 
-def _verify(args: Namespace, console: Console) -> None:
+def _verify(args: Namespace) -> None:
     store = _opened(args.store)
     with show_progress("bases") as progress:
         store.verify(progress and partial(progress, "reading the store"))
-    console.print(
+    output().print(
         f"{args.store}: all {len(store.contigs):,} contigs ({store.total_length:,} bases) have "
-        f"their recorded sha256 and counts",
-        markup=False,
+        "their recorded sha256 and counts"
     )
 
 
@@ -117,9 +111,7 @@ def _share(part: int, whole: int) -> str:
     return f"{part:,} ({part / whole:.2%})" if part else "0"
 
 
-def _print_summary(store: Genome, console: Console) -> None:
-    from rich.table import Table
-
+def _print_summary(store: Genome) -> None:
     from megabase.genome.alphabet import describe_ambiguous
 
     contigs, total = store.contigs, store.total_length
@@ -127,10 +119,7 @@ def _print_summary(store: Genome, console: Console) -> None:
     iupac = _share(sum(letters.values()), total)
     if letters:
         iupac += f": {describe_ambiguous(letters)}"
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for key, value in {
+    facts = {
         "genome": store.name,
         "sources": ", ".join(store.metadata.sources),
         "contigs": f"{len(contigs):,}",
@@ -140,37 +129,22 @@ def _print_summary(store: Genome, console: Console) -> None:
         "soft-masked (lower case)": _share(sum(c.soft_masked_count for c in contigs), total),
         "sha256 of the genome": store.checksum,
         "written by": store.metadata.created_by,
-    }.items():
-        table.add_row(key, _plain(value))
-    console.print(table)
+    }
+    print_facts(facts.items())
 
 
-def _print_contigs(store: Genome, console: Console, limit: int | None) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("contig", no_wrap=True)
-    for heading in ("length", "N", "IUPAC to N", "soft-masked"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("sha256", no_wrap=True)
-    table.add_column("description")
+def _print_contigs(store: Genome, limit: int | None) -> None:
+    rows: list[tuple[str, ...]] = []
     for contig in store.contigs[:limit]:
         counts = (contig.length, contig.n_count, contig.iupac_count, contig.soft_masked_count)
         text = contig.description
         text = text if len(text) <= 40 else f"{text[:37]}..."
-        cells = (*(f"{count:,}" for count in counts), contig.sha256[:12])
-        table.add_row(_plain(contig.name), *cells, _plain(text))
-    console.print()
-    console.print(table)
+        rows.append((contig.name, *(f"{n:,}" for n in counts), contig.sha256[:12], text))
+    print()
+    head = ("contig", ">length", ">N", ">IUPAC to N", ">soft-masked", "sha256", "description")
+    print_table(head, rows)
     if limit is not None and len(store.contigs) > limit:
-        console.print(f"... and {len(store.contigs) - limit:,} more (--all lists them)")
-
-
-def _plain(text: str) -> Any:
-    """Text as it is: brackets of a name or a description are not markup."""
-    from rich.text import Text
-
-    return Text(text)
+        print(f"... and {len(store.contigs) - limit:,} more (--all lists them)")
 
 
 # fmt: off

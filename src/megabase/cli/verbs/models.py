@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megabase.cli.parser import Verb
 from megabase.cli.streams import note
+from megabase.cli.tables import print_facts, print_table
 from megabase.errors import MegabaseError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
-    from rich.console import Console
 
 
 def _add_convert(parser: ArgumentParser) -> None:
@@ -40,8 +39,6 @@ def _convert(args: Namespace) -> int:
     folders. Pickles are read without running any code in them. Every tensor that is missing,
     unexpected or of another shape is named.
     """
-    from rich.console import Console
-
     from megabase.models.checkpoints.convert import convert_checkpoint, lengthen_model
 
     if args.longest is not None:
@@ -56,15 +53,14 @@ def _convert(args: Namespace) -> int:
         made = convert_checkpoint(
             args.source, args.destination, config=args.config, overwrite=args.overwrite, **options
         )
-    console = Console(highlight=False, soft_wrap=True)
     count = sum(parameter.numel() for parameter in made.model.parameters())
     limit = getattr(made.model.config, "max_length", None)
     longest = f", inputs of up to {limit:,} tokens" if limit else ""
-    console.print(f"{type(made.model).__name__}: {count:,} parameters{longest}", markup=False)
+    print(f"{type(made.model).__name__}: {count:,} parameters{longest}")
     for text in made.notes:
-        console.print(f"note: {text}", markup=False)
+        print(f"note: {text}")
     if made.dropped:
-        console.print(f"left out: {', '.join(made.dropped)}", markup=False)
+        print(f"left out: {', '.join(made.dropped)}")
     note(f"wrote {Path(args.destination).expanduser()}")
     return 0
 
@@ -96,12 +92,8 @@ def _info(args: Namespace) -> int:
 
     The memory is an estimate for float32 on a CPU, meant to be right within a third.
     """
-    from rich.console import Console
-
-    # Into a file or a pipe nothing is gained by folding lines.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     if args.presets:
-        _presets(console, args.json)
+        _presets(args.json)
         return 0
     from megabase.models.describe import describe
 
@@ -117,7 +109,7 @@ def _info(args: Namespace) -> int:
     if args.json:
         print(json.dumps({**model, "memory": memory}, indent=2))
     else:
-        _show_model(console, model, memory, used_default=args.model is None)
+        _show_model(model, memory, used_default=args.model is None)
     return 0
 
 
@@ -147,47 +139,37 @@ def _size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{value:.3g} {unit}"
 
 
-def _show_model(
-    console: Console, model: dict[str, Any], memory: dict[str, int] | None, used_default: bool
-) -> None:
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-
-    def row(name: str, value: object) -> None:
-        if value not in (None, "", ()):
-            table.add_row(name, str(value))
-
-    row("model", f"{model['path']}{' (packaged with megabase)' if used_default else ''}")
-    row("class", f"{model['class_name']} ({model['model_type']}, {model['kind']})")
-    row("shape", f"{model['layers']} layers of width {model['width']}" if model["layers"] else "")
-    row("parameters", f"{model['parameters']:,}")
-    row("constants", f"{model['constants']:,} (stored, not trained)" if model["constants"] else "")
-    row("file size", _size(model["file_bytes"]))
-    row("longest input", f"{model['longest']:,} tokens" if model["longest"] else "")
+def _show_model(model: dict[str, Any], memory: dict[str, int] | None, used_default: bool) -> None:
     shown = ", ".join(model["labels"][:_SHOWN_LABELS])
     more = len(model["labels"]) - _SHOWN_LABELS
-    row("labels", shown + (f", and {more} more" if more > 0 else ""))
     tokenizer = dict(model["tokenizer"])
     name = tokenizer.pop("class")
-    row("tokenizer", f"{name} ({', '.join(f'{k} {v}' for k, v in tokenizer.items())})")
-    row("window shift", model["settings"].get("window_shift"))
+    facts: list[tuple[str, object]] = [
+        ("model", f"{model['path']}{' (packaged with megabase)' if used_default else ''}"),
+        ("class", f"{model['class_name']} ({model['model_type']}, {model['kind']})"),
+        ("shape", f"{model['layers']} layers of width {model['width']}" if model["layers"] else ""),
+        ("parameters", f"{model['parameters']:,}"),
+        (
+            "constants",
+            f"{model['constants']:,} (stored, not trained)" if model["constants"] else "",
+        ),
+        ("file size", _size(model["file_bytes"])),
+        ("longest input", f"{model['longest']:,} tokens" if model["longest"] else ""),
+        ("labels", shown + (f", and {more} more" if more > 0 else "")),
+        ("tokenizer", f"{name} ({', '.join(f'{k} {v}' for k, v in tokenizer.items())})"),
+        ("window shift", model["settings"].get("window_shift")),
+    ]
     if memory is not None:
         at = f"at {memory['batch']} x {memory['length']:,} tokens, estimated"
-        row("memory, scoring", f"{_size(memory['inference_bytes'])} {at}")
-        row("memory, training", f"{_size(memory['training_step_bytes'])} {at}")
+        facts.append(("memory, scoring", f"{_size(memory['inference_bytes'])} {at}"))
+        facts.append(("memory, training", f"{_size(memory['training_step_bytes'])} {at}"))
     if model["source"]:
-        row("converted from", model["source"].get("source"))
-        for text in model["source"].get("notes", []):
-            row("", f"note: {text}")
-    console.print(table, markup=False)
+        facts.append(("converted from", model["source"].get("source")))
+        facts += [("", f"note: {text}") for text in model["source"].get("notes", [])]
+    print_facts(facts)
 
 
-def _presets(console: Console, as_json: bool) -> None:
-    from rich.table import Table
-
+def _presets(as_json: bool) -> None:
     from megabase.models.presets import PRESETS
 
     if as_json:
@@ -195,16 +177,14 @@ def _presets(console: Console, as_json: bool) -> None:
         rows = [{**dataclasses.asdict(one), "config": dict(one.config)} for one in presets]
         print(json.dumps(rows, indent=2))
         return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("preset", no_wrap=True)
-    table.add_column("family", no_wrap=True)
-    table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("bases", justify="right", no_wrap=True)
-    table.add_column("repository", overflow="fold")
-    for preset in PRESETS.values():
-        table.add_row(preset.name, preset.family, f"{preset.parameters:,}", f"{preset.length:,}",
-                      preset.hub or preset.checkpoint or "")  # fmt: skip
-    console.print(table)
+    print_table(
+        ("preset", "family", ">parameters", ">bases", "repository"),
+        [
+            (one.name, one.family, f"{one.parameters:,}", f"{one.length:,}",
+             one.hub or one.checkpoint or "")
+            for one in PRESETS.values()
+        ],
+    )  # fmt: skip
 
 
 # fmt: off

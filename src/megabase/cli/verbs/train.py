@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from megabase.cli.parser import Verb
 from megabase.cli.settings_options import add_settings, settings_of
 from megabase.cli.streams import note
+from megabase.cli.tables import print_table
 from megabase.errors import ConfigError, MissingDependencyError
 from megabase.settings import Settings
 from megabase.tasks.config import FinetuneConfig, InContextConfig, PretrainConfig, PromptConfig
@@ -97,31 +98,21 @@ def _show_table(
     title: str, unit: str, heads: Mapping[str, Sequence[str]], results: Sequence[Any]
 ) -> None:
     """Print the metrics, one column for each run; `heads` are rows above them, the first on top."""
-    from rich.console import Console
-    from rich.table import Table
-
     first = results[0]
     split = next((name for name in ("test", "valid") if getattr(first, name)), None)
     of = f", {split} ({first.rows[split]:,} {unit})" if split is not None else ""
-    table = Table(title=f"{title}{of}")
     (name, columns), *rows = heads.items()
-    table.add_column(name)
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name, cells in rows:
-        table.add_row(name, *cells)
-    for name in getattr(first, split) if split is not None else ():
-        table.add_row(name, *(f"{getattr(r, str(split))[name]:.4f}" for r in results))
-    Console().print(table)
+    cells = [(name, *texts) for name, texts in rows]
+    for metric in getattr(first, split) if split is not None else ():
+        cells.append((metric, *(f"{getattr(r, str(split))[metric]:.4f}" for r in results)))
+    print_table((name, *(f">{column}" for column in columns)), cells, title=f"{title}{of}")
 
 
 def _show_lines(lines: Iterable[str], results: Sequence[Any]) -> None:
     """Print lines, and the notes of the runs, each once."""
-    from rich.console import Console
-
     notes = dict.fromkeys(f"note: {text}" for result in results for text in result.notes)
     for line in (*lines, *notes):
-        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+        print(line)
 
 
 def _pretrain(args: Namespace) -> int:
@@ -166,26 +157,21 @@ def _finetune(args: Namespace) -> int:
 
 def _show_finetuned(results: list[RunResult]) -> None:
     """Print the metrics of one run, or mean and standard deviation of several."""
-    from rich.console import Console
-    from rich.table import Table
-
     from megabase.tasks.run import spread
 
     first = results[0]
     splits = [split for split in ("valid", "test") if getattr(first, split)]
     runs = f", mean of {len(results)} runs" if len(results) > 1 else ""
-    table = Table(title=f"{first.family}, {first.parameters:,} parameters{runs}")
-    table.add_column("metric")
-    for split in splits:
-        table.add_column(f"{split} ({first.rows[split]:,})", justify="right")
+    rows: list[list[str]] = []
     for name in getattr(first, splits[0]) if splits else ():
-        cells: list[str] = []
+        rows.append([name])
         for split in splits:
             mean, sd = spread([getattr(result, split)[name] for result in results])
-            cells.append(f"{mean:.4f}" if sd is None else f"{mean:.4f} (sd {sd:.4f})")
-        table.add_row(name, *cells)
+            rows[-1].append(f"{mean:.4f}" if sd is None else f"{mean:.4f} (sd {sd:.4f})")
     if splits:
-        Console().print(table)
+        head = ("metric", *(f">{split} ({first.rows[split]:,})" for split in splits))
+        title = f"{first.family}, {first.parameters:,} parameters{runs}"
+        print_table(head, rows, title=title)
     speed = sum(result.tokens_per_second for result in results) / len(results)
     seconds = sum(result.seconds for result in results)
     text = f"{speed:,.0f} training tokens/s, {seconds:,.0f} s in all; result.json beside each run"
