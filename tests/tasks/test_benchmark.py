@@ -100,9 +100,8 @@ def test_one_table_and_the_same_again_after_a_kill(
     again = table(tmp_path / "second", ["tiny", "kmer:3"])
     assert without_minutes(again) == without_minutes(first)
 
-    page = write_benchmark_page(
-        tmp_path / "sweep", Tables(tmp_path / "sweep", order=["tiny"], resamples=20).of
-    )
+    tables = Tables(tmp_path / "sweep", order=["tiny"], resamples=20)
+    page = write_benchmark_page(tmp_path / "sweep", tables.lines, tables.of)
     text = page.read_text()
     assert "<script" not in text
     assert "http" not in re.sub(r'src(set)?="[^"]*"', "", text).replace("http-equiv", "")

@@ -41,15 +41,16 @@ _MOST_CLASSES = 12
 """Classes of a confusion matrix whose counts can still be read in the narrow picture."""
 
 
-def write_benchmark_page(output: Path, describe: Describe | None = None) -> Path:
-    """Write ``results.html`` of a sweep from the files in its folder; replaces an earlier one.
+def write_benchmark_page(output: Path, lines: Sequence[Record], describe: Describe) -> Path:
+    """Write ``results.html`` of a sweep; replaces an earlier one.
 
-    Where tasks differ by the length of their sequences, ``lengths.svg`` is written too. `describe`
-    gives head, rows and notes of the table of (suite, task); None leaves tables out. A
-    :class:`ReportError` when there is no finished run.
+    `lines` are those of its summary, one for each model and task; `describe` gives head, rows and
+    notes of the table of (suite, task). Where tasks differ by the length of their sequences,
+    ``lengths.svg`` is written too. A :class:`ReportError` when there is no finished run.
     """
     require_matplotlib()
-    lines = _lines(output)
+    if not lines:
+        raise ReportError(f"{output} holds no finished run of a benchmark")
     protocols = ", ".join(dict.fromkeys(str(line["protocol"]) for line in lines))
     parts = [
         '<p class="kicker">megabase benchmark</p>',
@@ -72,17 +73,6 @@ def write_benchmark_page(output: Path, describe: Describe | None = None) -> Path
     return path
 
 
-def _lines(output: Path) -> Sequence[Record]:
-    """Read the rows of the table."""
-    import polars as pl
-
-    file = output / "summary.parquet"
-    lines: Sequence[Record] = pl.read_parquet(file).to_dicts() if file.is_file() else []
-    if not lines:
-        raise ReportError(f"{output} holds no finished run of a benchmark")
-    return lines
-
-
 def _lengths(lines: Sequence[Record]) -> Draw:
     series: dict[str, list[tuple[int, float, float | None]]] = {}
     for line in lines:
@@ -91,7 +81,7 @@ def _lengths(lines: Sequence[Record]) -> Draw:
     return partial(draw_lengths, series, ("bases of a sequence", str(lines[0]["metric"])))
 
 
-def _task_parts(output: Path, lines: Sequence[Record], describe: Describe | None) -> list[str]:
+def _task_parts(output: Path, lines: Sequence[Record], describe: Describe) -> list[str]:
     parts = [
         figure(
             partial(_draw_bars, lines),
@@ -99,11 +89,10 @@ def _task_parts(output: Path, lines: Sequence[Record], describe: Describe | None
             f"{lines[0]['metric']} of every model on the test rows.",
         )
     ]
-    if describe is not None:
-        head, rows, notes = describe(str(lines[0]["suite"]), str(lines[0]["task"]))
-        parts.append(table(head, rows))
-        parts += [f'<p class="note">{escape(note)}</p>' for note in notes]
-    held = [(line, _outputs(output / line["folders"][0])) for line in lines]
+    head, rows, notes = describe(str(lines[0]["suite"]), str(lines[0]["task"]))
+    parts.append(table(head, rows))
+    parts += [f'<p class="note">{escape(note)}</p>' for note in notes]
+    held = [(line, _outputs(Path(line["folders"][0]))) for line in lines]
     known = [(line, *found) for line, found in held if found is not None]
     two = [
         (str(line["model"]), outputs[:, 1] - outputs[:, 0], labels)

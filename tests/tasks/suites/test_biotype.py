@@ -54,7 +54,7 @@ def test_trees_on_frozen_embeddings_and_the_picture(tmp_path: Path) -> None:
     tables = Tables(output, order=["tiny"], resamples=10)
     tables.write(output)
     assert "HyenaDNA 0.720" in (output / "results.md").read_text()
-    page = write_benchmark_page(output).read_text()
+    page = write_benchmark_page(output, tables.lines, tables.of).read_text()
     assert page.count("Picture of the embedding") == 2
     again = run_benchmark(config(tmp_path, resume=True))
     assert again == records

@@ -126,7 +126,7 @@ def test_longer_lengths_go_on_from_shorter_ones(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     tables = Tables(tmp_path / "sweep", order=["longer"], resamples=0)
     tables.write(tmp_path / "sweep")
-    write_benchmark_page(tmp_path / "sweep")
+    write_benchmark_page(tmp_path / "sweep", tables.lines, tables.of)
     assert "bases of a sequence" in (tmp_path / "sweep" / "lengths.svg").read_text()
     # With no further step the weights below the head are those of the shorter run.
     frozen = replace(entry, settings={**settings, "head.freeze": True})

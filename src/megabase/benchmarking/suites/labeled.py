@@ -36,29 +36,6 @@ from megabase.evaluate.metrics import default_metrics
 Paths = dict[str, Path]
 """Split -> file or folder."""
 
-_INSTRUCTIONS = {
-    "genomic-benchmarks": (
-        "Expected DATA/TASK/{train,test}/CLASS/NAME.txt (or train.csv and test.csv). To get it: "
-        'pip install genomic-benchmarks; python -c "from genomic_benchmarks.loc2seq import '
-        "download_dataset as d; d('human_nontata_promoters', version=0, dest_path='DATA')\""
-    ),
-    "nucleotide-transformer": (
-        "Expected DATA/TASK/{train,test}.fna with the label as the last character of each record "
-        "name. The data set is InstaDeepAI/nucleotide_transformer_downstream_tasks on the Hugging "
-        "Face Hub: download it there and name its folder"
-    ),
-    "gue": (
-        "Expected DATA/TASK/{train,dev,test}.csv with columns sequence and label. The archive "
-        "GUE.zip is linked from the page of DNABERT-2 (github.com/MAGICS-LAB/DNABERT_2); unpack "
-        "it and name its folder"
-    ),
-    "table": (
-        "Name a folder that holds train, valid and test (CSV, TSV, Parquet, FASTA, or folders "
-        "CLASS/NAME.txt), a folder of such folders, or one labeled file with resplit=0.25"
-    ),
-}
-"""Where each suite comes from, shown when the folder does not hold it."""
-
 GENOMIC_BENCHMARKS: dict[str, int] = {
     "dummy_mouse_enhancers_ensembl": 1024,
     "demo_coding_vs_intergenomic_seqs": 200,
@@ -117,20 +94,17 @@ def _load(config: BenchmarkConfig, name: str) -> Task:
     """Read a task."""
     suite, table, paths = config.suite, config.table, _find(config)[name]
     reading: dict[str, Any] = {"sequence": table.sequence, "label": table.label, "kind": "classes"}
-    settings: dict[str, Any] = {}
+    length: int | None = None
+    metric, metrics = "mcc", ("mcc", "accuracy", "f1", "auroc", "auprc")
     if suite == "genomic-benchmarks":
-        metric, metrics = "accuracy", ("mcc", "f1", "auroc", "auprc")
-        settings = {"table.max_length": GENOMIC_BENCHMARKS[name], "table.truncate": True}
+        metric, length = "accuracy", GENOMIC_BENCHMARKS[name]
     elif suite == "nucleotide-transformer":
         if config.resplit is None and set(paths) != {"train", "test"}:
             raise InputError(f"{name} has only {', '.join(paths)}; expected train and test")
         reading = {"fasta_label": "last_character", "kind": "classes"}
         length, metric = NUCLEOTIDE_TRANSFORMER[name]
-        metrics = tuple(m for m in ("mcc", "accuracy", "f1", "auroc") if m != metric)
-        settings = {"table.max_length": length, "table.truncate": True}
-    else:
-        metric, metrics = "mcc", ("accuracy", "f1", "auroc", "auprc")
-    if suite == "table":
+        metrics = metrics[:-1]
+    elif suite == "table":
         reading |= {"fasta_label": table.fasta_label, "kind": table.kind}
         whole = set(paths) == {"train"} and paths["train"].is_file()
         if whole and config.resplit is None and config.protocol != "kfold":
@@ -139,30 +113,23 @@ def _load(config: BenchmarkConfig, name: str) -> Task:
                 "protocol='kfold'"
             )
     splits, official, notes = read_task(config, paths, **reading)
-    kind = splits["train"].kind
     if suite == "table":
+        kind = splits["train"].kind
         main = {"classes": "accuracy", "multi_label": "auroc", "regression": "pearson"}
-        metric = config.metric or main[kind]
-        metrics = tuple(m for m in default_metrics(kind) if m != metric)
+        metric, metrics = config.metric or main[kind], tuple(default_metrics(kind))
     return Task(
-        suite=suite, name=name, splits=splits, metric=metric, metrics=metrics,
+        suite=suite, name=name, splits=splits, metric=metric,
+        metrics=tuple(other for other in metrics if other != metric),
         published=published(suite, name, metric), official=official, notes=notes,
-        settings=settings,
+        settings={} if length is None else {"table.max_length": length, "table.truncate": True},
     )  # fmt: skip
 
 
 def _find(config: BenchmarkConfig) -> dict[str, Paths]:
     """Find the splits of every task in the data."""
-    instructions = _INSTRUCTIONS[config.suite]
+    find, lacking, instructions = _SOURCES[config.suite]
     root = need_folder(config.data, config.suite, instructions)
-    find: dict[str, tuple[Callable[[Path], dict[str, Paths]], str]] = {
-        "genomic-benchmarks": (_folders_of_tasks, "no folder named after a task"),
-        "nucleotide-transformer": (_fasta_of_tasks, "no FASTA of a known task"),
-        "gue": (_folders_with_test, "no folder with a test table"),
-        "table": (_labeled_files, "no labeled files"),
-    }
-    finder, lacking = find[config.suite]
-    found = finder(root)
+    found = find(root)
     if not found:
         raise InputError(f"{root} holds {lacking}. {instructions}")
     return found
@@ -202,6 +169,33 @@ def _fasta_of_tasks(root: Path) -> dict[str, Paths]:
             found.setdefault(task, {})[split] = path
     return {name: found[name] for name in NUCLEOTIDE_TRANSFORMER if name in found}
 
+
+_SOURCES: dict[str, tuple[Callable[[Path], dict[str, Paths]], str, str]] = {
+    "genomic-benchmarks": (
+        _folders_of_tasks, "no folder named after a task",
+        "Expected DATA/TASK/{train,test}/CLASS/NAME.txt (or train.csv and test.csv). To get it: "
+        'pip install genomic-benchmarks; python -c "from genomic_benchmarks.loc2seq import '
+        "download_dataset as d; d('human_nontata_promoters', version=0, dest_path='DATA')\""
+    ),
+    "nucleotide-transformer": (
+        _fasta_of_tasks, "no FASTA of a known task",
+        "Expected DATA/TASK/{train,test}.fna with the label as the last character of each record "
+        "name. The data set is InstaDeepAI/nucleotide_transformer_downstream_tasks on the Hugging "
+        "Face Hub: download it there and name its folder"
+    ),
+    "gue": (
+        _folders_with_test, "no folder with a test table",
+        "Expected DATA/TASK/{train,dev,test}.csv with columns sequence and label. The archive "
+        "GUE.zip is linked from the page of DNABERT-2 (github.com/MAGICS-LAB/DNABERT_2); unpack "
+        "it and name its folder"
+    ),
+    "table": (
+        _labeled_files, "no labeled files",
+        "Name a folder that holds train, valid and test (CSV, TSV, Parquet, FASTA, or folders "
+        "CLASS/NAME.txt), a folder of such folders, or one labeled file with resplit=0.25"
+    ),
+}  # fmt: skip
+"""Suite -> finds its tasks, what a folder without any lacks, where the data come from."""
 
 SUITE = Suite(_names, _load)
 """What the runner calls."""

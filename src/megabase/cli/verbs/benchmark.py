@@ -89,7 +89,7 @@ def _finish(tables: Tables, output: Path, page: bool) -> None:
         from megabase.report.benchmark_page import write_benchmark_page
 
         try:
-            path = write_benchmark_page(output, tables.of)
+            path = write_benchmark_page(output, tables.lines, tables.of)
         except MissingDependencyError as error:
             note(f"no page: {error}")
         else:
