@@ -117,7 +117,7 @@ def test_files_are_written_whole_on_white(evaluation: Record, tmp_path: Path) ->
     assert sorted(tmp_path.iterdir()) == sorted(paths)
     assert f'fill="{LIGHT.background}"' in paths[0].read_text()
     evaluation["context"], evaluation["baselines"] = [], evaluation["baselines"][:1]
-    assert save_plots(evaluation, tmp_path, "other") == []
+    assert save_plots(evaluation, tmp_path) == []
 
 
 def test_missing_matplotlib_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,12 +74,43 @@ class Unit:
 
 
 class Splitter:
-    """Gives every run its rows, and remembers what rows have in common."""
+    """Looks for leaks, gives every run its rows, and remembers what rows have in common."""
 
     def __init__(self, config: BenchmarkConfig) -> None:
         self._config = config
         self._groups: dict[str, npt.NDArray[np.int64]] = {}
         self._apart: dict[str, npt.NDArray[np.bool_]] = {}
+
+    def checked(self, task: Task, console: Console | None) -> Task:
+        """Count leaks, keep the counts with the task, and drop rows if that is asked for."""
+        config = self._config
+        key = hash_of(
+            {
+                "rows": {name: digest(rows) for name, rows in task.splits.items()},
+                "threshold": config.leak_threshold,
+                "drop": config.drop_leaks,
+                "genomes": [(path, str(places)) for path, places in _genomes(config)],
+            }
+        )
+        file = Path(config.output) / "leaks" / f"{task.suite}.{task.name}-{key}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        splits = dict(task.splits)
+        if config.drop_leaks and "test" in splits:
+            for name in ("train", "valid"):
+                if name in splits:
+                    bad = rows_in_others(
+                        splits[name], [splits["test"]], config.leak_threshold, both_ways=True
+                    )
+                    splits[name] = splits[name].take(np.flatnonzero(~bad))
+        if not file.is_file():
+            found = count_leaks(task.splits, config.leak_threshold)
+            if config.drop_leaks:
+                found["dropped"] = {n: len(task.splits[n]) - len(splits[n]) for n in splits}
+            write_json(file, {**found, "pretraining": _pretraining(config, task)})
+        if console is not None:
+            text = describe_leaks(json.loads(file.read_text()))
+            console.print(f"{task.suite} {task.name}: {text}", markup=False, highlight=False)
+        return replace(task, splits=splits, notes=(*task.notes, f"leaks:{file.name}"))
 
     def split(self, task: Task, unit: Unit) -> dict[str, LabeledSequences]:
         """Give train, valid and test of one run: a pure function of settings and arguments.
@@ -211,39 +242,6 @@ def _folds(
 
 _MOST_CLASSES = 8
 """With more of them the sentence would have no end; the file of the check has the counts."""
-
-
-def checked_for_leaks(
-    config: BenchmarkConfig, task: Task, output: Path, console: Console | None
-) -> Task:
-    """Count leaks, keep the counts with the task, and drop rows if that is asked for."""
-    key = hash_of(
-        {
-            "rows": {name: digest(rows) for name, rows in task.splits.items()},
-            "threshold": config.leak_threshold,
-            "drop": config.drop_leaks,
-            "genomes": [(path, str(places)) for path, places in _genomes(config)],
-        }
-    )
-    file = output / "leaks" / f"{task.suite}.{task.name}-{key}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    splits = dict(task.splits)
-    if config.drop_leaks and "test" in splits:
-        for name in ("train", "valid"):
-            if name in splits:
-                bad = rows_in_others(
-                    splits[name], [splits["test"]], config.leak_threshold, both_ways=True
-                )
-                splits[name] = splits[name].take(np.flatnonzero(~bad))
-    if not file.is_file():
-        found = count_leaks(task.splits, config.leak_threshold)
-        if config.drop_leaks:
-            found["dropped"] = {n: len(task.splits[n]) - len(splits[n]) for n in splits}
-        write_json(file, {**found, "pretraining": _pretraining(config, task)})
-    if console is not None:
-        console.print(f"{task.suite} {task.name}: {describe_leaks(json.loads(file.read_text()))}",
-                      markup=False, highlight=False)  # fmt: skip
-    return replace(task, splits=splits, notes=(*task.notes, f"leaks:{file.name}"))
 
 
 def describe_leaks(found: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
 from megabase.benchmarking.models import check_entry, finetune_settings, settings_by_task
-from megabase.benchmarking.rows import Splitter, Unit, checked_for_leaks
+from megabase.benchmarking.rows import Splitter, Unit
 from megabase.benchmarking.suites import SUITES
 from megabase.benchmarking.suites.base import Suite, Task
 from megabase.data.labeled import LabeledSequences
@@ -192,14 +192,14 @@ class _Sweep:
         config = self._config
         task = _with_metric(task, config.metric)
         _check_overlap(config, task)
-        task = checked_for_leaks(config, task, self._output, self._console)
+        splitter = Splitter(config)
+        task = splitter.checked(task, self._console)
         if config.together is not None:
             note = (
                 f"rows that share at least {config.together:.0%} of their 16-mers, directly or "
                 "through others, stay on one side of every split made here"
             )
             task = replace(task, notes=(*task.notes, note))
-        splitter = Splitter(config)
         for entry in config.entries:
             chosen: dict[str, Any] = {}
             seen: set[str] = set()

@@ -93,10 +93,10 @@ def given(args: Namespace, kind: Any) -> dict[str, Any]:
     names, shared = set(typing.get_type_hints(kind)), RunOptions.__optional_keys__
     if shared < names:  # of a verb: how the work is done is given by running()
         names -= shared
-    return {name: args[name] for name in names if is_given(args.get(name))}
+    return {name: args[name] for name in names if _is_given(args.get(name))}
 
 
-def is_given(value: object) -> bool:
+def _is_given(value: object) -> bool:
     """Tell the value of an option from that of one that was left out."""
     return value is not None and value is not False and value != []
 
@@ -125,6 +125,6 @@ def running(args: Namespace, unit: str) -> Iterator[dict[str, Any]]:
 
 def refuse_unused(args: Namespace, names: str, why: str) -> None:
     """Refuse those of the options that were given; `why` says what they are for."""
-    flags = [f"--{name.replace('_', '-')}" for name in names.split() if is_given(args[name])]
+    flags = [f"--{name.replace('_', '-')}" for name in names.split() if _is_given(args[name])]
     if flags:
         raise InputError(f"{', '.join(flags)} {'is' if len(flags) == 1 else 'are'} {why}")

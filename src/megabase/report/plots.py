@@ -39,11 +39,11 @@ _Label = tuple[float, str, str]
 """Height in data, text, color."""
 
 
-def save_plots(evaluation: Record, folder: Path, stem: str = "evaluation") -> list[Path]:
+def save_plots(evaluation: Record, folder: Path) -> list[Path]:
     """Write the plots of an evaluation's JSON record as SVG files on a white background.
 
-    ``STEM-context.svg`` with a context curve, ``STEM-baselines.svg`` with Markov baselines; files
-    of the same names are replaced.
+    ``evaluation-context.svg`` with a context curve, ``evaluation-baselines.svg`` with Markov
+    baselines; earlier ones are replaced.
     """
     written: list[Path] = []
     for name, wanted, draw in (
@@ -51,7 +51,7 @@ def save_plots(evaluation: Record, folder: Path, stem: str = "evaluation") -> li
         ("baselines", len(evaluation["baselines"]) > 1, draw_baselines),
     ):
         if wanted:
-            path = folder / f"{stem}-{name}.svg"
+            path = folder / f"evaluation-{name}.svg"
             backed = rf'\1<rect width="100%" height="100%" fill="{LIGHT.background}"/>'
             text = re.sub(r"(<svg[^>]*>)", backed, as_svg(partial(draw, evaluation)), count=1)
             write_whole(path, text)

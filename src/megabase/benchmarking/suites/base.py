@@ -8,12 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from megabase.benchmarking.config import BenchmarkConfig
-from megabase.data.label_files import read_text
-from megabase.data.labeled import Kind, LabeledSequences, label_splits, split_rows
-from megabase.data.leaks import overlap_groups
+from megabase.data.labeled import Kind, LabeledSequences
 from megabase.errors import InputError
 
 if TYPE_CHECKING:
@@ -135,38 +131,3 @@ def choose_tasks(found: Sequence[str], wanted: Sequence[str], where: str) -> lis
         if fits[0] not in chosen:
             chosen.append(fits[0])
     return chosen
-
-
-def read_task(
-    config: BenchmarkConfig, paths: Mapping[str, Path], **reading: Any
-) -> tuple[dict[str, LabeledSequences], bool, tuple[str, ...]]:
-    """Read the splits of a task, with the same classes everywhere.
-
-    `paths` maps splits to labeled files or folders, `reading` holds keywords of
-    :func:`megabase.data.label_files.read_text` and ``kind``. Returns the splits, whether the test
-    rows are as they come, and what was done to them. An :class:`InputError` without training rows.
-    """
-    kind = reading.pop("kind")
-    if config.resplit is not None:
-        source = paths.get("test") or paths.get("train")
-        paths = {} if source is None else {"train": source}
-    if "train" not in paths:
-        held = ", ".join(sorted(paths)) or "none of train, valid, test"
-        raise InputError(
-            f"{config.data} has no training rows (it has {held}); expected a file or folder named "
-            "train, or resplit=0.25 to split its test rows again"
-        )
-    splits = label_splits({name: read_text(p, **reading) for name, p in paths.items()}, kind)
-    if config.resplit is None:
-        return splits, True, ()
-    rows, seed = splits["train"], config.resplit_seed
-    groups = None if config.together is None else overlap_groups(rows, config.together)
-    train, test = split_rows(rows.labels, config.resplit, seed, groups)
-    note = (
-        f"train and test are {1 - config.resplit:.0%} and {config.resplit:.0%} of "
-        f"{Path(rows.text.source).name}, split class by class with seed {seed}"
-    )
-    if groups is not None:
-        note += f" in {len(np.unique(groups)):,} groups of rows that overlap"
-    note += ": compare the metrics with each other, not with published ones"
-    return {"train": rows.take(train), "test": rows.take(test)}, False, (note,)

@@ -16,9 +16,11 @@ train or test (``H3_train.fna``), in the task's folder or directly in DATA; no v
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from megabase.benchmarking.config import BenchmarkConfig
 from megabase.benchmarking.suites.base import (
@@ -27,9 +29,10 @@ from megabase.benchmarking.suites.base import (
     choose_tasks,
     need_folder,
     published,
-    read_task,
 )
-from megabase.data.label_files import find_splits
+from megabase.data.label_files import find_splits, read_text
+from megabase.data.labeled import Kind, LabeledSequences, label_splits, split_rows
+from megabase.data.leaks import overlap_groups
 from megabase.errors import InputError
 from megabase.evaluate.metrics import default_metrics
 
@@ -112,7 +115,7 @@ def _load(config: BenchmarkConfig, name: str) -> Task:
                 f"{paths['train']} is one file, without test rows; add resplit=0.25, or "
                 "protocol='kfold'"
             )
-    splits, official, notes = read_task(config, paths, **reading)
+    splits, official, notes = _read_task(config, paths, **reading)
     if suite == "table":
         kind = splits["train"].kind
         main = {"classes": "accuracy", "multi_label": "auroc", "regression": "pearson"}
@@ -123,6 +126,39 @@ def _load(config: BenchmarkConfig, name: str) -> Task:
         published=published(suite, name, metric), official=official, notes=notes,
         settings={} if length is None else {"table.max_length": length, "table.truncate": True},
     )  # fmt: skip
+
+
+def _read_task(
+    config: BenchmarkConfig, paths: Mapping[str, Path], kind: Kind, **reading: Any
+) -> tuple[dict[str, LabeledSequences], bool, tuple[str, ...]]:
+    """Read the splits of a task, with the same classes everywhere.
+
+    `reading` are keywords of :func:`megabase.data.label_files.read_text`. Gives the splits, whether
+    the test rows are as they come, and what was done to them.
+    """
+    if config.resplit is not None:
+        source = paths.get("test") or paths.get("train")
+        paths = {} if source is None else {"train": source}
+    if "train" not in paths:
+        held = ", ".join(sorted(paths)) or "none of train, valid, test"
+        raise InputError(
+            f"{config.data} has no training rows (it has {held}); expected a file or folder named "
+            "train, or resplit=0.25 to split its test rows again"
+        )
+    splits = label_splits({name: read_text(p, **reading) for name, p in paths.items()}, kind)
+    if config.resplit is None:
+        return splits, True, ()
+    rows, seed = splits["train"], config.resplit_seed
+    groups = None if config.together is None else overlap_groups(rows, config.together)
+    train, test = split_rows(rows.labels, config.resplit, seed, groups)
+    note = (
+        f"train and test are {1 - config.resplit:.0%} and {config.resplit:.0%} of "
+        f"{Path(rows.text.source).name}, split class by class with seed {seed}"
+    )
+    if groups is not None:
+        note += f" in {len(np.unique(groups)):,} groups of rows that overlap"
+    note += ": compare the metrics with each other, not with published ones"
+    return {"train": rows.take(train), "test": rows.take(test)}, False, (note,)
 
 
 def _find(config: BenchmarkConfig) -> dict[str, Paths]:

@@ -22,16 +22,12 @@ _SHOWN_CONTIGS = 50  # a screenful; an assembly may have a million
 
 
 def _add_genome(parser: ArgumentParser) -> None:
-    from jsonargparse import ArgumentParser
-
-    from megabase.cli.parser import HelpFormatter
-
     actions = parser.add_subcommands(required=True, dest="action")
 
     def action(name: str, short: str, description: str) -> ArgumentParser:
-        parser = ArgumentParser(formatter_class=HelpFormatter, description=description)
-        actions.add_subcommand(name, parser, help=short)
-        return parser
+        made = type(parser)(formatter_class=parser.formatter_class, description=description)
+        actions.add_subcommand(name, made, help=short)
+        return made
 
     build = action("build", "FASTA files into one store", "Stream FASTA files into one store.")
     build.add_argument("sources", nargs="+", metavar="FASTA", help="FASTA files: plain, gzip or "

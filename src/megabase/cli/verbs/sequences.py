@@ -13,7 +13,6 @@ from megabase.cli.options import (
     add_run_options,
     add_source_options,
     given,
-    is_given,
     refuse_unused,
     running,
     source_of,
@@ -170,7 +169,7 @@ def _predict(args: Namespace) -> int:
             refuse_unused(args, calls, "for called regions: name a file for them with --calls")
         names = {"output": "class", "shortest": "min_length"}
         asked = {one.name: args[names.get(one.name, one.name)] for one in fields(TrackOptions)}
-        options = TrackOptions(**{name: value for name, value in asked.items() if is_given(value)})
+        options = TrackOptions(**{k: value for k, value in asked.items() if value is not None})
         with running(args, "bases") as how:
             target = predict_track(
                 args.model, args.genome, args.output, regions=args.regions, options=options,
