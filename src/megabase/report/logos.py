@@ -57,11 +57,8 @@ def own_heights(bases: str, values: npt.NDArray[np.floating[Any]]) -> npt.NDArra
 
     A position that is not A, C, G or T has no letter.
     """
-    heights = np.zeros((len(bases), 4))
-    for row, base in enumerate(bases):
-        if base in "ACGT":
-            heights[row, "ACGT".index(base)] = values[row]
-    return heights
+    own = np.array(list(bases), dtype="U1")[:, None] == np.array(list("ACGT"))
+    return np.where(own, np.asarray(values, dtype=float)[:, None], 0.0)
 
 
 def _draw_letters(

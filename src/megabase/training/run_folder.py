@@ -194,20 +194,16 @@ class RunFolder:
                     run.rmdir()  # only when nothing came of it
 
 
-def check_run(config: RunConfig, resolved: str) -> list[str]:
+def check_run(config: RunConfig, resolved: str, *, owned: bool = False) -> list[str]:
     """Check the output folder without touching it; list what differs from the settings resumed.
 
     `resolved` are the settings as YAML, as they would be saved. A RunError when the folder is
     taken, there is nothing to resume, or the run was made with settings that cannot change
-    half-way; an InUseError when it is in use.
+    half-way; an InUseError when it is in use, unless this process has `owned` it.
     """
     run = Path(config.output)
-    Lock(run / LOCK_NAME, run).refuse_used()
-    return _check(config, resolved)
-
-
-def _check(config: RunConfig, resolved: str) -> list[str]:
-    run = Path(config.output)
+    if not owned:
+        Lock(run / LOCK_NAME, run).refuse_used()
     RunFolder(run).refuse_taken(resume=config.resume, overwrite=config.overwrite)
     saved = run / "config.yaml"
     if config.resume:
@@ -283,7 +279,7 @@ def started_run(
         if fabric.global_rank == 0:
             try:
                 stack.enter_context(RunFolder(run).owned())
-                _check(config, resolved)  # another job may have come and gone since
+                check_run(config, resolved, owned=True)  # another job may have come and gone since
                 _start_run(config, resolved, data)
             except MegabaseError as error:
                 failure = error
