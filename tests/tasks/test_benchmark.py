@@ -14,11 +14,12 @@ import pytest
 
 from megabase.benchmarking.config import BenchmarkConfig, ModelEntry
 from megabase.benchmarking.models import check_entry
-from megabase.benchmarking.run import Stopped, run_benchmark
+from megabase.benchmarking.run import run_benchmark
 from megabase.benchmarking.table import Tables
 from megabase.errors import ConfigError, InputError, MegabaseError
 from megabase.report.benchmark_page import write_benchmark_page
 from megabase.training import engine
+from megabase.training.process import Terminated
 
 TINY = {
     "overrides": {"d_model": 16, "n_layer": 1, "filter_order": 8, "embed_dropout": 0.0},
@@ -90,7 +91,7 @@ def test_one_table_and_the_same_again_after_a_kill(
         return real(*arguments, **options)
 
     monkeypatch.setattr(engine, "evaluate", terminated)
-    with pytest.raises(Stopped):
+    with pytest.raises(Terminated):
         run_benchmark(second)
     assert len(Tables(tmp_path / "second", resamples=0).records) == 1
     monkeypatch.setattr(engine, "evaluate", real)

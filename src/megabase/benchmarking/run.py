@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from megabase.tasks.config import FinetuneConfig
 from megabase.tasks.finetune import finetune
 from megabase.tasks.labeled_data import digest, hash_of, start_record
 from megabase.tasks.run import write_arrays
+from megabase.training.process import Terminated
 from megabase.training.run_folder import RunFolder, environment
 
 if TYPE_CHECKING:
@@ -41,14 +43,6 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 """Of records: raised when a field changes its meaning."""
-
-
-class Stopped(Exception):  # noqa: N818 (not an error: a signal asked for it)
-    """A signal (its number is `signal`) ended a run after its checkpoint was saved."""
-
-    def __init__(self, signal: int) -> None:
-        super().__init__(signal)
-        self.signal = signal
 
 
 @dataclass(frozen=True)
@@ -87,8 +81,8 @@ def run_benchmark(
     ------
     MegabaseError
         For data, models or settings that cannot be used; before the first run where possible.
-    Stopped
-        When a signal ended it early; the same call with ``resume`` continues.
+    KeyboardInterrupt
+        When a signal ended it after a checkpoint; the same call with ``resume`` continues.
     """
     output = Path(config.output)
     folder = RunFolder(output)
@@ -302,7 +296,7 @@ class _Sweep:
             "fold": unit.fold, "metric": task.metric, "metrics": names, "kind": task.kind,
             "classes": list(job.splits["train"].classes), "groups": dict(task.groups),
             "official": task.official, "length": task.length,
-            "published": [asdict(item) for item in task.published],
+            "published": list(task.published),
             "rows": {name: len(rows) for name, rows in job.splits.items()},
             "test_rows": digest(job.splits["test"]), "settings": settings,
             "tuning_seconds": tuning, "folder": folder.name,
@@ -372,7 +366,8 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
     before = max((line.get("seconds", 0.0) for line in lines), default=0.0)
     result = finetune(replace(config, resume=started), console=None)
     if result is None or result.signal is not None:
-        raise Stopped(15 if result is None or result.signal is None else result.signal)
+        interrupted = result is not None and result.signal == signal.SIGINT
+        raise KeyboardInterrupt if interrupted else Terminated
     values = {
         name: getattr(result, name)
         for name in (

@@ -17,24 +17,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Published:
-    """A metric that a paper reports."""
-
-    model: str
-    """Name of the model, such as HyenaDNA."""
-    value: float
-    """In [0, 1]."""
-    source: str
-    """Paper and table."""
-    metric: str
-    """Name of the metric."""
-    protocol: str
-    """How it was measured: published (best epoch on the test rows), cv5 or holdout."""
-    spread: float | None = None
-    """What stands after the plus-minus sign."""
-
-
-@dataclass(frozen=True)
 class Task:
     """One data set of a suite."""
 
@@ -48,8 +30,8 @@ class Task:
     """The metric of the table."""
     metrics: tuple[str, ...] = ()
     """Further ones."""
-    published: tuple[_Published, ...] = ()
-    """What papers report."""
+    published: tuple[Mapping[str, Any], ...] = ()
+    """What papers report, as :func:`published` gives it."""
     official: bool = True
     """Whether the test rows are those of the papers."""
     notes: tuple[str, ...] = ()
@@ -84,22 +66,25 @@ class Suite(NamedTuple):
     """Refuses to begin without the packages that it needs."""
 
 
-def published(suite: str, task: str | int, metric: str = "") -> tuple[_Published, ...]:
-    """Give what papers report on a task (``published.yaml``), in `metric` if none is named."""
+def published(suite: str, task: str | int, metric: str = "") -> tuple[Mapping[str, Any], ...]:
+    """Give what papers report on a task (``published.yaml``), in `metric` if none is named.
+
+    A figure has model, value (in [0, 1]), source (paper and table), metric, protocol (published:
+    the best epoch on the test rows; cv5; holdout) and spread (behind the plus-minus sign).
+    """
     import yaml
 
     file = resources.files("megabase.benchmarking.suites").joinpath("published.yaml")
-    found: list[_Published] = []
+    found: list[Mapping[str, Any]] = []
     for entry in yaml.safe_load(file.read_text(encoding="utf-8")).get(suite, ()):
         for model, cell in zip(entry["models"], entry["tasks"].get(task, ()), strict=False):
             if cell is not None:
                 value, spread = cell if isinstance(cell, list) else (cell, None)
-                found.append(
-                    _Published(
-                        model, value, entry["source"], entry.get("metric", metric),
-                        entry["protocol"], spread,
-                    )
-                )  # fmt: skip
+                found.append({
+                    "model": model, "value": value, "source": entry["source"],
+                    "metric": entry.get("metric", metric), "protocol": entry["protocol"],
+                    "spread": spread,
+                })  # fmt: skip
     return tuple(found)
 
 

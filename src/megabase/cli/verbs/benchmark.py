@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from megabase.benchmarking.config import BenchmarkConfig
 from megabase.cli.parser import Verb
 from megabase.cli.settings_options import add_settings, settings_of
-from megabase.cli.streams import note, say
+from megabase.cli.streams import note
 from megabase.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _benchmark(args: Namespace) -> int:
     keep_freed_memory()
     from rich.console import Console
 
-    from megabase.benchmarking.run import Stopped, run_benchmark
+    from megabase.benchmarking.run import run_benchmark
     from megabase.benchmarking.table import Tables
 
     width = None if sys.stdout.isatty() else 160
@@ -54,11 +54,7 @@ def _benchmark(args: Namespace) -> int:
     def update() -> None:
         Tables(output, order=order, resamples=0).write(output)  # intervals wait for the end
 
-    try:
-        run_benchmark(config, console=console, done=update)
-    except Stopped as stop:
-        say(f"stopped by signal {stop.signal}; the same command with --resume goes on")
-        return 128 + stop.signal
+    run_benchmark(config, console=console, done=update)
     _finish(Tables(output, order=order, resamples=config.bootstrap), output, not args.no_page)
     return 0
 
