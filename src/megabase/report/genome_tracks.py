@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -335,54 +335,52 @@ _KEY_BYTES = 4_096  # of a contig name: far more than any has
 def _check_bigwig(path: Path) -> None:
     """Check offsets and sizes of a bigWig against its file size, before a reader allocates them."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
-        size = len(raw)
         magic, _, zooms, tree, _, index, *_, buffer, _ = struct.unpack_from("<IHHQQQHHQQIQ", raw)
         if magic != _MAGIC:
             raise ValueError("not a bigWig file")
         magic, _, key, value, count = struct.unpack_from("<IIIIQ", raw, tree)
-        if magic != _TREE or not 0 < key <= _KEY_BYTES or value != 8 or count * 8 > size:
+        if magic != _TREE or not 0 < key <= _KEY_BYTES or value != 8 or count * 8 > len(raw):
             raise ValueError("its list of contigs is damaged")
-        _check_tree(raw, tree + 32, key, count)
-        largest = _check_index(raw, index)
-        for zoom in range(zooms):
-            *_, start = struct.unpack_from("<IIQQ", raw, 64 + 24 * zoom)
-            largest = max(largest, _check_index(raw, start))
+        leaves = _leaves(raw, tree + 32, (key + 8, key + 8), key, "list of contigs")
+        found = sum(items for _, items in leaves)
+        if found != count:
+            raise ValueError(f"it lists {found:,} contigs and claims {count:,}")
+        roots = [index, *(struct.unpack_from("<Q", raw, 80 + 24 * z)[0] for z in range(zooms))]
+        largest = max(_largest_block(raw, root) for root in roots)
         if buffer > _SHRINK * largest + (1 << 20):
             raise ValueError(f"blocks of {largest:,} bytes claim {buffer:,} bytes")
 
 
-def _check_tree(raw: Any, start: int, key: int, count: int) -> None:
-    """Walk the contigs: a tree whose nodes lie in the file, each seen once."""
-    left, found, seen = [start], 0, set[int]()
+def _leaves(
+    raw: Any, root: int, sizes: tuple[int, int], child: int, what: str
+) -> Iterator[tuple[int, int]]:
+    """Walk a tree whose nodes lie in the file, each seen once; give place and items of each leaf.
+
+    `sizes` are the bytes of an item of a leaf and of another node, in which the place of the node
+    below stands `child` bytes in.
+    """
+    left, seen = [root], set[int]()
     while left:
         at = left.pop()
         leaf, _, items = struct.unpack_from("<BBH", raw, at)
-        if at in seen or len(seen) > _NODES or at + 4 + items * (key + 8) > len(raw):
-            raise ValueError("its list of contigs is damaged")
+        size = sizes[0] if leaf else sizes[1]
+        if at in seen or len(seen) > _NODES or at + 4 + items * size > len(raw):
+            raise ValueError(f"its {what} is damaged")
         seen.add(at)
-        found += items if leaf else 0
+        if leaf:
+            yield at + 4, items
         for item in range(0 if leaf else items):
-            left += struct.unpack_from("<Q", raw, at + 4 + item * (key + 8) + key)
-    if found != count:
-        raise ValueError(f"it lists {found:,} contigs and claims {count:,}")
+            left += struct.unpack_from("<Q", raw, at + 4 + item * size + child)
 
 
-def _check_index(raw: Any, root: int) -> int:
-    """Walk an index of blocks; give the size of the largest."""
+def _largest_block(raw: Any, root: int) -> int:
+    """Walk an index of blocks, which lie in the file; give the size of the largest."""
     if struct.unpack_from("<I", raw, root)[0] != _INDEX:
         raise ValueError("its index is damaged")
-    left, largest, seen = [root + 48], 0, set[int]()
-    while left:
-        at = left.pop()
-        leaf, _, items = struct.unpack_from("<BBH", raw, at)
-        if at in seen or len(seen) > _NODES:
-            raise ValueError("its index is damaged")
-        seen.add(at)
+    largest = 0
+    for place, items in _leaves(raw, root + 48, (32, 24), 16, "index"):
         for item in range(items):
-            if not leaf:
-                left += struct.unpack_from("<Q", raw, at + 4 + item * 24 + 16)
-                continue
-            start, length = struct.unpack_from("<QQ", raw, at + 4 + item * 32 + 16)
+            start, length = struct.unpack_from("<QQ", raw, place + item * 32 + 16)
             if start + length > len(raw):
                 raise ValueError(f"a block of {length:,} bytes lies outside the file")
             largest = max(largest, length)
