@@ -14,8 +14,8 @@ import pytest
 from megabase.data.sources import (
     SequenceInput,
     _read_fasta,
+    _read_intervals,
     genome_store,
-    read_intervals,
 )
 from megabase.errors import AmbiguousLettersWarning, InputError, OutputError
 from megabase.evaluate.sequences import run_batched
@@ -144,7 +144,7 @@ def test_sequences_and_intervals_are_streamed(tmp_path: Path) -> None:
     bed = "one\t1\t3\tx\t0\t+\none\t1\t3\t.\t0\t-\none\t5\t8\ty\t0\t-\n"
     (tmp_path / "g.bed").write_text(bed)
     with pytest.warns(AmbiguousLettersWarning), genome_store(tmp_path / "g.fa") as store:
-        rows = list(read_intervals(tmp_path / "g.bed", store, context=2))
+        rows = list(_read_intervals(tmp_path / "g.bed", store, context=2))
     # Context is in reading direction: bases 3 and 4 stand before bases 1 and 2 on the other strand.
     assert [(row.name, decode(row.codes), row.context) for row in rows] == [
         ("x", "ACG", 1), ("one:2-3(-)", "TACG", 2), ("y", "NCG", 0),

@@ -67,6 +67,19 @@ class Sequence:
         """Bases asked about."""
         return len(self.codes) - self.context - self.after
 
+    @staticmethod
+    def columns(sequences: list[Sequence]) -> dict[str, Any]:
+        """Give the columns that say where sequences come from: 0-based half-open, as BED."""
+        columns: dict[str, Any] = {"name": [item.name for item in sequences]}
+        if any(item.interval is not None for item in sequences):
+            regions = [item.interval for item in sequences]
+            columns["contig"] = [p.contig if p else None for p in regions]
+            columns["start"] = [p.start if p else None for p in regions]
+            columns["end"] = [p.end if p else None for p in regions]
+            columns["strand"] = [str(p.strand) if p else None for p in regions]
+        columns["length"] = np.array([item.length for item in sequences], dtype=np.int64)
+        return columns
+
 
 @dataclass(frozen=True)
 class SequenceInput:
@@ -187,7 +200,7 @@ class SequenceInput:
             return
         with genome_store(str(self.genome)) as store:
             if self.found_kind == "bed":
-                found = read_intervals(
+                found = _read_intervals(
                     self.path, store, context=context, after=context, strict=self.strict
                 )
             else:
@@ -244,19 +257,6 @@ class SequenceInput:
         yield chunk
 
 
-def region_columns(sequences: list[Sequence]) -> dict[str, Any]:
-    """Give the columns that say where sequences come from: 0-based half-open, as in BED."""
-    columns: dict[str, Any] = {"name": [item.name for item in sequences]}
-    if any(item.interval is not None for item in sequences):
-        regions = [item.interval for item in sequences]
-        columns["contig"] = [p.contig if p else None for p in regions]
-        columns["start"] = [p.start if p else None for p in regions]
-        columns["end"] = [p.end if p else None for p in regions]
-        columns["strand"] = [str(p.strand) if p else None for p in regions]
-    columns["length"] = np.array([item.length for item in sequences], dtype=np.int64)
-    return columns
-
-
 def _read_fasta(path: str | Path) -> Iterator[Sequence]:
     """Stream the sequences of a FASTA file: plain, gzip or bgzip."""
     name: str | None = None
@@ -286,7 +286,7 @@ def _read_table(path: Path, column: str | None) -> Iterator[Sequence]:
     warn_ambiguous(ambiguous, path)
 
 
-def read_intervals(
+def _read_intervals(
     path: str | Path, store: Genome, *, context: int = 0, after: int = 0, strict: bool = False
 ) -> Iterator[Sequence]:
     """Read the intervals of a BED file from a genome, in file order and reading direction.

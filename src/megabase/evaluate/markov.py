@@ -24,7 +24,7 @@ import numpy.typing as npt
 from megabase.data.regions import Regions
 from megabase.errors import InputError
 from megabase.evaluate.blocks import Blocks, read_rows
-from megabase.evaluate.results import Baseline, Measure, paired_saving
+from megabase.evaluate.results import Baseline, Measure
 from megabase.genome.alphabet import BASE_BITS, N, T
 from megabase.genome.kmers import pack_kmers
 from megabase.genome.store import Genome
@@ -234,7 +234,7 @@ def score_baselines(
         curve = [Measure.of(line, curve_targets) for line in curve_sums]
     baselines = tuple(
         Baseline(
-            *facts, Measure.of(line, targets), of_curve, *paired_saving(line, model_nll, targets)
+            *facts, Measure.of(line, targets), of_curve, *Measure.saving(line, model_nll, targets)
         )
         for facts, line, of_curve in zip(names, sums, curve, strict=True)
     )

@@ -33,7 +33,6 @@ from megabase.evaluate.results import (
     ContextPoint,
     EvaluationResult,
     Measure,
-    paired_saving,
 )
 from megabase.genome.interval import Interval
 from megabase.genome.store import Genome
@@ -158,7 +157,7 @@ class _Evaluation:
         for length in lengths:
             scores = self.score(f"context {length:,}", blocks, length, targets)
             shortest = shortest or scores
-            saved, error = paired_saving(
+            saved, error = Measure.saving(
                 shortest.nll_acgt.sum(1), scores.nll_acgt.sum(1), scores.targets.sum(1)
             )
             least = length - targets + 1

@@ -76,6 +76,17 @@ class Measure:
         error_acgt = _standard_error(nll_acgt, targets, exponential=True)
         return cls(total, nats, acgt, error, error_acgt, perplexity, math.exp(acgt))
 
+    @staticmethod
+    def saving(
+        shortest: npt.NDArray[np.float64],
+        longer: npt.NDArray[np.float64],
+        targets: npt.NDArray[np.int64],
+    ) -> tuple[float, float | None]:
+        """Mean saving in nats per target of one scoring over another, with its standard error."""
+        difference = shortest - longer
+        saved = float(difference.sum() / targets.sum())
+        return saved, _standard_error(difference, targets, exponential=False)
+
 
 @dataclass(frozen=True)
 class ContextPoint:
@@ -195,17 +206,6 @@ def _draws(units: int) -> npt.NDArray[np.float64]:
     """Count how often each unit is drawn in each resample, float64 (resamples, units)."""
     generator = np.random.default_rng(0)
     return generator.multinomial(units, np.full(units, 1 / units), size=_RESAMPLES).astype(float)
-
-
-def paired_saving(
-    shortest: npt.NDArray[np.float64],
-    longer: npt.NDArray[np.float64],
-    targets: npt.NDArray[np.int64],
-) -> tuple[float, float | None]:
-    """Mean saving in nats per target of one scoring over another, with its standard error."""
-    difference = shortest - longer
-    saved = float(difference.sum() / targets.sum())
-    return saved, _standard_error(difference, targets, exponential=False)
 
 
 def compare(results: Sequence[EvaluationResult]) -> str:

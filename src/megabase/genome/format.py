@@ -130,6 +130,39 @@ class Metadata:
             found._check(codes)
             return found
 
+    def verify(self, path: Path, progress: Progress | None = None) -> None:
+        """Compare every base of the store file with the checksums and counts of its contigs.
+
+        The file is read rather than mapped, so memory stays small and a failing disk is an error
+        instead of a signal. A GenomeError names the contigs that differ.
+        """
+        damaged: list[str] = []
+        done, total = 0, sum(contig.length for contig in self.contigs)
+        try:
+            with path.open("rb") as file:
+                file.seek(CODES_OFFSET)
+                for contig in self.contigs:
+                    tally = _Tally()
+                    while tally.length < contig.length:
+                        part = file.read(min(_CHECK_BYTES, contig.length - tally.length))
+                        if not part:
+                            break  # cut short since it was opened: the digest differs
+                        tally.add(np.frombuffer(part, dtype=np.uint8))
+                        if progress is not None:
+                            progress(done + tally.length, total)
+                    done += contig.length
+                    if replace(contig, **tally.facts()) != contig:
+                        damaged.append(contig.name)
+        except OSError as error:
+            raise GenomeError(f"cannot read genome store {path}: {error.strerror}") from error
+        if damaged:
+            names = ", ".join(map(repr, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+            raise GenomeError(
+                f"genome store {path} is damaged: {len(damaged):,} of {len(self.contigs):,} "
+                f"contigs differ from their recorded sha256 or counts ({names}); copy it again or "
+                "build it again"
+            )
+
     def _check(self, codes: int) -> None:
         """Compare with the number of codes; a ValueError says what contradicts what."""
         end = 0
@@ -317,33 +350,3 @@ def _genome_name(sources: Sequence[Path], target: Path) -> str:
     while Path(name).suffix.lower() in _SUFFIXES:
         name = Path(name).stem
     return name if single else Path(name).stem
-
-
-def check_store(
-    path: Path, contigs: Sequence[Contig], progress: Progress | None = None
-) -> list[str]:
-    """Names of the contigs whose codes differ from the recorded checksum or counts.
-
-    The file is read rather than mapped, so memory stays small and a failing disk is an error
-    instead of a signal.
-    """
-    damaged: list[str] = []
-    done, total = 0, sum(contig.length for contig in contigs)
-    try:
-        with path.open("rb") as file:
-            file.seek(CODES_OFFSET)
-            for contig in contigs:
-                tally = _Tally()
-                while tally.length < contig.length:
-                    part = file.read(min(_CHECK_BYTES, contig.length - tally.length))
-                    if not part:
-                        break  # cut short since it was opened: the digest differs
-                    tally.add(np.frombuffer(part, dtype=np.uint8))
-                    if progress is not None:
-                        progress(done + tally.length, total)
-                done += contig.length
-                if replace(contig, **tally.facts()) != contig:
-                    damaged.append(contig.name)
-    except OSError as error:
-        raise GenomeError(f"cannot read genome store {path}: {error.strerror}") from error
-    return damaged

@@ -35,7 +35,6 @@ from megabase.genome.format import (
     Metadata,
     Progress,
     build_store,
-    check_store,
 )
 from megabase.genome.interval import Interval, Strand, contig_aliases
 
@@ -350,14 +349,7 @@ class Genome:
         `progress` is called after each part with the number of bases read and the total. A
         GenomeError names all contigs that differ.
         """
-        damaged = check_store(self.path, self.contigs, progress)
-        if damaged:
-            names = ", ".join(map(repr, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-            raise GenomeError(
-                f"genome store {self.path} is damaged: {len(damaged):,} of {len(self.contigs):,} "
-                f"contigs differ from their recorded sha256 or counts ({names}); copy it again or "
-                "build it again"
-            )
+        self.metadata.verify(self.path, progress)
 
 
 def _integers(values: ArrayLike, what: str) -> NDArray[np.int64]:

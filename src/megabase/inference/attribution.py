@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from megabase.data.sources import Sequence as Given
-from megabase.data.sources import SequenceInput, genome_store, region_columns
+from megabase.data.sources import SequenceInput, genome_store
 from megabase.errors import InputError, MissingDependencyError, OutputError
 from megabase.evaluate.sequences import codes_of, require_readable
 from megabase.genome import alphabet
@@ -348,7 +348,7 @@ def _rows(ready: _Attributor, chunk: list[Given]) -> pl.DataFrame:
     """Give a row for each sequence."""
     found = [ready(item.codes, item.name) for item in chunk]
     floats = pl.List(pl.Float32)
-    return pl.DataFrame(region_columns(chunk)).with_columns(
+    return pl.DataFrame(Given.columns(chunk)).with_columns(
         pl.Series("output", [one.output for one in found]),
         pl.Series("baseline_output", [one.baseline_output for one in found]),
         pl.Series("gap", [one.gap for one in found]),

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megabase.data.sources import Sequence as Given
-from megabase.data.sources import SequenceInput, region_columns
+from megabase.data.sources import SequenceInput
 from megabase.errors import InputError, MissingDependencyError
 from megabase.evaluate.sequences import (
     Span,
@@ -296,7 +296,7 @@ def embed_file(
 def _pooled(ready: Embedder, chunk: list[Given]) -> pl.DataFrame:
     """Give a row for each sequence."""
     vectors, pieces = ready.pooled([item.codes for item in chunk], [item.name for item in chunk])
-    return _frame({**region_columns(chunk), "chunks": pieces}, vectors)
+    return _frame({**Given.columns(chunk), "chunks": pieces}, vectors)
 
 
 def _per_base(ready: Embedder, chunk: list[Given]) -> pl.DataFrame:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megabase.data.sources import Sequence as Given
-from megabase.data.sources import SequenceInput, region_columns
+from megabase.data.sources import SequenceInput
 from megabase.errors import InputError
 from megabase.evaluate.sequences import (
     Span,
@@ -292,7 +292,7 @@ def predict_file(
 def _rows(ready: Predictor, chunk: list[Given]) -> pl.DataFrame:
     """Give a row for each sequence."""
     values = ready.sequences([item.codes for item in chunk], [item.name for item in chunk])
-    columns = region_columns(chunk)
+    columns = Given.columns(chunk)
     if ready.problem != "regression":
         columns["label"] = list(_labels(values, ready.classes, ready.problem))
     prefix = "" if ready.problem == "regression" else "p_"
