@@ -88,7 +88,8 @@ def add_norm(
         and untouched(norm)
         and present(norm, device=hidden_BLD.device)
     ):
-        weights = NormWeights(cast("Tensor", norm.weight), cast("Any", norm).bias, norm.eps)
+        own = cast("Norm", norm)
+        weights = NormWeights(own.weight, own.bias, own.eps)
         kind = NormKind(type(norm) is RMSNorm, strands, swap, residual_in_fp32)
         return norm_mlp.add_norm(hidden_BLD, residual_BLD, weights, kind)
     total = hidden_BLD if residual_BLD is None else hidden_BLD + residual_BLD

@@ -157,8 +157,8 @@ def _add_norm_backward(
     """Give the gradient of both summands, and of weight and bias one above the other."""
     from megabase.ops.triton import norm
 
+    found = _added_backward(dnormed, dtotal, total, weights, kind)
     given = [t if t is None else t.contiguous() for t in (dnormed, dtotal, total)]
-    found = _added_backward(*given, weights, kind)
     norm.add_norm_backward(given, weights, found, kind)
     return found
 
