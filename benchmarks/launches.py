@@ -166,7 +166,8 @@ def _place(module: nn.Module) -> None:
     """Put a model that was built without memory on a fake device; what is one tensor stays one."""
     placed: dict[Tensor, Tensor] = {}
     for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
+        tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for tensors in tables:
             for name, tensor in tensors.items():
                 if tensor is not None:
                     if tensor not in placed:

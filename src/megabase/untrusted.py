@@ -176,8 +176,8 @@ def build(kind: type[_Record], values: Any, *, ignore: bool = False) -> _Record:
 def _made(value: Any, hint: Any, ignore: bool) -> Any:
     """Give a value that fits a type as that type, as far as it has dataclasses or tuples."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if isinstance(hint, type) and is_dataclass(hint) and not isinstance(value, hint):
-        return build(hint, value, ignore=ignore)
+    if isinstance(hint, type) and is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, ignore=ignore)
     if origin in (typing.Union, types.UnionType):
         return _made(
             value,

@@ -137,7 +137,7 @@ def test_no_error_outside_the_command_line_names_a_flag() -> None:
                 continue
             for part in ast.walk(node):
                 text = part.value if isinstance(part, ast.Constant) else None
-                if not isinstance(text, str) or "megabase " in text:
+                if not isinstance(text, str) or re.search("megabase |torchrun ", text):
                     continue
                 if re.search(r"(?<![\w-])--[a-z]", text):
                     found.append(f"{path.name}:{part.lineno}: {text}")

@@ -314,7 +314,7 @@ def _forward(
     if _in_triton(x, weights, product):
         h_ND = norm.apply(x_ND, dtype)
         if x.device.type == "cuda":  # where it is the tanh form, written with the product
-            g_NE = torch._addmm_activation(b1_E, h_ND, w1_ED.t(), use_gelu=True)
+            g_NE = torch.ops.aten._addmm_activation(b1_E, h_ND, w1_ED.t(), use_gelu=True)
         else:
             g_NE = F.gelu(torch.addmm(b1_E, h_ND, w1_ED.t()), approximate="tanh")
         return torch.addmm(b2_D, g_NE, w2_DE.t()).view(x.shape).to(y.dtype)

@@ -183,7 +183,7 @@ def lay_out(settings: TrainConfig, fabric: Fabric, batches: Batches) -> LengthSc
     if world % shared:
         raise ConfigError(
             f"devices.context_parallel is {shared}, and there are {world} processes; start a "
-            f"multiple of {shared} (devices.devices, or torchrun --nproc-per-node)"
+            f"multiple of {shared} (devices.devices, or processes of torchrun)"
         )
     return LengthSchedule(settings, world // shared, batches.epoch_size)
 

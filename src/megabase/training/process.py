@@ -185,7 +185,8 @@ def _shard(model: nn.Module, mesh: DeviceMesh, replicas: int) -> nn.Module:
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     for block in (block for blocks in reversed(lists) for block in blocks):
         fully_shard(block, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 def readers_of(fabric: Fabric, shared: int) -> tuple[int, int]:

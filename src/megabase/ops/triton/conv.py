@@ -6,7 +6,8 @@ inputs before the first are those of `past`, or zeros.
 Shape suffixes: B batch, L positions, E channels, K taps, P = K - 1; in kernels T and C are blocks
 of positions and of channels.
 """
-# pyright: reportMissingParameterType=false
+# Kernels are compiled: to a type checker a call of one from another gives nothing.
+# pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ read and write. Kept for the backward pass is the transforms' result.
 Shape suffixes: B batch, L positions, D width, P = 3 D, K taps, N samples; in kernels T and C are
 blocks of positions (or samples) and of channels.
 """
-# pyright: reportMissingParameterType=false
+# Kernels are compiled: to a type checker a call of one from another gives nothing.
+# pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 

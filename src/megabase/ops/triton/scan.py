@@ -12,7 +12,8 @@ Only products of decays are formed, never quotients.
 Shape suffixes: B batch, L positions, E channels, N states; T chunks. In kernels T is the positions
 of a chunk, E and N are blocks.
 """
-# pyright: reportMissingParameterType=false
+# Kernels are compiled: to a type checker a call of one from another gives nothing.
+# pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
