@@ -164,10 +164,9 @@ def fake_device(backend_name: str | None = None) -> Iterator[None]:
 
 def _place(module: nn.Module) -> None:
     """Put a model that was built without memory on a fake device; what is one tensor stays one."""
-    placed: dict[Tensor, Tensor] = {}
+    placed: dict[Tensor, Any] = {}  # a parameter, or a tensor for a buffer
     for part in module.modules():
-        tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
-        for tensors in tables:
+        for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:
                     if tensor not in placed:
