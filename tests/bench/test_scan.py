@@ -49,7 +49,7 @@ def test_memory_is_that_of_a_process_of_its_own() -> None:
     row = in_child("benchmarks.scan:measure", backend="fast", **spec)
     assert row["stored_bytes"] == 2 * 4 * 20_000 * (16 * 4 + 4 * 2)
     assert row["peak_bytes"] > row["stored_bytes"] // 2
-    wrong = in_child("benchmarks.scan:measure", backend="triton", **spec)
+    wrong = in_child("benchmarks.scan:measure", backend="cuda", **spec)
     assert wrong["status"] == "unsupported"
     assert "expected one of" in wrong["reason"]
 
