@@ -136,6 +136,7 @@ def parse_only(page: Path, block: Block) -> None:
         words = shlex.split(line, comments=True)
         if words and words[0] in ("megabase", "srun", "torchrun"):
             verb, *arguments = words[words.index("megabase") + 1 :]
+            arguments = [str(ROOT / a) if (ROOT / a).is_file() else a for a in arguments]  # recipes
             try:
                 with contextlib.redirect_stderr(io.StringIO()):
                     module = f"megabase.cli.verbs.{VERBS[verb][0]}"

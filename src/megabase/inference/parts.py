@@ -36,6 +36,7 @@ from megabase.genome.files import (
 from megabase.untrusted import read_json
 
 _MANIFEST = "manifest.json"  # what is computed
+_MERGED = ".merged"  # marks that the output is whole and only has to be put in its place
 _ZARR_GROUP = ".zgroup"  # the one kind of output that is a folder
 _NOT_STREAMED = (".parquet", ".npz", ".zarr", ".h5ad", ".bw", ".bigwig")  # their writers seek
 _ADVICE = "make room and continue with resume=True"  # on a full disk
@@ -89,7 +90,7 @@ class Provenance:
 def refuse_existing(target: Path, overwrite: bool) -> None:
     """Refuse an output that cannot be written or that another process is making."""
     if real_place(target).name and not is_stream(target):
-        PartFolder(target, "")._lock.refuse_used()
+        PartFolder(target, "")._tidy()
     _check(target, overwrite)
 
 
@@ -189,6 +190,12 @@ class PartFolder:
             else:
                 path.unlink(missing_ok=True)
 
+    def _tidy(self) -> None:
+        """Refuse a folder in use; remove one that was killed after its output was in place."""
+        self._lock.refuse_used()
+        if (self.path / _MERGED).is_file() and not self._merged.exists():
+            self.discard()  # only the last step moves the merged output away
+
     def _require_same(self, provenance: Provenance, record: dict[str, Any]) -> None:
         """Refuse to resume a run that computes something else."""
         from megabase.training.run_folder import differences
@@ -201,6 +208,11 @@ class PartFolder:
                 f"({'; '.join(found[:3])}{more}); use the same ones, or start again with "
                 "overwrite=True"
             )
+
+    @property
+    def _merged(self) -> Path:
+        """Path of the merged output: inside the folder, so nothing half-done lies beside it."""
+        return self.path / "output" / real_place(self.target).name
 
     def part(self, number: int) -> Path:
         """Place of the part of chunk `number`."""
@@ -231,9 +243,9 @@ class PartFolder:
     def finish(self, chunks: int, merge: Callable[[list[Path], Path], object]) -> None:
         """Merge all parts, in order, with `merge` (parts, path to write); remove the folder."""
         parts = [self.part(number) for number in range(chunks)]
-        # Inside the folder, so that nothing half-done lies beside it.
-        merged = self.path / "output" / real_place(self.target).name
+        merged, mark = self._merged, self.path / _MERGED
         with writing(self.target, _ADVICE):
+            mark.unlink(missing_ok=True)
             merged.parent.mkdir(exist_ok=True)
             merge(parts, merged)
             if is_stream(self.target):
@@ -241,6 +253,7 @@ class PartFolder:
                     shutil.copyfileobj(file, stream)
             else:
                 place = real_place(self.target)
+                mark.touch()
                 if place.exists() and (merged.is_dir() or place.is_dir()):
                     # A folder takes no other's place: the old one goes away with the parts.
                     os.replace(place, self.path / "replaced")

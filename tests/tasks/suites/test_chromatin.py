@@ -108,7 +108,7 @@ def test_919_columns_and_their_groups(store: Path, tmp_path: Path) -> None:
     outputs[:, 125:815] *= -1
     found = median_by_group("auroc", outputs, labels, task.groups)
     assert found == {"DHS": 1.0, "TF": 0.0, "HM": 1.0}
-    assert {p.metric for p in task.published} == {
+    assert {p["metric"] for p in task.published} == {
         "median_auroc_TF", "median_auroc_DHS", "median_auroc_HM",
     }  # fmt: skip
 
