@@ -20,7 +20,7 @@ def _step(model: Any, call: Any, **inputs: Any) -> tuple[Tensor, dict[str, Tenso
     }
 
 
-@pytest.mark.parametrize("padding", ["none", "left"])
+@pytest.mark.parametrize("padding", ["none", pytest.param("left", marks=pytest.mark.slow)])
 def test_every_family_is_one_graph(model: Any, ids: Tensor, padding: str) -> None:
     model = model.double()
     inputs: dict[str, Any] = {"input_ids": ids}

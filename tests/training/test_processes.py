@@ -101,7 +101,9 @@ def test_two_processes_agree_with_one(toy_script: Path, tmp_path: Path, precisio
     assert Checkpoints.progress_of(folder).step == 20
 
 
-@pytest.mark.parametrize(("devices", "replicas"), [(2, 1), (4, 2)])
+@pytest.mark.parametrize(
+    ("devices", "replicas"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.slow)]
+)
 def test_shards_take_the_steps_of_one_process(
     toy_script: Path, tmp_path: Path, devices: int, replicas: int
 ) -> None:
