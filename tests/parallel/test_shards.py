@@ -10,11 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from megabase.errors import ConfigError
+from megabase.parallel import context_parallel
 
 SCRIPT = Path(__file__).with_name("ranks.py")
 
 EXACT = 1e-10
 """Largest difference in float64; what is seen is 1e-15."""
+
+
+def test_processes_that_are_not_joined_are_an_error() -> None:
+    with pytest.raises(ConfigError, match="not joined; start them with torchrun"):
+        context_parallel(torch.nn.Linear(1, 1), None)
 
 
 def run(folder: Path, cases: str) -> dict[str, dict[str, float]]:

@@ -205,9 +205,14 @@ def context_parallel(model: nn.Module, mesh: Any, *, whole: bool = False) -> Sha
     Raises
     ------
     ConfigError
-        For another family or head, a mixer that cannot be shared, or fewer channels or heads than
-        processes.
+        Without a process group; for another family or head, a mixer that cannot be shared, or fewer
+        channels or heads than processes.
     """
+    if not dist.is_initialized():
+        raise ConfigError(
+            "the processes that would share a sequence are not joined; start them with torchrun, "
+            "and call torch.distributed.init_process_group or init_device_mesh first"
+        )
     shards = Shards(mesh.get_group() if hasattr(mesh, "get_group") else mesh)
     config: Any = getattr(model, "config", None)
     base: Any = getattr(model, "base_model", model)

@@ -182,8 +182,8 @@ def lay_out(settings: TrainConfig, fabric: Fabric, batches: Batches) -> LengthSc
     shared = settings.devices.context_parallel
     if world % shared:
         raise ConfigError(
-            f"devices.context_parallel is {shared}, and there are {world} processes; start a "
-            f"multiple of {shared} (devices.devices, or processes of torchrun)"
+            f"devices.context_parallel is {shared}, and the number of processes is {world}; "
+            f"start a multiple of {shared} (devices.devices, or processes of torchrun)"
         )
     return LengthSchedule(settings, world // shared, batches.epoch_size)
 
