@@ -205,7 +205,8 @@ def run_launches(config: LaunchConfig, say: Say) -> dict[str, Any]:
         counted = count_step(config, side)
         calls = dict(counted.calls.most_common())
         sides[side] = {"launches": counted.total, "bytes": counted.bytes, "calls": calls}
-        say(f"{side}: {counted.total:,} launches, {counted.bytes / 1e9:.1f} GB")
+        name = "published way" if side == "plain" else side
+        say(f"{name}: {counted.total:,} launches, {counted.bytes / 1e9:.1f} GB")
     if "plain" in sides:
         ours, plain = sides["hyenadna"], sides["plain"]
         say(
