@@ -43,7 +43,7 @@ MODULES = ("torch", "transformers", "polars", "pysam", "pybigtools", "safetensor
            "jsonargparse", "megabase.models.auto", "megabase.models.checkpoints.convert",
            "megabase.models.describe", "megabase.models.adapt.prompt",
            "megabase.models.adapt.lora",
-           "megabase.report.genome_tracks", "megabase.report.run_page",
+           "megabase.genome.signal", "megabase.report.genome_tracks", "megabase.report.run_page",
            "megabase.data.label_files", "megabase.training.run_data", "megabase.cli.verbs.train",
            "megabase.inference.ism", "megabase.data.sources",
            "megabase.cli.verbs.report")  # fmt: skip

@@ -201,16 +201,10 @@ def evaluation(path: Path) -> None:
     _read_evaluation(path)
 
 
-def bedgraph(path: Path) -> None:
-    from megabase.report.genome_tracks import _bedgraph_track
+def signal(path: Path) -> None:
+    from megabase.report.genome_tracks import _signal_track
 
-    _bedgraph_track(str(path), "x", of(path), places())
-
-
-def bigwig(path: Path) -> None:
-    from megabase.report.genome_tracks import _bigwig_track
-
-    _bigwig_track(str(path), "x", places())
+    _signal_track(str(path), "x", of(path), places())
 
 
 def saturation(path: Path) -> None:
@@ -256,8 +250,8 @@ KINDS: dict[str, Kind] = {
     "data.json": Kind(0.5, "data.json", run, "json", "run"),
     "metrics.jsonl": Kind(0.3, "metrics.jsonl", run, "text", "run"),
     "evaluation": Kind(0.5, "evaluation.json", evaluation, "json"),
-    "bedgraph": Kind(1, "a.bedgraph", bedgraph, "text"),
-    "bigwig": Kind(1, "a.bw", bigwig),
+    "bedgraph": Kind(1, "a.bedgraph", signal, "text"),
+    "bigwig": Kind(1, "a.bw", signal),
     "npz": Kind(0.3, "a.npz", saturation, "zip"),
 }
 

@@ -9,26 +9,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megabase.errors import ReportError
-from megabase.genome.interval import Interval
+from megabase.errors import InputError
+from megabase.genome import Genome
+from megabase.genome.signal import Signal, _check_bigwig
 from megabase.inference.writers import Run, write_bigwig
-from megabase.report.genome_tracks import _bigwig_track, _check_bigwig
 
 pytest.importorskip("pybigtools")
+CONTIGS = {f"chr{i}": 9_000 for i in range(30)}
 
 
 @pytest.fixture
 def track(tmp_path: Path) -> Path:
     values = np.random.default_rng(0).random(5_000, dtype=np.float32)
-    contigs = {f"chr{i}": 9_000 for i in range(30)}
+    sequences = "".join(f">{name}\n{'A' * size}\n" for name, size in CONTIGS.items())
+    (tmp_path / "g.fa").write_text(sequences)
+    Genome.build(tmp_path / "g.fa", tmp_path / "g.mb")
     runs = [Run("chr1", 0, values), Run("chr2", 10, values)]
-    write_bigwig(tmp_path / "a.bw", contigs, runs)
+    write_bigwig(tmp_path / "a.bw", CONTIGS, runs)
     return tmp_path / "a.bw"
 
 
 def read(path: Path) -> int:
-    segments = _bigwig_track(str(path), "x", [Interval("chr1", 0, 4_000)]).segments
-    return len(segments[0].values)
+    return len(Signal(path, Genome(path.parent / "g.mb")).values("chr1", 0, 4_000))
 
 
 def test_a_good_file_is_read(track: Path) -> None:
@@ -44,7 +46,7 @@ def test_a_claimed_block_is_not_allocated(track: Path, size: int) -> None:
         index = struct.unpack_from("<Q", raw, index + 4 + 16)[0]
     struct.pack_into("<Q", raw, index + 4 + 24, size)
     track.write_bytes(raw)
-    with pytest.raises(ReportError, match="lies outside the file"):
+    with pytest.raises(InputError, match="lies outside the file"):
         read(track)
 
 
@@ -60,7 +62,7 @@ def test_damage_is_one_error(track: Path, capfd: pytest.CaptureFixture[str]) -> 
         track.write_bytes(raw)
         try:
             read(track)
-        except ReportError as error:
+        except InputError as error:
             messages.append(str(error))
     assert len(messages) > 100
     assert all(str(track) in message for message in messages)

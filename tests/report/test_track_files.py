@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from megabase.cli.main import main
-from megabase.errors import InputError, ReportError
+from megabase.errors import InputError, LeftOutWarning, ReportError
 from megabase.genome import Genome
 from megabase.genome.interval import Interval
-from megabase.report.genome_tracks import _ENDINGS, _bedgraph_track, track_kind
+from megabase.report.genome_tracks import _ENDINGS, _signal_track, track_kind
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def page_tracks(folder: Path, *tracks: str) -> list[dict[str, Any]]:
     return json.loads(found.group(1))["tracks"]
 
 
+@pytest.mark.filterwarnings("default::megabase.errors.LeftOutWarning")
 def test_a_bedgraph_is_a_signal(store: Genome, tmp_path: Path) -> None:
     text = (
         "track type=bedGraph name=x\n# a remark\nbrowser position chr1:1-10\n\n"
@@ -46,9 +47,9 @@ def test_a_bedgraph_is_a_signal(store: Genome, tmp_path: Path) -> None:
         (segment,) = track["segments"]
         assert (segment["values"]["low"], segment["values"]["high"]) == (-2.0, 4.0)
     places = [Interval("chr1", 50, 250), Interval("chr1", 1190, 1210), Interval("chr2", 0, 12)]
-    first, second, third = _bedgraph_track(
-        str(tmp_path / "x.BedGraph"), "x", store, places
-    ).segments
+    with pytest.warns(LeftOutWarning, match="1 of 5 rows are left out: 1 UNKNOWN_CONTIG"):
+        track = _signal_track(str(tmp_path / "x.BedGraph"), "x", store, places)
+    first, second, third = track.segments
     expected = np.concatenate([np.full(50, 1.5), np.full(100, np.nan), np.full(50, -2.0)])
     np.testing.assert_array_equal(first.values, expected)
     np.testing.assert_array_equal(second.values, [4.0] * 10 + [np.nan] * 10)
@@ -73,13 +74,19 @@ def test_what_is_no_number_is_refused_with_its_line(
 ) -> None:
     (tmp_path / "x.bg").write_text(f"chr1\t0\t1\t1\n{row}\n")
     with pytest.raises(InputError, match=re.escape(message)):
-        _bedgraph_track(str(tmp_path / "x.bg"), "x", store, [Interval("chr1", 0, 20)])
+        _signal_track(str(tmp_path / "x.bg"), "x", store, [Interval("chr1", 0, 20)])
 
 
-def test_a_bedgraph_of_other_contigs_is_refused(store: Genome, tmp_path: Path) -> None:
-    (tmp_path / "x.bg").write_text("chrX\t0\t1\t1\n")
-    with pytest.raises(InputError, match="no row on the contigs shown"):
-        _bedgraph_track(str(tmp_path / "x.bg"), "x", store, [Interval("chr1", 0, 20)])
+@pytest.mark.parametrize(
+    ("contig", "message"),
+    [("chrX", "none of its 1 rows can be used"), ("chr2", "no row on the contigs shown")],
+)
+def test_a_bedgraph_of_other_contigs_is_refused(
+    store: Genome, tmp_path: Path, contig: str, message: str
+) -> None:
+    (tmp_path / "x.bg").write_text(f"{contig}\t0\t1\t1\n")
+    with pytest.raises(InputError, match=message):
+        _signal_track(str(tmp_path / "x.bg"), "x", store, [Interval("chr1", 0, 20)])
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x.wig", "x.vcf", "x", "x.gz", "bed", "x.bigBed"])

@@ -27,12 +27,12 @@ from megabase.data.sources import SequenceInput, genome_store
 from megabase.errors import InputError, MissingDependencyError, OutputError
 from megabase.evaluate.sequences import codes_of, require_readable
 from megabase.genome import alphabet
+from megabase.genome.signal import require_bigwig
 from megabase.inference.jobs import BATCH_TOKENS, Work, map_sequences, split_options
 from megabase.inference.parts import Provenance
 from megabase.inference.writers import (
     Run,
     merge_tables,
-    require_bigwig,
     require_suffix,
     write_bigwig,
 )

@@ -23,6 +23,7 @@ from megabase.errors import InputError
 from megabase.genome.alphabet import BASE_BITS, BASES, decode
 from megabase.genome.files import atomic_file
 from megabase.genome.interval import Interval, Strand, one_based
+from megabase.genome.signal import require_bigwig
 from megabase.genome.store import Genome
 from megabase.genome.vcf import VcfRecord
 from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file, split_options
@@ -32,7 +33,6 @@ from megabase.inference.writers import (
     TABLE_SUFFIXES,
     Run,
     merge_tables,
-    require_bigwig,
     require_suffix,
     write_bigwig,
 )

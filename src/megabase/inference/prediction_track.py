@@ -19,6 +19,7 @@ from megabase.evaluate.sequences import Stitch
 from megabase.genome.alphabet import BASE_BITS, T
 from megabase.genome.files import atomic_file, check_output
 from megabase.genome.interval import Interval, one_based
+from megabase.genome.signal import require_bigwig
 from megabase.genome.store import Genome
 from megabase.inference.embedding import Averaged
 from megabase.inference.jobs import Work, check_run, map_file
@@ -26,7 +27,6 @@ from megabase.inference.parts import Provenance
 from megabase.inference.prediction import Predictor
 from megabase.inference.writers import (
     Run,
-    require_bigwig,
     require_suffix,
     write_bigwig,
 )

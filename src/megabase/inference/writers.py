@@ -13,8 +13,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from megabase.errors import MissingDependencyError, OutputError
+from megabase.errors import OutputError
 from megabase.genome.files import writing
+from megabase.genome.signal import require_bigwig
 from megabase.inference.parts import Provenance
 
 TABLE_SUFFIXES = (".parquet", ".tsv")
@@ -80,14 +81,6 @@ class Run(NamedTuple):
             for contig, start, strand, values in frame.iter_rows():
                 along = np.array(values, dtype=np.float32)
                 yield cls(contig, start, along[::-1] if strand == "-" else along)
-
-
-def require_bigwig(purpose: str = "writing bigWig") -> None:
-    """Refuse `purpose`, which needs the package for bigWig files, when that is missing."""
-    try:
-        import pybigtools  # noqa: F401
-    except ImportError:
-        raise MissingDependencyError("pybigtools", "tracks", purpose) from None
 
 
 def write_bigwig(path: Path, contigs: Mapping[str, int], runs: Iterable[Run]) -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import mmap
-import struct
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +10,17 @@ import numpy as np
 import polars as pl
 
 from megabase.data.regions import Regions
-from megabase.errors import InputError, MissingDependencyError, ReportError, UnknownContigError
-from megabase.genome.files import file_digest, numbered_lines
+from megabase.errors import InputError, ReportError
+from megabase.genome.files import file_digest
 from megabase.genome.interval import Interval, one_based
+from megabase.genome.signal import BEDGRAPH, BIGWIG, Signal
 from megabase.genome.store import Genome
 from megabase.genome.tables import read_bed, read_gff, read_vcf
 from megabase.genome.vcf import float_info_keys, read_vcf_header
 from megabase.report.genome_page import Column, Feature, Segment, TableRow, Track
-from megabase.untrusted import parsing
 
 _ENDINGS = {
-    ".bw": "bigwig", ".bigwig": "bigwig",
-    ".bedgraph": "bedgraph", ".bdg": "bedgraph", ".bg": "bedgraph",
+    **dict.fromkeys(BIGWIG, "bigwig"), **dict.fromkeys(BEDGRAPH, "bedgraph"),
     ".bed": "bed", ".narrowpeak": "bed", ".broadpeak": "bed",
     ".gff": "genes", ".gff3": "genes", ".gtf": "genes",
 }  # fmt: skip
@@ -119,62 +114,15 @@ def _bed_track(
     return Track(name, features, color="#2f7d4f", height=50)
 
 
-def _bedgraph_track(path: str, name: str, store: Genome, places: Sequence[Interval]) -> Track:
-    """Read the numbers of a bedGraph file along regions; bases without a row have none.
-
-    An :class:`InputError` names file and line of the first row that cannot be used: not four
-    columns, a value that is not a finite number, or a base of the regions that has a number
-    already.
-    """
-
-    @cache
-    def known(contig: str) -> str | None:
-        try:
-            return store.contig(contig).name
-        except UnknownContigError:  # another chromosome of the same species
-            return None
-
+def _signal_track(path: str, name: str, store: Genome, places: Sequence[Interval]) -> Track:
+    """Read the numbers of a bigWig or bedGraph file along regions; some bases may have none."""
+    signal = Signal(path, store)
     segments = tuple(
-        Segment(place.contig, place.start, np.full(place.length, np.nan, dtype=np.float32))
+        Segment(place.contig, place.start, signal.values(place.contig, place.start, place.end))
         for place in places
+        if place.contig in signal.contigs
     )
-    found = False
-    for number, line in numbered_lines(Path(path)):
-        cells = line.split()
-        if not cells or cells[0].startswith("#") or cells[0] in ("track", "browser"):
-            continue
-        where = f"{path}, line {number:,}"
-        if len(cells) != 4:
-            raise InputError(
-                f"{where}: a bedGraph row has four columns (contig, start, end, value), found "
-                f"{len(cells)}: {line[:60]!r}"
-            )
-        try:
-            start, end = int(cells[1]), int(cells[2])
-        except ValueError:
-            raise InputError(f"{where}: start and end are whole numbers: {line[:60]!r}") from None
-        try:
-            value = float(cells[3])
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise InputError(
-                f"{where}: the value must be a finite number, found {cells[3]!r}; leave bases "
-                "without a value out"
-            )
-        if not 0 <= start < end:
-            raise InputError(f"{where}: expected 0 <= start < end, found {start:,} and {end:,}")
-        contig = known(cells[0])
-        for segment in segments:
-            if segment.contig != contig:
-                continue
-            found = True
-            low, high = max(0, start - segment.start), end - segment.start
-            if low < min(high, len(segment.values)):
-                if not np.isnan(segment.values[low:high]).all():
-                    raise InputError(f"{where}: a base of this row has a value already")
-                segment.values[low:high] = value
-    if not found:
+    if not segments:
         shown = ", ".join(dict.fromkeys(place.contig for place in places))
         raise InputError(f"{path}: has no row on the contigs shown ({shown})")
     return Track(name, segments=segments, color="#2f7d4f", below="#b4530a")
@@ -194,36 +142,12 @@ def read_track(
     if not Path(path).is_file():
         raise ReportError(f"there is no track {path}")
     kind = track_kind(path)
-    if kind == "bigwig":
-        track = _bigwig_track(path, label, regions)
-    elif kind == "bedgraph":
-        track = _bedgraph_track(path, label, store, regions)
+    if kind in ("bigwig", "bedgraph"):
+        track = _signal_track(path, label, store, regions)
     else:
         read = genes_track if kind == "genes" else _bed_track
         track = read(path, label, store, regions, strict=strict)
     return track, (f"track {label}", f"{Path(path).name}, sha256 {file_digest(path)}")
-
-
-def _bigwig_track(path: str, name: str, regions: Sequence[Interval]) -> Track:
-    """Read the numbers of a bigWig file."""
-    try:
-        import pybigtools
-    except ImportError:
-        raise MissingDependencyError("pybigtools", "tracks", "reading bigWig") from None
-
-    segments: list[Segment] = []
-    with parsing(Path(path), ReportError, "it is damaged or not a bigWig file"):
-        _check_bigwig(Path(path))
-        opened: Any = pybigtools.open(path)
-        contigs = dict(opened.chroms())
-        for region in regions:
-            if region.contig in contigs:
-                found = opened.values(region.contig, region.start, region.end, fillna=None)
-                values = np.asarray(found, dtype=np.float32)
-                segments.append(Segment(region.contig, region.start, values))
-    if not segments:
-        raise ReportError(f"{path}: has none of the contigs shown ({regions[0].contig})")
-    return Track(name, segments=tuple(segments), color="#2f7d4f", below="#b4530a")
 
 
 def read_variants(
@@ -324,64 +248,3 @@ def _union(parts: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
         else:
             joined.append([start, end])
     return tuple((start, end) for start, end in joined)
-
-
-_MAGIC, _TREE, _INDEX = 0x888FFC26, 0x78CA8C91, 0x2468ACE0  # of a bigWig, its contigs, its blocks
-_NODES = 1_000_000  # of a tree: the index of a human genome, one entry a base pair, has fewer
-_SHRINK = 1_100  # deflate shrinks at most 1,032 times
-_KEY_BYTES = 4_096  # of a contig name: far more than any has
-
-
-def _check_bigwig(path: Path) -> None:
-    """Check offsets and sizes of a bigWig against its file size, before a reader allocates them."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
-        magic, _, zooms, tree, _, index, *_, buffer, _ = struct.unpack_from("<IHHQQQHHQQIQ", raw)
-        if magic != _MAGIC:
-            raise ValueError("not a bigWig file")
-        magic, _, key, value, count = struct.unpack_from("<IIIIQ", raw, tree)
-        if magic != _TREE or not 0 < key <= _KEY_BYTES or value != 8 or count * 8 > len(raw):
-            raise ValueError("its list of contigs is damaged")
-        leaves = _leaves(raw, tree + 32, (key + 8, key + 8), key, "list of contigs")
-        found = sum(items for _, items in leaves)
-        if found != count:
-            raise ValueError(f"it lists {found:,} contigs and claims {count:,}")
-        roots = [index, *(struct.unpack_from("<Q", raw, 80 + 24 * z)[0] for z in range(zooms))]
-        largest = max(_largest_block(raw, root) for root in roots)
-        if buffer > _SHRINK * largest + (1 << 20):
-            raise ValueError(f"blocks of {largest:,} bytes claim {buffer:,} bytes")
-
-
-def _leaves(
-    raw: Any, root: int, sizes: tuple[int, int], child: int, what: str
-) -> Iterator[tuple[int, int]]:
-    """Walk a tree whose nodes lie in the file, each seen once; give place and items of each leaf.
-
-    `sizes` are the bytes of an item of a leaf and of another node, in which the place of the node
-    below stands `child` bytes in.
-    """
-    left, seen = [root], set[int]()
-    while left:
-        at = left.pop()
-        leaf, _, items = struct.unpack_from("<BBH", raw, at)
-        size = sizes[0] if leaf else sizes[1]
-        if at in seen or len(seen) > _NODES or at + 4 + items * size > len(raw):
-            raise ValueError(f"its {what} is damaged")
-        seen.add(at)
-        if leaf:
-            yield at + 4, items
-        for item in range(0 if leaf else items):
-            left += struct.unpack_from("<Q", raw, at + 4 + item * size + child)
-
-
-def _largest_block(raw: Any, root: int) -> int:
-    """Walk an index of blocks, which lie in the file; give the size of the largest."""
-    if struct.unpack_from("<I", raw, root)[0] != _INDEX:
-        raise ValueError("its index is damaged")
-    largest = 0
-    for place, items in _leaves(raw, root + 48, (32, 24), 16, "index"):
-        for item in range(items):
-            start, length = struct.unpack_from("<QQ", raw, place + item * 32 + 16)
-            if start + length > len(raw):
-                raise ValueError(f"a block of {length:,} bytes lies outside the file")
-            largest = max(largest, length)
-    return largest
