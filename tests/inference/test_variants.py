@@ -15,6 +15,7 @@ from megabase.errors import InputError
 from megabase.genome.interval import Variant
 from megabase.genome.store import Genome
 from megabase.inference.variants.forward import PLACEMENTS, AlleleWindows, _shares_prefix
+from megabase.inference.variants.scorer import METHODS as METHODS_OF
 from megabase.inference.variants.scorer import score_variants
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
 from megabase.models.gpt import GPTConfig, GPTForCausalLM
@@ -340,3 +341,17 @@ def test_options_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         score_variants(model, ["chr1:40:A>C"], store, **options)  # pyright: ignore[reportArgumentType]
+
+
+def test_absolute_scores_are_those_of_the_mean_of_both_strands(
+    store: Genome, contigs: dict[str, str], model: torch.nn.Module
+) -> None:
+    ref = contigs["chr1"][39].upper()
+    variants = [Variant("chr1", 39, ref, alt) for alt in "ACGT" if alt != ref]
+    names = ("llr_window", "llr_after", "llr_site")
+    methods = (*names, *(f"abs_{name}" for name in names))
+    table = score_variants(model, variants, store, window=WINDOW, methods=methods).table
+    for name in names:
+        np.testing.assert_array_equal(table[f"abs_{name}"], table[name].abs())
+        assert (METHODS_OF[name].damaging, METHODS_OF[f"abs_{name}"].damaging) == (-1, 1)
+    assert METHODS_OF["l2"].damaging == METHODS_OF["cosine"].damaging == 1

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import polars as pl
@@ -46,10 +46,14 @@ class _Method(NamedTuple):
     value: Callable[[AlleleOutputs, AlleleOutputs, AlleleWindows], float]
     """Compares the outputs for REF and ALT on one strand; NaN where there is no value."""
     need: Need
+    damaging: Literal[-1, 1]
+    """Sign that turns the value so that higher means more damaging."""
     description: str
     """For headers of outputs."""
     lacks: Reason | None = None
     """Why a value may be missing."""
+    absolute: bool = False
+    """Whether the mean of the strands loses its sign."""
 
 
 def _sum(values: NDArray[np.float32]) -> float:
@@ -100,21 +104,28 @@ def _l2(ref: AlleleOutputs, alt: AlleleOutputs, _: AlleleWindows) -> float:
 
 
 METHODS: dict[str, _Method] = {
-    "llr_window": _Method(_llr_window, "log_probs",
+    "llr_window": _Method(_llr_window, "log_probs", -1,
         "log-likelihood of the window with ALT minus that with REF (natural log)"),
-    "llr_after": _Method(_llr_after, "log_probs",
+    "llr_after": _Method(_llr_after, "log_probs", -1,
         "log-likelihood of the bases after the variant with ALT minus with REF (natural log)"),
-    "llr_site": _Method(_llr_site, "log_probs",
+    "llr_site": _Method(_llr_site, "log_probs", -1,
         "log-probability of the bases of ALT minus those of REF (natural log)", "NO_BASE_BEFORE"),
-    "masked": _Method(_masked, "masked",
+    "masked": _Method(_masked, "masked", -1,
         "log-probability of ALT minus that of REF with the allele hidden (natural log); alleles "
         "of one length only", "LENGTHS_DIFFER"),
-    "cosine": _Method(_cosine, "pooled",
+    "cosine": _Method(_cosine, "pooled", 1,
         "1 - cosine of the mean last hidden states of the windows with REF and ALT"),
-    "l2": _Method(_l2, "pooled",
+    "l2": _Method(_l2, "pooled", 1,
         "Euclidean distance of the mean last hidden states of the windows with REF and ALT"),
 }  # fmt: skip
 """All methods by name; names become INFO keys and columns, so they never change."""
+METHODS |= {  # after their strands are averaged
+    f"abs_{name}": one._replace(
+        damaging=1, description=f"absolute value of: {one.description}", absolute=True
+    )
+    for name, one in METHODS.items()
+    if one.damaging < 0
+}
 _CAUSAL_DEFAULT = ("llr_window", "llr_after", "llr_site")
 """Methods when none is named: one pass of a causal model gives all three."""
 _MASKED_DEFAULT = ("masked",)
@@ -259,6 +270,7 @@ class VariantScorer:
             if isinstance(one, str):
                 return AlleleScore((math.nan,) * len(self.methods), one)
             found = values[one].mean(0)
+            found = np.where([method.absolute for method in self.methods], np.abs(found), found)
             missing = np.flatnonzero(np.isnan(found))
             reason = self.methods[int(missing[0])].lacks if len(missing) else None
             return AlleleScore(tuple(found.tolist()), reason)
