@@ -18,7 +18,7 @@ from megabase.genome.alphabet import BASES
 
 _Number = TypeVar("_Number", bound=Any)
 
-_MITOCHONDRIAL = ("chrM", "MT", "M", "chrMT")
+MITOCHONDRIAL = ("chrM", "MT", "M", "chrMT")
 """UCSC's name first: the others are Ensembl's and RefSeq's."""
 _NUMBER = r"-?\d[\d,]*"
 """A position as people write it; negative ones are refused later, with a better message."""
@@ -52,8 +52,8 @@ def contig_aliases(name: str) -> tuple[str, ...]:
     >>> contig_aliases("chr20"), contig_aliases("MT")
     (('20',), ('chrM', 'M', 'chrMT'))
     """
-    if name in _MITOCHONDRIAL:
-        return tuple(other for other in _MITOCHONDRIAL if other != name)
+    if name in MITOCHONDRIAL:
+        return tuple(other for other in MITOCHONDRIAL if other != name)
     if name.startswith("chr"):
         return (name[3:],) if len(name) > 3 else ()
     return (f"chr{name}",)
