@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from megabase.genome.interval import Interval as Interval
     from megabase.genome.interval import Variant as Variant
     from megabase.genome.store import Genome as Genome
+    from megabase.inference.parts import gather_shards as gather_shards
     from megabase.models.decoder import register_mixer as register_mixer
     from megabase.models.families import register_family as register_family
     from megabase.objectives.base import register_objective as register_objective
@@ -57,6 +58,7 @@ _HOME = {
     "errors": ("MegabaseError",),
     "genome.interval": ("Interval", "Variant"),
     "genome.store": ("Genome",),
+    "inference.parts": ("gather_shards",),
     "models.decoder": ("register_mixer",),
     "models.families": ("register_family",),
     "objectives.base": ("register_objective",),

@@ -208,8 +208,8 @@ class Model(Loaded):
             return score_variants(self, variants, genome, **given)
         if not isinstance(variants, str | Path):
             raise InputError("out= needs the variants as a file (VCF or BCF)")
-        score_variants_file(self, variants, _path(genome), out, **given)
-        return Path(out)
+        found = score_variants_file(self, variants, _path(genome), out, **given)
+        return found if isinstance(found, Path) else Path(out)
 
     @overload
     def ism(
@@ -249,8 +249,7 @@ class Model(Loaded):
         if out is None:
             return ism(self, region, genome, **given)
         own, run = split_options(given, VariantScoring)
-        ism_file(self, region, _path(genome), out, VariantOptions(**own), **run)
-        return Path(out)
+        return ism_file(self, region, _path(genome), out, VariantOptions(**own), **run)[0]
 
     @overload
     def embed(

@@ -33,6 +33,9 @@ class RunOptions(PassOptions, total=False):
     """Number of worker processes (default: one for each GPU, else for each core)."""
     threads: int
     """Threads of each process on the CPU (default: 1)."""
+    shard: str | None
+    """Share of the work to do, such as 2/3: its parts go to OUTPUT.shard-2-of-3, for `megabase
+    merge`."""
     resume: bool
     """Resume an interrupted run (its parts are in OUTPUT.partial)."""
     overwrite: bool

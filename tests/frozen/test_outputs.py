@@ -66,3 +66,64 @@ def test_two_processes_write_the_same_bytes(case: Case, folder: Path) -> None:
         assert main(words(case, folder, "--workers", count, "--overwrite")) == 0
         written.append([(folder / output).read_bytes() for output in case.outputs])
     assert written[0] == written[1]
+
+
+SMALL_CHUNKS = {
+    "inference.variants.vcf_file._CHUNK": 2,
+    "inference.ism._CHUNK": 4,
+    "inference.prediction_track._BLOCK": 300,
+    "data.sources._CHUNK_SEQUENCES": 2,
+}
+"""So that small inputs have chunks for every shard."""
+FORMATS = {
+    "score": ("tsv", "parquet"),
+    "variants": ("vcf", "vcf.gz", "bcf", "tsv", "parquet"),
+    "ism": ("parquet", "npz"),
+    "embed": ("npy", "npz", "parquet", "h5ad", "zarr"),
+    "generate": ("fa", "fa.gz"),
+    "predict": ("tsv",),
+    "attribute": ("parquet", "npz"),
+}
+"""Case -> endings of its output."""
+OF_VERBS = [
+    pytest.param(case, ending, id=f"{case.name}-{ending}", marks=[pytest.mark.slow] if more else [])
+    for case in CASES
+    for more, ending in enumerate(FORMATS.get(case.name, ()))
+]
+
+
+@pytest.mark.filterwarnings("ignore::megabase.errors.LeftOutWarning")
+@pytest.mark.parametrize(("case", "ending"), OF_VERBS)
+def test_shards_are_merged_into_what_one_run_writes(
+    case: Case, ending: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if ending in ("h5ad", "zarr") and importlib.util.find_spec("anndata") is None:
+        pytest.skip("anndata is not installed")
+    for name, size in SMALL_CHUNKS.items():
+        monkeypatch.setattr(f"megabase.{name}", size)
+    if "@/tuned" in case.command and not (folder / "tuned").exists():
+        assert main(words(next(c for c in CASES if c.name == "finetune"), folder)) == 0
+    command = words(case, folder, "--workers", "1")
+    if "--bigwig" in command:
+        at = command.index("--bigwig")
+        del command[at : at + 2]
+    if case.name == "generate":
+        command += ["--batch-size", "1"]
+    whole, merged = tmp_path / f"whole.{ending}", tmp_path / f"merged.{ending}"
+    assert main([*command, "-o", str(whole)]) == 0
+    for shard in ("1/3", "2/3", "3/3"):
+        assert main([*command, "-o", str(merged), "--shard", shard]) == 0
+        assert not merged.exists()
+    shards = sorted(map(str, tmp_path.glob("merged.*.shard-*")))
+    assert all(list(Path(shard).glob("part-*")) for shard in shards), "a shard without work"
+    assert main(["merge", *shards]) == 0
+    if ending == "zarr":
+        pairs = [(path, merged / path.relative_to(whole)) for path in whole.rglob("*.*")]
+    else:
+        pairs = [(path, tmp_path / path.name.replace("whole", "merged"))
+                 for path in tmp_path.glob("whole.*")]  # fmt: skip
+    for one, other in pairs:
+        if ending == "h5ad":  # holds times
+            assert difference(render(one), render(other)) is None
+        elif one.is_file():
+            assert one.read_bytes() == other.read_bytes(), one.name

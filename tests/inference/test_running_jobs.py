@@ -21,7 +21,7 @@ from megabase.errors import AmbiguousLettersWarning, InputError, OutputError
 from megabase.evaluate.sequences import run_batched
 from megabase.genome.alphabet import PAD, decode, encode
 from megabase.inference.jobs import Work, map_file
-from megabase.inference.parts import Provenance
+from megabase.inference.parts import Provenance, gather_shards
 from megabase.inference.writers import merge_tables
 from megabase.models.loading import load
 
@@ -95,26 +95,52 @@ def test_bad_input_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ranks_of_torchrun_share_the_chunks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import threading
+def test_shards_are_merged_to_the_bytes_of_one_run(tmp_path: Path) -> None:
+    whole = run(Squares(), tmp_path / "whole.tsv", workers=1).read_bytes()
+    target, computed = tmp_path / "out.tsv", []
+    for number in (1, 2, 3):
+        ready = Squares()
+        folder = run(ready, target, workers=1, shard=f"{number}/3")
+        assert folder == tmp_path / f"out.tsv.shard-{number}-of-3"
+        computed.append(ready.computed)
+    assert computed == [[0, 9], [3], [6]]
+    folders = sorted(tmp_path.glob("out.tsv.shard-*"))
+    gather_shards(folders[::-1], target)
+    again = Squares()
+    assert run(again, target, workers=1, resume=True).read_bytes() == whole
+    assert again.computed == []
 
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    first, second = Squares(), Squares()
-    # Rank 0 waits for the part of rank 1, which waits for rank 0 to begin.
-    monkeypatch.setenv("RANK", "0")
-    thread = threading.Thread(target=run, args=(first, tmp_path / "out.tsv"))
-    thread.start()
-    while not list(tmp_path.glob("out.tsv.partial/started-*")):
-        pass
-    monkeypatch.setenv("RANK", "1")
-    run(second, tmp_path / "out.tsv")
-    thread.join()
-    assert (first.computed, second.computed) == ([0, 6], [3, 9])
-    monkeypatch.delenv("WORLD_SIZE")
-    alone = run(Squares(), tmp_path / "alone.tsv", workers=1)
-    assert (tmp_path / "out.tsv").read_bytes() == alone.read_bytes()
+
+def test_shards_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    target = tmp_path / "out.tsv"
+    one, two = (run(Squares(), target, workers=1, shard=f"{number}/2") for number in (1, 2))
+    with pytest.raises(OutputError, match="shard 2 of 2 is missing"):
+        gather_shards([one], target)
+    with pytest.raises(OutputError, match="shard 1 of 2 is given twice"):
+        gather_shards([one, two, one], target)
+    with pytest.raises(OutputError, match=r"finished already; merge .* overwrite=True"):
+        run(Squares(), target, workers=1, shard="1/2")
+    foreign = run(Squares(power=3), tmp_path / "cubes.tsv", workers=1, shard="2/2")
+    with pytest.raises(OutputError, match=r"of another run .*power: 2 then, 3 now"):
+        gather_shards([one, foreign], target)
+    third = run(Squares(), tmp_path / "thirds.tsv", workers=1, shard="2/3")
+    with pytest.raises(OutputError, match="of another run .*other count"):
+        gather_shards([one, third], target)
+    with pytest.raises(KeyboardInterrupt):
+        run(Squares(fail_at=6), tmp_path / "killed.tsv", workers=1, shard="1/2")
+    with pytest.raises(OutputError, match=r"killed.* is not a finished shard; finish it"):
+        gather_shards([tmp_path / "killed.tsv.shard-1-of-2", two], target)
+    again = Squares()
+    folder = run(again, tmp_path / "killed.tsv", workers=1, shard="1/2", resume=True)
+    assert again.computed == [6]
+    (folder / "part-00000000.parquet").unlink()
+    with pytest.raises(OutputError, match="lacks the part of chunk 0"):
+        gather_shards([folder, two], target)
+    for wrong in ("0/2", "3/2", "2", "a/b"):
+        with pytest.raises(InputError, match="such as 2/3; found"):
+            run(Squares(), target, workers=1, shard=wrong)
+    assert not target.exists()
+    assert not list(tmp_path.glob("*.partial"))
 
 
 @pytest.mark.parametrize("pad", [True, False])

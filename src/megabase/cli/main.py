@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "embed": ("sequences", "embeddings of sequences: hidden states of any layer"),
     "predict": ("sequences", "labels and probabilities, by sequence or along a genome"),
     "attribute": ("sequences", "attribute an output of a model to input bases"),
+    "merge": ("merge", "one output of the shards of a run"),
     "generate": ("generate", "generate DNA with a causal language model"),
     "evaluate": ("evaluate", "perplexity of a model against Markov baselines"),
     "compare": ("evaluate", "evaluations of several models in one table"),
@@ -183,7 +184,12 @@ def _dispatch(arguments: list[str]) -> int:
         with terminable():
             args = parser.instantiate(parser.parse_args(arguments[1:]))
             streams.quiet = args.quiet
-            return command.run(args)
+            status = command.run(args)
+            if args.get("shard"):
+                from megabase.cli.verbs.merge import record_command
+
+                record_command(arguments, args)
+            return status
     except MegabaseError as error:
         error.args = (as_typed(str(error), parser),)
         raise

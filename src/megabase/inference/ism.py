@@ -111,8 +111,8 @@ def ism_file(
 
     ``.parquet`` or ``.tsv``: a row for each substitution. ``.npz``: a matrix for each method.
     `bigwig` is the prefix of a track for each method, PREFIX.METHOD.bw:
-    :meth:`Mutagenesis.importance`; the output is then ``.parquet`` or ``.npz``. A rank of
-    ``torchrun`` that does not write gives no file.
+    :meth:`Mutagenesis.importance`; the output is then ``.parquet`` or ``.npz``. A shard is a
+    folder instead.
     """
     output, options = Path(output), options or VariantOptions()
     require_suffix(output, (".parquet", ".npz") if bigwig else (*TABLE_SUFFIXES, ".npz"))
@@ -133,7 +133,9 @@ def ism_file(
 
         make = partial(VariantScorer.load, model, store.path, options)
         work = Work(_rows, make, partial(_chunks, interval), attrgetter("length"))
-        map_file(work, output, describe, _merge, **running)
+        made = map_file(work, output, describe, _merge, **running)
+        if made != output:
+            return [made]
         if tracks:
             _write_tracks(read_ism(output), store, tracks)
     return written

@@ -1,8 +1,8 @@
 """One engine for every verb that maps a file: chunks, shared out over processes, merged in order.
 
 Chunks do not depend on the number of processes, and each is computed by one process with a fixed
-number of threads, so neither does the output. Processes talk through the part folder alone: chunk n
-goes to process n modulo their number, also under ``torchrun`` on a shared file system.
+number of threads, so neither does the output. Beyond a machine work is shared by shards, whole
+chunks each: chunk n goes to shard n modulo their number, and there to a process in the same way.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import polars as pl
 
 from megabase.data.sources import SequenceInput, genome_store
 from megabase.errors import InputError, InputWarning, MegabaseError, ResumableError
-from megabase.genome.files import is_stream, writing
-from megabase.inference.parts import PartFolder, Provenance, refuse_existing
+from megabase.genome.files import is_stream
+from megabase.inference.parts import PartFolder, Provenance, Shard, refuse_existing
 from megabase.models.loading import choose_device, threads
 from megabase.options import Progress, RunOptions
 
@@ -75,6 +75,12 @@ class _Share:
     world: int = 1
     device: str | None = None
     threads: int = 1
+    shard: Shard = Shard.parse(None)  # noqa: RUF009 (immutable)
+
+    def has(self, number: int) -> bool:
+        """Whether a chunk is for this process."""
+        mine = number % self.shard.count == self.shard.index
+        return mine and number // self.shard.count % self.world == self.rank
 
 
 def _require_known(options: Mapping[str, Any], kind: Any) -> None:
@@ -106,14 +112,9 @@ def check_run(output: str | Path, **running: Unpack[RunOptions]) -> _Share:
         raise InputError(f"the number of threads must be 1 or more, found {number}")
     if device is not None:
         choose_device(device)  # refuses one that is not there
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1 and is_stream(Path(output)):
-        raise InputError(f"{output}: the processes of torchrun need a file to write to")
-    rank = int(os.environ.get("RANK", 0)) if world > 1 else 0
-    if rank == 0:
-        refuse_existing(Path(output), running.get("overwrite", False))
-    local = int(os.environ.get("LOCAL_RANK", rank)) if world > 1 else 0
-    return _Share(rank, world, _worker_device(device, local), number)
+    shard = Shard.parse(running.get("shard"))
+    refuse_existing(Path(output), running.get("overwrite", False), shard)
+    return _Share(0, 1, _worker_device(device, 0), number, shard)
 
 
 def map_file(
@@ -129,9 +130,9 @@ def map_file(
 
     `describe` is called in this process with what ``work.make`` gave, before the first chunk: it
     checks that and gives the provenance; equal provenance means equal output. `merge` is called
-    with all parts in order, the path to write, and the provenance. Under ``torchrun`` rank 0 writes
-    the output. A folder of parts begun by this call stays, for ``resume``, after an interrupt, a
-    kill, a lost worker or on a full disk; other errors remove it.
+    with all parts in order, the path to write, and the provenance. With ``shard`` the parts are not
+    merged, and the result is their folder. A folder of parts begun by this call stays, for
+    ``resume``, after an interrupt, a kill, a lost worker or on a full disk; other errors remove it.
     """
     output = Path(output)
     workers, device = running.get("workers"), running.get("device")
@@ -139,29 +140,23 @@ def map_file(
     share = check_run(output, **running)
     if "batch_tokens" in running:
         work = replace(work, make=partial(work.make, batch_tokens=running["batch_tokens"]))
-    if share.rank > 0:
-        return _help(work, output, share)
     count = _worker_count(device) if workers is None else workers
     # Where others compute, the model of this process only tells its name and digest.
-    aside = share.world == 1 and count > 1
+    aside = count > 1
     ready = work.make(device=None if aside else share.device)
     provenance = describe(ready)
     with _begun(work, output, provenance, running) as folder:
-        if share.world > 1:
-            with writing(output):
-                (folder.path / _started()).touch()
-            chunks = _work(work, folder, share, ready, progress)
-            while not all(folder.has(number) for number in range(chunks)):
-                time.sleep(_POLL_SECONDS)
+        if count > 1:  # loading a model in a process takes seconds: not for a few items
+            count = max(1, min(count, len(list(itertools.islice(work.chunks(), count)))))
+        if count > 1:
+            chunks = _spawn(work, folder, count, device, share, progress)
         else:
-            if count > 1:  # loading a model in a process takes seconds: not for a few items
-                count = max(1, min(count, len(list(itertools.islice(work.chunks(), count)))))
-            if count > 1:
-                chunks = _spawn(work, folder, count, device, share.threads, progress)
-            else:
-                if aside and share.device not in (None, "cpu"):
-                    ready = work.make(device=share.device)
-                chunks = _work(work, folder, share, ready, progress)
+            if aside and share.device not in (None, "cpu"):
+                ready = work.make(device=share.device)
+            chunks = _work(work, folder, share, ready, progress)
+        if share.shard.count > 1:
+            folder.finish_shard(share.shard, chunks)
+            return folder.path
         if progress is not None:
             progress("writing", chunks, chunks)
         folder.finish(chunks, lambda parts, target: merge(parts, target, provenance))
@@ -238,6 +233,7 @@ def _begun(
     folder = PartFolder.open(
         output, provenance, work.suffix,
         resume=running.get("resume", False), overwrite=running.get("overwrite", False),
+        shard=Shard.parse(running.get("shard")),
     )  # fmt: skip
     lasts = not is_stream(output)
     try:
@@ -266,7 +262,9 @@ def _work(
     number, done = -1, 0
     with threads(share.threads):
         for number, chunk in enumerate(work.chunks()):
-            if number % share.world == share.rank and not folder.has(number):
+            if not share.has(number):
+                continue
+            if not folder.has(number):
                 if ready is None:
                     ready = work.make(device=share.device)
                 folder.write(number, partial(_write_part, work.verb(ready, chunk)))
@@ -282,21 +280,6 @@ def _write_part(result: _Part, path: Path) -> None:
         path.write_text(result, encoding="utf-8")
     else:
         result.write_parquet(path)
-
-
-def _help(work: Work, output: Path, share: _Share) -> Path:
-    """Compute the share of a rank of ``torchrun`` other than 0, which begins the folder."""
-    folder = PartFolder(output, work.suffix)
-    while not (folder.path / _started()).is_file():  # torchrun ends this rank when rank 0 fails
-        time.sleep(_POLL_SECONDS)
-    _work(work, folder, share)
-    return output
-
-
-def _started() -> str:
-    """Name the mark by which rank 0 tells the other ranks of its run that the folder is there."""
-    run = os.environ.get("TORCHELASTIC_RUN_ID", "") + os.environ.get("MASTER_PORT", "")
-    return f"started-{run}"
 
 
 def _end_with_parent() -> None:
@@ -334,7 +317,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 
 def _spawn(
-    work: Work, folder: PartFolder, world: int, device: str | None, number: int,
+    work: Work, folder: PartFolder, world: int, device: str | None, whole: _Share,
     progress: Progress | None,
 ) -> int:  # fmt: skip
     """Share the chunks out over new processes; give the number of all chunks."""
@@ -343,7 +326,7 @@ def _spawn(
     failed = context.SimpleQueue()
     children = []
     for rank in range(world):
-        share = _Share(rank, world, _worker_device(device, rank), number)
+        share = replace(whole, rank=rank, world=world, device=_worker_device(device, rank))
         told = (work, folder.target, folder.path, share, failed)
         children.append(context.Process(target=_child, args=told, daemon=True))
     try:
@@ -351,6 +334,7 @@ def _spawn(
             for child in children:
                 child.start()
         sizes = [work.items(chunk) for chunk in work.chunks()]
+        mine = sum(size for number, size in enumerate(sizes) if whole.has(number))
         while True:
             alive = any(child.is_alive() for child in children)
             for rank, child in enumerate(children):
@@ -358,7 +342,7 @@ def _spawn(
                     raise _failure(folder, rank, child.exitcode, failed)
             if progress is not None:
                 done = sum(sizes[number] for number in folder.finished())
-                progress("model", done, sum(sizes))
+                progress("model", done, mine)
             if not alive:
                 return len(sizes)
             time.sleep(_POLL_SECONDS)

@@ -3,7 +3,7 @@
 ``OUTPUT.partial`` beside an output holds ``manifest.json`` (what is computed, with which options),
 a file for each finished chunk, and the lock of the process that makes it. Everything is renamed
 into place, so a part that is there is whole. Of an output that is a pipe or a device it lies in the
-folder for temporary files.
+folder for temporary files; of shard 2 of 3 in ``OUTPUT.shard-2-of-3``, which stays.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from megabase import __version__
 from megabase.data.sources import SequenceInput, genome_store
-from megabase.errors import OutputError
+from megabase.errors import InputError, OutputError
 from megabase.genome.files import (
     LOCK_NAME,
     Lock,
@@ -36,6 +37,7 @@ from megabase.genome.files import (
 from megabase.untrusted import read_json
 
 _MANIFEST = "manifest.json"  # what is computed
+_SHARD = "shard.json"  # of a finished shard: which it is, and how many chunks there are in all
 _MERGED = ".merged"  # marks that the output is whole and only has to be put in its place
 _ZARR_GROUP = ".zgroup"  # the one kind of output that is a folder
 _NOT_STREAMED = (".parquet", ".npz", ".zarr", ".h5ad", ".bw", ".bigwig")  # their writers seek
@@ -87,10 +89,44 @@ class Provenance:
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
 
 
-def refuse_existing(target: Path, overwrite: bool) -> None:
+class Shard(NamedTuple):
+    """A share of the chunks of a run: those whose number modulo `count` is `index`."""
+
+    index: int = 0
+    """0-based, unlike in text."""
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str | None) -> Shard:
+        """Read ``2/3``; the whole for None. InputError for anything else."""
+        match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text or "1/1")
+        if match is None or int(match[1]) > int(match[2]):
+            raise InputError(
+                f"a shard is a number and how many there are, such as 2/3; found {text}"
+            )
+        return cls(int(match[1]) - 1, int(match[2]))
+
+    def folder(self, target: Path) -> Path | None:
+        """Folder of the parts of an output; None for the whole."""
+        if self.count == 1:
+            return None
+        if is_stream(target):
+            raise InputError(
+                f"{target}: a shard needs a file as output, beside which its parts lie"
+            )
+        place = real_place(target)
+        return place.with_name(f"{place.name}.shard-{self.index + 1}-of-{self.count}")
+
+
+_WHOLE = Shard()  # all chunks: what is merged at once
+
+
+def refuse_existing(target: Path, overwrite: bool, shard: Shard = _WHOLE) -> None:
     """Refuse an output that cannot be written or that another process is making."""
     if real_place(target).name and not is_stream(target):
-        PartFolder(target, "")._tidy()
+        folder = PartFolder(target, "", shard.folder(target))
+        folder._tidy()
+        folder.refuse_finished(overwrite)
     _check(target, overwrite)
 
 
@@ -129,6 +165,7 @@ class PartFolder:
         *,
         resume: bool = False,
         overwrite: bool = False,
+        shard: Shard = _WHOLE,
     ) -> PartFolder:
         """Begin an output, or resume an interrupted one; :meth:`release` it at the end.
 
@@ -136,11 +173,11 @@ class PartFolder:
         or is being made by another process, or when an interrupted run left parts and neither
         `resume` nor `overwrite` is on.
         """
-        refuse_existing(target, overwrite)
+        refuse_existing(target, overwrite, shard)
         stream = is_stream(target)
         if stream and resume:
             raise OutputError(f"{target} is a pipe or a device: there is nothing to resume")
-        place = Path(tempfile.mkdtemp(prefix="megabase-")) if stream else None
+        place = Path(tempfile.mkdtemp(prefix="megabase-")) if stream else shard.folder(target)
         folder = cls(target, suffix, place)
         try:
             folder._lock.acquire()
@@ -157,12 +194,12 @@ class PartFolder:
     def _begin(self, provenance: Provenance, resume: bool, overwrite: bool) -> None:
         """Write the manifest, or compare with that of the interrupted run."""
         _check(self.target, overwrite)  # another process may just have finished it
+        self.refuse_finished(overwrite)
         manifest = self.path / _MANIFEST
         if manifest.is_file():
             if resume:
                 self._require_same(provenance, read_json(manifest, OutputError))
-                for mark in self.path.glob("started-*"):
-                    mark.unlink()
+                (self.path / _SHARD).unlink(missing_ok=True)
                 return
             if not overwrite:
                 raise OutputError(
@@ -260,6 +297,19 @@ class PartFolder:
                 os.replace(merged, place)
         self.discard()
 
+    def refuse_finished(self, overwrite: bool) -> None:
+        """Refuse to make a finished shard again."""
+        if (self.path / _SHARD).is_file() and not overwrite:
+            raise OutputError(
+                f"{self.path} is finished already; merge the shards with megabase merge, or use "
+                "overwrite=True"
+            )
+
+    def finish_shard(self, shard: Shard, chunks: int) -> None:
+        """Mark the shard as finished, of a run of so many chunks in all."""
+        with writing(self.target, _ADVICE):
+            write_json(self.path / _SHARD, {"shard": list(shard), "chunks": chunks})
+
     def discard(self) -> None:
         """Remove the folder with all parts."""
         shutil.rmtree(self.path, ignore_errors=True)
@@ -267,3 +317,52 @@ class PartFolder:
     def release(self) -> None:
         """End the ownership."""
         self._lock.release()
+
+
+def gather_shards(folders: Sequence[Path], target: Path, overwrite: bool = False) -> None:
+    """Put the parts of all shards of a run into ``TARGET.partial``: resuming the run merges them.
+
+    OutputError when a shard is missing, unfinished, given twice, of another run, or lacks a part.
+    """
+    found: dict[int, Path] = {}
+    first: dict[str, Any] = {}
+    for path in folders:
+        if not (path / _SHARD).is_file():
+            what = "is not a finished shard" if path.is_dir() else "is not there"
+            raise OutputError(f"{path} {what}; finish it with the same command and --resume")
+        about = read_json(path / _SHARD, OutputError)
+        about["manifest"] = read_json(path / _MANIFEST, OutputError)
+        (index, count), chunks = about.pop("shard"), about["chunks"]
+        first = first or {**about, "count": count}
+        other = [name for name, value in (about | {"count": count}).items() if first[name] != value]
+        if other:
+            from megabase.training.run_folder import differences
+
+            pair = (first["manifest"], about["manifest"])
+            more = "; ".join([*differences(*pair).values()][:3]) or f"other {other[0]}"
+            raise OutputError(f"{path} is of another run than {folders[0]} ({more})")
+        if index in found:
+            raise OutputError(
+                f"shard {index + 1} of {count} is given twice: {found[index]}, {path}"
+            )
+        found[index] = path
+        for number in range(index, chunks, count):
+            if not any(path.glob(f"part-{number:08d}.*")):
+                raise OutputError(f"{path} lacks the part of chunk {number}; make the shard again")
+    missing = [str(i + 1) for i in range(first.get("count", 0)) if i not in found]
+    if missing:
+        raise OutputError(f"shard {', '.join(missing)} of {first['count']} is missing")
+    folder = PartFolder.open(target, Provenance(**first["manifest"]), "", overwrite=overwrite)
+    try:
+        with writing(target, _ADVICE):
+            for path in found.values():
+                for part in path.glob("part-*"):
+                    try:
+                        os.link(part, folder.path / part.name)
+                    except OSError:  # another disk
+                        shutil.copyfile(part, folder.path / part.name)
+    except BaseException:
+        folder.discard()
+        raise
+    finally:
+        folder.release()

@@ -98,7 +98,7 @@ def _generate(args: Namespace) -> int:
         else:
             target = generate_file(args.model, args.output, prompts, options, keep=keep, **how)
             note(f"wrote {target}")
-        if genome is not None and generated:  # of the ranks of torchrun, the one that writes
+        if genome is not None and not args.shard:
             _check(args, generated, genome)
     return 0
 

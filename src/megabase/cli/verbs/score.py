@@ -70,8 +70,9 @@ def _variants(args: Namespace) -> int:
             args.model, args.variants, args.genome, args.output, regions=args.regions,
             **given(args, VariantFileScoring), **how,
         )  # fmt: skip
-    if written is None:
-        return 0  # another rank writes the output
+    if isinstance(written, Path):
+        note(f"wrote {written}")
+        return 0
     found, index = written
     note(f"wrote {args.output}: {found.records:,} records")
     if index is not None:
@@ -122,9 +123,9 @@ def _ism(args: Namespace) -> int:
         found = ism_file(
             args.model, args.region, genome, args.output, options, bigwig=args.bigwig, **how
         )
-    for path in found:  # nothing for a rank of torchrun that does not write
+    for path in found:
         note(f"wrote {path}")
-    if args.plot and found:
+    if args.plot and not args.shard:
         from megabase.report.logos import save_heat_map
 
         read = read_ism(found[0])

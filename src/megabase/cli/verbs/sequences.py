@@ -65,7 +65,7 @@ def _embed(args: Namespace) -> int:
     with running(args, "sequences") as how:
         target = embed_file(args.model, source, args.output, **given(args, EmbedOptions), **how)
     note(f"wrote {target}")
-    if args.plot is not None:
+    if args.plot is not None and not args.shard:
         _plot(args, target)
     return 0
 
@@ -243,7 +243,7 @@ def _attribute(args: Namespace) -> int:
         options = given(args, AttributeOptions)
         target = attribute_file(args.model, source, args.output, **options, **how)
     note(f"wrote {target}")
-    if args.logo is not None:
+    if args.logo is not None and not args.shard:
         _draw_logo(args, source, target)
     return 0
 

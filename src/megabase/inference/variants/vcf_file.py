@@ -112,13 +112,13 @@ def score_variants_file(
     *,
     regions: Sequence[str] = (),
     **options: Unpack[VariantFileScoring],
-) -> tuple[_Survey, Path | None] | None:
+) -> tuple[_Survey, Path | None] | Path:
     """Score the records of a VCF or BCF file, as :mod:`megabase.inference.variants.scorer`.
 
     The output is VCF or BCF, every record again with scores in INFO, or a table, a row for each
     alternative allele. Gives what the file holds, and the index of the output, which bgzip VCF and
-    BCF in order have; None for a rank of ``torchrun`` that does not write. An InputError when the
-    file looks as if it was made for another assembly.
+    BCF in order have; of a shard its folder. An InputError when the file looks as if it was made for
+    another assembly.
     """
     source, output = Path(variants), Path(output)
     own, run = split_options(options, VariantFileScoring)
@@ -163,8 +163,8 @@ def score_variants_file(
             partial(VariantScorer.load, model, store.path, settings),
             partial(_chunks, source, store.path, kept), suffix=".vcf" if as_vcf else ".parquet",
         )  # fmt: skip
-        map_file(work, output, describe, merge, **run)
-    return None if found is None else (found, _index(output, found))
+        made = map_file(work, output, describe, merge, **run)
+    return made if found is None or made != output else (found, _index(output, found))
 
 
 def _chunks(

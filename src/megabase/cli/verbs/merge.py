@@ -1,0 +1,65 @@
+"""The verb that makes one output of shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megabase.cli.parser import Verb
+from megabase.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+_COMMAND = "command.json"  # of a shard: what made it
+
+
+def record_command(arguments: list[str], args: Namespace) -> None:
+    """Keep with a finished shard the command that made it."""
+    from megabase.genome.files import write_json
+    from megabase.inference.parts import Shard
+
+    folder = Shard.parse(args.shard).folder(Path(args.output))
+    if folder is not None:
+        write_json(folder / _COMMAND, {"command": arguments})
+
+
+def _add_merge(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("shards", metavar="SHARD", nargs="+", type=str, help="folders that --shard made: "
+        "OUTPUT.shard-1-of-3, ...")  # fmt: skip
+    add("-o", "--output", type=str, metavar="FILE", help="what to write (default: OUTPUT, beside "
+        "the first shard)")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace an existing output")
+
+
+def _merge(args: Namespace) -> int:
+    """Merge the shards of a run into the output that one run would have written.
+
+    Needs the model and the inputs where the command names them, and computes nothing. A shard that
+    is missing, unfinished, given twice or of another run is refused. The shards stay.
+    """
+    from megabase.cli.main import VERBS
+    from megabase.cli.parser import build_parser
+    from megabase.inference.parts import gather_shards
+    from megabase.untrusted import read_json
+
+    folders = [Path(path) for path in args.shards]
+    target = Path(args.output or str(folders[0]).rpartition(".shard-")[0] or folders[0])
+    if not (folders[0] / _COMMAND).is_file():
+        raise InputError(
+            f"{folders[0]} does not hold the command of a shard; of shards made in Python call "
+            "megabase.gather_shards, and the method again with resume=True"
+        )
+    command: list[str] = read_json(folders[0] / _COMMAND, OutputError)["command"]
+    parser, verb = build_parser(command[0], f"megabase.cli.verbs.{VERBS[command[0]][0]}")
+    again = parser.instantiate(parser.parse_args(command[1:]))
+    again.shard, again.output, again.resume = None, str(target), True
+    again.overwrite = args.overwrite
+    gather_shards(folders, target, args.overwrite)
+    return verb.run(again)
+
+
+VERBS = {
+    "merge": Verb(_add_merge, _merge, ("megabase merge scored.vcf.gz.shard-*-of-8",)),
+}
