@@ -124,7 +124,7 @@ def test_shards_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"of another run .*power: 2 then, 3 now"):
         gather_shards([one, foreign], target)
     third = run(Squares(), tmp_path / "thirds.tsv", workers=1, shard="2/3")
-    with pytest.raises(OutputError, match="of another run .*other count"):
+    with pytest.raises(OutputError, match=r"of another run .*other count"):
         gather_shards([one, third], target)
     with pytest.raises(KeyboardInterrupt):
         run(Squares(fail_at=6), tmp_path / "killed.tsv", workers=1, shard="1/2")

@@ -329,7 +329,7 @@ def gather_shards(folders: Sequence[Path], target: Path, overwrite: bool = False
     for path in folders:
         if not (path / _SHARD).is_file():
             what = "is not a finished shard" if path.is_dir() else "is not there"
-            raise OutputError(f"{path} {what}; finish it with the same command and --resume")
+            raise OutputError(f"{path} {what}; finish it with resume=True")
         about = read_json(path / _SHARD, OutputError)
         about["manifest"] = read_json(path / _MANIFEST, OutputError)
         (index, count), chunks = about.pop("shard"), about["chunks"]

@@ -117,8 +117,8 @@ def score_variants_file(
 
     The output is VCF or BCF, every record again with scores in INFO, or a table, a row for each
     alternative allele. Gives what the file holds, and the index of the output, which bgzip VCF and
-    BCF in order have; of a shard its folder. An InputError when the file looks as if it was made for
-    another assembly.
+    BCF in order have; of a shard its folder. An InputError when the file looks as if it was made
+    for another assembly.
     """
     source, output = Path(variants), Path(output)
     own, run = split_options(options, VariantFileScoring)
