@@ -32,12 +32,15 @@ from megabase.inference.jobs import split_options
 from megabase.inference.prediction import Predictions, predict, predict_file
 from megabase.inference.prediction_track import TrackOptions, predict_track
 from megabase.inference.scoring import SequenceScores, score, score_file
+from megabase.inference.variants.random_variants import calibrate_variants
 from megabase.inference.variants.scorer import VariantOptions, VariantScores, score_variants
 from megabase.inference.variants.vcf_file import score_variants_file
 from megabase.models.loading import Loaded, ModelSpec, choose_device
 from megabase.models.loading import load as load_model
 from megabase.options import (
     AttributeOptions,
+    CalibratedScoring,
+    CalibrationOptions,
     EmbedOptions,
     EvaluateOptions,
     GenerationOptions,
@@ -69,7 +72,7 @@ MaybeGenome = GenomeLike | None
 """The genome of a BED or VCF file; None where the sequences are given themselves."""
 
 _FILE_ONLY = (RunOptions.__optional_keys__ - {"batch_tokens", "device"}) | (
-    VariantFileScoring.__optional_keys__ - VariantScoring.__optional_keys__
+    VariantFileScoring.__optional_keys__ - CalibratedScoring.__optional_keys__
 )
 """Keywords that do nothing to a result in memory, and so need ``out=``."""
 _NO_SEQUENCE = re.compile(r"[./\\\d_-]")
@@ -210,6 +213,29 @@ class Model(Loaded):
             raise InputError("out= needs the variants as a file (VCF or BCF)")
         found = score_variants_file(self, variants, _path(genome), out, **given)
         return found if isinstance(found, Path) else Path(out)
+
+    def calibrate_variants(
+        self,
+        genome: GenomeLike,
+        *,
+        out: File | None = None,
+        regions: Sequence[str] = (),
+        **options: Unpack[CalibrationOptions],
+    ) -> Path:
+        """Score random variants, for ``calibration=`` of :meth:`score_variants`.
+
+        Parameters
+        ----------
+        genome
+            The genome that they are drawn from.
+        out
+            ``.npz``; in the folder of the model when None.
+        regions
+            Where they are drawn; everywhere when empty.
+        options
+            See :class:`CalibrationOptions`.
+        """
+        return calibrate_variants(self, _path(genome), out, regions=regions, **options)
 
     @overload
     def ism(

@@ -74,7 +74,26 @@ class VariantScoring(RunOptions, total=False):
     length, shared by neighbors, faster (default: centered)."""
 
 
-class VariantFileScoring(VariantScoring, total=False):
+class CalibratedScoring(VariantScoring, total=False):
+    """Keywords of :meth:`Model.score_variants` without ``out=``."""
+
+    calibration: str | Path | None
+    """Add METHOD_z and METHOD_percentile by this file of `variants --calibrate`; the word model
+    takes the one beside the model (default: none)."""
+
+
+class CalibrationOptions(VariantScoring, total=False):
+    """Keywords of :meth:`Model.calibrate_variants`."""
+
+    count: int
+    """Random substitutions, of every base drawn all three (default: 30,000)."""
+    others: int
+    """Random insertions, deletions and longer substitutions: the number of each (default: 0)."""
+    seed: int
+    """Decides every draw (default: 0)."""
+
+
+class VariantFileScoring(CalibratedScoring, total=False):
     """Keywords of :meth:`Model.score_variants`; those here are for ``out=``."""
 
     prefix: str

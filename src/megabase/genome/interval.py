@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Self, TypeVar
@@ -57,6 +58,16 @@ def contig_aliases(name: str) -> tuple[str, ...]:
     if name.startswith("chr"):
         return (name[3:],) if len(name) > 3 else ()
     return (f"chr{name}",)
+
+
+def shared_ends(ref: Sequence[object], alt: Sequence[object]) -> tuple[int, int]:
+    """Count what two alleles share at the front, and then of the rest at the back."""
+    shared, front, back = min(len(ref), len(alt)), 0, 0
+    while front < shared and ref[front] == alt[front]:
+        front += 1
+    while back < shared - front and ref[-1 - back] == alt[-1 - back]:
+        back += 1
+    return front, back
 
 
 class Strand(StrEnum):

@@ -15,7 +15,7 @@ from megabase.errors import InputError, LeftOutWarning, MegabaseError, NoUsableR
 Reason = Literal[
     "UNKNOWN_CONTIG", "OUTSIDE_CONTIG", "REF_NOT_BASES", "REF_MISMATCH", "NO_ALT", "SYMBOLIC_ALT",
     "ALT_NOT_BASES", "ALT_IS_REF", "CONTIG_TOO_SHORT", "TOO_NEAR_END", "ALLELE_TOO_LONG",
-    "NO_BASE_BEFORE", "LENGTHS_DIFFER",
+    "NO_BASE_BEFORE", "LENGTHS_DIFFER", "NOT_CALIBRATED",
 ]  # fmt: skip
 REASONS: dict[Reason, str] = {
     "UNKNOWN_CONTIG": "the genome has no such contig",
@@ -32,6 +32,8 @@ REASONS: dict[Reason, str] = {
     "NO_BASE_BEFORE": "a window begins with the variant, so a method that asks what stands before "
     "it has no value",
     "LENGTHS_DIFFER": "a method that hides the allele has no value for alleles of two lengths",
+    "NOT_CALIBRATED": "the calibration holds no random variants of its class, or a base nearby is "
+    "not A, C, G or T",
 }
 """Why a row cannot be used, or an allele has no score (or lacks one)."""
 

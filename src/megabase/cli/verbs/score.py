@@ -13,12 +13,20 @@ from megabase.cli.options import (
     add_run_options,
     add_source_options,
     given,
+    refuse_unused,
     running,
     source_of,
 )
 from megabase.cli.parser import Verb
 from megabase.cli.streams import note
-from megabase.options import ScoreOptions, VariantFileScoring, VariantScoring
+from megabase.errors import InputError
+from megabase.options import (
+    CalibratedScoring,
+    CalibrationOptions,
+    ScoreOptions,
+    VariantFileScoring,
+    VariantScoring,
+)
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -47,13 +55,17 @@ def _score(args: Namespace) -> int:
 def _add_variants(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", type=str, help=MODEL)
-    add("variants", metavar="VCF", type=str, help="VCF (plain, bgzip) or BCF file")
-    add("genome", metavar="GENOME", type=str, help="genome store, or FASTA file")
-    add("-o", "--output", required=True, type=str, help="OUT.vcf, .vcf.gz, .bcf (with scores in "
-        "INFO), .parquet or .tsv")  # fmt: skip
-    add_keywords(parser, VariantScoring)
-    add_keywords(parser, VariantFileScoring)
-    add_regions_option(parser, "score and write only the records that overlap these")
+    add("variants", metavar="VCF", nargs="?", type=str, help="VCF (plain, bgzip) or BCF file")
+    add("genome", metavar="GENOME", nargs="?", type=str, help="genome store, or FASTA file")
+    add("-o", "--output", type=str, help="OUT.vcf, .vcf.gz, .bcf (with scores in INFO), .parquet "
+        "or .tsv; of --calibrate .npz (default: in the folder of the model)")  # fmt: skip
+    for kind in (VariantScoring, CalibratedScoring, VariantFileScoring):
+        add_keywords(parser, kind)
+    add("--calibrate", type=str, metavar="GENOME", help="in place of VCF and GENOME: score random "
+        "variants of this genome, and keep mean and spread by context and quantiles")  # fmt: skip
+    add_keywords(parser, CalibrationOptions)
+    add_regions_option(parser, "score and write only the records that overlap these; draw random "
+        "variants from these")  # fmt: skip
     add_run_options(parser)
 
 
@@ -61,10 +73,27 @@ def _variants(args: Namespace) -> int:
     """Score the variants of a VCF or BCF file: how a language model rates ALT against REF.
 
     Every record is written again with its scores as INFO fields (or as a row of a table); one that
-    cannot be scored keeps its line, with the reason.
+    cannot be scored keeps its line, with the reason. --calibrate scores random variants, by which
+    --calibration then standardizes scores.
     """
+    from megabase.inference.variants.random_variants import calibrate_variants
     from megabase.inference.variants.vcf_file import score_variants_file
 
+    if args.calibrate is not None:
+        refuse_unused(args, "variants genome calibration prefix allow_mismatches strict",
+            "not for --calibrate")  # fmt: skip
+        with running(args, "records") as how:
+            path = calibrate_variants(
+                args.model, args.calibrate, args.output, regions=args.regions,
+                **given(args, CalibrationOptions), **how,
+            )  # fmt: skip
+        note(f"wrote {path}")
+        return 0
+    refuse_unused(args, "count others seed", "for --calibrate")
+    lacking = [name for name in ("variants", "genome", "output") if args[name] is None]
+    if lacking:
+        raise InputError(f"missing: {', '.join(lacking)}; expected megabase variants MODEL VCF "
+            "GENOME -o FILE, or MODEL --calibrate GENOME")  # fmt: skip
     with running(args, "records") as how:
         written = score_variants_file(
             args.model, args.variants, args.genome, args.output, regions=args.regions,
@@ -149,6 +178,7 @@ VERBS = {
         "megabase variants default in.vcf.gz hg38.mb -o out.vcf.gz",
         "megabase variants runs/mine in.bcf hg38.fa -o out.tsv --window 4096 --methods "
         "llr_window l2",
+        "megabase variants runs/mine --calibrate hg38.fa --regions chr20 --methods llr_site",
     )),
     "ism": Verb(_add_ism, _ism, (
         "megabase ism default chr20:1,000,001-1,000,200 hg38.mb -o r.parquet --plot r.svg",

@@ -28,6 +28,7 @@ from megabase.errors import InputError
 from megabase.evaluate.log_probs import base_logits, predict_tokens, token_log_probs
 from megabase.evaluate.sequences import run_batched
 from megabase.genome.alphabet import BASE_BITS, BASE_TOKEN_IDS, T, encode, reverse_complement
+from megabase.genome.interval import shared_ends
 from megabase.genome.left_out import Reason
 from megabase.inference.variants.prefix_layers import PrefixLayers
 from megabase.layers.backbone import Backbone, Block
@@ -78,13 +79,7 @@ class AlleleWindows(NamedTuple):
         if reverse:
             position = length - position - len(old)
             old, new = reverse_complement(old), reverse_complement(new)
-        shared = min(len(old), len(new))
-        front = 0
-        while front < shared and old[front] == new[front]:
-            front += 1
-        back = 0
-        while back < shared - front and old[len(old) - 1 - back] == new[len(new) - 1 - back]:
-            back += 1
+        front, back = shared_ends(old, new)
         old, new = old[front : len(old) - back], new[front : len(new) - back]
         first, more = position + front, max(0, len(old) - len(new))
         if length < window + more:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Unpack
 
@@ -22,6 +22,7 @@ from megabase.genome.vcf import VcfRecord, read_vcf_records
 from megabase.inference.jobs import BATCH_TOKENS, split_options
 from megabase.inference.parts import Provenance
 from megabase.inference.scoring import STRANDS, Strands
+from megabase.inference.variants.calibration import Calibration, columns, context_of
 from megabase.inference.variants.forward import (
     PLACEMENTS,
     AlleleOutputs,
@@ -32,7 +33,7 @@ from megabase.inference.variants.forward import (
 )
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import Loaded, ModelSpec, load
-from megabase.options import VariantScoring
+from megabase.options import CalibratedScoring
 
 DEFAULT_WINDOW = 1_024
 """Long enough for what small models use of the context, and fast; models of 1k take no more."""
@@ -148,12 +149,15 @@ class VariantOptions:
         ``"centered"``: each variant in the middle of a window of its own. ``"grid"``: in the middle
         half of a window that begins at a multiple of half its length, which neighboring variants
         share; faster. See :mod:`megabase.inference.variants.forward`.
+    calibration
+        File of :mod:`megabase.inference.variants.calibration`, or ``"model"``: the one beside it.
     """
 
     window: int | None = None
     methods: Sequence[str] | None = None
     strands: Strands = "both"
     placement: Placement = "centered"
+    calibration: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.methods is not None:
@@ -184,7 +188,7 @@ class VariantOptions:
                     f"method {name!r} needs a model that predicts hidden bases; this one is causal "
                     f"(use {', '.join(_CAUSAL_DEFAULT)})"
                 )
-        return VariantOptions(window, names, self.strands, self.placement)
+        return replace(self, window=window, methods=names)
 
 
 class AlleleScore(NamedTuple):
@@ -219,7 +223,12 @@ class VariantScorer:
     ) -> None:
         self.model, self.store, self.batch_tokens = model, store, batch_tokens
         self.options = options.resolved(model)
-        self.methods = [METHODS[name] for name in self.options.methods or ()]
+        self.names = list(self.options.methods or ())
+        self.methods = [METHODS[name] for name in self.names]
+        given = self.options.calibration
+        self.calibration = None if given is None else Calibration.of(given, model, self.options)
+        self.columns = columns(self.names, given is not None)
+        """Names of the values of an allele."""
 
     @classmethod
     def load(
@@ -232,10 +241,13 @@ class VariantScorer:
 
     def provenance(self, verb: str, **more: Any) -> Provenance:
         """Describe where scores come from; `more` are further options than those of a score."""
+        options = {**asdict(self.options), **more}
+        if options.pop("calibration") is not None and self.calibration is not None:
+            made = self.calibration.provenance
+            options["calibration"] = {"genome_sha256": made.genome_sha256, **made.options}
         return Provenance(
             verb, self.model.name, self.model.digest,
-            genome=self.store.name, genome_sha256=self.store.checksum,
-            options={**asdict(self.options), **more},
+            genome=self.store.name, genome_sha256=self.store.checksum, options=options,
         )  # fmt: skip
 
     def score(self, records: Sequence[VcfRecord]) -> list[tuple[AlleleScore, ...]]:
@@ -245,7 +257,8 @@ class VariantScorer:
         """
         strands = STRANDS[:2] if self.options.strands == "both" else (self.options.strands,)
         windows: list[AlleleWindows] = []
-        plan: list[list[slice | Reason]] = []  # for each allele: its windows, or the reason
+        plan: list[list[int | Reason]] = []  # for each allele: its number, or the reason
+        places: list[tuple[int, int]] = []  # context and class of each with a number
         for record in records:
             contig = self.store.find_contig(record.contig)
             problem = record.check(self.store, contig)
@@ -253,27 +266,34 @@ class VariantScorer:
                 plan.append([problem or "UNKNOWN_CONTIG"] * max(1, len(record.alts)))
                 continue
             view = self.store.view(contig)
-            alleles: list[slice | Reason] = []
+            alleles: list[int | Reason] = []
             for alt in record.alts:
                 reason = record.check_allele(alt)
                 found = reason or self._windows(view, record, alt, strands)
                 if isinstance(found, str):
                     alleles.append(found)
                 else:
-                    alleles.append(slice(len(windows), len(windows) + len(found)))
+                    alleles.append(len(places))
+                    places.append(context_of(view, record.position, record.ref, alt))
                     windows += found
             plan.append(alleles)
-        values = self._values(windows)
+        count = len(self.methods)
+        values = self._values(windows).reshape(len(places), len(strands), count).mean(1)
+        values = np.where([method.absolute for method in self.methods], np.abs(values), values)
+        if self.calibration is not None:
+            context = np.array(places, dtype=np.int64).reshape(-1, 2)
+            values = self.calibration.extend(self.names, values, *context.T)
 
-        def score_of(one: slice | Reason) -> AlleleScore:
+        def score_of(one: int | Reason) -> AlleleScore:
             """Give the values of an allele with the reason of the first that is missing."""
             if isinstance(one, str):
-                return AlleleScore((math.nan,) * len(self.methods), one)
-            found = values[one].mean(0)
-            found = np.where([method.absolute for method in self.methods], np.abs(found), found)
-            missing = np.flatnonzero(np.isnan(found))
-            reason = self.methods[int(missing[0])].lacks if len(missing) else None
-            return AlleleScore(tuple(found.tolist()), reason)
+                return AlleleScore((math.nan,) * len(self.columns), one)
+            missing = np.flatnonzero(np.isnan(values[one]))
+            reason: Reason | None = None
+            if len(missing):
+                first = int(missing[0])
+                reason = self.methods[first].lacks if first < count else "NOT_CALIBRATED"
+            return AlleleScore(tuple(values[one].tolist()), reason)
 
         return [tuple(map(score_of, alleles)) for alleles in plan]
 
@@ -286,7 +306,6 @@ class VariantScorer:
         and allele (0-based numbers), one for each method and reason; null where there is no value,
         and no reason where every method has one. `numbers` are those of the records in their file.
         """
-        methods = self.options.methods or ()
         rows: list[tuple[Any, ...]] = []
         numbers = range(len(records)) if numbers is None else numbers
         for number, record, alleles in zip(numbers, records, self.score(records), strict=True):
@@ -300,10 +319,10 @@ class VariantScorer:
         schema = {
             "contig": text, "start": integer, "end": integer, "pos": integer, "ref": text,
             "alt": text, "id": text, "record": integer, "allele": integer,
-            **dict.fromkeys(methods, pl.Float64), "reason": text,
+            **dict.fromkeys(self.columns, pl.Float64), "reason": text,
         }  # fmt: skip
         frame = pl.DataFrame(rows, schema=schema, orient="row")
-        return frame.with_columns(pl.col(list(methods)).fill_nan(None))
+        return frame.with_columns(pl.col(self.columns).fill_nan(None))
 
     def _windows(
         self, view: NDArray[np.uint8], record: VcfRecord, alt: str, strands: Sequence[Strands]
@@ -375,7 +394,7 @@ def score_variants(
     model: ModelSpec,
     variants: str | Path | Iterable[Variant | str],
     genome: Genome | str | Path,
-    **options: Unpack[VariantScoring],
+    **options: Unpack[CalibratedScoring],
 ) -> VariantScores:
     """Score variants with a language model, whose mode is restored.
 
@@ -383,7 +402,7 @@ def score_variants(
     such as ``"chr1:1,001:A>G"`` (1-based). What cannot be scored keeps its row, with the reason.
     InputError when the file cannot be read, or model, window and methods do not fit.
     """
-    own, run = split_options(options, VariantScoring)
+    own, run = split_options(options, CalibratedScoring)
     settings, records = VariantOptions(**own), _records(variants)
     loaded = load(model, head="language", device=run.get("device"))
     with genome_store(genome) as store:

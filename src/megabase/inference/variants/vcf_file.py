@@ -29,6 +29,7 @@ from megabase.genome.vcf import (
 )
 from megabase.inference.jobs import Work, check_run, map_file, split_options
 from megabase.inference.parts import Provenance
+from megabase.inference.variants.calibration import DERIVED, columns
 from megabase.inference.variants.scorer import (
     METHODS,
     AlleleScore,
@@ -131,6 +132,7 @@ def score_variants_file(
         )
     check_run(output, **run)
     found: _Survey | None = None
+    scored: VariantScorer
     with genome_store(genome) as store:
         if not source.is_file():
             raise InputError(no_file(source))
@@ -141,8 +143,8 @@ def score_variants_file(
             _require_new_keys(header, prefix, source)
 
         def describe(scorer: VariantScorer) -> Provenance:
-            nonlocal found, settings
-            settings = scorer.options
+            nonlocal found, scored
+            scored = scorer
             found = _survey(source, store, kept, allow_mismatches=mismatches, strict=strict)
             if as_vcf:
                 _require_names(found.contigs, source)
@@ -153,7 +155,7 @@ def score_variants_file(
         def merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
             assert found is not None
             if as_vcf:
-                lines = _header_lines(header, settings, prefix, provenance, found.contigs)
+                lines = _header_lines(header, scored, prefix, provenance, found.contigs)
                 _merge_vcf(lines, parts, target)
             else:
                 merge_tables(parts, target, provenance)
@@ -189,7 +191,7 @@ def _table(scorer: VariantScorer, chunk: list[tuple[int, VcfRecord]]) -> pl.Data
 
 def _lines(prefix: str, scorer: VariantScorer, chunk: list[tuple[int, VcfRecord]]) -> str:
     """Score a chunk into lines of VCF."""
-    records, methods = [record for _, record in chunk], scorer.options.methods or ()
+    records, methods = [record for _, record in chunk], scorer.columns
     scored = zip(records, scorer.score(records), strict=True)
     return "".join(f"{_annotated_line(one, alleles, methods, prefix)}\n" for one, alleles in scored)
 
@@ -219,7 +221,7 @@ def _info_key(prefix: str, name: str) -> str:
 
 def _require_new_keys(header: Sequence[str], prefix: str, path: Path) -> None:
     """Refuse a prefix whose keys the header of a file has already, with an InputError."""
-    for name in (*METHODS, "reason"):
+    for name in (*columns(tuple(METHODS), True), "reason"):
         key = _info_key(prefix, name)
         if any(line.startswith(f"##INFO=<ID={key},") for line in header):
             raise InputError(
@@ -260,7 +262,7 @@ def _annotated_line(
 
 
 def _header_lines(
-    header: Sequence[str], options: VariantOptions, prefix: str, provenance: Provenance,
+    header: Sequence[str], scorer: VariantScorer, prefix: str, provenance: Provenance,
     contigs: Mapping[str, int | None],
 ) -> list[str]:  # fmt: skip
     """Give a header with the lines for the new fields before its last line.
@@ -283,11 +285,16 @@ def _header_lines(
             others = [other for other in contig_aliases(name) if other not in contigs]
             replaced = {declared[other] for other in others if other in declared}
             header = [line for line in header if line not in replaced]
+    options = scorer.options
     strands = "mean of both strands" if options.strands == "both" else f"{options.strands} strand"
-    for name in options.methods or ():
+    said = {name: METHODS[name].description for name in scorer.names}
+    for name in scorer.columns[len(said) :]:
+        method, _, kind = name.rpartition("_")
+        said[name] = f"{method} {DERIVED[kind]}"
+    for name, text in said.items():
         added.append(
             f'##INFO=<ID={_info_key(prefix, name)},Number=A,Type=Float,Description="'
-            f"{METHODS[name].description}; {strands}; window of {options.window} bases, "
+            f"{text}; {strands}; window of {options.window} bases, "
             f'{options.placement}">'
         )
     reasons = "; ".join(f"{name}: {text}" for name, text in REASONS.items())
