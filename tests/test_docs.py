@@ -12,6 +12,7 @@ by two percent. A YAML block that begins with ``# NAME.yaml`` is written to that
 from __future__ import annotations
 
 import contextlib
+import glob
 import importlib.util
 import io
 import os
@@ -168,6 +169,7 @@ def run_block(page: Path, block: Block, space: dict[str, Any]) -> str:
 def run_command(line: str, page: Path) -> str:
     """Run a command and give what a terminal shows of it."""
     words = shlex.split(line, comments=True)
+    words = [one for word in words for one in sorted(glob.glob(word)) or [word]]  # as a shell
     if words[0] == "megabase" and "|" not in words and ">" not in words:
         output = io.StringIO()
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):

@@ -46,6 +46,8 @@ def _merge(args: Namespace) -> int:
 
     folders = [Path(path) for path in args.shards]
     target = Path(args.output or str(folders[0]).rpartition(".shard-")[0] or folders[0])
+    if not folders[0].is_dir():
+        raise InputError(f"there is no shard {folders[0]}")
     if not (folders[0] / _COMMAND).is_file():
         raise InputError(
             f"{folders[0]} does not hold the command of a shard; of shards made in Python call "
