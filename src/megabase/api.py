@@ -32,6 +32,7 @@ from megabase.inference.jobs import split_options
 from megabase.inference.prediction import Predictions, predict, predict_file
 from megabase.inference.prediction_track import TrackOptions, predict_track
 from megabase.inference.scoring import SequenceScores, score, score_file
+from megabase.inference.variants.every_snv import score_all
 from megabase.inference.variants.random_variants import calibrate_variants
 from megabase.inference.variants.scorer import VariantOptions, VariantScores, score_variants
 from megabase.inference.variants.vcf_file import score_variants_file
@@ -43,6 +44,7 @@ from megabase.options import (
     CalibrationOptions,
     EmbedOptions,
     EvaluateOptions,
+    EverySnvScoring,
     GenerationOptions,
     PredictOptions,
     RunOptions,
@@ -236,6 +238,30 @@ class Model(Loaded):
             See :class:`CalibrationOptions`.
         """
         return calibrate_variants(self, _path(genome), out, regions=regions, **options)
+
+    def score_all(
+        self,
+        genome: GenomeLike,
+        *,
+        out: File,
+        regions: Sequence[str] = (),
+        **options: Unpack[EverySnvScoring],
+    ) -> Path:
+        """Score every substitution of a genome by ``llr_site``, with a causal model.
+
+        Parameters
+        ----------
+        genome
+            The genome.
+        out
+            ``.tsv.gz``: a bgzip table; its tabix index lies beside it.
+        regions
+            Contigs, region strings or BED files; the whole genome when empty.
+        options
+            See :class:`EverySnvScoring`.
+        """
+        made = score_all(self, _path(genome), out, regions=regions, **options)
+        return made if isinstance(made, Path) else Path(out)
 
     @overload
     def ism(

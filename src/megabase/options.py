@@ -104,6 +104,17 @@ class VariantFileScoring(CalibratedScoring, total=False):
     """Refuse the first record that cannot be used, instead of leaving it out."""
 
 
+class EverySnvScoring(RunOptions, total=False):
+    """Keywords of :meth:`Model.score_all`."""
+
+    window: int | None
+    """Bases that are read at once (default: up to 1,024)."""
+    context: int | None
+    """Bases before each that are read at least, but at ends of contigs (default: half a window)."""
+    strands: Literal["forward", "reverse", "both"]
+    """Strand that is read; both takes the mean (default: both)."""
+
+
 class EmbedOptions(RunOptions, total=False):
     """Keywords of :meth:`Model.embed`."""
 

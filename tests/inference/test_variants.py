@@ -14,7 +14,7 @@ import torch
 from megabase.errors import InputError
 from megabase.genome.interval import Variant
 from megabase.genome.store import Genome
-from megabase.inference.variants.forward import PLACEMENTS, AlleleWindows, _shares_prefix
+from megabase.inference.variants.forward import PLACEMENTS, AlleleWindows, shares_prefix
 from megabase.inference.variants.scorer import METHODS as METHODS_OF
 from megabase.inference.variants.scorer import score_variants
 from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
@@ -202,9 +202,9 @@ def test_every_kind_of_record_equals_string_surgery(
 
 
 def test_the_fast_reader_is_used_where_it_can_be(model: torch.nn.Module) -> None:
-    assert _shares_prefix(model)
-    assert not _shares_prefix(GPTForCausalLM(GPTConfig(d_model=16, n_layer=1)))
-    assert not _shares_prefix(hyena(hyena_order=3))
+    assert shares_prefix(model)
+    assert not shares_prefix(GPTForCausalLM(GPTConfig(d_model=16, n_layer=1)))
+    assert not shares_prefix(hyena(hyena_order=3))
 
 
 @pytest.mark.parametrize("placement", ["centered", "grid"])

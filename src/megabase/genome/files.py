@@ -30,7 +30,7 @@ from typing import Any, BinaryIO
 
 from megabase.errors import InputError, InUseError, MegabaseError, OutputError, ResumableError
 
-_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 """The empty block that ends every bgzip file (SAM specification, section 4.1.2)."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors after which a run can resume once there is room."""
@@ -276,8 +276,8 @@ def require_bgzip_end(raw: io.BufferedReader, path: Path, error: type[MegabaseEr
     if not is_bgzip or not raw.seekable():
         return
     size = raw.seek(0, os.SEEK_END)
-    raw.seek(-min(len(_BGZF_END), size), os.SEEK_END)
-    if raw.read() != _BGZF_END:
+    raw.seek(-min(len(BGZF_END), size), os.SEEK_END)
+    if raw.read() != BGZF_END:
         raise error(
             f"{path} is cut short: it is a bgzip file without the empty block that ends every "
             "bgzip file; copy or download it again"

@@ -32,8 +32,8 @@ from megabase.inference.parts import PartFolder, Provenance, Shard, refuse_exist
 from megabase.models.loading import choose_device, threads
 from megabase.options import Progress, RunOptions
 
-_Part = pl.DataFrame | str
-"""Result of a chunk: a frame (kept as Parquet), or lines of text."""
+_Part = pl.DataFrame | str | bytes
+"""Result of a chunk: a frame (kept as Parquet), lines of text, or what is kept as it is."""
 
 _POLL_SECONDS = 0.1  # a chunk takes seconds or more, so looking more often would show nothing new
 
@@ -278,6 +278,8 @@ def _write_part(result: _Part, path: Path) -> None:
     """Write the result of a chunk."""
     if isinstance(result, str):
         path.write_text(result, encoding="utf-8")
+    elif isinstance(result, bytes):
+        path.write_bytes(result)
     else:
         result.write_parquet(path)
 

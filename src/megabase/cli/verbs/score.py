@@ -23,6 +23,7 @@ from megabase.errors import InputError
 from megabase.options import (
     CalibratedScoring,
     CalibrationOptions,
+    EverySnvScoring,
     ScoreOptions,
     VariantFileScoring,
     VariantScoring,
@@ -57,15 +58,33 @@ def _add_variants(parser: ArgumentParser) -> None:
     add("model", metavar="MODEL", type=str, help=MODEL)
     add("variants", metavar="VCF", nargs="?", type=str, help="VCF (plain, bgzip) or BCF file")
     add("genome", metavar="GENOME", nargs="?", type=str, help="genome store, or FASTA file")
-    add("-o", "--output", type=str, help="OUT.vcf, .vcf.gz, .bcf (with scores in INFO), .parquet "
-        "or .tsv; of --calibrate .npz (default: in the folder of the model)")  # fmt: skip
+    add(
+        "-o",
+        "--output",
+        type=str,
+        help="OUT.vcf, .vcf.gz, .bcf (with scores in INFO), .parquet "
+        "or .tsv; of --all .tsv.gz; of --calibrate .npz (default: in the folder of the model)",
+    )
     for kind in (VariantScoring, CalibratedScoring, VariantFileScoring):
         add_keywords(parser, kind)
+    add(
+        "--all",
+        type=str,
+        metavar="GENOME",
+        help="in place of VCF and GENOME: score every "
+        "substitution of this genome by llr_site, into a table with a tabix index",
+    )
+    add(
+        "--context",
+        type=int,
+        help="of --all: bases before each that are read at least, but at "
+        "ends of contigs (default: half a window)",
+    )
     add("--calibrate", type=str, metavar="GENOME", help="in place of VCF and GENOME: score random "
         "variants of this genome, and keep mean and spread by context and quantiles")  # fmt: skip
     add_keywords(parser, CalibrationOptions)
-    add_regions_option(parser, "score and write only the records that overlap these; draw random "
-        "variants from these")  # fmt: skip
+    add_regions_option(parser, "score and write only what overlaps these; draw random variants "
+        "from these")  # fmt: skip
     add_run_options(parser)
 
 
@@ -74,8 +93,10 @@ def _variants(args: Namespace) -> int:
 
     Every record is written again with its scores as INFO fields (or as a row of a table); one that
     cannot be scored keeps its line, with the reason. --calibrate scores random variants, by which
-    --calibration then standardizes scores.
+    --calibration then standardizes scores. --all scores a genome before it is asked for.
     """
+    if args.all is not None:
+        return _every_snv(args)
     from megabase.inference.variants.random_variants import calibrate_variants
     from megabase.inference.variants.vcf_file import score_variants_file
 
@@ -90,10 +111,11 @@ def _variants(args: Namespace) -> int:
         note(f"wrote {path}")
         return 0
     refuse_unused(args, "count others seed", "for --calibrate")
+    refuse_unused(args, "context", "for --all")
     lacking = [name for name in ("variants", "genome", "output") if args[name] is None]
     if lacking:
         raise InputError(f"missing: {', '.join(lacking)}; expected megabase variants MODEL VCF "
-            "GENOME -o FILE, or MODEL --calibrate GENOME")  # fmt: skip
+            "GENOME -o FILE, MODEL --all GENOME -o FILE, or MODEL --calibrate GENOME")  # fmt: skip
     with running(args, "records") as how:
         written = score_variants_file(
             args.model, args.variants, args.genome, args.output, regions=args.regions,
@@ -108,6 +130,24 @@ def _variants(args: Namespace) -> int:
         note(f"wrote {index}")
     elif args.output.lower().endswith((".gz", ".bgz", ".bcf")) and Path(args.output).is_file():
         note("no index: the records are not in order (bcftools sort)")
+    return 0
+
+
+def _every_snv(args: Namespace) -> int:
+    """Score every substitution."""
+    from megabase.inference.variants.every_snv import score_all
+
+    refuse_unused(args, "variants genome methods placement calibration calibrate count others "
+        "seed prefix allow_mismatches strict", "not for --all")  # fmt: skip
+    with running(args, "positions") as how:
+        written = score_all(
+            args.model, args.all, args.output, regions=args.regions,
+            **given(args, EverySnvScoring), **how,
+        )  # fmt: skip
+    count, paths = (0, [written]) if isinstance(written, Path) else written
+    note(f"wrote {paths[0]}" + (f": {count:,} substitutions" if count else ""))
+    for path in paths[1:]:
+        note(f"wrote {path}")
     return 0
 
 
@@ -179,6 +219,7 @@ VERBS = {
         "megabase variants runs/mine in.bcf hg38.fa -o out.tsv --window 4096 --methods "
         "llr_window l2",
         "megabase variants runs/mine --calibrate hg38.fa --regions chr20 --methods llr_site",
+        "megabase variants default --all hg38.mb --regions chr20 -o chr20.tsv.gz",
     )),
     "ism": Verb(_add_ism, _ism, (
         "megabase ism default chr20:1,000,001-1,000,200 hg38.mb -o r.parquet --plot r.svg",

@@ -144,9 +144,9 @@ def read_alleles(
     Windows may differ in length; the outputs are for REF and ALT of each. InputError when hidden
     states are needed of a model that gives none.
     """
-    if not _shares_prefix(model.model):
+    if not shares_prefix(model.model):
         return _plain(model, windows, needs, batch_tokens)
-    found = _SharedPrefix(model.model, windows, "pooled" in needs, batch_tokens).read()
+    found = SharedPrefix(model.model, windows, "pooled" in needs, batch_tokens).read()
     rest = [number for number in range(len(windows)) if number not in found]
     if rest:
         others = _plain(model, [windows[number] for number in rest], needs, batch_tokens)
@@ -154,7 +154,7 @@ def read_alleles(
     return [found[number] for number in range(len(windows))]
 
 
-def _shares_prefix(model: nn.Module) -> bool:
+def shares_prefix(model: nn.Module) -> bool:
     """Whether a model is a stack of causal Hyena operators of order 2 with a linear head."""
     base: Any = getattr(model, "base_model", None)
     backbone = getattr(base, "backbone", None)
@@ -270,7 +270,7 @@ class _Reference(NamedTuple):
     states: Tensor | None  # last hidden states of whole windows, (R, P, D), where they are pooled
 
 
-class _SharedPrefix:
+class SharedPrefix:
     """Passes over REF whole and over ALT from the variant on, of a model for which it can be."""
 
     def __init__(
@@ -285,6 +285,7 @@ class _SharedPrefix:
         if self.device.type == "cpu":
             self.tokens = min(batch_tokens, _CPU_TOKENS)
         self.results: dict[int, _Pair] = {}
+        self._prepared = False
 
     def read(self) -> dict[int, _Pair]:
         """Give the outputs of variants by number, but for those without enough bases around."""
@@ -296,10 +297,7 @@ class _SharedPrefix:
                 of_length.setdefault(one.ref.tobytes(), []).append(number)
         with inference_mode(self.model):
             if by_length:
-                self.layers.pack()
-                if self.layers.has_table:
-                    letters = self._ids(np.arange(T + 2, dtype=np.uint8)[None])
-                    self.layers.make_table(self.backbone.embeddings(letters)[0])
+                self._prepare()
             for length, of_length in by_length.items():
                 rows = max(1, self.tokens // length)
                 # Windows whose first variants are at like positions waste the least together.
@@ -310,6 +308,23 @@ class _SharedPrefix:
                     self._read_windows(order[low : low + rows], rows)
                 self.layers.clear()
         return self.results
+
+    def predict(self, codes_RW: _Codes, first: int) -> Tensor:
+        """Give logits of A, C, G, T at the bases from `first` >= 1 on, (R, W - first, 4).
+
+        Windows of all calls are of one length; in inference mode.
+        """
+        if not self._prepared:
+            self._prepare()
+        return self._reference(codes_RW, first, False).logits
+
+    def _prepare(self) -> None:
+        """Lay out the weights and make the table of the first layer."""
+        self._prepared = True
+        self.layers.pack()
+        if self.layers.has_table:
+            letters = self._ids(np.arange(T + 2, dtype=np.uint8)[None])
+            self.layers.make_table(self.backbone.embeddings(letters)[0])
 
     def _positions(self, bases: int) -> int:
         """Positions that are computed of a window; the last base predicts none."""

@@ -1,0 +1,365 @@
+"""Scores of every substitution of a genome by a causal model, from one pass over each window.
+
+A causal model gives all four bases of a position their probability at once, so one pass over a
+window holds `llr_site` of three substitutions for each base. Windows of W bases lie on the contig
+at multiples of W - C; each answers for all its bases but the first C, which are context, and the
+first window of a contig for those too. So a base is read with C to W - 1 bases before it (fewer in
+the first C bases of a contig), the same ones whatever the regions. The other strand is read the
+same way from the other end. What lies behind a base has no part in its score: windows reach over
+the end of a contig.
+
+Shape suffixes: B windows, W bases of a window, N positions; 4 are A, C, G, T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from megabase.data.augment import codes_to_ids
+from megabase.data.regions import Regions, regions_of
+from megabase.data.sources import genome_store
+from megabase.errors import InputError
+from megabase.evaluate.log_probs import base_logits, predict_tokens
+from megabase.genome.alphabet import BASE_BITS, N, T, reverse_complement
+from megabase.genome.files import is_stream
+from megabase.genome.interval import Interval, one_based
+from megabase.genome.left_out import LeftOut
+from megabase.genome.store import Genome
+from megabase.inference.jobs import BATCH_TOKENS, Work, check_run, map_file, split_options
+from megabase.inference.parts import Provenance
+from megabase.inference.scoring import STRANDS, Strands
+from megabase.inference.variants.forward import SharedPrefix, shares_prefix
+from megabase.inference.variants.score_table import bgzip, index_table, merge_table, score_rows
+from megabase.inference.variants.scorer import DEFAULT_WINDOW, METHODS
+from megabase.inference.writers import require_suffix
+from megabase.models.checkpoints.checks import require_finite
+from megabase.models.loading import Loaded, ModelSpec, inference_mode, load, threads
+from megabase.options import EverySnvScoring
+
+_BLOCK = 1 << 16
+"""Positions of a chunk: a second or more of work, and 50,000 parts of a human genome."""
+_STRETCHES = 512
+"""Stretches of half a window that random substitutions come from: about 800,000, far more than
+tenths of a percent need, for seconds of work."""
+
+_Codes = NDArray[np.uint8]
+_Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SnvOptions:
+    """What decides the scores of all substitutions."""
+
+    window: int | None = None
+    """Bases that are read at once; 1,024, or fewer where the model takes fewer, when None."""
+    context: int | None = None
+    """Bases read before each at least; half of the window when None."""
+    strands: Strands = "both"
+    """``"both"`` (the mean), ``"forward"`` or ``"reverse"``."""
+
+    def resolved(self, model: Loaded) -> SnvOptions:
+        """Fill in what depends on the model; InputError for what does not fit it."""
+        if model.masked:
+            raise InputError(
+                f"{model.name} predicts hidden bases, one at a time: all substitutions in one pass "
+                "need a causal model; score a VCF file, or regions with `megabase ism`"
+            )
+        if self.strands not in STRANDS:
+            raise InputError(f"strands is one of {', '.join(STRANDS)}; found {self.strands!r}")
+        window = self.window or min(DEFAULT_WINDOW, model.longest or DEFAULT_WINDOW)
+        model.require_length(window, "a window")
+        context = window // 2 if self.context is None else self.context
+        if window < 2 or not 1 <= context < window:
+            raise InputError(
+                "a window needs 2 bases or more, and a context of 1 or more that is shorter; found "
+                f"a window of {window:,} and a context of {context:,}"
+            )
+        return SnvOptions(window, context, self.strands)
+
+
+class _Cut(NamedTuple):
+    """The windows that answer for a part of a contig on one strand."""
+
+    windows: _Codes
+    is_first: bool
+    """Whether the first of them begins the contig, and answers for its context too."""
+    at: slice
+    """Where the part lies in what they answer for."""
+
+
+class SnvScorer:
+    """Scores all substitutions of parts of a genome with one model."""
+
+    def __init__(
+        self, model: Loaded, store: Genome, options: SnvOptions, batch_tokens: int = BATCH_TOKENS
+    ) -> None:
+        self.model, self.store, self.options = model, store, options.resolved(model)
+        self.window, self.context = self.options.window or 0, self.options.context or 0
+        both = self.options.strands == "both"
+        self.strands = STRANDS[:2] if both else (self.options.strands,)
+        self._prefix = None
+        if shares_prefix(model.model):
+            self._prefix = SharedPrefix(model.model, (), False, batch_tokens)
+            batch_tokens = self._prefix.tokens
+        self._rows = max(1, batch_tokens // self.window)
+        self.quantiles: _Values = np.empty(0, np.float32)
+        """Scores that each tenth of a percent of random substitutions is below."""
+
+    @classmethod
+    def load(
+        cls, model: ModelSpec, genome: Path, options: SnvOptions,
+        quantiles: _Values | None = None, batch_tokens: int = BATCH_TOKENS,
+        device: str | None = None,
+    ) -> SnvScorer:  # fmt: skip
+        """Load the model and open the genome, in each process that scores."""
+        loaded = load(model, head="language", device=device)
+        scorer = cls(loaded, Genome(genome), options, batch_tokens)
+        if quantiles is not None:
+            scorer.quantiles = quantiles
+        return scorer
+
+    def score(self, parts: Sequence[Interval]) -> list[_Values]:
+        """Give the log-probability of each base minus that of REF, float32 (N, 4) for each part.
+
+        NaN at bases that are not A, C, G, T or that a strand has nothing before.
+        """
+        if not parts:
+            return []
+        cuts = [self._cut(part, strand == "reverse") for part in parts for strand in self.strands]
+        logits_BW4 = self._predict(cuts)
+        found, row = [], 0
+        for number, part in enumerate(parts):
+            total_N4: Any = 0
+            for index, strand in enumerate(self.strands):
+                cut = cuts[number * len(self.strands) + index]
+                own, row = logits_BW4[row : row + len(cut.windows)], row + len(cut.windows)
+                along_N4 = own[:, self.context :].reshape(-1, 4)
+                if cut.is_first:
+                    along_N4 = np.concatenate((own[0, : self.context], along_N4))
+                along_N4 = along_N4[cut.at]
+                # Turned round, the columns are those of the complements.
+                total_N4 = total_N4 + (along_N4[::-1, ::-1] if strand == "reverse" else along_N4)
+            ref_N = self.store.view(part.contig)[part.start : part.end] & np.uint8(BASE_BITS)
+            known_N = ref_N <= T
+            own_N = total_N4[np.arange(len(ref_N)), np.where(known_N, ref_N, 0)]
+            llr_N4 = (total_N4 - own_N[:, None]) / np.float32(len(self.strands))
+            read_N = known_N.copy()
+            read_N[self._unread(part)] = False
+            require_finite(
+                llr_N4, self.model.name, "log-probabilities",
+                lambda n, part=part: f"{part.contig}:{one_based(part.start + n):,}",
+                read_N[:, None],
+            )  # fmt: skip
+            llr_N4[~read_N] = np.nan
+            found.append(llr_N4)
+        return found
+
+    def _unread(self, part: Interval) -> list[int]:
+        """Give the indices of bases in a part that have nothing before them on a strand."""
+        ends = {"forward": 0, "reverse": len(self.store.view(part.contig)) - 1}
+        found = {ends[strand] - part.start for strand in self.strands}
+        return [n for n in sorted(found) if 0 <= n < part.length]
+
+    def _cut(self, part: Interval, reverse: bool) -> _Cut:
+        """Cut windows; coordinates are those of the strand."""
+        codes, step = self.store.view(part.contig), self.window - self.context
+        length, start, end = len(codes), part.start, part.end
+        if reverse:
+            start, end = length - end, length - start
+        first, last = (max(0, (at - self.context) // step) for at in (start, end - 1))
+        low, behind = first * step, last * step + self.window
+        high = min(length, behind)
+        span = (
+            reverse_complement(codes[length - high : length - low]) if reverse else codes[low:high]
+        )
+        span = np.pad(span & np.uint8(BASE_BITS), (0, behind - high), constant_values=N)
+        answered = low + (self.context if first else 0)
+        windows_BW = sliding_window_view(span, self.window)[::step]
+        return _Cut(windows_BW, first == 0, slice(start - answered, end - answered))
+
+    def _predict(self, cuts: Sequence[_Cut]) -> _Values:
+        """Give logits of the bases of all windows, (B, W, 4): NaN where none was computed."""
+        codes_BW = np.concatenate([cut.windows for cut in cuts])
+        logits_BW4 = np.full((*codes_BW.shape, 4), np.nan, np.float32)
+        is_first = np.zeros(len(codes_BW), dtype=bool)
+        is_first[np.cumsum([0] + [len(cut.windows) for cut in cuts[:-1]])] = [
+            cut.is_first for cut in cuts
+        ]
+        with inference_mode(self.model.model):
+            for low, rows in (
+                (1, np.flatnonzero(is_first)),
+                (self.context, np.flatnonzero(~is_first)),
+            ):
+                for begin in range(0, len(rows), self._rows):
+                    some = rows[begin : begin + self._rows]
+                    logits_BW4[some, low:] = self._logits(codes_BW[some], low)
+        return logits_BW4
+
+    def _logits(self, codes_BW: _Codes, low: int) -> _Values:
+        """Predict the bases from `low` on."""
+        if self._prefix is not None:
+            return self._prefix.predict(codes_BW, low).float().cpu().numpy()
+        ids_BW = codes_to_ids(torch.from_numpy(codes_BW).to(self.model.device))
+        found = predict_tokens(
+            self.model.model, ids_BW, "causal", lambda logits, _: base_logits(logits),
+            columns=slice(low, self.window),
+        )  # fmt: skip
+        return found[:, low:].cpu().numpy()
+
+    def random_stretches(self, seed: int = 0) -> list[Interval]:
+        """Draw stretches of the genome, every position as likely; of a small genome a quarter."""
+        step = self.window - self.context
+        count = max(1, min(_STRETCHES, self.store.total_length // (4 * step)))
+        drawn = np.sort(np.random.default_rng(seed).integers(0, self.store.total_length, count))
+        ends = np.cumsum(self.store.lengths)
+        stretches = []
+        for at, index in zip(drawn, np.searchsorted(ends, drawn, side="right"), strict=True):
+            length = int(self.store.lengths[index])
+            start = (int(at) - int(ends[index]) + length) // step * step
+            name = self.store.contigs[index].name
+            stretches.append(Interval(name, start, min(start + step, length)))
+        return stretches
+
+    def draw_quantiles(self) -> int:
+        """Score random substitutions for :attr:`quantiles`; give their number."""
+        found, stretches = [], self.random_stretches()
+        for low in range(0, len(stretches), 16):  # a few megabytes at a time
+            for part, llr_N4 in zip(
+                stretches[low : low + 16], self.score(stretches[low : low + 16]), strict=True
+            ):
+                found.append(llr_N4[_substitutions(self.store, part, llr_N4)])
+        scores = np.concatenate(found)
+        if len(scores):
+            self.quantiles = np.quantile(scores, np.linspace(0, 1, 1_001)).astype(np.float32)
+        return len(scores)
+
+
+def _known(store: Genome, part: Interval) -> NDArray[np.bool_]:
+    """Tell which bases are A, C, G or T, (N,)."""
+    return (store.view(part.contig)[part.start : part.end] & np.uint8(BASE_BITS)) <= T
+
+
+def _substitutions(store: Genome, part: Interval, llr_N4: _Values) -> NDArray[np.bool_]:
+    """Tell which values are scores of substitutions, (N, 4)."""
+    ref_N = store.view(part.contig)[part.start : part.end] & np.uint8(BASE_BITS)
+    return ~np.isnan(llr_N4) & (np.arange(4) != ref_N[:, None])
+
+
+def _rows(scorer: SnvScorer, chunk: Sequence[Interval]) -> bytes:
+    """Score a chunk into bgzip blocks of rows, none of which holds two contigs."""
+    packed = []
+    chunk = [part for part in chunk if _known(scorer.store, part).any()]
+    for part, llr_N4 in zip(chunk, scorer.score(chunk), strict=True):
+        at, alt = np.nonzero(_substitutions(scorer.store, part, llr_N4))
+        ref = scorer.store.view(part.contig)[part.start : part.end][at] & np.uint8(BASE_BITS)
+        rows = score_rows(part.contig, part.start + at, ref, alt, llr_N4[at, alt], scorer.quantiles)
+        packed.append(bgzip(rows))
+    return b"".join(packed)
+
+
+def _chunks(store: Path, kept: Regions) -> Iterator[list[Interval]]:
+    """Cut regions into parts, as many as there are positions for a chunk; at least one chunk."""
+    genome = Genome(store)
+    chunk: list[Interval] = []
+    room = _BLOCK
+    for index, start, end in zip(
+        kept.contig.tolist(), kept.start.tolist(), kept.end.tolist(), strict=True
+    ):
+        while start < end:
+            stop = min(end, start + room)
+            chunk.append(Interval(genome.contigs[index].name, start, stop))
+            room, start = room - (stop - start), stop
+            if not room:
+                yield chunk
+                chunk, room = [], _BLOCK
+    if chunk:
+        yield chunk
+
+
+def _positions(chunk: Sequence[Interval]) -> int:
+    return sum(part.length for part in chunk)
+
+
+def _survey(ready: SnvScorer, genome: Path, chunks: Iterator[list[Interval]]) -> int:
+    """Count the substitutions, and report the positions that have none."""
+    used, left_out = 0, LeftOut(genome, "position")
+    for part in (part for chunk in chunks for part in chunk):
+        known = _known(ready.store, part)
+        unread = [n for n in ready._unread(part) if known[n]]
+        for reason, at in (("REF_NOT_BASES", np.flatnonzero(~known)), ("NO_BASE_BEFORE", unread)):
+            if len(at):
+                first = one_based(part.start + int(at[0]))
+                left_out.add(
+                    reason, first, lambda c=part.contig, n=first: f"{c}:{n:,}", count=len(at)
+                )
+        used += int(known.sum()) - len(unread)
+    left_out.report(used, "positions", "have no substitutions")
+    return 3 * used
+
+
+def score_all(
+    model: ModelSpec,
+    genome: str | Path,
+    output: str | Path,
+    *,
+    regions: Sequence[str] = (),
+    **options: Unpack[EverySnvScoring],
+) -> tuple[int, list[Path]] | Path:
+    """Score every substitution of a genome, or of regions of it, with a causal language model.
+
+    The output is a bgzip table ``.tsv.gz`` in the order of the genome with its tabix index (see
+    :mod:`megabase.inference.variants.score_table`). Gives the number of substitutions and the files
+    written; of a shard its folder. InputError when model, window and context do not fit.
+    """
+    output = Path(output)
+    own, run = split_options(options, EverySnvScoring)
+    settings = SnvOptions(**own)
+    require_suffix(output, (".tsv.gz", ".tsv.bgz"))
+    check_run(output, **run)
+    count = 0
+    with genome_store(genome) as store:
+        kept = regions_of(store, regions) if regions else Regions.whole(store.lengths.tolist())
+        passes = {name: run[name] for name in ("batch_tokens", "device") if name in run}
+        drawing = SnvScorer.load(model, store.path, settings, **passes)
+        with threads(run.get("threads", 1)):  # as in the processes: equal numbers
+            settings, drawn = drawing.options, drawing.draw_quantiles()
+        chunks = partial(_chunks, store.path, kept)
+
+        def describe(ready: SnvScorer) -> Provenance:
+            nonlocal count
+            count = _survey(ready, Path(genome), chunks())
+            more = {"regions": list(regions)} if regions else {}
+            return Provenance(
+                "variants", ready.model.name, ready.model.digest, store.name, store.checksum,
+                Provenance.digests(*regions),
+                {**asdict(settings), "methods": ["llr_site"], "random": drawn, **more},
+            )  # fmt: skip
+
+        make = partial(SnvScorer.load, model, store.path, settings, drawing.quantiles)
+        about = _about(settings, drawn)
+        work = Work(_rows, make, chunks, _positions, suffix=".tsv.gz")
+        made = map_file(work, output, describe, partial(merge_table, about), **run)
+    if made != output:
+        return made
+    longest = max(contig.length for contig in store.contigs)
+    return count, [output] if is_stream(output) else [output, index_table(output, longest)]
+
+
+def _about(options: SnvOptions, drawn: int) -> list[str]:
+    """Say in words what the columns are."""
+    strands = "mean of both strands" if options.strands == "both" else f"{options.strands} strand"
+    return [
+        f"score=llr_site: {METHODS['llr_site'].description}; {strands}; window of "
+        f"{options.window:,} bases, {options.context:,} or more of context but at ends of contigs",
+        f"percentile=percent of random substitutions of the genome that score lower ({drawn:,} at "
+        "random places)",
+    ]
