@@ -41,7 +41,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "benchmark": ("benchmark", "models on benchmark suites: leaks, seeds, one table"),
     "convert": ("models", "turn a published checkpoint into a model folder"),
     "info": ("models", "describe a model: kind, size, limits; list the presets"),
-    "completion": ("completion", "print a completion script for a shell"),
+    "doctor": ("installation", "check this installation, and how to repair it"),
+    "completion": ("installation", "print a completion script for a shell"),
 }
 """Name -> module of :mod:`megabase.cli.verbs`, what it does; in the order of the help text: use a
 model, then train one."""

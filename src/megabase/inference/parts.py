@@ -306,7 +306,7 @@ class PartFolder:
             )
 
     def finish_shard(self, shard: Shard, chunks: int) -> None:
-        """Mark the shard as finished, of a run of so many chunks in all."""
+        """Mark the shard as finished, of a run of this number of chunks."""
         with writing(self.target, _ADVICE):
             write_json(self.path / _SHARD, {"shard": list(shard), "chunks": chunks})
 

@@ -1,0 +1,251 @@
+"""Verbs about this installation: what works and what is missing, completion in a shell."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from megabase.cli.parser import Verb, build_parser
+from megabase.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+_Row = tuple[str, str, str]
+"""ok, missing (of what is optional) or wrong; what; what was found, and how to repair it."""
+_SAME = 2e-4
+"""Difference of two backends allowed, relative to the largest number: float32 summed in another
+order, through a few layers."""
+
+
+def _add_doctor(parser: ArgumentParser) -> None:
+    del parser
+
+
+def _doctor(args: Namespace) -> int:
+    """Check this installation: versions, devices, and every backend against the definitions.
+
+    Exit status 1 when something is wrong; what is optional and missing is told with the command
+    that installs it.
+    """
+    del args
+    rows = [*_packages(), *_machine(), *_backends()]
+    print_table(("", "", ""), rows)
+    wrong = [what for status, what, _ in rows if status == "wrong"]
+    print(f"to repair: {', '.join(wrong)}" if wrong else "megabase works here")
+    return 1 if wrong else 0
+
+
+def _packages() -> Iterator[_Row]:
+    """Compare what is installed with what the distribution asks for."""
+    import platform
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+
+    yield "ok", "megabase", f"{metadata.version('megabase')}, Python {platform.python_version()}"
+    of_extra: dict[str, list[str]] = {}
+    for text in metadata.requires("megabase") or ():
+        need = Requirement(text)
+        extra = (
+            "" if need.marker is None else str(need.marker).rpartition("extra == ")[2].strip('"')
+        )
+        if need.marker is not None and not need.marker.evaluate({"extra": extra}):
+            continue
+        try:
+            found = metadata.version(need.name)
+            fits = need.specifier.contains(found, prereleases=True)
+        except metadata.PackageNotFoundError:
+            found, fits = "not installed", False
+        if not extra:
+            more = "" if fits else f"; pip install '{need.name}{need.specifier}'"
+            yield "ok" if fits else "wrong", need.name, found + more
+        elif not fits:
+            of_extra.setdefault(extra, []).append(f"{need.name} {found}")
+        else:
+            of_extra.setdefault(extra, [])
+    for extra, lacks in of_extra.items():
+        mend = f"{', '.join(lacks)}; pip install 'megabase[{extra}]'"
+        yield (
+            ("missing", f"extra {extra}", mend) if lacks else ("ok", f"extra {extra}", "installed")
+        )
+
+
+def _machine() -> Iterator[_Row]:
+    """Say what there is to compute with."""
+    import os
+
+    import torch
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from megabase.ops import backend, kernels, triton
+    from megabase.training.process import available_bytes
+    from megabase.training.run_folder import environment
+
+    about, package = environment(), kernels.package()
+    memory = available_bytes(torch.device("cpu")) / 1e9
+    yield "ok", "processor", f"{about['processor']}, {about['cores']} cores, {memory:.1f} GB free"
+    yield "ok", "GPUs", ", ".join(about["devices"]) or "none"
+    if package is not None:
+        yield "ok", "kernels", f"{package.__version__} for {package.instruction_set()}"
+    else:
+        yield "missing", "kernels", f"{kernels.why_missing()}; models train slower without"
+    why = triton.why_missing()
+    yield ("ok", "triton", "works") if why is None else ("missing", "triton", why)
+    yield "ok", "backend in use", backend.active()
+    kept = "offline" if os.environ.get("HF_HUB_OFFLINE") else "downloads"
+    yield "ok", "models of the Hub", f"{kept}, kept in {HF_HUB_CACHE} (HF_HOME)"
+
+
+def _backends() -> Iterator[_Row]:
+    """Compare a step of small models, forward and backward, with the definitions."""
+    import torch
+
+    from megabase.models.caduceus import CaduceusConfig, CaduceusForMaskedLM
+    from megabase.models.hyenadna import HyenaDNAConfig, HyenaDNAForCausalLM
+    from megabase.models.mamba import MambaConfig, MambaForCausalLM
+    from megabase.ops import backend, kernels
+
+    names = ["fast", "plain", *(["kernels"] if kernels.package() is not None else [])]
+    ids = torch.arange(2 * 99).reshape(2, 99) * 7 % 4 + 7  # A, C, G and T; an odd length
+    torch.manual_seed(0)
+    for family, model in {
+        "HyenaDNA": HyenaDNAForCausalLM(HyenaDNAConfig(d_model=16, n_layer=2, max_seq_len=128)),
+        "Mamba": MambaForCausalLM(MambaConfig(d_model=16, n_layer=2)),
+        "Caduceus": CaduceusForMaskedLM(CaduceusConfig(d_model=16, n_layer=2, rcps=True)),
+    }.items():
+        found: dict[str, list[torch.Tensor]] = {}
+        for name in ("reference", *names):
+            model.eval().zero_grad()  # without dropout
+            with backend.override(name):
+                output = model(input_ids=ids, labels=ids)
+                output.loss.backward()
+            grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+            found[name] = [output.logits.detach(), *grads]
+        for name in names:
+            pairs = zip(found["reference"], found[name], strict=True)
+            worst = max(float((a - b).abs().max() / a.abs().max().clamp(1e-3)) for a, b in pairs)
+            text = f"differs by {worst:.0e} from the definitions"
+            if not worst <= _SAME:
+                text += "; do without it: MEGABASE_BACKEND=reference"
+            yield "ok" if worst <= _SAME else "wrong", f"{family}, {name}", text
+
+
+_BASH = """\
+_megabase() {{
+  local current="${{COMP_WORDS[COMP_CWORD]}}" last="${{COMP_WORDS[COMP_CWORD-1]}}"
+  local options=""
+  if [ "$COMP_CWORD" -eq 1 ]; then
+    COMPREPLY=($(compgen -W "{verbs} --help --version" -- "$current"))
+    return
+  fi
+  case "${{COMP_WORDS[1]}} $last" in
+{choices}
+  esac
+  if [ -n "$options" ]; then
+    COMPREPLY=($(compgen -W "$options" -- "$current"))
+    return
+  fi
+  case "$current" in -*)
+    case "${{COMP_WORDS[1]}}" in
+{options}
+    esac ;;
+  esac
+  if [ -n "$options" ]; then
+    COMPREPLY=($(compgen -W "$options" -- "$current"))
+  else
+    COMPREPLY=($(compgen -f -- "$current"))
+  fi
+}}
+complete -o filenames -F _megabase megabase
+"""
+"""Takes the verb from the second word; what begins with no dash is a file."""
+
+
+_ZSH = "#compdef megabase\nautoload -U +X bashcompinit && bashcompinit\n"
+"""zsh runs completions written for bash."""
+
+
+def _add_completion(parser: ArgumentParser) -> None:
+    parser.add_argument("shell", choices=["bash", "zsh", "fish"], help="which shell")
+
+
+def _completion(args: Namespace) -> int:
+    """Print a script that completes verbs, options and their choices in a shell.
+
+    bash: `source <(megabase completion bash)`; zsh: the same with zsh, in ~/.zshrc; fish:
+    `megabase completion fish > ~/.config/fish/completions/megabase.fish`.
+    """
+    from megabase.cli import main
+
+    parsers = {
+        name: build_parser(name, f"megabase.cli.verbs.{module}")[0]
+        for name, (module, _) in main.VERBS.items()
+    }
+    print(_fish(parsers) if args.shell == "fish" else _bash(parsers, args.shell == "zsh"), end="")
+    return 0
+
+
+def _options(parser: ArgumentParser) -> dict[str, list[str]]:
+    """Give every option of a parser and of its actions, and the choices of its value.
+
+    Without a name stand the words that need no option before them.
+    """
+    found: dict[str, list[str]] = {"": []}
+    for action in parser._actions:
+        choices = [str(choice) for choice in action.choices or ()]
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                found |= _options(inner)
+        if action.option_strings:
+            found |= dict.fromkeys(action.option_strings, choices)
+        else:
+            found[""] = found[""] + choices
+    return found
+
+
+def _bash(parsers: dict[str, ArgumentParser], zsh: bool) -> str:
+    choices, options = [], []
+    for verb, parser in parsers.items():
+        known = _options(parser)
+        options.append(f'      {verb}) options="{" ".join(filter(None, known))}" ;;')
+        choices += [
+            f'    "{verb} {option or verb}") options="{" ".join(values)}" ;;'
+            for option, values in known.items()
+            if values
+        ]
+    text = _BASH.format(
+        verbs=" ".join([*parsers, "help"]), choices="\n".join(choices), options="\n".join(options)
+    )
+    return (_ZSH if zsh else "") + text
+
+
+def _fish(parsers: dict[str, ArgumentParser]) -> str:
+    from megabase.cli import main
+
+    lines = [
+        f"complete -c megabase -n __fish_use_subcommand -a {verb} -d '{text}'"
+        for verb, (_, text) in main.VERBS.items()
+    ]
+    for verb, parser in parsers.items():
+        here = f"complete -c megabase -n '__fish_seen_subcommand_from {verb}'"
+        for option, values in _options(parser).items():
+            words = " ".join(values)
+            if option:
+                kind = f"-l {option[2:]}" if option.startswith("--") else f"-s {option[1:]}"
+                lines.append(f"{here} {kind}" + (f" -xa '{words}'" if values else ""))
+            elif values:
+                lines.append(f"{here} -a '{words}'")
+    return "\n".join(lines) + "\n"
+
+
+# fmt: off
+VERBS = {
+    "doctor": Verb(_add_doctor, _doctor, (
+        "megabase doctor",
+    )),
+    "completion": Verb(_add_completion, _completion, (
+        "megabase completion bash",
+    )),
+}
