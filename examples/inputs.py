@@ -62,7 +62,7 @@ def _write_genome(folder: Path, rng: np.random.Generator) -> dict[str, str]:
                 phase = "0" if kind == "CDS" else "."
                 lines.append(
                     f"{name}\tmade_up\t{kind}\t{first}\t{first + GENE - 1}\t.\t+\t{phase}"
-                    f"\tName=g{number}"
+                    f"\t{'ID' if kind == 'gene' else 'Parent'}={name}g{number};Name=g{number}"
                 )
     fasta = "".join(f">{name}\n{bases}\n" for name, bases in genome.items())
     (folder / "genome.fa").write_text(fasta)

@@ -80,6 +80,8 @@ class CalibratedScoring(VariantScoring, total=False):
     calibration: str | Path | None
     """Add METHOD_z and METHOD_percentile by this file of `variants --calibrate`; the word model
     takes the one beside the model (default: none)."""
+    genes: str | Path | None
+    """GFF3 or GTF: adds the consequence for genes and transcripts of each allele."""
 
 
 class CalibrationOptions(VariantScoring, total=False):

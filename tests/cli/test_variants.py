@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ import pysam
 import pytest
 
 from megabase.cli.main import main
+from megabase.genome.consequences import Annotation
+from megabase.genome.store import Genome
 from megabase.inference.variants.scorer import score_variants
 
 needs_bcftools = pytest.mark.skipif(not shutil.which("bcftools"), reason="bcftools is missing")
@@ -249,3 +252,52 @@ def test_bcf_is_read_without_words_about_an_index(
     again = ["--prefix", "TWO", "--window", "64"]
     assert run(tmp_path / "a.bcf", genome, tmp_path / "b.tsv", *again) == 0
     assert "index" not in capfd.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:contig .* is taken to be")
+def test_consequences_stand_in_info_and_tables(genome: Path, vcf: Path, tmp_path: Path) -> None:
+    gff = tmp_path / "genes.gff"
+    parts = [("1", 101, 700, "+", "t1"), ("1", 400, 2_000, "-", "t2"), ("chr2", 50, 900, "+", "t3")]
+    rows = [f"{c}\tx\tmRNA\t{s}\t{e}\t.\t{d}\t.\tID={t};Name=a%2Cb|{t}" for c, s, e, d, t in parts]
+    for kind in ("exon", "CDS"):
+        rows += [f"{c}\tx\t{kind}\t{s}\t{e}\t.\t{d}\t0\tParent={t}" for c, s, e, d, t in parts]
+    gff.write_text("\n".join(rows) + "\n")
+    shared = ["default", str(vcf), str(genome), "--window", "32", "--methods", "llr_site"]
+    shared += ["--genes", str(gff), "--workers", "1"]
+    assert main(["variants", *shared, "-o", str(tmp_path / "o.vcf")]) == 0
+    assert main(["variants", *shared, "-o", str(tmp_path / "o.parquet")]) == 0
+    table = pl.read_parquet(tmp_path / "o.parquet")
+    memory = score_variants("default", vcf, genome, genes=gff, window=32, methods="llr_site")
+    assert memory.table.drop("llr_site").equals(table.drop("llr_site"))
+    assert memory.provenance.inputs.keys() == {"genes.gff"}
+    store = Genome(genome)
+    annotation = Annotation.read(gff, store)
+    with pysam.VariantFile(str(tmp_path / "o.vcf")) as file:
+        assert file.header.info["MB_GENE"].number == "A"
+        rows_of = iter(table.iter_rows(named=True))
+        for record in file:
+            every: list[str] = []
+            for number, alt in enumerate(record.alts or ()):
+                row = next(rows_of)
+                usable = row["reason"] not in ("SYMBOLIC_ALT", "REF_MISMATCH")
+                found = (
+                    annotation.consequences(record.contig, record.start, record.ref or "", alt)
+                    if usable
+                    else []
+                )
+                assert row["consequence"] == (found[0].terms[0] if found else None)
+                assert row["gene"] == (found[0].gene or None if found else None)
+                every += [f"{alt}|{one}" for one in found]
+                if found:
+                    assert record.info["MB_CONSEQUENCE"][number] == row["consequence"]
+                    gene = urllib.parse.quote(row["gene"] or ".", safe="")
+                    assert record.info["MB_GENE"][number] == gene
+            assert list(record.info.get("MB_CSQ", ())) == every
+    assert {"missense_variant", "intergenic_variant", None} < set(table["consequence"])
+    assert {"a,b|t1", None} < set(table["gene"])
+    read = subprocess.run(
+        ["bcftools", "+split-vep", "-a", "MB_CSQ", "-s", "worst", "-f", "%Gene %Transcript\n",
+         str(tmp_path / "o.vcf")], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if read.returncode == 0:  # a plugin, which not every bcftools has
+        assert "a%2Cb%7Ct1 t1" in read.stdout.splitlines()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from megabase.errors import InputError
 from megabase.genome.alphabet import BASE_BITS, decode, encode, reverse_complement
-from megabase.genome.interval import MITOCHONDRIAL
+from megabase.genome.interval import MITOCHONDRIAL, trimmed
 from megabase.genome.store import Genome
 
 _Codes = NDArray[np.uint8]
@@ -37,8 +37,8 @@ SEVERITY = (
     "intergenic_variant",
 )  # fmt: skip
 """Terms from the most severe, in the order of Ensembl."""
-UPSTREAM = 5_000
-"""Bases before a transcription start that count as upstream of the gene, as in Ensembl's VEP."""
+UPSTREAM = 2_000
+"""Bases before a transcription start that count as upstream: where most of a promoter lies."""
 _RANK = {term: rank for rank, term in enumerate(SEVERITY)}  # to sort by
 _SITE, _EXON, _INTRON = 2, 3, 8
 """Bases of a splice site in the intron; of its region in exon and intron: as in SO."""
@@ -109,7 +109,12 @@ class Consequence(NamedTuple):
     """The change of the protein, as HGVS writes it: ``p.Arg12Cys``."""
 
     def __str__(self) -> str:
-        return "|".join(("&".join(self.terms), *self[1:]))
+        return "|".join(("&".join(self.terms), *map(vcf_text, self[1:])))
+
+
+def vcf_text(text: str) -> str:
+    """Write what INFO and its lists cannot hold as VCF 4.3 does: a comma as ``%2C``."""
+    return re.sub(r"[\s,;=|&%]", lambda match: f"%{ord(match[0]):02X}", text)
 
 
 class _Spliced(NamedTuple):
@@ -152,10 +157,10 @@ class Annotation:
     def consequences(self, contig: str, position: int, ref: str, alt: str) -> list[Consequence]:
         """Give what an allele does to each transcript, the most severe consequence first.
 
-        `contig` is as the store names it, `position` 0-based; REF and ALT are bases. Transcripts
-        that are alike keep the order of the file.
+        `contig` is as the store names it, `position` 0-based; REF and ALT are bases. Of equal
+        ones the nearest is first, then as in the file.
         """
-        start, ref, alt = _trimmed(position, ref.upper(), alt.upper())
+        start, ref, alt = trimmed(position, ref.upper(), alt.upper())
         end, codes = start + len(ref), encode(alt)
         numbers = {
             number
@@ -168,9 +173,11 @@ class Annotation:
             terms, protein = self._effect(number, start, end, codes)
             if terms:
                 ordered = tuple(sorted(terms, key=_RANK.__getitem__))
-                found.append(Consequence(ordered, one.gene, one.name, one.strand, protein))
-        found.sort(key=lambda one: _RANK[one.terms[0]])
-        return found or [Consequence(("intergenic_variant",))]
+                far = max(one.start - end, start - one.end, 0)
+                effect = Consequence(ordered, one.gene, one.name, one.strand, protein)
+                found.append((_RANK[ordered[0]], far, effect))
+        found.sort(key=lambda each: each[:2])
+        return [effect for _, _, effect in found] or [Consequence(("intergenic_variant",))]
 
     def _effect(self, number: int, start: int, end: int, alt: _Codes) -> tuple[set[str], str]:
         """Give the terms of one transcript, none for one that is not touched, and its protein."""
@@ -206,14 +213,6 @@ class Annotation:
         if one.strand == "-":
             codes, first = reverse_complement(codes), len(codes) - first - coding
         return _Spliced(parts, codes, first, first + coding)
-
-
-def _trimmed(start: int, ref: str, alt: str) -> tuple[int, str, str]:
-    while ref and alt and ref[0] == alt[0]:
-        start, ref, alt = start + 1, ref[1:], alt[1:]
-    while ref and alt and ref[-1] == alt[-1]:
-        ref, alt = ref[:-1], alt[:-1]
-    return start, ref, alt
 
 
 def _touched(one: Transcript, start: int, end: int) -> set[str]:

@@ -70,6 +70,15 @@ def shared_ends(ref: Sequence[object], alt: Sequence[object]) -> tuple[int, int]
     return front, back
 
 
+def trimmed(start: int, ref: str, alt: str) -> tuple[int, str, str]:
+    """Take away what REF and ALT share, at the front first: start and what is left of both."""
+    while ref and alt and ref[0] == alt[0]:
+        start, ref, alt = start + 1, ref[1:], alt[1:]
+    while ref and alt and ref[-1] == alt[-1]:
+        ref, alt = ref[:-1], alt[:-1]
+    return start, ref, alt
+
+
 class Strand(StrEnum):
     """Strand of a feature, written as in BED and GFF."""
 

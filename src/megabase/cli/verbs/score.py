@@ -101,8 +101,8 @@ def _variants(args: Namespace) -> int:
     from megabase.inference.variants.vcf_file import score_variants_file
 
     if args.calibrate is not None:
-        refuse_unused(args, "variants genome calibration prefix allow_mismatches strict",
-            "not for --calibrate")  # fmt: skip
+        refuse_unused(args, "variants genome calibration genes prefix allow_mismatches "
+            "strict", "not for --calibrate")  # fmt: skip
         with running(args, "records") as how:
             path = calibrate_variants(
                 args.model, args.calibrate, args.output, regions=args.regions,
@@ -137,8 +137,8 @@ def _every_snv(args: Namespace) -> int:
     """Score every substitution."""
     from megabase.inference.variants.every_snv import score_all
 
-    refuse_unused(args, "variants genome methods placement calibration calibrate count others "
-        "seed prefix allow_mismatches strict", "not for --all")  # fmt: skip
+    refuse_unused(args, "variants genome methods placement calibration genes calibrate count "
+        "others seed prefix allow_mismatches strict", "not for --all")  # fmt: skip
     with running(args, "positions") as how:
         written = score_all(
             args.model, args.all, args.output, regions=args.regions,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from megabase.data.sources import genome_store
 from megabase.errors import InputError
 from megabase.genome.alphabet import T
+from megabase.genome.consequences import Annotation, Consequence
 from megabase.genome.interval import Variant, one_based
 from megabase.genome.left_out import Reason
 from megabase.genome.store import Genome
@@ -37,6 +38,8 @@ from megabase.options import CalibratedScoring
 
 DEFAULT_WINDOW = 1_024
 """Long enough for what small models use of the context, and fast; models of 1k take no more."""
+_EFFECTS = ("consequence", "gene", "transcripts")
+"""Columns of consequences, where genes are given."""
 _CHUNK = 512
 """Records scored at a time: enough for full batches, few enough to keep their outputs in memory."""
 
@@ -220,8 +223,11 @@ class VariantScorer:
         store: Genome,
         options: VariantOptions,
         batch_tokens: int = BATCH_TOKENS,
+        genes: str | Path | None = None,
     ) -> None:
         self.model, self.store, self.batch_tokens = model, store, batch_tokens
+        self.genes = genes
+        self.annotation = None if genes is None else Annotation.read(genes, store)
         self.options = options.resolved(model)
         self.names = list(self.options.methods or ())
         self.methods = [METHODS[name] for name in self.names]
@@ -234,10 +240,11 @@ class VariantScorer:
     def load(
         cls, model: ModelSpec, genome: Path, options: VariantOptions,
         batch_tokens: int = BATCH_TOKENS, device: str | None = None,
+        genes: str | Path | None = None,
     ) -> VariantScorer:  # fmt: skip
         """Load the model and open the genome, in each process that scores."""
         loaded = load(model, head="language", device=device)
-        return cls(loaded, Genome(genome), options, batch_tokens)
+        return cls(loaded, Genome(genome), options, batch_tokens, genes)
 
     def provenance(self, verb: str, **more: Any) -> Provenance:
         """Describe where scores come from; `more` are further options than those of a score."""
@@ -248,6 +255,7 @@ class VariantScorer:
         return Provenance(
             verb, self.model.name, self.model.digest,
             genome=self.store.name, genome_sha256=self.store.checksum, options=options,
+            inputs={} if self.genes is None else Provenance.digests(self.genes),
         )  # fmt: skip
 
     def score(self, records: Sequence[VcfRecord]) -> list[tuple[AlleleScore, ...]]:
@@ -297,6 +305,17 @@ class VariantScorer:
 
         return [tuple(map(score_of, alleles)) for alleles in plan]
 
+    def consequences(self, record: VcfRecord) -> list[list[Consequence]]:
+        """Give what each alternative allele does to genes: nothing of one that is not bases."""
+        contig = self.store.find_contig(record.contig)
+        if self.annotation is None or contig is None or record.check(self.store, contig):
+            return [[]] * max(1, len(record.alts))
+        name, site = self.store.contigs[contig].name, (record.position, record.ref)
+        return [
+            [] if record.check_allele(alt) else self.annotation.consequences(name, *site, alt)
+            for alt in record.alts
+        ]
+
     def table(
         self, records: Sequence[VcfRecord], numbers: Iterable[int] | None = None
     ) -> pl.DataFrame:
@@ -304,7 +323,9 @@ class VariantScorer:
 
         Columns: contig, start, end (of REF, 0-based half-open), pos (1-based), ref, alt, id, record
         and allele (0-based numbers), one for each method and reason; null where there is no value,
-        and no reason where every method has one. `numbers` are those of the records in their file.
+        and no reason where every method has one. With genes also the most severe consequence, its
+        gene, and the consequences for all transcripts as text, commas between. `numbers` are those
+        of the records in their file.
         """
         rows: list[tuple[Any, ...]] = []
         numbers = range(len(records)) if numbers is None else numbers
@@ -312,14 +333,17 @@ class VariantScorer:
             site = (record.contig, record.position, record.position + len(record.ref),
                     one_based(record.position), record.ref)  # fmt: skip
             name = None if record.fields[2] == "." else record.fields[2]
+            effects = self.consequences(record)
             for allele, score in enumerate(alleles):
                 alt = record.alts[allele] if record.alts else None
-                rows.append((*site, alt, name, number, allele, *score.values, score.reason))
+                row = (*site, alt, name, number, allele, *score.values, score.reason)
+                rows.append((*row, *columns_of(effects[allele])) if self.annotation else row)
         text, integer = pl.String, pl.Int64
         schema = {
             "contig": text, "start": integer, "end": integer, "pos": integer, "ref": text,
             "alt": text, "id": text, "record": integer, "allele": integer,
             **dict.fromkeys(self.columns, pl.Float64), "reason": text,
+            **dict.fromkeys(_EFFECTS if self.annotation else (), text),
         }  # fmt: skip
         frame = pl.DataFrame(rows, schema=schema, orient="row")
         return frame.with_columns(pl.col(self.columns).fill_nan(None))
@@ -372,6 +396,15 @@ class VariantScorer:
             require_finite(values[None], self.model.name, what, lambda _: name, where)
 
 
+def columns_of(effects: Sequence[Consequence]) -> tuple[str | None, str | None, str | None]:
+    """Give the most severe term, its gene, and all transcripts of an allele."""
+    if not effects:
+        return None, None, None
+    first = effects[0]
+    every = ",".join(map(str, effects)) if first.transcript else None
+    return first.terms[0], first.gene or None, every
+
+
 def _records(variants: str | Path | Iterable[Variant | str]) -> list[VcfRecord]:
     """Read a file, or put variants into records."""
     if isinstance(variants, Path) or (isinstance(variants, str) and ":" not in variants):
@@ -400,13 +433,17 @@ def score_variants(
 
     Variants are a VCF or BCF file, :class:`~megabase.genome.interval.Variant` objects, or texts
     such as ``"chr1:1,001:A>G"`` (1-based). What cannot be scored keeps its row, with the reason.
+    `genes` is GFF3 or GTF, for columns of consequences.
     InputError when the file cannot be read, or model, window and methods do not fit.
     """
     own, run = split_options(options, CalibratedScoring)
-    settings, records = VariantOptions(**own), _records(variants)
+    genes, records = own.pop("genes", None), _records(variants)
+    settings = VariantOptions(**own)
     loaded = load(model, head="language", device=run.get("device"))
     with genome_store(genome) as store:
-        scorer = VariantScorer(loaded, store, settings, run.get("batch_tokens", BATCH_TOKENS))
+        scorer = VariantScorer(
+            loaded, store, settings, run.get("batch_tokens", BATCH_TOKENS), genes
+        )
         tables = [scorer.table([])]
         for low in range(0, len(records), _CHUNK):
             part = records[low : low + _CHUNK]

@@ -17,6 +17,7 @@ import polars as pl
 from megabase.data.regions import Regions, regions_of
 from megabase.data.sources import genome_store, no_file
 from megabase.errors import InputError, OutputError
+from megabase.genome.consequences import Consequence, vcf_text
 from megabase.genome.interval import contig_aliases
 from megabase.genome.left_out import REASONS, LeftOut
 from megabase.genome.store import Genome
@@ -35,6 +36,7 @@ from megabase.inference.variants.scorer import (
     AlleleScore,
     VariantOptions,
     VariantScorer,
+    columns_of,
 )
 from megabase.inference.writers import TABLE_SUFFIXES, merge_tables, require_suffix
 from megabase.models.loading import ModelSpec
@@ -46,6 +48,13 @@ _VCF_SUFFIXES = (".vcf", ".vcf.gz", ".vcf.bgz", ".bcf")
 _INFO = 7  # the eighth column of a VCF
 _TBI_LIMIT = 1 << 29
 """Longest contig of a tabix index, by its format; csi takes longer ones."""
+_EFFECTS = {
+    "consequence": ("A", "Most severe consequence for a gene, in terms of the Sequence Ontology"),
+    "gene": ("A", "Gene of the most severe consequence"),
+    "csq": (".", "Consequences for all transcripts, the most severe first. Format: "
+        "Allele|Consequence|Gene|Transcript|Strand|Protein"),
+}  # fmt: skip
+"""INFO keys of consequences; the last has the form that VEP and ``bcftools +split-vep`` know."""
 _CONTIG = re.compile(r"[0-9A-Za-z!#$%&+./:;?@^_|~-][0-9A-Za-z!#$%&*+./:;=?@^_|~-]*")
 """The names that VCF 4.3 allows; htslib cannot read a header with others."""
 _KEY = re.compile(r"[A-Za-z_][0-9A-Za-z_.]*")
@@ -124,7 +133,8 @@ def score_variants_file(
     source, output = Path(variants), Path(output)
     own, run = split_options(options, VariantFileScoring)
     prefix, strict = own.pop("prefix", "MB"), own.pop("strict", False)
-    mismatches, settings = own.pop("allow_mismatches", False), VariantOptions(**own)
+    mismatches, genes = own.pop("allow_mismatches", False), own.pop("genes", None)
+    settings = VariantOptions(**own)
     require_suffix(output, (*_VCF_SUFFIXES, *TABLE_SUFFIXES))
     if not _KEY.fullmatch(prefix):
         raise InputError(
@@ -148,9 +158,10 @@ def score_variants_file(
             found = _survey(source, store, kept, allow_mismatches=mismatches, strict=strict)
             if as_vcf:
                 _require_names(found.contigs, source)
-            inputs = Provenance.digests(source, *regions)
             more = {"regions": list(regions)} if regions else {}
-            return replace(scorer.provenance("variants", prefix=prefix, **more), inputs=inputs)
+            made = scorer.provenance("variants", prefix=prefix, **more)
+            inputs = Provenance.digests(source, *regions)
+            return replace(made, inputs={**made.inputs, **inputs})
 
         def merge(parts: list[Path], target: Path, provenance: Provenance) -> None:
             assert found is not None
@@ -162,7 +173,7 @@ def score_variants_file(
 
         work = Work(
             partial(_lines, prefix) if as_vcf else _table,
-            partial(VariantScorer.load, model, store.path, settings),
+            partial(VariantScorer.load, model, store.path, settings, genes=genes),
             partial(_chunks, source, store.path, kept), suffix=".vcf" if as_vcf else ".parquet",
         )  # fmt: skip
         made = map_file(work, output, describe, merge, **run)
@@ -193,7 +204,10 @@ def _lines(prefix: str, scorer: VariantScorer, chunk: list[tuple[int, VcfRecord]
     """Score a chunk into lines of VCF."""
     records, methods = [record for _, record in chunk], scorer.columns
     scored = zip(records, scorer.score(records), strict=True)
-    return "".join(f"{_annotated_line(one, alleles, methods, prefix)}\n" for one, alleles in scored)
+    return "".join(
+        f"{_annotated_line(one, alleles, methods, prefix, scorer.consequences(one))}\n"
+        for one, alleles in scored
+    )
 
 
 def _index(output: Path, found: _Survey) -> Path | None:
@@ -221,7 +235,7 @@ def _info_key(prefix: str, name: str) -> str:
 
 def _require_new_keys(header: Sequence[str], prefix: str, path: Path) -> None:
     """Refuse a prefix whose keys the header of a file has already, with an InputError."""
-    for name in (*columns(tuple(METHODS), True), "reason"):
+    for name in (*columns(tuple(METHODS), True), "reason", *_EFFECTS):
         key = _info_key(prefix, name)
         if any(line.startswith(f"##INFO=<ID={key},") for line in header):
             raise InputError(
@@ -242,8 +256,9 @@ def _require_names(contigs: Iterable[str], path: Path) -> None:
 
 
 def _annotated_line(
-    record: VcfRecord, alleles: Sequence[AlleleScore], methods: Sequence[str], prefix: str
-) -> str:
+    record: VcfRecord, alleles: Sequence[AlleleScore], methods: Sequence[str], prefix: str,
+    effects: Sequence[Sequence[Consequence]] = (),
+) -> str:  # fmt: skip
     """Give a record's line with its scores at the end of INFO; all other columns as they were."""
     added = []
     for number, name in enumerate(methods):
@@ -254,6 +269,13 @@ def _annotated_line(
     if any(score.reason for score in alleles):
         reasons = ",".join(score.reason or "." for score in alleles)
         added.append(f"{_info_key(prefix, 'reason')}={reasons}")
+    if any(effects):
+        terms, genes, _ = zip(*map(columns_of, effects), strict=True)
+        named = [f"{alt}|{one}" for alt, found in zip(record.alts, effects, strict=True)
+                 for one in found]  # fmt: skip
+        texts = ([term or "." for term in terms], [vcf_text(gene or ".") for gene in genes], named)
+        for name, values in zip(_EFFECTS, texts, strict=True):
+            added.append(f"{_info_key(prefix, name)}={','.join(values)}")
     fields = list(record.fields)
     if added:
         kept = [] if fields[_INFO] in (".", "") else [fields[_INFO]]
@@ -302,6 +324,9 @@ def _header_lines(
         f'##INFO=<ID={_info_key(prefix, "reason")},Number=A,Type=String,Description="Why an allele '
         f'has no score, or lacks one. {reasons}">'
     )
+    for name, (number, text) in _EFFECTS.items() if scorer.annotation else ():
+        key = _info_key(prefix, name)
+        added.append(f'##INFO=<ID={key},Number={number},Type=String,Description="{text}">')
     added.append(f"##megabase={provenance.to_json()}")
     return [*header[:-1], *added, header[-1]]
 
