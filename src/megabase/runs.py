@@ -1,4 +1,8 @@
-"""The verbs that train and compare models: each takes settings, or a recipe, and gives a run."""
+"""The verbs that train and compare models: each takes settings, or a recipe, and gives a run.
+
+``on_record`` is called with each record of ``metrics.jsonl`` as it is written, in the first
+process: a dictionary whose ``kind`` is ``train``, ``validation``, ``skipped`` or ``checkpoint``.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import polars as pl
 
 from megabase.errors import ConfigError
 from megabase.settings import Settings, settings_from
+from megabase.training.logging import Listener, listening
 from megabase.untrusted import parse_yaml, read_text
 
 if TYPE_CHECKING:
@@ -56,41 +61,45 @@ class Run:
         return load(self.frozen, prompt=learned if learned.is_dir() else None)
 
 
-def pretrain(config: PretrainConfig | str | Path) -> Run:
+def pretrain(config: PretrainConfig | str | Path, on_record: Listener | None = None) -> Run:
     """Pretrain a language model on a genome, from settings or a recipe (YAML)."""
     from megabase.tasks import pretrain as task
     from megabase.tasks.config import PretrainConfig
 
     settings = _settings(config, PretrainConfig)
-    return Run(Path(settings.output), task.pretrain(settings))
+    with listening(on_record):
+        return Run(Path(settings.output), task.pretrain(settings))
 
 
-def finetune(config: FinetuneConfig | str | Path) -> Run:
+def finetune(config: FinetuneConfig | str | Path, on_record: Listener | None = None) -> Run:
     """Fine-tune a model on labeled sequences, from settings or a recipe (YAML)."""
     from megabase.tasks import finetune as task
     from megabase.tasks.config import FinetuneConfig
 
     settings = _settings(config, FinetuneConfig)
-    return Run(Path(settings.output), task.finetune(settings))
+    with listening(on_record):
+        return Run(Path(settings.output), task.finetune(settings))
 
 
-def prompt(config: PromptConfig | str | Path) -> Run:
+def prompt(config: PromptConfig | str | Path, on_record: Listener | None = None) -> Run:
     """Tune a soft prompt for a frozen model, from settings or a recipe (YAML)."""
     from megabase.tasks.config import PromptConfig
     from megabase.tasks.prompt import learn_prompt
 
     settings = _settings(config, PromptConfig)
-    return Run(Path(settings.output), learn_prompt(settings), settings.model)
+    with listening(on_record):
+        return Run(Path(settings.output), learn_prompt(settings), settings.model)
 
 
-def icl(config: InContextConfig | str | Path) -> Run:
+def icl(config: InContextConfig | str | Path, on_record: Listener | None = None) -> Run:
     """Measure few-shot in-context classification, from settings or a recipe (YAML)."""
     from megabase.tasks.config import InContextConfig
     from megabase.tasks.in_context import in_context
 
     settings = _settings(config, InContextConfig)
     frozen = None if settings.tune == "all" else settings.model
-    return Run(Path(settings.output), in_context(settings), frozen)
+    with listening(on_record):
+        return Run(Path(settings.output), in_context(settings), frozen)
 
 
 def benchmark(config: BenchmarkConfig | str | Path) -> pl.DataFrame:

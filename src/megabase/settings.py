@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib.util
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -380,6 +381,9 @@ class RunConfig(Settings):
     """The run ends early after this many validations in a row without a new best; null: never."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl and of the console."""
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Tools that hear the records of metrics.jsonl too: tensorboard (files in the folder of the
+    run), wandb (Weights & Biases; WANDB_MODE=offline writes files alone)."""
     max_non_finite: int = 10
     """Steps with a loss or gradient that is not finite are skipped; after this many in a run it
     stops."""
@@ -398,6 +402,9 @@ class RunConfig(Settings):
             yield "output is empty; name the folder of the run"
         if self.checkpointing_stretch > 1 and not self.activation_checkpointing:
             yield "checkpointing_stretch needs activation_checkpointing true"
+        for name in self.log:
+            if importlib.util.find_spec(name) is None:
+                yield f"log: {name} is not installed; pip install {name}"
         if self.resume and self.overwrite:
             yield "resume and overwrite are both set; they exclude each other"
 

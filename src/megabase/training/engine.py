@@ -109,7 +109,7 @@ def fit(
     with (
         stop_signals() as stops,
         Prefetcher(lambda request: data.batch(*request), requests) as batches,
-        RunLog(log_file, total, first, console if main else None, unit) as log,
+        RunLog(log_file, total, first, console if main else None, unit, config.log) as log,
     ):
         if first >= total or _out_of_patience(progress, config):
             log.note(f"nothing left to do: {first} of {total} steps are done")

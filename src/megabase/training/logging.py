@@ -1,4 +1,4 @@
-"""What a run says: metrics.jsonl, and a progress bar or plain lines."""
+"""What a run says: metrics.jsonl, a progress bar or plain lines, and other tools that listen."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from megabase.errors import RunError
 from megabase.genome.files import without_nan
+from megabase.untrusted import parse_yaml, read_text
+
+Listener = Callable[[dict[str, Any]], object]
+"""Called with each record of ``metrics.jsonl``, in the first process."""
+_listeners: list[Listener] = []  # of the blocks of listening() that are open
 
 # Values of a record that are shown in their own way, or not at all.
 _NOT_METRICS = {
@@ -35,6 +41,63 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+@contextmanager
+def listening(listener: Listener | None) -> Iterator[None]:
+    """Let `listener` hear the records of the runs inside a ``with`` block."""
+    added = [] if listener is None else [listener]
+    _listeners.extend(added)
+    try:
+        yield
+    finally:
+        for one in added:
+            _listeners.remove(one)
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    """Give the numbers of a record as ``train/loss``."""
+    return {
+        f"{record['kind']}/{name}": value
+        for name, value in record.items()
+        if name != "step" and isinstance(value, int | float)
+    }
+
+
+@contextmanager
+def _tensorboard(run: Path, first: int) -> Iterator[Listener]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    def write(record: dict[str, Any]) -> None:
+        for name, value in _numbers(record).items():
+            writer.add_scalar(name, value, record["step"])
+
+    # What a killed run wrote of steps that are done again is hidden.
+    with SummaryWriter(run / "tensorboard", purge_step=first + 1) as writer:
+        yield write
+
+
+@contextmanager
+def _wandb(run: Path, first: int) -> Iterator[Listener]:
+    import wandb
+
+    known = run / "wandb" / "id"
+    known.parent.mkdir(exist_ok=True)
+    name = known.read_text() if first and known.is_file() else uuid.uuid4().hex[:8]
+    known.write_text(name)
+    config = run / "config.yaml"
+    with wandb.init(
+        project="megabase", name=run.resolve().name, id=name, dir=run, resume="allow",
+        config=parse_yaml(read_text(config, RunError), config, RunError),
+    ) as made:  # fmt: skip
+        yield lambda record: made.log(_numbers(record), step=record["step"])
+
+
+LOGGERS: dict[str, Callable[[Path, int], AbstractContextManager[Listener]]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+}
+"""Tools that hear a run by name, given its folder and the steps that are done already."""
+
+
 class RunLog:
     """Appends the records of a run to ``metrics.jsonl`` and shows how it goes (both optional).
 
@@ -50,8 +113,11 @@ class RunLog:
         first: int,
         console: Console | None,
         unit: str = "tokens",
+        loggers: Sequence[str] = (),
     ) -> None:
         self._file = path.open("a") if path is not None else None
+        self._loggers, self._first, self._open = loggers, first, ExitStack()
+        self._heard: list[Listener] = []
         self._total = total
         self._console = console
         self._unit = unit
@@ -68,6 +134,10 @@ class RunLog:
             self._task = self._bar.add_task("starting", total=total, completed=first, stage="-")
 
     def __enter__(self) -> Self:
+        if self._file is not None:
+            run = Path(self._file.name).parent
+            made = (LOGGERS[name](run, self._first) for name in self._loggers)
+            self._heard = [*map(self._open.enter_context, made), *_listeners]
         if self._bar is not None:
             self._bar.start()
         return self
@@ -75,6 +145,7 @@ class RunLog:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+        self._open.close()
         if self._file is not None:
             with suppress(OSError) if kind is not None else nullcontext():
                 self._file.close()
@@ -97,6 +168,8 @@ class RunLog:
                     f"cannot write {self._file.name}: {failure.strerror or failure}; checkpoints "
                     "are whole: make room and continue with resume=True"
                 ) from failure
+            for hear in self._heard:
+                hear(record)
 
     def train(self, step: int, **values: Any) -> None:
         """Record and show a training step."""

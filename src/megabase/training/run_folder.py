@@ -37,13 +37,13 @@ _FILES = (
     "report.html",
 )  # fmt: skip
 """What a run writes, and overwriting may delete; anything else in the folder is the user's."""
-_FOLDERS = ("checkpoints", "prompt")
+_FOLDERS = ("checkpoints", "prompt", "tensorboard", "wandb")
 """Folders that a run writes; the same rule as for its files."""
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 """Of the launchers that start a process for each device; the first one has 0 in all of them."""
 _FREE = {
     "output", "devices", "eval_every", "eval_batch", "checkpoint_every", "keep", "log_every",
-    "max_non_finite", "patience", "activation_checkpointing", "checkpointing_stretch",
+    "log", "max_non_finite", "patience", "activation_checkpointing", "checkpointing_stretch",
 }  # fmt: skip
 """Free to change on resume: they alter neither the data nor the arithmetic of a step."""
 _ANNOUNCED = {"steps", "tokens", "stages", "optim", "precision", "compile"}
