@@ -99,7 +99,5 @@ def test_wandb_writes_a_run_without_a_network(
 
 def test_a_tool_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        ConfigError, match=r"wandb is not installed; pip install 'megabase\[logs\]'"
-    ):
+    with pytest.raises(ConfigError, match="wandb is not installed; pip install wandb"):
         settings(tmp_path, "run", steps=1, log=("wandb",))
