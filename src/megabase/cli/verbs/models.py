@@ -187,11 +187,43 @@ def _presets(as_json: bool) -> None:
     )  # fmt: skip
 
 
+def _add_publish(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", metavar="RUN", type=str, help="run folder of pretrain or finetune")
+    add("name", metavar="OWNER/NAME", type=str, help="repository on the Hub")
+    add("-o", "--output", type=str, metavar="FOLDER", help="folder to send (default: RUN-hub)")
+    add(
+        "--license", type=str, default="apache-2.0", help="license of the weights, by its SPDX name"
+    )
+    add("--private", action="store_true", help="only for the owner")
+    add("--dry-run", action="store_true", help="write the folder, and send nothing")
+    add("--overwrite", action="store_true", help="replace the folder of an earlier call")
+
+
+def _publish(args: Namespace) -> int:
+    """Publish a run: its model, and a card with data, numbers and limits from its own records.
+
+    The folder has to load in a new process through the Auto classes of transformers, without remote
+    code, before it is sent.
+    """
+    from megabase.tasks.publish import publish, upload
+
+    folder = Path(args.output or f"{args.run.rstrip('/')}-hub")
+    publish(args.run, args.name, folder, license=args.license, overwrite=args.overwrite)
+    note(f"wrote {folder}")
+    if not args.dry_run:
+        print(upload(folder, args.name, private=args.private))
+    return 0
+
+
 # fmt: off
 VERBS = {
     "convert": Verb(_add_convert, _convert, (
         "megabase convert weights.ckpt folder",
         "megabase convert default longer --longest 16386",
+    )),
+    "publish": Verb(_add_publish, _publish, (
+        "megabase publish runs/tuned me/promoters --dry-run",
     )),
     "info": Verb(_add_info, _info, (
         "megabase info",

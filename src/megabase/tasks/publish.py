@@ -1,0 +1,213 @@
+"""A run as a folder for the Hugging Face Hub: the model, and a card made of the run's own records.
+
+The card says what a reader cannot ask anybody: data with checksums, settings, numbers with the
+rows they are of, versions, and limits. Nothing in it is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megabase import __version__
+from megabase.errors import ConfigError, ModelError, OutputError, RunError
+from megabase.genome.files import write_whole
+from megabase.training.run_folder import RunFolder
+from megabase.untrusted import read_json
+
+_MODEL = ("*.json", "*.safetensors", "*.txt", "*.model")
+"""Files of a model folder: settings, weights, vocabularies."""
+_RECORDS = ("config.yaml", "data.json", "environment.json", "result.json", "evaluation.json")
+"""What a run wrote about itself, published beside the model."""
+_TASKS = {"causal-lm": "text-generation", "masked-lm": "fill-mask"}
+"""Names of the Hub for what a model does; the others are ``text-classification``."""
+_LOADS = """
+import sys, torch, megabase.models
+from transformers import AutoConfig, AutoTokenizer
+import transformers
+folder, name = sys.argv[1:]
+model = getattr(transformers, name).from_pretrained(folder, trust_remote_code=False).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+ids = tokenizer("ACGT" * 8, return_tensors="pt")
+assert torch.isfinite(model(input_ids=ids["input_ids"]).logits).all()
+"""
+"""Run in a process of its own: what a reader of the card does first."""
+_AUTO = {"causal-lm": "AutoModelForCausalLM", "masked-lm": "AutoModelForMaskedLM",
+         "sequence-classification": "AutoModelForSequenceClassification",
+         "token-classification": "AutoModelForTokenClassification"}  # fmt: skip
+"""Classes of transformers by what a model is for."""
+
+
+def publish(
+    run: str | Path, name: str, folder: str | Path, *, license: str, overwrite: bool = False
+) -> Path:
+    """Write the folder that :func:`upload` sends: model, records and ``README.md``.
+
+    Parameters
+    ----------
+    run
+        Run folder of pretraining or fine-tuning.
+    name
+        ``owner/name`` on the Hub, for the examples of the card.
+    folder
+        Where it is written.
+    license
+        SPDX name, such as ``apache-2.0``.
+    overwrite
+        Replace a folder of an earlier call.
+
+    Raises
+    ------
+    RunError, ModelError
+        When there is no finished model in the run, or its folder does not load in a new process.
+    """
+    if name.count("/") != 1 or not all(name.split("/")):
+        raise ConfigError(f"a model on the Hub is named owner/name; found {name!r}")
+    source, target = RunFolder(Path(run)), Path(folder)
+    checkpoint = source.checkpoint()
+    if checkpoint is None or not (checkpoint / "config.json").is_file():
+        raise RunError(
+            f"{run}: holds no model (best or last); is it a run of pretrain or finetune?"
+        )
+    if target.exists():
+        if not overwrite or not (target / "run-config.yaml").is_file():
+            raise OutputError(
+                f"{target} exists; name another folder, or one of an earlier call with "
+                "overwrite=True"
+            )
+        shutil.rmtree(target)
+    target.mkdir(parents=True)
+    for pattern in _MODEL:
+        for path in sorted(checkpoint.glob(pattern)):
+            shutil.copyfile(path, target / path.name)
+    for record in _RECORDS:
+        if (source.path / record).is_file():
+            shutil.copyfile(source.path / record, target / f"run-{record}")
+    from megabase.models.describe import describe
+
+    about = describe(str(checkpoint))
+    write_whole(target / "README.md", _card(source, name, license, about))
+    auto = _AUTO.get(about["kind"], "AutoModel")
+    tried = subprocess.run(
+        [sys.executable, "-c", _LOADS, str(target), auto],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if tried.returncode:
+        raise ModelError(f"{target}: does not load in a new process: {tried.stderr.strip()[-500:]}")
+    return target
+
+
+def upload(folder: str | Path, name: str, *, private: bool = False) -> str:
+    """Send a folder of :func:`publish` to the Hub; give its address. Needs ``hf auth login``."""
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    hub.create_repo(name, private=private, exist_ok=True)
+    return str(hub.upload_folder(repo_id=name, folder_path=str(folder)))
+
+
+def _card(run: RunFolder, name: str, license: str, about: dict[str, Any]) -> str:
+    """Write the card: metadata of the Hub, then what a person reads."""
+    from huggingface_hub import ModelCardData
+
+    config, data = run.config(), run.record("data.json")
+    results = list(_results(run, data))
+    start = str(config.get("model")) if isinstance(config.get("model"), str) else None
+    card = ModelCardData(
+        license=license, library_name="transformers", tags=["megabase", "dna", "genomics"],
+        pipeline_tag=_TASKS.get(about["kind"], "text-classification"), model_name=name,
+        base_model=start if start is not None and start.count("/") == 1 else None,
+        eval_results=[one for one, _ in results] or None,
+    )  # fmt: skip
+    environment = run.record("environment.json")
+    command = shlex.join(environment.get("command") or ["megabase"])
+    auto = _AUTO.get(about["kind"], "AutoModel")
+    rows = "\n".join(
+        f"| {one.dataset_name} | {one.metric_name} | {one.metric_value:.4g} | {text} |"
+        for one, text in results
+    )
+    facts = {
+        "class": about["class_name"], "parameters": f"{about['parameters']:,}",
+        "longest input": f"{about['longest']:,} tokens" if about["longest"] else "no limit",
+        "starts from": start or "fresh weights", "made by": f"`{command}`, megabase {__version__}",
+        "packages": ", ".join(f"{k} {v}" for k, v in environment["packages"].items() if v),
+        "machine": f"{environment['processor']}, {', '.join(environment['devices']) or 'no GPU'}",
+    }  # fmt: skip
+    table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    shown = json.dumps(data, indent=1)
+    return f"""---
+{card.to_yaml()}
+---
+
+# {name.split("/")[1]}
+
+A DNA model of [megabase](https://megabase.readthedocs.io), published from the records of its run
+(`run-*` beside it).
+
+```python
+import megabase as mb
+
+model = mb.load("{name}")
+```
+
+or, after `import megabase.models`, `transformers.{auto}.from_pretrained("{name}")`; no remote
+code is run.
+
+| | |
+| --- | --- |
+{table}
+
+## Numbers
+
+{"| data | metric | value | rows |" if rows else "No evaluation was recorded in the run."}
+{"| --- | --- | ---: | --- |" if rows else ""}
+{rows}
+
+## Data
+
+What the model was trained and measured on, with checksums:
+
+```json
+{shown}
+```
+
+## Limits
+
+- The numbers above are of the rows named beside them and of nothing else.
+- Held-out rows of one genome share repeats and gene families with the training rows.
+- Not for medical use.
+"""
+
+
+def _results(run: RunFolder, data: dict[str, Any]) -> Iterator[tuple[Any, str]]:
+    """Give what was measured, each with the rows that it is of."""
+    from huggingface_hub import EvalResult
+
+    def of(task: str, dataset: str, split: str, metric: str, value: float) -> Any:
+        return EvalResult(
+            task_type=task, dataset_type="dna", dataset_name=dataset, dataset_split=split,
+            metric_type=metric, metric_name=metric, metric_value=value,
+        )  # fmt: skip
+
+    if (run.path / "result.json").is_file():
+        found = run.record("result.json")
+        for split in ("test", "valid"):
+            for metric, value in (found.get(split) or {}).items():
+                rows = f"{found['rows'][split]:,} rows of {split}"
+                dataset = str(found.get("run", run.path.name))
+                yield of("text-classification", Path(dataset).name, split, metric, value), rows
+    if (run.path / "evaluation.json").is_file():
+        found = read_json(run.path / "evaluation.json", RunError)
+        measure = found["overall"]
+        rows = f"{measure['targets']:,} bases"
+        genome = str(data.get("genome", {}).get("name", "genome"))
+        value = measure["perplexity_acgt"]
+        yield of("text-generation", genome, "test", "perplexity", value), rows
