@@ -104,6 +104,12 @@ class VariantFileScoring(CalibratedScoring, total=False):
     """Go on although many REF differ from the genome."""
     strict: bool
     """Refuse the first record that cannot be used, instead of leaving it out."""
+    scores: str | Path | None
+    """Table of every substitution, of `--all`, by this model on this genome: llr_site is looked up
+    there."""
+    missing: Literal["leave", "score"]
+    """What is done with alleles that are not in the table of `--scores`: leave, or score by the
+    model (default: leave)."""
 
 
 class EverySnvScoring(RunOptions, total=False):

@@ -15,7 +15,7 @@ from megabase.errors import InputError, LeftOutWarning, MegabaseError, NoUsableR
 Reason = Literal[
     "UNKNOWN_CONTIG", "OUTSIDE_CONTIG", "REF_NOT_BASES", "REF_MISMATCH", "NO_ALT", "SYMBOLIC_ALT",
     "ALT_NOT_BASES", "ALT_IS_REF", "CONTIG_TOO_SHORT", "TOO_NEAR_END", "ALLELE_TOO_LONG",
-    "NO_BASE_BEFORE", "LENGTHS_DIFFER", "NOT_CALIBRATED",
+    "NO_BASE_BEFORE", "LENGTHS_DIFFER", "NOT_CALIBRATED", "NOT_IN_TABLE",
 ]  # fmt: skip
 REASONS: dict[Reason, str] = {
     "UNKNOWN_CONTIG": "the genome has no such contig",
@@ -34,6 +34,7 @@ REASONS: dict[Reason, str] = {
     "LENGTHS_DIFFER": "a method that hides the allele has no value for alleles of two lengths",
     "NOT_CALIBRATED": "the calibration holds no random variants of its class, or a base nearby is "
     "not A, C, G or T",
+    "NOT_IN_TABLE": "the table of scores does not hold it",
 }
 """Why a row cannot be used, or an allele has no score (or lacks one)."""
 

@@ -201,6 +201,8 @@ class AlleleScore(NamedTuple):
     """One number for each method, NaN where there is none."""
     reason: Reason | None = None
     """Why there is none, or why one is missing (:data:`megabase.genome.left_out.REASONS`)."""
+    source: str = ""
+    """``table`` or ``model`` where scores come from either."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -245,6 +247,11 @@ class VariantScorer:
         """Load the model and open the genome, in each process that scores."""
         loaded = load(model, head="language", device=device)
         return cls(loaded, Genome(genome), options, batch_tokens, genes)
+
+    @property
+    def placed(self) -> str:
+        """Where windows lie, for headers of outputs."""
+        return f"window of {self.options.window} bases, {self.options.placement}"
 
     def provenance(self, verb: str, **more: Any) -> Provenance:
         """Describe where scores come from; `more` are further options than those of a score."""

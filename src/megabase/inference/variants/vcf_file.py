@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import polars as pl
 
@@ -31,6 +31,7 @@ from megabase.genome.vcf import (
 from megabase.inference.jobs import Work, check_run, map_file, split_options
 from megabase.inference.parts import Provenance
 from megabase.inference.variants.calibration import DERIVED, columns
+from megabase.inference.variants.look_up import TableScorer
 from megabase.inference.variants.scorer import (
     METHODS,
     AlleleScore,
@@ -133,6 +134,7 @@ def score_variants_file(
     source, output = Path(variants), Path(output)
     own, run = split_options(options, VariantFileScoring)
     prefix, strict = own.pop("prefix", "MB"), own.pop("strict", False)
+    table, missing = own.pop("scores", None), own.pop("missing", None)
     mismatches, genes = own.pop("allow_mismatches", False), own.pop("genes", None)
     settings = VariantOptions(**own)
     require_suffix(output, (*_VCF_SUFFIXES, *TABLE_SUFFIXES))
@@ -140,6 +142,10 @@ def score_variants_file(
         raise InputError(
             f"prefix {prefix!r} cannot begin an INFO key; expected letters, digits and _"
         )
+    if table is None and missing is not None:
+        raise InputError("missing= is for scores= of a table")
+    if table is not None and require_suffix(output, _VCF_SUFFIXES) and settings.calibration:
+        raise InputError("a calibration does not go with scores= of a table")
     check_run(output, **run)
     found: _Survey | None = None
     scored: VariantScorer
@@ -171,9 +177,12 @@ def score_variants_file(
             else:
                 merge_tables(parts, target, provenance)
 
+        make: Any = partial(VariantScorer.load, model, store.path, settings, genes=genes)
+        if table is not None:
+            given = Path(table), missing or "leave"
+            make = partial(TableScorer.load, model, store.path, settings, given, genes=genes)
         work = Work(
-            partial(_lines, prefix) if as_vcf else _table,
-            partial(VariantScorer.load, model, store.path, settings, genes=genes),
+            partial(_lines, prefix) if as_vcf else _table, make,
             partial(_chunks, source, store.path, kept), suffix=".vcf" if as_vcf else ".parquet",
         )  # fmt: skip
         made = map_file(work, output, describe, merge, **run)
@@ -235,7 +244,7 @@ def _info_key(prefix: str, name: str) -> str:
 
 def _require_new_keys(header: Sequence[str], prefix: str, path: Path) -> None:
     """Refuse a prefix whose keys the header of a file has already, with an InputError."""
-    for name in (*columns(tuple(METHODS), True), "reason", *_EFFECTS):
+    for name in (*columns(tuple(METHODS), True), "reason", "source", *_EFFECTS):
         key = _info_key(prefix, name)
         if any(line.startswith(f"##INFO=<ID={key},") for line in header):
             raise InputError(
@@ -276,6 +285,9 @@ def _annotated_line(
         texts = ([term or "." for term in terms], [vcf_text(gene or ".") for gene in genes], named)
         for name, values in zip(_EFFECTS, texts, strict=True):
             added.append(f"{_info_key(prefix, name)}={','.join(values)}")
+    if any(score.source for score in alleles):
+        sources = ",".join(score.source or "." for score in alleles)
+        added.append(f"{_info_key(prefix, 'source')}={sources}")
     fields = list(record.fields)
     if added:
         kept = [] if fields[_INFO] in (".", "") else [fields[_INFO]]
@@ -316,8 +328,7 @@ def _header_lines(
     for name, text in said.items():
         added.append(
             f'##INFO=<ID={_info_key(prefix, name)},Number=A,Type=Float,Description="'
-            f"{text}; {strands}; window of {options.window} bases, "
-            f'{options.placement}">'
+            f'{text}; {strands}; {scorer.placed}">'
         )
     reasons = "; ".join(f"{name}: {text}" for name, text in REASONS.items())
     added.append(
@@ -327,6 +338,11 @@ def _header_lines(
     for name, (number, text) in _EFFECTS.items() if scorer.annotation else ():
         key = _info_key(prefix, name)
         added.append(f'##INFO=<ID={key},Number={number},Type=String,Description="{text}">')
+    if isinstance(scorer, TableScorer):
+        added.append(
+            f'##INFO=<ID={_info_key(prefix, "source")},Number=A,Type=String,Description="Where the '
+            'score comes from: table (of --scores) or model">'
+        )
     added.append(f"##megabase={provenance.to_json()}")
     return [*header[:-1], *added, header[-1]]
 
