@@ -49,6 +49,8 @@ def test_the_card_says_what_the_run_recorded(tuned: Path, tmp_path: Path) -> Non
     np.testing.assert_array_equal(one.values, two.values)
     sent = sorted(path.name for path in out.iterdir())
     assert not [name for name in sent if "state" in name]
+    for path in (*out.glob("*.md"), *out.glob("run-*")):
+        assert str(tuned.parent) not in path.read_text(), path.name
     code = (
         "import sys, megabase.models.auto; from transformers import "
         "AutoModelForSequenceClassification as A; A.from_pretrained(sys.argv[1])"

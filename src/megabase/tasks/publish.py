@@ -7,6 +7,7 @@ rows they are of, versions, and limits. Nothing in it is typed by hand.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -19,12 +20,14 @@ from megabase import __version__
 from megabase.errors import ConfigError, ModelError, OutputError, RunError
 from megabase.genome.files import write_whole
 from megabase.training.run_folder import RunFolder
-from megabase.untrusted import read_json
+from megabase.untrusted import read_json, read_text
 
 _MODEL = ("*.json", "*.safetensors", "*.txt", "*.model")
 """Files of a model folder: settings, weights, vocabularies."""
 _RECORDS = ("config.yaml", "data.json", "environment.json", "result.json", "evaluation.json")
 """What a run wrote about itself, published beside the model."""
+_ABSOLUTE = re.compile(r"(?<![\w.:/`~-])/(?:[^\s\"',:/]+/)+([^\s\"',:/]+)")
+"""A path from the root on, not a part of an address or of a relative path."""
 _TASKS = {"causal-lm": "text-generation", "masked-lm": "fill-mask"}
 """Names of the Hub for what a model does; the others are ``text-classification``."""
 _LOADS = """
@@ -88,11 +91,12 @@ def publish(
             shutil.copyfile(path, target / path.name)
     for record in _RECORDS:
         if (source.path / record).is_file():
-            shutil.copyfile(source.path / record, target / f"run-{record}")
+            text = read_text(source.path / record, RunError)
+            write_whole(target / f"run-{record}", _without_folders(text))
     from megabase.models.describe import describe
 
     about = describe(str(checkpoint))
-    write_whole(target / "README.md", _card(source, name, license, about))
+    write_whole(target / "README.md", _without_folders(_card(source, name, license, about)))
     auto = _AUTO.get(about["kind"], "AutoModel")
     tried = subprocess.run(
         [sys.executable, "-c", _LOADS, str(target), auto],
@@ -112,6 +116,11 @@ def upload(folder: str | Path, name: str, *, private: bool = False) -> str:
     hub = HfApi()
     hub.create_repo(name, private=private, exist_ok=True)
     return str(hub.upload_folder(repo_id=name, folder_path=str(folder)))
+
+
+def _without_folders(text: str) -> str:
+    """Leave of each absolute path the name: folders tell of the person, not of the model."""
+    return _ABSOLUTE.sub(r"\1", text)
 
 
 def _card(run: RunFolder, name: str, license: str, about: dict[str, Any]) -> str:
