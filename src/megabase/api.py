@@ -390,15 +390,15 @@ class Model(Loaded):
         options: TrackOptions | None = None,
         calls: str | Path | None = None,
         **run: Unpack[RunOptions],
-    ) -> Path:
-        """Predict every base along a genome, into a bigWig or bedGraph file.
+    ) -> list[Path]:
+        """Predict every base along a genome, into bigWig or BED; give the files.
 
         Parameters
         ----------
         genome
             Genome store or FASTA file.
         out
-            ``.bw`` or ``.bedgraph``.
+            ``.bw`` (of several tracks one each, ``OUT.NAME.bw``) or ``.bed``.
         regions
             Contigs, region strings or BED files; the whole genome when None.
         options

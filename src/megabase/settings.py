@@ -518,6 +518,12 @@ class HeadConfig(Settings):
     inverse to their number; or one number for each, in the order of the sorted names."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
+    loss: Literal["mse", "poisson"] | None = None
+    """Loss of numbers. mse: squared error of standardized numbers. poisson: for counts, over their
+    mean. null: mse of tracks, squared error of the numbers of a table as they are."""
+    scale: Literal["linear", "log1p"] = "linear"
+    """What is learned of numbers: themselves, or the logarithm of one more (log1p). Predictions
+    and metrics are in the unit of the data."""
     reverse_complement: float = 0.0
     """Probability that a training sequence is read as its reverse complement."""
     crop: float = 1.0

@@ -285,10 +285,10 @@ def test_a_track_is_the_same_by_region_and_for_any_number_of_workers(
     options = TrackOptions(window=50, overlap=20, strands="both")
     common: dict[str, Any] = {"options": options, "workers": 1}
     genome, model = folder / "genome.fa", str(folder / "bases")
-    whole = predict_track(model, genome, folder / "whole.bw", **common)
+    (whole,) = predict_track(model, genome, folder / "whole.bw", **common)
     monkeypatch.setattr("megabase.inference.prediction_track._BLOCK", 37)
-    again = predict_track(model, genome, folder / "again.bw", batch_tokens=120, **common)
-    part = predict_track(model, genome, folder / "part.bw", regions=["chr1:101-230"], **common)
+    (again,) = predict_track(model, genome, folder / "again.bw", batch_tokens=120, **common)
+    (part,) = predict_track(model, genome, folder / "part.bw", regions=["chr1:101-230"], **common)
     first = pyBigWig.open(str(whole))
     values = np.float32(first.values("chr1", 0, 400))
     np.testing.assert_allclose(pyBigWig.open(str(again)).values("chr1", 0, 400), values, atol=1e-6)
@@ -310,11 +310,11 @@ def test_calls_are_bed(folder: Path) -> None:
 
 def test_calls_are_the_stretches_above_the_threshold(folder: Path) -> None:
     options = TrackOptions(window=50, overlap=20, threshold=0.6, shortest=2, output="yes")
-    track = predict_track(
+    (track,) = predict_track(
         str(folder / "bases"), folder / "genome.fa", folder / "a.bw",
         options=options, calls=folder / "a.bed", workers=1,
     )  # fmt: skip
-    alone = predict_track(
+    (alone,) = predict_track(
         str(folder / "bases"), folder / "genome.fa", folder / "b.bed", options=options, workers=1
     )
     lines = [x.split("\t") for x in alone.read_text().splitlines() if not x.startswith("#")]

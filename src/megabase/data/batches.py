@@ -113,7 +113,8 @@ class LabeledBatches:
     `rows` are the tokens of the forward strand and `reverse` those of the reverse complement, for a
     ``reverse_probability`` and `both_strands`: each row twice, all rows forward, then all as their
     reverse complement, while ``labels`` holds each once. Labels are int64 (n,), float32 (n, K), or
-    the classes of all bases, where every token is one base.
+    the classes of all bases, where every token is one base, or float32 (bins, K) of all bins of
+    `bin` bases.
 
     An epoch is one permutation of all rows; index i lies in epoch i // n. Which row an index gives
     depends on neither the micro-batch nor the number of processes.
@@ -128,6 +129,7 @@ class LabeledBatches:
         draw: Draw | None = None,
         reverse: Ragged | None = None,
         both_strands: bool = False,
+        bin: int = 1,
     ) -> None:
         draw = draw or Draw()
         if not 0 < draw.crop <= 1:
@@ -135,7 +137,7 @@ class LabeledBatches:
         if reverse is None and (draw.reverse_probability or both_strands):
             raise InputError("reverse complements are asked for without their tokens")
         self._rows, self._reverse, self._labels = rows, reverse, labels
-        self._padding, self._both = padding, both_strands
+        self._padding, self._both, self._bin = padding, both_strands, bin
         self._draw = draw._replace(block=max(1, draw.block))
         self._order: tuple[tuple[int, int], _Ints] | None = None
 
@@ -173,8 +175,9 @@ class LabeledBatches:
         """Give sequences by their int64 (n,) running numbers in a stage, cut to `length` tokens.
 
         ``input_ids`` is int64 (n, width), or (2 n, width) with both strands; ``labels`` (n,) or (n,
-        K), or for bases int64 (n, width) in the direction of the row, -100 at padding;
-        ``attention_mask`` int64 like the ids, only when a row is padded.
+        K), or for bases int64 (n, width) in the direction of the row, -100 at padding, for bins
+        float32 (n, width // bin, K), NaN there; ``attention_mask`` int64 like the ids, only when a
+        row is padded.
         """
         rows = self.rows_of(stream, indices)
         reverse = np.zeros(len(rows), dtype=bool)
@@ -192,12 +195,13 @@ class LabeledBatches:
         labels = self._labels
         one = len(indices)  # with both strands, labels are those of the forward one
         if isinstance(labels, Ragged):
-            whole = self._rows.lengths[rows[:one]]
+            whole, most = self._rows.lengths[rows[:one]] // self._bin, length // self._bin
             classes = [
-                self._segment(labels.row(row)[:size][:: -1 if turned else 1], start)[:length]
+                self._segment(labels.row(row)[:size][:: -1 if turned else 1], start)[:most]
                 for row, size, turned, start in zip(rows, whole, reverse, starts, strict=False)
             ]
-            given: npt.NDArray[Any] = self._padded(classes, width, IGNORED)
+            fill = np.nan if labels.values.ndim > 1 else IGNORED
+            given: npt.NDArray[Any] = self._padded(classes, width // self._bin, fill)
         else:
             given = labels[rows[:one]]
         tokens = self._padded(ids, width, self._padding.token)
@@ -207,9 +211,12 @@ class LabeledBatches:
             batch["attention_mask"] = torch.from_numpy(real)
         return batch
 
-    def _padded(self, rows: Sequence[npt.NDArray[Any]], width: int, fill: int) -> _Ints:
-        """Lay rows into an array (n, width)."""
-        padded = np.full((len(rows), width), fill, dtype=np.int64)
+    def _padded(
+        self, rows: Sequence[npt.NDArray[Any]], width: int, fill: float
+    ) -> npt.NDArray[Any]:
+        """Lay rows into an array (n, width, ...), of integers unless `fill` is NaN."""
+        kind = np.float32 if np.isnan(fill) else np.int64
+        padded = np.full((len(rows), width, *rows[0].shape[1:]), fill, dtype=kind)
         for number, values in enumerate(rows):
             start = width - len(values) if self._padding.left else 0
             padded[number, start : start + len(values)] = values

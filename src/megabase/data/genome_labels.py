@@ -1,13 +1,14 @@
-"""Labeled examples cut out of a genome: intervals with a label, or a class for every base.
+"""Labeled examples cut out of a genome: intervals, a class for every base, numbers of tracks.
 
 Coordinates are 0-based half-open; VCF and GFF are converted by their readers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from megabase.data.regions import Regions
 from megabase.errors import InputError, IntervalWarning, NoUsableRowError, warn
 from megabase.genome import alphabet
 from megabase.genome.interval import Interval, Strand
+from megabase.genome.signal import Signal
 from megabase.genome.store import Genome
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ _VCF = (".vcf", ".bcf")  # variants as intervals of their REF
 _BED = (".bed", ".narrowpeak", ".broadpeak")  # the formats of the ENCODE peaks among them
 INTERVAL_SUFFIXES = (*_BED, *_GFF, *_VCF)
 """Endings of the files that :func:`read_interval_text` reads (``.gz`` may follow)."""
+_TRACK_NAME = re.compile(r"[0-9A-Za-z_]+")  # a part of file names and of the keys of a VCF
+_PIECE = 1 << 20  # bases of a signal that are read at once: a few MB
 _ALL = "feature"  # the class of all rows of a BED file when no types are named
 
 FeatureStrand = Literal["either", "forward", "reverse"]
@@ -35,6 +39,7 @@ FeatureStrand = Literal["either", "forward", "reverse"]
 each)."""
 
 _Ints = npt.NDArray[np.int64]
+_Read = Callable[[int, int], npt.NDArray[Any]]
 
 
 def read_interval_text(
@@ -235,6 +240,14 @@ class _Features(NamedTuple):
     """Names by number; 0 is the background, the others are sorted."""
     priority: tuple[int, ...]
     """Class numbers, the one that wins where features overlap first."""
+    kind = "nucleotides"
+    bin = 1
+    unknown = IGNORED
+
+    def of_contig(self, store: Genome, index: int) -> _Read:
+        """Give what reads the classes between two bases of a contig, (bases,)."""
+        painted = self.paint(index, int(store.lengths[index]))
+        return lambda first, last: painted[first:last]
 
     def paint(self, contig: int, length: int) -> npt.NDArray[np.int16]:
         """Give the class of every base of a contig, (length,)."""
@@ -350,36 +363,114 @@ def _read_features(path: Path, store: Genome, *, types_given: bool, strict: bool
     return table.select("contig", "start", "end", strand.alias("strand"), kind.alias("type"))
 
 
+class _Tracks(NamedTuple):
+    """Signals of a genome, and what the number of a bin is of the numbers of its bases."""
+
+    classes: tuple[str, ...]
+    """Names of the tracks."""
+    signals: tuple[Signal, ...]
+    bin: int
+    statistic: str
+    missing: str
+    kind = "tracks"
+    unknown = np.nan
+
+    def of_contig(self, store: Genome, index: int) -> _Read:
+        """Give what reads the bins between two bases of a contig, float32 (bins, tracks)."""
+        name = store.contigs[index].name
+        step = max(1, _PIECE // self.bin) * self.bin
+
+        def read(first: int, last: int) -> npt.NDArray[np.float32]:
+            found = np.empty(((last - first) // self.bin, len(self.signals)), dtype=np.float32)
+            for low in range(first, last, step):
+                high = min(low + step, last)
+                rows = slice((low - first) // self.bin, (high - first) // self.bin)
+                for column, signal in enumerate(self.signals):
+                    values = signal.values(name, low, high).reshape(-1, self.bin)
+                    found[rows, column] = self._of_bins(values)
+            return found
+
+        return read
+
+    def _of_bins(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        known = np.isfinite(values)
+        total = np.where(known, values, 0).sum(1, dtype=np.float64)
+        masked = self.missing == "masked"
+        if self.statistic == "mean":
+            total /= np.maximum(known.sum(1), 1) if masked else self.bin
+        return np.where(known.any(1) | (not masked), total, np.nan)
+
+
+def read_tracks(
+    store: Genome,
+    files: Iterable[str],
+    *,
+    bin: int = 1,
+    statistic: Literal["mean", "sum"] = "mean",
+    missing: Literal["zero", "masked"] = "zero",
+) -> _Tracks:
+    """Open tracks, each ``NAME=FILE`` of a bigWig or bedGraph file.
+
+    The number of `bin` bases, counted from the start of a contig, is the `statistic` of the numbers
+    of its bases. Bases without a number count as 0, or (masked) not at all, and neither does a bin
+    of such bases only.
+    """
+    signals: dict[str, Signal] = {}
+    for text in files:
+        name, _, path = text.rpartition("=")
+        if not _TRACK_NAME.fullmatch(name) or name.lower() in map(str.lower, signals):
+            raise InputError(
+                f"{text!r} is not a track; expected NAME=FILE with another name for each, of "
+                "letters, digits and _"
+            )
+        signal = signals[name] = Signal(path, store)
+        lacking = [contig.name for contig in store.contigs if contig.name not in signal.contigs]
+        if lacking:
+            warn(
+                f"{path} has nothing on {len(lacking):,} contigs of the genome, first "
+                f"{lacking[0]}: their bases "
+                + ("count as 0" if missing == "zero" else "have no number"),
+                IntervalWarning,
+            )
+    return _Tracks(tuple(signals), tuple(signals.values()), bin, statistic, missing)
+
+
 def label_windows(
-    store: Genome, regions: Regions, features: _Features, *, length: int, flank: int = 0
+    store: Genome, regions: Regions, source: _Features | _Tracks, *, length: int, flank: int = 0
 ) -> LabeledSequences:
-    """Cut regions into windows side by side, with the class of every base.
+    """Cut regions into windows side by side, with the class of every base or the number of a bin.
 
     A window has `length` labeled bases (the last of a region fewer) and `flank` unlabeled bases on
     either side as context: fewer at the end of a contig, and possibly outside the regions. Bases
-    that are N have no label; windows of nothing else are left out.
+    that are N have no label, nor have bins of such bases only; windows of nothing else are left
+    out. Of tracks, a region begins and ends with the first and last bin that lies in it whole.
     """
     intervals: list[Interval] = []
     codes: list[npt.NDArray[np.uint8]] = []
-    labels: list[npt.NDArray[np.int16]] = []
-    painted: Mapping[int, npt.NDArray[np.int16]] = {}
-    for contig, first, last in zip(regions.contig, regions.start, regions.end, strict=True):
-        index, size = int(contig), int(store.lengths[contig])
-        if index not in painted:
-            painted = {index: features.paint(index, size)}
-        bases = store.view(index)
-        for start in range(int(first), int(last), length):
-            end = min(start + length, int(last))
-            low, high = max(0, start - flank), min(size, end + flank)
-            window = np.array(bases[low:high])
-            known = (window & alphabet.BASE_BITS) <= alphabet.T
-            known[: start - low] = False
-            known[end - low :] = False
-            if not known.any():
+    labels: list[npt.NDArray[Any]] = []
+    size, none = source.bin, source.unknown
+    read: tuple[int, _Read] | None = None
+    places = (regions.contig, regions.start, regions.end)
+    for index, first, last in zip(*(column.tolist() for column in places), strict=True):
+        contig, bases = store.contigs[index], store.view(index)
+        if read is None or read[0] != index:
+            read = index, source.of_contig(store, index)
+        first, last = -(-first // size) * size, last // size * size
+        found = read[1](first, max(first, last))
+        for start in range(first, last, length):
+            end = min(start + length, last)
+            low, high = max(0, start - flank), min(contig.length // size * size, end + flank)
+            known = (bases[start:end] & alphabet.BASE_BITS) <= alphabet.T
+            known = known.reshape(-1, size).any(1).reshape(-1, *[1] * (found.ndim - 1))
+            own = found[(start - first) // size : (end - first) // size]
+            own = np.where(known, own, np.asarray(none, dtype=found.dtype))
+            if not ((own != none) & (own == own)).any():  # NaN is not equal to itself
                 continue
-            intervals.append(Interval(store.contigs[index].name, low, high))
-            codes.append(window)
-            labels.append(np.where(known, painted[index][low:high], IGNORED).astype(np.int16))
+            intervals.append(Interval(contig.name, low, high))
+            codes.append(np.array(bases[low:high]))
+            shape = ((high - low) // size, *own.shape[1:])
+            labels.append(np.full(shape, none, dtype=own.dtype))
+            labels[-1][(start - low) // size :][: len(own)] = own
     if not codes:
         raise InputError(f"the regions of {store.path} hold no base with a label")
     values, offsets = Ragged.of(codes)
@@ -388,8 +479,9 @@ def label_windows(
         values,
         offsets,
         np.concatenate(labels),
-        "nucleotides",
-        features.classes,
+        source.kind,
+        source.classes,
         text,
         np.arange(len(codes), dtype=np.int64),
+        size,
     )

@@ -24,8 +24,9 @@ from megabase.genome.interval import Interval
 
 IGNORED = -100
 """Class number of a target that counts nowhere; the default of torch's cross entropy."""
-Kind = Literal["classes", "multi_label", "regression", "nucleotides"]
-"""One class out of several, several yes-or-no labels, numbers, or a class for every nucleotide."""
+Kind = Literal["classes", "multi_label", "regression", "nucleotides", "tracks"]
+"""One class out of several, several yes-or-no labels, numbers, a class for every nucleotide, or
+numbers for every bin of nucleotides."""
 
 _LARGEST = float(np.finfo(np.float32).max)  # labels are float32
 _SEPARATORS = str.maketrans("", "", " ,;[]\t")  # as lists are written in tables
@@ -121,7 +122,8 @@ class LabeledSequences:
     """Where each sequence starts, and the end: (n + 1,)."""
     labels: npt.NDArray[Any]
     """int64 (n,) class numbers, or float32 (n, K), where NaN is a label that is not known; for
-    nucleotides int16, a class number for each of `codes`, where -100 is a base without label."""
+    nucleotides int16, a class number for each of `codes`, where -100 is a base without label; for
+    tracks float32 (bins, K), a number for each `bin` of `codes`."""
     kind: Kind
     """What the labels are."""
     classes: tuple[str, ...]
@@ -130,6 +132,8 @@ class LabeledSequences:
     """Where the examples come from."""
     rows: npt.NDArray[np.int64]
     """Number of each sequence in `text`, from 0."""
+    bin: int = 1
+    """Bases of a label of a track; all sequences hold whole bins."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -138,6 +142,11 @@ class LabeledSequences:
     def lengths(self) -> npt.NDArray[np.int64]:
         """Bases of each sequence, (n,)."""
         return np.diff(self.offsets)
+
+    @property
+    def along(self) -> Ragged:
+        """Labels of bases or bins, by sequence."""
+        return Ragged(self.labels, self.offsets // self.bin)
 
     @property
     def unknown(self) -> int:
@@ -160,8 +169,8 @@ class LabeledSequences:
     def take(self, indices: npt.NDArray[np.int64]) -> LabeledSequences:
         """Give some of the sequences, in the given order."""
         codes, offsets = Ragged(self.codes, self.offsets).take(indices)
-        if self.kind == "nucleotides":
-            labels = Ragged(self.labels, self.offsets).take(indices).values
+        if self.kind in ("nucleotides", "tracks"):
+            labels = self.along.take(indices).values
         else:
             labels = self.labels[indices]
         return replace(self, codes=codes, offsets=offsets, labels=labels, rows=self.rows[indices])
@@ -171,7 +180,7 @@ class LabeledSequences:
 
         For labels of nucleotides the bases of each class are counted.
         """
-        if self.kind == "regression":
+        if self.kind in ("regression", "tracks"):
             return {}
         if self.kind == "classes":
             counts = np.bincount(self.labels, minlength=len(self.classes))

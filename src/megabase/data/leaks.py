@@ -282,9 +282,9 @@ def describe_pairs(found: Mapping[str, Any], first: str = "") -> list[str]:
 def leak_hint(splits: Mapping[str, LabeledSequences]) -> str | None:
     """Warn of test (or validation) examples that are in train; None when there are none.
 
-    Splits with a class for every base are not looked at: regions divide them.
+    Splits with labels for bases are not looked at: regions divide them.
     """
-    if splits["train"].kind == "nucleotides":
+    if splits["train"].kind in ("nucleotides", "tracks"):
         return None
     found = count_leaks({name: rows for name, rows in splits.items() if len(rows)})
     if not (pairs := describe_pairs(found, "train")):

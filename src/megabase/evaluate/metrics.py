@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from megabase.data.labeled import IGNORED
+from megabase.data.labeled import IGNORED, LabeledSequences
 from megabase.errors import InputError
 from megabase.objectives.labels import SCORE_BINS
 
@@ -150,7 +150,7 @@ def _mean_squared_error(outputs: _Outputs, labels: _Labels) -> float:
     return float(np.square(outputs.astype(np.float64) - labels).mean())
 
 
-_ANSWERS, _NUMBERS = ("classes", "multi_label", "nucleotides"), ("regression",)
+_ANSWERS, _NUMBERS = ("classes", "multi_label", "nucleotides"), ("regression", "tracks")
 """Kinds of labels with answers to choose from, and with numbers."""
 _COUNTED: dict[str, Callable[[npt.NDArray[Any]], float]] = {
     "accuracy": _accuracy, "mcc": _mcc, "f1": _f1, "f1_positive": _f1_yes,
@@ -175,7 +175,7 @@ than two classes are means of one against the rest, and ``auprc`` is average pre
 
 def default_metrics(kind: str) -> tuple[str, ...]:
     """Name the metrics shown by default for a kind of labels."""
-    if kind == "regression":
+    if kind in _NUMBERS:
         return ("pearson", "spearman", "mse")
     if kind == "multi_label":
         return ("auroc", "auprc")
@@ -218,6 +218,33 @@ def measure(
     if kind in ("classes", "nucleotides"):
         return {name: METRICS[name].one(outputs, labels) for name in names}
     return {name: _mean(_by_label(name, outputs, labels)) for name in names}
+
+
+def measure_numbers(
+    names: Iterable[str], rows: LabeledSequences, outputs: _Outputs, detail: bool = False
+) -> dict[str, float]:
+    """Compute metrics of numbers from outputs (rows, K), or (rows, width * K) of up to width bins.
+
+    A metric is the mean over the K columns; with `detail` also given for each ("pearson rna"), and
+    by contig ("pearson rna chr2"), where there are several.
+    """
+    names, places = tuple(names), rows.text.intervals
+    bins = rows.along.lengths if rows.kind == "tracks" else np.ones(len(rows), dtype=np.int64)
+    width = outputs.shape[1] // rows.outputs
+    said = outputs.reshape(len(bins), width, -1)[np.arange(width) < bins[:, None]]
+    found = measure(names, rows.kind, said, rows.labels)
+    contigs = [places[row].contig if places else "" for row in rows.rows.tolist()]
+    number = {contig: i for i, contig in enumerate(dict.fromkeys(contigs))}
+    place = np.repeat([number[contig] for contig in contigs], bins)
+    parts = {"": np.ones(len(place), dtype=bool)} if rows.outputs > 1 else {}
+    parts |= {f" {one}": place == i for one, i in number.items()} if len(number) > 1 else {}
+    for end, part in parts.items() if detail else ():
+        for name in names:
+            for track, value in zip(
+                rows.classes, _by_label(name, said[part], rows.labels[part]), strict=True
+            ):
+                found[f"{name} {track}{end}"] = value
+    return found
 
 
 def _by_label(name: str, outputs: _Outputs, labels: _Labels) -> list[float]:

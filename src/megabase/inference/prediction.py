@@ -1,4 +1,4 @@
-"""Predictions of fine-tuned models: a probability for each class, by sequence or by base."""
+"""Predictions of fine-tuned models: probabilities or numbers, by sequence or by base."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ from megabase.inference.writers import merge_tables, require_suffix
 from megabase.models.checkpoints.checks import require_finite
 from megabase.models.loading import ModelSpec, inference_mode, load
 from megabase.models.tokenizers.encoder import TokenBatch
+from megabase.objectives.units import Units
 from megabase.options import PredictOptions
 
 Codes = NDArray[np.uint8]
@@ -116,6 +117,7 @@ class Predictor:
         problem = getattr(loaded.model.config, "problem_type", None)
         one = "regression" if len(self.classes) == 1 else "single_label_classification"
         self.problem: str = problem or one
+        self.units = Units.of(loaded.model.config)
         self.batch_tokens = batch_tokens
         if strands not in (None, "forward", "both"):
             raise InputError(f"strands is one of forward, both; found {strands!r}")
@@ -149,6 +151,9 @@ class Predictor:
             values, mask = self._probabilities(
                 codes, lambda row: record_name(names, int(rows[row]))
             )
+            if self.by_base and self.units is not None:
+                pairs = zip(values.cpu().numpy(), mask.cpu().numpy(), strict=True)
+                return [self.units.by_base(row[real]).mean(0) for row, real in pairs]
             if self.by_base:
                 weights = mask[..., None].to(values.dtype)
                 values = (values * weights).sum(1) / weights.sum(1)
@@ -179,6 +184,8 @@ class Predictor:
                 logits = logits.softmax(-1)
             elif self.problem == "multi_label_classification":
                 logits = logits.sigmoid()
+            elif self.units is not None and not self.by_base:
+                logits = self.units.values(logits)
         return logits, batch.bases
 
     def _logits(self, batch: TokenBatch) -> Tensor:
@@ -200,9 +207,10 @@ class Predictor:
         """Predict every base along a sequence of any length: float32 (bases of the part, classes).
 
         A model that labels sequences is asked about windows; the answer of a window is given to the
-        part of it that counts. The window is the longest possible when None, and half of it is
-        shared. `part` is the first base to predict and the one after the last, with the windows of
-        the whole sequence.
+        part of it that counts. A model of tracks gives each base the number of its bin, which is
+        taken of the mean output of its bases. The window is the longest possible when None, and
+        half of it is shared. `part` is the first base to predict and the one after the last, with
+        the windows of the whole sequence.
         """
         most, encoder = self.longest, self._loaded.encoder
         if not encoder.per_base and self.by_base:
@@ -232,8 +240,13 @@ class Predictor:
             return np.broadcast_to(values[:, None], (len(rows), width, values.shape[-1]))
 
         shared = window // 2 if overlap is None else overlap
-        spans = plan_windows(len(codes), window, shared, stitch, part)
-        return stitched(spans, part or (0, len(codes)), self.batch_tokens, answer)
+        low, high = part or (0, len(codes))
+        tracks = self.units if self.by_base else None
+        size = tracks.bin if tracks is not None else 1
+        whole = low // size * size, min(-(-high // size) * size, len(codes))  # bins
+        spans = plan_windows(len(codes), window, shared, stitch, whole)
+        found = stitched(spans, whole, self.batch_tokens, answer)
+        return found if tracks is None else tracks.by_base(found)[low - whole[0] :][: high - low]
 
 
 def _turned(codes: Codes, lengths: NDArray[np.int64]) -> Codes:

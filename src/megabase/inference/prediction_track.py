@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import polars as pl
+from torch import nn
 
 from megabase.data.sources import genome_store
 from megabase.errors import InputError, OutputError
@@ -30,7 +31,8 @@ from megabase.inference.writers import (
     require_suffix,
     write_bigwig,
 )
-from megabase.models.loading import ModelSpec, find_class
+from megabase.models.auto import load_config
+from megabase.models.loading import Loaded, ModelSpec, find_class
 from megabase.options import PassOptions, RunOptions
 
 TRACK_SUFFIXES = (".bw", ".bigwig", ".bed")
@@ -44,7 +46,8 @@ class TrackOptions:
     """What decides the numbers along a genome."""
 
     output: str | None = None
-    """Class whose probability is wanted, by name or number; the second of two when None."""
+    """Class whose probability is wanted, or track, by name or number; the second of two classes,
+    and all tracks, when None."""
     window: int | None = None
     """Bases that the model reads at once; as many as it can when None."""
     overlap: int | None = None
@@ -71,17 +74,12 @@ class _Call(NamedTuple):
 
 
 class _Tracker(NamedTuple):
-    """A model, the genome, and the output of the model that is followed along it."""
+    """A model, the genome, and the outputs of the model that are followed along it."""
 
     predictor: Predictor
     store: Genome
     options: TrackOptions
-    column: int
-
-    @property
-    def output(self) -> str:
-        """Name of the class."""
-        return self.predictor.classes[self.column]
+    columns: list[int]
 
 
 def predict_track(
@@ -95,10 +93,11 @@ def predict_track(
     calls: str | Path | None = None,
     strict: bool = False,
     **running: Unpack[RunOptions],
-) -> Path:
+) -> list[Path]:
     """Predict along a genome (a store or FASTA), or regions of it, with a model as for `predict`.
 
-    ``.bw`` or ``.bigwig``: the probability of one class at every base that is A, C, G or T.
+    ``.bw`` or ``.bigwig``: the probability of one class at every base that is A, C, G or T, or the
+    number of a track, in its unit; of several tracks one file each, ``OUTPUT.NAME.bw``.
     ``.bed``: the regions where it reaches the threshold, with 1000 times its mean as score; `calls`
     is such a file beside a bigWig. Regions are contigs, ``chr1:1,001-2,000`` or BED files; `strict`
     refuses their rows that are not on the genome.
@@ -116,16 +115,25 @@ def predict_track(
                 f"{calls}: called regions are written as BED; name a file that ends so"
             )
         check_output(Path(calls), overwrite)
-    check_run(output, **running)
+    names = _tracks(model) if options.output is None and prompt is None and not as_bed else ()
+    targets = [output]
+    if len(names) > 1:
+        if calls is not None:
+            raise OutputError(f"calls are of one track; name it: {', '.join(names)}")
+        targets = [output.with_name(f"{output.stem}.{name}{output.suffix}") for name in names]
+        for path in targets[1:]:
+            check_output(path, overwrite)
+    check_run(targets[0], **running)
     with genome_store(genome) as store:
         chosen = _regions(store, regions, strict)
 
         def describe(ready: _Tracker) -> Provenance:
             asked = asdict(options)
             del asked["strands"]
-            both, name = ready.predictor.both_strands, ready.output
-            asked.update(output=name, both_strands=both, regions=_region_texts(chosen))
             predictor = ready.predictor
+            name = ", ".join(predictor.classes[column] for column in ready.columns)
+            both, texts = predictor.both_strands, _region_texts(chosen)
+            asked.update(output=name, both_strands=both, regions=texts)
             return Provenance(
                 "predict", predictor.name, predictor.digest, store.name, store.checksum, {}, asked
             )
@@ -137,6 +145,9 @@ def predict_track(
                 return
             contigs = {contig.name: contig.length for contig in store.contigs}
             write_bigwig(target, contigs, Run.read(parts))
+            for number, path in enumerate(targets[1:], start=1):
+                with atomic_file(path, overwrite, seeks=True) as file:
+                    write_bigwig(Path(file.name), contigs, Run.read(parts, f"values_{number}"))
             if calls is not None:
                 with atomic_file(Path(calls), overwrite) as file:
                     _write_calls(parts, file, options, provenance)
@@ -145,7 +156,17 @@ def predict_track(
             _block, partial(_tracker, model, prompt, store.path, options),
             partial(_blocks, chosen), attrgetter("length"),
         )  # fmt: skip
-        return map_file(work, output, describe, merge, **running)
+        map_file(work, targets[0], describe, merge, **running)
+    return targets
+
+
+def _tracks(model: ModelSpec) -> tuple[str, ...]:
+    """Name the tracks of a model that has a number for every base; nothing for another."""
+    module = model.model if isinstance(model, Loaded) else model
+    config: Any = module.config if isinstance(module, nn.Module) else load_config(module)
+    if getattr(config, "label_kind", None) != "tracks":
+        return ()
+    return tuple(str(name) for _, name in sorted(config.id2label.items()))
 
 
 def _tracker(
@@ -156,15 +177,17 @@ def _tracker(
     ready = Predictor(model, prompt=prompt, strands=options.strands, **passes)
     names = ready.classes
     if options.output is not None:
-        column = find_class(names, options.output, ready.name)
+        columns = [find_class(names, options.output, ready.name)]
+    elif ready.by_base and ready.units is not None:
+        columns = list(range(len(names)))
     elif len(names) in (1, 2):
-        column = len(names) - 1
+        columns = [len(names) - 1]
     else:
         raise InputError(
             f"{ready.name} has {len(names)} outputs; name the one whose track is wanted: "
             f"{', '.join(names[:20])}"
         )
-    return _Tracker(ready, Genome(genome), options, column)
+    return _Tracker(ready, Genome(genome), options, columns)
 
 
 def _blocks(regions: Iterable[tuple[str, int, int]]) -> Iterator[Interval]:
@@ -185,10 +208,12 @@ def _block(ready: _Tracker, block: Interval) -> pl.DataFrame:
     values = ready.predictor.along(
         codes, window=options.window, overlap=options.overlap, stitch=options.stitch,
         part=(low, high), name=contig,
-    )[:, ready.column]  # fmt: skip
+    )[:, ready.columns]  # fmt: skip
     values[(codes[low:high] & BASE_BITS) > T] = np.nan
-    column = pl.Series("values", [values], dtype=pl.List(pl.Float32))
-    return pl.DataFrame({"contig": contig, "start": low, "strand": "+"}).with_columns(column)
+    names = ["values", *(f"values_{number}" for number in range(1, len(ready.columns)))]
+    kind = pl.List(pl.Float32)
+    columns = [pl.Series(n, [v], dtype=kind) for n, v in zip(names, values.T, strict=True)]
+    return pl.DataFrame({"contig": contig, "start": low, "strand": "+"}).with_columns(columns)
 
 
 def _write_calls(

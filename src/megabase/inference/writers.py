@@ -73,9 +73,9 @@ class Run(NamedTuple):
     values: NDArray[np.float32]
 
     @classmethod
-    def read(cls, parts: Sequence[Path]) -> Iterator[Run]:
-        """Read intervals of parts: contig, start, strand and a list ``values``."""
-        columns = ["contig", "start", "strand", "values"]
+    def read(cls, parts: Sequence[Path], column: str = "values") -> Iterator[Run]:
+        """Read intervals of parts: contig, start, strand and a list, the column."""
+        columns = ["contig", "start", "strand", column]
         for part in parts:
             frame = pl.read_parquet(part, columns=columns, glob=False)
             for contig, start, strand, values in frame.iter_rows():

@@ -38,6 +38,7 @@ HEADS = {
     "multi_label": ("sequence-classification", "multi_label_classification"),
     "regression": ("sequence-classification", "regression"),
     "nucleotides": ("token-classification", "single_label_classification"),
+    "tracks": ("token-classification", "regression"),
 }
 """Kind of labels -> kind of model, and the name that transformers has for its problem."""
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from megabase.data.labeled import IGNORED
 from megabase.errors import InputError
 from megabase.objectives.base import Batch, Output, at_least_float32
+from megabase.objectives.units import Units
 
 SCORE_BINS = 1 << 16
 """Bins of the log odds of a class: 0.001 wide, so metrics over ranks differ in the fifth digit."""
@@ -57,9 +58,10 @@ class SequenceLabels:
 
     The loss is cross entropy for ``"classes"``, binary cross entropy of every label for
     ``"multi_label"`` (`class_weights` then weigh the positive answers), and squared error for
-    ``"regression"``. `label_smoothing` is the share of the target spread over all classes, or over
-    both answers of a label. `double_sigmoid` is the published two-class loss of the
-    GenomicBenchmarks CNN: binary cross entropy for logits, applied to the output of a sigmoid.
+    ``"regression"``, or the loss of `units`, in which outputs are then given. `label_smoothing` is
+    the share of the target spread over all classes, or over both answers of a label.
+    `double_sigmoid` is the published two-class loss of the GenomicBenchmarks CNN: binary cross
+    entropy for logits, applied to the output of a sigmoid.
 
     Called with a model and a batch of ``input_ids``, ``labels`` and maybe ``attention_mask``. When
     there are twice as many sequences as labels, the second half are the reverse complements of the
@@ -76,6 +78,7 @@ class SequenceLabels:
         class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         double_sigmoid: bool = False,
+        units: Units | None = None,
     ) -> None:
         plain = class_weights is None and not label_smoothing
         if not plain and (kind == "regression" or double_sigmoid):
@@ -85,7 +88,7 @@ class SequenceLabels:
             )
         if double_sigmoid and kind != "classes":
             raise InputError("the double sigmoid is a loss of two classes")
-        self.kind = kind
+        self.kind, self.units = kind, units
         self.class_weights = _tensor(class_weights)
         self.label_smoothing = label_smoothing
         self.double_sigmoid = double_sigmoid
@@ -113,7 +116,9 @@ class SequenceLabels:
         metrics = {"targets": known.float().sum()}
         if correct is not None:
             metrics["correct"] = correct.float().sum()
-        return Output(losses.sum(), counts.sum(), metrics, logits.detach())
+        outputs = logits.detach()
+        outputs = outputs if self.units is None else self.units.values(outputs)
+        return Output(losses.sum(), counts.sum(), metrics, outputs)
 
     def _classes(
         self, logits: Tensor, labels: Tensor, weights: Tensor | None
@@ -137,6 +142,9 @@ class SequenceLabels:
     def _numbers(
         self, outputs: Tensor, labels: Tensor, weights: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
+        if self.units is not None:
+            losses, known = self.units.losses(outputs, labels)
+            return losses, known.to(outputs.dtype), None
         targets = labels.to(outputs.dtype)
         known = torch.isfinite(targets)
         targets = torch.where(known, targets, 0.0)
@@ -203,6 +211,38 @@ class NucleotideLabels:
         }
         table = _count_table(plain, targets) if self.tabulate else None
         return Output(loss, count, metrics, logits.detach(), table)
+
+
+class TrackLabels:
+    """Compare a model's outputs for every base, averaged over bins, with the numbers of tracks.
+
+    Called with a model and a batch of ``input_ids``, ``labels`` (n, bins, K), NaN where there is no
+    number, and maybe ``attention_mask``; strands as for :class:`NucleotideLabels`. With `width`,
+    for evaluation, ``outputs`` are (n, width * K) in the unit of the tracks.
+    """
+
+    unit = "bins"
+
+    def __init__(self, units: Units, *, width: int | None = None) -> None:
+        self.units, self.width = units, width
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Output:
+        """Compare the model's outputs with the labels of a batch."""
+        outputs, labels = at_least_float32(_run(model, batch).logits), batch["labels"]
+        if outputs.shape[0] == 2 * labels.shape[0]:
+            outputs = _align_strands(outputs, batch.get("attention_mask"))
+        outputs = self.units.pool(outputs)
+        if outputs.shape != labels.shape:
+            raise InputError(
+                f"the model gave outputs of shape {tuple(outputs.shape)} for labels of shape "
+                f"{tuple(labels.shape)}; every bin needs one number for each track"
+            )
+        losses, known = self.units.losses(outputs, labels)
+        count, found = known.float().sum(), None
+        if self.width is not None:
+            found = self.units.values(outputs.detach())
+            found = F.pad(found, (0, 0, 0, self.width - found.shape[1])).flatten(1)
+        return Output(losses.sum(), count, {"targets": count}, found)
 
 
 def _align_strands(logits: Tensor, mask: Tensor | None) -> Tensor:

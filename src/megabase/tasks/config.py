@@ -157,12 +157,20 @@ class TableConfig(Settings):
 class GenomeConfig(Settings):
     """Labels that lie on a genome.
 
-    Of nucleotides, from features: train is then a genome store (.mb). Of intervals: store is set,
-    and train, valid and test are BED, narrowPeak, broadPeak, GFF or VCF files. A region is a contig
-    (chr20), a region as people write it (chr20:45,000,001-50,000,000: 1-based, both ends included)
-    or a BED file.
+    Of nucleotides, from features or tracks: train is then a genome store (.mb). Of intervals: store
+    is set, and train, valid and test are BED, narrowPeak, broadPeak, GFF or VCF files. A region is
+    a contig (chr20), a region as people write it (chr20:45,000,001-50,000,000: 1-based, both ends
+    included) or a BED file.
     """
 
+    tracks: list[str] = field(default_factory=list)
+    """Numbers along the genome, NAME=FILE of bigWig or bedGraph files; a model learns all."""
+    bin: int = 1
+    """Bases that one number of a track is for, counted from the start of each contig."""
+    statistic: Literal["mean", "sum"] = "mean"
+    """What a bin is of the numbers of its bases."""
+    missing: Literal["zero", "masked"] = "zero"
+    """Bases of a track without a number: zero, or left out of their bin (masked)."""
     features: list[str] = field(default_factory=list)
     """BED, GFF or GTF files (.gz too) whose features give the bases their classes."""
     types: list[str] = field(default_factory=list)
@@ -200,9 +208,18 @@ class GenomeConfig(Settings):
 
     _prefix = "genome."
 
-    _limits: ClassVar = {"be at least 1": "length", "be at least 0": "flank"}
+    _limits: ClassVar = {"be at least 1": "length bin", "be at least 0": "flank"}
 
     def _problems(self) -> Iterator[str]:
+        for name in ("length", "flank"):
+            value = getattr(self, name) or 0
+            if value % max(1, self.bin):
+                yield f"genome.{name} is {value}; bins of {self.bin} bases need a multiple of that"
+        if self.bin > 1 and not self.tracks:
+            yield f"genome.bin is {self.bin}; only genome.tracks are measured in bins"
+        if self.tracks and (self.features or self.store):
+            other = "features" if self.features else "store"
+            yield f"genome.tracks and genome.{other} are both given; a run learns one of them"
         if self.center == "summit" and self.length is None:
             yield "genome.center is summit, which needs genome.length"
         if not self.background:
@@ -268,6 +285,11 @@ class LabeledConfig(BudgetConfig, ExamplesConfig):
 
     _limits: ClassVar = {"be above 0": "epochs"}
 
+    def _problems(self) -> Iterator[str]:
+        head = self.head
+        if self.genome.tracks and (self.table.truncate or head.crop < 1 or head.padding == "left"):
+            yield "bins of genome.tracks take no table.truncate, head.crop or head.padding left"
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(LabeledConfig, TrainConfig, StartConfig):
@@ -330,6 +352,8 @@ class PromptConfig(LabeledConfig):
     def _problems(self) -> Iterator[str]:
         if self.head.freeze:
             yield "head.freeze is set, but the model of a prompt is always frozen"
+        if self.genome.tracks or self.head.loss or self.head.scale != "linear":
+            yield "genome.tracks, head.loss and head.scale are for finetune"
         if self.prompt.answer == "label_tokens":
             for name, given in (
                 ("head.pooling", self.head.pooling),
@@ -414,9 +438,15 @@ _OF_ONE_CALL = ("resume", "overwrite", "force")
 _MAY_BE_FILES = {
     "": ("train", "valid", "test", "model"),
     "data": ("genome", "intervals", "include", "exclude", "validation", "test"),
-    "genome": ("features", "train", "valid", "test"),
+    "genome": ("features", "tracks", "train", "valid", "test"),
 }
 """Settings by group that name files, or contigs and models, which keep their names."""
+
+
+def _absolute(text: str) -> str:
+    """Give a file, also one with a name (NAME=FILE), under its absolute path."""
+    name, equals, path = ("", "", text) if Path(text).is_file() else text.rpartition("=")
+    return f"{name}{equals}{Path(path).absolute()}" if Path(path).is_file() else text
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -443,5 +473,5 @@ def to_yaml(config: RunConfig) -> str:
             if isinstance(given, str) and Path(given).exists():
                 found[name] = str(Path(given).absolute())
             elif isinstance(given, list):
-                found[name] = [str(Path(p).absolute()) if Path(p).is_file() else p for p in given]
+                found[name] = [_absolute(text) for text in given]
     return yaml.safe_dump(values, sort_keys=False)

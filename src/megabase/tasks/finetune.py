@@ -7,6 +7,7 @@ scored once, with that checkpoint, at the end.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -75,6 +76,9 @@ def plan_run(config: FinetuneConfig, fabric: Fabric) -> Plan:
     model: Any = build_classifier(
         start, config.head, lora, run.family, kind, classes, run.tokens, run.longest
     )
+    vars(model.config).pop("units", None)  # of the run that the weights come from
+    if run.units is not None:
+        model.config.units = asdict(run.units)
     if config.activation_checkpointing:
         checkpoint_activations(model, config.checkpointing_stretch)
     limit = getattr(model.config, "max_length", None)

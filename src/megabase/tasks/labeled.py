@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,11 +22,13 @@ from megabase.objectives.labels import (
     LabelTokens,
     NucleotideLabels,
     SequenceLabels,
+    TrackLabels,
     strict_accuracy,
 )
+from megabase.objectives.units import Units
 from megabase.settings import HeadConfig, Stage, StartConfig, TrainConfig, part_of
 from megabase.tasks.config import LabeledConfig
-from megabase.tasks.labeled_data import describe_data, read_splits, split_lines
+from megabase.tasks.labeled_data import describe_data, read_splits, split_lines, units_of
 from megabase.tasks.run import Done, Plan, lay_out, write_arrays
 from megabase.training.evaluation import EvalSet, evaluate
 
@@ -39,7 +42,8 @@ if TYPE_CHECKING:
 _EVAL_BATCH = 64
 """Most sequences of a validation batch by default: more are not faster and take memory."""
 _MONITORS = {
-    "classes": "accuracy", "multi_label": "auroc", "regression": "pearson", "nucleotides": "auroc"
+    "classes": "accuracy", "multi_label": "auroc", "nucleotides": "auroc",
+    "regression": "pearson", "tracks": "pearson",
 }  # fmt: skip
 """What chooses the best checkpoint by default: the metric that the field reports most."""
 _MOST_CLASSES = 10
@@ -58,6 +62,7 @@ class LabeledRun:
         self._config, self.start = config, start
         self.splits = read_splits(config)
         self.train = self.splits["train"]
+        self.units = units_of(config, self.splits)
         kind = self.train.kind
         names = list(config.metrics or metrics.default_metrics(kind))
         self.monitor = config.monitor or _MONITORS[kind]
@@ -70,7 +75,7 @@ class LabeledRun:
             config.head,
             task or HEADS[kind][0],
             lambda: (alphabet.decode(self.train.sequence(i)) for i in range(len(self.train))),
-            per_base=kind == "nucleotides",
+            per_base=kind in ("nucleotides", "tracks"),
         )
         self.rows: dict[tuple[str, bool], Ragged] = {}
         """Tokens by split and by strand (True: the reverse complement)."""
@@ -130,7 +135,7 @@ class LabeledRun:
             budget = f"{schedule.total_steps:,} steps of {schedule.at(0).global_batch} sequences"
         lines = [
             *first_lines,
-            _label_line(self.train),
+            _label_line(self.train, self.units),
             *split_lines(splits),
             f"lengths     {lengths}",
             f"budget      {budget}",
@@ -150,7 +155,7 @@ class LabeledRun:
             family=self.family,
             model=model,
             batches=sets["train"],
-            objective=label_tokens or _objective_of(self.train, head, double),
+            objective=label_tokens or _objective_of(self.train, head, double, self.units),
             evaluations={
                 name: self._evaluation(split, sets[name], double, label_tokens)
                 for name, split in splits.items()
@@ -177,9 +182,7 @@ class LabeledRun:
         return {
             name: LabeledBatches(
                 self.rows[name, False],
-                Ragged(split.labels, split.offsets)
-                if split.kind == "nucleotides"
-                else split.labels,
+                split.along if split.kind in ("nucleotides", "tracks") else split.labels,
                 padding=Padding(self.tokens.pad_id, head.padding == "left", head.pad_to_longest),
                 draw=Draw(
                     seed=config.seed,
@@ -190,6 +193,7 @@ class LabeledRun:
                 ),
                 reverse=self.rows.get((name, True)),
                 both_strands=name != "train" and head.strand_average,
+                bin=split.bin,
             )
             for name, split in self.splits.items()
         }
@@ -231,6 +235,12 @@ class LabeledRun:
                 table_metrics=lambda table: metrics.measure_table(names, split.outputs, table),
                 **common,
             )
+        if self.units is not None:
+            objective: Any = SequenceLabels("regression", units=self.units)
+            if split.kind == "tracks":
+                objective = TrackLabels(self.units, width=self.longest // split.bin)
+            measure = partial(metrics.measure_numbers, names, split)
+            return EvalSet(objective=objective, metrics=measure, **common)
         if label_tokens is None:
             return EvalSet(
                 objective=SequenceLabels(split.kind, double_sigmoid=double_sigmoid),
@@ -270,7 +280,7 @@ def _notes_of(splits: Mapping[str, LabeledSequences]) -> list[str]:
     ]
 
 
-def _label_line(train: LabeledSequences) -> str:
+def _label_line(train: LabeledSequences, units: Units | None) -> str:
     """Describe the labels."""
     counts = train.class_counts()
     classes = ", ".join(f"{name} {n:,}" for name, n in list(counts.items())[:_MOST_CLASSES])
@@ -279,12 +289,13 @@ def _label_line(train: LabeledSequences) -> str:
         f"labels      {train.kind}: {train.outputs} "
         + (f"({classes}{more})" if counts else "numbers")
         + (", in bases" if train.kind == "nucleotides" else "")
+        + ("" if units is None else f" ({', '.join(train.classes)}), {units.said(train.kind)}")
     )
 
 
 def _objective_of(
-    train: LabeledSequences, head: HeadConfig, double_sigmoid: bool
-) -> SequenceLabels | NucleotideLabels:
+    train: LabeledSequences, head: HeadConfig, double_sigmoid: bool, units: Units | None
+) -> SequenceLabels | NucleotideLabels | TrackLabels:
     """Give the training loss."""
     weights = head.class_weights
     if weights == "balanced":
@@ -295,11 +306,16 @@ def _objective_of(
             f"classes: {', '.join(train.classes)}"
         )
     smoothing = head.label_smoothing
+    if train.kind == "tracks" and units is not None:
+        if weights is not None or smoothing:
+            raise ConfigError("head.class_weights and head.label_smoothing are not for tracks")
+        return TrackLabels(units)
     if train.kind == "nucleotides":
         return NucleotideLabels(class_weights=weights, label_smoothing=smoothing)
     return SequenceLabels(
-        train.kind, class_weights=weights, label_smoothing=smoothing, double_sigmoid=double_sigmoid
-    )
+        train.kind, class_weights=weights, label_smoothing=smoothing,
+        double_sigmoid=double_sigmoid, units=units,
+    )  # fmt: skip
 
 
 def _balanced_weights(counts: Mapping[str, int]) -> list[float]:
@@ -349,11 +365,13 @@ def measure_splits(
         wanted = predictions and name == "test"
         said = NucleotidePredictions(split, left=padding == "left") if wanted else None
         windows = replace(windows, on_batch=said)
+        if windows.metrics is not None and getattr(windows.objective, "units", None) is not None:
+            windows = replace(windows, metrics=partial(windows.metrics, detail=True))
         scored = evaluate(model, windows, plan.settings.eval_batch or 1, done.fabric)
         if said is not None:
             said.write(done.run / "predictions.parquet")
         found[name] = {"loss": scored.loss, **scored.metrics}
-        if scored.outputs is not None and split.kind != "nucleotides":
+        if scored.outputs is not None and split.kind != "tracks":
             outputs = scored.outputs if columns is None else scored.outputs[:, columns]
             kept |= {name: outputs, f"{name}_labels": split.labels}
     if done.fabric.global_rank == 0 and kept:

@@ -15,6 +15,7 @@ from megabase.data.genome_labels import (
     label_windows,
     read_features,
     read_interval_text,
+    read_tracks,
 )
 from megabase.data.label_files import find_splits, read_text
 from megabase.data.labeled import (
@@ -27,6 +28,7 @@ from megabase.data.labeled import (
 from megabase.data.regions import Regions, regions_of, split_genome
 from megabase.errors import ConfigError, InputError
 from megabase.genome.store import Genome
+from megabase.objectives.units import Units
 from megabase.tasks.config import ExamplesConfig, GenomeConfig, LabeledConfig
 
 _STORE = ".mb"
@@ -64,7 +66,9 @@ def read_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
         return _genome_splits(config)
     from_intervals = config.genome.store is not None
     texts = _interval_texts(config) if from_intervals else read_files(config)
-    splits = label_splits(texts, table.kind)
+    numbers = config.head.loss is not None or config.head.scale != "linear"
+    kind = "regression" if numbers and table.kind == "auto" else table.kind
+    splits = label_splits(texts, kind)
     train, fraction = splits["train"], table.validation_fraction
     if "valid" not in splits and fraction:
         if table.validation_split == "published":
@@ -82,6 +86,36 @@ def read_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
                 "nothing can be measured on them"
             )
     return splits
+
+
+def units_of(config: LabeledConfig, splits: Mapping[str, LabeledSequences]) -> Units | None:
+    """Give the units of numbers whose loss or scale the settings name, and of tracks.
+
+    A ConfigError when labels are not numbers, an InputError for one below 0 where counts are due.
+    """
+    head, genome, train = config.head, config.genome, splits["train"]
+    plain = head.loss is None and head.scale == "linear"
+    if train.kind not in ("regression", "tracks"):
+        if not plain:
+            what = f"head.loss {head.loss}" if head.loss else f"head.scale {head.scale}"
+            raise ConfigError(f"{what} is for numbers, but the labels are {train.kind}")
+        return None
+    if plain and train.kind == "regression":
+        return None
+    for split in splits.values() if head.loss == "poisson" or head.scale == "log1p" else ():
+        low = np.argwhere(split.labels < 0)
+        if len(low):
+            row, column = low[0].tolist()
+            value, name = split.labels[row, column], split.classes[column]
+            if split.kind == "tracks":
+                row = int(np.searchsorted(split.along.offsets, row, "right")) - 1
+            raise InputError(
+                f"{split.where(row)}: {name} is {value:g}; head.loss poisson and head.scale log1p "
+                f"are for counts, and {len(low):,} numbers are below 0"
+            )
+    tracks = {} if train.kind == "regression" else {"bin": train.bin, "statistic": genome.statistic}
+    loss, names = head.loss or "mse", train.classes
+    return Units.fit(loss, head.scale, train.labels, names, **tracks)
 
 
 def _interval_texts(config: LabeledConfig) -> dict[str, LabelTable]:
@@ -117,11 +151,12 @@ def _interval_texts(config: LabeledConfig) -> dict[str, LabelTable]:
 
 
 def _genome_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
-    """Cut windows with a class for every base out of one genome, or one for each split."""
+    """Cut windows with labels for bases out of one genome, or one for each split."""
     table, genome = config.table, config.genome
-    if table.kind not in ("auto", "nucleotides"):
+    given = "tracks" if genome.tracks else "nucleotides"
+    if table.kind not in ("auto", given):
         raise ConfigError(
-            f"table.kind is {table.kind}, but features of a genome store give labels of nucleotides"
+            f"table.kind is {table.kind}, but a genome store with its files gives {given}"
         )
     if genome.store is not None:
         raise ConfigError(
@@ -148,13 +183,19 @@ def _genome_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
         )
     if own.get("test"):
         regions["test"] = split["test"]
-    found = {name: _windows(genome, store, part) for name, part in regions.items()}
+    source = _source(genome, store)
+    length = genome.length or max(genome.bin, _WINDOW // genome.bin * genome.bin)
+    found = {
+        name: label_windows(store, part, source, length=length, flank=genome.flank)
+        for name, part in regions.items()
+    }
     for name, path in others.items():
         if path is not None:
             other = Genome(path)
             chosen = places[name]
             part = regions_of(other, chosen) if chosen else Regions.whole(other.lengths)
-            found[name] = _windows(genome, other, part)
+            source = _source(genome, other)
+            found[name] = label_windows(other, part, source, length=length, flank=genome.flank)
     empty = [name for name, count in found["train"].class_counts().items() if not count]
     if empty:
         raise InputError(
@@ -164,14 +205,16 @@ def _genome_splits(config: LabeledConfig) -> dict[str, LabeledSequences]:
     return {name: found[name] for name in ("train", "valid", "test") if name in found}
 
 
-def _windows(genome: GenomeConfig, store: Genome, regions: Regions) -> LabeledSequences:
-    features = read_features(
+def _source(genome: GenomeConfig, store: Genome) -> Any:
+    """Open the tracks, or read the features, that give bases their labels."""
+    if genome.tracks:
+        return read_tracks(
+            store, genome.tracks, bin=genome.bin, statistic=genome.statistic, missing=genome.missing
+        )
+    return read_features(
         store, genome.features, genome.types, background=genome.background, strand=genome.strand,
         strict=genome.strict,
     )  # fmt: skip
-    return label_windows(
-        store, regions, features, length=genome.length or _WINDOW, flank=genome.flank
-    )
 
 
 def digest(rows: LabeledSequences) -> str:

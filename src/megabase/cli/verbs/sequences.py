@@ -131,8 +131,8 @@ def _add_predict(parser: ArgumentParser) -> None:
         "many as it can), or around a variant (default: 1024)")  # fmt: skip
     add_regions_option(parser, "restrict a track, BED or VCF to these")
     add = parser.add_argument_group("tracks").add_argument
-    add("--class", type=str, metavar="NAME", help="whose probability "
-        "(default: the second of two)")  # fmt: skip
+    add("--class", type=str, metavar="NAME", help="whose probability (default: "
+        "the second of two), or which track (default: all, OUTPUT.NAME.bw each)")  # fmt: skip
     add("--overlap", type=int, help="bases that windows share (default: half of them)")
     add("--stitch", choices=["center", "before", "average"], help="which window is used for a "
         "base: the one that has it nearest to its center, the one with most DNA before it, or the "
@@ -171,11 +171,11 @@ def _predict(args: Namespace) -> int:
         asked = {one.name: args[names.get(one.name, one.name)] for one in fields(TrackOptions)}
         options = TrackOptions(**{k: value for k, value in asked.items() if value is not None})
         with running(args, "bases") as how:
-            target = predict_track(
+            targets = predict_track(
                 args.model, args.genome, args.output, regions=args.regions, options=options,
                 calls=args.calls, strict=args.strict, prompt=args.prompt, **how,
             )  # fmt: skip
-        note(f"wrote {target}" + (f" and {args.calls}" if args.calls else ""))
+        note(f"wrote {' and '.join(map(str, [*targets, *filter(None, [args.calls])]))}")
         return 0
     if args.input is None:
         if Path(args.model).is_file():

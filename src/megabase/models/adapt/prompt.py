@@ -203,6 +203,7 @@ class PromptedModel(nn.Module):
         self.config: Any = copy.deepcopy(model.config)
         for name, value in label_fields(spec.kind, spec.classes).items():
             setattr(self.config, name, value)
+        vars(self.config).pop("units", None)  # of the model's own head
         self.train(model.training)
 
     @property
