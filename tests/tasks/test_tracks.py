@@ -79,7 +79,11 @@ def learn(folder: Path, loss: str, size: int) -> Path:
     output = folder / f"{loss}-{size}"
     if not (output / "result.json").is_file():
         head: Any = {"loss": loss}
-        finetune(settings(folder, output.name, {"bin": size}, head=HeadConfig(**head)))
+        epochs = 14 if size > 1 else 30
+        config = settings(
+            folder, output.name, {"bin": size}, head=HeadConfig(**head), epochs=epochs
+        )
+        finetune(config)
     return output
 
 
@@ -145,6 +149,9 @@ def test_predictions_are_those_of_the_model_base_for_base(folder: Path, learned:
             assert np.flatnonzero(~np.isnan(outside)).tolist() == list(range(start, end))
             found = pybigtools.open(str(path)).values(contig, start, end, fillna=None)
             np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for more in ({"calls": folder / "x.bed"}, {"shard": "1/2"}):
+        with pytest.raises(MegabaseError, match=r"of one track; name it: gc, at"):
+            predict_track(str(learned), folder / "g.mb", folder / "x.bw", **more)  # type: ignore[arg-type]
     (alone,) = predict_track(
         str(learned), folder / "g.mb", folder / "one.bw", workers=1, overwrite=True,
         regions=["chr3"], options=TrackOptions(output="at", window=LENGTH, overlap=0),

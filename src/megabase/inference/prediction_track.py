@@ -118,8 +118,8 @@ def predict_track(
     names = _tracks(model) if options.output is None and prompt is None and not as_bed else ()
     targets = [output]
     if len(names) > 1:
-        if calls is not None:
-            raise OutputError(f"calls are of one track; name it: {', '.join(names)}")
+        if calls is not None or running.get("shard"):
+            raise OutputError(f"calls and shards are of one track; name it: {', '.join(names)}")
         targets = [output.with_name(f"{output.stem}.{name}{output.suffix}") for name in names]
         for path in targets[1:]:
             check_output(path, overwrite)
